@@ -1,0 +1,426 @@
+r"""The losses, from log-probabilities only: the one place where they are written.
+
+Every function takes per-example log-probabilities of whole responses (sums over tokens, nats) and
+returns per-example losses in nats; nothing is reduced inside. The bandit solvers and the language
+model trainer call these same functions. With the log-ratio of a response
+:math:`\log(\pi/\pi_{ref})` and their difference over a pair, the *margin*
+:math:`h = \log\frac{\pi(w|x)}{\pi_{ref}(w|x)} - \log\frac{\pi(l|x)}{\pi_{ref}(l|x)}`, the loss of
+Algorithm 2 (`liu:24`, eq. 4.8) is
+
+.. math:: -\log\sigma(\beta h) - \eta\beta\log\pi(a^0|x), \qquad a^0\sim\pi_{base}.
+
+Masked examples (``where=False``) have zero loss *and* zero gradient, whatever stands in them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from .types import ArrayLike
+
+SftReduction = Literal["sum", "sequence_mean", "pooled_mean"]
+
+
+class PairLogProbs(NamedTuple):
+    r"""Log-probabilities of both responses of a batch of pairs under one policy.
+
+    Attributes:
+        chosen: :math:`\log\pi(w|x)`, summed over tokens, nats.
+        rejected: :math:`\log\pi(l|x)`, summed over tokens, nats.
+    """
+
+    chosen: Float[ArrayLike, "*n"]
+    rejected: Float[ArrayLike, "*n"]
+
+
+class Reduction(NamedTuple):
+    """A weighted sum that has not been divided yet, so that parts of a batch add up exactly.
+
+    Attributes:
+        total: the weighted sum.
+        weight: the sum of the weights.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def mean(self) -> Float[Array, ""]:
+        """The weighted mean; 0 where the weight is 0."""
+        empty = self.weight == 0
+        return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1.0, self.weight))
+
+
+def margin(
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    *,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""Log-ratio margin :math:`h`, the implicit reward margin divided by :math:`\beta`.
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        reference: log-probabilities under :math:`\pi_{ref}`.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats, positive where the policy prefers the chosen response more than the reference does.
+
+    References:
+        `liu:24`, eq. 4.5.
+
+    Examples:
+        >>> pair = PairLogProbs(jnp.array([-1.0]), jnp.array([-2.0]))
+        >>> margin(pair, PairLogProbs(jnp.array([-2.0]), jnp.array([-2.0]))).tolist()
+        [1.0]
+    """
+    policy, reference = _masked(policy, where), _masked(reference, where)
+    return (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+
+
+def dpo(
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    *,
+    beta: Float[ArrayLike, ""] | float,
+    label_smoothing: float = 0.0,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""DPO loss: the Bradley-Terry likelihood of the implicit reward, :math:`-\log\sigma(\beta h)`.
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        reference: log-probabilities under :math:`\pi_{ref}`.
+        beta: :math:`\beta > 0`.
+        label_smoothing: probability in [0, 1/2) that a label is flipped.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats, at least 0.
+
+    References:
+        `rafailov:23`; the term :math:`L_D(\beta\log(\pi_\theta/\pi_{ref}))` of `liu:24`, eq. 4.8.
+
+    Examples:
+        >>> same = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
+        >>> round(float(dpo(same, same, beta=0.1)[0]), 4)
+        0.6931
+    """
+    scaled = beta * margin(policy, reference, where=where)
+    loss = jax.nn.softplus(-scaled) + label_smoothing * scaled
+    return _zero_unless(where, loss)
+
+
+def sft(
+    log_probs: Float[ArrayLike, "*n"], *, where: Bool[ArrayLike, "*n"] | None = None
+) -> Float[Array, "*n"]:
+    r"""SFT loss of whole responses, :math:`-\log\pi(a|x)`: summed over tokens, as in eq. 4.8.
+
+    Args:
+        log_probs: log-probabilities, summed over tokens.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats, at least 0 for probabilities.
+
+    References:
+        `liu:24`, eq. 4.8.
+
+    Examples:
+        >>> sft(jnp.array([-3.0])).tolist()
+        [3.0]
+    """
+    return -_keep(log_probs, where)
+
+
+def rpo(
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    baseline: Float[ArrayLike, "*n"],
+    *,
+    beta: Float[ArrayLike, ""] | float,
+    eta: Float[ArrayLike, ""] | float,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""RPO loss of Algorithm 2: DPO plus :math:`\eta\beta` times the SFT loss on the baseline.
+
+    Its minimiser is the policy of the adversarial max-min problem. With
+    ``baseline=policy.chosen`` the SFT term is on the chosen responses. VPO's offline loss is this
+    with baseline its calibration policy.
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        reference: log-probabilities under :math:`\pi_{ref}`.
+        baseline: :math:`\log\pi(a^0|x)` of a response drawn from :math:`\pi_{base}`.
+        beta: :math:`\beta > 0`.
+        eta: :math:`\eta \ge 0`; 0 is DPO.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats.
+
+    References:
+        `liu:24`, eq. 4.8 and Theorem 5.6.
+
+    Examples:
+        >>> same = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
+        >>> float(rpo(same, same, jnp.array([-2.0]), beta=0.5, eta=1.0)[0]) - jnp.log(2.0)
+        Array(1., dtype=float32)
+    """
+    regulariser = eta * beta * sft(baseline, where=where)
+    return dpo(policy, reference, beta=beta, where=where) + regulariser
+
+
+def ipo(
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    *,
+    tau: float,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""IPO loss, :math:`(h - \frac{1}{2\tau})^2`.
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        reference: log-probabilities under :math:`\pi_{ref}`.
+        tau: regularisation :math:`\tau > 0`; the margin is pulled to :math:`1/2\tau`.
+        where: examples that count; all if None.
+
+    Returns:
+        Squared nats, at least 0.
+
+    References:
+        `azar:23`, eq. 17.
+
+    Examples:
+        >>> same = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
+        >>> ipo(same, same, tau=0.5).tolist()
+        [1.0]
+    """
+    loss = jnp.square(margin(policy, reference, where=where) - 0.5 / tau)
+    return _zero_unless(where, loss)
+
+
+def dpop(
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    *,
+    beta: Float[ArrayLike, ""] | float,
+    penalty: float,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""DPO-positive: DPO that subtracts from the margin what the chosen response lost.
+
+    .. math:: -\log\sigma\big(\beta h - \beta\lambda\max(0, \log\tfrac{\pi_{ref}(w)}{\pi(w)})\big)
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        reference: log-probabilities under :math:`\pi_{ref}`.
+        beta: :math:`\beta > 0`.
+        penalty: :math:`\lambda \ge 0`.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats, at least 0.
+
+    References:
+        `pal:24`, eq. 3.
+
+    Examples:
+        >>> same = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
+        >>> round(float(dpop(same, same, beta=0.1, penalty=5.0)[0]), 4)
+        0.6931
+    """
+    lost = jax.nn.relu(_keep(reference.chosen, where) - _keep(policy.chosen, where))
+    scaled = beta * (margin(policy, reference, where=where) - penalty * lost)
+    return _zero_unless(where, jax.nn.softplus(-scaled))
+
+
+def chi_po(
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    *,
+    beta: Float[ArrayLike, ""] | float,
+    reward_max: float,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""chi-squared preference optimisation: DPO with the link :math:`u(z) = z + \log z`.
+
+    .. math:: -\log\sigma\Big(\mathrm{clip}_{2R}\,\beta\big[u(\tfrac{\pi(w)}{\pi_{ref}(w)})
+              - u(\tfrac{\pi(l)}{\pi_{ref}(l)})\big]\Big)
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        reference: log-probabilities under :math:`\pi_{ref}`.
+        beta: :math:`\beta > 0`.
+        reward_max: :math:`R`; the whole difference is clipped to :math:`[-2R, 2R]`.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats, at least 0; the gradient vanishes where the difference is clipped.
+
+    References:
+        `huang:24`, Algorithm 1.
+
+    Examples:
+        >>> same = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
+        >>> round(float(chi_po(same, same, beta=0.1, reward_max=1.0)[0]), 4)
+        0.6931
+    """
+    policy, reference = _masked(policy, where), _masked(reference, where)
+    bound = 2.0 * reward_max
+    chosen = policy.chosen - reference.chosen
+    rejected = policy.rejected - reference.rejected
+    # Beyond this ratio the difference is clipped whatever it is: exp must not overflow there.
+    ceiling = 0.5 * jnp.log(jnp.finfo(chosen.dtype).max)
+    ratio_gap = jnp.exp(jnp.minimum(chosen, ceiling)) - jnp.exp(jnp.minimum(rejected, ceiling))
+    difference = jnp.clip(beta * (ratio_gap + chosen - rejected), -bound, bound)
+    return _zero_unless(where, jax.nn.softplus(-difference))
+
+
+def power(
+    policy: PairLogProbs,
+    weights: PairLogProbs,
+    *,
+    beta: Float[ArrayLike, ""] | float,
+    eta: Float[ArrayLike, ""] | float,
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Float[Array, "*n"]:
+    r"""POWER-DL's base loss: weighted entropy in place of the KL term, no reference policy.
+
+    .. math:: -\log\sigma(\beta[w_w\log\pi(w) - w_l\log\pi(l) + w_w - w_l])
+              - \eta\beta\, w_w\log\pi(w)
+
+    Args:
+        policy: log-probabilities under :math:`\pi`.
+        weights: positive weights of the responses, usually one over their lengths.
+        beta: :math:`\beta > 0`.
+        eta: :math:`\eta \ge 0`.
+        where: examples that count; all if None.
+
+    Returns:
+        Nats.
+
+    References:
+        `rashidinejad:24`; the SFT weight assumes weights that are constant for each prompt.
+
+    Examples:
+        >>> even = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
+        >>> round(float(power(even, PairLogProbs(jnp.ones(1), jnp.ones(1)), beta=1.0, eta=1.0)[0]), 4)
+        0.6931
+    """
+    policy, weights = _masked(policy, where), _masked(weights, where)
+    chosen = weights.chosen * policy.chosen
+    difference = chosen - weights.rejected * policy.rejected + weights.chosen - weights.rejected
+    return _zero_unless(where, jax.nn.softplus(-beta * difference) - eta * beta * chosen)
+
+
+def reduce_mean(
+    losses: Float[ArrayLike, "*n"], weights: Float[ArrayLike, "*n"] | None = None
+) -> Reduction:
+    """Sum of per-example losses and of their weights, to be divided once over the whole batch.
+
+    Args:
+        losses: per-example losses.
+        weights: how often each example counts (0 for a masked one); one each if None.
+
+    Returns:
+        The reduction; add the fields of several parts before :meth:`Reduction.mean`.
+
+    Examples:
+        >>> float(reduce_mean(jnp.array([1.0, 3.0]), jnp.array([3.0, 1.0])).mean())
+        1.5
+    """
+    losses = jnp.asarray(losses)
+    weights = jnp.ones_like(losses) if weights is None else jnp.asarray(weights)
+    return Reduction(jnp.sum(losses * weights), jnp.sum(weights))
+
+
+def reduce_sft(
+    losses: Float[ArrayLike, "*n"],
+    tokens: Float[ArrayLike, "*n"],
+    *,
+    reduction: SftReduction = "sum",
+    where: Bool[ArrayLike, "*n"] | None = None,
+) -> Reduction:
+    r"""SFT losses of a batch under one of the reductions in use; ``"sum"`` is the theorem's.
+
+    * ``"sum"``: mean over responses of the token-summed loss (eq. 4.8).
+    * ``"sequence_mean"``: mean over responses of each response's mean token loss.
+    * ``"pooled_mean"``: mean over all tokens of the batch.
+
+    Args:
+        losses: token-summed losses of :func:`sft`.
+        tokens: lengths of the responses, at least 1 where they count.
+        reduction: which.
+        where: examples that count; all if None.
+
+    Returns:
+        The reduction, normalised over whatever parts are added up before dividing.
+
+    References:
+        `liu:24`, eq. 4.8, for ``"sum"``.
+
+    Examples:
+        >>> losses, tokens = jnp.array([2.0, 6.0]), jnp.array([2.0, 2.0])
+        >>> [float(reduce_sft(losses, tokens, reduction=r).mean()) for r in ("sum", "pooled_mean")]
+        [4.0, 2.0]
+    """
+    losses, tokens = _keep(losses, where), jnp.asarray(tokens)
+    counted = jnp.ones_like(losses) if where is None else jnp.asarray(where).astype(losses.dtype)
+    if reduction == "sum":
+        return Reduction(losses.sum(), counted.sum())
+    if reduction == "sequence_mean":
+        return Reduction(jnp.sum(losses / jnp.where(counted > 0, tokens, 1.0)), counted.sum())
+    if reduction == "pooled_mean":
+        return Reduction(losses.sum(), jnp.sum(counted * tokens))
+    raise ValueError(
+        f"`reduction` must be 'sum', 'sequence_mean' or 'pooled_mean', got {reduction!r}"
+    )
+
+
+def weight_per_token(
+    *, eta: float, beta: float, mean_tokens: float, reduction: SftReduction = "sum"
+) -> float:
+    r"""Weight of one chosen token's log-probability in the loss of one pair.
+
+    The number in which trainers that name their SFT coefficient differently can be compared:
+    :math:`\eta\beta` for the token sum, :math:`\eta\beta` over the mean length for the means.
+
+    Args:
+        eta: :math:`\eta`.
+        beta: :math:`\beta`.
+        mean_tokens: mean length of the responses in tokens.
+        reduction: which.
+
+    Returns:
+        Weight per token.
+
+    Examples:
+        >>> weight_per_token(eta=0.5, beta=0.5, mean_tokens=10.0, reduction="pooled_mean")
+        0.025
+    """
+    return eta * beta if reduction == "sum" else eta * beta / mean_tokens
+
+
+def _keep(
+    values: Float[ArrayLike, "*n"], where: Bool[ArrayLike, "*n"] | None
+) -> Float[Array, "*n"]:
+    """Replace masked inputs *before* any arithmetic, so that no NaN reaches a gradient."""
+    values = jnp.asarray(values)
+    return values if where is None else jnp.where(jnp.asarray(where), values, 0.0)
+
+
+def _masked(pair: PairLogProbs, where: Bool[ArrayLike, "*n"] | None) -> PairLogProbs:
+    return PairLogProbs(_keep(pair.chosen, where), _keep(pair.rejected, where))
+
+
+def _zero_unless(
+    where: Bool[ArrayLike, "*n"] | None, losses: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    return losses if where is None else jnp.where(jnp.asarray(where), losses, 0.0)

@@ -1,0 +1,116 @@
+r"""The objectives of the paper: value, gap, the saddle function :math:`\phi`, and its maximum.
+
+.. math::
+    \phi(\pi, r) &= \eta\,E_{d_0,\pi,\pi_{base}}[r(x,a^1)-r(x,a^0)-\beta KL(\pi\|\pi_{ref})]+L_D(r)
+    \\ F(r) = \max_\pi\phi(\pi,r) &=
+    \eta\,E_{d_0,\pi_{base}}[\beta\log Z_r(x) - r(x,a^0)] + L_D(r)
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from .policies import kl_divergence, log_partition
+from .preference import negative_log_likelihood
+from .types import ArrayLike, Problem
+
+
+def value(
+    policy: Float[ArrayLike, "x a"],
+    reward: Float[ArrayLike, "x a"],
+    context_weights: Float[ArrayLike, " x"],
+) -> Float[Array, ""]:
+    r"""Value of a policy, :math:`J(\pi) = E_{x\sim d_0, a\sim\pi}\, r(x,a)`: plain reward, no KL.
+
+    Args:
+        policy: :math:`\pi(a|x)`.
+        reward: :math:`r(x,a)`, usually :math:`r^\star`.
+        context_weights: :math:`d_0(x)`.
+
+    Returns:
+        Expected reward.
+
+    References:
+        `liu:24`, eq. 2.3.
+
+    Examples:
+        >>> float(value(jnp.array([[0.5, 0.5]]), jnp.array([[1.0, 0.0]]), jnp.ones(1)))
+        0.5
+    """
+    return jnp.einsum("x,xa,xa->", *map(jnp.asarray, (context_weights, policy, reward)))
+
+
+def gap(
+    policy: Float[ArrayLike, "x a"],
+    comparator: Float[ArrayLike, "x a"],
+    reward: Float[ArrayLike, "x a"],
+    context_weights: Float[ArrayLike, " x"],
+) -> Float[Array, ""]:
+    r"""Gap to a comparator, :math:`Gap^\pi(\hat\pi) = J(\pi) - J(\hat\pi)`.
+
+    Args:
+        policy: :math:`\hat\pi(a|x)`, the policy judged.
+        comparator: :math:`\pi(a|x)`, any policy.
+        reward: the true reward :math:`r^\star(x,a)`.
+        context_weights: :math:`d_0(x)`.
+
+    Returns:
+        Expected reward that the policy lacks; negative where it beats the comparator.
+
+    References:
+        `liu:24`, eq. 2.5.
+
+    Examples:
+        >>> best, uniform = jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5]])
+        >>> float(gap(uniform, best, jnp.array([[1.0, 0.0]]), jnp.ones(1)))
+        0.5
+    """
+    difference = jnp.asarray(comparator) - jnp.asarray(policy)
+    return value(difference, reward, context_weights)
+
+
+def saddle_objective(
+    problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
+) -> Float[Array, ""]:
+    r"""The saddle function :math:`\phi(\pi, r)`, concave in the policy and convex in the reward.
+
+    Args:
+        problem: the instance.
+        policy: :math:`\pi(a|x)`, within the support of the reference.
+        reward: :math:`r(x,a)`.
+
+    Returns:
+        Nats; ``-inf`` where the policy leaves the support of the reference.
+
+    References:
+        `liu:24`, eqs. 3.3 and 4.1.
+    """
+    margin = value(
+        jnp.asarray(policy) - jnp.asarray(problem.baseline_policy), reward, problem.context_weights
+    )
+    kl = jnp.asarray(problem.context_weights) @ kl_divergence(policy, problem.reference_policy)
+    penalty = problem.eta * (margin - problem.beta * kl)
+    return penalty + negative_log_likelihood(reward, problem.wins)
+
+
+def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
+    r"""The reward's objective :math:`F(r) = \max_\pi\phi(\pi, r)`, convex in the reward.
+
+    A constant added to the reward of a prompt changes nothing.
+
+    Args:
+        problem: the instance.
+        reward: :math:`r(x,a)`.
+
+    Returns:
+        Nats.
+
+    References:
+        `liu:24`, eq. 4.4.
+    """
+    log_z = log_partition(reward, problem.reference_policy, problem.beta)
+    baseline = jnp.sum(jnp.asarray(problem.baseline_policy) * jnp.asarray(reward), axis=-1)
+    penalty = jnp.asarray(problem.context_weights) @ (problem.beta * log_z - baseline)
+    return problem.eta * penalty + negative_log_likelihood(reward, problem.wins)

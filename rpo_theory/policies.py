@@ -1,0 +1,216 @@
+r"""Policies on finitely many actions: the Gibbs policy, its inverse, and baselines from data.
+
+The link between rewards and policies is Lemma 4.1 of `liu:24`: the maximiser of
+:math:`E_\pi r - \beta KL(\pi\|\pi_{ref})` is :math:`\pi_r \propto \pi_{ref}\exp(r/\beta)`, and its
+inverse, the implicit reward, is known up to a constant per prompt.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from .types import ArrayLike
+
+
+def log_partition(
+    reward: Float[ArrayLike, "*x a"],
+    reference: Float[ArrayLike, "*x a"],
+    beta: Float[ArrayLike, ""] | float,
+) -> Float[Array, "*x"]:
+    r"""Log-partition function :math:`\log Z_r(x) = \log E_{\pi_{ref}} e^{r/\beta}`.
+
+    Args:
+        reward: :math:`r(x,a)`.
+        reference: :math:`\pi_{ref}(a|x)`; actions of probability zero do not count.
+        beta: :math:`\beta > 0`.
+
+    Returns:
+        Nats per prompt; :math:`\beta\log Z_r` is the value of the inner maximum (Lemma 4.1).
+
+    References:
+        `liu:24`, Lemma 4.1.
+
+    Examples:
+        >>> float(log_partition(jnp.ones((1, 2)), jnp.full((1, 2), 0.5), 1.0)[0])
+        1.0
+    """
+    reward = jnp.asarray(reward)
+    return jax.scipy.special.logsumexp(reward / beta, axis=-1, b=jnp.asarray(reference))
+
+
+def log_gibbs_policy(
+    reward: Float[ArrayLike, "*x a"],
+    reference: Float[ArrayLike, "*x a"],
+    beta: Float[ArrayLike, ""] | float,
+) -> Float[Array, "*x a"]:
+    r"""Log of the Gibbs policy, :math:`\log\pi_r = \log\pi_{ref} + r/\beta - \log Z_r`.
+
+    Args:
+        reward: :math:`r(x,a)`.
+        reference: :math:`\pi_{ref}(a|x)`.
+        beta: :math:`\beta > 0`.
+
+    Returns:
+        Log-probabilities, ``-inf`` where the reference is zero.
+
+    References:
+        `liu:24`, Lemma 4.1.
+
+    Examples:
+        >>> log_gibbs_policy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), 1.0).tolist()
+        [[0.0, -inf]]
+    """
+    log_z = log_partition(reward, reference, beta)
+    return jnp.log(jnp.asarray(reference)) + (jnp.asarray(reward) / beta - log_z[..., None])
+
+
+def gibbs_policy(
+    reward: Float[ArrayLike, "*x a"],
+    reference: Float[ArrayLike, "*x a"],
+    beta: Float[ArrayLike, ""] | float,
+) -> Float[Array, "*x a"]:
+    r"""Gibbs policy :math:`\pi_r(a|x) \propto \pi_{ref}(a|x) e^{r(x,a)/\beta}`.
+
+    Args:
+        reward: :math:`r(x,a)`; a constant added per prompt changes nothing.
+        reference: :math:`\pi_{ref}(a|x)`.
+        beta: :math:`\beta > 0`.
+
+    Returns:
+        Probabilities, rows sum to one.
+
+    References:
+        `liu:24`, Lemma 4.1 (unique by Lemma B.3).
+
+    Examples:
+        >>> gibbs_policy(jnp.zeros((1, 2)), jnp.full((1, 2), 0.5), 1.0).tolist()
+        [[0.5, 0.5]]
+    """
+    return jnp.exp(log_gibbs_policy(reward, reference, beta))
+
+
+def implicit_reward(
+    policy: Float[ArrayLike, "*x a"],
+    reference: Float[ArrayLike, "*x a"],
+    beta: Float[ArrayLike, ""] | float,
+) -> Float[Array, "*x a"]:
+    r"""Implicit reward :math:`\beta\log(\pi/\pi_{ref})`, the inverse of the Gibbs policy.
+
+    Args:
+        policy: :math:`\pi(a|x)`.
+        reference: :math:`\pi_{ref}(a|x)`.
+        beta: :math:`\beta > 0`.
+
+    Returns:
+        The reward whose Gibbs policy is ``policy``, normalised so that :math:`Z_r = 1`; 0 where
+        both policies are zero.
+
+    References:
+        `liu:24`, eq. 4.5.
+
+    Examples:
+        >>> implicit_reward(jnp.full((1, 2), 0.5), jnp.full((1, 2), 0.5), 2.0).tolist()
+        [[0.0, 0.0]]
+    """
+    policy, reference = jnp.asarray(policy), jnp.asarray(reference)
+    excluded = reference == 0
+    safe_reference = jnp.where(excluded, 1.0, reference)
+    log_ratio = jnp.log(jnp.where(excluded, 1.0, policy)) - jnp.log(safe_reference)
+    return beta * log_ratio
+
+
+def kl_divergence(
+    policy: Float[ArrayLike, "*x a"], reference: Float[ArrayLike, "*x a"]
+) -> Float[Array, "*x"]:
+    r"""Kullback-Leibler divergence :math:`KL(\pi(\cdot|x)\|\pi_{ref}(\cdot|x))` per prompt.
+
+    Args:
+        policy: :math:`\pi(a|x)`.
+        reference: :math:`\pi_{ref}(a|x)`.
+
+    Returns:
+        Nats, at least 0; ``inf`` where the policy leaves the support of the reference.
+
+    Examples:
+        >>> float(kl_divergence(jnp.full((1, 2), 0.5), jnp.full((1, 2), 0.5))[0])
+        0.0
+    """
+    policy, reference = jnp.asarray(policy), jnp.asarray(reference)
+    # kl_div adds reference - policy, which cancels in the sum but keeps every term non-negative.
+    return jax.scipy.special.kl_div(policy, reference).sum(axis=-1)
+
+
+def total_variation(
+    first: Float[ArrayLike, "*x a"], second: Float[ArrayLike, "*x a"]
+) -> Float[Array, "*x"]:
+    r"""Total variation distance :math:`\frac12\sum_a|\pi_1(a|x)-\pi_2(a|x)|` per prompt.
+
+    Args:
+        first: one policy.
+        second: another policy.
+
+    Returns:
+        Distances in [0, 1].
+
+    Examples:
+        >>> float(total_variation(jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5]]))[0])
+        0.5
+    """
+    return 0.5 * jnp.abs(jnp.asarray(first) - jnp.asarray(second)).sum(axis=-1)
+
+
+def chosen_policy(
+    wins: Float[ArrayLike, "x a a"], fallback: Float[ArrayLike, "x a"]
+) -> Float[Array, "x a"]:
+    r"""Baseline "chosen": the empirical law of the winners in each context.
+
+    With this baseline the RPO loss regularises with the SFT loss on the chosen responses.
+
+    Args:
+        wins: win counts.
+        fallback: policy for the contexts without data.
+
+    Returns:
+        Probabilities, rows sum to one.
+
+    References:
+        `liu:24`, sec. 4.2.
+
+    Examples:
+        >>> wins = jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> chosen_policy(wins, jnp.full((1, 2), 0.5)).tolist()
+        [[0.75, 0.25]]
+    """
+    wins = jnp.asarray(wins)
+    return _normalise_counts(wins.sum(axis=2), fallback)
+
+
+def data_marginal_policy(
+    wins: Float[ArrayLike, "x a a"], fallback: Float[ArrayLike, "x a"]
+) -> Float[Array, "x a"]:
+    r"""Baseline "data marginal": the law of a uniformly drawn member of a pair in each context.
+
+    Args:
+        wins: win counts.
+        fallback: policy for the contexts without data.
+
+    Returns:
+        Probabilities, rows sum to one.
+
+    Examples:
+        >>> wins = jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> data_marginal_policy(wins, jnp.full((1, 2), 0.5)).tolist()
+        [[0.5, 0.5]]
+    """
+    wins = jnp.asarray(wins)
+    return _normalise_counts(wins.sum(axis=1) + wins.sum(axis=2), fallback)
+
+
+def _normalise_counts(
+    counts: Float[Array, "x a"], fallback: Float[ArrayLike, "x a"]
+) -> Float[Array, "x a"]:
+    total = counts.sum(axis=-1, keepdims=True)
+    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), jnp.asarray(fallback))

@@ -1,0 +1,192 @@
+r"""The Bradley-Terry model: preferences, their likelihood, and what of the data it needs.
+
+Preferences follow :math:`P_r(y=1|x,a^1,a^0) = \sigma(r(x,a^1) - r(x,a^0))` (`liu:24`, eq. 2.1). On
+finitely many actions the average negative log-likelihood :math:`L_D` (eq. 3.2) depends on the data
+only through the win counts ``wins[x, w, l]``, so no computation here grows with the number of
+comparisons.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from .types import ArrayLike
+
+
+def preference_probability(
+    reward_first: Float[ArrayLike, "*s"], reward_second: Float[ArrayLike, "*s"]
+) -> Float[Array, "*s"]:
+    r"""Probability that the first response is preferred, :math:`\sigma(r_1 - r_0)`.
+
+    Args:
+        reward_first: reward of the first response.
+        reward_second: reward of the second response.
+
+    Returns:
+        Probabilities in [0, 1].
+
+    References:
+        `liu:24`, eq. 2.1.
+
+    Examples:
+        >>> float(preference_probability(jnp.array(1.0), jnp.array(1.0)))
+        0.5
+    """
+    return jax.nn.sigmoid(jnp.asarray(reward_first) - jnp.asarray(reward_second))
+
+
+def win_counts(
+    contexts: Int[ArrayLike, " n"],
+    winners: Int[ArrayLike, " n"],
+    losers: Int[ArrayLike, " n"],
+    counts: Float[ArrayLike, " n"],
+    *,
+    shape: tuple[int, int],
+) -> Float[Array, "x a a"]:
+    """Sum comparisons into ``wins[x, w, l]``, the sufficient statistic of Bradley-Terry data.
+
+    Args:
+        contexts: index of the prompt of each row.
+        winners: index of the preferred response.
+        losers: index of the other response.
+        counts: how often the row occurred; fractions are expected counts.
+        shape: numbers of contexts and actions.
+
+    Returns:
+        Counts of shape ``[x a a]``, of the dtype of ``counts``. Rows repeat freely: they add up.
+
+    Examples:
+        >>> i = jnp.array([0, 0])
+        >>> win_counts(i, i, i + 1, jnp.ones(2), shape=(1, 2)).tolist()
+        [[[0.0, 2.0], [0.0, 0.0]]]
+    """
+    n_contexts, n_actions = shape
+    counts = jnp.asarray(counts)
+    zero = jnp.zeros((n_contexts, n_actions, n_actions), counts.dtype)
+    return zero.at[contexts, winners, losers].add(counts)
+
+
+def negative_log_likelihood(
+    reward: Float[ArrayLike, "x a"], wins: Float[ArrayLike, "x a a"]
+) -> Float[Array, ""]:
+    r"""Average negative log-likelihood of the comparisons, :math:`L_D(r)`.
+
+    .. math::
+        L_D(r) = -\frac1N \sum_{x,w,l} W_{xwl} \log\sigma(r(x,w) - r(x,l))
+
+    Args:
+        reward: :math:`r(x,a)`.
+        wins: win counts.
+
+    Returns:
+        Nats per comparison, at least 0; exactly 0 without data.
+
+    References:
+        `liu:24`, eq. 3.2.
+
+    Examples:
+        >>> wins = jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> round(float(negative_log_likelihood(jnp.zeros((1, 2)), wins)), 4)
+        0.6931
+    """
+    reward, wins = jnp.asarray(reward), jnp.asarray(wins)
+    margin = reward[:, :, None] - reward[:, None, :]
+    total = wins.sum()
+    loss = jnp.sum(wins * jax.nn.softplus(-margin))
+    return jnp.where(total > 0, loss / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def expected_wins(
+    reward: Float[ArrayLike, "x a"], comparisons: Float[ArrayLike, "x a a"]
+) -> Float[Array, "x a a"]:
+    r"""Expected win counts when ``comparisons[x, i, j]`` pairs are labelled by reward ``reward``.
+
+    Args:
+        reward: the labelling reward :math:`r^\star`.
+        comparisons: how often the ordered pair ``(i, j)`` is compared.
+
+    Returns:
+        ``wins`` with :math:`W_{xij} = n_{xij}\sigma(r_i-r_j) + n_{xji}\sigma(r_i-r_j)`.
+
+    Examples:
+        >>> n = jnp.array([[[0.0, 4.0], [0.0, 0.0]]])
+        >>> expected_wins(jnp.zeros((1, 2)), n).tolist()
+        [[[0.0, 2.0], [2.0, 0.0]]]
+    """
+    reward, comparisons = jnp.asarray(reward), jnp.asarray(comparisons)
+    win_rate = preference_probability(reward[:, :, None], reward[:, None, :])
+    return (comparisons + comparisons.mT) * win_rate
+
+
+def sample_wins(
+    key: Key[Array, ""],
+    reward: Float[ArrayLike, "x a"],
+    comparisons: Float[ArrayLike, "x a a"],
+) -> Float[Array, "x a a"]:
+    r"""Draw Bradley-Terry labels for ``comparisons[x, i, j]`` pairs and count the wins.
+
+    The number of wins of each ordered pair is binomial, so the cost does not grow with the counts.
+
+    Args:
+        key: a ``jax.random.key``.
+        reward: the labelling reward :math:`r^\star`.
+        comparisons: whole numbers, how often the ordered pair ``(i, j)`` is compared.
+
+    Returns:
+        Win counts; their sum is the sum of ``comparisons``.
+
+    References:
+        `liu:24`, eqs. 2.1 and 2.2.
+
+    Examples:
+        >>> n = jnp.array([[[0.0, 4.0], [0.0, 0.0]]])
+        >>> float(sample_wins(jax.random.key(0), jnp.zeros((1, 2)), n).sum())
+        4.0
+    """
+    reward, comparisons = jnp.asarray(reward), jnp.asarray(comparisons)
+    win_rate = preference_probability(reward[:, :, None], reward[:, None, :])
+    first_wins = jax.random.binomial(key, comparisons, win_rate, dtype=comparisons.dtype)
+    return first_wins + (comparisons - first_wins).mT
+
+
+def curvature(reward_max: Float[ArrayLike, ""] | float) -> Float[Array, ""]:
+    r"""The paper's curvature constant, :math:`\kappa = (1+e^{R_{max}})^{-2}`.
+
+    Args:
+        reward_max: :math:`R_{max}`, the range of the rewards.
+
+    Returns:
+        :math:`\kappa` in (0, 1/4].
+
+    References:
+        `liu:24`, Theorem 5.3.
+
+    Examples:
+        >>> float(curvature(0.0))
+        0.25
+    """
+    return (1.0 + jnp.exp(jnp.asarray(reward_max))) ** -2
+
+
+def hellinger_curvature(reward_max: Float[ArrayLike, ""] | float) -> Float[Array, ""]:
+    r"""The tight curvature constant, :math:`h = \sigma'(R_{max})/8`.
+
+    The infimum of :math:`D_H^2(\mathrm{Ber}(\sigma z), \mathrm{Ber}(\sigma w))/(z-w)^2` over
+    :math:`z, w \in [-R_{max}, R_{max}]`, approached as both tend to :math:`R_{max}`;
+    :math:`\sqrt h` may replace :math:`\kappa` in the guarantee.
+
+    Args:
+        reward_max: :math:`R_{max}`, the range of the rewards.
+
+    Returns:
+        :math:`h` in (0, 1/32].
+
+    Examples:
+        >>> float(hellinger_curvature(0.0))
+        0.03125
+    """
+    reward_max = jnp.asarray(reward_max)
+    return jax.nn.sigmoid(reward_max) * jax.nn.sigmoid(-reward_max) / 8.0

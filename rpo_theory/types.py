@@ -1,0 +1,63 @@
+"""Arrays that travel, and the letters of their shapes.
+
+Shape legend, the same in every module:
+
+====== ==========================================================
+letter meaning
+====== ==========================================================
+``x``  contexts (prompts)
+``a``  actions (responses)
+``n``  preference pairs
+``d``  features
+``k``  members of a finite reward class
+====== ==========================================================
+
+Everything here is a ``NamedTuple`` of arrays without validation, so that it passes freely through
+``jit`` and ``vmap``; values are validated where they enter (:func:`rpo_theory.problems.validate`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+ArrayLike = Array | np.ndarray
+
+
+class Problem(NamedTuple):
+    r"""One instance of the max-min problem of RPO, without its reward class.
+
+    Attributes:
+        context_weights: law of the prompts, :math:`d_0(x)`, probabilities, shape ``[x]``.
+        reference_policy: :math:`\pi_{ref}(a|x)`, rows sum to one, shape ``[x a]``.
+        baseline_policy: :math:`\pi_{base}(a|x)`, rows sum to one, shape ``[x a]``.
+        wins: ``wins[x, w, l]`` counts the comparisons in context ``x`` that ``w`` won against
+            ``l``; may be fractional (expected counts), shape ``[x a a]``. A sufficient statistic
+            of the preference data.
+        beta: weight of the KL term, :math:`\beta > 0`, in units of reward per nat.
+        eta: weight of the adversarial term, :math:`\eta \ge 0`; 0 is DPO / maximum likelihood.
+    """
+
+    context_weights: Float[ArrayLike, " x"]
+    reference_policy: Float[ArrayLike, "x a"]
+    baseline_policy: Float[ArrayLike, "x a"]
+    wins: Float[ArrayLike, "x a a"]
+    beta: Float[ArrayLike, ""]
+    eta: Float[ArrayLike, ""]
+
+
+class Saddle(NamedTuple):
+    r"""A candidate saddle point of :math:`\phi(\pi, r)`.
+
+    Attributes:
+        policy: :math:`\hat\pi(a|x)`, shape ``[x a]``.
+        reward: :math:`\hat r(x,a)`, shape ``[x a]``.
+        value: :math:`F(\hat r)`, eq. 4.4, nats.
+    """
+
+    policy: Float[ArrayLike, "x a"]
+    reward: Float[ArrayLike, "x a"]
+    value: Float[ArrayLike, ""]
