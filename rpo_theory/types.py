@@ -18,11 +18,12 @@ Everything here is a ``NamedTuple`` of arrays without validation, so that it pas
 
 from __future__ import annotations
 
+import enum
 from typing import NamedTuple
 
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 ArrayLike = Array | np.ndarray
 
@@ -61,3 +62,44 @@ class Saddle(NamedTuple):
     policy: Float[ArrayLike, "x a"]
     reward: Float[ArrayLike, "x a"]
     value: Float[ArrayLike, ""]
+
+
+class Status(enum.IntEnum):
+    """How a solve ended; ``sentence`` says it in words. Solvers return the integer code."""
+
+    sentence: str
+
+    def __new__(cls, code: int, sentence: str) -> Status:  # noqa: D102
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    SOLVED = 0, "Solved: the certificate proves the answer optimal to the tolerance."
+    NOT_ATTAINED = (
+        1,
+        "Solved in the limit: the infimum is not attained, because some responses never win "
+        "against any that the baseline policy reaches, so their rewards tend to minus infinity; "
+        "the policy is the limit and gives them probability zero.",
+    )
+    MAX_STEPS = 2, "Not solved: the step limit came before the certificate met the tolerance."
+    UNBOUNDED = (
+        3,
+        "No solution: the objective is unbounded below, because the baseline policy picks a "
+        "response that the reference policy never gives.",
+    )
+    NOT_FINITE = 4, "Not solved: a number that is not finite appeared in the iteration."
+
+
+class Solution(NamedTuple):
+    """What a solver returns; with a leading batch axis on every array if it solved a batch.
+
+    Attributes:
+        value: the saddle point found.
+        status: a code of :class:`Status`.
+        stats: what the solver measured, by name (``"steps"``, ``"kkt_residual"``, ...).
+    """
+
+    value: Saddle
+    status: Int[ArrayLike, ""]
+    stats: dict[str, Array]

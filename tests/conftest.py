@@ -1,0 +1,26 @@
+"""Every test runs in float64 with strict dtype promotion; all packages come from one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def float64_with_strict_promotion() -> Iterator[None]:
+    """The theory inherits its inputs' dtype; its tests run in float64."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of the real preference data; the test is skipped in a clone that lacks it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real preference data in ../shared/data, absent here")
+    return SHARED_DATA
