@@ -61,16 +61,6 @@ def test_property_real_votes_agree_with_a_plain_count(shared_data: Path) -> None
         "context,winner,loser\nq,a,b\nq,a,b\nq,a,b\nq,b,a\np,c,a\np,c,a\n",
     ],
     ids=["crlf", "bom", "no_end", "blank", "repeated", "zero", "quoted", "reordered", "no_count"],
-        "crlf",
-        "bom",
-        "no_final_newline",
-        "blank_lines",
-        "duplicates",
-        "zero",
-        "quoted",
-        "order",
-        "no_count",
-    ],
 )
 def test_property_spellings_of_the_same_votes_agree(variant: str) -> None:
     expected, got = parse(GOOD), parse(variant)
