@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandits import votes as votes_module
@@ -78,6 +78,7 @@ NAMES = st.text(min_size=1, max_size=8).filter(
 ROWS = st.lists(st.tuples(NAMES, NAMES, NAMES, st.integers(0, 10**15)), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_roundtrip_any_names_and_counts_that_csv_can_write(
     rows: list[tuple[str, str, str, int]],
@@ -99,6 +100,7 @@ def test_roundtrip_any_names_and_counts_that_csv_can_write(
     assert got == {key: float(count) for key, count in expected.items() if count}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, len(GOOD)), st.booleans())
 def test_property_damaged_files_raise_one_line_that_names_the_file(
     noise: bytes, place: int, header: bool
