@@ -139,8 +139,53 @@ def kl_divergence(
         0.0
     """
     policy, reference = jnp.asarray(policy), jnp.asarray(reference)
-    # kl_div adds reference - policy, which cancels in the sum but keeps every term non-negative.
-    return jax.scipy.special.kl_div(policy, reference).sum(axis=-1)
+    return _bregman_terms(policy, reference).sum(axis=-1)
+
+
+def kl_to_gibbs(
+    policy: Float[ArrayLike, "*x a"],
+    reward: Float[ArrayLike, "*x a"],
+    reference: Float[ArrayLike, "*x a"],
+    beta: Float[ArrayLike, ""] | float,
+) -> Float[Array, "*x"]:
+    r"""Divergence from the Gibbs policy, :math:`KL(\pi\|\pi_r)`, also where :math:`\pi_r` underflows.
+
+    Args:
+        policy: :math:`\pi(a|x)`.
+        reward: :math:`r(x,a)`.
+        reference: :math:`\pi_{ref}(a|x)`.
+        beta: :math:`\beta > 0`.
+
+    Returns:
+        Nats, at least 0, with small relative error; exactly 0 for the Gibbs policy itself.
+
+    References:
+        `liu:24`, Lemma B.3.
+
+    Examples:
+        >>> reward, even = jnp.zeros((1, 2)), jnp.full((1, 2), 0.5)
+        >>> float(kl_to_gibbs(even, reward, even, 1.0)[0])
+        0.0
+    """
+    policy = jnp.asarray(policy)
+    log_best = log_gibbs_policy(reward, reference, beta)
+    best = jnp.exp(log_best)
+    underflows = best < jnp.finfo(best.dtype).tiny
+    log_policy = jnp.log(jnp.where(policy > 0, policy, 1.0))
+    far = jnp.where(policy > 0, policy * (log_policy - log_best - 1.0), 0.0)
+    return jnp.where(underflows, far, _bregman_terms(policy, best)).sum(axis=-1)
+
+
+def _bregman_terms(
+    policy: Float[Array, "*x a"], reference: Float[Array, "*x a"]
+) -> Float[Array, "*x a"]:
+    """Terms p log(p / q) - p + q: non-negative, of the same sum, and free of cancellation."""
+    safe = jnp.where(reference > 0, reference, 1.0)
+    change = (policy - reference) / safe
+    near = jnp.abs(change) < 1e-3
+    small = jnp.where(near, change, 0.0)
+    series = safe * small**2 * (1 / 2 + small * (-1 / 6 + small * (1 / 12 - small / 20)))
+    return jnp.where(near & (reference > 0), series, jax.scipy.special.kl_div(policy, reference))
 
 
 def total_variation(

@@ -32,6 +32,14 @@ class TabularBox(NamedTuple):
         r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-R_{max}\sum v_-`."""
         return self.maximum * jnp.sum(jnp.minimum(jnp.asarray(direction), 0.0))
 
+    def regret(
+        self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
+    ) -> Float[Array, ""]:
+        r"""How far a member is from minimal, :math:`\langle v,r\rangle-\min\ge 0`, term by term."""
+        direction, reward = jnp.asarray(direction), jnp.asarray(reward)
+        distance = jnp.where(direction > 0, reward, reward - self.maximum)
+        return jnp.sum(direction * distance)
+
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
         """Nearest member of the class in Euclidean distance."""
         return jnp.clip(jnp.asarray(reward), 0.0, self.maximum)
@@ -62,6 +70,12 @@ class LinearBall(NamedTuple):
         r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-B\|\Phi^\top v\|`."""
         image = jnp.einsum("xad,xa->d", jnp.asarray(self.features), jnp.asarray(direction))
         return -self.radius * jnp.linalg.norm(image)
+
+    def regret(
+        self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
+    ) -> Float[Array, ""]:
+        r"""How far a member is from minimal, :math:`\langle v, r\rangle - \min \ge 0`."""
+        return jnp.vdot(jnp.asarray(direction), jnp.asarray(reward)) - self.minimum(direction)
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
         r"""Member of the class whose :math:`\theta` is nearest to the reward's own."""

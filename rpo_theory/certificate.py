@@ -1,0 +1,205 @@
+r"""The certificate: how far *any* policy and reward are from a saddle point.
+
+For any pair, :math:`gap(\pi, r) = \max_{\pi'}\phi(\pi',r) - \min_{r'\in\mathcal R}\phi(\pi,r')` is
+at least 0, and 0 exactly at a saddle point. It splits into two parts that are sums of non-negative
+terms, so that nothing cancels:
+
+.. math:: gap(\pi, r) = \eta\beta\,E_{d_0} KL(\pi\|\pi_r)
+          + \big[\phi(\pi, r) - \min_{r'}\phi(\pi, r')\big],
+
+and by convexity of :math:`L_D` the second is at most the regret of :math:`r` against the linear
+function :math:`\nabla_r\phi(\pi, r)`: a bound that needs no solver and is exact at a saddle point.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from .adversary import adversarial_reward
+from .objectives import minimax_objective, saddle_objective
+from .policies import gibbs_policy, kl_to_gibbs, total_variation
+from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .types import ArrayLike, Problem
+
+
+class Certificate(NamedTuple):
+    r"""What is proven about a policy and a reward.
+
+    Attributes:
+        value: :math:`F(r)`, nats.
+        duality_gap: upper bound on :math:`gap(\pi, r)`, nats, exact up to the accuracy of the
+            adversary's answer; infinite for the unbounded class, where the adversary has no
+            minimum unless identity S1 holds exactly (see :mod:`rpo_theory.stationarity`).
+        kkt_residual: largest violation of the optimality conditions: distance of :math:`r` from
+            the projection of a gradient step, and of :math:`\pi` from :math:`\pi_r` in total
+            variation; for a finite class, which has no such conditions, the duality gap.
+    """
+
+    value: Float[Array, ""]
+    duality_gap: Float[Array, ""]
+    kkt_residual: Float[Array, ""]
+
+
+def certify(
+    problem: Problem,
+    reward_class: RewardClass,
+    policy: Float[ArrayLike, "x a"],
+    reward: Float[ArrayLike, "x a"],
+) -> Certificate:
+    """Certificate of any policy and reward, whoever found them.
+
+    Args:
+        problem: the instance.
+        reward_class: the adversary's class.
+        policy: any policy within the support of the reference.
+        reward: any reward of the class.
+
+    Returns:
+        The certificate, in float64.
+
+    References:
+        `liu:24`, Theorem 5.6 and Lemma B.1.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> float(certify(problem, TabularBox(jnp.array(1.0)), even, jnp.zeros((1, 2))).duality_gap)
+        0.0
+    """
+    with jax.enable_x64(True):
+        arguments = (problem, reward_class, policy, reward)
+        return _certify(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments))
+
+
+def gap_bound(
+    problem: Problem,
+    reward_class: RewardClass,
+    policy: Float[Array, "x a"],
+    reward: Float[Array, "x a"],
+) -> Float[Array, ""]:
+    """Upper bound on the duality gap in closed form, exact at a saddle point: no solver involved.
+
+    Args:
+        problem: the instance.
+        reward_class: the adversary's class.
+        policy: any policy.
+        reward: any reward of the class.
+
+    Returns:
+        Nats, at least 0; infinite for the unbounded class.
+    """
+    match reward_class:
+        case TabularBox() | LinearBall():
+            slope = reward_gradient(problem, policy, reward)
+            regret = jnp.maximum(reward_class.regret(slope, reward), 0.0)
+            return policy_regret(problem, policy, reward) + regret
+        case FiniteClass():
+            worst = adversarial_reward(problem, reward_class, policy)
+            return minimax_objective(problem, reward) - saddle_objective(problem, policy, worst)
+        case Unbounded():
+            return jnp.full_like(reward[0, 0], jnp.inf)
+
+
+def policy_regret(
+    problem: Problem, policy: Float[Array, "x a"], reward: Float[Array, "x a"]
+) -> Float[Array, ""]:
+    r"""How far a policy is from the best one, :math:`F(r)-\phi(\pi,r)=\eta\beta E\,KL(\pi\|\pi_r)`.
+
+    Args:
+        problem: the instance.
+        policy: any policy.
+        reward: any reward.
+
+    Returns:
+        Nats, at least 0, with small relative error.
+    """
+    divergence = kl_to_gibbs(policy, reward, problem.reference_policy, problem.beta)
+    return problem.eta * problem.beta * (jnp.asarray(problem.context_weights) @ divergence)
+
+
+def reward_gradient(
+    problem: Problem, policy: Float[Array, "x a"], reward: Float[Array, "x a"]
+) -> Float[Array, "x a"]:
+    r"""Gradient of :math:`\phi(\pi, r)` in the reward; the residual of identity S1.
+
+    .. math:: \eta d_0(x)[\pi(a|x) - \pi_{base}(a|x)]
+        - \frac1N\sum_l W_{xal}\sigma(r_l - r_a) + \frac1N\sum_w W_{xwa}\sigma(r_a - r_w)
+
+    Args:
+        problem: the instance.
+        policy: :math:`\pi(a|x)`.
+        reward: :math:`r(x,a)`.
+
+    Returns:
+        One number per prompt and response.
+    """
+    wins = jnp.asarray(problem.wins)
+    total = wins.sum()
+    surprise = jax.nn.sigmoid(reward[:, None, :] - reward[:, :, None])
+    flow = wins * surprise / jnp.where(total > 0, total, 1.0)
+    weights = problem.eta * jnp.asarray(problem.context_weights)[:, None]
+    excess = weights * (policy - jnp.asarray(problem.baseline_policy))
+    return excess + flow.sum(axis=1) - flow.sum(axis=2)
+
+
+def kkt_residual(
+    problem: Problem,
+    reward_class: RewardClass,
+    policy: Float[Array, "x a"],
+    reward: Float[Array, "x a"],
+) -> Float[Array, ""]:
+    r"""Largest violation of the optimality conditions of the saddle point.
+
+    Args:
+        problem: the instance.
+        reward_class: the adversary's class.
+        policy: any policy.
+        reward: any reward.
+
+    Returns:
+        The larger of :math:`\|r - \mathrm{Proj}(r - \nabla_r\phi)\|_\infty` (for the ball of
+        parameters) and :math:`\max_x TV(\pi,\pi_r)` over prompts of positive weight.
+    """
+    weights = jnp.asarray(problem.context_weights)
+    best = gibbs_policy(reward, problem.reference_policy, problem.beta)
+    counts = (weights > 0) & (problem.eta > 0)
+    distance = jnp.where(counts, total_variation(policy, best), 0.0).max()
+    slope = reward_gradient(problem, policy, reward)
+    match reward_class:
+        case TabularBox() | Unbounded():
+            move = reward - reward_class.project(reward - slope)
+        case LinearBall(features, radius):
+            theta = reward_class.parameter(reward)
+            target = theta - jnp.einsum("xad,xa->d", jnp.asarray(features), slope)
+            norm = jnp.linalg.norm(target)
+            move = theta - target * jnp.minimum(1.0, radius / jnp.where(norm > 0, norm, 1.0))
+        case FiniteClass():
+            return gap_bound(problem, reward_class, policy, reward)
+    return jnp.maximum(distance, jnp.abs(move).max())
+
+
+@jax.jit
+def _certify(
+    problem: Problem,
+    reward_class: RewardClass,
+    policy: Float[Array, "x a"],
+    reward: Float[Array, "x a"],
+) -> Certificate:
+    gap = gap_bound(problem, reward_class, policy, reward)
+    if isinstance(reward_class, TabularBox | LinearBall):
+        # Far from a saddle point the bound is loose: ask the adversary, and bound at its answer.
+        worst = adversarial_reward(problem, reward_class, policy)
+        drop = saddle_objective(problem, policy, reward) - saddle_objective(problem, policy, worst)
+        slack = reward_class.regret(reward_gradient(problem, policy, worst), worst)
+        exact = policy_regret(problem, policy, reward) + drop + jnp.maximum(slack, 0.0)
+        gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
+    return Certificate(
+        value=minimax_objective(problem, reward),
+        duality_gap=gap,
+        kkt_residual=kkt_residual(problem, reward_class, policy, reward),
+    )

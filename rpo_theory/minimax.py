@@ -1,0 +1,286 @@
+r"""Algorithm 2's exact solution: :math:`\min_{r\in\mathcal R}\max_\pi\phi(\pi,r) = \min_r F(r)`.
+
+The inner maximum is known in closed form (Lemma 4.1), so one convex problem in the reward is left
+(`liu:24`, eq. 4.4), and its Gibbs policy is the answer of both formulations (Theorem 5.6). It is
+solved to machine precision by primal-dual Newton methods on win counts, whose cost does not grow
+with the number of comparisons. Every answer carries its certificate: a solution is called solved
+only where its duality gap proves it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from . import ball_newton, box_newton, unbounded
+from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
+from .certificate import gap_bound, reward_gradient
+from .objectives import minimax_objective
+from .policies import gibbs_policy, log_partition
+from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .types import Problem, Saddle, Solution, Status
+
+GAP_TOLERANCE = 1e-10  # what Status.SOLVED promises, relative to max(1, eta, |F|)
+CHUNK = 16_384  # matrix entries that are worked on together: they should stay in the cache
+GROUP = 2_000_000  # matrix entries handed to one thread at a time: they bound the memory
+UNBOUNDED_WIDTH = 64.0  # nats; where the unbounded class is solved in a box, widened as needed
+WIDENINGS = 5
+
+
+def solve(
+    problem: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: float = TOLERANCE,
+    max_steps: int = MAX_STEPS,
+    throw: bool = True,
+) -> Solution:
+    r"""Minimise :math:`F(r)` over a reward class; the RPO policy is the Gibbs policy of the answer.
+
+    Computes in float64 whatever the caller's configuration.
+
+    Args:
+        problem: the instance.
+        reward_class: the adversary's class.
+        tolerance: KKT residual at which the Newton iteration stops, in probabilities.
+        max_steps: most Newton steps.
+        throw: raise if no solution was found, instead of returning its status.
+
+    Returns:
+        The saddle point, its status, and ``stats``: ``duality_gap`` (nats, proven; infinite for
+        the unbounded class), ``residual`` and ``steps``. For the unbounded class rewards are
+        normalised to :math:`Z_r=1`, and are ``-inf`` where the infimum is not attained.
+
+    Raises:
+        ValueError: if a solution was not found and ``throw`` is set.
+
+    References:
+        `liu:24`, eqs. 4.1 to 4.8.
+
+    Examples:
+        >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1.0))
+        >>> solution = solve(problem, TabularBox(np.array(2.0)))
+        >>> Status(int(solution.status)).name
+        'SOLVED'
+    """
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (problem, reward_class))
+    solution = solve_batch(*batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
+    return jax.tree.map(lambda leaf: leaf[0], solution)
+
+
+def solve_batch(
+    problems: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: float = TOLERANCE,
+    max_steps: int = MAX_STEPS,
+    throw: bool = True,
+) -> Solution:
+    """Solve many problems of one shape: every array has a leading batch axis.
+
+    Groups of problems are compiled once, worked on by one thread a core, and dropped, so that
+    memory does not grow with the number of problems beyond the answers.
+
+    Args:
+        problems: the instances.
+        reward_class: their reward classes.
+        tolerance: see :func:`solve`.
+        max_steps: see :func:`solve`.
+        throw: raise if any problem was not solved.
+
+    Returns:
+        The solutions, as NumPy arrays with the same leading axis.
+
+    Raises:
+        ValueError: if a solution was not found and ``throw`` is set; it names the first.
+    """
+    problems, reward_class = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
+    )
+    n_problems, n_contexts, n_actions = problems.reference_policy.shape
+    per_group = max(1, GROUP // (n_contexts * n_actions**2))
+    per_group = -(-n_problems // -(-n_problems // per_group))
+    starts = range(0, n_problems, per_group)
+
+    def solve_group(start: int) -> Solution:
+        rows = np.minimum(np.arange(start, start + per_group), n_problems - 1)
+        with jax.enable_x64(True):
+            group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
+            return jax.device_get(_solve_group(*group, tolerance, max_steps))
+
+    with ThreadPoolExecutor() as threads:
+        groups = list(threads.map(solve_group, starts))
+    solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
+    if throw:
+        _raise_unless_solved(solution.status)
+    return solution
+
+
+def _raise_unless_solved(status: np.ndarray) -> None:
+    failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
+    if failed.size:
+        first = Status(int(status[failed[0]]))
+        where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
+        raise ValueError(f"{where}{first.sentence} (`throw=False` returns what was found)")
+
+
+@partial(jax.jit, static_argnames=("tolerance", "max_steps"))
+def _solve_group(
+    problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+) -> Solution:
+    match reward_class:
+        case TabularBox():
+            return _solve_box(problems, reward_class, tolerance, max_steps)
+        case Unbounded():
+            return _solve_unbounded(problems, tolerance, max_steps)
+        case LinearBall():
+            one = partial(_solve_ball, tolerance=tolerance, max_steps=max_steps)
+            return jax.vmap(one)(problems, reward_class)
+        case FiniteClass():
+            return jax.vmap(_solve_finite)(problems, reward_class)
+
+
+def _solve_box(
+    problems: Problem, reward_class: TabularBox, tolerance: float, max_steps: int
+) -> Solution:
+    state = _newton_by_chunks(problems, jnp.asarray(reward_class.maximum), tolerance, max_steps)
+    reward = jax.vmap(lambda box, centred: box.project(centred + 0.5 * box.maximum))(
+        reward_class, state.reward
+    )
+    return jax.vmap(_conclude)(problems, reward_class, reward, state.residual, state.steps)
+
+
+def _solve_ball(
+    problem: Problem, reward_class: LinearBall, tolerance: float, max_steps: int
+) -> Solution:
+    scaled = jnp.asarray(reward_class.features) * reward_class.radius
+    state = ball_newton.solve(problem, scaled, tolerance=tolerance, max_steps=max_steps)
+    reward = unit_ball_reward(scaled, state.parameter)
+    return _conclude(problem, reward_class, reward, state.residual, state.steps)
+
+
+def _solve_finite(problem: Problem, reward_class: FiniteClass) -> Solution:
+    rewards = jnp.asarray(reward_class.rewards)
+    values = jax.vmap(lambda reward: minimax_objective(problem, reward))(rewards)
+    policy, reward, value, gap = _answer(problem, reward_class, rewards[jnp.argmin(values)])
+    # Enumeration is exact; the gap is then that of the class, not of the solver.
+    status = jnp.where(jnp.isfinite(value), Status.SOLVED.value, Status.NOT_FINITE.value)
+    stats = {"duality_gap": gap, "residual": 0.0 * value, "steps": jnp.zeros_like(status)}
+    return Solution(Saddle(policy, reward, value), status, stats)
+
+
+def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Solution:
+    """Solve in a box so wide that no kept response feels it."""
+    reductions = jax.vmap(unbounded.reduce)(problems)
+    felt = reductions.kept & (reductions.problem.reference_policy > 0)
+    felt = felt & reductions.attained[:, None, None]
+
+    def newton(width: Float[Array, " p"]) -> _BoxState:
+        return _newton_by_chunks(reductions.problem, width, tolerance, max_steps)
+
+    def too_narrow(width: Float[Array, " p"], state: _BoxState) -> Bool[Array, " p"]:
+        reach = jnp.where(felt, jnp.abs(state.reward), 0.0).max(axis=(1, 2))
+        return reach > 0.4 * width
+
+    def widen(carry: tuple) -> tuple:
+        width, state, tries = carry
+        width = jnp.where(too_narrow(width, state), 8.0 * width, width)
+        return width, newton(width), tries + 1
+
+    width = UNBOUNDED_WIDTH * jnp.maximum(1.0, jnp.asarray(problems.beta))
+    _, state, _ = jax.lax.while_loop(
+        lambda carry: jnp.any(too_narrow(*carry[:2])) & (carry[2] < WIDENINGS),
+        widen,
+        (width, newton(width), 0),
+    )
+    return jax.vmap(_conclude_unbounded)(reductions, state)
+
+
+def _conclude_unbounded(reduction: unbounded.Reduction, state: _BoxState) -> Solution:
+    problem, reward = reduction.problem, state.reward
+    adversarial = (problem.eta * jnp.asarray(problem.context_weights) > 0)[:, None]
+    reward = reward - jnp.where(
+        adversarial, 0.0, unbounded.component_means(reward, jnp.asarray(problem.wins))
+    )
+    policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
+    value = reduction.share * minimax_objective(problem, reward)
+    residual = jnp.abs(reward_gradient(problem, policy, reward)).max() * reduction.share
+    log_z = log_partition(reward, problem.reference_policy, problem.beta)
+    shown = jnp.where(reduction.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
+
+    proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, problem.eta)
+    finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
+    solved = jnp.where(reduction.attained, Status.SOLVED.value, Status.NOT_ATTAINED.value)
+    status = jnp.where(proven, solved, Status.MAX_STEPS.value)
+    status = jnp.where(finite, status, Status.NOT_FINITE.value)
+    status = jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
+    gap = jnp.full_like(value, jnp.inf)
+    stats = {"duality_gap": gap, "residual": residual, "steps": state.steps}
+    return Solution(Saddle(policy, shown, value), status, stats)
+
+
+def _answer(
+    problem: Problem, reward_class: RewardClass, reward: Float[Array, "x a"]
+) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
+    policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
+    gap = gap_bound(problem, reward_class, policy, reward)
+    return policy, reward, minimax_objective(problem, reward), gap
+
+
+def _conclude(
+    problem: Problem,
+    reward_class: TabularBox | LinearBall,
+    reward: Float[Array, "x a"],
+    residual: Float[Array, ""],
+    steps: Array,
+) -> Solution:
+    """Answer with its certificate; the status is what the certificate says."""
+    policy, reward, value, gap = _answer(problem, reward_class, reward)
+    proven = gap <= GAP_TOLERANCE * jnp.maximum(jnp.maximum(1.0, problem.eta), jnp.abs(value))
+    finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
+    status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
+    status = jnp.where(finite, status, Status.NOT_FINITE.value)
+    stats = {"duality_gap": gap, "residual": residual, "steps": steps}
+    return Solution(Saddle(policy, reward, value), status, stats)
+
+
+class _BoxState(NamedTuple):
+    """Final Newton states, with a leading problem axis."""
+
+    reward: Float[Array, "p x a"]
+    residual: Float[Array, " p"]
+    steps: Array
+
+
+def _newton_by_chunks(
+    problems: Problem, width: Float[Array, " p"], tolerance: float, max_steps: int
+) -> _BoxState:
+    """Solve every prompt of every problem, a cache-full of them at a time."""
+    n_problems, n_contexts, n_actions = problems.reference_policy.shape
+    blocks = jax.vmap(prompt_blocks, out_axes=-1)(problems, width)
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), blocks)
+    n_blocks = n_contexts * n_problems
+    size = min(max(1, CHUNK // n_actions**2), n_blocks)
+    n_chunks = -(-n_blocks // size)
+    order = np.minimum(np.arange(n_chunks * size), n_blocks - 1).reshape(n_chunks, size)
+
+    def solve_chunk(rows: Array) -> box_newton.State:
+        chunk = jax.tree.map(lambda leaf: leaf[..., rows], blocks)
+        return box_newton.solve(chunk, tolerance=tolerance, max_steps=max_steps)
+
+    states = jax.lax.map(solve_chunk, jnp.asarray(order))
+    reward = jnp.moveaxis(states.reward, 1, -1).reshape(-1, n_actions)[:n_blocks]
+    by_context = (n_contexts, n_problems)
+    return _BoxState(
+        reward=jnp.swapaxes(reward.reshape(*by_context, n_actions), 0, 1),
+        residual=states.residual.reshape(-1)[:n_blocks].reshape(by_context).max(axis=0),
+        steps=states.steps.reshape(-1)[:n_blocks].reshape(by_context).max(axis=0),
+    )
