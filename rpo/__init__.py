@@ -1,0 +1,1 @@
+"""The ``rpo`` command: the application over ``rpo_theory`` and ``bandits``."""

@@ -62,7 +62,7 @@ def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_newton.Block
     wins = jnp.asarray(problem.wins)
     total = wins.sum()
     safe_total = jnp.where(total > 0, total, 1.0)
-    adversary = problem.eta * jnp.asarray(problem.context_weights)
+    adversary = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
     scale = adversary + wins.sum(axis=(1, 2)) / safe_total
     scale = jnp.where(scale > 0, scale, 1.0)
     return box_newton.Blocks(

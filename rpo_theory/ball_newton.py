@@ -8,8 +8,9 @@ and slack
 .. math:: \nabla_u F + \lambda u = 0, \qquad t = (1-\|u\|^2)/2, \qquad \lambda t = \mu \to 0.
 
 The slack is an unknown of its own, so that the iterates may leave the ball on the way: forced to
-stay inside they would creep along its surface. The step is shortened and a small :math:`\beta` reached through larger ones as in
-:mod:`rpo_theory.box_newton`. One problem at a time; batches are ``vmap`` over :func:`solve`.
+stay inside they would creep along its surface. The step is shortened, and a small :math:`\beta`
+reached through larger ones, as in :mod:`rpo_theory.box_newton`. One problem at a time; batches are
+``vmap`` over :func:`solve`.
 """
 
 from __future__ import annotations

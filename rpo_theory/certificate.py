@@ -119,7 +119,8 @@ def policy_regret(
         Nats, at least 0, with small relative error.
     """
     divergence = kl_to_gibbs(policy, reward, problem.reference_policy, problem.beta)
-    return problem.eta * problem.beta * (jnp.asarray(problem.context_weights) @ divergence)
+    weight = jnp.asarray(problem.eta) * jnp.asarray(problem.beta)
+    return weight * (jnp.asarray(problem.context_weights) @ divergence)
 
 
 def reward_gradient(

@@ -119,7 +119,7 @@ def implicit_reward(
     excluded = reference == 0
     safe_reference = jnp.where(excluded, 1.0, reference)
     log_ratio = jnp.log(jnp.where(excluded, 1.0, policy)) - jnp.log(safe_reference)
-    return beta * log_ratio
+    return log_ratio * beta
 
 
 def kl_divergence(
@@ -148,7 +148,7 @@ def kl_to_gibbs(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*x"]:
-    r"""Divergence from the Gibbs policy, :math:`KL(\pi\|\pi_r)`, also where :math:`\pi_r` underflows.
+    r"""Divergence from the Gibbs policy, :math:`KL(\pi\|\pi_r)`, even where that underflows.
 
     Args:
         policy: :math:`\pi(a|x)`.

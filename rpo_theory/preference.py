@@ -17,8 +17,8 @@ from .types import ArrayLike
 
 
 def preference_probability(
-    reward_first: Float[ArrayLike, "*s"], reward_second: Float[ArrayLike, "*s"]
-) -> Float[Array, "*s"]:
+    reward_first: Float[ArrayLike, "*#s"], reward_second: Float[ArrayLike, "*#s"]
+) -> Float[Array, "*#s"]:
     r"""Probability that the first response is preferred, :math:`\sigma(r_1 - r_0)`.
 
     Args:

@@ -30,7 +30,7 @@ class TabularBox(NamedTuple):
 
     def minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
         r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-R_{max}\sum v_-`."""
-        return self.maximum * jnp.sum(jnp.minimum(jnp.asarray(direction), 0.0))
+        return jnp.sum(jnp.minimum(jnp.asarray(direction), 0.0)) * self.maximum
 
     def regret(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
@@ -69,7 +69,7 @@ class LinearBall(NamedTuple):
     def minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
         r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-B\|\Phi^\top v\|`."""
         image = jnp.einsum("xad,xa->d", jnp.asarray(self.features), jnp.asarray(direction))
-        return -self.radius * jnp.linalg.norm(image)
+        return -jnp.linalg.norm(image) * self.radius
 
     def regret(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
