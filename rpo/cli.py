@@ -1,0 +1,183 @@
+"""Dispatch of the ``rpo`` command, one-line errors, exit codes.
+
+Each command is a module of this package with ``add_arguments(parser)`` and ``run(args) -> int``,
+imported only when it is called, so that ``rpo --help`` loads neither JAX nor NumPy.
+
+==== ===================================================================================
+code meaning
+==== ===================================================================================
+0    done
+1    a claim of ``rpo verify`` failed, or ``rpo solve`` has no answer
+2    a mistake in what was given; one line on stderr says which
+130  interrupted
+141  the reader of standard output went away
+==== ===================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+PACKAGES = ("rpo_theory", "bandits", "rpo")
+COMMANDS = {
+    "demo": "everything in small: the theorem checked, votes ranked, a report",
+    "verify": "check the theorem on random instances, and see it fail where it must",
+    "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
+}
+
+
+class UsageError(Exception):
+    """A mistake in what a person gave: told in one line, exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are raised, for :func:`main` to tell in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise UsageError(message)
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """What is read and checked in this block is a person's: its errors are usage errors.
+
+    Raises:
+        UsageError: in place of a ``ValueError`` or ``OSError`` of the block.
+
+    Examples:
+        >>> with user_input():
+        ...     raise ValueError("`beta` must be greater than 0, got 0")
+        Traceback (most recent call last):
+        rpo.cli.UsageError: `beta` must be greater than 0, got 0
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UsageError(_sentence(error)) from error
+
+
+def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
+    """Type of a command-line option: a finite number above a bound.
+
+    Args:
+        lower: the bound.
+        inclusive: whether the bound itself will do.
+
+    Returns:
+        A converter for ``add_argument(type=...)``.
+
+    Examples:
+        >>> number(0.0, inclusive=False)("0.5")
+        0.5
+    """
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (lower < value < float("inf") or (inclusive and value == lower)):
+            relation = "at least" if inclusive else "greater than"
+            rule = f"must be a number {relation} {lower:g}, got {text!r}"
+            raise argparse.ArgumentTypeError(rule)
+        return value
+
+    return convert
+
+
+def check_packages() -> None:
+    """Refuse to run with a package of the same name from another distribution.
+
+    Nothing is imported. ``bandits`` also exists on PyPI.
+
+    Raises:
+        UsageError: a package does not lie beside this one.
+    """
+    home = Path(__file__).resolve().parents[1]
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise UsageError(f"package `{package}` is missing beside `rpo`: install rpo again")
+        if Path(spec.origin).resolve().parents[1] != home:
+            raise UsageError(
+                f"another distribution provides `{package}` ({spec.origin}): "
+                "use a fresh environment"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments after the program's name; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        check_packages()
+        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered must not be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (UsageError, OSError) as error:
+        sys.stderr.write(f"rpo: error: {_one_line(_sentence(error))}\n")
+        return 2
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    parser = Parser(
+        prog="rpo",
+        description="Regularized Preference Optimization: the adversarial problem, the RPO loss, "
+        "and the proof that they agree.",
+        epilog="rpo COMMAND --help lists the options of a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    module = None
+    for name, summary in COMMANDS.items():
+        child = commands.add_parser(name, help=summary, allow_abbrev=False)
+        if argv[:1] == [name]:
+            module = importlib.import_module(f".{name}", __package__)
+            child.description = module.__doc__
+            module.add_arguments(child)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as done:  # --help
+        return int(done.code or 0)
+    if args.version:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"rpo {version('rpo')}\n")
+        return 0
+    if module is None:
+        raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
+    return module.run(args)
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error; of the operating system's, the file and what went wrong."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return where + error.strerror
+    return str(error)
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks or other characters that a terminal would act on."""
+    return "".join(character if character.isprintable() else " " for character in text)
