@@ -79,8 +79,8 @@ def certify(
 def gap_bound(
     problem: Problem,
     reward_class: RewardClass,
-    policy: Float[Array, "x a"],
-    reward: Float[Array, "x a"],
+    policy: Float[ArrayLike, "x a"],
+    reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
     """Upper bound on the duality gap in closed form, exact at a saddle point: no solver involved.
 
@@ -93,6 +93,7 @@ def gap_bound(
     Returns:
         Nats, at least 0; infinite for the unbounded class.
     """
+    reward = jnp.asarray(reward)
     match reward_class:
         case TabularBox() | LinearBall():
             slope = reward_gradient(problem, policy, reward)
@@ -106,7 +107,7 @@ def gap_bound(
 
 
 def policy_regret(
-    problem: Problem, policy: Float[Array, "x a"], reward: Float[Array, "x a"]
+    problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, ""]:
     r"""How far a policy is from the best one, :math:`F(r)-\phi(\pi,r)=\eta\beta E\,KL(\pi\|\pi_r)`.
 
@@ -124,7 +125,7 @@ def policy_regret(
 
 
 def reward_gradient(
-    problem: Problem, policy: Float[Array, "x a"], reward: Float[Array, "x a"]
+    problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
     r"""Gradient of :math:`\phi(\pi, r)` in the reward; the residual of identity S1.
 
@@ -139,20 +140,20 @@ def reward_gradient(
     Returns:
         One number per prompt and response.
     """
-    wins = jnp.asarray(problem.wins)
+    wins, reward = jnp.asarray(problem.wins), jnp.asarray(reward)
     total = wins.sum()
     surprise = jax.nn.sigmoid(reward[:, None, :] - reward[:, :, None])
     flow = wins * surprise / jnp.where(total > 0, total, 1.0)
-    weights = problem.eta * jnp.asarray(problem.context_weights)[:, None]
-    excess = weights * (policy - jnp.asarray(problem.baseline_policy))
+    weights = jnp.asarray(problem.context_weights)[:, None] * problem.eta
+    excess = weights * (jnp.asarray(policy) - jnp.asarray(problem.baseline_policy))
     return excess + flow.sum(axis=1) - flow.sum(axis=2)
 
 
 def kkt_residual(
     problem: Problem,
     reward_class: RewardClass,
-    policy: Float[Array, "x a"],
-    reward: Float[Array, "x a"],
+    policy: Float[ArrayLike, "x a"],
+    reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
     r"""Largest violation of the optimality conditions of the saddle point.
 
@@ -166,7 +167,7 @@ def kkt_residual(
         The larger of :math:`\|r - \mathrm{Proj}(r - \nabla_r\phi)\|_\infty` (for the ball of
         parameters) and :math:`\max_x TV(\pi,\pi_r)` over prompts of positive weight.
     """
-    weights = jnp.asarray(problem.context_weights)
+    weights, reward = jnp.asarray(problem.context_weights), jnp.asarray(reward)
     best = gibbs_policy(reward, problem.reference_policy, problem.beta)
     counts = (weights > 0) & (problem.eta > 0)
     distance = jnp.where(counts, total_variation(policy, best), 0.0).max()

@@ -80,7 +80,8 @@ def margin(
         [1.0]
     """
     policy, reference = _masked(policy, where), _masked(reference, where)
-    return (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+    chosen = jnp.asarray(policy.chosen) - jnp.asarray(reference.chosen)
+    return chosen - (jnp.asarray(policy.rejected) - jnp.asarray(reference.rejected))
 
 
 def dpo(

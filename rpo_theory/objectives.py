@@ -91,7 +91,7 @@ def saddle_objective(
         jnp.asarray(policy) - jnp.asarray(problem.baseline_policy), reward, problem.context_weights
     )
     kl = jnp.asarray(problem.context_weights) @ kl_divergence(policy, problem.reference_policy)
-    penalty = problem.eta * (margin - problem.beta * kl)
+    penalty = (margin - kl * problem.beta) * problem.eta
     return penalty + negative_log_likelihood(reward, problem.wins)
 
 
@@ -112,5 +112,5 @@ def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
     """
     log_z = log_partition(reward, problem.reference_policy, problem.beta)
     baseline = jnp.sum(jnp.asarray(problem.baseline_policy) * jnp.asarray(reward), axis=-1)
-    penalty = jnp.asarray(problem.context_weights) @ (problem.beta * log_z - baseline)
-    return problem.eta * penalty + negative_log_likelihood(reward, problem.wins)
+    penalty = jnp.asarray(problem.context_weights) @ (log_z * problem.beta - baseline)
+    return penalty * problem.eta + negative_log_likelihood(reward, problem.wins)

@@ -1,0 +1,140 @@
+"""The certificate proves what it says, for any policy and reward, and nothing more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpo_theory.certificate import certify, kkt_residual, reward_gradient
+from rpo_theory.objectives import minimax_objective, saddle_objective
+from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.types import Problem
+
+CVXPY_VALUE = 1e-7  # Clarabel on a small exponential-cone problem
+EXACT = 1e-12
+
+
+def random_problem(seed: int, beta: float = 0.5, eta: float = 0.8) -> Problem:
+    rng = np.random.default_rng(seed)
+    wins = rng.poisson(1.0, (2, 4, 4)) * (1 - np.eye(4))
+    return Problem(
+        context_weights=rng.dirichlet(np.ones(2)),
+        reference_policy=rng.dirichlet(np.ones(4), 2),
+        baseline_policy=rng.dirichlet(np.ones(4), 2),
+        wins=wins,
+        beta=np.array(beta),
+        eta=np.array(eta),
+    )
+
+
+def random_pair(seed: int, reward_class: RewardClass) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed + 1000)
+    policy = rng.dirichlet(np.ones(4), 2)
+    if isinstance(reward_class, LinearBall):
+        theta = rng.normal(size=3)
+        theta *= rng.uniform() * float(reward_class.radius) / np.linalg.norm(theta)
+        return policy, np.asarray(reward_class.reward(theta))
+    return policy, rng.uniform(0, 1.5, (2, 4))
+
+
+def cvxpy_gap(
+    problem: Problem, reward_class: TabularBox | LinearBall, policy: np.ndarray, reward: np.ndarray
+) -> float:
+    """F(r) minus the adversary's minimum, the latter by Clarabel from the definition of phi."""
+    constraints: list[Any]
+    if isinstance(reward_class, LinearBall):
+        theta = cp.Variable(3)
+        rows = [np.asarray(reward_class.features)[i] @ theta for i in range(2)]
+        constraints = [cp.norm(theta) <= float(reward_class.radius)]
+    else:
+        table = cp.Variable((2, 4))
+        rows = [table[i] for i in range(2)]
+        constraints = [table >= 0, table <= float(reward_class.maximum)]
+    eta, beta, total = float(problem.eta), float(problem.beta), problem.wins.sum()
+    terms = []
+    for i in range(2):
+        weight = eta * float(problem.context_weights[i])
+        kl = np.sum(policy[i] * np.log(policy[i] / problem.reference_policy[i]))
+        terms.append(weight * ((policy[i] - problem.baseline_policy[i]) @ rows[i] - beta * kl))
+        for won, lost in zip(*np.nonzero(problem.wins[i]), strict=True):
+            terms.append(
+                problem.wins[i, won, lost] / total * cp.logistic(rows[i][lost] - rows[i][won])
+            )
+    task = cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), constraints)
+    task.solve(solver=cp.CLARABEL)
+    return float(minimax_objective(problem, reward)) - np.asarray(task.value).item()
+
+
+def classes(seed: int) -> list[TabularBox | LinearBall]:
+    features = np.random.default_rng(seed).normal(size=(2, 4, 3))
+    return [TabularBox(np.array(1.5)), LinearBall(features, np.array(1.2))]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("seed", range(8))
+def test_parity_the_gap_of_any_pair_agrees_with_cvxpy(kind: int, seed: int) -> None:
+    problem, reward_class = random_problem(seed), classes(seed)[kind]
+    policy, reward = random_pair(seed, reward_class)
+    gap = float(certify(problem, reward_class, policy, reward).duality_gap)
+    expected = cvxpy_gap(problem, reward_class, policy, reward)
+    assert gap == pytest.approx(expected, abs=CVXPY_VALUE)
+    assert gap > 1e-3
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.integers(0, 1))
+def test_property_the_gap_is_never_below_what_any_challenger_shows(seed: int, kind: int) -> None:
+    """Weak duality: phi(pi', r) - phi(pi, r') <= gap(pi, r) for every pi' and r'."""
+    problem, reward_class = random_problem(seed), classes(seed)[kind]
+    policy, reward = random_pair(seed, reward_class)
+    gap = float(certify(problem, reward_class, policy, reward).duality_gap)
+    for challenger in range(5):
+        other_policy, other_reward = random_pair(seed + 7 * challenger + 1, reward_class)
+        shown = saddle_objective(problem, other_policy, reward) - saddle_objective(
+            problem, policy, other_reward
+        )
+        assert gap >= float(shown) - EXACT
+
+
+def test_closed_form_a_finite_class_is_enumerated() -> None:
+    problem = random_problem(0)
+    rewards = np.random.default_rng(0).uniform(0, 1, (3, 2, 4))
+    policy = np.asarray(problem.reference_policy)
+    worst = min(float(saddle_objective(problem, policy, r)) for r in rewards)
+    expected = float(minimax_objective(problem, rewards[0])) - worst
+    proof = certify(problem, FiniteClass(rewards), policy, rewards[0])
+    assert float(proof.duality_gap) == pytest.approx(expected, abs=EXACT)
+    assert float(proof.kkt_residual) == float(proof.duality_gap)
+
+
+def test_closed_form_the_unbounded_class_has_no_finite_gap() -> None:
+    problem = random_problem(0)
+    policy = np.asarray(problem.reference_policy)
+    assert certify(problem, Unbounded(), policy, np.zeros((2, 4))).duality_gap == np.inf
+
+
+def test_gradient_of_the_saddle_function_agrees_with_finite_differences() -> None:
+    problem = random_problem(3)
+    policy, reward = random_pair(3, Unbounded())
+    slope = np.asarray(reward_gradient(problem, policy, reward))
+    step = 1e-6
+    for x in range(2):
+        for a in range(4):
+            nudge = np.zeros((2, 4))
+            nudge[x, a] = step
+            rise = saddle_objective(problem, policy, reward + nudge)
+            fall = saddle_objective(problem, policy, reward - nudge)
+            assert slope[x, a] == pytest.approx(float(rise - fall) / (2 * step), abs=1e-9)
+
+
+def test_property_kkt_residual_is_large_away_from_the_saddle_point() -> None:
+    for seed in range(5):
+        problem = random_problem(seed)
+        for reward_class in classes(seed):
+            policy, reward = random_pair(seed, reward_class)
+            assert float(kkt_residual(problem, reward_class, policy, reward)) > 1e-2
