@@ -74,7 +74,7 @@ def _ranking(result: dict[str, Any], frame: box.Box | None) -> Table:
         if rank > _LISTED:
             break
         cells = (_printable(name), f"{p:.4f}", _printable(dpo_name), f"{dpo_p:.4f}")
-        table.add_row(str(rank), *map(Text, cells))
+        table.add_row(str(rank), *cells)
     return table
 
 
