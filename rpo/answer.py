@@ -73,22 +73,20 @@ def _solve(task: Task, problem: Problem, formulation: str) -> tuple[dict[str, An
     solver = importlib.import_module(f"rpo_theory.{SOLVERS[formulation]}")
     solution = solver.solve(problem, task.reward_class, throw=False)
     saddle, status = solution.value, Status(int(solution.status))
-    result = {
-        "policy": _plain(saddle.policy),
-        "reward": _plain(saddle.reward),
-        "value": _plain(saddle.value),
-    }
+    names = ("policy", "reward", "value")
+    result = {name: _plain(array) for name, array in zip(names, saddle, strict=True)}
     message, notes = status.sentence, []
     if isinstance(task.reward_class, Unbounded):
         result |= _stationarity(problem, saddle)
     else:
         proof = certify(problem, task.reward_class, saddle.policy, saddle.reward)
+        result["value"] = _plain(proof.value)
         result["duality_gap"] = _plain(proof.duality_gap)
         result["kkt_residual"] = _plain(proof.kkt_residual)
     if isinstance(task.reward_class, FiniteClass) and status is Status.SOLVED:
         message = (
-            "Solved: every reward of the class was tried. A finite class is not convex, "
-            "so Theorem 5.6 does not speak of it, and the duality gap need not be 0."
+            "Solved. A finite class is not convex, so Theorem 5.6 does not speak of it, "
+            "and the duality gap need not be 0."
         )
     if status is Status.NOT_ATTAINED:
         notes.append("A reward that tends to minus infinity is null.")
