@@ -24,7 +24,7 @@ from bandits.instances import (
     type_i_hacking,
     type_ii_hacking,
 )
-from rpo_theory import losses, minimax, objectives
+from rpo_theory import losses, maximin, minimax, objectives
 from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage
 from rpo_theory.problems import validate
@@ -35,6 +35,8 @@ EXACT = 1e-9
 """Closed forms against a solver or a formula in float64, with room for its tolerance."""
 PROVEN = 1e-10
 """Duality gap that the exact solver promises."""
+POLICY = 1e-6
+"""A search on values finds a maximiser to the root of their rounding, 1e-8, with some room."""
 VANISHING_ETA = 1e-7
 """Small enough that a gap of order eta cannot change a printed digit."""
 
@@ -252,6 +254,8 @@ def test_golden_non_convex_class_the_two_formulations_part(
     policy, lower = algorithm_1(instance)
     assert printed(float(solution.value.value) / eta - lower, 3) == duality_gap
     assert printed(worst_gap(instance, policy), 3) == maximin_gap
+    found = maximin.solve(instance.problem, instance.reward_class).value.policy
+    np.testing.assert_allclose(found, policy, atol=POLICY)
     assert worst_gap(instance, policy) <= beta * np.log(3.0)
     assert coverage_of(instance) == 0.0
 
