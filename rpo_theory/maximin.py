@@ -1,0 +1,309 @@
+r"""Algorithm 1, the adversarial problem: :math:`\hat\pi\in\arg\max_\pi\min_{r\in\mathcal R}\phi`.
+
+Solved on the policy itself, by a method that shares nothing with :mod:`rpo_theory.minimax`: no
+Gibbs policy, no :math:`\log Z`, no softmax (see :mod:`rpo_theory.saddle_newton`). That both find
+the same policy is Theorem 5.6 of `liu:24`, where it holds; for a finite, non-convex class it does
+not, and this is then the answer of Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import entr
+from jaxtyping import Float
+
+from . import saddle_newton, unbounded
+from .choice_sets import Ball, Box, ChoiceSet, Free, Simplex
+from .objectives import saddle_objective
+from .policies import kl_divergence
+from .preference import negative_log_likelihood
+from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .saddle_newton import Game, Progress
+from .types import Problem, Saddle, Solution, Status
+
+TOLERANCE = 1e-12
+MAX_STEPS = 100
+CHUNK = 65_536  # matrix entries that are worked on together: they should stay in the cache
+GROUP = 1_000_000  # matrix entries handed to one thread at a time: they bound the memory
+
+
+def solve(
+    problem: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: float = TOLERANCE,
+    max_steps: int = MAX_STEPS,
+    throw: bool = True,
+) -> Solution:
+    r"""Maximise over the policy what it gains, for sure, against the worst reward of a class.
+
+    Computes in float64 whatever the caller's configuration. At a prompt without adversarial term
+    (:math:`\eta d_0(x) = 0`) any policy is optimal; the one returned satisfies the condition that
+    the others do, :math:`\beta\log(\pi/\pi_{ref}) = r` up to a constant, with a reward of maximal
+    likelihood.
+
+    Args:
+        problem: the instance.
+        reward_class: the adversary's class.
+        tolerance: of the residual of the optimality conditions, in probabilities.
+        max_steps: most Newton steps.
+        throw: raise if no solution was found, instead of returning its status.
+
+    Returns:
+        The policy, the adversary's reward, and the value :math:`\min_r\phi(\hat\pi, r)` by the dual
+        of the likelihood: a lower bound on :math:`F` that is exact at the solution. For a finite
+        class the reward is the member that carries most of the adversary's weight; for the
+        unbounded class rewards are :math:`\beta\log(\pi/\pi_{ref})` on the support, and ``-inf``
+        where the infimum is not attained. Stats: ``residual``, ``steps``.
+
+    Raises:
+        ValueError: if a solution was not found and ``throw`` is set.
+
+    References:
+        `liu:24`, Algorithm 1, eq. 3.3.
+
+    Examples:
+        >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1e-3))
+        >>> solve(problem, TabularBox(np.array(2.0))).value.policy.round(3).tolist()
+        [[0.75, 0.25]]
+    """
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (problem, reward_class))
+    solution = solve_batch(*batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
+    return jax.tree.map(lambda leaf: leaf[0], solution)
+
+
+def solve_batch(
+    problems: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: float = TOLERANCE,
+    max_steps: int = MAX_STEPS,
+    throw: bool = True,
+) -> Solution:
+    """Solve many problems of one shape: every array has a leading batch axis.
+
+    Args:
+        problems: the instances.
+        reward_class: their reward classes.
+        tolerance: see :func:`solve`.
+        max_steps: see :func:`solve`.
+        throw: raise if any problem was not solved.
+
+    Returns:
+        The solutions, as NumPy arrays with the same leading axis.
+
+    Raises:
+        ValueError: if a solution was not found and ``throw`` is set; it names the first.
+
+    Examples:
+        >>> even, one = np.full((2, 1, 2), 0.5), np.ones(2)
+        >>> problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), one, one)
+        >>> solve_batch(problems, TabularBox(one)).value.policy.shape
+        (2, 1, 2)
+    """
+    problems, reward_class = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
+    )
+    n_problems, n_contexts, n_actions = problems.reference_policy.shape
+    per_group = max(1, GROUP // (n_contexts * n_actions**2))
+    per_group = -(-n_problems // -(-n_problems // per_group))
+
+    def solve_group(start: int) -> Solution:
+        rows = np.minimum(np.arange(start, start + per_group), n_problems - 1)
+        group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
+        with jax.enable_x64(True):
+            return jax.device_get(_solve_group(*group, tolerance, max_steps=max_steps))
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        groups = list(threads.map(solve_group, range(0, n_problems, per_group)))
+    solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
+    if throw:
+        _raise_unless_solved(solution.status)
+    return solution
+
+
+def _raise_unless_solved(status: np.ndarray) -> None:
+    failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
+    if failed.size:
+        first = Status(int(status[failed[0]]))
+        where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
+        raise ValueError(f"{where}{first.sentence} (`throw=False` returns what was found)")
+
+
+@partial(jax.jit, static_argnames=("max_steps",))
+def _solve_group(
+    problems: Problem,
+    reward_class: RewardClass,
+    tolerance: Float[Array, ""] | float,
+    *,
+    max_steps: int,
+) -> Solution:
+    """Play every game of every problem, a cache-full of them at a time, and read the answers."""
+    n_problems, _, n_actions = problems.reference_policy.shape
+    reductions = None
+    if isinstance(reward_class, Unbounded):
+        reductions = jax.vmap(unbounded.reduce)(problems)
+        problems = reductions.problem
+    games = jax.vmap(_games)(problems, reward_class)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), games)
+    play = partial(
+        saddle_newton.solve, tolerance=jnp.asarray(tolerance, jnp.float64), max_steps=max_steps
+    )
+    played = _map_by_chunks(play, flat, CHUNK // (flat.reference.shape[1] * n_actions**2))
+    played = jax.tree.map(lambda leaf: leaf.reshape(n_problems, -1, *leaf.shape[1:]), played)
+    solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, played)
+    if reductions is None:
+        return solutions
+    return jax.vmap(_in_the_limit)(reductions, solutions)
+
+
+def _map_by_chunks(play: Callable[[Game], Progress], games: Game, chunk_size: int) -> Progress:
+    """Map over the games, a chunk side by side: all of a chunk wait for its slowest."""
+    n_games = games.weights.shape[0]
+    n_chunks = -(-n_games // max(1, chunk_size))
+    size = -(-n_games // n_chunks)
+    order = jnp.minimum(jnp.arange(n_chunks * size), n_games - 1).reshape(n_chunks, size)
+    chunks = jax.tree.map(lambda leaf: leaf[order], games)
+    played = jax.lax.map(jax.vmap(play), chunks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n_games], played)
+
+
+def _games(problem: Problem, reward_class: RewardClass) -> Game:
+    r"""Cut a problem into games that nothing couples, on the first axis of the arrays.
+
+    Tabular rewards make a game of every prompt, in units of its own weight, so that inside none is
+    a weight tiny or :math:`\eta` large.
+    """
+    wins = jnp.asarray(problem.wins)
+    total = wins.sum()
+    problem = problem._replace(wins=wins / jnp.where(total > 0, total, 1.0))
+    match reward_class:
+        case TabularBox(maximum):
+            return _prompt_games(problem, Box(), jnp.asarray(maximum))
+        case Unbounded():
+            return _prompt_games(problem, Free(), jnp.ones_like(total))
+        case LinearBall(features, radius):
+            longest = _or_one(jnp.linalg.norm(features, axis=-1).max())
+            game = _game(problem, Ball(features / longest), radius * longest)
+        case FiniteClass(rewards):
+            members = jnp.moveaxis(jnp.asarray(rewards), 0, -1)
+            width = _or_one(jnp.abs(members).max())
+            losses = jax.vmap(negative_log_likelihood, (0, None))(rewards, wins)
+            scale = problem.eta * jnp.sum(problem.context_weights) + problem.wins.sum()
+            mixture = Simplex(members / width, losses / (_or_one(scale) * width))
+            # The losses of the members say all about the comparisons.
+            game = _game(problem._replace(wins=jnp.zeros_like(wins)), mixture, width, scale)
+    return jax.tree.map(lambda leaf: leaf[None], game)
+
+
+def _prompt_games(problem: Problem, rewards: Box | Free, width: Float[Array, ""]) -> Game:
+    def game(*prompt: Float[Array, "..."]) -> Game:
+        return _game(Problem(*(leaf[None] for leaf in prompt), *problem[4:]), rewards, width)
+
+    return jax.vmap(game)(*map(jnp.asarray, problem[:4]))
+
+
+def _game(
+    problem: Problem,
+    rewards: ChoiceSet,
+    width: Float[Array, ""],
+    scale: Float[Array, ""] | None = None,
+) -> Game:
+    """Game of some prompts, whose wins are shares of all comparisons, per weight and range."""
+    weights = problem.eta * jnp.asarray(problem.context_weights)
+    wins = jnp.asarray(problem.wins)
+    scale = _or_one(weights.sum() + wins.sum() if scale is None else scale)
+
+    def component_means(unit: Float[Array, " a"]) -> Float[Array, "x a"]:
+        return unbounded.component_means(jnp.broadcast_to(unit, wins.shape[:2]), wins)
+
+    return Game(
+        weights=weights / scale,
+        reference=jnp.asarray(problem.reference_policy),
+        baseline=jnp.asarray(problem.baseline_policy),
+        losses=wins.sum(axis=1) / scale,
+        comparisons=(wins + wins.mT) / scale,
+        connected=jax.vmap(component_means, out_axes=2)(jnp.eye(wins.shape[1])),
+        beta=problem.beta / width,
+        temperature=1.0 / width,
+        rewards=rewards,
+    )
+
+
+def _conclude(
+    tolerance: Float[Array, ""] | float,
+    problem: Problem,
+    reward_class: RewardClass,
+    played: Progress,
+) -> Solution:
+    """Read policy, reward, value and status from the last states of a problem's games."""
+    state = played.state
+    shape = problem.reference_policy.shape
+    policy = state.policy.reshape(shape)
+    policy = policy / _or_one(policy.sum(axis=-1, keepdims=True))
+    beliefs = state.beliefs.reshape(problem.wins.shape)
+    match reward_class:
+        case TabularBox(maximum):
+            reward = reward_class.project(maximum * state.choice)
+        case Unbounded():
+            reward = state.choice - state.level
+        case LinearBall(features, radius):
+            parameter = state.choice[0] / jnp.maximum(1.0, jnp.linalg.norm(state.choice[0]))
+            reward = jnp.asarray(features) @ (radius * parameter)
+        case FiniteClass(rewards):
+            reward = jnp.asarray(rewards)[jnp.argmax(state.choice[0])]
+    value = _worst_value(problem, reward_class, policy, beliefs)
+    residual = played.residual.max()
+    reached = residual <= tolerance
+    status = jnp.where(
+        reached,
+        Status.SOLVED.value,
+        jnp.where(jnp.any(played.broken), Status.NOT_FINITE.value, Status.MAX_STEPS.value),
+    )
+    stats = {"residual": residual, "steps": played.steps.max()}
+    return Solution(Saddle(policy, reward, value), status, stats)
+
+
+def _worst_value(
+    problem: Problem,
+    reward_class: RewardClass,
+    policy: Float[Array, "x a"],
+    beliefs: Float[Array, "x a a"],
+) -> Float[Array, ""]:
+    r"""Value of the dual at a policy and beliefs, at most :math:`\min_r\phi(\pi, r)`."""
+    if isinstance(reward_class, FiniteClass):
+        against = jax.vmap(partial(saddle_objective, problem, policy))
+        return against(jnp.asarray(reward_class.rewards)).min()
+    wins = jnp.asarray(problem.wins)
+    total = _or_one(wins.sum())
+    comparisons = wins + wins.mT
+    weights = problem.eta * jnp.asarray(problem.context_weights)
+    labels = (wins.sum(axis=1) - jnp.sum(comparisons * beliefs, axis=2)) / total
+    flow = weights[:, None] * (policy - jnp.asarray(problem.baseline_policy)) + labels
+    priced = 0.0 * total if isinstance(reward_class, Unbounded) else reward_class.minimum(flow)
+    entropy = jnp.sum(comparisons * entr(beliefs)) / total
+    kl = weights @ kl_divergence(policy, problem.reference_policy)
+    return entropy + priced - problem.beta * kl
+
+
+def _in_the_limit(reduction: unbounded.Reduction, solution: Solution) -> Solution:
+    """Answer over all rewards from that of what is left when diverging ones are taken out."""
+    policy, reward, value = solution.value
+    reward = jnp.where(reduction.kept, reward, -jnp.inf)
+    limit = (solution.status == Status.SOLVED) & ~reduction.attained
+    status = jnp.where(limit, Status.NOT_ATTAINED.value, solution.status)
+    status = jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
+    return Solution(Saddle(policy, reward, reduction.share * value), status, solution.stats)
+
+
+def _or_one(values: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    return jnp.where(values > 0, values, 1.0)

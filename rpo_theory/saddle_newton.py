@@ -1,0 +1,333 @@
+r"""Primal-dual Newton method for :math:`\max_\pi\min_r\phi(\pi, r)` on the policy itself.
+
+The likelihood is resolved by the adversary's own labels: with :math:`s` in (0, 1) for every pair of
+responses,
+
+.. math:: \mathrm{softplus}(-d) = \max_s\{-s d + H(s)\},\qquad H(s) = -s\log s - (1-s)\log(1-s),
+
+so that :math:`\phi` becomes linear in the reward and the maximin problem one concave maximisation
+over the policy and these beliefs, :math:`\max_{\pi,s}\,-w\beta KL(\pi\|\pi_{ref}) + H(s) +
+\min_{r\in\mathcal R}\langle v(\pi,s), r\rangle`, with :math:`v` the *flow* into each response: what
+the policy gains on the baseline plus what the labels say. The reward is the multiplier that prices
+the flow. Policy, beliefs, reward and bound multipliers are independent variables of one Newton
+iteration: logarithms are linearised, nothing is ever normalised by a partition function.
+
+A barrier keeps the policy positive while the adversary's constraints settle; both shrink together,
+which leads through small :math:`\beta` as through a linear program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from . import choice_sets
+from .choice_sets import ChoiceSet
+
+RIDGE = 3e-14  # of the largest curvature: rewards that nothing prices stay where they are
+START = 0.1  # first barrier parameter, in units of weight times reward
+INSIDE = 0.995  # share of the way to the boundary that a step may go
+LEAST_CENTRING = 1e-3  # the barrier never falls faster: the logarithms must keep up
+
+
+class Game(NamedTuple):
+    r"""One saddle problem, in units in which rewards and the sum of all weights are about one.
+
+    Attributes:
+        weights: weight :math:`w` of each prompt in the adversarial term.
+        reference: :math:`\pi_{ref}`; responses of probability zero are left out.
+        baseline: :math:`\pi_{base}`.
+        losses: weighted number of comparisons that each response lost.
+        comparisons: weighted number of comparisons of each pair, symmetric.
+        connected: averages over connected components of the comparisons.
+        beta: :math:`\beta`, in units of reward.
+        temperature: one nat of log-odds in units of reward.
+        rewards: what the adversary may choose from.
+    """
+
+    weights: Float[Array, " x"]
+    reference: Float[Array, "x a"]
+    baseline: Float[Array, "x a"]
+    losses: Float[Array, "x a"]
+    comparisons: Float[Array, "x a a"]
+    connected: Float[Array, "x a a"]
+    beta: Float[Array, ""]
+    temperature: Float[Array, ""]
+    rewards: ChoiceSet
+
+
+class State(NamedTuple):
+    r"""Iterate of the method.
+
+    Attributes:
+        policy: :math:`\pi > 0` on the support of the reference.
+        policy_slack: multiplier of :math:`\pi\ge0`, in units of reward.
+        level: multiplier of :math:`\sum_a\pi=1`.
+        beliefs: :math:`s_{ij}`, the adversary's probability that j beats i; transposes sum to 1.
+        choice: the adversary's reward, parameter or mixture.
+        slack: distances of the choice to its bounds, kept apart so that they never cancel.
+        multiplier: of those bounds.
+    """
+
+    policy: Float[Array, "x a"]
+    policy_slack: Float[Array, "x a"]
+    level: Float[Array, " x"]
+    beliefs: Float[Array, "x a a"]
+    choice: Float[Array, " m"]
+    slack: Float[Array, " c"]
+    multiplier: Float[Array, " c"]
+
+
+class Progress(NamedTuple):
+    """A state, how far it is from a saddle point, the steps taken, and whether it broke down."""
+
+    state: State
+    residual: Float[Array, ""]
+    steps: Int[Array, ""]
+    broken: Bool[Array, ""]
+
+
+def init(game: Game) -> State:
+    """Start from fair labels, an average reward, and a policy between reference and uniform."""
+    support = game.reference > 0
+    uniform = support / jnp.maximum(support.sum(axis=-1, keepdims=True), 1).astype(jnp.float64)
+    policy = 0.5 * (game.reference + uniform)
+    choice = choice_sets.start(game.rewards, game.reference.shape[-1])
+    slack = choice_sets.slack(game.rewards, choice)
+    return State(
+        policy=policy,
+        policy_slack=jnp.where(support, START * _barrier_scale(game) / _or_one(policy), 0.0),
+        level=jnp.zeros_like(game.weights),
+        beliefs=jnp.full_like(game.comparisons, 0.5),
+        choice=choice,
+        slack=slack,
+        multiplier=START / slack,
+    )
+
+
+def solve(game: Game, *, tolerance: Float[Array, ""], max_steps: int) -> Progress:
+    """Newton steps until the residual is at the tolerance.
+
+    Args:
+        game: the saddle problem.
+        tolerance: residual of :func:`residual` at which to stop.
+        max_steps: most Newton steps.
+
+    Returns:
+        The last state whose numbers were finite, and how it ended.
+    """
+
+    def running(progress: Progress) -> Bool[Array, ""]:
+        unfinished = (progress.residual > tolerance) & (progress.steps < max_steps)
+        return unfinished & ~progress.broken
+
+    def advance(progress: Progress) -> Progress:
+        state = step(game, progress.state)
+        distance = residual(game, state)
+        finite = jnp.isfinite(distance)
+        state, distance = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (state, distance),
+            (progress.state, progress.residual),
+        )
+        return Progress(state, distance, progress.steps + 1, ~finite)
+
+    first = init(game)
+    start = Progress(first, residual(game, first), jnp.array(0, jnp.int32), jnp.array(False))
+    return jax.lax.while_loop(running, advance, start)
+
+
+def residual(game: Game, state: State) -> Float[Array, ""]:
+    r"""Distance from a saddle point, from policy, beliefs and reward alone.
+
+    The largest of: the policy's log-error :math:`(r-\beta\log(\pi/\pi_{ref})-\nu)/\beta`, summed
+    over the policy, and the defect of its sum; the flow that the error of the beliefs is worth;
+    and how far a gradient step of the adversary moves its choice.
+    """
+    stationarity, surprise, gradient = _conditions(game, state)
+    # Too small a probability counts by its root, lest an arm stay at zero by mistake.
+    weight = jnp.where(stationarity > 0, jnp.sqrt(state.policy), state.policy)
+    policy_error = jnp.sum(weight * jnp.abs(stationarity), axis=-1) / game.beta
+    # Below this share of the total, weights are beyond the precision of the flow.
+    resolved = jnp.where(game.weights > 0, jnp.minimum(1.0, 1e12 * game.weights), 1.0)
+    sum_error = jnp.where(game.reference.sum(axis=-1) > 0, state.policy.sum(axis=-1) - 1.0, 0.0)
+    belief_flow = game.comparisons * _belief_response(game, state) * jnp.abs(surprise)
+    return jnp.stack(
+        [
+            jnp.max(resolved * policy_error),
+            jnp.max(jnp.abs(sum_error)),
+            jnp.max(belief_flow),
+            choice_sets.distance(game.rewards, state.choice, gradient),
+        ]
+    ).max()
+
+
+def step(game: Game, state: State) -> State:
+    """One predictor-corrector step: the barrier falls as far as the predictor shows it can."""
+    scale = _barrier_scale(game)
+    support = game.reference > 0
+    least = choice_sets.least_products(game.rewards, state.multiplier)
+    linear = _linearise(game, state)
+
+    def barrier(length: Float[Array, ""], move: State) -> Float[Array, ""]:
+        moved = jax.tree.map(lambda value, change: value + length * change, state, move)
+        policy_products = jnp.sum(moved.policy * moved.policy_slack / scale)
+        slack_products = jnp.maximum(moved.slack * moved.multiplier - least, 0.0).sum()
+        return (policy_products + slack_products) / (support.sum() + state.slack.size)
+
+    predicted = _direction(game, state, linear, jnp.zeros_like(state.policy), least)
+    now = barrier(jnp.zeros_like(game.beta), predicted)
+    then = barrier(_longest_step(state, predicted), predicted)
+    target = jnp.clip((then / now) ** 3, LEAST_CENTRING, 1.0) * now
+    move = _direction(
+        game,
+        state,
+        linear,
+        target * scale - predicted.policy * predicted.policy_slack,
+        jnp.maximum(target, least) - predicted.slack * predicted.multiplier,
+    )
+    length = _longest_step(state, move)
+    return jax.tree.map(lambda value, change: value + length * change, state, move)
+
+
+class _Linearisation(NamedTuple):
+    """What both directions of a step share."""
+
+    stationarity: Float[Array, "x a"]
+    surprise: Float[Array, "x a a"]
+    gradient: Float[Array, " m"]
+    policy_response: Float[Array, "x a"]
+    belief_response: Float[Array, "x a a"]
+    factor: Float[Array, "m m"]
+
+
+def _linearise(game: Game, state: State) -> _Linearisation:
+    """Eliminate policy and beliefs: how the adversary's gradient answers its choice.
+
+    Both answers are graph Laplacians: the policy shifts mass between every two responses, the
+    beliefs between those compared. Summed as conductances, nothing cancels on the diagonal.
+    """
+    policy_response = jnp.where(
+        game.reference > 0, state.policy / (game.beta + state.policy_slack), 0.0
+    )
+    belief_response = _belief_response(game, state)
+    total = _or_one(policy_response.sum(axis=-1))
+    pairs = policy_response[:, :, None] * policy_response[:, None, :]
+    conductance = (game.weights / total)[:, None, None] * pairs
+    conductance = conductance + game.comparisons * belief_response
+    unit = jnp.eye(conductance.shape[-1], dtype=conductance.dtype)
+    conductance = conductance * (1.0 - unit)
+    laplacian = conductance.sum(axis=-1)[:, :, None] * unit - conductance
+    curvature = choice_sets.pull_matrix(game.rewards, laplacian)
+    ridge = RIDGE * jnp.max(jnp.diagonal(curvature)) + jnp.finfo(curvature.dtype).tiny
+    matrix = curvature + ridge * jnp.eye(curvature.shape[0], dtype=curvature.dtype)
+    matrix = matrix + choice_sets.bound_curvature(
+        game.rewards, state.choice, state.slack, state.multiplier
+    )
+    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    return _Linearisation(*_conditions(game, state), policy_response, belief_response, factor)
+
+
+def _direction(
+    game: Game,
+    state: State,
+    linear: _Linearisation,
+    policy_target: Float[Array, "x a"],
+    slack_target: Float[Array, " c"],
+) -> State:
+    """Newton direction towards given products of the policy and of the slack with multipliers."""
+    support = game.reference > 0
+    inverse_policy = 1.0 / _or_one(state.policy)
+    drive = jnp.where(support, linear.stationarity + policy_target * inverse_policy, 0.0)
+    response = linear.policy_response
+    total = _or_one(response.sum(axis=-1))
+    missing = 1.0 - state.policy.sum(axis=-1)
+
+    def answer(force: Float[Array, "x a"]) -> tuple[Float[Array, "x a"], Float[Array, " x"]]:
+        level = (jnp.sum(response * force, axis=-1) - missing) / total
+        return jnp.where(support, response * (force - level[:, None]), 0.0), level
+
+    label_flow = _balanced(
+        game, jnp.sum(game.comparisons * linear.belief_response * linear.surprise, axis=-1)
+    )
+    flow = game.weights[:, None] * answer(drive)[0] - label_flow
+    infeasible = choice_sets.slack(game.rewards, state.choice) - state.slack
+    push, push_back = choice_sets.bound_maps(game.rewards, state.choice)
+    held = push_back((slack_target - state.multiplier * infeasible) / state.slack)
+    force = held - linear.gradient - choice_sets.pull(game.rewards, flow)
+    choice = choice_sets.newton_move(
+        game.rewards, linear.factor, force, state.choice, state.slack, state.multiplier
+    )
+
+    reward = choice_sets.reward(game.rewards, choice)
+    policy, level_shift = answer(drive + reward)
+    policy_slack = (policy_target - state.policy_slack * policy) * inverse_policy
+    slack = infeasible + push(choice)
+    return State(
+        policy=policy,
+        policy_slack=jnp.where(support, policy_slack - state.policy_slack, 0.0),
+        level=level_shift,
+        beliefs=linear.belief_response
+        * (linear.surprise - (reward[:, :, None] - reward[:, None, :])),
+        choice=choice,
+        slack=slack,
+        multiplier=(slack_target - state.multiplier * slack) / state.slack - state.multiplier,
+    )
+
+
+def _conditions(
+    game: Game, state: State
+) -> tuple[Float[Array, "x a"], Float[Array, "x a a"], Float[Array, " m"]]:
+    """Errors of the policy and of the beliefs in units of reward, and the adversary's gradient."""
+    support = game.reference > 0
+    reward = choice_sets.reward(game.rewards, state.choice)
+    log_ratio = jnp.log(jnp.where(support, state.policy, 1.0) / _or_one(game.reference))
+    stationarity = reward - game.beta * log_ratio - state.level[:, None]
+    log_beliefs = jnp.log(state.beliefs)
+    log_odds = game.temperature * (log_beliefs.mT - log_beliefs)
+    surprise = log_odds - (reward[:, :, None] - reward[:, None, :])
+    labels = game.losses - jnp.sum(game.comparisons * state.beliefs, axis=-1)
+    flow = game.weights[:, None] * (state.policy - game.baseline) + _balanced(game, labels)
+    gradient = choice_sets.gradient(game.rewards, flow)
+    return (
+        jnp.where(support, stationarity, 0.0),
+        jnp.where(game.comparisons > 0, surprise, 0.0),
+        gradient,
+    )
+
+
+def _balanced(game: Game, flow: Float[Array, "x a"]) -> Float[Array, "x a"]:
+    """Labels move nothing into a component: take out the roundoff that small weights would see."""
+    return flow - jnp.einsum("xab,xb->xa", game.connected, flow)
+
+
+def _belief_response(game: Game, state: State) -> Float[Array, "x a a"]:
+    """How far a belief moves per unit of reward."""
+    other = state.beliefs.mT
+    response = state.beliefs * other / (game.temperature * (state.beliefs + other))
+    return jnp.where(game.comparisons > 0, response, 0.0)
+
+
+def _barrier_scale(game: Game) -> Float[Array, "x 1"]:
+    """Barrier on the policy per unit of weight; prompts of weight zero hold up nobody."""
+    return jnp.where(game.weights > 0, 1.0 / jnp.maximum(game.weights, 1e-12), 1.0)[:, None]
+
+
+def _longest_step(state: State, move: State) -> Float[Array, ""]:
+    """Longest step, at most one, that keeps everything positive that must be."""
+    positive = ("policy", "policy_slack", "beliefs", "slack", "multiplier")
+    longest = jnp.ones_like(state.level[0])
+    for name in positive:
+        value, change = getattr(state, name), getattr(move, name)
+        falls = change < 0
+        ratio = jnp.where(falls, -value / jnp.where(falls, change, -1.0), jnp.inf)
+        longest = jnp.minimum(longest, INSIDE * jnp.min(ratio, initial=jnp.inf))
+    return longest
+
+
+def _or_one(values: Array) -> Array:
+    return jnp.where(values > 0, values, 1.0)
