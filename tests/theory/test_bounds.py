@@ -1,0 +1,272 @@
+"""The algebra of the guarantee, redone by hand, and the constants of its proof, scanned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+
+from rpo_theory.bounds import (
+    complexity,
+    corrected_modulus,
+    covering_scale,
+    gap_bound,
+    printed_modulus,
+    prompt_shift_factor,
+    regularised_gap_bound,
+    theorem_beta,
+    theorem_bound_corrected,
+    theorem_bound_printed,
+    theorem_bound_tight,
+    tight_modulus,
+    tuned_eta,
+)
+from rpo_theory.rewards import FiniteClass, TabularBox, log_covering_number
+
+ALGEBRA = 1e-12
+"""Tens of roundings."""
+SCAN = 1e-4
+"""A scan of 200 by 200 points, and ratios of numbers that both tend to zero."""
+
+sizes = st.floats(1.0, 1e9)
+ranges = st.floats(0.0, 10.0)
+complexities = st.floats(1.0, 50.0)
+coefficients = st.floats(0.0, 100.0)
+divergences = st.floats(0.0, 50.0)
+
+
+def sigmoid(margin: np.ndarray | float) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-np.asarray(margin, np.float64)))
+
+
+def hellinger(z: np.ndarray | float, w: np.ndarray | float) -> np.ndarray:
+    """1 - sum sqrt(p q) of two labels with margins z and w, free of cancellation."""
+    half_sum = (np.sqrt(sigmoid(z)) - np.sqrt(sigmoid(w))) ** 2
+    return 0.5 * (half_sum + (np.sqrt(sigmoid(-z)) - np.sqrt(sigmoid(-w))) ** 2)
+
+
+def scanned_modulus(reward_max: float) -> float:
+    """Smallest ratio of squared Hellinger distance to squared margin difference on a grid."""
+    z, w = np.meshgrid(*2 * [np.linspace(-reward_max, reward_max, 200)])
+    apart = z != w
+    return float((hellinger(z, w)[apart] / (z - w)[apart] ** 2).min())
+
+
+@settings(deadline=None)
+@given(sizes, ranges, complexities, coefficients, divergences)
+def test_theorem_printed_is_the_untuned_bound_at_its_eta_and_beta(
+    n: float, reward_max: float, iota: float, c: float, kl: float
+) -> None:
+    kappa = (1.0 + math.exp(reward_max)) ** -2
+    eta, beta = kappa * math.sqrt(24.0 * iota**2 / n), n**-0.5
+    modulus = printed_modulus(reward_max)
+    np.testing.assert_allclose(modulus, kappa**2, rtol=ALGEBRA)
+    np.testing.assert_allclose(tuned_eta(modulus, n_pairs=n, complexity=iota), eta, rtol=ALGEBRA)
+    np.testing.assert_allclose(theorem_beta(n), beta, rtol=ALGEBRA)
+    untuned = c**2 * eta / (8 * kappa**2) + 3 * iota**2 / (eta * n) + beta * kl
+    terms = {"n_pairs": n, "complexity": iota, "coverage": c, "kl": kl}
+    found = gap_bound(modulus, **terms, eta=eta, beta=beta)
+    np.testing.assert_allclose(found, untuned, rtol=ALGEBRA)
+    tuned = theorem_bound_printed(**terms, reward_max=reward_max)
+    np.testing.assert_allclose(tuned, untuned, rtol=ALGEBRA)
+
+
+@settings(deadline=None)
+@given(sizes, ranges, complexities, coefficients, divergences)
+def test_theorem_corrected_is_the_safe_bound_at_the_same_eta_and_beta(
+    n: float, reward_max: float, iota: float, c: float, kl: float
+) -> None:
+    kappa = (1.0 + math.exp(reward_max)) ** -2
+    eta, beta = kappa * math.sqrt(24.0 * iota**2 / n), n**-0.5
+    safe = c**2 * eta / (4 * kappa**2) + 3 * iota**2 / (eta * n) + beta * kl
+    terms = {"n_pairs": n, "complexity": iota, "coverage": c, "kl": kl}
+    found = gap_bound(corrected_modulus(reward_max), **terms, eta=eta, beta=beta)
+    np.testing.assert_allclose(found, safe, rtol=ALGEBRA)
+    tuned = theorem_bound_corrected(**terms, reward_max=reward_max)
+    np.testing.assert_allclose(tuned, safe, rtol=ALGEBRA)
+
+
+@settings(deadline=None)
+@given(sizes, ranges, complexities, coefficients, divergences)
+def test_theorem_tight_is_the_printed_one_with_the_root_of_h_for_kappa(
+    n: float, reward_max: float, iota: float, c: float, kl: float
+) -> None:
+    slope = float(sigmoid(reward_max) * sigmoid(-reward_max))
+    root_h = math.sqrt(slope / 8.0)
+    eta, beta = root_h * math.sqrt(24.0 * iota**2 / n), n**-0.5
+    untuned = c**2 * eta / (8 * root_h**2) + 3 * iota**2 / (eta * n) + beta * kl
+    modulus = tight_modulus(reward_max)
+    np.testing.assert_allclose(tuned_eta(modulus, n_pairs=n, complexity=iota), eta, rtol=ALGEBRA)
+    tuned = theorem_bound_tight(
+        n_pairs=n, complexity=iota, coverage=c, kl=kl, reward_max=reward_max
+    )
+    np.testing.assert_allclose(tuned, untuned, rtol=ALGEBRA)
+
+
+@pytest.mark.parametrize("modulus", [printed_modulus, corrected_modulus, tight_modulus])
+def test_theorem_known_coverage_eta_is_the_best_and_turns_c_squared_plus_one_into_two_c(
+    modulus: Callable[[float], Array],
+) -> None:
+    n, iota, c, reward_max = 500.0, 3.0, 7.0, 1.5
+    m = float(modulus(reward_max))
+
+    def bound(eta: float) -> float:
+        terms = {"n_pairs": n, "complexity": iota, "coverage": c}
+        return float(regularised_gap_bound(m, **terms, eta=eta))
+
+    eta = float(tuned_eta(m, n_pairs=n, complexity=iota, coverage=c))
+    # a eta + b / eta is smallest where it is symmetric in log eta.
+    np.testing.assert_allclose(bound(2.0 * eta), bound(0.5 * eta), rtol=ALGEBRA)
+    assert bound(eta) < bound(1.001 * eta)
+    unknown = bound(float(tuned_eta(m, n_pairs=n, complexity=iota)))
+    np.testing.assert_allclose(bound(eta) / unknown, 2 * c / (c**2 + 1), rtol=ALGEBRA)
+
+
+def test_theorem_known_coverage_eta_matches_its_formula() -> None:
+    n, iota, c, reward_max = 500.0, 3.0, 7.0, 1.5
+    kappa = (1.0 + math.exp(reward_max)) ** -2
+    expected = 2 * math.sqrt(6.0) * kappa * iota / (c * math.sqrt(n))
+    found = tuned_eta(printed_modulus(reward_max), n_pairs=n, complexity=iota, coverage=c)
+    np.testing.assert_allclose(found, expected, rtol=ALGEBRA)
+
+
+def test_theorem_eta_without_kappa_does_not_give_the_printed_bound() -> None:
+    """Erratum 1: (A.45) without kappa misses Theorem 5.3 by far."""
+    n, iota, c, reward_max = 100.0, 2.0, 1.0, 1.0
+    eta = math.sqrt(24.0) * iota / math.sqrt(n)
+    terms = {"n_pairs": n, "complexity": iota, "coverage": c}
+    without = regularised_gap_bound(printed_modulus(reward_max), **terms, eta=eta)
+    assert without > 5.0 * theorem_bound_printed(**terms, reward_max=reward_max, kl=0.0)
+
+
+@pytest.mark.parametrize("reward_max", [0.01, 0.333, 1.0, 3.0, 5.0, 12.0, 40.0])
+def test_closed_form_tight_modulus_is_the_infimum_of_the_hellinger_ratio(
+    reward_max: float,
+) -> None:
+    """Never undercut on the grid, and approached as both margins tend to the largest."""
+    h = float(tight_modulus(reward_max))
+    assert scanned_modulus(reward_max) >= h * (1.0 - SCAN)
+    close = reward_max * 1e-3
+    at_corner = hellinger(reward_max, reward_max - close) / close**2
+    np.testing.assert_allclose(at_corner, h, rtol=max(reward_max, 1.0) * 1e-3)
+
+
+def test_closed_form_infimum_of_hellinger_over_total_variation_is_one_half() -> None:
+    """Erratum 2: D_H^2 >= D_TV^2 fails by up to 2; D_TV^2 <= D_H^2 (2 - D_H^2) holds."""
+    margin = np.linspace(-12.0, 12.0, 801)
+    z, w = np.meshgrid(margin, margin)
+    apart = z != w
+    total_variation = np.abs(sigmoid(z) - sigmoid(w))[apart]
+    distance = hellinger(z, w)[apart]
+    assert np.all(total_variation**2 <= distance * (2.0 - distance) * (1.0 + ALGEBRA))
+    ratio = distance / total_variation**2
+    assert ratio.min() >= 0.5
+    near_half = hellinger(1e-3, -1e-3) / (sigmoid(1e-3) - sigmoid(-1e-3)) ** 2
+    np.testing.assert_allclose(near_half, 0.5, rtol=SCAN)
+
+
+def test_theorem_printed_constant_is_safe_from_reward_range_a_third_on() -> None:
+    """Erratum 2: the printed modulus is below the scanned one exactly from .333 on."""
+
+    places = np.arange(0.25, 0.45, 0.001)
+    safe = [float(printed_modulus(place)) <= scanned_modulus(place) for place in places.tolist()]
+    threshold = float(places[np.argmax(safe)])
+    assert sum(safe) == len(safe) - np.argmax(safe)
+    assert abs(threshold - 0.333) <= 0.0015
+    terms = {"n_pairs": 100.0, "complexity": 2.0, "coverage": 3.0, "kl": 0.5}
+    for reward_max in (0.0, 0.1, 0.3, 0.5, 1.0, 4.0):
+        printed = theorem_bound_printed(**terms, reward_max=reward_max)
+        corrected = theorem_bound_corrected(**terms, reward_max=reward_max)
+        tight = theorem_bound_tight(**terms, reward_max=reward_max)
+        assert printed < corrected
+        assert (tight <= printed) == (reward_max >= threshold)
+
+
+@settings(deadline=None)
+@given(st.floats(0.0, 40.0))
+def test_property_corrected_modulus_never_exceeds_the_tight_one(reward_max: float) -> None:
+    assert corrected_modulus(reward_max) <= tight_modulus(reward_max) * (1.0 + ALGEBRA)
+
+
+@pytest.mark.parametrize(
+    ("reward_max", "tight", "printed"), [(1.0, 6.4, 13.8), (3.0, 13.0, 445.0), (5.0, 35.0, 22324.0)]
+)
+def test_closed_form_table_of_constants(reward_max: float, tight: float, printed: float) -> None:
+    """Erratum 3: 1/sqrt h against (1 + e^Rmax)^2, to the digits of the table."""
+    digits = 1 if reward_max == 1.0 else 0
+    assert round(float(tight_modulus(reward_max)) ** -0.5, digits) == tight
+    assert round(float(printed_modulus(reward_max)) ** -0.5, digits) == printed
+
+
+def test_theorem_discretisation_step_is_false_but_its_cost_is_small() -> None:
+    """Erratum 6: D^2 <= D1^2 + 2 D2^2 fails; rounding a reward costs less than 3 eps <= 1/N.
+
+    A reward within eps in sup norm moves a margin by 2 eps. The cost is of the log-likelihood and
+    of 2 D_H^2 together, the two terms of Lemma A.1.
+    """
+    whole, first, second = hellinger(2.0, 0.0), hellinger(2.0, 0.5), hellinger(0.5, 0.0)
+    assert whole > 1.05 * (first + 2.0 * second)
+    margin = np.linspace(-6.0, 6.0, 61)
+    z, w = np.meshgrid(margin, margin)
+    for eps in (0.5, 0.05, 1e-3):
+        for moved in (w + 2 * eps, w - 2 * eps):
+            likelihood = np.logaddexp(0.0, -moved) - np.logaddexp(0.0, -w)
+            distance = hellinger(z, moved) - hellinger(z, w)
+            assert np.max(np.abs(likelihood) + 2.0 * np.abs(distance)) < 3.0 * eps
+    for n, reward_max in ((1.0, 0.0), (1e6, 3.0)):
+        assert 3.0 * covering_scale(n, reward_max) <= 1.0 / n
+
+
+def test_closed_form_covering_scale_and_complexity() -> None:
+    n, reward_max, delta = 250, 2.0, 0.1
+    epsilon = float(covering_scale(n, reward_max))
+    np.testing.assert_allclose(epsilon, 1 / (6 * (1 + math.exp(2.0)) * 250), rtol=ALGEBRA)
+    three = FiniteClass(np.zeros((3, 1, 1)))
+    iota = float(complexity(log_covering_number(three, epsilon, 1), delta))
+    np.testing.assert_allclose(iota**2, math.log(30.0), rtol=ALGEBRA)
+    box = TabularBox(np.array(reward_max))
+    larger = float(complexity(log_covering_number(box, epsilon, 6), delta))
+    intervals = math.ceil(reward_max / (2 * epsilon))
+    np.testing.assert_allclose(larger**2, 6 * math.log(intervals) + math.log(10.0), rtol=ALGEBRA)
+
+
+@pytest.mark.parametrize("delta", [0.0, -0.1, 0.4, math.nan])
+def test_raises_for_a_failure_probability_out_of_range(delta: float) -> None:
+    with pytest.raises(ValueError, match="`delta` must be greater than 0 and less than 1/e"):
+        complexity(1.0, delta)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_theorem_shifted_prompts_cost_at_most_the_factor(seed: int) -> None:
+    """Corollary 5.8: the gap under d1 is at most the factor times the gap under d0."""
+    rng = np.random.default_rng(seed)
+    d0, d1 = rng.dirichlet(np.ones(4), 2)
+    reward = rng.random((4, 3))
+    policy = rng.dirichlet(np.ones(3), 4)
+    lacking = reward.max(axis=1) - (policy * reward).sum(axis=1)
+    factor = float(prompt_shift_factor(d1, d0))
+    assert d1 @ lacking <= factor * (d0 @ lacking) * (1.0 + ALGEBRA)
+    # Tight where only the worst prompt lacks anything.
+    worst = np.arange(4) == np.argmax(d1 / d0)
+    np.testing.assert_allclose(d1 @ worst, factor * (d0 @ worst), rtol=ALGEBRA)
+
+
+def test_extreme_a_prompt_never_trained_on_has_no_bound() -> None:
+    new, old = jnp.array([0.5, 0.5, 0.0]), jnp.array([1.0, 0.0, 0.0])
+    assert prompt_shift_factor(new, old) == jnp.inf
+    assert prompt_shift_factor(old, new) == 2.0
+
+
+def test_property_arguments_broadcast_like_arrays() -> None:
+    n = jnp.array([10.0, 1000.0])
+    terms = {"n_pairs": n, "complexity": 2.0, "coverage": jnp.array(3.0), "kl": 0.5}
+    many = theorem_bound_printed(**terms, reward_max=1.0)
+    one = [theorem_bound_printed(**(terms | {"n_pairs": m}), reward_max=1.0) for m in n.tolist()]
+    np.testing.assert_allclose(many, one, rtol=ALGEBRA)
