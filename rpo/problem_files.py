@@ -177,7 +177,7 @@ def _baseline(
     if node.choice(("chosen", "reference")) == "reference":
         return reference
     with jax.enable_x64(True):
-        return np.asarray(chosen_policy(wins, reference))
+        return np.asarray(jax.jit(chosen_policy)(wins, reference))
 
 
 def _reward_class(node: Node) -> RewardClass:

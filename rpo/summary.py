@@ -12,6 +12,7 @@ from rich.text import Text
 
 _LISTED = 10
 _PLAIN_WIDTH = 100
+_TIE = 1e-9  # probabilities this close are a tie, which rounding would break at random
 
 
 def write_summary(result: dict[str, Any], stream: TextIO) -> None:
@@ -92,7 +93,8 @@ def _policy(result: dict[str, Any], frame: box.Box | None) -> Table:
 def _contrast(result: dict[str, Any]) -> str:
     rpo = np.asarray(result["policy"], np.float64)
     dpo = np.asarray(result["dpo"]["policy"], np.float64)
-    differ = int(np.sum(rpo.argmax(axis=1) != dpo.argmax(axis=1)))
+    chosen = np.take_along_axis(dpo, rpo.argmax(axis=1)[:, None], axis=1)[:, 0]
+    differ = int(np.sum(chosen < dpo.max(axis=1) - _TIE))
     return (
         f"The most likely action differs in {differ} of {len(rpo)} contexts; "
         f"its mean probability is {rpo.max(axis=1).mean():.2f} under RPO "

@@ -110,7 +110,7 @@ def task_from_votes(
     silent: list[str] = []
     if baseline == "chosen":
         with jax.enable_x64(True):
-            baseline_policy = np.asarray(chosen_policy(votes.wins, reference))
+            baseline_policy = np.asarray(jax.jit(chosen_policy)(votes.wins, reference))
         silent = [votes.contexts[x] for x in np.flatnonzero(votes_in_context == 0)]
     problem = Problem(
         context_weights=votes_in_context if context_weights == "votes" else np.ones(n_contexts),
