@@ -21,7 +21,7 @@ Family = Literal["tabular", "linear"]
 
 MAX_CONTEXTS, MAX_ACTIONS = 20, 30
 """Largest verification instance."""
-CEILINGS = ((10, 15), (20, 15), (10, 30), (20, 30))
+CEILINGS = ((20, 12), (20, 30))
 """Contexts and actions that verification instances are padded to: the first that hold them."""
 FEATURES = 6
 

@@ -94,6 +94,30 @@ def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
     return convert
 
 
+def whole_number(lower: int) -> Callable[[str], int]:
+    """Type of a command-line option: a whole number that is not too small.
+
+    Args:
+        lower: the least that will do.
+
+    Returns:
+        A converter for ``add_argument(type=...)``.
+
+    Examples:
+        >>> whole_number(1)("20")
+        20
+    """
+
+    def convert(text: str) -> int:
+        # Python's int would take underscores, spaces and digits of other scripts.
+        if not (text.isascii() and text.isdigit() and lower <= int(text) < 2**31):
+            rule = f"must be a whole number of at least {lower}, got {text!r}"
+            raise argparse.ArgumentTypeError(rule)
+        return int(text)
+
+    return convert
+
+
 def check_packages() -> None:
     """Refuse to run with a package of the same name from another distribution.
 

@@ -1,0 +1,137 @@
+"""Everything in small, without downloads: the theorem checked, overoptimisation cured, a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INSTANCES = 24
+CEILINGS = ((20, 30),)  # one shape, so that every solver is compiled once for each family
+COMPARISONS = (30, 100, 300, 1000, 3000, 10_000)
+METHODS = {"DPO": None, "RPO, baseline chosen": "chosen", "RPO, baseline reference": "reference"}
+
+INTRODUCTION = (
+    "An imperfect reward model sends a language model to responses that only look good. RPO lets "
+    "an adversary pick the reward: the policy must do well against every reward that explains the "
+    "preferences. Under a convexity condition this max-min problem has the same solution as a "
+    "simple loss, DPO plus a little SFT. This page checks that on random bandits, solved three "
+    "ways; shows where it fails because the condition fails; and shows what it cures."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/demo"),
+        metavar="DIR",
+        help="folder for report.html, summary.json and the figures (default out/demo)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, draw, write the report and name it; 1 if a claim fails."""
+    from .cli import user_input
+    from .output import png, prepare_folder, to_json, with_progress, write_whole
+
+    with user_input():
+        prepare_folder(args.out)
+    from bandits.agreement import measure_agreement
+    from bandits.negative_controls import negative_controls
+
+    from . import report, verify
+
+    measured = measure_agreement(INSTANCES, 0, ceilings=CEILINGS)
+    records = list(with_progress(measured, INSTANCES, "bandits solved three ways"))
+    controls = negative_controls()
+    gaps = hacking_gaps()
+    images = {
+        "verify.png": png(verify.figure(records, controls)),
+        "hacking.png": png(hacking_figure(gaps)),
+    }
+    checked = verify.document(records, controls)
+    summary = {**checked, "hacking": {"comparisons": COMPARISONS, "gap": gaps}}
+    claims = [(c["name"], c["bar"], c["measured"], c["holds"]) for c in checked["claims"]]
+    page = report.render(INTRODUCTION, claims, _sections(images, gaps))
+    for name, content in images.items():
+        write_whole(args.out / name, content)
+    write_whole(args.out / "summary.json", to_json(summary))
+    write_whole(args.out / "report.html", page.encode())
+    for claim in checked["claims"]:
+        sys.stdout.write(verify.sentence(claim) + "\n")
+    sys.stdout.write(f"report: {args.out / 'report.html'}\n")
+    return 0 if all(claim["holds"] for claim in checked["claims"]) else 1
+
+
+def hacking_gaps() -> dict[str, list[float]]:
+    """Gap to the best response on the instance of Type I reward hacking, method by method."""
+    import jax
+    import numpy as np
+
+    from bandits.instances import type_i_hacking
+    from rpo_theory import minimax, objectives
+
+    gaps = {}
+    for method, baseline in METHODS.items():
+        eta = 0.0 if baseline is None else None
+        instances = [type_i_hacking(n, baseline=baseline or "chosen", eta=eta) for n in COMPARISONS]
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)
+        policies = minimax.solve_batch(batch.problem, batch.reward_class).value.policy
+        gaps[method] = [
+            float(
+                objectives.gap(
+                    policy,
+                    instance.comparator,
+                    instance.true_reward,
+                    instance.problem.context_weights,
+                )
+            )
+            for policy, instance in zip(policies, instances, strict=True)
+        ]
+    return gaps
+
+
+def hacking_figure(gaps: dict[str, list[float]]) -> Figure:
+    """The gap of each method against the number of comparisons."""
+    from matplotlib.figure import Figure
+
+    from bandits.plots import plot_gap_against_comparisons
+
+    canvas = Figure(figsize=(9, 4.6), layout="constrained")
+    ax = plot_gap_against_comparisons(COMPARISONS, gaps, canvas.subplots())
+    ax.set_title("One wrong label on a rarely seen response")
+    return canvas
+
+
+def _sections(images: dict[str, bytes], gaps: dict[str, list[float]]) -> list[Any]:
+    from .report import Section
+
+    last = {name: values[-1] for name, values in gaps.items()}
+    return [
+        Section(
+            title="The three routes give one policy, and the theorem fails where it must",
+            text="Left: each dot is a random bandit, and its height is how far a route is from the "
+            "exact answer or that answer from a proof of optimality; all lie far below the bars. "
+            "Right: on non-convex classes the max-min and the min-max differ, by the known gap.",
+            image=images["verify.png"],
+            alt="Distances from exact agreement on random bandits, and the gaps of the controls.",
+            command="rpo verify --instances 1000",
+        ),
+        Section(
+            title="What it cures: a response that looks good because it was hardly ever seen",
+            text="Two responses are compared again and again, and a third, worthless one won its "
+            f"only comparison: DPO moves to it for good (gap {last['DPO']:.2f} after "
+            f"{COMPARISONS[-1]:,} comparisons). RPO stays with what the data support: its gap is "
+            f"{last['RPO, baseline chosen']:.3f} when the SFT term is on the chosen responses, and "
+            "falls more slowly when it is on the reference policy.",
+            image=images["hacking.png"],
+            alt="Gap against the number of comparisons for DPO and RPO.",
+            command="rpo demo",
+        ),
+    ]

@@ -1,0 +1,105 @@
+"""What commands leave behind: files that are whole or absent, figures, and progress."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Item = TypeVar("Item")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make sure that results can be written to a folder, before any work is done.
+
+    Args:
+        folder: created with its parents if it is missing.
+
+    Raises:
+        ValueError: it is not a folder, or nothing can be written to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"argument --out: {folder} is not a folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"argument --out: nothing can be written to {folder}")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it: it is never seen half written.
+
+    Args:
+        path: where to.
+        content: what.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def to_json(document: Any) -> bytes:
+    """Strict JSON, indented by one level so that records stay on a line each.
+
+    Args:
+        document: a mapping of names to plain values or lists of records.
+
+    Returns:
+        The text, with a final line break.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    parts = []
+    for name, value in document.items():
+        if isinstance(value, list):
+            rows = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in value)
+            text = f"[\n{rows}\n  ]" if rows else "[]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        parts.append(f"  {json.dumps(name)}: {text}")
+    return ("{\n" + ",\n".join(parts) + "\n}\n").encode()
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Pass items on, with a bar, a rate and the time left if stderr is a terminal.
+
+    Args:
+        items: what is worked on; each counts when it arrives.
+        total: how many there will be.
+        what: their name.
+
+    Yields:
+        The items.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        yield from bar.track(items, total=total)
