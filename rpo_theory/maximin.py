@@ -8,9 +8,7 @@ not, and this is then the answer of Algorithm 1.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -31,8 +29,8 @@ from .types import Problem, Saddle, Solution, Status
 
 TOLERANCE = 1e-12
 MAX_STEPS = 100
-CHUNK = 65_536  # matrix entries that are worked on together: they should stay in the cache
-GROUP = 1_000_000  # matrix entries handed to one thread at a time: they bound the memory
+CHUNK = 16_384  # matrix entries that are worked on together: they should stay in the cache
+GROUP = 2_000_000  # matrix entries of one call: they bound the memory
 
 
 def solve(
@@ -123,8 +121,7 @@ def solve_batch(
         with jax.enable_x64(True):
             return jax.device_get(_solve_group(*group, tolerance, max_steps=max_steps))
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        groups = list(threads.map(solve_group, range(0, n_problems, per_group)))
+    groups = [solve_group(start) for start in range(0, n_problems, per_group)]
     solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
     if throw:
         _raise_unless_solved(solution.status)

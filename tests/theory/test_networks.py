@@ -154,6 +154,19 @@ def test_extreme_infinite_exactly_where_net_current_cannot_leave(
     assert np.isfinite(energy_of(network_of(wire, np.array(current), **tied))) == finite
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_extreme_rounded_masses_send_no_current_through_a_weak_link(tied: bool) -> None:
+    """A net current within the roundoff stays with the nodes that it was rounded at."""
+    weak = np.zeros((3, 3))
+    weak[0, 1] = weak[1, 0] = 1e-12
+    weak[1, 2] = weak[2, 1] = 1.0
+    ground = np.array([tied, False, False])
+    network = network_of(weak, np.array([0.0, 1.0, -1.0 + 1e-7]), nonnegative=ground)
+    energy, settled = compiled_energy(network, jnp.array(1e-6))
+    assert bool(settled)
+    np.testing.assert_allclose(energy, 1.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize("panel", [3, 64])
 @pytest.mark.parametrize("n", [1, 7, 150])
 def test_parity_operation_with_a_dense_solve_for_any_panel_width(
