@@ -1,0 +1,384 @@
+r"""Algorithm 2: minimise the RPO loss itself over the policy, a third route to the saddle point.
+
+The objective here is the loss that a trainer minimises, put together from :mod:`rpo_theory.losses`
+alone: the DPO loss of every observed pair, weighted by its count, plus :math:`\eta\beta` times the
+SFT loss of every response, weighted by :math:`d_0\pi_{base}`. Neither :math:`F` nor the solvers of
+the other two formulations appear, so that agreement with them means something.
+
+The policy is given by its logits :math:`\log\pi_{ref} + r/\beta` with :math:`r` in the reward
+class. Gradients are JAX's; the iteration is a projected Newton method whose line search tries many
+lengths at once. It starts near the baseline policy, the minimiser as :math:`\eta\to\infty`: far
+above its target a log-probability comes down by one nat a step.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
+from jaxtyping import Float, Int
+
+from . import unbounded
+from .losses import PairLogProbs, dpo, reduce_mean, sft
+from .policies import total_variation
+from .preference import preference_probability
+from .projected_newton import (
+    Descent,
+    Task,
+    ball_minimiser,
+    box_direction,
+    into_ball,
+    minimise,
+    positive_or_one,
+)
+from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .types import ArrayLike, Problem, Saddle, Solution, Status
+
+REACH = 32.0
+"""Farthest that free logits go in a step, in nats of the policy and of the preferences."""
+FLOOR = 1e-6
+"""Share of the reference in the starting policy: no response starts at probability zero."""
+
+
+def solve(
+    problem: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: float = 1e-10,
+    max_steps: int = 200,
+    throw: bool = True,
+) -> Solution:
+    r"""Minimise the RPO loss over the policies :math:`\pi_r`, :math:`r` in the class.
+
+    Shapes are padded to 8, 32, 128, ..., so that problems of many shapes share few compilations.
+
+    Args:
+        problem: the instance.
+        reward_class: what :math:`r` may be; :class:`Unbounded` leaves the logits free.
+        tolerance: total variation; done when a full Newton step moves no policy by more.
+        max_steps: most Newton steps.
+        throw: raise if the problem was not solved, rather than return the status.
+
+    Returns:
+        Policy, reward and value (loss plus its constant, equal to :math:`F(r)`), in float64. Stats:
+        ``"steps"``, ``"movement"`` (as for ``tolerance``), ``"gradient_norm"`` (largest entry of
+        the projected gradient, nats per unit of reward).
+
+    Raises:
+        ValueError: not solved, and ``throw``.
+
+    References:
+        `liu:24`, Algorithm 2 and eq. 4.8.
+
+    Examples:
+        >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1e-3))
+        >>> solve(problem, TabularBox(np.array(2.0))).value.policy.round(3).tolist()
+        [[0.75, 0.25]]
+    """
+    n_contexts, n_actions = np.shape(problem.reference_policy)
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _padded(problem, reward_class))
+    solution = solve_batch(*batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
+    solution = jax.tree.map(lambda leaf: leaf[0], solution)
+    policy, reward, value = solution.value
+    cut = Saddle(policy[:n_contexts, :n_actions], reward[:n_contexts, :n_actions], value)
+    return solution._replace(value=cut)
+
+
+def solve_batch(
+    problems: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: float = 1e-10,
+    max_steps: int = 200,
+    throw: bool = True,
+) -> Solution:
+    """Solve problems of one shape; every array has a leading batch axis. Nothing is padded.
+
+    Args:
+        problems: the instances.
+        reward_class: their classes, all of one kind.
+        tolerance: as for :func:`solve`.
+        max_steps: as for :func:`solve`.
+        throw: raise if any problem was not solved.
+
+    Returns:
+        As :func:`solve`, with a leading batch axis on every array.
+
+    Raises:
+        ValueError: some problem was not solved, and ``throw``.
+
+    Examples:
+        >>> even, one = np.full((2, 1, 2), 0.5), np.ones(2)
+        >>> problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), one, one)
+        >>> solve_batch(problems, TabularBox(one)).value.policy.shape
+        (2, 1, 2)
+    """
+    problems, reward_class = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
+    )
+    with jax.enable_x64(True):
+        solution = jax.device_get(_solve_batch(problems, reward_class, tolerance, max_steps))
+    if throw:
+        _raise_unless_solved(solution.status)
+    return solution
+
+
+def policy_loss(
+    problem: Problem,
+    reward: Float[ArrayLike, "*x a"],
+    *,
+    comparisons: Float[ArrayLike, ""] | None = None,
+) -> Float[Array, ""]:
+    r"""RPO loss of the policy with logits :math:`\log\pi_{ref} + r/\beta`.
+
+    A response that the reference never gives has no log-probability, but its log-ratio to the
+    reference, which is all that the data see, has the limit :math:`r/\beta - \log Z`: its reference
+    log-probability stands as 0.
+
+    Args:
+        problem: the instance, or one prompt of it without the context axis.
+        reward: :math:`r(x,a)`.
+        comparisons: number :math:`N` that the DPO losses are averaged over; the sum of the win
+            counts if None.
+
+    Returns:
+        Nats.
+
+    References:
+        `liu:24`, eq. 4.8.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> float(policy_loss(problem, jnp.zeros((1, 2))) / jnp.log(2.0))
+        2.0
+    """
+    log_policy, log_reference = _log_policy(problem, jnp.asarray(reward))
+    wins = jnp.asarray(problem.wins)
+    pair_losses = dpo(_pairs(log_policy), _pairs(log_reference), beta=problem.beta, where=wins > 0)
+    data = reduce_mean(pair_losses, wins)
+    if comparisons is not None:
+        data = data._replace(weight=jnp.asarray(comparisons))
+    weights = _baseline_weights(problem)
+    likelihood = reduce_mean(sft(log_policy, where=weights > 0), weights)
+    return data.mean() + problem.eta * problem.beta * likelihood.total
+
+
+@partial(jax.jit, static_argnames=("tolerance", "max_steps"))
+def _solve_batch(
+    problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+) -> Solution:
+    def solve_one(arguments: tuple[Problem, RewardClass]) -> Solution:
+        return _solve_one(*arguments, tolerance, max_steps)
+
+    # One after the other: side by side, all would wait for the slowest.
+    return jax.lax.map(solve_one, (problems, reward_class))
+
+
+def _solve_one(
+    problem: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+) -> Solution:
+    match reward_class:
+        case TabularBox(maximum):
+            descents = _descend_tables(problem, 0.0, maximum, tolerance, max_steps)
+            reward = descents.point
+        case Unbounded():
+            descents = _descend_tables(problem, -jnp.inf, jnp.inf, tolerance, max_steps)
+            log_policy, log_reference = _log_policy(problem, descents.point)
+            reward = problem.beta * (log_policy - log_reference)
+        case LinearBall():
+            descents = _descend_ball(problem, reward_class, tolerance, max_steps)
+            reward = reward_class.reward(descents.point)
+        case FiniteClass():
+            descents = _least_member(problem, jnp.asarray(reward_class.rewards))
+            reward = descents.point
+    stats = {name: getattr(descents, name).max() for name in ("steps", "movement", "gradient_norm")}
+    loss = policy_loss(problem, reward)
+    _, log_reference = _log_policy(problem, reward)
+    cross_entropy = reduce_mean(log_reference, _baseline_weights(problem)).total
+    value = loss + problem.eta * problem.beta * cross_entropy
+    solved = jnp.where(stats["movement"] <= tolerance, Status.SOLVED.value, Status.MAX_STEPS.value)
+    status = _unbounded_status(problem, solved) if isinstance(reward_class, Unbounded) else solved
+    status = jnp.where(jnp.isfinite(loss), status, Status.NOT_FINITE.value)
+    return Solution(Saddle(_policy(problem, reward), reward, value), status, stats)
+
+
+def _descend_tables(
+    problem: Problem,
+    lower: Float[ArrayLike, ""] | float,
+    upper: Float[ArrayLike, ""] | float,
+    tolerance: float,
+    max_steps: int,
+) -> Descent:
+    """Free rewards between bounds: the loss separates over prompts, and so does the descent."""
+    lower, upper = jnp.asarray(lower), jnp.asarray(upper)
+    comparisons = jnp.asarray(problem.wins).sum()
+    reach = jnp.minimum(upper - lower, REACH * (1.0 + problem.beta))
+
+    def descend(weight: Array, reference: Array, baseline: Array, wins: Array) -> Descent:
+        prompt = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
+        scale = _scale(prompt, comparisons)
+
+        def direction(reward: Array, gradient: Array) -> Array:
+            conductance = _conductance(prompt, reward, comparisons) / scale
+            return box_direction(conductance, gradient, reward - lower, upper - reward, reach)
+
+        task = Task(
+            objective=lambda reward: policy_loss(prompt, reward, comparisons=comparisons) / scale,
+            direction=direction,
+            project=lambda reward: jnp.clip(reward, lower, upper),
+            movement=partial(_movement, prompt),
+        )
+        start = task.project(_start(prompt, upper))
+        return minimise(task, start, tolerance=tolerance, max_steps=max_steps)
+
+    return jax.vmap(descend)(*(jnp.asarray(field) for field in problem[:4]))
+
+
+def _descend_ball(problem: Problem, ball: LinearBall, tolerance: float, max_steps: int) -> Descent:
+    """Linear rewards: the model of each Newton step is minimised over the ball itself."""
+    features, radius = jnp.asarray(ball.features), jnp.asarray(ball.radius)
+    comparisons = jnp.asarray(problem.wins).sum()
+    scale = _scale(problem, comparisons)
+
+    def direction(theta: Array, gradient: Array) -> Array:
+        conductance = _conductance(problem, ball.reward(theta), comparisons) / scale
+        hessian = jnp.einsum("xad,xa,xae->de", features, conductance.sum(axis=-1), features)
+        hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, conductance, features)
+        return ball_minimiser(hessian, gradient, theta, radius) - theta
+
+    task = Task(
+        objective=lambda theta: policy_loss(problem, ball.reward(theta)) / scale,
+        direction=direction,
+        project=lambda theta: into_ball(theta, radius),
+        movement=lambda new, old: _movement(problem, ball.reward(new), ball.reward(old)),
+    )
+    start = jnp.zeros_like(features[0, 0])
+    return minimise(task, start, tolerance=tolerance, max_steps=max_steps)
+
+
+def _least_member(problem: Problem, rewards: Float[Array, "k x a"]) -> Descent:
+    losses = jax.vmap(lambda reward: policy_loss(problem, reward))(rewards)
+    nothing = jnp.zeros_like(losses[0])
+    best = rewards[jnp.argmin(losses)]
+    return Descent(best, nothing, nothing, jnp.zeros((), jnp.int32))
+
+
+def _unbounded_status(problem: Problem, solved: Int[Array, ""]) -> Int[Array, ""]:
+    reduction = unbounded.reduce(problem)
+    in_the_limit = (solved == Status.SOLVED.value) & ~reduction.attained
+    status = jnp.where(in_the_limit, Status.NOT_ATTAINED.value, solved)
+    return jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
+
+
+def _log_policy(
+    problem: Problem, reward: Float[ArrayLike, "*x a"]
+) -> tuple[Float[Array, "*x a"], Float[Array, "*x a"]]:
+    """Log-probabilities under the policy and the reference; see :func:`policy_loss` on zeros."""
+    reference = jnp.asarray(problem.reference_policy)
+    supported = reference > 0
+    log_reference = jnp.log(jnp.where(supported, reference, 1.0))
+    logits = log_reference + jnp.asarray(reward) / problem.beta
+    return logits - logsumexp(logits, axis=-1, where=supported, keepdims=True), log_reference
+
+
+def _policy(problem: Problem, reward: Float[ArrayLike, "*x a"]) -> Float[Array, "*x a"]:
+    log_policy, _ = _log_policy(problem, reward)
+    return jnp.where(jnp.asarray(problem.reference_policy) > 0, jnp.exp(log_policy), 0.0)
+
+
+def _movement(
+    problem: Problem, new: Float[Array, "*x a"], old: Float[Array, "*x a"]
+) -> Float[Array, ""]:
+    """Largest change of a policy or of the probability of an observed preference."""
+    preferences = (preference_probability(*_pairs(reward)) for reward in (new, old))
+    change = jnp.where(jnp.asarray(problem.wins) > 0, jnp.abs(jnp.subtract(*preferences)), 0.0)
+    distance = total_variation(_policy(problem, new), _policy(problem, old))
+    return jnp.maximum(distance.max(), change.max())
+
+
+def _pairs(log_probs: Float[Array, "*x a"]) -> PairLogProbs:
+    """Every ordered pair of responses, the chosen one first."""
+    chosen, rejected = log_probs[..., :, None], log_probs[..., None, :]
+    return PairLogProbs(*jnp.broadcast_arrays(chosen, rejected))
+
+
+def _baseline_weights(problem: Problem) -> Float[Array, "*x a"]:
+    weights = jnp.asarray(problem.context_weights)[..., None]
+    return weights * jnp.asarray(problem.baseline_policy)
+
+
+def _scale(problem: Problem, comparisons: Float[Array, ""]) -> Float[Array, ""]:
+    """Sum of the weights of the terms of the loss: divided by it, gradients are of order one."""
+    adversarial = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights).sum()
+    data = jnp.asarray(problem.wins).sum() / positive_or_one(comparisons)
+    return positive_or_one(adversarial + data)
+
+
+def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array, " a"]:
+    """Implicit reward of nearly the baseline policy, its largest entry at the upper bound."""
+    reference = jnp.asarray(prompt.reference_policy)
+    target = (1.0 - FLOOR) * jnp.asarray(prompt.baseline_policy) + FLOOR * reference
+    drawn = (reference > 0) & (prompt.eta * prompt.context_weights > 0)
+    log_ratio = jnp.log(jnp.where(drawn, target, 1.0)) - jnp.log(jnp.where(drawn, reference, 1.0))
+    reward = jnp.asarray(prompt.beta) * log_ratio
+    return reward + jnp.where(jnp.isfinite(upper), upper - reward.max(), 0.0)
+
+
+def _conductance(
+    problem: Problem, reward: Float[Array, "*x a"], comparisons: Float[Array, ""]
+) -> Float[Array, "*x a a"]:
+    """Hessian of the loss in the reward, a graph Laplacian, as the weights of its graph.
+
+    It only sets the pace: what is reached is where JAX's gradient of the loss vanishes.
+    """
+    policy, wins = _policy(problem, reward), jnp.asarray(problem.wins)
+    margin = reward[..., :, None] - reward[..., None, :]
+    variance = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin) / positive_or_one(comparisons)
+    weight = (problem.eta / problem.beta * jnp.asarray(problem.context_weights))[..., None, None]
+    drawn_together = weight * policy[..., :, None] * policy[..., None, :]
+    between = 1.0 - jnp.eye(wins.shape[-1], dtype=wins.dtype)
+    return between * (drawn_together + variance * (wins + wins.mT))
+
+
+def _padded(problem: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
+    """Pad contexts, actions and features: weight 0, probability 0, feature 0."""
+    n_contexts, n_actions = np.shape(problem.reference_policy)
+    x, a = (0, _bucket(n_contexts) - n_contexts), (0, _bucket(n_actions) - n_actions)
+    reference = np.pad(problem.reference_policy, (x, a))
+    baseline = np.pad(problem.baseline_policy, (x, a))
+    reference[n_contexts:, 0] = baseline[n_contexts:, 0] = 1
+    match reward_class:
+        case LinearBall(features):
+            d = (0, _bucket(features.shape[-1]) - features.shape[-1])
+            reward_class = reward_class._replace(features=np.pad(features, (x, a, d)))
+        case FiniteClass(rewards):
+            reward_class = FiniteClass(np.pad(rewards, ((0, 0), x, a)))
+    padded = problem._replace(
+        context_weights=np.pad(problem.context_weights, x),
+        reference_policy=reference,
+        baseline_policy=baseline,
+        wins=np.pad(problem.wins, (x, a, a)),
+    )
+    return padded, reward_class
+
+
+def _bucket(size: int) -> int:
+    """The next of 8, 32, 128, ..."""
+    bucket = 8
+    while bucket < size:
+        bucket *= 4
+    return bucket
+
+
+def _raise_unless_solved(status: np.ndarray) -> None:
+    failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
+    if failed.size:
+        first = Status(int(status[failed[0]]))
+        where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
+        raise ValueError(f"{where}{first.sentence} (`throw=False` returns what was found)")
