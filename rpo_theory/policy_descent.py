@@ -1,9 +1,8 @@
 r"""Algorithm 2: minimise the RPO loss itself over the policy, a third route to the saddle point.
 
-The objective here is the loss that a trainer minimises, put together from :mod:`rpo_theory.losses`
-alone: the DPO loss of every observed pair, weighted by its count, plus :math:`\eta\beta` times the
-SFT loss of every response, weighted by :math:`d_0\pi_{base}`. Neither :math:`F` nor the solvers of
-the other two formulations appear, so that agreement with them means something.
+The objective is the loss that a trainer minimises (:mod:`rpo_theory.policy_loss`). Neither
+:math:`F` nor the solvers of the other two formulations appear, so that agreement with them means
+something.
 
 The policy is given by its logits :math:`\log\pi_{ref} + r/\beta` with :math:`r` in the reward
 class. Gradients are JAX's; the iteration is a projected Newton method whose line search tries many
@@ -19,11 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import logsumexp
 from jaxtyping import Float, Int
 
-from . import unbounded
-from .losses import PairLogProbs, dpo, reduce_mean, sft
+from . import policy_loss, unbounded
 from .policies import total_variation
 from .preference import preference_probability
 from .projected_newton import (
@@ -33,7 +30,6 @@ from .projected_newton import (
     box_direction,
     into_ball,
     minimise,
-    positive_or_one,
 )
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Saddle, Solution, Status
@@ -64,7 +60,9 @@ def solve(
         throw: raise if the problem was not solved, rather than return the status.
 
     Returns:
-        Policy, reward and value (loss plus its constant, equal to :math:`F(r)`), in float64. Stats:
+        Policy, reward and value (loss plus its constant, equal to :math:`F(r)`), in float64. For
+        the unbounded class rewards are normalised to :math:`Z_r=1`, and are ``-inf`` where the
+        infimum is not attained. Stats:
         ``"steps"``, ``"movement"`` (as for ``tolerance``), ``"gradient_norm"`` (largest entry of
         the projected gradient, nats per unit of reward).
 
@@ -128,47 +126,6 @@ def solve_batch(
     return solution
 
 
-def policy_loss(
-    problem: Problem,
-    reward: Float[ArrayLike, "*x a"],
-    *,
-    comparisons: Float[ArrayLike, ""] | None = None,
-) -> Float[Array, ""]:
-    r"""RPO loss of the policy with logits :math:`\log\pi_{ref} + r/\beta`.
-
-    A response that the reference never gives has no log-probability, but its log-ratio to the
-    reference, which is all that the data see, has the limit :math:`r/\beta - \log Z`: its reference
-    log-probability stands as 0.
-
-    Args:
-        problem: the instance, or one prompt of it without the context axis.
-        reward: :math:`r(x,a)`.
-        comparisons: number :math:`N` that the DPO losses are averaged over; the sum of the win
-            counts if None.
-
-    Returns:
-        Nats.
-
-    References:
-        `liu:24`, eq. 4.8.
-
-    Examples:
-        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
-        >>> float(policy_loss(problem, jnp.zeros((1, 2))) / jnp.log(2.0))
-        2.0
-    """
-    log_policy, log_reference = _log_policy(problem, jnp.asarray(reward))
-    wins = jnp.asarray(problem.wins)
-    pair_losses = dpo(_pairs(log_policy), _pairs(log_reference), beta=problem.beta, where=wins > 0)
-    data = reduce_mean(pair_losses, wins)
-    if comparisons is not None:
-        data = data._replace(weight=jnp.asarray(comparisons))
-    weights = _baseline_weights(problem)
-    likelihood = reduce_mean(sft(log_policy, where=weights > 0), weights)
-    return data.mean() + problem.eta * problem.beta * likelihood.total
-
-
 @partial(jax.jit, static_argnames=("tolerance", "max_steps"))
 def _solve_batch(
     problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
@@ -189,7 +146,7 @@ def _solve_one(
             reward = descents.point
         case Unbounded():
             descents = _descend_tables(problem, -jnp.inf, jnp.inf, tolerance, max_steps)
-            log_policy, log_reference = _log_policy(problem, descents.point)
+            log_policy, log_reference = policy_loss.log_policy(problem, descents.point)
             reward = problem.beta * (log_policy - log_reference)
         case LinearBall():
             descents = _descend_ball(problem, reward_class, tolerance, max_steps)
@@ -198,14 +155,31 @@ def _solve_one(
             descents = _least_member(problem, jnp.asarray(reward_class.rewards))
             reward = descents.point
     stats = {name: getattr(descents, name).max() for name in ("steps", "movement", "gradient_norm")}
-    loss = policy_loss(problem, reward)
-    _, log_reference = _log_policy(problem, reward)
-    cross_entropy = reduce_mean(log_reference, _baseline_weights(problem)).total
-    value = loss + problem.eta * problem.beta * cross_entropy
-    solved = jnp.where(stats["movement"] <= tolerance, Status.SOLVED.value, Status.MAX_STEPS.value)
-    status = _unbounded_status(problem, solved) if isinstance(reward_class, Unbounded) else solved
-    status = jnp.where(jnp.isfinite(loss), status, Status.NOT_FINITE.value)
-    return Solution(Saddle(_policy(problem, reward), reward, value), status, stats)
+    saddle = Saddle(
+        policy_loss.policy(problem, reward), reward, policy_loss.adversarial_value(problem, reward)
+    )
+    reached = stats["movement"] <= tolerance
+    status = jnp.where(reached, Status.SOLVED.value, Status.MAX_STEPS.value)
+    if isinstance(reward_class, Unbounded):
+        saddle, status = _in_the_limit(problem, saddle, status)
+    status = jnp.where(jnp.isfinite(saddle.value), status, Status.NOT_FINITE.value)
+    return Solution(saddle, status, stats)
+
+
+def _in_the_limit(
+    problem: Problem, saddle: Saddle, status: Int[Array, ""]
+) -> tuple[Saddle, Int[Array, ""]]:
+    """Give the responses whose logits sink for ever their limit."""
+    _, _, kept, attained, bounded = unbounded.reduce(problem)
+    policy = jnp.where(kept, saddle.policy, 0.0)
+    limit = Saddle(
+        policy / policy.sum(axis=1, keepdims=True),
+        jnp.where(kept, saddle.reward, -jnp.inf),
+        saddle.value,
+    )
+    sinking = (status == Status.SOLVED.value) & ~attained
+    status = jnp.where(sinking, Status.NOT_ATTAINED.value, status)
+    return limit, jnp.where(bounded, status, Status.UNBOUNDED.value)
 
 
 def _descend_tables(
@@ -222,14 +196,16 @@ def _descend_tables(
 
     def descend(weight: Array, reference: Array, baseline: Array, wins: Array) -> Descent:
         prompt = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
-        scale = _scale(prompt, comparisons)
+        scale = policy_loss.scale(prompt, comparisons)
 
         def direction(reward: Array, gradient: Array) -> Array:
-            conductance = _conductance(prompt, reward, comparisons) / scale
+            conductance = policy_loss.conductance(prompt, reward, comparisons) / scale
             return box_direction(conductance, gradient, reward - lower, upper - reward, reach)
 
         task = Task(
-            objective=lambda reward: policy_loss(prompt, reward, comparisons=comparisons) / scale,
+            objective=lambda reward: (
+                policy_loss.loss(prompt, reward, comparisons=comparisons) / scale
+            ),
             direction=direction,
             project=lambda reward: jnp.clip(reward, lower, upper),
             movement=partial(_movement, prompt),
@@ -244,16 +220,16 @@ def _descend_ball(problem: Problem, ball: LinearBall, tolerance: float, max_step
     """Linear rewards: the model of each Newton step is minimised over the ball itself."""
     features, radius = jnp.asarray(ball.features), jnp.asarray(ball.radius)
     comparisons = jnp.asarray(problem.wins).sum()
-    scale = _scale(problem, comparisons)
+    scale = policy_loss.scale(problem, comparisons)
 
     def direction(theta: Array, gradient: Array) -> Array:
-        conductance = _conductance(problem, ball.reward(theta), comparisons) / scale
+        conductance = policy_loss.conductance(problem, ball.reward(theta), comparisons) / scale
         hessian = jnp.einsum("xad,xa,xae->de", features, conductance.sum(axis=-1), features)
         hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, conductance, features)
         return ball_minimiser(hessian, gradient, theta, radius) - theta
 
     task = Task(
-        objective=lambda theta: policy_loss(problem, ball.reward(theta)) / scale,
+        objective=lambda theta: policy_loss.loss(problem, ball.reward(theta)) / scale,
         direction=direction,
         project=lambda theta: into_ball(theta, radius),
         movement=lambda new, old: _movement(problem, ball.reward(new), ball.reward(old)),
@@ -263,61 +239,20 @@ def _descend_ball(problem: Problem, ball: LinearBall, tolerance: float, max_step
 
 
 def _least_member(problem: Problem, rewards: Float[Array, "k x a"]) -> Descent:
-    losses = jax.vmap(lambda reward: policy_loss(problem, reward))(rewards)
+    losses = jax.vmap(lambda reward: policy_loss.loss(problem, reward))(rewards)
     nothing = jnp.zeros_like(losses[0])
     best = rewards[jnp.argmin(losses)]
     return Descent(best, nothing, nothing, jnp.zeros((), jnp.int32))
-
-
-def _unbounded_status(problem: Problem, solved: Int[Array, ""]) -> Int[Array, ""]:
-    reduction = unbounded.reduce(problem)
-    in_the_limit = (solved == Status.SOLVED.value) & ~reduction.attained
-    status = jnp.where(in_the_limit, Status.NOT_ATTAINED.value, solved)
-    return jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
-
-
-def _log_policy(
-    problem: Problem, reward: Float[ArrayLike, "*x a"]
-) -> tuple[Float[Array, "*x a"], Float[Array, "*x a"]]:
-    """Log-probabilities under the policy and the reference; see :func:`policy_loss` on zeros."""
-    reference = jnp.asarray(problem.reference_policy)
-    supported = reference > 0
-    log_reference = jnp.log(jnp.where(supported, reference, 1.0))
-    logits = log_reference + jnp.asarray(reward) / problem.beta
-    return logits - logsumexp(logits, axis=-1, where=supported, keepdims=True), log_reference
-
-
-def _policy(problem: Problem, reward: Float[ArrayLike, "*x a"]) -> Float[Array, "*x a"]:
-    log_policy, _ = _log_policy(problem, reward)
-    return jnp.where(jnp.asarray(problem.reference_policy) > 0, jnp.exp(log_policy), 0.0)
 
 
 def _movement(
     problem: Problem, new: Float[Array, "*x a"], old: Float[Array, "*x a"]
 ) -> Float[Array, ""]:
     """Largest change of a policy or of the probability of an observed preference."""
-    preferences = (preference_probability(*_pairs(reward)) for reward in (new, old))
+    preferences = (preference_probability(*policy_loss.pairs(reward)) for reward in (new, old))
     change = jnp.where(jnp.asarray(problem.wins) > 0, jnp.abs(jnp.subtract(*preferences)), 0.0)
-    distance = total_variation(_policy(problem, new), _policy(problem, old))
+    distance = total_variation(policy_loss.policy(problem, new), policy_loss.policy(problem, old))
     return jnp.maximum(distance.max(), change.max())
-
-
-def _pairs(log_probs: Float[Array, "*x a"]) -> PairLogProbs:
-    """Every ordered pair of responses, the chosen one first."""
-    chosen, rejected = log_probs[..., :, None], log_probs[..., None, :]
-    return PairLogProbs(*jnp.broadcast_arrays(chosen, rejected))
-
-
-def _baseline_weights(problem: Problem) -> Float[Array, "*x a"]:
-    weights = jnp.asarray(problem.context_weights)[..., None]
-    return weights * jnp.asarray(problem.baseline_policy)
-
-
-def _scale(problem: Problem, comparisons: Float[Array, ""]) -> Float[Array, ""]:
-    """Sum of the weights of the terms of the loss: divided by it, gradients are of order one."""
-    adversarial = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights).sum()
-    data = jnp.asarray(problem.wins).sum() / positive_or_one(comparisons)
-    return positive_or_one(adversarial + data)
 
 
 def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array, " a"]:
@@ -330,25 +265,11 @@ def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array,
     return reward + jnp.where(jnp.isfinite(upper), upper - reward.max(), 0.0)
 
 
-def _conductance(
-    problem: Problem, reward: Float[Array, "*x a"], comparisons: Float[Array, ""]
-) -> Float[Array, "*x a a"]:
-    """Hessian of the loss in the reward, a graph Laplacian, as the weights of its graph.
-
-    It only sets the pace: what is reached is where JAX's gradient of the loss vanishes.
-    """
-    policy, wins = _policy(problem, reward), jnp.asarray(problem.wins)
-    margin = reward[..., :, None] - reward[..., None, :]
-    variance = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin) / positive_or_one(comparisons)
-    weight = (problem.eta / problem.beta * jnp.asarray(problem.context_weights))[..., None, None]
-    drawn_together = weight * policy[..., :, None] * policy[..., None, :]
-    between = 1.0 - jnp.eye(wins.shape[-1], dtype=wins.dtype)
-    return between * (drawn_together + variance * (wins + wins.mT))
-
-
 def _padded(problem: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
     """Pad contexts, actions and features: weight 0, probability 0, feature 0."""
     n_contexts, n_actions = np.shape(problem.reference_policy)
+    if isinstance(reward_class, Unbounded):
+        return problem, reward_class  # a response that nothing ties down would never be attained
     x, a = (0, _bucket(n_contexts) - n_contexts), (0, _bucket(n_actions) - n_actions)
     reference = np.pad(problem.reference_policy, (x, a))
     baseline = np.pad(problem.baseline_policy, (x, a))
