@@ -105,4 +105,5 @@ def plot_gap_against_comparisons(
     ax.set_yscale("log")
     ax.set_xlabel("comparisons N")
     ax.set_ylabel("gap to the best response, reward")
+    ax.set_title("One wrong label on a rarely seen response")
     return ax

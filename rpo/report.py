@@ -43,6 +43,7 @@ th, td { text-align: left; padding: .35rem 1.1rem .35rem 0; border-bottom: 1px s
 td.number, th.number { text-align: right; white-space: nowrap; }
 .holds { color: #00664b; font-weight: 600; } .fails { color: #b3261e; font-weight: 600; }
 .equation { font-family: "STIX Two Math", "Cambria Math", serif; }
+@media (max-width: 40rem) { th, td { font-size: .82rem; padding-right: .6rem; } }
 @media print { body { font-size: 11pt; padding: 0; } section { break-inside: avoid; } }
 """
 

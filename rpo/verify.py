@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GAP_BAR = 1e-10
 DISTANCE_BAR = 1e-6
 CONTROL_BAR = 5e-4  # three digits
+BARS = {"duality gap": GAP_BAR, "Algorithm 1": DISTANCE_BAR, "RPO loss": DISTANCE_BAR}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,8 +123,7 @@ def figure(records: Sequence[Agreement], controls: Sequence[NegativeControl]) ->
 
     canvas = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1.0))
-    bars = {"duality gap": GAP_BAR, "Algorithm 1": DISTANCE_BAR, "RPO loss": DISTANCE_BAR}
-    plot_agreement(records, bars, left)
+    plot_agreement(records, BARS, left)
     plot_negative_controls(controls, right)
     return canvas
 

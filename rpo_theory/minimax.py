@@ -9,6 +9,7 @@ only where its duality gap proves it.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Saddle, Solution, Status
 
 GAP_TOLERANCE = 1e-10  # what Status.SOLVED promises, relative to max(1, eta, |F|)
-CHUNK = 16_384  # matrix entries that are worked on together: they should stay in the cache
+CHUNK = 4096  # matrix entries worked on together: few wait for the slowest, all in the cache
 GROUP = 2_000_000  # matrix entries handed to one thread at a time: they bound the memory
 UNBOUNDED_WIDTH = 64.0  # nats; where the unbounded class is solved in a box, widened as needed
 WIDENINGS = 5
@@ -107,7 +108,8 @@ def solve_batch(
     )
     n_problems, n_contexts, n_actions = problems.reference_policy.shape
     per_group = max(1, GROUP // (n_contexts * n_actions**2))
-    per_group = -(-n_problems // -(-n_problems // per_group))
+    n_groups = max(-(-n_problems // per_group), min(n_problems, os.cpu_count() or 1))
+    per_group = -(-n_problems // n_groups)
     starts = range(0, n_problems, per_group)
 
     def solve_group(start: int) -> Solution:
@@ -116,7 +118,7 @@ def solve_batch(
             group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
             return jax.device_get(_solve_group(*group, tolerance, max_steps))
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         groups = list(threads.map(solve_group, starts))
     solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
     if throw:
@@ -270,13 +272,16 @@ def _newton_by_chunks(
     n_blocks = n_contexts * n_problems
     size = min(max(1, CHUNK // n_actions**2), n_blocks)
     n_chunks = -(-n_blocks // size)
-    order = np.minimum(np.arange(n_chunks * size), n_blocks - 1).reshape(n_chunks, size)
 
-    def solve_chunk(rows: Array) -> box_newton.State:
-        chunk = jax.tree.map(lambda leaf: leaf[..., rows], blocks)
-        return box_newton.solve(chunk, tolerance=tolerance, max_steps=max_steps)
+    def cut(leaf: Array) -> Array:
+        room = [(0, 0)] * (leaf.ndim - 1) + [(0, n_chunks * size - n_blocks)]
+        padded = jnp.pad(leaf, room, mode="edge")
+        return jnp.moveaxis(padded.reshape(*leaf.shape[:-1], n_chunks, size), -2, 0)
 
-    states = jax.lax.map(solve_chunk, jnp.asarray(order))
+    states = jax.lax.map(
+        lambda chunk: box_newton.solve(chunk, tolerance=tolerance, max_steps=max_steps),
+        jax.tree.map(cut, blocks),
+    )
     reward = jnp.moveaxis(states.reward, 1, -1).reshape(-1, n_actions)[:n_blocks]
     by_context = (n_contexts, n_problems)
     return _BoxState(

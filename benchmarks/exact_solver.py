@@ -1,0 +1,202 @@
+"""Speed of the exact solver, as ratios measured in one run.
+
+    python benchmarks/exact_solver.py [--out DIR] [--quick]
+
+512 problems of 8 prompts x 10 responses, solved in one batch, against SciPy's L-BFGS-B (analytic
+gradient) and CVXPY with Clarabel, a problem at a time on samples of the same 512; the cost against
+the number of comparisons; and 10^5 problems, with the peak memory of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp, softmax
+
+from rpo_theory import certificate, minimax
+from rpo_theory.rewards import TabularBox
+from rpo_theory.types import Problem
+
+CONTEXTS, ACTIONS, REWARD_MAX = 8, 10, 2.0
+
+
+def problems(n: int, seed: int = 0, comparisons: float = 1000.0) -> Problem:
+    """Random problems: a third of the pairs compared, chosen baseline, beta and eta around 1/3."""
+    rng = np.random.default_rng(seed)
+    shape = (n, CONTEXTS, ACTIONS)
+    reward = rng.uniform(0, REWARD_MAX, shape)
+    pairs = np.triu(rng.uniform(size=(*shape, ACTIONS)) < 1 / 3, 1)
+    share = comparisons / np.maximum(1, pairs.sum(axis=(1, 2, 3), keepdims=True))
+    trials = rng.poisson(pairs * share)
+    won = rng.binomial(trials, expit(reward[..., :, None] - reward[..., None, :]))
+    wins = (won + np.swapaxes(trials - won, -1, -2)).astype(float)
+    reference = rng.dirichlet(np.ones(ACTIONS), shape[:2])
+    counts = wins.sum(axis=-1)
+    total = counts.sum(axis=-1, keepdims=True)
+    chosen = np.where(total > 0, counts / np.maximum(total, 1), reference)
+    beta, eta = np.power(10.0, rng.uniform(-1, 0, (2, n)))
+    return Problem(rng.dirichlet(np.ones(CONTEXTS), n), reference, chosen, wins, beta, eta)
+
+
+def box(n: int) -> TabularBox:
+    """The reward class of a batch."""
+    return TabularBox(np.full(n, REWARD_MAX))
+
+
+def one(batch: Problem, i: int) -> Problem:
+    """A problem of a batch."""
+    return Problem(*(np.asarray(leaf)[i] for leaf in batch))
+
+
+def scipy_reward(problem: Problem) -> np.ndarray:
+    """L-BFGS-B on F(r) with its analytic gradient, as good as SciPy can be made to do it."""
+    beta, eta, d0 = float(problem.beta), float(problem.eta), np.asarray(problem.context_weights)
+    reference, base = np.asarray(problem.reference_policy), np.asarray(problem.baseline_policy)
+    wins = np.asarray(problem.wins) / np.asarray(problem.wins).sum()
+    log_reference = np.log(reference)
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        reward = flat.reshape(CONTEXTS, ACTIONS)
+        logits = log_reference + reward / beta
+        margin = reward[:, :, None] - reward[:, None, :]
+        flow = wins * expit(-margin)
+        penalty = d0 @ (beta * logsumexp(logits, axis=1) - (base * reward).sum(axis=1))
+        gradient = eta * d0[:, None] * (softmax(logits, axis=1) - base)
+        gradient += flow.sum(axis=1) - flow.sum(axis=2)
+        value = eta * penalty + np.sum(wins * np.logaddexp(0, -margin))
+        return float(value), gradient.ravel()
+
+    start = np.full(CONTEXTS * ACTIONS, REWARD_MAX / 2)
+    found = minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, REWARD_MAX)] * start.size,
+        options={"gtol": 1e-9, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000},
+    )
+    return found.x.reshape(CONTEXTS, ACTIONS)
+
+
+def cvxpy_reward(problem: Problem) -> np.ndarray:
+    """The same problem through CVXPY and Clarabel, compilation of the model included."""
+    import cvxpy as cp
+
+    beta, eta = float(problem.beta), float(problem.eta)
+    wins = np.asarray(problem.wins) / np.asarray(problem.wins).sum()
+    reward = cp.Variable((CONTEXTS, ACTIONS))
+    terms = []
+    for x in range(CONTEXTS):
+        log_z = cp.log_sum_exp(reward[x] / beta + np.log(problem.reference_policy[x]))
+        weight = eta * float(problem.context_weights[x])
+        terms.append(weight * (beta * log_z - problem.baseline_policy[x] @ reward[x]))
+        won, lost = np.nonzero(wins[x])
+        if won.size:
+            terms.append(wins[x][won, lost] @ cp.logistic(reward[x][lost] - reward[x][won]))
+    task = cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), [reward >= 0, reward <= REWARD_MAX])
+    task.solve(solver=cp.CLARABEL)
+    return np.asarray(reward.value)
+
+
+def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
+    """Least time of several runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, float]:
+    """Milliseconds a problem of each solver, and the ratios."""
+    batch = problems(n)
+    solution = minimax.solve_batch(batch, box(n))
+    residuals = [
+        certificate.certify(one(batch, i), TabularBox(np.array(REWARD_MAX)), policy, reward)
+        for i, (policy, reward) in enumerate(
+            zip(solution.value.policy[:32], solution.value.reward[:32], strict=True)
+        )
+    ]
+    ours = seconds(lambda: minimax.solve_batch(batch, box(n)), 5) / n
+    rewards = [scipy_reward(one(batch, i)) for i in range(scipy_sample)]
+    scipy = seconds(lambda: [scipy_reward(one(batch, i)) for i in range(scipy_sample)])
+    scipy /= scipy_sample
+    cvxpy = seconds(lambda: [cvxpy_reward(one(batch, i)) for i in range(cvxpy_sample)])
+    cvxpy /= cvxpy_sample
+    ours = min(ours, seconds(lambda: minimax.solve_batch(batch, box(n)), 5) / n)
+    values = [float(certificate.minimax_objective(one(batch, i), r)) for i, r in enumerate(rewards)]
+    return {
+        "problems": n,
+        "largest_newton_residual": float(np.max(solution.stats["residual"])),
+        "largest_kkt_residual_of_32": max(float(proof.kkt_residual) for proof in residuals),
+        "largest_duality_gap": float(np.max(solution.stats["duality_gap"])),
+        "exact_ms": 1e3 * ours,
+        "scipy_lbfgsb_ms": 1e3 * scipy,
+        "cvxpy_clarabel_ms": 1e3 * cvxpy,
+        "ratio_to_scipy": scipy / ours,
+        "ratio_to_cvxpy": cvxpy / ours,
+        "scipy_value_above_exact": max(
+            v - float(solution.value.value[i]) for i, v in enumerate(values)
+        ),
+    }
+
+
+def against_comparisons(n: int) -> dict[str, float]:
+    """Time with 10^2 and with 10^7 comparisons a problem."""
+    few, many = problems(n, comparisons=1e2), problems(n, comparisons=1e7)
+    for batch in (few, many):
+        minimax.solve_batch(batch, box(n))
+    times = [seconds(lambda b=batch: minimax.solve_batch(b, box(n)), 5) for batch in (few, many)]
+    return {"ms_at_1e2": 1e3 * times[0] / n, "ms_at_1e7": 1e3 * times[1] / n}
+
+
+def many(n: int) -> dict[str, float]:
+    """Solve ``n`` problems a few thousand at a time, as a study does; run in its own process."""
+    start, largest = time.perf_counter(), 0.0
+    size = 4096
+    for seed, first in enumerate(range(0, n, size)):
+        count = min(size, n - first)
+        batch = problems(size, seed)
+        gaps = minimax.solve_batch(batch, box(size)).stats["duality_gap"][:count]
+        largest = max(largest, float(np.max(gaps)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    elapsed = time.perf_counter() - start
+    return {"problems": n, "seconds": elapsed, "peak_gib": peak, "largest_duality_gap": largest}
+
+
+def main() -> None:
+    """Run all and write ``exact_solver.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--quick", action="store_true", help="fewer problems")
+    parser.add_argument("--many", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.many is not None:
+        print(json.dumps(many(args.many)))
+        return
+    n, scipy_sample, cvxpy_sample, total = (64, 4, 2, 4096) if args.quick else (512, 48, 16, 10**5)
+    command = [sys.executable, __file__, "--many", str(total)]
+    apart = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = {
+        "against_others": against_others(n, scipy_sample, cvxpy_sample),
+        "against_comparisons": against_comparisons(n),
+        "many": json.loads(apart.stdout),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "exact_solver.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
