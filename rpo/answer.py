@@ -7,15 +7,14 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rpo_theory.certificate import certify, reward_gradient
+from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage
 from rpo_theory.objectives import gap
-from rpo_theory.policies import gibbs_policy, total_variation
 from rpo_theory.rewards import FiniteClass, Unbounded
-from rpo_theory.types import ArrayLike, Problem, Saddle, Status
+from rpo_theory.stationarity import s1_residual
+from rpo_theory.types import ArrayLike, Problem, Status
 
 from .tasks import Task
 
@@ -76,13 +75,16 @@ def _solve(task: Task, problem: Problem, formulation: str) -> tuple[dict[str, An
     names = ("policy", "reward", "value")
     result = {name: _plain(array) for name, array in zip(names, saddle, strict=True)}
     message, notes = status.sentence, []
+    proof = certify(problem, task.reward_class, saddle.policy, saddle.reward)
+    result["duality_gap"] = _plain(proof.duality_gap)
+    result["kkt_residual"] = _plain(proof.kkt_residual)
     if isinstance(task.reward_class, Unbounded):
-        result |= _stationarity(problem, saddle)
+        residual = np.abs(s1_residual(problem, saddle.policy, saddle.reward)).max()
+        result["stationarity_residual"] = _plain(residual)
+        if result["kkt_residual"] is None:  # rewards of minus infinity: S1 is what is left of it
+            result["kkt_residual"] = _plain(residual)
     else:
-        proof = certify(problem, task.reward_class, saddle.policy, saddle.reward)
         result["value"] = _plain(proof.value)
-        result["duality_gap"] = _plain(proof.duality_gap)
-        result["kkt_residual"] = _plain(proof.kkt_residual)
     if isinstance(task.reward_class, FiniteClass) and status is Status.SOLVED:
         message = (
             "Solved. A finite class is not convex, so Theorem 5.6 does not speak of it, "
@@ -91,29 +93,6 @@ def _solve(task: Task, problem: Problem, formulation: str) -> tuple[dict[str, An
     if status is Status.NOT_ATTAINED:
         notes.append("A reward that tends to minus infinity is null.")
     return result | {"status": status.name.lower(), "message": message}, notes
-
-
-def _stationarity(problem: Problem, saddle: Saddle) -> dict[str, Any]:
-    """Residuals of the unbounded class, which has no duality gap: of S1, and of the policy too.
-
-    Over the responses whose reward is finite; the others have left the problem.
-    """
-    reward = np.asarray(saddle.reward, np.float64)
-    stays = np.isfinite(reward)
-    result = {"duality_gap": None, "kkt_residual": None, "stationarity_residual": None}
-    if not stays.any():
-        return result
-    # So low that exp and the sigmoid of the difference are exactly 0 in float64.
-    gone = reward[stays].min() - 800.0 * max(1.0, float(problem.beta))
-    policy, reward = jnp.asarray(saddle.policy), jnp.where(stays, reward, gone)
-    slope = reward_gradient(problem, policy, reward)
-    residual = np.where(stays, np.abs(slope), 0.0).max()
-    best = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    adversarial = np.asarray(problem.eta * problem.context_weights) > 0
-    distance = np.where(adversarial, total_variation(policy, best), 0.0).max()
-    result["stationarity_residual"] = _plain(residual)
-    result["kkt_residual"] = _plain(np.maximum(residual, distance))
-    return result
 
 
 def _judge(task: Task, policy: list[list[float]]) -> tuple[dict[str, Any], list[str]]:
