@@ -75,7 +75,7 @@ def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axe
     for place, gap in zip(places, gaps, strict=True):
         ax.text(gap + 0.012, place, f"{gap:.3f}", va="center", size=9)
     ax.set_yticks(places, [control.name for control in controls])
-    ax.set_xlim(0, 1.2 * max(gaps))
+    ax.set_xlim(0, 1.2 * max(*gaps, *expected))
     ax.set_xlabel(r"$\min_r\max_\pi\phi-\max_\pi\min_r\phi$, per unit $\eta$")
     ax.set_title("Without its assumption the theorem fails")
     handles, names = ax.get_legend_handles_labels()

@@ -44,7 +44,7 @@ def problems(n: int, seed: int = 0, comparisons: float = 1000.0) -> Problem:
     counts = wins.sum(axis=-1)
     total = counts.sum(axis=-1, keepdims=True)
     chosen = np.where(total > 0, counts / np.maximum(total, 1), reference)
-    beta, eta = np.power(10.0, rng.uniform(-1, 0, (2, n)))
+    beta, eta = np.exp(rng.uniform(np.log(0.1), 0.0, (2, n)))
     return Problem(rng.dirichlet(np.ones(CONTEXTS), n), reference, chosen, wins, beta, eta)
 
 
@@ -70,7 +70,8 @@ def scipy_reward(problem: Problem) -> np.ndarray:
         logits = log_reference + reward / beta
         margin = reward[:, :, None] - reward[:, None, :]
         flow = wins * expit(-margin)
-        penalty = d0 @ (beta * logsumexp(logits, axis=1) - (base * reward).sum(axis=1))
+        log_z = np.asarray(logsumexp(logits, axis=1))
+        penalty = d0 @ (beta * log_z - (base * reward).sum(axis=1))
         gradient = eta * d0[:, None] * (softmax(logits, axis=1) - base)
         gradient += flow.sum(axis=1) - flow.sum(axis=2)
         value = eta * penalty + np.sum(wins * np.logaddexp(0, -margin))

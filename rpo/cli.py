@@ -28,7 +28,7 @@ from typing import NoReturn
 
 PACKAGES = ("rpo_theory", "bandits", "rpo")
 COMMANDS = {
-    "demo": "everything in small: the theorem checked, votes ranked, a report",
+    "demo": "everything in small: the theorem checked, overoptimisation cured, a report",
     "verify": "check the theorem on random instances, and see it fail where it must",
     "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
 }
