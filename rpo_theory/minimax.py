@@ -9,19 +9,17 @@ only where its duality gap proves it.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
 from . import ball_newton, box_newton, unbounded
 from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
+from .batches import raise_unless_solved, solve_alone, solve_in_groups
 from .certificate import gap_bound, reward_gradient
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
@@ -30,7 +28,7 @@ from .types import Problem, Saddle, Solution, Status
 
 GAP_TOLERANCE = 1e-10  # what Status.SOLVED promises, relative to max(1, eta, |F|)
 CHUNK = 4096  # matrix entries worked on together: few wait for the slowest, all in the cache
-GROUP = 2_000_000  # matrix entries handed to one thread at a time: they bound the memory
+GROUP = 2_000_000  # matrix entries worked on by one thread at a time: they bound the memory
 UNBOUNDED_WIDTH = 64.0  # nats; where the unbounded class is solved in a box, widened as needed
 WIDENINGS = 5
 
@@ -72,9 +70,8 @@ def solve(
         >>> Status(int(solution.status)).name
         'SOLVED'
     """
-    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (problem, reward_class))
-    solution = solve_batch(*batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    return jax.tree.map(lambda leaf: leaf[0], solution)
+    options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    return solve_alone(partial(solve_batch, **options), problem, reward_class)
 
 
 def solve_batch(
@@ -86,9 +83,6 @@ def solve_batch(
     throw: bool = True,
 ) -> Solution:
     """Solve many problems of one shape: every array has a leading batch axis.
-
-    Groups of problems are compiled once, worked on by one thread a core, and dropped, so that
-    memory does not grow with the number of problems beyond the answers.
 
     Args:
         problems: the instances.
@@ -103,35 +97,9 @@ def solve_batch(
     Raises:
         ValueError: if a solution was not found and ``throw`` is set; it names the first.
     """
-    problems, reward_class = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
-    )
-    n_problems, n_contexts, n_actions = problems.reference_policy.shape
-    per_group = max(1, GROUP // (n_contexts * n_actions**2))
-    n_groups = max(-(-n_problems // per_group), min(n_problems, os.cpu_count() or 1))
-    per_group = -(-n_problems // n_groups)
-    starts = range(0, n_problems, per_group)
-
-    def solve_group(start: int) -> Solution:
-        rows = np.minimum(np.arange(start, start + per_group), n_problems - 1)
-        with jax.enable_x64(True):
-            group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
-            return jax.device_get(_solve_group(*group, tolerance, max_steps))
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        groups = list(threads.map(solve_group, starts))
-    solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
-    if throw:
-        _raise_unless_solved(solution.status)
-    return solution
-
-
-def _raise_unless_solved(status: np.ndarray) -> None:
-    failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
-    if failed.size:
-        first = Status(int(status[failed[0]]))
-        where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
-        raise ValueError(f"{where}{first.sentence} (`throw=False` returns what was found)")
+    solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
+    solution = solve_in_groups(solve_group, problems, reward_class, entries=GROUP)
+    return raise_unless_solved(solution) if throw else solution
 
 
 @partial(jax.jit, static_argnames=("tolerance", "max_steps"))
