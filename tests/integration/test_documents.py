@@ -65,3 +65,14 @@ def test_property_local_links_of_the_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_property_the_python_of_the_readme_runs_and_its_three_routes_agree() -> None:
+    source = re.search(r"```python\n(.*?)```", read("README.md"), re.S)
+    assert source is not None
+    names: dict = {}
+    exec(source.group(1), names)
+    exact, other, third = (names[name].value.policy for name in ("exact", "other", "third"))
+    assert abs(exact - other).max() < 1e-9
+    assert abs(exact - third).max() < 1e-6
+    assert float(names["proof"].duality_gap) < 1e-9
