@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 class Box(NamedTuple):
@@ -148,6 +148,28 @@ def least_products(rewards: ChoiceSet, multiplier: Float[Array, " c"]) -> Float[
     compared with a norm.
     """
     return 1e-14 * multiplier if isinstance(rewards, Ball) else jnp.zeros_like(multiplier)
+
+
+def bent_products(
+    rewards: ChoiceSet, move: Float[Array, " m"], multiplier: Float[Array, " c"]
+) -> Float[Array, " c"]:
+    """Products of multiplier and slack that a move loses because the bound is not straight."""
+    bend = jnp.vdot(move, move) if isinstance(rewards, Ball) else 0.0
+    return bend * multiplier
+
+
+def ridge_scale(
+    rewards: ChoiceSet, curvature: Float[Array, "m m"], priced: Bool[Array, ""]
+) -> Float[Array, " m"]:
+    """Size of each entry of the curvature, as far as it is known to relative precision.
+
+    Tables are, if the policy prices them; in features, and in the free directions of a likelihood
+    alone, small entries are differences of large ones.
+    """
+    stiffness = jnp.diagonal(curvature)
+    if isinstance(rewards, Ball | Simplex):
+        return jnp.full_like(stiffness, stiffness.max())
+    return jnp.where(priced, stiffness, stiffness.max())
 
 
 def newton_move(

@@ -182,20 +182,22 @@ def _games(problem: Problem, reward_class: RewardClass) -> Game:
     """
     wins = jnp.asarray(problem.wins)
     total = wins.sum()
-    problem = problem._replace(wins=wins / jnp.where(total > 0, total, 1.0))
+    share = wins / _or_one(total)
+    problem = problem._replace(wins=share)
     match reward_class:
         case TabularBox(maximum):
             return _prompt_games(problem, Box(), jnp.asarray(maximum))
         case Unbounded():
             return _prompt_games(problem, Free(), jnp.ones_like(total))
         case LinearBall(features, radius):
+            features = jnp.asarray(features)
             longest = _or_one(jnp.linalg.norm(features, axis=-1).max())
-            game = _game(problem, Ball(features / longest), radius * longest)
+            game = _game(problem, Ball(features / longest), jnp.asarray(radius) * longest)
         case FiniteClass(rewards):
             members = jnp.moveaxis(jnp.asarray(rewards), 0, -1)
             width = _or_one(jnp.abs(members).max())
             losses = jax.vmap(negative_log_likelihood, (0, None))(rewards, wins)
-            scale = problem.eta * jnp.sum(problem.context_weights) + problem.wins.sum()
+            scale = jnp.sum(problem.eta * jnp.asarray(problem.context_weights)) + share.sum()
             mixture = Simplex(members / width, losses / (_or_one(scale) * width))
             # The losses of the members say all about the comparisons.
             game = _game(problem._replace(wins=jnp.zeros_like(wins)), mixture, width, scale)
@@ -204,7 +206,9 @@ def _games(problem: Problem, reward_class: RewardClass) -> Game:
 
 def _prompt_games(problem: Problem, rewards: Box | Free, width: Float[Array, ""]) -> Game:
     def game(*prompt: Float[Array, "..."]) -> Game:
-        return _game(Problem(*(leaf[None] for leaf in prompt), *problem[4:]), rewards, width)
+        weight, reference, baseline, wins = (leaf[None] for leaf in prompt)
+        alone = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
+        return _game(alone, rewards, width)
 
     return jax.vmap(game)(*map(jnp.asarray, problem[:4]))
 
@@ -216,7 +220,7 @@ def _game(
     scale: Float[Array, ""] | None = None,
 ) -> Game:
     """Game of some prompts, whose wins are shares of all comparisons, per weight and range."""
-    weights = problem.eta * jnp.asarray(problem.context_weights)
+    weights = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
     wins = jnp.asarray(problem.wins)
     scale = _or_one(weights.sum() + wins.sum() if scale is None else scale)
 
@@ -230,7 +234,7 @@ def _game(
         losses=wins.sum(axis=1) / scale,
         comparisons=(wins + wins.mT) / scale,
         connected=jax.vmap(component_means, out_axes=2)(jnp.eye(wins.shape[1])),
-        beta=problem.beta / width,
+        beta=jnp.asarray(problem.beta) / width,
         temperature=1.0 / width,
         rewards=rewards,
     )

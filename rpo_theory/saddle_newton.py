@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from . import choice_sets
 from .choice_sets import ChoiceSet
 
-RIDGE = 3e-14  # of the largest curvature: rewards that nothing prices stay where they are
+RIDGE = 10.0  # in units of roundoff: rewards that nothing prices stay where they are
 START = 0.1  # first barrier parameter, in units of weight times reward
 INSIDE = 0.995  # share of the way to the boundary that a step may go
 LEAST_CENTRING = 1e-3  # the barrier never falls faster: the logarithms must keep up
@@ -149,9 +149,10 @@ def residual(game: Game, state: State) -> Float[Array, ""]:
     and how far a gradient step of the adversary moves its choice.
     """
     stationarity, surprise, gradient = _conditions(game, state)
-    # Too small a probability counts by its root, lest an arm stay at zero by mistake.
-    weight = jnp.where(stationarity > 0, jnp.sqrt(state.policy), state.policy)
-    policy_error = jnp.sum(weight * jnp.abs(stationarity), axis=-1) / game.beta
+    # A probability too small by many nats counts for what it would grow to, not for what it is.
+    nats = stationarity / game.beta
+    growth = (1.0 + jnp.maximum(nats, 0.0)) ** 3
+    policy_error = jnp.sum(state.policy * jnp.abs(nats) * growth, axis=-1)
     # Below this share of the total, weights are beyond the precision of the flow.
     resolved = jnp.where(game.weights > 0, jnp.minimum(1.0, 1e12 * game.weights), 1.0)
     sum_error = jnp.where(game.reference.sum(axis=-1) > 0, state.policy.sum(axis=-1) - 1.0, 0.0)
@@ -168,29 +169,37 @@ def residual(game: Game, state: State) -> Float[Array, ""]:
 
 def step(game: Game, state: State) -> State:
     """One predictor-corrector step: the barrier falls as far as the predictor shows it can."""
-    scale = _barrier_scale(game)
-    support = game.reference > 0
-    least = choice_sets.least_products(game.rewards, state.multiplier)
     linear = _linearise(game, state)
+    scale = _barrier_scale(game)
+    n_products = jnp.sum(game.reference > 0, dtype=scale.dtype) + state.slack.size
+    least = choice_sets.least_products(game.rewards, state.multiplier)
 
     def barrier(length: Float[Array, ""], move: State) -> Float[Array, ""]:
-        moved = jax.tree.map(lambda value, change: value + length * change, state, move)
+        moved = _along(state, length, move)
         policy_products = jnp.sum(moved.policy * moved.policy_slack / scale)
         slack_products = jnp.maximum(moved.slack * moved.multiplier - least, 0.0).sum()
-        return (policy_products + slack_products) / (support.sum() + state.slack.size)
+        return (policy_products + slack_products) / n_products
 
     predicted = _direction(game, state, linear, jnp.zeros_like(state.policy), least)
-    now = barrier(jnp.zeros_like(game.beta), predicted)
-    then = barrier(_longest_step(state, predicted), predicted)
-    target = jnp.clip((then / now) ** 3, LEAST_CENTRING, 1.0) * now
+    reach = _longest_step(state, predicted)
+    now = barrier(jnp.zeros_like(reach), predicted)
+    fall = barrier(reach, predicted) / now
+    target = jnp.clip(fall**3, LEAST_CENTRING, 1.0) * now
+    bent = choice_sets.bent_products(game.rewards, predicted.choice, state.multiplier)
+    slack_target = jnp.maximum(jnp.maximum(target, least), jnp.minimum(0.5 * now, bent))
+    # A predictor that gets nowhere says little of what is lost to second order.
+    trust = reach**2
     move = _direction(
         game,
         state,
         linear,
-        target * scale - predicted.policy * predicted.policy_slack,
-        jnp.maximum(target, least) - predicted.slack * predicted.multiplier,
+        target * scale - trust * predicted.policy * predicted.policy_slack,
+        slack_target - trust * predicted.slack * predicted.multiplier,
     )
-    length = _longest_step(state, move)
+    return _along(state, _longest_step(state, move), move)
+
+
+def _along(state: State, length: Float[Array, ""], move: State) -> State:
     return jax.tree.map(lambda value, change: value + length * change, state, move)
 
 
@@ -223,8 +232,10 @@ def _linearise(game: Game, state: State) -> _Linearisation:
     conductance = conductance * (1.0 - unit)
     laplacian = conductance.sum(axis=-1)[:, :, None] * unit - conductance
     curvature = choice_sets.pull_matrix(game.rewards, laplacian)
-    ridge = RIDGE * jnp.max(jnp.diagonal(curvature)) + jnp.finfo(curvature.dtype).tiny
-    matrix = curvature + ridge * jnp.eye(curvature.shape[0], dtype=curvature.dtype)
+    stiffness = choice_sets.ridge_scale(game.rewards, curvature, game.weights.sum() > 0)
+    precision = jnp.finfo(curvature.dtype)
+    ridge = RIDGE * laplacian.shape[-1] * precision.eps * stiffness + precision.tiny
+    matrix = curvature + jnp.diag(ridge)
     matrix = matrix + choice_sets.bound_curvature(
         game.rewards, state.choice, state.slack, state.multiplier
     )
