@@ -44,7 +44,7 @@ def solve(
     problem: Problem,
     reward_class: RewardClass,
     *,
-    tolerance: float = 1e-10,
+    tolerance: float = 1e-11,
     max_steps: int = 200,
     throw: bool = True,
 ) -> Solution:
@@ -91,7 +91,7 @@ def solve_batch(
     problems: Problem,
     reward_class: RewardClass,
     *,
-    tolerance: float = 1e-10,
+    tolerance: float = 1e-11,
     max_steps: int = 200,
     throw: bool = True,
 ) -> Solution:

@@ -160,4 +160,4 @@ def _over_weight(problem: Problem, counts: Float[Array, "x #a"]) -> Float[Array,
 
 
 def _adversarial(problem: Problem) -> Bool[Array, "x 1"]:
-    return problem.eta * jnp.asarray(problem.context_weights)[:, None] > 0
+    return jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)[:, None] > 0
