@@ -94,7 +94,8 @@ class Progress(NamedTuple):
 def init(game: Game) -> State:
     """Start from fair labels, an average reward, and a policy between reference and uniform."""
     support = game.reference > 0
-    uniform = support / jnp.maximum(support.sum(axis=-1, keepdims=True), 1).astype(jnp.float64)
+    counted = support.astype(game.reference.dtype)
+    uniform = counted / _or_one(counted.sum(axis=-1, keepdims=True))
     policy = 0.5 * (game.reference + uniform)
     choice = choice_sets.start(game.rewards, game.reference.shape[-1])
     slack = choice_sets.slack(game.rewards, choice)
@@ -200,7 +201,10 @@ def step(game: Game, state: State) -> State:
 
 
 def _along(state: State, length: Float[Array, ""], move: State) -> State:
-    return jax.tree.map(lambda value, change: value + length * change, state, move)
+    """Move a state; each belief stops short of its own bound and holds up nothing else."""
+    moved = jax.tree.map(lambda value, change: value + length * change, state, move)
+    shift = jnp.clip(length * move.beliefs, -INSIDE * state.beliefs, INSIDE * state.beliefs.mT)
+    return moved._replace(beliefs=state.beliefs + shift)
 
 
 class _Linearisation(NamedTuple):
@@ -330,7 +334,7 @@ def _barrier_scale(game: Game) -> Float[Array, "x 1"]:
 
 def _longest_step(state: State, move: State) -> Float[Array, ""]:
     """Longest step, at most one, that keeps everything positive that must be."""
-    positive = ("policy", "policy_slack", "beliefs", "slack", "multiplier")
+    positive = ("policy", "policy_slack", "slack", "multiplier")
     longest = jnp.ones_like(state.level[0])
     for name in positive:
         value, change = getattr(state, name), getattr(move, name)
