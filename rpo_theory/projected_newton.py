@@ -134,18 +134,19 @@ def box_direction(
     # A ground in proportion to the gradient: it vanishes as fast as the error does.
     ground = jnp.abs(gradient) / reach
 
-    def hold_more(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        held, _, direction = carry
+    def leaving(held: Array, direction: Array) -> Array:
         shortest = LENGTHS[-1] * direction
-        leaving = ~held & ((-shortest > below) | (shortest > above))
-        held = held | leaving
-        to_bound = jnp.where(leaving, jnp.where(direction < 0, -below, above), 0.0)
-        to_bound = jnp.where(held & ~leaving, direction, to_bound)
-        direction = _laplacian_solve(conductance, ground, -gradient, held, to_bound)
-        return held, jnp.any(leaving), direction
+        return ~held & ((-shortest > below) | (shortest > above))
 
-    nothing = jnp.zeros(gradient.shape, bool), jnp.array(True), -gradient
-    return jax.lax.while_loop(lambda carry: carry[1], hold_more, nothing)[2]
+    def hold_more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        held, direction = carry
+        more = leaving(held, direction)
+        to_bound = jnp.where(more, jnp.where(direction < 0, -below, above), direction)
+        held = held | more
+        return held, _laplacian_solve(conductance, ground, -gradient, held, to_bound)
+
+    first = hold_more((jnp.zeros(gradient.shape, bool), -gradient))
+    return jax.lax.while_loop(lambda carry: jnp.any(leaving(*carry)), hold_more, first)[1]
 
 
 def ball_minimiser(
