@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from rpo.cli import check_packages
+
+check_packages()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
