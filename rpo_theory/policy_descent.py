@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from . import policy_loss, unbounded
+from .batches import raise_unless_solved, solve_alone, solve_in_groups
 from .policies import total_variation
 from .preference import preference_probability
 from .projected_newton import (
@@ -36,6 +37,8 @@ from .types import ArrayLike, Problem, Saddle, Solution, Status
 
 REACH = 32.0
 """Farthest that free logits go in a step, in nats of the policy and of the preferences."""
+GROUP = 2_000_000
+"""Win counts handed to one thread at a time: they bound the memory."""
 FLOOR = 1e-6
 """Share of the reference in the starting policy: no response starts at probability zero."""
 
@@ -55,7 +58,8 @@ def solve(
     Args:
         problem: the instance.
         reward_class: what :math:`r` may be; :class:`Unbounded` leaves the logits free.
-        tolerance: total variation; done when a full Newton step moves no policy by more.
+        tolerance: done when a full Newton step moves no policy by more, in total variation, nor the
+            probability of any observed preference.
         max_steps: most Newton steps.
         throw: raise if the problem was not solved, rather than return the status.
 
@@ -79,9 +83,8 @@ def solve(
         [[0.75, 0.25]]
     """
     n_contexts, n_actions = np.shape(problem.reference_policy)
-    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _padded(problem, reward_class))
-    solution = solve_batch(*batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    solution = jax.tree.map(lambda leaf: leaf[0], solution)
+    solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
+    solution = solve_alone(solver, *_padded(problem, reward_class))
     policy, reward, value = solution.value
     cut = Saddle(policy[:n_contexts, :n_actions], reward[:n_contexts, :n_actions], value)
     return solution._replace(value=cut)
@@ -116,18 +119,13 @@ def solve_batch(
         >>> solve_batch(problems, TabularBox(one)).value.policy.shape
         (2, 1, 2)
     """
-    problems, reward_class = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
-    )
-    with jax.enable_x64(True):
-        solution = jax.device_get(_solve_batch(problems, reward_class, tolerance, max_steps))
-    if throw:
-        _raise_unless_solved(solution.status)
-    return solution
+    solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
+    solution = solve_in_groups(solver, problems, reward_class, entries=GROUP)
+    return raise_unless_solved(solution) if throw else solution
 
 
 @partial(jax.jit, static_argnames=("tolerance", "max_steps"))
-def _solve_batch(
+def _solve_group(
     problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
 ) -> Solution:
     def solve_one(arguments: tuple[Problem, RewardClass]) -> Solution:
@@ -295,11 +293,3 @@ def _bucket(size: int) -> int:
     while bucket < size:
         bucket *= 4
     return bucket
-
-
-def _raise_unless_solved(status: np.ndarray) -> None:
-    failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
-    if failed.size:
-        first = Status(int(status[failed[0]]))
-        where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
-        raise ValueError(f"{where}{first.sentence} (`throw=False` returns what was found)")

@@ -286,7 +286,7 @@ def test_raises_for_a_batch_name_the_first_problem_unsolved() -> None:
 def test_compiles_once_for_problems_of_different_shapes() -> None:
     box = TabularBox(np.array(2.0))
     policy_descent.solve(random_problem(0, contexts=2, actions=3), box)
-    compilations = getattr(policy_descent._solve_batch, "_cache_size")  # noqa: B009
+    compilations = getattr(policy_descent._solve_group, "_cache_size")  # noqa: B009
     before = compilations()
     for contexts, actions in ((1, 8), (8, 2), (5, 6)):
         found = policy_descent.solve(random_problem(0, contexts=contexts, actions=actions), box)
