@@ -25,18 +25,22 @@ from .batches import raise_unless_solved, solve_alone, solve_in_groups
 from .policies import total_variation
 from .preference import preference_probability
 from .projected_newton import (
+    ROUNDING,
     Descent,
     Task,
     ball_minimiser,
     box_direction,
     into_ball,
     minimise,
+    positive_or_one,
 )
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Saddle, Solution, Status
 
 REACH = 32.0
 """Farthest that free logits go in a step, in nats of the policy and of the preferences."""
+COARSEST = 1e-7
+"""Movement that is small enough for any prompt, however small its weight."""
 GROUP = 2_000_000
 """Win counts handed to one thread at a time: they bound the memory."""
 FLOOR = 1e-6
@@ -67,8 +71,9 @@ def solve(
         Policy, reward and value (loss plus its constant, equal to :math:`F(r)`), in float64. For
         the unbounded class rewards are normalised to :math:`Z_r=1`, and are ``-inf`` where the
         infimum is not attained. Stats:
-        ``"steps"``, ``"movement"`` (as for ``tolerance``), ``"gradient_norm"`` (largest entry of
-        the projected gradient, nats per unit of reward).
+        ``"steps"``, ``"movement"`` (as for ``tolerance``; less where rounding alone moves a prompt
+        of tiny weight), ``"gradient_norm"`` (largest entry of the projected gradient, divided by
+        the weights of the loss).
 
     Raises:
         ValueError: not solved, and ``throw``.
@@ -195,6 +200,10 @@ def _descend_tables(
     def descend(weight: Array, reference: Array, baseline: Array, wins: Array) -> Descent:
         prompt = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
         scale = policy_loss.scale(prompt, comparisons)
+        # The smaller the share of the prompt's weight, the more rounding moves its policy.
+        share = positive_or_one(problem.eta * weight / scale)
+        floor = jnp.minimum(ROUNDING / share, COARSEST)
+        discount = tolerance / jnp.maximum(floor, tolerance)
 
         def direction(reward: Array, gradient: Array) -> Array:
             conductance = policy_loss.conductance(prompt, reward, comparisons) / scale
@@ -206,7 +215,7 @@ def _descend_tables(
             ),
             direction=direction,
             project=lambda reward: jnp.clip(reward, lower, upper),
-            movement=partial(_movement, prompt),
+            movement=lambda new, old: discount * _movement(prompt, new, old),
         )
         start = task.project(_start(prompt, upper))
         return minimise(task, start, tolerance=tolerance, max_steps=max_steps)
