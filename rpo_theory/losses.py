@@ -14,7 +14,7 @@ Masked examples (``where=False``) have zero loss *and* zero gradient, whatever s
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,6 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from .types import ArrayLike
-
-SftReduction = Literal["sum", "sequence_mean", "pooled_mean"]
 
 
 class PairLogProbs(NamedTuple):
@@ -36,23 +34,6 @@ class PairLogProbs(NamedTuple):
 
     chosen: Float[ArrayLike, "*n"]
     rejected: Float[ArrayLike, "*n"]
-
-
-class Reduction(NamedTuple):
-    """A weighted sum that has not been divided yet, so that parts of a batch add up exactly.
-
-    Attributes:
-        total: the weighted sum.
-        weight: the sum of the weights.
-    """
-
-    total: Float[Array, ""]
-    weight: Float[Array, ""]
-
-    def mean(self) -> Float[Array, ""]:
-        """The weighted mean; 0 where the weight is 0."""
-        empty = self.weight == 0
-        return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1.0, self.weight))
 
 
 def margin(
@@ -320,94 +301,6 @@ def power(
     chosen = weights.chosen * policy.chosen
     difference = chosen - weights.rejected * policy.rejected + weights.chosen - weights.rejected
     return _zero_unless(where, jax.nn.softplus(-beta * difference) - eta * beta * chosen)
-
-
-def reduce_mean(
-    losses: Float[ArrayLike, "*n"], weights: Float[ArrayLike, "*n"] | None = None
-) -> Reduction:
-    """Sum of per-example losses and of their weights, to be divided once over the whole batch.
-
-    Args:
-        losses: per-example losses.
-        weights: how often each example counts (0 for a masked one); one each if None.
-
-    Returns:
-        The reduction; add the fields of several parts before :meth:`Reduction.mean`.
-
-    Examples:
-        >>> float(reduce_mean(jnp.array([1.0, 3.0]), jnp.array([3.0, 1.0])).mean())
-        1.5
-    """
-    losses = jnp.asarray(losses)
-    weights = jnp.ones_like(losses) if weights is None else jnp.asarray(weights)
-    return Reduction(jnp.sum(losses * weights), jnp.sum(weights))
-
-
-def reduce_sft(
-    losses: Float[ArrayLike, "*n"],
-    tokens: Float[ArrayLike, "*n"],
-    *,
-    reduction: SftReduction = "sum",
-    where: Bool[ArrayLike, "*n"] | None = None,
-) -> Reduction:
-    r"""SFT losses of a batch under one of the reductions in use; ``"sum"`` is the theorem's.
-
-    * ``"sum"``: mean over responses of the token-summed loss (eq. 4.8).
-    * ``"sequence_mean"``: mean over responses of each response's mean token loss.
-    * ``"pooled_mean"``: mean over all tokens of the batch.
-
-    Args:
-        losses: token-summed losses of :func:`sft`.
-        tokens: lengths of the responses, at least 1 where they count.
-        reduction: which.
-        where: examples that count; all if None.
-
-    Returns:
-        The reduction, normalised over whatever parts are added up before dividing.
-
-    References:
-        `liu:24`, eq. 4.8, for ``"sum"``.
-
-    Examples:
-        >>> losses, tokens = jnp.array([2.0, 6.0]), jnp.array([2.0, 2.0])
-        >>> [float(reduce_sft(losses, tokens, reduction=r).mean()) for r in ("sum", "pooled_mean")]
-        [4.0, 2.0]
-    """
-    losses, tokens = _keep(losses, where), jnp.asarray(tokens)
-    counted = jnp.ones_like(losses) if where is None else jnp.asarray(where).astype(losses.dtype)
-    if reduction == "sum":
-        return Reduction(losses.sum(), counted.sum())
-    if reduction == "sequence_mean":
-        return Reduction(jnp.sum(losses / jnp.where(counted > 0, tokens, 1.0)), counted.sum())
-    if reduction == "pooled_mean":
-        return Reduction(losses.sum(), jnp.sum(counted * tokens))
-    raise ValueError(
-        f"`reduction` must be 'sum', 'sequence_mean' or 'pooled_mean', got {reduction!r}"
-    )
-
-
-def weight_per_token(
-    *, eta: float, beta: float, mean_tokens: float, reduction: SftReduction = "sum"
-) -> float:
-    r"""Weight of one chosen token's log-probability in the loss of one pair.
-
-    The number in which trainers that name their SFT coefficient differently can be compared:
-    :math:`\eta\beta` for the token sum, :math:`\eta\beta` over the mean length for the means.
-
-    Args:
-        eta: :math:`\eta`.
-        beta: :math:`\beta`.
-        mean_tokens: mean length of the responses in tokens.
-        reduction: which.
-
-    Returns:
-        Weight per token.
-
-    Examples:
-        >>> weight_per_token(eta=0.5, beta=0.5, mean_tokens=10.0, reduction="pooled_mean")
-        0.025
-    """
-    return eta * beta if reduction == "sum" else eta * beta / mean_tokens
 
 
 def _keep(

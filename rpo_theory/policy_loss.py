@@ -17,8 +17,9 @@ from jax import Array
 from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
-from .losses import PairLogProbs, dpo, reduce_mean, sft
+from .losses import PairLogProbs, dpo, sft
 from .projected_newton import positive_or_one
+from .reductions import reduce_mean
 from .types import ArrayLike, Problem
 
 
