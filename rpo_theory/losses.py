@@ -258,9 +258,12 @@ def chi_po(
     bound = 2.0 * reward_max
     chosen = policy.chosen - reference.chosen
     rejected = policy.rejected - reference.rejected
-    # Beyond this ratio the difference is clipped whatever it is: exp must not overflow there.
+    # The larger ratio is factored out; beyond the ceiling the difference is clipped whatever the
+    # factor is, and exp must not overflow there.
+    larger = jax.lax.stop_gradient(jnp.maximum(chosen, rejected))
     ceiling = 0.5 * jnp.log(jnp.finfo(chosen.dtype).max)
-    ratio_gap = jnp.exp(jnp.minimum(chosen, ceiling)) - jnp.exp(jnp.minimum(rejected, ceiling))
+    factor = jnp.exp(jnp.minimum(larger, ceiling))
+    ratio_gap = factor * (jnp.exp(chosen - larger) - jnp.exp(rejected - larger))
     difference = jnp.clip(beta * (ratio_gap + chosen - rejected), -bound, bound)
     return _zero_unless(where, jax.nn.softplus(-difference))
 

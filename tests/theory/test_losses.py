@@ -1,0 +1,264 @@
+"""The losses: hand formulas, gradients, masks, extremes, and the instance of displacement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpo_theory import losses
+from rpo_theory.losses import PairLogProbs
+
+EXACT = 1e-13  # float64 after a handful of operations
+SLOPE = 1e-6  # central differences of step 1e-6 in float64
+BETA, ETA = 0.3, 0.7
+
+log_probs = st.floats(-50.0, 0.0)
+quadruples = st.lists(st.tuples(log_probs, log_probs, log_probs, log_probs), min_size=1, max_size=5)
+
+
+def pairs(rows: Any) -> tuple[PairLogProbs, PairLogProbs]:
+    columns = jnp.asarray(np.array(rows, np.float64).T)
+    return PairLogProbs(columns[0], columns[1]), PairLogProbs(columns[2], columns[3])
+
+
+Loss = Callable[..., jax.Array]
+
+
+def on_pairs(loss: Loss, **options: Any) -> Loss:
+    def call(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+        policy, reference = PairLogProbs(rows[0], rows[1]), PairLogProbs(rows[2], rows[3])
+        return loss(policy, reference, where=where, **options)
+
+    return call
+
+
+def rpo_on_chosen(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    policy, reference = PairLogProbs(rows[0], rows[1]), PairLogProbs(rows[2], rows[3])
+    return losses.rpo(policy, reference, rows[0], beta=BETA, eta=ETA, where=where)
+
+
+def weighted(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    policy = PairLogProbs(rows[0], rows[1])
+    weights = PairLogProbs(1.0 - rows[2] / 50, 1.0 - rows[3] / 50)
+    return losses.power(policy, weights, beta=BETA, eta=ETA, where=where)
+
+
+ALL: dict[str, Loss] = {
+    "margin": on_pairs(losses.margin),
+    "dpo": on_pairs(losses.dpo, beta=BETA),
+    "dpo with label smoothing": on_pairs(losses.dpo, beta=BETA, label_smoothing=0.1),
+    "sft": lambda rows, where=None: losses.sft(rows[0], where=where),
+    "rpo": rpo_on_chosen,
+    "ipo": on_pairs(losses.ipo, tau=0.2),
+    "dpop": on_pairs(losses.dpop, beta=BETA, penalty=5.0),
+    "chi_po": on_pairs(losses.chi_po, beta=BETA, reward_max=100.0),
+    "power": weighted,
+}
+every_loss = pytest.mark.parametrize("loss", ALL.values(), ids=ALL)
+
+
+def softplus(z: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0.0, z)
+
+
+@settings(deadline=None)
+@given(quadruples)
+def test_closed_form_margin_is_the_difference_of_log_ratios(rows: Any) -> None:
+    a = np.array(rows).T
+    np.testing.assert_allclose(
+        losses.margin(*pairs(rows)), (a[0] - a[2]) - (a[1] - a[3]), atol=EXACT
+    )
+
+
+@settings(deadline=None)
+@given(quadruples)
+def test_closed_form_dpo_ipo_and_rpo(rows: Any) -> None:
+    a = np.array(rows).T
+    h = (a[0] - a[2]) - (a[1] - a[3])
+    policy, reference = pairs(rows)
+    dpo = softplus(-BETA * h)
+    np.testing.assert_allclose(losses.dpo(policy, reference, beta=BETA), dpo, rtol=1e-12)
+    np.testing.assert_allclose(
+        losses.ipo(policy, reference, tau=0.2), (h - 2.5) ** 2, rtol=1e-12, atol=EXACT
+    )
+    rpo = dpo - ETA * BETA * a[2]
+    np.testing.assert_allclose(
+        losses.rpo(policy, reference, jnp.asarray(a[2]), beta=BETA, eta=ETA), rpo, rtol=1e-12
+    )
+    smooth = 0.9 * softplus(-BETA * h) + 0.1 * softplus(BETA * h)
+    np.testing.assert_allclose(
+        losses.dpo(policy, reference, beta=BETA, label_smoothing=0.1), smooth, rtol=1e-12
+    )
+
+
+@settings(deadline=None)
+@given(quadruples)
+def test_closed_form_dpop_and_power(rows: Any) -> None:
+    a = np.array(rows).T
+    h = (a[0] - a[2]) - (a[1] - a[3])
+    policy, reference = pairs(rows)
+    dpop = softplus(-BETA * (h - 5.0 * np.maximum(0.0, a[2] - a[0])))
+    np.testing.assert_allclose(
+        losses.dpop(policy, reference, beta=BETA, penalty=5.0), dpop, rtol=1e-12
+    )
+    w = np.exp(a[2:] / 50)
+    inside = BETA * (w[0] * a[0] - w[1] * a[1] + w[0] - w[1])
+    power = softplus(-inside) - ETA * BETA * w[0] * a[0]
+    got = losses.power(policy, PairLogProbs(*jnp.asarray(w)), beta=BETA, eta=ETA)
+    np.testing.assert_allclose(got, power, rtol=1e-12)
+
+
+@settings(deadline=None)
+@given(quadruples)
+def test_closed_form_chi_po(rows: Any) -> None:
+    a = np.array(rows).T
+    chosen, rejected = a[0] - a[2], a[1] - a[3]
+    difference = np.exp(chosen) + chosen - np.exp(rejected) - rejected
+    expected = softplus(-np.clip(BETA * difference, -8.0, 8.0))
+    got = losses.chi_po(*pairs(rows), beta=BETA, reward_max=4.0)
+    # Here, not in the loss, two large ratios cancel: the rounding is that of the larger one.
+    slack = 1e-12 + 1e-15 * np.exp(np.maximum(chosen, rejected))
+    assert np.all(np.abs(got - expected) <= slack * (1 + expected))
+
+
+@settings(deadline=None)
+@given(quadruples)
+def test_limit_special_cases_of_the_losses_are_dpo(rows: Any) -> None:
+    policy, reference = pairs(rows)
+    dpo = np.asarray(losses.dpo(policy, reference, beta=BETA))
+    rpo = losses.rpo(policy, reference, policy.chosen, beta=BETA, eta=0.0)
+    np.testing.assert_array_equal(rpo, dpo)
+    np.testing.assert_array_equal(losses.dpop(policy, reference, beta=BETA, penalty=0.0), dpo)
+    gained = PairLogProbs(reference.chosen, policy.rejected)
+    np.testing.assert_array_equal(
+        losses.dpop(gained, reference, beta=BETA, penalty=5.0),
+        losses.dpo(gained, reference, beta=BETA),
+    )
+
+
+@settings(deadline=None)
+@given(quadruples)
+def test_property_swapping_a_pair_adds_its_scaled_margin(rows: Any) -> None:
+    policy, reference = pairs(rows)
+    swapped = losses.dpo(PairLogProbs(*policy[::-1]), PairLogProbs(*reference[::-1]), beta=BETA)
+    difference = swapped - losses.dpo(policy, reference, beta=BETA)
+    np.testing.assert_allclose(
+        difference, BETA * losses.margin(policy, reference), rtol=1e-11, atol=1e-12
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(quadruples)
+def test_gradient_of_rpo_is_the_hand_formula(rows: Any) -> None:
+    policy, reference = pairs(rows)
+
+    def total(policy: PairLogProbs) -> jax.Array:
+        return losses.rpo(policy, reference, policy.chosen, beta=BETA, eta=ETA).sum()
+
+    slope = jax.grad(total)(policy)
+    surprise = jax.nn.sigmoid(-BETA * losses.margin(policy, reference))
+    np.testing.assert_allclose(slope.chosen, -BETA * surprise - ETA * BETA, rtol=1e-12)
+    np.testing.assert_allclose(slope.rejected, BETA * surprise, rtol=1e-12)
+
+
+@every_loss
+def test_gradient_agrees_with_finite_differences(loss: Loss) -> None:
+    rows = jnp.asarray(np.random.default_rng(0).uniform(-3.0, 0.0, (4, 6)))
+    slope = np.asarray(jax.grad(lambda r: loss(r).sum())(rows))
+    step = 1e-6
+    for i, j in np.ndindex(*rows.shape):
+        ahead, behind = (loss(rows.at[i, j].add(sign * step)).sum() for sign in (1, -1))
+        assert slope[i, j] == pytest.approx(float(ahead - behind) / (2 * step), abs=SLOPE)
+
+
+@every_loss
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf, -np.inf])
+def test_extreme_masked_examples_have_zero_loss_and_zero_gradient(
+    loss: Loss, rubbish: float
+) -> None:
+    clean = jnp.asarray(np.random.default_rng(1).uniform(-3.0, 0.0, (4, 5)))
+    where = jnp.array([True, False, True, False, True])
+    dirty = jnp.where(where, clean, rubbish)
+    got, slope = loss(dirty, where), jax.grad(lambda r: loss(r, where).sum())(dirty)
+    expected, wanted = loss(clean), jax.grad(lambda r: loss(r).sum())(clean)
+    np.testing.assert_array_equal(got, jnp.where(where, expected, 0.0))
+    np.testing.assert_array_equal(slope, jnp.where(where, wanted, 0.0))
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "signs", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (1, 1, 0, 0), (1, 0, 0, 1)]
+)
+def test_extreme_log_probabilities_of_ten_thousand_nats_stay_finite(
+    loss: Loss, signs: tuple[int, ...]
+) -> None:
+    rows = -1e4 * jnp.asarray(signs, jnp.float64)[:, None]
+    assert jnp.isfinite(loss(rows)).all()
+    assert jnp.isfinite(jax.grad(lambda r: loss(r).sum())(rows)).all()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "sign"),
+    [(1e4, 0.0, 1), (0.0, 1e4, -1), (1000.0, 900.0, 1), (900.0, 1000.0, -1), (360.0, 355.0, 1)],
+)
+def test_extreme_chi_po_is_clipped_on_the_right_side_where_exp_overflows(
+    chosen: float, rejected: float, sign: int
+) -> None:
+    def loss(policy: PairLogProbs) -> jax.Array:
+        nothing = PairLogProbs(jnp.zeros(()), jnp.zeros(()))
+        return losses.chi_po(policy, nothing, beta=1e-3, reward_max=1.0)
+
+    policy = PairLogProbs(jnp.array(chosen), jnp.array(rejected))
+    assert float(loss(policy)) == pytest.approx(softplus(np.array(-2.0 * sign)))
+    assert all(float(slope) == 0.0 for slope in jax.grad(loss)(policy))
+
+
+def test_property_the_dtype_of_the_inputs_is_kept() -> None:
+    rows = jnp.full((4, 2), -1.0, jnp.float32)
+    assert {name: loss(rows).dtype for name, loss in ALL.items()} == dict.fromkeys(
+        ALL, jnp.dtype(jnp.float32)
+    )
+
+
+@pytest.mark.parametrize(
+    ("eta", "printed", "digits"),
+    [
+        (0.0, -56.6, 1),
+        (0.005, -43.2, 1),
+        (0.05, -0.37, 2),
+        (0.5, -0.023, 3),
+        (1.0, -0.011, 3),
+        (5.0, -0.002, 3),
+    ],
+)
+def test_golden_dpo_displaces_the_chosen_response_and_rpo_keeps_it(
+    eta: float, printed: float, digits: int
+) -> None:
+    """One pair, a log-linear policy, 20,000 gradient steps: DPO moves all mass to the unseen."""
+    features = jnp.array([[1.0, 1.0], [1.0, -1.0], [0.0, 3.0]])  # winner, loser, unseen
+    log_reference = jnp.log(jnp.array([0.49, 0.49, 0.02]))
+
+    def log_policy(theta: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(log_reference + features @ theta)
+
+    def loss(theta: jax.Array) -> jax.Array:
+        policy, reference = PairLogProbs(*log_policy(theta)[:2]), PairLogProbs(*log_reference[:2])
+        if eta == 0.0:
+            return losses.dpo(policy, reference, beta=0.1)
+        return losses.rpo(policy, reference, policy.chosen, beta=0.1, eta=eta)
+
+    def descend(theta: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return theta - 0.5 * jax.grad(loss)(theta), None
+
+    theta, _ = jax.lax.scan(descend, jnp.zeros(2), None, length=20_000)
+    assert float(log_policy(jnp.zeros(2))[0]) == pytest.approx(-0.71, abs=0.005)
+    assert round(float(log_policy(theta)[0]), digits) == printed
+    if eta == 0.0:
+        assert float(jnp.exp(log_policy(theta)[2])) == pytest.approx(1.0)
