@@ -19,6 +19,7 @@ from jax.scipy.special import entr
 from jaxtyping import Float
 
 from . import saddle_newton, unbounded
+from .batches import raise_unless_solved, solve_alone
 from .choice_sets import Ball, Box, ChoiceSet, Free, Simplex
 from .objectives import saddle_objective
 from .policies import kl_divergence
@@ -74,9 +75,8 @@ def solve(
         >>> solve(problem, TabularBox(np.array(2.0))).value.policy.round(3).tolist()
         [[0.75, 0.25]]
     """
-    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (problem, reward_class))
-    solution = solve_batch(*batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    return jax.tree.map(lambda leaf: leaf[0], solution)
+    solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
+    return solve_alone(solver, problem, reward_class)
 
 
 def solve_batch(
@@ -112,28 +112,18 @@ def solve_batch(
         lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
     )
     n_problems, n_contexts, n_actions = problems.reference_policy.shape
-    per_group = max(1, GROUP // (n_contexts * n_actions**2))
-    per_group = -(-n_problems // -(-n_problems // per_group))
-
-    def solve_group(start: int) -> Solution:
-        rows = np.minimum(np.arange(start, start + per_group), n_problems - 1)
-        group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
+    n_groups = -(-n_problems // max(1, GROUP // (n_contexts * n_actions**2)))
+    per_group = -(-n_problems // n_groups)
+    groups = []
+    # One after the other: batched factorisations in two threads at once wait for each other for
+    # ever (jaxlib 0.10.2), and use all cores by themselves.
+    for first in range(0, n_problems, per_group):
+        rows = np.minimum(np.arange(first, first + per_group), n_problems - 1)
+        group = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (problems, reward_class))
         with jax.enable_x64(True):
-            return jax.device_get(_solve_group(*group, tolerance, max_steps=max_steps))
-
-    groups = [solve_group(start) for start in range(0, n_problems, per_group)]
+            groups.append(jax.device_get(_solve_group(*group, tolerance, max_steps=max_steps)))
     solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
-    if throw:
-        _raise_unless_solved(solution.status)
-    return solution
-
-
-def _raise_unless_solved(status: np.ndarray) -> None:
-    failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
-    if failed.size:
-        first = Status(int(status[failed[0]]))
-        where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
-        raise ValueError(f"{where}{first.sentence} (`throw=False` returns what was found)")
+    return raise_unless_solved(solution) if throw else solution
 
 
 @partial(jax.jit, static_argnames=("max_steps",))
@@ -151,12 +141,15 @@ def _solve_group(
         reductions = jax.vmap(unbounded.reduce)(problems)
         problems = reductions.problem
     games = jax.vmap(_games)(problems, reward_class)
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), games)
+    n_games = n_problems * games.weights.shape[1]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(n_games, *leaf.shape[2:]), games)
     play = partial(
         saddle_newton.solve, tolerance=jnp.asarray(tolerance, jnp.float64), max_steps=max_steps
     )
     played = _map_by_chunks(play, flat, CHUNK // (flat.reference.shape[1] * n_actions**2))
-    played = jax.tree.map(lambda leaf: leaf.reshape(n_problems, -1, *leaf.shape[1:]), played)
+    played = jax.tree.map(
+        lambda leaf: leaf.reshape(n_problems, n_games // n_problems, *leaf.shape[1:]), played
+    )
     solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, played)
     if reductions is None:
         return solutions
@@ -171,7 +164,9 @@ def _map_by_chunks(play: Callable[[Game], Progress], games: Game, chunk_size: in
     order = jnp.minimum(jnp.arange(n_chunks * size), n_games - 1).reshape(n_chunks, size)
     chunks = jax.tree.map(lambda leaf: leaf[order], games)
     played = jax.lax.map(jax.vmap(play), chunks)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n_games], played)
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(n_chunks * size, *leaf.shape[2:])[:n_games], played
+    )
 
 
 def _games(problem: Problem, reward_class: RewardClass) -> Game:

@@ -26,7 +26,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from . import choice_sets
-from .choice_sets import ChoiceSet
+from .choice_sets import ChoiceSet, Free
 
 RIDGE = 10.0  # in units of roundoff: rewards that nothing prices stay where they are
 START = 0.1  # first barrier parameter, in units of weight times reward
@@ -255,43 +255,58 @@ def _direction(
     slack_target: Float[Array, " c"],
 ) -> State:
     """Newton direction towards given products of the policy and of the slack with multipliers."""
-    support = game.reference > 0
     inverse_policy = 1.0 / _or_one(state.policy)
-    drive = jnp.where(support, linear.stationarity + policy_target * inverse_policy, 0.0)
-    response = linear.policy_response
-    total = _or_one(response.sum(axis=-1))
-    missing = 1.0 - state.policy.sum(axis=-1)
-
-    def answer(force: Float[Array, "x a"]) -> tuple[Float[Array, "x a"], Float[Array, " x"]]:
-        level = (jnp.sum(response * force, axis=-1) - missing) / total
-        return jnp.where(support, response * (force - level[:, None]), 0.0), level
-
-    label_flow = _balanced(
-        game, jnp.sum(game.comparisons * linear.belief_response * linear.surprise, axis=-1)
-    )
-    flow = game.weights[:, None] * answer(drive)[0] - label_flow
-    infeasible = choice_sets.slack(game.rewards, state.choice) - state.slack
-    push, push_back = choice_sets.bound_maps(game.rewards, state.choice)
-    held = push_back((slack_target - state.multiplier * infeasible) / state.slack)
-    force = held - linear.gradient - choice_sets.pull(game.rewards, flow)
-    choice = choice_sets.newton_move(
-        game.rewards, linear.factor, force, state.choice, state.slack, state.multiplier
-    )
+    drive = linear.stationarity + policy_target * inverse_policy
+    choice = _choice_move(game, state, linear, drive, slack_target)
 
     reward = choice_sets.reward(game.rewards, choice)
-    policy, level_shift = answer(drive + reward)
+    policy, level = _policy_move(state, linear, drive + reward)
     policy_slack = (policy_target - state.policy_slack * policy) * inverse_policy
-    slack = infeasible + push(choice)
+    slack = choice_sets.slack(game.rewards, state.choice) - state.slack
+    slack = slack + choice_sets.bound_maps(game.rewards, state.choice)[0](choice)
     return State(
         policy=policy,
-        policy_slack=jnp.where(support, policy_slack - state.policy_slack, 0.0),
-        level=level_shift,
-        beliefs=linear.belief_response
-        * (linear.surprise - (reward[:, :, None] - reward[:, None, :])),
+        policy_slack=jnp.where(game.reference > 0, policy_slack - state.policy_slack, 0.0),
+        level=level,
+        beliefs=linear.belief_response * (linear.surprise - _margin(reward)),
         choice=choice,
         slack=slack,
         multiplier=(slack_target - state.multiplier * slack) / state.slack - state.multiplier,
     )
+
+
+def _policy_move(
+    state: State, linear: _Linearisation, force: Float[Array, "x a"]
+) -> tuple[Float[Array, "x a"], Float[Array, " x"]]:
+    """How the policy and the level answer a force, with the sum of the policy brought to one."""
+    missing = 1.0 - state.policy.sum(axis=-1)
+    pushed = jnp.sum(linear.policy_response * force, axis=-1)
+    level = (pushed - missing) / _or_one(linear.policy_response.sum(axis=-1))
+    return linear.policy_response * (force - level[:, None]), level
+
+
+def _choice_move(
+    game: Game,
+    state: State,
+    linear: _Linearisation,
+    drive: Float[Array, "x a"],
+    slack_target: Float[Array, " c"],
+) -> Float[Array, " m"]:
+    """Solve the Newton system that is left in the adversary's choice."""
+    labels = jnp.sum(game.comparisons * linear.belief_response * linear.surprise, axis=-1)
+    moved = game.weights[:, None] * _policy_move(state, linear, drive)[0]
+    flow = moved - _balanced(game, labels)
+    infeasible = choice_sets.slack(game.rewards, state.choice) - state.slack
+    held = (slack_target - state.multiplier * infeasible) / state.slack
+    push_back = choice_sets.bound_maps(game.rewards, state.choice)[1]
+    force = push_back(held) - linear.gradient - choice_sets.pull(game.rewards, flow)
+    choice = choice_sets.newton_move(
+        game.rewards, linear.factor, force, state.choice, state.slack, state.multiplier
+    )
+    if isinstance(game.rewards, Free):
+        # A component of the comparisons that no policy prices stays at its mean reward.
+        return jnp.where(game.weights[0] > 0, choice, _balanced(game, choice[None])[0])
+    return choice
 
 
 def _conditions(
@@ -304,7 +319,7 @@ def _conditions(
     stationarity = reward - game.beta * log_ratio - state.level[:, None]
     log_beliefs = jnp.log(state.beliefs)
     log_odds = game.temperature * (log_beliefs.mT - log_beliefs)
-    surprise = log_odds - (reward[:, :, None] - reward[:, None, :])
+    surprise = log_odds - _margin(reward)
     labels = game.losses - jnp.sum(game.comparisons * state.beliefs, axis=-1)
     flow = game.weights[:, None] * (state.policy - game.baseline) + _balanced(game, labels)
     gradient = choice_sets.gradient(game.rewards, flow)
@@ -313,6 +328,10 @@ def _conditions(
         jnp.where(game.comparisons > 0, surprise, 0.0),
         gradient,
     )
+
+
+def _margin(reward: Float[Array, "x a"]) -> Float[Array, "x a a"]:
+    return reward[:, :, None] - reward[:, None, :]
 
 
 def _balanced(game: Game, flow: Float[Array, "x a"]) -> Float[Array, "x a"]:
