@@ -2,9 +2,10 @@
 
     python benchmarks/exact_solver.py [--out DIR] [--quick]
 
-512 problems of 8 prompts x 10 responses, solved in one batch, against SciPy's L-BFGS-B (analytic
-gradient) and CVXPY with Clarabel, a problem at a time on samples of the same 512; the cost against
-the number of comparisons; and 10^5 problems, with the peak memory of a process of its own.
+512 problems of 8 prompts x 10 responses with 1,000 comparisons and beta = eta = 1 / sqrt(N), solved
+in one batch, against SciPy's L-BFGS-B (analytic gradient) and CVXPY with Clarabel, a problem at a
+time on samples of the same 512; the cost against the number of comparisons, all else equal; and
+10^5 problems, with the peak memory of a process of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +33,20 @@ CONTEXTS, ACTIONS, REWARD_MAX = 8, 10, 2.0
 
 
 def problems(n: int, seed: int = 0, comparisons: float = 1000.0) -> Problem:
-    """Random problems: a third of the pairs compared, chosen baseline, beta and eta around 1/3."""
+    """Random problems: pairs compared at random, baseline chosen, beta = eta = 1 / sqrt(N)."""
     rng = np.random.default_rng(seed)
     shape = (n, CONTEXTS, ACTIONS)
     reward = rng.uniform(0, REWARD_MAX, shape)
-    pairs = np.triu(rng.uniform(size=(*shape, ACTIONS)) < 1 / 3, 1)
-    share = comparisons / np.maximum(1, pairs.sum(axis=(1, 2, 3), keepdims=True))
-    trials = rng.poisson(pairs * share)
+    pairs = np.triu(np.ones((*shape, ACTIONS)), 1)
+    trials = rng.poisson(pairs * comparisons / pairs[0].sum())
     won = rng.binomial(trials, expit(reward[..., :, None] - reward[..., None, :]))
     wins = (won + np.swapaxes(trials - won, -1, -2)).astype(float)
     reference = rng.dirichlet(np.ones(ACTIONS), shape[:2])
     counts = wins.sum(axis=-1)
     total = counts.sum(axis=-1, keepdims=True)
     chosen = np.where(total > 0, counts / np.maximum(total, 1), reference)
-    beta, eta = np.exp(rng.uniform(np.log(0.1), 0.0, (2, n)))
-    return Problem(rng.dirichlet(np.ones(CONTEXTS), n), reference, chosen, wins, beta, eta)
+    weight = np.full(n, comparisons**-0.5)
+    return Problem(rng.dirichlet(np.ones(CONTEXTS), n), reference, chosen, wins, weight, weight)
 
 
 def box(n: int) -> TabularBox:
@@ -129,13 +130,14 @@ def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, fl
             zip(solution.value.policy[:32], solution.value.reward[:32], strict=True)
         )
     ]
-    ours = seconds(lambda: minimax.solve_batch(batch, box(n)), 5) / n
+    solve = partial(minimax.solve_batch, batch, box(n))
+    ours = seconds(solve, 5) / n
     rewards = [scipy_reward(one(batch, i)) for i in range(scipy_sample)]
     scipy = seconds(lambda: [scipy_reward(one(batch, i)) for i in range(scipy_sample)])
     scipy /= scipy_sample
     cvxpy = seconds(lambda: [cvxpy_reward(one(batch, i)) for i in range(cvxpy_sample)])
     cvxpy /= cvxpy_sample
-    ours = min(ours, seconds(lambda: minimax.solve_batch(batch, box(n)), 5) / n)
+    ours = min(ours, seconds(solve, 5) / n)
     values = [float(certificate.minimax_objective(one(batch, i), r)) for i, r in enumerate(rewards)]
     return {
         "problems": n,
@@ -154,11 +156,13 @@ def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, fl
 
 
 def against_comparisons(n: int) -> dict[str, float]:
-    """Time with 10^2 and with 10^7 comparisons a problem."""
-    few, many = problems(n, comparisons=1e2), problems(n, comparisons=1e7)
-    for batch in (few, many):
-        minimax.solve_batch(batch, box(n))
-    times = [seconds(lambda b=batch: minimax.solve_batch(b, box(n)), 5) for batch in (few, many)]
+    """Time with 10^2 and with 10^7 comparisons a problem, all else equal."""
+    batch = problems(n, comparisons=1e2)
+    batches = [batch._replace(wins=np.asarray(batch.wins) * factor) for factor in (1.0, 1e5)]
+    times = []
+    for same in batches:
+        minimax.solve_batch(same, box(n))
+        times.append(seconds(partial(minimax.solve_batch, same, box(n)), 5))
     return {"ms_at_1e2": 1e3 * times[0] / n, "ms_at_1e7": 1e3 * times[1] / n}
 
 

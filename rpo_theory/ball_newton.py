@@ -58,7 +58,7 @@ def init(problem: Problem, features: Float[Array, "x a d"]) -> State:
     return State(
         parameter=jnp.zeros(features.shape[-1], features.dtype),
         slack=jnp.full_like(beta, 0.5),
-        dual=jnp.full_like(beta, 0.1),
+        dual=jnp.full_like(beta, 0.01),
         temperature=jnp.maximum(beta, jnp.linalg.norm(features, axis=-1).max()),
         residual=jnp.full_like(beta, jnp.inf),
         steps=count,
@@ -139,7 +139,7 @@ def step(
         parameter=u + length * direction,
         slack=t + length * slack_step,
         dual=dual + dual_length * dual_step,
-        temperature=jnp.where(distance < 2.0 * TRUST, cooled, state.temperature),
+        temperature=jnp.where(distance < TRUST, cooled, state.temperature),
         residual=residual,
         steps=state.steps + 1,
         done=done,

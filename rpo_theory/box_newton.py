@@ -25,11 +25,11 @@ from jaxtyping import Bool, Float, Int
 
 EPSILON = 2.0**-52
 # Measured on beta and eta from 1e-4 to 1e4; flat around these values.
-CENTRING = 0.03  # share of the barrier parameter that a step keeps
+CENTRING = 0.01  # share of the barrier parameter that a step keeps
 CENTRING_HOT = 0.1  # the same while the temperature is still falling
 COOLING = 0.5  # factor on the temperature after a trusted step
 SHARPER = 1e-4  # complementarity against stationarity: it costs a step and sharpens faces
-TRUST = 1.0  # nats that a step may move at full length
+TRUST = 3.0  # nats that a step may move at full length; one that moves more cools nothing
 
 
 class Blocks(NamedTuple):
@@ -83,7 +83,7 @@ class State(NamedTuple):
 def init(blocks: Blocks) -> State:
     """Start in the centre of the box, at a temperature at which nothing is sharp."""
     half = 0.5 * jnp.broadcast_to(blocks.width, blocks.reference.shape)
-    dual = jnp.full_like(half, 0.1)
+    dual = jnp.full_like(half, 0.01)
     count = jnp.zeros(blocks.beta.shape, jnp.int32)
     return State(
         reward=jnp.zeros_like(half),
@@ -177,7 +177,7 @@ def step(
         slack_high=state.slack_high - length * direction,
         dual_low=state.dual_low + dual_length * dual_low_step,
         dual_high=state.dual_high + dual_length * dual_high_step,
-        temperature=jnp.where(distance < 2.0 * TRUST, cooled, state.temperature),
+        temperature=jnp.where(distance < TRUST, cooled, state.temperature),
         residual=residual,
         steps=state.steps + 1,
         done=done,
