@@ -86,6 +86,12 @@ def saddle_objective(
 
     References:
         `liu:24`, eqs. 3.3 and 4.1.
+
+    Examples:
+        >>> even, one, wins = jnp.full((1, 2), 0.5), jnp.array(1.0), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, one, one)
+        >>> float(saddle_objective(problem, even, jnp.array([[1.0, 0.0]])))
+        0.0
     """
     margin = value(
         jnp.asarray(policy) - jnp.asarray(problem.baseline_policy), reward, problem.context_weights
@@ -109,6 +115,12 @@ def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
 
     References:
         `liu:24`, eq. 4.4.
+
+    Examples:
+        >>> even, one, wins = jnp.full((1, 2), 0.5), jnp.array(1.0), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, one, one)
+        >>> round(float(minimax_objective(problem, jnp.array([[1.0, 0.0]]))), 4)
+        0.1201
     """
     log_z = log_partition(reward, problem.reference_policy, problem.beta)
     baseline = jnp.sum(jnp.asarray(problem.baseline_policy) * jnp.asarray(reward), axis=-1)
