@@ -257,6 +257,16 @@ def test_extreme_more_actions_than_a_chunk_holds() -> None:
     assert solution.stats["duality_gap"] <= GAP
 
 
+@pytest.mark.slow
+def test_extreme_two_thousand_actions_are_solved_with_certificate() -> None:
+    problem = random_problem(9, contexts=1, actions=2000, beta=0.1)
+    wins = np.zeros((1, 2000, 2000))
+    rng = np.random.default_rng(9)
+    np.add.at(wins, (0, *rng.integers(2000, size=(2, 20_000))), 1.0)
+    solution = minimax.solve(problem._replace(wins=wins), TabularBox(np.array(2.0)))
+    assert solution.stats["duality_gap"] <= GAP
+
+
 def test_property_cost_and_answer_do_not_depend_on_the_number_of_comparisons() -> None:
     few = random_problem(6)
     many = few._replace(wins=1e5 * np.asarray(few.wins))
