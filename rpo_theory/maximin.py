@@ -47,7 +47,7 @@ def solve(
     Computes in float64 whatever the caller's configuration. At a prompt without adversarial term
     (:math:`\eta d_0(x) = 0`) any policy is optimal; the one returned satisfies the condition that
     the others do, :math:`\beta\log(\pi/\pi_{ref}) = r` up to a constant, with a reward of maximal
-    likelihood.
+    likelihood (over all rewards there may be none, and the step limit comes first).
 
     Args:
         problem: the instance.

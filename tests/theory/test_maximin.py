@@ -357,6 +357,20 @@ def test_extreme_problems_are_solved_with_a_certificate(name: str, kind: str) ->
     assert (solution.value.policy[outside] == 0.0).all()
 
 
+def test_extreme_weights_leave_every_component_the_mass_of_the_baseline() -> None:
+    """Labels move nothing between components (S1), and roundoff over 1e-12 would be seen."""
+    cut = np.zeros((ACTIONS, ACTIONS))
+    cut[:2, :2] = cut[2:, 2:] = 1.0
+    cut -= np.eye(ACTIONS)
+    problem = random_problem(5, beta=0.5, eta=0.5)._replace(
+        wins=np.random.default_rng(5).integers(1, 9, (CONTEXTS, ACTIONS, ACTIONS)) * cut,
+        context_weights=np.array([1e-12, 0.5, 0.5 - 1e-12]),
+    )
+    policy = maximin.solve(problem, Unbounded()).value.policy
+    excess = (policy - problem.baseline_policy)[:, :2].sum(axis=1)
+    assert np.abs(excess).max() < AGREEMENT
+
+
 def test_limit_without_adversary_the_policy_follows_the_likelihood() -> None:
     """eta = 0 leaves the policy free; it is the one whose implicit reward is the reward."""
     problem = random_problem(0, beta=0.5, eta=0.0)
