@@ -16,6 +16,7 @@ from rpo_theory.projected_newton import Task, ball_minimiser, box_direction, int
 from rpo_theory.types import ArrayLike
 
 SOLVED = 1e-9  # float64 and a condition number of up to 1e4
+ROUNDOFF = 1e-11  # the reach, large but finite, leaves as much
 FAR = 1e12  # a reach that leaves the Newton system as it is
 
 seeds = st.integers(0, 2**32 - 1)
@@ -68,6 +69,15 @@ def test_property_a_direction_descends_and_never_leaves_a_bound_it_stands_on(see
     direction = in_box(conductance, gradient, below, above, FAR)
     assert np.all(direction[below == 0] >= 0)
     assert gradient @ direction <= 0
+
+
+def test_property_a_coordinate_next_to_its_bound_is_sent_to_it_and_the_others_follow() -> None:
+    conductance, hessian = laplacian(np.random.default_rng(0), 4)
+    gradient = np.array([3.0, -1.0, -1.0, -1.0])
+    below = np.array([1e-9, 1.0, 1.0, 1.0])
+    direction = in_box(conductance, gradient, below, np.ones(4), FAR)
+    assert direction[0] == -1e-9
+    np.testing.assert_allclose((hessian @ direction + gradient)[1:], 0.0, atol=ROUNDOFF)
 
 
 def test_extreme_groups_without_curvature_move_by_the_reach_and_no_further() -> None:
