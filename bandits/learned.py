@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from rpo_theory import minimax
 from rpo_theory.policies import chosen_policy, data_marginal_policy
 from rpo_theory.rewards import RewardClass
 from rpo_theory.types import Problem
@@ -157,3 +158,17 @@ def per_prompt(law: Callable[..., object], problem: Problem) -> Float[np.ndarray
     with jax.enable_x64(True):
         flat = law(wins.reshape(-1, n_actions, n_actions), reference.reshape(-1, n_actions))
     return np.asarray(flat).reshape(reference.shape)
+
+
+def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray, "b x a"]:
+    r"""Maximum likelihood rewards of a class: the exact solver at :math:`\eta=0`.
+
+    Args:
+        problem: instances, with a leading batch axis.
+        reward_class: their reward classes, likewise.
+
+    Returns:
+        Rewards; where data leave them free, those of the solver's central path.
+    """
+    without = problem._replace(eta=np.zeros_like(problem.eta))
+    return np.asarray(minimax.solve_batch(without, reward_class, throw=False).value.reward)

@@ -24,6 +24,8 @@ from rpo_theory.rewards import RewardClass, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
 from .learned import CertificateKind, Learned, Learner, Options, per_prompt, with_baseline
+from .pessimism import pessimistic_mle
+from .policy_losses import chi_po, dpop, ipo
 
 SAME = 1e-6  # rewards closer than this, relative to the largest, are a tie: solvers cannot tell
 
@@ -286,7 +288,11 @@ LEARNERS: Mapping[str, Learner] = MappingProxyType(
         "two_stage": two_stage,
         "greedy_mle": greedy_mle,
         "behaviour_cloning": behaviour_cloning,
+        "pessimistic_mle": pessimistic_mle,
         "vpo": vpo,
+        "ipo": ipo,
+        "dpop": dpop,
+        "chi_po": chi_po,
         "power": power,
     }
 )

@@ -193,7 +193,7 @@ def dpop(
     reference: PairLogProbs,
     *,
     beta: Float[ArrayLike, ""] | float,
-    penalty: float,
+    penalty: Float[ArrayLike, ""] | float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
     r"""DPO-positive: DPO that subtracts from the margin what the chosen response lost.

@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 
 from bandits.learned import Learned, Options
 from bandits.learners import LEARNERS, greedy_policy
+from bandits.policy_losses import chi_squared_policy
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.objectives import minimax_objective
@@ -251,3 +252,141 @@ def test_closed_form_on_two_arms_greedy_plays_the_one_that_wins_more():
     assert learned.policy.tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
     log_odds = learned.reward[:, 0, 0] - learned.reward[:, 0, 1]
     np.testing.assert_allclose(log_odds, np.log([2.0, 0.4]), atol=1e-9)
+
+
+@pytest.mark.parametrize("baseline", ["reference", "data_marginal"])
+@pytest.mark.parametrize("curvature", ["safe", "printed"])
+def test_parity_pessimistic_mle_is_the_cone_program_of_its_definition(
+    curvature, baseline, problem, reward_class
+):
+    # A small constant, so that neither the likelihood nor the penalty decides alone.
+    options = Options(baseline=baseline, curvature=curvature, pessimism=0.02, ridge=0.05)
+    learned = LEARNERS["pessimistic_mle"](problem, reward_class, options)
+    assert_proven(learned, most=1e-6)
+    likely = LEARNERS["two_stage"](problem, reward_class, options).reward
+    for i in range(BATCH):
+        one, linear = row(problem, i), row(reward_class, i)
+        penalty = zhu(one, linear, baseline_of(baseline, one), options)
+        policy = cp.Variable((CONTEXTS, ACTIONS), nonneg=True)
+        weighted = cp.multiply(policy, one.context_weights[:, None])
+        objective = cp.sum(cp.multiply(weighted, likely[i])) - penalty(cp.vec(weighted, order="C"))
+        normalised: Any = [cp.sum(policy, axis=1) == 1]
+        question = cp.Problem(cp.Maximize(objective), normalised)
+        question.solve(solver=cp.CLARABEL)
+        mine = one.context_weights[:, None] * learned.policy[i]
+        reached = (mine * likely[i]).sum() - penalty(mine.ravel()).value
+        assert reached == pytest.approx(objective.value, abs=1e-6)
+
+
+def zhu(problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, options: Options) -> Any:
+    """Its penalty as a function of the joint law of prompt and response."""
+    n = problem.wins.sum()
+    if isinstance(reward_class, TabularBox):
+        features = np.eye(CONTEXTS * ACTIONS).reshape(CONTEXTS, ACTIONS, -1)
+        width = float(reward_class.maximum)
+        bound, difference = width / 2 * np.sqrt(CONTEXTS * ACTIONS), width
+    else:
+        features, bound = np.asarray(reward_class.features), float(reward_class.radius)
+        longest = np.linalg.norm(features, axis=-1).max()
+        difference = longest * bound * (2 if options.curvature == "safe" else 1)
+    d = features.shape[-1]
+    covariance = options.ridge * np.eye(d)
+    for x, winner, loser in zip(*np.nonzero(problem.wins), strict=True):
+        gap = features[x, winner] - features[x, loser]
+        covariance = covariance + problem.wins[x, winner, loser] / n * np.outer(gap, gap)
+    gamma = 1 / (2 + np.exp(difference) + np.exp(-difference))
+    noise = (d + np.log(1 / options.confidence)) / (gamma**2 * n)
+    radius = options.pessimism * np.sqrt(noise + options.ridge * bound**2)
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance))
+    flat = features.reshape(-1, d)
+    behind = (problem.context_weights[:, None] * baseline).ravel()
+    return lambda law: radius * cp.norm(whiten @ flat.T @ (law - behind))
+
+
+def test_parity_ipo_minimises_its_own_loss_over_tabular_policies(problem):
+    learned = LEARNERS["ipo"](problem, Unbounded(), Options(ipo_tau=0.7))
+    assert_proven(learned)
+    for i in range(BATCH):
+        one = row(problem, i)
+        ipo = partial(losses.ipo, tau=0.7)
+        oracle = descend(one, partial(mean_over_pairs, one, loss=ipo))
+        np.testing.assert_allclose(learned.policy[i], oracle, atol=DESCENT)
+
+
+def test_closed_form_log_linear_ipo_is_least_squares_on_the_pairs(problem):
+    features = np.random.default_rng(5).normal(size=(BATCH, CONTEXTS, ACTIONS, FEATURES))
+    learned = LEARNERS["ipo"](problem, LinearBall(features, np.ones(BATCH)), Options())
+    assert_proven(learned)
+    for i in range(BATCH):
+        x, winner, loser = np.nonzero(problem.wins[i])
+        weight = np.sqrt(problem.wins[i][x, winner, loser])[:, None]
+        design = weight * (features[i][x, winner] - features[i][x, loser])
+        target = weight[:, 0] / (2 * problem.beta[i])
+        theta = np.linalg.lstsq(design, target)[0]
+        expected = gibbs(features[i] @ theta, problem.reference_policy[i])
+        np.testing.assert_allclose(learned.policy[i], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 2.0])
+def test_parity_dpop_is_the_convex_program_of_its_loss(penalty, problem, reward_class):
+    learned = LEARNERS["dpop"](problem, reward_class, Options(dpop_penalty=penalty))
+    assert_proven(learned, most=1e-6)
+    for i in range(BATCH):
+        one, rewards = row(problem, i), row(reward_class, i)
+        beta = float(one.beta)
+        size = FEATURES if isinstance(rewards, LinearBall) else CONTEXTS * ACTIONS
+        rows, constraints = table(cp.Variable(size), rewards)
+        terms = []
+        for x, winner, loser in zip(*np.nonzero(one.wins), strict=True):
+            ratios = rows[x] / beta
+            lost = cp.log_sum_exp(ratios + np.log(one.reference_policy[x])) - ratios[winner]
+            exponent = rows[x][loser] - rows[x][winner] + beta * penalty * cp.pos(lost)
+            terms.append(one.wins[x, winner, loser] * cp.logistic(exponent))
+        least = cp.Problem(cp.Minimize(sum(terms) / one.wins.sum()), constraints)
+        least.solve(solver=cp.CLARABEL)
+        dpop = partial(losses.dpop, beta=one.beta, penalty=penalty)
+        reached = float(mean_over_pairs(one, jnp.log(learned.policy[i]), dpop))
+        assert reached == pytest.approx(least.objective.value, abs=1e-6)
+
+
+def test_parity_chi_po_minimises_its_own_loss_where_the_class_does_not_bind(problem):
+    width = 30.0
+    learned = LEARNERS["chi_po"](problem, TabularBox(np.full(BATCH, width)), Options())
+    assert_proven(learned)
+    for i in range(BATCH):
+        one = row(problem, i)
+        loss = partial(losses.chi_po, beta=one.beta, reward_max=width)
+        oracle = descend(one, partial(mean_over_pairs, one, loss=loss))
+        np.testing.assert_allclose(learned.policy[i], oracle, atol=DESCENT)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.1, 10.0])
+def test_parity_chi_squared_policy_maximises_reward_less_both_divergences(beta):
+    reward, reference = np.array([0.0, 0.4, 1.0]), np.array([0.5, 0.3, 0.2])
+    policy = cp.Variable(3, nonneg=True)
+    ratio = cp.multiply(policy, 1 / reference)
+    divergence = reference @ cp.square(ratio - 1) / 2 + cp.sum(cp.rel_entr(policy, reference))
+    normalised: Any = [cp.sum(policy) == 1]
+    question = cp.Problem(cp.Maximize(reward @ policy - beta * divergence), normalised)
+    question.solve(solver=cp.CLARABEL)
+    learned = np.asarray(chi_squared_policy(reward[None], reference[None], beta))[0]
+    np.testing.assert_allclose(learned, np.asarray(policy.value), atol=1e-5)
+    assert learned.sum() == pytest.approx(1, abs=1e-14)
+
+
+@pytest.mark.parametrize("method", ["dpop", "chi_po", "pessimistic_mle"])
+def test_raises_where_a_method_needs_a_compact_class(method, problem):
+    with pytest.raises(ValueError, match=f"`reward_class` must be .* {method}, got Unbounded"):
+        LEARNERS[method](problem, Unbounded(), Options())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("baseline", "best"), ("ridge", 0.0), ("confidence", 1.0), ("dpop_penalty", -1.0)],
+)
+def test_raises_on_an_option_out_of_range_and_names_it(option, value):
+    options = Options()
+    # Set past the type checker of the test run, which knows the names too.
+    object.__setattr__(options, option, value)
+    with pytest.raises(ValueError, match=f"`{option}` must be .*, got"):
+        options.__post_init__()
