@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import jax
@@ -72,7 +74,8 @@ def measure_agreement(
         ceilings: shapes that instances are padded to; each is compiled once.
 
     Yields:
-        One record an instance, batch by batch; batches are solved side by side, one a core.
+        One record an instance, batch by batch. Batches are compiled and solved side by side, in a
+        process for each core: a script that calls this needs the ``__main__`` guard.
     """
     keys: dict[Family, Key[Array, ""]] = dict(
         zip(("tabular", "linear"), jax.random.split(jax.random.key(seed)), strict=True)
@@ -83,9 +86,9 @@ def measure_agreement(
         for (family, key), share in zip(keys.items(), shares, strict=True)
         for batch in verification_batches(key, share, family, ceilings=ceilings)
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        solved = threads.map(lambda item: _measure_batch(item[0], item[1], seed), work)
-        for records in solved:
+    workers = min(os.cpu_count() or 1, len(work))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        for records in processes.map(_measure_batch, *zip(*work, strict=True), repeat(seed)):
             yield from records
 
 

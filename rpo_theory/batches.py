@@ -31,19 +31,27 @@ def solve_alone(solve_batch: GroupSolver, problem: Problem, reward_class: Reward
 
 
 def solve_in_groups(
-    solve_group: GroupSolver, problems: Problem, reward_class: RewardClass, *, entries: int
+    solve_group: GroupSolver,
+    problems: Problem,
+    reward_class: RewardClass,
+    *,
+    entries: int,
+    side_by_side: bool = False,
 ) -> Solution:
-    """Cut a batch into groups of one shape, solve them side by side, and join the answers.
+    """Cut a batch into groups of one shape, solve them, and join the answers.
 
-    Each group is compiled once, worked on by one thread a core, and dropped, so that memory does
-    not grow with the number of problems beyond the answers. Computes in float64 whatever the
-    caller's configuration.
+    All groups share one compilation, and each is dropped when it is done, so that memory does not
+    grow with the number of problems beyond the answers. Computes in float64 whatever the caller's
+    configuration.
 
     Args:
         solve_group: compiled solver of a group.
         problems: the instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
         entries: most entries of the win counts in a group.
+        side_by_side: solve a group on each core at once. Only for solvers whose factorisations are
+            small: XLA deals large batches of them out to threads of its own, and two executions
+            that do so at once have been seen to wait for each other for ever.
 
     Returns:
         The solutions, as NumPy arrays with the same leading axis.
@@ -53,7 +61,7 @@ def solve_in_groups(
     )
     n_problems, n_contexts, n_actions = problems.reference_policy.shape
     per_group = max(1, entries // (n_contexts * n_actions**2))
-    cores = os.cpu_count() or 1
+    cores = (os.cpu_count() or 1) if side_by_side else 1
     n_groups = max(-(-n_problems // per_group), min(n_problems, cores))
     per_group = -(-n_problems // n_groups)
 

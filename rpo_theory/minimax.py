@@ -99,7 +99,10 @@ def solve_batch(
         ValueError: if a solution was not found and ``throw`` is set; it names the first.
     """
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
-    solution = solve_in_groups(solve_group, problems, reward_class, entries=GROUP)
+    small = isinstance(reward_class, TabularBox)
+    solution = solve_in_groups(
+        solve_group, problems, reward_class, entries=GROUP, side_by_side=small
+    )
     return raise_unless_solved(solution) if throw else solution
 
 
