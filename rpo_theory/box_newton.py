@@ -9,8 +9,9 @@ its weight :math:`s = \eta d_0(x) + n_x/N`, it reads
 
 Two departures from the textbook method make it robust. A step is shortened so that no
 log-probability and no margin moves by more than the convexity of :math:`\log Z` (self-concordant at
-scale :math:`\beta`) lets Newton's model be trusted. And a small :math:`\beta` is reached through
-larger ones, like the barrier. Arrays carry the blocks on their *last* axis, ``b``, so that the
+scale :math:`\beta`) lets Newton's model be trusted. And what is sharp against the width of the
+box, a small :math:`\beta` or the comparisons in a wide one, is reached through blunter versions of
+itself, like the barrier. Arrays carry the blocks on their *last* axis, ``b``, so that the
 arithmetic runs over whole vectors.
 """
 
@@ -63,7 +64,8 @@ class State(NamedTuple):
         slack_high: distance to the upper bound.
         dual_low: multiplier of the lower bound.
         dual_high: multiplier of the upper bound.
-        temperature: the :math:`\\beta` in force, falling to the problem's.
+        temperature: scale at which the policy (if above :math:`\\beta`) and the comparisons (if
+            above 1) are smoothed; it falls until it smooths neither.
         residual: KKT residual of this iterate, in probabilities.
         steps: Newton steps taken.
         done: whether the block has converged and stands still.
@@ -91,7 +93,7 @@ def init(blocks: Blocks) -> State:
         slack_high=half,
         dual_low=dual,
         dual_high=dual,
-        temperature=jnp.maximum(blocks.beta, 0.5 * blocks.width),
+        temperature=0.5 * blocks.width,
         residual=jnp.full_like(blocks.beta, jnp.inf),
         steps=count,
         done=count > 0,
@@ -140,11 +142,12 @@ def step(
     # exp(r / beta) cannot be known better than r / beta is.
     roundoff = EPSILON * jnp.max(probability * jnp.abs(state.reward), axis=0) / blocks.beta
     reached = residual <= jnp.maximum(tolerance, 4.0 * roundoff)
-    done = state.done | (reached & (state.temperature <= blocks.beta))
+    sharp = jnp.minimum(blocks.beta, 1.0)
+    done = state.done | (reached & (state.temperature <= sharp))
 
     # Near the solution Newton's model is exact and the barrier may fall superlinearly.
     fast = jnp.minimum(CENTRING, jnp.sqrt(residual))
-    centring = jnp.where(state.temperature > blocks.beta, CENTRING_HOT, fast)
+    centring = jnp.where(state.temperature > sharp, CENTRING_HOT, fast)
     target = jnp.maximum(centring * barrier, 0.1 * SHARPER * tolerance * blocks.width)
     pull_low, pull_high = target / state.slack_low, target / state.slack_high
     stiff_low = state.dual_low / state.slack_low
@@ -169,7 +172,7 @@ def step(
     length = length * trust
     dual_length = jnp.minimum(1.0, dual_longest)
     dual_length = jnp.where(trust < 1.0, jnp.minimum(dual_length, length), dual_length)
-    cooled = jnp.maximum(blocks.beta, COOLING * state.temperature)
+    cooled = jnp.maximum(sharp, COOLING * state.temperature)
 
     moved = State(
         reward=state.reward + length * direction,
@@ -190,21 +193,27 @@ def _derivatives(
     blocks: Blocks, policy: Float[Array, "a b"] | None, state: State
 ) -> tuple[Float[Array, "a b"], Float[Array, "a a b"], Float[Array, "a b"]]:
     """Gradient, Hessian as conductances between actions, and the policy that is answered."""
-    margin = state.reward[:, None] - state.reward[None, :]
+    beta, unit = _scales(blocks, state)
+    margin = (state.reward[:, None] - state.reward[None, :]) / unit
     small = jnp.exp(-jnp.abs(margin))
     larger = 1.0 / (1.0 + small)
     surprise = jnp.where(margin >= 0, small, 1.0) * larger
     flow = blocks.data_weight * blocks.wins * surprise
     both_ways = blocks.wins + jnp.swapaxes(blocks.wins, 0, 1)
-    conductance = blocks.data_weight * both_ways * (small * larger * larger)
+    conductance = (blocks.data_weight / unit) * both_ways * (small * larger * larger)
     if policy is None:
-        probability = _gibbs(blocks.reference, state.reward, state.temperature)
-        sharpness = blocks.adversary_weight / state.temperature
+        probability = _gibbs(blocks.reference, state.reward, beta)
+        sharpness = blocks.adversary_weight / beta
         conductance = conductance + sharpness * probability[:, None] * probability[None, :]
     else:
         probability = policy
     excess = blocks.adversary_weight * (probability - blocks.baseline)
     return excess + flow.sum(axis=0) - flow.sum(axis=1), conductance, probability
+
+
+def _scales(blocks: Blocks, state: State) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """The beta of the policy and the unit of the margins that are in force."""
+    return jnp.maximum(blocks.beta, state.temperature), jnp.maximum(1.0, state.temperature)
 
 
 def _gibbs(
@@ -248,5 +257,6 @@ def _distance(blocks: Blocks, state: State, direction: Float[Array, "a b"]) -> F
     known = blocks.reference > 0
     highest = jnp.where(known, direction, -jnp.inf).max(axis=0)
     lowest = jnp.where(known, direction, jnp.inf).min(axis=0)
-    moved = jnp.where(blocks.adversary_weight > 0, (highest - lowest) / state.temperature, 0.0)
-    return jnp.maximum(moved, jnp.abs(direction).max(axis=0))
+    beta, unit = _scales(blocks, state)
+    moved = jnp.where(blocks.adversary_weight > 0, (highest - lowest) / beta, 0.0)
+    return jnp.maximum(moved, jnp.abs(direction).max(axis=0) / unit)

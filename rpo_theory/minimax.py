@@ -99,7 +99,8 @@ def solve_batch(
         ValueError: if a solution was not found and ``throw`` is set; it names the first.
     """
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
-    small = isinstance(reward_class, TabularBox)
+    n_actions = problems.reference_policy.shape[-1]
+    small = isinstance(reward_class, TabularBox) and n_actions**2 <= CHUNK
     solution = solve_in_groups(
         solve_group, problems, reward_class, entries=GROUP, side_by_side=small
     )
