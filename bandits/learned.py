@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from rpo_theory import minimax
 from rpo_theory.policies import chosen_policy, data_marginal_policy
-from rpo_theory.rewards import RewardClass
+from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
 Baseline = Literal["chosen", "reference", "data_marginal", "given"]
@@ -172,3 +172,51 @@ def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray,
     """
     without = problem._replace(eta=np.zeros_like(problem.eta))
     return np.asarray(minimax.solve_batch(without, reward_class, throw=False).value.reward)
+
+
+def reward_range(reward_class: TabularBox | LinearBall) -> Float[np.ndarray, " b"]:
+    r"""Largest difference of rewards at one prompt that members of each class can have.
+
+    Args:
+        reward_class: classes with a leading batch axis.
+
+    Returns:
+        Units of reward: :math:`R_{max}`, or :math:`B\max\|\phi(x,a)-\phi(x,a')\|`; at least a tiny
+        number, so that it can divide.
+
+    Examples:
+        >>> features = np.array([[[[1.0], [-2.0]]]])
+        >>> reward_range(LinearBall(features, np.array([0.5]))).tolist()
+        [1.5]
+    """
+    match reward_class:
+        case TabularBox(maximum):
+            width = np.asarray(maximum, np.float64)
+        case LinearBall(features, radius):
+            features = np.asarray(features, np.float64)
+            apart = features[:, :, :, None] - features[:, :, None, :]
+            width = np.linalg.norm(apart, axis=-1).max(axis=(1, 2, 3)) * np.asarray(radius)
+    return np.maximum(width, np.finfo(np.float64).tiny)
+
+
+def compact_class(method: str, reward_class: RewardClass) -> TabularBox | LinearBall:
+    """The reward class of a method that needs a compact and convex one.
+
+    Args:
+        method: its name, for the error.
+        reward_class: what it was given.
+
+    Returns:
+        The same class.
+
+    Raises:
+        ValueError: a class of another kind.
+
+    Examples:
+        >>> compact_class("spac", TabularBox(np.ones(1))).maximum.tolist()
+        [1.0]
+    """
+    if isinstance(reward_class, TabularBox | LinearBall):
+        return reward_class
+    got = type(reward_class).__name__
+    raise ValueError(f"`reward_class` must be TabularBox or LinearBall for {method}, got {got}")

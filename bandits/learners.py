@@ -4,8 +4,9 @@ Here are those that the exact saddle solvers answer: RPO by three routes, and wh
 other choices of its parts. With :math:`\eta=0` it is DPO; over a class closed under adding
 constants per prompt DPO's policy is that of two-stage RLHF, :math:`\pi_{\hat r}` of the maximum
 likelihood reward. VPO is RPO with a calibration policy as baseline (`cen:24`); POWER-DL's base loss
-is RPO with a uniform reference (`rashidinejad:24`). :mod:`bandits.pessimism` and
-:mod:`bandits.policy_losses` hold the others.
+is RPO with a uniform reference (`rashidinejad:24`). :mod:`bandits.pessimism`,
+:mod:`bandits.confidence_set`, :mod:`bandits.self_play` and :mod:`bandits.policy_losses` hold the
+others.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from rpo_theory.policies import chosen_policy
 from rpo_theory.rewards import RewardClass, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
+from .confidence_set import freehand
 from .learned import CertificateKind, Learned, Learner, Options, per_prompt, with_baseline
 from .pessimism import pessimistic_mle
 from .policy_losses import chi_po, dpop, ipo
+from .self_play import spac
 
 SAME = 1e-6  # rewards closer than this, relative to the largest, are a tie: solvers cannot tell
 
@@ -294,6 +297,8 @@ LEARNERS: Mapping[str, Learner] = MappingProxyType(
         "dpop": dpop,
         "chi_po": chi_po,
         "power": power,
+        "freehand": freehand,
+        "spac": spac,
     }
 )
 """Every method by the name that a study gives it."""

@@ -26,7 +26,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .learned import Learned, Options, mle_reward, with_baseline
+from .learned import Learned, Options, compact_class, mle_reward, with_baseline
 
 GAP_TOLERANCE = 1e-6  # of SOLVED, relative to the range of the pessimistic rewards
 
@@ -64,11 +64,7 @@ def pessimistic_mle(problem: Problem, reward_class: RewardClass, options: Option
     References:
         `zhu:23`, Algorithm 1 and Theorem 3.2.
     """
-    if not isinstance(reward_class, TabularBox | LinearBall):
-        got = type(reward_class).__name__
-        raise ValueError(
-            f"`reward_class` must be TabularBox or LinearBall for pessimistic_mle, got {got}"
-        )
+    reward_class = compact_class("pessimistic_mle", reward_class)
     likely = mle_reward(problem, reward_class)
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):

@@ -23,7 +23,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .learned import Learned, Options
+from .learned import Learned, Options, compact_class
 
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
 GAP_TOLERANCE = 1e-6  # of DPOP, nats: kinks are resolved to the last temperature
@@ -75,7 +75,7 @@ def dpop(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
     References:
         `pal:24`, eq. 3.
     """
-    _refuse_unless("dpop", reward_class, TabularBox, LinearBall)
+    reward_class = compact_class("dpop", reward_class)
     with jax.enable_x64(True):
         arguments = _float64((problem, reward_class, np.asarray(options.dpop_penalty)))
         policy, reward, gap = jax.device_get(_positive(*arguments))
@@ -106,7 +106,7 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: Options) -> Lea
         `huang:24`, Algorithm 1.
     """
     del options
-    _refuse_unless("chi_po", reward_class, TabularBox, LinearBall)
+    reward_class = compact_class("chi_po", reward_class)
     without = problem._replace(eta=np.zeros_like(problem.eta))
     solution = minimax.solve_batch(without, reward_class, throw=False)
     with jax.enable_x64(True):
@@ -308,10 +308,3 @@ def _inside(
 
 def _float64(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
-
-
-def _refuse_unless(method: str, reward_class: RewardClass, *allowed: type) -> None:
-    if not isinstance(reward_class, allowed):
-        names = " or ".join(kind.__name__ for kind in allowed)
-        got = type(reward_class).__name__
-        raise ValueError(f"`reward_class` must be {names} for {method}, got {got}")

@@ -303,6 +303,102 @@ def zhu(problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, optio
     return lambda law: radius * cp.norm(whiten @ flat.T @ (law - behind))
 
 
+def against_worst(
+    problem: Problem,
+    reward_class: ConvexClass,
+    policy: np.ndarray | None,
+    *,
+    weight: float,
+    slack: float | None = None,
+) -> float:
+    """CVXPY's least advantage over the baseline of a policy, or of the best policy.
+
+    Rewards pay their log-loss per ``weight``, or must be within ``slack`` of the least log-loss.
+    """
+    size = FEATURES if isinstance(reward_class, LinearBall) else CONTEXTS * ACTIONS
+    rows, constraints = table(cp.Variable(size), reward_class)
+    loss = log_loss(rows, problem.wins)
+    objective: Any = 0.0 if slack is not None else loss / weight
+    for x in range(CONTEXTS):
+        earned = cp.max(rows[x]) if policy is None else policy[x] @ rows[x]
+        behind = problem.baseline_policy[x] @ rows[x]
+        objective = objective + problem.context_weights[x] * (earned - behind)
+    if slack is not None:
+        least = cp.Problem(cp.Minimize(loss), constraints)
+        least.solve(solver=cp.CLARABEL)
+        constraints = [*constraints, loss <= float(loss.value) + slack]
+    question = cp.Problem(cp.Minimize(objective), constraints)
+    question.solve(solver=cp.CLARABEL)
+    return float(objective.value)
+
+
+@pytest.mark.parametrize("baseline", ["reference", "chosen"])
+@pytest.mark.parametrize("zeta", [0.1, 3.0, 1e4])
+def test_parity_freehand_is_best_against_every_likely_reward(zeta, baseline, problem, reward_class):
+    options = Options(likelihood_slack=zeta, baseline=baseline)
+    learned = LEARNERS["freehand"](problem, reward_class, options)
+    assert_proven(learned, most=2e-4)
+    for i in range(BATCH):
+        one, rewards = row(problem, i), row(reward_class, i)
+        one = one._replace(baseline_policy=baseline_of(baseline, one))
+        judge = partial(against_worst, one, rewards, weight=1.0, slack=zeta / one.wins.sum())
+        best, mine = judge(None), judge(learned.policy[i])
+        assert mine >= best - learned.certificate[i] - 1e-6
+        assert mine <= best + 1e-6
+
+
+def test_theorem_spacs_average_policy_is_as_near_to_the_best_as_its_certificate_says(
+    problem, reward_class
+):
+    gaps = []
+    for rounds in (10, 200):
+        options = Options(baseline="given", self_play_rounds=rounds)
+        learned = LEARNERS["spac"](problem, reward_class, options)
+        assert (learned.status == Status.SOLVED).all()
+        for i in range(BATCH):
+            one, rewards = row(problem, i), row(reward_class, i)
+            judge = partial(against_worst, one, rewards, weight=float(one.eta))
+            shortfall = float(one.eta) * (judge(None) - judge(learned.policy[i]))
+            assert -VALUE <= shortfall <= learned.certificate[i] + VALUE
+        gaps.append(learned.certificate.max())
+    # Hedge's bound falls with the root of the rounds.
+    assert gaps[1] < gaps[0] * np.sqrt(10 / 200) * 2
+
+
+def test_parity_spac_is_mirror_descent_on_scipys_adversary(problem):
+    maximum, rounds = np.array([0.5, 1.0, 2.0]), 3
+    options = Options(baseline="given", self_play_rounds=rounds)
+    learned = LEARNERS["spac"](problem, TabularBox(maximum), options)
+    for i in range(BATCH):
+        one = row(problem, i)
+        step = np.sqrt(8 * -np.log(one.reference_policy.min()) / rounds) / maximum[i]
+        total, policies = np.zeros((CONTEXTS, ACTIONS)), []
+        for _ in range(rounds):
+            policies.append(gibbs(step * total, one.reference_policy))
+            total += scipy_adversary(one, policies[-1], maximum[i])
+        np.testing.assert_allclose(learned.policy[i], np.mean(policies, axis=0), atol=1e-4)
+
+
+def scipy_adversary(problem: Problem, policy: np.ndarray, maximum: float) -> np.ndarray:
+    """Reward of the box that minimises the advantage of a policy plus the log-loss."""
+    lead = problem.context_weights[:, None] * (policy - problem.baseline_policy)
+    share = problem.wins / problem.wins.sum()
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        reward = flat.reshape(CONTEXTS, ACTIONS)
+        behind = reward[:, None, :] - reward[:, :, None]
+        surprise = share / (1 + np.exp(-behind))
+        slope = problem.eta * lead + surprise.sum(axis=1) - surprise.sum(axis=2)
+        loss = np.sum(share * np.logaddexp(0, behind))
+        return float(problem.eta * np.sum(lead * reward) + loss), np.asarray(slope).ravel()
+
+    start = np.full(CONTEXTS * ACTIONS, maximum / 2)
+    bounds = [(0.0, maximum)] * start.size
+    tight = {"ftol": 1e-15, "gtol": 1e-10}
+    found = minimize(objective, start, jac=True, bounds=bounds, method="L-BFGS-B", options=tight)
+    return found.x.reshape(CONTEXTS, ACTIONS)
+
+
 def test_parity_ipo_minimises_its_own_loss_over_tabular_policies(problem):
     learned = LEARNERS["ipo"](problem, Unbounded(), Options(ipo_tau=0.7))
     assert_proven(learned)
@@ -374,7 +470,7 @@ def test_parity_chi_squared_policy_maximises_reward_less_both_divergences(beta):
     assert learned.sum() == pytest.approx(1, abs=1e-14)
 
 
-@pytest.mark.parametrize("method", ["dpop", "chi_po", "pessimistic_mle"])
+@pytest.mark.parametrize("method", ["dpop", "chi_po", "pessimistic_mle", "freehand", "spac"])
 def test_raises_where_a_method_needs_a_compact_class(method, problem):
     with pytest.raises(ValueError, match=f"`reward_class` must be .* {method}, got Unbounded"):
         LEARNERS[method](problem, Unbounded(), Options())
