@@ -63,6 +63,8 @@ class Design:
             compared, at least 1.
         missing_edges: probability that two ordinary responses, or one and the baseline, are never
             compared at a prompt.
+        reference: :math:`\pi_{ref}`: "uniform", or "data", the law of a response of the data, as of
+            a model that was fine-tuned on them: what is rare in the data is rare under it.
         label_noise: probability that a label is flipped.
         prompts_shift: log of how many times as often as the last prompt the first one is in the
             data; 0 for prompts from :math:`d_0`.
@@ -82,6 +84,7 @@ class Design:
     rare_comparisons: float | None = None
     imbalance: float = 1.0
     missing_edges: float = 0.0
+    reference: str = "uniform"
     label_noise: float = 0.0
     prompts_shift: float = 0.0
 
@@ -115,8 +118,7 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
         seeds: whole numbers from 0 on.
 
     Returns:
-        Instances with a leading batch axis on every array; :math:`\pi_{ref}` is uniform,
-        :math:`\beta = \eta = 1/\sqrt N`.
+        Instances with a leading batch axis on every array; :math:`\beta = \eta = 1/\sqrt N`.
 
     Raises:
         ValueError: the design asks for more data than there are, or a number is out of range.
@@ -144,7 +146,7 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
     scale = np.full(n_batch, n_comparisons**-0.5)
     problem = Problem(
         context_weights=np.full((n_batch, contexts), 1.0 / contexts),
-        reference_policy=np.full((n_batch, contexts, actions), 1.0 / actions),
+        reference_policy=_reference(design, _by_action(law, rank)),
         baseline_policy=(rank == design.baseline_rank()).astype(np.float64),
         wins=_by_action(wins, rank),
         beta=scale,
@@ -258,6 +260,15 @@ def _near_ties(
     return np.where(place >= design.actions - design.rare, 0.0, level)
 
 
+def _reference(
+    design: Design, pair_law: Float[np.ndarray, "B x a a"]
+) -> Float[np.ndarray, "B x a"]:
+    if design.reference == "uniform":
+        return np.full(pair_law.shape[:3], 1.0 / design.actions)
+    seen = pair_law.sum(axis=2) + pair_law.sum(axis=3)
+    return seen / seen.sum(axis=2, keepdims=True)
+
+
 def _n_uniforms(design: Design) -> int:
     cells = design.contexts * design.actions
     if design.reward == "tabular":
@@ -345,6 +356,8 @@ def _check(design: Design) -> None:
         raise ValueError(f"`reward_max` must be greater than 0, got {design.reward_max}")
     if design.reward not in ("tabular", "linear"):
         raise ValueError(f"`reward` must be 'tabular' or 'linear', got {design.reward!r}")
+    if design.reference not in ("uniform", "data"):
+        raise ValueError(f"`reference` must be 'uniform' or 'data', got {design.reference!r}")
     if design.gaps not in ("uniform", "log_uniform"):
         raise ValueError(f"`gaps` must be 'uniform' or 'log_uniform', got {design.gaps!r}")
     if design.actions - design.rare < 2:

@@ -197,6 +197,20 @@ def test_property_misspecification_takes_the_truth_out_of_its_class() -> None:
     assert np.abs(np.asarray(one.project(truth)) - truth).max() > 0.05
 
 
+def test_closed_form_a_reference_from_the_data_is_as_rare_where_they_are() -> None:
+    design = Design(
+        contexts=2, actions=5, rare=1, rare_comparisons=2.0, reference="data", prompts_shift=0.5
+    )
+    batch = draw(design, 1000, np.arange(3))
+    reference = np.asarray(batch.problem.reference_policy)
+    rare = np.einsum("bxa,bxa->bx", playing(batch, 4), reference)
+    prompts = np.asarray(batch.pair_law).sum(axis=(2, 3))
+    np.testing.assert_allclose(prompts, np.stack([design.data_prompts()] * 3))
+    np.testing.assert_allclose(rare, 0.5 * 2.0 * 2 / 1000)
+    best = np.einsum("bxa,bxa->bx", np.asarray(batch.comparator), reference)
+    np.testing.assert_allclose(best, 0.5 * design.prompt_factor() / design.coverage**2)
+
+
 def test_property_given_features_are_used_up_to_their_scale(tmp_path: Path) -> None:
     given = np.random.default_rng(0).standard_normal((3, 5, 2))
     file = tmp_path / "features.npy"
@@ -263,6 +277,7 @@ def test_theorem_rpo_falls_like_one_over_root_n_where_maximum_likelihood_stays_f
         ({"missing_edges": -0.1}, "missing_edges"),
         ({"reward": "cubic"}, "reward"),
         ({"gaps": "equal"}, "gaps"),
+        ({"reference": "none"}, "reference"),
         ({"reward_max": 0.0}, "reward_max"),
         ({"imbalance": 0.5}, "imbalance"),
         ({"misspecification": math.inf}, "misspecification"),

@@ -1,0 +1,140 @@
+r"""The table that a study's figures are drawn from: a column a name, a row a cell of the grid.
+
+============================ ====================================================================
+column                       meaning
+============================ ====================================================================
+``label``                    what a line is called: the method, with its baseline if there are many
+``comparisons``              :math:`N`
+``coverage``                 target :math:`C` of the comparator
+``eta``, ``beta``            weights of the adversary and of the KL term
+``kl``                       :math:`E\,KL(\hat\pi\|\pi_{ref})`, nats
+``gap``                      mean over the seeds of :math:`J(\pi) - J(\hat\pi)`
+``true_value``               mean of :math:`J(\hat\pi) - J(\pi_{base})` under :math:`r^\star`
+``proxy_value``              the same under the learned reward
+``bound``, ``bound_tight``   Theorem 5.3, corrected, and with the sharpest constants
+``NAME_low``, ``NAME_high``  95 % confidence interval of the mean ``NAME``
+============================ ====================================================================
+
+A column that a figure does not use may be missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+Summary = Mapping[str, np.ndarray]
+Interval = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
+"""A mean and the ends of its 95 % interval."""
+
+NAMES = {
+    "rpo": "RPO",
+    "rpo_maximin": "RPO, Algorithm 1",
+    "rpo_policy": "RPO, policy descent",
+    "dpo": "DPO",
+    "two_stage": "two-stage MLE + KL",
+    "greedy_mle": "greedy MLE",
+    "behaviour_cloning": "behaviour cloning",
+    "pessimistic_mle": "pessimistic MLE",
+    "freehand": "FREEHAND",
+    "spac": "SPAC",
+    "vpo": "VPO",
+    "ipo": "IPO",
+    "dpop": "DPOP",
+    "chi_po": "χPO",
+    "power": "POWER",
+}
+"""How figures write the methods; other labels are written as they are."""
+
+
+def labels(summary: Summary) -> list[str]:
+    """Labels in the order in which they first occur."""
+    return list(dict.fromkeys(str(label) for label in summary["label"]))
+
+
+def written_out(label: str) -> str:
+    """A label with its method written out: ``rpo, chosen`` is RPO, chosen."""
+    method, comma, rest = label.partition(",")
+    return NAMES.get(method, method) + comma + rest
+
+
+def interval(summary: Summary, name: str) -> Interval:
+    """A mean and the ends of its interval, which are the mean itself if there are none."""
+    mean = np.asarray(summary[name], np.float64)
+    low, high = (np.asarray(summary.get(name + end, mean), float) for end in ("_low", "_high"))
+    return mean, low, high
+
+
+def curve(
+    summary: Summary, across: str, name: str, label: str
+) -> tuple[Float[np.ndarray, " k"], Interval]:
+    """A line of a figure.
+
+    Args:
+        summary: the table.
+        across: the column of its places.
+        name: the column of its heights.
+        label: which line.
+
+    Returns:
+        The places in order, and mean and interval there; rows at equal places are averaged.
+
+    Examples:
+        >>> table = {"label": np.array(["a"] * 3), "x": np.array([2, 1, 2]), "y": np.arange(3)}
+        >>> places, (mean, _, _) = curve(table, "x", "y", "a")
+        >>> places.tolist(), mean.tolist()
+        ([1.0, 2.0], [1.0, 1.0])
+    """
+    rows = np.asarray(summary["label"]) == label
+    places, which = np.unique(np.asarray(summary[across], np.float64)[rows], return_inverse=True)
+    size = np.bincount(which)
+    mean, low, high = (
+        np.bincount(which, column[rows]) / size for column in interval(summary, name)
+    )
+    return places, (mean, low, high)
+
+
+def is_crossed(summary: Summary, *axes: str) -> bool:
+    """Whether every label has every combination of several values of each axis.
+
+    Args:
+        summary: the table.
+        axes: names of columns.
+
+    Returns:
+        False where a column is missing, has one value, or follows another.
+
+    Examples:
+        >>> table = {"label": np.array(["a", "a"]), "eta": np.array([1, 2]), "n": np.array([4, 9])}
+        >>> is_crossed(table, "eta"), is_crossed(table, "eta", "n")
+        (True, False)
+    """
+    if any(name not in summary for name in axes):
+        return False
+    values = [np.unique(summary[name], return_inverse=True) for name in ("label", *axes)]
+    rows = np.stack([place for _, place in values], axis=1)
+    full = len(np.unique(rows, axis=0)) == math.prod(len(unique) for unique, _ in values)
+    return full and all(len(unique) > 1 for unique, _ in values[1:])
+
+
+def has_one_row(summary: Summary, *axes: str) -> bool:
+    """Whether a label and a value of each axis leave one row."""
+    names = ("label", *axes)
+    rows = np.stack([np.unique(summary[name], return_inverse=True)[1] for name in names], axis=1)
+    return len(np.unique(rows, axis=0)) == len(rows)
+
+
+def with_most_data(summary: Summary) -> Summary:
+    """The rows of the largest number of comparisons."""
+    if "comparisons" not in summary:
+        return summary
+    n = np.asarray(summary["comparisons"])
+    return {name: np.asarray(column)[n == n.max()] for name, column in summary.items()}
+
+
+def is_constant(summary: Summary, name: str) -> bool:
+    """Whether a column has one value, or is missing."""
+    return name not in summary or len(np.unique(summary[name])) == 1
