@@ -81,8 +81,10 @@ def freehand(problem: Problem, reward_class: RewardClass, options: Options) -> L
     with jax.enable_x64(True):
         gap = np.asarray(_shortfalls(*arguments))
     solved = gap <= GAP_TOLERANCE * width
+    policy = np.asarray(search.saddle.policy)
     return Learned(
-        policy=np.asarray(search.saddle.policy),
+        # At so small a beta log-probabilities are rounded to 1e-12.
+        policy=policy / policy.sum(axis=-1, keepdims=True),
         reward=np.asarray(search.saddle.reward),
         certificate=gap,
         certificate_kind="duality_gap",

@@ -17,11 +17,11 @@ from jax import Array
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Bool, Float, Int
 
-COOLEST = 1e-9  # where rounding begins to blur the barrier
+COOLEST = 1e-8  # colder, and the rounding of the point moves what the temperature divides
 COOLING = 0.3
 CENTRED = 0.1  # squared Newton decrement, per temperature, at which the next one may be tried
-NEAR = 1e-3  # the same, from which Newton's step is right and the objective's rounding is larger
-LENGTHS = 0.5 ** np.arange(24)
+NEAR = 1e-6  # the same, from which Newton's step is right and the objective's rounding is larger
+LENGTHS = 0.3 ** np.arange(24)  # to 1e-12: far from a kink Newton's own step is wild
 LIFT = 1e-14  # of a Hessian that is singular to rounding, relative to its diagonal
 MAX_STEPS = 400
 

@@ -76,9 +76,18 @@ def dpop(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
         `pal:24`, eq. 3.
     """
     reward_class = compact_class("dpop", reward_class)
+    # The loss of tabular policies is that of the prompts, in proportion to their comparisons.
+    tabular = isinstance(reward_class, TabularBox)
+    parts = _prompts(problem, reward_class) if tabular else (problem, reward_class)
     with jax.enable_x64(True):
-        arguments = _float64((problem, reward_class, np.asarray(options.dpop_penalty)))
+        arguments = _float64((*parts, np.asarray(options.dpop_penalty)))
         policy, reward, gap = jax.device_get(_positive(*arguments))
+    if tabular:
+        shape = np.shape(problem.reference_policy)
+        policy, reward = policy.reshape(shape), reward.reshape(shape)
+        at_prompt = np.asarray(problem.wins).sum(axis=(2, 3))
+        total = np.maximum(at_prompt.sum(axis=1), 1e-300)
+        gap = (at_prompt * gap.reshape(shape[:2])).sum(axis=1) / total
     status = np.where(gap <= GAP_TOLERANCE, Status.SOLVED.value, Status.MAX_STEPS.value)
     return Learned(policy, reward, gap, "duality_gap", status)
 
@@ -182,6 +191,20 @@ def link_inverse(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         return log_z - (z + log_z - value) / (1.0 + z)
 
     return jnp.exp(jax.lax.fori_loop(0, LINK_STEPS, newton, start))
+
+
+def _prompts(problem: Problem, reward_class: TabularBox) -> tuple[Problem, TabularBox]:
+    """Every prompt of a batch as a problem of its own."""
+    n_problems, n_contexts, n_actions = np.shape(problem.reference_policy)
+    alone = Problem(
+        context_weights=np.ones((n_problems * n_contexts, 1)),
+        reference_policy=np.reshape(problem.reference_policy, (-1, 1, n_actions)),
+        baseline_policy=np.reshape(problem.baseline_policy, (-1, 1, n_actions)),
+        wins=np.reshape(problem.wins, (-1, 1, n_actions, n_actions)),
+        beta=np.repeat(problem.beta, n_contexts),
+        eta=np.repeat(problem.eta, n_contexts),
+    )
+    return alone, TabularBox(np.repeat(reward_class.maximum, n_contexts))
 
 
 _linked = jax.jit(jax.vmap(chi_squared_policy))

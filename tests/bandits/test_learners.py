@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ VALUE = 1e-7  # and of an objective, where errors are squared
 DESCENT = 2e-5  # what SciPy's quasi-Newton knows of a policy
 ConvexClass = TabularBox | LinearBall
 PairLoss = Callable[[PairLogProbs, PairLogProbs], jax.Array]
+ALIKE = 1e-6  # the batch rounds apart where kinks are resolved to a temperature of 1e-8
 BATCH, CONTEXTS, ACTIONS, FEATURES = 3, 2, 3, 2
 
 
@@ -486,3 +488,57 @@ def test_raises_on_an_option_out_of_range_and_names_it(option, value):
     object.__setattr__(options, option, value)
     with pytest.raises(ValueError, match=f"`{option}` must be .*, got"):
         options.__post_init__()
+
+
+@pytest.mark.parametrize("method", sorted(LEARNERS))
+def test_property_a_problem_is_learned_alike_alone_and_in_a_batch(method, problem):
+    box = TabularBox(np.array([0.5, 1.0, 2.0]))
+    together = LEARNERS[method](problem, box, Options())
+    second = jax.tree.map(lambda leaf: leaf[1:2], problem)
+    alone = LEARNERS[method](second, TabularBox(np.array([1.0])), Options())
+    np.testing.assert_allclose(alone.policy[0], together.policy[1], atol=ALIKE)
+    np.testing.assert_allclose(alone.reward[0], together.reward[1], atol=ALIKE)
+
+
+@pytest.mark.parametrize("method", sorted(LEARNERS))
+def test_extreme_prompts_without_data_or_weight_and_arms_without_support(method):
+    rng = np.random.default_rng(1)
+    shape = (4, 3, 4)
+    reference = rng.dirichlet(np.ones(4), shape[:2])
+    wins = rng.integers(0, 4, (*shape, 4)) * (1.0 - np.eye(4))
+    # No data at all, no data at a prompt, an arm that loses always, and one that is impossible.
+    wins[0], wins[:, 2], wins[1, :, 2] = 0.0, 0.0, 0.0
+    reference[:, 0, 1], wins[:, 0, 1], wins[:, 0, :, 1] = 0.0, 0.0, 0.0
+    reference /= reference.sum(axis=-1, keepdims=True)
+    weights = rng.dirichlet(np.ones(3), 4)
+    weights[:, 1] = 0.0
+    weights /= weights.sum(axis=-1, keepdims=True)
+    eta = np.array([0.1, 0.0, 1.0, 10.0])
+    hard = Problem(weights, reference, reference, wins, np.full(4, 0.05), eta)
+    learned = LEARNERS[method](hard, TabularBox(np.full(4, 2.0)), Options())
+    assert (learned.status == Status.SOLVED).all()
+    assert np.isfinite(learned.certificate).all()
+    assert (learned.policy >= 0).all()
+    np.testing.assert_allclose(learned.policy.sum(axis=-1), 1.0, rtol=1e-12)
+    assert (learned.policy[:, 0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("method", sorted(LEARNERS))
+def test_compiles_once_for_all_numbers_of_one_shape(method, problem, caplog):
+    box = TabularBox(np.array([0.5, 1.0, 2.0]))
+    LEARNERS[method](problem, box, Options())
+    other = problem._replace(beta=2 * problem.beta, eta=3 * problem.eta, wins=5 * problem.wins)
+    options = Options(
+        vpo_alpha=2.0,
+        ipo_tau=0.3,
+        dpop_penalty=1.0,
+        confidence=0.2,
+        pessimism=0.5,
+        ridge=0.1,
+        curvature="printed",
+        likelihood_slack=1.0,
+        self_play_rounds=20,
+    )
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        LEARNERS[method](other, TabularBox(2 * np.asarray(box.maximum)), options)
+    assert [line for line in caplog.messages if "Finished XLA compilation" in line] == []
