@@ -20,18 +20,19 @@ SHOWN_GAP = 1e-6
 """Gaps below are drawn here on logarithmic axes."""
 
 
-def plot_gap(summary: Summary, ax: Axes) -> Axes:
+def plot_gap(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
     """Draw the gap against the number of comparisons, with its slope and confidence band.
 
     Args:
         summary: the table.
         ax: where to draw, both axes logarithmic.
+        order: labels of all panels, so that a method looks the same in each.
 
     Returns:
         The same axes.
     """
     names, heights = [], []
-    lines = _styled(summary)
+    lines = _styled(summary, order)
     for place, (label, colour, marker) in enumerate(lines):
         n, (gap, low, high) = curve(summary, "comparisons", "gap", label)
         under = 0.9 * (len(lines) - 1 - place)  # lines that coincide are all seen
@@ -46,7 +47,9 @@ def plot_gap(summary: Summary, ax: Axes) -> Axes:
         )
         slope, error = log_log_slope(n, gap, low, high)
         text = f"slope {round(slope, 2) + 0.0:.2f} ± {error:.2f}".replace("-", "−")
-        names.append((f"{written_out(label)}\n{text}", colour))
+        # Without errors the data are exact counts, whose lines bend.
+        name = f"{written_out(label)}\n{text}" if error > 0 else written_out(label)
+        names.append((name, colour))
         heights.append(max(gap[-1], SHOWN_GAP))
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -57,18 +60,19 @@ def plot_gap(summary: Summary, ax: Axes) -> Axes:
     return bare(ax)
 
 
-def plot_overoptimisation(summary: Summary, ax: Axes) -> Axes:
+def plot_overoptimisation(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
     """Draw the true and the proxy value of policies against the KL divergence they spend.
 
     Args:
         summary: the table; the rows of a line differ in :math:`\\beta`.
         ax: where to draw.
+        order: labels of all panels, so that a method looks the same in each.
 
     Returns:
         The same axes.
     """
     names, heights = [], []
-    for label, colour, marker in _styled(summary):
+    for label, colour, marker in _styled(summary, order):
         for value, style in (("proxy_value", "--"), ("true_value", "-")):
             kl, (mean, low, high) = curve(summary, "kl", value, label)
             ax.fill_between(kl, low, high, color=colour, alpha=0.15, lw=0)
@@ -151,11 +155,14 @@ def _apart(wanted: Sequence[float], least: float) -> Float[np.ndarray, " k"]:
     return heights
 
 
-def _styled(summary: Summary) -> list[tuple[str, str, str]]:
+def _styled(summary: Summary, order: Sequence[str]) -> list[tuple[str, str, str]]:
     """Each label with its colour and marker."""
+    here = labels(summary)
+    every = list(order) or here
+    places = [every.index(label) for label in here]
     return [
         (label, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
-        for place, label in enumerate(labels(summary))
+        for label, place in zip(here, places, strict=True)
     ]
 
 

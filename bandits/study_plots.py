@@ -6,6 +6,7 @@ Every plot takes and returns axes; :func:`draw_study` fills a figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from .plots import PALETTE
 from .study_lines import SHOWN_GAP, bare, plot_gap, plot_overoptimisation
 from .study_summary import (
     Summary,
+    by_environment,
     has_one_row,
     interval,
     is_constant,
@@ -35,6 +37,8 @@ Kind = Literal[
     "method_comparison",
 ]
 
+PANELLED = ("gap_against_comparisons", "overoptimisation", "method_comparison")
+"""Figures that have a panel for each environment."""
 MAX_PANELS = 4
 """Phase diagrams side by side."""
 NEEDS: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -67,6 +71,12 @@ def kinds(summary: Summary) -> tuple[Kind, ...]:
     """
 
     def allowed(kind: Kind) -> bool:
+        parts = by_environment(summary)
+        if len(parts) > 1 and kind not in PANELLED:
+            return False
+        return all(alone(part, kind) for part in parts.values())
+
+    def alone(summary: Summary, kind: Kind) -> bool:
         columns, axes, constant = NEEDS[kind]
         if not all(name in summary for name in (*columns, "label")):
             return False
@@ -104,15 +114,24 @@ def draw_study(summary: Summary, kind: str, figure: Figure) -> Figure:
     if kind in ("phase_coverage", "phase_eta"):
         return _draw_phases(summary, "coverage" if kind == "phase_coverage" else "eta", figure)
     plots: Mapping[str, tuple[Callable[[Summary, Axes], Axes], tuple[float, float]]] = {
-        "gap_against_comparisons": (plot_gap, (8.2, 4.6)),
-        "overoptimisation": (plot_overoptimisation, (8.2, 4.6)),
+        "gap_against_comparisons": (partial(plot_gap, order=labels(summary)), (8.2, 4.6)),
+        "overoptimisation": (partial(plot_overoptimisation, order=labels(summary)), (8.2, 4.6)),
         "bound_against_gap": (plot_bound, (6.4, 4.8)),
         "method_comparison": (plot_methods, (7.4, 1.4 + 0.42 * len(labels(summary)))),
     }
-    plot, size = plots[kind]
-    figure.set_size_inches(*size)
+    plot, (width, height) = plots[kind]
+    parts = by_environment(summary)
+    figure.set_size_inches(width * (0.75 * len(parts) if len(parts) > 1 else 1.0), height)
     figure.set_layout_engine("constrained")
-    plot(summary, figure.add_subplot())
+    lines = kind != "method_comparison"
+    panels = figure.subplots(1, len(parts), squeeze=False, sharey=lines)[0]
+    for (environment, part), ax in zip(parts.items(), panels, strict=True):
+        plot(part, ax)
+        if len(parts) > 1:
+            name = environment.partition(":")[2] or environment
+            ax.set_title(written_out(name), loc="left")
+        if lines and ax is not panels[0]:
+            ax.set_ylabel("")
     return figure
 
 

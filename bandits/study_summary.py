@@ -4,6 +4,7 @@ r"""The table that a study's figures are drawn from: a column a name, a row a ce
 column                       meaning
 ============================ ====================================================================
 ``label``                    what a line is called: the method, with its baseline if there are many
+``environment``              what was drawn: a figure has a panel for each
 ``comparisons``              :math:`N`
 ``coverage``                 target :math:`C` of the comparator
 ``eta``, ``beta``            weights of the adversary and of the KL term
@@ -46,8 +47,13 @@ NAMES = {
     "dpop": "DPOP",
     "chi_po": "χPO",
     "power": "POWER",
+    "four_arms": "four arms",
+    "type_i_hacking": "type I hacking",
+    "type_ii_hacking": "type II hacking",
+    "ghost_arm": "ghost arm",
+    "coverage_is_necessary": "coverage is necessary",
 }
-"""How figures write the methods; other labels are written as they are."""
+"""How figures write methods and instances; other labels are written as they are."""
 
 
 def labels(summary: Summary) -> list[str]:
@@ -118,6 +124,29 @@ def is_crossed(summary: Summary, *axes: str) -> bool:
     rows = np.stack([place for _, place in values], axis=1)
     full = len(np.unique(rows, axis=0)) == math.prod(len(unique) for unique, _ in values)
     return full and all(len(unique) > 1 for unique, _ in values[1:])
+
+
+def by_environment(summary: Summary) -> dict[str, Summary]:
+    """The table of each environment, in the order in which they first occur.
+
+    Args:
+        summary: the table.
+
+    Returns:
+        One table named "" where there is no such column.
+
+    Examples:
+        >>> table = {"environment": np.array(["b", "a", "b"]), "gap": np.arange(3)}
+        >>> by_environment(table)["b"]["gap"].tolist()
+        [0, 2]
+    """
+    if "environment" not in summary:
+        return {"": summary}
+    column = np.asarray(summary["environment"])
+    return {
+        str(name): {key: np.asarray(values)[column == name] for key, values in summary.items()}
+        for name in dict.fromkeys(column.tolist())
+    }
 
 
 def has_one_row(summary: Summary, *axes: str) -> bool:

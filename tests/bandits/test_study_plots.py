@@ -50,6 +50,7 @@ RATE = table(
     true_value=half_root,
     proxy_value=half_root,
 )
+GAPS = {name: RATE[name] for name in ("gap", "gap_low", "gap_high")}
 COVERAGE = table(
     METHODS,
     ("coverage", [1.5, 6.0]),
@@ -189,6 +190,25 @@ def test_property_methods_are_compared_at_the_most_data_the_best_on_top() -> Non
     assert [label.get_text() for label in ax.get_yticklabels()] == ["DPO", "RPO"]
     assert [text.get_text().strip() for text in ax.texts] == ["0.400", "0.010"]
     assert "10,000" in ax.get_title(loc="left")
+
+
+def test_property_environments_have_panels_of_their_own() -> None:
+    half = len(RATE["gap"])
+    both = {name: np.concatenate([column, 2 * column]) for name, column in GAPS.items()}
+    both |= {name: np.concatenate([RATE[name]] * 2) for name in ("label", "comparisons")}
+    both["environment"] = np.repeat(["named:four_arms", "design"], half)
+    assert kinds(both) == ("gap_against_comparisons", "method_comparison")
+    figure = draw_study(both, "gap_against_comparisons", Figure())
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["four arms", "design"]
+    first, second = (points(ax.lines[0])[1] for ax in figure.axes)
+    np.testing.assert_allclose(second, 2 * first)
+    only_dpo = {**both, "label": np.where(np.arange(2 * half) < half, both["label"], "dpo")}
+    exact = {name: only_dpo[name] for name in ("label", "comparisons", "gap", "environment")}
+    distinct = {name: column[[*range(half), -3, -2, -1]] for name, column in exact.items()}
+    figure = draw_study(distinct, "gap_against_comparisons", Figure())
+    first, second = figure.axes
+    assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
+    assert [text.get_text() for text in first.texts] == ["RPO", "DPO"]
 
 
 def test_property_rows_at_the_same_place_are_averaged() -> None:
