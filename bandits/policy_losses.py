@@ -258,11 +258,11 @@ def _positive(
         size = reward_class.features.shape[-1]
     path = path_following.follow(smoothed, jnp.zeros(size, wins.dtype))
     reward, _ = _inside(reward_class, path.point, wins.shape[:2])
-    gap = _positive_gap(problem, reward_class, reward, penalty, path.temperature)
+    gap = dpop_gap(problem, reward_class, reward, penalty, path.temperature)
     return gibbs_policy(reward, problem.reference_policy, problem.beta), reward, gap
 
 
-def _positive_gap(
+def dpop_gap(
     problem: Problem,
     reward_class: TabularBox | LinearBall,
     reward: Float[Array, "x a"],
@@ -273,6 +273,16 @@ def _positive_gap(
 
     With :math:`s\in[0,1]`, :math:`s x` is at most :math:`\max(0,x)`: a subgradient of the kink but
     for an error of :math:`\max(0,x)-s x\ge0`.
+
+    Args:
+        problem: the instance.
+        reward_class: the class that holds the reward.
+        reward: any member.
+        penalty: :math:`\lambda` of DPOP.
+        temperature: scale on which :math:`s` passes from 0 to 1 around a kink.
+
+    Returns:
+        Nats, at least the DPOP loss of :math:`\pi_r` less that of any other policy of the class.
     """
     wins = jnp.asarray(problem.wins)
     share = wins / jnp.where(wins.sum() > 0, wins.sum(), 1.0)
