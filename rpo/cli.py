@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-PACKAGES = ("rpo_theory", "bandits", "rpo")
+PACKAGES = ("rpo_theory", "bandits", "llm", "rpo")
 COMMANDS = {
     "demo": "everything in small: the theorem checked, overoptimisation cured, a report",
     "verify": "check the theorem on random instances, and see it fail where it must",

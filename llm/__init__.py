@@ -1,0 +1,1 @@
+"""Regularized preference optimisation of language models, through the loss of the theory."""

@@ -1,0 +1,95 @@
+r"""Rows of tokens that travel to the model, and where in them the responses are.
+
+One type serves every layout: a row may hold one whole sequence, or many pairs one after another,
+each as *prompt, chosen, rejected* with the prompt written once. Shape legend of this package:
+
+====== ==========================================================
+letter meaning
+====== ==========================================================
+``n``  preference pairs
+``r``  rows
+``T``  tokens in a row
+``c``  completion tokens of all responses
+``k``  responses of a pair: chosen, rejected and, if it is another one, the baseline
+``D``  width
+``V``  vocabulary
+``H``  heads, ``K`` head size, ``F`` hidden units, ``L`` layers
+====== ==========================================================
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+
+from rpo_theory.types import ArrayLike
+
+
+class Branch(enum.IntEnum):
+    """Part of a pair that a token belongs to."""
+
+    PROMPT = 0
+    CHOSEN = 1
+    REJECTED = 2
+    BASELINE = 3
+
+
+class Rows(NamedTuple):
+    """Tokens with all that attention needs to know.
+
+    A token attends to itself and to earlier ones of its row that have its segment and are of the
+    prompt or of its own branch. Sliding windows and rotary angles go by ``positions``, not by
+    columns.
+
+    Attributes:
+        tokens: token ids; anything where there is padding, shape ``[r T]``.
+        positions: place in the sequence that the token is read in, from 0; a rejected response
+            that shares its prompt counts on from the prompt's end, shape ``[r T]``.
+        segments: 0 for padding, otherwise which pair of the row, from 1, shape ``[r T]``.
+        branches: values of :class:`Branch`, shape ``[r T]``.
+    """
+
+    tokens: Int[ArrayLike, "r T"]
+    positions: Int[ArrayLike, "r T"]
+    segments: Int[ArrayLike, "r T"]
+    branches: Int[ArrayLike, "r T"]
+
+
+class Completions(NamedTuple):
+    """Tokens whose log-probability is wanted, padded to a fixed number.
+
+    Attributes:
+        place: ``row * T + column`` of the token *before* it, whose hidden state predicts it: the
+            last one of the prompt for the first token of every response, shape ``[c]``.
+        target: id of the token, shape ``[c]``.
+        response: ``pair * k + role`` of the response it belongs to, role 0 chosen, 1 rejected,
+            2 baseline; ``n * k`` for padding, shape ``[c]``.
+    """
+
+    place: Int[ArrayLike, " c"]
+    target: Int[ArrayLike, " c"]
+    response: Int[ArrayLike, " c"]
+
+
+class Batch(NamedTuple):
+    """Preference pairs, ready for a step.
+
+    Attributes:
+        rows: the tokens.
+        completions: which of them count.
+        lengths: tokens of every response, its end token among them; 0 for an absent pair,
+            shape ``[n k]``.
+        present: False for a pair that only fills the batch, shape ``[n]``.
+        row_ids: number of the data row that each pair comes from, -1 if absent, shape ``[n]``.
+        reference: cached reference log-probabilities, nats, shape ``[n k]``; None where the
+            reference model runs along.
+    """
+
+    rows: Rows
+    completions: Completions
+    lengths: Int[ArrayLike, "n k"]
+    present: Bool[ArrayLike, " n"]
+    row_ids: Int[ArrayLike, " n"]
+    reference: Float[ArrayLike, "n k"] | None = None
