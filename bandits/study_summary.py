@@ -23,13 +23,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float
 
 Summary = Mapping[str, np.ndarray]
 Interval = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
 """A mean and the ends of its 95 % interval."""
+
+STANDARD_ERRORS = 1.959963984540054
+"""Half the width of a 95 % confidence interval of a mean, in standard errors."""
 
 NAMES = {
     "rpo": "RPO",
@@ -54,6 +60,49 @@ NAMES = {
     "coverage_is_necessary": "coverage is necessary",
 }
 """How figures write methods and instances; other labels are written as they are."""
+
+
+MEANS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta", "beta")
+"""Columns of records that a summary has the means of."""
+
+
+def summarise(records: pa.Table) -> Summary:
+    """Mean and 95 % confidence interval of every cell of a study's grid.
+
+    Args:
+        records: a row a fit, see :mod:`bandits.studies`.
+
+    Returns:
+        The table that figures are drawn from, with ``seeds``, the number of fits in each cell. A
+        column that is nowhere known is left out; an interval of a single fit is nan.
+    """
+    axes = [name for name in records.column_names if name.startswith("design.")]
+    cell = ["label", "environment", "comparisons", "eta_rule", "beta_rule", *axes]
+    wanted = [name for name in (*MEANS, "coverage") if name in records.column_names]
+    sample = pc.VarianceOptions(ddof=1)
+    spreads = [(name, "stddev", sample) for name in wanted]
+    means: list[Any] = [(name, "mean") for name in wanted]
+    counts: list[Any] = [([], "count_all")]
+    keyed = records.select([*cell, *wanted])
+    grouped = keyed.group_by(cell, use_threads=False).aggregate(means + spreads + counts)
+    summary = {name: _plain(grouped[name]) for name in cell}
+    summary["seeds"] = seeds = _plain(grouped["count_all"])
+    for name in wanted:
+        mean, spread = (
+            np.asarray(_plain(grouped[f"{name}_{what}"]), float) for what in ("mean", "stddev")
+        )
+        if np.isnan(mean).all():
+            continue
+        summary[name] = mean
+        half = STANDARD_ERRORS * spread / np.sqrt(seeds)
+        summary[name + "_low"], summary[name + "_high"] = mean - half, mean + half
+    target = summary["design.coverage"]
+    summary["coverage"] = np.where(np.isnan(target), summary["coverage"], target)
+    return summary
+
+
+def _plain(column: pa.ChunkedArray) -> np.ndarray:
+    return column.to_numpy()
 
 
 def labels(summary: Summary) -> list[str]:

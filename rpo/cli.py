@@ -31,6 +31,7 @@ COMMANDS = {
     "demo": "everything in small: the theorem checked, overoptimisation cured, a report",
     "verify": "check the theorem on random instances, and see it fail where it must",
     "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
+    "study": "run a simulation study of every method on bandits, and draw its figures",
 }
 
 
@@ -181,7 +182,7 @@ def _dispatch(argv: list[str]) -> int:
             child.description = module.__doc__
             module.add_arguments(child)
     try:
-        args = parser.parse_args(argv)
+        args, rest = parser.parse_known_args(argv)
     except SystemExit as done:  # --help
         return int(done.code or 0)
     if args.version:
@@ -189,8 +190,11 @@ def _dispatch(argv: list[str]) -> int:
 
         sys.stdout.write(f"rpo {version('rpo')}\n")
         return 0
+    if rest and not getattr(module, "OVERRIDES", False):
+        raise UsageError(f"unrecognized arguments: {' '.join(rest)}")
     if module is None:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
+    args.overrides = rest
     return module.run(args)
 
 

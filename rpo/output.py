@@ -77,6 +77,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes for the same figure."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "rpo"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Pass items on, with a bar, a rate and the time left if stderr is a terminal.
 

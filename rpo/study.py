@@ -1,0 +1,211 @@
+"""Run a simulation study: every method on every combination of the axes, then its figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from bandits.grid import Study
+    from bandits.records import Store
+    from bandits.studies import Part
+
+OVERRIDES = True  # of the configuration, such as --seeds 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    from .cli import whole_number
+
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the study")
+    parser.add_argument("--quick", action="store_true", help="in the study's quick sizes")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for records, figures and the resolved configuration (default out/NAME)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue a study that was begun in the folder"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be run, and write nothing"
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of the first of several processes that share the folder",
+    )
+    parser.add_argument("--processes", type=whole_number(1), default=1, metavar="N")
+    parser.add_argument("--process", type=whole_number(0), default=0, metavar="K", help="from 0 on")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the study, merge its records, draw what its axes allow, say what was found."""
+    from .cli import user_input
+
+    with user_input():
+        study = _read(args)
+        _check_processes(args)
+    from bandits.records import Store
+    from bandits.studies import n_fits, plan, resolved
+
+    with user_input():
+        parts = plan(study)
+    if args.dry_run:
+        _say(f"{study.name}: {n_fits(study):,} fits in {len(parts)} parts")
+        sys.stdout.write(json.dumps(resolved(study), indent=1) + "\n")
+        return 0
+    out = args.out or Path("out") / study.name
+    store = Store(out, resolved(study))
+    _join_processes(args)
+    first = args.process == 0
+    if first:
+        _run_first(args, study, store, parts)
+    else:
+        _share(args, study, store, parts)
+    return 0
+
+
+def document(study: Study, summary: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Content of ``summary.json``: a row a cell, every mean with its interval.
+
+    Args:
+        study: the study.
+        summary: of :func:`bandits.study_summary.summarise`.
+
+    Returns:
+        ``study`` and ``cells``; what is not finite is null.
+    """
+    import numpy as np
+
+    def plain(value: Any) -> Any:
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    names = list(summary)
+    rows = zip(*(summary[name] for name in names), strict=True)
+    cells = [dict(zip(names, map(plain, row), strict=True)) for row in rows]
+    return {"study": study.name, "cells": cells}
+
+
+def _read(args: argparse.Namespace) -> Study:
+    from bandits.grid import Study
+
+    from .config_files import read_config
+
+    study = read_config(args.config, Study, args.overrides)
+    return study.quick_version() if args.quick else study
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    if args.process >= args.processes:
+        rule = f"must be less than --processes {args.processes}, got {args.process}"
+        raise ValueError(f"argument --process: {rule}")
+    if (args.processes > 1) != (args.coordinator is not None):
+        raise ValueError(
+            "argument --coordinator: is needed with --processes 2 or more, and only then"
+        )
+
+
+def _join_processes(args: argparse.Namespace) -> None:
+    if args.processes > 1:
+        import jax
+
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+
+
+def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:
+    """What the first process, often the only one, does: it alone owns the folder."""
+    from .cli import user_input
+    from .output import prepare_folder
+
+    with user_input():
+        prepare_folder(store.folder)
+    with store.locked():
+        with user_input():
+            store.check(resume=args.resume)
+        _write_config(study, store.folder)
+        if not store.is_finished():
+            _share(args, study, store, parts)
+            with user_input():
+                store.merge(len(parts))
+        _conclude(study, store)
+
+
+def _share(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:
+    """Run this process's share of the parts, and wait for the others."""
+    from bandits.studies import run as run_parts
+
+    from .output import with_progress
+
+    mine = parts[args.process :: args.processes]
+    _meet(args, "begun")
+    for _ in with_progress(run_parts(study, store, mine), len(mine), f"parts of {study.name}"):
+        pass
+    _meet(args, "done")
+
+
+def _meet(args: argparse.Namespace, where: str) -> None:
+    if args.processes > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)
+
+
+def _write_config(study: Study, folder: Path) -> None:
+    from .config_files import to_yaml
+    from .output import write_whole
+
+    write_whole(folder / "config.yaml", to_yaml(study))
+
+
+def _conclude(study: Study, store: Store) -> None:
+    """Figures and the summary, from the records."""
+    from matplotlib.figure import Figure
+
+    from bandits.study_plots import draw_study, kinds
+    from bandits.study_summary import summarise
+
+    from .output import png, svg, to_json, write_whole
+
+    records = store.table()
+    summary = summarise(records)
+    written = ["records.parquet", "summary.json", "config.yaml"]
+    write_whole(store.folder / "summary.json", to_json(document(study, summary)))
+    for kind in kinds(summary):
+        figure = draw_study(summary, kind, Figure())
+        for render, ending in ((png, "png"), (svg, "svg")):
+            write_whole(store.folder / f"{kind}.{ending}", render(figure))
+        written.append(f"{kind}.png")
+    _say(_findings(summary))
+    solved = sum(word.as_py() in ("SOLVED", "NOT_ATTAINED") for word in records["status"].unique())
+    unsolved = len(records["status"].unique()) - solved
+    if unsolved:
+        _say("some problems were not solved to their tolerance: see the column `status`")
+    _say(f"written to {store.folder}: {', '.join(written)}")
+
+
+def _findings(summary: Mapping[str, np.ndarray]) -> str:
+    """The gap of every method, at the most data, with its interval."""
+    from bandits.study_summary import by_environment, curve, labels, with_most_data
+
+    lines = []
+    for environment, part in by_environment(summary).items():
+        most = with_most_data(part)
+        lines.append(f"{environment}, N = {most['comparisons'][0]:,}: mean gap (95 % interval)")
+        for label in labels(most):
+            _, (gap, low, high) = curve(most, "comparisons", "gap", label)
+            lines.append(f"  {label:24s} {gap[0]:.4f} ({low[0]:.4f} to {high[0]:.4f})")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
