@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from rpo_theory import minimax
 from rpo_theory.policies import chosen_policy, data_marginal_policy
-from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
+from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
 Baseline = Literal["chosen", "reference", "data_marginal", "given"]
@@ -174,7 +174,9 @@ def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray,
     return np.asarray(minimax.solve_batch(without, reward_class, throw=False).value.reward)
 
 
-def reward_range(reward_class: TabularBox | LinearBall) -> Float[np.ndarray, " b"]:
+def reward_range(
+    reward_class: TabularBox | LinearBall | FiniteClass,
+) -> Float[np.ndarray, " b"]:
     r"""Largest difference of rewards at one prompt that members of each class can have.
 
     Args:
@@ -196,6 +198,8 @@ def reward_range(reward_class: TabularBox | LinearBall) -> Float[np.ndarray, " b
             features = np.asarray(features, np.float64)
             apart = features[:, :, :, None] - features[:, :, None, :]
             width = np.linalg.norm(apart, axis=-1).max(axis=(1, 2, 3)) * np.asarray(radius)
+        case FiniteClass(rewards):
+            width = np.ptp(np.asarray(rewards, np.float64), axis=-1).max(axis=(1, 2))
     return np.maximum(width, np.finfo(np.float64).tiny)
 
 

@@ -20,7 +20,7 @@ from rpo_theory.bounds import (
     tuned_eta,
 )
 from rpo_theory.coverage import coverage_batch
-from rpo_theory.rewards import LinearBall, TabularBox, log_covering_number
+from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded, log_covering_number
 
 from .environments import Instance
 from .learned import Learned, reward_range
@@ -48,7 +48,7 @@ def measure_setting(
     r"""Measure what the bounds are made of.
 
     Args:
-        instance: with a leading batch axis; its class is a box or a ball.
+        instance: with a leading batch axis.
         comparisons: :math:`N` of each.
         delta: probability that the guarantee may fail, less than 1/e.
 
@@ -56,8 +56,8 @@ def measure_setting(
         The setting.
     """
     problem, reward_class = instance.problem, instance.reward_class
-    if not isinstance(reward_class, TabularBox | LinearBall):
-        raise ValueError(f"`reward_class` must be compact, got {type(reward_class).__name__}")
+    if isinstance(reward_class, Unbounded):
+        raise ValueError("`reward_class` must be compact: without a range no bound is finite")
     law = {"context_weights": problem.context_weights, "pair_law": instance.pair_law}
     coefficients = coverage_batch(
         reward_class,
@@ -204,7 +204,7 @@ def bounds(
 
 
 def _complexities(
-    reward_class: TabularBox | LinearBall,
+    reward_class: TabularBox | LinearBall | FiniteClass,
     n_cells: int,
     width: Float[np.ndarray, " B"],
     comparisons: Float[np.ndarray, " B"],
@@ -212,7 +212,9 @@ def _complexities(
 ) -> Float[np.ndarray, " B"]:
     """Iota of every instance; few of a batch differ, and covers are counted once for each."""
     keys = [np.asarray(covering_scale(comparisons, width))]
-    if isinstance(reward_class, LinearBall):
+    if isinstance(reward_class, FiniteClass):
+        keys += [np.full(len(width), float(np.shape(reward_class.rewards)[1]))]
+    elif isinstance(reward_class, LinearBall):
         longest = np.linalg.norm(reward_class.features, axis=-1).max(axis=(1, 2))
         keys += [longest, np.asarray(reward_class.radius, np.float64)]
     else:
@@ -223,12 +225,16 @@ def _complexities(
 
 
 def _log_covering(
-    reward_class: TabularBox | LinearBall, key: Float[np.ndarray, " k"], n_cells: int
+    reward_class: TabularBox | LinearBall | FiniteClass, key: Float[np.ndarray, " k"], n_cells: int
 ) -> float:
-    if isinstance(reward_class, LinearBall):
-        scale, longest, radius = key
-        n_parameters = np.shape(reward_class.features)[-1]
-        one = LinearBall(np.full((1, 1, 1), longest), np.array(radius))
-        return log_covering_number(one, scale, n_parameters)
-    scale, maximum = key
-    return log_covering_number(TabularBox(np.array(maximum)), scale, n_cells)
+    scale, *rest = key
+    match reward_class:
+        case FiniteClass():
+            one = FiniteClass(np.zeros((int(rest[0]), 1, 1)))
+        case LinearBall():
+            longest, radius = rest
+            one = LinearBall(np.full((1, 1, 1), longest), np.array(radius))
+            n_cells = np.shape(reward_class.features)[-1]
+        case TabularBox():
+            one = TabularBox(np.array(rest[0]))
+    return log_covering_number(one, scale, n_cells)

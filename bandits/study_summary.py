@@ -101,6 +101,32 @@ def summarise(records: pa.Table) -> Summary:
     return summary
 
 
+def count_violations(records: pa.Table) -> list[dict[str, Any]]:
+    """Count the draws in which a method's gap is above its bound.
+
+    Args:
+        records: a row a fit.
+
+    Returns:
+        For each label with bounds and each form of the bound: the number of ``draws``, of
+        ``violations``, and the largest ``ratio`` of gap to bound.
+    """
+    found = []
+    every = _plain(records["label"])
+    for label in dict.fromkeys(every.tolist()):
+        rows = records.filter(pa.array(every == label))
+        for form in ("bound", "bound_tight", "bound_printed"):
+            bound = rows[form].to_numpy()
+            known = np.isfinite(bound)
+            ratio = rows["gap"].to_numpy()[known] / bound[known]
+            if ratio.size:
+                count, largest = int(np.sum(ratio > 1.0)), float(ratio.max())
+                draws = int(ratio.size)
+                row = {"label": label, "form": form, "draws": draws}
+                found.append({**row, "violations": count, "ratio": largest})
+    return found
+
+
 def _plain(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 

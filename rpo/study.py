@@ -74,15 +74,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def document(study: Study, summary: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def document(
+    study: Study, summary: Mapping[str, np.ndarray], violations: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Content of ``summary.json``: a row a cell, every mean with its interval.
 
     Args:
         study: the study.
         summary: of :func:`bandits.study_summary.summarise`.
+        violations: of :func:`bandits.study_summary.count_violations`.
 
     Returns:
-        ``study`` and ``cells``; what is not finite is null.
+        ``study``, ``bounds`` and ``cells``; what is not finite is null.
     """
     import numpy as np
 
@@ -93,7 +96,7 @@ def document(study: Study, summary: Mapping[str, np.ndarray]) -> dict[str, Any]:
     names = list(summary)
     rows = zip(*(summary[name] for name in names), strict=True)
     cells = [dict(zip(names, map(plain, row), strict=True)) for row in rows]
-    return {"study": study.name, "cells": cells}
+    return {"study": study.name, "bounds": violations, "cells": cells}
 
 
 def _read(args: argparse.Namespace) -> Study:
@@ -172,20 +175,26 @@ def _conclude(study: Study, store: Store) -> None:
     from matplotlib.figure import Figure
 
     from bandits.study_plots import draw_study, kinds
-    from bandits.study_summary import summarise
+    from bandits.study_summary import count_violations, summarise
 
     from .output import png, svg, to_json, write_whole
 
     records = store.table()
     summary = summarise(records)
     written = ["records.parquet", "summary.json", "config.yaml"]
-    write_whole(store.folder / "summary.json", to_json(document(study, summary)))
+    violations = count_violations(records)
+    result = document(study, summary, violations)
+    write_whole(store.folder / "summary.json", to_json(result))
     for kind in kinds(summary):
         figure = draw_study(summary, kind, Figure())
         for render, ending in ((png, "png"), (svg, "svg")):
             write_whole(store.folder / f"{kind}.{ending}", render(figure))
         written.append(f"{kind}.png")
     _say(_findings(summary))
+    for row in violations:
+        if row["form"] == "bound":
+            counted = f"{row['violations']:,} of {row['draws']:,} draws"
+            _say(f"{row['label']}: the gap is above the theorem's corrected bound in {counted}")
     solved = sum(word.as_py() in ("SOLVED", "NOT_ATTAINED") for word in records["status"].unique())
     unsolved = len(records["status"].unique()) - solved
     if unsolved:

@@ -152,7 +152,7 @@ def sample_wins(
     return first_wins + (comparisons - first_wins).mT
 
 
-def curvature(reward_max: Float[ArrayLike, ""] | float) -> Float[Array, ""]:
+def curvature(reward_max: Float[ArrayLike, "..."] | float) -> Float[Array, "..."]:
     r"""The paper's curvature constant, :math:`\kappa = (1+e^{R_{max}})^{-2}`.
 
     Args:
@@ -171,7 +171,7 @@ def curvature(reward_max: Float[ArrayLike, ""] | float) -> Float[Array, ""]:
     return (1.0 + jnp.exp(jnp.asarray(reward_max))) ** -2
 
 
-def hellinger_curvature(reward_max: Float[ArrayLike, ""] | float) -> Float[Array, ""]:
+def hellinger_curvature(reward_max: Float[ArrayLike, "..."] | float) -> Float[Array, "..."]:
     r"""The tight curvature constant, :math:`h = \sigma'(R_{max})/8`.
 
     The infimum of :math:`D_H^2(\mathrm{Ber}(\sigma z), \mathrm{Ber}(\sigma w))/(z-w)^2` over
