@@ -1,0 +1,204 @@
+r"""From log-probabilities of responses to the objective of a training step, and its metrics.
+
+No loss is written here: the per-example losses are those of :mod:`rpo_theory.losses` and the ways
+to average them those of :mod:`rpo_theory.reductions`, so that a language model is trained on the
+very functions that the theory is checked with. This module picks the losses of a method, keeps
+totals that add up over the parts of a batch, and divides once, over the global batch: neither
+accumulation nor packing nor the mesh changes the objective.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from rpo_theory import losses
+from rpo_theory.losses import PairLogProbs
+from rpo_theory.reductions import Reduction, SftReduction, reduce_mean, reduce_sft
+from rpo_theory.types import ArrayLike
+
+from .batches import Batch
+
+Method = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
+Totals = dict[str, Reduction]
+"""Sums and weights by metric name: those of parts of a batch add up, and are divided once."""
+
+CHOSEN, REJECTED, BASELINE = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    r"""Which objective is minimised, and its constants.
+
+    Attributes:
+        method: ``"rpo"`` (DPO plus :math:`\eta\beta` times SFT, `liu:24`, eq. 4.8), ``"dpo"``,
+            ``"ipo"``, ``"dpop"``, ``"chi_po"``, or ``"sft"`` alone.
+        beta: :math:`\beta > 0`, weight of the KL term; all but ``"sft"`` and ``"ipo"`` train with
+            it, and the metrics show rewards in its unit.
+        eta: :math:`\eta \ge 0`, weight of the adversarial term. Only ``"rpo"`` trains with it; the
+            adversarial value is measured with it under every method.
+        sft_reduction: how the SFT loss is averaged: ``"sum"`` over the tokens of a response and
+            mean over pairs (the theorem's), ``"sequence_mean"``, or ``"pooled_mean"``.
+        label_smoothing: probability in [0, 1/2) that a label is flipped; ``"rpo"`` and ``"dpo"``.
+        tau: regularisation of ``"ipo"``, positive.
+        penalty: :math:`\lambda \ge 0` of ``"dpop"``.
+        reward_max: :math:`R > 0` of ``"chi_po"``, whose margin is clipped at twice that.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Examples:
+        >>> ObjectiveConfig(method="rpo", beta=0.1, eta=0.5).sft_weight
+        0.05
+    """
+
+    method: Method = "rpo"
+    beta: float = 0.01
+    eta: float = 0.005
+    sft_reduction: SftReduction = "sum"
+    label_smoothing: float = 0.0
+    tau: float = 0.1
+    penalty: float = 5.0
+    reward_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", Method), ("sft_reduction", SftReduction)):
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                names = ", ".join(repr(choice) for choice in get_args(allowed))
+                raise ValueError(f"`{name}` must be one of {names}, got {value!r}")
+        for name in ("beta", "tau", "reward_max"):
+            _require(name, getattr(self, name), "positive", 0 < getattr(self, name) < jnp.inf)
+        for name in ("eta", "penalty"):
+            _require(name, getattr(self, name), "0 or more", 0 <= getattr(self, name) < jnp.inf)
+        smoothing = self.label_smoothing
+        _require("label_smoothing", smoothing, "in [0, 0.5)", 0 <= smoothing < 0.5)
+        if smoothing > 0 and self.method not in ("rpo", "dpo"):
+            raise ValueError(
+                f"`label_smoothing` must be 0 for method {self.method!r}, got {smoothing}: "
+                "only 'rpo' and 'dpo' have it"
+            )
+
+    @property
+    def sft_weight(self) -> float:
+        r"""Factor of the SFT loss: :math:`\eta\beta` for RPO, 1 for SFT, 0 for the others."""
+        return {"rpo": self.eta * self.beta, "sft": 1.0}.get(self.method, 0.0)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective asks for reference log-probabilities."""
+        return self.method != "sft"
+
+    @property
+    def preference_at_reference(self) -> float:
+        r"""Exact preference loss of a policy that equals its reference: :math:`\log 2` for most.
+
+        The loss of a run's first step is this plus :attr:`sft_weight` times its SFT loss.
+        """
+        if self.method == "sft":
+            return 0.0
+        return 0.25 / self.tau**2 if self.method == "ipo" else float(jnp.log(2.0))
+
+
+class Normalisers(NamedTuple):
+    """What the totals of the whole batch are divided by: data alone, known before any model runs.
+
+    Attributes:
+        pairs: sum of the weights of the pairs.
+        sft: the same, or their tokens under ``"pooled_mean"``.
+    """
+
+    pairs: Float[Array, ""]
+    sft: Float[Array, ""]
+
+
+def normalisers(config: ObjectiveConfig, batch: Batch) -> Normalisers:
+    """Weights of the global batch.
+
+    Args:
+        config: the objective.
+        batch: a batch; its arrays may have leading axes (accumulation), which are summed over.
+
+    Returns:
+        The weights, float32 or more.
+    """
+
+
+def measure(
+    config: ObjectiveConfig,
+    policy: Float[ArrayLike, "n k"],
+    reference: Float[ArrayLike, "n k"] | None,
+    batch: Batch,
+) -> Totals:
+    r"""Every loss and metric of a part of a batch, as totals that add up.
+
+    Args:
+        config: the objective.
+        policy: log-probabilities of the responses, summed over tokens, nats.
+        reference: those under the reference; None (for ``"sft"`` only) leaves out what needs them.
+        batch: the pairs: ``present``, ``weights`` and ``lengths`` count.
+
+    Returns:
+        Totals under ``loss/dpo`` (or the method's own name), ``loss/sft``, ``rewards/chosen``,
+        ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``,
+        ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs have neither value nor
+        gradient.
+
+    Raises:
+        ValueError: if the method needs a reference and there is none.
+
+    References:
+        `liu:24`, eqs. 4.5 and 4.8.
+    """
+
+
+def loss_share(
+    config: ObjectiveConfig, totals: Totals, divisors: Normalisers
+) -> Float[Array, ""]:
+    """What a part of the batch adds to the loss of the global batch.
+
+    Args:
+        config: the objective.
+        totals: of the part.
+        divisors: :func:`normalisers` of the global batch.
+
+    Returns:
+        Nats; shares of all parts, and their gradients, add up to those of the global batch.
+    """
+
+
+def add(first: Totals, second: Totals) -> Totals:
+    """Totals of two parts together."""
+    return jax.tree.map(jnp.add, first, second)
+
+
+def metrics(config: ObjectiveConfig, totals: Totals) -> dict[str, Float[Array, ""]]:
+    """Divide the totals of the global batch: one number a name, ``loss`` among them.
+
+    Args:
+        config: the objective.
+        totals: of the global batch.
+
+    Returns:
+        The metrics of :func:`measure` under TRL's names, and ``loss``.
+    """
+
+
+def non_finite(
+    policy: Float[ArrayLike, "n k"], reference: Float[ArrayLike, "n k"] | None, batch: Batch
+) -> Array:
+    """Pairs with a log-probability that is NaN or infinite; absent pairs never are.
+
+    Args:
+        policy: log-probabilities under the policy.
+        reference: those under the reference, if there is one.
+        batch: the pairs.
+
+    Returns:
+        One flag a pair, shape ``[n]``.
+    """
