@@ -85,6 +85,7 @@ class Batch(NamedTuple):
         row_ids: number of the data row that each pair comes from, -1 if absent, shape ``[n]``.
         reference: cached reference log-probabilities, nats, shape ``[n k]``; None where the
             reference model runs along.
+        weights: how often each pair counts, at least 0; None for once each, shape ``[n]``.
     """
 
     rows: Rows
@@ -93,3 +94,4 @@ class Batch(NamedTuple):
     present: Bool[ArrayLike, " n"]
     row_ids: Int[ArrayLike, " n"]
     reference: Float[ArrayLike, "n k"] | None = None
+    weights: Float[ArrayLike, " n"] | None = None

@@ -61,6 +61,7 @@ def reduce_sft(
     tokens: Float[ArrayLike, "*n"],
     *,
     reduction: SftReduction = "sum",
+    weights: Float[ArrayLike, "*n"] | None = None,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Reduction:
     r"""SFT losses of a batch under one of the reductions in use; ``"sum"`` is the theorem's.
@@ -73,6 +74,7 @@ def reduce_sft(
         losses: token-summed losses of :func:`rpo_theory.losses.sft`.
         tokens: lengths of the responses, at least 1 where they count.
         reduction: which.
+        weights: how often each response counts; one each if None.
         where: examples that count; all if None.
 
     Returns:
@@ -88,13 +90,15 @@ def reduce_sft(
     """
     losses, tokens = jnp.asarray(losses), jnp.asarray(tokens)
     kept = jnp.ones(losses.shape, bool) if where is None else jnp.asarray(where)
-    losses, counted = jnp.where(kept, losses, 0.0), kept.astype(losses.dtype)
+    counts = jnp.ones_like(losses) if weights is None else jnp.asarray(weights)
+    losses, counts = jnp.where(kept, losses, 0.0), jnp.where(kept, counts, 0.0)
+    tokens = jnp.where(kept, tokens, 1.0)
     if reduction == "sum":
-        return Reduction(losses.sum(), counted.sum())
+        return Reduction(jnp.sum(counts * losses), counts.sum())
     if reduction == "sequence_mean":
-        return Reduction(jnp.sum(losses / jnp.where(kept, tokens, 1.0)), counted.sum())
+        return Reduction(jnp.sum(counts * losses / tokens), counts.sum())
     if reduction == "pooled_mean":
-        return Reduction(losses.sum(), jnp.sum(jnp.where(kept, tokens, 0.0)))
+        return Reduction(jnp.sum(counts * losses), jnp.sum(counts * tokens))
     raise ValueError(
         f"`reduction` must be 'sum', 'sequence_mean' or 'pooled_mean', got {reduction!r}"
     )

@@ -1,0 +1,226 @@
+r"""One step of training, as pure functions: gradients over parts of a batch, and an update.
+
+A model travels as three pieces, ``graphdef, trainable, frozen = nnx.split(model, filter, ...)``:
+gradients are taken for ``trainable`` alone. A batch arrives in parts along a leading accumulation
+axis, whose losses are divided by the weights of the *whole* batch (:mod:`llm.objective`), so that
+the gradient does not depend on how many parts there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from .batches import Batch
+from .objective import (
+    ObjectiveConfig,
+    Totals,
+    loss_share,
+    measure,
+    metrics,
+    non_finite,
+    normalisers,
+)
+from .sequence_logprobs import accumulation_dtype, response_log_probs
+
+
+class TrainState(NamedTuple):
+    """What a step changes; its buffers are given up to the step.
+
+    Attributes:
+        step: updates made so far.
+        trainable: parameters that are trained.
+        optimizer_state: of the optax transformation.
+    """
+
+    step: Int[Array, ""]
+    trainable: nnx.State
+    optimizer_state: optax.OptState
+
+
+class Reference(NamedTuple):
+    """A reference model that runs along, with parameters of its own.
+
+    Attributes:
+        graphdef: its structure.
+        state: all its parameters.
+    """
+
+    graphdef: nnx.GraphDef
+    state: nnx.State
+
+
+class StepResult(NamedTuple):
+    """What a step measured, before its update.
+
+    Attributes:
+        metrics: by name, over the global batch; ``grad_norm`` is that before clipping.
+        non_finite: pairs whose log-probabilities are NaN or infinite, by part of the batch.
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    non_finite: Bool[Array, "parts n"]
+
+
+TrainStep = Callable[..., tuple[TrainState, StepResult]]
+EvaluationStep = Callable[..., Totals]
+
+
+def init_train_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    """State before the first step.
+
+    Args:
+        trainable: parameters to train.
+        optimizer: how they will be updated.
+
+    Returns:
+        The state.
+    """
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+
+def gradients(
+    graphdef: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batches: Batch,
+    config: ObjectiveConfig,
+    *,
+    reference: Reference | None = None,
+    chunk_size: int | None = None,
+) -> tuple[nnx.State, StepResult]:
+    """Gradient of the objective of a global batch, and its metrics.
+
+    Args:
+        graphdef: structure of the model.
+        trainable: parameters to differentiate.
+        frozen: its other state.
+        batches: parts of the batch, along a leading axis of every array.
+        config: the objective.
+        reference: reference model; None takes the log-probabilities that come with the batch.
+        chunk_size: tokens whose logits are alive at once, see
+            :func:`llm.sequence_logprobs.sequence_log_probs`.
+
+    Returns:
+        The gradient, of the parameters' own dtypes, and what was measured.
+    """
+    divisors = normalisers(config, batches)
+
+    def share(trainable: nnx.State, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
+        model = nnx.merge(graphdef, trainable, frozen)
+        totals, flags = _measure(model, batch, config, reference, chunk_size)
+        return loss_share(config, totals, divisors), (totals, flags)
+
+    def part(batch: Batch) -> tuple[tuple[Any, Totals], Array]:
+        slope, (totals, flags) = jax.grad(share, has_aux=True)(trainable, batch)
+        wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), slope)
+        return (wide, totals), flags
+
+    (slope, totals), flags = _sum_over_parts(part, batches)
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(slope)]
+    measured = metrics(config, totals) | {"grad_norm": jnp.sqrt(sum(squares))}
+    grads = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), slope, trainable)
+    return grads, StepResult(measured, flags)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    config: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    chunk_size: int | None = None,
+) -> TrainStep:
+    """Compile-once function of a step: gradients and update, with the state's buffers reused.
+
+    Args:
+        graphdef: structure of the model.
+        config: the objective.
+        optimizer: the one that made the state.
+        chunk_size: see :func:`gradients`.
+
+    Returns:
+        ``step(state, frozen, batches, reference=None) -> (TrainState, StepResult)``, jitted; the
+        state that goes in must not be used again.
+    """
+
+    def step(
+        state: TrainState, frozen: nnx.State, batches: Batch, reference: Reference | None = None
+    ) -> tuple[TrainState, StepResult]:
+        trainable: Any = state.trainable
+        options = {"reference": reference, "chunk_size": chunk_size}
+        grads, result = gradients(graphdef, trainable, frozen, batches, config, **options)
+        # Optax raises floats to integer powers, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = optimizer.update(grads, state.optimizer_state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+        return TrainState(state.step + 1, trainable, optimizer_state), result
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluation_step(
+    graphdef: nnx.GraphDef, config: ObjectiveConfig, *, chunk_size: int | None = None
+) -> EvaluationStep:
+    """Compile-once function that measures a batch of held-out pairs without training.
+
+    Args:
+        graphdef: structure of the model.
+        config: the objective.
+        chunk_size: see :func:`gradients`.
+
+    Returns:
+        ``evaluate(trainable, frozen, batches, reference=None) -> Totals``, jitted: add the totals
+        of all batches with :func:`llm.objective.add`, then divide with
+        :func:`llm.objective.metrics`.
+    """
+
+    def evaluate(
+        trainable: nnx.State, frozen: nnx.State, batches: Batch, reference: Reference | None = None
+    ) -> Totals:
+        model = nnx.merge(graphdef, trainable, frozen)
+        return _sum_over_parts(
+            lambda batch: _measure(model, batch, config, reference, chunk_size), batches
+        )[0]
+
+    return jax.jit(evaluate)
+
+
+def _measure(
+    model: Any,
+    batch: Batch,
+    config: ObjectiveConfig,
+    reference: Reference | None,
+    chunk_size: int | None,
+) -> tuple[Totals, Bool[Array, " n"]]:
+    policy = response_log_probs(model, batch, chunk_size=chunk_size)
+    theirs = batch.reference
+    if reference is not None:
+        other = nnx.merge(reference.graphdef, reference.state)
+        theirs = jax.lax.stop_gradient(response_log_probs(other, batch, chunk_size=chunk_size))
+    return measure(config, policy, theirs, batch), non_finite(policy, theirs, batch)
+
+
+def _sum_over_parts(
+    part: Callable[[Batch], tuple[Any, Array]], batches: Batch
+) -> tuple[Any, Array]:
+    """Add up what ``part`` returns first and stack what it returns second; one part has no loop."""
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    if batches.lengths.shape[0] == 1:
+        total, flags = part(first)
+        return total, flags[None]
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first)[0]
+    )
+
+    def advance(total: Any, batch: Batch) -> tuple[Any, Array]:
+        more, flags = part(batch)
+        return jax.tree.map(jnp.add, total, more), flags
+
+    return jax.lax.scan(advance, zeros, batches)
