@@ -177,7 +177,7 @@ def non_convex_class(beta: float, *, eta: float = 1.0) -> Instance:
     """
     rewards = np.array([[[1.0, 0.0, 0.6]], [[0.0, 1.0, 0.6]]])
     return _one_prompt(
-        reward=rewards[0, 0],
+        reward=rewards[1, 0],
         reward_class=FiniteClass(rewards),
         reference=np.full(3, 1.0 / 3.0),
         comparisons={},
@@ -211,21 +211,22 @@ def ghost_arm(
         eta: :math:`\eta`.
 
     Returns:
-        The instance; ``reward_class.rewards[1]`` is the reward that greedy likelihood is handed.
+        The instance; ``reward_class.rewards[0]`` is the reward that maximum likelihood is handed, the
+        first of those that explain the data equally well.
 
     References:
         `huang:24`, on the limits of KL regularisation.
 
     Examples:
         >>> ghost_arm(100, deficit=0.25).reward_class.rewards[:, 0].tolist()
-        [[0.5, 0.0, 0.25], [0.5, 1.0, 0.25]]
+        [[0.5, 1.0, 0.25], [0.5, 0.0, 0.25]]
     """
     _at_least("n", n, 2)
     if not 0 <= deficit <= 0.5:
         raise ValueError(f"`deficit` must be in [0, 0.5], got {deficit}")
-    rewards = np.array([[[0.5, 0.0, 0.5 - deficit]], [[0.5, 1.0, 0.5 - deficit]]])
+    rewards = np.array([[[0.5, 1.0, 0.5 - deficit]], [[0.5, 0.0, 0.5 - deficit]]])
     return _one_prompt(
-        reward=rewards[0, 0],
+        reward=rewards[1, 0],
         reward_class=FiniteClass(rewards),
         reference=np.array([0.5, 0.5 / n, 0.5 - 0.5 / n]),
         comparisons={},

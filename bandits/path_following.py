@@ -95,9 +95,10 @@ def _step(objective: SmoothedObjective, path: Path) -> Path:
     candidates = path.point + jnp.asarray(LENGTHS, path.point.dtype)[:, None] * direction
     values = jax.vmap(at_temperature)(candidates)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    near = (decrement <= NEAR) & jnp.isfinite(values[0])
+    here = at_temperature(path.point)
+    near = (decrement <= NEAR) & (values[0] <= here + path.temperature)
     best = jnp.where(near, 0, jnp.argmin(values))
-    better = near | (values[best] <= at_temperature(path.point))
+    better = near | (values[best] <= here)
     last = path.temperature <= COOLEST
     colder = ((decrement <= CENTRED) | ~better) & ~last
     # Newton's steps shrink until rounding stops them.

@@ -145,7 +145,8 @@ def written_out(label: str) -> str:
 def interval(summary: Summary, name: str) -> Interval:
     """A mean and the ends of its interval, which are the mean itself if there are none."""
     mean = np.asarray(summary[name], np.float64)
-    low, high = (np.asarray(summary.get(name + end, mean), float) for end in ("_low", "_high"))
+    ends = (np.asarray(summary.get(name + end, mean), float) for end in ("_low", "_high"))
+    low, high = (np.where(np.isnan(end), mean, end) for end in ends)
     return mean, low, high
 
 

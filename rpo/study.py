@@ -204,12 +204,14 @@ def _conclude(study: Study, store: Store) -> None:
 
 def _findings(summary: Mapping[str, np.ndarray]) -> str:
     """The gap of every method, at the most data, with its interval."""
-    from bandits.study_summary import by_environment, curve, labels, with_most_data
+    from bandits.study_summary import by_environment, curve, has_one_row, labels, with_most_data
 
     lines = []
     for environment, part in by_environment(summary).items():
         most = with_most_data(part)
-        lines.append(f"{environment}, N = {most['comparisons'][0]:,}: mean gap (95 % interval)")
+        over = "" if has_one_row(most) else ", over all other axes"
+        where = f"{environment}, N = {most['comparisons'][0]:,}"
+        lines.append(f"{where}: mean gap (95 % interval){over}")
         for label in labels(most):
             _, (gap, low, high) = curve(most, "comparisons", "gap", label)
             lines.append(f"  {label:24s} {gap[0]:.4f} ({low[0]:.4f} to {high[0]:.4f})")
