@@ -211,8 +211,8 @@ def ghost_arm(
         eta: :math:`\eta`.
 
     Returns:
-        The instance; ``reward_class.rewards[0]`` is the reward that maximum likelihood is handed, the
-        first of those that explain the data equally well.
+        The instance; ``reward_class.rewards[0]`` is the reward that maximum likelihood is handed,
+        the first of those that explain the data equally well.
 
     References:
         `huang:24`, on the limits of KL regularisation.

@@ -165,7 +165,7 @@ def plot_phase(
         text = f"{gap:#.2g}".removeprefix("0")
         ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=8, color=colour)
     ax.set_xticks(np.arange(len(x)) + 0.5, [f"{value:.3g}" for value in x])
-    ax.set_yticks(np.arange(len(y)) + 0.5, [_compact(value) for value in y])
+    ax.set_yticks(np.arange(len(y)) + 0.5, [_compact(float(value)) for value in y])
     ax.tick_params(length=0)
     ax.set_title(written_out(label))
     return mesh

@@ -147,12 +147,15 @@ def _share(args: argparse.Namespace, study: Study, store: Store, parts: list[Par
     """Run this process's share of the parts, and wait for the others."""
     from bandits.studies import run as run_parts
 
+    from .cli import user_input
     from .output import with_progress
 
     mine = parts[args.process :: args.processes]
     _meet(args, "begun")
-    for _ in with_progress(run_parts(study, store, mine), len(mine), f"parts of {study.name}"):
-        pass
+    # A method that cannot answer an environment says so when it is asked.
+    with user_input():
+        for _ in with_progress(run_parts(study, store, mine), len(mine), f"parts of {study.name}"):
+            pass
     _meet(args, "done")
 
 

@@ -1,0 +1,87 @@
+"""Speed and memory of studies, in one run.
+
+    python benchmarks/studies.py [--out DIR] [--fits 1000000]
+
+A study of RPO on bandits of 8 prompts x 10 responses through ``rpo study``, records and figures
+included, at the full number of fits and at a tenth of it: time and peak memory of the process, and
+the time a fit against a loop over SciPy's L-BFGS-B on the same bandits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from exact_solver import one, scipy_reward, seconds
+
+from bandits.designs import Design, draw
+
+DESIGN = {
+    "contexts": 8,
+    "actions": 10,
+    "rare": 4,
+    "rare_comparisons": 1.0,
+    "coverage": [1.5, 2.0, 3.0, 4.0, 8.0],
+    "reward_max": 2.0,
+}
+COMPARISONS = [100, 1000, 10000, 100000]
+SAMPLE = 12
+
+
+def run_study(folder: Path, fits: int) -> dict[str, float]:
+    """Run a study in a process of its own: seconds, MiB at the peak, seconds a fit."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    study = {
+        "name": "speed",
+        "methods": [{"method": "rpo", "options": {"baseline": "given"}}],
+        "comparisons": COMPARISONS,
+        "seeds": fits // (len(COMPARISONS) * len(DESIGN["coverage"])),
+        "design": DESIGN,
+    }
+    config = folder / "speed.yaml"
+    config.write_text(json.dumps(study))  # JSON is YAML
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "rpo", "study", str(config), "--out", str(folder)]
+    process = os.posix_spawn(sys.executable, command, os.environ)
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        raise SystemExit("the study failed")
+    wall = time.perf_counter() - start
+    return {"fits": fits, "seconds": wall, "mib": usage.ru_maxrss / 1024, "a_fit": wall / fits}
+
+
+def scipy_seconds() -> float:
+    """Seconds a fit of the loop, on bandits of the same study."""
+    design = Design(**{**DESIGN, "coverage": 2.0})
+    batch = draw(design, 1000, np.arange(SAMPLE)).problem
+    times = [seconds(lambda i=i: scipy_reward(one(batch, i))) for i in range(SAMPLE)]
+    return float(np.median(times))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--fits", type=int, default=1_000_000)
+    args = parser.parse_args()
+    tenth, full = (
+        run_study(args.out / name, fits)
+        for name, fits in (("tenth", args.fits // 10), ("full", args.fits))
+    )
+    loop = scipy_seconds()
+    found = {"tenth": tenth, "full": full, "scipy_a_fit": loop, "ratio": loop / full["a_fit"]}
+    (args.out / "studies.json").write_text(json.dumps(found, indent=1))
+    for row in (tenth, full):
+        print(f"{row['fits']:>9,} fits {row['seconds']:6.1f} s  peak {row['mib']:5.0f} MiB")
+    print(f"SciPy {1e3 * loop:.1f} ms a fit, {found['ratio']:.0f} times ours")
+
+
+if __name__ == "__main__":
+    main()
