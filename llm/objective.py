@@ -77,11 +77,14 @@ class ObjectiveConfig:
                 names = ", ".join(repr(choice) for choice in get_args(allowed))
                 raise ValueError(f"`{name}` must be one of {names}, got {value!r}")
         for name in ("beta", "tau", "reward_max"):
-            _require(name, getattr(self, name), "positive", 0 < getattr(self, name) < math.inf)
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {value}")
         for name in ("eta", "penalty"):
-            _require(name, getattr(self, name), "0 or more", 0 <= getattr(self, name) < math.inf)
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"`{name}` must be 0 or more and finite, got {value}")
         smoothing = self.label_smoothing
-        _require("label_smoothing", smoothing, "in [0, 0.5)", 0 <= smoothing < 0.5)
+        if not 0 <= smoothing < 0.5:
+            raise ValueError(f"`label_smoothing` must be in [0, 0.5), got {smoothing}")
         if smoothing > 0 and self.method not in ("rpo", "dpo"):
             raise ValueError(
                 f"`label_smoothing` must be 0 for method {self.method!r}, got {smoothing}: "
@@ -264,11 +267,6 @@ def non_finite(
     if reference is not None:
         sound &= jnp.isfinite(jnp.asarray(reference)).all(axis=1)
     return jnp.asarray(batch.present) & ~sound
-
-
-def _require(name: str, value: float, rule: str, holds: bool) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` must be {rule}, got {value}")
 
 
 def _preference_name(config: ObjectiveConfig) -> str:

@@ -30,6 +30,9 @@ from .objective import (
 )
 from .sequence_logprobs import accumulation_dtype, response_log_probs
 
+Parameters = Any
+"""A tree of parameters, an ``nnx.State``."""
+
 
 class TrainState(NamedTuple):
     """What a step changes; its buffers are given up to the step.
@@ -41,7 +44,7 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
-    trainable: nnx.State
+    trainable: Parameters
     optimizer_state: optax.OptState
 
 
@@ -54,7 +57,7 @@ class Reference(NamedTuple):
     """
 
     graphdef: nnx.GraphDef
-    state: nnx.State
+    state: Parameters
 
 
 class StepResult(NamedTuple):
@@ -73,7 +76,7 @@ TrainStep = Callable[..., tuple[TrainState, StepResult]]
 EvaluationStep = Callable[..., Totals]
 
 
-def init_train_state(trainable: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first step.
 
     Args:
@@ -88,14 +91,14 @@ def init_train_state(trainable: nnx.State, optimizer: optax.GradientTransformati
 
 def gradients(
     graphdef: nnx.GraphDef,
-    trainable: nnx.State,
-    frozen: nnx.State,
+    trainable: Parameters,
+    frozen: Parameters,
     batches: Batch,
     config: ObjectiveConfig,
     *,
     reference: Reference | None = None,
     chunk_size: int | None = None,
-) -> tuple[nnx.State, StepResult]:
+) -> tuple[Parameters, StepResult]:
     """Gradient of the objective of a global batch, and its metrics.
 
     Args:
@@ -113,7 +116,7 @@ def gradients(
     """
     divisors = normalisers(config, batches)
 
-    def share(trainable: nnx.State, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
+    def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
         model = nnx.merge(graphdef, trainable, frozen)
         totals, flags = _measure(model, batch, config, reference, chunk_size)
         return loss_share(config, totals, divisors), (totals, flags)
@@ -151,9 +154,9 @@ def make_train_step(
     """
 
     def step(
-        state: TrainState, frozen: nnx.State, batches: Batch, reference: Reference | None = None
+        state: TrainState, frozen: Parameters, batches: Batch, reference: Reference | None = None
     ) -> tuple[TrainState, StepResult]:
-        trainable: Any = state.trainable
+        trainable = state.trainable
         options = {"reference": reference, "chunk_size": chunk_size}
         grads, result = gradients(graphdef, trainable, frozen, batches, config, **options)
         # Optax raises floats to integer powers, which strict promotion would refuse.
@@ -182,7 +185,10 @@ def make_evaluation_step(
     """
 
     def evaluate(
-        trainable: nnx.State, frozen: nnx.State, batches: Batch, reference: Reference | None = None
+        trainable: Parameters,
+        frozen: Parameters,
+        batches: Batch,
+        reference: Reference | None = None,
     ) -> Totals:
         model = nnx.merge(graphdef, trainable, frozen)
         return _sum_over_parts(

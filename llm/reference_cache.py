@@ -1,0 +1,221 @@
+"""Reference log-probabilities, computed once and kept on disk with where they came from.
+
+The reference does not change during training, so that running it at every step only costs time and
+memory. A cache says what it was made of, and is refused where anything of that has changed: a stale
+one would train towards another objective without a sign of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from rpo_theory.types import ArrayLike
+
+from .batches import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What reference log-probabilities depend on.
+
+    Attributes:
+        weights: digest of the reference model's parameters (:func:`weights_digest`).
+        tokenizer: digest of the tokenizer's files.
+        template: digest of the chat template.
+        data: digest of the preference data.
+        max_length: most tokens of prompt and response.
+        max_prompt_length: most tokens of a prompt, or None.
+        truncation_mode: how longer ones were cut.
+        dtype: dtype that the model computed in.
+    """
+
+    weights: str
+    tokenizer: str
+    template: str
+    data: str
+    max_length: int
+    max_prompt_length: int | None
+    truncation_mode: str
+    dtype: str
+
+
+class ReferenceCache(NamedTuple):
+    """Log-probabilities by data row.
+
+    Attributes:
+        row_ids: numbers of the rows, increasing, shape ``[rows]``.
+        log_probs: of chosen, rejected and, if there is one, baseline, nats, shape ``[rows k]``.
+    """
+
+    row_ids: Int[np.ndarray, " rows"]
+    log_probs: Float[np.ndarray, "rows k"]
+
+
+def digest(content: bytes | str) -> str:
+    """SHA-256 of a file's content or of a text, in hexadecimal.
+
+    Args:
+        content: bytes, or text in UTF-8.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Examples:
+        >>> digest("")[:8]
+        'e3b0c442'
+    """
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def weights_digest(parameters: Any) -> str:
+    """SHA-256 of a tree of arrays: names, dtypes, shapes and values.
+
+    Args:
+        parameters: the tree, an ``nnx.State`` for instance.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Examples:
+        >>> weights_digest({"a": jnp.zeros(1)}) == weights_digest({"b": jnp.zeros(1)})
+        False
+    """
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(parameters)[0]:
+        # One array at a time comes to the host.
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        total.update(array.view(np.uint8).reshape(-1).data)
+    return total.hexdigest()
+
+
+def compute(
+    log_probs: Callable[[Batch], Float[ArrayLike, "n k"]], batches: Iterable[Batch]
+) -> ReferenceCache:
+    """Run the reference over all pairs once.
+
+    Args:
+        log_probs: log-probabilities of the responses of a batch, jitted.
+        batches: batches without an accumulation axis that hold every row.
+
+    Returns:
+        The cache, in the dtype of ``log_probs``.
+
+    Raises:
+        ValueError: if a log-probability is not finite, or there are no rows.
+    """
+    found: dict[int, np.ndarray] = {}
+    for batch in batches:
+        values = np.asarray(log_probs(batch))
+        for row, present, value in zip(batch.row_ids, batch.present, values, strict=True):
+            if present and not np.isfinite(value).all():
+                raise ValueError(
+                    f"reference log-probabilities of row {row} must be finite, got {value}: look "
+                    "at that row, or compute with a wider dtype"
+                )
+            if present:
+                found[int(row)] = value
+    if not found:
+        raise ValueError("`batches` must hold at least one pair, got none")
+    rows = sorted(found)
+    return ReferenceCache(np.array(rows, np.int64), np.stack([found[row] for row in rows]))
+
+
+def save(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
+    """Write a cache whole: to a temporary name, then renamed.
+
+    Args:
+        path: file to write, ``.safetensors``.
+        cache: the log-probabilities.
+        provenance: what they were made of.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        metadata = {"provenance": json.dumps(dataclasses.asdict(provenance))}
+        partial.write_bytes(to_bytes(cache._asdict(), metadata))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path, provenance: Provenance) -> ReferenceCache:
+    """Read a cache and refuse it if it was made of anything else.
+
+    Args:
+        path: file that :func:`save` wrote.
+        provenance: what this run is made of.
+
+    Returns:
+        The log-probabilities.
+
+    Raises:
+        ValueError: if the file is damaged, or stale: the message names what has changed.
+        FileNotFoundError: if there is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            recorded = json.loads((file.metadata() or {})["provenance"])
+            cache = ReferenceCache(file.get_tensor("row_ids"), file.get_tensor("log_probs"))
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a whole cache of reference log-probabilities: delete it"
+        ) from error
+    wanted = dataclasses.asdict(provenance)
+    changed = [name for name, value in wanted.items() if recorded.get(name) != value]
+    if changed:
+        told = ", ".join(
+            f"`{name}` was {recorded.get(name)!r} and is {wanted[name]!r}" for name in changed
+        )
+        raise ValueError(f"{path}: stale reference log-probabilities ({told}): delete the file")
+    return cache
+
+
+def with_reference(batch: Batch, cache: ReferenceCache) -> Batch:
+    """Fill in the reference log-probabilities of a batch by its row ids.
+
+    Args:
+        batch: a batch, with or without an accumulation axis.
+        cache: the log-probabilities.
+
+    Returns:
+        The same batch with ``reference``; 0 for absent pairs.
+
+    Raises:
+        ValueError: if a row is not in the cache, or it has another number of responses.
+
+    Examples:
+        >>> cache = ReferenceCache(np.array([7]), np.array([[-1.0, -2.0]]))
+        >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([7]))
+        >>> with_reference(batch, cache).reference.tolist()
+        [[-1.0, -2.0]]
+    """
+    rows, present = np.asarray(batch.row_ids), np.asarray(batch.present)
+    place = np.minimum(np.searchsorted(cache.row_ids, rows), len(cache.row_ids) - 1)
+    missing = present & (cache.row_ids[place] != rows)
+    if missing.any():
+        raise ValueError(
+            f"row {rows[missing][0]} must be in the cache of reference log-probabilities, which "
+            f"has {len(cache.row_ids)} other rows: compute it again"
+        )
+    width, wanted = cache.log_probs.shape[1], batch.lengths.shape[-1]
+    if width != wanted:
+        raise ValueError(
+            f"the cache must have {wanted} responses a pair, got {width}: compute it again"
+        )
+    return batch._replace(reference=np.where(present[..., None], cache.log_probs[place], 0))
