@@ -37,7 +37,7 @@ SPACE = ResponseSpace(
 )
 CONFIG = ObjectiveConfig(beta=0.3, eta=0.7)
 RATE = 0.1
-jitted_gradients = jax.jit(gradients, static_argnames=("config", "chunk_size"))
+run = jax.jit(gradients, static_argnames=("config", "chunk_size"))
 
 
 class Bag(nnx.Module):
@@ -159,7 +159,7 @@ def test_gradient_equals_autodiff_of_the_theory_on_full_logits() -> None:
         return jnp.average(each, weights=data.counts)
 
     value, wanted = jax.jit(jax.value_and_grad(loss))(trainable)
-    got, result = jitted_gradients(graphdef, trainable, frozen, batches, CONFIG)
+    got, result = run(graphdef, trainable, frozen, batches, CONFIG)
     np.testing.assert_allclose(result.metrics["loss"], value, rtol=EXACT)
     assert_close(got, wanted)
     squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(wanted))
@@ -173,8 +173,8 @@ def test_property_parts_of_a_batch_give_the_gradient_of_the_whole(reduction: Any
     graphdef, trainable, frozen = pieces()
     config = ObjectiveConfig(beta=0.3, eta=0.7, sft_reduction=reduction)
     whole, halves = (with_cached_reference(parts) for parts in (1, 2))
-    wanted, whole_result = jitted_gradients(graphdef, trainable, frozen, whole, config)
-    got, result = jitted_gradients(graphdef, trainable, frozen, halves, config, chunk_size=8)
+    wanted, whole_result = run(graphdef, trainable, frozen, whole, config)
+    got, result = run(graphdef, trainable, frozen, halves, config, chunk_size=8)
     assert_close(got, wanted)
     assert_close(result.metrics, whole_result.metrics)
     assert result.non_finite.shape == (2, 4)
@@ -183,12 +183,10 @@ def test_property_parts_of_a_batch_give_the_gradient_of_the_whole(reduction: Any
 def test_property_an_online_reference_equals_a_cached_one() -> None:
     graphdef, trainable, frozen = pieces()
     batches = in_parts(2)
-    wanted, _ = jitted_gradients(graphdef, trainable, frozen, with_cached_reference(2), CONFIG)
+    wanted, _ = run(graphdef, trainable, frozen, with_cached_reference(2), CONFIG)
     graph, state = nnx.split(bag(1))
     reference = Reference(graph, state)
-    got, result = jitted_gradients(
-        graphdef, trainable, frozen, batches, CONFIG, reference=reference
-    )
+    got, result = run(graphdef, trainable, frozen, batches, CONFIG, reference=reference)
     assert_close(got, wanted)
     assert "theory/adversarial_value" in result.metrics
 
@@ -196,7 +194,7 @@ def test_property_an_online_reference_equals_a_cached_one() -> None:
 def test_closed_form_a_step_of_gradient_descent() -> None:
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
-    grads, _ = jitted_gradients(graphdef, trainable, frozen, batches, CONFIG)
+    grads, _ = run(graphdef, trainable, frozen, batches, CONFIG)
     wanted = jax.tree.map(lambda leaf, slope: np.asarray(leaf - RATE * slope), trainable, grads)
     optimizer = optax.sgd(RATE)
     step = make_train_step(graphdef, CONFIG, optimizer)
@@ -223,7 +221,7 @@ def test_compiles_once_and_reuses_the_buffers_of_its_state() -> None:
 def test_property_evaluation_measures_what_the_step_does_and_compiles_once() -> None:
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
-    _, result = jitted_gradients(graphdef, trainable, frozen, batches, CONFIG)
+    _, result = run(graphdef, trainable, frozen, batches, CONFIG)
     evaluate = make_evaluation_step(graphdef, CONFIG)
     got = metrics(CONFIG, evaluate(trainable, frozen, batches))
     evaluate(trainable, frozen, batches)
@@ -237,7 +235,7 @@ def test_extreme_a_pair_that_is_not_finite_is_told_by_its_place() -> None:
     reference = np.array(batches.reference)
     reference[1, 2, 0] = np.nan
     batches = batches._replace(reference=reference)
-    _, result = jitted_gradients(graphdef, trainable, frozen, batches, CONFIG)
+    _, result = run(graphdef, trainable, frozen, batches, CONFIG)
     assert np.argwhere(result.non_finite).tolist() == [[1, 2]]
     assert np.isnan(result.metrics["grad_norm"])
 
