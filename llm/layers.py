@@ -1,0 +1,200 @@
+"""Parts of a decoder layer: projection, adapter, norm. All layers' parameters lie in one array.
+
+A module made with ``stack=(L,)`` holds its parameters for all layers along a leading axis; inside
+``lax.scan`` the same module is merged with one layer's slice, and it is only called there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from .architecture import Activation, Architecture
+from .rotary import Turn, rotate
+from .sequence_logprobs import accumulation_dtype
+
+Mixer = Callable[[Array, Array, Array], tuple[Array, object]]
+
+
+class Adapter(nnx.Module):
+    """Low-rank addition to a projection: ``scale * (x A) B``.
+
+    Args:
+        stack: leading axes of the parameters.
+        n_in: size of the input.
+        n_out: size of the output.
+        rank: of the product.
+        scale: its factor.
+        rngs: ``A`` is drawn from ``params``; ``B`` is zero.
+        param_dtype: of both.
+    """
+
+    def __init__(
+        self,
+        stack: tuple[int, ...],
+        n_in: int,
+        n_out: int,
+        rank: int,
+        *,
+        scale: float,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+    ) -> None:
+        down = jax.random.normal(rngs.params(), (*stack, n_in, rank), param_dtype)
+        self.a = nnx.LoRAParam(down * n_in**-0.5)
+        self.b = nnx.LoRAParam(jnp.zeros((*stack, rank, n_out), param_dtype))
+        self.scale = scale
+
+    def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
+        """Add to a projection's output."""
+        inner = x @ self.a[...].astype(x.dtype)
+        return inner @ self.b[...].astype(x.dtype) * self.scale
+
+
+class Projection(nnx.Module):
+    """``x W + b``, and what an adapter adds.
+
+    Args:
+        stack: leading axes of the parameters.
+        n_in: size of the input.
+        n_out: size of the output.
+        bias: whether there is a ``b``.
+        rngs: ``W`` is drawn from ``params``, with variance ``1 / n_in``; ``b`` is zero.
+        param_dtype: of both.
+    """
+
+    def __init__(
+        self,
+        stack: tuple[int, ...],
+        n_in: int,
+        n_out: int,
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+    ) -> None:
+        kernel = jax.random.normal(rngs.params(), (*stack, n_in, n_out), param_dtype)
+        self.kernel = nnx.Param(kernel * n_in**-0.5)
+        self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None)
+        self.adapter: Adapter | None = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
+        """Project, in the dtype of the input."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y if self.adapter is None else y + self.adapter(x)
+
+
+class Norm(nnx.Module):
+    """Divide by the root mean square, then multiply by the weight, or by one plus it.
+
+    Args:
+        shape: of the weight, leading axes included.
+        architecture: its epsilon and kind of weight count.
+        param_dtype: of the weight.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], architecture: Architecture, param_dtype: DTypeLike
+    ) -> None:
+        self.plus = 1.0 if architecture.norm_plus_one else 0.0
+        self.epsilon = architecture.norm_epsilon
+        self.weight = nnx.Param(jnp.full(shape, 1.0 - self.plus, param_dtype))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Norm the last axis; float32 at least inside."""
+        wide = x.astype(accumulation_dtype(x.dtype))
+        size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        weight = self.plus + self.weight[...].astype(wide.dtype)
+        return (wide * jax.lax.rsqrt(size + self.epsilon) * weight).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """One layer of a decoder, or all of them along the leading axis of every parameter.
+
+    Args:
+        architecture: sizes and switches.
+        rngs: parameters are drawn from ``params``.
+        param_dtype: of the parameters.
+    """
+
+    def __init__(
+        self, architecture: Architecture, *, rngs: nnx.Rngs, param_dtype: DTypeLike
+    ) -> None:
+        a, stack = architecture, (architecture.n_layers,)
+        options = {"rngs": rngs, "param_dtype": param_dtype}
+        n_queries, n_keys = a.n_heads * a.head_size, a.n_kv_heads * a.head_size
+
+        def norm(size: int, wanted: bool = True) -> Norm | None:
+            return nnx.data(Norm((*stack, size), a, param_dtype) if wanted else None)
+
+        self.head_size, self.activation = a.head_size, a.activation
+        self.input_norm = norm(a.width)
+        self.query = Projection(stack, a.width, n_queries, bias=a.qkv_bias, **options)
+        self.key = Projection(stack, a.width, n_keys, bias=a.qkv_bias, **options)
+        self.value = Projection(stack, a.width, n_keys, bias=a.qkv_bias, **options)
+        self.query_norm = norm(a.head_size, a.query_key_norm)
+        self.key_norm = norm(a.head_size, a.query_key_norm)
+        self.output = Projection(stack, n_queries, a.width, bias=a.output_bias, **options)
+        self.post_attention_norm = norm(a.width, a.post_norms)
+        self.mlp_norm = norm(a.width)
+        self.gate = Projection(stack, a.width, a.hidden_units, bias=a.mlp_bias, **options)
+        self.up = Projection(stack, a.width, a.hidden_units, bias=a.mlp_bias, **options)
+        self.down = Projection(stack, a.hidden_units, a.width, bias=a.mlp_bias, **options)
+        self.post_mlp_norm = norm(a.width, a.post_norms)
+
+    def __call__(
+        self, x: Float[Array, "r T D"], turn: Turn, mix: Mixer
+    ) -> tuple[Float[Array, "r T D"], object]:
+        """Apply one layer.
+
+        Args:
+            x: the residual stream.
+            turn: rotary angles of the tokens.
+            mix: ``mix(queries, keys, values) -> (mixed, extra)``, the attention.
+
+        Returns:
+            The stream after the layer, and the extra.
+        """
+        normed = _apply(self.input_norm, x)
+        queries = rotate(_apply(self.query_norm, self._heads(self.query(normed))), turn)
+        keys = rotate(_apply(self.key_norm, self._heads(self.key(normed))), turn)
+        mixed, extra = mix(queries, keys, self._heads(self.value(normed)))
+        attended = self.output(mixed.reshape(*x.shape[:2], -1))
+        x = x + _apply(self.post_attention_norm, attended)
+        normed = _apply(self.mlp_norm, x)
+        inner = activate(self.gate(normed), self.activation) * self.up(normed)
+        return x + _apply(self.post_mlp_norm, self.down(inner)), extra
+
+    def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
+        return x.reshape(*x.shape[:2], -1, self.head_size)
+
+
+def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:
+    """Activation of the gate.
+
+    Args:
+        x: any.
+        kind: ``silu``, ``gelu`` or its approximation by tanh.
+
+    Returns:
+        Of the same shape and dtype.
+
+    Examples:
+        >>> round(float(activate(jnp.array(1.0), "silu")), 4)
+        0.7311
+    """
+    if kind == "silu":
+        return jax.nn.silu(x)
+    return jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+
+
+def _apply(norm: Norm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
