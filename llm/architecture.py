@@ -86,7 +86,7 @@ class Architecture:
         post_norms: what attention and feed-forward parts add is normed too (Gemma 2 and 3).
         attention_soft_cap: bound on attention logits, or None.
         logit_soft_cap: bound on output logits, or None.
-        query_scale: factor of attention logits; None for ``1 / sqrt(head_size)``.
+        query_scalar: attention logits are divided by its root; None for the head size.
         rope_base: rotary angles turn by ``rope_base ** (-2 i / head_size)`` a position.
         rope_scaling: how they are slowed down, or None.
         local_rope_base: base in local layers, unscaled; None for the same as elsewhere.
@@ -125,7 +125,7 @@ class Architecture:
     post_norms: bool = False
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
-    query_scale: float | None = None
+    query_scalar: int | None = None
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
     local_rope_base: float | None = None
@@ -172,7 +172,7 @@ class Architecture:
             )
         if self.local_layers and not (self.window and self.window > 0):
             raise ValueError(f"`window` must be positive for local layers, got {self.window}")
-        for name in ("attention_soft_cap", "logit_soft_cap", "query_scale", "local_rope_base"):
+        for name in ("attention_soft_cap", "logit_soft_cap", "query_scalar", "local_rope_base"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be positive or absent, got {value}")
@@ -180,7 +180,7 @@ class Architecture:
     @property
     def attention_scale(self) -> float:
         """Factor of attention logits."""
-        return self.head_size**-0.5 if self.query_scale is None else self.query_scale
+        return (self.query_scalar or self.head_size) ** -0.5
 
     @property
     def mixes_local_layers(self) -> bool:

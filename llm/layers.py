@@ -46,6 +46,7 @@ class Adapter(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: DTypeLike,
     ) -> None:
+        """Draw the parameters."""
         down = jax.random.normal(rngs.params(), (*stack, n_in, rank), param_dtype)
         self.a = nnx.LoRAParam(down * n_in**-0.5)
         self.b = nnx.LoRAParam(jnp.zeros((*stack, rank, n_out), param_dtype))
@@ -79,6 +80,7 @@ class Projection(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: DTypeLike,
     ) -> None:
+        """Draw the parameters."""
         kernel = jax.random.normal(rngs.params(), (*stack, n_in, n_out), param_dtype)
         self.kernel = nnx.Param(kernel * n_in**-0.5)
         self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None)
@@ -104,6 +106,7 @@ class Norm(nnx.Module):
     def __init__(
         self, shape: tuple[int, ...], architecture: Architecture, param_dtype: DTypeLike
     ) -> None:
+        """Draw the parameters."""
         self.plus = 1.0 if architecture.norm_plus_one else 0.0
         self.epsilon = architecture.norm_epsilon
         self.weight = nnx.Param(jnp.full(shape, 1.0 - self.plus, param_dtype))
@@ -128,27 +131,29 @@ class Layer(nnx.Module):
     def __init__(
         self, architecture: Architecture, *, rngs: nnx.Rngs, param_dtype: DTypeLike
     ) -> None:
+        """Draw the parameters."""
         a, stack = architecture, (architecture.n_layers,)
         options = {"rngs": rngs, "param_dtype": param_dtype}
         n_queries, n_keys = a.n_heads * a.head_size, a.n_kv_heads * a.head_size
 
         def norm(size: int, wanted: bool = True) -> Norm | None:
-            return nnx.data(Norm((*stack, size), a, param_dtype) if wanted else None)
+            return Norm((*stack, size), a, param_dtype) if wanted else None
 
-        self.head_size, self.activation = a.head_size, a.activation
-        self.input_norm = norm(a.width)
+        self.head_size = a.head_size
+        self.activation: Activation = a.activation
+        self.input_norm = nnx.data(norm(a.width))
         self.query = Projection(stack, a.width, n_queries, bias=a.qkv_bias, **options)
         self.key = Projection(stack, a.width, n_keys, bias=a.qkv_bias, **options)
         self.value = Projection(stack, a.width, n_keys, bias=a.qkv_bias, **options)
-        self.query_norm = norm(a.head_size, a.query_key_norm)
-        self.key_norm = norm(a.head_size, a.query_key_norm)
+        self.query_norm = nnx.data(norm(a.head_size, a.query_key_norm))
+        self.key_norm = nnx.data(norm(a.head_size, a.query_key_norm))
         self.output = Projection(stack, n_queries, a.width, bias=a.output_bias, **options)
-        self.post_attention_norm = norm(a.width, a.post_norms)
-        self.mlp_norm = norm(a.width)
+        self.post_attention_norm = nnx.data(norm(a.width, a.post_norms))
+        self.mlp_norm = nnx.data(norm(a.width))
         self.gate = Projection(stack, a.width, a.hidden_units, bias=a.mlp_bias, **options)
         self.up = Projection(stack, a.width, a.hidden_units, bias=a.mlp_bias, **options)
         self.down = Projection(stack, a.hidden_units, a.width, bias=a.mlp_bias, **options)
-        self.post_mlp_norm = norm(a.width, a.post_norms)
+        self.post_mlp_norm = nnx.data(norm(a.width, a.post_norms))
 
     def __call__(
         self, x: Float[Array, "r T D"], turn: Turn, mix: Mixer

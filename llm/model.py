@@ -76,12 +76,15 @@ class Decoder(nnx.Module):
         remat: Remat = "none",
         layer_loop: LayerLoop = "scan",
     ) -> None:
+        """Draw the parameters."""
         if remat not in ("none", *POLICIES):
             raise ValueError(f"`remat` must be none, products or full, got {remat!r}")
         if layer_loop not in ("scan", "unrolled"):
             raise ValueError(f"`layer_loop` must be scan or unrolled, got {layer_loop!r}")
         self.architecture = architecture
-        self.dtype, self.remat, self.layer_loop = jnp.dtype(dtype), remat, layer_loop
+        self.dtype = jnp.dtype(dtype)
+        self.remat: Remat = remat
+        self.layer_loop: LayerLoop = layer_loop
         shape = (architecture.vocab_size, architecture.width)
         scale = architecture.width**-0.5
         self.embedding = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
@@ -101,15 +104,17 @@ class Decoder(nnx.Module):
             Hidden states after the final norm; finite at padding, which nothing else sees.
         """
         filled = jnp.asarray(rows.segments) > 0
-        rows = rows._replace(
-            tokens=jnp.where(filled, rows.tokens, 0), positions=jnp.where(filled, rows.positions, 0)
-        )
+        tokens = jnp.where(filled, rows.tokens, 0)
+        positions = jnp.where(filled, rows.positions, 0)
+        rows = rows._replace(tokens=tokens, positions=positions)
 
-        def mix(*qkv: Array, index: Array, carry: Any, **options: Any) -> tuple[Array, Any]:
+        def mix(
+            queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
+        ) -> tuple[Array, Any]:
             del index
-            return attend(*qkv, rows, **options), carry
+            return attend(queries, keys, values, rows, **options), carry
 
-        hidden, _ = self._run(rows.tokens, rows.positions, mix, None, self.remat)
+        hidden, _ = self._run(tokens, positions, mix, None, self.remat)
         return hidden
 
     def head(self) -> Head:
@@ -205,9 +210,9 @@ class Decoder(nnx.Module):
 
     def _window(self, local: Array) -> Array | int | None:
         a = self.architecture
-        if a.mixes_local_layers:
-            return jnp.where(local, a.window, EVERYTHING)
-        return a.window
+        if a.window is None or not a.mixes_local_layers:
+            return a.window
+        return jnp.where(local, a.window, EVERYTHING)
 
     def _turn(self, angles: Turn, local: Array) -> Turn:
         n_bases = angles.cosine.shape[0]

@@ -1,0 +1,248 @@
+"""Models from and to Hugging Face folders: ``config.json`` and safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from .architecture import Architecture
+from .hf_config import from_hf_config, to_hf_config
+from .hf_mapping import EMBEDDING_NAME, HEAD_NAME, Entry, entries
+from .lora import merged_kernel
+from .model import Decoder, LayerLoop, Remat
+from .weight_files import WeightFiles, read_json, write_weights
+
+CONFIG = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+MAX_FILE_BYTES = 5 * 10**9
+DERIVED = "rotary_emb.inv_freq"  # old files hold it; it follows from the configuration
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+    layer_loop: LayerLoop = "scan",
+) -> Decoder:
+    """Load a decoder, one tensor at a time: memory holds hardly more than the parameters.
+
+    Args:
+        source: a folder, or the name of a model on the Hugging Face hub.
+        dtype: to compute in.
+        param_dtype: of the parameters, whatever the files hold.
+        remat: see :class:`llm.model.Decoder`.
+        layer_loop: see :class:`llm.model.Decoder`.
+
+    Returns:
+        The decoder.
+
+    Raises:
+        ValueError: no such model, an unknown architecture, or a tensor that is missing, unknown,
+            of the wrong shape or not finite; nothing is left out or made up.
+    """
+    folder = find_model(source)
+    architecture = read_architecture(folder)
+
+    def create() -> Decoder:
+        return Decoder(
+            architecture,
+            rngs=nnx.Rngs(0),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            layer_loop=layer_loop,
+        )
+
+    graphdef, abstract = nnx.split(nnx.eval_shape(create))
+    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(abstract)}
+    state = dict(nnx.to_flat_state(abstract))
+    with WeightFiles(folder) as files:
+        _check_names(folder, files, architecture)
+        # The largest first: what is in memory twice, while it is stacked, is then never on top of
+        # much else.
+        for entry in sorted(entries(architecture), key=lambda e: -np.prod(shapes[e.path])):
+            stack = _read_stack(files, entry, shapes[entry.path], np.dtype(param_dtype))
+            state[entry.path] = state[entry.path].replace(jnp.asarray(stack))
+    return nnx.merge(graphdef, nnx.from_flat_state(state))
+
+
+def export_model(
+    decoder: Decoder,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer_files_from: str | os.PathLike[str] | None = None,
+    dtype: DTypeLike | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write a folder that ``transformers`` loads; adapters are merged into the weights.
+
+    Args:
+        decoder: stays as it is.
+        folder: must not exist, or be empty; it appears when it is complete.
+        tokenizer_files_from: a folder or hub name whose tokenizer and generation files are copied.
+        dtype: of the tensors; None for that of the parameters.
+        max_file_bytes: larger models are split over several files.
+
+    Raises:
+        ValueError: the folder is not empty, or the architecture has no Hugging Face name.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
+    wanted = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
+    config = to_hf_config(decoder.architecture) | {"dtype": wanted.name}
+    source = None if tokenizer_files_from is None else find_model(tokenizer_files_from)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        unfinished.chmod(0o755)
+        (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sizes, tensors = _tensors(decoder, wanted)
+        write_weights(unfinished, sizes, tensors, max_file_bytes=max_file_bytes)
+        for name in TOKENIZER_FILES:
+            if source is not None and (source / name).exists():
+                shutil.copyfile(source / name, unfinished / name)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read the architecture of a model in a folder.
+
+    Args:
+        folder: holds ``config.json``.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ValueError: the file is missing or broken, or the architecture unknown; the file is named.
+    """
+    config = read_json(folder / CONFIG)
+    try:
+        return from_hf_config(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def find_model(source: str | os.PathLike[str]) -> Path:
+    """Find the folder of a model, fetched from the Hugging Face hub if it is not here.
+
+    Args:
+        source: a folder, or a name on the hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    # Loaded only here: it takes long, and a folder needs no hub.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG, *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(os.fspath(source), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{source} is neither a folder nor a model that the Hugging Face hub gives: {reason}"
+        ) from error
+
+
+def _check_names(folder: Path, files: WeightFiles, architecture: Architecture) -> None:
+    wanted = {name for e in entries(architecture) for name in e.names(architecture.n_layers)}
+    missing = wanted - files.names()
+    if missing:
+        raise ValueError(
+            f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(wanted)} are)"
+        )
+    extra = {name for name in files.names() - wanted if not name.endswith(DERIVED)}
+    if architecture.tied_embeddings and HEAD_NAME in extra:
+        _check_tied(files, architecture)
+        extra.remove(HEAD_NAME)
+    if extra:
+        name = min(extra)
+        raise ValueError(
+            f"{files.file(name)}: tensor {name} has no place in this architecture "
+            f"({len(extra)} such tensors)"
+        )
+
+
+def _check_tied(files: WeightFiles, architecture: Architecture) -> None:
+    """A tied model's file may repeat the embedding as the head, but not contradict it."""
+    shape = (architecture.vocab_size, architecture.width)
+    if not np.array_equal(files.read(HEAD_NAME, shape), files.read(EMBEDDING_NAME, shape)):
+        raise ValueError(
+            f"{files.file(HEAD_NAME)}: tensor {HEAD_NAME} differs from {EMBEDDING_NAME}, but the "
+            "configuration has `tie_word_embeddings` true"
+        )
+
+
+def _read_stack(
+    files: WeightFiles, entry: Entry, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    stack = np.empty(shape, dtype)
+    parts = stack if entry.stacked else stack[None]
+    theirs = shape[1:] if entry.stacked else shape
+    theirs = theirs[::-1] if entry.transposed else theirs
+    for part, name in zip(parts, entry.names(len(parts)), strict=True):
+        tensor = files.read(name, theirs)
+        part[...] = tensor.T if entry.transposed else tensor
+        if not np.isfinite(part).all():
+            raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
+    return stack
+
+
+def _tensors(decoder: Decoder, dtype: np.dtype) -> tuple[dict[str, int], Any]:
+    """Sizes of all tensors in bytes, and a function that makes one."""
+    n_layers = decoder.architecture.n_layers
+    where = {
+        name: (entry, layer)
+        for entry in entries(decoder.architecture)
+        for layer, name in enumerate(entry.names(n_layers))
+    }
+
+    def read(name: str) -> np.ndarray:
+        entry, layer = where[name]
+        leaf: Any = decoder
+        for step in entry.path[:-1]:
+            leaf = getattr(leaf, step)
+        if entry.transposed:
+            return np.asarray(merged_kernel(leaf, layer)).T.astype(dtype)
+        leaf = getattr(leaf, entry.path[-1])[...]
+        return np.asarray(leaf[layer] if entry.stacked else leaf).astype(dtype)
+
+    shapes = {p: leaf.shape for p, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    sizes = {
+        name: dtype.itemsize
+        * int(np.prod(shapes[entry.path][1:] if entry.stacked else shapes[entry.path]))
+        for name, (entry, _) in sorted(where.items())
+    }
+    return sizes, read
