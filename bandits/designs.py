@@ -130,15 +130,19 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
     """
     check_draw(n_comparisons, seeds)
     n_batch, contexts, actions = len(seeds), design.contexts, design.actions
-    present, numbers = np.split(
-        uniforms(seeds, _n_uniforms(design)), [contexts * actions**2], axis=1
+    pairs = contexts * actions**2 if design.missing_edges > 0 else 0
+    numbers, present = np.split(
+        uniforms(seeds, _n_uniforms(design) + pairs), [_n_uniforms(design)], axis=1
     )
     reward, reward_class = _truth(design, numbers)
     order = np.argsort(-reward, axis=2, kind="stable")  # action of each rank
     by_rank = np.take_along_axis(reward, order, axis=2)
 
-    edges = present.reshape(n_batch, contexts, actions, actions) >= design.missing_edges
+    edges = np.ones((1, contexts, actions, actions), bool)  # all seeds alike
+    if pairs:
+        edges = present.reshape(n_batch, *edges.shape[1:]) >= design.missing_edges
     law = _law_by_rank(design, n_comparisons, edges)
+    law = np.broadcast_to(law, (n_batch, *law.shape[1:]))
     wins = draw_wins(
         by_rank, law, comparisons=n_comparisons, seeds=seeds, label_noise=design.label_noise
     )
@@ -278,7 +282,7 @@ def _n_uniforms(design: Design) -> int:
     else:
         shape = (design.contexts, design.actions)
         normals = _given_features(design.features_file, shape).shape[-1]
-    return cells * design.actions + 2 * cells + normals
+    return 2 * cells + normals
 
 
 def _law_by_rank(

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -150,11 +150,11 @@ class Store:
             path.unlink()
         (self.folder / PARTS).rmdir()
 
-    def table(self, names: Sequence[str] | None = None) -> pa.Table:
+    def table(self, wanted: Callable[[str], bool] = lambda name: True) -> pa.Table:
         """The whole table.
 
         Args:
-            names: which columns; all if None.
+            wanted: which columns.
 
         Returns:
             The table.
@@ -164,6 +164,7 @@ class Store:
         """
         path = self.folder / RECORDS
         with _damage_named(path):
+            names = list(filter(wanted, pq.read_schema(path).names))
             return pq.read_table(path, columns=names, page_checksum_verification=True)
 
     def _part(self, number: int) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -125,28 +126,34 @@ def run(study: Study, store: Store, parts: Sequence[Part]) -> Iterator[Part]:
     Yields:
         Every part when its records are there.
     """
-    for part in parts:
-        if not store.has_part(part.number):
-            store.write_part(part.number, *run_part(study, part))
-        yield part
+    missing = [part for part in parts if not store.has_part(part.number)]
+    yield from (part for part in parts if store.has_part(part.number))
+    with ThreadPoolExecutor(1) as ahead:
+        # While a part is solved, the next one is drawn.
+        upcoming = [ahead.submit(draw_part, part) for part in missing[:1]]
+        for place, part in enumerate(missing):
+            instance = upcoming.pop().result()
+            upcoming += [ahead.submit(draw_part, other) for other in missing[place + 1 : place + 2]]
+            store.write_part(part.number, *run_part(study, part, instance))
+            yield part
 
 
-def run_part(study: Study, part: Part) -> tuple[pa.Table, pa.Table]:
-    """Draw, learn and measure one part.
+def run_part(study: Study, part: Part, instance: Instance) -> tuple[pa.Table, pa.Table]:
+    """Learn and measure one part.
 
     Args:
         study: the study.
         part: of :func:`plan`.
+        instance: what :func:`draw_part` drew.
 
     Returns:
         Its records, a row a fit, and what each method took.
     """
     start = time.perf_counter()
-    instance = draw_part(part)
     comparisons = np.array([part.cells[cell].comparisons for cell in part.cell], np.float64)
     setting = measure_setting(instance, comparisons, study.delta)
     every = [_weighted(instance, setting, comparisons, each) for each in _weights(study)]
-    seconds = {"draw": time.perf_counter() - start}
+    seconds = {"setting": time.perf_counter() - start}
     tables = []
     for place, method in enumerate(study.methods):
         start = time.perf_counter()
@@ -159,7 +166,7 @@ def run_part(study: Study, part: Part) -> tuple[pa.Table, pa.Table]:
             tables.append(
                 _records(study, part, place, weights, (eta, beta), setting, measured, answer)
             )
-    fits = {name: part.length * (1 if name == "draw" else len(every)) for name in seconds}
+    fits = {name: part.length * (1 if name == "setting" else len(every)) for name in seconds}
     timings = pa.table(
         {
             "part": [part.number] * len(seconds),

@@ -66,6 +66,12 @@ MEANS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta"
 """Columns of records that a summary has the means of."""
 
 
+def needed(name: str) -> bool:
+    """Whether a column of records is one that a summary and its findings are made of."""
+    keys = ("label", "environment", "comparisons", "eta_rule", "beta_rule", "coverage", "status")
+    return name in (*keys, *MEANS, "bound_printed") or name.startswith("design.")
+
+
 def summarise(records: pa.Table) -> Summary:
     """Mean and 95 % confidence interval of every cell of a study's grid.
 

@@ -178,11 +178,11 @@ def _conclude(study: Study, store: Store) -> None:
     from matplotlib.figure import Figure
 
     from bandits.study_plots import draw_study, kinds
-    from bandits.study_summary import count_violations, summarise
+    from bandits.study_summary import count_violations, needed, summarise
 
     from .output import png, svg, to_json, write_whole
 
-    records = store.table()
+    records = store.table(needed)
     summary = summarise(records)
     written = ["records.parquet", "summary.json", "config.yaml"]
     violations = count_violations(records)

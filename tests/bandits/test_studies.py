@@ -21,7 +21,7 @@ from bandits.study_summary import count_violations, summarise
 
 GIVEN = Options(baseline="given")
 DESIGN = {"actions": 6, "rare": 2, "rare_comparisons": 1.0, "coverage": 1.5, "reward_max": 2.0}
-SCIPY_POLICY = 1e-4  # L-BFGS-B stops at gradients of 1e-10, at a curvature of about 1e-4
+SCIPY_POLICY = 1e-4  # L-BFGS-B stops at gradients of 1e-9, at a curvature of about 1e-4
 SAME = 1e-9  # roundoff: another number of problems at once is another program
 SAME_ANSWER = 1e-6  # a learner's own tolerance, in probabilities
 
@@ -76,9 +76,11 @@ def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> 
 
     start = np.full(len(base), 0.5 * design.reward_max)
     box = [(0.0, design.reward_max)] * len(base)
-    options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 5000}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
-    logits = found.x / beta
+    options = {"ftol": 0.0, "gtol": 1e-9, "maxiter": 20_000, "maxfun": 20_000}
+    for _ in range(5):  # begun anew it forgets the curvature that it stalled on
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
+        start = found.x
+    logits = start / beta
     return ref * np.exp(logits - logsumexp(logits, b=ref))
 
 
