@@ -83,7 +83,9 @@ def load_model(
         # much else.
         for entry in sorted(entries(architecture), key=lambda e: -np.prod(shapes[e.path])):
             stack = _read_stack(files, entry, shapes[entry.path], np.dtype(param_dtype))
-            state[entry.path] = state[entry.path].replace(jnp.asarray(stack))
+            # Waiting for the copy lets go of the stack before the next one is made.
+            parameter = jax.block_until_ready(jnp.asarray(stack))
+            state[entry.path] = state[entry.path].replace(parameter)
     return nnx.merge(graphdef, nnx.from_flat_state(state))
 
 

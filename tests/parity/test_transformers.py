@@ -1,0 +1,195 @@
+"""Logits, exports and replies against transformers, which runs in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.batches import Rows
+from llm.hf_io import export_model, load_model
+from llm.model import Decoder
+
+torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+LOGITS = 2e-5  # both sides round to float32, in different orders
+N_TOKENS, VOCABULARY = 24, 61
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    # Larger than usual, so that no part of the model is small enough to hide a mistake.
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+GEMMA_3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+}
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+FAMILIES = {
+    "llama 2": ("Llama", {}),
+    "llama 3": ("Llama", {"rope_parameters": LLAMA_3, "attention_bias": True, "mlp_bias": True}),
+    "llama, tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 6}),
+    "mistral, no window": ("Mistral", {"sliding_window": None}),
+    "qwen 2": ("Qwen2", {}),
+    "qwen 2, window": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen 3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
+    "gemma 1": ("Gemma", {"head_dim": 16}),
+    "gemma 2": (
+        "Gemma2",
+        {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 7, **CAPS},
+    ),
+    "gemma 3": (
+        "Gemma3Text",
+        {
+            "head_dim": 16,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 7,
+            "layer_types": LAYERS,
+            "rope_parameters": GEMMA_3_ROPE,
+        },
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def theirs(request: pytest.FixtureRequest, tmp_path: Path):
+    """A random model of every family, written by transformers."""
+    name, options = FAMILIES[request.param]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        **{**SIZES, **options, "attn_implementation": "eager"}
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "norm" in key or "bias" in key:  # ones or zeros would hide a mistake
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "theirs")
+    return model, tmp_path / "theirs"
+
+
+def test_parity_logits_of_random_models(theirs) -> None:
+    model, folder = theirs
+    decoder = load_model(folder)
+    assert np.abs(_logits(decoder, _tokens()) - _their_logits(model)).max() < LOGITS
+
+
+def test_parity_of_an_export_that_transformers_loads(theirs, tmp_path: Path) -> None:
+    model, folder = theirs
+    export_model(load_model(folder), tmp_path / "ours")
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert np.abs(_their_logits(loaded.eval()) - _their_logits(model)).max() < LOGITS
+
+
+def test_roundtrip_is_byte_identical(theirs, tmp_path: Path) -> None:
+    _, folder = theirs
+    export_model(load_model(folder), tmp_path / "ours")
+    name = "model.safetensors"
+    assert (tmp_path / "ours" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_parity_greedy_replies_of_a_real_model() -> None:
+    """20 prompts, float32, with both sides' caches for keys and values."""
+    folder = Path(os.environ.get("RPO_SMOLLM2", ""))
+    if not (folder / "config.json").exists():
+        pytest.skip("needs RPO_SMOLLM2, the folder of a converted SmolLM2")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    decoder = load_model(folder)
+    prompts = [_prompt(tokenizer, subject) for subject in SUBJECTS]
+    ours = _greedy(decoder, prompts, n_new=N_NEW)
+    for prompt, reply in zip(prompts, ours, strict=True):
+        theirs = model.generate(
+            torch.tensor([prompt]), max_new_tokens=N_NEW, do_sample=False, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert reply[: len(theirs)] == theirs
+
+
+N_NEW = 32
+SUBJECTS = [
+    *("the moon", "bread", "chess", "a glacier", "the violin", "prime numbers", "bees", "tea"),
+    *("the tides", "paper", "volcanoes", "the heart", "maps", "silk", "comets", "salt"),
+    *("clocks", "coral reefs", "glass", "the alphabet"),
+]
+
+
+def _prompt(tokenizer, subject: str) -> list[int]:
+    message = {"role": "user", "content": f"Tell me something about {subject}."}
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _greedy(decoder: Decoder, prompts: list[list[int]], *, n_new: int) -> list[list[int]]:
+    """Read padded prompts of different lengths at once, then take the likeliest token each time."""
+    width = max(map(len, prompts))
+    tokens = np.zeros((len(prompts), width), np.int32)
+    positions = np.full((len(prompts), width), -1, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        positions[row, : len(prompt)] = np.arange(len(prompt))
+    lengths = jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)
+    head, cache = decoder.head(), decoder.init_cache(len(prompts), width + n_new)
+    hidden, cache = jax.jit(decoder.decode)(tokens, positions, cache)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+
+    def advance(carry, offset):
+        cache, token = carry
+        hidden, cache = decoder.decode(token[:, None], (lengths + offset)[:, None], cache)
+        following = jnp.argmax(hidden[:, 0] @ head.weight.T, axis=-1).astype(jnp.int32)
+        return (cache, following), token
+
+    first = jnp.argmax(last @ head.weight.T, axis=-1).astype(jnp.int32)
+    offsets = jnp.arange(n_new, dtype=jnp.int32)
+    _, replies = jax.jit(lambda carry: jax.lax.scan(advance, carry, offsets))((cache, first))
+    return np.asarray(replies).T.tolist()
+
+
+def _tokens() -> np.ndarray:
+    return np.random.default_rng(3).integers(3, VOCABULARY, (2, N_TOKENS)).astype(np.int32)
+
+
+def _logits(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
+    columns = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    rows = Rows(tokens, columns, np.ones_like(tokens), np.zeros_like(tokens))
+    head = decoder.head()
+    logits = np.asarray(decoder.hidden_states(rows) @ head.weight.T, np.float64)
+    return logits if head.soft_cap is None else head.soft_cap * np.tanh(logits / head.soft_cap)
+
+
+def _their_logits(model) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(_tokens())).logits.numpy().astype(np.float64)
