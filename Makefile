@@ -24,6 +24,7 @@ check: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench
+	$(BIN)/python benchmarks/studies.py --out $(OUT)/bench
 
 clean:
 	rm -rf .venv $(OUT)

@@ -6,7 +6,7 @@ column                       meaning
 ``label``                    what a line is called: the method, with its baseline if there are many
 ``environment``              what was drawn: a figure has a panel for each
 ``comparisons``              :math:`N`
-``coverage``                 target :math:`C` of the comparator
+``coverage``                 target :math:`C` of the comparator, nan where none was asked for
 ``eta``, ``beta``            weights of the adversary and of the KL term
 ``kl``                       :math:`E\,KL(\hat\pi\|\pi_{ref})`, nats
 ``gap``                      mean over the seeds of :math:`J(\pi) - J(\hat\pi)`
@@ -68,7 +68,7 @@ MEANS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta"
 
 def needed(name: str) -> bool:
     """Whether a column of records is one that a summary and its findings are made of."""
-    keys = ("label", "environment", "comparisons", "eta_rule", "beta_rule", "coverage", "status")
+    keys = ("label", "environment", "comparisons", "eta_rule", "beta_rule", "status")
     return name in (*keys, *MEANS, "bound_printed") or name.startswith("design.")
 
 
@@ -84,11 +84,12 @@ def summarise(records: pa.Table) -> Summary:
     """
     axes = [name for name in records.column_names if name.startswith("design.")]
     cell = ["label", "environment", "comparisons", "eta_rule", "beta_rule", *axes]
-    wanted = [name for name in (*MEANS, "coverage") if name in records.column_names]
+    wanted = [name for name in MEANS if name in records.column_names]
     sample = pc.VarianceOptions(ddof=1)
     spreads = [(name, "stddev", sample) for name in wanted]
     means: list[Any] = [(name, "mean") for name in wanted]
-    counts: list[Any] = [([], "count_all")]
+    ends: list[Any] = [(name, end) for name in ("eta", "beta") for end in ("min", "max")]
+    counts: list[Any] = [([], "count_all"), *ends]
     keyed = records.select([*cell, *wanted])
     grouped = keyed.group_by(cell, use_threads=False).aggregate(means + spreads + counts)
     summary = {name: _plain(grouped[name]) for name in cell}
@@ -102,8 +103,11 @@ def summarise(records: pa.Table) -> Summary:
         summary[name] = mean
         half = STANDARD_ERRORS * spread / np.sqrt(seeds)
         summary[name + "_low"], summary[name + "_high"] = mean - half, mean + half
-    target = summary["design.coverage"]
-    summary["coverage"] = np.where(np.isnan(target), summary["coverage"], target)
+    for name in ("eta", "beta"):  # a number that is the same for all is that number
+        least, most = (_plain(grouped[f"{name}_{end}"]) for end in ("min", "max"))
+        summary[name] = np.where(least == most, least, summary[name])
+    # The axis is what was asked for; what came of it, seed by seed, is in the records.
+    summary["coverage"] = summary["design.coverage"]
     return summary
 
 
@@ -145,7 +149,7 @@ def labels(summary: Summary) -> list[str]:
 def written_out(label: str) -> str:
     """A label with its method written out: ``rpo, chosen`` is RPO, chosen."""
     method, comma, rest = label.partition(",")
-    return NAMES.get(method, method) + comma + rest
+    return NAMES.get(method, method) + comma + rest.replace("_", " ")
 
 
 def interval(summary: Summary, name: str) -> Interval:

@@ -65,14 +65,14 @@ def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> 
     base, ref = instance.problem.baseline_policy[0, 0], instance.problem.reference_policy[0, 0]
     total = wins.sum()
 
-    def objective(reward: np.ndarray) -> tuple[float, np.ndarray]:
+    def objective(reward: np.ndarray) -> tuple[float, Any]:
         apart = reward[:, None] - reward[None, :]
         fit = np.sum(wins * np.logaddexp(0.0, -apart)) / total
         slope = wins * expit(-apart) / total
-        log_z = logsumexp(reward / beta, b=ref)
+        log_z = np.asarray(logsumexp(reward / beta, b=ref))
         policy = ref * np.exp(reward / beta - log_z)
         value = eta * (beta * log_z - base @ reward) + fit
-        return value, eta * (policy - base) - slope.sum(axis=1) + slope.sum(axis=0)
+        return float(value), eta * (policy - base) - slope.sum(axis=1) + slope.sum(axis=0)
 
     start = np.full(len(base), 0.5 * design.reward_max)
     box = [(0.0, design.reward_max)] * len(base)
@@ -81,7 +81,7 @@ def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> 
         found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
         start = found.x
     logits = start / beta
-    return ref * np.exp(logits - logsumexp(logits, b=ref))
+    return ref * np.exp(logits - np.asarray(logsumexp(logits, b=ref)))
 
 
 def test_parity_the_recorded_gap_of_rpo_is_that_of_scipy(tmp_path: Path) -> None:
