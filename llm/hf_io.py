@@ -217,7 +217,8 @@ def _read_stack(
     theirs = theirs[::-1] if entry.transposed else theirs
     for part, name in zip(parts, entry.names(len(parts)), strict=True):
         tensor = files.read(name, theirs)
-        part[...] = tensor.T if entry.transposed else tensor
+        with np.errstate(over="ignore"):  # said below, by name
+            part[...] = tensor.T if entry.transposed else tensor
         if not np.isfinite(part).all():
             raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
     return stack
