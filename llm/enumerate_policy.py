@@ -100,7 +100,7 @@ def log_policy(model: LanguageModel, space: ResponseSpace) -> Float[Array, "x a"
 
 
 def comparison_batch(space: ResponseSpace, comparisons: Comparisons) -> Batch:
-    """Batch of weighted pairs, in which every distinct sequence is read once.
+    """Batch of weighted pairs that share their rows: no sequence is read twice.
 
     Args:
         space: prompts and responses.
@@ -119,8 +119,9 @@ def comparison_batch(space: ResponseSpace, comparisons: Comparisons) -> Batch:
     roles = [comparisons.winners, comparisons.losers]
     if comparisons.baselines is not None:
         roles.append(comparisons.baselines)
-    rows = [np.asarray(comparisons.contexts) * len(space.responses) + role for role in roles]
-    return _batch(space, np.stack(rows, axis=1), counts=np.asarray(comparisons.counts))
+    first = np.asarray(comparisons.contexts)[:, None] * len(space.responses)
+    pairs = first + np.stack([np.asarray(role) for role in roles], axis=1)
+    return _batch(space, pairs, counts=np.asarray(comparisons.counts))
 
 
 def problem(
@@ -168,41 +169,55 @@ def problem(
     )
 
 
-def _batch(space: ResponseSpace, rows: Int[np.ndarray, "n k"], counts: np.ndarray) -> Batch:
-    """Batch whose responses are those of the given rows of :func:`_rows`."""
-    n_responses, width = len(space.responses), _width(space)
+def _batch(space: ResponseSpace, pairs: Int[np.ndarray, "n k"], counts: np.ndarray) -> Batch:
+    """Batch whose responses are ``context * a + action``."""
+    n_responses = len(space.responses)
+    reads, read_of = _reads(space.responses)
+    rows = _rows(space.prompts, reads)
     place, target, owner = [], [], []
-    for response, row in enumerate(rows.reshape(-1).tolist()):
-        context, action = divmod(row, n_responses)
-        tokens = space.responses[action]
-        first = row * width + len(space.prompts[context]) - 1
+    for response, index in enumerate(pairs.reshape(-1).tolist()):
+        context, action = divmod(index, n_responses)
+        tokens, row = space.responses[action], context * len(reads) + read_of[action]
+        first = row * rows.tokens.shape[1] + len(space.prompts[context]) - 1
         place.extend(range(first, first + len(tokens)))
         target.extend(tokens)
         owner.extend([response] * len(tokens))
     lengths = np.array([len(tokens) for tokens in space.responses])
     return Batch(
-        rows=_rows(space),
+        rows=rows,
         completions=Completions(*(np.array(leaf, np.int32) for leaf in (place, target, owner))),
-        lengths=lengths[rows % n_responses],
-        present=np.ones(len(rows), bool),
-        row_ids=np.arange(len(rows)),
+        lengths=lengths[pairs % n_responses],
+        present=np.ones(len(pairs), bool),
+        row_ids=np.arange(len(pairs)),
         weights=counts,
     )
 
 
-def _rows(space: ResponseSpace) -> Rows:
-    """Every response after every prompt, one a row: row ``context * a + action``."""
-    shape = (len(space.prompts) * len(space.responses), _width(space))
+def _reads(responses: tuple[Tokens, ...]) -> tuple[list[Tokens], list[int]]:
+    """What must be read to predict every token of all responses, and which of them each needs.
+
+    The last token of a response predicts nothing, and what begins another need not be read alone.
+    """
+    needed = {response[:-1] for response in responses}
+    begun = {read[:length] for read in needed for length in range(len(read))}
+    longest = sorted(needed - begun)
+    read_of = [
+        next(i for i, read in enumerate(longest) if read[: len(response) - 1] == response[:-1])
+        for response in responses
+    ]
+    return longest, read_of
+
+
+def _rows(prompts: tuple[Tokens, ...], reads: list[Tokens]) -> Rows:
+    """Every read after every prompt, one a row: row ``context * len(reads) + read``."""
+    sequences = [(prompt, read) for prompt in prompts for read in reads]
+    shape = (len(sequences), max(len(prompt) + len(read) for prompt, read in sequences))
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     branches = np.full(shape, Branch.PROMPT, np.int32)
-    for row, (prompt, response) in enumerate(itertools.product(*space)):
-        end = len(prompt) + len(response)
-        tokens[row, :end] = (*prompt, *response)
+    for row, (prompt, read) in enumerate(sequences):
+        end = len(prompt) + len(read)
+        tokens[row, :end] = (*prompt, *read)
         segments[row, :end] = 1
         branches[row, len(prompt) : end] = Branch.CHOSEN
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     return Rows(tokens, positions, segments, branches)
-
-
-def _width(space: ResponseSpace) -> int:
-    return max(map(len, space.prompts)) + max(map(len, space.responses))

@@ -77,7 +77,7 @@ def test_property_all_responses_have_total_probability_one() -> None:
     np.testing.assert_allclose(total, 1.0, rtol=EXACT)
 
 
-def drawn(seed: int, baselines: bool) -> Comparisons:
+def drawn(seed: int, *, baselines: bool) -> Comparisons:
     rng = np.random.default_rng(seed)
     n, responses = 9, len(SPACE.responses)
     return Comparisons(
@@ -89,15 +89,33 @@ def drawn(seed: int, baselines: bool) -> Comparisons:
     )
 
 
-def test_closed_form_rows_hold_every_sequence_once() -> None:
-    rows = comparison_batch(SPACE, drawn(0, False)).rows
-    pairs = list(itertools.product(SPACE.prompts, SPACE.responses))
-    assert len(rows.tokens) == len(pairs)
-    for row, (prompt, response) in enumerate(pairs):
-        real = np.asarray(rows.segments)[row] == 1
-        assert tuple(np.asarray(rows.tokens)[row][real]) == (*prompt, *response)
-        branches = np.asarray(rows.branches)[row][real]
-        assert (branches == Branch.CHOSEN).sum() == len(response)
+def test_closed_form_every_token_is_predicted_from_all_that_precedes_it() -> None:
+    data = drawn(0, baselines=True)
+    rows, completions, *_ = comparison_batch(SPACE, data)
+    tokens, width = np.asarray(rows.tokens), rows.tokens.shape[1]
+    expected = [
+        ((*SPACE.prompts[context], *SPACE.responses[response][:i]), token, 3 * pair + role)
+        for pair, context in enumerate(np.asarray(data.contexts))
+        for role, of in enumerate((data.winners, data.losers, data.baselines))
+        for response in [np.asarray(of)[pair]]
+        for i, token in enumerate(SPACE.responses[response])
+    ]
+    found = [
+        (tuple(tokens[place // width, : place % width + 1].tolist()), target, owner)
+        for place, target, owner in zip(*completions, strict=True)
+    ]
+    assert found == expected
+
+
+def test_closed_form_no_row_is_the_beginning_of_another() -> None:
+    """With three tokens at most, two letters after each prompt are enough."""
+    rows = comparison_batch(SPACE, drawn(0, baselines=False)).rows
+    real = [tuple(np.asarray(rows.tokens)[i][np.asarray(rows.segments)[i] > 0]) for i in range(8)]
+    assert len(rows.tokens) == 8
+    letters = list(itertools.product((0, 1), (0, 1)))
+    assert real == [(*prompt, *two) for prompt in SPACE.prompts for two in letters]
+    branches = np.where(np.asarray(rows.segments) > 0, rows.branches, Branch.PROMPT)
+    assert (branches == Branch.CHOSEN).sum(axis=1).tolist() == [2] * 8
 
 
 @settings(deadline=None, max_examples=5)
@@ -106,7 +124,7 @@ def test_property_the_trainers_objective_is_the_theorys_at_any_parameters(
     seed: int, baselines: bool
 ) -> None:
     """Loss and adversarial value, by two codes: pairs of token sequences, and win counts."""
-    data, config = drawn(seed, baselines), ObjectiveConfig(beta=0.3, eta=0.7)
+    data, config = drawn(seed, baselines=baselines), ObjectiveConfig(beta=0.3, eta=0.7)
     log_probs = np.asarray(log_policy(Markov(seed), SPACE))
     log_reference = np.asarray(log_policy(Markov(seed + 1), SPACE))
     batch, roles = comparison_batch(SPACE, data), [data.winners, data.losers]

@@ -115,6 +115,15 @@ def with_cached_reference(parts: int) -> Batch:
     return batches._replace(reference=np.stack(log_probs))
 
 
+def every_sequence_in_a_row_of_its_own() -> Rows:
+    sequences = [(*p, *r) for p in SPACE.prompts for r in SPACE.responses]
+    shape = (len(sequences), max(map(len, sequences)))
+    tokens, segments = np.zeros(shape, int), np.zeros(shape, int)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)], segments[row, : len(sequence)] = sequence, 1
+    return Rows(tokens, np.tile(np.arange(shape[1]), (shape[0], 1)), segments, 0 * segments)
+
+
 def assert_close(got: Any, wanted: Any) -> None:
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
@@ -142,8 +151,8 @@ def test_gradient_equals_autodiff_of_the_theory_on_full_logits() -> None:
     owner = (np.arange(row.max() + 1)[:, None] == row).astype(float)
 
     def table(model: Bag) -> jax.Array:
-        rows = comparison_batch(SPACE, data).rows
-        logits = jax.nn.log_softmax(model.hidden_states(rows) @ model.embedding[...].T)
+        hidden = model.hidden_states(every_sequence_in_a_row_of_its_own())
+        logits = jax.nn.log_softmax(hidden @ model.embedding[...].T)
         return (jnp.asarray(owner) @ logits[row, column, token]).reshape(len(SPACE.prompts), -1)
 
     other = bag(1)
