@@ -31,6 +31,7 @@ COMMANDS = {
     "demo": "everything in small: the theorem checked, overoptimisation cured, a report",
     "verify": "check the theorem on random instances, and see it fail where it must",
     "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
+    "train": "fine-tune a transformer on preferences: SFT, RPO, DPO and others",
     "study": "run a simulation study of every method on bandits, and draw its figures",
 }
 

@@ -1,0 +1,167 @@
+"""The order of training: which pairs make which step, and their batches, a step at a time.
+
+What a step holds is a function of the data, the seed and the step's number alone. So the state of
+the pipeline is one number, and a run that is resumed reads exactly what it would have read. Grain
+prepares batches ahead of the step in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import grain
+import jax
+import numpy as np
+
+from .batches import Batch
+from .packing import Layout, Shape, n_roles, pack, processed_tokens, rounded, smallest_shape
+from .preference_data import PairTokens
+
+WINDOW = 64
+"""Steps over which pairs are dealt out so that all have nearly the same number of tokens."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of training over a data set.
+
+    Attributes:
+        pairs: the data.
+        layout: of the rows.
+        pairs_per_part: pairs of a part of a step.
+        accumulation: parts of a step.
+        seed: of the order; None keeps the data's own, without dealing out.
+    """
+
+    pairs: Sequence[PairTokens]
+    layout: Layout
+    pairs_per_part: int
+    accumulation: int = 1
+    seed: int | None = 0
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of a step."""
+        return self.pairs_per_part * self.accumulation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that use every pair once; the last may be short."""
+        return -(-len(self.pairs) // self.pairs_per_step)
+
+    @cached_property
+    def roles(self) -> int:
+        """Responses of a pair."""
+        return n_roles(self.pairs)
+
+    def members(self, step: int) -> np.ndarray:
+        """Places of a step's pairs in the data.
+
+        Args:
+            step: from 0 on, over all epochs.
+
+        Returns:
+            Places, at most :attr:`pairs_per_step` of them.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch not in self._orders:
+            self._orders.clear()
+            self._orders[epoch] = self._order(epoch)
+        return self._orders[epoch][place]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, its parts along the leading axis of every array.
+
+        Args:
+            step: from 0 on, over all epochs.
+
+        Returns:
+            NumPy arrays; all parts of a step have one shape, of few that occur at all.
+        """
+        chosen = self.members(step)
+        # Parts of equal size and, as pairs come sorted by no rule, of nearly equal tokens.
+        parts = [
+            [self.pairs[place] for place in chosen[part :: self.accumulation]]
+            for part in range(self.accumulation)
+        ]
+        shapes = [
+            smallest_shape(part, layout=self.layout, roles=self.roles) for part in parts if part
+        ]
+        shape = rounded(
+            Shape(
+                rows=1 if self.layout == "shared" else self.pairs_per_part * self.roles,
+                row_tokens=max(shape.row_tokens for shape in shapes),
+                completions=max(shape.completions for shape in shapes),
+            )
+        )
+        packed = [
+            pack(
+                part,
+                layout=self.layout,
+                roles=self.roles,
+                n_pairs=self.pairs_per_part,
+                shape=shape,
+            )
+            for part in parts
+        ]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
+
+    @cached_property
+    def _orders(self) -> dict[int, list[np.ndarray]]:
+        return {}
+
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        """Steps of an epoch: shuffled, then dealt out within windows."""
+        order = np.arange(len(self.pairs))
+        if self.seed is None:
+            return [
+                order[start : start + self.pairs_per_step]
+                for start in range(0, len(order), self.pairs_per_step)
+            ]
+        order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        window = WINDOW * self.pairs_per_step
+        return [
+            step
+            for start in range(0, len(order), window)
+            for step in self._dealt(order[start : start + window])
+        ]
+
+    def _dealt(self, places: np.ndarray) -> Iterator[np.ndarray]:
+        """Deal the longest pairs first, each to the step that has the fewest tokens and room."""
+        sizes = np.array(
+            [
+                processed_tokens(self.pairs[place], layout=self.layout, roles=self.roles)
+                for place in places
+            ]
+        )
+        n_steps = -(-len(places) // self.pairs_per_step)
+        room = np.full(n_steps, self.pairs_per_step)
+        room[-1] = len(places) - self.pairs_per_step * (n_steps - 1)
+        tokens = np.zeros(n_steps)
+        hands: list[list[int]] = [[] for _ in range(n_steps)]
+        for one in np.argsort(-sizes, kind="stable"):
+            step = int(np.argmin(np.where(room > 0, tokens, np.inf)))
+            hands[step].append(int(places[one]))
+            tokens[step] += sizes[one]
+            room[step] -= 1
+        return (np.array(hand) for hand in hands)
+
+
+def batches_from(schedule: Schedule, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+    """Batches of consecutive steps, prepared ahead in threads.
+
+    Args:
+        schedule: the steps.
+        first: the first step.
+        last: one past the last.
+
+    Yields:
+        The number of a step and its batch.
+    """
+    if first >= last:
+        return
+    steps = grain.MapDataset.range(first, last).map(lambda step: (int(step), schedule.batch(step)))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    yield from steps.to_iter_dataset(options)

@@ -1,0 +1,130 @@
+"""Checkpoints: whole or absent, of this run or refused, restored bit by bit.
+
+Orbax writes a step to a temporary name and renames it when it is complete. Beside the arrays lie a
+fingerprint of the run that they belong to and a digest of their values, so that neither another
+run's nor a damaged checkpoint is ever continued from.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from .reference_cache import weights_digest
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+    """The checkpoints of a run."""
+
+    def __init__(self, folder: Path, keep: int, fingerprint: str) -> None:
+        """In a folder, the last so many, of the run with this fingerprint."""
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder, self._fingerprint = folder.absolute(), fingerprint
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, create=False
+        )
+        self._options = options
+        self._open: ocp.CheckpointManager | None = None
+
+    def latest(self) -> int | None:
+        """Step of the last whole checkpoint; None without one."""
+        return self._manager().latest_step() if self.folder.is_dir() else None
+
+    def save(self, step: int, state: Any, data_state: dict[str, Any]) -> None:
+        """Save a state; it is complete when this returns.
+
+        Args:
+            step: steps made.
+            state: a tree of arrays.
+            data_state: of the data pipeline, plain values.
+        """
+        if self.latest() == step:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {
+            "fingerprint": self._fingerprint,
+            "digest": weights_digest(state),
+            "data": data_state,
+        }
+        self._manager().save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_plain(state)), about=ocp.args.JsonSave(about)
+            ),
+        )
+        self._manager().wait_until_finished()
+
+    def restore(
+        self, template: State, step: int | None = None
+    ) -> tuple[int, State, dict[str, Any]]:
+        """Restore a state.
+
+        Args:
+            template: a state of the same structure, shapes and dtypes.
+            step: which; None for the last.
+
+        Returns:
+            The step, the state, and the state of the data pipeline.
+
+        Raises:
+            ValueError: no checkpoint, one of another run, or a damaged one.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise ValueError(
+                f"{self.folder}: no checkpoint to continue from: start without --resume"
+            )
+        path = self.folder / str(step)
+        about = self._about(step, path)
+        if about["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"{path}: a checkpoint of another model, data set or configuration: continue with "
+                "the config.yaml beside it, or choose another --out"
+            )
+        leaves, structure = jax.tree.flatten(template)
+        try:
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(template))
+            restored = self._manager().restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
+            state = jax.tree.unflatten(structure, [restored[_name(i)] for i in range(len(leaves))])
+            whole = weights_digest(state) == about["digest"]
+        except Exception as error:  # the formats below have errors of many kinds
+            raise ValueError(f"{path}: {_damaged(step)}") from error
+        if not whole:
+            raise ValueError(f"{path}: {_damaged(step)}")
+        return step, state, about["data"]
+
+    def _about(self, step: int, path: Path) -> dict[str, Any]:
+        try:
+            found = self._manager().restore(
+                step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+            )["about"]
+            return {name: found[name] for name in ("fingerprint", "digest", "data")}
+        except Exception as error:
+            raise ValueError(f"{path}: {_damaged(step)}") from error
+
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._open is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open = ocp.CheckpointManager(self.folder, options=self._options)
+        return self._open
+
+
+def _plain(state: Any) -> dict[str, jax.Array]:
+    """Arrays of a tree by number: its structure is the program's, not the file's."""
+    return {_name(i): jax.numpy.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def _damaged(step: int) -> str:
+    return f"the checkpoint is damaged: delete its folder {step}, the one before it will be used"

@@ -1,0 +1,226 @@
+"""The configuration of a training run, under the names that users of other trainers know."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .objective import ObjectiveConfig
+
+DtypeName = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained, and how it computes.
+
+    Attributes:
+        path: a folder or a name on the Hugging Face hub; None draws ``architecture`` at random.
+        architecture: fields of :class:`llm.architecture.Architecture`.
+        seed: of random parameters, and of adapters.
+        dtype: to compute in.
+        param_dtype: of the parameters.
+        remat: what the backward pass computes again: ``none``, ``products`` keeps matrix products,
+            ``full`` keeps only the layers' inputs.
+        lora_r: rank of adapters; 0 trains all parameters.
+        lora_alpha: adapters count ``lora_alpha / lora_r``.
+        lora_target_modules: projections that have them; None for all.
+
+    Raises:
+        ValueError: a value out of range, or both or neither of path and architecture.
+    """
+
+    path: str | None = None
+    architecture: dict[str, Any] | None = None
+    seed: int = 0
+    dtype: DtypeName = "float32"
+    param_dtype: DtypeName = "float32"
+    remat: Literal["none", "products", "full"] = "none"
+    lora_r: int = 0
+    lora_alpha: float = 16.0
+    lora_target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be made."""
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("`model.path` or `model.architecture` must be given, and one of them")
+        _at_least("model.seed", self.seed, 0)
+        _at_least("model.lora_r", self.lora_r, 0)
+        _positive("model.lora_alpha", self.lora_alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pairs are trained on, and how they become tokens.
+
+    Attributes:
+        train: a file of preference rows, JSONL, JSONL.gz or Parquet, or a data set on the hub.
+        eval: another, for evaluation.
+        eval_rows: without ``eval``: how many of the last rows of ``train`` are held out.
+        tokenizer: a folder or hub name, or ``bytes``; None for the model's.
+        max_length: most tokens of prompt and response together.
+        max_prompt_length: most tokens of a prompt; None leaves room for one token of response.
+        truncation_mode: whether a prompt that is too long keeps its end or its start.
+        on_error: stop at a row that cannot be used, or skip and count it.
+        layout: each response with its prompt in a row of its own, or the prompt of a pair once.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    train: str
+    eval: str | None = None
+    eval_rows: int = 0
+    tokenizer: str | None = None
+    max_length: int = 1024
+    max_prompt_length: int | None = None
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    on_error: Literal["raise", "skip"] = "raise"
+    layout: Literal["separate", "shared"] = "shared"
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that leave no response."""
+        _at_least("data.eval_rows", self.eval_rows, 0)
+        _at_least("data.max_length", self.max_length, 2)
+        if self.max_prompt_length is not None:
+            _at_least("data.max_prompt_length", self.max_prompt_length, 1)
+            if self.max_prompt_length >= self.max_length:
+                raise ValueError(
+                    f"`data.max_prompt_length` must be less than `data.max_length` "
+                    f"{self.max_length}, got {self.max_prompt_length}"
+                )
+        if self.eval is not None and self.eval_rows:
+            raise ValueError("`data.eval_rows` must be 0 where `data.eval` is given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: at its peak.
+        lr_scheduler_type: how it falls after the warm-up.
+        warmup_ratio: share of the steps over which it rises from 0.
+        max_grad_norm: gradients of a larger norm are scaled down to it.
+        weight_decay: decoupled.
+        adam_beta1: decay of the first moment.
+        adam_beta2: decay of the second moment.
+        adam_epsilon: added to the root of the second moment.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    learning_rate: float = 5e-7
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Refuse what no optimizer can use."""
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+            _positive(f"optimizer.{name}", getattr(self, name))
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"`optimizer.{name}` must be in [0, 1), got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"`optimizer.weight_decay` must be 0 or more, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long a run is, and what it leaves on the way.
+
+    Attributes:
+        max_steps: number of steps; None for ``num_train_epochs``.
+        num_train_epochs: passes over the data.
+        per_device_train_batch_size: pairs of a part of a step.
+        gradient_accumulation_steps: parts of a step.
+        eval_steps: evaluate every so many steps and at the end; 0 never.
+        save_steps: save a checkpoint every so many steps; 0 only at the end.
+        save_total_limit: checkpoints that are kept.
+        logging_steps: log every so many steps.
+        seed: of the order of the data.
+        report_to: other places that metrics go to: ``tensorboard``, ``wandb``.
+        step0_tolerance: how far the first loss may be from its exact value, relative; None for a
+            measured value by dtype.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    max_steps: int | None = None
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    eval_steps: int = 0
+    save_steps: int = 0
+    save_total_limit: int = 2
+    logging_steps: int = 1
+    seed: int = 0
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    step0_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are none."""
+        least = {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "eval_steps": 0,
+            "save_steps": 0,
+            "save_total_limit": 1,
+            "logging_steps": 1,
+            "seed": 0,
+        }
+        for name, bound in least.items():
+            _at_least(f"trainer.{name}", getattr(self, name), bound)
+        if self.max_steps is not None:
+            _at_least("trainer.max_steps", self.max_steps, 1)
+        _positive("trainer.num_train_epochs", self.num_train_epochs)
+        if self.step0_tolerance is not None:
+            _positive("trainer.step0_tolerance", self.step0_tolerance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        name: of the run; its folder carries it.
+        model: which model.
+        data: which pairs.
+        objective: what is minimised.
+        optimizer: how.
+        trainer: how long, and what is left on the way.
+
+    Raises:
+        ValueError: a name that cannot be a folder's.
+    """
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a name that leads elsewhere."""
+        if not self.name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"`name` must be of letters, digits, `_` and `-`, got {self.name!r}")
+
+
+def _at_least(name: str, value: int, bound: int) -> None:
+    if not bound <= value < 2**31:
+        raise ValueError(f"`{name}` must be a whole number of at least {bound}, got {value}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be positive and finite, got {value}")

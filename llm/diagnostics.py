@@ -1,0 +1,127 @@
+r"""What theory has to say of a run while it trains.
+
+The adversarial value of the policy, :math:`F` at its implicit reward, is among the metrics of every
+step (:mod:`llm.objective`). Here are the alarm for likelihood displacement and, on the features of
+a frozen model, the coverage of the policy's own samples by the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+PATIENCE = 20
+"""Steps over which the metrics are averaged, at either end, before an alarm is raised."""
+
+
+class Displacement:
+    r"""Alarm for likelihood displacement: the chosen log-probability falls while margins grow.
+
+    DPO can widen its margin by lowering both responses, the rejected one faster; the mass goes to
+    responses that no data speak of (`razin:24`). RPO's second term works against it.
+
+    Examples:
+        >>> alarm = Displacement(patience=1)
+        >>> steps = [(-10.0, 0.0), (-30.0, 0.5)]
+        >>> said = [alarm.see({"logps/chosen": c, "rewards/margins": m}) for c, m in steps]
+        >>> said[0] is None, "fell by 20.0 nats" in said[1]
+        (True, True)
+    """
+
+    def __init__(self, *, patience: int = PATIENCE, nats: float = 1.0) -> None:
+        """Alarm after a fall of so many nats, of means over so many steps."""
+        self._patience, self._nats = patience, nats
+        self._seen: list[tuple[float, float]] = []
+        self._raised = False
+
+    def see(self, measured: Mapping[str, float]) -> str | None:
+        """Look at the metrics of a step.
+
+        Args:
+            measured: of which ``logps/chosen`` and ``rewards/margins`` count.
+
+        Returns:
+            A sentence, the first time that there is cause; None otherwise.
+        """
+        if self._raised or "rewards/margins" not in measured:
+            return None
+        self._seen.append((measured["logps/chosen"], measured["rewards/margins"]))
+        if len(self._seen) < 2 * self._patience:
+            return None
+        first = np.mean(self._seen[: self._patience], axis=0)
+        last = np.mean(self._seen[-self._patience :], axis=0)
+        fall, growth = float(first[0] - last[0]), float(last[1] - first[1])
+        self._raised = fall > self._nats and growth > 0
+        if not self._raised:
+            return None
+        return (
+            f"likelihood displacement: the chosen log-probability fell by {fall:.1f} nats while "
+            f"margins grew by {growth:.3f}: the policy moves to responses that the data do not "
+            "show; a larger eta (method rpo) works against it"
+        )
+
+
+def linear_coverage(
+    samples: Float[np.ndarray, "m d"],
+    baseline: Float[np.ndarray, "m d"],
+    differences: Float[np.ndarray, "n d"],
+    *,
+    ridge: float = 1e-6,
+) -> float:
+    r"""Coverage of a policy's samples by the data, for rewards linear in frozen features.
+
+    .. math:: C = \sqrt{v^\top\Sigma^+v},\qquad v = E\,\phi(x,a^1)-E\,\phi(x,a^0),\qquad
+        \Sigma = E_D\,\delta\delta^\top,\ \delta=\phi(w)-\phi(l)
+
+    Args:
+        samples: features of responses that the policy gives.
+        baseline: features of responses of :math:`\pi_{base}` to the same prompts.
+        differences: feature differences of the pairs of the data.
+        ridge: added to :math:`\Sigma`, relative to its mean eigenvalue: directions that the data
+            hardly show count as unseen but not as infinitely so.
+
+    Returns:
+        :math:`C \ge 0`; at least the coefficient of any ball of such rewards.
+
+    References:
+        `liu:24`, Assumption 5.2; :func:`rpo_theory.coverage.coverage`.
+
+    Examples:
+        >>> one = np.eye(2)[:1]
+        >>> round(linear_coverage(one, 0 * one, np.eye(2)), 3)
+        1.414
+    """
+    ends = np.mean(samples, axis=0) - np.mean(baseline, axis=0)
+    covariance = differences.T @ differences / len(differences)
+    lift = ridge * np.trace(covariance) / len(covariance)
+    solved = np.linalg.solve(covariance + lift * np.eye(len(covariance)), ends)
+    return float(np.sqrt(ends @ solved))
+
+
+def density_ratio(
+    policy: Float[np.ndarray, " n"], reference: Float[np.ndarray, " n"]
+) -> dict[str, float]:
+    r"""Quantiles of the log-ratio :math:`\log(\pi/\pi_{ref})` of the chosen responses.
+
+    By identity S3 the RPO policy does not go far from the law of the chosen responses; a ratio far
+    below one on them is what displacement looks like row by row.
+
+    Args:
+        policy: log-probabilities of the chosen responses, nats.
+        reference: those under the reference.
+
+    Returns:
+        ``log_ratio/p05``, ``log_ratio/median`` and ``log_ratio/p95``, nats.
+
+    Examples:
+        >>> density_ratio(np.array([-1.0]), np.array([-2.0]))["log_ratio/median"]
+        1.0
+    """
+    low, middle, high = np.quantile(np.asarray(policy) - np.asarray(reference), [0.05, 0.5, 0.95])
+    return {
+        "log_ratio/p05": float(low),
+        "log_ratio/median": float(middle),
+        "log_ratio/p95": float(high),
+    }

@@ -1,0 +1,238 @@
+"""Pairs of token sequences to rows: each response with its prompt, or the prompt written once.
+
+The last token of a response predicts nothing and no other token attends to it, so that it is not
+processed at all: a pair costs its prompt and its responses less one token each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from .batches import Batch, Branch, Completions, Rows
+from .preference_data import PairTokens
+
+Layout = Literal["separate", "shared"]
+MULTIPLE = 64
+"""Rows and completions are padded to multiples of this many tokens, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Static sizes of a batch.
+
+    Attributes:
+        rows: number of rows.
+        row_tokens: tokens in a row.
+        completions: completion tokens.
+    """
+
+    rows: int
+    row_tokens: int
+    completions: int
+
+
+def n_roles(pairs: Sequence[PairTokens]) -> int:
+    """Responses of a pair in a batch: 3 where some pair has a baseline of its own, otherwise 2.
+
+    Args:
+        pairs: the pairs.
+
+    Returns:
+        2 or 3.
+    """
+    return 3 if any(pair.baseline is not None for pair in pairs) else 2
+
+
+def processed_tokens(pair: PairTokens, *, layout: Layout, roles: int) -> int:
+    """Positions that a pair takes.
+
+    Args:
+        pair: the pair.
+        layout: where its prompt is written.
+        roles: responses of a pair, see :func:`n_roles`.
+
+    Returns:
+        Tokens.
+
+    Examples:
+        >>> pair = PairTokens((1, 2, 3), (4, 5), (6,), None, 0)
+        >>> processed_tokens(pair, layout="shared", roles=2)
+        4
+        >>> processed_tokens(pair, layout="separate", roles=2)
+        7
+    """
+    branches = sum(len(response) - 1 for response in responses(pair, roles))
+    return branches + len(pair.prompt) * (roles if layout == "separate" else 1)
+
+
+def responses(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
+    """Responses of a pair by role; a pair without a baseline of its own repeats the chosen one.
+
+    Args:
+        pair: the pair.
+        roles: how many, see :func:`n_roles`.
+
+    Returns:
+        Chosen, rejected and, of three, baseline.
+    """
+    every = [pair.chosen, pair.rejected]
+    if roles == 3:
+        every.append(pair.chosen if pair.baseline is None else pair.baseline)
+    return every
+
+
+def smallest_shape(pairs: Sequence[PairTokens], *, layout: Layout, roles: int) -> Shape:
+    """Sizes that a batch needs, before any rounding to common ones.
+
+    Args:
+        pairs: the pairs of a batch.
+        layout: one sequence a row, or all pairs in one row, each with its prompt once.
+        roles: responses of a pair.
+
+    Returns:
+        The sizes.
+    """
+    completions = sum(len(each) for pair in pairs for each in responses(pair, roles))
+    if layout == "shared":
+        tokens = sum(processed_tokens(pair, layout=layout, roles=roles) for pair in pairs)
+        return Shape(rows=1, row_tokens=tokens, completions=completions)
+    longest = max(
+        len(pair.prompt) + len(each) - 1 for pair in pairs for each in responses(pair, roles)
+    )
+    return Shape(rows=len(pairs) * roles, row_tokens=longest, completions=completions)
+
+
+def rounded(shape: Shape, *, steps: int = 64) -> Shape:
+    """A shape of a coarser grid, so that few are compiled.
+
+    Args:
+        shape: the least that will do.
+        steps: sizes between a power of two and the next.
+
+    Returns:
+        A shape that is at most ``1 + 1/steps`` times as large, up to :data:`MULTIPLE`.
+
+    Examples:
+        >>> rounded(Shape(rows=1, row_tokens=530, completions=65))
+        Shape(rows=1, row_tokens=576, completions=128)
+    """
+
+    def up(size: int) -> int:
+        grain = max(MULTIPLE, 2 ** math.floor(math.log2(max(size, 1))) // steps)
+        return -(-size // grain) * grain
+
+    return Shape(
+        rows=shape.rows, row_tokens=up(shape.row_tokens), completions=up(shape.completions)
+    )
+
+
+def pack(
+    pairs: Sequence[PairTokens],
+    *,
+    layout: Layout,
+    roles: int,
+    n_pairs: int,
+    shape: Shape,
+) -> Batch:
+    """Write pairs into rows of a fixed shape.
+
+    Args:
+        pairs: at most ``n_pairs``.
+        layout: ``separate`` puts every prompt with one response in a row of its own; ``shared``
+            puts prompt, chosen, rejected (and baseline) of all pairs one after another.
+        roles: responses of a pair, see :func:`n_roles`.
+        n_pairs: pairs of the batch; those that are missing are absent.
+        shape: sizes that hold them, of :func:`smallest_shape` or larger.
+
+    Returns:
+        The batch, as NumPy arrays; padding has segment 0.
+
+    Raises:
+        ValueError: something does not fit.
+
+    Examples:
+        >>> pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
+        >>> shape = Shape(rows=1, row_tokens=4, completions=3)
+        >>> pack([pair], layout="shared", roles=2, n_pairs=1, shape=shape).rows.tokens.tolist()
+        [[1, 2, 3, 0]]
+    """
+    least = smallest_shape(pairs, layout=layout, roles=roles) if pairs else shape
+    too_many = layout == "separate" and n_pairs * roles > shape.rows
+    if (
+        len(pairs) > n_pairs
+        or too_many
+        or least.row_tokens > shape.row_tokens
+        or least.completions > shape.completions
+    ):
+        raise ValueError(f"`shape` must hold {len(pairs)} pairs that need {least}, got {shape}")
+    rows = np.zeros((4, shape.rows, shape.row_tokens), np.int32)
+    completions = np.zeros((3, shape.completions), np.int32)
+    completions[2] = n_pairs * roles  # padding belongs to no response
+    lengths = np.zeros((n_pairs, roles), np.int32)
+    filled = 0
+    for piece in _pieces(pairs, layout, roles):
+        column = piece.column
+        _write(rows, piece, column, piece.prompt, Branch.PROMPT, position=0)
+        column += len(piece.prompt)
+        before = piece.row * shape.row_tokens + column - 1  # the prompt's last token
+        for role, response in piece.responses.items():
+            branch = Branch(role + 1)
+            _write(rows, piece, column, response[:-1], branch, position=len(piece.prompt))
+            span = slice(filled, filled + len(response))
+            completions[0, span] = (
+                piece.row * shape.row_tokens + column - 1 + np.arange(len(response))
+            )
+            completions[0, filled] = before
+            completions[1, span] = response
+            completions[2, span] = piece.pair * roles + role
+            lengths[piece.pair, role] = len(response)
+            filled += len(response)
+            column += len(response) - 1
+    ids = np.full(n_pairs, -1, np.int32)
+    ids[: len(pairs)] = [pair.row for pair in pairs]
+    return Batch(Rows(*rows), Completions(*completions), lengths, ids >= 0, ids)
+
+
+class _Piece(NamedTuple):
+    """A prompt with responses that follow it, at a place in a row."""
+
+    row: int
+    column: int
+    pair: int
+    segment: int
+    prompt: tuple[int, ...]
+    responses: dict[int, tuple[int, ...]]
+
+
+def _pieces(pairs: Sequence[PairTokens], layout: Layout, roles: int) -> Iterator[_Piece]:
+    column = 0
+    for number, pair in enumerate(pairs):
+        every = dict(enumerate(responses(pair, roles)))
+        if layout == "shared":
+            yield _Piece(0, column, number, number + 1, pair.prompt, every)
+            column += processed_tokens(pair, layout=layout, roles=roles)
+        else:
+            for role, response in every.items():
+                yield _Piece(number * roles + role, 0, number, 1, pair.prompt, {role: response})
+
+
+def _write(
+    rows: np.ndarray,
+    piece: _Piece,
+    column: int,
+    tokens: tuple[int, ...],
+    branch: Branch,
+    *,
+    position: int,
+) -> None:
+    """Write tokens of one branch, with where they are read and whom they belong to."""
+    span = slice(column, column + len(tokens))
+    rows[0, piece.row, span] = tokens
+    rows[1, piece.row, span] = position + np.arange(len(tokens))
+    rows[2, piece.row, span] = piece.segment
+    rows[3, piece.row, span] = branch

@@ -1,0 +1,101 @@
+"""Fine-tune a transformer on preferences: SFT, RPO, DPO and others, with metrics that mean something."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm.config import TrainConfig
+
+OVERRIDES = True  # of the configuration, such as --objective.eta 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for metrics, checkpoints and the resolved configuration (default out/NAME)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in the folder"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained, and write nothing"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say where everything is."""
+    from .cli import user_input
+    from .config_files import read_config
+
+    with user_input():
+        from llm.config import TrainConfig
+
+        config = read_config(args.config, TrainConfig, args.overrides)
+        from llm.training_data import load_data
+
+        data = load_data(config.data, config.model)
+    for name, count in data.report.items():
+        _say(f"{name}: {count:,}")
+    if args.dry_run:
+        per_step = config.trainer.per_device_train_batch_size
+        per_step *= config.trainer.gradient_accumulation_steps
+        _say(f"{len(data.train):,} pairs, {per_step} a step")
+        sys.stdout.write(json.dumps(asdict(config), indent=1) + "\n")
+        return 0
+    out = args.out or Path("out") / config.name
+    _prepare(out, config, resume=args.resume)
+    return _train(config, data, out, resume=args.resume)
+
+
+def _prepare(out: Path, config: TrainConfig, *, resume: bool) -> None:
+    from .cli import UsageError, user_input
+    from .config_files import to_yaml
+    from .output import prepare_folder, write_whole
+
+    with user_input():
+        prepare_folder(out)
+    if (out / "metrics.jsonl").exists() and not resume:
+        raise UsageError(
+            f"{out}: a run is there already: continue with --resume, or choose another --out"
+        )
+    write_whole(out / "config.yaml", to_yaml(config))
+
+
+def _train(config: TrainConfig, data, out: Path, *, resume: bool) -> int:
+    from llm.tracking import make_tracker
+    from llm.trainer import Interrupted, train
+
+    from .cli import user_input
+    from .output import with_progress
+
+    with user_input():
+        tracker = make_tracker(out / "metrics.jsonl", config)
+        try:
+            train(
+                config,
+                data,
+                out,
+                resume=resume,
+                tracker=tracker,
+                say=_say,
+                watch=lambda steps, total: with_progress(steps, total, f"steps of {config.name}"),
+            )
+        except Interrupted as stopped:
+            _say(str(stopped))
+            return 143
+    _say(f"written to {out}: metrics.jsonl, checkpoints, config.yaml")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
