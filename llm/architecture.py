@@ -6,6 +6,7 @@ it back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,9 +92,9 @@ class Architecture:
         rope_scaling: how they are slowed down, or None.
         local_rope_base: base in local layers, unscaled; None for the same as elsewhere.
         window: positions that a local layer sees, its own among them; None without such layers.
-        local_layers: which layers are local, one flag a layer; empty for none.
+        local_layers: which layers are local, one flag a layer; empty for none. Kept as a tuple.
         bos_token_id: begins a sequence, or None.
-        eos_token_id: ends it; several for some models.
+        eos_token_id: ends it; several for some models, kept as a tuple.
         pad_token_id: fills up.
 
     Raises:
@@ -130,13 +131,16 @@ class Architecture:
     rope_scaling: RopeScaling | None = None
     local_rope_base: float | None = None
     window: int | None = None
-    local_layers: tuple[bool, ...] = ()
+    local_layers: Sequence[bool] = ()
     bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
+    eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         """Fill in the sizes that follow from others (given as 0), and check all."""
+        for name in ("local_layers", "eos_token_id"):
+            if isinstance(getattr(self, name), list):  # as configuration files have it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.n_kv_heads:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if not self.head_size and self.n_heads > 0:

@@ -172,6 +172,13 @@ def test_raises_on_writing_what_the_family_cannot_express(options: dict[str, Any
         to_hf_config(Architecture(**(OURS | options)))
 
 
+def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
+    lists: dict[str, Any] = {"local_layers": [True, False], "eos_token_id": [1, 2], "window": 3}
+    architecture = Architecture(**OURS, **lists)
+    assert architecture.local_layers == (True, False)
+    assert hash(architecture) == hash(dataclasses.replace(architecture))
+
+
 def test_raises_on_scalings_that_cannot_be() -> None:
     with pytest.raises((ValueError, TypeError), match="kind"):
         RopeScaling(kind="yarn", factor=2.0)  # pyright: ignore[reportArgumentType]

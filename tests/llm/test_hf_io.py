@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -212,6 +214,23 @@ def test_raises_on_configurations_that_cannot_be_read(
         (folder / CONFIG).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_model(folder)
+
+
+def test_closed_form_the_hub_is_asked_for_safetensors_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[str]] = {}
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_model("someone/small").architecture == SMALL
+    patterns = asked["someone/small"]
+    assert "*.safetensors" in patterns
+    for name in ("pytorch_model.bin", "weights.pt", "modeling.py", "model.pkl"):
+        assert not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def test_raises_on_names_that_neither_disk_nor_hub_knows() -> None:
