@@ -1,64 +1,70 @@
-"""Preference rows from files: every mistake is an error that names file, line and field.
+"""Preference rows: a prompt, the response that was chosen and the one that was rejected.
 
-A row has ``prompt``, ``chosen`` and ``rejected``, as strings or as lists of messages
-``{"role", "content"}``. Without a prompt the two conversations' common beginning is it, message by
-message: tokens would often find another boundary. A ``baseline`` is a response of its own for the
-SFT term.
+Prompts and responses are text, or lists of messages. Where only the two conversations are given,
+the prompt is what they have in common *as messages*: as tokens they often have more in common.
+Every mistake names the file, the line and the field.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+import math
+import os
+import reprlib
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-COLUMNS = ("prompt", "chosen", "rejected", "baseline")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-ROLES = ("system", "user", "assistant", "tool")
+from .row_files import Row, read_rows
+
+ROLES = ("system", "user", "assistant")
+REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
 
 
 class Message(NamedTuple):
-    """A turn of a conversation."""
+    """A turn of a conversation.
+
+    Attributes:
+        role: who speaks: ``system``, ``user`` or ``assistant``.
+        content: what is said.
+    """
 
     role: str
     content: str
 
 
-Messages = tuple[Message, ...]
-
-
 class PreferenceRow(NamedTuple):
-    """A prompt and the responses that were compared.
+    """A row of preference data.
 
     Attributes:
-        prompt: the conversation so far.
-        chosen: the response that won, one message or more.
-        rejected: the one that lost.
-        baseline: another response for the SFT term; None for the chosen one.
-        row: number in the file, from 0.
-        where: file and line, for errors.
+        prompt: messages before the response.
+        chosen: the response that was preferred, one message of the assistant.
+        rejected: the other.
+        baseline: a response of the baseline policy, if that is not the chosen one.
+        row: number of the row in its file, from 0.
+        where: the row's place, ``file:line``, for messages.
+        reference: log-probabilities of the responses under the reference policy, nats, in the
+            order chosen, rejected, baseline; None if the row has none.
     """
 
-    prompt: Messages
-    chosen: Messages
-    rejected: Messages
-    baseline: Messages | None
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    baseline: tuple[Message, ...] | None
     row: int
     where: str
+    reference: tuple[float, ...] | None = None
 
 
 class PairTokens(NamedTuple):
     """A row as tokens.
 
     Attributes:
-        prompt: token ids.
-        chosen: of the response, its end token among them.
-        rejected: likewise.
-        baseline: likewise, or None for the chosen one.
-        row: number of the row.
+        prompt: tokens of the prompt, with what comes before a reply; at least one.
+        chosen: tokens of the chosen response, its end among them unless it was cut; at least one.
+        rejected: of the rejected one.
+        baseline: of the baseline response, if it is not the chosen one.
+        row: number of the data row.
+        reference: reference log-probabilities of the responses, nats, if the row had them.
     """
 
     prompt: tuple[int, ...]
@@ -66,202 +72,214 @@ class PairTokens(NamedTuple):
     rejected: tuple[int, ...]
     baseline: tuple[int, ...] | None
     row: int
+    reference: tuple[float, ...] | None = None
 
 
-def read_preferences(source: str | Path) -> list[PreferenceRow]:
-    """Read all rows of a file, or of a data set on the Hugging Face hub.
+class RowError(ValueError):
+    """A row that cannot be used.
 
     Args:
-        source: a file ending in .jsonl, .jsonl.gz or .parquet, or ``owner/name[:file]`` on the hub.
+        reason: a few words that are the same for all rows with this mistake, to count them by.
+        message: what is wrong with this one.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        """Remember the reason."""
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_preferences(
+    source: str | os.PathLike[str], *, check_content: bool = True
+) -> list[PreferenceRow]:
+    """Read preference rows: JSONL, JSONL.gz, Parquet, or a data set on the Hugging Face hub.
+
+    Columns are ``prompt``, ``chosen``, ``rejected`` and, if there are any, ``baseline`` and
+    reference log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and
+    ``ref_baseline_logps``; others are passed over. Responses may repeat the prompt's messages.
+
+    Args:
+        source: see :func:`llm.row_files.read_rows`.
+        check_content: refuse rows that :func:`check_row` refuses; otherwise they are left to
+            :func:`llm.tokenize_pairs.tokenize`, which can skip and count them.
 
     Returns:
-        The rows.
+        The rows, one or more.
 
     Raises:
-        ValueError: a mistake in a row, a damaged file, an unknown kind of file, or no row at all.
-        OSError: the file cannot be read.
+        ValueError: something cannot be read; it names file, line and field.
     """
-    path = _find(str(source))
-    rows = [
-        parse_row(fields, row=number, where=f"{path}:{line}")
-        for number, (line, fields) in enumerate(_fields(path))
-    ]
+    rows = []
+    for number, read in enumerate(read_rows(source)):
+        row = parse_row(read, number)
+        if check_content:
+            check_row(row)
+        rows.append(row)
     if not rows:
-        raise ValueError(f"{path}: there is no row in it")
+        raise ValueError(f"{os.fspath(source)} has no rows")
     return rows
 
 
-def parse_row(fields: Any, *, row: int, where: str) -> PreferenceRow:
-    """Check a row and give it its parts.
+def parse_row(read: Row, number: int) -> PreferenceRow:
+    """Take a row apart.
 
     Args:
-        fields: what was read.
-        row: its number.
-        where: file and line.
+        read: columns and place.
+        number: of the row in its file, from 0.
 
     Returns:
-        The row.
+        The row; whether there is anything to learn from it is for :func:`check_row` to say.
 
     Raises:
-        ValueError: a column is missing, or is not what it must be.
+        ValueError: a column is missing or of a wrong type; it names file, line and field.
 
     Examples:
-        >>> fields = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
-        >>> parse_row(fields, row=0, where="a.jsonl:1").chosen
-        (Message(role='assistant', content='4'),)
+        >>> row = parse_row(Row({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "a.jsonl:1"), 0)
+        >>> row.prompt, row.chosen
+        ((Message(role='user', content='2+2?'),), (Message(role='assistant', content='4'),))
     """
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"{where}: a row must be an object, got {type(fields).__name__}")
-    parts: dict[str, Messages] = {}
-    for name in COLUMNS:
-        if fields.get(name) is not None:
-            role = "user" if name == "prompt" else "assistant"
-            parts[name] = _messages(fields[name], role, f"{where}: `{name}`")
-    for name in ("chosen", "rejected"):
-        if name not in parts:
-            raise ValueError(f"{where}: column `{name}` is missing")
-    if "prompt" not in parts:
-        parts = _with_implicit_prompt(parts, where)
-    _check_turns(parts, where)
-    if parts["chosen"] == parts["rejected"]:
-        raise ValueError(f"{where}: `chosen` and `rejected` must differ, they are the same")
-    return PreferenceRow(
-        parts["prompt"], parts["chosen"], parts["rejected"], parts.get("baseline"), row, where
+    fields, where = read
+    chosen = _messages(fields, "chosen", where, role="assistant")
+    rejected = _messages(fields, "rejected", where, role="assistant")
+    baseline = None
+    if fields.get("baseline") is not None:
+        baseline = _messages(fields, "baseline", where, role="assistant")
+    if fields.get("prompt") is not None:
+        prompt = _messages(fields, "prompt", where, role="user")
+    elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
+        raise ValueError(
+            f"{where}: field `prompt` is missing; only for responses that are lists of messages "
+            "is it what they begin with in common"
+        )
+    else:
+        prompt = _common_prefix(chosen, rejected)
+    chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
+    baseline = None if baseline is None else _after(prompt, baseline)
+    reference = _reference(fields, where, with_baseline=baseline is not None)
+    return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference)
+
+
+def check_row(row: PreferenceRow) -> None:
+    """Refuse a row of which nothing, or something wrong, would be learned.
+
+    Args:
+        row: the row.
+
+    Raises:
+        RowError: an empty text, equal responses, or roles out of order.
+    """
+    if row.chosen == row.rejected:
+        raise RowError(
+            "identical responses", f"{row.where}: fields `chosen` and `rejected` are identical"
+        )
+    if not row.prompt:
+        raise RowError(
+            "no prompt",
+            f"{row.where}: field `prompt` is empty: there must be a message before the responses",
+        )
+    _check_content(row.where, "prompt", row.prompt)
+    turns = [message.role for message in row.prompt]
+    if turns[0] == "system":
+        turns = turns[1:]
+    if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        raise RowError(
+            "roles out of order",
+            f"{row.where}: field `prompt`: roles must alternate from user to user, after at most "
+            f"one system message, got {', '.join(message.role for message in row.prompt)}",
+        )
+    for name in ("chosen", "rejected", "baseline"):
+        response = getattr(row, name)
+        if response is None:
+            continue
+        if [message.role for message in response] != ["assistant"]:
+            raise RowError(
+                "roles out of order",
+                f"{row.where}: field `{name}` must be one message of the assistant after the "
+                f"prompt, got {', '.join(message.role for message in response) or 'none'}",
+            )
+        _check_content(row.where, name, response)
+
+
+def _check_content(where: str, name: str, messages: tuple[Message, ...]) -> None:
+    for message in messages:
+        if not message.content.strip():
+            raise RowError(
+                "empty text", f"{where}: field `{name}` has an empty {message.role} text"
+            )
+
+
+def _messages(
+    fields: Mapping[str, Any], name: str, where: str, *, role: str
+) -> tuple[Message, ...]:
+    """Messages of a field; a text is one message of ``role``."""
+    value = fields.get(name)
+    if value is None:
+        raise ValueError(f"{where}: field `{name}` is missing")
+    if isinstance(value, str):
+        return (Message(role, _text(value, f"{where}: field `{name}`")),)
+    if not isinstance(value, list):
+        raise ValueError(
+            f"{where}: field `{name}` must be a text or a list of messages, got "
+            f"{type(value).__name__}"
+        )
+    return tuple(
+        _message(message, f"{where}: field `{name}[{place}]`")
+        for place, message in enumerate(value)
     )
 
 
-def _messages(value: Any, role: str, where: str) -> Messages:
-    if isinstance(value, str):
-        value = [{"role": role, "content": value}]
-    if not isinstance(value, list | tuple) or not value:
-        kind = "an empty list" if value == [] else type(value).__name__
-        raise ValueError(f"{where} must be a text or a list of messages, got {kind}")
-    found = []
-    for place, message in enumerate(value):
-        named = f"{where} message {place + 1}"
-        if not isinstance(message, Mapping):
-            raise ValueError(f"{named} must be an object, got {type(message).__name__}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise ValueError(f"{named}: `{key}` must be a text, got {message.get(key)!r:.40}")
-        if message["role"] not in ROLES:
-            known = ", ".join(ROLES)
-            raise ValueError(f"{named}: `role` must be one of {known}, got {message['role']!r:.40}")
-        if not message["content"].strip():
-            raise ValueError(f"{named}: `content` must not be empty")
-        found.append(Message(message["role"], message["content"]))
-    return tuple(found)
-
-
-def _with_implicit_prompt(parts: dict[str, Messages], where: str) -> dict[str, Messages]:
-    """Take the messages that the two conversations begin with for the prompt."""
-    one, other = parts["chosen"], parts["rejected"]
-    shared = 0
-    while shared < min(len(one), len(other)) - 1 and one[shared] == other[shared]:
-        shared += 1
-    if shared == 0:
+def _message(value: Any, place: str) -> Message:
+    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
+        got = reprlib.repr(list(value)) if isinstance(value, dict) else type(value).__name__
+        raise ValueError(f"{place} must be an object with `role` and `content`, got {got}")
+    if value["role"] not in ROLES:
         raise ValueError(
-            f"{where}: column `prompt` is missing, and `chosen` and `rejected` do not begin with "
-            "the same message"
+            f"{place}: `role` must be one of {', '.join(ROLES)}, got {reprlib.repr(value['role'])}"
         )
-    split = {name: parts[name][shared:] for name in ("chosen", "rejected")}
-    if "baseline" in parts:
-        if parts["baseline"][:shared] != one[:shared]:
-            raise ValueError(
-                f"{where}: `baseline` must begin like `chosen` where `prompt` is missing"
-            )
-        split["baseline"] = parts["baseline"][shared:]
-    return {"prompt": one[:shared], **split}
+    return Message(value["role"], _text(value["content"], f"{place}: `content`"))
 
 
-def _check_turns(parts: Mapping[str, Messages], where: str) -> None:
-    """A prompt ends before the assistant speaks; user and assistant take turns."""
-    for name, messages in parts.items():
-        if not messages:
-            raise ValueError(f"{where}: `{name}` must have at least one message")
-        turns = [message.role for message in messages if message.role in ("user", "assistant")]
-        if name != "prompt" and messages[0].role != "assistant":
-            raise ValueError(
-                f"{where}: `{name}` must begin with the assistant, got {messages[0].role}"
-            )
-        twice = [
-            role for role, following in zip(turns, turns[1:], strict=False) if role == following
-        ]
-        if twice:
-            raise ValueError(
-                f"{where}: `{name}`: user and assistant must take turns, got {twice[0]} twice"
-            )
-    if parts["prompt"][-1].role == "assistant":
-        raise ValueError(f"{where}: `prompt` must not end with the assistant")
-
-
-def _find(source: str) -> Path:
-    """A local file, or one of a data set on the hub."""
-    path = Path(source)
-    named = source.count("/") == 1 and not source.startswith((".", "/"))
-    if path.exists() or not named or (source.lower().endswith(SUFFIXES) and ":" not in source):
-        return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name, _, file = source.partition(":")
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place} must be a text, got {type(value).__name__}")
     try:
-        return Path(hf_hub_download(name, file or "train.jsonl", repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{source}: neither a file nor a data set that the hub can be asked for: "
-            f"{type(error).__name__}"
-        ) from error
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} must be Unicode text: {error.reason}") from error
+    return value
 
 
-def _fields(path: Path) -> Iterable[tuple[int, Any]]:
-    """What each row holds, with its line from 1."""
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _from_parquet(path)
-    if name.endswith(SUFFIXES):
-        return _from_json_lines(path)
-    raise ValueError(f"{path}: must end in .jsonl, .jsonl.gz or .parquet")
+def _common_prefix(first: tuple[Message, ...], second: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Messages that two conversations begin with, their last ones never among them."""
+    length = 0
+    for one, other in zip(first[:-1], second[:-1], strict=False):
+        if one != other:
+            break
+        length += 1
+    return first[:length]
 
 
-def _from_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    opened = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
-    with opened as file:
-        line = 0
-        while True:
-            try:
-                content = file.readline()
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(f"{path}:{line + 1}: the compressed file is damaged") from error
-            if not content:
-                return
-            line += 1
-            if content.strip():
-                yield line, _json(content, f"{path}:{line}")
+def _after(prompt: tuple[Message, ...], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A response without the prompt that it may repeat; alone, it begins with the assistant."""
+    return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
 
-def _json(content: bytes, where: str) -> Any:
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} (column {error.colno})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not text in UTF-8") from error
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{where}: not JSON that can be read: {error!s:.80}") from error
+def _reference(
+    fields: Mapping[str, Any], where: str, *, with_baseline: bool
+) -> tuple[float, ...] | None:
+    names = REFERENCE_FIELDS[: 3 if with_baseline else 2]
+    if all(fields.get(name) is None for name in names):
+        return None
+    return tuple(_log_probability(fields.get(name), name, names, where) for name in names)
 
 
-def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        names = [name for name in file.schema_arrow.names if name in COLUMNS]
-        line = 0
-        for batch in file.iter_batches(columns=names):
-            for fields in batch.to_pylist():
-                line += 1
-                yield line, fields
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a Parquet file that can be read: {error!s:.120}") from error
+def _log_probability(value: Any, name: str, names: tuple[str, ...], where: str) -> float:
+    # Of certainty the logarithm is 0. Too large an integer is no float at all.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            if -math.inf < float(value) <= 0:
+                return float(value)
+    raise ValueError(
+        f"{where}: field `{name}` must be a finite log-probability, at most 0, got "
+        f"{reprlib.repr(value)}; give {', '.join(names)} all or none of them"
+    )
