@@ -32,6 +32,9 @@ class Message(NamedTuple):
     content: str
 
 
+Messages = tuple[Message, ...]
+
+
 class PreferenceRow(NamedTuple):
     """A row of preference data.
 
@@ -46,10 +49,10 @@ class PreferenceRow(NamedTuple):
             order chosen, rejected, baseline; None if the row has none.
     """
 
-    prompt: tuple[Message, ...]
-    chosen: tuple[Message, ...]
-    rejected: tuple[Message, ...]
-    baseline: tuple[Message, ...] | None
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    baseline: Messages | None
     row: int
     where: str
     reference: tuple[float, ...] | None = None
@@ -200,7 +203,7 @@ def check_row(row: PreferenceRow) -> None:
         _check_content(row.where, name, response)
 
 
-def _check_content(where: str, name: str, messages: tuple[Message, ...]) -> None:
+def _check_content(where: str, name: str, messages: Messages) -> None:
     for message in messages:
         if not message.content.strip():
             raise RowError(
@@ -208,9 +211,7 @@ def _check_content(where: str, name: str, messages: tuple[Message, ...]) -> None
             )
 
 
-def _messages(
-    fields: Mapping[str, Any], name: str, where: str, *, role: str
-) -> tuple[Message, ...]:
+def _messages(fields: Mapping[str, Any], name: str, where: str, *, role: str) -> Messages:
     """Messages of a field; a text is one message of ``role``."""
     value = fields.get(name)
     if value is None:
@@ -249,7 +250,7 @@ def _text(value: Any, place: str) -> str:
     return value
 
 
-def _common_prefix(first: tuple[Message, ...], second: tuple[Message, ...]) -> tuple[Message, ...]:
+def _common_prefix(first: Messages, second: Messages) -> Messages:
     """Messages that two conversations begin with, their last ones never among them."""
     length = 0
     for one, other in zip(first[:-1], second[:-1], strict=False):
@@ -259,7 +260,7 @@ def _common_prefix(first: tuple[Message, ...], second: tuple[Message, ...]) -> t
     return first[:length]
 
 
-def _after(prompt: tuple[Message, ...], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _after(prompt: Messages, messages: Messages) -> Messages:
     """A response without the prompt that it may repeat; alone, it begins with the assistant."""
     return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
