@@ -69,6 +69,21 @@ def test_closed_form_weights_count_examples(drawn: Any) -> None:
     np.testing.assert_allclose(reduce_mean(loss).mean(), mean, rtol=EXACT, atol=EXACT)
 
 
+@every_reduction
+def test_property_weights_of_the_sft_loss_count_as_repetitions(reduction: Any) -> None:
+    loss, tokens, counts = jnp.array([3.0, 5.0]), jnp.array([2.0, 7.0]), np.array([3, 2])
+    again = np.repeat(np.arange(2), counts)
+    repeated = reduce_sft(loss[again], tokens[again], reduction=reduction)
+    weighted = reduce_sft(loss, tokens, reduction=reduction, weights=counts.astype(float))
+    np.testing.assert_allclose(weighted, repeated, rtol=EXACT)
+    where = jnp.array([True, False])
+    masked = reduce_sft(
+        loss, tokens, reduction=reduction, weights=jnp.array([3.0, jnp.nan]), where=where
+    )
+    first = reduce_sft(loss[again[:3]], tokens[again[:3]], reduction=reduction)
+    np.testing.assert_allclose(masked, first, rtol=EXACT)
+
+
 def test_extreme_nothing_that_counts_gives_zero_with_a_zero_gradient() -> None:
     def mean(loss: jax.Array) -> jax.Array:
         return reduce_mean(loss, jnp.zeros(2)).mean()
