@@ -60,7 +60,8 @@ class DataConfig:
         eval_rows: without ``eval``: how many of the last rows of ``train`` are held out.
         tokenizer: a folder or hub name, or ``bytes``; None for the model's.
         max_length: most tokens of prompt and response together.
-        max_prompt_length: most tokens of a prompt; None leaves room for one token of response.
+        max_prompt_length: most tokens of a prompt; None for those that the longest response of
+            its row leaves of ``max_length``, or half of all if that is more.
         truncation_mode: whether a prompt that is too long keeps its end or its start.
         on_error: stop at a row that cannot be used, or skip and count it.
         layout: each response with its prompt in a row of its own, or the prompt of a pair once.

@@ -44,9 +44,14 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
         OSError: a file cannot be read.
     """
     tokenizer = load_tokenizer(config.tokenizer or model.path or "bytes")
-    rows = read_preferences(config.train)
+    # Rows to skip are left to `tokenize`, which counts them.
+    check = config.on_error == "raise"
+    rows = read_preferences(config.train, check_content=check)
     if config.eval is not None:
-        held_out = [row._replace(row=row.row + len(rows)) for row in read_preferences(config.eval)]
+        held_out = [
+            row._replace(row=row.row + len(rows))
+            for row in read_preferences(config.eval, check_content=check)
+        ]
     elif config.eval_rows >= len(rows):
         raise ValueError(
             f"`data.eval_rows` must leave rows to train on, got {config.eval_rows} of {len(rows)}"
