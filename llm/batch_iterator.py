@@ -81,19 +81,13 @@ class Schedule:
             NumPy arrays; all parts of a step have one shape, of few that occur at all.
         """
         chosen = self.members(step)
-        # Parts of equal size and, as pairs come sorted by no rule, of nearly equal tokens.
-        parts = [
-            [self.pairs[place] for place in chosen[part :: self.accumulation]]
-            for part in range(self.accumulation)
-        ]
-        shapes = [
-            smallest_shape(part, layout=self.layout, roles=self.roles) for part in parts if part
-        ]
+        parts = self._parts(chosen)
+        tokens = max(self._least(part).row_tokens for part in parts if part)
         shape = rounded(
             Shape(
                 rows=1 if self.layout == "shared" else self.pairs_per_part * self.roles,
-                row_tokens=max(shape.row_tokens for shape in shapes),
-                completions=max(shape.completions for shape in shapes),
+                row_tokens=tokens,
+                completions=self._completions(step // self.steps_per_epoch),
             )
         )
         packed = [
@@ -107,6 +101,28 @@ class Schedule:
             for part in parts
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
+
+    def _parts(self, places: np.ndarray) -> list[list[PairTokens]]:
+        """Parts of a step; dealt out by size, they have nearly equal numbers of tokens."""
+        return [
+            [self.pairs[place] for place in places[part :: self.accumulation]]
+            for part in range(self.accumulation)
+        ]
+
+    def _least(self, part: Sequence[PairTokens]) -> Shape:
+        return smallest_shape(part, layout=self.layout, roles=self.roles)
+
+    def _completions(self, epoch: int) -> int:
+        """One number for an epoch: two sizes that vary would multiply the shapes to compile."""
+        if epoch not in self._most:
+            self._most.clear()
+            parts = [part for step in self._order(epoch) for part in self._parts(step) if part]
+            self._most[epoch] = max(self._least(part).completions for part in parts)
+        return self._most[epoch]
+
+    @cached_property
+    def _most(self) -> dict[int, int]:
+        return {}
 
     @cached_property
     def _orders(self) -> dict[int, list[np.ndarray]]:

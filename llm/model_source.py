@@ -24,16 +24,18 @@ def make_model(config: ModelConfig) -> Decoder:
     Raises:
         ValueError: no such model, or an architecture that cannot be.
     """
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
     if config.path is not None:
-        decoder = load_model(config.path, **dtypes, remat=config.remat)
+        decoder = load_model(config.path, dtype=dtype, param_dtype=param_dtype, remat=config.remat)
     else:
         try:
             architecture = Architecture(**(config.architecture or {}))
         except TypeError as error:
             raise ValueError(f"`model.architecture`: {error}") from error
         rngs = nnx.Rngs(config.seed)
-        decoder = Decoder(architecture, rngs=rngs, **dtypes, remat=config.remat)
+        decoder = Decoder(
+            architecture, rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=config.remat
+        )
     if config.lora_r > 0:
         targets = config.lora_target_modules or "all-linear"
         add_lora(

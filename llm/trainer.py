@@ -46,11 +46,11 @@ Measured on SmolLM2-135M: float32 differs by under 2e-6 between the compiled for
 reference and that of the step; the rest is a margin for deeper models."""
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """A run was asked to stop, and has saved its state."""
 
 
-class Diverged(ValueError):
+class NotFiniteError(ValueError):
     """A log-probability, loss or gradient is not finite."""
 
 
@@ -121,7 +121,7 @@ class Run:
 
         every = [*self.data.train, *self.data.evaluation]
         size = self.config.trainer.per_device_train_batch_size
-        order = Schedule(every, self.config.data.layout, size, seed=None)
+        order = Schedule(every, self.config.data.layout, size)
         batches = (
             jax.tree.map(lambda leaf: leaf[0], batch)
             for _, batch in batches_from(order, 0, order.steps_per_epoch)
@@ -162,7 +162,7 @@ def train(
     Raises:
         ValueError: the first loss is not what it must be; a value is not finite; a checkpoint is
             missing, damaged or of another run.
-        Interrupted: the process was asked to stop; the state is saved.
+        InterruptedRunError: the process was asked to stop; the state is saved.
     """
     with jax.enable_x64(config.model.dtype == "float64"):
         run = Run(config, data, make_model(config.model))
@@ -209,9 +209,8 @@ def _loop(
             batch = batch if cache is None else reference_cache.with_reference(batch, cache)
             run.state, result = run.train_step(run.state, run.frozen, batch)
             measured = {name: float(value) for name, value in result.metrics.items()}
-            _refuse_what_is_not_finite(
-                measured, np.asarray(result.non_finite), batch, step, checkpoints
-            )
+            flags = np.asarray(result.non_finite)
+            _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints.latest())
             if step == 0:
                 check_first_loss(run.config, measured)
             measured |= _about_step(run, batch, step, time.perf_counter() - started)
@@ -227,7 +226,7 @@ def _loop(
             if last or (trainer.save_steps and done % trainer.save_steps == 0):
                 checkpoints.save(done, run.state, {"step": done})
             if stop.is_set() and done < run.total_steps:
-                raise Interrupted(f"stopped after step {done}: continue with --resume")
+                raise InterruptedRunError(f"stopped after step {done}: continue with --resume")
             yield done
 
 
@@ -244,7 +243,7 @@ def evaluate(run: Run, cache: reference_cache.ReferenceCache | None) -> dict[str
     if not run.data.evaluation:
         return {}
     size = run.config.trainer.per_device_train_batch_size
-    order = Schedule(run.data.evaluation, run.config.data.layout, size, seed=None)
+    order = Schedule(run.data.evaluation, run.config.data.layout, size)
     totals = None
     for _, batch in batches_from(order, 0, order.steps_per_epoch):
         batch = batch if cache is None else reference_cache.with_reference(batch, cache)
@@ -285,10 +284,9 @@ def _opening(run: Run) -> str:
         eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
     )
     trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
-    lines = [
-        f"{len(run.data.train):,} pairs, {len(run.data.evaluation):,} held out; "
-        f"{run.total_steps:,} steps of {run.schedule.pairs_per_step}; {trained:,} parameters trained"
-    ]
+    pairs = f"{len(run.data.train):,} pairs, {len(run.data.evaluation):,} held out"
+    steps = f"{run.total_steps:,} steps of {run.schedule.pairs_per_step} pairs"
+    lines = [f"{pairs}; {steps}; {trained:,} parameters trained"]
     if objective.method == "rpo":
         lines.append(
             f"weight of a chosen token's log-probability: {weight:.3g} a pair; TRL's "
@@ -301,7 +299,7 @@ def _about_step(run: Run, batch: Batch, step: int, seconds: float) -> dict[str, 
     segments = np.asarray(batch.rows.segments)
     tokens = int(np.count_nonzero(segments))
     return {
-        "learning_rate": float(run.learning_rate(step)),
+        "learning_rate": float(np.asarray(run.learning_rate(step))),
         "epoch": (step + 1) / run.schedule.steps_per_epoch,
         "num_tokens": float(tokens),
         "perf/tokens_per_second": tokens / seconds,
@@ -314,18 +312,15 @@ def _refuse_what_is_not_finite(
     flags: np.ndarray,
     batch: Batch,
     step: int,
-    checkpoints: Checkpoints,
+    last: int | None,
 ) -> None:
     wrong = [name for name, value in measured.items() if not np.isfinite(value)]
     if not wrong and not flags.any():
         return
     rows = sorted({int(row) for row in np.asarray(batch.row_ids)[flags]})
     where = f"rows {', '.join(map(str, rows))}" if rows else f"`{wrong[0]}`"
-    last = checkpoints.latest()
-    good = (
-        "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-    )
-    raise Diverged(f"step {step + 1}: not finite in {where}; {good}")
+    good = "no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
+    raise NotFiniteError(f"step {step + 1}: not finite in {where}; {good}")
 
 
 @contextmanager

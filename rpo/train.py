@@ -1,4 +1,4 @@
-"""Fine-tune a transformer on preferences: SFT, RPO, DPO and others, with metrics that mean something."""
+"""Fine-tune a transformer on preferences: SFT, RPO, DPO and others, from a YAML file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _prepare(out: Path, config: TrainConfig, *, resume: bool) -> None:
 
 def _train(config: TrainConfig, data, out: Path, *, resume: bool) -> int:
     from llm.tracking import make_tracker
-    from llm.trainer import Interrupted, train
+    from llm.trainer import InterruptedRunError, train
 
     from .cli import user_input
     from .output import with_progress
@@ -90,7 +90,7 @@ def _train(config: TrainConfig, data, out: Path, *, resume: bool) -> int:
                 say=_say,
                 watch=lambda steps, total: with_progress(steps, total, f"steps of {config.name}"),
             )
-        except Interrupted as stopped:
+        except InterruptedRunError as stopped:
             _say(str(stopped))
             return 143
     _say(f"written to {out}: metrics.jsonl, checkpoints, config.yaml")
