@@ -23,7 +23,7 @@ SEGMENTS = np.array([[1] * 7 + [2] * 6 + [0] * 2])
 BRANCHES = np.array([[0, 0, 0, 1, 1, 2, 2, 0, 0, 1, 2, 2, 2, 0, 0]])
 POSITIONS = np.array([[0, 1, 2, 3, 4, 3, 4, 0, 1, 2, 2, 3, 4, 0, 0]])
 ROWS = Rows(np.zeros_like(SEGMENTS), POSITIONS, SEGMENTS, BRANCHES)
-branch_rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=8)
+branch_rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=8, max_size=8)
 
 
 def test_closed_form_shared_prompts_and_two_pairs() -> None:

@@ -38,10 +38,17 @@ FIRST = "model.layers.0.self_attn.q_proj.weight"
 SAME_SUMS = 1e-6  # float32, numbers of order 1
 
 
+def make() -> Decoder:
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(SMALL, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(1)
+    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+    return nnx.merge(graphdef, state)
+
+
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     with jax.enable_x64(True):
-        return Decoder(SMALL, rngs=nnx.Rngs(0))
+        return make()
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def test_roundtrip_through_bfloat16(decoder: Decoder, tmp_path: Path) -> None:
 
 
 def test_roundtrip_merges_adapters_without_touching_the_model(tmp_path: Path) -> None:
-    decoder = Decoder(SMALL, rngs=nnx.Rngs(0))
+    decoder = make()
     add_lora(decoder, rank=2, alpha=4.0, target_modules=["q_proj", "down_proj"], rngs=nnx.Rngs(1))
     adapters = nnx.state(decoder, nnx.LoRAParam)
     nnx.update(decoder, jax.tree.map(lambda x: x + jnp.float32(0.5), adapters))
