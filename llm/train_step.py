@@ -85,6 +85,10 @@ def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformat
 
     Returns:
         The state.
+
+    Examples:
+        >>> int(init_train_state({"weight": jnp.zeros(2)}, optax.sgd(0.1)).step)
+        0
     """
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 

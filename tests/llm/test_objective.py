@@ -172,8 +172,8 @@ def test_property_shares_of_parts_and_their_gradients_add_up_to_the_whole(
         return share(policy, slice(None, 4)) + share(policy, slice(4, None))
 
     logits = jnp.asarray(policy)
-    value, slope = jax.value_and_grad(share)(logits, slice(None))
-    split_value, split_slope = jax.value_and_grad(halves)(logits)
+    value, slope = jax.jit(jax.value_and_grad(lambda logits: share(logits, slice(None))))(logits)
+    split_value, split_slope = jax.jit(jax.value_and_grad(halves))(logits)
     np.testing.assert_allclose(split_value, value, rtol=EXACT)
     np.testing.assert_allclose(split_slope, slope, rtol=EXACT, atol=EXACT)
     np.testing.assert_allclose(whole(config, policy, reference, batch)["loss"], value, rtol=EXACT)
@@ -226,7 +226,7 @@ def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: f
 
     policy[1], reference[1] = rubbish, rubbish
     assert whole(config, policy, reference, batch) == wanted
-    slope = np.asarray(jax.grad(loss)(jnp.asarray(policy), reference))
+    slope = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(policy), reference))
     assert np.isfinite(slope).all()
     np.testing.assert_array_equal(slope[1], 0.0)
 

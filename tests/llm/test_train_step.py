@@ -37,7 +37,11 @@ SPACE = ResponseSpace(
 )
 CONFIG = ObjectiveConfig(beta=0.3, eta=0.7)
 RATE = 0.1
-run = jax.jit(gradients, static_argnames=("config", "chunk_size"))
+run = jax.jit(
+    gradients,
+    static_argnames=("config", "chunk_size"),
+    compiler_options={"xla_backend_optimization_level": 0},  # compiling is the cost here
+)
 
 
 class Bag(nnx.Module):
@@ -107,12 +111,14 @@ def in_parts(parts: int, n: int = 8) -> Batch:
 
 @functools.cache
 def with_cached_reference(parts: int) -> Batch:
-    batches, reference = in_parts(parts), bag(1)
-    log_probs = [
-        np.asarray(response_log_probs(reference, jax.tree.map(lambda leaf, i=i: leaf[i], batches)))
-        for i in range(parts)
-    ]
-    return batches._replace(reference=np.stack(log_probs))
+    batches, (graphdef, state) = in_parts(parts), nnx.split(bag(1))
+
+    @jax.jit
+    def log_probs(batch: Batch) -> jax.Array:
+        return response_log_probs(nnx.merge(graphdef, state), batch)
+
+    found = [log_probs(jax.tree.map(lambda leaf, i=i: leaf[i], batches)) for i in range(parts)]
+    return batches._replace(reference=np.stack([np.asarray(part) for part in found]))
 
 
 def every_sequence_in_a_row_of_its_own() -> Rows:
