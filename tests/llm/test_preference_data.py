@@ -122,6 +122,7 @@ MISTAKES: list[tuple[Any, str]] = [
     ({"chosen": dicts(USER, REPLY), "rejected": dicts(OTHER)}, "field `prompt` is empty"),
     ({**GOOD, "ref_chosen_logps": -1.0}, "field `ref_rejected_logps` must be a finite.*got None"),
     ({**GOOD, "ref_chosen_logps": 0.5, "ref_rejected_logps": -1.0}, "`ref_chosen_logps`.*got 0.5"),
+    ({**GOOD, "ref_chosen_logps": float("-inf")}, "`ref_chosen_logps`.*got -inf"),
     ({**GOOD, "ref_chosen_logps": float("nan")}, "`ref_chosen_logps`.*got nan"),
     ({**GOOD, "ref_chosen_logps": -(10**999)}, "`ref_chosen_logps` must be a finite"),
     ([1, 2], "the line must be an object, got list"),
