@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow test-parity check bench clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -14,6 +14,9 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
+
+test-parity: .venv-parity/installed
+	.venv-parity/bin/python -m pytest -m parity tests/parity
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
@@ -27,7 +30,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/studies.py --out $(OUT)/bench
 
 clean:
-	rm -rf .venv $(OUT)
+	rm -rf .venv .venv-parity $(OUT)
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed; name one with make PYTHON=...')"
@@ -40,3 +43,9 @@ clean:
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@ .venv/installed
+
+# torch, transformers and trl: only what the parity tests compare with.
+.venv-parity/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	touch $@

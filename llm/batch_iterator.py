@@ -33,6 +33,7 @@ class Schedule:
         pairs_per_part: pairs of a part of a step.
         accumulation: parts of a step.
         seed: of the order; None keeps the data's own, without dealing out.
+        roles: responses of a pair; None for as many as the pairs have.
     """
 
     pairs: Sequence[PairTokens]
@@ -40,6 +41,7 @@ class Schedule:
     pairs_per_part: int
     accumulation: int = 1
     seed: int | None = 0
+    roles: int | None = None
 
     @property
     def pairs_per_step(self) -> int:
@@ -52,9 +54,9 @@ class Schedule:
         return -(-len(self.pairs) // self.pairs_per_step)
 
     @cached_property
-    def roles(self) -> int:
+    def n_roles(self) -> int:
         """Responses of a pair."""
-        return n_roles(self.pairs)
+        return n_roles(self.pairs) if self.roles is None else self.roles
 
     def members(self, step: int) -> np.ndarray:
         """Places of a step's pairs in the data.
@@ -85,7 +87,7 @@ class Schedule:
         tokens = max(self._least(part).row_tokens for part in parts if part)
         shape = rounded(
             Shape(
-                rows=1 if self.layout == "shared" else self.pairs_per_part * self.roles,
+                rows=1 if self.layout == "shared" else self.pairs_per_part * self.n_roles,
                 row_tokens=tokens,
                 completions=self._completions(step // self.steps_per_epoch),
             )
@@ -94,7 +96,7 @@ class Schedule:
             pack(
                 part,
                 layout=self.layout,
-                roles=self.roles,
+                roles=self.n_roles,
                 n_pairs=self.pairs_per_part,
                 shape=shape,
             )
@@ -110,7 +112,7 @@ class Schedule:
         ]
 
     def _least(self, part: Sequence[PairTokens]) -> Shape:
-        return smallest_shape(part, layout=self.layout, roles=self.roles)
+        return smallest_shape(part, layout=self.layout, roles=self.n_roles)
 
     def _completions(self, epoch: int) -> int:
         """One number for an epoch: two sizes that vary would multiply the shapes to compile."""
@@ -148,7 +150,7 @@ class Schedule:
         """Deal the longest pairs first, each to the step that has the fewest tokens and room."""
         sizes = np.array(
             [
-                processed_tokens(self.pairs[place], layout=self.layout, roles=self.roles)
+                processed_tokens(self.pairs[place], layout=self.layout, roles=self.n_roles)
                 for place in places
             ]
         )

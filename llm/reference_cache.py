@@ -132,6 +132,26 @@ def compute(
     return ReferenceCache(np.array(rows, np.int64), np.stack([found[row] for row in rows]))
 
 
+def merged(first: ReferenceCache, second: ReferenceCache) -> ReferenceCache:
+    """Two caches of different rows as one.
+
+    Args:
+        first: some rows.
+        second: others.
+
+    Returns:
+        All of them, in order.
+
+    Examples:
+        >>> one, two = (ReferenceCache(np.array([row]), np.ones((1, 2))) for row in (5, 3))
+        >>> merged(one, two).row_ids.tolist()
+        [3, 5]
+    """
+    rows = np.concatenate([first.row_ids, second.row_ids])
+    order = np.argsort(rows, kind="stable")
+    return ReferenceCache(rows[order], np.concatenate([first.log_probs, second.log_probs])[order])
+
+
 def save(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
     """Write a cache whole: to a temporary name, then renamed.
 

@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .config import TrainConfig
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What a run reports to."""
 

@@ -33,6 +33,8 @@ from .model import Decoder
 from .model_source import make_model
 from .objective import add, metrics
 from .optimizer import make_optimizer
+from .packing import n_roles
+from .preference_data import PairTokens
 from .reference_cache import Provenance, digest, weights_digest
 from .sequence_logprobs import response_log_probs
 from .tracking import Tracker
@@ -71,6 +73,7 @@ class Run:
             trainer.per_device_train_batch_size,
             trainer.gradient_accumulation_steps,
             trainer.seed,
+            roles=n_roles([*data.train, *data.evaluation]),
         )
         epochs = trainer.num_train_epochs * self.schedule.steps_per_epoch
         self.total_steps = trainer.max_steps or int(np.ceil(epochs))
@@ -111,24 +114,37 @@ class Run:
             truncation_mode=data.truncation_mode,
             dtype=self.config.model.dtype,
         )
-        if path.exists():
-            return reference_cache.load(path, provenance)
+        cache = reference_cache.load(path, provenance) if path.exists() else None
+        known = set() if cache is None else set(cache.row_ids.tolist())
+        missing = [pair for pair in self.visited_pairs() if pair.row not in known]
+        if missing:
+            more = self._reference_of(missing)
+            cache = more if cache is None else reference_cache.merged(cache, more)
+            reference_cache.save(path, cache, provenance)
+        return cache
+
+    def visited_pairs(self) -> list[PairTokens]:
+        """Pairs that the run's steps and its evaluation use, each once."""
+        steps = range(min(self.total_steps, self.schedule.steps_per_epoch))
+        places = {int(place) for step in steps for place in self.schedule.members(step)}
+        every = self.total_steps > self.schedule.steps_per_epoch
+        used = self.data.train if every else [self.data.train[place] for place in sorted(places)]
+        return [*used, *self.data.evaluation]
+
+    def _reference_of(self, pairs: list[PairTokens]) -> reference_cache.ReferenceCache:
         trainable, frozen, graphdef = self.state.trainable, self.frozen, self.graphdef
 
         @jax.jit
         def log_probs(batch: Batch, trainable: Any, frozen: Any) -> jax.Array:
             return response_log_probs(nnx.merge(graphdef, trainable, frozen), batch)
 
-        every = [*self.data.train, *self.data.evaluation]
         size = self.config.trainer.per_device_train_batch_size
-        order = Schedule(every, self.config.data.layout, size)
+        order = Schedule(pairs, self.config.data.layout, size, roles=self.schedule.roles)
         batches = (
             jax.tree.map(lambda leaf: leaf[0], batch)
             for _, batch in batches_from(order, 0, order.steps_per_epoch)
         )
-        cache = reference_cache.compute(lambda batch: log_probs(batch, trainable, frozen), batches)
-        reference_cache.save(path, cache, provenance)
-        return cache
+        return reference_cache.compute(lambda batch: log_probs(batch, trainable, frozen), batches)
 
     def model(self) -> Decoder:
         """The model as it is now trained."""
@@ -243,7 +259,7 @@ def evaluate(run: Run, cache: reference_cache.ReferenceCache | None) -> dict[str
     if not run.data.evaluation:
         return {}
     size = run.config.trainer.per_device_train_batch_size
-    order = Schedule(run.data.evaluation, run.config.data.layout, size)
+    order = Schedule(run.data.evaluation, run.config.data.layout, size, roles=run.schedule.roles)
     totals = None
     for _, batch in batches_from(order, 0, order.steps_per_epoch):
         batch = batch if cache is None else reference_cache.with_reference(batch, cache)

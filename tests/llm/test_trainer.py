@@ -1,0 +1,221 @@
+"""Claims about a run: it checks itself, stops at what is not finite, and resumes bit by bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from llm import reference_cache, trainer
+from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from llm.objective import ObjectiveConfig
+from llm.tracking import JsonLines
+from llm.trainer import InterruptedRunError, NotFiniteError, Run, parameters_sha256, train
+from llm.training_data import TrainingData, load_data
+
+TINY = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
+ROWS = 18
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    words = ["yes", "no", "maybe", "never", "now"]
+    with (folder / "rows.jsonl").open("w") as file:
+        for row in range(ROWS):
+            chosen, rejected = rng.choice(words, 2, replace=False)
+            fields = {"prompt": f"q{row % 4}", "chosen": str(chosen), "rejected": str(rejected)}
+            file.write(json.dumps(fields) + "\n")
+    return folder
+
+
+def config(folder: Path, **changed: Any) -> TrainConfig:
+    objective = changed.pop("objective", ObjectiveConfig(beta=0.5, eta=0.1))
+    model = changed.pop("model", {"architecture": TINY})
+    steps = {"max_steps": 9, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    return TrainConfig(
+        name="tiny",
+        model=ModelConfig(**model),
+        data=DataConfig(train=str(folder / "rows.jsonl"), eval_rows=4, max_length=16),
+        objective=objective,
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        trainer=TrainerConfig(**{**steps, **changed}),
+    )
+
+
+def run(
+    one: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    watch: Callable[..., Any] | None = None,
+    data: TrainingData | None = None,
+) -> Run:
+    out.mkdir(exist_ok=True)
+    # The trainer fixes its own precision; tests run in float64 and strict promotion around it.
+    return train(
+        one,
+        data or load_data(one.data, one.model),
+        out,
+        resume=resume,
+        tracker=JsonLines(out / "metrics.jsonl"),
+        **({} if watch is None else {"watch": watch}),
+    )
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def stopping(after: int) -> Callable[..., Any]:
+    """A process that dies after so many steps."""
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def watch(steps: Any, total: int) -> Any:
+        del total
+        for number, step in enumerate(steps):
+            yield step
+            if number + 1 == after:
+                raise Killed
+
+    watch.error = Killed  # pyright: ignore[reportFunctionMemberAccess]
+    return watch
+
+
+def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
+    folder: Path, tmp_path: Path
+) -> None:
+    one = config(folder, eval_steps=9)
+    run(one, tmp_path / "run")
+    first, *rest = lines(tmp_path / "run")
+    assert first["loss"] == pytest.approx(np.log(2) + 0.05 * first["loss/sft"], rel=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    steps = [row for row in rest if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(2, 10))
+    assert steps[-1]["loss"] < first["loss"]
+    (evaluated,) = (row for row in rest if "eval_loss" in row)
+    assert evaluated["step"] == 9
+    last = rest[-1]
+    assert last["event"] == "finished"
+    assert len(last["parameters_sha256"]) == 64
+
+
+def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = reference_cache.with_reference
+
+    def wrong(batch: Any, cache: Any) -> Any:
+        batch = right(batch, cache)
+        return batch._replace(reference=batch.reference + np.array([3.0, 0.0], np.float32))
+
+    monkeypatch.setattr(trainer.reference_cache, "with_reference", wrong)
+    with pytest.raises(ValueError, match="the first loss must be"):
+        run(config(folder), tmp_path / "run")
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 7])
+def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, killed_after: int
+) -> None:
+    one = config(folder, save_steps=3)  # four pairs a step of fourteen: an epoch is no whole step
+    whole = run(one, tmp_path / "whole")
+    watch = stopping(killed_after)
+    with pytest.raises(watch.error):  # pyright: ignore[reportFunctionMemberAccess]
+        run(one, tmp_path / "cut", watch=watch)
+    if killed_after < 3:
+        with pytest.raises(ValueError, match="no checkpoint to continue from"):
+            run(one, tmp_path / "cut", resume=True)
+        return
+    again = run(one, tmp_path / "cut", resume=True)
+    assert parameters_sha256(again) == parameters_sha256(whole)
+    jax.tree.map(
+        np.testing.assert_array_equal, again.state.optimizer_state, whole.state.optimizer_state
+    )
+
+    def told(out: Path) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in row.items() if "per_second" not in name}
+            for row in lines(out)
+        ]
+
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_raises_a_checkpoint_of_another_configuration_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    run(config(folder), tmp_path / "run")
+    other = config(folder, objective=ObjectiveConfig(beta=0.5, eta=0.2))
+    with pytest.raises(ValueError, match="a checkpoint of another model, data set or config"):
+        run(other, tmp_path / "run", resume=True)
+
+
+def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: Path) -> None:
+    one = config(folder, save_steps=1)
+    one = dataclasses.replace(
+        one, optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
+    )
+    with pytest.raises(NotFiniteError, match=r"step 2: not finite in rows [\d, ]+; the last good"):
+        run(one, tmp_path / "run")
+    assert "event" not in lines(tmp_path / "run")[-1]
+
+
+def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    import os
+    import signal
+
+    one = config(folder)
+    whole = run(one, tmp_path / "whole")
+
+    def asks(steps: Any, total: int) -> Any:
+        del total
+        for number, step in enumerate(steps):
+            yield step
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError, match="stopped after step 5: continue with --resume"):
+        run(one, tmp_path / "cut", watch=asks)
+    again = run(one, tmp_path / "cut", resume=True)
+    assert parameters_sha256(again) == parameters_sha256(whole)
+
+
+def test_property_accumulation_does_not_change_the_first_gradient(
+    folder: Path, tmp_path: Path
+) -> None:
+    norms = []
+    for parts in (1, 2, 4):
+        sizes = {
+            "per_device_train_batch_size": 4 // parts,
+            "gradient_accumulation_steps": parts,
+            "max_steps": 1,
+        }
+        model = {"architecture": TINY, "dtype": "float64", "param_dtype": "float64"}
+        run(config(folder, model=model, **sizes), tmp_path / str(parts))
+        norms.append(lines(tmp_path / str(parts))[0]["grad_norm"])
+    np.testing.assert_allclose(norms, norms[0], rtol=1e-10)
+
+
+def test_property_sft_and_adapters_train_too(folder: Path, tmp_path: Path) -> None:
+    one = config(
+        folder,
+        objective=ObjectiveConfig(method="sft"),
+        model={"architecture": TINY, "lora_r": 2},
+    )
+    finished = run(one, tmp_path / "run")
+    assert not (tmp_path / "run" / "reference.safetensors").exists()
+    losses = [row["loss"] for row in lines(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert sum(leaf.size for leaf in jax.tree.leaves(finished.state.trainable)) < 2000
