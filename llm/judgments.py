@@ -6,18 +6,13 @@ wins where both verdicts say so, and two different verdicts are a tie.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .json_list import read_json_list
 from .row_files import Row, read_rows
 
-OPENING = re.compile(r"\s*\[\s*(?!\s|\])")
-COMMA = re.compile(r"\s*,\s*")
-CLOSING = re.compile(r"\s*\]\s*")
-EMPTY = re.compile(r"\s*\[\s*\]\s*")
 MT_BENCH_WINNERS = {"model_1": 1.0, "model_2": 0.0, "tie": 0.5, "error": None}
 
 
@@ -88,7 +83,7 @@ def read_judgments(path: Path) -> list[Verdict]:
     if path.suffix == ".jsonl":
         verdicts = [one for row in read_rows(path) for one in _mt_bench(row)]
     elif path.suffix == ".json":
-        verdicts = [_alpaca_eval(row) for row in _annotations(path)]
+        verdicts = [_alpaca_eval(row) for row in read_json_list(path)]
     else:
         raise ValueError(
             f"{path} must be AlpacaEval's .json or MT-Bench's .jsonl, got `{path.suffix}`"
@@ -206,26 +201,3 @@ def _text(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{row.where}: field `{name}` must be text, got {value!r}")
     return value
-
-
-def _annotations(path: Path) -> Iterator[Row]:
-    """Objects of a JSON list, each with the line that it begins in."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8: {error}") from error
-    gap, end, line = OPENING.match(text), 0, 1
-    while gap is not None:
-        line += text.count("\n", end, gap.end())
-        where = f"{path}:{line}"
-        try:
-            fields, end = json.JSONDecoder().raw_decode(text, gap.end())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: the annotation is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{where}: an annotation must be an object")
-        yield Row(fields, where)
-        line += text.count("\n", gap.end(), end)
-        gap = COMMA.match(text, end)
-    if not (CLOSING if end else EMPTY).fullmatch(text, end):
-        raise ValueError(f"{path}:{line}: must be one JSON list of annotations")

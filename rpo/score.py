@@ -1,0 +1,93 @@
+"""Log-probabilities of the responses of preference data under a model, a JSON line a row."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_model_arguments(parser)
+    add_data_arguments(parser, required=True)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.jsonl", help="where the rows are written"
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Declare which model is run, and how."""
+    from .cli import whole_number
+
+    parser.add_argument(
+        "--model",
+        required=required,
+        metavar="DIR",
+        help="Hugging Face folder, or a name on the hub",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="folder, hub name, or bytes (default: the model's)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        default=8,
+        metavar="N",
+        help="pairs or prompts worked on at a time (default 8)",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="to compute in (default float32)"
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Declare which preference data are read, and how."""
+    from .cli import whole_number
+
+    parser.add_argument(
+        "--data",
+        required=required,
+        metavar="FILE",
+        help="preference rows: JSONL, JSONL.gz, Parquet, or a data set on the hub",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=whole_number(2),
+        default=1024,
+        metavar="N",
+        help="most tokens of prompt and response together (default 1024)",
+    )
+    parser.add_argument(
+        "--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score every row, and say how many."""
+    from .cli import user_input
+    from .loading import load, prepare_file, read_pairs
+    from .output import with_progress, write_whole
+
+    with user_input():
+        prepare_file(args.out)
+    import jax
+
+    from llm.score import score
+
+    with user_input(), jax.enable_x64(args.dtype == "float64"):
+        model, tokenizer = load(args.model, args.tokenizer, args.dtype)
+        pairs = read_pairs(args, model, tokenizer)
+        scores = score(
+            model,
+            pairs,
+            batch_size=args.batch_size,
+            watch=lambda batches, total: with_progress(batches, total, "batches scored"),
+        )
+        lines = (json.dumps(one._asdict(), allow_nan=False) + "\n" for one in scores)
+        write_whole(args.out, "".join(lines).encode())
+    sys.stdout.write(f"written to {args.out}: {len(scores):,} rows\n")
+    return 0
