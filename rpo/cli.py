@@ -32,6 +32,10 @@ COMMANDS = {
     "verify": "check the theorem on random instances, and see it fail where it must",
     "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
     "train": "fine-tune a transformer on preferences: SFT, RPO, DPO and others",
+    "score": "log-probabilities of the responses of preference data, row by row",
+    "generate": "answer prompts, also for AlpacaEval and MT-Bench",
+    "evaluate": "rewards, margins and win rates of a model against another",
+    "export": "write a trained policy as a Hugging Face folder",
     "study": "run a simulation study of every method on bandits, and draw its figures",
 }
 

@@ -1,0 +1,66 @@
+"""Write the policy of a training run as a Hugging Face folder that transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .score import DTYPES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    from .cli import whole_number
+
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that rpo train wrote")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a folder that is new or empty"
+    )
+    parser.add_argument(
+        "--step", type=whole_number(1), metavar="N", help="which checkpoint (default: the last)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the tensors (default: that of the parameters)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Restore the checkpoint, merge adapters, write the folder."""
+    from .cli import user_input
+    from .config_files import read_config
+
+    with user_input():
+        if not (args.run / "config.yaml").is_file():
+            raise ValueError(f"{args.run}: no training run is there: it has no config.yaml")
+        if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+            raise ValueError(f"argument --out: {args.out} exists already and is not empty")
+        import jax
+
+        from llm.checkpoint import Checkpoints
+        from llm.config import TrainConfig
+        from llm.hf_io import export_model
+        from llm.model_source import make_model
+        from llm.trainer import Run
+        from llm.training_data import load_data
+
+        config = read_config(args.run / "config.yaml", TrainConfig)
+        keep = config.trainer.save_total_limit
+        with jax.enable_x64(config.model.dtype == "float64"):
+            # A checkpoint is of its data too: both are read again, and must be the same.
+            trained = Run(config, load_data(config.data, config.model), make_model(config.model))
+            checkpoints = Checkpoints(args.run / "checkpoints", keep, trained.fingerprint())
+            if checkpoints.latest() is None:
+                raise ValueError(f"{args.run}: the run has saved no checkpoint")
+            if args.step is not None and not (checkpoints.folder / str(args.step)).is_dir():
+                raise ValueError(f"argument --step: no checkpoint of step {args.step} is kept")
+            step, trained.state, _ = checkpoints.restore(trained.state, args.step)
+            words = config.data.tokenizer or config.model.path
+            export_model(
+                trained.model(),
+                args.out,
+                tokenizer_files_from=None if words == "bytes" else words,
+                dtype=args.dtype,
+            )
+    sys.stdout.write(f"written to {args.out}: the policy after step {step}\n")
+    return 0
