@@ -21,6 +21,13 @@ def float64_with_strict_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_go_with_their_module() -> Iterator[None]:
+    """Each holds memory maps, and Linux allows a process 65,530: beyond, compilation crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Folder of the real preference data; the test is skipped in a clone that lacks it."""
