@@ -107,3 +107,38 @@ def plot_gap_against_comparisons(
     ax.set_ylabel("gap to the best response, reward")
     ax.set_title("One wrong label on a rarely seen response")
     return ax
+
+
+def plot_training(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]],
+    axes: Sequence[Axes],
+) -> Sequence[Axes]:
+    """Draw what training does to the chosen responses, and to the true reward.
+
+    Args:
+        curves: for each method the steps, the mean log-probability of the chosen responses (nats)
+            and the expected true reward.
+        axes: two, for the two quantities.
+
+    Returns:
+        The same axes.
+    """
+    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["grey"])
+    names = ("log-probability of the chosen responses, nats", "expected true reward")
+    for place, (ax, quantity) in enumerate(zip(axes, names, strict=True)):
+        for (name, curve), colour in zip(curves.items(), colours, strict=False):
+            steps, heights = curve[0], curve[1 + place]
+            ax.plot(steps, heights, lw=2, color=colour)
+            ax.text(
+                1.02,
+                heights[-1],
+                name,
+                color=colour,
+                va="center",
+                transform=blended_transform_factory(ax.transAxes, ax.transData),
+            )
+        ax.set_xlabel("step of training")
+        ax.set_title(quantity[0].upper() + quantity[1:], loc="left", size="medium")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[1].set_ylim(0.0, 1.0)
+    return axes

@@ -27,13 +27,13 @@ from .enumerate_policy import (
 from .lora import trainable_filter
 from .model import Decoder
 from .objective import ObjectiveConfig
-from .train_step import init_train_state, make_train_step
+from .train_step import Parameters, init_train_state, make_train_step
 
 LETTERS, END, LENGTH = 4, 4, 3
 COMMON, LUCKY = 12, 6
 """Responses that are compared with each other, and bad ones that won their only comparison."""
-ARCHITECTURE = Architecture(vocab_size=5, width=48, hidden_units=96, n_layers=2, n_heads=4)
-LEARNING_RATE = 2e-3
+ARCHITECTURE = Architecture(vocab_size=5, width=32, hidden_units=64, n_layers=1, n_heads=4)
+LEARNING_RATE = 3e-3
 
 
 class Task(NamedTuple):
@@ -95,7 +95,8 @@ def make_task(seed: int, *, comparisons: int = 2000) -> Task:
             rows.append((context, one, other) if wins else (context, other, one))
         rows += [(context, bad, rng.choice(common)) for bad in lucky]
     distinct, counts = np.unique(np.array(rows), axis=0, return_counts=True)
-    return Task(space, reward, Comparisons(*distinct.T, counts.astype(np.float64)))
+    context, winner, loser = distinct.T
+    return Task(space, reward, Comparisons(context, winner, loser, counts.astype(np.float64)))
 
 
 def train_curve(
@@ -117,7 +118,7 @@ def train_curve(
     graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
 
     @jax.jit
-    def table(trainable: nnx.State) -> jax.Array:
+    def table(trainable: Parameters) -> jax.Array:
         return log_policy(nnx.merge(graphdef, trainable, frozen), task.space)
 
     reference = np.asarray(table(trainable))

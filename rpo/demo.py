@@ -19,6 +19,9 @@ CEILINGS = ((20, 30),)  # one shape, so that every solver is compiled once for e
 COMPARISONS = (30, 100, 300, 1000, 3000, 10_000)
 METHODS = {"DPO": None, "RPO, baseline chosen": "chosen", "RPO, baseline reference": "reference"}
 
+BETA, ETA = 0.1, 0.1
+Curve = tuple[list[int], list[float], list[float]]
+
 INTRODUCTION = (
     "An imperfect reward model sends a language model to responses that only look good. RPO lets "
     "an adversary pick the reward: the policy must do well against every reward that explains the "
@@ -56,15 +59,20 @@ def run(args: argparse.Namespace) -> int:
     records = list(with_progress(measured, INSTANCES, "bandits solved three ways"))
     controls = negative_controls()
     gaps = hacking_gaps()
+    curves = training_curves()
     images = {
         "agreement.png": png(_figure(plots.plot_agreement, records, verify.BARS)),
         "controls.png": png(_figure(plots.plot_negative_controls, controls)),
         "hacking.png": png(_figure(plots.plot_gap_against_comparisons, COMPARISONS, gaps)),
+        "transformer.png": png(_two(plots.plot_training, curves)),
     }
     checked = verify.document(records, controls)
-    summary = {**checked, "hacking": {"comparisons": COMPARISONS, "gap": gaps}}
+    names = ("steps", "logps/chosen", "true_reward")
+    trained = {name: dict(zip(names, curve, strict=True)) for name, curve in curves.items()}
+    hacking = {"comparisons": COMPARISONS, "gap": gaps}
+    summary = {**checked, "hacking": hacking, "transformer": trained}
     claims = [(c["name"], c["bar"], c["measured"], c["holds"]) for c in checked["claims"]]
-    page = report.render(INTRODUCTION, claims, _sections(images, gaps))
+    page = report.render(INTRODUCTION, claims, _sections(images, gaps, curves))
     for name, content in images.items():
         write_whole(args.out / name, content)
     write_whole(args.out / "summary.json", to_json(summary))
@@ -103,6 +111,31 @@ def hacking_gaps() -> dict[str, list[float]]:
     return gaps
 
 
+def training_curves() -> dict[str, Curve]:
+    """What DPO and RPO make of a tiny transformer: steps, chosen log-probability, true reward."""
+    from llm.known_reward import make_task, train_curve
+    from llm.objective import ObjectiveConfig
+
+    task = make_task(0)
+    found = {}
+    objectives = {
+        "DPO": ObjectiveConfig(method="dpo", beta=BETA),
+        "RPO": ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
+    }
+    for name, objective in objectives.items():
+        curve = train_curve(task, objective, steps=300, every=15)
+        found[name] = (curve.steps.tolist(), curve.chosen.tolist(), curve.true_reward.tolist())
+    return found
+
+
+def _two(plot: Callable[..., Any], *data: Any) -> Figure:
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(9.6, 4.2), layout="constrained")
+    plot(*data, list(canvas.subplots(1, 2)))
+    return canvas
+
+
 def _figure(plot: Callable[..., Axes], *data: Any) -> Figure:
     from matplotlib.figure import Figure
 
@@ -111,9 +144,12 @@ def _figure(plot: Callable[..., Axes], *data: Any) -> Figure:
     return canvas
 
 
-def _sections(images: dict[str, bytes], gaps: dict[str, list[float]]) -> list[Section]:
+def _sections(
+    images: dict[str, bytes], gaps: dict[str, list[float]], curves: dict[str, Curve]
+) -> list[Section]:
     from .report import Section
 
+    reward = {name: curve[2] for name, curve in curves.items()}
     last = {name: values[-1] for name, values in gaps.items()}
     return [
         Section(
@@ -143,6 +179,17 @@ def _sections(images: dict[str, bytes], gaps: dict[str, list[float]]) -> list[Se
             f"little else (gap {last['RPO, baseline reference']:.2f}).",
             image=images["hacking.png"],
             alt="Gap against the number of comparisons for DPO and RPO.",
+            command="rpo demo",
+        ),
+        Section(
+            title="The same on a transformer",
+            text="A small decoder is trained on responses of three letters whose true reward is "
+            "known; some bad ones won the only comparison they were in. DPO first learns (true "
+            f"reward {max(reward['DPO']):.2f}), then moves to those ({reward['DPO'][-1]:.2f}), and "
+            "the log-probability of the chosen responses falls without end. RPO, the same loss "
+            f"with a little SFT, keeps both ({reward['RPO'][-1]:.2f}).",
+            image=images["transformer.png"],
+            alt="Chosen log-probability and true reward against steps, for DPO and RPO.",
             command="rpo demo",
         ),
     ]

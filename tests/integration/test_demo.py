@@ -35,6 +35,16 @@ def test_property_dpo_is_hacked_and_rpo_is_not(folder: Path) -> None:
     assert chosen[-1] < 0.01
 
 
+def test_property_a_transformer_is_hacked_by_dpo_and_not_by_rpo(folder: Path) -> None:
+    curves = json.loads((folder / "summary.json").read_text())["transformer"]
+    dpo, rpo = curves["DPO"], curves["RPO"]
+    assert max(dpo["true_reward"]) > 0.4
+    assert dpo["true_reward"][-1] < 0.2
+    assert rpo["true_reward"][-1] > 0.8
+    assert dpo["logps/chosen"][-1] < dpo["logps/chosen"][0] - 5
+    assert rpo["logps/chosen"][-1] > dpo["logps/chosen"][-1] + 5
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +60,7 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = _Page()
     page.feed(text)
-    assert len(page.sources) == 3
+    assert len(page.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert not re.search(r"https?://|url\(", text)
@@ -58,6 +68,7 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
 
 def test_property_files_are_whole_or_absent(folder: Path) -> None:
     names = {"report.html", "summary.json", "agreement.png", "controls.png", "hacking.png"}
+    names |= {"transformer.png"}
     assert {path.name for path in folder.iterdir()} == names
 
 
