@@ -40,7 +40,7 @@ def read_rows(source: str | os.PathLike[str]) -> Iterator[Row]:
     Raises:
         ValueError: no such file, a kind that cannot be read, or a broken row or file.
     """
-    for path, shown in _files(os.fspath(source)):
+    for path, shown in source_files(os.fspath(source)):
         name = path.name.lower()
         if name.endswith(PARQUET):
             yield from _parquet_rows(path, shown)
@@ -50,8 +50,18 @@ def read_rows(source: str | os.PathLike[str]) -> Iterator[Row]:
             raise ValueError(f"{shown} must be one of {', '.join(SUFFIXES)} by its name")
 
 
-def _files(source: str) -> list[tuple[Path, str]]:
-    """Files of a source, with what they are called in messages."""
+def source_files(source: str) -> list[tuple[Path, str]]:
+    """Files of a source, fetched from the hub if that is where it is.
+
+    Args:
+        source: as of :func:`read_rows`.
+
+    Returns:
+        The files, each with what it is called in messages.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     path = Path(source)
     if path.is_dir():
         raise ValueError(f"{source} must be a file of preference rows, got a folder")

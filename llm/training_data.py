@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import DataConfig, ModelConfig
 from .preference_data import PairTokens, PreferenceRow, read_preferences
 from .reference_cache import digest
+from .row_files import source_files
 from .tokenization import tokenize
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -21,12 +21,14 @@ class TrainingData(NamedTuple):
         evaluation: held-out pairs, maybe none; no row number is in both.
         provenance: digests of tokenizer, template and data, for the reference cache.
         report: what was read, cut and skipped, by name.
+        end_ids: tokens that end a response.
     """
 
     train: list[PairTokens]
     evaluation: list[PairTokens]
     provenance: dict[str, str]
     report: dict[str, int]
+    end_ids: frozenset[int]
 
 
 def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
@@ -72,6 +74,7 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
             "data": _digest_of([config.train] + ([config.eval] if config.eval else [])),
         },
         {**train.report, **{f"eval_{name}": count for name, count in evaluation.report.items()}},
+        tokenizer.end_ids,
     )
 
 
@@ -87,9 +90,6 @@ def _tokens(rows: Sequence[PreferenceRow], tokenizer: Tokenizer, config: DataCon
 
 
 def _digest_of(sources: Sequence[str]) -> str:
-    """Of the files' contents; of a hub name, the name."""
-    parts = [
-        digest(Path(source).read_bytes()) if Path(source).exists() else digest(source)
-        for source in sources
-    ]
-    return digest("".join(parts))
+    """Of the contents of all files."""
+    files = [path for source in sources for path, _ in source_files(source)]
+    return digest("".join(digest(path.read_bytes()) for path in files))

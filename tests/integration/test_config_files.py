@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bandits.grid import Study
+from llm.config import TrainConfig
 from rpo.config_files import read_config, to_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -33,6 +35,40 @@ def test_roundtrip_every_study_of_the_project_is_read_in_both_sizes(
     again = tmp_path / "again.yaml"
     again.write_bytes(to_yaml(study))
     assert read_config(again, Study) == study
+
+
+TRAINING = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("study_*.yaml")))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_roundtrip_every_training_run_of_the_project_is_read(path: Path, tmp_path: Path) -> None:
+    config = read_config(path, TrainConfig)
+    assert config.name == path.stem
+    again = tmp_path / "again.yaml"
+    again.write_bytes(to_yaml(config))
+    assert read_config(again, TrainConfig) == config
+
+
+@pytest.mark.parametrize("run", ["smollm2_hh", "mistral_7b", "gemma_7b"])
+def test_property_the_runs_of_a_pair_differ_in_their_method_alone(run: str) -> None:
+    one, other = (
+        read_config(CONFIGS / f"{method}_{run}.yaml", TrainConfig) for method in ("rpo", "dpo")
+    )
+    assert one.objective.method == "rpo"
+    as_dpo = replace(one.objective, method="dpo")
+    assert replace(one, name=other.name, objective=as_dpo) == other
+
+
+@pytest.mark.parametrize(("run", "beta", "epochs"), [("mistral", 0.01, 1.0), ("gemma", 0.05, 2.0)])
+def test_golden_the_recipes_are_the_papers(run: str, beta: float, epochs: float) -> None:
+    config = read_config(CONFIGS / f"rpo_{run}_7b.yaml", TrainConfig)
+    trainer, data = config.trainer, config.data
+    assert (config.objective.beta, config.objective.eta) == (beta, 0.005)
+    assert config.objective.sft_reduction == "sum"
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_ratio) == (5e-7, 0.1)
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 128
+    assert (trainer.num_train_epochs, trainer.seed) == (epochs, 42)
+    assert (data.max_length, data.max_prompt_length) == (1024, 512)
 
 
 def test_closed_form_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
