@@ -144,6 +144,9 @@ class TrainerConfig:
         per_device_train_batch_size: pairs of a part of a step.
         gradient_accumulation_steps: parts of a step.
         eval_steps: evaluate every so many steps and at the end; 0 never.
+        coverage_samples: how many held-out prompts the policy answers at an evaluation, for the
+            coverage of its replies by the data; 0 for none. Full fine-tuning keeps a copy of the
+            first parameters for it.
         save_steps: save a checkpoint every so many steps; 0 only at the end.
         save_total_limit: checkpoints that are kept.
         logging_steps: log every so many steps.
@@ -161,6 +164,7 @@ class TrainerConfig:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     eval_steps: int = 0
+    coverage_samples: int = 0
     save_steps: int = 0
     save_total_limit: int = 2
     logging_steps: int = 1
@@ -174,6 +178,7 @@ class TrainerConfig:
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "eval_steps": 0,
+            "coverage_samples": 0,
             "save_steps": 0,
             "save_total_limit": 1,
             "logging_steps": 1,

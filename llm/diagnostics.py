@@ -113,15 +113,15 @@ def density_ratio(
         reference: those under the reference.
 
     Returns:
-        ``log_ratio/p05``, ``log_ratio/median`` and ``log_ratio/p95``, nats.
+        ``theory/log_ratio_p05``, ``theory/log_ratio_median`` and ``theory/log_ratio_p95``, nats.
 
     Examples:
-        >>> density_ratio(np.array([-1.0]), np.array([-2.0]))["log_ratio/median"]
+        >>> density_ratio(np.array([-1.0]), np.array([-2.0]))["theory/log_ratio_median"]
         1.0
     """
     low, middle, high = np.quantile(np.asarray(policy) - np.asarray(reference), [0.05, 0.5, 0.95])
     return {
-        "log_ratio/p05": float(low),
-        "log_ratio/median": float(middle),
-        "log_ratio/p95": float(high),
+        "theory/log_ratio_p05": float(low),
+        "theory/log_ratio_median": float(middle),
+        "theory/log_ratio_p95": float(high),
     }

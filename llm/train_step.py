@@ -73,7 +73,7 @@ class StepResult(NamedTuple):
 
 
 TrainStep = Callable[..., tuple[TrainState, StepResult]]
-EvaluationStep = Callable[..., Totals]
+EvaluationStep = Callable[..., tuple[Totals, Array]]
 
 
 def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
@@ -122,7 +122,7 @@ def gradients(
 
     def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
         model = nnx.merge(graphdef, trainable, frozen)
-        totals, flags = _measure(model, batch, config, reference, chunk_size)
+        totals, _, flags = _measure(model, batch, config, reference, chunk_size)
         return loss_share(config, totals, divisors), (totals, flags)
 
     def part(batch: Batch) -> tuple[tuple[Any, Totals], Array]:
@@ -183,9 +183,10 @@ def make_evaluation_step(
         chunk_size: see :func:`gradients`.
 
     Returns:
-        ``evaluate(trainable, frozen, batches, reference=None) -> Totals``, jitted: add the totals
-        of all batches with :func:`llm.objective.add`, then divide with
-        :func:`llm.objective.metrics`.
+        ``evaluate(trainable, frozen, batches, reference=None) -> (Totals, log_probs)``, jitted: add
+        the totals of all batches with :func:`llm.objective.add`, then divide with
+        :func:`llm.objective.metrics`; log-probabilities of the responses, nats, are
+        ``[parts n k]``.
     """
 
     def evaluate(
@@ -193,11 +194,14 @@ def make_evaluation_step(
         frozen: Parameters,
         batches: Batch,
         reference: Reference | None = None,
-    ) -> Totals:
+    ) -> tuple[Totals, Array]:
         model = nnx.merge(graphdef, trainable, frozen)
-        return _sum_over_parts(
-            lambda batch: _measure(model, batch, config, reference, chunk_size), batches
-        )[0]
+
+        def part(batch: Batch) -> tuple[Totals, Array]:
+            totals, policy, _ = _measure(model, batch, config, reference, chunk_size)
+            return totals, policy
+
+        return _sum_over_parts(part, batches)
 
     return jax.jit(evaluate)
 
@@ -208,13 +212,13 @@ def _measure(
     config: ObjectiveConfig,
     reference: Reference | None,
     chunk_size: int | None,
-) -> tuple[Totals, Bool[Array, " n"]]:
+) -> tuple[Totals, Float[Array, "n k"], Bool[Array, " n"]]:
     policy = response_log_probs(model, batch, chunk_size=chunk_size)
     theirs = batch.reference
     if reference is not None:
         other = nnx.merge(reference.graphdef, reference.state)
         theirs = jax.lax.stop_gradient(response_log_probs(other, batch, chunk_size=chunk_size))
-    return measure(config, policy, theirs, batch), non_finite(policy, theirs, batch)
+    return measure(config, policy, theirs, batch), policy, non_finite(policy, theirs, batch)
 
 
 def _sum_over_parts(
@@ -223,14 +227,14 @@ def _sum_over_parts(
     """Add up what ``part`` returns first and stack what it returns second; one part has no loop."""
     first = jax.tree.map(lambda leaf: leaf[0], batches)
     if batches.lengths.shape[0] == 1:
-        total, flags = part(first)
-        return total, flags[None]
+        total, one = part(first)
+        return total, one[None]
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first)[0]
     )
 
     def advance(total: Any, batch: Batch) -> tuple[Any, Array]:
-        more, flags = part(batch)
-        return jax.tree.map(jnp.add, total, more), flags
+        more, one = part(batch)
+        return jax.tree.map(jnp.add, total, more), one
 
     return jax.lax.scan(advance, zeros, batches)

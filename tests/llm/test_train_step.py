@@ -238,7 +238,9 @@ def test_property_evaluation_measures_what_the_step_does_and_compiles_once() -> 
     batches = with_cached_reference(2)
     _, result = run(graphdef, trainable, frozen, batches, CONFIG)
     evaluate = make_evaluation_step(graphdef, CONFIG)
-    got = metrics(CONFIG, evaluate(trainable, frozen, batches))
+    totals, log_probs = evaluate(trainable, frozen, batches)
+    got = metrics(CONFIG, totals)
+    assert_close(got["logps/chosen"], np.average(log_probs[..., 0], weights=batches.weights))
     evaluate(trainable, frozen, batches)
     assert evaluate._cache_size() == 1  # type: ignore[attr-defined]
     assert_close(got, {name: result.metrics[name] for name in got})
