@@ -81,7 +81,7 @@ def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> 
         found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
         start = found.x
     logits = start / beta
-    return ref * np.exp(logits - np.asarray(logsumexp(logits, b=ref)))
+    return np.asarray(ref * np.exp(logits - np.asarray(logsumexp(logits, b=ref))))
 
 
 def test_parity_the_recorded_gap_of_rpo_is_that_of_scipy(tmp_path: Path) -> None:
