@@ -1,0 +1,147 @@
+"""Claims about configurations: what no run can use is refused, by the name that the file has."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+
+NEEDED: dict[type, dict[str, Any]] = {
+    ModelConfig: {"path": "somewhere"},
+    DataConfig: {"train": "rows.jsonl"},
+    OptimizerConfig: {},
+    TrainerConfig: {},
+}
+SECTIONS = {
+    ModelConfig: "model",
+    DataConfig: "data",
+    OptimizerConfig: "optimizer",
+    TrainerConfig: "trainer",
+}
+LARGEST = 2**31 - 1  # a seed or a count is a signed 32-bit number where it is used
+
+# The least that each may be.
+COUNTS = [
+    (ModelConfig, "seed", 0),
+    (ModelConfig, "lora_r", 0),
+    (DataConfig, "eval_rows", 0),
+    (DataConfig, "max_length", 2),
+    (DataConfig, "max_prompt_length", 1),
+    (TrainerConfig, "max_steps", 1),
+    (TrainerConfig, "per_device_train_batch_size", 1),
+    (TrainerConfig, "gradient_accumulation_steps", 1),
+    (TrainerConfig, "eval_steps", 0),
+    (TrainerConfig, "coverage_samples", 0),
+    (TrainerConfig, "save_steps", 0),
+    (TrainerConfig, "save_total_limit", 1),
+    (TrainerConfig, "logging_steps", 1),
+    (TrainerConfig, "seed", 0),
+]
+POSITIVE = [
+    (ModelConfig, "lora_alpha"),
+    (OptimizerConfig, "learning_rate"),
+    (OptimizerConfig, "max_grad_norm"),
+    (OptimizerConfig, "adam_epsilon"),
+    (TrainerConfig, "num_train_epochs"),
+    (TrainerConfig, "step0_tolerance"),
+]
+SHARES = ["adam_beta1", "adam_beta2", "warmup_ratio"]
+NAMES = ["run", "a-b_2", "2024"]
+NO_NAMES = ["", "-", "a/b", "..", "a b", "a.b", "a\n"]
+
+
+def refusal(kind: type, **fields: Any) -> str:
+    """The whole message, of one line."""
+    with pytest.raises(ValueError) as caught:
+        kind(**{**NEEDED[kind], **fields})
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(("kind", "name", "least"), COUNTS)
+def test_raises_counts_below_the_least_or_beyond_32_bits(kind: type, name: str, least: int) -> None:
+    rule = f"`{SECTIONS[kind]}.{name}` must be a whole number of at least {least}, got "
+    for wrong in (least - 1, LARGEST + 1):
+        assert refusal(kind, **{name: wrong}) == rule + str(wrong)
+    others = {"max_length": 100} if name == "max_prompt_length" else {}
+    assert getattr(kind(**NEEDED[kind], **others, **{name: least}), name) == least
+
+
+@pytest.mark.parametrize(("kind", "name"), POSITIVE)
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan])
+def test_raises_numbers_that_are_not_positive_and_finite(
+    kind: type, name: str, wrong: float
+) -> None:
+    expected = f"`{SECTIONS[kind]}.{name}` must be positive and finite, got {wrong}"
+    assert refusal(kind, **{name: wrong}) == expected
+
+
+@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("wrong", [-0.1, 1.0, math.nan])
+def test_raises_shares_outside_the_half_open_interval(name: str, wrong: float) -> None:
+    expected = f"`optimizer.{name}` must be in [0, 1), got {wrong}"
+    assert refusal(OptimizerConfig, **{name: wrong}) == expected
+    least: dict[str, Any] = {name: 0.0}
+    assert getattr(OptimizerConfig(**least), name) == 0.0
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, math.inf, math.nan])
+def test_raises_a_weight_decay_that_is_no_rate(wrong: float) -> None:
+    expected = f"`optimizer.weight_decay` must be 0 or more, got {wrong}"
+    assert refusal(OptimizerConfig, weight_decay=wrong) == expected
+    assert OptimizerConfig(weight_decay=0.0).weight_decay == 0.0
+
+
+@pytest.mark.parametrize("fields", [{}, {"path": "a", "architecture": {"width": 8}}])
+def test_raises_both_or_neither_of_path_and_architecture(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^`model\.path` or `model\.architecture` must be given"):
+        ModelConfig(**fields)
+
+
+@pytest.mark.parametrize("longest", [16, 17])
+def test_raises_a_prompt_that_leaves_no_token_of_a_response(longest: int) -> None:
+    assert refusal(DataConfig, max_length=16, max_prompt_length=longest) == (
+        f"`data.max_prompt_length` must be less than `data.max_length` 16, got {longest}"
+    )
+    DataConfig(train="rows.jsonl", max_length=16, max_prompt_length=15)
+
+
+def test_raises_two_sources_of_held_out_rows() -> None:
+    expected = "`data.eval_rows` must be 0 where `data.eval` is given"
+    assert refusal(DataConfig, eval="other.jsonl", eval_rows=1) == expected
+    DataConfig(train="rows.jsonl", eval="other.jsonl")
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_raises_a_name_that_leads_out_of_its_folder(name: str) -> None:
+    parts = {"model": ModelConfig(path="a"), "data": DataConfig(train="b")}
+    with pytest.raises(ValueError) as caught:
+        TrainConfig(name=name, **parts)
+    expected = f"`name` must be of letters, digits, `_` and `-`, got {name!r}"
+    assert str(caught.value) == expected
+    assert [TrainConfig(name=good, **parts).name for good in NAMES] == NAMES
+
+
+def test_property_every_number_of_every_section_is_checked() -> None:
+    checked = {(kind, name) for kind, name, _ in COUNTS} | set(POSITIVE)
+    checked |= {(OptimizerConfig, name) for name in [*SHARES, "weight_decay"]}
+    numbers = {
+        (kind, field.name)
+        for kind in NEEDED
+        for field in dataclasses.fields(kind)
+        if set(str(field.type).split(" | ")) & {"int", "float"}
+    }
+    assert numbers == checked
+
+
+def test_property_no_section_can_be_changed_after_its_checks() -> None:
+    config = OptimizerConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.learning_rate = -1.0  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match=r"^`optimizer\.learning_rate` must be positive"):
+        dataclasses.replace(config, learning_rate=-1.0)
