@@ -1,0 +1,171 @@
+"""Claims about checkpoints: whole or absent, of this run or refused, restored bit by bit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.checkpoint import Checkpoints
+
+# What Orbax writes beside the values and does not need to read them.
+SPARE = {"_CHECKPOINT_METADATA", "commit_success.txt", "_sharding"}
+DAMAGED = "the checkpoint is damaged: delete its folder 2, the one before it will be used"
+
+
+def state(number: int) -> dict[str, Any]:
+    """Leaves of every dtype that a run keeps, a scalar and what is not finite among them."""
+    rng = np.random.default_rng(number)
+    return {
+        "weights": jnp.asarray(rng.normal(size=(2, 3)), jnp.bfloat16),
+        "moments": [jnp.asarray(rng.normal(size=4), jnp.float32), jnp.asarray([np.nan, -0.0])],
+        "count": jnp.asarray(number, jnp.int32),
+        "key": jnp.asarray(rng.integers(2**32, size=2), jnp.uint32),
+    }
+
+
+def opened(folder: Path, *, keep: int = 2, fingerprint: str = "this run") -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", keep, fingerprint)
+
+
+def saved(folder: Path, *numbers: int) -> Path:
+    checkpoints = opened(folder)
+    for number in numbers:
+        checkpoints.save(number, state(number), {"step": number})
+    return folder / "checkpoints"
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def assert_restores(folder: Path, number: int) -> None:
+    step, found, data_state = opened(folder).restore(state(0))
+    assert (step, data_state) == (number, {"step": number})
+    assert_same_bits(found, state(number))
+
+
+def refusal(folder: Path) -> str | None:
+    """What is said of the last checkpoint; None where it is restored."""
+    try:
+        assert_restores(folder, 2)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_roundtrip_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
+    saved(tmp_path, 7)
+    assert opened(tmp_path).latest() == 7
+    assert_restores(tmp_path, 7)
+
+
+def test_roundtrip_the_last_so_many_are_kept_and_any_can_be_named(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2, 5, 9)
+    assert sorted(path.name for path in folder.iterdir()) == ["5", "9"]
+    step, found, _ = opened(tmp_path).restore(state(0), 5)
+    assert step == 5
+    assert_same_bits(found, state(5))
+
+
+def test_property_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    checkpoints = opened(tmp_path)
+    checkpoints.save(3, state(3), {"step": 3})
+    checkpoints.save(3, state(4), {"step": 4})
+    assert_restores(tmp_path, 3)
+
+
+def test_raises_without_a_checkpoint(tmp_path: Path) -> None:
+    assert opened(tmp_path).latest() is None
+    with pytest.raises(ValueError, match="no checkpoint to continue from: start without --resume"):
+        opened(tmp_path).restore(state(0))
+
+
+def test_raises_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(ValueError, match="a checkpoint of another model, data set or config"):
+        opened(tmp_path, fingerprint="another run").restore(state(0))
+
+
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "leaf"])
+def test_raises_a_state_of_another_form_is_refused(tmp_path: Path, wrong: str) -> None:
+    saved(tmp_path, 2)
+    other = state(0)
+    match wrong:
+        case "shape":
+            other["weights"] = jnp.zeros((3, 2), jnp.bfloat16)
+        case "dtype":
+            other["weights"] = jnp.zeros((2, 3), jnp.float32)
+        case _:
+            other["one more"] = jnp.zeros(1)
+    with pytest.raises(ValueError, match=DAMAGED):
+        opened(tmp_path).restore(other)
+
+
+# Orbax leaves the reads of other arrays behind when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_fuzz_whatever_file_is_damaged_the_state_is_right_or_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2)
+    refused: set[str] = set()
+    for path in [path for path in sorted((folder / "2").rglob("*")) if path.is_file()]:
+        good = path.read_bytes()
+        middle = len(good) // 2
+        flipped = good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
+        for bad in (None, b"", good[:middle], flipped):
+            path.unlink() if bad is None else path.write_bytes(bad)
+            message = refusal(tmp_path)
+            if message is not None:
+                assert message == f"{folder / '2'}: {DAMAGED}"
+                refused.add(str(path.relative_to(folder / "2")))
+            path.write_bytes(good)
+    assert {"state/manifest.ocdbt", "about/metadata"} <= refused
+    assert not {Path(name).name for name in refused} & SPARE
+    assert_restores(tmp_path, 2)
+    gc.collect()
+
+
+def test_raises_values_that_were_changed_are_caught_though_the_format_is_whole(
+    tmp_path: Path,
+) -> None:
+    folder = saved(tmp_path, 1, 2)
+    shutil.rmtree(folder / "2" / "state")
+    shutil.copytree(folder / "1" / "state", folder / "2" / "state")
+    with pytest.raises(ValueError, match=DAMAGED):
+        opened(tmp_path).restore(state(0))
+    shutil.rmtree(folder / "2")  # as the message says
+    assert_restores(tmp_path, 1)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_property_a_save_that_dies_on_the_way_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    saved(tmp_path, 1)
+    done: list[str] = []
+    rename = os.rename
+
+    def dying(source: Any, target: Any, **options: Any) -> None:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(str(target))
+        rename(source, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path).save(2, state(2), {"step": 2})
+    assert len(done) == renames
+    assert opened(tmp_path).latest() == 1
+    assert_restores(tmp_path, 1)
+    saved(tmp_path, 2)  # the step is made again
+    assert_restores(tmp_path, 2)
