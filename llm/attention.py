@@ -1,22 +1,27 @@
 r"""Attention over rows of tokens, and over the keys and values kept while decoding.
 
 Which tokens see each other is said once, in :func:`visible`; how the sums are done is behind
-:func:`attend`, whatever the layout of the rows.
+:func:`attend`, whatever the layout of the rows: short rows at once, long ones in blocks.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from rpo_theory.types import ArrayLike
 
 from .batches import Branch, Rows
+from .block_attention import BLOCK, Settings, attend_in_blocks
 from .sequence_logprobs import accumulation_dtype
 
 Window = Int[ArrayLike, ""] | int | None
+SMALL = 2 * BLOCK
+"""Rows of at most so many tokens are mixed at once: blocks would save nothing."""
+EVERYTHING = np.iinfo(np.int32).max
 
 
 def attend(
@@ -48,7 +53,11 @@ def attend(
     Returns:
         In the dtype of the queries; finite for padding too.
     """
-    return _mix(queries, keys, values, visible(rows, window=window), soft_cap, scale)
+    if queries.shape[1] <= SMALL:
+        return _mix(queries, keys, values, visible(rows, window=window), soft_cap, scale)
+    span = jnp.asarray(EVERYTHING if window is None else window)
+    settings = Settings(soft_cap, scale)
+    return attend_in_blocks(queries, keys, values, rows, window=span, settings=settings)
 
 
 def visible(rows: Rows, *, window: Window = None) -> Bool[Array, "r T T"]:

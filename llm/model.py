@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -20,8 +19,9 @@ from jaxtyping import Float, Int
 from rpo_theory.types import ArrayLike
 
 from .architecture import Architecture
-from .attention import attend, attend_cached
+from .attention import EVERYTHING, attend, attend_cached
 from .batches import Rows
+from .block_attention import SAVED
 from .layers import Layer, Norm
 from .protocol import Head
 from .rotary import Turn, turns
@@ -30,10 +30,12 @@ from .sequence_logprobs import accumulation_dtype
 Remat = Literal["none", "products", "full"]
 LayerLoop = Literal["scan", "unrolled"]
 POLICIES = {
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-EVERYTHING = np.iinfo(np.int32).max
 
 
 class Cache(NamedTuple):
