@@ -93,13 +93,13 @@ def test_closed_form_what_is_not_finite_is_null(tmp_path: Path, bad: float) -> N
 
 @pytest.mark.parametrize(
     ("resumed", "kept"),
-    [(0, []), (1, [1]), (3, [1, 2, 3]), (9, [1, 2, 3, 4])],
+    [(0, []), (1, [0, 1]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])],
 )
 def test_closed_form_a_resumed_run_drops_the_lines_of_steps_that_it_makes_again(
     tmp_path: Path, resumed: int, kept: list[int]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    logged(path, 1, 2, 3, 4).finish({"event": "finished"})
+    logged(path, 0, 1, 2, 3, 4).finish({"event": "finished"})
     JsonLines(path).start(resumed)
     assert rows(path) == [{"step": step, "loss": step / 2} for step in kept]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
