@@ -7,6 +7,7 @@ a frozen model, the coverage of the policy's own samples by the data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -83,7 +84,8 @@ def linear_coverage(
             hardly show count as unseen but not as infinitely so.
 
     Returns:
-        :math:`C \ge 0`; at least the coefficient of any ball of such rewards.
+        :math:`C \ge 0`; at least the coefficient of any ball of such rewards. Infinite if the data
+        show no direction at all and the samples are not like the baseline.
 
     References:
         `liu:24`, Assumption 5.2; :func:`rpo_theory.coverage.coverage`.
@@ -96,6 +98,8 @@ def linear_coverage(
     ends = np.mean(samples, axis=0) - np.mean(baseline, axis=0)
     covariance = differences.T @ differences / len(differences)
     lift = ridge * np.trace(covariance) / len(covariance)
+    if not np.any(covariance):
+        return math.inf if np.any(ends) else 0.0
     solved = np.linalg.solve(covariance + lift * np.eye(len(covariance)), ends)
     return float(np.sqrt(ends @ solved))
 
