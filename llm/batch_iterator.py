@@ -105,11 +105,11 @@ class Schedule:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
     def _parts(self, places: np.ndarray) -> list[list[PairTokens]]:
-        """Parts of a step; dealt out by size, they have nearly equal numbers of tokens."""
-        return [
-            [self.pairs[place] for place in places[part :: self.accumulation]]
-            for part in range(self.accumulation)
-        ]
+        """Parts of a step, of nearly equal numbers of tokens where pairs are dealt out."""
+        parts = [places[part :: self.accumulation] for part in range(self.accumulation)]
+        if self.seed is not None:
+            parts = self._dealt(places, np.array([len(part) for part in parts]))
+        return [[self.pairs[place] for place in part] for part in parts]
 
     def _least(self, part: Sequence[PairTokens]) -> Shape:
         return smallest_shape(part, layout=self.layout, roles=self.n_roles)
@@ -140,31 +140,30 @@ class Schedule:
             ]
         order = np.random.default_rng([self.seed, epoch]).permutation(order)
         window = WINDOW * self.pairs_per_step
-        return [
-            step
-            for start in range(0, len(order), window)
-            for step in self._dealt(order[start : start + window])
-        ]
+        steps = []
+        for start in range(0, len(order), window):
+            places = order[start : start + window]
+            room = np.full(-(-len(places) // self.pairs_per_step), self.pairs_per_step)
+            room[-1] -= np.sum(room) - len(places)
+            steps += self._dealt(places, room)
+        return steps
 
-    def _dealt(self, places: np.ndarray) -> Iterator[np.ndarray]:
-        """Deal the longest pairs first, each to the step that has the fewest tokens and room."""
+    def _dealt(self, places: np.ndarray, room: np.ndarray) -> list[np.ndarray]:
+        """Deal the longest pairs first, each to the hand that has the fewest tokens and room."""
         sizes = np.array(
             [
                 processed_tokens(self.pairs[place], layout=self.layout, roles=self.n_roles)
                 for place in places
             ]
         )
-        n_steps = -(-len(places) // self.pairs_per_step)
-        room = np.full(n_steps, self.pairs_per_step)
-        room[-1] = len(places) - self.pairs_per_step * (n_steps - 1)
-        tokens = np.zeros(n_steps)
-        hands: list[list[int]] = [[] for _ in range(n_steps)]
+        room, tokens = room.copy(), np.zeros(len(room))
+        hands: list[list[int]] = [[] for _ in room]
         for one in np.argsort(-sizes, kind="stable"):
-            step = int(np.argmin(np.where(room > 0, tokens, np.inf)))
-            hands[step].append(int(places[one]))
-            tokens[step] += sizes[one]
-            room[step] -= 1
-        return (np.array(hand) for hand in hands)
+            hand = int(np.argmin(np.where(room > 0, tokens, np.inf)))
+            hands[hand].append(int(places[one]))
+            tokens[hand] += sizes[one]
+            room[hand] -= 1
+        return [np.array(hand, dtype=int) for hand in hands]
 
 
 def batches_from(schedule: Schedule, first: int, last: int) -> Iterator[tuple[int, Batch]]:

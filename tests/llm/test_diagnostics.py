@@ -32,6 +32,8 @@ def said(steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0) 
 
 
 def test_closed_form_the_alarm_compares_means_of_either_end() -> None:
+    ends = [(-1.0, 0.0), (-3.0, 0.2), (96.0, 9.0), (-6.0, 0.5), (-8.0, 0.9)]
+    assert [words is None for words in said(ends, patience=2, nats=4.9)] == [True] * 4 + [False]
     falling = [(-1.0, 0.0), (-3.0, 0.2), (-100.0, 9.0), (-6.0, 0.5), (-8.0, 0.9)]
     assert said(falling, patience=2, nats=51.5) == [None] * 5
     # After the fourth: -2 less (-100 - 6) / 2, and (9 + 0.5) / 2 less 0.1.
