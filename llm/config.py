@@ -224,7 +224,9 @@ class TrainConfig:
 
 def _at_least(name: str, value: int, bound: int) -> None:
     if not bound <= value < 2**31:
-        raise ValueError(f"`{name}` must be a whole number of at least {bound}, got {value}")
+        raise ValueError(
+            f"`{name}` must be a whole number from {bound} to {2**31 - 1}, got {value}"
+        )
 
 
 def _positive(name: str, value: float) -> None:

@@ -65,7 +65,7 @@ def refusal(kind: type, **fields: Any) -> str:
 
 @pytest.mark.parametrize(("kind", "name", "least"), COUNTS)
 def test_raises_counts_below_the_least_or_beyond_32_bits(kind: type, name: str, least: int) -> None:
-    rule = f"`{SECTIONS[kind]}.{name}` must be a whole number of at least {least}, got "
+    rule = f"`{SECTIONS[kind]}.{name}` must be a whole number from {least} to {LARGEST}, got "
     for wrong in (least - 1, LARGEST + 1):
         assert refusal(kind, **{name: wrong}) == rule + str(wrong)
     others = {"max_length": 100} if name == "max_prompt_length" else {}
