@@ -77,9 +77,8 @@ def attend_in_blocks(
         return jnp.pad(flat, ((0, missing), (0, 0), (0, 0), (0, 0))).transpose(1, 2, 0, 3)
 
     marks = _marks(rows, missing, window, settings.block)
-    mixed = _attend(
-        laid_out(queries), laid_out(keys)[:, 0], laid_out(values)[:, 0], marks, settings
-    )
+    parts = laid_out(queries), laid_out(keys)[:, 0], laid_out(values)[:, 0]
+    mixed = jnp.asarray(_attend(*parts, marks, settings))
     end = n_rows * n_tokens
     return mixed.transpose(2, 0, 1, 3)[:end].reshape(n_rows, n_tokens, n_heads, head_size)
 

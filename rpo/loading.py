@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from llm.preference_data import PairTokens
     from llm.tokenizer import Tokenizer
 
+LENGTH = 1024
+"""Most tokens of a sequence where nothing else is said and the model reads as many."""
+
 
 def prepare_file(path: Path) -> None:
     """Make sure that a file can be written, before any work is done.
@@ -101,13 +104,14 @@ def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -
     from llm.tokenization import tokenize
 
     limit = model.architecture.max_positions
-    if args.max_length > limit:
+    length = min(LENGTH, limit) if args.max_length is None else args.max_length
+    if length > limit:
         raise ValueError(
-            f"argument --max-length: the model reads at most {limit} tokens, got {args.max_length}"
+            f"argument --max-length: the model reads at most {limit} tokens, got {length}"
         )
     rows = read_preferences(args.data, check_content=False)
     on_error = "skip" if args.skip_bad_rows else "raise"
-    data = tokenize(rows, tokenizer, max_length=args.max_length, on_error=on_error)
+    data = tokenize(rows, tokenizer, max_length=length, on_error=on_error)
     for name, count in data.report.items():
         if count and name != "rows":
             sys.stderr.write(f"{name}: {count:,}\n")

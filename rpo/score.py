@@ -57,9 +57,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument(
         "--max-length",
         type=whole_number(2),
-        default=1024,
         metavar="N",
-        help="most tokens of prompt and response together (default 1024)",
+        help="most tokens of prompt and response together (default 1024, or the model's limit)",
     )
     parser.add_argument(
         "--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on"

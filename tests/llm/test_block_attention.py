@@ -71,7 +71,7 @@ def test_gradient_and_values_are_those_of_attention_at_once(window: int, cap: fl
 
         return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2)))(q, k, v)
 
-    ours, theirs = value(blocks), value(lambda *qkv: at_once(*qkv, ROWS, window, cap))
+    ours, theirs = value(blocks), value(lambda q, k, v: at_once(q, k, v, ROWS, window, cap))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING * float(jnp.abs(other).max()))
 
