@@ -141,7 +141,8 @@ class TrainerConfig:
     Attributes:
         max_steps: number of steps; None for ``num_train_epochs``.
         num_train_epochs: passes over the data.
-        per_device_train_batch_size: pairs of a part of a step.
+        per_device_train_batch_size: pairs of a part of a step on each device; devices along
+            ``mesh.tensor`` count as one.
         gradient_accumulation_steps: parts of a step.
         eval_steps: evaluate every so many steps and at the end; 0 never.
         coverage_samples: how many held-out prompts the policy answers at an evaluation, for the
@@ -194,6 +195,31 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices share the work; their numbers along the axes multiply to all there are.
+
+    Attributes:
+        data: with the same parameters and different pairs; None for 1.
+        fsdp: with different pairs and a share of every parameter; None for all that are left.
+        tensor: with the same pairs and a share of heads, hidden units and words.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+
+    data: int | None = None
+    fsdp: int | None = None
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are none."""
+        for name in ("data", "fsdp", "tensor"):
+            value = getattr(self, name)
+            if value is not None:
+                _at_least(f"mesh.{name}", value, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
 
@@ -204,6 +230,7 @@ class TrainConfig:
         objective: what is minimised.
         optimizer: how.
         trainer: how long, and what is left on the way.
+        mesh: on which devices.
 
     Raises:
         ValueError: a name that cannot be a folder's.
@@ -215,6 +242,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         """Refuse a name that leads elsewhere."""

@@ -20,6 +20,12 @@ from .rotary import Turn, rotate
 from .sequence_logprobs import accumulation_dtype
 
 Mixer = Callable[[Array, Array, Array], tuple[Array, object]]
+Exchange = Callable[[Array], Array]
+
+
+def alone(x: Array) -> Array:
+    """What a device tells the others where there are none."""
+    return x
 
 
 class Adapter(nnx.Module):
@@ -86,12 +92,11 @@ class Projection(nnx.Module):
         self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None)
         self.adapter: Adapter | None = nnx.data(None)
 
-    def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
-        """Project, in the dtype of the input."""
+    def __call__(self, x: Float[Array, "r T I"], total: Exchange = alone) -> Float[Array, "r T O"]:
+        """Project, in the dtype of the input; ``total`` adds up what devices have of a product."""
         y = x @ self.kernel[...].astype(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
-        return y if self.adapter is None else y + self.adapter(x)
+        y = total(y if self.adapter is None else y + self.adapter(x))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Norm(nnx.Module):
@@ -156,7 +161,13 @@ class Layer(nnx.Module):
         self.post_mlp_norm = nnx.data(norm(a.width, a.post_norms))
 
     def __call__(
-        self, x: Float[Array, "r T D"], turn: Turn, mix: Mixer
+        self,
+        x: Float[Array, "r T D"],
+        turn: Turn,
+        mix: Mixer,
+        *,
+        spread: Exchange = alone,
+        total: Exchange = alone,
     ) -> tuple[Float[Array, "r T D"], object]:
         """Apply one layer.
 
@@ -164,19 +175,21 @@ class Layer(nnx.Module):
             x: the residual stream.
             turn: rotary angles of the tokens.
             mix: ``mix(queries, keys, values) -> (mixed, extra)``, the attention.
+            spread: gives the devices that share the layer what they all read.
+            total: adds up what each of them has of a product.
 
         Returns:
             The stream after the layer, and the extra.
         """
-        normed = _apply(self.input_norm, x)
+        normed = spread(_apply(self.input_norm, x))
         queries = rotate(_apply(self.query_norm, self._heads(self.query(normed))), turn)
         keys = rotate(_apply(self.key_norm, self._heads(self.key(normed))), turn)
         mixed, extra = mix(queries, keys, self._heads(self.value(normed)))
-        attended = self.output(mixed.reshape(*x.shape[:2], -1))
+        attended = self.output(mixed.reshape(*x.shape[:2], -1), total)
         x = x + _apply(self.post_attention_norm, attended)
-        normed = _apply(self.mlp_norm, x)
+        normed = spread(_apply(self.mlp_norm, x))
         inner = activate(self.gate(normed), self.activation) * self.up(normed)
-        return x + _apply(self.post_mlp_norm, self.down(inner)), extra
+        return x + _apply(self.post_mlp_norm, self.down(inner, total)), extra
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
         return x.reshape(*x.shape[:2], -1, self.head_size)

@@ -26,10 +26,12 @@ from .layers import Layer, Norm
 from .protocol import Head
 from .rotary import Turn, turns
 from .sequence_logprobs import accumulation_dtype
+from .sharding import GATHERED, Layout
 
 Remat = Literal["none", "products", "full"]
 LayerLoop = Literal["scan", "unrolled"]
 POLICIES = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
     "products": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(SAVED),
@@ -79,7 +81,7 @@ class Decoder(nnx.Module):
         layer_loop: LayerLoop = "scan",
     ) -> None:
         """Draw the parameters."""
-        if remat not in ("none", *POLICIES):
+        if remat not in POLICIES:
             raise ValueError(f"`remat` must be none, products or full, got {remat!r}")
         if layer_loop not in ("scan", "unrolled"):
             raise ValueError(f"`layer_loop` must be scan or unrolled, got {layer_loop!r}")
@@ -87,6 +89,7 @@ class Decoder(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.remat: Remat = remat
         self.layer_loop: LayerLoop = layer_loop
+        self.layout: Layout | None = None
         shape = (architecture.vocab_size, architecture.width)
         scale = architecture.width**-0.5
         self.embedding = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
@@ -121,8 +124,11 @@ class Decoder(nnx.Module):
 
     def head(self) -> Head:
         """Output embedding and soft cap."""
-        weight = self.embedding if self.output is None else self.output
-        return Head(weight[...], self.architecture.logit_soft_cap)
+        name, weight = "embedding", self.embedding
+        if self.output is not None:
+            name, weight = "output", self.output
+        words_over = None if self.layout is None else self.layout.split_of((name,))[0]
+        return Head(weight[...], self.architecture.logit_soft_cap, words_over or ())
 
     def init_cache(self, n_rows: int, n_slots: int) -> Cache:
         """Room for the keys and values of tokens at positions 0 to ``n_slots - 1``.
@@ -179,6 +185,7 @@ class Decoder(nnx.Module):
         a = self.architecture
         angles = turns(a, positions, accumulation_dtype(self.dtype))
         graphdef, parameters = nnx.split(self.layers)
+        layout = self.layout
 
         def body(state: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[Any, None]:
             (x, carry), (slices, index, local) = state, xs
@@ -188,10 +195,14 @@ class Decoder(nnx.Module):
             def mix_here(*qkv: Array) -> tuple[Array, Any]:
                 return mix(*qkv, index=index, carry=carry, **options)
 
+            exchange = {}
+            if layout is not None:
+                slices = layout.gathered(slices, self.dtype)
+                exchange = {"spread": layout.spread, "total": layout.total}
             layer = nnx.merge(graphdef, slices)
-            return layer(x, self._turn(angles, local), mix_here), None
+            return layer(x, self._turn(angles, local), mix_here, **exchange), None
 
-        if remat != "none":
+        if remat != "none" or layout is not None:
             scanned = self.layer_loop == "scan"
             body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=not scanned)
         numbers = jnp.arange(a.n_layers), jnp.array(a.local_layers or [False] * a.n_layers)
@@ -205,7 +216,11 @@ class Decoder(nnx.Module):
         return self.norm(state[0]), state[1]
 
     def _embed(self, tokens: Int[Array, "r T"]) -> Float[Array, "r T D"]:
-        x = self.embedding[...][tokens].astype(self.dtype)
+        table = self.embedding[...]
+        if self.layout is None:
+            x = table[tokens].astype(self.dtype)
+        else:
+            x = self.layout.embed(table.astype(self.dtype), tokens)
         if self.architecture.scaled_embeddings:
             x = x * jnp.asarray(self.architecture.width**0.5, self.dtype)
         return x

@@ -16,10 +16,13 @@ class Head(NamedTuple):
     Attributes:
         weight: :math:`W`, shape ``[V D]``.
         soft_cap: :math:`c`, or None.
+        words_over: mesh axes that the words are split over, if they are: ``weight`` is then a
+            device's own share.
     """
 
     weight: Float[Array, "V D"]
     soft_cap: float | None
+    words_over: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from rpo_theory.types import ArrayLike
 
 from .batches import Batch
+from .devices import on_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def weights_digest(parameters: Any) -> str:
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(parameters)[0]:
         # One array at a time comes to the host.
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(on_host(leaf))
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         total.update(array.view(np.uint8).reshape(-1).data)
     return total.hexdigest()
@@ -107,7 +108,7 @@ def compute(
 
     Args:
         log_probs: log-probabilities of the responses of a batch, jitted.
-        batches: batches without an accumulation axis that hold every row.
+        batches: batches that hold every row, with or without leading axes.
 
     Returns:
         The cache, in the dtype of ``log_probs``.
@@ -117,8 +118,10 @@ def compute(
     """
     found: dict[int, np.ndarray] = {}
     for batch in batches:
-        values = np.asarray(log_probs(batch))
-        for row, present, value in zip(batch.row_ids, batch.present, values, strict=True):
+        values = on_host(log_probs(batch))
+        rows, present_ones = (np.ravel(each) for each in (batch.row_ids, batch.present))
+        flat = values.reshape(-1, values.shape[-1])
+        for row, present, value in zip(rows, present_ones, flat, strict=True):
             if present and not np.isfinite(value).all():
                 raise ValueError(
                     f"reference log-probabilities of row {row} must be finite, got {value}: look "

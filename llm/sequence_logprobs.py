@@ -29,6 +29,7 @@ from rpo_theory.types import ArrayLike
 
 from .batches import Batch, Completions
 from .protocol import Head, LanguageModel
+from .vocabulary import Words
 
 CHUNK_ENTRIES = 2**26  # logits alive at once: 256 MiB in float32, 523 tokens of Llama 3
 LANE = 8  # several chunks are multiples of it, for the vector units
@@ -126,7 +127,8 @@ def token_log_probs(
     """
     n_tokens = features.shape[0]
     if chunk_size is None:
-        chunk_size = max(LANE, CHUNK_ENTRIES // head.weight.shape[0])
+        at_once = jax.lax.axis_size("fsdp") if head.words_over else 1
+        chunk_size = max(LANE, CHUNK_ENTRIES // (head.weight.shape[0] * at_once))
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be 1 or more, got {chunk_size}")
     n_chunks, size = 1, n_tokens
@@ -136,7 +138,7 @@ def token_log_probs(
     padding = n_chunks * size - n_tokens
     chunks = jnp.pad(features, ((0, padding), (0, 0))).reshape(n_chunks, size, -1)
     target = jnp.pad(jnp.asarray(targets), (0, padding)).reshape(n_chunks, size)
-    log_probs: Array = _chunked(chunks, head.weight, target, head.soft_cap)
+    log_probs: Array = _chunked(chunks, head.weight, target, head.soft_cap, head.words_over)
     return log_probs.reshape(-1)[:n_tokens]
 
 
@@ -156,14 +158,15 @@ def accumulation_dtype(dtype: DTypeLike) -> np.dtype:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _chunked(
     features: Float[Array, "m s D"],
     weight: Float[Array, "V D"],
     targets: Int[Array, "m s"],
     soft_cap: float | None,
+    words_over: tuple[str, ...],
 ) -> Float[Array, "m s"]:
-    return _forward(features, weight, targets, soft_cap)[0]
+    return _forward(features, weight, targets, soft_cap, words_over)[0]
 
 
 def _forward(
@@ -171,13 +174,19 @@ def _forward(
     weight: Float[Array, "V D"],
     targets: Int[Array, "m s"],
     soft_cap: float | None,
+    words_over: tuple[str, ...],
 ) -> tuple[Float[Array, "m s"], tuple]:
+    words = Words(words_over)
+
     def one(carry: None, chunk: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        hidden, target = chunk
+        hidden, target = words.everyone(chunk)
         logits = _logits(hidden, matrix, soft_cap)
-        normaliser = logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-        return carry, (chosen - normaliser, normaliser)
+        normaliser = words.log_total(logsumexp(logits, axis=-1))
+        place, mine = words.own(target, weight.shape[0])
+        chosen = jnp.take_along_axis(logits, place[:, None], axis=-1)[:, 0]
+        chosen = words.total(jnp.where(mine, chosen, 0))
+        log_probs, normaliser = words.back((chosen - normaliser, normaliser))
+        return carry, (log_probs, normaliser)
 
     matrix = weight.astype(features.dtype)
     _, (log_probs, normalisers) = _scan(one, None, (features, targets))
@@ -185,22 +194,28 @@ def _forward(
 
 
 def _backward(
-    soft_cap: float | None, residuals: tuple, cotangent: Float[Array, "m s"]
+    soft_cap: float | None,
+    words_over: tuple[str, ...],
+    residuals: tuple,
+    cotangent: Float[Array, "m s"],
 ) -> tuple[Float[Array, "m s D"], Float[Array, "V D"], None]:
     features, weight, targets, normalisers = residuals
     wide, matrix = accumulation_dtype(features.dtype), weight.astype(features.dtype)
+    words = Words(words_over)
 
     def one(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden, target, normaliser, slope = chunk
+        hidden, target, normaliser, slope = words.everyone(chunk)
         logits = _logits(hidden, matrix, soft_cap)
-        is_target = target[:, None] == jnp.arange(weight.shape[0], dtype=target.dtype)
+        place, mine = words.own(target, weight.shape[0])
+        is_target = place[:, None] == jnp.arange(weight.shape[0], dtype=target.dtype)
+        is_target &= mine[:, None]
         error = slope[:, None] * (is_target.astype(wide) - jnp.exp(logits - normaliser[:, None]))
         if soft_cap is not None:
             error = error * (1.0 - jnp.square(logits / soft_cap))
         error = error.astype(hidden.dtype)
         into_weight = jnp.einsum("sv,sd->vd", error, hidden, preferred_element_type=wide)
         into_hidden = jnp.einsum("sv,vd->sd", error, matrix, preferred_element_type=wide)
-        return total + into_weight, into_hidden.astype(hidden.dtype)
+        return total + into_weight, words.scattered(into_hidden).astype(hidden.dtype)
 
     zero = jnp.zeros(weight.shape, wide)
     total, into_features = _scan(one, zero, (features, targets, normalisers, cotangent))

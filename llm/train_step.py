@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from .batches import Batch
+from .devices import Devices
 from .objective import (
     ObjectiveConfig,
     Totals,
@@ -102,6 +103,7 @@ def gradients(
     *,
     reference: Reference | None = None,
     chunk_size: int | None = None,
+    devices: Devices | None = None,
 ) -> tuple[Parameters, StepResult]:
     """Gradient of the objective of a global batch, and its metrics.
 
@@ -109,28 +111,36 @@ def gradients(
         graphdef: structure of the model.
         trainable: parameters to differentiate.
         frozen: its other state.
-        batches: parts of the batch, along a leading axis of every array.
+        batches: parts of the batch, along a leading axis of every array; with ``devices`` each part
+            has a second axis, of the devices that have pairs of their own.
         config: the objective.
         reference: reference model; None takes the log-probabilities that come with the batch.
         chunk_size: tokens whose logits are alive at once, see
             :func:`llm.sequence_logprobs.sequence_log_probs`.
+        devices: the mesh that the model's layout is for; None for one device.
 
     Returns:
         The gradient, of the parameters' own dtypes, and what was measured.
     """
     divisors = normalisers(config, batches)
 
-    def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
-        model = nnx.merge(graphdef, trainable, frozen)
-        totals, _, flags = _measure(model, batch, config, reference, chunk_size)
-        return loss_share(config, totals, divisors), (totals, flags)
+    def on_device(
+        trainable: Parameters, frozen: Parameters, batches: Batch, reference: Reference | None
+    ) -> tuple[tuple[Parameters, Totals], Array]:
+        def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
+            model = nnx.merge(graphdef, trainable, frozen)
+            totals, _, flags = _measure(model, batch, config, reference, chunk_size)
+            return loss_share(config, totals, divisors), (totals, flags)
 
-    def part(batch: Batch) -> tuple[tuple[Any, Totals], Array]:
-        slope, (totals, flags) = jax.grad(share, has_aux=True)(trainable, batch)
-        wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), slope)
-        return (wide, totals), flags
+        def part(batch: Batch) -> tuple[tuple[Any, Totals], Array]:
+            slope, (totals, flags) = jax.grad(share, has_aux=True)(trainable, batch)
+            wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), slope)
+            return (wide, totals), flags
 
-    (slope, totals), flags = _sum_over_parts(part, batches)
+        return _sum_over_parts(part, batches)
+
+    everywhere = on_device if devices is None else devices.gradients(on_device)
+    (slope, totals), flags = everywhere(trainable, frozen, batches, reference)
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(slope)]
     measured = metrics(config, totals) | {"grad_norm": jnp.sqrt(sum(squares))}
     grads = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), slope, trainable)
@@ -143,6 +153,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     chunk_size: int | None = None,
+    devices: Devices | None = None,
 ) -> TrainStep:
     """Compile-once function of a step: gradients and update, with the state's buffers reused.
 
@@ -151,6 +162,7 @@ def make_train_step(
         config: the objective.
         optimizer: the one that made the state.
         chunk_size: see :func:`gradients`.
+        devices: see :func:`gradients`.
 
     Returns:
         ``step(state, frozen, batches, reference=None) -> (TrainState, StepResult)``, jitted; the
@@ -161,19 +173,26 @@ def make_train_step(
         state: TrainState, frozen: Parameters, batches: Batch, reference: Reference | None = None
     ) -> tuple[TrainState, StepResult]:
         trainable = state.trainable
-        options = {"reference": reference, "chunk_size": chunk_size}
+        options = {"reference": reference, "chunk_size": chunk_size, "devices": devices}
         grads, result = gradients(graphdef, trainable, frozen, batches, config, **options)
         # Optax raises floats to integer powers, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer_state = optimizer.update(grads, state.optimizer_state, trainable)
             trainable = optax.apply_updates(trainable, updates)
-        return TrainState(state.step + 1, trainable, optimizer_state), result
+        state = TrainState(state.step + 1, trainable, optimizer_state)
+        if devices is not None:
+            state = jax.lax.with_sharding_constraint(state, devices.shardings(state))
+        return state, result
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_evaluation_step(
-    graphdef: nnx.GraphDef, config: ObjectiveConfig, *, chunk_size: int | None = None
+    graphdef: nnx.GraphDef,
+    config: ObjectiveConfig,
+    *,
+    chunk_size: int | None = None,
+    devices: Devices | None = None,
 ) -> EvaluationStep:
     """Compile-once function that measures a batch of held-out pairs without training.
 
@@ -181,19 +200,17 @@ def make_evaluation_step(
         graphdef: structure of the model.
         config: the objective.
         chunk_size: see :func:`gradients`.
+        devices: see :func:`gradients`.
 
     Returns:
         ``evaluate(trainable, frozen, batches, reference=None) -> (Totals, log_probs)``, jitted: add
         the totals of all batches with :func:`llm.objective.add`, then divide with
         :func:`llm.objective.metrics`; log-probabilities of the responses, nats, are
-        ``[parts n k]``.
+        ``[parts n k]``, or ``[parts devices n k]``.
     """
 
-    def evaluate(
-        trainable: Parameters,
-        frozen: Parameters,
-        batches: Batch,
-        reference: Reference | None = None,
+    def on_device(
+        trainable: Parameters, frozen: Parameters, batches: Batch, reference: Reference | None
     ) -> tuple[Totals, Array]:
         model = nnx.merge(graphdef, trainable, frozen)
 
@@ -202,6 +219,16 @@ def make_evaluation_step(
             return totals, policy
 
         return _sum_over_parts(part, batches)
+
+    everywhere = on_device if devices is None else devices.measures(on_device)
+
+    def evaluate(
+        trainable: Parameters,
+        frozen: Parameters,
+        batches: Batch,
+        reference: Reference | None = None,
+    ) -> tuple[Totals, Array]:
+        return everywhere(trainable, frozen, batches, reference)
 
     return jax.jit(evaluate)
 

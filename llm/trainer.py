@@ -7,40 +7,31 @@ towards something else, and is refused.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from rpo_theory.reductions import weight_per_token
 
 from . import reference_cache
-from .batch_iterator import Schedule, batches_from
+from .batch_iterator import batches_from
 from .batches import Batch
 from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .devices import on_host
 from .diagnostics import Displacement, density_ratio
-from .model import Decoder
 from .model_source import make_model
 from .objective import CHOSEN, add, metrics
-from .optimizer import make_optimizer
-from .packing import n_roles
-from .preference_data import PairTokens
-from .reference_cache import Provenance, digest, weights_digest
+from .reference_cache import weights_digest
+from .run import Run
 from .sample_coverage import SampleCoverage
-from .sequence_logprobs import response_log_probs
 from .tracking import Tracker
-from .train_step import init_train_state, make_evaluation_step, make_train_step
 from .training_data import TrainingData
 
 STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
@@ -48,8 +39,6 @@ r"""How far the first loss may be from its exact value, relative to the loss, by
 
 Measured on SmolLM2-135M: float32 differs by under 2e-6 between the compiled forward pass of the
 reference and that of the step; the rest is a margin for deeper models."""
-COVERAGE_PAIRS = 512
-"""Pairs of the data that show which directions of the features they cover."""
 
 
 class InterruptedRunError(Exception):
@@ -58,121 +47,6 @@ class InterruptedRunError(Exception):
 
 class NotFiniteError(ValueError):
     """A log-probability, loss or gradient is not finite."""
-
-
-class Run:
-    """A training run: everything that the loop needs, made once."""
-
-    def __init__(self, config: TrainConfig, data: TrainingData, model: Decoder) -> None:
-        """Split the model, make the optimizer, compile nothing yet."""
-        from .lora import trainable_filter
-
-        self.config, self.data = config, data
-        graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-        self.graphdef, self.frozen = graphdef, frozen
-        trainer = config.trainer
-        self.schedule = Schedule(
-            data.train,
-            config.data.layout,
-            trainer.per_device_train_batch_size,
-            trainer.gradient_accumulation_steps,
-            trainer.seed,
-            roles=n_roles([*data.train, *data.evaluation]),
-        )
-        epochs = trainer.num_train_epochs * self.schedule.steps_per_epoch
-        self.total_steps = trainer.max_steps or int(np.ceil(epochs))
-        self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.total_steps)
-        self.state = init_train_state(trainable, self.optimizer)
-        self.train_step = make_train_step(graphdef, config.objective, self.optimizer)
-        self.evaluation_step = make_evaluation_step(graphdef, config.objective)
-
-    def fingerprint(self) -> str:
-        """Digest of what a checkpoint must have in common with the run that continues it."""
-        kept = asdict(self.config)
-        for name in ("logging_steps", "save_steps", "save_total_limit", "eval_steps", "report_to"):
-            kept["trainer"].pop(name, None)
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), self.state.trainable)
-        said = json.dumps(kept, sort_keys=True, default=str) + str(jax.tree.leaves(shapes))
-        return digest(said + json.dumps(dict(self.data.provenance), sort_keys=True))
-
-    def reference(self, path: Path) -> reference_cache.ReferenceCache | None:
-        """Log-probabilities of the policy as it starts, computed once or read from the disk.
-
-        Args:
-            path: of the cache.
-
-        Returns:
-            The cache, or None if the objective needs no reference.
-
-        Raises:
-            ValueError: a cache of something else is there.
-        """
-        if not self.config.objective.needs_reference:
-            return None
-        data = self.config.data
-        provenance = Provenance(
-            weights=weights_digest((self.state.trainable, self.frozen)),
-            **self.data.provenance,
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            truncation_mode=data.truncation_mode,
-            dtype=self.config.model.dtype,
-        )
-        cache = reference_cache.load(path, provenance) if path.exists() else None
-        known = set() if cache is None else set(cache.row_ids.tolist())
-        missing = [pair for pair in self.visited_pairs() if pair.row not in known]
-        if missing:
-            more = self._reference_of(missing)
-            cache = more if cache is None else reference_cache.merged(cache, more)
-            reference_cache.save(path, cache, provenance)
-        return cache
-
-    def visited_pairs(self) -> list[PairTokens]:
-        """Pairs that the run's steps and its evaluation use, each once."""
-        steps = range(min(self.total_steps, self.schedule.steps_per_epoch))
-        places = {int(place) for step in steps for place in self.schedule.members(step)}
-        every = self.total_steps > self.schedule.steps_per_epoch
-        used = self.data.train if every else [self.data.train[place] for place in sorted(places)]
-        return [*used, *self.data.evaluation]
-
-    def _reference_of(self, pairs: list[PairTokens]) -> reference_cache.ReferenceCache:
-        trainable, frozen, graphdef = self.state.trainable, self.frozen, self.graphdef
-
-        @jax.jit
-        def log_probs(batch: Batch, trainable: Any, frozen: Any) -> jax.Array:
-            return response_log_probs(nnx.merge(graphdef, trainable, frozen), batch)
-
-        size = self.config.trainer.per_device_train_batch_size
-        order = Schedule(pairs, self.config.data.layout, size, roles=self.schedule.roles)
-        batches = (
-            jax.tree.map(lambda leaf: leaf[0], batch)
-            for _, batch in batches_from(order, 0, order.steps_per_epoch)
-        )
-        return reference_cache.compute(lambda batch: log_probs(batch, trainable, frozen), batches)
-
-    def coverage(self) -> SampleCoverage | None:
-        """How well the data cover the policy's own replies, on features of the policy as it is now.
-
-        Returns:
-            The measure, or None if the configuration asks for none.
-        """
-        trainer, held_out = self.config.trainer, self.data.evaluation
-        if not trainer.coverage_samples or not held_out:
-            return None
-        # Training overwrites the buffers that it starts from.
-        first = jax.tree.map(jnp.copy, self.state.trainable)
-        return SampleCoverage(
-            nnx.merge(self.graphdef, first, self.frozen),
-            self.data.train[:COVERAGE_PAIRS],
-            held_out[: trainer.coverage_samples],
-            end_ids=self.data.end_ids,
-            batch_size=trainer.per_device_train_batch_size,
-            seed=trainer.seed,
-        )
-
-    def model(self) -> Decoder:
-        """The model as it is now trained."""
-        return nnx.merge(self.graphdef, self.state.trainable, self.frozen)
 
 
 def train(
@@ -248,10 +122,11 @@ def _loop(
     with _asked_to_stop() as stop:
         for step, batch in batches_from(run.schedule, first, run.total_steps):
             started = time.perf_counter()
+            batch = run.dealt(batch)
             batch = batch if cache is None else reference_cache.with_reference(batch, cache)
-            run.state, result = run.train_step(run.state, run.frozen, batch)
-            measured = {name: float(value) for name, value in result.metrics.items()}
-            flags = np.asarray(result.non_finite)
+            run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
+            measured = {name: float(on_host(value)) for name, value in result.metrics.items()}
+            flags = on_host(result.non_finite)
             _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints.latest())
             if step == 0:
                 check_first_loss(run.config, measured)
@@ -264,10 +139,11 @@ def _loop(
                 say(f"step {done}: {alarm}")
             if trainer.eval_steps and (done % trainer.eval_steps == 0 or done == run.total_steps):
                 tracker.log(done, evaluate(run, cache, coverage))
-            last = done == run.total_steps or stop.is_set()
+            stopping = _agreed(stop.is_set())
+            last = done == run.total_steps or stopping
             if last or (trainer.save_steps and done % trainer.save_steps == 0):
                 checkpoints.save(done, run.state, {"step": done})
-            if stop.is_set() and done < run.total_steps:
+            if stopping and done < run.total_steps:
                 raise InterruptedRunError(f"stopped after step {done}: continue with --resume")
             yield done
 
@@ -289,19 +165,17 @@ def evaluate(
     """
     if not run.data.evaluation:
         return {}
-    size = run.config.trainer.per_device_train_batch_size
-    order = Schedule(run.data.evaluation, run.config.data.layout, size, roles=run.schedule.roles)
     totals, ours, theirs = None, [], []
-    for _, batch in batches_from(order, 0, order.steps_per_epoch):
+    for batch in run.in_order(run.data.evaluation):
         batch = batch if cache is None else reference_cache.with_reference(batch, cache)
-        more, log_probs = run.evaluation_step(run.state.trainable, run.frozen, batch)
+        more, log_probs = run.evaluation_step(run.state.trainable, run.frozen, run.placed(batch))
         totals = more if totals is None else add(totals, more)
         here = np.asarray(batch.present)
-        ours.append(np.asarray(log_probs)[here, CHOSEN])
+        ours.append(on_host(log_probs)[here, CHOSEN])
         if batch.reference is not None:
             theirs.append(np.asarray(batch.reference)[here, CHOSEN])
     means = metrics(run.config.objective, totals or {})
-    found = {name: float(value) for name, value in means.items()}
+    found = {name: float(on_host(value)) for name, value in means.items()}
     if theirs:
         found |= density_ratio(np.concatenate(ours), np.concatenate(theirs))
     if coverage is not None:
@@ -377,6 +251,15 @@ def _refuse_what_is_not_finite(
     where = f"rows {', '.join(map(str, rows))}" if rows else f"`{wrong[0]}`"
     good = "no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
     raise NotFiniteError(f"step {step + 1}: not finite in {where}; {good}")
+
+
+def _agreed(stop: bool) -> bool:
+    """Whether any process was asked to stop: they all stop after the same step."""
+    if jax.process_count() == 1:
+        return stop
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(stop))))
 
 
 @contextmanager

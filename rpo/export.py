@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         from llm.config import TrainConfig
         from llm.hf_io import export_model
         from llm.model_source import make_model
-        from llm.trainer import Run
+        from llm.run import Run
         from llm.training_data import load_data
 
         config = read_config(args.run / "config.yaml", TrainConfig)

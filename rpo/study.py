@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import processes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,8 +24,6 @@ OVERRIDES = True  # of the configuration, such as --seeds 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from .cli import whole_number
-
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the study")
     parser.add_argument("--quick", action="store_true", help="in the study's quick sizes")
     parser.add_argument(
@@ -38,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be run, and write nothing"
     )
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address of the first of several processes that share the folder",
-    )
-    parser.add_argument("--processes", type=whole_number(1), default=1, metavar="N")
-    parser.add_argument("--process", type=whole_number(0), default=0, metavar="K", help="from 0 on")
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     with user_input():
         study = _read(args)
-        _check_processes(args)
+        processes.check(args)
     from bandits.records import Store
     from bandits.studies import n_fits, plan, resolved
 
@@ -65,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = args.out or Path("out") / study.name
     store = Store(out, resolved(study))
-    _join_processes(args)
+    processes.join(args)
     first = args.process == 0
     if first:
         _run_first(args, study, store, parts)
@@ -106,23 +100,6 @@ def _read(args: argparse.Namespace) -> Study:
 
     study = read_config(args.config, Study, args.overrides)
     return study.quick_version() if args.quick else study
-
-
-def _check_processes(args: argparse.Namespace) -> None:
-    if args.process >= args.processes:
-        rule = f"must be less than --processes {args.processes}, got {args.process}"
-        raise ValueError(f"argument --process: {rule}")
-    if (args.processes > 1) != (args.coordinator is not None):
-        raise ValueError(
-            "argument --coordinator: is needed with --processes 2 or more, and only then"
-        )
-
-
-def _join_processes(args: argparse.Namespace) -> None:
-    if args.processes > 1:
-        import jax
-
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
 
 
 def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:

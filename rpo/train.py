@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import processes
+
 if TYPE_CHECKING:
     from llm.config import TrainConfig
+    from llm.training_data import TrainingData
 
 OVERRIDES = True  # of the configuration, such as --objective.eta 0.1
 
@@ -30,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be trained, and write nothing"
     )
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,10 +46,12 @@ def run(args: argparse.Namespace) -> int:
         from llm.config import TrainConfig
 
         config = read_config(args.config, TrainConfig, args.overrides)
+        processes.check(args)
         from llm.training_data import load_data
 
         data = load_data(config.data, config.model)
-    for name, count in data.report.items():
+    first = args.process == 0
+    for name, count in data.report.items() if first else ():
         _say(f"{name}: {count:,}")
     if args.dry_run:
         per_step = config.trainer.per_device_train_batch_size
@@ -53,8 +60,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(asdict(config), indent=1) + "\n")
         return 0
     out = args.out or Path("out") / config.name
-    _prepare(out, config, resume=args.resume)
-    return _train(config, data, out, resume=args.resume)
+    processes.join(args)
+    if first:
+        _prepare(out, config, resume=args.resume)
+    return _train(config, data, out, first=first, resume=args.resume)
 
 
 def _prepare(out: Path, config: TrainConfig, *, resume: bool) -> None:
@@ -71,15 +80,19 @@ def _prepare(out: Path, config: TrainConfig, *, resume: bool) -> None:
     write_whole(out / "config.yaml", to_yaml(config))
 
 
-def _train(config: TrainConfig, data, out: Path, *, resume: bool) -> int:
-    from llm.tracking import make_tracker
+def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, resume: bool) -> int:
+    from llm.tracking import Several, make_tracker
     from llm.trainer import InterruptedRunError, train
 
     from .cli import user_input
     from .output import with_progress
 
+    def watch(steps: Iterator[int], total: int) -> Iterator[int]:
+        return with_progress(steps, total, f"steps of {config.name}")
+
     with user_input():
-        tracker = make_tracker(out / "metrics.jsonl", config)
+        # All processes train; the first one tells.
+        tracker = make_tracker(out / "metrics.jsonl", config) if first else Several([])
         try:
             train(
                 config,
@@ -87,13 +100,14 @@ def _train(config: TrainConfig, data, out: Path, *, resume: bool) -> int:
                 out,
                 resume=resume,
                 tracker=tracker,
-                say=_say,
-                watch=lambda steps, total: with_progress(steps, total, f"steps of {config.name}"),
+                say=_say if first else lambda sentence: None,
+                watch=watch if first else lambda steps, total: steps,
             )
         except InterruptedRunError as stopped:
             _say(str(stopped))
             return 143
-    _say(f"written to {out}: metrics.jsonl, checkpoints, config.yaml")
+    if first:
+        _say(f"written to {out}: metrics.jsonl, checkpoints, config.yaml")
     return 0
 
 

@@ -34,7 +34,7 @@ def test_closed_form_metrics_are_means_over_the_rows() -> None:
         "loss/dpo": np.log1p(np.exp(-margins)).mean(),
         "loss/sft": 4.0,
         "loss": np.log1p(np.exp(-margins)).mean() + 0.5 * 0.1 * 4.0,
-        "log_ratio/median": 0.0,
+        "theory/log_ratio_median": 0.0,
         "pairs": 3,
     }
     for name, value in expected.items():

@@ -15,8 +15,9 @@ import pytest
 from llm import reference_cache, trainer
 from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from llm.objective import ObjectiveConfig
+from llm.run import Run
 from llm.tracking import JsonLines
-from llm.trainer import InterruptedRunError, NotFiniteError, Run, parameters_sha256, train
+from llm.trainer import InterruptedRunError, NotFiniteError, parameters_sha256, train
 from llm.training_data import TrainingData, load_data
 
 TINY = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}

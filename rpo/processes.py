@@ -1,0 +1,41 @@
+"""Several processes, on one machine or many, that do one command's work together."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    from .cli import whole_number
+
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of the first of several processes that share the folder",
+    )
+    parser.add_argument("--processes", type=whole_number(1), default=1, metavar="N")
+    parser.add_argument("--process", type=whole_number(0), default=0, metavar="K", help="from 0 on")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that do not fit together.
+
+    Raises:
+        ValueError: there is no such process, or no address to meet at.
+    """
+    if args.process >= args.processes:
+        rule = f"must be less than --processes {args.processes}, got {args.process}"
+        raise ValueError(f"argument --process: {rule}")
+    if (args.processes > 1) != (args.coordinator is not None):
+        raise ValueError(
+            "argument --coordinator: is needed with --processes 2 or more, and only then"
+        )
+
+
+def join(args: argparse.Namespace) -> None:
+    """Meet the other processes, if there are any."""
+    if args.processes > 1:
+        import jax
+
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)

@@ -1,0 +1,123 @@
+"""Claims about ``rpo train`` on many devices and processes: the same run, also when it moves."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROUNDING = 1e-9  # float64 sums in another order, which Adam divides by their like; relative
+CONFIG = """
+name: tiny
+model:
+  architecture: {vocab_size: 264, width: 16, hidden_units: 32, n_layers: 2, n_heads: 4}
+  dtype: float64
+  param_dtype: float64
+data: {train: rows.jsonl, eval_rows: 8, max_length: 16}
+objective: {beta: 0.5, eta: 0.1}
+optimizer: {learning_rate: 1.0e-2}
+trainer: {max_steps: 6, eval_steps: 6, save_steps: 3}
+"""
+ONE = ["--trainer.per_device_train_batch_size", "8"]
+EIGHT = ["--trainer.per_device_train_batch_size", "1"]
+MIXED = ["--trainer.per_device_train_batch_size", "2", "--mesh.data", "2", "--mesh.tensor", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    words = ["yes", "no", "maybe", "never", "now"]
+    with (folder / "rows.jsonl").open("w") as file:
+        for row in range(32):
+            chosen, rejected = rng.choice(words, 2, replace=False)
+            fields = {"prompt": f"q{row % 4}", "chosen": str(chosen), "rejected": str(rejected)}
+            file.write(json.dumps(fields) + "\n")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    finish(train(folder, "one", *ONE))
+    return folder
+
+
+def train(folder: Path, out: str, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    forced = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "rpo", "train", "tiny.yaml", "--out", out, *arguments],
+        cwd=folder,
+        env={**os.environ, "XLA_FLAGS": forced},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def trained(folder: Path, out: str) -> list[np.ndarray]:
+    """Arrays of the last checkpoint, parameters and moments of the optimizer."""
+    path = folder / out / "checkpoints" / "6" / "state"
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    names = checkpointer.metadata(path).item_metadata.tree
+    whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=whole))
+    return [np.asarray(found[name]) for name in sorted(found)]
+
+
+def metrics(folder: Path, out: str) -> list[dict[str, float]]:
+    lines = (folder / out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if '"event"' not in line]
+
+
+def assert_same_run(folder: Path, out: str) -> None:
+    for one, other in zip(trained(folder, "one"), trained(folder, out), strict=True):
+        np.testing.assert_allclose(other, one, atol=ROUNDING * max(np.abs(one).max(), 1e-9), rtol=0)
+    for one, other in zip(metrics(folder, "one"), metrics(folder, out), strict=True):
+        known = {name for name in one if not name.startswith("perf/")}
+        for name in known:
+            assert other[name] == pytest.approx(one[name], rel=ROUNDING, abs=ROUNDING), name
+
+
+@pytest.mark.parametrize(("out", "mesh"), [("eight", EIGHT), ("mixed", MIXED)])
+def test_property_eight_devices_train_as_one_does(folder: Path, out: str, mesh: list[str]) -> None:
+    finish(train(folder, out, *mesh, devices=8))
+    assert_same_run(folder, out)
+
+
+def test_property_two_processes_of_four_devices_train_as_one_device_does(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = [*EIGHT, "--coordinator", address, "--processes", "2"]
+    processes = [
+        train(folder, "two", *together, "--process", str(number), devices=4) for number in range(2)
+    ]
+    for process in processes:
+        finish(process)
+    assert_same_run(folder, "two")
+
+
+def test_property_a_run_goes_on_with_other_devices(folder: Path) -> None:
+    finish(train(folder, "moved", *EIGHT, "--trainer.save_total_limit", "9", devices=8))
+    moved = folder / "moved"
+    for path in (moved / "checkpoints" / "6").rglob("*"):
+        path.chmod(0o755)
+    subprocess.run(["rm", "-r", moved / "checkpoints" / "6"], check=True)
+    finish(train(folder, "moved", *ONE, "--resume"))
+    assert_same_run(folder, "moved")
+
+
+def test_raises_a_mesh_of_another_number_of_devices_is_told_in_one_line(folder: Path) -> None:
+    process = train(folder, "bad", "--mesh.fsdp", "3", devices=8)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("rpo: error: `mesh` must use all 8 devices, got data 1")
+    assert not (folder / "bad" / "metrics.jsonl").exists()

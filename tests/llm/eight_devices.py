@@ -1,0 +1,131 @@
+"""Gradients on meshes of eight devices beside those of one device, as JSON on standard output.
+
+The number of devices is a process's own and fixed at its start, so that this runs in a process of
+its own; :mod:`test_sharding` reads what it prints.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llm.architecture import Architecture
+from llm.batch_iterator import Schedule
+from llm.batches import Batch
+from llm.devices import Devices, make_mesh
+from llm.lora import add_lora, trainable_filter
+from llm.model import Decoder
+from llm.objective import ObjectiveConfig
+from llm.preference_data import PairTokens
+from llm.sharding import make_layout
+from llm.train_step import gradients
+
+OBJECTIVE = ObjectiveConfig(method="rpo", beta=0.3, eta=0.5)
+MESHES = {
+    "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},
+    "all": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "tied": {"tied_embeddings": True, "query_key_norm": True},
+    "untied": {"qkv_bias": True, "output_bias": True, "logit_soft_cap": 3.0},
+    "adapters": {},
+    "indivisible vocabulary": {"vocab_size": 33},
+}
+CASES = [("tied", "fsdp"), *((model, "all") for model in MODELS)]
+N_PAIRS = 16
+
+
+def make_pairs() -> list[PairTokens]:
+    """Pairs of different lengths."""
+    rng = np.random.default_rng(0)
+
+    def draw(most: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, 32, rng.integers(1, most)).tolist())
+
+    return [PairTokens(draw(9), draw(7), draw(7), None, row) for row in range(N_PAIRS)]
+
+
+def make_model(name: str) -> Decoder:
+    """A tiny decoder in float64."""
+    sizes: dict[str, Any] = {"vocab_size": 32, "width": 16, "hidden_units": 24, "n_layers": 2}
+    architecture = Architecture(**{**sizes, "n_heads": 4, "n_kv_heads": 2, **MODELS[name]})
+    model = Decoder(architecture, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
+    if name == "adapters":
+        add_lora(model, rank=4, alpha=8.0, target_modules="all-linear", rngs=nnx.Rngs(1))
+        adapters = nnx.state(model, nnx.LoRAParam)
+        # B is 0 at the start, and would hide A.
+        nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1, adapters))
+    return model
+
+
+def with_reference(batch: Batch) -> Batch:
+    """A batch with some log-probabilities of a reference."""
+    return batch._replace(reference=np.full(batch.lengths.shape, -7.0))
+
+
+def on_one(model: Decoder, pairs: list[PairTokens]) -> tuple[Any, Any]:
+    """Gradient and metrics of all pairs at once on one device."""
+    graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+    batch = with_reference(Schedule(pairs, "shared", N_PAIRS).batch(0))
+    step = partial(gradients, graphdef, config=OBJECTIVE)
+    return jax.jit(step)(trainable, frozen, batch)
+
+
+def on_mesh(model: Decoder, pairs: list[PairTokens], sizes: Mapping[str, int]) -> tuple[Any, Any]:
+    """The same, of one pair a device and a part."""
+    shards = sizes["data"] * sizes["fsdp"]
+    a = model.architecture
+    heads = (a.n_heads, a.n_kv_heads)
+    layout = make_layout(sizes, nnx.state(model), head_counts=heads, width=a.width)
+    devices = Devices(make_mesh(sizes, jax.devices()), layout)
+    model.layout = layout
+    graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+    model.layout = None
+    dealt = devices.dealt(Schedule(pairs, "shared", 1, accumulation=N_PAIRS).batch(0))
+    assert dealt.lengths.shape[:2] == (N_PAIRS // shards, shards)
+    step = partial(gradients, graphdef, config=OBJECTIVE, devices=devices)
+    return jax.jit(step)(
+        devices.place(trainable),
+        devices.place(frozen),
+        devices.place_batches(with_reference(dealt)),
+    )
+
+
+def difference(one: Any, other: Any) -> float:
+    """Largest difference of two trees, relative to the largest entry of each array."""
+
+    def relative(a: Any, b: Any) -> float:
+        a, b = np.asarray(a), np.asarray(b)
+        return float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-300))
+
+    return max(map(relative, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def main() -> None:
+    """Print a line for each case."""
+    jax.config.update("jax_enable_x64", True)
+    pairs, alone = make_pairs(), {}
+    for name, mesh in CASES:
+        model = make_model(name)
+        if name not in alone:
+            alone[name] = on_one(model, pairs)
+        slope, result = alone[name]
+        other_slope, other = on_mesh(model, pairs, MESHES[mesh])
+        case = {
+            "case": f"{name} on {mesh}",
+            "gradient": difference(slope, other_slope),
+            "metrics": difference(result.metrics, other.metrics),
+        }
+        sys.stdout.write(json.dumps(case) + "\n")
+
+
+if __name__ == "__main__":
+    main()
