@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .config import DataConfig, ModelConfig
+from .model_source import architecture_of
 from .preference_data import PairTokens, PreferenceRow, read_preferences
 from .reference_cache import digest
 from .row_files import source_files
@@ -42,10 +43,11 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
         The data.
 
     Raises:
-        ValueError: a mistake in a row or a file; it names file, line and field.
+        ValueError: a mistake in a row or a file; it names file, line and field. An architecture
+            that cannot be, or one with fewer tokens than the tokenizer.
         OSError: a file cannot be read.
     """
-    tokenizer = load_tokenizer(config.tokenizer or model.path or "bytes")
+    tokenizer = _tokenizer(config, model)
     # Rows to skip are left to `tokenize`, which counts them.
     check = config.on_error == "raise"
     rows = read_preferences(config.train, check_content=check)
@@ -76,6 +78,17 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
         {**train.report, **{f"eval_{name}": count for name, count in evaluation.report.items()}},
         tokenizer.end_ids,
     )
+
+
+def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
+    source = config.tokenizer or model.path or "bytes"
+    tokenizer, room = load_tokenizer(source), architecture_of(model).vocab_size
+    if tokenizer.vocab_size > room:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model embeds only "
+            f"{room}: take the model's own tokenizer"
+        )
+    return tokenizer
 
 
 def _tokens(rows: Sequence[PreferenceRow], tokenizer: Tokenizer, config: DataConfig) -> Any:

@@ -1,0 +1,184 @@
+"""Claims about ``rpo train``: what it writes, how it is stopped, and that it then goes on alike."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rpo.cli import main
+
+CONFIG = """
+name: stopped
+model:
+  architecture: {vocab_size: 261, width: 8, hidden_units: 16, n_layers: 1, n_heads: 2}
+data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}
+objective: {method: rpo, beta: 0.5, eta: 0.05}
+optimizer: {learning_rate: 1.0e-2}
+trainer: {max_steps: 40, save_steps: 4, per_device_train_batch_size: 3}
+"""
+ROWS = 20  # an epoch is 20 / 3 steps: every checkpoint here but those of whole epochs is inside one
+STEPS = 40
+PATIENCE = 240  # seconds until a process must have made its first steps, on a busy machine
+EVERY_RUN_DIFFERS = ("perf/tokens_per_second",)
+CHANGES = {"--objective.eta": "0.1", "--trainer.max_steps": "2", "--trainer.seed": "7"}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration with its data, and a run of it that nothing stopped."""
+    folder = tmp_path_factory.mktemp("run")
+    replies = ("yes", "no", "maybe", "never")
+    rows = [
+        {"prompt": f"q{i % 5}", "chosen": replies[i % 4], "rejected": replies[(i + 1 + i % 3) % 4]}
+        for i in range(ROWS)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "stopped.yaml").write_text(CONFIG)
+    assert finish(train(folder, "whole")) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(started: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(started)
+    return started
+
+
+def train(folder: Path, out: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rpo", "train", "stopped.yaml", "--out", out, *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Wait, and refuse a traceback."""
+    _, said = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in said, said
+    return process.returncode
+
+
+def metrics(folder: Path, out: str) -> list[dict[str, Any]]:
+    """Whole lines; the last one may be about to be written."""
+    path = folder / out / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        {name: value for name, value in line.items() if name not in EVERY_RUN_DIFFERS}
+        for line in found
+    ]
+
+
+def stopped(folder: Path, out: str, kind: signal.Signals, after: int, *arguments: str) -> int:
+    """Exit code of a process that is sent a signal when it has told of so many steps."""
+    process = train(folder, out, *arguments)
+    end = time.monotonic() + PATIENCE
+    while not any(line["step"] >= after for line in metrics(folder, out)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(kind)
+    code = finish(process)
+    assert metrics(folder, out)[-1]["step"] < STEPS  # it was stopped on the way
+    return code
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_roundtrip_a_process_killed_twice_ends_with_the_bits_of_one_that_nothing_stopped(
+    folder: Path,
+) -> None:
+    assert stopped(folder, "killed", signal.SIGKILL, 5) == -signal.SIGKILL
+    assert stopped(folder, "killed", signal.SIGKILL, 18, "--resume") == -signal.SIGKILL
+    assert finish(train(folder, "killed", "--resume")) == 0
+    whole, again = metrics(folder, "whole"), metrics(folder, "killed")
+    assert [line["step"] for line in whole] == [*range(1, STEPS + 1), STEPS]
+    assert len(whole[-1]["parameters_sha256"]) == 64
+    assert again[-1]["parameters_sha256"] == whole[-1]["parameters_sha256"]
+    assert again == whole
+
+
+def test_roundtrip_a_process_asked_to_stop_leaves_with_143_and_goes_on_alike(folder: Path) -> None:
+    assert stopped(folder, "asked", signal.SIGTERM, 9) == 128 + signal.SIGTERM
+    last = metrics(folder, "asked")[-1]["step"]
+    saved = [int(path.name) for path in (folder / "asked" / "checkpoints").iterdir()]
+    assert max(saved) == last  # the state of the last step that it told of
+    assert finish(train(folder, "asked", "--resume")) == 0
+    assert metrics(folder, "asked") == metrics(folder, "whole")
+
+
+def test_raises_rather_than_running_over_another_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(folder)
+    assert main(["train", "stopped.yaml", "--out", "whole"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("rpo: error: whole: a run is there already: continue with --resume")
+    assert contents(folder) == before
+
+
+def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(folder)
+    overrides = [word for change in CHANGES.items() for word in change]
+    assert main(["train", "stopped.yaml", "--dry-run", *overrides]) == 0
+    assert contents(folder) == before
+    out, err = capsys.readouterr()
+    shown = json.loads(out)
+    assert f"{ROWS} pairs, 3 a step" in err
+    assert shown["objective"]["eta"] == 0.1
+    assert shown["optimizer"]["lr_scheduler_type"] == "cosine"  # by default
+    # What is shown is what is trained.
+    assert main(["train", "stopped.yaml", "--out", "changed", *overrides]) == 0
+    written = yaml.safe_load((folder / "changed" / "config.yaml").read_text())
+    assert written == shown
+    for name, value in CHANGES.items():
+        section, key = name.removeprefix("--").split(".")
+        assert str(written[section][key]) == value
+
+
+BAD = [
+    (["--objective.zeta", "0.1"], "objective.zeta"),
+    (["--speed", "9"], "speed"),
+    (["--objective.eta", "much"], "`objective.eta`"),
+    (["--trainer.max_steps", "2.5"], "`trainer.max_steps`"),
+    (["--trainer.max_steps", "0"], "`trainer.max_steps`"),
+    (["--data.on_error", "ignore"], "`data.on_error`"),
+    (["--objective.eta"], "objective.eta"),
+    (["--model.architecture.n_heads", "8"], "`head_size` must be even"),
+    (["--model.architecture.speed", "3"], "`model.architecture`"),
+    (["--data.eval_rows", "20"], "`data.eval_rows` must leave rows to train on, got 20 of 20"),
+    (["--name", "../elsewhere"], "`name` must be of letters"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD)
+def test_raises_one_line_on_a_wrong_override_and_writes_nothing(
+    overrides: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(folder)
+    assert main(["train", "stopped.yaml", "--out", "wrong", *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rpo: error: ")
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert contents(folder) == before
