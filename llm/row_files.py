@@ -138,5 +138,9 @@ def _parquet_rows(path: Path, shown: str) -> Iterator[Row]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(fields, f"{shown}:{number}")
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{shown}:{number + 1}: the Parquet file is broken: {error}") from error
+    # Of a damaged file pyarrow also raises an OSError, which no operating system has numbered.
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{shown}:{number + 1}: the Parquet file is broken: {reason}") from error
