@@ -60,17 +60,14 @@ class Checkpoints:
         )
         self._manager().wait_until_finished()
 
-    def restore(
-        self, template: State, step: int | None = None
-    ) -> tuple[int, State, dict[str, Any]]:
-        """Restore a state.
+    def find(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """The checkpoint to continue from; its arrays are not read yet.
 
         Args:
-            template: a state of the same structure, shapes and dtypes.
             step: which; None for the last.
 
         Returns:
-            The step, the state, and the state of the data pipeline.
+            The step, and what is said of it.
 
         Raises:
             ValueError: no checkpoint, one of another run, or a damaged one.
@@ -87,6 +84,25 @@ class Checkpoints:
                 f"{path}: a checkpoint of another model, data set or configuration: continue with "
                 "the config.yaml beside it, or choose another --out"
             )
+        return step, about
+
+    def restore(
+        self, template: State, step: int | None = None
+    ) -> tuple[int, State, dict[str, Any]]:
+        """Restore a state.
+
+        Args:
+            template: a state of the same structure, shapes and dtypes.
+            step: which; None for the last.
+
+        Returns:
+            The step, the state, and the state of the data pipeline.
+
+        Raises:
+            ValueError: no checkpoint, one of another run, or a damaged one.
+        """
+        step, about = self.find(step)
+        path = self.folder / str(step)
         leaves, structure = jax.tree.flatten(template)
         try:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(template))

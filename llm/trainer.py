@@ -80,10 +80,12 @@ def train(
     """
     with jax.enable_x64(config.model.dtype == "float64"):
         run = Run(config, data, make_model(config.model))
-        cache = run.reference(folder / "reference.safetensors")
         checkpoints = Checkpoints(
             folder / "checkpoints", config.trainer.save_total_limit, run.fingerprint()
         )
+        if resume:
+            checkpoints.find()  # a run that cannot go on is refused before the reference is run
+        cache = run.reference(folder / "reference.safetensors")
         coverage = run.coverage()
         first = _resume(run, checkpoints) if resume else 0
         tracker.start(first)

@@ -62,22 +62,25 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("out") / config.name
     processes.join(args)
     if first:
-        _prepare(out, config, resume=args.resume)
+        _prepare(out, resume=args.resume)
     return _train(config, data, out, first=first, resume=args.resume)
 
 
-def _prepare(out: Path, config: TrainConfig, *, resume: bool) -> None:
+def _prepare(out: Path, *, resume: bool) -> None:
     from .cli import UsageError, user_input
-    from .config_files import to_yaml
-    from .output import prepare_folder, write_whole
+    from .output import prepare_folder
 
     with user_input():
         prepare_folder(out)
-    if (out / "metrics.jsonl").exists() and not resume:
-        raise UsageError(
-            f"{out}: a run is there already: continue with --resume, or choose another --out"
-        )
-    write_whole(out / "config.yaml", to_yaml(config))
+    metrics = out / "metrics.jsonl"
+    # A file without a line is of a run that failed before its first step was made.
+    if resume or not metrics.exists() or not metrics.stat().st_size:
+        return
+    if any(path.name.isdigit() for path in (out / "checkpoints").glob("*")):
+        there, instead = "a run is there already", "continue with --resume"
+    else:
+        there, instead = "a run that has saved no checkpoint is there", "delete it"
+    raise UsageError(f"{out}: {there}: {instead}, or choose another --out")
 
 
 def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, resume: bool) -> int:
@@ -85,9 +88,12 @@ def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, r
     from llm.trainer import InterruptedRunError, train
 
     from .cli import user_input
-    from .output import with_progress
+    from .config_files import to_yaml
+    from .output import with_progress, write_whole
 
     def watch(steps: Iterator[int], total: int) -> Iterator[int]:
+        # Model and checkpoint are accepted: a run that is refused leaves the folder's own file.
+        write_whole(out / "config.yaml", to_yaml(config))
         return with_progress(steps, total, f"steps of {config.name}")
 
     with user_input():
