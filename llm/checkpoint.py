@@ -8,6 +8,7 @@ run's nor a damaged checkpoint is ever continued from.
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,22 +44,33 @@ class Checkpoints:
             step: steps made.
             state: a tree of arrays.
             data_state: of the data pipeline, plain values.
+
+        Raises:
+            ValueError: it cannot be written; the checkpoints before it are whole.
         """
         if self.latest() == step:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        path, size = self.folder / str(step), sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise ValueError(
+                f"{path}: no space left for a checkpoint of {size:,} bytes, {free:,} are free"
+            )
         about = {
             "fingerprint": self._fingerprint,
             "digest": weights_digest(state),
             "data": data_state,
         }
-        self._manager().save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_plain(state)), about=ocp.args.JsonSave(about)
-            ),
-        )
-        self._manager().wait_until_finished()
+        arrays = ocp.args.StandardSave(_plain(state))
+        try:
+            self._manager().save(
+                step, args=ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about))
+            )
+            self._manager().wait_until_finished()
+        except Exception as error:  # the formats below have errors of many kinds
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path}: the checkpoint could not be written: {reason}") from error
 
     def find(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """The checkpoint to continue from; its arrays are not read yet.
