@@ -48,9 +48,9 @@ class Checkpoints:
         Raises:
             ValueError: it cannot be written; the checkpoints before it are whole.
         """
-        if self.latest() == step:
+        # All processes open it together, before one of them could find a folder that another made.
+        if self._manager().latest_step() == step:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path, size = self.folder / str(step), sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < size:
