@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,18 @@ from rpo.cli import check_packages
 
 check_packages()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+COMPILED = {"jax_persistent_cache_min_compile_time_secs": 0.2}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs for the tests, and their processes, that run the same ones again."""
+    folder = tempfile.TemporaryDirectory(prefix="compiled")
+    config.add_cleanup(folder.cleanup)
+    for name, value in {"jax_compilation_cache_dir": folder.name, **COMPILED}.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(autouse=True)
