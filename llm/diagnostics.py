@@ -8,58 +8,60 @@ a frozen model, the coverage of the policy's own samples by the data.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
 PATIENCE = 20
-"""Steps over which the metrics are averaged, at either end, before an alarm is raised."""
+"""Steps over which the metrics are averaged before an alarm is raised."""
 
 
 class Displacement:
     r"""Alarm for likelihood displacement: the chosen log-probability falls while margins grow.
 
     DPO can widen its margin by lowering both responses, the rejected one faster; the mass goes to
-    responses that no data speak of (`razin:24`). RPO's second term works against it.
+    responses that no data speak of (`razin:24`). RPO's second term works against it. Rewards are
+    :math:`\beta\log(\pi/\pi_{ref})`, so that they tell what became of a step's own rows since step
+    0; log-probabilities of different rows do not compare.
 
     Examples:
-        >>> alarm = Displacement(patience=1)
-        >>> steps = [(-10.0, 0.0), (-30.0, 0.5)]
-        >>> said = [alarm.see({"logps/chosen": c, "rewards/margins": m}) for c, m in steps]
+        >>> alarm = Displacement(beta=0.1, patience=1)
+        >>> steps = [(0.0, 0.0), (-2.0, 0.5)]
+        >>> said = [alarm.see({"rewards/chosen": c, "rewards/margins": m}) for c, m in steps]
         >>> said[0] is None, "fell by 20.0 nats" in said[1]
         (True, True)
     """
 
-    def __init__(self, *, patience: int = PATIENCE, nats: float = 1.0) -> None:
-        """Alarm after a fall of so many nats, of means over so many steps."""
-        self._patience, self._nats = patience, nats
-        self._seen: list[tuple[float, float]] = []
+    def __init__(self, beta: float, *, patience: int = PATIENCE, nats: float = 1.0) -> None:
+        """Alarm after a fall of more nats than these, on average over so many steps."""
+        self._beta, self._nats = beta, nats
+        self._seen: deque[tuple[float, float]] = deque(maxlen=patience)
         self._raised = False
 
     def see(self, measured: Mapping[str, float]) -> str | None:
         """Look at the metrics of a step.
 
         Args:
-            measured: of which ``logps/chosen`` and ``rewards/margins`` count.
+            measured: of which ``rewards/chosen`` and ``rewards/margins`` count.
 
         Returns:
             A sentence, the first time that there is cause; None otherwise.
         """
         if self._raised or "rewards/margins" not in measured:
             return None
-        self._seen.append((measured["logps/chosen"], measured["rewards/margins"]))
-        if len(self._seen) < 2 * self._patience:
+        self._seen.append((measured["rewards/chosen"], measured["rewards/margins"]))
+        if len(self._seen) < (self._seen.maxlen or 0):
             return None
-        first = np.mean(self._seen[: self._patience], axis=0)
-        last = np.mean(self._seen[-self._patience :], axis=0)
-        fall, growth = float(first[0] - last[0]), float(last[1] - first[1])
-        self._raised = fall > self._nats and growth > 0
+        reward, margin = np.mean(self._seen, axis=0)
+        fall = -float(reward) / self._beta
+        self._raised = fall > self._nats and margin > 0
         if not self._raised:
             return None
         return (
             f"likelihood displacement: the chosen log-probability fell by {fall:.1f} nats while "
-            f"margins grew by {growth:.3f}: the policy moves to responses that the data do not "
+            f"margins grew by {margin:.3f}: the policy moves to responses that the data do not "
             "show; a larger eta (method rpo) works against it"
         )
 

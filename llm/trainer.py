@@ -120,7 +120,7 @@ def _loop(
     say: Callable[[str], None],
 ) -> Iterator[int]:
     trainer = run.config.trainer
-    displacement = Displacement()
+    displacement = Displacement(run.config.objective.beta)
     with _asked_to_stop() as stop:
         for step, batch in batches_from(run.schedule, first, run.total_steps):
             started = time.perf_counter()

@@ -24,48 +24,56 @@ CONTEXTS, ACTIONS, DRAWS, FEATURES = 3, 4, 5, 3
 SEEDS = st.integers(0, 2**16)
 
 
+BETA = 0.1
+
+
 def said(steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0) -> list[str | None]:
-    alarm = Displacement(patience=patience, nats=nats)
+    """What the alarm says of falls of the chosen log-probability, in nats, with margins."""
+    alarm = Displacement(BETA, patience=patience, nats=nats)
     return [
-        alarm.see({"logps/chosen": chosen, "rewards/margins": margin}) for chosen, margin in steps
+        alarm.see({"rewards/chosen": -BETA * fall, "rewards/margins": margin})
+        for fall, margin in steps
     ]
 
 
-def test_closed_form_the_alarm_compares_means_of_either_end() -> None:
-    ends = [(-1.0, 0.0), (-3.0, 0.2), (96.0, 9.0), (-6.0, 0.5), (-8.0, 0.9)]
-    assert [words is None for words in said(ends, patience=2, nats=4.9)] == [True] * 4 + [False]
-    falling = [(-1.0, 0.0), (-3.0, 0.2), (-100.0, 9.0), (-6.0, 0.5), (-8.0, 0.9)]
-    assert said(falling, patience=2, nats=51.5) == [None] * 5
-    # After the fourth: -2 less (-100 - 6) / 2, and (9 + 0.5) / 2 less 0.1.
-    told = said(falling, patience=2, nats=50.5)
-    assert told[:3] == [None] * 3
+def test_closed_form_the_alarm_takes_means_of_the_last_steps() -> None:
+    falls = [(0.0, 0.1), (4.0, 0.2), (101.0, -0.4), (1.0, 0.9), (90.0, 0.3)]
+    told = said(falls, patience=2, nats=50.5)
+    # The third has a margin of -0.1 on average, the fourth one of 0.25.
+    assert [words is None for words in told] == [True, True, True, False, True]
     assert told[3] is not None
-    assert "fell by 51.0 nats while margins grew by 4.650" in told[3]
-    assert told[4] is None  # once is enough
+    assert "fell by 51.0 nats while margins grew by 0.250" in told[3]
+    assert said(falls, patience=2, nats=51.5) == [None] * 5
 
 
-def test_closed_form_nothing_is_said_before_both_ends_are_there() -> None:
-    steps = [(-float(step), float(step)) for step in range(3 * PATIENCE)]
+def test_closed_form_nothing_is_said_before_there_are_enough_steps() -> None:
+    steps = [(9.0, 1.0) for _ in range(3 * PATIENCE)]
     alarms = [number for number, words in enumerate(said(steps, patience=PATIENCE)) if words]
-    assert alarms == [2 * PATIENCE - 1]
+    assert alarms == [PATIENCE - 1]
 
 
 @pytest.mark.parametrize(
     "last",
-    [(-10.0, 0.0), (-10.0, -0.5), (-1.0, 0.5), (5.0, 0.5)],
-    ids=["margins stay", "margins fall", "a fall of the bound", "a rise"],
+    [(10.0, 0.0), (10.0, -0.5), (0.999, 0.5), (-5.0, 0.5)],
+    ids=["margins stay", "margins fall", "a fall within the bound", "a rise"],
 )
 def test_property_a_fall_and_a_growth_must_come_together(last: tuple[float, float]) -> None:
-    assert said([(0.0, 0.0), last], patience=1) == [None, None]
-    assert said([(0.0, 0.0), (-1.001, 1e-9)], patience=1)[1] is not None
+    assert said([last], patience=1) == [None]
+    assert said([(1.001, 1e-9)], patience=1)[0] is not None
+
+
+def test_property_other_rows_of_lower_probability_are_no_fall() -> None:
+    alarm = Displacement(BETA, patience=1)
+    for chosen in (-10.0, -90.0):
+        step = {"logps/chosen": chosen, "rewards/chosen": 0.2, "rewards/margins": 0.5}
+        assert alarm.see(step) is None
 
 
 def test_property_steps_without_margins_do_not_count() -> None:
-    alarm = Displacement(patience=1)
-    assert alarm.see({"logps/chosen": 0.0, "rewards/margins": 0.0}) is None
+    alarm = Displacement(BETA, patience=1)
     assert alarm.see({"loss": 1.0}) is None
-    assert alarm.see({"logps/chosen": -9.0}) is None
-    assert alarm.see({"logps/chosen": -9.0, "rewards/margins": 1.0}) is not None
+    assert alarm.see({"rewards/chosen": -9.0}) is None
+    assert alarm.see({"rewards/chosen": -9.0, "rewards/margins": 1.0}) is not None
 
 
 class Sampled(NamedTuple):
