@@ -28,6 +28,40 @@ def alone(x: Array) -> Array:
     return x
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "r T I"], kernel: Float[Array, "I O"]) -> Float[Array, "r T O"]:
+    r"""The product ``x W``, with a gradient that is written out.
+
+    .. math:: \bar x = \bar y W^\top,\qquad \bar W = \sum_t x_t \bar y_t^\top
+
+    The rule that JAX derives is the same sum as the transpose of :math:`\bar y^\top x`. XLA then
+    lays :math:`\bar y` out by columns where it is computed, and on a CPU that takes longer than
+    the product: the backward pass of a decoder took 1.6 times as long.
+
+    Args:
+        x: of the same dtype as the kernel.
+        kernel: :math:`W`.
+
+    Returns:
+        Of the same dtype.
+    """
+    return x @ kernel
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    tokens = tuple(range(x.ndim - 1))
+    into_x = jax.lax.dot_general(slope, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    return into_x, jax.lax.dot_general(x, slope, ((tokens, tokens), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Adapter(nnx.Module):
     """Low-rank addition to a projection: ``scale * (x A) B``.
 
@@ -60,8 +94,8 @@ class Adapter(nnx.Module):
 
     def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
         """Add to a projection's output."""
-        inner = x @ self.a[...].astype(x.dtype)
-        return inner @ self.b[...].astype(x.dtype) * self.scale
+        inner = product(x, self.a[...].astype(x.dtype))
+        return product(inner, self.b[...].astype(x.dtype)) * self.scale
 
 
 class Projection(nnx.Module):
@@ -94,7 +128,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: Float[Array, "r T I"], total: Exchange = alone) -> Float[Array, "r T O"]:
         """Project, in the dtype of the input; ``total`` adds up what devices have of a product."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel[...].astype(x.dtype))
         y = total(y if self.adapter is None else y + self.adapter(x))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
