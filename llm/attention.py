@@ -1,7 +1,8 @@
 r"""Attention over rows of tokens, and over the keys and values kept while decoding.
 
 Which tokens see each other is said once, in :func:`visible`; how the sums are done is behind
-:func:`attend`, whatever the layout of the rows: short rows at once, long ones in blocks.
+:func:`attend`, whatever the layout of the rows: short rows at once, long ones in blocks, and on a
+TPU, where a kernel is made for it, by that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rpo_theory.types import ArrayLike
 from .batches import Branch, Rows
 from .block_attention import BLOCK, Settings, attend_in_blocks
 from .sequence_logprobs import accumulation_dtype
+from .splash_attention import attend_with_splash, fits
 
 Window = Int[ArrayLike, ""] | int | None
 SMALL = 2 * BLOCK
@@ -57,7 +59,19 @@ def attend(
         return _mix(queries, keys, values, visible(rows, window=window), soft_cap, scale)
     span = jnp.asarray(EVERYTHING if window is None else window)
     settings = Settings(soft_cap, scale)
-    return attend_in_blocks(queries, keys, values, rows, window=span, settings=settings)
+
+    def in_blocks(q: Array, k: Array, v: Array, rows: Rows, span: Array) -> Array:
+        return attend_in_blocks(q, k, v, rows, window=span, settings=settings)
+
+    def with_splash(q: Array, k: Array, v: Array, rows: Rows, span: Array) -> Array:
+        del span
+        return attend_with_splash(q, k, v, rows, settings=settings)
+
+    everything = window is None or (isinstance(window, int) and window >= queries.shape[1])
+    if not (everything and fits(queries.shape[-1])):
+        return in_blocks(queries, keys, values, rows, span)
+    parts = queries, keys, values, Rows(*map(jnp.asarray, rows)), span
+    return jax.lax.platform_dependent(*parts, tpu=with_splash, default=in_blocks)
 
 
 def visible(rows: Rows, *, window: Window = None) -> Bool[Array, "r T T"]:

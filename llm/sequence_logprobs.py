@@ -31,7 +31,7 @@ from .batches import Batch, Completions
 from .protocol import Head, LanguageModel
 from .vocabulary import Words
 
-CHUNK_ENTRIES = 2**26  # logits alive at once: 256 MiB in float32, 523 tokens of Llama 3
+CHUNK_ENTRIES = 2**25  # logits alive at once: 128 MiB in float32, 261 tokens of Llama 3
 LANE = 8  # several chunks are multiples of it, for the vector units
 
 

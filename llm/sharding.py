@@ -149,6 +149,8 @@ class Layout:
             names = ("layers", *_names(path))
             split = self.split_of(names)[1:]
             if "fsdp" in split:
+                # Or else the compiler converts the shares of all layers at once, and keeps them.
+                leaf = jax.lax.optimization_barrier(leaf)
                 shared = jax.lax.all_gather(
                     leaf.astype(dtype), "fsdp", axis=split.index("fsdp"), tiled=True
                 )

@@ -73,8 +73,8 @@ class StepResult(NamedTuple):
     non_finite: Bool[Array, "parts n"]
 
 
-TrainStep = Callable[..., tuple[TrainState, StepResult]]
-EvaluationStep = Callable[..., tuple[Totals, Array]]
+TrainStep = jax.stages.Wrapped
+EvaluationStep = jax.stages.Wrapped
 
 
 def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:

@@ -32,6 +32,7 @@ COMMANDS = {
     "verify": "check the theorem on random instances, and see it fail where it must",
     "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
     "train": "fine-tune a transformer on preferences: SFT, RPO, DPO and others",
+    "plan": "compile a training step for a TPU slice without one: does it fit",
     "score": "log-probabilities of the responses of preference data, row by row",
     "generate": "answer prompts, also for AlpacaEval and MT-Bench",
     "evaluate": "rewards, margins and win rates of a model against another",
