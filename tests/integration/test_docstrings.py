@@ -1,4 +1,4 @@
-"""Every example in a docstring of the theory and of the bandits, run in float64."""
+"""Every example in a docstring of the libraries, run in float64."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import bandits
+import llm
 import rpo_theory
 
 NAMES = sorted(
     module.name
-    for package in (rpo_theory, bandits)
+    for package in (rpo_theory, bandits, llm)
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
 )
 NAMESPACE = {"jax": jax, "jnp": jnp, "np": np}
