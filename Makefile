@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity check bench clean
+.PHONY: install demo test test-slow test-parity check bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -28,6 +28,11 @@ check: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench
 	$(BIN)/python benchmarks/studies.py --out $(OUT)/bench
+
+# Against TRL: RPO_SMOLLM2 names the folder of SmolLM2-135M-Instruct.
+bench-train: .venv/installed .venv-parity/installed
+	$(BIN)/python benchmarks/trl_step.py --out $(OUT)/bench
+	$(BIN)/python benchmarks/trl_step.py --out $(OUT)/bench --remat products
 
 clean:
 	rm -rf .venv .venv-parity $(OUT)

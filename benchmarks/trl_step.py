@@ -1,0 +1,257 @@
+"""A step of training against TRL's, on the same tokens in one run.
+
+    python benchmarks/trl_step.py --model FOLDER --trl-python PYTHON [--out DIR] [--remat products]
+
+Ten steps of 4 pairs of HH (harmless) whose prompt has at most 192 tokens, cut at 256, full
+fine-tuning in float32 with AdamW, the reference cached and huge pages on both sides; each side in a
+process of its own, one after the other, on the same token ids. Compilation is stated beside:
+ours runs the ten steps once to compile them, and once more with the clock. The limit is the rate of
+the machine's own float32 matrix product: useful work is that of the unique tokens in the layers and
+of the completion tokens in the head, forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh-harmless-test.jsonl.gz"
+RATE, BETA = 5e-7, 0.1
+
+
+def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Token ids of the first pairs with a short prompt, as our own tokenization makes them."""
+    from llm.preference_data import read_preferences
+    from llm.tokenization import tokenize
+    from llm.tokenizer import load_tokenizer
+
+    rows = read_preferences(str(args.data), check_content=False)
+    tokenizer = load_tokenizer(args.model)
+    data = tokenize(rows, tokenizer, max_length=args.max_length, on_error="skip")
+    short = [pair for pair in data.pairs if len(pair.prompt) <= args.max_prompt]
+    return [
+        {
+            "prompt_ids": list(pair.prompt),
+            "chosen_ids": list(pair.chosen),
+            "rejected_ids": list(pair.rejected),
+        }
+        for pair in short[: args.steps * args.pairs]
+    ]
+
+
+def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time this package's steps."""
+    import jax
+
+    from llm import reference_cache
+    from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+    from llm.model_source import make_model
+    from llm.objective import ObjectiveConfig
+    from llm.preference_data import PairTokens
+    from llm.run import Run
+    from llm.training_data import TrainingData
+
+    pairs = [
+        PairTokens(
+            tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"]), None, i
+        )
+        for i, row in enumerate(rows)
+    ]
+    config = TrainConfig(
+        name="trl_step",
+        model=ModelConfig(path=args.model, remat=args.remat),
+        data=DataConfig(train="rows", max_length=args.max_length),
+        objective=ObjectiveConfig(method="dpo", beta=BETA),
+        optimizer=OptimizerConfig(learning_rate=RATE),
+        trainer=TrainerConfig(max_steps=2 * args.steps, per_device_train_batch_size=args.pairs),
+    )
+    provenance = {"tokenizer": "", "template": "", "data": ""}
+    data = TrainingData(pairs, [], provenance, {}, frozenset())
+    run = Run(config, data, make_model(config.model))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = run.reference(Path(folder) / "reference.safetensors")
+    assert cache is not None
+    batches = [
+        reference_cache.with_reference(run.dealt(run.schedule.batch(step)), cache)
+        for step in range(args.steps)
+    ]
+
+    def all_steps() -> float:
+        started = time.perf_counter()
+        for batch in batches:
+            run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
+            float(result.metrics["loss"])
+        jax.block_until_ready(run.state)
+        return time.perf_counter() - started
+
+    first = all_steps()
+    seconds = all_steps()
+    head = run.model().embedding[...].size
+    layers = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable)) - head
+    unique = sum(int((batch.rows.segments > 0).sum()) for batch in batches)
+    predicted = sum(int(batch.lengths.sum()) for batch in batches)
+    return {
+        "seconds": seconds,
+        "compile_seconds": first - seconds,
+        "tokens": sum(batch.rows.tokens.size for batch in batches),
+        "unique_tokens": unique,
+        "useful_gflop": 6e-9 * (unique * layers + predicted * head),
+    }
+
+
+def their_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time TRL's steps; runs where torch and TRL are installed."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        TrainerCallback,
+    )
+    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]
+
+    class Rows(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
+            return dataset
+
+    class Clock(TrainerCallback):
+        started, seconds = None, 0.0
+
+        def on_step_begin(self, *unused: Any, **named: Any) -> None:
+            self.started = self.started or time.perf_counter()
+
+        def on_step_end(self, *unused: Any, **named: Any) -> None:
+            self.seconds = time.perf_counter() - (self.started or 0.0)
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        config = DPOConfig(
+            output_dir=folder,
+            beta=BETA,
+            learning_rate=RATE,
+            per_device_train_batch_size=args.pairs,
+            max_steps=args.steps,
+            max_length=None,
+            precompute_ref_log_probs=True,
+            gradient_checkpointing=args.remat != "none",
+            bf16=False,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=args.steps,
+        )
+        trainer = Rows(
+            AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(args.model),
+            callbacks=[clock],
+        )
+        trainer.train()
+    return {"seconds": clock.seconds}
+
+
+def matmul_rate() -> float:
+    """Float32 matrix products of the model's own shape, best of 30, in GFLOP/s."""
+    import jax
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=size).astype(np.float32) for size in ((832, 576), (576, 1536)))
+    multiply = jax.jit(lambda a, b: a @ b)
+    times = []
+    for _ in range(31):
+        started = time.perf_counter()
+        multiply(a, b).block_until_ready()
+        times.append(time.perf_counter() - started)
+    return 2e-9 * 832 * 576 * 1536 / min(times[1:])
+
+
+def in_process(python: str, side: str, rows: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one side in a process of its own, with its peak memory."""
+    command = [python, __file__, "--side", side, "--rows", str(rows), "--model", args.model]
+    for name in ("steps", "pairs", "max_length", "remat"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    environment = {**os.environ, **HUGE_PAGES}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description="a step of training against TRL's")
+    parser.add_argument("--model", default=os.environ.get("RPO_SMOLLM2", ""))
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--trl-python", default=".venv-parity/bin/python")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--max-prompt", type=int, default=192)
+    parser.add_argument("--remat", default="none", choices=("none", "products", "full"))
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        rows = json.loads(args.rows.read_text())
+        found = our_side(args, rows) if args.side == "ours" else their_side(args, rows)
+        found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        sys.stdout.write("\n" + json.dumps(found) + "\n")
+        return
+    for path, option in ((Path(args.model) / "config.json", "--model"), (args.data, "--data")):
+        if not path.is_file():
+            parser.error(f"{option}: {path} is not there")
+    if not Path(args.trl_python).is_file():
+        parser.error(f"--trl-python: {args.trl_python} is not there: make test-parity installs it")
+    report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Both sides and the machine's rate, in one run."""
+    rows = choose_rows(args)
+    padded = 0
+    for start in range(0, len(rows), args.pairs):
+        part = rows[start : start + args.pairs]
+        ends = ("chosen_ids", "rejected_ids")
+        longest = max(len(row["prompt_ids"]) + len(row[end]) for row in part for end in ends)
+        padded += 2 * len(part) * longest
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        path.write_text(json.dumps(rows))
+        trl = in_process(args.trl_python, "trl", path, args) | {"tokens": padded}
+        ours = in_process(sys.executable, "ours", path, args)
+    rate = matmul_rate()
+    found = {
+        "settings": {key: str(value) for key, value in vars(args).items() if value is not None},
+        "ours": ours,
+        "trl": trl,
+        "speed_ratio": trl["seconds"] / ours["seconds"],
+        "memory_ratio": ours["peak_gib"] / trl["peak_gib"],
+        "matmul_gflops": rate,
+        "useful_share_of_matmul_rate": ours["useful_gflop"] / ours["seconds"] / rate,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"trl_step_{args.remat}_{args.pairs}.json").write_text(json.dumps(found, indent=1))
+    for name, side in (("ours", ours), ("TRL", trl)):
+        pace, peak = side["seconds"] / args.steps, side["peak_gib"]
+        print(f"{name:5} {pace:7.2f} s a step  {peak:5.2f} GiB  {side['tokens']:,} tokens in all")
+    print(
+        f"{found['speed_ratio']:.2f} times TRL's speed at {found['memory_ratio']:.2f} of its "
+        f"memory; {100 * found['useful_share_of_matmul_rate']:.0f} % of {rate:.0f} GFLOP/s; "
+        f"{ours['compile_seconds']:.0f} s of compilation"
+    )
+
+
+if __name__ == "__main__":
+    main()

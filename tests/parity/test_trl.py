@@ -1,0 +1,220 @@
+"""Log-probabilities, losses and gradients against TRL, which runs in an environment of its own.
+
+SmolLM2's padding token also ends every turn. PyTorch gives the row of a padding token no gradient
+where it is read, also where it is no padding, and the norm of TRL's gradient is 3.5e-5 too small
+for it; the comparison takes that rule away.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from llm.batches import Batch
+from llm.hf_io import load_model
+from llm.lora import trainable_filter
+from llm.objective import ObjectiveConfig
+from llm.packing import pack, smallest_shape
+from llm.preference_data import PairTokens
+from llm.sequence_logprobs import response_log_probs
+from llm.train_step import gradients
+
+torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+trl = pytest.importorskip("trl", reason="needs the extra `parity`")
+transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+datasets = pytest.importorskip("datasets", reason="needs the extra `parity`")
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+NATS, RELATIVE = 1e-3, 1e-5  # both sides are float32, in different orders
+BETA, SFT_WEIGHT = 0.3, 0.7
+VOCABULARY, N_PAIRS, REAL_LENGTH = 61, 5, 256
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def random_pairs() -> list[PairTokens]:
+    rng = np.random.default_rng(0)
+
+    def draw(least: int, most: int) -> tuple[int, ...]:
+        return tuple(rng.integers(3, VOCABULARY, rng.integers(least, most)).tolist())
+
+    return [PairTokens(draw(1, 12), draw(1, 16), draw(1, 16), None, row) for row in range(N_PAIRS)]
+
+
+def random_model(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(**LLAMA)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def packed(pairs: list[PairTokens]) -> Batch:
+    """All pairs in one row, prompts once."""
+    shape = smallest_shape(pairs, layout="shared", roles=2)
+    return pack(pairs, layout="shared", roles=2, n_pairs=len(pairs), shape=shape)
+
+
+def their_trainer(
+    folder: Path, reference: Path, pairs: list[PairTokens], out: Path, **options: Any
+) -> Any:
+    """TRL's trainer over rows that are tokens already."""
+
+    class Rows(trl.DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
+            return dataset
+
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [dict(zip(names, map(list, pair[:3]), strict=True)) for pair in pairs]
+    config = trl.DPOConfig(
+        output_dir=str(out),
+        beta=BETA,
+        max_length=None,
+        per_device_train_batch_size=len(pairs),
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        **options,
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_no_tokenizer(), pad_token="0", eos_token="2", bos_token="1"
+    )
+    models = [
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        for path in (folder, reference)
+    ]
+    for model in models:
+        model.get_input_embeddings().padding_idx = None
+    return Rows(
+        *models,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+
+
+def _no_tokenizer() -> Any:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {str(number): number for number in range(3)}
+    return tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="0"))
+
+
+def theirs(
+    folder: Path, reference: Path, pairs: list[PairTokens], out: Path, **options: Any
+) -> dict[str, Any]:
+    """Their loss, log-probabilities and gradient norm, the norm in float64 from their gradients."""
+    trainer = their_trainer(folder, reference, pairs, out, **options)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(pairs))])
+    with torch.no_grad():
+        policy = trainer.compute_ref_log_probs(trainer.model.eval(), batch)
+        baseline = trainer.compute_ref_log_probs(trainer.ref_model, batch)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    squares = sum(
+        float(parameter.grad.double().square().sum())
+        for parameter in trainer.model.parameters()
+        if parameter.grad is not None
+    )
+    return {
+        "loss": float(loss),
+        "grad_norm": squares**0.5,
+        "policy": torch.stack(policy, 1).numpy(),
+        "reference": torch.stack(baseline, 1).numpy(),
+    }
+
+
+def ours(
+    folder: Path, reference: Path, pairs: list[PairTokens], config: ObjectiveConfig
+) -> dict[str, Any]:
+    """The same, of one packed row, in float32 and with the norm in float64."""
+    batch = packed(pairs)
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        score = nnx.jit(response_log_probs)
+        policy, baseline = (
+            np.asarray(score(load_model(path), batch)) for path in (folder, reference)
+        )
+        model = load_model(folder)
+        graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+        parts = jax.tree.map(lambda leaf: leaf[None], batch._replace(reference=baseline))
+        step = jax.jit(lambda t, f, b: gradients(graphdef, t, f, b, config))
+        slope, result = step(trainable, frozen, parts)
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(slope)]
+    return {
+        "loss": float(result.metrics["loss"]),
+        "grad_norm": float(np.sqrt(sum(np.sum(leaf**2) for leaf in leaves))),
+        "policy": policy,
+        "reference": baseline,
+    }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for name in ("policy", "reference"):
+        assert np.abs(one[name] - other[name]).max() < NATS, name
+    for name in ("loss", "grad_norm"):
+        assert one[name] == pytest.approx(other[name], rel=RELATIVE), name
+
+
+def objective(pairs: list[PairTokens], method: str) -> tuple[ObjectiveConfig, dict[str, Any]]:
+    """The same objective in our words and in theirs."""
+    if method == "dpo":
+        return ObjectiveConfig(method="dpo", beta=BETA), {"loss_type": ["sigmoid"]}
+    # TRL pools the tokens of the batch: its weight is eta * beta.
+    config = ObjectiveConfig(
+        method="rpo", beta=BETA, eta=SFT_WEIGHT / BETA, sft_reduction="pooled_mean"
+    )
+    return config, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, SFT_WEIGHT]}
+
+
+@pytest.mark.parametrize("method", ["dpo", "rpo"])
+def test_parity_of_a_random_model_that_is_not_its_reference(method: str, tmp_path: Path) -> None:
+    folder, reference = (random_model(tmp_path / str(seed), seed) for seed in range(2))
+    pairs = random_pairs()
+    config, options = objective(pairs, method)
+    found = theirs(folder, reference, pairs, tmp_path / "out", **options)
+    assert np.ptp(found["policy"] - found["reference"]) > 1.0
+    assert_same(ours(folder, reference, pairs, config), found)
+
+
+@pytest.mark.parametrize("method", ["dpo", "rpo"])
+def test_parity_of_a_real_model_on_real_pairs(
+    method: str, tmp_path: Path, shared_data: Path
+) -> None:
+    from llm.preference_data import read_preferences
+    from llm.tokenization import tokenize
+    from llm.tokenizer import load_tokenizer
+
+    folder = Path(os.environ.get("RPO_SMOLLM2", ""))
+    if not (folder / "config.json").exists():
+        pytest.skip("needs RPO_SMOLLM2, the folder of a converted SmolLM2")
+    rows = read_preferences(str(shared_data / "hh-harmless-test.jsonl.gz"), check_content=False)
+    tokens = tokenize(
+        rows[:20], load_tokenizer(str(folder)), max_length=REAL_LENGTH, on_error="skip"
+    )
+    pairs = tokens.pairs[:4]
+    config, options = objective(pairs, method)
+    found = theirs(folder, folder, pairs, tmp_path / "out", **options)
+    assert_same(ours(folder, folder, pairs, config), found)
