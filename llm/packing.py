@@ -17,7 +17,7 @@ from .batches import Batch, Branch, Completions, Rows
 from .preference_data import PairTokens
 
 Layout = Literal["separate", "shared"]
-MULTIPLE = 64
+MULTIPLE = 32
 """Rows and completions are padded to multiples of this many tokens, at least."""
 
 
@@ -119,7 +119,7 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
 
     Examples:
         >>> rounded(Shape(rows=1, row_tokens=530, completions=65))
-        Shape(rows=1, row_tokens=576, completions=128)
+        Shape(rows=1, row_tokens=544, completions=96)
     """
 
     def up(size: int) -> int:
