@@ -70,7 +70,7 @@ class Plan:
         activation_bytes_per_device: the rest of the peak: activations, gradients and exchanges;
             None where the compiler refused.
         collective_bytes_per_device: results of the exchanges of a step, those of a layer times the
-            number of layers; None where nothing was compiled.
+            number of layers; None where nothing was compiled, or nothing can be read.
         flops_per_step: analytic: 6 a parameter and token, the head at completions only, attention
             and what is recomputed left out.
         tokens_per_step: of the longest rows that the configuration allows.
@@ -308,7 +308,10 @@ def _compiled(step: _Step, topology: str, limit: int) -> Plan:
         return _plan(numbers, peak=peak, fits=False, collective=None, compiled=True)
     memory: Any = program.memory_analysis()
     peak = int(memory.peak_memory_in_bytes)
-    moved = sum(_collectives(program.as_text() or "", step.architecture.n_layers))
+    try:
+        moved = sum(_collectives(program.as_text() or "", step.architecture.n_layers))
+    except jax.errors.JaxRuntimeError:  # some programs the compiler cannot print
+        moved = None
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=moved, compiled=True)
 
 
