@@ -28,11 +28,11 @@ check: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench
 	$(BIN)/python benchmarks/studies.py --out $(OUT)/bench
+	$(if $(RPO_SMOLLM2),$(MAKE) bench-train,@echo "against TRL: make bench RPO_SMOLLM2=FOLDER, of SmolLM2-135M-Instruct")
 
-# Against TRL: RPO_SMOLLM2 names the folder of SmolLM2-135M-Instruct.
 bench-train: .venv/installed .venv-parity/installed
-	$(BIN)/python benchmarks/trl_step.py --out $(OUT)/bench
-	$(BIN)/python benchmarks/trl_step.py --out $(OUT)/bench --remat products
+	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench
+	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench --remat products
 
 clean:
 	rm -rf .venv .venv-parity $(OUT)
