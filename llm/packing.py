@@ -18,7 +18,8 @@ from .preference_data import PairTokens
 
 Layout = Literal["separate", "shared"]
 MULTIPLE = 32
-"""Rows and completions are padded to multiples of this many tokens, at least."""
+"""A batch of one row is padded to multiples of so many tokens, at least; one of many, whose longest
+differs more from step to step, to multiples of twice as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
         steps: sizes between a power of two and the next.
 
     Returns:
-        A shape that is at most ``1 + 1/steps`` times as large, up to :data:`MULTIPLE`.
+        A shape that is at most ``1 + 1/steps`` times as large, or larger by :data:`MULTIPLE`.
 
     Examples:
         >>> rounded(Shape(rows=1, row_tokens=530, completions=65))
@@ -123,7 +124,8 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
     """
 
     def up(size: int) -> int:
-        grain = max(MULTIPLE, 2 ** math.floor(math.log2(max(size, 1))) // steps)
+        least = MULTIPLE if shape.rows == 1 else 2 * MULTIPLE
+        grain = max(least, 2 ** math.floor(math.log2(max(size, 1))) // steps)
         return -(-size // grain) * grain
 
     return Shape(

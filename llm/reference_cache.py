@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from rpo_theory.types import ArrayLike
 
 from .batches import Batch
 from .devices import on_host
+from .preference_data import PairTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,32 @@ def compute(
         raise ValueError("`batches` must hold at least one pair, got none")
     rows = sorted(found)
     return ReferenceCache(np.array(rows, np.int64), np.stack([found[row] for row in rows]))
+
+
+def from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
+    """Log-probabilities that the data bring along.
+
+    Args:
+        pairs: of which some have a ``reference``.
+        roles: responses of a pair.
+
+    Returns:
+        Those rows, or None if there are none.
+
+    Raises:
+        ValueError: a row has them for fewer responses than the batches.
+    """
+    found = {pair.row: pair.reference for pair in pairs if pair.reference is not None}
+    short = [row for row, values in found.items() if len(values) != roles]
+    if short:
+        raise ValueError(
+            f"row {short[0]} must have reference log-probabilities of its {roles} responses, got "
+            f"{len(found[short[0]])}: add ref_baseline_logps, or leave all of them out"
+        )
+    if not found:
+        return None
+    rows = sorted(found)
+    return ReferenceCache(np.array(rows, np.int64), np.array([found[row] for row in rows]))
 
 
 def merged(first: ReferenceCache, second: ReferenceCache) -> ReferenceCache:

@@ -108,7 +108,7 @@ class Run:
         return digest(said + json.dumps(dict(self.data.provenance), sort_keys=True))
 
     def reference(self, path: Path) -> reference_cache.ReferenceCache | None:
-        """Log-probabilities of the policy as it starts, computed once or read from the disk.
+        """Log-probabilities of the policy as it starts: the data's, or computed once and kept.
 
         Args:
             path: of the cache.
@@ -130,15 +130,21 @@ class Run:
             truncation_mode=data.truncation_mode,
             dtype=self.config.model.dtype,
         )
+        pairs = self.visited_pairs()
+        given = reference_cache.from_rows(pairs, self.schedule.n_roles)
         cache = reference_cache.load(path, provenance) if path.exists() else None
-        known = set() if cache is None else set(cache.row_ids.tolist())
-        missing = [pair for pair in self.visited_pairs() if pair.row not in known]
+        known = {
+            row for some in (given, cache) if some is not None for row in some.row_ids.tolist()
+        }
+        missing = [pair for pair in pairs if pair.row not in known]
         if missing:
             more = self._reference_of(missing)
             cache = more if cache is None else reference_cache.merged(cache, more)
             if jax.process_index() == 0:
                 reference_cache.save(path, cache, provenance)
-        return cache
+        if given is None or cache is None:
+            return cache if given is None else given
+        return reference_cache.merged(cache, given)
 
     def visited_pairs(self) -> list[PairTokens]:
         """Pairs that the run's steps and its evaluation use, each once."""

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -66,7 +67,8 @@ def trained(folder: Path, out: str) -> list[np.ndarray]:
     """Arrays of the last checkpoint, parameters and moments of the optimizer."""
     path = folder / out / "checkpoints" / "6" / "state"
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    names = checkpointer.metadata(path).item_metadata.tree
+    metadata: Any = checkpointer.metadata(path)
+    names = metadata.item_metadata.tree
     whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=whole))
     return [np.asarray(found[name]) for name in sorted(found)]
@@ -86,7 +88,9 @@ def assert_same_run(folder: Path, out: str) -> None:
             assert other[name] == pytest.approx(one[name], rel=ROUNDING, abs=ROUNDING), name
 
 
-@pytest.mark.parametrize(("out", "mesh"), [("eight", EIGHT), ("mixed", MIXED)])
+@pytest.mark.parametrize(
+    ("out", "mesh"), [("eight", EIGHT), pytest.param("mixed", MIXED, marks=pytest.mark.slow)]
+)
 def test_property_eight_devices_train_as_one_does(folder: Path, out: str, mesh: list[str]) -> None:
     finish(train(folder, out, *mesh, devices=8))
     assert_same_run(folder, out)
@@ -105,6 +109,7 @@ def test_property_two_processes_of_four_devices_train_as_one_device_does(folder:
     assert_same_run(folder, "two")
 
 
+@pytest.mark.slow
 def test_property_a_run_goes_on_with_other_devices(folder: Path) -> None:
     finish(train(folder, "moved", *EIGHT, "--trainer.save_total_limit", "9", devices=8))
     moved = folder / "moved"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from llm import reference_cache, trainer
 from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
@@ -110,6 +111,36 @@ def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
     assert len(last["parameters_sha256"]) == 64
 
 
+def with_references(folder: Path, out: Path, values: dict[int, list[float]]) -> DataConfig:
+    """The rows again, with log-probabilities of a reference beside the responses."""
+    names = ("ref_chosen_logps", "ref_rejected_logps")
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    rows = [
+        json.loads(line) | dict(zip(names, values.get(row, ()), strict=False))
+        for row, line in enumerate(lines)
+    ]
+    (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dataclasses.replace(config(folder).data, train=str(out / "rows.jsonl"))
+
+
+def test_roundtrip_reference_log_probabilities_of_the_data_are_taken(
+    folder: Path, tmp_path: Path
+) -> None:
+    computed = run(config(folder), tmp_path / "computed")
+    cache = load_file(tmp_path / "computed" / "reference.safetensors")
+    values = dict(zip(cache["row_ids"].tolist(), cache["log_probs"].tolist(), strict=True))
+    data = with_references(folder, tmp_path, values)
+    given = run(dataclasses.replace(config(folder), data=data), tmp_path / "given")
+    assert parameters_sha256(given) == parameters_sha256(computed)
+    assert not (tmp_path / "given" / "reference.safetensors").exists()
+    some = with_references(folder, tmp_path, {row: values[row] for row in range(5)})
+    mixed = run(dataclasses.replace(config(folder), data=some), tmp_path / "mixed")
+    assert parameters_sha256(mixed) == parameters_sha256(computed)
+    wrong = with_references(folder, tmp_path, {row: [-1.0, -9.0] for row in values})
+    with pytest.raises(ValueError, match="the first loss must be"):
+        run(dataclasses.replace(config(folder), data=wrong), tmp_path / "wrong")
+
+
 def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +155,10 @@ def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
         run(config(folder), tmp_path / "run")
 
 
-@pytest.mark.parametrize("killed_after", [1, 4, 7])
+@pytest.mark.parametrize(
+    "killed_after",
+    [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],
+)
 def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
     folder: Path, tmp_path: Path, killed_after: int
 ) -> None:
