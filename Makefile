@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity check bench bench-train clean
+.PHONY: install demo test test-slow test-parity check docs bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -23,7 +23,11 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet --site-dir $(OUT)/site
 	$(BIN)/python -m pytest
+
+docs: .venv/installed-test
+	$(BIN)/mkdocs build --strict --site-dir $(OUT)/site
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench
@@ -46,7 +50,7 @@ clean:
 	touch $@
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,notebooks,docs]'
 	touch $@ .venv/installed
 
 # torch, transformers and trl: only what the parity tests compare with.
