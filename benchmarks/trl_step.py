@@ -76,7 +76,7 @@ def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, 
     )
     provenance = {"tokenizer": "", "template": "", "data": ""}
     data = TrainingData(pairs, [], provenance, {}, frozenset())
-    run = Run(config, data, make_model(config.model))
+    run = Run(config, data, make_model(config.model, config.mesh))
     with tempfile.TemporaryDirectory() as folder:
         cache = run.reference(Path(folder) / "reference.safetensors")
     assert cache is not None

@@ -70,7 +70,7 @@ def attend(
     everything = window is None or (isinstance(window, int) and window >= queries.shape[1])
     if not (everything and fits(queries.shape[-1])):
         return in_blocks(queries, keys, values, rows, span)
-    parts = queries, keys, values, Rows(*map(jnp.asarray, rows)), span
+    parts = queries, keys, values, jax.tree.map(jnp.asarray, rows), span
     return jax.lax.platform_dependent(*parts, tpu=with_splash, default=in_blocks)
 
 

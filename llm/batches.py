@@ -20,8 +20,10 @@ letter meaning
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Bool, Float, Int
 
 from rpo_theory.types import ArrayLike
@@ -34,6 +36,18 @@ class Branch(enum.IntEnum):
     CHOSEN = 1
     REJECTED = 2
     BASELINE = 3
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Roles:
+    """How many responses of a pair there may be, known when a step is compiled.
+
+    Attributes:
+        count: 2, or 3 with baseline responses.
+    """
+
+    count: int
 
 
 class Rows(NamedTuple):
@@ -49,12 +63,14 @@ class Rows(NamedTuple):
             that shares its prompt counts on from the prompt's end, shape ``[r T]``.
         segments: 0 for padding, otherwise which pair of the row, from 1, shape ``[r T]``.
         branches: values of :class:`Branch`, shape ``[r T]``.
+        roles: that the branches are of; where there are two, no work is compiled for a third.
     """
 
     tokens: Int[ArrayLike, "r T"]
     positions: Int[ArrayLike, "r T"]
     segments: Int[ArrayLike, "r T"]
     branches: Int[ArrayLike, "r T"]
+    roles: Roles = Roles(3)
 
 
 class Completions(NamedTuple):

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .sharding import AXES, SHARDS, Layout
+from .config import MeshConfig
+from .sharding import AXES, SHARDS, Layout, make_layout, mesh_sizes
 
 BATCHES = PartitionSpec(None, SHARDS)
 """Parts of a batch one after another, each dealt out to the devices with pairs of their own."""
@@ -55,6 +57,10 @@ class Devices:
         specs = self.layout.specs(tree)
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
+    def sharding(self, path: tuple[Any, ...]) -> NamedSharding:
+        """Where the layout wants one parameter."""
+        return NamedSharding(self.mesh, PartitionSpec(*self.layout.split_of(path)))
+
     def place(self, tree: Any) -> Any:
         """Put parameters, or what is made of them, where the layout wants them."""
         return place(tree, self.layout.specs(tree), self.mesh)
@@ -92,6 +98,45 @@ class Devices:
         return run
 
 
+def devices_of(config: MeshConfig, model: Any) -> Devices | None:
+    """All devices of all processes, with a model's layout on them.
+
+    Args:
+        config: the mesh.
+        model: a decoder, or one that exists as shapes only.
+
+    Returns:
+        The devices; None if there is one.
+
+    Raises:
+        ValueError: the mesh does not divide the devices, or the heads.
+    """
+    sizes = mesh_sizes(
+        data=config.data, fsdp=config.fsdp, tensor=config.tensor, devices=jax.device_count()
+    )
+    if jax.device_count() == 1:
+        return None
+    return Devices(make_mesh(sizes, jax.devices()), layout_of(sizes, model))
+
+
+def layout_of(sizes: Mapping[str, int], model: Any) -> Layout:
+    """A model's layout on a mesh of these sizes.
+
+    Args:
+        sizes: of :func:`llm.sharding.mesh_sizes`.
+        model: a decoder, or one that exists as shapes only.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ValueError: the mesh does not divide the heads.
+    """
+    a = model.architecture
+    heads = (a.n_heads, a.n_kv_heads)
+    return make_layout(sizes, nnx.state(model), head_counts=heads, width=a.width)
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     """The mesh of these sizes, neighbours along ``tensor`` first.
 
@@ -119,7 +164,8 @@ def place(tree: Any, specs: Any, mesh: Mesh) -> Any:
 
     def put(leaf: Any, spec: PartitionSpec) -> Array:
         sharding = NamedSharding(mesh, spec)
-        if sharding.is_fully_addressable:
+        there = isinstance(leaf, Array) and leaf.sharding == sharding
+        if there or sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])

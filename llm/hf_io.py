@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from .architecture import Architecture
@@ -46,7 +49,7 @@ def load_model(
     remat: Remat = "none",
     layer_loop: LayerLoop = "scan",
 ) -> Decoder:
-    """Load a decoder, one tensor at a time: memory holds hardly more than the parameters.
+    """Load a decoder onto one device.
 
     Args:
         source: a folder, or the name of a model on the Hugging Face hub.
@@ -76,18 +79,48 @@ def load_model(
         )
 
     graphdef, abstract = nnx.split(nnx.eval_shape(create))
-    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(abstract)}
-    state = dict(nnx.to_flat_state(abstract))
+    leaves = dict(nnx.to_flat_state(abstract))
+    for path, parameter in read_parameters(folder, architecture, leaves):
+        leaves[path] = leaves[path].replace(parameter)
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def read_parameters(
+    folder: Path,
+    architecture: Architecture,
+    shapes: Mapping[tuple[Any, ...], Any],
+    where: Mapping[tuple[Any, ...], Sharding] | None = None,
+) -> Iterator[tuple[tuple[Any, ...], jax.Array]]:
+    """Read the parameters of a decoder, one at a time: hardly more than they are in memory.
+
+    On a mesh a process reads what its own devices hold and no more, each share by itself, so that
+    no parameter is ever whole, neither on a device nor on a host.
+
+    Args:
+        folder: of the model.
+        architecture: that ``config.json`` there describes.
+        shapes: anything with ``shape`` and ``dtype``, by path.
+        where: shardings by path; None for one device.
+
+    Yields:
+        The path of a parameter, and its values.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of the wrong shape or not finite.
+    """
     with WeightFiles(folder) as files:
         _check_names(folder, files, architecture)
         # The largest first: what is in memory twice, while it is stacked, is then never on top of
         # much else.
-        for entry in sorted(entries(architecture), key=lambda e: -np.prod(shapes[e.path])):
-            stack = _read_stack(files, entry, shapes[entry.path], np.dtype(param_dtype))
-            # Waiting for the copy lets go of the stack before the next one is made.
-            parameter = jax.block_until_ready(jnp.asarray(stack))
-            state[entry.path] = state[entry.path].replace(parameter)
-    return nnx.merge(graphdef, nnx.from_flat_state(state))
+        for entry in sorted(entries(architecture), key=lambda e: -np.prod(shapes[e.path].shape)):
+            leaf = shapes[entry.path]
+            share: Any = partial(_read_share, files, entry, leaf.shape, np.dtype(leaf.dtype))
+            if where is None:
+                parameter = jnp.asarray(share(tuple(slice(size) for size in leaf.shape)))
+            else:
+                parameter = jax.make_array_from_callback(leaf.shape, where[entry.path], share)
+            # Waiting for the copy lets go of the host's values before the next ones are read.
+            yield entry.path, jax.block_until_ready(parameter)
 
 
 def export_model(
@@ -208,20 +241,28 @@ def _check_tied(files: WeightFiles, architecture: Architecture) -> None:
         )
 
 
-def _read_stack(
-    files: WeightFiles, entry: Entry, shape: tuple[int, ...], dtype: np.dtype
+def _read_share(
+    files: WeightFiles,
+    entry: Entry,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    share: tuple[slice, ...],
 ) -> np.ndarray:
-    stack = np.empty(shape, dtype)
-    parts = stack if entry.stacked else stack[None]
-    theirs = shape[1:] if entry.stacked else shape
-    theirs = theirs[::-1] if entry.transposed else theirs
-    for part, name in zip(parts, entry.names(len(parts)), strict=True):
-        tensor = files.read(name, theirs)
+    """A share of a parameter, from the parts of the tensors that it is made of."""
+    layers, within = (share[0], share[1:]) if entry.stacked else (slice(1), share)
+    whole = shape[1:] if entry.stacked else shape
+    theirs = (whole[::-1], within[::-1]) if entry.transposed else (whole, within)
+    n_layers = shape[0] if entry.stacked else 1
+    sizes = [len(range(*part.indices(size))) for part, size in zip(within, whole, strict=True)]
+    names = entry.names(n_layers)[layers]
+    stack = np.empty((len(names), *sizes), dtype)
+    for part, name in zip(stack, names, strict=True):
+        tensor = files.read(name, *theirs)
         with np.errstate(over="ignore"):  # said below, by name
             part[...] = tensor.T if entry.transposed else tensor
         if not np.isfinite(part).all():
             raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
-    return stack
+    return stack if entry.stacked else stack[0]
 
 
 def _tensors(decoder: Decoder, dtype: np.dtype) -> tuple[dict[str, int], Any]:

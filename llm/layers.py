@@ -6,6 +6,7 @@ A module made with ``stack=(L,)`` holds its parameters for all layers along a le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,8 @@ from .sequence_logprobs import accumulation_dtype
 
 Mixer = Callable[[Array, Array, Array], tuple[Array, object]]
 Exchange = Callable[[Array], Array]
+PART = 4096
+"""Tokens of a row whose hidden units are in memory at once, where memory is short."""
 
 
 def alone(x: Array) -> Array:
@@ -202,6 +205,7 @@ class Layer(nnx.Module):
         *,
         spread: Exchange = alone,
         total: Exchange = alone,
+        frugal: bool = False,
     ) -> tuple[Float[Array, "r T D"], object]:
         """Apply one layer.
 
@@ -211,6 +215,7 @@ class Layer(nnx.Module):
             mix: ``mix(queries, keys, values) -> (mixed, extra)``, the attention.
             spread: gives the devices that share the layer what they all read.
             total: adds up what each of them has of a product.
+            frugal: keep hidden units of few tokens at a time, in the gradient too.
 
         Returns:
             The stream after the layer, and the extra.
@@ -222,11 +227,41 @@ class Layer(nnx.Module):
         attended = self.output(mixed.reshape(*x.shape[:2], -1), total)
         x = x + _apply(self.post_attention_norm, attended)
         normed = spread(_apply(self.mlp_norm, x))
-        inner = activate(self.gate(normed), self.activation) * self.up(normed)
-        return x + _apply(self.post_mlp_norm, self.down(inner, total)), extra
+
+        def feed(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
+            return self.down(activate(self.gate(x), self.activation) * self.up(x), total)
+
+        fed = by_parts(feed, normed) if frugal else feed(normed)
+        return x + _apply(self.post_mlp_norm, fed), extra
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
         return x.reshape(*x.shape[:2], -1, self.head_size)
+
+
+def by_parts(
+    function: Callable[[Array], Array], x: Float[Array, "r T D"], *, most: int = PART
+) -> Float[Array, "r T D"]:
+    """Apply a function of each token to some of them at a time, also in the gradient.
+
+    Args:
+        function: ``[r t D]`` to ``[r t D]``.
+        x: the tokens.
+        most: tokens of a row at a time; all at once where no number of equal parts is near.
+
+    Returns:
+        The same as ``function(x)``.
+
+    Examples:
+        >>> by_parts(jnp.square, jnp.arange(6.0).reshape(1, 6, 1), most=3).ravel().tolist()
+        [0.0, 1.0, 4.0, 9.0, 16.0, 25.0]
+    """
+    n_tokens = x.shape[1]
+    least = math.ceil(n_tokens / most)
+    parts = next((n for n in range(least, 2 * least) if n_tokens % n == 0), 1)
+    if parts == 1:
+        return function(x)
+    split = x.reshape(x.shape[0], parts, -1, x.shape[2]).swapaxes(0, 1)
+    return jax.lax.map(jax.checkpoint(function), split).swapaxes(0, 1).reshape(x.shape)
 
 
 def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:

@@ -195,10 +195,10 @@ class Decoder(nnx.Module):
             def mix_here(*qkv: Array) -> tuple[Array, Any]:
                 return mix(*qkv, index=index, carry=carry, **options)
 
-            exchange = {}
+            exchange: dict[str, Any] = {"frugal": remat == "full"}
             if layout is not None:
                 slices = layout.gathered(slices, self.dtype)
-                exchange = {"spread": layout.spread, "total": layout.total}
+                exchange |= {"spread": layout.spread, "total": layout.total}
             layer = nnx.merge(graphdef, slices)
             return layer(x, self._turn(angles, local), mix_here, **exchange), None
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .batches import Batch, Branch, Completions, Rows
+from .batches import Batch, Branch, Completions, Roles, Rows
 from .preference_data import PairTokens
 
 Layout = Literal["separate", "shared"]
@@ -197,7 +197,8 @@ def pack(
             column += len(response) - 1
     ids = np.full(n_pairs, -1, np.int32)
     ids[: len(pairs)] = [pair.row for pair in pairs]
-    return Batch(Rows(*rows), Completions(*completions), lengths, ids >= 0, ids)
+    read = Rows(rows[0], rows[1], rows[2], rows[3], Roles(roles))
+    return Batch(read, Completions(*completions), lengths, ids >= 0, ids)
 
 
 class _Piece(NamedTuple):

@@ -20,15 +20,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from .architecture import Architecture
-from .batches import Batch, Completions, Rows
+from .batches import Batch, Completions, Roles, Rows
 from .config import TrainConfig
-from .devices import BATCHES, Devices, make_mesh
-from .lora import add_lora, trainable_filter
-from .model import Decoder
-from .model_source import architecture_of
+from .devices import BATCHES, Devices, layout_of, make_mesh
+from .lora import trainable_filter
+from .model_source import shapes_of
 from .optimizer import make_optimizer
-from .sharding import make_layout, mesh_sizes
+from .sharding import mesh_sizes
 from .train_step import init_train_state, make_train_step
 
 GIB = 2**30
@@ -175,15 +173,9 @@ class _Step:
         self.sizes = mesh_sizes(
             data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
         )
-        self.architecture = architecture_of(config.model)
-        self.model = nnx.eval_shape(lambda: _drawn(config, self.architecture))
-        a = self.architecture
-        self.layout = make_layout(
-            self.sizes,
-            nnx.state(self.model),
-            head_counts=(a.n_heads, a.n_kv_heads),
-            width=a.width,
-        )
+        self.model = shapes_of(config.model)
+        self.architecture = self.model.architecture
+        self.layout = layout_of(self.sizes, self.model)
         self.model.layout = self.layout
         self.graphdef, self.trainable, self.frozen = nnx.split(
             self.model, trainable_filter(self.model), ...
@@ -218,8 +210,9 @@ class _Step:
         def of(*shape: int, dtype: Any = jnp.int32) -> Any:
             return jax.ShapeDtypeStruct((*parts, *shape), dtype)
 
+        row = of(1, tokens)
         return Batch(
-            rows=Rows(*[of(1, tokens)] * 4),
+            rows=Rows(row, row, row, row, Roles(2)),
             completions=Completions(*[of(asked)] * 3),
             lengths=of(n, 2),
             present=of(n, dtype=jnp.bool_),
@@ -254,22 +247,6 @@ class _Step:
             "flops_per_step": 6 * pairs * (self.row_tokens * layers + self.completions * head),
             "tokens_per_step": pairs * self.row_tokens,
         }
-
-
-def _drawn(config: TrainConfig, architecture: Architecture) -> Decoder:
-    model = config.model
-    decoder = Decoder(
-        architecture,
-        rngs=nnx.Rngs(0),
-        dtype=jnp.dtype(model.dtype),
-        param_dtype=jnp.dtype(model.param_dtype),
-        remat=model.remat,
-    )
-    if model.lora_r > 0:
-        targets = model.lora_target_modules or "all-linear"
-        options = {"rank": model.lora_r, "alpha": model.lora_alpha, "target_modules": targets}
-        add_lora(decoder, **options, rngs=nnx.Rngs(1))
-    return decoder
 
 
 def _compiled(step: _Step, topology: str, limit: int) -> Plan:

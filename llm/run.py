@@ -17,8 +17,8 @@ from jax import Array
 from . import reference_cache
 from .batch_iterator import Schedule, batches_from
 from .batches import Batch
-from .config import MeshConfig, TrainConfig
-from .devices import Devices, make_mesh
+from .config import TrainConfig
+from .devices import devices_of
 from .lora import trainable_filter
 from .model import Decoder
 from .optimizer import make_optimizer
@@ -26,7 +26,6 @@ from .packing import n_roles
 from .preference_data import PairTokens
 from .reference_cache import Provenance, digest, weights_digest
 from .sample_coverage import SampleCoverage
-from .sharding import make_layout, mesh_sizes
 from .train_step import TrainState, init_train_state, make_evaluation_step, make_train_step
 from .training_data import TrainingData
 
@@ -40,7 +39,7 @@ class Run:
     def __init__(self, config: TrainConfig, data: TrainingData, model: Decoder) -> None:
         """Split the model over the devices, make the optimizer, compile nothing yet."""
         self.config, self.data = config, data
-        self.devices = _devices(config.mesh, model)
+        self.devices = devices_of(config.mesh, model)
         model.layout = None if self.devices is None else self.devices.layout
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
         if self.devices is not None:
@@ -196,16 +195,3 @@ class Run:
         model = nnx.merge(self.graphdef, trainable, self.frozen)
         model.layout = None
         return model
-
-
-def _devices(config: MeshConfig, model: Decoder) -> Devices | None:
-    """All devices of all processes, with the model's layout; None if there is one."""
-    sizes = mesh_sizes(
-        data=config.data, fsdp=config.fsdp, tensor=config.tensor, devices=jax.device_count()
-    )
-    if jax.device_count() == 1:
-        return None
-    a = model.architecture
-    heads = (a.n_heads, a.n_kv_heads)
-    layout = make_layout(sizes, nnx.state(model), head_counts=heads, width=a.width)
-    return Devices(make_mesh(sizes, jax.devices()), layout)

@@ -81,12 +81,8 @@ def attend_with_splash(
 
     mixed = branch(Branch.CHOSEN)
     mixed = of_branch(Branch.REJECTED, branch(Branch.REJECTED), mixed)
-    mixed = jax.lax.cond(
-        jnp.any(branches == int(Branch.BASELINE)),
-        lambda mixed: of_branch(Branch.BASELINE, branch(Branch.BASELINE), mixed),
-        lambda mixed: mixed,
-        mixed,
-    )
+    if rows.roles.count == 3:
+        mixed = of_branch(Branch.BASELINE, branch(Branch.BASELINE), mixed)
     return mixed.transpose(0, 2, 1, 3)[:, :n_tokens].astype(queries.dtype)
 
 

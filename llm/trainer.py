@@ -79,7 +79,7 @@ def train(
         InterruptedRunError: the process was asked to stop; the state is saved.
     """
     with jax.enable_x64(config.model.dtype == "float64"):
-        run = Run(config, data, make_model(config.model))
+        run = Run(config, data, make_model(config.model, config.mesh))
         checkpoints = Checkpoints(
             folder / "checkpoints", config.trainer.save_total_limit, run.fingerprint()
         )

@@ -71,12 +71,15 @@ class WeightFiles:
         """The file that a tensor is in."""
         return self._where[name]
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Read one tensor.
+    def read(
+        self, name: str, shape: tuple[int, ...], part: tuple[slice, ...] | None = None
+    ) -> np.ndarray:
+        """Read one tensor, or a part of it.
 
         Args:
             name: of the tensor.
-            shape: that it must have.
+            shape: that it must have, the whole.
+            part: slices of it; None for the whole.
 
         Returns:
             Of the file's dtype.
@@ -85,17 +88,17 @@ class WeightFiles:
             ValueError: another shape, not floating, or NaN or infinite numbers in it.
         """
         path = self._where[name]
-        part = self._files[path].get_slice(name)
-        if tuple(part.get_shape()) != shape:
+        stored = self._files[path].get_slice(name)
+        if tuple(stored.get_shape()) != shape:
             raise ValueError(
-                f"{path}: tensor {name} must have shape {list(shape)}, got {part.get_shape()}"
+                f"{path}: tensor {name} must have shape {list(shape)}, got {stored.get_shape()}"
             )
-        if part.get_dtype() not in FLOATING:
+        if stored.get_dtype() not in FLOATING:
             raise ValueError(
                 f"{path}: tensor {name} must be of type {', '.join(FLOATING)}, got "
-                f"{part.get_dtype()}"
+                f"{stored.get_dtype()}"
             )
-        tensor = self._files[path].get_tensor(name)
+        tensor = self._files[path].get_tensor(name) if part is None else stored[part]
         if not np.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name} holds NaN or infinite numbers")
         return tensor

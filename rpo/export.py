@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
         keep = config.trainer.save_total_limit
         with jax.enable_x64(config.model.dtype == "float64"):
             # A checkpoint is of its data too: both are read again, and must be the same.
-            trained = Run(config, load_data(config.data, config.model), make_model(config.model))
+            trained = Run(
+                config, load_data(config.data, config.model), make_model(config.model, config.mesh)
+            )
             checkpoints = Checkpoints(args.run / "checkpoints", keep, trained.fingerprint())
             if checkpoints.latest() is None:
                 raise ValueError(f"{args.run}: the run has saved no checkpoint")

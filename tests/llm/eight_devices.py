@@ -10,23 +10,30 @@ import json
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from llm import model_source
 from llm.architecture import Architecture
 from llm.batch_iterator import Schedule
 from llm.batches import Batch
+from llm.config import MeshConfig, ModelConfig
 from llm.devices import Devices, make_mesh
+from llm.hf_io import export_model
 from llm.lora import add_lora, trainable_filter
 from llm.model import Decoder
 from llm.objective import ObjectiveConfig
 from llm.preference_data import PairTokens
 from llm.sharding import make_layout
 from llm.train_step import gradients
+from llm.weight_files import WeightFiles
 
 OBJECTIVE = ObjectiveConfig(method="rpo", beta=0.3, eta=0.5)
 MESHES = {
@@ -37,9 +44,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied": {"tied_embeddings": True, "query_key_norm": True},
     "untied": {"qkv_bias": True, "output_bias": True, "logit_soft_cap": 3.0},
     "adapters": {},
+    "plain": {},
     "indivisible vocabulary": {"vocab_size": 33},
 }
-CASES = [("tied", "fsdp"), *((model, "all") for model in MODELS)]
+CASES = [("tied", "fsdp"), *((model, "all") for model in MODELS if model != "plain")]
 N_PAIRS = 16
 
 
@@ -109,9 +117,40 @@ def difference(one: Any, other: Any) -> float:
     return max(map(relative, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
+def made_on_mesh() -> dict[str, Any]:
+    """A model with adapters, read from files onto a mesh: what was read at once, and the values."""
+    read = WeightFiles.read
+    sizes: list[int] = []
+
+    def spy(*arguments: Any) -> np.ndarray:
+        tensor = read(*arguments)
+        sizes.append(tensor.size)
+        return tensor
+
+    with TemporaryDirectory() as folder, patch.object(WeightFiles, "read", spy):
+        export_model(make_model("plain"), Path(folder) / "model")
+        config = ModelConfig(
+            path=f"{folder}/model", dtype="float64", param_dtype="float64", lora_r=2
+        )
+        whole: Any = nnx.state(model_source.make_model(config))
+        at_once, sizes[:] = max(sizes), []
+        split: Any = nnx.state(model_source.make_model(config, MeshConfig(**MESHES["all"])))
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), whole, split)
+    kernel = split["layers"]["up"]["kernel"].get_value()
+    return {
+        "case": "made",
+        "same": all(jax.tree.leaves(same)),
+        "share": kernel.addressable_shards[0].data.size / kernel.size,
+        "read_at_once": max(sizes) / at_once,
+    }
+
+
 def main() -> None:
     """Print a line for each case."""
     jax.config.update("jax_enable_x64", True)
+    if sys.argv[1:] == ["made"]:
+        sys.stdout.write(json.dumps(made_on_mesh()) + "\n")
+        return
     pairs, alone = make_pairs(), {}
     for name, mesh in (case for case in CASES if case[0] in sys.argv[1:]):
         model = make_model(name)

@@ -29,7 +29,7 @@ def packed(rows: list[list[tuple[int, int, int]]], n_tokens: int) -> Rows:
                 parts[1, row, span] = start + np.arange(count)
                 parts[2, row, span], parts[3, row, span] = segment, branch
                 column += count
-    return Rows(*parts)
+    return Rows(parts[0], parts[1], parts[2], parts[3])
 
 
 # Pairs within a block, over several and ending with one; rows that end with padding and without.

@@ -13,7 +13,8 @@ from flax import nnx
 
 from llm.architecture import Architecture
 from llm.batches import Rows
-from llm.model import Cache, Decoder
+from llm.layers import PART, by_parts
+from llm.model import Cache, Decoder, Remat
 from llm.protocol import LanguageModel
 from llm.rotary import frequencies
 
@@ -110,7 +111,7 @@ def test_property_padding_is_finite_and_changes_nothing() -> None:
     assert np.isfinite(hidden).all()
     other = ROWS._replace(tokens=np.where(SEGMENTS > 0, TOKENS, 5))
     np.testing.assert_array_equal(read(decoder, other), hidden)
-    shorter = Rows(*(leaf[:, :N_FILLED] for leaf in ROWS))
+    shorter = jax.tree.map(lambda leaf: leaf[:, :N_FILLED], ROWS)
     filled = hidden[:, :N_FILLED]
     np.testing.assert_allclose(read(decoder, shorter), filled, rtol=SAME_SUMS, atol=SAME_SUMS)
 
@@ -269,3 +270,36 @@ def _numpy_activation(a: Architecture, x: np.ndarray) -> np.ndarray:
     if a.activation == "gelu":
         return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def test_gradient_of_a_function_applied_to_few_tokens_at_a_time_is_that_of_all_at_once() -> None:
+    rng = np.random.default_rng(4)
+    x, kernel = (jnp.asarray(rng.normal(size=size)) for size in ((2, 12, 3), (3, 3)))
+
+    def total(x: jax.Array, kernel: jax.Array, most: int) -> jax.Array:
+        return jnp.sum(jnp.sin(by_parts(lambda part: jnp.tanh(part @ kernel), x, most=most)))
+
+    slopes = [jax.grad(total, argnums=(0, 1))(x, kernel, most) for most in (12, 5, 1)]
+    for other in slopes[1:]:
+        for one, two in zip(slopes[0], other, strict=True):
+            np.testing.assert_allclose(two, one, rtol=SAME_SUMS)
+
+
+def test_property_hidden_units_of_all_tokens_are_never_alive_together_where_memory_is_short() -> (
+    None
+):
+    architecture = Architecture(vocab_size=8, width=4, hidden_units=24, n_layers=2, n_heads=2)
+    tokens = np.zeros((1, 2 * PART), np.int32)
+    rows = Rows(tokens, np.arange(2 * PART, dtype=np.int32)[None], 1 + tokens, tokens)
+
+    def program(remat: Remat) -> str:
+        decoder = Decoder(architecture, rngs=nnx.Rngs(0), remat=remat)
+        graphdef, state = nnx.split(decoder)
+
+        def total(state: nnx.State) -> jax.Array:
+            return jnp.sum(nnx.merge(graphdef, state).hidden_states(rows))
+
+        return str(jax.make_jaxpr(jax.grad(total))(state))
+
+    assert f"{2 * PART},24]" in program("none")
+    assert f"{2 * PART},24]" not in program("full")

@@ -35,6 +35,20 @@ def shapes(**changed: Any) -> nnx.State:
     return nnx.state(nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0))))
 
 
+def on_eight_devices(*arguments: str) -> list[dict[str, Any]]:
+    """What the script says, a line for each case."""
+    script = Path(__file__).with_name("eight_devices.py")
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        env={**os.environ, **EIGHT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize(
     "models",
     [
@@ -43,19 +57,17 @@ def shapes(**changed: Any) -> nnx.State:
     ],
 )
 def test_gradient_of_meshes_of_eight_devices_is_that_of_one_device(models: list[str]) -> None:
-    script = Path(__file__).with_name("eight_devices.py")
-    done = subprocess.run(
-        [sys.executable, script, *models],
-        env={**os.environ, **EIGHT},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    cases = [json.loads(line) for line in done.stdout.splitlines()]
+    cases = on_eight_devices(*models)
     assert len(cases) >= len(models)
     off = {case["case"]: max(case["gradient"], case["metrics"]) for case in cases}
     assert max(off.values()) < ROUNDING, off
+
+
+def test_property_a_model_is_read_onto_a_mesh_share_by_share_with_the_same_values() -> None:
+    (made,) = on_eight_devices("made")
+    assert made["same"]
+    assert made["share"] == 1 / 4  # along fsdp and tensor, beside a copy along data
+    assert made["read_at_once"] <= 1 / 4
 
 
 def test_closed_form_devices_hold_their_share_of_every_large_parameter() -> None:
