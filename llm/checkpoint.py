@@ -1,14 +1,16 @@
 """Checkpoints: whole or absent, of this run or refused, restored bit by bit.
 
-Orbax writes a step to a temporary name and renames it when it is complete. Beside the arrays lie a
-fingerprint of the run that they belong to and a digest of their values, so that neither another
-run's nor a damaged checkpoint is ever continued from.
+Orbax writes a step to a temporary name while training goes on, and renames it when it is complete.
+Beside the arrays lie a fingerprint of the run that they belong to and a digest of their values, so
+that neither another run's nor a damaged checkpoint is ever continued from.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,17 +30,29 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self._fingerprint = folder.absolute(), fingerprint
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, create=False
+            max_to_keep=keep, enable_async_checkpointing=True, create=False
         )
         self._options = options
         self._open: ocp.CheckpointManager | None = None
+        self._unfinished = self.folder
+
+    def __enter__(self) -> Checkpoints:
+        """Use as a context, which waits for the last checkpoint to be complete."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait."""
+        self.finish()
 
     def latest(self) -> int | None:
         """Step of the last whole checkpoint; None without one."""
+        self.finish()
         return self._manager().latest_step() if self.folder.is_dir() else None
 
     def save(self, step: int, state: Any, data_state: dict[str, Any]) -> None:
-        """Save a state; it is complete when this returns.
+        """Begin to save a state, which may be given up when this returns.
+
+        It is complete when :meth:`finish` returns, which the next save waits for.
 
         Args:
             step: steps made.
@@ -46,8 +60,9 @@ class Checkpoints:
             data_state: of the data pipeline, plain values.
 
         Raises:
-            ValueError: it cannot be written; the checkpoints before it are whole.
+            ValueError: it, or the one before, cannot be written; those before it are whole.
         """
+        self.finish()
         # All processes open it together, before one of them could find a folder that another made.
         if self._manager().latest_step() == step:
             return
@@ -63,14 +78,31 @@ class Checkpoints:
             "data": data_state,
         }
         arrays = ocp.args.StandardSave(_plain(state))
-        try:
+        self._unfinished = path
+        with self._writing():
             self._manager().save(
                 step, args=ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about))
             )
-            self._manager().wait_until_finished()
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            ValueError: it could not be written.
+        """
+        if self._open is not None:
+            with self._writing():
+                self._open.wait_until_finished()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # the formats below have errors of many kinds
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{path}: the checkpoint could not be written: {reason}") from error
+            raise ValueError(
+                f"{self._unfinished}: the checkpoint could not be written: {reason}"
+            ) from error
 
     def find(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """The checkpoint to continue from; its arrays are not read yet.

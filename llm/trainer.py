@@ -91,8 +91,9 @@ def train(
         tracker.start(first)
         say(_opening(run))
         loop = _loop(run, cache, coverage, checkpoints, tracker, first, say)
-        for _ in watch(loop, run.total_steps - first):
-            pass
+        with checkpoints:
+            for _ in watch(loop, run.total_steps - first):
+                pass
         digest_of = parameters_sha256(run)
         tracker.finish(
             {"event": "finished", "step": run.total_steps, "parameters_sha256": digest_of}
@@ -129,7 +130,7 @@ def _loop(
             run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
             measured = {name: float(on_host(value)) for name, value in result.metrics.items()}
             flags = on_host(result.non_finite)
-            _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints.latest())
+            _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints)
             if step == 0:
                 check_first_loss(run.config, measured)
             measured |= _about_step(run, batch, step, time.perf_counter() - started)
@@ -244,13 +245,14 @@ def _refuse_what_is_not_finite(
     flags: np.ndarray,
     batch: Batch,
     step: int,
-    last: int | None,
+    checkpoints: Checkpoints,
 ) -> None:
     wrong = [name for name, value in measured.items() if not np.isfinite(value)]
     if not wrong and not flags.any():
         return
     rows = sorted({int(row) for row in np.asarray(batch.row_ids)[flags]})
     where = f"rows {', '.join(map(str, rows))}" if rows else f"`{wrong[0]}`"
+    last = checkpoints.latest()
     good = "no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
     raise NotFiniteError(f"step {step + 1}: not finite in {where}; {good}")
 

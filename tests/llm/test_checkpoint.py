@@ -39,9 +39,9 @@ def opened(folder: Path, *, keep: int = 2, fingerprint: str = "this run") -> Che
 
 
 def saved(folder: Path, *numbers: int) -> Path:
-    checkpoints = opened(folder)
-    for number in numbers:
-        checkpoints.save(number, state(number), {"step": number})
+    with opened(folder) as checkpoints:
+        for number in numbers:
+            checkpoints.save(number, state(number), {"step": number})
     return folder / "checkpoints"
 
 
@@ -96,9 +96,9 @@ def test_roundtrip_the_last_so_many_are_kept_and_any_can_be_named(tmp_path: Path
 
 
 def test_property_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path)
-    checkpoints.save(3, state(3), {"step": 3})
-    checkpoints.save(3, state(4), {"step": 4})
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(3, state(3), {"step": 3})
+        checkpoints.save(3, state(4), {"step": 4})
     assert_restores(tmp_path, 3)
 
 
@@ -153,6 +153,22 @@ def test_raises_values_that_were_changed_are_caught_though_the_format_is_whole(
     assert_restores(tmp_path, 1)
 
 
+def test_roundtrip_a_state_that_is_overwritten_while_it_is_saved_is_saved_as_it_was(
+    tmp_path: Path,
+) -> None:
+    advance = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1.0, x), donate_argnums=0)
+    current = {"large": jnp.zeros((512, 1024)), "small": jnp.zeros(3)}
+    with opened(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
+            current = advance(current)
+            checkpoints.save(step, current, {"step": step})
+            for _ in range(20):
+                current = advance(current)
+    for step in (2, 3):
+        _, found, _ = opened(tmp_path).restore(current, step)
+        assert set(np.unique(found["large"])) == {21.0 * (step - 1) + 1.0}
+
+
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_property_a_save_that_dies_on_the_way_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
@@ -163,14 +179,15 @@ def test_property_a_save_that_dies_on_the_way_leaves_the_one_before(
 
     def dying(source: Any, target: Any, **options: Any) -> None:
         if len(done) == renames:
-            raise KeyboardInterrupt
+            raise OSError("the machine is gone")
         done.append(str(target))
         rename(source, target, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", dying)
-        with pytest.raises(KeyboardInterrupt):
-            opened(tmp_path).save(2, state(2), {"step": 2})
+        checkpoints = opened(tmp_path)
+        with pytest.raises(ValueError, match="2: the checkpoint could not be written"), checkpoints:
+            checkpoints.save(2, state(2), {"step": 2})
     assert len(done) == renames
     assert opened(tmp_path).latest() == 1
     assert_restores(tmp_path, 1)
