@@ -32,6 +32,7 @@ docs: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench
 	$(BIN)/python benchmarks/studies.py --out $(OUT)/bench
+	$(BIN)/python benchmarks/row_memory.py --out $(OUT)/bench
 	$(if $(RPO_SMOLLM2),$(MAKE) bench-train,@echo "against TRL: make bench RPO_SMOLLM2=FOLDER, of SmolLM2-135M-Instruct")
 
 bench-train: .venv/installed .venv-parity/installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +34,12 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def join(args: argparse.Namespace) -> None:
-    """Meet the other processes, if there are any."""
+def join(args: argparse.Namespace, folder: Path) -> None:
+    """Meet the other processes, if there are any; what is said if one is lost names the folder."""
     if args.processes > 1:
         import jax
 
+        from .watcher import watch
+
+        watch(folder)
         jax.distributed.initialize(args.coordinator, args.processes, args.process)

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = args.out or Path("out") / study.name
     store = Store(out, resolved(study))
-    processes.join(args)
+    processes.join(args, out)
     first = args.process == 0
     if first:
         _run_first(args, study, store, parts)

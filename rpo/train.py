@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import processes
+from .compilation_cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from llm.config import TrainConfig
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(asdict(config), indent=1) + "\n")
         return 0
     out = args.out or Path("out") / config.name
-    processes.join(args)
+    keep_compiled_programs()
+    processes.join(args, out)
     if first:
         _prepare(out, resume=args.resume)
     return _train(config, data, out, first=first, resume=args.resume)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +77,16 @@ def trained(folder: Path, out: str) -> list[np.ndarray]:
     return [np.asarray(found[name]) for name in sorted(found)]
 
 
-def metrics(folder: Path, out: str) -> list[dict[str, float]]:
+def metrics(folder: Path, out: str, *, perf: bool = True) -> list[dict[str, float]]:
     lines = (folder / out / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines if '"event"' not in line]
+    rows = [json.loads(line) for line in lines if '"event"' not in line]
+    return [{k: v for k, v in row.items() if perf or not k.startswith("perf/")} for row in rows]
+
+
+def finished(folder: Path, out: str) -> str:
+    """Digest of the parameters that a run ended with."""
+    lines = (folder / out / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])["parameters_sha256"]
 
 
 def assert_same_run(folder: Path, out: str) -> None:
@@ -96,17 +106,72 @@ def test_property_eight_devices_train_as_one_does(folder: Path, out: str, mesh: 
     assert_same_run(folder, out)
 
 
-def test_property_two_processes_of_four_devices_train_as_one_device_does(folder: Path) -> None:
+def two_processes(folder: Path, out: str, *arguments: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = [*EIGHT, "--coordinator", address, "--processes", "2"]
-    processes = [
-        train(folder, "two", *together, "--process", str(number), devices=4) for number in range(2)
+    together = [*EIGHT, *arguments, "--coordinator", address, "--processes", "2"]
+    return [
+        train(folder, out, *together, "--process", str(number), devices=4) for number in range(2)
     ]
-    for process in processes:
+
+
+def wait_for(path: Path, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_property_two_processes_of_four_devices_train_as_one_device_does(folder: Path) -> None:
+    for process in two_processes(folder, "two"):
         finish(process)
     assert_same_run(folder, "two")
+
+
+@pytest.mark.slow
+def test_property_killed_processes_go_on_bit_by_bit_and_on_other_devices_with_the_same_curve(
+    folder: Path,
+) -> None:
+    longer = ["--trainer.max_steps", "60", "--trainer.save_steps", "5"]
+    for process in two_processes(folder, "whole", *longer):
+        finish(process)
+    killed = two_processes(folder, "killed", *longer)
+    wait_for(folder / "killed" / "checkpoints" / "10")
+    for process in killed:
+        process.kill()
+    for process in killed:
+        process.communicate()
+    assert not (folder / "killed" / "checkpoints" / "60").exists()
+    shutil.copytree(folder / "killed", folder / "elsewhere")
+    for process in two_processes(folder, "killed", *longer, "--resume"):
+        finish(process)
+    finish(train(folder, "elsewhere", *EIGHT, *longer, "--resume", devices=8))
+    assert metrics(folder, "killed", perf=False) == metrics(folder, "whole", perf=False)
+    assert finished(folder, "killed") == finished(folder, "whole")
+    for one, other in zip(metrics(folder, "whole"), metrics(folder, "elsewhere"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=ROUNDING)
+
+
+@pytest.mark.slow
+def test_raises_a_process_that_is_lost_is_told_by_the_others_and_checkpoints_stay_whole(
+    folder: Path,
+) -> None:
+    longer = ["--trainer.max_steps", "100000", "--trainer.save_steps", "5"]
+    first, second = two_processes(folder, "lost", *longer)
+    wait_for(folder / "lost" / "checkpoints" / "10")
+    second.kill()
+    second.communicate()
+    _, said = first.communicate(timeout=200)
+    assert first.returncode != 0
+    told = [line for line in said.splitlines() if line.startswith("rpo: error: a process of this")]
+    assert len(told) == 1
+    step = int(re.search(r"from step (\d+), the last whole checkpoint", told[0])[1])  # type: ignore
+    steps = ["--trainer.max_steps", "100000", "--trainer.eval_steps", "0"]
+    process = train(folder, "lost", *ONE, *steps, "--trainer.save_steps", "1", "--resume")
+    wait_for(folder / "lost" / "checkpoints" / str(step + 1))
+    process.kill()
+    process.communicate()
 
 
 @pytest.mark.slow

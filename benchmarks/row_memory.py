@@ -1,0 +1,83 @@
+"""Peak memory of a training step on the CPU against the tokens of its row, a process for each.
+
+    python benchmarks/row_memory.py --out out/bench
+
+A row holds one pair: half of it prompt, a quarter each response. Where memory is linear in the
+tokens, bytes a token are the same for all rows but the shortest, whose share is small beside what
+the process holds anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+TOKENS = (1024, 2048, 4096, 8192, 16384)
+KIB = 1024
+
+
+def step(tokens: int) -> dict[str, int]:
+    """Train one step on one row of so many tokens."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from llm.architecture import Architecture
+    from llm.batch_iterator import Schedule
+    from llm.config import OptimizerConfig
+    from llm.lora import trainable_filter
+    from llm.model import Decoder
+    from llm.objective import ObjectiveConfig
+    from llm.optimizer import make_optimizer
+    from llm.preference_data import PairTokens
+    from llm.train_step import init_train_state, make_train_step
+
+    rng = np.random.default_rng(0)
+    lengths = (tokens // 2, tokens // 4 + 1, tokens // 4 + 1)
+    prompt, chosen, rejected = (tuple(rng.integers(0, 8192, n).tolist()) for n in lengths)
+    pair = PairTokens(prompt, chosen, rejected, None, 0)
+    batch = Schedule([pair], "shared", 1, seed=None).batch(0)
+    batch = batch._replace(reference=np.full(batch.lengths.shape, -7.0, np.float32))
+    architecture = Architecture(vocab_size=8192, width=256, hidden_units=768, n_layers=4, n_heads=4)
+    model = Decoder(architecture, rngs=nnx.Rngs(0), remat="full")
+    graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    state = init_train_state(trainable, optimizer)
+    run = make_train_step(graphdef, ObjectiveConfig(beta=0.1, eta=0.1), optimizer)
+    jax.block_until_ready(run(state, frozen, batch))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    return {"tokens": int(batch.rows.tokens.size), "peak_bytes": peak}
+
+
+def main() -> None:
+    """Measure every length in a process of its own, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--tokens", type=int, help="measure this one here")
+    args = parser.parse_args()
+    if args.tokens:
+        print(json.dumps(step(args.tokens)))
+        return
+    rows = []
+    for tokens in TOKENS:
+        command = [sys.executable, __file__, "--tokens", str(tokens)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    for before, row in pairwise(rows):
+        more = row["peak_bytes"] - before["peak_bytes"]
+        row["bytes_per_more_token"] = more / (row["tokens"] - before["tokens"])
+    for row in rows:
+        slope = row.get("bytes_per_more_token")
+        each = "" if slope is None else f"{slope / KIB:8.1f} KiB for each token more"
+        print(f"{row['tokens']:6} tokens  {row['peak_bytes'] / KIB**2:8.1f} MiB  {each}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "row_memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
