@@ -23,7 +23,8 @@ def keep_compiled_programs() -> None:
     """
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is not None:
+    given = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if given is not None:
         return
     folder = cache_folder()
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,8 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of the first of several processes that share the folder",
     )
-    parser.add_argument("--processes", type=whole_number(1), default=1, metavar="N")
-    parser.add_argument("--process", type=whole_number(0), default=0, metavar="K", help="from 0 on")
+    parser.add_argument(
+        "--processes",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="how many there are (default 1)",
+    )
+    parser.add_argument(
+        "--process",
+        type=whole_number(0),
+        default=0,
+        metavar="K",
+        help="which of them this one is, from 0 on (default 0)",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -34,12 +48,27 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def join(args: argparse.Namespace, folder: Path) -> None:
-    """Meet the other processes, if there are any; what is said if one is lost names the folder."""
-    if args.processes > 1:
-        import jax
+@contextmanager
+def together(args: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """Meet the other processes, if there are any, and say what to do if one of them is lost.
 
-        from .watcher import watch
+    Args:
+        args: the options.
+        folder: that they share.
+    """
+    if args.processes == 1:
+        yield
+        return
+    import jax
 
-        watch(folder)
+    from .cli import UsageError
+    from .watcher import watch
+
+    farewell = watch(folder)
+    try:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
+        yield
+    except (UsageError, KeyboardInterrupt):
+        farewell()
+        raise
+    farewell()

@@ -59,12 +59,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = args.out or Path("out") / study.name
     store = Store(out, resolved(study))
-    processes.join(args, out)
-    first = args.process == 0
-    if first:
-        _run_first(args, study, store, parts)
-    else:
-        _share(args, study, store, parts)
+    with processes.together(args, out):
+        if args.process == 0:
+            _run_first(args, study, store, parts)
+        else:
+            _share(args, study, store, parts)
     return 0
 
 

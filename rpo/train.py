@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = args.out or Path("out") / config.name
     keep_compiled_programs()
-    processes.join(args, out)
-    if first:
-        _prepare(out, resume=args.resume)
-    return _train(config, data, out, first=first, resume=args.resume)
+    with processes.together(args, out):
+        if first:
+            _prepare(out, resume=args.resume)
+        return _train(config, data, out, first=first, resume=args.resume)
 
 
 def _prepare(out: Path, *, resume: bool) -> None:

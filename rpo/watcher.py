@@ -1,29 +1,34 @@
 """Says what to do when a process of several is ended from outside, which it cannot say itself.
 
-Where one of several processes is gone, JAX aborts the others from a thread of its own. So a small
-process waits beside each of them, and speaks if its pipe is closed without a farewell.
+Where one of several processes is gone, exchanges fail in the others, or JAX aborts them from a
+thread of its own. So a small process waits beside each, and speaks if its pipe is closed without a
+farewell.
 """
 
 from __future__ import annotations
 
-import atexit
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 FAREWELL = b"done"
 
 
-def watch(folder: Path) -> None:
-    """Have the present process watched until it leaves in good order.
+def watch(folder: Path) -> Callable[[], object]:
+    """Have the present process watched.
 
     Args:
         folder: of the run.
+
+    Returns:
+        A function that tells the watcher that the process leaves in good order.
     """
     command = [sys.executable, "-m", "rpo.watcher", str(folder)]
     # In a session of its own, an interrupt from the keyboard does not reach it.
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    atexit.register(watcher.communicate, FAREWELL)
+    return partial(watcher.communicate, FAREWELL)
 
 
 def last_words(folder: Path) -> str:

@@ -1,0 +1,87 @@
+"""Claims about the site: every option, key and module is documented, and it is built whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rpo.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    pytest.importorskip("latex2mathml", reason="the site needs the extra `docs`")
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_property_every_option_of_every_command_says_what_it_is(
+    hooks: ModuleType, command: str
+) -> None:
+    for action in hooks.options_of(command):
+        assert action.help, f"rpo {command}: {action.option_strings or action.dest}"
+
+
+def test_property_every_key_of_a_configuration_has_a_meaning(hooks: ModuleType) -> None:
+    from bandits.grid import Study
+    from llm.config import TrainConfig
+
+    rows = [row for cls in (TrainConfig, Study) for row in hooks.keys_of(cls)]
+    assert len(rows) > 60
+    assert not [key for key, _, _, meaning in rows if len(meaning) < 5]
+
+
+def test_raises_a_key_without_a_meaning_is_seen(hooks: ModuleType) -> None:
+    from dataclasses import dataclass
+
+    @dataclass
+    class Bare:
+        """Keys.
+
+        Attributes:
+            told: what it is.
+        """
+
+        told: int = 1
+        untold: int = 2
+
+    meanings = {key: meaning for key, _, _, meaning in hooks.keys_of(Bare)}
+    assert meanings == {"told": "what it is.", "untold": ""}
+
+
+def test_property_every_public_module_is_in_the_reference(hooks: ModuleType) -> None:
+    for package in hooks.PACKAGES:
+        named = set(hooks.modules(package))
+        files = {path.stem for path in (ROOT / package).glob("*.py")}
+        assert named == {f"{package}.{name}" for name in files if not name.startswith("_")}
+
+
+def test_closed_form_formulas_become_mathml_and_code_stays(hooks: ModuleType) -> None:
+    class Page:
+        class file:  # noqa: N801
+            src_uri = "index.md"
+
+    html = hooks.on_page_markdown("$\\beta$ and `$x$`", page=Page)
+    assert html.startswith("<span><math")
+    assert html.endswith("and `$x$`")
+
+
+@pytest.mark.slow
+def test_property_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the site needs the extra `docs`")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "reference" / "llm.html").exists()
