@@ -42,6 +42,10 @@ PART = 4_000_000
 """Entries of win counts in a part, over all its weights: they bound the memory."""
 MOST_DRAWS = 20_000
 """Draws of a part at most: what is drawn in NumPy is not counted above."""
+TRIED = 256
+"""Draws by which the time of a study is estimated: more are faster each, until all cores work."""
+COPIES = 6
+"""Arrays of the size of the win counts that a solver holds, about."""
 BOUNDED = ("rpo", "rpo_maximin", "rpo_policy")
 """Methods that the theorem is about."""
 KINDS = get_args(CertificateKind)
@@ -113,6 +117,47 @@ def plan(study: Study) -> list[Part]:
 def n_fits(study: Study) -> int:
     """How many policies a study learns: methods times weights times draws."""
     return len(draws(study)) * study.seeds * len(study.methods) * len(_weights(study))
+
+
+class Cost(NamedTuple):
+    """What a study is expected to take.
+
+    Attributes:
+        seconds: on this machine, by one process.
+        bytes: at the fullest, of arrays.
+        fits: that were made to find out.
+    """
+
+    seconds: float
+    bytes: int
+    fits: int
+
+
+def expected_cost(study: Study, parts: Sequence[Part]) -> Cost:
+    """What a study will take, by a few of its fits.
+
+    Args:
+        study: the study.
+        parts: of :func:`plan`.
+
+    Returns:
+        The cost; the first of every shape, which is compiled, is not counted.
+    """
+    seconds, most, fits = 0.0, 0, 0
+    for part in {part.cells: part for part in parts}.values():
+        few = part._replace(cell=part.cell[:TRIED], seeds=part.seeds[:TRIED])
+        few = few._replace(length=len(few.cell))
+        run_part(study, few, draw_part(few))  # compiles
+        start = time.perf_counter()
+        instance = draw_part(few)
+        run_part(study, few, instance)
+        took = time.perf_counter() - start
+        draws_of_shape = sum(other.length for other in parts if other.cells == part.cells)
+        seconds += took * draws_of_shape / few.length
+        fits += few.length * len(study.methods) * len(_weights(study))
+        entries = instance.problem.wins[0].size * len(_weights(study)) * part.length
+        most = max(most, COPIES * 8 * entries)
+    return Cost(seconds, most, fits)
 
 
 def run(study: Study, store: Store, parts: Sequence[Part]) -> Iterator[Part]:

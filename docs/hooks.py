@@ -69,8 +69,9 @@ def command_reference() -> Iterator[str]:
 
 def options_of(command: str) -> Iterator[argparse.Action]:
     """Options and arguments of a command."""
-    parser = importlib.import_module("rpo.cli").Parser(prog=command)
-    importlib.import_module(f"rpo.{command}").add_arguments(parser)
+    cli = importlib.import_module("rpo.cli")
+    parser = cli.Parser(prog=command)
+    cli.declare(command, parser)
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction):
             yield action

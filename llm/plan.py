@@ -124,7 +124,7 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
     kind, count = found["kind"], int(np.prod([int(size) for size in found["shape"].split("x")]))
     limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
     with jax.enable_x64(config.model.dtype == "float64"):
-        step = _Step(config, count)
+        step = Step(config, count)
         if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") is not None:
             return _compiled(step, topology, limit)
         return _estimated(step, topology, limit)
@@ -164,10 +164,11 @@ def largest_that_fits(config: TrainConfig, topology: str, *, most: int = 64) -> 
     return best
 
 
-class _Step:
+class Step:
     """A step that exists as shapes only."""
 
     def __init__(self, config: TrainConfig, n_devices: int) -> None:
+        """Of a configuration, on so many devices."""
         mesh = config.mesh
         self.config = config
         self.sizes = mesh_sizes(
@@ -188,6 +189,7 @@ class _Step:
 
     @property
     def n_devices(self) -> int:
+        """Devices of the mesh."""
         return int(np.prod(list(self.sizes.values())))
 
     @property
@@ -199,6 +201,7 @@ class _Step:
 
     @property
     def completions(self) -> int:
+        """Completion tokens of a pair at its longest."""
         data = self.config.data
         return 2 * (data.max_length - (data.max_prompt_length or data.max_length // 2))
 
@@ -231,12 +234,16 @@ class _Step:
 
         return sum(jax.tree.leaves(jax.tree.map(share, tree, specs)))
 
+    def flops(self, tokens: int, completions: int) -> int:
+        """Useful work: 6 for each token and parameter of the layers, completion and of the head."""
+        head = self.architecture.vocab_size * self.architecture.width
+        total = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
+        layers = total - head * (1 if self.architecture.tied_embeddings else 2)
+        return 6 * (tokens * layers + completions * head)
+
     def numbers(self) -> dict[str, int]:
         """What does not depend on how the step is run."""
-        head = self.architecture.vocab_size * self.architecture.width
         parameters = (self.trainable, self.frozen)
-        total = sum(leaf.size for leaf in jax.tree.leaves(parameters))
-        layers = total - head * (1 if self.architecture.tied_embeddings else 2)
         pairs = self.pairs * self.layout.shards
         pairs *= self.config.trainer.gradient_accumulation_steps
         return {
@@ -244,12 +251,12 @@ class _Step:
             "pairs_per_device": self.pairs,
             "parameter_bytes_per_device": self.bytes_of(parameters),
             "optimizer_bytes_per_device": self.bytes_of(self.state.optimizer_state),
-            "flops_per_step": 6 * pairs * (self.row_tokens * layers + self.completions * head),
+            "flops_per_step": pairs * self.flops(self.row_tokens, self.completions),
             "tokens_per_step": pairs * self.row_tokens,
         }
 
 
-def _compiled(step: _Step, topology: str, limit: int) -> Plan:
+def _compiled(step: Step, topology: str, limit: int) -> Plan:
     from jax.experimental import topologies
 
     for name, value in NO_TPU.items():
@@ -292,12 +299,26 @@ def _compiled(step: _Step, topology: str, limit: int) -> Plan:
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=moved, compiled=True)
 
 
-def _estimated(step: _Step, topology: str, limit: int) -> Plan:
-    """Parameters, moments and gradients counted; activations by what remat keeps of each layer."""
-    a, model = step.architecture, step.config.model
+def _estimated(step: Step, topology: str, limit: int) -> Plan:
     numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
+    tokens, completions = step.row_tokens * step.pairs, step.completions * step.pairs
+    peak = estimated_peak(step, tokens, completions)
+    return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
+
+
+def estimated_peak(step: Step, tokens: int, completions: int) -> int:
+    """Bytes of a device at its fullest: what is held is counted, activations are estimated.
+
+    Args:
+        step: the step.
+        tokens: in the rows of a device.
+        completions: completion tokens among them.
+
+    Returns:
+        Parameters, moments, gradients, what remat keeps of each layer, and the logits of a chunk.
+    """
+    a, model = step.architecture, step.config.model
     width = jnp.dtype(model.dtype).itemsize
-    tokens = step.row_tokens * step.pairs
     heads = (a.n_heads + 2 * a.n_kv_heads) * a.head_size
     of_layer = tokens * width * (6 * a.width + 2 * heads + 4 * a.hidden_units)
     kept = {"full": 1 * a.width, "products": 3 * a.width + heads + 2 * a.hidden_units}
@@ -306,11 +327,10 @@ def _estimated(step: _Step, topology: str, limit: int) -> Plan:
         if model.remat in kept
         else (of_layer * a.n_layers)
     )
-    logits = 3 * 4 * min(2**26, step.completions * step.pairs * a.vocab_size)
+    logits = 3 * 4 * min(2**26, completions * a.vocab_size)
     gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
-    held = numbers["parameter_bytes_per_device"] + numbers["optimizer_bytes_per_device"]
-    peak = held + gradients + (saved + of_layer) // step.sizes["tensor"] + logits
-    return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
+    held = sum(map(step.bytes_of, (step.trainable, step.frozen, step.state.optimizer_state)))
+    return held + gradients + (saved + of_layer) // step.sizes["tensor"] + logits
 
 
 def _plan(

@@ -21,7 +21,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +39,9 @@ COMMANDS = {
     "export": "write a trained policy as a Hugging Face folder",
     "study": "run a simulation study of every method on bandits, and draw its figures",
 }
+
+
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 class UsageError(Exception):
@@ -170,23 +173,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _dispatch(argv: list[str]) -> int:
+def make_parser(declared: Iterable[str]) -> Parser:
+    """The parser of the program.
+
+    Args:
+        declared: commands whose options are declared too, which imports their modules.
+
+    Returns:
+        The parser.
+    """
     parser = Parser(
         prog="rpo",
         description="Regularized Preference Optimization: the adversarial problem, the RPO loss, "
         "and the proof that they agree.",
-        epilog="rpo COMMAND --help lists the options of a command.",
+        epilog="rpo COMMAND --help lists the options of a command and shows examples.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print what completes commands and options in a shell: {', '.join(SHELLS)}",
+    )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    module = None
     for name, summary in COMMANDS.items():
-        child = commands.add_parser(name, help=summary, allow_abbrev=False)
-        if argv[:1] == [name]:
-            module = importlib.import_module(f".{name}", __package__)
-            child.description = module.__doc__
-            module.add_arguments(child)
+        child = commands.add_parser(
+            name, help=summary, allow_abbrev=False, formatter_class=_HelpFormatter
+        )
+        if name in declared:
+            declare(name, child)
+    return parser
+
+
+def declare(name: str, parser: argparse.ArgumentParser) -> None:
+    """Declare what a command takes, and show how it is used.
+
+    Args:
+        name: of the command.
+        parser: receives its options, description and examples.
+    """
+    module = importlib.import_module(f".{name}", __package__)
+    module.add_arguments(parser)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object on standard output, and what is for people on standard error",
+    )
+    parser.description = module.__doc__
+    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Paragraphs are filled, examples stay a line each."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return text
+        return super()._fill_text(text, width, indent)
+
+
+def _dispatch(argv: list[str]) -> int:
+    known = argv[0] if argv and argv[0] in COMMANDS else None
+    parser = make_parser([known] if known else [])
+    module = importlib.import_module(f".{known}", __package__) if known else None
     try:
         args, rest = parser.parse_known_args(argv)
     except SystemExit as done:  # --help
@@ -195,6 +245,11 @@ def _dispatch(argv: list[str]) -> int:
         from importlib.metadata import version
 
         sys.stdout.write(f"rpo {version('rpo')}\n")
+        return 0
+    if args.print_completion:
+        import shtab
+
+        sys.stdout.write(shtab.complete(make_parser(COMMANDS), args.print_completion) + "\n")
         return 0
     if rest and not getattr(module, "OVERRIDES", False):
         raise UsageError(f"unrecognized arguments: {' '.join(rest)}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+LEAST = 0.1
+"""Seconds of compilation below which a program is not kept."""
+
 
 def cache_folder() -> Path:
     """Folder of compiled programs: ``$XDG_CACHE_HOME/rpo``, or ``~/.cache/rpo``.
@@ -16,7 +19,7 @@ def cache_folder() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX keep compiled programs that took a second or more, unless it was told where.
+    """Have JAX keep compiled programs that took a while, unless it was told where.
 
     ``JAX_COMPILATION_CACHE_DIR`` names another folder; ``JAX_ENABLE_COMPILATION_CACHE=false`` turns
     the cache off. Where the folder cannot be written nothing is kept, and nothing fails.
@@ -33,3 +36,4 @@ def keep_compiled_programs() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,11 @@ INTRODUCTION = (
     "ways; shows where it fails because the condition fails; and shows what it cures."
 )
 
+EXAMPLES = (
+    "rpo demo",
+    "rpo demo --out report --json > numbers.json",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -45,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write the report and name it; 1 if a claim fails."""
     from .cli import user_input
-    from .output import png, prepare_folder, to_json, with_progress, write_whole
+    from .output import png, prepare_folder, tell, to_json, with_progress, write_whole
 
     with user_input():
         prepare_folder(args.out)
@@ -77,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         write_whole(args.out / name, content)
     write_whole(args.out / "summary.json", to_json(summary))
     write_whole(args.out / "report.html", page.encode())
-    for claim in checked["claims"]:
-        sys.stdout.write(verify.sentence(claim) + "\n")
-    sys.stdout.write(f"report: {args.out / 'report.html'}\n")
+    said = [verify.sentence(claim) for claim in checked["claims"]]
+    said.append(f"report: {args.out / 'report.html'}")
+    tell(args, {**summary, "out": str(args.out)}, "\n".join(said) + "\n")
     return 0 if all(claim["holds"] for claim in checked["claims"]) else 1
 
 

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from llm.preference_data import Message
     from llm.score import Score
 
+EXAMPLES = (
+    "rpo evaluate --model policy --reference FOLDER --data rows.jsonl",
+    "rpo evaluate --model policy --reference FOLDER --data rows.jsonl --reward my_reward.py:reward",
+    "rpo evaluate --model NAME --reference OTHER --judgments annotations.json",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from .score import DTYPES
+
+EXAMPLES = (
+    "rpo export out/run --out policy",
+    "rpo export out/run --step 300 --dtype bfloat16 --out policy",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Restore the checkpoint, merge adapters, write the folder."""
     from .cli import user_input
     from .config_files import read_config
+    from .output import tell
 
     with user_input():
         if not (args.run / "config.yaml").is_file():
@@ -64,5 +69,6 @@ def run(args: argparse.Namespace) -> int:
                 tokenizer_files_from=None if words == "bytes" else words,
                 dtype=args.dtype,
             )
-    sys.stdout.write(f"written to {args.out}: the policy after step {step}\n")
+    text = f"written to {args.out}: the policy after step {step}\n"
+    tell(args, {"out": str(args.out), "step": step}, text)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,11 @@ if TYPE_CHECKING:
     from llm.generate import Decoding
     from llm.model import Decoder
     from llm.tokenizer import Tokenizer
+
+EXAMPLES = (
+    "rpo generate --model policy --prompt 'Why is the sky blue?'",
+    "rpo generate --model policy --data prompts.jsonl --out replies.jsonl --temperature 0.7",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer, and say where the answers are."""
     from .cli import UsageError, user_input
     from .loading import decoding_from, load, prepare_file
-    from .output import write_whole
+    from .output import tell, write_whole
 
     if (args.data is None) != (args.out is None):
         raise UsageError("argument --out: goes with --data, and --data with it")
@@ -92,15 +96,17 @@ def run(args: argparse.Namespace) -> int:
         model, tokenizer = load(args.model, args.tokenizer, args.dtype)
         answers = answer(model, tokenizer, questions, decoding, batch_size=args.batch_size)
         if args.out is None:
-            sys.stdout.write(answers[0][0].text + "\n")
+            said = answers[0][0]
+            tell(args, said._asdict(), said.text + "\n")
             return 0
         name = args.name or Path(args.model).name
         write_whole(args.out, answers_file(questions, answers, name))
     cut = sum(not one.finished for said in answers for one in said)
-    sys.stdout.write(
+    text = (
         f"written to {args.out}: {len(answers):,} answers as {questions[0].kind}, "
         f"{cut:,} replies cut at {decoding.max_new_tokens} tokens\n"
     )
+    tell(args, {"out": str(args.out), "answers": len(answers), "cut": cut}, text)
     return 0
 
 

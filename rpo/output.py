@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +70,37 @@ def to_json(document: Any) -> bytes:
             text = json.dumps(value, allow_nan=False)
         parts.append(f"  {json.dumps(name)}: {text}")
     return ("{\n" + ",\n".join(parts) + "\n}\n").encode()
+
+
+def tell(args: argparse.Namespace, document: Mapping[str, Any], text: str) -> None:
+    """Tell what a command found: text on standard output, or JSON there and the text beside it.
+
+    Args:
+        args: of the command, ``--json`` among them.
+        document: what a program should know.
+        text: what a person should know, with its line breaks.
+    """
+    if args.json:
+        sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+    (sys.stderr if args.json else sys.stdout).write(text)
+
+
+def duration(seconds: float) -> str:
+    """A time for people.
+
+    Args:
+        seconds: how long.
+
+    Returns:
+        In the largest unit that it has two of.
+
+    Examples:
+        >>> duration(90.0), duration(600.0), duration(9000.0)
+        ('90 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def png(figure: Figure) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,11 @@ if TYPE_CHECKING:
 
 OVERRIDES = True  # of the configuration, such as --model.remat full
 GIB = 2**30
+
+EXAMPLES = (
+    "rpo plan configs/rpo_smollm2_hh.yaml --model.path FOLDER --topology v5e:2x2",
+    "rpo plan run.yaml --topology h100:8 --largest",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="search for the most pairs a device that fit, from 64 down",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the plan; exit code 1 if it does not fit."""
     from .cli import user_input
     from .config_files import read_config
+    from .output import tell
 
     with user_input():
         from llm.config import TrainConfig
@@ -49,10 +52,7 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError(f"{args.topology}: not even one pair a device fits")
         else:
             plan = make_plan(config, args.topology)
-    if args.json:
-        sys.stdout.write(json.dumps(asdict(plan)) + "\n")
-    else:
-        sys.stdout.write(_table(plan))
+    tell(args, asdict(plan), _table(plan))
     return 0 if plan.fits else 1
 
 

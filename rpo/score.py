@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float64")
+
+EXAMPLES = ("rpo score --model policy --data rows.jsonl --out scores.jsonl",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Score every row, and say how many."""
     from .cli import user_input
     from .loading import load, prepare_file, read_pairs
-    from .output import with_progress, write_whole
+    from .output import tell, with_progress, write_whole
 
     with user_input():
         prepare_file(args.out)
@@ -88,5 +89,6 @@ def run(args: argparse.Namespace) -> int:
         )
         lines = (json.dumps(one._asdict(), allow_nan=False) + "\n" for one in scores)
         write_whole(args.out, "".join(lines).encode())
-    sys.stdout.write(f"written to {args.out}: {len(scores):,} rows\n")
+    text = f"written to {args.out}: {len(scores):,} rows\n"
+    tell(args, {"out": str(args.out), "rows": len(scores)}, text)
     return 0

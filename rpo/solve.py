@@ -12,8 +12,15 @@ import sys
 from typing import Any
 
 from .cli import UsageError, number, user_input
+from .compilation_cache import keep_compiled_programs
 
 _VOTES_OPTIONS = ("beta", "eta", "reward_max", "baseline", "context_weights")
+
+EXAMPLES = (
+    "rpo solve problem.json",
+    "rpo solve --votes votes.csv --eta 0.01 > answer.json",
+    "cat problem.json | rpo solve - --formulation maximin",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Solve the problem and write the answer; 1 if there is none."""
     _configure_jax()
+    keep_compiled_programs()
     chosen = _votes_options(args)
     from .tasks import task_from_file, task_from_votes
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 OVERRIDES = True  # of the configuration, such as --seeds 100
 
+EXAMPLES = (
+    "rpo study configs/study_rate_in_n.yaml --quick",
+    'rpo study my_study.yaml --seeds 500 --eta "[theorem, 0.01]" --dry-run',
+    "rpo study my_study.yaml --resume",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -44,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the study, merge its records, draw what its axes allow, say what was found."""
     from .cli import user_input
+    from .output import duration
 
     with user_input():
         study = _read(args)
@@ -54,7 +61,14 @@ def run(args: argparse.Namespace) -> int:
     with user_input():
         parts = plan(study)
     if args.dry_run:
-        _say(f"{study.name}: {n_fits(study):,} fits in {len(parts)} parts")
+        from bandits.studies import expected_cost
+
+        cost = expected_cost(study, parts)
+        _say(
+            f"{study.name}: {n_fits(study):,} fits in {len(parts)} parts; about "
+            f"{duration(cost.seconds)} and {cost.bytes / 2**30:.1f} GiB, by {cost.fits:,} fits "
+            "that were made to see"
+        )
         sys.stdout.write(json.dumps(resolved(study), indent=1) + "\n")
         return 0
     out = args.out or Path("out") / study.name
@@ -116,7 +130,9 @@ def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list
             _share(args, study, store, parts)
             with user_input():
                 store.merge(len(parts))
-        _conclude(study, store)
+        found = _conclude(study, store)
+    if args.json:
+        sys.stdout.write(json.dumps(found) + "\n")
 
 
 def _share(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:
@@ -149,8 +165,8 @@ def _write_config(study: Study, folder: Path) -> None:
     write_whole(folder / "config.yaml", to_yaml(study))
 
 
-def _conclude(study: Study, store: Store) -> None:
-    """Figures and the summary, from the records."""
+def _conclude(study: Study, store: Store) -> dict[str, Any]:
+    """Figures and the summary, from the records; what a program should know of them."""
     from matplotlib.figure import Figure
 
     from bandits.study_plots import draw_study, kinds
@@ -179,6 +195,7 @@ def _conclude(study: Study, store: Store) -> None:
     if unsolved:
         _say("some problems were not solved to their tolerance: see the column `status`")
     _say(f"written to {store.folder}: {', '.join(written)}")
+    return {"study": study.name, "out": str(store.folder), "written": written, "bounds": violations}
 
 
 def _findings(summary: Mapping[str, np.ndarray]) -> str:

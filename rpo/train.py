@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 OVERRIDES = True  # of the configuration, such as --objective.eta 0.1
 
+EXAMPLES = (
+    "rpo train configs/rpo_smollm2_hh.yaml --model.path FOLDER",
+    "rpo train run.yaml --objective.eta 0.01 --trainer.max_steps 500",
+    "rpo train run.yaml --dry-run",
+    "rpo train run.yaml --resume",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -55,17 +62,39 @@ def run(args: argparse.Namespace) -> int:
     for name, count in data.report.items() if first else ():
         _say(f"{name}: {count:,}")
     if args.dry_run:
-        per_step = config.trainer.per_device_train_batch_size
-        per_step *= config.trainer.gradient_accumulation_steps
-        _say(f"{len(data.train):,} pairs, {per_step} a step")
-        sys.stdout.write(json.dumps(asdict(config), indent=1) + "\n")
-        return 0
+        return _tell_what_to_expect(config, data)
     out = args.out or Path("out") / config.name
     keep_compiled_programs()
     with processes.together(args, out):
         if first:
             _prepare(out, resume=args.resume)
-        return _train(config, data, out, first=first, resume=args.resume)
+        code = _train(config, data, out, first=first, resume=args.resume)
+    if args.json and first and code == 0:
+        last = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        sys.stdout.write(json.dumps({"out": str(out)} | json.loads(last)) + "\n")
+    return code
+
+
+def _tell_what_to_expect(config: TrainConfig, data: TrainingData) -> int:
+    """Print the resolved configuration; steps, memory and time go to standard error."""
+    import jax
+
+    from .cli import user_input
+    from .output import duration
+
+    with user_input(), jax.enable_x64(config.model.dtype == "float64"):
+        from llm.expectation import expect
+
+        found = expect(config, data)
+    _say(
+        f"{len(data.train):,} pairs, {found.pairs_per_step} a step; {found.steps:,} steps of about "
+        f"{found.tokens_per_step:,} tokens, {found.flops_per_step:.2g} FLOPs each\n"
+        f"estimated: {found.peak_bytes_per_device / 2**30:.1f} GiB a device, "
+        f"{duration(found.seconds)} on {jax.device_count()} {jax.default_backend().upper()} "
+        "device(s); rpo plan compiles the step for a TPU slice"
+    )
+    sys.stdout.write(json.dumps(asdict(config), indent=1) + "\n")
+    return 0
 
 
 def _prepare(out: Path, *, resume: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,11 @@ GAP_BAR = 1e-10
 DISTANCE_BAR = 1e-6
 CONTROL_BAR = 5e-4  # three digits
 BARS = {"duality gap": GAP_BAR, "Algorithm 1": DISTANCE_BAR, "RPO loss": DISTANCE_BAR}
+
+EXAMPLES = (
+    "rpo verify",
+    "rpo verify --instances 1000 --seed 7 --out out/verify",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write the records and the figure, say which claims hold; 1 if one fails."""
     from .cli import user_input
-    from .output import png, prepare_folder, to_json, with_progress, write_whole
+    from .output import png, prepare_folder, tell, to_json, with_progress, write_whole
 
     with user_input():
         prepare_folder(args.out)
@@ -63,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     result = document(records, controls)
     write_whole(args.out / "verify.json", to_json(result))
     write_whole(args.out / "verify.png", png(figure(records, controls)))
-    for claim in result["claims"]:
-        sys.stdout.write(sentence(claim) + "\n")
-    sys.stdout.write(f"written to {args.out}: verify.json, verify.png\n")
+    said = [sentence(claim) for claim in result["claims"]]
+    said.append(f"written to {args.out}: verify.json, verify.png")
+    tell(args, {"claims": result["claims"], "out": str(args.out)}, "\n".join(said) + "\n")
     return 0 if all(claim["holds"] for claim in result["claims"]) else 1
 
 

@@ -158,7 +158,7 @@ def test_extreme_more_than_forty_mistakes_are_tried() -> None:
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], int]) -> None:
     """Put a command of the test's own in the place of ``rpo solve``."""
     module: Any = types.ModuleType("rpo.solve", "One line.")
-    module.add_arguments = lambda parser: None
+    module.add_arguments, module.EXAMPLES = lambda parser: None, ()
     module.run = run
     monkeypatch.setitem(sys.modules, "rpo.solve", module)
 

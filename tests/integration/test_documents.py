@@ -12,7 +12,7 @@ import pytest
 
 from bandits.grid import Study
 from llm.config import TrainConfig
-from rpo.cli import COMMANDS, Parser, main
+from rpo.cli import COMMANDS, Parser, declare, main
 from rpo.config_files import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,9 +113,8 @@ def runnable(document: str) -> list[tuple[str, str, str]]:
 def test_property_every_command_of_the_documents_is_one_that_rpo_takes(document: str) -> None:
     for command, *arguments in commands(document):
         assert command in COMMANDS, command
-        module = importlib.import_module(f"rpo.{command}")
         parser = Parser(prog=command, allow_abbrev=False)
-        module.add_arguments(parser)
+        declare(command, parser)
         args, rest = parser.parse_known_args(arguments)
         config = getattr(args, "config", None)
         assert not rest or config is not None, (command, rest)

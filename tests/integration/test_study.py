@@ -136,6 +136,6 @@ def test_closed_form_a_dry_run_says_what_would_be_done_and_writes_nothing(
     out = tmp_path / "out"
     assert main(["study", str(config(tmp_path)), "--dry-run", "--out", str(out)]) == 0
     said = capsys.readouterr()
-    assert "small: 1,600 fits in 1 parts" in said.err
+    assert "small: 1,600 fits in 1 parts; about 1 s and 0.0 GiB" in said.err
     assert json.loads(said.out)["seeds"] == 200
     assert not out.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -143,7 +144,8 @@ def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
     assert contents(folder) == before
     out, err = capsys.readouterr()
     shown = json.loads(out)
-    assert f"{ROWS} pairs, 3 a step" in err
+    assert f"{ROWS} pairs, 3 a step; " in err
+    assert re.search(r"estimated: [\d.]+ GiB a device, \d+ \w+ on 1 CPU", err)
     assert shown["objective"]["eta"] == 0.1
     assert shown["optimizer"]["lr_scheduler_type"] == "cosine"  # by default
     # What is shown is what is trained.

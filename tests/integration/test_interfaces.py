@@ -1,0 +1,82 @@
+"""Claims about what every command has in common: help, JSON, completion, start-up."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpo.cli import COMMANDS, SHELLS, Parser, declare, main
+
+OUTPUT = {"evaluate", "solve"}  # they print nothing but JSON
+VOTES = "context,winner,loser\nx,a,b\nx,a,c\nx,b,c\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_property_help_shows_examples_that_the_command_takes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    examples = importlib.import_module(f"rpo.{command}").EXAMPLES
+    assert examples
+    for example in examples:
+        assert f"\n  {example}\n" in shown
+        words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
+        assert words[:2] == ["rpo", command]
+        parser = Parser(prog=command, allow_abbrev=False)
+        declare(command, parser)
+        _, rest = parser.parse_known_args(words[2:])
+        assert not rest or command in ("train", "plan", "study")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_property_completion_knows_every_command_and_its_options(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)
+    assert "--context-weights" in script or "context-weights" in script
+
+
+def test_property_help_loads_neither_jax_nor_numpy_nor_matplotlib() -> None:
+    program = (
+        "import sys; from rpo.cli import main; code = main(['--help']); "
+        "heavy = {'jax', 'numpy', 'matplotlib', 'rich', 'flax', 'shtab'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_property_json_is_one_object_on_standard_output_and_text_goes_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "verify")
+    assert main(["verify", "--instances", "2", "--out", out, "--json"]) == 0
+    said = capsys.readouterr()
+    assert all(claim["holds"] for claim in json.loads(said.out)["claims"])
+    assert f"written to {out}" in said.err
+
+
+def test_property_module_and_program_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "votes.csv").write_text(VOTES)
+    command = ["solve", "--votes", "votes.csv"]
+    shown = [
+        subprocess.run([*start, *command], cwd=tmp_path, capture_output=True, check=True).stdout
+        for start in ([sys.executable, "-m", "rpo"], [str(Path(sys.executable).with_name("rpo"))])
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_raises_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print-completion", "dos"]) == 2
+    assert capsys.readouterr().err.startswith("rpo: error: argument --print-completion: ")
