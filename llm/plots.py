@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.transforms import blended_transform_factory
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#666666")
 """Colours that colour-blind readers can tell apart (Okabe and Ito)."""
@@ -90,3 +91,29 @@ def _moving_mean(values: Float[np.ndarray, " k"], span: int) -> Float[np.ndarray
     """Means of so many values one after another, or of all where there are fewer."""
     span = min(span, len(values))
     return np.convolve(values, np.full(span, 1 / max(span, 1)), mode="valid")
+
+
+def plot_bridge(
+    curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], ax: Axes
+) -> Axes:
+    """Draw how trained transformers approach the exact minimax policy.
+
+    Args:
+        curves: for each size of the decoder, steps and total variation, one pair for each seed.
+        ax: where to draw.
+
+    Returns:
+        The same axes.
+    """
+    for (name, seeds), colour in zip(curves.items(), COLOURS, strict=False):
+        for steps, variation in seeds:
+            ax.plot(steps, variation, color=colour, lw=1.8)
+        last = max(variation[-1] for _, variation in seeds)
+        beside = blended_transform_factory(ax.transAxes, ax.transData)
+        ax.text(1.02, last, name, color=colour, va="center", transform=beside)
+    ax.set_yscale("log")
+    ax.set_xlabel("step of training")
+    ax.set_ylabel("total variation from the minimax policy")
+    ax.set_title("A line a seed: trained on tokens, compared with the exact solution")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

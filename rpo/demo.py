@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
 INSTANCES = 24
 CEILINGS = ((20, 30),)  # one shape, so that every solver is compiled once for each family
-COMPARISONS = (30, 100, 300, 1000, 3000, 10_000)
-METHODS = {"DPO": None, "RPO, baseline chosen": "chosen", "RPO, baseline reference": "reference"}
-
-BETA, ETA = 0.1, 0.1
-Curve = tuple[list[int], list[float], list[float]]
-
 INTRODUCTION = (
     "An imperfect reward model sends a language model to responses that only look good. RPO lets "
     "an adversary pick the reward: the policy must do well against every reward that explains the "
@@ -53,30 +47,52 @@ def run(args: argparse.Namespace) -> int:
 
     with user_input():
         prepare_folder(args.out)
+    from matplotlib.figure import Figure
+
     from bandits import plots
     from bandits.agreement import measure_agreement
     from bandits.negative_controls import negative_controls
+    from bandits.study_plots import draw_study
+    from llm.plots import plot_bridge
 
-    from . import report, verify
+    from . import report, study, verify
+    from .demo_measurements import (
+        COMPARISONS,
+        bridge_curves,
+        hacking_gaps,
+        partial_coverage,
+        training_curves,
+    )
 
     measured = measure_agreement(INSTANCES, 0, ceilings=CEILINGS)
     records = list(with_progress(measured, INSTANCES, "bandits solved three ways"))
     controls = negative_controls()
     gaps = hacking_gaps()
+    coverage = partial_coverage()
+    bridge = bridge_curves()
     curves = training_curves()
     images = {
         "agreement.png": png(_figure(plots.plot_agreement, records, verify.BARS)),
         "controls.png": png(_figure(plots.plot_negative_controls, controls)),
         "hacking.png": png(_figure(plots.plot_gap_against_comparisons, COMPARISONS, gaps)),
+        "coverage.png": png(draw_study(coverage, "gap_against_comparisons", Figure())),
+        "bridge.png": png(_figure(plot_bridge, bridge)),
         "transformer.png": png(_two(plots.plot_training, curves)),
     }
     checked = verify.document(records, controls)
     names = ("steps", "logps/chosen", "true_reward")
     trained = {name: dict(zip(names, curve, strict=True)) for name, curve in curves.items()}
     hacking = {"comparisons": COMPARISONS, "gap": gaps}
-    summary = {**checked, "hacking": hacking, "transformer": trained}
+    cells = study.rows(coverage)
+    summary = {
+        **checked,
+        "hacking": hacking,
+        "coverage": cells,
+        "bridge": bridge,
+        "transformer": trained,
+    }
     claims = [(c["name"], c["bar"], c["measured"], c["holds"]) for c in checked["claims"]]
-    page = report.render(INTRODUCTION, claims, _sections(images, gaps, curves))
+    page = report.render(INTRODUCTION, claims, sections(images, summary))
     for name, content in images.items():
         write_whole(args.out / name, content)
     write_whole(args.out / "summary.json", to_json(summary))
@@ -85,51 +101,6 @@ def run(args: argparse.Namespace) -> int:
     said.append(f"report: {args.out / 'report.html'}")
     tell(args, {**summary, "out": str(args.out)}, "\n".join(said) + "\n")
     return 0 if all(claim["holds"] for claim in checked["claims"]) else 1
-
-
-def hacking_gaps() -> dict[str, list[float]]:
-    """Gap to the best response on the instance of Type I reward hacking, method by method."""
-    import jax
-    import numpy as np
-
-    from bandits.instances import type_i_hacking
-    from rpo_theory import minimax, objectives
-
-    gaps = {}
-    for method, baseline in METHODS.items():
-        eta = 0.0 if baseline is None else None
-        instances = [type_i_hacking(n, baseline=baseline or "chosen", eta=eta) for n in COMPARISONS]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)
-        policies = minimax.solve_batch(batch.problem, batch.reward_class).value.policy
-        gaps[method] = [
-            float(
-                objectives.gap(
-                    policy,
-                    instance.comparator,
-                    instance.true_reward,
-                    instance.problem.context_weights,
-                )
-            )
-            for policy, instance in zip(policies, instances, strict=True)
-        ]
-    return gaps
-
-
-def training_curves() -> dict[str, Curve]:
-    """What DPO and RPO make of a tiny transformer: steps, chosen log-probability, true reward."""
-    from llm.known_reward import make_task, train_curve
-    from llm.objective import ObjectiveConfig
-
-    task = make_task(0)
-    found = {}
-    objectives = {
-        "DPO": ObjectiveConfig(method="dpo", beta=BETA),
-        "RPO": ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
-    }
-    for name, objective in objectives.items():
-        curve = train_curve(task, objective, steps=300, every=15)
-        found[name] = (curve.steps.tolist(), curve.chosen.tolist(), curve.true_reward.tolist())
-    return found
 
 
 def _two(plot: Callable[..., Any], *data: Any) -> Figure:
@@ -148,13 +119,26 @@ def _figure(plot: Callable[..., Axes], *data: Any) -> Figure:
     return canvas
 
 
-def _sections(
-    images: dict[str, bytes], gaps: dict[str, list[float]], curves: dict[str, Curve]
-) -> list[Section]:
+def sections(images: dict[str, bytes], summary: dict[str, Any]) -> list[Section]:
+    """The findings, their numbers from the summary.
+
+    Args:
+        images: of the figures, by file name.
+        summary: content of ``summary.json``.
+
+    Returns:
+        Sections in the order of the page.
+    """
     from .report import Section
 
-    reward = {name: curve[2] for name, curve in curves.items()}
-    last = {name: values[-1] for name, values in gaps.items()}
+    gaps = {name: values[-1] for name, values in summary["hacking"]["gap"].items()}
+    most = summary["hacking"]["comparisons"][-1]
+    reward = {name: curve["true_reward"] for name, curve in summary["transformer"].items()}
+    last = max(cell["comparisons"] for cell in summary["coverage"])
+    covered = {c["label"]: c["gap"] for c in summary["coverage"] if c["comparisons"] == last}
+    near, far = (
+        max(values[-1] for _, values in summary["bridge"][name]) for name in ("3 layers", "1 layer")
+    )
     return [
         Section(
             title="Three routes, one policy",
@@ -174,16 +158,36 @@ def _sections(
             command="rpo verify --instances 1000",
         ),
         Section(
+            title="A transformer trained with the loss is the minimax policy",
+            text="A decoder is trained by the RPO loss on token sequences, and compared with the "
+            "policy that solves the max-min problem of the same data exactly. With three layers "
+            f"they become the same (total variation at most {near:.0e} over two seeds); with one "
+            f"layer, too small to be every policy, they stay {far:.2f} apart.",
+            image=images["bridge.png"],
+            alt="Total variation from the exact policy against steps of training, for two sizes.",
+            command="rpo demo",
+        ),
+        Section(
             title="What it cures: a response that looks good because it was hardly ever seen",
             text="Two responses are compared again and again, and a third, worthless one won its "
-            f"only comparison: DPO moves to it for good (gap {last['DPO']:.2f} after "
-            f"{COMPARISONS[-1]:,} comparisons). RPO with the SFT term on the chosen responses "
-            f"stays with what the data support (gap {last['RPO, baseline chosen']:.3f}); on the "
+            f"only comparison: DPO moves to it for good (gap {gaps['DPO']:.2f} after "
+            f"{most:,} comparisons). RPO with the SFT term on the chosen responses "
+            f"stays with what the data support (gap {gaps['RPO, baseline chosen']:.3f}); on the "
             "uniform reference policy it keeps the worthless response away too, but learns "
-            f"little else (gap {last['RPO, baseline reference']:.2f}).",
+            f"little else (gap {gaps['RPO, baseline reference']:.2f}).",
             image=images["hacking.png"],
             alt="Gap against the number of comparisons for DPO and RPO.",
             command="rpo demo",
+        ),
+        Section(
+            title="Partial coverage is enough",
+            text="In these bandits the data cover the best policy, but not its rivals, each seen "
+            "about once however many comparisons there are. The gap of RPO falls to "
+            f"{covered['rpo']:.4f} at {last:,} comparisons; that of DPO stays at "
+            f"{covered['dpo']:.2f}, since one lucky label is always found.",
+            image=images["coverage.png"],
+            alt="Gap to the best policy against comparisons: RPO falls, other methods stay.",
+            command="rpo study configs/study_rate_in_n.yaml",
         ),
         Section(
             title="The same on a transformer",

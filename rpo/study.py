@@ -94,6 +94,18 @@ def document(
     Returns:
         ``study``, ``bounds`` and ``cells``; what is not finite is null.
     """
+    return {"study": study.name, "bounds": violations, "cells": rows(summary)}
+
+
+def rows(summary: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """A summary, a row a cell.
+
+    Args:
+        summary: of :func:`bandits.study_summary.summarise`.
+
+    Returns:
+        Plain values; what is not finite is None.
+    """
     import numpy as np
 
     def plain(value: Any) -> Any:
@@ -101,9 +113,8 @@ def document(
         return None if isinstance(value, float) and not np.isfinite(value) else value
 
     names = list(summary)
-    rows = zip(*(summary[name] for name in names), strict=True)
-    cells = [dict(zip(names, map(plain, row), strict=True)) for row in rows]
-    return {"study": study.name, "bounds": violations, "cells": cells}
+    cells = zip(*(summary[name] for name in names), strict=True)
+    return [dict(zip(names, map(plain, cell), strict=True)) for cell in cells]
 
 
 def _read(args: argparse.Namespace) -> Study:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from rpo.cli import main
-from rpo.demo import COMPARISONS
+from rpo.demo import sections
+from rpo.demo_measurements import COMPARISONS
 from rpo.report import Section, render
 
 
@@ -45,6 +47,30 @@ def test_property_a_transformer_is_hacked_by_dpo_and_not_by_rpo(folder: Path) ->
     assert rpo["logps/chosen"][-1] > dpo["logps/chosen"][-1] + 5
 
 
+def test_property_a_transformer_becomes_the_minimax_policy_if_it_is_large_enough(
+    folder: Path,
+) -> None:
+    bridge = json.loads((folder / "summary.json").read_text())["bridge"]
+    assert all(variation[-1] < 1e-4 for _, variation in bridge["3 layers"])  # the project's bar
+    assert all(variation[-1] > 1e-2 for _, variation in bridge["1 layer"])
+
+
+def test_property_partial_coverage_is_enough_for_rpo_and_not_for_dpo(folder: Path) -> None:
+    cells = json.loads((folder / "summary.json").read_text())["coverage"]
+    gaps = {(cell["label"], cell["comparisons"]): cell["gap"] for cell in cells}
+    assert gaps["rpo", 100_000] < 0.2 * gaps["rpo", 1000]
+    assert gaps["dpo", 100_000] > 0.2
+
+
+def test_property_every_number_of_the_text_is_in_the_summary(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    names = ("agreement", "controls", "bridge", "hacking", "coverage", "transformer")
+    pictures = {f"{name}.png": b"" for name in names}
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for section in sections(pictures, summary):
+        assert escape(section.text) in text
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +86,7 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = _Page()
     page.feed(text)
-    assert len(page.sources) == 4
+    assert len(page.sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert not re.search(r"https?://|url\(", text)
@@ -68,7 +94,7 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
 
 def test_property_files_are_whole_or_absent(folder: Path) -> None:
     names = {"report.html", "summary.json", "agreement.png", "controls.png", "hacking.png"}
-    names |= {"transformer.png"}
+    names |= {"transformer.png", "coverage.png", "bridge.png"}
     assert {path.name for path in folder.iterdir()} == names
 
 
