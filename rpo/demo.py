@@ -162,7 +162,7 @@ def sections(images: dict[str, bytes], summary: dict[str, Any]) -> list[Section]
             text="A decoder is trained by the RPO loss on token sequences, and compared with the "
             "policy that solves the max-min problem of the same data exactly. With three layers "
             f"they become the same (total variation at most {near:.0e} over two seeds); with one "
-            f"layer, too small to be every policy, they stay {far:.2f} apart.",
+            f"layer, too small to be every policy, they stay {far:.3f} apart.",
             image=images["bridge.png"],
             alt="Total variation from the exact policy against steps of training, for two sizes.",
             command="rpo demo",
@@ -180,16 +180,6 @@ def sections(images: dict[str, bytes], summary: dict[str, Any]) -> list[Section]
             command="rpo demo",
         ),
         Section(
-            title="Partial coverage is enough",
-            text="In these bandits the data cover the best policy, but not its rivals, each seen "
-            "about once however many comparisons there are. The gap of RPO falls to "
-            f"{covered['rpo']:.4f} at {last:,} comparisons; that of DPO stays at "
-            f"{covered['dpo']:.2f}, since one lucky label is always found.",
-            image=images["coverage.png"],
-            alt="Gap to the best policy against comparisons: RPO falls, other methods stay.",
-            command="rpo study configs/study_rate_in_n.yaml",
-        ),
-        Section(
             title="The same on a transformer",
             text="A small decoder is trained on responses of three letters whose true reward is "
             "known; some bad ones won the only comparison they were in. DPO first learns (true "
@@ -199,5 +189,15 @@ def sections(images: dict[str, bytes], summary: dict[str, Any]) -> list[Section]
             image=images["transformer.png"],
             alt="Chosen log-probability and true reward against steps, for DPO and RPO.",
             command="rpo demo",
+        ),
+        Section(
+            title="Partial coverage is enough",
+            text="In these bandits the data cover the best policy, but not its rivals, each seen "
+            "about once however many comparisons there are. The gap of RPO falls to "
+            f"{covered['rpo']:.4f} at {last:,} comparisons; that of DPO stays at "
+            f"{covered['dpo']:.2f}, since one lucky label is always found.",
+            image=images["coverage.png"],
+            alt="Gap to the best policy against comparisons: RPO falls, other methods stay.",
+            command="rpo study configs/study_rate_in_n.yaml",
         ),
     ]

@@ -33,7 +33,7 @@ body { font: 17px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-ser
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 1rem 0 .5rem; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.75rem 0 .25rem; }
 p { max-width: 44rem; margin: .5rem 0 1rem; }
-img { width: 100%; height: auto; }
+img { width: 100%; min-width: 36rem; height: auto; }
 .scroll { overflow-x: auto; }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: #f4f5f7; border-radius: 6px; padding: .6rem .9rem; white-space: pre-wrap;
@@ -44,7 +44,8 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .holds { color: #00664b; font-weight: 600; } .fails { color: #b3261e; font-weight: 600; }
 .equation { font-family: "STIX Two Math", "Cambria Math", serif; }
 @media (max-width: 40rem) { th, td { font-size: .82rem; padding-right: .6rem; } }
-@media print { body { font-size: 11pt; padding: 0; } section { break-inside: avoid; } }
+@media print { body { font-size: 11pt; padding: 0; } img { min-width: 0; }
+               section { break-inside: avoid; } }
 """
 
 
@@ -95,7 +96,8 @@ def _section(section: Section) -> str:
     return f"""<section>
 <h2>{escape(section.title)}</h2>
 <p>{escape(section.text)}</p>
-<img src="data:image/png;base64,{image}" alt="{escape(section.alt, quote=True)}">
+<div class="scroll">
+<img src="data:image/png;base64,{image}" alt="{escape(section.alt, quote=True)}"></div>
 <pre><code>{escape(section.command)}</code></pre>
 </section>
 """
