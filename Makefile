@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity check docs bench bench-train clean
+.PHONY: install demo test test-slow test-parity check docs notebooks bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -28,6 +28,9 @@ check: .venv/installed-test
 
 docs: .venv/installed-test
 	$(BIN)/mkdocs build --strict --site-dir $(OUT)/site
+
+notebooks: .venv/installed-test
+	$(BIN)/python notebooks/make.py
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench

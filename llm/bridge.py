@@ -2,14 +2,14 @@ r"""The bridge in small: a transformer trained by the RPO loss becomes the minim
 
 All responses of a few letters are listed. The trainer's own step minimises the RPO loss on their
 token sequences; :mod:`rpo_theory.minimax` solves the max-min problem of the same comparisons
-exactly, from win counts alone. A decoder of three layers can be any policy over them, and becomes
-the minimax policy to many digits. One of a single layer cannot, and stays away from it: the theorem
-needs a policy class that holds the Gibbs policies.
+exactly, from win counts alone. A decoder with many more parameters than there are probabilities can
+be any policy over them, and becomes the minimax policy to many digits. One whose hidden states have
+two dimensions cannot, and stays away from it: the theorem needs all Gibbs policies.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,16 @@ from .objective import ObjectiveConfig
 from .train_step import init_train_state, make_train_step
 
 LETTERS, END, LENGTH = 2, 2, 3
+Size = Literal["large", "small"]
+SIZES: dict[Size, dict[str, Any]] = {
+    "large": {"width": 64, "hidden_units": 128, "n_layers": 3, "n_heads": 4},
+    "small": {"width": 2, "hidden_units": 2, "n_layers": 1, "n_heads": 1},
+}
+"""Of decoders: one that can be every policy over the responses, and one that cannot."""
 CONFIG = ObjectiveConfig(method="rpo", beta=0.5, eta=0.5)
 LABELS = 20
 """Of each pair of responses that is compared."""
-WIDTH, LEARNING_RATE = 64, 3e-3
+LEARNING_RATE = 3e-3
 
 
 class BridgeCurve(NamedTuple):
@@ -54,12 +60,12 @@ class BridgeCurve(NamedTuple):
 
 
 def train_to_minimax(
-    n_layers: int, *, steps: int = 600, every: int = 20, seed: int = 0
+    size: Size, *, steps: int = 600, every: int = 20, seed: int = 0
 ) -> BridgeCurve:
     """Train a decoder on sampled preferences, and compare it with the exact policy on the way.
 
     Args:
-        n_layers: of the decoder.
+        size: of the decoder, see :data:`SIZES`.
         steps: of training, each on all comparisons.
         every: how often the policies are compared.
         seed: of the decoder and of the preferences.
@@ -68,17 +74,15 @@ def train_to_minimax(
         The curve, from step 0.
     """
     with jax.enable_x64(True):
-        return _train(n_layers, steps, every, seed)
+        return _train(size, steps, every, seed)
 
 
-def _train(n_layers: int, steps: int, every: int, seed: int) -> BridgeCurve:
+def _train(size: Size, steps: int, every: int, seed: int) -> BridgeCurve:
     space = ResponseSpace(
         prompts=((END, 0), (END, 1)),
         responses=all_responses(range(LETTERS), end=END, max_length=LENGTH),
     )
-    sizes = Architecture(
-        vocab_size=END + 1, width=WIDTH, hidden_units=2 * WIDTH, n_layers=n_layers, n_heads=4
-    )
+    sizes = Architecture(vocab_size=END + 1, **SIZES[size])
     decoder = Decoder(sizes, rngs=nnx.Rngs(seed), dtype=jnp.float64, param_dtype=jnp.float64)
     graphdef, trainable, frozen = nnx.split(decoder, nnx.Param, ...)
     table = jax.jit(lambda trainable: log_policy(nnx.merge(graphdef, trainable, frozen), space))

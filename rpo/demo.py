@@ -137,7 +137,7 @@ def sections(images: dict[str, bytes], summary: dict[str, Any]) -> list[Section]
     last = max(cell["comparisons"] for cell in summary["coverage"])
     covered = {c["label"]: c["gap"] for c in summary["coverage"] if c["comparisons"] == last}
     near, far = (
-        max(values[-1] for _, values in summary["bridge"][name]) for name in ("3 layers", "1 layer")
+        max(values[-1] for _, values in summary["bridge"][name]) for name in ("large", "small")
     )
     return [
         Section(
@@ -160,9 +160,9 @@ def sections(images: dict[str, bytes], summary: dict[str, Any]) -> list[Section]
         Section(
             title="A transformer trained with the loss is the minimax policy",
             text="A decoder is trained by the RPO loss on token sequences, and compared with the "
-            "policy that solves the max-min problem of the same data exactly. With three layers "
-            f"they become the same (total variation at most {near:.0e} over two seeds); with one "
-            f"layer, too small to be every policy, they stay {far:.3f} apart.",
+            "policy that solves the max-min problem of the same data exactly. They become the same "
+            f"(total variation at most {near:.0e} over two seeds), unless the decoder is too small "
+            f"to be every policy: then they stay up to {far:.1f} apart.",
             image=images["bridge.png"],
             alt="Total variation from the exact policy against steps of training, for two sizes.",
             command="rpo demo",

@@ -26,7 +26,6 @@ STUDY: dict[str, Any] = {
     },
 }
 """As ``configs/study_rate_in_n.yaml``, with fewer seeds."""
-LAYERS = {"3 layers": 3, "1 layer": 1}
 SEEDS = (0, 1)
 
 
@@ -93,10 +92,10 @@ def partial_coverage() -> Mapping[str, np.ndarray]:
 
 def bridge_curves() -> dict[str, list[tuple[list[int], list[float]]]]:
     """Distance of trained transformers from the minimax policy: by size, a curve a seed."""
-    from llm.bridge import train_to_minimax
+    from llm.bridge import SIZES, train_to_minimax
 
     found = {}
-    for name, n_layers in LAYERS.items():
-        curves = [train_to_minimax(n_layers, seed=seed) for seed in SEEDS]
-        found[name] = [(curve.steps.tolist(), curve.variation.tolist()) for curve in curves]
+    for size in SIZES:
+        curves = [train_to_minimax(size, seed=seed) for seed in SEEDS]
+        found[size] = [(curve.steps.tolist(), curve.variation.tolist()) for curve in curves]
     return found
