@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rpo_theory.elsewhere import RpoLoss, options_for
 from rpo_theory.reductions import weight_per_token
 
 from . import reference_cache
@@ -221,9 +222,11 @@ def _opening(run: Run) -> str:
     steps = f"{run.total_steps:,} steps of {run.schedule.pairs_per_step} pairs"
     lines = [f"{pairs}; {steps}; {trained:,} parameters trained"]
     if objective.method == "rpo":
+        loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
+        theirs = options_for("trl", loss, mean_tokens=mean)["loss_weights"][1]
         lines.append(
             f"weight of a chosen token's log-probability: {weight:.3g} a pair; TRL's "
-            f'loss_type ["sigmoid", "sft"] has it with loss_weights [1, {weight * mean:.3g}]'
+            f'loss_type ["sigmoid", "sft"] has it with loss_weights [1, {theirs:.3g}]'
         )
     return "\n".join(lines)
 
