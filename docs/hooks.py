@@ -2,6 +2,7 @@
 
 Formulas become MathML when the site is built, so that pages need neither scripts nor a network. The
 references of commands and of configuration keys are written from the parsers and the dataclasses.
+Files outside this folder that a document links to become pages of their own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from html import unescape
+from pathlib import Path, PurePosixPath
+from posixpath import normpath, relpath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from latex2mathml.converter import convert
+from mkdocs.structure.files import File, InclusionLevel
 
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.S)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
@@ -24,14 +28,32 @@ INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
 ROLE = re.compile(r":math:<code>(.*?)</code>", re.S)
 NAME = re.compile(r":(?:func|class|attr|mod|data|meth):<code>(.*?)</code>", re.S)
 BLOCK = re.compile(r"<p>\.\. math:: (.*?)</p>", re.S)
-CELL_CODE = re.compile(r"(?<=<code>)[\w.]{12,}(?=</code>)")
+CELL_CODE = re.compile(r"(?<=<code>)[\w.,{}\[\] -]{12,}(?=</code>)")
+FUNCTION = re.compile(r"<m[io]>(log|exp|tanh)</m[io]>")
+LINK = re.compile(r"(?<=\]\()(\.\./[^)#:\s]+)(?=\))")
 ROW = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.M)
 PACKAGES = ("rpo_theory", "bandits", "llm")
+KEYS = '<div class="keys" markdown>'
+OUTSIDE = "files/"
+LANGUAGES = {".yaml": "yaml", ".py": "python", ".md": "markdown", ".json": "json"}
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """A page for every file outside the documents that one of them links to."""
+    pages = list(files.documentation_pages())
+    linked = {_outside(page, to) for page in pages for to in LINK.findall(page.content_string)}
+    for path in sorted(filter(None, linked)):
+        source = Path(config.config_file_path).parent / path
+        if source.is_file():
+            files.append(_file_page(path, source.read_text(encoding="utf-8"), config))
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Write the generated parts of a page, and its formulas."""
+    """Write the generated parts of a page, its formulas and its links to files outside."""
     match page.file.src_uri:
+        case uri if uri.startswith(OUTSIDE):
+            return markdown
         case "reference/cli.md":
             markdown += "\n".join(command_reference())
         case "reference/config.md":
@@ -40,7 +62,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             markdown += "\n".join(f"::: {module}\n" for module in modules(package))
     parts = CODE.split(markdown)
     parts[::2] = (_formulas(part) for part in parts[::2])
-    return "".join(parts)
+    return LINK.sub(lambda found: _to_page(page.file, found[1]), "".join(parts))
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -49,7 +71,7 @@ def on_page_content(html: str, **_: Any) -> str:
     html = ROLE.sub(lambda found: _mathml(unescape(found[1]), "inline"), html)
     html = NAME.sub(lambda found: f"<code>{found[1].lstrip('~')}</code>", html)
     # Long names of tables break where a reader would break them.
-    return CELL_CODE.sub(lambda found: re.sub(r"([._])(?=\w)", r"\1<wbr>", found[0]), html)
+    return CELL_CODE.sub(lambda found: re.sub(r"([._,])(?=\w)", r"\1<wbr>", found[0]), html)
 
 
 def command_reference() -> Iterator[str]:
@@ -58,13 +80,13 @@ def command_reference() -> Iterator[str]:
     for name, summary in cli.COMMANDS.items():
         yield from (f"## rpo {name}", "", f"{summary[0].upper()}{summary[1:]}.", "")
         actions = list(options_of(name))
-        if actions:
-            yield from ("| option | default | meaning |", "|---|---|---|")
+        yield from (KEYS, "", "| option | default | meaning |", "|---|---|---|")
         for action in actions:
             default, meaning = _default(action.default), action.help or ""
             meaning = re.sub(r" \(default:? [^)]*\)$", "", meaning) if default else meaning
             yield f"| {_spelt(action)} | {default} | {_cell(meaning)} |"
-        yield ""
+        examples = importlib.import_module(f"rpo.{name}").EXAMPLES
+        yield from ("", "</div>", "", "```text", *(f"$ {line}" for line in examples), "```", "")
 
 
 def options_of(command: str) -> Iterator[argparse.Action]:
@@ -85,10 +107,11 @@ def config_reference() -> Iterator[str]:
     }
     for title, where in kinds.items():
         module, name = where.rsplit(".", 1)
-        yield from (f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|")
+        yield from (f"## {title}", "", KEYS, "")
+        yield from ("| key | type | default | meaning |", "|---|---|---|---|")
         for key, kind, default, meaning in keys_of(getattr(importlib.import_module(module), name)):
             yield f"| `{key}` | {_cell(kind)} | {default} | {_cell(meaning)} |"
-        yield ""
+        yield from ("", "</div>", "")
 
 
 def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -119,6 +142,25 @@ def modules(package: str) -> list[str]:
     return sorted(f"{package}.{module.name}" for module in found if not module.name.startswith("_"))
 
 
+def _outside(page: Any, target: str) -> str | None:
+    """Path from the root of the repository, if a link leads out of the documents."""
+    path = normpath(PurePosixPath(page.src_uri).parent / target)
+    outside = path.startswith("../") and not path.startswith("../../")
+    return path.removeprefix("../") if outside else None
+
+
+def _file_page(path: str, text: str, config: Any) -> File:
+    language = LANGUAGES.get(PurePosixPath(path).suffix, "text")
+    content = f"# {path}\n\n~~~~{language}\n{text}\n~~~~\n"
+    hidden = InclusionLevel.NOT_IN_NAV
+    return File.generated(config, f"{OUTSIDE}{path}.md", content=content, inclusion=hidden)
+
+
+def _to_page(page: Any, target: str) -> str:
+    path = _outside(page, target)
+    return relpath(f"{OUTSIDE}{path}.md", PurePosixPath(page.src_uri).parent) if path else target
+
+
 def _formulas(text: str) -> str:
     text = DISPLAY.sub(lambda found: _mathml(found[1], "block"), text)
     return INLINE.sub(lambda found: _mathml(found[1], "inline"), text)
@@ -129,7 +171,9 @@ def _mathml(latex: str, display: str) -> str:
     latex = re.sub(r"_\{(base|ref|max)\}", r"_{\\mathrm{\1}}", latex).replace(
         r"\arg", r"\mathrm{arg}"
     )
+    latex = re.sub(r"\\(mathbb|mathcal) ?(\w)", r"\\\1{\2}", latex)
     formula = convert(latex, display=display).replace("\n", " ")
+    formula = FUNCTION.sub(r'<mo lspace="0.12em" rspace="0.12em">\1</mo>', formula)
     # By itself at the start of a line, a formula would be taken for a block.
     return f"<span>{formula}</span>" if display == "inline" else formula
 
