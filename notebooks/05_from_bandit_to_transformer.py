@@ -1,0 +1,93 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. From a bandit to a transformer
+#
+# A language model is a policy: a prompt is a context, a whole response is an action. If all responses can
+# be listed, the exact theory applies to a transformer, and we can ask whether training finds what the
+# theorem promises. One loss function, `rpo_theory.losses`, is on both sides.
+
+# %%
+import inspect
+
+import matplotlib.pyplot as plt
+
+from llm import objective
+from llm.bridge import SIZES, train_to_minimax
+from llm.plots import plot_bridge
+from rpo_theory import losses
+
+print(inspect.getsource(losses.dpo).split('"""')[-1])
+assert "rpo_theory" in inspect.getsource(objective)  # where the trainer takes its losses from
+
+# %% [markdown]
+# ## The experiment
+#
+# Two prompts; responses of up to three letters from an alphabet of two. Preferences are drawn from
+# Bradley-Terry. On one side a decoder is trained on *token sequences* by the step that
+# trains SmolLM2 and Mistral, on the loss
+#
+# $$-\log\sigma\big(\beta\,[\log\tfrac{\pi(w)}{\pi_{ref}(w)}-\log\tfrac{\pi(l)}{\pi_{ref}(l)}]\big)-\eta\beta\log\pi(w).$$
+#
+# On the other side `rpo_theory.minimax` solves the max-min problem of the same data from win counts,
+# without any network.
+
+# %%
+curves = {}
+for size in SIZES:
+    runs = [train_to_minimax(size, seed=seed) for seed in (0, 2)]
+    curves[size] = [(run.steps, run.variation) for run in runs]
+
+figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+plot_bridge(curves, ax)
+
+# %%
+for name, runs in curves.items():
+    print(f"{name}: {', '.join(f'{variation[-1]:.1e}' for _, variation in runs)}")
+assert max(variation[-1] for _, variation in curves["large"]) < 1e-4
+assert min(variation[-1] for _, variation in curves["small"]) > 0.1
+
+# %% [markdown]
+# The large decoder **is** the minimax policy after training, to the precision that the optimiser reaches.
+# The small one, whose hidden states have two dimensions, is not, and no amount of training helps: it
+# cannot be every policy, and the theorem says nothing about a class that misses the Gibbs policies
+# ([notebook 3](03_counter_examples.ipynb)).
+#
+# ## What overoptimisation looks like
+#
+# The same kind of transformer, on data in which some bad responses won the only comparison they were in.
+
+# %%
+from bandits.plots import plot_training
+from llm.known_reward import make_task, train_curve
+from llm.objective import ObjectiveConfig
+
+task, trained = make_task(0), {}
+for name, config in {
+    "DPO": ObjectiveConfig(method="dpo", beta=0.1),
+    "RPO": ObjectiveConfig(method="rpo", beta=0.1, eta=0.1),
+}.items():
+    curve = train_curve(task, config, steps=300, every=15)
+    trained[name] = (curve.steps, curve.chosen, curve.true_reward)
+figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+plot_training(trained, list(axes))
+
+# %%
+assert trained["DPO"][2].max() - trained["DPO"][2][-1] > 0.2  # DPO loses what it had learnt
+assert trained["RPO"][2][-1] > trained["DPO"][2][-1] + 0.3
+
+# %% [markdown]
+# ## Exercise
+#
+# Halve $\eta$ until RPO is hacked too. How does the $\eta$ at which it happens depend on the number of
+# comparisons of the good responses?
+#
+# *Hint: at the optimum a response's probability exceeds its baseline's by at most its wins over $\eta N$.*
