@@ -13,7 +13,11 @@ import pytest
 
 from rpo.cli import COMMANDS, SHELLS, Parser, declare, main
 
-OUTPUT = {"evaluate", "solve"}  # they print nothing but JSON
+RUN = """
+name: tiny
+model: {architecture: {vocab_size: 264, width: 16, hidden_units: 32, n_layers: 2, n_heads: 2}}
+data: {train: rows.jsonl}
+"""
 VOTES = "context,winner,loser\nx,a,b\nx,a,c\nx,b,c\n"
 
 
@@ -60,11 +64,14 @@ def test_property_help_loads_neither_jax_nor_numpy_nor_matplotlib() -> None:
 def test_property_json_is_one_object_on_standard_output_and_text_goes_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "verify")
-    assert main(["verify", "--instances", "2", "--out", out, "--json"]) == 0
+    (tmp_path / "run.yaml").write_text(RUN)
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "h100:8"]) == 0
+    shown = capsys.readouterr()
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "h100:8", "--json"]) == 0
     said = capsys.readouterr()
-    assert all(claim["holds"] for claim in json.loads(said.out)["claims"])
-    assert f"written to {out}" in said.err
+    assert json.loads(said.out)["devices"] == 8
+    assert said.err == shown.out
+    assert shown.err == ""
 
 
 def test_property_module_and_program_are_the_same(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_closed_form_a_study_leaves_records_figures_summary_and_config(
     assert sha256(out) == before
 
 
+@pytest.mark.slow
 def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> None:
     path = config(tmp_path, SMALL.replace("seeds: 200", "seeds: 600"))
     with socket.socket() as free:

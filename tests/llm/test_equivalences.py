@@ -136,7 +136,7 @@ def assert_same(
         assert float(got[1].metrics[name]) == pytest.approx(float(value), rel=tolerance), name
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_property_accumulation_is_the_whole_batch(parts: int) -> None:
     """Although lengths are uneven and the last part may have no pair at all."""
     assert_same(result_of(decoder(), batches_of(parts)), plain())
