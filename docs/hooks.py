@@ -27,7 +27,8 @@ DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
 INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
 ROLE = re.compile(r":math:<code>(.*?)</code>", re.S)
 NAME = re.compile(r":(?:func|class|attr|mod|data|meth):<code>(.*?)</code>", re.S)
-BLOCK = re.compile(r"<p>\.\. math:: (.*?)</p>", re.S)
+BLOCK = re.compile(r"<p>\.\. math::\s+(.*?)</p>", re.S)
+EMPHASIS = re.compile(r"</?em>")
 CELL_CODE = re.compile(r"(?<=<code>)[\w.,{}\[\] -]{12,}(?=</code>)")
 FUNCTION = re.compile(r"<m[io]>(log|exp|tanh)</m[io]>")
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#:\s]+)(?=\))")
@@ -53,12 +54,14 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Write the generated parts of a page, its formulas and its links to files outside."""
     match page.file.src_uri:
         case uri if uri.startswith(OUTSIDE):
+            page.meta["search"] = {"exclude": True}
             return markdown
         case "reference/cli.md":
             markdown += "\n".join(command_reference())
         case "reference/config.md":
             markdown += "\n".join(config_reference())
         case uri if (package := uri.removeprefix("reference/").removesuffix(".md")) in PACKAGES:
+            page.meta["search"] = {"boost": 0.3}  # what is explained comes before what is listed
             markdown += "\n".join(f"::: {module}\n" for module in modules(package))
     parts = CODE.split(markdown)
     parts[::2] = (_formulas(part) for part in parts[::2])
@@ -67,7 +70,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Formulas and names of docstrings, which are written as in Sphinx."""
-    html = BLOCK.sub(lambda found: _mathml(unescape(found[1]), "block"), html)
+    html = BLOCK.sub(lambda found: _mathml(unescape(EMPHASIS.sub("_", found[1])), "block"), html)
     html = ROLE.sub(lambda found: _mathml(unescape(found[1]), "inline"), html)
     html = NAME.sub(lambda found: f"<code>{found[1].lstrip('~')}</code>", html)
     # Long names of tables break where a reader would break them.
@@ -171,6 +174,7 @@ def _mathml(latex: str, display: str) -> str:
     latex = re.sub(r"_\{(base|ref|max)\}", r"_{\\mathrm{\1}}", latex).replace(
         r"\arg", r"\mathrm{arg}"
     )
+    latex = re.sub(r"(KL\([^()|]+?)\\?\|(?!\|)", r"\1\\|", latex)  # Markdown takes the backslash
     latex = re.sub(r"\\(mathbb|mathcal) ?(\w)", r"\\\1{\2}", latex)
     formula = convert(latex, display=display).replace("\n", " ")
     formula = FUNCTION.sub(r'<mo lspace="0.12em" rspace="0.12em">\1</mo>', formula)

@@ -1,9 +1,10 @@
 r"""The objectives of the paper: value, gap, the saddle function :math:`\phi`, and its maximum.
 
 .. math::
-    \phi(\pi, r) &= \eta\,E_{d_0,\pi,\pi_{base}}[r(x,a^1)-r(x,a^0)-\beta KL(\pi\|\pi_{ref})]+L_D(r)
-    \\ F(r) = \max_\pi\phi(\pi,r) &=
-    \eta\,E_{d_0,\pi_{base}}[\beta\log Z_r(x) - r(x,a^0)] + L_D(r)
+    \phi(\pi, r) = \eta\,E_{d_0,\pi,\pi_{base}}[r(x,a^1)-r(x,a^0)-\beta KL(\pi\|\pi_{ref})]+L_D(r)
+
+.. math::
+    F(r) = \max_\pi\phi(\pi,r) = \eta\,E_{d_0,\pi_{base}}[\beta\log Z_r(x) - r(x,a^0)] + L_D(r)
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from rpo.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = re.compile(r"<(pre|code|head|script)\b.*?</\1>", re.S)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +81,52 @@ def test_closed_form_formulas_become_mathml_and_code_stays(hooks: ModuleType) ->
     assert html.endswith("and `$x$`")
 
 
-@pytest.mark.slow
-def test_property_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="the site needs the extra `docs`")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+def test_property_the_reference_shows_every_example_of_a_command(hooks: ModuleType) -> None:
+    shown = list(hooks.command_reference())
+    for command in COMMANDS:
+        for example in importlib.import_module(f"rpo.{command}").EXAMPLES:
+            assert f"$ {example}" in shown
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` builds it; a warning is an error."""
+    pytest.importorskip("mkdocstrings", reason="the site needs the extra `docs`")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "reference" / "llm.html").exists()
+    return folder
+
+
+@pytest.mark.parametrize("package", ["rpo_theory", "bandits", "llm"])
+def test_property_the_site_shows_every_public_module(
+    site: Path, hooks: ModuleType, package: str
+) -> None:
+    page = (site / "reference" / f"{package}.html").read_text(encoding="utf-8")
+    for module in hooks.modules(package):
+        assert f'id="{module}"' in page
+
+
+def test_property_the_site_asks_no_network_for_anything(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"""<(?:script|img|iframe)[^>]* src=["'](https?:[^"']*)""", text)
+        loaded += re.findall(r"""<link[^>]* href=["'](https?:[^"']*)""", text)
+        assert not loaded, (page.name, loaded)
+
+
+def test_property_no_formula_stays_as_it_was_typed(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        text = CODE.sub("", page.read_text(encoding="utf-8"))
+        assert not re.findall(r"\\[a-zA-Z]{2,}|\.\. math::|:math:|&#x0003C;em", text), page.name
+
+
+def test_property_a_file_outside_the_documents_becomes_a_page(site: Path) -> None:
+    reference = (site / "reference" / "config.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="(\.\./files/[^"]+)"', reference)
+    assert links
+    for link in links:
+        assert (site / "reference" / link).resolve().is_file()
+    page = (site / "files" / "configs" / "rpo_smollm2_hh.yaml.html").read_text(encoding="utf-8")
+    assert "learning_rate" in page
