@@ -5,7 +5,9 @@ The sources are the ``.py`` files beside this one, in jupytext's percent format.
 
 from __future__ import annotations
 
+import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 LIMIT = 120
-"""Seconds for a notebook."""
+"""Seconds for a cell."""
+
+TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/\w+")
+"""The folder of a notebook, with another name each time."""
 
 
 def sources(*numbers: str) -> list[Path]:
@@ -36,10 +41,18 @@ def executed(source: Path) -> nbformat.NotebookNode:
         cell.id = f"cell-{number:02d}"
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            # Warnings and progress are of the machine, not of the matter.
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            cell.outputs = [one for one in cell.outputs if not _of_the_machine(one, cell.outputs)]
+            for one in cell.outputs:
+                if "text" in one:
+                    one.text = TEMPORARY.sub("FOLDER", one.text)
     notebook.metadata.pop("language_info", None)
     return notebook
+
+
+def _of_the_machine(output: nbformat.NotebookNode, outputs: list[nbformat.NotebookNode]) -> bool:
+    """Warnings, progress, and the name of the Python object beside a figure that was drawn."""
+    drawn = any("image/png" in one.get("data", {}) for one in outputs)
+    return output.get("name") == "stderr" or (output.output_type == "execute_result" and drawn)
 
 
 def main() -> None:
