@@ -66,7 +66,8 @@ left.axvline(np.log(7 / 3), color="0.6", ls="--", label="maximum likelihood, 0.8
 left.set_xlabel("difference of the rewards, $r(0)-r(1)$")
 left.set_ylabel("$F(r)$, nats")
 left.set_title("What the adversary minimises")
-left.legend(frameon=False)
+left.set_ylim(0.55, 2.2)
+left.legend(loc="upper right", framealpha=1.0, edgecolor="none")
 
 chances = [
     float(gibbs_policy(table, problem.reference_policy, problem.beta)[0, 0]) for table in tables
@@ -127,11 +128,17 @@ records = list(measure_agreement(16, 0, ceilings=((20, 30),)))
 figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
 plot_agreement(records, BARS, ax)
 
+# %%
+assert max(record.relative_gap() for record in records) <= BARS["duality gap"]
+assert max(record.policy_tv_maximin for record in records) <= BARS["Algorithm 1"]
+assert max(record.policy_tv_loss for record in records) <= BARS["RPO loss"]
+
 # %% [markdown]
 # ## Exercise
 #
 # Give arm 0 all ten wins and let $\beta\to 0$. Where does the adversary stop, and what does DPO
 # (`eta=0`) do? Then take the box away (`rpo_theory.rewards.Unbounded`).
 #
-# *Hint: with $\eta=0$ the likelihood pushes $d$ to the wall of the box. With $\eta>0$ and $\pi_{base}$
-# uniform, an arm's probability can exceed its baseline's by at most its wins over $\eta N$.*
+# *Hint: with $\eta=0$ the likelihood pushes $d$ to the wall of the box, and without a box it has no
+# minimum. With $\eta>0$ the optimum obeys $\hat\pi(0)=\pi_{base}(0)+\sigma(-d)/\eta$; put $\hat\pi(0)=1$
+# and solve for $d$: it is $\log 4$ here, box or no box.*

@@ -13,9 +13,11 @@
 #
 # RPO's guarantee (Theorem 5.3) compares its policy with any policy $\pi$ of your choice:
 #
-# $$J(\pi)-J(\hat\pi)\ \lesssim\ \frac{(C^2+1)\,\iota}{\sqrt N},$$
+# $$J(\pi)-J(\hat\pi)\ \le\ \frac{\sqrt6\,(1+e^{R_{max}})^2(C^2+1)\,\iota+4\,\mathbb E\,KL(\pi\Vert\pi_{ref})}{4\sqrt N},$$
 #
-# with $C$ the *coverage coefficient* of $\pi$ and $\pi_{base}$ together. What is $C$, and is the bound true?
+# with probability $1-\delta$, where $\iota$ grows like the root of $\log(N/\delta)$ and $C$ is the
+# *coverage coefficient* of $\pi$ and $\pi_{base}$ together. (`docs/theorems.md` has the erratum: $2C^2+1$ for
+# $C^2+1$ makes it safe at every $R_{max}$. We use the corrected form.) What is $C$, and is the bound true?
 
 # %%
 import jax
@@ -56,7 +58,7 @@ def coefficient(share: float, comparator: list[float], baseline: list[float]) ->
     return float(found)
 
 
-shares = np.geomspace(1e-3, 0.9, 25)
+shares = np.concatenate([np.geomspace(1e-3, 0.5, 25), np.linspace(0.5, 0.9, 20)[1:]])
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 across = [coefficient(w, [1, 0, 0], [0, 0, 1]) for w in shares]
 near = [coefficient(w, [1, 0, 0], [0, 1, 0]) for w in shares]
@@ -72,43 +74,72 @@ assert abs(coefficient(w, [1, 0, 0], [0, 0, 1]) ** 2 - (1 / w + 1 / (1 - w))) < 
 assert coefficient(0.0, [1, 0, 0], [0, 0, 1]) == np.inf  # cut
 
 # %% [markdown]
-# Whatever hangs off the line, and however badly it was covered, does not matter: only what lies between the
-# comparator and the baseline does. That is *partial* coverage.
+# As the second wire is cut, response 2 becomes unknown; the comparison of 0 with 1 does not notice. Whatever
+# hangs off the line does not matter, only what lies between the comparator and the baseline. That is
+# *partial* coverage.
 #
-# ## Is the bound true?
+# ## Is the bound true, and is partial coverage enough?
 #
-# We draw bandits whose $C$ is set by a dial, solve RPO at the theorem's $\eta$ and $\beta$, and put the gap
-# beside the bound.
+# We draw bandits whose $C$ is set by a dial and solve RPO at the theorem's $\eta$ and $\beta$. Half of the
+# eight responses are rare and bad: each is compared about once, however large $N$ is, so that no data ever
+# cover them. DPO is solved on the same data.
 
 # %%
+sizes, dial = [1000, 10_000, 100_000], {1.2: "blue", 2.0: "green", 4.0: "orange"}
 study = Study(
     name="bound",
-    methods=[Method(method="rpo", options=Options(baseline="given"))],
-    comparisons=[1000, 10_000, 100_000],
+    methods=[Method(method="rpo", options=Options(baseline="given")), Method(method="dpo")],
+    comparisons=sizes,
     seeds=60,
-    design={"actions": 8, "rare": 4, "coverage": [1.2, 2.0, 4.0], "reward_max": 1.0},
+    design={
+        "actions": 8,
+        "rare": 4,
+        "rare_comparisons": 1.0,
+        "coverage": list(dial),
+        "reward_max": 1.0,
+    },
 )
 records = pa.concat_tables([run_part(study, part, draw_part(part))[0] for part in plan(study)])
-gap, bound = (np.asarray(records[name]) for name in ("gap", "bound"))
-figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-for value, colour in zip([1.2, 2.0, 4.0], ("blue", "green", "orange"), strict=True):
-    here = np.isclose(np.asarray(records["design.coverage"], float), value)
-    ax.loglog(
-        bound[here], np.maximum(gap[here], 1e-5), ".", color=PALETTE[colour], label=f"C = {value}"
-    )
-ends = np.array([bound.min(), bound.max()])
-ax.loglog(ends, ends, color="0.5", lw=1)
-ax.text(ends[0], ends[0] * 1.3, "gap = bound", color="0.4")
-ax.set_xlabel("bound of Theorem 5.3, corrected form (units of reward)")
-ax.set_ylabel("gap to the best policy (units of reward)")
-ax.set_title("True, and loose by orders of magnitude")
-ax.legend(frameon=False)
+column = {name: records[name].to_numpy() for name in ("label", "comparisons", "gap", "bound")}
+coverages = np.asarray(records["design.coverage"], float)
+
+
+def means(method: str, c: float, quantity: str) -> list[float]:
+    """Mean of a quantity over the draws, at each number of comparisons."""
+    here = (column["label"] == method) & np.isclose(coverages, c)
+    return [float(column[quantity][here & (column["comparisons"] == n)].mean()) for n in sizes]
+
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+for c, name in dial.items():
+    left.loglog(sizes, means("rpo", c, "bound"), "--", color=PALETTE[name])
+    left.loglog(sizes, means("rpo", c, "gap"), "o-", color=PALETTE[name], label=f"C = {c}")
+    right.loglog(sizes, means("dpo", c, "gap"), "s:", color=PALETTE[name])
+    right.loglog(sizes, means("rpo", c, "gap"), "o-", color=PALETTE[name])
+left.set_title("RPO, and its bound (dashed)")
+right.set_title("RPO, and DPO (dotted)")
+for ax in (left, right):
+    ax.set_xlabel("comparisons $N$")
+    ax.set_ylabel("mean gap to the best policy (units of reward)")
+left.legend(frameon=False, loc="lower left")
 # %%
-violations = int((gap > bound).sum())
-print(
-    f"{violations} of {len(gap)} draws above the bound; median slack {np.median(bound / np.maximum(gap, 1e-9)):.0f} times"
-)
-assert violations == 0
+ours = column["label"] == "rpo"
+gap, bound = column["gap"][ours], column["bound"][ours]
+print(f"{(gap > bound).sum()} of {len(gap)} draws above the bound")
+print(f"the bound is {np.median(bound / np.maximum(gap, 1e-9)):.0f} times the gap (median)")
+assert not (gap > bound).any()
+for c in dial:
+    rpo, dpo = means("rpo", c, "gap"), means("dpo", c, "gap")
+    print(
+        f"C = {c}: from N = 1,000 to 100,000 RPO {rpo[0]:.3f} to {rpo[-1]:.4f}, DPO {dpo[0]:.3f} to {dpo[-1]:.3f}"
+    )
+    assert rpo[-1] < 0.6 * rpo[0]
+    assert rpo[-1] < 0.5 * dpo[-1]
+
+# %% [markdown]
+# True, and loose by orders of magnitude; but it says the right thing. RPO's gap falls with $N$ for every $C$,
+# later if $C$ is larger. A rare response that won its only comparison looks excellent to DPO, at every $N$.
+# The adversary may call it bad, because no data say otherwise.
 
 # %% [markdown]
 # ## Exercise
