@@ -9,7 +9,6 @@ is in a table of its own.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -28,7 +27,6 @@ import pyarrow.parquet as pq
 RECORDS = "records.parquet"
 SECONDS = "seconds.parquet"
 PARTS = "parts"
-LOCK = "study.lock"
 VERSIONED = ("rpo", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
 
 
@@ -81,21 +79,6 @@ class Store:
         }
         said = "\n".join(self._metadata.values())
         self._metadata["rpo.fingerprint"] = hashlib.sha256(said.encode()).hexdigest()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from working in the folder.
-
-        Raises:
-            ValueError: one does.
-        """
-        with (self.folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                rule = "another process works there: wait for it, or choose another folder"
-                raise ValueError(f"{self.folder}: {rule}") from error
-            yield
 
     def check(self, *, resume: bool) -> None:
         """Refuse a folder that holds something else, or something that was not asked for.

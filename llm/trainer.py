@@ -42,6 +42,10 @@ Measured on SmolLM2-135M: float32 differs by under 2e-6 between the compiled for
 reference and that of the step; the rest is a margin for deeper models."""
 
 
+OWED = "evaluation_owed"
+"""In a checkpoint: metrics of its step, if the evaluation that follows it was broken off."""
+
+
 class InterruptedRunError(Exception):
     """A run was asked to stop, and has saved its state."""
 
@@ -66,7 +70,7 @@ def train(
         config: the configuration.
         data: the pairs.
         folder: for checkpoints and the reference cache.
-        resume: continue from the last checkpoint.
+        resume: continue from the last checkpoint, from the beginning if there is none yet.
         tracker: receives the metrics.
         say: receives sentences for people.
         watch: shows the progress of the steps that pass through it.
@@ -76,7 +80,7 @@ def train(
 
     Raises:
         ValueError: the first loss is not what it must be; a value is not finite; a checkpoint is
-            missing, damaged or of another run.
+            damaged or of another run.
         InterruptedRunError: the process was asked to stop; the state is saved.
     """
     with jax.enable_x64(config.model.dtype == "float64"):
@@ -84,15 +88,22 @@ def train(
         checkpoints = Checkpoints(
             folder / "checkpoints", config.trainer.save_total_limit, run.fingerprint()
         )
+        # A run that was killed before its first checkpoint goes on from the beginning.
+        resume = resume and checkpoints.latest() is not None
         if resume:
             checkpoints.find()  # a run that cannot go on is refused before the reference is run
         cache = run.reference(folder / "reference.safetensors")
         coverage = run.coverage()
-        first = _resume(run, checkpoints) if resume else 0
-        tracker.start(first)
+        first, owed = _resume(run, checkpoints) if resume else (0, None)
+        tracker.start(first if owed is None else first - 1)
         say(_opening(run))
-        loop = _loop(run, cache, coverage, checkpoints, tracker, first, say)
-        with checkpoints:
+        # Until the last checkpoint is whole, a process that is asked to stop is asked in vain.
+        with _asked_to_stop() as stop, checkpoints:
+            if owed is not None:
+                tracker.log(first, owed)
+                if not _evaluated(run, cache, coverage, tracker, first, stop):
+                    raise InterruptedRunError(_stopped_after(first))
+            loop = _loop(run, cache, coverage, checkpoints, tracker, first, say, stop)
             for _ in watch(loop, run.total_steps - first):
                 pass
         digest_of = parameters_sha256(run)
@@ -107,9 +118,10 @@ def parameters_sha256(run: Run) -> str:
     return weights_digest((run.state.trainable, run.frozen))
 
 
-def _resume(run: Run, checkpoints: Checkpoints) -> int:
-    step, run.state, _ = checkpoints.restore(run.state)
-    return step
+def _resume(run: Run, checkpoints: Checkpoints) -> tuple[int, dict[str, float] | None]:
+    """Steps made; metrics of the last of them, if the evaluation that follows was broken off."""
+    step, run.state, data_state = checkpoints.restore(run.state)
+    return step, data_state[OWED]
 
 
 def _loop(
@@ -120,57 +132,81 @@ def _loop(
     tracker: Tracker,
     first: int,
     say: Callable[[str], None],
+    stop: threading.Event,
 ) -> Iterator[int]:
     trainer = run.config.trainer
     displacement = Displacement(run.config.objective.beta)
-    with _asked_to_stop() as stop:
-        for step, batch in batches_from(run.schedule, first, run.total_steps):
-            started = time.perf_counter()
-            batch = run.dealt(batch)
-            batch = batch if cache is None else reference_cache.with_reference(batch, cache)
-            run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
-            measured = {name: float(on_host(value)) for name, value in result.metrics.items()}
-            flags = on_host(result.non_finite)
-            _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints)
-            if step == 0:
-                check_first_loss(run.config, measured)
-            measured |= _about_step(run, batch, step, time.perf_counter() - started)
-            done = step + 1
-            if done % trainer.logging_steps == 0 or done == run.total_steps:
-                tracker.log(done, measured)
-            alarm = displacement.see(measured)
-            if alarm is not None:
-                say(f"step {done}: {alarm}")
-            if trainer.eval_steps and (done % trainer.eval_steps == 0 or done == run.total_steps):
-                tracker.log(done, evaluate(run, cache, coverage))
-            stopping = _agreed(stop.is_set())
-            last = done == run.total_steps or stopping
-            if last or (trainer.save_steps and done % trainer.save_steps == 0):
-                checkpoints.save(done, run.state, {"step": done})
-            if stopping and done < run.total_steps:
-                raise InterruptedRunError(f"stopped after step {done}: continue with --resume")
-            yield done
+    for step, batch in batches_from(run.schedule, first, run.total_steps):
+        started = time.perf_counter()
+        batch = run.dealt(batch)
+        batch = batch if cache is None else reference_cache.with_reference(batch, cache)
+        run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
+        measured = {name: float(on_host(value)) for name, value in result.metrics.items()}
+        flags = on_host(result.non_finite)
+        _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints)
+        if step == 0:
+            check_first_loss(run.config, measured)
+        measured |= _about_step(run, batch, step, time.perf_counter() - started)
+        done, last = step + 1, step + 1 == run.total_steps
+        told = measured if done % trainer.logging_steps == 0 or last else {}
+        tracker.log(done, told)
+        alarm = displacement.see(measured)
+        if alarm is not None:
+            say(f"step {done}: {alarm}")
+        due = trainer.eval_steps and (done % trainer.eval_steps == 0 or last)
+        owed = bool(due) and not _evaluated(run, cache, coverage, tracker, done, stop)
+        stopping = owed or (not last and _agreed(stop.is_set()))
+        if last or stopping or (trainer.save_steps and done % trainer.save_steps == 0):
+            checkpoints.save(done, run.state, {OWED: told if owed else None})
+        if stopping:
+            raise InterruptedRunError(_stopped_after(done))
+        yield done
+
+
+def _evaluated(
+    run: Run,
+    cache: reference_cache.ReferenceCache | None,
+    coverage: SampleCoverage | None,
+    tracker: Tracker,
+    done: int,
+    stop: threading.Event,
+) -> bool:
+    """Evaluate and tell; False if that was broken off, as it may take longer than one may wait."""
+    found = evaluate(run, cache, coverage, stopping=lambda: _agreed(stop.is_set()))
+    if found is not None:
+        tracker.log(done, found)
+    return found is not None
+
+
+def _stopped_after(done: int) -> str:
+    return f"stopped after step {done}: continue with --resume"
 
 
 def evaluate(
     run: Run,
     cache: reference_cache.ReferenceCache | None,
     coverage: SampleCoverage | None = None,
-) -> dict[str, float]:
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Metrics of the held-out pairs under the policy as it is.
 
     Args:
         run: the run.
         cache: of the reference.
         coverage: of the policy's own replies, if it is asked for.
+        stopping: asked before every batch whether to break off.
 
     Returns:
-        Metrics, their names with ``eval_`` before them; none without held-out pairs.
+        Metrics, their names with ``eval_`` before them; none without held-out pairs. None if
+        it was broken off.
     """
     if not run.data.evaluation:
         return {}
     totals, ours, theirs = None, [], []
     for batch in run.in_order(run.data.evaluation):
+        if stopping():
+            return None
         batch = batch if cache is None else reference_cache.with_reference(batch, cache)
         more, log_probs = run.evaluation_step(run.state.trainable, run.frozen, run.placed(batch))
         totals = more if totals is None else add(totals, more)
@@ -182,6 +218,8 @@ def evaluate(
     found = {name: float(on_host(value)) for name, value in means.items()}
     if theirs:
         found |= density_ratio(np.concatenate(ours), np.concatenate(theirs))
+    if coverage is not None and stopping():
+        return None
     if coverage is not None:
         found["theory/coverage"] = coverage.measure(run.model())
     return {f"eval_{name}": value for name, value in found.items()}

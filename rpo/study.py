@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,12 +130,13 @@ def _read(args: argparse.Namespace) -> Study:
 def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:
     """What the first process, often the only one, does: it alone owns the folder."""
     from .cli import user_input
+    from .folder_lock import locked
     from .output import prepare_folder
 
-    with user_input():
-        prepare_folder(store.folder)
-    with store.locked():
+    with ExitStack() as held:
         with user_input():
+            prepare_folder(store.folder)
+            held.enter_context(locked(store.folder))
             store.check(resume=args.resume)
         _write_config(study, store.folder)
         if not store.is_finished():

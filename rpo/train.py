@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for metrics, checkpoints and the resolved configuration (default out/NAME)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in the folder"
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in the folder, or begin if there is none yet",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be trained, and write nothing"
@@ -49,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say where everything is."""
     from .cli import user_input
     from .config_files import read_config
+    from .folder_lock import locked
+    from .output import prepare_folder
 
     with user_input():
         from llm.config import TrainConfig
@@ -65,9 +70,12 @@ def run(args: argparse.Namespace) -> int:
         return _tell_what_to_expect(config, data)
     out = args.out or Path("out") / config.name
     keep_compiled_programs()
-    with processes.together(args, out):
+    with processes.together(args, out), ExitStack() as held:
         if first:
-            _prepare(out, resume=args.resume)
+            with user_input():
+                prepare_folder(out)
+                held.enter_context(locked(out))
+            _refuse_to_overwrite(out, resume=args.resume)
         code = _train(config, data, out, first=first, resume=args.resume)
     if args.json and first and code == 0:
         last = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
@@ -97,21 +105,17 @@ def _tell_what_to_expect(config: TrainConfig, data: TrainingData) -> int:
     return 0
 
 
-def _prepare(out: Path, *, resume: bool) -> None:
-    from .cli import UsageError, user_input
-    from .output import prepare_folder
+def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
+    from .cli import UsageError
 
-    with user_input():
-        prepare_folder(out)
     metrics = out / "metrics.jsonl"
     # A file without a line is of a run that failed before its first step was made.
-    if resume or not metrics.exists() or not metrics.stat().st_size:
-        return
-    if any(path.name.isdigit() for path in (out / "checkpoints").glob("*")):
-        there, instead = "a run is there already", "continue with --resume"
-    else:
-        there, instead = "a run that has saved no checkpoint is there", "delete it"
-    raise UsageError(f"{out}: {there}: {instead}, or choose another --out")
+    told = metrics.exists() and metrics.stat().st_size > 0
+    saved = any(path.name.isdigit() for path in (out / "checkpoints").glob("*"))
+    if (told or saved) and not resume:
+        raise UsageError(
+            f"{out}: a run is there already: continue with --resume, or choose another --out"
+        )
 
 
 def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, resume: bool) -> int:

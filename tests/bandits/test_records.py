@@ -92,14 +92,3 @@ def test_raises_a_write_that_fails_leaves_nothing_behind(
         store.write_part(2, part(2), TIMES)
     assert not store.has_part(2)
     assert not list((tmp_path / "parts").glob("*.unfinished"))
-
-
-def test_raises_a_second_process_is_refused_the_folder(tmp_path: Path) -> None:
-    with (
-        Store(tmp_path, CONFIG).locked(),
-        pytest.raises(ValueError, match="another process works there"),
-        Store(tmp_path, CONFIG).locked(),
-    ):
-        pass
-    with Store(tmp_path, CONFIG).locked():
-        pass

@@ -26,6 +26,7 @@ from llm.hf_io import CONFIG, export_model
 from llm.model import Decoder
 from llm.weight_files import SINGLE
 from rpo.cli import main
+from rpo.folder_lock import LOCK
 
 SIZES: dict[str, Any] = {"vocab_size": 261, "width": 8, "hidden_units": 8, "n_layers": 1}
 RUN = """
@@ -150,7 +151,7 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (lambda folder: (folder / "rows.jsonl").write_text(""), [], "rows.jsonl has no rows"),
     (lambda folder: (folder / "rows.jsonl").unlink(), [], "rows.jsonl does not exist"),
     (truncated, ["--data.train", "rows.jsonl.gz"], "the gzip file is broken"),
-    (lambda folder: None, OWN, "model/tokenizer.json: there is no such file"),
+    (lambda folder: None, OWN, "model/tokenizer.json is missing"),
     (with_tokenizer(None), OWN, "model: `chat_template` is missing in tokenizer_config.json"),
     (with_tokenizer(TEMPLATE, 300), OWN, "model: the tokenizer has 301 tokens, but the model"),
     (with_config(vocab_size=100), [], "bytes: the tokenizer has 261 tokens, but the model embeds"),
@@ -201,7 +202,7 @@ def test_raises_one_line_on_data_and_configurations_and_writes_nothing(
 
 
 @pytest.mark.parametrize(("spoil", "argv", "message"), TENSORS)
-def test_raises_one_line_on_weights_and_leaves_an_empty_folder(
+def test_raises_one_line_on_weights_and_leaves_an_empty_folder_to_lock(
     spoil: Callable[[Path], Any],
     argv: list[str],
     message: str,
@@ -210,7 +211,7 @@ def test_raises_one_line_on_weights_and_leaves_an_empty_folder(
 ) -> None:
     spoil(folder)
     assert_refused(argv, message, capsys)
-    assert list((folder / "out").iterdir()) == []
+    assert [path.name for path in (folder / "out").iterdir()] == [LOCK]
 
 
 def test_property_rows_are_skipped_and_counted_if_asked(
@@ -264,10 +265,10 @@ def test_raises_one_line_on_a_full_disk_and_can_be_run_again(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
         assert_refused([], "No space left on device", capsys)
-    if name in ("fsync", "save"):  # there are metrics of a step
-        assert_refused([], "a run that has saved no checkpoint is there: delete it", capsys)
-    else:
-        assert main(["train", "run.yaml", "--out", "out"]) == 0
+    again = ["--resume"] if name in ("fsync", "save") else []
+    if again:  # there are metrics of a step
+        assert_refused([], "a run is there already: continue with --resume", capsys)
+    assert main(["train", "run.yaml", "--out", "out", *again]) == 0
 
 
 def test_raises_one_line_on_a_disk_that_fills_up_and_goes_on_when_there_is_room(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,9 +210,6 @@ def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: P
 def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:
-    import os
-    import signal
-
     one = config(folder)
     whole = run(one, tmp_path / "whole")
 
@@ -225,6 +224,45 @@ def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
         run(one, tmp_path / "cut", watch=asks)
     again = run(one, tmp_path / "cut", resume=True)
     assert parameters_sha256(again) == parameters_sha256(whole)
+
+
+def test_roundtrip_a_run_without_a_checkpoint_yet_is_resumed_from_the_beginning(
+    folder: Path, tmp_path: Path
+) -> None:
+    one = config(folder)
+    whole = run(one, tmp_path / "whole")
+    watch = stopping(3)
+    with pytest.raises(watch.error):  # pyright: ignore[reportFunctionMemberAccess]
+        run(one, tmp_path / "cut", watch=watch)
+    assert len(lines(tmp_path / "cut")) == 3
+    again = run(one, tmp_path / "cut", resume=True)
+    assert parameters_sha256(again) == parameters_sha256(whole)
+    assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(1, 10), 9]
+
+
+def test_roundtrip_an_evaluation_that_is_broken_off_is_made_when_the_run_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config(folder, eval_steps=3, logging_steps=3)
+    run(one, tmp_path / "whole")
+    evaluate = trainer.evaluate
+
+    def asked(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    for resume in (False, True):  # it is broken off twice
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "evaluate", asked)
+            with pytest.raises(InterruptedRunError, match="stopped after step 3"):
+                run(one, tmp_path / "cut", resume=resume)
+        assert [row["step"] for row in lines(tmp_path / "cut")] == [3]
+    run(one, tmp_path / "cut", resume=True)
+    whole, again = (
+        [{k: v for k, v in row.items() if k != "perf/tokens_per_second"} for row in lines(out)]
+        for out in (tmp_path / "whole", tmp_path / "cut")
+    )
+    assert again == whole
 
 
 def test_property_accumulation_does_not_change_the_first_gradient(
