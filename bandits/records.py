@@ -2,9 +2,9 @@ r"""Records of a study on disk: parts that are whole or absent, and one table at
 
 Every part is written under a temporary name and renamed, so a study that was killed has lost only
 the part it was at. Parts and the final table carry the resolved configuration and the versions that
-made them; those of another study are refused. Pages have checksums: a damaged file is named, not
-read. The bytes of a table are a function of configuration and versions alone; what is not, seconds,
-is in a table of its own.
+made them; those of another study are refused. Beside every file lies its SHA-256, for ``sha256sum
+--check`` as for the study itself: a damaged file is named, not read. The bytes of a table are a
+function of configuration and versions alone; what is not, seconds, is in a table of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -89,7 +90,7 @@ class Store:
         Raises:
             ValueError: it holds another study, a damaged file, or a study that was begun.
         """
-        found = [*self._parts(), *(path for path in [self.folder / RECORDS] if path.exists())]
+        found = [self.folder / RECORDS] if self.is_finished() else self._parts()
         for path in found:
             self._check_made_by_this(path)
         if found and not resume:
@@ -101,8 +102,9 @@ class Store:
         return (self.folder / RECORDS).exists()
 
     def has_part(self, number: int) -> bool:
-        """Whether a part is there."""
-        return self._part(number).exists()
+        """Whether a part is there, with its timings."""
+        part = self._part(number)
+        return part.exists() and part.with_suffix(".seconds").exists()
 
     def write_part(self, number: int, records: pa.Table, seconds: pa.Table) -> None:
         """Write a part; it is there when its records are.
@@ -117,7 +119,7 @@ class Store:
         self._write(self._part(number), [records])
 
     def merge(self, n_parts: int) -> None:
-        """Make one table of all parts, a part at a time, and drop them.
+        """Make one table of all parts, a part at a time.
 
         Args:
             n_parts: how many there are.
@@ -129,9 +131,11 @@ class Store:
         seconds = (self._read(part.with_suffix(".seconds")) for part in parts)
         self._write(self.folder / SECONDS, seconds)
         self._write(self.folder / RECORDS, (self._read(part) for part in parts))
-        for path in (self.folder / PARTS).iterdir():
-            path.unlink()
-        (self.folder / PARTS).rmdir()
+
+    def drop_parts(self) -> None:
+        """Remove the parts, once there is one table of all."""
+        if (self.folder / PARTS).exists():
+            shutil.rmtree(self.folder / PARTS)
 
     def table(self, wanted: Callable[[str], bool] = lambda name: True) -> pa.Table:
         """The whole table.
@@ -147,6 +151,7 @@ class Store:
         """
         path = self.folder / RECORDS
         with _damage_named(path):
+            _check_digest(path)
             names = list(filter(wanted, pq.read_schema(path).names))
             return pq.read_table(path, columns=names, page_checksum_verification=True)
 
@@ -158,6 +163,7 @@ class Store:
 
     def _check_made_by_this(self, path: Path) -> None:
         with _damage_named(path):
+            _check_digest(path)
             metadata = pq.read_schema(path).metadata or {}
         theirs = {key.decode(): value.decode() for key, value in metadata.items()}
         for key, what in (
@@ -180,12 +186,16 @@ class Store:
                 for table in itertools.chain([first], rest):
                     writer.write_table(table.cast(schema))
             _to_disk(unfinished)
+            # Before the table: one that is there has its digest.
+            _digest_of(path).write_text(f"{_sha256(unfinished)}  {path.name}\n", encoding="utf-8")
+            _to_disk(_digest_of(path))
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> pa.Table:
         with _damage_named(path):
+            _check_digest(path)
             return pq.read_table(path, page_checksum_verification=True)
 
 
@@ -194,7 +204,8 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None and path.exists():
+        missing = isinstance(error, FileNotFoundError)
+        if isinstance(error, OSError) and error.errno is not None and not missing:
             raise
         rule = "is damaged or missing: delete it and continue with --resume, it is computed again"
         raise ValueError(f"{path} {rule}") from error
@@ -209,6 +220,21 @@ def _first_difference(theirs: str | None, ours: str) -> str:
         if old.get(key) != new.get(key):
             return f" (`{key}` was {old.get(key)!r}, is {new.get(key)!r})"
     return ""
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _check_digest(path: Path) -> None:
+    said = _digest_of(path).read_text(encoding="utf-8")
+    if said != f"{_sha256(path)}  {path.name}\n":
+        raise ValueError("it is not the file that was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -7,6 +7,7 @@ that neither another run's nor a damaged checkpoint is ever continued from.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from .reference_cache import weights_digest
+from .reference_cache import digest, weights_digest
 
 State = TypeVar("State")
 
@@ -77,6 +78,7 @@ class Checkpoints:
             "digest": weights_digest(state),
             "data": data_state,
         }
+        about["seal"] = _seal(step, about)
         arrays = ocp.args.StandardSave(_plain(state))
         self._unfinished = path
         with self._writing():
@@ -166,9 +168,13 @@ class Checkpoints:
             found = self._manager().restore(
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
             )["about"]
-            return {name: found[name] for name in ("fingerprint", "digest", "data")}
+            about = {name: found[name] for name in ("fingerprint", "digest", "data")}
+            whole = _seal(step, about) == found["seal"]
         except Exception as error:
             raise ValueError(f"{path}: {_damaged(step)}") from error
+        if not whole:
+            raise ValueError(f"{path}: {_damaged(step)}")
+        return about
 
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
@@ -184,6 +190,11 @@ def _plain(state: Any) -> dict[str, jax.Array]:
 
 def _name(number: int) -> str:
     return f"{number:05d}"
+
+
+def _seal(step: int, about: dict[str, Any]) -> str:
+    """Digest of what is said of a step; the arrays have their own."""
+    return digest(json.dumps([step, about], sort_keys=True))
 
 
 def _damaged(step: int) -> str:

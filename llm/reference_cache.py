@@ -195,7 +195,8 @@ def save(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        metadata = {"provenance": json.dumps(dataclasses.asdict(provenance))}
+        made_of = json.dumps(dataclasses.asdict(provenance))
+        metadata = {"provenance": made_of, "sha256": _seal(made_of, cache)}
         partial.write_bytes(to_bytes(cache._asdict(), metadata))
         partial.replace(path)
     finally:
@@ -220,12 +221,16 @@ def load(path: Path, provenance: Provenance) -> ReferenceCache:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            recorded = json.loads((file.metadata() or {})["provenance"])
+            metadata = file.metadata() or {}
+            made_of = metadata["provenance"]
             cache = ReferenceCache(file.get_tensor("row_ids"), file.get_tensor("log_probs"))
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        if metadata["sha256"] != _seal(made_of, cache):
+            raise ValueError("it is not the cache that was written")
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not a whole cache of reference log-probabilities: delete it"
         ) from error
+    recorded = json.loads(made_of)
     wanted = dataclasses.asdict(provenance)
     changed = [name for name, value in wanted.items() if recorded.get(name) != value]
     if changed:
@@ -234,6 +239,11 @@ def load(path: Path, provenance: Provenance) -> ReferenceCache:
         )
         raise ValueError(f"{path}: stale reference log-probabilities ({told}): delete the file")
     return cache
+
+
+def _seal(made_of: str, cache: ReferenceCache) -> str:
+    """Safetensors files have no checksum of their own."""
+    return digest(made_of + weights_digest(cache._asdict()))
 
 
 def with_reference(batch: Batch, cache: ReferenceCache) -> Batch:

@@ -58,6 +58,7 @@ class Run:
         self.total_steps = trainer.max_steps or int(np.ceil(epochs))
         self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.total_steps)
         self.state = self._first_state(trainable)
+        self.first_weights = weights_digest((self.state.trainable, self.frozen))
         self.train_step = make_train_step(
             graphdef, config.objective, self.optimizer, devices=self.devices
         )
@@ -104,7 +105,10 @@ class Run:
         trainer["gradient_accumulation_steps"] = 1
         shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), self.state.trainable)
         said = json.dumps(kept, sort_keys=True, default=str) + str(jax.tree.leaves(shapes))
-        return digest(said + json.dumps(dict(self.data.provenance), sort_keys=True))
+        # Parameters that are not trained are in no checkpoint: the files must still hold the same.
+        return digest(
+            said + json.dumps(dict(self.data.provenance), sort_keys=True) + self.first_weights
+        )
 
     def reference(self, path: Path) -> reference_cache.ReferenceCache | None:
         """Log-probabilities of the policy as it starts: the data's, or computed once and kept.
@@ -122,7 +126,7 @@ class Run:
             return None
         data = self.config.data
         provenance = Provenance(
-            weights=weights_digest((self.state.trainable, self.frozen)),
+            weights=self.first_weights,
             **self.data.provenance,
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,

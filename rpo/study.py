@@ -143,6 +143,7 @@ def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list
             _share(args, study, store, parts)
             with user_input():
                 store.merge(len(parts))
+        store.drop_parts()
         found = _conclude(study, store)
     if args.json:
         sys.stdout.write(json.dumps(found) + "\n")

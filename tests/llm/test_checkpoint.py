@@ -153,6 +153,20 @@ def test_raises_values_that_were_changed_are_caught_though_the_format_is_whole(
     assert_restores(tmp_path, 1)
 
 
+def test_raises_what_is_said_of_a_step_belongs_to_it_alone(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2)
+    about = folder / "2" / "about" / "metadata"
+    told = json.loads(about.read_text())
+    for name, other in (("data", {"step": 3}), ("fingerprint", "that run"), ("digest", "0" * 64)):
+        about.write_text(json.dumps(told | {name: other}))
+        with pytest.raises(ValueError, match=DAMAGED):
+            opened(tmp_path).restore(state(0))
+    shutil.rmtree(folder / "2")
+    shutil.copytree(folder / "1", folder / "2")  # a whole step, of another number
+    with pytest.raises(ValueError, match=DAMAGED):
+        opened(tmp_path).restore(state(0))
+
+
 def test_roundtrip_a_state_that_is_overwritten_while_it_is_saved_is_saved_as_it_was(
     tmp_path: Path,
 ) -> None:

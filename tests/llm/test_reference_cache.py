@@ -78,6 +78,17 @@ def test_raises_for_a_file_cut_short(tmp_path: Path, kept: int) -> None:
         load(path, PROVENANCE)
 
 
+def test_raises_wherever_a_bit_of_the_file_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "reference.safetensors"
+    save(path, CACHE, PROVENANCE)
+    good = path.read_bytes()
+    for place in range(len(good)):
+        bad = bytes([good[place] ^ (1 << place % 8)])
+        path.write_bytes(good[:place] + bad + good[place + 1 :])
+        with pytest.raises(ValueError, match=f"{path.name}: not a whole cache"):
+            load(path, PROVENANCE)
+
+
 def test_raises_where_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent.safetensors", PROVENANCE)
