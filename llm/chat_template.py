@@ -1,31 +1,31 @@
-"""Chat templates: Jinja programs that come with a model, run in a sandbox and within limits.
+"""Chat templates: Jinja programs that come with a model, run in a process that is kept small.
 
 A template turns messages into the text that the model was trained to read. It is code from
-elsewhere, so that it can neither reach Python nor change its arguments, and is stopped when it runs
-or writes without end. What it sees is what ``transformers`` shows it.
+elsewhere: it can neither reach Python nor change its arguments, and is stopped when it runs, takes
+memory or writes without end (:mod:`llm.template_process`).
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import datetime
 import hashlib
 import json
-import time
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, LoopControlExtension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pathlib import Path
+from typing import Any
 
 MAX_EXTRA_CHARACTERS = 1_000_000
 """A text may be longer than all strings that went into it by this much."""
-MAX_SECONDS = 5.0
-"""Ordinary templates take less than a millisecond."""
-STEP = " step"
-"""Runs once for every turn of a loop and call of a macro. No identifier: no template can set it."""
+MAX_SECONDS = 1.0
+"""Of a processor; ordinary templates take less than a millisecond."""
+PROGRAM = Path(__file__).with_name("template_process.py")
 
 
 class ChatTemplate:
@@ -49,19 +49,14 @@ class ChatTemplate:
     def __init__(self, source: str, *, name: str, now: datetime.datetime | None = None) -> None:
         """Compile the template."""
         self.name = name
-        self._now = now or datetime.datetime.now()
-        environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: self._now.strftime(form)
+        now = now or datetime.datetime.now()
+        self._program = _Program(source, now.isoformat())
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
+            _PROCESS.load(self._program)
+        except _FailedError as error:
             raise ValueError(f"{name} is not a chat template: {error}") from error
         # The date is part of the text that some templates write: of their identity, then.
-        dated = self._now.date().isoformat() if "strftime_now" in source else ""
+        dated = now.date().isoformat() if "strftime_now" in source else ""
         self.digest = hashlib.sha256(f"{source}\0{dated}".encode("utf-8", "replace")).hexdigest()
 
     def render(
@@ -86,87 +81,108 @@ class ChatTemplate:
         """
         given = {**(variables or {}), "messages": [dict(message) for message in messages]}
         limit = MAX_EXTRA_CHARACTERS + sum(len(m["content"]) for m in messages)
-        parts: list[str] = []
-        budget = _Budget(time.monotonic() + MAX_SECONDS)
+        given["add_generation_prompt"] = add_generation_prompt
         try:
-            for part in self._template.generate(
-                **given, add_generation_prompt=add_generation_prompt, **{STEP: budget.step}
-            ):
-                budget.step()
-                limit -= len(part)
-                if limit < 0:
-                    raise _LimitError("it writes too much")
-                parts.append(part)
-        # A template can fail as any program can: all but an interruption is its failure.
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"{self.name} cannot write this conversation: {reason}") from error
-        return "".join(parts)
+            return _PROCESS.render(self._program, given, limit)
+        except _FailedError as error:
+            raise ValueError(f"{self.name} cannot write this conversation: {error}") from error
 
 
-class _LimitError(Exception):
-    """A template runs or writes without end."""
+class _FailedError(Exception):
+    """A template failed, or was stopped."""
 
 
-class _Budget:
-    """Time that a rendering may take."""
+class _Program:
+    """What the process needs to know of a template; compared by identity."""
 
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, source: str, now: str) -> None:
+        self.source = source
+        self.now = now
 
-    def step(self) -> str:
-        """Stop if the time is over.
+
+class _Process:
+    """The process of all templates: started when it is needed, and again after a template's end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._loaded: _Program | None = None
+        atexit.register(self._end)
+
+    def load(self, program: _Program) -> None:
+        """Compile a template."""
+        with self._lock:
+            self._load(program)
+
+    def render(self, program: _Program, variables: Mapping[str, Any], limit: int) -> str:
+        """Render a template, compiled again where another one was used meanwhile."""
+        with self._lock:
+            if self._loaded is not program or self._owner != os.getpid():
+                self._load(program)
+            return self._ask({"source": None, "variables": variables, "limit": limit})
+
+    def _load(self, program: _Program) -> None:
+        self._loaded = None
+        self._ask({"source": program.source, "now": program.now})
+        self._loaded = program
+
+    def _ask(self, request: Mapping[str, Any]) -> str:
+        running = self._running
+        if running is None or self._owner != os.getpid():  # a fork has no process of its own
+            running = self._start()
+        line = json.dumps({**request, "seconds": MAX_SECONDS}).encode() + b"\n"
+        assert running.stdin is not None
+        assert running.stdout is not None
+        try:
+            running.stdin.write(line)
+            running.stdin.flush()
+            answer = running.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        except BaseException:  # interrupted: what it would answer now is of no request
+            self._end()
+            raise
+        if not answer.endswith(b"\n"):
+            raise _FailedError(_cause_of_death(self._end()))
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise _FailedError(reply["error"])
+        return reply["text"]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # It finds what this process has found, and nothing of its environment: that has secrets.
+        found = os.pathsep.join(path for path in sys.path if path)
+        self._running = subprocess.Popen(
+            [sys.executable, "-S", "-P", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": found},
+            start_new_session=True,  # an interrupt from the keyboard does not reach it
+        )
+        self._owner = os.getpid()
+        return self._running
+
+    def _end(self) -> int:
+        """End the process.
 
         Returns:
-            Nothing to write.
+            What it ended with; minus a signal.
         """
-        if time.monotonic() > self._deadline:
-            raise _LimitError(f"it takes longer than {MAX_SECONDS} seconds")
-        return ""
+        running, self._running, self._loaded = self._running, None, None
+        if running is None or self._owner != os.getpid():
+            return 0
+        running.kill()  # of one that is ending already it changes nothing
+        with contextlib.suppress(BrokenPipeError), running:
+            pass
+        return running.returncode
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """A sandbox in which every turn of a loop and every call of a macro looks at the clock."""
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template = super()._parse(source, name, filename)
-        for block in template.find_all((nodes.For, nodes.Macro)):
-            call = nodes.Call(nodes.ContextReference(), [], [], None, None)
-            call.node = nodes.Getitem(nodes.ContextReference(), nodes.Const(STEP), "load")
-            step = nodes.ExprStmt(call)
-            step.set_lineno(block.lineno)
-            step.set_environment(self)
-            block.body.insert(0, step)
-        return template
+def _cause_of_death(code: int) -> str:
+    if code == -signal.SIGPROF:
+        return f"it takes longer than {MAX_SECONDS} seconds"
+    return f"it has ended the process that runs it, which returned {code}"
 
 
-class _Generation(Extension):
-    """``{% generation %}``, which marks replies for other trainers; its body is plain text."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Parse the body in place of the block."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As ``transformers`` has it; Jinja's own would escape HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+_PROCESS = _Process()

@@ -23,7 +23,8 @@ from .hf_config import from_hf_config, to_hf_config
 from .hf_mapping import EMBEDDING_NAME, HEAD_NAME, Entry, entries
 from .lora import merged_kernel
 from .model import Decoder, LayerLoop, Remat
-from .weight_files import WeightFiles, read_json, write_weights
+from .model_folder import file_of, read_json
+from .weight_files import WeightFiles, write_weights
 
 CONFIG = "config.json"
 TOKENIZER_FILES = (
@@ -158,7 +159,7 @@ def export_model(
         write_weights(unfinished, sizes, tensors, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
-                shutil.copyfile(source / name, unfinished / name)
+                shutil.copyfile(file_of(source, name), unfinished / name)
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -176,7 +177,7 @@ def read_architecture(folder: Path) -> Architecture:
     Raises:
         ValueError: the file is missing or broken, or the architecture unknown; the file is named.
     """
-    config = read_json(folder / CONFIG)
+    config = read_json(folder, CONFIG)
     try:
         return from_hf_config(config)
     except ValueError as error:

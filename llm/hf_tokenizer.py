@@ -12,11 +12,13 @@ from typing import Any
 import tokenizers
 
 from .chat_template import ChatTemplate
+from .model_folder import file_of, read_bytes, read_json
 from .preference_data import Message, RowError
-from .weight_files import read_json
 
 LARGEST = 200_000_000
 """Bytes of a tokenizer's file at most."""
+LARGEST_TEMPLATE = 2**20
+"""Bytes of a chat template at most; long ones have 20,000."""
 TRIAL = (Message("user", "x"), Message("assistant", "x"))
 """A conversation that shows which special tokens the template itself writes in an answer."""
 
@@ -36,8 +38,8 @@ class HuggingFaceTokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Read the files, and try the template."""
-        path = folder / "tokenizer.json"
-        content = _read(path)
+        path = file_of(folder, "tokenizer.json")
+        content = read_bytes(path, LARGEST)
         try:
             self._fast = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain exceptions
@@ -47,7 +49,7 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._fast.get_added_tokens_decoder().items()
         self._special = {token: shape.content for token, shape in added if shape.special}
-        config = read_json(folder / "tokenizer_config.json")
+        config = read_json(folder, "tokenizer_config.json")
         self._variables = _special_texts(folder, config)
         self._template = ChatTemplate(_template(folder, config), name=f"{folder}: `chat_template`")
         self.bos_id = self._id("bos_token")
@@ -165,9 +167,9 @@ class HuggingFaceTokenizer:
 
 def _template(folder: Path, config: dict[str, Any]) -> str:
     """The chat template: its own file, or one in the configuration, the default of several."""
-    own = folder / "chat_template.jinja"
+    own = file_of(folder, "chat_template.jinja")
     if own.exists():
-        return _read(own).decode(errors="replace")
+        return read_bytes(own, LARGEST_TEMPLATE).decode(errors="replace")
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
@@ -199,15 +201,7 @@ def _special_texts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:
     """The end of sequence, and what ``generation_config.json`` also stops at."""
-    path = folder / "generation_config.json"
-    more = read_json(path).get("eos_token_id") if path.exists() else None
+    name = "generation_config.json"
+    more = read_json(folder, name).get("eos_token_id") if file_of(folder, name).exists() else None
     found = [eos_id, *(more if isinstance(more, list) else [more])]
     return frozenset(one for one in found if isinstance(one, int))
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: larger than {LARGEST:,} bytes")
-    return path.read_bytes()

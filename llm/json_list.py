@@ -13,6 +13,8 @@ OPENING = re.compile(r"\s*\[\s*(?!\s|\])")
 COMMA = re.compile(r"\s*,\s*")
 CLOSING = re.compile(r"\s*\]\s*")
 EMPTY = re.compile(r"\s*\[\s*\]\s*")
+LARGEST = 100_000_000
+"""Bytes of a list at most, for it is read as a whole; answers to AlpacaEval have 1 MB."""
 
 
 def read_json_list(path: Path) -> Iterator[Row]:
@@ -28,8 +30,12 @@ def read_json_list(path: Path) -> Iterator[Row]:
         ValueError: the file is not one JSON list of objects, in UTF-8.
         OSError: it cannot be read.
     """
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path}: must have at most {LARGEST:,} bytes: give JSON lines instead")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8: {error}") from error
     gap, end, line = OPENING.match(text), 0, 1

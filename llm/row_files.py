@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,19 @@ from typing import Any, NamedTuple
 JSON_LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 PARQUET = ".parquet"
 SUFFIXES = (*JSON_LINES, PARQUET)
+LARGEST_ROW = 16 * 2**20
+"""Bytes of a row at most: millions of tokens."""
+LARGEST_RATIO = 200
+"""A packed file may unpack to so many times its size; text does to less than 20 times."""
+FREE_BYTES, FREE_ROWS = 4 * 2**20, 10**5
+"""Small files of equal rows may unpack to more than that, and have more rows than bytes."""
+BATCH_BYTES, BATCH_ROWS = 2**28, 1024
+"""Of Parquet read together: any row may be all of its group, which holds equal texts once."""
+
+_BOMB = (
+    f"the file unpacks to more than {LARGEST_RATIO} times its size, as hardly any data does: if it "
+    "is yours, make JSON lines of it that are not packed"
+)
 
 
 class Row(NamedTuple):
@@ -115,11 +130,20 @@ def _json_rows(path: Path, shown: str) -> Iterator[Row]:
 
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, counted from 1."""
+    packed = path.name.lower().endswith(".gz")
+    room = max(FREE_BYTES, LARGEST_RATIO * path.stat().st_size) if packed else math.inf
     number = 0
     try:
-        open_file = gzip.open if path.name.lower().endswith(".gz") else open
-        with open_file(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+        # A buffer of gzip's own lines is many times slower.
+        with io.BufferedReader(gzip.open(path)) if packed else open(path, "rb") as file:
+            # Not all of a line is read before it is known to be short enough.
+            while line := file.readline(LARGEST_ROW + 1):
+                number += 1
+                room -= len(line)
+                if len(line) > LARGEST_ROW:
+                    raise ValueError(f"{shown}:{number}: a row has at most {LARGEST_ROW:,} bytes")
+                if room < 0:
+                    raise ValueError(f"{shown}:{number}: {_BOMB}")
                 if line.strip():
                     yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -131,12 +155,16 @@ def _parquet_rows(path: Path, shown: str) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    number, size = 0, path.stat().st_size
+    room = max(FREE_BYTES, LARGEST_RATIO * size)
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in _batches(file, size, shown):
                 for fields in batch.to_pylist():
                     number += 1
+                    room -= _size(fields)
+                    if room < 0:
+                        raise ValueError(f"{shown}:{number}: {_BOMB}")
                     yield Row(fields, f"{shown}:{number}")
     # Of a damaged file pyarrow also raises an OSError, which no operating system has numbered.
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -144,3 +172,29 @@ def _parquet_rows(path: Path, shown: str) -> Iterator[Row]:
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{shown}:{number + 1}: the Parquet file is broken: {reason}") from error
+
+
+def _batches(file: Any, size: int, shown: str) -> Iterator[Any]:
+    """Rows that fit into memory, whatever the file says of itself."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    unpacked = [group.total_byte_size for group in groups]
+    values = [group.column(i).num_values for group in groups for i in range(group.num_columns)]
+    if sum(unpacked) > max(FREE_BYTES, LARGEST_RATIO * size):
+        raise ValueError(f"{shown}: {_BOMB}")
+    if max([*values, file.metadata.num_rows]) > max(FREE_ROWS, size):
+        raise ValueError(
+            f"{shown}: the file has more rows or values than bytes, as hardly any data has: if it "
+            "is yours, make JSON lines of it"
+        )
+    for i, largest in enumerate(unpacked):
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, largest)))
+        yield from file.iter_batches(batch_size=rows, row_groups=[i])
+
+
+def _size(value: Any) -> int:
+    """Bytes that a value takes at least."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8

@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .model_folder import file_of, read_json
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATING = {
@@ -136,42 +138,19 @@ def write_weights(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a JSON file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: the file is missing, or holds something else.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
-    return document
-
-
 def _files(folder: Path) -> Iterable[Path]:
     if (folder / INDEX).exists():
-        listed = read_json(folder / INDEX).get("weight_map")
+        listed = read_json(folder, INDEX).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
             raise ValueError(f"{folder / INDEX}: `weight_map` must map tensors to file names")
         # Only names of the folder itself: an index must not lead elsewhere.
-        return [folder / Path(name).name for name in sorted(set(listed.values()))]
+        return [file_of(folder, name) for name in sorted({Path(v).name for v in listed.values()})]
     if not (folder / SINGLE).exists():
         raise ValueError(
             f"{folder} has neither {SINGLE} nor {INDEX}; other formats (pickled .bin files) are "
             "never read: convert them to safetensors"
         )
-    return [folder / SINGLE]
+    return [file_of(folder, SINGLE)]
 
 
 def _open(path: Path) -> Any:

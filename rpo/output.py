@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Item = TypeVar("Item")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def prepare_folder(folder: Path) -> None:
@@ -82,7 +84,23 @@ def tell(args: argparse.Namespace, document: Mapping[str, Any], text: str) -> No
     """
     if args.json:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
-    (sys.stderr if args.json else sys.stdout).write(text)
+    (sys.stderr if args.json else sys.stdout).write(inert(text))
+
+
+def inert(text: str) -> str:
+    r"""Text from elsewhere, as of a model, for a terminal.
+
+    Args:
+        text: any.
+
+    Returns:
+        The text with its line breaks and tabs; what else a terminal acts on is written out.
+
+    Examples:
+        >>> inert("red: \x1b[31m")
+        'red: \\x1b[31m'
+    """
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def duration(seconds: float) -> str:
@@ -141,8 +159,10 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
     )
 
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # As a description the name is no markup and no format of rich.
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        yield from bar.track(items, total=total)
+        yield from bar.track(items, total=total, description=inert(what))

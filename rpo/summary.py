@@ -27,6 +27,7 @@ def write_summary(result: dict[str, Any], stream: TextIO) -> None:
         file=stream,
         highlight=False,
         markup=False,
+        emoji=False,
         soft_wrap=not terminal,
         width=None if terminal else _PLAIN_WIDTH,
     )

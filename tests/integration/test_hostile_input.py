@@ -1,0 +1,552 @@
+"""Files from elsewhere that mean harm: they run nothing, reach nothing, and take little."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import json
+import os
+import re
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pyarrow as pa
+import pytest
+from flax import nnx
+from pyarrow import parquet
+
+from llm import chat_template, row_files
+from llm.architecture import Architecture
+from llm.chat_template import ChatTemplate
+from llm.config import TrainConfig
+from llm.hf_io import CONFIG, TOKENIZER_FILES, export_model, load_model
+from llm.hf_tokenizer import HuggingFaceTokenizer
+from llm.json_list import read_json_list
+from llm.model import Decoder
+from llm.model_folder import LARGEST_JSON, file_of
+from llm.row_files import read_rows
+from llm.weight_files import INDEX, SINGLE
+from rpo.cli import main
+from rpo.config_files import read_config
+from rpo.output import inert, with_progress
+from rpo.report import Section, render
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("rpo_theory", "bandits", "llm", "rpo")
+ESCAPE = "\x1b[2J\x1b]0;title\x07\x9b31m"
+SCRIPT = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
+HELLO = [{"role": "user", "content": "Hello"}]
+ROW = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+SIZES: dict[str, Any] = {
+    "vocab_size": 261,
+    "width": 8,
+    "hidden_units": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    with jax.numpy_dtype_promotion("strict"):
+        export_model(Decoder(Architecture(**SIZES), rngs=nnx.Rngs(0)), folder)
+    return folder
+
+
+@pytest.fixture
+def model(exported: Path, tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    for path in exported.iterdir():
+        (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    return tmp_path / "model"
+
+
+def peak_growth(before: int) -> int:
+    """Bytes that the peak of memory has grown by."""
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+# Chat templates
+
+
+def rendered(source: str) -> str:
+    template = ChatTemplate(source, name="t")
+    return template.render(HELLO, add_generation_prompt=True, variables={"bos_token": "<s>"})
+
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ ''|attr('__class__') }}",
+    "{{ '{0.__class__.__mro__}'.format('') }}",
+    "{{ '{x.__class__}'.format_map({'x': 1}) }}",
+    "{{ ('{0.__class__}'|format)('') }}",
+    "{{ messages|map(attribute='__class__')|list }}",
+    "{{ cycler.__init__.__globals__.os.system('touch owned') }}",
+    "{{ lipsum.__globals__['os'].system('touch owned') }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ strftime_now.__self__.__class__ }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{% set messages[0].content = 1 %}",
+    "{{ messages.clear() }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}",
+    "{% extends '/etc/passwd' %}",
+]
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_extreme_a_chat_template_cannot_leave_its_sandbox(source: str) -> None:
+    try:
+        text = rendered(source)
+    except ValueError as error:
+        text = str(error)
+        assert text.startswith("t ")
+    # A text may still name a builtin type; it holds nothing of the interpreter or the machine.
+    assert "root:" not in text
+    assert not re.search(r"<class 'os|<module|<function|object at 0x", text)
+    assert not Path("owned").exists()
+
+
+TIME = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ 7 ** (7 ** 9) }}",
+    "{% set n = namespace(x=7) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "{% set n = namespace(x=[]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
+    "{{ n.x }}",
+]
+SPACE = [
+    "{{ 'x' * 10 ** 10 }}",
+    "{{ ['x'] * 10 ** 10 }}",
+    "{{ 'x'.ljust(10 ** 10) }}",
+    "{{ 'x'|center(10 ** 10) }}",
+    "{{ '%*d' % (10 ** 9, 1) }}",
+    "{{ '{:>9999999999}'.format(1) }}",
+    "{{ ('\t' * 99999).expandtabs(99999) }}",
+    "{{ ('x' * 99999).replace('x', 'x' * 99999) }}",
+    "{{ ('x' * 99999)|replace('x', 'x' * 99999) }}",
+    "{{ ('x' * 99999).join(range(99999)|map('string')) }}",
+    "{{ range(99999)|list|tojson(indent=99999) }}",
+    "{{ lipsum(n=10 ** 9) }}",
+    "{% set n = namespace(x='x') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}",
+    "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + "{{ " + "f(" * 40 + "'x'" + ")" * 40 + " }}",
+]
+
+
+@pytest.mark.parametrize("source", [*TIME, *SPACE])
+def test_extreme_a_chat_template_is_stopped_in_time_and_takes_no_memory(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"^t (is not a chat template|cannot write)"):
+        rendered(source)
+    assert time.monotonic() - start < 5.0
+    assert peak_growth(before) < 2**26
+    assert rendered("{{ messages[0].content }}") == "Hello"
+
+
+def test_extreme_a_process_of_templates_has_no_files_no_network_and_no_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    program = (
+        "import os, runpy, socket\n"
+        f"confine = runpy.run_path({str(chat_template.PROGRAM)!r})['confine']\n"
+        "confine()\n"
+        "failed = 0\n"
+        "for attempt in (lambda: open('/etc/passwd'), socket.socket, lambda: open('x', 'w'),\n"
+        "                lambda: bytearray(2 * 2**30)):\n"
+        "    try: attempt()\n"
+        "    except (OSError, MemoryError): failed += 1\n"
+        "print(failed)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr
+    chat_template._PROCESS._end()
+    assert rendered("{{ bos_token }}") == "<s>"
+    running = chat_template._PROCESS._running
+    assert running is not None
+    environment = Path(f"/proc/{running.pid}/environ")
+    if environment.exists():
+        assert b"secret" not in environment.read_bytes()
+
+
+# Folders of models
+
+
+def with_header(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def tensor(*offsets: int, shape: tuple[int, ...] = (2,), dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+HEADERS: list[tuple[Any, bytes, int | None]] = [
+    ({"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12), None),
+    ({"a": tensor(0, 8), "b": tensor(0, 8)}, bytes(8), None),
+    ({"a": tensor(0, 2**62, shape=(2**60,))}, bytes(8), None),
+    ({"a": tensor(0, 8, shape=(2**63, 2**63))}, bytes(8), None),
+    ({"a": tensor(8, 0)}, bytes(8), None),
+    ({"a": tensor(-8, 0)}, bytes(8), None),
+    ({"a": tensor(0, 8), "b": tensor(16, 24)}, bytes(24), None),
+    ({"a": tensor(0, 8)}, bytes(99), None),
+    (b"{}", b"", 2**63),
+    (b"{}", b"", 2**64 - 1),
+    (b"{" + b" " * 99 + b"}", b"", 10**8),
+    (b'{"a":' * 10**5, b"", None),
+    (b"\xff\xfe", b"", None),
+]
+
+
+@pytest.mark.parametrize(("header", "data", "length"), HEADERS)
+def test_raises_on_headers_of_safetensors_that_point_elsewhere(
+    header: Any, data: bytes, length: int | None, model: Path
+) -> None:
+    with_header(model / SINGLE, header, data, length)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"model\.safetensors is broken"):
+        load_model(model)
+    assert peak_growth(before) < 2**28
+
+
+@pytest.mark.parametrize("name", ["../../secret", "{secret}", "/dev/zero", "", ".", "..", "a\0b"])
+def test_raises_on_an_index_that_leads_out_of_its_folder(name: str, model: Path) -> None:
+    secret = model.parent.parent / "secret"
+    secret.write_bytes((model / SINGLE).read_bytes())
+    (model / SINGLE).rename(model / "other.safetensors")
+    listed = {"weight_map": {"model.norm.weight": name.format(secret=secret)}}
+    (model / INDEX).write_text(json.dumps(listed))
+    with pytest.raises(
+        ValueError, match=r"(is missing|must be a file|cannot be a file|out of its)"
+    ):
+        load_model(model)
+
+
+def publish(model: Path) -> None:
+    policy = Decoder(Architecture(**SIZES), rngs=nnx.Rngs(0))
+    export_model(policy, model.parent / "published", tokenizer_files_from=model)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        (CONFIG, load_model),
+        (SINGLE, load_model),
+        ("tokenizer.json", HuggingFaceTokenizer),
+        ("chat_template.jinja", publish),
+        ("tokenizer_config.json", publish),
+    ],
+)
+def test_raises_on_links_out_of_a_model_and_copies_none(
+    name: str, use: Callable[[Path], Any], model: Path
+) -> None:
+    (model.parent / "secret").write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(Path("..") / "secret")
+    with pytest.raises(ValueError, match=rf"{name} leads out of its folder"):
+        use(model)
+    assert not (model.parent / "published").exists()
+
+
+def test_raises_on_what_is_no_file_in_a_model(model: Path) -> None:
+    for name in TOKENIZER_FILES[:3]:
+        (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / "tokenizer.json")
+    (model / "added_tokens.json").symlink_to("added_tokens.json")
+    (model / "vocab.json").symlink_to("/dev/zero")
+    for name, rule in {
+        "tokenizer.json": "must be a file",
+        "added_tokens.json": "cannot be a file",
+        "vocab.json": "leads out",
+    }.items():
+        with pytest.raises(ValueError, match=rule):
+            file_of(model, name)
+    with open(model / CONFIG, "wb") as file:
+        file.truncate(LARGEST_JSON + 1)
+    with pytest.raises(ValueError, match="must have at most"):
+        load_model(model)
+
+
+def test_closed_form_links_within_a_model_and_into_the_cache_of_the_hub_are_followed(
+    model: Path,
+) -> None:
+    (model / CONFIG).rename(model / "real.json")
+    (model / CONFIG).symlink_to("real.json")
+    assert load_model(model).architecture.width == 8
+    snapshot = model.parent / "models--a--b" / "snapshots" / "0123"
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate((CONFIG, SINGLE)):
+        (blobs / str(number)).write_bytes((model / name).read_bytes())
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    assert load_model(snapshot).architecture.width == 8
+
+
+# Data and configurations
+
+
+YAML = [
+    "name: !!python/object/apply:os.system ['touch owned']",
+    "name: !!python/name:os.system",
+    "name: !!python/object/new:type [x, [], {}]",
+    "name: !include /etc/passwd",
+    "name: !!binary aGVsbG8=",
+    "name: !!set {a, b}",
+    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nname: [*c, *c]",
+    "a: &a {name: b}\n<<: *a",
+    "name: " + "[" * 50_000,
+    "name: " + "{a: " * 50_000,
+    "name: a\n" + "x: 1\n" * 300_000,
+    "model: {class_path: os.system, init_args: {command: touch owned}}\nname: a",
+    "name: {class_path: subprocess.Popen, init_args: {args: [touch, owned]}}",
+]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_raises_on_yaml_that_would_make_objects_or_unfold(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"^run\.yaml:") as caught:
+        read_config(Path("run.yaml"), TrainConfig)
+    assert len(str(caught.value).splitlines()) == 1
+    assert time.monotonic() - start < 5.0
+    assert not (tmp_path / "owned").exists()
+
+
+def gzip_of(path: Path, piece: bytes, repeats: int) -> None:
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(repeats):
+            file.write(piece)
+
+
+LINE = json.dumps(ROW).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("piece", "repeats", "rule"),
+    [
+        (b"x" * 2**20, 20, r":1: a row has at most"),
+        (b"\n" * 2**20, 8, r": the file unpacks to more than"),
+        (LINE * 20_000, 6, r": the file unpacks to more than"),
+    ],
+    ids=["a line", "blank lines", "equal rows"],
+)
+def test_raises_on_gzip_bombs(piece: bytes, repeats: int, rule: str, tmp_path: Path) -> None:
+    gzip_of(tmp_path / "rows.jsonl.gz", piece, repeats)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"rows\.jsonl\.gz{rule}|rows\.jsonl\.gz:\d+{rule}"):
+        for _ in read_rows(tmp_path / "rows.jsonl.gz"):
+            pass
+    assert peak_growth(before) < 2**27
+
+
+def test_closed_form_data_that_packs_well_is_read(tmp_path: Path) -> None:
+    gzip_of(tmp_path / "rows.jsonl.gz", LINE * 100, 20)
+    assert sum(1 for _ in read_rows(tmp_path / "rows.jsonl.gz")) == 2_000
+
+
+PARQUET: list[tuple[pa.Array, str]] = [
+    (pa.array(["x" * 2**20] * 999), "unpacks to more than"),
+    (pa.array([[{"role": "user", "content": "x" * 2**20}]] * 999), "unpacks to more than"),
+    (pa.array(["x" * 2**20] * 999).dictionary_encode(), "unpacks to more than"),
+    (pa.array(["x" * 2**25]), "unpacks to more than"),
+    (pa.array(["x"] * 200_000), "more rows or values than bytes"),
+    (pa.array([[None] * 500_000], pa.list_(pa.int32())), "more rows or values than bytes"),
+]
+
+
+@pytest.mark.parametrize(("column", "rule"), PARQUET)
+def test_raises_on_parquet_bombs(column: pa.Array, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"prompt": column}), path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"rows\.parquet.*{rule}"):
+        list(read_rows(path))
+    assert peak_growth(before) < 2**29
+
+
+def test_raises_on_rows_and_lists_that_are_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "LARGEST_ROW", 100)
+    monkeypatch.setattr("llm.json_list.LARGEST", 100)
+    (tmp_path / "rows.jsonl").write_bytes(LINE + LINE.replace(b"yes", b"y" * 100))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row has at most 100 bytes"):
+        list(read_rows(tmp_path / "rows.jsonl"))
+    (tmp_path / "list.json").write_text("[" + " " * 100 + "]")
+    with pytest.raises(ValueError, match=r"list\.json: must have at most 100 bytes"):
+        list(read_json_list(tmp_path / "list.json"))
+
+
+# The terminal and the report
+
+
+def said(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = main(argv)
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
+def test_property_no_control_character_of_data_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"{ESCAPE}[bold]x[/] :smile:"
+    Path("votes.csv").write_text(f"context,winner,loser\nq,{name},b\n", encoding="utf-8")
+    Path("bad.csv").write_text(f"context,winner,loser\nq,{name}\n", encoding="utf-8")
+    Path("rows.jsonl").write_text(json.dumps({**ROW, "chosen": [{ESCAPE: name}]}) + "\n")
+    Path("run.yaml").write_text(f"name: {json.dumps(name)}\n")
+    Path("judged.json").write_text(json.dumps([{"generator_1": name, "generator_2": name}]))
+    for argv, code in (
+        (["solve", "--votes", "votes.csv"], 0),
+        (["solve", "--votes", "bad.csv"], 2),
+        (["solve", f"{name}.json"], 2),
+        (["train", "run.yaml"], 2),
+        (["study", "run.yaml"], 2),
+        (["evaluate", "--judgments", "judged.json", "--model", name, "--reference", "b"], 2),
+    ):
+        done, text = said(argv, capsys)
+        assert done == code, text
+        assert all(c.isprintable() or c == "\n" for c in text), (argv, text)
+        if code == 0:
+            assert "[bold]x[/] :smile:" in text
+
+
+def test_closed_form_a_reply_is_text_for_the_terminal_and_names_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert inert(f"{ESCAPE}\ta\r\n") == r"\x1b[2J\x1b]0;title\x07\x9b31m" + "\ta\\r\n"
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert list(with_progress([1, 2], 2, "scored by [/red]{task.x}\x1b[2J")) == [1, 2]
+    assert r"scored by [/red]{task.x}\x1b[2J" in terminal.getvalue()
+
+
+def test_closed_form_markup_of_data_is_text_in_the_report() -> None:
+    section = Section(SCRIPT, SCRIPT, SCRIPT.encode(), SCRIPT, SCRIPT)
+    page = render(SCRIPT, [(SCRIPT, 1.0, 0.5, True)], [section])
+    assert page.count("&lt;script&gt;") == 6
+    assert "<script" not in page
+    assert not re.search(r"<img (?!src=\"data:image/png;base64,[\w+/=]+\" alt=\"[^\"]*\">)", page)
+
+
+# Nothing runs and nothing is asked
+
+
+def test_property_no_connection_is_made_for_files_of_this_machine(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"a connection was asked for: {args}")
+
+    for name in ("connect", "connect_ex", "sendto", "bind"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "create_connection", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.chdir(model.parent)
+    Path("rows.jsonl").write_bytes(LINE * 2)
+    Path("votes.csv").write_text("context,winner,loser\nq,a,b\n", encoding="utf-8")
+    Path("run.yaml").write_text(
+        "name: local\nmodel: {path: model}\n"
+        "data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}\n"
+        "objective: {method: rpo, beta: 0.5, eta: 0.05}\n"
+    )
+    own = ["--model", "model", "--tokenizer", "bytes"]
+    for argv in (
+        ["solve", "--votes", "votes.csv"],
+        ["train", "run.yaml", "--dry-run"],
+        ["score", *own, "--data", "rows.jsonl", "--out", "scores.jsonl"],
+        ["generate", *own, "--prompt", "q", "--max-new-tokens", "2"],
+    ):
+        assert said(argv, capsys)[0] == 0, argv
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "unsafe_load", "full_load", "system"}
+FORBIDDEN_OPTIONS = {"trust_remote_code", "allow_pickle", "shell"}
+
+
+def offences(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+            found += sorted(FORBIDDEN_MODULES & {name.split(".")[0] for name in names})
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            plain = called in FORBIDDEN_CALLS
+            if plain or called.split(".")[-1] in FORBIDDEN_CALLS - {"compile", "exec", "eval"}:
+                found.append(called)
+            if called == "yaml.load" and ast.unparse(node.args[1]) != "_Loader":
+                found.append(called)
+            found += [
+                key.arg
+                for key in node.keywords
+                if key.arg in FORBIDDEN_OPTIONS and ast.unparse(key.value) != "False"
+            ]
+    return [f"{path.name}: {one}" for one in found]
+
+
+def test_property_no_source_unpickles_or_evaluates(tmp_path: Path) -> None:
+    assert [one for path in sources() for one in offences(path)] == []
+    (tmp_path / "bad.py").write_text(
+        "import pickle\nfrom os import system\nimport os, yaml, numpy as np\n"
+        "eval('1')\nos.system('x')\nyaml.load('x', yaml.Loader)\n"
+        "np.load('x', allow_pickle=True)\nmodel(trust_remote_code=True)\n"
+    )
+    assert len(offences(tmp_path / "bad.py")) == 6
+
+
+def test_property_every_declared_dependency_is_pinned_to_one_version_that_it_allows() -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"]]
+    # Neither what only the parity tests compare with, nor what comes with a TPU, is pinned.
+    declared += [each for name in extras if name not in ("parity", "tpu") for each in extras[name]]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    names = [canonicalize_name(pin.name) for pin in pins]
+    assert len(names) == len(set(names))
+    exact = {}
+    for name, pin in zip(names, pins, strict=True):
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" or str(pin.specifier) == "<0"
+        assert pin.url is None
+        exact[name] = specifier.version
+    for text in declared:
+        requirement = Requirement(text)
+        assert requirement.url is None
+        pinned = exact[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned, prereleases=True), text
