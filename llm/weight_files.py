@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from .model_folder import file_of, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DIGEST = "sha256."
+"""Before the name of a tensor, in the metadata of the files that are written here."""
 FLOATING = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -87,7 +90,8 @@ class WeightFiles:
             Of the file's dtype.
 
         Raises:
-            ValueError: another shape, not floating, or NaN or infinite numbers in it.
+            ValueError: another shape, not floating, NaN or infinite numbers in it, or, of a whole
+                tensor whose file has its digest, not the values that were written.
         """
         path = self._where[name]
         stored = self._files[path].get_slice(name)
@@ -103,6 +107,9 @@ class WeightFiles:
         tensor = self._files[path].get_tensor(name) if part is None else stored[part]
         if not np.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name} holds NaN or infinite numbers")
+        said = (self._files[path].metadata() or {}).get(DIGEST + name)
+        if said is not None and tensor.shape == shape and said != _digest(tensor):
+            raise ValueError(f"{path} is damaged: tensor {name} is not the one that was written")
         return tensor
 
 
@@ -128,7 +135,10 @@ def write_weights(
         if len(groups) > 1:
             name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {key: np.ascontiguousarray(read(key)) for key in group}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        # The format has no checksum, but room for what its readers do not know.
+        digests = {DIGEST + key: _digest(tensor) for key, tensor in tensors.items()}
+        save_file(tensors, folder / name, metadata={"format": "pt"} | digests)
+        _sort_metadata(folder / name)
         where |= dict.fromkeys(group, name)
     if len(groups) > 1:
         index = {
@@ -136,6 +146,23 @@ def write_weights(
             "weight_map": dict(sorted(where.items())),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(tensor: np.ndarray) -> str:
+    total = hashlib.sha256(f"{tensor.dtype} {tensor.shape}\n".encode())
+    total.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def _sort_metadata(path: Path) -> None:
+    """The library writes metadata in an order that differs from process to process."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _files(folder: Path) -> Iterable[Path]:

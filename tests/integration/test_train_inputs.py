@@ -240,6 +240,19 @@ def test_raises_a_checkpoint_of_another_model_is_refused_and_all_stays(
         assert after == before
 
 
+def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No reference looks at the weights, and those under adapters are in no checkpoint.
+    kind = ["--objective.method", "sft", "--model.lora_r", "2"]
+    assert main(["train", "run.yaml", "--out", "out", *kind]) == 0
+    tensors = load_file(folder / "model" / SINGLE)
+    tensors[TENSOR].view(np.uint8)[0, 0] ^= 1
+    save_file(tensors, folder / "model" / SINGLE)
+    message = "out/checkpoints/2: a checkpoint of another model, data set or configuration"
+    assert_refused(["--resume", *kind], message, capsys)
+
+
 def full(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

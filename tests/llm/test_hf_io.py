@@ -182,6 +182,16 @@ def test_raises_on_a_truncated_file(folder: Path) -> None:
         load_model(folder)
 
 
+def test_raises_wherever_a_bit_of_an_exported_tensor_is_wrong(folder: Path) -> None:
+    good = (folder / SINGLE).read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+    for place in range(header, len(good), 1 + (len(good) - header) // 50):
+        bad = bytes([good[place] ^ (1 << place % 8)])
+        (folder / SINGLE).write_bytes(good[:place] + bad + good[place + 1 :])
+        with pytest.raises(ValueError, match=r"is damaged: tensor .* is not the one|NaN|differs"):
+            load_model(folder)
+
+
 def test_raises_on_folders_without_safetensors_and_never_unpickles(folder: Path) -> None:
     (folder / SINGLE).unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Explosive()))
