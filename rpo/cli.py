@@ -44,7 +44,7 @@ COMMANDS = {
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """A mistake in what a person gave: told in one line, exit code 2."""
 
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         check_packages()
-        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        code = run_command(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered must not be flushed into the closed pipe at exit.
@@ -233,7 +233,18 @@ class _HelpFormatter(argparse.HelpFormatter):
         return super()._fill_text(text, width, indent)
 
 
-def _dispatch(argv: list[str]) -> int:
+def run_command(argv: list[str]) -> int:
+    """Run a command, its mistakes raised.
+
+    Args:
+        argv: arguments after the program's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: a mistake in what was given.
+    """
     known = argv[0] if argv and argv[0] in COMMANDS else None
     parser = make_parser([known] if known else [])
     module = importlib.import_module(f".{known}", __package__) if known else None
