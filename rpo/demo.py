@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write the report and name it; 1 if a claim fails."""
     from .cli import user_input
-    from .output import png, prepare_folder, tell, to_json, with_progress, write_whole
+    from .output import png, prepare_folder, tell, to_json, write_whole
+    from .progress import with_progress
 
     with user_input():
         prepare_folder(args.out)

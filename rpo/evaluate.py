@@ -165,7 +165,7 @@ def _run_model(
 
     from .generate import answer
     from .loading import decoding_from, load, read_pairs
-    from .output import with_progress
+    from .progress import with_progress
 
     model, tokenizer = load(name, args.tokenizer, args.dtype)
     scores = score(

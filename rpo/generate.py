@@ -137,7 +137,7 @@ def answer(
     from llm.generate import generate
     from llm.preference_data import Message
 
-    from .output import with_progress
+    from .progress import with_progress
 
     room = model.architecture.max_positions - decoding.max_new_tokens
     said: list[list[Answer]] = [[] for _ in questions]

@@ -1,4 +1,4 @@
-"""What commands leave behind: files that are whole or absent, figures, and progress."""
+"""What commands leave behind: files that are whole or absent, figures, and what is said."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Item = TypeVar("Item")
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -136,33 +135,3 @@ def svg(figure: Figure) -> bytes:
     with mpl.rc_context({"svg.hashsalt": "rpo"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
-
-
-def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Pass items on, with a bar, a rate and the time left if stderr is a terminal.
-
-    Args:
-        items: what is worked on; each counts when it arrives.
-        total: how many there will be.
-        what: their name.
-
-    Yields:
-        The items.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    # As a description the name is no markup and no format of rich.
-    name = TextColumn("{task.description}", markup=False)
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        yield from bar.track(items, total=total, description=inert(what))

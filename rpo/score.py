@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """Score every row, and say how many."""
     from .cli import user_input
     from .loading import load, prepare_file, read_pairs
-    from .output import tell, with_progress, write_whole
+    from .output import tell, write_whole
+    from .progress import with_progress
 
     with user_input():
         prepare_file(args.out)

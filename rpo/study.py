@@ -154,7 +154,7 @@ def _share(args: argparse.Namespace, study: Study, store: Store, parts: list[Par
     from bandits.studies import run as run_parts
 
     from .cli import user_input
-    from .output import with_progress
+    from .progress import with_progress
 
     mine = parts[args.process :: args.processes]
     _meet(args, "begun")

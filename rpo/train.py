@@ -124,7 +124,8 @@ def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, r
 
     from .cli import user_input
     from .config_files import to_yaml
-    from .output import with_progress, write_whole
+    from .output import write_whole
+    from .progress import with_progress
 
     def watch(steps: Iterator[int], total: int) -> Iterator[int]:
         # Model and checkpoint are accepted: a run that is refused leaves the folder's own file.

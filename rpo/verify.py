@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write the records and the figure, say which claims hold; 1 if one fails."""
     from .cli import user_input
-    from .output import png, prepare_folder, tell, to_json, with_progress, write_whole
+    from .output import png, prepare_folder, tell, to_json, write_whole
+    from .progress import with_progress
 
     with user_input():
         prepare_folder(args.out)

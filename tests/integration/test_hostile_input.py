@@ -38,7 +38,8 @@ from llm.row_files import read_rows
 from llm.weight_files import INDEX, SINGLE
 from rpo.cli import main
 from rpo.config_files import read_config
-from rpo.output import inert, with_progress
+from rpo.output import inert
+from rpo.progress import with_progress
 from rpo.report import Section, render
 
 ROOT = Path(__file__).parents[2]

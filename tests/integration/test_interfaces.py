@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from rpo import progress
 from rpo.cli import COMMANDS, SHELLS, Parser, declare, main
 
 RUN = """
@@ -87,3 +91,43 @@ def test_property_module_and_program_are_the_same(tmp_path: Path) -> None:
 def test_raises_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-completion", "dos"]) == 2
     assert capsys.readouterr().err.startswith("rpo: error: argument --print-completion: ")
+
+
+class Clock:
+    """A clock that is ten seconds later each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 10.0
+        return self.now
+
+
+def test_closed_form_progress_is_plain_lines_with_rate_and_time_left_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "time", Clock())
+    assert list(progress.with_progress(range(8), 8, "steps of tiny")) == [*range(8)]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "steps of tiny: 3 of 8, 0.1 a second, 50 s left",
+        "steps of tiny: 6 of 8, 0.1 a second, 20 s left",
+    ]
+
+
+def test_property_progress_is_a_bar_with_a_rate_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    for _ in progress.with_progress(range(5), 5, "bandits"):
+        time.sleep(0.15)  # it is measured and drawn ten times a second
+    shown = terminal.getvalue()
+    assert "bandits" in shown
+    assert "5/5" in shown
+    assert re.search(r"[\d.]+(e\+\d+)?/s", shown)
