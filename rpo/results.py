@@ -129,8 +129,9 @@ class Answer(Result):
             else:
                 axis.set_major_locator(MaxNLocator(integer=True))
             axis.set_label_text(kind)
-        if self.document.get("actions"):
-            ax.tick_params(axis="x", rotation=30)
+        if sum(map(len, self.document.get("actions", ()))) > MOST_LETTERS // 2:
+            for label in ax.get_xticklabels():
+                label.set(rotation=30, ha="right")
         return ax
 
 
