@@ -36,7 +36,8 @@ class State(NamedTuple):
         parameter: :math:`u = \theta/B`.
         slack: :math:`t > 0`.
         dual: :math:`\lambda`.
-        temperature: the :math:`\beta` in force, falling to the problem's.
+        temperature: scale at which the policy (if above :math:`\beta`) and the comparisons (if
+            above 1) are smoothed; it falls until it smooths neither.
         residual: KKT residual of this iterate, of the objective divided by its weight.
         steps: Newton steps taken.
         done: whether the iteration has converged and stands still.
@@ -59,7 +60,7 @@ def init(problem: Problem, features: Float[Array, "x a d"]) -> State:
         parameter=jnp.zeros(features.shape[-1], features.dtype),
         slack=jnp.full_like(beta, 0.5),
         dual=jnp.full_like(beta, 0.01),
-        temperature=jnp.maximum(beta, jnp.linalg.norm(features, axis=-1).max()),
+        temperature=jnp.linalg.norm(features, axis=-1).max(),
         residual=jnp.full_like(beta, jnp.inf),
         steps=count,
         done=count > 0,
@@ -115,9 +116,10 @@ def step(
     )
     # exp(r / beta) cannot be known better than r / beta is.
     reached = residual <= jnp.maximum(tolerance, 4.0 * EPSILON * sharpness)
-    done = state.done | (reached & (state.temperature <= problem.beta))
+    sharp = jnp.minimum(problem.beta, 1.0)
+    done = state.done | (reached & (state.temperature <= sharp))
 
-    centring = jnp.where(state.temperature > problem.beta, CENTRING_HOT, CENTRING)
+    centring = jnp.where(state.temperature > sharp, CENTRING_HOT, CENTRING)
     target = jnp.maximum(centring * dual * t, 0.1 * tolerance)
     # The multiplier is eliminated last: (dual / t) u u' inside the matrix would drown the rest.
     solved = _positive_solve(hessian, dual, jnp.stack([stationarity, u], axis=1))
@@ -128,12 +130,12 @@ def step(
     slack_step = infeasibility - u @ direction
 
     length = _longest_step(t, slack_step)
-    distance = length * _distance(features, direction, state.temperature)
+    distance = length * _distance(problem, features, direction, state.temperature)
     trust = jnp.where(distance > TRUST, jnp.log1p(distance) / jnp.maximum(distance, TRUST), 1.0)
     length = length * trust
     dual_length = _longest_step(dual, dual_step)
     dual_length = jnp.where(trust < 1.0, jnp.minimum(dual_length, length), dual_length)
-    cooled = jnp.maximum(problem.beta, COOLING * state.temperature)
+    cooled = jnp.maximum(sharp, COOLING * state.temperature)
 
     moved = State(
         parameter=u + length * direction,
@@ -164,19 +166,22 @@ def _derivatives(
     data = has_data / (jnp.where(total > 0, total, 1.0) * scale)
 
     reward = features @ state.parameter
-    margin = reward[:, :, None] - reward[:, None, :]
+    beta, unit = _scales(problem, state.temperature)
+    margin = (reward[:, :, None] - reward[:, None, :]) / unit
     surprise = jax.nn.sigmoid(-margin)
     flow = data * wins * surprise
-    conductance = data * (wins + wins.mT) * surprise * jax.nn.sigmoid(margin)
+    conductance = data / unit * (wins + wins.mT) * surprise * jax.nn.sigmoid(margin)
     degrees = conductance.sum(axis=2)
     hessian = jnp.einsum("xad,xa,xae->de", features, degrees, features)
+    # The difference may lose its sign to rounding: lift it by what rounding can take.
+    hessian = hessian + jnp.diag(64.0 * EPSILON * jnp.diagonal(hessian))
     hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, conductance, features)
 
     if policy is None:
-        probability = gibbs_policy(reward, problem.reference_policy, state.temperature)
+        probability = gibbs_policy(reward, problem.reference_policy, beta)
         mean = jnp.einsum("xa,xad->xd", probability, features)
         centred = features - mean[:, None, :]
-        sharp = adversary[:, None] * probability / state.temperature
+        sharp = adversary[:, None] * probability / beta
         hessian = hessian + jnp.einsum("xad,xa,xae->de", centred, sharp, centred)
     else:
         probability = jnp.asarray(policy)
@@ -184,6 +189,13 @@ def _derivatives(
     excess = excess + flow.sum(axis=1) - flow.sum(axis=2)
     gradient = jnp.einsum("xa,xad->d", excess, features)
     return gradient, hessian, jnp.max(probability * jnp.abs(reward)) / problem.beta
+
+
+def _scales(
+    problem: Problem, temperature: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The beta of the policy and the unit of the margins that are in force."""
+    return jnp.maximum(problem.beta, temperature), jnp.maximum(1.0, temperature)
 
 
 def _positive_solve(
@@ -207,9 +219,14 @@ def _longest_step(value: Float[Array, ""], change: Float[Array, ""]) -> Float[Ar
 
 
 def _distance(
-    features: Float[Array, "x a d"], direction: Float[Array, " d"], beta: Float[Array, ""]
+    problem: Problem,
+    features: Float[Array, "x a d"],
+    direction: Float[Array, " d"],
+    temperature: Float[Array, ""],
 ) -> Float[Array, ""]:
     """How far a full step moves the sharpest of its arguments, in nats."""
     moved = features @ direction
     spread = moved.max(axis=-1) - moved.min(axis=-1)
-    return spread.max() / jnp.minimum(beta, 1.0)
+    beta, unit = _scales(problem, temperature)
+    policy = jnp.where(jnp.asarray(problem.eta) > 0, spread.max() / beta, 0.0)
+    return jnp.maximum(policy, spread.max() / unit)

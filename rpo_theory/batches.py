@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .problems import normalised
 from .rewards import RewardClass
 from .types import Problem, Solution, Status
 
@@ -34,6 +35,21 @@ def solve_alone(solve_batch: GroupSolver, problem: Problem, reward_class: Reward
     """
     batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (problem, reward_class))
     return jax.tree.map(lambda leaf: leaf[0], solve_batch(*batch))
+
+
+def in_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
+    """What a solver works on: NumPy arrays in float64, laws that sum to one in float64.
+
+    Args:
+        problems: the instances, with a leading batch axis.
+        reward_class: their reward classes, likewise.
+
+    Returns:
+        Both; a law that sums to zero, which no valid problem has, becomes NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        problems = normalised(problems)
+    return problems, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), reward_class)
 
 
 def solve_in_groups(
@@ -64,9 +80,7 @@ def solve_in_groups(
     Returns:
         The solutions, as NumPy arrays with the same leading axis.
     """
-    problems, reward_class = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
-    )
+    problems, reward_class = in_float64(problems, reward_class)
     n_problems, n_contexts, n_actions = problems.reference_policy.shape
     per_problem = n_contexts * n_actions**2
     most, least = max(1, entries // per_problem), -(-LEAST // per_problem)

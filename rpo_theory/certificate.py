@@ -13,18 +13,25 @@ function :math:`\nabla_r\phi(\pi, r)`: a bound that needs no solver and is exact
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
+from . import unbounded
 from .adversary import adversarial_reward
 from .objectives import minimax_objective, saddle_objective
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
+from .problems import normalised
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from .types import ArrayLike, Problem
+from .types import ArrayLike, Problem, Solution, Status
+
+GAP_TOLERANCE = 1e-10
+r"""What ``Status.SOLVED`` promises of the duality gap, relative to :math:`\max(1,\eta,|F|)`."""
 
 
 class Certificate(NamedTuple):
@@ -72,8 +79,68 @@ def certify(
         0.0
     """
     with jax.enable_x64(True):
-        arguments = (problem, reward_class, policy, reward)
+        arguments = (normalised(problem), reward_class, policy, reward)
         return _certify(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments))
+
+
+def is_proven(
+    problem: Problem, gap: Float[ArrayLike, ""], value: Float[ArrayLike, ""]
+) -> Bool[Array, ""]:
+    r"""Whether a gap is within what ``Status.SOLVED`` promises; a gap that is NaN never is.
+
+    Args:
+        problem: the instance.
+        gap: bound on the duality gap, nats.
+        value: :math:`F`, nats.
+
+    Returns:
+        True or false.
+    """
+    size = jnp.maximum(jnp.maximum(1.0, problem.eta), jnp.abs(jnp.asarray(value)))
+    return jnp.asarray(gap) <= GAP_TOLERANCE * size
+
+
+def withhold_unproven(problems: Problem, reward_class: RewardClass, solution: Solution) -> Solution:
+    """Call no answer solved that its certificate does not prove, whoever found it.
+
+    Args:
+        problems: the instances, with a leading batch axis.
+        reward_class: their reward classes, likewise.
+        solution: what a solver returned for them. For a finite class its stats may hold
+            ``mixture``, the adversary's weights on the members: the gap is then that of the game in
+            which it draws a member, and without it that to the member of least :math:`F`.
+
+    Returns:
+        The solution with ``MAX_STEPS`` where the status claimed more than is proven, and
+        ``NOT_FINITE`` where a number of the problem itself is not finite.
+    """
+    with jax.enable_x64(True):
+        answers = (solution.value, solution.stats.get("mixture"))
+        with np.errstate(invalid="ignore"):
+            problems = normalised(problems)
+        arguments = jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class, answers)
+        )
+        proven, finite = jax.device_get(_all_proven(*arguments))
+    status = np.asarray(solution.status)
+    claimed = (status == Status.SOLVED.value) | (status == Status.NOT_ATTAINED.value)
+    status = np.where(claimed & ~proven, Status.MAX_STEPS.value, status)
+    return solution._replace(status=np.where(finite, status, Status.NOT_FINITE.value))
+
+
+def all_finite(problems: Problem, reward_class: RewardClass) -> Bool[Array, " p"]:
+    """Whether every number of a problem and its class is finite.
+
+    Args:
+        problems: the instances, with a leading batch axis.
+        reward_class: their reward classes, likewise.
+
+    Returns:
+        One answer a problem.
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves((problems, reward_class))]
+    each = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
+    return jnp.stack(each).all(axis=0)
 
 
 def gap_bound(
@@ -183,6 +250,84 @@ def kkt_residual(
         case FiniteClass():
             return gap_bound(problem, reward_class, policy, reward)
     return jnp.maximum(distance, jnp.abs(move).max())
+
+
+def mixture_gap(
+    problem: Problem,
+    reward_class: FiniteClass,
+    policy: Float[ArrayLike, "x a"],
+    mixture: Float[ArrayLike, " k"],
+) -> Float[Array, ""]:
+    r"""Duality gap where the adversary of a finite class draws a member.
+
+    .. math:: \eta\beta\,E\,KL(\pi\|\pi_{\bar r}) + \sum_k\lambda_k\phi(\pi, r_k)
+        - \min_k\phi(\pi, r_k), \qquad \bar r = \sum_k\lambda_k r_k
+
+    Args:
+        problem: the instance.
+        reward_class: the members.
+        policy: any policy.
+        mixture: probabilities :math:`\lambda` of the members.
+
+    Returns:
+        Nats, at least 0.
+    """
+    rewards = jnp.asarray(reward_class.rewards)
+    payoffs = jax.vmap(lambda reward: saddle_objective(problem, policy, reward))(rewards)
+    mean = jnp.einsum("k,kxa->xa", jnp.asarray(mixture), rewards)
+    return policy_regret(problem, policy, mean) + jnp.asarray(mixture) @ (payoffs - payoffs.min())
+
+
+def unbounded_defect(
+    problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
+) -> Float[Array, ""]:
+    r"""What stands for the gap over all rewards: identity S1 and the policy's regret, in nats.
+
+    Args:
+        problem: the instance.
+        policy: any policy.
+        reward: any reward, ``-inf`` where the infimum sends it there.
+
+    Returns:
+        The larger of :math:`\|\nabla_r\phi\|_\infty` over the rewards that stay finite and
+        :math:`F(r)-\phi(\pi,r)`; zero exactly at a saddle point.
+    """
+    return reduced_defect(unbounded.reduce(problem), policy, reward)
+
+
+def reduced_defect(
+    reduction: unbounded.Reduction,
+    policy: Float[ArrayLike, "x a"],
+    reward: Float[ArrayLike, "x a"],
+) -> Float[Array, ""]:
+    """The same of a problem from which the diverging responses were taken out already."""
+    finite = jnp.where(reduction.kept, jnp.asarray(reward), 0.0)
+    slope = reward_gradient(reduction.problem, policy, finite)
+    largest = jnp.abs(jnp.where(reduction.kept, slope, 0.0)).max()
+    return reduction.share * jnp.maximum(largest, policy_regret(reduction.problem, policy, finite))
+
+
+@jax.jit
+def _all_proven(
+    problems: Problem, reward_class: RewardClass, answers: tuple
+) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
+    def one(problem: Problem, reward_class: RewardClass, answer: tuple) -> Bool[Array, ""]:
+        (policy, reward, value), mixture = answer
+        match reward_class:
+            case FiniteClass(rewards) if mixture is None:
+                values = jax.vmap(partial(minimax_objective, problem))(jnp.asarray(rewards))
+                gap = jnp.maximum(value, minimax_objective(problem, reward)) - values.min()
+            case FiniteClass():
+                gap = mixture_gap(problem, reward_class, policy, mixture)
+            case Unbounded():
+                gap = unbounded_defect(problem, policy, reward)
+            case _:
+                off = jnp.abs(minimax_objective(problem, reward) - value)
+                gap = jnp.maximum(gap_bound(problem, reward_class, policy, reward), off)
+        return is_proven(problem, gap, value)
+
+    proven = jax.vmap(one)(problems, reward_class, answers)
+    return proven, all_finite(problems, reward_class)
 
 
 @jax.jit

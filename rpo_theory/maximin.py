@@ -19,7 +19,8 @@ from jax.scipy.special import entr
 from jaxtyping import Float
 
 from . import saddle_newton, unbounded
-from .batches import raise_unless_solved, solve_alone
+from .batches import in_float64, raise_unless_solved, solve_alone
+from .certificate import withhold_unproven
 from .choice_sets import Ball, Box, ChoiceSet, Free, Simplex
 from .objectives import saddle_objective
 from .policies import kl_divergence
@@ -61,7 +62,9 @@ def solve(
         of the likelihood: a lower bound on :math:`F` that is exact at the solution. For a finite
         class the reward is the member that carries most of the adversary's weight; for the
         unbounded class rewards are :math:`\beta\log(\pi/\pi_{ref})` on the support, and ``-inf``
-        where the infimum is not attained. Stats: ``residual``, ``steps``.
+        where the infimum is not attained. Solved only where the certificate, which the method
+        itself never sees, proves it. Stats: ``residual``, ``steps``; for a finite class
+        ``mixture``, the adversary's probabilities of its members.
 
     Raises:
         ValueError: if a solution was not found and ``throw`` is set.
@@ -108,9 +111,7 @@ def solve_batch(
         >>> solve_batch(problems, TabularBox(one)).value.policy.shape
         (2, 1, 2)
     """
-    problems, reward_class = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class)
-    )
+    problems, reward_class = in_float64(problems, reward_class)
     n_problems, n_contexts, n_actions = problems.reference_policy.shape
     n_groups = -(-n_problems // max(1, GROUP // (n_contexts * n_actions**2)))
     per_group = -(-n_problems // n_groups)
@@ -123,6 +124,7 @@ def solve_batch(
         with jax.enable_x64(True):
             groups.append(jax.device_get(_solve_group(*group, tolerance, max_steps=max_steps)))
     solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
+    solution = withhold_unproven(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
 
 
@@ -266,6 +268,8 @@ def _conclude(
         jnp.where(jnp.any(played.broken), Status.NOT_FINITE.value, Status.MAX_STEPS.value),
     )
     stats = {"residual": residual, "steps": played.steps.max()}
+    if isinstance(reward_class, FiniteClass):
+        stats["mixture"] = jnp.maximum(state.choice[0], 0.0) / state.choice[0].sum()
     return Solution(Saddle(policy, reward, value), status, stats)
 
 

@@ -20,13 +20,12 @@ from jaxtyping import Bool, Float, Int
 from . import ball_newton, box_newton, unbounded
 from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
 from .batches import raise_unless_solved, solve_alone, solve_in_groups
-from .certificate import gap_bound, reward_gradient
+from .certificate import GAP_TOLERANCE, all_finite, gap_bound, is_proven, reduced_defect
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Saddle, Solution, Status
 
-GAP_TOLERANCE = 1e-10  # what Status.SOLVED promises, relative to max(1, eta, |F|)
 CHUNK = 4096  # matrix entries worked on together: they should stay in the cache
 STRIDE = 2  # Newton steps between two refills of the slots
 GROUP = 2_000_000  # matrix entries worked on by one thread at a time: they bound the memory
@@ -113,14 +112,16 @@ def _solve_group(
 ) -> Solution:
     match reward_class:
         case TabularBox():
-            return _solve_box(problems, reward_class, tolerance, max_steps)
+            solution = _solve_box(problems, reward_class, tolerance, max_steps)
         case Unbounded():
-            return _solve_unbounded(problems, tolerance, max_steps)
+            solution = _solve_unbounded(problems, tolerance, max_steps)
         case LinearBall():
             one = partial(_solve_ball, tolerance=tolerance, max_steps=max_steps)
-            return jax.vmap(one)(problems, reward_class)
+            solution = jax.vmap(one)(problems, reward_class)
         case FiniteClass():
-            return jax.vmap(_solve_finite)(problems, reward_class)
+            solution = jax.vmap(_solve_finite)(problems, reward_class)
+    finite = all_finite(problems, reward_class)
+    return solution._replace(status=jnp.where(finite, solution.status, Status.NOT_FINITE.value))
 
 
 def _solve_box(
@@ -187,11 +188,11 @@ def _conclude_unbounded(reduction: unbounded.Reduction, state: _BoxState) -> Sol
     )
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
     value = reduction.share * minimax_objective(problem, reward)
-    residual = jnp.abs(reward_gradient(problem, policy, reward)).max() * reduction.share
     log_z = log_partition(reward, problem.reference_policy, problem.beta)
     shown = jnp.where(reduction.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
 
-    proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, problem.eta)
+    residual = reduced_defect(reduction, policy, shown)
+    proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, reduction.share * problem.eta)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
     solved = jnp.where(reduction.attained, Status.SOLVED.value, Status.NOT_ATTAINED.value)
     status = jnp.where(proven, solved, Status.MAX_STEPS.value)
@@ -219,7 +220,7 @@ def _conclude(
 ) -> Solution:
     """Answer with its certificate; the status is what the certificate says."""
     policy, reward, value, gap = _answer(problem, reward_class, reward)
-    proven = gap <= GAP_TOLERANCE * jnp.maximum(jnp.maximum(1.0, problem.eta), jnp.abs(value))
+    proven = is_proven(problem, gap, value)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
     status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
     status = jnp.where(finite, status, Status.NOT_FINITE.value)

@@ -37,8 +37,9 @@ def log_partition(
         >>> float(log_partition(jnp.ones((1, 2)), jnp.full((1, 2), 0.5), 1.0)[0])
         1.0
     """
-    reward = jnp.asarray(reward)
-    return jax.scipy.special.logsumexp(reward / beta, axis=-1, b=jnp.asarray(reference))
+    top, scaled = below_top(reward, reference, beta)
+    above = jax.scipy.special.logsumexp(scaled, axis=-1, b=jnp.asarray(reference))
+    return top[..., 0] / beta + above
 
 
 def log_gibbs_policy(
@@ -63,8 +64,67 @@ def log_gibbs_policy(
         >>> log_gibbs_policy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), 1.0).tolist()
         [[0.0, -inf]]
     """
-    log_z = log_partition(reward, reference, beta)
-    return jnp.log(jnp.asarray(reference)) + (jnp.asarray(reward) / beta - log_z[..., None])
+    reference = jnp.asarray(reference)
+    _, scaled = below_top(reward, reference, beta)
+    log_z = jax.scipy.special.logsumexp(scaled, axis=-1, b=reference, keepdims=True)
+    return jnp.log(reference) + (scaled - log_z)
+
+
+def log_partition_below_top(
+    scaled: Float[Array, "*x a"], reference: Float[ArrayLike, "*x a"]
+) -> Float[Array, "*x"]:
+    r"""Log-partition of rewards divided by :math:`\beta` and at most 0; exact near 0 too.
+
+    Args:
+        scaled: the second result of :func:`below_top`.
+        reference: :math:`\pi_{ref}(a|x)`; a sum that is one but for rounding is taken for one.
+
+    Returns:
+        Nats per prompt, at most 0, with small relative error: a large :math:`\beta` may follow.
+
+    Examples:
+        >>> scaled, even = jnp.array([[-1e-9, 0.0]]), jnp.full((1, 2), 0.5)
+        >>> float(log_partition_below_top(scaled, even)[0])
+        -4.99999999875e-10
+    """
+    reference = jnp.asarray(reference)
+    scaled = jnp.where(reference > 0, scaled, 0.0)
+    excess = reference.sum(axis=-1) - 1.0
+    rounding = reference.shape[-1] * jnp.finfo(reference.dtype).eps
+    change = (reference * jnp.expm1(scaled)).sum(axis=-1)
+    change = change + jnp.where(jnp.abs(excess) <= rounding, 0.0, excess)
+    near = change > -0.5
+    far = jax.scipy.special.logsumexp(scaled, axis=-1, b=reference)
+    return jnp.where(near, jnp.log1p(jnp.where(near, change, 0.0)), far)
+
+
+def below_top(
+    reward: Float[ArrayLike, "*x a"],
+    reference: Float[ArrayLike, "*x a"],
+    beta: Float[ArrayLike, ""] | float,
+) -> tuple[Float[Array, "*x 1"], Float[Array, "*x a"]]:
+    r"""The highest reward that the reference gives, and :math:`(r - r_{top})/\beta`.
+
+    Subtracted before the division: :math:`r/\beta` may be so large that its last digit is a nat.
+
+    Args:
+        reward: :math:`r(x,a)`.
+        reference: :math:`\pi_{ref}(a|x)`.
+        beta: :math:`\beta > 0`.
+
+    Returns:
+        Both; the second is at most 0 where the reference is positive.
+
+    Examples:
+        >>> top, scaled = below_top(jnp.array([[1e16, 1e16 + 2.0]]), jnp.full((1, 2), 0.5), 1.0)
+        >>> scaled.tolist()
+        [[-2.0, 0.0]]
+    """
+    reward = jnp.asarray(reward)
+    known = jnp.where(jnp.asarray(reference) > 0, reward, -jnp.inf)
+    top = jax.lax.stop_gradient(known.max(axis=-1, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    return top, (reward - top) / beta
 
 
 def gibbs_policy(

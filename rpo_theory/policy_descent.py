@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from . import policy_loss, unbounded
 from .batches import raise_unless_solved, solve_alone, solve_in_groups
+from .certificate import withhold_unproven
 from .policies import total_variation
 from .preference import preference_probability
 from .projected_newton import (
@@ -126,6 +127,7 @@ def solve_batch(
     """
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     solution = solve_in_groups(solver, problems, reward_class, entries=GROUP)
+    solution = withhold_unproven(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
 
 

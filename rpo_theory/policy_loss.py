@@ -18,6 +18,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
 from .losses import PairLogProbs, dpo, sft
+from .policies import below_top, log_partition_below_top
 from .projected_newton import positive_or_one
 from .reductions import reduce_mean
 from .types import ArrayLike, Problem
@@ -82,9 +83,14 @@ def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
         >>> float(adversarial_value(problem, jnp.zeros((1, 2))) / jnp.log(2.0))
         1.0
     """
-    _, log_reference = log_policy(problem, reward)
-    likelihood = reduce_mean(log_reference, _baseline_weights(problem)).total
-    return loss(problem, reward) + problem.eta * problem.beta * likelihood
+    scaled = below_top(reward, problem.reference_policy, problem.beta)[1]
+    log_ratio = scaled - log_partition_below_top(scaled, problem.reference_policy)[..., None]
+    wins, weights = jnp.asarray(problem.wins), _baseline_weights(problem)
+    ratios = pairs(log_ratio)
+    level = PairLogProbs(*(jnp.zeros_like(side) for side in ratios))
+    data = reduce_mean(dpo(ratios, level, beta=problem.beta, where=wins > 0), wins)
+    likelihood = reduce_mean(sft(log_ratio, where=weights > 0), weights)
+    return data.mean() + problem.eta * problem.beta * likelihood.total
 
 
 def log_policy(
@@ -109,7 +115,7 @@ def log_policy(
     reference = jnp.asarray(problem.reference_policy)
     supported = reference > 0
     log_reference = jnp.log(jnp.where(supported, reference, 1.0))
-    logits = log_reference + jnp.asarray(reward) / problem.beta
+    logits = log_reference + below_top(reward, reference, problem.beta)[1]
     return logits - logsumexp(logits, axis=-1, where=supported, keepdims=True), log_reference
 
 

@@ -134,7 +134,10 @@ def normalised(problem: Problem) -> Problem:
 
 def _divided_by_sum(law: ArrayLike) -> np.ndarray:
     law = np.asarray(law)
-    return law / law.sum(axis=-1, keepdims=True)
+    total = law.sum(axis=-1, keepdims=True)
+    # One already within rounding stays as it is: a second time changes nothing.
+    within = np.abs(total - 1.0) <= law.shape[-1] * np.finfo(np.float64).eps
+    return law / np.where(within, 1.0, total)
 
 
 def _validate_reward_class(reward_class: RewardClass, shape: tuple[int, int]) -> None:

@@ -74,8 +74,15 @@ class LinearBall(NamedTuple):
     def regret(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
     ) -> Float[Array, ""]:
-        r"""How far a member is from minimal, :math:`\langle v, r\rangle - \min \ge 0`."""
-        return jnp.vdot(jnp.asarray(direction), jnp.asarray(reward)) - self.minimum(direction)
+        r"""How far a member is from minimal, :math:`\langle v, r\rangle - \min \ge 0`, at most.
+
+        The two numbers nearly cancel: what rounding may have taken from them is added.
+        """
+        direction, reward = jnp.asarray(direction), jnp.asarray(reward)
+        reached = jnp.abs(direction * reward).sum()
+        longest = jnp.linalg.norm(jnp.asarray(self.features), axis=-1) * self.radius
+        rounding = jnp.finfo(reached.dtype).eps * (reached + jnp.vdot(longest, jnp.abs(direction)))
+        return jnp.vdot(direction, reward) - self.minimum(direction) + rounding
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
         r"""Member of the class whose :math:`\theta` is nearest to the reward's own."""

@@ -82,7 +82,11 @@ class Status(enum.IntEnum):
         "against any that the baseline policy reaches, so their rewards tend to minus infinity; "
         "the policy is the limit and gives them probability zero.",
     )
-    MAX_STEPS = 2, "Not solved: the step limit came before the certificate met the tolerance."
+    MAX_STEPS = (
+        2,
+        "Not solved: the step limit, or the precision of the numbers, came before the certificate "
+        "met the tolerance.",
+    )
     UNBOUNDED = (
         3,
         "No solution: the objective is unbounded below, because the baseline policy picks a "
