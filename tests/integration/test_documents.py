@@ -68,8 +68,12 @@ PYTHON_NOT_RUN = {
     ("docs/finetuning.md", "read_metrics"): "draws two runs of a language model",
     ("docs/performance.md", "jax.profiler"): "profiles a step of a run",
 }
-SLOW_DOCUMENTS = {"docs/howto/resume.md", "docs/howto/your_own_model.md"}
-"""Those that train: ten seconds each."""
+SLOW_DOCUMENTS = {
+    "docs/howto/python.md",
+    "docs/howto/resume.md",
+    "docs/howto/your_own_model.md",
+}
+"""Those that train, or do what test_api does: ten seconds each."""
 ROUNDOFF = re.compile(r"duality gap|KKT residual")
 """Lines of the README's answer whose digits another machine does not repeat."""
 NAMES_OF_OTHERS = {"CONFIG.yaml", "STUDY.yaml", "tiny.yaml"}
