@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity check docs notebooks bench bench-train clean
+.PHONY: install demo test test-slow test-parity problems check docs notebooks bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -17,6 +17,9 @@ test-slow: .venv/installed-test
 
 test-parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+problems: .venv/installed-test
+	$(BIN)/python tests/torture/problems.py --problems 1000000 --spot-checks 1000 --out $(OUT)/problems
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -1,0 +1,377 @@
+"""A million random problems at hostile scales through every exact solver.
+
+    python tests/torture/problems.py --problems 1000000 --spot-checks 1000 [--seed 0] [--out DIR]
+
+For every problem: no exception; nothing solved that is NaN, outside its class or no law; and what
+is called solved has its certificate, computed again from the answer alone. A sample is recomputed
+at fifty digits and against CVXPY (``fifty_digits.py``): no certificate may claim less than the
+true gap beyond what float64 resolves. One problem in two hundred carries a NaN or an infinite
+number, and may not be called solved. Prints a table by solver and class, writes what went wrong to
+``offenders.json``, and exits with 1 if anything did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fifty_digits
+import hostile
+import jax
+import numpy as np
+
+from rpo_theory import certificate, coverage, maximin, minimax, policy_descent
+from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.types import Problem, Solution, Status
+
+SOLVERS = {"minimax": minimax, "maximin": maximin, "policy_descent": policy_descent}
+LARGE = (4, 16)
+POISONED = 200  # one problem in so many
+LAW_ROUNDING = 1e-9
+KEPT = 5  # whole problems of each fault of a family
+
+
+class Family(NamedTuple):
+    """Problems of one solver, class and shape, and which share of all they are."""
+
+    solver: str
+    kind: str
+    shape: tuple[int, int]
+    batch: int
+    share: float
+
+
+class Finding(NamedTuple):
+    """A problem that went wrong, and how."""
+
+    family: Family
+    fault: str
+    problem: Any
+
+
+class Tally:
+    """Counts by solver and class, findings, and a sample for the spot checks."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.statuses: dict[tuple[str, str], Counter[str]] = {}
+        self.worst: dict[tuple[str, str], float] = {}
+        self.faults: Counter[str] = Counter()
+        self.findings: list[Finding] = []
+        self.sample: list[tuple[Family, tuple]] = []
+
+    def note(self, family: Family, fault: str, problem: Any) -> None:
+        """Count a fault; the first few of a kind are kept whole."""
+        self.faults[fault] += 1
+        if sum(found[:2] == (family, fault) for found in self.findings) < KEPT:
+            self.findings.append(Finding(family, fault, problem))
+
+
+def families() -> list[Family]:
+    """Which problems are drawn: mostly small, of few shapes, so that little is compiled."""
+    found = []
+    small = {(1, 1): 0.2, (1, 2): 3.0, (2, 3): 8.0, (3, 4): 4.0}
+    for kind in hostile.KINDS:
+        found += [Family("minimax", kind, shape, 4000, share) for shape, share in small.items()]
+        found.append(Family("minimax", kind, LARGE, 250, 0.1))
+        for solver in ("maximin", "policy_descent", "coverage"):
+            found.append(Family(solver, kind, (2, 3), 4000, 1.5))
+    total = sum(family.share for family in found)
+    return [family._replace(share=family.share / total) for family in found]
+
+
+def main() -> int:
+    """Draw, solve, check, print; 0 if nothing went wrong."""
+    parser = argparse.ArgumentParser(description="hostile problems through every exact solver")
+    parser.add_argument("--problems", type=int, default=1_000_000)
+    parser.add_argument("--spot-checks", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/problems"))
+    options = parser.parse_args()
+    started = time.perf_counter()
+    tally, drawn = Tally(), families()
+    warnings.filterwarnings("ignore", "Solution may be inaccurate")  # CVXPY only challenges
+    for index, family in enumerate(drawn):
+        rng = np.random.default_rng([options.seed, index])
+        n_batches = max(1, round(options.problems * family.share / family.batch))
+        spots = -(-options.spot_checks // len(drawn))
+        for number in range(n_batches):
+            run_batch(family, rng, tally, spots if number == 0 else 0)
+        say(f"{family.solver} {family.kind} {family.shape}: {n_batches * family.batch:,}")
+    spot = spot_checks(tally, options.spot_checks)
+    report(tally, spot, time.perf_counter() - started)
+    if not tally.faults:
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    offenders = [finding._asdict() for finding in tally.findings]
+    (options.out / "offenders.json").write_text(json.dumps(offenders, default=plain) + "\n")
+    say(f"the problems that went wrong are in {options.out / 'offenders.json'}")
+    return 1
+
+
+def run_batch(family: Family, rng: np.random.Generator, tally: Tally, spots: int) -> None:
+    """Draw a batch, solve it and check every answer."""
+    problems = hostile.problems(rng, family.batch, *family.shape)
+    classes = hostile.reward_classes(rng, family.kind, family.batch, *family.shape)
+    if family.solver == "coverage":
+        check_coverage(family, rng, problems, classes, tally)
+        return
+    sick = np.arange(family.batch) % POISONED == POISONED - 1
+    bad = hostile.poisoned(rng, problems)
+    problems = Problem(
+        *(
+            np.where(sick.reshape(-1, *[1] * (field.ndim - 1)), wrong, field)
+            for wrong, field in zip(bad, problems, strict=True)
+        )
+    )
+    try:
+        solution = SOLVERS[family.solver].solve_batch(problems, classes, throw=False)
+    except Exception as error:
+        tally.note(family, f"exception {type(error).__name__}: {error}", (problems, classes))
+        return
+    check(family, problems, classes, solution, sick, tally)
+    for row in np.flatnonzero(~sick)[:spots]:
+        tally.sample.append((family, hostile.rows((problems, classes, solution), row)))
+
+
+def check(
+    family: Family,
+    problems: Problem,
+    classes: RewardClass,
+    solution: Solution,
+    sick: np.ndarray,
+    tally: Tally,
+) -> None:
+    """Hold every answer of a batch against what its status promises."""
+    key = (family.solver, family.kind)
+    status = np.asarray(solution.status)
+    names = [Status(int(code)).name for code in status[~sick]]
+    tally.statuses.setdefault(key, Counter()).update(names)
+    solved = status == Status.SOLVED
+    claimed = solved | (status == Status.NOT_ATTAINED)
+    gap = recomputed_gap(problems, classes, solution)
+    with np.errstate(invalid="ignore"):
+        value = np.abs(np.asarray(solution.value.value))
+        relative = gap / np.maximum(np.maximum(1.0, problems.eta), value)
+        policy, reward = map(np.asarray, solution.value[:2])
+        lawful = (np.abs(policy.sum(axis=-1) - 1.0) <= LAW_ROUNDING).all(axis=-1)
+        lawful &= ((policy >= 0) & ((policy == 0) | (problems.reference_policy > 0))).all((1, 2))
+        member = in_class(classes, reward) | (status == Status.NOT_ATTAINED)
+    faults = {
+        "wrong certificate: the gap is not what was promised": (
+            claimed & ~sick & ~(relative <= certificate.GAP_TOLERANCE)
+        ),
+        "no law: the policy of a solved problem": claimed & ~sick & ~lawful,
+        "not finite or not in the class: the reward of a solved problem": solved & ~sick & ~member,
+        "not finite: the value of a solved problem": claimed & ~sick & ~np.isfinite(value),
+        "solved: a problem with a NaN or an infinite number": claimed & sick,
+    }
+    for fault, rows in faults.items():
+        for row in np.flatnonzero(rows):
+            tally.note(family, fault, hostile.rows((problems, classes, solution), row))
+    proven = relative[claimed & ~sick]
+    tally.worst[key] = max(tally.worst.get(key, 0.0), float(np.max(proven, initial=0.0)))
+
+
+def recomputed_gap(problems: Problem, classes: RewardClass, solution: Solution) -> np.ndarray:
+    """Gap of each pair from the pair alone; of the best member for an enumerated finite class."""
+    policy, reward, _ = solution.value
+    with jax.enable_x64(True):
+        if isinstance(classes, Unbounded):
+            found = DEFECTS(problems, policy, reward)
+        elif not isinstance(classes, FiniteClass):
+            found = GAPS(problems, classes, policy, reward)
+        elif "mixture" in solution.stats:
+            found = MIXTURES(problems, classes, policy, solution.stats["mixture"])
+        else:
+            found = solution.value.value - VALUES(problems, classes.rewards).min(axis=1)
+        return np.asarray(found)
+
+
+GAPS = jax.jit(jax.vmap(certificate.gap_bound))
+DEFECTS = jax.jit(jax.vmap(certificate.unbounded_defect))
+MIXTURES = jax.jit(jax.vmap(certificate.mixture_gap))
+VALUES = jax.jit(
+    jax.vmap(jax.vmap(certificate.minimax_objective, in_axes=(None, 0)), in_axes=(0, 0))
+)
+
+
+def in_class(classes: RewardClass, reward: np.ndarray) -> Any:
+    """Whether rewards are finite and, where it can be read off them, in their class."""
+    finite = np.isfinite(reward).all(axis=(1, 2))
+    match classes:
+        case TabularBox(maximum):
+            inside = (reward >= 0) & (reward <= np.asarray(maximum)[:, None, None])
+            return finite & inside.all(axis=(1, 2))
+        case FiniteClass(rewards):
+            return finite & (rewards == reward[:, None]).all(axis=(2, 3)).any(axis=1)
+        case LinearBall(features, radius):
+            longest = np.linalg.norm(features, axis=-1) * np.asarray(radius)[:, None, None]
+            return finite & (np.abs(reward) <= longest * (1 + LAW_ROUNDING)).all(axis=(1, 2))
+    return finite
+
+
+def check_coverage(
+    family: Family,
+    rng: np.random.Generator,
+    problems: Problem,
+    classes: RewardClass,
+    tally: Tally,
+) -> None:
+    """Coverage of the reference against the baseline: at least what any member shows."""
+    truth, other = (members(rng, classes, problems.reference_policy.shape) for _ in range(2))
+    pairs = (
+        problems.wins
+        + np.eye(family.shape[1]) * (problems.wins.sum(axis=(1, 2, 3)) == 0)[:, None, None, None]
+    )
+    asked = {
+        "true_reward": truth,
+        "comparator": problems.reference_policy,
+        "baseline": problems.baseline_policy,
+        "context_weights": problems.context_weights,
+        "pair_law": pairs,
+    }
+    try:
+        found = np.asarray(coverage.coverage_batch(classes, **asked))
+    except Exception as error:
+        tally.note(family, f"exception {type(error).__name__}: {error}", (asked, classes))
+        return
+    counts = Counter("FINITE" if finite else "INFINITE" for finite in np.isfinite(found))
+    tally.statuses.setdefault(("coverage", family.kind), Counter()).update(counts)
+    shown = ratio(asked, truth - other)
+    for row in np.flatnonzero(np.isnan(found) | (found < 0)):
+        tally.note(family, "no number: a coverage", hostile.rows((asked, classes), row))
+    for row in np.flatnonzero(shown > found * (1 + 1e-6) + 1e-6):
+        tally.note(
+            family,
+            "wrong certificate: a member shows more coverage",
+            hostile.rows((asked, classes), row),
+        )
+
+
+def members(rng: np.random.Generator, classes: RewardClass, shape: tuple[int, ...]) -> Any:
+    """A random reward of every class; some on the boundary."""
+    n = shape[0]
+    match classes:
+        case TabularBox(maximum):
+            unit = np.where(rng.random(shape) < 0.3, rng.integers(2, size=shape), rng.random(shape))
+            return unit * np.asarray(maximum)[:, None, None]
+        case LinearBall(features, radius):
+            theta = rng.normal(size=(n, features.shape[-1]))
+            length = np.where(rng.random(n) < 0.3, 1.0, rng.random(n)) * radius
+            theta *= (length / np.linalg.norm(theta, axis=-1))[:, None]
+            return np.einsum("pxad,pd->pxa", features, theta)
+        case FiniteClass(rewards):
+            return rewards[np.arange(n), rng.integers(rewards.shape[1], size=n)]
+    return rng.normal(size=shape) * hostile.scale(rng, n, 1e-6, 1e6)[:, None, None]
+
+
+def ratio(asked: dict[str, np.ndarray], shortfall: np.ndarray) -> np.ndarray:
+    """The ratio of A 5.2 for one reward; 0 where float64 cannot tell its numerator from 0."""
+    difference = asked["comparator"] - asked["baseline"]
+    terms = asked["context_weights"][..., None] * difference * shortfall
+    numerator = terms.sum(axis=(1, 2))
+    numerator = np.where(numerator > 1e-9 * np.abs(terms).sum(axis=(1, 2)), numerator, 0.0)
+    law = asked["pair_law"] / asked["pair_law"].sum(axis=(1, 2, 3), keepdims=True)
+    between = shortfall[:, :, :, None] - shortfall[:, :, None, :]
+    seen = np.sqrt((law * between**2).sum(axis=(1, 2, 3)))
+    return np.where(numerator > 0, numerator / np.where(seen > 0, seen, np.inf), 0.0)
+
+
+def spot_checks(tally: Tally, wanted: int) -> dict[str, float]:
+    """Recompute the sample at fifty digits; faults go to the tally."""
+    summary = {"recomputed": 0, "conclusive": 0, "worst": 0.0}
+    for family, (problem, reward_class, solution) in tally.sample[:wanted]:
+        status = Status(int(solution.status))
+        if status in (Status.NOT_FINITE, Status.UNBOUNDED):
+            continue
+        summary["recomputed"] += 1
+        claimed = status in (Status.SOLVED, Status.NOT_ATTAINED)
+        size = max(1.0, float(problem.eta), abs(float(solution.value.value)))
+        promise = certificate.GAP_TOLERANCE * size
+        try:
+            fault, gap = spot_check(problem, reward_class, solution, claimed, promise)
+        except Exception as error:
+            fault, gap = f"exception {type(error).__name__}: {error} (spot check)", 0.0
+        if fault:
+            tally.note(family, fault, (problem, reward_class, solution))
+        if claimed:
+            summary["conclusive"] += 1
+            summary["worst"] = max(summary["worst"], float(gap) / size)
+    return summary
+
+
+def spot_check(
+    problem: Problem, reward_class: RewardClass, solution: Solution, claimed: bool, promise: float
+) -> tuple[str, float]:
+    """What is wrong with one certificate, if anything, and the gap at fifty digits."""
+    policy, reward, value = solution.value
+    if isinstance(reward_class, Unbounded):
+        slope = fifty_digits.stationarity(problem, policy, reward)
+        wrong = bool(claimed and slope > promise)
+        return "wrong certificate: identity S1 at fifty digits" * wrong, float(slope)
+    if isinstance(reward_class, FiniteClass) and "mixture" in solution.stats:
+        mixture = solution.stats["mixture"]
+        gap = fifty_digits.mixture_gap(problem, reward_class, policy, mixture)
+        wrong = bool(claimed and gap > promise)
+        return "wrong certificate: the mixture's gap at fifty digits" * wrong, float(gap)
+    bounds = fifty_digits.gap_bounds(problem, reward_class, policy, reward)
+    exact_value = claimed or "duality_gap" in solution.stats  # else a bound on it
+    if exact_value and abs(bounds.value - float(value)) > bounds.roundoff + promise:
+        return "wrong value: F at fifty digits", float(bounds.upper)
+    if "duality_gap" in solution.stats:
+        stated = float(solution.stats["duality_gap"])
+        if bounds.lower > stated + bounds.roundoff:
+            return "wrong certificate: it claims less than the true gap", float(bounds.upper)
+    if isinstance(reward_class, FiniteClass):
+        return "", 0.0  # the enumeration is exact; the gap is that of the class
+    wrong = bool(claimed and bounds.upper > promise + bounds.roundoff)
+    return "wrong certificate: the gap at fifty digits" * wrong, float(bounds.upper)
+
+
+def report(tally: Tally, spot: dict[str, float], seconds: float) -> None:
+    """Print the table and the counts."""
+    total = 0
+    for key, counts in sorted(tally.statuses.items()):
+        n = sum(counts.values())
+        total += n
+        solved = counts["SOLVED"] + counts["NOT_ATTAINED"] + counts["FINITE"] + counts["INFINITE"]
+        shown = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+        worst = tally.worst.get(key)
+        gap = "" if worst is None else f"; worst gap {worst:.1e}"
+        say(f"{' '.join(key):24} {n:>9,}  answered {solved / n:7.2%}{gap}; {shown}")
+    exceptions = sum(n for fault, n in tally.faults.items() if fault.startswith("exception"))
+    wrong = sum(n for fault, n in tally.faults.items() if fault.startswith("wrong"))
+    others = sum(tally.faults.values()) - exceptions - wrong
+    say(
+        f"{total:,} problems in {seconds:,.0f} s: {exceptions} exceptions, {wrong} wrong "
+        f"certificates, {others} other faults"
+    )
+    say(
+        f"fifty digits: {spot['recomputed']} recomputed, {spot['conclusive']} of them solved, "
+        f"worst gap among these {spot['worst']:.1e} of max(1, eta, |F|)"
+    )
+    for fault, count in tally.faults.most_common():
+        where = {f"{f.family.solver} {f.family.kind}" for f in tally.findings if f.fault == fault}
+        say(f"  {count:>6} {fault} ({', '.join(sorted(where))})")
+
+
+def plain(value: Any) -> Any:
+    """For JSON: arrays as nested lists."""
+    return np.asarray(value).tolist()
+
+
+def say(sentence: str) -> None:
+    """Print at once: runs take minutes."""
+    sys.stdout.write(sentence + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
