@@ -94,6 +94,24 @@ def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformat
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 
 
+@jax.jit
+def all_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether every parameter and every number of the optimiser is finite.
+
+    Args:
+        state: of training.
+
+    Returns:
+        True or false.
+
+    Examples:
+        >>> state = init_train_state({"weight": jnp.array([1.0, jnp.inf])}, optax.sgd(0.1))
+        >>> bool(all_finite(state))
+        False
+    """
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+
+
 def gradients(
     graphdef: nnx.GraphDef,
     trainable: Parameters,

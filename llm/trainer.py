@@ -19,6 +19,7 @@ import numpy as np
 
 from rpo_theory.elsewhere import RpoLoss, options_for
 from rpo_theory.reductions import weight_per_token
+from rpo_theory.types import ArrayLike
 
 from . import reference_cache
 from .batch_iterator import batches_from
@@ -33,6 +34,7 @@ from .reference_cache import weights_digest
 from .run import Run
 from .sample_coverage import SampleCoverage
 from .tracking import Tracker
+from .train_step import all_finite
 from .training_data import TrainingData
 
 STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
@@ -44,6 +46,10 @@ reference and that of the step; the rest is a margin for deeper models."""
 
 OWED = "evaluation_owed"
 """In a checkpoint: metrics of its step, if the evaluation that follows it was broken off."""
+
+
+NAMED_ROWS = 16
+"""Rows that an error names."""
 
 
 class InterruptedRunError(Exception):
@@ -157,6 +163,8 @@ def _loop(
         owed = bool(due) and not _evaluated(run, cache, coverage, tracker, done, stop)
         stopping = owed or (not last and _agreed(stop.is_set()))
         if last or stopping or (trainer.save_steps and done % trainer.save_steps == 0):
+            if not bool(on_host(all_finite(run.state))):
+                raise _not_finite("the updated parameters", batch, step, checkpoints)
             checkpoints.save(done, run.state, {OWED: told if owed else None})
         if stopping:
             raise InterruptedRunError(_stopped_after(done))
@@ -291,11 +299,23 @@ def _refuse_what_is_not_finite(
     wrong = [name for name, value in measured.items() if not np.isfinite(value)]
     if not wrong and not flags.any():
         return
-    rows = sorted({int(row) for row in np.asarray(batch.row_ids)[flags]})
-    where = f"rows {', '.join(map(str, rows))}" if rows else f"`{wrong[0]}`"
+    if flags.any():
+        raise _not_finite(_rows(batch, flags), batch, step, checkpoints)
+    raise _not_finite(f"`{wrong[0]}`", batch, step, checkpoints)
+
+
+def _not_finite(where: str, batch: Batch, step: int, checkpoints: Checkpoints) -> NotFiniteError:
     last = checkpoints.latest()
     good = "no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-    raise NotFiniteError(f"step {step + 1}: not finite in {where}; {good}")
+    of = "" if where.startswith("rows") else f" of the step on {_rows(batch, batch.present)}"
+    return NotFiniteError(f"step {step + 1}: not finite in {where}{of}; {good}")
+
+
+def _rows(batch: Batch, which: ArrayLike) -> str:
+    """Numbers of some rows of a batch, in words; the first few of many."""
+    rows = sorted({int(row) for row in np.asarray(batch.row_ids)[np.asarray(which)]})
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return f"rows {', '.join(map(str, rows[:NAMED_ROWS]))}{more}"
 
 
 def _agreed(stop: bool) -> bool:

@@ -114,8 +114,9 @@ def step(
     residual = jnp.maximum(
         jnp.abs(stationarity).max(), jnp.maximum(dual * t, jnp.abs(infeasibility))
     )
-    # exp(r / beta) cannot be known better than r / beta is.
-    reached = residual <= jnp.maximum(tolerance, 4.0 * EPSILON * sharpness)
+    # exp(r / beta) cannot be known better than r / beta is, nor a mean of features than they are.
+    resolved = 4.0 * EPSILON * jnp.maximum(sharpness, jnp.linalg.norm(features, axis=-1).max())
+    reached = residual <= jnp.maximum(tolerance, resolved)
     sharp = jnp.minimum(problem.beta, 1.0)
     done = state.done | (reached & (state.temperature <= sharp))
 

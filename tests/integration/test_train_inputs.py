@@ -39,6 +39,7 @@ trainer: {max_steps: 2, save_steps: 1, per_device_train_batch_size: 2}
 GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
 USER, REPLY = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 TENSOR = "model.layers.0.self_attn.q_proj.weight"
+HEAD, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,34 @@ def test_raises_one_line_on_weights_and_leaves_an_empty_folder_to_lock(
     spoil(folder)
     assert_refused(argv, message, capsys)
     assert [path.name for path in (folder / "out").iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (1e30, "step 1: not finite in `grad_norm` of the step on rows "),
+        (1e38, "must be finite, got [-inf -inf]: look at that row, or compute with a wider dtype"),
+    ],
+)
+def test_raises_one_line_where_weights_overflow_and_names_the_rows(
+    factor: float, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tensors(lambda t: t.update({HEAD: t[HEAD] * 1e15, NORM: t[NORM] * factor}))(folder)
+    assert_refused([], message, capsys)
+    assert not list((folder / "out").glob("checkpoints/[0-9]*"))
+
+
+def test_raises_one_line_at_a_step_that_is_not_finite_and_names_the_last_good_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    too_far = ["--optimizer.learning_rate", "1e30", "--optimizer.warmup_ratio", "0"]
+    message = "step 2: not finite in rows"
+    said = assert_refused([*too_far, "--optimizer.max_grad_norm", "1e30"], message, capsys)[-1]
+    assert said.endswith("the last good checkpoint is step 1")
+    steps = [path.name for path in (folder / "out" / "checkpoints").glob("[0-9]*")]
+    assert steps == ["1"]
+    told = (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in told] == [1]
 
 
 def test_property_rows_are_skipped_and_counted_if_asked(

@@ -207,6 +207,46 @@ def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: P
     assert "event" not in lines(tmp_path / "run")[-1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_raises_rather_than_saving_parameters_that_the_update_made_infinite(
+    folder: Path, tmp_path: Path, dtype: str
+) -> None:
+    one = config(folder, model={"architecture": TINY, "dtype": dtype}, save_steps=1)
+    too_far = OptimizerConfig(learning_rate=1e38, weight_decay=1e3, warmup_ratio=0.0)
+    message = r"step 1: not finite in the updated parameters of the step on rows [\d, ]+; no check"
+    with pytest.raises(NotFiniteError, match=message):
+        run(dataclasses.replace(one, optimizer=too_far), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_raises_where_only_the_gradient_overflows_and_names_the_rows_of_the_step(
+    folder: Path, tmp_path: Path
+) -> None:
+    steep = ObjectiveConfig(beta=1.0, eta=1e36)
+    message = r"step 1: not finite in `grad_norm` of the step on rows [\d, ]+; no checkpoint yet"
+    with pytest.raises(NotFiniteError, match=message):
+        run(config(folder, objective=steep, save_steps=1), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("beta", "eta"), [(1e-8, 1e-8), (1e-8, 1e8), (1.0, 1e8), (1e8, 1e8)])
+def test_extreme_eta_and_beta_train_with_finite_numbers(
+    folder: Path, tmp_path: Path, dtype: str, beta: float, eta: float
+) -> None:
+    one = config(
+        folder,
+        model={"architecture": TINY, "dtype": dtype},
+        objective=ObjectiveConfig(beta=beta, eta=eta),
+        max_steps=3,
+    )
+    state = run(one, tmp_path / "run").state
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    told = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(told) == 3
+    assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in told)
+
+
 def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:

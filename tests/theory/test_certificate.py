@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpo_theory.certificate import certify, kkt_residual, reward_gradient
+from rpo_theory import maximin, minimax, policy_descent
+from rpo_theory.certificate import certify, kkt_residual, reward_gradient, withhold_unproven
 from rpo_theory.objectives import minimax_objective, saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from rpo_theory.types import Problem
+from rpo_theory.types import Problem, Saddle, Solution, Status
 
 CVXPY_VALUE = 1e-7  # Clarabel on a small exponential-cone problem
 EXACT = 1e-12
@@ -138,3 +139,52 @@ def test_property_kkt_residual_is_large_away_from_the_saddle_point() -> None:
         for reward_class in classes(seed):
             policy, reward = random_pair(seed, reward_class)
             assert float(kkt_residual(problem, reward_class, policy, reward)) > 1e-2
+
+
+def claimed(problem: Problem, policy: np.ndarray, reward: np.ndarray) -> Solution:
+    """A batch of one that says of itself that it is solved."""
+    value = np.asarray(minimax_objective(problem, reward))
+    return Solution(Saddle(policy[None], reward[None], value[None]), np.zeros(1, int), {})
+
+
+def batch_of_one(problem: Problem) -> Problem:
+    return Problem(*(np.asarray(field)[None] for field in problem))
+
+
+def test_property_what_claims_to_be_solved_keeps_its_status_only_if_its_gap_is_proven() -> None:
+    problem, box = random_problem(0), TabularBox(np.array(1.5))
+    batch, boxes = batch_of_one(problem), TabularBox(np.array([1.5]))
+    policy, reward, _ = minimax.solve(problem, box).value
+    good = claimed(problem, np.asarray(policy), np.asarray(reward))
+    assert withhold_unproven(batch, boxes, good).status.tolist() == [Status.SOLVED]
+    wrong = claimed(problem, np.asarray(policy), np.asarray(reward) * 0.99)
+    assert withhold_unproven(batch, boxes, wrong).status.tolist() == [Status.MAX_STEPS]
+    far = good._replace(value=good.value._replace(value=np.asarray(good.value.value) + 1e-8))
+    assert withhold_unproven(batch, boxes, far).status.tolist() == [Status.MAX_STEPS]
+    sick = batch._replace(eta=np.array([np.inf]))
+    assert withhold_unproven(sick, boxes, good).status.tolist() == [Status.NOT_FINITE]
+
+
+@pytest.mark.parametrize("solver", [minimax, maximin, policy_descent])
+def test_extreme_a_gap_that_rounding_leaves_is_not_called_solved(solver: Any) -> None:
+    """A box of width 1e6 at beta 1e-8: no float64 answer can be within 1e-10 of optimal."""
+    rng = np.random.default_rng(0)
+    wins = np.array([[[0.0, 3e14, 1.0], [1e-9, 0.0, 2.0], [5.0, 7e3, 0.0]]])
+    for _ in range(4):
+        law = rng.dirichlet(np.ones(3), (2, 1))
+        problem = Problem(np.ones(1), law[0], law[1], wins, np.array(1e-8), np.array(1e-3))
+        box = TabularBox(np.array(1e6))
+        found = solver.solve(problem, box, throw=False)
+        proof = certify(problem, box, found.value.policy, found.value.reward)
+        assert found.status != Status.SOLVED or float(proof.duality_gap) <= 1.01e-10
+
+
+@pytest.mark.parametrize("solver", [minimax, policy_descent])
+@pytest.mark.parametrize("field", range(6))
+def test_extreme_a_number_that_is_not_finite_is_never_solved(solver: Any, field: int) -> None:
+    members = FiniteClass(np.array([[[0.0, 1.0, 0.5, 0.2]] * 2, [[1.0, 0.0, 0.1, 0.3]] * 2]))
+    for bad in (np.nan, np.inf):
+        arrays = [np.array(array, float) for array in random_problem(1)]
+        arrays[field].reshape(-1)[-1] = bad
+        found = solver.solve(Problem(*arrays), members, throw=False)
+        assert Status(int(found.status)) is Status.NOT_FINITE

@@ -204,6 +204,48 @@ def test_extreme_log_probabilities_of_ten_thousand_nats_stay_finite(
     assert jnp.isfinite(jax.grad(lambda r: loss(r).sum())(rows)).all()
 
 
+EXTREME = [-1e4, -1.0, 0.0, 1.0, 1e4]
+EXTREME_LOSSES: dict[str, Callable[..., jax.Array]] = {
+    "dpo": losses.dpo,
+    "rpo": lambda policy, reference, beta: losses.rpo(
+        policy, reference, policy.chosen, beta=beta, eta=1.0 / beta
+    ),
+    "ipo": lambda policy, reference, beta: losses.ipo(policy, reference, tau=beta),
+    "dpop": lambda policy, reference, beta: losses.dpop(policy, reference, beta=beta, penalty=2.0),
+    "chi_po": lambda policy, reference, beta: losses.chi_po(
+        policy, reference, beta=beta, reward_max=4.0
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("beta", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("name", EXTREME_LOSSES)
+def test_gradient_at_extreme_log_ratios_and_beta_is_that_of_float64(
+    name: str, beta: float, dtype: Any
+) -> None:
+    ratios = jnp.array([(w, loser) for w in EXTREME for loser in EXTREME], dtype).T
+    level = PairLogProbs(*jnp.zeros_like(ratios))
+
+    def total(ratios: jax.Array) -> jax.Array:
+        zero = jax.tree.map(lambda side: side.astype(ratios.dtype), level)
+        return EXTREME_LOSSES[name](PairLogProbs(*ratios), zero, beta=beta)
+
+    def slope(ratios: jax.Array) -> jax.Array:
+        return jax.grad(lambda ratios: total(ratios).sum())(ratios)
+
+    rounding = 8.0 * float(jnp.finfo(dtype).eps)
+    for narrow, exact in ((total(ratios), total), (slope(ratios), slope)):
+        wanted = np.asarray(exact(ratios.astype(jnp.float64)))
+        assert narrow.dtype == dtype
+        assert jnp.isfinite(narrow).all()
+        # A slope of chi-PO beyond what the dtype holds is cut off, finite and of the right sign.
+        held = np.abs(wanted) < 1e30
+        got = np.asarray(narrow.astype(jnp.float64))
+        np.testing.assert_allclose(got[held], wanted[held], rtol=rounding, atol=beta * 1e-30)
+        np.testing.assert_array_equal(np.sign(got[~held]), np.sign(wanted[~held]))
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "sign"),
     [(1e4, 0.0, 1), (0.0, 1e4, -1), (1000.0, 900.0, 1), (900.0, 1000.0, -1), (360.0, 355.0, 1)],

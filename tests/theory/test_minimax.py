@@ -322,3 +322,32 @@ def test_raises_when_the_step_limit_comes_first() -> None:
     assert Status(int(solution.status)) is Status.MAX_STEPS
     with pytest.raises(ValueError, match="step limit"):
         minimax.solve(random_problem(0), TabularBox(np.array(2.0)), max_steps=2)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1.0])
+@pytest.mark.parametrize("eta", [1e-4, 1.0, 1e4])
+def test_extreme_a_ball_of_radius_1e3_is_solved_with_certificate(eta: float, beta: float) -> None:
+    for seed in range(4):
+        problem = random_problem(seed, beta=beta, eta=eta)
+        features = np.random.default_rng(seed).normal(size=(3, 5, 4))
+        ball = LinearBall(features, np.array(1e3))
+        solution = minimax.solve(problem, ball)
+        assert Status(int(solution.status)) is Status.SOLVED
+        assert solution.stats["steps"] < 150
+
+
+def test_extreme_the_unbounded_class_is_judged_against_its_own_eta() -> None:
+    """Nearly all comparisons go with a response that diverges: eta over the rest is 1e12."""
+    wins = np.zeros((1, 3, 3))
+    wins[0, 0, 2], wins[0, 2, 1] = 5520564.0, 527722905752.0
+    problem = Problem(
+        context_weights=np.ones(1),
+        reference_policy=np.array([[0.3975542849886494, 0.27549176512245865, 0.32695394988889187]]),
+        baseline_policy=np.array([[1.0460994186987997e-05, 0.0, 0.999989539005813]]),
+        wins=wins,
+        beta=np.array(1.0204437514255758e-08),
+        eta=np.array(14275476.468053624),
+    )
+    found = minimax.solve(problem, Unbounded(), throw=False)
+    proven = found.stats["residual"] <= GAP * float(problem.eta)
+    assert bool(found.status == Status.NOT_ATTAINED) == bool(proven)

@@ -216,3 +216,13 @@ def test_extreme_temperatures_keep_f_finite_with_the_right_limit(beta: float) ->
     drawn = reward.max(axis=1) if beta < 1 else np.sum(problem.reference_policy * reward, axis=1)
     expected = problem.context_weights @ (drawn - np.sum(problem.baseline_policy * reward, axis=1))
     assert float(f) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("beta", [1e2, 1e5, 1e8])
+def test_extreme_the_objective_of_the_reward_keeps_its_digits_at_large_beta(beta: float) -> None:
+    """Two even responses: F = beta log cosh(d / 2 beta), d^2 / 8 beta but for the next term."""
+    even, nothing = np.full((1, 2), 0.5), np.zeros((1, 2, 2))
+    problem = Problem(np.ones(1), even, even, nothing, np.array(beta), np.array(1.0))
+    wanted = beta * ((1.0 / beta) ** 2 / 8 - (1.0 / beta) ** 4 / 192)
+    value = float(minimax_objective(problem, np.array([[1e6, 1e6 + 1.0]])))
+    assert value == pytest.approx(wanted, rel=1e-9)

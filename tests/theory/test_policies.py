@@ -167,3 +167,13 @@ def test_property_baselines_from_data_are_laws_and_count_the_right_side(seed: in
     np.testing.assert_allclose(chosen[0], wins[0].sum(axis=1) / total, rtol=EXACT)
     members = wins[0].sum(axis=0) + wins[0].sum(axis=1)
     np.testing.assert_allclose(marginal[0], members / (2 * total), rtol=EXACT)
+
+
+def test_extreme_the_gibbs_policy_is_a_law_where_a_reward_over_beta_loses_its_digits() -> None:
+    reward = jnp.array([[1e6, 1e6 - 1e-8, 1e6 - 2e-8, 0.0]])
+    policy = gibbs_policy(reward, jnp.array([[0.1, 0.2, 0.3, 0.4]]), 1e-8)
+    np.testing.assert_allclose(policy.sum(axis=-1), 1.0, rtol=1e-15)
+    distance = np.asarray(reward[0, 0] - reward[0, :3]) / 1e-8
+    weight = np.array([0.1, 0.2, 0.3]) * np.exp(-distance)
+    np.testing.assert_allclose(policy[0, :3], weight / weight.sum(), rtol=1e-14)
+    assert policy[0, 3] == 0.0
