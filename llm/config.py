@@ -21,8 +21,8 @@ class ModelConfig:
         seed: of random parameters, and of adapters.
         dtype: to compute in.
         param_dtype: of the parameters.
-        remat: what the backward pass computes again: ``none``, ``products`` keeps matrix products,
-            ``full`` keeps only the layers' inputs.
+        remat: what the backward pass computes again: ``none`` but norms and activations,
+            ``products`` keeps matrix products, ``full`` keeps only the layers' inputs.
         lora_r: rank of adapters; 0 trains all parameters.
         lora_alpha: adapters count ``lora_alpha / lora_r``.
         lora_target_modules: projections that have them; None for all.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
@@ -24,6 +27,13 @@ Mixer = Callable[[Array, Array, Array], tuple[Array, object]]
 Exchange = Callable[[Array], Array]
 PART = 4096
 """Tokens of a row whose hidden units are in memory at once, where memory is short."""
+KEPT = "kept"
+"""Name of what the backward pass can make everything else from, with no product done again."""
+
+
+def keep(parts: Any) -> Any:
+    """Name arrays :data:`KEPT`; the rest of a layer is norms, rotations and activations of them."""
+    return jax.tree.map(lambda x: checkpoint_name(x, KEPT), parts)
 
 
 def alone(x: Array) -> Array:
@@ -58,11 +68,66 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(residuals: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     tokens = tuple(range(x.ndim - 1))
+    over_tokens = ((tokens, tokens), ((), ()))
     into_x = jax.lax.dot_general(slope, kernel, (((x.ndim - 1,), (1,)), ((), ())))
-    return into_x, jax.lax.dot_general(x, slope, ((tokens, tokens), ((), ())))
+    # A product lays its first factor out by columns: let that be the smaller one.
+    if x.shape[-1] > slope.shape[-1]:
+        return into_x, jax.lax.dot_general(slope, x, over_tokens).T
+    return into_x, jax.lax.dot_general(x, slope, over_tokens)
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(
+    x: Float[Array, "... D"], weight: Float[Array, " D"], epsilon: float
+) -> Float[Array, "... D"]:
+    r"""Divide by the root mean square, times a weight, with a gradient that is written out.
+
+    .. math::
+
+        n = x\,s,\quad s = \Big(\tfrac1D\sum_d x_d^2 + \epsilon\Big)^{-1/2},\quad y = w\,n,\qquad
+        \bar x = s\Big(w\bar y - n\,\tfrac1D\sum_d (w\bar y\,n)_d\Big),\quad
+        \bar w = \sum_t \bar y_t n_t
+
+    On a CPU the sums of the rule that JAX derives take seven times as long as those written here.
+
+    Args:
+        x: float32 at least.
+        weight: :math:`w`, of the same dtype.
+        epsilon: :math:`\epsilon`.
+
+    Returns:
+        :math:`y`, of the same dtype.
+
+    Examples:
+        >>> rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0).round(4).tolist()
+        [0.8485, 2.2627]
+    """
+    return _rms_norm_forward(x, weight, epsilon)[0]
+
+
+def _rms_norm_forward(
+    x: Array, weight: Array, epsilon: float
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return x * scale * weight, (x, weight, scale)
+
+
+def _rms_norm_backward(
+    epsilon: float, residuals: tuple[Array, Array, Array], slope: Array
+) -> tuple[Array, Array]:
+    del epsilon
+    x, weight, scale = residuals
+    unit, weighed = x * scale, slope * weight
+    mean = jnp.einsum("...d,...d->...", weighed, unit, precision="highest") / x.shape[-1]
+    flat = (leaf.reshape(-1, x.shape[-1]) for leaf in (slope, unit))
+    into_weight = jnp.einsum("td,td->d", *flat, precision="highest")
+    return scale * (weighed - unit * mean[..., None]), into_weight
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 class Adapter(nnx.Module):
@@ -156,9 +221,8 @@ class Norm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Norm the last axis; float32 at least inside."""
         wide = x.astype(accumulation_dtype(x.dtype))
-        size = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         weight = self.plus + self.weight[...].astype(wide.dtype)
-        return (wide * jax.lax.rsqrt(size + self.epsilon) * weight).astype(x.dtype)
+        return jnp.asarray(rms_norm(wide, weight, self.epsilon)).astype(x.dtype)
 
 
 class Layer(nnx.Module):
@@ -223,13 +287,15 @@ class Layer(nnx.Module):
         normed = spread(_apply(self.input_norm, x))
         queries = rotate(_apply(self.query_norm, self._heads(self.query(normed))), turn)
         keys = rotate(_apply(self.key_norm, self._heads(self.key(normed))), turn)
-        mixed, extra = mix(queries, keys, self._heads(self.value(normed)))
+        queries, keys, values = keep((queries, keys, self._heads(self.value(normed))))
+        mixed, extra = mix(queries, keys, values)
         attended = self.output(mixed.reshape(*x.shape[:2], -1), total)
-        x = x + _apply(self.post_attention_norm, attended)
+        x = keep(x + _apply(self.post_attention_norm, attended))
         normed = spread(_apply(self.mlp_norm, x))
 
         def feed(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
-            return self.down(activate(self.gate(x), self.activation) * self.up(x), total)
+            gate, up = keep((self.gate(x), self.up(x)))
+            return self.down(activate(gate, self.activation) * up, total)
 
         fed = by_parts(feed, normed) if frugal else feed(normed)
         return x + _apply(self.post_mlp_norm, fed), extra

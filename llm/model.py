@@ -22,16 +22,16 @@ from .architecture import Architecture
 from .attention import EVERYTHING, attend, attend_cached
 from .batches import Rows
 from .block_attention import SAVED
-from .layers import Layer, Norm
+from .layers import KEPT, Layer, Norm
 from .protocol import Head
 from .rotary import Turn, turns
 from .sequence_logprobs import accumulation_dtype
-from .sharding import GATHERED, Layout
+from .sharding import Layout
 
 Remat = Literal["none", "products", "full"]
 LayerLoop = Literal["scan", "unrolled"]
 POLICIES = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+    "none": jax.checkpoint_policies.save_only_these_names(SAVED, KEPT),
     "products": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(SAVED),
@@ -55,8 +55,8 @@ class Decoder(nnx.Module):
         rngs: parameters are drawn from ``params``.
         dtype: to compute in; norms, softmax and rotary angles use float32 at least.
         param_dtype: of the parameters.
-        remat: what the backward pass computes again: nothing, all but matrix products, or all of
-            each layer.
+        remat: what the backward pass computes again of each layer: ``none`` of it but norms and
+            activations, all but matrix ``products``, or all.
         layer_loop: ``scan`` compiles one layer for all; ``unrolled`` each by itself.
 
     Raises:
@@ -202,9 +202,8 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graphdef, slices)
             return layer(x, self._turn(angles, local), mix_here, **exchange), None
 
-        if remat != "none" or layout is not None:
-            scanned = self.layer_loop == "scan"
-            body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=not scanned)
+        scanned = self.layer_loop == "scan"
+        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=not scanned)
         numbers = jnp.arange(a.n_layers), jnp.array(a.local_layers or [False] * a.n_layers)
         state = self._embed(tokens), carry
         if self.layer_loop == "scan":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from .config import OptimizerConfig
@@ -57,4 +59,29 @@ def make_optimizer(
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
     )
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam), schedule
+    return optax.chain(clip_by_global_norm(config.max_grad_norm), adam), schedule
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    r"""Shorten a gradient to a norm: :math:`g\,\min(1, c/\|g\|)`.
+
+    The factor is one number. Optax divides by the norm and multiplies by :math:`c` after it, which
+    takes another pass over all parameters; where memory is what a step waits for, that shows.
+
+    Args:
+        max_norm: :math:`c`.
+
+    Returns:
+        A transformation without state.
+
+    Examples:
+        >>> clip = clip_by_global_norm(1.0)
+        >>> clip.update(jnp.array([3.0, 4.0]), clip.init(None))[0].round(3).tolist()
+        [0.6, 0.8]
+    """
+
+    def clip(gradient: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradient))
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), gradient)
+
+    return optax.stateless(clip)

@@ -32,6 +32,7 @@ from .protocol import Head, LanguageModel
 from .vocabulary import Words
 
 CHUNK_ENTRIES = 2**25  # logits alive at once: 128 MiB in float32, 261 tokens of Llama 3
+PARTS = 8  # of one chunk, of which those without tokens are left out
 LANE = 8  # several chunks are multiples of it, for the vector units
 
 
@@ -94,7 +95,10 @@ def sequence_log_probs(
     counted = (response >= 0) & (response < n_responses)
     # Padding may point anywhere, at hidden states that are NaN too.
     features = jnp.where(counted[:, None], flat[jnp.asarray(completions.place)], 0)
-    log_probs = token_log_probs(features, head, completions.target, chunk_size=chunk_size)
+    n_counted = jnp.max(jnp.where(counted, jnp.arange(1, counted.size + 1), 0))
+    log_probs = token_log_probs(
+        features, head, completions.target, chunk_size=chunk_size, n_counted=n_counted
+    )
     owner = jnp.where(counted, response, n_responses)
     return jax.ops.segment_sum(log_probs, owner, num_segments=n_responses)
 
@@ -105,6 +109,7 @@ def token_log_probs(
     targets: Int[ArrayLike, " c"],
     *,
     chunk_size: int | None = None,
+    n_counted: Int[ArrayLike, ""] | None = None,
 ) -> Float[Array, " c"]:
     r"""Log-probability of one token after each hidden state.
 
@@ -113,9 +118,11 @@ def token_log_probs(
         head: output embedding and soft cap; computed with in the dtype of ``features``.
         targets: ids of the tokens.
         chunk_size: see :func:`sequence_log_probs`.
+        n_counted: from this place on all is padding, on which no work need be spent; None where
+            every token counts.
 
     Returns:
-        Nats, float32 at least.
+        Nats, float32 at least; anything finite for padding.
 
     Raises:
         ValueError: if ``chunk_size`` is not positive.
@@ -138,7 +145,10 @@ def token_log_probs(
     padding = n_chunks * size - n_tokens
     chunks = jnp.pad(features, ((0, padding), (0, 0))).reshape(n_chunks, size, -1)
     target = jnp.pad(jnp.asarray(targets), (0, padding)).reshape(n_chunks, size)
-    log_probs: Array = _chunked(chunks, head.weight, target, head.soft_cap, head.words_over)
+    counted = jnp.asarray(n_tokens if n_counted is None else n_counted)
+    log_probs: Array = _chunked(
+        chunks, head.weight, target, counted, head.soft_cap, head.words_over
+    )
     return log_probs.reshape(-1)[:n_tokens]
 
 
@@ -158,21 +168,23 @@ def accumulation_dtype(dtype: DTypeLike) -> np.dtype:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _chunked(
     features: Float[Array, "m s D"],
     weight: Float[Array, "V D"],
     targets: Int[Array, "m s"],
+    counted: Int[Array, ""],
     soft_cap: float | None,
     words_over: tuple[str, ...],
 ) -> Float[Array, "m s"]:
-    return _forward(features, weight, targets, soft_cap, words_over)[0]
+    return _forward(features, weight, targets, counted, soft_cap, words_over)[0]
 
 
 def _forward(
     features: Float[Array, "m s D"],
     weight: Float[Array, "V D"],
     targets: Int[Array, "m s"],
+    counted: Int[Array, ""],
     soft_cap: float | None,
     words_over: tuple[str, ...],
 ) -> tuple[Float[Array, "m s"], tuple]:
@@ -189,8 +201,9 @@ def _forward(
         return carry, (log_probs, normaliser)
 
     matrix = weight.astype(features.dtype)
-    _, (log_probs, normalisers) = _scan(one, None, (features, targets))
-    return log_probs, (features, weight, targets, normalisers)
+    limit = None if words_over else counted
+    _, (log_probs, normalisers) = _scan(one, None, (features, targets), limit)
+    return log_probs, (features, weight, targets, counted, normalisers)
 
 
 def _backward(
@@ -198,8 +211,8 @@ def _backward(
     words_over: tuple[str, ...],
     residuals: tuple,
     cotangent: Float[Array, "m s"],
-) -> tuple[Float[Array, "m s D"], Float[Array, "V D"], None]:
-    features, weight, targets, normalisers = residuals
+) -> tuple[Float[Array, "m s D"], Float[Array, "V D"], None, None]:
+    features, weight, targets, counted, normalisers = residuals
     wide, matrix = accumulation_dtype(features.dtype), weight.astype(features.dtype)
     words = Words(words_over)
 
@@ -218,21 +231,40 @@ def _backward(
         return total + into_weight, words.scattered(into_hidden).astype(hidden.dtype)
 
     zero = jnp.zeros(weight.shape, wide)
-    total, into_features = _scan(one, zero, (features, targets, normalisers, cotangent))
-    return into_features, total.astype(weight.dtype), None
+    limit = None if words_over else counted
+    chunks = features, targets, normalisers, cotangent
+    total, into_features = _scan(one, zero, chunks, limit)
+    return into_features, total.astype(weight.dtype), None, None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
 def _scan(
-    function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, chunks: tuple[Array, ...]
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    chunks: tuple[Array, ...],
+    counted: Int[Array, ""] | None,
 ) -> tuple[Any, Any]:
-    """``lax.scan``, without a loop where there is one chunk."""
-    if chunks[0].shape[0] > 1:
+    """``lax.scan``; where there is one chunk no loop, and little more than its counted tokens."""
+    n_chunks, size = chunks[0].shape[:2]
+    if n_chunks > 1:
         return jax.lax.scan(function, carry, chunks)
-    carry, out = function(carry, jax.tree.map(lambda leaf: leaf[0], chunks))
-    return carry, jax.tree.map(lambda leaf: leaf[None], out)
+    sizes = sorted({min(size, LANE * math.ceil(size * k / PARTS / LANE)) for k in range(PARTS + 1)})
+    if counted is None:
+        sizes = [size]
+
+    def first(n_tokens: int, carry: Any, chunk: tuple[Array, ...]) -> tuple[Any, Any]:
+        carry, out = function(carry, jax.tree.map(lambda leaf: leaf[0, :n_tokens], chunk))
+        missing = size - n_tokens
+
+        def padded(leaf: Array) -> Array:
+            return jnp.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1)))[None]
+
+        return carry, jax.tree.map(padded, out)
+
+    choice = 0 if counted is None else jnp.searchsorted(jnp.array(sizes), counted)
+    return jax.lax.switch(choice, [partial(first, n) for n in sizes], carry, chunks)
 
 
 def _logits(

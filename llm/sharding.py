@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -31,8 +30,6 @@ WORDS = ("tensor", "fsdp")
 """Axes that the vocabulary is split over, the slower one first."""
 BY_COLUMNS = frozenset({"query", "key", "value", "gate", "up"})
 BY_ROWS = frozenset({"output", "down"})
-GATHERED = "gathered"
-"""Name of a layer's gathered parameters: the backward pass gathers them again."""
 
 Path = tuple[str, ...]
 Spec = tuple[Any, ...]
@@ -151,10 +148,9 @@ class Layout:
             if "fsdp" in split:
                 # Or else the compiler converts the shares of all layers at once, and keeps them.
                 leaf = jax.lax.optimization_barrier(leaf)
-                shared = jax.lax.all_gather(
+                return jax.lax.all_gather(
                     leaf.astype(dtype), "fsdp", axis=split.index("fsdp"), tiled=True
                 )
-                return checkpoint_name(shared, GATHERED)
             return self.spread(leaf) if is_partial(names) else leaf
 
         return jax.tree_util.tree_map_with_path(gather, slices)

@@ -186,3 +186,27 @@ def test_raises_for_a_chunk_without_tokens() -> None:
     hidden, weight, _ = drawn()
     with pytest.raises(ValueError, match=r"`chunk_size` must be 1 or more, got 0"):
         token_log_probs(hidden[0], Head(weight, None), jnp.zeros(COLUMNS, int), chunk_size=0)
+
+
+@with_soft_caps
+@pytest.mark.parametrize("counted", [0, 1, 7, 8, 9, 40, 63, 64])
+def test_gradient_and_values_are_right_however_many_tokens_are_padding(
+    counted: int, soft_cap: Any
+) -> None:
+    hidden, weight, completions = drawn()
+    response = np.where(np.arange(TOKENS) < counted, completions.response % RESPONSES, RESPONSES)
+    completions = completions._replace(response=response.astype(np.int32))
+    expected = by_numpy(hidden, weight, completions, soft_cap)
+
+    def total(hidden: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        head = Head(weight, soft_cap)
+        log_probs = sequence_log_probs(hidden, head, completions, RESPONSES)
+        return jnp.sum(jnp.square(log_probs)), log_probs
+
+    def plain(hidden: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(by_full_logits(hidden, weight, completions, soft_cap)))
+
+    slopes, found = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(hidden, weight)
+    np.testing.assert_allclose(found, expected, rtol=EXACT, atol=EXACT)
+    for one, other in zip(slopes, jax.grad(plain, argnums=(0, 1))(hidden, weight), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=EXACT * (1 + abs(other).max()))
