@@ -1,8 +1,8 @@
 r"""Attention over rows of tokens, and over the keys and values kept while decoding.
 
 Which tokens see each other is said once, in :func:`visible`; how the sums are done is behind
-:func:`attend`, whatever the layout of the rows: short rows at once, long ones in blocks, and on a
-TPU, where a kernel is made for it, by that.
+:func:`attend`, whatever the layout of the rows: short rows at once, long ones in blocks on a CPU,
+and by a kernel on a TPU (splash attention) or a GPU (cuDNN's) where there is one that fits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from rpo_theory.types import ArrayLike
 
 from .batches import Branch, Rows
 from .block_attention import BLOCK, Settings, attend_in_blocks
+from .sequence_attention import Implementation, attend_by_sequence
 from .sequence_logprobs import accumulation_dtype
 from .splash_attention import attend_with_splash, fits
 
 Window = Int[ArrayLike, ""] | int | None
 SMALL = 2 * BLOCK
 """Rows of at most so many tokens are mixed at once: blocks would save nothing."""
+GPU_KERNELS: dict[str, Implementation] = {
+    "bfloat16": "cudnn",
+    "float16": "cudnn",
+    "float32": "xla",
+}
 EVERYTHING = np.iinfo(np.int32).max
 
 
@@ -57,6 +63,11 @@ def attend(
     """
     if queries.shape[1] <= SMALL:
         return _mix(queries, keys, values, visible(rows, window=window), soft_cap, scale)
+    kernel = GPU_KERNELS.get(str(queries.dtype)) if jax.default_backend() == "gpu" else None
+    if kernel and soft_cap is None and rows.bounds.longest and not isinstance(window, Array):
+        own = None if window is None else int(window)
+        options = {"window": own, "scale": scale, "implementation": kernel}
+        return attend_by_sequence(queries, keys, values, rows, **options)
     span = jnp.asarray(EVERYTHING if window is None else window)
     settings = Settings(soft_cap, scale)
 

@@ -40,14 +40,18 @@ class Branch(enum.IntEnum):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Roles:
-    """How many responses of a pair there may be, known when a step is compiled.
+class Bounds:
+    """What is known of rows when a step is compiled.
 
     Attributes:
-        count: 2, or 3 with baseline responses.
+        roles: how many responses of a pair there may be: 2, or 3 with baseline responses.
+        segments: the most segments of a row; None if unknown.
+        longest: tokens of the longest prompt with a response; None if unknown.
     """
 
-    count: int
+    roles: int = 3
+    segments: int | None = None
+    longest: int | None = None
 
 
 class Rows(NamedTuple):
@@ -63,14 +67,14 @@ class Rows(NamedTuple):
             that shares its prompt counts on from the prompt's end, shape ``[r T]``.
         segments: 0 for padding, otherwise which pair of the row, from 1, shape ``[r T]``.
         branches: values of :class:`Branch`, shape ``[r T]``.
-        roles: that the branches are of; where there are two, no work is compiled for a third.
+        bounds: of the numbers above; where there are two roles, no work is compiled for a third.
     """
 
     tokens: Int[ArrayLike, "r T"]
     positions: Int[ArrayLike, "r T"]
     segments: Int[ArrayLike, "r T"]
     branches: Int[ArrayLike, "r T"]
-    roles: Roles = Roles(3)
+    bounds: Bounds = Bounds()
 
 
 class Completions(NamedTuple):

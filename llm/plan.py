@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from .batches import Batch, Completions, Roles, Rows
+from .batches import Batch, Bounds, Completions, Rows
 from .config import TrainConfig
 from .devices import BATCHES, Devices, layout_of, make_mesh
 from .lora import trainable_filter
@@ -215,7 +215,7 @@ class Step:
 
         row = of(1, tokens)
         return Batch(
-            rows=Rows(row, row, row, row, Roles(2)),
+            rows=Rows(row, row, row, row, Bounds(roles=2)),
             completions=Completions(*[of(asked)] * 3),
             lengths=of(n, 2),
             present=of(n, dtype=jnp.bool_),

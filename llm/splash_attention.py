@@ -81,7 +81,7 @@ def attend_with_splash(
 
     mixed = branch(Branch.CHOSEN)
     mixed = of_branch(Branch.REJECTED, branch(Branch.REJECTED), mixed)
-    if rows.roles.count == 3:
+    if rows.bounds.roles == 3:
         mixed = of_branch(Branch.BASELINE, branch(Branch.BASELINE), mixed)
     return mixed.transpose(0, 2, 1, 3)[:, :n_tokens].astype(queries.dtype)
 

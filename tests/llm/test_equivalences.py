@@ -85,6 +85,7 @@ def packed(parts: int, layout: Layout = "shared") -> Batch:
         rows=size * ROLES if layout == "separate" else 1,
         row_tokens=3 + max(each.row_tokens for each in least),
         completions=3 + max(each.completions for each in least),
+        longest=3 + max(each.longest for each in least),
     )
     options = {"roles": ROLES, "n_pairs": size, "shape": shape}
     batches = [pack(group, layout=layout, **options) for group in groups]
