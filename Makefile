@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity problems check docs notebooks bench bench-train clean
+.PHONY: install demo test test-slow test-parity problems check docs notebooks bench bench-train crashes storage clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -20,6 +20,12 @@ test-parity: .venv-parity/installed
 
 problems: .venv/installed-test
 	$(BIN)/python tests/torture/problems.py --problems 1000000 --spot-checks 1000 --out $(OUT)/problems
+
+crashes: .venv/installed-test
+	$(BIN)/python tests/torture/crashes.py
+
+storage: .venv/installed-test
+	$(BIN)/python tests/torture/storage.py
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

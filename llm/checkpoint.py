@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, fingerprint: str) -> None:
         """In a folder, the last so many, of the run with this fingerprint."""
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # What Orbax logs as errors it raises too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder, self._fingerprint = folder.absolute(), fingerprint
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=False
@@ -36,14 +38,22 @@ class Checkpoints:
         self._options = options
         self._open: ocp.CheckpointManager | None = None
         self._unfinished = self.folder
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Checkpoints:
         """Use as a context, which waits for the last checkpoint to be complete."""
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._complain
         return self
 
     def __exit__(self, *error: object) -> None:
         """Wait."""
         self.finish()
+        sys.unraisablehook = self._hook
+
+    def _complain(self, report: sys.UnraisableHookArgs) -> None:
+        """Where one array of several cannot be written, Orbax gives up the loop of the others."""
+        if str(report.exc_value) != "Event loop is closed":
+            self._hook(report)
 
     def latest(self) -> int | None:
         """Step of the last whole checkpoint; None without one."""

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,32 @@ def prepare_folder(folder: Path) -> None:
         raise ValueError(f"argument --out: {folder} is not a folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"argument --out: nothing can be written to {folder}")
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Have errors of the operating system name a folder, where they name no file.
+
+    Those of a write do not: the file is open by then.
+
+    Args:
+        folder: that the block writes to.
+
+    Raises:
+        OSError: the same, named.
+
+    Examples:
+        >>> with naming(Path("out")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'out'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

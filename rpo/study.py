@@ -131,9 +131,9 @@ def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list
     """What the first process, often the only one, does: it alone owns the folder."""
     from .cli import user_input
     from .folder_lock import locked
-    from .output import prepare_folder
+    from .output import naming, prepare_folder
 
-    with ExitStack() as held:
+    with naming(store.folder), ExitStack() as held:
         with user_input():
             prepare_folder(store.folder)
             held.enter_context(locked(store.folder))
@@ -141,7 +141,7 @@ def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list
         _write_config(study, store.folder)
         if not store.is_finished():
             _share(args, study, store, parts)
-            with user_input():
+            with user_input(), naming(store.folder):
                 store.merge(len(parts))
         store.drop_parts()
         found = _conclude(study, store)
@@ -154,12 +154,13 @@ def _share(args: argparse.Namespace, study: Study, store: Store, parts: list[Par
     from bandits.studies import run as run_parts
 
     from .cli import user_input
+    from .output import naming
     from .progress import with_progress
 
     mine = parts[args.process :: args.processes]
     _meet(args, "begun")
     # A method that cannot answer an environment says so when it is asked.
-    with user_input():
+    with user_input(), naming(store.folder):
         for _ in with_progress(run_parts(study, store, mine), len(mine), f"parts of {study.name}"):
             pass
     _meet(args, "done")

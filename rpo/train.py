@@ -124,7 +124,7 @@ def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, r
 
     from .cli import user_input
     from .config_files import to_yaml
-    from .output import write_whole
+    from .output import naming, write_whole
     from .progress import with_progress
 
     def watch(steps: Iterator[int], total: int) -> Iterator[int]:
@@ -132,7 +132,7 @@ def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, r
         write_whole(out / "config.yaml", to_yaml(config))
         return with_progress(steps, total, f"steps of {config.name}")
 
-    with user_input():
+    with user_input(), naming(out):
         # All processes train; the first one tells.
         tracker = make_tracker(out / "metrics.jsonl", config) if first else Several([])
         try:

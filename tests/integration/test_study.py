@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,6 +130,21 @@ def test_raises_results_of_another_study_or_damaged_ones_are_refused(
     records.write_bytes(records.read_bytes()[:-20])
     said = refused(capsys, good, "--quick", "--out", out, "--resume")
     assert "records.parquet is damaged or missing" in said
+
+
+def test_raises_one_line_on_a_disk_that_is_full_and_goes_on_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [config(tmp_path), "--quick", "--out", tmp_path / "out", "--resume"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a write: it names no file
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bandits.records._to_disk", full)
+        said = refused(capsys, *arguments)
+    assert said == f"rpo: error: {tmp_path / 'out'}: No space left on device\n"
+    assert main(["study", *map(str, arguments)]) == 0
 
 
 def test_closed_form_a_dry_run_says_what_would_be_done_and_writes_nothing(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -181,6 +182,20 @@ def test_roundtrip_a_state_that_is_overwritten_while_it_is_saved_is_saved_as_it_
     for step in (2, 3):
         _, found, _ = opened(tmp_path).restore(current, step)
         assert set(np.unique(found["large"])) == {21.0 * (step - 1) + 1.0}
+
+
+def test_property_writes_given_up_after_one_that_failed_do_not_complain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: told.append(str(report.exc_value)))
+    before = sys.unraisablehook
+    with opened(tmp_path):
+        for sentence in ("Event loop is closed", "something else"):
+            error = RuntimeError(sentence)
+            sys.unraisablehook(SimpleNamespace(exc_value=error))  # type: ignore[arg-type]
+    assert told == ["something else"]
+    assert sys.unraisablehook is before
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])

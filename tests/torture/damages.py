@@ -1,0 +1,264 @@
+"""Files of every kind that the packages read back, damaged at random places, and what came of it.
+
+A process of its own reads them, ``python damages.py KIND FOLDER FIRST LAST SEED``, a line a trial,
+so that a reader that crashes or hangs is seen too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SLOWEST = 60  # seconds a reader may take, on a busy machine
+SIZES: dict[str, Any] = {"vocab_size": 261, "width": 8, "hidden_units": 8}
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        files: that may be damaged.
+        read: reads all of it as a command would, and gives a digest of what it found.
+    """
+
+    files: list[Path]
+    read: Callable[[], str]
+
+
+def checkpoint(folder: Path) -> Kind:
+    """The last of two checkpoints, every file of it."""
+    import jax
+    import numpy as np
+
+    from llm.checkpoint import Checkpoints
+    from llm.reference_cache import weights_digest
+
+    def state(number: int) -> dict[str, Any]:
+        rng = np.random.default_rng(number)
+        shapes = {"weights": (64, 48), "moments": (64, 48), "bias": (48,), "count": ()}
+        return {name: jax.numpy.asarray(rng.normal(size=s)) for name, s in shapes.items()}
+
+    def opened() -> Checkpoints:
+        return Checkpoints(folder / "checkpoints", 2, "this run")
+
+    if not (folder / "checkpoints").exists():
+        with opened() as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, state(step), {"step": step})
+
+    def read() -> str:
+        step, found, data = opened().restore(state(0))
+        return weights_digest(found) + json.dumps([step, data])
+
+    step = folder / "checkpoints" / "2"
+    return Kind(sorted(path for path in step.rglob("*") if path.is_file()), read)
+
+
+def _store(folder: Path) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    from bandits.records import Columns, Store
+
+    store = Store(folder, {"name": "damaged", "seeds": 400})
+    for number in range(2):
+        if not store.is_finished() and not store.has_part(number):
+            columns = Columns(400)
+            columns.words("label", np.arange(400) % 2, ["rpo", "dpo"])
+            columns.numbers("gap", np.random.default_rng(number).random(400))
+            seconds = pa.table({"part": [number], "seconds": [0.5]})
+            store.write_part(number, columns.table(), seconds)
+    return store
+
+
+def part(folder: Path) -> Kind:
+    """Parts of a study that is not finished, their timings and their digests."""
+    store = _store(folder)
+
+    def read() -> str:
+        store.check(resume=True)
+        store.merge(2)
+        found = _values(store.table())
+        for path in folder.glob("*.parquet*"):
+            path.unlink()
+        return found
+
+    return Kind(sorted((folder / "parts").iterdir()), read)
+
+
+def records(folder: Path) -> Kind:
+    """Records of a study that is finished, and their digest."""
+    store = _store(folder)
+    if not store.is_finished():
+        store.merge(2)
+
+    def read() -> str:
+        store.check(resume=True)
+        return _values(store.table())
+
+    return Kind([folder / "records.parquet", folder / "records.parquet.sha256"], read)
+
+
+def _values(table: Any) -> str:
+    return hashlib.sha256(repr((table.schema, table.to_pydict())).encode()).hexdigest()
+
+
+def reference(folder: Path) -> Kind:
+    """Cached log-probabilities of the reference."""
+    import numpy as np
+
+    from llm.reference_cache import Provenance, ReferenceCache, load, save, weights_digest
+
+    digests = dict.fromkeys(("weights", "tokenizer", "template", "data"), "ab" * 32)
+    made_of = Provenance(
+        **digests, max_length=64, max_prompt_length=None, truncation_mode="end", dtype="float32"
+    )
+    path = folder / "reference.safetensors"
+    if not path.exists():
+        values = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+        save(path, ReferenceCache(np.arange(200), values), made_of)
+    return Kind([path], lambda: weights_digest(load(path, made_of)._asdict()))
+
+
+def _model(folder: Path) -> Path:
+    from flax import nnx
+
+    from llm.architecture import Architecture
+    from llm.hf_io import export_model
+    from llm.model import Decoder
+
+    if not (folder / "model").exists():
+        decoder = Decoder(Architecture(**SIZES, n_layers=1, n_heads=2), rngs=nnx.Rngs(0))
+        export_model(decoder, folder / "model")
+    return folder / "model"
+
+
+def exported(folder: Path) -> Kind:
+    """Weights that were exported here, and so carry digests."""
+    from flax import nnx
+
+    from llm.hf_io import load_model
+    from llm.reference_cache import weights_digest
+
+    model = _model(folder)
+    return Kind([model / "model.safetensors"], lambda: weights_digest(nnx.state(load_model(model))))
+
+
+def foreign(folder: Path) -> Kind:
+    """Weights without digests, which a run began with and goes on from."""
+    from safetensors.numpy import load_file, save_file
+
+    from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+    from llm.model_source import make_model
+    from llm.run import Run
+    from llm.training_data import load_data
+
+    model = _model(folder)
+    weights = model / "model.safetensors"
+    rows = folder / "rows.jsonl"
+    if not rows.exists():
+        save_file(load_file(weights), weights, metadata={"format": "pt"})
+        rows.write_text('{"prompt": "q", "chosen": "yes", "rejected": "no"}\n' * 4)
+    config = TrainConfig(
+        name="damaged",
+        model=ModelConfig(path=str(model)),
+        data=DataConfig(train=str(rows), tokenizer="bytes", max_length=16),
+        trainer=TrainerConfig(max_steps=1),
+    )
+    data = load_data(config.data, config.model)
+    kept = folder / "fingerprint"
+
+    def read() -> str:
+        found = Run(config, data, make_model(config.model, config.mesh)).fingerprint()
+        if kept.exists() and kept.read_text() != found:
+            raise ValueError(f"{weights}: a checkpoint of another model")  # as Checkpoints says it
+        kept.write_text(found)
+        return found
+
+    return Kind([weights], read)
+
+
+KINDS = {
+    "checkpoint": checkpoint,
+    "part of a study": part,
+    "records.parquet": records,
+    "reference cache": reference,
+    "exported weights": exported,
+    "weights of others, on resume": foreign,
+}
+
+
+def damaged(good: bytes, rng: random.Random) -> bytes:
+    """Content with one bit wrong, a block of zeros, or the end missing."""
+    place = rng.randrange(max(len(good), 1))
+    match rng.random():
+        case x if x < 0.6 and good:
+            wrong = bytes([good[place] ^ (1 << rng.randrange(8))])
+            return good[:place] + wrong + good[place + 1 :]
+        case x if x < 0.75:
+            return good[:place] + bytes(len(good[place : place + 64])) + good[place + 64 :]
+        case _:
+            return good[:place]
+
+
+def outcome(kind: Kind, expected: str) -> str:
+    """What a reader makes of what it finds."""
+    try:
+        found = kind.read()
+    except ValueError:
+        return "detected"
+    except Exception as error:
+        return f"traceback {type(error).__name__}: {error}"
+    return "harmless" if found == expected else "silently wrong"
+
+
+def trials(name: str, folder: Path, first: int, last: int, seed: int) -> None:
+    """Damage and read, a line a trial."""
+    kind = KINDS[name](folder)
+    expected = kind.read()
+    for trial in range(first, last):
+        rng = random.Random(f"{seed} {name} {trial}")
+        path = rng.choice(kind.files)
+        good = path.read_bytes()
+        bad = damaged(good, rng)
+        path.write_bytes(bad)
+        signal.alarm(SLOWEST)
+        said = outcome(kind, expected) if bad != good else "harmless"
+        signal.alarm(0)
+        path.write_bytes(good)
+        print(json.dumps({"trial": trial, "file": path.name, "outcome": said}), flush=True)
+
+
+def torture(name: str, count: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """All trials of a kind; what went wrong by file."""
+    tally: Counter[str] = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="damages") as folder:
+        first = 0
+        while first < count:
+            command = [sys.executable, __file__, name, folder, str(first), str(count), str(seed)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            lines = [json.loads(line) for line in done.stdout.splitlines()]
+            first += len(lines)
+            if first < count:  # it died of this one
+                lines.append({"file": f"trial {first}", "outcome": f"died: {done.stderr[-500:]}"})
+                first = count
+            for line in lines:
+                tally[line["outcome"]] += 1
+                if line["outcome"] not in ("detected", "harmless"):
+                    wrong.append(f"{name}, {line['file']}: {line['outcome']}")
+    return tally, wrong
+
+
+if __name__ == "__main__":
+    what, where, *numbers = sys.argv[1:]
+    trials(what, Path(where), *map(int, numbers))
