@@ -154,7 +154,8 @@ def time_steps(shape: str, layout: Any, size: int, remat: Any) -> dict[str, floa
     model = Decoder(architecture, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, remat=remat)
     head = model.embedding[...].size
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-    layers = sum(leaf.size for leaf in jax.tree.leaves(trainable)) - head
+    embeddings = 2 * head  # read at every token, and multiplied with at responses only
+    layers = sum(leaf.size for leaf in jax.tree.leaves(trainable)) - embeddings
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
     state = init_train_state(trainable, optimizer)
     step = make_train_step(graphdef, OBJECTIVE, optimizer)

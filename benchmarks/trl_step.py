@@ -48,10 +48,8 @@ def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Time this package's steps."""
-    import jax
-
+def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
+    """A run of this package on the rows, and the batches of its steps with their reference."""
     from llm import reference_cache
     from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
     from llm.model_source import make_model
@@ -60,12 +58,8 @@ def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, 
     from llm.run import Run
     from llm.training_data import TrainingData
 
-    pairs = [
-        PairTokens(
-            tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"]), None, i
-        )
-        for i, row in enumerate(rows)
-    ]
+    ends = ("prompt_ids", "chosen_ids", "rejected_ids")
+    pairs = [PairTokens(*(tuple(row[end]) for end in ends), None, i) for i, row in enumerate(rows)]
     config = TrainConfig(
         name="trl_step",
         model=ModelConfig(path=args.model, remat=args.remat),
@@ -80,10 +74,17 @@ def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         cache = run.reference(Path(folder) / "reference.safetensors")
     assert cache is not None
-    batches = [
+    return run, [
         reference_cache.with_reference(run.dealt(run.schedule.batch(step)), cache)
         for step in range(args.steps)
     ]
+
+
+def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time this package's steps."""
+    import jax
+
+    run, batches = make_steps(args, rows)
 
     def all_steps() -> float:
         started = time.perf_counter()
