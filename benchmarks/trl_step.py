@@ -54,12 +54,17 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
     from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
     from llm.model_source import make_model
     from llm.objective import ObjectiveConfig
+    from llm.pair_table import PairTable
     from llm.preference_data import PairTokens
     from llm.run import Run
     from llm.training_data import TrainingData
 
     ends = ("prompt_ids", "chosen_ids", "rejected_ids")
-    pairs = [PairTokens(*(tuple(row[end]) for end in ends), None, i) for i, row in enumerate(rows)]
+    tokens = [[tuple(row[end]) for end in ends] for row in rows]
+    pairs = PairTable.of(
+        PairTokens(prompt, chosen, rejected, None, row)
+        for row, (prompt, chosen, rejected) in enumerate(tokens)
+    )
     config = TrainConfig(
         name="trl_step",
         model=ModelConfig(path=args.model, remat=args.remat),
@@ -69,7 +74,7 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
         trainer=TrainerConfig(max_steps=2 * args.steps, per_device_train_batch_size=args.pairs),
     )
     provenance = {"tokenizer": "", "template": "", "data": ""}
-    data = TrainingData(pairs, [], provenance, {}, frozenset())
+    data = TrainingData(pairs, PairTable.of([]), provenance, {}, frozenset())
     run = Run(config, data, make_model(config.model, config.mesh))
     with tempfile.TemporaryDirectory() as folder:
         cache = run.reference(Path(folder) / "reference.safetensors")
