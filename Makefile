@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity problems check docs notebooks bench bench-train crashes storage clean
+.PHONY: install demo test test-slow test-parity problems fuzz check docs notebooks bench bench-train crashes storage clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -20,6 +20,9 @@ test-parity: .venv-parity/installed
 
 problems: .venv/installed-test
 	$(BIN)/python tests/torture/problems.py --problems 1000000 --spot-checks 1000 --out $(OUT)/problems
+
+fuzz: .venv/installed-test
+	$(BIN)/python tests/torture/fuzz.py --inputs 1000000 --out $(OUT)/fuzz
 
 crashes: .venv/installed-test
 	$(BIN)/python tests/torture/crashes.py
@@ -50,6 +53,8 @@ bench: .venv/installed-test
 bench-train: .venv/installed .venv-parity/installed
 	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench
 	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench --remat products
+	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench --pairs 8 --steps 5 --max-length 512 --max-prompt 512
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/profile_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench
 
 clean:
 	rm -rf .venv .venv-parity $(OUT)
