@@ -20,6 +20,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ COMMANDS = {
 }
 
 
+RESUMABLE = ("train", "study")
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -157,9 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None and words[:1] and words[0] in RESUMABLE:
+        _leave_interrupts_to_the_system()
     try:
         check_packages()
-        code = run_command(sys.argv[1:] if argv is None else list(argv))
+        code = run_command(words)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered must not be flushed into the closed pipe at exit.
@@ -268,6 +273,12 @@ def run_command(argv: list[str]) -> int:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
     args.overrides = rest
     return module.run(args)
+
+
+def _leave_interrupts_to_the_system() -> None:
+    """As exceptions they get lost in callbacks of libraries; what can go on need not be told."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _sentence(error: Exception) -> str:

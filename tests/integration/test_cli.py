@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -166,6 +167,26 @@ def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], int]) -> None:
 def test_property_exit_code_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     command(monkeypatch, lambda args: 1)
     assert cli.main(["solve"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "handler"),
+    [
+        ("train", signal.SIG_DFL),
+        ("study", signal.SIG_DFL),
+        ("solve", signal.default_int_handler),
+    ],
+)
+def test_property_no_library_can_lose_the_interrupt_of_what_can_go_on(
+    command: str, handler: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rpo", command, "nothing.yaml"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main() == 2
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_raises_130_without_a_word_when_interrupted(
