@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LOCAL_BASE = 10000.0  # of Gemma 3, where the configuration leaves it out
 GLOBAL_BASE = 1e6
+MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000}
 Config = Mapping[str, Any]
 
 
@@ -47,10 +49,10 @@ def from_hf_config(config: Config) -> Architecture:
         4
     """
     family = config.get("model_type")
-    if family not in CLASSES:
+    if not isinstance(family, str) or family not in CLASSES:
         raise ValueError(
-            f"`model_type` must be one of {', '.join(CLASSES)}, got {family!r}: this architecture "
-            "is not known"
+            f"`model_type` must be one of {', '.join(CLASSES)}, got {reprlib.repr(family)}: this "
+            "architecture is not known"
         )
     _refuse(config)
     n_heads = _read(config, "num_attention_heads", int)
@@ -76,9 +78,9 @@ def from_hf_config(config: Config) -> Architecture:
         mlp_bias=family == "llama" and _read(config, "mlp_bias", bool, False),
         query_key_norm=family in ("qwen3", "gemma3_text"),
         post_norms=family in ("gemma2", "gemma3_text"),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_id=_end_tokens(config.get("eos_token_id")),
-        pad_token_id=config.get("pad_token_id"),
+        bos_token_id=_token(config, "bos_token_id"),
+        eos_token_id=_end_tokens(config),
+        pad_token_id=_token(config, "pad_token_id"),
         **_caps(config, family),
         **_rope(config, family),
         **_windows(config, family),
@@ -140,7 +142,10 @@ def _read(config: Config, key: str, kind: type[int] | type[float], default: Any 
     wanted = (int, float) if kind is float else kind
     is_wanted = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
     if not is_wanted:
-        raise ValueError(f"`{key}` must be of type {kind.__name__}, got {value!r}")
+        raise ValueError(f"`{key}` must be of type {kind.__name__}, got {reprlib.repr(value)}")
+    # A size that no machine has would be built before it could be refused; NaN is not less either.
+    if not abs(value) < (1e300 if kind is float else MOST.get(key, 2**31)):
+        raise ValueError(f"`{key}` is too large, got {reprlib.repr(value)}")
     return kind(value)
 
 
@@ -150,7 +155,8 @@ def _refuse(config: Config) -> None:
         "use_bidirectional_attention": "attention is causal here",
     }.items():
         if config.get(key):
-            raise ValueError(f"`{key}` must be absent, got {config[key]!r}: {why}")
+            got = reprlib.repr(config[key])
+            raise ValueError(f"`{key}` must be absent, got {got}: {why}")
 
 
 def _activation(config: Config, family: str) -> Activation:
@@ -158,13 +164,28 @@ def _activation(config: Config, family: str) -> Activation:
     name = config.get("hidden_activation") or config.get("hidden_act") or default
     if family == "gemma" and name == "gelu":
         name = "gelu_pytorch_tanh"  # what the first release of Gemma meant by it
-    if name not in ACTIVATIONS:
-        raise ValueError(f"`hidden_act` must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(
+            f"`hidden_act` must be one of {', '.join(ACTIVATIONS)}, got {reprlib.repr(name)}"
+        )
     return ACTIVATIONS[name]
 
 
-def _end_tokens(value: Any) -> int | tuple[int, ...] | None:
-    return tuple(value) if isinstance(value, list) else value
+def _optional(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
+    """A value that may be null."""
+    return None if config.get(key, default) is None else _read(config, key, kind, default)
+
+
+def _token(config: Config, key: str) -> int | None:
+    return _optional(config, key, int)
+
+
+def _end_tokens(config: Config) -> int | tuple[int, ...] | None:
+    key = "eos_token_id"
+    value = config.get(key)
+    if isinstance(value, list):
+        return tuple(_read({key: each}, key, int) for each in value)
+    return _token(config, key)
 
 
 def _caps(config: Config, family: str) -> dict[str, Any]:
@@ -172,8 +193,12 @@ def _caps(config: Config, family: str) -> dict[str, Any]:
         return {}
     second = family == "gemma2"
     return {
-        "attention_soft_cap": config.get("attn_logit_softcapping", 50.0 if second else None),
-        "logit_soft_cap": config.get("final_logit_softcapping", 30.0 if second else None),
+        "attention_soft_cap": _optional(
+            config, "attn_logit_softcapping", float, 50.0 if second else None
+        ),
+        "logit_soft_cap": _optional(
+            config, "final_logit_softcapping", float, 30.0 if second else None
+        ),
         "query_scalar": _read(config, "query_pre_attn_scalar", int, 256),
     }
 
@@ -199,7 +224,7 @@ def _rope(config: Config, family: str) -> dict[str, Any]:
 def _section(config: Config, key: str) -> Config:
     section = config.get(key)
     if not isinstance(section, Mapping | None):
-        raise ValueError(f"`{key}` must be an object, got {section!r}")
+        raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
     return section or {}
 
 
@@ -210,7 +235,9 @@ def _read_scaling(scaling: Config) -> RopeScaling | None:
     if kind == "linear":
         return RopeScaling(kind="linear", factor=_read(scaling, "factor", float))
     if kind != "llama3":
-        raise ValueError(f"`rope_scaling` must be default, linear or llama3, got {kind!r}")
+        raise ValueError(
+            f"`rope_scaling` must be default, linear or llama3, got {reprlib.repr(kind)}"
+        )
     return RopeScaling(
         kind="llama3",
         factor=_read(scaling, "factor", float),
@@ -233,7 +260,8 @@ def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
 
 
 def _windows(config: Config, family: str) -> dict[str, Any]:
-    window, n_layers = config.get("sliding_window"), _read(config, "num_hidden_layers", int)
+    window = _optional(config, "sliding_window", int)
+    n_layers = _read(config, "num_hidden_layers", int)
     if family in ("llama", "gemma") or (family == "mistral" and not window):
         return {}
     if family.startswith("qwen") and not config.get("use_sliding_window"):
@@ -244,11 +272,14 @@ def _windows(config: Config, family: str) -> dict[str, Any]:
 def _local_layers(config: Config, family: str, n_layers: int) -> tuple[bool, ...]:
     kinds = config.get("layer_types")
     if kinds is not None:
-        unknown = set(kinds) - set(LAYER_TYPES)
-        if unknown:
-            raise ValueError(
-                f"`layer_types` must be full_attention or sliding_attention, got {min(unknown)!r}"
-            )
+        if not isinstance(kinds, list):
+            raise ValueError(f"`layer_types` must be a list, got {reprlib.repr(kinds)}")
+        for kind in kinds:
+            if not isinstance(kind, str) or kind not in LAYER_TYPES:
+                raise ValueError(
+                    "`layer_types` must be full_attention or sliding_attention, got "
+                    f"{reprlib.repr(kind)}"
+                )
         return tuple(LAYER_TYPES[kind] for kind in kinds)
     if family == "mistral":
         return (True,) * n_layers

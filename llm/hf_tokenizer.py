@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ class HuggingFaceTokenizer:
         """Read the files, and try the template."""
         path = file_of(folder, "tokenizer.json")
         content = read_bytes(path, LARGEST)
-        try:
+        with _failures(f"{path}: not a tokenizer"):
             self._fast = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises plain exceptions
-            raise ValueError(f"{path}: not a tokenizer: {error}") from error
         self._fast.no_padding()
         self._fast.no_truncation()
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -141,9 +140,14 @@ class HuggingFaceTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 variables=self._variables,
             )
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"the chat template writes what is no Unicode text: {error.reason}"
+            raise RowError("chat template", message) from error
         except ValueError as error:
             raise RowError("chat template", str(error)) from error
-        tokens = self._fast.encode(text, add_special_tokens=False).ids
+        with _failures("the tokenizer cannot read this text"):
+            tokens = self._fast.encode(text, add_special_tokens=False).ids
         if self.bos_id is not None and tokens[:2] == [self.bos_id] * 2:
             raise RowError("chat template", "the chat template writes the begin token twice")
         return tokens
@@ -163,6 +167,17 @@ class HuggingFaceTokenizer:
     def _id(self, name: str) -> int | None:
         text = self._variables.get(name)
         return None if text is None else self._fast.token_to_id(text)
+
+
+@contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """What the library fails with, said as a row's mistake; a panic of Rust is no ``Exception``."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise RowError("tokenizer", f"{what}: {error}") from error
+        raise
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str:
@@ -190,7 +205,8 @@ def _special_texts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         text = token.get("content") if isinstance(token, dict) else token
         if text is None:
             continue
-        if not isinstance(text, str):
+        # A lone surrogate, which JSON can spell, is no text.
+        if not isinstance(text, str) or text != text.encode("utf-8", "replace").decode():
             raise ValueError(
                 f"{folder / 'tokenizer_config.json'}: `{name}_token` must be a text, got "
                 f"{reprlib.repr(token)}"

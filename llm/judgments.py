@@ -6,6 +6,7 @@ wins where both verdicts say so, and two different verdicts are a tie.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,7 +157,9 @@ def _mt_bench(row: Row) -> Iterator[Verdict]:
         winner = _text(row, name)
         if winner not in MT_BENCH_WINNERS:
             allowed = ", ".join(MT_BENCH_WINNERS)
-            raise ValueError(f"{row.where}: field `{name}` must be {allowed}, got {winner!r}")
+            raise ValueError(
+                f"{row.where}: field `{name}` must be {allowed}, got {reprlib.repr(winner)}"
+            )
         preference = MT_BENCH_WINNERS[winner]
         if swapped:
             preference = None if preference is None else 1.0 - preference
@@ -178,7 +181,8 @@ def _alpaca_eval(row: Row) -> Verdict:
         preference = 2.0 - value
     else:
         raise ValueError(
-            f"{row.where}: field `preference` must be from 1 to 2, 0 or null, got {value!r}"
+            f"{row.where}: field `preference` must be from 1 to 2, 0 or null, got "
+            f"{reprlib.repr(value)}"
         )
     return Verdict(_text(row, "instruction"), names[0], names[1], preference, row.where)
 
@@ -186,7 +190,8 @@ def _alpaca_eval(row: Row) -> Verdict:
 def _check_names(row: Row, names: Sequence[str], fields: Sequence[str]) -> None:
     if names[0] == names[1]:
         raise ValueError(
-            f"{row.where}: fields `{fields[0]}` and `{fields[1]}` name the same model, {names[0]!r}"
+            f"{row.where}: fields `{fields[0]}` and `{fields[1]}` name the same model, "
+            f"{reprlib.repr(names[0])}"
         )
 
 
@@ -199,5 +204,5 @@ def _field(row: Row, name: str) -> Any:
 def _text(row: Row, name: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{row.where}: field `{name}` must be text, got {value!r}")
+        raise ValueError(f"{row.where}: field `{name}` must be text, got {reprlib.repr(value)}")
     return value

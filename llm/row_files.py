@@ -178,13 +178,12 @@ def _batches(file: Any, size: int, shown: str) -> Iterator[Any]:
     """Rows that fit into memory, whatever the file says of itself."""
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     unpacked = [group.total_byte_size for group in groups]
-    values = [group.column(i).num_values for group in groups for i in range(group.num_columns)]
     if sum(unpacked) > max(FREE_BYTES, LARGEST_RATIO * size):
         raise ValueError(f"{shown}: {_BOMB}")
-    if max([*values, file.metadata.num_rows]) > max(FREE_ROWS, size):
+    if file.metadata.num_rows > max(FREE_ROWS, size):
         raise ValueError(
-            f"{shown}: the file has more rows or values than bytes, as hardly any data has: if it "
-            "is yours, make JSON lines of it"
+            f"{shown}: the file has more rows than bytes, as hardly any data has: if it is yours, "
+            "make JSON lines of it"
         )
     for i, largest in enumerate(unpacked):
         rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, largest)))

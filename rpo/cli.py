@@ -42,6 +42,8 @@ COMMANDS = {
 }
 
 
+LONGEST = 2000
+"""Characters of an error message at most."""
 RESUMABLE = ("train", "study")
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -290,5 +292,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text without line breaks or other characters that a terminal would act on."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Text without line breaks or other characters that a terminal would act on, not too long."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    # What is repeated of a file can be as long as the file.
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

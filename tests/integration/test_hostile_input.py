@@ -316,6 +316,8 @@ YAML = [
     "name: " + "[" * 50_000,
     "name: " + "{a: " * 50_000,
     "name: a\n" + "x: 1\n" * 300_000,
+    "name: 2001-99-99",
+    "seeds: " + "9" * 5000,
     "model: {class_path: os.system, init_args: {command: touch owned}}\nname: a",
     "name: {class_path: subprocess.Popen, init_args: {args: [touch, owned]}}",
 ]
@@ -367,20 +369,20 @@ def test_closed_form_data_that_packs_well_is_read(tmp_path: Path) -> None:
     assert sum(1 for _ in read_rows(tmp_path / "rows.jsonl.gz")) == 2_000
 
 
-PARQUET: list[tuple[pa.Array, str]] = [
-    (pa.array(["x" * 2**20] * 999), "unpacks to more than"),
-    (pa.array([[{"role": "user", "content": "x" * 2**20}]] * 999), "unpacks to more than"),
-    (pa.array(["x" * 2**20] * 999).dictionary_encode(), "unpacks to more than"),
-    (pa.array(["x" * 2**25]), "unpacks to more than"),
-    (pa.array(["x"] * 200_000), "more rows or values than bytes"),
-    (pa.array([[None] * 500_000], pa.list_(pa.int32())), "more rows or values than bytes"),
+LONG = "x" * 2**20
+PARQUET: list[tuple[Callable[[], pa.Array], str]] = [
+    (lambda: pa.array([LONG] * 99), "unpacks to more than"),
+    (lambda: pa.array([[{"role": "user", "content": LONG}]] * 99), "unpacks to more than"),
+    (lambda: pa.array([LONG] * 99).dictionary_encode(), "unpacks to more than"),
+    (lambda: pa.array(["x" * 2**25]), "unpacks to more than"),
+    (lambda: pa.array(["x"] * 200_000), "more rows than bytes"),
 ]
 
 
 @pytest.mark.parametrize(("column", "rule"), PARQUET)
-def test_raises_on_parquet_bombs(column: pa.Array, rule: str, tmp_path: Path) -> None:
+def test_raises_on_parquet_bombs(column: Callable[[], pa.Array], rule: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    parquet.write_table(pa.table({"prompt": column}), path, compression="zstd")
+    parquet.write_table(pa.table({"prompt": column()}), path, compression="zstd")
     assert path.stat().st_size < 20_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=rf"rows\.parquet.*{rule}"):
@@ -399,6 +401,81 @@ def test_raises_on_rows_and_lists_that_are_too_long(
     (tmp_path / "list.json").write_text("[" + " " * 100 + "]")
     with pytest.raises(ValueError, match=r"list\.json: must have at most 100 bytes"):
         list(read_json_list(tmp_path / "list.json"))
+
+
+# What fuzzing has found
+
+
+WRONG = [
+    {"model_type": ["llama"]},
+    {"num_hidden_layers": 10**9},
+    {"vocab_size": 2**40},
+    {"rms_norm_eps": float("nan")},
+    {"rope_theta": 10**400},
+    {"hidden_act": ["silu"]},
+    {"eos_token_id": ["</s>"]},
+    {"bos_token_id": "<s>"},
+    {"model_type": "gemma2", "layer_types": 5},
+    {"model_type": "gemma2", "layer_types": [["full_attention"], 1]},
+    {"model_type": "gemma2", "attn_logit_softcapping": "50"},
+    {"model_type": "mistral", "sliding_window": "4096"},
+]
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_raises_on_values_that_no_architecture_has(change: dict[str, Any], model: Path) -> None:
+    config = json.loads((model / CONFIG).read_text()) | change
+    (model / CONFIG).write_text(json.dumps(config).replace(f"{10**400}", "1" + "0" * 400))
+    with pytest.raises(ValueError, match=rf"config\.json: `{list(change)[-1]}`"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**5, b"1" * 5000, b"\xff", b'{"a": ' + b"9" * 5000])
+def test_raises_on_json_of_a_model_that_cannot_be_read(content: bytes, model: Path) -> None:
+    (model / CONFIG).write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        load_model(model)
+
+
+def with_words(model: Path, config: dict[str, Any]) -> Path:
+    words = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    (model / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": words}))
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_raises_where_the_tokenizers_library_panics_or_gets_no_unicode(model: Path) -> None:
+    template = "{{ eos_token }}"
+    prefixed = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "continuing_subword_prefix": "x" * 6}
+    with_words(model, {"chat_template": template})
+    words = json.loads((model / "tokenizer.json").read_text())
+    words["model"] = prefixed | {"merges": [["a", "b"]]}
+    (model / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        HuggingFaceTokenizer(model)
+    with_words(model, {"chat_template": template, "eos_token": "\ud800"})
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: `eos_token` must be a text"):
+        HuggingFaceTokenizer(model)
+    with_words(model, {"chat_template": "\ud800"})
+    with pytest.raises(ValueError, match="writes what is no Unicode text"):
+        HuggingFaceTokenizer(model)
+
+
+def test_raises_messages_that_are_not_as_long_as_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = {"generator_1": "a", "generator_2": "b", "preference": "x" * 10**5}
+    (tmp_path / "judged.json").write_text(json.dumps([judged]))
+    (tmp_path / "run.yaml").write_text("name: a\nseeds: " + "x" * 50_000)
+    names = ["--model", "a", "--reference", "b"]
+    for argv in (
+        ["evaluate", "--judgments", str(tmp_path / "judged.json"), *names],
+        ["study", str(tmp_path / "run.yaml")],
+        ["solve", "x" * 200 + "\n" * 50_000],
+    ):
+        code, text = said(argv, capsys)
+        assert code == 2
+        assert 20 < len(text) < 3000
 
 
 # The terminal and the report

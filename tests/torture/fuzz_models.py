@@ -1,0 +1,219 @@
+"""Files of models: good ones, how they are spoilt, and what reads them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import mutations
+from fuzz_target import NAME, Target
+
+USER, REPLY = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|turn|>{{ m.role }}:{{ m['content'] | trim }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant:{% endif %}"
+)
+SYSTEM = (
+    "{%- if messages[0].role == 'system' %}{% set system = messages[0]['content'] %}{% else %}"
+    "{% set system = '' %}{% endif %}{% set ns = namespace(n=0) %}{% macro turn(m) %}[{{ m.role }}]"
+    "{{ m.content ~ system[:3] }}{% endmacro %}{% for m in messages if m.role != 'system' %}"
+    "{% set ns.n = ns.n + 1 %}{{ turn(m) }}{% if not loop.last %}{{ '-' * ns.n }}{% endif %}"
+    "{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no') }}{% endif %}"
+    "{% endfor %}{{ strftime_now('%Y') }}{{ messages | tojson(indent=2) | length }}"
+)
+JINJA = (
+    *("{{", "}}", "{%", "%}", "{#", "-", "|", "~", "**", "*", "%", "//", "[1:]", ".x", "()", "''"),
+    *(
+        "for a in range(9)",
+        "endfor",
+        "if",
+        "endif",
+        "set x = x ~ x",
+        "macro f(x)",
+        "endmacro",
+        "f(",
+    ),
+    *("x", "messages", "loop", "namespace()", "lipsum()", "range(99999)", "10**10", "'x' * 10**9"),
+    *("|join", "|center(10**9)", "|format(1)", "|list", "|tojson", "|map('upper')", "|attr('x')"),
+    *(
+        ".__class__",
+        ".format(x)",
+        ".append(1)",
+        "is defined",
+        "recursive",
+        "{% raw %}",
+        "generation",
+    ),
+    *(
+        "include 'x'",
+        "import 'x' as x",
+        "extends 'x'",
+        "break",
+        "continue",
+        "{% block a %}",
+        "call",
+    ),
+)
+HEADER = {
+    "__metadata__": {"format": "pt"},
+    "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+}
+MODEL = {
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "tie_word_embeddings": True,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "eos_token_id": [1, 2],
+}
+GEMMA = MODEL | {
+    "model_type": "gemma3_text",
+    "head_dim": 2,
+    "sliding_window": 4,
+    "layer_types": None,
+}
+
+
+def chat_template(folder: Path) -> Target:
+    """Chat templates."""
+    from llm import chat_template as module
+
+    module.MAX_SECONDS = 0.1
+    messages = [{**USER, "role": "system"}, USER, REPLY, USER]
+
+    def feed(data: bytes) -> None:
+        template = module.ChatTemplate(data.decode(errors="replace"), name=NAME)
+        template.render(messages, add_generation_prompt=True, variables={"bos_token": "<s>"})
+
+    def spoil(rng: Random) -> bytes:
+        words = [rng.choice(JINJA) for _ in range(rng.randrange(1, 9))]
+        place = rng.randrange(len(SYSTEM))
+        parts = (SYSTEM[:place], " ".join(words), SYSTEM[place:])
+        return rng.choice(
+            ("".join(parts), "{{ " + " ".join(words) + " }}", "".join(words))
+        ).encode()
+
+    return Target(feed, [TEMPLATE.encode(), SYSTEM.encode()], spoil, [w.encode() for w in JINJA])
+
+
+@functools.cache
+def _tokenizer_files() -> tuple[dict[str, Any], dict[str, Any]]:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocabulary = {"<unk>": 0, "a": 1, "s": 2, "as": 3, "x": 4, "Ġ": 5}
+    fast = tokenizers.Tokenizer(models.BPE(vocabulary, [("a", "s")], unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens(["<|turn|>", "<|end|>"])
+    config = {"eos_token": "<|end|>", "unk_token": {"content": "<unk>"}, "chat_template": TEMPLATE}
+    return json.loads(fast.to_str()), config
+
+
+def _tokenizer(folder: Path, name: str, good: dict[str, Any]) -> Target:
+    from llm import chat_template as module
+    from llm.hf_tokenizer import HuggingFaceTokenizer
+    from llm.preference_data import Message, RowError
+
+    module.MAX_SECONDS = 0.1
+    home = folder / NAME
+    home.mkdir(exist_ok=True)
+    for other, content in zip(
+        ("tokenizer.json", "tokenizer_config.json"), _tokenizer_files(), strict=True
+    ):
+        (home / other).write_text(json.dumps(content))
+    conversation = [Message("user", "as sa é")]
+
+    def feed(data: bytes) -> None:
+        (home / name).write_bytes(data)
+        words = HuggingFaceTokenizer(home)
+        try:
+            tokens = words.encode_prompt(conversation)
+            words.decode(tokens + words.encode_response(conversation, [Message("assistant", "x")]))
+        except RowError as error:  # whoever reads rows puts their place before it
+            raise RowError(error.reason, f"{NAME}: {error}") from error
+
+    def spoil(rng: Random) -> bytes:
+        return mutations.to_bytes(mutations.mutate_document(rng, good))
+
+    return Target(feed, [json.dumps(good).encode()], spoil, errors=(ValueError, RowError))
+
+
+def tokenizer(folder: Path) -> Target:
+    """``tokenizer.json``."""
+    return _tokenizer(folder, "tokenizer.json", _tokenizer_files()[0])
+
+
+def tokenizer_config(folder: Path) -> Target:
+    """``tokenizer_config.json``."""
+    return _tokenizer(folder, "tokenizer_config.json", _tokenizer_files()[1])
+
+
+def safetensors(folder: Path) -> Target:
+    """Headers of weights."""
+    from llm.weight_files import SINGLE, WeightFiles
+
+    home = folder / NAME
+    home.mkdir(exist_ok=True)
+
+    def packed(header: Any, data: bytes, length: int = 0) -> bytes:
+        text = mutations.to_bytes(header)
+        return struct.pack("<Q", (len(text) + length) % 2**64) + text + data
+
+    def feed(data: bytes) -> None:
+        (home / SINGLE).write_bytes(data)
+        with WeightFiles(home) as files:
+            for name in sorted(files.names()):
+                files.read(name, (2, 3))
+                files.read(name, (2, 3), (slice(1), slice(3)))
+
+    def spoil(rng: Random) -> bytes:
+        header = mutations.mutate_document(rng, HEADER, ("F16", "BF16", "I8", "F4", 24, 48))
+        return packed(header, bytes(24), rng.choice((0,) * 8 + (1, -1, 2**63)))
+
+    return Target(feed, [packed(HEADER, bytes(24))], spoil)
+
+
+def weight_index(folder: Path) -> Target:
+    """``model.safetensors.index.json``."""
+    weights = safetensors(folder)
+    from llm.weight_files import INDEX, WeightFiles
+
+    home = folder / NAME
+    (home / "a.safetensors").write_bytes(weights.seeds[0])
+    good = {"metadata": {"total_size": 24}, "weight_map": {"a": "a.safetensors"}}
+
+    def feed(data: bytes) -> None:
+        (home / INDEX).write_bytes(data)
+        with WeightFiles(home) as files:
+            for name in files.names():
+                files.read(name, (2, 3))
+
+    def spoil(rng: Random) -> bytes:
+        return mutations.to_bytes(mutations.mutate_document(rng, good))
+
+    return Target(feed, [json.dumps(good).encode()], spoil)
+
+
+def model_config(folder: Path) -> Target:
+    """``config.json`` of models."""
+    from llm.hf_io import CONFIG, read_architecture
+
+    home = folder / NAME
+    home.mkdir(exist_ok=True)
+
+    def feed(data: bytes) -> None:
+        (home / CONFIG).write_bytes(data)
+        read_architecture(home)
+
+    def spoil(rng: Random) -> bytes:
+        return mutations.to_bytes(mutations.mutate_document(rng, rng.choice((MODEL, GEMMA))))
+
+    return Target(feed, [json.dumps(each).encode() for each in (MODEL, GEMMA)], spoil)
