@@ -57,23 +57,27 @@ def gap_bounds(
     """
     game, law = _exact(problem), [_law(row) for row in _numbers(policy)]
     value = _value(game, _numbers(reward))
-    spread = 2.0 * float(np.abs(np.asarray(reward)).max())
-    size = game.eta * max(mpf(spread), abs(value) / max(game.eta, mpf(1))) + abs(value)
-    roundoff = 64 * mpf(np.finfo(float).eps) * size
     if isinstance(reward_class, FiniteClass):
         worst = min(_phi(game, law, _numbers(member)) for member in reward_class.rewards)
-        return Bounds(value, value - worst, value - worst, roundoff)
-    challengers: list[Any] = [reward, _worst_reward(problem, reward_class, np.asarray(policy))]
+        return Bounds(
+            value, value - worst, value - worst, _roundoff(game, value, reward_class.rewards)
+        )
+    answer = _worst_reward(problem, reward_class, np.asarray(policy))
+    challengers: list[Any] = [reward] if answer is None else [reward, answer]
     lower, upper = [], []
-    for challenger in challengers:
-        if challenger is None:
-            continue
-        member = _numbers(challenger)
+    for member in map(_numbers, challengers):
         below = value - _phi(game, law, member)
-        slope = _slope(game, law, member)
         lower.append(below)
-        upper.append(below + _regret(reward_class, slope, member))
+        upper.append(below + _regret(reward_class, _slope(game, law, member), member))
+    roundoff = _roundoff(game, value, *challengers)
     return Bounds(value, max(lower), min(upper), roundoff)
+
+
+def _roundoff(game: _Game, value: mpf, *rewards: ArrayLike) -> mpf:
+    """What a unit in the last place of every probability is worth, and of these fifty digits."""
+    largest = max(float(np.abs(np.asarray(reward)).max()) for reward in rewards)
+    ulps = 4 * mpf(np.finfo(float).eps) * (game.eta * largest + abs(value))
+    return ulps + mpf(10) ** -40
 
 
 def mixture_gap(
