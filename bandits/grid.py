@@ -47,11 +47,11 @@ class Method:
     Attributes:
         method: a name of :data:`bandits.learners.LEARNERS`.
         label: what records and figures call it; by default the method, with its baseline if the
-            study has the method twice.
+            study has the method twice; printable, without ``$``.
         options: its options.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, or a label that is no plain text.
     """
 
     method: str
@@ -63,6 +63,9 @@ class Method:
         if self.method not in LEARNERS:
             rule = f"must be one of {', '.join(LEARNERS)}"
             raise ValueError(f"`method` {rule}, got {self.method!r}")
+        # It goes to terminals, which obey control characters, and figures, where $ is mathematics.
+        if self.label is not None and not (self.label.isprintable() and "$" not in self.label):
+            raise ValueError(f"`label` must be printable text without $, got {self.label!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

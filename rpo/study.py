@@ -230,4 +230,6 @@ def _findings(summary: Mapping[str, np.ndarray]) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    from .output import inert
+
+    sys.stderr.write(inert(text) + "\n")

@@ -154,4 +154,6 @@ def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, r
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    from .output import inert
+
+    sys.stderr.write(inert(text) + "\n")

@@ -512,6 +512,19 @@ def test_property_no_control_character_of_data_reaches_the_terminal(
             assert "[bold]x[/] :smile:" in text
 
 
+@pytest.mark.parametrize("label", ["\x1b[31mred", "$\\frac{$", "a\nb"])
+def test_raises_on_labels_that_a_terminal_or_a_figure_would_obey(
+    label: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = json.dumps({"method": "rpo", "label": label})
+    text = f"name: a\nmethods: [{method}]\ncomparisons: [9]\nseeds: 1\n"
+    (tmp_path / "study.yaml").write_text(text)
+    code, told = said(["study", str(tmp_path / "study.yaml"), "--dry-run"], capsys)
+    assert code == 2
+    assert "`label` must be printable text without $" in told
+    assert told[:-1].isprintable()
+
+
 def test_closed_form_a_reply_is_text_for_the_terminal_and_names_are_no_markup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
