@@ -30,6 +30,7 @@ def mounted(point: Path, size: str) -> Iterator[Path]:
         yield point
     finally:
         subprocess.run(["umount", str(point)], check=True)
+        point.rmdir()
 
 
 def remount(point: Path, options: str) -> None:
