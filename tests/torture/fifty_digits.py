@@ -76,7 +76,7 @@ def gap_bounds(
 def _roundoff(game: _Game, value: mpf, *rewards: ArrayLike) -> mpf:
     """What a unit in the last place of every probability is worth, and of these fifty digits."""
     largest = max(float(np.abs(np.asarray(reward)).max()) for reward in rewards)
-    ulps = 4 * mpf(np.finfo(float).eps) * (game.eta * largest + abs(value))
+    ulps = 4 * mpf(np.finfo(float).eps) * (game.eta * (largest + game.beta) + abs(value))
     return ulps + mpf(10) ** -40
 
 
