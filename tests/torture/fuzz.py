@@ -151,7 +151,7 @@ def read_one(target: Target, data: bytes, tally: Tally, journal: Journal) -> Tal
 
 def fuzz(name: str, inputs: int, seed: int, seconds: float, journal: Journal) -> None:
     """Read inputs of a kind, in this process."""
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         target = fuzz_targets.TARGETS[name][0](Path(folder))
         for good in target.seeds:
             target.feed(good)
@@ -166,7 +166,7 @@ def fuzz_guided(name: str, inputs: int, seed: int, seconds: float, journal: Jour
     """Read inputs of a kind that atheris makes, in this process."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["rpo", "llm", "bandits"]):
-        folder = Path(tempfile.mkdtemp(dir=IN_MEMORY))
+        folder = Path(tempfile.mkdtemp())
         target = fuzz_targets.TARGETS[name][0](folder)
     for number, good in enumerate(target.seeds):
         (folder / "corpus").mkdir(exist_ok=True)
@@ -238,6 +238,7 @@ def main() -> int:
     parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.journal:
+        tempfile.tempdir = str(args.journal.parent)  # removed however the reader ends
         run = fuzz_guided if args.coverage_guided else fuzz
         run(args.target[0], args.inputs, args.seed, args.seconds, Journal(args.journal))
         return 0
