@@ -17,6 +17,7 @@ import numpy as np
 
 from .batches import Batch
 from .packing import Layout, Shape, n_roles, pack, processed_tokens, rounded, smallest_shape
+from .pair_table import PairTable, as_table
 from .preference_data import PairTokens
 
 WINDOW = 64
@@ -68,10 +69,7 @@ class Schedule:
             Places, at most :attr:`pairs_per_step` of them.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch not in self._orders:
-            self._orders.clear()
-            self._orders[epoch] = self._order(epoch)
-        return self._orders[epoch][place]
+        return self._steps(epoch)[place]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, its parts along the leading axis of every array.
@@ -82,14 +80,14 @@ class Schedule:
         Returns:
             NumPy arrays; all parts of a step have one shape, of few that occur at all.
         """
-        chosen = self.members(step)
-        parts = self._parts(chosen)
+        parts = [self._table.taken(part) for part in self._parts(self.members(step))]
         tokens = max(self._least(part).row_tokens for part in parts if part)
         shape = rounded(
             Shape(
                 rows=1 if self.layout == "shared" else self.pairs_per_part * self.n_roles,
                 row_tokens=tokens,
                 completions=self._completions(step // self.steps_per_epoch),
+                longest=self._longest,
             )
         )
         packed = [
@@ -104,23 +102,36 @@ class Schedule:
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
-    def _parts(self, places: np.ndarray) -> list[list[PairTokens]]:
-        """Parts of a step, of nearly equal numbers of tokens where pairs are dealt out."""
-        parts = [places[part :: self.accumulation] for part in range(self.accumulation)]
-        if self.seed is not None:
-            parts = self._dealt(places, np.array([len(part) for part in parts]))
-        return [[self.pairs[place] for place in part] for part in parts]
+    @cached_property
+    def _table(self) -> PairTable:
+        return as_table(self.pairs)
 
-    def _least(self, part: Sequence[PairTokens]) -> Shape:
-        return smallest_shape(part, layout=self.layout, roles=self.n_roles)
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return processed_tokens(self._table, layout=self.layout, roles=self.n_roles)
+
+    def _parts(self, places: np.ndarray) -> list[np.ndarray]:
+        """Places of a step's parts, of nearly equal numbers of tokens where pairs are dealt out."""
+        parts = [places[part :: self.accumulation] for part in range(self.accumulation)]
+        if self.seed is None or self.accumulation == 1:
+            return parts
+        return self._dealt(places, np.array([len(part) for part in parts]))
+
+    def _least(self, pairs: PairTable) -> Shape:
+        return smallest_shape(pairs, layout=self.layout, roles=self.n_roles)
 
     def _completions(self, epoch: int) -> int:
         """One number for an epoch: two sizes that vary would multiply the shapes to compile."""
         if epoch not in self._most:
             self._most.clear()
-            parts = [part for step in self._order(epoch) for part in self._parts(step) if part]
-            self._most[epoch] = max(self._least(part).completions for part in parts)
+            parts = (part for step in self._steps(epoch) for part in self._parts(step))
+            tables = (self._table.taken(part) for part in parts if part.size)
+            self._most[epoch] = max(self._least(table).completions for table in tables)
         return self._most[epoch]
+
+    @cached_property
+    def _longest(self) -> int:
+        return self._least(self._table).longest
 
     @cached_property
     def _most(self) -> dict[int, int]:
@@ -129,6 +140,12 @@ class Schedule:
     @cached_property
     def _orders(self) -> dict[int, list[np.ndarray]]:
         return {}
+
+    def _steps(self, epoch: int) -> list[np.ndarray]:
+        if epoch not in self._orders:
+            self._orders.clear()
+            self._orders[epoch] = self._order(epoch)
+        return self._orders[epoch]
 
     def _order(self, epoch: int) -> list[np.ndarray]:
         """Steps of an epoch: shuffled, then dealt out within windows."""
@@ -150,12 +167,7 @@ class Schedule:
 
     def _dealt(self, places: np.ndarray, room: np.ndarray) -> list[np.ndarray]:
         """Deal the longest pairs first, each to the hand that has the fewest tokens and room."""
-        sizes = np.array(
-            [
-                processed_tokens(self.pairs[place], layout=self.layout, roles=self.n_roles)
-                for place in places
-            ]
-        )
+        sizes = self._sizes[places]
         room, tokens = room.copy(), np.zeros(len(room))
         hands: list[list[int]] = [[] for _ in room]
         for one in np.argsort(-sizes, kind="stable"):

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
-from .batches import Batch, Branch, Completions, Roles, Rows
+from .batches import Batch, Bounds, Branch, Completions, Rows
+from .pair_table import as_table
 from .preference_data import PairTokens
 
 Layout = Literal["separate", "shared"]
@@ -30,11 +32,13 @@ class Shape:
         rows: number of rows.
         row_tokens: tokens in a row.
         completions: completion tokens.
+        longest: tokens of the longest prompt with a response.
     """
 
     rows: int
     row_tokens: int
     completions: int
+    longest: int
 
 
 def n_roles(pairs: Sequence[PairTokens]) -> int:
@@ -46,29 +50,31 @@ def n_roles(pairs: Sequence[PairTokens]) -> int:
     Returns:
         2 or 3.
     """
-    return 3 if any(pair.baseline is not None for pair in pairs) else 2
+    return 3 if as_table(pairs).lengths[:, -1].any() else 2
 
 
-def processed_tokens(pair: PairTokens, *, layout: Layout, roles: int) -> int:
-    """Positions that a pair takes.
+def processed_tokens(
+    pairs: Sequence[PairTokens], *, layout: Layout, roles: int
+) -> Int[np.ndarray, " n"]:
+    """Positions that each pair takes.
 
     Args:
-        pair: the pair.
-        layout: where its prompt is written.
+        pairs: the pairs.
+        layout: where their prompts are written.
         roles: responses of a pair, see :func:`n_roles`.
 
     Returns:
-        Tokens.
+        Tokens of each.
 
     Examples:
         >>> pair = PairTokens((1, 2, 3), (4, 5), (6,), None, 0)
-        >>> processed_tokens(pair, layout="shared", roles=2)
-        4
-        >>> processed_tokens(pair, layout="separate", roles=2)
-        7
+        >>> processed_tokens([pair], layout="shared", roles=2).tolist()
+        [4]
+        >>> processed_tokens([pair], layout="separate", roles=2).tolist()
+        [7]
     """
-    branches = sum(len(response) - 1 for response in responses(pair, roles))
-    return branches + len(pair.prompt) * (roles if layout == "separate" else 1)
+    prompts, branches = _lengths(pairs, roles)
+    return (branches - 1).sum(1) + prompts * (roles if layout == "separate" else 1)
 
 
 def responses(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
@@ -98,14 +104,22 @@ def smallest_shape(pairs: Sequence[PairTokens], *, layout: Layout, roles: int) -
     Returns:
         The sizes.
     """
-    completions = sum(len(each) for pair in pairs for each in responses(pair, roles))
+    prompts, branches = _lengths(pairs, roles)
+    longest = int((prompts + branches.max(1)).max()) - 1
+    rows, tokens = len(pairs) * roles, longest
     if layout == "shared":
-        tokens = sum(processed_tokens(pair, layout=layout, roles=roles) for pair in pairs)
-        return Shape(rows=1, row_tokens=tokens, completions=completions)
-    longest = max(
-        len(pair.prompt) + len(each) - 1 for pair in pairs for each in responses(pair, roles)
-    )
-    return Shape(rows=len(pairs) * roles, row_tokens=longest, completions=completions)
+        rows, tokens = 1, int(processed_tokens(pairs, layout=layout, roles=roles).sum())
+    return Shape(rows=rows, row_tokens=tokens, completions=int(branches.sum()), longest=longest)
+
+
+def _lengths(
+    pairs: Sequence[PairTokens], roles: int
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n roles"]]:
+    """Tokens of prompts, and of responses by role."""
+    lengths = as_table(pairs).lengths.astype(np.int64)
+    prompts, chosen, rejected, baseline = lengths.T
+    every = [chosen, rejected, np.where(baseline, baseline, chosen)]
+    return prompts, np.stack(every[:roles], axis=1)
 
 
 def rounded(shape: Shape, *, steps: int = 64) -> Shape:
@@ -119,8 +133,8 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
         A shape that is at most ``1 + 1/steps`` times as large, or larger by :data:`MULTIPLE`.
 
     Examples:
-        >>> rounded(Shape(rows=1, row_tokens=530, completions=65))
-        Shape(rows=1, row_tokens=544, completions=96)
+        >>> rounded(Shape(rows=1, row_tokens=530, completions=65, longest=101))
+        Shape(rows=1, row_tokens=544, completions=96, longest=128)
     """
 
     def up(size: int) -> int:
@@ -129,7 +143,10 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
         return -(-size // grain) * grain
 
     return Shape(
-        rows=shape.rows, row_tokens=up(shape.row_tokens), completions=up(shape.completions)
+        rows=shape.rows,
+        row_tokens=up(shape.row_tokens),
+        completions=up(shape.completions),
+        longest=up(shape.longest),
     )
 
 
@@ -159,7 +176,7 @@ def pack(
 
     Examples:
         >>> pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
-        >>> shape = Shape(rows=1, row_tokens=4, completions=3)
+        >>> shape = Shape(rows=1, row_tokens=4, completions=3, longest=3)
         >>> pack([pair], layout="shared", roles=2, n_pairs=1, shape=shape).rows.tokens.tolist()
         [[1, 2, 3, 0]]
     """
@@ -170,6 +187,7 @@ def pack(
         or too_many
         or least.row_tokens > shape.row_tokens
         or least.completions > shape.completions
+        or least.longest > shape.longest
     ):
         raise ValueError(f"`shape` must hold {len(pairs)} pairs that need {least}, got {shape}")
     rows = np.zeros((4, shape.rows, shape.row_tokens), np.int32)
@@ -197,7 +215,8 @@ def pack(
             column += len(response) - 1
     ids = np.full(n_pairs, -1, np.int32)
     ids[: len(pairs)] = [pair.row for pair in pairs]
-    read = Rows(rows[0], rows[1], rows[2], rows[3], Roles(roles))
+    segments = n_pairs if layout == "shared" else 1
+    read = Rows(rows[0], rows[1], rows[2], rows[3], Bounds(roles, segments, shape.longest))
     return Batch(read, Completions(*completions), lengths, ids >= 0, ids)
 
 
@@ -213,12 +232,12 @@ class _Piece(NamedTuple):
 
 
 def _pieces(pairs: Sequence[PairTokens], layout: Layout, roles: int) -> Iterator[_Piece]:
-    column = 0
+    column, sizes = 0, processed_tokens(pairs, layout=layout, roles=roles).tolist()
     for number, pair in enumerate(pairs):
         every = dict(enumerate(responses(pair, roles)))
         if layout == "shared":
             yield _Piece(0, column, number, number + 1, pair.prompt, every)
-            column += processed_tokens(pair, layout=layout, roles=roles)
+            column += sizes[number]
         else:
             for role, response in every.items():
                 yield _Piece(number * roles + role, 0, number, 1, pair.prompt, {role: response})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -95,6 +95,24 @@ class RowError(ValueError):
 def read_preferences(
     source: str | os.PathLike[str], *, check_content: bool = True
 ) -> list[PreferenceRow]:
+    """Read all preference rows of a source, see :func:`stream_preferences`.
+
+    Args:
+        source: see :func:`llm.row_files.read_rows`.
+        check_content: see :func:`stream_preferences`.
+
+    Returns:
+        The rows, one or more.
+
+    Raises:
+        ValueError: something cannot be read; it names file, line and field.
+    """
+    return list(stream_preferences(source, check_content=check_content))
+
+
+def stream_preferences(
+    source: str | os.PathLike[str], *, check_content: bool = True
+) -> Iterator[PreferenceRow]:
     """Read preference rows: JSONL, JSONL.gz, Parquet, or a data set on the Hugging Face hub.
 
     Columns are ``prompt``, ``chosen``, ``rejected`` and, if there are any, ``baseline`` and
@@ -104,23 +122,22 @@ def read_preferences(
     Args:
         source: see :func:`llm.row_files.read_rows`.
         check_content: refuse rows that :func:`check_row` refuses; otherwise they are left to
-            :func:`llm.tokenize_pairs.tokenize`, which can skip and count them.
+            :func:`llm.tokenization.tokenize`, which can skip and count them.
 
-    Returns:
-        The rows, one or more.
+    Yields:
+        The rows, one or more; none is kept.
 
     Raises:
         ValueError: something cannot be read; it names file, line and field.
     """
-    rows = []
+    number = -1
     for number, read in enumerate(read_rows(source)):
         row = parse_row(read, number)
         if check_content:
             check_row(row)
-        rows.append(row)
-    if not rows:
+        yield row
+    if number < 0:
         raise ValueError(f"{os.fspath(source)} has no rows")
-    return rows
 
 
 def parse_row(read: Row, number: int) -> PreferenceRow:

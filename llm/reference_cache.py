@@ -24,6 +24,7 @@ from rpo_theory.types import ArrayLike
 
 from .batches import Batch
 from .devices import on_host
+from .pair_table import as_table
 from .preference_data import PairTokens
 
 
@@ -117,23 +118,22 @@ def compute(
     Raises:
         ValueError: if a log-probability is not finite, or there are no rows.
     """
-    found: dict[int, np.ndarray] = {}
+    found: list[ReferenceCache] = []
     for batch in batches:
         values = on_host(log_probs(batch))
-        rows, present_ones = (np.ravel(each) for each in (batch.row_ids, batch.present))
-        flat = values.reshape(-1, values.shape[-1])
-        for row, present, value in zip(rows, present_ones, flat, strict=True):
-            if present and not np.isfinite(value).all():
-                raise ValueError(
-                    f"reference log-probabilities of row {row} must be finite, got {value}: look "
-                    "at that row, or compute with a wider dtype"
-                )
-            if present:
-                found[int(row)] = value
-    if not found:
+        present = np.ravel(batch.present)
+        rows = np.ravel(batch.row_ids)[present].astype(np.int64)
+        flat = values.reshape(-1, values.shape[-1])[present]
+        sick = ~np.isfinite(flat).all(1)
+        if sick.any():
+            raise ValueError(
+                f"reference log-probabilities of row {rows[sick][0]} must be finite, got "
+                f"{flat[sick][0]}: look at that row, or compute with a wider dtype"
+            )
+        found.append(ReferenceCache(rows, flat))
+    if not any(one.row_ids.size for one in found):
         raise ValueError("`batches` must hold at least one pair, got none")
-    rows = sorted(found)
-    return ReferenceCache(np.array(rows, np.int64), np.stack([found[row] for row in rows]))
+    return merged(*found)
 
 
 def from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
@@ -149,25 +149,23 @@ def from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
     Raises:
         ValueError: a row has them for fewer responses than the batches.
     """
-    found = {pair.row: pair.reference for pair in pairs if pair.reference is not None}
-    short = [row for row, values in found.items() if len(values) != roles]
-    if short:
+    table = as_table(pairs)
+    known = ~np.isnan(table.reference)
+    table, counts = table.taken(known[:, 0]), known.sum(1)[known[:, 0]]
+    short = np.flatnonzero(counts != roles)
+    if short.size:
         raise ValueError(
-            f"row {short[0]} must have reference log-probabilities of its {roles} responses, got "
-            f"{len(found[short[0]])}: add ref_baseline_logps, or leave all of them out"
+            f"row {table.rows[short[0]]} must have reference log-probabilities of its {roles} "
+            f"responses, got {counts[short[0]]}: add ref_baseline_logps, or leave all of them out"
         )
-    if not found:
-        return None
-    rows = sorted(found)
-    return ReferenceCache(np.array(rows, np.int64), np.array([found[row] for row in rows]))
+    return merged(ReferenceCache(table.rows, table.reference[:, :roles])) if len(table) else None
 
 
-def merged(first: ReferenceCache, second: ReferenceCache) -> ReferenceCache:
-    """Two caches of different rows as one.
+def merged(*caches: ReferenceCache) -> ReferenceCache:
+    """Caches of different rows as one.
 
     Args:
-        first: some rows.
-        second: others.
+        caches: one or more, each of some rows.
 
     Returns:
         All of them, in order.
@@ -177,9 +175,9 @@ def merged(first: ReferenceCache, second: ReferenceCache) -> ReferenceCache:
         >>> merged(one, two).row_ids.tolist()
         [3, 5]
     """
-    rows = np.concatenate([first.row_ids, second.row_ids])
+    rows, values = (np.concatenate(arrays) for arrays in zip(*caches, strict=True))
     order = np.argsort(rows, kind="stable")
-    return ReferenceCache(rows[order], np.concatenate([first.log_probs, second.log_probs])[order])
+    return ReferenceCache(rows[order], values[order])
 
 
 def save(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:

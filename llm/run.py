@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .lora import trainable_filter
 from .model import Decoder
 from .optimizer import make_optimizer
 from .packing import n_roles
-from .preference_data import PairTokens
+from .pair_table import PairTable
 from .reference_cache import Provenance, digest, weights_digest
 from .sample_coverage import SampleCoverage
 from .train_step import TrainState, init_train_state, make_evaluation_step, make_train_step
@@ -52,7 +53,7 @@ class Run:
             trainer.per_device_train_batch_size,
             trainer.gradient_accumulation_steps * self.shards,
             trainer.seed,
-            roles=n_roles([*data.train, *data.evaluation]),
+            roles=max(n_roles(data.train), n_roles(data.evaluation)),
         )
         epochs = trainer.num_train_epochs * self.schedule.steps_per_epoch
         self.total_steps = trainer.max_steps or int(np.ceil(epochs))
@@ -136,10 +137,8 @@ class Run:
         pairs = self.visited_pairs()
         given = reference_cache.from_rows(pairs, self.schedule.n_roles)
         cache = reference_cache.load(path, provenance) if path.exists() else None
-        known = {
-            row for some in (given, cache) if some is not None for row in some.row_ids.tolist()
-        }
-        missing = [pair for pair in pairs if pair.row not in known]
+        known = [some.row_ids for some in (given, cache) if some is not None]
+        missing = pairs.taken(~np.isin(pairs.rows, np.concatenate([[-1], *known])))
         if missing:
             more = self._reference_of(missing)
             cache = more if cache is None else reference_cache.merged(cache, more)
@@ -149,18 +148,18 @@ class Run:
             return cache if given is None else given
         return reference_cache.merged(cache, given)
 
-    def visited_pairs(self) -> list[PairTokens]:
+    def visited_pairs(self) -> PairTable:
         """Pairs that the run's steps and its evaluation use, each once."""
-        steps = range(min(self.total_steps, self.schedule.steps_per_epoch))
-        places = {int(place) for step in steps for place in self.schedule.members(step)}
-        every = self.total_steps > self.schedule.steps_per_epoch
-        used = self.data.train if every else [self.data.train[place] for place in sorted(places)]
-        return [*used, *self.data.evaluation]
+        used = self.data.train
+        if self.total_steps <= self.schedule.steps_per_epoch:
+            steps = [self.schedule.members(step) for step in range(self.total_steps)]
+            used = used.taken(np.sort(np.concatenate(steps)))
+        return PairTable.of(chain(used, self.data.evaluation))
 
-    def _reference_of(self, pairs: list[PairTokens]) -> reference_cache.ReferenceCache:
+    def _reference_of(self, pairs: PairTable) -> reference_cache.ReferenceCache:
         return reference_cache.compute(self.log_probs, self.in_order(pairs))
 
-    def in_order(self, pairs: list[PairTokens]) -> Iterator[Batch]:
+    def in_order(self, pairs: PairTable) -> Iterator[Batch]:
         """All of some pairs, in the shapes of a step's parts."""
         size = self.config.trainer.per_device_train_batch_size
         layout, roles = self.config.data.layout, self.schedule.roles

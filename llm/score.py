@@ -14,6 +14,7 @@ from jax import Array
 from .batch_iterator import Schedule, batches_from
 from .batches import Batch
 from .packing import Layout
+from .pair_table import PairTable
 from .preference_data import PairTokens
 from .sequence_logprobs import response_log_probs
 
@@ -71,7 +72,7 @@ def score(
     if not pairs:
         return []
     graphdef, state = nnx.split(model)
-    compared = [pair._replace(baseline=None) for pair in pairs]
+    compared = PairTable.of(pair._replace(baseline=None) for pair in pairs)
     schedule = Schedule(compared, layout, min(batch_size, len(pairs)))
     n_batches = schedule.steps_per_epoch
     scores: dict[int, Score] = {}

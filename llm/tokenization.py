@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
+from .pair_table import PairTable
 from .preference_data import Messages, PairTokens, PreferenceRow, RowError, check_row
 from .tokenizer import Tokenizer
 
 TruncationMode = Literal["keep_end", "keep_start"]
 OnError = Literal["raise", "skip"]
-COUNTS = ("rows_skipped", "prompts_cut", "responses_cut")
+COUNTS = ("rows", "rows_skipped", "prompts_cut", "responses_cut")
 
 
 class TokenizedData(NamedTuple):
@@ -23,12 +25,12 @@ class TokenizedData(NamedTuple):
             ``prompts_cut`` and ``responses_cut``.
     """
 
-    pairs: list[PairTokens]
+    pairs: PairTable
     report: dict[str, int]
 
 
 def tokenize(
-    rows: Sequence[PreferenceRow],
+    rows: Iterable[PreferenceRow],
     tokenizer: Tokenizer,
     *,
     max_length: int,
@@ -42,7 +44,7 @@ def tokenize(
     a response keeps its first tokens, and at least one of them.
 
     Args:
-        rows: the rows.
+        rows: the rows; of an iterator, one at a time is in memory.
         tokenizer: of the model.
         max_length: most tokens of prompt and response together.
         max_prompt_length: most tokens of a prompt; None for those that the longest response of
@@ -69,40 +71,40 @@ def tokenize(
             "`max_length` must leave room for a token of prompt and one of response, got "
             f"`max_length` {max_length} and `max_prompt_length` {max_prompt_length}"
         )
-    report = Counter({"rows": len(rows), **dict.fromkeys(COUNTS, 0)})
-    pairs = []
-    for row in rows:
-        try:
-            check_row(row)
-            whole = _whole(row, tokenizer)
-            limit = max_prompt_length
-            if limit is None:
-                longest = max(len(one) for one in whole[1:4] if one is not None)
-                limit = max_length - min(longest, max_length // 2)
-            pair = whole._replace(prompt=_cut(whole.prompt, limit, truncation_mode, tokenizer))
-            pair = _with_room(pair, max_length - len(pair.prompt), row.where)
-            if pair != whole and pair.reference is not None:
-                raise RowError(
-                    "reference of a cut row",
-                    f"{row.where}: reference log-probabilities are of the whole row, which is "
-                    f"longer than `max_length` {max_length} lets it be",
-                )
-        except RowError as error:
-            if on_error == "raise":
-                raise
-            report["rows_skipped"] += 1
-            report[f"rows_skipped: {error.reason}"] += 1
-            continue
-        report["prompts_cut"] += pair.prompt != whole.prompt
-        report["responses_cut"] += sum(
-            cut != one for cut, one in zip(pair[1:4], whole[1:4], strict=True)
-        )
-        pairs.append(pair)
-    return TokenizedData(pairs, dict(report))
+    report: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+
+    fitted = partial(
+        _fitted,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        mode=truncation_mode,
+    )
+
+    def pairs() -> Iterator[PairTokens]:
+        for row in rows:
+            report["rows"] += 1
+            try:
+                whole = _whole(row, tokenizer)
+                pair = fitted(whole, row.where)
+            except RowError as error:
+                if on_error == "raise":
+                    raise
+                report["rows_skipped"] += 1
+                report[f"rows_skipped: {error.reason}"] += 1
+                continue
+            report["prompts_cut"] += pair.prompt != whole.prompt
+            report["responses_cut"] += sum(
+                cut != one for cut, one in zip(pair[1:4], whole[1:4], strict=True)
+            )
+            yield pair
+
+    return TokenizedData(PairTable.of(pairs()), dict(report))
 
 
 def _whole(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
     """A row's tokens, all of them."""
+    check_row(row)
     responses: dict[str, tuple[int, ...]] = {}
     name = "prompt"
     try:
@@ -120,6 +122,31 @@ def _whole(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
         raise RowError("no prompt", f"{row.where}: field `prompt` has no tokens")
     chosen, rejected = responses["chosen"], responses["rejected"]
     return PairTokens(prompt, chosen, rejected, responses.get("baseline"), row.row, row.reference)
+
+
+def _fitted(
+    whole: PairTokens,
+    where: str,
+    *,
+    tokenizer: Tokenizer,
+    max_length: int,
+    max_prompt_length: int | None,
+    mode: TruncationMode,
+) -> PairTokens:
+    """A pair of at most so many tokens: its prompt is cut first."""
+    limit = max_prompt_length
+    if limit is None:
+        longest = max(len(one) for one in whole[1:4] if one is not None)
+        limit = max_length - min(longest, max_length // 2)
+    pair = whole._replace(prompt=_cut(whole.prompt, limit, mode, tokenizer))
+    pair = _with_room(pair, max_length - len(pair.prompt), where)
+    if pair != whole and pair.reference is not None:
+        raise RowError(
+            "reference of a cut row",
+            f"{where}: reference log-probabilities are of the whole row, which is "
+            f"longer than `max_length` {max_length} lets it be",
+        )
+    return pair
 
 
 def _cut(

@@ -258,8 +258,7 @@ def check_first_loss(config: TrainConfig, measured: Mapping[str, float]) -> None
 def _opening(run: Run) -> str:
     """What a run says of itself before it starts."""
     objective = run.config.objective
-    lengths = [len(pair.chosen) for pair in run.data.train]
-    mean = float(np.mean(lengths))
+    mean = float(np.mean(run.data.train.lengths[:, 1]))
     weight = weight_per_token(
         eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
     )

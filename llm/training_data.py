@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from .config import DataConfig, ModelConfig
 from .model_source import architecture_of
-from .preference_data import PairTokens, PreferenceRow, read_preferences
+from .pair_table import PairTable
+from .preference_data import PreferenceRow, stream_preferences
 from .reference_cache import digest
 from .row_files import source_files
-from .tokenization import tokenize
+from .tokenization import TokenizedData, tokenize
 from .tokenizer import Tokenizer, load_tokenizer
 
 
@@ -25,8 +28,8 @@ class TrainingData(NamedTuple):
         end_ids: tokens that end a response.
     """
 
-    train: list[PairTokens]
-    evaluation: list[PairTokens]
+    train: PairTable
+    evaluation: PairTable
     provenance: dict[str, str]
     report: dict[str, int]
     end_ids: frozenset[int]
@@ -48,24 +51,14 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
         OSError: a file cannot be read.
     """
     tokenizer = _tokenizer(config, model)
-    # Rows to skip are left to `tokenize`, which counts them.
-    check = config.on_error == "raise"
-    rows = read_preferences(config.train, check_content=check)
-    if config.eval is not None:
-        held_out = [
-            row._replace(row=row.row + len(rows))
-            for row in read_preferences(config.eval, check_content=check)
-        ]
-    elif config.eval_rows >= len(rows):
-        raise ValueError(
-            f"`data.eval_rows` must leave rows to train on, got {config.eval_rows} of {len(rows)}"
-        )
-    else:
-        held_out = rows[len(rows) - config.eval_rows :]
-        rows = rows[: len(rows) - config.eval_rows]
+    rows, held_out = _split(config)
     train = _tokens(rows, tokenizer, config)
     if not train.pairs:
         raise ValueError(f"{config.train}: no row is left to train on: {train.report}")
+    if config.eval is not None:
+        held_out = (
+            row._replace(row=row.row + train.report["rows"]) for row in _rows(config.eval, config)
+        )
     evaluation = _tokens(held_out, tokenizer, config)
     return TrainingData(
         train.pairs,
@@ -80,6 +73,31 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
     )
 
 
+def _split(config: DataConfig) -> tuple[Iterator[PreferenceRow], Iterable[PreferenceRow]]:
+    """Rows to train on, as they are read, and the last ones, which are there when those are."""
+    held_out: deque[PreferenceRow] = deque()
+    n_held_out = 0 if config.eval is not None else config.eval_rows
+
+    def rows() -> Iterator[PreferenceRow]:
+        read = 0
+        for row in _rows(config.train, config):
+            read += 1
+            held_out.append(row)
+            if len(held_out) > n_held_out:
+                yield held_out.popleft()
+        if read <= n_held_out:
+            raise ValueError(
+                f"`data.eval_rows` must leave rows to train on, got {n_held_out} of {read}"
+            )
+
+    return rows(), held_out
+
+
+def _rows(source: str, config: DataConfig) -> Iterator[PreferenceRow]:
+    # Rows to skip are left to `tokenize`, which counts them.
+    return stream_preferences(source, check_content=config.on_error == "raise")
+
+
 def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
     source = config.tokenizer or model.path or "bytes"
     tokenizer, room = load_tokenizer(source), architecture_of(model).vocab_size
@@ -91,7 +109,9 @@ def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def _tokens(rows: Sequence[PreferenceRow], tokenizer: Tokenizer, config: DataConfig) -> Any:
+def _tokens(
+    rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: DataConfig
+) -> TokenizedData:
     return tokenize(
         rows,
         tokenizer,
@@ -104,5 +124,9 @@ def _tokens(rows: Sequence[PreferenceRow], tokenizer: Tokenizer, config: DataCon
 
 def _digest_of(sources: Sequence[str]) -> str:
     """Of the contents of all files."""
-    files = [path for source in sources for path, _ in source_files(source)]
-    return digest("".join(digest(path.read_bytes()) for path in files))
+    total = ""
+    for source in sources:
+        for path, _ in source_files(source):
+            with path.open("rb") as file:
+                total += hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(total)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llm.generate import Decoding
     from llm.model import Decoder
-    from llm.preference_data import PairTokens
+    from llm.pair_table import PairTable
     from llm.tokenizer import Tokenizer
 
 LENGTH = 1024
@@ -85,7 +85,7 @@ def load(model: str, tokenizer: str | None, dtype: str) -> tuple[Decoder, Tokeni
     return decoder, words
 
 
-def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -> list[PairTokens]:
+def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -> PairTable:
     """Read and tokenize preference data; what was cut or skipped is told on stderr.
 
     Args:
@@ -100,7 +100,7 @@ def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -
         ValueError: a row that cannot be used, by file, line and field, or too long a length.
         OSError: the file cannot be read.
     """
-    from llm.preference_data import read_preferences
+    from llm.preference_data import stream_preferences
     from llm.tokenization import tokenize
 
     limit = model.architecture.max_positions
@@ -109,7 +109,7 @@ def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -
         raise ValueError(
             f"argument --max-length: the model reads at most {limit} tokens, got {length}"
         )
-    rows = read_preferences(args.data, check_content=False)
+    rows = stream_preferences(args.data, check_content=False)
     on_error = "skip" if args.skip_bad_rows else "raise"
     data = tokenize(rows, tokenizer, max_length=length, on_error=on_error)
     for name, count in data.report.items():

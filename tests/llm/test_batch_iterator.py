@@ -35,7 +35,7 @@ def make_pairs(count: int, *, longest: int = 6, seed: int = 0) -> list[PairToken
 
 
 def tokens_of(pairs: Sequence[PairTokens], layout: Layout) -> int:
-    return sum(processed_tokens(pair, layout=layout, roles=2) for pair in pairs)
+    return int(processed_tokens(pairs, layout=layout, roles=2).sum())
 
 
 def assert_same(one: Batch, other: Batch) -> None:
