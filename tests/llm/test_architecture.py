@@ -190,12 +190,12 @@ def test_raises_on_scalings_that_cannot_be() -> None:
 
 def test_closed_form_names_of_a_gemma_2_layer() -> None:
     gemma = from_hf_config({"model_type": "gemma2", **SIZES})
-    names = {name for entry in entries(gemma) for name in entry.names(1)}
-    norms = {name.split(".")[-2] for name in names if name.endswith("layernorm.weight")}
-    assert norms == {
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
+    names = {entry.path: entry.name for entry in entries(gemma)}
+    norms = {path[1]: name for path, name in names.items() if name.endswith("layernorm.weight")}
+    assert {ours: name.split(".")[-2] for ours, name in norms.items()} == {
+        "input_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
     }
-    assert "lm_head.weight" not in names
+    assert "lm_head.weight" not in names.values()

@@ -35,6 +35,16 @@ SMALL = Architecture(
     eos_token_id=2,
 )
 FIRST = "model.layers.0.self_attn.q_proj.weight"
+KERNELS = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "output",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+NORMS = {"input_layernorm": "input_norm", "post_attention_layernorm": "mlp_norm"}
 SAME_SUMS = 1e-6  # float32, numbers of order 1
 
 
@@ -69,11 +79,22 @@ def test_roundtrip_gives_the_same_parameters_and_bytes(
 
 
 def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, folder: Path) -> None:
-    tensors = load_file(folder / SINGLE)
-    query, up = decoder.layers.query.kernel[...], decoder.layers.up.kernel[...]
-    np.testing.assert_array_equal(tensors[FIRST], query[0].T)
-    np.testing.assert_array_equal(tensors["model.layers.1.mlp.up_proj.weight"], up[1].T)
-    assert len(tensors) == 2 * 9 + 3
+    tensors, layers = load_file(folder / SINGLE), decoder.layers
+    assert decoder.output is not None
+    expected = {
+        "model.embed_tokens.weight": decoder.embedding[...],
+        "model.norm.weight": decoder.norm.weight[...],
+        "lm_head.weight": decoder.output[...],
+    }
+    for layer in range(SMALL.n_layers):
+        prefix = f"model.layers.{layer}."
+        for theirs, ours in KERNELS.items():
+            expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).kernel[layer].T
+        for theirs, ours in NORMS.items():
+            expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).weight[layer]
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
 
 
 def test_roundtrip_over_several_files(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
