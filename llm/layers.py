@@ -85,11 +85,10 @@ def rms_norm(
 ) -> Float[Array, "... D"]:
     r"""Divide by the root mean square, times a weight, with a gradient that is written out.
 
-    .. math::
+    .. math:: n = x\,s,\quad s = \Big(\tfrac1D\sum_d x_d^2 + \epsilon\Big)^{-1/2},\quad y = w\,n
 
-        n = x\,s,\quad s = \Big(\tfrac1D\sum_d x_d^2 + \epsilon\Big)^{-1/2},\quad y = w\,n,\qquad
-        \bar x = s\Big(w\bar y - n\,\tfrac1D\sum_d (w\bar y\,n)_d\Big),\quad
-        \bar w = \sum_t \bar y_t n_t
+    .. math:: \bar x = s\Big(w\bar y - n\,\tfrac1D\sum_d (w\bar y\,n)_d\Big),\quad
+              \bar w = \sum_t \bar y_t n_t
 
     On a CPU the sums of the rule that JAX derives take seven times as long as those written here.
 

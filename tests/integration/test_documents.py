@@ -66,7 +66,6 @@ COMMANDS_OF_THE_REPOSITORY = {
 """Commands outside a block of a document's own files, and whether they are slow."""
 PYTHON_NOT_RUN = {
     ("docs/finetuning.md", "read_metrics"): "draws two runs of a language model",
-    ("docs/performance.md", "jax.profiler"): "profiles a step of a run",
 }
 SLOW_DOCUMENTS = {
     "docs/howto/python.md",

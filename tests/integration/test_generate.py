@@ -16,6 +16,7 @@ from llm.hf_io import export_model
 from llm.model import Decoder
 from llm.preference_data import Message
 from rpo.cli import main
+from rpo.output import inert
 
 INSTRUCTIONS = [{"instruction": "Say yes.", "dataset": "own"}, {"instruction": "Say\nno."}]
 QUESTIONS = [
@@ -96,7 +97,8 @@ def test_property_a_prompt_is_answered_on_standard_output(
     assert main([*DRAWN, "--prompt", "a"]) == 0
     said = capsys.readouterr().out
     assert main([*DRAWN, "--data", "rows.jsonl", "--out", "out"]) == 0
-    assert said == json.loads((folder / "out").read_text().splitlines()[0])["reply"] + "\n"
+    reply = json.loads((folder / "out").read_text().splitlines()[0])["reply"]
+    assert said == inert(reply) + "\n"  # a random model says control characters too
 
 
 def test_roundtrip_a_prompt_may_be_what_two_conversations_have_in_common(folder: Path) -> None:
