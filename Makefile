@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-parity problems fuzz check docs notebooks bench bench-train crashes storage clean
+.PHONY: install demo test test-slow test-oldest test-parity coverage load mutants problems fuzz check docs notebooks bench bench-train crashes storage clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -15,8 +15,15 @@ test: .venv/installed-test
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest
+
 test-parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+# One fault after another in the formulas and masks: the tests must see each.
+mutants: .venv/installed-test
+	$(BIN)/python tests/mutation/run.py --jobs 2
 
 problems: .venv/installed-test
 	$(BIN)/python tests/torture/problems.py --problems 1000000 --spot-checks 1000 --out $(OUT)/problems
@@ -29,6 +36,16 @@ crashes: .venv/installed-test
 
 storage: .venv/installed-test
 	$(BIN)/python tests/torture/storage.py
+
+load: .venv/installed-test
+	$(BIN)/python tests/torture/load.py --fits 10000000 --pairs 1000000 --minutes 30
+
+# Lines of each package that its tests run; the slow ones need not.
+coverage: .venv/installed-test
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m coverage report --include='rpo_theory/*' --fail-under=95
+	$(BIN)/python -m coverage report --include='bandits/*' --fail-under=95
+	$(BIN)/python -m coverage report --include='llm/*' --fail-under=90
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
@@ -57,7 +74,7 @@ bench-train: .venv/installed .venv-parity/installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/profile_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench
 
 clean:
-	rm -rf .venv .venv-parity $(OUT)
+	rm -rf .venv .venv-oldest .venv-parity $(OUT) .coverage
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed; name one with make PYTHON=...')"
@@ -70,6 +87,11 @@ clean:
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,notebooks,docs]'
 	touch $@ .venv/installed
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test,notebooks,docs]'
+	touch $@
 
 # torch, transformers and trl: only what the parity tests compare with.
 .venv-parity/installed: pyproject.toml constraints.txt

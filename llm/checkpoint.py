@@ -50,7 +50,7 @@ class Checkpoints:
         self.finish()
         sys.unraisablehook = self._hook
 
-    def _complain(self, report: sys.UnraisableHookArgs) -> None:
+    def _complain(self, report: Any) -> None:
         """Where one array of several cannot be written, Orbax gives up the loop of the others."""
         if str(report.exc_value) != "Event loop is closed":
             self._hook(report)

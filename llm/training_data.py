@@ -47,7 +47,7 @@ def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
 
     Raises:
         ValueError: a mistake in a row or a file; it names file, line and field. An architecture
-            that cannot be, or one with fewer tokens than the tokenizer.
+            that cannot be, one with fewer tokens than the tokenizer, or one for shorter sequences.
         OSError: a file cannot be read.
     """
     tokenizer = _tokenizer(config, model)
@@ -99,8 +99,14 @@ def _rows(source: str, config: DataConfig) -> Iterator[PreferenceRow]:
 
 
 def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
+    architecture = architecture_of(model)
+    if config.max_length > architecture.max_positions:
+        raise ValueError(
+            f"`data.max_length` must be at most {architecture.max_positions}, which is how many "
+            f"tokens the model reads, got {config.max_length}"
+        )
     source = config.tokenizer or model.path or "bytes"
-    tokenizer, room = load_tokenizer(source), architecture_of(model).vocab_size
+    tokenizer, room = load_tokenizer(source), architecture.vocab_size
     if tokenizer.vocab_size > room:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model embeds only "

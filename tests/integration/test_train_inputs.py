@@ -156,6 +156,7 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (with_tokenizer(None), OWN, "model: `chat_template` is missing in tokenizer_config.json"),
     (with_tokenizer(TEMPLATE, 300), OWN, "model: the tokenizer has 301 tokens, but the model"),
     (with_config(vocab_size=100), [], "bytes: the tokenizer has 261 tokens, but the model embeds"),
+    (with_config(max_position_embeddings=8), [], "`data.max_length` must be at most 8"),
     (with_config(model_type="gpt2"), [], "model/config.json: `model_type` must be one of"),
     (with_config(hidden_act="tanh"), [], "model/config.json: `hidden_act`"),
     (lambda folder: (folder / "model" / CONFIG).write_text("{"), [], "config.json is not JSON"),
