@@ -137,14 +137,14 @@ class Store:
         if (self.folder / PARTS).exists():
             shutil.rmtree(self.folder / PARTS)
 
-    def table(self, wanted: Callable[[str], bool] = lambda name: True) -> pa.Table:
-        """The whole table.
+    def tables(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pa.Table]:
+        """The whole table, some rows at a time.
 
         Args:
             wanted: which columns.
 
-        Returns:
-            The table.
+        Yields:
+            Tables; one at a time is in memory.
 
         Raises:
             ValueError: the file is damaged.
@@ -152,8 +152,14 @@ class Store:
         path = self.folder / RECORDS
         with _damage_named(path):
             _check_digest(path)
-            names = list(filter(wanted, pq.read_schema(path).names))
-            return pq.read_table(path, columns=names, page_checksum_verification=True)
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                names = list(filter(wanted, file.schema_arrow.names))
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, columns=names)
+
+    def table(self) -> pa.Table:
+        """The whole table in memory, see :meth:`tables`."""
+        return pa.concat_tables(self.tables())
 
     def _part(self, number: int) -> Path:
         return self.folder / PARTS / f"{number:06d}.parquet"

@@ -22,13 +22,12 @@ A column that a figure does not use may be missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Summary = Mapping[str, np.ndarray]
 Interval = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
@@ -62,79 +61,125 @@ NAMES = {
 """How figures write methods and instances; other labels are written as they are."""
 
 
+KEYS = ("label", "environment", "comparisons", "eta_rule", "beta_rule")
+"""Columns that tell a cell of the grid, together with the axes of the design."""
 MEANS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta", "beta")
 """Columns of records that a summary has the means of."""
 
 
 def needed(name: str) -> bool:
     """Whether a column of records is one that a summary and its findings are made of."""
-    keys = ("label", "environment", "comparisons", "eta_rule", "beta_rule", "status")
-    return name in (*keys, *MEANS, "bound_printed") or name.startswith("design.")
+    return name in (*KEYS, *MEANS, "bound_printed", "status") or name.startswith("design.")
 
 
-def summarise(records: pa.Table) -> Summary:
+def summarise(records: Iterable[pa.Table]) -> Summary:
     """Mean and 95 % confidence interval of every cell of a study's grid.
 
     Args:
-        records: a row a fit, see :mod:`bandits.studies`.
+        records: tables of a row a fit, see :mod:`bandits.studies`; one at a time is in memory.
 
     Returns:
         The table that figures are drawn from, with ``seeds``, the number of fits in each cell. A
         column that is nowhere known is left out; an interval of a single fit is nan.
     """
-    axes = [name for name in records.column_names if name.startswith("design.")]
-    cell = ["label", "environment", "comparisons", "eta_rule", "beta_rule", *axes]
-    wanted = [name for name in MEANS if name in records.column_names]
-    sample = pc.VarianceOptions(ddof=1)
-    spreads = [(name, "stddev", sample) for name in wanted]
-    means: list[Any] = [(name, "mean") for name in wanted]
-    ends: list[Any] = [(name, end) for name in ("eta", "beta") for end in ("min", "max")]
-    counts: list[Any] = [([], "count_all"), *ends]
-    keyed = records.select([*cell, *wanted])
-    grouped = keyed.group_by(cell, use_threads=False).aggregate(means + spreads + counts)
-    summary = {name: _plain(grouped[name]) for name in cell}
-    summary["seeds"] = seeds = _plain(grouped["count_all"])
-    for name in wanted:
-        mean, spread = (
-            np.asarray(_plain(grouped[f"{name}_{what}"]), float) for what in ("mean", "stddev")
-        )
+    grouped = pa.concat_tables([_moments(part) for part in records])
+    cell = [name for name in grouped.column_names if name in KEYS or name.startswith("design.")]
+    columns = {name: grouped[name].to_numpy() for name in grouped.column_names}
+    cells = list(zip(*(grouped[name].to_pylist() for name in cell), strict=True))
+    places = {each: place for place, each in enumerate(dict.fromkeys(cells))}
+    where = np.array([places[each] for each in cells])
+    first = np.unique(where, return_index=True)[1]
+    summary = {name: columns[name][first] for name in cell}
+    summary["seeds"] = seeds = _sums(columns["count_all"], where)
+    for name in MEANS:
+        if f"{name}_mean" not in columns:
+            continue
+        n, mean, spread = (columns[f"{name}_{what}"] for what in ("count", "mean", "variance"))
+        mean, spread = _together(n, mean, spread, where)
         if np.isnan(mean).all():
             continue
         summary[name] = mean
         half = STANDARD_ERRORS * spread / np.sqrt(seeds)
         summary[name + "_low"], summary[name + "_high"] = mean - half, mean + half
     for name in ("eta", "beta"):  # a number that is the same for all is that number
-        least, most = (_plain(grouped[f"{name}_{end}"]) for end in ("min", "max"))
+        least, most = np.full(len(seeds), np.inf), np.full(len(seeds), -np.inf)
+        np.minimum.at(least, where, columns[f"{name}_min"])
+        np.maximum.at(most, where, columns[f"{name}_max"])
         summary[name] = np.where(least == most, least, summary[name])
     # The axis is what was asked for; what came of it, seed by seed, is in the records.
     summary["coverage"] = summary["design.coverage"]
     return summary
 
 
-def count_violations(records: pa.Table) -> list[dict[str, Any]]:
+def _moments(part: pa.Table) -> pa.Table:
+    """Counts, means and variances of the cells in a part of the records."""
+    axes = [name for name in part.column_names if name.startswith("design.")]
+    wanted = [name for name in MEANS if name in part.column_names]
+    known: list[Any] = [(name, what) for name in wanted for what in ("count", "mean", "variance")]
+    ends: list[Any] = [(name, end) for name in ("eta", "beta") for end in ("min", "max")]
+    every: list[Any] = [([], "count_all"), *known, *ends]
+    keyed = part.select([*KEYS, *axes, *wanted])
+    grouped = keyed.group_by([*KEYS, *axes], use_threads=False).aggregate(every)
+    words = [pa.types.is_dictionary(field.type) for field in grouped.schema]
+    columns = [
+        column.cast(column.type.value_type) if word else column
+        for column, word in zip(grouped.columns, words, strict=True)
+    ]
+    return pa.table(columns, names=grouped.column_names)
+
+
+def _together(
+    n: Int[np.ndarray, " k"],
+    mean: Float[np.ndarray, " k"],
+    variance: Float[np.ndarray, " k"],
+    where: Int[np.ndarray, " k"],
+) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
+    """Means and standard deviations of cells, of those of the parts that they lie in."""
+    total = np.where(_sums(n, where) > 0, _sums(n, where), np.nan)
+    mean, variance = np.where(n > 0, mean, 0.0), np.where(n > 0, variance, 0.0)
+    overall = _sums(n * mean, where) / total
+    # About the mean of the cell: sums of squares would lose the digits of small variances.
+    apart = _sums(n * (variance + (mean - overall[where]) ** 2), where)
+    return overall, np.sqrt(apart / np.where(total > 1, total - 1, np.nan))
+
+
+def _sums(values: np.ndarray, where: Int[np.ndarray, " k"]) -> np.ndarray:
+    return np.bincount(where, values).astype(values.dtype)
+
+
+def count_violations(records: Iterable[pa.Table]) -> list[dict[str, Any]]:
     """Count the draws in which a method's gap is above its bound.
 
     Args:
-        records: a row a fit.
+        records: tables of a row a fit, see :mod:`bandits.studies`; one at a time is in memory.
 
     Returns:
         For each label with bounds and each form of the bound: the number of ``draws``, of
         ``violations``, and the largest ``ratio`` of gap to bound.
     """
-    found = []
-    every = _plain(records["label"])
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for part in records:
+        for row in _violations(part):
+            key = row["label"], row["form"]
+            known = found.setdefault(key, {**row, "draws": 0, "violations": 0})
+            known["draws"] += row["draws"]
+            known["violations"] += row["violations"]
+            known["ratio"] = max(known["ratio"], row["ratio"])
+    return list(found.values())
+
+
+def _violations(part: pa.Table) -> Iterator[dict[str, Any]]:
+    every = _plain(part["label"])
     for label in dict.fromkeys(every.tolist()):
-        rows = records.filter(pa.array(every == label))
+        rows = part.filter(pa.array(every == label))
         for form in ("bound", "bound_tight", "bound_printed"):
             bound = rows[form].to_numpy()
             known = np.isfinite(bound)
             ratio = rows["gap"].to_numpy()[known] / bound[known]
             if ratio.size:
                 count, largest = int(np.sum(ratio > 1.0)), float(ratio.max())
-                draws = int(ratio.size)
-                row = {"label": label, "form": form, "draws": draws}
-                found.append({**row, "violations": count, "ratio": largest})
-    return found
+                told = {"draws": int(ratio.size), "violations": count, "ratio": largest}
+                yield {"label": label, "form": form, **told}
 
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:

@@ -76,8 +76,6 @@ def training_curves() -> dict[str, Curve]:
 
 def partial_coverage() -> Mapping[str, np.ndarray]:
     """Summary of a study in which the data cover the best policy, but not its rivals."""
-    import pyarrow as pa
-
     from bandits.grid import Method, Study
     from bandits.learned import Options
     from bandits.studies import draw_part, plan, run_part
@@ -87,7 +85,7 @@ def partial_coverage() -> Mapping[str, np.ndarray]:
     methods += [Method(method=name) for name in ("dpo", "two_stage", "greedy_mle")]
     study = Study(methods=methods, **STUDY)
     tables = [run_part(study, part, draw_part(part))[0] for part in plan(study)]
-    return summarise(pa.concat_tables(tables))
+    return summarise(tables)
 
 
 def bridge_curves() -> dict[str, list[tuple[list[int], list[float]]]]:

@@ -162,7 +162,7 @@ class StudyResult(Result):
         """Draw the gap of every method against the comparisons, its mean over all other axes."""
         from bandits.study_summary import labels, summarise
 
-        summary = summarise(self.records)
+        summary = summarise([self.records])
         return plot_gap(summary, _axes(ax), order=labels(summary))
 
 

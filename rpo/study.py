@@ -189,10 +189,9 @@ def _conclude(study: Study, store: Store) -> dict[str, Any]:
 
     from .output import png, svg, to_json, write_whole
 
-    records = store.table(needed)
-    summary = summarise(records)
+    summary = summarise(store.tables(needed))
     written = ["records.parquet", "summary.json", "config.yaml"]
-    violations = count_violations(records)
+    violations = count_violations(store.tables(needed))
     result = document(study, summary, violations)
     write_whole(store.folder / "summary.json", to_json(result))
     for kind in kinds(summary):
@@ -205,9 +204,9 @@ def _conclude(study: Study, store: Store) -> dict[str, Any]:
         if row["form"] == "bound":
             counted = f"{row['violations']:,} of {row['draws']:,} draws"
             _say(f"{row['label']}: the gap is above the theorem's corrected bound in {counted}")
-    solved = sum(word.as_py() in ("SOLVED", "NOT_ATTAINED") for word in records["status"].unique())
-    unsolved = len(records["status"].unique()) - solved
-    if unsolved:
+    parts = store.tables(lambda name: name == "status")
+    words = {word for part in parts for word in part["status"].unique().to_pylist()}
+    if words - {"SOLVED", "NOT_ATTAINED"}:
         _say("some problems were not solved to their tolerance: see the column `status`")
     _say(f"written to {store.folder}: {', '.join(written)}")
     return {"study": study.name, "out": str(store.folder), "written": written, "bounds": violations}

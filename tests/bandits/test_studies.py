@@ -22,7 +22,6 @@ from bandits.study_summary import count_violations, summarise
 GIVEN = Options(baseline="given")
 DESIGN = {"actions": 6, "rare": 2, "rare_comparisons": 1.0, "coverage": 1.5, "reward_max": 2.0}
 SCIPY_POLICY = 1e-4  # L-BFGS-B stops at gradients of 1e-9, at a curvature of about 1e-4
-SAME = 1e-9  # roundoff: another number of problems at once is another program
 SAME_ANSWER = 1e-6  # a learner's own tolerance, in probabilities
 
 
@@ -168,15 +167,15 @@ def test_property_records_do_not_depend_on_how_draws_are_cut_into_parts(
     cut = run(one, tmp_path / "cut").to_pylist()
     names = ("label", "comparisons", "seed")
     told = {tuple(row[name] for name in names): row for row in cut}
-    for row in whole:
-        other = told[tuple(row[name] for name in names)]
-        for name in ("gap", "kl", "coverage"):
-            assert other[name] == pytest.approx(row[name], rel=SAME, abs=SAME)
+    # To the last bit; only SPAC and the certificate of FREEHAND differ in their last digits.
+    assert all(row == told[tuple(row[name] for name in names)] for row in whole)
 
 
-def test_closed_form_means_and_intervals_are_those_of_the_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [7, 10**6])
+def test_closed_form_means_and_intervals_are_those_of_the_seeds(tmp_path: Path, size: int) -> None:
     table = run(study(), tmp_path / "study")
-    summary = summarise(table)
+    # However few rows are in memory at a time.
+    summary = summarise(table.slice(first, size) for first in range(0, len(table), size))
     for place, label in enumerate(summary["label"]):
         n = int(summary["comparisons"][place])
         gaps = [row["gap"] for row in rows(table, label=label, comparisons=n)]
@@ -239,7 +238,7 @@ def test_theorem_the_corrected_bound_holds_on_random_draws(tmp_path: Path) -> No
         seeds=100,
         design={**DESIGN, "coverage": [2.0, 8.0], "reward_max": [0.2, 1.0], "rare_comparisons": 0},
     )
-    found = {row["form"]: row for row in count_violations(run(one, tmp_path / "study"))}
+    found = {row["form"]: row for row in count_violations([run(one, tmp_path / "study")])}
     assert found["bound"]["draws"] == 3 * 2 * 2 * 100
     assert found["bound"]["violations"] <= 0.05 * found["bound"]["draws"]
     assert 0.0 < found["bound"]["ratio"] < found["bound_printed"]["ratio"]
@@ -255,6 +254,6 @@ def test_closed_form_violations_are_counted() -> None:
             "bound_printed": pa.array([None, None, None], pa.float64()),
         }
     )
-    one, tight = count_violations(table)
+    one, tight = count_violations(table.slice(first, 2) for first in range(0, len(table), 2))
     assert one == {"label": "a", "form": "bound", "draws": 2, "violations": 1, "ratio": 1.5}
     assert (tight["form"], tight["draws"], tight["ratio"]) == ("bound_tight", 1, 3.0)

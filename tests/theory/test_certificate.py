@@ -10,8 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpo_theory import maximin, minimax, policy_descent
-from rpo_theory.certificate import certify, kkt_residual, reward_gradient, withhold_unproven
+from rpo_theory import maximin, minimax, policy_descent, unbounded
+from rpo_theory.certificate import (
+    GAP_TOLERANCE,
+    certify,
+    is_proven,
+    kkt_residual,
+    mixture_gap,
+    policy_regret,
+    reduced_defect,
+    reward_gradient,
+    unbounded_defect,
+    withhold_unproven,
+)
 from rpo_theory.objectives import minimax_objective, saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from rpo_theory.types import Problem, Saddle, Solution, Status
@@ -188,3 +199,53 @@ def test_extreme_a_number_that_is_not_finite_is_never_solved(solver: Any, field:
         arrays[field].reshape(-1)[-1] = bad
         found = solver.solve(Problem(*arrays), members, throw=False)
         assert Status(int(found.status)) is Status.NOT_FINITE
+
+
+def test_closed_form_the_regret_of_a_policy_is_what_it_leaves_of_the_objective() -> None:
+    problem = random_problem(3)
+    policy, reward = random_pair(3, TabularBox(np.array(1.5)))
+    left = float(minimax_objective(problem, reward) - saddle_objective(problem, policy, reward))
+    assert float(policy_regret(problem, policy, reward)) == pytest.approx(left, abs=EXACT)
+
+
+def test_closed_form_the_gap_of_a_mixture_is_that_of_the_game_in_which_it_draws() -> None:
+    problem, rng = random_problem(4), np.random.default_rng(4)
+    members, mixture = rng.uniform(0, 1.5, (3, 2, 4)), rng.dirichlet(np.ones(3))
+    policy = rng.dirichlet(np.ones(4), 2)
+    payoffs = np.array([float(saddle_objective(problem, policy, one)) for one in members])
+    mean = np.einsum("k,kxa->xa", mixture, members)
+    # Against the mixture phi is phi at its mean, but for the losses, which are the members' own.
+    apart = mixture @ payoffs - float(saddle_objective(problem, policy, mean))
+    most = float(minimax_objective(problem, mean)) + apart
+    gap = float(mixture_gap(problem, FiniteClass(members), policy, mixture))
+    assert gap == pytest.approx(most - payoffs.min(), abs=EXACT)
+
+
+def test_closed_form_a_gap_is_proven_relative_to_the_larger_of_eta_and_value() -> None:
+    small, large = random_problem(0, eta=0.5), random_problem(0, eta=100.0)
+
+    def proven(problem: Problem, gap: float, value: float) -> bool:
+        return bool(is_proven(problem, np.array(gap), np.array(value)))
+
+    assert proven(small, GAP_TOLERANCE, 0.2)
+    assert not proven(small, 1.01 * GAP_TOLERANCE, 0.2)
+    assert proven(small, 49.0 * GAP_TOLERANCE, -50.0)
+    assert proven(large, 99.0 * GAP_TOLERANCE, 0.2)
+    assert not proven(large, np.nan, 0.2)
+
+
+def test_limit_over_all_rewards_the_defect_is_zero_at_a_saddle_point_alone() -> None:
+    problem = random_problem(5)
+    wins = problem.wins + 0.5 * (1 - np.eye(4))  # every response beats every other: attained
+    problem = problem._replace(wins=wins)
+    batch = Problem(*(np.asarray(leaf)[None] for leaf in problem))
+    found = minimax.solve_batch(batch, Unbounded()).value
+    policy, reward = np.asarray(found.policy)[0], np.asarray(found.reward)[0]
+    assert float(unbounded_defect(problem, policy, reward)) < 1e-10
+    other = reward + np.array([[0.1, 0.0, 0.0, 0.0]] * 2)
+    slope = np.abs(reward_gradient(problem, policy, other)).max()
+    expected = max(float(slope), float(policy_regret(problem, policy, other)))
+    assert float(unbounded_defect(problem, policy, other)) == pytest.approx(expected, rel=1e-12)
+    assert float(reduced_defect(unbounded.reduce(problem), policy, other)) == pytest.approx(
+        expected, rel=1e-12
+    )

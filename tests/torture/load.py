@@ -24,7 +24,7 @@ import soak
 import yaml
 
 MEBIBYTE = 2**20
-MOST_OF_A_STUDY = 3 * 2**30
+MOST_OF_A_STUDY = 2 * 2**30
 MOST_OF_DATA = 2 * 2**30
 METHODS = ("behaviour_cloning", "greedy_mle", "two_stage", "dpo")
 COMPARISONS = (10, 30, 100, 300, 1000)
@@ -40,6 +40,7 @@ class Outcome(NamedTuple):
     Attributes:
         code: its exit code.
         seconds: that it took.
+        worked: seconds of processors.
         peak: its largest resident memory, bytes.
         out: what it printed.
         err: what it said.
@@ -47,6 +48,7 @@ class Outcome(NamedTuple):
 
     code: int
     seconds: float
+    worked: float
     peak: int
     out: str
     err: str
@@ -62,13 +64,15 @@ def child(*command: str, folder: Path) -> Outcome:
         seconds = time.perf_counter() - start
         out.seek(0)
         err.seek(0)
-        return Outcome(process.returncode, seconds, used.ru_maxrss * 1024, out.read(), err.read())
+        worked, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+        return Outcome(process.returncode, seconds, worked, peak, out.read(), err.read())
 
 
 def told(what: str, outcome: Outcome, more: str, *, holds: bool) -> bool:
     """Print a line of the table."""
     peak = f"{outcome.peak / MEBIBYTE:7,.0f} MiB"
-    print(f"{what:34}{outcome.seconds:9,.0f} s {peak}  {'ok' if holds else 'MISSED'}  {more}")
+    times = f"{outcome.seconds:8,.0f} s {outcome.worked:8,.0f} s"
+    print(f"{what:34}{times} {peak}  {'ok' if holds else 'MISSED'}  {more}")
     sys.stdout.flush()
     if not holds:
         print(outcome.err[-2000:], file=sys.stderr)
@@ -93,7 +97,8 @@ def study(options: argparse.Namespace, folder: Path) -> Iterator[bool]:
         path = folder / name / "records.parquet"
         rows = pq.read_metadata(path).num_rows if path.exists() else 0
         holds = ended.code == 0 and rows == config["seeds"] * cells
-        rate = f"{rows / ended.seconds:,.0f} a second, {path.stat().st_size / MEBIBYTE:,.0f} MiB"
+        size = path.stat().st_size if rows else 0
+        rate = f"{rows / ended.worked:,.0f} a second of work, {size / MEBIBYTE:,.0f} MiB"
         holds = holds and ended.peak < MOST_OF_A_STUDY
         yield told(f"study of {rows:,} fits", ended, rate, holds=holds)
 
@@ -220,6 +225,7 @@ def main() -> int:
     if options.stream:
         return stream(options.stream)
     well = True
+    print(f"{'what':37}{'took':>7} {'worked':>10} {'peak':>11}")
     for name in options.only.split(","):
         with tempfile.TemporaryDirectory(prefix="load") as folder:
             for holds in PARTS[name](options, Path(folder)):

@@ -41,21 +41,21 @@ PROBLEM = {
     "reward_class": {"kind": "tabular", "max": 2.0},
 }
 COMMANDS = (
-    ("solve", "problem.json"),
-    ("solve", "problem.json", "--formulation", "maximin"),
-    ("study", "study.yaml", "--out", "study"),
-    ("train", "run.yaml", "--out", "run", "--trainer.max_steps", "8"),
-    ("score", "--model", "exported", "--data", "soak.jsonl", "--out", "scores.jsonl"),
+    "solve problem.json",
+    "solve problem.json --formulation maximin",
+    "study study.yaml --out study",
+    "train run.yaml --out run --trainer.max_steps 8",
+    "score --model exported --tokenizer bytes --data soak.jsonl --out scores.jsonl",
 )
 
 
-def call(*command: str) -> None:
+def call(command: str) -> None:
     """A command of rpo, in this process; what it says is dropped."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = rpo(list(command))
+        code = rpo(command.split())
     if code:
-        raise SystemExit(f"rpo {' '.join(command)} ended with {code}: {said.getvalue()}")
+        raise SystemExit(f"rpo {command} ended with {code}: {said.getvalue()}")
 
 
 def resident() -> float:
@@ -71,12 +71,12 @@ def main() -> int:
     minutes = parser.parse_args().minutes
     Path("study.yaml").write_text(yaml.safe_dump(STUDY))
     Path("problem.json").write_text(json.dumps(PROBLEM))
-    call("train", "run.yaml", "--out", "first", "--trainer.max_steps", "2")
-    call("export", "first", "--out", "exported")
+    call("train run.yaml --out first --trainer.max_steps 2")
+    call("export first --out exported")
     start, samples = time.monotonic(), []
     while time.monotonic() - start < 60 * minutes:
         for command in COMMANDS:
-            call(*command)
+            call(command)
         for name in ("study", "run"):
             shutil.rmtree(name)
         Path("scores.jsonl").unlink()
