@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, NoReturn
 import fuzz_targets
 import mutations
 from fuzz_target import NAME, Target
+from peak_memory import peak_memory
 
 LEAST = 20_000
 """Inputs of a kind at least, of a million."""
@@ -137,7 +138,7 @@ def read_one(target: Target, data: bytes, tally: Tally, journal: Journal) -> Tal
     accepted = attempt(target, data)
     signal.setitimer(signal.ITIMER_PROF, 0)
     took, busy = time.monotonic() - start, time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     assert peak < MAX_BYTES, f"memory has grown to {peak / 2**20:.0f} MiB"
     return Tally(
         tally.inputs + 1,
