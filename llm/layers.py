@@ -98,7 +98,7 @@ def rms_norm(
         epsilon: :math:`\epsilon`.
 
     Returns:
-        :math:`y`, of the same dtype.
+        :math:`y`, of the same dtype; NaN where the squares overflow.
 
     Examples:
         >>> rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0).round(4).tolist()
@@ -110,7 +110,9 @@ def rms_norm(
 def _rms_norm_forward(
     x: Array, weight: Array, epsilon: float
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon
+    # Of an infinite mean the scale would be 0, and so would all that was too large.
+    scale = jnp.where(jnp.isinf(mean), jnp.nan, jax.lax.rsqrt(mean))
     return x * scale * weight, (x, weight, scale)
 
 

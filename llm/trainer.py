@@ -19,7 +19,6 @@ import numpy as np
 
 from rpo_theory.elsewhere import RpoLoss, options_for
 from rpo_theory.reductions import weight_per_token
-from rpo_theory.types import ArrayLike
 
 from . import reference_cache
 from .batch_iterator import batches_from
@@ -29,6 +28,13 @@ from .config import TrainConfig
 from .devices import on_host
 from .diagnostics import Displacement, density_ratio
 from .model_source import make_model
+from .non_finite import (
+    NotFiniteError,
+    last_good,
+    not_finite,
+    refuse_what_is_not_finite,
+    rows_of,
+)
 from .objective import CHOSEN, add, metrics
 from .reference_cache import weights_digest
 from .run import Run
@@ -48,16 +54,8 @@ OWED = "evaluation_owed"
 """In a checkpoint: metrics of its step, if the evaluation that follows it was broken off."""
 
 
-NAMED_ROWS = 16
-"""Rows that an error names."""
-
-
 class InterruptedRunError(Exception):
     """A run was asked to stop, and has saved its state."""
-
-
-class NotFiniteError(ValueError):
-    """A log-probability, loss or gradient is not finite."""
 
 
 def train(
@@ -107,7 +105,7 @@ def train(
         with _asked_to_stop() as stop, checkpoints:
             if owed is not None:
                 tracker.log(first, owed)
-                if not _evaluated(run, cache, coverage, tracker, first, stop):
+                if not _evaluated(run, cache, coverage, checkpoints, tracker, first, stop):
                     raise InterruptedRunError(_stopped_after(first))
             loop = _loop(run, cache, coverage, checkpoints, tracker, first, say, stop)
             for _ in watch(loop, run.total_steps - first):
@@ -149,7 +147,7 @@ def _loop(
         run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
         measured = {name: float(on_host(value)) for name, value in result.metrics.items()}
         flags = on_host(result.non_finite)
-        _refuse_what_is_not_finite(measured, flags, batch, step, checkpoints)
+        refuse_what_is_not_finite(measured, flags, batch, step, checkpoints)
         if step == 0:
             check_first_loss(run.config, measured)
         measured |= _about_step(run, batch, step, time.perf_counter() - started)
@@ -160,11 +158,11 @@ def _loop(
         if alarm is not None:
             say(f"step {done}: {alarm}")
         due = trainer.eval_steps and (done % trainer.eval_steps == 0 or last)
-        owed = bool(due) and not _evaluated(run, cache, coverage, tracker, done, stop)
+        owed = bool(due) and not _evaluated(run, cache, coverage, checkpoints, tracker, done, stop)
         stopping = owed or (not last and _agreed(stop.is_set()))
         if last or stopping or (trainer.save_steps and done % trainer.save_steps == 0):
             if not bool(on_host(all_finite(run.state))):
-                raise _not_finite("the updated parameters", batch, step, checkpoints)
+                raise not_finite("the updated parameters", batch, step, checkpoints)
             checkpoints.save(done, run.state, {OWED: told if owed else None})
         if stopping:
             raise InterruptedRunError(_stopped_after(done))
@@ -175,12 +173,16 @@ def _evaluated(
     run: Run,
     cache: reference_cache.ReferenceCache | None,
     coverage: SampleCoverage | None,
+    checkpoints: Checkpoints,
     tracker: Tracker,
     done: int,
     stop: threading.Event,
 ) -> bool:
     """Evaluate and tell; False if that was broken off, as it may take longer than one may wait."""
-    found = evaluate(run, cache, coverage, stopping=lambda: _agreed(stop.is_set()))
+    try:
+        found = evaluate(run, cache, coverage, stopping=lambda: _agreed(stop.is_set()))
+    except NotFiniteError as error:
+        raise NotFiniteError(f"step {done}: {error}; {last_good(checkpoints)}") from None
     if found is not None:
         tracker.log(done, found)
     return found is not None
@@ -208,6 +210,9 @@ def evaluate(
     Returns:
         Metrics, their names with ``eval_`` before them; none without held-out pairs. None if
         it was broken off.
+
+    Raises:
+        NotFiniteError: a log-probability of the policy is not finite.
     """
     if not run.data.evaluation:
         return {}
@@ -218,8 +223,11 @@ def evaluate(
         batch = batch if cache is None else reference_cache.with_reference(batch, cache)
         more, log_probs = run.evaluation_step(run.state.trainable, run.frozen, run.placed(batch))
         totals = more if totals is None else add(totals, more)
-        here = np.asarray(batch.present)
-        ours.append(on_host(log_probs)[here, CHOSEN])
+        here, log_probs = np.asarray(batch.present), on_host(log_probs)
+        flags = here & ~np.isfinite(log_probs).all(axis=-1)
+        if flags.any():
+            raise NotFiniteError(f"not finite in {_held_out(run, batch, flags)}")
+        ours.append(log_probs[here, CHOSEN])
         if batch.reference is not None:
             theirs.append(np.asarray(batch.reference)[here, CHOSEN])
     means = metrics(run.config.objective, totals or {})
@@ -231,6 +239,14 @@ def evaluate(
     if coverage is not None:
         found["theory/coverage"] = coverage.measure(run.model())
     return {f"eval_{name}": value for name, value in found.items()}
+
+
+def _held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:
+    """Rows by their numbers in their own file, in words."""
+    data = run.config.data
+    if data.eval is None:
+        return f"{rows_of(batch, flags)} of {data.train}"
+    return f"{rows_of(batch, flags, run.data.report['rows'])} of {data.eval}"
 
 
 def check_first_loss(config: TrainConfig, measured: Mapping[str, float]) -> None:
@@ -286,35 +302,6 @@ def _about_step(run: Run, batch: Batch, step: int, seconds: float) -> dict[str, 
         "perf/tokens_per_second": tokens / seconds,
         "perf/padding_fraction": 1.0 - tokens / segments.size,
     }
-
-
-def _refuse_what_is_not_finite(
-    measured: Mapping[str, float],
-    flags: np.ndarray,
-    batch: Batch,
-    step: int,
-    checkpoints: Checkpoints,
-) -> None:
-    wrong = [name for name, value in measured.items() if not np.isfinite(value)]
-    if not wrong and not flags.any():
-        return
-    if flags.any():
-        raise _not_finite(_rows(batch, flags), batch, step, checkpoints)
-    raise _not_finite(f"`{wrong[0]}`", batch, step, checkpoints)
-
-
-def _not_finite(where: str, batch: Batch, step: int, checkpoints: Checkpoints) -> NotFiniteError:
-    last = checkpoints.latest()
-    good = "no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-    of = "" if where.startswith("rows") else f" of the step on {_rows(batch, batch.present)}"
-    return NotFiniteError(f"step {step + 1}: not finite in {where}{of}; {good}")
-
-
-def _rows(batch: Batch, which: ArrayLike) -> str:
-    """Numbers of some rows of a batch, in words; the first few of many."""
-    rows = sorted({int(row) for row in np.asarray(batch.row_ids)[np.asarray(which)]})
-    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
-    return f"rows {', '.join(map(str, rows[:NAMED_ROWS]))}{more}"
 
 
 def _agreed(stop: bool) -> bool:

@@ -31,6 +31,16 @@ def test_gradient_of_the_norm_is_the_derived_one(shape: tuple[int, ...]) -> None
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=EXACT)
 
 
+def test_extreme_a_norm_whose_squares_overflow_is_nan_and_not_zero() -> None:
+    x = jnp.array([[1e20, 1.0], [1e18, 1e18]], jnp.float32)
+    one, pull = jax.vjp(lambda x: rms_norm(x, jnp.ones(2, jnp.float32), 1e-6), x)
+    assert np.isnan(one[0]).all()
+    np.testing.assert_allclose(one[1], 1.0, rtol=1e-6)
+    (slope,) = pull(jnp.ones_like(x))
+    assert np.isnan(slope[0]).all()
+    assert np.isfinite(slope[1]).all()
+
+
 @pytest.mark.parametrize(("n_in", "n_out"), [(3, 8), (8, 3), (4, 4)])
 def test_gradient_of_a_product_is_the_derived_one(n_in: int, n_out: int) -> None:
     x, kernel, slope = drawn((2, 5, n_in), (n_in, n_out), (2, 5, n_out))

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 
 from llm import reference_cache, trainer
 from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from llm.non_finite import NotFiniteError
 from llm.objective import ObjectiveConfig
 from llm.run import Run
 from llm.tracking import JsonLines
-from llm.trainer import InterruptedRunError, NotFiniteError, parameters_sha256, train
+from llm.trainer import InterruptedRunError, parameters_sha256, train
 from llm.training_data import TrainingData, load_data
 
 TINY = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
@@ -205,6 +206,21 @@ def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: P
     with pytest.raises(NotFiniteError, match=r"step 2: not finite in rows [\d, ]+; the last good"):
         run(one, tmp_path / "run")
     assert "event" not in lines(tmp_path / "run")[-1]
+
+
+def test_raises_where_only_the_evaluation_overflows_and_names_its_rows(
+    folder: Path, tmp_path: Path
+) -> None:
+    far = OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
+    one = dataclasses.replace(config(folder, max_steps=1, eval_steps=1), optimizer=far)
+    message = r"step 1: not finite in rows 14, 15 of \S+rows.jsonl; no checkpoint yet"
+    with pytest.raises(NotFiniteError, match=message):
+        run(one, tmp_path / "run")
+    assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
+    (folder / "held_out.jsonl").write_text((folder / "rows.jsonl").read_text())
+    of_its_own = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
+    with pytest.raises(NotFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
+        run(dataclasses.replace(one, data=of_its_own), tmp_path / "other")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
