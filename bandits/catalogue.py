@@ -76,7 +76,7 @@ def draw_environment(
             check_draw(n_comparisons, seeds)
             return _repeated(NAMED[name](n_comparisons), len(seeds))
         case "votes" if name:
-            return draw_from_votes(
+            return _draw_from_votes(
                 Path(name),
                 n_comparisons,
                 seeds,
@@ -89,7 +89,7 @@ def draw_environment(
     )
 
 
-def draw_from_votes(
+def _draw_from_votes(
     path: Path,
     n_comparisons: int,
     seeds: Int[np.ndarray, " B"],

@@ -102,7 +102,15 @@ class Design:
         return float(np.sum(self.contexts**-2.0 / self.data_prompts()))
 
     def baseline_rank(self) -> int:
-        """Rank of the baseline response: in the middle of those that are not rare."""
+        """Rank of the baseline response: in the middle of those that are not rare.
+
+        Returns:
+            A rank, from 0 for the best response.
+
+        Examples:
+            >>> Design(actions=10).baseline_rank(), Design(actions=10, rare=3).baseline_rank()
+            (5, 3)
+        """
         return (self.actions - self.rare) // 2
 
 
@@ -204,6 +212,13 @@ def check_draw(n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Int[np.ndarr
 
     Raises:
         ValueError: a number out of range.
+
+    Examples:
+        >>> check_draw(1, np.array([3, 0])).tolist()
+        [3, 0]
+        >>> check_draw(1, np.array([3, -1]))
+        Traceback (most recent call last):
+        ValueError: `seeds` must be at least 0, got -1
     """
     if n_comparisons < 1:
         raise ValueError(f"`n_comparisons` must be at least 1, got {n_comparisons}")

@@ -207,7 +207,18 @@ def best_arms(true_reward: Float[np.ndarray, "x a"]) -> Float[np.ndarray, "x a"]
 
 
 def generator(key: Key[Array, ""]) -> np.random.Generator:
-    """NumPy generator seeded from a JAX key."""
+    """NumPy generator seeded from a JAX key.
+
+    Args:
+        key: the key.
+
+    Returns:
+        A generator whose draws are a function of the key.
+
+    Examples:
+        >>> generator(jax.random.key(7)).integers(100, size=4).tolist()
+        [79, 3, 22, 77]
+    """
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 

@@ -258,11 +258,11 @@ def _positive(
         size = reward_class.features.shape[-1]
     path = path_following.follow(smoothed, jnp.zeros(size, wins.dtype))
     reward, _ = _inside(reward_class, path.point, wins.shape[:2])
-    gap = dpop_gap(problem, reward_class, reward, penalty, path.temperature)
+    gap = _dpop_gap(problem, reward_class, reward, penalty, path.temperature)
     return gibbs_policy(reward, problem.reference_policy, problem.beta), reward, gap
 
 
-def dpop_gap(
+def _dpop_gap(
     problem: Problem,
     reward_class: TabularBox | LinearBall,
     reward: Float[Array, "x a"],

@@ -198,7 +198,20 @@ def written_out(label: str) -> str:
 
 
 def interval(summary: Summary, name: str) -> Interval:
-    """A mean and the ends of its interval, which are the mean itself if there are none."""
+    """A mean and the ends of its interval, which are the mean itself if there are none.
+
+    Args:
+        summary: the table.
+        name: of the mean's column.
+
+    Returns:
+        Mean, lower and upper end, of every row.
+
+    Examples:
+        >>> table = {"gap": np.array([1.0, 2.0]), "gap_low": np.array([0.5, np.nan])}
+        >>> [each.tolist() for each in interval(table, "gap")]
+        [[1.0, 2.0], [0.5, 2.0], [1.0, 2.0]]
+    """
     mean = np.asarray(summary[name], np.float64)
     ends = (np.asarray(summary.get(name + end, mean), float) for end in ("_low", "_high"))
     low, high = (np.where(np.isnan(end), mean, end) for end in ends)

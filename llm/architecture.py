@@ -183,10 +183,26 @@ class Architecture:
 
     @property
     def attention_scale(self) -> float:
-        """Factor of attention logits."""
+        """Factor of attention logits.
+
+        Examples:
+            >>> sizes = {"vocab_size": 8, "width": 32, "hidden_units": 8, "n_layers": 1}
+            >>> Architecture(**sizes, n_heads=2).attention_scale  # heads of size 16
+            0.25
+            >>> Architecture(**sizes, n_heads=2, query_scalar=4).attention_scale
+            0.5
+        """
         return (self.query_scalar or self.head_size) ** -0.5
 
     @property
     def mixes_local_layers(self) -> bool:
-        """Whether some layers are local and some are not."""
+        """Whether some layers are local and some are not.
+
+        Examples:
+            >>> sizes = {"vocab_size": 8, "width": 32, "hidden_units": 8, "n_layers": 2}
+            >>> flags = [(True, False), (True, True)]
+            >>> local = [Architecture(**sizes, n_heads=2, window=4, local_layers=f) for f in flags]
+            >>> [architecture.mixes_local_layers for architecture in local]
+            [True, False]
+        """
         return any(self.local_layers) and not all(self.local_layers)

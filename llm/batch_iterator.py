@@ -46,7 +46,12 @@ class Schedule:
 
     @property
     def pairs_per_step(self) -> int:
-        """Pairs of a step."""
+        """Pairs of a step.
+
+        Examples:
+            >>> Schedule((), "shared", pairs_per_part=4, accumulation=3).pairs_per_step
+            12
+        """
         return self.pairs_per_part * self.accumulation
 
     @property

@@ -78,11 +78,11 @@ def expect(config: TrainConfig, data: TrainingData) -> Expectation:
         tokens_per_step=int(np.mean(tokens)),
         flops_per_step=flops,
         peak_bytes_per_device=estimated_peak(step, rows, completions),
-        seconds=steps * flops / (EFFICIENCY * jax.device_count() * product_rate(config)),
+        seconds=steps * flops / (EFFICIENCY * jax.device_count() * _product_rate(config)),
     )
 
 
-def product_rate(config: TrainConfig) -> float:
+def _product_rate(config: TrainConfig) -> float:
     """FLOPs a second of one device in matrix products of the model's dtype, measured.
 
     Args:

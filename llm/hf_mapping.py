@@ -34,7 +34,13 @@ class Entry(NamedTuple):
 
     @property
     def stacked(self) -> bool:
-        """Whether the parameter holds all layers."""
+        """Whether the parameter holds all layers.
+
+        Examples:
+            >>> names = "model.norm.weight", "model.layers.{layer}.mlp.up_proj.weight"
+            >>> [Entry(("norm", "weight"), name).stacked for name in names]
+            [False, True]
+        """
         return "{layer}" in self.name
 
     def names(self, n_layers: int) -> list[str]:

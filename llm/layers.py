@@ -32,12 +32,34 @@ KEPT = "kept"
 
 
 def keep(parts: Any) -> Any:
-    """Name arrays :data:`KEPT`; the rest of a layer is norms, rotations and activations of them."""
+    """Name arrays :data:`KEPT`; the rest of a layer is norms, rotations and activations of them.
+
+    Args:
+        parts: a tree of arrays.
+
+    Returns:
+        The same tree; only what is kept for the backward pass changes.
+
+    Examples:
+        >>> [equation.params["name"] for equation in jax.make_jaxpr(keep)({"x": 1.0}).eqns]
+        ['kept']
+    """
     return jax.tree.map(lambda x: checkpoint_name(x, KEPT), parts)
 
 
 def alone(x: Array) -> Array:
-    """What a device tells the others where there are none."""
+    """What a device tells the others where there are none.
+
+    Args:
+        x: what they would hear.
+
+    Returns:
+        The same.
+
+    Examples:
+        >>> alone(jnp.array([1.0, 2.0])).tolist()
+        [1.0, 2.0]
+    """
     return x
 
 

@@ -98,7 +98,12 @@ class ObjectiveConfig:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the objective asks for reference log-probabilities."""
+        """Whether the objective asks for reference log-probabilities.
+
+        Examples:
+            >>> [ObjectiveConfig(method=method).needs_reference for method in ("rpo", "sft")]
+            [True, False]
+        """
         return self.method != "sft"
 
     @property

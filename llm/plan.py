@@ -91,7 +91,15 @@ class Plan:
 
 
 def known_topologies() -> str:
-    """Slices that :func:`make_plan` understands, for messages."""
+    """Slices that :func:`make_plan` understands, for messages.
+
+    Returns:
+        A pattern for each kind of TPU, and each GPU.
+
+    Examples:
+        >>> known_topologies().split("; ")
+        ['v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB', 'a100-40:N, a100:N, h100:N, h200:N, l40s:N']
+    """
     tpus = ", ".join(f"{kind}:AxB" + ("xC" if kind in ("v4", "v5p") else "") for kind in TPU_MEMORY)
     return f"{tpus}; " + ", ".join(f"{kind}:N" for kind in GPU_MEMORY)
 

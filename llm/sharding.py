@@ -77,6 +77,12 @@ def is_partial(path: Path) -> bool:
 
     Returns:
         True where its gradient is a sum over them.
+
+    Examples:
+        >>> is_partial(("layers", "query_norm", "weight")), is_partial(("norm", "weight"))
+        (True, False)
+        >>> [is_partial(("layers", name, "a")) for name in ("query", "down")]  # adapters
+        [True, False]
     """
     if path[-2:-1] in (("query_norm",), ("key_norm",)):
         return True
@@ -102,7 +108,12 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Devices with pairs of their own, times ``tensor`` fewer than all."""
+        """Devices with pairs of their own, times ``tensor`` fewer than all.
+
+        Examples:
+            >>> Layout(data=2, fsdp=3, tensor=4, splits=()).shards
+            6
+        """
         return self.data * self.fsdp
 
     def split_of(self, path: Path) -> Spec:

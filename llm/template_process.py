@@ -59,6 +59,11 @@ def compile_template(source: str, now: datetime.datetime) -> jinja2.Template:
 
     Returns:
         The template.
+
+    Examples:
+        >>> year = compile_template("{{ strftime_now('%Y') }}", datetime.datetime(2024, 5, 6))
+        >>> year.render()
+        '2024'
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
@@ -92,7 +97,7 @@ def render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> 
     return "".join(parts)
 
 
-def confine() -> None:
+def _confine() -> None:
     """Give up what a template needs not; nothing gives it back."""
     for module in LATER:
         importlib.import_module(module)
@@ -110,9 +115,9 @@ def confine() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
 
-def serve() -> None:
+def _serve() -> None:
     """Answer requests until there are no more."""
-    confine()
+    _confine()
     template = None
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -157,4 +162,4 @@ def _to_json(
 
 
 if __name__ == "__main__":
-    serve()
+    _serve()

@@ -192,7 +192,18 @@ def into_ball(point: Float[Array, " d"], radius: Float[Array, ""]) -> Float[Arra
 
 
 def positive_or_one(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-    """The value where it is positive, else 1: a denominator."""
+    """The value where it is positive, else 1: a denominator.
+
+    Args:
+        value: any numbers.
+
+    Returns:
+        Positive numbers.
+
+    Examples:
+        >>> positive_or_one(jnp.array([2.0, 0.0, -3.0])).tolist()
+        [2.0, 1.0, 1.0]
+    """
     value = jnp.asarray(value)
     return jnp.where(value > 0, value, 1.0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bandits import negative_controls
 from bandits.agreement import Agreement, measure_agreement
-from bandits.negative_controls import negative_controls
 from rpo.demo import CEILINGS, INSTANCES
 
 GAP = 1e-10  # relative to max(1, |value|)
@@ -38,7 +38,25 @@ def test_property_the_instances_are_spread_as_promised(records: list[Agreement])
     assert max(record.actions for record in records) > 20
 
 
-def test_golden_negative_controls_have_the_gap_known_in_advance() -> None:
-    for control in negative_controls():
-        assert control.duality_gap == pytest.approx(control.expected, abs=THREE_DIGITS)
-        assert control.duality_gap > 0.1
+def best_bet(beta: float, steepness: float, angles: int) -> float:
+    """What the best policy gains over the uniform one, less KL, by the least favourable neuron."""
+    gains = []
+    for turn in 2 * np.pi * np.arange(angles) / angles:
+        reward = 1 / (1 + np.exp(-steepness * np.cos(turn - 2 * np.pi * np.arange(3) / 3)))
+        policy = np.exp(reward / beta) / np.exp(reward / beta).sum()
+        gains.append((policy - 1 / 3) @ reward - beta * policy @ np.log(3 * policy))
+    return min(gains)
+
+
+def test_golden_negative_controls_have_the_gap_known_in_advance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    two = negative_controls.two_rewards()
+    neuron, policies = negative_controls.one_neuron(), negative_controls.two_policies()
+    known = [0.145, 0.268, 0.347, 0.388, best_bet(0.1, 4.0, 24), 0.5]
+    every = [*two, neuron, policies]
+    assert [control.duality_gap for control in every] == pytest.approx(known, abs=THREE_DIGITS)
+    assert [control.expected for control in every] == pytest.approx(known, abs=1e-12)
+    for name, made in (("two_rewards", two), ("one_neuron", neuron), ("two_policies", policies)):
+        monkeypatch.setattr(negative_controls, name, lambda made=made: made)
+    assert negative_controls.negative_controls() == every

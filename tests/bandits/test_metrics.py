@@ -7,7 +7,7 @@ import pytest
 
 from bandits.environments import Instance, best_arms
 from bandits.learned import Learned, mle_reward, per_prompt
-from bandits.metrics import kl, measure_policy, measure_setting
+from bandits.metrics import Setting, kl, measure_policy, measure_setting, theorem_eta
 from bandits.pessimism import confidence_radius
 from rpo_theory.rewards import LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
@@ -90,3 +90,14 @@ def test_closed_form_the_radius_of_the_confidence_ellipsoid(safe: float) -> None
     expected = 2.0 * np.sqrt((4.0 + np.log(10.0)) / slope**2 + 0.01 * 0.75**2 * 4.0)
     radius = confidence_radius(TabularBox(np.array(1.5)), np.array(0.0), (2, 2), **given)
     assert float(radius) == pytest.approx(expected)
+
+
+def test_closed_form_the_weight_of_the_theorem_knows_no_coefficient() -> None:
+    setting = Setting(np.array([9.0, 9.0]), np.zeros(2), np.array([0.0, 1.0]), np.array([2.0, 3.0]))
+    n = np.array([100.0, 400.0])
+    printed = np.sqrt(24 / n) * setting.complexity / (1 + np.exp(setting.reward_max)) ** 2
+    np.testing.assert_allclose(theorem_eta(setting, n, "theorem"), printed, rtol=1e-14)
+    # The sharpest modulus is an eighth of the slope of the sigmoid at the widest difference.
+    slope = 1 / (2 + np.exp(setting.reward_max) + np.exp(-setting.reward_max))
+    tight = np.sqrt(24 * slope / 8 / n) * setting.complexity
+    np.testing.assert_allclose(theorem_eta(setting, n, "tight"), tight, rtol=1e-14)

@@ -126,3 +126,12 @@ def test_raises_a_write_that_fails_leaves_nothing_behind(
         store.write_part(2, part(2), TIMES)
     assert not store.has_part(2)
     assert not list((tmp_path / "parts").glob("*.unfinished"))
+
+
+def test_roundtrip_the_table_comes_part_by_part_and_by_column(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.merge(2)
+    tables = list(store.tables(lambda name: name == "gap"))
+    assert [table.column_names for table in tables] == [["gap"], ["gap"]]
+    gaps = [table["gap"].to_pylist() for table in tables]
+    assert gaps == [[0.1, None, np.inf], [1.1, None, np.inf]]

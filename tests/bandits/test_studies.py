@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -257,3 +259,43 @@ def test_closed_form_violations_are_counted() -> None:
     one, tight = count_violations(table.slice(first, 2) for first in range(0, len(table), 2))
     assert one == {"label": "a", "form": "bound", "draws": 2, "violations": 1, "ratio": 1.5}
     assert (tight["form"], tight["draws"], tight["ratio"]) == ("bound_tight", 1, 3.0)
+
+
+def test_parity_a_part_holds_each_of_its_draws_as_if_drawn_alone() -> None:
+    (part,) = studies.plan(study(comparisons=[9, 99], seeds=2, first_seed=5))
+    drawn = studies.draw_part(part)
+    alone = [(9, 5), (9, 6), (99, 5), (99, 6)]
+    for place, (comparisons, seed) in enumerate(alone):
+        one = draw(Design(**DESIGN), comparisons, np.array([seed]))
+        for many, leaf in zip(*map(jax.tree.leaves, (drawn, one)), strict=True):
+            np.testing.assert_array_equal(many[place], leaf[0])
+
+
+def test_property_a_part_is_learned_and_timed_row_by_row() -> None:
+    one = study(methods=[Method(method="behaviour_cloning")])
+    (part,) = studies.plan(one)
+    instance = studies.draw_part(part)
+    records, times = studies.run_part(one, part, instance)
+    assert records["comparisons"].to_pylist() == [100.0] * 4 + [1000.0] * 4
+    assert records["seed"].to_pylist() == [0.0, 1.0, 2.0, 3.0] * 2
+    truth, best = np.asarray(instance.true_reward), np.asarray(instance.comparator)
+    wins = np.asarray(instance.problem.wins).sum(axis=3)
+    cloned = wins / wins.sum(axis=2, keepdims=True)
+    gaps = ((best - cloned) * truth).sum(axis=(1, 2))
+    np.testing.assert_allclose(records["gap"].to_numpy(), gaps, atol=1e-12)
+    assert times["what"].to_pylist() == ["setting", "behaviour_cloning"]
+    assert times["fits"].to_pylist() == [8, 8]
+
+
+def test_closed_form_a_study_costs_what_a_few_of_its_draws_take_times_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = study(methods=[Method(method="behaviour_cloning")], comparisons=[9, 99], seeds=8)
+    clock = itertools.count(step=2.0)  # each of the two readings of a shape is 2 s after the last
+    monkeypatch.setattr(studies.time, "perf_counter", clock.__next__)
+    monkeypatch.setattr(studies, "run_part", lambda *_: None)
+    monkeypatch.setattr(studies, "TRIED", 4)
+    cost = studies.expected_cost(one, studies.plan(one))
+    assert cost.seconds == 2.0 * 16 / 4
+    assert cost.fits == 4
+    assert cost.bytes == studies.COPIES * 8 * 16 * DESIGN["actions"] ** 2

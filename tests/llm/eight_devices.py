@@ -25,7 +25,7 @@ from llm.architecture import Architecture
 from llm.batch_iterator import Schedule
 from llm.batches import Batch
 from llm.config import MeshConfig, ModelConfig
-from llm.devices import Devices, make_mesh
+from llm.devices import Devices, devices_of, make_mesh, on_host
 from llm.hf_io import export_model
 from llm.lora import add_lora, trainable_filter
 from llm.model import Decoder
@@ -138,18 +138,62 @@ def made_on_mesh() -> dict[str, Any]:
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), whole, split)
     kernel = split["layers"]["up"]["kernel"].get_value()
     return {
-        "case": "made",
         "same": all(jax.tree.leaves(same)),
         "share": kernel.addressable_shards[0].data.size / kernel.size,
         "read_at_once": max(sizes) / at_once,
     }
 
 
+def devices_and_model() -> tuple[Devices, Decoder]:
+    """All devices, as a configuration asks for them."""
+    model = make_model("plain")
+    devices = devices_of(MeshConfig(**MESHES["all"]), model)
+    assert devices is not None
+    return devices, model
+
+
+def measured_on_mesh() -> dict[str, Any]:
+    """A measure of one number a pair, of four parts of a pair a device."""
+    devices, _ = devices_and_model()
+
+    def on_device(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
+        each = trainable["factor"] * batches
+        return {"total": each.sum()}, each
+
+    pairs = devices.dealt(np.arange(float(N_PAIRS)))
+    measure = jax.jit(devices.measures(on_device))
+    totals, each = measure({"factor": jnp.array(3.0)}, {}, devices.place_batches(pairs), None)
+    return {"total": float(totals["total"]), "each": on_host(each).tolist()}
+
+
+def where_on_mesh() -> dict[str, Any]:
+    """Where parameters lie, and what is no parameter."""
+    devices, model = devices_and_model()
+    every: Any = nnx.state(model)
+    kernel = every["layers"]["up"]["kernel"].get_value()
+    tree = {
+        "embedding": every["embedding"].get_value(),
+        "layers": {"up": {"kernel": kernel}},
+        "other": np.arange(3.0),
+    }
+    where, placed = devices.shardings(tree), devices.place(tree)
+    leaves = jax.tree.leaves(placed)
+    both = zip(leaves, jax.tree.leaves(tree), strict=True)
+    return {
+        "sizes": dict(devices.mesh.shape),
+        "splits": [str(tuple(sharding.spec)) for sharding in jax.tree.leaves(where)],
+        "shares": [leaf.addressable_shards[0].data.shape for leaf in leaves],
+        "one": str(tuple(devices.sharding(("layers", "up", "kernel")).spec)),
+        "on_host": all(np.array_equal(on_host(there), leaf) for there, leaf in both),
+    }
+
+
 def main() -> None:
     """Print a line for each case."""
     jax.config.update("jax_enable_x64", True)
-    if sys.argv[1:] == ["made"]:
-        sys.stdout.write(json.dumps(made_on_mesh()) + "\n")
+    if sys.argv[1:] == ["arrays"]:
+        found = {"made": made_on_mesh(), "measured": measured_on_mesh(), "where": where_on_mesh()}
+        sys.stdout.write(json.dumps(found) + "\n")
         return
     pairs, alone = make_pairs(), {}
     for name, mesh in (case for case in CASES if case[0] in sys.argv[1:]):

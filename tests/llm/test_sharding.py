@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from llm.architecture import Architecture
 from llm.model import Decoder
-from llm.sharding import make_layout, mesh_sizes
+from llm.sharding import Layout, make_layout, mesh_sizes
 
 ROUNDING = 1e-12  # float64 sums in another order
+N_PAIRS = 16  # of the script
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
@@ -63,11 +67,39 @@ def test_gradient_of_meshes_of_eight_devices_is_that_of_one_device(models: list[
     assert max(off.values()) < ROUNDING, off
 
 
-def test_property_a_model_is_read_onto_a_mesh_share_by_share_with_the_same_values() -> None:
-    (made,) = on_eight_devices("made")
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, Any]:
+    """What becomes of arrays on a mesh of eight devices."""
+    (case,) = on_eight_devices("arrays")
+    return case
+
+
+def test_property_a_model_is_read_onto_a_mesh_share_by_share_with_the_same_values(
+    arrays: dict[str, Any],
+) -> None:
+    made = arrays["made"]
     assert made["same"]
     assert made["share"] == 1 / 4  # along fsdp and tensor, beside a copy along data
     assert made["read_at_once"] <= 1 / 4
+
+
+def test_closed_form_what_is_measured_is_summed_over_pairs_and_told_of_each(
+    arrays: dict[str, Any],
+) -> None:
+    pairs = np.arange(N_PAIRS)
+    assert arrays["measured"]["total"] == 3.0 * pairs.sum()
+    np.testing.assert_array_equal(np.ravel(arrays["measured"]["each"]), 3.0 * pairs)
+
+
+def test_closed_form_arrays_lie_where_the_layout_wants_them_and_come_back_whole(
+    arrays: dict[str, Any],
+) -> None:
+    where = arrays["where"]
+    assert where["sizes"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert where["splits"] == ["(('tensor', 'fsdp'), None)", "(None, 'fsdp', 'tensor')", "()"]
+    assert where["shares"] == [[8, 16], [2, 8, 12], [3]]
+    assert where["one"] == where["splits"][1]
+    assert where["on_host"]
 
 
 def test_closed_form_devices_hold_their_share_of_every_large_parameter() -> None:
@@ -121,3 +153,101 @@ def test_closed_form_what_does_not_divide_along_fsdp_lies_on_every_device() -> N
     assert layout.split_of(("embedding",)) == (None, None)
     assert layout.split_of(("layers", "gate", "kernel")) == (None, None, "tensor")
     assert layout.split_of(("layers", "down", "kernel")) == (None, "tensor", None)
+
+
+def on_named_axes(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function on devices along ``tensor`` and ``fsdp``, which vmap's named axes stand for."""
+    on_all = jax.vmap(jax.vmap(function, axis_name="fsdp"), axis_name="tensor")
+    return jax.jit(on_all)(*arguments)
+
+
+def cut(leaf: np.ndarray, spec: Any, sizes: dict[str, int]) -> np.ndarray:
+    """Shares of an array by its split, ``[tensor, fsdp, ...]``, the slower axis first."""
+    shares = []
+    for tensor in range(sizes["tensor"]):
+        for fsdp in range(sizes["fsdp"]):
+            place, share = {"tensor": tensor, "fsdp": fsdp}, leaf
+            for axis, over in enumerate(spec):
+                for name in () if over is None else (over,) if isinstance(over, str) else over:
+                    share = np.split(share, sizes[name], axis)[place[name]]
+            shares.append(share)
+    return np.stack(shares).reshape(sizes["tensor"], sizes["fsdp"], *shares[0].shape)
+
+
+ON_FOUR = {"data": 1, "fsdp": 2, "tensor": 2}
+RNG = np.random.default_rng(0)
+
+
+def layout_on_four(**changed: Any) -> Layout:
+    return make_layout(ON_FOUR, shapes(**changed), head_counts=(4, 2), width=16)
+
+
+def test_closed_form_a_layers_parameters_are_gathered_but_for_their_share_along_tensor() -> None:
+    layout = layout_on_four()
+    whole = {
+        "up": {"kernel": RNG.normal(size=(16, 24))},
+        "down": {"kernel": RNG.normal(size=(24, 16))},
+        "mlp_norm": {"weight": RNG.normal(size=16)},
+    }
+
+    def shares(name: str, kind: str) -> np.ndarray:
+        return cut(whole[name][kind], layout.split_of(("layers", name, kind))[1:], ON_FOUR)
+
+    slices = {name: {kind: shares(name, kind) for kind in of} for name, of in whole.items()}
+    found = on_named_axes(lambda slices: layout.gathered(slices, jnp.float32), slices)
+    for tensor in range(2):
+        for fsdp in range(2):
+            mine = jax.tree.map(lambda leaf, at=(tensor, fsdp): np.asarray(leaf[at]), found)
+            half = slice(12 * tensor, 12 * tensor + 12)
+            up, down = whole["up"]["kernel"][:, half], whole["down"]["kernel"][half]
+            np.testing.assert_array_equal(mine["up"]["kernel"], up.astype(np.float32))
+            np.testing.assert_array_equal(mine["down"]["kernel"], down.astype(np.float32))
+            np.testing.assert_array_equal(mine["mlp_norm"]["weight"], whole["mlp_norm"]["weight"])
+
+
+@pytest.mark.parametrize("vocab_size", [32, 33])
+def test_closed_form_words_are_looked_up_wherever_they_are(vocab_size: int) -> None:
+    layout = layout_on_four(vocab_size=vocab_size)
+    table = RNG.normal(size=(vocab_size, 16))
+    tokens = np.broadcast_to(RNG.integers(0, vocab_size, (1, 2, 3, 5)), (2, 2, 3, 5))
+    mine = cut(table, layout.split_of(("embedding",)), ON_FOUR)
+    assert mine.shape[2] == (8 if vocab_size == 32 else 33)
+    np.testing.assert_array_equal(on_named_axes(layout.embed, mine, tokens), table[tokens])
+
+
+def test_gradient_what_is_spread_has_the_sum_over_tensor_and_a_total_that_of_each() -> None:
+    layout = layout_on_four()
+    x, weight = RNG.normal(size=(2, 2, 2, 3))
+
+    def value_and_slope(exchange: Callable[..., Any]) -> Any:
+        def loss(x: Any, weight: Any) -> Any:
+            return jnp.vdot(weight, exchange(x))
+
+        return on_named_axes(lambda x, w: (exchange(x), jax.grad(loss)(x, w)), x, weight)
+
+    def over_tensor(each: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(each.sum(axis=0), each.shape)
+
+    spread, slope = value_and_slope(layout.spread)
+    np.testing.assert_array_equal(spread, x)
+    np.testing.assert_allclose(slope, over_tensor(weight), rtol=1e-14)
+    total, slope = value_and_slope(layout.total)
+    np.testing.assert_allclose(total, over_tensor(x), rtol=1e-14)
+    np.testing.assert_array_equal(slope, weight)
+
+
+def test_closed_form_gradients_are_summed_over_devices_with_the_same_share_and_no_others() -> None:
+    layout = dataclasses.replace(layout_on_four(), data=3)
+    slope = {
+        "embedding": RNG.normal(size=(3, 2, 8, 16)),
+        "norm": {"weight": RNG.normal(size=(3, 2, 16))},
+    }
+    on_all = jax.vmap(jax.vmap(layout.reduced, axis_name="fsdp"), axis_name="data")
+    found = jax.jit(on_all)(slope)
+    split, whole = slope["embedding"].sum(axis=0), slope["norm"]["weight"].sum(axis=(0, 1))
+    expected = {"embedding": split, "norm": {"weight": whole}}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-13),
+        found,
+        expected,
+    )

@@ -119,3 +119,37 @@ def test_closed_form_the_ridge_is_relative_to_what_is_known() -> None:
     assert choice_sets.ridge_scale(Box(), curvature, yes).tolist() == [1.0, 4.0, 9.0]
     assert choice_sets.ridge_scale(Free(), curvature, no).tolist() == [9.0, 9.0, 9.0]
     assert choice_sets.ridge_scale(made("ball")[0], curvature, yes).tolist() == [9.0, 9.0, 9.0]
+
+
+@EVERY
+def test_gradient_is_the_derivative_of_what_the_adversary_pays(name: str) -> None:
+    rewards, choice = made(name)
+    flow = jnp.asarray(RNG.normal(size=choice_sets.reward(rewards, choice).shape))
+
+    def paid(choice: jax.Array) -> jax.Array:
+        own = rewards.losses @ choice if isinstance(rewards, Simplex) else jnp.zeros(())
+        return jnp.vdot(flow, choice_sets.reward(rewards, choice)) + own
+
+    np.testing.assert_allclose(
+        choice_sets.gradient(rewards, flow), jax.grad(paid)(choice), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "slope", "expected"),
+    [
+        ("box", [0.0, 1.0, 0.5, 0.5], [2.0, -2.0, 0.0, 0.0], 0.0),  # minimal: held by the bounds
+        ("box", [0.0, 1.0, 0.5, 0.9], [2.0, -2.0, 0.1, -0.7], 0.1),
+        ("free", [5.0, 5.0, 5.0, 5.0], [0.0, -0.3, 0.2, 0.0], 0.3),
+        ("ball", [0.6, 0.8, 0.0], [-3.0, -4.0, 0.0], 0.0),  # minimal: the slope is along the radius
+        ("ball", [0.0, 0.0, 0.0], [0.0, 0.5, 0.0], 0.5),
+        ("ball", [0.0, 0.0, 0.0], [0.0, 7.0, 0.0], 1.0),
+        ("simplex", [0.0, 1.0, 0.0], [3.0, 1.0, 2.0], 0.0),  # minimal: all on the best member
+        ("simplex", [0.25, 0.5, 0.25], [3.0, 1.0, 1.1], 0.25),
+    ],
+)
+def test_closed_form_the_distance_is_that_of_a_projected_unit_step(
+    name: str, choice: list[float], slope: list[float], expected: float
+) -> None:
+    found = choice_sets.distance(made(name)[0], jnp.array(choice), jnp.array(slope))
+    assert float(found) == pytest.approx(expected, abs=1e-15)
