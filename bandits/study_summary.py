@@ -187,7 +187,12 @@ def _plain(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def labels(summary: Summary) -> list[str]:
-    """Labels in the order in which they first occur."""
+    """Labels in the order in which they first occur.
+
+    Examples:
+        >>> labels({"label": np.array(["rpo", "dpo", "rpo"])})
+        ['rpo', 'dpo']
+    """
     return list(dict.fromkeys(str(label) for label in summary["label"]))
 
 

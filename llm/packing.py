@@ -49,6 +49,11 @@ def n_roles(pairs: Sequence[PairTokens]) -> int:
 
     Returns:
         2 or 3.
+
+    Examples:
+        >>> pair = PairTokens((1,), (2,), (3,), None, 0)
+        >>> n_roles([pair]), n_roles([pair, pair._replace(baseline=(4,))])
+        (2, 3)
     """
     return 3 if as_table(pairs).lengths[:, -1].any() else 2
 

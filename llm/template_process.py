@@ -87,6 +87,14 @@ def render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> 
 
     Raises:
         ValueError: it writes more.
+
+    Examples:
+        >>> twice = compile_template("{{ text }}{{ text }}", datetime.datetime(2024, 5, 6))
+        >>> render(twice, {"text": "ab"}, limit=4)
+        'abab'
+        >>> render(twice, {"text": "ab"}, limit=3)
+        Traceback (most recent call last):
+        ValueError: it writes too much
     """
     parts = []
     for part in template.generate(variables):

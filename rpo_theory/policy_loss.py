@@ -126,7 +126,21 @@ def policy(problem: Problem, reward: Float[ArrayLike, "*x a"]) -> Float[Array, "
 
 
 def scale(problem: Problem, comparisons: Float[Array, ""]) -> Float[Array, ""]:
-    """Sum of the weights of the terms of the loss: divided by it, gradients are of order one."""
+    r"""Sum of the weights of the terms of the loss: divided by it, gradients are of order one.
+
+    Args:
+        problem: the instance, or one prompt of it.
+        comparisons: number :math:`N` that the DPO losses are averaged over.
+
+    Returns:
+        :math:`\eta\sum_x d_0(x)` and the share of the comparisons; 1 where there are neither.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(0.25))
+        >>> float(scale(problem, jnp.array(8.0)))
+        0.75
+    """
     adversarial = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights).sum()
     data = jnp.asarray(problem.wins).sum() / positive_or_one(comparisons)
     return positive_or_one(adversarial + data)
@@ -162,7 +176,19 @@ def conductance(
 
 
 def pairs(log_probs: Float[Array, "*x a"]) -> PairLogProbs:
-    """Every ordered pair of responses, the chosen one first."""
+    """Every ordered pair of responses, the chosen one first.
+
+    Args:
+        log_probs: of the responses, nats.
+
+    Returns:
+        Both of each pair, ``[x, chosen, rejected]``.
+
+    Examples:
+        >>> every = pairs(jnp.array([-1.0, -2.0]))
+        >>> every.chosen.tolist(), every.rejected.tolist()
+        ([[-1.0, -1.0], [-2.0, -2.0]], [[-1.0, -2.0], [-1.0, -2.0]])
+    """
     chosen, rejected = log_probs[..., :, None], log_probs[..., None, :]
     return PairLogProbs(*jnp.broadcast_arrays(chosen, rejected))
 

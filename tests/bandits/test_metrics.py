@@ -7,7 +7,7 @@ import pytest
 
 from bandits.environments import Instance, best_arms
 from bandits.learned import Learned, mle_reward, per_prompt
-from bandits.metrics import Setting, kl, measure_policy, measure_setting, theorem_eta
+from bandits.metrics import Setting, bounds, kl, measure_policy, measure_setting, theorem_eta
 from bandits.pessimism import confidence_radius
 from rpo_theory.rewards import LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
@@ -101,3 +101,18 @@ def test_closed_form_the_weight_of_the_theorem_knows_no_coefficient() -> None:
     slope = 1 / (2 + np.exp(setting.reward_max) + np.exp(-setting.reward_max))
     tight = np.sqrt(24 * slope / 8 / n) * setting.complexity
     np.testing.assert_allclose(theorem_eta(setting, n, "tight"), tight, rtol=1e-14)
+
+
+def test_closed_form_bounds_are_equation_a44_with_three_moduli() -> None:
+    setting = Setting(np.array([3.0]), np.array([0.7]), np.array([1.0]), np.array([2.0]))
+    n, eta, beta = np.array([100.0]), np.array([0.4]), np.array([0.1])
+    found = bounds(setting, comparisons=n, eta=eta, beta=beta)
+    printed = (1 + np.e) ** -4
+    tight = 1 / (2 + np.e + 1 / np.e) / 8
+    for name, modulus in (("", printed / 2), ("_printed", printed), ("_tight", tight)):
+        terms = 9 * eta / (8 * modulus), 3 * 4 / (eta * n), beta * 0.7
+        np.testing.assert_allclose(found[f"bound{name}"], sum(terms), rtol=1e-12)
+        if not name:
+            for term, value in zip(("coverage", "complexity", "kl"), terms, strict=True):
+                np.testing.assert_allclose(found[f"bound_{term}"], value, rtol=1e-9)
+    assert bounds(setting, comparisons=n, eta=0.0 * eta, beta=beta)["bound"] == [np.inf]

@@ -153,7 +153,7 @@ def devices_and_model() -> tuple[Devices, Decoder]:
 
 
 def measured_on_mesh() -> dict[str, Any]:
-    """A measure of one number a pair, of four parts of a pair a device."""
+    """A measure of one number a pair, four parts of a pair a device, and its gradient."""
     devices, _ = devices_and_model()
 
     def on_device(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
@@ -161,9 +161,20 @@ def measured_on_mesh() -> dict[str, Any]:
         return {"total": each.sum()}, each
 
     pairs = devices.dealt(np.arange(float(N_PAIRS)))
-    measure = jax.jit(devices.measures(on_device))
-    totals, each = measure({"factor": jnp.array(3.0)}, {}, devices.place_batches(pairs), None)
-    return {"total": float(totals["total"]), "each": on_host(each).tolist()}
+    given = {"factor": jnp.array(3.0)}, {}, devices.place_batches(pairs), None
+    totals, each = jax.jit(devices.measures(on_device))(*given)
+
+    def slope_on_device(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
+        totals, each = on_device(trainable, frozen, batches, reference)
+        return ({"factor": batches.sum()}, totals), each
+
+    (slope, same), again = jax.jit(devices.gradients(slope_on_device))(*given)
+    return {
+        "total": float(totals["total"]),
+        "each": on_host(each).tolist(),
+        "slope": float(slope["factor"]),
+        "same": float(same["total"]) == float(totals["total"]) and bool((again == each).all()),
+    }
 
 
 def where_on_mesh() -> dict[str, Any]:

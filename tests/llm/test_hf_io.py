@@ -20,10 +20,17 @@ from safetensors.numpy import load_file, save_file
 
 import llm.hf_io
 from llm.architecture import Architecture
-from llm.hf_io import CONFIG, export_model, load_model
+from llm.hf_io import (
+    CONFIG,
+    export_model,
+    find_model,
+    load_model,
+    read_architecture,
+    read_parameters,
+)
 from llm.lora import add_lora, merge
 from llm.model import Decoder
-from llm.weight_files import INDEX, SINGLE
+from llm.weight_files import INDEX, SINGLE, write_weights
 
 SMALL = Architecture(
     vocab_size=11,
@@ -317,3 +324,36 @@ def _leaves(decoder: Decoder) -> list[np.ndarray]:
 def _equal(first: Decoder, second: Decoder) -> bool:
     pairs = zip(_leaves(first), _leaves(second), strict=True)
     return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_roundtrip_architecture_and_parameters_are_read_apart(
+    decoder: Decoder, folder: Path
+) -> None:
+    assert find_model(folder) == folder
+    assert read_architecture(folder) == SMALL
+    expected = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    found = list(read_parameters(folder, SMALL, expected))
+    sizes = [values.size for _, values in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {path for path, _ in found} == expected.keys()
+    for path, values in found:
+        np.testing.assert_array_equal(values, expected[path], err_msg=str(path))
+    (folder / CONFIG).write_text('{"model_type": "other"}')
+    with pytest.raises(ValueError, match=f"^{folder / CONFIG}: "):
+        read_architecture(folder)
+
+
+def test_closed_form_weights_are_dealt_into_files_no_fuller_than_asked(tmp_path: Path) -> None:
+    entries = {"a": 3, "b": 2, "c": 9, "d": 1}
+    tensors = {name: np.full(size, size, np.float32) for name, size in entries.items()}
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    write_weights(tmp_path, sizes, tensors.__getitem__, max_file_bytes=20)
+    groups = [["a", "b"], ["c"], ["d"]]  # the third is too large for any file, and has its own
+    for number, names in enumerate(groups, start=1):
+        found = load_file(tmp_path / f"model-{number:05d}-of-00003.safetensors")
+        assert sorted(found) == names
+        for name, tensor in found.items():
+            np.testing.assert_array_equal(tensor, tensors[name])
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == 4 * (3 + 2 + 9 + 1)
+    assert index["weight_map"]["d"] == "model-00003-of-00003.safetensors"

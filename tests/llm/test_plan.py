@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from llm.config import DataConfig, MeshConfig, ModelConfig, TrainConfig, TrainerConfig
-from llm.plan import GIB, GPU_MEMORY, largest_that_fits, make_plan
+from llm.plan import GIB, GPU_MEMORY, Step, estimated_peak, largest_that_fits, make_plan
 
 SIZES: dict[str, Any] = {"vocab_size": 512, "width": 256, "hidden_units": 512, "n_layers": 2}
 TPU = pytest.mark.skipif(
@@ -94,3 +95,25 @@ def test_golden_a_small_step_is_compiled_for_a_tpu_slice_with_its_kernel() -> No
 def test_raises_a_slice_that_the_compiler_does_not_know() -> None:
     with pytest.raises(ValueError, match="the TPU compiler knows no v5e:3x5"):
         make_plan(config(), "v5e:3x5")
+
+
+def test_closed_form_a_step_as_shapes_counts_devices_bytes_and_work() -> None:
+    step = Step(config(mesh=MeshConfig(data=2, fsdp=4, tensor=2)), 16)
+    assert step.n_devices == 16
+    kernel = jax.ShapeDtypeStruct((2, 256, 512), jnp.bfloat16)
+    assert step.bytes_of({"layers": {"up": {"kernel": kernel}}}) == 2 * 2 * 256 * 512 // (4 * 2)
+    norm = jax.ShapeDtypeStruct((256,), jnp.float32)
+    assert step.bytes_of({"norm": {"weight": norm}}) == 4 * 256
+    layers = 2 * (4 * 256 * 256 + 3 * 256 * 512) + (2 * 2 + 1) * 256
+    assert step.flops(10, 3) == 6 * (10 * layers + 3 * 512 * 256)
+    assert step.flops(10, 0) == 60 * layers
+
+
+def test_closed_form_the_peak_holds_parameters_moments_gradients_a_layer_and_logits() -> None:
+    step = Step(config(dtype="float32", remat="full"), 1)
+    held = step.bytes_of((step.trainable, step.state.optimizer_state))
+    gradients = step.bytes_of(step.trainable)
+    of_layer = 10 * 4 * (6 * 256 + 2 * (2 + 2 * 2) * 128 + 4 * 512)
+    kept = 10 * 4 * 2 * 256
+    peak = estimated_peak(step, 10, 3)
+    assert peak == held + gradients + of_layer + kept + 3 * 4 * 3 * 512

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from llm.plots import plot_runs, read_metrics
+from llm.plots import plot_bridge, plot_runs, read_metrics
 
 NAMES = ("chosen", "rejected", "margins", "accuracies")
 
@@ -49,3 +49,21 @@ def test_roundtrip_metrics_are_read_without_events(tmp_path: Path) -> None:
     lines = [*metrics(0.0), {"event": "finished", "step": 5}]
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert read_metrics(path) == metrics(0.0)
+
+
+def test_closed_form_the_bridge_has_a_line_a_seed_and_a_name_where_the_highest_ends() -> None:
+    curves = {
+        "large": [([0, 9], [0.4, 1e-6]), ([0, 9], [0.3, 1e-5])],
+        "small": [([0, 9], [0.5, 0.2])],
+    }
+    ax = Figure().subplots()
+    assert plot_bridge(curves, ax) is ax
+    drawn = [np.asarray(line.get_xydata()).tolist() for line in ax.lines]
+    assert drawn == [[[0, 0.4], [9, 1e-6]], [[0, 0.3], [9, 1e-5]], [[0, 0.5], [9, 0.2]]]
+    colours = [line.get_color() for line in ax.lines]
+    assert colours[0] == colours[1] != colours[2]
+    assert [(text.get_text(), text.get_position()[1]) for text in ax.texts] == [
+        ("large", 1e-5),
+        ("small", 0.2),
+    ]
+    assert ax.get_yscale() == "log"

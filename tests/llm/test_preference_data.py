@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from llm.preference_data import Message, RowError, read_preferences
+from llm.preference_data import (
+    Message,
+    PreferenceRow,
+    RowError,
+    check_row,
+    read_preferences,
+    stream_preferences,
+)
 
 USER, REPLY = Message("user", "Name a colour."), Message("assistant", "Red.")
 OTHER = Message("assistant", "Seven.")
@@ -231,3 +238,40 @@ def test_golden_real_rows_all_read(shared_data: Path) -> None:
     assert len(rows) == 2299
     assert [row.row for row in rows] == list(range(2299))
     assert len(read_preferences(shared_data / "pandalm-test.jsonl.gz")) == 836
+
+
+def test_property_rows_are_read_one_at_a_time_and_unchecked_if_asked(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, {**GOOD, "chosen": "Seven."}, "{")
+    rows = stream_preferences(path, check_content=False)
+    assert next(rows).chosen == (REPLY,)
+    assert next(rows).chosen == (OTHER,)  # identical responses are the caller's to refuse
+    with pytest.raises(ValueError, match=f"^{path}:3"):
+        next(rows)
+    checked = stream_preferences(path)
+    assert next(checked).row == 0
+    with pytest.raises(RowError, match=f"^{path}:2: fields `chosen` and `rejected` are identical$"):
+        next(checked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"chosen": (OTHER,)}, "identical responses"),
+        ({"prompt": ()}, "no prompt"),
+        ({"prompt": (Message("user", " "),)}, "empty text"),
+        ({"prompt": (USER, USER)}, "roles out of order"),
+        ({"prompt": (Message("system", "s"),)}, "roles out of order"),
+        ({"prompt": (USER, REPLY)}, "roles out of order"),
+        ({"chosen": (USER,)}, "roles out of order"),
+        ({"baseline": ()}, "roles out of order"),
+        ({"rejected": (Message("assistant", ""),)}, "empty text"),
+    ],
+)
+def test_raises_a_row_to_learn_nothing_from_has_its_reason(
+    changed: dict[str, Any], reason: str
+) -> None:
+    row = PreferenceRow((Message("system", "s"), USER), (REPLY,), (OTHER,), None, 0, "a.jsonl:1")
+    check_row(row)
+    with pytest.raises(RowError, match=r"^a\.jsonl:1: field") as caught:
+        check_row(row._replace(**changed))
+    assert caught.value.reason == reason

@@ -13,11 +13,13 @@ import pytest
 from flax import nnx
 
 from llm.batches import Batch
+from llm.preference_data import PairTokens
 from llm.reference_cache import (
     Provenance,
     ReferenceCache,
     compute,
     digest,
+    from_rows,
     load,
     save,
     weights_digest,
@@ -183,3 +185,19 @@ def test_closed_form_a_digest_is_sha256() -> None:
     """The standard's own example."""
     wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest("abc") == digest(b"abc") == wanted
+
+
+def test_roundtrip_what_the_data_bring_along_is_cached_in_the_order_of_rows() -> None:
+    pair = PairTokens((1,), (2,), (3,), None, 7, (-1.5, -2.5))
+    without, other = pair._replace(row=3, reference=None), pair._replace(row=5)
+    found = from_rows([pair, without, other], 2)
+    assert found is not None
+    assert found.row_ids.tolist() == [5, 7]
+    assert found.log_probs.tolist() == [[-1.5, -2.5], [-1.5, -2.5]]
+    assert from_rows([without], 2) is None
+
+
+def test_raises_a_row_that_brings_too_few_along_is_named() -> None:
+    pair = PairTokens((1,), (2,), (3,), (4,), 7, (-1.5, -2.5))
+    with pytest.raises(ValueError, match=r"^row 7 must have .* of its 3 responses, got 2: add "):
+        from_rows([pair._replace(row=1, reference=(-1.0, -2.0, -3.0)), pair], 3)

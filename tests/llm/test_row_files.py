@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from llm.preference_data import read_preferences
+from llm.row_files import source_files
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Name a colour é.", "chosen": "Red.", "rejected": "Seven.", "baseline": None},
@@ -104,3 +106,34 @@ def test_fuzz_damaged_lines_inside_gzip_name_their_place(tmp_path: Path) -> None
     for _ in range(300):
         path.write_bytes(gzip.compress(mutated(LINES, rng), mtime=0))
         outcome(path)
+
+
+def test_roundtrip_a_source_that_is_a_file_is_called_as_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES)
+    assert source_files(str(path)) == [(path, str(path))]
+
+
+def test_closed_form_a_source_on_the_hub_is_the_files_of_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ["README.md", "data/train-1.parquet", "data/train-0.parquet", "data/test-0.parquet"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repository, name, **_: str(tmp_path / name)
+    )
+    for source, names in (
+        ("someone/pairs", ["data/train-0.parquet", "data/train-1.parquet"]),
+        ("someone/pairs:test", ["data/test-0.parquet"]),
+    ):
+        expected = [(tmp_path / name, f"someone/pairs/{name}") for name in names]
+        assert source_files(source) == expected
+    with pytest.raises(ValueError, match=r"^someone/pairs:dev has no file of split `dev` as "):
+        source_files("someone/pairs:dev")
+
+
+def test_raises_sources_that_are_no_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{tmp_path} must be a file of preference rows, got a "):
+        source_files(str(tmp_path))
+    with pytest.raises(ValueError, match=r"^no/rows\.jsonl does not exist$"):
+        source_files("no/rows.jsonl")

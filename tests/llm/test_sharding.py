@@ -89,6 +89,8 @@ def test_closed_form_what_is_measured_is_summed_over_pairs_and_told_of_each(
     pairs = np.arange(N_PAIRS)
     assert arrays["measured"]["total"] == 3.0 * pairs.sum()
     np.testing.assert_array_equal(np.ravel(arrays["measured"]["each"]), 3.0 * pairs)
+    assert arrays["measured"]["slope"] == pairs.sum()
+    assert arrays["measured"]["same"]
 
 
 def test_closed_form_arrays_lie_where_the_layout_wants_them_and_come_back_whole(

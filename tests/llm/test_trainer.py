@@ -21,7 +21,7 @@ from llm.non_finite import NotFiniteError
 from llm.objective import ObjectiveConfig
 from llm.run import Run
 from llm.tracking import JsonLines
-from llm.trainer import InterruptedRunError, parameters_sha256, train
+from llm.trainer import InterruptedRunError, check_first_loss, parameters_sha256, train
 from llm.training_data import TrainingData, load_data
 
 TINY = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
@@ -348,3 +348,23 @@ def test_property_sft_and_adapters_train_too(folder: Path, tmp_path: Path) -> No
     losses = [row["loss"] for row in lines(tmp_path / "run") if "loss" in row]
     assert losses[-1] < losses[0]
     assert sum(leaf.size for leaf in jax.tree.leaves(finished.state.trainable)) < 2000
+
+
+@pytest.mark.parametrize("method", ["rpo", "dpo", "sft", "ipo"])
+def test_closed_form_the_first_loss_may_be_off_by_its_tolerance_and_no_more(
+    method: Any, folder: Path
+) -> None:
+    objective = ObjectiveConfig(method=method, beta=0.5, eta=0.1, tau=0.2)
+    one = config(folder, objective=objective, step0_tolerance=1e-3)
+    exact = {
+        "rpo": np.log(2) + 0.05 * 3.0,
+        "dpo": np.log(2),
+        "sft": 3.0,
+        "ipo": 1 / (4 * 0.2**2),
+    }[method]
+    allowed = 1e-3 * max(1.0, exact)
+    for off in (-0.9, 0.0, 0.9):
+        check_first_loss(one, {"loss": exact + off * allowed, "loss/sft": 3.0})
+    for off in (-1.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match=f"the first loss must be {exact:.6f}, that of"):
+            check_first_loss(one, {"loss": exact + off * allowed, "loss/sft": 3.0})

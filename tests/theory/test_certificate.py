@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cvxpy as cp
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from rpo_theory import maximin, minimax, policy_descent, unbounded
 from rpo_theory.certificate import (
     GAP_TOLERANCE,
+    all_finite,
     certify,
+    gap_bound,
     is_proven,
     kkt_residual,
     mixture_gap,
@@ -249,3 +252,34 @@ def test_limit_over_all_rewards_the_defect_is_zero_at_a_saddle_point_alone() -> 
     assert float(reduced_defect(unbounded.reduce(problem), policy, other)) == pytest.approx(
         expected, rel=1e-12
     )
+
+
+def test_property_all_numbers_of_a_problem_and_its_class_are_asked_one_by_one() -> None:
+    problem, maximum = random_problem(0), np.array(2.0)
+    batch = jax.tree.map(lambda leaf: np.stack([leaf] * 4), problem)
+    box = TabularBox(np.stack([maximum] * 4))
+    wins, beta, width = np.copy(batch.wins), np.copy(batch.beta), np.copy(box.maximum)
+    wins[1, 0, 2, 3], beta[2], width[3] = np.nan, np.inf, -np.inf
+    found = all_finite(batch._replace(wins=wins, beta=beta), TabularBox(width))
+    assert found.tolist() == [True, False, False, False]
+    assert all_finite(batch, box).tolist() == [True] * 4
+
+
+def test_property_the_bound_holds_for_any_pair_and_is_the_gap_of_finite_classes() -> None:
+    problem, box = random_problem(3), TabularBox(np.array(1.5))
+    for seed in range(5):
+        policy, reward = random_pair(seed, box)
+        bound = float(gap_bound(problem, box, policy, reward))
+        assert bound >= cvxpy_gap(problem, box, policy, reward) - CVXPY_VALUE
+    finite = FiniteClass(np.stack([random_pair(seed, box)[1] for seed in range(4)]))
+    policy, reward = random_pair(0, box)[0], np.asarray(finite.rewards)[0]
+    worst = min(float(saddle_objective(problem, policy, each)) for each in finite.rewards)
+    exact = float(minimax_objective(problem, reward)) - worst
+    assert float(gap_bound(problem, finite, policy, reward)) == pytest.approx(exact, abs=EXACT)
+    assert float(gap_bound(problem, Unbounded(), policy, reward)) == np.inf
+
+
+def test_limit_the_bound_is_tight_at_a_saddle_point() -> None:
+    problem, box = random_problem(3), TabularBox(np.array(1.5))
+    value = minimax.solve(problem, box).value
+    assert float(gap_bound(problem, box, value.policy, value.reward)) < GAP_TOLERANCE

@@ -153,3 +153,12 @@ def test_closed_form_the_distance_is_that_of_a_projected_unit_step(
 ) -> None:
     found = choice_sets.distance(made(name)[0], jnp.array(choice), jnp.array(slope))
     assert float(found) == pytest.approx(expected, abs=1e-15)
+
+
+@EVERY
+def test_property_the_start_is_inside_every_bound_and_treats_responses_alike(name: str) -> None:
+    rewards, choice = made(name)
+    start = choice_sets.start(rewards, 4)
+    expected = {"box": 0.5, "free": 0.0, "ball": 0.0, "simplex": 1 / 3}[name]
+    np.testing.assert_allclose(start, np.full(choice.shape, expected), rtol=1e-15)
+    assert (np.asarray(choice_sets.slack(rewards, start)) > 0).all()
