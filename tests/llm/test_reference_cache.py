@@ -189,11 +189,14 @@ def test_closed_form_a_digest_is_sha256() -> None:
 
 def test_roundtrip_what_the_data_bring_along_is_cached_in_the_order_of_rows() -> None:
     pair = PairTokens((1,), (2,), (3,), None, 7, (-1.5, -2.5))
-    without, other = pair._replace(row=3, reference=None), pair._replace(row=5)
+    without, other = (
+        pair._replace(row=3, reference=None),
+        pair._replace(row=5, reference=(-3.0, -4.0)),
+    )
     found = from_rows([pair, without, other], 2)
     assert found is not None
     assert found.row_ids.tolist() == [5, 7]
-    assert found.log_probs.tolist() == [[-1.5, -2.5], [-1.5, -2.5]]
+    assert found.log_probs.tolist() == [[-3.0, -4.0], [-1.5, -2.5]]
     assert from_rows([without], 2) is None
 
 
