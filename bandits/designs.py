@@ -93,12 +93,31 @@ class Design:
         _check(self)
 
     def data_prompts(self) -> Float[np.ndarray, " x"]:
-        r"""Law of the prompts in the data, :math:`\mu_D(x)`."""
+        r"""Law of the prompts in the data, :math:`\mu_D(x)`.
+
+        Returns:
+            Probabilities.
+
+        Examples:
+            >>> shifted = Design(contexts=2, prompts_shift=float(np.log(3.0)))
+            >>> shifted.data_prompts().round(12).tolist()
+            [0.75, 0.25]
+        """
         tilt = np.exp(-self.prompts_shift * np.linspace(0.0, 1.0, self.contexts))
         return tilt / tilt.sum()
 
     def prompt_factor(self) -> float:
-        r"""What the prompts alone cost, :math:`\sum_x d_0(x)^2/\mu_D(x) \ge 1`."""
+        r"""What the prompts alone cost, :math:`\sum_x d_0(x)^2/\mu_D(x) \ge 1`.
+
+        Returns:
+            A factor of the square of the coverage.
+
+        Examples:
+            >>> round(Design(contexts=2, prompts_shift=float(np.log(3.0))).prompt_factor(), 12)
+            1.333333333333
+            >>> Design(contexts=4).prompt_factor()
+            1.0
+        """
         return float(np.sum(self.contexts**-2.0 / self.data_prompts()))
 
     def baseline_rank(self) -> int:

@@ -187,7 +187,20 @@ def ball_minimiser(
 
 
 def into_ball(point: Float[Array, " d"], radius: Float[Array, ""]) -> Float[Array, " d"]:
-    """Nearest point of the ball around zero."""
+    """Nearest point of the ball around zero.
+
+    Args:
+        point: any point.
+        radius: of the ball.
+
+    Returns:
+        The point itself where it is inside.
+
+    Examples:
+        >>> point = jnp.array([3.0, -4.0])
+        >>> into_ball(point, jnp.array(1.0)).tolist(), into_ball(point, jnp.array(9.0)).tolist()
+        ([0.6000000000000001, -0.8], [3.0, -4.0])
+    """
     return point * jnp.minimum(1.0, radius / positive_or_one(jnp.linalg.norm(point)))
 
 

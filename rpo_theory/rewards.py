@@ -35,13 +35,37 @@ class TabularBox(NamedTuple):
     def regret(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
     ) -> Float[Array, ""]:
-        r"""How far a member is from minimal, :math:`\langle v,r\rangle-\min\ge 0`, term by term."""
+        r"""How far a member is from minimal, :math:`\langle v,r\rangle-\min\ge 0`, term by term.
+
+        Args:
+            direction: :math:`v(x,a)`.
+            reward: a member, :math:`r(x,a)`.
+
+        Returns:
+            The regret, 0 for a minimiser.
+
+        Examples:
+            >>> box, direction = TabularBox(np.array(2.0)), np.array([[3.0, -1.0]])
+            >>> [float(box.regret(direction, np.array([r]))) for r in ([0.0, 2.0], [0.5, 1.0])]
+            [0.0, 2.5]
+        """
         direction, reward = jnp.asarray(direction), jnp.asarray(reward)
         distance = jnp.where(direction > 0, reward, reward - self.maximum)
         return jnp.sum(direction * distance)
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-        """Nearest member of the class in Euclidean distance."""
+        """Nearest member of the class in Euclidean distance.
+
+        Args:
+            reward: :math:`r(x,a)`, any.
+
+        Returns:
+            The member.
+
+        Examples:
+            >>> TabularBox(np.array(2.0)).project(np.array([[-1.0, 0.5, 3.0]])).tolist()
+            [[0.0, 0.5, 2.0]]
+        """
         return jnp.clip(jnp.asarray(reward), 0.0, self.maximum)
 
 
