@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 
 from rpo_theory import minimax
 from rpo_theory.adversary import adversarial_reward
+from rpo_theory.batches import in_groups, size_of_group
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value
 from rpo_theory.preference import negative_log_likelihood
@@ -34,6 +35,7 @@ from .learned import Learned, Options, compact_class, reward_range, with_baselin
 
 TEMPERATURE = 1e-5  # the beta that stands for 0, per range of the rewards
 BRACKET = (1e-7, 1e5)  # of eta, per range: slacks of 1e-13 and of all the class
+GROUP = 8192  # entries of the win counts that are measured at a time
 BISECTIONS = 44  # 28 nats of bracket to 2e-12
 GAP_TOLERANCE = 1e-3  # of SOLVED, per range: the temperature times a log-probability or two
 
@@ -74,12 +76,8 @@ def freehand(problem: Problem, reward_class: RewardClass, options: Options) -> L
     n_comparisons = np.maximum(np.asarray(problem.wins).sum(axis=(1, 2, 3)), 1.0)
     most = np.asarray(likely.value.value) + options.likelihood_slack / n_comparisons
     search = _search(cold, reward_class, width, most)
-    arguments = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64),
-        (cold._replace(eta=search.feasible), reward_class, *search.saddle[:2], most),
-    )
-    with jax.enable_x64(True):
-        gap = np.asarray(_shortfalls(*arguments))
+    found = (cold._replace(eta=search.feasible), reward_class, *search.saddle[:2], most)
+    gap = in_groups(_shortfalls, *found, size=size_of_group(problem, GROUP))
     solved = gap <= GAP_TOLERANCE * width
     policy = np.asarray(search.saddle.policy)
     return Learned(
@@ -126,9 +124,8 @@ def _tried(
     """Answer at a multiplier, and whether its reward is likely enough."""
     problem = problem._replace(eta=eta)
     saddle = minimax.solve_batch(problem, reward_class, throw=False).value
-    with jax.enable_x64(True):
-        wins = jnp.asarray(problem.wins, jnp.float64)
-        losses = np.asarray(_log_losses(jnp.asarray(saddle.reward), wins))
+    size = size_of_group(problem, GROUP)
+    losses = in_groups(_log_losses, saddle.reward, problem.wins, size=size)
     return saddle, losses <= most
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rpo_theory import maximin, minimax, policy_descent
+from rpo_theory.batches import in_groups, size_of_group
 from rpo_theory.certificate import gap_bound
 from rpo_theory.policies import chosen_policy
 from rpo_theory.rewards import RewardClass, Unbounded
@@ -30,6 +31,7 @@ from .pessimism import pessimistic_mle
 from .policy_losses import chi_po, dpop, ipo
 from .self_play import spac
 
+GROUP = 8192  # entries of the win counts whose certificates are computed at a time
 SAME = 1e-6  # rewards closer than this, relative to the largest, are a tie: solvers cannot tell
 
 
@@ -260,11 +262,8 @@ def _by_another_route(
     if isinstance(reward_class, Unbounded):
         return _learned(solution, solution.stats[residual], "stationarity_residual")
     policy, reward, _ = solution.value
-    arguments = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), (problem, reward_class, policy, reward)
-    )
-    with jax.enable_x64(True):
-        gap = _gaps(*arguments)
+    size = size_of_group(problem, GROUP)
+    gap = in_groups(_gaps, problem, reward_class, policy, reward, size=size)
     return _learned(solution, gap, "duality_gap")
 
 

@@ -14,6 +14,7 @@ proves the answer. Tabular rewards are linear in the indicators of prompt and re
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from rpo_theory.batches import in_groups, size_of_group
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
 from .learned import Learned, Options, compact_class, mle_reward, with_baseline
 
+GROUP = 1024  # entries of the win counts whose policies are sought at a time
 GAP_TOLERANCE = 1e-6  # of SOLVED, relative to the range of the pessimistic rewards
 
 
@@ -68,11 +71,9 @@ def pessimistic_mle(problem: Problem, reward_class: RewardClass, options: Option
     likely = mle_reward(problem, reward_class)
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):
-        arguments = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.float64), (problem, reward_class, likely)
-        )
-        confidence = _confidences(*arguments, *_settings(options))
-        policy, reward, gap, solved = jax.device_get(_against_ellipsoids(arguments[0], confidence))
+        answer = partial(_answers, _settings(options))
+    size = size_of_group(problem, GROUP)
+    policy, reward, gap, solved = in_groups(answer, problem, reward_class, likely, size=size)
     status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
     return Learned(policy, reward, gap, "duality_gap", status)
 
@@ -166,14 +167,16 @@ def _inverse_root(matrix: Float[Array, "d d"], ridge: Float[Array, ""]) -> Float
     return (axes * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + ridge)) @ axes.T
 
 
-_confidences = jax.jit(jax.vmap(_confidence, (0, 0, 0, None, None, None, None)))
-
-
 @jax.jit
-def _against_ellipsoids(
-    problems: Problem, confidences: Confidence
-) -> tuple[Float[Array, "b x a"], Float[Array, "b x a"], Float[Array, " b"], Array]:
-    return jax.vmap(_against_ellipsoid)(problems, confidences)
+@partial(jax.vmap, in_axes=(None, 0, 0, 0))
+def _answers(
+    settings: tuple[Array, ...],
+    problem: Problem,
+    reward_class: TabularBox | LinearBall,
+    likely: Float[Array, "x a"],
+) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Array]:
+    confidence = _confidence(problem, reward_class, likely, *settings)
+    return _against_ellipsoid(problem, confidence)
 
 
 def _against_ellipsoid(

@@ -8,7 +8,6 @@ is convex in them, with kinks. And chi-PO is maximum likelihood in rewards
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory import losses, minimax
+from rpo_theory.batches import in_groups, size_of_group
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.policies import gibbs_policy, log_gibbs_policy
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
@@ -25,6 +25,7 @@ from rpo_theory.types import ArrayLike, Problem, Status
 from . import path_following
 from .learned import Learned, Options, compact_class
 
+GROUP = 1024  # entries of the win counts whose policies are sought at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
 GAP_TOLERANCE = 1e-6  # of DPOP, nats: kinks are resolved to the last temperature
 LINK_STEPS = 8  # Newton on a convex function from its good side: quadratic, error 1e-16 at 6
@@ -51,9 +52,9 @@ def ipo(problem: Problem, reward_class: RewardClass, options: Options) -> Learne
     """
     tau = problem.beta if options.ipo_tau is None else np.full_like(problem.beta, options.ipo_tau)
     features = reward_class.features if isinstance(reward_class, LinearBall) else None
-    with jax.enable_x64(True):
-        arguments = _float64((problem, tau, features))
-        policy, reward, residual, solved = jax.device_get(_nearest_margins(*arguments))
+    size = size_of_group(problem, GROUP)
+    found = in_groups(_nearest_margins, problem, tau, features, size=size)
+    policy, reward, residual, solved = found
     status = np.where(solved, Status.SOLVED.value, Status.NOT_FINITE.value)
     return Learned(policy, reward, residual, "stationarity_residual", status)
 
@@ -79,9 +80,8 @@ def dpop(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
     # The loss of tabular policies is that of the prompts, in proportion to their comparisons.
     tabular = isinstance(reward_class, TabularBox)
     parts = _prompts(problem, reward_class) if tabular else (problem, reward_class)
-    with jax.enable_x64(True):
-        arguments = _float64((*parts, np.asarray(options.dpop_penalty)))
-        policy, reward, gap = jax.device_get(_positive(*arguments))
+    solve = partial(_positive, np.asarray(options.dpop_penalty, np.float64))
+    policy, reward, gap = in_groups(solve, *parts, size=size_of_group(parts[0], GROUP))
     if tabular:
         shape = np.shape(problem.reference_policy)
         policy, reward = policy.reshape(shape), reward.reshape(shape)
@@ -118,9 +118,8 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: Options) -> Lea
     reward_class = compact_class("chi_po", reward_class)
     without = problem._replace(eta=np.zeros_like(problem.eta))
     solution = minimax.solve_batch(without, reward_class, throw=False)
-    with jax.enable_x64(True):
-        arguments = _float64((solution.value.reward, problem.reference_policy, problem.beta))
-        policy = np.asarray(_linked(*arguments))
+    arguments = (solution.value.reward, problem.reference_policy, problem.beta)
+    policy = in_groups(_linked, *arguments, size=size_of_group(problem, GROUP))
     return Learned(
         policy=policy,
         reward=np.asarray(solution.value.reward),
@@ -236,9 +235,9 @@ def _nearest_margins(
 
 
 @jax.jit
-@partial(jax.vmap, in_axes=(0, 0, None))
+@partial(jax.vmap, in_axes=(None, 0, 0))
 def _positive(
-    problem: Problem, reward_class: TabularBox | LinearBall, penalty: Float[Array, ""]
+    penalty: Float[Array, ""], problem: Problem, reward_class: TabularBox | LinearBall
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""]]:
     """Policy, reward and proof of DPOP for one problem."""
     wins = jnp.asarray(problem.wins)
@@ -337,7 +336,3 @@ def _inside(
             return reward, -jnp.log1p(-(point**2)).sum()
         case LinearBall(features, radius):
             return jnp.asarray(features) @ (radius * point), -jnp.log1p(-point @ point)
-
-
-def _float64(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)

@@ -10,6 +10,8 @@ exact answers make that a theorem, and the duality gap of the averages measures 
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from rpo_theory.adversary import adversarial_reward
+from rpo_theory.batches import in_groups, size_of_group
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value
 from rpo_theory.preference import negative_log_likelihood
@@ -25,6 +28,7 @@ from rpo_theory.types import Problem, Status
 
 from .learned import Learned, Options, compact_class, reward_range, with_baseline
 
+GROUP = 1024  # entries of the win counts that are played with at a time
 ROUNDING = 1e-9  # that a gap may exceed its bound by
 
 
@@ -49,21 +53,19 @@ def spac(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
     """
     reward_class = compact_class("spac", reward_class)
     problem = with_baseline(problem, options)
-    arguments = (problem, reward_class, reward_range(reward_class))
-    arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
-    rounds = np.asarray(options.self_play_rounds, np.int32)
-    with jax.enable_x64(True):
-        policy, reward, gap, bound = jax.device_get(_play(*arguments, rounds))
+    play = partial(_play, np.asarray(options.self_play_rounds, np.int32))
+    game = (problem, reward_class, reward_range(reward_class))
+    policy, reward, gap, bound = in_groups(play, *game, size=size_of_group(problem, GROUP))
     solved = gap <= bound + ROUNDING
     status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
     return Learned(policy, reward, gap, "duality_gap", status)
 
 
 def _play_one(
+    rounds: Int[Array, ""],
     problem: Problem,
     reward_class: TabularBox | LinearBall,
     width: Float[Array, ""],
-    rounds: Int[Array, ""],
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
     """Average policy and reward, their duality gap, and Hedge's bound on it."""
     reference = jnp.asarray(problem.reference_policy)
@@ -107,4 +109,4 @@ def _gap(
     return jnp.maximum(above - below, 0.0)
 
 
-_play = jax.jit(jax.vmap(_play_one, (0, 0, 0, None)))
+_play = jax.jit(jax.vmap(_play_one, (None, 0, 0, 0)))

@@ -16,10 +16,10 @@ from .rewards import RewardClass
 from .types import Problem, Solution, Status
 
 GroupSolver = Callable[[Problem, RewardClass], Solution]
-GROUPS = 8
-"""Groups that a batch is cut into at least, if they are not too small to be worth it."""
-LEAST = 16_384
-"""Entries of the win counts that make a group worth it."""
+VECTOR = 8
+"""Numbers of float64 in the widest vectors of processors."""
+Tree = Any
+"""Arrays in tuples, named or not, and in dictionaries."""
 
 
 def solve_alone(solve_batch: GroupSolver, problem: Problem, reward_class: RewardClass) -> Solution:
@@ -52,26 +52,90 @@ def in_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, R
     return problems, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), reward_class)
 
 
+def size_of_group(problems: Problem, entries: int) -> int:
+    """How many problems of a shape have so many win counts together: see :func:`group_of`.
+
+    Args:
+        problems: the instances, with a leading batch axis.
+        entries: of the win counts.
+
+    Examples:
+        >>> even = np.full((9, 1, 2), 0.5)
+        >>> problems = Problem(np.ones((9, 1)), even, even, np.zeros((9, 1, 2, 2)), 1.0, 1.0)
+        >>> size_of_group(problems, 17)
+        1
+    """
+    _, n_contexts, n_actions = np.shape(problems.reference_policy)
+    return group_of(entries / (n_contexts * n_actions**2))
+
+
+def group_of(most: float) -> int:
+    """The largest power of two that is at most so large, or one where that is less than a vector.
+
+    With any other number some would be left over from the vectors of the processor, and what is
+    computed one by one is rounded differently.
+
+    Args:
+        most: of what is computed together.
+
+    Examples:
+        >>> group_of(30.0), group_of(7.0)
+        (16, 1)
+    """
+    size = 1 << max(0, int(most).bit_length() - 1)
+    return size if size >= VECTOR else 1
+
+
+def in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tree:
+    """Apply a function of a batch to groups of one size, of which the last is filled up.
+
+    A program is compiled for every size, and no two round alike. In groups of one size an answer
+    has the same bits whatever is answered beside it. Computes in float64 whatever the caller's
+    configuration.
+
+    Args:
+        function: compiled, of arrays with a leading batch axis.
+        arguments: trees of numbers with that axis.
+        size: of a group.
+
+    Returns:
+        What it returns, as NumPy arrays with the same leading axis.
+
+    Examples:
+        >>> in_groups(lambda x: x**2, np.arange(5.0), size=2).tolist()
+        [0.0, 1.0, 4.0, 9.0, 16.0]
+    """
+    arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
+    n_rows = len(jax.tree.leaves(arguments)[0])
+    groups = []
+    for start in range(0, n_rows, size):
+        rows = np.minimum(np.arange(start, start + size), n_rows - 1)
+        group = jax.tree.map(lambda leaf, rows=rows: leaf[rows], arguments)
+        with jax.enable_x64(True):
+            groups.append(jax.device_get(function(*group)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n_rows], *groups)
+
+
 def solve_in_groups(
     solve_group: GroupSolver,
     problems: Problem,
     reward_class: RewardClass,
     *,
-    entries: int,
+    size: int,
     side_by_side: bool = False,
 ) -> Solution:
-    """Cut a batch into groups of one shape, solve them, and join the answers.
+    """Cut a batch into groups of one size, solve them, and join the answers.
 
     All groups share one compilation, and each is dropped when it is done, so that memory does not
-    grow with the number of problems beyond the answers. How a batch is cut does not depend on the
-    machine, so that neither do the answers: devices share the groups out among them. Computes in
-    float64 whatever the caller's configuration.
+    grow with the number of problems beyond the answers. As with :func:`in_groups` an answer does
+    not depend on the batch; nor on the machine: devices share the groups out among them. Computes
+    in float64 whatever the caller's configuration.
 
     Args:
         solve_group: compiled solver of a group; a partial of a function with hashable options.
         problems: the instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        entries: most entries of the win counts in a group.
+        size: problems in a group.
         side_by_side: solve groups at once, one on each device or, with one device, on each core.
             Only for solvers whose factorisations are small: XLA deals large batches of them out to
             threads of its own, and two executions that do so at once have been seen to wait for
@@ -81,13 +145,8 @@ def solve_in_groups(
         The solutions, as NumPy arrays with the same leading axis.
     """
     problems, reward_class = in_float64(problems, reward_class)
-    n_problems, n_contexts, n_actions = problems.reference_policy.shape
-    per_problem = n_contexts * n_actions**2
-    most, least = max(1, entries // per_problem), -(-LEAST // per_problem)
-    per_group = min(most, max(least, -(-n_problems // GROUPS)))
-    n_groups = -(-n_problems // per_group)
-    per_group = -(-n_problems // n_groups)
-
+    n_problems = len(problems.reference_policy)
+    n_groups = -(-n_problems // size)
     devices = tuple(jax.local_devices()) if side_by_side else (jax.local_devices()[0],)
     at_once = min(len(devices), n_groups)
     solver = _on_devices(solve_group, devices[:at_once]) if at_once > 1 else solve_group
@@ -96,13 +155,13 @@ def solve_in_groups(
     promotion = jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
 
     def solve_from(start: int) -> Solution:
-        rows = np.minimum(np.arange(start, start + at_once * per_group), n_problems - 1)
+        rows = np.minimum(np.arange(start, start + at_once * size), n_problems - 1)
         with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
             group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
             return jax.device_get(solver(*group))
 
     with ThreadPoolExecutor(threads) as pool:
-        groups = list(pool.map(solve_from, range(0, n_problems, at_once * per_group)))
+        groups = list(pool.map(solve_from, range(0, n_problems, at_once * size)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
 
 

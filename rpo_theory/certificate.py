@@ -24,12 +24,14 @@ from jaxtyping import Bool, Float
 
 from . import unbounded
 from .adversary import adversarial_reward
+from .batches import in_groups, size_of_group
 from .objectives import minimax_objective, saddle_objective
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
 from .problems import normalised
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Solution, Status
 
+GROUP = 8192  # entries of the win counts that are looked at together
 GAP_TOLERANCE = 1e-10
 r"""What ``Status.SOLVED`` promises of the duality gap, relative to :math:`\max(1,\eta,|F|)`."""
 
@@ -114,14 +116,11 @@ def withhold_unproven(problems: Problem, reward_class: RewardClass, solution: So
         The solution with ``MAX_STEPS`` where the status claimed more than is proven, and
         ``NOT_FINITE`` where a number of the problem itself is not finite.
     """
-    with jax.enable_x64(True):
-        answers = (solution.value, solution.stats.get("mixture"))
-        with np.errstate(invalid="ignore"):
-            problems = normalised(problems)
-        arguments = jax.tree.map(
-            lambda leaf: np.asarray(leaf, np.float64), (problems, reward_class, answers)
-        )
-        proven, finite = jax.device_get(_all_proven(*arguments))
+    answers = (solution.value, solution.stats.get("mixture"))
+    with np.errstate(invalid="ignore"):
+        problems = normalised(problems)
+    size = size_of_group(problems, GROUP)
+    proven, finite = in_groups(_all_proven, problems, reward_class, answers, size=size)
     status = np.asarray(solution.status)
     claimed = (status == Status.SOLVED.value) | (status == Status.NOT_ATTAINED.value)
     status = np.where(claimed & ~proven, Status.MAX_STEPS.value, status)

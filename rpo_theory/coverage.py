@@ -26,6 +26,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from .batches import group_of, in_groups
 from .networks import Network, dissipated_energy
 from .problems import validate_policy, validate_reward
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
@@ -37,8 +38,8 @@ RIM_TOLERANCE = 1e-9
 """Parameters this close to the rim of the ball, relatively, are on it: least squares rounds."""
 MEMBER_TOLERANCE = 1e-6
 """How far, relatively, the true reward may miss its class: the rounding of seven digits."""
-CHUNK_ELEMENTS = 2**18
-"""Pairs of responses that a batch holds in memory at once."""
+GROUP = 8192
+"""Pairs of responses that are looked at together."""
 
 
 class _Question(NamedTuple):
@@ -154,7 +155,6 @@ def coverage_batch(
     rounded = (true_reward, comparator, baseline, context_weights, reward_class)
     roundoff = ROUNDOFF_ULPS * max(map(_eps, jax.tree.leaves(rounded)))
     with jax.enable_x64(True):
-        reward_class = jax.tree.map(lambda field: jnp.asarray(field, jnp.float64), reward_class)
         question = _Question(
             jnp.asarray(true_reward, jnp.float64),
             _law(comparator, 1),
@@ -163,11 +163,15 @@ def coverage_batch(
             _law(pair_law, 3),
             jnp.full(shape[0], roundoff, jnp.float64),
         )
-        answer = _solve(reward_class, question)
-        _refuse_outsiders(np.asarray(answer.misfit))
-        if not np.all(answer.settled):
-            raise RuntimeError("the game of `networks` did not settle: please report the instance")
-        return answer.coefficient
+    # Members and features multiply the pairs.
+    per_table = [np.size(leaf) / np.size(true_reward) for leaf in jax.tree.leaves(reward_class)]
+    per_instance = np.size(pair_law) / shape[0] * max([1.0, *per_table])
+    answer = in_groups(_answers, reward_class, question, size=group_of(GROUP / per_instance))
+    _refuse_outsiders(answer.misfit)
+    if not np.all(answer.settled):
+        raise RuntimeError("the game of `networks` did not settle: please report the instance")
+    with jax.enable_x64(True):
+        return jnp.asarray(answer.coefficient)
 
 
 def density_ratio_bound(
@@ -207,15 +211,8 @@ def density_ratio_bound(
 
 
 @jax.jit
-def _solve(reward_class: RewardClass, question: _Question) -> _Answer:
-    """Answers of a batch, chunk by chunk; members and features multiply the pairs."""
-    per_table = [leaf.size / question.true_reward.size for leaf in jax.tree.leaves(reward_class)]
-    chunk = CHUNK_ELEMENTS * question.roundoff.size / question.pair_law.size
-    chunk = max(1, int(chunk / max([1.0, *per_table])))
-    return jax.lax.map(lambda one: _answer(*one), (reward_class, question), batch_size=chunk)
-
-
-def _answer(reward_class: RewardClass, question: _Question) -> _Answer:
+@jax.vmap
+def _answers(reward_class: RewardClass, question: _Question) -> _Answer:
     truth = question.true_reward
     misfit = jnp.max(jnp.abs(reward_class.project(truth) - truth))
     settled = jnp.array(True)
@@ -329,9 +326,9 @@ def _eps(array: ArrayLike) -> float:
 
 def _law(frequencies: Float[ArrayLike, "..."], axes: int) -> Float[Array, "..."]:
     """Frequencies divided by their sum over the last axes, in float64; all zero without any."""
-    frequencies = jnp.asarray(frequencies, jnp.float64)
+    frequencies = np.asarray(frequencies, np.float64)
     total = frequencies.sum(axis=tuple(range(-axes, 0)), keepdims=True)
-    return frequencies / jnp.where(total > 0, total, 1.0)
+    return jnp.asarray(frequencies / np.where(total > 0, total, 1.0))
 
 
 def _refuse_outsiders(misfit: Float[np.ndarray, " B"]) -> None:

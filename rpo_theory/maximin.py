@@ -13,13 +13,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float
 
 from . import saddle_newton, unbounded
-from .batches import in_float64, raise_unless_solved, solve_alone
+from .batches import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
 from .certificate import withhold_unproven
 from .choice_sets import Ball, Box, ChoiceSet, Free, Simplex
 from .objectives import saddle_objective
@@ -32,7 +31,7 @@ from .types import Problem, Saddle, Solution, Status
 TOLERANCE = 1e-12
 MAX_STEPS = 100
 CHUNK = 16_384  # matrix entries that are worked on together: they should stay in the cache
-GROUP = 2_000_000  # matrix entries of one call: they bound the memory
+GROUP = 8192  # matrix entries of one call, in which all games of a chunk wait for the slowest
 
 
 def solve(
@@ -111,19 +110,11 @@ def solve_batch(
         >>> solve_batch(problems, TabularBox(one)).value.policy.shape
         (2, 1, 2)
     """
-    problems, reward_class = in_float64(problems, reward_class)
-    n_problems, n_contexts, n_actions = problems.reference_policy.shape
-    n_groups = -(-n_problems // max(1, GROUP // (n_contexts * n_actions**2)))
-    per_group = -(-n_problems // n_groups)
-    groups = []
-    # One after the other: batched factorisations in two threads at once wait for each other for
-    # ever (jaxlib 0.10.2), and use all cores by themselves.
-    for first in range(0, n_problems, per_group):
-        rows = np.minimum(np.arange(first, first + per_group), n_problems - 1)
-        group = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (problems, reward_class))
-        with jax.enable_x64(True):
-            groups.append(jax.device_get(_solve_group(*group, tolerance, max_steps=max_steps)))
-    solution = jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
+    # One group after the other: batched factorisations in two threads at once wait for each other
+    # for ever (jaxlib 0.10.2), and use all cores by themselves.
+    solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
+    size = size_of_group(problems, GROUP)
+    solution = solve_in_groups(solver, problems, reward_class, size=size)
     solution = withhold_unproven(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
 

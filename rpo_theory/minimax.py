@@ -19,7 +19,13 @@ from jaxtyping import Bool, Float, Int
 
 from . import ball_newton, box_newton, unbounded
 from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
-from .batches import raise_unless_solved, solve_alone, solve_in_groups
+from .batches import (
+    group_of,
+    raise_unless_solved,
+    size_of_group,
+    solve_alone,
+    solve_in_groups,
+)
 from .certificate import GAP_TOLERANCE, all_finite, gap_bound, is_proven, reduced_defect
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
@@ -28,7 +34,8 @@ from .types import Problem, Saddle, Solution, Status
 
 CHUNK = 4096  # matrix entries worked on together: they should stay in the cache
 STRIDE = 2  # Newton steps between two refills of the slots
-GROUP = 2_000_000  # matrix entries worked on by one thread at a time: they bound the memory
+GROUP = 32_768  # matrix entries of a call that fills slots
+WAITING = 8192  # of a call in which all wait for the slowest
 UNBOUNDED_WIDTH = 64.0  # nats; where the unbounded class is solved in a box, widened as needed
 WIDENINGS = 5
 
@@ -100,9 +107,9 @@ def solve_batch(
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     n_actions = problems.reference_policy.shape[-1]
     small = isinstance(reward_class, TabularBox) and n_actions**2 <= CHUNK
-    solution = solve_in_groups(
-        solve_group, problems, reward_class, entries=GROUP, side_by_side=small
-    )
+    in_slots = isinstance(reward_class, TabularBox | Unbounded)
+    size = size_of_group(problems, GROUP if in_slots else WAITING)
+    solution = solve_in_groups(solve_group, problems, reward_class, size=size, side_by_side=small)
     return raise_unless_solved(solution) if throw else solution
 
 
@@ -128,8 +135,10 @@ def _solve_box(
     problems: Problem, reward_class: TabularBox, tolerance: float, max_steps: int
 ) -> Solution:
     state = _newton_in_slots(problems, jnp.asarray(reward_class.maximum), tolerance, max_steps)
+    # Nothing depends on a constant added to the rewards of a prompt: leave them amid their box.
+    middle = 0.5 * (state.reward.max(axis=-1) + state.reward.min(axis=-1))
     reward = jax.vmap(lambda box, centred: box.project(centred + 0.5 * box.maximum))(
-        reward_class, state.reward
+        reward_class, state.reward - middle[..., None]
     )
     return jax.vmap(_conclude)(problems, reward_class, reward, state.residual, state.steps)
 
@@ -249,7 +258,7 @@ def _newton_in_slots(
         lambda leaf: jnp.moveaxis(leaf, -1, 1).reshape(n_blocks, *leaf.shape[1:-1]),
         jax.vmap(prompt_blocks)(problems, width),
     )
-    slots = min(max(1, CHUNK // n_actions**2), n_blocks)
+    slots = min(group_of(CHUNK / n_actions**2), n_blocks)
 
     def load(index: Int[Array, " b"]) -> box_newton.Blocks:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[index].get(mode="clip"), 0, -1), rows)

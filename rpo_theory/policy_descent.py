@@ -21,7 +21,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from . import policy_loss, unbounded
-from .batches import raise_unless_solved, solve_alone, solve_in_groups
+from .batches import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
 from .certificate import withhold_unproven
 from .policies import total_variation
 from .preference import preference_probability
@@ -126,7 +126,9 @@ def solve_batch(
         (2, 1, 2)
     """
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
-    solution = solve_in_groups(solver, problems, reward_class, entries=GROUP)
+    # One problem after the other is solved: no answer depends on how many there are.
+    size = min(len(problems.reference_policy), size_of_group(problems, GROUP))
+    solution = solve_in_groups(solver, problems, reward_class, size=size)
     solution = withhold_unproven(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
 

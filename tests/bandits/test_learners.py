@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from bandits import path_following
 from bandits.learned import Learned, Options
 from bandits.learners import LEARNERS, greedy_policy
 from bandits.policy_losses import chi_squared_policy
@@ -28,7 +30,6 @@ VALUE = 1e-7  # and of an objective, where errors are squared
 DESCENT = 2e-5  # what SciPy's quasi-Newton knows of a policy
 ConvexClass = TabularBox | LinearBall
 PairLoss = Callable[[PairLogProbs, PairLogProbs], jax.Array]
-ALIKE = 1e-6  # the batch rounds apart where kinks are resolved to a temperature of 1e-8
 BATCH, CONTEXTS, ACTIONS, FEATURES = 3, 2, 3, 2
 
 
@@ -280,13 +281,37 @@ def test_parity_pessimistic_mle_is_the_cone_program_of_its_definition(
         assert reached == pytest.approx(objective.value, abs=1e-6)
 
 
+def test_property_a_policy_that_is_not_best_against_the_ellipsoid_is_not_called_solved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stay(smoothed: Any, start: jax.Array) -> path_following.Path:
+        one = jnp.ones((), start.dtype)
+        return path_following.Path(start, one, one, jnp.zeros((), int), jnp.array(True))
+
+    monkeypatch.setattr(path_following, "follow", stay)
+    even, second = np.full((1, 1, 5), 0.2), np.eye(5)[None, None, 1]
+    wins = np.zeros((1, 1, 5, 5))
+    wins[0, 0, 0, 1:], wins[0, 0, 1:, 0] = 9.0, 1.0
+    problem = Problem(np.ones((1, 1)), even, second, wins, np.ones(1), np.ones(1))
+    options = Options(baseline="given", pessimism=0.02)
+    box = TabularBox(np.array([2.0]))
+    learned = LEARNERS["pessimistic_mle"](problem, box, options)
+    assert int(learned.status[0]) == Status.MAX_STEPS
+    likely = LEARNERS["two_stage"](problem, box, options).reward[0]
+    penalty = zhu(row(problem, 0), row(box, 0), second[0], options)
+    best = likely[0, 0] - penalty(np.eye(5)[0]).value
+    reached = (likely * learned.policy[0]).sum() - penalty(learned.policy[0].ravel()).value
+    assert float(learned.certificate[0]) >= best - reached > 0.01
+
+
 def zhu(problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, options: Options) -> Any:
     """Its penalty as a function of the joint law of prompt and response."""
     n = problem.wins.sum()
     if isinstance(reward_class, TabularBox):
-        features = np.eye(CONTEXTS * ACTIONS).reshape(CONTEXTS, ACTIONS, -1)
+        shape = np.shape(problem.reference_policy)
+        features = np.eye(math.prod(shape)).reshape(*shape, -1)
         width = float(reward_class.maximum)
-        bound, difference = width / 2 * np.sqrt(CONTEXTS * ACTIONS), width
+        bound, difference = width / 2 * np.sqrt(math.prod(shape)), width
     else:
         features, bound = np.asarray(reward_class.features), float(reward_class.radius)
         longest = np.linalg.norm(features, axis=-1).max()
@@ -490,14 +515,35 @@ def test_raises_on_an_option_out_of_range_and_names_it(option, value):
         options.__post_init__()
 
 
+@pytest.fixture(scope="module")
+def crowd() -> tuple[Problem, LinearBall]:
+    """More problems than a group of most solvers, and their features."""
+    rng = np.random.default_rng(11)
+    shape = (150, CONTEXTS, ACTIONS)
+    problem = Problem(
+        context_weights=rng.dirichlet(np.ones(CONTEXTS), shape[0]),
+        reference_policy=rng.dirichlet(np.ones(ACTIONS), shape[:2]),
+        baseline_policy=rng.dirichlet(np.ones(ACTIONS), shape[:2]),
+        wins=rng.integers(0, 9, (*shape, ACTIONS)) * (1.0 - np.eye(ACTIONS)),
+        beta=rng.uniform(0.01, 2.0, shape[0]),
+        eta=rng.uniform(0.0, 2.0, shape[0]),
+    )
+    return problem, LinearBall(rng.normal(size=(*shape, FEATURES)), np.ones(shape[0]))
+
+
+@pytest.mark.parametrize("kind", ["box", "ball"])
 @pytest.mark.parametrize("method", sorted(LEARNERS))
-def test_property_a_problem_is_learned_alike_alone_and_in_a_batch(method, problem):
-    box = TabularBox(np.array([0.5, 1.0, 2.0]))
-    together = LEARNERS[method](problem, box, Options())
-    second = jax.tree.map(lambda leaf: leaf[1:2], problem)
-    alone = LEARNERS[method](second, TabularBox(np.array([1.0])), Options())
-    np.testing.assert_allclose(alone.policy[0], together.policy[1], atol=ALIKE)
-    np.testing.assert_allclose(alone.reward[0], together.reward[1], atol=ALIKE)
+def test_property_an_answer_has_the_same_bits_whatever_is_answered_beside_it(
+    method: str, kind: str, crowd: tuple[Problem, LinearBall]
+) -> None:
+    problem, ball = crowd
+    reward_class = ball if kind == "ball" else TabularBox(2.0 * ball.radius)
+    together = LEARNERS[method](problem, reward_class, Options(self_play_rounds=50))
+    for some in (slice(1, 2), slice(3, 40)):
+        few, classes = jax.tree.map(lambda leaf, some=some: leaf[some], (problem, reward_class))
+        apart = LEARNERS[method](few, classes, Options(self_play_rounds=50))
+        for name in ("policy", "reward", "certificate", "status"):
+            np.testing.assert_array_equal(getattr(apart, name), getattr(together, name)[some])
 
 
 @pytest.mark.parametrize("method", sorted(LEARNERS))

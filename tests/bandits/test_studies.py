@@ -169,7 +169,6 @@ def test_property_records_do_not_depend_on_how_draws_are_cut_into_parts(
     cut = run(one, tmp_path / "cut").to_pylist()
     names = ("label", "comparisons", "seed")
     told = {tuple(row[name] for name in names): row for row in cut}
-    # To the last bit; only SPAC and the certificate of FREEHAND differ in their last digits.
     assert all(row == told[tuple(row[name] for name in names)] for row in whole)
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rpo_theory import batches
-from rpo_theory.batches import in_float64, raise_unless_solved, solve_alone, solve_in_groups
+from rpo_theory.batches import (
+    group_of,
+    in_float64,
+    in_groups,
+    raise_unless_solved,
+    size_of_group,
+    solve_alone,
+    solve_in_groups,
+)
 from rpo_theory.rewards import RewardClass, TabularBox
 from rpo_theory.types import Problem, Saddle, Solution, Status
 
@@ -29,19 +36,39 @@ def echo(problem: Problem, reward_class: RewardClass) -> Solution:
     return Solution(found, status, {})
 
 
-def test_closed_form_groups_are_solved_and_joined_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "LEAST", 1)
+def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
     sizes = []
 
     def solver(problem: Problem, reward_class: RewardClass) -> Solution:
         sizes.append(len(problem.eta))
         return echo(problem, reward_class)
 
-    solution = solve_in_groups(solver, *problems(23), entries=4 * 5)
-    # Four entries a problem: at most five of them at once, in groups of one shape.
+    solution = solve_in_groups(solver, *problems(23), size=3)
     assert sizes == [3] * 8
     np.testing.assert_array_equal(solution.value.value, np.arange(23.0))
     np.testing.assert_array_equal(solution.value.reward, 10.0 + np.arange(23.0))
+
+
+def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
+    seen = []
+
+    def function(tree: dict[str, np.ndarray], more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append((tree["a"].tolist(), more.dtype))
+        return tree["a"] + more, more.sum(axis=1)
+
+    tree = {"a": np.arange(5, dtype=np.int32)[:, None]}
+    total, summed = in_groups(function, tree, np.full((5, 2), 0.5, np.float32), size=2)
+    assert [rows for rows, _ in seen] == [[[0], [1]], [[2], [3]], [[4], [4]]]
+    assert {dtype for _, dtype in seen} == {np.dtype(np.float64)}
+    np.testing.assert_array_equal(total, np.arange(5)[:, None] + np.full((5, 2), 0.5))
+    np.testing.assert_array_equal(summed, np.ones(5))
+
+
+@pytest.mark.parametrize(("most", "size"), [(0.2, 1), (7.9, 1), (8.0, 8), (15.9, 8), (1e3, 512)])
+def test_closed_form_a_group_fills_vectors_or_is_one(most: float, size: int) -> None:
+    assert group_of(most) == size
+    problem, _ = problems(2)
+    assert size_of_group(problem, int(4 * most)) == size
 
 
 def test_closed_form_one_problem_is_a_batch_of_one() -> None:

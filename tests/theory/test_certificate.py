@@ -283,3 +283,12 @@ def test_limit_the_bound_is_tight_at_a_saddle_point() -> None:
     problem, box = random_problem(3), TabularBox(np.array(1.5))
     value = minimax.solve(problem, box).value
     assert float(gap_bound(problem, box, value.policy, value.reward)) < GAP_TOLERANCE
+
+
+def test_closed_form_the_kkt_residual_is_the_way_down_the_slope_within_the_box() -> None:
+    even, first = np.full((1, 2), 0.5), np.array([[1.0, 0.0]])
+    one = np.array(1.0)
+    problem = Problem(np.ones(1), even, first[:, ::-1], np.zeros((1, 2, 2)), one, one)
+    # The slope is (1, -1): down it the rewards end in the corner (0, 0.75), 0.5 away.
+    reward = np.array([[0.5, 0.25]])
+    assert float(kkt_residual(problem, TabularBox(np.array(0.75)), first, reward)) == 0.5

@@ -398,7 +398,7 @@ def random_policies() -> Setting:
 def test_property_batches_agree_with_single_instances_across_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(coverage_module, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(coverage_module, "GROUP", 100)
     drawn = [random_setting(np.random.default_rng(seed)) for seed in range(60)]
     same = [s for s in drawn if s.true_reward.shape == (3, 4)]
     assert len(same) > 10
@@ -409,7 +409,7 @@ def test_property_batches_agree_with_single_instances_across_chunks(
 
 
 def test_compiles_once_for_instances_of_one_shape() -> None:
-    solve = coverage_module._solve
+    solve = coverage_module._answers
     before = solve._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     law = np.full((1, 7, 7), 1.0 / 49.0)
     arms = np.eye(7)[:, None, :]
