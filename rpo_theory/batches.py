@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from .problems import normalised
 from .rewards import RewardClass
@@ -72,7 +73,7 @@ def size_of_group(problems: Problem, entries: int) -> int:
 def group_of(most: float) -> int:
     """The largest power of two that is at most so large, or one where that is less than a vector.
 
-    With any other number some would be left over from the vectors of the processor, and what is
+    Of any other number some would be left over from the vectors of the processor, and what is
     computed one by one is rounded differently.
 
     Args:
@@ -87,11 +88,11 @@ def group_of(most: float) -> int:
 
 
 def in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tree:
-    """Apply a function of a batch to groups of one size, of which the last is filled up.
+    """Apply a function of a batch to groups of one size, all filled up.
 
     A program is compiled for every size, and no two round alike. In groups of one size an answer
-    has the same bits whatever is answered beside it. Computes in float64 whatever the caller's
-    configuration.
+    has the same bits whatever is answered beside it: see :func:`group_of` and :func:`_filled`.
+    Computes in float64 whatever the caller's configuration.
 
     Args:
         function: compiled, of arrays with a leading batch axis.
@@ -109,11 +110,26 @@ def in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tre
     n_rows = len(jax.tree.leaves(arguments)[0])
     groups = []
     for start in range(0, n_rows, size):
-        rows = np.minimum(np.arange(start, start + size), n_rows - 1)
+        rows = _filled(start, size, n_rows)
         group = jax.tree.map(lambda leaf, rows=rows: leaf[rows], arguments)
         with jax.enable_x64(True):
             groups.append(jax.device_get(function(*group)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n_rows], *groups)
+    return jax.tree.map(lambda *parts: _joined(parts, size, n_rows), *groups)
+
+
+def _filled(start: int, size: int, n_rows: int) -> Int[np.ndarray, " g"]:
+    """Rows of a group; past the last row of all it comes again, and so does one that fills up.
+
+    Compilers may leave the last vector of a loop to be computed one by one: no answer is there.
+    """
+    filling = int(size > 1)
+    return np.minimum(np.arange(start, start + size + filling), n_rows - 1)
+
+
+def _joined(parts: Sequence[np.ndarray], size: int, n_rows: int) -> np.ndarray:
+    """Answers of all groups in order, without those that filled them up."""
+    rows = [group for part in parts for group in np.split(part, len(part) // (size + (size > 1)))]
+    return np.concatenate([group[:size] for group in rows])[:n_rows]
 
 
 def solve_in_groups(
@@ -155,14 +171,15 @@ def solve_in_groups(
     promotion = jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
 
     def solve_from(start: int) -> Solution:
-        rows = np.minimum(np.arange(start, start + at_once * size), n_problems - 1)
+        starts = range(start, start + at_once * size, size)
+        rows = np.concatenate([_filled(first, size, n_problems) for first in starts])
         with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
             group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
             return jax.device_get(solver(*group))
 
     with ThreadPoolExecutor(threads) as pool:
         groups = list(pool.map(solve_from, range(0, n_problems, at_once * size)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n_problems], *groups)
+    return jax.tree.map(lambda *parts: _joined(parts, size, n_problems), *groups)
 
 
 def _on_devices(solve_group: GroupSolver, devices: tuple[Any, ...]) -> GroupSolver:

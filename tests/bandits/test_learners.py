@@ -531,7 +531,7 @@ def crowd() -> tuple[Problem, LinearBall]:
     return problem, LinearBall(rng.normal(size=(*shape, FEATURES)), np.ones(shape[0]))
 
 
-@pytest.mark.parametrize("kind", ["box", "ball"])
+@pytest.mark.parametrize("kind", ["box", pytest.param("ball", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", sorted(LEARNERS))
 def test_property_an_answer_has_the_same_bits_whatever_is_answered_beside_it(
     method: str, kind: str, crowd: tuple[Problem, LinearBall]

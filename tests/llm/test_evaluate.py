@@ -40,7 +40,9 @@ def test_closed_form_metrics_are_means_over_the_rows() -> None:
     for name, value in expected.items():
         assert measured[name] == pytest.approx(value, abs=ROUNDING), name
     assert math.isfinite(measured["theory/adversarial_value"])
-    assert measured["rewards/margins_lower"] <= margins.mean() <= measured["rewards/margins_upper"]
+    ends = (measured["rewards/margins_lower"], measured["rewards/margins_upper"])
+    assert ends == pytest.approx(interval_of_mean(margins, seed=0), abs=ROUNDING)
+    assert ends[0] <= margins.mean() <= ends[1]
     assert measured["rewards/accuracies_lower"] == 0.0
 
 

@@ -231,6 +231,14 @@ def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: f
     np.testing.assert_array_equal(slope[1], 0.0)
 
 
+@every_reduction
+def test_property_the_weight_of_an_absent_pair_changes_nothing(reduction: Any) -> None:
+    policy, reference, batch = drawn(n=4, absent=(1,), weighted=True)
+    config = ObjectiveConfig(beta=BETA, eta=ETA, sft_reduction=reduction)
+    heavy = batch._replace(weights=np.where(batch.present, np.asarray(batch.weights), 7.0))
+    assert whole(config, policy, reference, heavy) == whole(config, policy, reference, batch)
+
+
 def test_gradient_none_reaches_the_reference() -> None:
     policy, reference, batch = drawn()
 
