@@ -96,6 +96,13 @@ def mixture_gap(
     return best - min(_phi(game, law, member) for member in members)
 
 
+def excess(problem: Problem, reward_class: FiniteClass, reward: ArrayLike) -> mpf:
+    """By how much F of a reward exceeds the least F of a finite class, nats."""
+    game = _exact(problem)
+    least = min(_value(game, _numbers(member)) for member in reward_class.rewards)
+    return _value(game, _numbers(reward)) - least
+
+
 def stationarity(problem: Problem, policy: ArrayLike, reward: ArrayLike) -> mpf:
     """Largest slope of phi in a reward that stays finite, nats: identity S1."""
     game, law = _exact(problem), [_law(row) for row in _numbers(policy)]
