@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ def file_of(folder: Path, name: str) -> Path:
         'model/config.json'
     """
     path, home = folder / name, folder.resolve()
+    is_other = False
     try:
         target = path.resolve()
-        is_other = path.exists() and not path.is_file()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            is_other = not stat.S_ISREG(path.stat().st_mode)
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, an impossible name
         raise ValueError(f"{folder}: {name!r} cannot be a file: {error}") from error
     inside = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
