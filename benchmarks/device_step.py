@@ -33,6 +33,7 @@ from llm.lora import trainable_filter
 from llm.model import Decoder
 from llm.objective import ObjectiveConfig
 from llm.optimizer import make_optimizer
+from llm.precision import computing_in
 from llm.preference_data import PairTokens
 from llm.train_step import gradients, init_train_state, make_train_step
 
@@ -124,7 +125,7 @@ def check_attention() -> float:
 def check_step() -> dict[str, float]:
     """The device's loss and gradient against the CPU's; bfloat16 against float32."""
     batch = batches_of(draw_pairs(6, 512), "shared", 6)[0]
-    with jax.default_matmul_precision("highest"):
+    with computing_in("float32"):
         loss, slope = first_gradient("float32", batch)
         with jax.default_device(jax.devices("cpu")[0]):
             cpu_loss, cpu_slope = first_gradient("float32", batch)

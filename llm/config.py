@@ -19,7 +19,7 @@ class ModelConfig:
         path: a folder or a name on the Hugging Face hub; None draws ``architecture`` at random.
         architecture: fields of :class:`llm.architecture.Architecture`.
         seed: of random parameters, and of adapters.
-        dtype: to compute in.
+        dtype: to compute in; a product of float32 is one of float32 on every device.
         param_dtype: of the parameters.
         remat: what the backward pass computes again: ``none`` but norms and activations,
             ``products`` keeps matrix products, ``full`` keeps only the layers' inputs.

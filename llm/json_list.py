@@ -44,8 +44,10 @@ def read_json_list(path: Path) -> Iterator[Row]:
         where = f"{path}:{line}"
         try:
             fields, end = json.JSONDecoder().raw_decode(text, gap.end())
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{where}: the element is not JSON: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{where}: the element is not JSON: nested too deeply") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{where}: every element must be an object")
         yield Row(fields, where)

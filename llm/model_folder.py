@@ -86,8 +86,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         document = json.loads(content.decode("utf-8"))
     # ValueError: broken text or JSON, numbers of thousands of digits.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not JSON: nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
     return document

@@ -26,6 +26,7 @@ from .devices import BATCHES, Devices, layout_of, make_mesh
 from .lora import trainable_filter
 from .model_source import shapes_of
 from .optimizer import make_optimizer
+from .precision import computing_in
 from .sharding import mesh_sizes
 from .train_step import init_train_state, make_train_step
 
@@ -131,7 +132,7 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
         raise ValueError(f"argument --topology: must be one of {known_topologies()}")
     kind, count = found["kind"], int(np.prod([int(size) for size in found["shape"].split("x")]))
     limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
-    with jax.enable_x64(config.model.dtype == "float64"):
+    with computing_in(config.model.dtype):
         step = Step(config, count)
         if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") is not None:
             return _compiled(step, topology, limit)

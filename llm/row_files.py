@@ -121,8 +121,10 @@ def _json_rows(path: Path, shown: str) -> Iterator[Row]:
         try:
             fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         # ValueError: broken JSON or text, numbers of thousands of digits.
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{where}: the line is not JSON: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{where}: the line is not JSON: nested too deeply") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{where}: the line must be an object, got {type(fields).__name__}")
         yield Row(fields, where)

@@ -36,6 +36,7 @@ from .non_finite import (
     rows_of,
 )
 from .objective import CHOSEN, add, metrics
+from .precision import computing_in
 from .reference_cache import weights_digest
 from .run import Run
 from .sample_coverage import SampleCoverage
@@ -87,7 +88,7 @@ def train(
             damaged or of another run.
         InterruptedRunError: the process was asked to stop; the state is saved.
     """
-    with jax.enable_x64(config.model.dtype == "float64"):
+    with computing_in(config.model.dtype):
         run = Run(config, data, make_model(config.model, config.mesh))
         checkpoints = Checkpoints(
             folder / "checkpoints", config.trainer.save_total_limit, run.fingerprint()

@@ -134,14 +134,13 @@ def _judged(args: argparse.Namespace) -> dict[str, Any]:
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
     """Rewards, margins and theory on data, and the win rate under a reward if there is one."""
-    import jax
-
     from llm.evaluate import compare, preference_metrics
     from llm.objective import ObjectiveConfig
+    from llm.precision import computing_in
 
     reward = None if args.reward is None else load_reward(args.reward)
     config = ObjectiveConfig(beta=args.beta, eta=args.eta)
-    with jax.enable_x64(args.dtype == "float64"):
+    with computing_in(args.dtype):
         policy, rewards = _run_model(args, args.model, reward)
         reference, others = _run_model(args, args.reference, reward)
         measured: dict[str, Any] = preference_metrics(config, policy, reference, seed=args.seed)

@@ -40,18 +40,17 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.run}: no training run is there: it has no config.yaml")
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise ValueError(f"argument --out: {args.out} exists already and is not empty")
-        import jax
-
         from llm.checkpoint import Checkpoints
         from llm.config import TrainConfig
         from llm.hf_io import export_model
         from llm.model_source import make_model
+        from llm.precision import computing_in
         from llm.run import Run
         from llm.training_data import load_data
 
         config = read_config(args.run / "config.yaml", TrainConfig)
         keep = config.trainer.save_total_limit
-        with jax.enable_x64(config.model.dtype == "float64"):
+        with computing_in(config.model.dtype):
             # A checkpoint is of its data too: both are read again, and must be the same.
             trained = Run(
                 config, load_data(config.data, config.model), make_model(config.model, config.mesh)

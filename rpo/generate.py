@@ -82,12 +82,11 @@ def run(args: argparse.Namespace) -> int:
         decoding = decoding_from(args)
         if args.out is not None:
             prepare_file(args.out)
-    import jax
-
     from llm.answer_files import Question, answers_file, read_questions
+    from llm.precision import computing_in
     from llm.preference_data import Message
 
-    with user_input(), jax.enable_x64(args.dtype == "float64"):
+    with user_input(), computing_in(args.dtype):
         if args.data is None:
             turns = ((Message("user", args.prompt),),)
             questions = [Question("rows", turns, {}, "argument --prompt")]

@@ -75,11 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
     with user_input():
         prepare_file(args.out)
-    import jax
-
+    from llm.precision import computing_in
     from llm.score import score
 
-    with user_input(), jax.enable_x64(args.dtype == "float64"):
+    with user_input(), computing_in(args.dtype):
         model, tokenizer = load(args.model, args.tokenizer, args.dtype)
         pairs = read_pairs(args, model, tokenizer)
         scores = score(

@@ -87,10 +87,12 @@ def _tell_what_to_expect(config: TrainConfig, data: TrainingData) -> int:
     """Print the resolved configuration; steps, memory and time go to standard error."""
     import jax
 
+    from llm.precision import computing_in
+
     from .cli import user_input
     from .output import duration
 
-    with user_input(), jax.enable_x64(config.model.dtype == "float64"):
+    with user_input(), computing_in(config.model.dtype):
         from llm.expectation import expect
 
         found = expect(config, data)

@@ -88,7 +88,7 @@ BAD_VOTES = [
 ]
 BAD_OPTIONS = [
     ([], "a command must come first"),
-    (["--", "solve"], "COMMAND"),
+    (["--", "solve"], "verify"),
     (["sovle"], "invalid choice: 'sovle'"),
     (["solve"], "give either a problem file or --votes"),
     (["solve", "good.json", "--votes", "good.csv"], "give either a problem file or --votes"),

@@ -55,7 +55,7 @@ def train(folder: Path, out: str, *arguments: str, devices: int = 1) -> subproce
     return subprocess.Popen(
         [sys.executable, "-m", "rpo", "train", "tiny.yaml", "--out", out, *arguments],
         cwd=folder,
-        env={**os.environ, "XLA_FLAGS": forced},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": forced},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

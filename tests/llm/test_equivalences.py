@@ -199,6 +199,7 @@ def test_property_single_precision_by_another_route_keeps_to_the_bar() -> None:
     nnx.update(model, jax.tree.map(jnp.asarray, narrow))
     batches = batches_of(4, "separate")
     batches = batches._replace(reference=np.asarray(batches.reference, np.float32))
-    grads, result = result_of(model, batches, chunk_size=8)
+    with jax.default_matmul_precision("highest"):
+        grads, result = result_of(model, batches, chunk_size=8)
     assert all(leaf.dtype == np.float32 for leaf in grads.values())
     assert_same((grads, result), plain(), SINGLE)

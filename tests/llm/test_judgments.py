@@ -114,7 +114,7 @@ BAD = [
     ("a.json", "[]", "a.json holds no judgments"),
     ("a.json", "[1]", "a.json:1: every element must be an object"),
     ("a.json", "[\n{]", "a.json:2: the element is not JSON"),
-    ("a.json", "[" * 100_000, "a.json:1: the element is not JSON"),
+    ("a.json", "[" * 100_000, "a.json:1: the element is not JSON: nested too deeply"),
     ("a.json", json.dumps([ALPACA])[:-1], "a.json:1: must be one JSON list"),
     ("a.json", json.dumps([ALPACA]) + "]", "a.json:1: must be one JSON list"),
     ("a.json", "[" + json.dumps(ALPACA) + "[]", "a.json:1: must be one JSON list"),

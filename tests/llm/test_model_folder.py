@@ -21,7 +21,7 @@ def test_roundtrip_an_object_and_bytes_are_read_as_they_are(tmp_path: Path) -> N
         (b"[1]", "a.json must hold a JSON object, got list"),
         (b"{", "a.json is not JSON: Expecting property name"),
         (b'{"a": "\xff"}', "a.json is not JSON: 'utf-8' codec"),
-        (b"[" * 100_000, "a.json is not JSON: maximum recursion"),
+        (b"[" * 100_000, "a.json is not JSON: nested too deeply"),
         (None, "a.json is missing"),
     ],
 )

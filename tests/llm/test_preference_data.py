@@ -134,7 +134,7 @@ MISTAKES: list[tuple[Any, str]] = [
     ({**GOOD, "ref_chosen_logps": -(10**999)}, "`ref_chosen_logps` must be a finite"),
     ([1, 2], "the line must be an object, got list"),
     ('{"prompt": "a", ', "the line is not JSON"),
-    ("[" * 100_000, "the line is not JSON"),
+    ("[" * 100_000, "the line is not JSON: nested too deeply"),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llm.attention import visible
 from llm.batches import Bounds, Rows
-from llm.packing import pack, rounded, smallest_shape
+from llm.packing import Layout, pack, rounded, smallest_shape
 from llm.preference_data import PairTokens
 from llm.sequence_attention import attend_by_sequence, places
 
@@ -17,7 +17,7 @@ ROUNDING = 5e-6  # the library's softmax is one of float32, whatever the inputs
 HEADS, GROUPS, SIZE = 4, 2, 5
 
 
-def packed(layout: str, *, roles: int) -> Rows:
+def packed(layout: Layout, *, roles: int) -> Rows:
     """Three pairs of different lengths and one that is absent, with padding."""
     pairs = [
         PairTokens(tuple(range(p)), tuple(range(c)), tuple(range(j)), (1,) * b or None, row)
@@ -33,7 +33,7 @@ def packed(layout: str, *, roles: int) -> Rows:
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize(("layout", "roles"), [("shared", 2), ("shared", 3), ("separate", 2)])
 def test_gradient_and_values_are_those_of_attention_at_once(
-    layout: str, roles: int, window: int | None
+    layout: Layout, roles: int, window: int | None
 ) -> None:
     rows = packed(layout, roles=roles)
     rng, shape = np.random.default_rng(0), rows.tokens.shape

@@ -23,7 +23,10 @@ from llm.sharding import Layout, make_layout, mesh_sizes
 
 ROUNDING = 1e-12  # float64 sums in another order
 N_PAIRS = 16  # of the script
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+EIGHT = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+}
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
     "width": 16,

@@ -10,6 +10,7 @@ import pytest
 from llm.attention import visible
 from llm.batches import Branch, Rows
 from llm.block_attention import Settings
+from llm.precision import computing_in
 from llm.splash_attention import attend_with_splash, fits
 
 ROUNDING = 5e-6  # float32 sums in another order, relative to the largest entry
@@ -37,7 +38,7 @@ def test_gradient_and_values_in_the_interpreter_are_those_of_plain_attention(
 ) -> None:
     rows = packed_rows(baseline=baseline)
     settings = Settings(soft_cap, SIZE**-0.5)
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+    with computing_in("float32"), jax.numpy_dtype_promotion("standard"):
         keys = jax.random.split(jax.random.key(0), 4)
         parts = [
             jax.random.normal(key, (1, 200, heads, SIZE))

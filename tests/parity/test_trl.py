@@ -214,7 +214,7 @@ def test_parity_of_a_real_model_on_real_pairs(
     tokens = tokenize(
         rows[:20], load_tokenizer(str(folder)), max_length=REAL_LENGTH, on_error="skip"
     )
-    pairs = tokens.pairs[:4]
+    pairs = list(tokens.pairs[:4])
     config, options = objective(pairs, method)
     found = theirs(folder, folder, pairs, tmp_path / "out", **options)
     assert_same(ours(folder, folder, pairs, config), found)

@@ -1,0 +1,50 @@
+"""Claims about the precision of products: what was asked for, wherever they are computed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from llm.architecture import Architecture
+from llm.model import Decoder
+from llm.packing import Shape, pack
+from llm.precision import computing_in
+from llm.preference_data import PairTokens
+from llm.sequence_logprobs import response_log_probs
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 32,
+    "width": 16,
+    "hidden_units": 24,
+    "n_layers": 2,
+    "n_heads": 2,
+}
+
+
+def products_of_a_gradient(dtype: str) -> list[str]:
+    """The lines of the lowered program that multiply matrices."""
+    pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
+    shape = Shape(rows=1, row_tokens=16, completions=8, longest=8)
+    with computing_in(dtype), jax.numpy_dtype_promotion("standard"):
+        computed = jnp.dtype(dtype)
+        model = Decoder(Architecture(**SIZES), rngs=nnx.Rngs(0), dtype=computed)
+        batch = pack([pair], layout="shared", roles=2, n_pairs=1, shape=shape)
+        graphdef, parameters = nnx.split(model)
+
+        def total(parameters: Any) -> jax.Array:
+            return response_log_probs(nnx.merge(graphdef, parameters), batch).sum()
+
+        program = jax.jit(jax.grad(total)).lower(parameters).as_text()
+    return re.findall(r".*dot_general.*", program)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_property_every_product_of_a_gradient_keeps_all_bits_of_its_factors(dtype: str) -> None:
+    products = products_of_a_gradient(dtype)
+    assert products
+    assert all("HIGHEST" in product for product in products)
