@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-oldest test-parity coverage load mutants problems fuzz check docs notebooks bench bench-train crashes storage clean
+.PHONY: install demo test test-slow test-oldest test-parity check coverage torture mutants problems fuzz crashes storage load docs notebooks bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -20,6 +20,9 @@ test-oldest: .venv-oldest/installed
 
 test-parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+# Everything that takes hours: kills, floods and faults, each with its counts (docs/reliability.md).
+torture: problems mutants fuzz crashes storage load
 
 # One fault after another in the formulas and masks: the tests must see each.
 mutants: .venv/installed-test
