@@ -27,9 +27,9 @@ from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Problem
 
 from . import instances
-from .designs import Design, check_draw, draw
+from .designs import Design, draw
 from .environments import Instance, baseline_policy, best_arms
-from .offline import draw_wins
+from .offline import check_draw, draw_wins
 from .votes import read_votes
 
 WORST_DEFICIT = 1.2785

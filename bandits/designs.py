@@ -27,7 +27,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
 from .environments import Instance
-from .offline import draw_wins, uniforms
+from .offline import check_draw, draw_wins, uniforms
 
 INSIDE = 0.1
 """Share of the range of rewards, at either end, that true rewards keep away from."""
@@ -217,33 +217,6 @@ def coefficients(design: Design, n_comparisons: int) -> tuple[float, float]:
     resistance[seen] = np.diag(inverse) + inverse[here, here] - 2.0 * inverse[here]
     best, worst = design.prompt_factor() * resistance[[0, np.argmax(resistance)]]
     return float(np.sqrt(best)), float(np.sqrt(worst))
-
-
-def check_draw(n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-    """Refuse a draw that cannot be made.
-
-    Args:
-        n_comparisons: at least 1.
-        seeds: whole numbers from 0 on.
-
-    Returns:
-        The seeds.
-
-    Raises:
-        ValueError: a number out of range.
-
-    Examples:
-        >>> check_draw(1, np.array([3, 0])).tolist()
-        [3, 0]
-        >>> check_draw(1, np.array([3, -1]))
-        Traceback (most recent call last):
-        ValueError: `seeds` must be at least 0, got -1
-    """
-    if n_comparisons < 1:
-        raise ValueError(f"`n_comparisons` must be at least 1, got {n_comparisons}")
-    if np.any(seeds < 0):
-        raise ValueError(f"`seeds` must be at least 0, got {seeds.min()}")
-    return seeds
 
 
 def _truth(

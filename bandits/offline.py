@@ -18,6 +18,33 @@ STRUCTURE = 0
 """Stream of a seed that the bandit itself is drawn from; stream ``N + 1`` labels N comparisons."""
 
 
+def check_draw(n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+    """Refuse a draw that cannot be made.
+
+    Args:
+        n_comparisons: at least 1.
+        seeds: whole numbers from 0 on.
+
+    Returns:
+        The seeds.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Examples:
+        >>> check_draw(1, np.array([3, 0])).tolist()
+        [3, 0]
+        >>> check_draw(1, np.array([3, -1]))
+        Traceback (most recent call last):
+        ValueError: `seeds` must be at least 0, got -1
+    """
+    if n_comparisons < 1:
+        raise ValueError(f"`n_comparisons` must be at least 1, got {n_comparisons}")
+    if np.any(seeds < 0):
+        raise ValueError(f"`seeds` must be at least 0, got {seeds.min()}")
+    return seeds
+
+
 def uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray, "B k"]:
     """Uniform numbers of every seed, from its stream for the bandit itself.
 

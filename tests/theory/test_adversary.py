@@ -32,7 +32,9 @@ def test_closed_form_without_data_the_adversary_goes_to_the_corner_of_the_box() 
 def test_closed_form_without_data_the_adversary_goes_to_the_border_of_the_ball() -> None:
     policy = np.array([[0.7, 0.3]])
     features = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
-    worst = adversarial_reward(problem(np.zeros((2, 2))), LinearBall(features, np.array(1.5)), policy)
+    worst = adversarial_reward(
+        problem(np.zeros((2, 2))), LinearBall(features, np.array(1.5)), policy
+    )
     # The slope is eta (0.7, -0.7): the parameter is the other way, of norm 1.5.
     np.testing.assert_allclose(worst, [[-1.5 / np.sqrt(2), 1.5 / np.sqrt(2)]], atol=BESIDE)
 
