@@ -29,7 +29,8 @@ EVERY = 30.0
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Pass items on, and tell how many are done, at what rate, and the time left.
 
-    On a terminal a bar does; elsewhere a line on standard error, each half minute.
+    On a terminal a bar does; elsewhere a line on standard error, each half minute. The first item,
+    in which programs are compiled, does not count for the rate.
 
     Args:
         items: what is worked on; each counts when the next is asked for.
@@ -64,7 +65,12 @@ def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - told >= EVERY and done < total:
-            rate, told = done / (now - start), now
-            left = duration((total - done) / rate)
-            sys.stderr.write(f"{what}: {done:,} of {total:,}, {rate:.3g} a second, {left} left\n")
+        if done == 1:
+            start = now  # programs are compiled in the first item: it tells nothing of the others
+        if now - told < EVERY or done >= total:
+            continue
+        line, told = f"{what}: {done:,} of {total:,}", now
+        if done > 1:
+            rate = (done - 1) / (now - start)
+            line += f", {rate:.3g} a second, {duration((total - done) / rate)} left"
+        sys.stderr.write(line + "\n")

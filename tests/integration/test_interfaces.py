@@ -94,13 +94,13 @@ def test_raises_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 
 class Clock:
-    """A clock that is ten seconds later each time it is read."""
+    """A clock that is ten seconds later each time it is read, and later still the second time."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, first: float = 10.0) -> None:
+        self.now, self.steps = 0.0, iter([10.0, first])
 
     def monotonic(self) -> float:
-        self.now += 10.0
+        self.now += next(self.steps, 10.0)
         return self.now
 
 
@@ -114,6 +114,17 @@ def test_closed_form_progress_is_plain_lines_with_rate_and_time_left_where_there
     assert shown.err.splitlines() == [
         "steps of tiny: 3 of 8, 0.1 a second, 50 s left",
         "steps of tiny: 6 of 8, 0.1 a second, 20 s left",
+    ]
+
+
+def test_closed_form_the_first_item_does_not_count_for_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "time", Clock(first=1000.0))
+    assert list(progress.with_progress(range(6), 6, "rows")) == [*range(6)]
+    assert capsys.readouterr().err.splitlines() == [
+        "rows: 1 of 6",
+        "rows: 4 of 6, 0.1 a second, 20 s left",
     ]
 
 
