@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -100,6 +100,7 @@ def test_extreme_rounding_does_not_lift_what_nothing_holds() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seeds)
+@example(1369)
 def test_parity_the_ball_minimiser_agrees_with_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(4, 4))
@@ -118,8 +119,9 @@ def test_parity_the_ball_minimiser_agrees_with_scipy(seed: int) -> None:
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     )
+    inside = theirs.x / max(1.0, np.linalg.norm(theirs.x))  # SLSQP may end a little outside
     assert np.linalg.norm(found) <= 1 + SOLVED
-    assert model(found) <= theirs.fun + SOLVED
+    assert model(found) <= model(inside) + SOLVED
     np.testing.assert_allclose(found, theirs.x, atol=1e-5)  # SLSQP stops on the value
 
 

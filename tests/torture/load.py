@@ -1,4 +1,4 @@
-"""Large studies and data, prompts of 100,000 tokens, and a soak: nothing grows without bound.
+"""Large studies and data, prompts of 100,000 tokens, long work: nothing grows without bound.
 
     python tests/torture/load.py --fits 10000000 --pairs 1000000 --minutes 30 [--only study,...]
 
@@ -198,17 +198,25 @@ def stream(config: str) -> int:
 
 def long_soak(options: argparse.Namespace, folder: Path) -> Iterator[bool]:
     """Every command again and again in one process, whose memory must not grow."""
-    (folder / "pairs.jsonl").unlink(missing_ok=True)
     write_pairs(folder / "soak.jsonl", 64)
     write_run(folder, "soak.jsonl", max_length=128)
     ended = child(soak.__file__, "--minutes", str(options.minutes), folder=folder)
     yield told(f"{options.minutes} minutes", ended, ended.out.strip(), holds=ended.code == 0)
 
 
+def long_training(options: argparse.Namespace, folder: Path) -> Iterator[bool]:
+    """One training of many steps with checkpoints, whose memory must not grow."""
+    write_pairs(folder / "soak.jsonl", 64)
+    write_run(folder, "soak.jsonl", max_length=128)
+    ended = child(soak.__file__, "--steps", str(options.steps), folder=folder)
+    yield told(f"{options.steps:,} steps", ended, ended.out.strip(), holds=ended.code == 0)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[bool]]] = {
     "prompts": prompts,
     "data": data,
     "study": study,
+    "training": long_training,
     "soak": long_soak,
 }
 
@@ -218,6 +226,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="large studies and data, and a soak")
     parser.add_argument("--fits", type=int, default=10_000_000)
     parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
     parser.add_argument("--stream", metavar="CONFIG.yaml", help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
-"""Solve, study, train and score again and again in one process, and see whether memory grows.
+"""One long training, or all commands again and again in one process: does memory grow?
 
-    python tests/torture/soak.py --minutes 30      in a folder with run.yaml and its data
+    python tests/torture/soak.py --steps 100000    in a folder with run.yaml and its data
+    python tests/torture/soak.py --minutes 30      solve, study, train and score
 
 The slopes are those of lines through what is measured after the first third: the resident memory,
 and on Linux what malloc has lent out of it. The rest of a rise is holes between what is lent, which
@@ -18,6 +19,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,8 +28,8 @@ import yaml
 
 from rpo.cli import main as rpo
 
-STEEPEST = 0.1
-"""MiB a round: whatever of a training, a study or a model were kept would be more."""
+STEEPEST = {"round": 0.1, "1,000 steps": 0.5}
+"""MiB: whatever of a training, a study or a model were kept would be more; half a KiB a step."""
 STUDY = {
     "name": "small",
     "methods": [{"method": "rpo"}, {"method": "dpo"}, {"method": "two_stage"}],
@@ -90,16 +92,44 @@ def lent() -> float:
     return (found.uordblks + found.hblkhd) / 2**20
 
 
-def main() -> int:
-    """Soak; 0 if the memory is flat."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=30.0)
-    minutes = parser.parse_args().minutes
+Samples = list[tuple[float, float, float]]
+"""Rounds or thousands of steps done, resident memory and what malloc has lent, MiB."""
+
+
+def train_long(steps: int) -> Samples:
+    """One training, with twenty checkpoints, looked at twice a second after its first step."""
+    over, samples = threading.Event(), Samples()
+    metrics = Path("long/metrics.jsonl")
+
+    def look() -> None:
+        while not metrics.exists() and not over.wait(0.5):
+            pass
+        done = 0
+        with metrics.open("rb") as file:
+            while not over.wait(0.5):
+                done += file.read().count(b"\n")
+                if done:
+                    samples.append((done / 1000, resident(), lent()))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        every = max(1, steps // 20)
+        length = f"--trainer.max_steps {steps} --trainer.save_steps {every}"
+        call(f"train run.yaml --out long {length} --trainer.logging_steps 1")
+    finally:
+        over.set()
+        watcher.join()
+    return samples
+
+
+def call_all(minutes: float) -> Samples:
+    """Every command, again and again."""
     Path("study.yaml").write_text(yaml.safe_dump(STUDY))
     Path("problem.json").write_text(json.dumps(PROBLEM))
     call("train run.yaml --out first --trainer.max_steps 2")
     call("export first --out exported")
-    start, samples = time.monotonic(), []
+    start, samples = time.monotonic(), Samples()
     while time.monotonic() - start < 60 * minutes:
         for command in COMMANDS:
             call(command)
@@ -107,18 +137,31 @@ def main() -> int:
             shutil.rmtree(name)
         Path("scores.jsonl").unlink()
         gc.collect()
-        samples.append((time.monotonic() - start, resident(), lent()))
-        print(f"{samples[-1][0] / 60:.1f} min: {samples[-1][1]:,.0f} MiB", file=sys.stderr)
-    seconds, memory, kept = np.array(samples[len(samples) // 3 :]).T
-    rounds = np.arange(len(seconds))
-    slope, of_kept = (float(np.polyfit(rounds, values, 1)[0]) for values in (memory, kept))
-    an_hour = 3600 * len(rounds) / (seconds[-1] - seconds[0])
+        samples.append((float(len(samples)), resident(), lent()))
+        passed = (time.monotonic() - start) / 60
+        print(f"{passed:.1f} min: {samples[-1][1]:,.0f} MiB", file=sys.stderr)
+    return samples
+
+
+def main() -> int:
+    """Soak; 0 if the memory is flat."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--steps", type=int, help="of one training, instead")
+    options = parser.parse_args()
+    start = time.monotonic()
+    unit = "1,000 steps" if options.steps else "round"
+    samples = train_long(options.steps) if options.steps else call_all(options.minutes)
+    seconds = time.monotonic() - start
+    done, memory, kept = np.array(samples[len(samples) // 3 :]).T
+    slope, of_kept = (float(np.polyfit(done, values, 1)[0]) for values in (memory, kept))
+    an_hour = 3600 * samples[-1][0] / seconds
     print(
-        f"{len(samples)} times solve, study, train and score: {memory.min():,.0f} to "
-        f"{memory.max():,.0f} MiB after the first third, slope {slope * an_hour:+,.1f} MiB an hour "
-        f"({1024 * slope:+.0f} KiB a round, of which malloc has lent {1024 * of_kept:+.0f})"
+        f"{samples[-1][0]:,.0f} times {unit}: {memory.min():,.0f} to {memory.max():,.0f} MiB after "
+        f"the first third, slope {slope * an_hour:+,.1f} MiB an hour ({1024 * slope:+.1f} KiB a "
+        f"{unit}, of which malloc has lent {1024 * of_kept:+.1f})"
     )
-    return 0 if slope < STEEPEST else 1
+    return 0 if slope < STEEPEST[unit] else 1
 
 
 if __name__ == "__main__":
