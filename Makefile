@@ -81,7 +81,7 @@ clean:
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed; name one with make PYTHON=...')"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --upgrade-deps .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -92,12 +92,12 @@ clean:
 	touch $@ .venv/installed
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
-	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) -m venv --upgrade-deps .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test,notebooks,docs]'
 	touch $@
 
 # torch, transformers and trl: only what the parity tests compare with.
 .venv-parity/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-parity
+	$(PYTHON) -m venv --upgrade-deps .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
 	touch $@

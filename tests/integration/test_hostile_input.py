@@ -618,7 +618,7 @@ def test_property_no_source_unpickles_or_evaluates(tmp_path: Path) -> None:
     assert len(offences(tmp_path / "bad.py")) == 6
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 def test_property_every_declared_dependency_is_pinned_to_one_version_that_it_allows(
     python: str,
 ) -> None:
