@@ -5,7 +5,7 @@
 
 The slopes are those of lines through what is measured after the first third: the resident memory,
 and on Linux what malloc has lent out of it. The rest of a rise is holes between what is lent, which
-compilers in many threads leave.
+compilers in many threads leave. A few rounds are not enough: programs and caches fill first.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import yaml
 
 from rpo.cli import main as rpo
 
-STEEPEST = {"round": 0.1, "1,000 steps": 0.5}
-"""MiB: whatever of a training, a study or a model were kept would be more; half a KiB a step."""
+STEEPEST = {"rounds": 0.1, "thousand steps": 0.5}
+"""MiB for each: whatever were kept of a training, a study or a model, or of a step, would be more."""
 STUDY = {
     "name": "small",
     "methods": [{"method": "rpo"}, {"method": "dpo"}, {"method": "two_stage"}],
@@ -137,7 +137,7 @@ def call_all(minutes: float) -> Samples:
             shutil.rmtree(name)
         Path("scores.jsonl").unlink()
         gc.collect()
-        samples.append((float(len(samples)), resident(), lent()))
+        samples.append((len(samples) + 1.0, resident(), lent()))
         passed = (time.monotonic() - start) / 60
         print(f"{passed:.1f} min: {samples[-1][1]:,.0f} MiB", file=sys.stderr)
     return samples
@@ -150,18 +150,18 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of one training, instead")
     options = parser.parse_args()
     start = time.monotonic()
-    unit = "1,000 steps" if options.steps else "round"
+    units = "thousand steps" if options.steps else "rounds"
     samples = train_long(options.steps) if options.steps else call_all(options.minutes)
     seconds = time.monotonic() - start
     done, memory, kept = np.array(samples[len(samples) // 3 :]).T
     slope, of_kept = (float(np.polyfit(done, values, 1)[0]) for values in (memory, kept))
     an_hour = 3600 * samples[-1][0] / seconds
     print(
-        f"{samples[-1][0]:,.0f} times {unit}: {memory.min():,.0f} to {memory.max():,.0f} MiB after "
-        f"the first third, slope {slope * an_hour:+,.1f} MiB an hour ({1024 * slope:+.1f} KiB a "
-        f"{unit}, of which malloc has lent {1024 * of_kept:+.1f})"
+        f"{samples[-1][0]:,.0f} {units}: {memory.min():,.0f} to {memory.max():,.0f} MiB after the "
+        f"first third, slope {slope * an_hour:+,.1f} MiB an hour, {1024 * slope:+.1f} KiB each "
+        f"(of which malloc has lent {1024 * of_kept:+.1f})"
     )
-    return 0 if slope < STEEPEST[unit] else 1
+    return 0 if slope < STEEPEST[units] else 1
 
 
 if __name__ == "__main__":
