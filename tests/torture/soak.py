@@ -29,7 +29,7 @@ import yaml
 from rpo.cli import main as rpo
 
 STEEPEST = {"rounds": 0.1, "thousand steps": 0.5}
-"""MiB for each: whatever were kept of a training, a study or a model, or of a step, would be more."""
+"""MiB for each: whatever were kept of a training, a study, a model or a step would be more."""
 STUDY = {
     "name": "small",
     "methods": [{"method": "rpo"}, {"method": "dpo"}, {"method": "two_stage"}],
