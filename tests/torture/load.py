@@ -54,11 +54,14 @@ class Outcome(NamedTuple):
     err: str
 
 
-def child(*command: str, folder: Path) -> Outcome:
-    """Run a Python program to its end, and measure it."""
+def child(*command: str, folder: Path, **environment: str) -> Outcome:
+    """Run a Python program to its end, with these variables too, and measure it."""
+    variables = os.environ | environment
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, stdout=out, stderr=err, env=variables
+        )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
@@ -196,20 +199,23 @@ def stream(config: str) -> int:
     return 0
 
 
-def long_soak(options: argparse.Namespace, folder: Path) -> Iterator[bool]:
-    """Every command again and again in one process, whose memory must not grow."""
+def soaked(folder: Path, *length: str) -> Outcome:
+    """Soak on a tiny model, with one arena of malloc: what is kept shows, and not its holes."""
     write_pairs(folder / "soak.jsonl", 64)
     write_run(folder, "soak.jsonl", max_length=128)
-    ended = child(soak.__file__, "--minutes", str(options.minutes), folder=folder)
-    yield told(f"{options.minutes} minutes", ended, ended.out.strip(), holds=ended.code == 0)
+    return child(soak.__file__, *length, folder=folder, MALLOC_ARENA_MAX="1")
 
 
 def long_training(options: argparse.Namespace, folder: Path) -> Iterator[bool]:
     """One training of many steps with checkpoints, whose memory must not grow."""
-    write_pairs(folder / "soak.jsonl", 64)
-    write_run(folder, "soak.jsonl", max_length=128)
-    ended = child(soak.__file__, "--steps", str(options.steps), folder=folder)
+    ended = soaked(folder, "--steps", str(options.steps))
     yield told(f"{options.steps:,} steps", ended, ended.out.strip(), holds=ended.code == 0)
+
+
+def long_soak(options: argparse.Namespace, folder: Path) -> Iterator[bool]:
+    """Every command again and again in one process, whose memory must not grow."""
+    ended = soaked(folder, "--minutes", str(options.minutes))
+    yield told(f"{options.minutes} minutes", ended, ended.out.strip(), holds=ended.code == 0)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[bool]]] = {
