@@ -54,14 +54,11 @@ class Outcome(NamedTuple):
     err: str
 
 
-def child(*command: str, folder: Path, **environment: str) -> Outcome:
-    """Run a Python program to its end, with these variables too, and measure it."""
-    variables = os.environ | environment
+def child(*command: str, folder: Path) -> Outcome:
+    """Run a Python program to its end, and measure it."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, stdout=out, stderr=err, env=variables
-        )
+        process = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=out, stderr=err)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
@@ -200,10 +197,10 @@ def stream(config: str) -> int:
 
 
 def soaked(folder: Path, *length: str) -> Outcome:
-    """Soak on a tiny model, with one arena of malloc: what is kept shows, and not its holes."""
+    """Soak on a tiny model."""
     write_pairs(folder / "soak.jsonl", 64)
     write_run(folder, "soak.jsonl", max_length=128)
-    return child(soak.__file__, *length, folder=folder, MALLOC_ARENA_MAX="1")
+    return child(soak.__file__, *length, folder=folder)
 
 
 def long_training(options: argparse.Namespace, folder: Path) -> Iterator[bool]:

@@ -92,8 +92,8 @@ def lent() -> float:
     return (found.uordblks + found.hblkhd) / 2**20
 
 
-Samples = list[tuple[float, float, float]]
-"""Rounds or thousands of steps done, resident memory and what malloc has lent, MiB."""
+Samples = list[tuple[float, float, float, float]]
+"""Seconds, rounds or thousands of steps done, resident memory and what malloc has lent, MiB."""
 
 
 def train_long(steps: int) -> Samples:
@@ -102,14 +102,14 @@ def train_long(steps: int) -> Samples:
     metrics = Path("long/metrics.jsonl")
 
     def look() -> None:
-        while not metrics.exists() and not over.wait(0.5):
-            pass
-        done = 0
-        with metrics.open("rb") as file:
-            while not over.wait(0.5):
-                done += file.read().count(b"\n")
-                if done:
-                    samples.append((done / 1000, resident(), lent()))
+        done = read = 0
+        while not over.wait(0.5):
+            if metrics.exists():
+                with metrics.open("rb") as file:
+                    file.seek(read)
+                    done += file.read().count(b"\n")
+                    read = file.tell()
+                samples.append((time.monotonic(), done / 1000, resident(), lent()))
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -137,9 +137,9 @@ def call_all(minutes: float) -> Samples:
             shutil.rmtree(name)
         Path("scores.jsonl").unlink()
         gc.collect()
-        samples.append((len(samples) + 1.0, resident(), lent()))
-        passed = (time.monotonic() - start) / 60
-        print(f"{passed:.1f} min: {samples[-1][1]:,.0f} MiB", file=sys.stderr)
+        samples.append((time.monotonic(), len(samples) + 1.0, resident(), lent()))
+        passed = (samples[-1][0] - start) / 60
+        print(f"{passed:.1f} min: {samples[-1][2]:,.0f} MiB", file=sys.stderr)
     return samples
 
 
@@ -149,15 +149,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--steps", type=int, help="of one training, instead")
     options = parser.parse_args()
-    start = time.monotonic()
     units = "thousand steps" if options.steps else "rounds"
     samples = train_long(options.steps) if options.steps else call_all(options.minutes)
-    seconds = time.monotonic() - start
-    done, memory, kept = np.array(samples[len(samples) // 3 :]).T
+    seconds, done, memory, kept = np.array(samples[len(samples) // 3 :]).T
     slope, of_kept = (float(np.polyfit(done, values, 1)[0]) for values in (memory, kept))
-    an_hour = 3600 * samples[-1][0] / seconds
+    an_hour = 3600 * (done[-1] - done[0]) / (seconds[-1] - seconds[0])
     print(
-        f"{samples[-1][0]:,.0f} {units}: {memory.min():,.0f} to {memory.max():,.0f} MiB after the "
+        f"{done[-1]:,.0f} {units}: {memory.min():,.0f} to {memory.max():,.0f} MiB after the "
         f"first third, slope {slope * an_hour:+,.1f} MiB an hour, {1024 * slope:+.1f} KiB each "
         f"(of which malloc has lent {1024 * of_kept:+.1f})"
     )
