@@ -23,19 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from llm.architecture import Architecture
-from llm.attention import attend
-from llm.batch_iterator import Schedule
-from llm.batches import Batch, Rows
-from llm.block_attention import Settings, attend_in_blocks
-from llm.config import OptimizerConfig
-from llm.lora import trainable_filter
-from llm.model import Decoder
-from llm.objective import ObjectiveConfig
-from llm.optimizer import make_optimizer
+from llm.attention.blockwise import Settings, attend_in_blocks
+from llm.attention.dispatch import attend
+from llm.config import ObjectiveConfig, OptimizerConfig
+from llm.data.loader import Schedule
+from llm.data.preferences import PairTokens
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.models.lora import trainable_filter
 from llm.precision import computing_in
-from llm.preference_data import PairTokens
-from llm.train_step import gradients, init_train_state, make_train_step
+from llm.train.optimizer import make_optimizer
+from llm.train.step import gradients, init_train_state, make_train_step
+from llm.types import Batch, Rows
 
 SHAPES = {
     "tiny": (512, 128, 256, 2, 2, 1),

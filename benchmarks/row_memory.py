@@ -27,15 +27,14 @@ def step(tokens: int) -> dict[str, int]:
     import numpy as np
     from flax import nnx
 
-    from llm.architecture import Architecture
-    from llm.batch_iterator import Schedule
-    from llm.config import OptimizerConfig
-    from llm.lora import trainable_filter
-    from llm.model import Decoder
-    from llm.objective import ObjectiveConfig
-    from llm.optimizer import make_optimizer
-    from llm.preference_data import PairTokens
-    from llm.train_step import init_train_state, make_train_step
+    from llm.config import ObjectiveConfig, OptimizerConfig
+    from llm.data.loader import Schedule
+    from llm.data.preferences import PairTokens
+    from llm.models.architecture import Architecture
+    from llm.models.decoder import Decoder
+    from llm.models.lora import trainable_filter
+    from llm.train.optimizer import make_optimizer
+    from llm.train.step import init_train_state, make_train_step
 
     rng = np.random.default_rng(0)
     lengths = (tokens // 2, tokens // 4 + 1, tokens // 4 + 1)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from exact_solver import one, scipy_reward, seconds
 
-from bandits.designs import Design, draw
+from bandits.environments.designs import Design, draw
 
 DESIGN = {
     "contexts": 8,

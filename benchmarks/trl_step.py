@@ -30,9 +30,9 @@ RATE, BETA = 5e-7, 0.1
 
 def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Token ids of the first pairs with a short prompt, as our own tokenization makes them."""
-    from llm.preference_data import read_preferences
-    from llm.tokenization import tokenize
-    from llm.tokenizer import load_tokenizer
+    from llm.data.preferences import read_preferences
+    from llm.text.tokenize import tokenize
+    from llm.text.tokenizer import load_tokenizer
 
     rows = read_preferences(str(args.data), check_content=False)
     tokenizer = load_tokenizer(args.model)
@@ -50,14 +50,20 @@ def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
     """A run of this package on the rows, and the batches of its steps with their reference."""
-    from llm import reference_cache
-    from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
-    from llm.model_source import make_model
-    from llm.objective import ObjectiveConfig
-    from llm.pair_table import PairTable
-    from llm.preference_data import PairTokens
-    from llm.run import Run
-    from llm.training_data import TrainingData
+    from llm.config import (
+        DataConfig,
+        ModelConfig,
+        ObjectiveConfig,
+        OptimizerConfig,
+        TrainConfig,
+        TrainerConfig,
+    )
+    from llm.data.pair_table import PairTable
+    from llm.data.preferences import PairTokens
+    from llm.hf.factory import make_model
+    from llm.train import reference_cache
+    from llm.train.dataset import TrainingData
+    from llm.train.run import Run
 
     ends = ("prompt_ids", "chosen_ids", "rejected_ids")
     tokens = [[tuple(row[end]) for end in ends] for row in rows]

@@ -88,7 +88,7 @@ def command_reference() -> Iterator[str]:
             default, meaning = _default(action.default), action.help or ""
             meaning = re.sub(r" \(default:? [^)]*\)$", "", meaning) if default else meaning
             yield f"| {_spelt(action)} | {default} | {_cell(meaning)} |"
-        examples = importlib.import_module(f"rpo.{name}").EXAMPLES
+        examples = importlib.import_module(f"rpo.commands.{name}").EXAMPLES
         yield from ("", "</div>", "", "```text", *(f"$ {line}" for line in examples), "```", "")
 
 
@@ -106,7 +106,7 @@ def config_reference() -> Iterator[str]:
     """Every key of the two kinds of configuration, as Markdown."""
     kinds = {
         "Training, `rpo train`": "llm.config.TrainConfig",
-        "Studies, `rpo study`": "bandits.grid.Study",
+        "Studies, `rpo study`": "bandits.study.config.Study",
     }
     for title, where in kinds.items():
         module, name = where.rsplit(".", 1)
@@ -141,8 +141,11 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
 
 def modules(package: str) -> list[str]:
     """Public modules of a package."""
-    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
-    return sorted(f"{package}.{module.name}" for module in found if not module.name.startswith("_"))
+    path = importlib.import_module(package).__path__
+    found = (
+        module.name for module in pkgutil.walk_packages(path, f"{package}.") if not module.ispkg
+    )
+    return sorted(name for name in found if "._" not in name and ".numerics." not in name)
 
 
 def _outside(page: Any, target: str) -> str | None:

@@ -4,11 +4,97 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from .objective import ObjectiveConfig
+from rpo_theory.reductions import SftReduction
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
+
+
+Method = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    r"""Which objective is minimised, and its constants.
+
+    Attributes:
+        method: ``"rpo"`` (DPO plus :math:`\eta\beta` times SFT, `liu:24`, eq. 4.8), ``"dpo"``,
+            ``"ipo"``, ``"dpop"``, ``"chi_po"``, or ``"sft"`` alone.
+        beta: :math:`\beta > 0`, weight of the KL term; all but ``"sft"`` and ``"ipo"`` train with
+            it, and the metrics show rewards in its unit.
+        eta: :math:`\eta \ge 0`, weight of the adversarial term. Only ``"rpo"`` trains with it; the
+            adversarial value is measured with it under every method.
+        sft_reduction: how the SFT loss is averaged: ``"sum"`` over the tokens of a response and
+            mean over pairs (the theorem's), ``"sequence_mean"``, or ``"pooled_mean"``.
+        label_smoothing: probability in [0, 1/2) that a label is flipped; ``"rpo"`` and ``"dpo"``.
+        tau: regularisation of ``"ipo"``, positive.
+        penalty: :math:`\lambda \ge 0` of ``"dpop"``.
+        reward_max: :math:`R > 0` of ``"chi_po"``, whose margin is clipped at twice that.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Examples:
+        >>> ObjectiveConfig(method="rpo", beta=0.1, eta=0.5).sft_weight
+        0.05
+    """
+
+    method: Method = "rpo"
+    beta: float = 0.01
+    eta: float = 0.005
+    sft_reduction: SftReduction = "sum"
+    label_smoothing: float = 0.0
+    tau: float = 0.1
+    penalty: float = 5.0
+    reward_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse constants that no method can use."""
+        for name, allowed in (("method", Method), ("sft_reduction", SftReduction)):
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                names = ", ".join(repr(choice) for choice in get_args(allowed))
+                raise ValueError(f"`{name}` must be one of {names}, got {value!r}")
+        for name in ("beta", "tau", "reward_max"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {value}")
+        for name in ("eta", "penalty"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"`{name}` must be 0 or more and finite, got {value}")
+        smoothing = self.label_smoothing
+        if not 0 <= smoothing < 0.5:
+            raise ValueError(f"`label_smoothing` must be in [0, 0.5), got {smoothing}")
+        if smoothing > 0 and self.method not in ("rpo", "dpo"):
+            raise ValueError(
+                f"`label_smoothing` must be 0 for method {self.method!r}, got {smoothing}: "
+                "only 'rpo' and 'dpo' have it"
+            )
+
+    @property
+    def sft_weight(self) -> float:
+        r"""Factor of the SFT loss: :math:`\eta\beta` for RPO, 1 for SFT, 0 for the others."""
+        return {"rpo": self.eta * self.beta, "sft": 1.0}.get(self.method, 0.0)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective asks for reference log-probabilities.
+
+        Examples:
+            >>> [ObjectiveConfig(method=method).needs_reference for method in ("rpo", "sft")]
+            [True, False]
+        """
+        return self.method != "sft"
+
+    @property
+    def preference_at_reference(self) -> float:
+        r"""Exact preference loss of a policy that equals its reference: :math:`\log 2` for most.
+
+        The loss of a run's first step is this plus :attr:`sft_weight` times its SFT loss.
+        """
+        if self.method == "sft":
+            return 0.0
+        return 0.25 / self.tau**2 if self.method == "ipo" else math.log(2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +103,7 @@ class ModelConfig:
 
     Attributes:
         path: a folder or a name on the Hugging Face hub; None draws ``architecture`` at random.
-        architecture: fields of :class:`llm.architecture.Architecture`.
+        architecture: fields of :class:`llm.models.architecture.Architecture`.
         seed: of random parameters, and of adapters.
         dtype: to compute in; a product of float32 is one of float32 on every device.
         param_dtype: of the parameters.

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 
 @contextmanager
@@ -30,3 +33,19 @@ def computing_in(dtype: str) -> Iterator[None]:
     products = None if dtype == "bfloat16" else "highest"
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(products):
         yield
+
+
+def accumulation_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype to sum and exponentiate in: the given one, but float32 at least.
+
+    Args:
+        dtype: a floating dtype.
+
+    Returns:
+        A dtype.
+
+    Examples:
+        >>> [str(accumulation_dtype(name)) for name in ("bfloat16", "float64")]
+        ['float32', 'float64']
+    """
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

@@ -25,8 +25,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bandits.plots import PALETTE
-from rpo_theory import certificate, maximin, minimax, policy_descent
+from rpo_io.figures import PALETTE
+from rpo_theory import certificate, direct, maximin, minimax
 from rpo_theory.objectives import minimax_objective
 from rpo_theory.policies import gibbs_policy
 from rpo_theory.rewards import TabularBox
@@ -90,13 +90,13 @@ print(f"the policy takes arm 0 with probability {float(solution.value.policy[0, 
 #
 # The same problem, solved in three ways that share no step: min over rewards of $F$ (`minimax`), max over
 # policies of the worst reward (`maximin`, Algorithm 1), and the RPO loss over policies
-# (`policy_descent`, Algorithm 2).
+# (`direct`, Algorithm 2).
 
 # %%
 routes = {
     "min-max": minimax.solve(problem, rewards),
     "max-min, Algorithm 1": maximin.solve(problem, rewards),
-    "RPO loss, Algorithm 2": policy_descent.solve(problem, rewards),
+    "RPO loss, Algorithm 2": direct.solve(problem, rewards),
 }
 for name, route in routes.items():
     print(f"{name:24s} {np.asarray(route.value.policy)[0]}")
@@ -120,9 +120,9 @@ assert float(proof.duality_gap) < 1e-10
 # Prompts, responses, policies, data, $\beta$ and $\eta$ at random, over four decades.
 
 # %%
-from bandits.agreement import measure_agreement
-from bandits.plots import plot_agreement
-from rpo.verify import BARS
+from bandits.theorem_check.agreement import measure_agreement
+from bandits.theorem_check.plots import plot_agreement
+from rpo.commands.verify import BARS
 
 records = list(measure_agreement(16, 0, ceilings=((20, 30),)))
 figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")

@@ -25,10 +25,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 
-from bandits.grid import Method, Study
-from bandits.learned import Options
-from bandits.plots import PALETTE
-from bandits.studies import draw_part, plan, run_part
+from bandits.methods.base import Options
+from bandits.study.config import Method, Study
+from bandits.study.run import draw_part, plan, run_part
+from rpo_io.figures import PALETTE
 from rpo_theory.coverage import coverage
 from rpo_theory.rewards import TabularBox
 

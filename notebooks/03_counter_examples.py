@@ -20,8 +20,9 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bandits.negative_controls import negative_controls
-from bandits.plots import PALETTE, plot_negative_controls
+from bandits.theorem_check.negative_controls import negative_controls
+from bandits.theorem_check.plots import plot_negative_controls
+from rpo_io.figures import PALETTE
 
 jax.config.update("jax_enable_x64", True)
 

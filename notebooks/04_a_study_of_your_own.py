@@ -20,10 +20,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from bandits.grid import Study
-from bandits.studies import n_fits
+from bandits.study.config import Study
+from bandits.study.run import n_fits
 from rpo.cli import main
-from rpo.config_files import read_config
+from rpo.runtime.config_files import read_config
 
 folder = Path(tempfile.mkdtemp())
 
@@ -77,7 +77,7 @@ mean.slice(0, 3).to_pylist()
 # ## The figure that the question asks for
 
 # %%
-from bandits.plots import PALETTE
+from rpo_io.figures import PALETTE
 
 sizes = (300, 3000, 30_000)
 at = {(row["label"], row["eta_rule"], row["comparisons"]): row for row in mean.to_pylist()}

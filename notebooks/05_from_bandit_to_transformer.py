@@ -20,9 +20,9 @@ import inspect
 
 import matplotlib.pyplot as plt
 
-from llm import objective
-from llm.bridge import SIZES, train_to_minimax
+from llm.finite.minimax_agreement import SIZES, train_to_minimax
 from llm.plots import plot_bridge
+from llm.train import objective
 from rpo_theory import losses
 
 print(inspect.getsource(losses.dpo).split('"""')[-1])
@@ -66,9 +66,9 @@ assert min(variation[-1] for _, variation in curves["small"]) > 0.1
 # The same kind of transformer, on data in which some bad responses won the only comparison they were in.
 
 # %%
-from bandits.plots import plot_training
-from llm.known_reward import make_task, train_curve
-from llm.objective import ObjectiveConfig
+from bandits.theorem_check.plots import plot_training
+from llm.config import ObjectiveConfig
+from llm.finite.overoptimization import make_task, train_curve
 
 task, trained = make_task(0), {}
 for name, config in {

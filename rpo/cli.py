@@ -22,12 +22,13 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-PACKAGES = ("rpo_theory", "bandits", "llm", "rpo")
+from .runtime.errors import UsageError, sentence
+
+PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io", "rpo")
 COMMANDS = {
     "demo": "everything in small: the theorem checked, overoptimisation cured, a report",
     "verify": "check the theorem on random instances, and see it fail where it must",
@@ -48,88 +49,12 @@ RESUMABLE = ("train", "study")
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-class UsageError(ValueError):
-    """A mistake in what a person gave: told in one line, exit code 2."""
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are raised, for :func:`main` to tell in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise UsageError(message)
-
-
-@contextmanager
-def user_input() -> Iterator[None]:
-    """What is read and checked in this block is a person's: its errors are usage errors.
-
-    Raises:
-        UsageError: in place of a ``ValueError`` or ``OSError`` of the block.
-
-    Examples:
-        >>> with user_input():
-        ...     raise ValueError("`beta` must be greater than 0, got 0")
-        Traceback (most recent call last):
-        rpo.cli.UsageError: `beta` must be greater than 0, got 0
-    """
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UsageError(_sentence(error)) from error
-
-
-def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
-    """Type of a command-line option: a finite number above a bound.
-
-    Args:
-        lower: the bound.
-        inclusive: whether the bound itself will do.
-
-    Returns:
-        A converter for ``add_argument(type=...)``.
-
-    Examples:
-        >>> number(0.0, inclusive=False)("0.5")
-        0.5
-    """
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not (lower < value < float("inf") or (inclusive and value == lower)):
-            relation = "at least" if inclusive else "greater than"
-            rule = f"must be a number {relation} {lower:g}, got {text!r}"
-            raise argparse.ArgumentTypeError(rule)
-        return value
-
-    return convert
-
-
-def whole_number(lower: int) -> Callable[[str], int]:
-    """Type of a command-line option: a whole number that is not too small.
-
-    Args:
-        lower: the least that will do.
-
-    Returns:
-        A converter for ``add_argument(type=...)``.
-
-    Examples:
-        >>> whole_number(1)("20")
-        20
-    """
-
-    def convert(text: str) -> int:
-        # Python's int would take underscores, spaces and digits of other scripts.
-        if not (text.isascii() and text.isdigit() and lower <= int(text) < 2**31):
-            rule = f"must be a whole number of at least {lower}, got {text!r}"
-            raise argparse.ArgumentTypeError(rule)
-        return int(text)
-
-    return convert
 
 
 def check_packages() -> None:
@@ -175,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (UsageError, OSError) as error:
-        sys.stderr.write(f"rpo: error: {_one_line(_sentence(error))}\n")
+        sys.stderr.write(f"rpo: error: {_one_line(sentence(error))}\n")
         return 2
     return code
 
@@ -220,7 +145,7 @@ def declare(name: str, parser: argparse.ArgumentParser) -> None:
         name: of the command.
         parser: receives its options, description and examples.
     """
-    module = importlib.import_module(f".{name}", __package__)
+    module = importlib.import_module(f".commands.{name}", __package__)
     module.add_arguments(parser)
     parser.add_argument(
         "--json",
@@ -254,7 +179,7 @@ def run_command(argv: list[str]) -> int:
     """
     known = argv[0] if argv and argv[0] in COMMANDS else None
     parser = make_parser([known] if known else [])
-    module = importlib.import_module(f".{known}", __package__) if known else None
+    module = importlib.import_module(f".commands.{known}", __package__) if known else None
     try:
         args, rest = parser.parse_known_args(argv)
     except SystemExit as done:  # --help
@@ -281,14 +206,6 @@ def _leave_interrupts_to_the_system() -> None:
     """As exceptions they get lost in callbacks of libraries; what can go on need not be told."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _sentence(error: Exception) -> str:
-    """The message of an error; of the operating system's, the file and what went wrong."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return where + error.strerror
-    return str(error)
 
 
 def _one_line(text: str) -> str:

@@ -19,13 +19,13 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from bandits.plots import PALETTE
-from bandits.study_lines import bare, plot_gap
+from bandits.study.lines import bare, plot_gap
+from rpo_io.figures import PALETTE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from llm.plan import Plan
+    from llm.train.memory_plan import Plan
 
 MOST_ROWS = 50
 """Rows of a table that a notebook shows."""
@@ -160,7 +160,7 @@ class StudyResult(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the gap of every method against the comparisons, its mean over all other axes."""
-        from bandits.study_summary import labels, summarise
+        from bandits.study.summary import labels, summarise
 
         summary = summarise([self.records])
         return plot_gap(summary, _axes(ax), order=labels(summary))
@@ -207,7 +207,7 @@ class PlanResult(Result):
     @property
     def plan(self) -> Plan:
         """All of it."""
-        from llm.plan import Plan
+        from llm.train.memory_plan import Plan
 
         return Plan(**self.document)
 

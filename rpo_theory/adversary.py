@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from . import ball_newton, box_newton
+from .numerics import ball_interior_point, box_interior_point
 from .objectives import saddle_objective
 from .rewards import FiniteClass, LinearBall, TabularBox
 from .types import ArrayLike, Problem
@@ -42,11 +42,13 @@ def adversarial_reward(
         case TabularBox(maximum):
             blocks = prompt_blocks(problem, jnp.asarray(maximum))
             given = jnp.asarray(policy).T
-            state = box_newton.solve(blocks, given, tolerance=TOLERANCE, max_steps=MAX_STEPS)
+            state = box_interior_point.solve(
+                blocks, given, tolerance=TOLERANCE, max_steps=MAX_STEPS
+            )
             return reward_class.project(state.reward.T + 0.5 * maximum)
         case LinearBall(features, radius):
             scaled = jnp.asarray(features) * radius
-            state = ball_newton.solve(
+            state = ball_interior_point.solve(
                 problem, scaled, policy, tolerance=TOLERANCE, max_steps=MAX_STEPS
             )
             return unit_ball_reward(scaled, state.parameter)
@@ -57,7 +59,7 @@ def adversarial_reward(
             return jnp.asarray(rewards)[jnp.argmin(values)]
 
 
-def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_newton.Blocks:
+def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_interior_point.Blocks:
     """Cut a tabular problem into one-prompt blocks, each divided by its own weight."""
     wins = jnp.asarray(problem.wins)
     total = wins.sum()
@@ -65,7 +67,7 @@ def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_newton.Block
     adversary = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
     scale = adversary + wins.sum(axis=(1, 2)) / safe_total
     scale = jnp.where(scale > 0, scale, 1.0)
-    return box_newton.Blocks(
+    return box_interior_point.Blocks(
         reference=jnp.asarray(problem.reference_policy).T,
         baseline=jnp.asarray(problem.baseline_policy).T,
         wins=jnp.moveaxis(wins, 0, -1),

@@ -23,8 +23,8 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from . import unbounded
+from ._batching import in_groups, size_of_group
 from .adversary import adversarial_reward
-from .batches import in_groups, size_of_group
 from .objectives import minimax_objective, saddle_objective
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
 from .problems import normalised

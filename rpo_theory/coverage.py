@@ -12,7 +12,7 @@ numerator and :math:`\Sigma` the quadratic form of the denominator
           d \text{ in the cone}\}.
 
 For tables :math:`\Sigma` is a graph Laplacian and the cone a list of signs: a resistor network with
-diodes (:mod:`rpo_theory.networks`). For a linear ball the cone is everything or a half-space, and
+diodes (:mod:`rpo_theory.numerics.laplacian_qp`). For a linear ball the cone is everything or a half-space, and
 one multiplier decides. Infinity is decided by what the data connect, not by a number being large.
 """
 
@@ -26,8 +26,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from .batches import group_of, in_groups
-from .networks import Network, dissipated_energy
+from ._batching import group_of, in_groups
+from .numerics.laplacian_qp import Network, dissipated_energy
 from .problems import validate_policy, validate_reward
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike

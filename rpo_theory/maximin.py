@@ -1,7 +1,7 @@
 r"""Algorithm 1, the adversarial problem: :math:`\hat\pi\in\arg\max_\pi\min_{r\in\mathcal R}\phi`.
 
 Solved on the policy itself, by a method that shares nothing with :mod:`rpo_theory.minimax`: no
-Gibbs policy, no :math:`\log Z`, no softmax (see :mod:`rpo_theory.saddle_newton`). That both find
+Gibbs policy, no :math:`\log Z`, no softmax (see :mod:`rpo_theory.numerics.saddle_interior_point`). That both find
 the same policy is Theorem 5.6 of `liu:24`, where it holds; for a finite, non-convex class it does
 not, and this is then the answer of Algorithm 1.
 """
@@ -17,15 +17,16 @@ from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float
 
-from . import saddle_newton, unbounded
-from .batches import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
+from . import unbounded
+from ._batching import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
 from .certificate import withhold_unproven
-from .choice_sets import Ball, Box, ChoiceSet, Free, Simplex
+from .numerics import saddle_interior_point
+from .numerics.feasible_sets import Ball, Box, ChoiceSet, Free, Simplex
+from .numerics.saddle_interior_point import Game, Progress
 from .objectives import saddle_objective
 from .policies import kl_divergence
 from .preference import negative_log_likelihood
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from .saddle_newton import Game, Progress
 from .types import Problem, Saddle, Solution, Status
 
 TOLERANCE = 1e-12
@@ -137,7 +138,9 @@ def _solve_group(
     n_games = n_problems * games.weights.shape[1]
     flat = jax.tree.map(lambda leaf: leaf.reshape(n_games, *leaf.shape[2:]), games)
     play = partial(
-        saddle_newton.solve, tolerance=jnp.asarray(tolerance, jnp.float64), max_steps=max_steps
+        saddle_interior_point.solve,
+        tolerance=jnp.asarray(tolerance, jnp.float64),
+        max_steps=max_steps,
     )
     played = _map_by_chunks(play, flat, CHUNK // (flat.reference.shape[1] * n_actions**2))
     played = jax.tree.map(

@@ -17,16 +17,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from . import ball_newton, box_newton, unbounded
+from . import unbounded
+from ._batching import group_of, raise_unless_solved, size_of_group, solve_alone, solve_in_groups
 from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
-from .batches import (
-    group_of,
-    raise_unless_solved,
-    size_of_group,
-    solve_alone,
-    solve_in_groups,
-)
 from .certificate import GAP_TOLERANCE, all_finite, gap_bound, is_proven, reduced_defect
+from .numerics import ball_interior_point, box_interior_point
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
@@ -147,7 +142,7 @@ def _solve_ball(
     problem: Problem, reward_class: LinearBall, tolerance: float, max_steps: int
 ) -> Solution:
     scaled = jnp.asarray(reward_class.features) * reward_class.radius
-    state = ball_newton.solve(problem, scaled, tolerance=tolerance, max_steps=max_steps)
+    state = ball_interior_point.solve(problem, scaled, tolerance=tolerance, max_steps=max_steps)
     reward = unit_ball_reward(scaled, state.parameter)
     return _conclude(problem, reward_class, reward, state.residual, state.steps)
 
@@ -260,14 +255,14 @@ def _newton_in_slots(
     )
     slots = min(group_of(CHUNK / n_actions**2), n_blocks)
 
-    def load(index: Int[Array, " b"]) -> box_newton.Blocks:
+    def load(index: Int[Array, " b"]) -> box_interior_point.Blocks:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[index].get(mode="clip"), 0, -1), rows)
 
     def advance(carry: tuple) -> tuple:
         index, upcoming, state, answers = carry
         blocks = load(index)
         for _ in range(STRIDE):
-            state = box_newton.step(blocks, None, state, tolerance)
+            state = box_interior_point.step(blocks, None, state, tolerance)
         found = (state.reward.T, state.residual, state.steps)
         answers = jax.tree.map(
             lambda kept, new: kept.at[index].set(new, mode="drop"), answers, found
@@ -275,12 +270,12 @@ def _newton_in_slots(
         free = state.done | (state.steps >= max_steps)
         taken = jnp.cumsum(free.astype(jnp.int32))
         index = jnp.where(free, upcoming + taken - 1, index)
-        fresh = box_newton.init(load(index))
+        fresh = box_interior_point.init(load(index))
         state = jax.tree.map(lambda old, new: jnp.where(free, new, old), state, fresh)
         return index, upcoming + taken[-1], state, answers
 
     first = jnp.arange(slots, dtype=jnp.int32)
-    state = box_newton.init(load(first))
+    state = box_interior_point.init(load(first))
     answers = (
         jnp.zeros((n_blocks, n_actions), width.dtype),
         jnp.zeros(n_blocks, width.dtype),

@@ -18,8 +18,8 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
 from .losses import PairLogProbs, dpo, sft
+from .numerics.projected_newton import positive_or_one
 from .policies import below_top, log_partition_below_top
-from .projected_newton import positive_or_one
 from .reductions import reduce_mean
 from .types import ArrayLike, Problem
 

@@ -19,7 +19,7 @@ import rpo_theory
 NAMES = sorted(
     module.name
     for package in (rpo_theory, bandits, llm)
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 )
 NAMESPACE = {"jax": jax, "jnp": jnp, "np": np}
 """What the examples use beside the names of their own module."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from bandits.grid import Study
+from bandits.study.config import Study
 from llm.config import TrainConfig
 from rpo.cli import COMMANDS, Parser, declare, main
-from rpo.config_files import read_config
+from rpo.runtime.config_files import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTIFIER = re.compile(r"`((?:rpo_theory|bandits|llm|rpo)(?:\.[A-Za-z_0-9]+)+)`")
@@ -98,7 +98,11 @@ def test_property_every_test_that_a_verdict_rests_on_exists() -> None:
 
 def test_property_every_citation_is_in_the_bibliography() -> None:
     known = set(re.findall(r"^@\w+\{([^,]+),", read("docs/references.bib"), re.M))
-    for path in [*ROOT.glob("rpo_theory/*.py"), *ROOT.glob("bandits/*.py"), *ROOT.glob("llm/*.py")]:
+    for path in [
+        *ROOT.glob("rpo_theory/**/*.py"),
+        *ROOT.glob("bandits/**/*.py"),
+        *ROOT.glob("llm/**/*.py"),
+    ]:
         cited = set(CITATION.findall(path.read_text(encoding="utf-8")))
         assert cited <= known, (path.name, cited - known)
 

@@ -24,7 +24,7 @@ SLOW = {"study": 20, "training": 20, "parquet": 50, "tokenizer": 50, "tokenizer_
 def test_property_damaged_files_give_data_or_one_error_that_names_them(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.chat_template.MAX_SECONDS", 0.1)
+    monkeypatch.setattr("llm.text.chat_template.MAX_SECONDS", 0.1)
     target = fuzz_targets.TARGETS[name][0](tmp_path)
     assert all(fuzz.attempt(target, good) for good in target.seeds)
 

@@ -26,22 +26,22 @@ import pytest
 from flax import nnx
 from pyarrow import parquet
 
-from llm import chat_template, row_files
-from llm.architecture import Architecture
-from llm.chat_template import ChatTemplate
 from llm.config import TrainConfig
-from llm.hf_io import CONFIG, TOKENIZER_FILES, export_model, load_model
-from llm.hf_tokenizer import HuggingFaceTokenizer
-from llm.json_list import read_json_list
-from llm.model import Decoder
-from llm.model_folder import LARGEST_JSON, file_of
-from llm.row_files import read_rows
-from llm.weight_files import INDEX, SINGLE
+from llm.data import rows
+from llm.data.model_folder import LARGEST_JSON, file_of
+from llm.data.rows import read_json_list, read_rows
+from llm.hf.io import CONFIG, TOKENIZER_FILES, export_model, load_model
+from llm.hf.safetensors import INDEX, SINGLE
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.text import chat_template
+from llm.text.chat_template import ChatTemplate
+from llm.text.hf_tokenizer import HuggingFaceTokenizer
 from rpo.cli import main
-from rpo.config_files import read_config
-from rpo.output import inert
-from rpo.progress import with_progress
-from rpo.report import Section, render
+from rpo.report.page import Section, render
+from rpo.runtime.config_files import read_config
+from rpo.runtime.output import inert
+from rpo.runtime.progress import with_progress
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "torture"))
 memory: Any = importlib.import_module("peak_memory")
@@ -394,8 +394,8 @@ def test_raises_on_parquet_bombs(column: Callable[[], pa.Array], rule: str, tmp_
 def test_raises_on_rows_and_lists_that_are_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files, "LARGEST_ROW", 100)
-    monkeypatch.setattr("llm.json_list.LARGEST", 100)
+    monkeypatch.setattr(rows, "LARGEST_ROW", 100)
+    monkeypatch.setattr("llm.data.rows.LARGEST_LIST", 100)
     (tmp_path / "rows.jsonl").write_bytes(LINE + LINE.replace(b"yes", b"y" * 100))
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row has at most 100 bytes"):
         list(read_rows(tmp_path / "rows.jsonl"))

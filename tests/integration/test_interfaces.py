@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rpo import progress
 from rpo.cli import COMMANDS, SHELLS, Parser, declare, main
+from rpo.runtime import progress
 
 RUN = """
 name: tiny
@@ -31,7 +31,7 @@ def test_property_help_shows_examples_that_the_command_takes(
 ) -> None:
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    examples = importlib.import_module(f"rpo.{command}").EXAMPLES
+    examples = importlib.import_module(f"rpo.commands.{command}").EXAMPLES
     assert examples
     for example in examples:
         assert f"\n  {example}\n" in shown

@@ -15,11 +15,11 @@ from llm.config import (
     DataConfig,
     MeshConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     TrainConfig,
     TrainerConfig,
 )
-from llm.objective import ObjectiveConfig
 from rpo.cli import main
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "migrating.md").read_text("utf-8")

@@ -7,10 +7,12 @@ import doctest
 from collections.abc import Iterator
 from pathlib import Path
 
-from bandits.learners import LEARNERS
+from bandits.methods.registry import LEARNERS
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = [path for name in ("rpo_theory", "bandits", "llm") for path in (ROOT / name).glob("*.py")]
+MODULES = [
+    path for name in ("rpo_theory", "bandits", "llm") for path in (ROOT / name).rglob("*.py")
+]
 SCRIPTS = ("torture", "mutation")
 """Folders beneath ``tests`` that the suite does not run."""
 

@@ -38,7 +38,7 @@ def test_property_every_option_of_every_command_says_what_it_is(
 
 
 def test_property_every_key_of_a_configuration_has_a_meaning(hooks: ModuleType) -> None:
-    from bandits.grid import Study
+    from bandits.study.config import Study
     from llm.config import TrainConfig
 
     rows = [row for cls in (TrainConfig, Study) for row in hooks.keys_of(cls)]
@@ -84,7 +84,7 @@ def test_closed_form_formulas_become_mathml_and_code_stays(hooks: ModuleType) ->
 def test_property_the_reference_shows_every_example_of_a_command(hooks: ModuleType) -> None:
     shown = list(hooks.command_reference())
     for command in COMMANDS:
-        for example in importlib.import_module(f"rpo.{command}").EXAMPLES:
+        for example in importlib.import_module(f"rpo.commands.{command}").EXAMPLES:
             assert f"$ {example}" in shown
 
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from llm.architecture import Architecture
-from llm.model import Decoder
-from llm.packing import Shape, pack
+from llm.data.packing import Shape, pack
+from llm.data.preferences import PairTokens
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.models.logprobs import response_log_probs
 from llm.precision import computing_in
-from llm.preference_data import PairTokens
-from llm.sequence_logprobs import response_log_probs
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32,

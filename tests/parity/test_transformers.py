@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.batches import Rows
-from llm.hf_io import export_model, load_model
-from llm.model import Decoder
+from llm.hf.io import export_model, load_model
+from llm.models.decoder import Decoder
+from llm.types import Rows
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")

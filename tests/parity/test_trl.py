@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llm.batches import Batch
-from llm.hf_io import load_model
-from llm.lora import trainable_filter
-from llm.objective import ObjectiveConfig
-from llm.packing import pack, smallest_shape
-from llm.preference_data import PairTokens
-from llm.sequence_logprobs import response_log_probs
-from llm.train_step import gradients
+from llm.config import ObjectiveConfig
+from llm.data.packing import pack, smallest_shape
+from llm.data.preferences import PairTokens
+from llm.hf.io import load_model
+from llm.models.logprobs import response_log_probs
+from llm.models.lora import trainable_filter
+from llm.train.step import gradients
+from llm.types import Batch
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 trl = pytest.importorskip("trl", reason="needs the extra `parity`")
@@ -203,9 +203,9 @@ def test_parity_of_a_random_model_that_is_not_its_reference(method: str, tmp_pat
 def test_parity_of_a_real_model_on_real_pairs(
     method: str, tmp_path: Path, shared_data: Path
 ) -> None:
-    from llm.preference_data import read_preferences
-    from llm.tokenization import tokenize
-    from llm.tokenizer import load_tokenizer
+    from llm.data.preferences import read_preferences
+    from llm.text.tokenize import tokenize
+    from llm.text.tokenizer import load_tokenizer
 
     folder = Path(os.environ.get("RPO_SMOLLM2", ""))
     if not (folder / "config.json").exists():

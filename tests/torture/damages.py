@@ -39,8 +39,8 @@ def checkpoint(folder: Path) -> Kind:
     import jax
     import numpy as np
 
-    from llm.checkpoint import Checkpoints
-    from llm.reference_cache import weights_digest
+    from llm.hashing import weights_digest
+    from llm.train.checkpoint import Checkpoints
 
     def state(number: int) -> dict[str, Any]:
         rng = np.random.default_rng(number)
@@ -67,7 +67,7 @@ def _store(folder: Path) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from bandits.records import Columns, Store
+    from bandits.study.records import Columns, Store
 
     store = Store(folder, {"name": "damaged", "seeds": 400})
     for number in range(2):
@@ -116,7 +116,8 @@ def reference(folder: Path) -> Kind:
     """Cached log-probabilities of the reference."""
     import numpy as np
 
-    from llm.reference_cache import Provenance, ReferenceCache, load, save, weights_digest
+    from llm.hashing import weights_digest
+    from llm.train.reference_cache import Provenance, ReferenceCache, load, save
 
     digests = dict.fromkeys(("weights", "tokenizer", "template", "data"), "ab" * 32)
     made_of = Provenance(
@@ -132,9 +133,9 @@ def reference(folder: Path) -> Kind:
 def _model(folder: Path) -> Path:
     from flax import nnx
 
-    from llm.architecture import Architecture
-    from llm.hf_io import export_model
-    from llm.model import Decoder
+    from llm.hf.io import export_model
+    from llm.models.architecture import Architecture
+    from llm.models.decoder import Decoder
 
     if not (folder / "model").exists():
         decoder = Decoder(Architecture(**SIZES, n_layers=1, n_heads=2), rngs=nnx.Rngs(0))
@@ -146,8 +147,8 @@ def exported(folder: Path) -> Kind:
     """Weights that were exported here, and so carry digests."""
     from flax import nnx
 
-    from llm.hf_io import load_model
-    from llm.reference_cache import weights_digest
+    from llm.hashing import weights_digest
+    from llm.hf.io import load_model
 
     model = _model(folder)
     return Kind([model / "model.safetensors"], lambda: weights_digest(nnx.state(load_model(model))))
@@ -158,9 +159,9 @@ def foreign(folder: Path) -> Kind:
     from safetensors.numpy import load_file, save_file
 
     from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-    from llm.model_source import make_model
-    from llm.run import Run
-    from llm.training_data import load_data
+    from llm.hf.factory import make_model
+    from llm.train.dataset import load_data
+    from llm.train.run import Run
 
     model = _model(folder)
     weights = model / "model.safetensors"

@@ -64,8 +64,8 @@ WINNERS = {"g1_winner": "model_1", "g2_winner": "tie"}
 
 def problem(folder: Path) -> Target:
     """Problem files of ``rpo solve``."""
-    from rpo.json_document import DocumentError, parse
-    from rpo.problem_files import from_document
+    from rpo.solving.problem_files import from_document
+    from rpo_io.json_document import DocumentError, parse
 
     kinds = [{"kind": "tabular", "max": 2}, {"kind": "finite", "rewards": [[[0, 1, 2]] * 2]}]
     variants = [{"reward_class": kind, "baseline_policy": "chosen"} for kind in kinds]
@@ -80,7 +80,7 @@ def problem(folder: Path) -> Target:
 
 def votes(folder: Path) -> Target:
     """Votes in CSV."""
-    from bandits.votes import VotesFileError, parse_votes
+    from bandits.environments.votes import VotesFileError, parse_votes
 
     seeds = [
         b"context,winner,loser,count\nq,a,b,3\n\"q, r\",b,a,0\r\nq,a,'c',12\n",
@@ -119,7 +119,7 @@ def votes(folder: Path) -> Target:
 
 
 def _configuration(folder: Path, cls: type[Any], document: dict[str, Any]) -> Target:
-    from rpo.config_files import read_config
+    from rpo.runtime.config_files import read_config
 
     path = folder / f"{NAME}.yaml"
 
@@ -135,7 +135,7 @@ def _configuration(folder: Path, cls: type[Any], document: dict[str, Any]) -> Ta
 
 def study(folder: Path) -> Target:
     """Configurations of ``rpo study``."""
-    from bandits.grid import Study
+    from bandits.study.config import Study
 
     return _configuration(folder, Study, STUDY)
 
@@ -148,7 +148,7 @@ def training(folder: Path) -> Target:
 
 
 def _preferences(folder: Path, ending: str) -> Feed:
-    from llm.preference_data import read_preferences
+    from llm.data.preferences import read_preferences
 
     path = folder / (NAME + ending)
 
@@ -165,7 +165,7 @@ def _lines(rows: Sequence[Any]) -> bytes:
 
 def jsonl(folder: Path) -> Target:
     """Preference rows as JSON lines."""
-    from llm.preference_data import RowError
+    from llm.data.preferences import RowError
 
     def spoil(rng: Random) -> bytes:
         return _lines([rng.choice(ROWS), mutations.mutate_document(rng, rng.choice(ROWS))])
@@ -217,7 +217,7 @@ def parquet(folder: Path) -> Target:
 
 def judgments(folder: Path) -> Target:
     """Files of judges, of both kinds."""
-    from llm.judgments import read_judgments, tally
+    from llm.evaluation.judgments import read_judgments, tally
 
     kinds = {".json": [ALPACA, ALPACA], ".jsonl": [MT_BENCH | WINNERS]}
 
@@ -243,8 +243,8 @@ def judgments(folder: Path) -> Target:
 
 def questions(folder: Path) -> Target:
     """Questions of ``rpo generate``, of three kinds."""
-    from llm.answer_files import read_questions
-    from llm.preference_data import RowError
+    from llm.data.preferences import RowError
+    from llm.evaluation.prompts import read_questions
 
     path = folder / f"{NAME}.json"
     rows = ({"instruction": "Say."}, {"question_id": 1, "turns": ["a", "b"]}, {"prompt": "q"})

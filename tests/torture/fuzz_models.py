@@ -83,7 +83,7 @@ GEMMA = MODEL | {
 
 def chat_template(folder: Path) -> Target:
     """Chat templates."""
-    from llm import chat_template as module
+    from llm.text import chat_template as module
 
     module.MAX_SECONDS = 0.1
     messages = [{**USER, "role": "system"}, USER, REPLY, USER]
@@ -118,9 +118,9 @@ def _tokenizer_files() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _tokenizer(folder: Path, name: str, good: dict[str, Any]) -> Target:
-    from llm import chat_template as module
-    from llm.hf_tokenizer import HuggingFaceTokenizer
-    from llm.preference_data import Message, RowError
+    from llm.data.preferences import Message, RowError
+    from llm.text import chat_template as module
+    from llm.text.hf_tokenizer import HuggingFaceTokenizer
 
     module.MAX_SECONDS = 0.1
     home = folder / NAME
@@ -158,7 +158,7 @@ def tokenizer_config(folder: Path) -> Target:
 
 def safetensors(folder: Path) -> Target:
     """Headers of weights."""
-    from llm.weight_files import SINGLE, WeightFiles
+    from llm.hf.safetensors import SINGLE, WeightFiles
 
     home = folder / NAME
     home.mkdir(exist_ok=True)
@@ -184,7 +184,7 @@ def safetensors(folder: Path) -> Target:
 def weight_index(folder: Path) -> Target:
     """``model.safetensors.index.json``."""
     weights = safetensors(folder)
-    from llm.weight_files import INDEX, WeightFiles
+    from llm.hf.safetensors import INDEX, WeightFiles
 
     home = folder / NAME
     (home / "a.safetensors").write_bytes(weights.seeds[0])
@@ -204,7 +204,7 @@ def weight_index(folder: Path) -> Target:
 
 def model_config(folder: Path) -> Target:
     """``config.json`` of models."""
-    from llm.hf_io import CONFIG, read_architecture
+    from llm.hf.io import CONFIG, read_architecture
 
     home = folder / NAME
     home.mkdir(exist_ok=True)

@@ -177,10 +177,10 @@ def stream(config: str) -> int:
     """In a process of its own: every batch of an epoch, as training reads them."""
     import numpy as np
 
-    from llm.batch_iterator import Schedule, batches_from
     from llm.config import TrainConfig
-    from llm.training_data import load_data
-    from rpo.config_files import read_config
+    from llm.data.loader import Schedule, batches_from
+    from llm.train.dataset import load_data
+    from rpo.runtime.config_files import read_config
 
     start = time.perf_counter()
     run = read_config(Path(config), TrainConfig, [])

@@ -27,11 +27,11 @@ import hostile
 import jax
 import numpy as np
 
-from rpo_theory import certificate, coverage, maximin, minimax, policy_descent
+from rpo_theory import certificate, coverage, direct, maximin, minimax
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from rpo_theory.types import Problem, Solution, Status
 
-SOLVERS = {"minimax": minimax, "maximin": maximin, "policy_descent": policy_descent}
+SOLVERS = {"minimax": minimax, "maximin": maximin, "direct": direct}
 LARGE = (4, 16)
 POISONED = 200  # one problem in so many
 LAW_ROUNDING = 1e-9
@@ -82,7 +82,7 @@ def families() -> list[Family]:
     for kind in hostile.KINDS:
         found += [Family("minimax", kind, shape, 4000, share) for shape, share in small.items()]
         found.append(Family("minimax", kind, LARGE, 250, 0.1))
-        for solver in ("maximin", "policy_descent", "coverage"):
+        for solver in ("maximin", "direct", "coverage"):
             found.append(Family(solver, kind, (2, 3), 4000, 1.5))
     total = sum(family.share for family in found)
     return [family._replace(share=family.share / total) for family in found]

@@ -1,0 +1,112 @@
+r"""Self-play against an adversarial critic, in the manner of SPAC.
+
+`ji:24` let a policy and a critic play: the critic answers the policy with the reward that minimises
+"log-loss plus :math:`\eta` times the advantage of the policy over the baseline", and the policy
+follows its rewards by mirror descent from the reference. The average policy approaches the best one
+against the adversary *without* a divergence, as fast as Hedge learns: after :math:`T` rounds of
+rewards of range :math:`R` it lacks at most :math:`R\sqrt{\log(1/\min\pi_{ref})/2T}`. The critic's
+exact answers make that a theorem, and the duality gap of the averages measures it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from rpo_theory._batching import in_groups, size_of_group
+from rpo_theory.adversary import adversarial_reward
+from rpo_theory.certificate import reward_gradient
+from rpo_theory.objectives import value
+from rpo_theory.preference import negative_log_likelihood
+from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
+from rpo_theory.types import Problem, Status
+
+from .base import Learned, Options, compact_class, reward_range, with_baseline
+
+GROUP = 1024  # entries of the win counts that are played with at a time
+ROUNDING = 1e-9  # that a gap may exceed its bound by
+
+
+def spac(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+    r"""Average policy of mirror descent against the adversary's best answers.
+
+    Args:
+        problem: instances, with a leading batch axis; :math:`\beta` does not count.
+        reward_class: tabular boxes or linear balls.
+        options: ``baseline`` and ``self_play_rounds`` count.
+
+    Returns:
+        The average policies and rewards; the certificate is the duality gap of
+        :math:`\eta E_{\pi,\pi_{base}}[r(a^1)-r(a^0)]+L_D(r)` at them, nats. Solved means that
+        it is within the bound that Hedge guarantees for that many rounds.
+
+    Raises:
+        ValueError: another reward class.
+
+    References:
+        `ji:24`, Algorithm 1.
+    """
+    reward_class = compact_class("spac", reward_class)
+    problem = with_baseline(problem, options)
+    play = partial(_play, np.asarray(options.self_play_rounds, np.int32))
+    game = (problem, reward_class, reward_range(reward_class))
+    policy, reward, gap, bound = in_groups(play, *game, size=size_of_group(problem, GROUP))
+    solved = gap <= bound + ROUNDING
+    status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
+    return Learned(policy, reward, gap, "duality_gap", status)
+
+
+def _play_one(
+    rounds: Int[Array, ""],
+    problem: Problem,
+    reward_class: TabularBox | LinearBall,
+    width: Float[Array, ""],
+) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
+    """Average policy and reward, their duality gap, and Hedge's bound on it."""
+    reference = jnp.asarray(problem.reference_policy)
+    possible = reference > 0
+    surprise = -jnp.log(jnp.where(possible, reference, 1.0).min())
+    # Without a surprise to pay for any step is as good.
+    surprise = jnp.maximum(surprise, 1e-12)
+    n_rounds = rounds.astype(reference.dtype)
+    step = jnp.sqrt(8.0 * surprise / n_rounds) / width
+
+    def play(_: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        policies, rewards = sums
+        policy = jax.nn.softmax(jnp.log(reference) + step * rewards, axis=1)
+        answer = adversarial_reward(problem, reward_class, policy)
+        return policies + policy, rewards + answer
+
+    zero = jnp.zeros_like(reference)
+    policies, rewards = jax.lax.fori_loop(0, rounds, play, (zero, zero))
+    policy = policies / policies.sum(axis=1, keepdims=True)
+    reward = rewards / n_rounds
+    bound = width * jnp.sqrt(surprise / (2.0 * n_rounds)) * problem.eta
+    return policy, reward, _gap(problem, reward_class, policy, reward), bound
+
+
+def _gap(
+    problem: Problem,
+    reward_class: TabularBox | LinearBall,
+    policy: Float[Array, "x a"],
+    reward: Float[Array, "x a"],
+) -> Float[Array, ""]:
+    """Duality gap of the game without a divergence."""
+    weights, baseline = jnp.asarray(problem.context_weights), jnp.asarray(problem.baseline_policy)
+    possible = jnp.asarray(problem.reference_policy) > 0
+    best = weights @ jnp.where(possible, reward, -jnp.inf).max(axis=1)
+    above = problem.eta * (best - value(baseline, reward, weights))
+    above = above + negative_log_likelihood(reward, problem.wins)
+    worst = adversarial_reward(problem, reward_class, policy)
+    slack = reward_class.regret(reward_gradient(problem, policy, worst), worst)
+    below = problem.eta * value(policy - baseline, worst, weights)
+    below = below + negative_log_likelihood(worst, problem.wins) - jnp.maximum(slack, 0.0)
+    return jnp.maximum(above - below, 0.0)
+
+
+_play = jax.jit(jax.vmap(_play_one, (None, 0, 0, 0)))

@@ -1,0 +1,143 @@
+"""Figures: every function draws into the axes it is given and returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import blended_transform_factory
+
+from rpo_io.figures import PALETTE
+
+from .agreement import Agreement
+from .negative_controls import NegativeControl
+
+FLOOR = 1e-18
+"""Where a measured zero is drawn on a logarithmic axis."""
+
+
+def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: Axes) -> Axes:
+    """Draw what was measured on every instance, against the bar of each quantity.
+
+    Args:
+        records: one an instance.
+        bars: largest value allowed, for "duality gap", "Algorithm 1" and "RPO loss".
+        ax: where to draw.
+
+    Returns:
+        The same axes.
+    """
+    columns = {
+        "duality gap": [record.relative_gap() for record in records],
+        "Algorithm 1": [record.policy_tv_maximin for record in records],
+        "RPO loss": [record.policy_tv_loss for record in records],
+    }
+    labels = {
+        "duality gap": "duality gap of the\nexact solution, relative",
+        "Algorithm 1": "policy of Algorithm 1,\ntotal variation",
+        "RPO loss": "policy of the RPO loss,\ntotal variation",
+    }
+    spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(records))
+    for place, (name, values) in enumerate(columns.items()):
+        for family, colour in (("tabular", PALETTE["blue"]), ("linear", PALETTE["orange"])):
+            own = [i for i, record in enumerate(records) if record.family == family]
+            heights = np.maximum(np.asarray(values)[own], FLOOR)
+            label = family if place == 0 else None
+            ax.plot(place + spread[own], heights, ".", ms=4, alpha=0.5, color=colour, label=label)
+        ax.hlines(bars[name], place - 0.36, place + 0.36, color="black", lw=1.5)
+        ax.text(place, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=9)
+    ax.set_yscale("log")
+    ax.set_ylim(FLOOR / 3, 1e-3)
+    ax.set_xticks(range(3), [labels[name] for name in columns])
+    ax.set_ylabel("distance from exact agreement")
+    ax.set_title(f"One answer, three routes: {len(records)} random bandits")
+    ax.legend(loc="upper left", frameon=False, markerscale=2)
+    return ax
+
+
+def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axes:
+    """Draw the gap between the two formulations where the theorem's assumption is broken.
+
+    Args:
+        controls: the solved controls.
+        ax: where to draw.
+
+    Returns:
+        The same axes.
+    """
+    places = np.arange(len(controls))[::-1]
+    gaps = [control.duality_gap for control in controls]
+    ax.barh(places, gaps, height=0.6, color=PALETTE["blue"], label="solved")
+    expected = [control.expected for control in controls]
+    ax.plot(expected, places, "|", ms=16, mew=2.5, color=PALETTE["orange"], label="expected")
+    for place, gap in zip(places, gaps, strict=True):
+        ax.text(gap + 0.012, place, f"{gap:.3f}", va="center", size=9)
+    ax.set_yticks(places, [control.name for control in controls])
+    ax.set_xlim(0, 1.2 * max(*gaps, *expected))
+    ax.set_xlabel(r"$\min_r\max_\pi\phi-\max_\pi\min_r\phi$, per unit $\eta$")
+    ax.set_title("Without its assumption the theorem fails")
+    handles, names = ax.get_legend_handles_labels()
+    ax.legend(handles[::-1], names[::-1], loc="upper right", frameon=False)
+    return ax
+
+
+def plot_gap_against_comparisons(
+    comparisons: Sequence[int], gaps: Mapping[str, Sequence[float]], ax: Axes
+) -> Axes:
+    r"""Draw the gap of several methods against the number of comparisons.
+
+    Args:
+        comparisons: :math:`N`.
+        gaps: for each method, :math:`\max r^\star - E_{\hat\pi} r^\star` at each :math:`N`.
+        ax: where to draw.
+
+    Returns:
+        The same axes.
+    """
+    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["grey"])
+    beside = blended_transform_factory(ax.transAxes, ax.transData)
+    for (name, values), colour, marker in zip(gaps.items(), colours, "osD^", strict=False):
+        ax.plot(comparisons, values, marker=marker, ms=5, color=colour)
+        ax.text(1.02, values[-1], name, color=colour, va="center", transform=beside)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("comparisons N")
+    ax.set_ylabel("gap to the best response, reward")
+    ax.set_title("One wrong label on a rarely seen response")
+    return ax
+
+
+def plot_training(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]],
+    axes: Sequence[Axes],
+) -> Sequence[Axes]:
+    """Draw what training does to the chosen responses, and to the true reward.
+
+    Args:
+        curves: for each method the steps, the mean log-probability of the chosen responses (nats)
+            and the expected true reward.
+        axes: two, for the two quantities.
+
+    Returns:
+        The same axes.
+    """
+    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["grey"])
+    names = ("log-probability of the chosen responses, nats", "expected true reward")
+    for place, (ax, quantity) in enumerate(zip(axes, names, strict=True)):
+        for (name, curve), colour in zip(curves.items(), colours, strict=False):
+            steps, heights = curve[0], curve[1 + place]
+            ax.plot(steps, heights, lw=2, color=colour)
+            ax.text(
+                1.02,
+                heights[-1],
+                name,
+                color=colour,
+                va="center",
+                transform=blended_transform_factory(ax.transAxes, ax.transData),
+            )
+        ax.set_xlabel("step of training")
+        ax.set_title(quantity[0].upper() + quantity[1:], loc="left", size="medium")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[1].set_ylim(0.0, 1.0)
+    return axes

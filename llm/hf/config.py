@@ -1,0 +1,314 @@
+"""Architectures as Hugging Face writes them in ``config.json``, in the old keys and the new."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from llm.models.architecture import Activation, Architecture, RopeScaling
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
+LOCAL_BASE = 10000.0  # of Gemma 3, where the configuration leaves it out
+GLOBAL_BASE = 1e6
+MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000}
+Config = Mapping[str, Any]
+
+
+def from_hf_config(config: Config) -> Architecture:
+    """Read an architecture.
+
+    Args:
+        config: what ``config.json`` holds.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ValueError: an unknown architecture, a key missing or of the wrong type, or a feature that
+            would change the numbers and is not implemented.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> from_hf_config({"model_type": "llama", "num_attention_heads": 2, **sizes}).width
+        4
+    """
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in CLASSES:
+        raise ValueError(
+            f"`model_type` must be one of {', '.join(CLASSES)}, got {reprlib.repr(family)}: this "
+            "architecture is not known"
+        )
+    _refuse(config)
+    n_heads = _read(config, "num_attention_heads", int)
+    gemma = family in GEMMAS
+    bias = family not in ("mistral", "qwen2") and _read(config, "attention_bias", bool, False)
+    return Architecture(
+        family=family,
+        vocab_size=_read(config, "vocab_size", int),
+        width=_read(config, "hidden_size", int),
+        hidden_units=_read(config, "intermediate_size", int),
+        n_layers=_read(config, "num_hidden_layers", int),
+        n_heads=n_heads,
+        n_kv_heads=_read(config, "num_key_value_heads", int, n_heads),
+        head_size=_read(config, "head_dim", int, {"qwen3": 128}.get(family, 256 if gemma else 0)),
+        max_positions=_read(config, "max_position_embeddings", int, 2048),
+        norm_epsilon=_read(config, "rms_norm_eps", float, 1e-6),
+        norm_plus_one=gemma,
+        activation=_activation(config, family),
+        scaled_embeddings=gemma,
+        tied_embeddings=_read(config, "tie_word_embeddings", bool, gemma),
+        qkv_bias=family == "qwen2" or bias,
+        output_bias=bias,
+        mlp_bias=family == "llama" and _read(config, "mlp_bias", bool, False),
+        query_key_norm=family in ("qwen3", "gemma3_text"),
+        post_norms=family in ("gemma2", "gemma3_text"),
+        bos_token_id=_token(config, "bos_token_id"),
+        eos_token_id=_end_tokens(config),
+        pad_token_id=_token(config, "pad_token_id"),
+        **_caps(config, family),
+        **_rope(config, family),
+        **_windows(config, family),
+    )
+
+
+def to_hf_config(architecture: Architecture) -> dict[str, Any]:
+    """Write an architecture in keys that ``transformers`` 4 and 5 both read.
+
+    Args:
+        architecture: of a family that Hugging Face knows.
+
+    Returns:
+        For ``config.json``; :func:`from_hf_config` gives the architecture back.
+
+    Raises:
+        ValueError: the family has no such switches.
+    """
+    a = architecture
+    if a.family not in CLASSES:
+        raise ValueError(f"`family` must be one of {', '.join(CLASSES)}, got {a.family!r}")
+    names = {activation: name for name, activation in ACTIVATIONS.items()}
+    activation = "hidden_activation" if a.family in ("gemma2", "gemma3_text") else "hidden_act"
+    end = list(a.eos_token_id) if isinstance(a.eos_token_id, tuple) else a.eos_token_id
+    config: dict[str, Any] = {
+        "architectures": [CLASSES[a.family]],
+        "model_type": a.family,
+        "vocab_size": a.vocab_size,
+        "hidden_size": a.width,
+        "intermediate_size": a.hidden_units,
+        "num_hidden_layers": a.n_layers,
+        "num_attention_heads": a.n_heads,
+        "num_key_value_heads": a.n_kv_heads,
+        "head_dim": a.head_size,
+        "max_position_embeddings": a.max_positions,
+        "rms_norm_eps": a.norm_epsilon,
+        activation: names[a.activation],
+        "tie_word_embeddings": a.tied_embeddings,
+        "rope_theta": a.rope_base,
+        "rope_scaling": None if a.rope_scaling is None else _write_scaling(a.rope_scaling),
+        "bos_token_id": a.bos_token_id,
+        "eos_token_id": end,
+        "pad_token_id": a.pad_token_id,
+    }
+    config |= _write_switches(a)
+    if from_hf_config(config) != a:
+        raise ValueError(
+            f"`family` {a.family!r} of Hugging Face cannot express this architecture: {a}"
+        )
+    return config
+
+
+def _read(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
+    value = config.get(key)
+    if value is None:
+        if default is None:
+            raise ValueError(f"`{key}` is missing from the model's configuration")
+        return default
+    wanted = (int, float) if kind is float else kind
+    is_wanted = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
+    if not is_wanted:
+        raise ValueError(f"`{key}` must be of type {kind.__name__}, got {reprlib.repr(value)}")
+    # A size that no machine has would be built before it could be refused; NaN is not less either.
+    if not abs(value) < (1e300 if kind is float else MOST.get(key, 2**31)):
+        raise ValueError(f"`{key}` is too large, got {reprlib.repr(value)}")
+    return kind(value)
+
+
+def _refuse(config: Config) -> None:
+    for key, why in {
+        "quantization_config": "quantised weights are not read",
+        "use_bidirectional_attention": "attention is causal here",
+    }.items():
+        if config.get(key):
+            got = reprlib.repr(config[key])
+            raise ValueError(f"`{key}` must be absent, got {got}: {why}")
+
+
+def _activation(config: Config, family: str) -> Activation:
+    default = "gelu_pytorch_tanh" if family in GEMMAS else "silu"
+    name = config.get("hidden_activation") or config.get("hidden_act") or default
+    if family == "gemma" and name == "gelu":
+        name = "gelu_pytorch_tanh"  # what the first release of Gemma meant by it
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(
+            f"`hidden_act` must be one of {', '.join(ACTIVATIONS)}, got {reprlib.repr(name)}"
+        )
+    return ACTIVATIONS[name]
+
+
+def _optional(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
+    """A value that may be null."""
+    return None if config.get(key, default) is None else _read(config, key, kind, default)
+
+
+def _token(config: Config, key: str) -> int | None:
+    return _optional(config, key, int)
+
+
+def _end_tokens(config: Config) -> int | tuple[int, ...] | None:
+    key = "eos_token_id"
+    value = config.get(key)
+    if isinstance(value, list):
+        return tuple(_read({key: each}, key, int) for each in value)
+    return _token(config, key)
+
+
+def _caps(config: Config, family: str) -> dict[str, Any]:
+    if family not in ("gemma2", "gemma3_text"):
+        return {}
+    second = family == "gemma2"
+    return {
+        "attention_soft_cap": _optional(
+            config, "attn_logit_softcapping", float, 50.0 if second else None
+        ),
+        "logit_soft_cap": _optional(
+            config, "final_logit_softcapping", float, 30.0 if second else None
+        ),
+        "query_scalar": _read(config, "query_pre_attn_scalar", int, 256),
+    }
+
+
+def _rope(config: Config, family: str) -> dict[str, Any]:
+    parameters = _section(config, "rope_parameters")
+    third = family == "gemma3_text"
+    everywhere = _section(parameters, "full_attention") if third else parameters
+    base = _read({**config, **everywhere}, "rope_theta", float, GLOBAL_BASE if third else 10000.0)
+    scaling = everywhere if "rope_type" in everywhere else _section(config, "rope_scaling")
+    rope = {"rope_base": base, "rope_scaling": _read_scaling(scaling)}
+    if third:
+        local = _section(parameters, "sliding_attention")
+        if local.get("rope_type", "default") != "default":
+            raise ValueError(
+                f"`rope_type` of sliding_attention must be default, got {local['rope_type']!r}"
+            )
+        older = _read(config, "rope_local_base_freq", float, LOCAL_BASE)
+        rope["local_rope_base"] = _read(local, "rope_theta", float, older)
+    return rope
+
+
+def _section(config: Config, key: str) -> Config:
+    section = config.get(key)
+    if not isinstance(section, Mapping | None):
+        raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
+    return section or {}
+
+
+def _read_scaling(scaling: Config) -> RopeScaling | None:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=_read(scaling, "factor", float))
+    if kind != "llama3":
+        raise ValueError(
+            f"`rope_scaling` must be default, linear or llama3, got {reprlib.repr(kind)}"
+        )
+    return RopeScaling(
+        kind="llama3",
+        factor=_read(scaling, "factor", float),
+        low_freq_factor=_read(scaling, "low_freq_factor", float),
+        high_freq_factor=_read(scaling, "high_freq_factor", float),
+        original_max_positions=_read(scaling, "original_max_position_embeddings", int),
+    )
+
+
+def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_positions,
+    }
+
+
+def _windows(config: Config, family: str) -> dict[str, Any]:
+    window = _optional(config, "sliding_window", int)
+    n_layers = _read(config, "num_hidden_layers", int)
+    if family in ("llama", "gemma") or (family == "mistral" and not window):
+        return {}
+    if family.startswith("qwen") and not config.get("use_sliding_window"):
+        return {}
+    return {"window": window or 4096, "local_layers": _local_layers(config, family, n_layers)}
+
+
+def _local_layers(config: Config, family: str, n_layers: int) -> tuple[bool, ...]:
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list):
+            raise ValueError(f"`layer_types` must be a list, got {reprlib.repr(kinds)}")
+        for kind in kinds:
+            if not isinstance(kind, str) or kind not in LAYER_TYPES:
+                raise ValueError(
+                    "`layer_types` must be full_attention or sliding_attention, got "
+                    f"{reprlib.repr(kind)}"
+                )
+        return tuple(LAYER_TYPES[kind] for kind in kinds)
+    if family == "mistral":
+        return (True,) * n_layers
+    if family.startswith("qwen"):
+        first = _read(config, "max_window_layers", int, 28)
+        return tuple(i >= first for i in range(n_layers))
+    pattern = 2 if family == "gemma2" else _read(config, "sliding_window_pattern", int, 6)
+    return tuple((i + 1) % pattern != 0 for i in range(n_layers))
+
+
+def _write_switches(a: Architecture) -> dict[str, Any]:
+    """Keys that only some families have."""
+    switches: dict[str, Any] = {}
+    if a.family in ("llama", "qwen3", *GEMMAS):
+        switches["attention_bias"] = a.output_bias
+    if a.family == "llama":
+        switches["mlp_bias"] = a.mlp_bias
+    if a.family.startswith("qwen"):
+        switches["use_sliding_window"] = bool(a.local_layers)
+    if a.family == "mistral" or a.local_layers:
+        switches["sliding_window"] = a.window
+    if a.family in ("gemma2", "gemma3_text") or (a.local_layers and a.family != "mistral"):
+        kinds = {local: kind for kind, local in LAYER_TYPES.items()}
+        flags = a.local_layers or (False,) * a.n_layers
+        switches["layer_types"] = [kinds[local] for local in flags]
+    if a.family in ("gemma2", "gemma3_text"):
+        switches["query_pre_attn_scalar"] = a.query_scalar
+        switches["attn_logit_softcapping"] = a.attention_soft_cap
+        switches["final_logit_softcapping"] = a.logit_soft_cap
+    if a.local_rope_base is not None:
+        switches["rope_local_base_freq"] = a.local_rope_base
+    return switches

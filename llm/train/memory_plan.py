@@ -1,0 +1,375 @@
+r"""Will it fit: the real training step, compiled for a TPU slice on a machine that has none.
+
+Nothing is estimated where the extra ``tpu`` is installed: the step of :mod:`llm.train.step`, on a
+mesh of the named slice, is compiled by the TPU's own compiler, whose account of memory is read. On
+other accelerators the parameters are counted and the activations estimated, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from llm.config import TrainConfig
+from llm.hf.factory import shapes_of
+from llm.models.lora import trainable_filter
+from llm.parallel.layout import mesh_sizes
+from llm.parallel.mesh import BATCHES, Devices, layout_of, make_mesh
+from llm.precision import computing_in
+from llm.types import Batch, Bounds, Completions, Rows
+
+from .optimizer import make_optimizer
+from .step import init_train_state, make_train_step
+
+GIB = 2**30
+TPU_MEMORY = {"v4": 31.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+"""GiB of a chip that programs can use, as the compiler counts."""
+GPU_MEMORY = {"a100-40": 39.4, "a100": 79.2, "h100": 79.1, "h200": 139.8, "l40s": 44.4}
+"""GiB of a GPU that programs can use."""
+TOPOLOGY = re.compile(r"(?P<kind>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)")
+COLLECTIVE = re.compile(
+    r"= (?P<shapes>\(?[a-z0-9]+\[.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all)"
+    r"(?:-start)?\("
+)
+SHAPE = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]")
+
+
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+"""The compiler is asked for a slice that is not there, so that nobody else is to be asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a step needs on each device of a slice.
+
+    Attributes:
+        topology: the slice.
+        devices: chips.
+        fits: whether the peak is within the limit.
+        pairs_per_device: pairs of a step on each device that has pairs of its own.
+        peak_bytes_per_device: memory at its fullest; None where the compiler refused.
+        limit_bytes_per_device: memory that there is.
+        parameter_bytes_per_device: of the parameters.
+        optimizer_bytes_per_device: of the optimizer's moments.
+        activation_bytes_per_device: the rest of the peak: activations, gradients and exchanges;
+            None where the compiler refused.
+        collective_bytes_per_device: results of the exchanges of a step, those of a layer times the
+            number of layers; None where nothing was compiled, or nothing can be read.
+        flops_per_step: analytic: 6 a parameter and token, the head at completions only, attention
+            and what is recomputed left out.
+        tokens_per_step: of the longest rows that the configuration allows.
+        compiled: False where the numbers are an analytic estimate.
+    """
+
+    topology: str
+    devices: int
+    fits: bool
+    pairs_per_device: int
+    peak_bytes_per_device: int | None
+    limit_bytes_per_device: int
+    parameter_bytes_per_device: int
+    optimizer_bytes_per_device: int
+    activation_bytes_per_device: int | None
+    collective_bytes_per_device: int | None
+    flops_per_step: int
+    tokens_per_step: int
+    compiled: bool
+
+
+def known_topologies() -> str:
+    """Slices that :func:`make_plan` understands, for messages.
+
+    Returns:
+        A pattern for each kind of TPU, and each GPU.
+
+    Examples:
+        >>> known_topologies().split("; ")
+        ['v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB', 'a100-40:N, a100:N, h100:N, h200:N, l40s:N']
+    """
+    tpus = ", ".join(f"{kind}:AxB" + ("xC" if kind in ("v4", "v5p") else "") for kind in TPU_MEMORY)
+    return f"{tpus}; " + ", ".join(f"{kind}:N" for kind in GPU_MEMORY)
+
+
+def make_plan(config: TrainConfig, topology: str) -> Plan:
+    """What the step of a configuration needs on a slice.
+
+    Args:
+        config: the run; ``per_device_train_batch_size`` pairs a device, rows as long as
+            ``max_length`` and ``max_prompt_length`` allow.
+        topology: such as ``v5e:4x4`` or ``h100:8``.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: an unknown slice, or a mesh that does not divide it or the heads.
+
+    Examples:
+        >>> from llm.config import DataConfig, ModelConfig, TrainConfig
+        >>> sizes = {"vocab_size": 64, "width": 16, "hidden_units": 32, "n_layers": 2, "n_heads": 2}
+        >>> model, data = ModelConfig(architecture=sizes), DataConfig(train="rows.jsonl")
+        >>> plan = make_plan(TrainConfig(name="tiny", model=model, data=data), "h100:8")
+        >>> plan.fits, plan.devices, plan.compiled
+        (True, 8, False)
+    """
+    found = TOPOLOGY.fullmatch(topology)
+    if not found or found["kind"] not in TPU_MEMORY | GPU_MEMORY:
+        raise ValueError(f"argument --topology: must be one of {known_topologies()}")
+    kind, count = found["kind"], int(np.prod([int(size) for size in found["shape"].split("x")]))
+    limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
+    with computing_in(config.model.dtype):
+        step = Step(config, count)
+        if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") is not None:
+            return _compiled(step, topology, limit)
+        return _estimated(step, topology, limit)
+
+
+def largest_that_fits(config: TrainConfig, topology: str, *, most: int = 64) -> Plan | None:
+    """The plan with the most pairs a device that fits.
+
+    Args:
+        config: the run; its own number of pairs is where the search begins.
+        topology: the slice.
+        most: pairs at which the search ends.
+
+    Returns:
+        The plan, or None if not even one pair fits.
+    """
+
+    def plan_of(pairs: int) -> Plan:
+        trainer = replace(config.trainer, per_device_train_batch_size=pairs)
+        return make_plan(replace(config, trainer=trainer), topology)
+
+    # A refusal takes seconds and a compilation minutes: from above, halving, then between.
+    best, high = None, most
+    while high >= 1:
+        best = plan_of(high)
+        if best.fits:
+            break
+        high //= 2
+    if best is None or not best.fits:
+        return None
+    low, high = best.pairs_per_device, min(2 * best.pairs_per_device, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        plan = plan_of(middle)
+        low, high = (middle, high) if plan.fits else (low, middle)
+        best = plan if plan.fits else best
+    return best
+
+
+class Step:
+    """A step that exists as shapes only."""
+
+    def __init__(self, config: TrainConfig, n_devices: int) -> None:
+        """Of a configuration, on so many devices."""
+        mesh = config.mesh
+        self.config = config
+        self.sizes = mesh_sizes(
+            data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
+        )
+        self.model = shapes_of(config.model)
+        self.architecture = self.model.architecture
+        self.layout = layout_of(self.sizes, self.model)
+        self.model.layout = self.layout
+        self.graphdef, self.trainable, self.frozen = nnx.split(
+            self.model, trainable_filter(self.model), ...
+        )
+        self.optimizer, _ = make_optimizer(config.optimizer, 1000)
+        self.state = jax.eval_shape(
+            lambda trainable: init_train_state(trainable, self.optimizer), self.trainable
+        )
+        self.pairs = config.trainer.per_device_train_batch_size
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of the mesh."""
+        return int(np.prod(list(self.sizes.values())))
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a pair at its longest: the prompt once, and two responses."""
+        data = self.config.data
+        prompt = data.max_prompt_length or data.max_length // 2
+        return prompt + 2 * (data.max_length - prompt)
+
+    @property
+    def completions(self) -> int:
+        """Completion tokens of a pair at its longest."""
+        data = self.config.data
+        return 2 * (data.max_length - (data.max_prompt_length or data.max_length // 2))
+
+    def batch(self) -> Batch:
+        """Shapes of a step's parts, one row a device."""
+        parts = self.config.trainer.gradient_accumulation_steps, self.layout.shards
+        n, tokens, asked = self.pairs, self.row_tokens * self.pairs, self.completions * self.pairs
+
+        def of(*shape: int, dtype: Any = jnp.int32) -> Any:
+            return jax.ShapeDtypeStruct((*parts, *shape), dtype)
+
+        row = of(1, tokens)
+        return Batch(
+            rows=Rows(row, row, row, row, Bounds(roles=2)),
+            completions=Completions(*[of(asked)] * 3),
+            lengths=of(n, 2),
+            present=of(n, dtype=jnp.bool_),
+            row_ids=of(n),
+            reference=of(n, 2, dtype=jnp.float32),
+        )
+
+    def bytes_of(self, tree: Any) -> int:
+        """Bytes of a device's share of parameters, or of what is made of them."""
+        specs = self.layout.specs(tree)
+
+        def share(leaf: Any, spec: Any) -> int:
+            names = jax.tree.leaves(tuple(spec))
+            parts = int(np.prod([self.sizes[name] for name in names]))
+            return leaf.size * leaf.dtype.itemsize // parts
+
+        return sum(jax.tree.leaves(jax.tree.map(share, tree, specs)))
+
+    def flops(self, tokens: int, completions: int) -> int:
+        """Useful work: 6 for each token and parameter of the layers, completion and of the head."""
+        head = self.architecture.vocab_size * self.architecture.width
+        total = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
+        layers = total - head * (1 if self.architecture.tied_embeddings else 2)
+        return 6 * (tokens * layers + completions * head)
+
+    def numbers(self) -> dict[str, int]:
+        """What does not depend on how the step is run."""
+        parameters = (self.trainable, self.frozen)
+        pairs = self.pairs * self.layout.shards
+        pairs *= self.config.trainer.gradient_accumulation_steps
+        return {
+            "devices": self.n_devices,
+            "pairs_per_device": self.pairs,
+            "parameter_bytes_per_device": self.bytes_of(parameters),
+            "optimizer_bytes_per_device": self.bytes_of(self.state.optimizer_state),
+            "flops_per_step": pairs * self.flops(self.row_tokens, self.completions),
+            "tokens_per_step": pairs * self.row_tokens,
+        }
+
+
+def _compiled(step: Step, topology: str, limit: int) -> Plan:
+    from jax.experimental import topologies
+
+    for name, value in NO_TPU.items():
+        os.environ.setdefault(name, value)
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # of several kinds, without a list of what there is
+        raise ValueError(
+            f"argument --topology: the TPU compiler knows no {topology}: {_first_line(error)}"
+        ) from error
+    devices = Devices(make_mesh(step.sizes, slice_.devices), step.layout)
+
+    def on_mesh(tree: Any) -> Any:
+        def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(placed, tree, devices.shardings(tree))
+
+    where = NamedSharding(devices.mesh, BATCHES)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), step.batch()
+    )
+    run = make_train_step(step.graphdef, step.config.objective, step.optimizer, devices=devices)
+    lowered = run.lower(on_mesh(step.state), on_mesh(step.frozen), batch)
+    numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+)G of", str(error))
+        peak = None if used is None else int(float(used[1]) * GIB)
+        return _plan(numbers, peak=peak, fits=False, collective=None, compiled=True)
+    memory: Any = program.memory_analysis()
+    peak = int(memory.peak_memory_in_bytes)
+    try:
+        moved = sum(_collectives(program.as_text() or "", step.architecture.n_layers))
+    except jax.errors.JaxRuntimeError:  # some programs the compiler cannot print
+        moved = None
+    return _plan(numbers, peak=peak, fits=peak <= limit, collective=moved, compiled=True)
+
+
+def _estimated(step: Step, topology: str, limit: int) -> Plan:
+    numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
+    tokens, completions = step.row_tokens * step.pairs, step.completions * step.pairs
+    peak = estimated_peak(step, tokens, completions)
+    return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
+
+
+def estimated_peak(step: Step, tokens: int, completions: int) -> int:
+    """Bytes of a device at its fullest: what is held is counted, activations are estimated.
+
+    Args:
+        step: the step.
+        tokens: in the rows of a device.
+        completions: completion tokens among them.
+
+    Returns:
+        Parameters, moments, gradients, what remat keeps of each layer, and the logits of a chunk.
+    """
+    a, model = step.architecture, step.config.model
+    width = jnp.dtype(model.dtype).itemsize
+    heads = (a.n_heads + 2 * a.n_kv_heads) * a.head_size
+    of_layer = tokens * width * (6 * a.width + 2 * heads + 4 * a.hidden_units)
+    kept = {"full": 1 * a.width, "products": 3 * a.width + heads + 2 * a.hidden_units}
+    saved = (
+        tokens * width * a.n_layers * kept[model.remat]
+        if model.remat in kept
+        else (of_layer * a.n_layers)
+    )
+    logits = 3 * 4 * min(2**26, completions * a.vocab_size)
+    gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
+    held = sum(map(step.bytes_of, (step.trainable, step.frozen, step.state.optimizer_state)))
+    return held + gradients + (saved + of_layer) // step.sizes["tensor"] + logits
+
+
+def _plan(
+    numbers: dict[str, Any], *, peak: int | None, fits: bool, collective: int | None, compiled: bool
+) -> Plan:
+    held = numbers["parameter_bytes_per_device"] + numbers["optimizer_bytes_per_device"]
+    return Plan(
+        **numbers,
+        fits=fits,
+        peak_bytes_per_device=peak,
+        activation_bytes_per_device=None if peak is None else peak - held,
+        collective_bytes_per_device=collective,
+        compiled=compiled,
+    )
+
+
+def _collectives(program: str, n_layers: int) -> Iterator[int]:
+    """Bytes of the results of exchanges; those of loops, which are over layers, times these."""
+    in_loop = False
+    for line in program.splitlines():
+        if line.endswith("{"):
+            in_loop = "body" in line or "while" in line
+        found = COLLECTIVE.search(line)
+        if found is None:
+            continue
+        for _, bits, sizes in SHAPE.findall(found["shapes"]):
+            count = int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
+            yield count * int(bits) // 8 * (n_layers if in_loop else 1)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,87 @@
+"""AdamW behind a clipped gradient, with a warm-up and a schedule."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step.
+
+    Args:
+        config: peak, warm-up and shape.
+        total_steps: of the run.
+
+    Returns:
+        A function of the number of updates made so far: rises in a line from a first fraction to
+        its peak, then falls to 0 at the end of the run, or stays.
+
+    Examples:
+        >>> rate = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5), 4)
+        >>> [round(float(rate(step)), 3) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    peak, warmup = config.learning_rate, round(config.warmup_ratio * total_steps)
+    rest = max(total_steps - warmup, 1)
+    match config.lr_scheduler_type:
+        case "cosine":
+            falling = optax.cosine_decay_schedule(peak, rest)
+        case "linear":
+            falling = optax.linear_schedule(peak, 0.0, rest)
+        case "constant":
+            falling = optax.constant_schedule(peak)
+    # The first update counts: a rate of 0 would waste it.
+    rising = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    return optax.join_schedules([rising, falling], [warmup]) if warmup else falling
+
+
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a run, and its learning rate.
+
+    Args:
+        config: its constants.
+        total_steps: of the run.
+
+    Returns:
+        Clipping by the global norm, then AdamW; and the schedule, for the log.
+    """
+    schedule = make_schedule(config, total_steps)
+    adam = optax.adamw(
+        schedule,
+        b1=config.adam_beta1,
+        b2=config.adam_beta2,
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+    return optax.chain(clip_by_global_norm(config.max_grad_norm), adam), schedule
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    r"""Shorten a gradient to a norm: :math:`g\,\min(1, c/\|g\|)`.
+
+    The factor is one number. Optax divides by the norm and multiplies by :math:`c` after it, which
+    takes another pass over all parameters; where memory is what a step waits for, that shows.
+
+    Args:
+        max_norm: :math:`c`.
+
+    Returns:
+        A transformation without state.
+
+    Examples:
+        >>> clip = clip_by_global_norm(1.0)
+        >>> clip.update(jnp.array([3.0, 4.0]), clip.init(None))[0].round(3).tolist()
+        [0.6, 0.8]
+    """
+
+    def clip(gradient: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradient))
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), gradient)
+
+    return optax.stateless(clip)

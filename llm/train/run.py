@@ -1,0 +1,203 @@
+"""What a training run is made of: model, devices, order of the data, optimizer, compiled steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from llm.config import TrainConfig
+from llm.data.loader import Schedule, batches_from
+from llm.data.packing import n_roles
+from llm.data.pair_table import PairTable
+from llm.hashing import weights_digest
+from llm.models.decoder import Decoder
+from llm.models.lora import trainable_filter
+from llm.parallel.mesh import devices_of
+from llm.types import Batch
+from rpo_io.digests import sha256_hex
+
+from . import reference_cache
+from .dataset import TrainingData
+from .optimizer import make_optimizer
+from .reference_cache import Provenance
+from .sample_coverage import SampleCoverage
+from .step import TrainState, init_train_state, make_evaluation_step, make_train_step
+
+COVERAGE_PAIRS = 512
+"""Pairs of the data that show which directions of the features they cover."""
+
+
+class Run:
+    """A training run: everything that the loop needs, made once."""
+
+    def __init__(self, config: TrainConfig, data: TrainingData, model: Decoder) -> None:
+        """Split the model over the devices, make the optimizer, compile nothing yet."""
+        self.config, self.data = config, data
+        self.devices = devices_of(config.mesh, model)
+        model.layout = None if self.devices is None else self.devices.layout
+        graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+        if self.devices is not None:
+            trainable, frozen = self.devices.place(trainable), self.devices.place(frozen)
+        self.graphdef, self.frozen = graphdef, frozen
+        trainer = config.trainer
+        self.schedule = Schedule(
+            data.train,
+            config.data.layout,
+            trainer.per_device_train_batch_size,
+            trainer.gradient_accumulation_steps * self.shards,
+            trainer.seed,
+            roles=max(n_roles(data.train), n_roles(data.evaluation)),
+        )
+        epochs = trainer.num_train_epochs * self.schedule.steps_per_epoch
+        self.total_steps = trainer.max_steps or int(np.ceil(epochs))
+        self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.total_steps)
+        self.state = self._first_state(trainable)
+        self.first_weights = weights_digest((self.state.trainable, self.frozen))
+        self.train_step = make_train_step(
+            graphdef, config.objective, self.optimizer, devices=self.devices
+        )
+        self.evaluation_step = make_evaluation_step(
+            graphdef, config.objective, devices=self.devices
+        )
+
+    @property
+    def shards(self) -> int:
+        """Devices that have pairs of their own."""
+        return 1 if self.devices is None else self.devices.layout.shards
+
+    def _first_state(self, trainable: Any) -> TrainState:
+        def start(trainable: Any) -> TrainState:
+            return init_train_state(trainable, self.optimizer)
+
+        if self.devices is None:
+            return start(trainable)
+        where = self.devices.shardings(jax.eval_shape(start, trainable))
+        return jax.jit(start, out_shardings=where)(trainable)
+
+    def dealt(self, batch: Batch) -> Batch:
+        """A step's parts, dealt out to the devices that have pairs of their own."""
+        return batch if self.devices is None else self.devices.dealt(batch)
+
+    def placed(self, batch: Batch) -> Batch:
+        """A step's parts, where they are read."""
+        return batch if self.devices is None else self.devices.place_batches(batch)
+
+    def log_probs(self, batch: Batch) -> Array:
+        """Log-probabilities of the responses of a step's parts under the policy as it is."""
+        blank = batch._replace(reference=np.zeros(batch.lengths.shape, np.float32))
+        return self.evaluation_step(self.state.trainable, self.frozen, self.placed(blank))[1]
+
+    def fingerprint(self) -> str:
+        """Digest of what a checkpoint must have in common with the run that continues it."""
+        kept = asdict(self.config)
+        for name in ("logging_steps", "save_steps", "save_total_limit", "eval_steps", "report_to"):
+            kept["trainer"].pop(name, None)
+        # The same pairs on other devices are the same run.
+        kept.pop("mesh")
+        trainer = kept["trainer"]
+        trainer["per_device_train_batch_size"] = self.schedule.pairs_per_step
+        trainer["gradient_accumulation_steps"] = 1
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), self.state.trainable)
+        said = json.dumps(kept, sort_keys=True, default=str) + str(jax.tree.leaves(shapes))
+        # Parameters that are not trained are in no checkpoint: the files must still hold the same.
+        return sha256_hex(
+            said + json.dumps(dict(self.data.provenance), sort_keys=True) + self.first_weights
+        )
+
+    def reference(self, path: Path) -> reference_cache.ReferenceCache | None:
+        """Log-probabilities of the policy as it starts: the data's, or computed once and kept.
+
+        Args:
+            path: of the cache.
+
+        Returns:
+            The cache, or None if the objective needs no reference.
+
+        Raises:
+            ValueError: a cache of something else is there.
+        """
+        if not self.config.objective.needs_reference:
+            return None
+        data = self.config.data
+        provenance = Provenance(
+            weights=self.first_weights,
+            **self.data.provenance,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            truncation_mode=data.truncation_mode,
+            dtype=self.config.model.dtype,
+        )
+        pairs = self.visited_pairs()
+        given = reference_cache.from_rows(pairs, self.schedule.n_roles)
+        cache = reference_cache.load(path, provenance) if path.exists() else None
+        known = [some.row_ids for some in (given, cache) if some is not None]
+        missing = pairs.taken(~np.isin(pairs.rows, np.concatenate([[-1], *known])))
+        if missing:
+            more = self._reference_of(missing)
+            cache = more if cache is None else reference_cache.merged(cache, more)
+            if jax.process_index() == 0:
+                reference_cache.save(path, cache, provenance)
+        if given is None or cache is None:
+            return cache if given is None else given
+        return reference_cache.merged(cache, given)
+
+    def visited_pairs(self) -> PairTable:
+        """Pairs that the run's steps and its evaluation use, each once."""
+        used = self.data.train
+        if self.total_steps <= self.schedule.steps_per_epoch:
+            steps = [self.schedule.members(step) for step in range(self.total_steps)]
+            used = used.taken(np.sort(np.concatenate(steps)))
+        return PairTable.of(chain(used, self.data.evaluation))
+
+    def _reference_of(self, pairs: PairTable) -> reference_cache.ReferenceCache:
+        return reference_cache.compute(self.log_probs, self.in_order(pairs))
+
+    def in_order(self, pairs: PairTable) -> Iterator[Batch]:
+        """All of some pairs, in the shapes of a step's parts."""
+        size = self.config.trainer.per_device_train_batch_size
+        layout, roles = self.config.data.layout, self.schedule.roles
+        order = Schedule(pairs, layout, size, self.shards, roles=roles)
+        for _, batch in batches_from(order, 0, order.steps_per_epoch):
+            yield self.dealt(batch)
+
+    def coverage(self) -> SampleCoverage | None:
+        """How well the data cover the policy's own replies, on features of the policy as it is now.
+
+        Returns:
+            The measure, or None if the configuration asks for none.
+        """
+        trainer, held_out = self.config.trainer, self.data.evaluation
+        if not trainer.coverage_samples or not held_out:
+            return None
+        if jax.process_count() > 1:
+            raise ValueError("`trainer.coverage_samples` must be 0 with several processes")
+        # Training overwrites the buffers that it starts from.
+        first = jax.tree.map(jnp.copy, self.state.trainable)
+        return SampleCoverage(
+            self._merged(first),
+            self.data.train[:COVERAGE_PAIRS],
+            held_out[: trainer.coverage_samples],
+            end_ids=self.data.end_ids,
+            batch_size=trainer.per_device_train_batch_size,
+            seed=trainer.seed,
+        )
+
+    def model(self) -> Decoder:
+        """The model as it is now trained."""
+        return self._merged(self.state.trainable)
+
+    def _merged(self, trainable: Any) -> Decoder:
+        """A model that is used as on one device: the compiler finds the exchanges."""
+        model = nnx.merge(self.graphdef, trainable, self.frozen)
+        model.layout = None
+        return model

@@ -1,0 +1,99 @@
+"""What the report of ``rpo demo`` measures, in small: hacking, coverage, the bridge, training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COMPARISONS = (30, 100, 300, 1000, 3000, 10_000)
+METHODS = {"DPO": None, "RPO, baseline chosen": "chosen", "RPO, baseline reference": "reference"}
+BETA, ETA = 0.1, 0.1
+Curve = tuple[list[int], list[float], list[float]]
+STUDY: dict[str, Any] = {
+    "name": "partial_coverage",
+    "comparisons": [1000, 10_000, 100_000],
+    "seeds": 100,
+    "design": {
+        "actions": 8,
+        "rare": 4,
+        "rare_comparisons": 1.0,
+        "coverage": 1.5,
+        "reward_max": 2.0,
+        "gaps": "log_uniform",
+    },
+}
+"""As ``configs/study_rate_in_n.yaml``, with fewer seeds."""
+SEEDS = (0, 1)
+
+
+def hacking_gaps() -> dict[str, list[float]]:
+    """Gap to the best response on the instance of Type I reward hacking, method by method."""
+    import jax
+    import numpy as np
+
+    from bandits.environments.instances import type_i_hacking
+    from rpo_theory import minimax, objectives
+
+    gaps = {}
+    for method, baseline in METHODS.items():
+        eta = 0.0 if baseline is None else None
+        instances = [type_i_hacking(n, baseline=baseline or "chosen", eta=eta) for n in COMPARISONS]
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)
+        policies = minimax.solve_batch(batch.problem, batch.reward_class).value.policy
+        gaps[method] = [
+            float(
+                objectives.gap(
+                    policy,
+                    instance.comparator,
+                    instance.true_reward,
+                    instance.problem.context_weights,
+                )
+            )
+            for policy, instance in zip(policies, instances, strict=True)
+        ]
+    return gaps
+
+
+def training_curves() -> dict[str, Curve]:
+    """What DPO and RPO make of a tiny transformer: steps, chosen log-probability, true reward."""
+    from llm.config import ObjectiveConfig
+    from llm.finite.overoptimization import make_task, train_curve
+
+    task = make_task(0)
+    found = {}
+    objectives = {
+        "DPO": ObjectiveConfig(method="dpo", beta=BETA),
+        "RPO": ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
+    }
+    for name, objective in objectives.items():
+        curve = train_curve(task, objective, steps=300, every=15)
+        found[name] = (curve.steps.tolist(), curve.chosen.tolist(), curve.true_reward.tolist())
+    return found
+
+
+def partial_coverage() -> Mapping[str, np.ndarray]:
+    """Summary of a study in which the data cover the best policy, but not its rivals."""
+    from bandits.methods.base import Options
+    from bandits.study.config import Method, Study
+    from bandits.study.run import draw_part, plan, run_part
+    from bandits.study.summary import summarise
+
+    methods = [Method(method="rpo", options=Options(baseline="given"))]
+    methods += [Method(method=name) for name in ("dpo", "two_stage", "greedy_mle")]
+    study = Study(methods=methods, **STUDY)
+    tables = [run_part(study, part, draw_part(part))[0] for part in plan(study)]
+    return summarise(tables)
+
+
+def bridge_curves() -> dict[str, list[tuple[list[int], list[float]]]]:
+    """Distance of trained transformers from the minimax policy: by size, a curve a seed."""
+    from llm.finite.minimax_agreement import SIZES, train_to_minimax
+
+    found = {}
+    for size in SIZES:
+        curves = [train_to_minimax(size, seed=seed) for seed in SEEDS]
+        found[size] = [(curve.steps.tolist(), curve.variation.tolist()) for curve in curves]
+    return found

@@ -1,0 +1,195 @@
+"""Problem files: JSON read and validated into the types of ``rpo_theory``.
+
+==================== ==========================================================================
+key                  value; letters of shapes as in ``rpo_theory.types``
+==================== ==========================================================================
+``context_weights``  ``[x]``, probabilities
+``reference_policy`` ``[x][a]``, rows of probabilities
+``baseline_policy``  ``[x][a]``, or ``"chosen"`` (the law of the winners in each context; the
+                     reference where a context has no data), or ``"reference"``
+``comparisons``      rows ``[context, winner, loser, count]``; indices from 0; rows add up, and
+                     counts may be fractions (expected counts)
+``beta``, ``eta``    greater than 0; at least 0
+``reward_class``     ``{"kind": "tabular", "max"}``, ``{"kind": "linear", "features", "radius"}``,
+                     ``{"kind": "finite", "rewards"}`` or ``{"kind": "unbounded"}``
+``true_reward``      optional, ``[x][a]``; need not lie in the class
+``comparator``       optional, ``[x][a]``, rows of probabilities; needs ``true_reward``
+==================== ==========================================================================
+
+A mistake is one line that names the file, the line, the field, the rule and what was got.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rpo_io.json_document import Node, describe, is_number, load
+from rpo_theory.policies import chosen_policy
+from rpo_theory.preference import win_counts
+from rpo_theory.problems import (
+    InvalidProblemError,
+    normalised,
+    validate,
+    validate_policy,
+    validate_reward,
+)
+from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.types import Problem
+
+MAX_CELLS = 5 * 10**7
+"""Size of the table of win counts, contexts x actions x actions: 400 MB."""
+MAX_COUNT = 1e15
+"""Counts up to here, and sums of a few, are exact in float64."""
+
+_REQUIRED = (
+    "context_weights",
+    "reference_policy",
+    "baseline_policy",
+    "comparisons",
+    "beta",
+    "eta",
+    "reward_class",
+)
+_OPTIONAL = ("true_reward", "comparator")
+_CLASS_KEYS = {
+    "tabular": ("max",),
+    "linear": ("features", "radius"),
+    "finite": ("rewards",),
+    "unbounded": (),
+}
+_ROW = ("context", "winner", "loser", "count")
+
+
+class ProblemFile(NamedTuple):
+    """What a problem file holds.
+
+    Attributes:
+        problem: the instance, in float64, with laws that sum to one.
+        reward_class: the class that its reward is sought in.
+        true_reward: the true reward if it is known, shape ``[x a]``.
+        comparator: the policy to compare with, shape ``[x a]``; None leaves it to the caller.
+        fallback_contexts: contexts without data, where the baseline "chosen" is the reference.
+    """
+
+    problem: Problem
+    reward_class: RewardClass
+    true_reward: Float[np.ndarray, "x a"] | None = None
+    comparator: Float[np.ndarray, "x a"] | None = None
+    fallback_contexts: tuple[int, ...] = ()
+
+
+def read_problem(path: str) -> ProblemFile:
+    """Read a problem file, or standard input for ``-``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A problem that obeys every rule.
+
+    Raises:
+        DocumentError: a mistake in the file, with its line and field.
+        OSError: the file cannot be read.
+    """
+    return from_document(load(path))
+
+
+def from_document(root: Node) -> ProblemFile:
+    """Build the problem that a JSON document describes.
+
+    Args:
+        root: the document.
+
+    Returns:
+        A problem that obeys every rule.
+
+    Raises:
+        DocumentError: a mistake in the document, with its line and field.
+    """
+    keys = root.members(_REQUIRED, _OPTIONAL)
+    reference = keys["reference_policy"].numbers(2)
+    shape = (reference.shape[0], reference.shape[1])
+    wins = _wins(keys["comparisons"], shape)
+    problem = Problem(
+        context_weights=keys["context_weights"].numbers(1),
+        reference_policy=reference,
+        baseline_policy=_baseline(keys["baseline_policy"], reference, wins),
+        wins=wins,
+        beta=np.asarray(keys["beta"].number()),
+        eta=np.asarray(keys["eta"].number()),
+    )
+    reward_class = _reward_class(keys["reward_class"])
+    tables = {key: keys[key].numbers(2) for key in _OPTIONAL if key in keys}
+    if "comparator" in tables and "true_reward" not in tables:
+        keys["comparator"].refuse("needs `true_reward`, the reward that it is compared under")
+    try:
+        validate(problem, reward_class)
+        for key, table in tables.items():
+            check = validate_policy if key == "comparator" else validate_reward
+            check(key, table, shape)
+    except InvalidProblemError as error:
+        field = error.field.replace("reward_class.maximum", "reward_class.max")
+        root.refuse(error.rule, *field.split("."), *error.index)
+    fallback: tuple[int, ...] = ()
+    if keys["baseline_policy"].value == "chosen":
+        fallback = tuple(np.flatnonzero(wins.sum(axis=(1, 2)) == 0).tolist())
+    return ProblemFile(normalised(problem), reward_class, **tables, fallback_contexts=fallback)
+
+
+def _wins(node: Node, shape: tuple[int, int]) -> Float[np.ndarray, "x a a"]:
+    n_contexts, n_actions = shape
+    if n_contexts * n_actions**2 > MAX_CELLS:
+        size = f"{n_contexts} contexts x {n_actions} actions x {n_actions} actions"
+        node.refuse(f"count {size}, more than {MAX_CELLS:.0e} cells: split the problem by context")
+    rows = node.items()
+    for i, row in enumerate(rows):
+        _check_row(node, i, row, (n_contexts, n_actions, n_actions))
+    if not rows:
+        return np.zeros((n_contexts, n_actions, n_actions))
+    contexts, winners, losers = np.array([row[:3] for row in rows], np.int64).T
+    counts = np.array([row[3] for row in rows], np.float64)
+    with jax.enable_x64(True):
+        return np.asarray(win_counts(contexts, winners, losers, counts, shape=shape))
+
+
+def _check_row(node: Node, i: int, row: Any, bounds: tuple[int, int, int]) -> None:
+    if not isinstance(row, list) or len(row) != len(_ROW):
+        node.refuse(f"must be [{', '.join(_ROW)}], got {describe(row)}", i)
+    for j, bound in enumerate(bounds):
+        if type(row[j]) is not int or not 0 <= row[j] < bound:
+            rule = f"must be the index of a {_ROW[j]}, a whole number from 0 to {bound - 1}"
+            node.refuse(f"{rule}, got {describe(row[j])}", i, j)
+    if not is_number(row[3]) or not 0 <= row[3] <= MAX_COUNT:
+        rule = f"must be a count, a number from 0 to {MAX_COUNT:.0e}"
+        node.refuse(f"{rule}, got {describe(row[3])}", i, 3)
+
+
+def _baseline(
+    node: Node, reference: Float[np.ndarray, "x a"], wins: Float[np.ndarray, "x a a"]
+) -> Float[np.ndarray, "x a"]:
+    if not isinstance(node.value, str):
+        return node.numbers(2)
+    if node.choice(("chosen", "reference")) == "reference":
+        return reference
+    with jax.enable_x64(True):
+        return np.asarray(jax.jit(chosen_policy)(wins, reference))
+
+
+def _reward_class(node: Node) -> RewardClass:
+    every_key = {key for keys in _CLASS_KEYS.values() for key in keys}
+    kind = node.members(["kind"], sorted(every_key))["kind"].choice(tuple(_CLASS_KEYS))
+    keys = node.members(["kind", *_CLASS_KEYS[kind]])
+    match kind:
+        case "tabular":
+            return TabularBox(np.asarray(keys["max"].number()))
+        case "linear":
+            radius = np.asarray(keys["radius"].number())
+            return LinearBall(keys["features"].numbers(3), radius)
+        case "finite":
+            return FiniteClass(keys["rewards"].numbers(3))
+        case _:
+            return Unbounded()

@@ -1,0 +1,104 @@
+"""Claims about the grid of a study: what is refused, and what an axis multiplies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bandits.methods.base import Options
+from bandits.methods.registry import LEARNERS
+from bandits.study.config import Method, QuickSizes, Study, design_axes, designs, draws
+
+
+def study(**changed: Any) -> Study:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "methods": [Method(method="rpo")],
+        "comparisons": [10, 100],
+        "seeds": 3,
+    }
+    return Study(**{**fields, **changed})
+
+
+def test_closed_form_draws_are_environments_times_designs_times_sizes() -> None:
+    both = study(
+        environments=["design", "named:four_arms"],
+        design={"coverage": [2.0, 3.0, 4.0], "actions": 6},
+    )
+    drawn = draws(both)
+    assert len(drawn) == 3 * 2 + 2
+    assert {cell.design.actions for cell in drawn} == {6}
+    assert design_axes(both) == ["coverage"]
+
+
+def test_closed_form_whole_numbers_of_yaml_become_real_where_the_design_has_them() -> None:
+    (design,) = designs(study(design={"coverage": 3, "rare": 1, "coverage_all": 9}))
+    assert isinstance(design.coverage, float)
+    assert isinstance(design.coverage_all, float)
+    assert design.rare == 1
+
+
+def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
+    full = study(
+        design={"coverage": [2.0, 3.0], "actions": 6},
+        quick=QuickSizes(seeds=2, design={"coverage": 2.0}),
+    )
+    quick = full.quick_version()
+    assert (quick.seeds, quick.comparisons) == (2, [10, 100])
+    assert quick.design == {"coverage": 2.0, "actions": 6}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"comparisons": []}, "`comparisons` must have at least one value"),
+        ({"methods": []}, "`methods` must have at least one value"),
+        ({"eta": [0.1, 0.1]}, "`eta` must have every value once, got 0.1 twice"),
+        ({"eta": [-0.1]}, "`eta` must be finite and at least 0, got -0.1"),
+        ({"beta": [0.0]}, "`beta` must be finite and greater than 0, got 0.0"),
+        ({"beta": [float("inf")]}, "`beta` must be finite"),
+        ({"seeds": 0}, "`seeds` must be a whole number of at least 1, got 0"),
+        ({"comparisons": [0]}, "`comparisons` must be between 1 and"),
+        ({"delta": 0.5}, "`delta` must be greater than 0 and less than 1/e"),
+        ({"name": "../up"}, "`name` must be of letters"),
+        ({"environments": ["named:nobody"]}, "`environments` must be 'design'"),
+        ({"environments": ["votes:"]}, "`environments` must be 'design'"),
+        ({"design": {"covrage": 2.0}}, "`design.covrage` is unknown"),
+        ({"design": {"coverage": []}}, "`design.coverage` must have at least one value"),
+        ({"design": {"coverage": "much"}}, "`design.coverage` must be a number, got 'much'"),
+        ({"design": {"actions": 3.5}}, "`design.actions` must be a whole number"),
+        ({"design": {"actions": True}}, "`design.actions` must be a whole number"),
+        ({"design": {"reward": 3}}, "`design.reward` must be a word"),
+        ({"design": {"coverage": 0.5}}, "`coverage` must be at least 1"),
+        ({"methods": [Method(method="dpo")] * 2}, "`methods` must have every value once"),
+        (
+            {"environments": ["named:four_arms"], "design": {"coverage": [2.0, 3.0]}},
+            "`design.coverage` must not be a list",
+        ),
+    ],
+)
+def test_raises_what_cannot_be_run_is_refused_by_the_name_of_its_key(
+    changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        study(**changed)
+    assert said in str(caught.value)
+
+
+def test_raises_labels_must_differ() -> None:
+    same = [Method(method="rpo", label="a"), Method(method="dpo", label="a")]
+    with pytest.raises(ValueError, match="`label` must differ"):
+        study(methods=same)
+
+
+def test_raises_an_unknown_method_is_named_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="`method` must be one of rpo, ") as caught:
+        Method(method="ppo")
+    assert all(name in str(caught.value) for name in LEARNERS)
+
+
+def test_property_a_grid_is_a_choice_that_can_be_changed_by_replacement() -> None:
+    given = Method(method="rpo", options=Options(baseline="given"))
+    assert replace(study(), methods=[given]).methods[0].options.baseline == "given"

@@ -1,0 +1,228 @@
+"""Figures of studies: what is drawn is what the table says, and nothing overlaps."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bandits.study.figures import draw_study, kinds, plot_bound, plot_methods, plot_phase
+from bandits.study.lines import log_log_slope, plot_gap, plot_overoptimisation
+from bandits.study.summary import Summary, curve, is_crossed, written_out
+
+ROUNDING = 1e-12
+"""A few operations in float64."""
+
+
+def table(*axes: tuple[str, list[Any]], **columns: Any) -> Summary:
+    """A full grid of axes, and columns that are functions of a row."""
+    grids = np.meshgrid(*(np.arange(len(values)) for _, values in axes), indexing="ij")
+    rows = {
+        name: np.array(values)[grid.ravel()]
+        for (name, values), grid in zip(axes, grids, strict=True)
+    }
+    return rows | {name: make(rows) for name, make in columns.items()}
+
+
+def half_root(rows: Summary) -> np.ndarray:
+    return np.where(rows["label"] == "rpo", rows["comparisons"] ** -0.5, 0.4)
+
+
+SIZES = [100.0, 1000.0, 10_000.0]
+METHODS = ("label", ["rpo", "dpo"])
+RATE = table(
+    METHODS,
+    ("comparisons", SIZES),
+    gap=half_root,
+    gap_low=lambda rows: 0.9 * half_root(rows),
+    gap_high=lambda rows: 1.1 * half_root(rows),
+    bound=lambda rows: 30.0 * rows["comparisons"] ** -0.5,
+    bound_tight=lambda rows: 3.0 * rows["comparisons"] ** -0.5,
+    beta=lambda rows: rows["comparisons"] ** -0.5,
+    eta=lambda rows: 2.0 * rows["comparisons"] ** -0.5,
+    kl=lambda rows: np.log(rows["comparisons"]),
+    true_value=half_root,
+    proxy_value=half_root,
+)
+GAPS = {name: RATE[name] for name in ("gap", "gap_low", "gap_high")}
+COVERAGE = table(
+    METHODS,
+    ("coverage", [1.5, 6.0]),
+    ("comparisons", SIZES),
+    gap=lambda rows: rows["coverage"] * rows["comparisons"] ** -0.5,
+)
+SWEEP = table(
+    ("label", ["rpo"]), ("eta", [0.01, 0.1, 1.0]), ("comparisons", SIZES), gap=lambda r: r["eta"]
+)
+BETAS = table(
+    METHODS,
+    ("beta", [0.01, 0.1, 1.0]),
+    kl=lambda rows: 1.0 / (1.0 + rows["beta"]) + (rows["label"] == "dpo"),
+    true_value=lambda rows: rows["beta"],
+    proxy_value=lambda rows: 1.0 - rows["beta"],
+    gap=lambda rows: rows["beta"],
+    comparisons=lambda rows: np.full(len(rows["beta"]), 100.0),
+)
+EVERY = {
+    "gap_against_comparisons": RATE,
+    "bound_against_gap": RATE,
+    "method_comparison": RATE,
+    "phase_coverage": COVERAGE,
+    "phase_eta": SWEEP,
+    "overoptimisation": BETAS,
+}
+
+
+def points(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def axes() -> Any:
+    return Figure(layout="constrained").add_subplot()
+
+
+def test_property_a_study_has_the_figures_that_its_axes_allow() -> None:
+    assert kinds(RATE) == ("gap_against_comparisons", "bound_against_gap", "method_comparison")
+    assert kinds(COVERAGE) == ("phase_coverage",)
+    assert kinds(SWEEP) == ("phase_eta",)
+    assert kinds(BETAS) == ("overoptimisation",)
+    assert kinds({"label": np.array(["rpo"]), "gap": np.ones(1)}) == ()
+    assert not is_crossed(RATE, "eta", "comparisons")  # eta follows N
+    holes = {name: column[:-1] for name, column in COVERAGE.items()}
+    assert kinds(holes) == ()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_property_every_figure_is_drawn_with_units_and_without_overlaps(kind: str) -> None:
+    figure = Figure()
+    assert draw_study(EVERY[kind], kind, figure) is figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    words = [figure.get_supxlabel(), figure.get_supylabel()]
+    words += [label for ax in figure.axes for label in (ax.get_xlabel(), ax.get_ylabel())]
+    assert any("units of reward" in word for word in words)
+    renderer = canvas.get_renderer()
+    for ax in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in ax.texts if text.get_text()]
+        inside = figure.bbox
+        for place, box in enumerate(boxes):
+            assert box.x0 >= inside.x0
+            assert box.x1 <= inside.x1
+            assert not any(box.overlaps(other) for other in boxes[:place])
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_roundtrip_a_figure_has_the_same_bytes_when_drawn_again(kind: str) -> None:
+    pictures = []
+    for _ in range(2):
+        buffer = io.BytesIO()
+        draw_study(EVERY[kind], kind, Figure()).savefig(buffer, format="png")
+        pictures.append(buffer.getvalue())
+    assert pictures[0] == pictures[1]
+
+
+def test_parity_the_slope_and_its_interval_are_those_of_a_regression_and_of_simulation() -> None:
+    rng = np.random.default_rng(0)
+    n = np.array([100.0, 300.0, 1000.0, 5000.0])
+    mean, error = n**-0.4, 0.02 * n**-0.4
+    half = 1.96 * error
+    slope, width = log_log_slope(n, mean, mean - half, mean + half)
+    assert slope == pytest.approx(-0.4, rel=ROUNDING)
+    noisy = mean + error * rng.standard_normal((4000, 4))
+    slopes = [np.polyfit(np.log(n), np.log(row), 1)[0] for row in noisy]
+    # The standard deviation of 4000 draws is known to 1.1 %, and the log is not quite linear.
+    assert width == pytest.approx(1.96 * np.std(slopes), rel=0.05)
+    assert log_log_slope(n, noisy[0], mean, mean)[0] == pytest.approx(slopes[0])
+
+
+def test_extreme_a_slope_without_two_positive_means_is_not_a_number() -> None:
+    n = np.array([10.0, 100.0])
+    assert all(map(math.isnan, log_log_slope(n, np.array([0.0, 1.0]), n, n)))
+
+
+def test_property_the_lines_go_through_the_means_and_are_named_with_their_slope() -> None:
+    ax = plot_gap(RATE, axes())
+    drawn = {tuple(points(line)[1]) for line in ax.lines}
+    assert drawn == {tuple(np.array(SIZES) ** -0.5), (0.4, 0.4, 0.4)}
+    assert {text.get_text().split(" ±")[0] for text in ax.texts} == {
+        "RPO\nslope −0.50",
+        "DPO\nslope 0.00",
+    }
+    rpo, dpo = (text.get_position()[1] for text in ax.texts)
+    assert rpo < dpo
+
+
+def test_property_the_phase_diagram_has_each_gap_in_its_place() -> None:
+    ax = axes()
+    mesh = plot_phase(COVERAGE, "coverage", "rpo", ax, limits=(0.01, 1.0))
+    expected = np.array(SIZES)[:, None] ** -0.5 * np.array([1.5, 6.0])
+    np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(3, 2), expected)
+    assert [text.get_text() for text in ax.texts[:2]] == [".15", ".60"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["100", "1k", "10k"]
+
+
+def test_property_true_and_believed_values_are_drawn_in_the_order_of_kl() -> None:
+    ax = plot_overoptimisation(BETAS, axes())
+    believed, true = ax.lines[0], ax.lines[1]
+    assert np.all(np.diff(points(true)[0]) > 0)
+    np.testing.assert_allclose(points(true)[1], [1.0, 0.1, 0.01])
+    np.testing.assert_allclose(points(believed)[1], [0.0, 0.9, 0.99])
+    assert (true.get_linestyle(), believed.get_linestyle()) == ("-", "--")
+
+
+def test_property_a_broken_bound_lies_in_the_shaded_half() -> None:
+    broken = {**RATE, "bound": 0.5 * RATE["gap"]}
+    ax = plot_bound(broken, axes())
+    np.testing.assert_array_equal(*points(ax.lines[-1]))
+    gaps, bounds = points(ax.lines[0])
+    assert np.all(bounds < gaps)
+    assert ax.get_ylim()[0] <= bounds.min()
+
+
+def test_property_methods_are_compared_at_the_most_data_the_best_on_top() -> None:
+    ax = plot_methods(RATE, axes())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["DPO", "RPO"]
+    assert [text.get_text().strip() for text in ax.texts] == ["0.400", "0.010"]
+    assert "10,000" in ax.get_title(loc="left")
+
+
+def test_property_environments_have_panels_of_their_own() -> None:
+    half = len(RATE["gap"])
+    both = {name: np.concatenate([column, 2 * column]) for name, column in GAPS.items()}
+    both |= {name: np.concatenate([RATE[name]] * 2) for name in ("label", "comparisons")}
+    both["environment"] = np.repeat(["named:four_arms", "design"], half)
+    assert kinds(both) == ("gap_against_comparisons", "method_comparison")
+    figure = draw_study(both, "gap_against_comparisons", Figure())
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["four arms", "design"]
+    first, second = (points(ax.lines[0])[1] for ax in figure.axes)
+    np.testing.assert_allclose(second, 2 * first)
+    only_dpo = {**both, "label": np.where(np.arange(2 * half) < half, both["label"], "dpo")}
+    exact = {name: only_dpo[name] for name in ("label", "comparisons", "gap", "environment")}
+    distinct = {name: column[[*range(half), -3, -2, -1]] for name, column in exact.items()}
+    figure = draw_study(distinct, "gap_against_comparisons", Figure())
+    first, second = figure.axes
+    assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
+    assert [text.get_text() for text in first.texts] == ["RPO", "DPO"]
+
+
+def test_property_rows_at_the_same_place_are_averaged() -> None:
+    both = {"label": np.array(["a", "a"]), "n": np.array([5, 5]), "gap": np.array([1.0, 3.0])}
+    places, (mean, low, high) = curve(both, "n", "gap", "a")
+    assert [*places, *mean, *low, *high] == [5.0, 2.0, 2.0, 2.0]
+
+
+def test_property_labels_are_written_out_with_what_follows_the_method() -> None:
+    assert written_out("rpo") == "RPO"
+    assert written_out("rpo, chosen") == "RPO, chosen"
+    assert written_out("mine") == "mine"
+
+
+def test_raises_on_a_figure_that_the_axes_do_not_allow() -> None:
+    with pytest.raises(ValueError, match=r"`kind` must be one .* phase_eta, got 'pie'"):
+        draw_study(SWEEP, "pie", Figure())

@@ -1,0 +1,300 @@
+"""Claims about studies: what a record says is true, and a function of the configuration."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp
+
+from bandits.environments.designs import Design, draw
+from bandits.methods.base import Options
+from bandits.methods.registry import LEARNERS
+from bandits.study import run as study_run
+from bandits.study.config import WITHOUT_BETA, WITHOUT_ETA, Method, Study
+from bandits.study.records import Store
+from bandits.study.summary import count_violations, summarise
+
+GIVEN = Options(baseline="given")
+DESIGN = {"actions": 6, "rare": 2, "rare_comparisons": 1.0, "coverage": 1.5, "reward_max": 2.0}
+SCIPY_POLICY = 1e-4  # L-BFGS-B stops at gradients of 1e-9, at a curvature of about 1e-4
+SAME_ANSWER = 1e-6  # a learner's own tolerance, in probabilities
+
+
+def study(**changed: Any) -> Study:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "methods": [
+            Method(method="rpo", options=GIVEN),
+            Method(method="dpo"),
+            Method(method="behaviour_cloning"),
+        ],
+        "comparisons": [100, 1000],
+        "seeds": 4,
+        "design": DESIGN,
+    }
+    return Study(**{**fields, **changed})
+
+
+def run(one: Study, folder: Path) -> pa.Table:
+    folder.mkdir(exist_ok=True)
+    store = Store(folder, study_run.resolved(one))
+    parts = study_run.plan(one)
+    assert len(list(study_run.run(one, store, parts))) == len(parts)
+    store.merge(len(parts))
+    return store.table()
+
+
+def rows(table: pa.Table, **wanted: Any) -> list[dict[str, Any]]:
+    return [
+        row
+        for row in table.to_pylist()
+        if all(row[name] == value for name, value in wanted.items())
+    ]
+
+
+def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> np.ndarray:
+    """RPO by SciPy on the reward, written down anew: eq. 4.4 over the box."""
+    instance = draw(design, n, np.array([seed]))
+    wins = instance.problem.wins[0, 0]
+    base, ref = instance.problem.baseline_policy[0, 0], instance.problem.reference_policy[0, 0]
+    total = wins.sum()
+
+    def objective(reward: np.ndarray) -> tuple[float, Any]:
+        apart = reward[:, None] - reward[None, :]
+        fit = np.sum(wins * np.logaddexp(0.0, -apart)) / total
+        slope = wins * expit(-apart) / total
+        log_z = np.asarray(logsumexp(reward / beta, b=ref))
+        policy = ref * np.exp(reward / beta - log_z)
+        value = eta * (beta * log_z - base @ reward) + fit
+        return float(value), eta * (policy - base) - slope.sum(axis=1) + slope.sum(axis=0)
+
+    start = np.full(len(base), 0.5 * design.reward_max)
+    box = [(0.0, design.reward_max)] * len(base)
+    options = {"ftol": 0.0, "gtol": 1e-9, "maxiter": 20_000, "maxfun": 20_000}
+    for _ in range(5):  # begun anew it forgets the curvature that it stalled on
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
+        start = found.x
+    logits = start / beta
+    return np.asarray(ref * np.exp(logits - np.asarray(logsumexp(logits, b=ref))))
+
+
+def test_parity_the_recorded_gap_of_rpo_is_that_of_scipy(tmp_path: Path) -> None:
+    one = study(eta=[0.02, "theorem"], beta=[0.1])
+    table = run(one, tmp_path / "study")
+    for row in rows(table, method="rpo"):
+        policy = scipy_policy(
+            Design(**DESIGN), row["comparisons"], row["seed"], row["eta"], row["beta"]
+        )
+        truth = draw(Design(**DESIGN), row["comparisons"], np.array([row["seed"]])).true_reward
+        gap = truth.max() - policy @ truth[0, 0]
+        assert row["gap"] == pytest.approx(gap, abs=SCIPY_POLICY)
+        assert row["kl"] == pytest.approx(policy @ np.log(6 * policy), abs=10 * SCIPY_POLICY)
+
+
+def test_closed_form_the_bound_of_a_record_is_the_sum_of_its_terms(tmp_path: Path) -> None:
+    table = run(study(), tmp_path / "study")
+    for row in rows(table, method="rpo"):
+        kappa = (1 + np.exp(2.0)) ** -2
+        n, eta = row["comparisons"], row["eta"]
+        cover = 6 * np.log(np.ceil(2.0 * 6 * (1 + np.exp(2.0)) * n / 2))
+        iota = np.sqrt(cover - np.log(0.05))
+        assert row["complexity"] == pytest.approx(iota)
+        assert eta == pytest.approx(kappa * np.sqrt(24) * iota / np.sqrt(n))
+        assert row["beta"] == pytest.approx(n**-0.5)
+        assert row["bound_coverage"] == pytest.approx(1.5**2 * eta / (4 * kappa**2))
+        assert row["bound_complexity"] == pytest.approx(3 * iota**2 / (eta * n))
+        assert row["bound_kl"] == pytest.approx(np.log(6) / np.sqrt(n))
+        terms = row["bound_coverage"] + row["bound_complexity"] + row["bound_kl"]
+        assert row["bound"] == pytest.approx(terms)
+    assert all(row["bound"] is None for row in rows(table, method="dpo"))
+
+
+def test_property_every_fit_is_recorded_once_with_its_keys(tmp_path: Path) -> None:
+    one = study(eta=[0.1, 0.2], beta=[0.5, "theorem"], design={**DESIGN, "coverage": [1.5, 3.0]})
+    table = run(one, tmp_path / "study")
+    assert table.num_rows == study_run.n_fits(one) == 3 * 2 * 2 * 2 * 2 * 4
+    names = ("label", "comparisons", "eta_rule", "beta_rule", "design.coverage", "seed")
+    keys = {tuple(row[name] for name in names) for row in table.to_pylist()}
+    assert len(keys) == table.num_rows
+    assert set(table["status"].to_pylist()) == {"SOLVED"}
+
+
+def test_property_a_method_that_weights_are_nothing_to_answers_the_same_at_all() -> None:
+    instance = draw(Design(**DESIGN), 100, np.arange(2))
+    for name in sorted(WITHOUT_ETA | WITHOUT_BETA):
+        answers = []
+        for weight in (0.05, 0.4):
+            number = np.full(2, weight)
+            problem = instance.problem
+            problem = problem._replace(eta=number) if name in WITHOUT_ETA else problem
+            problem = problem._replace(beta=number) if name in WITHOUT_BETA else problem
+            options = Options(baseline="given")
+            answers.append(LEARNERS[name](problem, instance.reward_class, options).policy)
+        np.testing.assert_allclose(*answers, atol=SAME_ANSWER, err_msg=name)
+
+
+def test_roundtrip_an_interrupted_study_has_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_run, "MOST_DRAWS", 3)
+    one = study(environments=["design", "named:four_arms"])
+    run(one, tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    store = Store(tmp_path / "cut", study_run.resolved(one))
+    parts = study_run.plan(one)
+    assert len(parts) == 6
+    for part, _ in zip(study_run.run(one, store, parts), range(2), strict=False):
+        assert store.has_part(part.number)
+    again = Store(tmp_path / "cut", study_run.resolved(one))
+    again.check(resume=True)
+    list(study_run.run(one, again, parts))
+    again.merge(len(parts))
+    paths = [tmp_path / name / "records.parquet" for name in ("whole", "cut")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_property_records_do_not_depend_on_how_draws_are_cut_into_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study()
+    whole = run(one, tmp_path / "whole").to_pylist()
+    monkeypatch.setattr(study_run, "MOST_DRAWS", 3)
+    cut = run(one, tmp_path / "cut").to_pylist()
+    names = ("label", "comparisons", "seed")
+    told = {tuple(row[name] for name in names): row for row in cut}
+    assert all(row == told[tuple(row[name] for name in names)] for row in whole)
+
+
+@pytest.mark.parametrize("size", [7, 10**6])
+def test_closed_form_means_and_intervals_are_those_of_the_seeds(tmp_path: Path, size: int) -> None:
+    table = run(study(), tmp_path / "study")
+    # However few rows are in memory at a time.
+    summary = summarise(table.slice(first, size) for first in range(0, len(table), size))
+    for place, label in enumerate(summary["label"]):
+        n = int(summary["comparisons"][place])
+        gaps = [row["gap"] for row in rows(table, label=label, comparisons=n)]
+        half = 1.959964 * np.std(gaps, ddof=1) / np.sqrt(len(gaps))
+        assert summary["seeds"][place] == len(gaps)
+        assert summary["gap"][place] == pytest.approx(np.mean(gaps))
+        assert summary["gap_high"][place] - np.mean(gaps) == pytest.approx(half)
+
+
+def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
+    tmp_path: Path,
+) -> None:
+    methods = [
+        Method(method="dpo"),
+        *(
+            Method(method="rpo", options=Options(baseline=baseline))
+            for baseline in ("chosen", "given", "reference", "data_marginal")
+        ),
+    ]
+    one = study(
+        methods=methods,
+        environments=[
+            "named:four_arms",
+            "named:type_i_hacking",
+            "named:type_ii_hacking",
+            "named:ghost_arm",
+        ],
+        design={},
+        comparisons=[100, 1000],
+        seeds=1,
+        eta=["given"],
+        beta=["given"],
+    )
+    table = run(one, tmp_path / "study")
+    expected = {
+        ("four_arms", "rpo, given", 100): 0.1195,
+        ("four_arms", "rpo, given", 1000): 0.053,
+        ("four_arms", "rpo, chosen", 100): 1.04,
+        ("type_i_hacking", "dpo", 100): 1.00,
+        ("type_i_hacking", "rpo, chosen", 100): 0.080,
+        ("type_i_hacking", "rpo, chosen", 1000): 0.018,
+        ("type_i_hacking", "rpo, data_marginal", 100): 0.082,
+        ("type_i_hacking", "rpo, reference", 100): 0.392,
+        ("type_i_hacking", "rpo, reference", 1000): 0.349,
+        ("type_ii_hacking", "dpo", 100): 0.501,
+        ("type_ii_hacking", "rpo, chosen", 100): 0.505,
+        ("type_ii_hacking", "rpo, reference", 100): 0.225,
+        ("ghost_arm", "rpo, given", 100): 0.02765,
+        ("ghost_arm", "dpo", 100): 0.2817,  # .5 e^5 to .005 e^10 to .495 e^3.7215
+    }
+    for (name, label, n), gap in expected.items():
+        (row,) = rows(table, environment=f"named:{name}", label=label, comparisons=n)
+        assert row["gap"] == pytest.approx(gap, abs=0.006 if gap > 1 else 6e-4), (name, label, n)
+
+
+def test_theorem_the_corrected_bound_holds_on_random_draws(tmp_path: Path) -> None:
+    one = study(
+        methods=[Method(method="rpo", options=GIVEN)],
+        comparisons=[1, 10, 1000],
+        seeds=100,
+        design={**DESIGN, "coverage": [2.0, 8.0], "reward_max": [0.2, 1.0], "rare_comparisons": 0},
+    )
+    found = {row["form"]: row for row in count_violations([run(one, tmp_path / "study")])}
+    assert found["bound"]["draws"] == 3 * 2 * 2 * 100
+    assert found["bound"]["violations"] <= 0.05 * found["bound"]["draws"]
+    assert 0.0 < found["bound"]["ratio"] < found["bound_printed"]["ratio"]
+
+
+def test_closed_form_violations_are_counted() -> None:
+    table = pa.table(
+        {
+            "label": pa.array(["a", "a", "b"]).dictionary_encode(),
+            "gap": [1.0, 3.0, 9.0],
+            "bound": [2.0, 2.0, None],
+            "bound_tight": [None, 1.0, None],
+            "bound_printed": pa.array([None, None, None], pa.float64()),
+        }
+    )
+    one, tight = count_violations(table.slice(first, 2) for first in range(0, len(table), 2))
+    assert one == {"label": "a", "form": "bound", "draws": 2, "violations": 1, "ratio": 1.5}
+    assert (tight["form"], tight["draws"], tight["ratio"]) == ("bound_tight", 1, 3.0)
+
+
+def test_parity_a_part_holds_each_of_its_draws_as_if_drawn_alone() -> None:
+    (part,) = study_run.plan(study(comparisons=[9, 99], seeds=2, first_seed=5))
+    drawn = study_run.draw_part(part)
+    alone = [(9, 5), (9, 6), (99, 5), (99, 6)]
+    for place, (comparisons, seed) in enumerate(alone):
+        one = draw(Design(**DESIGN), comparisons, np.array([seed]))
+        for many, leaf in zip(*map(jax.tree.leaves, (drawn, one)), strict=True):
+            np.testing.assert_array_equal(many[place], leaf[0])
+
+
+def test_property_a_part_is_learned_and_timed_row_by_row() -> None:
+    one = study(methods=[Method(method="behaviour_cloning")])
+    (part,) = study_run.plan(one)
+    instance = study_run.draw_part(part)
+    records, times = study_run.run_part(one, part, instance)
+    assert records["comparisons"].to_pylist() == [100.0] * 4 + [1000.0] * 4
+    assert records["seed"].to_pylist() == [0.0, 1.0, 2.0, 3.0] * 2
+    truth, best = np.asarray(instance.true_reward), np.asarray(instance.comparator)
+    wins = np.asarray(instance.problem.wins).sum(axis=3)
+    cloned = wins / wins.sum(axis=2, keepdims=True)
+    gaps = ((best - cloned) * truth).sum(axis=(1, 2))
+    np.testing.assert_allclose(records["gap"].to_numpy(), gaps, atol=1e-12)
+    assert times["what"].to_pylist() == ["setting", "behaviour_cloning"]
+    assert times["fits"].to_pylist() == [8, 8]
+
+
+def test_closed_form_a_study_costs_what_a_few_of_its_draws_take_times_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = study(methods=[Method(method="behaviour_cloning")], comparisons=[9, 99], seeds=8)
+    clock = itertools.count(step=2.0)  # each of the two readings of a shape is 2 s after the last
+    monkeypatch.setattr(study_run.time, "perf_counter", clock.__next__)
+    monkeypatch.setattr(study_run, "run_part", lambda *_: None)
+    monkeypatch.setattr(study_run, "TRIED", 4)
+    cost = study_run.expected_cost(one, study_run.plan(one))
+    assert cost.seconds == 2.0 * 16 / 4
+    assert cost.fits == 4
+    assert cost.bytes == study_run.COPIES * 8 * 16 * DESIGN["actions"] ** 2

@@ -1,0 +1,37 @@
+"""Claims about questions that are asked of a study's summary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bandits.study.summary import has_one_row, is_constant, needed, with_most_data
+
+TABLE = {
+    "label": np.array(["a", "a", "b", "b"]),
+    "comparisons": np.array([10, 100, 10, 100]),
+    "gap": np.array([4.0, 1.0, 5.0, 2.0]),
+    "eta": np.array([0.1, 0.1, 0.1, 0.1]),
+}
+
+
+def test_closed_form_rows_of_the_most_data_are_kept() -> None:
+    assert with_most_data(TABLE)["gap"].tolist() == [1.0, 2.0]
+    without = {"gap": np.array([3.0])}
+    assert with_most_data(without) is without
+
+
+def test_closed_form_a_row_is_one_of_its_label_and_axes() -> None:
+    assert has_one_row(TABLE, "comparisons")
+    assert not has_one_row(TABLE)
+    assert has_one_row(with_most_data(TABLE))
+
+
+def test_closed_form_a_missing_column_is_constant() -> None:
+    assert is_constant(TABLE, "eta")
+    assert is_constant(TABLE, "beta")
+    assert not is_constant(TABLE, "gap")
+
+
+def test_closed_form_columns_of_a_summary() -> None:
+    assert all(map(needed, ("label", "gap", "bound_printed", "status", "design.coverage")))
+    assert not any(map(needed, ("certificate", "seed", "gap_baseline")))

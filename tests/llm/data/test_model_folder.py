@@ -1,0 +1,40 @@
+"""Claims about a model's folder: an object of a file of it is read, anything else refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm.data.model_folder import file_of, read_bytes, read_json
+
+
+def test_roundtrip_an_object_and_bytes_are_read_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"é": [1, null]}', encoding="utf-8")
+    assert read_json(tmp_path, "a.json") == {"é": [1, None]}
+    assert read_bytes(file_of(tmp_path, "a.json"), 17) == '{"é": [1, null]}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "a.json must hold a JSON object, got list"),
+        (b"{", "a.json is not JSON: Expecting property name"),
+        (b'{"a": "\xff"}', "a.json is not JSON: 'utf-8' codec"),
+        (b"[" * 100_000, "a.json is not JSON: nested too deeply"),
+        (None, "a.json is missing"),
+    ],
+)
+def test_raises_what_is_no_object_is_named_with_its_file(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path, "a.json")
+
+
+def test_raises_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"x" * 1001)
+    with pytest.raises(ValueError, match=r"a.json must have at most 1,000 bytes"):
+        read_bytes(tmp_path / "a.json", 1000)

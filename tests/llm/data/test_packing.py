@@ -1,0 +1,185 @@
+"""Claims about rows: layouts agree on log-probabilities and gradients, and waste little."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.data.loader import Schedule, batches_from
+from llm.data.packing import (
+    Layout,
+    Shape,
+    pack,
+    processed_tokens,
+    responses,
+    rounded,
+    smallest_shape,
+)
+from llm.data.preferences import PairTokens
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.models.logprobs import response_log_probs
+from llm.types import Batch, Branch, Rows
+
+VOCABULARY = 13
+LONGEST = 12
+EXACT = 1e-10  # float64, sums in another order
+SMALL = Architecture(
+    vocab_size=VOCABULARY, width=8, hidden_units=16, n_layers=2, n_heads=2, n_kv_heads=1
+)
+
+
+def random_pairs(n: int, *, baseline: bool = False, seed: int = 0) -> list[PairTokens]:
+    rng = np.random.default_rng(seed)
+
+    def tokens(least: int) -> tuple[int, ...]:
+        return tuple(rng.integers(VOCABULARY, size=rng.integers(least, 7)).tolist())
+
+    return [
+        PairTokens(
+            tokens(1), tokens(1), tokens(1), tokens(1) if baseline and row % 2 else None, row
+        )
+        for row in range(n)
+    ]
+
+
+def packed(pairs: list[PairTokens], layout: Layout, roles: int = 2, spare: int = 0) -> Batch:
+    least = smallest_shape(pairs, layout=layout, roles=roles)
+    shape = Shape(
+        rows=least.rows + spare * roles,
+        row_tokens=least.row_tokens + 3 * spare,
+        completions=least.completions + 5 * spare,
+        longest=least.longest + spare,
+    )
+    return pack(pairs, layout=layout, roles=roles, n_pairs=len(pairs) + spare, shape=shape)
+
+
+def by_hand(decoder: Decoder, pair: PairTokens, response: tuple[int, ...]) -> float:
+    """Log-probability of one response, from the logits of its sequence alone in a row."""
+    sequence = [*pair.prompt, *response]
+    tokens = np.array([sequence + [0] * (LONGEST - len(sequence))])
+    real = (np.arange(LONGEST) < len(sequence))[None].astype(int)
+    rows = Rows(tokens, np.arange(LONGEST)[None], real, 0 * real)
+    log_probs = np.asarray(jax.nn.log_softmax(logits(decoder, rows)[0]))
+    places = range(len(pair.prompt), len(sequence))
+    return sum(float(log_probs[place - 1, sequence[place]]) for place in places)
+
+
+@nnx.jit
+def logits(decoder: Decoder, rows: Rows) -> jax.Array:
+    return decoder.hidden_states(rows) @ decoder.head().weight.T
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    with jax.enable_x64(True):
+        return Decoder(SMALL, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared"])
+@pytest.mark.parametrize("roles", [2, 3])
+def test_parity_with_every_sequence_alone(decoder: Decoder, layout: Layout, roles: int) -> None:
+    pairs = random_pairs(4, baseline=roles == 3)
+    found = response_log_probs(decoder, packed(pairs, layout, roles, spare=2))
+    for number, pair in enumerate(pairs):
+        expected = [by_hand(decoder, pair, each) for each in responses(pair, roles)]
+        np.testing.assert_allclose(found[number], expected, rtol=EXACT, err_msg=str(number))
+    np.testing.assert_array_equal(found[len(pairs) :], 0.0)
+
+
+def test_gradient_layouts_agree(decoder: Decoder) -> None:
+    pairs = random_pairs(5, seed=1)
+    graphdef, parameters = nnx.split(decoder)
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
+
+    def gradient(batch: Batch) -> list[jax.Array]:
+        def total(parameters: nnx.State) -> jax.Array:
+            return jnp.sum(weights * response_log_probs(nnx.merge(graphdef, parameters), batch))
+
+        return jax.tree.leaves(jax.grad(total)(parameters))
+
+    for one, other in zip(
+        gradient(packed(pairs, "separate")), gradient(packed(pairs, "shared")), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=EXACT, rtol=EXACT)
+
+
+def test_closed_form_a_shared_row_reads_rejected_from_the_end_of_the_prompt() -> None:
+    pair = PairTokens((1, 2), (3, 4, 5), (6, 7), None, 9)
+    batch = packed([pair], "shared")
+    np.testing.assert_array_equal(batch.rows.tokens, [[1, 2, 3, 4, 6]])
+    np.testing.assert_array_equal(batch.rows.positions, [[0, 1, 2, 3, 2]])
+    np.testing.assert_array_equal(
+        batch.rows.branches,
+        [[Branch.PROMPT] * 2 + [Branch.CHOSEN] * 2 + [Branch.REJECTED]],
+    )
+    np.testing.assert_array_equal(batch.completions.place, [1, 2, 3, 1, 4])
+    np.testing.assert_array_equal(batch.completions.target, [3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(batch.completions.response, [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(batch.lengths, [[3, 2]])
+    assert batch.row_ids.tolist() == [9]
+
+
+def test_raises_what_does_not_fit_is_refused() -> None:
+    pairs = random_pairs(2)
+    least = smallest_shape(pairs, layout="shared", roles=2)
+    tight = dataclasses.replace(least, row_tokens=least.row_tokens - 1)
+    with pytest.raises(ValueError, match="`shape` must hold 2 pairs"):
+        pack(pairs, layout="shared", roles=2, n_pairs=2, shape=tight)
+    with pytest.raises(ValueError, match="`shape` must hold 2 pairs"):
+        pack(pairs, layout="shared", roles=2, n_pairs=1, shape=least)
+
+
+@given(st.integers(1, 10**6))
+def test_property_rounding_up_wastes_a_64th_at_most(size: int) -> None:
+    up = rounded(Shape(rows=1, row_tokens=size, completions=1, longest=1)).row_tokens
+    assert size <= up <= max(size * (1 + 1 / 64), size + 64)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    per_part=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+    seed=st.none() | st.integers(0, 5),
+)
+def test_property_every_pair_is_in_one_step_of_an_epoch(
+    n: int, per_part: int, accumulation: int, seed: int | None
+) -> None:
+    schedule = Schedule(random_pairs(n), "shared", per_part, accumulation, seed)
+    for epoch in range(2):
+        steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+        rows = np.concatenate([schedule.batch(step).row_ids.ravel() for step in steps])
+        assert sorted(rows[rows >= 0].tolist()) == list(range(n))
+
+
+def test_roundtrip_steps_do_not_depend_on_where_the_reading_began() -> None:
+    pairs = random_pairs(23)
+    whole = dict(batches_from(Schedule(pairs, "shared", 2, 2, 3), 0, 14))
+    later = dict(batches_from(Schedule(pairs, "shared", 2, 2, 3), 8, 14))
+    assert sorted(whole) == list(range(14))
+    for step, batch in later.items():
+        jax.tree.map(np.testing.assert_array_equal, batch, whole[step])
+    orders = [whole[step].row_ids.tolist() for step in (0, 6)]
+    assert orders[0] != orders[1]  # another epoch, another order
+
+
+def test_closed_form_steps_are_balanced_in_tokens() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [
+        PairTokens(
+            (1,) * int(rng.integers(1, 200)), (1,) * int(rng.integers(1, 200)), (1, 2), None, row
+        )
+        for row in range(512)
+    ]
+    schedule = Schedule(pairs, "shared", 8, 1, 0)
+    sizes = processed_tokens(pairs, layout="shared", roles=2)
+    tokens = [sizes[schedule.members(k)].sum() for k in range(64)]
+    assert max(tokens) - min(tokens) < 0.05 * np.mean(tokens)

@@ -1,0 +1,139 @@
+"""Files of rows with damaged bytes: they are read, or refused in one line that names the file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from llm.data.preferences import read_preferences
+from llm.data.rows import source_files
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "Name a colour é.", "chosen": "Red.", "rejected": "Seven.", "baseline": None},
+    {"prompt": "2+2?", "chosen": "4", "rejected": "5", "ref_chosen_logps": -1.5},
+    {
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+        "chosen": [{"role": "assistant", "content": "\U0001f600 \\ \n"}],
+        "rejected": "no",
+        "ref_chosen_logps": -12,
+        "ref_rejected_logps": -3e2,
+    },
+]
+ROWS[1]["ref_rejected_logps"] = -2.5
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+PIECES = (
+    *(b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\\u", b"\\ud800", b"\x00"),
+    *(b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"NaN", b"1e999", b"null", b"true", b"[" * 9999),
+    *(b"9" * 5000, b'"chosen"', b'"role": "user"', b"-0", b'""', b"{}"),
+)
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to three changes: a byte, a piece put in, a part dropped, doubled, or the end cut off."""
+    for _ in range(rng.integers(1, 4)):
+        first, last = sorted(rng.integers(0, len(content) + 1, 2).tolist())
+        last = min(last, first + int(rng.integers(1, 40)))
+        kind = rng.integers(5)
+        if kind == 0:
+            content = content[:first] + rng.bytes(1) + content[first + 1 :]
+        elif kind == 1:
+            content = content[:first] + PIECES[rng.integers(len(PIECES))] + content[first:]
+        elif kind == 2:
+            content = content[:first] + content[last:]
+        elif kind == 3:
+            content = content[:last] + content[first:last] + content[last:]
+        else:
+            content = content[:first] if rng.integers(4) == 0 else content
+    return content
+
+
+def outcome(path: Path) -> str:
+    """What became of a file; anything but rows or a sentence about it fails the test."""
+    try:
+        rows = read_preferences(path)
+    except ValueError as error:
+        message = str(error)
+        assert message.startswith(str(path)), message
+        assert len(message.splitlines()) == 1, message
+        assert len(message) < 500
+        return "refused"
+    assert all(row.chosen != row.rejected and row.prompt for row in rows)
+    return "read"
+
+
+def as_parquet(folder: Path) -> bytes:
+    path = folder / "whole.parquet"
+    texts = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in ROWS[:2]]
+    parquet.write_table(pyarrow.Table.from_pylist(texts), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "times"),
+    [
+        ("rows.jsonl", lambda folder: LINES, 2000),
+        ("rows.jsonl.gz", lambda folder: gzip.compress(LINES, mtime=0), 500),
+        ("rows.parquet", as_parquet, 500),
+    ],
+)
+def test_fuzz_damaged_bytes_are_read_or_refused_in_one_line(
+    name: str, whole: Callable[[Path], bytes], times: int, tmp_path: Path
+) -> None:
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    content = whole(tmp_path)
+    path.write_bytes(content)
+    assert outcome(path) == "read"
+    counts: Counter[str] = Counter()
+    for _ in range(times):
+        path.write_bytes(mutated(content, rng))
+        counts[outcome(path)] += 1
+    # Neither all nor none: the damage reaches what is behind the first check.
+    assert min(counts["read"], counts["refused"]) > times // 50, counts
+
+
+def test_fuzz_damaged_lines_inside_gzip_name_their_place(tmp_path: Path) -> None:
+    path, rng = tmp_path / "rows.jsonl.gz", np.random.default_rng(1)
+    for _ in range(300):
+        path.write_bytes(gzip.compress(mutated(LINES, rng), mtime=0))
+        outcome(path)
+
+
+def test_roundtrip_a_source_that_is_a_file_is_called_as_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES)
+    assert source_files(str(path)) == [(path, str(path))]
+
+
+def test_closed_form_a_source_on_the_hub_is_the_files_of_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ["README.md", "data/train-1.parquet", "data/train-0.parquet", "data/test-0.parquet"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repository, name, **_: str(tmp_path / name)
+    )
+    for source, names in (
+        ("someone/pairs", ["data/train-0.parquet", "data/train-1.parquet"]),
+        ("someone/pairs:test", ["data/test-0.parquet"]),
+    ):
+        expected = [(tmp_path / name, f"someone/pairs/{name}") for name in names]
+        assert source_files(source) == expected
+    with pytest.raises(ValueError, match=r"^someone/pairs:dev has no file of split `dev` as "):
+        source_files("someone/pairs:dev")
+
+
+def test_raises_sources_that_are_no_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{tmp_path} must be a file of preference rows, got a "):
+        source_files(str(tmp_path))
+    with pytest.raises(ValueError, match=r"^no/rows\.jsonl does not exist$"):
+        source_files("no/rows.jsonl")

@@ -1,0 +1,353 @@
+"""Hugging Face folders: round trips, and files that must be refused by name."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import llm.hf.io
+from llm.data.model_folder import find_model
+from llm.hf.io import CONFIG, export_model, load_model, read_architecture, read_parameters
+from llm.hf.safetensors import INDEX, SINGLE, write_weights
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.models.lora import add_lora, merge
+
+SMALL = Architecture(
+    vocab_size=11,
+    width=8,
+    hidden_units=12,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    eos_token_id=2,
+)
+FIRST = "model.layers.0.self_attn.q_proj.weight"
+KERNELS = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "output",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+NORMS = {"input_layernorm": "input_norm", "post_attention_layernorm": "mlp_norm"}
+SAME_SUMS = 1e-6  # float32, numbers of order 1
+
+
+def make() -> Decoder:
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(SMALL, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(1)
+    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+    return nnx.merge(graphdef, state)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    with jax.enable_x64(True):
+        return make()
+
+
+@pytest.fixture
+def folder(decoder: Decoder, tmp_path: Path) -> Path:
+    export_model(decoder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_roundtrip_gives_the_same_parameters_and_bytes(
+    decoder: Decoder, folder: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(folder)
+    assert loaded.architecture == SMALL
+    assert _equal(loaded, decoder)
+    export_model(loaded, tmp_path / "again")
+    for name in (SINGLE, CONFIG):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, folder: Path) -> None:
+    tensors, layers = load_file(folder / SINGLE), decoder.layers
+    assert decoder.output is not None
+    expected = {
+        "model.embed_tokens.weight": decoder.embedding[...],
+        "model.norm.weight": decoder.norm.weight[...],
+        "lm_head.weight": decoder.output[...],
+    }
+    for layer in range(SMALL.n_layers):
+        prefix = f"model.layers.{layer}."
+        for theirs, ours in KERNELS.items():
+            expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).kernel[layer].T
+        for theirs, ours in NORMS.items():
+            expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).weight[layer]
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
+
+
+def test_roundtrip_over_several_files(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
+    export_model(decoder, tmp_path / "parts", max_file_bytes=1000)
+    index = json.loads((tmp_path / "parts" / INDEX).read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 2
+    assert not (tmp_path / "parts" / SINGLE).exists()
+    assert index["metadata"]["total_size"] == sum(
+        x.nbytes for x in load_file(folder / SINGLE).values()
+    )
+    for name in files:
+        assert sum(x.nbytes for x in load_file(tmp_path / "parts" / name).values()) <= 1000
+    assert _equal(load_model(tmp_path / "parts"), decoder)
+
+
+def test_roundtrip_through_bfloat16(decoder: Decoder, tmp_path: Path) -> None:
+    export_model(decoder, tmp_path / "narrow", dtype=jnp.bfloat16)
+    config = json.loads((tmp_path / "narrow" / CONFIG).read_text())
+    assert config["dtype"] == "bfloat16"
+    loaded = load_model(tmp_path / "narrow", param_dtype=jnp.float32)
+    expected = np.asarray(decoder.embedding[...]).astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(loaded.embedding[...], expected)
+    export_model(loaded, tmp_path / "again", dtype=jnp.bfloat16)
+    first, second = (tmp_path / name / SINGLE for name in ("narrow", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_roundtrip_merges_adapters_without_touching_the_model(tmp_path: Path) -> None:
+    decoder = make()
+    add_lora(decoder, rank=2, alpha=4.0, target_modules=["q_proj", "down_proj"], rngs=nnx.Rngs(1))
+    adapters = nnx.state(decoder, nnx.LoRAParam)
+    nnx.update(decoder, jax.tree.map(lambda x: x + jnp.float32(0.5), adapters))
+    before = nnx.state(decoder)
+    export_model(decoder, tmp_path / "merged")
+    assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(decoder), before))
+    loaded, merged = load_model(tmp_path / "merged"), merge(decoder)
+    for ours, theirs in zip(_leaves(loaded), _leaves(merged), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME_SUMS)
+
+
+def test_closed_form_tokenizer_files_travel_along(decoder: Decoder, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "pytorch_model.bin").write_bytes(b"never copied")
+    export_model(decoder, tmp_path / "model", tokenizer_files_from=source)
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names == {CONFIG, SINGLE, "tokenizer.json"}
+
+
+def test_closed_form_a_tied_model_may_repeat_its_embedding(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+        load_model(folder)
+    _edit(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    loaded = load_model(folder)
+    assert loaded.output is None
+    np.testing.assert_array_equal(
+        loaded.head().weight, load_file(folder / SINGLE)["lm_head.weight"]
+    )
+
+
+def test_closed_form_angles_stored_by_old_files_are_left_out(folder: Path) -> None:
+    angles = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(1, np.float32)}
+    _edit(folder, lambda tensors: tensors.update(angles))
+    assert load_model(folder).architecture == SMALL
+
+
+def _with_nan(tensors: dict[str, np.ndarray]) -> None:
+    tensors[FIRST][3, 1] = np.nan
+
+
+def _with_integers(tensors: dict[str, np.ndarray]) -> None:
+    tensors[FIRST] = np.zeros((8, 8), np.int32)
+
+
+BROKEN: list[tuple[Callable[[dict[str, np.ndarray]], Any], str]] = [
+    (lambda t: t.pop(FIRST), rf"tensor {FIRST} is missing \(1 of 21 are\)"),
+    (lambda t: t.update(extra=np.ones(2)), "safetensors: tensor extra has no place"),
+    (_with_nan, rf"safetensors: tensor {FIRST} holds NaN or infinite numbers"),
+    (
+        lambda t: t.update({FIRST: np.ones((8, 9), np.float32)}),
+        rf"safetensors: tensor {FIRST} must have shape \[8, 8\], got \[8, 9\]",
+    ),
+    (_with_integers, rf"tensor {FIRST} must be of type F64, F32, F16, BF16, got I32"),
+    (
+        lambda t: t.update({FIRST: np.full((8, 8), 1e300)}),
+        rf"tensor {FIRST} is too large for float32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), BROKEN)
+def test_raises_on_tensors_that_do_not_fit(folder: Path, edit: Any, message: str) -> None:
+    _edit(folder, edit)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_raises_on_a_truncated_file(folder: Path) -> None:
+    content = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is broken"):
+        load_model(folder)
+
+
+def test_raises_wherever_a_bit_of_an_exported_tensor_is_wrong(folder: Path) -> None:
+    good = (folder / SINGLE).read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+    for place in range(header, len(good), 1 + (len(good) - header) // 50):
+        bad = bytes([good[place] ^ (1 << place % 8)])
+        (folder / SINGLE).write_bytes(good[:place] + bad + good[place + 1 :])
+        with pytest.raises(ValueError, match=r"is damaged: tensor .* is not the one|NaN|differs"):
+            load_model(folder)
+
+
+def test_raises_on_folders_without_safetensors_and_never_unpickles(folder: Path) -> None:
+    (folder / SINGLE).unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Explosive()))
+    with pytest.raises(ValueError, match=r"neither .*pickled \.bin files\) are never read"):
+        load_model(folder)
+
+
+def test_raises_on_a_part_that_is_missing_or_lies_elsewhere(
+    decoder: Decoder, folder: Path, tmp_path: Path
+) -> None:
+    export_model(decoder, tmp_path / "parts", max_file_bytes=1000)
+    index = json.loads((tmp_path / "parts" / INDEX).read_text())
+    missing = min(index["weight_map"].values())
+    (tmp_path / "parts" / missing).unlink()
+    with pytest.raises(ValueError, match=f"{missing} is missing"):
+        load_model(tmp_path / "parts")
+    outside = dict.fromkeys(index["weight_map"], f"../model/{SINGLE}")
+    (tmp_path / "parts" / INDEX).write_text(json.dumps({"weight_map": outside}))
+    with pytest.raises(ValueError, match=r"parts/model\.safetensors is missing"):
+        load_model(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"config\.json is missing"),
+        ("{", r"config\.json is not JSON"),
+        ("[]", r"config\.json must hold a JSON object, got list"),
+        ('{"model_type": "gpt2"}', r"config\.json: `model_type` must be one of"),
+    ],
+)
+def test_raises_on_configurations_that_cannot_be_read(
+    folder: Path, content: str | None, message: str
+) -> None:
+    (folder / CONFIG).unlink()
+    if content is not None:
+        (folder / CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_closed_form_the_hub_is_asked_for_safetensors_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[str]] = {}
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_model("someone/small").architecture == SMALL
+    patterns = asked["someone/small"]
+    assert "*.safetensors" in patterns
+    for name in ("pytorch_model.bin", "weights.pt", "modeling.py", "model.pkl"):
+        assert not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def test_raises_on_names_that_neither_disk_nor_hub_knows() -> None:
+    with pytest.raises(ValueError, match="no/such/folder is neither a folder nor a model"):
+        load_model("no/such/folder")
+
+
+def test_raises_rather_than_writing_over_a_folder(decoder: Decoder, folder: Path) -> None:
+    before = (folder / SINGLE).stat().st_mtime_ns
+    with pytest.raises(ValueError, match="exists already and is not an empty folder"):
+        export_model(decoder, folder)
+    assert (folder / SINGLE).stat().st_mtime_ns == before
+
+
+def test_raises_and_leaves_nothing_when_writing_fails(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(llm.hf.io, "write_weights", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_model(decoder, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Explosive:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("the file was unpickled",))
+
+
+def _edit(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+
+
+def _n_bytes(path: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(path).values())
+
+
+def _leaves(decoder: Decoder) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(decoder))]
+
+
+def _equal(first: Decoder, second: Decoder) -> bool:
+    pairs = zip(_leaves(first), _leaves(second), strict=True)
+    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_roundtrip_architecture_and_parameters_are_read_apart(
+    decoder: Decoder, folder: Path
+) -> None:
+    assert find_model(folder) == folder
+    assert read_architecture(folder) == SMALL
+    expected = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    found = list(read_parameters(folder, SMALL, expected))
+    sizes = [values.size for _, values in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {path for path, _ in found} == expected.keys()
+    for path, values in found:
+        np.testing.assert_array_equal(values, expected[path], err_msg=str(path))
+    (folder / CONFIG).write_text('{"model_type": "other"}')
+    with pytest.raises(ValueError, match=f"^{folder / CONFIG}: "):
+        read_architecture(folder)
+
+
+def test_closed_form_weights_are_dealt_into_files_no_fuller_than_asked(tmp_path: Path) -> None:
+    entries = {"a": 3, "b": 2, "c": 9, "d": 1}
+    tensors = {name: np.full(size, size, np.float32) for name, size in entries.items()}
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    write_weights(tmp_path, sizes, tensors.__getitem__, max_file_bytes=20)
+    groups = [["a", "b"], ["c"], ["d"]]  # the third is too large for any file, and has its own
+    for number, names in enumerate(groups, start=1):
+        found = load_file(tmp_path / f"model-{number:05d}-of-00003.safetensors")
+        assert sorted(found) == names
+        for name, tensor in found.items():
+            np.testing.assert_array_equal(tensor, tensors[name])
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == 4 * (3 + 2 + 9 + 1)
+    assert index["weight_map"]["d"] == "model-00003-of-00003.safetensors"

@@ -1,0 +1,179 @@
+"""Decoding against a model read anew for every token, and nuclei against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from llm.inference import generate as module
+from llm.inference.generate import Decoding, Reply, choose, generate
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.types import Rows
+
+# Gemma's switches: a window, soft caps, tied and scaled embeddings.
+SMALL = Architecture(
+    vocab_size=12,
+    width=8,
+    hidden_units=12,
+    n_layers=2,
+    n_heads=2,
+    tied_embeddings=True,
+    logit_soft_cap=2.0,
+    window=3,
+    local_layers=(True, False),
+)
+PROMPTS: list[list[int]] = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9], [3, 2]]
+N_DRAWS = 20_000
+FIVE_SIGMA = 5 * 0.5 / N_DRAWS**0.5  # of a frequency; at most once in a million
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    with jax.enable_x64(True):
+        return Decoder(SMALL, rngs=nnx.Rngs(2), dtype=jnp.float64, param_dtype=jnp.float64)
+
+
+def next_logits(decoder: Decoder, tokens: Sequence[int]) -> np.ndarray:
+    """Logits after a sequence that is read from its start, without a cache."""
+    row = np.array([[*tokens, *[0] * (12 - len(tokens))]])
+    filled = (np.arange(12) < len(tokens))[None].astype(int)
+    hidden = read(decoder, Rows(row, np.arange(12)[None], filled, np.zeros_like(row)))
+    head = decoder.head()
+    logits = np.asarray(hidden)[0, len(tokens) - 1] @ np.asarray(head.weight).T
+    assert head.soft_cap is not None
+    return head.soft_cap * np.tanh(logits / head.soft_cap)
+
+
+@nnx.jit
+def read(decoder: Decoder, rows: Rows) -> jax.Array:
+    return decoder.hidden_states(rows)
+
+
+def greedy(decoder: Decoder, prompt: Sequence[int], n: int, ends: Iterable[int]) -> Reply:
+    said: list[int] = []
+    while len(said) < n:
+        token = int(next_logits(decoder, [*prompt, *said]).argmax())
+        if token in ends:
+            return Reply(tuple(said), True)
+        said.append(token)
+    return Reply(tuple(said), False)
+
+
+def test_parity_greedy_replies_are_those_of_a_model_that_reads_anew(decoder: Decoder) -> None:
+    free = [greedy(decoder, prompt, 6, ()) for prompt in PROMPTS]
+    # Tokens that end some replies early, some at once, and some not.
+    ends = {free[0].tokens[2], free[1].tokens[0]}
+    expected = [greedy(decoder, prompt, 6, ends) for prompt in PROMPTS]
+    assert len({len(reply.tokens) for reply in expected}) >= 2
+    decoding = Decoding(max_new_tokens=6)
+    assert generate(decoder, PROMPTS, decoding, end_ids=(), batch_size=2) == free
+    assert generate(decoder, PROMPTS, decoding, end_ids=ends, batch_size=2) == expected
+
+
+def test_property_a_sample_does_not_depend_on_its_batch(decoder: Decoder) -> None:
+    decoding = Decoding(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=4)
+    together = generate(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=5)
+    assert generate(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
+    assert generate(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
+
+
+def test_property_equal_prompts_and_other_seeds_are_answered_differently(decoder: Decoder) -> None:
+    def draw(seed: int) -> list[Reply]:
+        decoding = Decoding(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=seed)
+        return generate(decoder, [[1, 2]] * 5, decoding, end_ids=(0,))
+
+    assert len({*draw(0), *draw(1)}) > 5
+
+
+def test_closed_form_tokens_are_drawn_from_the_tempered_nucleus() -> None:
+    logits = np.log([0.05, 0.4, 0.3, 0.05, 0.2])
+    temperature, top_p = 1.7, 0.8
+    shares = np.exp(logits / temperature)
+    shares /= shares.sum()
+    order = np.argsort(-shares, kind="stable")
+    size = 1 + int(np.searchsorted(np.cumsum(shares[order]), top_p))
+    inside = np.isin(np.arange(5), order[:size])
+    assert 1 < size < 5
+    law = np.where(inside, shares, 0) / shares[inside].sum()
+    keys = jax.random.split(jax.random.key(0), N_DRAWS)
+    rows = jnp.broadcast_to(jnp.asarray(logits), (N_DRAWS, 5))
+    drawn = np.asarray(choose(rows, keys, jnp.float32(temperature), jnp.float32(top_p)))
+    frequencies = np.bincount(drawn, minlength=5) / N_DRAWS
+    assert (frequencies[~inside] == 0).all()
+    assert np.abs(frequencies - law).max() < FIVE_SIGMA
+
+
+def test_limit_a_small_nucleus_is_greedy_and_a_whole_one_keeps_every_token() -> None:
+    logits = jnp.tile(jnp.log(jnp.array([[0.25, 0.3, 0.45]])), (200, 1))
+    keys = jax.random.split(jax.random.key(1), 200)
+    one, tiny, whole = (jnp.float32(value) for value in (1.0, 1e-6, 1.0))
+    assert set(np.asarray(choose(logits, keys, one, tiny)).tolist()) == {2}
+    assert set(np.asarray(choose(logits, keys, one, whole)).tolist()) == {0, 1, 2}
+
+
+def test_limit_no_prompts_no_replies(decoder: Decoder) -> None:
+    assert generate(decoder, [], Decoding(), end_ids=()) == []
+
+
+def test_compiles_once_for_all_batches_seeds_and_temperatures(decoder: Decoder) -> None:
+    decoding: dict[str, Any] = {"max_new_tokens": 6, "top_p": 0.5}
+    answer: Any = module._answer
+    before = None
+    for seed, temperature in ((0, 0.5), (7, 1.5)):
+        choice = Decoding(seed=seed, temperature=temperature, **decoding)
+        generate(decoder, PROMPTS, choice, end_ids=(0,), batch_size=2)
+        size = answer._cache_size()
+        assert size == (before or size)
+        before = size
+
+
+def test_extreme_bfloat16_and_a_watched_run() -> None:
+    small = Decoder(SMALL, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    seen: list[int] = []
+
+    def watch(batches: Iterable[Any], total: int) -> Iterable[Any]:
+        seen.append(total)
+        return batches
+
+    decoding = Decoding(max_new_tokens=3)
+    replies = generate(small, PROMPTS, decoding, end_ids=(), batch_size=2, watch=watch)
+    assert [len(reply.tokens) for reply in replies] == [3] * 5
+    assert seen == [3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
+        ({"temperature": -0.1}, "`temperature` must be 0 or more"),
+        ({"temperature": float("nan")}, "`temperature` must be 0 or more"),
+        ({"temperature": float("inf")}, "`temperature` must be 0 or more and finite"),
+        ({"top_p": 0.0}, "`top_p` must be above 0"),
+        ({"top_p": 1.1}, "`top_p` must be above 0 and at most 1, got 1.1"),
+    ],
+)
+def test_raises_for_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decoding(**options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1], []], r"`prompts\[1\]` has no tokens"),
+        ([[1, 12]], r"`prompts\[0\]` has token 12, but the model embeds only 12"),
+        ([[-1]], r"`prompts\[0\]` has token -1"),
+    ],
+)
+def test_raises_for_prompts_that_cannot_be_read(
+    prompts: list[list[int]], message: str, decoder: Decoder
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(decoder, prompts, Decoding(), end_ids=())

@@ -1,0 +1,201 @@
+"""Architectures: checked values, and Hugging Face configurations of every family."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llm.hf.config import CLASSES, from_hf_config, to_hf_config
+from llm.hf.names import entries
+from llm.models.architecture import Architecture, RopeScaling
+from llm.models.rope import frequencies
+
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+OURS: dict[str, Any] = {
+    "vocab_size": 16,
+    "width": 8,
+    "hidden_units": 12,
+    "n_layers": 2,
+    "n_heads": 4,
+}
+ROUNDING = 1e-14  # relative, float64
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_roundtrip_of_every_family_by_its_defaults(family: str) -> None:
+    architecture = from_hf_config({"model_type": family, **SIZES})
+    assert from_hf_config(to_hf_config(architecture)) == architecture
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True, "eos_token_id": [2, 3]}),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("mistral", {"sliding_window": 3}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
+        ("gemma2", {"query_pre_attn_scalar": 144, "attn_logit_softcapping": None}),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 7}),
+        ("gemma3_text", {"rope_local_base_freq": 50.0, "sliding_window_pattern": 3}),
+    ],
+)
+def test_roundtrip_of_options(family: str, options: dict[str, Any]) -> None:
+    architecture = from_hf_config({"model_type": family, **SIZES, **options})
+    assert architecture != from_hf_config({"model_type": family, **SIZES})
+    assert from_hf_config(to_hf_config(architecture)) == architecture
+
+
+def test_closed_form_old_keys_and_new_mean_the_same() -> None:
+    old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    new = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}}
+    sizes = {"model_type": "llama", **SIZES}
+    assert from_hf_config(sizes | old) == from_hf_config(sizes | new)
+    third = {"model_type": "gemma3_text", **SIZES}
+    new = {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 7e5},
+            "sliding_attention": {"rope_theta": 70.0},
+        }
+    }
+    old = {"rope_theta": 7e5, "rope_local_base_freq": 70.0}
+    assert from_hf_config(third | old) == from_hf_config(third | new)
+
+
+def test_closed_form_local_layers_of_the_families() -> None:
+    def flags(family: str, **options: Any) -> str:
+        architecture = from_hf_config({"model_type": family, **SIZES, **options})
+        return "".join("L" if local else "." for local in architecture.local_layers)
+
+    assert flags("llama", sliding_window=4) == ""
+    assert flags("mistral", sliding_window=4) == "LLLLLLL"
+    assert flags("mistral", sliding_window=None) == ""
+    assert flags("qwen2", sliding_window=4, use_sliding_window=False) == ""
+    assert flags("qwen2", use_sliding_window=True, max_window_layers=5) == ".....LL"
+    assert flags("gemma2") == "L.L.L.L"
+    assert flags("gemma3_text") == "LLLLL.L"
+
+
+def test_closed_form_first_gemma_means_the_approximate_gelu() -> None:
+    gemma = from_hf_config({"model_type": "gemma", "hidden_act": "gelu", **SIZES})
+    assert gemma.activation == "gelu_tanh"
+    assert (gemma.norm_plus_one, gemma.scaled_embeddings, gemma.tied_embeddings) == (True,) * 3
+
+
+def test_closed_form_llama_3_slows_only_slow_planes() -> None:
+    """Planes by how often they turn within 64 positions: 10 times, 2.5 times, 0.5 times."""
+    scaling = RopeScaling(kind="llama3", factor=8.0, original_max_positions=64)
+    base = 4.0
+    plain = Architecture(**OURS, head_size=8, rope_base=base)
+    scaled = frequencies(dataclasses.replace(plain, rope_scaling=scaling))[0]
+    omega = base ** (-np.arange(4) / 4)
+    wavelengths = 2 * np.pi / omega
+    expected = []
+    for frequency, wavelength in zip(omega, wavelengths, strict=True):
+        if wavelength < 64 / 4:
+            expected.append(frequency)
+        elif wavelength > 64 / 1:
+            expected.append(frequency / 8)
+        else:
+            smooth = (64 / wavelength - 1) / (4 - 1)
+            expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
+    np.testing.assert_allclose(scaled, expected, rtol=ROUNDING)
+    slow = frequencies(dataclasses.replace(plain, rope_base=1e6, rope_scaling=scaling))[0]
+    assert slow[-1] == pytest.approx(1e6**-0.75 / 8, rel=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_kv_heads": 3}, "`n_heads` must be a multiple of `n_kv_heads`, got 4 and 3"),
+        ({"head_size": 3}, "`head_size` must be even, got 3"),
+        ({"width": 0}, "`width` must be positive, got 0"),
+        ({"norm_epsilon": float("nan")}, "`norm_epsilon` must be positive, got nan"),
+        ({"local_layers": (True,), "window": 3}, "`local_layers` must have one flag for each"),
+        ({"local_layers": (True, False)}, "`window` must be positive for local layers, got None"),
+        ({"activation": "relu"}, "activation"),
+        ({"logit_soft_cap": 0.0}, "`logit_soft_cap` must be positive or absent, got 0.0"),
+    ],
+)
+def test_raises_on_architectures_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    """Under the test run a name outside a literal type is refused even before."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        Architecture(**(OURS | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_type": "gpt2"}, "`model_type` must be one of llama, .*got 'gpt2'"),
+        ({"model_type": None}, "`model_type` must be one of"),
+        ({"hidden_size": None}, "`hidden_size` is missing"),
+        ({"hidden_size": "8"}, "`hidden_size` must be of type int, got '8'"),
+        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be of type bool, got 1"),
+        ({"rms_norm_eps": True}, "`rms_norm_eps` must be of type float, got True"),
+        ({"hidden_act": "relu"}, "`hidden_act` must be one of .*got 'relu'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "`rope_scaling` must be .*got 'yarn'"),
+        ({"rope_scaling": {"type": "linear"}}, "`factor` is missing"),
+        ({"rope_scaling": "linear"}, "`rope_scaling` must be an object, got 'linear'"),
+        ({"quantization_config": {"bits": 4}}, "`quantization_config` must be absent"),
+    ],
+)
+def test_raises_on_configurations_that_cannot_be_read(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_hf_config({"model_type": "llama", **SIZES, **options})
+
+
+def test_raises_on_layers_of_unknown_type_and_scaled_local_angles() -> None:
+    third = {"model_type": "gemma3_text", **SIZES}
+    with pytest.raises(ValueError, match=r"`layer_types` must be .*got 'linear_attention'"):
+        from_hf_config(third | {"layer_types": ["linear_attention"] * 7})
+    scaled = {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}
+    with pytest.raises(ValueError, match="sliding_attention must be default, got 'linear'"):
+        from_hf_config(third | {"rope_parameters": scaled})
+
+
+@pytest.mark.parametrize(
+    "options", [{"family": "toy"}, {"logit_soft_cap": 3.0}, {"post_norms": True}]
+)
+def test_raises_on_writing_what_the_family_cannot_express(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="`family`"):
+        to_hf_config(Architecture(**(OURS | options)))
+
+
+def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
+    lists: dict[str, Any] = {"local_layers": [True, False], "eos_token_id": [1, 2], "window": 3}
+    architecture = Architecture(**OURS, **lists)
+    assert architecture.local_layers == (True, False)
+    assert hash(architecture) == hash(dataclasses.replace(architecture))
+
+
+def test_raises_on_scalings_that_cannot_be() -> None:
+    with pytest.raises((ValueError, TypeError), match="kind"):
+        RopeScaling(kind="yarn", factor=2.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"`factor` must be 1 or more, got 0\.5"):
+        RopeScaling(kind="linear", factor=0.5)
+    with pytest.raises(ValueError, match="`low_freq_factor` must be positive and below"):
+        RopeScaling(kind="llama3", factor=2.0, low_freq_factor=4.0)
+
+
+def test_closed_form_names_of_a_gemma_2_layer() -> None:
+    gemma = from_hf_config({"model_type": "gemma2", **SIZES})
+    names = {entry.path: entry.name for entry in entries(gemma)}
+    norms = {path[1]: name for path, name in names.items() if name.endswith("layernorm.weight")}
+    assert {ours: name.split(".")[-2] for ours, name in norms.items()} == {
+        "input_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
+    }
+    assert "lm_head.weight" not in names.values()

@@ -1,0 +1,305 @@
+"""The decoder against NumPy, token by token, for the features of every family."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from llm.models.architecture import Architecture
+from llm.models.decoder import Cache, Decoder, Remat
+from llm.models.layers import PART, by_parts
+from llm.models.protocol import LanguageModel
+from llm.models.rope import frequencies
+from llm.types import Rows
+
+ROUNDING = 1e-11  # relative to hidden states of order 1, float64
+SAME_SUMS = 1e-12  # the same sums in another order, relative, float64
+SIZES: dict[str, Any] = {
+    "vocab_size": 13,
+    "width": 8,
+    "hidden_units": 12,
+    "n_layers": 3,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "norm_epsilon": 1e-3,  # large, so that it is seen to count
+    "rope_base": 30.0,
+}
+GEMMA = {
+    "norm_plus_one": True,
+    "scaled_embeddings": True,
+    "tied_embeddings": True,
+    "activation": "gelu_tanh",
+    "head_size": 6,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"output_bias": True, "mlp_bias": True, "qkv_bias": True, "activation": "gelu"},
+    "mistral": {"window": 2, "local_layers": (True,) * 3},
+    "qwen": {
+        "qkv_bias": True,
+        "query_key_norm": True,
+        "window": 3,
+        "local_layers": (False, True, True),
+    },
+    "gemma 1": GEMMA,
+    "gemma 2 and 3": {
+        **GEMMA,
+        "post_norms": True,
+        "query_key_norm": True,
+        "attention_soft_cap": 0.7,
+        "logit_soft_cap": 2.0,
+        "query_scalar": 3,
+        "window": 2,
+        "local_layers": (True, False, True),
+        "local_rope_base": 5.0,
+    },
+}
+# One row: a pair with a shared prompt, then padding with ids and positions out of range.
+SEGMENTS = np.array([[1] * 7 + [0] * 2])
+BRANCHES = np.array([[0, 0, 0, 1, 1, 2, 2, 0, 0]])
+POSITIONS = np.array([[0, 1, 2, 3, 4, 3, 4, 99, -7]])
+TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2, 10**6, -1]])
+ROWS = Rows(TOKENS, POSITIONS, SEGMENTS, BRANCHES)
+N_FILLED = 7
+
+
+def make(family: str, **options: Any) -> Decoder:
+    """A decoder whose norms and biases are drawn too: ones and zeros would hide mistakes."""
+    architecture = Architecture(**{**SIZES, **FAMILIES[family]})
+    settings = {"dtype": jnp.float64, "param_dtype": jnp.float64} | options
+    abstract = nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0), **settings))
+    graphdef, shapes = nnx.split(abstract)
+    rng = np.random.default_rng(1)
+    state = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+    return nnx.merge(graphdef, state)
+
+
+def read(decoder: Decoder, rows: Rows = ROWS) -> np.ndarray:
+    """Hidden states, compiled as a whole."""
+    graphdef, state = nnx.split(decoder)
+    hidden = jax.jit(lambda state, rows: nnx.merge(graphdef, state).hidden_states(rows))
+    return np.asarray(hidden(state, rows))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_closed_form_hidden_states_in_numpy(family: str) -> None:
+    decoder = make(family)
+    hidden = read(decoder)[0, :N_FILLED]
+    for path in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6]):
+        expected = _numpy_hidden(decoder, TOKENS[0, path])
+        np.testing.assert_allclose(hidden[path], expected, rtol=ROUNDING, atol=ROUNDING)
+    assert isinstance(decoder, LanguageModel)
+
+
+def test_closed_form_heads() -> None:
+    tied, untied = make("gemma 2 and 3"), make("llama")
+    np.testing.assert_array_equal(tied.head().weight, tied.embedding[...])
+    assert tied.head().soft_cap == 2.0
+    assert untied.output is not None
+    np.testing.assert_array_equal(untied.head().weight, untied.output[...])
+    assert untied.head().soft_cap is None
+
+
+def test_property_padding_is_finite_and_changes_nothing() -> None:
+    decoder = make("gemma 2 and 3")
+    hidden = read(decoder)
+    assert np.isfinite(hidden).all()
+    other = ROWS._replace(tokens=np.where(SEGMENTS > 0, TOKENS, 5))
+    np.testing.assert_array_equal(read(decoder, other), hidden)
+    shorter = jax.tree.map(lambda leaf: leaf[:, :N_FILLED], ROWS)
+    filled = hidden[:, :N_FILLED]
+    np.testing.assert_allclose(read(decoder, shorter), filled, rtol=SAME_SUMS, atol=SAME_SUMS)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma 2 and 3"])
+def test_parity_decoding_is_reading_whole_rows(family: str) -> None:
+    """Two prompts of different lengths, one padded right, one left; then token by token."""
+    decoder = make(family)
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, 13, (2, 7))
+    columns = np.broadcast_to(np.arange(7), tokens.shape)
+    ones = np.ones_like(tokens)
+    whole = read(decoder, Rows(tokens, columns, ones, 0 * ones))
+    prompts = np.array([[*tokens[0, :3], 99], [99, 99, *tokens[1, :2]]])
+    positions = np.array([[0, 1, 2, -1], [-1, -1, 0, 1]])
+    decode = jax.jit(decoder.decode)
+    hidden, cache = decode(prompts, positions, decoder.init_cache(2, 8))
+    close: dict[str, Any] = {"rtol": ROUNDING, "atol": ROUNDING}
+    assert np.isfinite(hidden).all()
+    np.testing.assert_allclose(hidden[0, :3], whole[0, :3], **close)
+    np.testing.assert_allclose(hidden[1, 2:], whole[1, :2], **close)
+    for step in range(3):
+        places = np.array([[3 + step], [2 + step]])
+        following = np.take_along_axis(tokens, places, axis=1)
+        hidden, cache = decode(following, places, cache)
+        for row in range(2):
+            np.testing.assert_allclose(hidden[row, 0], whole[row, places[row, 0]], **close)
+
+
+def test_compiles_once_for_all_tokens_and_steps() -> None:
+    decoder = make("mistral")
+    n_traces = 0
+
+    @jax.jit
+    def decode(token: jax.Array, position: jax.Array, cache: Cache) -> Any:
+        nonlocal n_traces
+        n_traces += 1
+        return decoder.decode(token, position, cache)
+
+    cache = decoder.init_cache(1, 4)
+    for position in range(3):
+        _, cache = decode(jnp.array([[position]]), jnp.array([[position]]), cache)
+    assert n_traces == 1
+
+
+def test_gradient_is_the_same_however_layers_are_run() -> None:
+    expected = _gradient(make("gemma 2 and 3"))
+    for remat, layer_loop in (("none", "unrolled"), ("products", "scan"), ("full", "scan")):
+        other = _gradient(make("gemma 2 and 3", remat=remat, layer_loop=layer_loop))
+        for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(expected), strict=True):
+            scale = float(np.abs(theirs).max())
+            assert scale > 0
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME_SUMS * scale)
+
+
+def test_property_parameters_keep_their_dtype_and_hidden_states_have_the_other() -> None:
+    """bfloat16 has 8 bits: three layers of hidden states of order 1 differ by a few hundredths."""
+    wide, narrow = (
+        make("gemma 2 and 3", dtype=dtype, param_dtype=jnp.float32)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    hidden = read(narrow)
+    assert hidden.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(narrow))} == {jnp.dtype("float32")}
+    error = np.abs(hidden.astype(np.float32) - read(wide))[:, :N_FILLED]
+    assert error.max() < 0.2
+    assert narrow.init_cache(1, 2).keys.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("options", [{"remat": "some"}, {"layer_loop": "while"}])
+def test_raises_on_unknown_ways_to_run(options: dict[str, Any]) -> None:
+    """Under the test run a name outside a literal type is refused even before."""
+    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+        make("llama", **options)
+
+
+def _gradient(decoder: Decoder) -> nnx.State:
+    graphdef, state = nnx.split(decoder)
+    direction = jnp.asarray(
+        np.random.default_rng(5).normal(size=(1, 9, 8)) * (SEGMENTS > 0)[..., None]
+    )
+
+    def project(state: nnx.State) -> jax.Array:
+        return jnp.sum(nnx.merge(graphdef, state).hidden_states(ROWS) * direction)
+
+    return jax.jit(jax.grad(project))(state)
+
+
+def _numpy_hidden(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
+    """One causal sequence: every head of every token by itself, rotations as complex numbers."""
+    a = decoder.architecture
+    parameters = {
+        path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(decoder))
+    }
+    x = parameters["embedding",][tokens]
+    if a.scaled_embeddings:
+        x = x * math.sqrt(a.width)
+    for layer in range(a.n_layers):
+        p = {
+            (path[1], path[2]): leaf[layer]
+            for path, leaf in parameters.items()
+            if path[0] == "layers"
+        }
+        local = bool(a.local_layers) and a.local_layers[layer]
+        added = _numpy_attention(a, p, _numpy_norm(a, p, "input_norm", x), local)
+        x = x + _numpy_norm(a, p, "post_attention_norm", added)
+        normed = _numpy_norm(a, p, "mlp_norm", x)
+        gate, up = _numpy_project(p, "gate", normed), _numpy_project(p, "up", normed)
+        added = _numpy_project(p, "down", _numpy_activation(a, gate) * up)
+        x = x + _numpy_norm(a, p, "post_mlp_norm", added)
+    return _numpy_norm(a, {("norm", "weight"): parameters["norm", "weight"]}, "norm", x)
+
+
+def _numpy_attention(a: Architecture, p: dict, x: np.ndarray, local: bool) -> np.ndarray:
+    def heads(name: str, norm: str) -> np.ndarray:
+        split = _numpy_project(p, name, x).reshape(len(x), -1, a.head_size)
+        return _numpy_norm(a, p, norm, split)
+
+    omega = frequencies(a)[1 if local and a.local_rope_base else 0]
+
+    def turned(x: np.ndarray) -> np.ndarray:
+        half = a.head_size // 2
+        angle = np.arange(len(x))[:, None, None] * omega
+        plane = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
+        return np.concatenate([plane.real, plane.imag], axis=-1)
+
+    q, k = turned(heads("query", "query_norm")), turned(heads("key", "key_norm"))
+    v = heads("value", "no norm")
+    mixed = np.zeros_like(q)
+    for t in range(len(x)):
+        first = max(0, t - a.window + 1) if local and a.window else 0
+        for h in range(a.n_heads):
+            g = h // (a.n_heads // a.n_kv_heads)
+            logits = k[first : t + 1, g] @ q[t, h] / math.sqrt(a.query_scalar or a.head_size)
+            if a.attention_soft_cap:
+                logits = a.attention_soft_cap * np.tanh(logits / a.attention_soft_cap)
+            weights = np.exp(logits)
+            mixed[t, h] = weights @ v[first : t + 1, g] / weights.sum()
+    return _numpy_project(p, "output", mixed.reshape(len(x), -1))
+
+
+def _numpy_project(p: dict, name: str, x: np.ndarray) -> np.ndarray:
+    return x @ p[name, "kernel"] + p.get((name, "bias"), 0.0)
+
+
+def _numpy_norm(a: Architecture, p: dict, name: str, x: np.ndarray) -> np.ndarray:
+    if (name, "weight") not in p:
+        return x
+    weight = p[name, "weight"] + (1 if a.norm_plus_one else 0)
+    return weight * x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + a.norm_epsilon)
+
+
+def _numpy_activation(a: Architecture, x: np.ndarray) -> np.ndarray:
+    if a.activation == "silu":
+        return x / (1 + np.exp(-x))
+    if a.activation == "gelu":
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def test_gradient_of_a_function_applied_to_few_tokens_at_a_time_is_that_of_all_at_once() -> None:
+    rng = np.random.default_rng(4)
+    x, kernel = (jnp.asarray(rng.normal(size=size)) for size in ((2, 12, 3), (3, 3)))
+
+    def total(x: jax.Array, kernel: jax.Array, most: int) -> jax.Array:
+        return jnp.sum(jnp.sin(by_parts(lambda part: jnp.tanh(part @ kernel), x, most=most)))
+
+    slopes = [jax.grad(total, argnums=(0, 1))(x, kernel, most) for most in (12, 5, 1)]
+    for other in slopes[1:]:
+        for one, two in zip(slopes[0], other, strict=True):
+            np.testing.assert_allclose(two, one, rtol=SAME_SUMS)
+
+
+def test_property_hidden_units_of_all_tokens_are_never_alive_together_where_memory_is_short() -> (
+    None
+):
+    architecture = Architecture(vocab_size=8, width=4, hidden_units=24, n_layers=2, n_heads=2)
+    tokens = np.zeros((1, 2 * PART), np.int32)
+    rows = Rows(tokens, np.arange(2 * PART, dtype=np.int32)[None], 1 + tokens, tokens)
+
+    def program(remat: Remat) -> str:
+        decoder = Decoder(architecture, rngs=nnx.Rngs(0), remat=remat)
+        graphdef, state = nnx.split(decoder)
+
+        def total(state: nnx.State) -> jax.Array:
+            return jnp.sum(nnx.merge(graphdef, state).hidden_states(rows))
+
+        return str(jax.make_jaxpr(jax.grad(total))(state))
+
+    assert f"{2 * PART},24]" in program("none")
+    assert f"{2 * PART},24]" not in program("full")

@@ -1,0 +1,131 @@
+"""Adapters: what they add, where they are, how they go into the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.models.lora import add_lora, has_lora, merge, merged_kernel, trainable_filter
+from llm.types import Rows
+
+SAME_SUMS = 1e-12  # the same sums in another order, hidden states of order 1, float64
+COLUMNS = np.arange(5)[None]
+ROWS = Rows(COLUMNS, COLUMNS, np.ones_like(COLUMNS), np.zeros_like(COLUMNS))
+SMALL = Architecture(
+    vocab_size=7, width=8, hidden_units=12, n_layers=2, n_heads=4, n_kv_heads=2, qkv_bias=True
+)
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    abstract = nnx.eval_shape(lambda: Decoder(SMALL, rngs=nnx.Rngs(0), **dtypes))
+    graphdef, shapes = nnx.split(abstract)
+    rng = np.random.default_rng(1)
+    state = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape)), shapes)
+    return nnx.merge(graphdef, state)
+
+
+def read(decoder: Decoder) -> np.ndarray:
+    """Hidden states, compiled as a whole."""
+    graphdef, state = nnx.split(decoder)
+    hidden = jax.jit(lambda state: nnx.merge(graphdef, state).hidden_states(ROWS))
+    return np.asarray(hidden(state))
+
+
+def test_property_the_model_starts_as_it_was(decoder: Decoder) -> None:
+    before = read(decoder)
+    add_lora(decoder, rank=2, alpha=4.0, rngs=nnx.Rngs(1))
+    np.testing.assert_allclose(read(decoder), before, rtol=0, atol=SAME_SUMS)
+
+
+def test_closed_form_what_adapters_add(decoder: Decoder) -> None:
+    """Layer 1's queries, by hand: the bias stays outside."""
+    add_lora(decoder, rank=2, alpha=6.0, target_modules=["q_proj"], rngs=nnx.Rngs(1))
+    _move_adapters(decoder)
+    adapter = decoder.layers.query.adapter
+    assert adapter is not None
+    kernel, a, b = decoder.layers.query.kernel[1], adapter.a[1], adapter.b[1]
+    x = np.random.default_rng(0).normal(size=(1, 5, 8))
+    graphdef, state = nnx.split(decoder.layers.query)
+    layer = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[1], state))
+    bias = decoder.layers.query.bias
+    assert bias is not None
+    expected = x @ kernel + bias[1] + 3.0 * (x @ a) @ b
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=0, atol=SAME_SUMS)
+
+
+def test_parity_merged_weights_give_the_same_hidden_states(decoder: Decoder) -> None:
+    plain = read(decoder)
+    add_lora(decoder, rank=3, alpha=2.0, rngs=nnx.Rngs(1))
+    _move_adapters(decoder)
+    adapted = read(decoder)
+    assert np.abs(adapted - plain).max() > 0.1
+    one = merged_kernel(decoder.layers.down, layer=1)
+    merge(decoder)
+    np.testing.assert_allclose(one, decoder.layers.down.kernel[1], rtol=SAME_SUMS)
+    assert not has_lora(decoder)
+    np.testing.assert_allclose(read(decoder), adapted, rtol=0, atol=SAME_SUMS)
+
+
+def test_gradient_of_the_split_model_reaches_adapters_alone(decoder: Decoder) -> None:
+    names = ["v_proj", "down_proj"]
+    add_lora(decoder, rank=2, alpha=2.0, target_modules=names, rngs=nnx.Rngs(1))
+    _move_adapters(decoder)
+    graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
+    paths = {path for path, _ in nnx.to_flat_state(trainable)}
+    expected = {
+        ("layers", name, "adapter", part) for name in ("value", "down") for part in ("a", "b")
+    }
+    assert paths == expected
+
+    def first(trainable: Any) -> jax.Array:
+        return nnx.merge(graphdef, trainable, frozen).hidden_states(ROWS)[0, -1, 0]
+
+    for slope in jax.tree.leaves(jax.jit(jax.grad(first))(trainable)):
+        assert np.abs(slope).max() > 0
+
+
+def test_closed_form_what_is_trained(decoder: Decoder) -> None:
+    assert trainable_filter(decoder) is nnx.Param
+    add_lora(decoder, rank=1, alpha=1.0, target_modules="o_proj", rngs=nnx.Rngs(1))
+    assert trainable_filter(decoder) is nnx.LoRAParam
+    adapter = decoder.layers.output.adapter
+    assert adapter is not None
+    assert adapter.a.shape == (2, 8, 1)
+    assert adapter.b.shape == (2, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "`rank` must be 1 or more, got 0"),
+        ({"alpha": 0.0}, r"`alpha` must be positive, got 0\.0"),
+        ({"target_modules": ["c_attn"]}, "`target_modules` must be .*q_proj.*got 'c_attn'"),
+        ({"target_modules": []}, "`target_modules` must name a projection, got none"),
+    ],
+)
+def test_raises_on_adapters_that_cannot_be(
+    decoder: Decoder, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_lora(decoder, **({"rank": 2, "alpha": 2.0, "rngs": nnx.Rngs(1)} | options))
+
+
+def test_raises_on_adapters_upon_adapters(decoder: Decoder) -> None:
+    add_lora(decoder, rank=1, alpha=1.0, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match="has adapters already"):
+        add_lora(decoder, rank=1, alpha=1.0, rngs=nnx.Rngs(1))
+
+
+def _move_adapters(decoder: Decoder) -> None:
+    rng = np.random.default_rng(3)
+    adapters = nnx.state(decoder, nnx.LoRAParam)
+    nnx.update(decoder, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), adapters))

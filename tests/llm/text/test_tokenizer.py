@@ -1,0 +1,200 @@
+"""Tokenizers: boundaries and end tokens verified, every broken folder refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+from llm.data.preferences import Message, RowError
+from llm.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+
+SPECIAL = ["<s>", "</s>", "<|turn|>", "<|end|>", "<unk>"]
+USER, REPLY = Message("user", "Hé"), Message("assistant", "Ho")
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|turn|>{{ m.role }}:{{ m.content }}<|end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}"
+)
+CONFIG = {
+    "bos_token": "<s>",
+    "eos_token": {"content": "</s>", "lstrip": False},
+    "pad_token": "</s>",
+    "chat_template": TEMPLATE,
+}
+
+
+def folder_with(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A tokenizer of bytes and one merge, as a Hugging Face folder."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: place for place, token in enumerate([*alphabet, "Ho"])}
+    fast = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[("H", "o")]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens(SPECIAL)
+    # A folder's own cutting and padding must have no effect.
+    fast.enable_truncation(4)
+    fast.enable_padding(length=64)
+    fast.save(str(folder / "tokenizer.json"))
+    document = json.dumps({**(CONFIG if config is None else config), **changes})
+    (folder / "tokenizer_config.json").write_text(document, encoding="utf-8")
+    return folder
+
+
+def plain(folder: Path, text: str) -> list[int]:
+    """Tokens by the library itself."""
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.no_truncation()
+    fast.no_padding()
+    return fast.encode(text, add_special_tokens=False).ids
+
+
+def test_golden_prompt_and_answer_are_the_tokens_of_the_templates_text(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    tokenizer = load_tokenizer(str(folder))
+    before = "<s><|turn|>user:Hé<|end|>\n<|turn|>assistant:"
+    assert tokenizer.encode_prompt([USER]) == plain(folder, before)
+    answer = tokenizer.encode_response([USER], [REPLY])
+    # The line break after the end is part of what the model reads on from.
+    assert answer == plain(folder, "Ho<|end|>\n")
+    assert tokenizer.encode_prompt([USER]) + answer == plain(folder, before + "Ho<|end|>\n")
+    assert tokenizer.decode(answer) == "Ho\n"
+
+
+def test_golden_ids_of_special_tokens(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.vocab_size == 256 + 1 + len(SPECIAL)
+    assert [tokenizer.bos_id, tokenizer.eos_id] == [257, 258]
+    assert tokenizer.end_ids == {258, 260}  # </s> and the template's <|end|>
+    (folder / "generation_config.json").write_text('{"eos_token_id": [258, 259]}')
+    assert load_tokenizer(str(folder)).end_ids == {258, 259, 260}
+
+
+def test_property_digests_tell_tokenizers_and_templates_apart(tmp_path: Path) -> None:
+    first = load_tokenizer(str(folder_with(tmp_path)))
+    again = load_tokenizer(str(folder_with(tmp_path)))
+    other = load_tokenizer(str(folder_with(tmp_path, chat_template=TEMPLATE.replace(":", "\n"))))
+    assert (first.digest, first.template_digest) == (again.digest, again.template_digest)
+    assert first.digest == other.digest
+    assert first.template_digest != other.template_digest
+    renamed = load_tokenizer(str(folder_with(tmp_path, unk_token="<unk>")))
+    assert first.template_digest != renamed.template_digest
+
+
+def test_golden_templates_in_other_places(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    expected = load_tokenizer(str(folder)).encode_prompt([USER])
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
+    assert load_tokenizer(str(folder_with(tmp_path, chat_template=named))).encode_prompt(
+        [USER]
+    ) == (expected)
+    folder_with(tmp_path, chat_template=None)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    assert load_tokenizer(str(folder)).encode_prompt([USER]) == expected
+
+
+def test_closed_form_marker_of_turns_may_be_the_begin_token(tmp_path: Path) -> None:
+    template = TEMPLATE.replace("{{ bos_token }}", "")
+    folder = folder_with(tmp_path, bos_token="<|turn|>", chat_template=template)
+    tokens = load_tokenizer(str(folder)).encode_prompt([USER, REPLY, USER])
+    assert tokens.count(259) == 4
+
+
+@pytest.mark.parametrize("text", SPECIAL)
+def test_raises_where_a_text_spells_a_special_token(text: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(folder_with(tmp_path)))
+    bad = f"a {text} b"
+    with pytest.raises(RowError, match="must not spell the special token"):
+        tokenizer.encode_prompt([Message("user", bad)])
+    with pytest.raises(RowError, match="must not spell the special token") as caught:
+        tokenizer.encode_response([USER], [Message("assistant", bad)])
+    assert caught.value.reason == "special token"
+
+
+BAD_TEMPLATES = [
+    (None, "`chat_template` is missing in tokenizer_config.json"),
+    ("{% for", "is not a chat template"),
+    (TEMPLATE.replace("<|end|>", ""), "must write an end token after an answer"),
+    (TEMPLATE.replace("{{ bos_token }}", "<s><s>"), "writes the begin token twice"),
+    (TEMPLATE.replace("assistant:{%", "reply:{%"), "they part at token"),
+    ("{{ raise_exception('not this way') }}", "not this way"),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), BAD_TEMPLATES)
+def test_raises_where_a_template_cannot_be_used(
+    template: str | None, message: str, tmp_path: Path
+) -> None:
+    folder = folder_with(tmp_path, chat_template=template)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tokenizer(str(folder))
+    assert str(caught.value).startswith(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_raises_at_messages_that_the_template_treats_differently(tmp_path: Path) -> None:
+    # The trial passes; this conversation is written in another way once it has its answer.
+    template = (
+        "{% if messages | length == 4 %}again {% endif %}"
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% set cut = messages[-1].content == 'Ha' %}"
+    ) + TEMPLATE.replace(
+        "<|end|>", "{% if not (cut and m.role == 'assistant') %}<|end|>{% endif %}"
+    )
+    tokenizer = load_tokenizer(str(folder_with(tmp_path, chat_template=template)))
+    with pytest.raises(RowError, match=r"they part at token 1:") as caught:
+        tokenizer.encode_response([USER, REPLY, USER], [REPLY])
+    assert caught.value.reason == "boundary"
+    with pytest.raises(RowError, match="no system"):
+        tokenizer.encode_prompt([Message("system", "Be brief."), USER])
+    with pytest.raises(RowError, match=r"special tokens of an answer must be .*, got \[\]"):
+        tokenizer.encode_response([USER], [Message("assistant", "Ha")])
+
+
+def test_raises_where_files_are_missing_or_broken(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    for name, content, message in [
+        ("tokenizer_config.json", "{", "is not JSON"),
+        ("tokenizer_config.json", "[]", "must hold a JSON object"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "`eos_token` must be a text, got 3"),
+        ("tokenizer.json", '{"model": 1}', "not a tokenizer"),
+    ]:
+        (folder / name).write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=message) as caught:
+            load_tokenizer(str(folder))
+        assert str(folder / name) in str(caught.value)
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"{name}"):
+            load_tokenizer(str(folder))
+        folder_with(tmp_path)
+
+
+def test_roundtrip_bytes_of_a_conversation() -> None:
+    tokenizer = load_tokenizer("bytes")
+    assert isinstance(tokenizer, Tokenizer)
+    prompt = tokenizer.encode_prompt([Message("system", "S"), USER, REPLY, USER])
+    user = [258, *"Hé".encode()]
+    assert prompt == [256, 260, ord("S"), *user, 259, ord("H"), ord("o"), 257, *user, 259]
+    assert tokenizer.encode_response([USER], [REPLY]) == [ord("H"), ord("o"), 257]
+    # A conversation goes on with the tokens that it had.
+    assert prompt[: len(prompt) - len(user) - 1] == (
+        tokenizer.encode_prompt([Message("system", "S"), USER])
+        + tokenizer.encode_response([USER], [REPLY])
+    )
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_roundtrip_bytes_of_any_text(text: str) -> None:
+    tokenizer = ByteTokenizer()
+    tokens = tokenizer.encode_response([USER], [Message("assistant", text)])
+    assert tokenizer.decode(tokens) == text
+    assert max(tokens) < tokenizer.vocab_size
+    assert tokens[-1] in tokenizer.end_ids
+    assert not tokenizer.end_ids.intersection(tokens[:-1])

@@ -1,0 +1,182 @@
+"""Claims about diagnostics: the alarm, the coverage of samples and the quantiles, each by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm.evaluation.metrics import density_ratio
+from llm.train.diagnostics import PATIENCE, Displacement, linear_coverage
+from rpo_theory.coverage import coverage
+from rpo_theory.rewards import LinearBall
+
+CLOSED_FORM = 1e-12
+"""Tens of roundings."""
+RIDGELESS = 1e-13
+"""A ridge below which only rounding is left of it, for data that show every direction."""
+CONDITIONED = 1e-9
+"""Of a linear system of condition up to a thousand, and of a ridge that rounding takes for one."""
+CONTEXTS, ACTIONS, DRAWS, FEATURES = 3, 4, 5, 3
+SEEDS = st.integers(0, 2**16)
+
+
+BETA = 0.1
+
+
+def said(steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0) -> list[str | None]:
+    """What the alarm says of falls of the chosen log-probability, in nats, with margins."""
+    alarm = Displacement(BETA, patience=patience, nats=nats)
+    return [
+        alarm.see({"rewards/chosen": -BETA * fall, "rewards/margins": margin})
+        for fall, margin in steps
+    ]
+
+
+def test_closed_form_the_alarm_takes_means_of_the_last_steps() -> None:
+    falls = [(0.0, 0.1), (4.0, 0.2), (101.0, -0.4), (1.0, 0.9), (90.0, 0.3)]
+    told = said(falls, patience=2, nats=50.5)
+    # The third has a margin of -0.1 on average, the fourth one of 0.25.
+    assert [words is None for words in told] == [True, True, True, False, True]
+    assert told[3] is not None
+    assert "fell by 51.0 nats while margins grew by 0.250" in told[3]
+    assert said(falls, patience=2, nats=51.5) == [None] * 5
+
+
+def test_closed_form_nothing_is_said_before_there_are_enough_steps() -> None:
+    steps = [(9.0, 1.0) for _ in range(3 * PATIENCE)]
+    alarms = [number for number, words in enumerate(said(steps, patience=PATIENCE)) if words]
+    assert alarms == [PATIENCE - 1]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [(10.0, 0.0), (10.0, -0.5), (0.999, 0.5), (-5.0, 0.5)],
+    ids=["margins stay", "margins fall", "a fall within the bound", "a rise"],
+)
+def test_property_a_fall_and_a_growth_must_come_together(last: tuple[float, float]) -> None:
+    assert said([last], patience=1) == [None]
+    assert said([(1.001, 1e-9)], patience=1)[0] is not None
+
+
+def test_property_other_rows_of_lower_probability_are_no_fall() -> None:
+    alarm = Displacement(BETA, patience=1)
+    for chosen in (-10.0, -90.0):
+        step = {"logps/chosen": chosen, "rewards/chosen": 0.2, "rewards/margins": 0.5}
+        assert alarm.see(step) is None
+
+
+def test_property_steps_without_margins_do_not_count() -> None:
+    alarm = Displacement(BETA, patience=1)
+    assert alarm.see({"loss": 1.0}) is None
+    assert alarm.see({"rewards/chosen": -9.0}) is None
+    assert alarm.see({"rewards/chosen": -9.0, "rewards/margins": 1.0}) is not None
+
+
+class Sampled(NamedTuple):
+    """Empirical laws, as draws of responses and as tables of the theory."""
+
+    table: np.ndarray
+    samples: np.ndarray
+    baseline: np.ndarray
+    pairs: np.ndarray
+
+    def features(self, drawn: np.ndarray) -> np.ndarray:
+        rows = self.table[np.arange(CONTEXTS)[:, None], drawn]
+        return rows.reshape(-1, self.table.shape[-1])
+
+    def differences(self) -> np.ndarray:
+        x, chosen, rejected = self.pairs.T
+        return self.table[x, chosen] - self.table[x, rejected]
+
+    def found(self, ridge: float) -> float:
+        ends = self.features(self.samples), self.features(self.baseline)
+        return linear_coverage(*ends, self.differences(), ridge=ridge)
+
+    def by_theory(self, theta: np.ndarray) -> float:
+        law = np.zeros((CONTEXTS, ACTIONS, ACTIONS))
+        np.add.at(law, tuple(self.pairs.T), 1.0)
+        ball = LinearBall(self.table, np.array(1.0))
+        policies = [np.eye(ACTIONS)[drawn].mean(1) for drawn in (self.samples, self.baseline)]
+        return float(
+            coverage(
+                ball,
+                true_reward=self.table @ theta,
+                comparator=policies[0],
+                baseline=policies[1],
+                context_weights=np.full(CONTEXTS, 1 / CONTEXTS),
+                pair_law=law,
+            )
+        )
+
+
+def sampled(seed: int) -> Sampled:
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(ACTIONS, size=(2, CONTEXTS, DRAWS))
+    pairs = [(x, *rng.choice(ACTIONS, 2, replace=False)) for x in rng.integers(CONTEXTS, size=30)]
+    table = rng.normal(size=(CONTEXTS, ACTIONS, FEATURES))
+    return Sampled(table, draws[0], draws[1], np.array(pairs))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parity_coverage_of_samples_is_that_of_the_ball_in_its_interior(seed: int) -> None:
+    one = sampled(seed)
+    expected = one.by_theory(np.zeros(FEATURES))
+    assert expected > 0
+    assert one.found(RIDGELESS) == pytest.approx(expected, rel=CONDITIONED)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_property_no_ball_has_a_larger_coefficient(seed: int) -> None:
+    one = sampled(seed)
+    theta = np.random.default_rng(seed + 100).normal(size=FEATURES)
+    assert one.by_theory(theta / np.linalg.norm(theta)) <= one.found(RIDGELESS) * (1 + CONDITIONED)
+
+
+@given(SEEDS)
+def test_property_data_and_features_may_be_rescaled_together(seed: int) -> None:
+    one = sampled(seed)
+    other = one._replace(table=7.0 * one.table, pairs=np.concatenate([one.pairs, one.pairs]))
+    assert other.found(1e-6) == pytest.approx(one.found(1e-6), rel=CONDITIONED)
+
+
+@given(SEEDS)
+def test_property_a_larger_ridge_tells_of_less_coverage_needed(seed: int) -> None:
+    found = [sampled(seed).found(ridge) for ridge in (1e-9, 1e-3, 1.0)]
+    assert found == sorted(found, reverse=True)
+
+
+def test_closed_form_a_direction_without_data_counts_by_the_ridge_alone() -> None:
+    # Covariance diag(4, 0), so the ridge adds r * 2 to both.
+    differences = np.array([[2.0, 0.0], [-2.0, 0.0]])
+    ends = np.array([[3.0, 5.0], [1.0, 1.0]]), np.zeros((2, 2))
+    found = linear_coverage(*ends, differences, ridge=1e-4)
+    assert found == pytest.approx(math.sqrt(4 / (4 + 2e-4) + 9 / 2e-4), rel=CLOSED_FORM)
+
+
+@pytest.mark.parametrize(("end", "expected"), [(0.0, 0.0), (1.0, math.inf)])
+def test_limit_data_without_any_difference_cover_the_baseline_alone(
+    end: float, expected: float
+) -> None:
+    zero = np.zeros((1, 2))
+    assert linear_coverage(zero + end, zero, np.zeros((4, 2))) == expected
+
+
+@given(st.lists(st.tuples(st.floats(-99, 0), st.floats(-99, 0)), min_size=1, max_size=40))
+def test_closed_form_quantiles_interpolate_between_sorted_log_ratios(
+    rows: list[tuple[float, float]],
+) -> None:
+    policy, reference = np.array(rows).T
+    ratios = sorted(one - other for one, other in rows)
+    expected = {}
+    for name, level in (("p05", 0.05), ("median", 0.5), ("p95", 0.95)):
+        place = level * (len(ratios) - 1)
+        below = math.floor(place)
+        above = min(below + 1, len(ratios) - 1)
+        share = place - below
+        expected[f"theory/log_ratio_{name}"] = (1 - share) * ratios[below] + share * ratios[above]
+    assert density_ratio(policy, reference) == pytest.approx(expected, abs=1e-12 * 99)

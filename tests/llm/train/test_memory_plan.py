@@ -1,0 +1,126 @@
+"""Claims about plans: bytes counted by hand, refusals, and the TPU compiler's own word."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm.config import DataConfig, MeshConfig, ModelConfig, TrainConfig, TrainerConfig
+from llm.train.memory_plan import (
+    GIB,
+    GPU_MEMORY,
+    Step,
+    estimated_peak,
+    largest_that_fits,
+    make_plan,
+)
+
+SIZES: dict[str, Any] = {"vocab_size": 512, "width": 256, "hidden_units": 512, "n_layers": 2}
+TPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`: the TPU's compiler"
+)
+SHAPES = Path(__file__).resolve().parents[3] / "configs" / "shapes"
+
+
+def config(pairs: int = 2, mesh: MeshConfig | None = None, **model: Any) -> TrainConfig:
+    architecture = {**SIZES, "n_heads": 2, "head_size": 128}
+    asked: dict[str, Any] = {"architecture": architecture, "dtype": "bfloat16", "remat": "full"}
+    return TrainConfig(
+        name="plan",
+        model=ModelConfig(**{**asked, **model}),
+        data=DataConfig(train="rows.jsonl", max_length=256, max_prompt_length=128),
+        trainer=TrainerConfig(per_device_train_batch_size=pairs),
+        mesh=mesh or MeshConfig(),
+    )
+
+
+def test_closed_form_parameters_moments_tokens_and_work_are_counted() -> None:
+    plan = make_plan(config(), "h100:8")
+    kernels = 2 * (4 * 256 * 256 + 3 * 256 * 512)
+    norms = (2 * 2 + 1) * 256
+    shared = kernels + 2 * 512 * 256  # input and output embedding, split over all devices
+    assert plan.parameter_bytes_per_device == 4 * (shared // 8 + norms)
+    assert 0 <= plan.optimizer_bytes_per_device - 2 * plan.parameter_bytes_per_device <= 64
+    assert plan.tokens_per_step == 8 * 2 * (128 + 2 * 128)
+    assert plan.flops_per_step == 6 * 16 * (384 * (kernels + norms) + 256 * 512 * 256)
+    assert (plan.compiled, plan.fits, plan.devices) == (False, True, 8)
+    assert plan.limit_bytes_per_device == int(GPU_MEMORY["h100"] * GIB)
+
+
+def test_property_estimates_grow_with_pairs_and_shrink_with_remat_and_adapters() -> None:
+    def peak(pairs: int, **model: Any) -> int:
+        found = make_plan(config(pairs, **model), "h100:1").peak_bytes_per_device
+        assert found is not None
+        return found
+
+    assert peak(4) < peak(8) < peak(16)
+    assert peak(64) < peak(64, remat="products") < peak(64, remat="none")
+    assert peak(2, lora_r=4) < peak(2)
+
+
+def test_closed_form_the_search_ends_where_one_more_pair_does_not_fit() -> None:
+    large = config(path=str(SHAPES / "llama_3_8b"), architecture=None)
+    best = largest_that_fits(large, "a100-40:8")
+    assert best is not None
+    assert best.fits
+    more = config(best.pairs_per_device + 1, path=str(SHAPES / "llama_3_8b"), architecture=None)
+    assert best.pairs_per_device == 64 or not make_plan(more, "a100-40:8").fits
+    assert largest_that_fits(large, "l40s:1") is None
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v99:4x4", "must be one of v4:AxBxC"),
+        ("v5e", "must be one of"),
+        ("v5e:4x", "must be one of"),
+        ("h100:3", "`mesh` must use all 3 devices"),
+    ],
+)
+def test_raises_slices_that_are_not_known_or_not_used_whole(topology: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(config(mesh=MeshConfig(data=2, fsdp=1)), topology)
+
+
+@TPU
+def test_golden_a_small_step_is_compiled_for_a_tpu_slice_with_its_kernel() -> None:
+    with jax.numpy_dtype_promotion("standard"):  # Pallas' kernel needs it
+        plan = make_plan(config(), "v5e:2x2")
+    assert (plan.compiled, plan.fits, plan.devices) == (True, True, 4)
+    assert plan.peak_bytes_per_device is not None
+    held = plan.parameter_bytes_per_device + plan.optimizer_bytes_per_device
+    assert held < plan.peak_bytes_per_device < 64 * held
+    assert plan.collective_bytes_per_device
+
+
+@TPU
+def test_raises_a_slice_that_the_compiler_does_not_know() -> None:
+    with pytest.raises(ValueError, match="the TPU compiler knows no v5e:3x5"):
+        make_plan(config(), "v5e:3x5")
+
+
+def test_closed_form_a_step_as_shapes_counts_devices_bytes_and_work() -> None:
+    step = Step(config(mesh=MeshConfig(data=2, fsdp=4, tensor=2)), 16)
+    assert step.n_devices == 16
+    kernel = jax.ShapeDtypeStruct((2, 256, 512), jnp.bfloat16)
+    assert step.bytes_of({"layers": {"up": {"kernel": kernel}}}) == 2 * 2 * 256 * 512 // (4 * 2)
+    norm = jax.ShapeDtypeStruct((256,), jnp.float32)
+    assert step.bytes_of({"norm": {"weight": norm}}) == 4 * 256
+    layers = 2 * (4 * 256 * 256 + 3 * 256 * 512) + (2 * 2 + 1) * 256
+    assert step.flops(10, 3) == 6 * (10 * layers + 3 * 512 * 256)
+    assert step.flops(10, 0) == 60 * layers
+
+
+def test_closed_form_the_peak_holds_parameters_moments_gradients_a_layer_and_logits() -> None:
+    step = Step(config(dtype="float32", remat="full"), 1)
+    held = step.bytes_of((step.trainable, step.state.optimizer_state))
+    gradients = step.bytes_of(step.trainable)
+    of_layer = 10 * 4 * (6 * 256 + 2 * (2 + 2 * 2) * 128 + 4 * 512)
+    kept = 10 * 4 * 2 * 256
+    peak = estimated_peak(step, 10, 3)
+    assert peak == held + gradients + of_layer + kept + 3 * 4 * 3 * 512

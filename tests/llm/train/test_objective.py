@@ -1,0 +1,282 @@
+"""The objective: formulas by hand in NumPy, totals that add up, masks, weights, and its limits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.config import Method, ObjectiveConfig
+from llm.evaluation.metrics import add, measure, metrics
+from llm.train.objective import loss_share, non_finite, normalisers
+from llm.types import Batch
+from rpo_theory import losses
+from rpo_theory.losses import PairLogProbs
+
+EXACT = 1e-12  # float64 sums of a handful of terms of order ten
+BETA, ETA = 0.3, 0.7
+METHODS: list[Any] = list(get_args(Method))
+REDUCTIONS: list[Any] = ["sum", "sequence_mean", "pooled_mean"]
+
+every_method = pytest.mark.parametrize("method", METHODS)
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+def drawn(
+    n: int = 5, k: int = 2, *, absent: tuple[int, ...] = (), weighted: bool = False, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, Batch]:
+    """Log-probabilities of policy and reference, and the batch that they belong to."""
+    rng = np.random.default_rng(seed)
+    policy, reference = -rng.uniform(1.0, 9.0, (2, n, k))
+    present = np.ones(n, bool)
+    present[list(absent)] = False
+    nothing: Any = None
+    batch = Batch(
+        rows=nothing,
+        completions=nothing,
+        lengths=np.where(present[:, None], rng.integers(1, 20, (n, k)), 0),
+        present=present,
+        row_ids=np.where(present, np.arange(n), -1),
+        weights=rng.uniform(0.5, 3.0, n) if weighted else None,
+    )
+    return policy, reference, batch
+
+
+def log_sigmoid(value: np.ndarray) -> np.ndarray:
+    return -np.log1p(np.exp(-value))
+
+
+def whole(config: ObjectiveConfig, policy: Any, reference: Any, batch: Batch) -> dict[str, float]:
+    named = metrics(config, measure(config, policy, reference, batch))
+    return {name: float(value) for name, value in named.items()}
+
+
+@every_reduction
+def test_closed_form_rpo_is_dpo_plus_eta_beta_times_sft(reduction: Any) -> None:
+    policy, reference, batch = drawn()
+    config = ObjectiveConfig(beta=BETA, eta=ETA, sft_reduction=reduction)
+    ratio, tokens = policy - reference, np.asarray(batch.lengths)[:, 0]
+    dpo = -log_sigmoid(BETA * (ratio[:, 0] - ratio[:, 1])).mean()
+    sft = {
+        "sum": -policy[:, 0].mean(),
+        "sequence_mean": -(policy[:, 0] / tokens).mean(),
+        "pooled_mean": -policy[:, 0].sum() / tokens.sum(),
+    }[reduction]
+    got = whole(config, policy, reference, batch)
+    assert got["loss/dpo"] == pytest.approx(dpo, rel=EXACT)
+    assert got["loss/sft"] == pytest.approx(sft, rel=EXACT)
+    assert got["loss"] == pytest.approx(dpo + ETA * BETA * sft, rel=EXACT)
+
+
+def test_closed_form_metrics_of_rewards_and_log_probs() -> None:
+    policy, reference, batch = drawn()
+    rewards = BETA * (policy - reference)
+    got = whole(ObjectiveConfig(beta=BETA, eta=ETA), policy, reference, batch)
+    wanted = {
+        "rewards/chosen": rewards[:, 0].mean(),
+        "rewards/rejected": rewards[:, 1].mean(),
+        "rewards/margins": (rewards[:, 0] - rewards[:, 1]).mean(),
+        "rewards/accuracies": (rewards[:, 0] > rewards[:, 1]).mean(),
+        "logps/chosen": policy[:, 0].mean(),
+        "logps/rejected": policy[:, 1].mean(),
+    }
+    assert {name: got[name] for name in wanted} == pytest.approx(wanted, rel=EXACT)
+
+
+@pytest.mark.parametrize("method", ["rpo", "dpo", "ipo", "sft"])
+def test_closed_form_the_adversarial_value_is_the_loss_minus_that_of_the_reference(
+    method: Any,
+) -> None:
+    """F = RPO loss + eta beta E log pi_ref(a0), under every method and reduction alike."""
+    policy, reference, batch = drawn(k=3)
+    rpo = ObjectiveConfig(beta=BETA, eta=ETA)
+    wanted = whole(rpo, policy, reference, batch)["loss"] + ETA * BETA * reference[:, 2].mean()
+    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, sft_reduction="pooled_mean")
+    got = whole(config, policy, reference, batch)["theory/adversarial_value"]
+    assert got == pytest.approx(wanted, rel=EXACT)
+
+
+def test_parity_with_the_rpo_loss_of_the_theory() -> None:
+    policy, reference, batch = drawn(k=3)
+    pairs = PairLogProbs(policy[:, 0], policy[:, 1]), PairLogProbs(reference[:, 0], reference[:, 1])
+    wanted = losses.rpo(*pairs, policy[:, 2], beta=BETA, eta=ETA).mean()
+    got = whole(ObjectiveConfig(beta=BETA, eta=ETA), policy, reference, batch)["loss"]
+    assert got == pytest.approx(float(wanted), rel=EXACT)
+
+
+def test_closed_form_other_methods() -> None:
+    policy, reference, batch = drawn()
+    ratio = policy - reference
+    h = ratio[:, 0] - ratio[:, 1]
+    chi = h + np.exp(ratio[:, 0]) - np.exp(ratio[:, 1])
+    smooth = 0.9 * log_sigmoid(BETA * h) + 0.1 * log_sigmoid(-BETA * h)
+    wanted = {
+        "dpo": -smooth.mean(),
+        "ipo": np.square(h - 1 / 0.4).mean(),
+        "dpop": -log_sigmoid(BETA * (h - 2.0 * np.maximum(0.0, -ratio[:, 0]))).mean(),
+        "chi_po": -log_sigmoid(np.clip(BETA * chi, -3.0, 3.0)).mean(),
+        "sft": -policy[:, 0].mean(),
+    }
+    options: Any = {"beta": BETA, "eta": ETA, "tau": 0.2, "penalty": 2.0, "reward_max": 1.5}
+    for method, value in wanted.items():
+        name: Any = method
+        smoothing = 0.1 if method == "dpo" else 0.0
+        config = ObjectiveConfig(method=name, label_smoothing=smoothing, **options)
+        got = whole(config, policy, reference, batch)
+        assert got["loss"] == pytest.approx(value, rel=EXACT)
+        assert got[f"loss/{method}"] == pytest.approx(value, rel=EXACT)
+
+
+@every_method
+def test_closed_form_the_first_step_has_the_announced_loss(method: Any) -> None:
+    """Policy equal to reference."""
+    policy, _, batch = drawn()
+    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, tau=0.4)
+    got = whole(config, policy, policy, batch)
+    wanted = config.preference_at_reference + config.sft_weight * got["loss/sft"]
+    assert got["loss"] == pytest.approx(wanted, rel=EXACT)
+
+
+def part_of(batch: Batch, part: Any) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[part], batch)
+
+
+@pytest.mark.parametrize(
+    ("method", "reduction"),
+    [(method, "sum") for method in METHODS]
+    + [(method, kind) for method in ("rpo", "sft") for kind in ("sequence_mean", "pooled_mean")],
+)
+def test_property_shares_of_parts_and_their_gradients_add_up_to_the_whole(
+    method: Any, reduction: Any
+) -> None:
+    policy, reference, batch = drawn(n=8, k=3, absent=(2, 7), weighted=True)
+    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, sft_reduction=reduction)
+    divisors = normalisers(config, batch)
+
+    def share(policy: jax.Array, part: slice) -> jax.Array:
+        totals = measure(config, policy[part], reference[part], part_of(batch, part))
+        return loss_share(config, totals, divisors)
+
+    def halves(policy: jax.Array) -> jax.Array:
+        return share(policy, slice(None, 4)) + share(policy, slice(4, None))
+
+    logits = jnp.asarray(policy)
+    value, slope = jax.jit(jax.value_and_grad(lambda logits: share(logits, slice(None))))(logits)
+    split_value, split_slope = jax.jit(jax.value_and_grad(halves))(logits)
+    np.testing.assert_allclose(split_value, value, rtol=EXACT)
+    np.testing.assert_allclose(split_slope, slope, rtol=EXACT, atol=EXACT)
+    np.testing.assert_allclose(whole(config, policy, reference, batch)["loss"], value, rtol=EXACT)
+
+
+def test_property_totals_of_parts_add_up_to_those_of_the_whole() -> None:
+    policy, reference, batch = drawn(n=4, weighted=True)
+    config = ObjectiveConfig(sft_reduction="pooled_mean")
+    first, second = (
+        measure(config, policy[part], reference[part], part_of(batch, part))
+        for part in (slice(None, 1), slice(1, None))
+    )
+    got = metrics(config, add(first, second))
+    wanted = metrics(config, measure(config, policy, reference, batch))
+    assert sorted(got) == sorted(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=EXACT)
+
+
+@every_reduction
+def test_property_weights_count_as_repetitions(reduction: Any) -> None:
+    policy, reference, batch = drawn(n=3, k=3)
+    counts = np.array([1, 2, 3])
+    config = ObjectiveConfig(beta=BETA, eta=ETA, sft_reduction=reduction)
+    again = np.repeat(np.arange(3), counts)
+    wanted = whole(config, policy[again], reference[again], part_of(batch, again))
+    got = whole(config, policy, reference, batch._replace(weights=counts.astype(float)))
+    assert got == pytest.approx(wanted, rel=EXACT)
+
+
+@every_reduction
+def test_closed_form_normalisers_sum_over_every_leading_axis(reduction: Any) -> None:
+    _, _, batch = drawn(n=4, absent=(3,))
+    twice = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), batch)
+    config = ObjectiveConfig(sft_reduction=reduction)
+    tokens = int(np.asarray(batch.lengths)[:3, 0].sum())
+    wanted = [6.0, 2.0 * tokens if reduction == "pooled_mean" else 6.0]
+    np.testing.assert_array_equal(normalisers(config, twice), wanted)
+
+
+@every_method
+@pytest.mark.parametrize("rubbish", [np.nan, -np.inf])
+def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: float) -> None:
+    policy, reference, batch = drawn(n=4, k=3, absent=(1,))
+    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA)
+    wanted = whole(config, policy, reference, batch)
+
+    def loss(policy: jax.Array, reference: Any) -> jax.Array:
+        return metrics(config, measure(config, policy, reference, batch))["loss"]
+
+    policy[1], reference[1] = rubbish, rubbish
+    assert whole(config, policy, reference, batch) == wanted
+    slope = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(policy), reference))
+    assert np.isfinite(slope).all()
+    np.testing.assert_array_equal(slope[1], 0.0)
+
+
+@every_reduction
+def test_property_the_weight_of_an_absent_pair_changes_nothing(reduction: Any) -> None:
+    policy, reference, batch = drawn(n=4, absent=(1,), weighted=True)
+    config = ObjectiveConfig(beta=BETA, eta=ETA, sft_reduction=reduction)
+    heavy = batch._replace(weights=np.where(batch.present, np.asarray(batch.weights), 7.0))
+    assert whole(config, policy, reference, heavy) == whole(config, policy, reference, batch)
+
+
+def test_gradient_none_reaches_the_reference() -> None:
+    policy, reference, batch = drawn()
+
+    def loss(reference: jax.Array) -> jax.Array:
+        config = ObjectiveConfig()
+        return metrics(config, measure(config, policy, reference, batch))["loss"]
+
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.asarray(reference)), 0.0)
+
+
+def test_extreme_sft_without_a_reference_measures_what_it_can() -> None:
+    policy, _, batch = drawn()
+    got = whole(ObjectiveConfig(method="sft"), policy, None, batch)
+    assert sorted(got) == ["logps/chosen", "logps/rejected", "loss", "loss/sft"]
+
+
+def test_closed_form_pairs_that_are_not_finite_are_flagged_unless_absent() -> None:
+    policy, reference, batch = drawn(n=4, absent=(3,))
+    policy[0, 1], reference[1, 0], policy[3, 0] = np.inf, np.nan, np.nan
+    assert non_finite(policy, reference, batch).tolist() == [True, True, False, False]
+    assert non_finite(policy, None, batch).tolist() == [True, False, False, False]
+
+
+def test_raises_where_the_method_needs_a_reference_and_has_none() -> None:
+    policy, _, batch = drawn()
+    with pytest.raises(ValueError, match="`reference` must be given for method 'dpo'"):
+        measure(ObjectiveConfig(method="dpo"), policy, None, batch)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"method": "ppo"}, "method"),
+    ({"sft_reduction": "mean"}, "sft_reduction"),
+    ({"beta": 0.0}, r"`beta` must be positive and finite, got 0.0"),
+    ({"beta": math.nan}, r"`beta` must be positive and finite, got nan"),
+    ({"tau": -1.0}, r"`tau` must be positive and finite, got -1.0"),
+    ({"reward_max": math.inf}, r"`reward_max` must be positive and finite, got inf"),
+    ({"eta": -0.1}, r"`eta` must be 0 or more and finite, got -0.1"),
+    ({"penalty": math.inf}, r"`penalty` must be 0 or more and finite, got inf"),
+    ({"label_smoothing": 0.5}, r"`label_smoothing` must be in \[0, 0.5\), got 0.5"),
+    ({"label_smoothing": 0.1, "method": "ipo"}, r"`label_smoothing` must be 0 for method 'ipo'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_raises_for_constants_out_of_range(options: dict[str, Any], message: str) -> None:
+    """Under the test run a name outside a literal type is refused even before."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        ObjectiveConfig(**options)

@@ -1,0 +1,156 @@
+"""Claims about the optimizer, against AdamW and its schedule derived again in NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llm.config import OptimizerConfig
+from llm.train.optimizer import make_optimizer, make_schedule
+
+Kind = Literal["cosine", "linear", "constant"]
+KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")
+# Optax keeps constants of a schedule in float32.
+RATE = 1e-6
+# Of an update whose constants pass through float32, some steps on.
+ADAM = 1e-5
+STEPS = np.arange(61)
+
+
+@pytest.fixture(autouse=True)
+def promotion_of_the_trainer() -> Iterator[None]:
+    """Optax divides by powers of an integer count, which strict promotion does not allow."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def rate(schedule: optax.Schedule, step: int) -> float:
+    return float(np.asarray(schedule(step)))
+
+
+def rate_by_hand(config: OptimizerConfig, total: int, step: int) -> float:
+    """The learning rate of update ``step``, from 0, in words of the documentation."""
+    warmup = round(config.warmup_ratio * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    share = min((step - warmup) / max(total - warmup, 1), 1.0)
+    left = {"cosine": (1 + math.cos(math.pi * share)) / 2, "linear": 1 - share, "constant": 1.0}
+    return config.learning_rate * left[config.lr_scheduler_type]
+
+
+class AdamW:
+    """Loshchilov and Hutter, algorithm 2, with Kingma and Ba's bias correction."""
+
+    def __init__(self, config: OptimizerConfig, total: int, sizes: list[tuple[int, ...]]) -> None:
+        self.config, self.total, self.made = config, total, 0
+        self.first = [np.zeros(size) for size in sizes]
+        self.second = [np.zeros(size) for size in sizes]
+
+    def step(self, parameters: list[np.ndarray], gradients: list[np.ndarray]) -> list[np.ndarray]:
+        config = self.config
+        norm = math.sqrt(sum(float(np.sum(gradient**2)) for gradient in gradients))
+        scale = min(1.0, config.max_grad_norm / norm) if norm else 1.0
+        rate = rate_by_hand(config, self.total, self.made)
+        self.made += 1
+        made, after = self.made, []
+        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            one, two = config.adam_beta1, config.adam_beta2
+            self.first[i] = one * self.first[i] + (1 - one) * scale * gradient
+            self.second[i] = two * self.second[i] + (1 - two) * (scale * gradient) ** 2
+            mean, square = self.first[i] / (1 - one**made), self.second[i] / (1 - two**made)
+            direction = mean / (np.sqrt(square) + config.adam_epsilon)
+            after.append(parameter - rate * (direction + config.weight_decay * parameter))
+        return after
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    warmup=st.floats(0, 0.99),
+    total=st.integers(1, int(STEPS[-1])),
+    peak=st.floats(1e-7, 1.0),
+)
+@example(kind="cosine", warmup=0.5, total=20, peak=1.0)
+@example(kind="linear", warmup=0.5, total=20, peak=1.0)
+def test_closed_form_the_rate_of_every_update(
+    kind: Kind, warmup: float, total: int, peak: float
+) -> None:
+    config = OptimizerConfig(learning_rate=peak, warmup_ratio=warmup, lr_scheduler_type=kind)
+    found = np.broadcast_to(make_schedule(config, total)(STEPS), STEPS.shape)
+    wanted = [rate_by_hand(config, total, step) for step in STEPS.tolist()]
+    np.testing.assert_allclose(found, wanted, rtol=RATE, atol=RATE * peak)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_property_the_rate_rises_to_its_peak_then_never_rises_again(kind: Kind) -> None:
+    config = OptimizerConfig(learning_rate=0.3, warmup_ratio=0.25, lr_scheduler_type=kind)
+    schedule = make_schedule(config, 20)
+    rates = np.array([rate(schedule, step) for step in range(20)])
+    assert np.all(rates > 0)  # no update is wasted, the first and the last among them
+    np.testing.assert_allclose(np.diff(rates[:5]), 0.3 / 5, rtol=1e-5)
+    assert int(np.argmax(rates)) == 4
+    assert np.all(np.diff(rates[4:]) <= RATE)
+    assert rate(schedule, 20) == pytest.approx(0.3 if kind == "constant" else 0.0, abs=RATE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_parity_updates_with_those_of_numpy(kind: Kind, decay: float) -> None:
+    config = OptimizerConfig(
+        learning_rate=0.02,
+        lr_scheduler_type=kind,
+        warmup_ratio=0.3,
+        max_grad_norm=1.0,
+        weight_decay=decay,
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-3,
+    )
+    rng = np.random.default_rng(0)
+    sizes = [(3, 2), (4,)]
+    total = 7
+    expected = [rng.normal(size=size) for size in sizes]
+    optimizer, _ = make_optimizer(config, total)
+    found: Any = [jnp.asarray(one) for one in expected]
+    state, by_hand = optimizer.init(found), AdamW(config, total, sizes)
+    # Of norms on either side of the limit: some are clipped, some are not.
+    for size in np.geomspace(0.01, 10, total):
+        gradients = [size * rng.normal(size=one) for one in sizes]
+        expected = by_hand.step(expected, gradients)
+        updates, state = optimizer.update([jnp.asarray(one) for one in gradients], state, found)
+        found = optax.apply_updates(found, updates)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=ADAM, atol=ADAM * config.learning_rate)
+
+
+@pytest.mark.parametrize("scale", [1.01, 30.0, 1e6])
+def test_property_a_gradient_beyond_the_limit_counts_by_its_direction(scale: float) -> None:
+    config = OptimizerConfig(learning_rate=1.0, max_grad_norm=0.5, adam_epsilon=1.0)
+    optimizer, _ = make_optimizer(config, 10)
+    direction = np.random.default_rng(0).normal(size=5)
+    limit = 0.5 * direction / np.linalg.norm(direction)
+    start = jnp.zeros(5)
+
+    def update(gradient: np.ndarray) -> jax.Array:
+        return jnp.asarray(optimizer.update(jnp.asarray(gradient), optimizer.init(start), start)[0])
+
+    np.testing.assert_allclose(update(scale * limit), update(limit), rtol=1e-9)
+    assert np.max(np.abs(update(0.5 * limit) / update(limit))) < 0.9  # below it, by its size
+
+
+def test_closed_form_decay_is_decoupled_from_the_gradient() -> None:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, warmup_ratio=0.0)
+    optimizer, schedule = make_optimizer(config, 10)
+    parameters = jnp.asarray([2.0, -4.0])
+    update, _ = optimizer.update(jnp.zeros(2), optimizer.init(parameters), parameters)
+    assert rate(schedule, 0) == pytest.approx(0.1, rel=RATE)
+    np.testing.assert_allclose(jnp.asarray(update), [-0.1, 0.2], rtol=RATE)

@@ -1,0 +1,56 @@
+"""Claims about what a run is expected to take: counted from its pairs, before anything is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from llm.data.pair_table import PairTable
+from llm.data.preferences import PairTokens
+from llm.train import run_estimate
+from llm.train.dataset import TrainingData
+from llm.train.memory_plan import Step, estimated_peak
+from llm.train.run_estimate import expect
+
+SIZES = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
+RATE = 1e9
+
+
+def config(**trainer: Any) -> TrainConfig:
+    fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, **trainer}
+    return TrainConfig(
+        name="tiny",
+        model=ModelConfig(architecture=SIZES),
+        data=DataConfig(train="rows.jsonl", max_length=16),
+        trainer=TrainerConfig(**fields),
+    )
+
+
+def data(count: int) -> TrainingData:
+    """Pairs of seven tokens that are read, beside two that end a response, and five asked for."""
+    pair = PairTokens((1, 2, 3, 4), (5, 6, 7), (8, 9), None, 0)
+    pairs = PairTable.of(pair._replace(row=row) for row in range(count))
+    return TrainingData(pairs, PairTable.of([]), {}, {}, frozenset())
+
+
+def test_closed_form_steps_tokens_work_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
+    one = config(num_train_epochs=3.0)
+    found = expect(one, data(12))
+    assert (found.steps, found.pairs_per_step) == (6, 6)
+    assert found.tokens_per_step == 6 * 7
+    layers = 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8
+    assert found.flops_per_step == 6 * (6 * 7 * layers + 6 * 5 * 261 * 8)
+    assert found.seconds == pytest.approx(6 * found.flops_per_step / (0.45 * RATE))
+    least = estimated_peak(Step(one, 1), 2 * 7, 2 * 5)
+    assert least <= found.peak_bytes_per_device <= 2 * least  # rows are padded to a few shapes
+
+
+def test_closed_form_steps_that_are_asked_for_count_before_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
+    assert expect(config(max_steps=7), data(12)).steps == 7
+    assert expect(config(num_train_epochs=0.4), data(13)).steps == 2  # of three an epoch

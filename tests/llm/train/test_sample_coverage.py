@@ -1,0 +1,66 @@
+"""Claims about the coverage of a policy's own replies."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from llm.data.preferences import PairTokens
+from llm.inference.generate import Decoding, generate
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.train.diagnostics import linear_coverage
+from llm.train.sample_coverage import SampleCoverage
+from llm.types import Rows
+
+ROUNDING = 1e-9  # float64, sums in another order
+SMALL = Architecture(vocab_size=7, width=8, hidden_units=8, n_layers=1, n_heads=2)
+END = 6
+
+
+def decoder(seed: int) -> Decoder:
+    return Decoder(SMALL, rngs=nnx.Rngs(seed), dtype=jnp.float64, param_dtype=jnp.float64)
+
+
+def pairs(count: int, seed: int) -> list[PairTokens]:
+    rng = np.random.default_rng(seed)
+    draw = lambda: tuple(rng.integers(0, END, 3).tolist())  # noqa: E731
+    return [PairTokens(draw(), draw(), draw(), None, row) for row in range(count)]
+
+
+def features(model: Decoder, prompt: tuple[int, ...], response: tuple[int, ...]) -> np.ndarray:
+    """One sequence, no packing: mean of the states from which the response is predicted."""
+    tokens = np.array([prompt + response])
+    places = np.arange(tokens.shape[1])[None]
+    rows = Rows(tokens, places, np.ones_like(tokens), np.minimum(places // len(prompt), 1))
+    states = np.asarray(model.hidden_states(rows))[0]
+    return states[len(prompt) - 1 : len(prompt) + len(response) - 1].mean(0)
+
+
+def by_hand(frozen: Decoder, policy: Decoder, data: list, asked: list, seed: int) -> float:
+    projection = np.random.default_rng(seed).standard_normal((8, 8)) / np.sqrt(8)
+    decoding = Decoding(max_new_tokens=3, temperature=1.0, seed=seed)
+    prompts = [pair.prompt for pair in asked]
+    replies = generate(policy, prompts, decoding, end_ids=[END], batch_size=2)
+    own = [(*reply.tokens, END) if reply.finished else reply.tokens for reply in replies]
+    samples = [features(frozen, pair.prompt, reply) for pair, reply in zip(asked, own, strict=True)]
+    base = [features(frozen, pair.prompt, pair.baseline or pair.chosen) for pair in asked]
+    differences = [
+        features(frozen, pair.prompt, pair.chosen) - features(frozen, pair.prompt, pair.rejected)
+        for pair in data
+    ]
+    found = (np.array(part) @ projection for part in (samples, base, differences))
+    return linear_coverage(*found)
+
+
+@pytest.mark.parametrize("with_baseline", [False, True])
+def test_parity_with_features_of_one_sequence_at_a_time(with_baseline: bool) -> None:
+    frozen, policy, data, asked = decoder(0), decoder(1), pairs(12, 0), pairs(3, 1)
+    if with_baseline:
+        asked = [pair._replace(baseline=pair.rejected) for pair in asked]
+    measure = SampleCoverage(frozen, data, asked, end_ids=[END], batch_size=2, seed=3)
+    expected = by_hand(frozen, policy, data, asked, 3)
+    assert measure.measure(policy) == pytest.approx(expected, rel=ROUNDING)
+    assert measure.measure(policy) == measure.measure(policy)

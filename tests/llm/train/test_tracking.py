@@ -1,0 +1,170 @@
+"""Claims about trackers: every line is whole and strict JSON, a resumed run says nothing twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from llm.train.tracking import JsonLines, Several, Tracker, make_tracker
+
+NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name not in ("step", "event"))
+
+
+def config(*report_to: Any) -> TrainConfig:
+    return TrainConfig(
+        name="tiny",
+        model=ModelConfig(path="a"),
+        data=DataConfig(train="b"),
+        trainer=TrainerConfig(report_to=list(report_to)),
+    )
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n") or not text
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def logged(path: Path, *steps: int) -> JsonLines:
+    tracker = JsonLines(path)
+    tracker.start(0)
+    for step in steps:
+        tracker.log(step, {"loss": step / 2})
+    return tracker
+
+
+class Listener:
+    """A tracker that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def start(self, step: int) -> None:
+        self.told.append(step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.told.append((step, dict(metrics)))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self.told.append(dict(summary))
+
+
+def test_roundtrip_every_line_is_there_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonLines(path)
+    tracker.start(0)
+    assert rows(path) == []
+    tracker.log(1, {"loss": 0.5, "tokens": 7.0})
+    assert rows(path) == [{"step": 1, "loss": 0.5, "tokens": 7.0}]
+    tracker.log(2, {})  # nothing to say
+    tracker.finish({"event": "finished", "parameters_sha256": "ab"})
+    assert rows(path)[1:] == [{"event": "finished", "parameters_sha256": "ab"}]
+
+
+@given(metrics=st.dictionaries(NAMES, st.floats(), min_size=1, max_size=4))
+def test_roundtrip_numbers_come_back_exactly_and_what_is_not_finite_as_null(
+    tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, float]
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    JsonLines(path).log(3, metrics)
+    (row,) = rows(path)
+    assert row.pop("step") == 3
+    assert row == {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_closed_form_what_is_not_finite_is_null(tmp_path: Path, bad: float) -> None:
+    JsonLines(tmp_path / "metrics.jsonl").log(1, {"loss": bad})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+@pytest.mark.parametrize(
+    ("resumed", "kept"),
+    [(0, []), (1, [0, 1]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])],
+)
+def test_closed_form_a_resumed_run_drops_the_lines_of_steps_that_it_makes_again(
+    tmp_path: Path, resumed: int, kept: list[int]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logged(path, 0, 1, 2, 3, 4).finish({"event": "finished"})
+    JsonLines(path).start(resumed)
+    assert rows(path) == [{"step": step, "loss": step / 2} for step in kept]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_property_an_interrupted_log_reads_like_a_whole_one(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    logged(whole, 1, 2, 3)
+    logged(cut, 1, 2)
+    again = JsonLines(cut)
+    again.start(1)
+    for step in (2, 3):
+        again.log(step, {"loss": step / 2})
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_property_a_last_line_that_breaks_off_anywhere_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logged(path, 1, 2)
+    first, last = path.read_bytes().splitlines(keepends=True)
+    for length in range(len(last) - 1):
+        path.write_bytes(first + last[:length])
+        JsonLines(path).start(2)
+        assert rows(path) == [{"step": 1, "loss": 0.5}], length
+    path.write_bytes(first + last[:-1])  # whole but for the end of the line
+    JsonLines(path).start(2)
+    assert [row["step"] for row in rows(path)] == [1, 2]
+
+
+def test_property_bytes_that_never_reached_the_disk_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 0.5}\n' + bytes(24) + b"\n")
+    JsonLines(path).start(2)
+    assert [row["step"] for row in rows(path)] == [1]
+
+
+def test_closed_form_several_trackers_hear_the_same() -> None:
+    one, other = Listener(), Listener()
+    both = Several([one, other])
+    both.start(2)
+    both.log(3, {"loss": 1.0})
+    both.finish({"event": "finished"})
+    assert one.told == other.told == [2, (3, {"loss": 1.0}), {"event": "finished"}]
+    assert isinstance(both, Tracker)
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_raises_naming_a_package_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError) as caught:
+        make_tracker(tmp_path / "metrics.jsonl", config(name))
+    assert str(caught.value) == (
+        f"`trainer.report_to` asks for {name!r}, whose package is missing: "
+        f"pip install {package}, or leave it out"
+    )
+
+
+def test_property_no_other_package_is_needed_for_json_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    tracker = make_tracker(tmp_path / "metrics.jsonl", config())
+    tracker.start(0)
+    tracker.log(1, {"loss": 1.0})
+    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]

@@ -1,0 +1,381 @@
+"""Claims about a run: it checks itself, stops at what is not finite, and resumes bit by bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from llm.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from llm.hashing import weights_digest
+from llm.train import reference_cache, trainer
+from llm.train.dataset import TrainingData, load_data
+from llm.train.non_finite import NotFiniteError
+from llm.train.run import Run
+from llm.train.tracking import JsonLines
+from llm.train.trainer import InterruptedRunError, check_first_loss, train
+
+TINY = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
+ROWS = 18
+
+
+def digest_of(run: Run) -> str:
+    return weights_digest((run.state.trainable, run.frozen))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    words = ["yes", "no", "maybe", "never", "now"]
+    with (folder / "rows.jsonl").open("w") as file:
+        for row in range(ROWS):
+            chosen, rejected = rng.choice(words, 2, replace=False)
+            fields = {"prompt": f"q{row % 4}", "chosen": str(chosen), "rejected": str(rejected)}
+            file.write(json.dumps(fields) + "\n")
+    return folder
+
+
+def config(folder: Path, **changed: Any) -> TrainConfig:
+    objective = changed.pop("objective", ObjectiveConfig(beta=0.5, eta=0.1))
+    model = changed.pop("model", {"architecture": TINY})
+    steps = {"max_steps": 9, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    return TrainConfig(
+        name="tiny",
+        model=ModelConfig(**model),
+        data=DataConfig(train=str(folder / "rows.jsonl"), eval_rows=4, max_length=16),
+        objective=objective,
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        trainer=TrainerConfig(**{**steps, **changed}),
+    )
+
+
+def run(
+    one: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    watch: Callable[..., Any] | None = None,
+    data: TrainingData | None = None,
+) -> Run:
+    out.mkdir(exist_ok=True)
+    # The trainer fixes its own precision; tests run in float64 and strict promotion around it.
+    return train(
+        one,
+        data or load_data(one.data, one.model),
+        out,
+        resume=resume,
+        tracker=JsonLines(out / "metrics.jsonl"),
+        **({} if watch is None else {"watch": watch}),
+    )
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def stopping(after: int) -> Callable[..., Any]:
+    """A process that dies after so many steps."""
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def watch(steps: Any, total: int) -> Any:
+        del total
+        for number, step in enumerate(steps):
+            yield step
+            if number + 1 == after:
+                raise Killed
+
+    watch.error = Killed  # pyright: ignore[reportFunctionMemberAccess]
+    return watch
+
+
+def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
+    folder: Path, tmp_path: Path
+) -> None:
+    one = config(folder, eval_steps=9)
+    run(one, tmp_path / "run")
+    first, *rest = lines(tmp_path / "run")
+    assert first["loss"] == pytest.approx(np.log(2) + 0.05 * first["loss/sft"], rel=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    steps = [row for row in rest if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(2, 10))
+    assert steps[-1]["loss"] < first["loss"]
+    (evaluated,) = (row for row in rest if "eval_loss" in row)
+    assert evaluated["step"] == 9
+    last = rest[-1]
+    assert last["event"] == "finished"
+    assert len(last["parameters_sha256"]) == 64
+
+
+def with_references(folder: Path, out: Path, values: dict[int, list[float]]) -> DataConfig:
+    """The rows again, with log-probabilities of a reference beside the responses."""
+    names = ("ref_chosen_logps", "ref_rejected_logps")
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    rows = [
+        json.loads(line) | dict(zip(names, values.get(row, ()), strict=False))
+        for row, line in enumerate(lines)
+    ]
+    (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dataclasses.replace(config(folder).data, train=str(out / "rows.jsonl"))
+
+
+def test_roundtrip_reference_log_probabilities_of_the_data_are_taken(
+    folder: Path, tmp_path: Path
+) -> None:
+    computed = run(config(folder), tmp_path / "computed")
+    cache = load_file(tmp_path / "computed" / "reference.safetensors")
+    values = dict(zip(cache["row_ids"].tolist(), cache["log_probs"].tolist(), strict=True))
+    data = with_references(folder, tmp_path, values)
+    given = run(dataclasses.replace(config(folder), data=data), tmp_path / "given")
+    assert digest_of(given) == digest_of(computed)
+    assert not (tmp_path / "given" / "reference.safetensors").exists()
+    some = with_references(folder, tmp_path, {row: values[row] for row in range(5)})
+    mixed = run(dataclasses.replace(config(folder), data=some), tmp_path / "mixed")
+    assert digest_of(mixed) == digest_of(computed)
+    wrong = with_references(folder, tmp_path, {row: [-1.0, -9.0] for row in values})
+    with pytest.raises(ValueError, match="the first loss must be"):
+        run(dataclasses.replace(config(folder), data=wrong), tmp_path / "wrong")
+
+
+def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = reference_cache.with_reference
+
+    def wrong(batch: Any, cache: Any) -> Any:
+        batch = right(batch, cache)
+        return batch._replace(reference=batch.reference + np.array([3.0, 0.0], np.float32))
+
+    monkeypatch.setattr(trainer.reference_cache, "with_reference", wrong)
+    with pytest.raises(ValueError, match="the first loss must be"):
+        run(config(folder), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "killed_after",
+    [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],
+)
+def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, killed_after: int
+) -> None:
+    one = config(folder, save_steps=3)  # four pairs a step of fourteen: an epoch is no whole step
+    whole = run(one, tmp_path / "whole")
+    watch = stopping(killed_after)
+    with pytest.raises(watch.error):  # pyright: ignore[reportFunctionMemberAccess]
+        run(one, tmp_path / "cut", watch=watch)
+    if killed_after < 3:
+        with pytest.raises(ValueError, match="no checkpoint to continue from"):
+            run(one, tmp_path / "cut", resume=True)
+        return
+    again = run(one, tmp_path / "cut", resume=True)
+    assert digest_of(again) == digest_of(whole)
+    jax.tree.map(
+        np.testing.assert_array_equal, again.state.optimizer_state, whole.state.optimizer_state
+    )
+
+    def told(out: Path) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in row.items() if "per_second" not in name}
+            for row in lines(out)
+        ]
+
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_raises_a_checkpoint_of_another_configuration_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    run(config(folder), tmp_path / "run")
+    other = config(folder, objective=ObjectiveConfig(beta=0.5, eta=0.2))
+    with pytest.raises(ValueError, match="a checkpoint of another model, data set or config"):
+        run(other, tmp_path / "run", resume=True)
+
+
+def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: Path) -> None:
+    one = config(folder, save_steps=1)
+    one = dataclasses.replace(
+        one, optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
+    )
+    with pytest.raises(NotFiniteError, match=r"step 2: not finite in rows [\d, ]+; the last good"):
+        run(one, tmp_path / "run")
+    assert "event" not in lines(tmp_path / "run")[-1]
+
+
+def test_raises_where_only_the_evaluation_overflows_and_names_its_rows(
+    folder: Path, tmp_path: Path
+) -> None:
+    far = OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
+    one = dataclasses.replace(config(folder, max_steps=1, eval_steps=1), optimizer=far)
+    message = r"step 1: not finite in rows 14, 15 of \S+rows.jsonl; no checkpoint yet"
+    with pytest.raises(NotFiniteError, match=message):
+        run(one, tmp_path / "run")
+    assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
+    (folder / "held_out.jsonl").write_text((folder / "rows.jsonl").read_text())
+    of_its_own = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
+    with pytest.raises(NotFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
+        run(dataclasses.replace(one, data=of_its_own), tmp_path / "other")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_raises_rather_than_saving_parameters_that_the_update_made_infinite(
+    folder: Path, tmp_path: Path, dtype: str
+) -> None:
+    one = config(folder, model={"architecture": TINY, "dtype": dtype}, save_steps=1)
+    too_far = OptimizerConfig(learning_rate=1e38, weight_decay=1e3, warmup_ratio=0.0)
+    message = r"step 1: not finite in the updated parameters of the step on rows [\d, ]+; no check"
+    with pytest.raises(NotFiniteError, match=message):
+        run(dataclasses.replace(one, optimizer=too_far), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_raises_where_only_the_gradient_overflows_and_names_the_rows_of_the_step(
+    folder: Path, tmp_path: Path
+) -> None:
+    steep = ObjectiveConfig(beta=1.0, eta=1e36)
+    message = r"step 1: not finite in `grad_norm` of the step on rows [\d, ]+; no checkpoint yet"
+    with pytest.raises(NotFiniteError, match=message):
+        run(config(folder, objective=steep, save_steps=1), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("beta", "eta"), [(1e-8, 1e-8), (1e-8, 1e8), (1.0, 1e8), (1e8, 1e8)])
+def test_extreme_eta_and_beta_train_with_finite_numbers(
+    folder: Path, tmp_path: Path, dtype: str, beta: float, eta: float
+) -> None:
+    one = config(
+        folder,
+        model={"architecture": TINY, "dtype": dtype},
+        objective=ObjectiveConfig(beta=beta, eta=eta),
+        max_steps=3,
+    )
+    state = run(one, tmp_path / "run").state
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    told = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(told) == 3
+    assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in told)
+
+
+def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    one = config(folder)
+    whole = run(one, tmp_path / "whole")
+
+    def asks(steps: Any, total: int) -> Any:
+        del total
+        for number, step in enumerate(steps):
+            yield step
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError, match="stopped after step 5: continue with --resume"):
+        run(one, tmp_path / "cut", watch=asks)
+    again = run(one, tmp_path / "cut", resume=True)
+    assert digest_of(again) == digest_of(whole)
+
+
+def test_roundtrip_a_run_without_a_checkpoint_yet_is_resumed_from_the_beginning(
+    folder: Path, tmp_path: Path
+) -> None:
+    one = config(folder)
+    whole = run(one, tmp_path / "whole")
+    watch = stopping(3)
+    with pytest.raises(watch.error):  # pyright: ignore[reportFunctionMemberAccess]
+        run(one, tmp_path / "cut", watch=watch)
+    assert len(lines(tmp_path / "cut")) == 3
+    again = run(one, tmp_path / "cut", resume=True)
+    assert digest_of(again) == digest_of(whole)
+    assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(1, 10), 9]
+
+
+def test_roundtrip_an_evaluation_that_is_broken_off_is_made_when_the_run_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config(folder, eval_steps=3, logging_steps=3)
+    run(one, tmp_path / "whole")
+    evaluate = trainer.evaluate
+
+    def asked(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    for resume in (False, True):  # it is broken off twice
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "evaluate", asked)
+            with pytest.raises(InterruptedRunError, match="stopped after step 3"):
+                run(one, tmp_path / "cut", resume=resume)
+        assert [row["step"] for row in lines(tmp_path / "cut")] == [3]
+    run(one, tmp_path / "cut", resume=True)
+    whole, again = (
+        [{k: v for k, v in row.items() if k != "perf/tokens_per_second"} for row in lines(out)]
+        for out in (tmp_path / "whole", tmp_path / "cut")
+    )
+    assert again == whole
+
+
+def test_property_accumulation_does_not_change_the_first_gradient(
+    folder: Path, tmp_path: Path
+) -> None:
+    norms = []
+    for parts in (1, 2, 4):
+        sizes = {
+            "per_device_train_batch_size": 4 // parts,
+            "gradient_accumulation_steps": parts,
+            "max_steps": 1,
+        }
+        model = {"architecture": TINY, "dtype": "float64", "param_dtype": "float64"}
+        run(config(folder, model=model, **sizes), tmp_path / str(parts))
+        norms.append(lines(tmp_path / str(parts))[0]["grad_norm"])
+    np.testing.assert_allclose(norms, norms[0], rtol=1e-10)
+
+
+def test_property_sft_and_adapters_train_too(folder: Path, tmp_path: Path) -> None:
+    one = config(
+        folder,
+        objective=ObjectiveConfig(method="sft"),
+        model={"architecture": TINY, "lora_r": 2},
+    )
+    finished = run(one, tmp_path / "run")
+    assert not (tmp_path / "run" / "reference.safetensors").exists()
+    losses = [row["loss"] for row in lines(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert sum(leaf.size for leaf in jax.tree.leaves(finished.state.trainable)) < 2000
+
+
+@pytest.mark.parametrize("method", ["rpo", "dpo", "sft", "ipo"])
+def test_closed_form_the_first_loss_may_be_off_by_its_tolerance_and_no_more(
+    method: Any, folder: Path
+) -> None:
+    objective = ObjectiveConfig(method=method, beta=0.5, eta=0.1, tau=0.2)
+    one = config(folder, objective=objective, step0_tolerance=1e-3)
+    exact = {
+        "rpo": np.log(2) + 0.05 * 3.0,
+        "dpo": np.log(2),
+        "sft": 3.0,
+        "ipo": 1 / (4 * 0.2**2),
+    }[method]
+    allowed = 1e-3 * max(1.0, exact)
+    for off in (-0.9, 0.0, 0.9):
+        check_first_loss(one, {"loss": exact + off * allowed, "loss/sft": 3.0})
+    for off in (-1.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match=f"the first loss must be {exact:.6f}, that of"):
+            check_first_loss(one, {"loss": exact + off * allowed, "loss/sft": 3.0})

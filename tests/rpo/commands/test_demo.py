@@ -1,0 +1,106 @@
+"""``rpo demo``: one command, a report that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rpo.cli import main
+from rpo.commands.demo import sections
+from rpo.report.demo_measurements import COMPARISONS
+from rpo.report.page import Section, render
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_property_every_claim_of_the_summary_holds(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["claims"]) == 4
+    assert all(claim["holds"] for claim in summary["claims"])
+
+
+def test_property_dpo_is_hacked_and_rpo_is_not(folder: Path) -> None:
+    gaps = json.loads((folder / "summary.json").read_text())["hacking"]["gap"]
+    assert gaps["DPO"] == pytest.approx([1.0] * len(COMPARISONS), abs=0.01)
+    chosen = gaps["RPO, baseline chosen"]
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen[-1] < 0.01
+
+
+def test_property_a_transformer_is_hacked_by_dpo_and_not_by_rpo(folder: Path) -> None:
+    curves = json.loads((folder / "summary.json").read_text())["transformer"]
+    dpo, rpo = curves["DPO"], curves["RPO"]
+    assert max(dpo["true_reward"]) > 0.4
+    assert dpo["true_reward"][-1] < 0.2
+    assert rpo["true_reward"][-1] > 0.8
+    assert dpo["logps/chosen"][-1] < dpo["logps/chosen"][0] - 5
+    assert rpo["logps/chosen"][-1] > dpo["logps/chosen"][-1] + 5
+
+
+def test_property_a_transformer_becomes_the_minimax_policy_if_it_is_large_enough(
+    folder: Path,
+) -> None:
+    bridge = json.loads((folder / "summary.json").read_text())["bridge"]
+    assert all(variation[-1] < 1e-4 for _, variation in bridge["large"])  # the project's bar
+    assert all(variation[-1] > 0.1 for _, variation in bridge["small"])
+
+
+def test_property_partial_coverage_is_enough_for_rpo_and_not_for_dpo(folder: Path) -> None:
+    cells = json.loads((folder / "summary.json").read_text())["coverage"]
+    gaps = {(cell["label"], cell["comparisons"]): cell["gap"] for cell in cells}
+    assert gaps["rpo", 100_000] < 0.2 * gaps["rpo", 1000]
+    assert gaps["dpo", 100_000] > 0.2
+
+
+def test_property_every_number_of_the_text_is_in_the_summary(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    names = ("agreement", "controls", "bridge", "hacking", "coverage", "transformer")
+    pictures = {f"{name}.png": b"" for name in names}
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for section in sections(pictures, summary):
+        assert escape(section.text) in text
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_property_the_report_fetches_nothing(folder: Path) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert len(page.sources) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not re.search(r"https?://|url\(", text)
+
+
+def test_property_files_are_whole_or_absent(folder: Path) -> None:
+    names = {"report.html", "summary.json", "agreement.png", "controls.png", "hacking.png"}
+    names |= {"transformer.png", "coverage.png", "bridge.png"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_property_text_of_the_report_is_inert() -> None:
+    hostile = '<script>alert(1)</script>"&'
+    section = Section(title=hostile, text=hostile, image=b"", alt=hostile, command=hostile)
+    page = render(hostile, [(hostile, 1.0, 2.0, False)], [section])
+    assert "<script>" not in page
+    assert 'alt="&lt;script&gt;alert(1)&lt;/script&gt;&quot;&amp;"' in page

@@ -1,0 +1,171 @@
+"""``rpo score`` and ``rpo evaluate``: numbers on standard output, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from llm.hf.io import export_model
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from rpo.cli import main
+
+SMALL: dict[str, Any] = {"width": 8, "hidden_units": 8, "n_layers": 1, "n_heads": 2}
+ROWS = [{"prompt": f"say {i}", "chosen": "yes" * i, "rejected": "no"} for i in range(1, 4)]
+REWARD = """
+def length(prompt, reply):
+    assert prompt[0].role == "user"
+    return len(reply)
+
+def broken(prompt, reply):
+    return None
+"""
+ROUNDING = 1e-9  # sums of a few log-probabilities, float64
+
+
+def write_model(folder: Path, seed: int, **sizes: Any) -> None:
+    every: dict[str, Any] = {**SMALL, "vocab_size": 261, "max_positions": 256, **sizes}
+    architecture = Architecture(**every)
+    export_model(Decoder(architecture, rngs=nnx.Rngs(seed)), folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    with jax.numpy_dtype_promotion("strict"):
+        write_model(folder / "policy", 0)
+        write_model(folder / "reference", 1)
+        write_model(folder / "narrow", 1, vocab_size=200)
+    return folder
+
+
+@pytest.fixture
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("policy", "reference", "narrow"):
+        (tmp_path / name).symlink_to(models / name)
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "rows.jsonl").write_text(text)
+    (tmp_path / "bad.jsonl").write_text(text + '{"prompt": "x", "chosen": "", "rejected": "y"}\n')
+    (tmp_path / "reward.py").write_text(REWARD)
+    winners = {"model_1": "a", "model_2": "b", "g1_winner": "model_1", "g2_winner": "model_1"}
+    lines = [winners | {"question_id": i, "turn": 1} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+BYTES = ["--tokenizer", "bytes", "--dtype", "float64", "--batch-size", "4"]
+DATA = ["--data", "rows.jsonl", *BYTES]
+
+
+def test_roundtrip_scores_and_the_metrics_made_of_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores: dict[str, list[dict[str, Any]]] = {}
+    for name in ("policy", "reference"):
+        assert main(["score", "--model", name, *DATA, "--out", f"out/{name}.jsonl"]) == 0
+        lines = (folder / "out" / f"{name}.jsonl").read_text().splitlines()
+        scores[name] = [json.loads(line) for line in lines]
+    assert [one["row"] for one in scores["policy"]] == [0, 1, 2]
+    # A token a byte, and the end.
+    for row, one in zip(ROWS, scores["policy"], strict=True):
+        assert one["chosen_tokens"] == len(row["chosen"]) + 1
+        assert one["rejected_tokens"] == 3
+        assert one["chosen_logp"] < 0
+    capsys.readouterr()
+    both = ["--model", "policy", "--reference", "reference", "--beta", "0.5"]
+    assert main(["evaluate", *both, *DATA, "--out", "metrics.json"]) == 0
+    out = capsys.readouterr().out
+    assert out == (folder / "metrics.json").read_text()
+    measured = json.loads(out)
+    margins = [
+        0.5
+        * (
+            (one["chosen_logp"] - two["chosen_logp"])
+            - (one["rejected_logp"] - two["rejected_logp"])
+        )
+        for one, two in zip(scores["policy"], scores["reference"], strict=True)
+    ]
+    assert measured["rewards/margins"] == pytest.approx(sum(margins) / 3, rel=ROUNDING)
+    assert measured["rewards/accuracies"] == pytest.approx(sum(m > 0 for m in margins) / 3)
+    assert measured["pairs"] == 3
+
+
+def test_limit_a_model_against_itself_wins_half(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    both = ["--model", "policy", "--reference", "policy", "--reward", "reward.py:length"]
+    assert main(["evaluate", *both, *DATA, "--prompts", "2", "--max-new-tokens", "4"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert (measured["wins"], measured["ties"], measured["losses"]) == (0, 2, 0)
+    assert measured["win_rate"] == 0.5
+    assert measured["reward/model"] == measured["reward/reference"] > 0
+    assert measured["rewards/margins"] == 0.0
+
+
+def test_closed_form_win_rate_of_a_judge(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    named = ["--model", "b", "--reference", "a", "--judgments", "pairs.jsonl"]
+    assert main(["evaluate", *named]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["losses"] == measured["both_orders"] == 4
+    assert measured["win_rate"] == 0.0
+
+
+BOTH = ["evaluate", "--model", "policy", "--reference", "reference"]
+REWARDED = [*BOTH, *DATA, "--prompts", "1", "--max-new-tokens", "4", "--reward"]
+SCORE = ["score", "--out", "new.jsonl", "--model"]
+BAD = [
+    (BOTH, "give either --data or --judgments"),
+    ([*BOTH, *DATA, "--judgments", "pairs.jsonl"], "give either --data or --judgments"),
+    ([*BOTH, "--judgments", "pairs.jsonl"], "no judgment compares `policy` and `reference`"),
+    ([*BOTH, "--judgments", "pairs.jsonl", "--reward", "reward.py:length"], "goes with --data"),
+    ([*BOTH, *DATA, "--beta", "0"], "argument --beta: must be a number greater"),
+    ([*REWARDED, "reward.py"], "argument --reward: must be FILE.py:NAME"),
+    ([*REWARDED, "absent.py:length"], "absent.py: No such file"),
+    ([*REWARDED, "reward.py:absent"], "reward.py has no function `absent`"),
+    ([*REWARDED, "reward.py:broken"], "reward of prompt 0 must be a finite number, got None"),
+    ([*SCORE, "absent", *DATA], "absent"),
+    ([*SCORE, "policy", "--data", "rows.jsonl"], "tokenizer.json"),
+    ([*SCORE, "narrow", *DATA], "the tokenizer has 261 tokens, but narrow embeds only 200"),
+    ([*SCORE, "policy", "--data", "bad.jsonl", *BYTES], "bad.jsonl:4"),
+    ([*SCORE, "policy", "--data", "none.jsonl", *BYTES], "none.jsonl does not exist"),
+    ([*SCORE, "policy", *DATA, "--max-length", "1024"], "the model reads at most 256 tokens"),
+    (["score", "--out", "policy", "--model", "policy", *DATA], "policy is a folder"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD)
+def test_raises_one_line_and_writes_nothing(
+    argv: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.iterdir())
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rpo: error: ")
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_property_bad_rows_are_skipped_and_counted_if_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*SCORE, "policy", "--data", "bad.jsonl", *BYTES, "--skip-bad-rows"]
+    assert main(argv) == 0
+    assert "rows_skipped: 1" in capsys.readouterr().err
+    assert len((folder / "new.jsonl").read_text().splitlines()) == 3
+
+
+def test_extreme_float32_is_computed_in_float32(folder: Path) -> None:
+    argv = [*SCORE, "policy", "--data", "rows.jsonl", "--tokenizer", "bytes"]
+    assert main(argv) == 0
+    value = json.loads((folder / "new.jsonl").read_text().splitlines()[0])["chosen_logp"]
+    with jax.enable_x64(False):
+        assert float(jnp.float32(value)) == value

@@ -1,0 +1,157 @@
+"""``rpo generate``: answers in the files that judges read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from flax import nnx
+
+from llm.data.preferences import Message
+from llm.evaluation.prompts import read_questions
+from llm.hf.io import export_model
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from rpo.cli import main
+from rpo.runtime.output import inert
+
+INSTRUCTIONS = [{"instruction": "Say yes.", "dataset": "own"}, {"instruction": "Say\nno."}]
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["Say yes.", "And no?"]},
+    {"question_id": 82, "category": "writing", "turns": ["Say no."]},
+]
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "a"},
+    {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "b"}]},
+    {"prompt": "c", "chosen": "same", "rejected": "same"},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    small = Architecture(
+        vocab_size=261, width=8, hidden_units=8, n_layers=1, n_heads=2, max_positions=128
+    )
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    with jax.numpy_dtype_promotion("strict"):
+        export_model(Decoder(small, rngs=nnx.Rngs(0)), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine").symlink_to(model)
+    for name, rows in (("alpaca", INSTRUCTIONS), ("mt_bench", QUESTIONS), ("rows", ROWS)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "alpaca.json").write_text(json.dumps(INSTRUCTIONS, indent=2))
+    (tmp_path / "mixed.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(QUESTIONS[0]))
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "long" * 40}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MODEL = ["generate", "--model", "mine", "--tokenizer", "bytes", "--max-new-tokens", "5"]
+DRAWN = [*MODEL, "--batch-size", "2", "--temperature", "1", "--seed", "3"]
+
+
+def test_roundtrip_alpaca_eval_answers(folder: Path) -> None:
+    for source in ("alpaca.json", "alpaca.jsonl"):
+        assert main([*DRAWN, "--data", source, "--out", f"{source}.out"]) == 0
+    text = (folder / "alpaca.json.out").read_bytes()
+    assert text == (folder / "alpaca.jsonl.out").read_bytes()
+    answers = json.loads(text)
+    assert [one["instruction"] for one in answers] == ["Say yes.", "Say\nno."]
+    assert [one["generator"] for one in answers] == ["mine", "mine"]
+    assert answers[0]["dataset"] == "own"
+    assert all(isinstance(one["output"], str) for one in answers)
+
+
+def test_roundtrip_mt_bench_answers_have_a_reply_a_turn(folder: Path) -> None:
+    argv = [*DRAWN, "--data", "mt_bench.jsonl", "--out", "answers.jsonl", "--name", "tuned"]
+    assert main(argv) == 0
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [one["question_id"] for one in answers] == [81, 82]
+    assert {one["model_id"] for one in answers} == {"tuned"}
+    assert [len(one["choices"][0]["turns"]) for one in answers] == [2, 1]
+    assert len({one["answer_id"] for one in answers}) == 2
+
+
+def test_roundtrip_rows_are_answered_in_their_order_and_alike_each_time(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert main([*DRAWN, "--data", "rows.jsonl", "--out", name]) == 0
+    assert "3 answers as rows" in capsys.readouterr().out
+    assert (folder / "one").read_bytes() == (folder / "two").read_bytes()
+    answers = [json.loads(line) for line in (folder / "one").read_text().splitlines()]
+    assert [one["prompt"][-1]["content"] for one in answers] == ["a", "b", "c"]
+    assert all(one["finished"] or one["tokens"] == 5 for one in answers)
+
+
+def test_property_a_prompt_is_answered_on_standard_output(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*DRAWN, "--prompt", "a"]) == 0
+    said = capsys.readouterr().out
+    assert main([*DRAWN, "--data", "rows.jsonl", "--out", "out"]) == 0
+    reply = json.loads((folder / "out").read_text().splitlines()[0])["reply"]
+    assert said == inert(reply) + "\n"  # a random model says control characters too
+
+
+def test_roundtrip_a_prompt_may_be_what_two_conversations_have_in_common(folder: Path) -> None:
+    both = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "x"}]
+    row = {"chosen": both, "rejected": [both[0], {"role": "assistant", "content": "y"}]}
+    (folder / "implicit.jsonl").write_text(json.dumps(row))
+    assert read_questions("implicit.jsonl")[0].turns == ((Message("user", "u"),),)
+
+
+BAD = [
+    (["--prompt", "a", "--out", "x"], "argument --out: goes with --data"),
+    (["--data", "rows.jsonl"], "argument --out: goes with --data"),
+    ([], "one of the arguments --prompt --data is required"),
+    (["--prompt", "a", "--top-p", "1.5"], "`top_p` must be above 0 and at most 1, got 1.5"),
+    (["--prompt", "a", "--temperature", "-1"], "argument --temperature: must be a number"),
+    (["--prompt", "long" * 40], "argument --prompt: the prompt has 163 tokens"),
+    (["--data", "long.jsonl", "--out", "x"], "long.jsonl:1: the prompt has 163 tokens"),
+    (["--data", "mixed.jsonl", "--out", "x"], "mixed.jsonl:2: this row is of kind mt_bench"),
+    (["--data", "absent.jsonl", "--out", "x"], "absent.jsonl does not exist"),
+]
+BAD_ROWS = [
+    ("", "holds no questions"),
+    ('{"text": "a"}', "in.jsonl:1: field `prompt`, `instruction` or `turns` is missing"),
+    ('{"prompt": ""}', "in.jsonl:1"),
+    ('{"prompt": 3}', "in.jsonl:1"),
+    ('{"instruction": " "}', "in.jsonl:1: field `instruction` must be text"),
+    ('{"turns": [], "question_id": 1}', "in.jsonl:1: field `turns` must be a list"),
+    ('{"turns": ["a", 2], "question_id": 1}', "in.jsonl:1: field `turns[1]` must be text"),
+    ('{"turns": ["a"]}', "in.jsonl:1: field `question_id` must be"),
+]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text", "message"),
+    [
+        *((argv, None, message) for argv, message in BAD),
+        *((["--data", "in.jsonl", "--out", "x"], text, message) for text, message in BAD_ROWS),
+    ],
+)
+def test_raises_one_line_and_writes_nothing(
+    argv: list[str],
+    text: str | None,
+    message: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if text is not None:
+        (folder / "in.jsonl").write_text(text)
+    before = sorted(folder.iterdir())
+    assert main([*MODEL, *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rpo: error: ")
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert sorted(folder.iterdir()) == before

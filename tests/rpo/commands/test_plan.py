@@ -1,0 +1,38 @@
+"""Claims about ``rpo plan``: a table, one JSON object, an exit code that says whether it fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rpo.cli import main
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = str(ROOT / "configs" / "rpo_mistral_7b.yaml")
+SHAPE = ["--model.path", str(ROOT / "configs" / "shapes" / "mistral_7b")]
+
+
+def test_closed_form_json_has_the_fields_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CONFIG, *SHAPE, "--topology", "h200:8", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["topology"], plan["devices"], plan["fits"]) == ("h200:8", 8, True)
+    assert plan["compiled"] is False
+    assert plan["tokens_per_step"] == 8 * 4 * 32 * 1536
+
+
+def test_property_what_does_not_fit_is_said_and_ends_with_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", CONFIG, *SHAPE, "--topology", "l40s:1"]) == 1
+    said = capsys.readouterr().out
+    assert "l40s:1, 1 devices (an estimate: nothing was compiled)" in said
+    assert "does not fit" in said
+
+
+def test_raises_an_unknown_slice_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CONFIG, *SHAPE, "--topology", "v9:2x2"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rpo: error: argument --topology: must be one of v4")
+    assert said.count("\n") == 1

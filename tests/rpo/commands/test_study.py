@@ -1,0 +1,158 @@
+"""Claims about ``rpo study``: figures, resuming, devices, processes and mistakes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpo.cli import main
+
+SMALL = """
+name: small
+methods:
+  - {method: rpo, options: {baseline: given}}
+  - {method: dpo}
+comparisons: [100, 1000]
+seeds: 200
+design: {actions: 6, rare: 2, rare_comparisons: 1.0, coverage: [1.5, 3.0], reward_max: 2.0}
+quick: {seeds: 3}
+"""
+
+
+def config(folder: Path, text: str = SMALL) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def rpo(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rpo", *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "records.parquet").read_bytes()).hexdigest()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert main(["study", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rpo: error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def test_closed_form_a_study_leaves_records_figures_summary_and_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["study", str(config(tmp_path)), "--quick", "--out", str(out)]) == 0
+    assert "mean gap (95 % interval)" in capsys.readouterr().err
+    names = {path.name for path in out.iterdir()}
+    assert {"records.parquet", "seconds.parquet", "summary.json", "config.yaml"} <= names
+    for kind in ("phase_coverage", "bound_against_gap"):
+        assert (out / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"</svg>" in (out / f"{kind}.svg").read_bytes()
+    cells = json.loads((out / "summary.json").read_text())["cells"]
+    assert len(cells) == 2 * 2 * 2
+    assert all(cell["gap_low"] <= cell["gap"] <= cell["gap_high"] for cell in cells)
+    assert all(cell["seeds"] == 3 for cell in cells)
+    before = sha256(out)
+    assert main(["study", str(config(tmp_path)), "--quick", "--out", str(out), "--resume"]) == 0
+    assert sha256(out) == before
+
+
+@pytest.mark.slow
+def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> None:
+    path = config(tmp_path, SMALL.replace("seeds: 200", "seeds: 600"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    eight = "--xla_force_host_platform_device_count=8"
+    finished(rpo("study", path, "--out", tmp_path / "one"))
+    finished(rpo("study", path, "--out", tmp_path / "devices", XLA_FLAGS=eight))
+    together = ["--out", tmp_path / "processes", "--coordinator", address, "--processes", "2"]
+    processes = [rpo("study", path, *together, "--process", str(k)) for k in range(2)]
+    for process in processes:
+        finished(process)
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "devices")
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "processes")
+
+
+def test_raises_mistakes_are_told_in_one_line_that_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = config(tmp_path)
+    out = tmp_path / "out"
+    assert "`seeds`" in refused(capsys, good, "--out", out, "--seeds", "0")
+    assert "unknown key" in refused(capsys, good, "--out", out, "--sedes", "3")
+    assert "nothing.yaml: No such file" in refused(capsys, tmp_path / "nothing.yaml")
+    assert "--coordinator" in refused(capsys, good, "--processes", "2")
+    assert "--process" in refused(capsys, good, "--process", "1")
+    assert not out.exists()
+    text = SMALL.replace("{method: dpo}", "{method: dpop}").replace("[1.5, 3.0]", "2.0")
+    bad = config(tmp_path, text + "environments: ['named:ghost_arm']\n")
+    assert "must be TabularBox or LinearBall for dpop" in refused(capsys, bad, "--out", out)
+
+
+def test_raises_results_of_another_study_or_damaged_ones_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, out = config(tmp_path), tmp_path / "out"
+    assert main(["study", str(good), "--quick", "--out", str(out)]) == 0
+    capsys.readouterr()
+    said = refused(capsys, good, "--quick", "--out", out)
+    assert "continue with --resume" in said
+    said = refused(
+        capsys, good, "--quick", "--out", out, "--resume", "--seeds", "4", "--delta", "0.1"
+    )
+    assert "another study (`delta` was 0.05, is 0.1)" in said
+    records = out / "records.parquet"
+    records.write_bytes(records.read_bytes()[:-20])
+    said = refused(capsys, good, "--quick", "--out", out, "--resume")
+    assert "records.parquet is damaged or missing" in said
+
+
+def test_raises_one_line_on_a_disk_that_is_full_and_goes_on_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [config(tmp_path), "--quick", "--out", tmp_path / "out", "--resume"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a write: it names no file
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bandits.study.records._to_disk", full)
+        said = refused(capsys, *arguments)
+    assert said == f"rpo: error: {tmp_path / 'out'}: No space left on device\n"
+    assert main(["study", *map(str, arguments)]) == 0
+
+
+def test_closed_form_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["study", str(config(tmp_path)), "--dry-run", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "small: 1,600 fits in 1 parts; about 1 s and 0.0 GiB" in said.err
+    assert json.loads(said.out)["seeds"] == 200
+    assert not out.exists()

@@ -1,0 +1,99 @@
+"""``rpo verify``: what it writes, and that a claim that fails is not passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bandits.theorem_check import agreement, negative_controls
+from bandits.theorem_check.agreement import Agreement
+from bandits.theorem_check.negative_controls import NegativeControl
+from rpo.cli import main
+
+GOOD = Agreement("tabular", 0, 0, 3, 4, 0.5, 0.1, -2.0, 1e-15, 1e-9, 1e-8, 0.01)
+CONTROL = NegativeControl("two rewards, beta 0.5", 0.1448, 0.145)
+
+
+def verify(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    records: list[Agreement],
+    controls: list[NegativeControl],
+) -> tuple[int, dict]:
+    monkeypatch.setattr(agreement, "measure_agreement", lambda n, seed: iter(records))
+    monkeypatch.setattr(negative_controls, "negative_controls", lambda: controls)
+    code = main(["verify", "--instances", "2", "--out", str(folder)])
+    return code, json.loads((folder / "verify.json").read_text())
+
+
+def test_closed_form_the_file_holds_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = GOOD._replace(family="linear", duality_gap=3e-11)
+    code, written = verify(monkeypatch, tmp_path / "new" / "folder", [GOOD, linear], [CONTROL])
+    assert code == 0
+    assert [claim["holds"] for claim in written["claims"]] == [True] * 4
+    assert written["claims"][0]["measured"] == pytest.approx(1.5e-11)
+    fields = "family seed contexts actions eta beta value duality_gap policy_tv_maximin"
+    assert set(written["instances"][0]) == {*fields.split(), "policy_tv_loss", "seconds"}
+    assert set(written["negative_controls"][0]) == {"name", "duality_gap", "expected"}
+    image = (tmp_path / "new" / "folder" / "verify.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("holds:") == 4
+
+
+@pytest.mark.parametrize(
+    ("claim", "records", "controls"),
+    [
+        (0, [GOOD._replace(duality_gap=1e-9)], [CONTROL]),
+        (0, [GOOD, GOOD._replace(duality_gap=float("nan"))], [CONTROL]),
+        (1, [GOOD._replace(policy_tv_maximin=2e-6)], [CONTROL]),
+        (1, [GOOD._replace(policy_tv_maximin=float("inf")), GOOD], [CONTROL]),
+        (2, [GOOD._replace(policy_tv_loss=2e-6)], [CONTROL]),
+        (3, [GOOD], [CONTROL._replace(duality_gap=0.0)]),
+    ],
+)
+def test_property_a_claim_that_fails_is_said_and_is_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    claim: int,
+    records: list[Agreement],
+    controls: list[NegativeControl],
+) -> None:
+    code, written = verify(monkeypatch, tmp_path, records, controls)
+    assert code == 1
+    assert [row["holds"] for row in written["claims"]] == [i != claim for i in range(4)]
+    assert capsys.readouterr().out.count("FAILS:") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--instances", "0"],
+        ["--instances", "many"],
+        ["--instances", "1.5"],
+        ["--seed", "-1"],
+        ["--unknown"],
+    ],
+)
+def test_raises_one_line_for_a_bad_option(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *options, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert options[0] in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_raises_before_any_work_if_nothing_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("kept")
+    assert main(["verify", "--out", str(occupied)]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert occupied.read_text() == "kept"

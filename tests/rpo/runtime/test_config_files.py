@@ -1,0 +1,153 @@
+"""Claims about configurations: every mistake is one line that names file and key."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bandits.study.config import Study
+from llm.config import TrainConfig
+from rpo.runtime.config_files import read_config, to_yaml
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+GOOD = "name: a\nmethods: [{method: rpo}]\ncomparisons: [10]\nseeds: 3\n"
+
+
+def read(folder: Path, text: str, *overrides: str) -> Study:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return read_config(path, Study, list(overrides))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("study_*.yaml")), ids=lambda path: path.stem)
+def test_roundtrip_every_study_of_the_project_is_read_in_both_sizes(
+    path: Path, tmp_path: Path
+) -> None:
+    study = read_config(path, Study)
+    assert study.name == path.stem.removeprefix("study_")
+    study.quick_version()
+    again = tmp_path / "again.yaml"
+    again.write_bytes(to_yaml(study))
+    assert read_config(again, Study) == study
+
+
+TRAINING = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("study_*.yaml")))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_roundtrip_every_training_run_of_the_project_is_read(path: Path, tmp_path: Path) -> None:
+    config = read_config(path, TrainConfig)
+    assert config.name == path.stem
+    again = tmp_path / "again.yaml"
+    again.write_bytes(to_yaml(config))
+    assert read_config(again, TrainConfig) == config
+
+
+@pytest.mark.parametrize("run", ["smollm2_hh", "mistral_7b", "gemma_7b"])
+def test_property_the_runs_of_a_pair_differ_in_their_method_alone(run: str) -> None:
+    one, other = (
+        read_config(CONFIGS / f"{method}_{run}.yaml", TrainConfig) for method in ("rpo", "dpo")
+    )
+    assert one.objective.method == "rpo"
+    as_dpo = replace(one.objective, method="dpo")
+    assert replace(one, name=other.name, objective=as_dpo) == other
+
+
+@pytest.mark.parametrize(("run", "beta", "epochs"), [("mistral", 0.01, 1.0), ("gemma", 0.05, 2.0)])
+def test_golden_the_recipes_are_the_papers(run: str, beta: float, epochs: float) -> None:
+    config = read_config(CONFIGS / f"rpo_{run}_7b.yaml", TrainConfig)
+    trainer, data = config.trainer, config.data
+    assert (config.objective.beta, config.objective.eta) == (beta, 0.005)
+    assert config.objective.sft_reduction == "sum"
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_ratio) == (5e-7, 0.1)
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 128
+    assert (trainer.num_train_epochs, trainer.seed) == (epochs, 42)
+    assert (data.max_length, data.max_prompt_length) == (1024, 512)
+
+
+def test_closed_form_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD, "--seeds", "7", "--design.coverage=3.0", "--eta", "[0.1, theorem]")
+    assert (study.seeds, study.design, study.eta) == (7, {"coverage": 3.0}, [0.1, "theorem"])
+
+
+def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    assert math.isclose(read(tmp_path, GOOD + "delta: 5e-7\n").delta, 5e-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD + "sedes: 3\n", "unknown key `sedes`"),
+        (GOOD + "eta: [x]\n", "`eta`: "),
+        (GOOD + "eta: 0.1\n", "`eta`: Expected a list"),
+        (GOOD + "seeds: 4\n", "line 5: key `seeds` is given twice"),
+        (GOOD + "quick: {seeds: 1, seeds: 2}\n", "line 5: key `seeds` is given twice"),
+        (GOOD + "delta: !!python/object/apply:os.system ['true']\n", "line 5: could not determine"),
+        (GOOD + "eta: &a [0.1]\nbeta: *a\n", "line 6: aliases"),
+        (GOOD + "1: 2\n", "line 5: key 1 must be a word"),
+        (GOOD + "design: {covrage: 2}\n", "`design.covrage` is unknown"),
+        (GOOD.replace("rpo", "ppo"), "`method` must be one of rpo"),
+        (GOOD.replace("method: rpo", "metod: rpo"), "unknown key `metod`"),
+        (GOOD.replace("seeds: 3", "seeds: three"), "`seeds`: Expected a int"),
+        (GOOD.replace("seeds: 3\n", ""), "`seeds`"),
+        ("- a\n", "must be keys with values, got list"),
+        ("", "must be keys with values, got NoneType"),
+        ("name: [\n", "line 2"),
+        ("a" * 100_001, "at most 100,000 bytes"),
+        ("a: " + "[" * 5000, "study.yaml: "),
+    ],
+)
+def test_raises_mistakes_of_a_file_name_it_and_the_key(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, text)
+    message = str(caught.value)
+    assert said in message
+    assert message.startswith(str(tmp_path / "study.yaml"))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("override", [("--sedes", "3"), ("--seeds", "x"), ("--seeds",), ("stray",)])
+def test_raises_mistakes_of_an_override_are_named(tmp_path: Path, override: tuple[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, GOOD, *override)
+    assert override[0].removeprefix("--") in str(caught.value)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    key=st.sampled_from(["name", "methods", "comparisons", "seeds", "eta", "design", "quick"]),
+    value=PLAIN,
+)
+def test_property_any_value_of_any_key_is_taken_or_refused_in_words(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    import yaml
+
+    document = {**yaml.safe_load(GOOD), key: value}
+    path = tmp_path / "study.yaml"
+    path.write_bytes(yaml.safe_dump(document).encode())
+    try:
+        read_config(path, Study)
+    except ValueError as error:
+        message = str(error)
+    else:
+        return
+    assert message.startswith(str(path))
+    assert "\n" not in message

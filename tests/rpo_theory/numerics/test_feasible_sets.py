@@ -1,0 +1,164 @@
+"""Claims about the maximin adversary's sets: their maps are what calculus says they are."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rpo_theory.numerics import feasible_sets
+from rpo_theory.numerics.feasible_sets import Ball, Box, ChoiceSet, Free, Simplex
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(2, 4, 3))
+NAMES = ("box", "free", "ball", "simplex")
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def made(name: str) -> tuple[ChoiceSet, jax.Array]:
+    """A set and a choice inside it, in the dtype of the test."""
+    match name:
+        case "box":
+            return Box(), jnp.array([0.2, 0.5, 0.9, 0.4])
+        case "free":
+            return Free(), jnp.array([-1.0, 2.0, 0.0, 0.3])
+        case "ball":
+            return Ball(jnp.asarray(FEATURES)), jnp.array([0.3, -0.2, 0.5])
+        case _:
+            losses = jnp.array([0.1, 0.7, 0.4])
+            return Simplex(jnp.asarray(FEATURES), losses), jnp.array([0.2, 0.5, 0.3])
+
+
+@EVERY
+def test_closed_form_pulling_a_matrix_is_pulling_it_from_both_sides(name: str) -> None:
+    rewards, choice = made(name)
+    n_prompts, n_actions = feasible_sets.reward(rewards, choice).shape
+    matrix = jnp.asarray(RNG.normal(size=(n_prompts, n_actions, n_actions)))
+    columns = []
+    for unit in jnp.eye(choice.size):
+        table = jnp.einsum("xab,xb->xa", matrix, feasible_sets.reward(rewards, unit))
+        columns.append(feasible_sets.pull(rewards, table))
+    expected = jnp.stack(columns, axis=1)
+    np.testing.assert_allclose(feasible_sets.pull_matrix(rewards, matrix), expected, atol=1e-12)
+
+
+@EVERY
+def test_gradient_bound_maps_are_the_derivative_of_the_slack_and_its_transpose(name: str) -> None:
+    rewards, choice = made(name)
+    along, transpose = feasible_sets.bound_maps(rewards, choice)
+    slacks = feasible_sets.slack(rewards, choice)
+    move, step = jnp.asarray(RNG.normal(size=choice.shape)), 1e-6
+    moved = feasible_sets.slack(rewards, choice + step * move)
+    back = feasible_sets.slack(rewards, choice - step * move)
+    np.testing.assert_allclose(along(move), (moved - back) / (2 * step), atol=1e-8)
+    multiplier = jnp.asarray(RNG.uniform(0.1, 1.0, size=slacks.shape))
+    dot = jnp.vdot(transpose(multiplier), move)
+    assert float(dot) == pytest.approx(float(jnp.vdot(multiplier, along(move))), abs=1e-12)
+
+
+@EVERY
+def test_closed_form_a_newton_move_solves_its_linear_system(name: str) -> None:
+    rewards, choice = made(name)
+    n = choice.size
+    root = jnp.asarray(RNG.normal(size=(n, n)))
+    matrix = root @ root.T + jnp.eye(n)
+    slacks = feasible_sets.slack(rewards, choice)
+    multiplier = jnp.asarray(RNG.uniform(0.1, 1.0, size=slacks.shape))
+    force = jnp.asarray(RNG.normal(size=n))
+    factor = jnp.linalg.cholesky(matrix)
+    move = feasible_sets.newton_move(rewards, factor, force, choice, slacks, multiplier)
+    match rewards:
+        case Box() | Free():
+            expected = jnp.linalg.solve(matrix, force)
+        case Ball():
+            # The barrier of the sphere acts along the choice alone.
+            barrier = multiplier[0] / slacks[0] * jnp.outer(choice, choice)
+            expected = jnp.linalg.solve(matrix + barrier, force)
+        case Simplex():
+            # Of the moves that keep the sum one, the one whose residual is a constant.
+            ones = jnp.ones((n, 1))
+            bordered = jnp.block([[matrix, ones], [ones.T, jnp.zeros((1, 1))]])
+            rest = jnp.concatenate([force, 1.0 - choice.sum(keepdims=True)])
+            expected = jnp.linalg.solve(bordered, rest)[:n]
+    np.testing.assert_allclose(move, expected, atol=1e-10)
+
+
+def test_closed_form_curvature_of_the_bounds() -> None:
+    multiplier = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    box, choice = made("box")
+    slacks = feasible_sets.slack(box, choice)
+    got = feasible_sets.bound_curvature(box, choice, slacks, multiplier)
+    expected = multiplier[:4] / choice + multiplier[4:] / (1.0 - choice)
+    np.testing.assert_allclose(got, jnp.diag(expected))
+    free, choice = made("free")
+    np.testing.assert_array_equal(
+        feasible_sets.bound_curvature(free, choice, choice[:0], choice[:0]), np.zeros((4, 4))
+    )
+    ball, choice = made("ball")
+    slacks = feasible_sets.slack(ball, choice)
+    got = feasible_sets.bound_curvature(ball, choice, slacks, jnp.array([3.0]))
+    np.testing.assert_array_equal(got, 3.0 * np.eye(3))
+    simplex, choice = made("simplex")
+    got = feasible_sets.bound_curvature(simplex, choice, choice, jnp.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(got, np.diag([5.0, 4.0, 10.0]))
+
+
+def test_closed_form_only_the_ball_bends_and_rounds() -> None:
+    move, multiplier = jnp.array([1.0, 2.0, 2.0]), jnp.array([0.5])
+    ball, simplex = made("ball")[0], made("simplex")[0]
+    np.testing.assert_allclose(feasible_sets.bent_products(ball, move, multiplier), [4.5])
+    np.testing.assert_array_equal(feasible_sets.bent_products(simplex, move, move), np.zeros(3))
+    np.testing.assert_allclose(feasible_sets.least_products(ball, multiplier), [5e-15])
+    np.testing.assert_array_equal(feasible_sets.least_products(simplex, move), np.zeros(3))
+
+
+def test_closed_form_the_ridge_is_relative_to_what_is_known() -> None:
+    curvature = jnp.diag(jnp.array([1.0, 4.0, 9.0]))
+    yes, no = jnp.array(True), jnp.array(False)
+    assert feasible_sets.ridge_scale(Box(), curvature, yes).tolist() == [1.0, 4.0, 9.0]
+    assert feasible_sets.ridge_scale(Free(), curvature, no).tolist() == [9.0, 9.0, 9.0]
+    assert feasible_sets.ridge_scale(made("ball")[0], curvature, yes).tolist() == [9.0, 9.0, 9.0]
+
+
+@EVERY
+def test_gradient_is_the_derivative_of_what_the_adversary_pays(name: str) -> None:
+    rewards, choice = made(name)
+    flow = jnp.asarray(RNG.normal(size=feasible_sets.reward(rewards, choice).shape))
+
+    def paid(choice: jax.Array) -> jax.Array:
+        own = rewards.losses @ choice if isinstance(rewards, Simplex) else jnp.zeros(())
+        return jnp.vdot(flow, feasible_sets.reward(rewards, choice)) + own
+
+    np.testing.assert_allclose(
+        feasible_sets.gradient(rewards, flow), jax.grad(paid)(choice), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "slope", "expected"),
+    [
+        ("box", [0.0, 1.0, 0.5, 0.5], [2.0, -2.0, 0.0, 0.0], 0.0),  # minimal: held by the bounds
+        ("box", [0.0, 1.0, 0.5, 0.9], [2.0, -2.0, 0.1, -0.7], 0.1),
+        ("free", [5.0, 5.0, 5.0, 5.0], [0.0, -0.3, 0.2, 0.0], 0.3),
+        ("ball", [0.6, 0.8, 0.0], [-3.0, -4.0, 0.0], 0.0),  # minimal: the slope is along the radius
+        ("ball", [0.0, 0.0, 0.0], [0.0, 0.5, 0.0], 0.5),
+        ("ball", [0.0, 0.0, 0.0], [0.0, 7.0, 0.0], 1.0),
+        ("simplex", [0.0, 1.0, 0.0], [3.0, 1.0, 2.0], 0.0),  # minimal: all on the best member
+        ("simplex", [0.25, 0.5, 0.25], [3.0, 1.0, 1.1], 0.25),
+    ],
+)
+def test_closed_form_the_distance_is_that_of_a_projected_unit_step(
+    name: str, choice: list[float], slope: list[float], expected: float
+) -> None:
+    found = feasible_sets.distance(made(name)[0], jnp.array(choice), jnp.array(slope))
+    assert float(found) == pytest.approx(expected, abs=1e-15)
+
+
+@EVERY
+def test_property_the_start_is_inside_every_bound_and_treats_responses_alike(name: str) -> None:
+    rewards, choice = made(name)
+    start = feasible_sets.start(rewards, 4)
+    expected = {"box": 0.5, "free": 0.0, "ball": 0.0, "simplex": 1 / 3}[name]
+    np.testing.assert_allclose(start, np.full(choice.shape, expected), rtol=1e-15)
+    assert (np.asarray(feasible_sets.slack(rewards, start)) > 0).all()

@@ -1,0 +1,102 @@
+"""Claims about solving one, many, or more problems than the memory holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rpo_theory._batching import (
+    group_of,
+    in_float64,
+    in_groups,
+    raise_unless_solved,
+    size_of_group,
+    solve_alone,
+    solve_in_groups,
+)
+from rpo_theory.rewards import RewardClass, TabularBox
+from rpo_theory.types import Problem, Saddle, Solution, Status
+
+FOUND = Saddle(np.ones((1, 1)), np.ones((1, 1)), np.ones(()))
+
+
+def problems(count: int) -> tuple[Problem, TabularBox]:
+    """Problems of two responses that differ in eta, which is their number."""
+    even, number = np.full((count, 1, 2), 0.5), np.arange(count, dtype=float)
+    wins = np.zeros((count, 1, 2, 2))
+    problem = Problem(np.ones((count, 1)), even, even, wins, np.ones(count), number)
+    return problem, TabularBox(10.0 + number)
+
+
+def echo(problem: Problem, reward_class: RewardClass) -> Solution:
+    """Not a solver: the width and the eta of every problem as reward and value, and a status."""
+    assert isinstance(reward_class, TabularBox)
+    status = np.full(np.shape(problem.eta), Status.SOLVED.value)
+    found = Saddle(problem.reference_policy, reward_class.maximum, problem.eta)
+    return Solution(found, status, {})
+
+
+def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
+    sizes = []
+
+    def solver(problem: Problem, reward_class: RewardClass) -> Solution:
+        sizes.append(len(problem.eta))
+        return echo(problem, reward_class)
+
+    solution = solve_in_groups(solver, *problems(23), size=3)
+    # One more fills every group up, and no answer is taken from its place.
+    assert sizes == [4] * 8
+    np.testing.assert_array_equal(solution.value.value, np.arange(23.0))
+    np.testing.assert_array_equal(solution.value.reward, 10.0 + np.arange(23.0))
+
+
+def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
+    seen = []
+
+    def function(tree: dict[str, np.ndarray], more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append((tree["a"].tolist(), more.dtype))
+        return tree["a"] + more, more.sum(axis=1)
+
+    tree = {"a": np.arange(5, dtype=np.int32)[:, None]}
+    total, summed = in_groups(function, tree, np.full((5, 2), 0.5, np.float32), size=2)
+    assert [rows for rows, _ in seen] == [[[0], [1], [2]], [[2], [3], [4]], [[4], [4], [4]]]
+    assert {dtype for _, dtype in seen} == {np.dtype(np.float64)}
+    np.testing.assert_array_equal(total, np.arange(5)[:, None] + np.full((5, 2), 0.5))
+    np.testing.assert_array_equal(summed, np.ones(5))
+
+
+@pytest.mark.parametrize(("most", "size"), [(0.2, 1), (7.9, 1), (8.0, 8), (15.9, 8), (1e3, 512)])
+def test_closed_form_a_group_fills_vectors_or_is_one(most: float, size: int) -> None:
+    assert group_of(most) == size
+    problem, _ = problems(2)
+    assert size_of_group(problem, int(4 * most)) == size
+
+
+def test_closed_form_one_problem_is_a_batch_of_one() -> None:
+    problem, _ = problems(3)
+    one = Problem(*(leaf[2] for leaf in problem))
+    solution = solve_alone(echo, one, TabularBox(np.array(12.0)))
+    assert (float(solution.value.value), float(solution.value.reward)) == (2.0, 12.0)
+    assert int(solution.status) == Status.SOLVED.value
+
+
+def test_closed_form_laws_are_normalised_in_float64() -> None:
+    problem, _ = problems(1)
+    thirds = np.array([[[1.0, 2.0]]], np.float32)
+    got, reward_class = in_float64(
+        problem._replace(reference_policy=thirds), TabularBox(np.ones(1, np.float32))
+    )
+    np.testing.assert_allclose(got.reference_policy, [[[1 / 3, 2 / 3]]], rtol=1e-15)
+    assert isinstance(reward_class, TabularBox)
+    assert {np.asarray(leaf).dtype for leaf in (*got, reward_class.maximum)} == {
+        np.dtype(np.float64)
+    }
+
+
+def test_raises_the_first_problem_that_was_not_solved_is_named() -> None:
+    good = Status.SOLVED.value
+    solution = Solution(FOUND, np.array([good, Status.NOT_ATTAINED.value]), {})
+    assert raise_unless_solved(solution) is solution
+    bad = Solution(FOUND, np.array([good, Status.MAX_STEPS.value, Status.NOT_FINITE.value]), {})
+    with pytest.raises(ValueError, match=rf"problem 1 of 3: {Status.MAX_STEPS.sentence}"):
+        raise_unless_solved(bad)
