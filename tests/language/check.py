@@ -1,7 +1,11 @@
-"""Check the vocabulary of the project: phrases banned everywhere, words banned in identifiers.
+"""Check the language of the project: banned phrases, words banned in identifiers, long lines.
 
 Run ``python tests/language/check.py [PATH ...]``. Without paths it checks every tracked text file.
-It prints one line a finding and the count, and exits with 1 if there is a finding.
+It prints one line a finding and the count, and exits with 1 if there is a finding. Three rules:
+
+* phrase: a phrase of the list below, in any text file;
+* identifier: a word of the list below, in an identifier or a file name;
+* line: a line of Markdown prose over 120 characters (tables, code blocks and URLs may be longer).
 """
 
 from __future__ import annotations
@@ -36,13 +40,14 @@ PHRASES = (
 )
 """Regular expressions of the banned phrases, matched as whole words; underscores are spaces."""
 
-PHRASE = re.compile(
-    rf"\b(?:{'|'.join(PHRASES)})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE
-)
+PHRASE = re.compile(rf"\b(?:{'|'.join(PHRASES)})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE)
 
 WORDS = frozenset(
-    "spread total everyone back own alone turn turns words products place places choice regret "
-    "networks expectation learned learners bridge offline elsewhere".split()
+    {
+        *("spread", "total", "everyone", "back", "own", "alone", "turn", "turns", "words"),
+        *("products", "place", "places", "choice", "regret", "networks", "expectation"),
+        *("learned", "learners", "bridge", "offline", "elsewhere"),
+    }
 )
 """Words that no identifier or file name of the project may hold."""
 
@@ -56,6 +61,12 @@ FIELD_TERMS = (
 )
 """Terms of the field, and names of other projects, in which those words stay."""
 
+MAX_LINE_LENGTH = 120
+"""Characters of a line of Markdown outside tables, code blocks and URLs."""
+
+FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
+LIST_ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s")
+URL = re.compile(r"https?://[^\s)>\]]+")
 OPTION = re.compile(r"--[a-z][a-z0-9_-]+")
 YAML_KEY = re.compile(r"^\s*(?:- )?([A-Za-z_]\w*):", re.MULTILINE)
 
@@ -70,9 +81,9 @@ def tracked_files() -> list[Path]:
 def phrase_findings(text: str) -> Iterator[tuple[int, str]]:
     """Yield line and phrase of every banned phrase; a phrase may cross a line break."""
     plain = text.replace("_", " ")
-    joined = re.sub(r"\n[ \t]*(?:#[: ]?|\*)?[ \t]*", lambda found: " " * len(found[0]), plain)
-    for found in PHRASE.finditer(joined):
-        yield text.count("\n", 0, found.start()) + 1, " ".join(found[0].split())
+    joined = re.sub(r"\n[ \t]*(?:#[: ]?|\*)?[ \t]*", lambda match: " " * len(match[0]), plain)
+    for match in PHRASE.finditer(joined):
+        yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split())
 
 
 def identifier_words(name: str) -> list[str]:
@@ -116,6 +127,39 @@ def word_findings(path: Path, text: str) -> Iterator[tuple[int, str]]:
             yield line, f"{name} ({', '.join(sorted(banned))})"
 
 
+def prose_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield number and text of the lines of a Markdown file outside tables and code blocks."""
+    fence, in_list, in_code, blank_above = "", False, False, True
+    for number, line in enumerate(text.splitlines(), start=1):
+        marker = FENCE.match(line)
+        if fence:
+            if marker and marker[1].startswith(fence):
+                fence = ""
+            continue
+        if marker:
+            fence = marker[1]
+            continue
+        if not line.strip():
+            blank_above = True
+            continue
+        if LIST_ITEM.match(line) and not in_code:
+            in_list = True
+        elif not line[0].isspace():
+            in_list = False
+        in_code = line.startswith("    ") and not in_list and (blank_above or in_code)
+        blank_above = False
+        if not in_code and not line.lstrip().startswith("|"):
+            yield number, line
+
+
+def long_line_findings(text: str) -> Iterator[tuple[int, int]]:
+    """Yield number and length of every line of Markdown prose that is too long, URLs left out."""
+    for number, line in prose_lines(text):
+        length = len(URL.sub("", line))
+        if length > MAX_LINE_LENGTH:
+            yield number, length
+
+
 def notebook_text(text: str) -> str:
     """Return the source cells of a notebook; its outputs are checked where they are made."""
     cells = json.loads(text)["cells"]
@@ -132,14 +176,17 @@ def findings(path: Path) -> Iterator[str]:
         yield f"{path}:{line}: phrase: {phrase}"
     for line, name in word_findings(path, text):
         yield f"{path}:{line}: identifier: {name}"
+    if path.suffix == ".md":
+        for line, length in long_line_findings(text):
+            yield f"{path}:{line}: line: {length} characters, at most {MAX_LINE_LENGTH}"
 
 
 def main(arguments: list[str]) -> int:
     """Print the findings of the given files or folders, or of all tracked files."""
-    chosen = [Path(argument).resolve().relative_to(ROOT) for argument in arguments]
+    selected = [Path(argument).resolve().relative_to(ROOT) for argument in arguments]
     files = tracked_files()
-    if chosen:
-        files = [path for path in files if any(path.is_relative_to(one) for one in chosen)]
+    if selected:
+        files = [path for path in files if any(path.is_relative_to(root) for root in selected)]
     lines = [line for path in files for line in findings(path)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.write(f"{len(lines)} findings in {len(files)} files\n")
