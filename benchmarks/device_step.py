@@ -26,7 +26,7 @@ from flax import nnx
 from llm.attention.blockwise import Settings, attend_in_blocks
 from llm.attention.dispatch import attend
 from llm.config import ObjectiveConfig, OptimizerConfig
-from llm.data.loader import Schedule
+from llm.data.loader import BatchSampler
 from llm.data.preferences import PairTokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
@@ -49,7 +49,14 @@ STEPS = 6
 
 def architecture_of(shape: str) -> Architecture:
     """A decoder of a known shape."""
-    names = ("vocab_size", "width", "hidden_units", "n_layers", "n_heads", "n_kv_heads")
+    names = (
+        "vocab_size",
+        "width",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     return Architecture(**dict(zip(names, SHAPES[shape], strict=True)))
 
 
@@ -68,7 +75,7 @@ def draw_pairs(n: int, vocabulary: int) -> list[PairTokens]:
 
 def batches_of(pairs: list[PairTokens], layout: Any, size: int) -> list[Batch]:
     """Steps of so many pairs, with reference log-probabilities that are made up."""
-    schedule = Schedule(pairs, layout, size, seed=0)
+    schedule = BatchSampler(pairs, layout, size, seed=0)
     batches = [schedule.batch(step) for step in range(len(pairs) // size)]
     return [
         batch._replace(reference=np.full(batch.lengths.shape, -7.0, np.float32))

@@ -28,7 +28,7 @@ def step(tokens: int) -> dict[str, int]:
     from flax import nnx
 
     from llm.config import ObjectiveConfig, OptimizerConfig
-    from llm.data.loader import Schedule
+    from llm.data.loader import BatchSampler
     from llm.data.preferences import PairTokens
     from llm.models.architecture import Architecture
     from llm.models.decoder import Decoder
@@ -40,9 +40,15 @@ def step(tokens: int) -> dict[str, int]:
     lengths = (tokens // 2, tokens // 4 + 1, tokens // 4 + 1)
     prompt, chosen, rejected = (tuple(rng.integers(0, 8192, n).tolist()) for n in lengths)
     pair = PairTokens(prompt, chosen, rejected, None, 0)
-    batch = Schedule([pair], "shared", 1, seed=None).batch(0)
+    batch = BatchSampler([pair], "shared", 1, seed=None).batch(0)
     batch = batch._replace(reference=np.full(batch.lengths.shape, -7.0, np.float32))
-    architecture = Architecture(vocab_size=8192, width=256, hidden_units=768, n_layers=4, n_heads=4)
+    architecture = Architecture(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    )
     model = Decoder(architecture, rngs=nnx.Rngs(0), remat="full")
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     optimizer, _ = make_optimizer(OptimizerConfig(), 10)

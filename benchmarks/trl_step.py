@@ -31,12 +31,12 @@ RATE, BETA = 5e-7, 0.1
 def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Token ids of the first pairs with a short prompt, as our own tokenization makes them."""
     from llm.data.preferences import read_preferences
-    from llm.text.tokenize import tokenize
+    from llm.text.tokenize import tokenize_rows
     from llm.text.tokenizer import load_tokenizer
 
     rows = read_preferences(str(args.data), check_content=False)
     tokenizer = load_tokenizer(args.model)
-    data = tokenize(rows, tokenizer, max_length=args.max_length, on_error="skip")
+    data = tokenize_rows(rows, tokenizer, max_length=args.max_length, on_error="skip")
     short = [pair for pair in data.pairs if len(pair.prompt) <= args.max_prompt]
     return [
         {
@@ -60,14 +60,14 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
     )
     from llm.data.pair_table import PairTable
     from llm.data.preferences import PairTokens
-    from llm.hf.factory import make_model
+    from llm.hf.factory import build_model
     from llm.train import reference_cache
     from llm.train.dataset import TrainingData
     from llm.train.run import Run
 
     ends = ("prompt_ids", "chosen_ids", "rejected_ids")
     tokens = [[tuple(row[end]) for end in ends] for row in rows]
-    pairs = PairTable.of(
+    pairs = PairTable.from_pairs(
         PairTokens(prompt, chosen, rejected, None, row)
         for row, (prompt, chosen, rejected) in enumerate(tokens)
     )
@@ -80,13 +80,13 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
         trainer=TrainerConfig(max_steps=2 * args.steps, per_device_train_batch_size=args.pairs),
     )
     provenance = {"tokenizer": "", "template": "", "data": ""}
-    data = TrainingData(pairs, PairTable.of([]), provenance, {}, frozenset())
-    run = Run(config, data, make_model(config.model, config.mesh))
+    data = TrainingData(pairs, PairTable.from_pairs([]), provenance, {}, frozenset())
+    run = Run(config, data, build_model(config.model, config.mesh))
     with tempfile.TemporaryDirectory() as folder:
         cache = run.reference(Path(folder) / "reference.safetensors")
     assert cache is not None
     return run, [
-        reference_cache.with_reference(run.dealt(run.schedule.batch(step)), cache)
+        reference_cache.attach_reference(run.assign_to_shards(run.sampler.batch(step)), cache)
         for step in range(args.steps)
     ]
 
@@ -100,7 +100,7 @@ def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, 
     def all_steps() -> float:
         started = time.perf_counter()
         for batch in batches:
-            run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
+            run.state, result = run.train_step(run.state, run.frozen, run.put_on_devices(batch))
             float(result.metrics["loss"])
         jax.block_until_ready(run.state)
         return time.perf_counter() - started

@@ -17,8 +17,16 @@ import numpy as np
 
 from llm.types import Batch
 
-from .packing import Layout, Shape, n_roles, pack, processed_tokens, rounded, smallest_shape
-from .pair_table import PairTable, as_table
+from .packing import (
+    BatchShape,
+    PackingMode,
+    n_roles,
+    pack,
+    packed_token_counts,
+    required_shape,
+    round_up_shape,
+)
+from .pair_table import PairTable, as_pair_table
 from .preferences import PairTokens
 
 WINDOW = 64
@@ -26,21 +34,21 @@ WINDOW = 64
 
 
 @dataclass(frozen=True)
-class Schedule:
+class BatchSampler:
     """Steps of training over a data set.
 
     Attributes:
         pairs: the data.
         layout: of the rows.
-        pairs_per_part: pairs of a part of a step.
+        pairs_per_microbatch: pairs of a part of a step.
         accumulation: parts of a step.
         seed: of the order; None keeps the data's own, without dealing out.
         roles: responses of a pair; None for as many as the pairs have.
     """
 
     pairs: Sequence[PairTokens]
-    layout: Layout
-    pairs_per_part: int
+    layout: PackingMode
+    pairs_per_microbatch: int
     accumulation: int = 1
     seed: int | None = 0
     roles: int | None = None
@@ -50,10 +58,10 @@ class Schedule:
         """Pairs of a step.
 
         Examples:
-            >>> Schedule((), "shared", pairs_per_part=4, accumulation=3).pairs_per_step
+            >>> BatchSampler((), "shared", pairs_per_microbatch=4, accumulation_steps=3).pairs_per_step
             12
         """
-        return self.pairs_per_part * self.accumulation
+        return self.pairs_per_microbatch * self.accumulation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,7 +73,7 @@ class Schedule:
         """Responses of a pair."""
         return n_roles(self.pairs) if self.roles is None else self.roles
 
-    def members(self, step: int) -> np.ndarray:
+    def pair_indices(self, step: int) -> np.ndarray:
         """Places of a step's pairs in the data.
 
         Args:
@@ -86,11 +94,11 @@ class Schedule:
         Returns:
             NumPy arrays; all parts of a step have one shape, of few that occur at all.
         """
-        parts = [self._table.taken(part) for part in self._parts(self.members(step))]
+        parts = [self._table.select(part) for part in self._parts(self.pair_indices(step))]
         tokens = max(self._least(part).row_tokens for part in parts if part)
-        shape = rounded(
-            Shape(
-                rows=1 if self.layout == "shared" else self.pairs_per_part * self.n_roles,
+        shape = round_up_shape(
+            BatchShape(
+                rows=1 if self.layout == "shared" else self.pairs_per_microbatch * self.n_roles,
                 row_tokens=tokens,
                 completions=self._completions(step // self.steps_per_epoch),
                 longest=self._longest,
@@ -101,7 +109,7 @@ class Schedule:
                 part,
                 layout=self.layout,
                 roles=self.n_roles,
-                n_pairs=self.pairs_per_part,
+                n_pairs=self.pairs_per_microbatch,
                 shape=shape,
             )
             for part in parts
@@ -110,11 +118,11 @@ class Schedule:
 
     @cached_property
     def _table(self) -> PairTable:
-        return as_table(self.pairs)
+        return as_pair_table(self.pairs)
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        return processed_tokens(self._table, layout=self.layout, roles=self.n_roles)
+        return packed_token_counts(self._table, layout=self.layout, roles=self.n_roles)
 
     def _parts(self, places: np.ndarray) -> list[np.ndarray]:
         """Places of a step's parts, of nearly equal numbers of tokens where pairs are dealt out."""
@@ -123,15 +131,15 @@ class Schedule:
             return parts
         return self._dealt(places, np.array([len(part) for part in parts]))
 
-    def _least(self, pairs: PairTable) -> Shape:
-        return smallest_shape(pairs, layout=self.layout, roles=self.n_roles)
+    def _least(self, pairs: PairTable) -> BatchShape:
+        return required_shape(pairs, layout=self.layout, roles=self.n_roles)
 
     def _completions(self, epoch: int) -> int:
         """One number for an epoch: two sizes that vary would multiply the shapes to compile."""
         if epoch not in self._most:
             self._most.clear()
             parts = (part for step in self._steps(epoch) for part in self._parts(step))
-            tables = (self._table.taken(part) for part in parts if part.size)
+            tables = (self._table.select(part) for part in parts if part.size)
             self._most[epoch] = max(self._least(table).completions for table in tables)
         return self._most[epoch]
 
@@ -184,7 +192,7 @@ class Schedule:
         return [np.array(hand, dtype=int) for hand in hands]
 
 
-def batches_from(schedule: Schedule, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+def iterate_batches(schedule: BatchSampler, first: int, last: int) -> Iterator[tuple[int, Batch]]:
     """Batches of consecutive steps, prepared ahead in threads.
 
     Args:

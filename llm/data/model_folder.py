@@ -24,11 +24,11 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
-LARGEST_JSON = 16 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
 """Bytes of a configuration or an index at most; that of a model of 100,000 tensors has 8 MB."""
 
 
-def file_of(folder: Path, name: str) -> Path:
+def model_file(folder: Path, name: str) -> Path:
     """Where a file of a folder is; it need not exist.
 
     A link in a folder that was downloaded could name any file of this machine, and an export would
@@ -45,7 +45,7 @@ def file_of(folder: Path, name: str) -> Path:
         ValueError: it is a link out of the folder, or neither absent nor a regular file.
 
     Examples:
-        >>> file_of(Path("model"), "config.json").as_posix()
+        >>> model_file(Path("model"), "config.json").as_posix()
         'model/config.json'
     """
     path, home = folder / name, folder.resolve()
@@ -97,8 +97,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, elsewhere or too large, or holds something else.
     """
-    path = file_of(folder, name)
-    content = read_bytes(path, LARGEST_JSON)
+    path = model_file(folder, name)
+    content = read_bytes(path, MAX_JSON_BYTES)
     try:
         document = json.loads(content.decode("utf-8"))
     # ValueError: broken text or JSON, numbers of thousands of digits.
@@ -111,7 +111,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return document
 
 
-def find_model(source: str | os.PathLike[str]) -> Path:
+def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     """Find the folder of a model, fetched from the Hugging Face hub if it is not here.
 
     Args:

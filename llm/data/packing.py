@@ -16,17 +16,17 @@ from jaxtyping import Int
 
 from llm.types import Batch, Bounds, Branch, Completions, Rows
 
-from .pair_table import as_table
+from .pair_table import as_pair_table
 from .preferences import PairTokens
 
-Layout = Literal["separate", "shared"]
+PackingMode = Literal["separate", "shared"]
 MULTIPLE = 32
 """A batch of one row is padded to multiples of so many tokens, at least; one of many, whose longest
 differs more from step to step, to multiples of twice as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class BatchShape:
     """Static sizes of a batch.
 
     Attributes:
@@ -56,11 +56,11 @@ def n_roles(pairs: Sequence[PairTokens]) -> int:
         >>> n_roles([pair]), n_roles([pair, pair._replace(baseline=(4,))])
         (2, 3)
     """
-    return 3 if as_table(pairs).lengths[:, -1].any() else 2
+    return 3 if as_pair_table(pairs).lengths[:, -1].any() else 2
 
 
-def processed_tokens(
-    pairs: Sequence[PairTokens], *, layout: Layout, roles: int
+def packed_token_counts(
+    pairs: Sequence[PairTokens], *, layout: PackingMode, roles: int
 ) -> Int[np.ndarray, " n"]:
     """Positions that each pair takes.
 
@@ -74,16 +74,16 @@ def processed_tokens(
 
     Examples:
         >>> pair = PairTokens((1, 2, 3), (4, 5), (6,), None, 0)
-        >>> processed_tokens([pair], layout="shared", roles=2).tolist()
+        >>> packed_token_counts([pair], layout="shared", roles=2).tolist()
         [4]
-        >>> processed_tokens([pair], layout="separate", roles=2).tolist()
+        >>> packed_token_counts([pair], layout="separate", roles=2).tolist()
         [7]
     """
     prompts, branches = _lengths(pairs, roles)
     return (branches - 1).sum(1) + prompts * (roles if layout == "separate" else 1)
 
 
-def responses(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
+def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
     """Responses of a pair by role; a pair without a baseline of its own repeats the chosen one.
 
     Args:
@@ -99,7 +99,7 @@ def responses(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
     return every
 
 
-def smallest_shape(pairs: Sequence[PairTokens], *, layout: Layout, roles: int) -> Shape:
+def required_shape(pairs: Sequence[PairTokens], *, layout: PackingMode, roles: int) -> BatchShape:
     """Sizes that a batch needs, before any rounding to common ones.
 
     Args:
@@ -114,21 +114,23 @@ def smallest_shape(pairs: Sequence[PairTokens], *, layout: Layout, roles: int) -
     longest = int((prompts + branches.max(1)).max()) - 1
     rows, tokens = len(pairs) * roles, longest
     if layout == "shared":
-        rows, tokens = 1, int(processed_tokens(pairs, layout=layout, roles=roles).sum())
-    return Shape(rows=rows, row_tokens=tokens, completions=int(branches.sum()), longest=longest)
+        rows, tokens = 1, int(packed_token_counts(pairs, layout=layout, roles=roles).sum())
+    return BatchShape(
+        rows=rows, row_tokens=tokens, completions=int(branches.sum()), longest=longest
+    )
 
 
 def _lengths(
     pairs: Sequence[PairTokens], roles: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n roles"]]:
     """Tokens of prompts, and of responses by role."""
-    lengths = as_table(pairs).lengths.astype(np.int64)
+    lengths = as_pair_table(pairs).lengths.astype(np.int64)
     prompts, chosen, rejected, baseline = lengths.T
     every = [chosen, rejected, np.where(baseline, baseline, chosen)]
     return prompts, np.stack(every[:roles], axis=1)
 
 
-def rounded(shape: Shape, *, steps: int = 64) -> Shape:
+def round_up_shape(shape: BatchShape, *, steps: int = 64) -> BatchShape:
     """A shape of a coarser grid, so that few are compiled.
 
     Args:
@@ -139,8 +141,8 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
         A shape that is at most ``1 + 1/steps`` times as large, or larger by :data:`MULTIPLE`.
 
     Examples:
-        >>> rounded(Shape(rows=1, row_tokens=530, completions=65, longest=101))
-        Shape(rows=1, row_tokens=544, completions=96, longest=128)
+        >>> round_up_shape(BatchShape(rows=1, row_tokens=530, completions=65, longest=101))
+        BatchShape(rows=1, row_tokens=544, completions=96, longest=128)
     """
 
     def up(size: int) -> int:
@@ -148,7 +150,7 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
         grain = max(least, 2 ** math.floor(math.log2(max(size, 1))) // steps)
         return -(-size // grain) * grain
 
-    return Shape(
+    return BatchShape(
         rows=shape.rows,
         row_tokens=up(shape.row_tokens),
         completions=up(shape.completions),
@@ -159,10 +161,10 @@ def rounded(shape: Shape, *, steps: int = 64) -> Shape:
 def pack(
     pairs: Sequence[PairTokens],
     *,
-    layout: Layout,
+    layout: PackingMode,
     roles: int,
     n_pairs: int,
-    shape: Shape,
+    shape: BatchShape,
 ) -> Batch:
     """Write pairs into rows of a fixed shape.
 
@@ -172,7 +174,7 @@ def pack(
             puts prompt, chosen, rejected (and baseline) of all pairs one after another.
         roles: responses of a pair, see :func:`n_roles`.
         n_pairs: pairs of the batch; those that are missing are absent.
-        shape: sizes that hold them, of :func:`smallest_shape` or larger.
+        shape: sizes that hold them, of :func:`required_shape` or larger.
 
     Returns:
         The batch, as NumPy arrays; padding has segment 0.
@@ -182,11 +184,11 @@ def pack(
 
     Examples:
         >>> pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
-        >>> shape = Shape(rows=1, row_tokens=4, completions=3, longest=3)
+        >>> shape = BatchShape(rows=1, row_tokens=4, completions=3, longest=3)
         >>> pack([pair], layout="shared", roles=2, n_pairs=1, shape=shape).rows.tokens.tolist()
         [[1, 2, 3, 0]]
     """
-    least = smallest_shape(pairs, layout=layout, roles=roles) if pairs else shape
+    least = required_shape(pairs, layout=layout, roles=roles) if pairs else shape
     too_many = layout == "separate" and n_pairs * roles > shape.rows
     if (
         len(pairs) > n_pairs
@@ -237,10 +239,10 @@ class _Piece(NamedTuple):
     responses: dict[int, tuple[int, ...]]
 
 
-def _pieces(pairs: Sequence[PairTokens], layout: Layout, roles: int) -> Iterator[_Piece]:
-    column, sizes = 0, processed_tokens(pairs, layout=layout, roles=roles).tolist()
+def _pieces(pairs: Sequence[PairTokens], layout: PackingMode, roles: int) -> Iterator[_Piece]:
+    column, sizes = 0, packed_token_counts(pairs, layout=layout, roles=roles).tolist()
     for number, pair in enumerate(pairs):
-        every = dict(enumerate(responses(pair, roles)))
+        every = dict(enumerate(responses_by_role(pair, roles)))
         if layout == "shared":
             yield _Piece(0, column, number, number + 1, pair.prompt, every)
             column += sizes[number]

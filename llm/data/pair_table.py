@@ -31,7 +31,7 @@ class PairTable(Sequence[PairTokens]):
             shape ``[n 3]``.
 
     Examples:
-        >>> table = PairTable.of([PairTokens((1, 2), (3,), (4, 5), None, 7)])
+        >>> table = PairTable.from_pairs([PairTokens((1, 2), (3,), (4, 5), None, 7)])
         >>> table[0].rejected
         (4, 5)
         >>> table.lengths.tolist()
@@ -51,7 +51,7 @@ class PairTable(Sequence[PairTokens]):
         self.lengths, self.rows, self.reference = lengths, rows, reference
 
     @classmethod
-    def of(cls, pairs: Iterable[PairTokens]) -> PairTable:
+    def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:
         """Keep pairs, one after another.
 
         Args:
@@ -89,7 +89,7 @@ class PairTable(Sequence[PairTokens]):
     def __getitem__(self, place: int | np.integer | slice) -> PairTokens | PairTable:
         """A pair as tuples, or the table of a slice."""
         if isinstance(place, slice):
-            return self.taken(place)
+            return self.select(place)
         return self._pair(
             self._starts[place].item(),
             self.lengths[place].tolist(),
@@ -101,7 +101,7 @@ class PairTable(Sequence[PairTokens]):
         """One pair after another."""
         return (self[place] for place in range(len(self)))
 
-    def taken(self, places: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]) -> PairTable:
+    def select(self, places: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]) -> PairTable:
         """Some of the pairs; the tokens stay where they are.
 
         Args:
@@ -130,7 +130,7 @@ class PairTable(Sequence[PairTokens]):
         return PairTokens(prompt, chosen, rejected, baseline or None, row, known or None)
 
 
-def as_table(pairs: Sequence[PairTokens]) -> PairTable:
+def as_pair_table(pairs: Sequence[PairTokens]) -> PairTable:
     """A sequence of pairs as a table, if it is not one.
 
     Args:
@@ -139,4 +139,4 @@ def as_table(pairs: Sequence[PairTokens]) -> PairTable:
     Returns:
         The table.
     """
-    return pairs if isinstance(pairs, PairTable) else PairTable.of(pairs)
+    return pairs if isinstance(pairs, PairTable) else PairTable.from_pairs(pairs)

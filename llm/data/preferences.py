@@ -122,7 +122,7 @@ def stream_preferences(
     Args:
         source: see :func:`llm.data.rows.read_rows`.
         check_content: refuse rows that :func:`check_row` refuses; otherwise they are left to
-            :func:`llm.text.tokenize.tokenize`, which can skip and count them.
+            :func:`llm.text.tokenize.tokenize_rows`, which can skip and count them.
 
     Yields:
         The rows, one or more; none is kept.

@@ -18,18 +18,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from llm.config import ObjectiveConfig
-from llm.inference.score import Score
+from llm.inference.score import PairScore
 from llm.types import Batch
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.reductions import Reduction, reduce_mean, reduce_sft
 from rpo_theory.types import ArrayLike
 
-from .win_rates import interval_of_mean
+from .win_rates import bootstrap_mean_interval
 
 
 def preference_metrics(
-    config: ObjectiveConfig, policy: Sequence[Score], reference: Sequence[Score], *, seed: int = 0
+    config: ObjectiveConfig,
+    policy: Sequence[PairScore],
+    reference: Sequence[PairScore],
+    *,
+    seed: int = 0,
 ) -> dict[str, float]:
     r"""Rewards, margins, accuracy, losses and theory of a policy on a data set.
 
@@ -41,7 +45,7 @@ def preference_metrics(
         seed: of the bootstrap.
 
     Returns:
-        The metrics of :func:`llm.evaluation.metrics.metrics`, the ends of 95 % intervals as
+        The metrics of :func:`llm.evaluation.metrics.finalize_metrics`, the ends of 95 % intervals as
         ``rewards/accuracies_lower`` and so on, also of ``rewards/margins``, quantiles of the chosen
         responses' log-ratio, and the number of ``pairs``.
 
@@ -49,7 +53,7 @@ def preference_metrics(
         ValueError: no rows, or other rows or token counts under the reference.
 
     Examples:
-        >>> first, second = [Score(0, -1.0, -3.0, 2, 2)], [Score(0, -2.0, -2.0, 2, 2)]
+        >>> first, second = [PairScore(0, -1.0, -3.0, 2, 2)], [PairScore(0, -2.0, -2.0, 2, 2)]
         >>> preference_metrics(ObjectiveConfig(beta=0.5), first, second)["rewards/margins"]
         1.0
     """
@@ -66,29 +70,29 @@ def preference_metrics(
     absent: Any = None  # tokens have been scored already
     lengths = np.array([one[3:] for one in policy])
     batch = Batch(absent, absent, lengths, np.ones(len(rows), bool), rows)
-    totals = measure(config, jnp.asarray(log_probs), jnp.asarray(baseline), batch)
-    measured = {name: float(value) for name, value in metrics(config, totals).items()}
+    totals = compute_metric_sums(config, jnp.asarray(log_probs), jnp.asarray(baseline), batch)
+    measured = {name: float(value) for name, value in finalize_metrics(config, totals).items()}
     rewards = config.beta * (log_probs - baseline)
     margins = rewards[:, 0] - rewards[:, 1]
     for name, values in (("margins", margins), ("accuracies", (margins > 0).astype(float))):
-        lower, upper = interval_of_mean(values, seed=seed)
+        lower, upper = bootstrap_mean_interval(values, seed=seed)
         measured |= {f"rewards/{name}_lower": lower, f"rewards/{name}_upper": upper}
-    return measured | density_ratio(log_probs[:, 0], baseline[:, 0]) | {"pairs": len(rows)}
+    return measured | log_ratio_quantiles(log_probs[:, 0], baseline[:, 0]) | {"pairs": len(rows)}
 
 
-Totals = dict[str, Reduction]
+MetricSums = dict[str, Reduction]
 """Sums and weights by metric name: those of parts of a batch add up, and are divided once."""
 
 
-CHOSEN, REJECTED, BASELINE = 0, 1, 2
+CHOSEN, Role.REJECTED, BASELINE = 0, 1, 2
 
 
-def measure(
+def compute_metric_sums(
     config: ObjectiveConfig,
     policy: Float[ArrayLike, "n k"],
     reference: Float[ArrayLike, "n k"] | None,
     batch: Batch,
-) -> Totals:
+) -> MetricSums:
     r"""Every loss and metric of a part of a batch, as totals that add up.
 
     Args:
@@ -98,7 +102,7 @@ def measure(
         batch: the pairs: ``present``, ``weights`` and ``lengths`` count.
 
     Returns:
-        Totals under ``loss/dpo`` (or the method's own name), ``loss/sft``, ``rewards/chosen``,
+        MetricSums under ``loss/dpo`` (or the method's own name), ``loss/sft``, ``rewards/chosen``,
         ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``,
         ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs have neither value nor
         gradient.
@@ -112,16 +116,16 @@ def measure(
     Examples:
         >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
         >>> same = jnp.array([[-1.0, -1.0]])
-        >>> totals = measure(ObjectiveConfig(beta=0.5, eta=1.0), same, same, batch)
+        >>> totals = compute_metric_sums(ObjectiveConfig(beta=0.5, eta=1.0), same, same, batch)
         >>> [round(float(totals[name].mean()), 4) for name in ("loss/dpo", "loss/sft")]
         [0.6931, 1.0]
     """
     policy = jnp.asarray(policy)
     base = policy[:, _baseline_role(batch)]
     totals = {
-        "loss/sft": sft_total(config, losses.sft(base, where=jnp.asarray(batch.present)), batch),
-        "logps/chosen": _mean_over_pairs(policy[:, CHOSEN], batch),
-        "logps/rejected": _mean_over_pairs(policy[:, REJECTED], batch),
+        "loss/sft": reduce_sft_loss(config, losses.sft(base, where=jnp.asarray(batch.present)), batch),
+        "logps/chosen": _mean_over_pairs(policy[:, Role.CHOSEN], batch),
+        "logps/rejected": _mean_over_pairs(policy[:, Role.REJECTED], batch),
     }
     if reference is not None:
         reference = jax.lax.stop_gradient(jnp.asarray(reference).astype(policy.dtype))
@@ -134,12 +138,12 @@ def measure(
     return totals
 
 
-def add(first: Totals, second: Totals) -> Totals:
-    """Totals of two parts together."""
+def add_metric_sums(first: MetricSums, second: MetricSums) -> MetricSums:
+    """MetricSums of two parts together."""
     return jax.tree.map(jnp.add, first, second)
 
 
-def metrics(config: ObjectiveConfig, totals: Totals) -> dict[str, Float[Array, ""]]:
+def finalize_metrics(config: ObjectiveConfig, totals: MetricSums) -> dict[str, Float[Array, ""]]:
     """Divide the totals of the global batch: one number a name, ``loss`` among them.
 
     Args:
@@ -147,21 +151,21 @@ def metrics(config: ObjectiveConfig, totals: Totals) -> dict[str, Float[Array, "
         totals: of the global batch.
 
     Returns:
-        The metrics of :func:`measure` under TRL's names, and ``loss``.
+        The metrics of :func:`compute_metric_sums` under TRL's names, and ``loss``.
 
     Examples:
         >>> totals = {"loss/sft": Reduction(jnp.array(6.0), jnp.array(3.0))}
-        >>> sorted(metrics(ObjectiveConfig(method="sft"), totals))
+        >>> sorted(finalize_metrics(ObjectiveConfig(method="sft"), totals))
         ['loss', 'loss/sft']
     """
     means = {name: reduction.mean() for name, reduction in totals.items()}
     loss = config.sft_weight * means["loss/sft"] if config.sft_weight > 0 else 0.0
     if config.method != "sft":
-        loss += means[preference_name(config)]
+        loss += means[preference_loss_name(config)]
     return {"loss": jnp.asarray(loss)} | means
 
 
-def preference_name(config: ObjectiveConfig) -> str:
+def preference_loss_name(config: ObjectiveConfig) -> str:
     return "loss/dpo" if config.method == "rpo" else f"loss/{config.method}"
 
 
@@ -190,13 +194,13 @@ def _against_reference(
     policy: Float[Array, "n k"],
     reference: Float[Array, "n k"],
     batch: Batch,
-) -> Totals:
+) -> MetricSums:
     """What needs the reference: preference loss, implicit rewards, adversarial value."""
     where = jnp.asarray(batch.present)
-    own = PairLogProbs(policy[:, CHOSEN], policy[:, REJECTED])
-    theirs = PairLogProbs(reference[:, CHOSEN], reference[:, REJECTED])
+    own = PairLogProbs(policy[:, Role.CHOSEN], policy[:, Role.REJECTED])
+    theirs = PairLogProbs(reference[:, Role.CHOSEN], reference[:, Role.REJECTED])
     rewards = config.beta * (policy - reference)
-    chosen, rejected = rewards[:, CHOSEN], rewards[:, REJECTED]
+    chosen, rejected = rewards[:, Role.CHOSEN], rewards[:, Role.REJECTED]
     dpo = losses.dpo(own, theirs, beta=config.beta, where=where)
     per_pair = {
         "rewards/chosen": chosen,
@@ -207,27 +211,27 @@ def _against_reference(
         "theory/adversarial_value": dpo - config.eta * rewards[:, _baseline_role(batch)],
     }
     if config.method != "sft":
-        per_pair[preference_name(config)] = _preference_loss(config, own, theirs, where)
+        per_pair[preference_loss_name(config)] = _preference_loss(config, own, theirs, where)
     return {name: _mean_over_pairs(values, batch) for name, values in per_pair.items()}
 
 
 def _mean_over_pairs(values: Float[Array, " n"], batch: Batch) -> Reduction:
     kept = jnp.where(jnp.asarray(batch.present), values, 0.0)
-    return reduce_mean(kept, pair_weights(batch, values.dtype))
+    return reduce_mean(kept, present_pair_weights(batch, values.dtype))
 
 
-def sft_total(config: ObjectiveConfig, per_response: Float[Array, "*n"], batch: Batch) -> Reduction:
+def reduce_sft_loss(config: ObjectiveConfig, per_response: Float[Array, "*n"], batch: Batch) -> Reduction:
     dtype = per_response.dtype
     return reduce_sft(
         per_response,
         jnp.asarray(batch.lengths)[..., _baseline_role(batch)].astype(dtype),
         reduction=config.sft_reduction,
-        weights=pair_weights(batch, dtype),
+        weights=present_pair_weights(batch, dtype),
         where=jnp.asarray(batch.present),
     )
 
 
-def pair_weights(batch: Batch, dtype: DTypeLike) -> Float[Array, "*n"]:
+def present_pair_weights(batch: Batch, dtype: DTypeLike) -> Float[Array, "*n"]:
     present = jnp.asarray(batch.present)
     if batch.weights is None:
         return present.astype(dtype)
@@ -236,10 +240,10 @@ def pair_weights(batch: Batch, dtype: DTypeLike) -> Float[Array, "*n"]:
 
 def _baseline_role(batch: Batch) -> int:
     """The response of the SFT term: a baseline of its own, or the chosen one."""
-    return BASELINE if batch.lengths.shape[-1] > BASELINE else CHOSEN
+    return Role.BASELINE if batch.lengths.shape[-1] > Role.BASELINE else Role.CHOSEN
 
 
-def density_ratio(
+def log_ratio_quantiles(
     policy: Float[np.ndarray, " n"], reference: Float[np.ndarray, " n"]
 ) -> dict[str, float]:
     r"""Quantiles of the log-ratio :math:`\log(\pi/\pi_{ref})` of the chosen responses.
@@ -255,7 +259,7 @@ def density_ratio(
         ``theory/log_ratio_p05``, ``theory/log_ratio_median`` and ``theory/log_ratio_p95``, nats.
 
     Examples:
-        >>> density_ratio(np.array([-1.0]), np.array([-2.0]))["theory/log_ratio_median"]
+        >>> log_ratio_quantiles(np.array([-1.0]), np.array([-2.0]))["theory/log_ratio_median"]
         1.0
     """
     low, middle, high = np.quantile(np.asarray(policy) - np.asarray(reference), [0.05, 0.5, 0.95])

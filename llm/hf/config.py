@@ -20,7 +20,7 @@ CLASSES = {
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
 }
 LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
@@ -45,7 +45,7 @@ def from_hf_config(config: Config) -> Architecture:
 
     Examples:
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
-        >>> from_hf_config({"model_type": "llama", "num_attention_heads": 2, **sizes}).width
+        >>> from_hf_config({"model_type": "llama", "num_attention_heads": 2, **sizes}).hidden_size
         4
     """
     family = config.get("model_type")
@@ -55,28 +55,28 @@ def from_hf_config(config: Config) -> Architecture:
             "architecture is not known"
         )
     _refuse(config)
-    n_heads = _read(config, "num_attention_heads", int)
+    num_attention_heads = _read(config, "num_attention_heads", int)
     gemma = family in GEMMAS
     bias = family not in ("mistral", "qwen2") and _read(config, "attention_bias", bool, False)
     return Architecture(
-        family=family,
+        model_type=family,
         vocab_size=_read(config, "vocab_size", int),
-        width=_read(config, "hidden_size", int),
-        hidden_units=_read(config, "intermediate_size", int),
-        n_layers=_read(config, "num_hidden_layers", int),
-        n_heads=n_heads,
-        n_kv_heads=_read(config, "num_key_value_heads", int, n_heads),
-        head_size=_read(config, "head_dim", int, {"qwen3": 128}.get(family, 256 if gemma else 0)),
-        max_positions=_read(config, "max_position_embeddings", int, 2048),
-        norm_epsilon=_read(config, "rms_norm_eps", float, 1e-6),
+        hidden_size=_read(config, "hidden_size", int),
+        intermediate_size=_read(config, "intermediate_size", int),
+        num_hidden_layers=_read(config, "num_hidden_layers", int),
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=_read(config, "num_key_value_heads", int, num_attention_heads),
+        head_dim=_read(config, "head_dim", int, {"qwen3": 128}.get(family, 256 if gemma else 0)),
+        max_position_embeddings=_read(config, "max_position_embeddings", int, 2048),
+        rms_norm_eps=_read(config, "rms_norm_eps", float, 1e-6),
         norm_plus_one=gemma,
-        activation=_activation(config, family),
+        hidden_act=_activation(config, family),
         scaled_embeddings=gemma,
-        tied_embeddings=_read(config, "tie_word_embeddings", bool, gemma),
+        tie_word_embeddings=_read(config, "tie_word_embeddings", bool, gemma),
         qkv_bias=family == "qwen2" or bias,
-        output_bias=bias,
+        o_proj_bias=bias,
         mlp_bias=family == "llama" and _read(config, "mlp_bias", bool, False),
-        query_key_norm=family in ("qwen3", "gemma3_text"),
+        qk_norm=family in ("qwen3", "gemma3_text"),
         post_norms=family in ("gemma2", "gemma3_text"),
         bos_token_id=_token(config, "bos_token_id"),
         eos_token_id=_end_tokens(config),
@@ -100,26 +100,25 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
         ValueError: the family has no such switches.
     """
     a = architecture
-    if a.family not in CLASSES:
-        raise ValueError(f"`family` must be one of {', '.join(CLASSES)}, got {a.family!r}")
-    names = {activation: name for name, activation in ACTIVATIONS.items()}
-    activation = "hidden_activation" if a.family in ("gemma2", "gemma3_text") else "hidden_act"
+    if a.model_type not in CLASSES:
+        raise ValueError(f"`model_type` must be one of {', '.join(CLASSES)}, got {a.model_type!r}")
+    activation = "hidden_activation" if a.model_type in ("gemma2", "gemma3_text") else "hidden_act"
     end = list(a.eos_token_id) if isinstance(a.eos_token_id, tuple) else a.eos_token_id
     config: dict[str, Any] = {
-        "architectures": [CLASSES[a.family]],
-        "model_type": a.family,
+        "architectures": [CLASSES[a.model_type]],
+        "model_type": a.model_type,
         "vocab_size": a.vocab_size,
-        "hidden_size": a.width,
-        "intermediate_size": a.hidden_units,
-        "num_hidden_layers": a.n_layers,
-        "num_attention_heads": a.n_heads,
-        "num_key_value_heads": a.n_kv_heads,
-        "head_dim": a.head_size,
-        "max_position_embeddings": a.max_positions,
-        "rms_norm_eps": a.norm_epsilon,
-        activation: names[a.activation],
-        "tie_word_embeddings": a.tied_embeddings,
-        "rope_theta": a.rope_base,
+        "hidden_size": a.hidden_size,
+        "intermediate_size": a.intermediate_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "num_key_value_heads": a.num_key_value_heads,
+        "head_dim": a.head_dim,
+        "max_position_embeddings": a.max_position_embeddings,
+        "rms_norm_eps": a.rms_norm_eps,
+        activation: a.hidden_act,
+        "tie_word_embeddings": a.tie_word_embeddings,
+        "rope_theta": a.rope_theta,
         "rope_scaling": None if a.rope_scaling is None else _write_scaling(a.rope_scaling),
         "bos_token_id": a.bos_token_id,
         "eos_token_id": end,
@@ -128,7 +127,7 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
     config |= _write_switches(a)
     if from_hf_config(config) != a:
         raise ValueError(
-            f"`family` {a.family!r} of Hugging Face cannot express this architecture: {a}"
+            f"`model_type` {a.model_type!r} of Hugging Face cannot express this architecture: {a}"
         )
     return config
 
@@ -193,13 +192,13 @@ def _caps(config: Config, family: str) -> dict[str, Any]:
         return {}
     second = family == "gemma2"
     return {
-        "attention_soft_cap": _optional(
+        "attn_logit_softcapping": _optional(
             config, "attn_logit_softcapping", float, 50.0 if second else None
         ),
-        "logit_soft_cap": _optional(
+        "final_logit_softcapping": _optional(
             config, "final_logit_softcapping", float, 30.0 if second else None
         ),
-        "query_scalar": _read(config, "query_pre_attn_scalar", int, 256),
+        "query_pre_attn_scalar": _read(config, "query_pre_attn_scalar", int, 256),
     }
 
 
@@ -209,7 +208,7 @@ def _rope(config: Config, family: str) -> dict[str, Any]:
     everywhere = _section(parameters, "full_attention") if third else parameters
     base = _read({**config, **everywhere}, "rope_theta", float, GLOBAL_BASE if third else 10000.0)
     scaling = everywhere if "rope_type" in everywhere else _section(config, "rope_scaling")
-    rope = {"rope_base": base, "rope_scaling": _read_scaling(scaling)}
+    rope = {"rope_theta": base, "rope_scaling": _read_scaling(scaling)}
     if third:
         local = _section(parameters, "sliding_attention")
         if local.get("rope_type", "default") != "default":
@@ -217,7 +216,7 @@ def _rope(config: Config, family: str) -> dict[str, Any]:
                 f"`rope_type` of sliding_attention must be default, got {local['rope_type']!r}"
             )
         older = _read(config, "rope_local_base_freq", float, LOCAL_BASE)
-        rope["local_rope_base"] = _read(local, "rope_theta", float, older)
+        rope["rope_local_base_freq"] = _read(local, "rope_theta", float, older)
     return rope
 
 
@@ -233,43 +232,43 @@ def _read_scaling(scaling: Config) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling(kind="linear", factor=_read(scaling, "factor", float))
+        return RopeScaling(rope_type="linear", factor=_read(scaling, "factor", float))
     if kind != "llama3":
         raise ValueError(
             f"`rope_scaling` must be default, linear or llama3, got {reprlib.repr(kind)}"
         )
     return RopeScaling(
-        kind="llama3",
+        rope_type="llama3",
         factor=_read(scaling, "factor", float),
         low_freq_factor=_read(scaling, "low_freq_factor", float),
         high_freq_factor=_read(scaling, "high_freq_factor", float),
-        original_max_positions=_read(scaling, "original_max_position_embeddings", int),
+        original_max_position_embeddings=_read(scaling, "original_max_position_embeddings", int),
     )
 
 
 def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    if scaling.kind == "linear":
+    if scaling.rope_type == "linear":
         return {"rope_type": "linear", "factor": scaling.factor}
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,
         "low_freq_factor": scaling.low_freq_factor,
         "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
     }
 
 
 def _windows(config: Config, family: str) -> dict[str, Any]:
     window = _optional(config, "sliding_window", int)
-    n_layers = _read(config, "num_hidden_layers", int)
+    num_hidden_layers = _read(config, "num_hidden_layers", int)
     if family in ("llama", "gemma") or (family == "mistral" and not window):
         return {}
     if family.startswith("qwen") and not config.get("use_sliding_window"):
         return {}
-    return {"window": window or 4096, "local_layers": _local_layers(config, family, n_layers)}
+    return {"sliding_window": window or 4096, "local_layers": _local_layers(config, family, num_hidden_layers)}
 
 
-def _local_layers(config: Config, family: str, n_layers: int) -> tuple[bool, ...]:
+def _local_layers(config: Config, family: str, num_hidden_layers: int) -> tuple[bool, ...]:
     kinds = config.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list):
@@ -282,33 +281,33 @@ def _local_layers(config: Config, family: str, n_layers: int) -> tuple[bool, ...
                 )
         return tuple(LAYER_TYPES[kind] for kind in kinds)
     if family == "mistral":
-        return (True,) * n_layers
+        return (True,) * num_hidden_layers
     if family.startswith("qwen"):
         first = _read(config, "max_window_layers", int, 28)
-        return tuple(i >= first for i in range(n_layers))
+        return tuple(i >= first for i in range(num_hidden_layers))
     pattern = 2 if family == "gemma2" else _read(config, "sliding_window_pattern", int, 6)
-    return tuple((i + 1) % pattern != 0 for i in range(n_layers))
+    return tuple((i + 1) % pattern != 0 for i in range(num_hidden_layers))
 
 
 def _write_switches(a: Architecture) -> dict[str, Any]:
     """Keys that only some families have."""
     switches: dict[str, Any] = {}
-    if a.family in ("llama", "qwen3", *GEMMAS):
-        switches["attention_bias"] = a.output_bias
-    if a.family == "llama":
+    if a.model_type in ("llama", "qwen3", *GEMMAS):
+        switches["attention_bias"] = a.o_proj_bias
+    if a.model_type == "llama":
         switches["mlp_bias"] = a.mlp_bias
-    if a.family.startswith("qwen"):
+    if a.model_type.startswith("qwen"):
         switches["use_sliding_window"] = bool(a.local_layers)
-    if a.family == "mistral" or a.local_layers:
-        switches["sliding_window"] = a.window
-    if a.family in ("gemma2", "gemma3_text") or (a.local_layers and a.family != "mistral"):
+    if a.model_type == "mistral" or a.local_layers:
+        switches["sliding_window"] = a.sliding_window
+    if a.model_type in ("gemma2", "gemma3_text") or (a.local_layers and a.model_type != "mistral"):
         kinds = {local: kind for kind, local in LAYER_TYPES.items()}
-        flags = a.local_layers or (False,) * a.n_layers
+        flags = a.local_layers or (False,) * a.num_hidden_layers
         switches["layer_types"] = [kinds[local] for local in flags]
-    if a.family in ("gemma2", "gemma3_text"):
-        switches["query_pre_attn_scalar"] = a.query_scalar
-        switches["attn_logit_softcapping"] = a.attention_soft_cap
-        switches["final_logit_softcapping"] = a.logit_soft_cap
-    if a.local_rope_base is not None:
-        switches["rope_local_base_freq"] = a.local_rope_base
+    if a.model_type in ("gemma2", "gemma3_text"):
+        switches["query_pre_attn_scalar"] = a.query_pre_attn_scalar
+        switches["attn_logit_softcapping"] = a.attn_logit_softcapping
+        switches["final_logit_softcapping"] = a.final_logit_softcapping
+    if a.rope_local_base_freq is not None:
+        switches["rope_local_base_freq"] = a.rope_local_base_freq
     return switches

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Sharding
 
 from llm.config import MeshConfig, ModelConfig
-from llm.data.model_folder import find_model
+from llm.data.model_folder import resolve_model_folder
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora
@@ -23,7 +23,7 @@ from llm.parallel.mesh import devices_of
 from .io import read_architecture, read_parameters
 
 
-def architecture_of(config: ModelConfig) -> Architecture:
+def resolve_architecture(config: ModelConfig) -> Architecture:
     """The architecture that a configuration asks for; no parameter is read.
 
     Args:
@@ -36,14 +36,14 @@ def architecture_of(config: ModelConfig) -> Architecture:
         ValueError: no such model, or an architecture that cannot be.
     """
     if config.path is not None:
-        return read_architecture(find_model(config.path))
+        return read_architecture(resolve_model_folder(config.path))
     try:
         return Architecture(**(config.architecture or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`model.architecture`: {error}") from error
 
 
-def make_model(config: ModelConfig, mesh: MeshConfig | None = None) -> Decoder:
+def build_model(config: ModelConfig, mesh: MeshConfig | None = None) -> Decoder:
     """Make a model, every parameter where it will be used.
 
     Args:
@@ -57,7 +57,7 @@ def make_model(config: ModelConfig, mesh: MeshConfig | None = None) -> Decoder:
     Raises:
         ValueError: no such model, or an architecture that cannot be.
     """
-    model = shapes_of(config)
+    model = abstract_model(config)
     devices = None if mesh is None else devices_of(mesh, model)
     graphdef, abstract = nnx.split(model)
     leaves = dict(nnx.to_flat_state(abstract))
@@ -66,7 +66,7 @@ def make_model(config: ModelConfig, mesh: MeshConfig | None = None) -> Decoder:
         where = {path: devices.sharding(path) for path in leaves}
     made: dict[tuple, Array] = {}
     if config.path is not None:
-        folder = find_model(config.path)
+        folder = resolve_model_folder(config.path)
         made |= read_parameters(folder, read_architecture(folder), leaves, where)
     made |= _drawn(config, [path for path in leaves if path not in made], where)
     state = {path: leaf.replace(made[path]) for path, leaf in leaves.items()}
@@ -86,7 +86,7 @@ def _drawn(
     return dict(zip(paths, jax.jit(draw, out_shardings=shardings)(), strict=True))
 
 
-def shapes_of(config: ModelConfig) -> Decoder:
+def abstract_model(config: ModelConfig) -> Decoder:
     """A model that exists as shapes only.
 
     Args:
@@ -98,14 +98,14 @@ def shapes_of(config: ModelConfig) -> Decoder:
     Raises:
         ValueError: no such model, or an architecture that cannot be.
     """
-    architecture_of(config)  # its errors as they are, not from within a trace
+    resolve_architecture(config)  # its errors as they are, not from within a trace
     return nnx.eval_shape(lambda: _described(config))
 
 
 def _described(config: ModelConfig) -> Decoder:
     """The decoder with its adapters, drawn at random."""
     decoder = Decoder(
-        architecture_of(config),
+        resolve_architecture(config),
         rngs=nnx.Rngs(config.seed),
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),

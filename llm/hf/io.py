@@ -18,14 +18,20 @@ from flax import nnx
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from llm.data.model_folder import CONFIG, TOKENIZER_FILES, file_of, find_model, read_json
+from llm.data.model_folder import (
+    CONFIG,
+    TOKENIZER_FILES,
+    model_file,
+    read_json,
+    resolve_model_folder,
+)
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, LayerLoop, Remat
 from llm.models.lora import merged_kernel
 
 from .config import from_hf_config, to_hf_config
 from .names import EMBEDDING_NAME, HEAD_NAME, Entry, entries
-from .safetensors import WeightFiles, write_weights
+from .safetensors import SafetensorsReader, write_safetensors
 
 MAX_FILE_BYTES = 5 * 10**9
 DERIVED = "rotary_emb.inv_freq"  # old files hold it; it follows from the configuration
@@ -55,7 +61,7 @@ def load_model(
         ValueError: no such model, an unknown architecture, or a tensor that is missing, unknown,
             of the wrong shape or not finite; nothing is left out or made up.
     """
-    folder = find_model(source)
+    folder = resolve_model_folder(source)
     architecture = read_architecture(folder)
 
     def create() -> Decoder:
@@ -98,7 +104,7 @@ def read_parameters(
     Raises:
         ValueError: a tensor is missing, unknown, of the wrong shape or not finite.
     """
-    with WeightFiles(folder) as files:
+    with SafetensorsReader(folder) as files:
         _check_names(folder, files, architecture)
         # The largest first: what is in memory twice, while it is stacked, is then never on top of
         # much else.
@@ -138,17 +144,17 @@ def export_model(
         raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
     wanted = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
     config = to_hf_config(decoder.architecture) | {"dtype": wanted.name}
-    source = None if tokenizer_files_from is None else find_model(tokenizer_files_from)
+    source = None if tokenizer_files_from is None else resolve_model_folder(tokenizer_files_from)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         unfinished.chmod(0o755)
         (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sizes, tensors = _tensors(decoder, wanted)
-        write_weights(unfinished, sizes, tensors, max_file_bytes=max_file_bytes)
+        write_safetensors(unfinished, sizes, tensors, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
-                shutil.copyfile(file_of(source, name), unfinished / name)
+                shutil.copyfile(model_file(source, name), unfinished / name)
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -173,15 +179,17 @@ def read_architecture(folder: Path) -> Architecture:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
-def _check_names(folder: Path, files: WeightFiles, architecture: Architecture) -> None:
-    wanted = {name for e in entries(architecture) for name in e.names(architecture.n_layers)}
+def _check_names(folder: Path, files: SafetensorsReader, architecture: Architecture) -> None:
+    wanted = {
+        name for e in entries(architecture) for name in e.names(architecture.num_hidden_layers)
+    }
     missing = wanted - files.names()
     if missing:
         raise ValueError(
             f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(wanted)} are)"
         )
     extra = {name for name in files.names() - wanted if not name.endswith(DERIVED)}
-    if architecture.tied_embeddings and HEAD_NAME in extra:
+    if architecture.tie_word_embeddings and HEAD_NAME in extra:
         _check_tied(files, architecture)
         extra.remove(HEAD_NAME)
     if extra:
@@ -192,9 +200,9 @@ def _check_names(folder: Path, files: WeightFiles, architecture: Architecture) -
         )
 
 
-def _check_tied(files: WeightFiles, architecture: Architecture) -> None:
+def _check_tied(files: SafetensorsReader, architecture: Architecture) -> None:
     """A tied model's file may repeat the embedding as the head, but not contradict it."""
-    shape = (architecture.vocab_size, architecture.width)
+    shape = (architecture.vocab_size, architecture.hidden_size)
     if not np.array_equal(files.read(HEAD_NAME, shape), files.read(EMBEDDING_NAME, shape)):
         raise ValueError(
             f"{files.file(HEAD_NAME)}: tensor {HEAD_NAME} differs from {EMBEDDING_NAME}, but the "
@@ -203,7 +211,7 @@ def _check_tied(files: WeightFiles, architecture: Architecture) -> None:
 
 
 def _read_share(
-    files: WeightFiles,
+    files: SafetensorsReader,
     entry: Entry,
     shape: tuple[int, ...],
     dtype: np.dtype,
@@ -213,9 +221,9 @@ def _read_share(
     layers, within = (share[0], share[1:]) if entry.stacked else (slice(1), share)
     whole = shape[1:] if entry.stacked else shape
     theirs = (whole[::-1], within[::-1]) if entry.transposed else (whole, within)
-    n_layers = shape[0] if entry.stacked else 1
+    num_hidden_layers = shape[0] if entry.stacked else 1
     sizes = [len(range(*part.indices(size))) for part, size in zip(within, whole, strict=True)]
-    names = entry.names(n_layers)[layers]
+    names = entry.names(num_hidden_layers)[layers]
     stack = np.empty((len(names), *sizes), dtype)
     for part, name in zip(stack, names, strict=True):
         tensor = files.read(name, *theirs)
@@ -228,11 +236,11 @@ def _read_share(
 
 def _tensors(decoder: Decoder, dtype: np.dtype) -> tuple[dict[str, int], Any]:
     """Sizes of all tensors in bytes, and a function that makes one."""
-    n_layers = decoder.architecture.n_layers
+    num_hidden_layers = decoder.architecture.num_hidden_layers
     where = {
         name: (entry, layer)
         for entry in entries(decoder.architecture)
-        for layer, name in enumerate(entry.names(n_layers))
+        for layer, name in enumerate(entry.names(num_hidden_layers))
     }
 
     def read(name: str) -> np.ndarray:

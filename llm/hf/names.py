@@ -35,11 +35,11 @@ class Entry(NamedTuple):
         """
         return "{layer}" in self.name
 
-    def names(self, n_layers: int) -> list[str]:
+    def names(self, num_hidden_layers: int) -> list[str]:
         """Names of the tensors that make up the parameter, in the order of layers."""
         if not self.stacked:
             return [self.name]
-        return [self.name.format(layer=layer) for layer in range(n_layers)]
+        return [self.name.format(layer=layer) for layer in range(num_hidden_layers)]
 
 
 def entries(architecture: Architecture) -> list[Entry]:
@@ -52,7 +52,7 @@ def entries(architecture: Architecture) -> list[Entry]:
         One entry each.
 
     Examples:
-        >>> small = Architecture(vocab_size=8, width=4, hidden_units=8, n_layers=2, n_heads=2)
+        >>> small = Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
         >>> entries(small)[2].names(2)[1]
         'model.layers.1.self_attn.q_proj.weight'
     """
@@ -64,7 +64,7 @@ def entries(architecture: Architecture) -> list[Entry]:
             table.append(Entry(("layers", ours, "bias"), f"{prefix}.bias"))
     for ours, theirs in _norms(architecture).items():
         table.append(Entry(("layers", ours, "weight"), f"model.layers.{{layer}}.{theirs}.weight"))
-    if not architecture.tied_embeddings:
+    if not architecture.tie_word_embeddings:
         table.append(Entry(("output",), HEAD_NAME))
     return table
 
@@ -72,7 +72,7 @@ def entries(architecture: Architecture) -> list[Entry]:
 def _has_bias(architecture: Architecture, projection: str) -> bool:
     if projection in ("query", "key", "value"):
         return architecture.qkv_bias
-    return architecture.output_bias if projection == "output" else architecture.mlp_bias
+    return architecture.o_proj_bias if projection == "output" else architecture.mlp_bias
 
 
 def _norms(architecture: Architecture) -> dict[str, str]:
@@ -81,6 +81,6 @@ def _norms(architecture: Architecture) -> dict[str, str]:
         norms["post_attention_norm"] = "post_attention_layernorm"
         norms["mlp_norm"] = "pre_feedforward_layernorm"
         norms["post_mlp_norm"] = "post_feedforward_layernorm"
-    if architecture.query_key_norm:
+    if architecture.qk_norm:
         norms |= {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
     return norms

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llm.data.model_folder import file_of, read_json
+from llm.data.model_folder import model_file, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,7 +29,7 @@ FLOATING = {
 }
 
 
-class WeightFiles:
+class SafetensorsReader:
     """The tensors of a folder, in one file or in several with an index.
 
     Files are read, not mapped, so that memory holds the tensor at hand and no more.
@@ -55,7 +55,7 @@ class WeightFiles:
             self._closing.close()
             raise
 
-    def __enter__(self) -> WeightFiles:
+    def __enter__(self) -> SafetensorsReader:
         """Use as a context, which closes the files."""
         return self
 
@@ -113,7 +113,7 @@ class WeightFiles:
         return tensor
 
 
-def write_weights(
+def write_safetensors(
     folder: Path,
     sizes: dict[str, int],
     read: Callable[[str], np.ndarray],
@@ -171,13 +171,15 @@ def _files(folder: Path) -> Iterable[Path]:
         if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
             raise ValueError(f"{folder / INDEX}: `weight_map` must map tensors to file names")
         # Only names of the folder itself: an index must not lead elsewhere.
-        return [file_of(folder, name) for name in sorted({Path(v).name for v in listed.values()})]
+        return [
+            model_file(folder, name) for name in sorted({Path(v).name for v in listed.values()})
+        ]
     if not (folder / SINGLE).exists():
         raise ValueError(
             f"{folder} has neither {SINGLE} nor {INDEX}; other formats (pickled .bin files) are "
             "never read: convert them to safetensors"
         )
-    return [file_of(folder, SINGLE)]
+    return [model_file(folder, SINGLE)]
 
 
 def _open(path: Path) -> Any:

@@ -30,7 +30,7 @@ NOTHING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class GenerationConfig:
     r"""How replies are chosen.
 
     Attributes:
@@ -44,7 +44,7 @@ class Decoding:
         ValueError: a value out of range.
 
     Examples:
-        >>> Decoding(temperature=0.7, top_p=0.9).greedy
+        >>> GenerationConfig(temperature=0.7, top_p=0.9).greedy
         False
     """
 
@@ -68,7 +68,7 @@ class Decoding:
         return self.temperature == 0
 
 
-class Reply(NamedTuple):
+class GeneratedTokens(NamedTuple):
     """Answer to a prompt.
 
     Attributes:
@@ -80,15 +80,15 @@ class Reply(NamedTuple):
     finished: bool
 
 
-def generate(
+def generate_tokens(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
+    decoding: GenerationConfig,
     *,
     end_ids: Collection[int],
     batch_size: int = 8,
     watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
-) -> list[Reply]:
+) -> list[GeneratedTokens]:
     """Answer prompts.
 
     Args:
@@ -107,9 +107,9 @@ def generate(
 
     Examples:
         >>> from llm.models.architecture import Architecture
-        >>> small = Architecture(vocab_size=8, width=4, hidden_units=8, n_layers=1, n_heads=2)
+        >>> small = Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> decoder = Decoder(small, rngs=nnx.Rngs(0))
-        >>> len(generate(decoder, [[1, 2]], Decoding(max_new_tokens=3), end_ids=())[0].tokens)
+        >>> len(generate_tokens(decoder, [[1, 2]], GenerationConfig(max_new_tokens=3), end_ids=())[0].tokens)
         3
     """
     _check(prompts, decoder.architecture.vocab_size, batch_size)
@@ -120,13 +120,13 @@ def generate(
         order[start : start + batch_size] for start in range(0, len(order), max(1, batch_size))
     ]
     ends = np.array(sorted(end_ids), dtype=np.int32)
-    replies: dict[int, Reply] = {}
+    replies: dict[int, GeneratedTokens] = {}
     for indices in watch(batches, len(batches)):
         # The last batch is filled up with rows that are done before they begin.
         absent = batch_size - len(indices)
         tokens, lengths = _pad([prompts[index] for index in indices] + [()] * absent)
         places = np.array(list(indices) + [0] * absent, dtype=np.uint32)
-        out, done = _answer(
+        out, done = _generate_batch(
             graphdef,
             state,
             tokens,
@@ -141,11 +141,11 @@ def generate(
         )
         rows = zip(np.asarray(out), np.asarray(done), strict=True)
         for index, (row, finished) in zip(indices, rows, strict=False):
-            replies[index] = Reply(tuple(row[row != NOTHING].tolist()), bool(finished))
+            replies[index] = GeneratedTokens(tuple(row[row != NOTHING].tolist()), bool(finished))
     return [replies[index] for index in range(len(prompts))]
 
 
-def choose(
+def sample_tokens(
     logits: Float[Array, "r V"],
     keys: Key[Array, " r"],
     temperature: Float[Array, ""],
@@ -157,14 +157,14 @@ def choose(
         logits: of the next token.
         keys: one a row.
         temperature: above 0.
-        top_p: see :class:`Decoding`; the token that reaches it is still in.
+        top_p: see :class:`GenerationConfig`; the token that reaches it is still in.
 
     Returns:
         Ids.
 
     Examples:
         >>> logits, key = jnp.log(jnp.array([[0.2, 0.5, 0.3]])), jax.random.key(0)[None]
-        >>> choose(logits, key, jnp.float32(1.0), jnp.float32(0.4))
+        >>> sample_tokens(logits, key, jnp.float32(1.0), jnp.float32(0.4))
         Array([1], dtype=int32)
     """
     scaled = logits / temperature.astype(logits.dtype)
@@ -189,7 +189,7 @@ class _State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "greedy"))
-def _answer(
+def _generate_batch(
     graphdef: nnx.GraphDef,
     state: Any,
     tokens: Int[Array, "r T"],
@@ -221,7 +221,7 @@ def _answer(
             chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
             drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, now.step)
-            chosen = choose(logits, drawn, temperature, top_p)
+            chosen = sample_tokens(logits, drawn, temperature, top_p)
         done = now.done | jnp.isin(chosen, ends)
         out = now.out.at[:, now.step].set(jnp.where(done, NOTHING, chosen))
         # A row that is done is padding.

@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from llm.data.loader import Schedule, batches_from
-from llm.data.packing import Layout
+from llm.data.loader import BatchSampler, iterate_batches
+from llm.data.packing import PackingMode
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
 from llm.models.logprobs import response_log_probs
 from llm.types import Batch
 
 
-class Score(NamedTuple):
+class PairScore(NamedTuple):
     """A row of preference data under a model.
 
     Attributes:
@@ -37,14 +37,14 @@ class Score(NamedTuple):
     rejected_tokens: int
 
 
-def score(
+def score_pairs(
     model: nnx.Module,
     pairs: Sequence[PairTokens],
     *,
     batch_size: int = 8,
-    layout: Layout = "shared",
+    layout: PackingMode = "shared",
     watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
-) -> list[Score]:
+) -> list[PairScore]:
     """Measure the responses of preference data.
 
     Args:
@@ -62,7 +62,7 @@ def score(
             ``batch_size``.
 
     Examples:
-        >>> score(nnx.Module(), [])
+        >>> score_pairs(nnx.Module(), [])
         []
     """
     if batch_size < 1:
@@ -72,11 +72,11 @@ def score(
     if not pairs:
         return []
     graphdef, state = nnx.split(model)
-    compared = PairTable.of(pair._replace(baseline=None) for pair in pairs)
-    schedule = Schedule(compared, layout, min(batch_size, len(pairs)))
+    compared = PairTable.from_pairs(pair._replace(baseline=None) for pair in pairs)
+    schedule = BatchSampler(compared, layout, min(batch_size, len(pairs)))
     n_batches = schedule.steps_per_epoch
-    scores: dict[int, Score] = {}
-    for _, parts in watch(batches_from(schedule, 0, n_batches), n_batches):
+    scores: dict[int, PairScore] = {}
+    for _, parts in watch(iterate_batches(schedule, 0, n_batches), n_batches):
         batch = jax.tree.map(lambda leaf: leaf[0], parts)
         log_probs = np.asarray(_log_probs(graphdef, state, batch))
         for index in np.flatnonzero(batch.present):
@@ -87,7 +87,7 @@ def score(
                     "are not finite: the weights are damaged, or their dtype is too narrow"
                 )
             counts = batch.lengths[index].tolist()
-            scores[row] = Score(row, *log_probs[index].tolist(), *counts)
+            scores[row] = PairScore(row, *log_probs[index].tolist(), *counts)
     return [scores[pair.row] for pair in pairs]
 
 

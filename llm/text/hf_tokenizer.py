@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from llm.data.model_folder import file_of, read_bytes, read_json
+from llm.data.model_folder import model_file, read_bytes, read_json
 from llm.data.preferences import Message, RowError
 
 from .chat_template import ChatTemplate
@@ -40,7 +40,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Read the files, and try the template."""
-        path = file_of(folder, "tokenizer.json")
+        path = model_file(folder, "tokenizer.json")
         content = read_bytes(path, LARGEST)
         with _failures(f"{path}: not a tokenizer"):
             self._fast = tokenizers.Tokenizer.from_str(content.decode())
@@ -183,7 +183,7 @@ def _failures(what: str) -> Iterator[None]:
 
 def _template(folder: Path, config: dict[str, Any]) -> str:
     """The chat template: its own file, or one in the configuration, the default of several."""
-    own = file_of(folder, "chat_template.jinja")
+    own = model_file(folder, "chat_template.jinja")
     if own.exists():
         return read_bytes(own, LARGEST_TEMPLATE).decode(errors="replace")
     found = config.get("chat_template")
@@ -219,6 +219,8 @@ def _special_texts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:
     """The end of sequence, and what ``generation_config.json`` also stops at."""
     name = "generation_config.json"
-    more = read_json(folder, name).get("eos_token_id") if file_of(folder, name).exists() else None
+    more = (
+        read_json(folder, name).get("eos_token_id") if model_file(folder, name).exists() else None
+    )
     found = [eos_id, *(more if isinstance(more, list) else [more])]
     return frozenset(one for one in found if isinstance(one, int))

@@ -17,7 +17,7 @@ OnError = Literal["raise", "skip"]
 COUNTS = ("rows", "rows_skipped", "prompts_cut", "responses_cut")
 
 
-class TokenizedData(NamedTuple):
+class TokenizedPairs(NamedTuple):
     """Pairs, and what became of the rows.
 
     Attributes:
@@ -30,7 +30,7 @@ class TokenizedData(NamedTuple):
     report: dict[str, int]
 
 
-def tokenize(
+def tokenize_rows(
     rows: Iterable[PreferenceRow],
     tokenizer: Tokenizer,
     *,
@@ -38,7 +38,7 @@ def tokenize(
     max_prompt_length: int | None = None,
     truncation_mode: TruncationMode = "keep_end",
     on_error: OnError = "raise",
-) -> TokenizedData:
+) -> TokenizedPairs:
     """Turn rows into tokens.
 
     A prompt is cut before a response is, and keeps the token that begins a sequence if it has one;
@@ -64,7 +64,7 @@ def tokenize(
         >>> from llm.data.preferences import Row, parse_row
         >>> from llm.text.tokenizer import ByteTokenizer
         >>> row = parse_row(Row({"prompt": "a", "chosen": "b", "rejected": "cd"}, "a.jsonl:1"), 0)
-        >>> tokenize([row], ByteTokenizer(), max_length=8).pairs[0][:3]
+        >>> tokenize_rows([row], ByteTokenizer(), max_length=8).pairs[0][:3]
         ((256, 258, 97, 259), (98, 257), (99, 100, 257))
     """
     if not 1 <= (1 if max_prompt_length is None else max_prompt_length) < max_length:
@@ -100,7 +100,7 @@ def tokenize(
             )
             yield pair
 
-    return TokenizedData(PairTable.of(pairs()), dict(report))
+    return TokenizedPairs(PairTable.from_pairs(pairs()), dict(report))
 
 
 def _whole(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:

@@ -99,8 +99,8 @@ def load_tokenizer(source: str) -> Tokenizer:
     if source == "bytes":
         return ByteTokenizer()
     # Loaded only here: bytes need none of it.
-    from llm.data.model_folder import find_model
+    from llm.data.model_folder import resolve_model_folder
 
     from .hf_tokenizer import HuggingFaceTokenizer
 
-    return HuggingFaceTokenizer(find_model(source))
+    return HuggingFaceTokenizer(resolve_model_folder(source))

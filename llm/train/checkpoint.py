@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from llm.hashing import weights_digest
 from rpo_io.digests import sha256_hex
 
-State = TypeVar("State")
+StateT = TypeVar("StateT")
 
 
 class Checkpoints:
@@ -144,8 +144,8 @@ class Checkpoints:
         return step, about
 
     def restore(
-        self, template: State, step: int | None = None
-    ) -> tuple[int, State, dict[str, Any]]:
+        self, template: StateT, step: int | None = None
+    ) -> tuple[int, StateT, dict[str, Any]]:
         """Restore a state.
 
         Args:

@@ -11,8 +11,8 @@ from llm.config import DataConfig, ModelConfig
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PreferenceRow, stream_preferences
 from llm.data.rows import source_files
-from llm.hf.factory import architecture_of
-from llm.text.tokenize import TokenizedData, tokenize
+from llm.hf.factory import resolve_architecture
+from llm.text.tokenize import TokenizedPairs, tokenize_rows
 from llm.text.tokenizer import Tokenizer, load_tokenizer
 from rpo_io.digests import sha256_hex
 
@@ -35,7 +35,7 @@ class TrainingData(NamedTuple):
     end_ids: frozenset[int]
 
 
-def load_data(config: DataConfig, model: ModelConfig) -> TrainingData:
+def load_training_data(config: DataConfig, model: ModelConfig) -> TrainingData:
     """Read and tokenize the pairs that a configuration names.
 
     Args:
@@ -99,10 +99,10 @@ def _rows(source: str, config: DataConfig) -> Iterator[PreferenceRow]:
 
 
 def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
-    architecture = architecture_of(model)
-    if config.max_length > architecture.max_positions:
+    architecture = resolve_architecture(model)
+    if config.max_length > architecture.max_position_embeddings:
         raise ValueError(
-            f"`data.max_length` must be at most {architecture.max_positions}, which is how many "
+            f"`data.max_length` must be at most {architecture.max_position_embeddings}, which is how many "
             f"tokens the model reads, got {config.max_length}"
         )
     source = config.tokenizer or model.path or "bytes"
@@ -117,8 +117,8 @@ def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
 
 def _tokens(
     rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: DataConfig
-) -> TokenizedData:
-    return tokenize(
+) -> TokenizedPairs:
+    return tokenize_rows(
         rows,
         tokenizer,
         max_length=config.max_length,

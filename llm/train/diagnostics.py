@@ -18,7 +18,7 @@ PATIENCE = 20
 """Steps over which the metrics are averaged before an alarm is raised."""
 
 
-class Displacement:
+class DisplacementMonitor:
     r"""Alarm for likelihood displacement: the chosen log-probability falls while margins grow.
 
     DPO can widen its margin by lowering both responses, the rejected one faster; the mass goes to
@@ -27,9 +27,9 @@ class Displacement:
     0; log-probabilities of different rows do not compare.
 
     Examples:
-        >>> alarm = Displacement(beta=0.1, patience=1)
+        >>> alarm = DisplacementMonitor(beta=0.1, patience=1)
         >>> steps = [(0.0, 0.0), (-2.0, 0.5)]
-        >>> said = [alarm.see({"rewards/chosen": c, "rewards/margins": m}) for c, m in steps]
+        >>> said = [alarm.update({"rewards/chosen": c, "rewards/margins": m}) for c, m in steps]
         >>> said[0] is None, "fell by 20.0 nats" in said[1]
         (True, True)
     """
@@ -40,7 +40,7 @@ class Displacement:
         self._seen: deque[tuple[float, float]] = deque(maxlen=patience)
         self._raised = False
 
-    def see(self, measured: Mapping[str, float]) -> str | None:
+    def update(self, measured: Mapping[str, float]) -> str | None:
         """Look at the metrics of a step.
 
         Args:

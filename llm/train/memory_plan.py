@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from llm.config import TrainConfig
-from llm.hf.factory import shapes_of
+from llm.hf.factory import abstract_model
 from llm.models.lora import trainable_filter
 from llm.parallel.layout import mesh_sizes
 from llm.parallel.mesh import BATCHES, Devices, layout_of, make_mesh
@@ -55,7 +55,7 @@ NO_TPU = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """What a step needs on each device of a slice.
 
     Attributes:
@@ -106,7 +106,7 @@ def known_topologies() -> str:
     return f"{tpus}; " + ", ".join(f"{kind}:N" for kind in GPU_MEMORY)
 
 
-def make_plan(config: TrainConfig, topology: str) -> Plan:
+def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
     """What the step of a configuration needs on a slice.
 
     Args:
@@ -122,7 +122,7 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
 
     Examples:
         >>> from llm.config import DataConfig, ModelConfig, TrainConfig
-        >>> sizes = {"vocab_size": 64, "width": 16, "hidden_units": 32, "n_layers": 2, "n_heads": 2}
+        >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         >>> model, data = ModelConfig(architecture=sizes), DataConfig(train="rows.jsonl")
         >>> plan = make_plan(TrainConfig(name="tiny", model=model, data=data), "h100:8")
         >>> plan.fits, plan.devices, plan.compiled
@@ -134,13 +134,15 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
     kind, count = found["kind"], int(np.prod([int(size) for size in found["shape"].split("x")]))
     limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
     with computing_in(config.model.dtype):
-        step = Step(config, count)
+        step = PlannedStep(config, count)
         if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") is not None:
             return _compiled(step, topology, limit)
         return _estimated(step, topology, limit)
 
 
-def largest_that_fits(config: TrainConfig, topology: str, *, most: int = 64) -> Plan | None:
+def largest_fitting_plan(
+    config: TrainConfig, topology: str, *, most: int = 64
+) -> MemoryPlan | None:
     """The plan with the most pairs a device that fits.
 
     Args:
@@ -152,7 +154,7 @@ def largest_that_fits(config: TrainConfig, topology: str, *, most: int = 64) -> 
         The plan, or None if not even one pair fits.
     """
 
-    def plan_of(pairs: int) -> Plan:
+    def plan_of(pairs: int) -> MemoryPlan:
         trainer = replace(config.trainer, per_device_train_batch_size=pairs)
         return make_plan(replace(config, trainer=trainer), topology)
 
@@ -174,7 +176,7 @@ def largest_that_fits(config: TrainConfig, topology: str, *, most: int = 64) -> 
     return best
 
 
-class Step:
+class PlannedStep:
     """A step that exists as shapes only."""
 
     def __init__(self, config: TrainConfig, n_devices: int) -> None:
@@ -184,7 +186,7 @@ class Step:
         self.sizes = mesh_sizes(
             data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
         )
-        self.model = shapes_of(config.model)
+        self.model = abstract_model(config.model)
         self.architecture = self.model.architecture
         self.layout = layout_of(self.sizes, self.model)
         self.model.layout = self.layout
@@ -246,9 +248,9 @@ class Step:
 
     def flops(self, tokens: int, completions: int) -> int:
         """Useful work: 6 for each token and parameter of the layers, completion and of the head."""
-        head = self.architecture.vocab_size * self.architecture.width
+        head = self.architecture.vocab_size * self.architecture.hidden_size
         total = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
-        layers = total - head * (1 if self.architecture.tied_embeddings else 2)
+        layers = total - head * (1 if self.architecture.tie_word_embeddings else 2)
         return 6 * (tokens * layers + completions * head)
 
     def numbers(self) -> dict[str, int]:
@@ -266,7 +268,7 @@ class Step:
         }
 
 
-def _compiled(step: Step, topology: str, limit: int) -> Plan:
+def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
     from jax.experimental import topologies
 
     for name, value in NO_TPU.items():
@@ -303,20 +305,20 @@ def _compiled(step: Step, topology: str, limit: int) -> Plan:
     memory: Any = program.memory_analysis()
     peak = int(memory.peak_memory_in_bytes)
     try:
-        moved = sum(_collectives(program.as_text() or "", step.architecture.n_layers))
+        moved = sum(_collectives(program.as_text() or "", step.architecture.num_hidden_layers))
     except jax.errors.JaxRuntimeError:  # some programs the compiler cannot print
         moved = None
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=moved, compiled=True)
 
 
-def _estimated(step: Step, topology: str, limit: int) -> Plan:
+def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
     numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
     tokens, completions = step.row_tokens * step.pairs, step.completions * step.pairs
-    peak = estimated_peak(step, tokens, completions)
+    peak = estimate_peak_bytes(step, tokens, completions)
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
 
 
-def estimated_peak(step: Step, tokens: int, completions: int) -> int:
+def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int:
     """Bytes of a device at its fullest: what is held is counted, activations are estimated.
 
     Args:
@@ -329,13 +331,16 @@ def estimated_peak(step: Step, tokens: int, completions: int) -> int:
     """
     a, model = step.architecture, step.config.model
     width = jnp.dtype(model.dtype).itemsize
-    heads = (a.n_heads + 2 * a.n_kv_heads) * a.head_size
-    of_layer = tokens * width * (6 * a.width + 2 * heads + 4 * a.hidden_units)
-    kept = {"full": 1 * a.width, "products": 3 * a.width + heads + 2 * a.hidden_units}
+    heads = (a.num_attention_heads + 2 * a.num_key_value_heads) * a.head_dim
+    of_layer = tokens * width * (6 * a.hidden_size + 2 * heads + 4 * a.intermediate_size)
+    kept = {
+        "full": 1 * a.hidden_size,
+        "products": 3 * a.hidden_size + heads + 2 * a.intermediate_size,
+    }
     saved = (
-        tokens * width * a.n_layers * kept[model.remat]
+        tokens * width * a.num_hidden_layers * kept[model.remat]
         if model.remat in kept
-        else (of_layer * a.n_layers)
+        else (of_layer * a.num_hidden_layers)
     )
     logits = 3 * 4 * min(2**26, completions * a.vocab_size)
     gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
@@ -345,9 +350,9 @@ def estimated_peak(step: Step, tokens: int, completions: int) -> int:
 
 def _plan(
     numbers: dict[str, Any], *, peak: int | None, fits: bool, collective: int | None, compiled: bool
-) -> Plan:
+) -> MemoryPlan:
     held = numbers["parameter_bytes_per_device"] + numbers["optimizer_bytes_per_device"]
-    return Plan(
+    return MemoryPlan(
         **numbers,
         fits=fits,
         peak_bytes_per_device=peak,
@@ -357,7 +362,7 @@ def _plan(
     )
 
 
-def _collectives(program: str, n_layers: int) -> Iterator[int]:
+def _collectives(program: str, num_hidden_layers: int) -> Iterator[int]:
     """Bytes of the results of exchanges; those of loops, which are over layers, times these."""
     in_loop = False
     for line in program.splitlines():
@@ -368,7 +373,7 @@ def _collectives(program: str, n_layers: int) -> Iterator[int]:
             continue
         for _, bits, sizes in SHAPE.findall(found["shapes"]):
             count = int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
-            yield count * int(bits) // 8 * (n_layers if in_loop else 1)
+            yield count * int(bits) // 8 * (num_hidden_layers if in_loop else 1)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ NAMED_ROWS = 16
 """Rows that an error names; of more it says how many."""
 
 
-class NotFiniteError(ValueError):
+class NonFiniteError(ValueError):
     """A log-probability, loss, gradient or parameter is not finite."""
 
 
@@ -36,7 +36,7 @@ def refuse_what_is_not_finite(
         checkpoints: of the run.
 
     Raises:
-        NotFiniteError: a metric or a pair is not finite; it names the pairs' rows, all rows of the
+        NonFiniteError: a metric or a pair is not finite; it names the pairs' rows, all rows of the
             step where only a sum over them overflows.
     """
     wrong = [name for name, value in measured.items() if not np.isfinite(value)]
@@ -46,10 +46,10 @@ def refuse_what_is_not_finite(
         raise not_finite(f"`{wrong[0]}`", batch, step, checkpoints)
 
 
-def not_finite(where: str, batch: Batch, step: int, checkpoints: Checkpoints) -> NotFiniteError:
+def not_finite(where: str, batch: Batch, step: int, checkpoints: Checkpoints) -> NonFiniteError:
     """What to raise for a step, numbered from 0."""
     of = "" if where.startswith("rows") else f" of the step on {rows_of(batch, batch.present)}"
-    return NotFiniteError(f"step {step + 1}: not finite in {where}{of}; {last_good(checkpoints)}")
+    return NonFiniteError(f"step {step + 1}: not finite in {where}{of}; {last_good(checkpoints)}")
 
 
 def last_good(checkpoints: Checkpoints) -> str:

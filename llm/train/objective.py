@@ -16,14 +16,14 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from llm.config import ObjectiveConfig
-from llm.evaluation.metrics import Totals, pair_weights, preference_name, sft_total
+from llm.evaluation.metrics import MetricSums, present_pair_weights, preference_loss_name, reduce_sft_loss
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 from rpo_theory.reductions import Reduction, reduce_mean
 from rpo_theory.types import ArrayLike
 
 
-class Normalisers(NamedTuple):
+class Normalizers(NamedTuple):
     """What the totals of the whole batch are divided by: data alone, known before any model runs.
 
     Attributes:
@@ -35,7 +35,7 @@ class Normalisers(NamedTuple):
     sft: Float[Array, ""]
 
 
-def normalisers(config: ObjectiveConfig, batch: Batch) -> Normalisers:
+def normalizers(config: ObjectiveConfig, batch: Batch) -> Normalizers:
     """Weights of the global batch.
 
     Args:
@@ -48,26 +48,26 @@ def normalisers(config: ObjectiveConfig, batch: Batch) -> Normalisers:
     lengths = jnp.asarray(batch.lengths)
     dtype = jnp.float32 if batch.weights is None else jnp.asarray(batch.weights).dtype
     zeros = jnp.zeros(lengths.shape[:-1], accumulation_dtype(dtype))
-    return Normalisers(
-        pairs=reduce_mean(zeros, pair_weights(batch, zeros.dtype)).weight,
-        sft=sft_total(config, zeros, batch).weight,
+    return Normalizers(
+        pairs=reduce_mean(zeros, present_pair_weights(batch, zeros.dtype)).weight,
+        sft=reduce_sft_loss(config, zeros, batch).weight,
     )
 
 
-def loss_share(config: ObjectiveConfig, totals: Totals, divisors: Normalisers) -> Float[Array, ""]:
+def loss_share(config: ObjectiveConfig, totals: MetricSums, divisors: Normalizers) -> Float[Array, ""]:
     """What a part of the batch adds to the loss of the global batch.
 
     Args:
         config: the objective.
         totals: of the part.
-        divisors: :func:`normalisers` of the global batch.
+        divisors: :func:`normalizers` of the global batch.
 
     Returns:
         Nats; shares of all parts, and their gradients, add up to those of the global batch.
 
     Examples:
         >>> totals = {"loss/sft": Reduction(jnp.array(6.0), jnp.array(1.0))}
-        >>> batch_of_three = Normalisers(pairs=jnp.array(3.0), sft=jnp.array(3.0))
+        >>> batch_of_three = Normalizers(pairs=jnp.array(3.0), sft=jnp.array(3.0))
         >>> float(loss_share(ObjectiveConfig(method="sft"), totals, batch_of_three))
         2.0
     """
@@ -75,7 +75,7 @@ def loss_share(config: ObjectiveConfig, totals: Totals, divisors: Normalisers) -
     if config.sft_weight > 0:
         share += config.sft_weight * _over(totals["loss/sft"], divisors.sft)
     if config.method != "sft":
-        share += _over(totals[preference_name(config)], divisors.pairs)
+        share += _over(totals[preference_loss_name(config)], divisors.pairs)
     return share
 
 

@@ -9,24 +9,24 @@ import optax
 from llm.config import OptimizerConfig
 
 
-def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate by step.
 
     Args:
         config: peak, warm-up and shape.
-        total_steps: of the run.
+        num_steps: of the run.
 
     Returns:
         A function of the number of updates made so far: rises in a line from a first fraction to
         its peak, then falls to 0 at the end of the run, or stays.
 
     Examples:
-        >>> rate = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5), 4)
+        >>> rate = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5), 4)
         >>> [round(float(rate(step)), 3) for step in range(4)]
         [0.5, 1.0, 1.0, 0.5]
     """
-    peak, warmup = config.learning_rate, round(config.warmup_ratio * total_steps)
-    rest = max(total_steps - warmup, 1)
+    peak, warmup = config.learning_rate, round(config.warmup_ratio * num_steps)
+    rest = max(num_steps - warmup, 1)
     match config.lr_scheduler_type:
         case "cosine":
             falling = optax.cosine_decay_schedule(peak, rest)
@@ -40,18 +40,18 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int
+    config: OptimizerConfig, num_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of a run, and its learning rate.
 
     Args:
         config: its constants.
-        total_steps: of the run.
+        num_steps: of the run.
 
     Returns:
         Clipping by the global norm, then AdamW; and the schedule, for the log.
     """
-    schedule = make_schedule(config, total_steps)
+    schedule = learning_rate_schedule(config, num_steps)
     adam = optax.adamw(
         schedule,
         b1=config.adam_beta1,

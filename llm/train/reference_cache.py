@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from llm.data.pair_table import as_table
+from llm.data.pair_table import as_pair_table
 from llm.data.preferences import PairTokens
 from llm.hashing import weights_digest
 from llm.parallel.mesh import on_host
@@ -64,7 +64,7 @@ class ReferenceCache(NamedTuple):
     log_probs: Float[np.ndarray, "rows k"]
 
 
-def compute(
+def compute_reference(
     log_probs: Callable[[Batch], Float[ArrayLike, "n k"]], batches: Iterable[Batch]
 ) -> ReferenceCache:
     """Run the reference over all pairs once.
@@ -94,10 +94,10 @@ def compute(
         found.append(ReferenceCache(rows, flat))
     if not any(one.row_ids.size for one in found):
         raise ValueError("`batches` must hold at least one pair, got none")
-    return merged(*found)
+    return merge_caches(*found)
 
 
-def from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
+def cache_from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
     """Log-probabilities that the data bring along.
 
     Args:
@@ -110,19 +110,21 @@ def from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
     Raises:
         ValueError: a row has them for fewer responses than the batches.
     """
-    table = as_table(pairs)
+    table = as_pair_table(pairs)
     known = ~np.isnan(table.reference)
-    table, counts = table.taken(known[:, 0]), known.sum(1)[known[:, 0]]
+    table, counts = table.select(known[:, 0]), known.sum(1)[known[:, 0]]
     short = np.flatnonzero(counts != roles)
     if short.size:
         raise ValueError(
             f"row {table.rows[short[0]]} must have reference log-probabilities of its {roles} "
             f"responses, got {counts[short[0]]}: add ref_baseline_logps, or leave all of them out"
         )
-    return merged(ReferenceCache(table.rows, table.reference[:, :roles])) if len(table) else None
+    return (
+        merge_caches(ReferenceCache(table.rows, table.reference[:, :roles])) if len(table) else None
+    )
 
 
-def merged(*caches: ReferenceCache) -> ReferenceCache:
+def merge_caches(*caches: ReferenceCache) -> ReferenceCache:
     """Caches of different rows as one.
 
     Args:
@@ -133,7 +135,7 @@ def merged(*caches: ReferenceCache) -> ReferenceCache:
 
     Examples:
         >>> one, two = (ReferenceCache(np.array([row]), np.ones((1, 2))) for row in (5, 3))
-        >>> merged(one, two).row_ids.tolist()
+        >>> merge_caches(one, two).row_ids.tolist()
         [3, 5]
     """
     rows, values = (np.concatenate(arrays) for arrays in zip(*caches, strict=True))
@@ -141,7 +143,7 @@ def merged(*caches: ReferenceCache) -> ReferenceCache:
     return ReferenceCache(rows[order], values[order])
 
 
-def save(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
+def save_cache(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
     """Write a cache whole: to a temporary name, then renamed.
 
     Args:
@@ -162,11 +164,11 @@ def save(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load(path: Path, provenance: Provenance) -> ReferenceCache:
+def load_cache(path: Path, provenance: Provenance) -> ReferenceCache:
     """Read a cache and refuse it if it was made of anything else.
 
     Args:
-        path: file that :func:`save` wrote.
+        path: file that :func:`save_cache` wrote.
         provenance: what this run is made of.
 
     Returns:
@@ -205,7 +207,7 @@ def _seal(made_of: str, cache: ReferenceCache) -> str:
     return sha256_hex(made_of + weights_digest(cache._asdict()))
 
 
-def with_reference(batch: Batch, cache: ReferenceCache) -> Batch:
+def attach_reference(batch: Batch, cache: ReferenceCache) -> Batch:
     """Fill in the reference log-probabilities of a batch by its row ids.
 
     Args:
@@ -221,7 +223,7 @@ def with_reference(batch: Batch, cache: ReferenceCache) -> Batch:
     Examples:
         >>> cache = ReferenceCache(np.array([7]), np.array([[-1.0, -2.0]]))
         >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([7]))
-        >>> with_reference(batch, cache).reference.tolist()
+        >>> attach_reference(batch, cache).reference.tolist()
         [[-1.0, -2.0]]
     """
     rows, present = np.asarray(batch.row_ids), np.asarray(batch.present)

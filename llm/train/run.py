@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from llm.config import TrainConfig
-from llm.data.loader import Schedule, batches_from
+from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import n_roles
 from llm.data.pair_table import PairTable
 from llm.hashing import weights_digest
@@ -50,7 +50,7 @@ class Run:
             trainable, frozen = self.devices.place(trainable), self.devices.place(frozen)
         self.graphdef, self.frozen = graphdef, frozen
         trainer = config.trainer
-        self.schedule = Schedule(
+        self.sampler = BatchSampler(
             data.train,
             config.data.layout,
             trainer.per_device_train_batch_size,
@@ -58,11 +58,11 @@ class Run:
             trainer.seed,
             roles=max(n_roles(data.train), n_roles(data.evaluation)),
         )
-        epochs = trainer.num_train_epochs * self.schedule.steps_per_epoch
-        self.total_steps = trainer.max_steps or int(np.ceil(epochs))
-        self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.total_steps)
+        epochs = trainer.num_train_epochs * self.sampler.steps_per_epoch
+        self.num_steps = trainer.max_steps or int(np.ceil(epochs))
+        self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.num_steps)
         self.state = self._first_state(trainable)
-        self.first_weights = weights_digest((self.state.trainable, self.frozen))
+        self.initial_weights_digest = weights_digest((self.state.trainable, self.frozen))
         self.train_step = make_train_step(
             graphdef, config.objective, self.optimizer, devices=self.devices
         )
@@ -84,18 +84,20 @@ class Run:
         where = self.devices.shardings(jax.eval_shape(start, trainable))
         return jax.jit(start, out_shardings=where)(trainable)
 
-    def dealt(self, batch: Batch) -> Batch:
+    def assign_to_shards(self, batch: Batch) -> Batch:
         """A step's parts, dealt out to the devices that have pairs of their own."""
         return batch if self.devices is None else self.devices.dealt(batch)
 
-    def placed(self, batch: Batch) -> Batch:
+    def put_on_devices(self, batch: Batch) -> Batch:
         """A step's parts, where they are read."""
         return batch if self.devices is None else self.devices.place_batches(batch)
 
     def log_probs(self, batch: Batch) -> Array:
         """Log-probabilities of the responses of a step's parts under the policy as it is."""
         blank = batch._replace(reference=np.zeros(batch.lengths.shape, np.float32))
-        return self.evaluation_step(self.state.trainable, self.frozen, self.placed(blank))[1]
+        return self.evaluation_step(self.state.trainable, self.frozen, self.put_on_devices(blank))[
+            1
+        ]
 
     def fingerprint(self) -> str:
         """Digest of what a checkpoint must have in common with the run that continues it."""
@@ -105,13 +107,15 @@ class Run:
         # The same pairs on other devices are the same run.
         kept.pop("mesh")
         trainer = kept["trainer"]
-        trainer["per_device_train_batch_size"] = self.schedule.pairs_per_step
+        trainer["per_device_train_batch_size"] = self.sampler.pairs_per_step
         trainer["gradient_accumulation_steps"] = 1
         shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), self.state.trainable)
         said = json.dumps(kept, sort_keys=True, default=str) + str(jax.tree.leaves(shapes))
         # Parameters that are not trained are in no checkpoint: the files must still hold the same.
         return sha256_hex(
-            said + json.dumps(dict(self.data.provenance), sort_keys=True) + self.first_weights
+            said
+            + json.dumps(dict(self.data.provenance), sort_keys=True)
+            + self.initial_weights_digest
         )
 
     def reference(self, path: Path) -> reference_cache.ReferenceCache | None:
@@ -130,7 +134,7 @@ class Run:
             return None
         data = self.config.data
         provenance = Provenance(
-            weights=self.first_weights,
+            weights=self.initial_weights_digest,
             **self.data.provenance,
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,
@@ -138,37 +142,37 @@ class Run:
             dtype=self.config.model.dtype,
         )
         pairs = self.visited_pairs()
-        given = reference_cache.from_rows(pairs, self.schedule.n_roles)
-        cache = reference_cache.load(path, provenance) if path.exists() else None
+        given = reference_cache.cache_from_rows(pairs, self.sampler.n_roles)
+        cache = reference_cache.load_cache(path, provenance) if path.exists() else None
         known = [some.row_ids for some in (given, cache) if some is not None]
-        missing = pairs.taken(~np.isin(pairs.rows, np.concatenate([[-1], *known])))
+        missing = pairs.select(~np.isin(pairs.rows, np.concatenate([[-1], *known])))
         if missing:
             more = self._reference_of(missing)
-            cache = more if cache is None else reference_cache.merged(cache, more)
+            cache = more if cache is None else reference_cache.merge_caches(cache, more)
             if jax.process_index() == 0:
-                reference_cache.save(path, cache, provenance)
+                reference_cache.save_cache(path, cache, provenance)
         if given is None or cache is None:
             return cache if given is None else given
-        return reference_cache.merged(cache, given)
+        return reference_cache.merge_caches(cache, given)
 
     def visited_pairs(self) -> PairTable:
         """Pairs that the run's steps and its evaluation use, each once."""
         used = self.data.train
-        if self.total_steps <= self.schedule.steps_per_epoch:
-            steps = [self.schedule.members(step) for step in range(self.total_steps)]
-            used = used.taken(np.sort(np.concatenate(steps)))
-        return PairTable.of(chain(used, self.data.evaluation))
+        if self.num_steps <= self.sampler.steps_per_epoch:
+            steps = [self.sampler.pair_indices(step) for step in range(self.num_steps)]
+            used = used.select(np.sort(np.concatenate(steps)))
+        return PairTable.from_pairs(chain(used, self.data.evaluation))
 
     def _reference_of(self, pairs: PairTable) -> reference_cache.ReferenceCache:
-        return reference_cache.compute(self.log_probs, self.in_order(pairs))
+        return reference_cache.compute_reference(self.log_probs, self.batches_in_order(pairs))
 
-    def in_order(self, pairs: PairTable) -> Iterator[Batch]:
+    def batches_in_order(self, pairs: PairTable) -> Iterator[Batch]:
         """All of some pairs, in the shapes of a step's parts."""
         size = self.config.trainer.per_device_train_batch_size
-        layout, roles = self.config.data.layout, self.schedule.roles
-        order = Schedule(pairs, layout, size, self.shards, roles=roles)
-        for _, batch in batches_from(order, 0, order.steps_per_epoch):
-            yield self.dealt(batch)
+        layout, roles = self.config.data.layout, self.sampler.roles
+        order = BatchSampler(pairs, layout, size, self.shards, roles=roles)
+        for _, batch in iterate_batches(order, 0, order.steps_per_epoch):
+            yield self.assign_to_shards(batch)
 
     def coverage(self) -> SampleCoverage | None:
         """How well the data cover the policy's own replies, on features of the policy as it is now.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.config import TrainConfig
-from llm.data.loader import Schedule
+from llm.data.loader import BatchSampler
 
 from .dataset import TrainingData
-from .memory_plan import Step, estimated_peak
+from .memory_plan import PlannedStep, estimate_peak_bytes
 
 EFFICIENCY = 0.45
 """Share of the rate of a matrix product that a step reaches; measured on a CPU."""
@@ -22,15 +22,15 @@ LOOKED_AT = 16
 SIDE = 2048
 
 
-class Expectation(NamedTuple):
+class RunEstimate(NamedTuple):
     """What a run is expected to take.
 
     Attributes:
         steps: of the run.
         pairs_per_step: over all devices.
         tokens_per_step: that are processed, on average.
-        flops_per_step: useful ones, as in :class:`llm.train.memory_plan.Plan`.
-        peak_bytes_per_device: estimated as :func:`llm.train.memory_plan.estimated_peak` does.
+        flops_per_step: useful ones, as in :class:`llm.train.memory_plan.MemoryPlan`.
+        peak_bytes_per_device: estimated as :func:`llm.train.memory_plan.estimate_peak_bytes` does.
         seconds: of all steps; the reference, evaluations and compilation come on top.
     """
 
@@ -42,7 +42,7 @@ class Expectation(NamedTuple):
     seconds: float
 
 
-def expect(config: TrainConfig, data: TrainingData) -> Expectation:
+def estimate_run(config: TrainConfig, data: TrainingData) -> RunEstimate:
     """What a run on the devices that are here will take; no parameter is made.
 
     Args:
@@ -55,9 +55,9 @@ def expect(config: TrainConfig, data: TrainingData) -> Expectation:
     Raises:
         ValueError: no such model, or a mesh that does not divide the devices or the heads.
     """
-    step, trainer = Step(config, jax.device_count()), config.trainer
+    step, trainer = PlannedStep(config, jax.device_count()), config.trainer
     shards = step.layout.shards
-    schedule = Schedule(
+    schedule = BatchSampler(
         data.train,
         config.data.layout,
         trainer.per_device_train_batch_size,
@@ -73,12 +73,12 @@ def expect(config: TrainConfig, data: TrainingData) -> Expectation:
     parts = trainer.gradient_accumulation_steps * shards
     rows = max(batch.rows.tokens.size for batch in seen) // parts
     completions = max(batch.completions.target.size for batch in seen) // parts
-    return Expectation(
+    return RunEstimate(
         steps=steps,
         pairs_per_step=schedule.pairs_per_step,
         tokens_per_step=int(np.mean(tokens)),
         flops_per_step=flops,
-        peak_bytes_per_device=estimated_peak(step, rows, completions),
+        peak_bytes_per_device=estimate_peak_bytes(step, rows, completions),
         seconds=steps * flops / (EFFICIENCY * jax.device_count() * _product_rate(config)),
     )
 

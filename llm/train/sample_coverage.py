@@ -19,9 +19,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from llm.data.loader import Schedule, batches_from
+from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.preferences import PairTokens
-from llm.inference.generate import Decoding, generate
+from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.models.decoder import Decoder
 from llm.precision import accumulation_dtype
 from llm.types import Batch
@@ -58,14 +58,14 @@ class SampleCoverage:
         """
         self._split = nnx.split(frozen)
         self._asked, self._end_ids, self._size, self._seed = asked, end_ids, batch_size, seed
-        width = frozen.architecture.width
+        width = frozen.architecture.hidden_size
         draw = np.random.default_rng(seed).standard_normal((width, min(DIMENSION, width)))
         self._projection = draw / np.sqrt(width)
         chosen, rejected = self._features(data)
         self._differences = chosen - rejected
         based = [pair._replace(chosen=pair.baseline or pair.chosen) for pair in asked]
         self._baseline = self._features(based)[0]
-        self._decoding = Decoding(
+        self._decoding = GenerationConfig(
             max_new_tokens=max(len(pair.chosen) for pair in asked), temperature=1.0, seed=seed
         )
 
@@ -79,7 +79,7 @@ class SampleCoverage:
             The coefficient, see :func:`llm.train.diagnostics.linear_coverage`.
         """
         prompts = [pair.prompt for pair in self._asked]
-        replies = generate(
+        replies = generate_tokens(
             policy, prompts, self._decoding, end_ids=self._end_ids, batch_size=self._size
         )
         end = min(self._end_ids)
@@ -95,9 +95,9 @@ class SampleCoverage:
         numbered = [
             pair._replace(baseline=None, reference=None, row=row) for row, pair in enumerate(pairs)
         ]
-        order = Schedule(numbered, "shared", min(self._size, len(pairs)))
+        order = BatchSampler(numbered, "shared", min(self._size, len(pairs)))
         found = np.empty((len(pairs), 2, self._projection.shape[1]))
-        for _, parts in batches_from(order, 0, order.steps_per_epoch):
+        for _, parts in iterate_batches(order, 0, order.steps_per_epoch):
             batch = jax.tree.map(lambda leaf: leaf[0], parts)
             means = np.asarray(_mean_states(*self._split, batch), dtype=np.float64)
             here = np.asarray(batch.present)

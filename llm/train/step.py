@@ -19,13 +19,13 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from llm.config import ObjectiveConfig
-from llm.evaluation.metrics import Totals, measure, metrics
+from llm.evaluation.metrics import MetricSums, compute_metric_sums, finalize_metrics
 from llm.models.logprobs import response_log_probs
 from llm.parallel.mesh import Devices
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 
-from .objective import loss_share, non_finite, normalisers
+from .objective import loss_share, non_finite, normalizers
 
 Parameters = Any
 """A tree of parameters, an ``nnx.State``."""
@@ -136,17 +136,17 @@ def gradients(
     Returns:
         The gradient, of the parameters' own dtypes, and what was measured.
     """
-    divisors = normalisers(config, batches)
+    divisors = normalizers(config, batches)
 
     def on_device(
         trainable: Parameters, frozen: Parameters, batches: Batch, reference: Reference | None
-    ) -> tuple[tuple[Parameters, Totals], Array]:
-        def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[Totals, Array]]:
+    ) -> tuple[tuple[Parameters, MetricSums], Array]:
+        def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[MetricSums, Array]]:
             model = nnx.merge(graphdef, trainable, frozen)
             totals, _, flags = _measure(model, batch, config, reference, chunk_size)
             return loss_share(config, totals, divisors), (totals, flags)
 
-        def part(batch: Batch) -> tuple[tuple[Any, Totals], Array]:
+        def part(batch: Batch) -> tuple[tuple[Any, MetricSums], Array]:
             slope, (totals, flags) = jax.grad(share, has_aux=True)(trainable, batch)
             wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), slope)
             return (wide, totals), flags
@@ -156,7 +156,7 @@ def gradients(
     everywhere = on_device if devices is None else devices.gradients(on_device)
     (slope, totals), flags = everywhere(trainable, frozen, batches, reference)
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(slope)]
-    measured = metrics(config, totals) | {"grad_norm": jnp.sqrt(sum(squares))}
+    measured = finalize_metrics(config, totals) | {"grad_norm": jnp.sqrt(sum(squares))}
     grads = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), slope, trainable)
     return grads, StepResult(measured, flags)
 
@@ -217,18 +217,18 @@ def make_evaluation_step(
         devices: see :func:`gradients`.
 
     Returns:
-        ``evaluate(trainable, frozen, batches, reference=None) -> (Totals, log_probs)``, jitted: add
-        the totals of all batches with :func:`llm.evaluation.metrics.add`, then divide with
-        :func:`llm.evaluation.metrics.metrics`; log-probabilities of the responses, nats, are
+        ``evaluate(trainable, frozen, batches, reference=None) -> (MetricSums, log_probs)``, jitted: add
+        the totals of all batches with :func:`llm.evaluation.metrics.add_metric_sums`, then divide with
+        :func:`llm.evaluation.metrics.finalize_metrics`; log-probabilities of the responses, nats, are
         ``[parts n k]``, or ``[parts devices n k]``.
     """
 
     def on_device(
         trainable: Parameters, frozen: Parameters, batches: Batch, reference: Reference | None
-    ) -> tuple[Totals, Array]:
+    ) -> tuple[MetricSums, Array]:
         model = nnx.merge(graphdef, trainable, frozen)
 
-        def part(batch: Batch) -> tuple[Totals, Array]:
+        def part(batch: Batch) -> tuple[MetricSums, Array]:
             totals, policy, _ = _measure(model, batch, config, reference, chunk_size)
             return totals, policy
 
@@ -241,7 +241,7 @@ def make_evaluation_step(
         frozen: Parameters,
         batches: Batch,
         reference: Reference | None = None,
-    ) -> tuple[Totals, Array]:
+    ) -> tuple[MetricSums, Array]:
         return everywhere(trainable, frozen, batches, reference)
 
     return jax.jit(evaluate)
@@ -253,13 +253,13 @@ def _measure(
     config: ObjectiveConfig,
     reference: Reference | None,
     chunk_size: int | None,
-) -> tuple[Totals, Float[Array, "n k"], Bool[Array, " n"]]:
+) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"]]:
     policy = response_log_probs(model, batch, chunk_size=chunk_size)
     theirs = batch.reference
     if reference is not None:
         other = nnx.merge(reference.graphdef, reference.state)
         theirs = jax.lax.stop_gradient(response_log_probs(other, batch, chunk_size=chunk_size))
-    return measure(config, policy, theirs, batch), policy, non_finite(policy, theirs, batch)
+    return compute_metric_sums(config, policy, theirs, batch), policy, non_finite(policy, theirs, batch)
 
 
 def _sum_over_parts(

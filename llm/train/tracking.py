@@ -29,7 +29,7 @@ class Tracker(Protocol):
         ...
 
 
-class JsonLines:
+class JsonLinesTracker:
     """Metrics as a file of JSON objects, one a line, each whole when it is there."""
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class JsonLines:
         return [line for line in found if "event" not in line]
 
 
-class TensorBoard:
+class TensorBoardTracker:
     """Metrics as TensorBoard events, through ``tensorboardX``."""
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+class WandbTracker:
     """Metrics to W&B."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -118,7 +118,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class Several:
+class CompositeTracker:
     """Several trackers as one."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -154,12 +154,12 @@ def make_tracker(path: Path, config: TrainConfig) -> Tracker:
     Raises:
         ValueError: a package that one of them needs is missing.
     """
-    trackers: list[Tracker] = [JsonLines(path)]
+    trackers: list[Tracker] = [JsonLinesTracker(path)]
     if "tensorboard" in config.trainer.report_to:
-        trackers.append(TensorBoard(path.parent / "tensorboard"))
+        trackers.append(TensorBoardTracker(path.parent / "tensorboard"))
     if "wandb" in config.trainer.report_to:
-        trackers.append(WeightsAndBiases(config))
-    return Several(trackers)
+        trackers.append(WandbTracker(config))
+    return CompositeTracker(trackers)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from llm.config import TrainConfig
-from llm.data.loader import batches_from
-from llm.evaluation.metrics import CHOSEN, add, density_ratio, metrics
+from llm.data.loader import iterate_batches
+from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
 from llm.hashing import weights_digest
-from llm.hf.factory import make_model
+from llm.hf.factory import build_model
 from llm.parallel.mesh import on_host
 from llm.precision import computing_in
 from llm.types import Batch
@@ -30,13 +30,13 @@ from rpo_theory.reductions import weight_per_token
 from . import reference_cache
 from .checkpoint import Checkpoints
 from .dataset import TrainingData
-from .diagnostics import Displacement
-from .non_finite import NotFiniteError, last_good, not_finite, refuse_what_is_not_finite, rows_of
+from .diagnostics import DisplacementMonitor
+from .non_finite import NonFiniteError, last_good, not_finite, refuse_what_is_not_finite, rows_of
 from .run import Run
 from .sample_coverage import SampleCoverage
 from .step import all_finite
 from .tracking import Tracker
-from .trainer_conventions import RpoLoss, options_for
+from .trainer_conventions import RpoLoss, to_trainer_options
 
 STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
 r"""How far the first loss may be from its exact value, relative to the loss, by dtype of the model.
@@ -83,7 +83,7 @@ def train(
         InterruptedRunError: the process was asked to stop; the state is saved.
     """
     with computing_in(config.model.dtype):
-        run = Run(config, data, make_model(config.model, config.mesh))
+        run = Run(config, data, build_model(config.model, config.mesh))
         checkpoints = Checkpoints(
             folder / "checkpoints", config.trainer.save_total_limit, run.fingerprint()
         )
@@ -103,12 +103,10 @@ def train(
                 if not _evaluated(run, cache, coverage, checkpoints, tracker, first, stop):
                     raise InterruptedRunError(_stopped_after(first))
             loop = _loop(run, cache, coverage, checkpoints, tracker, first, say, stop)
-            for _ in watch(loop, run.total_steps - first):
+            for _ in watch(loop, run.num_steps - first):
                 pass
         digest_of = weights_digest((run.state.trainable, run.frozen))
-        tracker.finish(
-            {"event": "finished", "step": run.total_steps, "parameters_sha256": digest_of}
-        )
+        tracker.finish({"event": "finished", "step": run.num_steps, "parameters_sha256": digest_of})
     return run
 
 
@@ -129,22 +127,22 @@ def _loop(
     stop: threading.Event,
 ) -> Iterator[int]:
     trainer = run.config.trainer
-    displacement = Displacement(run.config.objective.beta)
-    for step, batch in batches_from(run.schedule, first, run.total_steps):
+    displacement = DisplacementMonitor(run.config.objective.beta)
+    for step, batch in iterate_batches(run.sampler, first, run.num_steps):
         started = time.perf_counter()
-        batch = run.dealt(batch)
-        batch = batch if cache is None else reference_cache.with_reference(batch, cache)
-        run.state, result = run.train_step(run.state, run.frozen, run.placed(batch))
+        batch = run.assign_to_shards(batch)
+        batch = batch if cache is None else reference_cache.attach_reference(batch, cache)
+        run.state, result = run.train_step(run.state, run.frozen, run.put_on_devices(batch))
         measured = {name: float(on_host(value)) for name, value in result.metrics.items()}
         flags = on_host(result.non_finite)
         refuse_what_is_not_finite(measured, flags, batch, step, checkpoints)
         if step == 0:
             check_first_loss(run.config, measured)
         measured |= _about_step(run, batch, step, time.perf_counter() - started)
-        done, last = step + 1, step + 1 == run.total_steps
+        done, last = step + 1, step + 1 == run.num_steps
         told = measured if done % trainer.logging_steps == 0 or last else {}
         tracker.log(done, told)
-        alarm = displacement.see(measured)
+        alarm = displacement.update(measured)
         if alarm is not None:
             say(f"step {done}: {alarm}")
         due = trainer.eval_steps and (done % trainer.eval_steps == 0 or last)
@@ -171,8 +169,8 @@ def _evaluated(
     """Evaluate and tell; False if that was broken off, as it may take longer than one may wait."""
     try:
         found = evaluate(run, cache, coverage, stopping=lambda: _agreed(stop.is_set()))
-    except NotFiniteError as error:
-        raise NotFiniteError(f"step {done}: {error}; {last_good(checkpoints)}") from None
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {done}: {error}; {last_good(checkpoints)}") from None
     if found is not None:
         tracker.log(done, found)
     return found is not None
@@ -202,28 +200,30 @@ def evaluate(
         it was broken off.
 
     Raises:
-        NotFiniteError: a log-probability of the policy is not finite.
+        NonFiniteError: a log-probability of the policy is not finite.
     """
     if not run.data.evaluation:
         return {}
     totals, ours, theirs = None, [], []
-    for batch in run.in_order(run.data.evaluation):
+    for batch in run.batches_in_order(run.data.evaluation):
         if stopping():
             return None
-        batch = batch if cache is None else reference_cache.with_reference(batch, cache)
-        more, log_probs = run.evaluation_step(run.state.trainable, run.frozen, run.placed(batch))
-        totals = more if totals is None else add(totals, more)
+        batch = batch if cache is None else reference_cache.attach_reference(batch, cache)
+        more, log_probs = run.evaluation_step(
+            run.state.trainable, run.frozen, run.put_on_devices(batch)
+        )
+        totals = more if totals is None else add_metric_sums(totals, more)
         here, log_probs = np.asarray(batch.present), on_host(log_probs)
         flags = here & ~np.isfinite(log_probs).all(axis=-1)
         if flags.any():
-            raise NotFiniteError(f"not finite in {_held_out(run, batch, flags)}")
-        ours.append(log_probs[here, CHOSEN])
+            raise NonFiniteError(f"not finite in {_held_out(run, batch, flags)}")
+        ours.append(log_probs[here, Role.CHOSEN])
         if batch.reference is not None:
-            theirs.append(np.asarray(batch.reference)[here, CHOSEN])
-    means = metrics(run.config.objective, totals or {})
+            theirs.append(np.asarray(batch.reference)[here, Role.CHOSEN])
+    means = finalize_metrics(run.config.objective, totals or {})
     found = {name: float(on_host(value)) for name, value in means.items()}
     if theirs:
-        found |= density_ratio(np.concatenate(ours), np.concatenate(theirs))
+        found |= log_ratio_quantiles(np.concatenate(ours), np.concatenate(theirs))
     if coverage is not None and stopping():
         return None
     if coverage is not None:
@@ -270,11 +270,11 @@ def _opening(run: Run) -> str:
     )
     trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
     pairs = f"{len(run.data.train):,} pairs, {len(run.data.evaluation):,} held out"
-    steps = f"{run.total_steps:,} steps of {run.schedule.pairs_per_step} pairs"
+    steps = f"{run.num_steps:,} steps of {run.sampler.pairs_per_step} pairs"
     lines = [f"{pairs}; {steps}; {trained:,} parameters trained"]
     if objective.method == "rpo":
         loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
-        theirs = options_for("trl", loss, mean_tokens=mean)["loss_weights"][1]
+        theirs = to_trainer_options("trl", loss, mean_tokens=mean)["loss_weights"][1]
         lines.append(
             f"weight of a chosen token's log-probability: {weight:.3g} a pair; TRL's "
             f'loss_type ["sigmoid", "sft"] has it with loss_weights [1, {theirs:.3g}]'
@@ -287,7 +287,7 @@ def _about_step(run: Run, batch: Batch, step: int, seconds: float) -> dict[str, 
     tokens = int(np.count_nonzero(segments))
     return {
         "learning_rate": float(np.asarray(run.learning_rate(step))),
-        "epoch": (step + 1) / run.schedule.steps_per_epoch,
+        "epoch": (step + 1) / run.sampler.steps_per_epoch,
         "num_tokens": float(tokens),
         "perf/tokens_per_second": tokens / seconds,
         "perf/padding_fraction": 1.0 - tokens / segments.size,

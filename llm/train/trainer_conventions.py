@@ -7,7 +7,7 @@ Every trainer with an SFT term minimises, per batch,
 but calls the parts differently, multiplies :math:`c` by :math:`\beta` or not, and takes the SFT
 loss as a sum or as a mean over tokens. Here and in the paper (`liu:24`, eq. 4.8) :math:`c =
 \eta\beta`, the SFT loss is the token sum and :math:`f = 1`. :data:`CONVENTIONS` was read from each
-trainer's code; which version is in docs/elsewhere.md.
+trainer's code; which version is in docs/trainer_conventions.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from rpo_theory.reductions import SftReduction, weight_per_token
 
-Trainer = Literal[
+TrainerName = Literal[
     "paper",
     "trl",
     "trl-rpo-alpha",
@@ -49,7 +49,7 @@ class RpoLoss(NamedTuple):
     factor: float = 1.0
 
 
-class Convention(NamedTuple):
+class TrainerConvention(NamedTuple):
     """How a trainer spells the loss.
 
     Attributes:
@@ -69,18 +69,18 @@ class Convention(NamedTuple):
     fixed: Mapping[str, Any]
 
 
-def _nemo(beta: str, *, average: bool, **fixed: Any) -> Convention:
+def _nemo(beta: str, *, average: bool, **fixed: Any) -> TrainerConvention:
     """NeMo's option for the mean over tokens chooses the reduction."""
     averages = {"preference_average_log_probs": False, "sft_average_log_probs": average}
     names = (beta, "sft_loss_weight", "preference_loss_weight")
-    return Convention(*names, "sequence_mean" if average else "sum", False, fixed | averages)
+    return TrainerConvention(*names, "sequence_mean" if average else "sum", False, fixed | averages)
 
 
 _RL, _ALIGNER = "reference_policy_kl_penalty", "ref_policy_kl_penalty"
 
-CONVENTIONS: dict[Trainer, Convention] = {
-    "paper": Convention("beta", "eta", None, "sum", True, {}),
-    "trl": Convention(
+CONVENTIONS: dict[TrainerName, TrainerConvention] = {
+    "paper": TrainerConvention("beta", "eta", None, "sum", True, {}),
+    "trl": TrainerConvention(
         "beta",
         "loss_weights[1]",
         "loss_weights[0]",
@@ -88,25 +88,27 @@ CONVENTIONS: dict[Trainer, Convention] = {
         False,
         {"loss_type": ["sigmoid", "sft"]},
     ),
-    "trl-rpo-alpha": Convention(
+    "trl-rpo-alpha": TrainerConvention(
         "beta", "rpo_alpha", None, "pooled_mean", False, {"loss_type": "sigmoid"}
     ),
-    "openrlhf": Convention("beta", "nll_loss_coef", None, "sequence_mean", False, {}),
-    "llama-factory": Convention(
+    "openrlhf": TrainerConvention("beta", "nll_loss_coef", None, "sequence_mean", False, {}),
+    "llama-factory": TrainerConvention(
         "pref_beta", "pref_ftx", None, "sequence_mean", False, {"pref_loss": "sigmoid"}
     ),
     "nemo-rl": _nemo(_RL, average=False),
     "nemo-rl-average": _nemo(_RL, average=True),
     "nemo-aligner": _nemo(_ALIGNER, average=False, preference_loss="dpo"),
     "nemo-aligner-average": _nemo(_ALIGNER, average=True, preference_loss="dpo"),
-    "axolotl": Convention("rl_beta", "rpo_alpha", None, "pooled_mean", False, {"rl": "dpo"}),
-    "ms-swift": Convention("beta", "rpo_alpha", None, "pooled_mean", False, {"rlhf_type": "dpo"}),
+    "axolotl": TrainerConvention("rl_beta", "rpo_alpha", None, "pooled_mean", False, {"rl": "dpo"}),
+    "ms-swift": TrainerConvention(
+        "beta", "rpo_alpha", None, "pooled_mean", False, {"rlhf_type": "dpo"}
+    ),
 }
 """How each trainer spells the loss."""
 
 
-def options_for(
-    trainer: Trainer, loss: RpoLoss, *, mean_tokens: float | None = None
+def to_trainer_options(
+    trainer: TrainerName, loss: RpoLoss, *, mean_tokens: float | None = None
 ) -> dict[str, Any]:
     r"""Options with which another trainer has the same loss.
 
@@ -129,7 +131,7 @@ def options_for(
         `liu:24`, eq. 4.8.
 
     Examples:
-        >>> options_for("llama-factory", RpoLoss(beta=0.1, eta=0.5), mean_tokens=100.0)
+        >>> to_trainer_options("llama-factory", RpoLoss(beta=0.1, eta=0.5), mean_tokens=100.0)
         {'pref_loss': 'sigmoid', 'pref_beta': 0.1, 'pref_ftx': 5.0}
     """
     convention = _convention(trainer)
@@ -148,20 +150,20 @@ def options_for(
     return options | {convention.factor: loss.factor, name: loss.factor * weight}
 
 
-def from_options(
-    trainer: Trainer,
+def from_trainer_options(
+    trainer: TrainerName,
     options: Mapping[str, Any],
     *,
     reduction: SftReduction | None = None,
     mean_tokens: float | None = None,
 ) -> RpoLoss:
-    r"""The loss that another trainer's options stand for, the inverse of :func:`options_for`.
+    r"""The loss that another trainer's options stand for, the inverse of :func:`to_trainer_options`.
 
     Args:
         trainer: which, a key of :data:`CONVENTIONS`.
         options: names and values; those that do not concern the loss are passed over.
         reduction: of the answer; None keeps the trainer's, so that the loss is exactly theirs.
-        mean_tokens: mean number of tokens of a chosen response, see :func:`options_for`.
+        mean_tokens: mean number of tokens of a chosen response, see :func:`to_trainer_options`.
 
     Returns:
         The loss in this package's words.
@@ -172,9 +174,9 @@ def from_options(
 
     Examples:
         >>> theirs = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.005], "beta": 0.01}
-        >>> from_options("trl", theirs)
+        >>> from_trainer_options("trl", theirs)
         RpoLoss(beta=0.01, eta=0.5, reduction='pooled_mean', factor=1.0)
-        >>> from_options("trl", theirs, reduction="sum", mean_tokens=200.0).eta
+        >>> from_trainer_options("trl", theirs, reduction="sum", mean_tokens=200.0).eta
         0.0025
     """
     convention = _convention(trainer)
@@ -191,7 +193,7 @@ def from_options(
     return found._replace(eta=eta, reduction=wanted)
 
 
-def _convention(trainer: Trainer) -> Convention:
+def _convention(trainer: TrainerName) -> TrainerConvention:
     if trainer not in CONVENTIONS:
         raise ValueError(f"`trainer` must be one of {', '.join(CONVENTIONS)}, got {trainer!r}")
     return CONVENTIONS[trainer]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from llm.data.preferences import Message
     from llm.evaluation.win_rates import Reward
-    from llm.inference.score import Score
+    from llm.inference.score import PairScore
 
 EXAMPLES = (
     "rpo evaluate --model policy --reference FOLDER --data rows.jsonl",
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print one JSON object."""
     from rpo.runtime.errors import UsageError, user_input
     from rpo.runtime.loading import prepare_file
-    from rpo_io.atomic import write_whole
-    from rpo_io.strict_json import to_json
+    from rpo_io.atomic import write_atomic
+    from rpo_io.strict_json import format_document
 
     if (args.data is None) == (args.judgments is None):
         raise UsageError("give either --data or --judgments")
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
         if args.out is not None:
             prepare_file(args.out)
         measured = _judged(args) if args.data is None else _measured(args)
-        content = to_json(measured)
+        content = format_document(measured).encode()
         if args.out is not None:
-            write_whole(args.out, content)
+            write_atomic(args.out, content)
     sys.stdout.write(content.decode())
     return 0
 
@@ -119,18 +119,18 @@ def load_reward(name: str) -> Reward:
     reward = getattr(module, function, None)
     if not callable(reward):
         raise ValueError(f"argument --reward: {path} has no function `{function}`")
-    return cast("Reward", reward)
+    return cast("RewardFunction", reward)
 
 
 def _judged(args: argparse.Namespace) -> dict[str, Any]:
     """Win rate by a judge's file."""
-    from llm.evaluation.judgments import read_judgments, tally
-    from llm.evaluation.win_rates import from_counts
+    from llm.evaluation.judgments import read_judgments, count_wins
+    from llm.evaluation.win_rates import win_rate_from_counts
 
-    counts = tally(read_judgments(args.judgments), args.model, args.reference)
+    counts = count_wins(read_judgments(args.judgments), args.model, args.reference)
     if counts.wins + counts.ties + counts.losses == 0:
         raise ValueError(f"{args.judgments}: the judge failed on every question")
-    comparison = from_counts(counts.wins, counts.ties, counts.losses, seed=args.seed)
+    comparison = win_rate_from_counts(counts.wins, counts.ties, counts.losses, seed=args.seed)
     return comparison._asdict() | counts._asdict()
 
 
@@ -138,7 +138,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     """Rewards, margins and theory on data, and the win rate under a reward if there is one."""
     from llm.config import ObjectiveConfig
     from llm.evaluation.metrics import preference_metrics
-    from llm.evaluation.win_rates import compare
+    from llm.evaluation.win_rates import compare_rewards
     from llm.precision import computing_in
 
     reward = None if args.reward is None else load_reward(args.reward)
@@ -148,7 +148,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         reference, others = _run_model(args, args.reference, reward)
         measured: dict[str, Any] = preference_metrics(config, policy, reference, seed=args.seed)
     if rewards is not None and others is not None:
-        comparison = compare(rewards, others, seed=args.seed)
+        comparison = compare_rewards(rewards, others, seed=args.seed)
         measured |= {
             "reward/model": float(rewards.mean()),
             "reward/reference": float(others.mean()),
@@ -158,19 +158,19 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_model(
-    args: argparse.Namespace, name: str, reward: Reward | None
-) -> tuple[list[Score], Any]:
+    args: argparse.Namespace, name: str, reward: RewardFunction | None
+) -> tuple[list[PairScore], Any]:
     """Scores of the data and rewards of replies; the model's memory is free afterwards."""
     from llm.evaluation.prompts import read_questions
-    from llm.evaluation.win_rates import rewards_of
-    from llm.inference.score import score
+    from llm.evaluation.win_rates import score_replies
+    from llm.inference.score import score_pairs
     from rpo.runtime.loading import decoding_from, load, read_pairs
     from rpo.runtime.progress import with_progress
 
     from .generate import answer
 
     model, tokenizer = load(name, args.tokenizer, args.dtype)
-    scores = score(
+    scores = score_pairs(
         model,
         read_pairs(args, model, tokenizer),
         batch_size=args.batch_size,
@@ -181,4 +181,4 @@ def _run_model(
     questions = read_questions(args.data)[: args.prompts]
     said = answer(model, tokenizer, questions, decoding_from(args), batch_size=args.batch_size)
     prompts: list[tuple[Message, ...]] = [question.turns[0] for question in questions]
-    return scores, rewards_of(reward, prompts, [one[0].text for one in said])
+    return scores, score_replies(reward, prompts, [one[0].text for one in said])

@@ -41,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise ValueError(f"argument --out: {args.out} exists already and is not empty")
         from llm.config import TrainConfig
-        from llm.hf.factory import make_model
+        from llm.hf.factory import build_model
         from llm.hf.io import export_model
         from llm.precision import computing_in
         from llm.train.checkpoint import Checkpoints
-        from llm.train.dataset import load_data
+        from llm.train.dataset import load_training_data
         from llm.train.run import Run
 
         config = read_config(args.run / "config.yaml", TrainConfig)
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         with computing_in(config.model.dtype):
             # A checkpoint is of its data too: both are read again, and must be the same.
             trained = Run(
-                config, load_data(config.data, config.model), make_model(config.model, config.mesh)
+                config,
+                load_training_data(config.data, config.model),
+                build_model(config.model, config.mesh),
             )
             checkpoints = Checkpoints(args.run / "checkpoints", keep, trained.fingerprint())
             if checkpoints.latest() is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm.evaluation.prompts import Answer, Question
-    from llm.inference.generate import Decoding
+    from llm.inference.generate import GenerationConfig
     from llm.models.decoder import Decoder
     from llm.text.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.errors import UsageError, user_input
     from rpo.runtime.loading import decoding_from, load, prepare_file
     from rpo.runtime.output import tell
-    from rpo_io.atomic import write_whole
+    from rpo_io.atomic import write_atomic
 
     if (args.data is None) != (args.out is None):
         raise UsageError("argument --out: goes with --data, and --data with it")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         if args.out is not None:
             prepare_file(args.out)
     from llm.data.preferences import Message
-    from llm.evaluation.prompts import Question, answers_file, read_questions
+    from llm.evaluation.prompts import Question, format_answers, read_questions
     from llm.precision import computing_in
 
     with user_input(), computing_in(args.dtype):
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             tell(args, said._asdict(), said.text + "\n")
             return 0
         name = args.name or Path(args.model).name
-        write_whole(args.out, answers_file(questions, answers, name))
+        write_atomic(args.out, format_answers(questions, answers, name))
     cut = sum(not one.finished for said in answers for one in said)
     text = (
         f"written to {args.out}: {len(answers):,} answers as {questions[0].kind}, "
@@ -114,7 +114,7 @@ def answer(
     model: Decoder,
     tokenizer: Tokenizer,
     questions: Sequence[Question],
-    decoding: Decoding,
+    decoding: GenerationConfig,
     *,
     batch_size: int,
 ) -> list[list[Answer]]:
@@ -135,10 +135,10 @@ def answer(
     """
     from llm.data.preferences import Message
     from llm.evaluation.prompts import Answer
-    from llm.inference.generate import generate
+    from llm.inference.generate import generate_tokens
     from rpo.runtime.progress import with_progress
 
-    room = model.architecture.max_positions - decoding.max_new_tokens
+    room = model.architecture.max_position_embeddings - decoding.max_new_tokens
     said: list[list[Answer]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         asked = [i for i, question in enumerate(questions) if turn < len(question.turns)]
@@ -153,7 +153,7 @@ def answer(
                     f"{questions[i].where}: the prompt has {len(prompts[-1])} tokens, but the "
                     f"model reads {room} before {decoding.max_new_tokens} new ones"
                 )
-        replies = generate(
+        replies = generate_tokens(
             model,
             prompts,
             decoding,

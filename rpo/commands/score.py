@@ -67,29 +67,29 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score every row, and say how many."""
+    """PairScore every row, and say how many."""
     from rpo.runtime.errors import user_input
     from rpo.runtime.loading import load, prepare_file, read_pairs
     from rpo.runtime.output import tell
     from rpo.runtime.progress import with_progress
-    from rpo_io.atomic import write_whole
+    from rpo_io.atomic import write_atomic
 
     with user_input():
         prepare_file(args.out)
-    from llm.inference.score import score
+    from llm.inference.score import score_pairs
     from llm.precision import computing_in
 
     with user_input(), computing_in(args.dtype):
         model, tokenizer = load(args.model, args.tokenizer, args.dtype)
         pairs = read_pairs(args, model, tokenizer)
-        scores = score(
+        scores = score_pairs(
             model,
             pairs,
             batch_size=args.batch_size,
             watch=lambda batches, total: with_progress(batches, total, "batches scored"),
         )
         lines = (json.dumps(one._asdict(), allow_nan=False) + "\n" for one in scores)
-        write_whole(args.out, "".join(lines).encode())
+        write_atomic(args.out, "".join(lines).encode())
     text = f"written to {args.out}: {len(scores):,} rows\n"
     tell(args, {"out": str(args.out), "rows": len(scores)}, text)
     return 0

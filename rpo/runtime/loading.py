@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm.data.pair_table import PairTable
-    from llm.inference.generate import Decoding
+    from llm.inference.generate import GenerationConfig
     from llm.models.decoder import Decoder
     from llm.text.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ def prepare_file(path: Path) -> None:
     prepare_folder(path.parent)
 
 
-def decoding_from(args: argparse.Namespace) -> Decoding:
+def decoding_from(args: argparse.Namespace) -> GenerationConfig:
     """How replies are chosen, as the options say.
 
     Args:
@@ -45,9 +45,9 @@ def decoding_from(args: argparse.Namespace) -> Decoding:
     Raises:
         ValueError: a value out of range.
     """
-    from llm.inference.generate import Decoding
+    from llm.inference.generate import GenerationConfig
 
-    return Decoding(
+    return GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -101,9 +101,9 @@ def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -
         OSError: the file cannot be read.
     """
     from llm.data.preferences import stream_preferences
-    from llm.text.tokenize import tokenize
+    from llm.text.tokenize import tokenize_rows
 
-    limit = model.architecture.max_positions
+    limit = model.architecture.max_position_embeddings
     length = min(LENGTH, limit) if args.max_length is None else args.max_length
     if length > limit:
         raise ValueError(
@@ -111,7 +111,7 @@ def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -
         )
     rows = stream_preferences(args.data, check_content=False)
     on_error = "skip" if args.skip_bad_rows else "raise"
-    data = tokenize(rows, tokenizer, max_length=length, on_error=on_error)
+    data = tokenize_rows(rows, tokenizer, max_length=length, on_error=on_error)
     for name, count in data.report.items():
         if count and name != "rows":
             sys.stderr.write(f"{name}: {count:,}\n")

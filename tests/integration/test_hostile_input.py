@@ -28,7 +28,7 @@ from pyarrow import parquet
 
 from llm.config import TrainConfig
 from llm.data import rows
-from llm.data.model_folder import LARGEST_JSON, file_of
+from llm.data.model_folder import MAX_JSON_BYTES, model_file
 from llm.data.rows import read_json_list, read_rows
 from llm.hf.io import CONFIG, TOKENIZER_FILES, export_model, load_model
 from llm.hf.safetensors import INDEX, SINGLE
@@ -54,10 +54,10 @@ HELLO = [{"role": "user", "content": "Hello"}]
 ROW = {"prompt": "q", "chosen": "yes", "rejected": "no"}
 SIZES: dict[str, Any] = {
     "vocab_size": 261,
-    "width": 8,
-    "hidden_units": 8,
-    "n_layers": 1,
-    "n_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
 }
 
 
@@ -282,9 +282,9 @@ def test_raises_on_what_is_no_file_in_a_model(model: Path) -> None:
         "vocab.json": "leads out",
     }.items():
         with pytest.raises(ValueError, match=rule):
-            file_of(model, name)
+            model_file(model, name)
     with open(model / CONFIG, "wb") as file:
-        file.truncate(LARGEST_JSON + 1)
+        file.truncate(MAX_JSON_BYTES + 1)
     with pytest.raises(ValueError, match="must have at most"):
         load_model(model)
 
@@ -294,7 +294,7 @@ def test_closed_form_links_within_a_model_and_into_the_cache_of_the_hub_are_foll
 ) -> None:
     (model / CONFIG).rename(model / "real.json")
     (model / CONFIG).symlink_to("real.json")
-    assert load_model(model).architecture.width == 8
+    assert load_model(model).architecture.hidden_size == 8
     snapshot = model.parent / "models--a--b" / "snapshots" / "0123"
     blobs = snapshot.parents[1] / "blobs"
     blobs.mkdir(parents=True)
@@ -302,7 +302,7 @@ def test_closed_form_links_within_a_model_and_into_the_cache_of_the_hub_are_foll
     for number, name in enumerate((CONFIG, SINGLE)):
         (blobs / str(number)).write_bytes((model / name).read_bytes())
         (snapshot / name).symlink_to(f"../../blobs/{number}")
-    assert load_model(snapshot).architecture.width == 8
+    assert load_model(snapshot).architecture.hidden_size == 8
 
 
 # Data and configurations

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from llm.data.packing import Shape, pack
+from llm.data.packing import BatchShape, pack
 from llm.data.preferences import PairTokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
@@ -19,17 +19,17 @@ from llm.precision import computing_in
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
-    "width": 16,
-    "hidden_units": 24,
-    "n_layers": 2,
-    "n_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
 }
 
 
 def products_of_a_gradient(dtype: str) -> list[str]:
     """The lines of the lowered program that multiply matrices."""
     pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
-    shape = Shape(rows=1, row_tokens=16, completions=8, longest=8)
+    shape = BatchShape(rows=1, row_tokens=16, completions=8, longest=8)
     with computing_in(dtype), jax.numpy_dtype_promotion("standard"):
         computed = jnp.dtype(dtype)
         model = Decoder(Architecture(**SIZES), rngs=nnx.Rngs(0), dtype=computed)

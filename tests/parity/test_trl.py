@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from llm.config import ObjectiveConfig
-from llm.data.packing import pack, smallest_shape
+from llm.data.packing import pack, required_shape
 from llm.data.preferences import PairTokens
 from llm.hf.io import load_model
 from llm.models.logprobs import response_log_probs
@@ -73,7 +73,7 @@ def random_model(folder: Path, seed: int) -> Path:
 
 def packed(pairs: list[PairTokens]) -> Batch:
     """All pairs in one row, prompts once."""
-    shape = smallest_shape(pairs, layout="shared", roles=2)
+    shape = required_shape(pairs, layout="shared", roles=2)
     return pack(pairs, layout="shared", roles=2, n_pairs=len(pairs), shape=shape)
 
 
@@ -204,14 +204,14 @@ def test_parity_of_a_real_model_on_real_pairs(
     method: str, tmp_path: Path, shared_data: Path
 ) -> None:
     from llm.data.preferences import read_preferences
-    from llm.text.tokenize import tokenize
+    from llm.text.tokenize import tokenize_rows
     from llm.text.tokenizer import load_tokenizer
 
     folder = Path(os.environ.get("RPO_SMOLLM2", ""))
     if not (folder / "config.json").exists():
         pytest.skip("needs RPO_SMOLLM2, the folder of a converted SmolLM2")
     rows = read_preferences(str(shared_data / "hh-harmless-test.jsonl.gz"), check_content=False)
-    tokens = tokenize(
+    tokens = tokenize_rows(
         rows[:20], load_tokenizer(str(folder)), max_length=REAL_LENGTH, on_error="skip"
     )
     pairs = list(tokens.pairs[:4])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SLOWEST = 60  # seconds a reader may take, on a busy machine
-SIZES: dict[str, Any] = {"vocab_size": 261, "width": 8, "hidden_units": 8}
+SIZES: dict[str, Any] = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 8}
 
 
 class Kind(NamedTuple):
@@ -67,12 +67,12 @@ def _store(folder: Path) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from bandits.study.records import Columns, Store
+    from bandits.study.records import TableBuilder, RecordStore
 
-    store = Store(folder, {"name": "damaged", "seeds": 400})
+    store = RecordStore(folder, {"name": "damaged", "seeds": 400})
     for number in range(2):
         if not store.is_finished() and not store.has_part(number):
-            columns = Columns(400)
+            columns = TableBuilder(400)
             columns.words("label", np.arange(400) % 2, ["rpo", "dpo"])
             columns.numbers("gap", np.random.default_rng(number).random(400))
             seconds = pa.table({"part": [number], "seconds": [0.5]})
@@ -117,7 +117,7 @@ def reference(folder: Path) -> Kind:
     import numpy as np
 
     from llm.hashing import weights_digest
-    from llm.train.reference_cache import Provenance, ReferenceCache, load, save
+    from llm.train.reference_cache import Provenance, ReferenceCache, load_cache, save_cache
 
     digests = dict.fromkeys(("weights", "tokenizer", "template", "data"), "ab" * 32)
     made_of = Provenance(
@@ -126,8 +126,8 @@ def reference(folder: Path) -> Kind:
     path = folder / "reference.safetensors"
     if not path.exists():
         values = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-        save(path, ReferenceCache(np.arange(200), values), made_of)
-    return Kind([path], lambda: weights_digest(load(path, made_of)._asdict()))
+        save_cache(path, ReferenceCache(np.arange(200), values), made_of)
+    return Kind([path], lambda: weights_digest(load_cache(path, made_of)._asdict()))
 
 
 def _model(folder: Path) -> Path:
@@ -138,7 +138,9 @@ def _model(folder: Path) -> Path:
     from llm.models.decoder import Decoder
 
     if not (folder / "model").exists():
-        decoder = Decoder(Architecture(**SIZES, n_layers=1, n_heads=2), rngs=nnx.Rngs(0))
+        decoder = Decoder(
+            Architecture(**SIZES, num_hidden_layers=1, num_attention_heads=2), rngs=nnx.Rngs(0)
+        )
         export_model(decoder, folder / "model")
     return folder / "model"
 
@@ -159,8 +161,8 @@ def foreign(folder: Path) -> Kind:
     from safetensors.numpy import load_file, save_file
 
     from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-    from llm.hf.factory import make_model
-    from llm.train.dataset import load_data
+    from llm.hf.factory import build_model
+    from llm.train.dataset import load_training_data
     from llm.train.run import Run
 
     model = _model(folder)
@@ -175,11 +177,11 @@ def foreign(folder: Path) -> Kind:
         data=DataConfig(train=str(rows), tokenizer="bytes", max_length=16),
         trainer=TrainerConfig(max_steps=1),
     )
-    data = load_data(config.data, config.model)
+    data = load_training_data(config.data, config.model)
     kept = folder / "fingerprint"
 
     def read() -> str:
-        found = Run(config, data, make_model(config.model, config.mesh)).fingerprint()
+        found = Run(config, data, build_model(config.model, config.mesh)).fingerprint()
         if kept.exists() and kept.read_text() != found:
             raise ValueError(f"{weights}: a checkpoint of another model")  # as Checkpoints says it
         kept.write_text(found)

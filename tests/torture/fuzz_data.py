@@ -32,7 +32,7 @@ STUDY = {
     "seeds": 2,
     "eta": [0.1, "tight"],
     "environments": ["named:four_arms", "design"],
-    "design": {"contexts": 2, "coverage": [1.0, 2.0]},
+    "design": {"contexts": 2, "target_coverage": [1.0, 2.0]},
     "quick": {"seeds": 1},
 }
 TRAINING = {
@@ -65,13 +65,13 @@ WINNERS = {"g1_winner": "model_1", "g2_winner": "tie"}
 def problem(folder: Path) -> Target:
     """Problem files of ``rpo solve``."""
     from rpo.solving.problem_files import from_document
-    from rpo_io.json_document import DocumentError, parse
+    from rpo_io.json_document import DocumentError, parse_document
 
     kinds = [{"kind": "tabular", "max": 2}, {"kind": "finite", "rewards": [[[0, 1, 2]] * 2]}]
     variants = [{"reward_class": kind, "baseline_policy": "chosen"} for kind in kinds]
     documents = [PROBLEM, *(PROBLEM | variant for variant in variants)]
     return Target(
-        lambda data: from_document(parse(data, name=NAME)),
+        lambda data: from_document(parse_document(data, name=NAME)),
         [json.dumps(document, indent=1).encode() for document in documents],
         lambda rng: mutations.to_bytes(mutations.mutate_document(rng, rng.choice(documents))),
         errors=(DocumentError,),
@@ -135,9 +135,9 @@ def _configuration(folder: Path, cls: type[Any], document: dict[str, Any]) -> Ta
 
 def study(folder: Path) -> Target:
     """Configurations of ``rpo study``."""
-    from bandits.study.config import Study
+    from bandits.study.config import StudyConfig
 
-    return _configuration(folder, Study, STUDY)
+    return _configuration(folder, StudyConfig, STUDY)
 
 
 def training(folder: Path) -> Target:
@@ -217,7 +217,7 @@ def parquet(folder: Path) -> Target:
 
 def judgments(folder: Path) -> Target:
     """Files of judges, of both kinds."""
-    from llm.evaluation.judgments import read_judgments, tally
+    from llm.evaluation.judgments import read_judgments, count_wins
 
     kinds = {".json": [ALPACA, ALPACA], ".jsonl": [MT_BENCH | WINNERS]}
 
@@ -225,7 +225,7 @@ def judgments(folder: Path) -> Target:
         path = folder / (NAME + (".json" if data[:1].isspace() or data[:1] == b"[" else ".jsonl"))
         path.write_bytes(data)
         verdicts = read_judgments(path)
-        tally(verdicts, verdicts[0].first, verdicts[0].second).win_rate()
+        count_wins(verdicts, verdicts[0].first, verdicts[0].second).win_rate()
 
     def spoil(rng: Random) -> bytes:
         kind = rng.choice(list(kinds))

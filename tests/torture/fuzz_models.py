@@ -158,7 +158,7 @@ def tokenizer_config(folder: Path) -> Target:
 
 def safetensors(folder: Path) -> Target:
     """Headers of weights."""
-    from llm.hf.safetensors import SINGLE, WeightFiles
+    from llm.hf.safetensors import SINGLE, SafetensorsReader
 
     home = folder / NAME
     home.mkdir(exist_ok=True)
@@ -169,7 +169,7 @@ def safetensors(folder: Path) -> Target:
 
     def feed(data: bytes) -> None:
         (home / SINGLE).write_bytes(data)
-        with WeightFiles(home) as files:
+        with SafetensorsReader(home) as files:
             for name in sorted(files.names()):
                 files.read(name, (2, 3))
                 files.read(name, (2, 3), (slice(1), slice(3)))
@@ -184,7 +184,7 @@ def safetensors(folder: Path) -> Target:
 def weight_index(folder: Path) -> Target:
     """``model.safetensors.index.json``."""
     weights = safetensors(folder)
-    from llm.hf.safetensors import INDEX, WeightFiles
+    from llm.hf.safetensors import INDEX, SafetensorsReader
 
     home = folder / NAME
     (home / "a.safetensors").write_bytes(weights.seeds[0])
@@ -192,7 +192,7 @@ def weight_index(folder: Path) -> Target:
 
     def feed(data: bytes) -> None:
         (home / INDEX).write_bytes(data)
-        with WeightFiles(home) as files:
+        with SafetensorsReader(home) as files:
             for name in files.names():
                 files.read(name, (2, 3))
 

@@ -26,12 +26,18 @@ import yaml
 MEBIBYTE = 2**20
 MOST_OF_A_STUDY = 2 * 2**30
 MOST_OF_DATA = 2 * 2**30
-METHODS = ("behaviour_cloning", "greedy_mle", "two_stage", "dpo")
+METHODS = ("behavior_cloning", "greedy_mle", "two_stage", "dpo")
 COMPARISONS = (10, 30, 100, 300, 1000)
 ACTIONS = 3
 LONG = 100_000
 WORDS = ("the", "of", "to", "and", "a", "in", "is", "it", "you", "that", "he", "was", "for", "on")
-ARCHITECTURE = {"vocab_size": 261, "width": 16, "hidden_units": 32, "n_layers": 1, "n_heads": 2}
+ARCHITECTURE = {
+    "vocab_size": 261,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 class Outcome(NamedTuple):
@@ -178,17 +184,17 @@ def stream(config: str) -> int:
     import numpy as np
 
     from llm.config import TrainConfig
-    from llm.data.loader import Schedule, batches_from
-    from llm.train.dataset import load_data
+    from llm.data.loader import BatchSampler, iterate_batches
+    from llm.train.dataset import load_training_data
     from rpo.runtime.config_files import read_config
 
     start = time.perf_counter()
     run = read_config(Path(config), TrainConfig, [])
-    loaded = load_data(run.data, run.model)
+    loaded = load_training_data(run.data, run.model)
     seconds = time.perf_counter() - start
-    schedule = Schedule(loaded.train, run.data.layout, run.trainer.per_device_train_batch_size)
+    schedule = BatchSampler(loaded.train, run.data.layout, run.trainer.per_device_train_batch_size)
     tokens = pairs = 0
-    for _, batch in batches_from(schedule, 0, schedule.steps_per_epoch):
+    for _, batch in iterate_batches(schedule, 0, schedule.steps_per_epoch):
         tokens += int(np.count_nonzero(batch.rows.segments))
         pairs += int(np.count_nonzero(batch.present))
     found = {"tokens": tokens, "pairs": pairs, "steps": schedule.steps_per_epoch}

@@ -9,7 +9,7 @@ import pytest
 
 from llm.attention.cudnn import attend_by_sequence, places
 from llm.attention.dispatch import visible
-from llm.data.packing import Layout, pack, rounded, smallest_shape
+from llm.data.packing import PackingMode, pack, required_shape, round_up_shape
 from llm.data.preferences import PairTokens
 from llm.types import Bounds, Rows
 
@@ -17,14 +17,14 @@ ROUNDING = 5e-6  # the library's softmax is one of float32, whatever the inputs
 HEADS, GROUPS, SIZE = 4, 2, 5
 
 
-def packed(layout: Layout, *, roles: int) -> Rows:
+def packed(layout: PackingMode, *, roles: int) -> Rows:
     """Three pairs of different lengths and one that is absent, with padding."""
     pairs = [
         PairTokens(tuple(range(p)), tuple(range(c)), tuple(range(j)), (1,) * b or None, row)
         for row, (p, c, j, b) in enumerate([(3, 2, 4, 2), (9, 14, 5, 3), (1, 1, 1, 0)])
     ]
     pairs = [pair if roles == 3 else pair._replace(baseline=None) for pair in pairs]
-    shape = rounded(smallest_shape(pairs, layout=layout, roles=roles))
+    shape = round_up_shape(required_shape(pairs, layout=layout, roles=roles))
     if layout == "separate":
         shape = type(shape)(**{**vars(shape), "rows": 4 * roles})
     return pack(pairs, layout=layout, roles=roles, n_pairs=4, shape=shape).rows
@@ -33,7 +33,7 @@ def packed(layout: Layout, *, roles: int) -> Rows:
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize(("layout", "roles"), [("shared", 2), ("shared", 3), ("separate", 2)])
 def test_gradient_and_values_are_those_of_attention_at_once(
-    layout: Layout, roles: int, window: int | None
+    layout: PackingMode, roles: int, window: int | None
 ) -> None:
     rows = packed(layout, roles=roles)
     rng, shape = np.random.default_rng(0), rows.tokens.shape

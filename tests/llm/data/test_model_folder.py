@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from llm.data.model_folder import file_of, read_bytes, read_json
+from llm.data.model_folder import model_file, read_bytes, read_json
 
 
 def test_roundtrip_an_object_and_bytes_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"é": [1, null]}', encoding="utf-8")
     assert read_json(tmp_path, "a.json") == {"é": [1, None]}
-    assert read_bytes(file_of(tmp_path, "a.json"), 17) == '{"é": [1, null]}'.encode()
+    assert read_bytes(model_file(tmp_path, "a.json"), 17) == '{"é": [1, null]}'.encode()
 
 
 @pytest.mark.parametrize(

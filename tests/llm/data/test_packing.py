@@ -12,15 +12,15 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.loader import Schedule, batches_from
+from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import (
-    Layout,
-    Shape,
+    BatchShape,
+    PackingMode,
     pack,
-    processed_tokens,
-    responses,
-    rounded,
-    smallest_shape,
+    packed_token_counts,
+    required_shape,
+    responses_by_role,
+    round_up_shape,
 )
 from llm.data.preferences import PairTokens
 from llm.models.architecture import Architecture
@@ -32,7 +32,12 @@ VOCABULARY = 13
 LONGEST = 12
 EXACT = 1e-10  # float64, sums in another order
 SMALL = Architecture(
-    vocab_size=VOCABULARY, width=8, hidden_units=16, n_layers=2, n_heads=2, n_kv_heads=1
+    vocab_size=VOCABULARY,
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
 )
 
 
@@ -50,9 +55,9 @@ def random_pairs(n: int, *, baseline: bool = False, seed: int = 0) -> list[PairT
     ]
 
 
-def packed(pairs: list[PairTokens], layout: Layout, roles: int = 2, spare: int = 0) -> Batch:
-    least = smallest_shape(pairs, layout=layout, roles=roles)
-    shape = Shape(
+def packed(pairs: list[PairTokens], layout: PackingMode, roles: int = 2, spare: int = 0) -> Batch:
+    least = required_shape(pairs, layout=layout, roles=roles)
+    shape = BatchShape(
         rows=least.rows + spare * roles,
         row_tokens=least.row_tokens + 3 * spare,
         completions=least.completions + 5 * spare,
@@ -85,11 +90,13 @@ def decoder() -> Decoder:
 
 @pytest.mark.parametrize("layout", ["separate", "shared"])
 @pytest.mark.parametrize("roles", [2, 3])
-def test_parity_with_every_sequence_alone(decoder: Decoder, layout: Layout, roles: int) -> None:
+def test_parity_with_every_sequence_alone(
+    decoder: Decoder, layout: PackingMode, roles: int
+) -> None:
     pairs = random_pairs(4, baseline=roles == 3)
     found = response_log_probs(decoder, packed(pairs, layout, roles, spare=2))
     for number, pair in enumerate(pairs):
-        expected = [by_hand(decoder, pair, each) for each in responses(pair, roles)]
+        expected = [by_hand(decoder, pair, each) for each in responses_by_role(pair, roles)]
         np.testing.assert_allclose(found[number], expected, rtol=EXACT, err_msg=str(number))
     np.testing.assert_array_equal(found[len(pairs) :], 0.0)
 
@@ -129,7 +136,7 @@ def test_closed_form_a_shared_row_reads_rejected_from_the_end_of_the_prompt() ->
 
 def test_raises_what_does_not_fit_is_refused() -> None:
     pairs = random_pairs(2)
-    least = smallest_shape(pairs, layout="shared", roles=2)
+    least = required_shape(pairs, layout="shared", roles=2)
     tight = dataclasses.replace(least, row_tokens=least.row_tokens - 1)
     with pytest.raises(ValueError, match="`shape` must hold 2 pairs"):
         pack(pairs, layout="shared", roles=2, n_pairs=2, shape=tight)
@@ -139,7 +146,7 @@ def test_raises_what_does_not_fit_is_refused() -> None:
 
 @given(st.integers(1, 10**6))
 def test_property_rounding_up_wastes_a_64th_at_most(size: int) -> None:
-    up = rounded(Shape(rows=1, row_tokens=size, completions=1, longest=1)).row_tokens
+    up = round_up_shape(BatchShape(rows=1, row_tokens=size, completions=1, longest=1)).row_tokens
     assert size <= up <= max(size * (1 + 1 / 64), size + 64)
 
 
@@ -153,7 +160,7 @@ def test_property_rounding_up_wastes_a_64th_at_most(size: int) -> None:
 def test_property_every_pair_is_in_one_step_of_an_epoch(
     n: int, per_part: int, accumulation: int, seed: int | None
 ) -> None:
-    schedule = Schedule(random_pairs(n), "shared", per_part, accumulation, seed)
+    schedule = BatchSampler(random_pairs(n), "shared", per_part, accumulation, seed)
     for epoch in range(2):
         steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
         rows = np.concatenate([schedule.batch(step).row_ids.ravel() for step in steps])
@@ -162,8 +169,8 @@ def test_property_every_pair_is_in_one_step_of_an_epoch(
 
 def test_roundtrip_steps_do_not_depend_on_where_the_reading_began() -> None:
     pairs = random_pairs(23)
-    whole = dict(batches_from(Schedule(pairs, "shared", 2, 2, 3), 0, 14))
-    later = dict(batches_from(Schedule(pairs, "shared", 2, 2, 3), 8, 14))
+    whole = dict(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 3), 0, 14))
+    later = dict(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 3), 8, 14))
     assert sorted(whole) == list(range(14))
     for step, batch in later.items():
         jax.tree.map(np.testing.assert_array_equal, batch, whole[step])
@@ -179,7 +186,7 @@ def test_closed_form_steps_are_balanced_in_tokens() -> None:
         )
         for row in range(512)
     ]
-    schedule = Schedule(pairs, "shared", 8, 1, 0)
-    sizes = processed_tokens(pairs, layout="shared", roles=2)
-    tokens = [sizes[schedule.members(k)].sum() for k in range(64)]
+    schedule = BatchSampler(pairs, "shared", 8, 1, 0)
+    sizes = packed_token_counts(pairs, layout="shared", roles=2)
+    tokens = [sizes[schedule.pair_indices(k)].sum() for k in range(64)]
     assert max(tokens) - min(tokens) < 0.05 * np.mean(tokens)

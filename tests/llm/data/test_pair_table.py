@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.pair_table import PairTable, as_table
+from llm.data.pair_table import PairTable, as_pair_table
 from llm.data.preferences import PairTokens
 
 tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
@@ -27,26 +27,26 @@ pairs = st.builds(
 @settings(max_examples=50, deadline=None)
 @given(st.lists(pairs, max_size=8), st.integers(-9, 9), st.integers(-9, 9))
 def test_roundtrip_pairs_come_back_as_they_were(rows: list[PairTokens], a: int, b: int) -> None:
-    table = PairTable.of(iter(rows))
+    table = PairTable.from_pairs(iter(rows))
     assert len(table) == len(rows)
     assert list(table) == rows
     assert list(table[a:b]) == rows[a:b]
     assert [table[place] for place in range(-len(rows), 0)] == rows
-    assert as_table(table) is table
-    assert list(as_table(rows)) == rows
+    assert as_pair_table(table) is table
+    assert list(as_pair_table(rows)) == rows
 
 
 def test_closed_form_places_and_masks_take_the_same_pairs_in_their_order() -> None:
     rows = [PairTokens((row,) * (row + 1), (1,), (2,), None, 10 * row) for row in range(5)]
-    table = PairTable.of(rows)
-    assert list(table.taken(np.array([3, 0]))) == [rows[3], rows[0]]
-    assert list(table.taken(table.rows > 20)) == rows[3:]
-    assert list(table.taken(np.array([4, 1])).taken(np.array([1]))) == [rows[1]]
+    table = PairTable.from_pairs(rows)
+    assert list(table.select(np.array([3, 0]))) == [rows[3], rows[0]]
+    assert list(table.select(table.rows > 20)) == rows[3:]
+    assert list(table.select(np.array([4, 1])).select(np.array([1]))) == [rows[1]]
 
 
 def test_closed_form_lengths_rows_and_reference_are_those_of_the_pairs() -> None:
     one = PairTokens((1, 2, 3), (4,), (5, 6), None, 7, (-1.0, -2.0))
-    table = PairTable.of([one, one._replace(baseline=(8,), reference=None, row=9)])
+    table = PairTable.from_pairs([one, one._replace(baseline=(8,), reference=None, row=9)])
     assert table.lengths.tolist() == [[3, 1, 2, 0], [3, 1, 2, 1]]
     assert table.rows.tolist() == [7, 9]
     np.testing.assert_array_equal(table.reference, [[-1.0, -2.0, np.nan], [np.nan] * 3])
@@ -56,7 +56,7 @@ def test_extreme_a_pair_takes_little_more_than_its_tokens() -> None:
     """Four bytes a token; of a pair sixty, and what arrays keep free to grow into."""
     count, size = 20_000, 30
     tracemalloc.start()
-    table = PairTable.of(
+    table = PairTable.from_pairs(
         PairTokens((row,) * 10, (row,) * 10, (row,) * 10, None, row) for row in range(count)
     )
     held, _ = tracemalloc.get_traced_memory()

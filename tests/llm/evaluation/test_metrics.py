@@ -11,13 +11,21 @@ import pytest
 from llm.config import ObjectiveConfig
 from llm.data.preferences import Message
 from llm.evaluation.metrics import preference_metrics
-from llm.evaluation.win_rates import compare, from_counts, interval_of_mean, rewards_of
-from llm.inference.score import Score
+from llm.evaluation.win_rates import compare_rewards, win_rate_from_counts, bootstrap_mean_interval, score_replies
+from llm.inference.score import PairScore
 
 ROUNDING = 1e-12  # float64
 SAMPLING = 0.03  # of quantiles of 10,000 draws or of 1,000, relative to a standard error
-POLICY = [Score(0, -4.0, -9.0, 3, 4), Score(5, -7.0, -2.0, 2, 2), Score(6, -1.0, -1.5, 1, 1)]
-REFERENCE = [Score(0, -5.0, -8.0, 3, 4), Score(5, -6.0, -2.5, 2, 2), Score(6, -1.0, -1.5, 1, 1)]
+POLICY = [
+    PairScore(0, -4.0, -9.0, 3, 4),
+    PairScore(5, -7.0, -2.0, 2, 2),
+    PairScore(6, -1.0, -1.5, 1, 1),
+]
+REFERENCE = [
+    PairScore(0, -5.0, -8.0, 3, 4),
+    PairScore(5, -6.0, -2.5, 2, 2),
+    PairScore(6, -1.0, -1.5, 1, 1),
+]
 CONFIG = ObjectiveConfig(beta=0.1, eta=0.5)
 WORDS = [(Message("user", "Say something."),)] * 2
 
@@ -42,59 +50,59 @@ def test_closed_form_metrics_are_means_over_the_rows() -> None:
         assert measured[name] == pytest.approx(value, abs=ROUNDING), name
     assert math.isfinite(measured["theory/adversarial_value"])
     ends = (measured["rewards/margins_lower"], measured["rewards/margins_upper"])
-    assert ends == pytest.approx(interval_of_mean(margins, seed=0), abs=ROUNDING)
+    assert ends == pytest.approx(bootstrap_mean_interval(margins, seed=0), abs=ROUNDING)
     assert ends[0] <= margins.mean() <= ends[1]
     assert measured["rewards/accuracies_lower"] == 0.0
 
 
 def test_closed_form_a_tie_is_half_a_win() -> None:
-    comparison = compare(np.array([1.0, 2.0, 0.0, 3.0]), np.array([0.0, 2.0, 1.0, -1.0]))
+    comparison = compare_rewards(np.array([1.0, 2.0, 0.0, 3.0]), np.array([0.0, 2.0, 1.0, -1.0]))
     assert comparison[:4] == (2, 1, 1, 0.625)
-    swapped = compare(np.array([0.0, 2.0, 1.0, -1.0]), np.array([1.0, 2.0, 0.0, 3.0]))
+    swapped = compare_rewards(np.array([0.0, 2.0, 1.0, -1.0]), np.array([1.0, 2.0, 0.0, 3.0]))
     assert swapped[:4] == (1, 1, 2, 0.375)
 
 
 def test_limit_many_prompts_have_the_normal_interval() -> None:
     wins, ties, losses = 300, 200, 500
-    got = from_counts(wins, ties, losses)
+    got = win_rate_from_counts(wins, ties, losses)
     second_moment = (wins + ties / 4) / 1000
     error = math.sqrt((second_moment - got.win_rate**2) / 1000)
     assert abs(got.lower - (got.win_rate - 1.96 * error)) < 3 * SAMPLING * error
     assert abs(got.upper - (got.win_rate + 1.96 * error)) < 3 * SAMPLING * error
     values = np.repeat([1.0, 0.5, 0.0], [wins, ties, losses])
     # A tenth of the draws: their quantiles are the noisier.
-    np.testing.assert_allclose(interval_of_mean(values), got[4:], atol=10 * SAMPLING * error)
+    np.testing.assert_allclose(bootstrap_mean_interval(values), got[4:], atol=10 * SAMPLING * error)
 
 
 def test_property_intervals_follow_from_the_seed() -> None:
-    assert from_counts(5, 1, 7, seed=3) == from_counts(5, 1, 7, seed=3)
+    assert win_rate_from_counts(5, 1, 7, seed=3) == win_rate_from_counts(5, 1, 7, seed=3)
     values = np.arange(9.0) ** 2
-    assert interval_of_mean(values, seed=1) == interval_of_mean(values, seed=1)
-    assert interval_of_mean(values, seed=1) != interval_of_mean(values, seed=2)
+    assert bootstrap_mean_interval(values, seed=1) == bootstrap_mean_interval(values, seed=1)
+    assert bootstrap_mean_interval(values, seed=1) != bootstrap_mean_interval(values, seed=2)
 
 
 def test_closed_form_rewards_see_the_prompt_and_the_reply() -> None:
     def reward(prompt: Any, reply: str) -> int:
         return len(prompt[-1].content) + reply.count("!")
 
-    np.testing.assert_array_equal(rewards_of(reward, WORDS, ["a!", "b!!"]), [15.0, 16.0])
+    np.testing.assert_array_equal(score_replies(reward, WORDS, ["a!", "b!!"]), [15.0, 16.0])
 
 
 @pytest.mark.parametrize("value", [None, "high", float("nan"), float("inf")])
 def test_raises_for_a_reward_that_is_no_finite_number(value: Any) -> None:
     with pytest.raises(ValueError, match="prompt 1 must be a finite number"):
-        rewards_of(lambda prompt, reply: 1.0 if reply == "a" else value, WORDS, ["a", "b"])
+        score_replies(lambda prompt, reply: 1.0 if reply == "a" else value, WORDS, ["a", "b"])
 
 
 def test_raises_where_there_is_nothing_to_measure() -> None:
     with pytest.raises(ValueError, match="rows to measure"):
         preference_metrics(CONFIG, [], [])
     with pytest.raises(ValueError, match="prompts to compare"):
-        compare(np.zeros(0), np.zeros(0))
+        compare_rewards(np.zeros(0), np.zeros(0))
     with pytest.raises(ValueError, match="a win, a tie or a loss"):
-        from_counts(0, 0, 0)
+        win_rate_from_counts(0, 0, 0)
     with pytest.raises(ValueError, match="must be finite, got nan for prompt 1"):
-        compare(np.zeros(2), np.array([0.0, np.nan]))
+        compare_rewards(np.zeros(2), np.array([0.0, np.nan]))
 
 
 @pytest.mark.parametrize("change", [{"row": 1}, {"chosen_tokens": 2}])

@@ -12,15 +12,15 @@ import pytest
 from flax import nnx
 
 from llm.config import ModelConfig
-from llm.hf.factory import architecture_of, shapes_of
+from llm.hf.factory import abstract_model, resolve_architecture
 from llm.models.architecture import Architecture
 
 SIZES: dict[str, Any] = {
     "vocab_size": 11,
-    "width": 8,
-    "hidden_units": 12,
-    "n_layers": 2,
-    "n_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
 }
 FILE = {
     "model_type": "llama",
@@ -35,23 +35,23 @@ FILE = {
 def test_parity_an_architecture_comes_from_the_configuration_or_the_models_own_file(
     tmp_path: Path,
 ) -> None:
-    assert architecture_of(ModelConfig(architecture=SIZES)) == Architecture(**SIZES)
+    assert resolve_architecture(ModelConfig(architecture=SIZES)) == Architecture(**SIZES)
     (tmp_path / "config.json").write_text(json.dumps(FILE))
-    read = architecture_of(ModelConfig(path=str(tmp_path)))
+    read = resolve_architecture(ModelConfig(path=str(tmp_path)))
     assert {name: getattr(read, name) for name in SIZES} == SIZES
 
 
-@pytest.mark.parametrize("make", [architecture_of, shapes_of])
+@pytest.mark.parametrize("make", [resolve_architecture, abstract_model])
 def test_raises_an_architecture_that_cannot_be_is_named_by_its_key(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"architecture`: `width` must be positive, got 0$"):
-        make(ModelConfig(architecture={**SIZES, "width": 0}))
+    with pytest.raises(ValueError, match=r"architecture`: `hidden_size` must be positive, got 0$"):
+        make(ModelConfig(architecture={**SIZES, "hidden_size": 0}))
     with pytest.raises(ValueError, match=r"^`model.architecture`: .*'depth'"):
         make(ModelConfig(architecture={**SIZES, "depth": 2}))
 
 
 def test_closed_form_shapes_are_those_of_the_parameters_and_adapters_and_hold_no_numbers() -> None:
     asked = ModelConfig(architecture=SIZES, param_dtype="bfloat16", lora_r=3)
-    state: Any = nnx.state(shapes_of(asked))
+    state: Any = nnx.state(abstract_model(asked))
     leaves = jax.tree.leaves(state)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     up = state["layers"]["up"]

@@ -19,20 +19,20 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import llm.hf.io
-from llm.data.model_folder import find_model
+from llm.data.model_folder import resolve_model_folder
 from llm.hf.io import CONFIG, export_model, load_model, read_architecture, read_parameters
-from llm.hf.safetensors import INDEX, SINGLE, write_weights
+from llm.hf.safetensors import INDEX, SINGLE, write_safetensors
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora, merge
 
 SMALL = Architecture(
     vocab_size=11,
-    width=8,
-    hidden_units=12,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
     eos_token_id=2,
 )
 FIRST = "model.layers.0.self_attn.q_proj.weight"
@@ -87,7 +87,7 @@ def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, fold
         "model.norm.weight": decoder.norm.weight[...],
         "lm_head.weight": decoder.output[...],
     }
-    for layer in range(SMALL.n_layers):
+    for layer in range(SMALL.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         for theirs, ours in KERNELS.items():
             expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).kernel[layer].T
@@ -290,7 +290,7 @@ def test_raises_and_leaves_nothing_when_writing_fails(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(llm.hf.io, "write_weights", full)
+    monkeypatch.setattr(llm.hf.io, "write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         export_model(decoder, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -323,7 +323,7 @@ def _equal(first: Decoder, second: Decoder) -> bool:
 def test_roundtrip_architecture_and_parameters_are_read_apart(
     decoder: Decoder, folder: Path
 ) -> None:
-    assert find_model(folder) == folder
+    assert resolve_model_folder(folder) == folder
     assert read_architecture(folder) == SMALL
     expected = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
     found = list(read_parameters(folder, SMALL, expected))
@@ -341,7 +341,7 @@ def test_closed_form_weights_are_dealt_into_files_no_fuller_than_asked(tmp_path:
     entries = {"a": 3, "b": 2, "c": 9, "d": 1}
     tensors = {name: np.full(size, size, np.float32) for name, size in entries.items()}
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-    write_weights(tmp_path, sizes, tensors.__getitem__, max_file_bytes=20)
+    write_safetensors(tmp_path, sizes, tensors.__getitem__, max_file_bytes=20)
     groups = [["a", "b"], ["c"], ["d"]]  # the third is too large for any file, and has its own
     for number, names in enumerate(groups, start=1):
         found = load_file(tmp_path / f"model-{number:05d}-of-00003.safetensors")

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from llm.inference import generate as module
-from llm.inference.generate import Decoding, Reply, choose, generate
+from llm.inference.generate import GeneratedTokens, GenerationConfig, generate_tokens, sample_tokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.types import Rows
@@ -20,13 +20,13 @@ from llm.types import Rows
 # Gemma's switches: a window, soft caps, tied and scaled embeddings.
 SMALL = Architecture(
     vocab_size=12,
-    width=8,
-    hidden_units=12,
-    n_layers=2,
-    n_heads=2,
-    tied_embeddings=True,
-    logit_soft_cap=2.0,
-    window=3,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    tie_word_embeddings=True,
+    final_logit_softcapping=2.0,
+    sliding_window=3,
     local_layers=(True, False),
 )
 PROMPTS: list[list[int]] = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9], [3, 2]]
@@ -56,14 +56,14 @@ def read(decoder: Decoder, rows: Rows) -> jax.Array:
     return decoder.hidden_states(rows)
 
 
-def greedy(decoder: Decoder, prompt: Sequence[int], n: int, ends: Iterable[int]) -> Reply:
+def greedy(decoder: Decoder, prompt: Sequence[int], n: int, ends: Iterable[int]) -> GeneratedTokens:
     said: list[int] = []
     while len(said) < n:
         token = int(next_logits(decoder, [*prompt, *said]).argmax())
         if token in ends:
-            return Reply(tuple(said), True)
+            return GeneratedTokens(tuple(said), True)
         said.append(token)
-    return Reply(tuple(said), False)
+    return GeneratedTokens(tuple(said), False)
 
 
 def test_parity_greedy_replies_are_those_of_a_model_that_reads_anew(decoder: Decoder) -> None:
@@ -72,22 +72,22 @@ def test_parity_greedy_replies_are_those_of_a_model_that_reads_anew(decoder: Dec
     ends = {free[0].tokens[2], free[1].tokens[0]}
     expected = [greedy(decoder, prompt, 6, ends) for prompt in PROMPTS]
     assert len({len(reply.tokens) for reply in expected}) >= 2
-    decoding = Decoding(max_new_tokens=6)
-    assert generate(decoder, PROMPTS, decoding, end_ids=(), batch_size=2) == free
-    assert generate(decoder, PROMPTS, decoding, end_ids=ends, batch_size=2) == expected
+    decoding = GenerationConfig(max_new_tokens=6)
+    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=(), batch_size=2) == free
+    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=ends, batch_size=2) == expected
 
 
 def test_property_a_sample_does_not_depend_on_its_batch(decoder: Decoder) -> None:
-    decoding = Decoding(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=4)
-    together = generate(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=5)
-    assert generate(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
-    assert generate(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
+    decoding = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=4)
+    together = generate_tokens(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=5)
+    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
+    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
 
 
 def test_property_equal_prompts_and_other_seeds_are_answered_differently(decoder: Decoder) -> None:
-    def draw(seed: int) -> list[Reply]:
-        decoding = Decoding(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=seed)
-        return generate(decoder, [[1, 2]] * 5, decoding, end_ids=(0,))
+    def draw(seed: int) -> list[GeneratedTokens]:
+        decoding = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=seed)
+        return generate_tokens(decoder, [[1, 2]] * 5, decoding, end_ids=(0,))
 
     assert len({*draw(0), *draw(1)}) > 5
 
@@ -104,7 +104,7 @@ def test_closed_form_tokens_are_drawn_from_the_tempered_nucleus() -> None:
     law = np.where(inside, shares, 0) / shares[inside].sum()
     keys = jax.random.split(jax.random.key(0), N_DRAWS)
     rows = jnp.broadcast_to(jnp.asarray(logits), (N_DRAWS, 5))
-    drawn = np.asarray(choose(rows, keys, jnp.float32(temperature), jnp.float32(top_p)))
+    drawn = np.asarray(sample_tokens(rows, keys, jnp.float32(temperature), jnp.float32(top_p)))
     frequencies = np.bincount(drawn, minlength=5) / N_DRAWS
     assert (frequencies[~inside] == 0).all()
     assert np.abs(frequencies - law).max() < FIVE_SIGMA
@@ -114,21 +114,21 @@ def test_limit_a_small_nucleus_is_greedy_and_a_whole_one_keeps_every_token() -> 
     logits = jnp.tile(jnp.log(jnp.array([[0.25, 0.3, 0.45]])), (200, 1))
     keys = jax.random.split(jax.random.key(1), 200)
     one, tiny, whole = (jnp.float32(value) for value in (1.0, 1e-6, 1.0))
-    assert set(np.asarray(choose(logits, keys, one, tiny)).tolist()) == {2}
-    assert set(np.asarray(choose(logits, keys, one, whole)).tolist()) == {0, 1, 2}
+    assert set(np.asarray(sample_tokens(logits, keys, one, tiny)).tolist()) == {2}
+    assert set(np.asarray(sample_tokens(logits, keys, one, whole)).tolist()) == {0, 1, 2}
 
 
 def test_limit_no_prompts_no_replies(decoder: Decoder) -> None:
-    assert generate(decoder, [], Decoding(), end_ids=()) == []
+    assert generate_tokens(decoder, [], GenerationConfig(), end_ids=()) == []
 
 
 def test_compiles_once_for_all_batches_seeds_and_temperatures(decoder: Decoder) -> None:
     decoding: dict[str, Any] = {"max_new_tokens": 6, "top_p": 0.5}
-    answer: Any = module._answer
+    answer: Any = module._generate_batch
     before = None
     for seed, temperature in ((0, 0.5), (7, 1.5)):
-        choice = Decoding(seed=seed, temperature=temperature, **decoding)
-        generate(decoder, PROMPTS, choice, end_ids=(0,), batch_size=2)
+        choice = GenerationConfig(seed=seed, temperature=temperature, **decoding)
+        generate_tokens(decoder, PROMPTS, choice, end_ids=(0,), batch_size=2)
         size = answer._cache_size()
         assert size == (before or size)
         before = size
@@ -142,8 +142,8 @@ def test_extreme_bfloat16_and_a_watched_run() -> None:
         seen.append(total)
         return batches
 
-    decoding = Decoding(max_new_tokens=3)
-    replies = generate(small, PROMPTS, decoding, end_ids=(), batch_size=2, watch=watch)
+    decoding = GenerationConfig(max_new_tokens=3)
+    replies = generate_tokens(small, PROMPTS, decoding, end_ids=(), batch_size=2, watch=watch)
     assert [len(reply.tokens) for reply in replies] == [3] * 5
     assert seen == [3]
 
@@ -161,7 +161,7 @@ def test_extreme_bfloat16_and_a_watched_run() -> None:
 )
 def test_raises_for_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Decoding(**options)
+        GenerationConfig(**options)
 
 
 @pytest.mark.parametrize(
@@ -176,4 +176,4 @@ def test_raises_for_prompts_that_cannot_be_read(
     prompts: list[list[int]], message: str, decoder: Decoder
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        generate(decoder, prompts, Decoding(), end_ids=())
+        generate_tokens(decoder, prompts, GenerationConfig(), end_ids=())

@@ -12,12 +12,14 @@ import pytest
 from flax import nnx
 
 from llm.data.preferences import PairTokens
-from llm.inference.score import Score, score
+from llm.inference.score import PairScore, score_pairs
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.types import Rows
 
-SMALL = Architecture(vocab_size=12, width=8, hidden_units=12, n_layers=1, n_heads=2)
+SMALL = Architecture(
+    vocab_size=12, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2
+)
 SAME_SUMS = 1e-12  # the same sums in another order, relative, float64
 PAIRS = [
     PairTokens((3, 1, 4), (1, 5, 0), (9, 0), None, 7),
@@ -57,7 +59,7 @@ def test_closed_form_scores_are_sums_over_tokens_in_the_order_of_the_pairs(
         seen.append(total)
         return batches
 
-    scores = score(decoder, PAIRS, batch_size=2, watch=watch)
+    scores = score_pairs(decoder, PAIRS, batch_size=2, watch=watch)
     assert seen == [2]
     assert [one.row for one in scores] == [7, 2, 3]
     assert [one[3:] for one in scores] == [(3, 2), (1, 5), (3, 3)]
@@ -67,28 +69,28 @@ def test_closed_form_scores_are_sums_over_tokens_in_the_order_of_the_pairs(
 
 
 def test_parity_both_layouts_give_the_same_scores(decoder: Decoder) -> None:
-    shared = score(decoder, PAIRS, batch_size=2)
-    separate = score(decoder, PAIRS, batch_size=2, layout="separate")
+    shared = score_pairs(decoder, PAIRS, batch_size=2)
+    separate = score_pairs(decoder, PAIRS, batch_size=2, layout="separate")
     np.testing.assert_allclose(shared, separate, rtol=SAME_SUMS)
 
 
 def test_limit_no_pairs_no_scores(decoder: Decoder) -> None:
-    assert score(decoder, []) == []
+    assert score_pairs(decoder, []) == []
 
 
 def test_raises_for_rows_that_cannot_be_told_apart_and_weights_that_are_damaged(
     decoder: Decoder,
 ) -> None:
     with pytest.raises(ValueError, match="two of the same"):
-        score(decoder, [PAIRS[0], PAIRS[0]])
+        score_pairs(decoder, [PAIRS[0], PAIRS[0]])
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
-        score(decoder, PAIRS, batch_size=0)
+        score_pairs(decoder, PAIRS, batch_size=0)
     damaged = nnx.clone(decoder)
     damaged.embedding[...] = damaged.embedding[...].at[2].set(jnp.nan)
     with pytest.raises(ValueError, match=r"row 2, counted from 0: .* not finite"):
-        score(damaged, PAIRS[1:2], batch_size=2)
+        score_pairs(damaged, PAIRS[1:2], batch_size=2)
 
 
 def test_roundtrip_scores_have_the_names_of_the_file() -> None:
     names = ("row", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens")
-    assert Score._fields == names
+    assert PairScore._fields == names

@@ -21,11 +21,11 @@ import numpy as np
 from flax import nnx
 
 from llm.config import MeshConfig, ModelConfig, ObjectiveConfig
-from llm.data.loader import Schedule
+from llm.data.loader import BatchSampler
 from llm.data.preferences import PairTokens
 from llm.hf import factory
 from llm.hf.io import export_model
-from llm.hf.safetensors import WeightFiles
+from llm.hf.safetensors import SafetensorsReader
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora, trainable_filter
@@ -40,8 +40,8 @@ MESHES = {
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 MODELS: dict[str, dict[str, Any]] = {
-    "tied": {"tied_embeddings": True, "query_key_norm": True},
-    "untied": {"qkv_bias": True, "output_bias": True, "logit_soft_cap": 3.0},
+    "tied": {"tie_word_embeddings": True, "qk_norm": True},
+    "untied": {"qkv_bias": True, "o_proj_bias": True, "final_logit_softcapping": 3.0},
     "adapters": {},
     "plain": {},
     "indivisible vocabulary": {"vocab_size": 33},
@@ -62,8 +62,15 @@ def make_pairs() -> list[PairTokens]:
 
 def make_model(name: str) -> Decoder:
     """A tiny decoder in float64."""
-    sizes: dict[str, Any] = {"vocab_size": 32, "width": 16, "hidden_units": 24, "n_layers": 2}
-    architecture = Architecture(**{**sizes, "n_heads": 4, "n_kv_heads": 2, **MODELS[name]})
+    sizes: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+    }
+    architecture = Architecture(
+        **{**sizes, "num_attention_heads": 4, "num_key_value_heads": 2, **MODELS[name]}
+    )
     model = Decoder(architecture, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
     if name == "adapters":
         add_lora(model, rank=4, alpha=8.0, target_modules="all-linear", rngs=nnx.Rngs(1))
@@ -81,7 +88,7 @@ def with_reference(batch: Batch) -> Batch:
 def on_one(model: Decoder, pairs: list[PairTokens]) -> tuple[Any, Any]:
     """Gradient and metrics of all pairs at once on one device."""
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-    batch = with_reference(Schedule(pairs, "shared", N_PAIRS).batch(0))
+    batch = with_reference(BatchSampler(pairs, "shared", N_PAIRS).batch(0))
     step = partial(gradients, graphdef, config=OBJECTIVE)
     return jax.jit(step)(trainable, frozen, batch)
 
@@ -90,13 +97,13 @@ def on_mesh(model: Decoder, pairs: list[PairTokens], sizes: Mapping[str, int]) -
     """The same, of one pair a device and a part."""
     shards = sizes["data"] * sizes["fsdp"]
     a = model.architecture
-    heads = (a.n_heads, a.n_kv_heads)
-    layout = make_layout(sizes, nnx.state(model), head_counts=heads, width=a.width)
+    heads = (a.num_attention_heads, a.num_key_value_heads)
+    layout = make_layout(sizes, nnx.state(model), head_counts=heads, width=a.hidden_size)
     devices = Devices(make_mesh(sizes, jax.devices()), layout)
     model.layout = layout
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     model.layout = None
-    dealt = devices.dealt(Schedule(pairs, "shared", 1, accumulation=N_PAIRS).batch(0))
+    dealt = devices.dealt(BatchSampler(pairs, "shared", 1, accumulation_steps=N_PAIRS).batch(0))
     assert dealt.lengths.shape[:2] == (N_PAIRS // shards, shards)
     step = partial(gradients, graphdef, config=OBJECTIVE, devices=devices)
     return jax.jit(step)(
@@ -118,7 +125,7 @@ def difference(one: Any, other: Any) -> float:
 
 def made_on_mesh() -> dict[str, Any]:
     """A model with adapters, read from files onto a mesh: what was read at once, and the values."""
-    read = WeightFiles.read
+    read = SafetensorsReader.read
     sizes: list[int] = []
 
     def spy(*arguments: Any) -> np.ndarray:
@@ -126,14 +133,14 @@ def made_on_mesh() -> dict[str, Any]:
         sizes.append(tensor.size)
         return tensor
 
-    with TemporaryDirectory() as folder, patch.object(WeightFiles, "read", spy):
+    with TemporaryDirectory() as folder, patch.object(SafetensorsReader, "read", spy):
         export_model(make_model("plain"), Path(folder) / "model")
         config = ModelConfig(
             path=f"{folder}/model", dtype="float64", param_dtype="float64", lora_r=2
         )
-        whole: Any = nnx.state(factory.make_model(config))
+        whole: Any = nnx.state(factory.build_model(config))
         at_once, sizes[:] = max(sizes), []
-        split: Any = nnx.state(factory.make_model(config, MeshConfig(**MESHES["all"])))
+        split: Any = nnx.state(factory.build_model(config, MeshConfig(**MESHES["all"])))
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), whole, split)
     kernel = split["layers"]["up"]["kernel"].get_value()
     return {

@@ -29,16 +29,16 @@ EIGHT = {
 }
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
-    "width": 16,
-    "hidden_units": 24,
-    "n_layers": 2,
-    "n_heads": 4,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
 }
 
 
 def shapes(**changed: Any) -> nnx.State:
     """Parameters of a tiny decoder."""
-    architecture = Architecture(**{**SIZES, "n_heads": 4, "n_kv_heads": 2, **changed})
+    architecture = Architecture(**{**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, **changed})
     return nnx.state(nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0))))
 
 
@@ -110,7 +110,7 @@ def test_closed_form_arrays_lie_where_the_layout_wants_them_and_come_back_whole(
 def test_closed_form_devices_hold_their_share_of_every_large_parameter() -> None:
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     parameters = shapes()
-    layout = make_layout(sizes, parameters, head_counts=(4, 2), width=16)
+    layout = make_layout(sizes, parameters, head_counts=(4, 2), hidden_size=16)
     share, total = 0, 0
     specs = jax.tree.leaves(layout.specs(parameters), is_leaf=lambda leaf: leaf is None)
     for leaf, spec in zip(jax.tree.leaves(parameters), specs, strict=True):
@@ -142,18 +142,18 @@ def test_raises_a_mesh_of_another_number_of_devices_is_refused(
 def test_raises_a_tensor_axis_that_splits_no_heads_or_units_is_refused() -> None:
     sizes = {"data": 1, "fsdp": 1, "tensor": 4}
     with pytest.raises(ValueError, match=r"`mesh.tensor` must divide the 2 heads, got 4"):
-        make_layout(sizes, shapes(), head_counts=(4, 2), width=16)
-    odd = shapes(hidden_units=22, n_kv_heads=4)
+        make_layout(sizes, shapes(), head_counts=(4, 2), hidden_size=16)
+    odd = shapes(intermediate_size=22, num_key_value_heads=4)
     with pytest.raises(
         ValueError, match=r"must divide axis 1 of layers\.down\.kernel.*of 22, got 4"
     ):
-        make_layout(sizes, odd, head_counts=(4, 4), width=16)
+        make_layout(sizes, odd, head_counts=(4, 4), hidden_size=16)
 
 
 def test_closed_form_what_does_not_divide_along_fsdp_lies_on_every_device() -> None:
     sizes = {"data": 1, "fsdp": 8, "tensor": 1}
     layout = make_layout(
-        sizes, shapes(vocab_size=33, width=12, head_size=4), head_counts=(4, 2), width=12
+        sizes, shapes(vocab_size=33, hidden_size=12, head_dim=4), head_counts=(4, 2), hidden_size=12
     )
     assert layout.split_of(("embedding",)) == (None, None)
     assert layout.split_of(("layers", "gate", "kernel")) == (None, None, "tensor")
@@ -184,7 +184,7 @@ RNG = np.random.default_rng(0)
 
 
 def layout_on_four(**changed: Any) -> Layout:
-    return make_layout(ON_FOUR, shapes(**changed), head_counts=(4, 2), width=16)
+    return make_layout(ON_FOUR, shapes(**changed), head_counts=(4, 2), hidden_size=16)
 
 
 def test_closed_form_a_layers_parameters_are_gathered_but_for_their_share_along_tensor() -> None:

@@ -15,7 +15,7 @@ from llm.parallel.mesh import devices_of, layout_of, on_host
 
 def shapes() -> Decoder:
     architecture = Architecture(
-        vocab_size=32, width=16, hidden_units=24, n_layers=2, n_heads=4, n_kv_heads=2
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
     )
     return nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0)))
 

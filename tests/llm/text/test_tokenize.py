@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm.data.preferences import Message, PreferenceRow, RowError, parse_row, read_preferences
 from llm.data.rows import Row
-from llm.text.tokenize import TokenizedData, tokenize
+from llm.text.tokenize import TokenizedPairs, tokenize_rows
 from llm.text.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -24,8 +24,8 @@ def row_of(prompt: str, chosen: str, rejected: str, number: int = 0, **more: Any
     return parse_row(Row(fields, f"a.jsonl:{number + 1}"), number)
 
 
-def tokens_of(row: PreferenceRow, **options: Any) -> TokenizedData:
-    return tokenize([row], TOKENIZER, **options)
+def tokens_of(row: PreferenceRow, **options: Any) -> TokenizedPairs:
+    return tokenize_rows([row], TOKENIZER, **options)
 
 
 def test_golden_a_row_that_fits_is_whole() -> None:
@@ -124,8 +124,8 @@ def test_raises_or_counts_a_row_that_cannot_be_used(
 ) -> None:
     good = row_of("a", "x", "y", 1)
     with pytest.raises(RowError, match=rf"^a\.jsonl:1: .*{message}"):
-        tokenize([row, good], Refusing(), max_length=7)
-    data = tokenize([row, good], Refusing(), max_length=7, on_error="skip")
+        tokenize_rows([row, good], Refusing(), max_length=7)
+    data = tokenize_rows([row, good], Refusing(), max_length=7, on_error="skip")
     assert [pair.row for pair in data.pairs] == [1]
     assert data.report["rows_skipped"] == data.report[f"rows_skipped: {reason}"] == 1
 
@@ -143,7 +143,7 @@ def test_roundtrip_reference_log_probabilities_of_a_whole_row() -> None:
 
 def test_golden_real_rows_all_have_tokens(shared_data: Path) -> None:
     rows = read_preferences(shared_data / "hh-harmless-test.jsonl.gz")
-    data = tokenize(rows, TOKENIZER, max_length=2**20)
+    data = tokenize_rows(rows, TOKENIZER, max_length=2**20)
     assert len(data.pairs) == 2299
     for row, pair in zip(rows, data.pairs, strict=True):
         assert TOKENIZER.decode(pair.chosen) == row.chosen[0].content

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from llm.config import ObjectiveConfig, OptimizerConfig
-from llm.data.loader import Schedule
+from llm.data.loader import BatchSampler
 from llm.data.preferences import PairTokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
@@ -21,7 +21,12 @@ from llm.train.step import gradients, init_train_state, make_train_step
 
 VOCABULARY, CHUNK = 5000, 64
 SHAPE = re.compile(r"\b[a-z]+\d+\[([\d,]+)\]")
-SIZES: dict[str, Any] = {"width": 16, "hidden_units": 32, "n_layers": 2, "n_heads": 2}
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def test_property_nothing_of_size_tokens_by_vocabulary_or_tokens_by_tokens_is_alive() -> None:
@@ -31,7 +36,7 @@ def test_property_nothing_of_size_tokens_by_vocabulary_or_tokens_by_tokens_is_al
         return tuple(rng.integers(0, VOCABULARY, n).tolist())
 
     pairs = [PairTokens(draw(128), draw(129), draw(129), None, row) for row in range(4)]
-    batch = Schedule(pairs, "shared", 4).batch(0)
+    batch = BatchSampler(pairs, "shared", 4).batch(0)
     batch = batch._replace(reference=np.full(batch.lengths.shape, -7.0))
     tokens, completions = batch.rows.tokens.size, batch.completions.target.size
     architecture = Architecture(vocab_size=VOCABULARY, **SIZES)
@@ -57,7 +62,7 @@ def test_property_each_shape_is_compiled_once_and_none_after_the_first_epoch() -
         return tuple(rng.integers(0, 50, rng.integers(2, 40)).tolist())
 
     pairs = [PairTokens(draw(), draw(), draw(), None, row) for row in range(16)]
-    schedule = Schedule(pairs, "shared", 2, accumulation=2, seed=None)
+    schedule = BatchSampler(pairs, "shared", 2, accumulation_steps=2, seed=None)
     batches = [schedule.batch(step) for step in range(2 * schedule.steps_per_epoch)]
     shapes = {batch.rows.tokens.shape for batch in batches}
     assert len(shapes) > 1

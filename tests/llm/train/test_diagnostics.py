@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.evaluation.metrics import density_ratio
-from llm.train.diagnostics import PATIENCE, Displacement, linear_coverage
+from llm.evaluation.metrics import log_ratio_quantiles
+from llm.train.diagnostics import PATIENCE, DisplacementMonitor, linear_coverage
 from rpo_theory.coverage import coverage
 from rpo_theory.rewards import LinearBall
 
@@ -30,9 +30,9 @@ BETA = 0.1
 
 def said(steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0) -> list[str | None]:
     """What the alarm says of falls of the chosen log-probability, in nats, with margins."""
-    alarm = Displacement(BETA, patience=patience, nats=nats)
+    alarm = DisplacementMonitor(BETA, patience=patience, nats=nats)
     return [
-        alarm.see({"rewards/chosen": -BETA * fall, "rewards/margins": margin})
+        alarm.update({"rewards/chosen": -BETA * fall, "rewards/margins": margin})
         for fall, margin in steps
     ]
 
@@ -64,17 +64,17 @@ def test_property_a_fall_and_a_growth_must_come_together(last: tuple[float, floa
 
 
 def test_property_other_rows_of_lower_probability_are_no_fall() -> None:
-    alarm = Displacement(BETA, patience=1)
+    alarm = DisplacementMonitor(BETA, patience=1)
     for chosen in (-10.0, -90.0):
         step = {"logps/chosen": chosen, "rewards/chosen": 0.2, "rewards/margins": 0.5}
-        assert alarm.see(step) is None
+        assert alarm.update(step) is None
 
 
 def test_property_steps_without_margins_do_not_count() -> None:
-    alarm = Displacement(BETA, patience=1)
-    assert alarm.see({"loss": 1.0}) is None
-    assert alarm.see({"rewards/chosen": -9.0}) is None
-    assert alarm.see({"rewards/chosen": -9.0, "rewards/margins": 1.0}) is not None
+    alarm = DisplacementMonitor(BETA, patience=1)
+    assert alarm.update({"loss": 1.0}) is None
+    assert alarm.update({"rewards/chosen": -9.0}) is None
+    assert alarm.update({"rewards/chosen": -9.0, "rewards/margins": 1.0}) is not None
 
 
 class Sampled(NamedTuple):
@@ -109,7 +109,7 @@ class Sampled(NamedTuple):
                 comparator=policies[0],
                 baseline=policies[1],
                 context_weights=np.full(CONTEXTS, 1 / CONTEXTS),
-                pair_law=law,
+                pair_distribution=law,
             )
         )
 
@@ -179,4 +179,4 @@ def test_closed_form_quantiles_interpolate_between_sorted_log_ratios(
         above = min(below + 1, len(ratios) - 1)
         share = place - below
         expected[f"theory/log_ratio_{name}"] = (1 - share) * ratios[below] + share * ratios[above]
-    assert density_ratio(policy, reference) == pytest.approx(expected, abs=1e-12 * 99)
+    assert log_ratio_quantiles(policy, reference) == pytest.approx(expected, abs=1e-12 * 99)

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from llm.config import ObjectiveConfig
-from llm.data.packing import Layout, Shape, pack, smallest_shape
+from llm.data.packing import BatchShape, PackingMode, pack, required_shape
 from llm.data.preferences import PairTokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
@@ -32,17 +32,17 @@ SINGLE = 1e-5  # the bar of the project in float32; measured 1e-6
 VOCABULARY, PAIRS, ROLES = 11, 4, 3
 ARCHITECTURE = Architecture(
     vocab_size=VOCABULARY,
-    width=8,
-    hidden_units=12,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    tied_embeddings=True,
-    query_key_norm=True,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+    qk_norm=True,
     post_norms=True,
-    attention_soft_cap=5.0,
-    logit_soft_cap=4.0,
-    window=4,
+    attn_logit_softcapping=5.0,
+    final_logit_softcapping=4.0,
+    sliding_window=4,
     local_layers=(True, False),
 )
 CONFIG = ObjectiveConfig(beta=0.3, eta=0.7, sft_reduction="pooled_mean")
@@ -76,12 +76,12 @@ def pairs() -> tuple[PairTokens, ...]:
     )
 
 
-def packed(parts: int, layout: Layout = "shared") -> Batch:
+def packed(parts: int, layout: PackingMode = "shared") -> Batch:
     """The pairs in equal parts, every part of the same shape."""
     size = PAIRS // parts
     groups = [pairs()[start : start + size] for start in range(0, PAIRS, size)]
-    least = [smallest_shape(group, layout=layout, roles=ROLES) for group in groups if group]
-    shape = Shape(
+    least = [required_shape(group, layout=layout, roles=ROLES) for group in groups if group]
+    shape = BatchShape(
         rows=size * ROLES if layout == "separate" else 1,
         row_tokens=3 + max(each.row_tokens for each in least),
         completions=3 + max(each.completions for each in least),
@@ -103,7 +103,7 @@ def with_reference(batches: Batch) -> Batch:
 
 
 @functools.cache
-def batches_of(parts: int, layout: Layout = "shared") -> Batch:
+def batches_of(parts: int, layout: PackingMode = "shared") -> Batch:
     return with_reference(packed(parts, layout))
 
 

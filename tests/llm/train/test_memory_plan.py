@@ -14,13 +14,13 @@ from llm.config import DataConfig, MeshConfig, ModelConfig, TrainConfig, Trainer
 from llm.train.memory_plan import (
     GIB,
     GPU_MEMORY,
-    Step,
-    estimated_peak,
-    largest_that_fits,
+    PlannedStep,
+    estimate_peak_bytes,
+    largest_fitting_plan,
     make_plan,
 )
 
-SIZES: dict[str, Any] = {"vocab_size": 512, "width": 256, "hidden_units": 512, "n_layers": 2}
+SIZES: dict[str, Any] = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
 TPU = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`: the TPU's compiler"
 )
@@ -28,7 +28,7 @@ SHAPES = Path(__file__).resolve().parents[3] / "configs" / "shapes"
 
 
 def config(pairs: int = 2, mesh: MeshConfig | None = None, **model: Any) -> TrainConfig:
-    architecture = {**SIZES, "n_heads": 2, "head_size": 128}
+    architecture = {**SIZES, "num_attention_heads": 2, "head_dim": 128}
     asked: dict[str, Any] = {"architecture": architecture, "dtype": "bfloat16", "remat": "full"}
     return TrainConfig(
         name="plan",
@@ -65,12 +65,12 @@ def test_property_estimates_grow_with_pairs_and_shrink_with_remat_and_adapters()
 
 def test_closed_form_the_search_ends_where_one_more_pair_does_not_fit() -> None:
     large = config(path=str(SHAPES / "llama_3_8b"), architecture=None)
-    best = largest_that_fits(large, "a100-40:8")
+    best = largest_fitting_plan(large, "a100-40:8")
     assert best is not None
     assert best.fits
     more = config(best.pairs_per_device + 1, path=str(SHAPES / "llama_3_8b"), architecture=None)
     assert best.pairs_per_device == 64 or not make_plan(more, "a100-40:8").fits
-    assert largest_that_fits(large, "l40s:1") is None
+    assert largest_fitting_plan(large, "l40s:1") is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_raises_a_slice_that_the_compiler_does_not_know() -> None:
 
 
 def test_closed_form_a_step_as_shapes_counts_devices_bytes_and_work() -> None:
-    step = Step(config(mesh=MeshConfig(data=2, fsdp=4, tensor=2)), 16)
+    step = PlannedStep(config(mesh=MeshConfig(data=2, fsdp=4, tensor=2)), 16)
     assert step.n_devices == 16
     kernel = jax.ShapeDtypeStruct((2, 256, 512), jnp.bfloat16)
     assert step.bytes_of({"layers": {"up": {"kernel": kernel}}}) == 2 * 2 * 256 * 512 // (4 * 2)
@@ -117,10 +117,10 @@ def test_closed_form_a_step_as_shapes_counts_devices_bytes_and_work() -> None:
 
 
 def test_closed_form_the_peak_holds_parameters_moments_gradients_a_layer_and_logits() -> None:
-    step = Step(config(dtype="float32", remat="full"), 1)
+    step = PlannedStep(config(dtype="float32", remat="full"), 1)
     held = step.bytes_of((step.trainable, step.state.optimizer_state))
     gradients = step.bytes_of(step.trainable)
     of_layer = 10 * 4 * (6 * 256 + 2 * (2 + 2 * 2) * 128 + 4 * 512)
     kept = 10 * 4 * 2 * 256
-    peak = estimated_peak(step, 10, 3)
+    peak = estimate_peak_bytes(step, 10, 3)
     assert peak == held + gradients + of_layer + kept + 3 * 4 * 3 * 512

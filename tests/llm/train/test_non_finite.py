@@ -12,7 +12,7 @@ import pytest
 from llm.train.checkpoint import Checkpoints
 from llm.train.non_finite import (
     NAMED_ROWS,
-    NotFiniteError,
+    NonFiniteError,
     last_good,
     not_finite,
     refuse_what_is_not_finite,
@@ -76,7 +76,7 @@ def test_raises_pairs_are_named_before_metrics_and_a_finite_step_passes(
     clean, flags = np.zeros(4, bool), np.array([False, True, False, False])
     refuse_what_is_not_finite({"loss": 1.0, "grad_norm": 0.0}, clean, BATCH, 0, checkpoints)
     measured = {"loss": 1.0, "grad_norm": wrong, "other": wrong}
-    with pytest.raises(NotFiniteError, match=r"^step 3: not finite in rows 12; no checkpoint yet$"):
+    with pytest.raises(NonFiniteError, match=r"^step 3: not finite in rows 12; no checkpoint yet$"):
         refuse_what_is_not_finite(measured, flags, BATCH, 2, checkpoints)
-    with pytest.raises(NotFiniteError, match="in `grad_norm` of the step on rows 12, 21, 30;"):
+    with pytest.raises(NonFiniteError, match="in `grad_norm` of the step on rows 12, 21, 30;"):
         refuse_what_is_not_finite(measured, clean, BATCH, 2, checkpoints)

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.config import Method, ObjectiveConfig
-from llm.evaluation.metrics import add, measure, metrics
-from llm.train.objective import loss_share, non_finite, normalisers
+from llm.config import ObjectiveConfig, ObjectiveName
+from llm.evaluation.metrics import add_metric_sums, compute_metric_sums, finalize_metrics
+from llm.train.objective import loss_share, non_finite, normalizers
 from llm.types import Batch
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 
 EXACT = 1e-12  # float64 sums of a handful of terms of order ten
 BETA, ETA = 0.3, 0.7
-METHODS: list[Any] = list(get_args(Method))
+METHODS: list[Any] = list(get_args(ObjectiveName))
 REDUCTIONS: list[Any] = ["sum", "sequence_mean", "pooled_mean"]
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -51,7 +51,7 @@ def log_sigmoid(value: np.ndarray) -> np.ndarray:
 
 
 def whole(config: ObjectiveConfig, policy: Any, reference: Any, batch: Batch) -> dict[str, float]:
-    named = metrics(config, measure(config, policy, reference, batch))
+    named = finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))
     return {name: float(value) for name, value in named.items()}
 
 
@@ -155,10 +155,10 @@ def test_property_shares_of_parts_and_their_gradients_add_up_to_the_whole(
 ) -> None:
     policy, reference, batch = drawn(n=8, k=3, absent=(2, 7), weighted=True)
     config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, sft_reduction=reduction)
-    divisors = normalisers(config, batch)
+    divisors = normalizers(config, batch)
 
     def share(policy: jax.Array, part: slice) -> jax.Array:
-        totals = measure(config, policy[part], reference[part], part_of(batch, part))
+        totals = compute_metric_sums(config, policy[part], reference[part], part_of(batch, part))
         return loss_share(config, totals, divisors)
 
     def halves(policy: jax.Array) -> jax.Array:
@@ -176,11 +176,11 @@ def test_property_totals_of_parts_add_up_to_those_of_the_whole() -> None:
     policy, reference, batch = drawn(n=4, weighted=True)
     config = ObjectiveConfig(sft_reduction="pooled_mean")
     first, second = (
-        measure(config, policy[part], reference[part], part_of(batch, part))
+        compute_metric_sums(config, policy[part], reference[part], part_of(batch, part))
         for part in (slice(None, 1), slice(1, None))
     )
-    got = metrics(config, add(first, second))
-    wanted = metrics(config, measure(config, policy, reference, batch))
+    got = finalize_metrics(config, add_metric_sums(first, second))
+    wanted = finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))
     assert sorted(got) == sorted(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(got[name], value, rtol=EXACT)
@@ -204,7 +204,7 @@ def test_closed_form_normalisers_sum_over_every_leading_axis(reduction: Any) -> 
     config = ObjectiveConfig(sft_reduction=reduction)
     tokens = int(np.asarray(batch.lengths)[:3, 0].sum())
     wanted = [6.0, 2.0 * tokens if reduction == "pooled_mean" else 6.0]
-    np.testing.assert_array_equal(normalisers(config, twice), wanted)
+    np.testing.assert_array_equal(normalizers(config, twice), wanted)
 
 
 @every_method
@@ -215,7 +215,7 @@ def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: f
     wanted = whole(config, policy, reference, batch)
 
     def loss(policy: jax.Array, reference: Any) -> jax.Array:
-        return metrics(config, measure(config, policy, reference, batch))["loss"]
+        return finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))["loss"]
 
     policy[1], reference[1] = rubbish, rubbish
     assert whole(config, policy, reference, batch) == wanted
@@ -237,7 +237,7 @@ def test_gradient_none_reaches_the_reference() -> None:
 
     def loss(reference: jax.Array) -> jax.Array:
         config = ObjectiveConfig()
-        return metrics(config, measure(config, policy, reference, batch))["loss"]
+        return finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))["loss"]
 
     np.testing.assert_array_equal(jax.grad(loss)(jnp.asarray(reference)), 0.0)
 
@@ -258,7 +258,7 @@ def test_closed_form_pairs_that_are_not_finite_are_flagged_unless_absent() -> No
 def test_raises_where_the_method_needs_a_reference_and_has_none() -> None:
     policy, _, batch = drawn()
     with pytest.raises(ValueError, match="`reference` must be given for method 'dpo'"):
-        measure(ObjectiveConfig(method="dpo"), policy, None, batch)
+        compute_metric_sums(ObjectiveConfig(method="dpo"), policy, None, batch)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

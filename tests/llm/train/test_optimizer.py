@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm.config import OptimizerConfig
-from llm.train.optimizer import make_optimizer, make_schedule
+from llm.train.optimizer import learning_rate_schedule, make_optimizer
 
 Kind = Literal["cosine", "linear", "constant"]
 KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")
@@ -85,7 +85,7 @@ def test_closed_form_the_rate_of_every_update(
     kind: Kind, warmup: float, total: int, peak: float
 ) -> None:
     config = OptimizerConfig(learning_rate=peak, warmup_ratio=warmup, lr_scheduler_type=kind)
-    found = np.broadcast_to(make_schedule(config, total)(STEPS), STEPS.shape)
+    found = np.broadcast_to(learning_rate_schedule(config, total)(STEPS), STEPS.shape)
     wanted = [rate_by_hand(config, total, step) for step in STEPS.tolist()]
     np.testing.assert_allclose(found, wanted, rtol=RATE, atol=RATE * peak)
 
@@ -93,7 +93,7 @@ def test_closed_form_the_rate_of_every_update(
 @pytest.mark.parametrize("kind", KINDS)
 def test_property_the_rate_rises_to_its_peak_then_never_rises_again(kind: Kind) -> None:
     config = OptimizerConfig(learning_rate=0.3, warmup_ratio=0.25, lr_scheduler_type=kind)
-    schedule = make_schedule(config, 20)
+    schedule = learning_rate_schedule(config, 20)
     rates = np.array([rate(schedule, step) for step in range(20)])
     assert np.all(rates > 0)  # no update is wasted, the first and the last among them
     np.testing.assert_allclose(np.diff(rates[:5]), 0.3 / 5, rtol=1e-5)

@@ -17,11 +17,11 @@ from llm.hashing import weights_digest
 from llm.train.reference_cache import (
     Provenance,
     ReferenceCache,
-    compute,
-    from_rows,
-    load,
-    save,
-    with_reference,
+    attach_reference,
+    cache_from_rows,
+    compute_reference,
+    load_cache,
+    save_cache,
 )
 from llm.types import Batch
 from rpo_io.digests import sha256_hex
@@ -47,8 +47,8 @@ def batch_of(rows: Any, k: int = 2) -> Batch:
 
 def test_roundtrip_is_exact_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "reference.safetensors"
-    save(path, CACHE, PROVENANCE)
-    got = load(path, PROVENANCE)
+    save_cache(path, CACHE, PROVENANCE)
+    got = load_cache(path, PROVENANCE)
     np.testing.assert_array_equal(got.row_ids, CACHE.row_ids)
     np.testing.assert_array_equal(got.log_probs, CACHE.log_probs)
     assert got.log_probs.dtype == CACHE.log_probs.dtype
@@ -64,43 +64,43 @@ CHANGES: dict[str, Any] = {field.name: "other" for field in dataclasses.fields(P
 @pytest.mark.parametrize("name", CHANGES)
 def test_raises_for_a_stale_cache_and_names_what_changed(tmp_path: Path, name: str) -> None:
     path = tmp_path / "reference.safetensors"
-    save(path, CACHE, PROVENANCE)
+    save_cache(path, CACHE, PROVENANCE)
     changed = dataclasses.replace(PROVENANCE, **{name: CHANGES[name]})
     told = rf"stale .*\(`{name}` was {getattr(PROVENANCE, name)!r} and is {CHANGES[name]!r}\)"
     with pytest.raises(ValueError, match=told):
-        load(path, changed)
+        load_cache(path, changed)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 40, 200])
 def test_raises_for_a_file_cut_short(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "reference.safetensors"
-    save(path, CACHE, PROVENANCE)
+    save_cache(path, CACHE, PROVENANCE)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=f"{path.name}: not a whole cache"):
-        load(path, PROVENANCE)
+        load_cache(path, PROVENANCE)
 
 
 def test_raises_wherever_a_bit_of_the_file_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    save(path, CACHE, PROVENANCE)
+    save_cache(path, CACHE, PROVENANCE)
     good = path.read_bytes()
     for place in range(len(good)):
         bad = bytes([good[place] ^ (1 << place % 8)])
         path.write_bytes(good[:place] + bad + good[place + 1 :])
         with pytest.raises(ValueError, match=f"{path.name}: not a whole cache"):
-            load(path, PROVENANCE)
+            load_cache(path, PROVENANCE)
 
 
 def test_raises_where_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        load(tmp_path / "absent.safetensors", PROVENANCE)
+        load_cache(tmp_path / "absent.safetensors", PROVENANCE)
 
 
 def test_extreme_a_full_disk_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "reference.safetensors"
-    save(path, CACHE, PROVENANCE)
+    save_cache(path, CACHE, PROVENANCE)
     before = path.read_bytes()
 
     def half(self: Path, content: bytes) -> None:
@@ -111,52 +111,52 @@ def test_extreme_a_full_disk_leaves_the_old_file_and_no_other(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", half)
         with pytest.raises(OSError, match="No space left"):
-            save(path, CACHE._replace(log_probs=2 * CACHE.log_probs), PROVENANCE)
+            save_cache(path, CACHE._replace(log_probs=2 * CACHE.log_probs), PROVENANCE)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_closed_form_reference_of_a_batch_by_row_with_zeros_for_absent_pairs() -> None:
-    got = with_reference(batch_of([9, -1, 2]), CACHE)
+    got = attach_reference(batch_of([9, -1, 2]), CACHE)
     assert got.reference is not None
     np.testing.assert_array_equal(got.reference, [[-3.0, -4.0], [0.0, 0.0], [-1.5, -2.5]])
 
 
 def test_property_an_accumulation_axis_is_kept() -> None:
     rows = np.array([[9, 2], [5, -1]])
-    got = with_reference(batch_of(rows), CACHE)
-    parts = [with_reference(batch_of(part), CACHE).reference for part in rows]
+    got = attach_reference(batch_of(rows), CACHE)
+    parts = [attach_reference(batch_of(part), CACHE).reference for part in rows]
     np.testing.assert_array_equal(got.reference, np.stack(parts))  # type: ignore[arg-type]
 
 
 def test_raises_for_a_row_that_is_not_there() -> None:
     for row in (0, 3, 10):
         with pytest.raises(ValueError, match=f"row {row} must be in the cache"):
-            with_reference(batch_of([2, row]), CACHE)
+            attach_reference(batch_of([2, row]), CACHE)
 
 
 def test_raises_for_another_number_of_responses() -> None:
     with pytest.raises(ValueError, match="must have 3 responses a pair, got 2"):
-        with_reference(batch_of([2], k=3), CACHE)
+        attach_reference(batch_of([2], k=3), CACHE)
 
 
 def test_closed_form_computed_rows_are_sorted_and_absent_pairs_left_out() -> None:
     def log_probs(batch: Batch) -> np.ndarray:
         return -np.stack([np.asarray(batch.row_ids), np.asarray(batch.row_ids)], 1).astype(float)
 
-    got = compute(log_probs, [batch_of([9, -1]), batch_of([2, 5])])
+    got = compute_reference(log_probs, [batch_of([9, -1]), batch_of([2, 5])])
     np.testing.assert_array_equal(got.row_ids, [2, 5, 9])
     np.testing.assert_array_equal(got.log_probs, -np.array([[2, 2], [5, 5], [9, 9]], float))
 
 
 def test_raises_for_a_log_probability_that_is_not_finite() -> None:
     with pytest.raises(ValueError, match="row 4 must be finite"):
-        compute(lambda batch: np.full(batch.lengths.shape, np.nan), [batch_of([4])])
+        compute_reference(lambda batch: np.full(batch.lengths.shape, np.nan), [batch_of([4])])
 
 
 def test_raises_without_rows() -> None:
     with pytest.raises(ValueError, match="`batches` must hold at least one pair"):
-        compute(lambda batch: np.zeros(batch.lengths.shape), [batch_of([-1])])
+        compute_reference(lambda batch: np.zeros(batch.lengths.shape), [batch_of([-1])])
 
 
 def test_property_a_digest_sees_names_shapes_dtypes_and_values() -> None:
@@ -193,14 +193,14 @@ def test_roundtrip_what_the_data_bring_along_is_cached_in_the_order_of_rows() ->
         pair._replace(row=3, reference=None),
         pair._replace(row=5, reference=(-3.0, -4.0)),
     )
-    found = from_rows([pair, without, other], 2)
+    found = cache_from_rows([pair, without, other], 2)
     assert found is not None
     assert found.row_ids.tolist() == [5, 7]
     assert found.log_probs.tolist() == [[-3.0, -4.0], [-1.5, -2.5]]
-    assert from_rows([without], 2) is None
+    assert cache_from_rows([without], 2) is None
 
 
 def test_raises_a_row_that_brings_too_few_along_is_named() -> None:
     pair = PairTokens((1,), (2,), (3,), (4,), 7, (-1.5, -2.5))
     with pytest.raises(ValueError, match=r"^row 7 must have .* of its 3 responses, got 2: add "):
-        from_rows([pair._replace(row=1, reference=(-1.0, -2.0, -3.0)), pair], 3)
+        cache_from_rows([pair._replace(row=1, reference=(-1.0, -2.0, -3.0)), pair], 3)

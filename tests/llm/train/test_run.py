@@ -19,11 +19,17 @@ from llm.config import (
 )
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
-from llm.hf.factory import make_model
+from llm.hf.factory import build_model
 from llm.train.dataset import TrainingData
 from llm.train.run import Run
 
-SIZES = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
+SIZES = {
+    "vocab_size": 261,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 CONFIG = TrainConfig(
     name="tiny",
     model=ModelConfig(architecture=SIZES),
@@ -33,7 +39,7 @@ CONFIG = TrainConfig(
 
 
 def pairs(rows: range) -> PairTable:
-    return PairTable.of(PairTokens((1, 2), (3 + row,), (4, 5), None, row) for row in rows)
+    return PairTable.from_pairs(PairTokens((1, 2), (3 + row,), (4, 5), None, row) for row in rows)
 
 
 DATA = TrainingData(pairs(range(10)), pairs(range(20, 23)), {"data": "d4"}, {}, frozenset())
@@ -42,7 +48,7 @@ DATA = TrainingData(pairs(range(10)), pairs(range(20, 23)), {"data": "d4"}, {}, 
 @pytest.fixture(scope="module")
 def run() -> Run:
     """A run that has compiled nothing yet."""
-    return Run(CONFIG, DATA, make_model(CONFIG.model))
+    return Run(CONFIG, DATA, build_model(CONFIG.model))
 
 
 def other(run: Run, **changed: Any) -> Run:
@@ -54,15 +60,15 @@ def other(run: Run, **changed: Any) -> Run:
 
 def test_closed_form_a_run_uses_the_pairs_of_its_steps_and_all_that_are_held_out(run: Run) -> None:
     held_out = [20, 21, 22]
-    assert run.total_steps == 3
+    assert run.num_steps == 3
     assert run.visited_pairs().rows.tolist() == [*range(10), *held_out]
-    used = sorted(row for step in range(2) for row in run.schedule.batch(step).row_ids.ravel())
+    used = sorted(row for step in range(2) for row in run.sampler.batch(step).row_ids.ravel())
     assert len(set(used)) == 8
-    assert other(run, total_steps=2).visited_pairs().rows.tolist() == [*used, *held_out]
+    assert other(run, num_steps=2).visited_pairs().rows.tolist() == [*used, *held_out]
 
 
 def test_property_pairs_in_order_come_once_in_the_parts_of_a_step(run: Run) -> None:
-    batches = list(run.in_order(DATA.evaluation))
+    batches = list(run.batches_in_order(DATA.evaluation))
     assert run.shards == 1
     assert [batch.lengths.shape for batch in batches] == [(1, 2, 2), (1, 2, 2)]
     rows = np.concatenate([batch.row_ids[batch.present] for batch in batches])
@@ -70,9 +76,9 @@ def test_property_pairs_in_order_come_once_in_the_parts_of_a_step(run: Run) -> N
 
 
 def test_limit_on_one_device_a_batch_is_read_where_it_is(run: Run) -> None:
-    batch = run.schedule.batch(0)
-    assert run.placed(batch) is batch
-    assert run.dealt(batch) is batch
+    batch = run.sampler.batch(0)
+    assert run.put_on_devices(batch) is batch
+    assert run.assign_to_shards(batch) is batch
 
 
 def test_property_a_fingerprint_is_of_what_decides_the_result_and_of_nothing_else(
@@ -92,9 +98,9 @@ def test_property_a_fingerprint_is_of_what_decides_the_result_and_of_nothing_els
     others = [
         other(run, config=config(max_steps=3)),
         other(run, config=dataclasses.replace(CONFIG, optimizer=OptimizerConfig(adam_beta1=0.8))),
-        other(run, schedule=dataclasses.replace(run.schedule, pairs_per_part=4)),
+        other(run, schedule=dataclasses.replace(run.sampler, pairs_per_microbatch=4)),
         other(run, data=DATA._replace(provenance={"data": "other"})),
-        other(run, first_weights="other"),
+        other(run, initial_weights_digest="other"),
         other(run, state=run.state._replace(trainable={})),
     ]
     assert len({first, *(one.fingerprint() for one in others)}) == 1 + len(others)

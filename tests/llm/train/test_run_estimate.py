@@ -11,10 +11,10 @@ from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
 from llm.train import run_estimate
 from llm.train.dataset import TrainingData
-from llm.train.memory_plan import Step, estimated_peak
-from llm.train.run_estimate import expect
+from llm.train.memory_plan import PlannedStep, estimate_peak_bytes
+from llm.train.run_estimate import estimate_run
 
-SIZES = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
+SIZES = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 RATE = 1e9
 
 
@@ -31,20 +31,20 @@ def config(**trainer: Any) -> TrainConfig:
 def data(count: int) -> TrainingData:
     """Pairs of seven tokens that are read, beside two that end a response, and five asked for."""
     pair = PairTokens((1, 2, 3, 4), (5, 6, 7), (8, 9), None, 0)
-    pairs = PairTable.of(pair._replace(row=row) for row in range(count))
-    return TrainingData(pairs, PairTable.of([]), {}, {}, frozenset())
+    pairs = PairTable.from_pairs(pair._replace(row=row) for row in range(count))
+    return TrainingData(pairs, PairTable.from_pairs([]), {}, {}, frozenset())
 
 
 def test_closed_form_steps_tokens_work_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
     one = config(num_train_epochs=3.0)
-    found = expect(one, data(12))
+    found = estimate_run(one, data(12))
     assert (found.steps, found.pairs_per_step) == (6, 6)
     assert found.tokens_per_step == 6 * 7
     layers = 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8
     assert found.flops_per_step == 6 * (6 * 7 * layers + 6 * 5 * 261 * 8)
     assert found.seconds == pytest.approx(6 * found.flops_per_step / (0.45 * RATE))
-    least = estimated_peak(Step(one, 1), 2 * 7, 2 * 5)
+    least = estimate_peak_bytes(PlannedStep(one, 1), 2 * 7, 2 * 5)
     assert least <= found.peak_bytes_per_device <= 2 * least  # rows are padded to a few shapes
 
 
@@ -52,5 +52,5 @@ def test_closed_form_steps_that_are_asked_for_count_before_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
-    assert expect(config(max_steps=7), data(12)).steps == 7
-    assert expect(config(num_train_epochs=0.4), data(13)).steps == 2  # of three an epoch
+    assert estimate_run(config(max_steps=7), data(12)).steps == 7
+    assert estimate_run(config(num_train_epochs=0.4), data(13)).steps == 2  # of three an epoch

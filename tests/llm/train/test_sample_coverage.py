@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from llm.data.preferences import PairTokens
-from llm.inference.generate import Decoding, generate
+from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.train.diagnostics import linear_coverage
@@ -16,7 +16,9 @@ from llm.train.sample_coverage import SampleCoverage
 from llm.types import Rows
 
 ROUNDING = 1e-9  # float64, sums in another order
-SMALL = Architecture(vocab_size=7, width=8, hidden_units=8, n_layers=1, n_heads=2)
+SMALL = Architecture(
+    vocab_size=7, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+)
 END = 6
 
 
@@ -41,9 +43,9 @@ def features(model: Decoder, prompt: tuple[int, ...], response: tuple[int, ...])
 
 def by_hand(frozen: Decoder, policy: Decoder, data: list, asked: list, seed: int) -> float:
     projection = np.random.default_rng(seed).standard_normal((8, 8)) / np.sqrt(8)
-    decoding = Decoding(max_new_tokens=3, temperature=1.0, seed=seed)
+    decoding = GenerationConfig(max_new_tokens=3, temperature=1.0, seed=seed)
     prompts = [pair.prompt for pair in asked]
-    replies = generate(policy, prompts, decoding, end_ids=[END], batch_size=2)
+    replies = generate_tokens(policy, prompts, decoding, end_ids=[END], batch_size=2)
     own = [(*reply.tokens, END) if reply.finished else reply.tokens for reply in replies]
     samples = [features(frozen, pair.prompt, reply) for pair, reply in zip(asked, own, strict=True)]
     base = [features(frozen, pair.prompt, pair.baseline or pair.chosen) for pair in asked]

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from llm.config import ObjectiveConfig
-from llm.evaluation.metrics import metrics
+from llm.evaluation.metrics import finalize_metrics
 from llm.finite.policy_table import Comparisons, ResponseSpace, all_responses, comparison_batch
 from llm.models.logprobs import response_log_probs
 from llm.models.protocol import Head, LanguageModel
@@ -240,7 +240,7 @@ def test_property_evaluation_measures_what_the_step_does_and_compiles_once() -> 
     _, result = run(graphdef, trainable, frozen, batches, CONFIG)
     evaluate = make_evaluation_step(graphdef, CONFIG)
     totals, log_probs = evaluate(trainable, frozen, batches)
-    got = metrics(CONFIG, totals)
+    got = finalize_metrics(CONFIG, totals)
     assert_close(got["logps/chosen"], np.average(log_probs[..., 0], weights=batches.weights))
     evaluate(trainable, frozen, batches)
     assert evaluate._cache_size() == 1  # type: ignore[attr-defined]

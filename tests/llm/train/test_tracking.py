@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-from llm.train.tracking import JsonLines, Several, Tracker, make_tracker
+from llm.train.tracking import CompositeTracker, JsonLinesTracker, Tracker, make_tracker
 
 NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name not in ("step", "event"))
 
@@ -38,8 +38,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def logged(path: Path, *steps: int) -> JsonLines:
-    tracker = JsonLines(path)
+def logged(path: Path, *steps: int) -> JsonLinesTracker:
+    tracker = JsonLinesTracker(path)
     tracker.start(0)
     for step in steps:
         tracker.log(step, {"loss": step / 2})
@@ -64,7 +64,7 @@ class Listener:
 
 def test_roundtrip_every_line_is_there_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    tracker = JsonLines(path)
+    tracker = JsonLinesTracker(path)
     tracker.start(0)
     assert rows(path) == []
     tracker.log(1, {"loss": 0.5, "tokens": 7.0})
@@ -79,7 +79,7 @@ def test_roundtrip_numbers_come_back_exactly_and_what_is_not_finite_as_null(
     tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, float]
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
-    JsonLines(path).log(3, metrics)
+    JsonLinesTracker(path).log(3, metrics)
     (row,) = rows(path)
     assert row.pop("step") == 3
     assert row == {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -87,7 +87,7 @@ def test_roundtrip_numbers_come_back_exactly_and_what_is_not_finite_as_null(
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_closed_form_what_is_not_finite_is_null(tmp_path: Path, bad: float) -> None:
-    JsonLines(tmp_path / "metrics.jsonl").log(1, {"loss": bad})
+    JsonLinesTracker(tmp_path / "metrics.jsonl").log(1, {"loss": bad})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
 
 
@@ -100,7 +100,7 @@ def test_closed_form_a_resumed_run_drops_the_lines_of_steps_that_it_makes_again(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     logged(path, 0, 1, 2, 3, 4).finish({"event": "finished"})
-    JsonLines(path).start(resumed)
+    JsonLinesTracker(path).start(resumed)
     assert rows(path) == [{"step": step, "loss": step / 2} for step in kept]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -109,7 +109,7 @@ def test_property_an_interrupted_log_reads_like_a_whole_one(tmp_path: Path) -> N
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     logged(whole, 1, 2, 3)
     logged(cut, 1, 2)
-    again = JsonLines(cut)
+    again = JsonLinesTracker(cut)
     again.start(1)
     for step in (2, 3):
         again.log(step, {"loss": step / 2})
@@ -122,23 +122,23 @@ def test_property_a_last_line_that_breaks_off_anywhere_is_dropped(tmp_path: Path
     first, last = path.read_bytes().splitlines(keepends=True)
     for length in range(len(last) - 1):
         path.write_bytes(first + last[:length])
-        JsonLines(path).start(2)
+        JsonLinesTracker(path).start(2)
         assert rows(path) == [{"step": 1, "loss": 0.5}], length
     path.write_bytes(first + last[:-1])  # whole but for the end of the line
-    JsonLines(path).start(2)
+    JsonLinesTracker(path).start(2)
     assert [row["step"] for row in rows(path)] == [1, 2]
 
 
 def test_property_bytes_that_never_reached_the_disk_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 0.5}\n' + bytes(24) + b"\n")
-    JsonLines(path).start(2)
+    JsonLinesTracker(path).start(2)
     assert [row["step"] for row in rows(path)] == [1]
 
 
 def test_closed_form_several_trackers_hear_the_same() -> None:
     one, other = Listener(), Listener()
-    both = Several([one, other])
+    both = CompositeTracker([one, other])
     both.start(2)
     both.log(3, {"loss": 1.0})
     both.finish({"event": "finished"})

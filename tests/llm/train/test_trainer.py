@@ -25,13 +25,13 @@ from llm.config import (
 )
 from llm.hashing import weights_digest
 from llm.train import reference_cache, trainer
-from llm.train.dataset import TrainingData, load_data
-from llm.train.non_finite import NotFiniteError
+from llm.train.dataset import TrainingData, load_training_data
+from llm.train.non_finite import NonFiniteError
 from llm.train.run import Run
-from llm.train.tracking import JsonLines
+from llm.train.tracking import JsonLinesTracker
 from llm.train.trainer import InterruptedRunError, check_first_loss, train
 
-TINY = {"vocab_size": 261, "width": 8, "hidden_units": 16, "n_layers": 1, "n_heads": 2}
+TINY = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROWS = 18
 
 
@@ -78,10 +78,10 @@ def run(
     # The trainer fixes its own precision; tests run in float64 and strict promotion around it.
     return train(
         one,
-        data or load_data(one.data, one.model),
+        data or load_training_data(one.data, one.model),
         out,
         resume=resume,
-        tracker=JsonLines(out / "metrics.jsonl"),
+        tracker=JsonLinesTracker(out / "metrics.jsonl"),
         **({} if watch is None else {"watch": watch}),
     )
 
@@ -158,13 +158,13 @@ def test_roundtrip_reference_log_probabilities_of_the_data_are_taken(
 def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = reference_cache.with_reference
+    right = reference_cache.attach_reference
 
     def wrong(batch: Any, cache: Any) -> Any:
         batch = right(batch, cache)
         return batch._replace(reference=batch.reference + np.array([3.0, 0.0], np.float32))
 
-    monkeypatch.setattr(trainer.reference_cache, "with_reference", wrong)
+    monkeypatch.setattr(trainer.reference_cache, "attach_reference", wrong)
     with pytest.raises(ValueError, match="the first loss must be"):
         run(config(folder), tmp_path / "run")
 
@@ -214,7 +214,7 @@ def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: P
     one = dataclasses.replace(
         one, optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
     )
-    with pytest.raises(NotFiniteError, match=r"step 2: not finite in rows [\d, ]+; the last good"):
+    with pytest.raises(NonFiniteError, match=r"step 2: not finite in rows [\d, ]+; the last good"):
         run(one, tmp_path / "run")
     assert "event" not in lines(tmp_path / "run")[-1]
 
@@ -225,12 +225,12 @@ def test_raises_where_only_the_evaluation_overflows_and_names_its_rows(
     far = OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
     one = dataclasses.replace(config(folder, max_steps=1, eval_steps=1), optimizer=far)
     message = r"step 1: not finite in rows 14, 15 of \S+rows.jsonl; no checkpoint yet"
-    with pytest.raises(NotFiniteError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         run(one, tmp_path / "run")
     assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
     (folder / "held_out.jsonl").write_text((folder / "rows.jsonl").read_text())
     of_its_own = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
-    with pytest.raises(NotFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
+    with pytest.raises(NonFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
         run(dataclasses.replace(one, data=of_its_own), tmp_path / "other")
 
 
@@ -241,7 +241,7 @@ def test_raises_rather_than_saving_parameters_that_the_update_made_infinite(
     one = config(folder, model={"architecture": TINY, "dtype": dtype}, save_steps=1)
     too_far = OptimizerConfig(learning_rate=1e38, weight_decay=1e3, warmup_ratio=0.0)
     message = r"step 1: not finite in the updated parameters of the step on rows [\d, ]+; no check"
-    with pytest.raises(NotFiniteError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         run(dataclasses.replace(one, optimizer=too_far), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
@@ -251,7 +251,7 @@ def test_raises_where_only_the_gradient_overflows_and_names_the_rows_of_the_step
 ) -> None:
     steep = ObjectiveConfig(beta=1.0, eta=1e36)
     message = r"step 1: not finite in `grad_norm` of the step on rows [\d, ]+; no checkpoint yet"
-    with pytest.raises(NotFiniteError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         run(config(folder, objective=steep, save_steps=1), tmp_path / "run")
 
 

@@ -15,12 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.train.trainer_conventions import CONVENTIONS, RpoLoss, Trainer, from_options, options_for
+from llm.train.trainer_conventions import (
+    CONVENTIONS,
+    RpoLoss,
+    TrainerName,
+    from_trainer_options,
+    to_trainer_options,
+)
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.reductions import SftReduction, reduce_mean, reduce_sft
 
-TRAINERS = get_args(Trainer)
+TRAINERS = get_args(TrainerName)
 ROUNDING = 1e-12  # relative, float64: sums of a dozen terms
 LENGTHS = np.array([[3, 2], [1, 4], [5, 3]])  # tokens of chosen and rejected
 LONGEST = int(LENGTHS.max())
@@ -96,7 +102,7 @@ def ours(log_probs: Any, loss: RpoLoss) -> Any:
     return loss.factor * (preference + loss.eta * loss.beta * sft)
 
 
-def assert_same(trainer: Trainer, options: dict[str, Any], loss: RpoLoss) -> None:
+def assert_same(trainer: TrainerName, options: dict[str, Any], loss: RpoLoss) -> None:
     """Equal values and equal gradients in the log-probability of every token."""
     point = jnp.asarray(POLICY)
     found, slope = jax.value_and_grad(lambda p: theirs(trainer, p, options))(point)
@@ -106,27 +112,27 @@ def assert_same(trainer: Trainer, options: dict[str, Any], loss: RpoLoss) -> Non
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_gradient_and_loss_are_theirs_where_reductions_agree(trainer: Trainer) -> None:
+def test_gradient_and_loss_are_theirs_where_reductions_agree(trainer: TrainerName) -> None:
     convention = CONVENTIONS[trainer]
     factor = 1.0 if convention.factor is None else 0.7
     loss = RpoLoss(0.2, 0.3, convention.reduction, factor)
-    assert_same(trainer, options_for(trainer, loss), loss)
+    assert_same(trainer, to_trainer_options(trainer, loss), loss)
 
 
 @pytest.mark.parametrize("trainer", ["trl", "trl-rpo-alpha", "axolotl", "ms-swift"])
 def test_gradient_of_a_pooled_mean_is_that_of_the_sum_at_the_mean_length_of_the_batch(
-    trainer: Trainer,
+    trainer: TrainerName,
 ) -> None:
     loss = RpoLoss(0.2, 0.3)
-    assert_same(trainer, options_for(trainer, loss, mean_tokens=MEAN_TOKENS), loss)
+    assert_same(trainer, to_trainer_options(trainer, loss, mean_tokens=MEAN_TOKENS), loss)
 
 
 @pytest.mark.parametrize("trainer", ["openrlhf", "llama-factory", "nemo-rl-average"])
 def test_gradient_of_sequence_means_has_the_mean_weight_of_a_token_of_responses_alike(
-    trainer: Trainer,
+    trainer: TrainerName,
 ) -> None:
     loss = RpoLoss(0.2, 0.3)
-    options = options_for(trainer, loss, mean_tokens=MEAN_TOKENS)
+    options = to_trainer_options(trainer, loss, mean_tokens=MEAN_TOKENS)
     slope = jax.grad(lambda p: theirs(trainer, p, options) - dpo(p, 0.2))(jnp.asarray(POLICY))
     weights = -3 * np.asarray(slope)[:, 0] * MASK[:, 0]  # of a token, in the loss of its pair
     by_pair = weights.sum(1)
@@ -136,9 +142,9 @@ def test_gradient_of_sequence_means_has_the_mean_weight_of_a_token_of_responses_
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_closed_form_options_of_a_small_example(trainer: Trainer) -> None:
+def test_closed_form_options_of_a_small_example(trainer: TrainerName) -> None:
     loss = RpoLoss(beta=0.5, eta=0.25)  # a token weighs 1/8; 16 tokens of a mean weigh 2
-    options = options_for(trainer, loss, mean_tokens=16.0)
+    options = to_trainer_options(trainer, loss, mean_tokens=16.0)
     expected = {
         "paper": {"beta": 0.5, "eta": 0.25},
         "trl": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 2.0], "beta": 0.5},
@@ -170,7 +176,7 @@ POSITIVE = st.floats(1e-4, 1e4)
     mean_tokens=st.floats(1.0, 1e5),
 )
 def test_roundtrip_there_and_back(
-    trainer: Trainer,
+    trainer: TrainerName,
     beta: float,
     eta: float,
     reduction: SftReduction,
@@ -180,8 +186,8 @@ def test_roundtrip_there_and_back(
     if CONVENTIONS[trainer].factor is None:
         factor = 1.0
     loss = RpoLoss(beta, eta, reduction, factor)
-    options = options_for(trainer, loss, mean_tokens=mean_tokens)
-    found = from_options(trainer, options, reduction=reduction, mean_tokens=mean_tokens)
+    options = to_trainer_options(trainer, loss, mean_tokens=mean_tokens)
+    found = from_trainer_options(trainer, options, reduction=reduction, mean_tokens=mean_tokens)
     assert (found.beta, found.reduction, found.factor) == (beta, reduction, factor)
     assert found.eta == pytest.approx(eta, rel=ROUNDING)
 
@@ -189,12 +195,12 @@ def test_roundtrip_there_and_back(
 def test_golden_the_settings_that_trl_documents_for_the_paper_agree_with_it_at_100_tokens() -> None:
     documented = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.005], "beta": 0.01}
     for mean_tokens, eta in ((100.0, 0.005), (200.0, 0.0025)):
-        found = from_options("trl", documented, reduction="sum", mean_tokens=mean_tokens)
+        found = from_trainer_options("trl", documented, reduction="sum", mean_tokens=mean_tokens)
         assert found.eta == pytest.approx(eta, rel=ROUNDING)
 
 
 GOOD = {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
-BAD_OPTIONS: list[tuple[Trainer, dict[str, Any], str]] = [
+BAD_OPTIONS: list[tuple[TrainerName, dict[str, Any], str]] = [
     ("trl", GOOD | {"loss_type": ["ipo", "sft"]}, "`loss_type` must be"),
     ("trl", {"beta": 0.1}, "`loss_weights` must be among the options"),
     ("trl", GOOD | {"beta": 0.0}, "`beta` must be positive"),
@@ -208,23 +214,23 @@ BAD_OPTIONS: list[tuple[Trainer, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("trainer", "options", "message"), BAD_OPTIONS)
 def test_raises_options_of_another_loss(
-    trainer: Trainer, options: dict[str, Any], message: str
+    trainer: TrainerName, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        from_options(trainer, options)
+        from_trainer_options(trainer, options)
 
 
 def test_raises_a_length_that_is_missing_and_a_factor_that_has_no_option() -> None:
     with pytest.raises(ValueError, match="`mean_tokens` must be positive between 'sum' and"):
-        options_for("trl", RpoLoss(0.1, 0.1))
+        to_trainer_options("trl", RpoLoss(0.1, 0.1))
     with pytest.raises(ValueError, match="`factor` must be 1 for openrlhf, got 2"):
-        options_for("openrlhf", RpoLoss(0.1, 0.1, "sequence_mean", 2.0))
+        to_trainer_options("openrlhf", RpoLoss(0.1, 0.1, "sequence_mean", 2.0))
     unknown: Any = "mean"
     with pytest.raises(ValueError, match="`reduction` must be one of"):
-        options_for("paper", RpoLoss(0.1, 0.1, unknown))
+        to_trainer_options("paper", RpoLoss(0.1, 0.1, unknown))
 
 
 def test_raises_an_unknown_trainer() -> None:
     name: Any = "peft"
     with pytest.raises((ValueError, TypeError), match="trainer"):
-        from_options(name, GOOD)
+        from_trainer_options(name, GOOD)
