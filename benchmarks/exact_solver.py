@@ -127,7 +127,7 @@ def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, fl
     residuals = [
         certificate.certify(one(batch, i), TabularBox(np.array(REWARD_MAX)), policy, reward)
         for i, (policy, reward) in enumerate(
-            zip(solution.value.policy[:32], solution.value.reward[:32], strict=True)
+            zip(solution.policy[:32], solution.reward[:32], strict=True)
         )
     ]
     solve = partial(minimax.solve_batch, batch, box(n))
@@ -150,7 +150,7 @@ def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, fl
         "ratio_to_scipy": scipy / ours,
         "ratio_to_cvxpy": cvxpy / ours,
         "scipy_value_above_exact": max(
-            v - float(solution.value.value[i]) for i, v in enumerate(values)
+            v - float(solution.objective[i]) for i, v in enumerate(values)
         ),
     }
 

@@ -84,7 +84,7 @@ def main() -> None:
     if not (Path(args.model) / "config.json").is_file():
         parser.error(f"--model: {args.model}/config.json is not there")
     run, (batch,) = make_steps(args, choose_rows(args))
-    batch = run.placed(batch)
+    batch = run.put_on_devices(batch)
     compiled = run.train_step.lower(run.state, run.frozen, batch).compile()
     names = {found[1]: found[2] for found in INSTRUCTION.finditer(compiled.as_text())}
     for _ in range(2):

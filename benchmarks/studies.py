@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 from exact_solver import one, scipy_reward, seconds
 
-from bandits.environments.designs import Design, draw
+from bandits.environments.designs import Design, draw_design
 
 DESIGN = {
     "contexts": 8,
     "actions": 10,
     "rare": 4,
     "rare_comparisons": 1.0,
-    "coverage": [1.5, 2.0, 3.0, 4.0, 8.0],
+    "target_coverage": [1.5, 2.0, 3.0, 4.0, 8.0],
     "reward_max": 2.0,
 }
 COMPARISONS = [100, 1000, 10000, 100000]
@@ -42,7 +42,7 @@ def run_study(folder: Path, fits: int) -> dict[str, float]:
         "name": "speed",
         "methods": [{"method": "rpo", "options": {"baseline": "given"}}],
         "comparisons": COMPARISONS,
-        "seeds": fits // (len(COMPARISONS) * len(DESIGN["coverage"])),
+        "seeds": fits // (len(COMPARISONS) * len(DESIGN["target_coverage"])),
         "design": DESIGN,
     }
     config = folder / "speed.yaml"
@@ -59,8 +59,8 @@ def run_study(folder: Path, fits: int) -> dict[str, float]:
 
 def scipy_seconds() -> float:
     """Seconds a fit of the loop, on bandits of the same study."""
-    design = Design(**{**DESIGN, "coverage": 2.0})
-    batch = draw(design, 1000, np.arange(SAMPLE)).problem
+    design = Design(**{**DESIGN, "target_coverage": 2.0})
+    batch = draw_design(design, 1000, np.arange(SAMPLE)).problem
     times = [seconds(lambda i=i: scipy_reward(one(batch, i))) for i in range(SAMPLE)]
     return float(np.median(times))
 

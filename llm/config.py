@@ -11,7 +11,7 @@ from rpo_theory.reductions import SftReduction
 DtypeName = Literal["float32", "bfloat16", "float64"]
 
 
-Method = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
+ObjectiveName = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ObjectiveConfig:
         0.05
     """
 
-    method: Method = "rpo"
+    method: ObjectiveName = "rpo"
     beta: float = 0.01
     eta: float = 0.005
     sft_reduction: SftReduction = "sum"
@@ -51,7 +51,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Refuse constants that no method can use."""
-        for name, allowed in (("method", Method), ("sft_reduction", SftReduction)):
+        for name, allowed in (("method", ObjectiveName), ("sft_reduction", SftReduction)):
             value = getattr(self, name)
             if value not in get_args(allowed):
                 names = ", ".join(repr(choice) for choice in get_args(allowed))

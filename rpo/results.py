@@ -19,13 +19,13 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from bandits.study.lines import bare, plot_gap
+from bandits.study.lines import despine, plot_gap
 from rpo_io.figures import PALETTE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from llm.train.memory_plan import Plan
+    from llm.train.memory_plan import MemoryPlan
 
 MOST_ROWS = 50
 """Rows of a table that a notebook shows."""
@@ -87,7 +87,7 @@ class Verification(Result):
         ax.axvline(1.0, color="black", lw=1.5)
         ax.set_xscale("log")
         ax.set_xlabel("measured, as a share of what is allowed")
-        return bare(ax)
+        return despine(ax)
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ class StudyResult(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the gap of every method against the comparisons, its mean over all other axes."""
-        from bandits.study.summary import labels, summarise
+        from bandits.study.summary import labels, summarize
 
-        summary = summarise([self.records])
+        summary = summarize([self.records])
         return plot_gap(summary, _axes(ax), order=labels(summary))
 
 
@@ -197,7 +197,7 @@ class TrainResult(Result):
         ax.set_xlabel("step of training")
         ax.set_ylabel("log-probability of the responses, nats")
         ax.legend(frameon=False)
-        return bare(ax)
+        return despine(ax)
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ class PlanResult(Result):
     """Whether a step fits: of ``rpo plan``."""
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> MemoryPlan:
         """All of it."""
-        from llm.train.memory_plan import Plan
+        from llm.train.memory_plan import MemoryPlan
 
-        return Plan(**self.document)
+        return MemoryPlan(**self.document)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the memory of a device and its limit."""
@@ -223,7 +223,7 @@ class PlanResult(Result):
         ax.axhline(plan.limit_bytes_per_device / GIB, color="black", lw=1.5)
         ax.set_ylabel("GiB of a device (line: all that it has)")
         ax.set_title(f"{plan.topology}: {'fits' if plan.fits else 'does not fit'}", loc="left")
-        return bare(ax)
+        return despine(ax)
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Scores(Result):
         ax.axvline(0.0, color="black", lw=1.5)
         ax.set_xlabel("log-probability of chosen minus rejected, nats")
         ax.set_ylabel("rows")
-        return bare(ax)
+        return despine(ax)
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class Evaluation(Result):
             ax.set_ylabel(r"mean of $\beta\,\log(\pi/\pi_{ref})$, nats")
         bars = ax.bar(names, [self.document[name] for name in names], color=colours)
         ax.bar_label(bars, fmt="{:.4g}")
-        return bare(ax)
+        return despine(ax)
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -185,8 +185,8 @@ def _forward(
 
     matrix = weight.astype(features.dtype)
     limit = None if words_over else counted
-    _, (log_probs, normalisers) = _scan(one, None, (features, targets), limit)
-    return log_probs, (features, weight, targets, counted, normalisers)
+    _, (log_probs, normalizers) = _scan(one, None, (features, targets), limit)
+    return log_probs, (features, weight, targets, counted, normalizers)
 
 
 def _backward(
@@ -195,7 +195,7 @@ def _backward(
     residuals: tuple,
     cotangent: Float[Array, "m s"],
 ) -> tuple[Float[Array, "m s D"], Float[Array, "V D"], None, None]:
-    features, weight, targets, counted, normalisers = residuals
+    features, weight, targets, counted, normalizers = residuals
     wide, matrix = accumulation_dtype(features.dtype), weight.astype(features.dtype)
     words = Words(words_over)
 
@@ -215,7 +215,7 @@ def _backward(
 
     zero = jnp.zeros(weight.shape, wide)
     limit = None if words_over else counted
-    chunks = features, targets, normalisers, cotangent
+    chunks = features, targets, normalizers, cotangent
     total, into_features = _scan(one, zero, chunks, limit)
     return into_features, total.astype(weight.dtype), None, None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm.train.memory_plan import Plan
+    from llm.train.memory_plan import MemoryPlan
 
 OVERRIDES = True  # of the configuration, such as --model.remat full
 GIB = 2**30
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
     with user_input():
         from llm.config import TrainConfig
-        from llm.train.memory_plan import largest_that_fits, make_plan
+        from llm.train.memory_plan import largest_fitting_plan, make_plan
 
         config = read_config(args.config, TrainConfig, args.overrides)
         if args.largest:
-            plan = largest_that_fits(config, args.topology)
+            plan = largest_fitting_plan(config, args.topology)
             if plan is None:
                 raise ValueError(f"{args.topology}: not even one pair a device fits")
         else:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
-def _table(plan: Plan) -> str:
+def _table(plan: MemoryPlan) -> str:
     how = "compiled" if plan.compiled else "an estimate: nothing was compiled"
     peak = plan.peak_bytes_per_device
     room = None if peak is None else plan.limit_bytes_per_device - peak

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say where everything is."""
     from rpo.runtime.config_files import read_config
     from rpo.runtime.errors import user_input
-    from rpo_io.locks import locked
+    from rpo_io.locks import folder_lock
     from rpo_io.paths import prepare_folder
 
     with user_input():
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
         config = read_config(args.config, TrainConfig, args.overrides)
         processes.check(args)
-        from llm.train.dataset import load_data
+        from llm.train.dataset import load_training_data
 
-        data = load_data(config.data, config.model)
+        data = load_training_data(config.data, config.model)
     first = args.process == 0
     for name, count in data.report.items() if first else ():
         _say(f"{name}: {count:,}")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         if first:
             with user_input():
                 prepare_folder(out)
-                held.enter_context(locked(out))
+                held.enter_context(folder_lock(out))
             _refuse_to_overwrite(out, resume=args.resume)
         code = _train(config, data, out, first=first, resume=args.resume)
     if args.json and first and code == 0:
@@ -92,9 +92,9 @@ def _tell_what_to_expect(config: TrainConfig, data: TrainingData) -> int:
     from rpo.runtime.output import duration
 
     with user_input(), computing_in(config.model.dtype):
-        from llm.train.run_estimate import expect
+        from llm.train.run_estimate import estimate_run
 
-        found = expect(config, data)
+        found = estimate_run(config, data)
     _say(
         f"{len(data.train):,} pairs, {found.pairs_per_step} a step; {found.steps:,} steps of about "
         f"{found.tokens_per_step:,} tokens, {found.flops_per_step:.2g} FLOPs each\n"
@@ -120,22 +120,22 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
 
 
 def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, resume: bool) -> int:
-    from llm.train.tracking import Several, make_tracker
+    from llm.train.tracking import CompositeTracker, make_tracker
     from llm.train.trainer import InterruptedRunError, train
     from rpo.runtime.config_files import to_yaml
     from rpo.runtime.errors import user_input
     from rpo.runtime.progress import with_progress
-    from rpo_io.atomic import write_whole
-    from rpo_io.paths import naming
+    from rpo_io.atomic import write_atomic
+    from rpo_io.paths import name_os_errors
 
     def watch(steps: Iterator[int], total: int) -> Iterator[int]:
         # Model and checkpoint are accepted: a run that is refused leaves the folder's own file.
-        write_whole(out / "config.yaml", to_yaml(config))
+        write_atomic(out / "config.yaml", to_yaml(config))
         return with_progress(steps, total, f"steps of {config.name}")
 
-    with user_input(), naming(out):
+    with user_input(), name_os_errors(out):
         # All processes train; the first one tells.
-        tracker = make_tracker(out / "metrics.jsonl", config) if first else Several([])
+        tracker = make_tracker(out / "metrics.jsonl", config) if first else CompositeTracker([])
         try:
             train(
                 config,
