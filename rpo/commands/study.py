@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from bandits.study.config import Study
-    from bandits.study.records import Store
-    from bandits.study.run import Part
+    from bandits.study.config import StudyConfig
+    from bandits.study.records import RecordStore
+    from bandits.study.run import StudyPart
 
 OVERRIDES = True  # of the configuration, such as --seeds 100
 
@@ -55,27 +55,27 @@ def run(args: argparse.Namespace) -> int:
 
     with user_input():
         study = _read(args)
-        processes.check(args)
-    from bandits.study.records import Store
-    from bandits.study.run import n_fits, plan, resolved
+        group = processes.group_from(args)
+    from bandits.study.records import RecordStore
+    from bandits.study.run import count_fits, plan_parts, resolved_config
 
     with user_input():
-        parts = plan(study)
+        parts = plan_parts(study)
     if args.dry_run:
-        from bandits.study.run import expected_cost
+        from bandits.study.run import estimate_cost
 
-        cost = expected_cost(study, parts)
+        cost = estimate_cost(study, parts)
         _say(
-            f"{study.name}: {n_fits(study):,} fits in {len(parts)} parts; about "
+            f"{study.name}: {count_fits(study):,} fits in {len(parts)} parts; about "
             f"{duration(cost.seconds)} and {cost.bytes / 2**30:.1f} GiB, by {cost.fits:,} fits "
             "that were made to see"
         )
-        sys.stdout.write(json.dumps(resolved(study), indent=1) + "\n")
+        sys.stdout.write(json.dumps(resolved_config(study), indent=1) + "\n")
         return 0
     out = args.out or Path("out") / study.name
-    store = Store(out, resolved(study))
-    with processes.together(args, out):
-        if args.process == 0:
+    store = RecordStore(out, resolved_config(study))
+    with group.connected(out):
+        if group.is_first:
             _run_first(args, study, store, parts)
         else:
             _share(args, study, store, parts)
@@ -83,13 +83,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def document(
-    study: Study, summary: Mapping[str, np.ndarray], violations: list[dict[str, Any]]
+    study: StudyConfig, summary: Mapping[str, np.ndarray], violations: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Content of ``summary.json``: a row a cell, every mean with its interval.
 
     Args:
         study: the study.
-        summary: of :func:`bandits.study.summary.summarise`.
+        summary: of :func:`bandits.study.summary.summarize`.
         violations: of :func:`bandits.study.summary.count_violations`.
 
     Returns:
@@ -102,7 +102,7 @@ def rows(summary: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """A summary, a row a cell.
 
     Args:
-        summary: of :func:`bandits.study.summary.summarise`.
+        summary: of :func:`bandits.study.summary.summarize`.
 
     Returns:
         Plain values; what is not finite is None.
@@ -118,29 +118,29 @@ def rows(summary: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     return [dict(zip(names, map(plain, cell), strict=True)) for cell in cells]
 
 
-def _read(args: argparse.Namespace) -> Study:
-    from bandits.study.config import Study
+def _read(args: argparse.Namespace) -> StudyConfig:
+    from bandits.study.config import StudyConfig
     from rpo.runtime.config_files import read_config
 
-    study = read_config(args.config, Study, args.overrides)
+    study = read_config(args.config, StudyConfig, args.overrides)
     return study.quick_version() if args.quick else study
 
 
-def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:
+def _run_first(args: argparse.Namespace, study: StudyConfig, store: RecordStore, parts: list[StudyPart]) -> None:
     """What the first process, often the only one, does: it alone owns the folder."""
     from rpo.runtime.errors import user_input
-    from rpo_io.locks import locked
-    from rpo_io.paths import naming, prepare_folder
+    from rpo_io.locks import folder_lock
+    from rpo_io.paths import name_os_errors, prepare_folder
 
-    with naming(store.folder), ExitStack() as held:
+    with name_os_errors(store.folder), ExitStack() as held:
         with user_input():
             prepare_folder(store.folder)
-            held.enter_context(locked(store.folder))
+            held.enter_context(folder_lock(store.folder))
             store.check(resume=args.resume)
         _write_config(study, store.folder)
         if not store.is_finished():
             _share(args, study, store, parts)
-            with user_input(), naming(store.folder):
+            with user_input(), name_os_errors(store.folder):
                 store.merge(len(parts))
         store.drop_parts()
         found = _conclude(study, store)
@@ -148,55 +148,54 @@ def _run_first(args: argparse.Namespace, study: Study, store: Store, parts: list
         sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _share(args: argparse.Namespace, study: Study, store: Store, parts: list[Part]) -> None:
+def _share(args: argparse.Namespace, study: StudyConfig, store: RecordStore, parts: list[StudyPart]) -> None:
     """Run this process's share of the parts, and wait for the others."""
-    from bandits.study.run import run as run_parts
+    from bandits.study.run import run_parts
     from rpo.runtime.errors import user_input
     from rpo.runtime.progress import with_progress
-    from rpo_io.paths import naming
+    from rpo_io.paths import name_os_errors
 
-    mine = parts[args.process :: args.processes]
+    mine = parts[args.process_id :: args.num_processes]
     _meet(args, "begun")
     # A method that cannot answer an environment says so when it is asked.
-    with user_input(), naming(store.folder):
+    with user_input(), name_os_errors(store.folder):
         for _ in with_progress(run_parts(study, store, mine), len(mine), f"parts of {study.name}"):
             pass
     _meet(args, "done")
 
 
 def _meet(args: argparse.Namespace, where: str) -> None:
-    if args.processes > 1:
+    if args.num_processes > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(where)
 
 
-def _write_config(study: Study, folder: Path) -> None:
+def _write_config(study: StudyConfig, folder: Path) -> None:
     from rpo.runtime.config_files import to_yaml
-    from rpo_io.atomic import write_whole
+    from rpo_io.atomic import write_atomic
 
-    write_whole(folder / "config.yaml", to_yaml(study))
+    write_atomic(folder / "config.yaml", to_yaml(study))
 
 
-def _conclude(study: Study, store: Store) -> dict[str, Any]:
+def _conclude(study: StudyConfig, store: RecordStore) -> dict[str, Any]:
     """Figures and the summary, from the records; what a program should know of them."""
     from matplotlib.figure import Figure
 
-    from bandits.study.figures import draw_study, kinds
-    from bandits.study.summary import count_violations, needed, summarise
-    from rpo_io.atomic import write_whole
-    from rpo_io.figures import png, svg
-    from rpo_io.strict_json import to_json
+    from bandits.study.figures import draw_figure, figure_kinds
+    from bandits.study.summary import count_violations, is_summary_column, summarize
+    from rpo_io.atomic import write_atomic
+    from rpo_io.strict_json import format_document
 
-    summary = summarise(store.tables(needed))
+    summary = summarize(store.tables(is_summary_column))
     written = ["records.parquet", "summary.json", "config.yaml"]
-    violations = count_violations(store.tables(needed))
+    violations = count_violations(store.tables(is_summary_column))
     result = document(study, summary, violations)
-    write_whole(store.folder / "summary.json", to_json(result))
-    for kind in kinds(summary):
-        figure = draw_study(summary, kind, Figure())
+    write_atomic(store.folder / "summary.json", format_document(result).encode())
+    for kind in figure_kinds(summary):
+        figure = draw_figure(summary, kind, Figure())
         for render, ending in ((png, "png"), (svg, "svg")):
-            write_whole(store.folder / f"{kind}.{ending}", render(figure))
+            write_atomic(store.folder / f"{kind}.{ending}", render(figure))
         written.append(f"{kind}.png")
     _say(_findings(summary))
     for row in violations:
@@ -213,12 +212,12 @@ def _conclude(study: Study, store: Store) -> dict[str, Any]:
 
 def _findings(summary: Mapping[str, np.ndarray]) -> str:
     """The gap of every method, at the most data, with its interval."""
-    from bandits.study.summary import by_environment, curve, has_one_row, labels, with_most_data
+    from bandits.study.summary import by_environment, curve, has_unique_rows, labels, with_most_data
 
     lines = []
     for environment, part in by_environment(summary).items():
         most = with_most_data(part)
-        over = "" if has_one_row(most) else ", over all other axes"
+        over = "" if has_unique_rows(most) else ", over all other axes"
         where = f"{environment}, N = {most['comparisons'][0]:,}"
         lines.append(f"{where}: mean gap (95 % interval){over}")
         for label in labels(most):

@@ -59,18 +59,18 @@ def run(args: argparse.Namespace) -> int:
         from llm.config import TrainConfig
 
         config = read_config(args.config, TrainConfig, args.overrides)
-        processes.check(args)
+        group = processes.group_from(args)
         from llm.train.dataset import load_training_data
 
         data = load_training_data(config.data, config.model)
-    first = args.process == 0
+    first = group.is_first
     for name, count in data.report.items() if first else ():
         _say(f"{name}: {count:,}")
     if args.dry_run:
         return _tell_what_to_expect(config, data)
     out = args.out or Path("out") / config.name
     keep_compiled_programs()
-    with processes.together(args, out), ExitStack() as held:
+    with group.connected(out), ExitStack() as held:
         if first:
             with user_input():
                 prepare_folder(out)

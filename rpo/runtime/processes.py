@@ -1,74 +1,173 @@
-"""Several processes, on one machine or many, that do one command's work together."""
+"""Groups of processes, on one machine or several, that share the work of one command.
+
+When one process of a group dies, collective operations fail in the others, or JAX aborts them
+from a thread of its own, before they can report anything. Each process therefore starts a small
+watcher process, which reports the loss if its pipe closes without a sign-off.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from .errors import UsageError, whole_number
+
+CLEAN_EXIT = b"done"
+"""Bytes that a process sends to its watcher before it ends in good order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessGroup:
+    """The processes that share one command's work, and which of them this one is.
+
+    Attributes:
+        coordinator_address: ``HOST:PORT`` of process 0, as in ``jax.distributed.initialize``; None
+            for a single process.
+        num_processes: size of the group, at least 1.
+        process_id: index of this process, from 0 to ``num_processes - 1``.
+
+    Raises:
+        ValueError: if there is no process of this index, or the address is missing for several
+            processes or given for one.
+    """
+
+    coordinator_address: str | None = None
+    num_processes: int = 1
+    process_id: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together."""
+        if self.process_id >= self.num_processes:
+            raise ValueError(
+                f"argument --process-id: must be less than --num-processes {self.num_processes}, "
+                f"got {self.process_id}"
+            )
+        if (self.num_processes > 1) != (self.coordinator_address is not None):
+            raise ValueError(
+                "argument --coordinator-address: is needed with --num-processes 2 or more, "
+                "and only then"
+            )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which owns the output folder and reports."""
+        return self.process_id == 0
+
+    @contextmanager
+    def connected(self, folder: Path) -> Iterator[None]:
+        """Connect to the other processes for a block of work; do nothing in a group of one.
+
+        Args:
+            folder: output folder that the processes share; the watcher's message names it.
+        """
+        if self.num_processes == 1:
+            yield
+            return
+        import jax
+
+        sign_off = _start_watcher(folder)
+        try:
+            jax.distributed.initialize(
+                self.coordinator_address, self.num_processes, self.process_id
+            )
+            yield
+        except (UsageError, KeyboardInterrupt):
+            sign_off()
+            raise
+        sign_off()
+
+    def wait_for_all(self, name: str) -> None:
+        """Wait until every process of the group has arrived here; return at once in a group of one.
+
+        Args:
+            name: name of the barrier, the same in all processes.
+        """
+        if self.num_processes > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    from .errors import whole_number
+    """Declare the options of a process group, under the names of ``jax.distributed.initialize``.
 
+    Args:
+        parser: receives the options.
+    """
     parser.add_argument(
-        "--coordinator",
+        "--coordinator-address",
         metavar="HOST:PORT",
-        help="address of the first of several processes that share the folder",
+        help="address of process 0, for several processes that share the output folder",
     )
     parser.add_argument(
-        "--processes",
+        "--num-processes",
         type=whole_number(1),
         default=1,
         metavar="N",
-        help="how many there are (default 1)",
+        help="number of processes (default 1)",
     )
     parser.add_argument(
-        "--process",
+        "--process-id",
         type=whole_number(0),
         default=0,
         metavar="K",
-        help="which of them this one is, from 0 on (default 0)",
+        help="index of this process, from 0 (default 0)",
     )
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not fit together.
-
-    Raises:
-        ValueError: there is no such process, or no address to meet at.
-    """
-    if args.process >= args.processes:
-        rule = f"must be less than --processes {args.processes}, got {args.process}"
-        raise ValueError(f"argument --process: {rule}")
-    if (args.processes > 1) != (args.coordinator is not None):
-        raise ValueError(
-            "argument --coordinator: is needed with --processes 2 or more, and only then"
-        )
-
-
-@contextmanager
-def together(args: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Meet the other processes, if there are any, and say what to do if one of them is lost.
+def group_from(args: argparse.Namespace) -> ProcessGroup:
+    """Return the process group that the parsed options describe.
 
     Args:
-        args: the options.
-        folder: that they share.
+        args: parsed options of :func:`add_arguments`.
+
+    Returns:
+        The group.
+
+    Raises:
+        ValueError: if the options do not fit together.
     """
-    if args.processes == 1:
-        yield
-        return
-    import jax
+    return ProcessGroup(
+        coordinator_address=args.coordinator_address,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+    )
 
-    from .errors import UsageError
-    from .watcher import watch
 
-    farewell = watch(folder)
-    try:
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
-        yield
-    except (UsageError, KeyboardInterrupt):
-        farewell()
-        raise
-    farewell()
+def lost_process_message(folder: Path) -> str:
+    """Return the line that is printed when a process of a group was killed.
+
+    Args:
+        folder: output folder of the run.
+
+    Returns:
+        One line that says from where the run can be resumed.
+    """
+    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    if steps:
+        remedy = f"again with --resume: they continue from the checkpoint of step {max(steps)}"
+    else:
+        remedy = f"again, with --resume if {folder} already holds results"
+    return (
+        "rpo: error: a process of this run ended unexpectedly, and the others cannot continue "
+        f"without it: when all have ended, start all of them {remedy}\n"
+    )
+
+
+def _start_watcher(folder: Path) -> Callable[[], object]:
+    """Start the watcher of the present process; return the function that signs off."""
+    command = [sys.executable, "-m", "rpo.runtime.processes", str(folder)]
+    # In a session of its own, an interrupt from the keyboard does not reach the watcher.
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    return partial(watcher.communicate, CLEAN_EXIT)
+
+
+if __name__ == "__main__":
+    if sys.stdin.buffer.read() != CLEAN_EXIT:
+        sys.stderr.write(lost_process_message(Path(sys.argv[1])))

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from bandits.study.config import Study
+from bandits.study.config import StudyConfig
 from llm.config import TrainConfig
 from rpo.cli import COMMANDS, Parser, declare, main
 from rpo.runtime.config_files import read_config
@@ -49,7 +49,7 @@ COMMANDS_NOT_RUN = {
     r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/your_own_model.md does it in small",
     r"rpo (score|generate|evaluate) --model policy .*": "real weights; in small there, too",
     r"rpo evaluate .*--judgments .*": "annotations of a benchmark; test_judgments reads small ones",
-    r"rpo train .*--coordinator .*": "several hosts; test_train_devices starts processes",
+    r"rpo train .*--coordinator-address .*": "several hosts; test_train_devices starts processes",
     r"rpo train .*report_to.*": "packages that are not installed; test_tracking stands in for them",
     r"rpo study configs/\w+\.yaml": "takes minutes; one of them runs below with --quick",
     r"rpo verify --instances 1000": "takes minutes; test_verify and the demo run fewer",
@@ -123,7 +123,7 @@ def test_property_the_python_of_the_readme_runs_and_its_three_routes_agree() -> 
     assert source is not None
     names: dict = {}
     exec(source.group(1), names)
-    exact, other, third = (names[name].value.policy for name in ("exact", "other", "third"))
+    exact, other, third = (names[name].policy for name in ("exact", "other", "third"))
     assert abs(exact - other).max() < 1e-9
     assert abs(exact - third).max() < 1e-6
     assert float(names["proof"].duality_gap) < 1e-9
@@ -151,7 +151,7 @@ def test_property_every_command_of_the_documents_is_one_that_rpo_takes(document:
         config = getattr(args, "config", None)
         assert not rest or config is not None, (command, rest)
         if config is not None and config.name not in NAMES_OF_OTHERS:
-            kind = Study if command == "study" else TrainConfig
+            kind = StudyConfig if command == "study" else TrainConfig
             read_config(ROOT / config, kind, rest)
 
 

@@ -21,7 +21,7 @@ ROUNDING = 1e-9  # float64 sums in another order, which Adam divides by their li
 CONFIG = """
 name: tiny
 model:
-  architecture: {vocab_size: 264, width: 16, hidden_units: 32, n_layers: 2, n_heads: 4}
+  architecture: {vocab_size: 264, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 4}
   dtype: float64
   param_dtype: float64
 data: {train: rows.jsonl, eval_rows: 8, max_length: 16}
@@ -111,9 +111,9 @@ def two_processes(folder: Path, out: str, *arguments: str) -> list[subprocess.Po
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = [*EIGHT, *arguments, "--coordinator", address, "--processes", "2"]
+    together = [*EIGHT, *arguments, "--coordinator-address", address, "--num-processes", "2"]
     return [
-        train(folder, out, *together, "--process", str(number), devices=4) for number in range(2)
+        train(folder, out, *together, "--process-id", str(number), devices=4) for number in range(2)
     ]
 
 

@@ -22,7 +22,7 @@ methods:
   - {method: dpo}
 comparisons: [100, 1000]
 seeds: 200
-design: {actions: 6, rare: 2, rare_comparisons: 1.0, coverage: [1.5, 3.0], reward_max: 2.0}
+design: {actions: 6, rare: 2, rare_comparisons: 1.0, target_coverage: [1.5, 3.0], reward_max: 2.0}
 quick: {seeds: 3}
 """
 
@@ -90,8 +90,8 @@ def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> 
     eight = "--xla_force_host_platform_device_count=8"
     finished(rpo("study", path, "--out", tmp_path / "one"))
     finished(rpo("study", path, "--out", tmp_path / "devices", XLA_FLAGS=eight))
-    together = ["--out", tmp_path / "processes", "--coordinator", address, "--processes", "2"]
-    processes = [rpo("study", path, *together, "--process", str(k)) for k in range(2)]
+    together = ["--out", tmp_path / "processes", "--coordinator-address", address, "--num-processes", "2"]
+    processes = [rpo("study", path, *together, "--process-id", str(k)) for k in range(2)]
     for process in processes:
         finished(process)
     assert sha256(tmp_path / "one") == sha256(tmp_path / "devices")
@@ -106,8 +106,8 @@ def test_raises_mistakes_are_told_in_one_line_that_names_them(
     assert "`seeds`" in refused(capsys, good, "--out", out, "--seeds", "0")
     assert "unknown key" in refused(capsys, good, "--out", out, "--sedes", "3")
     assert "nothing.yaml: No such file" in refused(capsys, tmp_path / "nothing.yaml")
-    assert "--coordinator" in refused(capsys, good, "--processes", "2")
-    assert "--process" in refused(capsys, good, "--process", "1")
+    assert "--coordinator-address" in refused(capsys, good, "--num-processes", "2")
+    assert "--process-id" in refused(capsys, good, "--process-id", "1")
     assert not out.exists()
     text = SMALL.replace("{method: dpo}", "{method: dpop}").replace("[1.5, 3.0]", "2.0")
     bad = config(tmp_path, text + "environments: ['named:ghost_arm']\n")
