@@ -29,7 +29,7 @@ from .packing import (
 from .pair_table import PairTable, as_pair_table
 from .preferences import PairTokens
 
-WINDOW = 64
+BALANCING_WINDOW = 64
 """Steps over which pairs are dealt out so that all have nearly the same number of tokens."""
 
 
@@ -170,7 +170,7 @@ class BatchSampler:
                 for start in range(0, len(order), self.pairs_per_step)
             ]
         order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        window = WINDOW * self.pairs_per_step
+        window = BALANCING_WINDOW * self.pairs_per_step
         steps = []
         for start in range(0, len(order), window):
             places = order[start : start + window]
@@ -192,11 +192,11 @@ class BatchSampler:
         return [np.array(hand, dtype=int) for hand in hands]
 
 
-def iterate_batches(schedule: BatchSampler, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+def iterate_batches(sampler: BatchSampler, first: int, last: int) -> Iterator[tuple[int, Batch]]:
     """Batches of consecutive steps, prepared ahead in threads.
 
     Args:
-        schedule: the steps.
+        sampler: the steps.
         first: the first step.
         last: one past the last.
 
@@ -205,6 +205,6 @@ def iterate_batches(schedule: BatchSampler, first: int, last: int) -> Iterator[t
     """
     if first >= last:
         return
-    steps = grain.MapDataset.range(first, last).map(lambda step: (int(step), schedule.batch(step)))
+    steps = grain.MapDataset.range(first, last).map(lambda step: (int(step), sampler.batch(step)))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     yield from steps.to_iter_dataset(options)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-CONFIG = "config.json"
+CONFIG_NAME = "config.json"
 
 
 TOKENIZER_FILES = (
@@ -64,7 +64,7 @@ def model_file(folder: Path, name: str) -> Path:
     return path
 
 
-def read_bytes(path: Path, largest: int) -> bytes:
+def read_limited(path: Path, largest: int) -> bytes:
     """Read a file that is not too large.
 
     Args:
@@ -84,7 +84,7 @@ def read_bytes(path: Path, largest: int) -> bytes:
     return path.read_bytes()
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json_object(folder: Path, name: str) -> dict[str, Any]:
     """Read an object from a JSON file of a folder.
 
     Args:
@@ -98,7 +98,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         ValueError: the file is missing, elsewhere or too large, or holds something else.
     """
     path = model_file(folder, name)
-    content = read_bytes(path, MAX_JSON_BYTES)
+    content = read_limited(path, MAX_JSON_BYTES)
     try:
         document = json.loads(content.decode("utf-8"))
     # ValueError: broken text or JSON, numbers of thousands of digits.
@@ -130,7 +130,7 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG, *TOKENIZER_FILES]
+    patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG_NAME, *TOKENIZER_FILES]
     try:
         return Path(snapshot_download(os.fspath(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -20,7 +20,7 @@ from .pair_table import as_pair_table
 from .preferences import PairTokens
 
 PackingMode = Literal["separate", "shared"]
-MULTIPLE = 32
+TOKEN_MULTIPLE = 32
 """A batch of one row is padded to multiples of so many tokens, at least; one of many, whose longest
 differs more from step to step, to multiples of twice as many."""
 
@@ -138,7 +138,7 @@ def round_up_shape(shape: BatchShape, *, steps: int = 64) -> BatchShape:
         steps: sizes between a power of two and the next.
 
     Returns:
-        A shape that is at most ``1 + 1/steps`` times as large, or larger by :data:`MULTIPLE`.
+        A shape that is at most ``1 + 1/steps`` times as large, or larger by :data:`TOKEN_MULTIPLE`.
 
     Examples:
         >>> round_up_shape(BatchShape(rows=1, row_tokens=530, completions=65, longest=101))
@@ -146,7 +146,7 @@ def round_up_shape(shape: BatchShape, *, steps: int = 64) -> BatchShape:
     """
 
     def up(size: int) -> int:
-        least = MULTIPLE if shape.rows == 1 else 2 * MULTIPLE
+        least = TOKEN_MULTIPLE if shape.rows == 1 else 2 * TOKEN_MULTIPLE
         grain = max(least, 2 ** math.floor(math.log2(max(size, 1))) // steps)
         return -(-size // grain) * grain
 

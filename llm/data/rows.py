@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 JSON_LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 PARQUET = ".parquet"
 SUFFIXES = (*JSON_LINES, PARQUET)
-LARGEST_ROW = 16 * 2**20
+MAX_ROW_BYTES = 16 * 2**20
 """Bytes of a row at most: millions of tokens."""
-LARGEST_RATIO = 200
+MAX_EXPANSION = 200
 """A packed file may unpack to so many times its size; text does to less than 20 times."""
 FREE_BYTES, FREE_ROWS = 4 * 2**20, 10**5
 """Small files of equal rows may unpack to more than that, and have more rows than bytes."""
@@ -26,7 +26,7 @@ BATCH_BYTES, BATCH_ROWS = 2**28, 1024
 """Of Parquet read together: any row may be all of its group, which holds equal texts once."""
 
 _BOMB = (
-    f"the file unpacks to more than {LARGEST_RATIO} times its size, as hardly any data does: if it "
+    f"the file unpacks to more than {MAX_EXPANSION} times its size, as hardly any data does: if it "
     "is yours, make JSON lines of it that are not packed"
 )
 
@@ -134,17 +134,17 @@ def _json_rows(path: Path, shown: str) -> Iterator[Row]:
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, counted from 1."""
     packed = path.name.lower().endswith(".gz")
-    room = max(FREE_BYTES, LARGEST_RATIO * path.stat().st_size) if packed else math.inf
+    room = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size) if packed else math.inf
     number = 0
     try:
         # A buffer of gzip's own lines is many times slower.
         with io.BufferedReader(gzip.open(path)) if packed else open(path, "rb") as file:
             # Not all of a line is read before it is known to be short enough.
-            while line := file.readline(LARGEST_ROW + 1):
+            while line := file.readline(MAX_ROW_BYTES + 1):
                 number += 1
                 room -= len(line)
-                if len(line) > LARGEST_ROW:
-                    raise ValueError(f"{shown}:{number}: a row has at most {LARGEST_ROW:,} bytes")
+                if len(line) > MAX_ROW_BYTES:
+                    raise ValueError(f"{shown}:{number}: a row has at most {MAX_ROW_BYTES:,} bytes")
                 if room < 0:
                     raise ValueError(f"{shown}:{number}: {_BOMB}")
                 if line.strip():
@@ -159,7 +159,7 @@ def _parquet_rows(path: Path, shown: str) -> Iterator[Row]:
     from pyarrow import parquet
 
     number, size = 0, path.stat().st_size
-    room = max(FREE_BYTES, LARGEST_RATIO * size)
+    room = max(FREE_BYTES, MAX_EXPANSION * size)
     try:
         with parquet.ParquetFile(path) as file:
             for batch in _batches(file, size, shown):
@@ -181,7 +181,7 @@ def _batches(file: Any, size: int, shown: str) -> Iterator[Any]:
     """Rows that fit into memory, whatever the file says of itself."""
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     unpacked = [group.total_byte_size for group in groups]
-    if sum(unpacked) > max(FREE_BYTES, LARGEST_RATIO * size):
+    if sum(unpacked) > max(FREE_BYTES, MAX_EXPANSION * size):
         raise ValueError(f"{shown}: {_BOMB}")
     if file.metadata.num_rows > max(FREE_ROWS, size):
         raise ValueError(
@@ -206,7 +206,7 @@ OPENING = re.compile(r"\s*\[\s*(?!\s|\])")
 COMMA = re.compile(r"\s*,\s*")
 CLOSING = re.compile(r"\s*\]\s*")
 EMPTY = re.compile(r"\s*\[\s*\]\s*")
-LARGEST_LIST = 100_000_000
+MAX_LIST_BYTES = 100_000_000
 """Bytes of a list at most, for it is read as a whole; answers to AlpacaEval have 1 MB."""
 
 
@@ -224,10 +224,10 @@ def read_json_list(path: Path) -> Iterator[Row]:
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
-        content = file.read(LARGEST_LIST + 1)
-    if len(content) > LARGEST_LIST:
+        content = file.read(MAX_LIST_BYTES + 1)
+    if len(content) > MAX_LIST_BYTES:
         raise ValueError(
-            f"{path}: must have at most {LARGEST_LIST:,} bytes: give JSON lines instead"
+            f"{path}: must have at most {MAX_LIST_BYTES:,} bytes: give JSON lines instead"
         )
     try:
         text = content.decode("utf-8-sig")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from llm.models.architecture import Activation, Architecture, RopeScaling
 
@@ -17,11 +17,7 @@ CLASSES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
-}
+ACTIVATIONS: dict[str, Activation] = {name: name for name in get_args(Activation)}
 LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LOCAL_BASE = 10000.0  # of Gemma 3, where the configuration leaves it out
@@ -265,7 +261,10 @@ def _windows(config: Config, family: str) -> dict[str, Any]:
         return {}
     if family.startswith("qwen") and not config.get("use_sliding_window"):
         return {}
-    return {"sliding_window": window or 4096, "local_layers": _local_layers(config, family, num_hidden_layers)}
+    return {
+        "sliding_window": window or 4096,
+        "local_layers": _local_layers(config, family, num_hidden_layers),
+    }
 
 
 def _local_layers(config: Config, family: str, num_hidden_layers: int) -> tuple[bool, ...]:

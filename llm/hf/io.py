@@ -19,10 +19,10 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from llm.data.model_folder import (
-    CONFIG,
+    CONFIG_NAME,
     TOKENIZER_FILES,
     model_file,
-    read_json,
+    read_json_object,
     resolve_model_folder,
 )
 from llm.models.architecture import Architecture
@@ -30,7 +30,7 @@ from llm.models.decoder import Decoder, LayerLoop, Remat
 from llm.models.lora import merged_kernel
 
 from .config import from_hf_config, to_hf_config
-from .names import EMBEDDING_NAME, HEAD_NAME, Entry, entries
+from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, tensor_mappings
 from .safetensors import SafetensorsReader, write_safetensors
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -108,7 +108,9 @@ def read_parameters(
         _check_names(folder, files, architecture)
         # The largest first: what is in memory twice, while it is stacked, is then never on top of
         # much else.
-        for entry in sorted(entries(architecture), key=lambda e: -np.prod(shapes[e.path].shape)):
+        for entry in sorted(
+            tensor_mappings(architecture), key=lambda e: -np.prod(shapes[e.path].shape)
+        ):
             leaf = shapes[entry.path]
             share: Any = partial(_read_share, files, entry, leaf.shape, np.dtype(leaf.dtype))
             if where is None:
@@ -123,7 +125,7 @@ def export_model(
     decoder: Decoder,
     folder: str | os.PathLike[str],
     *,
-    tokenizer_files_from: str | os.PathLike[str] | None = None,
+    tokenizer_folder: str | os.PathLike[str] | None = None,
     dtype: DTypeLike | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
@@ -132,7 +134,7 @@ def export_model(
     Args:
         decoder: stays as it is.
         folder: must not exist, or be empty; it appears when it is complete.
-        tokenizer_files_from: a folder or hub name whose tokenizer and generation files are copied.
+        tokenizer_folder: a folder or hub name whose tokenizer and generation files are copied.
         dtype: of the tensors; None for that of the parameters.
         max_file_bytes: larger models are split over several files.
 
@@ -144,12 +146,12 @@ def export_model(
         raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
     wanted = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
     config = to_hf_config(decoder.architecture) | {"dtype": wanted.name}
-    source = None if tokenizer_files_from is None else resolve_model_folder(tokenizer_files_from)
+    source = None if tokenizer_folder is None else resolve_model_folder(tokenizer_folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         unfinished.chmod(0o755)
-        (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (unfinished / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sizes, tensors = _tensors(decoder, wanted)
         write_safetensors(unfinished, sizes, tensors, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
@@ -172,16 +174,18 @@ def read_architecture(folder: Path) -> Architecture:
     Raises:
         ValueError: the file is missing or broken, or the architecture unknown; the file is named.
     """
-    config = read_json(folder, CONFIG)
+    config = read_json_object(folder, CONFIG_NAME)
     try:
         return from_hf_config(config)
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
+        raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
 
 
 def _check_names(folder: Path, files: SafetensorsReader, architecture: Architecture) -> None:
     wanted = {
-        name for e in entries(architecture) for name in e.names(architecture.num_hidden_layers)
+        name
+        for e in tensor_mappings(architecture)
+        for name in e.names(architecture.num_hidden_layers)
     }
     missing = wanted - files.names()
     if missing:
@@ -212,7 +216,7 @@ def _check_tied(files: SafetensorsReader, architecture: Architecture) -> None:
 
 def _read_share(
     files: SafetensorsReader,
-    entry: Entry,
+    entry: TensorMapping,
     shape: tuple[int, ...],
     dtype: np.dtype,
     share: tuple[slice, ...],
@@ -239,7 +243,7 @@ def _tensors(decoder: Decoder, dtype: np.dtype) -> tuple[dict[str, int], Any]:
     num_hidden_layers = decoder.architecture.num_hidden_layers
     where = {
         name: (entry, layer)
-        for entry in entries(decoder.architecture)
+        for entry in tensor_mappings(decoder.architecture)
         for layer, name in enumerate(entry.names(num_hidden_layers))
     }
 

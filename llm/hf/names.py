@@ -11,7 +11,7 @@ HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"
 
 
-class Entry(NamedTuple):
+class TensorMapping(NamedTuple):
     """One parameter of a decoder.
 
     Attributes:
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
         Examples:
             >>> names = "model.norm.weight", "model.layers.{layer}.mlp.up_proj.weight"
-            >>> [Entry(("norm", "weight"), name).stacked for name in names]
+            >>> [TensorMapping(("norm", "weight"), name).stacked for name in names]
             [False, True]
         """
         return "{layer}" in self.name
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
         return [self.name.format(layer=layer) for layer in range(num_hidden_layers)]
 
 
-def entries(architecture: Architecture) -> list[Entry]:
+def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
     """All parameters of a decoder, without adapters.
 
     Args:
@@ -53,26 +53,31 @@ def entries(architecture: Architecture) -> list[Entry]:
 
     Examples:
         >>> small = Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
-        >>> entries(small)[2].names(2)[1]
+        >>> tensor_mappings(small)[2].names(2)[1]
         'model.layers.1.self_attn.q_proj.weight'
     """
-    table = [Entry(("embedding",), EMBEDDING_NAME), Entry(("norm", "weight"), "model.norm.weight")]
+    table = [
+        TensorMapping(("embedding",), EMBEDDING_NAME),
+        TensorMapping(("norm", "weight"), "model.norm.weight"),
+    ]
     for ours, theirs in PROJECTIONS.items():
         prefix = f"model.layers.{{layer}}.{theirs}"
-        table.append(Entry(("layers", ours, "kernel"), f"{prefix}.weight", transposed=True))
+        table.append(TensorMapping(("layers", ours, "kernel"), f"{prefix}.weight", transposed=True))
         if _has_bias(architecture, ours):
-            table.append(Entry(("layers", ours, "bias"), f"{prefix}.bias"))
+            table.append(TensorMapping(("layers", ours, "bias"), f"{prefix}.bias"))
     for ours, theirs in _norms(architecture).items():
-        table.append(Entry(("layers", ours, "weight"), f"model.layers.{{layer}}.{theirs}.weight"))
+        table.append(
+            TensorMapping(("layers", ours, "weight"), f"model.layers.{{layer}}.{theirs}.weight")
+        )
     if not architecture.tie_word_embeddings:
-        table.append(Entry(("output",), HEAD_NAME))
+        table.append(TensorMapping(("output",), HEAD_NAME))
     return table
 
 
 def _has_bias(architecture: Architecture, projection: str) -> bool:
-    if projection in ("query", "key", "value"):
+    if projection in ("q_proj", "k_proj", "v_proj"):
         return architecture.qkv_bias
-    return architecture.o_proj_bias if projection == "output" else architecture.mlp_bias
+    return architecture.o_proj_bias if projection == "o_proj" else architecture.mlp_bias
 
 
 def _norms(architecture: Architecture) -> dict[str, str]:
@@ -82,5 +87,5 @@ def _norms(architecture: Architecture) -> dict[str, str]:
         norms["mlp_norm"] = "pre_feedforward_layernorm"
         norms["post_mlp_norm"] = "post_feedforward_layernorm"
     if architecture.qk_norm:
-        norms |= {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+        norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
     return norms

@@ -15,10 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llm.data.model_folder import model_file, read_json
+from llm.data.model_folder import model_file, read_json_object
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SAFE_WEIGHTS_NAME = "model.safetensors"
+SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 DIGEST = "sha256."
 """Before the name of a tensor, in the metadata of the files that are written here."""
 FLOATING = {
@@ -131,7 +131,7 @@ def write_safetensors(
     groups = _groups(sizes, max_file_bytes)
     where: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
-        name = SINGLE
+        name = SAFE_WEIGHTS_NAME
         if len(groups) > 1:
             name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {key: np.ascontiguousarray(read(key)) for key in group}
@@ -145,7 +145,9 @@ def write_safetensors(
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": dict(sorted(where.items())),
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _digest(tensor: np.ndarray) -> str:
@@ -166,20 +168,22 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    if (folder / INDEX).exists():
-        listed = read_json(folder, INDEX).get("weight_map")
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
+        listed = read_json_object(folder, SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
-            raise ValueError(f"{folder / INDEX}: `weight_map` must map tensors to file names")
+            raise ValueError(
+                f"{folder / SAFE_WEIGHTS_INDEX_NAME}: `weight_map` must map tensors to file names"
+            )
         # Only names of the folder itself: an index must not lead elsewhere.
         return [
             model_file(folder, name) for name in sorted({Path(v).name for v in listed.values()})
         ]
-    if not (folder / SINGLE).exists():
+    if not (folder / SAFE_WEIGHTS_NAME).exists():
         raise ValueError(
-            f"{folder} has neither {SINGLE} nor {INDEX}; other formats (pickled .bin files) are "
+            f"{folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; other formats (pickled .bin files) are "
             "never read: convert them to safetensors"
         )
-    return [model_file(folder, SINGLE)]
+    return [model_file(folder, SAFE_WEIGHTS_NAME)]
 
 
 def _open(path: Path) -> Any:

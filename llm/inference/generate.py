@@ -24,9 +24,9 @@ from llm.models.decoder import Cache, Decoder
 from llm.models.protocol import Head
 from llm.precision import accumulation_dtype
 
-MULTIPLE = 64
+PROMPT_MULTIPLE = 64
 """Prompts are padded to a multiple of this many tokens, so that few shapes are compiled."""
-NOTHING = -1
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def generate_tokens(
     *,
     end_ids: Collection[int],
     batch_size: int = 8,
-    watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
 ) -> list[GeneratedTokens]:
     """Answer prompts.
 
@@ -97,7 +97,7 @@ def generate_tokens(
         decoding: how the replies are chosen.
         end_ids: tokens that end a reply.
         batch_size: how many are answered at a time; those of similar length together.
-        watch: given the batches and their number, hands them on, for example with a progress bar.
+        progress: given the batches and their number, hands them on, for example with a progress bar.
 
     Returns:
         A reply to every prompt, in their order.
@@ -121,7 +121,7 @@ def generate_tokens(
     ]
     ends = np.array(sorted(end_ids), dtype=np.int32)
     replies: dict[int, GeneratedTokens] = {}
-    for indices in watch(batches, len(batches)):
+    for indices in progress(batches, len(batches)):
         # The last batch is filled up with rows that are done before they begin.
         absent = batch_size - len(indices)
         tokens, lengths = _pad([prompts[index] for index in indices] + [()] * absent)
@@ -141,7 +141,7 @@ def generate_tokens(
         )
         rows = zip(np.asarray(out), np.asarray(done), strict=True)
         for index, (row, finished) in zip(indices, rows, strict=False):
-            replies[index] = GeneratedTokens(tuple(row[row != NOTHING].tolist()), bool(finished))
+            replies[index] = GeneratedTokens(tuple(row[row != NO_TOKEN].tolist()), bool(finished))
     return [replies[index] for index in range(len(prompts))]
 
 
@@ -203,12 +203,12 @@ def _generate_batch(
     max_new_tokens: int,
     greedy: bool,
 ) -> tuple[Int[Array, "r new"], Bool[Array, " r"]]:
-    """Tokens of the replies, ``NOTHING`` after their ends, and which have come to one."""
+    """Tokens of the replies, ``NO_TOKEN`` after their ends, and which have come to one."""
     decoder = nnx.merge(graphdef, state)
     head = decoder.head()
     n_rows, width = tokens.shape
     columns = jnp.arange(width, dtype=jnp.int32)[None]
-    positions = jnp.where(columns < lengths[:, None], columns, NOTHING)
+    positions = jnp.where(columns < lengths[:, None], columns, NO_TOKEN)
     cache = decoder.init_cache(n_rows, width + max_new_tokens)
     hidden, cache = decoder.decode(tokens, positions, cache)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
@@ -223,16 +223,16 @@ def _generate_batch(
             drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, now.step)
             chosen = sample_tokens(logits, drawn, temperature, top_p)
         done = now.done | jnp.isin(chosen, ends)
-        out = now.out.at[:, now.step].set(jnp.where(done, NOTHING, chosen))
+        out = now.out.at[:, now.step].set(jnp.where(done, NO_TOKEN, chosen))
         # A row that is done is padding.
-        positions = jnp.where(done, NOTHING, lengths + now.step)[:, None]
+        positions = jnp.where(done, NO_TOKEN, lengths + now.step)[:, None]
         hidden, cache = decoder.decode(chosen[:, None], positions, now.cache)
         return _State(now.step + 1, hidden[:, 0], cache, out, done)
 
     def goes_on(now: _State) -> Array:
         return (now.step < max_new_tokens) & ~jnp.all(now.done)
 
-    out = jnp.full((n_rows, max_new_tokens), NOTHING, jnp.int32)
+    out = jnp.full((n_rows, max_new_tokens), NO_TOKEN, jnp.int32)
     start = _State(jnp.int32(0), hidden, cache, out, lengths == 0)
     end = jax.lax.while_loop(goes_on, body, start)
     return end.out, end.done
@@ -248,7 +248,9 @@ def _logits(hidden: Float[Array, "r D"], head: Head) -> Float[Array, "r V"]:
 def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as rows of one width, and their lengths."""
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
-    tokens = np.zeros((len(prompts), MULTIPLE * math.ceil(lengths.max() / MULTIPLE)), np.int32)
+    tokens = np.zeros(
+        (len(prompts), PROMPT_MULTIPLE * math.ceil(lengths.max() / PROMPT_MULTIPLE)), np.int32
+    )
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     return tokens, lengths

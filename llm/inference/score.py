@@ -43,7 +43,7 @@ def score_pairs(
     *,
     batch_size: int = 8,
     layout: PackingMode = "shared",
-    watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
 ) -> list[PairScore]:
     """Measure the responses of preference data.
 
@@ -52,7 +52,7 @@ def score_pairs(
         pairs: the data; no two of the same row.
         batch_size: pairs measured at a time.
         layout: how they are packed; no result depends on it.
-        watch: given the batches and their number, hands them on, for example with a progress bar.
+        progress: given the batches and their number, hands them on, for example with a progress bar.
 
     Returns:
         A score for each pair, in their order.
@@ -73,10 +73,10 @@ def score_pairs(
         return []
     graphdef, state = nnx.split(model)
     compared = PairTable.from_pairs(pair._replace(baseline=None) for pair in pairs)
-    schedule = BatchSampler(compared, layout, min(batch_size, len(pairs)))
-    n_batches = schedule.steps_per_epoch
+    sampler = BatchSampler(compared, layout, min(batch_size, len(pairs)))
+    n_batches = sampler.steps_per_epoch
     scores: dict[int, PairScore] = {}
-    for _, parts in watch(iterate_batches(schedule, 0, n_batches), n_batches):
+    for _, parts in progress(iterate_batches(sampler, 0, n_batches), n_batches):
         batch = jax.tree.map(lambda leaf: leaf[0], parts)
         log_probs = np.asarray(_log_probs(graphdef, state, batch))
         for index in np.flatnonzero(batch.present):

@@ -12,14 +12,14 @@ from typing import Any
 
 import tokenizers
 
-from llm.data.model_folder import model_file, read_bytes, read_json
+from llm.data.model_folder import model_file, read_json_object, read_limited
 from llm.data.preferences import Message, RowError
 
 from .chat_template import ChatTemplate
 
-LARGEST = 200_000_000
+MAX_TOKENIZER_BYTES = 200_000_000
 """Bytes of a tokenizer's file at most."""
-LARGEST_TEMPLATE = 2**20
+MAX_TEMPLATE_BYTES = 2**20
 """Bytes of a chat template at most; long ones have 20,000."""
 TRIAL = (Message("user", "x"), Message("assistant", "x"))
 """A conversation that shows which special tokens the template itself writes in an answer."""
@@ -41,7 +41,7 @@ class HuggingFaceTokenizer:
     def __init__(self, folder: Path) -> None:
         """Read the files, and try the template."""
         path = model_file(folder, "tokenizer.json")
-        content = read_bytes(path, LARGEST)
+        content = read_limited(path, MAX_TOKENIZER_BYTES)
         with _failures(f"{path}: not a tokenizer"):
             self._fast = tokenizers.Tokenizer.from_str(content.decode())
         self._fast.no_padding()
@@ -49,7 +49,7 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._fast.get_added_tokens_decoder().items()
         self._special = {token: shape.content for token, shape in added if shape.special}
-        config = read_json(folder, "tokenizer_config.json")
+        config = read_json_object(folder, "tokenizer_config.json")
         self._variables = _special_texts(folder, config)
         self._template = ChatTemplate(_template(folder, config), name=f"{folder}: `chat_template`")
         self.bos_id = self._id("bos_token")
@@ -185,7 +185,7 @@ def _template(folder: Path, config: dict[str, Any]) -> str:
     """The chat template: its own file, or one in the configuration, the default of several."""
     own = model_file(folder, "chat_template.jinja")
     if own.exists():
-        return read_bytes(own, LARGEST_TEMPLATE).decode(errors="replace")
+        return read_limited(own, MAX_TEMPLATE_BYTES).decode(errors="replace")
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
@@ -220,7 +220,9 @@ def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:
     """The end of sequence, and what ``generation_config.json`` also stops at."""
     name = "generation_config.json"
     more = (
-        read_json(folder, name).get("eos_token_id") if model_file(folder, name).exists() else None
+        read_json_object(folder, name).get("eos_token_id")
+        if model_file(folder, name).exists()
+        else None
     )
     found = [eos_id, *(more if isinstance(more, list) else [more])]
     return frozenset(one for one in found if isinstance(one, int))

@@ -124,7 +124,7 @@ def load_reward(name: str) -> Reward:
 
 def _judged(args: argparse.Namespace) -> dict[str, Any]:
     """Win rate by a judge's file."""
-    from llm.evaluation.judgments import read_judgments, count_wins
+    from llm.evaluation.judgments import count_wins, read_judgments
     from llm.evaluation.win_rates import win_rate_from_counts
 
     counts = count_wins(read_judgments(args.judgments), args.model, args.reference)
@@ -174,7 +174,7 @@ def _run_model(
         model,
         read_pairs(args, model, tokenizer),
         batch_size=args.batch_size,
-        watch=lambda batches, total: with_progress(batches, total, f"batches scored by {name}"),
+        progress=lambda batches, total: with_progress(batches, total, f"batches scored by {name}"),
     )
     if reward is None:
         return scores, None

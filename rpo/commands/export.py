@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             export_model(
                 trained.model(),
                 args.out,
-                tokenizer_files_from=None if words == "bytes" else words,
+                tokenizer_folder=None if words == "bytes" else words,
                 dtype=args.dtype,
             )
     text = f"written to {args.out}: the policy after step {step}\n"

@@ -159,7 +159,7 @@ def answer(
             decoding,
             end_ids=tokenizer.end_ids,
             batch_size=batch_size,
-            watch=lambda batches, total: with_progress(batches, total, "batches answered"),
+            progress=lambda batches, total: with_progress(batches, total, "batches answered"),
         )
         for i, reply in zip(asked, replies, strict=True):
             text = tokenizer.decode(reply.tokens)

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             model,
             pairs,
             batch_size=args.batch_size,
-            watch=lambda batches, total: with_progress(batches, total, "batches scored"),
+            progress=lambda batches, total: with_progress(batches, total, "batches scored"),
         )
         lines = (json.dumps(one._asdict(), allow_nan=False) + "\n" for one in scores)
         write_atomic(args.out, "".join(lines).encode())

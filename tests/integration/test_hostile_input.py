@@ -30,8 +30,8 @@ from llm.config import TrainConfig
 from llm.data import rows
 from llm.data.model_folder import MAX_JSON_BYTES, model_file
 from llm.data.rows import read_json_list, read_rows
-from llm.hf.io import CONFIG, TOKENIZER_FILES, export_model, load_model
-from llm.hf.safetensors import INDEX, SINGLE
+from llm.hf.io import CONFIG_NAME, TOKENIZER_FILES, export_model, load_model
+from llm.hf.safetensors import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.text import chat_template
@@ -226,7 +226,7 @@ HEADERS: list[tuple[Any, bytes, int | None]] = [
 def test_raises_on_headers_of_safetensors_that_point_elsewhere(
     header: Any, data: bytes, length: int | None, model: Path
 ) -> None:
-    with_header(model / SINGLE, header, data, length)
+    with_header(model / SAFE_WEIGHTS_NAME, header, data, length)
     with growth_below(2**28), pytest.raises(ValueError, match=r"model\.safetensors is broken"):
         load_model(model)
 
@@ -234,10 +234,10 @@ def test_raises_on_headers_of_safetensors_that_point_elsewhere(
 @pytest.mark.parametrize("name", ["../../secret", "{secret}", "/dev/zero", "", ".", "..", "a\0b"])
 def test_raises_on_an_index_that_leads_out_of_its_folder(name: str, model: Path) -> None:
     secret = model.parent.parent / "secret"
-    secret.write_bytes((model / SINGLE).read_bytes())
-    (model / SINGLE).rename(model / "other.safetensors")
+    secret.write_bytes((model / SAFE_WEIGHTS_NAME).read_bytes())
+    (model / SAFE_WEIGHTS_NAME).rename(model / "other.safetensors")
     listed = {"weight_map": {"model.norm.weight": name.format(secret=secret)}}
-    (model / INDEX).write_text(json.dumps(listed))
+    (model / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(listed))
     with pytest.raises(
         ValueError, match=r"(is missing|must be a file|cannot be a file|out of its)"
     ):
@@ -246,14 +246,14 @@ def test_raises_on_an_index_that_leads_out_of_its_folder(name: str, model: Path)
 
 def publish(model: Path) -> None:
     policy = Decoder(Architecture(**SIZES), rngs=nnx.Rngs(0))
-    export_model(policy, model.parent / "published", tokenizer_files_from=model)
+    export_model(policy, model.parent / "published", tokenizer_folder=model)
 
 
 @pytest.mark.parametrize(
     ("name", "use"),
     [
-        (CONFIG, load_model),
-        (SINGLE, load_model),
+        (CONFIG_NAME, load_model),
+        (SAFE_WEIGHTS_NAME, load_model),
         ("tokenizer.json", HuggingFaceTokenizer),
         ("chat_template.jinja", publish),
         ("tokenizer_config.json", publish),
@@ -283,7 +283,7 @@ def test_raises_on_what_is_no_file_in_a_model(model: Path) -> None:
     }.items():
         with pytest.raises(ValueError, match=rule):
             model_file(model, name)
-    with open(model / CONFIG, "wb") as file:
+    with open(model / CONFIG_NAME, "wb") as file:
         file.truncate(MAX_JSON_BYTES + 1)
     with pytest.raises(ValueError, match="must have at most"):
         load_model(model)
@@ -292,14 +292,14 @@ def test_raises_on_what_is_no_file_in_a_model(model: Path) -> None:
 def test_closed_form_links_within_a_model_and_into_the_cache_of_the_hub_are_followed(
     model: Path,
 ) -> None:
-    (model / CONFIG).rename(model / "real.json")
-    (model / CONFIG).symlink_to("real.json")
+    (model / CONFIG_NAME).rename(model / "real.json")
+    (model / CONFIG_NAME).symlink_to("real.json")
     assert load_model(model).architecture.hidden_size == 8
     snapshot = model.parent / "models--a--b" / "snapshots" / "0123"
     blobs = snapshot.parents[1] / "blobs"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
-    for number, name in enumerate((CONFIG, SINGLE)):
+    for number, name in enumerate((CONFIG_NAME, SAFE_WEIGHTS_NAME)):
         (blobs / str(number)).write_bytes((model / name).read_bytes())
         (snapshot / name).symlink_to(f"../../blobs/{number}")
     assert load_model(snapshot).architecture.hidden_size == 8
@@ -394,8 +394,8 @@ def test_raises_on_parquet_bombs(column: Callable[[], pa.Array], rule: str, tmp_
 def test_raises_on_rows_and_lists_that_are_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "LARGEST_ROW", 100)
-    monkeypatch.setattr("llm.data.rows.LARGEST_LIST", 100)
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("llm.data.rows.MAX_LIST_BYTES", 100)
     (tmp_path / "rows.jsonl").write_bytes(LINE + LINE.replace(b"yes", b"y" * 100))
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row has at most 100 bytes"):
         list(read_rows(tmp_path / "rows.jsonl"))
@@ -425,15 +425,15 @@ WRONG = [
 
 @pytest.mark.parametrize("change", WRONG)
 def test_raises_on_values_that_no_architecture_has(change: dict[str, Any], model: Path) -> None:
-    config = json.loads((model / CONFIG).read_text()) | change
-    (model / CONFIG).write_text(json.dumps(config).replace(f"{10**400}", "1" + "0" * 400))
+    config = json.loads((model / CONFIG_NAME).read_text()) | change
+    (model / CONFIG_NAME).write_text(json.dumps(config).replace(f"{10**400}", "1" + "0" * 400))
     with pytest.raises(ValueError, match=rf"config\.json: `{list(change)[-1]}`"):
         load_model(model)
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**5, b"1" * 5000, b"\xff", b'{"a": ' + b"9" * 5000])
 def test_raises_on_json_of_a_model_that_cannot_be_read(content: bytes, model: Path) -> None:
-    (model / CONFIG).write_bytes(content)
+    (model / CONFIG_NAME).write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         load_model(model)
 

@@ -158,7 +158,7 @@ def tokenizer_config(folder: Path) -> Target:
 
 def safetensors(folder: Path) -> Target:
     """Headers of weights."""
-    from llm.hf.safetensors import SINGLE, SafetensorsReader
+    from llm.hf.safetensors import SAFE_WEIGHTS_NAME, SafetensorsReader
 
     home = folder / NAME
     home.mkdir(exist_ok=True)
@@ -168,7 +168,7 @@ def safetensors(folder: Path) -> Target:
         return struct.pack("<Q", (len(text) + length) % 2**64) + text + data
 
     def feed(data: bytes) -> None:
-        (home / SINGLE).write_bytes(data)
+        (home / SAFE_WEIGHTS_NAME).write_bytes(data)
         with SafetensorsReader(home) as files:
             for name in sorted(files.names()):
                 files.read(name, (2, 3))
@@ -184,14 +184,14 @@ def safetensors(folder: Path) -> Target:
 def weight_index(folder: Path) -> Target:
     """``model.safetensors.index.json``."""
     weights = safetensors(folder)
-    from llm.hf.safetensors import INDEX, SafetensorsReader
+    from llm.hf.safetensors import SAFE_WEIGHTS_INDEX_NAME, SafetensorsReader
 
     home = folder / NAME
     (home / "a.safetensors").write_bytes(weights.seeds[0])
     good = {"metadata": {"total_size": 24}, "weight_map": {"a": "a.safetensors"}}
 
     def feed(data: bytes) -> None:
-        (home / INDEX).write_bytes(data)
+        (home / SAFE_WEIGHTS_INDEX_NAME).write_bytes(data)
         with SafetensorsReader(home) as files:
             for name in files.names():
                 files.read(name, (2, 3))
@@ -204,13 +204,13 @@ def weight_index(folder: Path) -> Target:
 
 def model_config(folder: Path) -> Target:
     """``config.json`` of models."""
-    from llm.hf.io import CONFIG, read_architecture
+    from llm.hf.io import CONFIG_NAME, read_architecture
 
     home = folder / NAME
     home.mkdir(exist_ok=True)
 
     def feed(data: bytes) -> None:
-        (home / CONFIG).write_bytes(data)
+        (home / CONFIG_NAME).write_bytes(data)
         read_architecture(home)
 
     def spoil(rng: Random) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.loader import WINDOW, BatchSampler, iterate_batches
+from llm.data.loader import BALANCING_WINDOW, BatchSampler, iterate_batches
 from llm.data.packing import PackingMode, packed_token_counts
 from llm.data.preferences import PairTokens
 from llm.types import Batch
@@ -52,20 +52,20 @@ def assert_same(one: Batch, other: Batch) -> None:
 def test_property_an_epoch_is_a_permutation_dealt_into_whole_steps(
     count: int, per_part: int, accumulation: int, seed: int | None
 ) -> None:
-    schedule = BatchSampler(make_pairs(count), "shared", per_part, accumulation, seed)
+    sampler = BatchSampler(make_pairs(count), "shared", per_part, accumulation, seed)
     per_step = per_part * accumulation
-    n_steps = schedule.steps_per_epoch
+    n_steps = sampler.steps_per_epoch
     assert n_steps == -(-count // per_step)
     for epoch in range(2):
-        dealt = [schedule.pair_indices(epoch * n_steps + place) for place in range(n_steps)]
+        dealt = [sampler.pair_indices(epoch * n_steps + place) for place in range(n_steps)]
         assert sorted(np.concatenate(dealt).tolist()) == list(range(count))
         # Only the last step of an epoch may be short, whatever the windows.
         assert [len(step) for step in dealt[:-1]] == [per_step] * (n_steps - 1)
 
 
 def test_closed_form_without_a_seed_every_epoch_has_the_order_of_the_data() -> None:
-    schedule = BatchSampler(make_pairs(7), "shared", 3, 1, None)
-    assert [schedule.pair_indices(step).tolist() for step in range(6)] == 2 * [
+    sampler = BatchSampler(make_pairs(7), "shared", 3, 1, None)
+    assert [sampler.pair_indices(step).tolist() for step in range(6)] == 2 * [
         [0, 1, 2],
         [3, 4, 5],
         [6],
@@ -76,10 +76,10 @@ def test_property_the_seed_and_the_epoch_decide_and_nothing_else() -> None:
     pairs = make_pairs(40)
 
     def order(seed: int, epoch: int) -> list[int]:
-        schedule = BatchSampler(pairs, "shared", 4, 1, seed)
-        first = epoch * schedule.steps_per_epoch
-        steps = range(first, first + schedule.steps_per_epoch)
-        return np.concatenate([schedule.pair_indices(step) for step in steps]).tolist()
+        sampler = BatchSampler(pairs, "shared", 4, 1, seed)
+        first = epoch * sampler.steps_per_epoch
+        steps = range(first, first + sampler.steps_per_epoch)
+        return np.concatenate([sampler.pair_indices(step) for step in steps]).tolist()
 
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
     assert orders == [order(seed, epoch) for seed in range(3) for epoch in range(3)]
@@ -87,11 +87,11 @@ def test_property_the_seed_and_the_epoch_decide_and_nothing_else() -> None:
 
 
 def test_property_a_window_ends_before_pairs_of_the_next_are_dealt() -> None:
-    schedule = BatchSampler(make_pairs(2 * WINDOW + 3), "shared", 1, 1, 0)
-    shuffled = np.random.default_rng([0, 0]).permutation(2 * WINDOW + 3)
-    dealt = [schedule.pair_indices(step)[0] for step in range(2 * WINDOW + 3)]
-    for start in range(0, len(shuffled), WINDOW):
-        window = slice(start, start + WINDOW)
+    sampler = BatchSampler(make_pairs(2 * BALANCING_WINDOW + 3), "shared", 1, 1, 0)
+    shuffled = np.random.default_rng([0, 0]).permutation(2 * BALANCING_WINDOW + 3)
+    dealt = [sampler.pair_indices(step)[0] for step in range(2 * BALANCING_WINDOW + 3)]
+    for start in range(0, len(shuffled), BALANCING_WINDOW):
+        window = slice(start, start + BALANCING_WINDOW)
         assert sorted(dealt[window]) == sorted(shuffled[window])
 
 
@@ -99,18 +99,18 @@ def test_property_a_window_ends_before_pairs_of_the_next_are_dealt() -> None:
 @given(asked=st.lists(st.integers(0, 20), min_size=1, max_size=6))
 def test_property_steps_may_be_asked_for_in_any_order(asked: list[int]) -> None:
     pairs = make_pairs(13)
-    schedule = BatchSampler(pairs, "shared", 2, 2, 1)
+    sampler = BatchSampler(pairs, "shared", 2, 2, 1)
     for step in asked:
-        assert_same(schedule.batch(step), BatchSampler(pairs, "shared", 2, 2, 1).batch(step))
+        assert_same(sampler.batch(step), BatchSampler(pairs, "shared", 2, 2, 1).batch(step))
 
 
 @pytest.mark.parametrize("stopped", [1, 3, 4, 9])
 def test_roundtrip_a_reader_that_stopped_anywhere_goes_on_as_it_would_have(stopped: int) -> None:
     pairs = make_pairs(13)
-    schedule = BatchSampler(pairs, "shared", 2, 2, 1)  # four steps an epoch
-    whole = list(iterate_batches(schedule, 0, 10))
+    sampler = BatchSampler(pairs, "shared", 2, 2, 1)  # four steps an epoch
+    whole = list(iterate_batches(sampler, 0, 10))
     assert [step for step, _ in whole] == list(range(10))
-    reader = iterate_batches(schedule, 0, 10)
+    reader = iterate_batches(sampler, 0, 10)
     read = list(itertools.islice(reader, stopped))  # others are prepared, and lost
     again = list(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 1), stopped, 10))
     for (step, one), (number, other) in zip(whole, read + again, strict=True):
@@ -119,19 +119,19 @@ def test_roundtrip_a_reader_that_stopped_anywhere_goes_on_as_it_would_have(stopp
 
 
 def test_limit_no_steps_are_no_batches() -> None:
-    schedule = BatchSampler(make_pairs(3), "shared", 2)
-    assert list(iterate_batches(schedule, 4, 4)) == list(iterate_batches(schedule, 5, 4)) == []
+    sampler = BatchSampler(make_pairs(3), "shared", 2)
+    assert list(iterate_batches(sampler, 4, 4)) == list(iterate_batches(sampler, 5, 4)) == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_property_steps_have_nearly_the_same_number_of_tokens(layout: PackingMode) -> None:
-    pairs = make_pairs(2 * WINDOW * 8, longest=100)
-    schedule = BatchSampler(pairs, layout, 4, 2, 0)
+    pairs = make_pairs(2 * BALANCING_WINDOW * 8, longest=100)
+    sampler = BatchSampler(pairs, layout, 4, 2, 0)
     shuffled = np.random.default_rng(1).permutation(len(pairs)).reshape(-1, 8)
     for window in range(2):
-        steps = range(window * WINDOW, (window + 1) * WINDOW)
+        steps = range(window * BALANCING_WINDOW, (window + 1) * BALANCING_WINDOW)
         dealt = [
-            tokens_of([pairs[k] for k in schedule.pair_indices(step)], layout) for step in steps
+            tokens_of([pairs[k] for k in sampler.pair_indices(step)], layout) for step in steps
         ]
         assert np.ptp(dealt) < BALANCED * np.mean(dealt)
     by_chance = [tokens_of([pairs[k] for k in step], layout) for step in shuffled]
@@ -139,18 +139,18 @@ def test_property_steps_have_nearly_the_same_number_of_tokens(layout: PackingMod
 
 
 def test_property_parts_of_a_step_fill_rows_of_one_size() -> None:
-    schedule = BatchSampler(make_pairs(WINDOW * 8, longest=100), "shared", 4, 2, 0)
-    steps = range(schedule.steps_per_epoch)
-    real = np.array([np.sum(schedule.batch(step).rows.segments > 0, axis=(1, 2)) for step in steps])
+    sampler = BatchSampler(make_pairs(BALANCING_WINDOW * 8, longest=100), "shared", 4, 2, 0)
+    steps = range(sampler.steps_per_epoch)
+    real = np.array([np.sum(sampler.batch(step).rows.segments > 0, axis=(1, 2)) for step in steps])
     assert np.mean(real) > FULL * np.mean(np.max(real, axis=1))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_property_a_batch_holds_its_members_and_nothing_else(layout: PackingMode) -> None:
     pairs = make_pairs(9)
-    schedule = BatchSampler(pairs, layout, 2, 2, 0)
-    for step in range(2 * schedule.steps_per_epoch):
-        batch, members = schedule.batch(step), schedule.pair_indices(step)
+    sampler = BatchSampler(pairs, layout, 2, 2, 0)
+    for step in range(2 * sampler.steps_per_epoch):
+        batch, members = sampler.batch(step), sampler.pair_indices(step)
         present = np.asarray(batch.present)
         assert present.shape == (2, 2)
         rows = np.asarray(batch.row_ids)
@@ -166,9 +166,9 @@ def test_property_a_batch_holds_its_members_and_nothing_else(layout: PackingMode
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_property_shapes_to_compile_are_few(layout: PackingMode) -> None:
-    pairs = make_pairs(WINDOW * 8, longest=400)
-    schedule = BatchSampler(pairs, layout, 4, 2, 0)
-    batches = [schedule.batch(step) for step in range(schedule.steps_per_epoch)]
+    pairs = make_pairs(BALANCING_WINDOW * 8, longest=400)
+    sampler = BatchSampler(pairs, layout, 4, 2, 0)
+    batches = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in batches}
     widths = {batch.rows.tokens.shape[-1] for batch in batches}
     assert len(shapes) == len(widths)  # all else is one number for an epoch

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from llm.data.model_folder import model_file, read_bytes, read_json
+from llm.data.model_folder import model_file, read_json_object, read_limited
 
 
 def test_roundtrip_an_object_and_bytes_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"é": [1, null]}', encoding="utf-8")
-    assert read_json(tmp_path, "a.json") == {"é": [1, None]}
-    assert read_bytes(model_file(tmp_path, "a.json"), 17) == '{"é": [1, null]}'.encode()
+    assert read_json_object(tmp_path, "a.json") == {"é": [1, None]}
+    assert read_limited(model_file(tmp_path, "a.json"), 17) == '{"é": [1, null]}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ def test_raises_what_is_no_object_is_named_with_its_file(
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_json(tmp_path, "a.json")
+        read_json_object(tmp_path, "a.json")
 
 
 def test_raises_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"x" * 1001)
     with pytest.raises(ValueError, match=r"a.json must have at most 1,000 bytes"):
-        read_bytes(tmp_path / "a.json", 1000)
+        read_limited(tmp_path / "a.json", 1000)

@@ -160,10 +160,10 @@ def test_property_rounding_up_wastes_a_64th_at_most(size: int) -> None:
 def test_property_every_pair_is_in_one_step_of_an_epoch(
     n: int, per_part: int, accumulation: int, seed: int | None
 ) -> None:
-    schedule = BatchSampler(random_pairs(n), "shared", per_part, accumulation, seed)
+    sampler = BatchSampler(random_pairs(n), "shared", per_part, accumulation, seed)
     for epoch in range(2):
-        steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
-        rows = np.concatenate([schedule.batch(step).row_ids.ravel() for step in steps])
+        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+        rows = np.concatenate([sampler.batch(step).row_ids.ravel() for step in steps])
         assert sorted(rows[rows >= 0].tolist()) == list(range(n))
 
 
@@ -186,7 +186,7 @@ def test_closed_form_steps_are_balanced_in_tokens() -> None:
         )
         for row in range(512)
     ]
-    schedule = BatchSampler(pairs, "shared", 8, 1, 0)
+    sampler = BatchSampler(pairs, "shared", 8, 1, 0)
     sizes = packed_token_counts(pairs, layout="shared", roles=2)
-    tokens = [sizes[schedule.pair_indices(k)].sum() for k in range(64)]
+    tokens = [sizes[sampler.pair_indices(k)].sum() for k in range(64)]
     assert max(tokens) - min(tokens) < 0.05 * np.mean(tokens)

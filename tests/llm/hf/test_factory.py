@@ -54,7 +54,7 @@ def test_closed_form_shapes_are_those_of_the_parameters_and_adapters_and_hold_no
     state: Any = nnx.state(abstract_model(asked))
     leaves = jax.tree.leaves(state)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
-    up = state["layers"]["up"]
+    up = state["layers"]["up_proj"]
     found = up["kernel"], up["adapter"]["a"], up["adapter"]["b"]
     assert [leaf.get_value().shape for leaf in found] == [(2, 8, 12), (2, 8, 3), (2, 3, 12)]
     kernels = 2 * (4 * 8 * 8 + 3 * 8 * 12)

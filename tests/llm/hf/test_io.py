@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 import llm.hf.io
 from llm.data.model_folder import resolve_model_folder
-from llm.hf.io import CONFIG, export_model, load_model, read_architecture, read_parameters
-from llm.hf.safetensors import INDEX, SINGLE, write_safetensors
+from llm.hf.io import CONFIG_NAME, export_model, load_model, read_architecture, read_parameters
+from llm.hf.safetensors import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, write_safetensors
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora, merge
@@ -37,13 +37,13 @@ SMALL = Architecture(
 )
 FIRST = "model.layers.0.self_attn.q_proj.weight"
 KERNELS = {
-    "self_attn.q_proj": "query",
-    "self_attn.k_proj": "key",
-    "self_attn.v_proj": "value",
-    "self_attn.o_proj": "output",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
+    "self_attn.q_proj": "q_proj",
+    "self_attn.k_proj": "k_proj",
+    "self_attn.v_proj": "v_proj",
+    "self_attn.o_proj": "o_proj",
+    "mlp.gate_proj": "gate_proj",
+    "mlp.up_proj": "up_proj",
+    "mlp.down_proj": "down_proj",
 }
 NORMS = {"input_layernorm": "input_norm", "post_attention_layernorm": "mlp_norm"}
 SAME_SUMS = 1e-6  # float32, numbers of order 1
@@ -75,12 +75,12 @@ def test_roundtrip_gives_the_same_parameters_and_bytes(
     assert loaded.architecture == SMALL
     assert _equal(loaded, decoder)
     export_model(loaded, tmp_path / "again")
-    for name in (SINGLE, CONFIG):
+    for name in (SAFE_WEIGHTS_NAME, CONFIG_NAME):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, folder: Path) -> None:
-    tensors, layers = load_file(folder / SINGLE), decoder.layers
+    tensors, layers = load_file(folder / SAFE_WEIGHTS_NAME), decoder.layers
     assert decoder.output is not None
     expected = {
         "model.embed_tokens.weight": decoder.embedding[...],
@@ -100,12 +100,12 @@ def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, fold
 
 def test_roundtrip_over_several_files(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
     export_model(decoder, tmp_path / "parts", max_file_bytes=1000)
-    index = json.loads((tmp_path / "parts" / INDEX).read_text())
+    index = json.loads((tmp_path / "parts" / SAFE_WEIGHTS_INDEX_NAME).read_text())
     files = set(index["weight_map"].values())
     assert len(files) > 2
-    assert not (tmp_path / "parts" / SINGLE).exists()
+    assert not (tmp_path / "parts" / SAFE_WEIGHTS_NAME).exists()
     assert index["metadata"]["total_size"] == sum(
-        x.nbytes for x in load_file(folder / SINGLE).values()
+        x.nbytes for x in load_file(folder / SAFE_WEIGHTS_NAME).values()
     )
     for name in files:
         assert sum(x.nbytes for x in load_file(tmp_path / "parts" / name).values()) <= 1000
@@ -114,13 +114,13 @@ def test_roundtrip_over_several_files(decoder: Decoder, folder: Path, tmp_path: 
 
 def test_roundtrip_through_bfloat16(decoder: Decoder, tmp_path: Path) -> None:
     export_model(decoder, tmp_path / "narrow", dtype=jnp.bfloat16)
-    config = json.loads((tmp_path / "narrow" / CONFIG).read_text())
+    config = json.loads((tmp_path / "narrow" / CONFIG_NAME).read_text())
     assert config["dtype"] == "bfloat16"
     loaded = load_model(tmp_path / "narrow", param_dtype=jnp.float32)
     expected = np.asarray(decoder.embedding[...]).astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(loaded.embedding[...], expected)
     export_model(loaded, tmp_path / "again", dtype=jnp.bfloat16)
-    first, second = (tmp_path / name / SINGLE for name in ("narrow", "again"))
+    first, second = (tmp_path / name / SAFE_WEIGHTS_NAME for name in ("narrow", "again"))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -142,21 +142,21 @@ def test_closed_form_tokenizer_files_travel_along(decoder: Decoder, tmp_path: Pa
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
     (source / "pytorch_model.bin").write_bytes(b"never copied")
-    export_model(decoder, tmp_path / "model", tokenizer_files_from=source)
+    export_model(decoder, tmp_path / "model", tokenizer_folder=source)
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert names == {CONFIG, SINGLE, "tokenizer.json"}
+    assert names == {CONFIG_NAME, SAFE_WEIGHTS_NAME, "tokenizer.json"}
 
 
 def test_closed_form_a_tied_model_may_repeat_its_embedding(folder: Path) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps(config | {"tie_word_embeddings": True}))
     with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
         load_model(folder)
     _edit(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
     loaded = load_model(folder)
     assert loaded.output is None
     np.testing.assert_array_equal(
-        loaded.head().weight, load_file(folder / SINGLE)["lm_head.weight"]
+        loaded.head().weight, load_file(folder / SAFE_WEIGHTS_NAME)["lm_head.weight"]
     )
 
 
@@ -198,24 +198,24 @@ def test_raises_on_tensors_that_do_not_fit(folder: Path, edit: Any, message: str
 
 
 def test_raises_on_a_truncated_file(folder: Path) -> None:
-    content = (folder / SINGLE).read_bytes()
-    (folder / SINGLE).write_bytes(content[:-100])
+    content = (folder / SAFE_WEIGHTS_NAME).read_bytes()
+    (folder / SAFE_WEIGHTS_NAME).write_bytes(content[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors is broken"):
         load_model(folder)
 
 
 def test_raises_wherever_a_bit_of_an_exported_tensor_is_wrong(folder: Path) -> None:
-    good = (folder / SINGLE).read_bytes()
+    good = (folder / SAFE_WEIGHTS_NAME).read_bytes()
     header = 8 + int.from_bytes(good[:8], "little")
     for place in range(header, len(good), 1 + (len(good) - header) // 50):
         bad = bytes([good[place] ^ (1 << place % 8)])
-        (folder / SINGLE).write_bytes(good[:place] + bad + good[place + 1 :])
+        (folder / SAFE_WEIGHTS_NAME).write_bytes(good[:place] + bad + good[place + 1 :])
         with pytest.raises(ValueError, match=r"is damaged: tensor .* is not the one|NaN|differs"):
             load_model(folder)
 
 
 def test_raises_on_folders_without_safetensors_and_never_unpickles(folder: Path) -> None:
-    (folder / SINGLE).unlink()
+    (folder / SAFE_WEIGHTS_NAME).unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Explosive()))
     with pytest.raises(ValueError, match=r"neither .*pickled \.bin files\) are never read"):
         load_model(folder)
@@ -225,13 +225,13 @@ def test_raises_on_a_part_that_is_missing_or_lies_elsewhere(
     decoder: Decoder, folder: Path, tmp_path: Path
 ) -> None:
     export_model(decoder, tmp_path / "parts", max_file_bytes=1000)
-    index = json.loads((tmp_path / "parts" / INDEX).read_text())
+    index = json.loads((tmp_path / "parts" / SAFE_WEIGHTS_INDEX_NAME).read_text())
     missing = min(index["weight_map"].values())
     (tmp_path / "parts" / missing).unlink()
     with pytest.raises(ValueError, match=f"{missing} is missing"):
         load_model(tmp_path / "parts")
-    outside = dict.fromkeys(index["weight_map"], f"../model/{SINGLE}")
-    (tmp_path / "parts" / INDEX).write_text(json.dumps({"weight_map": outside}))
+    outside = dict.fromkeys(index["weight_map"], f"../model/{SAFE_WEIGHTS_NAME}")
+    (tmp_path / "parts" / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps({"weight_map": outside}))
     with pytest.raises(ValueError, match=r"parts/model\.safetensors is missing"):
         load_model(tmp_path / "parts")
 
@@ -248,9 +248,9 @@ def test_raises_on_a_part_that_is_missing_or_lies_elsewhere(
 def test_raises_on_configurations_that_cannot_be_read(
     folder: Path, content: str | None, message: str
 ) -> None:
-    (folder / CONFIG).unlink()
+    (folder / CONFIG_NAME).unlink()
     if content is not None:
-        (folder / CONFIG).write_text(content)
+        (folder / CONFIG_NAME).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_model(folder)
 
@@ -278,10 +278,10 @@ def test_raises_on_names_that_neither_disk_nor_hub_knows() -> None:
 
 
 def test_raises_rather_than_writing_over_a_folder(decoder: Decoder, folder: Path) -> None:
-    before = (folder / SINGLE).stat().st_mtime_ns
+    before = (folder / SAFE_WEIGHTS_NAME).stat().st_mtime_ns
     with pytest.raises(ValueError, match="exists already and is not an empty folder"):
         export_model(decoder, folder)
-    assert (folder / SINGLE).stat().st_mtime_ns == before
+    assert (folder / SAFE_WEIGHTS_NAME).stat().st_mtime_ns == before
 
 
 def test_raises_and_leaves_nothing_when_writing_fails(
@@ -302,9 +302,9 @@ class _Explosive:
 
 
 def _edit(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
-    tensors = load_file(folder / SINGLE)
+    tensors = load_file(folder / SAFE_WEIGHTS_NAME)
     change(tensors)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def _n_bytes(path: Path) -> int:
@@ -332,8 +332,8 @@ def test_roundtrip_architecture_and_parameters_are_read_apart(
     assert {path for path, _ in found} == expected.keys()
     for path, values in found:
         np.testing.assert_array_equal(values, expected[path], err_msg=str(path))
-    (folder / CONFIG).write_text('{"model_type": "other"}')
-    with pytest.raises(ValueError, match=f"^{folder / CONFIG}: "):
+    (folder / CONFIG_NAME).write_text('{"model_type": "other"}')
+    with pytest.raises(ValueError, match=f"^{folder / CONFIG_NAME}: "):
         read_architecture(folder)
 
 
@@ -348,6 +348,6 @@ def test_closed_form_weights_are_dealt_into_files_no_fuller_than_asked(tmp_path:
         assert sorted(found) == names
         for name, tensor in found.items():
             np.testing.assert_array_equal(tensor, tensors[name])
-    index = json.loads((tmp_path / INDEX).read_text())
+    index = json.loads((tmp_path / SAFE_WEIGHTS_INDEX_NAME).read_text())
     assert index["metadata"]["total_size"] == 4 * (3 + 2 + 9 + 1)
     assert index["weight_map"]["d"] == "model-00003-of-00003.safetensors"

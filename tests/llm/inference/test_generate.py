@@ -138,12 +138,12 @@ def test_extreme_bfloat16_and_a_watched_run() -> None:
     small = Decoder(SMALL, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     seen: list[int] = []
 
-    def watch(batches: Iterable[Any], total: int) -> Iterable[Any]:
+    def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
         seen.append(total)
         return batches
 
     decoding = GenerationConfig(max_new_tokens=3)
-    replies = generate_tokens(small, PROMPTS, decoding, end_ids=(), batch_size=2, watch=watch)
+    replies = generate_tokens(small, PROMPTS, decoding, end_ids=(), batch_size=2, progress=progress)
     assert [len(reply.tokens) for reply in replies] == [3] * 5
     assert seen == [3]
 

@@ -55,11 +55,11 @@ def test_closed_form_scores_are_sums_over_tokens_in_the_order_of_the_pairs(
 ) -> None:
     seen: list[int] = []
 
-    def watch(batches: Iterable[Any], total: int) -> Iterable[Any]:
+    def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
         seen.append(total)
         return batches
 
-    scores = score_pairs(decoder, PAIRS, batch_size=2, watch=watch)
+    scores = score_pairs(decoder, PAIRS, batch_size=2, progress=progress)
     assert seen == [2]
     assert [one.row for one in scores] == [7, 2, 3]
     assert [one[3:] for one in scores] == [(3, 2), (1, 5), (3, 3)]

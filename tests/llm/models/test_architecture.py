@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm.hf.config import CLASSES, from_hf_config, to_hf_config
-from llm.hf.names import entries
+from llm.hf.names import tensor_mappings
 from llm.models.architecture import Architecture, RopeScaling
 from llm.models.rope import frequencies
 
@@ -23,10 +23,10 @@ SIZES = {
 }
 OURS: dict[str, Any] = {
     "vocab_size": 16,
-    "width": 8,
-    "hidden_units": 12,
-    "n_layers": 2,
-    "n_heads": 4,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
 }
 ROUNDING = 1e-14  # relative, float64
 
@@ -87,15 +87,15 @@ def test_closed_form_local_layers_of_the_families() -> None:
 
 def test_closed_form_first_gemma_means_the_approximate_gelu() -> None:
     gemma = from_hf_config({"model_type": "gemma", "hidden_act": "gelu", **SIZES})
-    assert gemma.activation == "gelu_tanh"
-    assert (gemma.norm_plus_one, gemma.scaled_embeddings, gemma.tied_embeddings) == (True,) * 3
+    assert gemma.hidden_act == "gelu_pytorch_tanh"
+    assert (gemma.norm_plus_one, gemma.scaled_embeddings, gemma.tie_word_embeddings) == (True,) * 3
 
 
 def test_closed_form_llama_3_slows_only_slow_planes() -> None:
     """Planes by how often they turn within 64 positions: 10 times, 2.5 times, 0.5 times."""
-    scaling = RopeScaling(kind="llama3", factor=8.0, original_max_positions=64)
+    scaling = RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=64)
     base = 4.0
-    plain = Architecture(**OURS, head_size=8, rope_base=base)
+    plain = Architecture(**OURS, head_dim=8, rope_theta=base)
     scaled = frequencies(dataclasses.replace(plain, rope_scaling=scaling))[0]
     omega = base ** (-np.arange(4) / 4)
     wavelengths = 2 * np.pi / omega
@@ -109,21 +109,33 @@ def test_closed_form_llama_3_slows_only_slow_planes() -> None:
             smooth = (64 / wavelength - 1) / (4 - 1)
             expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
     np.testing.assert_allclose(scaled, expected, rtol=ROUNDING)
-    slow = frequencies(dataclasses.replace(plain, rope_base=1e6, rope_scaling=scaling))[0]
+    slow = frequencies(dataclasses.replace(plain, rope_theta=1e6, rope_scaling=scaling))[0]
     assert slow[-1] == pytest.approx(1e6**-0.75 / 8, rel=ROUNDING)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_kv_heads": 3}, "`n_heads` must be a multiple of `n_kv_heads`, got 4 and 3"),
-        ({"head_size": 3}, "`head_size` must be even, got 3"),
-        ({"width": 0}, "`width` must be positive, got 0"),
-        ({"norm_epsilon": float("nan")}, "`norm_epsilon` must be positive, got nan"),
-        ({"local_layers": (True,), "window": 3}, "`local_layers` must have one flag for each"),
-        ({"local_layers": (True, False)}, "`window` must be positive for local layers, got None"),
-        ({"activation": "relu"}, "activation"),
-        ({"logit_soft_cap": 0.0}, "`logit_soft_cap` must be positive or absent, got 0.0"),
+        (
+            {"num_key_value_heads": 3},
+            "`num_attention_heads` must be a multiple of `num_key_value_heads`, got 4 and 3",
+        ),
+        ({"head_dim": 3}, "`head_dim` must be even, got 3"),
+        ({"hidden_size": 0}, "`hidden_size` must be positive, got 0"),
+        ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` must be positive, got nan"),
+        (
+            {"local_layers": (True,), "sliding_window": 3},
+            "`local_layers` must have one flag for each",
+        ),
+        (
+            {"local_layers": (True, False)},
+            "`sliding_window` must be positive for local layers, got None",
+        ),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        (
+            {"final_logit_softcapping": 0.0},
+            "`final_logit_softcapping` must be positive or absent, got 0.0",
+        ),
     ],
 )
 def test_raises_on_architectures_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -165,15 +177,19 @@ def test_raises_on_layers_of_unknown_type_and_scaled_local_angles() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"family": "toy"}, {"logit_soft_cap": 3.0}, {"post_norms": True}]
+    "options", [{"model_type": "toy"}, {"final_logit_softcapping": 3.0}, {"post_norms": True}]
 )
 def test_raises_on_writing_what_the_family_cannot_express(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="`family`"):
+    with pytest.raises(ValueError, match="`model_type`"):
         to_hf_config(Architecture(**(OURS | options)))
 
 
 def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
-    lists: dict[str, Any] = {"local_layers": [True, False], "eos_token_id": [1, 2], "window": 3}
+    lists: dict[str, Any] = {
+        "local_layers": [True, False],
+        "eos_token_id": [1, 2],
+        "sliding_window": 3,
+    }
     architecture = Architecture(**OURS, **lists)
     assert architecture.local_layers == (True, False)
     assert hash(architecture) == hash(dataclasses.replace(architecture))
@@ -181,16 +197,16 @@ def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
 
 def test_raises_on_scalings_that_cannot_be() -> None:
     with pytest.raises((ValueError, TypeError), match="kind"):
-        RopeScaling(kind="yarn", factor=2.0)  # pyright: ignore[reportArgumentType]
+        RopeScaling(rope_type="yarn", factor=2.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"`factor` must be 1 or more, got 0\.5"):
-        RopeScaling(kind="linear", factor=0.5)
+        RopeScaling(rope_type="linear", factor=0.5)
     with pytest.raises(ValueError, match="`low_freq_factor` must be positive and below"):
-        RopeScaling(kind="llama3", factor=2.0, low_freq_factor=4.0)
+        RopeScaling(rope_type="llama3", factor=2.0, low_freq_factor=4.0)
 
 
 def test_closed_form_names_of_a_gemma_2_layer() -> None:
     gemma = from_hf_config({"model_type": "gemma2", **SIZES})
-    names = {entry.path: entry.name for entry in entries(gemma)}
+    names = {entry.path: entry.name for entry in tensor_mappings(gemma)}
     norms = {path[1]: name for path, name in names.items() if name.endswith("layernorm.weight")}
     assert {ours: name.split(".")[-2] for ours, name in norms.items()} == {
         "input_norm": "input_layernorm",

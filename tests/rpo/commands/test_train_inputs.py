@@ -21,14 +21,19 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import models, pre_tokenizers
 
 import rpo.runtime.output
-from llm.hf.io import CONFIG, export_model
-from llm.hf.safetensors import SINGLE
+from llm.hf.io import CONFIG_NAME, export_model
+from llm.hf.safetensors import SAFE_WEIGHTS_NAME
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from rpo.cli import main
 from rpo_io.locks import LOCK
 
-SIZES: dict[str, Any] = {"vocab_size": 261, "width": 8, "hidden_units": 8, "n_layers": 1}
+SIZES: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+}
 RUN = """
 name: inputs
 model: {path: model}
@@ -46,7 +51,9 @@ HEAD, NORM = "model.embed_tokens.weight", "model.norm.weight"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "model"
     with jax.numpy_dtype_promotion("strict"):
-        export_model(Decoder(Architecture(**SIZES, n_heads=2), rngs=nnx.Rngs(0)), folder)
+        export_model(
+            Decoder(Architecture(**SIZES, num_attention_heads=2), rngs=nnx.Rngs(0)), folder
+        )
     return folder
 
 
@@ -119,16 +126,16 @@ def with_tokenizer(template: str | None, words: int = 9) -> Callable[[Path], Non
 
 def with_tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        tensors = load_file(folder / "model" / SINGLE)
+        tensors = load_file(folder / "model" / SAFE_WEIGHTS_NAME)
         change(tensors)
-        save_file(tensors, folder / "model" / SINGLE, metadata={"format": "pt"})
+        save_file(tensors, folder / "model" / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
     return write
 
 
 def with_config(**changes: Any) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        path = folder / "model" / CONFIG
+        path = folder / "model" / CONFIG_NAME
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
     return write
@@ -139,7 +146,7 @@ def with_nan(tensors: dict[str, np.ndarray]) -> None:
 
 
 def cut_weights(folder: Path) -> None:
-    path = folder / "model" / SINGLE
+    path = folder / "model" / SAFE_WEIGHTS_NAME
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -159,19 +166,31 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (with_config(max_position_embeddings=8), [], "`data.max_length` must be at most 8"),
     (with_config(model_type="gpt2"), [], "model/config.json: `model_type` must be one of"),
     (with_config(hidden_act="tanh"), [], "model/config.json: `hidden_act`"),
-    (lambda folder: (folder / "model" / CONFIG).write_text("{"), [], "config.json is not JSON"),
+    (
+        lambda folder: (folder / "model" / CONFIG_NAME).write_text("{"),
+        [],
+        "config.json is not JSON",
+    ),
     (lambda folder: None, ["--model.path", "no/such/model"], "no/such/model is neither a folder"),
 ]
 TENSORS: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (with_tensors(lambda t: t.pop(TENSOR)), [], f"model: tensor {TENSOR} is missing (1 of 12"),
-    (with_tensors(lambda t: t.update(extra=np.ones(2))), [], f"{SINGLE}: tensor extra has no"),
+    (
+        with_tensors(lambda t: t.update(extra=np.ones(2))),
+        [],
+        f"{SAFE_WEIGHTS_NAME}: tensor extra has no",
+    ),
     (
         with_tensors(lambda t: t.update({TENSOR: np.ones((8, 9), np.float32)})),
         [],
-        f"{SINGLE}: tensor {TENSOR} must have shape [8, 8], got [8, 9]",
+        f"{SAFE_WEIGHTS_NAME}: tensor {TENSOR} must have shape [8, 8], got [8, 9]",
     ),
-    (with_tensors(with_nan), [], f"{SINGLE}: tensor {TENSOR} holds NaN or infinite numbers"),
-    (cut_weights, [], f"model/{SINGLE} is broken"),
+    (
+        with_tensors(with_nan),
+        [],
+        f"{SAFE_WEIGHTS_NAME}: tensor {TENSOR} holds NaN or infinite numbers",
+    ),
+    (cut_weights, [], f"model/{SAFE_WEIGHTS_NAME} is broken"),
     (with_config(vocab_size=300), [], "must have shape [300, 8], got [261, 8]"),
 ]
 
@@ -261,7 +280,8 @@ def test_raises_a_checkpoint_of_another_model_is_refused_and_all_stays(
     capsys.readouterr()
     before = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
     export_model(
-        Decoder(Architecture(**SIZES, n_heads=4), rngs=nnx.Rngs(0)), folder / "other" / "model"
+        Decoder(Architecture(**SIZES, num_attention_heads=4), rngs=nnx.Rngs(0)),
+        folder / "other" / "model",
     )
     for other in (["--model.path", "other/model"], ["--objective.eta", "0.07"]):
         message = "out/checkpoints/2: a checkpoint of another model, data set or configuration"
@@ -276,9 +296,9 @@ def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
     # No reference looks at the weights, and those under adapters are in no checkpoint.
     kind = ["--objective.method", "sft", "--model.lora_r", "2"]
     assert main(["train", "run.yaml", "--out", "out", *kind]) == 0
-    tensors = load_file(folder / "model" / SINGLE)
+    tensors = load_file(folder / "model" / SAFE_WEIGHTS_NAME)
     tensors[TENSOR].view(np.uint8)[0, 0] ^= 1
-    save_file(tensors, folder / "model" / SINGLE)
+    save_file(tensors, folder / "model" / SAFE_WEIGHTS_NAME)
     message = "out/checkpoints/2: a checkpoint of another model, data set or configuration"
     assert_refused(["--resume", *kind], message, capsys)
 
@@ -292,7 +312,7 @@ def full(*args: Any, **kwargs: Any) -> None:
     [
         (Path, "mkdir"),
         (Path, "write_bytes"),
-        (rpo.runtime.output, "write_whole"),
+        (rpo.runtime.output, "write_atomic"),
         (os, "fsync"),
         (ocp.CheckpointManager, "save"),
     ],
