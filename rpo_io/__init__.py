@@ -1,1 +1,39 @@
-"""Package."""
+"""Files and formats that the other packages share: atomic writes, digests, strict JSON, locks.
+
+This package imports neither JAX nor any other package of the project.
+"""
+
+from __future__ import annotations
+
+from .atomic import atomic_file, atomic_folder, write_atomic
+from .digests import sha256_hex, sha256_of_file
+from .figures import PALETTE, png_bytes, svg_bytes
+from .json_document import DocumentError, Node, load_document, parse_document
+from .locks import folder_lock
+from .paths import name_os_errors, prepare_folder
+from .strict_json import format_document, format_line, null_non_finite
+
+__all__ = [
+    "PALETTE",
+    "DocumentError",
+    "Node",
+    "atomic_file",
+    "atomic_folder",
+    "folder_lock",
+    "format_document",
+    "format_line",
+    "load_document",
+    "name_os_errors",
+    "null_non_finite",
+    "parse_document",
+    "png_bytes",
+    "prepare_folder",
+    "sha256_hex",
+    "sha256_of_file",
+    "svg_bytes",
+    "write_atomic",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

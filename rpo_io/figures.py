@@ -1,4 +1,4 @@
-"""The style of figures, and figures as bytes."""
+"""The style that all figures share, and figures as reproducible bytes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666"}
-"""Colours that colour-blind readers can tell apart (Okabe and Ito)."""
+"""Four colors of Okabe and Ito that color-blind readers can distinguish."""
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as PNG, the same bytes for the same figure."""
+def png_bytes(figure: Figure) -> bytes:
+    """Render a figure as PNG; equal figures give equal bytes.
+
+    Args:
+        figure: a Matplotlib figure.
+
+    Returns:
+        The content of the file, at 144 dots per inch.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def svg(figure: Figure) -> bytes:
-    """A figure as SVG, the same bytes for the same figure."""
+def svg_bytes(figure: Figure) -> bytes:
+    """Render a figure as SVG; equal figures give equal bytes.
+
+    Args:
+        figure: a Matplotlib figure.
+
+    Returns:
+        The content of the file.
+    """
     import matplotlib as mpl
 
     buffer = io.BytesIO()

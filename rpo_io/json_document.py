@@ -1,8 +1,8 @@
-"""A JSON document whose mistakes are told with their file, line and field.
+"""JSON documents whose errors name the file, the line and the field.
 
-Python's parser gives positions of syntax errors only, accepts duplicate keys and ``NaN``, and reads
-``true`` as the number 1. Here a value knows its path in the document; when a rule is broken the
-text is walked once more to find the line of that path.
+Python's parser reports positions for syntax errors only, accepts duplicate keys and ``NaN``, and
+reads ``true`` as the number 1. Here every value knows its path in the document; when a value breaks
+a rule, the text is scanned again to find the line of that path.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-from jaxtyping import Float
 
 MAX_BYTES = 64 * 2**20
-"""A file of this size is read in seconds, and holds every pair of 2,000 actions."""
+"""Maximum size of a document in bytes; it holds every pair of 2,000 actions."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _EXACT_DIGITS = 18
@@ -27,11 +26,11 @@ _SHOWN = 40
 
 
 class DocumentError(ValueError):
-    """A mistake in a document: one line with the file, the line, the field and the rule."""
+    """An error in a document: one line with the file, the line, the field and the rule."""
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers the key it held twice."""
+    """A JSON object that records a key that occurs twice."""
 
     duplicate: str | None = None
 
@@ -43,7 +42,7 @@ class _Object(dict[str, Any]):
 
 
 def _whole_number(digits: str) -> int | float:
-    # Python refuses to convert thousands of digits; as a float they are infinite, a rule broken.
+    # Python refuses to convert thousands of digits; a float of them is infinite, refused later.
     return int(digits) if len(digits) <= _EXACT_DIGITS else float(digits)
 
 
@@ -51,13 +50,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_whole_number)
 
 
 class Node(NamedTuple):
-    """A value in a document.
+    """A value in a document, with its path.
 
     Attributes:
-        name: name of the file, for errors.
-        text: the whole document.
-        path: keys and indices that lead to the value.
-        value: what Python's parser made of it.
+        name: name of the file, used in errors.
+        text: text of the document.
+        path: keys and indices from the root to the value.
+        value: the parsed value.
     """
 
     name: str
@@ -66,22 +65,22 @@ class Node(NamedTuple):
     value: Any
 
     def at(self, step: str | int) -> Node:
-        """A member of an object, or an item of a list."""
+        """Return a member of an object or an item of a list."""
         return self._replace(path=(*self.path, step), value=self.value[step])
 
     def refuse(self, rule: str, *below: str | int) -> NoReturn:
-        """Raise the error of a rule that this value, or what is below it, breaks."""
+        """Raise the error for a rule that this value, or a value below it, breaks."""
         path = (*self.path, *below)
         field = "".join(f"[{s}]" if isinstance(s, int) else f".{_printable(s)}" for s in path)
-        place = f"{self.name}, line {_line(self.text, path)}: "
-        raise DocumentError(place + (f"`{field.lstrip('.')}` " if field else "") + rule)
+        location = f"{self.name}, line {_line(self.text, path)}: "
+        raise DocumentError(location + (f"`{field.lstrip('.')}` " if field else "") + rule)
 
     def members(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Node]:
-        """The members of an object that must have some keys and may have others."""
+        """Return the members of an object; refuse missing, unknown and duplicate keys."""
         if not isinstance(self.value, _Object):
             self.refuse(f"must be an object, got {describe(self.value)}")
         if self.value.duplicate is not None:
-            self.refuse("is there twice: keep one", self.value.duplicate)
+            self.refuse("occurs twice: keep one", self.value.duplicate)
         known = [*required, *optional]
         for key in self.value:
             if key not in known:
@@ -93,27 +92,27 @@ class Node(NamedTuple):
                 self.refuse("is missing", key)
         return {key: self.at(key) for key in self.value}
 
-    def choice(self, options: Iterable[str]) -> str:
-        """A string that is one of some."""
+    def one_of(self, options: Iterable[str]) -> str:
+        """Return a string that must be one of ``options``."""
         if not isinstance(self.value, str) or self.value not in options:
             listed = " or ".join(json.dumps(option) for option in options)
             self.refuse(f"must be {listed}, got {describe(self.value)}")
         return self.value
 
     def items(self) -> list[Any]:
-        """The items of a list, as they are."""
+        """Return the items of a list."""
         if not isinstance(self.value, list):
             self.refuse(f"must be a list, got {describe(self.value)}")
         return self.value
 
     def number(self) -> float:
-        """A number; booleans and strings are none."""
+        """Return a number; booleans and strings are refused."""
         if not is_number(self.value):
             self.refuse(f"must be a number, got {describe(self.value)}")
         return float(self.value)
 
-    def numbers(self, ndim: int) -> Float[np.ndarray, "..."]:
-        """Nested lists of numbers, not ragged, as a float64 array of ``ndim`` axes."""
+    def numbers(self, ndim: int) -> np.ndarray:
+        """Return nested lists of equal lengths as a float64 array with ``ndim`` axes."""
         shape, first = [], self
         for _ in range(ndim):
             if not first.items():
@@ -124,40 +123,40 @@ class Node(NamedTuple):
         return np.array(self.value, np.float64)
 
 
-def load(path: str) -> Node:
-    """Read the JSON document of a file, or of standard input for ``-``.
+def load_document(path: str) -> Node:
+    """Read a JSON document from a file, or from standard input.
 
     Args:
-        path: the file.
+        path: path of the file; ``-`` for standard input.
 
     Returns:
-        The document's root.
+        The root of the document.
 
     Raises:
-        DocumentError: it is too large, not UTF-8, or not JSON.
-        OSError: the file cannot be read.
+        DocumentError: if the document is too large, not UTF-8 or not JSON.
+        OSError: if the file cannot be read.
     """
     if path == "-":
-        return parse(sys.stdin.buffer.read(MAX_BYTES + 1), name="standard input")
+        return parse_document(sys.stdin.buffer.read(MAX_BYTES + 1), name="standard input")
     with open(path, "rb") as file:
-        return parse(file.read(MAX_BYTES + 1), name=path)
+        return parse_document(file.read(MAX_BYTES + 1), name=path)
 
 
-def parse(data: bytes, *, name: str) -> Node:
-    """Read a JSON document.
+def parse_document(data: bytes, *, name: str) -> Node:
+    """Parse a JSON document.
 
     Args:
-        data: the document in UTF-8.
-        name: name of the file, for errors.
+        data: the document, encoded in UTF-8.
+        name: name of the file, used in errors.
 
     Returns:
-        The document's root.
+        The root of the document.
 
     Raises:
-        DocumentError: it is too large, not UTF-8, or not JSON.
+        DocumentError: if the document is too large, not UTF-8 or not JSON.
 
     Examples:
-        >>> parse(b'{"beta": 0.1}', name="p.json").at("beta").number()
+        >>> parse_document(b'{"beta": 0.1}', name="p.json").at("beta").number()
         0.1
     """
     if len(data) > MAX_BYTES:
@@ -173,25 +172,25 @@ def parse(data: bytes, *, name: str) -> Node:
     try:
         return Node(name, text, (), _DECODER.decode(text))
     except json.JSONDecodeError as error:
-        place = f"{name}, line {error.lineno}, column {error.colno}"
-        raise DocumentError(f"{place}: not valid JSON: {error.msg}") from None
+        location = f"{name}, line {error.lineno}, column {error.colno}"
+        raise DocumentError(f"{location}: not valid JSON: {error.msg}") from None
     except RecursionError:
         raise DocumentError(f"{name}: is nested too deeply") from None
 
 
 def is_number(value: Any) -> bool:
-    """Whether a parsed value is a number; in Python booleans are integers, in JSON they are not."""
+    """Return whether a parsed value is a JSON number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def describe(value: Any) -> str:
-    """A parsed value in a few words, on one line.
+    """Describe a parsed value on one line, for error messages.
 
     Args:
-        value: what the parser returned.
+        value: a parsed value.
 
     Returns:
-        Its JSON if that is short, otherwise what kind it is.
+        The JSON text of a short value, otherwise the kind and size of the value.
 
     Examples:
         >>> describe(True), describe([1, 2]), describe({})
@@ -215,7 +214,9 @@ def _check_shape(node: Node, shape: list[int]) -> None:
         return
     items = node.items()
     if len(items) != shape[0]:
-        node.refuse(f"must have {shape[0]} items, like the first of its kind, got {len(items)}")
+        node.refuse(
+            f"must have {shape[0]} items like the first list of this level, got {len(items)}"
+        )
     if len(shape) > 1:
         for i in range(len(items)):
             _check_shape(node.at(i), shape[1:])
@@ -226,7 +227,7 @@ def _check_shape(node: Node, shape: list[int]) -> None:
 
 
 def _line(text: str, path: tuple[str | int, ...]) -> int:
-    """Line of the value at a path in a valid document; of the nearest above where there is none."""
+    """Return the line of the value at a path, or of its nearest existing parent."""
     position = _skip_space(text, 0)
     for step in path:
         child = _child(text, position, step)
@@ -237,8 +238,8 @@ def _line(text: str, path: tuple[str | int, ...]) -> int:
 
 
 def _child(text: str, start: int, step: str | int) -> int | None:
-    """Position of a member of the object or list that starts at ``start``; its last if twice."""
-    opening, found, count = text[start], None, 0
+    """Return the position of a member of the object or list at ``start``, the last if repeated."""
+    opening, child, count = text[start], None, 0
     if opening not in "{[":
         return None
     position = _skip_space(text, start + 1)
@@ -248,13 +249,13 @@ def _child(text: str, start: int, step: str | int) -> int | None:
             key, position = _DECODER.raw_decode(text, position)
             position = _skip_space(text, _skip_space(text, position) + 1)
         if key == step:
-            found = position
+            child = position
         _, position = _DECODER.raw_decode(text, position)
         position = _skip_space(text, position)
         if text[position] == ",":
             position = _skip_space(text, position + 1)
         count += 1
-    return found
+    return child
 
 
 def _skip_space(text: str, position: int) -> int:

@@ -1,4 +1,4 @@
-"""One process at a time in an output folder, by a lock that ends with the process that holds it."""
+"""A lock that keeps a second process out of an output folder."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in a folder.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder for the duration of the block.
 
-    The system lets go of the lock when its holder ends, in whatever way: one that was killed keeps
-    nobody out. The empty file stays.
+    The operating system releases the lock when the process ends, however it ends, so that a killed
+    process blocks nobody. The empty lock file stays in the folder.
 
     Args:
-        folder: exists, and can be written to.
+        folder: an existing folder that can be written to.
 
     Raises:
-        ValueError: another process works there.
-        OSError: the file system has no locks.
+        ValueError: if another process holds the lock.
+        OSError: if the file system does not support locks.
     """
-    path = folder / LOCK
+    path = folder / LOCK_FILE
     with path.open("w") as lock:
+        # Not the filelock package: it reports a file system without locks as a lock that is held.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            rule = "another process works there: wait for it, or choose another --out"
-            raise ValueError(f"{folder}: {rule}") from error
+            remedy = "wait until it ends, or choose another --out"
+            raise ValueError(f"{folder}: another process uses this folder: {remedy}") from error
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         yield

@@ -1,4 +1,4 @@
-"""Output folders."""
+"""Output folders: checked before any work, and named in the errors of the operating system."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make sure that results can be written to a folder, before any work is done.
+    """Create an output folder if it is missing, and check that it can be written to.
 
     Args:
-        folder: created with its parents if it is missing.
+        folder: the folder; missing parents are created.
 
     Raises:
-        ValueError: it is not a folder, or nothing can be written to it.
+        ValueError: if the path is not a folder, or cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"argument --out: {folder} is not a folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"argument --out: nothing can be written to {folder}")
+        raise ValueError(f"argument --out: {folder} is not writable")
 
 
 @contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Have errors of the operating system name a folder, where they name no file.
+def name_os_errors(folder: Path) -> Iterator[None]:
+    """Add the name of a folder to errors of the operating system that name no file.
 
-    Those of a write do not: the file is open by then.
+    Errors of a write to an open file, such as a full disk, name none.
 
     Args:
-        folder: that the block writes to.
+        folder: the folder that the block writes to.
 
     Raises:
-        OSError: the same, named.
+        OSError: the error of the block, with the folder as its file name.
 
     Examples:
-        >>> with naming(Path("out")):
+        >>> with name_os_errors(Path("out")):
         ...     raise OSError(28, "No space left on device")
         Traceback (most recent call last):
         OSError: [Errno 28] No space left on device: 'out'

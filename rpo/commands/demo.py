@@ -1,4 +1,4 @@
-"""Everything in small, without downloads: the theorem checked, overoptimisation cured, a report."""
+"""Everything in small, without downloads: the theorem checked, overoptimization cured, a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rpo.report.page import Section
 
 INSTANCES = 24
-CEILINGS = ((20, 30),)  # one shape, so that every solver is compiled once for each family
+PADDED_SHAPES = ((20, 30),)  # one shape, so that every solver is compiled once for each family
 INTRODUCTION = (
     "An imperfect reward model sends a language model to responses that only look good. RPO lets "
     "an adversary pick the reward: the policy must do well against every reward that explains the "
@@ -45,19 +45,19 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.errors import user_input
     from rpo.runtime.output import tell
     from rpo.runtime.progress import with_progress
-    from rpo_io.atomic import write_whole
-    from rpo_io.figures import png
+    from rpo_io.atomic import write_atomic
+    from rpo_io.figures import png_bytes
     from rpo_io.paths import prepare_folder
-    from rpo_io.strict_json import to_json
+    from rpo_io.strict_json import format_document
 
     with user_input():
         prepare_folder(args.out)
     from matplotlib.figure import Figure
 
-    from bandits.study.figures import draw_study
+    from bandits.study.figures import draw_figure
     from bandits.theorem_check import plots
     from bandits.theorem_check.agreement import measure_agreement
-    from bandits.theorem_check.negative_controls import negative_controls
+    from bandits.theorem_check.negative_controls import solve_negative_controls
     from llm.plots import plot_bridge
     from rpo.report import page
     from rpo.report.demo_measurements import (
@@ -70,20 +70,20 @@ def run(args: argparse.Namespace) -> int:
 
     from . import study, verify
 
-    measured = measure_agreement(INSTANCES, 0, ceilings=CEILINGS)
+    measured = measure_agreement(INSTANCES, 0, padded_shapes=PADDED_SHAPES)
     records = list(with_progress(measured, INSTANCES, "bandits solved three ways"))
-    controls = negative_controls()
+    controls = solve_negative_controls()
     gaps = hacking_gaps()
     coverage = partial_coverage()
     bridge = bridge_curves()
     curves = training_curves()
     images = {
-        "agreement.png": png(_figure(plots.plot_agreement, records, verify.BARS)),
-        "controls.png": png(_figure(plots.plot_negative_controls, controls)),
-        "hacking.png": png(_figure(plots.plot_gap_against_comparisons, COMPARISONS, gaps)),
-        "coverage.png": png(draw_study(coverage, "gap_against_comparisons", Figure())),
-        "bridge.png": png(_figure(plot_bridge, bridge)),
-        "transformer.png": png(_two(plots.plot_training, curves)),
+        "agreement.png": png_bytes(_figure(plots.plot_agreement, records, verify.BARS)),
+        "controls.png": png_bytes(_figure(plots.plot_negative_controls, controls)),
+        "hacking.png": png_bytes(_figure(plots.plot_gap_against_comparisons, COMPARISONS, gaps)),
+        "coverage.png": png_bytes(draw_figure(coverage, "gap_against_comparisons", Figure())),
+        "bridge.png": png_bytes(_figure(plot_bridge, bridge)),
+        "transformer.png": png_bytes(_two(plots.plot_training, curves)),
     }
     checked = verify.document(records, controls)
     names = ("steps", "logps/chosen", "true_reward")
@@ -100,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
     claims = [(c["name"], c["bar"], c["measured"], c["holds"]) for c in checked["claims"]]
     page = page.render(INTRODUCTION, claims, sections(images, summary))
     for name, content in images.items():
-        write_whole(args.out / name, content)
-    write_whole(args.out / "summary.json", to_json(summary))
-    write_whole(args.out / "report.html", page.encode())
+        write_atomic(args.out / name, content)
+    write_atomic(args.out / "summary.json", format_document(summary).encode())
+    write_atomic(args.out / "report.html", page.encode())
     said = [verify.sentence(claim) for claim in checked["claims"]]
     said.append(f"report: {args.out / 'report.html'}")
     tell(args, {**summary, "out": str(args.out)}, "\n".join(said) + "\n")

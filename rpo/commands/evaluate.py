@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from llm.data.preferences import Message
-    from llm.evaluation.win_rates import Reward
+    from llm.evaluation.win_rates import RewardFunction
     from llm.inference.score import PairScore
 
 EXAMPLES = (

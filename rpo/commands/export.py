@@ -41,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise ValueError(f"argument --out: {args.out} exists already and is not empty")
         from llm.config import TrainConfig
-        from llm.hf.factory import build_model
+        from llm.hf.factory import build_model, resolve_model
         from llm.hf.io import export_model
+        from llm.data.model_folder import resolve_tokenizer_folder
         from llm.precision import computing_in
         from llm.train.checkpoint import Checkpoints
         from llm.train.dataset import load_training_data
@@ -52,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
         keep = config.trainer.save_total_limit
         with computing_in(config.model.dtype):
             # A checkpoint is of its data too: both are read again, and must be the same.
+            model = resolve_model(config.model)
             trained = Run(
                 config,
-                load_training_data(config.data, config.model),
-                build_model(config.model, config.mesh),
+                load_training_data(config.data, model),
+                build_model(model, config.mesh),
             )
             checkpoints = Checkpoints(args.run / "checkpoints", keep, trained.fingerprint())
             if checkpoints.latest() is None:
@@ -63,11 +65,13 @@ def run(args: argparse.Namespace) -> int:
             if args.step is not None and not (checkpoints.folder / str(args.step)).is_dir():
                 raise ValueError(f"argument --step: no checkpoint of step {args.step} is kept")
             step, trained.state, _ = checkpoints.restore(trained.state, args.step)
-            words = config.data.tokenizer or config.model.path
+            tokenizer = config.data.tokenizer
             export_model(
                 trained.model(),
                 args.out,
-                tokenizer_folder=None if words == "bytes" else words,
+                tokenizer_folder=(
+                    model.folder if tokenizer is None else resolve_tokenizer_folder(tokenizer)
+                ),
                 dtype=args.dtype,
             )
     text = f"written to {args.out}: the policy after step {step}\n"

@@ -126,7 +126,9 @@ def _read(args: argparse.Namespace) -> StudyConfig:
     return study.quick_version() if args.quick else study
 
 
-def _run_first(args: argparse.Namespace, study: StudyConfig, store: RecordStore, parts: list[StudyPart]) -> None:
+def _run_first(
+    args: argparse.Namespace, study: StudyConfig, store: RecordStore, parts: list[StudyPart]
+) -> None:
     """What the first process, often the only one, does: it alone owns the folder."""
     from rpo.runtime.errors import user_input
     from rpo_io.locks import folder_lock
@@ -148,7 +150,9 @@ def _run_first(args: argparse.Namespace, study: StudyConfig, store: RecordStore,
         sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _share(args: argparse.Namespace, study: StudyConfig, store: RecordStore, parts: list[StudyPart]) -> None:
+def _share(
+    args: argparse.Namespace, study: StudyConfig, store: RecordStore, parts: list[StudyPart]
+) -> None:
     """Run this process's share of the parts, and wait for the others."""
     from bandits.study.run import run_parts
     from rpo.runtime.errors import user_input
@@ -185,6 +189,7 @@ def _conclude(study: StudyConfig, store: RecordStore) -> dict[str, Any]:
     from bandits.study.figures import draw_figure, figure_kinds
     from bandits.study.summary import count_violations, is_summary_column, summarize
     from rpo_io.atomic import write_atomic
+    from rpo_io.figures import png_bytes, svg_bytes
     from rpo_io.strict_json import format_document
 
     summary = summarize(store.tables(is_summary_column))
@@ -194,7 +199,7 @@ def _conclude(study: StudyConfig, store: RecordStore) -> dict[str, Any]:
     write_atomic(store.folder / "summary.json", format_document(result).encode())
     for kind in figure_kinds(summary):
         figure = draw_figure(summary, kind, Figure())
-        for render, ending in ((png, "png"), (svg, "svg")):
+        for render, ending in ((png_bytes, "png"), (svg_bytes, "svg")):
             write_atomic(store.folder / f"{kind}.{ending}", render(figure))
         written.append(f"{kind}.png")
     _say(_findings(summary))

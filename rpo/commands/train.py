@@ -60,14 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
         config = read_config(args.config, TrainConfig, args.overrides)
         group = processes.group_from(args)
+        from llm.hf.factory import resolve_model
         from llm.train.dataset import load_training_data
 
-        data = load_training_data(config.data, config.model)
+        model = resolve_model(config.model)
+        data = load_training_data(config.data, model)
     first = group.is_first
     for name, count in data.report.items() if first else ():
         _say(f"{name}: {count:,}")
     if args.dry_run:
-        return _tell_what_to_expect(config, data)
+        return _tell_what_to_expect(config, model, data)
     out = args.out or Path("out") / config.name
     keep_compiled_programs()
     with group.connected(out), ExitStack() as held:
@@ -76,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
                 prepare_folder(out)
                 held.enter_context(folder_lock(out))
             _refuse_to_overwrite(out, resume=args.resume)
-        code = _train(config, data, out, first=first, resume=args.resume)
+        code = _train(config, model, data, out, first=first, resume=args.resume)
     if args.json and first and code == 0:
         last = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
         sys.stdout.write(json.dumps({"out": str(out)} | json.loads(last)) + "\n")
     return code
 
 
-def _tell_what_to_expect(config: TrainConfig, data: TrainingData) -> int:
+def _tell_what_to_expect(config: TrainConfig, model: ResolvedModel, data: TrainingData) -> int:
     """Print the resolved configuration; steps, memory and time go to standard error."""
     import jax
 
@@ -94,7 +96,7 @@ def _tell_what_to_expect(config: TrainConfig, data: TrainingData) -> int:
     with user_input(), computing_in(config.model.dtype):
         from llm.train.run_estimate import estimate_run
 
-        found = estimate_run(config, data)
+        found = estimate_run(config, model, data)
     _say(
         f"{len(data.train):,} pairs, {found.pairs_per_step} a step; {found.steps:,} steps of about "
         f"{found.tokens_per_step:,} tokens, {found.flops_per_step:.2g} FLOPs each\n"
@@ -119,7 +121,9 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
         )
 
 
-def _train(config: TrainConfig, data: TrainingData, out: Path, *, first: bool, resume: bool) -> int:
+def _train(
+    config: TrainConfig, model: ResolvedModel, data: TrainingData, out: Path, *, first: bool, resume: bool
+) -> int:
     from llm.train.tracking import CompositeTracker, make_tracker
     from llm.train.trainer import InterruptedRunError, train
     from rpo.runtime.config_files import to_yaml

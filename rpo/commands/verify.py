@@ -56,22 +56,22 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.errors import user_input
     from rpo.runtime.output import tell
     from rpo.runtime.progress import with_progress
-    from rpo_io.atomic import write_whole
-    from rpo_io.figures import png
+    from rpo_io.atomic import write_atomic
+    from rpo_io.figures import png_bytes
     from rpo_io.paths import prepare_folder
-    from rpo_io.strict_json import to_json
+    from rpo_io.strict_json import format_document
 
     with user_input():
         prepare_folder(args.out)
     from bandits.theorem_check.agreement import measure_agreement
-    from bandits.theorem_check.negative_controls import negative_controls
+    from bandits.theorem_check.negative_controls import solve_negative_controls
 
     measured = measure_agreement(args.instances, args.seed)
     records = list(with_progress(measured, args.instances, "bandits solved three ways"))
-    controls = negative_controls()
+    controls = solve_negative_controls()
     result = document(records, controls)
-    write_whole(args.out / "verify.json", to_json(result))
-    write_whole(args.out / "verify.png", png(figure(records, controls)))
+    write_atomic(args.out / "verify.json", format_document(result).encode())
+    write_atomic(args.out / "verify.png", png_bytes(figure(records, controls)))
     said = [sentence(claim) for claim in result["claims"]]
     said.append(f"written to {args.out}: verify.json, verify.png")
     tell(args, {"claims": result["claims"], "out": str(args.out)}, "\n".join(said) + "\n")

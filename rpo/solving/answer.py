@@ -71,15 +71,15 @@ def _solve(task: Task, problem: Problem, formulation: str) -> tuple[dict[str, An
     """Policy, reward and certificate of a problem, with remarks on them."""
     solver = importlib.import_module(f"rpo_theory.{SOLVERS[formulation]}")
     solution = solver.solve(problem, task.reward_class, throw=False)
-    saddle, status = solution.value, Status(int(solution.status))
-    names = ("policy", "reward", "value")
-    result = {name: _plain(array) for name, array in zip(names, saddle, strict=True)}
+    policy, reward, status = solution.policy, solution.reward, Status(int(solution.status))
+    arrays = {"policy": policy, "reward": reward, "value": solution.objective}
+    result = {name: _plain(array) for name, array in arrays.items()}
     message, notes = status.sentence, []
-    proof = certify(problem, task.reward_class, saddle.policy, saddle.reward)
+    proof = certify(problem, task.reward_class, policy, reward)
     result["duality_gap"] = _plain(proof.duality_gap)
     result["kkt_residual"] = _plain(proof.kkt_residual)
     if isinstance(task.reward_class, Unbounded):
-        residual = np.abs(s1_residual(problem, saddle.policy, saddle.reward)).max()
+        residual = np.abs(s1_residual(problem, policy, reward)).max()
         result["stationarity_residual"] = _plain(residual)
         if result["kkt_residual"] is None:  # rewards of minus infinity: S1 is what is left of it
             result["kkt_residual"] = _plain(residual)
@@ -108,7 +108,7 @@ def _judge(task: Task, policy: list[list[float]]) -> tuple[dict[str, Any], list[
             comparator=comparator,
             baseline=problem.baseline_policy,
             context_weights=problem.context_weights,
-            pair_law=problem.wins,
+            pair_distribution=problem.wins,
         )
     except ValueError:  # everything else about the input has been checked
         remark = "The true reward is not in the class, as the theorem and the coverage ask."

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rpo_io.json_document import Node, describe, is_number, load
+from rpo_io.json_document import Node, describe, is_number, load_document
 from rpo_theory.policies import chosen_policy
 from rpo_theory.preference import win_counts
 from rpo_theory.problems import (
@@ -95,7 +95,7 @@ def read_problem(path: str) -> ProblemFile:
         DocumentError: a mistake in the file, with its line and field.
         OSError: the file cannot be read.
     """
-    return from_document(load(path))
+    return from_document(load_document(path))
 
 
 def from_document(root: Node) -> ProblemFile:
@@ -173,7 +173,7 @@ def _baseline(
 ) -> Float[np.ndarray, "x a"]:
     if not isinstance(node.value, str):
         return node.numbers(2)
-    if node.choice(("chosen", "reference")) == "reference":
+    if node.one_of(("chosen", "reference")) == "reference":
         return reference
     with jax.enable_x64(True):
         return np.asarray(jax.jit(chosen_policy)(wins, reference))
@@ -181,7 +181,7 @@ def _baseline(
 
 def _reward_class(node: Node) -> RewardClass:
     every_key = {key for keys in _CLASS_KEYS.values() for key in keys}
-    kind = node.members(["kind"], sorted(every_key))["kind"].choice(tuple(_CLASS_KEYS))
+    kind = node.members(["kind"], sorted(every_key))["kind"].one_of(tuple(_CLASS_KEYS))
     keys = node.members(["kind", *_CLASS_KEYS[kind]])
     match kind:
         case "tabular":

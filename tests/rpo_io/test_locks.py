@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 from rpo.cli import main
-from rpo_io.locks import locked
+from rpo_io.locks import folder_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rpo_io.locks import locked
-with locked(Path(sys.argv[1])):
+from rpo_io.locks import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
 STUDY = "name: small\nmethods: [{method: rpo}]\ncomparisons: [100]\nseeds: 2\n"
 RUN = """
 name: tiny
-model: {architecture: {vocab_size: 261, width: 8, hidden_units: 8, n_layers: 1, n_heads: 2}}
+model: {architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}
 trainer: {max_steps: 2, per_device_train_batch_size: 2}
 """
@@ -72,8 +72,8 @@ def test_raises_a_second_process_is_refused_until_the_first_is_killed(
 def test_property_a_folder_may_be_locked_again_when_it_was_let_go(tmp_path: Path) -> None:
     for _ in range(2):
         with (
-            locked(tmp_path),
+            folder_lock(tmp_path),
             pytest.raises(ValueError, match="another process"),
-            locked(tmp_path),
+            folder_lock(tmp_path),
         ):
             pass

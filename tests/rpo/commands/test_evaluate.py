@@ -16,7 +16,7 @@ from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from rpo.cli import main
 
-SMALL: dict[str, Any] = {"width": 8, "hidden_units": 8, "n_layers": 1, "n_heads": 2}
+SMALL: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROWS = [{"prompt": f"say {i}", "chosen": "yes" * i, "rejected": "no"} for i in range(1, 4)]
 REWARD = """
 def length(prompt, reply):
@@ -30,7 +30,7 @@ ROUNDING = 1e-9  # sums of a few log-probabilities, float64
 
 
 def write_model(folder: Path, seed: int, **sizes: Any) -> None:
-    every: dict[str, Any] = {**SMALL, "vocab_size": 261, "max_positions": 256, **sizes}
+    every: dict[str, Any] = {**SMALL, "vocab_size": 261, "max_position_embeddings": 256, **sizes}
     architecture = Architecture(**every)
     export_model(Decoder(architecture, rngs=nnx.Rngs(seed)), folder)
 

@@ -33,7 +33,7 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = Architecture(
-        vocab_size=261, width=8, hidden_units=8, n_layers=1, n_heads=2, max_positions=128
+        vocab_size=261, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128
     )
     folder = tmp_path_factory.mktemp("models") / "mine"
     with jax.numpy_dtype_promotion("strict"):

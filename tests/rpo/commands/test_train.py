@@ -19,7 +19,7 @@ from rpo.cli import main
 CONFIG = """
 name: stopped
 model:
-  architecture: {vocab_size: 261, width: 8, hidden_units: 16, n_layers: 1, n_heads: 2}
+  architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}
 objective: {method: rpo, beta: 0.5, eta: 0.05}
 optimizer: {learning_rate: 1.0e-2}
@@ -166,7 +166,7 @@ BAD = [
     (["--trainer.max_steps", "0"], "`trainer.max_steps`"),
     (["--data.on_error", "ignore"], "`data.on_error`"),
     (["--objective.eta"], "objective.eta"),
-    (["--model.architecture.n_heads", "8"], "`head_size` must be even"),
+    (["--model.architecture.num_attention_heads", "8"], "`head_dim` must be even"),
     (["--model.architecture.speed", "3"], "`model.architecture`"),
     (["--data.eval_rows", "20"], "`data.eval_rows` must leave rows to train on, got 20 of 20"),
     (["--name", "../elsewhere"], "`name` must be of letters"),

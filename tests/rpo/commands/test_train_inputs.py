@@ -26,7 +26,7 @@ from llm.hf.safetensors import SAFE_WEIGHTS_NAME
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from rpo.cli import main
-from rpo_io.locks import LOCK
+from rpo_io.locks import LOCK_FILE
 
 SIZES: dict[str, Any] = {
     "vocab_size": 261,
@@ -232,7 +232,7 @@ def test_raises_one_line_on_weights_and_leaves_an_empty_folder_to_lock(
 ) -> None:
     spoil(folder)
     assert_refused(argv, message, capsys)
-    assert [path.name for path in (folder / "out").iterdir()] == [LOCK]
+    assert [path.name for path in (folder / "out").iterdir()] == [LOCK_FILE]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def verify(
     controls: list[NegativeControl],
 ) -> tuple[int, dict]:
     monkeypatch.setattr(agreement, "measure_agreement", lambda n, seed: iter(records))
-    monkeypatch.setattr(negative_controls, "negative_controls", lambda: controls)
+    monkeypatch.setattr(negative_controls, "solve_negative_controls", lambda: controls)
     code = main(["verify", "--instances", "2", "--out", str(folder)])
     return code, json.loads((folder / "verify.json").read_text())
 

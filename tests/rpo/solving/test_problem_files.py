@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as npst
 from rpo.solving import problem_files
 from rpo.solving.problem_files import ProblemFile, from_document, read_problem
 from rpo_io import json_document
-from rpo_io.json_document import DocumentError, parse
+from rpo_io.json_document import DocumentError, parse_document
 from rpo_theory.problems import validate
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 
@@ -44,7 +44,7 @@ def changed(**fields: Any) -> dict[str, Any]:
 
 def build(document: Any) -> ProblemFile:
     text = document if isinstance(document, str) else json.dumps(document, indent=1)
-    return from_document(parse(text.encode(), name="p.json"))
+    return from_document(parse_document(text.encode(), name="p.json"))
 
 
 def complaint(document: Any) -> str:
@@ -265,7 +265,7 @@ def test_raises_before_it_builds_a_table_that_does_not_fit(
 
 def test_raises_for_what_is_not_utf8() -> None:
     with pytest.raises(DocumentError, match=r"p\.json, line 2: must be UTF-8, got byte 0xff"):
-        parse(b'{\n"\xff": 1}', name="p.json")
+        parse_document(b'{\n"\xff": 1}', name="p.json")
 
 
 def test_raises_for_missing_files_and_folders(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def outcome(data: bytes) -> None:
     """Parse; whatever happens must be a valid problem or an error in one line."""
     message = None
     try:
-        file = from_document(parse(data, name="p.json"))
+        file = from_document(parse_document(data, name="p.json"))
         validate(file.problem, file.reward_class)
     except DocumentError as error:
         message = str(error)
