@@ -56,7 +56,7 @@ differences = np.linspace(-2, 2, 401)
 tables = np.stack([np.maximum(differences, 0), np.maximum(-differences, 0)], 1)[:, None]
 values = np.array([float(minimax_objective(problem, table)) for table in tables])
 solution = minimax.solve(problem, rewards)
-adversary = np.asarray(solution.value.reward)
+adversary = np.asarray(solution.reward)
 d_star = float(adversary[0, 0] - adversary[0, 1])
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -80,7 +80,7 @@ right.set_title("The best policy against each reward")
 
 # %%
 assert abs(d_star - differences[values.argmin()]) < 0.011  # the grid's step
-print(f"the policy takes arm 0 with probability {float(solution.value.policy[0, 0]):.4f}")
+print(f"the policy takes arm 0 with probability {float(solution.policy[0, 0]):.4f}")
 
 # %% [markdown]
 # The adversary chose a smaller difference than maximum likelihood would: it moved the reward towards the
@@ -99,8 +99,8 @@ routes = {
     "RPO loss, Algorithm 2": direct.solve(problem, rewards),
 }
 for name, route in routes.items():
-    print(f"{name:24s} {np.asarray(route.value.policy)[0]}")
-policies = [np.asarray(route.value.policy) for route in routes.values()]
+    print(f"{name:24s} {np.asarray(route.policy)[0]}")
+policies = [np.asarray(route.policy) for route in routes.values()]
 assert max(np.abs(policy - policies[0]).max() for policy in policies) < 1e-6
 
 # %% [markdown]
@@ -110,7 +110,7 @@ assert max(np.abs(policy - policies[0]).max() for policy in policies) < 1e-6
 # the duality gap bounds how far the pair is from optimal, whoever found it.
 
 # %%
-proof = certificate.certify(problem, rewards, *solution.value[:2])
+proof = certificate.certify(problem, rewards, *solution[:2])
 print(f"duality gap {float(proof.duality_gap):.1e}, relative to a value of {values.min():.3f}")
 assert float(proof.duality_gap) < 1e-10
 
@@ -124,7 +124,7 @@ from bandits.theorem_check.agreement import measure_agreement
 from bandits.theorem_check.plots import plot_agreement
 from rpo.commands.verify import BARS
 
-records = list(measure_agreement(16, 0, ceilings=((20, 30),)))
+records = list(measure_agreement(16, 0, padded_shapes=((20, 30),)))
 figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
 plot_agreement(records, BARS, ax)
 

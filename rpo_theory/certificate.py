@@ -116,7 +116,7 @@ def withhold_unproven(problems: Problem, reward_class: RewardClass, solution: So
         The solution with ``MAX_STEPS`` where the status claimed more than is proven, and
         ``NOT_FINITE`` where a number of the problem itself is not finite.
     """
-    answers = (solution.value, solution.stats.get("mixture"))
+    answers = (*solution[:3], solution.stats.get("mixture"))
     with np.errstate(invalid="ignore"):
         problems = normalised(problems)
     size = size_of_group(problems, GROUP)
@@ -311,7 +311,7 @@ def _all_proven(
     problems: Problem, reward_class: RewardClass, answers: tuple
 ) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
     def one(problem: Problem, reward_class: RewardClass, answer: tuple) -> Bool[Array, ""]:
-        (policy, reward, value), mixture = answer
+        policy, reward, value, mixture = answer
         match reward_class:
             case FiniteClass(rewards) if mixture is None:
                 values = jax.vmap(partial(minimax_objective, problem))(jnp.asarray(rewards))

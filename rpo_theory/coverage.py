@@ -49,7 +49,7 @@ class _Question(NamedTuple):
     comparator: Float[Array, "*B x a"]
     baseline: Float[Array, "*B x a"]
     context_weights: Float[Array, "*B x"]
-    pair_law: Float[Array, "*B x a a"]
+    pair_distribution: Float[Array, "*B x a a"]
     roundoff: Float[Array, "*B"]
 
     def weight(self) -> Float[Array, "x a"]:
@@ -72,7 +72,7 @@ def coverage(
     comparator: Float[ArrayLike, "x a"],
     baseline: Float[ArrayLike, "x a"],
     context_weights: Float[ArrayLike, " x"],
-    pair_law: Float[ArrayLike, "x a a"],
+    pair_distribution: Float[ArrayLike, "x a a"],
 ) -> Float[Array, ""]:
     r"""Coverage coefficient of the comparator against the baseline, exact.
 
@@ -86,7 +86,7 @@ def coverage(
         comparator: :math:`\pi(a|x)`.
         baseline: :math:`\pi_{base}(a|x)`.
         context_weights: :math:`d_0(x)`.
-        pair_law: the law :math:`\mu_D(x, a^1, a^0)` of the compared pairs; divided by its sum, so
+        pair_distribution: the law :math:`\mu_D(x, a^1, a^0)` of the compared pairs; divided by its sum, so
             counts will do. Pairs ``(i, j)`` and ``(j, i)`` tell the same.
 
     Returns:
@@ -100,7 +100,7 @@ def coverage(
         `liu:24`, Assumption 5.2.
 
     Examples:
-        >>> law = {"context_weights": np.ones(1), "pair_law": np.array([[[0.0, 1.0], [3.0, 0.0]]])}
+        >>> law = {"context_weights": np.ones(1), "pair_distribution": np.array([[[0.0, 1.0], [3.0, 0.0]]])}
         >>> first, second = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
         >>> truth = np.array([[0.5, 0.5]])
         >>> box = TabularBox(np.array(1.0))
@@ -108,8 +108,8 @@ def coverage(
         1.0
     """
     one = jax.tree.map(lambda field: np.asarray(field)[None], reward_class)
-    question = (true_reward, comparator, baseline, context_weights, pair_law)
-    names = ("true_reward", "comparator", "baseline", "context_weights", "pair_law")
+    question = (true_reward, comparator, baseline, context_weights, pair_distribution)
+    names = ("true_reward", "comparator", "baseline", "context_weights", "pair_distribution")
     arrays = {name: np.asarray(a)[None] for name, a in zip(names, question, strict=True)}
     return coverage_batch(one, **arrays)[0]
 
@@ -121,7 +121,7 @@ def coverage_batch(
     comparator: Float[ArrayLike, "B x a"],
     baseline: Float[ArrayLike, "B x a"],
     context_weights: Float[ArrayLike, "B x"],
-    pair_law: Float[ArrayLike, "B x a a"],
+    pair_distribution: Float[ArrayLike, "B x a a"],
 ) -> Float[Array, " B"]:
     r"""Coverage coefficients of many instances at once; see :func:`coverage`.
 
@@ -131,7 +131,7 @@ def coverage_batch(
         comparator: :math:`\pi(a|x)`.
         baseline: :math:`\pi_{base}(a|x)`.
         context_weights: :math:`d_0(x)`.
-        pair_law: the laws of the compared pairs.
+        pair_distribution: the laws of the compared pairs.
 
     Returns:
         :math:`C \in [0, \infty]` of every instance.
@@ -148,10 +148,12 @@ def coverage_batch(
     validate_policy("comparator", comparator, shape)
     validate_policy("baseline", baseline, shape)
     validate_policy("context_weights", context_weights, shape[:2])
-    validate_reward("pair_law", pair_law, (*shape, shape[-1]))
-    if np.any(np.asarray(pair_law) < 0):
-        smallest = np.min(np.asarray(pair_law))
-        raise ValueError(f"`pair_law` must be at least 0, got {smallest:.9g}: give frequencies")
+    validate_reward("pair_distribution", pair_distribution, (*shape, shape[-1]))
+    if np.any(np.asarray(pair_distribution) < 0):
+        smallest = np.min(np.asarray(pair_distribution))
+        raise ValueError(
+            f"`pair_distribution` must be at least 0, got {smallest:.9g}: give frequencies"
+        )
     rounded = (true_reward, comparator, baseline, context_weights, reward_class)
     roundoff = ROUNDOFF_ULPS * max(map(_eps, jax.tree.leaves(rounded)))
     with jax.enable_x64(True):
@@ -160,12 +162,12 @@ def coverage_batch(
             _law(comparator, 1),
             _law(baseline, 1),
             _law(context_weights, 1),
-            _law(pair_law, 3),
+            _law(pair_distribution, 3),
             jnp.full(shape[0], roundoff, jnp.float64),
         )
     # Members and features multiply the pairs.
     per_table = [np.size(leaf) / np.size(true_reward) for leaf in jax.tree.leaves(reward_class)]
-    per_instance = np.size(pair_law) / shape[0] * max([1.0, *per_table])
+    per_instance = np.size(pair_distribution) / shape[0] * max([1.0, *per_table])
     answer = in_groups(_answers, reward_class, question, size=group_of(GROUP / per_instance))
     _refuse_outsiders(answer.misfit)
     if not np.all(answer.settled):
@@ -178,7 +180,7 @@ def density_ratio_bound(
     comparator: Float[ArrayLike, "x a"],
     baseline: Float[ArrayLike, "x a"],
     context_weights: Float[ArrayLike, " x"],
-    pair_law: Float[ArrayLike, "x a a"],
+    pair_distribution: Float[ArrayLike, "x a a"],
 ) -> Float[Array, ""]:
     r"""Square root of the largest ratio of :math:`d_0\otimes\pi\otimes\pi_{base}` to :math:`\mu_D`.
 
@@ -189,7 +191,7 @@ def density_ratio_bound(
         comparator: :math:`\pi(a|x)`.
         baseline: :math:`\pi_{base}(a|x)`.
         context_weights: :math:`d_0(x)`.
-        pair_law: the law :math:`\mu_D(x, a^1, a^0)`, sums to one.
+        pair_distribution: the law :math:`\mu_D(x, a^1, a^0)`, sums to one.
 
     Returns:
         At least :math:`C`; ``inf`` where a pair of comparator and baseline has no data.
@@ -205,7 +207,7 @@ def density_ratio_bound(
     """
     needed = jnp.einsum("x,xi,xj->xij", *map(jnp.asarray, (context_weights, comparator, baseline)))
     needed = jnp.where(jnp.eye(needed.shape[-1], dtype=bool), 0.0, needed)
-    had = jnp.asarray(pair_law)
+    had = jnp.asarray(pair_distribution)
     ratio = jnp.where(had > 0, needed / jnp.where(had > 0, had, 1.0), jnp.inf)
     return jnp.sqrt(jnp.max(jnp.where(needed > 0, ratio, 0.0)))
 
@@ -234,7 +236,7 @@ def _tabular(
     question: _Question, at_bottom: Bool[Array, "x a"], at_top: Bool[Array, "x a"]
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     """Prompts are separate networks: frequencies of comparison conduct, minus v is fed in."""
-    law = question.pair_law
+    law = question.pair_distribution
     diagonal = jnp.eye(law.shape[-1], dtype=bool)
     conductance = jnp.where(diagonal, 0.0, law + law.mT)
     networks = Network(conductance, -question.weight(), at_bottom, at_top)
@@ -258,7 +260,7 @@ def _ball(ball: LinearBall, question: _Question) -> Float[Array, ""]:
     v = jnp.einsum("xa,xad->d", question.weight(), features)
     size = jnp.einsum("xa,xa->", jnp.abs(question.weight()), jnp.linalg.norm(features, axis=-1))
 
-    singular, axes = _data_axes(features, question.pair_law)
+    singular, axes = _data_axes(features, question.pair_distribution)
     seen = singular > question.roundoff * singular[0]
     inverse = jnp.where(seen, 1.0 / jnp.where(seen, singular, 1.0), 0.0)
     # Rounding turns the axes by the ratio of the extreme singular values.
@@ -278,7 +280,7 @@ def _ball(ball: LinearBall, question: _Question) -> Float[Array, ""]:
 
 
 def _data_axes(
-    features: Float[Array, "x a d"], pair_law: Float[Array, "x a a"]
+    features: Float[Array, "x a d"], pair_distribution: Float[Array, "x a a"]
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     r"""Square roots of the eigenvalues of :math:`\Sigma`, decreasing, and its axes as rows.
 
@@ -286,7 +288,7 @@ def _data_axes(
     """
     d = features.shape[-1]
     first, second = np.triu_indices(features.shape[1], 1)
-    root = jnp.sqrt((pair_law + pair_law.mT)[:, first, second])
+    root = jnp.sqrt((pair_distribution + pair_distribution.mT)[:, first, second])
     rows = root[..., None] * (features[:, first] - features[:, second])
     # The zero rows make the triangle square when there are fewer pairs than features.
     rows = jnp.concatenate([rows.reshape(-1, d), jnp.zeros((d, d), rows.dtype)])
@@ -313,7 +315,7 @@ def _finite(rewards: Float[Array, "k x a"], question: _Question) -> Float[Array,
     signed = jnp.einsum("xa,kxa->k", question.weight(), shortfall)
     between = shortfall[:, :, :, None] - shortfall[:, :, None, :]
     between = jnp.where(jnp.abs(between) > rounding[:, None, None, None], between, 0.0)
-    seen = jnp.einsum("xij,kxij->k", question.pair_law, jnp.square(between))
+    seen = jnp.einsum("xij,kxij->k", question.pair_distribution, jnp.square(between))
     ratio = jnp.where(seen > 0, jnp.square(signed) / jnp.where(seen > 0, seen, 1.0), jnp.inf)
     return jnp.max(jnp.where(signed > rounding, ratio, 0.0))
 

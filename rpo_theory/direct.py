@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from . import policy_loss, unbounded
 from ._batching import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
@@ -36,7 +36,7 @@ from .numerics.projected_newton import (
 from .policies import total_variation
 from .preference import preference_probability
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from .types import ArrayLike, Problem, Saddle, Solution, Status
+from .types import ArrayLike, Problem, Solution, Status
 
 REACH = 32.0
 """Farthest that free logits go in a step, in nats of the policy and of the preferences."""
@@ -85,15 +85,16 @@ def solve(
     Examples:
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
         >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1e-3))
-        >>> solve(problem, TabularBox(np.array(2.0))).value.policy.round(3).tolist()
+        >>> solve(problem, TabularBox(np.array(2.0))).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
     n_contexts, n_actions = np.shape(problem.reference_policy)
     solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
     solution = solve_alone(solver, *_padded(problem, reward_class))
-    policy, reward, value = solution.value
-    cut = Saddle(policy[:n_contexts, :n_actions], reward[:n_contexts, :n_actions], value)
-    return solution._replace(value=cut)
+    return solution._replace(
+        policy=solution.policy[:n_contexts, :n_actions],
+        reward=solution.reward[:n_contexts, :n_actions],
+    )
 
 
 def solve_batch(
@@ -122,7 +123,7 @@ def solve_batch(
     Examples:
         >>> even, one = np.full((2, 1, 2), 0.5), np.ones(2)
         >>> problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), one, one)
-        >>> solve_batch(problems, TabularBox(one)).value.policy.shape
+        >>> solve_batch(problems, TabularBox(one)).policy.shape
         (2, 1, 2)
     """
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
@@ -162,31 +163,28 @@ def _solve_one(
             descents = _least_member(problem, jnp.asarray(reward_class.rewards))
             reward = descents.point
     stats = {name: getattr(descents, name).max() for name in ("steps", "movement", "gradient_norm")}
-    saddle = Saddle(
-        policy_loss.policy(problem, reward), reward, policy_loss.adversarial_value(problem, reward)
-    )
     reached = stats["movement"] <= tolerance
     status = jnp.where(reached, Status.SOLVED.value, Status.MAX_STEPS.value)
+    policy = policy_loss.policy(problem, reward)
+    objective = policy_loss.adversarial_value(problem, reward)
+    solution = Solution(policy, reward, objective, status, stats)
     if isinstance(reward_class, Unbounded):
-        saddle, status = _in_the_limit(problem, saddle, status)
-    status = jnp.where(jnp.isfinite(saddle.value), status, Status.NOT_FINITE.value)
-    return Solution(saddle, status, stats)
+        solution = _take_limit(problem, solution)
+    finite = jnp.isfinite(objective)
+    return solution._replace(status=jnp.where(finite, solution.status, Status.NOT_FINITE.value))
 
 
-def _in_the_limit(
-    problem: Problem, saddle: Saddle, status: Int[Array, ""]
-) -> tuple[Saddle, Int[Array, ""]]:
-    """Give the responses whose logits sink for ever their limit."""
+def _take_limit(problem: Problem, solution: Solution) -> Solution:
+    """Replace policy and reward by their limits where logits tend to minus infinity."""
     _, _, kept, attained, bounded = unbounded.reduce(problem)
-    policy = jnp.where(kept, saddle.policy, 0.0)
-    limit = Saddle(
-        policy / policy.sum(axis=1, keepdims=True),
-        jnp.where(kept, saddle.reward, -jnp.inf),
-        saddle.value,
+    policy = jnp.where(kept, solution.policy, 0.0)
+    diverging = (solution.status == Status.SOLVED.value) & ~attained
+    status = jnp.where(diverging, Status.NOT_ATTAINED.value, solution.status)
+    return solution._replace(
+        policy=policy / policy.sum(axis=1, keepdims=True),
+        reward=jnp.where(kept, solution.reward, -jnp.inf),
+        status=jnp.where(bounded, status, Status.UNBOUNDED.value),
     )
-    sinking = (status == Status.SOLVED.value) & ~attained
-    status = jnp.where(sinking, Status.NOT_ATTAINED.value, status)
-    return limit, jnp.where(bounded, status, Status.UNBOUNDED.value)
 
 
 def _descend_tables(

@@ -27,7 +27,7 @@ from .objectives import saddle_objective
 from .policies import kl_divergence
 from .preference import negative_log_likelihood
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from .types import Problem, Saddle, Solution, Status
+from .types import Problem, Solution, Status
 
 TOLERANCE = 1e-12
 MAX_STEPS = 100
@@ -75,7 +75,7 @@ def solve(
     Examples:
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
         >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1e-3))
-        >>> solve(problem, TabularBox(np.array(2.0))).value.policy.round(3).tolist()
+        >>> solve(problem, TabularBox(np.array(2.0))).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
     solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
@@ -108,7 +108,7 @@ def solve_batch(
     Examples:
         >>> even, one = np.full((2, 1, 2), 0.5), np.ones(2)
         >>> problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), one, one)
-        >>> solve_batch(problems, TabularBox(one)).value.policy.shape
+        >>> solve_batch(problems, TabularBox(one)).policy.shape
         (2, 1, 2)
     """
     # One group after the other: batched factorisations in two threads at once wait for each other
@@ -264,7 +264,7 @@ def _conclude(
     stats = {"residual": residual, "steps": played.steps.max()}
     if isinstance(reward_class, FiniteClass):
         stats["mixture"] = jnp.maximum(state.choice[0], 0.0) / state.choice[0].sum()
-    return Solution(Saddle(policy, reward, value), status, stats)
+    return Solution(policy, reward, value, status, stats)
 
 
 def _worst_value(
@@ -291,12 +291,12 @@ def _worst_value(
 
 def _in_the_limit(reduction: unbounded.Reduction, solution: Solution) -> Solution:
     """Answer over all rewards from that of what is left when diverging ones are taken out."""
-    policy, reward, value = solution.value
-    reward = jnp.where(reduction.kept, reward, -jnp.inf)
+    reward = jnp.where(reduction.kept, solution.reward, -jnp.inf)
     limit = (solution.status == Status.SOLVED) & ~reduction.attained
     status = jnp.where(limit, Status.NOT_ATTAINED.value, solution.status)
     status = jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
-    return Solution(Saddle(policy, reward, reduction.share * value), status, solution.stats)
+    objective = reduction.share * solution.objective
+    return solution._replace(reward=reward, objective=objective, status=status)
 
 
 def _or_one(values: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -25,7 +25,7 @@ from .numerics import ball_interior_point, box_interior_point
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from .types import Problem, Saddle, Solution, Status
+from .types import Problem, Solution, Status
 
 CHUNK = 4096  # matrix entries worked on together: they should stay in the cache
 STRIDE = 2  # Newton steps between two refills of the slots
@@ -154,7 +154,7 @@ def _solve_finite(problem: Problem, reward_class: FiniteClass) -> Solution:
     # Enumeration is exact; the gap is then that of the class, not of the solver.
     status = jnp.where(jnp.isfinite(value), Status.SOLVED.value, Status.NOT_FINITE.value)
     stats = {"duality_gap": gap, "residual": 0.0 * value, "steps": jnp.zeros_like(status)}
-    return Solution(Saddle(policy, reward, value), status, stats)
+    return Solution(policy, reward, value, status, stats)
 
 
 def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Solution:
@@ -204,7 +204,7 @@ def _conclude_unbounded(reduction: unbounded.Reduction, state: _BoxState) -> Sol
     status = jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
     gap = jnp.full_like(value, jnp.inf)
     stats = {"duality_gap": gap, "residual": residual, "steps": state.steps}
-    return Solution(Saddle(policy, shown, value), status, stats)
+    return Solution(policy, shown, value, status, stats)
 
 
 def _answer(
@@ -229,7 +229,7 @@ def _conclude(
     status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
     status = jnp.where(finite, status, Status.NOT_FINITE.value)
     stats = {"duality_gap": gap, "residual": residual, "steps": steps}
-    return Solution(Saddle(policy, reward, value), status, stats)
+    return Solution(policy, reward, value, status, stats)
 
 
 class _BoxState(NamedTuple):

@@ -50,20 +50,6 @@ class Problem(NamedTuple):
     eta: Float[ArrayLike, ""]
 
 
-class Saddle(NamedTuple):
-    r"""A candidate saddle point of :math:`\phi(\pi, r)`.
-
-    Attributes:
-        policy: :math:`\hat\pi(a|x)`, shape ``[x a]``.
-        reward: :math:`\hat r(x,a)`, shape ``[x a]``.
-        value: :math:`F(\hat r)`, eq. 4.4, nats.
-    """
-
-    policy: Float[ArrayLike, "x a"]
-    reward: Float[ArrayLike, "x a"]
-    value: Float[ArrayLike, ""]
-
-
 class Status(enum.IntEnum):
     """How a solve ended; ``sentence`` says it in words. Solvers return the integer code."""
 
@@ -96,14 +82,18 @@ class Status(enum.IntEnum):
 
 
 class Solution(NamedTuple):
-    """What a solver returns; with a leading batch axis on every array if it solved a batch.
+    r"""Result of a solver, with a leading batch axis on every array if it solved a batch.
 
     Attributes:
-        value: the saddle point found.
-        status: a code of :class:`Status`.
-        stats: what the solver measured, by name (``"steps"``, ``"kkt_residual"``, ...).
+        policy: RPO policy :math:`\hat\pi(a|x)`, shape ``[x a]``.
+        reward: adversarial reward :math:`\hat r(x,a)`, shape ``[x a]``.
+        objective: minimax objective :math:`F(\hat r)`, eq. 4.4, nats.
+        status: integer code of :class:`Status`.
+        stats: diagnostics of the solver by name, such as ``"steps"`` and ``"residual"``.
     """
 
-    value: Saddle
+    policy: Float[ArrayLike, "x a"]
+    reward: Float[ArrayLike, "x a"]
+    objective: Float[ArrayLike, ""]
     status: Int[ArrayLike, ""]
     stats: dict[str, Array]

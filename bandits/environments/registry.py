@@ -3,7 +3,7 @@ r"""Environments by name: designs, the named instances, and truths fitted to rea
 =================== =============================================================================
 name                what is drawn
 =================== =============================================================================
-``design``          :func:`bandits.environments.designs.draw`
+``design``          :func:`bandits.environments.designs.draw_design`
 ``named:INSTANCE``  an instance of :mod:`bandits.environments.instances` with its exact expected counts: the
                     same for every seed
 ``votes:FILE.csv``  data drawn anew from the pairs of real votes, labelled by the reward that fits
@@ -27,15 +27,15 @@ from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Problem
 
 from . import instances
-from .designs import Design, draw
-from .random import Instance, baseline_policy, best_arms
-from .sampling import check_draw, draw_wins
+from .designs import Design, draw_design
+from .random import Instance, baseline_policy, best_arm_policy
+from .sampling import check_draw, draw_win_counts
 from .votes import read_votes
 
 WORST_DEFICIT = 1.2785
 r"""The :math:`u` that maximises :math:`u/(1+e^u)`: a deficit of u beta costs RPO the most."""
 
-NAMED: dict[str, Callable[[int], Instance]] = {
+NAMED_INSTANCES: dict[str, Callable[[int], Instance]] = {
     "four_arms": instances.four_arms,
     "type_i_hacking": instances.type_i_hacking,
     "type_ii_hacking": instances.type_ii_hacking,
@@ -71,10 +71,10 @@ def draw_environment(
     kind, _, name = environment.partition(":")
     match kind:
         case "design" if not name:
-            return draw(design, n_comparisons, seeds)
-        case "named" if name in NAMED:
+            return draw_design(design, n_comparisons, seeds)
+        case "named" if name in NAMED_INSTANCES:
             check_draw(n_comparisons, seeds)
-            return _repeated(NAMED[name](n_comparisons), len(seeds))
+            return _repeated(NAMED_INSTANCES[name](n_comparisons), len(seeds))
         case "votes" if name:
             return _draw_from_votes(
                 Path(name),
@@ -85,7 +85,7 @@ def draw_environment(
             )
     raise ValueError(
         "`environment` must be 'design', 'votes:FILE.csv' or 'named:' and one of "
-        f"{', '.join(NAMED)}, got {environment!r}"
+        f"{', '.join(NAMED_INSTANCES)}, got {environment!r}"
     )
 
 
@@ -120,9 +120,9 @@ def _draw_from_votes(
     seeds = check_draw(n_comparisons, seeds)
     fitted = _fitted(path, reward_max, path.stat().st_mtime_ns)
     batch = _repeated(fitted, len(seeds))
-    wins = draw_wins(
+    wins = draw_win_counts(
         np.asarray(batch.true_reward),
-        np.asarray(batch.pair_law),
+        np.asarray(batch.pair_distribution),
         comparisons=n_comparisons,
         seeds=seeds,
         label_noise=label_noise,
@@ -147,8 +147,8 @@ def _fitted(path: Path, reward_max: float, _modified: int) -> Instance:
         eta=np.array(1e-6),
     )
     reward_class = TabularBox(np.array(reward_max))
-    truth = np.asarray(minimax.solve(problem, reward_class).value.reward)
-    return Instance(problem, reward_class, truth, best_arms(truth), wins / wins.sum())
+    truth = np.asarray(minimax.solve(problem, reward_class).reward)
+    return Instance(problem, reward_class, truth, best_arm_policy(truth), wins / wins.sum())
 
 
 def _repeated(instance: Instance, times: int) -> Instance:

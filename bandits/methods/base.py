@@ -26,7 +26,7 @@ CertificateKind = Literal["duality_gap", "stationarity_residual", "closed_form"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class MethodOptions:
     r"""Options of the methods; :math:`\beta` and :math:`\eta` are the problem's.
 
     Attributes:
@@ -90,7 +90,7 @@ class Options:
             raise ValueError(f"`self_play_rounds` must be at least 1, got {self.self_play_rounds}")
 
 
-class Learned(NamedTuple):
+class FitResult(NamedTuple):
     r"""A batch of learned policies, each with the proof of how well its problem was solved.
 
     Attributes:
@@ -109,10 +109,10 @@ class Learned(NamedTuple):
     status: Int[np.ndarray, " b"]
 
 
-Learner = Callable[[Problem, RewardClass, Options], Learned]
+MethodFunction = Callable[[Problem, RewardClass, MethodOptions], FitResult]
 
 
-def with_baseline(problem: Problem, options: Options) -> Problem:
+def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
     r"""The problems with the baseline policy that the options ask for.
 
     Args:
@@ -126,7 +126,7 @@ def with_baseline(problem: Problem, options: Options) -> Problem:
     Examples:
         >>> even, wins = np.full((1, 1, 2), 0.5), np.array([[[[0.0, 3.0], [1.0, 0.0]]]])
         >>> problem = Problem(np.ones((1, 1)), even, even, wins, np.ones(1), np.ones(1))
-        >>> with_baseline(problem, Options()).baseline_policy.tolist()
+        >>> with_baseline(problem, MethodOptions()).baseline_policy.tolist()
         [[[0.75, 0.25]]]
     """
     match options.baseline:
@@ -171,7 +171,7 @@ def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray,
         Rewards; where data leave them free, those of the solver's central path.
     """
     without = problem._replace(eta=np.zeros_like(problem.eta))
-    return np.asarray(minimax.solve_batch(without, reward_class, throw=False).value.reward)
+    return np.asarray(minimax.solve_batch(without, reward_class, throw=False).reward)
 
 
 def reward_range(
@@ -203,7 +203,7 @@ def reward_range(
     return np.maximum(width, np.finfo(np.float64).tiny)
 
 
-def compact_class(method: str, reward_class: RewardClass) -> TabularBox | LinearBall:
+def require_compact_class(method: str, reward_class: RewardClass) -> TabularBox | LinearBall:
     """The reward class of a method that needs a compact and convex one.
 
     Args:
@@ -217,7 +217,7 @@ def compact_class(method: str, reward_class: RewardClass) -> TabularBox | Linear
         ValueError: a class of another kind.
 
     Examples:
-        >>> compact_class("spac", TabularBox(np.ones(1))).maximum.tolist()
+        >>> require_compact_class("spac", TabularBox(np.ones(1))).maximum.tolist()
         [1.0]
     """
     if isinstance(reward_class, TabularBox | LinearBall):

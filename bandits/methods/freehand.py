@@ -29,9 +29,9 @@ from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value
 from rpo_theory.preference import negative_log_likelihood
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
-from rpo_theory.types import ArrayLike, Problem, Saddle, Status
+from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
-from .base import Learned, Options, compact_class, reward_range, with_baseline
+from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
 
 TEMPERATURE = 1e-5  # the beta that stands for 0, per range of the rewards
 BRACKET = (1e-7, 1e5)  # of eta, per range: slacks of 1e-13 and of all the class
@@ -45,10 +45,11 @@ class _Search(NamedTuple):
 
     feasible: Float[np.ndarray, " b"]
     infeasible: Float[np.ndarray, " b"]
-    saddle: Saddle
+    policy: Float[np.ndarray, "b x a"]
+    reward: Float[np.ndarray, "b x a"]
 
 
-def freehand(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""Best policy against the rewards whose total log-likelihood is within :math:`\zeta` of best.
 
     Args:
@@ -68,22 +69,22 @@ def freehand(problem: Problem, reward_class: RewardClass, options: Options) -> L
     References:
         `zhan:23`, Algorithm 1.
     """
-    reward_class = compact_class("freehand", reward_class)
+    reward_class = require_compact_class("freehand", reward_class)
     problem = with_baseline(problem, options)
     width = reward_range(reward_class)
     cold = problem._replace(beta=TEMPERATURE * width)
     likely = minimax.solve_batch(cold._replace(eta=np.zeros_like(width)), reward_class, throw=False)
     n_comparisons = np.maximum(np.asarray(problem.wins).sum(axis=(1, 2, 3)), 1.0)
-    most = np.asarray(likely.value.value) + options.likelihood_slack / n_comparisons
+    most = np.asarray(likely.objective) + options.likelihood_slack / n_comparisons
     search = _search(cold, reward_class, width, most)
-    found = (cold._replace(eta=search.feasible), reward_class, *search.saddle[:2], most)
+    found = (cold._replace(eta=search.feasible), reward_class, search.policy, search.reward, most)
     gap = in_groups(_shortfalls, *found, size=size_of_group(problem, GROUP))
     solved = gap <= GAP_TOLERANCE * width
-    policy = np.asarray(search.saddle.policy)
-    return Learned(
+    policy = search.policy
+    return FitResult(
         # At so small a beta log-probabilities are rounded to 1e-12.
         policy=policy / policy.sum(axis=-1, keepdims=True),
-        reward=np.asarray(search.saddle.reward),
+        reward=search.reward,
         certificate=gap,
         certificate_kind="duality_gap",
         status=np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value),
@@ -98,18 +99,17 @@ def _search(
 ) -> _Search:
     """Bisect, on a logarithmic scale, for the largest multiplier that keeps the likelihood."""
     low, high = (edge / width for edge in BRACKET)
-    saddle, _ = _tried(problem, reward_class, low, most)
-    search = _Search(low, high, saddle)
+    solution, _ = _tried(problem, reward_class, low, most)
+    search = _Search(low, high, np.asarray(solution.policy), np.asarray(solution.reward))
     # First the largest multiplier of all: there the constraint may not bind at all.
     trial = high
     for _ in range(1 + BISECTIONS):
-        saddle, fits = _tried(problem, reward_class, trial, most)
+        solution, fits = _tried(problem, reward_class, trial, most)
         search = _Search(
             np.where(fits, trial, search.feasible),
             np.where(fits, search.infeasible, trial),
-            Saddle(
-                *(_select(fits, new, old) for new, old in zip(saddle, search.saddle, strict=True))
-            ),
+            _select(fits, solution.policy, search.policy),
+            _select(fits, solution.reward, search.reward),
         )
         trial = np.sqrt(search.feasible * search.infeasible)
     return search
@@ -120,13 +120,13 @@ def _tried(
     reward_class: RewardClass,
     eta: Float[np.ndarray, " b"],
     most: Float[np.ndarray, " b"],
-) -> tuple[Saddle, Bool[np.ndarray, " b"]]:
+) -> tuple[Solution, Bool[np.ndarray, " b"]]:
     """Answer at a multiplier, and whether its reward is likely enough."""
     problem = problem._replace(eta=eta)
-    saddle = minimax.solve_batch(problem, reward_class, throw=False).value
+    solution = minimax.solve_batch(problem, reward_class, throw=False)
     size = size_of_group(problem, GROUP)
-    losses = in_groups(_log_losses, saddle.reward, problem.wins, size=size)
-    return saddle, losses <= most
+    losses = in_groups(_log_losses, solution.reward, problem.wins, size=size)
+    return solution, losses <= most
 
 
 def _select(chosen: np.ndarray, new: ArrayLike, old: ArrayLike) -> np.ndarray:

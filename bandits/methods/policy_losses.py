@@ -23,7 +23,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import Learned, Options, compact_class
+from .base import FitResult, MethodOptions, require_compact_class
 
 GROUP = 1024  # entries of the win counts whose policies are sought at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
@@ -32,7 +32,7 @@ LINK_STEPS = 8  # Newton on a convex function from its good side: quadratic, err
 LEVEL_STEPS = 64  # the same, a nat a step at worst
 
 
-def ipo(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""IPO: squared distance of every margin :math:`h` from :math:`1/2\tau`.
 
     Args:
@@ -56,10 +56,10 @@ def ipo(problem: Problem, reward_class: RewardClass, options: Options) -> Learne
     found = in_groups(_nearest_margins, problem, tau, features, size=size)
     policy, reward, residual, solved = found
     status = np.where(solved, Status.SOLVED.value, Status.NOT_FINITE.value)
-    return Learned(policy, reward, residual, "stationarity_residual", status)
+    return FitResult(policy, reward, residual, "stationarity_residual", status)
 
 
-def dpop(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""DPO-positive over the policies :math:`\pi_r` of a compact class.
 
     Args:
@@ -76,7 +76,7 @@ def dpop(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
     References:
         `pal:24`, eq. 3.
     """
-    reward_class = compact_class("dpop", reward_class)
+    reward_class = require_compact_class("dpop", reward_class)
     # The loss of tabular policies is that of the prompts, in proportion to their comparisons.
     tabular = isinstance(reward_class, TabularBox)
     parts = _prompts(problem, reward_class) if tabular else (problem, reward_class)
@@ -89,10 +89,10 @@ def dpop(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
         total = np.maximum(at_prompt.sum(axis=1), 1e-300)
         gap = (at_prompt * gap.reshape(shape[:2])).sum(axis=1) / total
     status = np.where(gap <= GAP_TOLERANCE, Status.SOLVED.value, Status.MAX_STEPS.value)
-    return Learned(policy, reward, gap, "duality_gap", status)
+    return FitResult(policy, reward, gap, "duality_gap", status)
 
 
-def chi_po(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""chi-PO over the policies whose rewards :math:`\beta u(\pi/\pi_{ref})` are in the class.
 
     Up to a constant per prompt every reward is one of a policy, so that the least loss is the
@@ -115,14 +115,14 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: Options) -> Lea
         `huang:24`, Algorithm 1.
     """
     del options
-    reward_class = compact_class("chi_po", reward_class)
+    reward_class = require_compact_class("chi_po", reward_class)
     without = problem._replace(eta=np.zeros_like(problem.eta))
     solution = minimax.solve_batch(without, reward_class, throw=False)
-    arguments = (solution.value.reward, problem.reference_policy, problem.beta)
+    arguments = (solution.reward, problem.reference_policy, problem.beta)
     policy = in_groups(_linked, *arguments, size=size_of_group(problem, GROUP))
-    return Learned(
+    return FitResult(
         policy=policy,
-        reward=np.asarray(solution.value.reward),
+        reward=np.asarray(solution.reward),
         certificate=np.asarray(solution.stats["duality_gap"]),
         certificate_kind="duality_gap",
         status=np.asarray(solution.status),
@@ -255,7 +255,7 @@ def _positive(
     size = wins.shape[0] * wins.shape[1]
     if isinstance(reward_class, LinearBall):
         size = reward_class.features.shape[-1]
-    path = path_following.follow(smoothed, jnp.zeros(size, wins.dtype))
+    path = path_following.follow_path(smoothed, jnp.zeros(size, wins.dtype))
     reward, _ = _inside(reward_class, path.point, wins.shape[:2])
     gap = _dpop_gap(problem, reward_class, reward, penalty, path.temperature)
     return gibbs_policy(reward, problem.reference_policy, problem.beta), reward, gap

@@ -25,7 +25,14 @@ from rpo_theory.policies import chosen_policy
 from rpo_theory.rewards import RewardClass, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
-from .base import CertificateKind, Learned, Learner, Options, per_prompt, with_baseline
+from .base import (
+    CertificateKind,
+    FitResult,
+    MethodFunction,
+    MethodOptions,
+    per_prompt,
+    with_baseline,
+)
 from .freehand import freehand
 from .pessimistic_mle import pessimistic_mle
 from .policy_losses import chi_po, dpop, ipo
@@ -35,7 +42,7 @@ GROUP = 8192  # entries of the win counts whose certificates are computed at a t
 SAME = 1e-6  # rewards closer than this, relative to the largest, are a tie: solvers cannot tell
 
 
-def rpo(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def rpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""RPO solved exactly, :math:`\min_r\max_\pi\phi`, with its duality gap.
 
     Args:
@@ -53,7 +60,7 @@ def rpo(problem: Problem, reward_class: RewardClass, options: Options) -> Learne
     return _exact(with_baseline(problem, options), reward_class)
 
 
-def rpo_maximin(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def rpo_maximin(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""Algorithm 1: :math:`\max_\pi\min_r\phi`, by a method that never uses Lemma 4.1.
 
     Args:
@@ -70,7 +77,7 @@ def rpo_maximin(problem: Problem, reward_class: RewardClass, options: Options) -
     return _by_another_route(maximin.solve_batch, "residual", problem, reward_class, options)
 
 
-def rpo_policy(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def rpo_policy(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""Algorithm 2: the RPO loss minimised over the policy.
 
     Args:
@@ -88,7 +95,7 @@ def rpo_policy(problem: Problem, reward_class: RewardClass, options: Options) ->
     return _by_another_route(solve_batch, "gradient_norm", problem, reward_class, options)
 
 
-def dpo(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def dpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""DPO: the RPO loss without its second term, :math:`\eta=0`.
 
     Args:
@@ -107,7 +114,7 @@ def dpo(problem: Problem, reward_class: RewardClass, options: Options) -> Learne
     return _exact(without, _asked_for(reward_class, options))
 
 
-def two_stage(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def two_stage(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""Two-stage RLHF: the maximum likelihood reward of the class, then :math:`\pi_{\hat r}`.
 
     Args:
@@ -126,7 +133,7 @@ def two_stage(problem: Problem, reward_class: RewardClass, options: Options) -> 
     return _exact(problem._replace(eta=np.zeros_like(problem.eta)), reward_class)
 
 
-def greedy_mle(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def greedy_mle(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""The response of highest maximum likelihood reward, among those the reference gives.
 
     Args:
@@ -144,7 +151,9 @@ def greedy_mle(problem: Problem, reward_class: RewardClass, options: Options) ->
     return likely._replace(policy=greedy_policy(likely.reward, problem.reference_policy))
 
 
-def behaviour_cloning(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def behavior_cloning(
+    problem: Problem, reward_class: RewardClass, options: MethodOptions
+) -> FitResult:
     r"""SFT on the chosen responses: their empirical law, the maximum likelihood policy.
 
     Args:
@@ -158,7 +167,7 @@ def behaviour_cloning(problem: Problem, reward_class: RewardClass, options: Opti
     del reward_class, options
     policy = per_prompt(chosen_policy, problem)
     n_problems = policy.shape[0]
-    return Learned(
+    return FitResult(
         policy=policy,
         reward=np.full_like(policy, np.nan),
         certificate=np.zeros(n_problems),
@@ -167,7 +176,7 @@ def behaviour_cloning(problem: Problem, reward_class: RewardClass, options: Opti
     )
 
 
-def vpo(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def vpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""Offline VPO: :math:`\sum_i` DPO losses :math:`-\alpha\beta\,E_{\pi_{cal}}\log\pi`.
 
     Args:
@@ -187,7 +196,7 @@ def vpo(problem: Problem, reward_class: RewardClass, options: Options) -> Learne
     return rpo(problem, reward_class, options)
 
 
-def power(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def power(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""POWER-DL's base loss, for responses of equal weight 1.
 
     Without a reference, the entropy of the policy takes the place of the divergence: that is a
@@ -238,11 +247,11 @@ def greedy_policy(
     return kept / kept.sum(axis=-1, keepdims=True)
 
 
-def _asked_for(reward_class: RewardClass, options: Options) -> RewardClass:
+def _asked_for(reward_class: RewardClass, options: MethodOptions) -> RewardClass:
     return Unbounded() if options.rewards == "unbounded" else reward_class
 
 
-def _exact(problem: Problem, reward_class: RewardClass) -> Learned:
+def _exact(problem: Problem, reward_class: RewardClass) -> FitResult:
     solution = minimax.solve_batch(problem, reward_class, throw=False)
     if isinstance(reward_class, Unbounded):
         return _learned(solution, solution.stats["residual"], "stationarity_residual")
@@ -254,14 +263,14 @@ def _by_another_route(
     residual: str,
     problem: Problem,
     reward_class: RewardClass,
-    options: Options,
-) -> Learned:
+    options: MethodOptions,
+) -> FitResult:
     """Solve by another solver; the certificate does not come from it where there is one."""
     problem, reward_class = with_baseline(problem, options), _asked_for(reward_class, options)
     solution = solve_batch(problem, reward_class, throw=False)
     if isinstance(reward_class, Unbounded):
         return _learned(solution, solution.stats[residual], "stationarity_residual")
-    policy, reward, _ = solution.value
+    policy, reward = solution.policy, solution.reward
     size = size_of_group(problem, GROUP)
     gap = in_groups(_gaps, problem, reward_class, policy, reward, size=size)
     return _learned(solution, gap, "duality_gap")
@@ -270,18 +279,17 @@ def _by_another_route(
 _gaps = jax.jit(jax.vmap(gap_bound))
 
 
-def _learned(solution: Solution, certificate: ArrayLike, kind: CertificateKind) -> Learned:
-    policy, reward, _ = solution.value
-    return Learned(
-        policy=np.asarray(policy),
-        reward=np.asarray(reward),
+def _learned(solution: Solution, certificate: ArrayLike, kind: CertificateKind) -> FitResult:
+    return FitResult(
+        policy=np.asarray(solution.policy),
+        reward=np.asarray(solution.reward),
         certificate=np.asarray(certificate),
         certificate_kind=kind,
         status=np.asarray(solution.status),
     )
 
 
-LEARNERS: Mapping[str, Learner] = MappingProxyType(
+METHODS: Mapping[str, MethodFunction] = MappingProxyType(
     {
         "rpo": rpo,
         "rpo_maximin": rpo_maximin,
@@ -289,7 +297,7 @@ LEARNERS: Mapping[str, Learner] = MappingProxyType(
         "dpo": dpo,
         "two_stage": two_stage,
         "greedy_mle": greedy_mle,
-        "behaviour_cloning": behaviour_cloning,
+        "behavior_cloning": behavior_cloning,
         "pessimistic_mle": pessimistic_mle,
         "vpo": vpo,
         "ipo": ipo,

@@ -22,7 +22,7 @@ from jaxtyping import Float, Key
 from rpo_theory import direct, maximin, minimax
 from rpo_theory.types import Solution
 
-from .instances import CEILINGS, Batch, Family, verification_batches
+from .instances import PADDED_SHAPES, Family, ProblemBatch, draw_verification_batches
 
 
 class Agreement(NamedTuple):
@@ -64,14 +64,14 @@ class Agreement(NamedTuple):
 
 
 def measure_agreement(
-    n: int, seed: int, *, ceilings: Sequence[tuple[int, int]] = CEILINGS
+    n: int, seed: int, *, padded_shapes: Sequence[tuple[int, int]] = PADDED_SHAPES
 ) -> Iterator[Agreement]:
     """Solve ``n`` random instances, half of each family, by all three routes.
 
     Args:
         n: number of instances.
         seed: seed of the instances.
-        ceilings: shapes that instances are padded to; each is compiled once.
+        padded_shapes: shapes that instances are padded to; each is compiled once.
 
     Yields:
         One record an instance, batch by batch. Batches are compiled and solved side by side, in a
@@ -84,7 +84,7 @@ def measure_agreement(
     work = [
         (batch, family)
         for (family, key), share in zip(keys.items(), shares, strict=True)
-        for batch in verification_batches(key, share, family, ceilings=ceilings)
+        for batch in draw_verification_batches(key, share, family, padded_shapes=padded_shapes)
     ]
     workers = min(os.cpu_count() or 1, len(work))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
@@ -92,7 +92,7 @@ def measure_agreement(
             yield from records
 
 
-def _measure_batch(batch: Batch, family: str, seed: int) -> list[Agreement]:
+def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreement]:
     start = time.perf_counter()
     problems, reward_class = batch.instance.problem, batch.instance.reward_class
     exact = minimax.solve_batch(problems, reward_class, throw=False)
@@ -109,7 +109,7 @@ def _measure_batch(batch: Batch, family: str, seed: int) -> list[Agreement]:
             actions=int(batch.actions[i]),
             eta=float(problems.eta[i]),
             beta=float(problems.beta[i]),
-            value=float(exact.value.value[i]),
+            value=float(exact.objective[i]),
             duality_gap=float(exact.stats["duality_gap"][i]),
             policy_tv_maximin=float(distances[0][i]),
             policy_tv_loss=float(distances[1][i]),
@@ -120,7 +120,7 @@ def _measure_batch(batch: Batch, family: str, seed: int) -> list[Agreement]:
 
 
 def _largest_distance(first: Solution, second: Solution) -> Float[np.ndarray, " p"]:
-    difference = np.asarray(first.value.policy) - np.asarray(second.value.policy)
+    difference = np.asarray(first.policy) - np.asarray(second.policy)
     distance = 0.5 * np.abs(difference).sum(axis=-1).max(axis=-1)
     # A route that returned no number has not agreed.
     return np.where(np.isfinite(distance), distance, np.inf)

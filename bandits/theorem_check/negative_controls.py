@@ -19,7 +19,7 @@ from rpo_theory.objectives import saddle_objective
 from rpo_theory.rewards import FiniteClass, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
-PRINTED = {0.5: 0.145, 0.2: 0.268, 0.1: 0.347, 0.05: 0.388}
+EXPECTED_GAPS = {0.5: 0.145, 0.2: 0.268, 0.1: 0.347, 0.05: 0.388}
 """Gap of the two-reward class at each beta, to three digits."""
 
 
@@ -38,7 +38,7 @@ class NegativeControl(NamedTuple):
     expected: float
 
 
-def negative_controls() -> list[NegativeControl]:
+def solve_negative_controls() -> list[NegativeControl]:
     """All negative controls, solved.
 
     Returns:
@@ -52,16 +52,16 @@ def two_rewards() -> list[NegativeControl]:
     r"""A finite class, :math:`\{(1, 0, .6), (0, 1, .6)\}`: see :func:`non_convex_class`.
 
     Returns:
-        A control at each of the values of beta in ``PRINTED``.
+        A control at each of the values of beta in ``EXPECTED_GAPS``.
     """
-    instances = [non_convex_class(beta) for beta in PRINTED]
+    instances = [non_convex_class(beta) for beta in EXPECTED_GAPS]
     problems, reward_class = jax.tree.map(
         lambda *leaves: np.stack(leaves), *(instance[:2] for instance in instances)
     )
     gaps = _gaps(problems, reward_class)
     return [
         NegativeControl(f"two rewards, beta {beta}", gap, expected)
-        for (beta, expected), gap in zip(PRINTED.items(), gaps, strict=True)
+        for (beta, expected), gap in zip(EXPECTED_GAPS.items(), gaps, strict=True)
     ]
 
 
@@ -123,8 +123,8 @@ def two_policies(beta: float = 0.1) -> NegativeControl:
 
 def _gaps(problems: Problem, reward_class: RewardClass) -> list[float]:
     """Value of the min-max less that of the max-min, per unit eta, for a batch."""
-    upper = minimax.solve_batch(problems, reward_class).value.value
-    lower = maximin.solve_batch(problems, reward_class).value.value
+    upper = minimax.solve_batch(problems, reward_class).objective
+    lower = maximin.solve_batch(problems, reward_class).objective
     return ((np.asarray(upper) - np.asarray(lower)) / np.asarray(problems.eta)).tolist()
 
 

@@ -37,8 +37,18 @@ from .policy_table import (
 LETTERS, END, LENGTH = 2, 2, 3
 Size = Literal["large", "small"]
 SIZES: dict[Size, dict[str, Any]] = {
-    "large": {"width": 64, "hidden_units": 128, "n_layers": 3, "n_heads": 4},
-    "small": {"width": 2, "hidden_units": 2, "n_layers": 1, "n_heads": 1},
+    "large": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    },
+    "small": {
+        "hidden_size": 2,
+        "intermediate_size": 2,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    },
 }
 """Of decoders: one that can be every policy over the responses, and one that cannot."""
 CONFIG = ObjectiveConfig(method="rpo", beta=0.5, eta=0.5)
@@ -92,7 +102,7 @@ def _train(size: Size, steps: int, every: int, seed: int) -> BridgeCurve:
     reference = log_reference[np.asarray(data.contexts)[:, None], sides]
     batch = comparison_batch(space, data)._replace(reference=reference)
     instance = problem(log_reference, data, beta=CONFIG.beta, eta=CONFIG.eta)
-    exact = np.asarray(minimax.solve(instance, Unbounded()).value.policy)
+    exact = np.asarray(minimax.solve(instance, Unbounded()).policy)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     step = make_train_step(graphdef, CONFIG, optimizer)
     parts = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)

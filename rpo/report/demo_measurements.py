@@ -20,7 +20,7 @@ STUDY: dict[str, Any] = {
         "actions": 8,
         "rare": 4,
         "rare_comparisons": 1.0,
-        "coverage": 1.5,
+        "target_coverage": 1.5,
         "reward_max": 2.0,
         "gaps": "log_uniform",
     },
@@ -42,7 +42,7 @@ def hacking_gaps() -> dict[str, list[float]]:
         eta = 0.0 if baseline is None else None
         instances = [type_i_hacking(n, baseline=baseline or "chosen", eta=eta) for n in COMPARISONS]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)
-        policies = minimax.solve_batch(batch.problem, batch.reward_class).value.policy
+        policies = minimax.solve_batch(batch.problem, batch.reward_class).policy
         gaps[method] = [
             float(
                 objectives.gap(
@@ -76,16 +76,16 @@ def training_curves() -> dict[str, Curve]:
 
 def partial_coverage() -> Mapping[str, np.ndarray]:
     """Summary of a study in which the data cover the best policy, but not its rivals."""
-    from bandits.methods.base import Options
-    from bandits.study.config import Method, Study
-    from bandits.study.run import draw_part, plan, run_part
-    from bandits.study.summary import summarise
+    from bandits.methods.base import MethodOptions
+    from bandits.study.config import MethodConfig, StudyConfig
+    from bandits.study.run import draw_part, plan_parts, run_part
+    from bandits.study.summary import summarize
 
-    methods = [Method(method="rpo", options=Options(baseline="given"))]
-    methods += [Method(method=name) for name in ("dpo", "two_stage", "greedy_mle")]
-    study = Study(methods=methods, **STUDY)
-    tables = [run_part(study, part, draw_part(part))[0] for part in plan(study)]
-    return summarise(tables)
+    methods = [MethodConfig(method="rpo", options=MethodOptions(baseline="given"))]
+    methods += [MethodConfig(method=name) for name in ("dpo", "two_stage", "greedy_mle")]
+    study = StudyConfig(methods=methods, **STUDY)
+    tables = [run_part(study, part, draw_part(part))[0] for part in plan_parts(study)]
+    return summarize(tables)
 
 
 def bridge_curves() -> dict[str, list[tuple[list[int], list[float]]]]:

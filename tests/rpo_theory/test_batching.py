@@ -15,9 +15,9 @@ from rpo_theory._batching import (
     solve_in_groups,
 )
 from rpo_theory.rewards import RewardClass, TabularBox
-from rpo_theory.types import Problem, Saddle, Solution, Status
+from rpo_theory.types import Problem, Solution, Status
 
-FOUND = Saddle(np.ones((1, 1)), np.ones((1, 1)), np.ones(()))
+FOUND = (np.ones((1, 1)), np.ones((1, 1)), np.ones(()))
 
 
 def problems(count: int) -> tuple[Problem, TabularBox]:
@@ -32,8 +32,7 @@ def echo(problem: Problem, reward_class: RewardClass) -> Solution:
     """Not a solver: the width and the eta of every problem as reward and value, and a status."""
     assert isinstance(reward_class, TabularBox)
     status = np.full(np.shape(problem.eta), Status.SOLVED.value)
-    found = Saddle(problem.reference_policy, reward_class.maximum, problem.eta)
-    return Solution(found, status, {})
+    return Solution(problem.reference_policy, reward_class.maximum, problem.eta, status, {})
 
 
 def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
@@ -46,8 +45,8 @@ def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
     solution = solve_in_groups(solver, *problems(23), size=3)
     # One more fills every group up, and no answer is taken from its place.
     assert sizes == [4] * 8
-    np.testing.assert_array_equal(solution.value.value, np.arange(23.0))
-    np.testing.assert_array_equal(solution.value.reward, 10.0 + np.arange(23.0))
+    np.testing.assert_array_equal(solution.objective, np.arange(23.0))
+    np.testing.assert_array_equal(solution.reward, 10.0 + np.arange(23.0))
 
 
 def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
@@ -76,7 +75,7 @@ def test_closed_form_one_problem_is_a_batch_of_one() -> None:
     problem, _ = problems(3)
     one = Problem(*(leaf[2] for leaf in problem))
     solution = solve_alone(echo, one, TabularBox(np.array(12.0)))
-    assert (float(solution.value.value), float(solution.value.reward)) == (2.0, 12.0)
+    assert (float(solution.objective), float(solution.reward)) == (2.0, 12.0)
     assert int(solution.status) == Status.SOLVED.value
 
 
@@ -95,8 +94,8 @@ def test_closed_form_laws_are_normalised_in_float64() -> None:
 
 def test_raises_the_first_problem_that_was_not_solved_is_named() -> None:
     good = Status.SOLVED.value
-    solution = Solution(FOUND, np.array([good, Status.NOT_ATTAINED.value]), {})
+    solution = Solution(*FOUND, np.array([good, Status.NOT_ATTAINED.value]), {})
     assert raise_unless_solved(solution) is solution
-    bad = Solution(FOUND, np.array([good, Status.MAX_STEPS.value, Status.NOT_FINITE.value]), {})
+    bad = Solution(*FOUND, np.array([good, Status.MAX_STEPS.value, Status.NOT_FINITE.value]), {})
     with pytest.raises(ValueError, match=rf"problem 1 of 3: {Status.MAX_STEPS.sentence}"):
         raise_unless_solved(bad)

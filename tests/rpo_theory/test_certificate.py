@@ -28,7 +28,7 @@ from rpo_theory.certificate import (
 )
 from rpo_theory.objectives import minimax_objective, saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from rpo_theory.types import Problem, Saddle, Solution, Status
+from rpo_theory.types import Problem, Solution, Status
 
 CVXPY_VALUE = 1e-7  # Clarabel on a small exponential-cone problem
 EXACT = 1e-12
@@ -158,7 +158,7 @@ def test_property_kkt_residual_is_large_away_from_the_saddle_point() -> None:
 def claimed(problem: Problem, policy: np.ndarray, reward: np.ndarray) -> Solution:
     """A batch of one that says of itself that it is solved."""
     value = np.asarray(minimax_objective(problem, reward))
-    return Solution(Saddle(policy[None], reward[None], value[None]), np.zeros(1, int), {})
+    return Solution(policy[None], reward[None], value[None], np.zeros(1, int), {})
 
 
 def batch_of_one(problem: Problem) -> Problem:
@@ -168,12 +168,12 @@ def batch_of_one(problem: Problem) -> Problem:
 def test_property_what_claims_to_be_solved_keeps_its_status_only_if_its_gap_is_proven() -> None:
     problem, box = random_problem(0), TabularBox(np.array(1.5))
     batch, boxes = batch_of_one(problem), TabularBox(np.array([1.5]))
-    policy, reward, _ = minimax.solve(problem, box).value
+    policy, reward = minimax.solve(problem, box)[:2]
     good = claimed(problem, np.asarray(policy), np.asarray(reward))
     assert withhold_unproven(batch, boxes, good).status.tolist() == [Status.SOLVED]
     wrong = claimed(problem, np.asarray(policy), np.asarray(reward) * 0.99)
     assert withhold_unproven(batch, boxes, wrong).status.tolist() == [Status.MAX_STEPS]
-    far = good._replace(value=good.value._replace(value=np.asarray(good.value.value) + 1e-8))
+    far = good._replace(objective=np.asarray(good.objective) + 1e-8)
     assert withhold_unproven(batch, boxes, far).status.tolist() == [Status.MAX_STEPS]
     sick = batch._replace(eta=np.array([np.inf]))
     assert withhold_unproven(sick, boxes, good).status.tolist() == [Status.NOT_FINITE]
@@ -189,7 +189,7 @@ def test_extreme_a_gap_that_rounding_leaves_is_not_called_solved(solver: Any) ->
         problem = Problem(np.ones(1), law[0], law[1], wins, np.array(1e-8), np.array(1e-3))
         box = TabularBox(np.array(1e6))
         found = solver.solve(problem, box, throw=False)
-        proof = certify(problem, box, found.value.policy, found.value.reward)
+        proof = certify(problem, box, found.policy, found.reward)
         assert found.status != Status.SOLVED or float(proof.duality_gap) <= 1.01e-10
 
 
@@ -242,7 +242,7 @@ def test_limit_over_all_rewards_the_defect_is_zero_at_a_saddle_point_alone() -> 
     wins = problem.wins + 0.5 * (1 - np.eye(4))  # every response beats every other: attained
     problem = problem._replace(wins=wins)
     batch = Problem(*(np.asarray(leaf)[None] for leaf in problem))
-    found = minimax.solve_batch(batch, Unbounded()).value
+    found = minimax.solve_batch(batch, Unbounded())
     policy, reward = np.asarray(found.policy)[0], np.asarray(found.reward)[0]
     assert float(unbounded_defect(problem, policy, reward)) < 1e-10
     other = reward + np.array([[0.1, 0.0, 0.0, 0.0]] * 2)
@@ -281,8 +281,8 @@ def test_property_the_bound_holds_for_any_pair_and_is_the_gap_of_finite_classes(
 
 def test_limit_the_bound_is_tight_at_a_saddle_point() -> None:
     problem, box = random_problem(3), TabularBox(np.array(1.5))
-    value = minimax.solve(problem, box).value
-    assert float(gap_bound(problem, box, value.policy, value.reward)) < GAP_TOLERANCE
+    solution = minimax.solve(problem, box)
+    assert float(gap_bound(problem, box, solution.policy, solution.reward)) < GAP_TOLERANCE
 
 
 def test_closed_form_the_kkt_residual_is_the_way_down_the_slope_within_the_box() -> None:

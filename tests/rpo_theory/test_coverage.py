@@ -33,7 +33,7 @@ class Setting(NamedTuple):
     comparator: np.ndarray
     baseline: np.ndarray
     context_weights: np.ndarray
-    pair_law: np.ndarray
+    pair_distribution: np.ndarray
 
     def coverage(self, reward_class: RewardClass) -> float:
         return float(coverage(reward_class, **self._asdict()))
@@ -45,11 +45,11 @@ class Setting(NamedTuple):
         """Rows whose squared product with a flat table is the denominator of the ratio."""
         n_contexts, n_actions = self.true_reward.shape
         rows = []
-        for x, i, j in np.argwhere(self.pair_law > 0):
+        for x, i, j in np.argwhere(self.pair_distribution > 0):
             row = np.zeros((n_contexts, n_actions))
             row[x, i] += 1.0
             row[x, j] -= 1.0
-            rows.append(np.sqrt(self.pair_law[x, i, j]) * row.ravel())
+            rows.append(np.sqrt(self.pair_distribution[x, i, j]) * row.ravel())
         return np.array(rows).reshape(-1, n_contexts * n_actions)
 
     def ratio(self, reward: np.ndarray) -> float:
@@ -79,7 +79,7 @@ def random_setting(rng: np.random.Generator, *, pairs: float = 0.5) -> Setting:
         comparator=comparator,
         baseline=baseline,
         context_weights=rng.dirichlet(np.ones(n_contexts)),
-        pair_law=law / law.sum(),
+        pair_distribution=law / law.sum(),
     )
 
 
@@ -238,13 +238,13 @@ def test_closed_form_prompts_add_with_the_square_of_their_weight() -> None:
         np.repeat(alone.comparator, 2, axis=0),
         np.repeat(alone.baseline, 2, axis=0),
         np.array([0.3, 0.7]),
-        np.concatenate([0.9 * alone.pair_law, 0.1 * alone.pair_law]),
+        np.concatenate([0.9 * alone.pair_distribution, 0.1 * alone.pair_distribution]),
     )
     expected = 2.0 * (0.3**2 / 0.9 + 0.7**2 / 0.1)
     np.testing.assert_allclose(both.coverage(Unbounded()) ** 2, expected, rtol=CLOSED_FORM)
     only_first = both._replace(context_weights=np.array([1.0, 0.0]))
-    without_data = np.concatenate([alone.pair_law, 0.0 * alone.pair_law])
-    found = only_first._replace(pair_law=without_data).coverage(Unbounded())
+    without_data = np.concatenate([alone.pair_distribution, 0.0 * alone.pair_distribution])
+    found = only_first._replace(pair_distribution=without_data).coverage(Unbounded())
     np.testing.assert_allclose(found**2, 2.0, rtol=CLOSED_FORM)
 
 
@@ -327,8 +327,10 @@ def test_property_a_larger_class_asks_for_more_up_to_the_density_ratio(seed: int
     rng = np.random.default_rng(seed)
     setting = random_setting(rng, pairs=2.0)
     if seed % 2:
-        setting = setting._replace(pair_law=setting.pair_law + 1e-3)
-    setting = setting._replace(pair_law=setting.pair_law / setting.pair_law.sum())
+        setting = setting._replace(pair_distribution=setting.pair_distribution + 1e-3)
+    setting = setting._replace(
+        pair_distribution=setting.pair_distribution / setting.pair_distribution.sum()
+    )
     members = np.stack([setting.true_reward, *rng.random((5, *setting.true_reward.shape))])
     chain = [
         setting.coverage(FiniteClass(members[:3])),
@@ -356,7 +358,9 @@ def test_property_no_member_of_the_class_beats_the_coefficient(seed: int, near: 
 
 def test_limit_a_fine_sample_of_the_ball_approaches_the_ball() -> None:
     ball, setting = four_arms(20)
-    setting = setting._replace(pair_law=setting.pair_law / setting.pair_law.sum())
+    setting = setting._replace(
+        pair_distribution=setting.pair_distribution / setting.pair_distribution.sum()
+    )
     theta = np.asarray(ball.parameter(setting.true_reward))
     angle = np.linspace(0.0, 2.0 * np.pi, 10_000)
     around = theta + 0.1 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -435,7 +439,11 @@ def test_property_needs_no_configuration_of_jax() -> None:
         ("true_reward", np.array([[np.nan, 0.0]]), "`true_reward"),
         ("true_reward", np.array([[1.1, 0.0]]), "`true_reward` must be in the reward class"),
         ("true_reward", np.array([[0.5, -0.1]]), "`true_reward` must be in the reward class"),
-        ("pair_law", -np.ones((1, 2, 2)), "`pair_law` must be at least 0, got -1"),
+        (
+            "pair_distribution",
+            -np.ones((1, 2, 2)),
+            "`pair_distribution` must be at least 0, got -1",
+        ),
     ],
 )
 def test_raises_names_the_field_and_the_rule(field: str, value: np.ndarray, message: str) -> None:

@@ -79,7 +79,7 @@ def random_class(kind: str, seed: int, shape: tuple[int, int], d: int = 8) -> Re
 
 def assert_proven(problem: Problem, reward_class: RewardClass, solution: Solution) -> None:
     """A policy off by the tolerance costs its weight times the range of the rewards, at most 8."""
-    policy, reward, value = solution.value
+    policy, reward, value = solution[:3]
     proof = certify(problem, reward_class, policy, reward)
     assert float(proof.duality_gap) <= 8 * STOPS * (1.0 + float(problem.eta))
     terms = 1.0 + float(problem.eta * problem.beta)  # size of what the value is the difference of
@@ -91,7 +91,7 @@ def stack(items: list[Any]) -> Any:
 
 
 def distance(first: Solution, second: Solution) -> np.ndarray:
-    difference = np.asarray(first.value.policy) - np.asarray(second.value.policy)
+    difference = np.asarray(first.policy) - np.asarray(second.policy)
     return 0.5 * np.abs(difference).sum(axis=-1)
 
 
@@ -109,7 +109,7 @@ def test_parity_with_the_exact_solver_on_a_hundred_problems(kind: str) -> None:
     found = direct.solve_batch(*batch)
     exact = minimax.solve_batch(*batch)
     assert distance(found, exact).max() < POLICY
-    np.testing.assert_allclose(found.value.value, exact.value.value, rtol=VALUE, atol=VALUE)
+    np.testing.assert_allclose(found.objective, exact.objective, rtol=VALUE, atol=VALUE)
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,12 +125,12 @@ def test_property_the_reward_lies_in_its_class(seed: int) -> None:
     problem = random_problem(seed)
     box = random_class("box", seed, (3, 5))
     assert isinstance(box, TabularBox)
-    table = direct.solve(problem, box).value.reward
+    table = direct.solve(problem, box).reward
     assert table.min() >= 0.0
     assert table.max() <= box.maximum
     ball = random_class("ball", seed, (3, 5))
     assert isinstance(ball, LinearBall)
-    theta = ball.parameter(direct.solve(problem, ball).value.reward)
+    theta = ball.parameter(direct.solve(problem, ball).reward)
     assert np.linalg.norm(theta) <= ball.radius * (1 + EXACT)
 
 
@@ -154,7 +154,7 @@ def test_closed_form_two_arms_by_bisection(seed: int) -> None:
     with np.errstate(over="ignore"):
         margin: Any = brentq(slope, -bound, bound, xtol=1e-14)
     problem = Problem(np.ones(1), reference, baseline, wins, np.array(beta), np.array(eta))
-    found = direct.solve(problem, Unbounded()).value
+    found = direct.solve(problem, Unbounded())
     expected = 1 / (1 + np.exp(-margin / beta - logit))
     np.testing.assert_allclose(found.policy[0, 0], expected, atol=STOPS)
 
@@ -177,7 +177,7 @@ def test_parity_with_scipy_on_the_loss_written_by_hand(seed: int) -> None:
     theirs = minimize(
         loss, np.zeros(15), method="L-BFGS-B", bounds=[(0, 1.5)] * 15, options={"ftol": 1e-15}
     )
-    ours = direct.solve(problem, box).value
+    ours = direct.solve(problem, box)
     assert loss(ours.reward.ravel()) <= theirs.fun + EXACT
     weight = reference * np.exp(theirs.x.reshape(3, 5) / 0.7)
     # SciPy's finite differences leave its gradient, and so its policy, known to about 1e-7.
@@ -189,19 +189,19 @@ def test_closed_form_a_finite_class_gives_the_member_of_least_loss() -> None:
     rewards = np.random.default_rng(0).uniform(0, 2, (6, 3, 5))
     values = [float(minimax_objective(problem, reward)) for reward in rewards]
     found = direct.solve(problem, FiniteClass(rewards))
-    np.testing.assert_array_equal(found.value.reward, rewards[np.argmin(values)])
-    np.testing.assert_allclose(found.value.value, min(values), rtol=EXACT)
+    np.testing.assert_array_equal(found.reward, rewards[np.argmin(values)])
+    np.testing.assert_allclose(found.objective, min(values), rtol=EXACT)
 
 
 def test_limit_eta_to_infinity_gives_the_baseline_policy() -> None:
     problem = random_problem(5)._replace(eta=np.array(1e8))
-    policy = direct.solve(problem, Unbounded()).value.policy
+    policy = direct.solve(problem, Unbounded()).policy
     np.testing.assert_allclose(policy, problem.baseline_policy, atol=1e-6)
 
 
 def test_limit_beta_to_infinity_gives_the_reference_policy_for_bounded_rewards() -> None:
     problem = random_problem(6)._replace(beta=np.array(1e5))
-    policy = direct.solve(problem, TabularBox(np.array(4.0))).value.policy
+    policy = direct.solve(problem, TabularBox(np.array(4.0))).policy
     np.testing.assert_allclose(policy, problem.reference_policy, atol=4 / 1e5)
 
 
@@ -209,7 +209,7 @@ def test_limit_eta_of_zero_fits_the_observed_frequencies() -> None:
     even, wins = np.full((1, 3), 1 / 3), np.zeros((1, 3, 3))
     wins[0, 0, 1], wins[0, 1, 0] = 3.0, 1.0
     problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(0.0))
-    policy = direct.solve(problem, TabularBox(np.array(5.0))).value.policy
+    policy = direct.solve(problem, TabularBox(np.array(5.0))).policy
     np.testing.assert_allclose(policy[0, 0] / policy[0, 1], 3.0, rtol=STOPS)
 
 
@@ -220,11 +220,11 @@ def test_theorem_what_never_wins_gets_probability_zero_in_the_limit() -> None:
     problem = Problem(np.ones(1), even, chosen, wins, np.array(0.5), np.array(0.5))
     found = direct.solve(problem, Unbounded())
     assert Status(int(found.status)) is Status.NOT_ATTAINED
-    assert found.value.policy[0, 2] == 0.0
-    assert found.value.reward[0, 2] == -np.inf
+    assert found.policy[0, 2] == 0.0
+    assert found.reward[0, 2] == -np.inf
     exact = minimax.solve(problem, Unbounded())
     assert distance(found, exact).max() < STOPS
-    np.testing.assert_allclose(found.value.value, exact.value.value, atol=STOPS)
+    np.testing.assert_allclose(found.objective, exact.objective, atol=STOPS)
 
 
 def test_extreme_a_response_outside_the_reference_keeps_its_data_and_loses_its_probability() -> (
@@ -237,9 +237,9 @@ def test_extreme_a_response_outside_the_reference_keeps_its_data_and_loses_its_p
     problem = problem._replace(reference_policy=reference, baseline_policy=reference)
     box = TabularBox(np.array(2.0))
     found, exact = direct.solve(problem, box), minimax.solve(problem, box)
-    assert not found.value.policy[:, 1].any()
+    assert not found.policy[:, 1].any()
     assert distance(found, exact).max() < POLICY
-    np.testing.assert_allclose(found.value.value, exact.value.value, rtol=VALUE)
+    np.testing.assert_allclose(found.objective, exact.objective, rtol=VALUE)
     drawn = problem._replace(baseline_policy=np.full((3, 5), 0.2))
     status = direct.solve(drawn, Unbounded(), throw=False).status
     assert Status(int(status)) is Status.UNBOUNDED
@@ -290,7 +290,7 @@ def test_compiles_once_for_problems_of_different_shapes() -> None:
     before = compilations()
     for contexts, actions in ((1, 8), (8, 2), (5, 6)):
         found = direct.solve(random_problem(0, contexts=contexts, actions=actions), box)
-        assert found.value.policy.shape == (contexts, actions)
+        assert found.policy.shape == (contexts, actions)
     assert compilations() == before
 
 
@@ -300,12 +300,12 @@ def test_property_padding_and_batching_change_nothing() -> None:
     together = direct.solve_batch(stack(problems), stack(boxes))
     for i, (problem, box) in enumerate(zip(problems, boxes, strict=True)):
         alone = direct.solve(problem, box)
-        np.testing.assert_allclose(together.value.policy[i], alone.value.policy, atol=STOPS)
+        np.testing.assert_allclose(together.policy[i], alone.policy, atol=STOPS)
 
 
 def test_property_float32_users_get_float64_answers() -> None:
     problem = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), random_problem(1))
     with jax.enable_x64(False):
         found = direct.solve(problem, TabularBox(np.array(2.0, np.float32)))
-    assert found.value.policy.dtype == np.float64
-    assert jnp.result_type(found.value.value) == jnp.float64
+    assert found.policy.dtype == np.float64
+    assert jnp.result_type(found.objective) == jnp.float64

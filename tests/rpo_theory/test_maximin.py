@@ -92,9 +92,9 @@ def test_theorem_5_6_maximin_and_minimax_find_the_same_policy(kind: str) -> None
     problems = stack([random_problem(seed) for seed in range(100)])
     classes = stack([reward_class_of(kind, seed) for seed in range(100)])
     ours, other = maximin.solve_batch(problems, classes), minimax.solve_batch(problems, classes)
-    assert total_variation(ours.value.policy, other.value.policy).max() < AGREEMENT
-    scale = np.maximum(1.0, np.abs(other.value.value))
-    assert (np.abs(ours.value.value - other.value.value) / scale).max() < AGREEMENT
+    assert total_variation(ours.policy, other.policy).max() < AGREEMENT
+    scale = np.maximum(1.0, np.abs(other.objective))
+    assert (np.abs(ours.objective - other.objective) / scale).max() < AGREEMENT
 
 
 @pytest.mark.parametrize("kind", ["box", "ball", "finite"])
@@ -103,7 +103,7 @@ def test_property_the_answer_is_a_saddle_point_of_phi(kind: str) -> None:
     rng = np.random.default_rng(1)
     for seed in range(3):
         problem, reward_class = random_problem(seed, beta=0.3, eta=1.0), reward_class_of(kind, seed)
-        policy, reward, value = maximin.solve(problem, reward_class).value
+        policy, reward, value = maximin.solve(problem, reward_class)[:3]
         for _ in range(30):
             other = random_member(reward_class, rng)
             assert saddle_objective(problem, policy, other) >= value - GAP
@@ -126,11 +126,11 @@ def test_property_no_policy_does_better_against_a_finite_class() -> None:
         members = np.asarray(reward_class.rewards)  # pyright: ignore
         return min(float(saddle_objective(problem, policy, member)) for member in members)
 
-    best = worst(solution.value.policy)
-    assert best == pytest.approx(float(solution.value.value), abs=GAP)
+    best = worst(solution.policy)
+    assert best == pytest.approx(float(solution.objective), abs=GAP)
     for near in np.linspace(0.0, 0.999, 40):
         step = rng.dirichlet(np.ones(ACTIONS), CONTEXTS)
-        assert worst(near * solution.value.policy + (1 - near) * step) <= best + GAP
+        assert worst(near * solution.policy + (1 - near) * step) <= best + GAP
 
 
 def first_order_play(problem: Problem, maximum: float, steps: int) -> np.ndarray:
@@ -160,7 +160,7 @@ def test_parity_first_order_play_of_both_sides_ends_at_the_same_policy(seed: int
     problem = random_problem(seed, beta=0.5, eta=1.0)
     played = first_order_play(problem, 2.0, 40_000)
     solution = maximin.solve(problem, TabularBox(np.array(2.0)))
-    assert total_variation(played, solution.value.policy).max() < FIRST_ORDER
+    assert total_variation(played, solution.policy).max() < FIRST_ORDER
 
 
 def cvxpy_maximum(problem: Problem, reward_class: RewardClass) -> tuple[float, np.ndarray]:
@@ -199,8 +199,8 @@ def test_parity_cvxpy_finds_the_same_value_and_policy(kind: str, seed: int) -> N
     problem, reward_class = random_problem(seed, beta=beta, eta=eta), reward_class_of(kind, seed)
     value, policy = cvxpy_maximum(problem, reward_class)
     solution = maximin.solve(problem, reward_class)
-    assert float(solution.value.value) == pytest.approx(value, rel=CVXPY_VALUE, abs=CVXPY_VALUE)
-    assert total_variation(policy, solution.value.policy).max() < CVXPY_POLICY
+    assert float(solution.objective) == pytest.approx(value, rel=CVXPY_VALUE, abs=CVXPY_VALUE)
+    assert total_variation(policy, solution.policy).max() < CVXPY_POLICY
 
 
 @pytest.mark.parametrize("beta", [1e-3, 0.05, 1.0, 30.0])
@@ -228,7 +228,7 @@ def test_closed_form_two_arms_are_one_equation_in_their_difference(beta: float, 
         beta=np.array(beta),
         eta=np.array(eta),
     )
-    found = maximin.solve(problem, TabularBox(np.array(width))).value.policy
+    found = maximin.solve(problem, TabularBox(np.array(width))).policy
     assert found[0, 0] == pytest.approx(policy(float(d)), abs=EXACT)
 
 
@@ -245,7 +245,7 @@ def test_theorem_s1_s3_policies_of_the_unbounded_class() -> None:
         problem = problem._replace(wins=wins, baseline_policy=baseline)
         solution = maximin.solve(problem, Unbounded())
         assert Status(int(solution.status)) == Status.NOT_ATTAINED
-        policy, reward, _ = solution.value
+        policy, reward = solution.policy, solution.reward
         assert (policy[:, 0] == 0.0).all()
         assert np.isneginf(reward[:, 0]).all()
         kept = reward[:, 1:]
@@ -260,8 +260,8 @@ def test_parity_unbounded_class_agrees_with_minimax() -> None:
     problems = stack([random_problem(seed, beta=0.5) for seed in range(40)])
     ours, other = (f(problems, Unbounded()) for f in (maximin.solve_batch, minimax.solve_batch))
     assert (ours.status == other.status).all()
-    assert total_variation(ours.value.policy, other.value.policy).max() < AGREEMENT
-    assert ours.value.value == pytest.approx(other.value.value, rel=AGREEMENT)
+    assert total_variation(ours.policy, other.policy).max() < AGREEMENT
+    assert ours.objective == pytest.approx(other.objective, rel=AGREEMENT)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_theorem_without_convexity_algorithm_1_beats_the_minimax_policy(
     )
     ours = maximin.solve(problem, FiniteClass(members))
     log_z = beta * np.log(np.exp(members[0] / beta).mean())
-    assert log_z - 0.6 - float(ours.value.value) == pytest.approx(gap, abs=5e-4)
-    worst = (members * ours.value.policy).sum(axis=(1, 2)).min()
+    assert log_z - 0.6 - float(ours.objective) == pytest.approx(gap, abs=5e-4)
+    worst = (members * ours.policy).sum(axis=(1, 2)).min()
     assert 0.6 - worst == pytest.approx(lost, abs=5e-4)
 
 
@@ -350,12 +350,12 @@ def test_extreme_problems_are_solved_with_a_certificate(name: str, kind: str) ->
     if kind == "ball":
         reward_class = reward_class_of("ball")
     solution = maximin.solve(problem, reward_class)
-    proof = certificate.certify(problem, reward_class, solution.value.policy, solution.value.reward)
+    proof = certificate.certify(problem, reward_class, solution.policy, solution.reward)
     scale = max(1.0, float(problem.eta), abs(float(proof.value)))
     assert float(proof.duality_gap) <= GAP * scale
-    assert float(solution.value.value) == pytest.approx(float(proof.value), abs=GAP * scale)
+    assert float(solution.objective) == pytest.approx(float(proof.value), abs=GAP * scale)
     outside = np.asarray(problem.reference_policy) == 0
-    assert (solution.value.policy[outside] == 0.0).all()
+    assert (solution.policy[outside] == 0.0).all()
 
 
 def test_extreme_weights_leave_every_component_the_mass_of_the_baseline() -> None:
@@ -367,7 +367,7 @@ def test_extreme_weights_leave_every_component_the_mass_of_the_baseline() -> Non
         wins=np.random.default_rng(5).integers(1, 9, (CONTEXTS, ACTIONS, ACTIONS)) * cut,
         context_weights=np.array([1e-12, 0.5, 0.5 - 1e-12]),
     )
-    policy = maximin.solve(problem, Unbounded()).value.policy
+    policy = maximin.solve(problem, Unbounded()).policy
     excess = (policy - problem.baseline_policy)[:, :2].sum(axis=1)
     assert np.abs(excess).max() < AGREEMENT
 
@@ -375,7 +375,7 @@ def test_extreme_weights_leave_every_component_the_mass_of_the_baseline() -> Non
 def test_limit_without_adversary_the_policy_follows_the_likelihood() -> None:
     """eta = 0 leaves the policy free; it is the one whose implicit reward is the reward."""
     problem = random_problem(0, beta=0.5, eta=0.0)
-    policy, reward, _ = maximin.solve(problem, TabularBox(np.array(2.0))).value
+    policy, reward = maximin.solve(problem, TabularBox(np.array(2.0)))[:2]
     implicit = 0.5 * np.log(policy / problem.reference_policy)
     assert np.ptp(implicit - reward, axis=1) == pytest.approx(0.0, abs=EXACT)
     slope = certificate.reward_gradient(problem, policy, reward)
@@ -388,13 +388,13 @@ def test_limit_eta_to_infinity_gives_the_baseline() -> None:
     even = np.full_like(problem.reference_policy, 1 / ACTIONS)
     baseline = 0.5 * even + 0.5 * problem.baseline_policy
     problem = problem._replace(reference_policy=even, baseline_policy=baseline)
-    found = maximin.solve(problem, TabularBox(np.array(4.0))).value.policy
+    found = maximin.solve(problem, TabularBox(np.array(4.0))).policy
     assert total_variation(found, baseline).max() < 1e-6  # of order 1 / eta
 
 
 def test_limit_beta_to_infinity_gives_the_reference() -> None:
     problem = random_problem(2, beta=1e8, eta=1.0)
-    found = maximin.solve(problem, TabularBox(np.array(2.0))).value.policy
+    found = maximin.solve(problem, TabularBox(np.array(2.0))).policy
     assert total_variation(found, problem.reference_policy).max() < 1e-6  # of order R / beta
 
 
@@ -406,7 +406,7 @@ def test_property_a_batch_gives_what_each_problem_gives_alone(kind: str) -> None
     for i in (0, 4):
         alone = maximin.solve(problems[i], classes[i])
         assert int(alone.status) == batch.status[i]
-        assert total_variation(alone.value.policy, batch.value.policy[i]).max() < EXACT
+        assert total_variation(alone.policy, batch.policy[i]).max() < EXACT
 
 
 def padded(problem: Problem) -> Problem:
@@ -431,10 +431,10 @@ def test_property_padding_changes_nothing(kind: str) -> None:
         features = np.pad(np.asarray(reward_class.features), ((0, 1), (0, 2), (0, 0)))
         reward_class = reward_class._replace(features=features)
     wide = maximin.solve(padded(problem), reward_class)
-    inner = wide.value.policy[:CONTEXTS, :ACTIONS]
-    assert total_variation(inner, plain.value.policy).max() < EXACT
-    assert float(wide.value.value) == pytest.approx(float(plain.value.value), abs=EXACT)
-    assert np.isfinite(wide.value.policy).all()
+    inner = wide.policy[:CONTEXTS, :ACTIONS]
+    assert total_variation(inner, plain.policy).max() < EXACT
+    assert float(wide.objective) == pytest.approx(float(plain.objective), abs=EXACT)
+    assert np.isfinite(wide.policy).all()
 
 
 def primitives(jaxpr: Any) -> set[str]:
@@ -482,7 +482,7 @@ def test_raises_when_the_step_limit_comes_first() -> None:
         maximin.solve(problem, reward_class, max_steps=2)
     solution: Solution = maximin.solve(problem, reward_class, max_steps=2, throw=False)
     assert Status(int(solution.status)) == Status.MAX_STEPS
-    assert np.isfinite(solution.value.policy).all()
+    assert np.isfinite(solution.policy).all()
 
 
 def test_raises_when_the_baseline_leaves_the_support_of_the_reference() -> None:

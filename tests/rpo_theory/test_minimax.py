@@ -104,9 +104,9 @@ def test_parity_value_and_policy_agree_with_cvxpy_on_50_random_instances(kind: s
     solution = minimax.solve_batch(stack(problems), stack(classes))
     for i, (problem, reward_class) in enumerate(zip(problems, classes, strict=True)):
         value, policy = cvxpy_minimum(problem, reward_class)
-        assert solution.value.value[i] == pytest.approx(value, abs=CVXPY_VALUE)
-        np.testing.assert_allclose(solution.value.policy[i], policy, atol=CVXPY_POLICY)
-        assert solution.value.value[i] <= value + CVXPY_VALUE
+        assert solution.objective[i] == pytest.approx(value, abs=CVXPY_VALUE)
+        np.testing.assert_allclose(solution.policy[i], policy, atol=CVXPY_POLICY)
+        assert solution.objective[i] <= value + CVXPY_VALUE
 
 
 def test_closed_form_two_responses_by_bisection() -> None:
@@ -122,7 +122,7 @@ def test_closed_form_two_responses_by_bisection() -> None:
     margin = np.asarray(brentq(slope, -30, 30, xtol=1e-15)).item()
     odds = ref[0] / ref[1] * np.exp(margin / 0.7)
     solution = minimax.solve(problem, Unbounded())
-    assert solution.value.policy[0, 0] == pytest.approx(odds / (1 + odds), abs=EXACT)
+    assert solution.policy[0, 0] == pytest.approx(odds / (1 + odds), abs=EXACT)
 
 
 @pytest.mark.parametrize("kind", ["tabular", "linear"])
@@ -130,12 +130,12 @@ def test_theorem_the_gibbs_policy_of_the_minimiser_maximises_the_worst_case(kind
     """Theorem 5.6: no other policy has a better worst case than pi_rhat."""
     problem, reward_class = random_problem(11), reward_class_of(kind, 11)
     solution = minimax.solve(problem, reward_class)
-    value = float(solution.value.value)
+    value = float(solution.objective)
     assert float(solution.stats["duality_gap"]) <= GAP
     rng = np.random.default_rng(0)
     for size in (0.01, 0.1, 1.0):
-        other = (1 - size) * solution.value.policy + size * rng.dirichlet(np.ones(5), 3)
-        proof = certificate.certify(problem, reward_class, other, solution.value.reward)
+        other = (1 - size) * solution.policy + size * rng.dirichlet(np.ones(5), 3)
+        proof = certificate.certify(problem, reward_class, other, solution.reward)
         worst_case = float(proof.value) - float(proof.duality_gap)
         assert worst_case < value - 1e-6 * size**2
 
@@ -144,7 +144,7 @@ def test_limit_small_eta_is_maximum_likelihood() -> None:
     wins = np.array([[[0.0, 3.0], [1.0, 0.0]]])
     problem = random_problem(0, contexts=1, actions=2, beta=1.0)._replace(wins=wins)
     solution = minimax.solve(problem._replace(eta=np.array(0.0)), Unbounded())
-    margin = solution.value.reward[0, 0] - solution.value.reward[0, 1]
+    margin = solution.reward[0, 0] - solution.reward[0, 1]
     assert margin == pytest.approx(np.log(3.0), abs=EXACT)
 
 
@@ -152,9 +152,9 @@ def test_limit_large_eta_is_the_baseline_and_large_beta_the_reference() -> None:
     problem = random_problem(5, beta=0.1)
     wide = TabularBox(np.array(5.0))
     pulled = minimax.solve(problem._replace(eta=np.array(1e4)), wide)
-    np.testing.assert_allclose(pulled.value.policy, problem.baseline_policy, atol=1e-3)
+    np.testing.assert_allclose(pulled.policy, problem.baseline_policy, atol=1e-3)
     stiff = minimax.solve(problem._replace(beta=np.array(1e4)), wide)
-    np.testing.assert_allclose(stiff.value.policy, problem.reference_policy, atol=1e-3)
+    np.testing.assert_allclose(stiff.policy, problem.reference_policy, atol=1e-3)
 
 
 def test_limit_a_response_that_never_wins_gets_probability_zero() -> None:
@@ -165,8 +165,8 @@ def test_limit_a_response_that_never_wins_gets_probability_zero() -> None:
     problem = Problem(np.ones(1), ref, base, wins, np.array(0.3), np.array(0.8))
     solution = minimax.solve(problem, Unbounded())
     assert Status(int(solution.status)) is Status.NOT_ATTAINED
-    assert solution.value.policy[0, 2] == 0.0
-    assert solution.value.reward[0, 2] == -np.inf
+    assert solution.policy[0, 2] == 0.0
+    assert solution.reward[0, 2] == -np.inf
     # With eta scaled to the ten comparisons that remain of ten: five are among the first two.
     left = problem._replace(
         reference_policy=ref[:, :2], baseline_policy=base[:, :2], wins=wins[:, :2, :2]
@@ -174,10 +174,10 @@ def test_limit_a_response_that_never_wins_gets_probability_zero() -> None:
     share = left.wins.sum() / wins.sum()
     left = left._replace(eta=np.array(0.8 / share))
     smaller = minimax.solve(left, Unbounded())
-    np.testing.assert_allclose(solution.value.policy[0, :2], smaller.value.policy[0], atol=EXACT)
+    np.testing.assert_allclose(solution.policy[0, :2], smaller.policy[0], atol=EXACT)
     wide = minimax.solve(problem, TabularBox(np.array(40.0)))
-    np.testing.assert_allclose(solution.value.policy, wide.value.policy, atol=1e-10)
-    assert solution.value.value == pytest.approx(float(wide.value.value), abs=1e-10)
+    np.testing.assert_allclose(solution.policy, wide.policy, atol=1e-10)
+    assert solution.objective == pytest.approx(float(wide.objective), abs=1e-10)
 
 
 def test_extreme_baseline_outside_the_reference_is_unbounded_below() -> None:
@@ -196,11 +196,11 @@ def test_extreme_baseline_outside_the_reference_is_unbounded_below() -> None:
 def test_extreme_eta_and_beta_are_solved_or_say_why_not(kind: str, eta: float, beta: float) -> None:
     problem, reward_class = random_problem(2, beta=beta, eta=eta), reward_class_of(kind, 2)
     solution = minimax.solve(problem, reward_class, throw=False)
-    assert np.isfinite(solution.value.policy).all()
-    np.testing.assert_allclose(solution.value.policy.sum(1), 1.0, atol=EXACT)
+    assert np.isfinite(solution.policy).all()
+    np.testing.assert_allclose(solution.policy.sum(1), 1.0, atol=EXACT)
     if kind != "unbounded":
         assert Status(int(solution.status)) is Status.SOLVED
-        scale = max(1.0, eta, abs(float(solution.value.value)))
+        scale = max(1.0, eta, abs(float(solution.objective)))
         assert solution.stats["duality_gap"] <= GAP * scale
 
 
@@ -243,8 +243,8 @@ def _hard(name: str) -> Problem:
 def test_extreme_degenerate_problems_are_solved_with_certificate(kind: str, name: str) -> None:
     problem, reward_class = _hard(name), reward_class_of(kind, 4)
     solution = minimax.solve(problem, reward_class)
-    assert np.isfinite(solution.value.policy).all()
-    proof = certificate.certify(problem, reward_class, solution.value.policy, solution.value.reward)
+    assert np.isfinite(solution.policy).all()
+    proof = certificate.certify(problem, reward_class, solution.policy, solution.reward)
     if kind == "unbounded":
         assert solution.stats["residual"] <= GAP
     else:
@@ -271,7 +271,7 @@ def test_property_cost_and_answer_do_not_depend_on_the_number_of_comparisons() -
     few = random_problem(6)
     many = few._replace(wins=1e5 * np.asarray(few.wins))
     first, second = (minimax.solve(p, TabularBox(np.array(2.0))) for p in (few, many))
-    np.testing.assert_allclose(first.value.policy, second.value.policy, atol=EXACT)
+    np.testing.assert_allclose(first.policy, second.policy, atol=EXACT)
     assert abs(int(first.stats["steps"]) - int(second.stats["steps"])) <= 2
 
 
@@ -281,7 +281,7 @@ def test_property_a_batch_gives_what_single_solves_give() -> None:
     together = minimax.solve_batch(stack(problems), stack([box] * 5))
     for i, problem in enumerate(problems):
         alone = minimax.solve(problem, box)
-        np.testing.assert_allclose(together.value.policy[i], alone.value.policy, atol=EXACT)
+        np.testing.assert_allclose(together.policy[i], alone.policy, atol=EXACT)
 
 
 def test_property_groups_join_to_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +290,8 @@ def test_property_groups_join_to_the_whole_batch(monkeypatch: pytest.MonkeyPatch
     whole = minimax.solve_batch(problems, box)
     monkeypatch.setattr(minimax, "GROUP", 3 * 5 * 5 * 2)
     parts = minimax.solve_batch(problems, box)
-    np.testing.assert_allclose(whole.value.policy, parts.value.policy, atol=EXACT)
-    np.testing.assert_allclose(whole.value.value, parts.value.value, atol=EXACT)
+    np.testing.assert_allclose(whole.policy, parts.policy, atol=EXACT)
+    np.testing.assert_allclose(whole.objective, parts.objective, atol=EXACT)
 
 
 def test_closed_form_a_finite_class_is_searched() -> None:
@@ -299,10 +299,10 @@ def test_closed_form_a_finite_class_is_searched() -> None:
     rewards = np.random.default_rng(0).uniform(0, 2, (4, 3, 5))
     solution = minimax.solve(problem, FiniteClass(rewards))
     values = [
-        certificate.certify(problem, FiniteClass(rewards), solution.value.policy, r).value
+        certificate.certify(problem, FiniteClass(rewards), solution.policy, r).value
         for r in rewards
     ]
-    assert float(solution.value.value) == pytest.approx(float(min(values)), abs=EXACT)
+    assert float(solution.objective) == pytest.approx(float(min(values)), abs=EXACT)
 
 
 def test_compiles_once_for_each_shape() -> None:

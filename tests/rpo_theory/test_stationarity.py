@@ -85,7 +85,7 @@ def test_closed_form_one_comparison_moves_the_policy_by_its_surprise() -> None:
 def test_theorem_identities_hold_where_two_solvers_stop(seed: int, solver: Any) -> None:
     problem = random_problem(seed)
     solution = solver.solve(problem, Unbounded())
-    policy, reward = solution.value.policy, solution.value.reward
+    policy, reward = solution.policy, solution.reward
     assert np.abs(s1_residual(problem, policy, reward)).max() < STOPS[solver]
     assert np.max(s2_violation(problem, policy)) < STOPS[solver]
 
@@ -105,9 +105,9 @@ def test_theorem_s3_holds_with_the_chosen_law_as_baseline(seed: int) -> None:
     problem = problem._replace(wins=wins, baseline_policy=chosen)
     solution = minimax.solve(problem, Unbounded())
     assert Status(int(solution.status)) is Status.NOT_ATTAINED
-    assert np.max(s3_violation(problem, solution.value.policy)) < EXACT
-    assert solution.value.policy[0, 2] == 0.0
-    residual = s1_residual(problem, solution.value.policy, solution.value.reward)
+    assert np.max(s3_violation(problem, solution.policy)) < EXACT
+    assert solution.policy[0, 2] == 0.0
+    residual = s1_residual(problem, solution.policy, solution.reward)
     assert np.abs(residual).max() < STOPS[minimax]
 
 
@@ -117,7 +117,7 @@ def test_theorem_s4_holds_at_a_linear_optimum_inside_the_ball(seed: int, solver:
     problem = random_problem(seed, contexts=3, actions=5)
     features = np.random.default_rng(seed).normal(size=(3, 5, 2))
     ball = LinearBall(features, np.array(50.0))
-    policy, reward, _ = solver.solve(problem, ball).value
+    policy, reward = solver.solve(problem, ball)[:2]
     assert np.linalg.norm(ball.parameter(reward)) < 0.9 * ball.radius
     residual = s4_residual(problem, features, policy, reward)
     assert np.abs(residual).max() < STOPS[solver]
@@ -158,7 +158,7 @@ def test_gradient_s1_and_s4_are_the_derivatives_of_f(seed: int) -> None:
 
 def test_property_residuals_are_not_zero_away_from_the_optimum() -> None:
     problem = random_problem(1)
-    policy, reward, _ = minimax.solve(problem, Unbounded()).value
+    policy, reward = minimax.solve(problem, Unbounded())[:2]
     assert np.abs(s1_residual(problem, policy, reward + np.arange(4) * 0.1)).max() > 1e-3
     delta = np.eye(4)[[0, 0]]
     sharp = problem._replace(eta=np.array(100.0))

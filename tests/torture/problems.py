@@ -159,14 +159,14 @@ def check(
     claimed = solved | (status == Status.NOT_ATTAINED)
     gap = recomputed_gap(problems, classes, solution)
     with np.errstate(invalid="ignore"):
-        value = np.abs(np.asarray(solution.value.value))
+        value = np.abs(np.asarray(solution.objective))
         relative = gap / np.maximum(np.maximum(1.0, problems.eta), value)
         # Float64 rounds otherwise in every program: where it sees too much, fifty digits decide.
         for row in np.flatnonzero(claimed & ~sick & ~(relative <= certificate.GAP_TOLERANCE)):
             one = hostile.rows((problems, classes, solution), row)
             relative[row] = float(exact_gap(*one)) / max(1.0, float(problems.eta[row]), value[row])
             tally.settled += 1
-        policy, reward = map(np.asarray, solution.value[:2])
+        policy, reward = map(np.asarray, solution[:2])
         lawful = (np.abs(policy.sum(axis=-1) - 1.0) <= LAW_ROUNDING).all(axis=-1)
         lawful &= ((policy >= 0) & ((policy == 0) | (problems.reference_policy > 0))).all((1, 2))
         member = in_class(classes, reward) | (status == Status.NOT_ATTAINED)
@@ -188,7 +188,7 @@ def check(
 
 def recomputed_gap(problems: Problem, classes: RewardClass, solution: Solution) -> np.ndarray:
     """Gap of each pair from the pair alone; of the best member for an enumerated finite class."""
-    policy, reward, _ = solution.value
+    policy, reward = solution.policy, solution.reward
     with jax.enable_x64(True):
         if isinstance(classes, Unbounded):
             found = DEFECTS(problems, policy, reward)
@@ -197,13 +197,13 @@ def recomputed_gap(problems: Problem, classes: RewardClass, solution: Solution) 
         elif "mixture" in solution.stats:
             found = MIXTURES(problems, classes, policy, solution.stats["mixture"])
         else:
-            found = solution.value.value - VALUES(problems, classes.rewards).min(axis=1)
+            found = solution.objective - VALUES(problems, classes.rewards).min(axis=1)
         return np.asarray(found)
 
 
 def exact_gap(problem: Problem, reward_class: RewardClass, solution: Solution) -> Any:
     """The gap of one answer at fifty digits, bounded from above."""
-    policy, reward, _ = solution.value
+    policy, reward = solution.policy, solution.reward
     if isinstance(reward_class, Unbounded):
         return fifty_digits.stationarity(problem, policy, reward)
     if not isinstance(reward_class, FiniteClass):
@@ -255,7 +255,7 @@ def check_coverage(
         "comparator": problems.reference_policy,
         "baseline": problems.baseline_policy,
         "context_weights": problems.context_weights,
-        "pair_law": pairs,
+        "pair_distribution": pairs,
     }
     try:
         found = np.asarray(coverage.coverage_batch(classes, **asked))
@@ -298,7 +298,7 @@ def ratio(asked: dict[str, np.ndarray], shortfall: np.ndarray) -> np.ndarray:
     terms = asked["context_weights"][..., None] * difference * shortfall
     numerator = terms.sum(axis=(1, 2))
     numerator = np.where(numerator > 1e-9 * np.abs(terms).sum(axis=(1, 2)), numerator, 0.0)
-    law = asked["pair_law"] / asked["pair_law"].sum(axis=(1, 2, 3), keepdims=True)
+    law = asked["pair_distribution"] / asked["pair_distribution"].sum(axis=(1, 2, 3), keepdims=True)
     between = shortfall[:, :, :, None] - shortfall[:, :, None, :]
     seen = np.sqrt((law * between**2).sum(axis=(1, 2, 3)))
     return np.where(numerator > 0, numerator / np.where(seen > 0, seen, np.inf), 0.0)
@@ -316,7 +316,7 @@ def spot_checks(tally: Tally, wanted: int) -> dict[str, float]:
             continue
         summary["recomputed"] += 1
         claimed = status in (Status.SOLVED, Status.NOT_ATTAINED)
-        size = max(1.0, float(problem.eta), abs(float(solution.value.value)))
+        size = max(1.0, float(problem.eta), abs(float(solution.objective)))
         promise = certificate.GAP_TOLERANCE * size
         try:
             fault, gap = spot_check(problem, reward_class, solution, claimed, promise)
@@ -334,7 +334,7 @@ def spot_check(
     problem: Problem, reward_class: RewardClass, solution: Solution, claimed: bool, promise: float
 ) -> tuple[str, float]:
     """What is wrong with one certificate, if anything, and the gap at fifty digits."""
-    policy, reward, value = solution.value
+    policy, reward, value = solution[:3]
     if isinstance(reward_class, Unbounded):
         slope = fifty_digits.stationarity(problem, policy, reward)
         wrong = bool(claimed and slope > promise)

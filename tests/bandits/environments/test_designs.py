@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from bandits.environments.designs import DECADES, INSIDE, Design, coefficients, draw
+from bandits.environments.designs import DECADES, INSIDE, Design, designed_coverage, draw_design
 from bandits.environments.random import Instance
 from rpo_theory import bounds, minimax
 from rpo_theory.coverage import coverage_batch
@@ -24,14 +24,14 @@ EXACT = 1e-9
 SIGMAS = 5.0
 """One false alarm in 1.7 million per number, and the seeds are fixed."""
 
-COVERED: dict[str, Any] = {"actions": 6, "rare": 2, "coverage": 2.0, "coverage_all": 12.0}
+COVERED: dict[str, Any] = {"actions": 6, "rare": 2, "target_coverage": 2.0, "coverage_all": 12.0}
 DESIGNS = {
     "tabular": Design(contexts=3, **COVERED),
     "near ties": Design(contexts=2, gaps="log_uniform", **COVERED),
     "missing edges": Design(contexts=3, missing_edges=0.5, **COVERED),
     "linear": Design(contexts=3, reward="linear", features=3, **COVERED),
     "shifted": Design(contexts=4, prompts_shift=1.0, imbalance=3.0, **COVERED),
-    "two responses": Design(actions=2, coverage=3.0),
+    "two responses": Design(actions=2, target_coverage=3.0),
 }
 every_design = pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
 
@@ -52,7 +52,7 @@ def measured(batch: Instance, comparator: np.ndarray) -> np.ndarray:
             comparator=comparator,
             baseline=batch.problem.baseline_policy,
             context_weights=batch.problem.context_weights,
-            pair_law=batch.pair_law,
+            pair_distribution=batch.pair_distribution,
         )
     )
 
@@ -64,15 +64,15 @@ def playing(batch: Instance, rank: int) -> np.ndarray:
 
 @every_design
 def test_property_an_instance_is_valid_and_its_class_holds_the_truth(design: Design) -> None:
-    batch = draw(design, 500, np.arange(20))
+    batch = draw_design(design, 500, np.arange(20))
     for place in range(20):
         instance = member(batch, place)
         validate(instance.problem, instance.reward_class)
         nearest = np.asarray(instance.reward_class.project(instance.true_reward))
         np.testing.assert_allclose(nearest, instance.true_reward, atol=EXACT)
-    np.testing.assert_allclose(batch.pair_law.sum(axis=(1, 2, 3)), 1.0, rtol=EXACT)
+    np.testing.assert_allclose(batch.pair_distribution.sum(axis=(1, 2, 3)), 1.0, rtol=EXACT)
     np.testing.assert_array_equal(batch.problem.wins.sum(axis=(1, 2, 3)), 500)
-    law = np.asarray(batch.pair_law)
+    law = np.asarray(batch.pair_distribution)
     assert not np.any(np.asarray(batch.problem.wins)[law + law.swapaxes(2, 3) == 0])
     best = np.sum(np.asarray(batch.comparator) * batch.true_reward, axis=2)
     np.testing.assert_array_equal(best, np.max(batch.true_reward, axis=2))
@@ -81,12 +81,14 @@ def test_property_an_instance_is_valid_and_its_class_holds_the_truth(design: Des
 @every_design
 def test_property_a_draw_depends_on_its_own_seed_alone(design: Design) -> None:
     seeds = np.array([7, 0, 2**40, 3])
-    batch = draw(design, 300, seeds)
+    batch = draw_design(design, 300, seeds)
     for place, seed in enumerate(seeds):
-        assert same(member(batch, place), member(draw(design, 300, np.array([seed])), 0))
+        assert same(member(batch, place), member(draw_design(design, 300, np.array([seed])), 0))
     assert not same(member(batch, 0).problem.wins, member(batch, 1).problem.wins)
-    assert same(batch.true_reward, draw(design, 301, seeds).true_reward)
-    assert not same(batch.problem.wins, 0 * batch.problem.wins + draw(design, 301, seeds)[0].wins)
+    assert same(batch.true_reward, draw_design(design, 301, seeds).true_reward)
+    assert not same(
+        batch.problem.wins, 0 * batch.problem.wins + draw_design(design, 301, seeds)[0].wins
+    )
 
 
 @pytest.mark.parametrize("name", ["tabular", "near ties", "shifted", "two responses"])
@@ -94,10 +96,12 @@ def test_closed_form_the_best_and_the_worst_comparator_have_the_coverage_asked_f
     name: str,
 ) -> None:
     design = DESIGNS[name]
-    batch = draw(design, 500, np.arange(5))
-    best, worst = coefficients(design, 500)
-    assert best == pytest.approx(design.coverage, rel=EXACT)
-    np.testing.assert_allclose(measured(batch, playing(batch, 0)), design.coverage, rtol=EXACT)
+    batch = draw_design(design, 500, np.arange(5))
+    best, worst = designed_coverage(design, 500)
+    assert best == pytest.approx(design.target_coverage, rel=EXACT)
+    np.testing.assert_allclose(
+        measured(batch, playing(batch, 0)), design.target_coverage, rtol=EXACT
+    )
     every = [measured(batch, playing(batch, rank)) for rank in range(design.actions)]
     np.testing.assert_allclose(np.max(every, axis=0), worst, rtol=EXACT)
     if design.coverage_all is not None:
@@ -108,30 +112,30 @@ def test_closed_form_the_best_and_the_worst_comparator_have_the_coverage_asked_f
 @pytest.mark.parametrize("name", ["missing edges", "linear"])
 def test_property_missing_edges_leave_the_target_and_features_can_only_help(name: str) -> None:
     design = DESIGNS[name]
-    batch = draw(design, 500, np.arange(30))
+    batch = draw_design(design, 500, np.arange(30))
     coefficient = measured(batch, playing(batch, 0))
-    assert np.all(coefficient <= design.coverage * (1 + EXACT))
+    assert np.all(coefficient <= design.target_coverage * (1 + EXACT))
     if name == "missing edges":
-        np.testing.assert_allclose(coefficient, design.coverage, rtol=EXACT)
+        np.testing.assert_allclose(coefficient, design.target_coverage, rtol=EXACT)
 
 
 def test_closed_form_rare_comparisons_stay_few_while_the_data_grow() -> None:
     design = Design(contexts=2, actions=5, rare=2, rare_comparisons=1.5)
     for n in (100, 10_000):
-        batch = draw(design, n, np.arange(2000))
+        batch = draw_design(design, n, np.arange(2000))
         rare = playing(batch, 3)
         wins = np.asarray(batch.problem.wins)
         counts = np.einsum("bxa,bxac->bx", rare, wins + wins.swapaxes(2, 3))
         spread = math.sqrt(1.5 / counts.size)
         assert counts.mean() == pytest.approx(1.5, abs=SIGMAS * spread)
-        assert coefficients(design, n)[1] == pytest.approx(math.sqrt(n / 3.0), rel=EXACT)
-    assert coefficients(Design(rare=1), 100)[1] == math.inf
+        assert designed_coverage(design, n)[1] == pytest.approx(math.sqrt(n / 3.0), rel=EXACT)
+    assert designed_coverage(Design(rare=1), 100)[1] == math.inf
 
 
 def test_property_labels_follow_bradley_terry_and_flip_as_often_as_told() -> None:
     for noise in (0.0, 0.2):
-        design = Design(contexts=2, actions=4, label_noise=noise, coverage=1.5)
-        batch = draw(design, 10**6, np.arange(3))
+        design = Design(contexts=2, actions=4, label_noise=noise, target_coverage=1.5)
+        batch = draw_design(design, 10**6, np.arange(3))
         wins, reward = np.asarray(batch.problem.wins), np.asarray(batch.true_reward)
         total = wins + wins.swapaxes(2, 3)
         rate = expit(reward[..., :, None] - reward[..., None, :])
@@ -145,8 +149,8 @@ def test_property_labels_follow_bradley_terry_and_flip_as_often_as_told() -> Non
 
 def test_property_pairs_fall_as_the_law_says() -> None:
     n = 10**6
-    batch = draw(DESIGNS["shifted"], n, np.arange(3))
-    law, wins = np.asarray(batch.pair_law), np.asarray(batch.problem.wins)
+    batch = draw_design(DESIGNS["shifted"], n, np.arange(3))
+    law, wins = np.asarray(batch.pair_distribution), np.asarray(batch.problem.wins)
     law, total = law + law.swapaxes(2, 3), wins + wins.swapaxes(2, 3)
     seen = law > 0
     z = (total - n * law)[seen] / np.sqrt(n * law * (1 - law))[seen]
@@ -155,26 +159,34 @@ def test_property_pairs_fall_as_the_law_says() -> None:
 
 def test_closed_form_shift_imbalance_and_missing_edges_are_as_described() -> None:
     design = Design(contexts=3, actions=6, prompts_shift=math.log(4.0), imbalance=5.0)
-    law = np.asarray(draw(design, 100, np.arange(1)).pair_law)[0]
+    law = np.asarray(draw_design(design, 100, np.arange(1)).pair_distribution)[0]
     prompts = law.sum(axis=(1, 2))
     assert prompts[0] / prompts[-1] == pytest.approx(4.0, rel=EXACT)
     ordinary = np.sort(law[0][law[0] > 0])
-    pendant = np.isclose(ordinary, prompts[0] * design.prompt_factor() / design.coverage**2)
+    pendant = np.isclose(ordinary, prompts[0] * design.prompt_factor() / design.target_coverage**2)
     assert pendant.sum() == 1
     ordinary = ordinary[~pendant]
     assert ordinary.size == 10
     assert ordinary[-1] / ordinary[0] == pytest.approx(5.0, rel=EXACT)
     seeds = np.arange(400)
-    some = np.asarray(draw(Design(actions=6, missing_edges=0.3), 100, seeds).pair_law) > 0
+    some = (
+        np.asarray(draw_design(Design(actions=6, missing_edges=0.3), 100, seeds).pair_distribution)
+        > 0
+    )
     kept = some.sum(axis=(1, 2, 3)) - 1
     assert kept.mean() == pytest.approx(7.0, abs=SIGMAS * math.sqrt(10 * 0.21 / 400))
-    none = np.asarray(draw(Design(actions=6, missing_edges=1.0), 100, seeds[:1]).pair_law) > 0
+    none = (
+        np.asarray(
+            draw_design(Design(actions=6, missing_edges=1.0), 100, seeds[:1]).pair_distribution
+        )
+        > 0
+    )
     assert none.sum() == 2
 
 
 def test_property_near_ties_are_log_uniform_and_rare_responses_are_worst() -> None:
     design = Design(actions=5, rare=1, gaps="log_uniform", reward_max=2.0)
-    reward = np.sort(np.asarray(draw(design, 100, np.arange(2000)).true_reward)[:, 0])
+    reward = np.sort(np.asarray(draw_design(design, 100, np.arange(2000)).true_reward)[:, 0])
     widest = 2.0 * (1 - 2 * INSIDE)
     np.testing.assert_allclose(reward[:, -1], 2.0 * (1 - INSIDE))
     np.testing.assert_allclose(reward[:, -1] - reward[:, 0], widest)
@@ -186,8 +198,8 @@ def test_property_near_ties_are_log_uniform_and_rare_responses_are_worst() -> No
 
 def test_property_misspecification_takes_the_truth_out_of_its_class() -> None:
     sizes: dict[str, Any] = {"contexts": 4, "reward": "linear", "features": 3}
-    inside = draw(Design(**sizes), 100, np.arange(2))
-    outside = draw(Design(misspecification=0.2, **sizes), 100, np.arange(2))
+    inside = draw_design(Design(**sizes), 100, np.arange(2))
+    outside = draw_design(Design(misspecification=0.2, **sizes), 100, np.arange(2))
     change = np.abs(np.asarray(outside.true_reward) - inside.true_reward)
     assert 0.1 < change.max() <= 0.2
     ball = outside.reward_class
@@ -201,14 +213,14 @@ def test_closed_form_a_reference_from_the_data_is_as_rare_where_they_are() -> No
     design = Design(
         contexts=2, actions=5, rare=1, rare_comparisons=2.0, reference="data", prompts_shift=0.5
     )
-    batch = draw(design, 1000, np.arange(3))
+    batch = draw_design(design, 1000, np.arange(3))
     reference = np.asarray(batch.problem.reference_policy)
     rare = np.einsum("bxa,bxa->bx", playing(batch, 4), reference)
-    prompts = np.asarray(batch.pair_law).sum(axis=(2, 3))
+    prompts = np.asarray(batch.pair_distribution).sum(axis=(2, 3))
     np.testing.assert_allclose(prompts, np.stack([design.data_prompts()] * 3))
     np.testing.assert_allclose(rare, 0.5 * 2.0 * 2 / 1000)
     best = np.einsum("bxa,bxa->bx", np.asarray(batch.comparator), reference)
-    np.testing.assert_allclose(best, 0.5 * design.prompt_factor() / design.coverage**2)
+    np.testing.assert_allclose(best, 0.5 * design.prompt_factor() / design.target_coverage**2)
 
 
 def test_property_given_features_are_used_up_to_their_scale(tmp_path: Path) -> None:
@@ -216,7 +228,7 @@ def test_property_given_features_are_used_up_to_their_scale(tmp_path: Path) -> N
     file = tmp_path / "features.npy"
     np.save(file, given)
     design = Design(contexts=3, actions=5, reward="linear", features_file=str(file))
-    batch = draw(design, 100, np.arange(4))
+    batch = draw_design(design, 100, np.arange(4))
     ball = batch.reward_class
     assert isinstance(ball, LinearBall)
     longest = np.linalg.norm(given, axis=2).max()
@@ -227,13 +239,13 @@ def test_property_given_features_are_used_up_to_their_scale(tmp_path: Path) -> N
         np.save(tmp_path / f"wrong{wrong.shape[0]}{wrong[0, 0, 0]}.npy", wrong)
     for path in [*tmp_path.glob("wrong*.npy"), tmp_path / "absent.npy"]:
         with pytest.raises(ValueError, match="`features_file`"):
-            draw(replace(design, features_file=str(path)), 100, np.arange(1))
+            draw_design(replace(design, features_file=str(path)), 100, np.arange(1))
 
 
 def gaps_to_the_best(design: Design, n: int, seeds: np.ndarray, *, eta: float) -> np.ndarray:
-    batch = draw(design, n, seeds)
+    batch = draw_design(design, n, seeds)
     problem = batch.problem._replace(eta=np.full(len(seeds), eta))
-    policy = np.asarray(minimax.solve_batch(problem, batch.reward_class).value.policy)
+    policy = np.asarray(minimax.solve_batch(problem, batch.reward_class).policy)
     short = np.asarray(batch.comparator) - policy
     return np.einsum("bx,bxa,bxa->b", problem.context_weights, short, batch.true_reward)
 
@@ -249,7 +261,12 @@ def theorem_eta(design: Design, n: int) -> float:
 
 def test_theorem_rpo_falls_like_one_over_root_n_where_maximum_likelihood_stays_flat() -> None:
     design = Design(
-        actions=8, rare=4, rare_comparisons=1.0, coverage=1.5, gaps="log_uniform", reward_max=2.0
+        actions=8,
+        rare=4,
+        rare_comparisons=1.0,
+        target_coverage=1.5,
+        gaps="log_uniform",
+        reward_max=2.0,
     )
     sizes, seeds = (1000, 10_000, 100_000, 1_000_000), np.arange(200)
     slopes = {}
@@ -270,8 +287,8 @@ def test_theorem_rpo_falls_like_one_over_root_n_where_maximum_likelihood_stays_f
     [
         ({"contexts": 0}, "contexts"),
         ({"actions": 3, "rare": 2}, "rare"),
-        ({"coverage": 0.9}, "coverage"),
-        ({"coverage": math.nan}, "coverage"),
+        ({"target_coverage": 0.9}, "target_coverage"),
+        ({"target_coverage": math.nan}, "target_coverage"),
         ({"coverage_all": 4.0, "rare_comparisons": 1.0}, "coverage_all"),
         ({"label_noise": 0.6}, "label_noise"),
         ({"missing_edges": -0.1}, "missing_edges"),
@@ -289,9 +306,9 @@ def test_raises_on_a_design_that_cannot_be(options: dict[str, Any], name: str) -
 
 
 def test_raises_on_a_draw_that_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="`coverage` must leave data"):
-        draw(Design(rare=4, rare_comparisons=10.0), 50, np.arange(2))
+    with pytest.raises(ValueError, match="`target_coverage` must leave data"):
+        draw_design(Design(rare=4, rare_comparisons=10.0), 50, np.arange(2))
     with pytest.raises(ValueError, match="`n_comparisons`"):
-        draw(Design(), 0, np.arange(2))
+        draw_design(Design(), 0, np.arange(2))
     with pytest.raises(ValueError, match="`seeds`"):
-        draw(Design(), 10, np.array([1, -1]))
+        draw_design(Design(), 10, np.array([1, -1]))

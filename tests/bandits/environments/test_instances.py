@@ -40,7 +40,7 @@ POLICY = 1e-6
 VANISHING_ETA = 1e-7
 """Small enough that a gap of order eta cannot change a printed digit."""
 
-NAMED = {
+NAMED_INSTANCES = {
     "four_arms": four_arms(20),
     "type_i_hacking": type_i_hacking(100),
     "type_ii_hacking": type_ii_hacking(100),
@@ -64,7 +64,7 @@ def least(function: Callable[[float], float], low: float, high: float) -> tuple[
 
 
 def solved_policy(instance: Instance) -> np.ndarray:
-    return np.asarray(minimax.solve(instance.problem, instance.reward_class).value.policy)
+    return np.asarray(minimax.solve(instance.problem, instance.reward_class).policy)
 
 
 def gap_of(instance: Instance, policy: np.ndarray) -> float:
@@ -84,18 +84,18 @@ def coverage_of(instance: Instance) -> float:
             comparator=instance.comparator,
             baseline=instance.problem.baseline_policy,
             context_weights=instance.problem.context_weights,
-            pair_law=instance.pair_law,
+            pair_distribution=instance.pair_distribution,
         )
     )
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", NAMED_INSTANCES)
 def test_property_a_named_instance_is_valid_and_its_class_holds_the_truth(name: str) -> None:
-    instance = NAMED[name]
+    instance = NAMED_INSTANCES[name]
     validate(instance.problem, instance.reward_class)
     nearest = instance.reward_class.project(instance.true_reward)
     np.testing.assert_allclose(nearest, instance.true_reward, atol=EXACT)
-    wins, law = np.asarray(instance.problem.wins), np.asarray(instance.pair_law)
+    wins, law = np.asarray(instance.problem.wins), np.asarray(instance.pair_distribution)
     if wins.sum() > 0:
         both = wins + wins.swapaxes(1, 2)
         np.testing.assert_allclose((law + law.swapaxes(1, 2)) * wins.sum(), both, atol=EXACT)
@@ -140,7 +140,7 @@ def test_golden_four_arms_greedy_likelihood_picks_a_bad_arm(
     n: int, arm: int, suboptimality: float
 ) -> None:
     instance = four_arms(n, eta=0.0)
-    reward = minimax.solve(instance.problem, instance.reward_class).value.reward[0]
+    reward = minimax.solve(instance.problem, instance.reward_class).reward[0]
     assert int(np.argmax(reward)) == arm
     truth = np.asarray(instance.true_reward)[0]
     assert truth.max() - truth[arm] == pytest.approx(suboptimality, abs=EXACT)
@@ -201,7 +201,7 @@ def test_extreme_type_ii_hacking_chosen_gives_the_best_arm_probability_zero() ->
     instance = type_ii_hacking(100, baseline="chosen")
     solution = minimax.solve(instance.problem, Unbounded())
     assert int(solution.status) == Status.NOT_ATTAINED
-    assert float(solution.value.policy[0, 0]) == 0.0
+    assert float(solution.policy[0, 0]) == 0.0
 
 
 # A class that is not convex.
@@ -244,17 +244,15 @@ def test_golden_non_convex_class_the_two_formulations_part(
     eta = 3.0
     instance = non_convex_class(beta, eta=eta)
     solution = minimax.solve(instance.problem, instance.reward_class, throw=False)
-    assert printed(worst_gap(instance, np.asarray(solution.value.policy)), 3) == minimax_gap
+    assert printed(worst_gap(instance, np.asarray(solution.policy)), 3) == minimax_gap
 
-    certificate = certify(
-        instance.problem, instance.reward_class, solution.value.policy, solution.value.reward
-    )
+    certificate = certify(instance.problem, instance.reward_class, solution.policy, solution.reward)
     assert printed(certificate.duality_gap / eta, 3) == pair_gap
 
     policy, lower = algorithm_1(instance)
-    assert printed(float(solution.value.value) / eta - lower, 3) == duality_gap
+    assert printed(float(solution.objective) / eta - lower, 3) == duality_gap
     assert printed(worst_gap(instance, policy), 3) == maximin_gap
-    found = maximin.solve(instance.problem, instance.reward_class).value.policy
+    found = maximin.solve(instance.problem, instance.reward_class).policy
     np.testing.assert_allclose(found, policy, atol=POLICY)
     assert worst_gap(instance, policy) <= beta * np.log(3.0)
     assert coverage_of(instance) == 0.0
@@ -275,8 +273,8 @@ def test_theorem_non_convex_class_its_hull_and_the_box_close_the_gap(beta: float
     box_gap = certify(
         instance.problem,
         TabularBox(np.array(1.0)),
-        solution.value.policy,
-        solution.value.reward,
+        solution.policy,
+        solution.reward,
     ).duality_gap
     assert float(box_gap) <= PROVEN
 
@@ -322,9 +320,9 @@ def test_closed_form_ghost_arm_the_adversary_takes_the_ghost_for_worthless(defic
     n = 100
     instance = ghost_arm(n, deficit=deficit)
     solution = minimax.solve(instance.problem, instance.reward_class, throw=False)
-    np.testing.assert_allclose(solution.value.reward, instance.true_reward, atol=EXACT)
+    np.testing.assert_allclose(solution.reward, instance.true_reward, atol=EXACT)
     expected = gibbs_regret(n, n**-0.5, 0.0, np.array([deficit]))[0]
-    assert gap_of(instance, np.asarray(solution.value.policy)) == pytest.approx(expected, abs=EXACT)
+    assert gap_of(instance, np.asarray(solution.policy)) == pytest.approx(expected, abs=EXACT)
 
 
 @pytest.mark.parametrize(("n", "scaled"), [(10**2, "0.2765"), (10**6, "0.2785")])
@@ -396,7 +394,7 @@ def test_closed_form_coverage_is_one_over_root_of_the_informative_share(
 
 def error_of_the_best_test(instance: Instance, n: int) -> float:
     """Half of one minus the total variation between the two worlds, by enumeration."""
-    informative = 1.0 - float(np.trace(np.asarray(instance.pair_law)[0]))
+    informative = 1.0 - float(np.trace(np.asarray(instance.pair_distribution)[0]))
     win_rate = expit(np.asarray(instance.true_reward).max())
     pairs = np.arange(n + 1)
     wrong = binom.cdf(np.ceil(pairs / 2) - 1, pairs, win_rate)
@@ -426,7 +424,7 @@ def test_theorem_rpo_obeys_the_lower_bound_in_one_of_the_two_worlds() -> None:
     world = coverage_is_necessary(n, 1.0, baseline=0)
     outcomes = Problem(*(np.stack([np.asarray(leaf)] * (n + 1)) for leaf in world.problem))
     box = TabularBox(np.ones(n + 1))
-    policy = minimax.solve_batch(outcomes._replace(wins=wins), box).value.policy
+    policy = minimax.solve_batch(outcomes._replace(wins=wins), box).policy
 
     expected_gap = []
     for better in (0, 1):

@@ -41,7 +41,7 @@ def drawn(family: str, seed: int = 0, **options: Any) -> Instance:
 
 
 def compared(instance: Instance) -> np.ndarray:
-    law = np.asarray(instance.pair_law)
+    law = np.asarray(instance.pair_distribution)
     return law + law.swapaxes(1, 2) > 0
 
 
@@ -55,7 +55,7 @@ def same(first: Any, second: Any) -> bool:
     contexts=st.integers(1, 20),
     actions=st.integers(2, 30),
     comparisons=st.integers(0, 10**5),
-    coverage=st.floats(0, 1),
+    pair_probability=st.floats(0, 1),
     family=st.sampled_from(list(FAMILIES)),
     baseline=st.sampled_from(["chosen", "reference", "data_marginal", "dirichlet", 0]),
 )
@@ -74,7 +74,7 @@ def test_property_a_random_instance_is_valid_and_its_class_holds_the_truth(
     np.testing.assert_array_equal(best, truth[own].max(axis=1))
     assert wins.sum() == comparisons
     assert not np.any(wins[~compared(instance)])
-    assert np.asarray(instance.pair_law).sum() == pytest.approx(float(comparisons > 0))
+    assert np.asarray(instance.pair_distribution).sum() == pytest.approx(float(comparisons > 0))
 
 
 @families
@@ -93,8 +93,8 @@ def test_property_other_baselines_and_weights_leave_truth_and_data_alone(family:
 
 def test_property_coverage_is_partial_and_some_contexts_have_no_data() -> None:
     share = 0.25
-    instance = drawn("tabular", contexts=400, actions=6, coverage=share)
-    ordered = np.asarray(instance.pair_law) > 0
+    instance = drawn("tabular", contexts=400, actions=6, pair_probability=share)
+    ordered = np.asarray(instance.pair_distribution) > 0
     assert not ordered[:, np.arange(6), np.arange(6)].any()
     counts = ordered.sum(axis=(1, 2))
     spread = np.sqrt(CONTEXTS_WITH_DATA * (1 - CONTEXTS_WITH_DATA) / 400)
@@ -105,13 +105,13 @@ def test_property_coverage_is_partial_and_some_contexts_have_no_data() -> None:
 
 
 def test_extreme_without_coverage_one_pair_is_compared() -> None:
-    assert (np.asarray(drawn("tabular", coverage=0.0).pair_law) > 0).sum() == 1
+    assert (np.asarray(drawn("tabular", pair_probability=0.0).pair_distribution) > 0).sum() == 1
 
 
 @families
 def test_property_labels_follow_bradley_terry(family: str) -> None:
     n = 10**6
-    instance = drawn(family, comparisons=n, coverage=1.0)
+    instance = drawn(family, comparisons=n, pair_probability=1.0)
     wins, reward = np.asarray(instance.problem.wins), np.asarray(instance.true_reward)
     total = wins + wins.swapaxes(1, 2)
     rate = expit(reward[:, :, None] - reward[:, None, :])
@@ -124,8 +124,8 @@ def test_property_labels_follow_bradley_terry(family: str) -> None:
 
 def test_property_comparisons_follow_the_pair_law() -> None:
     n = 10**6
-    instance = drawn("tabular", comparisons=n, coverage=1.0)
-    wins, law = np.asarray(instance.problem.wins), np.asarray(instance.pair_law)
+    instance = drawn("tabular", comparisons=n, pair_probability=1.0)
+    wins, law = np.asarray(instance.problem.wins), np.asarray(instance.pair_distribution)
     total, law = wins + wins.swapaxes(1, 2), law + law.swapaxes(1, 2)
     spread = np.sqrt(n * law * (1 - law))
     assert np.all(np.abs(total - n * law) <= SIGMAS * spread)
@@ -173,9 +173,9 @@ def test_property_a_padded_prompt_has_equal_policies_whatever_the_baseline(
 @families
 def test_parity_a_padded_problem_has_the_same_solution(family: str) -> None:
     plain, padded = drawn(family), drawn(family, shape=(7, 8))
-    expected = minimax.solve(plain.problem, plain.reward_class).value
-    got = minimax.solve(padded.problem, padded.reward_class).value
-    assert float(got.value) == pytest.approx(float(expected.value), abs=SOLVER)
+    expected = minimax.solve(plain.problem, plain.reward_class)
+    got = minimax.solve(padded.problem, padded.reward_class)
+    assert float(got.objective) == pytest.approx(float(expected.objective), abs=SOLVER)
     np.testing.assert_allclose(got.policy[:6, :5], expected.policy, atol=SOLVER)
     assert not np.any(np.asarray(got.policy)[:6, 5:])
 
@@ -198,7 +198,10 @@ def test_closed_form_baselines_by_name_and_by_arm() -> None:
         (lambda: drawn("tabular", contexts=0), "`contexts` must be at least 1, got 0"),
         (lambda: drawn("linear", actions=1), "`actions` must be at least 2, got 1"),
         (lambda: drawn("tabular", comparisons=-1), "`comparisons` must be at least 0, got -1"),
-        (lambda: drawn("linear", coverage=1.5), "`coverage` must be a probability.* got 1.5"),
+        (
+            lambda: drawn("linear", pair_probability=1.5),
+            "`pair_probability` must be a probability.* got 1.5",
+        ),
         (lambda: drawn("tabular", shape=(5, 5)), r"`shape` must hold \(6,.*got \(5,"),
         (lambda: drawn("linear", shape=(6, 4)), r"`shape` must hold \(6, 5.*got \(6, 4"),
         (lambda: drawn("tabular", baseline=5), "`baseline` must be .* from 0 to 4, got 5"),

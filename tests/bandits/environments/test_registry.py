@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from bandits.environments import instances
-from bandits.environments.designs import Design, draw
-from bandits.environments.registry import NAMED, WORST_DEFICIT, draw_environment
+from bandits.environments.designs import Design, draw_design
+from bandits.environments.registry import NAMED_INSTANCES, WORST_DEFICIT, draw_environment
 
 SIGMAS = 5.0
 """One false alarm in 1.7 million per number, and the seeds are fixed."""
@@ -34,7 +34,7 @@ def test_parity_a_design_is_drawn_as_it_is() -> None:
     design, seeds = Design(actions=4), np.arange(2)
     by_name = draw_environment("design", 50, seeds, design=design)
     for first, second in zip(
-        *map(jax.tree.leaves, (by_name, draw(design, 50, seeds))), strict=True
+        *map(jax.tree.leaves, (by_name, draw_design(design, 50, seeds))), strict=True
     ):
         np.testing.assert_array_equal(first, second)
 
@@ -46,7 +46,7 @@ def test_parity_a_named_instance_is_the_same_for_every_seed() -> None:
         np.testing.assert_array_equal(many, np.stack([leaf, leaf]))
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", NAMED_INSTANCES)
 def test_property_every_named_instance_has_the_number_of_comparisons_as_its_scale(
     name: str,
 ) -> None:

@@ -56,8 +56,8 @@ PROMPTS, RESPONSES = len(SPACE.prompts), len(SPACE.responses)
 CONFIG = ObjectiveConfig(method="rpo", beta=0.5, eta=0.5)
 # Under ten thousand parameters SciPy's BLAS starts no threads, which on a busy machine cost more
 # than all the training.
-LARGE = Architecture(vocab_size=5, width=32, hidden_units=48, n_layers=1, n_heads=4)
-SMALL = Architecture(vocab_size=5, width=2, hidden_units=2, n_layers=1, n_heads=1)
+LARGE = Architecture(vocab_size=5, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+SMALL = Architecture(vocab_size=5, hidden_size=2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1)
 
 
 def sampled_comparisons() -> Comparisons:
@@ -175,7 +175,7 @@ def value_of(trainer: Training, sides: Bridge, flat: np.ndarray) -> float:
 def variation(trainer: Training, sides: Bridge, flat: np.ndarray) -> np.ndarray:
     """Total variation from the exact minimax policy, prompt by prompt."""
     policy = np.exp(np.asarray(trainer.table(flat)))
-    return 0.5 * np.abs(policy - np.asarray(sides.exact.value.policy)).sum(axis=1)
+    return 0.5 * np.abs(policy - np.asarray(sides.exact.policy)).sum(axis=1)
 
 
 def test_theorem_the_trained_transformer_is_the_minimax_policy() -> None:
@@ -183,7 +183,7 @@ def test_theorem_the_trained_transformer_is_the_minimax_policy() -> None:
     assert Status(int(sides.exact.status)) is Status.SOLVED
     assert variation(trainer, sides, trainer.start).min() > 0.1
     assert variation(trainer, sides, flat).max() <= VARIATION
-    above = value_of(trainer, sides, flat) - float(sides.exact.value.value)
+    above = value_of(trainer, sides, flat) - float(sides.exact.objective)
     assert -IDENTITY <= above <= VALUE
 
 
@@ -203,7 +203,7 @@ def test_property_the_trainers_objective_is_the_theorys_at_any_parameters() -> N
         assert abs(loss - theory) <= IDENTITY
         value = value_of(trainer, sides, flat)
         assert abs(loss + constant - value) <= IDENTITY
-        assert value >= float(sides.exact.value.value) - IDENTITY
+        assert value >= float(sides.exact.objective) - IDENTITY
 
 
 def test_closed_form_the_first_step_starts_from_log_two_and_the_likelihood() -> None:
@@ -218,7 +218,7 @@ def test_limit_a_transformer_too_small_stays_visibly_above_the_minimax_value() -
     """Logits of rank two, where the table asks for four."""
     sides, trainer = every_response_wins(), training(SMALL)
     flat = by_quasi_newton(trainer, sides.batches, trainer.start, max_steps=100)
-    assert value_of(trainer, sides, flat) > float(sides.exact.value.value) + VISIBLE
+    assert value_of(trainer, sides, flat) > float(sides.exact.objective) + VISIBLE
     assert variation(trainer, sides, flat).min() > 0.1
 
 
@@ -233,9 +233,9 @@ def test_limit_a_response_that_never_wins_is_driven_out_and_has_no_optimum() -> 
     silenced = (np.asarray(data.contexts) == 0) & (np.asarray(data.winners) == RESPONSES - 1)
     sides = bridge(data._replace(counts=np.where(silenced, 0.0, data.counts)))
     assert Status(int(sides.exact.status)) is Status.NOT_ATTAINED
-    assert np.asarray(sides.exact.value.policy)[0, -1] == 0.0
+    assert np.asarray(sides.exact.policy)[0, -1] == 0.0
 
-    trainer, limit = training(LARGE), float(sides.exact.value.value)
+    trainer, limit = training(LARGE), float(sides.exact.objective)
     flats = [trained()]
     for _ in range(2):
         flats.append(by_quasi_newton(trainer, sides.batches, flats[-1], max_steps=40))
@@ -245,4 +245,4 @@ def test_limit_a_response_that_never_wins_is_driven_out_and_has_no_optimum() -> 
     assert above[0] > 2 * above[1] > 3 * above[2] > 0
     wins = np.asarray(sides.instance.wins)
     share = wins.sum(axis=2) / wins.sum(axis=(1, 2))[:, None]
-    assert (np.asarray(sides.exact.value.policy) <= (1 + 1 / CONFIG.eta) * share + IDENTITY).all()
+    assert (np.asarray(sides.exact.policy) <= (1 + 1 / CONFIG.eta) * share + IDENTITY).all()
