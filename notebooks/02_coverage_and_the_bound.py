@@ -25,11 +25,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 
-from bandits.methods.base import Options
-from bandits.study.config import Method, Study
-from bandits.study.run import draw_part, plan, run_part
+from bandits.methods.base import MethodOptions
+from bandits.study.config import MethodConfig, StudyConfig
+from bandits.study.run import draw_part, plan_parts, run_part
 from rpo_io.figures import PALETTE
-from rpo_theory.coverage import coverage
+from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.rewards import TabularBox
 
 jax.config.update("jax_enable_x64", True)
@@ -47,13 +47,13 @@ def coefficient(share: float, comparator: list[float], baseline: list[float]) ->
     """Coverage of a comparator and a baseline on a line of three responses."""
     law = np.zeros((1, 3, 3))
     law[0, 0, 1], law[0, 1, 2] = 1 - share, share
-    found = coverage(
+    found = coverage_coefficient(
         TabularBox(np.array(10.0)),
         true_reward=np.array([[5.0, 5.0, 5.0]]),
         comparator=np.array([comparator]),
         baseline=np.array([baseline]),
         context_weights=np.ones(1),
-        pair_law=law,
+        pair_distribution=law,
     )
     return float(found)
 
@@ -86,22 +86,22 @@ assert coefficient(0.0, [1, 0, 0], [0, 0, 1]) == np.inf  # cut
 
 # %%
 sizes, dial = [1000, 10_000, 100_000], {1.2: "blue", 2.0: "green", 4.0: "orange"}
-study = Study(
+study = StudyConfig(
     name="bound",
-    methods=[Method(method="rpo", options=Options(baseline="given")), Method(method="dpo")],
+    methods=[MethodConfig(method="rpo", options=MethodOptions(baseline="given")), MethodConfig(method="dpo")],
     comparisons=sizes,
     seeds=60,
     design={
         "actions": 8,
         "rare": 4,
         "rare_comparisons": 1.0,
-        "coverage": list(dial),
+        "target_coverage": list(dial),
         "reward_max": 1.0,
     },
 )
-records = pa.concat_tables([run_part(study, part, draw_part(part))[0] for part in plan(study)])
+records = pa.concat_tables([run_part(study, part, draw_part(part))[0] for part in plan_parts(study)])
 column = {name: records[name].to_numpy() for name in ("label", "comparisons", "gap", "bound")}
-coverages = np.asarray(records["design.coverage"], float)
+coverages = np.asarray(records["design.target_coverage"], float)
 
 
 def means(method: str, c: float, quantity: str) -> list[float]:

@@ -20,7 +20,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bandits.theorem_check.negative_controls import negative_controls
+from bandits.theorem_check.negative_controls import solve_negative_controls
 from bandits.theorem_check.plots import plot_negative_controls
 from rpo_io.figures import PALETTE
 
@@ -83,7 +83,7 @@ assert abs(gap - 0.347) < 2e-3
 # the sixth the class of rewards is convex, and the class of policies holds only two.
 
 # %%
-controls = negative_controls()
+controls = solve_negative_controls()
 figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 plot_negative_controls(controls, ax)
 

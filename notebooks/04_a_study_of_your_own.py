@@ -20,8 +20,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from bandits.study.config import Study
-from bandits.study.run import n_fits
+from bandits.study.config import StudyConfig
+from bandits.study.run import count_fits
 from rpo.cli import main
 from rpo.runtime.config_files import read_config
 
@@ -44,10 +44,10 @@ methods:
 comparisons: [300, 3000, 30000]
 seeds: 100
 eta: [0.0003, 0.003, 0.03, 0.3, theorem]
-design: {actions: 8, rare: 4, rare_comparisons: 1.0, coverage: 1.5, reward_max: 2.0}
+design: {actions: 8, rare: 4, rare_comparisons: 1.0, target_coverage: 1.5, reward_max: 2.0}
 """)
-study = read_config(folder / "mine.yaml", Study)
-print(f"{n_fits(study):,} fits")
+study = read_config(folder / "mine.yaml", StudyConfig)
+print(f"{count_fits(study):,} fits")
 
 # %% [markdown]
 # ## The run

@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ._batching import group_of, in_groups
+from ._batching import round_group_size, map_in_groups
 from .numerics.laplacian_qp import Network, dissipated_energy
 from .problems import validate_policy, validate_reward
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
@@ -65,7 +65,7 @@ class _Answer(NamedTuple):
     settled: Bool[Array, "*B"]
 
 
-def coverage(
+def coverage_coefficient(
     reward_class: RewardClass,
     *,
     true_reward: Float[ArrayLike, "x a"],
@@ -104,17 +104,17 @@ def coverage(
         >>> first, second = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
         >>> truth = np.array([[0.5, 0.5]])
         >>> box = TabularBox(np.array(1.0))
-        >>> float(coverage(box, true_reward=truth, comparator=first, baseline=second, **law))
+        >>> float(coverage_coefficient(box, true_reward=truth, comparator=first, baseline=second, **law))
         1.0
     """
     one = jax.tree.map(lambda field: np.asarray(field)[None], reward_class)
     question = (true_reward, comparator, baseline, context_weights, pair_distribution)
     names = ("true_reward", "comparator", "baseline", "context_weights", "pair_distribution")
     arrays = {name: np.asarray(a)[None] for name, a in zip(names, question, strict=True)}
-    return coverage_batch(one, **arrays)[0]
+    return coverage_coefficient_batch(one, **arrays)[0]
 
 
-def coverage_batch(
+def coverage_coefficient_batch(
     reward_class: RewardClass,
     *,
     true_reward: Float[ArrayLike, "B x a"],
@@ -123,7 +123,7 @@ def coverage_batch(
     context_weights: Float[ArrayLike, "B x"],
     pair_distribution: Float[ArrayLike, "B x a a"],
 ) -> Float[Array, " B"]:
-    r"""Coverage coefficients of many instances at once; see :func:`coverage`.
+    r"""Coverage coefficients of many instances at once; see :func:`coverage_coefficient`.
 
     Args:
         reward_class: its arrays have a leading batch axis.
@@ -137,8 +137,8 @@ def coverage_batch(
         :math:`C \in [0, \infty]` of every instance.
 
     Raises:
-        InvalidProblemError: as :func:`coverage`; a place in a field begins with the instance.
-        ValueError: as :func:`coverage`.
+        InvalidProblemError: as :func:`coverage_coefficient`; a place in a field begins with the instance.
+        ValueError: as :func:`coverage_coefficient`.
 
     References:
         `liu:24`, Assumption 5.2.
@@ -168,7 +168,7 @@ def coverage_batch(
     # Members and features multiply the pairs.
     per_table = [np.size(leaf) / np.size(true_reward) for leaf in jax.tree.leaves(reward_class)]
     per_instance = np.size(pair_distribution) / shape[0] * max([1.0, *per_table])
-    answer = in_groups(_answers, reward_class, question, size=group_of(GROUP / per_instance))
+    answer = map_in_groups(_answers, reward_class, question, size=round_group_size(GROUP / per_instance))
     _refuse_outsiders(answer.misfit)
     if not np.all(answer.settled):
         raise RuntimeError("the game of `networks` did not settle: please report the instance")

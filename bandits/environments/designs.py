@@ -27,7 +27,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
 from .random import Instance
-from .sampling import check_draw, draw_wins, uniforms
+from .sampling import check_draw, draw_uniforms, draw_win_counts
 
 INSIDE = 0.1
 """Share of the range of rewards, at either end, that true rewards keep away from."""
@@ -52,7 +52,7 @@ class Design:
         features_file: features to use instead, a NumPy file of shape ``[x a d]``.
         misspecification: size of a table added to the linear reward, outside of its class.
         reward_max: :math:`R_{max}`; linear rewards lie within half of it on either side of 0.
-        coverage: target :math:`C \ge 1` of the best responses against the baseline. For linear
+        target_coverage: target :math:`C \ge 1` of the best responses against the baseline. For linear
             rewards it is an upper bound: features carry what is learnt from pair to pair.
         rare: number of rare responses.
         coverage_all: target :math:`C` of the worst comparator, that plays the rare responses.
@@ -78,7 +78,7 @@ class Design:
     features_file: str | None = None
     misspecification: float = 0.0
     reward_max: float = 1.0
-    coverage: float = 2.0
+    target_coverage: float = 2.0
     rare: int = 0
     coverage_all: float | None = None
     rare_comparisons: float | None = None
@@ -133,7 +133,7 @@ class Design:
         return (self.actions - self.rare) // 2
 
 
-def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Instance:
+def draw_design(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Instance:
     r"""Draw one bandit and its data for every seed.
 
     The bandit depends on the seed alone, the data on seed and :math:`N`; neither on the rest of
@@ -151,7 +151,7 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
         ValueError: the design asks for more data than there are, or a number is out of range.
 
     Examples:
-        >>> bandits = draw(Design(actions=4, rare=1, coverage_all=9.0), 100, np.arange(3))
+        >>> bandits = draw_design(Design(actions=4, rare=1, coverage_all=9.0), 100, np.arange(3))
         >>> bandits.problem.wins.sum(axis=(1, 2, 3)).tolist()
         [100.0, 100.0, 100.0]
     """
@@ -159,7 +159,7 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
     n_batch, contexts, actions = len(seeds), design.contexts, design.actions
     pairs = contexts * actions**2 if design.missing_edges > 0 else 0
     numbers, present = np.split(
-        uniforms(seeds, _n_uniforms(design) + pairs), [_n_uniforms(design)], axis=1
+        draw_uniforms(seeds, _n_uniforms(design) + pairs), [_n_uniforms(design)], axis=1
     )
     reward, reward_class = _truth(design, numbers)
     order = np.argsort(-reward, axis=2, kind="stable")  # action of each rank
@@ -170,7 +170,7 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
         edges = present.reshape(n_batch, *edges.shape[1:]) >= design.missing_edges
     law = _law_by_rank(design, n_comparisons, edges)
     law = np.broadcast_to(law, (n_batch, *law.shape[1:]))
-    wins = draw_wins(
+    wins = draw_win_counts(
         by_rank, law, comparisons=n_comparisons, seeds=seeds, label_noise=design.label_noise
     )
     rank = np.argsort(order, axis=2, kind="stable")
@@ -187,11 +187,11 @@ def draw(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> In
     return Instance(problem, reward_class, reward, comparator, _by_action(law, rank))
 
 
-def coefficients(design: Design, n_comparisons: int) -> tuple[float, float]:
+def designed_coverage(design: Design, n_comparisons: int) -> tuple[float, float]:
     r"""Coverage :math:`C` of the best responses and of the worst comparator, as designed.
 
     For tabular rewards and no missing edges they are exact; otherwise measure them with
-    :func:`rpo_theory.coverage.coverage`.
+    :func:`rpo_theory.coverage.coverage_coefficient`.
 
     Args:
         design: the design.
@@ -201,7 +201,7 @@ def coefficients(design: Design, n_comparisons: int) -> tuple[float, float]:
         Both coefficients, at least 1; the second is ``inf`` if a response is never compared.
 
     Examples:
-        >>> [round(c, 6) for c in coefficients(Design(rare=1, rare_comparisons=1.0), 100)]
+        >>> [round(c, 6) for c in designed_coverage(Design(rare=1, rare_comparisons=1.0), 100)]
         [2.0, 10.0]
     """
     everywhere = np.ones((1, 1, design.actions, design.actions), bool)
@@ -272,11 +272,11 @@ def _near_ties(
 
 
 def _reference(
-    design: Design, pair_law: Float[np.ndarray, "B x a a"]
+    design: Design, pair_distribution: Float[np.ndarray, "B x a a"]
 ) -> Float[np.ndarray, "B x a"]:
     if design.reference == "uniform":
-        return np.full(pair_law.shape[:3], 1.0 / design.actions)
-    seen = pair_law.sum(axis=2) + pair_law.sum(axis=3)
+        return np.full(pair_distribution.shape[:3], 1.0 / design.actions)
+    seen = pair_distribution.sum(axis=2) + pair_distribution.sum(axis=3)
     return seen / seen.sum(axis=2, keepdims=True)
 
 
@@ -323,16 +323,16 @@ def _shares_by_rank(
 def _pendant_shares(design: Design, n_comparisons: int) -> tuple[float, float]:
     """Shares of the comparisons that the best response and each rare one have."""
     factor = design.prompt_factor()
-    best = factor / design.coverage**2
+    best = factor / design.target_coverage**2
     if design.coverage_all is not None:
         rare = factor / design.coverage_all**2
     else:
         rare = (design.rare_comparisons or 0.0) * design.contexts / n_comparisons
     if best + design.rare * rare > 1.0:
         raise ValueError(
-            f"`coverage` must leave data for the rest, got {design.coverage:g}: it takes a share "
+            f"`target_coverage` must leave data for the rest, got {design.target_coverage:g}: it takes a share "
             f"{best:.3g} of the {n_comparisons} comparisons, and {design.rare} rare responses "
-            f"take {rare:.3g} each, more than there are: raise `coverage` or `coverage_all`"
+            f"take {rare:.3g} each, more than there are: raise `target_coverage` or `coverage_all`"
         )
     return best, rare
 
@@ -353,7 +353,14 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _check(design: Design) -> None:
     """Every rule of a design that does not need the number of comparisons."""
-    least = {"contexts": 1, "actions": 2, "features": 1, "rare": 0, "coverage": 1, "imbalance": 1}
+    least = {
+        "contexts": 1,
+        "actions": 2,
+        "features": 1,
+        "rare": 0,
+        "target_coverage": 1,
+        "imbalance": 1,
+    }
     least |= {"coverage_all": 1, "rare_comparisons": 0, "misspecification": 0, "prompts_shift": 0}
     for name, bound in least.items():
         value = getattr(design, name)

@@ -18,7 +18,7 @@ from rpo_theory.preference import expected_wins
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
-from .random import Baseline, Instance, baseline_policy, best_arms
+from .random import Baseline, Instance, baseline_policy, best_arm_policy
 
 
 def four_arms(
@@ -356,8 +356,8 @@ def _one_prompt(
         beta=np.array(n**-0.5 if beta is None else beta),
         eta=np.array(n**-0.5 if eta is None else eta),
     )
-    pair_law = (pairs + upsets) / max(wins.sum(), 1.0)
-    return Instance(problem, reward_class, truth, best_arms(truth), pair_law)
+    pair_distribution = (pairs + upsets) / max(wins.sum(), 1.0)
+    return Instance(problem, reward_class, truth, best_arm_policy(truth), pair_distribution)
 
 
 def _at_least(name: str, value: float | int, minimum: int) -> None:

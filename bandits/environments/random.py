@@ -34,7 +34,7 @@ class Instance(NamedTuple):
         reward_class: the class in which the reward is sought.
         true_reward: :math:`r^\star(x,a)`, a member of the class, shape ``[x a]``.
         comparator: the policy that an answer is compared with, the best arms, shape ``[x a]``.
-        pair_law: :math:`\mu_D(x, a^1, a^0)`, the law of the compared pairs before labelling, zero
+        pair_distribution: :math:`\mu_D(x, a^1, a^0)`, the law of the compared pairs before labelling, zero
             without data, shape ``[x a a]``.
     """
 
@@ -42,7 +42,7 @@ class Instance(NamedTuple):
     reward_class: RewardClass
     true_reward: Float[ArrayLike, "x a"]
     comparator: Float[ArrayLike, "x a"]
-    pair_law: Float[ArrayLike, "x a a"]
+    pair_distribution: Float[ArrayLike, "x a a"]
 
 
 def random_tabular(
@@ -51,7 +51,7 @@ def random_tabular(
     contexts: int,
     actions: int,
     comparisons: int,
-    coverage: float = 0.3,
+    pair_probability: float = 0.3,
     reward_max: float = 2.0,
     baseline: Baseline | Literal["dirichlet"] = "chosen",
     beta: float = 0.1,
@@ -69,7 +69,7 @@ def random_tabular(
         contexts: number of prompts.
         actions: number of actions, at least 2.
         comparisons: number of labelled pairs :math:`N`; 0 for no data.
-        coverage: probability that an ordered pair is among those compared; at least one is.
+        pair_probability: probability that an ordered pair is among those compared; at least one is.
         reward_max: :math:`R_{max}`.
         baseline: :math:`\pi_{base}`, or "dirichlet" for a random policy.
         beta: :math:`\beta`.
@@ -88,14 +88,14 @@ def random_tabular(
         >>> float(bandit.problem.wins.sum())
         50.0
     """
-    rng = generator(key)
+    rng = numpy_generator(key)
     spread = rng.uniform(-0.125, 1.125, (contexts, actions))
     return _random_instance(
         rng,
         reward=reward_max * np.clip(spread, 0.0, 1.0),
         reward_class=TabularBox(np.array(reward_max)),
         comparisons=comparisons,
-        coverage=coverage,
+        pair_probability=pair_probability,
         baseline=baseline,
         beta=beta,
         eta=eta,
@@ -110,7 +110,7 @@ def random_linear(
     actions: int,
     features: int,
     comparisons: int,
-    coverage: float = 0.3,
+    pair_probability: float = 0.3,
     radius: float = 2.0,
     baseline: Baseline | Literal["dirichlet"] = "chosen",
     beta: float = 0.1,
@@ -128,7 +128,7 @@ def random_linear(
         actions: number of actions, at least 2.
         features: dimension of the features :math:`d`, of norm 1.
         comparisons: number of labelled pairs :math:`N`; 0 for no data.
-        coverage: probability that an ordered pair is among those compared; at least one is.
+        pair_probability: probability that an ordered pair is among those compared; at least one is.
         radius: :math:`B`; rewards lie in :math:`[-B, B]`.
         baseline: :math:`\pi_{base}`, or "dirichlet" for a random policy.
         beta: :math:`\beta`.
@@ -146,7 +146,7 @@ def random_linear(
         >>> random_linear(jax.random.key(0), **sizes).reward_class.features.shape
         (2, 3, 4)
     """
-    rng = generator(key)
+    rng = numpy_generator(key)
     table = _unit(rng.standard_normal((contexts, actions, features)))
     theta = _unit(rng.standard_normal(features)) * radius * min(rng.uniform(0.0, 1.25), 1.0)
     shape = shape or (contexts, actions)
@@ -155,7 +155,7 @@ def random_linear(
         reward=table @ theta,
         reward_class=LinearBall(_padded(table, (*shape, features)), np.array(radius)),
         comparisons=comparisons,
-        coverage=coverage,
+        pair_probability=pair_probability,
         baseline=baseline,
         beta=beta,
         eta=eta,
@@ -201,12 +201,12 @@ def baseline_policy(
     )
 
 
-def best_arms(true_reward: Float[np.ndarray, "x a"]) -> Float[np.ndarray, "x a"]:
+def best_arm_policy(true_reward: Float[np.ndarray, "x a"]) -> Float[np.ndarray, "x a"]:
     """Policy that picks an arm of the highest reward in each context."""
     return np.eye(true_reward.shape[1])[true_reward.argmax(axis=1)]
 
 
-def generator(key: Key[Array, ""]) -> np.random.Generator:
+def numpy_generator(key: Key[Array, ""]) -> np.random.Generator:
     """NumPy generator seeded from a JAX key.
 
     Args:
@@ -216,7 +216,7 @@ def generator(key: Key[Array, ""]) -> np.random.Generator:
         A generator whose draws are a function of the key.
 
     Examples:
-        >>> generator(jax.random.key(7)).integers(100, size=4).tolist()
+        >>> numpy_generator(jax.random.key(7)).integers(100, size=4).tolist()
         [79, 3, 22, 77]
     """
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -228,7 +228,7 @@ def _random_instance(
     reward: Float[np.ndarray, "x a"],
     reward_class: RewardClass,
     comparisons: int,
-    coverage: float,
+    pair_probability: float,
     baseline: Baseline | Literal["dirichlet"],
     beta: float,
     eta: float,
@@ -236,15 +236,15 @@ def _random_instance(
 ) -> Instance:
     """Draw prompts, policies and data for a given truth, then pad everything to ``shape``."""
     contexts, actions = reward.shape
-    _check(contexts, actions, comparisons, coverage)
+    _check(contexts, actions, comparisons, pair_probability)
     context_weights = rng.dirichlet(np.ones(contexts))
     policies = rng.dirichlet(np.ones(actions), (2, contexts))
-    counts, pair_law = _compared_pairs(rng, reward.shape, comparisons, coverage)
+    counts, pair_distribution = _compared_pairs(rng, reward.shape, comparisons, pair_probability)
 
     outside = np.zeros(shape)
     outside[contexts:, 0] = 1.0  # a padded prompt needs a law too
     reference, dirichlet = (outside + _padded(policy, shape) for policy in policies)
-    reward, comparator = _padded(reward, shape), outside + _padded(best_arms(reward), shape)
+    reward, comparator = _padded(reward, shape), outside + _padded(best_arm_policy(reward), shape)
     wins = _labels(rng, reward, _padded(counts, (*shape, shape[1])))
     if baseline != "dirichlet":
         table = baseline_policy(baseline, wins=wins, reference=reference)
@@ -257,11 +257,11 @@ def _random_instance(
         beta=np.array(beta),
         eta=np.array(eta),
     )
-    pair_law = _padded(pair_law, (*shape, shape[1]))
-    return Instance(problem, reward_class, reward, comparator, pair_law)
+    pair_distribution = _padded(pair_distribution, (*shape, shape[1]))
+    return Instance(problem, reward_class, reward, comparator, pair_distribution)
 
 
-def _check(contexts: int, actions: int, comparisons: int, coverage: float) -> None:
+def _check(contexts: int, actions: int, comparisons: int, pair_probability: float) -> None:
     for name, value, least in (
         ("contexts", contexts, 1),
         ("actions", actions, 2),
@@ -269,16 +269,18 @@ def _check(contexts: int, actions: int, comparisons: int, coverage: float) -> No
     ):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}")
-    if not 0 <= coverage <= 1:
-        raise ValueError(f"`coverage` must be a probability, in [0, 1], got {coverage}")
+    if not 0 <= pair_probability <= 1:
+        raise ValueError(
+            f"`pair_probability` must be a probability, in [0, 1], got {pair_probability}"
+        )
 
 
 def _compared_pairs(
-    rng: np.random.Generator, shape: tuple[int, int], comparisons: int, coverage: float
+    rng: np.random.Generator, shape: tuple[int, int], comparisons: int, pair_probability: float
 ) -> tuple[Float[np.ndarray, "x a a"], Float[np.ndarray, "x a a"]]:
     """How often each ordered pair is compared, and the law :math:`\\mu_D` that this came from."""
     contexts, actions = shape
-    seen = rng.random((contexts, actions, actions)) < coverage
+    seen = rng.random((contexts, actions, actions)) < pair_probability
     seen &= (rng.random(contexts) < CONTEXTS_WITH_DATA)[:, None, None]
     seen &= ~np.eye(actions, dtype=bool)
     seen[rng.integers(contexts), *rng.choice(actions, 2, replace=False)] = True

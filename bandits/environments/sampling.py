@@ -45,7 +45,7 @@ def check_draw(n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Int[np.ndarr
     return seeds
 
 
-def uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray, "B k"]:
+def draw_uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray, "B k"]:
     """Uniform numbers of every seed, from its stream for the bandit itself.
 
     Args:
@@ -56,8 +56,8 @@ def uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray, "B k
         Numbers in [0, 1); a longer row begins with the shorter one.
 
     Examples:
-        >>> rows = uniforms(np.array([3, 4]), 5)
-        >>> bool((uniforms(np.array([4]), 2)[0] == rows[1, :2]).all())
+        >>> rows = draw_uniforms(np.array([3, 4]), 5)
+        >>> bool((draw_uniforms(np.array([4]), 2)[0] == rows[1, :2]).all())
         True
     """
     rows = np.empty((len(seeds), count))
@@ -66,9 +66,9 @@ def uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray, "B k
     return rows
 
 
-def draw_wins(
+def draw_win_counts(
     true_reward: Float[np.ndarray, "B x a"],
-    pair_law: Float[np.ndarray, "B x a a"],
+    pair_distribution: Float[np.ndarray, "B x a a"],
     *,
     comparisons: int,
     seeds: Int[np.ndarray, " B"],
@@ -78,7 +78,7 @@ def draw_wins(
 
     Args:
         true_reward: :math:`r^\star`, that labels.
-        pair_law: :math:`\mu_D(x, a^1, a^0)`, sums to one. It is not divided by its sum, which
+        pair_distribution: :math:`\mu_D(x, a^1, a^0)`, sums to one. It is not divided by its sum, which
             would round differently with the pairs that only other members of the batch have.
         comparisons: :math:`N`.
         seeds: one for each member of the batch; the draw depends on its own member alone.
@@ -92,13 +92,13 @@ def draw_wins(
 
     Examples:
         >>> law = np.array([[[[0.0, 1.0], [0.0, 0.0]]]])
-        >>> float(draw_wins(np.zeros((1, 1, 2)), law, comparisons=9, seeds=np.array([0])).sum())
+        >>> float(draw_win_counts(np.zeros((1, 1, 2)), law, comparisons=9, seeds=np.array([0])).sum())
         9.0
     """
-    n_batch, *shape = pair_law.shape
-    place = np.flatnonzero(pair_law.any(axis=0))
+    n_batch, *shape = pair_distribution.shape
+    place = np.flatnonzero(pair_distribution.any(axis=0))
     context, first, second = np.unravel_index(place, shape)
-    law = pair_law.reshape(n_batch, -1)[:, place]
+    law = pair_distribution.reshape(n_batch, -1)[:, place]
     rate = expit(true_reward[:, context, first] - true_reward[:, context, second])
     rate = label_noise + (1.0 - 2.0 * label_noise) * rate
     outcomes = np.stack([law * rate, law * (1.0 - rate)], axis=2).reshape(n_batch, -1)

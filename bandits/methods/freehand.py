@@ -23,7 +23,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from rpo_theory import minimax
-from rpo_theory._batching import in_groups, size_of_group
+from rpo_theory._batching import map_in_groups, group_size
 from rpo_theory.adversary import adversarial_reward
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value
@@ -78,7 +78,7 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
     most = np.asarray(likely.objective) + options.likelihood_slack / n_comparisons
     search = _search(cold, reward_class, width, most)
     found = (cold._replace(eta=search.feasible), reward_class, search.policy, search.reward, most)
-    gap = in_groups(_shortfalls, *found, size=size_of_group(problem, GROUP))
+    gap = map_in_groups(_shortfalls, *found, size=group_size(problem, GROUP))
     solved = gap <= GAP_TOLERANCE * width
     policy = search.policy
     return FitResult(
@@ -124,8 +124,8 @@ def _tried(
     """Answer at a multiplier, and whether its reward is likely enough."""
     problem = problem._replace(eta=eta)
     solution = minimax.solve_batch(problem, reward_class, throw=False)
-    size = size_of_group(problem, GROUP)
-    losses = in_groups(_log_losses, solution.reward, problem.wins, size=size)
+    size = group_size(problem, GROUP)
+    losses = map_in_groups(_log_losses, solution.reward, problem.wins, size=size)
     return solution, losses <= most
 
 
@@ -153,7 +153,7 @@ def _shortfalls(
     above = best - value(baseline, reward, weights)
 
     worst = adversarial_reward(problem, reward_class, policy)
-    slack = reward_class.regret(reward_gradient(problem, policy, worst), worst)
+    slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
     excess = negative_log_likelihood(worst, problem.wins) - most - jnp.maximum(slack, 0.0)
     below = value(policy - baseline, worst, weights) + excess / problem.eta
     # Where the constraint does not bind its multiplier is 0, which no eta says.

@@ -28,7 +28,7 @@ MAX_STEPS = 400
 SmoothedObjective = Callable[[Float[Array, " p"], Float[Array, ""]], Float[Array, ""]]
 
 
-class Path(NamedTuple):
+class PathState(NamedTuple):
     """Where the method stands.
 
     Attributes:
@@ -47,7 +47,7 @@ class Path(NamedTuple):
     done: Bool[Array, ""]
 
 
-def follow(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path:
+def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> PathState:
     """Minimise at ever lower temperatures.
 
     Args:
@@ -60,10 +60,10 @@ def follow(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path:
 
     Examples:
         >>> kink = lambda p, t: t * jax.nn.softplus(p / t).sum() - 0.5 * p.sum() + t * (p**2).sum()
-        >>> bool(abs(follow(kink, jnp.ones(1)).point[0]) < 1e-6)
+        >>> bool(abs(follow_path(kink, jnp.ones(1)).point[0]) < 1e-6)
         True
     """
-    first = Path(
+    first = PathState(
         start,
         jnp.ones_like(start, shape=()),
         jnp.full_like(start, jnp.inf, shape=()),
@@ -77,7 +77,7 @@ def follow(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path:
     )
 
 
-def _step(objective: SmoothedObjective, path: Path) -> Path:
+def _step(objective: SmoothedObjective, path: PathState) -> PathState:
     """One Newton step of the best of many lengths; colder where the step was small."""
 
     def at_temperature(point: Float[Array, " p"]) -> Float[Array, ""]:
@@ -103,7 +103,7 @@ def _step(objective: SmoothedObjective, path: Path) -> Path:
     colder = ((decrement <= CENTRED) | ~better) & ~last
     # Newton's steps shrink until rounding stops them.
     settled = ~better | (near & (decrement >= 0.5 * path.decrement))
-    return Path(
+    return PathState(
         point=jnp.where(better, candidates[best], path.point),
         temperature=jnp.where(
             colder, jnp.maximum(COOLING * path.temperature, COOLEST), path.temperature

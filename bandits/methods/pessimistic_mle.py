@@ -23,12 +23,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rpo_theory._batching import in_groups, size_of_group
+from rpo_theory._batching import map_in_groups, group_size
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import Learned, Options, compact_class, mle_reward, with_baseline
+from .base import FitResult, MethodOptions, mle_reward, require_compact_class, with_baseline
 
 GROUP = 1024  # entries of the win counts whose policies are sought at a time
 GAP_TOLERANCE = 1e-6  # of SOLVED, relative to the range of the pessimistic rewards
@@ -47,7 +47,9 @@ class Confidence(NamedTuple):
     directions: Float[Array, "x a d"]
 
 
-def pessimistic_mle(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def pessimistic_mle(
+    problem: Problem, reward_class: RewardClass, options: MethodOptions
+) -> FitResult:
     r"""Pessimistic maximum likelihood of Zhu, Jordan and Jiao.
 
     Args:
@@ -67,15 +69,15 @@ def pessimistic_mle(problem: Problem, reward_class: RewardClass, options: Option
     References:
         `zhu:23`, Algorithm 1 and Theorem 3.2.
     """
-    reward_class = compact_class("pessimistic_mle", reward_class)
+    reward_class = require_compact_class("pessimistic_mle", reward_class)
     likely = mle_reward(problem, reward_class)
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):
         answer = partial(_answers, _settings(options))
-    size = size_of_group(problem, GROUP)
-    policy, reward, gap, solved = in_groups(answer, problem, reward_class, likely, size=size)
+    size = group_size(problem, GROUP)
+    policy, reward, gap, solved = map_in_groups(answer, problem, reward_class, likely, size=size)
     status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
-    return Learned(policy, reward, gap, "duality_gap", status)
+    return FitResult(policy, reward, gap, "duality_gap", status)
 
 
 def confidence_radius(
@@ -121,7 +123,7 @@ def confidence_radius(
     return jnp.sqrt(variance + ridge * bound**2) * pessimism
 
 
-def _settings(options: Options) -> tuple[Array, ...]:
+def _settings(options: MethodOptions) -> tuple[Array, ...]:
     """Numbers, so that one compilation serves all options."""
     safe = 1.0 if options.curvature == "safe" else 0.0
     numbers = (options.confidence, options.pessimism, options.ridge, safe)
@@ -203,7 +205,7 @@ def _against_ellipsoid(
         return best - compared_with(point) / size + temperature * wall
 
     start = jnp.zeros(confidence.directions.shape[-1], confidence.rewards.dtype)
-    path = path_following.follow(smoothed, start)
+    path = path_following.follow_path(smoothed, start)
     worst = reward(path.point)
     scaled = jnp.where(possible, worst / (size * path.temperature), -jnp.inf)
     policy = jax.nn.softmax(scaled, axis=1)

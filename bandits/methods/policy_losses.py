@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory import losses, minimax
-from rpo_theory._batching import in_groups, size_of_group
+from rpo_theory._batching import map_in_groups, group_size
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.policies import gibbs_policy, log_gibbs_policy
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
@@ -52,8 +52,8 @@ def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     """
     tau = problem.beta if options.ipo_tau is None else np.full_like(problem.beta, options.ipo_tau)
     features = reward_class.features if isinstance(reward_class, LinearBall) else None
-    size = size_of_group(problem, GROUP)
-    found = in_groups(_nearest_margins, problem, tau, features, size=size)
+    size = group_size(problem, GROUP)
+    found = map_in_groups(_nearest_margins, problem, tau, features, size=size)
     policy, reward, residual, solved = found
     status = np.where(solved, Status.SOLVED.value, Status.NOT_FINITE.value)
     return FitResult(policy, reward, residual, "stationarity_residual", status)
@@ -81,7 +81,7 @@ def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     tabular = isinstance(reward_class, TabularBox)
     parts = _prompts(problem, reward_class) if tabular else (problem, reward_class)
     solve = partial(_positive, np.asarray(options.dpop_penalty, np.float64))
-    policy, reward, gap = in_groups(solve, *parts, size=size_of_group(parts[0], GROUP))
+    policy, reward, gap = map_in_groups(solve, *parts, size=group_size(parts[0], GROUP))
     if tabular:
         shape = np.shape(problem.reference_policy)
         policy, reward = policy.reshape(shape), reward.reshape(shape)
@@ -119,7 +119,7 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     without = problem._replace(eta=np.zeros_like(problem.eta))
     solution = minimax.solve_batch(without, reward_class, throw=False)
     arguments = (solution.reward, problem.reference_policy, problem.beta)
-    policy = in_groups(_linked, *arguments, size=size_of_group(problem, GROUP))
+    policy = map_in_groups(_linked, *arguments, size=group_size(problem, GROUP))
     return FitResult(
         policy=policy,
         reward=np.asarray(solution.reward),
@@ -295,7 +295,7 @@ def _dpop_gap(
         return jnp.sum(surprise * (charged[:, :, None] - margin))
 
     hidden = problem.beta * penalty * (jax.nn.relu(lost) - slope * lost)
-    regret = reward_class.regret(jax.grad(support)(reward), reward)
+    regret = reward_class.linear_gap(jax.grad(support)(reward), reward)
     return jnp.maximum(regret, 0.0) + jnp.sum(surprise * hidden[:, :, None])
 
 

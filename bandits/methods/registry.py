@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rpo_theory import direct, maximin, minimax
-from rpo_theory._batching import in_groups, size_of_group
-from rpo_theory.certificate import gap_bound
+from rpo_theory._batching import map_in_groups, group_size
+from rpo_theory.certificate import duality_gap_bound
 from rpo_theory.policies import chosen_policy
 from rpo_theory.rewards import RewardClass, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
@@ -271,12 +271,12 @@ def _by_another_route(
     if isinstance(reward_class, Unbounded):
         return _learned(solution, solution.stats[residual], "stationarity_residual")
     policy, reward = solution.policy, solution.reward
-    size = size_of_group(problem, GROUP)
-    gap = in_groups(_gaps, problem, reward_class, policy, reward, size=size)
+    size = group_size(problem, GROUP)
+    gap = map_in_groups(_gaps, problem, reward_class, policy, reward, size=size)
     return _learned(solution, gap, "duality_gap")
 
 
-_gaps = jax.jit(jax.vmap(gap_bound))
+_gaps = jax.jit(jax.vmap(duality_gap_bound))
 
 
 def _learned(solution: Solution, certificate: ArrayLike, kind: CertificateKind) -> FitResult:

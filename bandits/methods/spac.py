@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from rpo_theory._batching import in_groups, size_of_group
+from rpo_theory._batching import map_in_groups, group_size
 from rpo_theory.adversary import adversarial_reward
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value
@@ -26,13 +26,13 @@ from rpo_theory.preference import negative_log_likelihood
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem, Status
 
-from .base import Learned, Options, compact_class, reward_range, with_baseline
+from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
 
 GROUP = 1024  # entries of the win counts that are played with at a time
 ROUNDING = 1e-9  # that a gap may exceed its bound by
 
 
-def spac(problem: Problem, reward_class: RewardClass, options: Options) -> Learned:
+def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
     r"""Average policy of mirror descent against the adversary's best answers.
 
     Args:
@@ -51,14 +51,14 @@ def spac(problem: Problem, reward_class: RewardClass, options: Options) -> Learn
     References:
         `ji:24`, Algorithm 1.
     """
-    reward_class = compact_class("spac", reward_class)
+    reward_class = require_compact_class("spac", reward_class)
     problem = with_baseline(problem, options)
     play = partial(_play, np.asarray(options.self_play_rounds, np.int32))
     game = (problem, reward_class, reward_range(reward_class))
-    policy, reward, gap, bound = in_groups(play, *game, size=size_of_group(problem, GROUP))
+    policy, reward, gap, bound = map_in_groups(play, *game, size=group_size(problem, GROUP))
     solved = gap <= bound + ROUNDING
     status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
-    return Learned(policy, reward, gap, "duality_gap", status)
+    return FitResult(policy, reward, gap, "duality_gap", status)
 
 
 def _play_one(
@@ -103,7 +103,7 @@ def _gap(
     above = problem.eta * (best - value(baseline, reward, weights))
     above = above + negative_log_likelihood(reward, problem.wins)
     worst = adversarial_reward(problem, reward_class, policy)
-    slack = reward_class.regret(reward_gradient(problem, policy, worst), worst)
+    slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
     below = problem.eta * value(policy - baseline, worst, weights)
     below = below + negative_log_likelihood(worst, problem.wins) - jnp.maximum(slack, 0.0)
     return jnp.maximum(above - below, 0.0)

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from bandits.environments.designs import Design
-from bandits.environments.registry import NAMED
-from bandits.methods.base import Options
-from bandits.methods.registry import LEARNERS
+from bandits.environments.registry import NAMED_INSTANCES
+from bandits.methods.base import MethodOptions
+from bandits.methods.registry import METHODS
 
 WeightRule = Literal["theorem", "tight", "given"]
 r"""Weights by rule: :math:`\beta=1/\sqrt N` and Theorem 5.3's :math:`\eta` (``theorem``) or the one
 with the sharpest constant (``tight``), or those of the environment (``given``)."""
 
-WITHOUT_ETA = {
+METHODS_WITHOUT_ETA = {
     "dpo",
     "two_stage",
     "greedy_mle",
-    "behaviour_cloning",
+    "behavior_cloning",
     "pessimistic_mle",
     "ipo",
     "dpop",
@@ -34,18 +34,18 @@ WITHOUT_ETA = {
 }
 r"""Methods that :math:`\eta` is nothing to: each is run once and its answer stands for all."""
 
-WITHOUT_BETA = {"greedy_mle", "behaviour_cloning", "pessimistic_mle"}
+METHODS_WITHOUT_BETA = {"greedy_mle", "behavior_cloning", "pessimistic_mle"}
 r"""Methods that :math:`\beta` is nothing to."""
 
-MOST_CELLS = 1_000_000
+MAX_COMBINATIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class MethodConfig:
     """A method as a study names it.
 
     Attributes:
-        method: a name of :data:`bandits.methods.registry.LEARNERS`.
+        method: a name of :data:`bandits.methods.registry.METHODS`.
         label: what records and figures call it; by default the method, with its baseline if the
             study has the method twice; printable, without ``$``.
         options: its options.
@@ -56,12 +56,12 @@ class Method:
 
     method: str
     label: str | None = None
-    options: Options = field(default_factory=Options)
+    options: MethodOptions = field(default_factory=MethodOptions)
 
     def __post_init__(self) -> None:
         """Refuse an unknown name."""
-        if self.method not in LEARNERS:
-            rule = f"must be one of {', '.join(LEARNERS)}"
+        if self.method not in METHODS:
+            rule = f"must be one of {', '.join(METHODS)}"
             raise ValueError(f"`method` {rule}, got {self.method!r}")
         # It goes to terminals, which obey control characters, and figures, where $ is mathematics.
         if self.label is not None and not (self.label.isprintable() and "$" not in self.label):
@@ -88,7 +88,7 @@ class QuickSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class StudyConfig:
     r"""A simulation study: every method on every combination of the axes, over the same seeds.
 
     Attributes:
@@ -109,7 +109,7 @@ class Study:
     """
 
     name: str
-    methods: list[Method]
+    methods: list[MethodConfig]
     comparisons: list[int]
     seeds: int
     first_seed: int = 0
@@ -124,11 +124,13 @@ class Study:
         """Refuse what cannot be run, before anything is."""
         _check_axes(self)
         _check_environments(self)
-        designs(self)
-        if len(set(labels(self))) < len(self.methods):
-            raise ValueError(f"`label` must differ from method to method, got {labels(self)}")
+        expand_designs(self)
+        if len(set(method_labels(self))) < len(self.methods):
+            raise ValueError(
+                f"`label` must differ from method to method, got {method_labels(self)}"
+            )
 
-    def quick_version(self) -> Study:
+    def quick_version(self) -> StudyConfig:
         """The study in its quick sizes."""
         sizes = {
             name: getattr(self.quick, name)
@@ -139,7 +141,7 @@ class Study:
         return replace(self, **sizes, design=design, quick=QuickSizes())
 
 
-class Draw(NamedTuple):
+class Scenario(NamedTuple):
     """A cell of what is drawn.
 
     Attributes:
@@ -153,7 +155,7 @@ class Draw(NamedTuple):
     comparisons: int
 
 
-def designs(study: Study) -> list[Design]:
+def expand_designs(study: StudyConfig) -> list[Design]:
     """Every combination of the axes of the design.
 
     Args:
@@ -166,10 +168,10 @@ def designs(study: Study) -> list[Design]:
         ValueError: an unknown field, a wrong type, an empty axis, or a value out of range.
 
     Examples:
-        >>> one = Study(
-        ...     name="a", methods=[Method(method="rpo")], comparisons=[9], seeds=1,
-        ...     design={"coverage": [2.0, 4.0]})
-        >>> [design.coverage for design in designs(one)]
+        >>> one = StudyConfig(
+        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9], seeds=1,
+        ...     design={"target_coverage": [2.0, 4.0]})
+        >>> [design.target_coverage for design in expand_designs(one)]
         [2.0, 4.0]
     """
     known = {each.name: type(each.default) for each in fields(Design)}
@@ -184,17 +186,17 @@ def designs(study: Study) -> list[Design]:
     return [Design(**dict(zip(axes, values, strict=True))) for values in combinations]
 
 
-def draws(study: Study) -> list[Draw]:
+def expand_scenarios(study: StudyConfig) -> list[Scenario]:
     """Every cell of what is drawn: a design has no say in a named instance, which comes once."""
     return list(_draws(study))
 
 
-def design_axes(study: Study) -> list[str]:
+def design_axes(study: StudyConfig) -> list[str]:
     """Fields of the design that have several values."""
     return [name for name, given in study.design.items() if isinstance(given, list)]
 
 
-def labels(study: Study) -> list[str]:
+def method_labels(study: StudyConfig) -> list[str]:
     """What records call the methods.
 
     Args:
@@ -204,9 +206,9 @@ def labels(study: Study) -> list[str]:
         One label a method.
 
     Examples:
-        >>> given = Method(method="rpo", options=Options(baseline="given"))
-        >>> methods = [Method(method="rpo"), given, Method(method="dpo")]
-        >>> labels(Study(name="a", methods=methods, comparisons=[9], seeds=1))
+        >>> given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
+        >>> methods = [MethodConfig(method="rpo"), given, MethodConfig(method="dpo")]
+        >>> method_labels(StudyConfig(name="a", methods=methods, comparisons=[9], seeds=1))
         ['rpo, chosen', 'rpo, given', 'dpo']
     """
     names = [method.method for method in study.methods]
@@ -218,14 +220,14 @@ def labels(study: Study) -> list[str]:
     ]
 
 
-def _draws(study: Study) -> Iterator[Draw]:
+def _draws(study: StudyConfig) -> Iterator[Scenario]:
     for environment in study.environments:
-        every = designs(study) if environment == "design" else designs(study)[:1]
+        every = expand_designs(study) if environment == "design" else expand_designs(study)[:1]
         for design, comparisons in itertools.product(every, study.comparisons):
-            yield Draw(environment, design, comparisons)
+            yield Scenario(environment, design, comparisons)
 
 
-def _check_axes(study: Study) -> None:
+def _check_axes(study: StudyConfig) -> None:
     if not study.name.replace("_", "").replace("-", "").isalnum():
         rule = "must be of letters, digits, `_` and `-`"
         raise ValueError(f"`name` {rule}, got {study.name!r}")
@@ -247,13 +249,15 @@ def _check_axes(study: Study) -> None:
         raise ValueError(f"`delta` must be greater than 0 and less than 1/e, got {study.delta}")
 
 
-def _check_environments(study: Study) -> None:
+def _check_environments(study: StudyConfig) -> None:
     for name in study.environments:
         kind, _, rest = name.partition(":")
         if not (
-            name == "design" or (kind == "named" and rest in NAMED) or (kind == "votes" and rest)
+            name == "design"
+            or (kind == "named" and rest in NAMED_INSTANCES)
+            or (kind == "votes" and rest)
         ):
-            rule = f"must be 'design', 'votes:FILE.csv' or 'named:' and one of {', '.join(NAMED)}"
+            rule = f"must be 'design', 'votes:FILE.csv' or 'named:' and one of {', '.join(NAMED_INSTANCES)}"
             raise ValueError(f"`environments` {rule}, got {name!r}")
     if "design" not in study.environments and design_axes(study):
         name = design_axes(study)[0]
@@ -261,8 +265,13 @@ def _check_environments(study: Study) -> None:
             f"`design.{name}` must not be a list: none of the `environments` is 'design', so that "
             "it has no say"
         )
-    if len(draws(study)) * len(study.methods) * len(study.eta) * len(study.beta) > MOST_CELLS:
-        raise ValueError(f"`design` and the other axes have more than {MOST_CELLS:,} combinations")
+    if (
+        len(expand_scenarios(study)) * len(study.methods) * len(study.eta) * len(study.beta)
+        > MAX_COMBINATIONS
+    ):
+        raise ValueError(
+            f"`design` and the other axes have more than {MAX_COMBINATIONS:,} combinations"
+        )
 
 
 def _check_values(name: str, values: Sequence[Any]) -> None:

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 
 from rpo_io.figures import PALETTE
 
-from .summary import Summary, curve, labels, written_out
+from .summary import Summary, curve, display_name, labels
 
-COLOURS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's colours, those of the other figures first."""
+COLORS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Okabe and Ito's colors, those of the other figures first."""
 MARKERS = "osD^vP*X"
 LINE = 0.2
 """Height of a line of text, inches."""
@@ -34,23 +34,23 @@ def plot_gap(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
     """
     names, heights = [], []
     lines = _styled(summary, order)
-    for place, (label, colour, marker) in enumerate(lines):
+    for place, (label, color, marker) in enumerate(lines):
         n, (gap, low, high) = curve(summary, "comparisons", "gap", label)
         under = 0.9 * (len(lines) - 1 - place)  # lines that coincide are all seen
-        ax.fill_between(n, np.maximum(low, SHOWN_GAP), high, color=colour, alpha=0.18, lw=0)
+        ax.fill_between(n, np.maximum(low, SHOWN_GAP), high, color=color, alpha=0.18, lw=0)
         ax.plot(
             n,
             np.maximum(gap, SHOWN_GAP),
             marker=marker,
             ms=4.5 + under,
             lw=1.8 + under,
-            color=colour,
+            color=color,
         )
         slope, error = log_log_slope(n, gap, low, high)
         text = f"slope {round(slope, 2) + 0.0:.2f} ± {error:.2f}".replace("-", "−")
         # Without errors the data are exact counts, whose lines bend.
-        name = f"{written_out(label)}\n{text}" if error > 0 else written_out(label)
-        names.append((name, colour))
+        name = f"{display_name(label)}\n{text}" if error > 0 else display_name(label)
+        names.append((name, color))
         heights.append(max(gap[-1], SHOWN_GAP))
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -58,10 +58,10 @@ def plot_gap(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
     ax.set_xlabel("comparisons N")
     ax.set_ylabel("gap to the best policy (units of reward)")
     ax.set_title("What a method loses, as data grow", loc="left")
-    return bare(ax)
+    return despine(ax)
 
 
-def plot_overoptimisation(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
+def plot_overoptimization(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
     """Draw the true and the proxy value of policies against the KL divergence they spend.
 
     Args:
@@ -73,20 +73,20 @@ def plot_overoptimisation(summary: Summary, ax: Axes, *, order: Sequence[str] = 
         The same axes.
     """
     names, heights = [], []
-    for label, colour, marker in _styled(summary, order):
+    for label, color, marker in _styled(summary, order):
         for value, style in (("proxy_value", "--"), ("true_value", "-")):
             kl, (mean, low, high) = curve(summary, "kl", value, label)
-            ax.fill_between(kl, low, high, color=colour, alpha=0.15, lw=0)
+            ax.fill_between(kl, low, high, color=color, alpha=0.15, lw=0)
             dot = marker if value == "true_value" else None
-            ax.plot(kl, mean, style, marker=dot, ms=4.5, lw=1.8, color=colour)
-            names.append((f"{written_out(label)}, {'true' if dot else 'believed'}", colour))
+            ax.plot(kl, mean, style, marker=dot, ms=4.5, lw=1.8, color=color)
+            names.append((f"{display_name(label)}, {'true' if dot else 'believed'}", color))
             heights.append(mean[-1])
     ax.axhline(0.0, color=PALETTE["grey"], lw=0.8, zorder=0)
     _label_ends(ax, names, heights)
     ax.set_xlabel("KL divergence spent from the reference (nats)")
     ax.set_ylabel("value above the baseline policy\n(units of reward)")
     ax.set_title("What a policy is worth, and what its own reward says", loc="left")
-    return bare(ax)
+    return despine(ax)
 
 
 def log_log_slope(
@@ -132,8 +132,8 @@ def _label_ends(ax: Axes, names: Sequence[tuple[str, str]], heights: Sequence[fl
     inches = 0.75 * (figure.get_size_inches()[1] if figure else 4.0)
     lines = max(name.count("\n") + 1 for name, _ in names)
     beside = ax.transAxes
-    for (name, colour), height in zip(names, _apart(wanted, LINE * lines / inches), strict=True):
-        ax.text(1.02, height, name, color=colour, va="center", size=9, transform=beside)
+    for (name, color), height in zip(names, _apart(wanted, LINE * lines / inches), strict=True):
+        ax.text(1.02, height, name, color=color, va="center", size=9, transform=beside)
 
 
 def _apart(wanted: Sequence[float], least: float) -> Float[np.ndarray, " k"]:
@@ -157,17 +157,17 @@ def _apart(wanted: Sequence[float], least: float) -> Float[np.ndarray, " k"]:
 
 
 def _styled(summary: Summary, order: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Each label with its colour and marker."""
+    """Each label with its color and marker."""
     here = labels(summary)
     every = list(order) or here
     places = [every.index(label) for label in here]
     return [
-        (label, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
+        (label, COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)])
         for label, place in zip(here, places, strict=True)
     ]
 
 
-def bare(ax: Axes) -> Axes:
+def despine(ax: Axes) -> Axes:
     """Axes without a frame on the right and above."""
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -11,21 +11,21 @@ from jax import Array
 from jaxtyping import Float
 
 from bandits.environments.random import Instance
-from bandits.methods.base import Learned, reward_range
+from bandits.methods.base import FitResult, reward_range
 from rpo_theory.bounds import (
     complexity,
     corrected_modulus,
     covering_scale,
-    gap_bound,
+    suboptimality_bound,
     printed_modulus,
     tight_modulus,
     tuned_eta,
 )
-from rpo_theory.coverage import coverage_batch
+from rpo_theory.coverage import coverage_coefficient_batch
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded, log_covering_number
 
 
-class Setting(NamedTuple):
+class BoundInputs(NamedTuple):
     r"""What a draw says before anything is learned from it, per instance.
 
     Attributes:
@@ -41,9 +41,9 @@ class Setting(NamedTuple):
     complexity: Float[np.ndarray, " B"]
 
 
-def measure_setting(
+def compute_bound_inputs(
     instance: Instance, comparisons: Float[np.ndarray, " B"], delta: float
-) -> Setting:
+) -> BoundInputs:
     r"""Measure what the bounds are made of.
 
     Args:
@@ -57,8 +57,11 @@ def measure_setting(
     problem, reward_class = instance.problem, instance.reward_class
     if isinstance(reward_class, Unbounded):
         raise ValueError("`reward_class` must be compact: without a range no bound is finite")
-    law = {"context_weights": problem.context_weights, "pair_law": instance.pair_law}
-    coefficients = coverage_batch(
+    law = {
+        "context_weights": problem.context_weights,
+        "pair_distribution": instance.pair_distribution,
+    }
+    coefficients = coverage_coefficient_batch(
         reward_class,
         true_reward=instance.true_reward,
         comparator=instance.comparator,
@@ -69,16 +72,16 @@ def measure_setting(
     n_cells = int(np.prod(np.shape(instance.true_reward)[1:]))
     with jax.enable_x64(True):
         iota = _complexities(reward_class, n_cells, width, comparisons, delta)
-    return Setting(
+    return BoundInputs(
         coverage=np.asarray(coefficients),
-        comparator_kl=kl(np.asarray(instance.comparator), instance),
+        comparator_kl=kl_to_reference(np.asarray(instance.comparator), instance),
         reward_max=width,
         complexity=iota,
     )
 
 
-def theorem_eta(
-    setting: Setting, comparisons: Float[np.ndarray, " B"], rule: Literal["theorem", "tight"]
+def eta_by_rule(
+    setting: BoundInputs, comparisons: Float[np.ndarray, " B"], rule: Literal["theorem", "tight"]
 ) -> Float[np.ndarray, " B"]:
     r"""The theorem's weight of the adversary, that knows no coefficient.
 
@@ -101,7 +104,7 @@ def theorem_eta(
         return np.asarray(eta)
 
 
-def measure_policy(learned: Learned, instance: Instance) -> dict[str, Float[np.ndarray, " B"]]:
+def measure_policy(learned: FitResult, instance: Instance) -> dict[str, Float[np.ndarray, " B"]]:
     r"""Measure learned policies against the truth.
 
     Args:
@@ -129,11 +132,13 @@ def measure_policy(learned: Learned, instance: Instance) -> dict[str, Float[np.n
         "gap_reference": ahead(np.asarray(instance.problem.reference_policy), answer, truth),
         "true_value": ahead(answer, baseline, truth),
         "proxy_value": ahead(answer, baseline, learned.reward),
-        "kl": kl(answer, instance),
+        "kl": kl_to_reference(answer, instance),
     }
 
 
-def kl(policy: Float[np.ndarray, "B x a"], instance: Instance) -> Float[np.ndarray, " B"]:
+def kl_to_reference(
+    policy: Float[np.ndarray, "B x a"], instance: Instance
+) -> Float[np.ndarray, " B"]:
     r"""Mean divergence of policies from the reference, :math:`E_{d_0}KL(\pi\|\pi_{ref})`.
 
     Args:
@@ -151,8 +156,8 @@ def kl(policy: Float[np.ndarray, "B x a"], instance: Instance) -> Float[np.ndarr
     return np.maximum(divergence, 0.0)
 
 
-def bounds(
-    setting: Setting,
+def gap_bounds(
+    setting: BoundInputs,
     *,
     comparisons: Float[np.ndarray, " B"],
     eta: Float[np.ndarray, " B"],
@@ -186,7 +191,7 @@ def bounds(
     def bound(modulus: Callable[..., Array], **changed: np.ndarray) -> Float[np.ndarray, " B"]:
         terms = {**known, **changed}
         with jax.enable_x64(True):
-            return np.asarray(gap_bound(modulus(setting.reward_max), **terms))
+            return np.asarray(suboptimality_bound(modulus(setting.reward_max), **terms))
 
     promised = bound(corrected_modulus)
     bias = bound(corrected_modulus, complexity=0.0 * eta, kl=0.0 * eta)

@@ -31,7 +31,7 @@ PARTS = "parts"
 VERSIONED = ("rpo", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
 
 
-class Columns:
+class TableBuilder:
     """Columns of a table before they are one: names to arrays, words as dictionaries."""
 
     def __init__(self, length: int) -> None:
@@ -66,7 +66,7 @@ class Columns:
         return pa.table(self._columns)
 
 
-class Store:
+class RecordStore:
     """A study's folder."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:

@@ -20,31 +20,31 @@ from jaxtyping import Float, Int
 
 from bandits.environments.random import Instance
 from bandits.environments.registry import draw_environment
-from bandits.methods.base import CertificateKind, Learned
-from bandits.methods.registry import LEARNERS
+from bandits.methods.base import CertificateKind, FitResult
+from bandits.methods.registry import METHODS
 from rpo_theory.types import Problem, Status
 
 from .config import (
-    WITHOUT_BETA,
-    WITHOUT_ETA,
-    Draw,
-    Method,
-    Study,
+    METHODS_WITHOUT_BETA,
+    METHODS_WITHOUT_ETA,
+    MethodConfig,
+    Scenario,
+    StudyConfig,
     WeightRule,
     design_axes,
-    draws,
-    labels,
+    expand_scenarios,
+    method_labels,
 )
-from .metrics import Setting, bounds, measure_policy, measure_setting, theorem_eta
-from .records import Columns, Store
+from .metrics import BoundInputs, compute_bound_inputs, eta_by_rule, gap_bounds, measure_policy
+from .records import RecordStore, TableBuilder
 
-PART = 4_000_000
+MAX_ENTRIES_PER_PART = 4_000_000
 """Entries of win counts in a part, over all its weights: they bound the memory."""
-MOST_DRAWS = 20_000
+MAX_DRAWS_PER_PART = 20_000
 """Draws of a part at most: what is drawn in NumPy is not counted above."""
-TRIED = 256
+TRIAL_DRAWS = 256
 """Draws by which the time of a study is estimated: more are faster each, until all cores work."""
-COPIES = 6
+ARRAYS_PER_SOLVE = 6
 """Arrays of the size of the win counts that a solver holds, about."""
 BOUNDED = ("rpo", "rpo_maximin", "rpo_policy")
 """Methods that the theorem is about."""
@@ -59,7 +59,7 @@ BOUNDS = (
 )
 
 
-class Part(NamedTuple):
+class StudyPart(NamedTuple):
     """A slice of the draws of one shape.
 
     Attributes:
@@ -71,20 +71,20 @@ class Part(NamedTuple):
     """
 
     number: int
-    cells: tuple[Draw, ...]
+    cells: tuple[Scenario, ...]
     cell: Int[np.ndarray, " B"]
     seeds: Int[np.ndarray, " B"]
     length: int
 
 
-class Weights(NamedTuple):
+class EtaBeta(NamedTuple):
     """A combination of weights, as the study names them."""
 
     eta: float | WeightRule
     beta: float | WeightRule
 
 
-def plan(study: Study) -> list[Part]:
+def plan_parts(study: StudyConfig) -> list[StudyPart]:
     """Cut a study into parts.
 
     Args:
@@ -95,31 +95,31 @@ def plan(study: Study) -> list[Part]:
 
     Examples:
         >>> from bandits.study.config import Method
-        >>> one = Study(name="a", methods=[Method(method="rpo")], comparisons=[9, 99], seeds=5)
-        >>> [(part.length, part.cell.tolist()) for part in plan(one)]
+        >>> one = StudyConfig(name="a", methods=[MethodConfig(method="rpo")], comparisons=[9, 99], seeds=5)
+        >>> [(part.length, part.cell.tolist()) for part in plan_parts(one)]
         [(10, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1])]
     """
-    parts: list[Part] = []
+    parts: list[StudyPart] = []
     for cells in _by_shape(study):
         n_draws = len(cells) * study.seeds
         shape = _one(cells[0])
         entries = shape.problem.wins[0].size * len(study.eta) * len(study.beta)
-        size = min(n_draws, max(1, PART // entries), MOST_DRAWS)
+        size = min(n_draws, max(1, MAX_ENTRIES_PER_PART // entries), MAX_DRAWS_PER_PART)
         size = -(-n_draws // -(-n_draws // size))  # parts as equal as they can be
         for start in range(0, n_draws, size):
             place = np.minimum(np.arange(start, start + size), n_draws - 1)
             cell, seed = np.divmod(place, study.seeds)
             length = min(size, n_draws - start)
-            parts.append(Part(len(parts), tuple(cells), cell, seed + study.first_seed, length))
+            parts.append(StudyPart(len(parts), tuple(cells), cell, seed + study.first_seed, length))
     return parts
 
 
-def n_fits(study: Study) -> int:
+def count_fits(study: StudyConfig) -> int:
     """How many policies a study learns: methods times weights times draws."""
-    return len(draws(study)) * study.seeds * len(study.methods) * len(_weights(study))
+    return len(expand_scenarios(study)) * study.seeds * len(study.methods) * len(_weights(study))
 
 
-class Cost(NamedTuple):
+class CostEstimate(NamedTuple):
     """What a study is expected to take.
 
     Attributes:
@@ -133,19 +133,19 @@ class Cost(NamedTuple):
     fits: int
 
 
-def expected_cost(study: Study, parts: Sequence[Part]) -> Cost:
+def estimate_cost(study: StudyConfig, parts: Sequence[StudyPart]) -> CostEstimate:
     """What a study will take, by a few of its fits.
 
     Args:
         study: the study.
-        parts: of :func:`plan`.
+        parts: of :func:`plan_parts`.
 
     Returns:
         The cost; the first of every shape, which is compiled, is not counted.
     """
     seconds, most, fits = 0.0, 0, 0
     for part in {part.cells: part for part in parts}.values():
-        few = part._replace(cell=part.cell[:TRIED], seeds=part.seeds[:TRIED])
+        few = part._replace(cell=part.cell[:TRIAL_DRAWS], seeds=part.seeds[:TRIAL_DRAWS])
         few = few._replace(length=len(few.cell))
         run_part(study, few, draw_part(few))  # compiles
         start = time.perf_counter()
@@ -156,17 +156,19 @@ def expected_cost(study: Study, parts: Sequence[Part]) -> Cost:
         seconds += took * draws_of_shape / few.length
         fits += few.length * len(study.methods) * len(_weights(study))
         entries = instance.problem.wins[0].size * len(_weights(study)) * part.length
-        most = max(most, COPIES * 8 * entries)
-    return Cost(seconds, most, fits)
+        most = max(most, ARRAYS_PER_SOLVE * 8 * entries)
+    return CostEstimate(seconds, most, fits)
 
 
-def run(study: Study, store: Store, parts: Sequence[Part]) -> Iterator[Part]:
+def run_parts(
+    study: StudyConfig, store: RecordStore, parts: Sequence[StudyPart]
+) -> Iterator[StudyPart]:
     """Run the parts that the store does not have yet.
 
     Args:
         study: the study.
         store: where records go.
-        parts: which, of :func:`plan`.
+        parts: which, of :func:`plan_parts`.
 
     Yields:
         Every part when its records are there.
@@ -183,12 +185,12 @@ def run(study: Study, store: Store, parts: Sequence[Part]) -> Iterator[Part]:
             yield part
 
 
-def run_part(study: Study, part: Part, instance: Instance) -> tuple[pa.Table, pa.Table]:
+def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[pa.Table, pa.Table]:
     """Learn and measure one part.
 
     Args:
         study: the study.
-        part: of :func:`plan`.
+        part: of :func:`plan_parts`.
         instance: what :func:`draw_part` drew.
 
     Returns:
@@ -196,18 +198,18 @@ def run_part(study: Study, part: Part, instance: Instance) -> tuple[pa.Table, pa
     """
     start = time.perf_counter()
     comparisons = np.array([part.cells[cell].comparisons for cell in part.cell], np.float64)
-    setting = measure_setting(instance, comparisons, study.delta)
+    setting = compute_bound_inputs(instance, comparisons, study.delta)
     every = [_weighted(instance, setting, comparisons, each) for each in _weights(study)]
     seconds = {"setting": time.perf_counter() - start}
     tables = []
     for place, method in enumerate(study.methods):
         start = time.perf_counter()
         learned = _learn(study, method, instance, every)
-        seconds[labels(study)[place]] = time.perf_counter() - start
+        seconds[method_labels(study)[place]] = time.perf_counter() - start
         for weights, (eta, beta), answer in zip(_weights(study), every, learned, strict=True):
             measured = measure_policy(answer, instance)
             if method.method in BOUNDED and method.options.baseline == "given":
-                measured |= bounds(setting, comparisons=comparisons, eta=eta, beta=beta)
+                measured |= gap_bounds(setting, comparisons=comparisons, eta=eta, beta=beta)
             tables.append(
                 _records(study, part, place, weights, (eta, beta), setting, measured, answer)
             )
@@ -223,11 +225,11 @@ def run_part(study: Study, part: Part, instance: Instance) -> tuple[pa.Table, pa
     return pa.concat_tables(tables), timings
 
 
-def draw_part(part: Part) -> Instance:
+def draw_part(part: StudyPart) -> Instance:
     """Draw the instances of a part.
 
     Args:
-        part: of :func:`plan`.
+        part: of :func:`plan_parts`.
 
     Returns:
         Instances with a leading batch axis.
@@ -240,11 +242,11 @@ def draw_part(part: Part) -> Instance:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
 
 
-def _by_shape(study: Study) -> list[list[Draw]]:
+def _by_shape(study: StudyConfig) -> list[list[Scenario]]:
     """Cells whose arrays have the same shapes, in the order of the first of them."""
-    groups: dict[Any, list[Draw]] = {}
+    groups: dict[Any, list[Scenario]] = {}
     shapes: dict[Any, Any] = {}
-    for cell in draws(study):
+    for cell in expand_scenarios(study):
         design = cell.design
         key = cell.environment, design.contexts, design.actions, design.reward, design.features
         if key not in shapes:
@@ -255,23 +257,23 @@ def _by_shape(study: Study) -> list[list[Draw]]:
     return list(groups.values())
 
 
-def _one(cell: Draw) -> Instance:
+def _one(cell: Scenario) -> Instance:
     environment, design, comparisons = cell
     return draw_environment(environment, comparisons, np.zeros(1, int), design=design)
 
 
-def _weights(study: Study) -> list[Weights]:
-    return [Weights(eta, beta) for eta in study.eta for beta in study.beta]
+def _weights(study: StudyConfig) -> list[EtaBeta]:
+    return [EtaBeta(eta, beta) for eta in study.eta for beta in study.beta]
 
 
 def _weighted(
-    instance: Instance, setting: Setting, comparisons: Float[np.ndarray, " B"], weights: Weights
+    instance: Instance, setting: BoundInputs, comparisons: Float[np.ndarray, " B"], weights: EtaBeta
 ) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]:
     """Numbers that the weights of a study stand for, draw by draw."""
     eta, beta = weights
     match eta:
         case "theorem" | "tight":
-            etas = theorem_eta(setting, comparisons, eta)
+            etas = eta_by_rule(setting, comparisons, eta)
         case "given":
             etas = np.asarray(instance.problem.eta)
         case number:
@@ -287,18 +289,18 @@ def _weighted(
 
 
 def _learn(
-    study: Study,
-    method: Method,
+    study: StudyConfig,
+    method: MethodConfig,
     instance: Instance,
     every: Sequence[tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]],
-) -> list[Learned]:
+) -> list[FitResult]:
     """Answers at all weights, in one call over those that the method can tell apart."""
     n_beta = len(study.beta)
     standing = []
     for place in range(len(every)):
         eta, beta = divmod(place, n_beta)
-        eta = 0 if method.method in WITHOUT_ETA else eta
-        beta = 0 if method.method in WITHOUT_BETA else beta
+        eta = 0 if method.method in METHODS_WITHOUT_ETA else eta
+        beta = 0 if method.method in METHODS_WITHOUT_BETA else beta
         standing.append(eta * n_beta + beta)
     told_apart = sorted(set(standing))
 
@@ -311,36 +313,36 @@ def _learn(
         beta=np.concatenate([every[place][1] for place in told_apart]),
     )
     reward_class = jax.tree.map(repeated, instance.reward_class)
-    together = LEARNERS[method.method](problem, reward_class, method.options)
+    together = METHODS[method.method](problem, reward_class, method.options)
     n = len(every[0][0])
 
-    def answer(place: int) -> Learned:
+    def answer(place: int) -> FitResult:
         start = told_apart.index(standing[place]) * n
         kind: CertificateKind = together.certificate_kind
         arrays = {
             name: getattr(together, name)[start : start + n]
             for name in ("policy", "reward", "certificate", "status")
         }
-        return Learned(**arrays, certificate_kind=kind)
+        return FitResult(**arrays, certificate_kind=kind)
 
     return [answer(place) for place in range(len(every))]
 
 
 def _records(
-    study: Study,
-    part: Part,
+    study: StudyConfig,
+    part: StudyPart,
     place: int,
-    weights: Weights,
+    weights: EtaBeta,
     numbers: tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]],
-    setting: Setting,
+    setting: BoundInputs,
     measured: dict[str, Float[np.ndarray, " B"]],
-    answer: Learned,
+    answer: FitResult,
 ) -> pa.Table:
     """Rows of one method at one combination of weights."""
     kept = slice(part.length)
-    columns = Columns(part.length)
+    columns = TableBuilder(part.length)
     columns.words("method", np.array(place), [each.method for each in study.methods])
-    columns.words("label", np.array(place), labels(study))
+    columns.words("label", np.array(place), method_labels(study))
     cells = part.cell[kept]
     environments = [cell.environment for cell in part.cells]
     code = np.array([study.environments.index(name) for name in environments])
@@ -352,7 +354,10 @@ def _records(
         columns.words(f"{name}_rule", np.array(rules.index(rule)), [str(each) for each in rules])
         columns.numbers(name, value[kept])
     columns.numbers("seed", part.seeds[kept])
-    for axis in ("coverage", *(name for name in design_axes(study) if name != "coverage")):
+    for axis in (
+        "target_coverage",
+        *(name for name in design_axes(study) if name != "target_coverage"),
+    ):
         _design_column(columns, axis, part.cells, cells)
     unknown = dict.fromkeys(BOUNDS, np.full(len(part.cell), np.nan))
     for name, values in (unknown | setting._asdict() | measured).items():
@@ -369,7 +374,7 @@ def _records(
 
 
 def _design_column(
-    columns: Columns, axis: str, drawn: Sequence[Draw], cells: Int[np.ndarray, " B"]
+    columns: TableBuilder, axis: str, drawn: Sequence[Scenario], cells: Int[np.ndarray, " B"]
 ) -> None:
     """A field of the design as a column; null for what was not drawn from a design."""
     values = [
@@ -384,6 +389,6 @@ def _design_column(
         columns.numbers(f"design.{axis}", numbers[cells])
 
 
-def resolved(study: Study) -> dict[str, Any]:
+def resolved_config(study: StudyConfig) -> dict[str, Any]:
     """A study as plain values, for its files."""
     return dataclasses.asdict(study)

@@ -6,7 +6,7 @@ column                       meaning
 ``label``                    what a line is called: the method, with its baseline if there are many
 ``environment``              what was drawn: a figure has a panel for each
 ``comparisons``              :math:`N`
-``coverage``                 target :math:`C` of the comparator, nan where none was asked for
+``target_coverage``          target :math:`C` of the comparator, nan where none was asked for
 ``eta``, ``beta``            weights of the adversary and of the KL term
 ``kl``                       :math:`E\,KL(\hat\pi\|\pi_{ref})`, nats
 ``gap``                      mean over the seeds of :math:`J(\pi) - J(\hat\pi)`
@@ -43,7 +43,7 @@ NAMES = {
     "dpo": "DPO",
     "two_stage": "two-stage MLE + KL",
     "greedy_mle": "greedy MLE",
-    "behaviour_cloning": "behaviour cloning",
+    "behavior_cloning": "behavior cloning",
     "pessimistic_mle": "pessimistic MLE",
     "freehand": "FREEHAND",
     "spac": "SPAC",
@@ -67,12 +67,12 @@ MEANS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta"
 """Columns of records that a summary has the means of."""
 
 
-def needed(name: str) -> bool:
+def is_summary_column(name: str) -> bool:
     """Whether a column of records is one that a summary and its findings are made of."""
     return name in (*KEYS, *MEANS, "bound_printed", "status") or name.startswith("design.")
 
 
-def summarise(records: Iterable[pa.Table]) -> Summary:
+def summarize(records: Iterable[pa.Table]) -> Summary:
     """Mean and 95 % confidence interval of every cell of a study's grid.
 
     Args:
@@ -107,7 +107,7 @@ def summarise(records: Iterable[pa.Table]) -> Summary:
         np.maximum.at(most, where, columns[f"{name}_max"])
         summary[name] = np.where(least == most, least, summary[name])
     # The axis is what was asked for; what came of it, seed by seed, is in the records.
-    summary["coverage"] = summary["design.coverage"]
+    summary["target_coverage"] = summary["design.target_coverage"]
     return summary
 
 
@@ -196,7 +196,7 @@ def labels(summary: Summary) -> list[str]:
     return list(dict.fromkeys(str(label) for label in summary["label"]))
 
 
-def written_out(label: str) -> str:
+def display_name(label: str) -> str:
     """A label with its method written out: ``rpo, chosen`` is RPO, chosen."""
     method, comma, rest = label.partition(",")
     return NAMES.get(method, method) + comma + rest.replace("_", " ")
@@ -298,7 +298,7 @@ def by_environment(summary: Summary) -> dict[str, Summary]:
     }
 
 
-def has_one_row(summary: Summary, *axes: str) -> bool:
+def has_unique_rows(summary: Summary, *axes: str) -> bool:
     """Whether a label and a value of each axis leave one row."""
     names = ("label", *axes)
     rows = np.stack([np.unique(summary[name], return_inverse=True)[1] for name in names], axis=1)

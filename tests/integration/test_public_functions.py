@@ -7,7 +7,7 @@ import doctest
 from collections.abc import Iterator
 from pathlib import Path
 
-from bandits.methods.registry import LEARNERS
+from bandits.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [
@@ -44,8 +44,8 @@ def used(tree: ast.Module, module: str | None = None) -> Iterator[str]:
                         yield f"{of}.{name}"
             case ast.Name(id=name, ctx=ast.Load()):
                 yield f"{module}.{name}"
-            case ast.Constant(value=str(name)) if name in LEARNERS:
-                yield f"{LEARNERS[name].__module__.rpartition('.')[2]}.{LEARNERS[name].__name__}"
+            case ast.Constant(value=str(name)) if name in METHODS:
+                yield f"{METHODS[name].__module__.rpartition('.')[2]}.{METHODS[name].__name__}"
 
 
 def examples(path: Path) -> Iterator[str]:

@@ -24,11 +24,11 @@ name: small
 methods: [{method: rpo, options: {baseline: given}}, {method: dpo}]
 comparisons: [100, 1000]
 seeds: 500
-design: {actions: 4, rare: 1, coverage: 1.5, reward_max: 1.0}
+design: {actions: 4, rare: 1, target_coverage: 1.5, reward_max: 1.0}
 """
 RUN = """
 name: tiny
-model: {architecture: {vocab_size: 261, width: 8, hidden_units: 8, n_layers: 1, n_heads: 2}}
+model: {architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 64}
 objective: {method: rpo, beta: 0.1, eta: 1.0}
 trainer: {max_steps: 50, per_device_train_batch_size: 4}
@@ -101,7 +101,7 @@ def test_property_a_study_is_records_and_a_figure_with_overrides_of_any_kind() -
     assert records.num_rows == 12
     assert set(records["comparisons"].to_pylist()) == {100, 400}
     assert set(records["beta"].to_pylist()) == {0.1}
-    assert "<th>design.coverage</th>" in check_shown_and_drawn(study)
+    assert "<th>design.target_coverage</th>" in check_shown_and_drawn(study)
     with pytest.raises(ValueError, match="results of this study are there already"):
         api.study("study.yaml", overrides, out="out/mine")
 

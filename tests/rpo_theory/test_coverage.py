@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpo_theory import coverage as coverage_module
-from rpo_theory.coverage import coverage, coverage_batch, density_ratio_bound
+from rpo_theory.coverage import coverage_coefficient, coverage_coefficient_batch, density_ratio_bound
 from rpo_theory.problems import InvalidProblemError
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 
@@ -407,7 +407,7 @@ def test_property_batches_agree_with_single_instances_across_chunks(
     same = [s for s in drawn if s.true_reward.shape == (3, 4)]
     assert len(same) > 10
     batch = Setting(*(np.stack(fields) for fields in zip(*same, strict=True)))
-    found = coverage_batch(TabularBox(np.ones(len(same))), **batch._asdict())
+    found = coverage_coefficient_batch(TabularBox(np.ones(len(same))), **batch._asdict())
     box = TabularBox(np.array(1.0))
     np.testing.assert_allclose(found, [s.coverage(box) for s in same], rtol=CLOSED_FORM)
 

@@ -185,12 +185,13 @@ def stream(config: str) -> int:
 
     from llm.config import TrainConfig
     from llm.data.loader import BatchSampler, iterate_batches
+    from llm.hf.factory import resolve_model
     from llm.train.dataset import load_training_data
     from rpo.runtime.config_files import read_config
 
     start = time.perf_counter()
     run = read_config(Path(config), TrainConfig, [])
-    loaded = load_training_data(run.data, run.model)
+    loaded = load_training_data(run.data, resolve_model(run.model))
     seconds = time.perf_counter() - start
     schedule = BatchSampler(loaded.train, run.data.layout, run.trainer.per_device_train_batch_size)
     tokens = pairs = 0

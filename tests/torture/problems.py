@@ -214,8 +214,8 @@ def exact_gap(problem: Problem, reward_class: RewardClass, solution: Solution) -
     return fifty_digits.excess(problem, reward_class, reward)
 
 
-GAPS = jax.jit(jax.vmap(certificate.gap_bound))
-DEFECTS = jax.jit(jax.vmap(certificate.unbounded_defect))
+GAPS = jax.jit(jax.vmap(certificate.duality_gap_bound))
+DEFECTS = jax.jit(jax.vmap(certificate.unbounded_residual))
 MIXTURES = jax.jit(jax.vmap(certificate.mixture_gap))
 VALUES = jax.jit(
     jax.vmap(jax.vmap(certificate.minimax_objective, in_axes=(None, 0)), in_axes=(0, 0))
@@ -258,7 +258,7 @@ def check_coverage(
         "pair_distribution": pairs,
     }
     try:
-        found = np.asarray(coverage.coverage_batch(classes, **asked))
+        found = np.asarray(coverage.coverage_coefficient_batch(classes, **asked))
     except Exception as error:
         tally.note(family, f"exception {type(error).__name__}: {error}", (asked, classes))
         return

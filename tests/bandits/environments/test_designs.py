@@ -15,7 +15,7 @@ from scipy.special import expit
 from bandits.environments.designs import DECADES, INSIDE, Design, designed_coverage, draw_design
 from bandits.environments.random import Instance
 from rpo_theory import bounds, minimax
-from rpo_theory.coverage import coverage_batch
+from rpo_theory.coverage import coverage_coefficient_batch
 from rpo_theory.problems import validate
 from rpo_theory.rewards import LinearBall, TabularBox, log_covering_number
 
@@ -46,7 +46,7 @@ def same(first: Any, second: Any) -> bool:
 
 def measured(batch: Instance, comparator: np.ndarray) -> np.ndarray:
     return np.asarray(
-        coverage_batch(
+        coverage_coefficient_batch(
             batch.reward_class,
             true_reward=batch.true_reward,
             comparator=comparator,

@@ -26,7 +26,7 @@ from bandits.environments.instances import (
 from bandits.environments.random import Baseline, Instance
 from rpo_theory import losses, maximin, minimax, objectives
 from rpo_theory.certificate import certify
-from rpo_theory.coverage import coverage
+from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.problems import validate
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
@@ -78,7 +78,7 @@ def solved_gap(instance: Instance) -> float:
 
 def coverage_of(instance: Instance) -> float:
     return float(
-        coverage(
+        coverage_coefficient(
             instance.reward_class,
             true_reward=instance.true_reward,
             comparator=instance.comparator,

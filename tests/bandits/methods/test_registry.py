@@ -16,9 +16,9 @@ import pytest
 from scipy.optimize import minimize
 
 from bandits.methods import path_following
-from bandits.methods.base import Learned, Options
+from bandits.methods.base import FitResult, MethodOptions
 from bandits.methods.policy_losses import chi_squared_policy
-from bandits.methods.registry import LEARNERS, greedy_policy
+from bandits.methods.registry import METHODS, greedy_policy
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.objectives import minimax_objective
@@ -153,7 +153,7 @@ def rpo_loss(problem: Problem, log_policy: jax.Array) -> jax.Array:
     return dpo - jnp.sum(weights * problem.baseline_policy * log_policy)
 
 
-def assert_proven(learned: Learned, most: float = 1e-9) -> None:
+def assert_proven(learned: FitResult, most: float = 1e-9) -> None:
     assert (learned.status == Status.SOLVED).all()
     assert (learned.certificate >= 0).all()
     assert learned.certificate.max() <= most
@@ -164,7 +164,7 @@ def assert_proven(learned: Learned, most: float = 1e-9) -> None:
 def test_parity_rpo_by_every_route_and_baseline_is_the_policy_that_cvxpy_finds(
     method, baseline, problem, reward_class
 ):
-    learned = LEARNERS[method](problem, reward_class, Options(baseline=baseline))
+    learned = METHODS[method](problem, reward_class, MethodOptions(baseline=baseline))
     assert_proven(learned)
     for i in range(BATCH):
         one = row(problem, i)
@@ -177,7 +177,7 @@ def test_parity_rpo_by_every_route_and_baseline_is_the_policy_that_cvxpy_finds(
 
 @pytest.mark.parametrize("method", ["dpo", "two_stage"])
 def test_parity_dpo_and_two_stage_are_cvxpys_maximum_likelihood(method, problem, reward_class):
-    learned = LEARNERS[method](problem, reward_class, Options())
+    learned = METHODS[method](problem, reward_class, MethodOptions())
     assert_proven(learned)
     for i in range(BATCH):
         one = row(problem, i)._replace(eta=np.array(0.0))
@@ -189,8 +189,8 @@ def test_parity_dpo_and_two_stage_are_cvxpys_maximum_likelihood(method, problem,
 
 @pytest.mark.parametrize("method", ["rpo", "rpo_maximin", "rpo_policy", "dpo"])
 def test_parity_over_all_rewards_rpo_and_dpo_minimise_the_trained_loss(method, problem):
-    options = Options(rewards="unbounded", baseline="given")
-    learned = LEARNERS[method](problem, TabularBox(np.ones(BATCH)), options)
+    options = MethodOptions(rewards="unbounded", baseline="given")
+    learned = METHODS[method](problem, TabularBox(np.ones(BATCH)), options)
     assert_proven(learned)
     assert learned.certificate_kind == "stationarity_residual"
     for i in range(BATCH):
@@ -203,8 +203,8 @@ def test_parity_over_all_rewards_rpo_and_dpo_minimise_the_trained_loss(method, p
 
 def test_parity_vpo_with_alpha_is_rpo_with_eta_alpha_over_n(problem):
     alpha = 4.0
-    options = Options(rewards="unbounded", baseline="reference", vpo_alpha=alpha)
-    learned = LEARNERS["vpo"](problem, Unbounded(), options)
+    options = MethodOptions(rewards="unbounded", baseline="reference", vpo_alpha=alpha)
+    learned = METHODS["vpo"](problem, Unbounded(), options)
     assert_proven(learned)
     for i in range(BATCH):
         one = row(problem, i)
@@ -215,7 +215,7 @@ def test_parity_vpo_with_alpha_is_rpo_with_eta_alpha_over_n(problem):
 
 
 def test_parity_power_minimises_its_own_loss(problem):
-    learned = LEARNERS["power"](problem, Unbounded(), Options())
+    learned = METHODS["power"](problem, Unbounded(), MethodOptions())
     assert_proven(learned)
     for i in range(BATCH):
         one = row(problem, i)
@@ -228,12 +228,12 @@ def test_parity_power_minimises_its_own_loss(problem):
         np.testing.assert_allclose(learned.policy[i], oracle, atol=DESCENT)
 
 
-def test_closed_form_behaviour_cloning_gives_each_response_its_share_of_the_wins():
+def test_closed_form_behavior_cloning_gives_each_response_its_share_of_the_wins():
     wins = np.zeros((1, 2, 3, 3))
     wins[0, 0, 0, 1], wins[0, 0, 2, 1] = 3.0, 1.0
     reference = np.full((1, 2, 3), 1 / 3)
     one = Problem(np.full((1, 2), 0.5), reference, reference, wins, np.ones(1), np.ones(1))
-    learned = LEARNERS["behaviour_cloning"](one, Unbounded(), Options())
+    learned = METHODS["behavior_cloning"](one, Unbounded(), MethodOptions())
     expected = np.array([[0.75, 0.0, 0.25], [1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(learned.policy[0], expected, rtol=1e-15)
     assert np.isnan(learned.reward).all()
@@ -251,7 +251,7 @@ def test_closed_form_on_two_arms_greedy_plays_the_one_that_wins_more():
     wins = np.array([[[[0.0, 2.0], [1.0, 0.0]]], [[[0.0, 2.0], [5.0, 0.0]]]])
     even = np.full((2, 1, 2), 0.5)
     pair = Problem(np.ones((2, 1)), even, even, wins, np.ones(2), np.ones(2))
-    learned = LEARNERS["greedy_mle"](pair, TabularBox(np.full(2, 4.0)), Options())
+    learned = METHODS["greedy_mle"](pair, TabularBox(np.full(2, 4.0)), MethodOptions())
     assert learned.policy.tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
     log_odds = learned.reward[:, 0, 0] - learned.reward[:, 0, 1]
     np.testing.assert_allclose(log_odds, np.log([2.0, 0.4]), atol=1e-9)
@@ -263,10 +263,10 @@ def test_parity_pessimistic_mle_is_the_cone_program_of_its_definition(
     curvature, baseline, problem, reward_class
 ):
     # A small constant, so that neither the likelihood nor the penalty decides alone.
-    options = Options(baseline=baseline, curvature=curvature, pessimism=0.02, ridge=0.05)
-    learned = LEARNERS["pessimistic_mle"](problem, reward_class, options)
+    options = MethodOptions(baseline=baseline, curvature=curvature, pessimism=0.02, ridge=0.05)
+    learned = METHODS["pessimistic_mle"](problem, reward_class, options)
     assert_proven(learned, most=1e-6)
-    likely = LEARNERS["two_stage"](problem, reward_class, options).reward
+    likely = METHODS["two_stage"](problem, reward_class, options).reward
     for i in range(BATCH):
         one, linear = row(problem, i), row(reward_class, i)
         penalty = zhu(one, linear, baseline_of(baseline, one), options)
@@ -284,27 +284,29 @@ def test_parity_pessimistic_mle_is_the_cone_program_of_its_definition(
 def test_property_a_policy_that_is_not_best_against_the_ellipsoid_is_not_called_solved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stay(smoothed: Any, start: jax.Array) -> path_following.Path:
+    def stay(smoothed: Any, start: jax.Array) -> path_following.PathState:
         one = jnp.ones((), start.dtype)
-        return path_following.Path(start, one, one, jnp.zeros((), int), jnp.array(True))
+        return path_following.PathState(start, one, one, jnp.zeros((), int), jnp.array(True))
 
     monkeypatch.setattr(path_following, "follow", stay)
     even, second = np.full((1, 1, 5), 0.2), np.eye(5)[None, None, 1]
     wins = np.zeros((1, 1, 5, 5))
     wins[0, 0, 0, 1:], wins[0, 0, 1:, 0] = 9.0, 1.0
     problem = Problem(np.ones((1, 1)), even, second, wins, np.ones(1), np.ones(1))
-    options = Options(baseline="given", pessimism=0.02)
+    options = MethodOptions(baseline="given", pessimism=0.02)
     box = TabularBox(np.array([2.0]))
-    learned = LEARNERS["pessimistic_mle"](problem, box, options)
+    learned = METHODS["pessimistic_mle"](problem, box, options)
     assert int(learned.status[0]) == Status.MAX_STEPS
-    likely = LEARNERS["two_stage"](problem, box, options).reward[0]
+    likely = METHODS["two_stage"](problem, box, options).reward[0]
     penalty = zhu(row(problem, 0), row(box, 0), second[0], options)
     best = likely[0, 0] - penalty(np.eye(5)[0]).value
     reached = (likely * learned.policy[0]).sum() - penalty(learned.policy[0].ravel()).value
     assert float(learned.certificate[0]) >= best - reached > 0.01
 
 
-def zhu(problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, options: Options) -> Any:
+def zhu(
+    problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, options: MethodOptions
+) -> Any:
     """Its penalty as a function of the joint law of prompt and response."""
     n = problem.wins.sum()
     if isinstance(reward_class, TabularBox):
@@ -362,8 +364,8 @@ def against_worst(
 @pytest.mark.parametrize("baseline", ["reference", "chosen"])
 @pytest.mark.parametrize("zeta", [0.1, 3.0, 1e4])
 def test_parity_freehand_is_best_against_every_likely_reward(zeta, baseline, problem, reward_class):
-    options = Options(likelihood_slack=zeta, baseline=baseline)
-    learned = LEARNERS["freehand"](problem, reward_class, options)
+    options = MethodOptions(likelihood_slack=zeta, baseline=baseline)
+    learned = METHODS["freehand"](problem, reward_class, options)
     assert_proven(learned, most=2e-4)
     for i in range(BATCH):
         one, rewards = row(problem, i), row(reward_class, i)
@@ -379,8 +381,8 @@ def test_theorem_spacs_average_policy_is_as_near_to_the_best_as_its_certificate_
 ):
     gaps = []
     for rounds in (10, 200):
-        options = Options(baseline="given", self_play_rounds=rounds)
-        learned = LEARNERS["spac"](problem, reward_class, options)
+        options = MethodOptions(baseline="given", self_play_rounds=rounds)
+        learned = METHODS["spac"](problem, reward_class, options)
         assert (learned.status == Status.SOLVED).all()
         for i in range(BATCH):
             one, rewards = row(problem, i), row(reward_class, i)
@@ -394,8 +396,8 @@ def test_theorem_spacs_average_policy_is_as_near_to_the_best_as_its_certificate_
 
 def test_parity_spac_is_mirror_descent_on_scipys_adversary(problem):
     maximum, rounds = np.array([0.5, 1.0, 2.0]), 3
-    options = Options(baseline="given", self_play_rounds=rounds)
-    learned = LEARNERS["spac"](problem, TabularBox(maximum), options)
+    options = MethodOptions(baseline="given", self_play_rounds=rounds)
+    learned = METHODS["spac"](problem, TabularBox(maximum), options)
     for i in range(BATCH):
         one = row(problem, i)
         step = np.sqrt(8 * -np.log(one.reference_policy.min()) / rounds) / maximum[i]
@@ -427,7 +429,7 @@ def scipy_adversary(problem: Problem, policy: np.ndarray, maximum: float) -> np.
 
 
 def test_parity_ipo_minimises_its_own_loss_over_tabular_policies(problem):
-    learned = LEARNERS["ipo"](problem, Unbounded(), Options(ipo_tau=0.7))
+    learned = METHODS["ipo"](problem, Unbounded(), MethodOptions(ipo_tau=0.7))
     assert_proven(learned)
     for i in range(BATCH):
         one = row(problem, i)
@@ -438,7 +440,7 @@ def test_parity_ipo_minimises_its_own_loss_over_tabular_policies(problem):
 
 def test_closed_form_log_linear_ipo_is_least_squares_on_the_pairs(problem):
     features = np.random.default_rng(5).normal(size=(BATCH, CONTEXTS, ACTIONS, FEATURES))
-    learned = LEARNERS["ipo"](problem, LinearBall(features, np.ones(BATCH)), Options())
+    learned = METHODS["ipo"](problem, LinearBall(features, np.ones(BATCH)), MethodOptions())
     assert_proven(learned)
     for i in range(BATCH):
         x, winner, loser = np.nonzero(problem.wins[i])
@@ -452,7 +454,7 @@ def test_closed_form_log_linear_ipo_is_least_squares_on_the_pairs(problem):
 
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
 def test_parity_dpop_is_the_convex_program_of_its_loss(penalty, problem, reward_class):
-    learned = LEARNERS["dpop"](problem, reward_class, Options(dpop_penalty=penalty))
+    learned = METHODS["dpop"](problem, reward_class, MethodOptions(dpop_penalty=penalty))
     assert_proven(learned, most=1e-6)
     for i in range(BATCH):
         one, rewards = row(problem, i), row(reward_class, i)
@@ -474,7 +476,7 @@ def test_parity_dpop_is_the_convex_program_of_its_loss(penalty, problem, reward_
 
 def test_parity_chi_po_minimises_its_own_loss_where_the_class_does_not_bind(problem):
     width = 30.0
-    learned = LEARNERS["chi_po"](problem, TabularBox(np.full(BATCH, width)), Options())
+    learned = METHODS["chi_po"](problem, TabularBox(np.full(BATCH, width)), MethodOptions())
     assert_proven(learned)
     for i in range(BATCH):
         one = row(problem, i)
@@ -500,7 +502,7 @@ def test_parity_chi_squared_policy_maximises_reward_less_both_divergences(beta):
 @pytest.mark.parametrize("method", ["dpop", "chi_po", "pessimistic_mle", "freehand", "spac"])
 def test_raises_where_a_method_needs_a_compact_class(method, problem):
     with pytest.raises(ValueError, match=f"`reward_class` must be .* {method}, got Unbounded"):
-        LEARNERS[method](problem, Unbounded(), Options())
+        METHODS[method](problem, Unbounded(), MethodOptions())
 
 
 @pytest.mark.parametrize(
@@ -508,7 +510,7 @@ def test_raises_where_a_method_needs_a_compact_class(method, problem):
     [("baseline", "best"), ("ridge", 0.0), ("confidence", 1.0), ("dpop_penalty", -1.0)],
 )
 def test_raises_on_an_option_out_of_range_and_names_it(option, value):
-    options = Options()
+    options = MethodOptions()
     # Set past the type checker of the test run, which knows the names too.
     object.__setattr__(options, option, value)
     with pytest.raises(ValueError, match=f"`{option}` must be .*, got"):
@@ -532,21 +534,21 @@ def crowd() -> tuple[Problem, LinearBall]:
 
 
 @pytest.mark.parametrize("kind", ["box", pytest.param("ball", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", sorted(LEARNERS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_property_an_answer_has_the_same_bits_whatever_is_answered_beside_it(
     method: str, kind: str, crowd: tuple[Problem, LinearBall]
 ) -> None:
     problem, ball = crowd
     reward_class = ball if kind == "ball" else TabularBox(2.0 * ball.radius)
-    together = LEARNERS[method](problem, reward_class, Options(self_play_rounds=50))
+    together = METHODS[method](problem, reward_class, MethodOptions(self_play_rounds=50))
     for some in (slice(1, 2), slice(3, 40)):
         few, classes = jax.tree.map(lambda leaf, some=some: leaf[some], (problem, reward_class))
-        apart = LEARNERS[method](few, classes, Options(self_play_rounds=50))
+        apart = METHODS[method](few, classes, MethodOptions(self_play_rounds=50))
         for name in ("policy", "reward", "certificate", "status"):
             np.testing.assert_array_equal(getattr(apart, name), getattr(together, name)[some])
 
 
-@pytest.mark.parametrize("method", sorted(LEARNERS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_extreme_prompts_without_data_or_weight_and_arms_without_support(method):
     rng = np.random.default_rng(1)
     shape = (4, 3, 4)
@@ -561,7 +563,7 @@ def test_extreme_prompts_without_data_or_weight_and_arms_without_support(method)
     weights /= weights.sum(axis=-1, keepdims=True)
     eta = np.array([0.1, 0.0, 1.0, 10.0])
     hard = Problem(weights, reference, reference, wins, np.full(4, 0.05), eta)
-    learned = LEARNERS[method](hard, TabularBox(np.full(4, 2.0)), Options())
+    learned = METHODS[method](hard, TabularBox(np.full(4, 2.0)), MethodOptions())
     assert (learned.status == Status.SOLVED).all()
     assert np.isfinite(learned.certificate).all()
     assert (learned.policy >= 0).all()
@@ -569,12 +571,12 @@ def test_extreme_prompts_without_data_or_weight_and_arms_without_support(method)
     assert (learned.policy[:, 0, 1] == 0).all()
 
 
-@pytest.mark.parametrize("method", sorted(LEARNERS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_compiles_once_for_all_numbers_of_one_shape(method, problem, caplog):
     box = TabularBox(np.array([0.5, 1.0, 2.0]))
-    LEARNERS[method](problem, box, Options())
+    METHODS[method](problem, box, MethodOptions())
     other = problem._replace(beta=2 * problem.beta, eta=3 * problem.eta, wins=5 * problem.wins)
-    options = Options(
+    options = MethodOptions(
         vpo_alpha=2.0,
         ipo_tau=0.3,
         dpop_penalty=1.0,
@@ -586,5 +588,5 @@ def test_compiles_once_for_all_numbers_of_one_shape(method, problem, caplog):
         self_play_rounds=20,
     )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        LEARNERS[method](other, TabularBox(2 * np.asarray(box.maximum)), options)
+        METHODS[method](other, TabularBox(2 * np.asarray(box.maximum)), options)
     assert [line for line in caplog.messages if "Finished XLA compilation" in line] == []

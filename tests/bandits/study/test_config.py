@@ -7,47 +7,54 @@ from typing import Any
 
 import pytest
 
-from bandits.methods.base import Options
-from bandits.methods.registry import LEARNERS
-from bandits.study.config import Method, QuickSizes, Study, design_axes, designs, draws
+from bandits.methods.base import MethodOptions
+from bandits.methods.registry import METHODS
+from bandits.study.config import (
+    MethodConfig,
+    QuickSizes,
+    StudyConfig,
+    design_axes,
+    expand_designs,
+    expand_scenarios,
+)
 
 
-def study(**changed: Any) -> Study:
+def study(**changed: Any) -> StudyConfig:
     fields: dict[str, Any] = {
         "name": "tiny",
-        "methods": [Method(method="rpo")],
+        "methods": [MethodConfig(method="rpo")],
         "comparisons": [10, 100],
         "seeds": 3,
     }
-    return Study(**{**fields, **changed})
+    return StudyConfig(**{**fields, **changed})
 
 
 def test_closed_form_draws_are_environments_times_designs_times_sizes() -> None:
     both = study(
         environments=["design", "named:four_arms"],
-        design={"coverage": [2.0, 3.0, 4.0], "actions": 6},
+        design={"target_coverage": [2.0, 3.0, 4.0], "actions": 6},
     )
-    drawn = draws(both)
+    drawn = expand_scenarios(both)
     assert len(drawn) == 3 * 2 + 2
     assert {cell.design.actions for cell in drawn} == {6}
-    assert design_axes(both) == ["coverage"]
+    assert design_axes(both) == ["target_coverage"]
 
 
 def test_closed_form_whole_numbers_of_yaml_become_real_where_the_design_has_them() -> None:
-    (design,) = designs(study(design={"coverage": 3, "rare": 1, "coverage_all": 9}))
-    assert isinstance(design.coverage, float)
+    (design,) = expand_designs(study(design={"target_coverage": 3, "rare": 1, "coverage_all": 9}))
+    assert isinstance(design.target_coverage, float)
     assert isinstance(design.coverage_all, float)
     assert design.rare == 1
 
 
 def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
     full = study(
-        design={"coverage": [2.0, 3.0], "actions": 6},
-        quick=QuickSizes(seeds=2, design={"coverage": 2.0}),
+        design={"target_coverage": [2.0, 3.0], "actions": 6},
+        quick=QuickSizes(seeds=2, design={"target_coverage": 2.0}),
     )
     quick = full.quick_version()
     assert (quick.seeds, quick.comparisons) == (2, [10, 100])
-    assert quick.design == {"coverage": 2.0, "actions": 6}
+    assert quick.design == {"target_coverage": 2.0, "actions": 6}
 
 
 @pytest.mark.parametrize(
@@ -66,16 +73,22 @@ def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
         ({"environments": ["named:nobody"]}, "`environments` must be 'design'"),
         ({"environments": ["votes:"]}, "`environments` must be 'design'"),
         ({"design": {"covrage": 2.0}}, "`design.covrage` is unknown"),
-        ({"design": {"coverage": []}}, "`design.coverage` must have at least one value"),
-        ({"design": {"coverage": "much"}}, "`design.coverage` must be a number, got 'much'"),
+        (
+            {"design": {"target_coverage": []}},
+            "`design.target_coverage` must have at least one value",
+        ),
+        (
+            {"design": {"target_coverage": "much"}},
+            "`design.target_coverage` must be a number, got 'much'",
+        ),
         ({"design": {"actions": 3.5}}, "`design.actions` must be a whole number"),
         ({"design": {"actions": True}}, "`design.actions` must be a whole number"),
         ({"design": {"reward": 3}}, "`design.reward` must be a word"),
-        ({"design": {"coverage": 0.5}}, "`coverage` must be at least 1"),
-        ({"methods": [Method(method="dpo")] * 2}, "`methods` must have every value once"),
+        ({"design": {"target_coverage": 0.5}}, "`target_coverage` must be at least 1"),
+        ({"methods": [MethodConfig(method="dpo")] * 2}, "`methods` must have every value once"),
         (
-            {"environments": ["named:four_arms"], "design": {"coverage": [2.0, 3.0]}},
-            "`design.coverage` must not be a list",
+            {"environments": ["named:four_arms"], "design": {"target_coverage": [2.0, 3.0]}},
+            "`design.target_coverage` must not be a list",
         ),
     ],
 )
@@ -88,17 +101,17 @@ def test_raises_what_cannot_be_run_is_refused_by_the_name_of_its_key(
 
 
 def test_raises_labels_must_differ() -> None:
-    same = [Method(method="rpo", label="a"), Method(method="dpo", label="a")]
+    same = [MethodConfig(method="rpo", label="a"), MethodConfig(method="dpo", label="a")]
     with pytest.raises(ValueError, match="`label` must differ"):
         study(methods=same)
 
 
 def test_raises_an_unknown_method_is_named_with_those_that_exist() -> None:
     with pytest.raises(ValueError, match="`method` must be one of rpo, ") as caught:
-        Method(method="ppo")
-    assert all(name in str(caught.value) for name in LEARNERS)
+        MethodConfig(method="ppo")
+    assert all(name in str(caught.value) for name in METHODS)
 
 
 def test_property_a_grid_is_a_choice_that_can_be_changed_by_replacement() -> None:
-    given = Method(method="rpo", options=Options(baseline="given"))
+    given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
     assert replace(study(), methods=[given]).methods[0].options.baseline == "given"

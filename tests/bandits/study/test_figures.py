@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bandits.study.figures import draw_study, kinds, plot_bound, plot_methods, plot_phase
-from bandits.study.lines import log_log_slope, plot_gap, plot_overoptimisation
-from bandits.study.summary import Summary, curve, is_crossed, written_out
+from bandits.study.figures import draw_figure, figure_kinds, plot_bound, plot_methods, plot_phase
+from bandits.study.lines import log_log_slope, plot_gap, plot_overoptimization
+from bandits.study.summary import Summary, curve, display_name, is_crossed
 
 ROUNDING = 1e-12
 """A few operations in float64."""
@@ -53,9 +53,9 @@ RATE = table(
 GAPS = {name: RATE[name] for name in ("gap", "gap_low", "gap_high")}
 COVERAGE = table(
     METHODS,
-    ("coverage", [1.5, 6.0]),
+    ("target_coverage", [1.5, 6.0]),
     ("comparisons", SIZES),
-    gap=lambda rows: rows["coverage"] * rows["comparisons"] ** -0.5,
+    gap=lambda rows: rows["target_coverage"] * rows["comparisons"] ** -0.5,
 )
 SWEEP = table(
     ("label", ["rpo"]), ("eta", [0.01, 0.1, 1.0]), ("comparisons", SIZES), gap=lambda r: r["eta"]
@@ -75,7 +75,7 @@ EVERY = {
     "method_comparison": RATE,
     "phase_coverage": COVERAGE,
     "phase_eta": SWEEP,
-    "overoptimisation": BETAS,
+    "overoptimization": BETAS,
 }
 
 
@@ -88,20 +88,24 @@ def axes() -> Any:
 
 
 def test_property_a_study_has_the_figures_that_its_axes_allow() -> None:
-    assert kinds(RATE) == ("gap_against_comparisons", "bound_against_gap", "method_comparison")
-    assert kinds(COVERAGE) == ("phase_coverage",)
-    assert kinds(SWEEP) == ("phase_eta",)
-    assert kinds(BETAS) == ("overoptimisation",)
-    assert kinds({"label": np.array(["rpo"]), "gap": np.ones(1)}) == ()
+    assert figure_kinds(RATE) == (
+        "gap_against_comparisons",
+        "bound_against_gap",
+        "method_comparison",
+    )
+    assert figure_kinds(COVERAGE) == ("phase_coverage",)
+    assert figure_kinds(SWEEP) == ("phase_eta",)
+    assert figure_kinds(BETAS) == ("overoptimization",)
+    assert figure_kinds({"label": np.array(["rpo"]), "gap": np.ones(1)}) == ()
     assert not is_crossed(RATE, "eta", "comparisons")  # eta follows N
     holes = {name: column[:-1] for name, column in COVERAGE.items()}
-    assert kinds(holes) == ()
+    assert figure_kinds(holes) == ()
 
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_property_every_figure_is_drawn_with_units_and_without_overlaps(kind: str) -> None:
     figure = Figure()
-    assert draw_study(EVERY[kind], kind, figure) is figure
+    assert draw_figure(EVERY[kind], kind, figure) is figure
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     words = [figure.get_supxlabel(), figure.get_supylabel()]
@@ -122,7 +126,7 @@ def test_roundtrip_a_figure_has_the_same_bytes_when_drawn_again(kind: str) -> No
     pictures = []
     for _ in range(2):
         buffer = io.BytesIO()
-        draw_study(EVERY[kind], kind, Figure()).savefig(buffer, format="png")
+        draw_figure(EVERY[kind], kind, Figure()).savefig(buffer, format="png")
         pictures.append(buffer.getvalue())
     assert pictures[0] == pictures[1]
 
@@ -160,7 +164,7 @@ def test_property_the_lines_go_through_the_means_and_are_named_with_their_slope(
 
 def test_property_the_phase_diagram_has_each_gap_in_its_place() -> None:
     ax = axes()
-    mesh = plot_phase(COVERAGE, "coverage", "rpo", ax, limits=(0.01, 1.0))
+    mesh = plot_phase(COVERAGE, "target_coverage", "rpo", ax, limits=(0.01, 1.0))
     expected = np.array(SIZES)[:, None] ** -0.5 * np.array([1.5, 6.0])
     np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(3, 2), expected)
     assert [text.get_text() for text in ax.texts[:2]] == [".15", ".60"]
@@ -168,7 +172,7 @@ def test_property_the_phase_diagram_has_each_gap_in_its_place() -> None:
 
 
 def test_property_true_and_believed_values_are_drawn_in_the_order_of_kl() -> None:
-    ax = plot_overoptimisation(BETAS, axes())
+    ax = plot_overoptimization(BETAS, axes())
     believed, true = ax.lines[0], ax.lines[1]
     assert np.all(np.diff(points(true)[0]) > 0)
     np.testing.assert_allclose(points(true)[1], [1.0, 0.1, 0.01])
@@ -197,15 +201,15 @@ def test_property_environments_have_panels_of_their_own() -> None:
     both = {name: np.concatenate([column, 2 * column]) for name, column in GAPS.items()}
     both |= {name: np.concatenate([RATE[name]] * 2) for name in ("label", "comparisons")}
     both["environment"] = np.repeat(["named:four_arms", "design"], half)
-    assert kinds(both) == ("gap_against_comparisons", "method_comparison")
-    figure = draw_study(both, "gap_against_comparisons", Figure())
+    assert figure_kinds(both) == ("gap_against_comparisons", "method_comparison")
+    figure = draw_figure(both, "gap_against_comparisons", Figure())
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["four arms", "design"]
     first, second = (points(ax.lines[0])[1] for ax in figure.axes)
     np.testing.assert_allclose(second, 2 * first)
     only_dpo = {**both, "label": np.where(np.arange(2 * half) < half, both["label"], "dpo")}
     exact = {name: only_dpo[name] for name in ("label", "comparisons", "gap", "environment")}
     distinct = {name: column[[*range(half), -3, -2, -1]] for name, column in exact.items()}
-    figure = draw_study(distinct, "gap_against_comparisons", Figure())
+    figure = draw_figure(distinct, "gap_against_comparisons", Figure())
     first, second = figure.axes
     assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
     assert [text.get_text() for text in first.texts] == ["RPO", "DPO"]
@@ -218,11 +222,11 @@ def test_property_rows_at_the_same_place_are_averaged() -> None:
 
 
 def test_property_labels_are_written_out_with_what_follows_the_method() -> None:
-    assert written_out("rpo") == "RPO"
-    assert written_out("rpo, chosen") == "RPO, chosen"
-    assert written_out("mine") == "mine"
+    assert display_name("rpo") == "RPO"
+    assert display_name("rpo, chosen") == "RPO, chosen"
+    assert display_name("mine") == "mine"
 
 
 def test_raises_on_a_figure_that_the_axes_do_not_allow() -> None:
     with pytest.raises(ValueError, match=r"`kind` must be one .* phase_eta, got 'pie'"):
-        draw_study(SWEEP, "pie", Figure())
+        draw_figure(SWEEP, "pie", Figure())

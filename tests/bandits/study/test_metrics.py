@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bandits.environments.random import Instance, best_arms
-from bandits.methods.base import Learned, mle_reward, per_prompt
+from bandits.environments.random import Instance, best_arm_policy
+from bandits.methods.base import FitResult, mle_reward, per_prompt
 from bandits.methods.pessimistic_mle import confidence_radius
-from bandits.study.metrics import Setting, bounds, kl, measure_policy, measure_setting, theorem_eta
+from bandits.study.metrics import (
+    BoundInputs,
+    compute_bound_inputs,
+    eta_by_rule,
+    gap_bounds,
+    kl_to_reference,
+    measure_policy,
+)
 from rpo_theory.rewards import LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
 
@@ -22,17 +29,19 @@ def instance() -> Instance:
     weights = np.array([[0.25, 0.75]])
     problem = Problem(weights, even, even, np.zeros((1, 2, 3, 3)), np.ones(1), np.ones(1))
     law = np.broadcast_to((1 - np.eye(3)) / 6.0, (1, 2, 3, 3)) * weights[..., None, None]
-    return Instance(problem, TabularBox(np.array([2.0])), TRUTH, best_arms(TRUTH[0])[None], law)
+    return Instance(
+        problem, TabularBox(np.array([2.0])), TRUTH, best_arm_policy(TRUTH[0])[None], law
+    )
 
 
 def test_closed_form_the_best_arms() -> None:
-    assert best_arms(TRUTH[0]).tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    assert best_arm_policy(TRUTH[0]).tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
 
 def test_closed_form_gaps_values_and_divergence(instance: Instance) -> None:
     policy = np.array([[[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]])
     reward = np.array([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    learned = Learned(policy, reward, np.zeros(1), "closed_form", np.array([Status.SOLVED]))
+    learned = FitResult(policy, reward, np.zeros(1), "closed_form", np.array([Status.SOLVED]))
     measured = {name: float(value[0]) for name, value in measure_policy(learned, instance).items()}
     # J: best 1/4 * 1 + 3/4 * 2, learned 1/4 * 1/2 + 3/4 * 2, uniform 1/4 * 1/2 + 3/4 * 2/3.
     assert measured["gap"] == pytest.approx(0.125)
@@ -40,19 +49,19 @@ def test_closed_form_gaps_values_and_divergence(instance: Instance) -> None:
     assert measured["true_value"] == pytest.approx(1.0)
     assert measured["proxy_value"] == pytest.approx(0.25 * (1 - 2 / 3) + 0.75 * (1 - 1 / 3))
     expected = 0.25 * np.log(3 / 2) + 0.75 * np.log(3)
-    assert measured["kl"] == float(kl(policy, instance)[0]) == pytest.approx(expected)
+    assert measured["kl"] == float(kl_to_reference(policy, instance)[0]) == pytest.approx(expected)
 
 
 def test_closed_form_what_the_bounds_are_made_of(instance: Instance) -> None:
-    setting = measure_setting(instance, np.array([100.0]), 0.05)
+    setting = compute_bound_inputs(instance, np.array([100.0]), 0.05)
     assert float(setting.comparator_kl[0]) == pytest.approx(np.log(3))
     assert float(setting.reward_max[0]) == 2.0
     # All pairs alike: the norm of the comparator less the baseline, 4/9 + 1/9 + 1/9 at each prompt.
     assert float(setting.coverage[0]) == pytest.approx(np.sqrt(2 / 3))
-    more = measure_setting(instance, np.array([100.0]), 0.005)
+    more = compute_bound_inputs(instance, np.array([100.0]), 0.005)
     assert float(more.complexity[0] - setting.complexity[0]) > 0.0
     with pytest.raises(ValueError, match="`reward_class` must be compact"):
-        measure_setting(instance._replace(reward_class=Unbounded()), np.array([100.0]), 0.05)
+        compute_bound_inputs(instance._replace(reward_class=Unbounded()), np.array([100.0]), 0.05)
 
 
 def test_closed_form_maximum_likelihood_rewards_fit_the_shares_of_the_votes() -> None:
@@ -93,20 +102,22 @@ def test_closed_form_the_radius_of_the_confidence_ellipsoid(safe: float) -> None
 
 
 def test_closed_form_the_weight_of_the_theorem_knows_no_coefficient() -> None:
-    setting = Setting(np.array([9.0, 9.0]), np.zeros(2), np.array([0.0, 1.0]), np.array([2.0, 3.0]))
+    setting = BoundInputs(
+        np.array([9.0, 9.0]), np.zeros(2), np.array([0.0, 1.0]), np.array([2.0, 3.0])
+    )
     n = np.array([100.0, 400.0])
     printed = np.sqrt(24 / n) * setting.complexity / (1 + np.exp(setting.reward_max)) ** 2
-    np.testing.assert_allclose(theorem_eta(setting, n, "theorem"), printed, rtol=1e-14)
+    np.testing.assert_allclose(eta_by_rule(setting, n, "theorem"), printed, rtol=1e-14)
     # The sharpest modulus is an eighth of the slope of the sigmoid at the widest difference.
     slope = 1 / (2 + np.exp(setting.reward_max) + np.exp(-setting.reward_max))
     tight = np.sqrt(24 * slope / 8 / n) * setting.complexity
-    np.testing.assert_allclose(theorem_eta(setting, n, "tight"), tight, rtol=1e-14)
+    np.testing.assert_allclose(eta_by_rule(setting, n, "tight"), tight, rtol=1e-14)
 
 
 def test_closed_form_bounds_are_equation_a44_with_three_moduli() -> None:
-    setting = Setting(np.array([3.0]), np.array([0.7]), np.array([1.0]), np.array([2.0]))
+    setting = BoundInputs(np.array([3.0]), np.array([0.7]), np.array([1.0]), np.array([2.0]))
     n, eta, beta = np.array([100.0]), np.array([0.4]), np.array([0.1])
-    found = bounds(setting, comparisons=n, eta=eta, beta=beta)
+    found = gap_bounds(setting, comparisons=n, eta=eta, beta=beta)
     printed = (1 + np.e) ** -4
     tight = 1 / (2 + np.e + 1 / np.e) / 8
     for name, modulus in (("", printed / 2), ("_printed", printed), ("_tight", tight)):
@@ -115,4 +126,4 @@ def test_closed_form_bounds_are_equation_a44_with_three_moduli() -> None:
         if not name:
             for term, value in zip(("coverage", "complexity", "kl"), terms, strict=True):
                 np.testing.assert_allclose(found[f"bound_{term}"], value, rtol=1e-9)
-    assert bounds(setting, comparisons=n, eta=0.0 * eta, beta=beta)["bound"] == [np.inf]
+    assert gap_bounds(setting, comparisons=n, eta=0.0 * eta, beta=beta)["bound"] == [np.inf]

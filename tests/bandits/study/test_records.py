@@ -9,22 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bandits.study.records import Columns, Store
+from bandits.study.records import RecordStore, TableBuilder
 
 CONFIG = {"name": "a", "seeds": 3}
 TIMES = pa.table({"what": ["draw"], "seconds": [0.5]})
 
 
 def part(number: int) -> pa.Table:
-    columns = Columns(3)
+    columns = TableBuilder(3)
     columns.words("label", np.array([0, 1, -1]), ["rpo", "dpo"])
     columns.numbers("gap", number + np.array([0.1, np.nan, np.inf]))
     return columns.table()
 
 
-def filled(folder: Path) -> Store:
+def filled(folder: Path) -> RecordStore:
     folder.mkdir(exist_ok=True)
-    store = Store(folder, CONFIG)
+    store = RecordStore(folder, CONFIG)
     for number in range(2):
         store.write_part(number, part(number), TIMES)
     return store
@@ -50,7 +50,7 @@ def test_roundtrip_parts_become_one_table_in_order(tmp_path: Path) -> None:
 def test_raises_results_of_another_study_name_the_key_that_differs(tmp_path: Path) -> None:
     filled(tmp_path)
     with pytest.raises(ValueError, match=r"of another study \(`seeds` was 3, is 4\)"):
-        Store(tmp_path, {"name": "a", "seeds": 4}).check(resume=True)
+        RecordStore(tmp_path, {"name": "a", "seeds": 4}).check(resume=True)
 
 
 def test_raises_results_that_are_there_are_not_overwritten_unasked(tmp_path: Path) -> None:

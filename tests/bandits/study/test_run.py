@@ -13,40 +13,51 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
-from bandits.environments.designs import Design, draw
-from bandits.methods.base import Options
-from bandits.methods.registry import LEARNERS
+from bandits.environments.designs import Design, draw_design
+from bandits.methods.base import MethodOptions
+from bandits.methods.registry import METHODS
 from bandits.study import run as study_run
-from bandits.study.config import WITHOUT_BETA, WITHOUT_ETA, Method, Study
-from bandits.study.records import Store
-from bandits.study.summary import count_violations, summarise
+from bandits.study.config import (
+    METHODS_WITHOUT_BETA,
+    METHODS_WITHOUT_ETA,
+    MethodConfig,
+    StudyConfig,
+)
+from bandits.study.records import RecordStore
+from bandits.study.summary import count_violations, summarize
 
-GIVEN = Options(baseline="given")
-DESIGN = {"actions": 6, "rare": 2, "rare_comparisons": 1.0, "coverage": 1.5, "reward_max": 2.0}
+GIVEN = MethodOptions(baseline="given")
+DESIGN = {
+    "actions": 6,
+    "rare": 2,
+    "rare_comparisons": 1.0,
+    "target_coverage": 1.5,
+    "reward_max": 2.0,
+}
 SCIPY_POLICY = 1e-4  # L-BFGS-B stops at gradients of 1e-9, at a curvature of about 1e-4
 SAME_ANSWER = 1e-6  # a learner's own tolerance, in probabilities
 
 
-def study(**changed: Any) -> Study:
+def study(**changed: Any) -> StudyConfig:
     fields: dict[str, Any] = {
         "name": "tiny",
         "methods": [
-            Method(method="rpo", options=GIVEN),
-            Method(method="dpo"),
-            Method(method="behaviour_cloning"),
+            MethodConfig(method="rpo", options=GIVEN),
+            MethodConfig(method="dpo"),
+            MethodConfig(method="behavior_cloning"),
         ],
         "comparisons": [100, 1000],
         "seeds": 4,
         "design": DESIGN,
     }
-    return Study(**{**fields, **changed})
+    return StudyConfig(**{**fields, **changed})
 
 
-def run(one: Study, folder: Path) -> pa.Table:
+def run(one: StudyConfig, folder: Path) -> pa.Table:
     folder.mkdir(exist_ok=True)
-    store = Store(folder, study_run.resolved(one))
-    parts = study_run.plan(one)
-    assert len(list(study_run.run(one, store, parts))) == len(parts)
+    store = RecordStore(folder, study_run.resolved_config(one))
+    parts = study_run.plan_parts(one)
+    assert len(list(study_run.run_parts(one, store, parts))) == len(parts)
     store.merge(len(parts))
     return store.table()
 
@@ -61,7 +72,7 @@ def rows(table: pa.Table, **wanted: Any) -> list[dict[str, Any]]:
 
 def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> np.ndarray:
     """RPO by SciPy on the reward, written down anew: eq. 4.4 over the box."""
-    instance = draw(design, n, np.array([seed]))
+    instance = draw_design(design, n, np.array([seed]))
     wins = instance.problem.wins[0, 0]
     base, ref = instance.problem.baseline_policy[0, 0], instance.problem.reference_policy[0, 0]
     total = wins.sum()
@@ -92,7 +103,9 @@ def test_parity_the_recorded_gap_of_rpo_is_that_of_scipy(tmp_path: Path) -> None
         policy = scipy_policy(
             Design(**DESIGN), row["comparisons"], row["seed"], row["eta"], row["beta"]
         )
-        truth = draw(Design(**DESIGN), row["comparisons"], np.array([row["seed"]])).true_reward
+        truth = draw_design(
+            Design(**DESIGN), row["comparisons"], np.array([row["seed"]])
+        ).true_reward
         gap = truth.max() - policy @ truth[0, 0]
         assert row["gap"] == pytest.approx(gap, abs=SCIPY_POLICY)
         assert row["kl"] == pytest.approx(policy @ np.log(6 * policy), abs=10 * SCIPY_POLICY)
@@ -117,44 +130,46 @@ def test_closed_form_the_bound_of_a_record_is_the_sum_of_its_terms(tmp_path: Pat
 
 
 def test_property_every_fit_is_recorded_once_with_its_keys(tmp_path: Path) -> None:
-    one = study(eta=[0.1, 0.2], beta=[0.5, "theorem"], design={**DESIGN, "coverage": [1.5, 3.0]})
+    one = study(
+        eta=[0.1, 0.2], beta=[0.5, "theorem"], design={**DESIGN, "target_coverage": [1.5, 3.0]}
+    )
     table = run(one, tmp_path / "study")
-    assert table.num_rows == study_run.n_fits(one) == 3 * 2 * 2 * 2 * 2 * 4
-    names = ("label", "comparisons", "eta_rule", "beta_rule", "design.coverage", "seed")
+    assert table.num_rows == study_run.count_fits(one) == 3 * 2 * 2 * 2 * 2 * 4
+    names = ("label", "comparisons", "eta_rule", "beta_rule", "design.target_coverage", "seed")
     keys = {tuple(row[name] for name in names) for row in table.to_pylist()}
     assert len(keys) == table.num_rows
     assert set(table["status"].to_pylist()) == {"SOLVED"}
 
 
 def test_property_a_method_that_weights_are_nothing_to_answers_the_same_at_all() -> None:
-    instance = draw(Design(**DESIGN), 100, np.arange(2))
-    for name in sorted(WITHOUT_ETA | WITHOUT_BETA):
+    instance = draw_design(Design(**DESIGN), 100, np.arange(2))
+    for name in sorted(METHODS_WITHOUT_ETA | METHODS_WITHOUT_BETA):
         answers = []
         for weight in (0.05, 0.4):
             number = np.full(2, weight)
             problem = instance.problem
-            problem = problem._replace(eta=number) if name in WITHOUT_ETA else problem
-            problem = problem._replace(beta=number) if name in WITHOUT_BETA else problem
-            options = Options(baseline="given")
-            answers.append(LEARNERS[name](problem, instance.reward_class, options).policy)
+            problem = problem._replace(eta=number) if name in METHODS_WITHOUT_ETA else problem
+            problem = problem._replace(beta=number) if name in METHODS_WITHOUT_BETA else problem
+            options = MethodOptions(baseline="given")
+            answers.append(METHODS[name](problem, instance.reward_class, options).policy)
         np.testing.assert_allclose(*answers, atol=SAME_ANSWER, err_msg=name)
 
 
 def test_roundtrip_an_interrupted_study_has_the_bytes_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_run, "MOST_DRAWS", 3)
+    monkeypatch.setattr(study_run, "MAX_DRAWS_PER_PART", 3)
     one = study(environments=["design", "named:four_arms"])
     run(one, tmp_path / "whole")
     (tmp_path / "cut").mkdir()
-    store = Store(tmp_path / "cut", study_run.resolved(one))
-    parts = study_run.plan(one)
+    store = RecordStore(tmp_path / "cut", study_run.resolved_config(one))
+    parts = study_run.plan_parts(one)
     assert len(parts) == 6
-    for part, _ in zip(study_run.run(one, store, parts), range(2), strict=False):
+    for part, _ in zip(study_run.run_parts(one, store, parts), range(2), strict=False):
         assert store.has_part(part.number)
-    again = Store(tmp_path / "cut", study_run.resolved(one))
+    again = RecordStore(tmp_path / "cut", study_run.resolved_config(one))
     again.check(resume=True)
-    list(study_run.run(one, again, parts))
+    list(study_run.run_parts(one, again, parts))
     again.merge(len(parts))
     paths = [tmp_path / name / "records.parquet" for name in ("whole", "cut")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -165,7 +180,7 @@ def test_property_records_do_not_depend_on_how_draws_are_cut_into_parts(
 ) -> None:
     one = study()
     whole = run(one, tmp_path / "whole").to_pylist()
-    monkeypatch.setattr(study_run, "MOST_DRAWS", 3)
+    monkeypatch.setattr(study_run, "MAX_DRAWS_PER_PART", 3)
     cut = run(one, tmp_path / "cut").to_pylist()
     names = ("label", "comparisons", "seed")
     told = {tuple(row[name] for name in names): row for row in cut}
@@ -176,7 +191,7 @@ def test_property_records_do_not_depend_on_how_draws_are_cut_into_parts(
 def test_closed_form_means_and_intervals_are_those_of_the_seeds(tmp_path: Path, size: int) -> None:
     table = run(study(), tmp_path / "study")
     # However few rows are in memory at a time.
-    summary = summarise(table.slice(first, size) for first in range(0, len(table), size))
+    summary = summarize(table.slice(first, size) for first in range(0, len(table), size))
     for place, label in enumerate(summary["label"]):
         n = int(summary["comparisons"][place])
         gaps = [row["gap"] for row in rows(table, label=label, comparisons=n)]
@@ -190,9 +205,9 @@ def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
     tmp_path: Path,
 ) -> None:
     methods = [
-        Method(method="dpo"),
+        MethodConfig(method="dpo"),
         *(
-            Method(method="rpo", options=Options(baseline=baseline))
+            MethodConfig(method="rpo", options=MethodOptions(baseline=baseline))
             for baseline in ("chosen", "given", "reference", "data_marginal")
         ),
     ]
@@ -234,10 +249,15 @@ def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
 
 def test_theorem_the_corrected_bound_holds_on_random_draws(tmp_path: Path) -> None:
     one = study(
-        methods=[Method(method="rpo", options=GIVEN)],
+        methods=[MethodConfig(method="rpo", options=GIVEN)],
         comparisons=[1, 10, 1000],
         seeds=100,
-        design={**DESIGN, "coverage": [2.0, 8.0], "reward_max": [0.2, 1.0], "rare_comparisons": 0},
+        design={
+            **DESIGN,
+            "target_coverage": [2.0, 8.0],
+            "reward_max": [0.2, 1.0],
+            "rare_comparisons": 0,
+        },
     )
     found = {row["form"]: row for row in count_violations([run(one, tmp_path / "study")])}
     assert found["bound"]["draws"] == 3 * 2 * 2 * 100
@@ -261,18 +281,18 @@ def test_closed_form_violations_are_counted() -> None:
 
 
 def test_parity_a_part_holds_each_of_its_draws_as_if_drawn_alone() -> None:
-    (part,) = study_run.plan(study(comparisons=[9, 99], seeds=2, first_seed=5))
+    (part,) = study_run.plan_parts(study(comparisons=[9, 99], seeds=2, first_seed=5))
     drawn = study_run.draw_part(part)
     alone = [(9, 5), (9, 6), (99, 5), (99, 6)]
     for place, (comparisons, seed) in enumerate(alone):
-        one = draw(Design(**DESIGN), comparisons, np.array([seed]))
+        one = draw_design(Design(**DESIGN), comparisons, np.array([seed]))
         for many, leaf in zip(*map(jax.tree.leaves, (drawn, one)), strict=True):
             np.testing.assert_array_equal(many[place], leaf[0])
 
 
 def test_property_a_part_is_learned_and_timed_row_by_row() -> None:
-    one = study(methods=[Method(method="behaviour_cloning")])
-    (part,) = study_run.plan(one)
+    one = study(methods=[MethodConfig(method="behavior_cloning")])
+    (part,) = study_run.plan_parts(one)
     instance = study_run.draw_part(part)
     records, times = study_run.run_part(one, part, instance)
     assert records["comparisons"].to_pylist() == [100.0] * 4 + [1000.0] * 4
@@ -282,19 +302,19 @@ def test_property_a_part_is_learned_and_timed_row_by_row() -> None:
     cloned = wins / wins.sum(axis=2, keepdims=True)
     gaps = ((best - cloned) * truth).sum(axis=(1, 2))
     np.testing.assert_allclose(records["gap"].to_numpy(), gaps, atol=1e-12)
-    assert times["what"].to_pylist() == ["setting", "behaviour_cloning"]
+    assert times["what"].to_pylist() == ["setting", "behavior_cloning"]
     assert times["fits"].to_pylist() == [8, 8]
 
 
 def test_closed_form_a_study_costs_what_a_few_of_its_draws_take_times_their_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = study(methods=[Method(method="behaviour_cloning")], comparisons=[9, 99], seeds=8)
+    one = study(methods=[MethodConfig(method="behavior_cloning")], comparisons=[9, 99], seeds=8)
     clock = itertools.count(step=2.0)  # each of the two readings of a shape is 2 s after the last
     monkeypatch.setattr(study_run.time, "perf_counter", clock.__next__)
     monkeypatch.setattr(study_run, "run_part", lambda *_: None)
-    monkeypatch.setattr(study_run, "TRIED", 4)
-    cost = study_run.expected_cost(one, study_run.plan(one))
+    monkeypatch.setattr(study_run, "TRIAL_DRAWS", 4)
+    cost = study_run.estimate_cost(one, study_run.plan_parts(one))
     assert cost.seconds == 2.0 * 16 / 4
     assert cost.fits == 4
-    assert cost.bytes == study_run.COPIES * 8 * 16 * DESIGN["actions"] ** 2
+    assert cost.bytes == study_run.ARRAYS_PER_SOLVE * 8 * 16 * DESIGN["actions"] ** 2

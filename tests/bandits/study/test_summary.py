@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandits.study.summary import has_one_row, is_constant, needed, with_most_data
+from bandits.study.summary import has_unique_rows, is_constant, is_summary_column, with_most_data
 
 TABLE = {
     "label": np.array(["a", "a", "b", "b"]),
@@ -21,9 +21,9 @@ def test_closed_form_rows_of_the_most_data_are_kept() -> None:
 
 
 def test_closed_form_a_row_is_one_of_its_label_and_axes() -> None:
-    assert has_one_row(TABLE, "comparisons")
-    assert not has_one_row(TABLE)
-    assert has_one_row(with_most_data(TABLE))
+    assert has_unique_rows(TABLE, "comparisons")
+    assert not has_unique_rows(TABLE)
+    assert has_unique_rows(with_most_data(TABLE))
 
 
 def test_closed_form_a_missing_column_is_constant() -> None:
@@ -33,5 +33,9 @@ def test_closed_form_a_missing_column_is_constant() -> None:
 
 
 def test_closed_form_columns_of_a_summary() -> None:
-    assert all(map(needed, ("label", "gap", "bound_printed", "status", "design.coverage")))
-    assert not any(map(needed, ("certificate", "seed", "gap_baseline")))
+    assert all(
+        map(
+            is_summary_column, ("label", "gap", "bound_printed", "status", "design.target_coverage")
+        )
+    )
+    assert not any(map(is_summary_column, ("certificate", "seed", "gap_baseline")))

@@ -7,7 +7,7 @@ import pytest
 
 from bandits.theorem_check import negative_controls
 from bandits.theorem_check.agreement import Agreement, measure_agreement
-from rpo.commands.demo import CEILINGS, INSTANCES
+from rpo.commands.demo import INSTANCES, PADDED_SHAPES
 
 GAP = 1e-10  # relative to max(1, |value|)
 DISTANCE = 1e-6  # total variation
@@ -16,7 +16,7 @@ THREE_DIGITS = 5e-4
 
 @pytest.fixture(scope="module")
 def records() -> list[Agreement]:
-    return list(measure_agreement(INSTANCES, 0, ceilings=CEILINGS))
+    return list(measure_agreement(INSTANCES, 0, padded_shapes=PADDED_SHAPES))
 
 
 def test_property_three_routes_agree_on_random_instances(records: list[Agreement]) -> None:
@@ -59,4 +59,4 @@ def test_golden_negative_controls_have_the_gap_known_in_advance(
     assert [control.expected for control in every] == pytest.approx(known, abs=1e-12)
     for name, made in (("two_rewards", two), ("one_neuron", neuron), ("two_policies", policies)):
         monkeypatch.setattr(negative_controls, name, lambda made=made: made)
-    assert negative_controls.negative_controls() == every
+    assert negative_controls.solve_negative_controls() == every

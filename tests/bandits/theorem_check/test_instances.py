@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from bandits.theorem_check.instances import (
-    CEILINGS,
     MAX_ACTIONS,
     MAX_CONTEXTS,
+    PADDED_SHAPES,
     Family,
-    verification_batches,
+    draw_verification_batches,
 )
 from rpo_theory.problems import validate
 
@@ -23,13 +23,13 @@ N = 60
 def test_property_batches_hold_every_instance_once_in_the_first_shape_that_fits(
     family: Family,
 ) -> None:
-    batches = verification_batches(KEY, N, family)
+    batches = draw_verification_batches(KEY, N, family)
     numbers = np.concatenate([batch.number for batch in batches])
     assert sorted(numbers.tolist()) == list(range(N))
     for batch in batches:
         shape = batch.instance.true_reward.shape[1:]
         for contexts, actions in zip(batch.contexts, batch.actions, strict=True):
-            fits = [s for s in CEILINGS if s[0] >= contexts and s[1] >= actions]
+            fits = [s for s in PADDED_SHAPES if s[0] >= contexts and s[1] >= actions]
             assert shape == fits[0]
         for i in range(batch.number.size):
             one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), batch.instance)
@@ -39,7 +39,7 @@ def test_property_batches_hold_every_instance_once_in_the_first_shape_that_fits(
 
 
 def test_property_sizes_and_weights_fill_their_ranges() -> None:
-    batches = verification_batches(KEY, 300, "tabular", ceilings=[(20, 30)])
+    batches = draw_verification_batches(KEY, 300, "tabular", padded_shapes=[(20, 30)])
     contexts, actions = batches[0].contexts, batches[0].actions
     assert (contexts.min(), contexts.max()) == (1, MAX_CONTEXTS)
     assert (actions.min(), actions.max()) == (2, MAX_ACTIONS)
@@ -58,8 +58,8 @@ def test_property_sizes_and_weights_fill_their_ranges() -> None:
 def test_property_an_instance_does_not_depend_on_its_company_or_its_padding(
     family: Family,
 ) -> None:
-    few = verification_batches(KEY, 5, family, ceilings=[(20, 30)])[0]
-    for batch in verification_batches(KEY, 12, family):
+    few = draw_verification_batches(KEY, 5, family, padded_shapes=[(20, 30)])[0]
+    for batch in draw_verification_batches(KEY, 12, family):
         for i, number in enumerate(batch.number):
             if number < 5:
                 leaves = jax.tree.leaves((few.instance, batch.instance))
@@ -71,12 +71,14 @@ def test_property_an_instance_does_not_depend_on_its_company_or_its_padding(
 
 def test_property_another_key_gives_other_instances() -> None:
     first, second = (
-        verification_batches(jax.random.key(seed), 3, "tabular", ceilings=[(20, 30)])[0]
+        draw_verification_batches(jax.random.key(seed), 3, "tabular", padded_shapes=[(20, 30)])[0]
         for seed in (0, 1)
     )
     assert not np.any(first.instance.problem.beta == second.instance.problem.beta)
 
 
 def test_raises_ceilings_too_low() -> None:
-    with pytest.raises(ValueError, match=r"`ceilings` must include one of at least \(20, 30\)"):
-        verification_batches(KEY, 1, "tabular", ceilings=[(20, 29), (19, 30)])
+    with pytest.raises(
+        ValueError, match=r"`padded_shapes` must include one of at least \(20, 30\)"
+    ):
+        draw_verification_batches(KEY, 1, "tabular", padded_shapes=[(20, 29), (19, 30)])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bandits.study.lines import bare
+from bandits.study.lines import despine
 from bandits.theorem_check.agreement import Agreement
 from bandits.theorem_check.negative_controls import NegativeControl
 from bandits.theorem_check.plots import (
@@ -62,6 +62,6 @@ def test_closed_form_training_is_drawn_as_likelihood_and_as_reward() -> None:
 
 
 def test_closed_form_bare_axes_have_two_spines() -> None:
-    ax = bare(Figure().subplots())
+    ax = despine(Figure().subplots())
     seen = [name for name, spine in ax.spines.items() if spine.get_visible()]
     assert sorted(seen) == ["bottom", "left"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm.evaluation.metrics import log_ratio_quantiles
 from llm.train.diagnostics import PATIENCE, DisplacementMonitor, linear_coverage
-from rpo_theory.coverage import coverage
+from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.rewards import LinearBall
 
 CLOSED_FORM = 1e-12
@@ -103,7 +103,7 @@ class Sampled(NamedTuple):
         ball = LinearBall(self.table, np.array(1.0))
         policies = [np.eye(ACTIONS)[drawn].mean(1) for drawn in (self.samples, self.baseline)]
         return float(
-            coverage(
+            coverage_coefficient(
                 ball,
                 true_reward=self.table @ theta,
                 comparator=policies[0],

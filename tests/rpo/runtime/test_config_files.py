@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bandits.study.config import Study
+from bandits.study.config import StudyConfig
 from llm.config import TrainConfig
 from rpo.runtime.config_files import read_config, to_yaml
 
@@ -19,22 +19,22 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 GOOD = "name: a\nmethods: [{method: rpo}]\ncomparisons: [10]\nseeds: 3\n"
 
 
-def read(folder: Path, text: str, *overrides: str) -> Study:
+def read(folder: Path, text: str, *overrides: str) -> StudyConfig:
     path = folder / "study.yaml"
     path.write_text(text)
-    return read_config(path, Study, list(overrides))
+    return read_config(path, StudyConfig, list(overrides))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("study_*.yaml")), ids=lambda path: path.stem)
 def test_roundtrip_every_study_of_the_project_is_read_in_both_sizes(
     path: Path, tmp_path: Path
 ) -> None:
-    study = read_config(path, Study)
+    study = read_config(path, StudyConfig)
     assert study.name == path.stem.removeprefix("study_")
     study.quick_version()
     again = tmp_path / "again.yaml"
     again.write_bytes(to_yaml(study))
-    assert read_config(again, Study) == study
+    assert read_config(again, StudyConfig) == study
 
 
 TRAINING = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("study_*.yaml")))
@@ -72,8 +72,8 @@ def test_golden_the_recipes_are_the_papers(run: str, beta: float, epochs: float)
 
 
 def test_closed_form_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
-    study = read(tmp_path, GOOD, "--seeds", "7", "--design.coverage=3.0", "--eta", "[0.1, theorem]")
-    assert (study.seeds, study.design, study.eta) == (7, {"coverage": 3.0}, [0.1, "theorem"])
+    study = read(tmp_path, GOOD, "--seeds", "7", "--design.target_coverage=3.0", "--eta", "[0.1, theorem]")
+    assert (study.seeds, study.design, study.eta) == (7, {"target_coverage": 3.0}, [0.1, "theorem"])
 
 
 def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_property_any_value_of_any_key_is_taken_or_refused_in_words(
     path = tmp_path / "study.yaml"
     path.write_bytes(yaml.safe_dump(document).encode())
     try:
-        read_config(path, Study)
+        read_config(path, StudyConfig)
     except ValueError as error:
         message = str(error)
     else:
