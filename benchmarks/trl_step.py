@@ -1,6 +1,6 @@
 """A step of training against TRL's, on the same tokens in one run.
 
-    python benchmarks/trl_step.py --model FOLDER --trl-python PYTHON [--out DIR] [--remat products]
+    python benchmarks/trl_step.py --model FOLDER --trl-python PYTHON [--out DIR] [--remat dots]
 
 Ten steps of 4 pairs of HH (harmless) whose prompt has at most 192 tokens, cut at 256, full
 fine-tuning in float32 with AdamW, the reference cached and huge pages on both sides; each side in a
@@ -30,12 +30,13 @@ RATE, BETA = 5e-7, 0.1
 
 def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Token ids of the first pairs with a short prompt, as our own tokenization makes them."""
+    from llm.data.model_folder import resolve_model_folder
     from llm.data.preferences import read_preferences
     from llm.text.tokenize import tokenize_rows
     from llm.text.tokenizer import load_tokenizer
 
     rows = read_preferences(str(args.data), check_content=False)
-    tokenizer = load_tokenizer(args.model)
+    tokenizer = load_tokenizer(resolve_model_folder(args.model))
     data = tokenize_rows(rows, tokenizer, max_length=args.max_length, on_error="skip")
     short = [pair for pair in data.pairs if len(pair.prompt) <= args.max_prompt]
     return [
@@ -60,7 +61,7 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
     )
     from llm.data.pair_table import PairTable
     from llm.data.preferences import PairTokens
-    from llm.hf.factory import build_model
+    from llm.hf.factory import build_model, resolve_model
     from llm.train import reference_cache
     from llm.train.dataset import TrainingData
     from llm.train.run import Run
@@ -81,7 +82,7 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
     )
     provenance = {"tokenizer": "", "template": "", "data": ""}
     data = TrainingData(pairs, PairTable.from_pairs([]), provenance, {}, frozenset())
-    run = Run(config, data, build_model(config.model, config.mesh))
+    run = Run(config, data, build_model(resolve_model(config.model), config.mesh))
     with tempfile.TemporaryDirectory() as folder:
         cache = run.reference(Path(folder) / "reference.safetensors")
     assert cache is not None
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--max-prompt", type=int, default=192)
-    parser.add_argument("--remat", default="none", choices=("none", "products", "full"))
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)

@@ -138,3 +138,22 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"{source} is neither a folder nor a model that the Hugging Face hub gives: {reason}"
         ) from error
+
+
+def resolve_tokenizer_folder(source: str) -> Path | None:
+    """Return the local folder of a tokenizer, or None for the byte tokenizer.
+
+    Args:
+        source: ``bytes``, or a folder or hub name as in :func:`resolve_model_folder`.
+
+    Returns:
+        The folder, as :func:`llm.text.tokenizer.load_tokenizer` takes it.
+
+    Raises:
+        ValueError: if there is no such folder or hub model.
+
+    Examples:
+        >>> resolve_tokenizer_folder("bytes") is None
+        True
+    """
+    return None if source == "bytes" else resolve_model_folder(source)

@@ -13,11 +13,12 @@ from typing import overload
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from llm.types import Role
+
 from .preferences import PairTokens
 
-PARTS = 4
-"""Prompt, chosen, rejected and baseline response: those of a pair lie one after another."""
-ROLES = PARTS - 1
+SEQUENCES = 1 + len(Role)
+"""Token sequences of a pair, stored one after another: the prompt, then a response per role."""
 
 
 class PairTable(Sequence[PairTokens]):
@@ -67,15 +68,15 @@ class PairTable(Sequence[PairTokens]):
                 lengths.append(len(part))
             rows.append(pair.row)
             known = pair.reference or ()
-            reference.extend((*known, *[np.nan] * (ROLES - len(known))))
-        table = np.asarray(lengths).reshape(-1, PARTS)
+            reference.extend((*known, *[np.nan] * (len(Role) - len(known))))
+        table = np.asarray(lengths).reshape(-1, SEQUENCES)
         sizes = table.sum(1, dtype=np.int64)
         return cls(
             np.asarray(tokens),
             np.cumsum(sizes) - sizes,
             table,
             np.asarray(rows).view(np.int64),
-            np.asarray(reference).reshape(-1, ROLES),
+            np.asarray(reference).reshape(-1, len(Role)),
         )
 
     def __len__(self) -> int:

@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 from llm.data.preferences import Message, Messages, check_row, parse_row
 from llm.data.rows import Row, read_json_list, read_rows
+from llm.inference.generate import Reply
 
-Kind = Literal["rows", "alpaca_eval", "mt_bench"]
+QuestionFormat = Literal["rows", "alpaca_eval", "mt_bench"]
 
 
 class Question(NamedTuple):
@@ -24,24 +25,10 @@ class Question(NamedTuple):
         where: its place, ``file:line``.
     """
 
-    kind: Kind
+    kind: QuestionFormat
     turns: tuple[Messages, ...]
     fields: dict[str, Any]
     where: str
-
-
-class Answer(NamedTuple):
-    """What a model said in a turn.
-
-    Attributes:
-        text: the reply.
-        finished: whether it came to its end.
-        tokens: how many it has, without an end token.
-    """
-
-    text: str
-    finished: bool
-    tokens: int
 
 
 def read_questions(source: str) -> list[Question]:
@@ -71,8 +58,8 @@ def read_questions(source: str) -> list[Question]:
     return questions
 
 
-def answers_file(
-    questions: Sequence[Question], answers: Sequence[Sequence[Answer]], model: str
+def format_answers(
+    questions: Sequence[Question], answers: Sequence[Sequence[Reply]], model: str
 ) -> bytes:
     """Content of a file of answers.
 
@@ -88,7 +75,7 @@ def answers_file(
 
     Examples:
         >>> question = Question("alpaca_eval", ((),), {"instruction": "Hi"}, "f:1")
-        >>> json.loads(answers_file([question], [[Answer("Hello", True, 2)]], "mine"))[0]["output"]
+        >>> json.loads(format_answers([question], [[Reply("Hello", True, 2)]], "mine"))[0]["output"]
         'Hello'
     """
     record = {"rows": _row, "alpaca_eval": _alpaca_eval, "mt_bench": _mt_bench}
@@ -142,7 +129,7 @@ def _user(text: Any, name: str, where: str) -> Messages:
     return (Message("user", text),)
 
 
-def _row(number: int, question: Question, said: Sequence[Answer], model: str) -> dict[str, Any]:
+def _row(number: int, question: Question, said: Sequence[Reply], model: str) -> dict[str, Any]:
     return {
         "row": number,
         "prompt": [message._asdict() for message in question.turns[0]],
@@ -154,7 +141,7 @@ def _row(number: int, question: Question, said: Sequence[Answer], model: str) ->
 
 
 def _alpaca_eval(
-    number: int, question: Question, said: Sequence[Answer], model: str
+    number: int, question: Question, said: Sequence[Reply], model: str
 ) -> dict[str, Any]:
     del number
     kept = {name: question.fields[name] for name in ("dataset",) if name in question.fields}
@@ -162,9 +149,7 @@ def _alpaca_eval(
     return {"instruction": instruction, "output": said[0].text, "generator": model} | kept
 
 
-def _mt_bench(
-    number: int, question: Question, said: Sequence[Answer], model: str
-) -> dict[str, Any]:
+def _mt_bench(number: int, question: Question, said: Sequence[Reply], model: str) -> dict[str, Any]:
     del number
     identity = question.fields["question_id"]
     texts = [answer.text for answer in said]

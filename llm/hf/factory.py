@@ -1,11 +1,15 @@
-"""The model that a configuration asks for: loaded, or drawn at random; with adapters if asked.
+"""Models from a configuration: loaded from a folder or initialized at random, with LoRA adapters.
 
-It is made where it will be used: on a mesh every device reads, or draws, its own share.
+A run resolves its model once with :func:`resolve_model`; tokenizer, data and parameters are then
+read from the folder that was found. Parameters are created where they are used: on a mesh every
+device reads, or draws, its own shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,89 +27,113 @@ from llm.parallel.mesh import devices_of
 from .io import read_architecture, read_parameters
 
 
-def resolve_architecture(config: ModelConfig) -> Architecture:
-    """The architecture that a configuration asks for; no parameter is read.
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model configuration whose folder is found and whose architecture is known.
+
+    Attributes:
+        config: the configuration.
+        folder: local folder with ``config.json``, weights and tokenizer; None if the parameters
+            are initialized at random.
+        architecture: read from the folder, or given by the configuration.
+    """
+
+    config: ModelConfig
+    folder: Path | None
+    architecture: Architecture
+
+
+def resolve_model(config: ModelConfig) -> ResolvedModel:
+    """Find the folder of a model and read its architecture; no parameter is read.
 
     Args:
-        config: where the model comes from.
+        config: ``path`` is a local folder or a name on the Hugging Face hub, which is downloaded.
 
     Returns:
-        The architecture.
+        The configuration with the local folder and the architecture.
 
     Raises:
-        ValueError: no such model, or an architecture that cannot be.
+        ValueError: if there is no such model, or its architecture is invalid.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> model = resolve_model(ModelConfig(architecture=sizes | {"num_attention_heads": 2}))
+        >>> model.folder, model.architecture.hidden_size
+        (None, 4)
     """
-    if config.path is not None:
-        return read_architecture(resolve_model_folder(config.path))
-    try:
-        return Architecture(**(config.architecture or {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`model.architecture`: {error}") from error
-
-
-def build_model(config: ModelConfig, mesh: MeshConfig | None = None) -> Decoder:
-    """Make a model, every parameter where it will be used.
-
-    Args:
-        config: where it comes from, its dtypes and its adapters.
-        mesh: how the parameters are split over all devices; None for one device.
-
-    Returns:
-        The decoder. On a mesh no parameter was ever whole on a device or in a process, but for
-        what is not split.
-
-    Raises:
-        ValueError: no such model, or an architecture that cannot be.
-    """
-    model = abstract_model(config)
-    devices = None if mesh is None else devices_of(mesh, model)
-    graphdef, abstract = nnx.split(model)
-    leaves = dict(nnx.to_flat_state(abstract))
-    where = None
-    if devices is not None:
-        where = {path: devices.sharding(path) for path in leaves}
-    made: dict[tuple, Array] = {}
     if config.path is not None:
         folder = resolve_model_folder(config.path)
-        made |= read_parameters(folder, read_architecture(folder), leaves, where)
-    made |= _drawn(config, [path for path in leaves if path not in made], where)
-    state = {path: leaf.replace(made[path]) for path, leaf in leaves.items()}
+        return ResolvedModel(config=config, folder=folder, architecture=read_architecture(folder))
+    try:
+        architecture = Architecture(**(config.architecture or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`model.architecture`: {error}") from error
+    return ResolvedModel(config=config, folder=None, architecture=architecture)
+
+
+def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder:
+    """Create a decoder with its parameters: read from the model's folder, or drawn at random.
+
+    Args:
+        model: the resolved configuration; its dtypes, seed and adapters apply.
+        mesh: how parameters are sharded over all devices; None for one device.
+
+    Returns:
+        The decoder. On a mesh no sharded parameter was ever whole on a device or in a process.
+
+    Raises:
+        ValueError: if a tensor of the folder is missing, unknown, of the wrong shape or not
+            finite, or the mesh does not divide the devices or the heads.
+    """
+    decoder = abstract_model(model)
+    devices = None if mesh is None else devices_of(mesh, decoder)
+    graphdef, abstract = nnx.split(decoder)
+    leaves = dict(nnx.to_flat_state(abstract))
+    shardings = None
+    if devices is not None:
+        shardings = {path: devices.sharding(path) for path in leaves}
+    parameters: dict[tuple, Array] = {}
+    if model.folder is not None:
+        parameters |= read_parameters(model.folder, model.architecture, leaves, shardings)
+    missing = [path for path in leaves if path not in parameters]
+    parameters |= _draw_parameters(model, missing, shardings)
+    state = {path: leaf.replace(parameters[path]) for path, leaf in leaves.items()}
     return nnx.merge(graphdef, nnx.from_flat_state(state))
 
 
-def _drawn(
-    config: ModelConfig, paths: Sequence[tuple], where: Mapping[tuple, Sharding] | None
-) -> dict[tuple, Array]:
-    """Parameters drawn at random; the compiler leaves out those that are not asked for."""
-
-    def draw() -> list[Array]:
-        every = dict(nnx.to_flat_state(nnx.state(_described(config))))
-        return [every[path].get_value() for path in paths]
-
-    shardings = None if where is None else [where[path] for path in paths]
-    return dict(zip(paths, jax.jit(draw, out_shardings=shardings)(), strict=True))
-
-
-def abstract_model(config: ModelConfig) -> Decoder:
-    """A model that exists as shapes only.
+def abstract_model(model: ResolvedModel) -> Decoder:
+    """Create a decoder that holds shapes and dtypes but no numbers.
 
     Args:
-        config: where it would come from.
+        model: the resolved configuration.
 
     Returns:
         A decoder whose parameters are ``jax.ShapeDtypeStruct``.
 
     Raises:
-        ValueError: no such model, or an architecture that cannot be.
+        ValueError: if the configuration asks for LoRA adapters of unknown modules.
     """
-    resolve_architecture(config)  # its errors as they are, not from within a trace
-    return nnx.eval_shape(lambda: _described(config))
+    return nnx.eval_shape(lambda: _initialize(model))
 
 
-def _described(config: ModelConfig) -> Decoder:
-    """The decoder with its adapters, drawn at random."""
+def _draw_parameters(
+    model: ResolvedModel, paths: Sequence[tuple], shardings: Mapping[tuple, Sharding] | None
+) -> dict[tuple, Array]:
+    """Draw the parameters at some paths; the compiler removes the draws of all others."""
+
+    def draw() -> list[Array]:
+        leaves = dict(nnx.to_flat_state(nnx.state(_initialize(model))))
+        return [leaves[path].get_value() for path in paths]
+
+    out_shardings = None if shardings is None else [shardings[path] for path in paths]
+    return dict(zip(paths, jax.jit(draw, out_shardings=out_shardings)(), strict=True))
+
+
+def _initialize(model: ResolvedModel) -> Decoder:
+    """Initialize the decoder and its adapters at random."""
+    config = model.config
     decoder = Decoder(
-        resolve_architecture(config),
+        model.architecture,
         rngs=nnx.Rngs(config.seed),
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),

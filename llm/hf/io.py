@@ -23,7 +23,6 @@ from llm.data.model_folder import (
     TOKENIZER_FILES,
     model_file,
     read_json_object,
-    resolve_model_folder,
 )
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, LayerLoop, Remat
@@ -38,7 +37,7 @@ DERIVED = "rotary_emb.inv_freq"  # old files hold it; it follows from the config
 
 
 def load_model(
-    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
@@ -48,7 +47,8 @@ def load_model(
     """Load a decoder onto one device.
 
     Args:
-        source: a folder, or the name of a model on the Hugging Face hub.
+        folder: local folder with ``config.json`` and safetensors files;
+            :func:`llm.data.model_folder.resolve_model_folder` finds the one of a hub name.
         dtype: to compute in.
         param_dtype: of the parameters, whatever the files hold.
         remat: see :class:`llm.models.decoder.Decoder`.
@@ -61,7 +61,7 @@ def load_model(
         ValueError: no such model, an unknown architecture, or a tensor that is missing, unknown,
             of the wrong shape or not finite; nothing is left out or made up.
     """
-    folder = resolve_model_folder(source)
+    folder = Path(folder)
     architecture = read_architecture(folder)
 
     def create() -> Decoder:
@@ -134,7 +134,7 @@ def export_model(
     Args:
         decoder: stays as it is.
         folder: must not exist, or be empty; it appears when it is complete.
-        tokenizer_folder: a folder or hub name whose tokenizer and generation files are copied.
+        tokenizer_folder: folder whose tokenizer and generation files are copied; None for none.
         dtype: of the tensors; None for that of the parameters.
         max_file_bytes: larger models are split over several files.
 
@@ -146,7 +146,7 @@ def export_model(
         raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
     wanted = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
     config = to_hf_config(decoder.architecture) | {"dtype": wanted.name}
-    source = None if tokenizer_folder is None else resolve_model_folder(tokenizer_folder)
+    source = None if tokenizer_folder is None else Path(tokenizer_folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:

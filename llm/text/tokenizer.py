@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from llm.data.preferences import Message
@@ -84,23 +85,25 @@ class ByteTokenizer:
         return tokens
 
 
-def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of a folder, of a model on the hub, or ``bytes``.
+def load_tokenizer(folder: Path | None) -> Tokenizer:
+    """Load the tokenizer of a model folder, or the byte tokenizer.
 
     Args:
-        source: which.
+        folder: local folder with ``tokenizer.json`` and ``tokenizer_config.json``; None for
+            :class:`ByteTokenizer`. :func:`llm.data.model_folder.resolve_tokenizer_folder` finds it.
 
     Returns:
         The tokenizer.
 
     Raises:
-        ValueError: there is none, or its files are damaged.
+        ValueError: if a file is missing or damaged.
+
+    Examples:
+        >>> load_tokenizer(None).vocab_size
+        261
     """
-    if source == "bytes":
+    if folder is None:
         return ByteTokenizer()
-    # Loaded only here: bytes need none of it.
-    from llm.data.model_folder import resolve_model_folder
+    from .hf_tokenizer import HuggingFaceTokenizer  # imports the tokenizers library
 
-    from .hf_tokenizer import HuggingFaceTokenizer
-
-    return HuggingFaceTokenizer(resolve_model_folder(source))
+    return HuggingFaceTokenizer(folder)

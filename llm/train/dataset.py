@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from llm.config import DataConfig, ModelConfig
+from llm.config import DataConfig
+from llm.data.model_folder import resolve_tokenizer_folder
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PreferenceRow, stream_preferences
 from llm.data.rows import source_files
-from llm.hf.factory import resolve_architecture
+from llm.hf.factory import ResolvedModel
 from llm.text.tokenize import TokenizedPairs, tokenize_rows
 from llm.text.tokenizer import Tokenizer, load_tokenizer
 from rpo_io.digests import sha256_hex
@@ -35,7 +36,7 @@ class TrainingData(NamedTuple):
     end_ids: frozenset[int]
 
 
-def load_training_data(config: DataConfig, model: ModelConfig) -> TrainingData:
+def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData:
     """Read and tokenize the pairs that a configuration names.
 
     Args:
@@ -98,15 +99,18 @@ def _rows(source: str, config: DataConfig) -> Iterator[PreferenceRow]:
     return stream_preferences(source, check_content=config.on_error == "raise")
 
 
-def _tokenizer(config: DataConfig, model: ModelConfig) -> Tokenizer:
-    architecture = resolve_architecture(model)
+def _tokenizer(config: DataConfig, model: ResolvedModel) -> Tokenizer:
+    architecture = model.architecture
     if config.max_length > architecture.max_position_embeddings:
         raise ValueError(
             f"`data.max_length` must be at most {architecture.max_position_embeddings}, which is how many "
             f"tokens the model reads, got {config.max_length}"
         )
-    source = config.tokenizer or model.path or "bytes"
-    tokenizer, room = load_tokenizer(source), architecture.vocab_size
+    if config.tokenizer is None:
+        source, folder = model.config.path or "bytes", model.folder
+    else:
+        source, folder = config.tokenizer, resolve_tokenizer_folder(config.tokenizer)
+    tokenizer, room = load_tokenizer(folder), architecture.vocab_size
     if tokenizer.vocab_size > room:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model embeds only "

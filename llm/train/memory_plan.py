@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from llm.config import TrainConfig
-from llm.hf.factory import abstract_model
+from llm.hf.factory import ResolvedModel, abstract_model, resolve_model
 from llm.models.lora import trainable_filter
 from llm.parallel.layout import mesh_sizes
 from llm.parallel.mesh import BATCHES, Devices, layout_of, make_mesh
@@ -128,13 +128,17 @@ def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
         >>> plan.fits, plan.devices, plan.compiled
         (True, 8, False)
     """
+    return _plan(config, resolve_model(config.model), topology)
+
+
+def _plan(config: TrainConfig, model: ResolvedModel, topology: str) -> MemoryPlan:
     found = TOPOLOGY.fullmatch(topology)
     if not found or found["kind"] not in TPU_MEMORY | GPU_MEMORY:
         raise ValueError(f"argument --topology: must be one of {known_topologies()}")
     kind, count = found["kind"], int(np.prod([int(size) for size in found["shape"].split("x")]))
     limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
     with computing_in(config.model.dtype):
-        step = PlannedStep(config, count)
+        step = PlannedStep(config, model, count)
         if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") is not None:
             return _compiled(step, topology, limit)
         return _estimated(step, topology, limit)
@@ -154,9 +158,11 @@ def largest_fitting_plan(
         The plan, or None if not even one pair fits.
     """
 
+    model = resolve_model(config.model)
+
     def plan_of(pairs: int) -> MemoryPlan:
         trainer = replace(config.trainer, per_device_train_batch_size=pairs)
-        return make_plan(replace(config, trainer=trainer), topology)
+        return _plan(replace(config, trainer=trainer), model, topology)
 
     # A refusal takes seconds and a compilation minutes: from above, halving, then between.
     best, high = None, most
@@ -179,14 +185,14 @@ def largest_fitting_plan(
 class PlannedStep:
     """A step that exists as shapes only."""
 
-    def __init__(self, config: TrainConfig, n_devices: int) -> None:
+    def __init__(self, config: TrainConfig, model: ResolvedModel, n_devices: int) -> None:
         """Of a configuration, on so many devices."""
         mesh = config.mesh
         self.config = config
         self.sizes = mesh_sizes(
             data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
         )
-        self.model = abstract_model(config.model)
+        self.model = abstract_model(model)
         self.architecture = self.model.architecture
         self.layout = layout_of(self.sizes, self.model)
         self.model.layout = self.layout
@@ -335,7 +341,7 @@ def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int
     of_layer = tokens * width * (6 * a.hidden_size + 2 * heads + 4 * a.intermediate_size)
     kept = {
         "full": 1 * a.hidden_size,
-        "products": 3 * a.hidden_size + heads + 2 * a.intermediate_size,
+        "dots": 3 * a.hidden_size + heads + 2 * a.intermediate_size,
     }
     saved = (
         tokens * width * a.num_hidden_layers * kept[model.remat]

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm.config import TrainConfig
 from llm.data.loader import BatchSampler
+from llm.hf.factory import ResolvedModel
 
 from .dataset import TrainingData
 from .memory_plan import PlannedStep, estimate_peak_bytes
@@ -42,11 +43,12 @@ class RunEstimate(NamedTuple):
     seconds: float
 
 
-def estimate_run(config: TrainConfig, data: TrainingData) -> RunEstimate:
+def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) -> RunEstimate:
     """What a run on the devices that are here will take; no parameter is made.
 
     Args:
         config: the run.
+        model: ``config.model``, resolved.
         data: its pairs.
 
     Returns:
@@ -55,7 +57,7 @@ def estimate_run(config: TrainConfig, data: TrainingData) -> RunEstimate:
     Raises:
         ValueError: no such model, or a mesh that does not divide the devices or the heads.
     """
-    step, trainer = PlannedStep(config, jax.device_count()), config.trainer
+    step, trainer = PlannedStep(config, model, jax.device_count()), config.trainer
     shards = step.layout.shards
     schedule = BatchSampler(
         data.train,

@@ -21,10 +21,10 @@ from llm.config import TrainConfig
 from llm.data.loader import iterate_batches
 from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
 from llm.hashing import weights_digest
-from llm.hf.factory import build_model
+from llm.hf.factory import ResolvedModel, build_model
 from llm.parallel.mesh import on_host
 from llm.precision import computing_in
-from llm.types import Batch
+from llm.types import Batch, Role
 from rpo_theory.reductions import weight_per_token
 
 from . import reference_cache
@@ -55,6 +55,7 @@ class InterruptedRunError(Exception):
 
 def train(
     config: TrainConfig,
+    model: ResolvedModel,
     data: TrainingData,
     folder: Path,
     *,
@@ -67,6 +68,7 @@ def train(
 
     Args:
         config: the configuration.
+        model: ``config.model``, resolved.
         data: the pairs.
         folder: for checkpoints and the reference cache.
         resume: continue from the last checkpoint, from the beginning if there is none yet.
@@ -83,7 +85,7 @@ def train(
         InterruptedRunError: the process was asked to stop; the state is saved.
     """
     with computing_in(config.model.dtype):
-        run = Run(config, data, build_model(config.model, config.mesh))
+        run = Run(config, data, build_model(model, config.mesh))
         checkpoints = Checkpoints(
             folder / "checkpoints", config.trainer.save_total_limit, run.fingerprint()
         )

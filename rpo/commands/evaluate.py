@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_reward(name: str) -> Reward:
+def load_reward(name: str) -> RewardFunction:
     """A function from a file of the user's.
 
     Args:
@@ -163,11 +163,10 @@ def _run_model(
     """Scores of the data and rewards of replies; the model's memory is free afterwards."""
     from llm.evaluation.prompts import read_questions
     from llm.evaluation.win_rates import score_replies
+    from llm.inference.generate import generate_replies
     from llm.inference.score import score_pairs
     from rpo.runtime.loading import decoding_from, load, read_pairs
     from rpo.runtime.progress import with_progress
-
-    from .generate import answer
 
     model, tokenizer = load(name, args.tokenizer, args.dtype)
     scores = score_pairs(
@@ -179,6 +178,13 @@ def _run_model(
     if reward is None:
         return scores, None
     questions = read_questions(args.data)[: args.prompts]
-    said = answer(model, tokenizer, questions, decoding_from(args), batch_size=args.batch_size)
+    said = generate_replies(
+        model,
+        tokenizer,
+        questions,
+        decoding_from(args),
+        batch_size=args.batch_size,
+        progress=lambda batches, total: with_progress(batches, total, "batches answered"),
+    )
     prompts: list[tuple[Message, ...]] = [question.turns[0] for question in questions]
     return scores, score_replies(reward, prompts, [one[0].text for one in said])

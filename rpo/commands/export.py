@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise ValueError(f"argument --out: {args.out} exists already and is not empty")
         from llm.config import TrainConfig
+        from llm.data.model_folder import resolve_tokenizer_folder
         from llm.hf.factory import build_model, resolve_model
         from llm.hf.io import export_model
-        from llm.data.model_folder import resolve_tokenizer_folder
         from llm.precision import computing_in
         from llm.train.checkpoint import Checkpoints
         from llm.train.dataset import load_training_data

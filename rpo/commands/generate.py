@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from llm.evaluation.prompts import Answer, Question
-    from llm.inference.generate import GenerationConfig
-    from llm.models.decoder import Decoder
-    from llm.text.tokenizer import Tokenizer
 
 EXAMPLES = (
     "rpo generate --model policy --prompt 'Why is the sky blue?'",
@@ -75,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.errors import UsageError, user_input
     from rpo.runtime.loading import decoding_from, load, prepare_file
     from rpo.runtime.output import tell
+    from rpo.runtime.progress import with_progress
     from rpo_io.atomic import write_atomic
 
     if (args.data is None) != (args.out is None):
@@ -85,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             prepare_file(args.out)
     from llm.data.preferences import Message
     from llm.evaluation.prompts import Question, format_answers, read_questions
+    from llm.inference.generate import generate_replies
     from llm.precision import computing_in
 
     with user_input(), computing_in(args.dtype):
@@ -94,7 +88,14 @@ def run(args: argparse.Namespace) -> int:
         else:
             questions = read_questions(args.data)
         model, tokenizer = load(args.model, args.tokenizer, args.dtype)
-        answers = answer(model, tokenizer, questions, decoding, batch_size=args.batch_size)
+        answers = generate_replies(
+            model,
+            tokenizer,
+            questions,
+            decoding,
+            batch_size=args.batch_size,
+            progress=lambda batches, total: with_progress(batches, total, "batches answered"),
+        )
         if args.out is None:
             said = answers[0][0]
             tell(args, said._asdict(), said.text + "\n")
@@ -108,60 +109,3 @@ def run(args: argparse.Namespace) -> int:
     )
     tell(args, {"out": str(args.out), "answers": len(answers), "cut": cut}, text)
     return 0
-
-
-def answer(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    decoding: GenerationConfig,
-    *,
-    batch_size: int,
-) -> list[list[Answer]]:
-    """Answer questions, turn by turn.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        questions: of as many turns as they have.
-        decoding: how replies are chosen.
-        batch_size: how many at a time.
-
-    Returns:
-        For each question an answer a turn.
-
-    Raises:
-        ValueError: a conversation is too long for the model; it names the question's place.
-    """
-    from llm.data.preferences import Message
-    from llm.evaluation.prompts import Answer
-    from llm.inference.generate import generate_tokens
-    from rpo.runtime.progress import with_progress
-
-    room = model.architecture.max_position_embeddings - decoding.max_new_tokens
-    said: list[list[Answer]] = [[] for _ in questions]
-    for turn in range(max(len(question.turns) for question in questions)):
-        asked = [i for i, question in enumerate(questions) if turn < len(question.turns)]
-        prompts = []
-        for i in asked:
-            messages = list(questions[i].turns[0])
-            for one, later in zip(said[i], questions[i].turns[1:], strict=False):
-                messages += [Message("assistant", one.text), *later]
-            prompts.append(tokenizer.encode_prompt(messages))
-            if len(prompts[-1]) > room:
-                raise ValueError(
-                    f"{questions[i].where}: the prompt has {len(prompts[-1])} tokens, but the "
-                    f"model reads {room} before {decoding.max_new_tokens} new ones"
-                )
-        replies = generate_tokens(
-            model,
-            prompts,
-            decoding,
-            end_ids=tokenizer.end_ids,
-            batch_size=batch_size,
-            progress=lambda batches, total: with_progress(batches, total, "batches answered"),
-        )
-        for i, reply in zip(asked, replies, strict=True):
-            text = tokenizer.decode(reply.tokens)
-            said[i].append(Answer(text, reply.finished, len(reply.tokens)))
-    return said

@@ -16,6 +16,7 @@ from rpo.runtime.compilation_cache import keep_compiled_programs
 
 if TYPE_CHECKING:
     from llm.config import TrainConfig
+    from llm.hf.factory import ResolvedModel
     from llm.train.dataset import TrainingData
 
 OVERRIDES = True  # of the configuration, such as --objective.eta 0.1
@@ -122,7 +123,13 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
 
 
 def _train(
-    config: TrainConfig, model: ResolvedModel, data: TrainingData, out: Path, *, first: bool, resume: bool
+    config: TrainConfig,
+    model: ResolvedModel,
+    data: TrainingData,
+    out: Path,
+    *,
+    first: bool,
+    resume: bool,
 ) -> int:
     from llm.train.tracking import CompositeTracker, make_tracker
     from llm.train.trainer import InterruptedRunError, train
@@ -143,6 +150,7 @@ def _train(
         try:
             train(
                 config,
+                model,
                 data,
                 out,
                 resume=resume,

@@ -71,11 +71,13 @@ def load(model: str, tokenizer: str | None, dtype: str) -> tuple[Decoder, Tokeni
     """
     import jax.numpy as jnp
 
+    from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
     from llm.hf.io import load_model
     from llm.text.tokenizer import load_tokenizer
 
-    words = load_tokenizer(tokenizer or model)
-    decoder = load_model(model, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+    folder = resolve_model_folder(model)
+    words = load_tokenizer(folder if tokenizer is None else resolve_tokenizer_folder(tokenizer))
+    decoder = load_model(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
     room = decoder.architecture.vocab_size
     if words.vocab_size > room:
         raise ValueError(

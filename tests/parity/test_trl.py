@@ -212,7 +212,7 @@ def test_parity_of_a_real_model_on_real_pairs(
         pytest.skip("needs RPO_SMOLLM2, the folder of a converted SmolLM2")
     rows = read_preferences(str(shared_data / "hh-harmless-test.jsonl.gz"), check_content=False)
     tokens = tokenize_rows(
-        rows[:20], load_tokenizer(str(folder)), max_length=REAL_LENGTH, on_error="skip"
+        rows[:20], load_tokenizer(folder), max_length=REAL_LENGTH, on_error="skip"
     )
     pairs = list(tokens.pairs[:4])
     config, options = objective(pairs, method)

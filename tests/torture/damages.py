@@ -67,7 +67,7 @@ def _store(folder: Path) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from bandits.study.records import TableBuilder, RecordStore
+    from bandits.study.records import RecordStore, TableBuilder
 
     store = RecordStore(folder, {"name": "damaged", "seeds": 400})
     for number in range(2):
@@ -161,7 +161,7 @@ def foreign(folder: Path) -> Kind:
     from safetensors.numpy import load_file, save_file
 
     from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-    from llm.hf.factory import build_model
+    from llm.hf.factory import build_model, resolve_model
     from llm.train.dataset import load_training_data
     from llm.train.run import Run
 
@@ -177,11 +177,12 @@ def foreign(folder: Path) -> Kind:
         data=DataConfig(train=str(rows), tokenizer="bytes", max_length=16),
         trainer=TrainerConfig(max_steps=1),
     )
-    data = load_training_data(config.data, config.model)
+    resolved = resolve_model(config.model)
+    data = load_training_data(config.data, resolved)
     kept = folder / "fingerprint"
 
     def read() -> str:
-        found = Run(config, data, build_model(config.model, config.mesh)).fingerprint()
+        found = Run(config, data, build_model(resolved, config.mesh)).fingerprint()
         if kept.exists() and kept.read_text() != found:
             raise ValueError(f"{weights}: a checkpoint of another model")  # as Checkpoints says it
         kept.write_text(found)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from llm.config import ModelConfig
-from llm.hf.factory import abstract_model, resolve_architecture
+from llm.hf.factory import abstract_model, resolve_model
 from llm.models.architecture import Architecture
 
 SIZES: dict[str, Any] = {
@@ -35,23 +35,24 @@ FILE = {
 def test_parity_an_architecture_comes_from_the_configuration_or_the_models_own_file(
     tmp_path: Path,
 ) -> None:
-    assert resolve_architecture(ModelConfig(architecture=SIZES)) == Architecture(**SIZES)
+    drawn = resolve_model(ModelConfig(architecture=SIZES))
+    assert (drawn.folder, drawn.architecture) == (None, Architecture(**SIZES))
     (tmp_path / "config.json").write_text(json.dumps(FILE))
-    read = resolve_architecture(ModelConfig(path=str(tmp_path)))
-    assert {name: getattr(read, name) for name in SIZES} == SIZES
+    read = resolve_model(ModelConfig(path=str(tmp_path)))
+    assert read.folder == tmp_path
+    assert {name: getattr(read.architecture, name) for name in SIZES} == SIZES
 
 
-@pytest.mark.parametrize("make", [resolve_architecture, abstract_model])
-def test_raises_an_architecture_that_cannot_be_is_named_by_its_key(make: Any) -> None:
+def test_raises_an_architecture_that_cannot_be_is_named_by_its_key() -> None:
     with pytest.raises(ValueError, match=r"architecture`: `hidden_size` must be positive, got 0$"):
-        make(ModelConfig(architecture={**SIZES, "hidden_size": 0}))
+        resolve_model(ModelConfig(architecture={**SIZES, "hidden_size": 0}))
     with pytest.raises(ValueError, match=r"^`model.architecture`: .*'depth'"):
-        make(ModelConfig(architecture={**SIZES, "depth": 2}))
+        resolve_model(ModelConfig(architecture={**SIZES, "depth": 2}))
 
 
 def test_closed_form_shapes_are_those_of_the_parameters_and_adapters_and_hold_no_numbers() -> None:
     asked = ModelConfig(architecture=SIZES, param_dtype="bfloat16", lora_r=3)
-    state: Any = nnx.state(abstract_model(asked))
+    state: Any = nnx.state(abstract_model(resolve_model(asked)))
     leaves = jax.tree.leaves(state)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     up = state["layers"]["up_proj"]

@@ -265,7 +265,7 @@ def test_closed_form_the_hub_is_asked_for_safetensors_alone(
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert load_model("someone/small").architecture == SMALL
+    assert load_model(resolve_model_folder("someone/small")).architecture == SMALL
     patterns = asked["someone/small"]
     assert "*.safetensors" in patterns
     for name in ("pytorch_model.bin", "weights.pt", "modeling.py", "model.pkl"):
@@ -274,7 +274,7 @@ def test_closed_form_the_hub_is_asked_for_safetensors_alone(
 
 def test_raises_on_names_that_neither_disk_nor_hub_knows() -> None:
     with pytest.raises(ValueError, match="no/such/folder is neither a folder nor a model"):
-        load_model("no/such/folder")
+        resolve_model_folder("no/such/folder")
 
 
 def test_raises_rather_than_writing_over_a_folder(decoder: Decoder, folder: Path) -> None:

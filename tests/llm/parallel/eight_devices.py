@@ -98,7 +98,7 @@ def on_mesh(model: Decoder, pairs: list[PairTokens], sizes: Mapping[str, int]) -
     shards = sizes["data"] * sizes["fsdp"]
     a = model.architecture
     heads = (a.num_attention_heads, a.num_key_value_heads)
-    layout = make_layout(sizes, nnx.state(model), head_counts=heads, width=a.hidden_size)
+    layout = make_layout(sizes, nnx.state(model), head_counts=heads, hidden_size=a.hidden_size)
     devices = Devices(make_mesh(sizes, jax.devices()), layout)
     model.layout = layout
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
@@ -138,11 +138,12 @@ def made_on_mesh() -> dict[str, Any]:
         config = ModelConfig(
             path=f"{folder}/model", dtype="float64", param_dtype="float64", lora_r=2
         )
-        whole: Any = nnx.state(factory.build_model(config))
+        resolved = factory.resolve_model(config)
+        whole: Any = nnx.state(factory.build_model(resolved))
         at_once, sizes[:] = max(sizes), []
-        split: Any = nnx.state(factory.build_model(config, MeshConfig(**MESHES["all"])))
+        split: Any = nnx.state(factory.build_model(resolved, MeshConfig(**MESHES["all"])))
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), whole, split)
-    kernel = split["layers"]["up"]["kernel"].get_value()
+    kernel = split["layers"]["up_proj"]["kernel"].get_value()
     return {
         "same": all(jax.tree.leaves(same)),
         "share": kernel.addressable_shards[0].data.size / kernel.size,
@@ -187,10 +188,10 @@ def where_on_mesh() -> dict[str, Any]:
     """Where parameters lie, and what is no parameter."""
     devices, model = devices_and_model()
     every: Any = nnx.state(model)
-    kernel = every["layers"]["up"]["kernel"].get_value()
+    kernel = every["layers"]["up_proj"]["kernel"].get_value()
     tree = {
         "embedding": every["embedding"].get_value(),
-        "layers": {"up": {"kernel": kernel}},
+        "layers": {"up_proj": {"kernel": kernel}},
         "other": np.arange(3.0),
     }
     where, placed = devices.shardings(tree), devices.place(tree)
@@ -200,7 +201,7 @@ def where_on_mesh() -> dict[str, Any]:
         "sizes": dict(devices.mesh.shape),
         "splits": [str(tuple(sharding.spec)) for sharding in jax.tree.leaves(where)],
         "shares": [leaf.addressable_shards[0].data.shape for leaf in leaves],
-        "one": str(tuple(devices.sharding(("layers", "up", "kernel")).spec)),
+        "one": str(tuple(devices.sharding(("layers", "up_proj", "kernel")).spec)),
         "on_host": all(np.array_equal(on_host(there), leaf) for there, leaf in both),
     }
 

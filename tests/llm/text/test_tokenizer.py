@@ -57,7 +57,7 @@ def plain(folder: Path, text: str) -> list[int]:
 
 def test_golden_prompt_and_answer_are_the_tokens_of_the_templates_text(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(folder)
     before = "<s><|turn|>user:Hé<|end|>\n<|turn|>assistant:"
     assert tokenizer.encode_prompt([USER]) == plain(folder, before)
     answer = tokenizer.encode_response([USER], [REPLY])
@@ -69,47 +69,47 @@ def test_golden_prompt_and_answer_are_the_tokens_of_the_templates_text(tmp_path:
 
 def test_golden_ids_of_special_tokens(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(folder)
     assert tokenizer.vocab_size == 256 + 1 + len(SPECIAL)
     assert [tokenizer.bos_id, tokenizer.eos_id] == [257, 258]
     assert tokenizer.end_ids == {258, 260}  # </s> and the template's <|end|>
     (folder / "generation_config.json").write_text('{"eos_token_id": [258, 259]}')
-    assert load_tokenizer(str(folder)).end_ids == {258, 259, 260}
+    assert load_tokenizer(folder).end_ids == {258, 259, 260}
 
 
 def test_property_digests_tell_tokenizers_and_templates_apart(tmp_path: Path) -> None:
-    first = load_tokenizer(str(folder_with(tmp_path)))
-    again = load_tokenizer(str(folder_with(tmp_path)))
-    other = load_tokenizer(str(folder_with(tmp_path, chat_template=TEMPLATE.replace(":", "\n"))))
+    first = load_tokenizer(folder_with(tmp_path))
+    again = load_tokenizer(folder_with(tmp_path))
+    other = load_tokenizer(folder_with(tmp_path, chat_template=TEMPLATE.replace(":", "\n")))
     assert (first.digest, first.template_digest) == (again.digest, again.template_digest)
     assert first.digest == other.digest
     assert first.template_digest != other.template_digest
-    renamed = load_tokenizer(str(folder_with(tmp_path, unk_token="<unk>")))
+    renamed = load_tokenizer(folder_with(tmp_path, unk_token="<unk>"))
     assert first.template_digest != renamed.template_digest
 
 
 def test_golden_templates_in_other_places(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
-    expected = load_tokenizer(str(folder)).encode_prompt([USER])
+    expected = load_tokenizer(folder).encode_prompt([USER])
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
-    assert load_tokenizer(str(folder_with(tmp_path, chat_template=named))).encode_prompt(
-        [USER]
-    ) == (expected)
+    assert load_tokenizer(folder_with(tmp_path, chat_template=named)).encode_prompt([USER]) == (
+        expected
+    )
     folder_with(tmp_path, chat_template=None)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    assert load_tokenizer(str(folder)).encode_prompt([USER]) == expected
+    assert load_tokenizer(folder).encode_prompt([USER]) == expected
 
 
 def test_closed_form_marker_of_turns_may_be_the_begin_token(tmp_path: Path) -> None:
     template = TEMPLATE.replace("{{ bos_token }}", "")
     folder = folder_with(tmp_path, bos_token="<|turn|>", chat_template=template)
-    tokens = load_tokenizer(str(folder)).encode_prompt([USER, REPLY, USER])
+    tokens = load_tokenizer(folder).encode_prompt([USER, REPLY, USER])
     assert tokens.count(259) == 4
 
 
 @pytest.mark.parametrize("text", SPECIAL)
 def test_raises_where_a_text_spells_a_special_token(text: str, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(folder_with(tmp_path)))
+    tokenizer = load_tokenizer(folder_with(tmp_path))
     bad = f"a {text} b"
     with pytest.raises(RowError, match="must not spell the special token"):
         tokenizer.encode_prompt([Message("user", bad)])
@@ -134,7 +134,7 @@ def test_raises_where_a_template_cannot_be_used(
 ) -> None:
     folder = folder_with(tmp_path, chat_template=template)
     with pytest.raises(ValueError, match=message) as caught:
-        load_tokenizer(str(folder))
+        load_tokenizer(folder)
     assert str(caught.value).startswith(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -148,7 +148,7 @@ def test_raises_at_messages_that_the_template_treats_differently(tmp_path: Path)
     ) + TEMPLATE.replace(
         "<|end|>", "{% if not (cut and m.role == 'assistant') %}<|end|>{% endif %}"
     )
-    tokenizer = load_tokenizer(str(folder_with(tmp_path, chat_template=template)))
+    tokenizer = load_tokenizer(folder_with(tmp_path, chat_template=template))
     with pytest.raises(RowError, match=r"they part at token 1:") as caught:
         tokenizer.encode_response([USER, REPLY, USER], [REPLY])
     assert caught.value.reason == "boundary"
@@ -168,16 +168,16 @@ def test_raises_where_files_are_missing_or_broken(tmp_path: Path) -> None:
     ]:
         (folder / name).write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=message) as caught:
-            load_tokenizer(str(folder))
+            load_tokenizer(folder)
         assert str(folder / name) in str(caught.value)
         (folder / name).unlink()
         with pytest.raises(ValueError, match=f"{name}"):
-            load_tokenizer(str(folder))
+            load_tokenizer(folder)
         folder_with(tmp_path)
 
 
 def test_roundtrip_bytes_of_a_conversation() -> None:
-    tokenizer = load_tokenizer("bytes")
+    tokenizer = load_tokenizer(None)
     assert isinstance(tokenizer, Tokenizer)
     prompt = tokenizer.encode_prompt([Message("system", "S"), USER, REPLY, USER])
     user = [258, *"Hé".encode()]

@@ -19,7 +19,7 @@ from llm.config import (
 )
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
-from llm.hf.factory import build_model
+from llm.hf.factory import build_model, resolve_model
 from llm.train.dataset import TrainingData
 from llm.train.run import Run
 
@@ -48,7 +48,7 @@ DATA = TrainingData(pairs(range(10)), pairs(range(20, 23)), {"data": "d4"}, {}, 
 @pytest.fixture(scope="module")
 def run() -> Run:
     """A run that has compiled nothing yet."""
-    return Run(CONFIG, DATA, build_model(CONFIG.model))
+    return Run(CONFIG, DATA, build_model(resolve_model(CONFIG.model)))
 
 
 def other(run: Run, **changed: Any) -> Run:

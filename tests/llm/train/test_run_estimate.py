@@ -9,12 +9,19 @@ import pytest
 from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
+from llm.hf.factory import resolve_model
 from llm.train import run_estimate
 from llm.train.dataset import TrainingData
 from llm.train.memory_plan import PlannedStep, estimate_peak_bytes
-from llm.train.run_estimate import estimate_run
+from llm.train.run_estimate import RunEstimate, estimate_run
 
-SIZES = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES = {
+    "vocab_size": 261,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 RATE = 1e9
 
 
@@ -35,16 +42,20 @@ def data(count: int) -> TrainingData:
     return TrainingData(pairs, PairTable.from_pairs([]), {}, {}, frozenset())
 
 
+def estimate(one: TrainConfig, count: int) -> RunEstimate:
+    return estimate_run(one, resolve_model(one.model), data(count))
+
+
 def test_closed_form_steps_tokens_work_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
     one = config(num_train_epochs=3.0)
-    found = estimate_run(one, data(12))
+    found = estimate(one, 12)
     assert (found.steps, found.pairs_per_step) == (6, 6)
     assert found.tokens_per_step == 6 * 7
     layers = 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8
     assert found.flops_per_step == 6 * (6 * 7 * layers + 6 * 5 * 261 * 8)
     assert found.seconds == pytest.approx(6 * found.flops_per_step / (0.45 * RATE))
-    least = estimate_peak_bytes(PlannedStep(one, 1), 2 * 7, 2 * 5)
+    least = estimate_peak_bytes(PlannedStep(one, resolve_model(one.model), 1), 2 * 7, 2 * 5)
     assert least <= found.peak_bytes_per_device <= 2 * least  # rows are padded to a few shapes
 
 
@@ -52,5 +63,5 @@ def test_closed_form_steps_that_are_asked_for_count_before_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
-    assert estimate_run(config(max_steps=7), data(12)).steps == 7
-    assert estimate_run(config(num_train_epochs=0.4), data(13)).steps == 2  # of three an epoch
+    assert estimate(config(max_steps=7), 12).steps == 7
+    assert estimate(config(num_train_epochs=0.4), 13).steps == 2  # of three an epoch

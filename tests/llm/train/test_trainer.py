@@ -24,6 +24,7 @@ from llm.config import (
     TrainerConfig,
 )
 from llm.hashing import weights_digest
+from llm.hf.factory import resolve_model
 from llm.train import reference_cache, trainer
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.non_finite import NonFiniteError
@@ -31,7 +32,13 @@ from llm.train.run import Run
 from llm.train.tracking import JsonLinesTracker
 from llm.train.trainer import InterruptedRunError, check_first_loss, train
 
-TINY = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY = {
+    "vocab_size": 261,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 ROWS = 18
 
 
@@ -76,9 +83,11 @@ def run(
 ) -> Run:
     out.mkdir(exist_ok=True)
     # The trainer fixes its own precision; tests run in float64 and strict promotion around it.
+    model = resolve_model(one.model)
     return train(
         one,
-        data or load_training_data(one.data, one.model),
+        model,
+        data or load_training_data(one.data, model),
         out,
         resume=resume,
         tracker=JsonLinesTracker(out / "metrics.jsonl"),
