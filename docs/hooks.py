@@ -106,7 +106,7 @@ def config_reference() -> Iterator[str]:
     """Every key of the two kinds of configuration, as Markdown."""
     kinds = {
         "Training, `rpo train`": "llm.config.TrainConfig",
-        "Studies, `rpo study`": "bandits.study.config.Study",
+        "Studies, `rpo study`": "bandits.study.config.StudyConfig",
     }
     for title, where in kinds.items():
         module, name = where.rsplit(".", 1)

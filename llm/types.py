@@ -29,13 +29,21 @@ from jaxtyping import Bool, Float, Int
 from rpo_theory.types import ArrayLike
 
 
+class Role(enum.IntEnum):
+    """Role of a response in its pair; the value is its column in arrays of shape ``[n k]``."""
+
+    CHOSEN = 0
+    REJECTED = 1
+    BASELINE = 2
+
+
 class Branch(enum.IntEnum):
-    """Part of a pair that a token belongs to."""
+    """Part of a pair that a token belongs to: the prompt, or the response with a role."""
 
     PROMPT = 0
-    CHOSEN = 1
-    REJECTED = 2
-    BASELINE = 3
+    CHOSEN = 1 + Role.CHOSEN
+    REJECTED = 1 + Role.REJECTED
+    BASELINE = 1 + Role.BASELINE
 
 
 @jax.tree_util.register_static

@@ -61,7 +61,7 @@ assert min(variation[-1] for _, variation in curves["small"]) > 0.1
 # cannot be every policy, and the theorem says nothing about a class that misses the Gibbs policies
 # ([notebook 3](03_counter_examples.ipynb)).
 #
-# ## What overoptimisation looks like
+# ## What overoptimization looks like
 #
 # The same kind of transformer, on data in which some bad responses won the only comparison they were in.
 

@@ -30,7 +30,7 @@ from .runtime.errors import UsageError, sentence
 
 PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io", "rpo")
 COMMANDS = {
-    "demo": "everything in small: the theorem checked, overoptimisation cured, a report",
+    "demo": "everything in small: the theorem checked, overoptimization cured, a report",
     "verify": "check the theorem on random instances, and see it fail where it must",
     "solve": "solve one problem of yours, or rank systems from votes, with a certificate",
     "train": "fine-tune a transformer on preferences: SFT, RPO, DPO and others",

@@ -16,8 +16,8 @@ from rpo_theory.bounds import (
     complexity,
     corrected_modulus,
     covering_scale,
-    suboptimality_bound,
     printed_modulus,
+    suboptimality_bound,
     tight_modulus,
     tuned_eta,
 )

@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
     where: str
 
 
-class Tally(NamedTuple):
+class WinCounts(NamedTuple):
     """Wins of a model over another.
 
     Attributes:
@@ -57,7 +57,7 @@ class Tally(NamedTuple):
         """Share of questions won, a tie half; not a number without any.
 
         Examples:
-            >>> Tally(2, 1, 1, 0, 4, 0).win_rate()
+            >>> WinCounts(2, 1, 1, 0, 4, 0).win_rate()
             0.625
         """
         judged = self.wins + self.ties + self.losses
@@ -93,7 +93,7 @@ def read_judgments(path: Path) -> list[Verdict]:
     return verdicts
 
 
-def tally(verdicts: Sequence[Verdict], model: str, opponent: str) -> Tally:
+def count_wins(verdicts: Sequence[Verdict], model: str, opponent: str) -> WinCounts:
     """Count the questions that a model wins, ties and loses against another.
 
     Args:
@@ -109,7 +109,7 @@ def tally(verdicts: Sequence[Verdict], model: str, opponent: str) -> Tally:
 
     Examples:
         >>> both = [Verdict("q", "a", "b", 1.0, "f:1"), Verdict("q", "b", "a", 1.0, "f:2")]
-        >>> tally(both, "a", "b").disagreements
+        >>> count_wins(both, "a", "b").disagreements
         1
     """
     orders: dict[str, dict[bool, list[float]]] = {}
@@ -132,7 +132,7 @@ def tally(verdicts: Sequence[Verdict], model: str, opponent: str) -> Tally:
     signs = [[_sign(preferences) for preferences in order] for order in judged]
     wins = sum(set(question) == {1} for question in signs)
     losses = sum(set(question) == {-1} for question in signs)
-    return Tally(
+    return WinCounts(
         wins=wins,
         ties=len(signs) - wins - losses,
         losses=losses,

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float
 
 from llm.config import ObjectiveConfig
 from llm.inference.score import PairScore
-from llm.types import Batch
+from llm.types import Batch, Role
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
-from rpo_theory.reductions import Reduction, reduce_mean, reduce_sft
+from rpo_theory.reductions import WeightedSum, reduce_mean, reduce_sft
 from rpo_theory.types import ArrayLike
 
 from .win_rates import bootstrap_mean_interval
@@ -80,11 +80,8 @@ def preference_metrics(
     return measured | log_ratio_quantiles(log_probs[:, 0], baseline[:, 0]) | {"pairs": len(rows)}
 
 
-MetricSums = dict[str, Reduction]
+MetricSums = dict[str, WeightedSum]
 """Sums and weights by metric name: those of parts of a batch add up, and are divided once."""
-
-
-CHOSEN, Role.REJECTED, BASELINE = 0, 1, 2
 
 
 def compute_metric_sums(
@@ -123,7 +120,9 @@ def compute_metric_sums(
     policy = jnp.asarray(policy)
     base = policy[:, _baseline_role(batch)]
     totals = {
-        "loss/sft": reduce_sft_loss(config, losses.sft(base, where=jnp.asarray(batch.present)), batch),
+        "loss/sft": reduce_sft_loss(
+            config, losses.sft(base, where=jnp.asarray(batch.present)), batch
+        ),
         "logps/chosen": _mean_over_pairs(policy[:, Role.CHOSEN], batch),
         "logps/rejected": _mean_over_pairs(policy[:, Role.REJECTED], batch),
     }
@@ -154,7 +153,7 @@ def finalize_metrics(config: ObjectiveConfig, totals: MetricSums) -> dict[str, F
         The metrics of :func:`compute_metric_sums` under TRL's names, and ``loss``.
 
     Examples:
-        >>> totals = {"loss/sft": Reduction(jnp.array(6.0), jnp.array(3.0))}
+        >>> totals = {"loss/sft": WeightedSum(jnp.array(6.0), jnp.array(3.0))}
         >>> sorted(finalize_metrics(ObjectiveConfig(method="sft"), totals))
         ['loss', 'loss/sft']
     """
@@ -215,12 +214,14 @@ def _against_reference(
     return {name: _mean_over_pairs(values, batch) for name, values in per_pair.items()}
 
 
-def _mean_over_pairs(values: Float[Array, " n"], batch: Batch) -> Reduction:
+def _mean_over_pairs(values: Float[Array, " n"], batch: Batch) -> WeightedSum:
     kept = jnp.where(jnp.asarray(batch.present), values, 0.0)
     return reduce_mean(kept, present_pair_weights(batch, values.dtype))
 
 
-def reduce_sft_loss(config: ObjectiveConfig, per_response: Float[Array, "*n"], batch: Batch) -> Reduction:
+def reduce_sft_loss(
+    config: ObjectiveConfig, per_response: Float[Array, "*n"], batch: Batch
+) -> WeightedSum:
     dtype = per_response.dtype
     return reduce_sft(
         per_response,

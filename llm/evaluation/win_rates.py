@@ -10,13 +10,13 @@ from jaxtyping import Float
 
 from llm.data.preferences import Message
 
-RESAMPLES = 10_000
+BOOTSTRAP_RESAMPLES = 10_000
 
 
-Reward = Callable[[Sequence[Message], str], float]
+RewardFunction = Callable[[Sequence[Message], str], float]
 
 
-class Comparison(NamedTuple):
+class WinRate(NamedTuple):
     """A model against another.
 
     Attributes:
@@ -36,9 +36,9 @@ class Comparison(NamedTuple):
     upper: float
 
 
-def compare(
+def compare_rewards(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], *, seed: int = 0
-) -> Comparison:
+) -> WinRate:
     """Win rate of one model over another by the rewards of their replies.
 
     Args:
@@ -53,7 +53,7 @@ def compare(
         ValueError: no prompts, or a reward that is not finite.
 
     Examples:
-        >>> compare(np.array([1.0, 2.0]), np.array([0.0, 2.0]))[:4]
+        >>> compare_rewards(np.array([1.0, 2.0]), np.array([0.0, 2.0]))[:4]
         (1, 1, 0, 0.75)
     """
     if not len(first):
@@ -63,10 +63,10 @@ def compare(
             where = int(np.flatnonzero(~np.isfinite(values))[0])
             raise ValueError(f"rewards must be finite, got {values[where]} for prompt {where}")
     wins, losses = int(np.sum(first > second)), int(np.sum(first < second))
-    return from_counts(wins, len(first) - wins - losses, losses, seed=seed)
+    return win_rate_from_counts(wins, len(first) - wins - losses, losses, seed=seed)
 
 
-def from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) -> Comparison:
+def win_rate_from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) -> WinRate:
     """Win rate from counts, with its bootstrapped interval.
 
     Args:
@@ -82,8 +82,8 @@ def from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) -> Comparis
         ValueError: if all counts are 0.
 
     Examples:
-        >>> from_counts(3, 0, 0)
-        Comparison(wins=3, ties=0, losses=0, win_rate=1.0, lower=1.0, upper=1.0)
+        >>> win_rate_from_counts(3, 0, 0)
+        WinRate(wins=3, ties=0, losses=0, win_rate=1.0, lower=1.0, upper=1.0)
     """
     counts = np.array([wins, ties, losses])
     total = int(counts.sum())
@@ -91,13 +91,13 @@ def from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) -> Comparis
         raise ValueError("there must be a win, a tie or a loss to compare by, got none")
     worth = np.array([1.0, 0.5, 0.0])
     # Prompts drawn again with replacement: their counts are multinomial.
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, RESAMPLES)
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, BOOTSTRAP_RESAMPLES)
     lower, upper = np.quantile(drawn @ worth / total, [0.025, 0.975])
-    return Comparison(wins, ties, losses, float(counts @ worth / total), float(lower), float(upper))
+    return WinRate(wins, ties, losses, float(counts @ worth / total), float(lower), float(upper))
 
 
-def rewards_of(
-    reward: Reward, prompts: Sequence[Sequence[Message]], replies: Sequence[str]
+def score_replies(
+    reward: RewardFunction, prompts: Sequence[Sequence[Message]], replies: Sequence[str]
 ) -> Float[np.ndarray, " n"]:
     """Rewards of replies.
 
@@ -113,7 +113,7 @@ def rewards_of(
         ValueError: one is not a finite number.
 
     Examples:
-        >>> rewards_of(lambda prompt, reply: len(reply), [[Message("user", "a")]], ["four"])
+        >>> score_replies(lambda prompt, reply: len(reply), [[Message("user", "a")]], ["four"])
         array([4.])
     """
     values = np.zeros(len(prompts))
@@ -128,7 +128,9 @@ def rewards_of(
     return values
 
 
-def interval_of_mean(values: Float[np.ndarray, " n"], *, seed: int = 0) -> tuple[float, float]:
+def bootstrap_mean_interval(
+    values: Float[np.ndarray, " n"], *, seed: int = 0
+) -> tuple[float, float]:
     """Bootstrapped 95 % interval of a mean.
 
     Args:
@@ -139,13 +141,14 @@ def interval_of_mean(values: Float[np.ndarray, " n"], *, seed: int = 0) -> tuple
         Its ends.
 
     Examples:
-        >>> interval_of_mean(np.ones(3))
+        >>> bootstrap_mean_interval(np.ones(3))
         (1.0, 1.0)
     """
     key = np.random.default_rng(seed)
     # One resample at a time: all of them at once would not fit for large data.
     means = [
-        values[key.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES // 10)
+        values[key.integers(len(values), size=len(values))].mean()
+        for _ in range(BOOTSTRAP_RESAMPLES // 10)
     ]
     lower, upper = np.quantile(means, [0.025, 0.975])
     return float(lower), float(upper)

@@ -16,10 +16,15 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from llm.config import ObjectiveConfig
-from llm.evaluation.metrics import MetricSums, present_pair_weights, preference_loss_name, reduce_sft_loss
+from llm.evaluation.metrics import (
+    MetricSums,
+    preference_loss_name,
+    present_pair_weights,
+    reduce_sft_loss,
+)
 from llm.precision import accumulation_dtype
 from llm.types import Batch
-from rpo_theory.reductions import Reduction, reduce_mean
+from rpo_theory.reductions import WeightedSum, reduce_mean
 from rpo_theory.types import ArrayLike
 
 
@@ -54,7 +59,9 @@ def normalizers(config: ObjectiveConfig, batch: Batch) -> Normalizers:
     )
 
 
-def loss_share(config: ObjectiveConfig, totals: MetricSums, divisors: Normalizers) -> Float[Array, ""]:
+def loss_share(
+    config: ObjectiveConfig, totals: MetricSums, divisors: Normalizers
+) -> Float[Array, ""]:
     """What a part of the batch adds to the loss of the global batch.
 
     Args:
@@ -66,12 +73,12 @@ def loss_share(config: ObjectiveConfig, totals: MetricSums, divisors: Normalizer
         Nats; shares of all parts, and their gradients, add up to those of the global batch.
 
     Examples:
-        >>> totals = {"loss/sft": Reduction(jnp.array(6.0), jnp.array(1.0))}
+        >>> totals = {"loss/sft": WeightedSum(jnp.array(6.0), jnp.array(1.0))}
         >>> batch_of_three = Normalizers(pairs=jnp.array(3.0), sft=jnp.array(3.0))
         >>> float(loss_share(ObjectiveConfig(method="sft"), totals, batch_of_three))
         2.0
     """
-    share = jnp.zeros_like(totals["loss/sft"].total)
+    share = jnp.zeros_like(totals["loss/sft"].sum)
     if config.sft_weight > 0:
         share += config.sft_weight * _over(totals["loss/sft"], divisors.sft)
     if config.method != "sft":
@@ -103,5 +110,5 @@ def non_finite(
     return jnp.asarray(batch.present) & ~sound
 
 
-def _over(reduction: Reduction, weight: Float[Array, ""]) -> Float[Array, ""]:
-    return Reduction(reduction.total, weight.astype(reduction.total.dtype)).mean()
+def _over(reduction: WeightedSum, weight: Float[Array, ""]) -> Float[Array, ""]:
+    return WeightedSum(reduction.sum, weight.astype(reduction.sum.dtype)).mean()

@@ -259,7 +259,11 @@ def _measure(
     if reference is not None:
         other = nnx.merge(reference.graphdef, reference.state)
         theirs = jax.lax.stop_gradient(response_log_probs(other, batch, chunk_size=chunk_size))
-    return compute_metric_sums(config, policy, theirs, batch), policy, non_finite(policy, theirs, batch)
+    return (
+        compute_metric_sums(config, policy, theirs, batch),
+        policy,
+        non_finite(policy, theirs, batch),
+    )
 
 
 def _sum_over_parts(

@@ -38,10 +38,10 @@ def test_property_every_option_of_every_command_says_what_it_is(
 
 
 def test_property_every_key_of_a_configuration_has_a_meaning(hooks: ModuleType) -> None:
-    from bandits.study.config import Study
+    from bandits.study.config import StudyConfig
     from llm.config import TrainConfig
 
-    rows = [row for cls in (TrainConfig, Study) for row in hooks.keys_of(cls)]
+    rows = [row for cls in (TrainConfig, StudyConfig) for row in hooks.keys_of(cls)]
     assert len(rows) > 60
     assert not [key for key, _, _, meaning in rows if len(meaning) < 5]
 

@@ -217,7 +217,7 @@ def parquet(folder: Path) -> Target:
 
 def judgments(folder: Path) -> Target:
     """Files of judges, of both kinds."""
-    from llm.evaluation.judgments import read_judgments, count_wins
+    from llm.evaluation.judgments import count_wins, read_judgments
 
     kinds = {".json": [ALPACA, ALPACA], ".jsonl": [MT_BENCH | WINNERS]}
 

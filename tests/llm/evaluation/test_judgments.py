@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm.evaluation.judgments import Tally, Verdict, read_judgments, tally
+from llm.evaluation.judgments import Verdict, WinCounts, count_wins, read_judgments
 
 MT_BENCH: dict[str, Any] = {
     "question_id": 81,
@@ -57,22 +57,26 @@ def test_closed_form_mt_bench_wins_where_both_orders_agree(tmp_path: Path) -> No
         {"question_id": i, "g1_winner": g1, "g2_winner": g2} for i, (g1, g2) in enumerate(winners)
     ]
     verdicts = read_judgments(mt_bench(tmp_path, *rows))
-    assert tally(verdicts, "a", "b") == Tally(1, 3, 2, disagreements=2, both_orders=6, errors=1)
-    assert tally(verdicts, "b", "a") == Tally(2, 3, 1, disagreements=2, both_orders=6, errors=1)
-    assert tally(verdicts, "a", "b").win_rate() == 2.5 / 6
+    assert count_wins(verdicts, "a", "b") == WinCounts(
+        1, 3, 2, disagreements=2, both_orders=6, errors=1
+    )
+    assert count_wins(verdicts, "b", "a") == WinCounts(
+        2, 3, 1, disagreements=2, both_orders=6, errors=1
+    )
+    assert count_wins(verdicts, "a", "b").win_rate() == 2.5 / 6
 
 
 def test_closed_form_turns_of_a_question_are_counted_apart(tmp_path: Path) -> None:
     lost = {"turn": 2, "g1_winner": "model_2", "g2_winner": "model_2"}
-    counts = tally(read_judgments(mt_bench(tmp_path, {}, lost)), "a", "b")
+    counts = count_wins(read_judgments(mt_bench(tmp_path, {}, lost)), "a", "b")
     assert counts[:3] == (1, 0, 1)
 
 
 def test_closed_form_alpaca_eval_prefers_the_second_above_one_and_a_half(tmp_path: Path) -> None:
     preferences = [1.0, 2, 1.5, 0, 1.499, 1.9, None, math.nan]
     rows = [{"instruction": str(i), "preference": p} for i, p in enumerate(preferences)]
-    counts = tally(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
-    assert counts == Tally(2, 2, 2, disagreements=0, both_orders=0, errors=2)
+    counts = count_wins(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
+    assert counts == WinCounts(2, 2, 2, disagreements=0, both_orders=0, errors=2)
 
 
 def test_closed_form_alpaca_eval_in_both_orders(tmp_path: Path) -> None:
@@ -84,18 +88,18 @@ def test_closed_form_alpaca_eval_in_both_orders(tmp_path: Path) -> None:
         {"instruction": "place", "preference": 1.0} | swapped,
         {"instruction": "other", "generator_1": "c"},
     ]
-    counts = tally(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
-    assert counts == Tally(1, 1, 0, disagreements=1, both_orders=2, errors=0)
+    counts = count_wins(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
+    assert counts == WinCounts(1, 1, 0, disagreements=1, both_orders=2, errors=0)
 
 
 def test_closed_form_repeated_verdicts_of_an_order_are_averaged() -> None:
     votes = [Verdict("q", "a", "b", share, "f:1") for share in (1.0, 0.8, 0.0)]
-    assert tally(votes, "a", "b")[:3] == (1, 0, 0)
+    assert count_wins(votes, "a", "b")[:3] == (1, 0, 0)
 
 
 def test_limit_without_a_verdict_there_is_no_rate(tmp_path: Path) -> None:
     failed = {"g1_winner": "error", "g2_winner": "error"}
-    assert math.isnan(tally(read_judgments(mt_bench(tmp_path, failed)), "a", "b").win_rate())
+    assert math.isnan(count_wins(read_judgments(mt_bench(tmp_path, failed)), "a", "b").win_rate())
 
 
 def test_roundtrip_places_are_file_and_line(tmp_path: Path) -> None:
@@ -156,4 +160,4 @@ def test_raises_for_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_raises_where_the_two_were_never_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compares `a` and `c`; judged are: a, b"):
-        tally(read_judgments(mt_bench(tmp_path, {})), "a", "c")
+        count_wins(read_judgments(mt_bench(tmp_path, {})), "a", "c")

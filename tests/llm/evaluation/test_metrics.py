@@ -11,7 +11,12 @@ import pytest
 from llm.config import ObjectiveConfig
 from llm.data.preferences import Message
 from llm.evaluation.metrics import preference_metrics
-from llm.evaluation.win_rates import compare_rewards, win_rate_from_counts, bootstrap_mean_interval, score_replies
+from llm.evaluation.win_rates import (
+    bootstrap_mean_interval,
+    compare_rewards,
+    score_replies,
+    win_rate_from_counts,
+)
 from llm.inference.score import PairScore
 
 ROUNDING = 1e-12  # float64

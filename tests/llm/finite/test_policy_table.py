@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.config import ObjectiveConfig
-from llm.evaluation.metrics import measure, metrics
+from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
 from llm.finite.policy_table import (
     Comparisons,
     ResponseSpace,
@@ -134,7 +134,9 @@ def test_property_the_trainers_objective_is_the_theorys_at_any_parameters(
     def of_pairs(table: np.ndarray) -> Any:
         return jnp.asarray(table[np.asarray(data.contexts)[:, None], roles])
 
-    got = metrics(config, measure(config, of_pairs(log_probs), of_pairs(log_reference), batch))
+    got = finalize_metrics(
+        config, compute_metric_sums(config, of_pairs(log_probs), of_pairs(log_reference), batch)
+    )
     instance = problem(log_reference, data, beta=config.beta, eta=config.eta)
     reward = jnp.asarray(config.beta * (log_probs - log_reference))
     loss = policy_loss.loss(instance, reward)

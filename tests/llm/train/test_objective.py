@@ -215,7 +215,9 @@ def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: f
     wanted = whole(config, policy, reference, batch)
 
     def loss(policy: jax.Array, reference: Any) -> jax.Array:
-        return finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))["loss"]
+        return finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))[
+            "loss"
+        ]
 
     policy[1], reference[1] = rubbish, rubbish
     assert whole(config, policy, reference, batch) == wanted
@@ -237,7 +239,9 @@ def test_gradient_none_reaches_the_reference() -> None:
 
     def loss(reference: jax.Array) -> jax.Array:
         config = ObjectiveConfig()
-        return finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))["loss"]
+        return finalize_metrics(config, compute_metric_sums(config, policy, reference, batch))[
+            "loss"
+        ]
 
     np.testing.assert_array_equal(jax.grad(loss)(jnp.asarray(reference)), 0.0)
 
