@@ -93,7 +93,7 @@ def _moving_mean(values: Float[np.ndarray, " k"], span: int) -> Float[np.ndarray
     return np.convolve(values, np.full(span, 1 / max(span, 1)), mode="valid")
 
 
-def plot_bridge(
+def plot_minimax_agreement(
     curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], ax: Axes
 ) -> Axes:
     """Draw how trained transformers approach the exact minimax policy.

@@ -21,7 +21,7 @@ import inspect
 import matplotlib.pyplot as plt
 
 from llm.finite.minimax_agreement import SIZES, train_to_minimax
-from llm.plots import plot_bridge
+from llm.plots import plot_minimax_agreement
 from llm.train import objective
 from rpo_theory import losses
 
@@ -47,7 +47,7 @@ for size in SIZES:
     curves[size] = [(run.steps, run.variation) for run in runs]
 
 figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
-plot_bridge(curves, ax)
+plot_minimax_agreement(curves, ax)
 
 # %%
 for name, runs in curves.items():

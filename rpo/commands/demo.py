@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from bandits.theorem_check import plots
     from bandits.theorem_check.agreement import measure_agreement
     from bandits.theorem_check.negative_controls import solve_negative_controls
-    from llm.plots import plot_bridge
+    from llm.plots import plot_minimax_agreement
     from rpo.report import page
     from rpo.report.demo_measurements import (
         COMPARISONS,
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         "controls.png": png_bytes(_figure(plots.plot_negative_controls, controls)),
         "hacking.png": png_bytes(_figure(plots.plot_gap_against_comparisons, COMPARISONS, gaps)),
         "coverage.png": png_bytes(draw_figure(coverage, "gap_against_comparisons", Figure())),
-        "bridge.png": png_bytes(_figure(plot_bridge, bridge)),
+        "bridge.png": png_bytes(_figure(plot_minimax_agreement, bridge)),
         "transformer.png": png_bytes(_two(plots.plot_training, curves)),
     }
     checked = verify.document(records, controls)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from llm.plots import plot_bridge, plot_runs, read_metrics
+from llm.plots import plot_minimax_agreement, plot_runs, read_metrics
 
 NAMES = ("chosen", "rejected", "margins", "accuracies")
 
@@ -57,7 +57,7 @@ def test_closed_form_the_bridge_has_a_line_a_seed_and_a_name_where_the_highest_e
         "small": [([0, 9], [0.5, 0.2])],
     }
     ax = Figure().subplots()
-    assert plot_bridge(curves, ax) is ax
+    assert plot_minimax_agreement(curves, ax) is ax
     drawn = [np.asarray(line.get_xydata()).tolist() for line in ax.lines]
     assert drawn == [[[0, 0.4], [9, 1e-6]], [[0, 0.3], [9, 1e-5]], [[0, 0.5], [9, 0.2]]]
     colours = [line.get_color() for line in ax.lines]
