@@ -1,4 +1,4 @@
-"""The mutants of tests/mutation still fit the code: what they change is there, and who sees it."""
+"""Claims about the mutants of tests/mutation: each still fits the code and names default tests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pytest
 from ..mutation.mutants import CHECKOUT, Mutant, read_mutants
 
 MUTANTS = read_mutants()
-LEAST = 75
-"""Mutants that show the tests to notice a fault."""
+MIN_MUTANTS = 75
 
 
 def default_tests(path: Path) -> set[str]:
-    """Names of the tests of a file that are part of the default run."""
+    """Return the names of a file's tests that are part of the default run."""
     functions = [
         node
         for node in ast.parse(path.read_text("utf-8")).body
@@ -26,11 +25,11 @@ def default_tests(path: Path) -> set[str]:
         function.name
         for function in functions
         if function.name.startswith("test_")
-        and not any(ast.unparse(one) == "pytest.mark.slow" for one in function.decorator_list)
+        and not any(ast.unparse(mark) == "pytest.mark.slow" for mark in function.decorator_list)
     }
 
 
-def test_property_every_mutant_changes_one_place_of_its_module_and_leaves_python() -> None:
+def test_property_every_mutant_changes_its_module_once_and_leaves_valid_python() -> None:
     for mutant in MUTANTS:
         text = (CHECKOUT / mutant.file).read_text("utf-8")
         faulty = mutant.applied(text)
@@ -46,14 +45,14 @@ def test_property_every_mutant_names_tests_of_the_default_run() -> None:
             assert name in known[file] or (not name and known[file]), f"{mutant.name}: {name}"
 
 
-def test_property_mutants_are_many_and_told_apart_by_name() -> None:
-    assert len(MUTANTS) >= LEAST
+def test_property_there_are_many_mutants_with_distinct_names() -> None:
+    assert len(MUTANTS) >= MIN_MUTANTS
     assert max(Counter(mutant.name for mutant in MUTANTS).values()) == 1
 
 
-def test_raises_where_the_old_text_is_not_there_once() -> None:
+def test_raises_if_the_old_text_does_not_occur_exactly_once() -> None:
     mutant = Mutant("dpo drops beta", "rpo_theory/losses.py", "beta * ", "", ())
     assert mutant.applied("a + beta * h") == "a + h"
     for text in ("a + h", "beta * h + beta * k"):
-        with pytest.raises(ValueError, match=r"dpo drops beta: .* once, not [02]x"):
+        with pytest.raises(ValueError, match=r"dpo drops beta: .* once, not [02] times"):
             mutant.applied(text)

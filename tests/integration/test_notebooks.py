@@ -1,4 +1,4 @@
-"""Claims about the notebooks: each is what its source says, shows what it computed, and runs."""
+"""Claims about the notebooks: each equals its source, shows its outputs, and runs."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ jupytext = pytest.importorskip("jupytext", reason="needs the extra `notebooks`")
 nbformat = pytest.importorskip("nbformat", reason="needs the extra `notebooks`")
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
-MOST_BYTES = 400_000
+MAX_BYTES = 400_000
+"""Size of a notebook file."""
 
 
-def notebook(source: Path) -> Any:
+def read_notebook(source: Path) -> Any:
+    """Return the stored notebook of a source file."""
     return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 
 
-def code(cells: Any) -> list[Any]:
+def code_cells(cells: Any) -> list[Any]:
+    """Return the code cells among the cells of a notebook."""
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_property_a_notebook_is_its_source_with_outputs(source: Path) -> None:
-    written, shown = jupytext.read(source).cells, notebook(source).cells
-    assert [cell.source for cell in shown] == [cell.source for cell in written]
-    for cell in code(shown):
-        assert not [one for one in cell.outputs if one.output_type == "error"]
+    in_source, stored = jupytext.read(source).cells, read_notebook(source).cells
+    assert [cell.source for cell in stored] == [cell.source for cell in in_source]
+    for cell in code_cells(stored):
+        assert not [output for output in cell.outputs if output.output_type == "error"]
         if "plt.subplots(" in cell.source:
-            assert any("image/png" in one.get("data", {}) for one in cell.outputs), cell.source
-    assert any("assert" in cell.source for cell in code(shown))
-    assert "## Exercise" in shown[-1].source
-    assert source.with_suffix(".ipynb").stat().st_size < MOST_BYTES
+            has_figure = any("image/png" in output.get("data", {}) for output in cell.outputs)
+            assert has_figure, cell.source
+    assert any("assert" in cell.source for cell in code_cells(stored))
+    assert "## Exercise" in stored[-1].source
+    assert source.with_suffix(".ipynb").stat().st_size < MAX_BYTES
 
 
-def test_property_there_are_six_and_the_readme_names_each() -> None:
+def test_property_there_are_six_notebooks_and_the_readme_links_each() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert [path.name[:2] for path in SOURCES] == ["01", "02", "03", "04", "05", "06"]
     assert all(f"({path.stem}.ipynb)" in readme for path in SOURCES)
@@ -45,6 +49,7 @@ def test_property_there_are_six_and_the_readme_names_each() -> None:
 
 @pytest.fixture(scope="module")
 def make() -> ModuleType:
+    """Return the module ``notebooks/make.py``."""
     spec = importlib.util.spec_from_file_location("make_notebooks", FOLDER / "make.py")
     assert spec is not None
     assert spec.loader is not None
@@ -57,4 +62,4 @@ def make() -> ModuleType:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_property_every_cell_of_a_notebook_runs(make: ModuleType, source: Path) -> None:
-    assert len(make.executed(source).cells) > 5
+    assert len(make.execute(source).cells) > 5

@@ -1,4 +1,4 @@
-"""The mutants: faults of one formula or mask each, and the tests that must see them."""
+"""The mutants: one fault each in a formula or mask, and the tests that must fail with it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parent
 CHECKOUT = FOLDER.parents[1]
-LISTS = ("rpo_theory", "bandits", "llm")
-"""Packages that have mutants, each in a file of its own."""
+PACKAGES = ("rpo_theory", "bandits", "llm")
+"""Packages with mutants; the file ``PACKAGE.yaml`` lists them."""
 
 
 class Mutant(NamedTuple):
-    """One fault.
+    """A fault in one module.
 
     Attributes:
-        name: says what is wrong.
-        file: from the root of the checkout, of a module.
+        name: what is wrong, in words.
+        file: path of the module, relative to the root of the checkout.
         old: text that occurs exactly once in the file.
-        new: what takes its place.
-        tests: node ids of pytest, of which one must fail.
+        new: text that replaces it.
+        tests: node IDs of pytest; at least one of them must fail.
     """
 
     name: str
@@ -36,27 +36,29 @@ class Mutant(NamedTuple):
         return self.file.removesuffix(".py").replace("/", ".")
 
     def applied(self, text: str) -> str:
-        """The text of the file with the fault in it.
+        """Return the text of the file with the fault in it.
 
         Raises:
-            ValueError: the old text does not occur exactly once.
+            ValueError: if the old text does not occur exactly once.
         """
         count = text.count(self.old)
         if count != 1:
-            raise ValueError(f"{self.name}: {self.file} must hold {self.old!r} once, not {count}x")
+            raise ValueError(
+                f"{self.name}: {self.file} must contain {self.old!r} once, not {count} times"
+            )
         return text.replace(self.old, self.new)
 
 
 def read_mutants() -> list[Mutant]:
-    """All mutants, in the order of their lists."""
-    return [mutant for package in LISTS for mutant in _read(FOLDER / f"{package}.yaml")]
+    """Return all mutants, in the order of their files."""
+    return [mutant for package in PACKAGES for mutant in _read(FOLDER / f"{package}.yaml")]
 
 
 def _read(path: Path) -> list[Mutant]:
-    """A list maps each module to its mutants; tests are named from the folder of the package."""
+    """Read one file, which maps each module to the list of its mutants."""
     modules = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [
-        Mutant(one["name"], file, one["old"], one["new"], tuple(one["tests"].split()))
-        for file, listed in modules.items()
-        for one in listed
+        Mutant(entry["name"], file, entry["old"], entry["new"], tuple(entry["tests"].split()))
+        for file, entries in modules.items()
+        for entry in entries
     ]
