@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-oldest test-parity check coverage torture mutants problems fuzz crashes storage load docs notebooks bench bench-train clean
+.PHONY: install demo test test-slow test-oldest parity lint check coverage torture mutants problems fuzz crashes storage load docs notebooks wheel bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -18,7 +18,7 @@ test-slow: .venv/installed-test
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest
 
-test-parity: .venv-parity/installed
+parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
 # Everything that takes hours: kills, floods and faults, each with its counts (docs/reliability.md).
@@ -50,19 +50,31 @@ coverage: .venv/installed-test
 	$(BIN)/python -m coverage report --include='bandits/*' --fail-under=95
 	$(BIN)/python -m coverage report --include='llm/*' --fail-under=90
 
-check: .venv/installed-test
+# Everything but the tests that a change must pass.
+lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python tests/language/check.py
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet --site-dir $(OUT)/site
-	$(BIN)/python -m pytest
+
+check: lint test
 
 docs: .venv/installed-test
 	$(BIN)/mkdocs build --strict --site-dir $(OUT)/site
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/make.py
+
+# Build the wheel, install it into an empty environment, and run two commands far from the checkout.
+wheel: .venv/installed-test
+	rm -rf dist $(OUT)/wheel
+	$(BIN)/python -m hatchling build -t sdist -t wheel
+	$(PYTHON) -m venv --upgrade-deps $(OUT)/wheel/venv
+	$(OUT)/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(OUT)/wheel && venv/bin/rpo verify --instances 50 --out verify && venv/bin/rpo demo --out demo
 
 bench: .venv/installed-test
 	$(BIN)/python benchmarks/exact_solver.py --out $(OUT)/bench
@@ -72,12 +84,12 @@ bench: .venv/installed-test
 
 bench-train: .venv/installed .venv-parity/installed
 	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench
-	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench --remat products
+	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench --remat dots
 	$(BIN)/python benchmarks/trl_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench --pairs 8 --steps 5 --max-length 512 --max-prompt 512
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/profile_step.py --model $(RPO_SMOLLM2) --out $(OUT)/bench
 
 clean:
-	rm -rf .venv .venv-oldest .venv-parity $(OUT) .coverage
+	rm -rf .venv .venv-oldest .venv-parity $(OUT) dist .coverage
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed; name one with make PYTHON=...')"

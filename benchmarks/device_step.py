@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="a training step on an accelerator")
     parser.add_argument("--shape", default="small", choices=tuple(SHAPES))
     parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--remat", default="none", choices=("none", "products", "full"))
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--layouts", nargs="+", default=["shared", "separate"])
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()

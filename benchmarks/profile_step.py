@@ -1,6 +1,6 @@
 """Where the time of a training step goes, on a CPU: a trace, and its milliseconds by part.
 
-    python benchmarks/profile_step.py --model FOLDER [--out DIR] [--remat products]
+    python benchmarks/profile_step.py --model FOLDER [--out DIR] [--remat dots]
 
 The step is that of trl_step.py: 4 pairs of HH (harmless), SmolLM2-135M in float32. A moment counts
 for the operations that run in it, in equal shares, and for none where no operation is traced: work
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="where the time of a training step goes")
     parser.add_argument("--model", default=os.environ.get("RPO_SMOLLM2", ""))
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--remat", default="none", choices=("none", "products", "full"))
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     vars(args).update(steps=1, pairs=4, max_length=256, max_prompt=192)

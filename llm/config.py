@@ -108,7 +108,7 @@ class ModelConfig:
         dtype: to compute in; a product of float32 is one of float32 on every device.
         param_dtype: of the parameters.
         remat: what the backward pass computes again: ``none`` but norms and activations,
-            ``products`` keeps matrix products, ``full`` keeps only the layers' inputs.
+            ``dots`` keeps matrix products, ``full`` keeps only the layers' inputs.
         lora_r: rank of adapters; 0 trains all parameters.
         lora_alpha: adapters count ``lora_alpha / lora_r``.
         lora_target_modules: projections that have them; None for all.
@@ -122,7 +122,7 @@ class ModelConfig:
     seed: int = 0
     dtype: DtypeName = "float32"
     param_dtype: DtypeName = "float32"
-    remat: Literal["none", "products", "full"] = "none"
+    remat: Literal["none", "dots", "full"] = "none"
     lora_r: int = 0
     lora_alpha: float = 16.0
     lora_target_modules: list[str] | None = None

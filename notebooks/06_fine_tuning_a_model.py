@@ -72,7 +72,7 @@ trainer: {{max_steps: {steps}, per_device_train_batch_size: 16, eval_steps: 25}}
 # near it, so it must be worth being near to. We make one by SFT on the chosen answers, and export it.
 
 # %%
-small = "architecture: {vocab_size: 264, width: 64, hidden_units: 128, n_layers: 2, n_heads: 4}"
+small = "architecture: {vocab_size: 264, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4}"
 sft = train("sft", small, "sft", steps=100)
 assert main(["export", str(folder / "sft"), "--out", str(folder / "reference")]) == 0
 start = sft[-1]["eval_logps/chosen"]

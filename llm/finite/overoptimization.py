@@ -27,7 +27,9 @@ from .policy_table import Comparisons, ResponseSpace, all_responses, comparison_
 LETTERS, END, LENGTH = 4, 4, 3
 COMMON, LUCKY = 12, 6
 """Responses that are compared with each other, and bad ones that won their only comparison."""
-ARCHITECTURE = Architecture(vocab_size=5, width=32, hidden_units=64, n_layers=1, n_heads=4)
+ARCHITECTURE = Architecture(
+    vocab_size=5, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+)
 LEARNING_RATE = 3e-3
 
 

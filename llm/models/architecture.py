@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 POSITIVE = (
     "vocab_size",
-    "width",
-    "hidden_units",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "head_size",
-    "max_positions",
-    "norm_epsilon",
-    "rope_base",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
 )
 
 
@@ -30,28 +30,28 @@ class RopeScaling:
     """How rotary frequencies are slowed down, to read sequences longer than those trained on.
 
     Attributes:
-        kind: ``linear`` divides every frequency by ``factor``; ``llama3`` only those that turn
-            less than ``high_freq_factor`` times within ``original_max_positions``, wholly below
+        rope_type: ``linear`` divides every frequency by ``factor``; ``llama3`` only those that turn
+            less than ``high_freq_factor`` times within ``original_max_position_embeddings``, wholly below
             ``low_freq_factor`` turns and gradually between.
         factor: the divisor, at least 1.
         low_freq_factor: turns at and below which the division is whole.
         high_freq_factor: turns at and above which there is none.
-        original_max_positions: length of the sequences trained on.
+        original_max_position_embeddings: length of the sequences trained on.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    kind: Literal["linear", "llama3"]
+    rope_type: Literal["linear", "llama3"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    original_max_position_embeddings: int = 8192
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"`kind` must be linear or llama3, got {self.kind!r}")
+        if self.rope_type not in ("linear", "llama3"):
+            raise ValueError(f"`rope_type` must be linear or llama3, got {self.rope_type!r}")
         if not self.factor >= 1:
             raise ValueError(f"`factor` must be 1 or more, got {self.factor}")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
@@ -66,32 +66,32 @@ class Architecture:
     """Hyper-parameters of a decoder; the defaults are Llama's.
 
     Attributes:
-        family: the Hugging Face ``model_type`` it is exported as.
+        model_type: the Hugging Face ``model_type`` it is exported as.
         vocab_size: tokens, ``V``.
-        width: size of the hidden states, ``D``.
-        hidden_units: of the feed-forward part, ``F``.
-        n_layers: ``L``.
-        n_heads: query heads, ``H``.
-        n_kv_heads: key and value heads, each shared by ``n_heads / n_kv_heads`` query heads.
-        head_size: ``K``, even.
-        max_positions: longest sequence the model is meant for.
-        norm_epsilon: added to the mean square in norms.
+        hidden_size: size of the hidden states, ``D``.
+        intermediate_size: of the feed-forward part, ``F``.
+        num_hidden_layers: ``L``.
+        num_attention_heads: query heads, ``H``.
+        num_key_value_heads: key and value heads, each shared by ``num_attention_heads / num_key_value_heads`` query heads.
+        head_dim: ``K``, even.
+        max_position_embeddings: longest sequence the model is meant for.
+        rms_norm_eps: added to the mean square in norms.
         norm_plus_one: norms multiply by one plus their weight (Gemma).
-        activation: of the gate in the feed-forward part.
+        hidden_act: of the gate in the feed-forward part.
         scaled_embeddings: embeddings are multiplied by the root of the width (Gemma).
-        tied_embeddings: the output head is the embedding.
+        tie_word_embeddings: the output head is the embedding.
         qkv_bias: queries, keys and values have a bias (Qwen 2).
-        output_bias: so does the attention's output projection.
+        o_proj_bias: so does the attention's output projection.
         mlp_bias: so do the feed-forward projections.
-        query_key_norm: queries and keys are normed head by head (Qwen 3, Gemma 3).
+        qk_norm: queries and keys are normed head by head (Qwen 3, Gemma 3).
         post_norms: what attention and feed-forward parts add is normed too (Gemma 2 and 3).
-        attention_soft_cap: bound on attention logits, or None.
-        logit_soft_cap: bound on output logits, or None.
-        query_scalar: attention logits are divided by its root; None for the head size.
-        rope_base: rotary angles turn by ``rope_base ** (-2 i / head_size)`` a position.
+        attn_logit_softcapping: bound on attention logits, or None.
+        final_logit_softcapping: bound on output logits, or None.
+        query_pre_attn_scalar: attention logits are divided by its root; None for the head size.
+        rope_theta: rotary angles turn by ``rope_theta ** (-2 i / head_dim)`` a position.
         rope_scaling: how they are slowed down, or None.
-        local_rope_base: base in local layers, unscaled; None for the same as elsewhere.
-        window: positions that a local layer sees, its own among them; None without such layers.
+        rope_local_base_freq: base in local layers, unscaled; None for the same as elsewhere.
+        sliding_window: positions that a local layer sees, its own among them; None without such layers.
         local_layers: which layers are local, one flag a layer; empty for none. Kept as a tuple.
         bos_token_id: begins a sequence, or None.
         eos_token_id: ends it; several for some models, kept as a tuple.
@@ -101,36 +101,36 @@ class Architecture:
         ValueError: a value out of range, or two that contradict each other.
 
     Examples:
-        >>> Architecture(vocab_size=8, width=4, hidden_units=8, n_layers=1, n_heads=2).head_size
+        >>> Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2).head_dim
         2
     """
 
-    family: str = "llama"
+    model_type: str = "llama"
     vocab_size: int
-    width: int
-    hidden_units: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int = 0
-    head_size: int = 0
-    max_positions: int = 2048
-    norm_epsilon: float = 1e-6
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
     norm_plus_one: bool = False
-    activation: Activation = "silu"
+    hidden_act: Activation = "silu"
     scaled_embeddings: bool = False
-    tied_embeddings: bool = False
+    tie_word_embeddings: bool = False
     qkv_bias: bool = False
-    output_bias: bool = False
+    o_proj_bias: bool = False
     mlp_bias: bool = False
-    query_key_norm: bool = False
+    qk_norm: bool = False
     post_norms: bool = False
-    attention_soft_cap: float | None = None
-    logit_soft_cap: float | None = None
-    query_scalar: int | None = None
-    rope_base: float = 10000.0
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    query_pre_attn_scalar: int | None = None
+    rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
-    local_rope_base: float | None = None
-    window: int | None = None
+    rope_local_base_freq: float | None = None
+    sliding_window: int | None = None
     local_layers: Sequence[bool] = ()
     bos_token_id: int | None = None
     eos_token_id: int | Sequence[int] | None = None
@@ -141,13 +141,17 @@ class Architecture:
         for name in ("local_layers", "eos_token_id"):
             if isinstance(getattr(self, name), list):  # as configuration files have it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.n_kv_heads:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
-        if not self.head_size and self.n_heads > 0:
-            object.__setattr__(self, "head_size", self.width // self.n_heads)
+        if not self.num_key_value_heads:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if not self.head_dim and self.num_attention_heads > 0:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if not any(self.local_layers):
             # One way to say that no layer is local, so that equal models compare equal.
-            for name, value in (("local_layers", ()), ("window", None), ("local_rope_base", None)):
+            for name, value in (
+                ("local_layers", ()),
+                ("sliding_window", None),
+                ("rope_local_base_freq", None),
+            ):
                 object.__setattr__(self, name, value)
         self._check_sizes()
         self._check_options()
@@ -156,27 +160,34 @@ class Architecture:
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-        if self.n_heads % self.n_kv_heads:
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"`n_heads` must be a multiple of `n_kv_heads`, got {self.n_heads} and "
-                f"{self.n_kv_heads}"
+                f"`num_attention_heads` must be a multiple of `num_key_value_heads`, got {self.num_attention_heads} and "
+                f"{self.num_key_value_heads}"
             )
-        if self.head_size % 2:
-            raise ValueError(f"`head_size` must be even, got {self.head_size}")
-        if self.local_layers and len(self.local_layers) != self.n_layers:
+        if self.head_dim % 2:
+            raise ValueError(f"`head_dim` must be even, got {self.head_dim}")
+        if self.local_layers and len(self.local_layers) != self.num_hidden_layers:
             raise ValueError(
-                f"`local_layers` must have one flag for each of {self.n_layers} layers, got "
+                f"`local_layers` must have one flag for each of {self.num_hidden_layers} layers, got "
                 f"{len(self.local_layers)}"
             )
 
     def _check_options(self) -> None:
-        if self.activation not in ("silu", "gelu", "gelu_tanh"):
+        if self.hidden_act not in ("silu", "gelu", "gelu_pytorch_tanh"):
             raise ValueError(
-                f"`activation` must be silu, gelu or gelu_tanh, got {self.activation!r}"
+                f"`hidden_act` must be silu, gelu or gelu_pytorch_tanh, got {self.hidden_act!r}"
             )
-        if self.local_layers and not (self.window and self.window > 0):
-            raise ValueError(f"`window` must be positive for local layers, got {self.window}")
-        for name in ("attention_soft_cap", "logit_soft_cap", "query_scalar", "local_rope_base"):
+        if self.local_layers and not (self.sliding_window and self.sliding_window > 0):
+            raise ValueError(
+                f"`sliding_window` must be positive for local layers, got {self.sliding_window}"
+            )
+        for name in (
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "rope_local_base_freq",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be positive or absent, got {value}")
@@ -186,22 +197,22 @@ class Architecture:
         """Factor of attention logits.
 
         Examples:
-            >>> sizes = {"vocab_size": 8, "width": 32, "hidden_units": 8, "n_layers": 1}
-            >>> Architecture(**sizes, n_heads=2).attention_scale  # heads of size 16
+            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1}
+            >>> Architecture(**sizes, num_attention_heads=2).attention_scale  # heads of size 16
             0.25
-            >>> Architecture(**sizes, n_heads=2, query_scalar=4).attention_scale
+            >>> Architecture(**sizes, num_attention_heads=2, query_pre_attn_scalar=4).attention_scale
             0.5
         """
-        return (self.query_scalar or self.head_size) ** -0.5
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     @property
     def mixes_local_layers(self) -> bool:
         """Whether some layers are local and some are not.
 
         Examples:
-            >>> sizes = {"vocab_size": 8, "width": 32, "hidden_units": 8, "n_layers": 2}
+            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 2}
             >>> flags = [(True, False), (True, True)]
-            >>> local = [Architecture(**sizes, n_heads=2, window=4, local_layers=f) for f in flags]
+            >>> local = [Architecture(**sizes, num_attention_heads=2, sliding_window=4, local_layers=f) for f in flags]
             >>> [architecture.mixes_local_layers for architecture in local]
             [True, False]
         """

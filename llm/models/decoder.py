@@ -28,11 +28,11 @@ from .layers import KEPT, Layer, Norm
 from .protocol import Head
 from .rope import Turn, turns
 
-Remat = Literal["none", "products", "full"]
+Remat = Literal["none", "dots", "full"]
 LayerLoop = Literal["scan", "unrolled"]
 POLICIES = {
     "none": jax.checkpoint_policies.save_only_these_names(SAVED, KEPT),
-    "products": jax.checkpoint_policies.save_from_both_policies(
+    "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(SAVED),
     ),
@@ -56,14 +56,14 @@ class Decoder(nnx.Module):
         dtype: to compute in; norms, softmax and rotary angles use float32 at least.
         param_dtype: of the parameters.
         remat: what the backward pass computes again of each layer: ``none`` of it but norms and
-            activations, all but matrix ``products``, or all.
+            activations, all but matrix products (``dots``), or all.
         layer_loop: ``scan`` compiles one layer for all; ``unrolled`` each by itself.
 
     Raises:
         ValueError: an unknown ``remat`` or ``layer_loop``.
 
     Examples:
-        >>> small = Architecture(vocab_size=8, width=4, hidden_units=8, n_layers=2, n_heads=2)
+        >>> small = Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
         >>> decoder = Decoder(small, rngs=nnx.Rngs(0))
         >>> row = np.arange(3)[None]
         >>> decoder.hidden_states(Rows(row, row, np.ones_like(row), np.zeros_like(row))).shape
@@ -82,7 +82,7 @@ class Decoder(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         if remat not in POLICIES:
-            raise ValueError(f"`remat` must be none, products or full, got {remat!r}")
+            raise ValueError(f"`remat` must be none, dots or full, got {remat!r}")
         if layer_loop not in ("scan", "unrolled"):
             raise ValueError(f"`layer_loop` must be scan or unrolled, got {layer_loop!r}")
         self.architecture = architecture
@@ -90,13 +90,13 @@ class Decoder(nnx.Module):
         self.remat: Remat = remat
         self.layer_loop: LayerLoop = layer_loop
         self.layout: Layout | None = None
-        shape = (architecture.vocab_size, architecture.width)
-        scale = architecture.width**-0.5
+        shape = (architecture.vocab_size, architecture.hidden_size)
+        scale = architecture.hidden_size**-0.5
         self.embedding = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
         self.layers = Layer(architecture, rngs=rngs, param_dtype=param_dtype)
-        self.norm = Norm((architecture.width,), architecture, param_dtype)
+        self.norm = Norm((architecture.hidden_size,), architecture, param_dtype)
         self.output: nnx.Param | None = nnx.data(None)
-        if not architecture.tied_embeddings:
+        if not architecture.tie_word_embeddings:
             self.output = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
 
     def hidden_states(self, rows: Rows) -> Float[Array, "r T D"]:
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
         if self.output is not None:
             name, weight = "output", self.output
         words_over = None if self.layout is None else self.layout.split_of((name,))[0]
-        return Head(weight[...], self.architecture.logit_soft_cap, words_over or ())
+        return Head(weight[...], self.architecture.final_logit_softcapping, words_over or ())
 
     def init_cache(self, n_rows: int, n_slots: int) -> Cache:
         """Room for the keys and values of tokens at positions 0 to ``n_slots - 1``.
@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
             An empty cache.
         """
         a = self.architecture
-        shape = (a.n_layers, n_rows, n_slots, a.n_kv_heads, a.head_size)
+        shape = (a.num_hidden_layers, n_rows, n_slots, a.num_key_value_heads, a.head_dim)
         return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def decode(
@@ -189,7 +189,7 @@ class Decoder(nnx.Module):
 
         def body(state: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[Any, None]:
             (x, carry), (slices, index, local) = state, xs
-            options = {"soft_cap": a.attention_soft_cap, "scale": a.attention_scale}
+            options = {"soft_cap": a.attn_logit_softcapping, "scale": a.attention_scale}
             options["window"] = self._window(local)
 
             def mix_here(*qkv: Array) -> tuple[Array, Any]:
@@ -204,12 +204,15 @@ class Decoder(nnx.Module):
 
         scanned = self.layer_loop == "scan"
         body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=not scanned)
-        numbers = jnp.arange(a.n_layers), jnp.array(a.local_layers or [False] * a.n_layers)
+        numbers = (
+            jnp.arange(a.num_hidden_layers),
+            jnp.array(a.local_layers or [False] * a.num_hidden_layers),
+        )
         state = self._embed(tokens), carry
         if self.layer_loop == "scan":
             state, _ = jax.lax.scan(body, state, (parameters, *numbers))
         else:
-            for i in range(a.n_layers):
+            for i in range(a.num_hidden_layers):
                 slices = jax.tree.map(lambda leaf, i=i: leaf[i], (parameters, *numbers))
                 state, _ = body(state, slices)
         return self.norm(state[0]), state[1]
@@ -221,14 +224,14 @@ class Decoder(nnx.Module):
         else:
             x = self.layout.embed(table.astype(self.dtype), tokens)
         if self.architecture.scaled_embeddings:
-            x = x * jnp.asarray(self.architecture.width**0.5, self.dtype)
+            x = x * jnp.asarray(self.architecture.hidden_size**0.5, self.dtype)
         return x
 
     def _window(self, local: Array) -> Array | int | None:
         a = self.architecture
-        if a.window is None or not a.mixes_local_layers:
-            return a.window
-        return jnp.where(local, a.window, EVERYTHING)
+        if a.sliding_window is None or not a.mixes_local_layers:
+            return a.sliding_window
+        return jnp.where(local, a.sliding_window, EVERYTHING)
 
     def _turn(self, angles: Turn, local: Array) -> Turn:
         n_bases = angles.cosine.shape[0]

@@ -25,13 +25,13 @@ from .architecture import Activation, Architecture
 from .rope import Turn, rotate
 
 PROJECTIONS = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
 }
 
 Mixer = Callable[[Array, Array, Array], tuple[Array, object]]
@@ -249,7 +249,7 @@ class Norm(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         self.plus = 1.0 if architecture.norm_plus_one else 0.0
-        self.epsilon = architecture.norm_epsilon
+        self.epsilon = architecture.rms_norm_eps
         self.weight = nnx.Param(jnp.full(shape, 1.0 - self.plus, param_dtype))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -272,28 +272,34 @@ class Layer(nnx.Module):
         self, architecture: Architecture, *, rngs: nnx.Rngs, param_dtype: DTypeLike
     ) -> None:
         """Draw the parameters."""
-        a, stack = architecture, (architecture.n_layers,)
+        a, stack = architecture, (architecture.num_hidden_layers,)
         options = {"rngs": rngs, "param_dtype": param_dtype}
-        n_queries, n_keys = a.n_heads * a.head_size, a.n_kv_heads * a.head_size
+        n_queries, n_keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
 
         def norm(size: int, wanted: bool = True) -> Norm | None:
             return Norm((*stack, size), a, param_dtype) if wanted else None
 
-        self.head_size = a.head_size
-        self.activation: Activation = a.activation
-        self.input_norm = nnx.data(norm(a.width))
-        self.query = Projection(stack, a.width, n_queries, bias=a.qkv_bias, **options)
-        self.key = Projection(stack, a.width, n_keys, bias=a.qkv_bias, **options)
-        self.value = Projection(stack, a.width, n_keys, bias=a.qkv_bias, **options)
-        self.query_norm = nnx.data(norm(a.head_size, a.query_key_norm))
-        self.key_norm = nnx.data(norm(a.head_size, a.query_key_norm))
-        self.output = Projection(stack, n_queries, a.width, bias=a.output_bias, **options)
-        self.post_attention_norm = nnx.data(norm(a.width, a.post_norms))
-        self.mlp_norm = nnx.data(norm(a.width))
-        self.gate = Projection(stack, a.width, a.hidden_units, bias=a.mlp_bias, **options)
-        self.up = Projection(stack, a.width, a.hidden_units, bias=a.mlp_bias, **options)
-        self.down = Projection(stack, a.hidden_units, a.width, bias=a.mlp_bias, **options)
-        self.post_mlp_norm = nnx.data(norm(a.width, a.post_norms))
+        self.head_dim = a.head_dim
+        self.activation: Activation = a.hidden_act
+        self.input_norm = nnx.data(norm(a.hidden_size))
+        self.q_proj = Projection(stack, a.hidden_size, n_queries, bias=a.qkv_bias, **options)
+        self.k_proj = Projection(stack, a.hidden_size, n_keys, bias=a.qkv_bias, **options)
+        self.v_proj = Projection(stack, a.hidden_size, n_keys, bias=a.qkv_bias, **options)
+        self.q_norm = nnx.data(norm(a.head_dim, a.qk_norm))
+        self.k_norm = nnx.data(norm(a.head_dim, a.qk_norm))
+        self.o_proj = Projection(stack, n_queries, a.hidden_size, bias=a.o_proj_bias, **options)
+        self.post_attention_norm = nnx.data(norm(a.hidden_size, a.post_norms))
+        self.mlp_norm = nnx.data(norm(a.hidden_size))
+        self.gate_proj = Projection(
+            stack, a.hidden_size, a.intermediate_size, bias=a.mlp_bias, **options
+        )
+        self.up_proj = Projection(
+            stack, a.hidden_size, a.intermediate_size, bias=a.mlp_bias, **options
+        )
+        self.down_proj = Projection(
+            stack, a.intermediate_size, a.hidden_size, bias=a.mlp_bias, **options
+        )
+        self.post_mlp_norm = nnx.data(norm(a.hidden_size, a.post_norms))
 
     def __call__(
         self,
@@ -319,23 +325,23 @@ class Layer(nnx.Module):
             The stream after the layer, and the extra.
         """
         normed = spread(_apply(self.input_norm, x))
-        queries = rotate(_apply(self.query_norm, self._heads(self.query(normed))), turn)
-        keys = rotate(_apply(self.key_norm, self._heads(self.key(normed))), turn)
-        queries, keys, values = keep((queries, keys, self._heads(self.value(normed))))
+        queries = rotate(_apply(self.q_norm, self._heads(self.q_proj(normed))), turn)
+        keys = rotate(_apply(self.k_norm, self._heads(self.k_proj(normed))), turn)
+        queries, keys, values = keep((queries, keys, self._heads(self.v_proj(normed))))
         mixed, extra = mix(queries, keys, values)
-        attended = self.output(mixed.reshape(*x.shape[:2], -1), total)
+        attended = self.o_proj(mixed.reshape(*x.shape[:2], -1), total)
         x = keep(x + _apply(self.post_attention_norm, attended))
         normed = spread(_apply(self.mlp_norm, x))
 
         def feed(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
-            gate, up = keep((self.gate(x), self.up(x)))
-            return self.down(activate(gate, self.activation) * up, total)
+            gate, up = keep((self.gate_proj(x), self.up_proj(x)))
+            return self.down_proj(activate(gate, self.activation) * up, total)
 
         fed = by_parts(feed, normed) if frugal else feed(normed)
         return x + _apply(self.post_mlp_norm, fed), extra
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
-        return x.reshape(*x.shape[:2], -1, self.head_size)
+        return x.reshape(*x.shape[:2], -1, self.head_dim)
 
 
 def by_parts(
@@ -380,7 +386,7 @@ def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:
     """
     if kind == "silu":
         return jax.nn.silu(x)
-    return jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+    return jax.nn.gelu(x, approximate=kind == "gelu_pytorch_tanh")
 
 
 def _apply(norm: Norm | None, x: Array) -> Array:

@@ -20,7 +20,6 @@ from .decoder import Decoder
 from .layers import PROJECTIONS, Adapter, Projection
 
 ALL = "all-linear"
-MODULES = {theirs.split(".")[-1]: ours for ours, theirs in PROJECTIONS.items()}
 
 
 def add_lora(
@@ -53,7 +52,7 @@ def add_lora(
     if has_lora(decoder):
         raise ValueError("the model has adapters already: merge them first")
     for name in _targets(target_modules):
-        projection: Projection = getattr(decoder.layers, MODULES[name])
+        projection: Projection = getattr(decoder.layers, name)
         *stack, n_in, n_out = projection.kernel[...].shape
         projection.adapter = Adapter(
             tuple(stack),
@@ -125,14 +124,14 @@ def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Arr
 
 def _targets(target_modules: str | Sequence[str]) -> list[str]:
     if target_modules == ALL:
-        return list(MODULES)
+        return list(PROJECTIONS)
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not names:
         raise ValueError("`target_modules` must name a projection, got none")
     for name in names:
-        if name not in MODULES:
+        if name not in PROJECTIONS:
             raise ValueError(
-                f"`target_modules` must be {ALL} or out of {', '.join(MODULES)}, got {name!r}"
+                f"`target_modules` must be {ALL} or out of {', '.join(PROJECTIONS)}, got {name!r}"
             )
     return list(dict.fromkeys(names))
 

@@ -38,17 +38,17 @@ def frequencies(architecture: Architecture) -> np.ndarray:
         they have a base of their own, shape ``[1 or 2, K/2]``.
 
     Examples:
-        >>> size = dict(vocab_size=8, width=8, hidden_units=8, n_layers=1, n_heads=2)
+        >>> size = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> frequencies(Architecture(**size)).tolist()
         [[1.0, 0.01]]
     """
-    exponents = np.arange(0, architecture.head_size, 2) / architecture.head_size
-    everywhere = architecture.rope_base**-exponents
+    exponents = np.arange(0, architecture.head_dim, 2) / architecture.head_dim
+    everywhere = architecture.rope_theta**-exponents
     if architecture.rope_scaling is not None:
         everywhere = _scaled(everywhere, architecture.rope_scaling)
-    if architecture.local_rope_base is None:
+    if architecture.rope_local_base_freq is None:
         return everywhere[None]
-    return np.stack([everywhere, architecture.local_rope_base**-exponents])
+    return np.stack([everywhere, architecture.rope_local_base_freq**-exponents])
 
 
 def turns(architecture: Architecture, positions: Int[ArrayLike, "r T"], dtype: DTypeLike) -> Turn:
@@ -86,9 +86,9 @@ def rotate(x: Float[Array, "r T H K"], turn: Turn) -> Float[Array, "r T H K"]:
 
 def _scaled(omega: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     slow = omega / scaling.factor
-    if scaling.kind == "linear":
+    if scaling.rope_type == "linear":
         return slow
-    n_turns = scaling.original_max_positions * omega / (2 * math.pi)
+    n_turns = scaling.original_max_position_embeddings * omega / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((n_turns - low) / (high - low), 0, 1)
     return kept * omega + (1 - kept) * slow

@@ -28,8 +28,8 @@ SHARDS = ("data", "fsdp")
 """Axes along which devices have different pairs."""
 WORDS = ("tensor", "fsdp")
 """Axes that the vocabulary is split over, the slower one first."""
-BY_COLUMNS = frozenset({"query", "key", "value", "gate", "up"})
-BY_ROWS = frozenset({"output", "down"})
+BY_COLUMNS = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"})
+BY_ROWS = frozenset({"o_proj", "down_proj"})
 
 Path = tuple[str, ...]
 Spec = tuple[Any, ...]
@@ -39,14 +39,14 @@ def rule(path: Path, n_axes: int) -> Spec:
     """How a parameter is split, whatever its size: the one table of the package.
 
     Args:
-        path: names that lead to it, as in ``("layers", "query", "kernel")``.
+        path: names that lead to it, as in ``("layers", "q_proj", "kernel")``.
         n_axes: of the array.
 
     Returns:
         For each axis of the array the mesh axes that it is split over, or None.
 
     Examples:
-        >>> rule(("layers", "query", "kernel"), 3)
+        >>> rule(("layers", "q_proj", "kernel"), 3)
         (None, 'fsdp', 'tensor')
         >>> rule(("layers", "mlp_norm", "weight"), 2)
         (None, None)
@@ -79,12 +79,12 @@ def is_partial(path: Path) -> bool:
         True where its gradient is a sum over them.
 
     Examples:
-        >>> is_partial(("layers", "query_norm", "weight")), is_partial(("norm", "weight"))
+        >>> is_partial(("layers", "q_norm", "weight")), is_partial(("norm", "weight"))
         (True, False)
-        >>> [is_partial(("layers", name, "a")) for name in ("query", "down")]  # adapters
+        >>> [is_partial(("layers", name, "a")) for name in ("q_proj", "down_proj")]  # adapters
         [True, False]
     """
-    if path[-2:-1] in (("query_norm",), ("key_norm",)):
+    if path[-2:-1] in (("q_norm",), ("k_norm",)):
         return True
     columns, by_rows = path[1:2] and path[1] in BY_COLUMNS, path[1:2] and path[1] in BY_ROWS
     return bool((columns and path[-1] == "a") or (by_rows and path[-1] == "b"))
@@ -215,7 +215,7 @@ class Layout:
 
 
 def make_layout(
-    sizes: Mapping[str, int], shapes: Any, *, head_counts: Sequence[int], width: int
+    sizes: Mapping[str, int], shapes: Any, *, head_counts: Sequence[int], hidden_size: int
 ) -> Layout:
     """Split a model over a mesh.
 
@@ -223,7 +223,7 @@ def make_layout(
         sizes: devices along each axis of :data:`AXES`.
         shapes: the model's parameters, or their shapes.
         head_counts: numbers of heads that ``tensor`` must divide.
-        width: of the hidden states.
+        hidden_size: of the hidden states.
 
     Returns:
         The layout. What does not divide evenly along ``fsdp`` lies whole on every device.
@@ -240,7 +240,9 @@ def make_layout(
         path = _names(key)
         split = list(rule(path, len(leaf.shape)))
         if split[:1] == [WORDS]:
-            fits = leaf.shape[0] % (tensor * sizes["fsdp"]) == 0 and width % sizes["fsdp"] == 0
+            fits = (
+                leaf.shape[0] % (tensor * sizes["fsdp"]) == 0 and hidden_size % sizes["fsdp"] == 0
+            )
             splits.append((path, (WORDS, None) if fits else (None, None)))
             continue
         for axis, name in enumerate(split):

@@ -134,8 +134,8 @@ def layout_of(sizes: Mapping[str, int], model: Any) -> Layout:
         ValueError: the mesh does not divide the heads.
     """
     a = model.architecture
-    heads = (a.n_heads, a.n_kv_heads)
-    return make_layout(sizes, nnx.state(model), head_counts=heads, width=a.width)
+    heads = (a.num_attention_heads, a.num_key_value_heads)
+    return make_layout(sizes, nnx.state(model), head_counts=heads, hidden_size=a.hidden_size)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:

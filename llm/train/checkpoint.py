@@ -1,8 +1,9 @@
-"""Checkpoints: whole or absent, of this run or refused, restored bit by bit.
+"""Checkpoints of a run: complete or absent, checked on reading, restored bit by bit.
 
-Orbax writes a step to a temporary name while training goes on, and renames it when it is complete.
-Beside the arrays lie a fingerprint of the run that they belong to and a digest of their values, so
-that neither another run's nor a damaged checkpoint is ever continued from.
+Orbax writes a step under a temporary name while training continues, and renames it when it is
+complete. Leaves are stored by the path of their parameter, such as
+``trainable/layers/q_proj/kernel``. Beside the arrays lie the fingerprint of the run and a digest of
+the values, so that neither a damaged checkpoint nor one of another run is ever continued from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,60 +23,96 @@ import orbax.checkpoint as ocp
 from llm.hashing import weights_digest
 from rpo_io.digests import sha256_hex
 
+from .fingerprint import Fingerprint, parameter_path
+
 StateT = TypeVar("StateT")
 
 
-class Checkpoints:
-    """The checkpoints of a run."""
+class CheckpointRecord(NamedTuple):
+    """What a checkpoint says of itself.
 
-    def __init__(self, folder: Path, keep: int, fingerprint: str) -> None:
-        """In a folder, the last so many, of the run with this fingerprint."""
-        # What Orbax logs as errors it raises too.
+    Attributes:
+        step: number of updates made.
+        fingerprint: fingerprint of the run that wrote it, as a dictionary.
+        digest: digest of the arrays.
+        data: state of the data pipeline and of the loop, plain values.
+    """
+
+    step: int
+    fingerprint: dict[str, Any]
+    digest: str
+    data: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder, to write and to read.
+
+    Use it as a context manager while writing: on exit it waits for the last checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, *, keep: int | None = None, fingerprint: Fingerprint | None = None
+    ) -> None:
+        """Open a folder, which is created by the first save.
+
+        Args:
+            folder: ``checkpoints`` in the folder of the run.
+            keep: number of checkpoints to keep, the last ones; None for all.
+            fingerprint: fingerprint of the run; needed to save. None reads checkpoints of any run.
+        """
+        # Orbax also raises what it logs as an error.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder, self._fingerprint = folder.absolute(), fingerprint
-        options = ocp.CheckpointManagerOptions(
+        self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=False
         )
-        self._options = options
         self._open: ocp.CheckpointManager | None = None
         self._unfinished = self.folder
         self._hook = sys.unraisablehook
 
     def __enter__(self) -> Checkpoints:
-        """Use as a context, which waits for the last checkpoint to be complete."""
-        self._hook, sys.unraisablehook = sys.unraisablehook, self._complain
+        """Return itself."""
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._ignore_closed_loop
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait."""
+        """Wait until the last checkpoint is complete."""
         self.finish()
         sys.unraisablehook = self._hook
 
-    def _complain(self, report: Any) -> None:
-        """Where one array of several cannot be written, Orbax gives up the loop of the others."""
+    def _ignore_closed_loop(self, report: Any) -> None:
+        """Drop one complaint: if a write fails, Orbax closes the event loop of the others."""
         if str(report.exc_value) != "Event loop is closed":
             self._hook(report)
 
     def latest(self) -> int | None:
-        """Step of the last whole checkpoint; None without one."""
+        """Return the step of the last complete checkpoint; None if there is none."""
         self.finish()
         return self._manager().latest_step() if self.folder.is_dir() else None
 
-    def save(self, step: int, state: Any, data_state: dict[str, Any]) -> None:
-        """Begin to save a state, which may be given up when this returns.
+    def describe_latest(self) -> str:
+        """Return a phrase for error messages that names the last complete checkpoint."""
+        step = self.latest()
+        return "no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
 
-        It is complete when :meth:`finish` returns, which the next save waits for.
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+        """Begin to save a state; its buffers may be reused when this method returns.
+
+        The checkpoint is complete when :meth:`finish` returns; the next save waits for it.
 
         Args:
-            step: steps made.
+            step: number of updates made.
             state: a tree of arrays.
-            data_state: of the data pipeline, plain values.
+            data: state of the data pipeline and of the loop, plain values.
 
         Raises:
-            ValueError: it, or the one before, cannot be written; those before it are whole.
+            ValueError: if this checkpoint or the one before cannot be written; earlier ones stay
+                complete.
         """
+        if self._fingerprint is None:
+            raise ValueError("`fingerprint` must be given to save a checkpoint")
         self.finish()
-        # All processes open it together, before one of them could find a folder that another made.
+        # All processes open the folder together, before one could find what another one created.
         if self._manager().latest_step() == step:
             return
         path, size = self.folder / str(step), sum(x.nbytes for x in jax.tree.leaves(state))
@@ -84,13 +121,9 @@ class Checkpoints:
             raise ValueError(
                 f"{path}: no space left for a checkpoint of {size:,} bytes, {free:,} are free"
             )
-        about = {
-            "fingerprint": self._fingerprint,
-            "digest": weights_digest(state),
-            "data": data_state,
-        }
-        about["seal"] = _seal(step, about)
-        arrays = ocp.args.StandardSave(_plain(state))
+        record = CheckpointRecord(step, self._fingerprint._asdict(), weights_digest(state), data)
+        about = record._asdict() | {"seal": _seal(record)}
+        arrays = ocp.args.StandardSave(_nested(state))
         self._unfinished = path
         with self._writing():
             self._manager().save(
@@ -101,7 +134,7 @@ class Checkpoints:
         """Wait until the last checkpoint is complete.
 
         Raises:
-            ValueError: it could not be written.
+            ValueError: if it cannot be written.
         """
         if self._open is not None:
             with self._writing():
@@ -111,23 +144,23 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # the formats below have errors of many kinds
+        except Exception as error:  # Orbax and tensorstore raise errors of many types
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
                 f"{self._unfinished}: the checkpoint could not be written: {reason}"
             ) from error
 
-    def find(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
-        """The checkpoint to continue from; its arrays are not read yet.
+    def find(self, step: int | None = None) -> CheckpointRecord:
+        """Read the record of a checkpoint, but not its arrays.
 
         Args:
-            step: which; None for the last.
+            step: which checkpoint; None for the last.
 
         Returns:
-            The step, and what is said of it.
+            The record.
 
         Raises:
-            ValueError: no checkpoint, one of another run, or a damaged one.
+            ValueError: if there is no checkpoint, it is damaged, or another run wrote it.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -135,57 +168,57 @@ class Checkpoints:
                 f"{self.folder}: no checkpoint to continue from: start without --resume"
             )
         path = self.folder / str(step)
-        about = self._about(step, path)
-        if about["fingerprint"] != self._fingerprint:
+        record = self._record(step, path)
+        ours = self._fingerprint
+        difference = None if ours is None else ours.difference(record.fingerprint)
+        if difference is not None:
             raise ValueError(
-                f"{path}: a checkpoint of another model, data set or configuration: continue with "
-                "the config.yaml beside it, or choose another --out"
+                f"{path}: a checkpoint of {difference}: continue with the config.yaml beside it, "
+                "or choose another --out"
             )
-        return step, about
+        return record
 
-    def restore(
-        self, template: StateT, step: int | None = None
-    ) -> tuple[int, StateT, dict[str, Any]]:
+    def restore(self, template: StateT, step: int | None = None) -> tuple[CheckpointRecord, StateT]:
         """Restore a state.
 
         Args:
-            template: a state of the same structure, shapes and dtypes.
-            step: which; None for the last.
+            template: arrays, or their shapes, dtypes and shardings, in the structure of the state.
+            step: which checkpoint; None for the last.
 
         Returns:
-            The step, the state, and the state of the data pipeline.
+            The record of the checkpoint, and the state.
 
         Raises:
-            ValueError: no checkpoint, one of another run, or a damaged one.
+            ValueError: if there is no checkpoint, it is damaged, or another run wrote it.
         """
-        step, about = self.find(step)
-        path = self.folder / str(step)
-        leaves, structure = jax.tree.flatten(template)
+        record = self.find(step)
+        path = self.folder / str(record.step)
+        paths, structure = jax.tree_util.tree_flatten_with_path(template)
         try:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(template))
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _nested(template))
             restored = self._manager().restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                record.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
-            state = jax.tree.unflatten(structure, [restored[_name(i)] for i in range(len(leaves))])
-            whole = weights_digest(state) == about["digest"]
-        except Exception as error:  # the formats below have errors of many kinds
-            raise ValueError(f"{path}: {_damaged(step)}") from error
-        if not whole:
-            raise ValueError(f"{path}: {_damaged(step)}")
-        return step, state, about["data"]
+            state = jax.tree.unflatten(structure, [_leaf(restored, key) for key, _ in paths])
+            matches = weights_digest(state) == record.digest
+        except Exception as error:  # Orbax and tensorstore raise errors of many types
+            raise ValueError(f"{path}: {_damaged(record.step)}") from error
+        if not matches:
+            raise ValueError(f"{path}: {_damaged(record.step)}")
+        return record, state
 
-    def _about(self, step: int, path: Path) -> dict[str, Any]:
+    def _record(self, step: int, path: Path) -> CheckpointRecord:
         try:
-            found = self._manager().restore(
+            about = self._manager().restore(
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
             )["about"]
-            about = {name: found[name] for name in ("fingerprint", "digest", "data")}
-            whole = _seal(step, about) == found["seal"]
-        except Exception as error:
+            record = CheckpointRecord(*(about[name] for name in CheckpointRecord._fields))
+            matches = record.step == step and _seal(record) == about["seal"]
+        except Exception as error:  # Orbax and the JSON parser raise errors of many types
             raise ValueError(f"{path}: {_damaged(step)}") from error
-        if not whole:
+        if not matches:
             raise ValueError(f"{path}: {_damaged(step)}")
-        return about
+        return record
 
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
@@ -194,18 +227,29 @@ class Checkpoints:
         return self._open
 
 
-def _plain(state: Any) -> dict[str, jax.Array]:
-    """Arrays of a tree by number: its structure is the program's, not the file's."""
-    return {_name(i): jax.numpy.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+def _nested(state: Any) -> dict[str, Any]:
+    """Return the leaves of a tree in nested dictionaries, by the path of each parameter."""
+    nested: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        *parents, name = parameter_path(path)
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        level[name] = leaf if is_shape else jax.numpy.asarray(leaf)
+    return nested
 
 
-def _name(number: int) -> str:
-    return f"{number:05d}"
+def _leaf(nested: dict[str, Any], path: tuple[Any, ...]) -> Any:
+    """Return one leaf of nested dictionaries."""
+    for name in parameter_path(path):
+        nested = nested[name]
+    return nested
 
 
-def _seal(step: int, about: dict[str, Any]) -> str:
-    """Digest of what is said of a step; the arrays have their own."""
-    return sha256_hex(json.dumps([step, about], sort_keys=True))
+def _seal(record: CheckpointRecord) -> str:
+    """Return the digest of a record; the arrays have a digest of their own."""
+    return sha256_hex(json.dumps(record, sort_keys=True))
 
 
 def _damaged(step: int) -> str:

@@ -19,7 +19,7 @@ from rpo.runtime import progress
 
 RUN = """
 name: tiny
-model: {architecture: {vocab_size: 264, width: 16, hidden_units: 32, n_layers: 2, n_heads: 2}}
+model: {architecture: {vocab_size: 264, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}
 data: {train: rows.jsonl}
 """
 VOTES = "context,winner,loser\nx,a,b\nx,a,c\nx,b,c\n"

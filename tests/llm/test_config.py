@@ -97,7 +97,7 @@ def test_raises_a_weight_decay_that_is_no_rate(wrong: float) -> None:
     assert OptimizerConfig(weight_decay=0.0).weight_decay == 0.0
 
 
-@pytest.mark.parametrize("fields", [{}, {"path": "a", "architecture": {"width": 8}}])
+@pytest.mark.parametrize("fields", [{}, {"path": "a", "architecture": {"hidden_size": 8}}])
 def test_raises_both_or_neither_of_path_and_architecture(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^`model\.path` or `model\.architecture` must be given"):
         ModelConfig(**fields)

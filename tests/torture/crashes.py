@@ -30,7 +30,7 @@ LONGEST_STOP = 10.0
 RUN = """
 name: crashes
 model:
-  architecture: {vocab_size: 261, width: 64, hidden_units: 128, n_layers: 2, n_heads: 2}
+  architecture: {vocab_size: 261, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 16, eval_rows: 4}
 objective: {method: rpo, beta: 0.5, eta: 0.05}
 optimizer: {learning_rate: 1.0e-2}

@@ -97,7 +97,14 @@ def test_extreme_large_logits_and_blind_queries_stay_finite() -> None:
 
 
 def test_closed_form_rotation_is_multiplication_by_a_complex_number() -> None:
-    a = Architecture(vocab_size=2, hidden_size=8, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1, rope_theta=50.0)
+    a = Architecture(
+        vocab_size=2,
+        hidden_size=8,
+        intermediate_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        rope_theta=50.0,
+    )
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8))
     positions = np.array([[0, 5, 2]])
     cosine, sine = turns(a, positions, jnp.float64)

@@ -196,7 +196,7 @@ def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
 
 
 def test_raises_on_scalings_that_cannot_be() -> None:
-    with pytest.raises((ValueError, TypeError), match="kind"):
+    with pytest.raises((ValueError, TypeError), match="rope_type"):
         RopeScaling(rope_type="yarn", factor=2.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"`factor` must be 1 or more, got 0\.5"):
         RopeScaling(rope_type="linear", factor=0.5)

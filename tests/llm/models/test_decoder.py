@@ -22,41 +22,41 @@ ROUNDING = 1e-11  # relative to hidden states of order 1, float64
 SAME_SUMS = 1e-12  # the same sums in another order, relative, float64
 SIZES: dict[str, Any] = {
     "vocab_size": 13,
-    "width": 8,
-    "hidden_units": 12,
-    "n_layers": 3,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "norm_epsilon": 1e-3,  # large, so that it is seen to count
-    "rope_base": 30.0,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-3,  # large, so that it is seen to count
+    "rope_theta": 30.0,
 }
 GEMMA = {
     "norm_plus_one": True,
     "scaled_embeddings": True,
-    "tied_embeddings": True,
-    "activation": "gelu_tanh",
-    "head_size": 6,
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh",
+    "head_dim": 6,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"output_bias": True, "mlp_bias": True, "qkv_bias": True, "activation": "gelu"},
-    "mistral": {"window": 2, "local_layers": (True,) * 3},
+    "llama": {"o_proj_bias": True, "mlp_bias": True, "qkv_bias": True, "hidden_act": "gelu"},
+    "mistral": {"sliding_window": 2, "local_layers": (True,) * 3},
     "qwen": {
         "qkv_bias": True,
-        "query_key_norm": True,
-        "window": 3,
+        "qk_norm": True,
+        "sliding_window": 3,
         "local_layers": (False, True, True),
     },
     "gemma 1": GEMMA,
     "gemma 2 and 3": {
         **GEMMA,
         "post_norms": True,
-        "query_key_norm": True,
-        "attention_soft_cap": 0.7,
-        "logit_soft_cap": 2.0,
-        "query_scalar": 3,
-        "window": 2,
+        "qk_norm": True,
+        "attn_logit_softcapping": 0.7,
+        "final_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 3,
+        "sliding_window": 2,
         "local_layers": (True, False, True),
-        "local_rope_base": 5.0,
+        "rope_local_base_freq": 5.0,
     },
 }
 # One row: a pair with a shared prompt, then padding with ids and positions out of range.
@@ -159,7 +159,7 @@ def test_compiles_once_for_all_tokens_and_steps() -> None:
 
 def test_gradient_is_the_same_however_layers_are_run() -> None:
     expected = _gradient(make("gemma 2 and 3"))
-    for remat, layer_loop in (("none", "unrolled"), ("products", "scan"), ("full", "scan")):
+    for remat, layer_loop in (("none", "unrolled"), ("dots", "scan"), ("full", "scan")):
         other = _gradient(make("gemma 2 and 3", remat=remat, layer_loop=layer_loop))
         for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(expected), strict=True):
             scale = float(np.abs(theirs).max())
@@ -208,8 +208,8 @@ def _numpy_hidden(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
     }
     x = parameters["embedding",][tokens]
     if a.scaled_embeddings:
-        x = x * math.sqrt(a.width)
-    for layer in range(a.n_layers):
+        x = x * math.sqrt(a.hidden_size)
+    for layer in range(a.num_hidden_layers):
         p = {
             (path[1], path[2]): leaf[layer]
             for path, leaf in parameters.items()
@@ -219,38 +219,40 @@ def _numpy_hidden(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
         added = _numpy_attention(a, p, _numpy_norm(a, p, "input_norm", x), local)
         x = x + _numpy_norm(a, p, "post_attention_norm", added)
         normed = _numpy_norm(a, p, "mlp_norm", x)
-        gate, up = _numpy_project(p, "gate", normed), _numpy_project(p, "up", normed)
-        added = _numpy_project(p, "down", _numpy_activation(a, gate) * up)
+        gate, up = _numpy_project(p, "gate_proj", normed), _numpy_project(p, "up_proj", normed)
+        added = _numpy_project(p, "down_proj", _numpy_activation(a, gate) * up)
         x = x + _numpy_norm(a, p, "post_mlp_norm", added)
     return _numpy_norm(a, {("norm", "weight"): parameters["norm", "weight"]}, "norm", x)
 
 
 def _numpy_attention(a: Architecture, p: dict, x: np.ndarray, local: bool) -> np.ndarray:
     def heads(name: str, norm: str) -> np.ndarray:
-        split = _numpy_project(p, name, x).reshape(len(x), -1, a.head_size)
+        split = _numpy_project(p, name, x).reshape(len(x), -1, a.head_dim)
         return _numpy_norm(a, p, norm, split)
 
-    omega = frequencies(a)[1 if local and a.local_rope_base else 0]
+    omega = frequencies(a)[1 if local and a.rope_local_base_freq else 0]
 
     def turned(x: np.ndarray) -> np.ndarray:
-        half = a.head_size // 2
+        half = a.head_dim // 2
         angle = np.arange(len(x))[:, None, None] * omega
         plane = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
         return np.concatenate([plane.real, plane.imag], axis=-1)
 
-    q, k = turned(heads("query", "query_norm")), turned(heads("key", "key_norm"))
-    v = heads("value", "no norm")
+    q, k = turned(heads("q_proj", "q_norm")), turned(heads("k_proj", "k_norm"))
+    v = heads("v_proj", "no norm")
     mixed = np.zeros_like(q)
     for t in range(len(x)):
-        first = max(0, t - a.window + 1) if local and a.window else 0
-        for h in range(a.n_heads):
-            g = h // (a.n_heads // a.n_kv_heads)
-            logits = k[first : t + 1, g] @ q[t, h] / math.sqrt(a.query_scalar or a.head_size)
-            if a.attention_soft_cap:
-                logits = a.attention_soft_cap * np.tanh(logits / a.attention_soft_cap)
+        first = max(0, t - a.sliding_window + 1) if local and a.sliding_window else 0
+        for h in range(a.num_attention_heads):
+            g = h // (a.num_attention_heads // a.num_key_value_heads)
+            logits = (
+                k[first : t + 1, g] @ q[t, h] / math.sqrt(a.query_pre_attn_scalar or a.head_dim)
+            )
+            if a.attn_logit_softcapping:
+                logits = a.attn_logit_softcapping * np.tanh(logits / a.attn_logit_softcapping)
             weights = np.exp(logits)
             mixed[t, h] = weights @ v[first : t + 1, g] / weights.sum()
-    return _numpy_project(p, "output", mixed.reshape(len(x), -1))
+    return _numpy_project(p, "o_proj", mixed.reshape(len(x), -1))
 
 
 def _numpy_project(p: dict, name: str, x: np.ndarray) -> np.ndarray:
@@ -261,13 +263,13 @@ def _numpy_norm(a: Architecture, p: dict, name: str, x: np.ndarray) -> np.ndarra
     if (name, "weight") not in p:
         return x
     weight = p[name, "weight"] + (1 if a.norm_plus_one else 0)
-    return weight * x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + a.norm_epsilon)
+    return weight * x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + a.rms_norm_eps)
 
 
 def _numpy_activation(a: Architecture, x: np.ndarray) -> np.ndarray:
-    if a.activation == "silu":
+    if a.hidden_act == "silu":
         return x / (1 + np.exp(-x))
-    if a.activation == "gelu":
+    if a.hidden_act == "gelu":
         return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
@@ -288,7 +290,13 @@ def test_gradient_of_a_function_applied_to_few_tokens_at_a_time_is_that_of_all_a
 def test_property_hidden_units_of_all_tokens_are_never_alive_together_where_memory_is_short() -> (
     None
 ):
-    architecture = Architecture(vocab_size=8, width=4, hidden_units=24, n_layers=2, n_heads=2)
+    architecture = Architecture(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
     tokens = np.zeros((1, 2 * PART), np.int32)
     rows = Rows(tokens, np.arange(2 * PART, dtype=np.int32)[None], 1 + tokens, tokens)
 

@@ -19,7 +19,13 @@ SAME_SUMS = 1e-12  # the same sums in another order, hidden states of order 1, f
 COLUMNS = np.arange(5)[None]
 ROWS = Rows(COLUMNS, COLUMNS, np.ones_like(COLUMNS), np.zeros_like(COLUMNS))
 SMALL = Architecture(
-    vocab_size=7, width=8, hidden_units=12, n_layers=2, n_heads=4, n_kv_heads=2, qkv_bias=True
+    vocab_size=7,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    qkv_bias=True,
 )
 
 
@@ -50,13 +56,13 @@ def test_closed_form_what_adapters_add(decoder: Decoder) -> None:
     """Layer 1's queries, by hand: the bias stays outside."""
     add_lora(decoder, rank=2, alpha=6.0, target_modules=["q_proj"], rngs=nnx.Rngs(1))
     _move_adapters(decoder)
-    adapter = decoder.layers.query.adapter
+    adapter = decoder.layers.q_proj.adapter
     assert adapter is not None
-    kernel, a, b = decoder.layers.query.kernel[1], adapter.a[1], adapter.b[1]
+    kernel, a, b = decoder.layers.q_proj.kernel[1], adapter.a[1], adapter.b[1]
     x = np.random.default_rng(0).normal(size=(1, 5, 8))
-    graphdef, state = nnx.split(decoder.layers.query)
+    graphdef, state = nnx.split(decoder.layers.q_proj)
     layer = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[1], state))
-    bias = decoder.layers.query.bias
+    bias = decoder.layers.q_proj.bias
     assert bias is not None
     expected = x @ kernel + bias[1] + 3.0 * (x @ a) @ b
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=0, atol=SAME_SUMS)
@@ -68,9 +74,9 @@ def test_parity_merged_weights_give_the_same_hidden_states(decoder: Decoder) -> 
     _move_adapters(decoder)
     adapted = read(decoder)
     assert np.abs(adapted - plain).max() > 0.1
-    one = merged_kernel(decoder.layers.down, layer=1)
+    one = merged_kernel(decoder.layers.down_proj, layer=1)
     merge(decoder)
-    np.testing.assert_allclose(one, decoder.layers.down.kernel[1], rtol=SAME_SUMS)
+    np.testing.assert_allclose(one, decoder.layers.down_proj.kernel[1], rtol=SAME_SUMS)
     assert not has_lora(decoder)
     np.testing.assert_allclose(read(decoder), adapted, rtol=0, atol=SAME_SUMS)
 
@@ -82,7 +88,7 @@ def test_gradient_of_the_split_model_reaches_adapters_alone(decoder: Decoder) ->
     graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
     paths = {path for path, _ in nnx.to_flat_state(trainable)}
     expected = {
-        ("layers", name, "adapter", part) for name in ("value", "down") for part in ("a", "b")
+        ("layers", name, "adapter", part) for name in ("v_proj", "down_proj") for part in ("a", "b")
     }
     assert paths == expected
 
@@ -97,7 +103,7 @@ def test_closed_form_what_is_trained(decoder: Decoder) -> None:
     assert trainable_filter(decoder) is nnx.Param
     add_lora(decoder, rank=1, alpha=1.0, target_modules="o_proj", rngs=nnx.Rngs(1))
     assert trainable_filter(decoder) is nnx.LoRAParam
-    adapter = decoder.layers.output.adapter
+    adapter = decoder.layers.o_proj.adapter
     assert adapter is not None
     assert adapter.a.shape == (2, 8, 1)
     assert adapter.b.shape == (2, 1, 8)

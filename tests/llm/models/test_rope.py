@@ -11,17 +11,21 @@ from llm.models.rope import frequencies
 
 SIZES: dict[str, Any] = {
     "vocab_size": 8,
-    "width": 16,
-    "hidden_units": 8,
-    "n_layers": 2,
-    "n_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
 }
-LOCAL: dict[str, Any] = {"window": 2, "local_layers": (True, False), "local_rope_base": 81.0}
+LOCAL: dict[str, Any] = {
+    "sliding_window": 2,
+    "local_layers": (True, False),
+    "rope_local_base_freq": 81.0,
+}
 
 
 def test_closed_form_local_layers_turn_by_a_base_of_their_own() -> None:
     exponents = np.array([0.0, 0.25, 0.5, 0.75])
-    one = frequencies(Architecture(**SIZES, rope_base=16.0))
+    one = frequencies(Architecture(**SIZES, rope_theta=16.0))
     np.testing.assert_allclose(one, [16.0**-exponents], rtol=1e-15)
-    both = frequencies(Architecture(**SIZES, rope_base=16.0, **LOCAL))
+    both = frequencies(Architecture(**SIZES, rope_theta=16.0, **LOCAL))
     np.testing.assert_allclose(both, [16.0**-exponents, 81.0**-exponents], rtol=1e-15)

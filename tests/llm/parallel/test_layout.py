@@ -38,7 +38,9 @@ SIZES: dict[str, Any] = {
 
 def shapes(**changed: Any) -> nnx.State:
     """Parameters of a tiny decoder."""
-    architecture = Architecture(**{**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, **changed})
+    architecture = Architecture(
+        **{**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, **changed}
+    )
     return nnx.state(nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0))))
 
 
@@ -145,7 +147,7 @@ def test_raises_a_tensor_axis_that_splits_no_heads_or_units_is_refused() -> None
         make_layout(sizes, shapes(), head_counts=(4, 2), hidden_size=16)
     odd = shapes(intermediate_size=22, num_key_value_heads=4)
     with pytest.raises(
-        ValueError, match=r"must divide axis 1 of layers\.down\.kernel.*of 22, got 4"
+        ValueError, match=r"must divide axis 1 of layers\.down_proj\.kernel.*of 22, got 4"
     ):
         make_layout(sizes, odd, head_counts=(4, 4), hidden_size=16)
 
@@ -156,8 +158,8 @@ def test_closed_form_what_does_not_divide_along_fsdp_lies_on_every_device() -> N
         sizes, shapes(vocab_size=33, hidden_size=12, head_dim=4), head_counts=(4, 2), hidden_size=12
     )
     assert layout.split_of(("embedding",)) == (None, None)
-    assert layout.split_of(("layers", "gate", "kernel")) == (None, None, "tensor")
-    assert layout.split_of(("layers", "down", "kernel")) == (None, "tensor", None)
+    assert layout.split_of(("layers", "gate_proj", "kernel")) == (None, None, "tensor")
+    assert layout.split_of(("layers", "down_proj", "kernel")) == (None, "tensor", None)
 
 
 def on_named_axes(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -190,8 +192,8 @@ def layout_on_four(**changed: Any) -> Layout:
 def test_closed_form_a_layers_parameters_are_gathered_but_for_their_share_along_tensor() -> None:
     layout = layout_on_four()
     whole = {
-        "up": {"kernel": RNG.normal(size=(16, 24))},
-        "down": {"kernel": RNG.normal(size=(24, 16))},
+        "up_proj": {"kernel": RNG.normal(size=(16, 24))},
+        "down_proj": {"kernel": RNG.normal(size=(24, 16))},
         "mlp_norm": {"weight": RNG.normal(size=16)},
     }
 
@@ -204,9 +206,9 @@ def test_closed_form_a_layers_parameters_are_gathered_but_for_their_share_along_
         for fsdp in range(2):
             mine = jax.tree.map(lambda leaf, at=(tensor, fsdp): np.asarray(leaf[at]), found)
             half = slice(12 * tensor, 12 * tensor + 12)
-            up, down = whole["up"]["kernel"][:, half], whole["down"]["kernel"][half]
-            np.testing.assert_array_equal(mine["up"]["kernel"], up.astype(np.float32))
-            np.testing.assert_array_equal(mine["down"]["kernel"], down.astype(np.float32))
+            up, down = whole["up_proj"]["kernel"][:, half], whole["down_proj"]["kernel"][half]
+            np.testing.assert_array_equal(mine["up_proj"]["kernel"], up.astype(np.float32))
+            np.testing.assert_array_equal(mine["down_proj"]["kernel"], down.astype(np.float32))
             np.testing.assert_array_equal(mine["mlp_norm"]["weight"], whole["mlp_norm"]["weight"])
 
 

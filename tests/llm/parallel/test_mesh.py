@@ -15,7 +15,12 @@ from llm.parallel.mesh import devices_of, layout_of, on_host
 
 def shapes() -> Decoder:
     architecture = Architecture(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     return nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0)))
 
@@ -30,7 +35,7 @@ def test_closed_form_a_models_layout_is_that_of_its_parameters_and_heads() -> No
     layout = layout_of({"data": 3, "fsdp": 4, "tensor": 2}, shapes())
     assert (layout.data, layout.fsdp, layout.tensor, layout.shards) == (3, 4, 2, 12)
     assert layout.split_of(("embedding",)) == (("tensor", "fsdp"), None)
-    assert layout.split_of(("layers", "up", "kernel")) == (None, "fsdp", "tensor")
+    assert layout.split_of(("layers", "up_proj", "kernel")) == (None, "fsdp", "tensor")
     assert layout.split_of(("norm", "weight")) == (None,)
     with pytest.raises(ValueError, match=r"`mesh.tensor` must divide the 2 heads, got 4"):
         layout_of({"data": 1, "fsdp": 1, "tensor": 4}, shapes())

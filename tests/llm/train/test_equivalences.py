@@ -148,7 +148,7 @@ def test_property_a_shared_prompt_is_a_prompt_for_each_response() -> None:
 
 
 def test_property_computing_again_is_keeping() -> None:
-    assert_same(result_of(decoder(remat="products"), batches_of(1)), plain())
+    assert_same(result_of(decoder(remat="dots"), batches_of(1)), plain())
 
 
 def test_property_layers_in_a_loop_are_layers_one_by_one() -> None:
