@@ -1,4 +1,4 @@
-"""The documents name only what exists."""
+"""Claims about the documentation: names, links, commands and Python code are real and run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ CITATION = re.compile(r"`([a-z]+:\d\d)`")
 
 
 def read(name: str) -> str:
+    """Return the text of a file, by its path from the root."""
     return (ROOT / name).read_text(encoding="utf-8")
 
 
 def resolve(identifier: str) -> object:
-    """Import the longest module of a dotted name and follow the rest as attributes."""
+    """Return the object of a dotted name.
+
+    The longest prefix that is a module is imported; the rest are attributes.
+    """
     parts = identifier.split(".")
     for end in range(len(parts), 0, -1):
         try:
-            found: object = importlib.import_module(".".join(parts[:end]))
+            resolved: object = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError:
             continue
         for name in parts[end:]:
-            found = getattr(found, name)
-        return found
+            resolved = getattr(resolved, name)
+        return resolved
     raise ModuleNotFoundError(identifier)
 
 
@@ -46,15 +50,15 @@ DOCUMENTS = [
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.S | re.M)
 COMMAND = re.compile(r"^ *(?:host \d)?\$? ?(rpo [a-z]+ .*?(?:\\\n.*?)*)(?: *(?:#|&$).*)?$", re.M)
 COMMANDS_NOT_RUN = {
-    r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/your_own_model.md does it in small",
-    r"rpo (score|generate|evaluate) --model policy .*": "real weights; in small there, too",
-    r"rpo evaluate .*--judgments .*": "annotations of a benchmark; test_judgments reads small ones",
+    r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/your_own_model.md has a tiny model",
+    r"rpo (score|generate|evaluate) --model policy .*": "real weights; the same page",
+    r"rpo evaluate .*--judgments .*": "annotations of a benchmark; test_judgments has small ones",
     r"rpo train .*--coordinator-address .*": "several hosts; test_train_devices starts processes",
-    r"rpo train .*report_to.*": "packages that are not installed; test_tracking stands in for them",
-    r"rpo study configs/\w+\.yaml": "takes minutes; one of them runs below with --quick",
-    r"rpo verify --instances 1000": "takes minutes; test_verify and the demo run fewer",
+    r"rpo train .*report_to.*": "packages that are not installed; test_tracking replaces them",
+    r"rpo study configs/\w+\.yaml": "minutes; one of them runs below with --quick",
+    r"rpo verify --instances 1000": "minutes; test_verify and the demo run fewer",
 }
-"""Commands that no test runs as they stand, and what they need."""
+"""Patterns of commands that no test runs as printed, and what they need."""
 SOLVE_THE_VOTES = "rpo solve --votes votes.csv"
 COMMANDS_OF_THE_REPOSITORY = {
     "rpo study configs/study_rate_in_n.yaml --seeds 500 --eta '[theorem, 0.01]' --dry-run": (),
@@ -63,7 +67,7 @@ COMMANDS_OF_THE_REPOSITORY = {
     "--topology v5e:4x4 --trainer.per_device_train_batch_size 8 "
     "--trainer.gradient_accumulation_steps 1": (),
 }
-"""Commands outside a block of a document's own files, and whether they are slow."""
+"""Commands on files of the repository, and the mark of their test."""
 PYTHON_NOT_RUN = {
     ("docs/finetuning.md", "read_metrics"): "draws two runs of a language model",
 }
@@ -72,11 +76,11 @@ SLOW_DOCUMENTS = {
     "docs/howto/resume.md",
     "docs/howto/your_own_model.md",
 }
-"""Those that train, or do what test_api does: ten seconds each."""
+"""Documents that train a model or repeat test_api: ten seconds each."""
 ROUNDOFF = re.compile(r"duality gap|KKT residual")
-"""Lines of the README's answer whose digits another machine does not repeat."""
-NAMES_OF_OTHERS = {"CONFIG.yaml", "STUDY.yaml", "tiny.yaml"}
-"""Configurations that stand for a reader's own."""
+"""Lines of the README's output whose digits depend on the machine."""
+PLACEHOLDERS = {"CONFIG.yaml", "STUDY.yaml", "tiny.yaml"}
+"""Names that stand for a configuration of the reader."""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -87,7 +91,7 @@ def test_property_every_identifier_in_the_documents_can_be_imported(document: st
         resolve(identifier)
 
 
-def test_property_every_test_that_a_verdict_rests_on_exists() -> None:
+def test_property_every_test_named_in_the_list_of_theorems_exists() -> None:
     defined = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         defined |= set(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M))
@@ -107,12 +111,12 @@ def test_property_every_citation_is_in_the_bibliography() -> None:
         assert cited <= known, (path.name, cited - known)
 
 
-def test_raises_an_identifier_that_does_not_exist() -> None:
+def test_raises_if_an_identifier_does_not_exist() -> None:
     with pytest.raises(AttributeError):
         resolve("rpo_theory.losses.no_such_loss")
 
 
-def test_property_local_links_of_the_documents_lead_somewhere() -> None:
+def test_property_targets_of_local_links_exist() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), (document.name, target)
@@ -121,28 +125,30 @@ def test_property_local_links_of_the_documents_lead_somewhere() -> None:
 def test_property_the_python_of_the_readme_runs_and_its_three_routes_agree() -> None:
     source = re.search(r"```python\n(.*?)```", read("README.md"), re.S)
     assert source is not None
+    assert sum(bool(line) for line in source.group(1).splitlines()) < 10
     names: dict = {}
     exec(source.group(1), names)
-    exact, other, third = (names[name].policy for name in ("exact", "other", "third"))
-    assert abs(exact - other).max() < 1e-9
-    assert abs(exact - third).max() < 1e-6
+    exact, maximin, direct = (names[name].policy for name in ("exact", "maximin", "direct"))
+    assert abs(exact - maximin).max() < 1e-9
+    assert abs(exact - direct).max() < 1e-6
     assert float(names["proof"].duality_gap) < 1e-9
 
 
 def commands(document: str) -> list[list[str]]:
-    """Every `rpo` command line of a document."""
-    found = COMMAND.findall(read(document))
-    return [shlex.split(line.replace("\\\n", " "))[1:] for line in found]
+    """Return the arguments of every `rpo` command line of a document."""
+    lines = COMMAND.findall(read(document))
+    return [shlex.split(line.replace("\\\n", " "))[1:] for line in lines]
 
 
 def runnable(document: str) -> list[tuple[str, str, str]]:
-    """Files to write, Python to run and commands to give, in the order of the document."""
+    """Return kind, title and text of the blocks to write or to run, in the document's order."""
     kinds = ("python", "console")
-    return [b for b in FENCE.findall(read(document)) if b[0] in kinds or b[1]]
+    blocks = FENCE.findall(read(document))
+    return [(kind, title, text) for kind, title, text in blocks if kind in kinds or title]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_property_every_command_of_the_documents_is_one_that_rpo_takes(document: str) -> None:
+def test_property_rpo_accepts_every_command_of_the_documents(document: str) -> None:
     for command, *arguments in commands(document):
         assert command in COMMANDS, command
         parser = Parser(prog=command, allow_abbrev=False)
@@ -150,33 +156,38 @@ def test_property_every_command_of_the_documents_is_one_that_rpo_takes(document:
         args, rest = parser.parse_known_args(arguments)
         config = getattr(args, "config", None)
         assert not rest or config is not None, (command, rest)
-        if config is not None and config.name not in NAMES_OF_OTHERS:
+        if config is not None and config.name not in PLACEHOLDERS:
             kind = StudyConfig if command == "study" else TrainConfig
             read_config(ROOT / config, kind, rest)
 
 
 def consoles(document: str) -> list[str]:
-    """The commands that a document's own test runs."""
+    """Return the lines of a document's console blocks, which its test runs."""
     blocks = [text for kind, _, text in runnable(document) if kind == "console"]
     return [line for text in blocks for line in text.splitlines()]
 
 
-def not_run(document: str, python: str) -> bool:
+def is_not_run(document: str, python: str) -> bool:
+    """Tell whether a Python block of a document is listed in ``PYTHON_NOT_RUN``."""
     return any(name == document and word in python for name, word in PYTHON_NOT_RUN)
 
 
-def test_property_every_command_of_the_documents_is_run_or_the_reason_is_told() -> None:
-    rest = set()
+def test_property_every_command_of_the_documents_is_run_or_has_a_reason() -> None:
+    remaining = set()
     for document in DOCUMENTS:
         run = [shlex.split(line)[2:] for line in consoles(document)]
-        rest |= {shlex.join(["rpo", *words]) for words in commands(document) if words not in run}
-    told = {line for line in rest if any(re.fullmatch(rule, line) for rule in COMMANDS_NOT_RUN)}
-    assert rest - told == {*COMMANDS_OF_THE_REPOSITORY, SOLVE_THE_VOTES}
-    for rule in COMMANDS_NOT_RUN:
-        assert any(re.fullmatch(rule, line) for line in told), rule
+        remaining |= {shlex.join(["rpo", *args]) for args in commands(document) if args not in run}
+    excused = {
+        line
+        for line in remaining
+        if any(re.fullmatch(pattern, line) for pattern in COMMANDS_NOT_RUN)
+    }
+    assert remaining - excused == {*COMMANDS_OF_THE_REPOSITORY, SOLVE_THE_VOTES}
+    for pattern in COMMANDS_NOT_RUN:
+        assert any(re.fullmatch(pattern, line) for line in excused), pattern
 
 
-def test_property_every_python_block_that_is_not_run_is_in_the_documents() -> None:
+def test_property_every_excused_python_block_is_in_the_documents() -> None:
     for document, word in PYTHON_NOT_RUN:
         blocks = [text for kind, _, text in runnable(document) if kind == "python"]
         assert sum(word in text for text in blocks) == 1, (document, word)
@@ -186,7 +197,7 @@ def test_property_every_python_block_that_is_not_run_is_in_the_documents() -> No
     "command",
     [pytest.param(line, marks=marks) for line, marks in COMMANDS_OF_THE_REPOSITORY.items()],
 )
-def test_property_a_command_on_files_of_the_repository_does_what_the_document_says(
+def test_property_a_command_on_files_of_the_repository_succeeds(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,7 +206,7 @@ def test_property_a_command_on_files_of_the_repository_does_what_the_document_sa
         assert main(shlex.split(command)[1:]) == 0
 
 
-def test_golden_the_readme_shows_what_solve_says_of_the_real_votes(
+def test_golden_the_readme_shows_the_output_of_solve_on_the_real_votes(
     shared_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,9 +217,9 @@ def test_golden_the_readme_shows_what_solve_says_of_the_real_votes(
     shown = re.search(rf"^\$ {SOLVE_THE_VOTES}\n(.*?)^```$", read("README.md"), re.S | re.M)
     assert shown is not None
     assert main(shlex.split(SOLVE_THE_VOTES)[1:]) == 0
-    said = [line.rstrip() for line in capsys.readouterr().err.splitlines()]
+    printed = [line.rstrip() for line in capsys.readouterr().err.splitlines()]
     for line in shown[1].splitlines():
-        assert ROUNDOFF.search(line) or line in said, line
+        assert ROUNDOFF.search(line) or line in printed, line
 
 
 @pytest.mark.parametrize(
@@ -219,7 +230,7 @@ def test_golden_the_readme_shows_what_solve_says_of_the_real_votes(
         if runnable(name) and name != "README.md"
     ],
 )
-def test_property_what_a_document_says_to_do_can_be_done(
+def test_property_the_blocks_of_a_document_run_in_their_order(
     document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -227,7 +238,7 @@ def test_property_what_a_document_says_to_do_can_be_done(
     for kind, title, content in runnable(document):
         if title:
             (tmp_path / title).write_text(content, encoding="utf-8")
-        elif kind == "python" and not not_run(document, content):
+        elif kind == "python" and not is_not_run(document, content):
             with jax.enable_x64(True):
                 exec(content, names)
         elif kind == "console":
