@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PALETTE = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "grey": "#666666"}
+PALETTE = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "gray": "#666666"}
 """Four colors of Okabe and Ito that color-blind readers can distinguish."""
 
 

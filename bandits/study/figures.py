@@ -202,7 +202,7 @@ def plot_bound(summary: Summary, ax: Axes) -> Axes:
     low = min([gap.min(), *(bound.min() for *_, bound in tops)]) / 2.0
     high = max([1.0, *(bound.max() for *_, bound in tops)]) * 3.0
     ax.plot([low, high], [low, high], color="black", lw=1.2)
-    ax.fill_between([low, high], [low, high], low, color=PALETTE["grey"], alpha=0.12, lw=0)
+    ax.fill_between([low, high], [low, high], low, color=PALETTE["gray"], alpha=0.12, lw=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(low, gap.max() * 8.0)
@@ -217,7 +217,7 @@ def plot_bound(summary: Summary, ax: Axes) -> Axes:
             color=color,
             va="center",
         )
-    ax.text(0.97, 0.05, "bound broken", transform=ax.transAxes, ha="right", color=PALETTE["grey"])
+    ax.text(0.97, 0.05, "bound broken", transform=ax.transAxes, ha="right", color=PALETTE["gray"])
     ax.set_xlabel("measured gap (units of reward)")
     ax.set_ylabel("bound on the gap (units of reward)")
     ax.set_title("The guarantee and what happens", loc="left")

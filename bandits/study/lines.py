@@ -81,7 +81,7 @@ def plot_overoptimization(summary: Summary, ax: Axes, *, order: Sequence[str] = 
             ax.plot(kl, mean, style, marker=dot, ms=4.5, lw=1.8, color=color)
             names.append((f"{display_name(label)}, {'true' if dot else 'believed'}", color))
             heights.append(mean[-1])
-    ax.axhline(0.0, color=PALETTE["grey"], lw=0.8, zorder=0)
+    ax.axhline(0.0, color=PALETTE["gray"], lw=0.8, zorder=0)
     _label_ends(ax, names, heights)
     ax.set_xlabel("KL divergence spent from the reference (nats)")
     ax.set_ylabel("value above the baseline policy\n(units of reward)")

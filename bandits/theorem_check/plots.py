@@ -95,7 +95,7 @@ def plot_gap_against_comparisons(
     Returns:
         The same axes.
     """
-    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["grey"])
+    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
     beside = blended_transform_factory(ax.transAxes, ax.transData)
     for (name, values), colour, marker in zip(gaps.items(), colours, "osD^", strict=False):
         ax.plot(comparisons, values, marker=marker, ms=5, color=colour)
@@ -122,7 +122,7 @@ def plot_training(
     Returns:
         The same axes.
     """
-    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["grey"])
+    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
     names = ("log-probability of the chosen responses, nats", "expected true reward")
     for place, (ax, quantity) in enumerate(zip(axes, names, strict=True)):
         for (name, curve), colour in zip(curves.items(), colours, strict=False):
