@@ -1,4 +1,4 @@
-# Needs Python 3.11 or later, make and git; everything else goes into .venv.
+# Requirements: Python 3.11 or later, make and git. Everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
@@ -21,10 +21,10 @@ test-oldest: .venv-oldest/installed
 parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
-# Everything that takes hours: kills, floods and faults, each with its counts (docs/reliability.md).
+# All long reliability checks; they take hours and print their counts (docs/reliability.md).
 torture: problems mutants fuzz crashes storage load
 
-# One fault after another in the formulas and masks: the tests must see each.
+# Put one fault at a time into the formulas and masks; the tests must fail each time.
 mutants: .venv/installed-test
 	$(BIN)/python tests/mutation/run.py --jobs 2
 
@@ -43,7 +43,7 @@ storage: .venv/installed-test
 load: .venv/installed-test
 	$(BIN)/python tests/torture/load.py --fits 10000000 --pairs 1000000 --minutes 30
 
-# Lines of each package that its tests run; the slow ones need not.
+# Line coverage of the default tests, for each package.
 coverage: .venv/installed-test
 	$(BIN)/python -m pytest --cov --cov-report=
 	$(BIN)/python -m coverage report --include='rpo_theory/*' --fail-under=95
@@ -108,7 +108,7 @@ clean:
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test,notebooks,docs]'
 	touch $@
 
-# torch, transformers and trl: only what the parity tests compare with.
+# torch, transformers and trl, for the parity tests. pip's own configuration selects torch's build.
 .venv-parity/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --upgrade-deps .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
