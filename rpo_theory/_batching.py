@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from .problems import normalised
+from .problems import normalize
 from .rewards import RewardClass
 from .types import Problem, Solution, Status
 
@@ -23,7 +23,7 @@ Tree = Any
 """Arrays in tuples, named or not, and in dictionaries."""
 
 
-def solve_alone(solve_batch: GroupSolver, problem: Problem, reward_class: RewardClass) -> Solution:
+def solve_one(solve_batch: GroupSolver, problem: Problem, reward_class: RewardClass) -> Solution:
     """Solve a batch of one.
 
     Args:
@@ -38,7 +38,7 @@ def solve_alone(solve_batch: GroupSolver, problem: Problem, reward_class: Reward
     return jax.tree.map(lambda leaf: leaf[0], solve_batch(*batch))
 
 
-def in_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
+def to_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
     """What a solver works on: NumPy arrays in float64, laws that sum to one in float64.
 
     Args:
@@ -49,12 +49,12 @@ def in_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, R
         Both; a law that sums to zero, which no valid problem has, becomes NaN.
     """
     with np.errstate(invalid="ignore"):
-        problems = normalised(problems)
+        problems = normalize(problems)
     return problems, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), reward_class)
 
 
-def size_of_group(problems: Problem, entries: int) -> int:
-    """How many problems of a shape have so many win counts together: see :func:`group_of`.
+def group_size(problems: Problem, entries: int) -> int:
+    """How many problems of a shape have so many win counts together: see :func:`round_group_size`.
 
     Args:
         problems: the instances, with a leading batch axis.
@@ -63,14 +63,14 @@ def size_of_group(problems: Problem, entries: int) -> int:
     Examples:
         >>> even = np.full((9, 1, 2), 0.5)
         >>> problems = Problem(np.ones((9, 1)), even, even, np.zeros((9, 1, 2, 2)), 1.0, 1.0)
-        >>> size_of_group(problems, 17)
+        >>> group_size(problems, 17)
         1
     """
     _, n_contexts, n_actions = np.shape(problems.reference_policy)
-    return group_of(entries / (n_contexts * n_actions**2))
+    return round_group_size(entries / (n_contexts * n_actions**2))
 
 
-def group_of(most: float) -> int:
+def round_group_size(most: float) -> int:
     """The largest power of two that is at most so large, or one where that is less than a vector.
 
     Of any other number some would be left over from the vectors of the processor, and what is
@@ -80,18 +80,18 @@ def group_of(most: float) -> int:
         most: of what is computed together.
 
     Examples:
-        >>> group_of(30.0), group_of(7.0)
+        >>> round_group_size(30.0), round_group_size(7.0)
         (16, 1)
     """
     size = 1 << max(0, int(most).bit_length() - 1)
     return size if size >= VECTOR else 1
 
 
-def in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tree:
+def map_in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tree:
     """Apply a function of a batch to groups of one size, all filled up.
 
     A program is compiled for every size, and no two round alike. In groups of one size an answer
-    has the same bits whatever is answered beside it: see :func:`group_of` and :func:`_filled`.
+    has the same bits whatever is answered beside it: see :func:`round_group_size` and :func:`_filled`.
     Computes in float64 whatever the caller's configuration.
 
     Args:
@@ -103,7 +103,7 @@ def in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tre
         What it returns, as NumPy arrays with the same leading axis.
 
     Examples:
-        >>> in_groups(lambda x: x**2, np.arange(5.0), size=2).tolist()
+        >>> map_in_groups(lambda x: x**2, np.arange(5.0), size=2).tolist()
         [0.0, 1.0, 4.0, 9.0, 16.0]
     """
     arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
@@ -143,7 +143,7 @@ def solve_in_groups(
     """Cut a batch into groups of one size, solve them, and join the answers.
 
     All groups share one compilation, and each is dropped when it is done, so that memory does not
-    grow with the number of problems beyond the answers. As with :func:`in_groups` an answer does
+    grow with the number of problems beyond the answers. As with :func:`map_in_groups` an answer does
     not depend on the batch; nor on the machine: devices share the groups out among them. Computes
     in float64 whatever the caller's configuration.
 
@@ -160,7 +160,7 @@ def solve_in_groups(
     Returns:
         The solutions, as NumPy arrays with the same leading axis.
     """
-    problems, reward_class = in_float64(problems, reward_class)
+    problems, reward_class = to_float64(problems, reward_class)
     n_problems = len(problems.reference_policy)
     n_groups = -(-n_problems // size)
     devices = tuple(jax.local_devices()) if side_by_side else (jax.local_devices()[0],)

@@ -188,7 +188,7 @@ def tuned_eta(
     return jnp.sqrt(24.0 * modulus / n_pairs) * complexity / coverage
 
 
-def regularised_gap_bound(
+def regularized_gap_bound(
     modulus: Numbers, *, n_pairs: Numbers, complexity: Numbers, coverage: Numbers, eta: Numbers
 ) -> Float[Array, "..."]:
     r"""Bound on the gap of :math:`J - \beta E\,KL`, for any :math:`\beta`.
@@ -199,7 +199,7 @@ def regularised_gap_bound(
         modulus: :math:`m`.
         n_pairs: :math:`N`.
         complexity: :math:`\iota`.
-        coverage: :math:`C` of the comparator, :func:`rpo_theory.coverage.coverage`.
+        coverage: :math:`C` of the comparator, :func:`rpo_theory.coverage.coverage_coefficient`.
         eta: :math:`\eta > 0`.
 
     Returns:
@@ -207,14 +207,14 @@ def regularised_gap_bound(
 
     Examples:
         >>> terms = {"n_pairs": 100, "complexity": 2.0, "coverage": 1.0, "eta": 0.25}
-        >>> round(float(regularised_gap_bound(printed_modulus(0.0), **terms)), 4)
+        >>> round(float(regularized_gap_bound(printed_modulus(0.0), **terms)), 4)
         0.98
     """
     bias = jnp.square(coverage) * eta / (8.0 * modulus)
     return bias + 3.0 * jnp.square(complexity) / (eta * n_pairs)
 
 
-def gap_bound(
+def suboptimality_bound(
     modulus: Numbers,
     *,
     n_pairs: Numbers,
@@ -224,7 +224,7 @@ def gap_bound(
     beta: Numbers,
     kl: Numbers,
 ) -> Float[Array, "..."]:
-    r"""Bound on the gap before tuning: :func:`regularised_gap_bound` plus :math:`\beta E\,KL`.
+    r"""Bound on the gap before tuning: :func:`regularized_gap_bound` plus :math:`\beta E\,KL`.
 
     Args:
         modulus: :math:`m`; the printed one gives (A.44).
@@ -243,10 +243,10 @@ def gap_bound(
 
     Examples:
         >>> terms = {"n_pairs": 100, "complexity": 2.0, "coverage": 1.0, "eta": 0.25}
-        >>> round(float(gap_bound(printed_modulus(0.0), **terms, beta=0.1, kl=0.2)), 4)
+        >>> round(float(suboptimality_bound(printed_modulus(0.0), **terms, beta=0.1, kl=0.2)), 4)
         1.0
     """
-    regularised = regularised_gap_bound(
+    regularised = regularized_gap_bound(
         modulus, n_pairs=n_pairs, complexity=complexity, coverage=coverage, eta=eta
     )
     return regularised + beta * kl

@@ -23,11 +23,11 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from . import unbounded
-from ._batching import in_groups, size_of_group
+from ._batching import group_size, map_in_groups
 from .adversary import adversarial_reward
 from .objectives import minimax_objective, saddle_objective
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
-from .problems import normalised
+from .problems import normalize
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Solution, Status
 
@@ -81,7 +81,7 @@ def certify(
         0.0
     """
     with jax.enable_x64(True):
-        arguments = (normalised(problem), reward_class, policy, reward)
+        arguments = (normalize(problem), reward_class, policy, reward)
         return _certify(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments))
 
 
@@ -102,7 +102,7 @@ def is_proven(
     return jnp.asarray(gap) <= GAP_TOLERANCE * size
 
 
-def withhold_unproven(problems: Problem, reward_class: RewardClass, solution: Solution) -> Solution:
+def verify_status(problems: Problem, reward_class: RewardClass, solution: Solution) -> Solution:
     """Call no answer solved that its certificate does not prove, whoever found it.
 
     Args:
@@ -118,9 +118,9 @@ def withhold_unproven(problems: Problem, reward_class: RewardClass, solution: So
     """
     answers = (*solution[:3], solution.stats.get("mixture"))
     with np.errstate(invalid="ignore"):
-        problems = normalised(problems)
-    size = size_of_group(problems, GROUP)
-    proven, finite = in_groups(_all_proven, problems, reward_class, answers, size=size)
+        problems = normalize(problems)
+    size = group_size(problems, GROUP)
+    proven, finite = map_in_groups(_all_proven, problems, reward_class, answers, size=size)
     status = np.asarray(solution.status)
     claimed = (status == Status.SOLVED.value) | (status == Status.NOT_ATTAINED.value)
     status = np.where(claimed & ~proven, Status.MAX_STEPS.value, status)
@@ -142,7 +142,7 @@ def all_finite(problems: Problem, reward_class: RewardClass) -> Bool[Array, " p"
     return jnp.stack(each).all(axis=0)
 
 
-def gap_bound(
+def duality_gap_bound(
     problem: Problem,
     reward_class: RewardClass,
     policy: Float[ArrayLike, "x a"],
@@ -162,9 +162,9 @@ def gap_bound(
     reward = jnp.asarray(reward)
     match reward_class:
         case TabularBox() | LinearBall():
-            slope = reward_gradient(problem, policy, reward)
-            regret = jnp.maximum(reward_class.regret(slope, reward), 0.0)
-            return policy_regret(problem, policy, reward) + regret
+            gradient = reward_gradient(problem, policy, reward)
+            reward_gap = jnp.maximum(reward_class.linear_gap(gradient, reward), 0.0)
+            return policy_gap(problem, policy, reward) + reward_gap
         case FiniteClass():
             worst = adversarial_reward(problem, reward_class, policy)
             return minimax_objective(problem, reward) - saddle_objective(problem, policy, worst)
@@ -172,7 +172,7 @@ def gap_bound(
             return jnp.full_like(reward[0, 0], jnp.inf)
 
 
-def policy_regret(
+def policy_gap(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, ""]:
     r"""How far a policy is from the best one, :math:`F(r)-\phi(\pi,r)=\eta\beta E\,KL(\pi\|\pi_r)`.
@@ -237,17 +237,17 @@ def kkt_residual(
     best = gibbs_policy(reward, problem.reference_policy, problem.beta)
     counts = (weights > 0) & (problem.eta > 0)
     distance = jnp.where(counts, total_variation(policy, best), 0.0).max()
-    slope = reward_gradient(problem, policy, reward)
+    gradient = reward_gradient(problem, policy, reward)
     match reward_class:
         case TabularBox() | Unbounded():
-            move = reward - reward_class.project(reward - slope)
+            move = reward - reward_class.project(reward - gradient)
         case LinearBall(features, radius):
             theta = reward_class.parameter(reward)
-            target = theta - jnp.einsum("xad,xa->d", jnp.asarray(features), slope)
+            target = theta - jnp.einsum("xad,xa->d", jnp.asarray(features), gradient)
             norm = jnp.linalg.norm(target)
             move = theta - target * jnp.minimum(1.0, radius / jnp.where(norm > 0, norm, 1.0))
         case FiniteClass():
-            return gap_bound(problem, reward_class, policy, reward)
+            return duality_gap_bound(problem, reward_class, policy, reward)
     return jnp.maximum(distance, jnp.abs(move).max())
 
 
@@ -274,10 +274,10 @@ def mixture_gap(
     rewards = jnp.asarray(reward_class.rewards)
     payoffs = jax.vmap(lambda reward: saddle_objective(problem, policy, reward))(rewards)
     mean = jnp.einsum("k,kxa->xa", jnp.asarray(mixture), rewards)
-    return policy_regret(problem, policy, mean) + jnp.asarray(mixture) @ (payoffs - payoffs.min())
+    return policy_gap(problem, policy, mean) + jnp.asarray(mixture) @ (payoffs - payoffs.min())
 
 
-def unbounded_defect(
+def unbounded_residual(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, ""]:
     r"""What stands for the gap over all rewards: identity S1 and the policy's regret, in nats.
@@ -291,19 +291,19 @@ def unbounded_defect(
         The larger of :math:`\|\nabla_r\phi\|_\infty` over the rewards that stay finite and
         :math:`F(r)-\phi(\pi,r)`; zero exactly at a saddle point.
     """
-    return reduced_defect(unbounded.reduce(problem), policy, reward)
+    return reduced_residual(unbounded.reduce(problem), policy, reward)
 
 
-def reduced_defect(
-    reduction: unbounded.Reduction,
+def reduced_residual(
+    reduced: unbounded.ReducedProblem,
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
     """The same of a problem from which the diverging responses were taken out already."""
-    finite = jnp.where(reduction.kept, jnp.asarray(reward), 0.0)
-    slope = reward_gradient(reduction.problem, policy, finite)
-    largest = jnp.abs(jnp.where(reduction.kept, slope, 0.0)).max()
-    return reduction.share * jnp.maximum(largest, policy_regret(reduction.problem, policy, finite))
+    finite = jnp.where(reduced.kept, jnp.asarray(reward), 0.0)
+    gradient = reward_gradient(reduced.problem, policy, finite)
+    largest = jnp.abs(jnp.where(reduced.kept, gradient, 0.0)).max()
+    return reduced.share * jnp.maximum(largest, policy_gap(reduced.problem, policy, finite))
 
 
 @jax.jit
@@ -319,10 +319,10 @@ def _all_proven(
             case FiniteClass():
                 gap = mixture_gap(problem, reward_class, policy, mixture)
             case Unbounded():
-                gap = unbounded_defect(problem, policy, reward)
+                gap = unbounded_residual(problem, policy, reward)
             case _:
                 off = jnp.abs(minimax_objective(problem, reward) - value)
-                gap = jnp.maximum(gap_bound(problem, reward_class, policy, reward), off)
+                gap = jnp.maximum(duality_gap_bound(problem, reward_class, policy, reward), off)
         return is_proven(problem, gap, value)
 
     proven = jax.vmap(one)(problems, reward_class, answers)
@@ -336,13 +336,13 @@ def _certify(
     policy: Float[Array, "x a"],
     reward: Float[Array, "x a"],
 ) -> Certificate:
-    gap = gap_bound(problem, reward_class, policy, reward)
+    gap = duality_gap_bound(problem, reward_class, policy, reward)
     if isinstance(reward_class, TabularBox | LinearBall):
         # Far from a saddle point the bound is loose: ask the adversary, and bound at its answer.
         worst = adversarial_reward(problem, reward_class, policy)
         drop = saddle_objective(problem, policy, reward) - saddle_objective(problem, policy, worst)
-        slack = reward_class.regret(reward_gradient(problem, policy, worst), worst)
-        exact = policy_regret(problem, policy, reward) + drop + jnp.maximum(slack, 0.0)
+        slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
+        exact = policy_gap(problem, policy, reward) + drop + jnp.maximum(slack, 0.0)
         gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
     return Certificate(
         value=minimax_objective(problem, reward),

@@ -26,8 +26,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ._batching import round_group_size, map_in_groups
-from .numerics.laplacian_qp import Network, dissipated_energy
+from ._batching import map_in_groups, round_group_size
+from .numerics.laplacian_qp import LaplacianQP, solve
 from .problems import validate_policy, validate_reward
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike
@@ -58,11 +58,11 @@ class _Question(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """The coefficient, how far the true reward misses its class, and whether a game settled."""
+    """The coefficient, how far the true reward misses its class, and whether a game converged."""
 
     coefficient: Float[Array, "*B"]
     misfit: Float[Array, "*B"]
-    settled: Bool[Array, "*B"]
+    converged: Bool[Array, "*B"]
 
 
 def coverage_coefficient(
@@ -168,9 +168,11 @@ def coverage_coefficient_batch(
     # Members and features multiply the pairs.
     per_table = [np.size(leaf) / np.size(true_reward) for leaf in jax.tree.leaves(reward_class)]
     per_instance = np.size(pair_distribution) / shape[0] * max([1.0, *per_table])
-    answer = map_in_groups(_answers, reward_class, question, size=round_group_size(GROUP / per_instance))
+    answer = map_in_groups(
+        _answers, reward_class, question, size=round_group_size(GROUP / per_instance)
+    )
     _refuse_outsiders(answer.misfit)
-    if not np.all(answer.settled):
+    if not np.all(answer.converged):
         raise RuntimeError("the game of `networks` did not settle: please report the instance")
     with jax.enable_x64(True):
         return jnp.asarray(answer.coefficient)
@@ -217,19 +219,19 @@ def density_ratio_bound(
 def _answers(reward_class: RewardClass, question: _Question) -> _Answer:
     truth = question.true_reward
     misfit = jnp.max(jnp.abs(reward_class.project(truth) - truth))
-    settled = jnp.array(True)
+    converged = jnp.array(True)
     match reward_class:
         case TabularBox(maximum):
             edge = question.roundoff * maximum
-            squared, settled = _tabular(question, truth <= edge, truth >= maximum - edge)
+            squared, converged = _tabular(question, truth <= edge, truth >= maximum - edge)
         case Unbounded():
             nowhere = jnp.zeros_like(truth, bool)
-            squared, settled = _tabular(question, nowhere, nowhere)
+            squared, converged = _tabular(question, nowhere, nowhere)
         case LinearBall():
             squared = _ball(reward_class, question)
         case FiniteClass(rewards):
             squared = _finite(jnp.asarray(rewards), question)
-    return _Answer(jnp.sqrt(squared), misfit / (1.0 + jnp.max(jnp.abs(truth))), settled)
+    return _Answer(jnp.sqrt(squared), misfit / (1.0 + jnp.max(jnp.abs(truth))), converged)
 
 
 def _tabular(
@@ -238,12 +240,10 @@ def _tabular(
     """Prompts are separate networks: frequencies of comparison conduct, minus v is fed in."""
     law = question.pair_distribution
     diagonal = jnp.eye(law.shape[-1], dtype=bool)
-    conductance = jnp.where(diagonal, 0.0, law + law.mT)
-    networks = Network(conductance, -question.weight(), at_bottom, at_top)
-    energy, settled = jax.vmap(dissipated_energy)(
-        networks, question.roundoff * question.context_weights
-    )
-    return energy.sum(), jnp.all(settled)
+    edge_weights = jnp.where(diagonal, 0.0, law + law.mT)
+    problems = LaplacianQP(edge_weights, -question.weight(), at_bottom, at_top)
+    energy, converged = jax.vmap(solve)(problems, question.roundoff * question.context_weights)
+    return energy.sum(), jnp.all(converged)
 
 
 def _ball(ball: LinearBall, question: _Question) -> Float[Array, ""]:
@@ -264,17 +264,17 @@ def _ball(ball: LinearBall, question: _Question) -> Float[Array, ""]:
     seen = singular > question.roundoff * singular[0]
     inverse = jnp.where(seen, 1.0 / jnp.where(seen, singular, 1.0), 0.0)
     # Rounding turns the axes by the ratio of the extreme singular values.
-    turn = question.roundoff * jnp.maximum(1.0, singular[0] * inverse.max())
+    axis_error = question.roundoff * jnp.maximum(1.0, singular[0] * inverse.max())
     v, theta = axes @ v, axes @ theta
-    v_unseen = _unless_small(jnp.where(seen, 0.0, v), turn * size)
-    theta_unseen = _unless_small(jnp.where(seen, 0.0, theta), turn * jnp.linalg.norm(theta))
+    v_unseen = _unless_small(jnp.where(seen, 0.0, v), axis_error * size)
+    theta_unseen = _unless_small(jnp.where(seen, 0.0, theta), axis_error * jnp.linalg.norm(theta))
     on_rim = jnp.linalg.norm(theta) >= (1.0 - RIM_TOLERANCE) * ball.radius
 
     hidden = jnp.any(theta_unseen != 0)
     from_data = _multiplier(inverse * v, inverse * theta)
     multiplier = jnp.where(hidden, _multiplier(v_unseen, theta_unseen), from_data)
     multiplier = jnp.where(on_rim, multiplier, 0.0)
-    left = _unless_small(v_unseen + multiplier * theta_unseen, turn * size)
+    left = _unless_small(v_unseen + multiplier * theta_unseen, axis_error * size)
     squared = jnp.square(inverse * (v + multiplier * theta)).sum()
     return jnp.where(jnp.any(left != 0), jnp.inf, squared)
 

@@ -21,16 +21,16 @@ from jax import Array
 from jaxtyping import Float
 
 from . import policy_loss, unbounded
-from ._batching import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
-from .certificate import withhold_unproven
+from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
+from .certificate import verify_status
 from .numerics.projected_newton import (
     ROUNDING,
     Descent,
-    Task,
-    ball_minimiser,
+    NewtonProblem,
+    ball_minimizer,
     box_direction,
     into_ball,
-    minimise,
+    minimize,
     positive_or_one,
 )
 from .policies import total_variation
@@ -90,7 +90,7 @@ def solve(
     """
     n_contexts, n_actions = np.shape(problem.reference_policy)
     solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    solution = solve_alone(solver, *_padded(problem, reward_class))
+    solution = solve_one(solver, *_padded(problem, reward_class))
     return solution._replace(
         policy=solution.policy[:n_contexts, :n_actions],
         reward=solution.reward[:n_contexts, :n_actions],
@@ -128,9 +128,9 @@ def solve_batch(
     """
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     # One problem after the other is solved: no answer depends on how many there are.
-    size = min(len(problems.reference_policy), size_of_group(problems, GROUP))
+    size = min(len(problems.reference_policy), group_size(problems, GROUP))
     solution = solve_in_groups(solver, problems, reward_class, size=size)
-    solution = withhold_unproven(problems, reward_class, solution)
+    solution = verify_status(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
 
 
@@ -208,10 +208,10 @@ def _descend_tables(
         discount = tolerance / jnp.maximum(floor, tolerance)
 
         def direction(reward: Array, gradient: Array) -> Array:
-            conductance = policy_loss.conductance(prompt, reward, comparisons) / scale
-            return box_direction(conductance, gradient, reward - lower, upper - reward, reach)
+            edge_weights = policy_loss.hessian_weights(prompt, reward, comparisons) / scale
+            return box_direction(edge_weights, gradient, reward - lower, upper - reward, reach)
 
-        task = Task(
+        newton = NewtonProblem(
             objective=lambda reward: (
                 policy_loss.loss(prompt, reward, comparisons=comparisons) / scale
             ),
@@ -219,8 +219,8 @@ def _descend_tables(
             project=lambda reward: jnp.clip(reward, lower, upper),
             movement=lambda new, old: discount * _movement(prompt, new, old),
         )
-        start = task.project(_start(prompt, upper))
-        return minimise(task, start, tolerance=tolerance, max_steps=max_steps)
+        start = newton.project(_start(prompt, upper))
+        return minimize(newton, start, tolerance=tolerance, max_steps=max_steps)
 
     return jax.vmap(descend)(*(jnp.asarray(field) for field in problem[:4]))
 
@@ -232,19 +232,19 @@ def _descend_ball(problem: Problem, ball: LinearBall, tolerance: float, max_step
     scale = policy_loss.scale(problem, comparisons)
 
     def direction(theta: Array, gradient: Array) -> Array:
-        conductance = policy_loss.conductance(problem, ball.reward(theta), comparisons) / scale
-        hessian = jnp.einsum("xad,xa,xae->de", features, conductance.sum(axis=-1), features)
-        hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, conductance, features)
-        return ball_minimiser(hessian, gradient, theta, radius) - theta
+        edge_weights = policy_loss.hessian_weights(problem, ball.reward(theta), comparisons) / scale
+        hessian = jnp.einsum("xad,xa,xae->de", features, edge_weights.sum(axis=-1), features)
+        hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, edge_weights, features)
+        return ball_minimizer(hessian, gradient, theta, radius) - theta
 
-    task = Task(
+    newton = NewtonProblem(
         objective=lambda theta: policy_loss.loss(problem, ball.reward(theta)) / scale,
         direction=direction,
         project=lambda theta: into_ball(theta, radius),
         movement=lambda new, old: _movement(problem, ball.reward(new), ball.reward(old)),
     )
     start = jnp.zeros_like(features[0, 0])
-    return minimise(task, start, tolerance=tolerance, max_steps=max_steps)
+    return minimize(newton, start, tolerance=tolerance, max_steps=max_steps)
 
 
 def _least_member(problem: Problem, rewards: Float[Array, "k x a"]) -> Descent:

@@ -18,11 +18,11 @@ from jax.scipy.special import entr
 from jaxtyping import Float
 
 from . import unbounded
-from ._batching import raise_unless_solved, size_of_group, solve_alone, solve_in_groups
-from .certificate import withhold_unproven
+from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
+from .certificate import verify_status
 from .numerics import saddle_interior_point
-from .numerics.feasible_sets import Ball, Box, ChoiceSet, Free, Simplex
-from .numerics.saddle_interior_point import Game, Progress
+from .numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex
+from .numerics.saddle_interior_point import Progress, SaddleProblem
 from .objectives import saddle_objective
 from .policies import kl_divergence
 from .preference import negative_log_likelihood
@@ -32,7 +32,7 @@ from .types import Problem, Solution, Status
 TOLERANCE = 1e-12
 MAX_STEPS = 100
 CHUNK = 16_384  # matrix entries that are worked on together: they should stay in the cache
-GROUP = 8192  # matrix entries of one call, in which all games of a chunk wait for the slowest
+GROUP = 8192  # matrix entries of one call, in which all saddles of a chunk wait for the slowest
 
 
 def solve(
@@ -79,7 +79,7 @@ def solve(
         [[0.75, 0.25]]
     """
     solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    return solve_alone(solver, problem, reward_class)
+    return solve_one(solver, problem, reward_class)
 
 
 def solve_batch(
@@ -114,9 +114,9 @@ def solve_batch(
     # One group after the other: batched factorisations in two threads at once wait for each other
     # for ever (jaxlib 0.10.2), and use all cores by themselves.
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
-    size = size_of_group(problems, GROUP)
+    size = group_size(problems, GROUP)
     solution = solve_in_groups(solver, problems, reward_class, size=size)
-    solution = withhold_unproven(problems, reward_class, solution)
+    solution = verify_status(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
 
 
@@ -128,47 +128,49 @@ def _solve_group(
     *,
     max_steps: int,
 ) -> Solution:
-    """Play every game of every problem, a cache-full of them at a time, and read the answers."""
+    """Play every saddle of every problem, a cache-full of them at a time, and read the answers."""
     n_problems, _, n_actions = problems.reference_policy.shape
-    reductions = None
+    reduced = None
     if isinstance(reward_class, Unbounded):
-        reductions = jax.vmap(unbounded.reduce)(problems)
-        problems = reductions.problem
-    games = jax.vmap(_games)(problems, reward_class)
-    n_games = n_problems * games.weights.shape[1]
-    flat = jax.tree.map(lambda leaf: leaf.reshape(n_games, *leaf.shape[2:]), games)
-    play = partial(
+        reduced = jax.vmap(unbounded.reduce)(problems)
+        problems = reduced.problem
+    saddles = jax.vmap(_saddle_problems)(problems, reward_class)
+    n_saddles = n_problems * saddles.weights.shape[1]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(n_saddles, *leaf.shape[2:]), saddles)
+    solver = partial(
         saddle_interior_point.solve,
         tolerance=jnp.asarray(tolerance, jnp.float64),
         max_steps=max_steps,
     )
-    played = _map_by_chunks(play, flat, CHUNK // (flat.reference.shape[1] * n_actions**2))
-    played = jax.tree.map(
-        lambda leaf: leaf.reshape(n_problems, n_games // n_problems, *leaf.shape[1:]), played
+    results = _map_by_chunks(solver, flat, CHUNK // (flat.reference.shape[1] * n_actions**2))
+    results = jax.tree.map(
+        lambda leaf: leaf.reshape(n_problems, n_saddles // n_problems, *leaf.shape[1:]), results
     )
-    solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, played)
-    if reductions is None:
+    solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, results)
+    if reduced is None:
         return solutions
-    return jax.vmap(_in_the_limit)(reductions, solutions)
+    return jax.vmap(_in_the_limit)(reduced, solutions)
 
 
-def _map_by_chunks(play: Callable[[Game], Progress], games: Game, chunk_size: int) -> Progress:
-    """Map over the games, a chunk side by side: all of a chunk wait for its slowest."""
-    n_games = games.weights.shape[0]
-    n_chunks = -(-n_games // max(1, chunk_size))
-    size = -(-n_games // n_chunks)
-    order = jnp.minimum(jnp.arange(n_chunks * size), n_games - 1).reshape(n_chunks, size)
-    chunks = jax.tree.map(lambda leaf: leaf[order], games)
-    played = jax.lax.map(jax.vmap(play), chunks)
+def _map_by_chunks(
+    solver: Callable[[SaddleProblem], Progress], saddles: SaddleProblem, chunk_size: int
+) -> Progress:
+    """Map over the saddles, a chunk side by side: all of a chunk wait for its slowest."""
+    n_saddles = saddles.weights.shape[0]
+    n_chunks = -(-n_saddles // max(1, chunk_size))
+    size = -(-n_saddles // n_chunks)
+    order = jnp.minimum(jnp.arange(n_chunks * size), n_saddles - 1).reshape(n_chunks, size)
+    chunks = jax.tree.map(lambda leaf: leaf[order], saddles)
+    results = jax.lax.map(jax.vmap(solver), chunks)
     return jax.tree.map(
-        lambda leaf: leaf.reshape(n_chunks * size, *leaf.shape[2:])[:n_games], played
+        lambda leaf: leaf.reshape(n_chunks * size, *leaf.shape[2:])[:n_saddles], results
     )
 
 
-def _games(problem: Problem, reward_class: RewardClass) -> Game:
-    r"""Cut a problem into games that nothing couples, on the first axis of the arrays.
+def _saddle_problems(problem: Problem, reward_class: RewardClass) -> SaddleProblem:
+    r"""Cut a problem into saddles that nothing couples, on the first axis of the arrays.
 
-    Tabular rewards make a game of every prompt, in units of its own weight, so that inside none is
+    Tabular rewards make a saddle of every prompt, in units of its own weight, so that inside none is
     a weight tiny or :math:`\eta` large.
     """
     wins = jnp.asarray(problem.wins)
@@ -177,13 +179,15 @@ def _games(problem: Problem, reward_class: RewardClass) -> Game:
     problem = problem._replace(wins=share)
     match reward_class:
         case TabularBox(maximum):
-            return _prompt_games(problem, Box(), jnp.asarray(maximum))
+            return _prompt_problems(problem, Box(), jnp.asarray(maximum))
         case Unbounded():
-            return _prompt_games(problem, Free(), jnp.ones_like(total))
+            return _prompt_problems(problem, Free(), jnp.ones_like(total))
         case LinearBall(features, radius):
             features = jnp.asarray(features)
             longest = _or_one(jnp.linalg.norm(features, axis=-1).max())
-            game = _game(problem, Ball(features / longest), jnp.asarray(radius) * longest)
+            saddle = _saddle_problem(
+                problem, Ball(features / longest), jnp.asarray(radius) * longest
+            )
         case FiniteClass(rewards):
             members = jnp.moveaxis(jnp.asarray(rewards), 0, -1)
             width = _or_one(jnp.abs(members).max())
@@ -191,26 +195,30 @@ def _games(problem: Problem, reward_class: RewardClass) -> Game:
             scale = jnp.sum(problem.eta * jnp.asarray(problem.context_weights)) + share.sum()
             mixture = Simplex(members / width, losses / (_or_one(scale) * width))
             # The losses of the members say all about the comparisons.
-            game = _game(problem._replace(wins=jnp.zeros_like(wins)), mixture, width, scale)
-    return jax.tree.map(lambda leaf: leaf[None], game)
+            saddle = _saddle_problem(
+                problem._replace(wins=jnp.zeros_like(wins)), mixture, width, scale
+            )
+    return jax.tree.map(lambda leaf: leaf[None], saddle)
 
 
-def _prompt_games(problem: Problem, rewards: Box | Free, width: Float[Array, ""]) -> Game:
-    def game(*prompt: Float[Array, "..."]) -> Game:
+def _prompt_problems(
+    problem: Problem, rewards: Box | Free, width: Float[Array, ""]
+) -> SaddleProblem:
+    def saddle(*prompt: Float[Array, "..."]) -> SaddleProblem:
         weight, reference, baseline, wins = (leaf[None] for leaf in prompt)
-        alone = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
-        return _game(alone, rewards, width)
+        prompt_problem = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
+        return _saddle_problem(prompt_problem, rewards, width)
 
-    return jax.vmap(game)(*map(jnp.asarray, problem[:4]))
+    return jax.vmap(saddle)(*map(jnp.asarray, problem[:4]))
 
 
-def _game(
+def _saddle_problem(
     problem: Problem,
-    rewards: ChoiceSet,
+    rewards: FeasibleSet,
     width: Float[Array, ""],
     scale: Float[Array, ""] | None = None,
-) -> Game:
-    """Game of some prompts, whose wins are shares of all comparisons, per weight and range."""
+) -> SaddleProblem:
+    """SaddleProblem of some prompts, whose wins are shares of all comparisons, per weight and range."""
     weights = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
     wins = jnp.asarray(problem.wins)
     scale = _or_one(weights.sum() + wins.sum() if scale is None else scale)
@@ -218,7 +226,7 @@ def _game(
     def component_means(unit: Float[Array, " a"]) -> Float[Array, "x a"]:
         return unbounded.component_means(jnp.broadcast_to(unit, wins.shape[:2]), wins)
 
-    return Game(
+    return SaddleProblem(
         weights=weights / scale,
         reference=jnp.asarray(problem.reference_policy),
         baseline=jnp.asarray(problem.baseline_policy),
@@ -235,35 +243,35 @@ def _conclude(
     tolerance: Float[Array, ""] | float,
     problem: Problem,
     reward_class: RewardClass,
-    played: Progress,
+    results: Progress,
 ) -> Solution:
-    """Read policy, reward, value and status from the last states of a problem's games."""
-    state = played.state
+    """Read policy, reward, value and status from the last states of a problem's saddles."""
+    state = results.state
     shape = problem.reference_policy.shape
     policy = state.policy.reshape(shape)
     policy = policy / _or_one(policy.sum(axis=-1, keepdims=True))
-    beliefs = state.beliefs.reshape(problem.wins.shape)
+    label_probs = state.label_probs.reshape(problem.wins.shape)
     match reward_class:
         case TabularBox(maximum):
-            reward = reward_class.project(maximum * state.choice)
+            reward = reward_class.project(maximum * state.adversary)
         case Unbounded():
-            reward = state.choice - state.level
+            reward = state.adversary - state.level
         case LinearBall(features, radius):
-            parameter = state.choice[0] / jnp.maximum(1.0, jnp.linalg.norm(state.choice[0]))
+            parameter = state.adversary[0] / jnp.maximum(1.0, jnp.linalg.norm(state.adversary[0]))
             reward = jnp.asarray(features) @ (radius * parameter)
         case FiniteClass(rewards):
-            reward = jnp.asarray(rewards)[jnp.argmax(state.choice[0])]
-    value = _worst_value(problem, reward_class, policy, beliefs)
-    residual = played.residual.max()
+            reward = jnp.asarray(rewards)[jnp.argmax(state.adversary[0])]
+    value = _worst_value(problem, reward_class, policy, label_probs)
+    residual = results.residual.max()
     reached = residual <= tolerance
     status = jnp.where(
         reached,
         Status.SOLVED.value,
-        jnp.where(jnp.any(played.broken), Status.NOT_FINITE.value, Status.MAX_STEPS.value),
+        jnp.where(jnp.any(results.broken), Status.NOT_FINITE.value, Status.MAX_STEPS.value),
     )
-    stats = {"residual": residual, "steps": played.steps.max()}
+    stats = {"residual": residual, "steps": results.steps.max()}
     if isinstance(reward_class, FiniteClass):
-        stats["mixture"] = jnp.maximum(state.choice[0], 0.0) / state.choice[0].sum()
+        stats["mixture"] = jnp.maximum(state.adversary[0], 0.0) / state.adversary[0].sum()
     return Solution(policy, reward, value, status, stats)
 
 
@@ -271,9 +279,9 @@ def _worst_value(
     problem: Problem,
     reward_class: RewardClass,
     policy: Float[Array, "x a"],
-    beliefs: Float[Array, "x a a"],
+    label_probs: Float[Array, "x a a"],
 ) -> Float[Array, ""]:
-    r"""Value of the dual at a policy and beliefs, at most :math:`\min_r\phi(\pi, r)`."""
+    r"""Value of the dual at a policy and label_probs, at most :math:`\min_r\phi(\pi, r)`."""
     if isinstance(reward_class, FiniteClass):
         against = jax.vmap(partial(saddle_objective, problem, policy))
         return against(jnp.asarray(reward_class.rewards)).min()
@@ -281,21 +289,21 @@ def _worst_value(
     total = _or_one(wins.sum())
     comparisons = wins + wins.mT
     weights = problem.eta * jnp.asarray(problem.context_weights)
-    labels = (wins.sum(axis=1) - jnp.sum(comparisons * beliefs, axis=2)) / total
+    labels = (wins.sum(axis=1) - jnp.sum(comparisons * label_probs, axis=2)) / total
     flow = weights[:, None] * (policy - jnp.asarray(problem.baseline_policy)) + labels
     priced = 0.0 * total if isinstance(reward_class, Unbounded) else reward_class.minimum(flow)
-    entropy = jnp.sum(comparisons * entr(beliefs)) / total
+    entropy = jnp.sum(comparisons * entr(label_probs)) / total
     kl = weights @ kl_divergence(policy, problem.reference_policy)
     return entropy + priced - problem.beta * kl
 
 
-def _in_the_limit(reduction: unbounded.Reduction, solution: Solution) -> Solution:
+def _in_the_limit(reduced: unbounded.ReducedProblem, solution: Solution) -> Solution:
     """Answer over all rewards from that of what is left when diverging ones are taken out."""
-    reward = jnp.where(reduction.kept, solution.reward, -jnp.inf)
-    limit = (solution.status == Status.SOLVED) & ~reduction.attained
+    reward = jnp.where(reduced.kept, solution.reward, -jnp.inf)
+    limit = (solution.status == Status.SOLVED) & ~reduced.attained
     status = jnp.where(limit, Status.NOT_ATTAINED.value, solution.status)
-    status = jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
-    objective = reduction.share * solution.objective
+    status = jnp.where(reduced.bounded, status, Status.UNBOUNDED.value)
+    objective = reduced.share * solution.objective
     return solution._replace(reward=reward, objective=objective, status=status)
 
 

@@ -18,9 +18,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from . import unbounded
-from ._batching import group_of, raise_unless_solved, size_of_group, solve_alone, solve_in_groups
+from ._batching import group_size, raise_unless_solved, round_group_size, solve_in_groups, solve_one
 from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
-from .certificate import GAP_TOLERANCE, all_finite, gap_bound, is_proven, reduced_defect
+from .certificate import GAP_TOLERANCE, all_finite, duality_gap_bound, is_proven, reduced_residual
 from .numerics import ball_interior_point, box_interior_point
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
@@ -73,7 +73,7 @@ def solve(
         'SOLVED'
     """
     options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
-    return solve_alone(partial(solve_batch, **options), problem, reward_class)
+    return solve_one(partial(solve_batch, **options), problem, reward_class)
 
 
 def solve_batch(
@@ -103,7 +103,7 @@ def solve_batch(
     n_actions = problems.reference_policy.shape[-1]
     small = isinstance(reward_class, TabularBox) and n_actions**2 <= CHUNK
     in_slots = isinstance(reward_class, TabularBox | Unbounded)
-    size = size_of_group(problems, GROUP if in_slots else WAITING)
+    size = group_size(problems, GROUP if in_slots else WAITING)
     solution = solve_in_groups(solve_group, problems, reward_class, size=size, side_by_side=small)
     return raise_unless_solved(solution) if throw else solution
 
@@ -159,14 +159,14 @@ def _solve_finite(problem: Problem, reward_class: FiniteClass) -> Solution:
 
 def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Solution:
     """Solve in a box so wide that no kept response feels it."""
-    reductions = jax.vmap(unbounded.reduce)(problems)
-    felt = reductions.kept & (reductions.problem.reference_policy > 0)
-    felt = felt & reductions.attained[:, None, None]
+    reduced = jax.vmap(unbounded.reduce)(problems)
+    felt = reduced.kept & (reduced.problem.reference_policy > 0)
+    felt = felt & reduced.attained[:, None, None]
 
-    def newton(width: Float[Array, " p"]) -> _BoxState:
-        return _newton_in_slots(reductions.problem, width, tolerance, max_steps)
+    def newton(width: Float[Array, " p"]) -> _BoxResult:
+        return _newton_in_slots(reduced.problem, width, tolerance, max_steps)
 
-    def too_narrow(width: Float[Array, " p"], state: _BoxState) -> Bool[Array, " p"]:
+    def too_narrow(width: Float[Array, " p"], state: _BoxResult) -> Bool[Array, " p"]:
         reach = jnp.where(felt, jnp.abs(state.reward), 0.0).max(axis=(1, 2))
         return reach > 0.4 * width
 
@@ -181,27 +181,27 @@ def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Sol
         widen,
         (width, newton(width), 0),
     )
-    return jax.vmap(_conclude_unbounded)(reductions, state)
+    return jax.vmap(_conclude_unbounded)(reduced, state)
 
 
-def _conclude_unbounded(reduction: unbounded.Reduction, state: _BoxState) -> Solution:
-    problem, reward = reduction.problem, state.reward
+def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: _BoxResult) -> Solution:
+    problem, reward = reduced.problem, state.reward
     adversarial = (problem.eta * jnp.asarray(problem.context_weights) > 0)[:, None]
     reward = reward - jnp.where(
         adversarial, 0.0, unbounded.component_means(reward, jnp.asarray(problem.wins))
     )
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    value = reduction.share * minimax_objective(problem, reward)
+    value = reduced.share * minimax_objective(problem, reward)
     log_z = log_partition(reward, problem.reference_policy, problem.beta)
-    shown = jnp.where(reduction.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
+    shown = jnp.where(reduced.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
 
-    residual = reduced_defect(reduction, policy, shown)
-    proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, reduction.share * problem.eta)
+    residual = reduced_residual(reduced, policy, shown)
+    proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, reduced.share * problem.eta)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
-    solved = jnp.where(reduction.attained, Status.SOLVED.value, Status.NOT_ATTAINED.value)
+    solved = jnp.where(reduced.attained, Status.SOLVED.value, Status.NOT_ATTAINED.value)
     status = jnp.where(proven, solved, Status.MAX_STEPS.value)
     status = jnp.where(finite, status, Status.NOT_FINITE.value)
-    status = jnp.where(reduction.bounded, status, Status.UNBOUNDED.value)
+    status = jnp.where(reduced.bounded, status, Status.UNBOUNDED.value)
     gap = jnp.full_like(value, jnp.inf)
     stats = {"duality_gap": gap, "residual": residual, "steps": state.steps}
     return Solution(policy, shown, value, status, stats)
@@ -211,7 +211,7 @@ def _answer(
     problem: Problem, reward_class: RewardClass, reward: Float[Array, "x a"]
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    gap = gap_bound(problem, reward_class, policy, reward)
+    gap = duality_gap_bound(problem, reward_class, policy, reward)
     return policy, reward, minimax_objective(problem, reward), gap
 
 
@@ -232,7 +232,7 @@ def _conclude(
     return Solution(policy, reward, value, status, stats)
 
 
-class _BoxState(NamedTuple):
+class _BoxResult(NamedTuple):
     """Final Newton states, with a leading problem axis."""
 
     reward: Float[Array, "p x a"]
@@ -242,7 +242,7 @@ class _BoxState(NamedTuple):
 
 def _newton_in_slots(
     problems: Problem, width: Float[Array, " p"], tolerance: float, max_steps: int
-) -> _BoxState:
+) -> _BoxResult:
     """Solve every prompt of every problem, a cache-full at a time, each slot refilled when done.
 
     Waiting for the slowest of a fixed set would take half as long again.
@@ -253,7 +253,7 @@ def _newton_in_slots(
         lambda leaf: jnp.moveaxis(leaf, -1, 1).reshape(n_blocks, *leaf.shape[1:-1]),
         jax.vmap(prompt_blocks)(problems, width),
     )
-    slots = min(group_of(CHUNK / n_actions**2), n_blocks)
+    slots = min(round_group_size(CHUNK / n_actions**2), n_blocks)
 
     def load(index: Int[Array, " b"]) -> box_interior_point.Blocks:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[index].get(mode="clip"), 0, -1), rows)
@@ -286,7 +286,7 @@ def _newton_in_slots(
         advance,
         (first, jnp.int32(slots), state, answers),
     )[-1]
-    return _BoxState(
+    return _BoxResult(
         reward=reward.reshape(n_problems, n_contexts, n_actions),
         residual=residual.reshape(n_problems, n_contexts).max(axis=1),
         steps=steps.reshape(n_problems, n_contexts).max(axis=1),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from .policies import below_top, kl_divergence, log_partition_below_top
+from .policies import kl_divergence, log_partition_scaled, scaled_below_max
 from .preference import negative_log_likelihood
 from .types import ArrayLike, Problem
 
@@ -124,9 +124,9 @@ def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
         0.1201
     """
     reward, baseline = jnp.asarray(reward), jnp.asarray(problem.baseline_policy)
-    top, scaled = below_top(reward, problem.reference_policy, problem.beta)
+    top, scaled = scaled_below_max(reward, problem.reference_policy, problem.beta)
     # Against the highest reward both terms are small where their difference is.
     lost = jnp.sum(jnp.where(baseline > 0, baseline * (top - reward), 0.0), axis=-1)
-    log_z = log_partition_below_top(scaled, problem.reference_policy)
+    log_z = log_partition_scaled(scaled, problem.reference_policy)
     penalty = jnp.asarray(problem.context_weights) @ (log_z * problem.beta + lost)
     return penalty * problem.eta + negative_log_likelihood(reward, problem.wins)

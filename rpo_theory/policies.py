@@ -37,7 +37,7 @@ def log_partition(
         >>> float(log_partition(jnp.ones((1, 2)), jnp.full((1, 2), 0.5), 1.0)[0])
         1.0
     """
-    top, scaled = below_top(reward, reference, beta)
+    top, scaled = scaled_below_max(reward, reference, beta)
     above = jax.scipy.special.logsumexp(scaled, axis=-1, b=jnp.asarray(reference))
     return top[..., 0] / beta + above
 
@@ -65,18 +65,18 @@ def log_gibbs_policy(
         [[0.0, -inf]]
     """
     reference = jnp.asarray(reference)
-    _, scaled = below_top(reward, reference, beta)
+    _, scaled = scaled_below_max(reward, reference, beta)
     log_z = jax.scipy.special.logsumexp(scaled, axis=-1, b=reference, keepdims=True)
     return jnp.log(reference) + (scaled - log_z)
 
 
-def log_partition_below_top(
+def log_partition_scaled(
     scaled: Float[Array, "*x a"], reference: Float[ArrayLike, "*x a"]
 ) -> Float[Array, "*x"]:
     r"""Log-partition of rewards divided by :math:`\beta` and at most 0; exact near 0 too.
 
     Args:
-        scaled: the second result of :func:`below_top`.
+        scaled: the second result of :func:`scaled_below_max`.
         reference: :math:`\pi_{ref}(a|x)`; a sum that is one but for rounding is taken for one.
 
     Returns:
@@ -84,7 +84,7 @@ def log_partition_below_top(
 
     Examples:
         >>> scaled, even = jnp.array([[-1e-9, 0.0]]), jnp.full((1, 2), 0.5)
-        >>> float(log_partition_below_top(scaled, even)[0])
+        >>> float(log_partition_scaled(scaled, even)[0])
         -4.99999999875e-10
     """
     reference = jnp.asarray(reference)
@@ -98,7 +98,7 @@ def log_partition_below_top(
     return jnp.where(near, jnp.log1p(jnp.where(near, change, 0.0)), far)
 
 
-def below_top(
+def scaled_below_max(
     reward: Float[ArrayLike, "*x a"],
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
@@ -116,7 +116,7 @@ def below_top(
         Both; the second is at most 0 where the reference is positive.
 
     Examples:
-        >>> top, scaled = below_top(jnp.array([[1e16, 1e16 + 2.0]]), jnp.full((1, 2), 0.5), 1.0)
+        >>> top, scaled = scaled_below_max(jnp.array([[1e16, 1e16 + 2.0]]), jnp.full((1, 2), 0.5), 1.0)
         >>> scaled.tolist()
         [[-2.0, 0.0]]
     """
@@ -298,7 +298,7 @@ def chosen_policy(
         [[0.75, 0.25]]
     """
     wins = jnp.asarray(wins)
-    return _normalise_counts(wins.sum(axis=2), fallback)
+    return _normalize_counts(wins.sum(axis=2), fallback)
 
 
 def data_marginal_policy(
@@ -319,10 +319,10 @@ def data_marginal_policy(
         [[0.5, 0.5]]
     """
     wins = jnp.asarray(wins)
-    return _normalise_counts(wins.sum(axis=1) + wins.sum(axis=2), fallback)
+    return _normalize_counts(wins.sum(axis=1) + wins.sum(axis=2), fallback)
 
 
-def _normalise_counts(
+def _normalize_counts(
     counts: Float[Array, "x a"], fallback: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
     total = counts.sum(axis=-1, keepdims=True)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from .losses import PairLogProbs, dpo, sft
 from .numerics.projected_newton import positive_or_one
-from .policies import below_top, log_partition_below_top
+from .policies import log_partition_scaled, scaled_below_max
 from .reductions import reduce_mean
 from .types import ArrayLike, Problem
 
@@ -58,7 +58,7 @@ def loss(
         data = data._replace(weight=jnp.asarray(comparisons))
     weights = _baseline_weights(problem)
     likelihood = reduce_mean(sft(log_probs, where=weights > 0), weights)
-    return data.mean() + problem.eta * problem.beta * likelihood.total
+    return data.mean() + problem.eta * problem.beta * likelihood.sum
 
 
 def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
@@ -83,14 +83,14 @@ def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
         >>> float(adversarial_value(problem, jnp.zeros((1, 2))) / jnp.log(2.0))
         1.0
     """
-    scaled = below_top(reward, problem.reference_policy, problem.beta)[1]
-    log_ratio = scaled - log_partition_below_top(scaled, problem.reference_policy)[..., None]
+    scaled = scaled_below_max(reward, problem.reference_policy, problem.beta)[1]
+    log_ratio = scaled - log_partition_scaled(scaled, problem.reference_policy)[..., None]
     wins, weights = jnp.asarray(problem.wins), _baseline_weights(problem)
     ratios = pairs(log_ratio)
     level = PairLogProbs(*(jnp.zeros_like(side) for side in ratios))
     data = reduce_mean(dpo(ratios, level, beta=problem.beta, where=wins > 0), wins)
     likelihood = reduce_mean(sft(log_ratio, where=weights > 0), weights)
-    return data.mean() + problem.eta * problem.beta * likelihood.total
+    return data.mean() + problem.eta * problem.beta * likelihood.sum
 
 
 def log_policy(
@@ -115,7 +115,7 @@ def log_policy(
     reference = jnp.asarray(problem.reference_policy)
     supported = reference > 0
     log_reference = jnp.log(jnp.where(supported, reference, 1.0))
-    logits = log_reference + below_top(reward, reference, problem.beta)[1]
+    logits = log_reference + scaled_below_max(reward, reference, problem.beta)[1]
     return logits - logsumexp(logits, axis=-1, where=supported, keepdims=True), log_reference
 
 
@@ -146,7 +146,7 @@ def scale(problem: Problem, comparisons: Float[Array, ""]) -> Float[Array, ""]:
     return positive_or_one(adversarial + data)
 
 
-def conductance(
+def hessian_weights(
     problem: Problem, reward: Float[Array, "*x a"], comparisons: Float[Array, ""]
 ) -> Float[Array, "*x a a"]:
     """Hessian of the loss in the reward, a graph Laplacian, as the weights of its graph.
@@ -163,7 +163,7 @@ def conductance(
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
         >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
-        >>> conductance(problem, jnp.zeros((1, 2)), jnp.array(1.0)).tolist()
+        >>> hessian_weights(problem, jnp.zeros((1, 2)), jnp.array(1.0)).tolist()
         [[[0.0, 0.5], [0.5, 0.0]]]
     """
     probability, wins = policy(problem, reward), jnp.asarray(problem.wins)

@@ -35,7 +35,7 @@ class InvalidProblemError(ValueError):
 def validate(problem: Problem, reward_class: RewardClass) -> None:
     r"""Refuse a problem that breaks a rule: shapes, finite numbers, laws, :math:`\beta > 0`.
 
-    Laws may miss one by :data:`PROBABILITY_TOLERANCE`; :func:`normalised` makes them exact.
+    Laws may miss one by :data:`PROBABILITY_TOLERANCE`; :func:`normalize` makes them exact.
 
     Args:
         problem: one instance, without a batch axis.
@@ -109,7 +109,7 @@ def validate_reward(field: str, reward: ArrayLike, shape: tuple[int, ...]) -> No
     _numbers(field, reward, shape)
 
 
-def normalised(problem: Problem) -> Problem:
+def normalize(problem: Problem) -> Problem:
     """The problem in float64 with its laws divided by their sums.
 
     Args:
@@ -121,7 +121,7 @@ def normalised(problem: Problem) -> Problem:
     Examples:
         >>> law, wins = np.array([[0.4999999, 0.5]]), np.zeros((1, 2, 2))
         >>> problem = Problem(np.ones(1), law, law, wins, np.array(1.0), np.array(0.0))
-        >>> float(np.sum(normalised(problem).reference_policy))
+        >>> float(np.sum(normalize(problem).reference_policy))
         1.0
     """
     arrays = Problem(*(np.asarray(field, np.float64) for field in problem))

@@ -18,26 +18,26 @@ from .types import ArrayLike
 SftReduction = Literal["sum", "sequence_mean", "pooled_mean"]
 
 
-class Reduction(NamedTuple):
+class WeightedSum(NamedTuple):
     """A weighted sum that has not been divided yet, so that parts of a batch add up exactly.
 
     Attributes:
-        total: the weighted sum.
+        sum: the weighted sum.
         weight: the sum of the weights.
     """
 
-    total: Float[Array, ""]
+    sum: Float[Array, ""]
     weight: Float[Array, ""]
 
     def mean(self) -> Float[Array, ""]:
         """The weighted mean; 0 where the weight is 0."""
         empty = self.weight == 0
-        return jnp.where(empty, 0.0, self.total / jnp.where(empty, 1.0, self.weight))
+        return jnp.where(empty, 0.0, self.sum / jnp.where(empty, 1.0, self.weight))
 
 
 def reduce_mean(
     losses: Float[ArrayLike, "*n"], weights: Float[ArrayLike, "*n"] | None = None
-) -> Reduction:
+) -> WeightedSum:
     """Sum of per-example losses and of their weights, to be divided once over the whole batch.
 
     Args:
@@ -45,7 +45,7 @@ def reduce_mean(
         weights: how often each example counts (0 for a masked one); one each if None.
 
     Returns:
-        The reduction; add the fields of several parts before :meth:`Reduction.mean`.
+        The reduction; add the fields of several parts before :meth:`WeightedSum.mean`.
 
     Examples:
         >>> float(reduce_mean(jnp.array([1.0, 3.0]), jnp.array([3.0, 1.0])).mean())
@@ -53,7 +53,7 @@ def reduce_mean(
     """
     losses = jnp.asarray(losses)
     weights = jnp.ones_like(losses) if weights is None else jnp.asarray(weights)
-    return Reduction(jnp.sum(losses * weights), jnp.sum(weights))
+    return WeightedSum(jnp.sum(losses * weights), jnp.sum(weights))
 
 
 def reduce_sft(
@@ -63,7 +63,7 @@ def reduce_sft(
     reduction: SftReduction = "sum",
     weights: Float[ArrayLike, "*n"] | None = None,
     where: Bool[ArrayLike, "*n"] | None = None,
-) -> Reduction:
+) -> WeightedSum:
     r"""SFT losses of a batch under one of the reductions in use; ``"sum"`` is the theorem's.
 
     * ``"sum"``: mean over responses of the token-summed loss (eq. 4.8).
@@ -94,11 +94,11 @@ def reduce_sft(
     losses, counts = jnp.where(kept, losses, 0.0), jnp.where(kept, counts, 0.0)
     tokens = jnp.where(kept, tokens, 1.0)
     if reduction == "sum":
-        return Reduction(jnp.sum(counts * losses), counts.sum())
+        return WeightedSum(jnp.sum(counts * losses), counts.sum())
     if reduction == "sequence_mean":
-        return Reduction(jnp.sum(counts * losses / tokens), counts.sum())
+        return WeightedSum(jnp.sum(counts * losses / tokens), counts.sum())
     if reduction == "pooled_mean":
-        return Reduction(jnp.sum(counts * losses), jnp.sum(counts * tokens))
+        return WeightedSum(jnp.sum(counts * losses), jnp.sum(counts * tokens))
     raise ValueError(
         f"`reduction` must be 'sum', 'sequence_mean' or 'pooled_mean', got {reduction!r}"
     )

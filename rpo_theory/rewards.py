@@ -32,7 +32,7 @@ class TabularBox(NamedTuple):
         r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-R_{max}\sum v_-`."""
         return jnp.sum(jnp.minimum(jnp.asarray(direction), 0.0)) * self.maximum
 
-    def regret(
+    def linear_gap(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
     ) -> Float[Array, ""]:
         r"""How far a member is from minimal, :math:`\langle v,r\rangle-\min\ge 0`, term by term.
@@ -46,7 +46,7 @@ class TabularBox(NamedTuple):
 
         Examples:
             >>> box, direction = TabularBox(np.array(2.0)), np.array([[3.0, -1.0]])
-            >>> [float(box.regret(direction, np.array([r]))) for r in ([0.0, 2.0], [0.5, 1.0])]
+            >>> [float(box.linear_gap(direction, np.array([r]))) for r in ([0.0, 2.0], [0.5, 1.0])]
             [0.0, 2.5]
         """
         direction, reward = jnp.asarray(direction), jnp.asarray(reward)
@@ -95,7 +95,7 @@ class LinearBall(NamedTuple):
         image = jnp.einsum("xad,xa->d", jnp.asarray(self.features), jnp.asarray(direction))
         return -jnp.linalg.norm(image) * self.radius
 
-    def regret(
+    def linear_gap(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
     ) -> Float[Array, ""]:
         r"""How far a member is from minimal, :math:`\langle v, r\rangle - \min \ge 0`, at most.

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from .types import Problem
 
 
-class Reduction(NamedTuple):
+class ReducedProblem(NamedTuple):
     r"""The problem that is left when the responses whose reward diverges are taken out.
 
     Attributes:
@@ -38,7 +38,7 @@ class Reduction(NamedTuple):
     bounded: Bool[Array, ""]
 
 
-def reduce(problem: Problem) -> Reduction:
+def reduce(problem: Problem) -> ReducedProblem:
     """Take out the responses whose reward tends to minus infinity.
 
     Args:
@@ -60,7 +60,7 @@ def reduce(problem: Problem) -> Reduction:
     crossing = kept[:, :, None] != kept[:, None, :]
     left = jnp.where(crossing, 0.0, wins)
     share = jnp.where(left.sum() > 0, left.sum() / jnp.where(total > 0, total, 1.0), 1.0)
-    return Reduction(
+    return ReducedProblem(
         problem=problem._replace(
             reference_policy=jnp.where(kept, reference, 0.0), wins=left, eta=problem.eta / share
         ),

@@ -1,16 +1,21 @@
-r"""Coverage designs: random bandits whose data cover the best policy and leave others in the dark.
+r"""Coverage designs: random bandits whose data cover the best policy to a chosen degree.
 
-Responses have roles by their rank under :math:`r^\star`, prompt by prompt. The **best** one is the
-comparator; the **baseline** response, in the middle of the others, is :math:`\pi_{base}`; the
-**rare** ones are the worst; the rest are **ordinary**. The best and the rare ones are compared with
-the baseline alone, so in the comparison graph they hang on it by one edge, and their coefficients
-are exact and free of each other: with a share :math:`w` of the comparisons on that edge,
+The responses of a prompt (its actions) have roles by their rank under :math:`r^\star`:
+
+* the **best** response is the comparator;
+* the **baseline** response, in the middle of those that are not rare, is :math:`\pi_{base}`;
+* the **rare** responses are the worst ones;
+* all others are **ordinary**.
+
+The best and the rare responses are compared only with the baseline. In the graph of comparisons
+each of them hangs on the baseline by one edge, so its coverage coefficient is exact and independent
+of the others: with a share :math:`w` of the comparisons on that edge,
 
 .. math:: C^2 = \frac1w\sum_x \frac{d_0(x)^2}{\mu_D(x)},
 
-which is :math:`1/w` if the data have the prompts of :math:`d_0`. What is left is spent on the
-baseline and the ordinary responses, each with each. True rewards stay off the bounds of their
-class, so that the box makes no coefficient smaller.
+which is :math:`1/w` if the prompts of the data have the distribution :math:`d_0`. The remaining
+comparisons go to the pairs among the baseline and the ordinary responses. True rewards keep away
+from the bounds of their class, so the bounds do not make any coefficient smaller.
 """
 
 from __future__ import annotations
@@ -20,20 +25,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
-from .random import Instance
+from .base import Instance
+from .random import unit_vectors
 from .sampling import check_draw, draw_uniforms, draw_win_counts
 
-INSIDE = 0.1
-"""Share of the range of rewards, at either end, that true rewards keep away from."""
+MARGIN = 0.1
+"""Share of the reward range, at either end, that true rewards keep away from."""
 
 DECADES = 4.0
-"""Ratio of the widest to the narrowest gap under the "log_uniform" law, in powers of ten."""
+"""Ratio of the widest to the narrowest "log_uniform" gap, in powers of ten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +48,36 @@ class Design:
 
     Attributes:
         contexts: number of prompts; :math:`d_0` is uniform.
-        actions: number of responses, at least 2 that are not rare.
-        reward: "tabular" or "linear", on features that are drawn.
-        gaps: law of a response's distance from the best one, for tabular rewards: "uniform", or
-            "log_uniform" over :data:`DECADES`, near ties at every scale, with the rare responses
-            at the far end: then what a method loses by an error in its rewards is in proportion
-            to that error, however small it is.
-        features: dimension :math:`d` of the features, of norm 1; for linear rewards.
-        features_file: features to use instead, a NumPy file of shape ``[x a d]``.
-        misspecification: size of a table added to the linear reward, outside of its class.
+        actions: number of responses, of which at least 2 are not rare.
+        reward: "tabular", or "linear" on features.
+        gaps: distribution of a response's distance from the best one, for tabular rewards:
+            "uniform", or "log_uniform" over :data:`DECADES` with the rare responses at the far end.
+            Near ties at every scale make the loss of a method proportional to the error of its
+            rewards, however small the error is.
+        features: dimension :math:`d` of the random features, which have norm 1; for linear rewards.
+        features_file: NumPy file with features of shape ``[x a d]`` to use instead of random ones.
+        misspecification: size of a table that is added to the linear reward and lies outside of its
+            class.
         reward_max: :math:`R_{max}`; linear rewards lie within half of it on either side of 0.
-        target_coverage: target :math:`C \ge 1` of the best responses against the baseline. For linear
-            rewards it is an upper bound: features carry what is learnt from pair to pair.
+        target_coverage: target :math:`C \ge 1` of the best responses against the baseline. For
+            linear rewards it is an upper bound, because pairs share what they say about features.
         rare: number of rare responses.
-        coverage_all: target :math:`C` of the worst comparator, that plays the rare responses.
-        rare_comparisons: instead of ``coverage_all``, how often a rare response is compared at a
-            prompt, on average, whatever :math:`N`: the worst :math:`C^2` then grows like
-            :math:`N`. 0 is never, :math:`C = \infty`.
-        imbalance: how many times as often as the last pair of ordinary responses the first is
-            compared, at least 1.
-        missing_edges: probability that two ordinary responses, or one and the baseline, are never
-            compared at a prompt.
-        reference: :math:`\pi_{ref}`: "uniform", or "data", the law of a response of the data, as of
-            a model that was fine-tuned on them: what is rare in the data is rare under it.
+        coverage_all: target :math:`C` of the worst comparator, the one that plays rare responses.
+        rare_comparisons: mean number of comparisons of a rare response at a prompt, whatever
+            :math:`N` is; instead of ``coverage_all``. The worst :math:`C^2` then grows like
+            :math:`N`. With 0, rare responses are never compared and :math:`C = \infty`.
+        imbalance: ratio of the comparisons of the first pair of ordinary responses to those of the
+            last, at least 1.
+        missing_edges: probability that a pair among the baseline and the ordinary responses is
+            never compared at a prompt.
+        reference: :math:`\pi_{ref}`: "uniform", or "data" for the distribution of the responses in
+            the data, as of a model that was fine-tuned on them; it makes rare responses rare.
         label_noise: probability that a label is flipped.
-        prompts_shift: log of how many times as often as the last prompt the first one is in the
-            data; 0 for prompts from :math:`d_0`.
+        prompts_shift: logarithm of the ratio between the first and the last prompt's share of the
+            data; 0 for prompts distributed like :math:`d_0`.
+
+    Raises:
+        ValueError: if a field is out of range, or two fields exclude each other.
     """
 
     contexts: int = 1
@@ -89,11 +99,11 @@ class Design:
     prompts_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no bandit can have."""
+        """Refuse a field that is out of range."""
         _check(self)
 
     def data_prompts(self) -> Float[np.ndarray, " x"]:
-        r"""Law of the prompts in the data, :math:`\mu_D(x)`.
+        r"""Return the distribution of the prompts in the data, :math:`\mu_D(x)`.
 
         Returns:
             Probabilities.
@@ -107,10 +117,10 @@ class Design:
         return tilt / tilt.sum()
 
     def prompt_factor(self) -> float:
-        r"""What the prompts alone cost, :math:`\sum_x d_0(x)^2/\mu_D(x) \ge 1`.
+        r"""Return the part of :math:`C^2` due to prompts, :math:`\sum_x d_0(x)^2/\mu_D(x) \ge 1`.
 
         Returns:
-            A factor of the square of the coverage.
+            The factor; 1 if the prompts of the data have the distribution :math:`d_0`.
 
         Examples:
             >>> round(Design(contexts=2, prompts_shift=float(np.log(3.0))).prompt_factor(), 12)
@@ -121,10 +131,10 @@ class Design:
         return float(np.sum(self.contexts**-2.0 / self.data_prompts()))
 
     def baseline_rank(self) -> int:
-        """Rank of the baseline response: in the middle of those that are not rare.
+        """Return the rank of the baseline response, in the middle of those that are not rare.
 
         Returns:
-            A rank, from 0 for the best response.
+            A rank; the best response has rank 0.
 
         Examples:
             >>> Design(actions=10).baseline_rank(), Design(actions=10, rare=3).baseline_rank()
@@ -136,19 +146,20 @@ class Design:
 def draw_design(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Instance:
     r"""Draw one bandit and its data for every seed.
 
-    The bandit depends on the seed alone, the data on seed and :math:`N`; neither on the rest of
-    the batch. Rewards, features and missing edges are drawn anew for every seed.
+    A bandit (rewards, features, missing edges) depends on its seed alone, its data on the seed and
+    :math:`N`; neither depends on the rest of the batch.
 
     Args:
-        design: what is drawn.
-        n_comparisons: :math:`N`, at least 1.
-        seeds: whole numbers from 0 on.
+        design: what to draw.
+        n_comparisons: number of comparisons :math:`N`, at least 1.
+        seeds: whole numbers, at least 0.
 
     Returns:
         Instances with a leading batch axis on every array; :math:`\beta = \eta = 1/\sqrt N`.
 
     Raises:
-        ValueError: the design asks for more data than there are, or a number is out of range.
+        ValueError: if the design needs more comparisons than :math:`N`, or a number is out of
+            range.
 
     Examples:
         >>> bandits = draw_design(Design(actions=4, rare=1, coverage_all=9.0), 100, np.arange(3))
@@ -157,45 +168,52 @@ def draw_design(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]
     """
     check_draw(n_comparisons, seeds)
     n_batch, contexts, actions = len(seeds), design.contexts, design.actions
-    pairs = contexts * actions**2 if design.missing_edges > 0 else 0
-    numbers, present = np.split(
-        draw_uniforms(seeds, _n_uniforms(design) + pairs), [_n_uniforms(design)], axis=1
+    n_pairs = contexts * actions**2 if design.missing_edges > 0 else 0
+    for_truth = _n_uniforms(design)
+    truth_uniforms, edge_uniforms = np.split(
+        draw_uniforms(seeds, for_truth + n_pairs), [for_truth], axis=1
     )
-    reward, reward_class = _truth(design, numbers)
+    reward, reward_class = _truth(design, truth_uniforms)
     order = np.argsort(-reward, axis=2, kind="stable")  # action of each rank
-    by_rank = np.take_along_axis(reward, order, axis=2)
+    reward_by_rank = np.take_along_axis(reward, order, axis=2)
 
-    edges = np.ones((1, contexts, actions, actions), bool)  # all seeds alike
-    if pairs:
-        edges = present.reshape(n_batch, *edges.shape[1:]) >= design.missing_edges
-    law = _law_by_rank(design, n_comparisons, edges)
-    law = np.broadcast_to(law, (n_batch, *law.shape[1:]))
-    wins = draw_win_counts(
-        by_rank, law, comparisons=n_comparisons, seeds=seeds, label_noise=design.label_noise
+    edges = np.ones((1, contexts, actions, actions), bool)  # the same for all seeds
+    if n_pairs:
+        edges = edge_uniforms.reshape(n_batch, *edges.shape[1:]) >= design.missing_edges
+    shares = _shares_by_rank(design, n_comparisons, edges)
+    pairs_by_rank = shares * design.data_prompts()[:, None, None]
+    pairs_by_rank = np.broadcast_to(pairs_by_rank, (n_batch, *pairs_by_rank.shape[1:]))
+    wins_by_rank = draw_win_counts(
+        reward_by_rank,
+        pairs_by_rank,
+        comparisons=n_comparisons,
+        seeds=seeds,
+        label_noise=design.label_noise,
     )
     rank = np.argsort(order, axis=2, kind="stable")
+    pair_distribution = _by_action(pairs_by_rank, rank)
     scale = np.full(n_batch, n_comparisons**-0.5)
     problem = Problem(
         context_weights=np.full((n_batch, contexts), 1.0 / contexts),
-        reference_policy=_reference(design, _by_action(law, rank)),
+        reference_policy=_reference(design, pair_distribution),
         baseline_policy=(rank == design.baseline_rank()).astype(np.float64),
-        wins=_by_action(wins, rank),
+        wins=_by_action(wins_by_rank, rank),
         beta=scale,
         eta=scale,
     )
     comparator = (rank == 0).astype(np.float64)
-    return Instance(problem, reward_class, reward, comparator, _by_action(law, rank))
+    return Instance(problem, reward_class, reward, comparator, pair_distribution)
 
 
 def designed_coverage(design: Design, n_comparisons: int) -> tuple[float, float]:
-    r"""Coverage :math:`C` of the best responses and of the worst comparator, as designed.
+    r"""Return the coverage :math:`C` of the best responses and of the worst comparator.
 
-    For tabular rewards and no missing edges they are exact; otherwise measure them with
+    They are exact for tabular rewards without missing edges. Otherwise measure them with
     :func:`rpo_theory.coverage.coverage_coefficient`.
 
     Args:
         design: the design.
-        n_comparisons: :math:`N`.
+        n_comparisons: number of comparisons :math:`N`.
 
     Returns:
         Both coefficients, at least 1; the second is ``inf`` if a response is never compared.
@@ -204,50 +222,52 @@ def designed_coverage(design: Design, n_comparisons: int) -> tuple[float, float]
         >>> [round(c, 6) for c in designed_coverage(Design(rare=1, rare_comparisons=1.0), 100)]
         [2.0, 10.0]
     """
-    everywhere = np.ones((1, 1, design.actions, design.actions), bool)
-    one_prompt = _shares_by_rank(design, n_comparisons, everywhere)[0, 0]
-    weights = one_prompt + one_prompt.T
+    all_edges = np.ones((1, 1, design.actions, design.actions), bool)
+    shares = _shares_by_rank(design, n_comparisons, all_edges)[0, 0]
+    weights = shares + shares.T
     np.fill_diagonal(weights, 0.0)
-    baseline = design.baseline_rank()
-    seen = np.flatnonzero(weights.any(axis=0))
+    compared = np.flatnonzero(weights.any(axis=0))
     laplacian = np.diag(weights.sum(axis=0)) - weights
-    inverse = np.linalg.pinv(laplacian[np.ix_(seen, seen)], hermitian=True)
+    inverse = np.linalg.pinv(laplacian[np.ix_(compared, compared)], hermitian=True)
+    # Effective resistance between each response and the baseline.
     resistance = np.full(design.actions, np.inf)
-    here = np.flatnonzero(seen == baseline)[0]
-    resistance[seen] = np.diag(inverse) + inverse[here, here] - 2.0 * inverse[here]
+    baseline = np.flatnonzero(compared == design.baseline_rank())[0]
+    resistance[compared] = np.diag(inverse) + inverse[baseline, baseline] - 2.0 * inverse[baseline]
     best, worst = design.prompt_factor() * resistance[[0, np.argmax(resistance)]]
     return float(np.sqrt(best)), float(np.sqrt(worst))
 
 
 def _truth(
-    design: Design, numbers: Float[np.ndarray, "B k"]
+    design: Design, uniforms: Float[np.ndarray, "B k"]
 ) -> tuple[Float[np.ndarray, "B x a"], RewardClass]:
-    """True rewards from uniform numbers, and the class that they are sought in."""
-    n_batch, shape = len(numbers), (design.contexts, design.actions)
+    """Turn uniform numbers into true rewards, and return the class in which to search for them."""
+    n_batch, shape = len(uniforms), (design.contexts, design.actions)
     cells = design.contexts * design.actions
-    table, more, numbers = np.split(numbers, [cells, 2 * cells], axis=1)
-    table, more = table.reshape(n_batch, *shape), more.reshape(n_batch, *shape)
-    full = np.full(n_batch, design.reward_max)
+    table, gaps, uniforms = np.split(uniforms, [cells, 2 * cells], axis=1)
+    table, gaps = table.reshape(n_batch, *shape), gaps.reshape(n_batch, *shape)
+    reward_max = np.full(n_batch, design.reward_max)
     if design.reward == "tabular":
-        level = table if design.gaps == "uniform" else _near_ties(design, table, more)
-        spread = INSIDE + (1.0 - 2.0 * INSIDE) * level
-        return design.reward_max * spread, TabularBox(full)
-    normal = ndtri(np.clip(numbers, 1e-16, None))
+        level = table if design.gaps == "uniform" else _near_ties(design, table, gaps)
+        share_of_range = MARGIN + (1.0 - 2.0 * MARGIN) * level
+        return design.reward_max * share_of_range, TabularBox(reward_max)
+    normal = ndtri(np.clip(uniforms, 1e-16, None))
     if design.features_file is None:
-        features = _unit(normal[:, : cells * design.features].reshape(n_batch, *shape, -1))
+        features = normal[:, : cells * design.features].reshape(n_batch, *shape, -1)
+        features = unit_vectors(features)
     else:
-        features = _given_features(design.features_file, shape)
+        features = _features_from_file(design.features_file, shape)
         features = np.repeat(features[None], n_batch, axis=0)
     d = features.shape[-1]
-    theta = _unit(normal[:, normal.shape[1] - d :]) * 0.5 * (1.0 - INSIDE) * design.reward_max
+    theta = unit_vectors(normal[:, normal.shape[1] - d :])
+    theta = theta * 0.5 * (1.0 - MARGIN) * design.reward_max
     reward = np.einsum("bxad,bd->bxa", features, theta)
     reward += design.misspecification * (2.0 * table - 1.0)
-    return reward, LinearBall(features, 0.5 * full)
+    return reward, LinearBall(features, 0.5 * reward_max)
 
 
 @lru_cache(maxsize=8)
-def _given_features(path: str, shape: tuple[int, int]) -> Float[np.ndarray, "x a d"]:
-    """Features from a file, divided by the longest, so that rewards keep to their range."""
+def _features_from_file(path: str, shape: tuple[int, int]) -> Float[np.ndarray, "x a d"]:
+    """Read features and divide them by the longest one, which keeps rewards within their range."""
     try:
         features = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -262,13 +282,13 @@ def _given_features(path: str, shape: tuple[int, int]) -> Float[np.ndarray, "x a
 
 
 def _near_ties(
-    design: Design, table: Float[np.ndarray, "B x a"], more: Float[np.ndarray, "B x a"]
+    design: Design, table: Float[np.ndarray, "B x a"], gaps: Float[np.ndarray, "B x a"]
 ) -> Float[np.ndarray, "B x a"]:
-    """Levels in [0, 1]: one response at the top, the rare ones at the bottom, others near it."""
-    place = np.argsort(np.argsort(-table, axis=2), axis=2)
-    level = 1.0 - 10.0 ** (-DECADES * more)
-    level = np.where(place == 0, 1.0, level)
-    return np.where(place >= design.actions - design.rare, 0.0, level)
+    """Return levels in [0, 1]: the best response at 1, the rare ones at 0, the others near 1."""
+    rank = np.argsort(np.argsort(-table, axis=2), axis=2)
+    level = 1.0 - 10.0 ** (-DECADES * gaps)
+    level = np.where(rank == 0, 1.0, level)
+    return np.where(rank >= design.actions - design.rare, 0.0, level)
 
 
 def _reference(
@@ -276,11 +296,12 @@ def _reference(
 ) -> Float[np.ndarray, "B x a"]:
     if design.reference == "uniform":
         return np.full(pair_distribution.shape[:3], 1.0 / design.actions)
-    seen = pair_distribution.sum(axis=2) + pair_distribution.sum(axis=3)
-    return seen / seen.sum(axis=2, keepdims=True)
+    frequency = pair_distribution.sum(axis=2) + pair_distribution.sum(axis=3)
+    return frequency / frequency.sum(axis=2, keepdims=True)
 
 
 def _n_uniforms(design: Design) -> int:
+    """Return how many uniform numbers the true reward of one bandit needs."""
     cells = design.contexts * design.actions
     if design.reward == "tabular":
         normals = 0
@@ -288,40 +309,34 @@ def _n_uniforms(design: Design) -> int:
         normals = design.features * (cells + 1)
     else:
         shape = (design.contexts, design.actions)
-        normals = _given_features(design.features_file, shape).shape[-1]
+        normals = _features_from_file(design.features_file, shape).shape[-1]
     return 2 * cells + normals
 
 
-def _law_by_rank(
-    design: Design, n_comparisons: int, edges: np.ndarray
-) -> Float[np.ndarray, "B x a a"]:
-    shares = _shares_by_rank(design, n_comparisons, edges)
-    return shares * design.data_prompts()[:, None, None]
-
-
 def _shares_by_rank(
-    design: Design, n_comparisons: int, edges: np.ndarray
+    design: Design, n_comparisons: int, edges: Bool[np.ndarray, "B x a a"]
 ) -> Float[np.ndarray, "B x a a"]:
-    """Shares of a prompt's comparisons, as ``[rank, rank]``, each pair in one order."""
-    baseline, core = design.baseline_rank(), design.actions - design.rare
+    """Return the shares of a prompt's comparisons, as ``[rank, rank]``, each pair in one order."""
+    baseline, n_core = design.baseline_rank(), design.actions - design.rare
     best, rare = _pendant_shares(design, n_comparisons)
-    left = 1.0 - best - design.rare * rare
+    remaining = 1.0 - best - design.rare * rare
 
-    first, second = np.triu_indices(core - 1, 1)
-    among = np.geomspace(design.imbalance, 1.0, max(len(first), 1))[: len(first)]
-    among = among * edges[:, :, first + 1, second + 1]
-    total = among.sum(axis=2, keepdims=True)
+    first, second = np.triu_indices(n_core - 1, 1)
+    weights = np.geomspace(design.imbalance, 1.0, max(len(first), 1))[: len(first)]
+    weights = weights * edges[:, :, first + 1, second + 1]
+    weight_sum = weights.sum(axis=2, keepdims=True)
     shares = np.zeros((*edges.shape[:2], design.actions, design.actions))
-    shares[:, :, first + 1, second + 1] = left * among / np.where(total > 0, total, 1.0)
-    # Where nobody is left to compare the baseline with, it is compared with itself.
-    shares[:, :, baseline, baseline] = np.where(total[..., 0] > 0, 0.0, left)
+    divisor = np.where(weight_sum > 0, weight_sum, 1.0)
+    shares[:, :, first + 1, second + 1] = remaining * weights / divisor
+    # If no pair is left, the remaining comparisons are of the baseline with itself.
+    shares[:, :, baseline, baseline] = np.where(weight_sum[..., 0] > 0, 0.0, remaining)
     shares[:, :, 0, baseline] = best
-    shares[:, :, core:, baseline] = rare
+    shares[:, :, n_core:, baseline] = rare
     return shares
 
 
 def _pendant_shares(design: Design, n_comparisons: int) -> tuple[float, float]:
-    """Shares of the comparisons that the best response and each rare one have."""
+    """Return the shares of the comparisons for the best response and for each rare one."""
     factor = design.prompt_factor()
     best = factor / design.target_coverage**2
     if design.coverage_all is not None:
@@ -330,9 +345,10 @@ def _pendant_shares(design: Design, n_comparisons: int) -> tuple[float, float]:
         rare = (design.rare_comparisons or 0.0) * design.contexts / n_comparisons
     if best + design.rare * rare > 1.0:
         raise ValueError(
-            f"`target_coverage` must leave data for the rest, got {design.target_coverage:g}: it takes a share "
-            f"{best:.3g} of the {n_comparisons} comparisons, and {design.rare} rare responses "
-            f"take {rare:.3g} each, more than there are: raise `target_coverage` or `coverage_all`"
+            f"`target_coverage` must leave data for the rest, got {design.target_coverage:g}: the "
+            f"best response takes a share {best:.3g} of the {n_comparisons} comparisons and each "
+            f"of the {design.rare} rare responses {rare:.3g}, together more than 1: raise "
+            "`target_coverage` or `coverage_all`"
         )
     return best, rare
 
@@ -347,22 +363,12 @@ def _by_action(
     return np.take_along_axis(*flat, axis=1).reshape(pair.shape)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
 def _check(design: Design) -> None:
-    """Every rule of a design that does not need the number of comparisons."""
-    least = {
-        "contexts": 1,
-        "actions": 2,
-        "features": 1,
-        "rare": 0,
-        "target_coverage": 1,
-        "imbalance": 1,
-    }
-    least |= {"coverage_all": 1, "rare_comparisons": 0, "misspecification": 0, "prompts_shift": 0}
-    for name, bound in least.items():
+    """Check every rule of a design that does not need the number of comparisons."""
+    minima = {"contexts": 1, "actions": 2, "features": 1, "rare": 0, "target_coverage": 1}
+    minima |= {"imbalance": 1, "coverage_all": 1, "rare_comparisons": 0}
+    minima |= {"misspecification": 0, "prompts_shift": 0}
+    for name, bound in minima.items():
         value = getattr(design, name)
         if value is not None and not bound <= value < math.inf:
             raise ValueError(f"`{name}` must be at least {bound} and finite, got {value}")

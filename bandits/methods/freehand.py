@@ -23,7 +23,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from rpo_theory import minimax
-from rpo_theory._batching import map_in_groups, group_size
+from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.adversary import adversarial_reward
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value

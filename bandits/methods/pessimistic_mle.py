@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rpo_theory._batching import map_in_groups, group_size
+from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory import losses, minimax
-from rpo_theory._batching import map_in_groups, group_size
+from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.policies import gibbs_policy, log_gibbs_policy
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rpo_theory import direct, maximin, minimax
-from rpo_theory._batching import map_in_groups, group_size
+from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.certificate import duality_gap_bound
 from rpo_theory.policies import chosen_policy
 from rpo_theory.rewards import RewardClass, Unbounded

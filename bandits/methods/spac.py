@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from rpo_theory._batching import map_in_groups, group_size
+from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.adversary import adversarial_reward
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value

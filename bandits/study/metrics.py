@@ -1,4 +1,4 @@
-r"""What is measured of a learned policy: its gap, its values, its divergence, and its bound."""
+r"""Metrics of fitted policies: suboptimality gap, values, KL divergence, and bounds on the gap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from bandits.environments.random import Instance
+from bandits.environments.base import Instance
 from bandits.methods.base import FitResult, reward_range
 from rpo_theory.bounds import (
     complexity,
@@ -26,13 +26,15 @@ from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded, l
 
 
 class BoundInputs(NamedTuple):
-    r"""What a draw says before anything is learned from it, per instance.
+    r"""Quantities of an instance that the bounds on the gap depend on, besides the weights.
 
     Attributes:
-        coverage: :math:`C` of the comparator against the environment's :math:`\pi_{base}`.
-        comparator_kl: :math:`E\,KL(\pi\|\pi_{ref})` of the comparator, nats.
-        reward_max: :math:`R_{max}`, the widest difference of rewards at a prompt.
-        complexity: :math:`\iota` of the class at the theorem's covering scale.
+        coverage: coverage coefficient :math:`C` of the comparator, measured against the
+            environment's :math:`\pi_{base}`, shape ``[B]``.
+        comparator_kl: :math:`E\,KL(\pi\|\pi_{ref})` of the comparator, nats, shape ``[B]``.
+        reward_max: :math:`R_{max}`, largest difference of rewards in a context, shape ``[B]``.
+        complexity: :math:`\iota` of the reward class at the covering scale of the theorem, shape
+            ``[B]``.
     """
 
     coverage: Float[np.ndarray, " B"]
@@ -44,54 +46,61 @@ class BoundInputs(NamedTuple):
 def compute_bound_inputs(
     instance: Instance, comparisons: Float[np.ndarray, " B"], delta: float
 ) -> BoundInputs:
-    r"""Measure what the bounds are made of.
+    r"""Compute the quantities that the bounds on the gap depend on.
 
     Args:
-        instance: with a leading batch axis.
-        comparisons: :math:`N` of each.
-        delta: probability that the guarantee may fail, less than 1/e.
+        instance: instances with a leading batch axis.
+        comparisons: :math:`N` of each instance.
+        delta: probability with which the bound may fail, less than 1/e.
 
     Returns:
-        The setting.
+        One value of each quantity per instance.
+
+    Raises:
+        ValueError: if the reward class is unbounded.
+
+    References:
+        `liu:24`, Assumption 5.2 and Theorem 5.3.
     """
     problem, reward_class = instance.problem, instance.reward_class
     if isinstance(reward_class, Unbounded):
-        raise ValueError("`reward_class` must be compact: without a range no bound is finite")
-    law = {
-        "context_weights": problem.context_weights,
-        "pair_distribution": instance.pair_distribution,
-    }
+        raise ValueError(
+            "`reward_class` must be compact, because the bounds need a finite reward range"
+        )
     coefficients = coverage_coefficient_batch(
         reward_class,
         true_reward=instance.true_reward,
         comparator=instance.comparator,
         baseline=problem.baseline_policy,
-        **law,
+        context_weights=problem.context_weights,
+        pair_distribution=instance.pair_distribution,
     )
-    width = reward_range(reward_class)
-    n_cells = int(np.prod(np.shape(instance.true_reward)[1:]))
+    reward_max = reward_range(reward_class)
+    n_rewards = int(np.prod(np.shape(instance.true_reward)[1:]))
     with jax.enable_x64(True):
-        iota = _complexities(reward_class, n_cells, width, comparisons, delta)
+        iota = _complexities(reward_class, n_rewards, reward_max, comparisons, delta)
     return BoundInputs(
         coverage=np.asarray(coefficients),
         comparator_kl=kl_to_reference(np.asarray(instance.comparator), instance),
-        reward_max=width,
+        reward_max=reward_max,
         complexity=iota,
     )
 
 
 def eta_by_rule(
-    setting: BoundInputs, comparisons: Float[np.ndarray, " B"], rule: Literal["theorem", "tight"]
+    inputs: BoundInputs, comparisons: Float[np.ndarray, " B"], rule: Literal["theorem", "tight"]
 ) -> Float[np.ndarray, " B"]:
-    r"""The theorem's weight of the adversary, that knows no coefficient.
+    r"""Compute the weight of the adversary by the formula of Theorem 5.3.
+
+    The formula does not depend on the coverage coefficient, which is unknown in practice.
 
     Args:
-        setting: what the draw says.
-        comparisons: :math:`N`.
-        rule: with the constant that is printed, or with the sharpest.
+        inputs: complexity and reward range of the instances.
+        comparisons: :math:`N` of each instance.
+        rule: ``theorem`` uses the constant of the paper, ``tight`` the sharpest one.
 
     Returns:
-        :math:`\eta`, nats per unit of reward.
+        :math:`\eta` of each instance, nats per unit of reward.
 
     References:
         `liu:24`, Theorem 5.3; :func:`rpo_theory.bounds.tuned_eta`.
@@ -99,146 +108,152 @@ def eta_by_rule(
     modulus = printed_modulus if rule == "theorem" else tight_modulus
     with jax.enable_x64(True):
         eta = tuned_eta(
-            modulus(setting.reward_max), n_pairs=comparisons, complexity=setting.complexity
+            modulus(inputs.reward_max), n_pairs=comparisons, complexity=inputs.complexity
         )
         return np.asarray(eta)
 
 
-def measure_policy(learned: FitResult, instance: Instance) -> dict[str, Float[np.ndarray, " B"]]:
-    r"""Measure learned policies against the truth.
+def measure_policy(result: FitResult, instance: Instance) -> dict[str, Float[np.ndarray, " B"]]:
+    r"""Measure fitted policies under the true reward.
 
     Args:
-        learned: a batch of answers.
-        instance: the instances that they answer.
+        result: a batch of fits.
+        instance: the instances that the policies were fitted to, in the same order.
 
     Returns:
-        ``gap`` to the comparator, ``gap_baseline`` and ``gap_reference`` to those policies,
-        ``true_value`` and ``proxy_value``, :math:`J(\hat\pi)-J(\pi_{base})` under
-        :math:`r^\star` and :math:`\hat r` (units of reward; nan where a method has no reward), and
-        ``kl`` to the reference (nats).
+        Columns by name, one value per instance. ``gap`` is :math:`J(\pi)-J(\hat\pi)` for the
+        comparator :math:`\pi`; ``gap_baseline`` and ``gap_reference`` are the same for
+        :math:`\pi_{base}` and :math:`\pi_{ref}`. ``true_value`` and ``proxy_value`` are
+        :math:`J(\hat\pi)-J(\pi_{base})` under :math:`r^\star` and under :math:`\hat r`, in units
+        of reward; ``proxy_value`` is nan for a method without a reward. ``kl`` is the divergence
+        from :math:`\pi_{ref}`, nats.
     """
     weights, truth = instance.problem.context_weights, np.asarray(instance.true_reward)
     baseline = np.asarray(instance.problem.baseline_policy)
 
-    def ahead(policy: np.ndarray, other: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        # A response that neither policy gives may have a reward of minus infinity.
-        counted = np.where(policy == other, 0.0, reward)
-        return np.einsum("bx,bxa,bxa->b", weights, policy - other, counted)
+    def advantage(policy: np.ndarray, other: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        # A response with probability 0 in both policies may have a reward of minus infinity.
+        finite = np.where(policy == other, 0.0, reward)
+        return np.einsum("bx,bxa,bxa->b", weights, policy - other, finite)
 
-    answer = learned.policy
+    fitted = result.policy
     return {
-        "gap": ahead(np.asarray(instance.comparator), answer, truth),
-        "gap_baseline": ahead(baseline, answer, truth),
-        "gap_reference": ahead(np.asarray(instance.problem.reference_policy), answer, truth),
-        "true_value": ahead(answer, baseline, truth),
-        "proxy_value": ahead(answer, baseline, learned.reward),
-        "kl": kl_to_reference(answer, instance),
+        "gap": advantage(np.asarray(instance.comparator), fitted, truth),
+        "gap_baseline": advantage(baseline, fitted, truth),
+        "gap_reference": advantage(np.asarray(instance.problem.reference_policy), fitted, truth),
+        "true_value": advantage(fitted, baseline, truth),
+        "proxy_value": advantage(fitted, baseline, result.reward),
+        "kl": kl_to_reference(fitted, instance),
     }
 
 
 def kl_to_reference(
     policy: Float[np.ndarray, "B x a"], instance: Instance
 ) -> Float[np.ndarray, " B"]:
-    r"""Mean divergence of policies from the reference, :math:`E_{d_0}KL(\pi\|\pi_{ref})`.
+    r"""Compute the mean KL divergence from the reference, :math:`E_{d_0}KL(\pi\|\pi_{ref})`.
 
     Args:
-        policy: probabilities.
-        instance: whose reference and prompts.
+        policy: probabilities of the responses in every context.
+        instance: instances with the reference policies and the context weights.
 
     Returns:
-        Nats; ``inf`` where a policy leaves the support of the reference.
+        Divergence of each policy, nats; ``inf`` if a policy leaves the support of the reference.
     """
     policy, reference = np.asarray(policy), np.asarray(instance.problem.reference_policy)
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(policy > 0, policy * np.log(policy / reference), 0.0)
-    # Roundoff may leave minus 1e-17.
+    # Roundoff may give -1e-17.
     divergence = np.einsum("bx,bxa->b", instance.problem.context_weights, terms)
     return np.maximum(divergence, 0.0)
 
 
 def gap_bounds(
-    setting: BoundInputs,
+    inputs: BoundInputs,
     *,
     comparisons: Float[np.ndarray, " B"],
     eta: Float[np.ndarray, " B"],
     beta: Float[np.ndarray, " B"],
 ) -> dict[str, Float[np.ndarray, " B"]]:
-    r"""Bounds on the gap of RPO at its own weights, and the terms of the corrected one.
+    r"""Compute bounds on the gap of RPO at its weights, and the terms of the corrected bound.
 
     Args:
-        setting: what the draw says.
-        comparisons: :math:`N`.
-        eta: weights of the adversary; at 0 nothing is promised.
+        inputs: the quantities of the instances that the bounds depend on.
+        comparisons: :math:`N` of each instance.
+        eta: weights of the adversary; the bounds are infinite at 0.
         beta: weights of the KL term.
 
     Returns:
-        ``bound`` (corrected modulus), its terms ``bound_coverage``, ``bound_complexity`` and
-        ``bound_kl``, and the same inequality with the other moduli, ``bound_tight`` and
-        ``bound_printed``; units of reward.
+        Columns by name, units of reward: ``bound`` with the corrected modulus; its terms
+        ``bound_coverage``, ``bound_complexity`` and ``bound_kl``; and the same inequality with the
+        other moduli, ``bound_tight`` and ``bound_printed``.
 
     References:
         `liu:24`, eq. A.44; :mod:`rpo_theory.bounds`.
     """
-    known = {
+    arguments = {
         "n_pairs": comparisons,
-        "complexity": setting.complexity,
+        "complexity": inputs.complexity,
         "eta": np.where(eta > 0, eta, np.nan),
         "beta": beta,
-        "coverage": setting.coverage,
-        "kl": setting.comparator_kl,
+        "coverage": inputs.coverage,
+        "kl": inputs.comparator_kl,
     }
 
-    def bound(modulus: Callable[..., Array], **changed: np.ndarray) -> Float[np.ndarray, " B"]:
-        terms = {**known, **changed}
+    def bound(modulus: Callable[..., Array], **replaced: np.ndarray) -> Float[np.ndarray, " B"]:
+        terms = {**arguments, **replaced}
         with jax.enable_x64(True):
-            return np.asarray(suboptimality_bound(modulus(setting.reward_max), **terms))
+            return np.asarray(suboptimality_bound(modulus(inputs.reward_max), **terms))
 
-    promised = bound(corrected_modulus)
-    bias = bound(corrected_modulus, complexity=0.0 * eta, kl=0.0 * eta)
-    divergence = beta * setting.comparator_kl
+    corrected = bound(corrected_modulus)
+    coverage_term = bound(corrected_modulus, complexity=0.0 * eta, kl=0.0 * eta)
+    kl_term = beta * inputs.comparator_kl
     columns = {
-        "bound": promised,
+        "bound": corrected,
         "bound_tight": bound(tight_modulus),
         "bound_printed": bound(printed_modulus),
-        "bound_coverage": bias,
-        "bound_complexity": promised - bias - divergence,
-        "bound_kl": divergence,
+        "bound_coverage": coverage_term,
+        "bound_complexity": corrected - coverage_term - kl_term,
+        "bound_kl": kl_term,
     }
     return {name: np.where(eta > 0, column, np.inf) for name, column in columns.items()}
 
 
 def _complexities(
     reward_class: TabularBox | LinearBall | FiniteClass,
-    n_cells: int,
-    width: Float[np.ndarray, " B"],
+    n_rewards: int,
+    reward_max: Float[np.ndarray, " B"],
     comparisons: Float[np.ndarray, " B"],
     delta: float,
 ) -> Float[np.ndarray, " B"]:
-    """Iota of every instance; few of a batch differ, and covers are counted once for each."""
-    keys = [np.asarray(covering_scale(comparisons, width))]
+    """Return iota of every instance; covering numbers are computed once per distinct input."""
+    keys = [np.asarray(covering_scale(comparisons, reward_max))]
     if isinstance(reward_class, FiniteClass):
-        keys += [np.full(len(width), float(np.shape(reward_class.rewards)[1]))]
+        keys += [np.full(len(reward_max), float(np.shape(reward_class.rewards)[1]))]
     elif isinstance(reward_class, LinearBall):
-        longest = np.linalg.norm(reward_class.features, axis=-1).max(axis=(1, 2))
-        keys += [longest, np.asarray(reward_class.radius, np.float64)]
+        max_norm = np.linalg.norm(reward_class.features, axis=-1).max(axis=(1, 2))
+        keys += [max_norm, np.asarray(reward_class.radius, np.float64)]
     else:
-        keys += [width]
-    different, which = np.unique(np.stack(keys), axis=1, return_inverse=True)
-    counts = [_log_covering(reward_class, key, n_cells) for key in different.T]
-    return np.asarray(complexity(np.asarray(counts), delta))[which.ravel()]
+        keys += [reward_max]
+    distinct, inverse = np.unique(np.stack(keys), axis=1, return_inverse=True)
+    counts = [_log_covering(reward_class, key, n_rewards) for key in distinct.T]
+    return np.asarray(complexity(np.asarray(counts), delta))[inverse.ravel()]
 
 
 def _log_covering(
-    reward_class: TabularBox | LinearBall | FiniteClass, key: Float[np.ndarray, " k"], n_cells: int
+    reward_class: TabularBox | LinearBall | FiniteClass,
+    key: Float[np.ndarray, " k"],
+    n_rewards: int,
 ) -> float:
-    scale, *rest = key
+    """Return the log-covering number of the class that a key of ``_complexities`` describes."""
+    scale, *parameters = key
+    n_dimensions = n_rewards
     match reward_class:
         case FiniteClass():
-            one = FiniteClass(np.zeros((int(rest[0]), 1, 1)))
+            representative = FiniteClass(np.zeros((int(parameters[0]), 1, 1)))
         case LinearBall():
-            longest, radius = rest
-            one = LinearBall(np.full((1, 1, 1), longest), np.array(radius))
-            n_cells = np.shape(reward_class.features)[-1]
+            max_norm, radius = parameters
+            representative = LinearBall(np.full((1, 1, 1), max_norm), np.array(radius))
+            n_dimensions = np.shape(reward_class.features)[-1]
         case TabularBox():
-            one = TabularBox(np.array(rest[0]))
-    return log_covering_number(one, scale, n_cells)
+            representative = TabularBox(np.array(parameters[0]))
+    return log_covering_number(representative, scale, n_dimensions)

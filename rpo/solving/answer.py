@@ -9,7 +9,7 @@ from jaxtyping import Float
 from rpo.results import Answer, CertifiedSolution
 from rpo_theory import direct, maximin, minimax
 from rpo_theory.certificate import certify
-from rpo_theory.coverage import coverage
+from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.objectives import gap
 from rpo_theory.rewards import FiniteClass, Unbounded
 from rpo_theory.stationarity import s1_residual
@@ -102,7 +102,7 @@ def _judge(
         return None, None, []
     gap_to_comparator = float(gap(policy, comparator, truth, problem.context_weights))
     try:
-        coefficient = coverage(
+        coefficient = coverage_coefficient(
             task.reward_class,
             true_reward=truth,
             comparator=comparator,

@@ -1,12 +1,12 @@
-"""Problem files: JSON read and validated into the types of ``rpo_theory``.
+"""Problem files: JSON documents that describe a problem of ``rpo_theory``.
 
 ==================== ==========================================================================
 key                  value; letters of shapes as in ``rpo_theory.types``
 ==================== ==========================================================================
 ``context_weights``  ``[x]``, probabilities
 ``reference_policy`` ``[x][a]``, rows of probabilities
-``baseline_policy``  ``[x][a]``, or ``"chosen"`` (the law of the winners in each context; the
-                     reference where a context has no data), or ``"reference"``
+``baseline_policy``  ``[x][a]``, or ``"chosen"`` (the distribution of the winners in each
+                     context; the reference in a context without data), or ``"reference"``
 ``comparisons``      rows ``[context, winner, loser, count]``; indices from 0; rows add up, and
                      counts may be fractions (expected counts)
 ``beta``, ``eta``    greater than 0; at least 0
@@ -16,7 +16,7 @@ key                  value; letters of shapes as in ``rpo_theory.types``
 ``comparator``       optional, ``[x][a]``, rows of probabilities; needs ``true_reward``
 ==================== ==========================================================================
 
-A mistake is one line that names the file, the line, the field, the rule and what was got.
+An error message is one line with the file, the line, the field, the rule and the value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rpo_theory.policies import chosen_policy
 from rpo_theory.preference import win_counts
 from rpo_theory.problems import (
     InvalidProblemError,
-    normalised,
+    normalize,
     validate,
     validate_policy,
     validate_reward,
@@ -41,9 +41,9 @@ from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox,
 from rpo_theory.types import Problem
 
 MAX_CELLS = 5 * 10**7
-"""Size of the table of win counts, contexts x actions x actions: 400 MB."""
+"""Largest table of win counts, contexts x actions x actions: 400 MB."""
 MAX_COUNT = 1e15
-"""Counts up to here, and sums of a few, are exact in float64."""
+"""Largest count; sums of a few counts up to here are exact in float64."""
 
 _REQUIRED = (
     "context_weights",
@@ -65,14 +65,14 @@ _ROW = ("context", "winner", "loser", "count")
 
 
 class ProblemFile(NamedTuple):
-    """What a problem file holds.
+    """Content of a problem file.
 
     Attributes:
-        problem: the instance, in float64, with laws that sum to one.
-        reward_class: the class that its reward is sought in.
-        true_reward: the true reward if it is known, shape ``[x a]``.
-        comparator: the policy to compare with, shape ``[x a]``; None leaves it to the caller.
-        fallback_contexts: contexts without data, where the baseline "chosen" is the reference.
+        problem: preference data, policies and weights in float64; distributions sum to one.
+        reward_class: the adversary's class.
+        true_reward: the true reward, shape ``[x a]``; None if the file has none.
+        comparator: the policy to compare with, shape ``[x a]``; None if the file has none.
+        fallback_contexts: contexts without data, in which the baseline "chosen" is the reference.
     """
 
     problem: Problem
@@ -83,32 +83,32 @@ class ProblemFile(NamedTuple):
 
 
 def read_problem(path: str) -> ProblemFile:
-    """Read a problem file, or standard input for ``-``.
+    """Read and validate a problem file, or standard input for ``-``.
 
     Args:
-        path: the file.
+        path: path of a JSON file, or ``-``.
 
     Returns:
-        A problem that obeys every rule.
+        The validated content.
 
     Raises:
-        DocumentError: a mistake in the file, with its line and field.
-        OSError: the file cannot be read.
+        DocumentError: if the file breaks a rule; the message names line and field.
+        OSError: if the file cannot be read.
     """
     return from_document(load_document(path))
 
 
 def from_document(root: Node) -> ProblemFile:
-    """Build the problem that a JSON document describes.
+    """Build and validate the problem that a JSON document describes.
 
     Args:
-        root: the document.
+        root: root of the document.
 
     Returns:
-        A problem that obeys every rule.
+        The validated content.
 
     Raises:
-        DocumentError: a mistake in the document, with its line and field.
+        DocumentError: if the document breaks a rule; the message names line and field.
     """
     keys = root.members(_REQUIRED, _OPTIONAL)
     reference = keys["reference_policy"].numbers(2)
@@ -125,7 +125,7 @@ def from_document(root: Node) -> ProblemFile:
     reward_class = _reward_class(keys["reward_class"])
     tables = {key: keys[key].numbers(2) for key in _OPTIONAL if key in keys}
     if "comparator" in tables and "true_reward" not in tables:
-        keys["comparator"].refuse("needs `true_reward`, the reward that it is compared under")
+        keys["comparator"].refuse("needs `true_reward`, under which the policies are compared")
     try:
         validate(problem, reward_class)
         for key, table in tables.items():
@@ -137,7 +137,7 @@ def from_document(root: Node) -> ProblemFile:
     fallback: tuple[int, ...] = ()
     if keys["baseline_policy"].value == "chosen":
         fallback = tuple(np.flatnonzero(wins.sum(axis=(1, 2)) == 0).tolist())
-    return ProblemFile(normalised(problem), reward_class, **tables, fallback_contexts=fallback)
+    return ProblemFile(normalize(problem), reward_class, **tables, fallback_contexts=fallback)
 
 
 def _wins(node: Node, shape: tuple[int, int]) -> Float[np.ndarray, "x a a"]:
@@ -180,8 +180,8 @@ def _baseline(
 
 
 def _reward_class(node: Node) -> RewardClass:
-    every_key = {key for keys in _CLASS_KEYS.values() for key in keys}
-    kind = node.members(["kind"], sorted(every_key))["kind"].one_of(tuple(_CLASS_KEYS))
+    all_keys = {key for keys in _CLASS_KEYS.values() for key in keys}
+    kind = node.members(["kind"], sorted(all_keys))["kind"].one_of(tuple(_CLASS_KEYS))
     keys = node.members(["kind", *_CLASS_KEYS[kind]])
     match kind:
         case "tabular":

@@ -1,4 +1,4 @@
-"""What ``rpo solve`` is asked: a problem from a file, or a ranking from votes."""
+"""Tasks of ``rpo solve``: a problem from a JSON file, or a ranking from votes in a CSV file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from bandits.environments.votes import read_votes
 from rpo_theory.policies import chosen_policy
-from rpo_theory.problems import normalised
+from rpo_theory.problems import normalize
 from rpo_theory.rewards import RewardClass, TabularBox
 from rpo_theory.types import Problem
 
@@ -19,18 +19,18 @@ from .problem_files import read_problem
 _LISTED = 5
 
 
-class Task(NamedTuple):
-    """What is to be solved, and what its indices are called.
+class SolveTask(NamedTuple):
+    """A problem to solve, with the names of its contexts and actions.
 
     Attributes:
-        problem: the instance.
-        reward_class: the class that its reward is sought in.
-        true_reward: the true reward if it is known, shape ``[x a]``.
-        comparator: the policy that the answer is compared with; there is one where there is a
-            true reward, shape ``[x a]``.
-        contexts: names of the contexts if the task comes from votes.
-        actions: names of the actions if the task comes from votes.
-        notes: sentences on the input that belong beside the answer.
+        problem: preference data, policies and weights.
+        reward_class: the adversary's class.
+        true_reward: the true reward, shape ``[x a]``; None if it is not known.
+        comparator: the policy that the solution is compared with, shape ``[x a]``; None if and
+            only if the true reward is not known.
+        contexts: names of the contexts; None unless the task comes from votes.
+        actions: names of the actions; None unless the task comes from votes.
+        notes: remarks on the input, which the answer repeats.
     """
 
     problem: Problem
@@ -42,21 +42,21 @@ class Task(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def task_from_file(path: str) -> Task:
-    """Read a problem file, or standard input for ``-``.
+def task_from_file(path: str) -> SolveTask:
+    """Read a task from a problem file, or from standard input for ``-``.
 
-    The comparator is the best action of each context that the reference policy reaches, unless
-    the file names another.
+    The comparator is that of the file. By default it takes, in each context, the best action that
+    the reference policy can choose.
 
     Args:
-        path: the file.
+        path: a JSON file in the form of :mod:`rpo.solving.problem_files`.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: a mistake in the file.
-        OSError: the file cannot be read.
+        ValueError: if the file breaks a rule.
+        OSError: if the file cannot be read.
     """
     file = read_problem(path)
     comparator = file.comparator
@@ -65,7 +65,7 @@ def task_from_file(path: str) -> Task:
         best = np.where(reachable, file.true_reward, -np.inf).argmax(axis=1)
         comparator = np.eye(file.true_reward.shape[1])[best]
     notes = _fallback_notes([str(x) for x in file.fallback_contexts])
-    return Task(file.problem, file.reward_class, file.true_reward, comparator, notes=notes)
+    return SolveTask(file.problem, file.reward_class, file.true_reward, comparator, notes=notes)
 
 
 def task_from_votes(
@@ -76,28 +76,30 @@ def task_from_votes(
     reward_max: float = 4.0,
     baseline: str = "chosen",
     context_weights: str = "votes",
-) -> Task:
-    r"""Read votes; the reference is uniform, the class tabular.
+) -> SolveTask:
+    r"""Read a task from votes; the reference policy is uniform and the reward class tabular.
 
-    With :math:`N` votes, :math:`\beta = 1/\sqrt N` is the choice of Theorem 5.3. The same for
-    :math:`\eta` lets the adversarial term weigh as much as :math:`\sqrt N` of the votes, the size
-    of their noise; the :math:`\eta` of the theorem itself is made for the worst case, and so small
-    that the answer is DPO's.
+    With :math:`N` votes, :math:`\beta = 1/\sqrt N` is the choice of Theorem 5.3. The default
+    :math:`\eta = 1/\sqrt N` gives the adversarial term the weight of :math:`\sqrt N` votes, the size
+    of their noise. The theorem's own :math:`\eta` covers the worst case and is so small that the
+    solution would be that of DPO.
 
     Args:
-        path: the CSV file.
-        beta: weight of the KL term; :math:`1/\sqrt N` if None.
-        eta: weight of the adversarial term; :math:`1/\sqrt N` if None.
-        reward_max: rewards lie in [0, this].
-        baseline: ``"chosen"``, the law of the winners in each context, or ``"reference"``.
-        context_weights: ``"votes"``, the share of the votes, or ``"uniform"``.
+        path: a CSV file with the columns context, winner, loser and optionally count.
+        beta: weight of the KL term, greater than 0; :math:`1/\sqrt N` if None.
+        eta: weight of the adversarial term, at least 0; :math:`1/\sqrt N` if None.
+        reward_max: upper bound of the rewards, greater than 0; the lower bound is 0.
+        baseline: ``"chosen"`` for the distribution of the winners in each context, or
+            ``"reference"`` for the uniform reference policy.
+        context_weights: ``"votes"`` to weight a context by its share of the votes, or
+            ``"uniform"``.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: a mistake in the file.
-        OSError: the file cannot be read.
+        ValueError: if the file breaks a rule.
+        OSError: if the file cannot be read.
 
     References:
         `liu:24`, Theorem 5.3.
@@ -107,11 +109,11 @@ def task_from_votes(
     votes_in_context = votes.wins.sum(axis=(1, 2))
     root = 1.0 / np.sqrt(votes_in_context.sum())
     reference = baseline_policy = np.full((n_contexts, n_actions), 1.0 / n_actions)
-    silent: list[str] = []
+    without_votes: list[str] = []
     if baseline == "chosen":
         with jax.enable_x64(True):
             baseline_policy = np.asarray(jax.jit(chosen_policy)(votes.wins, reference))
-        silent = [votes.contexts[x] for x in np.flatnonzero(votes_in_context == 0)]
+        without_votes = [votes.contexts[x] for x in np.flatnonzero(votes_in_context == 0)]
     problem = Problem(
         context_weights=votes_in_context if context_weights == "votes" else np.ones(n_contexts),
         reference_policy=reference,
@@ -120,12 +122,12 @@ def task_from_votes(
         beta=np.asarray(root if beta is None else beta),
         eta=np.asarray(root if eta is None else eta),
     )
-    return Task(
-        normalised(problem),
+    return SolveTask(
+        normalize(problem),
         TabularBox(np.asarray(reward_max)),
         contexts=votes.contexts,
         actions=votes.actions,
-        notes=_fallback_notes(silent),
+        notes=_fallback_notes(without_votes),
     )
 
 

@@ -30,7 +30,7 @@ from .box_interior_point import CENTRING, CENTRING_HOT, COOLING, EPSILON, TRUST
 INSIDE = 0.99  # share of the way to the boundary that a step may go
 
 
-class State(NamedTuple):
+class BallState(NamedTuple):
     r"""Iterate of the method.
 
     Attributes:
@@ -53,11 +53,11 @@ class State(NamedTuple):
     done: Bool[Array, ""]
 
 
-def init(problem: Problem, features: Float[Array, "x a d"]) -> State:
+def init(problem: Problem, features: Float[Array, "x a d"]) -> BallState:
     """Start at the zero reward, at a temperature at which nothing is sharp."""
     beta = jnp.asarray(problem.beta)
     count = jnp.zeros((), jnp.int32)
-    return State(
+    return BallState(
         parameter=jnp.zeros(features.shape[-1], features.dtype),
         slack=jnp.full_like(beta, 0.5),
         dual=jnp.full_like(beta, 0.01),
@@ -75,7 +75,7 @@ def solve(
     *,
     tolerance: float,
     max_steps: int,
-) -> State:
+) -> BallState:
     r"""Minimise over the unit ball, against the best policy or against a given one.
 
     Args:
@@ -90,7 +90,7 @@ def solve(
         The final state.
     """
 
-    def running(state: State) -> Bool[Array, ""]:
+    def running(state: BallState) -> Bool[Array, ""]:
         return ~state.done & (state.steps < max_steps)
 
     return jax.lax.while_loop(
@@ -104,9 +104,9 @@ def step(
     problem: Problem,
     features: Float[Array, "x a d"],
     policy: Float[ArrayLike, "x a"] | None,
-    state: State,
+    state: BallState,
     tolerance: float,
-) -> State:
+) -> BallState:
     """One guarded Newton step, unless the iterate has converged."""
     gradient, hessian, sharpness = _derivatives(problem, features, policy, state)
     u, t, dual = state.parameter, state.slack, state.dual
@@ -139,7 +139,7 @@ def step(
     dual_length = jnp.where(trust < 1.0, jnp.minimum(dual_length, length), dual_length)
     cooled = jnp.maximum(sharp, COOLING * state.temperature)
 
-    moved = State(
+    moved = BallState(
         parameter=u + length * direction,
         slack=t + length * slack_step,
         dual=dual + dual_length * dual_step,
@@ -149,14 +149,14 @@ def step(
         done=done,
     )
     stays = state._replace(residual=residual, done=done)
-    return State(*(jnp.where(done, old, new) for old, new in zip(stays, moved, strict=True)))
+    return BallState(*(jnp.where(done, old, new) for old, new in zip(stays, moved, strict=True)))
 
 
 def _derivatives(
     problem: Problem,
     features: Float[Array, "x a d"],
     policy: Float[ArrayLike, "x a"] | None,
-    state: State,
+    state: BallState,
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, ""]]:
     """Gradient and Hessian of the objective divided by its weight, and the size of r / beta."""
     wins = jnp.asarray(problem.wins)
@@ -172,12 +172,12 @@ def _derivatives(
     margin = (reward[:, :, None] - reward[:, None, :]) / unit
     surprise = jax.nn.sigmoid(-margin)
     flow = data * wins * surprise
-    conductance = data / unit * (wins + wins.mT) * surprise * jax.nn.sigmoid(margin)
-    degrees = conductance.sum(axis=2)
+    edge_weights = data / unit * (wins + wins.mT) * surprise * jax.nn.sigmoid(margin)
+    degrees = edge_weights.sum(axis=2)
     hessian = jnp.einsum("xad,xa,xae->de", features, degrees, features)
     # The difference may lose its sign to rounding: lift it by what rounding can take.
     hessian = hessian + jnp.diag(64.0 * EPSILON * jnp.diagonal(hessian))
-    hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, conductance, features)
+    hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, edge_weights, features)
 
     if policy is None:
         probability = gibbs_policy(reward, problem.reference_policy, beta)

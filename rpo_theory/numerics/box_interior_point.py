@@ -55,7 +55,7 @@ class Blocks(NamedTuple):
     width: Float[Array, " b"]
 
 
-class State(NamedTuple):
+class BoxState(NamedTuple):
     """Iterate of the method; the reward is measured from the centre of the box.
 
     Attributes:
@@ -82,12 +82,12 @@ class State(NamedTuple):
     done: Bool[Array, " b"]
 
 
-def init(blocks: Blocks) -> State:
+def init(blocks: Blocks) -> BoxState:
     """Start in the centre of the box, at a temperature at which nothing is sharp."""
     half = 0.5 * jnp.broadcast_to(blocks.width, blocks.reference.shape)
     dual = jnp.full_like(half, 0.01)
     count = jnp.zeros(blocks.beta.shape, jnp.int32)
-    return State(
+    return BoxState(
         reward=jnp.zeros_like(half),
         slack_low=half,
         slack_high=half,
@@ -106,7 +106,7 @@ def solve(
     *,
     tolerance: float,
     max_steps: int,
-) -> State:
+) -> BoxState:
     r"""Minimise over the reward, against the best policy or against a given one.
 
     Args:
@@ -120,7 +120,7 @@ def solve(
         The final state.
     """
 
-    def running(state: State) -> Bool[Array, ""]:
+    def running(state: BoxState) -> Bool[Array, ""]:
         return jnp.any(~state.done) & (jnp.max(state.steps) < max_steps)
 
     return jax.lax.while_loop(
@@ -129,10 +129,10 @@ def solve(
 
 
 def step(
-    blocks: Blocks, policy: Float[Array, "a b"] | None, state: State, tolerance: float
-) -> State:
+    blocks: Blocks, policy: Float[Array, "a b"] | None, state: BoxState, tolerance: float
+) -> BoxState:
     """One guarded Newton step of every block that has not converged."""
-    gradient, conductance, probability = _derivatives(blocks, policy, state)
+    gradient, edge_weights, probability = _derivatives(blocks, policy, state)
     product_low = state.dual_low * state.slack_low
     product_high = state.dual_high * state.slack_high
     barrier = 0.5 * jnp.mean(product_low + product_high, axis=0)
@@ -153,7 +153,7 @@ def step(
     stiff_low = state.dual_low / state.slack_low
     stiff_high = state.dual_high / state.slack_high
     direction = _grounded_laplacian_solve(
-        conductance, stiff_low + stiff_high, pull_low - pull_high - gradient
+        edge_weights, stiff_low + stiff_high, pull_low - pull_high - gradient
     )
     dual_low_step = pull_low - state.dual_low - stiff_low * direction
     dual_high_step = pull_high - state.dual_high + stiff_high * direction
@@ -174,7 +174,7 @@ def step(
     dual_length = jnp.where(trust < 1.0, jnp.minimum(dual_length, length), dual_length)
     cooled = jnp.maximum(sharp, COOLING * state.temperature)
 
-    moved = State(
+    moved = BoxState(
         reward=state.reward + length * direction,
         slack_low=state.slack_low + length * direction,
         slack_high=state.slack_high - length * direction,
@@ -186,11 +186,11 @@ def step(
         done=done,
     )
     stays = state._replace(residual=residual, done=done)
-    return State(*(jnp.where(done, old, new) for old, new in zip(stays, moved, strict=True)))
+    return BoxState(*(jnp.where(done, old, new) for old, new in zip(stays, moved, strict=True)))
 
 
 def _derivatives(
-    blocks: Blocks, policy: Float[Array, "a b"] | None, state: State
+    blocks: Blocks, policy: Float[Array, "a b"] | None, state: BoxState
 ) -> tuple[Float[Array, "a b"], Float[Array, "a a b"], Float[Array, "a b"]]:
     """Gradient, Hessian as conductances between actions, and the policy that is answered."""
     beta, unit = _scales(blocks, state)
@@ -200,18 +200,18 @@ def _derivatives(
     surprise = jnp.where(margin >= 0, small, 1.0) * larger
     flow = blocks.data_weight * blocks.wins * surprise
     both_ways = blocks.wins + jnp.swapaxes(blocks.wins, 0, 1)
-    conductance = (blocks.data_weight / unit) * both_ways * (small * larger * larger)
+    edge_weights = (blocks.data_weight / unit) * both_ways * (small * larger * larger)
     if policy is None:
         probability = _gibbs(blocks.reference, state.reward, beta)
         sharpness = blocks.adversary_weight / beta
-        conductance = conductance + sharpness * probability[:, None] * probability[None, :]
+        edge_weights = edge_weights + sharpness * probability[:, None] * probability[None, :]
     else:
         probability = policy
     excess = blocks.adversary_weight * (probability - blocks.baseline)
-    return excess + flow.sum(axis=0) - flow.sum(axis=1), conductance, probability
+    return excess + flow.sum(axis=0) - flow.sum(axis=1), edge_weights, probability
 
 
-def _scales(blocks: Blocks, state: State) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+def _scales(blocks: Blocks, state: BoxState) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """The beta of the policy and the unit of the margins that are in force."""
     return jnp.maximum(blocks.beta, state.temperature), jnp.maximum(1.0, state.temperature)
 
@@ -225,16 +225,16 @@ def _gibbs(
 
 
 def _grounded_laplacian_solve(
-    conductance: Float[Array, "a a b"], ground: Float[Array, "a b"], current: Float[Array, "a b"]
+    edge_weights: Float[Array, "a a b"], ground: Float[Array, "a b"], current: Float[Array, "a b"]
 ) -> Float[Array, "a b"]:
     """Solve (Laplacian + ground) v = current for every block.
 
     The diagonal is the sum of its row, never a difference, and the matrix is scaled to a unit
     diagonal and lifted by a few units in the last place: the factorisation cannot break down.
     """
-    n_actions = conductance.shape[0]
+    n_actions = edge_weights.shape[0]
     same = jnp.eye(n_actions, dtype=bool)[:, :, None]
-    between = jnp.where(same, 0.0, conductance)
+    between = jnp.where(same, 0.0, edge_weights)
     scale = jax.lax.rsqrt(between.sum(axis=1) + ground)
     scaled = jnp.where(same, 1.0 + 8.0 * EPSILON, -between * scale[:, None] * scale[None, :])
     factor = jnp.linalg.cholesky(jnp.moveaxis(scaled, -1, 0), symmetrize_input=False)
@@ -252,7 +252,9 @@ def _longest_step(value: Float[Array, "a b"], change: Float[Array, "a b"]) -> Fl
     return jnp.where(falling, -value / jnp.where(falling, change, -1.0), jnp.inf).min(axis=0)
 
 
-def _distance(blocks: Blocks, state: State, direction: Float[Array, "a b"]) -> Float[Array, " b"]:
+def _distance(
+    blocks: Blocks, state: BoxState, direction: Float[Array, "a b"]
+) -> Float[Array, " b"]:
     """How far a full step moves the sharpest of its arguments, in nats."""
     known = blocks.reference > 0
     highest = jnp.where(known, direction, -jnp.inf).max(axis=0)

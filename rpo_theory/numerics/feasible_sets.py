@@ -38,11 +38,11 @@ class Simplex(NamedTuple):
     losses: Float[Array, " m"]
 
 
-ChoiceSet = Box | Free | Ball | Simplex
+FeasibleSet = Box | Free | Ball | Simplex
 
 
-def start(rewards: ChoiceSet, n_actions: int) -> Float[Array, " m"]:
-    """A choice well inside the set."""
+def start(rewards: FeasibleSet, n_actions: int) -> Float[Array, " m"]:
+    """A point well inside the set."""
     match rewards:
         case Box():
             return jnp.full(n_actions, 0.5)
@@ -54,16 +54,16 @@ def start(rewards: ChoiceSet, n_actions: int) -> Float[Array, " m"]:
             return jnp.full_like(losses, 1.0 / losses.size)
 
 
-def reward(rewards: ChoiceSet, choice: Float[Array, " m"]) -> Float[Array, "x a"]:
-    r"""Reward table of a choice, :math:`\Phi y`."""
+def reward(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a"]:
+    r"""Reward table of a point, :math:`\Phi y`."""
     match rewards:
         case Box() | Free():
-            return choice[None]
+            return point[None]
         case Ball(features) | Simplex(features):
-            return jnp.einsum("xam,m->xa", features, choice)
+            return jnp.einsum("xam,m->xa", features, point)
 
 
-def pull(rewards: ChoiceSet, table: Float[Array, "x a"]) -> Float[Array, " m"]:
+def adjoint(rewards: FeasibleSet, table: Float[Array, "x a"]) -> Float[Array, " m"]:
     r"""Transpose of :func:`reward`, :math:`\Phi^\top v`."""
     match rewards:
         case Box() | Free():
@@ -72,7 +72,7 @@ def pull(rewards: ChoiceSet, table: Float[Array, "x a"]) -> Float[Array, " m"]:
             return jnp.einsum("xam,xa->m", features, table)
 
 
-def pull_matrix(rewards: ChoiceSet, matrix: Float[Array, "x a a"]) -> Float[Array, "m m"]:
+def adjoint_form(rewards: FeasibleSet, matrix: Float[Array, "x a a"]) -> Float[Array, "m m"]:
     r"""Quadratic form of tables as one of choices, :math:`\Phi^\top K\Phi`."""
     match rewards:
         case Box() | Free():
@@ -81,49 +81,49 @@ def pull_matrix(rewards: ChoiceSet, matrix: Float[Array, "x a a"]) -> Float[Arra
             return jnp.einsum("xam,xan->mn", features, jnp.einsum("xab,xbn->xan", matrix, features))
 
 
-def gradient(rewards: ChoiceSet, flow: Float[Array, "x a"]) -> Float[Array, " m"]:
+def gradient(rewards: FeasibleSet, flow: Float[Array, "x a"]) -> Float[Array, " m"]:
     r"""Gradient of what the adversary pays, :math:`\Phi^\top v` and the losses of the members."""
     match rewards:
         case Simplex(_, losses):
-            return pull(rewards, flow) + losses
+            return adjoint(rewards, flow) + losses
         case _:
-            return pull(rewards, flow)
+            return adjoint(rewards, flow)
 
 
-def slack(rewards: ChoiceSet, choice: Float[Array, " m"]) -> Float[Array, " c"]:
+def slack(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, " c"]:
     """Distances to the bounds, :math:`c(y)`."""
     match rewards:
         case Box():
-            return jnp.concatenate([choice, 1.0 - choice])
+            return jnp.concatenate([point, 1.0 - point])
         case Free():
-            return choice[:0]
+            return point[:0]
         case Ball():
-            return 0.5 * (1.0 - jnp.vdot(choice, choice))[None]
+            return 0.5 * (1.0 - jnp.vdot(point, point))[None]
         case Simplex():
-            return choice
+            return point
 
 
 def bound_maps(
-    rewards: ChoiceSet, choice: Float[Array, " m"]
+    rewards: FeasibleSet, point: Float[Array, " m"]
 ) -> tuple[
     Callable[[Float[Array, " m"]], Float[Array, " c"]],
     Callable[[Float[Array, " c"]], Float[Array, " m"]],
 ]:
-    """Derivative of the slack along a move of the choice, and its transpose."""
+    """Derivative of the slack along a move of the point, and its transpose."""
 
     def slack_of(moved: Float[Array, " m"]) -> Float[Array, " c"]:
         return slack(rewards, moved)
 
-    _, transpose = jax.vjp(slack_of, choice)
+    _, transpose = jax.vjp(slack_of, point)
     return (
-        lambda move: jax.jvp(slack_of, (choice,), (move,))[1],
+        lambda move: jax.jvp(slack_of, (point,), (move,))[1],
         lambda multiplier: transpose(multiplier)[0],
     )
 
 
 def bound_curvature(
-    rewards: ChoiceSet,
-    choice: Float[Array, " m"],
+    rewards: FeasibleSet,
+    point: Float[Array, " m"],
     slacks: Float[Array, " c"],
     multiplier: Float[Array, " c"],
 ) -> Float[Array, "m m"]:
@@ -131,27 +131,27 @@ def bound_curvature(
     stiffness = multiplier / slacks
     match rewards:
         case Box():
-            return jnp.diag(stiffness[: choice.size] + stiffness[choice.size :])
+            return jnp.diag(stiffness[: point.size] + stiffness[point.size :])
         case Free():
-            return jnp.zeros((choice.size, choice.size))
+            return jnp.zeros((point.size, point.size))
         case Ball():
             # The barrier's own part, a multiple of y y', would drown the rest: see newton_move.
-            return multiplier * jnp.eye(choice.size)
+            return multiplier * jnp.eye(point.size)
         case Simplex():
             return jnp.diag(stiffness)
 
 
-def least_products(rewards: ChoiceSet, multiplier: Float[Array, " c"]) -> Float[Array, " c"]:
+def min_complementarity(rewards: FeasibleSet, multiplier: Float[Array, " c"]) -> Float[Array, " c"]:
     """Products of slack and multiplier below which the slack would be roundoff.
 
-    The slacks of linear bounds move with the choice and keep their precision; the ball's is
+    The slacks of linear bounds move with the point and keep their precision; the ball's is
     compared with a norm.
     """
     return 1e-14 * multiplier if isinstance(rewards, Ball) else jnp.zeros_like(multiplier)
 
 
-def bent_products(
-    rewards: ChoiceSet, move: Float[Array, " m"], multiplier: Float[Array, " c"]
+def curvature_loss(
+    rewards: FeasibleSet, move: Float[Array, " m"], multiplier: Float[Array, " c"]
 ) -> Float[Array, " c"]:
     """Products of multiplier and slack that a move loses because the bound is not straight."""
     bend = jnp.vdot(move, move) if isinstance(rewards, Ball) else 0.0
@@ -159,7 +159,7 @@ def bent_products(
 
 
 def ridge_scale(
-    rewards: ChoiceSet, curvature: Float[Array, "m m"], priced: Bool[Array, ""]
+    rewards: FeasibleSet, curvature: Float[Array, "m m"], priced: Bool[Array, ""]
 ) -> Float[Array, " m"]:
     """Size of each entry of the curvature, as far as it is known to relative precision.
 
@@ -173,14 +173,14 @@ def ridge_scale(
 
 
 def newton_move(
-    rewards: ChoiceSet,
+    rewards: FeasibleSet,
     factor: Float[Array, "m m"],
     force: Float[Array, " m"],
-    choice: Float[Array, " m"],
+    point: Float[Array, " m"],
     slacks: Float[Array, " c"],
     multiplier: Float[Array, " c"],
 ) -> Float[Array, " m"]:
-    """Move of the choice under a force, given the Cholesky factor of the Newton matrix.
+    """Move of the point under a force, given the Cholesky factor of the Newton matrix.
 
     The sphere's barrier and the simplex's sum act along one direction and are bordered.
     """
@@ -188,26 +188,26 @@ def newton_move(
         case Box() | Free():
             return cho_solve((factor, True), force)
         case Ball():
-            normal, softness, excess = choice, slacks[0] / multiplier[0], 0.0
+            normal, softness, excess = point, slacks[0] / multiplier[0], 0.0
         case Simplex():
-            normal, softness, excess = jnp.ones_like(choice), 0.0, choice.sum() - 1.0
+            normal, softness, excess = jnp.ones_like(point), 0.0, point.sum() - 1.0
     free, aside = cho_solve((factor, True), jnp.stack([force, normal], axis=1)).T
     return free - aside * ((normal @ free + excess) / (normal @ aside + softness))
 
 
 def distance(
-    rewards: ChoiceSet, choice: Float[Array, " m"], slope: Float[Array, " m"]
+    rewards: FeasibleSet, point: Float[Array, " m"], gradient: Float[Array, " m"]
 ) -> Float[Array, ""]:
-    """How far a unit gradient step and projection move the choice; 0 where it is minimal."""
+    """How far a unit gradient step and projection move the point; 0 where it is minimal."""
     match rewards:
         case Box():
-            return jnp.max(jnp.abs(choice - jnp.clip(choice - slope, 0.0, 1.0)))
+            return jnp.max(jnp.abs(point - jnp.clip(point - gradient, 0.0, 1.0)))
         case Free():
-            return jnp.max(jnp.abs(slope))
+            return jnp.max(jnp.abs(gradient))
         case Ball():
-            moved = choice - slope
+            moved = point - gradient
             inside = moved / jnp.maximum(1.0, jnp.linalg.norm(moved))
-            return jnp.linalg.norm(choice - inside)
+            return jnp.linalg.norm(point - inside)
         case Simplex():
             # Of the simplex: members that are not the best must have no weight.
-            return jnp.max(jnp.minimum(choice, slope - slope.min()))
+            return jnp.max(jnp.minimum(point, gradient - gradient.min()))

@@ -1,19 +1,19 @@
 r"""Resistor networks with diodes to ground: what coverage of a tabular class comes down to.
 
-At one prompt the comparisons are a network whose node :math:`i` is a response and whose
+At one prompt the comparisons are a problem whose node :math:`i` is a response and whose
 conductances :math:`w_{ij}` are comparison frequencies, with Laplacian :math:`L`; :math:`c` is the
-current fed in. A node may be tied to ground by a diode that keeps its potential :math:`d_i\ge0`, or
-:math:`d_i\le0`. The energy that the network dissipates is
+linear fed in. A node may be tied to ground by a diode that keeps its point :math:`d_i\ge0`, or
+:math:`d_i\le0`. The objective that the problem dissipates is
 
 .. math:: 2\,\sup_d\; \langle c, d\rangle - \tfrac12 \langle d, L d\rangle
           \quad\text{with the signs that the diodes allow,}
 
-infinite where a connected part is fed a net current that no diode of it lets out.
+infinite where a connected part is fed a net linear that no diode of it lets out.
 
-The diodes that conduct are found as the strategies of a stopping game (Hoffman and Karp: answer
+The diodes that conduct are found as the strategies of a stopping iterate (Hoffman and Karp: answer
 best to the other side's strategy, then let it improve), finitely many steps, each one elimination
 of the nodes that are not at ground. Eliminating a node replaces its star by a mesh: only positive
-numbers are added, so conductances of 1 and of 1e-12 in one network lose no digits.
+numbers are added, so conductances of 1 and of 1e-12 in one problem lose no digits.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ PANEL = 64  # nodes eliminated before one matrix product updates the rest: measu
 ERROR_GROWTH = 16.0  # roundings of an elimination, in units of the number of nodes
 
 
-class Network(NamedTuple):
-    """A network of ``a`` nodes.
+class LaplacianQP(NamedTuple):
+    """A problem of ``a`` nodes.
 
     Attributes:
-        conductance: conductance between nodes, symmetric, zero diagonal, at least 0.
-        current: current fed into each node.
-        nonnegative: nodes with a diode that keeps the potential at least 0.
-        nonpositive: nodes with a diode that keeps the potential at most 0; no node has both.
+        edge_weights: edge_weights between nodes, symmetric, zero diagonal, at least 0.
+        linear: linear fed into each node.
+        nonnegative: nodes with a diode that keeps the point at least 0.
+        nonpositive: nodes with a diode that keeps the point at most 0; no node has both.
     """
 
-    conductance: Float[Array, "a a"]
-    current: Float[Array, " a"]
+    edge_weights: Float[Array, "a a"]
+    linear: Float[Array, " a"]
     nonnegative: Bool[Array, " a"]
     nonpositive: Bool[Array, " a"]
 
 
-class Operation(NamedTuple):
-    """The network with some nodes held at ground.
+class ActiveSetSolution(NamedTuple):
+    """The problem with some nodes held at ground.
 
     Attributes:
-        potential: potential of each node, 0 at ground.
-        potential_error: bound on its rounding error.
-        surplus: current that ground feeds into each node held there; 0 elsewhere.
-        surplus_error: bound on its rounding error.
-        energy: energy dissipated.
+        point: point of each node, 0 at ground.
+        point_error: bound on its rounding error.
+        multiplier: linear that ground feeds into each node held there; 0 elsewhere.
+        multiplier_error: bound on its rounding error.
+        objective: objective dissipated.
     """
 
-    potential: Float[Array, " a"]
-    potential_error: Float[Array, " a"]
-    surplus: Float[Array, " a"]
-    surplus_error: Float[Array, " a"]
-    energy: Float[Array, ""]
+    point: Float[Array, " a"]
+    point_error: Float[Array, " a"]
+    multiplier: Float[Array, " a"]
+    multiplier_error: Float[Array, " a"]
+    objective: Float[Array, ""]
 
 
 class _Elimination(NamedTuple):
@@ -71,74 +71,74 @@ class _Elimination(NamedTuple):
     loads: Float[Array, "a 2"]
 
 
-class _Game(NamedTuple):
-    """Nodes held at ground, the operation found there, and how the game stands."""
+class _Iterate(NamedTuple):
+    """Nodes held at ground, the operation found there, and how the iterate stands."""
 
-    grounded: Bool[Array, " a"]
-    energy: Float[Array, ""]
-    settled: Bool[Array, ""]
+    active: Bool[Array, " a"]
+    objective: Float[Array, ""]
+    converged: Bool[Array, ""]
     steps: Int[Array, ""]
 
 
-def dissipated_energy(
-    network: Network, roundoff: Float[Array, ""]
+def solve(
+    problem: LaplacianQP, roundoff: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    r"""Energy of a network with diodes; pure, for ``jit`` and ``vmap``.
+    r"""Energy of a problem with diodes; pure, for ``jit`` and ``vmap``.
 
     Args:
-        network: the network.
-        roundoff: net current into a connected part, in absolute value, that counts as none.
+        problem: the problem.
+        roundoff: net linear into a connected part, in absolute value, that counts as none.
 
     Returns:
-        The energy, at least 0, ``inf`` where current cannot leave; and whether the game settled
+        The objective, at least 0, ``inf`` where linear cannot leave; and whether the iterate converged
         within its step limit (it does in exact arithmetic).
 
     Examples:
         >>> wire = jnp.array([[0.0, 2.0], [2.0, 0.0]])
         >>> none = jnp.zeros(2, bool)
-        >>> network = Network(wire, jnp.array([1.0, -1.0]), none, none)
-        >>> float(dissipated_energy(network, jnp.array(1e-6))[0])
+        >>> problem = LaplacianQP(wire, jnp.array([1.0, -1.0]), none, none)
+        >>> float(solve(problem, jnp.array(1e-6))[0])
         0.5
     """
-    together = connected_parts(network.conductance)
-    net = jnp.where(together, network.current, 0.0).sum(axis=1)
-    has_nonnegative = jnp.any(together & network.nonnegative, axis=1)
-    has_nonpositive = jnp.any(together & network.nonpositive, axis=1)
+    same_component = connected_components(problem.edge_weights)
+    net = jnp.where(same_component, problem.linear, 0.0).sum(axis=1)
+    has_nonnegative = jnp.any(same_component & problem.nonnegative, axis=1)
+    has_nonpositive = jnp.any(same_component & problem.nonpositive, axis=1)
     fed, drained = net > roundoff, net < -roundoff
     trapped = jnp.any((fed & ~has_nonpositive) | (drained & ~has_nonnegative))
 
-    # A net current within roundoff is spread back over the part, so that it sums to zero.
-    magnitude = jnp.abs(network.current)
-    of_part = jnp.where(together, magnitude, 0.0).sum(axis=1)
-    spread = magnitude / jnp.where(of_part > 0, of_part, 1.0)
-    balanced = network.current - jnp.where(fed | drained, 0.0, net * spread)
+    # A net linear within roundoff is proportion back over the part, so that it sums to zero.
+    magnitude = jnp.abs(problem.linear)
+    of_component = jnp.where(same_component, magnitude, 0.0).sum(axis=1)
+    proportion = magnitude / jnp.where(of_component > 0, of_component, 1.0)
+    balanced = problem.linear - jnp.where(fed | drained, 0.0, net * proportion)
     # Drained parts are turned upside down: the side that moves last always keeps a node at ground.
-    oriented = Network(
-        network.conductance,
+    oriented = LaplacianQP(
+        problem.edge_weights,
         jnp.where(trapped, 0.0, jnp.where(drained, -balanced, balanced)),
-        jnp.where(drained, network.nonpositive, network.nonnegative),
-        jnp.where(drained, network.nonnegative, network.nonpositive),
+        jnp.where(drained, problem.nonpositive, problem.nonnegative),
+        jnp.where(drained, problem.nonnegative, problem.nonpositive),
     )
-    first_of_part = jnp.argmax(together, axis=1) == jnp.arange(net.size)
-    anchor = first_of_part & ~has_nonnegative & ~has_nonpositive
-    energy, settled = _play(oriented, anchor)
-    return jnp.where(trapped, jnp.inf, energy), settled
+    first_of_component = jnp.argmax(same_component, axis=1) == jnp.arange(net.size)
+    anchor = first_of_component & ~has_nonnegative & ~has_nonpositive
+    objective, converged = _find_active_set(oriented, anchor)
+    return jnp.where(trapped, jnp.inf, objective), converged
 
 
-def connected_parts(conductance: Float[Array, "a a"]) -> Bool[Array, "a a"]:
+def connected_components(edge_weights: Float[Array, "a a"]) -> Bool[Array, "a a"]:
     """Which nodes are joined by a path, by squaring the relation until it stands still.
 
     Args:
-        conductance: conductance between nodes.
+        edge_weights: edge_weights between nodes.
 
     Returns:
         A symmetric table; every node is joined to itself.
 
     Examples:
-        >>> connected_parts(jnp.zeros((2, 2))).tolist()
+        >>> connected_components(jnp.zeros((2, 2))).tolist()
         [[True, False], [False, True]]
     """
-    joined = (conductance > 0) | jnp.eye(conductance.shape[0], dtype=bool)
+    joined = (edge_weights > 0) | jnp.eye(edge_weights.shape[0], dtype=bool)
 
     def square(state: tuple[Array, Array]) -> tuple[Array, Array]:
         step = state[0].astype(jnp.float32)
@@ -148,96 +148,98 @@ def connected_parts(conductance: Float[Array, "a a"]) -> Bool[Array, "a a"]:
     return jax.lax.while_loop(lambda state: state[1], square, (joined, jnp.array(True)))[0]
 
 
-def operate(network: Network, grounded: Bool[Array, " a"]) -> Operation:
+def solve_active_set(problem: LaplacianQP, active: Bool[Array, " a"]) -> ActiveSetSolution:
     r"""Potentials and currents with some nodes held at ground and the diodes left out.
 
     The same elimination of the absolute currents bounds the rounding errors, node by node.
 
     Args:
-        network: the network.
-        grounded: nodes held at ground; a connected part without one must be fed no net current.
+        problem: the problem.
+        active: nodes held at ground; a connected part without one must be fed no net linear.
 
     Returns:
         The operation.
 
     Examples:
         >>> wire, none = jnp.array([[0.0, 2.0], [2.0, 0.0]]), jnp.zeros(2, bool)
-        >>> network = Network(wire, jnp.array([1.0, 0.0]), none, none)
-        >>> operate(network, jnp.array([False, True])).potential.tolist()
+        >>> problem = LaplacianQP(wire, jnp.array([1.0, 0.0]), none, none)
+        >>> solve_active_set(problem, jnp.array([False, True])).point.tolist()
         [0.5, 0.0]
     """
-    rows, degree, loads = _eliminate(network, grounded)
+    rows, degree, loads = _eliminate(problem, active)
     present = degree > 0
     safe_degree = jnp.where(present, degree, 1.0)
 
-    def substitute(potential: Array, k: Array) -> tuple[Array, None]:
-        raised = (loads[k] + rows[k] @ potential) / safe_degree[k]
-        return potential.at[k].set(jnp.where(present[k], raised, 0.0)), None
+    def substitute(point: Array, k: Array) -> tuple[Array, None]:
+        raised = (loads[k] + rows[k] @ point) / safe_degree[k]
+        return point.at[k].set(jnp.where(present[k], raised, 0.0)), None
 
     order = jnp.arange(degree.size)[::-1]
-    potential = jax.lax.scan(substitute, jnp.zeros_like(loads), order)[0]
-    at_ground = jnp.where(grounded[:, None], loads, 0.0)
+    point = jax.lax.scan(substitute, jnp.zeros_like(loads), order)[0]
+    at_ground = jnp.where(active[:, None], loads, 0.0)
     error = ERROR_GROWTH * degree.size * jnp.finfo(degree.dtype).eps
-    return Operation(
-        potential=potential[:, 0],
-        potential_error=error * potential[:, 1],
-        surplus=-at_ground[:, 0],
-        surplus_error=error * at_ground[:, 1],
-        energy=jnp.where(present, jnp.square(loads[:, 0]) / safe_degree, 0.0).sum(),
+    return ActiveSetSolution(
+        point=point[:, 0],
+        point_error=error * point[:, 1],
+        multiplier=-at_ground[:, 0],
+        multiplier_error=error * at_ground[:, 1],
+        objective=jnp.where(present, jnp.square(loads[:, 0]) / safe_degree, 0.0).sum(),
     )
 
 
-def _play(network: Network, anchor: Bool[Array, " a"]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """Find the nodes at which the diodes conduct, from all of them, and the energy there."""
+def _find_active_set(
+    problem: LaplacianQP, anchor: Bool[Array, " a"]
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """Find the nodes at which the diodes conduct, from all of them, and the objective there."""
     limit = 100 + 10 * anchor.size
 
-    def running(game: _Game) -> Bool[Array, ""]:
-        return ~game.settled & (game.steps < limit)
+    def running(iterate: _Iterate) -> Bool[Array, ""]:
+        return ~iterate.converged & (iterate.steps < limit)
 
-    def improve(game: _Game) -> _Game:
-        now = operate(network, game.grounded)
+    def improve(iterate: _Iterate) -> _Iterate:
+        now = solve_active_set(problem, iterate.active)
         too_low = jnp.where(
-            game.grounded, now.surplus < -now.surplus_error, now.potential < -now.potential_error
+            iterate.active, now.multiplier < -now.multiplier_error, now.point < -now.point_error
         )
         too_high = jnp.where(
-            game.grounded, now.surplus > now.surplus_error, now.potential > now.potential_error
+            iterate.active, now.multiplier > now.multiplier_error, now.point > now.point_error
         )
-        inner, outer = network.nonnegative & too_low, network.nonpositive & too_high
+        inner, outer = problem.nonnegative & too_low, problem.nonpositive & too_high
         changed = jnp.where(jnp.any(inner), inner, outer)
-        settled = ~jnp.any(changed)
-        return _Game(game.grounded ^ changed, now.energy, settled, game.steps + 1)
+        converged = ~jnp.any(changed)
+        return _Iterate(iterate.active ^ changed, now.objective, converged, iterate.steps + 1)
 
-    start = network.nonnegative | network.nonpositive | anchor
+    start = problem.nonnegative | problem.nonpositive | anchor
     no = jnp.array(False)
-    game = _Game(start, jnp.zeros_like(network.current[0]), no, jnp.array(0, jnp.int32))
-    game = jax.lax.while_loop(running, improve, game)
-    return game.energy, game.settled
+    iterate = _Iterate(start, jnp.zeros_like(problem.linear[0]), no, jnp.array(0, jnp.int32))
+    iterate = jax.lax.while_loop(running, improve, iterate)
+    return iterate.objective, iterate.converged
 
 
-def _eliminate(network: Network, grounded: Bool[Array, " a"]) -> _Elimination:
+def _eliminate(problem: LaplacianQP, active: Bool[Array, " a"]) -> _Elimination:
     """Replace the star of every node that is not at ground by a mesh, panel after panel."""
-    n_nodes = grounded.size
+    n_nodes = active.size
     width = min(n_nodes, PANEL)
     padding = -n_nodes % width
-    conductance = jnp.pad(network.conductance, (0, padding))
-    held = jnp.pad(grounded, (0, padding))
-    current = jnp.pad(network.current, (0, padding))
-    loads = jnp.stack([current, jnp.abs(current)], axis=1)
+    edge_weights = jnp.pad(problem.edge_weights, (0, padding))
+    held = jnp.pad(active, (0, padding))
+    linear = jnp.pad(problem.linear, (0, padding))
+    loads = jnp.stack([linear, jnp.abs(linear)], axis=1)
     off_diagonal = ~jnp.eye(held.size, dtype=bool)
 
     def panel(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], tuple]:
-        conductance, loads = carry
-        block = jax.lax.dynamic_slice_in_dim(conductance, start, width)
+        edge_weights, loads = carry
+        block = jax.lax.dynamic_slice_in_dim(edge_weights, start, width)
         loads, rows, degree = _eliminate_panel(block, loads, held, start)
         share = rows / jnp.where(degree > 0, degree, 1.0)[:, None]
         inside = jnp.arange(held.size) - start
         left = held | (inside < 0) | (inside >= width)
         stays = off_diagonal & left[:, None] & left[None, :]
-        conductance = jnp.where(stays, conductance + rows.T @ share, 0.0)
-        return (conductance, loads), (rows, degree)
+        edge_weights = jnp.where(stays, edge_weights + rows.T @ share, 0.0)
+        return (edge_weights, loads), (rows, degree)
 
     starts = jnp.arange(0, held.size, width)
-    (_, loads), (rows, degree) = jax.lax.scan(panel, (conductance, loads), starts)
+    (_, loads), (rows, degree) = jax.lax.scan(panel, (edge_weights, loads), starts)
     rows = rows.reshape(held.size, held.size)[:n_nodes, :n_nodes]
     return _Elimination(rows, degree.reshape(-1)[:n_nodes], loads[:n_nodes])
 
@@ -249,7 +251,7 @@ def _eliminate_panel(
     start: Int[Array, ""],
 ) -> tuple[Float[Array, "p 2"], Float[Array, "w p"], Float[Array, " w"]]:
     """Eliminate the nodes of a panel among themselves; loads move on to every neighbour."""
-    own = jnp.arange(block.shape[0])
+    local = jnp.arange(block.shape[0])
     nodes = jnp.arange(block.shape[1])
 
     def star_to_mesh(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], tuple]:
@@ -258,10 +260,12 @@ def _eliminate_panel(
         row = jnp.where(held[node], 0.0, block[k])
         degree = row.sum()
         share = row / jnp.where(degree > 0, degree, 1.0)
-        mesh = block + jax.lax.dynamic_slice_in_dim(share, start, own.size)[:, None] * row[None, :]
-        gone = ~held[node] & ((own[:, None] == k) | (nodes[None, :] == node))
-        block = jnp.where(gone | (own[:, None] + start == nodes[None, :]), 0.0, mesh)
+        mesh = (
+            block + jax.lax.dynamic_slice_in_dim(share, start, local.size)[:, None] * row[None, :]
+        )
+        gone = ~held[node] & ((local[:, None] == k) | (nodes[None, :] == node))
+        block = jnp.where(gone | (local[:, None] + start == nodes[None, :]), 0.0, mesh)
         return (block, loads + share[:, None] * loads[node]), (row, degree)
 
-    (_, loads), (rows, degree) = jax.lax.scan(star_to_mesh, (block, loads), own)
+    (_, loads), (rows, degree) = jax.lax.scan(star_to_mesh, (block, loads), local)
     return loads, rows, degree

@@ -41,8 +41,8 @@ class Descent(NamedTuple):
     steps: Int[Array, ""]
 
 
-class Task(NamedTuple):
-    """What to minimise, and over what.
+class NewtonProblem(NamedTuple):
+    """What to minimize, and over what.
 
     Attributes:
         objective: smooth and convex.
@@ -57,7 +57,9 @@ class Task(NamedTuple):
     movement: Callable[[Array, Array], Array]
 
 
-def minimise(task: Task, start: Float[Array, "*p"], *, tolerance: float, max_steps: int) -> Descent:
+def minimize(
+    task: NewtonProblem, start: Float[Array, "*p"], *, tolerance: float, max_steps: int
+) -> Descent:
     """Step until a full step would move the point by no more than the tolerance.
 
     Args:
@@ -70,8 +72,8 @@ def minimise(task: Task, start: Float[Array, "*p"], *, tolerance: float, max_ste
         The final state.
 
     Examples:
-        >>> halves = Task(lambda p: (p**2).sum(), lambda p, g: -g / 2, jnp.abs, lambda p, q: p[0])
-        >>> minimise(halves, jnp.ones(2), tolerance=1e-3, max_steps=9).point.tolist()
+        >>> halves = NewtonProblem(lambda p: (p**2).sum(), lambda p, g: -g / 2, jnp.abs, lambda p, q: p[0])
+        >>> minimize(halves, jnp.ones(2), tolerance=1e-3, max_steps=9).point.tolist()
         [0.0, 0.0]
     """
     unknown = jnp.full_like(start, jnp.inf, shape=())
@@ -82,7 +84,7 @@ def minimise(task: Task, start: Float[Array, "*p"], *, tolerance: float, max_ste
     )
 
 
-def step(task: Task, state: Descent) -> Descent:
+def step(task: NewtonProblem, state: Descent) -> Descent:
     """One Newton step, of the length that has the least objective."""
     value, gradient = jax.value_and_grad(task.objective)(state.point)
     direction = task.direction(state.point, gradient)
@@ -104,7 +106,7 @@ def step(task: Task, state: Descent) -> Descent:
 
 
 def box_direction(
-    conductance: Float[Array, "a a"],
+    edge_weights: Float[Array, "a a"],
     gradient: Float[Array, " a"],
     below: Float[Array, " a"],
     above: Float[Array, " a"],
@@ -116,7 +118,7 @@ def box_direction(
     held there, until no more would.
 
     Args:
-        conductance: symmetric non-negative edge weights, zero diagonal: the Hessian is
+        edge_weights: symmetric non-negative edge weights, zero diagonal: the Hessian is
             :math:`\mathrm{diag}(K1) - K`.
         gradient: of the objective, whose terms are of order one.
         below: distances to the lower bound.
@@ -143,13 +145,13 @@ def box_direction(
         more = leaving(held, direction)
         to_bound = jnp.where(more, jnp.where(direction < 0, -below, above), direction)
         held = held | more
-        return held, _laplacian_solve(conductance, ground, -gradient, held, to_bound)
+        return held, _laplacian_solve(edge_weights, ground, -gradient, held, to_bound)
 
     first = hold_more((jnp.zeros(gradient.shape, bool), -gradient))
     return jax.lax.while_loop(lambda carry: jnp.any(leaving(*carry)), hold_more, first)[1]
 
 
-def ball_minimiser(
+def ball_minimizer(
     hessian: Float[Array, "d d"],
     gradient: Float[Array, " d"],
     point: Float[Array, " d"],
@@ -167,7 +169,7 @@ def ball_minimiser(
         The minimiser, from the secular equation of its multiplier.
 
     Examples:
-        >>> ball_minimiser(jnp.eye(1), -4.0 * jnp.ones(1), jnp.zeros(1), jnp.array(2.0)).tolist()
+        >>> ball_minimizer(jnp.eye(1), -4.0 * jnp.ones(1), jnp.zeros(1), jnp.array(2.0)).tolist()
         [2.0]
     """
     curvature, axes = jnp.linalg.eigh(hessian)
@@ -222,23 +224,23 @@ def positive_or_one(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
 
 
 def _laplacian_solve(
-    conductance: Float[Array, "a a"],
+    edge_weights: Float[Array, "a a"],
     ground: Float[Array, " a"],
     right: Float[Array, " a"],
     held: Bool[Array, " a"],
     given: Float[Array, " a"],
 ) -> Float[Array, " a"]:
     """Solve (Laplacian + ground) @ v = right where free, with v given where held."""
-    degree = conductance.sum(axis=-1) + ground
+    degree = edge_weights.sum(axis=-1) + ground
     free = ~held & (degree > 0)
-    right = jnp.where(free, right + conductance @ jnp.where(held, given, 0.0), 0.0)
+    right = jnp.where(free, right + edge_weights @ jnp.where(held, given, 0.0), 0.0)
     scale = jnp.where(free, jax.lax.rsqrt(positive_or_one(degree)), 0.0)
-    matrix = -scale[:, None] * conductance * scale[None, :]
+    matrix = -scale[:, None] * edge_weights * scale[None, :]
     matrix = matrix + (1.0 + ROUNDING) * jnp.eye(len(right), dtype=right.dtype)
     solution = scale * cho_solve((jnp.linalg.cholesky(matrix), True), scale * right)
     # Tied to none that is held, the free ones may all rise at no cost: rounding must not do it.
     freedom = jnp.where(free, degree, 0.0)
-    tie = jnp.sum(jnp.where(free[:, None] & held[None, :], conductance, 0.0))
+    tie = jnp.sum(jnp.where(free[:, None] & held[None, :], edge_weights, 0.0))
     afloat = (tie <= ROUNDING * freedom.sum()) & (jnp.abs(right.sum()) <= ROUNDING)
     level = freedom @ solution / positive_or_one(freedom.sum())
     solution = jnp.where(afloat, solution - level, solution)

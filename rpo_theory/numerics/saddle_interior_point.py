@@ -6,10 +6,10 @@ responses,
 .. math:: \mathrm{softplus}(-d) = \max_s\{-s d + H(s)\},\qquad H(s) = -s\log s - (1-s)\log(1-s),
 
 so that :math:`\phi` becomes linear in the reward and the maximin problem one concave maximisation
-over the policy and these beliefs, :math:`\max_{\pi,s}\,-w\beta KL(\pi\|\pi_{ref}) + H(s) +
+over the policy and these label_probs, :math:`\max_{\pi,s}\,-w\beta KL(\pi\|\pi_{ref}) + H(s) +
 \min_{r\in\mathcal R}\langle v(\pi,s), r\rangle`, with :math:`v` the *flow* into each response: what
 the policy gains on the baseline plus what the labels say. The reward is the multiplier that prices
-the flow. Policy, beliefs, reward and bound multipliers are independent variables of one Newton
+the flow. Policy, label_probs, reward and bound multipliers are independent variables of one Newton
 iteration: logarithms are linearised, nothing is ever normalised by a partition function.
 
 A barrier keeps the policy positive while the adversary's constraints settle; both shrink together,
@@ -26,7 +26,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from . import feasible_sets
-from .feasible_sets import ChoiceSet, Free
+from .feasible_sets import FeasibleSet, Free
 
 RIDGE = 10.0  # in units of roundoff: rewards that nothing prices stay where they are
 START = 0.1  # first barrier parameter, in units of weight times reward
@@ -34,7 +34,7 @@ INSIDE = 0.995  # share of the way to the boundary that a step may go
 LEAST_CENTRING = 1e-3  # the barrier never falls faster: the logarithms must keep up
 
 
-class Game(NamedTuple):
+class SaddleProblem(NamedTuple):
     r"""One saddle problem, in units in which rewards and the sum of all weights are about one.
 
     Attributes:
@@ -57,27 +57,27 @@ class Game(NamedTuple):
     connected: Float[Array, "x a a"]
     beta: Float[Array, ""]
     temperature: Float[Array, ""]
-    rewards: ChoiceSet
+    rewards: FeasibleSet
 
 
-class State(NamedTuple):
+class SaddleState(NamedTuple):
     r"""Iterate of the method.
 
     Attributes:
         policy: :math:`\pi > 0` on the support of the reference.
         policy_slack: multiplier of :math:`\pi\ge0`, in units of reward.
         level: multiplier of :math:`\sum_a\pi=1`.
-        beliefs: :math:`s_{ij}`, the adversary's probability that j beats i; transposes sum to 1.
-        choice: the adversary's reward, parameter or mixture.
-        slack: distances of the choice to its bounds, kept apart so that they never cancel.
+        label_probs: :math:`s_{ij}`, the adversary's probability that j beats i; transposes sum to 1.
+        adversary: the adversary's reward, parameter or mixture.
+        slack: distances of the adversary to its bounds, kept apart so that they never cancel.
         multiplier: of those bounds.
     """
 
     policy: Float[Array, "x a"]
     policy_slack: Float[Array, "x a"]
     level: Float[Array, " x"]
-    beliefs: Float[Array, "x a a"]
-    choice: Float[Array, " m"]
+    label_probs: Float[Array, "x a a"]
+    adversary: Float[Array, " m"]
     slack: Float[Array, " c"]
     multiplier: Float[Array, " c"]
 
@@ -85,36 +85,36 @@ class State(NamedTuple):
 class Progress(NamedTuple):
     """A state, how far it is from a saddle point, the steps taken, and whether it broke down."""
 
-    state: State
+    state: SaddleState
     residual: Float[Array, ""]
     steps: Int[Array, ""]
     broken: Bool[Array, ""]
 
 
-def init(game: Game) -> State:
+def init(problem: SaddleProblem) -> SaddleState:
     """Start from fair labels, an average reward, and a policy between reference and uniform."""
-    support = game.reference > 0
-    counted = support.astype(game.reference.dtype)
+    support = problem.reference > 0
+    counted = support.astype(problem.reference.dtype)
     uniform = counted / _or_one(counted.sum(axis=-1, keepdims=True))
-    policy = 0.5 * (game.reference + uniform)
-    choice = feasible_sets.start(game.rewards, game.reference.shape[-1])
-    slack = feasible_sets.slack(game.rewards, choice)
-    return State(
+    policy = 0.5 * (problem.reference + uniform)
+    adversary = feasible_sets.start(problem.rewards, problem.reference.shape[-1])
+    slack = feasible_sets.slack(problem.rewards, adversary)
+    return SaddleState(
         policy=policy,
-        policy_slack=jnp.where(support, START * _barrier_scale(game) / _or_one(policy), 0.0),
-        level=jnp.zeros_like(game.weights),
-        beliefs=jnp.full_like(game.comparisons, 0.5),
-        choice=choice,
+        policy_slack=jnp.where(support, START * _barrier_scale(problem) / _or_one(policy), 0.0),
+        level=jnp.zeros_like(problem.weights),
+        label_probs=jnp.full_like(problem.comparisons, 0.5),
+        adversary=adversary,
         slack=slack,
         multiplier=START / slack,
     )
 
 
-def solve(game: Game, *, tolerance: Float[Array, ""], max_steps: int) -> Progress:
+def solve(problem: SaddleProblem, *, tolerance: Float[Array, ""], max_steps: int) -> Progress:
     """Newton steps until the residual is at the tolerance.
 
     Args:
-        game: the saddle problem.
+        problem: the saddle problem.
         tolerance: residual of :func:`residual` at which to stop.
         max_steps: most Newton steps.
 
@@ -127,8 +127,8 @@ def solve(game: Game, *, tolerance: Float[Array, ""], max_steps: int) -> Progres
         return unfinished & ~progress.broken
 
     def advance(progress: Progress) -> Progress:
-        state = step(game, progress.state)
-        distance = residual(game, state)
+        state = step(problem, progress.state)
+        distance = residual(problem, state)
         finite = jnp.isfinite(distance)
         state, distance = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -137,61 +137,61 @@ def solve(game: Game, *, tolerance: Float[Array, ""], max_steps: int) -> Progres
         )
         return Progress(state, distance, progress.steps + 1, ~finite)
 
-    first = init(game)
-    start = Progress(first, residual(game, first), jnp.array(0, jnp.int32), jnp.array(False))
+    first = init(problem)
+    start = Progress(first, residual(problem, first), jnp.array(0, jnp.int32), jnp.array(False))
     return jax.lax.while_loop(running, advance, start)
 
 
-def residual(game: Game, state: State) -> Float[Array, ""]:
-    r"""Distance from a saddle point, from policy, beliefs and reward alone.
+def residual(problem: SaddleProblem, state: SaddleState) -> Float[Array, ""]:
+    r"""Distance from a saddle point, from policy, label_probs and reward alone.
 
     The largest of: the policy's log-error :math:`(r-\beta\log(\pi/\pi_{ref})-\nu)/\beta`, summed
-    over the policy, and the defect of its sum; the flow that the error of the beliefs is worth;
-    and how far a gradient step of the adversary moves its choice.
+    over the policy, and the defect of its sum; the flow that the error of the label_probs is worth;
+    and how far a gradient step of the adversary moves its adversary.
     """
-    stationarity, surprise, gradient = _conditions(game, state)
+    stationarity, surprise, gradient = _conditions(problem, state)
     # A probability too small by many nats counts for what it would grow to, not for what it is.
-    nats = stationarity / game.beta
+    nats = stationarity / problem.beta
     growth = (1.0 + jnp.maximum(nats, 0.0)) ** 3
     policy_error = jnp.sum(state.policy * jnp.abs(nats) * growth, axis=-1)
     # Below this share of the total, weights are beyond the precision of the flow.
-    resolved = jnp.where(game.weights > 0, jnp.minimum(1.0, 1e12 * game.weights), 1.0)
-    sum_error = jnp.where(game.reference.sum(axis=-1) > 0, state.policy.sum(axis=-1) - 1.0, 0.0)
-    belief_flow = game.comparisons * _belief_response(game, state) * jnp.abs(surprise)
+    resolved = jnp.where(problem.weights > 0, jnp.minimum(1.0, 1e12 * problem.weights), 1.0)
+    sum_error = jnp.where(problem.reference.sum(axis=-1) > 0, state.policy.sum(axis=-1) - 1.0, 0.0)
+    label_flow = problem.comparisons * _label_response(problem, state) * jnp.abs(surprise)
     return jnp.stack(
         [
             jnp.max(resolved * policy_error),
             jnp.max(jnp.abs(sum_error)),
-            jnp.max(belief_flow),
-            feasible_sets.distance(game.rewards, state.choice, gradient),
+            jnp.max(label_flow),
+            feasible_sets.distance(problem.rewards, state.adversary, gradient),
         ]
     ).max()
 
 
-def step(game: Game, state: State) -> State:
+def step(problem: SaddleProblem, state: SaddleState) -> SaddleState:
     """One predictor-corrector step: the barrier falls as far as the predictor shows it can."""
-    linear = _linearise(game, state)
-    scale = _barrier_scale(game)
-    n_products = jnp.sum(game.reference > 0, dtype=scale.dtype) + state.slack.size
-    least = feasible_sets.least_products(game.rewards, state.multiplier)
+    linear = _linearise(problem, state)
+    scale = _barrier_scale(problem)
+    n_complementarity = jnp.sum(problem.reference > 0, dtype=scale.dtype) + state.slack.size
+    least = feasible_sets.min_complementarity(problem.rewards, state.multiplier)
 
-    def barrier(length: Float[Array, ""], move: State) -> Float[Array, ""]:
+    def barrier(length: Float[Array, ""], move: SaddleState) -> Float[Array, ""]:
         moved = _along(state, length, move)
-        policy_products = jnp.sum(moved.policy * moved.policy_slack / scale)
-        slack_products = jnp.maximum(moved.slack * moved.multiplier - least, 0.0).sum()
-        return (policy_products + slack_products) / n_products
+        policy_complementarity = jnp.sum(moved.policy * moved.policy_slack / scale)
+        slack_complementarity = jnp.maximum(moved.slack * moved.multiplier - least, 0.0).sum()
+        return (policy_complementarity + slack_complementarity) / n_complementarity
 
-    predicted = _direction(game, state, linear, jnp.zeros_like(state.policy), least)
+    predicted = _direction(problem, state, linear, jnp.zeros_like(state.policy), least)
     reach = _longest_step(state, predicted)
     now = barrier(jnp.zeros_like(reach), predicted)
     fall = barrier(reach, predicted) / now
     target = jnp.clip(fall**3, LEAST_CENTRING, 1.0) * now
-    bent = feasible_sets.bent_products(game.rewards, predicted.choice, state.multiplier)
+    bent = feasible_sets.curvature_loss(problem.rewards, predicted.adversary, state.multiplier)
     slack_target = jnp.maximum(jnp.maximum(target, least), jnp.minimum(0.5 * now, bent))
     # A predictor that gets nowhere says little of what is lost to second order.
     trust = reach**2
     move = _direction(
-        game,
+        problem,
         state,
         linear,
         target * scale - trust * predicted.policy * predicted.policy_slack,
@@ -200,11 +200,13 @@ def step(game: Game, state: State) -> State:
     return _along(state, _longest_step(state, move), move)
 
 
-def _along(state: State, length: Float[Array, ""], move: State) -> State:
+def _along(state: SaddleState, length: Float[Array, ""], move: SaddleState) -> SaddleState:
     """Move a state; each belief stops short of its own bound and holds up nothing else."""
     moved = jax.tree.map(lambda value, change: value + length * change, state, move)
-    shift = jnp.clip(length * move.beliefs, -INSIDE * state.beliefs, INSIDE * state.beliefs.mT)
-    return moved._replace(beliefs=state.beliefs + shift)
+    shift = jnp.clip(
+        length * move.label_probs, -INSIDE * state.label_probs, INSIDE * state.label_probs.mT
+    )
+    return moved._replace(label_probs=state.label_probs + shift)
 
 
 class _Linearisation(NamedTuple):
@@ -214,69 +216,69 @@ class _Linearisation(NamedTuple):
     surprise: Float[Array, "x a a"]
     gradient: Float[Array, " m"]
     policy_response: Float[Array, "x a"]
-    belief_response: Float[Array, "x a a"]
+    label_response: Float[Array, "x a a"]
     factor: Float[Array, "m m"]
 
 
-def _linearise(game: Game, state: State) -> _Linearisation:
-    """Eliminate policy and beliefs: how the adversary's gradient answers its choice.
+def _linearise(problem: SaddleProblem, state: SaddleState) -> _Linearisation:
+    """Eliminate policy and label_probs: how the adversary's gradient answers its adversary.
 
     Both answers are graph Laplacians: the policy shifts mass between every two responses, the
-    beliefs between those compared. Summed as conductances, nothing cancels on the diagonal.
+    label_probs between those compared. Summed as conductances, nothing cancels on the diagonal.
     """
     policy_response = jnp.where(
-        game.reference > 0, state.policy / (game.beta + state.policy_slack), 0.0
+        problem.reference > 0, state.policy / (problem.beta + state.policy_slack), 0.0
     )
-    belief_response = _belief_response(game, state)
-    total = _or_one(policy_response.sum(axis=-1))
+    label_response = _label_response(problem, state)
+    total_response = _or_one(policy_response.sum(axis=-1))
     pairs = policy_response[:, :, None] * policy_response[:, None, :]
-    conductance = (game.weights / total)[:, None, None] * pairs
-    conductance = conductance + game.comparisons * belief_response
+    conductance = (problem.weights / total_response)[:, None, None] * pairs
+    conductance = conductance + problem.comparisons * label_response
     unit = jnp.eye(conductance.shape[-1], dtype=conductance.dtype)
     conductance = conductance * (1.0 - unit)
     laplacian = conductance.sum(axis=-1)[:, :, None] * unit - conductance
-    curvature = feasible_sets.pull_matrix(game.rewards, laplacian)
-    stiffness = feasible_sets.ridge_scale(game.rewards, curvature, game.weights.sum() > 0)
+    curvature = feasible_sets.adjoint_form(problem.rewards, laplacian)
+    stiffness = feasible_sets.ridge_scale(problem.rewards, curvature, problem.weights.sum() > 0)
     precision = jnp.finfo(curvature.dtype)
     ridge = RIDGE * laplacian.shape[-1] * precision.eps * stiffness + precision.tiny
     matrix = curvature + jnp.diag(ridge)
     matrix = matrix + feasible_sets.bound_curvature(
-        game.rewards, state.choice, state.slack, state.multiplier
+        problem.rewards, state.adversary, state.slack, state.multiplier
     )
     factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-    return _Linearisation(*_conditions(game, state), policy_response, belief_response, factor)
+    return _Linearisation(*_conditions(problem, state), policy_response, label_response, factor)
 
 
 def _direction(
-    game: Game,
-    state: State,
+    problem: SaddleProblem,
+    state: SaddleState,
     linear: _Linearisation,
     policy_target: Float[Array, "x a"],
     slack_target: Float[Array, " c"],
-) -> State:
+) -> SaddleState:
     """Newton direction towards given products of the policy and of the slack with multipliers."""
     inverse_policy = 1.0 / _or_one(state.policy)
     drive = linear.stationarity + policy_target * inverse_policy
-    choice = _choice_move(game, state, linear, drive, slack_target)
+    adversary = _adversary_move(problem, state, linear, drive, slack_target)
 
-    reward = feasible_sets.reward(game.rewards, choice)
+    reward = feasible_sets.reward(problem.rewards, adversary)
     policy, level = _policy_move(state, linear, drive + reward)
     policy_slack = (policy_target - state.policy_slack * policy) * inverse_policy
-    slack = feasible_sets.slack(game.rewards, state.choice) - state.slack
-    slack = slack + feasible_sets.bound_maps(game.rewards, state.choice)[0](choice)
-    return State(
+    slack = feasible_sets.slack(problem.rewards, state.adversary) - state.slack
+    slack = slack + feasible_sets.bound_maps(problem.rewards, state.adversary)[0](adversary)
+    return SaddleState(
         policy=policy,
-        policy_slack=jnp.where(game.reference > 0, policy_slack - state.policy_slack, 0.0),
+        policy_slack=jnp.where(problem.reference > 0, policy_slack - state.policy_slack, 0.0),
         level=level,
-        beliefs=linear.belief_response * (linear.surprise - _margin(reward)),
-        choice=choice,
+        label_probs=linear.label_response * (linear.surprise - _margin(reward)),
+        adversary=adversary,
         slack=slack,
         multiplier=(slack_target - state.multiplier * slack) / state.slack - state.multiplier,
     )
 
 
 def _policy_move(
-    state: State, linear: _Linearisation, force: Float[Array, "x a"]
+    state: SaddleState, linear: _Linearisation, force: Float[Array, "x a"]
 ) -> tuple[Float[Array, "x a"], Float[Array, " x"]]:
     """How the policy and the level answer a force, with the sum of the policy brought to one."""
     missing = 1.0 - state.policy.sum(axis=-1)
@@ -285,47 +287,47 @@ def _policy_move(
     return linear.policy_response * (force - level[:, None]), level
 
 
-def _choice_move(
-    game: Game,
-    state: State,
+def _adversary_move(
+    problem: SaddleProblem,
+    state: SaddleState,
     linear: _Linearisation,
     drive: Float[Array, "x a"],
     slack_target: Float[Array, " c"],
 ) -> Float[Array, " m"]:
-    """Solve the Newton system that is left in the adversary's choice."""
-    labels = jnp.sum(game.comparisons * linear.belief_response * linear.surprise, axis=-1)
-    moved = game.weights[:, None] * _policy_move(state, linear, drive)[0]
-    flow = moved - _balanced(game, labels)
-    infeasible = feasible_sets.slack(game.rewards, state.choice) - state.slack
+    """Solve the Newton system that is left in the adversary's adversary."""
+    labels = jnp.sum(problem.comparisons * linear.label_response * linear.surprise, axis=-1)
+    moved = problem.weights[:, None] * _policy_move(state, linear, drive)[0]
+    flow = moved - _balanced(problem, labels)
+    infeasible = feasible_sets.slack(problem.rewards, state.adversary) - state.slack
     held = (slack_target - state.multiplier * infeasible) / state.slack
-    push_back = feasible_sets.bound_maps(game.rewards, state.choice)[1]
-    force = push_back(held) - linear.gradient - feasible_sets.pull(game.rewards, flow)
-    choice = feasible_sets.newton_move(
-        game.rewards, linear.factor, force, state.choice, state.slack, state.multiplier
+    bound_adjoint = feasible_sets.bound_maps(problem.rewards, state.adversary)[1]
+    force = bound_adjoint(held) - linear.gradient - feasible_sets.adjoint(problem.rewards, flow)
+    adversary = feasible_sets.newton_move(
+        problem.rewards, linear.factor, force, state.adversary, state.slack, state.multiplier
     )
-    if isinstance(game.rewards, Free):
+    if isinstance(problem.rewards, Free):
         # A component of the comparisons that no policy prices stays at its mean reward.
-        return jnp.where(game.weights[0] > 0, choice, _balanced(game, choice[None])[0])
-    return choice
+        return jnp.where(problem.weights[0] > 0, adversary, _balanced(problem, adversary[None])[0])
+    return adversary
 
 
 def _conditions(
-    game: Game, state: State
+    problem: SaddleProblem, state: SaddleState
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a a"], Float[Array, " m"]]:
-    """Errors of the policy and of the beliefs in units of reward, and the adversary's gradient."""
-    support = game.reference > 0
-    reward = feasible_sets.reward(game.rewards, state.choice)
-    log_ratio = jnp.log(jnp.where(support, state.policy, 1.0) / _or_one(game.reference))
-    stationarity = reward - game.beta * log_ratio - state.level[:, None]
-    log_beliefs = jnp.log(state.beliefs)
-    log_odds = game.temperature * (log_beliefs.mT - log_beliefs)
+    """Errors of the policy and of the label_probs in units of reward, and the adversary's gradient."""
+    support = problem.reference > 0
+    reward = feasible_sets.reward(problem.rewards, state.adversary)
+    log_ratio = jnp.log(jnp.where(support, state.policy, 1.0) / _or_one(problem.reference))
+    stationarity = reward - problem.beta * log_ratio - state.level[:, None]
+    log_label_probs = jnp.log(state.label_probs)
+    log_odds = problem.temperature * (log_label_probs.mT - log_label_probs)
     surprise = log_odds - _margin(reward)
-    labels = game.losses - jnp.sum(game.comparisons * state.beliefs, axis=-1)
-    flow = game.weights[:, None] * (state.policy - game.baseline) + _balanced(game, labels)
-    gradient = feasible_sets.gradient(game.rewards, flow)
+    labels = problem.losses - jnp.sum(problem.comparisons * state.label_probs, axis=-1)
+    flow = problem.weights[:, None] * (state.policy - problem.baseline) + _balanced(problem, labels)
+    gradient = feasible_sets.gradient(problem.rewards, flow)
     return (
         jnp.where(support, stationarity, 0.0),
-        jnp.where(game.comparisons > 0, surprise, 0.0),
+        jnp.where(problem.comparisons > 0, surprise, 0.0),
         gradient,
     )
 
@@ -334,24 +336,24 @@ def _margin(reward: Float[Array, "x a"]) -> Float[Array, "x a a"]:
     return reward[:, :, None] - reward[:, None, :]
 
 
-def _balanced(game: Game, flow: Float[Array, "x a"]) -> Float[Array, "x a"]:
+def _balanced(problem: SaddleProblem, flow: Float[Array, "x a"]) -> Float[Array, "x a"]:
     """Labels move nothing into a component: take out the roundoff that small weights would see."""
-    return flow - jnp.einsum("xab,xb->xa", game.connected, flow)
+    return flow - jnp.einsum("xab,xb->xa", problem.connected, flow)
 
 
-def _belief_response(game: Game, state: State) -> Float[Array, "x a a"]:
+def _label_response(problem: SaddleProblem, state: SaddleState) -> Float[Array, "x a a"]:
     """How far a belief moves per unit of reward."""
-    other = state.beliefs.mT
-    response = state.beliefs * other / (game.temperature * (state.beliefs + other))
-    return jnp.where(game.comparisons > 0, response, 0.0)
+    other = state.label_probs.mT
+    response = state.label_probs * other / (problem.temperature * (state.label_probs + other))
+    return jnp.where(problem.comparisons > 0, response, 0.0)
 
 
-def _barrier_scale(game: Game) -> Float[Array, "x 1"]:
+def _barrier_scale(problem: SaddleProblem) -> Float[Array, "x 1"]:
     """Barrier on the policy per unit of weight; prompts of weight zero hold up nobody."""
-    return jnp.where(game.weights > 0, 1.0 / jnp.maximum(game.weights, 1e-12), 1.0)[:, None]
+    return jnp.where(problem.weights > 0, 1.0 / jnp.maximum(problem.weights, 1e-12), 1.0)[:, None]
 
 
-def _longest_step(state: State, move: State) -> Float[Array, ""]:
+def _longest_step(state: SaddleState, move: SaddleState) -> Float[Array, ""]:
     """Longest step, at most one, that keeps everything positive that must be."""
     positive = ("policy", "policy_slack", "slack", "multiplier")
     longest = jnp.ones_like(state.level[0])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from rpo_theory._batching import (
-    group_of,
-    in_float64,
-    in_groups,
+    group_size,
+    map_in_groups,
     raise_unless_solved,
-    size_of_group,
-    solve_alone,
+    round_group_size,
     solve_in_groups,
+    solve_one,
+    to_float64,
 )
 from rpo_theory.rewards import RewardClass, TabularBox
 from rpo_theory.types import Problem, Solution, Status
@@ -57,7 +57,7 @@ def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
         return tree["a"] + more, more.sum(axis=1)
 
     tree = {"a": np.arange(5, dtype=np.int32)[:, None]}
-    total, summed = in_groups(function, tree, np.full((5, 2), 0.5, np.float32), size=2)
+    total, summed = map_in_groups(function, tree, np.full((5, 2), 0.5, np.float32), size=2)
     assert [rows for rows, _ in seen] == [[[0], [1], [2]], [[2], [3], [4]], [[4], [4], [4]]]
     assert {dtype for _, dtype in seen} == {np.dtype(np.float64)}
     np.testing.assert_array_equal(total, np.arange(5)[:, None] + np.full((5, 2), 0.5))
@@ -66,15 +66,15 @@ def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
 
 @pytest.mark.parametrize(("most", "size"), [(0.2, 1), (7.9, 1), (8.0, 8), (15.9, 8), (1e3, 512)])
 def test_closed_form_a_group_fills_vectors_or_is_one(most: float, size: int) -> None:
-    assert group_of(most) == size
+    assert round_group_size(most) == size
     problem, _ = problems(2)
-    assert size_of_group(problem, int(4 * most)) == size
+    assert group_size(problem, int(4 * most)) == size
 
 
 def test_closed_form_one_problem_is_a_batch_of_one() -> None:
     problem, _ = problems(3)
     one = Problem(*(leaf[2] for leaf in problem))
-    solution = solve_alone(echo, one, TabularBox(np.array(12.0)))
+    solution = solve_one(echo, one, TabularBox(np.array(12.0)))
     assert (float(solution.objective), float(solution.reward)) == (2.0, 12.0)
     assert int(solution.status) == Status.SOLVED.value
 
@@ -82,7 +82,7 @@ def test_closed_form_one_problem_is_a_batch_of_one() -> None:
 def test_closed_form_laws_are_normalised_in_float64() -> None:
     problem, _ = problems(1)
     thirds = np.array([[[1.0, 2.0]]], np.float32)
-    got, reward_class = in_float64(
+    got, reward_class = to_float64(
         problem._replace(reference_policy=thirds), TabularBox(np.ones(1, np.float32))
     )
     np.testing.assert_allclose(got.reference_policy, [[[1 / 3, 2 / 3]]], rtol=1e-15)

@@ -16,10 +16,10 @@ from rpo_theory.bounds import (
     complexity,
     corrected_modulus,
     covering_scale,
-    gap_bound,
     printed_modulus,
     prompt_shift_factor,
-    regularised_gap_bound,
+    regularized_gap_bound,
+    suboptimality_bound,
     theorem_beta,
     theorem_bound_corrected,
     theorem_bound_printed,
@@ -71,7 +71,7 @@ def test_theorem_printed_is_the_untuned_bound_at_its_eta_and_beta(
     np.testing.assert_allclose(theorem_beta(n), beta, rtol=ALGEBRA)
     untuned = c**2 * eta / (8 * kappa**2) + 3 * iota**2 / (eta * n) + beta * kl
     terms = {"n_pairs": n, "complexity": iota, "coverage": c, "kl": kl}
-    found = gap_bound(modulus, **terms, eta=eta, beta=beta)
+    found = suboptimality_bound(modulus, **terms, eta=eta, beta=beta)
     np.testing.assert_allclose(found, untuned, rtol=ALGEBRA)
     tuned = theorem_bound_printed(**terms, reward_max=reward_max)
     np.testing.assert_allclose(tuned, untuned, rtol=ALGEBRA)
@@ -86,7 +86,7 @@ def test_theorem_corrected_is_the_safe_bound_at_the_same_eta_and_beta(
     eta, beta = kappa * math.sqrt(24.0 * iota**2 / n), n**-0.5
     safe = c**2 * eta / (4 * kappa**2) + 3 * iota**2 / (eta * n) + beta * kl
     terms = {"n_pairs": n, "complexity": iota, "coverage": c, "kl": kl}
-    found = gap_bound(corrected_modulus(reward_max), **terms, eta=eta, beta=beta)
+    found = suboptimality_bound(corrected_modulus(reward_max), **terms, eta=eta, beta=beta)
     np.testing.assert_allclose(found, safe, rtol=ALGEBRA)
     tuned = theorem_bound_corrected(**terms, reward_max=reward_max)
     np.testing.assert_allclose(tuned, safe, rtol=ALGEBRA)
@@ -118,7 +118,7 @@ def test_theorem_known_coverage_eta_is_the_best_and_turns_c_squared_plus_one_int
 
     def bound(eta: float) -> float:
         terms = {"n_pairs": n, "complexity": iota, "coverage": c}
-        return float(regularised_gap_bound(m, **terms, eta=eta))
+        return float(regularized_gap_bound(m, **terms, eta=eta))
 
     eta = float(tuned_eta(m, n_pairs=n, complexity=iota, coverage=c))
     # a eta + b / eta is smallest where it is symmetric in log eta.
@@ -141,7 +141,7 @@ def test_theorem_eta_without_kappa_does_not_give_the_printed_bound() -> None:
     n, iota, c, reward_max = 100.0, 2.0, 1.0, 1.0
     eta = math.sqrt(24.0) * iota / math.sqrt(n)
     terms = {"n_pairs": n, "complexity": iota, "coverage": c}
-    without = regularised_gap_bound(printed_modulus(reward_max), **terms, eta=eta)
+    without = regularized_gap_bound(printed_modulus(reward_max), **terms, eta=eta)
     assert without > 5.0 * theorem_bound_printed(**terms, reward_max=reward_max, kl=0.0)
 
 

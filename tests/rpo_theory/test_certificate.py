@@ -16,15 +16,15 @@ from rpo_theory.certificate import (
     GAP_TOLERANCE,
     all_finite,
     certify,
-    gap_bound,
+    duality_gap_bound,
     is_proven,
     kkt_residual,
     mixture_gap,
-    policy_regret,
-    reduced_defect,
+    policy_gap,
+    reduced_residual,
     reward_gradient,
-    unbounded_defect,
-    withhold_unproven,
+    unbounded_residual,
+    verify_status,
 )
 from rpo_theory.objectives import minimax_objective, saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
@@ -170,13 +170,13 @@ def test_property_what_claims_to_be_solved_keeps_its_status_only_if_its_gap_is_p
     batch, boxes = batch_of_one(problem), TabularBox(np.array([1.5]))
     policy, reward = minimax.solve(problem, box)[:2]
     good = claimed(problem, np.asarray(policy), np.asarray(reward))
-    assert withhold_unproven(batch, boxes, good).status.tolist() == [Status.SOLVED]
+    assert verify_status(batch, boxes, good).status.tolist() == [Status.SOLVED]
     wrong = claimed(problem, np.asarray(policy), np.asarray(reward) * 0.99)
-    assert withhold_unproven(batch, boxes, wrong).status.tolist() == [Status.MAX_STEPS]
+    assert verify_status(batch, boxes, wrong).status.tolist() == [Status.MAX_STEPS]
     far = good._replace(objective=np.asarray(good.objective) + 1e-8)
-    assert withhold_unproven(batch, boxes, far).status.tolist() == [Status.MAX_STEPS]
+    assert verify_status(batch, boxes, far).status.tolist() == [Status.MAX_STEPS]
     sick = batch._replace(eta=np.array([np.inf]))
-    assert withhold_unproven(sick, boxes, good).status.tolist() == [Status.NOT_FINITE]
+    assert verify_status(sick, boxes, good).status.tolist() == [Status.NOT_FINITE]
 
 
 @pytest.mark.parametrize("solver", [minimax, maximin, direct])
@@ -208,7 +208,7 @@ def test_closed_form_the_regret_of_a_policy_is_what_it_leaves_of_the_objective()
     problem = random_problem(3)
     policy, reward = random_pair(3, TabularBox(np.array(1.5)))
     left = float(minimax_objective(problem, reward) - saddle_objective(problem, policy, reward))
-    assert float(policy_regret(problem, policy, reward)) == pytest.approx(left, abs=EXACT)
+    assert float(policy_gap(problem, policy, reward)) == pytest.approx(left, abs=EXACT)
 
 
 def test_closed_form_the_gap_of_a_mixture_is_that_of_the_game_in_which_it_draws() -> None:
@@ -244,12 +244,12 @@ def test_limit_over_all_rewards_the_defect_is_zero_at_a_saddle_point_alone() -> 
     batch = Problem(*(np.asarray(leaf)[None] for leaf in problem))
     found = minimax.solve_batch(batch, Unbounded())
     policy, reward = np.asarray(found.policy)[0], np.asarray(found.reward)[0]
-    assert float(unbounded_defect(problem, policy, reward)) < 1e-10
+    assert float(unbounded_residual(problem, policy, reward)) < 1e-10
     other = reward + np.array([[0.1, 0.0, 0.0, 0.0]] * 2)
     slope = np.abs(reward_gradient(problem, policy, other)).max()
-    expected = max(float(slope), float(policy_regret(problem, policy, other)))
-    assert float(unbounded_defect(problem, policy, other)) == pytest.approx(expected, rel=1e-12)
-    assert float(reduced_defect(unbounded.reduce(problem), policy, other)) == pytest.approx(
+    expected = max(float(slope), float(policy_gap(problem, policy, other)))
+    assert float(unbounded_residual(problem, policy, other)) == pytest.approx(expected, rel=1e-12)
+    assert float(reduced_residual(unbounded.reduce(problem), policy, other)) == pytest.approx(
         expected, rel=1e-12
     )
 
@@ -269,20 +269,22 @@ def test_property_the_bound_holds_for_any_pair_and_is_the_gap_of_finite_classes(
     problem, box = random_problem(3), TabularBox(np.array(1.5))
     for seed in range(2):
         policy, reward = random_pair(seed, box)
-        bound = float(gap_bound(problem, box, policy, reward))
+        bound = float(duality_gap_bound(problem, box, policy, reward))
         assert bound >= cvxpy_gap(problem, box, policy, reward) - CVXPY_VALUE
     finite = FiniteClass(np.stack([random_pair(seed, box)[1] for seed in range(4)]))
     policy, reward = random_pair(0, box)[0], np.asarray(finite.rewards)[0]
     worst = min(float(saddle_objective(problem, policy, each)) for each in finite.rewards)
     exact = float(minimax_objective(problem, reward)) - worst
-    assert float(gap_bound(problem, finite, policy, reward)) == pytest.approx(exact, abs=EXACT)
-    assert float(gap_bound(problem, Unbounded(), policy, reward)) == np.inf
+    assert float(duality_gap_bound(problem, finite, policy, reward)) == pytest.approx(
+        exact, abs=EXACT
+    )
+    assert float(duality_gap_bound(problem, Unbounded(), policy, reward)) == np.inf
 
 
 def test_limit_the_bound_is_tight_at_a_saddle_point() -> None:
     problem, box = random_problem(3), TabularBox(np.array(1.5))
     solution = minimax.solve(problem, box)
-    assert float(gap_bound(problem, box, solution.policy, solution.reward)) < GAP_TOLERANCE
+    assert float(duality_gap_bound(problem, box, solution.policy, solution.reward)) < GAP_TOLERANCE
 
 
 def test_closed_form_the_kkt_residual_is_the_way_down_the_slope_within_the_box() -> None:

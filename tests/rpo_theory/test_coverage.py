@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpo_theory import coverage as coverage_module
-from rpo_theory.coverage import coverage_coefficient, coverage_coefficient_batch, density_ratio_bound
+from rpo_theory.coverage import (
+    coverage_coefficient,
+    coverage_coefficient_batch,
+    density_ratio_bound,
+)
 from rpo_theory.problems import InvalidProblemError
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 
@@ -36,7 +40,7 @@ class Setting(NamedTuple):
     pair_distribution: np.ndarray
 
     def coverage(self, reward_class: RewardClass) -> float:
-        return float(coverage(reward_class, **self._asdict()))
+        return float(coverage_coefficient(reward_class, **self._asdict()))
 
     def weight(self) -> np.ndarray:
         return self.context_weights[:, None] * (self.comparator - self.baseline)

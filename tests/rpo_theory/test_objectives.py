@@ -136,7 +136,7 @@ def test_theorem_f_is_the_rpo_loss_plus_a_constant(seed: int) -> None:
     pair_losses = losses.dpo(policy, reference, beta=beta, where=counts > 0)
     dpo = reduce_mean(pair_losses, counts).mean()
     drawn = jnp.asarray(problem.context_weights[:, None] * problem.baseline_policy)
-    sft = reduce_mean(losses.sft(log_policy), drawn).total
+    sft = reduce_mean(losses.sft(log_policy), drawn).sum
     constant = eta * beta * np.sum(np.asarray(drawn) * log_reference)
     got = float(dpo) + eta * beta * float(sft) + constant
     slack = EXACT * terms(problem)

@@ -70,7 +70,7 @@ def test_theorem_the_loss_plus_its_constant_is_f(seed: int) -> None:
 @jax.jit
 def hessian_and_conductance(problem: Problem, reward: jax.Array) -> tuple[jax.Array, jax.Array]:
     hessian = jax.hessian(lambda r: policy_loss.loss(problem, r))(reward)
-    return hessian, policy_loss.conductance(problem, reward, jnp.asarray(problem.wins).sum())
+    return hessian, policy_loss.hessian_weights(problem, reward, jnp.asarray(problem.wins).sum())
 
 
 @settings(max_examples=30, deadline=None)
@@ -78,10 +78,10 @@ def hessian_and_conductance(problem: Problem, reward: jax.Array) -> tuple[jax.Ar
 def test_gradient_the_conductances_are_the_hessian_of_the_loss(seed: int) -> None:
     problem = random_problem(seed)
     reward = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 4)))
-    hessian, conductance = hessian_and_conductance(problem, reward)
+    hessian, hessian_weights = hessian_and_conductance(problem, reward)
     expected = np.zeros((2, 4, 2, 4))
     for x in range(2):
-        expected[x, :, x] = np.diag(conductance[x].sum(axis=1)) - conductance[x]
+        expected[x, :, x] = np.diag(hessian_weights[x].sum(axis=1)) - hessian_weights[x]
     np.testing.assert_allclose(hessian, expected, atol=10 * EXACT * terms(problem))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rpo_theory.problems import (
     PROBABILITY_TOLERANCE,
     InvalidProblemError,
-    normalised,
+    normalize,
     validate,
     validate_policy,
     validate_reward,
@@ -143,14 +143,14 @@ def test_property_laws_may_miss_one_by_the_tolerance_and_no_more(multiple: float
             validate(nearly, Unbounded())
     else:
         validate(nearly, Unbounded())
-        sums = np.sum(normalised(nearly).reference_policy, axis=1)
+        sums = np.sum(normalize(nearly).reference_policy, axis=1)
         np.testing.assert_allclose(sums, 1.0, rtol=0, atol=ONE_ULP)
 
 
 def test_property_normalising_keeps_proportions_and_everything_else() -> None:
     problem = valid_problem()
     scaled = problem._replace(context_weights=np.asarray(problem.context_weights) * (1 + 1e-7))
-    exact = normalised(scaled)
+    exact = normalize(scaled)
     np.testing.assert_allclose(exact.context_weights, problem.context_weights, atol=ONE_ULP)
     np.testing.assert_array_equal(exact.wins, problem.wins)
     assert exact.beta == problem.beta

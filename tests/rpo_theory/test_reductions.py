@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpo_theory.losses import sft
-from rpo_theory.reductions import Reduction, reduce_mean, reduce_sft, weight_per_token
+from rpo_theory.reductions import WeightedSum, reduce_mean, reduce_sft, weight_per_token
 
 EXACT = 1e-13  # float64 sums of a handful of terms
 NAMES: list[Any] = ["sum", "sequence_mean", "pooled_mean"]
@@ -55,7 +55,7 @@ def test_property_parts_added_before_dividing_equal_the_whole(
         reduce_sft(loss[part], tokens[part], reduction=reduction, where=where[part])
         for part in (slice(None, cut), slice(cut, None))
     ]
-    added = Reduction(*(first + second for first, second in zip(*parts, strict=True)))
+    added = WeightedSum(*(first + second for first, second in zip(*parts, strict=True)))
     assert float(added.mean()) == pytest.approx(float(whole.mean()), rel=EXACT, abs=EXACT)
 
 

@@ -79,7 +79,7 @@ def test_property_regret_is_the_distance_from_the_minimum_and_at_least_zero(
     reward_class, direction = random_class(kind, rng), rng.normal(size=(2, 3))
     assert isinstance(reward_class, TabularBox | LinearBall)
     for member in members(reward_class, rng, 5):
-        regret = float(reward_class.regret(direction, member))
+        regret = float(reward_class.linear_gap(direction, member))
         expected = np.sum(direction * member) - float(reward_class.minimum(direction))
         assert regret >= -EXACT
         assert regret == pytest.approx(expected, rel=EXACT, abs=EXACT)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from rpo_theory.problems import normalised
+from rpo_theory.problems import normalize
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from rpo_theory.types import Problem
 
@@ -38,7 +38,7 @@ def problems(rng: np.random.Generator, n: int, n_contexts: int, n_actions: int) 
     wins = _wins(rng, shape)
     reference = law(rng, shape)
     wins, reference = _with_duplicates(rng, wins, reference)
-    return normalised(
+    return normalize(
         Problem(
             context_weights=law(rng, shape[:2]),
             reference_policy=reference,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from bandits.environments.designs import DECADES, INSIDE, Design, designed_coverage, draw_design
-from bandits.environments.random import Instance
+from bandits.environments.designs import DECADES, MARGIN, Design, designed_coverage, draw_design
+from bandits.environments.base import Instance
 from rpo_theory import bounds, minimax
 from rpo_theory.coverage import coverage_coefficient_batch
 from rpo_theory.problems import validate
@@ -187,8 +187,8 @@ def test_closed_form_shift_imbalance_and_missing_edges_are_as_described() -> Non
 def test_property_near_ties_are_log_uniform_and_rare_responses_are_worst() -> None:
     design = Design(actions=5, rare=1, gaps="log_uniform", reward_max=2.0)
     reward = np.sort(np.asarray(draw_design(design, 100, np.arange(2000)).true_reward)[:, 0])
-    widest = 2.0 * (1 - 2 * INSIDE)
-    np.testing.assert_allclose(reward[:, -1], 2.0 * (1 - INSIDE))
+    widest = 2.0 * (1 - 2 * MARGIN)
+    np.testing.assert_allclose(reward[:, -1], 2.0 * (1 - MARGIN))
     np.testing.assert_allclose(reward[:, -1] - reward[:, 0], widest)
     decades = -np.log10((reward[:, -1:] - reward[:, 1:-1]) / widest) / DECADES
     assert decades.min() >= 0

@@ -23,7 +23,7 @@ from bandits.environments.instances import (
     type_i_hacking,
     type_ii_hacking,
 )
-from bandits.environments.random import Baseline, Instance
+from bandits.environments.base import Baseline, Instance
 from rpo_theory import losses, maximin, minimax, objectives
 from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage_coefficient

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from bandits.environments.random import (
-    CONTEXTS_WITH_DATA,
+    DATA_PROMPT_PROBABILITY,
     Instance,
     baseline_policy,
     random_linear,
@@ -97,8 +97,8 @@ def test_property_coverage_is_partial_and_some_contexts_have_no_data() -> None:
     ordered = np.asarray(instance.pair_distribution) > 0
     assert not ordered[:, np.arange(6), np.arange(6)].any()
     counts = ordered.sum(axis=(1, 2))
-    spread = np.sqrt(CONTEXTS_WITH_DATA * (1 - CONTEXTS_WITH_DATA) / 400)
-    assert np.mean(counts > 0) == pytest.approx(CONTEXTS_WITH_DATA, abs=SIGMAS * spread)
+    spread = np.sqrt(DATA_PROMPT_PROBABILITY * (1 - DATA_PROMPT_PROBABILITY) / 400)
+    assert np.mean(counts > 0) == pytest.approx(DATA_PROMPT_PROBABILITY, abs=SIGMAS * spread)
     pairs = 30 * np.sum(counts > 0)
     spread = np.sqrt(share * (1 - share) / pairs)
     assert counts.sum() / pairs == pytest.approx(share, abs=SIGMAS * spread)

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.evaluation.metrics import log_ratio_quantiles
-from llm.train.diagnostics import PATIENCE, DisplacementMonitor, linear_coverage
+from llm.train.diagnostics import (
+    NAMED_ROWS,
+    PATIENCE,
+    DisplacementMonitor,
+    linear_coverage,
+    locate_non_finite,
+    name_rows,
+)
+from llm.types import Batch
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.rewards import LinearBall
 
@@ -26,6 +34,40 @@ SEEDS = st.integers(0, 2**16)
 
 
 BETA = 0.1
+
+
+def batch_of(rows: list[int]) -> Batch:
+    ids, nothing = np.asarray(rows), None
+    return Batch(nothing, nothing, np.ones((len(rows), 2), int), ids >= 0, ids)  # type: ignore[arg-type]
+
+
+BATCH = batch_of([30, 12, -1, 21])
+
+
+def test_closed_form_rows_are_named_in_order_once_by_their_numbers_in_their_file() -> None:
+    assert name_rows(BATCH, np.array([True, True, False, False])) == "rows 12, 30"
+    assert name_rows(BATCH, BATCH.present, 10) == "rows 2, 11, 20"
+    assert name_rows(batch_of([7, 7, 8]), np.array([True, True, False])) == "rows 7"
+
+
+def test_limit_of_very_many_rows_the_first_are_named_and_the_others_counted() -> None:
+    many = batch_of(list(range(NAMED_ROWS + 3)))
+    first = ", ".join(str(row) for row in range(NAMED_ROWS))
+    assert name_rows(many, many.present) == f"rows {first} and 3 more"
+    enough = batch_of(list(range(NAMED_ROWS)))
+    assert name_rows(enough, enough.present) == f"rows {first}"
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_closed_form_pairs_are_located_before_metrics_and_a_finite_step_passes(
+    wrong: float,
+) -> None:
+    clean, flags = np.zeros(4, bool), np.array([False, True, False, False])
+    assert locate_non_finite({"loss": 1.0, "grad_norm": 0.0}, clean, BATCH) is None
+    metrics = {"loss": 1.0, "grad_norm": wrong, "other": wrong}
+    assert locate_non_finite(metrics, flags, BATCH) == "rows 12"
+    expected = "`grad_norm` of the step on rows 12, 21, 30"
+    assert locate_non_finite(metrics, clean, BATCH) == expected
 
 
 def said(steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0) -> list[str | None]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rpo_theory.numerics import feasible_sets
-from rpo_theory.numerics.feasible_sets import Ball, Box, ChoiceSet, Free, Simplex
+from rpo_theory.numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(2, 4, 3))
@@ -16,8 +16,8 @@ NAMES = ("box", "free", "ball", "simplex")
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
-def made(name: str) -> tuple[ChoiceSet, jax.Array]:
-    """A set and a choice inside it, in the dtype of the test."""
+def made(name: str) -> tuple[FeasibleSet, jax.Array]:
+    """A set and a point inside it, in the dtype of the test."""
     match name:
         case "box":
             return Box(), jnp.array([0.2, 0.5, 0.9, 0.4])
@@ -32,25 +32,25 @@ def made(name: str) -> tuple[ChoiceSet, jax.Array]:
 
 @EVERY
 def test_closed_form_pulling_a_matrix_is_pulling_it_from_both_sides(name: str) -> None:
-    rewards, choice = made(name)
-    n_prompts, n_actions = feasible_sets.reward(rewards, choice).shape
+    rewards, point = made(name)
+    n_prompts, n_actions = feasible_sets.reward(rewards, point).shape
     matrix = jnp.asarray(RNG.normal(size=(n_prompts, n_actions, n_actions)))
     columns = []
-    for unit in jnp.eye(choice.size):
+    for unit in jnp.eye(point.size):
         table = jnp.einsum("xab,xb->xa", matrix, feasible_sets.reward(rewards, unit))
-        columns.append(feasible_sets.pull(rewards, table))
+        columns.append(feasible_sets.adjoint(rewards, table))
     expected = jnp.stack(columns, axis=1)
-    np.testing.assert_allclose(feasible_sets.pull_matrix(rewards, matrix), expected, atol=1e-12)
+    np.testing.assert_allclose(feasible_sets.adjoint_form(rewards, matrix), expected, atol=1e-12)
 
 
 @EVERY
 def test_gradient_bound_maps_are_the_derivative_of_the_slack_and_its_transpose(name: str) -> None:
-    rewards, choice = made(name)
-    along, transpose = feasible_sets.bound_maps(rewards, choice)
-    slacks = feasible_sets.slack(rewards, choice)
-    move, step = jnp.asarray(RNG.normal(size=choice.shape)), 1e-6
-    moved = feasible_sets.slack(rewards, choice + step * move)
-    back = feasible_sets.slack(rewards, choice - step * move)
+    rewards, point = made(name)
+    along, transpose = feasible_sets.bound_maps(rewards, point)
+    slacks = feasible_sets.slack(rewards, point)
+    move, step = jnp.asarray(RNG.normal(size=point.shape)), 1e-6
+    moved = feasible_sets.slack(rewards, point + step * move)
+    back = feasible_sets.slack(rewards, point - step * move)
     np.testing.assert_allclose(along(move), (moved - back) / (2 * step), atol=1e-8)
     multiplier = jnp.asarray(RNG.uniform(0.1, 1.0, size=slacks.shape))
     dot = jnp.vdot(transpose(multiplier), move)
@@ -59,58 +59,58 @@ def test_gradient_bound_maps_are_the_derivative_of_the_slack_and_its_transpose(n
 
 @EVERY
 def test_closed_form_a_newton_move_solves_its_linear_system(name: str) -> None:
-    rewards, choice = made(name)
-    n = choice.size
+    rewards, point = made(name)
+    n = point.size
     root = jnp.asarray(RNG.normal(size=(n, n)))
     matrix = root @ root.T + jnp.eye(n)
-    slacks = feasible_sets.slack(rewards, choice)
+    slacks = feasible_sets.slack(rewards, point)
     multiplier = jnp.asarray(RNG.uniform(0.1, 1.0, size=slacks.shape))
     force = jnp.asarray(RNG.normal(size=n))
     factor = jnp.linalg.cholesky(matrix)
-    move = feasible_sets.newton_move(rewards, factor, force, choice, slacks, multiplier)
+    move = feasible_sets.newton_move(rewards, factor, force, point, slacks, multiplier)
     match rewards:
         case Box() | Free():
             expected = jnp.linalg.solve(matrix, force)
         case Ball():
-            # The barrier of the sphere acts along the choice alone.
-            barrier = multiplier[0] / slacks[0] * jnp.outer(choice, choice)
+            # The barrier of the sphere acts along the point alone.
+            barrier = multiplier[0] / slacks[0] * jnp.outer(point, point)
             expected = jnp.linalg.solve(matrix + barrier, force)
         case Simplex():
             # Of the moves that keep the sum one, the one whose residual is a constant.
             ones = jnp.ones((n, 1))
             bordered = jnp.block([[matrix, ones], [ones.T, jnp.zeros((1, 1))]])
-            rest = jnp.concatenate([force, 1.0 - choice.sum(keepdims=True)])
+            rest = jnp.concatenate([force, 1.0 - point.sum(keepdims=True)])
             expected = jnp.linalg.solve(bordered, rest)[:n]
     np.testing.assert_allclose(move, expected, atol=1e-10)
 
 
 def test_closed_form_curvature_of_the_bounds() -> None:
     multiplier = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-    box, choice = made("box")
-    slacks = feasible_sets.slack(box, choice)
-    got = feasible_sets.bound_curvature(box, choice, slacks, multiplier)
-    expected = multiplier[:4] / choice + multiplier[4:] / (1.0 - choice)
+    box, point = made("box")
+    slacks = feasible_sets.slack(box, point)
+    got = feasible_sets.bound_curvature(box, point, slacks, multiplier)
+    expected = multiplier[:4] / point + multiplier[4:] / (1.0 - point)
     np.testing.assert_allclose(got, jnp.diag(expected))
-    free, choice = made("free")
+    free, point = made("free")
     np.testing.assert_array_equal(
-        feasible_sets.bound_curvature(free, choice, choice[:0], choice[:0]), np.zeros((4, 4))
+        feasible_sets.bound_curvature(free, point, point[:0], point[:0]), np.zeros((4, 4))
     )
-    ball, choice = made("ball")
-    slacks = feasible_sets.slack(ball, choice)
-    got = feasible_sets.bound_curvature(ball, choice, slacks, jnp.array([3.0]))
+    ball, point = made("ball")
+    slacks = feasible_sets.slack(ball, point)
+    got = feasible_sets.bound_curvature(ball, point, slacks, jnp.array([3.0]))
     np.testing.assert_array_equal(got, 3.0 * np.eye(3))
-    simplex, choice = made("simplex")
-    got = feasible_sets.bound_curvature(simplex, choice, choice, jnp.array([1.0, 2.0, 3.0]))
+    simplex, point = made("simplex")
+    got = feasible_sets.bound_curvature(simplex, point, point, jnp.array([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(got, np.diag([5.0, 4.0, 10.0]))
 
 
 def test_closed_form_only_the_ball_bends_and_rounds() -> None:
     move, multiplier = jnp.array([1.0, 2.0, 2.0]), jnp.array([0.5])
     ball, simplex = made("ball")[0], made("simplex")[0]
-    np.testing.assert_allclose(feasible_sets.bent_products(ball, move, multiplier), [4.5])
-    np.testing.assert_array_equal(feasible_sets.bent_products(simplex, move, move), np.zeros(3))
-    np.testing.assert_allclose(feasible_sets.least_products(ball, multiplier), [5e-15])
-    np.testing.assert_array_equal(feasible_sets.least_products(simplex, move), np.zeros(3))
+    np.testing.assert_allclose(feasible_sets.curvature_loss(ball, move, multiplier), [4.5])
+    np.testing.assert_array_equal(feasible_sets.curvature_loss(simplex, move, move), np.zeros(3))
+    np.testing.assert_allclose(feasible_sets.min_complementarity(ball, multiplier), [5e-15])
+    np.testing.assert_array_equal(feasible_sets.min_complementarity(simplex, move), np.zeros(3))
 
 
 def test_closed_form_the_ridge_is_relative_to_what_is_known() -> None:
@@ -123,25 +123,30 @@ def test_closed_form_the_ridge_is_relative_to_what_is_known() -> None:
 
 @EVERY
 def test_gradient_is_the_derivative_of_what_the_adversary_pays(name: str) -> None:
-    rewards, choice = made(name)
-    flow = jnp.asarray(RNG.normal(size=feasible_sets.reward(rewards, choice).shape))
+    rewards, point = made(name)
+    flow = jnp.asarray(RNG.normal(size=feasible_sets.reward(rewards, point).shape))
 
-    def paid(choice: jax.Array) -> jax.Array:
-        own = rewards.losses @ choice if isinstance(rewards, Simplex) else jnp.zeros(())
-        return jnp.vdot(flow, feasible_sets.reward(rewards, choice)) + own
+    def paid(point: jax.Array) -> jax.Array:
+        own = rewards.losses @ point if isinstance(rewards, Simplex) else jnp.zeros(())
+        return jnp.vdot(flow, feasible_sets.reward(rewards, point)) + own
 
     np.testing.assert_allclose(
-        feasible_sets.gradient(rewards, flow), jax.grad(paid)(choice), atol=1e-12
+        feasible_sets.gradient(rewards, flow), jax.grad(paid)(point), atol=1e-12
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "choice", "slope", "expected"),
+    ("name", "point", "gradient", "expected"),
     [
         ("box", [0.0, 1.0, 0.5, 0.5], [2.0, -2.0, 0.0, 0.0], 0.0),  # minimal: held by the bounds
         ("box", [0.0, 1.0, 0.5, 0.9], [2.0, -2.0, 0.1, -0.7], 0.1),
         ("free", [5.0, 5.0, 5.0, 5.0], [0.0, -0.3, 0.2, 0.0], 0.3),
-        ("ball", [0.6, 0.8, 0.0], [-3.0, -4.0, 0.0], 0.0),  # minimal: the slope is along the radius
+        (
+            "ball",
+            [0.6, 0.8, 0.0],
+            [-3.0, -4.0, 0.0],
+            0.0,
+        ),  # minimal: the gradient is along the radius
         ("ball", [0.0, 0.0, 0.0], [0.0, 0.5, 0.0], 0.5),
         ("ball", [0.0, 0.0, 0.0], [0.0, 7.0, 0.0], 1.0),
         ("simplex", [0.0, 1.0, 0.0], [3.0, 1.0, 2.0], 0.0),  # minimal: all on the best member
@@ -149,16 +154,16 @@ def test_gradient_is_the_derivative_of_what_the_adversary_pays(name: str) -> Non
     ],
 )
 def test_closed_form_the_distance_is_that_of_a_projected_unit_step(
-    name: str, choice: list[float], slope: list[float], expected: float
+    name: str, point: list[float], gradient: list[float], expected: float
 ) -> None:
-    found = feasible_sets.distance(made(name)[0], jnp.array(choice), jnp.array(slope))
+    found = feasible_sets.distance(made(name)[0], jnp.array(point), jnp.array(gradient))
     assert float(found) == pytest.approx(expected, abs=1e-15)
 
 
 @EVERY
 def test_property_the_start_is_inside_every_bound_and_treats_responses_alike(name: str) -> None:
-    rewards, choice = made(name)
+    rewards, point = made(name)
     start = feasible_sets.start(rewards, 4)
     expected = {"box": 0.5, "free": 0.0, "ball": 0.0, "simplex": 1 / 3}[name]
-    np.testing.assert_allclose(start, np.full(choice.shape, expected), rtol=1e-15)
+    np.testing.assert_allclose(start, np.full(point.shape, expected), rtol=1e-15)
     assert (np.asarray(feasible_sets.slack(rewards, start)) > 0).all()

@@ -18,7 +18,7 @@ from rpo_theory.numerics import (
     saddle_interior_point,
 )
 from rpo_theory.numerics.feasible_sets import Free
-from rpo_theory.numerics.projected_newton import Descent, Task
+from rpo_theory.numerics.projected_newton import Descent, NewtonProblem
 from rpo_theory.types import Problem
 
 TOLERANCE = 1e-12
@@ -87,7 +87,7 @@ def test_property_solving_is_stepping_from_the_start_until_it_is_done(method: st
 
 def test_closed_form_a_projected_step_is_the_newton_step_cut_at_the_bounds() -> None:
     target = jnp.array([0.5, -2.0])
-    task = Task(
+    task = NewtonProblem(
         objective=lambda point: jnp.sum((point - target) ** 2),
         direction=lambda _, gradient: -gradient / 2.0,
         project=lambda point: jnp.clip(point, 0.0, 1.0),
@@ -101,35 +101,35 @@ def test_closed_form_a_projected_step_is_the_newton_step_cut_at_the_bounds() -> 
     assert int(found.steps) == 4
 
 
-def game() -> saddle_interior_point.Game:
+def saddle_problem() -> saddle_interior_point.SaddleProblem:
     """No data and all rewards: the only policy that none can hurt is the baseline."""
     even, none = jnp.asarray(EVEN[None]), jnp.zeros((1, 2, 2))
     one = jnp.array(1.0)
-    return saddle_interior_point.Game(
+    return saddle_interior_point.SaddleProblem(
         jnp.ones(1), even, even, jnp.zeros((1, 2)), none, none, 0.5 * one, one, Free()
     )
 
 
 def test_closed_form_the_residual_of_a_saddle_point_is_zero_and_counts_nats_of_the_policy() -> None:
-    start = saddle_interior_point.init(game())
+    start = saddle_interior_point.init(saddle_problem())
     saddle = start._replace(policy=jnp.asarray(EVEN[None]), policy_slack=jnp.zeros((1, 2)))
-    assert float(saddle_interior_point.residual(game(), saddle)) == 0.0
+    assert float(saddle_interior_point.residual(saddle_problem(), saddle)) == 0.0
     # Half the policy is a reward of 0.1 off, 0.2 nats at beta 1/2: the growth is cubic.
-    raised = saddle._replace(choice=jnp.array([0.1, 0.0]))
-    off = float(saddle_interior_point.residual(game(), raised))
+    raised = saddle._replace(adversary=jnp.array([0.1, 0.0]))
+    off = float(saddle_interior_point.residual(saddle_problem(), raised))
     assert off == pytest.approx(0.5 * 0.2 * 1.2**3, rel=1e-12)
     lost = saddle._replace(policy=jnp.array([[0.5, 0.4]]))
-    assert float(saddle_interior_point.residual(game(), lost)) >= 0.1 - 1e-12
+    assert float(saddle_interior_point.residual(saddle_problem(), lost)) >= 0.1 - 1e-12
 
 
 def test_closed_form_the_saddle_method_ends_at_the_baseline() -> None:
     baseline = jnp.array([[0.8, 0.2]])
     found = saddle_interior_point.solve(
-        game()._replace(baseline=baseline), tolerance=jnp.array(1e-10), max_steps=60
+        saddle_problem()._replace(baseline=baseline), tolerance=jnp.array(1e-10), max_steps=60
     )
     assert not bool(found.broken)
     assert float(found.residual) <= 1e-10
     np.testing.assert_allclose(found.state.policy, baseline, atol=1e-9)
     # The reward that makes it the Gibbs policy, up to a constant.
-    high, low = np.asarray(found.state.choice)
+    high, low = np.asarray(found.state.adversary)
     assert high - low == pytest.approx(0.5 * np.log(4.0), abs=1e-8)

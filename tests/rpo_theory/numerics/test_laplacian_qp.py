@@ -1,4 +1,4 @@
-"""Networks with diodes against rational arithmetic, laws of circuits, and dense solves."""
+"""Networks with signs against rational arithmetic, laws of circuits, and dense solves."""
 
 from __future__ import annotations
 
@@ -11,42 +11,47 @@ import numpy as np
 import pytest
 
 from rpo_theory.numerics import laplacian_qp
-from rpo_theory.numerics.laplacian_qp import Network, connected_parts, dissipated_energy, operate
+from rpo_theory.numerics.laplacian_qp import (
+    LaplacianQP,
+    connected_components,
+    solve,
+    solve_active_set,
+)
 
 RATIONAL_TOLERANCE = 1e-13
 """Tens of roundings; weights of 1e-12 beside 1 must not cost a digit."""
 DENSE_TOLERANCE = 1e-11
 """What NumPy's own solve of a few hundred well-conditioned equations guarantees."""
 ROUNDOFF = 1e-14
-"""Net current that counts as none."""
+"""Net linear that counts as none."""
 
-compiled_energy = jax.jit(dissipated_energy)
+compiled_solve = jax.jit(solve)
 
 
-def network_of(conductance: np.ndarray, current: np.ndarray, **diodes: np.ndarray) -> Network:
-    nowhere = np.zeros(current.size, bool)
+def problem_of(edge_weights: np.ndarray, linear: np.ndarray, **signs: np.ndarray) -> LaplacianQP:
+    nowhere = np.zeros(linear.size, bool)
     fields = (
-        conductance,
-        current,
-        diodes.get("nonnegative", nowhere),
-        diodes.get("nonpositive", nowhere),
+        edge_weights,
+        linear,
+        signs.get("nonnegative", nowhere),
+        signs.get("nonpositive", nowhere),
     )
-    return Network(*map(jnp.asarray, fields))
+    return LaplacianQP(*map(jnp.asarray, fields))
 
 
-def energy_of(network: Network) -> float:
-    energy, settled = compiled_energy(network, jnp.array(ROUNDOFF))
-    assert bool(settled)
-    return float(energy)
+def objective_of(problem: LaplacianQP) -> float:
+    objective, converged = compiled_solve(problem, jnp.array(ROUNDOFF))
+    assert bool(converged)
+    return float(objective)
 
 
-def random_conductance(rng: np.random.Generator, n: int, decades: float) -> np.ndarray:
+def random_weights(rng: np.random.Generator, n: int, decades: float) -> np.ndarray:
     upper = np.triu(10.0 ** -rng.uniform(0.0, decades, (n, n)), 1)
     return upper + upper.T
 
 
-def exact_laplacian(conductance: jax.Array) -> list[list[Fraction]]:
-    w = [[Fraction(float(g)) for g in row] for row in conductance]
+def exact_laplacian(edge_weights: jax.Array) -> list[list[Fraction]]:
+    w = [[Fraction(float(g)) for g in row] for row in edge_weights]
     n = range(len(w))
     return [[(sum(w[i], Fraction(0)) if i == j else -w[i][j]) for j in n] for i in n]
 
@@ -64,15 +69,15 @@ def solve_exactly(matrix: list[list[Fraction]], right: list[Fraction]) -> list[F
     return [row[-1] for row in rows]
 
 
-def energy_by_enumeration(network: Network) -> float:
-    """All ways in which diodes can conduct, in rational arithmetic: the one without a wrong sign.
+def objective_by_enumeration(problem: LaplacianQP) -> float:
+    """All ways in which signs can conduct, in rational arithmetic: the one without a wrong sign.
 
-    For a connected network with diodes and a net current, so that some diode conducts.
+    For a connected problem with signs and a net linear, so that some diode conducts.
     """
-    laplacian = exact_laplacian(network.conductance)
-    c = [Fraction(float(i)) for i in network.current]
+    laplacian = exact_laplacian(problem.edge_weights)
+    c = [Fraction(float(i)) for i in problem.linear]
     n = len(c)
-    sign = np.asarray(network.nonnegative, int) - np.asarray(network.nonpositive, int)
+    sign = np.asarray(problem.nonnegative, int) - np.asarray(problem.nonpositive, int)
     tied = [i for i in range(n) if sign[i] != 0]
     for size in range(1, len(tied) + 1):
         for ground in itertools.combinations(tied, size):
@@ -83,10 +88,10 @@ def energy_by_enumeration(network: Network) -> float:
             d = [Fraction(0)] * n
             for i, value in zip(free, solved, strict=True):
                 d[i] = value
-            surplus = [sum(laplacian[i][j] * d[j] for j in range(n)) - c[i] for i in range(n)]
-            if all(int(sign[i]) * d[i] >= 0 and int(sign[i]) * surplus[i] >= 0 for i in tied):
+            multiplier = [sum(laplacian[i][j] * d[j] for j in range(n)) - c[i] for i in range(n)]
+            if all(int(sign[i]) * d[i] >= 0 and int(sign[i]) * multiplier[i] >= 0 for i in tied):
                 return float(sum(a * b for a, b in zip(c, d, strict=True)))
-    raise AssertionError("no state of the diodes is right")
+    raise AssertionError("no state of the signs is right")
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -95,30 +100,30 @@ def test_parity_with_rational_arithmetic_over_twelve_decades(seed: int) -> None:
     n = int(rng.integers(2, 7))
     kind = rng.integers(0, 3, n)
     kind[:2] = 1, 2
-    network = network_of(
-        random_conductance(rng, n, 12.0),
+    problem = problem_of(
+        random_weights(rng, n, 12.0),
         rng.standard_normal(n),
         nonnegative=kind == 1,
         nonpositive=kind == 2,
     )
-    expected = energy_by_enumeration(network)
-    np.testing.assert_allclose(energy_of(network), expected, rtol=RATIONAL_TOLERANCE)
+    expected = objective_by_enumeration(problem)
+    np.testing.assert_allclose(objective_of(problem), expected, rtol=RATIONAL_TOLERANCE)
 
 
 def test_closed_form_series_adds_resistances_and_parallel_adds_conductances() -> None:
     chain = np.zeros((4, 4))
-    for i, conductance in enumerate((1e-12, 1.0, 1e3)):
-        chain[i, i + 1] = chain[i + 1, i] = conductance
+    for i, edge_weights in enumerate((1e-12, 1.0, 1e3)):
+        chain[i, i + 1] = chain[i + 1, i] = edge_weights
     through = np.array([1.0, 0.0, 0.0, -1.0])
     expected = 1e12 + 1.0 + 1e-3
     np.testing.assert_allclose(
-        energy_of(network_of(chain, through)), expected, rtol=RATIONAL_TOLERANCE
+        objective_of(problem_of(chain, through)), expected, rtol=RATIONAL_TOLERANCE
     )
     doubled = chain.copy()
     doubled[0, 3] = doubled[3, 0] = 2.0
     expected = 1.0 / (2.0 + 1.0 / expected)
     np.testing.assert_allclose(
-        energy_of(network_of(doubled, through)), expected, rtol=RATIONAL_TOLERANCE
+        objective_of(problem_of(doubled, through)), expected, rtol=RATIONAL_TOLERANCE
     )
 
 
@@ -128,14 +133,14 @@ def test_closed_form_a_diode_shortens_the_way() -> None:
     through = np.array([1.0, 0.0, -1.0])
     middle = np.array([False, True, False])
     # At potentials (1, 0, -1) the middle stands at ground anyway: its diode changes nothing.
-    assert energy_of(network_of(chain, through, nonnegative=middle)) == 2.0
+    assert objective_of(problem_of(chain, through, nonnegative=middle)) == 2.0
     # With the last node kept at 0 or above and the middle at 0 or below, one resistor is left.
     last = np.array([False, False, True])
-    assert energy_of(network_of(chain, through, nonnegative=last, nonpositive=middle)) == 1.0
+    assert objective_of(problem_of(chain, through, nonnegative=last, nonpositive=middle)) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("current", "diodes", "finite"),
+    ("linear", "signs", "finite"),
     [
         ([1.0, 1.0], {"nonpositive": [True, False]}, True),
         ([1.0, 1.0], {"nonnegative": [True, True]}, False),
@@ -147,24 +152,24 @@ def test_closed_form_a_diode_shortens_the_way() -> None:
     ],
 )
 def test_extreme_infinite_exactly_where_net_current_cannot_leave(
-    current: list[float], diodes: dict[str, list[bool]], finite: bool
+    linear: list[float], signs: dict[str, list[bool]], finite: bool
 ) -> None:
     wire = np.array([[0.0, 1.0], [1.0, 0.0]])
-    tied = {name: np.array(nodes) for name, nodes in diodes.items()}
-    assert np.isfinite(energy_of(network_of(wire, np.array(current), **tied))) == finite
+    tied = {name: np.array(nodes) for name, nodes in signs.items()}
+    assert np.isfinite(objective_of(problem_of(wire, np.array(linear), **tied))) == finite
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_extreme_rounded_masses_send_no_current_through_a_weak_link(tied: bool) -> None:
-    """A net current within the roundoff stays with the nodes that it was rounded at."""
+    """A net linear within the roundoff stays with the nodes that it was rounded at."""
     weak = np.zeros((3, 3))
     weak[0, 1] = weak[1, 0] = 1e-12
     weak[1, 2] = weak[2, 1] = 1.0
     ground = np.array([tied, False, False])
-    network = network_of(weak, np.array([0.0, 1.0, -1.0 + 1e-7]), nonnegative=ground)
-    energy, settled = compiled_energy(network, jnp.array(1e-6))
-    assert bool(settled)
-    np.testing.assert_allclose(energy, 1.0, rtol=1e-6)
+    problem = problem_of(weak, np.array([0.0, 1.0, -1.0 + 1e-7]), nonnegative=ground)
+    objective, converged = compiled_solve(problem, jnp.array(1e-6))
+    assert bool(converged)
+    np.testing.assert_allclose(objective, 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("panel", [3, 64])
@@ -174,41 +179,41 @@ def test_parity_operation_with_a_dense_solve_for_any_panel_width(
 ) -> None:
     monkeypatch.setattr(laplacian_qp, "PANEL", panel)
     rng = np.random.default_rng(n)
-    network = network_of(random_conductance(rng, n, 1.0), rng.standard_normal(n))
-    grounded = rng.random(n) < 0.2
-    grounded[-1] = True
-    laplacian = np.diag(network.conductance.sum(axis=1)) - np.asarray(network.conductance)
+    problem = problem_of(random_weights(rng, n, 1.0), rng.standard_normal(n))
+    active = rng.random(n) < 0.2
+    active[-1] = True
+    laplacian = np.diag(problem.edge_weights.sum(axis=1)) - np.asarray(problem.edge_weights)
     expected = np.zeros(n)
-    free = ~grounded
+    free = ~active
     expected[free] = np.linalg.solve(
-        laplacian[np.ix_(free, free)], np.asarray(network.current)[free]
+        laplacian[np.ix_(free, free)], np.asarray(problem.linear)[free]
     )
-    surplus = laplacian @ expected - np.asarray(network.current)
+    multiplier = laplacian @ expected - np.asarray(problem.linear)
     # A new function for every width: the cache of ``jit`` cannot know of the patch.
-    found = jax.jit(lambda *given: operate(*given))(network, jnp.asarray(grounded))
-    np.testing.assert_allclose(found.potential, expected, atol=DENSE_TOLERANCE)
-    np.testing.assert_allclose(found.surplus, surplus, atol=DENSE_TOLERANCE)
-    energy = float(np.asarray(network.current) @ expected)
-    np.testing.assert_allclose(found.energy, energy, atol=DENSE_TOLERANCE)
+    found = jax.jit(lambda *given: solve_active_set(*given))(problem, jnp.asarray(active))
+    np.testing.assert_allclose(found.point, expected, atol=DENSE_TOLERANCE)
+    np.testing.assert_allclose(found.multiplier, multiplier, atol=DENSE_TOLERANCE)
+    objective = float(np.asarray(problem.linear) @ expected)
+    np.testing.assert_allclose(found.objective, objective, atol=DENSE_TOLERANCE)
 
 
 def test_property_rounding_errors_stay_within_their_bounds() -> None:
     rng = np.random.default_rng(3)
     n = 12
-    network = network_of(random_conductance(rng, n, 8.0), rng.standard_normal(n))
-    grounded = np.arange(n) == 0
-    laplacian = [row[1:] for row in exact_laplacian(network.conductance)[1:]]
-    exact = solve_exactly(laplacian, [Fraction(float(i)) for i in network.current[1:]])
-    found = operate(network, jnp.asarray(grounded))
-    error = np.abs(np.asarray(found.potential)[1:] - np.array([float(d) for d in exact]))
-    assert np.all(error <= np.asarray(found.potential_error)[1:])
+    problem = problem_of(random_weights(rng, n, 8.0), rng.standard_normal(n))
+    active = np.arange(n) == 0
+    laplacian = [row[1:] for row in exact_laplacian(problem.edge_weights)[1:]]
+    exact = solve_exactly(laplacian, [Fraction(float(i)) for i in problem.linear[1:]])
+    found = solve_active_set(problem, jnp.asarray(active))
+    error = np.abs(np.asarray(found.point)[1:] - np.array([float(d) for d in exact]))
+    assert np.all(error <= np.asarray(found.point_error)[1:])
 
 
 def test_closed_form_parts_of_a_long_path_and_an_island() -> None:
     path = np.zeros((40, 40))
     i = np.arange(38)
     path[i, i + 1] = path[i + 1, i] = 1e-300
-    together = np.asarray(connected_parts(jnp.asarray(path)))
+    together = np.asarray(connected_components(jnp.asarray(path)))
     assert together[:39, :39].all()
     assert together[39].sum() == together[:, 39].sum() == 1
 
@@ -216,21 +221,23 @@ def test_closed_form_parts_of_a_long_path_and_an_island() -> None:
 def test_extreme_the_game_settles_where_only_one_node_moves_a_step() -> None:
     n = 120
     path = np.diag(np.ones(n - 1), 1)
-    current = np.zeros(n)
-    current[0], current[-1] = 1.0, -1.0
-    network = network_of(path + path.T, current, nonnegative=np.ones(n, bool))
-    np.testing.assert_allclose(energy_of(network), n - 1.0, rtol=DENSE_TOLERANCE)
+    linear = np.zeros(n)
+    linear[0], linear[-1] = 1.0, -1.0
+    problem = problem_of(path + path.T, linear, nonnegative=np.ones(n, bool))
+    np.testing.assert_allclose(objective_of(problem), n - 1.0, rtol=DENSE_TOLERANCE)
 
 
 def test_compiles_once_under_vmap() -> None:
     rng = np.random.default_rng(0)
-    batched = jax.jit(jax.vmap(dissipated_energy, in_axes=(0, None)))
+    batched = jax.jit(jax.vmap(solve, in_axes=(0, None)))
     for _ in range(2):
         members = [
-            network_of(random_conductance(rng, 4, 1.0), np.array([1.0, 0.0, 0.0, -1.0]))
+            problem_of(random_weights(rng, 4, 1.0), np.array([1.0, 0.0, 0.0, -1.0]))
             for _ in range(3)
         ]
         stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *members)
-        energy, _ = batched(stacked, jnp.array(ROUNDOFF))
-        np.testing.assert_allclose(energy, [energy_of(m) for m in members], rtol=DENSE_TOLERANCE)
+        objective, _ = batched(stacked, jnp.array(ROUNDOFF))
+        np.testing.assert_allclose(
+            objective, [objective_of(m) for m in members], rtol=DENSE_TOLERANCE
+        )
     assert batched._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]

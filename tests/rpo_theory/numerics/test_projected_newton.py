@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy import optimize
 
 from rpo_theory.numerics.projected_newton import (
-    Task,
-    ball_minimiser,
+    NewtonProblem,
+    ball_minimizer,
     box_direction,
     into_ball,
-    minimise,
+    minimize,
 )
 from rpo_theory.types import ArrayLike
 
@@ -35,7 +35,7 @@ def direction_of(*arguments: jax.Array) -> jax.Array:
 
 @jax.jit
 def minimiser_of(*arguments: jax.Array) -> jax.Array:
-    return ball_minimiser(*arguments)
+    return ball_minimizer(*arguments)
 
 
 def in_box(*arguments: ArrayLike | float) -> np.ndarray:
@@ -48,19 +48,19 @@ def in_ball(*arguments: ArrayLike | float) -> np.ndarray:
 
 def laplacian(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     weight = np.triu(rng.uniform(0.1, 2.0, (n, n)), 1)
-    conductance = weight + weight.T
-    return conductance, np.diag(conductance.sum(axis=1)) - conductance
+    edge_weights = weight + weight.T
+    return edge_weights, np.diag(edge_weights.sum(axis=1)) - edge_weights
 
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
 def test_closed_form_with_room_the_direction_solves_the_newton_system(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    conductance, hessian = laplacian(rng, 5)
+    edge_weights, hessian = laplacian(rng, 5)
     gradient = rng.normal(size=5)
     gradient -= gradient.mean()
     room = np.full(5, 1e9)
-    direction = in_box(conductance, gradient, room, room, FAR)
+    direction = in_box(edge_weights, gradient, room, room, FAR)
     np.testing.assert_allclose(hessian @ direction, -gradient, atol=SOLVED)
 
 
@@ -68,39 +68,39 @@ def test_closed_form_with_room_the_direction_solves_the_newton_system(seed: int)
 @given(seeds)
 def test_property_a_direction_descends_and_never_leaves_a_bound_it_stands_on(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    conductance, _ = laplacian(rng, 6)
+    edge_weights, _ = laplacian(rng, 6)
     gradient = rng.normal(size=6)
     gradient -= gradient.mean()
     below, above = rng.choice([0.0, 1.0], 6), np.ones(6)
-    direction = in_box(conductance, gradient, below, above, FAR)
+    direction = in_box(edge_weights, gradient, below, above, FAR)
     assert np.all(direction[below == 0] >= 0)
     assert gradient @ direction <= 0
 
 
 def test_property_a_coordinate_next_to_its_bound_is_sent_to_it_and_the_others_follow() -> None:
-    conductance, hessian = laplacian(np.random.default_rng(0), 4)
+    edge_weights, hessian = laplacian(np.random.default_rng(0), 4)
     gradient = np.array([3.0, -1.0, -1.0, -1.0])
     below = np.array([1e-9, 1.0, 1.0, 1.0])
-    direction = in_box(conductance, gradient, below, np.ones(4), FAR)
+    direction = in_box(edge_weights, gradient, below, np.ones(4), FAR)
     assert direction[0] == -1e-9
     np.testing.assert_allclose((hessian @ direction + gradient)[1:], 0.0, atol=ROUNDOFF)
 
 
 def test_extreme_groups_without_curvature_move_by_the_reach_and_no_further() -> None:
-    conductance = np.zeros((3, 3))
-    conductance[0, 1] = conductance[1, 0] = 1.0
+    edge_weights = np.zeros((3, 3))
+    edge_weights[0, 1] = edge_weights[1, 0] = 1.0
     room = np.full(3, 1e9)
-    direction = in_box(conductance, np.array([0.25, 0.25, -0.5]), room, room, 4.0)
+    direction = in_box(edge_weights, np.array([0.25, 0.25, -0.5]), room, room, 4.0)
     # Each side by 4 against the other; where all three go together is free.
     np.testing.assert_allclose(direction - direction[2], [-8.0, -8.0, 0.0], rtol=SOLVED)
 
 
 def test_extreme_rounding_does_not_lift_what_nothing_holds() -> None:
     """A gradient that sums to rounding, not to zero, on a Hessian that cannot see the sum."""
-    conductance = np.full((3, 3), 0.3) - 0.3 * np.eye(3)
+    edge_weights = np.full((3, 3), 0.3) - 0.3 * np.eye(3)
     gradient = np.array([1e-3, -1e-3, 1e-17])
     room = np.full(3, 1e9)
-    direction = in_box(conductance, gradient, room, room, FAR)
+    direction = in_box(edge_weights, gradient, room, room, FAR)
     assert abs(direction.sum()) < SOLVED
 
 
@@ -117,7 +117,7 @@ def test_parity_the_ball_minimiser_agrees_with_scipy(seed: int) -> None:
     def model(y: Any) -> Any:
         return gradient @ (y - point) + 0.5 * (y - point) @ hessian @ (y - point)
 
-    theirs = minimize(
+    slsqp = optimize.minimize(
         model,
         np.zeros(4),
         jac=lambda y: gradient + hessian @ (y - point),
@@ -125,10 +125,10 @@ def test_parity_the_ball_minimiser_agrees_with_scipy(seed: int) -> None:
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    inside = theirs.x / max(1.0, np.linalg.norm(theirs.x))  # SLSQP may end a little outside
+    inside = slsqp.x / max(1.0, np.linalg.norm(slsqp.x))  # SLSQP may end a little outside
     assert np.linalg.norm(found) <= 1 + SOLVED
     assert model(found) <= model(inside) + SOLVED
-    np.testing.assert_allclose(found, theirs.x, atol=1e-5)  # SLSQP stops on the value
+    np.testing.assert_allclose(found, slsqp.x, atol=1e-5)  # SLSQP stops on the value
 
 
 def test_extreme_a_flat_direction_of_the_ball_stays_where_it_is() -> None:
@@ -137,9 +137,9 @@ def test_extreme_a_flat_direction_of_the_ball_stays_where_it_is() -> None:
     np.testing.assert_allclose(found, [0.5, 0.5], rtol=SOLVED)
 
 
-def logistic(width: float) -> Task:
+def logistic(width: float) -> NewtonProblem:
     """log(1 + e^p) - p / 4 on an interval: its minimum is at -log 3."""
-    return Task(
+    return NewtonProblem(
         objective=lambda p: jnp.logaddexp(0.0, p[0]) - 0.25 * p[0],
         direction=lambda p, g: -g / (jax.nn.sigmoid(p) * jax.nn.sigmoid(-p)),
         project=lambda p: jnp.clip(p, -width, width),
@@ -149,17 +149,17 @@ def logistic(width: float) -> Task:
 
 @pytest.mark.parametrize("start", [-10.0, 0.0, 10.0])
 def test_closed_form_the_iteration_finds_the_minimum_from_far_away(start: float) -> None:
-    found = minimise(logistic(40.0), jnp.array([start]), tolerance=1e-10, max_steps=100)
+    found = minimize(logistic(40.0), jnp.array([start]), tolerance=1e-10, max_steps=100)
     np.testing.assert_allclose(found.point, -np.log(3.0), rtol=SOLVED)
     assert float(found.gradient_norm) < 1e-5
 
 
 def test_closed_form_the_iteration_stops_at_a_bound() -> None:
-    found = minimise(logistic(0.5), jnp.array([0.3]), tolerance=1e-12, max_steps=100)
+    found = minimize(logistic(0.5), jnp.array([0.3]), tolerance=1e-12, max_steps=100)
     np.testing.assert_array_equal(found.point, [-0.5])
     assert float(found.gradient_norm) == 0.0
 
 
 def test_limit_the_iteration_ends_at_its_step_limit() -> None:
-    found = minimise(logistic(40.0), jnp.array([20.0]), tolerance=0.0, max_steps=3)
+    found = minimize(logistic(40.0), jnp.array([20.0]), tolerance=0.0, max_steps=3)
     assert int(found.steps) == 3
