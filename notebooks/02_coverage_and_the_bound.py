@@ -27,7 +27,8 @@ import pyarrow as pa
 
 from bandits.methods.base import MethodOptions
 from bandits.study.config import MethodConfig, StudyConfig
-from bandits.study.run import draw_part, plan_parts, run_part
+from bandits.study.parts import draw_part, plan_parts
+from bandits.study.run import run_part
 from rpo_io.figures import PALETTE
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.rewards import TabularBox

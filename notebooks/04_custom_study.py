@@ -20,8 +20,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from bandits.study.config import StudyConfig
-from bandits.study.run import count_fits
+from bandits.study.config import StudyConfig, count_fits
 from rpo.cli import main
 from rpo.runtime.config_files import read_config
 

@@ -1,15 +1,16 @@
-r"""A study as a choice: methods, and axes whose every combination is run over the same seeds.
+r"""Configuration of a simulation study: methods, and axes whose combinations are run over seeds.
 
-What is drawn (environment, design, :math:`N`, seed) is told apart from how it is answered (method,
-:math:`\eta`, :math:`\beta`): all answers to one draw share it, so that methods are compared on the
-same bandits and the same labels.
+A scenario (environment, design, number of comparisons) and a seed determine the data. A method and
+its weights :math:`\eta` and :math:`\beta` determine the fit. All fits to one scenario and seed
+share the same bandit and the same labels, so that methods are compared on equal data.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +20,8 @@ from bandits.methods.base import MethodOptions
 from bandits.methods.registry import METHODS
 
 WeightRule = Literal["theorem", "tight", "given"]
-r"""Weights by rule: :math:`\beta=1/\sqrt N` and Theorem 5.3's :math:`\eta` (``theorem``) or the one
-with the sharpest constant (``tight``), or those of the environment (``given``)."""
+r"""Rules for the weights. ``theorem`` is :math:`\beta=1/\sqrt N` and the :math:`\eta` of Theorem
+5.3; ``tight`` is the same with the sharpest constant; ``given`` is the environment's weight."""
 
 METHODS_WITHOUT_ETA = {
     "dpo",
@@ -32,26 +33,27 @@ METHODS_WITHOUT_ETA = {
     "dpop",
     "chi_po",
 }
-r"""Methods that :math:`\eta` is nothing to: each is run once and its answer stands for all."""
+r"""Methods that do not use :math:`\eta`: one fit serves all its values."""
 
 METHODS_WITHOUT_BETA = {"greedy_mle", "behavior_cloning", "pessimistic_mle"}
-r"""Methods that :math:`\beta` is nothing to."""
+r"""Methods that do not use :math:`\beta`: one fit serves all its values."""
 
 MAX_COMBINATIONS = 1_000_000
+"""Largest number of combinations of scenarios, methods and weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """A method as a study names it.
+    """A method of a study with its options.
 
     Attributes:
-        method: a name of :data:`bandits.methods.registry.METHODS`.
-        label: what records and figures call it; by default the method, with its baseline if the
-            study has the method twice; printable, without ``$``.
-        options: its options.
+        method: name in :data:`bandits.methods.registry.METHODS`.
+        label: name in records and figures; printable text without ``$``. The default is the
+            method's name, followed by its baseline if the study has the method several times.
+        options: options of the method.
 
     Raises:
-        ValueError: an unknown method, or a label that is no plain text.
+        ValueError: if the method is unknown or the label is not printable text without ``$``.
     """
 
     method: str
@@ -59,25 +61,25 @@ class MethodConfig:
     options: MethodOptions = field(default_factory=MethodOptions)
 
     def __post_init__(self) -> None:
-        """Refuse an unknown name."""
+        """Raise a ``ValueError`` for an unknown method or an unprintable label."""
         if self.method not in METHODS:
             rule = f"must be one of {', '.join(METHODS)}"
             raise ValueError(f"`method` {rule}, got {self.method!r}")
-        # It goes to terminals, which obey control characters, and figures, where $ is mathematics.
+        # Terminals obey control characters, and Matplotlib reads text between $ as mathematics.
         if self.label is not None and not (self.label.isprintable() and "$" not in self.label):
             raise ValueError(f"`label` must be printable text without $, got {self.label!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickSizes:
-    """What ``--quick`` puts in the place of a study's own sizes; None keeps them.
+    """Smaller sizes that ``--quick`` uses instead of the study's own.
 
     Attributes:
-        seeds: number of seeds.
-        comparisons: values of :math:`N`.
-        eta: weights of the adversary.
-        beta: weights of the KL term.
-        design: axes of the design, one by one.
+        seeds: number of seeds; None keeps the study's.
+        comparisons: values of :math:`N`; None keeps the study's.
+        eta: weights of the adversary; None keeps the study's.
+        beta: weights of the KL term; None keeps the study's.
+        design: fields of the design to replace; the others are kept.
     """
 
     seeds: int | None = None
@@ -92,20 +94,21 @@ class StudyConfig:
     r"""A simulation study: every method on every combination of the axes, over the same seeds.
 
     Attributes:
-        name: of the study; figures and folders carry it.
-        methods: what is compared.
+        name: name of the study and of its default output folder; letters, digits, ``_``, ``-``.
+        methods: methods to compare.
         comparisons: values of :math:`N`, the number of comparisons in a data set.
-        seeds: number of seeds; each has a bandit and data of its own.
-        first_seed: the first of them.
-        environments: what is drawn, see :func:`bandits.environments.registry.draw_environment`.
-        design: fields of :class:`bandits.environments.designs.Design`; a list is an axis.
-        eta: weights of the adversary, numbers or rules.
-        beta: weights of the KL term, numbers or rules.
-        delta: :math:`\delta`, the probability that the guarantee may fail, in :math:`\iota`.
-        quick: smaller sizes, for a look.
+        seeds: number of seeds; each draws a new bandit and new data.
+        first_seed: the smallest seed.
+        environments: sources of bandits, see
+            :func:`bandits.environments.registry.draw_environment`.
+        design: fields of :class:`bandits.environments.designs.Design`; a list makes an axis.
+        eta: weights of the adversary, as numbers or rules.
+        beta: weights of the KL term, as numbers or rules.
+        delta: :math:`\delta` in :math:`\iota`, the probability with which the bound may fail.
+        quick: smaller sizes for a quick run.
 
     Raises:
-        ValueError: a value out of range, an empty axis, or one that is given twice.
+        ValueError: if a value is out of range, or an axis is empty or has a value twice.
     """
 
     name: str
@@ -121,17 +124,15 @@ class StudyConfig:
     quick: QuickSizes = field(default_factory=QuickSizes)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, before anything is."""
+        """Raise a ``ValueError`` for a study that cannot be run."""
         _check_axes(self)
         _check_environments(self)
         expand_designs(self)
         if len(set(method_labels(self))) < len(self.methods):
-            raise ValueError(
-                f"`label` must differ from method to method, got {method_labels(self)}"
-            )
+            raise ValueError(f"`label` must differ between methods, got {method_labels(self)}")
 
     def quick_version(self) -> StudyConfig:
-        """The study in its quick sizes."""
+        """Return the study with its quick sizes."""
         sizes = {
             name: getattr(self.quick, name)
             for name in ("seeds", "comparisons", "eta", "beta")
@@ -142,12 +143,12 @@ class StudyConfig:
 
 
 class Scenario(NamedTuple):
-    """A cell of what is drawn.
+    """What determines the distribution of a bandit and its data; a seed determines the draw.
 
     Attributes:
-        environment: its name.
-        design: of the bandits; for named instances it has no say.
-        comparisons: :math:`N`.
+        environment: source of the bandits, an item of :attr:`StudyConfig.environments`.
+        design: design of the bandits; named instances and vote files ignore it.
+        comparisons: :math:`N`, the number of comparisons.
     """
 
     environment: str
@@ -155,55 +156,100 @@ class Scenario(NamedTuple):
     comparisons: int
 
 
+class EtaBeta(NamedTuple):
+    r"""Weights of one fit as the study gives them.
+
+    Attributes:
+        eta: weight of the adversary, :math:`\eta`, or a rule for it.
+        beta: weight of the KL term, :math:`\beta`, or a rule for it.
+    """
+
+    eta: float | WeightRule
+    beta: float | WeightRule
+
+
 def expand_designs(study: StudyConfig) -> list[Design]:
-    """Every combination of the axes of the design.
+    """Return every combination of the axes of the design.
 
     Args:
-        study: the study.
+        study: a study; fields of its ``design`` that are lists are axes.
 
     Returns:
-        Designs, the last axis moving fastest.
+        Designs; the last axis varies fastest.
 
     Raises:
-        ValueError: an unknown field, a wrong type, an empty axis, or a value out of range.
+        ValueError: if a field is unknown, has a wrong type, is empty or is out of range.
 
     Examples:
-        >>> one = StudyConfig(
+        >>> study = StudyConfig(
         ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9], seeds=1,
         ...     design={"target_coverage": [2.0, 4.0]})
-        >>> [design.target_coverage for design in expand_designs(one)]
+        >>> [design.target_coverage for design in expand_designs(study)]
         [2.0, 4.0]
     """
-    known = {each.name: type(each.default) for each in fields(Design)}
+    known = {item.name: type(item.default) for item in fields(Design)}
     axes = {}
-    for name, given in study.design.items():
+    for name, value in study.design.items():
         if name not in known:
             raise ValueError(f"`design.{name}` is unknown: it must be one of {', '.join(known)}")
-        values = given if isinstance(given, list) else [given]
+        values = value if isinstance(value, list) else [value]
         _check_values(f"design.{name}", values)
-        axes[name] = [_typed(name, value, known[name]) for value in values]
+        axes[name] = [_converted(name, item, known[name]) for item in values]
     combinations = itertools.product(*axes.values())
     return [Design(**dict(zip(axes, values, strict=True))) for values in combinations]
 
 
 def expand_scenarios(study: StudyConfig) -> list[Scenario]:
-    """Every cell of what is drawn: a design has no say in a named instance, which comes once."""
-    return list(_draws(study))
+    """Return every combination of environments, designs and numbers of comparisons.
+
+    Args:
+        study: a study.
+
+    Returns:
+        Scenarios; the number of comparisons varies fastest. Only the environment ``design`` is
+        combined with every design, because the others ignore it.
+
+    Examples:
+        >>> study = StudyConfig(
+        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9, 99], seeds=1,
+        ...     environments=["named:four_arms"])
+        >>> [scenario.comparisons for scenario in expand_scenarios(study)]
+        [9, 99]
+    """
+    designs = expand_designs(study)
+    return [
+        Scenario(environment, design, comparisons)
+        for environment in study.environments
+        for design, comparisons in itertools.product(
+            designs if environment == "design" else designs[:1], study.comparisons
+        )
+    ]
+
+
+def expand_weights(study: StudyConfig) -> list[EtaBeta]:
+    r"""Return every combination of the weights; :math:`\beta` varies fastest."""
+    return [EtaBeta(eta, beta) for eta in study.eta for beta in study.beta]
+
+
+def count_fits(study: StudyConfig) -> int:
+    """Return the number of fits in a study: scenarios times seeds, methods and weights."""
+    n_draws = len(expand_scenarios(study)) * study.seeds
+    return n_draws * len(study.methods) * len(expand_weights(study))
 
 
 def design_axes(study: StudyConfig) -> list[str]:
-    """Fields of the design that have several values."""
-    return [name for name, given in study.design.items() if isinstance(given, list)]
+    """Return the names of the design's fields that are axes, that is, lists."""
+    return [name for name, value in study.design.items() if isinstance(value, list)]
 
 
 def method_labels(study: StudyConfig) -> list[str]:
-    """What records call the methods.
+    """Return the labels of the methods in records and figures.
 
     Args:
-        study: the study.
+        study: a study.
 
     Returns:
-        One label a method.
+        One label per method, in the order of :attr:`StudyConfig.methods`.
 
     Examples:
         >>> given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
@@ -220,11 +266,16 @@ def method_labels(study: StudyConfig) -> list[str]:
     ]
 
 
-def _draws(study: StudyConfig) -> Iterator[Scenario]:
-    for environment in study.environments:
-        every = expand_designs(study) if environment == "design" else expand_designs(study)[:1]
-        for design, comparisons in itertools.product(every, study.comparisons):
-            yield Scenario(environment, design, comparisons)
+def resolved_config(study: StudyConfig) -> dict[str, Any]:
+    """Return a study as plain values, for records and for ``--dry-run``.
+
+    Args:
+        study: a study.
+
+    Returns:
+        Every field by name, defaults included; nested dataclasses are dictionaries.
+    """
+    return dataclasses.asdict(study)
 
 
 def _check_axes(study: StudyConfig) -> None:
@@ -252,43 +303,42 @@ def _check_axes(study: StudyConfig) -> None:
 def _check_environments(study: StudyConfig) -> None:
     for name in study.environments:
         kind, _, rest = name.partition(":")
-        if not (
-            name == "design"
-            or (kind == "named" and rest in NAMED_INSTANCES)
-            or (kind == "votes" and rest)
-        ):
-            rule = f"must be 'design', 'votes:FILE.csv' or 'named:' and one of {', '.join(NAMED_INSTANCES)}"
+        is_named = kind == "named" and rest in NAMED_INSTANCES
+        if not (name == "design" or is_named or (kind == "votes" and rest)):
+            names = ", ".join(NAMED_INSTANCES)
+            rule = f"must be 'design', 'votes:FILE.csv' or 'named:' and one of {names}"
             raise ValueError(f"`environments` {rule}, got {name!r}")
     if "design" not in study.environments and design_axes(study):
         name = design_axes(study)[0]
         raise ValueError(
-            f"`design.{name}` must not be a list: none of the `environments` is 'design', so that "
-            "it has no say"
+            f"`design.{name}` must not be a list, because no environment uses the design: "
+            "add 'design' to `environments`, or give one value"
         )
-    if (
-        len(expand_scenarios(study)) * len(study.methods) * len(study.eta) * len(study.beta)
-        > MAX_COMBINATIONS
-    ):
+    n_scenarios = len(expand_scenarios(study))
+    if n_scenarios * len(study.methods) * len(study.eta) * len(study.beta) > MAX_COMBINATIONS:
         raise ValueError(
-            f"`design` and the other axes have more than {MAX_COMBINATIONS:,} combinations"
+            f"`design` and the other axes must have at most {MAX_COMBINATIONS:,} combinations"
         )
 
 
 def _check_values(name: str, values: Sequence[Any]) -> None:
     if not values:
         raise ValueError(f"`{name}` must have at least one value, got an empty list")
-    twice = [value for place, value in enumerate(values) if value in values[:place]]
-    if twice:
-        raise ValueError(f"`{name}` must have every value once, got {twice[0]} twice")
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise ValueError(f"`{name}` must have every value once, got {repeated[0]} twice")
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
-    """A value of the design with the type of its field; YAML's whole numbers may be real ones."""
-    if value is None and kind is type(None):
+def _converted(name: str, value: Any, field_type: type) -> Any:
+    """Return a value of the design in the type of its field; integers may stand for floats."""
+    if value is None and field_type is type(None):
         return None
-    wanted = str if name == "features_file" or kind is str else (int if kind is int else float)
+    if name == "features_file" or field_type is str:
+        wanted = str
+    else:
+        wanted = int if field_type is int else float
     accepted = (int, float) if wanted is float else wanted
     if isinstance(value, bool) or not isinstance(value, accepted):
-        what = {int: "a whole number", float: "a number", str: "a word"}[wanted]
+        what = {int: "a whole number", float: "a number", str: "text"}[wanted]
         raise ValueError(f"`design.{name}` must be {what}, got {value!r}")
     return wanted(value)

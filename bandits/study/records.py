@@ -1,248 +1,221 @@
-r"""Records of a study on disk: parts that are whole or absent, and one table at the end.
+r"""Records of a study on disk: parts that are complete or absent, and one table at the end.
 
-Every part is written under a temporary name and renamed, so a study that was killed has lost only
-the part it was at. Parts and the final table carry the resolved configuration and the versions that
-made them; those of another study are refused. Beside every file lies its SHA-256, for ``sha256sum
---check`` as for the study itself: a damaged file is named, not read. The bytes of a table are a
-function of configuration and versions alone; what is not, seconds, is in a table of its own.
+A killed study loses only the part it was computing. Every file carries the resolved configuration
+and the versions that made it; a file of another study is refused. Beside every file lies its
+SHA-256, in the format of ``sha256sum --check``, so that a damaged file is reported and never used.
+The bytes of the records follow from configuration and versions alone; timings have their own table.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-RECORDS = "records.parquet"
-SECONDS = "seconds.parquet"
-PARTS = "parts"
-VERSIONED = ("rpo", "jax", "jaxlib", "numpy", "scipy", "pyarrow")
+from rpo_io.atomic import atomic_file, write_atomic
+from rpo_io.digests import sha256_hex, sha256_of_file
+from rpo_io.versions import release_version
 
-
-class TableBuilder:
-    """Columns of a table before they are one: names to arrays, words as dictionaries."""
-
-    def __init__(self, length: int) -> None:
-        """A table of so many rows and no column."""
-        self._length = length
-        self._columns: dict[str, pa.Array] = {}
-
-    def words(self, name: str, code: np.ndarray, words: Sequence[str]) -> None:
-        """Add a column of words, by their place in a list.
-
-        Args:
-            name: of the column.
-            code: place of each row's word; null where it is negative.
-            words: the list.
-        """
-        code = np.broadcast_to(code, self._length).astype(np.int32)
-        indices = pa.array(code, mask=code < 0)
-        self._columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(list(words)))
-
-    def numbers(self, name: str, values: np.ndarray) -> None:
-        """Add a column of numbers; what is not a number is null.
-
-        Args:
-            name: of the column.
-            values: one a row, or one for all.
-        """
-        values = np.broadcast_to(np.asarray(values), self._length)
-        self._columns[name] = pa.array(values, from_pandas=values.dtype.kind == "f")
-
-    def table(self) -> pa.Table:
-        """The table."""
-        return pa.table(self._columns)
+RECORDS_FILE = "records.parquet"
+TIMINGS_FILE = "seconds.parquet"
+PARTS_FOLDER = "parts"
+RECORDS_FORMAT = 1
+"""Version of the columns; results in another format are not continued."""
+VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")
+"""Packages whose installed version is part of the fingerprint of the records."""
 
 
 class RecordStore:
-    """A study's folder."""
+    """Folder of a study that holds its parts and, at the end, one table of all records."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Of a folder and a resolved configuration, of plain values."""
+        """Describe a folder without touching the disk.
+
+        Args:
+            folder: output folder of the study; it must exist before the first write.
+            config: resolved configuration, as plain values.
+        """
         self.folder = folder
-        versions = {name: version(name) for name in VERSIONED}
-        versions["python"] = platform.python_version()
+        versions: dict[str, Any] = {name: version(name) for name in VERSIONED}
+        versions |= {"python": platform.python_version(), "records_format": RECORDS_FORMAT}
+        versions["rpo-theory"] = release_version()
         self._metadata = {
             "rpo.config": json.dumps(config, sort_keys=True),
             "rpo.versions": json.dumps(versions, sort_keys=True),
         }
-        said = "\n".join(self._metadata.values())
-        self._metadata["rpo.fingerprint"] = hashlib.sha256(said.encode()).hexdigest()
+        self._metadata["rpo.fingerprint"] = sha256_hex("\n".join(self._metadata.values()))
 
     def check(self, *, resume: bool) -> None:
-        """Refuse a folder that holds something else, or something that was not asked for.
+        """Raise an error if the folder holds results that must not be continued.
 
         Args:
-            resume: whether a study that was begun is to be continued.
+            resume: whether the user asked to continue a study.
 
         Raises:
-            ValueError: it holds another study, a damaged file, or a study that was begun.
+            ValueError: if the folder holds results of another study or other versions, a damaged
+                file, or results that ``resume`` does not allow to continue.
         """
-        found = [self.folder / RECORDS] if self.is_finished() else self._parts()
-        for path in found:
-            self._check_made_by_this(path)
-        if found and not resume:
+        existing = [self.folder / RECORDS_FILE] if self.is_finished() else self._part_paths()
+        for path in existing:
+            self._check_origin(path)
+        if existing and not resume:
             rule = "results of this study are there already: continue with --resume"
             raise ValueError(f"{self.folder}: {rule}, or choose another --out")
 
     def is_finished(self) -> bool:
-        """Whether the whole table is there."""
-        return (self.folder / RECORDS).exists()
+        """Return whether the folder holds the table of all records."""
+        return (self.folder / RECORDS_FILE).exists()
 
     def has_part(self, number: int) -> bool:
-        """Whether a part is there, with its timings."""
-        part = self._part(number)
-        return part.exists() and part.with_suffix(".seconds").exists()
-
-    def write_part(self, number: int, records: pa.Table, seconds: pa.Table) -> None:
-        """Write a part; it is there when its records are.
+        """Return whether a part and its timings are stored.
 
         Args:
-            number: from 0 on.
-            records: its rows.
-            seconds: its timings.
+            number: index of the part, from 0.
         """
-        self._part(number).parent.mkdir(exist_ok=True)
-        self._write(self._part(number).with_suffix(".seconds"), [seconds])
-        self._write(self._part(number), [records])
+        path = self._part_path(number)
+        return path.exists() and path.with_suffix(".seconds").exists()
+
+    def write_part(self, number: int, records: pa.Table, timings: pa.Table) -> None:
+        """Store a part; the timings come first, so that stored records always have timings.
+
+        Args:
+            number: index of the part, from 0.
+            records: its records.
+            timings: its timings.
+        """
+        self._part_path(number).parent.mkdir(exist_ok=True)
+        self._write(self._part_path(number).with_suffix(".seconds"), [timings])
+        self._write(self._part_path(number), [records])
 
     def merge(self, n_parts: int) -> None:
-        """Make one table of all parts, a part at a time.
+        """Write one table of all records and one of all timings, holding one part in memory.
 
         Args:
-            n_parts: how many there are.
+            n_parts: number of parts of the study.
 
         Raises:
-            ValueError: a part is damaged.
+            ValueError: if a part is damaged or missing.
         """
-        parts = [self._part(number) for number in range(n_parts)]
-        seconds = (self._read(part.with_suffix(".seconds")) for part in parts)
-        self._write(self.folder / SECONDS, seconds)
-        self._write(self.folder / RECORDS, (self._read(part) for part in parts))
+        paths = [self._part_path(number) for number in range(n_parts)]
+        timings = (self._read(path.with_suffix(".seconds")) for path in paths)
+        self._write(self.folder / TIMINGS_FILE, timings)
+        self._write(self.folder / RECORDS_FILE, (self._read(path) for path in paths))
 
     def drop_parts(self) -> None:
-        """Remove the parts, once there is one table of all."""
-        if (self.folder / PARTS).exists():
-            shutil.rmtree(self.folder / PARTS)
+        """Remove the parts, which are needed only until the study is merged."""
+        if (self.folder / PARTS_FOLDER).exists():
+            shutil.rmtree(self.folder / PARTS_FOLDER)
 
-    def tables(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pa.Table]:
-        """The whole table, some rows at a time.
+    def iter_tables(
+        self, keep_column: Callable[[str], bool] = lambda name: True
+    ) -> Iterator[pa.Table]:
+        """Read the records of a finished study in tables of limited size.
 
         Args:
-            wanted: which columns.
+            keep_column: returns whether to read the column of a given name; by default all are.
 
         Yields:
-            Tables; one at a time is in memory.
+            Consecutive rows of the table; one piece at a time is in memory.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: if the file is damaged or missing.
         """
-        path = self.folder / RECORDS
-        with _damage_named(path):
+        path = self.folder / RECORDS_FILE
+        with _report_damage(path):
             _check_digest(path)
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                names = list(filter(wanted, file.schema_arrow.names))
+                names = list(filter(keep_column, file.schema_arrow.names))
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group, columns=names)
 
-    def table(self) -> pa.Table:
-        """The whole table in memory, see :meth:`tables`."""
-        return pa.concat_tables(self.tables())
+    def read_table(self) -> pa.Table:
+        """Read all records of a finished study into memory.
 
-    def _part(self, number: int) -> Path:
-        return self.folder / PARTS / f"{number:06d}.parquet"
+        Returns:
+            One row per fit.
 
-    def _parts(self) -> list[Path]:
-        return sorted((self.folder / PARTS).glob("*.parquet"))
+        Raises:
+            ValueError: if the file is damaged or missing.
+        """
+        return pa.concat_tables(self.iter_tables())
 
-    def _check_made_by_this(self, path: Path) -> None:
-        with _damage_named(path):
+    def _part_path(self, number: int) -> Path:
+        return self.folder / PARTS_FOLDER / f"{number:06d}.parquet"
+
+    def _part_paths(self) -> list[Path]:
+        return sorted((self.folder / PARTS_FOLDER).glob("*.parquet"))
+
+    def _check_origin(self, path: Path) -> None:
+        with _report_damage(path):
             _check_digest(path)
             metadata = pq.read_schema(path).metadata or {}
-        theirs = {key.decode(): value.decode() for key, value in metadata.items()}
+        stored = {key.decode(): value.decode() for key, value in metadata.items()}
         for key, what in (
             ("rpo.config", "of another study"),
             ("rpo.versions", "of other versions"),
         ):
-            if theirs.get(key) != self._metadata[key]:
-                where = _first_difference(theirs.get(key), self._metadata[key])
-                raise ValueError(f"{path}: results {what}{where}: choose another --out")
+            if stored.get(key) != self._metadata[key]:
+                difference = _first_difference(stored.get(key), self._metadata[key])
+                raise ValueError(f"{path}: results {what}{difference}: choose another --out")
 
     def _write(self, path: Path, tables: Iterable[pa.Table]) -> None:
-        unfinished = path.with_name(path.name + ".unfinished")
-        rest = iter(tables)
-        first = next(rest)
+        remaining = iter(tables)
+        first = next(remaining)
         schema = first.schema.with_metadata(self._metadata)
-        try:
+        with atomic_file(path, durable=True) as part:
             with pq.ParquetWriter(
-                unfinished, schema, write_page_checksum=True, compression="zstd"
+                part, schema, write_page_checksum=True, compression="zstd"
             ) as writer:
-                for table in itertools.chain([first], rest):
+                for table in itertools.chain([first], remaining):
                     writer.write_table(table.cast(schema))
-            _to_disk(unfinished)
-            # Before the table: one that is there has its digest.
-            _digest_of(path).write_text(f"{_sha256(unfinished)}  {path.name}\n", encoding="utf-8")
-            _to_disk(_digest_of(path))
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            # The digest is written first, so that every table under its final name has one.
+            digest = f"{sha256_of_file(part)}  {path.name}\n"
+            write_atomic(_digest_path(path), digest.encode(), durable=True)
 
     def _read(self, path: Path) -> pa.Table:
-        with _damage_named(path):
+        with _report_damage(path):
             _check_digest(path)
             return pq.read_table(path, page_checksum_verification=True)
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _report_damage(path: Path) -> Iterator[None]:
+    """Replace errors of reading a damaged file by one that names the file and the remedy."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
         if isinstance(error, OSError) and error.errno is not None and not missing:
             raise
-        rule = "is damaged or missing: delete it and continue with --resume, it is computed again"
+        rule = "is damaged or missing: delete it and continue with --resume to compute it again"
         raise ValueError(f"{path} {rule}") from error
 
 
-def _first_difference(theirs: str | None, ours: str) -> str:
-    """Which key of two JSON objects differs, for the error."""
-    if theirs is None:
+def _first_difference(stored: str | None, current: str) -> str:
+    """Describe the first key in which two JSON objects differ, for an error message."""
+    if stored is None:
         return ""
-    old, new = json.loads(theirs), json.loads(ours)
+    old, new = json.loads(stored), json.loads(current)
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             return f" (`{key}` was {old.get(key)!r}, is {new.get(key)!r})"
     return ""
 
 
-def _digest_of(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
 def _check_digest(path: Path) -> None:
-    said = _digest_of(path).read_text(encoding="utf-8")
-    if said != f"{_sha256(path)}  {path.name}\n":
-        raise ValueError("it is not the file that was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    stored = _digest_path(path).read_text(encoding="utf-8")
+    if stored != f"{sha256_of_file(path)}  {path.name}\n":
+        raise ValueError("the SHA-256 of the file is not the stored one")

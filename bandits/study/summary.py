@@ -1,27 +1,30 @@
-r"""The table that a study's figures are drawn from: a column a name, a row a cell of the grid.
+r"""Summary of a study: means and confidence intervals over the seeds, one row per cell.
+
+A cell is a combination of label, environment, number of comparisons, weights and axes of the
+design. A :data:`Summary` maps the names of columns to arrays of equal length:
 
 ============================ ====================================================================
 column                       meaning
 ============================ ====================================================================
-``label``                    what a line is called: the method, with its baseline if there are many
-``environment``              what was drawn: a figure has a panel for each
+``label``                    label of the method
+``environment``              source of the bandits; figures have one panel per environment
 ``comparisons``              :math:`N`
-``target_coverage``          target :math:`C` of the comparator, nan where none was asked for
+``target_coverage``          target :math:`C` of the comparator, nan if the design has none
 ``eta``, ``beta``            weights of the adversary and of the KL term
 ``kl``                       :math:`E\,KL(\hat\pi\|\pi_{ref})`, nats
 ``gap``                      mean over the seeds of :math:`J(\pi) - J(\hat\pi)`
 ``true_value``               mean of :math:`J(\hat\pi) - J(\pi_{base})` under :math:`r^\star`
-``proxy_value``              the same under the learned reward
-``bound``, ``bound_tight``   Theorem 5.3, corrected, and with the sharpest constants
+``proxy_value``              the same under the fitted reward
+``bound``, ``bound_tight``   bound of Theorem 5.3, corrected, and with the sharpest constants
 ``NAME_low``, ``NAME_high``  95 % confidence interval of the mean ``NAME``
+``seeds``                    number of fits in the cell
 ============================ ====================================================================
 
-A column that a figure does not use may be missing.
+Columns that a figure does not use are optional.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -30,289 +33,147 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 Summary = Mapping[str, np.ndarray]
-Interval = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
-"""A mean and the ends of its 95 % interval."""
+"""Columns of a summary by name."""
 
 STANDARD_ERRORS = 1.959963984540054
 """Half the width of a 95 % confidence interval of a mean, in standard errors."""
-
-NAMES = {
-    "rpo": "RPO",
-    "rpo_maximin": "RPO, Algorithm 1",
-    "rpo_policy": "RPO, policy descent",
-    "dpo": "DPO",
-    "two_stage": "two-stage MLE + KL",
-    "greedy_mle": "greedy MLE",
-    "behavior_cloning": "behavior cloning",
-    "pessimistic_mle": "pessimistic MLE",
-    "freehand": "FREEHAND",
-    "spac": "SPAC",
-    "vpo": "VPO",
-    "ipo": "IPO",
-    "dpop": "DPOP",
-    "chi_po": "χPO",
-    "power": "POWER",
-    "four_arms": "four arms",
-    "type_i_hacking": "type I hacking",
-    "type_ii_hacking": "type II hacking",
-    "ghost_arm": "ghost arm",
-    "coverage_is_necessary": "coverage is necessary",
-}
-"""How figures write methods and instances; other labels are written as they are."""
-
-
-KEYS = ("label", "environment", "comparisons", "eta_rule", "beta_rule")
-"""Columns that tell a cell of the grid, together with the axes of the design."""
-MEANS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta", "beta")
-"""Columns of records that a summary has the means of."""
+CELL_COLUMNS = ("label", "environment", "comparisons", "eta_rule", "beta_rule")
+"""Columns of the records that identify a cell, together with the axes of the design."""
+AVERAGED_COLUMNS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta", "beta")
+"""Columns of the records that are averaged over the seeds."""
+BOUND_FORMS = ("bound", "bound_tight", "bound_printed")
+"""Columns of the records with the forms of the bound whose violations are counted."""
 
 
 def is_summary_column(name: str) -> bool:
-    """Whether a column of records is one that a summary and its findings are made of."""
-    return name in (*KEYS, *MEANS, "bound_printed", "status") or name.startswith("design.")
+    """Return whether summaries and the count of violations use a column of the records.
+
+    Args:
+        name: name of the column.
+
+    Examples:
+        >>> is_summary_column("gap"), is_summary_column("seed")
+        (True, False)
+    """
+    columns = (*CELL_COLUMNS, *AVERAGED_COLUMNS, "bound_printed", "status")
+    return name in columns or name.startswith("design.")
 
 
 def summarize(records: Iterable[pa.Table]) -> Summary:
-    """Mean and 95 % confidence interval of every cell of a study's grid.
+    """Compute means and 95 % confidence intervals over the seeds, for every cell of a study.
 
     Args:
-        records: tables of a row a fit, see :mod:`bandits.study.run`; one at a time is in memory.
+        records: tables with one row per fit, see :mod:`bandits.study.run`. They are read one at a
+            time; a cell may extend over several tables.
 
     Returns:
-        The table that figures are drawn from, with ``seeds``, the number of fits in each cell. A
-        column that is nowhere known is left out; an interval of a single fit is nan.
+        One row per cell. A column that has no value in any cell is left out. The interval of a
+        cell with one fit is nan.
     """
-    grouped = pa.concat_tables([_moments(part) for part in records])
-    cell = [name for name in grouped.column_names if name in KEYS or name.startswith("design.")]
-    columns = {name: grouped[name].to_numpy() for name in grouped.column_names}
-    cells = list(zip(*(grouped[name].to_pylist() for name in cell), strict=True))
-    places = {each: place for place, each in enumerate(dict.fromkeys(cells))}
-    where = np.array([places[each] for each in cells])
-    first = np.unique(where, return_index=True)[1]
-    summary = {name: columns[name][first] for name in cell}
-    summary["seeds"] = seeds = _sums(columns["count_all"], where)
-    for name in MEANS:
+    moments = pa.concat_tables([_moments(table) for table in records])
+    keys = [name for name in moments.column_names if name in CELL_COLUMNS or _is_axis(name)]
+    columns = {name: moments[name].to_numpy() for name in moments.column_names}
+    cells = list(zip(*(moments[name].to_pylist() for name in keys), strict=True))
+    index_of_cell = {cell: index for index, cell in enumerate(dict.fromkeys(cells))}
+    cell_index = np.array([index_of_cell[cell] for cell in cells])
+    first = np.unique(cell_index, return_index=True)[1]
+    summary = {name: columns[name][first] for name in keys}
+    summary["seeds"] = seeds = _group_sums(columns["count_all"], cell_index)
+    for name in AVERAGED_COLUMNS:
         if f"{name}_mean" not in columns:
             continue
-        n, mean, spread = (columns[f"{name}_{what}"] for what in ("count", "mean", "variance"))
-        mean, spread = _together(n, mean, spread, where)
+        statistics = (columns[f"{name}_{what}"] for what in ("count", "mean", "variance"))
+        mean, deviation = _pool_moments(*statistics, cell_index)
         if np.isnan(mean).all():
             continue
         summary[name] = mean
-        half = STANDARD_ERRORS * spread / np.sqrt(seeds)
-        summary[name + "_low"], summary[name + "_high"] = mean - half, mean + half
-    for name in ("eta", "beta"):  # a number that is the same for all is that number
-        least, most = np.full(len(seeds), np.inf), np.full(len(seeds), -np.inf)
-        np.minimum.at(least, where, columns[f"{name}_min"])
-        np.maximum.at(most, where, columns[f"{name}_max"])
-        summary[name] = np.where(least == most, least, summary[name])
-    # The axis is what was asked for; what came of it, seed by seed, is in the records.
+        half_width = STANDARD_ERRORS * deviation / np.sqrt(seeds)
+        summary[name + "_low"], summary[name + "_high"] = mean - half_width, mean + half_width
+    for name in ("eta", "beta"):  # a weight that is constant in a cell is free of roundoff
+        smallest, largest = np.full(len(seeds), np.inf), np.full(len(seeds), -np.inf)
+        np.minimum.at(smallest, cell_index, columns[f"{name}_min"])
+        np.maximum.at(largest, cell_index, columns[f"{name}_max"])
+        summary[name] = np.where(smallest == largest, smallest, summary[name])
+    # The axis is the target; the coverage that each draw has is in the records.
     summary["target_coverage"] = summary["design.target_coverage"]
     return summary
 
 
-def _moments(part: pa.Table) -> pa.Table:
-    """Counts, means and variances of the cells in a part of the records."""
-    axes = [name for name in part.column_names if name.startswith("design.")]
-    wanted = [name for name in MEANS if name in part.column_names]
-    known: list[Any] = [(name, what) for name in wanted for what in ("count", "mean", "variance")]
+def count_violations(records: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    """Count the draws in which the gap of a method is above its bound.
+
+    Args:
+        records: tables with one row per fit, see :mod:`bandits.study.run`; read one at a time.
+
+    Returns:
+        One row for each label with bounds and each form of the bound: ``label``, ``form``, the
+        number of ``draws`` and of ``violations``, and the largest ``ratio`` of gap to bound.
+    """
+    counts: dict[tuple[str, str], dict[str, Any]] = {}
+    for table in records:
+        for row in _violations(table):
+            key = row["label"], row["form"]
+            count = counts.setdefault(key, {**row, "draws": 0, "violations": 0})
+            count["draws"] += row["draws"]
+            count["violations"] += row["violations"]
+            count["ratio"] = max(count["ratio"], row["ratio"])
+    return list(counts.values())
+
+
+def _is_axis(name: str) -> bool:
+    return name.startswith("design.")
+
+
+def _moments(table: pa.Table) -> pa.Table:
+    """Return counts, means and variances of the cells in one table of records."""
+    keys = [*CELL_COLUMNS, *filter(_is_axis, table.column_names)]
+    averaged = [name for name in AVERAGED_COLUMNS if name in table.column_names]
+    statistics = ("count", "mean", "variance")
+    moments: list[Any] = [(name, what) for name in averaged for what in statistics]
     ends: list[Any] = [(name, end) for name in ("eta", "beta") for end in ("min", "max")]
-    every: list[Any] = [([], "count_all"), *known, *ends]
-    keyed = part.select([*KEYS, *axes, *wanted])
-    grouped = keyed.group_by([*KEYS, *axes], use_threads=False).aggregate(every)
-    words = [pa.types.is_dictionary(field.type) for field in grouped.schema]
+    count: list[Any] = [([], "count_all")]
+    grouping = table.select([*keys, *averaged]).group_by(keys, use_threads=False)
+    grouped = grouping.aggregate([*count, *moments, *ends])
     columns = [
-        column.cast(column.type.value_type) if word else column
-        for column, word in zip(grouped.columns, words, strict=True)
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in grouped.columns
     ]
     return pa.table(columns, names=grouped.column_names)
 
 
-def _together(
+def _pool_moments(
     n: Int[np.ndarray, " k"],
     mean: Float[np.ndarray, " k"],
     variance: Float[np.ndarray, " k"],
-    where: Int[np.ndarray, " k"],
+    cell_index: Int[np.ndarray, " k"],
 ) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
-    """Means and standard deviations of cells, of those of the parts that they lie in."""
-    total = np.where(_sums(n, where) > 0, _sums(n, where), np.nan)
+    """Return mean and standard deviation of every cell from those of its pieces."""
+    n_cell = np.where(_group_sums(n, cell_index) > 0, _group_sums(n, cell_index), np.nan)
     mean, variance = np.where(n > 0, mean, 0.0), np.where(n > 0, variance, 0.0)
-    overall = _sums(n * mean, where) / total
-    # About the mean of the cell: sums of squares would lose the digits of small variances.
-    apart = _sums(n * (variance + (mean - overall[where]) ** 2), where)
-    return overall, np.sqrt(apart / np.where(total > 1, total - 1, np.nan))
+    cell_mean = _group_sums(n * mean, cell_index) / n_cell
+    # Deviations from the mean of the cell: raw sums of squares would lose small variances.
+    squares = _group_sums(n * (variance + (mean - cell_mean[cell_index]) ** 2), cell_index)
+    return cell_mean, np.sqrt(squares / np.where(n_cell > 1, n_cell - 1, np.nan))
 
 
-def _sums(values: np.ndarray, where: Int[np.ndarray, " k"]) -> np.ndarray:
-    return np.bincount(where, values).astype(values.dtype)
+def _group_sums(values: np.ndarray, group_index: Int[np.ndarray, " k"]) -> np.ndarray:
+    return np.bincount(group_index, values).astype(values.dtype)
 
 
-def count_violations(records: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """Count the draws in which a method's gap is above its bound.
-
-    Args:
-        records: tables of a row a fit, see :mod:`bandits.study.run`; one at a time is in memory.
-
-    Returns:
-        For each label with bounds and each form of the bound: the number of ``draws``, of
-        ``violations``, and the largest ``ratio`` of gap to bound.
-    """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for part in records:
-        for row in _violations(part):
-            key = row["label"], row["form"]
-            known = found.setdefault(key, {**row, "draws": 0, "violations": 0})
-            known["draws"] += row["draws"]
-            known["violations"] += row["violations"]
-            known["ratio"] = max(known["ratio"], row["ratio"])
-    return list(found.values())
-
-
-def _violations(part: pa.Table) -> Iterator[dict[str, Any]]:
-    every = _plain(part["label"])
-    for label in dict.fromkeys(every.tolist()):
-        rows = part.filter(pa.array(every == label))
-        for form in ("bound", "bound_tight", "bound_printed"):
+def _violations(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the counts of ``count_violations`` for one table."""
+    labels: np.ndarray = table["label"].to_numpy()
+    for label in dict.fromkeys(labels.tolist()):
+        rows = table.filter(pa.array(labels == label))
+        for form in BOUND_FORMS:
             bound = rows[form].to_numpy()
-            known = np.isfinite(bound)
-            ratio = rows["gap"].to_numpy()[known] / bound[known]
+            is_known = np.isfinite(bound)
+            ratio = rows["gap"].to_numpy()[is_known] / bound[is_known]
             if ratio.size:
-                count, largest = int(np.sum(ratio > 1.0)), float(ratio.max())
-                told = {"draws": int(ratio.size), "violations": count, "ratio": largest}
-                yield {"label": label, "form": form, **told}
-
-
-def _plain(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy()
-
-
-def labels(summary: Summary) -> list[str]:
-    """Labels in the order in which they first occur.
-
-    Examples:
-        >>> labels({"label": np.array(["rpo", "dpo", "rpo"])})
-        ['rpo', 'dpo']
-    """
-    return list(dict.fromkeys(str(label) for label in summary["label"]))
-
-
-def display_name(label: str) -> str:
-    """A label with its method written out: ``rpo, chosen`` is RPO, chosen."""
-    method, comma, rest = label.partition(",")
-    return NAMES.get(method, method) + comma + rest.replace("_", " ")
-
-
-def interval(summary: Summary, name: str) -> Interval:
-    """A mean and the ends of its interval, which are the mean itself if there are none.
-
-    Args:
-        summary: the table.
-        name: of the mean's column.
-
-    Returns:
-        Mean, lower and upper end, of every row.
-
-    Examples:
-        >>> table = {"gap": np.array([1.0, 2.0]), "gap_low": np.array([0.5, np.nan])}
-        >>> [each.tolist() for each in interval(table, "gap")]
-        [[1.0, 2.0], [0.5, 2.0], [1.0, 2.0]]
-    """
-    mean = np.asarray(summary[name], np.float64)
-    ends = (np.asarray(summary.get(name + end, mean), float) for end in ("_low", "_high"))
-    low, high = (np.where(np.isnan(end), mean, end) for end in ends)
-    return mean, low, high
-
-
-def curve(
-    summary: Summary, across: str, name: str, label: str
-) -> tuple[Float[np.ndarray, " k"], Interval]:
-    """A line of a figure.
-
-    Args:
-        summary: the table.
-        across: the column of its places.
-        name: the column of its heights.
-        label: which line.
-
-    Returns:
-        The places in order, and mean and interval there; rows at equal places are averaged.
-
-    Examples:
-        >>> table = {"label": np.array(["a"] * 3), "x": np.array([2, 1, 2]), "y": np.arange(3)}
-        >>> places, (mean, _, _) = curve(table, "x", "y", "a")
-        >>> places.tolist(), mean.tolist()
-        ([1.0, 2.0], [1.0, 1.0])
-    """
-    rows = np.asarray(summary["label"]) == label
-    places, which = np.unique(np.asarray(summary[across], np.float64)[rows], return_inverse=True)
-    size = np.bincount(which)
-    mean, low, high = (
-        np.bincount(which, column[rows]) / size for column in interval(summary, name)
-    )
-    return places, (mean, low, high)
-
-
-def is_crossed(summary: Summary, *axes: str) -> bool:
-    """Whether every label has every combination of several values of each axis.
-
-    Args:
-        summary: the table.
-        axes: names of columns.
-
-    Returns:
-        False where a column is missing, has one value, or follows another.
-
-    Examples:
-        >>> table = {"label": np.array(["a", "a"]), "eta": np.array([1, 2]), "n": np.array([4, 9])}
-        >>> is_crossed(table, "eta"), is_crossed(table, "eta", "n")
-        (True, False)
-    """
-    if any(name not in summary for name in axes):
-        return False
-    values = [np.unique(summary[name], return_inverse=True) for name in ("label", *axes)]
-    rows = np.stack([place for _, place in values], axis=1)
-    full = len(np.unique(rows, axis=0)) == math.prod(len(unique) for unique, _ in values)
-    return full and all(len(unique) > 1 for unique, _ in values[1:])
-
-
-def by_environment(summary: Summary) -> dict[str, Summary]:
-    """The table of each environment, in the order in which they first occur.
-
-    Args:
-        summary: the table.
-
-    Returns:
-        One table named "" where there is no such column.
-
-    Examples:
-        >>> table = {"environment": np.array(["b", "a", "b"]), "gap": np.arange(3)}
-        >>> by_environment(table)["b"]["gap"].tolist()
-        [0, 2]
-    """
-    if "environment" not in summary:
-        return {"": summary}
-    column = np.asarray(summary["environment"])
-    return {
-        str(name): {key: np.asarray(values)[column == name] for key, values in summary.items()}
-        for name in dict.fromkeys(column.tolist())
-    }
-
-
-def has_unique_rows(summary: Summary, *axes: str) -> bool:
-    """Whether a label and a value of each axis leave one row."""
-    names = ("label", *axes)
-    rows = np.stack([np.unique(summary[name], return_inverse=True)[1] for name in names], axis=1)
-    return len(np.unique(rows, axis=0)) == len(rows)
-
-
-def with_most_data(summary: Summary) -> Summary:
-    """The rows of the largest number of comparisons."""
-    if "comparisons" not in summary:
-        return summary
-    n = np.asarray(summary["comparisons"])
-    return {name: np.asarray(column)[n == n.max()] for name, column in summary.items()}
-
-
-def is_constant(summary: Summary, name: str) -> bool:
-    """Whether a column has one value, or is missing."""
-    return name not in summary or len(np.unique(summary[name])) == 1
+                yield {
+                    "label": label,
+                    "form": form,
+                    "draws": int(ratio.size),
+                    "violations": int(np.sum(ratio > 1.0)),
+                    "ratio": float(ratio.max()),
+                }

@@ -95,7 +95,7 @@ SUBJECTS = {
         },
         trained,
     ),
-    "study": Subject("study", {"record": ("parts/*.unfinished", "*.unfinished")}, studied),
+    "study": Subject("study", {"record": ("parts/*.part", "*.part")}, studied),
 }
 
 

@@ -41,14 +41,17 @@ def checkpoint(folder: Path) -> Kind:
 
     from llm.hashing import weights_digest
     from llm.train.checkpoint import Checkpoints
+    from llm.train.fingerprint import Fingerprint
 
     def state(number: int) -> dict[str, Any]:
         rng = np.random.default_rng(number)
         shapes = {"weights": (64, 48), "moments": (64, 48), "bias": (48,), "count": ()}
         return {name: jax.numpy.asarray(rng.normal(size=s)) for name, s in shapes.items()}
 
+    fingerprint = Fingerprint({}, {}, {"name": "damaged"}, "0.1.0")
+
     def opened() -> Checkpoints:
-        return Checkpoints(folder / "checkpoints", 2, "this run")
+        return Checkpoints(folder / "checkpoints", keep=2, fingerprint=fingerprint)
 
     if not (folder / "checkpoints").exists():
         with opened() as checkpoints:
@@ -56,8 +59,8 @@ def checkpoint(folder: Path) -> Kind:
                 checkpoints.save(step, state(step), {"step": step})
 
     def read() -> str:
-        step, found, data = opened().restore(state(0))
-        return weights_digest(found) + json.dumps([step, data])
+        record, restored = opened().restore(state(0))
+        return weights_digest(restored) + json.dumps(record)
 
     step = folder / "checkpoints" / "2"
     return Kind(sorted(path for path in step.rglob("*") if path.is_file()), read)
@@ -67,16 +70,17 @@ def _store(folder: Path) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from bandits.study.records import RecordStore, TableBuilder
+    from bandits.study.record_table import TableBuilder
+    from bandits.study.records import RecordStore
 
     store = RecordStore(folder, {"name": "damaged", "seeds": 400})
     for number in range(2):
         if not store.is_finished() and not store.has_part(number):
             columns = TableBuilder(400)
-            columns.words("label", np.arange(400) % 2, ["rpo", "dpo"])
-            columns.numbers("gap", np.random.default_rng(number).random(400))
+            columns.add_strings("label", np.arange(400) % 2, ["rpo", "dpo"])
+            columns.add_numbers("gap", np.random.default_rng(number).random(400))
             seconds = pa.table({"part": [number], "seconds": [0.5]})
-            store.write_part(number, columns.table(), seconds)
+            store.write_part(number, columns.build(), seconds)
     return store
 
 
@@ -87,7 +91,7 @@ def part(folder: Path) -> Kind:
     def read() -> str:
         store.check(resume=True)
         store.merge(2)
-        found = _values(store.table())
+        found = _values(store.read_table())
         for path in folder.glob("*.parquet*"):
             path.unlink()
         return found
@@ -103,7 +107,7 @@ def records(folder: Path) -> Kind:
 
     def read() -> str:
         store.check(resume=True)
-        return _values(store.table())
+        return _values(store.read_table())
 
     return Kind([folder / "records.parquet", folder / "records.parquet.sha256"], read)
 
@@ -179,14 +183,16 @@ def foreign(folder: Path) -> Kind:
     )
     resolved = resolve_model(config.model)
     data = load_training_data(config.data, resolved)
-    kept = folder / "fingerprint"
+    stored = folder / "fingerprint"
 
     def read() -> str:
-        found = Run(config, data, build_model(resolved, config.mesh)).fingerprint()
-        if kept.exists() and kept.read_text() != found:
-            raise ValueError(f"{weights}: a checkpoint of another model")  # as Checkpoints says it
-        kept.write_text(found)
-        return found
+        fingerprint = Run(config, data, build_model(resolved, config.mesh)).fingerprint()
+        if stored.exists():
+            difference = fingerprint.difference(json.loads(stored.read_text()))
+            if difference is not None:
+                raise ValueError(f"{weights}: a checkpoint of {difference}")  # as Checkpoints does
+        stored.write_text(json.dumps(fingerprint._asdict()))
+        return stored.read_text()
 
     return Kind([weights], read)
 

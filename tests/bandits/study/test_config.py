@@ -1,4 +1,4 @@
-"""Claims about the grid of a study: what is refused, and what an axis multiplies."""
+"""Configuration of a study: combinations of axes, quick sizes, and invalid values."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def study(**changed: Any) -> StudyConfig:
     return StudyConfig(**{**fields, **changed})
 
 
-def test_closed_form_draws_are_environments_times_designs_times_sizes() -> None:
+def test_closed_form_scenarios_are_environments_times_designs_times_comparisons() -> None:
     both = study(
         environments=["design", "named:four_arms"],
         design={"target_coverage": [2.0, 3.0, 4.0], "actions": 6},
     )
-    drawn = expand_scenarios(both)
-    assert len(drawn) == 3 * 2 + 2
-    assert {cell.design.actions for cell in drawn} == {6}
+    scenarios = expand_scenarios(both)
+    assert len(scenarios) == 3 * 2 + 2
+    assert {scenario.design.actions for scenario in scenarios} == {6}
     assert design_axes(both) == ["target_coverage"]
 
 
-def test_closed_form_whole_numbers_of_yaml_become_real_where_the_design_has_them() -> None:
+def test_closed_form_integers_become_floats_in_float_fields_of_the_design() -> None:
     (design,) = expand_designs(study(design={"target_coverage": 3, "rare": 1, "coverage_all": 9}))
     assert isinstance(design.target_coverage, float)
     assert isinstance(design.coverage_all, float)
     assert design.rare == 1
 
 
-def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
+def test_closed_form_quick_sizes_replace_only_the_sizes_they_give() -> None:
     full = study(
         design={"target_coverage": [2.0, 3.0], "actions": 6},
         quick=QuickSizes(seeds=2, design={"target_coverage": 2.0}),
@@ -58,7 +58,7 @@ def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"comparisons": []}, "`comparisons` must have at least one value"),
         ({"methods": []}, "`methods` must have at least one value"),
@@ -83,7 +83,7 @@ def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
         ),
         ({"design": {"actions": 3.5}}, "`design.actions` must be a whole number"),
         ({"design": {"actions": True}}, "`design.actions` must be a whole number"),
-        ({"design": {"reward": 3}}, "`design.reward` must be a word"),
+        ({"design": {"reward": 3}}, "`design.reward` must be text"),
         ({"design": {"target_coverage": 0.5}}, "`target_coverage` must be at least 1"),
         ({"methods": [MethodConfig(method="dpo")] * 2}, "`methods` must have every value once"),
         (
@@ -92,26 +92,26 @@ def test_closed_form_quick_sizes_replace_the_full_ones_one_by_one() -> None:
         ),
     ],
 )
-def test_raises_what_cannot_be_run_is_refused_by_the_name_of_its_key(
-    changed: dict[str, Any], said: str
+def test_raises_for_an_invalid_value_with_the_name_of_its_key(
+    changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
         study(**changed)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_raises_labels_must_differ() -> None:
+def test_raises_for_two_methods_with_one_label() -> None:
     same = [MethodConfig(method="rpo", label="a"), MethodConfig(method="dpo", label="a")]
     with pytest.raises(ValueError, match="`label` must differ"):
         study(methods=same)
 
 
-def test_raises_an_unknown_method_is_named_with_those_that_exist() -> None:
+def test_raises_for_an_unknown_method_and_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="`method` must be one of rpo, ") as caught:
         MethodConfig(method="ppo")
     assert all(name in str(caught.value) for name in METHODS)
 
 
-def test_property_a_grid_is_a_choice_that_can_be_changed_by_replacement() -> None:
+def test_property_a_study_can_be_changed_by_dataclass_replacement() -> None:
     given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
     assert replace(study(), methods=[given]).methods[0].options.baseline == "given"

@@ -1,4 +1,4 @@
-"""Figures of studies: what is drawn is what the table says, and nothing overlaps."""
+"""Figures of studies: they show the values of the summary, and no texts overlap."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from matplotlib.lines import Line2D
 
 from bandits.study.figures import draw_figure, figure_kinds, plot_bound, plot_methods, plot_phase
 from bandits.study.lines import log_log_slope, plot_gap, plot_overoptimization
-from bandits.study.summary import Summary, curve, display_name, is_crossed
+from bandits.study.summary import Summary
+from bandits.study.summary_queries import curve, display_name, is_crossed
 
 ROUNDING = 1e-12
 """A few operations in float64."""
 
 
 def table(*axes: tuple[str, list[Any]], **columns: Any) -> Summary:
-    """A full grid of axes, and columns that are functions of a row."""
+    """Return a summary with every combination of the axes; columns are functions of the rows."""
     grids = np.meshgrid(*(np.arange(len(values)) for _, values in axes), indexing="ij")
     rows = {
         name: np.array(values)[grid.ravel()]
@@ -69,7 +70,7 @@ BETAS = table(
     gap=lambda rows: rows["beta"],
     comparisons=lambda rows: np.full(len(rows["beta"]), 100.0),
 )
-EVERY = {
+SUMMARIES = {
     "gap_against_comparisons": RATE,
     "bound_against_gap": RATE,
     "method_comparison": RATE,
@@ -87,7 +88,7 @@ def axes() -> Any:
     return Figure(layout="constrained").add_subplot()
 
 
-def test_property_a_study_has_the_figures_that_its_axes_allow() -> None:
+def test_property_the_axes_of_a_study_determine_its_figures() -> None:
     assert figure_kinds(RATE) == (
         "gap_against_comparisons",
         "bound_against_gap",
@@ -102,36 +103,36 @@ def test_property_a_study_has_the_figures_that_its_axes_allow() -> None:
     assert figure_kinds(holes) == ()
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_property_every_figure_is_drawn_with_units_and_without_overlaps(kind: str) -> None:
+@pytest.mark.parametrize("kind", SUMMARIES)
+def test_property_every_figure_has_units_and_no_overlapping_texts(kind: str) -> None:
     figure = Figure()
-    assert draw_figure(EVERY[kind], kind, figure) is figure
+    assert draw_figure(SUMMARIES[kind], kind, figure) is figure
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    words = [figure.get_supxlabel(), figure.get_supylabel()]
-    words += [label for ax in figure.axes for label in (ax.get_xlabel(), ax.get_ylabel())]
-    assert any("units of reward" in word for word in words)
+    axis_labels = [figure.get_supxlabel(), figure.get_supylabel()]
+    axis_labels += [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
+    assert any("units of reward" in text for text in axis_labels)
     renderer = canvas.get_renderer()
     for ax in figure.axes:
         boxes = [text.get_window_extent(renderer) for text in ax.texts if text.get_text()]
         inside = figure.bbox
-        for place, box in enumerate(boxes):
+        for index, box in enumerate(boxes):
             assert box.x0 >= inside.x0
             assert box.x1 <= inside.x1
-            assert not any(box.overlaps(other) for other in boxes[:place])
+            assert not any(box.overlaps(other) for other in boxes[:index])
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_roundtrip_a_figure_has_the_same_bytes_when_drawn_again(kind: str) -> None:
+@pytest.mark.parametrize("kind", SUMMARIES)
+def test_roundtrip_drawing_a_figure_again_gives_the_same_bytes(kind: str) -> None:
     pictures = []
     for _ in range(2):
         buffer = io.BytesIO()
-        draw_figure(EVERY[kind], kind, Figure()).savefig(buffer, format="png")
+        draw_figure(SUMMARIES[kind], kind, Figure()).savefig(buffer, format="png")
         pictures.append(buffer.getvalue())
     assert pictures[0] == pictures[1]
 
 
-def test_parity_the_slope_and_its_interval_are_those_of_a_regression_and_of_simulation() -> None:
+def test_parity_the_slope_is_that_of_polyfit_and_its_interval_that_of_simulation() -> None:
     rng = np.random.default_rng(0)
     n = np.array([100.0, 300.0, 1000.0, 5000.0])
     mean, error = n**-0.4, 0.02 * n**-0.4
@@ -145,12 +146,12 @@ def test_parity_the_slope_and_its_interval_are_those_of_a_regression_and_of_simu
     assert log_log_slope(n, noisy[0], mean, mean)[0] == pytest.approx(slopes[0])
 
 
-def test_extreme_a_slope_without_two_positive_means_is_not_a_number() -> None:
+def test_extreme_the_slope_is_nan_without_two_positive_means() -> None:
     n = np.array([10.0, 100.0])
     assert all(map(math.isnan, log_log_slope(n, np.array([0.0, 1.0]), n, n)))
 
 
-def test_property_the_lines_go_through_the_means_and_are_named_with_their_slope() -> None:
+def test_property_lines_pass_through_the_means_and_show_their_slope() -> None:
     ax = plot_gap(RATE, axes())
     drawn = {tuple(points(line)[1]) for line in ax.lines}
     assert drawn == {tuple(np.array(SIZES) ** -0.5), (0.4, 0.4, 0.4)}
@@ -162,7 +163,7 @@ def test_property_the_lines_go_through_the_means_and_are_named_with_their_slope(
     assert rpo < dpo
 
 
-def test_property_the_phase_diagram_has_each_gap_in_its_place() -> None:
+def test_property_the_phase_diagram_shows_each_gap_at_its_coordinates() -> None:
     ax = axes()
     mesh = plot_phase(COVERAGE, "target_coverage", "rpo", ax, limits=(0.01, 1.0))
     expected = np.array(SIZES)[:, None] ** -0.5 * np.array([1.5, 6.0])
@@ -171,32 +172,32 @@ def test_property_the_phase_diagram_has_each_gap_in_its_place() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["100", "1k", "10k"]
 
 
-def test_property_true_and_believed_values_are_drawn_in_the_order_of_kl() -> None:
+def test_property_true_and_proxy_values_are_drawn_in_ascending_kl() -> None:
     ax = plot_overoptimization(BETAS, axes())
-    believed, true = ax.lines[0], ax.lines[1]
+    proxy, true = ax.lines[0], ax.lines[1]
     assert np.all(np.diff(points(true)[0]) > 0)
     np.testing.assert_allclose(points(true)[1], [1.0, 0.1, 0.01])
-    np.testing.assert_allclose(points(believed)[1], [0.0, 0.9, 0.99])
-    assert (true.get_linestyle(), believed.get_linestyle()) == ("-", "--")
+    np.testing.assert_allclose(points(proxy)[1], [0.0, 0.9, 0.99])
+    assert (true.get_linestyle(), proxy.get_linestyle()) == ("-", "--")
 
 
-def test_property_a_broken_bound_lies_in_the_shaded_half() -> None:
-    broken = {**RATE, "bound": 0.5 * RATE["gap"]}
-    ax = plot_bound(broken, axes())
+def test_property_a_violated_bound_is_drawn_in_the_shaded_half() -> None:
+    violated = {**RATE, "bound": 0.5 * RATE["gap"]}
+    ax = plot_bound(violated, axes())
     np.testing.assert_array_equal(*points(ax.lines[-1]))
     gaps, bounds = points(ax.lines[0])
     assert np.all(bounds < gaps)
     assert ax.get_ylim()[0] <= bounds.min()
 
 
-def test_property_methods_are_compared_at_the_most_data_the_best_on_top() -> None:
+def test_property_methods_are_compared_at_the_most_data_with_the_best_on_top() -> None:
     ax = plot_methods(RATE, axes())
     assert [label.get_text() for label in ax.get_yticklabels()] == ["DPO", "RPO"]
     assert [text.get_text().strip() for text in ax.texts] == ["0.400", "0.010"]
     assert "10,000" in ax.get_title(loc="left")
 
 
-def test_property_environments_have_panels_of_their_own() -> None:
+def test_property_every_environment_has_a_panel_with_the_same_colors() -> None:
     half = len(RATE["gap"])
     both = {name: np.concatenate([column, 2 * column]) for name, column in GAPS.items()}
     both |= {name: np.concatenate([RATE[name]] * 2) for name in ("label", "comparisons")}
@@ -215,18 +216,18 @@ def test_property_environments_have_panels_of_their_own() -> None:
     assert [text.get_text() for text in first.texts] == ["RPO", "DPO"]
 
 
-def test_property_rows_at_the_same_place_are_averaged() -> None:
+def test_property_a_curve_averages_rows_with_equal_x() -> None:
     both = {"label": np.array(["a", "a"]), "n": np.array([5, 5]), "gap": np.array([1.0, 3.0])}
-    places, (mean, low, high) = curve(both, "n", "gap", "a")
-    assert [*places, *mean, *low, *high] == [5.0, 2.0, 2.0, 2.0]
+    x, (mean, low, high) = curve(both, "n", "gap", "a")
+    assert [*x, *mean, *low, *high] == [5.0, 2.0, 2.0, 2.0]
 
 
-def test_property_labels_are_written_out_with_what_follows_the_method() -> None:
+def test_closed_form_display_names_keep_what_follows_the_method() -> None:
     assert display_name("rpo") == "RPO"
     assert display_name("rpo, chosen") == "RPO, chosen"
     assert display_name("mine") == "mine"
 
 
-def test_raises_on_a_figure_that_the_axes_do_not_allow() -> None:
+def test_raises_for_a_figure_that_the_axes_do_not_allow() -> None:
     with pytest.raises(ValueError, match=r"`kind` must be one .* phase_eta, got 'pie'"):
         draw_figure(SWEEP, "pie", Figure())

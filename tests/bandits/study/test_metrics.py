@@ -1,12 +1,12 @@
-"""Claims about what is measured of a policy, on an instance that can be worked out by hand."""
+"""Metrics of policies and bounds, on an instance that can be computed by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from bandits.environments.random import Instance, best_arm_policy
-from bandits.methods.base import FitResult, mle_reward, per_prompt
+from bandits.environments.base import Instance, best_action_policy
+from bandits.methods.base import FitResult, mle_reward
 from bandits.methods.pessimistic_mle import confidence_radius
 from bandits.study.metrics import (
     BoundInputs,
@@ -24,26 +24,26 @@ TRUTH = np.array([[[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]]])
 
 @pytest.fixture
 def instance() -> Instance:
-    """Two prompts of weights 1/4 and 3/4, three responses, pairs compared evenly."""
+    """Return two prompts with weights 1/4 and 3/4, three responses and uniform pairs."""
     even = np.full((1, 2, 3), 1 / 3)
     weights = np.array([[0.25, 0.75]])
     problem = Problem(weights, even, even, np.zeros((1, 2, 3, 3)), np.ones(1), np.ones(1))
     law = np.broadcast_to((1 - np.eye(3)) / 6.0, (1, 2, 3, 3)) * weights[..., None, None]
     return Instance(
-        problem, TabularBox(np.array([2.0])), TRUTH, best_arm_policy(TRUTH[0])[None], law
+        problem, TabularBox(np.array([2.0])), TRUTH, best_action_policy(TRUTH[0])[None], law
     )
 
 
 def test_closed_form_the_best_arms() -> None:
-    assert best_arm_policy(TRUTH[0]).tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    assert best_action_policy(TRUTH[0]).tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
 
 def test_closed_form_gaps_values_and_divergence(instance: Instance) -> None:
     policy = np.array([[[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]])
     reward = np.array([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    learned = FitResult(policy, reward, np.zeros(1), "closed_form", np.array([Status.SOLVED]))
-    measured = {name: float(value[0]) for name, value in measure_policy(learned, instance).items()}
-    # J: best 1/4 * 1 + 3/4 * 2, learned 1/4 * 1/2 + 3/4 * 2, uniform 1/4 * 1/2 + 3/4 * 2/3.
+    result = FitResult(policy, reward, np.zeros(1), "closed_form", np.array([Status.SOLVED]))
+    measured = {name: float(value[0]) for name, value in measure_policy(result, instance).items()}
+    # J: best 1/4 * 1 + 3/4 * 2, fitted 1/4 * 1/2 + 3/4 * 2, uniform 1/4 * 1/2 + 3/4 * 2/3.
     assert measured["gap"] == pytest.approx(0.125)
     assert measured["gap_baseline"] == measured["gap_reference"] == pytest.approx(-1.0)
     assert measured["true_value"] == pytest.approx(1.0)
@@ -52,7 +52,7 @@ def test_closed_form_gaps_values_and_divergence(instance: Instance) -> None:
     assert measured["kl"] == float(kl_to_reference(policy, instance)[0]) == pytest.approx(expected)
 
 
-def test_closed_form_what_the_bounds_are_made_of(instance: Instance) -> None:
+def test_closed_form_the_inputs_of_the_bounds(instance: Instance) -> None:
     setting = compute_bound_inputs(instance, np.array([100.0]), 0.05)
     assert float(setting.comparator_kl[0]) == pytest.approx(np.log(3))
     assert float(setting.reward_max[0]) == 2.0
@@ -70,17 +70,6 @@ def test_closed_form_maximum_likelihood_rewards_fit_the_shares_of_the_votes() ->
     problem = Problem(np.ones((2, 1)), even, even, wins, np.ones(2), np.full(2, 7.0))
     reward = mle_reward(problem, TabularBox(np.array([5.0, 5.0])))
     np.testing.assert_allclose(reward[:, 0, 0] - reward[:, 0, 1], [np.log(3.0), 0.0], atol=1e-6)
-
-
-def test_closed_form_a_law_of_win_counts_is_asked_of_every_prompt_of_a_batch() -> None:
-    wins = np.arange(12.0).reshape(3, 1, 2, 2)
-    even = np.full((3, 1, 2), 0.5)
-    problem = Problem(np.ones((3, 1)), even, even, wins, np.ones(3), np.ones(3))
-
-    def row_sums(counts: np.ndarray, fallback: np.ndarray) -> np.ndarray:
-        return counts.sum(axis=-1) + 0.0 * fallback
-
-    assert per_prompt(row_sums, problem).tolist() == [[[1.0, 5.0]], [[9.0, 13.0]], [[17.0, 21.0]]]
 
 
 @pytest.mark.parametrize("safe", [0.0, 1.0])
@@ -101,7 +90,7 @@ def test_closed_form_the_radius_of_the_confidence_ellipsoid(safe: float) -> None
     assert float(radius) == pytest.approx(expected)
 
 
-def test_closed_form_the_weight_of_the_theorem_knows_no_coefficient() -> None:
+def test_closed_form_the_etas_of_the_theorem_do_not_depend_on_coverage() -> None:
     setting = BoundInputs(
         np.array([9.0, 9.0]), np.zeros(2), np.array([0.0, 1.0]), np.array([2.0, 3.0])
     )

@@ -1,7 +1,8 @@
-"""Claims about records on disk: nothing half written, nothing foreign, no damage unseen."""
+"""Records on disk: complete or absent, of one study only, and every damage is detected."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bandits.study.records import RecordStore, TableBuilder
+from bandits.study.record_table import TableBuilder
+from bandits.study.records import RECORDS_FORMAT, RecordStore
+from rpo_io.versions import release_version
 
 CONFIG = {"name": "a", "seeds": 3}
 TIMES = pa.table({"what": ["draw"], "seconds": [0.5]})
@@ -17,9 +20,9 @@ TIMES = pa.table({"what": ["draw"], "seconds": [0.5]})
 
 def part(number: int) -> pa.Table:
     columns = TableBuilder(3)
-    columns.words("label", np.array([0, 1, -1]), ["rpo", "dpo"])
-    columns.numbers("gap", number + np.array([0.1, np.nan, np.inf]))
-    return columns.table()
+    columns.add_strings("label", np.array([0, 1, -1]), ["rpo", "dpo"])
+    columns.add_numbers("gap", number + np.array([0.1, np.nan, np.inf]))
+    return columns.build()
 
 
 def filled(folder: Path) -> RecordStore:
@@ -30,30 +33,33 @@ def filled(folder: Path) -> RecordStore:
     return store
 
 
-def test_roundtrip_parts_become_one_table_in_order(tmp_path: Path) -> None:
+def test_roundtrip_parts_are_merged_into_one_table_in_order(tmp_path: Path) -> None:
     store = filled(tmp_path)
     assert store.has_part(1)
     assert not store.has_part(2)
     store.merge(2)
     store.drop_parts()
     assert store.is_finished()
-    table = store.table()
+    table = store.read_table()
     assert table["label"].to_pylist() == ["rpo", "dpo", None] * 2
     assert table["gap"].to_pylist() == [0.1, None, np.inf, 1.1, None, np.inf]
-    left = sorted(path.name for path in tmp_path.iterdir())
+    files = sorted(path.name for path in tmp_path.iterdir())
     tables = ["records.parquet", "seconds.parquet"]
-    assert left == sorted([*tables, *(f"{name}.sha256" for name in tables)])
+    assert files == sorted([*tables, *(f"{name}.sha256" for name in tables)])
     assert table.schema.metadata[b"rpo.config"] == b'{"name": "a", "seeds": 3}'
-    assert b"jaxlib" in table.schema.metadata[b"rpo.versions"]
+    versions = json.loads(table.schema.metadata[b"rpo.versions"])
+    assert "jaxlib" in versions
+    assert versions["rpo-theory"] == release_version()
+    assert versions["records_format"] == RECORDS_FORMAT
 
 
-def test_raises_results_of_another_study_name_the_key_that_differs(tmp_path: Path) -> None:
+def test_raises_for_results_of_another_study_with_the_key_that_differs(tmp_path: Path) -> None:
     filled(tmp_path)
     with pytest.raises(ValueError, match=r"of another study \(`seeds` was 3, is 4\)"):
         RecordStore(tmp_path, {"name": "a", "seeds": 4}).check(resume=True)
 
 
-def test_raises_results_that_are_there_are_not_overwritten_unasked(tmp_path: Path) -> None:
+def test_raises_for_existing_results_unless_they_are_resumed(tmp_path: Path) -> None:
     store = filled(tmp_path)
     with pytest.raises(ValueError, match="continue with --resume"):
         store.check(resume=False)
@@ -61,15 +67,15 @@ def test_raises_results_that_are_there_are_not_overwritten_unasked(tmp_path: Pat
 
 
 def damages(good: bytes) -> Iterator[bytes]:
-    """Every bit that is wrong in one byte of nine, and every tenth of the file that is missing."""
-    for place in range(0, len(good), 9):
-        yield good[:place] + bytes([good[place] ^ (1 << place % 8)]) + good[place + 1 :]
+    """Yield the file with one wrong bit in every ninth byte, and cut off at every tenth."""
+    for index in range(0, len(good), 9):
+        yield good[:index] + bytes([good[index] ^ (1 << index % 8)]) + good[index + 1 :]
     for tenths in range(10):
         yield good[: len(good) * tenths // 10]
 
 
 @pytest.mark.parametrize("name", ["000001.parquet", "000001.seconds", "000001.parquet.sha256"])
-def test_raises_a_damaged_part_is_named_and_nothing_is_lost(tmp_path: Path, name: str) -> None:
+def test_raises_for_a_damaged_part_which_can_be_computed_again(tmp_path: Path, name: str) -> None:
     store = filled(tmp_path)
     path = tmp_path / "parts" / name
     good = path.read_bytes()
@@ -85,25 +91,25 @@ def test_raises_a_damaged_part_is_named_and_nothing_is_lost(tmp_path: Path, name
             finish()
         assert not store.is_finished()
     assert store.has_part(0)
-    (tmp_path / "parts" / named).unlink()  # as the message says
+    (tmp_path / "parts" / named).unlink()  # the remedy that the message gives
     assert not store.has_part(1)
     store.write_part(1, part(1), TIMES)
     finish()
-    assert store.table().num_rows == 6
+    assert store.read_table().num_rows == 6
 
 
-def test_raises_wherever_a_finished_table_is_damaged(tmp_path: Path) -> None:
+def test_raises_for_every_damage_of_the_final_table(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.merge(2)
     path = tmp_path / "records.parquet"
     for bad in damages(path.read_bytes()):
         path.write_bytes(bad)
-        for read in (lambda: store.check(resume=True), store.table):
+        for read in (lambda: store.check(resume=True), store.read_table):
             with pytest.raises(ValueError, match=r"records.parquet is damaged or missing"):
                 read()
 
 
-def test_property_a_study_killed_while_it_dropped_its_parts_is_finished(tmp_path: Path) -> None:
+def test_property_a_study_killed_while_dropping_its_parts_is_finished(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.merge(2)
     (tmp_path / "parts" / "000000.parquet.sha256").unlink()
@@ -114,24 +120,24 @@ def test_property_a_study_killed_while_it_dropped_its_parts_is_finished(tmp_path
     assert not (tmp_path / "parts").exists()
 
 
-def test_raises_a_write_that_fails_leaves_nothing_behind(
+def test_raises_when_the_disk_is_full_and_leaves_no_file_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     store = filled(tmp_path)
-    monkeypatch.setattr("bandits.study.records._to_disk", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         store.write_part(2, part(2), TIMES)
     assert not store.has_part(2)
-    assert not list((tmp_path / "parts").glob("*.unfinished"))
+    assert not list((tmp_path / "parts").glob("*.part"))
 
 
-def test_roundtrip_the_table_comes_part_by_part_and_by_column(tmp_path: Path) -> None:
+def test_roundtrip_the_table_is_read_in_pieces_with_the_columns_asked_for(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.merge(2)
-    tables = list(store.tables(lambda name: name == "gap"))
+    tables = list(store.iter_tables(lambda name: name == "gap"))
     assert [table.column_names for table in tables] == [["gap"], ["gap"]]
     gaps = [table["gap"].to_pylist() for table in tables]
     assert gaps == [[0.1, None, np.inf], [1.1, None, np.inf]]

@@ -1,4 +1,4 @@
-"""Claims about studies: what a record says is true, and a function of the configuration."""
+"""Runs of studies: records are correct and depend on the configuration alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from bandits.study.config import (
     METHODS_WITHOUT_ETA,
     MethodConfig,
     StudyConfig,
+    count_fits,
+    resolved_config,
 )
+from bandits.study.parts import draw_part, plan_parts
 from bandits.study.records import RecordStore
 from bandits.study.summary import count_violations, summarize
 
@@ -35,7 +38,7 @@ DESIGN = {
     "reward_max": 2.0,
 }
 SCIPY_POLICY = 1e-4  # L-BFGS-B stops at gradients of 1e-9, at a curvature of about 1e-4
-SAME_ANSWER = 1e-6  # a learner's own tolerance, in probabilities
+SAME_ANSWER = 1e-6  # tolerance of the solvers, in probabilities
 
 
 def study(**changed: Any) -> StudyConfig:
@@ -53,13 +56,13 @@ def study(**changed: Any) -> StudyConfig:
     return StudyConfig(**{**fields, **changed})
 
 
-def run(one: StudyConfig, folder: Path) -> pa.Table:
+def run(config: StudyConfig, folder: Path) -> pa.Table:
     folder.mkdir(exist_ok=True)
-    store = RecordStore(folder, study_run.resolved_config(one))
-    parts = study_run.plan_parts(one)
-    assert len(list(study_run.run_parts(one, store, parts))) == len(parts)
+    store = RecordStore(folder, resolved_config(config))
+    parts = plan_parts(config)
+    assert len(list(study_run.run_parts(config, store, parts))) == len(parts)
     store.merge(len(parts))
-    return store.table()
+    return store.read_table()
 
 
 def rows(table: pa.Table, **wanted: Any) -> list[dict[str, Any]]:
@@ -71,25 +74,25 @@ def rows(table: pa.Table, **wanted: Any) -> list[dict[str, Any]]:
 
 
 def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> np.ndarray:
-    """RPO by SciPy on the reward, written down anew: eq. 4.4 over the box."""
+    """Return the RPO policy that SciPy finds for the reward, eq. 4.4 over the box."""
     instance = draw_design(design, n, np.array([seed]))
     wins = instance.problem.wins[0, 0]
     base, ref = instance.problem.baseline_policy[0, 0], instance.problem.reference_policy[0, 0]
-    total = wins.sum()
+    n_wins = wins.sum()
 
     def objective(reward: np.ndarray) -> tuple[float, Any]:
-        apart = reward[:, None] - reward[None, :]
-        fit = np.sum(wins * np.logaddexp(0.0, -apart)) / total
-        slope = wins * expit(-apart) / total
+        margins = reward[:, None] - reward[None, :]
+        fit = np.sum(wins * np.logaddexp(0.0, -margins)) / n_wins
+        gradient = wins * expit(-margins) / n_wins
         log_z = np.asarray(logsumexp(reward / beta, b=ref))
         policy = ref * np.exp(reward / beta - log_z)
         value = eta * (beta * log_z - base @ reward) + fit
-        return float(value), eta * (policy - base) - slope.sum(axis=1) + slope.sum(axis=0)
+        return float(value), eta * (policy - base) - gradient.sum(axis=1) + gradient.sum(axis=0)
 
     start = np.full(len(base), 0.5 * design.reward_max)
     box = [(0.0, design.reward_max)] * len(base)
     options = {"ftol": 0.0, "gtol": 1e-9, "maxiter": 20_000, "maxfun": 20_000}
-    for _ in range(5):  # begun anew it forgets the curvature that it stalled on
+    for _ in range(5):  # a restart discards the curvature estimate it stalled on
         found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
         start = found.x
     logits = start / beta
@@ -97,8 +100,8 @@ def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> 
 
 
 def test_parity_the_recorded_gap_of_rpo_is_that_of_scipy(tmp_path: Path) -> None:
-    one = study(eta=[0.02, "theorem"], beta=[0.1])
-    table = run(one, tmp_path / "study")
+    config = study(eta=[0.02, "theorem"], beta=[0.1])
+    table = run(config, tmp_path / "study")
     for row in rows(table, method="rpo"):
         policy = scipy_policy(
             Design(**DESIGN), row["comparisons"], row["seed"], row["eta"], row["beta"]
@@ -129,19 +132,19 @@ def test_closed_form_the_bound_of_a_record_is_the_sum_of_its_terms(tmp_path: Pat
     assert all(row["bound"] is None for row in rows(table, method="dpo"))
 
 
-def test_property_every_fit_is_recorded_once_with_its_keys(tmp_path: Path) -> None:
-    one = study(
+def test_property_every_fit_has_one_record_with_its_keys(tmp_path: Path) -> None:
+    config = study(
         eta=[0.1, 0.2], beta=[0.5, "theorem"], design={**DESIGN, "target_coverage": [1.5, 3.0]}
     )
-    table = run(one, tmp_path / "study")
-    assert table.num_rows == study_run.count_fits(one) == 3 * 2 * 2 * 2 * 2 * 4
+    table = run(config, tmp_path / "study")
+    assert table.num_rows == count_fits(config) == 3 * 2 * 2 * 2 * 2 * 4
     names = ("label", "comparisons", "eta_rule", "beta_rule", "design.target_coverage", "seed")
     keys = {tuple(row[name] for name in names) for row in table.to_pylist()}
     assert len(keys) == table.num_rows
     assert set(table["status"].to_pylist()) == {"SOLVED"}
 
 
-def test_property_a_method_that_weights_are_nothing_to_answers_the_same_at_all() -> None:
+def test_property_methods_ignore_the_weights_they_are_listed_without() -> None:
     instance = draw_design(Design(**DESIGN), 100, np.arange(2))
     for name in sorted(METHODS_WITHOUT_ETA | METHODS_WITHOUT_BETA):
         answers = []
@@ -155,53 +158,53 @@ def test_property_a_method_that_weights_are_nothing_to_answers_the_same_at_all()
         np.testing.assert_allclose(*answers, atol=SAME_ANSWER, err_msg=name)
 
 
-def test_roundtrip_an_interrupted_study_has_the_bytes_of_an_uninterrupted_one(
+def test_roundtrip_an_interrupted_study_has_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_run, "MAX_DRAWS_PER_PART", 3)
-    one = study(environments=["design", "named:four_arms"])
-    run(one, tmp_path / "whole")
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 3)
+    config = study(environments=["design", "named:four_arms"])
+    run(config, tmp_path / "whole")
     (tmp_path / "cut").mkdir()
-    store = RecordStore(tmp_path / "cut", study_run.resolved_config(one))
-    parts = study_run.plan_parts(one)
+    store = RecordStore(tmp_path / "cut", resolved_config(config))
+    parts = plan_parts(config)
     assert len(parts) == 6
-    for part, _ in zip(study_run.run_parts(one, store, parts), range(2), strict=False):
+    for part, _ in zip(study_run.run_parts(config, store, parts), range(2), strict=False):
         assert store.has_part(part.number)
-    again = RecordStore(tmp_path / "cut", study_run.resolved_config(one))
+    again = RecordStore(tmp_path / "cut", resolved_config(config))
     again.check(resume=True)
-    list(study_run.run_parts(one, again, parts))
+    list(study_run.run_parts(config, again, parts))
     again.merge(len(parts))
     paths = [tmp_path / name / "records.parquet" for name in ("whole", "cut")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_property_records_do_not_depend_on_how_draws_are_cut_into_parts(
+def test_property_records_do_not_depend_on_the_size_of_the_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = study()
-    whole = run(one, tmp_path / "whole").to_pylist()
-    monkeypatch.setattr(study_run, "MAX_DRAWS_PER_PART", 3)
-    cut = run(one, tmp_path / "cut").to_pylist()
+    config = study()
+    whole = run(config, tmp_path / "whole").to_pylist()
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 3)
+    split = run(config, tmp_path / "split").to_pylist()
     names = ("label", "comparisons", "seed")
-    told = {tuple(row[name] for name in names): row for row in cut}
-    assert all(row == told[tuple(row[name] for name in names)] for row in whole)
+    row_of_key = {tuple(row[name] for name in names): row for row in split}
+    assert all(row == row_of_key[tuple(row[name] for name in names)] for row in whole)
 
 
 @pytest.mark.parametrize("size", [7, 10**6])
-def test_closed_form_means_and_intervals_are_those_of_the_seeds(tmp_path: Path, size: int) -> None:
+def test_closed_form_means_and_intervals_are_over_the_seeds(tmp_path: Path, size: int) -> None:
     table = run(study(), tmp_path / "study")
-    # However few rows are in memory at a time.
+    # The number of rows in memory at a time makes no difference.
     summary = summarize(table.slice(first, size) for first in range(0, len(table), size))
-    for place, label in enumerate(summary["label"]):
-        n = int(summary["comparisons"][place])
+    for index, label in enumerate(summary["label"]):
+        n = int(summary["comparisons"][index])
         gaps = [row["gap"] for row in rows(table, label=label, comparisons=n)]
         half = 1.959964 * np.std(gaps, ddof=1) / np.sqrt(len(gaps))
-        assert summary["seeds"][place] == len(gaps)
-        assert summary["gap"][place] == pytest.approx(np.mean(gaps))
-        assert summary["gap_high"][place] - np.mean(gaps) == pytest.approx(half)
+        assert summary["seeds"][index] == len(gaps)
+        assert summary["gap"][index] == pytest.approx(np.mean(gaps))
+        assert summary["gap_high"][index] - np.mean(gaps) == pytest.approx(half)
 
 
-def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
+def test_golden_gaps_on_named_instances_are_those_computed_by_hand(
     tmp_path: Path,
 ) -> None:
     methods = [
@@ -211,7 +214,7 @@ def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
             for baseline in ("chosen", "given", "reference", "data_marginal")
         ),
     ]
-    one = study(
+    config = study(
         methods=methods,
         environments=[
             "named:four_arms",
@@ -225,7 +228,7 @@ def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
         eta=["given"],
         beta=["given"],
     )
-    table = run(one, tmp_path / "study")
+    table = run(config, tmp_path / "study")
     expected = {
         ("four_arms", "rpo, given", 100): 0.1195,
         ("four_arms", "rpo, given", 1000): 0.053,
@@ -248,7 +251,7 @@ def test_golden_named_instances_as_study_rows_have_the_numbers_known_in_advance(
 
 
 def test_theorem_the_corrected_bound_holds_on_random_draws(tmp_path: Path) -> None:
-    one = study(
+    config = study(
         methods=[MethodConfig(method="rpo", options=GIVEN)],
         comparisons=[1, 10, 1000],
         seeds=100,
@@ -259,10 +262,10 @@ def test_theorem_the_corrected_bound_holds_on_random_draws(tmp_path: Path) -> No
             "rare_comparisons": 0,
         },
     )
-    found = {row["form"]: row for row in count_violations([run(one, tmp_path / "study")])}
-    assert found["bound"]["draws"] == 3 * 2 * 2 * 100
-    assert found["bound"]["violations"] <= 0.05 * found["bound"]["draws"]
-    assert 0.0 < found["bound"]["ratio"] < found["bound_printed"]["ratio"]
+    counts = {row["form"]: row for row in count_violations([run(config, tmp_path / "study")])}
+    assert counts["bound"]["draws"] == 3 * 2 * 2 * 100
+    assert counts["bound"]["violations"] <= 0.05 * counts["bound"]["draws"]
+    assert 0.0 < counts["bound"]["ratio"] < counts["bound_printed"]["ratio"]
 
 
 def test_closed_form_violations_are_counted() -> None:
@@ -275,26 +278,26 @@ def test_closed_form_violations_are_counted() -> None:
             "bound_printed": pa.array([None, None, None], pa.float64()),
         }
     )
-    one, tight = count_violations(table.slice(first, 2) for first in range(0, len(table), 2))
-    assert one == {"label": "a", "form": "bound", "draws": 2, "violations": 1, "ratio": 1.5}
+    corrected, tight = count_violations(table.slice(first, 2) for first in range(0, len(table), 2))
+    assert corrected == {"label": "a", "form": "bound", "draws": 2, "violations": 1, "ratio": 1.5}
     assert (tight["form"], tight["draws"], tight["ratio"]) == ("bound_tight", 1, 3.0)
 
 
-def test_parity_a_part_holds_each_of_its_draws_as_if_drawn_alone() -> None:
-    (part,) = study_run.plan_parts(study(comparisons=[9, 99], seeds=2, first_seed=5))
-    drawn = study_run.draw_part(part)
-    alone = [(9, 5), (9, 6), (99, 5), (99, 6)]
-    for place, (comparisons, seed) in enumerate(alone):
-        one = draw_design(Design(**DESIGN), comparisons, np.array([seed]))
-        for many, leaf in zip(*map(jax.tree.leaves, (drawn, one)), strict=True):
-            np.testing.assert_array_equal(many[place], leaf[0])
+def test_parity_draws_of_a_part_are_the_same_as_single_draws() -> None:
+    (part,) = plan_parts(study(comparisons=[9, 99], seeds=2, first_seed=5))
+    batch = draw_part(part)
+    draws = [(9, 5), (9, 6), (99, 5), (99, 6)]
+    for index, (comparisons, seed) in enumerate(draws):
+        single = draw_design(Design(**DESIGN), comparisons, np.array([seed]))
+        for batch_leaf, leaf in zip(*map(jax.tree.leaves, (batch, single)), strict=True):
+            np.testing.assert_array_equal(batch_leaf[index], leaf[0])
 
 
-def test_property_a_part_is_learned_and_timed_row_by_row() -> None:
-    one = study(methods=[MethodConfig(method="behavior_cloning")])
-    (part,) = study_run.plan_parts(one)
-    instance = study_run.draw_part(part)
-    records, times = study_run.run_part(one, part, instance)
+def test_property_a_part_has_one_record_per_draw_and_one_timing_per_method() -> None:
+    config = study(methods=[MethodConfig(method="behavior_cloning")])
+    (part,) = plan_parts(config)
+    instance = draw_part(part)
+    records, times = study_run.run_part(config, part, instance)
     assert records["comparisons"].to_pylist() == [100.0] * 4 + [1000.0] * 4
     assert records["seed"].to_pylist() == [0.0, 1.0, 2.0, 3.0] * 2
     truth, best = np.asarray(instance.true_reward), np.asarray(instance.comparator)
@@ -302,19 +305,19 @@ def test_property_a_part_is_learned_and_timed_row_by_row() -> None:
     cloned = wins / wins.sum(axis=2, keepdims=True)
     gaps = ((best - cloned) * truth).sum(axis=(1, 2))
     np.testing.assert_allclose(records["gap"].to_numpy(), gaps, atol=1e-12)
-    assert times["what"].to_pylist() == ["setting", "behavior_cloning"]
+    assert times["what"].to_pylist() == ["bound_inputs", "behavior_cloning"]
     assert times["fits"].to_pylist() == [8, 8]
 
 
-def test_closed_form_a_study_costs_what_a_few_of_its_draws_take_times_their_number(
+def test_closed_form_the_run_estimate_extrapolates_from_trial_draws(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = study(methods=[MethodConfig(method="behavior_cloning")], comparisons=[9, 99], seeds=8)
-    clock = itertools.count(step=2.0)  # each of the two readings of a shape is 2 s after the last
+    config = study(methods=[MethodConfig(method="behavior_cloning")], comparisons=[9, 99], seeds=8)
+    clock = itertools.count(step=2.0)  # the two readings per shape are 2 s apart
     monkeypatch.setattr(study_run.time, "perf_counter", clock.__next__)
     monkeypatch.setattr(study_run, "run_part", lambda *_: None)
     monkeypatch.setattr(study_run, "TRIAL_DRAWS", 4)
-    cost = study_run.estimate_cost(one, study_run.plan_parts(one))
-    assert cost.seconds == 2.0 * 16 / 4
-    assert cost.fits == 4
-    assert cost.bytes == study_run.ARRAYS_PER_SOLVE * 8 * 16 * DESIGN["actions"] ** 2
+    estimate = study_run.estimate_run(config, plan_parts(config))
+    assert estimate.seconds == 2.0 * 16 / 4
+    assert estimate.fits == 4
+    assert estimate.bytes == study_run.ARRAYS_PER_FIT * 8 * 16 * DESIGN["actions"] ** 2

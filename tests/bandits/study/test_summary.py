@@ -1,10 +1,11 @@
-"""Claims about questions that are asked of a study's summary."""
+"""Columns of a summary, and queries on its rows."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from bandits.study.summary import has_unique_rows, is_constant, is_summary_column, with_most_data
+from bandits.study.summary import is_summary_column
+from bandits.study.summary_queries import has_unique_rows, is_constant, with_most_data
 
 TABLE = {
     "label": np.array(["a", "a", "b", "b"]),
@@ -14,13 +15,13 @@ TABLE = {
 }
 
 
-def test_closed_form_rows_of_the_most_data_are_kept() -> None:
+def test_closed_form_with_most_data_keeps_the_largest_number_of_comparisons() -> None:
     assert with_most_data(TABLE)["gap"].tolist() == [1.0, 2.0]
     without = {"gap": np.array([3.0])}
     assert with_most_data(without) is without
 
 
-def test_closed_form_a_row_is_one_of_its_label_and_axes() -> None:
+def test_closed_form_rows_are_unique_only_with_all_their_axes() -> None:
     assert has_unique_rows(TABLE, "comparisons")
     assert not has_unique_rows(TABLE)
     assert has_unique_rows(with_most_data(TABLE))
@@ -32,7 +33,7 @@ def test_closed_form_a_missing_column_is_constant() -> None:
     assert not is_constant(TABLE, "gap")
 
 
-def test_closed_form_columns_of_a_summary() -> None:
+def test_closed_form_summaries_use_only_their_columns_of_the_records() -> None:
     assert all(
         map(
             is_summary_column, ("label", "gap", "bound_printed", "status", "design.target_coverage")

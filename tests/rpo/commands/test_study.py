@@ -90,7 +90,14 @@ def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> 
     eight = "--xla_force_host_platform_device_count=8"
     finished(rpo("study", path, "--out", tmp_path / "one"))
     finished(rpo("study", path, "--out", tmp_path / "devices", XLA_FLAGS=eight))
-    together = ["--out", tmp_path / "processes", "--coordinator-address", address, "--num-processes", "2"]
+    together = [
+        "--out",
+        tmp_path / "processes",
+        "--coordinator-address",
+        address,
+        "--num-processes",
+        "2",
+    ]
     processes = [rpo("study", path, *together, "--process-id", str(k)) for k in range(2)]
     for process in processes:
         finished(process)
@@ -141,7 +148,7 @@ def test_raises_one_line_on_a_disk_that_is_full_and_goes_on_when_there_is_room(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a write: it names no file
 
     with monkeypatch.context() as patch:
-        patch.setattr("bandits.study.records._to_disk", full)
+        patch.setattr("os.fsync", full)
         said = refused(capsys, *arguments)
     assert said == f"rpo: error: {tmp_path / 'out'}: No space left on device\n"
     assert main(["study", *map(str, arguments)]) == 0
