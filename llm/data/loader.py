@@ -1,8 +1,8 @@
-"""The order of training: which pairs make which step, and their batches, a step at a time.
+"""Batches of a training run: which pairs each step sees, in which order, packed and prefetched.
 
-What a step holds is a function of the data, the seed and the step's number alone. So the state of
-the pipeline is one number, and a run that is resumed reads exactly what it would have read. Grain
-prepares batches ahead of the step in threads.
+The batch of a step is a function of the data, the seed and the step number alone. The state of the
+input pipeline is therefore one integer, and a resumed run reads exactly the batches that it would
+have read. Grain prepares batches ahead of the training step in a thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from functools import cached_property
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from llm.types import Batch
 
 from .packing import (
     BatchShape,
     PackingMode,
-    n_roles,
+    count_roles,
     pack,
     packed_token_counts,
     required_shape,
@@ -30,89 +31,97 @@ from .pair_table import PairTable, as_pair_table
 from .preferences import PairTokens
 
 BALANCING_WINDOW = 64
-"""Steps over which pairs are dealt out so that all have nearly the same number of tokens."""
+"""Number of consecutive steps whose pairs are distributed so that every step has nearly the same
+number of tokens."""
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Steps of training over a data set.
+    """The batches of a data set, by step number.
+
+    An epoch is a random permutation of the pairs. Within windows of :data:`BALANCING_WINDOW` steps
+    the pairs are assigned to steps greedily, longest first, to balance the number of tokens.
 
     Attributes:
-        pairs: the data.
-        layout: of the rows.
-        pairs_per_microbatch: pairs of a part of a step.
-        accumulation: parts of a step.
-        seed: of the order; None keeps the data's own, without dealing out.
-        roles: responses of a pair; None for as many as the pairs have.
+        pairs: the tokenized pairs.
+        layout: how pairs are packed into rows.
+        pairs_per_microbatch: number of pairs that are processed at once.
+        accumulation_steps: number of microbatches of a step.
+        seed: seed of the order; None keeps the order of the data and balances nothing.
+        roles: number of responses per pair; None counts them in the data.
     """
 
     pairs: Sequence[PairTokens]
     layout: PackingMode
     pairs_per_microbatch: int
-    accumulation: int = 1
+    accumulation_steps: int = 1
     seed: int | None = 0
     roles: int | None = None
 
     @property
     def pairs_per_step(self) -> int:
-        """Pairs of a step.
+        """Number of pairs of a step.
 
         Examples:
-            >>> BatchSampler((), "shared", pairs_per_microbatch=4, accumulation_steps=3).pairs_per_step
+            >>> sampler = BatchSampler((), "shared", pairs_per_microbatch=4, accumulation_steps=3)
+            >>> sampler.pairs_per_step
             12
         """
-        return self.pairs_per_microbatch * self.accumulation
+        return self.pairs_per_microbatch * self.accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that use every pair once; the last may be short."""
+        """Number of steps that use every pair once; the last step may have fewer pairs."""
         return -(-len(self.pairs) // self.pairs_per_step)
 
     @cached_property
     def n_roles(self) -> int:
-        """Responses of a pair."""
-        return n_roles(self.pairs) if self.roles is None else self.roles
+        """Number of responses per pair, 2 or 3."""
+        return count_roles(self.pairs) if self.roles is None else self.roles
 
-    def pair_indices(self, step: int) -> np.ndarray:
-        """Places of a step's pairs in the data.
+    def pair_indices(self, step: int) -> Int[np.ndarray, " k"]:
+        """Return the indices of a step's pairs in the data.
 
         Args:
-            step: from 0 on, over all epochs.
+            step: step number, counted from 0 over all epochs.
 
         Returns:
-            Places, at most :attr:`pairs_per_step` of them.
+            Indices, at most :attr:`pairs_per_step` of them.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return self._steps(epoch)[place]
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        return self._epoch_steps(epoch)[step_of_epoch]
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, its parts along the leading axis of every array.
+        """Return the batch of a step.
 
         Args:
-            step: from 0 on, over all epochs.
+            step: step number, counted from 0 over all epochs.
 
         Returns:
-            NumPy arrays; all parts of a step have one shape, of few that occur at all.
+            NumPy arrays with a leading axis of :attr:`accumulation_steps` microbatches. All
+            microbatches of a step have one shape, and an epoch has few different shapes.
         """
-        parts = [self._table.select(part) for part in self._parts(self.pair_indices(step))]
-        tokens = max(self._least(part).row_tokens for part in parts if part)
+        microbatches = [
+            self._table.select(indices) for indices in self._split_step(self.pair_indices(step))
+        ]
+        tokens = max(self._required_shape(pairs).row_tokens for pairs in microbatches if pairs)
         shape = round_up_shape(
             BatchShape(
                 rows=1 if self.layout == "shared" else self.pairs_per_microbatch * self.n_roles,
                 row_tokens=tokens,
-                completions=self._completions(step // self.steps_per_epoch),
+                completions=self._max_completions(step // self.steps_per_epoch),
                 longest=self._longest,
             )
         )
         packed = [
             pack(
-                part,
+                pairs,
                 layout=self.layout,
                 roles=self.n_roles,
                 n_pairs=self.pairs_per_microbatch,
                 shape=shape,
             )
-            for part in parts
+            for pairs in microbatches
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
@@ -121,48 +130,57 @@ class BatchSampler:
         return as_pair_table(self.pairs)
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
+    def _token_counts(self) -> np.ndarray:
         return packed_token_counts(self._table, layout=self.layout, roles=self.n_roles)
 
-    def _parts(self, places: np.ndarray) -> list[np.ndarray]:
-        """Places of a step's parts, of nearly equal numbers of tokens where pairs are dealt out."""
-        parts = [places[part :: self.accumulation] for part in range(self.accumulation)]
-        if self.seed is None or self.accumulation == 1:
-            return parts
-        return self._dealt(places, np.array([len(part) for part in parts]))
+    def _split_step(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Split a step's indices into microbatches; with a seed, balance their token counts."""
+        n = self.accumulation_steps
+        microbatches = [indices[i::n] for i in range(n)]
+        if self.seed is None or n == 1:
+            return microbatches
+        return self._balance(indices, np.array([len(each) for each in microbatches]))
 
-    def _least(self, pairs: PairTable) -> BatchShape:
+    def _required_shape(self, pairs: PairTable) -> BatchShape:
         return required_shape(pairs, layout=self.layout, roles=self.n_roles)
 
-    def _completions(self, epoch: int) -> int:
-        """One number for an epoch: two sizes that vary would multiply the shapes to compile."""
-        if epoch not in self._most:
-            self._most.clear()
-            parts = (part for step in self._steps(epoch) for part in self._parts(step))
-            tables = (self._table.select(part) for part in parts if part.size)
-            self._most[epoch] = max(self._least(table).completions for table in tables)
-        return self._most[epoch]
+    def _max_completions(self, epoch: int) -> int:
+        """Return one number for all steps of an epoch.
+
+        A second size that varies between steps would multiply the number of compiled shapes.
+        """
+        if epoch not in self._max_completions_by_epoch:
+            self._max_completions_by_epoch.clear()
+            microbatches = (
+                indices for step in self._epoch_steps(epoch) for indices in self._split_step(step)
+            )
+            tables = (self._table.select(indices) for indices in microbatches if indices.size)
+            self._max_completions_by_epoch[epoch] = max(
+                self._required_shape(table).completions for table in tables
+            )
+        return self._max_completions_by_epoch[epoch]
 
     @cached_property
     def _longest(self) -> int:
-        return self._least(self._table).longest
+        return self._required_shape(self._table).longest
 
+    # Both caches hold one epoch at a time.
     @cached_property
-    def _most(self) -> dict[int, int]:
+    def _max_completions_by_epoch(self) -> dict[int, int]:
         return {}
 
     @cached_property
-    def _orders(self) -> dict[int, list[np.ndarray]]:
+    def _steps_by_epoch(self) -> dict[int, list[np.ndarray]]:
         return {}
 
-    def _steps(self, epoch: int) -> list[np.ndarray]:
-        if epoch not in self._orders:
-            self._orders.clear()
-            self._orders[epoch] = self._order(epoch)
-        return self._orders[epoch]
+    def _epoch_steps(self, epoch: int) -> list[np.ndarray]:
+        if epoch not in self._steps_by_epoch:
+            self._steps_by_epoch.clear()
+            self._steps_by_epoch[epoch] = self._assign_epoch(epoch)
+        return self._steps_by_epoch[epoch]
 
-    def _order(self, epoch: int) -> list[np.ndarray]:
-        """Steps of an epoch: shuffled, then dealt out within windows."""
+    def _assign_epoch(self, epoch: int) -> list[np.ndarray]:
+        """Shuffle the pairs and assign them to the steps of an epoch, window by window."""
         order = np.arange(len(self.pairs))
         if self.seed is None:
             return [
@@ -173,38 +191,46 @@ class BatchSampler:
         window = BALANCING_WINDOW * self.pairs_per_step
         steps = []
         for start in range(0, len(order), window):
-            places = order[start : start + window]
-            room = np.full(-(-len(places) // self.pairs_per_step), self.pairs_per_step)
-            room[-1] -= np.sum(room) - len(places)
-            steps += self._dealt(places, room)
+            indices = order[start : start + window]
+            capacities = np.full(-(-len(indices) // self.pairs_per_step), self.pairs_per_step)
+            capacities[-1] -= np.sum(capacities) - len(indices)
+            steps += self._balance(indices, capacities)
         return steps
 
-    def _dealt(self, places: np.ndarray, room: np.ndarray) -> list[np.ndarray]:
-        """Deal the longest pairs first, each to the hand that has the fewest tokens and room."""
-        sizes = self._sizes[places]
-        room, tokens = room.copy(), np.zeros(len(room))
-        hands: list[list[int]] = [[] for _ in room]
-        for one in np.argsort(-sizes, kind="stable"):
-            hand = int(np.argmin(np.where(room > 0, tokens, np.inf)))
-            hands[hand].append(int(places[one]))
-            tokens[hand] += sizes[one]
-            room[hand] -= 1
-        return [np.array(hand, dtype=int) for hand in hands]
+    def _balance(self, indices: np.ndarray, capacities: np.ndarray) -> list[np.ndarray]:
+        """Assign pairs to groups, longest first, each to the open group with the fewest tokens.
+
+        Args:
+            indices: indices of the pairs.
+            capacities: number of pairs of each group; they sum to the number of indices.
+
+        Returns:
+            The indices of each group.
+        """
+        counts = self._token_counts[indices]
+        capacities, tokens = capacities.copy(), np.zeros(len(capacities))
+        groups: list[list[int]] = [[] for _ in capacities]
+        for i in np.argsort(-counts, kind="stable"):
+            group = int(np.argmin(np.where(capacities > 0, tokens, np.inf)))
+            groups[group].append(int(indices[i]))
+            tokens[group] += counts[i]
+            capacities[group] -= 1
+        return [np.array(group, dtype=int) for group in groups]
 
 
-def iterate_batches(sampler: BatchSampler, first: int, last: int) -> Iterator[tuple[int, Batch]]:
-    """Batches of consecutive steps, prepared ahead in threads.
+def iterate_batches(sampler: BatchSampler, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+    """Iterate over the batches of consecutive steps, which a thread prepares ahead.
 
     Args:
-        sampler: the steps.
-        first: the first step.
-        last: one past the last.
+        sampler: the batches by step number.
+        start: first step.
+        stop: one past the last step.
 
     Yields:
-        The number of a step and its batch.
+        Step numbers and their batches.
     """
-    if first >= last:
+    if start >= stop:
         return
-    steps = grain.MapDataset.range(first, last).map(lambda step: (int(step), sampler.batch(step)))
+    steps = grain.MapDataset.range(start, stop).map(lambda step: (int(step), sampler.batch(step)))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     yield from steps.to_iter_dataset(options)

@@ -1,4 +1,8 @@
-"""Files of a model's folder, which may come from anywhere: none of them leads out of it."""
+"""Model folders: finding them, and reading their files without trusting them.
+
+A folder that was downloaded may hold symbolic links to anywhere, special files, or files of any
+size. Every file is therefore opened through :func:`model_file`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "config.json"
-
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -25,108 +28,27 @@ TOKENIZER_FILES = (
 )
 
 MAX_JSON_BYTES = 16 * 2**20
-"""Bytes of a configuration or an index at most; that of a model of 100,000 tensors has 8 MB."""
-
-
-def model_file(folder: Path, name: str) -> Path:
-    """Where a file of a folder is; it need not exist.
-
-    A link in a folder that was downloaded could name any file of this machine, and an export would
-    copy it. Links into the store of the hub's own cache are what the hub's library makes.
-
-    Args:
-        folder: of a model.
-        name: of the file.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: it is a link out of the folder, or neither absent nor a regular file.
-
-    Examples:
-        >>> model_file(Path("model"), "config.json").as_posix()
-        'model/config.json'
-    """
-    path, home = folder / name, folder.resolve()
-    is_other = False
-    try:
-        target = path.resolve()
-        with suppress(FileNotFoundError, NotADirectoryError):
-            is_other = not stat.S_ISREG(path.stat().st_mode)
-    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, an impossible name
-        raise ValueError(f"{folder}: {name!r} cannot be a file: {error}") from error
-    inside = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(target.is_relative_to(place) for place in inside):
-        raise ValueError(f"{path} leads out of its folder, to {target}: copy the file there")
-    if is_other:
-        raise ValueError(f"{path} must be a file")
-    return path
-
-
-def read_limited(path: Path, largest: int) -> bytes:
-    """Read a file that is not too large.
-
-    Args:
-        path: the file.
-        largest: bytes that it may have.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: it is missing or larger.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    if path.stat().st_size > largest:
-        raise ValueError(f"{path} must have at most {largest:,} bytes")
-    return path.read_bytes()
-
-
-def read_json_object(folder: Path, name: str) -> dict[str, Any]:
-    """Read an object from a JSON file of a folder.
-
-    Args:
-        folder: of a model.
-        name: of the file.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: the file is missing, elsewhere or too large, or holds something else.
-    """
-    path = model_file(folder, name)
-    content = read_limited(path, MAX_JSON_BYTES)
-    try:
-        document = json.loads(content.decode("utf-8"))
-    # ValueError: broken text or JSON, numbers of thousands of digits.
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not JSON: nested too deeply") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
-    return document
+"""Largest configuration or weight index; the index of a model of 100,000 tensors has 8 MB."""
 
 
 def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
-    """Find the folder of a model, fetched from the Hugging Face hub if it is not here.
+    """Return the local folder of a model; a hub model is downloaded into the hub's cache.
+
+    Only configuration, tokenizer and safetensors files are downloaded.
 
     Args:
-        source: a folder, or a name on the hub.
+        source: a folder, or the name of a model on the Hugging Face hub as ``owner/name``.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: if there is no such folder or hub model.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
-    # Loaded only here: it takes long, and a folder needs no hub.
+    # A slow import that local folders do not need.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -136,7 +58,7 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{source} is neither a folder nor a model that the Hugging Face hub gives: {reason}"
+            f"{source} is neither a folder nor an available Hugging Face model: {reason}"
         ) from error
 
 
@@ -157,3 +79,87 @@ def resolve_tokenizer_folder(source: str) -> Path | None:
         True
     """
     return None if source == "bytes" else resolve_model_folder(source)
+
+
+def model_file(folder: Path, name: str) -> Path:
+    """Return the path of a file in a model folder; the file need not exist.
+
+    A symbolic link could name any file of this machine, which an export would then copy. Links
+    into the blob store of the hub's own cache are allowed.
+
+    Args:
+        folder: folder of the model.
+        name: name of the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the path is a link out of the folder, or exists and is not a regular file.
+
+    Examples:
+        >>> model_file(Path("model"), "config.json").as_posix()
+        'model/config.json'
+    """
+    path, home = folder / name, folder.resolve()
+    is_special = False
+    try:
+        target = path.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            is_special = not stat.S_ISREG(path.stat().st_mode)
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, an invalid name
+        raise ValueError(f"{folder}: {name!r} cannot be a file: {error}") from error
+    roots = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(target.is_relative_to(root) for root in roots):
+        raise ValueError(f"{path} leads out of its folder, to {target}: copy the file there")
+    if is_special:
+        raise ValueError(f"{path} must be a file")
+    return path
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """Read a file of limited size.
+
+    Args:
+        path: the file.
+        max_bytes: largest size that is read.
+
+    Returns:
+        The content.
+
+    Raises:
+        ValueError: if the file is missing or larger than ``max_bytes``.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path} must have at most {max_bytes:,} bytes")
+    return path.read_bytes()
+
+
+def read_json_object(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object from a file of a model folder.
+
+    Args:
+        folder: folder of the model.
+        name: name of the file.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: if the file is missing, outside the folder, larger than
+            :data:`MAX_JSON_BYTES`, or not a JSON object.
+    """
+    path = model_file(folder, name)
+    content = read_limited(path, MAX_JSON_BYTES)
+    try:
+        document = json.loads(content.decode("utf-8"))
+    # ValueError: invalid JSON or UTF-8, or a number with thousands of digits.
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not JSON: nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
+    return document

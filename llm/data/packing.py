@@ -1,7 +1,9 @@
-"""Pairs of token sequences to rows: each response with its prompt, or the prompt written once.
+"""Packing of tokenized pairs into rows of a fixed shape.
 
-The last token of a response predicts nothing and no other token attends to it, so that it is not
-processed at all: a pair costs its prompt and its responses less one token each.
+Every response is packed with its own copy of the prompt (``separate``), or all pairs of a batch are
+packed into one row with each prompt written once (``shared``). The last token of a response
+predicts nothing, and no other token attends to it, so it is left out of the rows: a pair costs its
+prompt and its responses less one token each.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from .pair_table import as_pair_table
 from .preferences import PairTokens
 
 PackingMode = Literal["separate", "shared"]
+"""``separate``: one prompt and one response per row. ``shared``: all pairs in one row."""
+
 TOKEN_MULTIPLE = 32
-"""A batch of one row is padded to multiples of so many tokens, at least; one of many, whose longest
-differs more from step to step, to multiples of twice as many."""
+"""A batch of one row is padded to a multiple of this many tokens. A batch of several rows, whose
+longest row varies more from step to step, is padded to a multiple of twice as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,8 @@ class BatchShape:
     Attributes:
         rows: number of rows.
         row_tokens: tokens in a row.
-        completions: completion tokens.
-        longest: tokens of the longest prompt with a response.
+        completions: completion tokens of all responses.
+        longest: tokens of the longest prompt with one of its responses.
     """
 
     rows: int
@@ -42,18 +46,18 @@ class BatchShape:
     longest: int
 
 
-def n_roles(pairs: Sequence[PairTokens]) -> int:
-    """Responses of a pair in a batch: 3 where some pair has a baseline of its own, otherwise 2.
+def count_roles(pairs: Sequence[PairTokens]) -> int:
+    """Return the number of responses per pair in a batch.
 
     Args:
-        pairs: the pairs.
+        pairs: tokenized pairs.
 
     Returns:
-        2 or 3.
+        3 if some pair has a baseline response besides the chosen one, otherwise 2.
 
     Examples:
         >>> pair = PairTokens((1,), (2,), (3,), None, 0)
-        >>> n_roles([pair]), n_roles([pair, pair._replace(baseline=(4,))])
+        >>> count_roles([pair]), count_roles([pair, pair._replace(baseline=(4,))])
         (2, 3)
     """
     return 3 if as_pair_table(pairs).lengths[:, -1].any() else 2
@@ -62,15 +66,15 @@ def n_roles(pairs: Sequence[PairTokens]) -> int:
 def packed_token_counts(
     pairs: Sequence[PairTokens], *, layout: PackingMode, roles: int
 ) -> Int[np.ndarray, " n"]:
-    """Positions that each pair takes.
+    """Return the number of tokens that each pair occupies in packed rows.
 
     Args:
-        pairs: the pairs.
-        layout: where their prompts are written.
-        roles: responses of a pair, see :func:`n_roles`.
+        pairs: tokenized pairs.
+        layout: whether the responses of a pair share one copy of the prompt.
+        roles: number of responses per pair, see :func:`count_roles`.
 
     Returns:
-        Tokens of each.
+        Token counts, shape ``[n]``.
 
     Examples:
         >>> pair = PairTokens((1, 2, 3), (4, 5), (6,), None, 0)
@@ -79,82 +83,88 @@ def packed_token_counts(
         >>> packed_token_counts([pair], layout="separate", roles=2).tolist()
         [7]
     """
-    prompts, branches = _lengths(pairs, roles)
-    return (branches - 1).sum(1) + prompts * (roles if layout == "separate" else 1)
+    prompts, responses = _lengths(pairs, roles)
+    return (responses - 1).sum(1) + prompts * (roles if layout == "separate" else 1)
 
 
 def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
-    """Responses of a pair by role; a pair without a baseline of its own repeats the chosen one.
+    """Return the responses of a pair in the order of :class:`llm.types.Role`.
 
     Args:
-        pair: the pair.
-        roles: how many, see :func:`n_roles`.
+        pair: a tokenized pair.
+        roles: number of responses, see :func:`count_roles`.
 
     Returns:
-        Chosen, rejected and, of three, baseline.
+        The chosen and the rejected response; with three roles also the baseline response, which is
+        the chosen one if the pair has none.
+
+    Examples:
+        >>> responses_by_role(PairTokens((1,), (2,), (3,), None, 0), 3)
+        [(2,), (3,), (2,)]
     """
-    every = [pair.chosen, pair.rejected]
+    responses = [pair.chosen, pair.rejected]
     if roles == 3:
-        every.append(pair.chosen if pair.baseline is None else pair.baseline)
-    return every
+        responses.append(pair.chosen if pair.baseline is None else pair.baseline)
+    return responses
 
 
 def required_shape(pairs: Sequence[PairTokens], *, layout: PackingMode, roles: int) -> BatchShape:
-    """Sizes that a batch needs, before any rounding to common ones.
+    """Return the smallest shape that holds the pairs of a batch.
 
     Args:
-        pairs: the pairs of a batch.
-        layout: one sequence a row, or all pairs in one row, each with its prompt once.
-        roles: responses of a pair.
+        pairs: tokenized pairs, at least one.
+        layout: how they are packed.
+        roles: number of responses per pair, see :func:`count_roles`.
 
     Returns:
-        The sizes.
+        The shape, without the rounding of :func:`round_up_shape`.
     """
-    prompts, branches = _lengths(pairs, roles)
-    longest = int((prompts + branches.max(1)).max()) - 1
+    prompts, responses = _lengths(pairs, roles)
+    longest = int((prompts + responses.max(1)).max()) - 1
     rows, tokens = len(pairs) * roles, longest
     if layout == "shared":
         rows, tokens = 1, int(packed_token_counts(pairs, layout=layout, roles=roles).sum())
     return BatchShape(
-        rows=rows, row_tokens=tokens, completions=int(branches.sum()), longest=longest
+        rows=rows, row_tokens=tokens, completions=int(responses.sum()), longest=longest
     )
 
 
 def _lengths(
     pairs: Sequence[PairTokens], roles: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n roles"]]:
-    """Tokens of prompts, and of responses by role."""
+    """Return the lengths of the prompts, and of the responses by role."""
     lengths = as_pair_table(pairs).lengths.astype(np.int64)
     prompts, chosen, rejected, baseline = lengths.T
-    every = [chosen, rejected, np.where(baseline, baseline, chosen)]
-    return prompts, np.stack(every[:roles], axis=1)
+    responses = [chosen, rejected, np.where(baseline, baseline, chosen)]
+    return prompts, np.stack(responses[:roles], axis=1)
 
 
 def round_up_shape(shape: BatchShape, *, steps: int = 64) -> BatchShape:
-    """A shape of a coarser grid, so that few are compiled.
+    """Round a shape up to a coarser grid, so that few shapes are compiled.
 
     Args:
-        shape: the least that will do.
-        steps: sizes between a power of two and the next.
+        shape: the smallest shape that suffices.
+        steps: number of grid sizes between a power of two and the next one.
 
     Returns:
-        A shape that is at most ``1 + 1/steps`` times as large, or larger by :data:`TOKEN_MULTIPLE`.
+        A shape that is at most ``1 + 1/steps`` times as large, or larger by a few multiples of
+        :data:`TOKEN_MULTIPLE` if the shape is small.
 
     Examples:
         >>> round_up_shape(BatchShape(rows=1, row_tokens=530, completions=65, longest=101))
         BatchShape(rows=1, row_tokens=544, completions=96, longest=128)
     """
 
-    def up(size: int) -> int:
+    def round_up(size: int) -> int:
         least = TOKEN_MULTIPLE if shape.rows == 1 else 2 * TOKEN_MULTIPLE
         grain = max(least, 2 ** math.floor(math.log2(max(size, 1))) // steps)
         return -(-size // grain) * grain
 
     return BatchShape(
         rows=shape.rows,
-        row_tokens=up(shape.row_tokens),
-        completions=up(shape.completions),
-        longest=up(shape.longest),
+        row_tokens=round_up(shape.row_tokens),
+        completions=round_up(shape.completions),
+        longest=round_up(shape.longest),
     )
 
 
@@ -166,21 +176,21 @@ def pack(
     n_pairs: int,
     shape: BatchShape,
 ) -> Batch:
-    """Write pairs into rows of a fixed shape.
+    """Pack pairs into a batch of a fixed shape.
 
     Args:
-        pairs: at most ``n_pairs``.
-        layout: ``separate`` puts every prompt with one response in a row of its own; ``shared``
-            puts prompt, chosen, rejected (and baseline) of all pairs one after another.
-        roles: responses of a pair, see :func:`n_roles`.
-        n_pairs: pairs of the batch; those that are missing are absent.
-        shape: sizes that hold them, of :func:`required_shape` or larger.
+        pairs: at most ``n_pairs`` tokenized pairs.
+        layout: ``separate`` writes every prompt with one response into a row of its own;
+            ``shared`` writes prompt, chosen, rejected (and baseline) of all pairs into one row.
+        roles: number of responses per pair, see :func:`count_roles`.
+        n_pairs: number of pairs of the batch; missing pairs are marked absent.
+        shape: a shape that holds them, see :func:`required_shape`.
 
     Returns:
-        The batch, as NumPy arrays; padding has segment 0.
+        The batch as NumPy arrays; padding has segment 0.
 
     Raises:
-        ValueError: something does not fit.
+        ValueError: if the pairs do not fit into the shape.
 
     Examples:
         >>> pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
@@ -188,16 +198,16 @@ def pack(
         >>> pack([pair], layout="shared", roles=2, n_pairs=1, shape=shape).rows.tokens.tolist()
         [[1, 2, 3, 0]]
     """
-    least = required_shape(pairs, layout=layout, roles=roles) if pairs else shape
-    too_many = layout == "separate" and n_pairs * roles > shape.rows
+    required = required_shape(pairs, layout=layout, roles=roles) if pairs else shape
+    too_few_rows = layout == "separate" and n_pairs * roles > shape.rows
     if (
         len(pairs) > n_pairs
-        or too_many
-        or least.row_tokens > shape.row_tokens
-        or least.completions > shape.completions
-        or least.longest > shape.longest
+        or too_few_rows
+        or required.row_tokens > shape.row_tokens
+        or required.completions > shape.completions
+        or required.longest > shape.longest
     ):
-        raise ValueError(f"`shape` must hold {len(pairs)} pairs that need {least}, got {shape}")
+        raise ValueError(f"`shape` must hold {len(pairs)} pairs that need {required}, got {shape}")
     rows = np.zeros((4, shape.rows, shape.row_tokens), np.int32)
     completions = np.zeros((3, shape.completions), np.int32)
     completions[2] = n_pairs * roles  # padding belongs to no response
@@ -207,7 +217,7 @@ def pack(
         column = piece.column
         _write(rows, piece, column, piece.prompt, Branch.PROMPT, position=0)
         column += len(piece.prompt)
-        before = piece.row * shape.row_tokens + column - 1  # the prompt's last token
+        prompt_end = piece.row * shape.row_tokens + column - 1
         for role, response in piece.responses.items():
             branch = Branch(role + 1)
             _write(rows, piece, column, response[:-1], branch, position=len(piece.prompt))
@@ -215,21 +225,21 @@ def pack(
             completions[0, span] = (
                 piece.row * shape.row_tokens + column - 1 + np.arange(len(response))
             )
-            completions[0, filled] = before
+            completions[0, filled] = prompt_end
             completions[1, span] = response
             completions[2, span] = piece.pair * roles + role
             lengths[piece.pair, role] = len(response)
             filled += len(response)
             column += len(response) - 1
-    ids = np.full(n_pairs, -1, np.int32)
-    ids[: len(pairs)] = [pair.row for pair in pairs]
+    row_ids = np.full(n_pairs, -1, np.int32)
+    row_ids[: len(pairs)] = [pair.row for pair in pairs]
     segments = n_pairs if layout == "shared" else 1
-    read = Rows(rows[0], rows[1], rows[2], rows[3], Bounds(roles, segments, shape.longest))
-    return Batch(read, Completions(*completions), lengths, ids >= 0, ids)
+    packed = Rows(rows[0], rows[1], rows[2], rows[3], Bounds(roles, segments, shape.longest))
+    return Batch(packed, Completions(*completions), lengths, row_ids >= 0, row_ids)
 
 
 class _Piece(NamedTuple):
-    """A prompt with responses that follow it, at a place in a row."""
+    """A prompt and the responses that follow it, from one column of one row on."""
 
     row: int
     column: int
@@ -240,14 +250,14 @@ class _Piece(NamedTuple):
 
 
 def _pieces(pairs: Sequence[PairTokens], layout: PackingMode, roles: int) -> Iterator[_Piece]:
-    column, sizes = 0, packed_token_counts(pairs, layout=layout, roles=roles).tolist()
+    column, counts = 0, packed_token_counts(pairs, layout=layout, roles=roles).tolist()
     for number, pair in enumerate(pairs):
-        every = dict(enumerate(responses_by_role(pair, roles)))
+        responses = dict(enumerate(responses_by_role(pair, roles)))
         if layout == "shared":
-            yield _Piece(0, column, number, number + 1, pair.prompt, every)
-            column += sizes[number]
+            yield _Piece(0, column, number, number + 1, pair.prompt, responses)
+            column += counts[number]
         else:
-            for role, response in every.items():
+            for role, response in responses.items():
                 yield _Piece(number * roles + role, 0, number, 1, pair.prompt, {role: response})
 
 
@@ -260,7 +270,7 @@ def _write(
     *,
     position: int,
 ) -> None:
-    """Write tokens of one branch, with where they are read and whom they belong to."""
+    """Write the tokens of one branch with their positions, segment and branch."""
     span = slice(column, column + len(tokens))
     rows[0, piece.row, span] = tokens
     rows[1, piece.row, span] = position + np.arange(len(tokens))

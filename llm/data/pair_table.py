@@ -1,7 +1,7 @@
-"""Pairs of tokens in a few arrays: a million of them take hardly more than their tokens.
+"""Tokenized pairs in a few arrays, which take hardly more memory than their tokens.
 
-As tuples of Python's integers a token takes eight bytes and a short pair hundreds besides; here a
-token takes four, and a pair sixty. A pair is made of them when it is asked for.
+In tuples of Python integers a token takes eight bytes, and a short pair hundreds of bytes besides.
+Here a token takes four bytes and a pair sixty; its tuples are created on access.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from llm.types import Role
 
 from .preferences import PairTokens
 
-SEQUENCES = 1 + len(Role)
-"""Token sequences of a pair, stored one after another: the prompt, then a response per role."""
+_N_PARTS = 1 + len(Role)
+"""Prompt, chosen, rejected and baseline response, stored one after another."""
 
 
 class PairTable(Sequence[PairTokens]):
-    """A sequence of pairs, kept as arrays.
+    """An immutable sequence of tokenized pairs, stored as arrays.
 
     Attributes:
-        lengths: tokens of prompt, chosen, rejected and baseline response, the last 0 where there is
-            none, shape ``[n 4]``.
-        rows: numbers of the data rows, shape ``[n]``.
-        reference: reference log-probabilities of the responses, nats; nan where there are none,
-            shape ``[n 3]``.
+        lengths: number of tokens of prompt, chosen, rejected and baseline response, shape
+            ``[n 4]``; the last is 0 if a pair has no baseline response.
+        rows: index of the data row of each pair, shape ``[n]``.
+        reference: reference log-probabilities of the responses, nats, shape ``[n 3]``; NaN if
+            unknown.
 
     Examples:
         >>> table = PairTable.from_pairs([PairTokens((1, 2), (3,), (4, 5), None, 7)])
@@ -47,16 +47,24 @@ class PairTable(Sequence[PairTokens]):
         rows: Int[np.ndarray, " n"],
         reference: Float[np.ndarray, "n 3"],
     ) -> None:
-        """Of all tokens, where each pair's begin, and what is told of each pair."""
+        """Wrap arrays; see :meth:`from_pairs`.
+
+        Args:
+            tokens: the tokens of all pairs.
+            starts: index in ``tokens`` where each pair begins.
+            lengths: see the class.
+            rows: see the class.
+            reference: see the class.
+        """
         self._tokens, self._starts = tokens, starts
         self.lengths, self.rows, self.reference = lengths, rows, reference
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:
-        """Keep pairs, one after another.
+        """Store pairs in arrays.
 
         Args:
-            pairs: the pairs; of an iterator, one at a time is in memory.
+            pairs: tokenized pairs; an iterator is consumed one pair at a time.
 
         Returns:
             The table.
@@ -69,7 +77,7 @@ class PairTable(Sequence[PairTokens]):
             rows.append(pair.row)
             known = pair.reference or ()
             reference.extend((*known, *[np.nan] * (len(Role) - len(known))))
-        table = np.asarray(lengths).reshape(-1, SEQUENCES)
+        table = np.asarray(lengths).reshape(-1, _N_PARTS)
         sizes = table.sum(1, dtype=np.int64)
         return cls(
             np.asarray(tokens),
@@ -80,43 +88,43 @@ class PairTable(Sequence[PairTokens]):
         )
 
     def __len__(self) -> int:
-        """How many pairs."""
+        """Return the number of pairs."""
         return len(self.rows)
 
     @overload
-    def __getitem__(self, place: int | np.integer) -> PairTokens: ...
+    def __getitem__(self, index: int | np.integer) -> PairTokens: ...
     @overload
-    def __getitem__(self, place: slice) -> PairTable: ...
-    def __getitem__(self, place: int | np.integer | slice) -> PairTokens | PairTable:
-        """A pair as tuples, or the table of a slice."""
-        if isinstance(place, slice):
-            return self.select(place)
+    def __getitem__(self, index: slice) -> PairTable: ...
+    def __getitem__(self, index: int | np.integer | slice) -> PairTokens | PairTable:
+        """Return one pair, or the table of a slice."""
+        if isinstance(index, slice):
+            return self.select(index)
         return self._pair(
-            self._starts[place].item(),
-            self.lengths[place].tolist(),
-            self.rows[place].item(),
-            self.reference[place],
+            self._starts[index].item(),
+            self.lengths[index].tolist(),
+            self.rows[index].item(),
+            self.reference[index],
         )
 
     def __iter__(self) -> Iterator[PairTokens]:
-        """One pair after another."""
-        return (self[place] for place in range(len(self)))
+        """Yield the pairs in order."""
+        return (self[index] for index in range(len(self)))
 
-    def select(self, places: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]) -> PairTable:
-        """Some of the pairs; the tokens stay where they are.
+    def select(self, indices: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]) -> PairTable:
+        """Return a table of some of the pairs; the tokens are shared, not copied.
 
         Args:
-            places: a slice, places, or whether each is among them.
+            indices: a slice, indices, or a mask over all pairs.
 
         Returns:
-            Their table.
+            The table of the selected pairs.
         """
         return PairTable(
             self._tokens,
-            self._starts[places],
-            self.lengths[places],
-            self.rows[places],
-            self.reference[places],
+            self._starts[indices],
+            self.lengths[indices],
+            self.rows[indices],
+            self.reference[indices],
         )
 
     def _pair(
@@ -132,10 +140,10 @@ class PairTable(Sequence[PairTokens]):
 
 
 def as_pair_table(pairs: Sequence[PairTokens]) -> PairTable:
-    """A sequence of pairs as a table, if it is not one.
+    """Convert a sequence of pairs to a table, unless it is one.
 
     Args:
-        pairs: the pairs.
+        pairs: tokenized pairs.
 
     Returns:
         The table.

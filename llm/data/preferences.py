@@ -1,8 +1,8 @@
-"""Preference rows: a prompt, the response that was chosen and the one that was rejected.
+"""Preference rows: a prompt, the chosen and the rejected response, and optional columns.
 
-Prompts and responses are text, or lists of messages. Where only the two conversations are given,
-the prompt is what they have in common *as messages*: as tokens they often have more in common.
-Every mistake names the file, the line and the field.
+Prompts and responses are strings or lists of messages. If a row has only the two conversations,
+its prompt is the list of *messages* that they have in common, never of common tokens. Every error
+names the file, the line and the field.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 
 from .rows import Row, read_rows
 
-ROLES = ("system", "user", "assistant")
+CHAT_ROLES = ("system", "user", "assistant")
 REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
 
 
 class Message(NamedTuple):
-    """A turn of a conversation.
+    """A message of a conversation.
 
     Attributes:
-        role: who speaks: ``system``, ``user`` or ``assistant``.
-        content: what is said.
+        role: author of the message: ``system``, ``user`` or ``assistant``.
+        content: text of the message.
     """
 
     role: str
@@ -33,6 +33,7 @@ class Message(NamedTuple):
 
 
 Messages = tuple[Message, ...]
+"""A conversation, or a part of one."""
 
 
 class PreferenceRow(NamedTuple):
@@ -40,11 +41,11 @@ class PreferenceRow(NamedTuple):
 
     Attributes:
         prompt: messages before the response.
-        chosen: the response that was preferred, one message of the assistant.
-        rejected: the other.
-        baseline: a response of the baseline policy, if that is not the chosen one.
-        row: number of the row in its file, from 0.
-        where: the row's place, ``file:line``, for messages.
+        chosen: the preferred response, one message of the assistant.
+        rejected: the other response.
+        baseline: a response of the baseline policy; None if it is the chosen response.
+        row: index of the row in its file, from 0.
+        where: source of the row, ``file:line``, for error messages.
         reference: log-probabilities of the responses under the reference policy, nats, in the
             order chosen, rejected, baseline; None if the row has none.
     """
@@ -59,15 +60,16 @@ class PreferenceRow(NamedTuple):
 
 
 class PairTokens(NamedTuple):
-    """A row as tokens.
+    """A tokenized preference row.
 
     Attributes:
-        prompt: tokens of the prompt, with what comes before a reply; at least one.
-        chosen: tokens of the chosen response, its end among them unless it was cut; at least one.
-        rejected: of the rejected one.
-        baseline: of the baseline response, if it is not the chosen one.
-        row: number of the data row.
-        reference: reference log-probabilities of the responses, nats, if the row had them.
+        prompt: tokens of the prompt with the generation prompt; at least one.
+        chosen: tokens of the chosen response; at least one. The end token is included unless the
+            response was truncated.
+        rejected: tokens of the rejected response, likewise.
+        baseline: tokens of the baseline response; None if it is the chosen response.
+        row: index of the data row.
+        reference: reference log-probabilities of the responses, nats; None if the row has none.
     """
 
     prompt: tuple[int, ...]
@@ -79,15 +81,15 @@ class PairTokens(NamedTuple):
 
 
 class RowError(ValueError):
-    """A row that cannot be used.
+    """An error in one data row.
 
     Args:
-        reason: a few words that are the same for all rows with this mistake, to count them by.
-        message: what is wrong with this one.
+        reason: short name of the kind of error, by which skipped rows are counted.
+        message: full message with file, line and field.
     """
 
     def __init__(self, reason: str, message: str) -> None:
-        """Remember the reason."""
+        """Store the reason."""
         super().__init__(message)
         self.reason = reason
 
@@ -95,17 +97,17 @@ class RowError(ValueError):
 def read_preferences(
     source: str | os.PathLike[str], *, check_content: bool = True
 ) -> list[PreferenceRow]:
-    """Read all preference rows of a source, see :func:`stream_preferences`.
+    """Read all preference rows of a source into memory.
 
     Args:
         source: see :func:`llm.data.rows.read_rows`.
         check_content: see :func:`stream_preferences`.
 
     Returns:
-        The rows, one or more.
+        The rows, at least one.
 
     Raises:
-        ValueError: something cannot be read; it names file, line and field.
+        ValueError: if a row cannot be read; the message names file, line and field.
     """
     return list(stream_preferences(source, check_content=check_content))
 
@@ -113,26 +115,26 @@ def read_preferences(
 def stream_preferences(
     source: str | os.PathLike[str], *, check_content: bool = True
 ) -> Iterator[PreferenceRow]:
-    """Read preference rows: JSONL, JSONL.gz, Parquet, or a data set on the Hugging Face hub.
+    """Read preference rows one at a time from JSONL, JSONL.gz, Parquet or a hub data set.
 
-    Columns are ``prompt``, ``chosen``, ``rejected`` and, if there are any, ``baseline`` and
-    reference log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and
-    ``ref_baseline_logps``; others are passed over. Responses may repeat the prompt's messages.
+    Columns are ``prompt``, ``chosen``, ``rejected`` and optionally ``baseline`` and the reference
+    log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and ``ref_baseline_logps``. Other
+    columns are ignored. Responses may repeat the messages of the prompt.
 
     Args:
         source: see :func:`llm.data.rows.read_rows`.
-        check_content: refuse rows that :func:`check_row` refuses; otherwise they are left to
-            :func:`llm.text.tokenize.tokenize_rows`, which can skip and count them.
+        check_content: apply :func:`check_row`. If False, :func:`llm.text.tokenize.tokenize_rows`
+            applies it, which can skip and count bad rows.
 
     Yields:
-        The rows, one or more; none is kept.
+        The rows, at least one.
 
     Raises:
-        ValueError: something cannot be read; it names file, line and field.
+        ValueError: if a row cannot be read; the message names file, line and field.
     """
     number = -1
-    for number, read in enumerate(read_rows(source)):
-        row = parse_row(read, number)
+    for number, fields in enumerate(read_rows(source)):
+        row = parse_row(fields, number)
         if check_content:
             check_row(row)
         yield row
@@ -140,25 +142,26 @@ def stream_preferences(
         raise ValueError(f"{os.fspath(source)} has no rows")
 
 
-def parse_row(read: Row, number: int) -> PreferenceRow:
-    """Take a row apart.
+def parse_row(row: Row, number: int) -> PreferenceRow:
+    """Parse the columns of a preference row; its content is not checked.
 
     Args:
-        read: columns and place.
-        number: of the row in its file, from 0.
+        row: column values and their source.
+        number: index of the row in its file, from 0.
 
     Returns:
-        The row; whether there is anything to learn from it is for :func:`check_row` to say.
+        The preference row; :func:`check_row` checks that it can be trained on.
 
     Raises:
-        ValueError: a column is missing or of a wrong type; it names file, line and field.
+        ValueError: if a column is missing or of a wrong type; the message names file, line and
+            field.
 
     Examples:
         >>> row = parse_row(Row({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "a.jsonl:1"), 0)
         >>> row.prompt, row.chosen
         ((Message(role='user', content='2+2?'),), (Message(role='assistant', content='4'),))
     """
-    fields, where = read
+    fields, where = row
     chosen = _messages(fields, "chosen", where, role="assistant")
     rejected = _messages(fields, "rejected", where, role="assistant")
     baseline = None
@@ -168,25 +171,26 @@ def parse_row(read: Row, number: int) -> PreferenceRow:
         prompt = _messages(fields, "prompt", where, role="user")
     elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
         raise ValueError(
-            f"{where}: field `prompt` is missing; only for responses that are lists of messages "
-            "is it what they begin with in common"
+            f"{where}: field `prompt` is missing; it may be left out only if `chosen` and "
+            "`rejected` are lists of messages that begin alike"
         )
     else:
         prompt = _common_prefix(chosen, rejected)
-    chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
-    baseline = None if baseline is None else _after(prompt, baseline)
+    chosen, rejected = _without_prompt(prompt, chosen), _without_prompt(prompt, rejected)
+    baseline = None if baseline is None else _without_prompt(prompt, baseline)
     reference = _reference(fields, where, with_baseline=baseline is not None)
     return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference)
 
 
 def check_row(row: PreferenceRow) -> None:
-    """Refuse a row of which nothing, or something wrong, would be learned.
+    """Raise an error if a row cannot be trained on.
 
     Args:
-        row: the row.
+        row: a parsed row.
 
     Raises:
-        RowError: an empty text, equal responses, or roles out of order.
+        RowError: if a text is empty, the responses are identical, or the roles of the messages do
+            not alternate.
     """
     if row.chosen == row.rejected:
         raise RowError(
@@ -198,10 +202,10 @@ def check_row(row: PreferenceRow) -> None:
             f"{row.where}: field `prompt` is empty: there must be a message before the responses",
         )
     _check_content(row.where, "prompt", row.prompt)
-    turns = [message.role for message in row.prompt]
-    if turns[0] == "system":
-        turns = turns[1:]
-    if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+    roles = [message.role for message in row.prompt]
+    if roles[0] == "system":
+        roles = roles[1:]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise RowError(
             "roles out of order",
             f"{row.where}: field `prompt`: roles must alternate from user to user, after at most "
@@ -224,12 +228,12 @@ def _check_content(where: str, name: str, messages: Messages) -> None:
     for message in messages:
         if not message.content.strip():
             raise RowError(
-                "empty text", f"{where}: field `{name}` has an empty {message.role} text"
+                "empty text", f"{where}: field `{name}` has an empty {message.role} message"
             )
 
 
 def _messages(fields: Mapping[str, Any], name: str, where: str, *, role: str) -> Messages:
-    """Messages of a field; a text is one message of ``role``."""
+    """Parse the messages of a field; a string is one message of ``role``."""
     value = fields.get(name)
     if value is None:
         raise ValueError(f"{where}: field `{name}` is missing")
@@ -237,48 +241,49 @@ def _messages(fields: Mapping[str, Any], name: str, where: str, *, role: str) ->
         return (Message(role, _text(value, f"{where}: field `{name}`")),)
     if not isinstance(value, list):
         raise ValueError(
-            f"{where}: field `{name}` must be a text or a list of messages, got "
+            f"{where}: field `{name}` must be a string or a list of messages, got "
             f"{type(value).__name__}"
         )
     return tuple(
-        _message(message, f"{where}: field `{name}[{place}]`")
-        for place, message in enumerate(value)
+        _message(message, f"{where}: field `{name}[{index}]`")
+        for index, message in enumerate(value)
     )
 
 
-def _message(value: Any, place: str) -> Message:
+def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
         got = reprlib.repr(list(value)) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"{place} must be an object with `role` and `content`, got {got}")
-    if value["role"] not in ROLES:
+        raise ValueError(f"{where} must be an object with `role` and `content`, got {got}")
+    if value["role"] not in CHAT_ROLES:
         raise ValueError(
-            f"{place}: `role` must be one of {', '.join(ROLES)}, got {reprlib.repr(value['role'])}"
+            f"{where}: `role` must be one of {', '.join(CHAT_ROLES)}, got "
+            f"{reprlib.repr(value['role'])}"
         )
-    return Message(value["role"], _text(value["content"], f"{place}: `content`"))
+    return Message(value["role"], _text(value["content"], f"{where}: `content`"))
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{place} must be a text, got {type(value).__name__}")
+        raise ValueError(f"{where} must be a string, got {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} must be Unicode text: {error.reason}") from error
+        raise ValueError(f"{where} must be Unicode text: {error.reason}") from error
     return value
 
 
 def _common_prefix(first: Messages, second: Messages) -> Messages:
-    """Messages that two conversations begin with, their last ones never among them."""
+    """Return the leading messages that two conversations share, without their last messages."""
     length = 0
-    for one, other in zip(first[:-1], second[:-1], strict=False):
-        if one != other:
+    for ours, theirs in zip(first[:-1], second[:-1], strict=False):
+        if ours != theirs:
             break
         length += 1
     return first[:length]
 
 
-def _after(prompt: Messages, messages: Messages) -> Messages:
-    """A response without the prompt that it may repeat; alone, it begins with the assistant."""
+def _without_prompt(prompt: Messages, messages: Messages) -> Messages:
+    """Remove the prompt from the start of a conversation; a bare response is returned as it is."""
     return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
 
@@ -292,12 +297,12 @@ def _reference(
 
 
 def _log_probability(value: Any, name: str, names: tuple[str, ...], where: str) -> float:
-    # Of certainty the logarithm is 0. Too large an integer is no float at all.
+    # The log-probability 0 means certainty. float() of a huge integer raises OverflowError.
     if isinstance(value, int | float) and not isinstance(value, bool):
         with suppress(OverflowError):
             if -math.inf < float(value) <= 0:
                 return float(value)
     raise ValueError(
         f"{where}: field `{name}` must be a finite log-probability, at most 0, got "
-        f"{reprlib.repr(value)}; give {', '.join(names)} all or none of them"
+        f"{reprlib.repr(value)}; give all of {', '.join(names)}, or none"
     )

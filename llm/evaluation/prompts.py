@@ -20,13 +20,13 @@ class Question(NamedTuple):
 
     Attributes:
         kind: of the file that it comes from, and so of the answer's.
-        turns: the conversation so far, and for MT-Bench what the user says after each reply.
+        prompts: the conversation before the first reply, and for MT-Bench what follows each reply.
         fields: of the row.
         where: its place, ``file:line``.
     """
 
     kind: QuestionFormat
-    turns: tuple[Messages, ...]
+    prompts: tuple[Messages, ...]
     fields: dict[str, Any]
     where: str
 
@@ -100,18 +100,18 @@ def _is_list(source: str) -> bool:
 def _question(row: Row, number: int) -> Question:
     fields = row.fields
     if "instruction" in fields:
-        turns = (_user(fields["instruction"], "instruction", row.where),)
-        return Question("alpaca_eval", turns, fields, row.where)
+        prompts = (_user(fields["instruction"], "instruction", row.where),)
+        return Question("alpaca_eval", prompts, fields, row.where)
     if "turns" in fields:
         if not isinstance(fields["turns"], list) or not fields["turns"]:
             raise ValueError(f"{row.where}: field `turns` must be a list of texts, not empty")
         if not isinstance(fields.get("question_id"), int | str):
             raise ValueError(f"{row.where}: field `question_id` must be a number or text")
         names = [f"turns[{place}]" for place in range(len(fields["turns"]))]
-        turns = tuple(
+        prompts = tuple(
             _user(text, name, row.where) for text, name in zip(fields["turns"], names, strict=True)
         )
-        return Question("mt_bench", turns, fields, row.where)
+        return Question("mt_bench", prompts, fields, row.where)
     if "chosen" not in fields:
         if "prompt" not in fields:
             raise ValueError(f"{row.where}: field `prompt`, `instruction` or `turns` is missing")
@@ -132,7 +132,7 @@ def _user(text: Any, name: str, where: str) -> Messages:
 def _row(number: int, question: Question, said: Sequence[Reply], model: str) -> dict[str, Any]:
     return {
         "row": number,
-        "prompt": [message._asdict() for message in question.turns[0]],
+        "prompt": [message._asdict() for message in question.prompts[0]],
         "reply": said[0].text,
         "finished": said[0].finished,
         "tokens": said[0].tokens,

@@ -1,1 +1,60 @@
-"""Package."""
+"""Hugging Face models: configurations, weights, export, and models built from a configuration.
+
+Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import from_hf_config, to_hf_config
+    from .factory import ResolvedModel, abstract_model, build_model, resolve_model
+    from .io import export_model, load_model, read_architecture, read_parameters
+    from .names import TensorMapping, tensor_mappings
+    from .safetensors import SafetensorsReader, write_safetensors
+
+_EXPORTS = {
+    "ResolvedModel": "factory",
+    "SafetensorsReader": "safetensors",
+    "TensorMapping": "names",
+    "abstract_model": "factory",
+    "build_model": "factory",
+    "export_model": "io",
+    "from_hf_config": "config",
+    "load_model": "io",
+    "read_architecture": "io",
+    "read_parameters": "io",
+    "resolve_model": "factory",
+    "tensor_mappings": "names",
+    "to_hf_config": "config",
+    "write_safetensors": "safetensors",
+}
+
+__all__ = [
+    "ResolvedModel",
+    "SafetensorsReader",
+    "TensorMapping",
+    "abstract_model",
+    "build_model",
+    "export_model",
+    "from_hf_config",
+    "load_model",
+    "read_architecture",
+    "read_parameters",
+    "resolve_model",
+    "tensor_mappings",
+    "to_hf_config",
+    "write_safetensors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

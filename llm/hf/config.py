@@ -1,10 +1,13 @@
-"""Architectures as Hugging Face writes them in ``config.json``, in the old keys and the new."""
+"""Conversion between ``config.json`` of Hugging Face and :class:`Architecture`.
+
+Keys of ``transformers`` 4 and 5 are both read.
+"""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from llm.models.architecture import Activation, Architecture, RopeScaling
 
@@ -17,27 +20,29 @@ CLASSES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
-ACTIVATIONS: dict[str, Activation] = {name: name for name in get_args(Activation)}
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
-GEMMAS = ("gemma", "gemma2", "gemma3_text")
-LOCAL_BASE = 10000.0  # of Gemma 3, where the configuration leaves it out
-GLOBAL_BASE = 1e6
-MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000}
-Config = Mapping[str, Any]
+GEMMA_FAMILIES = ("gemma", "gemma2", "gemma3_text")
+GEMMA3_LOCAL_ROPE_THETA, GEMMA3_GLOBAL_ROPE_THETA = 10000.0, 1e6
+"""Defaults of Gemma 3, whose configurations may leave them out."""
+MAX_SIZES = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000}
+"""Sizes above these would exhaust memory before the model could be refused."""
+HfConfig = Mapping[str, Any]
+"""The content of a ``config.json``."""
 
 
-def from_hf_config(config: Config) -> Architecture:
-    """Read an architecture.
+def from_hf_config(config: HfConfig) -> Architecture:
+    """Convert a Hugging Face configuration to an architecture.
 
     Args:
-        config: what ``config.json`` holds.
+        config: content of ``config.json``.
 
     Returns:
         The architecture.
 
     Raises:
-        ValueError: an unknown architecture, a key missing or of the wrong type, or a feature that
-            would change the numbers and is not implemented.
+        ValueError: if the model type is unknown, a key is missing or of the wrong type, or a
+            feature that changes the outputs is not implemented.
 
     Examples:
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
@@ -47,12 +52,12 @@ def from_hf_config(config: Config) -> Architecture:
     family = config.get("model_type")
     if not isinstance(family, str) or family not in CLASSES:
         raise ValueError(
-            f"`model_type` must be one of {', '.join(CLASSES)}, got {reprlib.repr(family)}: this "
-            "architecture is not known"
+            f"`model_type` must be one of {', '.join(CLASSES)}, got {reprlib.repr(family)}: other "
+            "architectures are not implemented"
         )
-    _refuse(config)
+    _check_unsupported(config)
     num_attention_heads = _read(config, "num_attention_heads", int)
-    gemma = family in GEMMAS
+    gemma = family in GEMMA_FAMILIES
     bias = family not in ("mistral", "qwen2") and _read(config, "attention_bias", bool, False)
     return Architecture(
         model_type=family,
@@ -84,16 +89,16 @@ def from_hf_config(config: Config) -> Architecture:
 
 
 def to_hf_config(architecture: Architecture) -> dict[str, Any]:
-    """Write an architecture in keys that ``transformers`` 4 and 5 both read.
+    """Convert an architecture to a configuration that ``transformers`` 4 and 5 both read.
 
     Args:
-        architecture: of a family that Hugging Face knows.
+        architecture: an architecture whose ``model_type`` Hugging Face knows.
 
     Returns:
-        For ``config.json``; :func:`from_hf_config` gives the architecture back.
+        Content of ``config.json``; :func:`from_hf_config` converts it to the same architecture.
 
     Raises:
-        ValueError: the family has no such switches.
+        ValueError: if the model type is unknown, or has no key for an option of the architecture.
     """
     a = architecture
     if a.model_type not in CLASSES:
@@ -120,110 +125,112 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
         "eos_token_id": end,
         "pad_token_id": a.pad_token_id,
     }
-    config |= _write_switches(a)
+    config |= _family_keys(a)
     if from_hf_config(config) != a:
         raise ValueError(
-            f"`model_type` {a.model_type!r} of Hugging Face cannot express this architecture: {a}"
+            f"`model_type` {a.model_type!r} of Hugging Face cannot describe this architecture: {a}"
         )
     return config
 
 
-def _read(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
+def _read(config: HfConfig, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
     value = config.get(key)
     if value is None:
         if default is None:
             raise ValueError(f"`{key}` is missing from the model's configuration")
         return default
-    wanted = (int, float) if kind is float else kind
-    is_wanted = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
-    if not is_wanted:
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"`{key}` must be of type {kind.__name__}, got {reprlib.repr(value)}")
-    # A size that no machine has would be built before it could be refused; NaN is not less either.
-    if not abs(value) < (1e300 if kind is float else MOST.get(key, 2**31)):
+    # The negation also refuses NaN.
+    if not abs(value) < (1e300 if kind is float else MAX_SIZES.get(key, 2**31)):
         raise ValueError(f"`{key}` is too large, got {reprlib.repr(value)}")
     return kind(value)
 
 
-def _refuse(config: Config) -> None:
-    for key, why in {
-        "quantization_config": "quantised weights are not read",
-        "use_bidirectional_attention": "attention is causal here",
+def _check_unsupported(config: HfConfig) -> None:
+    for key, reason in {
+        "quantization_config": "quantized weights are not supported",
+        "use_bidirectional_attention": "only causal attention is supported",
     }.items():
         if config.get(key):
             got = reprlib.repr(config[key])
-            raise ValueError(f"`{key}` must be absent, got {got}: {why}")
+            raise ValueError(f"`{key}` must be absent, got {got}: {reason}")
 
 
-def _activation(config: Config, family: str) -> Activation:
-    default = "gelu_pytorch_tanh" if family in GEMMAS else "silu"
+def _activation(config: HfConfig, family: str) -> Activation:
+    default = "gelu_pytorch_tanh" if family in GEMMA_FAMILIES else "silu"
     name = config.get("hidden_activation") or config.get("hidden_act") or default
     if family == "gemma" and name == "gelu":
-        name = "gelu_pytorch_tanh"  # what the first release of Gemma meant by it
+        name = "gelu_pytorch_tanh"  # the first Gemma configurations call it gelu
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(
             f"`hidden_act` must be one of {', '.join(ACTIVATIONS)}, got {reprlib.repr(name)}"
         )
-    return ACTIVATIONS[name]
+    return cast(Activation, name)
 
 
-def _optional(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
-    """A value that may be null."""
+def _optional(
+    config: HfConfig, key: str, kind: type[int] | type[float], default: Any = None
+) -> Any:
+    """Read a value that may be null."""
     return None if config.get(key, default) is None else _read(config, key, kind, default)
 
 
-def _token(config: Config, key: str) -> int | None:
+def _token(config: HfConfig, key: str) -> int | None:
     return _optional(config, key, int)
 
 
-def _end_tokens(config: Config) -> int | tuple[int, ...] | None:
+def _end_tokens(config: HfConfig) -> int | tuple[int, ...] | None:
     key = "eos_token_id"
     value = config.get(key)
     if isinstance(value, list):
-        return tuple(_read({key: each}, key, int) for each in value)
+        return tuple(_read({key: token}, key, int) for token in value)
     return _token(config, key)
 
 
-def _caps(config: Config, family: str) -> dict[str, Any]:
+def _caps(config: HfConfig, family: str) -> dict[str, Any]:
     if family not in ("gemma2", "gemma3_text"):
         return {}
-    second = family == "gemma2"
+    gemma2 = family == "gemma2"
     return {
         "attn_logit_softcapping": _optional(
-            config, "attn_logit_softcapping", float, 50.0 if second else None
+            config, "attn_logit_softcapping", float, 50.0 if gemma2 else None
         ),
         "final_logit_softcapping": _optional(
-            config, "final_logit_softcapping", float, 30.0 if second else None
+            config, "final_logit_softcapping", float, 30.0 if gemma2 else None
         ),
         "query_pre_attn_scalar": _read(config, "query_pre_attn_scalar", int, 256),
     }
 
 
-def _rope(config: Config, family: str) -> dict[str, Any]:
+def _rope(config: HfConfig, family: str) -> dict[str, Any]:
     parameters = _section(config, "rope_parameters")
-    third = family == "gemma3_text"
-    everywhere = _section(parameters, "full_attention") if third else parameters
-    base = _read({**config, **everywhere}, "rope_theta", float, GLOBAL_BASE if third else 10000.0)
-    scaling = everywhere if "rope_type" in everywhere else _section(config, "rope_scaling")
-    rope = {"rope_theta": base, "rope_scaling": _read_scaling(scaling)}
-    if third:
+    gemma3 = family == "gemma3_text"
+    full = _section(parameters, "full_attention") if gemma3 else parameters
+    default = GEMMA3_GLOBAL_ROPE_THETA if gemma3 else 10000.0
+    theta = _read({**config, **full}, "rope_theta", float, default)
+    scaling = full if "rope_type" in full else _section(config, "rope_scaling")
+    rope = {"rope_theta": theta, "rope_scaling": _read_scaling(scaling)}
+    if gemma3:
         local = _section(parameters, "sliding_attention")
         if local.get("rope_type", "default") != "default":
             raise ValueError(
                 f"`rope_type` of sliding_attention must be default, got {local['rope_type']!r}"
             )
-        older = _read(config, "rope_local_base_freq", float, LOCAL_BASE)
+        older = _read(config, "rope_local_base_freq", float, GEMMA3_LOCAL_ROPE_THETA)
         rope["rope_local_base_freq"] = _read(local, "rope_theta", float, older)
     return rope
 
 
-def _section(config: Config, key: str) -> Config:
+def _section(config: HfConfig, key: str) -> HfConfig:
     section = config.get(key)
     if not isinstance(section, Mapping | None):
         raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
     return section or {}
 
 
-def _read_scaling(scaling: Config) -> RopeScaling | None:
+def _read_scaling(scaling: HfConfig) -> RopeScaling | None:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
@@ -254,7 +261,7 @@ def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
     }
 
 
-def _windows(config: Config, family: str) -> dict[str, Any]:
+def _windows(config: HfConfig, family: str) -> dict[str, Any]:
     window = _optional(config, "sliding_window", int)
     num_hidden_layers = _read(config, "num_hidden_layers", int)
     if family in ("llama", "gemma") or (family == "mistral" and not window):
@@ -267,18 +274,18 @@ def _windows(config: Config, family: str) -> dict[str, Any]:
     }
 
 
-def _local_layers(config: Config, family: str, num_hidden_layers: int) -> tuple[bool, ...]:
-    kinds = config.get("layer_types")
-    if kinds is not None:
-        if not isinstance(kinds, list):
-            raise ValueError(f"`layer_types` must be a list, got {reprlib.repr(kinds)}")
-        for kind in kinds:
-            if not isinstance(kind, str) or kind not in LAYER_TYPES:
+def _local_layers(config: HfConfig, family: str, num_hidden_layers: int) -> tuple[bool, ...]:
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        if not isinstance(layer_types, list):
+            raise ValueError(f"`layer_types` must be a list, got {reprlib.repr(layer_types)}")
+        for layer_type in layer_types:
+            if not isinstance(layer_type, str) or layer_type not in LAYER_TYPES:
                 raise ValueError(
                     "`layer_types` must be full_attention or sliding_attention, got "
-                    f"{reprlib.repr(kind)}"
+                    f"{reprlib.repr(layer_type)}"
                 )
-        return tuple(LAYER_TYPES[kind] for kind in kinds)
+        return tuple(LAYER_TYPES[layer_type] for layer_type in layer_types)
     if family == "mistral":
         return (True,) * num_hidden_layers
     if family.startswith("qwen"):
@@ -288,25 +295,25 @@ def _local_layers(config: Config, family: str, num_hidden_layers: int) -> tuple[
     return tuple((i + 1) % pattern != 0 for i in range(num_hidden_layers))
 
 
-def _write_switches(a: Architecture) -> dict[str, Any]:
-    """Keys that only some families have."""
-    switches: dict[str, Any] = {}
-    if a.model_type in ("llama", "qwen3", *GEMMAS):
-        switches["attention_bias"] = a.o_proj_bias
+def _family_keys(a: Architecture) -> dict[str, Any]:
+    """Return the keys that only some families have."""
+    keys: dict[str, Any] = {}
+    if a.model_type in ("llama", "qwen3", *GEMMA_FAMILIES):
+        keys["attention_bias"] = a.o_proj_bias
     if a.model_type == "llama":
-        switches["mlp_bias"] = a.mlp_bias
+        keys["mlp_bias"] = a.mlp_bias
     if a.model_type.startswith("qwen"):
-        switches["use_sliding_window"] = bool(a.local_layers)
+        keys["use_sliding_window"] = bool(a.local_layers)
     if a.model_type == "mistral" or a.local_layers:
-        switches["sliding_window"] = a.sliding_window
+        keys["sliding_window"] = a.sliding_window
     if a.model_type in ("gemma2", "gemma3_text") or (a.local_layers and a.model_type != "mistral"):
-        kinds = {local: kind for kind, local in LAYER_TYPES.items()}
+        types = {local: layer_type for layer_type, local in LAYER_TYPES.items()}
         flags = a.local_layers or (False,) * a.num_hidden_layers
-        switches["layer_types"] = [kinds[local] for local in flags]
+        keys["layer_types"] = [types[local] for local in flags]
     if a.model_type in ("gemma2", "gemma3_text"):
-        switches["query_pre_attn_scalar"] = a.query_pre_attn_scalar
-        switches["attn_logit_softcapping"] = a.attn_logit_softcapping
-        switches["final_logit_softcapping"] = a.final_logit_softcapping
+        keys["query_pre_attn_scalar"] = a.query_pre_attn_scalar
+        keys["attn_logit_softcapping"] = a.attn_logit_softcapping
+        keys["final_logit_softcapping"] = a.final_logit_softcapping
     if a.rope_local_base_freq is not None:
-        switches["rope_local_base_freq"] = a.rope_local_base_freq
-    return switches
+        keys["rope_local_base_freq"] = a.rope_local_base_freq
+    return keys

@@ -1,12 +1,11 @@
-"""Models from and to Hugging Face folders: ``config.json`` and safetensors."""
+"""Loading and exporting models as Hugging Face folders: ``config.json`` and safetensors."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,16 @@ from llm.data.model_folder import (
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, LayerLoop, Remat
 from llm.models.lora import merged_kernel
+from rpo_io.atomic import atomic_folder
 
 from .config import from_hf_config, to_hf_config
 from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, tensor_mappings
 from .safetensors import SafetensorsReader, write_safetensors
 
 MAX_FILE_BYTES = 5 * 10**9
-DERIVED = "rotary_emb.inv_freq"  # old files hold it; it follows from the configuration
+"""Default limit of the tensors in one file; larger models are split over several files."""
+IGNORED_SUFFIX = "rotary_emb.inv_freq"
+"""Tensors of old files that follow from the configuration and are not read."""
 
 
 def load_model(
@@ -44,13 +46,13 @@ def load_model(
     remat: Remat = "none",
     layer_loop: LayerLoop = "scan",
 ) -> Decoder:
-    """Load a decoder onto one device.
+    """Load a decoder from a Hugging Face folder onto one device.
 
     Args:
         folder: local folder with ``config.json`` and safetensors files;
             :func:`llm.data.model_folder.resolve_model_folder` finds the one of a hub name.
-        dtype: to compute in.
-        param_dtype: of the parameters, whatever the files hold.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters, whatever the dtype of the files.
         remat: see :class:`llm.models.decoder.Decoder`.
         layer_loop: see :class:`llm.models.decoder.Decoder`.
 
@@ -58,8 +60,8 @@ def load_model(
         The decoder.
 
     Raises:
-        ValueError: no such model, an unknown architecture, or a tensor that is missing, unknown,
-            of the wrong shape or not finite; nothing is left out or made up.
+        ValueError: if a file is missing or damaged, the architecture is unknown, or a tensor is
+            missing, unexpected, of the wrong shape or not finite.
     """
     folder = Path(folder)
     architecture = read_architecture(folder)
@@ -85,40 +87,39 @@ def read_parameters(
     folder: Path,
     architecture: Architecture,
     shapes: Mapping[tuple[Any, ...], Any],
-    where: Mapping[tuple[Any, ...], Sharding] | None = None,
+    shardings: Mapping[tuple[Any, ...], Sharding] | None = None,
 ) -> Iterator[tuple[tuple[Any, ...], jax.Array]]:
-    """Read the parameters of a decoder, one at a time: hardly more than they are in memory.
+    """Read the parameters of a decoder one at a time, to keep the peak of memory low.
 
-    On a mesh a process reads what its own devices hold and no more, each share by itself, so that
-    no parameter is ever whole, neither on a device nor on a host.
+    On a mesh a process reads only the shards of its own devices, one shard at a time, so that no
+    parameter is ever whole on a device or on a host.
 
     Args:
-        folder: of the model.
-        architecture: that ``config.json`` there describes.
-        shapes: anything with ``shape`` and ``dtype``, by path.
-        where: shardings by path; None for one device.
+        folder: folder of the model.
+        architecture: architecture that its ``config.json`` describes.
+        shapes: objects with ``shape`` and ``dtype``, by parameter path.
+        shardings: shardings by parameter path; None for one device.
 
     Yields:
-        The path of a parameter, and its values.
+        The path of a parameter and its values.
 
     Raises:
-        ValueError: a tensor is missing, unknown, of the wrong shape or not finite.
+        ValueError: if a tensor is missing, unexpected, of the wrong shape or not finite.
     """
     with SafetensorsReader(folder) as files:
         _check_names(folder, files, architecture)
-        # The largest first: what is in memory twice, while it is stacked, is then never on top of
-        # much else.
-        for entry in sorted(
-            tensor_mappings(architecture), key=lambda e: -np.prod(shapes[e.path].shape)
-        ):
-            leaf = shapes[entry.path]
-            share: Any = partial(_read_share, files, entry, leaf.shape, np.dtype(leaf.dtype))
-            if where is None:
-                parameter = jnp.asarray(share(tuple(slice(size) for size in leaf.shape)))
+        # Largest first: a parameter is in memory twice while its layers are stacked.
+        mappings = tensor_mappings(architecture)
+        for mapping in sorted(mappings, key=lambda each: -np.prod(shapes[each.path].shape)):
+            leaf = shapes[mapping.path]
+            read: Any = partial(_read_shard, files, mapping, leaf.shape, np.dtype(leaf.dtype))
+            if shardings is None:
+                parameter = jnp.asarray(read(tuple(slice(size) for size in leaf.shape)))
             else:
-                parameter = jax.make_array_from_callback(leaf.shape, where[entry.path], share)
-            # Waiting for the copy lets go of the host's values before the next ones are read.
-            yield entry.path, jax.block_until_ready(parameter)
+                sharding = shardings[mapping.path]
+                parameter = jax.make_array_from_callback(leaf.shape, sharding, read)
+            # Waiting for the copy frees the host's values before the next ones are read.
+            yield mapping.path, jax.block_until_ready(parameter)
 
 
 def export_model(
@@ -129,50 +130,45 @@ def export_model(
     dtype: DTypeLike | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write a folder that ``transformers`` loads; adapters are merged into the weights.
+    """Write a model folder that ``transformers`` loads, with adapters merged into the weights.
 
     Args:
-        decoder: stays as it is.
-        folder: must not exist, or be empty; it appears when it is complete.
+        decoder: the model; it is not changed.
+        folder: folder to write. It must not exist, or be empty; it appears when it is complete.
         tokenizer_folder: folder whose tokenizer and generation files are copied; None for none.
-        dtype: of the tensors; None for that of the parameters.
-        max_file_bytes: larger models are split over several files.
+        dtype: dtype of the tensors; None for that of the parameters.
+        max_file_bytes: largest size of the tensors in one file.
 
     Raises:
-        ValueError: the folder is not empty, or the architecture has no Hugging Face name.
+        ValueError: if the folder is not empty, or Hugging Face has no such architecture.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
-    wanted = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
-    config = to_hf_config(decoder.architecture) | {"dtype": wanted.name}
+    tensor_dtype = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
+    config = to_hf_config(decoder.architecture) | {"dtype": tensor_dtype.name}
     source = None if tokenizer_folder is None else Path(tokenizer_folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        unfinished.chmod(0o755)
-        (unfinished / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        sizes, tensors = _tensors(decoder, wanted)
-        write_safetensors(unfinished, sizes, tensors, max_file_bytes=max_file_bytes)
+    with atomic_folder(folder) as part:
+        (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sizes, read = _tensors(decoder, tensor_dtype)
+        write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
-                shutil.copyfile(model_file(source, name), unfinished / name)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.copyfile(model_file(source, name), part / name)
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Read the architecture of a model in a folder.
+    """Read the architecture of a model folder.
 
     Args:
-        folder: holds ``config.json``.
+        folder: folder with ``config.json``.
 
     Returns:
         The architecture.
 
     Raises:
-        ValueError: the file is missing or broken, or the architecture unknown; the file is named.
+        ValueError: if the file is missing or damaged, or the architecture is unknown; the message
+            names the file.
     """
     config = read_json_object(folder, CONFIG_NAME)
     try:
@@ -182,30 +178,28 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def _check_names(folder: Path, files: SafetensorsReader, architecture: Architecture) -> None:
-    wanted = {
-        name
-        for e in tensor_mappings(architecture)
-        for name in e.names(architecture.num_hidden_layers)
-    }
-    missing = wanted - files.names()
+    """Raise an error if a tensor is missing or unexpected."""
+    n_layers = architecture.num_hidden_layers
+    expected = {name for each in tensor_mappings(architecture) for name in each.names(n_layers)}
+    missing = expected - files.names()
     if missing:
         raise ValueError(
-            f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(wanted)} are)"
+            f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(expected)} are)"
         )
-    extra = {name for name in files.names() - wanted if not name.endswith(DERIVED)}
+    extra = {name for name in files.names() - expected if not name.endswith(IGNORED_SUFFIX)}
     if architecture.tie_word_embeddings and HEAD_NAME in extra:
         _check_tied(files, architecture)
         extra.remove(HEAD_NAME)
     if extra:
         name = min(extra)
         raise ValueError(
-            f"{files.file(name)}: tensor {name} has no place in this architecture "
+            f"{files.file(name)}: tensor {name} is unexpected for this architecture "
             f"({len(extra)} such tensors)"
         )
 
 
 def _check_tied(files: SafetensorsReader, architecture: Architecture) -> None:
-    """A tied model's file may repeat the embedding as the head, but not contradict it."""
+    """Raise an error if the head of a tied model is stored and differs from its embedding."""
     shape = (architecture.vocab_size, architecture.hidden_size)
     if not np.array_equal(files.read(HEAD_NAME, shape), files.read(EMBEDDING_NAME, shape)):
         raise ValueError(
@@ -214,53 +208,59 @@ def _check_tied(files: SafetensorsReader, architecture: Architecture) -> None:
         )
 
 
-def _read_share(
+def _read_shard(
     files: SafetensorsReader,
-    entry: TensorMapping,
+    mapping: TensorMapping,
     shape: tuple[int, ...],
     dtype: np.dtype,
-    share: tuple[slice, ...],
+    shard: tuple[slice, ...],
 ) -> np.ndarray:
-    """A share of a parameter, from the parts of the tensors that it is made of."""
-    layers, within = (share[0], share[1:]) if entry.stacked else (slice(1), share)
-    whole = shape[1:] if entry.stacked else shape
-    theirs = (whole[::-1], within[::-1]) if entry.transposed else (whole, within)
-    num_hidden_layers = shape[0] if entry.stacked else 1
-    sizes = [len(range(*part.indices(size))) for part, size in zip(within, whole, strict=True)]
-    names = entry.names(num_hidden_layers)[layers]
+    """Read a shard of a parameter of a shape, from slices of the tensors that make it up."""
+    layers, within = (shard[0], shard[1:]) if mapping.stacked else (slice(1), shard)
+    layer_shape = shape[1:] if mapping.stacked else shape
+    tensor_slices = (
+        (layer_shape[::-1], within[::-1]) if mapping.transposed else (layer_shape, within)
+    )
+    n_layers = shape[0] if mapping.stacked else 1
+    sizes = [
+        len(range(*part.indices(size))) for part, size in zip(within, layer_shape, strict=True)
+    ]
+    names = mapping.names(n_layers)[layers]
     stack = np.empty((len(names), *sizes), dtype)
     for part, name in zip(stack, names, strict=True):
-        tensor = files.read(name, *theirs)
-        with np.errstate(over="ignore"):  # said below, by name
-            part[...] = tensor.T if entry.transposed else tensor
+        tensor = files.read(name, *tensor_slices)
+        with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
+            part[...] = tensor.T if mapping.transposed else tensor
         if not np.isfinite(part).all():
             raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
-    return stack if entry.stacked else stack[0]
+    return stack if mapping.stacked else stack[0]
 
 
-def _tensors(decoder: Decoder, dtype: np.dtype) -> tuple[dict[str, int], Any]:
-    """Sizes of all tensors in bytes, and a function that makes one."""
-    num_hidden_layers = decoder.architecture.num_hidden_layers
-    where = {
-        name: (entry, layer)
-        for entry in tensor_mappings(decoder.architecture)
-        for layer, name in enumerate(entry.names(num_hidden_layers))
+def _tensors(
+    decoder: Decoder, dtype: np.dtype
+) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
+    """Return the sizes of all tensors in bytes, and a function that makes a tensor by name."""
+    n_layers = decoder.architecture.num_hidden_layers
+    sources = {
+        name: (mapping, layer)
+        for mapping in tensor_mappings(decoder.architecture)
+        for layer, name in enumerate(mapping.names(n_layers))
     }
 
     def read(name: str) -> np.ndarray:
-        entry, layer = where[name]
+        mapping, layer = sources[name]
         leaf: Any = decoder
-        for step in entry.path[:-1]:
-            leaf = getattr(leaf, step)
-        if entry.transposed:
+        for key in mapping.path[:-1]:
+            leaf = getattr(leaf, key)
+        if mapping.transposed:
             return np.asarray(merged_kernel(leaf, layer)).T.astype(dtype)
-        leaf = getattr(leaf, entry.path[-1])[...]
-        return np.asarray(leaf[layer] if entry.stacked else leaf).astype(dtype)
+        leaf = getattr(leaf, mapping.path[-1])[...]
+        return np.asarray(leaf[layer] if mapping.stacked else leaf).astype(dtype)
 
-    shapes = {p: leaf.shape for p, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
     sizes = {
         name: dtype.itemsize
-        * int(np.prod(shapes[entry.path][1:] if entry.stacked else shapes[entry.path]))
-        for name, (entry, _) in sorted(where.items())
+        * int(np.prod(shapes[mapping.path][1:] if mapping.stacked else shapes[mapping.path]))
+        for name, (mapping, _) in sorted(sources.items())
     }
     return sizes, read

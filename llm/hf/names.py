@@ -1,4 +1,4 @@
-"""Names of tensors: a decoder's, and those that Hugging Face gives them."""
+"""The one table of parameter paths of a decoder and tensor names of Hugging Face."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ EMBEDDING_NAME = "model.embed_tokens.weight"
 
 
 class TensorMapping(NamedTuple):
-    """One parameter of a decoder.
+    """A parameter of a decoder and the Hugging Face tensors that hold it.
 
     Attributes:
-        path: in the decoder's state.
-        name: of the Hugging Face tensor, with ``{layer}`` where there is one for each layer.
-        transposed: whether theirs is ``[out, in]`` and ours ``[in, out]``.
+        path: path of the parameter in the decoder's state.
+        name: name of the Hugging Face tensor, with ``{layer}`` if there is one per layer.
+        transposed: whether the tensor is ``[out, in]`` and the parameter ``[in, out]``.
     """
 
     path: tuple[str, ...]
@@ -26,7 +26,7 @@ class TensorMapping(NamedTuple):
 
     @property
     def stacked(self) -> bool:
-        """Whether the parameter holds all layers.
+        """Whether the parameter stacks the tensors of all layers along its first axis.
 
         Examples:
             >>> names = "model.norm.weight", "model.layers.{layer}.mlp.up_proj.weight"
@@ -36,23 +36,31 @@ class TensorMapping(NamedTuple):
         return "{layer}" in self.name
 
     def names(self, num_hidden_layers: int) -> list[str]:
-        """Names of the tensors that make up the parameter, in the order of layers."""
+        """Return the names of the tensors that make up the parameter, in the order of layers.
+
+        Args:
+            num_hidden_layers: number of layers of the decoder.
+
+        Returns:
+            One name per layer, or a single name if the parameter is not stacked.
+        """
         if not self.stacked:
             return [self.name]
         return [self.name.format(layer=layer) for layer in range(num_hidden_layers)]
 
 
 def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
-    """All parameters of a decoder, without adapters.
+    """Return the mappings of all parameters of a decoder, without adapters.
 
     Args:
-        architecture: says which there are.
+        architecture: architecture of the decoder; it decides which parameters exist.
 
     Returns:
-        One entry each.
+        One mapping per parameter.
 
     Examples:
-        >>> small = Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2)
+        >>> small = Architecture(**sizes, num_attention_heads=2)
         >>> tensor_mappings(small)[2].names(2)[1]
         'model.layers.1.self_attn.q_proj.weight'
     """
@@ -60,15 +68,14 @@ def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
         TensorMapping(("embedding",), EMBEDDING_NAME),
         TensorMapping(("norm", "weight"), "model.norm.weight"),
     ]
-    for ours, theirs in PROJECTIONS.items():
-        prefix = f"model.layers.{{layer}}.{theirs}"
-        table.append(TensorMapping(("layers", ours, "kernel"), f"{prefix}.weight", transposed=True))
-        if _has_bias(architecture, ours):
-            table.append(TensorMapping(("layers", ours, "bias"), f"{prefix}.bias"))
-    for ours, theirs in _norms(architecture).items():
-        table.append(
-            TensorMapping(("layers", ours, "weight"), f"model.layers.{{layer}}.{theirs}.weight")
-        )
+    for name, hf_name in PROJECTIONS.items():
+        prefix = f"model.layers.{{layer}}.{hf_name}"
+        table.append(TensorMapping(("layers", name, "kernel"), f"{prefix}.weight", transposed=True))
+        if _has_bias(architecture, name):
+            table.append(TensorMapping(("layers", name, "bias"), f"{prefix}.bias"))
+    for name, hf_name in _norms(architecture).items():
+        tensor = f"model.layers.{{layer}}.{hf_name}.weight"
+        table.append(TensorMapping(("layers", name, "weight"), tensor))
     if not architecture.tie_word_embeddings:
         table.append(TensorMapping(("output",), HEAD_NAME))
     return table
@@ -81,6 +88,7 @@ def _has_bias(architecture: Architecture, projection: str) -> bool:
 
 
 def _norms(architecture: Architecture) -> dict[str, str]:
+    """Return the names of a layer's norms, with those of Hugging Face."""
     norms = {"input_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     if architecture.post_norms:
         norms["post_attention_norm"] = "post_attention_layernorm"

@@ -1,4 +1,7 @@
-"""Safetensors files of a folder, read one tensor at a time and written in parts. Never pickle."""
+"""Safetensors files of a model folder: reading tensors or slices of them, and writing.
+
+Pickled weights are never read.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from llm.data.model_folder import model_file, read_json_object
 
 SAFE_WEIGHTS_NAME = "model.safetensors"
 SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
-DIGEST = "sha256."
-"""Before the name of a tensor, in the metadata of the files that are written here."""
-FLOATING = {
+DIGEST_PREFIX = "sha256."
+"""Prefix of a tensor's name in the metadata, where this package stores the tensor's digest."""
+FLOAT_DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -30,33 +33,33 @@ FLOATING = {
 
 
 class SafetensorsReader:
-    """The tensors of a folder, in one file or in several with an index.
+    """A reader of the tensors of a folder, in one file or in several with an index.
 
-    Files are read, not mapped, so that memory holds the tensor at hand and no more.
+    Files are read, not memory-mapped, so that only the current tensor is in memory.
 
     Args:
-        folder: holds ``model.safetensors`` or ``model.safetensors.index.json``.
+        folder: folder with ``model.safetensors`` or ``model.safetensors.index.json``.
 
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: if there are no such files, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open the files."""
-        self._closing = ExitStack()
+        self._stack = ExitStack()
         self._files: dict[Path, Any] = {}
-        self._where: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
         try:
             for path in _files(folder):
-                file = self._closing.enter_context(_open(path))
+                file = self._stack.enter_context(_open(path))
                 self._files[path] = file
-                self._where |= dict.fromkeys(file.keys(), path)
+                self._paths |= dict.fromkeys(file.keys(), path)
         except BaseException:
-            self._closing.close()
+            self._stack.close()
             raise
 
     def __enter__(self) -> SafetensorsReader:
-        """Use as a context, which closes the files."""
+        """Return the reader; leaving the context closes the files."""
         return self
 
     def __exit__(
@@ -66,49 +69,56 @@ class SafetensorsReader:
         trace: TracebackType | None,
     ) -> None:
         """Close the files."""
-        self._closing.close()
+        self._stack.close()
 
     def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._where)
+        """Return the names of all tensors."""
+        return set(self._paths)
 
     def file(self, name: str) -> Path:
-        """The file that a tensor is in."""
-        return self._where[name]
+        """Return the path of the file that holds a tensor.
+
+        Args:
+            name: name of the tensor.
+
+        Returns:
+            The path.
+        """
+        return self._paths[name]
 
     def read(
         self, name: str, shape: tuple[int, ...], part: tuple[slice, ...] | None = None
     ) -> np.ndarray:
-        """Read one tensor, or a part of it.
+        """Read a tensor, or a slice of it.
 
         Args:
-            name: of the tensor.
-            shape: that it must have, the whole.
-            part: slices of it; None for the whole.
+            name: name of the tensor.
+            shape: shape that the whole tensor must have.
+            part: one slice per axis; None for the whole tensor.
 
         Returns:
-            Of the file's dtype.
+            The values, in the dtype of the file.
 
         Raises:
-            ValueError: another shape, not floating, NaN or infinite numbers in it, or, of a whole
-                tensor whose file has its digest, not the values that were written.
+            ValueError: if the shape differs, the dtype is not floating point, a value is not
+                finite, or a whole tensor does not have the digest that the file stores for it.
         """
-        path = self._where[name]
+        path = self._paths[name]
         stored = self._files[path].get_slice(name)
         if tuple(stored.get_shape()) != shape:
             raise ValueError(
                 f"{path}: tensor {name} must have shape {list(shape)}, got {stored.get_shape()}"
             )
-        if stored.get_dtype() not in FLOATING:
+        if stored.get_dtype() not in FLOAT_DTYPES:
             raise ValueError(
-                f"{path}: tensor {name} must be of type {', '.join(FLOATING)}, got "
+                f"{path}: tensor {name} must be of type {', '.join(FLOAT_DTYPES)}, got "
                 f"{stored.get_dtype()}"
             )
         tensor = self._files[path].get_tensor(name) if part is None else stored[part]
         if not np.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name} holds NaN or infinite numbers")
-        said = (self._files[path].metadata() or {}).get(DIGEST + name)
-        if said is not None and tensor.shape == shape and said != _digest(tensor):
+        digest = (self._files[path].metadata() or {}).get(DIGEST_PREFIX + name)
+        if digest is not None and tensor.shape == shape and digest != _digest(tensor):
             raise ValueError(f"{path} is damaged: tensor {name} is not the one that was written")
         return tensor
 
@@ -120,30 +130,31 @@ def write_safetensors(
     *,
     max_file_bytes: int,
 ) -> None:
-    """Write tensors to one file, or to several with an index if they are too large for one.
+    """Write tensors to one safetensors file, or to several with an index.
 
     Args:
-        folder: exists.
-        sizes: bytes of every tensor, in the order that they are distributed over the files.
-        read: gives a tensor by name; those of one file are in memory together.
-        max_file_bytes: most bytes of tensors in a file, except where one alone has more.
+        folder: an existing folder.
+        sizes: size of every tensor in bytes, in the order in which they fill the files.
+        read: returns a tensor by name; the tensors of one file are in memory together.
+        max_file_bytes: largest size of the tensors in one file; a larger tensor gets a file for
+            itself.
     """
     groups = _groups(sizes, max_file_bytes)
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         name = SAFE_WEIGHTS_NAME
         if len(groups) > 1:
             name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {key: np.ascontiguousarray(read(key)) for key in group}
-        # The format has no checksum, but room for what its readers do not know.
-        digests = {DIGEST + key: _digest(tensor) for key, tensor in tensors.items()}
+        # The format has no checksums; unknown metadata are ignored by other readers.
+        digests = {DIGEST_PREFIX + key: _digest(tensor) for key, tensor in tensors.items()}
         save_file(tensors, folder / name, metadata={"format": "pt"} | digests)
         _sort_metadata(folder / name)
-        where |= dict.fromkeys(group, name)
+        weight_map |= dict.fromkeys(group, name)
     if len(groups) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
-            "weight_map": dict(sorted(where.items())),
+            "weight_map": dict(sorted(weight_map.items())),
         }
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(
             json.dumps(index, indent=2) + "\n", encoding="utf-8"
@@ -151,13 +162,13 @@ def write_safetensors(
 
 
 def _digest(tensor: np.ndarray) -> str:
-    total = hashlib.sha256(f"{tensor.dtype} {tensor.shape}\n".encode())
-    total.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    return total.hexdigest()
+    digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}\n".encode())
+    digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _sort_metadata(path: Path) -> None:
-    """The library writes metadata in an order that differs from process to process."""
+    """Sort the metadata in a file's header, whose order otherwise differs between processes."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -174,14 +185,14 @@ def _files(folder: Path) -> Iterable[Path]:
             raise ValueError(
                 f"{folder / SAFE_WEIGHTS_INDEX_NAME}: `weight_map` must map tensors to file names"
             )
-        # Only names of the folder itself: an index must not lead elsewhere.
+        # Only the last component counts: an index must not lead out of its folder.
         return [
             model_file(folder, name) for name in sorted({Path(v).name for v in listed.values()})
         ]
     if not (folder / SAFE_WEIGHTS_NAME).exists():
         raise ValueError(
-            f"{folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; other formats (pickled .bin files) are "
-            "never read: convert them to safetensors"
+            f"{folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; other "
+            "formats (pickled .bin files) are never read: convert them to safetensors"
         )
     return [model_file(folder, SAFE_WEIGHTS_NAME)]
 
@@ -196,6 +207,7 @@ def _open(path: Path) -> Any:
 
 
 def _groups(sizes: dict[str, int], max_file_bytes: int) -> list[list[str]]:
+    """Distribute tensors, in order, over files of at most ``max_file_bytes``."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():

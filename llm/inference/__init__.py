@@ -1,1 +1,58 @@
-"""Package."""
+"""Inference: generation of replies, and log-probabilities of the responses of preference data.
+
+Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .generate import (
+        Conversation,
+        GeneratedTokens,
+        GenerationConfig,
+        Progress,
+        Reply,
+        generate_replies,
+        generate_tokens,
+        sample_tokens,
+    )
+    from .score import PairScore, score_pairs
+
+_EXPORTS = {
+    "Conversation": "generate",
+    "GeneratedTokens": "generate",
+    "GenerationConfig": "generate",
+    "PairScore": "score",
+    "Progress": "generate",
+    "Reply": "generate",
+    "generate_replies": "generate",
+    "generate_tokens": "generate",
+    "sample_tokens": "generate",
+    "score_pairs": "score",
+}
+
+__all__ = [
+    "Conversation",
+    "GeneratedTokens",
+    "GenerationConfig",
+    "PairScore",
+    "Progress",
+    "Reply",
+    "generate_replies",
+    "generate_tokens",
+    "sample_tokens",
+    "score_pairs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,7 +2,7 @@ r"""Generation: greedy decoding, or sampling with a temperature and a nucleus (t
 
 :func:`generate_tokens` decodes a batch of prompts of different lengths with a key-value cache, in
 one compiled loop that ends when every sequence has ended. :func:`generate_replies` runs whole
-conversations, turn by turn, through a tokenizer. A sample depends on the seed and on the index of
+conversations, reply by reply, through a tokenizer. A sample depends on the seed and on the index of
 its prompt, not on the batch that the prompt is in.
 """
 
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -102,12 +102,13 @@ class Reply(NamedTuple):
     tokens: int
 
 
+@runtime_checkable
 class Conversation(Protocol):
     """A conversation whose replies are to be generated."""
 
     @property
-    def turns(self) -> Sequence[Sequence[Message]]:
-        """Messages before each reply: first the whole prompt, then what follows each reply."""
+    def prompts(self) -> Sequence[Sequence[Message]]:
+        """New messages before each reply: first the prompt, then what follows each reply."""
         ...
 
     @property
@@ -123,20 +124,21 @@ def generate_replies(
     config: GenerationConfig,
     *,
     batch_size: int = 8,
-    progress: Progress = lambda batches, total: batches,
+    progress: Progress = lambda batches, n_batches: batches,
 ) -> list[list[Reply]]:
-    """Generate the replies of conversations, one turn of all conversations at a time.
+    """Generate the replies of conversations: the first reply of each, then the second, and so on.
 
     Args:
         decoder: the model.
         tokenizer: tokenizer of the model.
-        conversations: conversations with one or more turns each; later turns see earlier replies.
+        conversations: conversations with one or more prompts each; a later prompt follows the
+            replies to the earlier ones.
         config: options of generation.
         batch_size: number of conversations that are decoded together.
-        progress: wraps the batches of every turn.
+        progress: wraps the batches of every round of replies.
 
     Returns:
-        For each conversation, one reply per turn.
+        For each conversation, one reply per prompt.
 
     Raises:
         ValueError: if a prompt with ``max_new_tokens`` exceeds the model's positions; the message
@@ -152,12 +154,12 @@ def generate_replies(
     """
     max_prompt_tokens = decoder.architecture.max_position_embeddings - config.max_new_tokens
     replies: list[list[Reply]] = [[] for _ in conversations]
-    for turn in range(max((len(each.turns) for each in conversations), default=0)):
-        indices = [i for i, each in enumerate(conversations) if turn < len(each.turns)]
+    for reply_index in range(max((len(each.prompts) for each in conversations), default=0)):
+        indices = [i for i, each in enumerate(conversations) if reply_index < len(each.prompts)]
         prompts = []
         for i in indices:
-            messages = list(conversations[i].turns[0])
-            for reply, following in zip(replies[i], conversations[i].turns[1:], strict=False):
+            messages = list(conversations[i].prompts[0])
+            for reply, following in zip(replies[i], conversations[i].prompts[1:], strict=False):
                 messages += [Message("assistant", reply.text), *following]
             prompts.append(tokenizer.encode_prompt(messages))
             if len(prompts[-1]) > max_prompt_tokens:
@@ -185,7 +187,7 @@ def generate_tokens(
     *,
     end_ids: Collection[int],
     batch_size: int = 8,
-    progress: Progress = lambda batches, total: batches,
+    progress: Progress = lambda batches, n_batches: batches,
 ) -> list[GeneratedTokens]:
     """Generate a continuation of every prompt.
 

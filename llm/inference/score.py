@@ -1,8 +1,8 @@
-"""Log-probabilities of the responses of preference data under a model, row by row."""
+"""Log-probabilities of the responses of preference data under a model, one score per data row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,16 +18,18 @@ from llm.data.preferences import PairTokens
 from llm.models.logprobs import response_log_probs
 from llm.types import Batch
 
+from .generate import Progress
+
 
 class PairScore(NamedTuple):
-    """A row of preference data under a model.
+    """Log-probabilities of the two responses of a preference row.
 
     Attributes:
-        row: number of the row in its file, from 0.
+        row: index of the row in its file, from 0.
         chosen_logp: log-probability of the chosen response, nats, summed over its tokens.
-        rejected_logp: of the rejected one.
-        chosen_tokens: how many tokens the chosen response has, its end token among them.
-        rejected_tokens: how many the rejected one has.
+        rejected_logp: log-probability of the rejected response, nats, summed over its tokens.
+        chosen_tokens: number of tokens of the chosen response, with its end token.
+        rejected_tokens: number of tokens of the rejected response, with its end token.
     """
 
     row: int
@@ -43,23 +45,23 @@ def score_pairs(
     *,
     batch_size: int = 8,
     layout: PackingMode = "shared",
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, total: batches,
+    progress: Progress = lambda batches, n_batches: batches,
 ) -> list[PairScore]:
-    """Measure the responses of preference data.
+    """Compute the log-probabilities of the chosen and the rejected response of every pair.
 
     Args:
         model: an :class:`llm.models.protocol.LanguageModel`.
-        pairs: the data; no two of the same row.
-        batch_size: pairs measured at a time.
-        layout: how they are packed; no result depends on it.
-        progress: given the batches and their number, hands them on, for example with a progress bar.
+        pairs: tokenized pairs of distinct data rows.
+        batch_size: number of pairs in a batch.
+        layout: how pairs are packed into rows; it changes the speed, not the scores.
+        progress: wraps the batches, see :data:`llm.inference.generate.Progress`.
 
     Returns:
-        A score for each pair, in their order.
+        One score per pair, in the order of the pairs.
 
     Raises:
-        ValueError: a row whose log-probability is not finite, two of one row, or an impossible
-            ``batch_size``.
+        ValueError: if a log-probability is not finite, two pairs are of the same row, or
+            ``batch_size`` is less than 1.
 
     Examples:
         >>> score_pairs(nnx.Module(), [])
@@ -68,16 +70,16 @@ def score_pairs(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
     if len({pair.row for pair in pairs}) < len(pairs):
-        raise ValueError("`pairs` must be of different rows, got two of the same")
+        raise ValueError("`pairs` must be of different rows, got two pairs of the same row")
     if not pairs:
         return []
     graphdef, state = nnx.split(model)
-    compared = PairTable.from_pairs(pair._replace(baseline=None) for pair in pairs)
-    sampler = BatchSampler(compared, layout, min(batch_size, len(pairs)))
+    without_baseline = PairTable.from_pairs(pair._replace(baseline=None) for pair in pairs)
+    sampler = BatchSampler(without_baseline, layout, min(batch_size, len(pairs)))
     n_batches = sampler.steps_per_epoch
     scores: dict[int, PairScore] = {}
-    for _, parts in progress(iterate_batches(sampler, 0, n_batches), n_batches):
-        batch = jax.tree.map(lambda leaf: leaf[0], parts)
+    for _, microbatches in progress(iterate_batches(sampler, 0, n_batches), n_batches):
+        batch = jax.tree.map(lambda leaf: leaf[0], microbatches)
         log_probs = np.asarray(_log_probs(graphdef, state, batch))
         for index in np.flatnonzero(batch.present):
             row = int(batch.row_ids[index])

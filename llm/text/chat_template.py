@@ -1,8 +1,8 @@
-"""Chat templates: Jinja programs that come with a model, run in a process that is kept small.
+"""Chat templates, rendered in a sandboxed process with limits of time, memory and output.
 
-A template turns messages into the text that the model was trained to read. It is code from
-elsewhere: it can neither reach Python nor change its arguments, and is stopped when it runs, takes
-memory or writes without end (:mod:`llm.text.template_sandbox`).
+A template is a Jinja program that comes with a model and turns messages into the text that the
+model was trained to read. It is untrusted code: it can neither reach Python nor change its
+arguments, and it is stopped if it exceeds a limit (:mod:`llm.text.template_sandbox`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import hashlib
 import json
 import os
 import signal
@@ -21,10 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rpo_io.digests import sha256_hex
+
 MAX_EXTRA_CHARACTERS = 1_000_000
-"""A text may be longer than all strings that went into it by this much."""
+"""Largest number of characters by which the output may exceed the messages."""
 MAX_SECONDS = 1.0
-"""Of a processor; ordinary templates take less than a millisecond."""
+"""Limit of processor time; ordinary templates take less than a millisecond."""
 PROGRAM = Path(__file__).with_name("template_sandbox.py")
 
 
@@ -32,13 +33,13 @@ class ChatTemplate:
     """A compiled chat template.
 
     Args:
-        source: the Jinja text.
-        name: where it comes from, for messages.
-        now: what time the template is told that it is, if it asks: one for a whole run, so that a
-            conversation has one text.
+        source: Jinja source code.
+        name: origin of the template, for error messages.
+        now: time that ``strftime_now`` uses in the template; None for the time of construction.
+            It is fixed, so that a conversation always renders to the same text.
 
     Raises:
-        ValueError: the text is no template.
+        ValueError: if the source is not a valid template.
 
     Examples:
         >>> template = ChatTemplate("{% for m in messages %}{{ m.content }};{% endfor %}", name="t")
@@ -55,9 +56,9 @@ class ChatTemplate:
             _PROCESS.load(self._program)
         except _FailedError as error:
             raise ValueError(f"{name} is not a chat template: {error}") from error
-        # The date is part of the text that some templates write: of their identity, then.
-        dated = now.date().isoformat() if "strftime_now" in source else ""
-        self.digest = hashlib.sha256(f"{source}\0{dated}".encode("utf-8", "replace")).hexdigest()
+        # Some templates write the date, which is then part of their identity.
+        date = now.date().isoformat() if "strftime_now" in source else ""
+        self.digest = sha256_hex(f"{source}\0{date}".encode("utf-8", "replace"))
 
     def render(
         self,
@@ -66,34 +67,34 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Write a conversation as the model reads it.
+        """Render a conversation as the text that the model reads.
 
         Args:
-            messages: each with ``role`` and ``content``.
-            add_generation_prompt: end with what comes before a reply.
-            variables: others that templates ask for, as ``bos_token``.
+            messages: messages with ``role`` and ``content``.
+            add_generation_prompt: end with the text that precedes a response.
+            variables: other template variables, such as ``bos_token``.
 
         Returns:
             The text.
 
         Raises:
-            ValueError: the template refuses these messages, fails, or does not end.
+            ValueError: if the template rejects these messages, fails, or exceeds a limit.
         """
-        given = {**(variables or {}), "messages": [dict(message) for message in messages]}
+        context = {**(variables or {}), "messages": [dict(message) for message in messages]}
         limit = MAX_EXTRA_CHARACTERS + sum(len(m["content"]) for m in messages)
-        given["add_generation_prompt"] = add_generation_prompt
+        context["add_generation_prompt"] = add_generation_prompt
         try:
-            return _PROCESS.render(self._program, given, limit)
+            return _PROCESS.render(self._program, context, limit)
         except _FailedError as error:
-            raise ValueError(f"{self.name} cannot write this conversation: {error}") from error
+            raise ValueError(f"{self.name} cannot render this conversation: {error}") from error
 
 
 class _FailedError(Exception):
-    """A template failed, or was stopped."""
+    """A template failed or was stopped."""
 
 
 class _Program:
-    """What the process needs to know of a template; compared by identity."""
+    """Source and time of a template, as the process compiles it; compared by identity."""
 
     def __init__(self, source: str, now: str) -> None:
         self.source = source
@@ -101,7 +102,7 @@ class _Program:
 
 
 class _Process:
-    """The process of all templates: started when it is needed, and again after a template's end."""
+    """The process that renders all templates; it is started on demand and after it was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -111,12 +112,12 @@ class _Process:
         atexit.register(self._end)
 
     def load(self, program: _Program) -> None:
-        """Compile a template."""
+        """Compile a template in the process."""
         with self._lock:
             self._load(program)
 
     def render(self, program: _Program, variables: Mapping[str, Any], limit: int) -> str:
-        """Render a template, compiled again where another one was used meanwhile."""
+        """Render a template; compile it first if another template was used meanwhile."""
         with self._lock:
             if self._loaded is not program or self._owner != os.getpid():
                 self._load(program)
@@ -129,7 +130,7 @@ class _Process:
 
     def _ask(self, request: Mapping[str, Any]) -> str:
         running = self._running
-        if running is None or self._owner != os.getpid():  # a fork has no process of its own
+        if running is None or self._owner != os.getpid():  # after a fork, start a new process
             running = self._start()
         line = json.dumps({**request, "seconds": MAX_SECONDS}).encode() + b"\n"
         assert running.stdin is not None
@@ -137,52 +138,48 @@ class _Process:
         try:
             running.stdin.write(line)
             running.stdin.flush()
-            answer = running.stdout.readline()
+            response = running.stdout.readline()
         except BrokenPipeError:
-            answer = b""
-        except BaseException:  # interrupted: what it would answer now is of no request
+            response = b""
+        except BaseException:  # interrupted: a late response would be read by the next request
             self._end()
             raise
-        if not answer.endswith(b"\n"):
-            raise _FailedError(_cause_of_death(self._end()))
-        reply = json.loads(answer)
+        if not response.endswith(b"\n"):
+            raise _FailedError(_exit_reason(self._end()))
+        reply = json.loads(response)
         if "error" in reply:
             raise _FailedError(reply["error"])
         return reply["text"]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # It finds what this process has found, and nothing of its environment: that has secrets.
-        found = os.pathsep.join(path for path in sys.path if path)
+        # The process gets the import path, but no environment variables: they may hold secrets.
+        import_path = os.pathsep.join(path for path in sys.path if path)
         self._running = subprocess.Popen(
             [sys.executable, "-S", "-P", str(PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PYTHONPATH": found},
+            env={"PYTHONPATH": import_path},
             start_new_session=True,  # an interrupt from the keyboard does not reach it
         )
         self._owner = os.getpid()
         return self._running
 
     def _end(self) -> int:
-        """End the process.
-
-        Returns:
-            What it ended with; minus a signal.
-        """
+        """Kill the process and return its exit code, which is minus the signal that ended it."""
         running, self._running, self._loaded = self._running, None, None
         if running is None or self._owner != os.getpid():
             return 0
-        running.kill()  # of one that is ending already it changes nothing
+        running.kill()  # no effect on the exit code if it has ended already
         with contextlib.suppress(BrokenPipeError), running:
             pass
         return running.returncode
 
 
-def _cause_of_death(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code == -signal.SIGPROF:
-        return f"it takes longer than {MAX_SECONDS} seconds"
-    return f"it has ended the process that runs it, which returned {code}"
+        return f"it runs longer than {MAX_SECONDS} seconds"
+    return f"it ended the process that renders it, with exit code {code}"
 
 
 _PROCESS = _Process()

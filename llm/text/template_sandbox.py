@@ -1,9 +1,9 @@
-"""A process of its own in which chat templates run: what a template does ends with it.
+"""Program of the separate process in which chat templates are rendered.
 
-Jinja's sandbox keeps a template from Python's inside; that it neither takes all memory nor runs for
-ever, wherever in the interpreter it is, only the operating system can see to. Should it break out
-of the sandbox after all, it finds a process that can open no file and no connection. Requests and
-replies are JSON objects, a line each. Nothing of the package is imported here.
+Jinja's sandbox keeps a template from Python's internals. Memory and time are limited by the
+operating system, which can stop a template anywhere in the interpreter. A template that broke out
+of the sandbox would find a process that can open neither files nor connections. Requests and
+replies are JSON objects, one per line. This module imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_BYTES = 2**30
-"""Memory of the process; a long conversation takes a hundredth of it."""
-LATER = (
+"""Memory limit of the process; a long conversation takes a hundredth of it."""
+PRELOADED = (
     "encodings.unicode_escape",
     "html",
     "jinja2.constants",
@@ -34,28 +34,28 @@ LATER = (
     "textwrap",
     "unicodedata",
 )
-"""What Jinja imports only when a template needs it: then no file can be opened any more."""
-SHOWN = 300
-"""Characters of a template's own error message."""
+"""Modules that Jinja imports on demand, which fails once files can no longer be opened."""
+MAX_MESSAGE = 300
+"""Largest number of characters of a template's error message."""
 
 
 class _Generation(Extension):
-    """``{% generation %}``, which marks replies for other trainers; its body is plain text."""
+    """The ``{% generation %}`` block, which marks responses for other trainers; a no-op here."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Parse the body in place of the block."""
+        """Return the statements of the block's body."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def compile_template(source: str, now: datetime.datetime) -> jinja2.Template:
-    """Compile a template in the sandbox; what it sees is what ``transformers`` shows it.
+    """Compile a template in the sandbox, with the filters and functions of ``transformers``.
 
     Args:
-        source: the Jinja text.
-        now: what time it is told that it is, if it asks.
+        source: Jinja source code.
+        now: time that ``strftime_now`` formats.
 
     Returns:
         The template.
@@ -75,18 +75,18 @@ def compile_template(source: str, now: datetime.datetime) -> jinja2.Template:
 
 
 def render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> str:
-    """Render a template.
+    """Render a template with a limit on its output.
 
     Args:
-        template: which.
-        variables: that it sees.
-        limit: most characters of the text.
+        template: a compiled template.
+        variables: variables of the template by name.
+        limit: largest number of characters of the output.
 
     Returns:
-        The text.
+        The output.
 
     Raises:
-        ValueError: it writes more.
+        ValueError: if the output is longer than ``limit``.
 
     Examples:
         >>> twice = compile_template("{{ text }}{{ text }}", datetime.datetime(2024, 5, 6))
@@ -94,42 +94,42 @@ def render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> 
         'abab'
         >>> render(twice, {"text": "ab"}, limit=3)
         Traceback (most recent call last):
-        ValueError: it writes too much
+        ValueError: its output is too long
     """
     parts = []
     for part in template.generate(variables):
         limit -= len(part)
         if limit < 0:
-            raise ValueError("it writes too much")
+            raise ValueError("its output is too long")
         parts.append(part)
     return "".join(parts)
 
 
 def _confine() -> None:
-    """Give up what a template needs not; nothing gives it back."""
-    for module in LATER:
+    """Limit the resources of this process for good: memory, files, processes, core dumps."""
+    for module in PRELOADED:
         importlib.import_module(module)
     limits = {
         resource.RLIMIT_AS: MAX_BYTES,
-        resource.RLIMIT_NOFILE: 0,  # those that are open stay so
+        resource.RLIMIT_NOFILE: 0,  # standard input and output stay open
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_CORE: 0,
     }
-    for limit, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # macOS knows no bound on memory
-            resource.setrlimit(limit, (most, most))
-    # Whoever started the process may ignore the signal of the clock, and that is inherited.
+    for limit, value in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of memory
+            resource.setrlimit(limit, (value, value))
+    # A parent process that ignores the timer's signal would pass that on.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
 
 def _serve() -> None:
-    """Answer requests until there are no more."""
+    """Serve requests from standard input until it is closed."""
     _confine()
     template = None
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # It ends the process, even where that is in the middle of a multiplication.
+        # The timer's signal ends the process, even in the middle of one long operation.
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         try:
             if template is None or request["source"] is not None:
@@ -140,9 +140,9 @@ def _serve() -> None:
             reply = {"text": text}
         except MemoryError:
             reply = {"error": f"it needs more than {MAX_BYTES // 2**20} MiB of memory"}
-        # A template can fail as any program can: all but an interruption is its failure.
+        # Whatever a template raises is reported, except for an interruption.
         except Exception as error:
-            reply = {"error": str(error)[:SHOWN] or type(error).__name__}
+            reply = {"error": str(error)[:MAX_MESSAGE] or type(error).__name__}
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()
@@ -159,7 +159,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As ``transformers`` has it; Jinja's own would escape HTML."""
+    """Format JSON as ``transformers`` does; Jinja's filter would escape HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -1,4 +1,4 @@
-"""Rows of text to pairs of tokens: cut where they are too long, refused or counted where wrong."""
+"""Tokenization of preference rows, with truncation to a maximum length and a report of counts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COUNTS = ("rows", "rows_skipped", "prompts_cut", "responses_cut")
 
 
 class TokenizedPairs(NamedTuple):
-    """Pairs, and what became of the rows.
+    """Tokenized pairs and counts of what was skipped or truncated.
 
     Attributes:
-        pairs: as tokens, in the order of the rows.
-        report: ``rows`` read, ``rows_skipped`` in all and as ``rows_skipped: reason``,
-            ``prompts_cut`` and ``responses_cut``.
+        pairs: the pairs, in the order of the rows.
+        report: number of ``rows`` read, ``rows_skipped`` in total and by reason as
+            ``rows_skipped: reason``, ``prompts_cut`` and ``responses_cut``.
     """
 
     pairs: PairTable
@@ -39,25 +39,26 @@ def tokenize_rows(
     truncation_mode: TruncationMode = "keep_end",
     on_error: OnError = "raise",
 ) -> TokenizedPairs:
-    """Turn rows into tokens.
+    """Tokenize preference rows and truncate them to a maximum length.
 
-    A prompt is cut before a response is, and keeps the token that begins a sequence if it has one;
-    a response keeps its first tokens, and at least one of them.
+    The prompt is truncated first; it keeps its begin-of-sequence token. A response keeps its first
+    tokens, at least one.
 
     Args:
-        rows: the rows; of an iterator, one at a time is in memory.
-        tokenizer: of the model.
-        max_length: most tokens of prompt and response together.
-        max_prompt_length: most tokens of a prompt; None for those that the longest response of
-            its row leaves, or half of all if that is more.
-        truncation_mode: whether a long prompt keeps its end or its start.
-        on_error: raise at a row that cannot be used, or skip and count it.
+        rows: parsed rows; an iterator is consumed one row at a time.
+        tokenizer: tokenizer of the model.
+        max_length: largest number of tokens of prompt and response together, at least 2.
+        max_prompt_length: largest number of tokens of a prompt. None leaves room for the longest
+            response of the row, but gives the prompt at least half of ``max_length``.
+        truncation_mode: whether a long prompt keeps its last or its first tokens.
+        on_error: whether a row that cannot be used raises an error, or is skipped and counted.
 
     Returns:
         The pairs and a report.
 
     Raises:
-        ValueError: lengths that leave nothing; with ``raise``, a row that cannot be used, by file,
+        ValueError: if ``max_length`` leaves no room for a prompt and a response.
+        RowError: if a row cannot be used and ``on_error`` is ``raise``; the message names file,
             line and field.
 
     Examples:
@@ -74,8 +75,8 @@ def tokenize_rows(
         )
     report: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
 
-    fitted = partial(
-        _fitted,
+    truncate = partial(
+        _truncate,
         tokenizer=tokenizer,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -86,25 +87,25 @@ def tokenize_rows(
         for row in rows:
             report["rows"] += 1
             try:
-                whole = _whole(row, tokenizer)
-                pair = fitted(whole, row.where)
+                full = _encode(row, tokenizer)
+                pair = truncate(full, row.where)
             except RowError as error:
                 if on_error == "raise":
                     raise
                 report["rows_skipped"] += 1
                 report[f"rows_skipped: {error.reason}"] += 1
                 continue
-            report["prompts_cut"] += pair.prompt != whole.prompt
+            report["prompts_cut"] += pair.prompt != full.prompt
             report["responses_cut"] += sum(
-                cut != one for cut, one in zip(pair[1:4], whole[1:4], strict=True)
+                short != long for short, long in zip(pair[1:4], full[1:4], strict=True)
             )
             yield pair
 
     return TokenizedPairs(PairTable.from_pairs(pairs()), dict(report))
 
 
-def _whole(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
-    """A row's tokens, all of them."""
+def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
+    """Tokenize a row without truncation."""
     check_row(row)
     responses: dict[str, tuple[int, ...]] = {}
     name = "prompt"
@@ -116,7 +117,7 @@ def _whole(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
                 continue
             responses[name] = tuple(tokenizer.encode_response(row.prompt, messages))
             if not responses[name] or responses[name][0] in tokenizer.end_ids:
-                raise RowError("empty text", "it has no tokens but its end")
+                raise RowError("empty text", "it has no tokens besides its end token")
     except RowError as error:
         raise RowError(error.reason, f"{row.where}: field `{name}`: {error}") from error
     if not prompt:
@@ -125,8 +126,8 @@ def _whole(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
     return PairTokens(prompt, chosen, rejected, responses.get("baseline"), row.row, row.reference)
 
 
-def _fitted(
-    whole: PairTokens,
+def _truncate(
+    full: PairTokens,
     where: str,
     *,
     tokenizer: Tokenizer,
@@ -134,44 +135,47 @@ def _fitted(
     max_prompt_length: int | None,
     mode: TruncationMode,
 ) -> PairTokens:
-    """A pair of at most so many tokens: its prompt is cut first."""
+    """Truncate a pair to ``max_length`` tokens, the prompt before the responses."""
     limit = max_prompt_length
     if limit is None:
-        longest = max(len(one) for one in whole[1:4] if one is not None)
+        longest = max(len(response) for response in full[1:4] if response is not None)
         limit = max_length - min(longest, max_length // 2)
-    pair = whole._replace(prompt=_cut(whole.prompt, limit, mode, tokenizer))
-    pair = _with_room(pair, max_length - len(pair.prompt), where)
-    if pair != whole and pair.reference is not None:
+    pair = full._replace(prompt=_truncate_prompt(full.prompt, limit, mode, tokenizer))
+    pair = _truncate_responses(pair, max_length - len(pair.prompt), where)
+    if pair != full and pair.reference is not None:
         raise RowError(
             "reference of a cut row",
-            f"{where}: reference log-probabilities are of the whole row, which is "
-            f"longer than `max_length` {max_length} lets it be",
+            f"{where}: the reference log-probabilities are of the whole row, but the row is "
+            f"truncated to `max_length` {max_length}",
         )
     return pair
 
 
-def _cut(
+def _truncate_prompt(
     prompt: tuple[int, ...], limit: int, mode: TruncationMode, tokenizer: Tokenizer
 ) -> tuple[int, ...]:
-    """A prompt of at most ``limit`` tokens."""
+    """Truncate a prompt to ``limit`` tokens."""
     if len(prompt) <= limit:
         return prompt
     if mode == "keep_start":
         return prompt[:limit]
-    # Without the token that begins every sequence a model reads what it has never seen.
-    begins = prompt[0] == tokenizer.bos_id and prompt.count(prompt[0]) == 1 and limit > 1
-    kept = prompt[:1] if begins else ()
-    return kept + prompt[len(prompt) - limit + len(kept) :]
+    # A model has never seen a sequence without its begin token, so that token is kept.
+    has_bos = prompt[0] == tokenizer.bos_id and prompt.count(prompt[0]) == 1 and limit > 1
+    prefix = prompt[:1] if has_bos else ()
+    return prefix + prompt[len(prompt) - limit + len(prefix) :]
 
 
-def _with_room(pair: PairTokens, room: int, where: str) -> PairTokens:
-    """A pair whose responses have at most ``room`` tokens."""
-    baseline = None if pair.baseline is None else pair.baseline[:room]
-    cut = pair._replace(chosen=pair.chosen[:room], rejected=pair.rejected[:room], baseline=baseline)
-    if cut.chosen == cut.rejected:
+def _truncate_responses(pair: PairTokens, limit: int, where: str) -> PairTokens:
+    """Truncate the responses of a pair to ``limit`` tokens."""
+    truncated = pair._replace(
+        chosen=pair.chosen[:limit],
+        rejected=pair.rejected[:limit],
+        baseline=None if pair.baseline is None else pair.baseline[:limit],
+    )
+    if truncated.chosen == truncated.rejected:
         raise RowError(
             "identical responses",
-            f"{where}: fields `chosen` and `rejected` are identical as tokens, or as the first "
-            f"{room} of them, for which `max_length` has room",
+            f"{where}: fields `chosen` and `rejected` have identical tokens, or identical first "
+            f"{limit} tokens, to which `max_length` truncates them",
         )
-    return cut
+    return truncated

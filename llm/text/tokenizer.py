@@ -1,26 +1,26 @@
-"""Conversations to tokens and back: the tokenizer of a model, or plain bytes."""
+"""Tokenizers of conversations: the protocol, a byte tokenizer, and loading from a model folder."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from llm.data.preferences import Message
+from rpo_io.digests import sha256_hex
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What turns conversations into tokens.
+    """A tokenizer with a chat template.
 
     Attributes:
-        vocab_size: one more than the largest id.
-        bos_id: token that begins a sequence, if there is one.
-        eos_id: token that ends a sequence, if there is one.
-        end_ids: tokens that end a response: the template's own, and ends of sequence.
-        digest: SHA-256 of what defines it.
-        template_digest: SHA-256 of its chat template.
+        vocab_size: one more than the largest token id.
+        bos_id: id of the token that begins a sequence; None if there is none.
+        eos_id: id of the token that ends a sequence; None if there is none.
+        end_ids: ids that end a response: the template's end token and the ends of sequence.
+        digest: SHA-256 of the tokenizer's definition.
+        template_digest: SHA-256 of the chat template and its variables.
     """
 
     vocab_size: int
@@ -31,20 +31,45 @@ class Tokenizer(Protocol):
     template_digest: str
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation, up to where the assistant's answer begins."""
+        """Return the tokens of a conversation with the generation prompt.
+
+        Args:
+            messages: messages before the response.
+
+        Returns:
+            Token ids.
+        """
         ...
 
     def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
-        """Tokens that follow those of the prompt, an end token among them; verified."""
+        """Return the tokens that a response adds to those of its prompt, with an end token.
+
+        Args:
+            prompt: messages before the response.
+            response: messages of the response.
+
+        Returns:
+            Token ids; appended to those of the prompt they are the whole conversation.
+        """
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Return the text of tokens, without special tokens.
+
+        Args:
+            tokens: token ids.
+
+        Returns:
+            The text.
+        """
         ...
 
 
 class ByteTokenizer:
-    """A token a byte, and a few for turns: for tests, and for models without a tokenizer.
+    """A tokenizer of UTF-8 bytes, for tests and for models without a tokenizer.
+
+    Ids 0 to 255 are bytes; 256 begins a sequence, 257 ends a message of the assistant, and 258 to
+    260 begin the messages of user, assistant and system.
 
     Examples:
         >>> tokenizer = ByteTokenizer()
@@ -55,31 +80,31 @@ class ByteTokenizer:
     """
 
     BOS, EOS = 256, 257
-    ROLES: ClassVar[dict[str, int]] = {"user": 258, "assistant": 259, "system": 260}
+    ROLE_IDS: ClassVar[dict[str, int]] = {"user": 258, "assistant": 259, "system": 260}
     vocab_size = 261
     bos_id: int | None = BOS
     eos_id: int | None = EOS
     end_ids = frozenset({EOS})
-    digest = hashlib.sha256(b"bytes").hexdigest()
-    template_digest = hashlib.sha256(b"bos (role text, eos after assistant)* assistant").hexdigest()
+    digest = sha256_hex("bytes")
+    template_digest = sha256_hex("bos (role text, eos after assistant)* assistant")
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Every message after the token of its role; at the end that of the assistant."""
-        return [self.BOS, *self._turns(messages), self.ROLES["assistant"]]
+        """Return every message after the token of its role, then the token of the assistant."""
+        return [self.BOS, *self._encode(messages), self.ROLE_IDS["assistant"]]
 
     def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
-        """The response without its first role, which the prompt ends with."""
+        """Return the response without its first role token, with which the prompt ends."""
         del prompt
-        return self._turns(response)[1:]
+        return self._encode(response)[1:]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Bytes as UTF-8."""
+        """Decode the bytes as UTF-8; invalid bytes become replacement characters."""
         return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
-    def _turns(self, messages: Sequence[Message]) -> list[int]:
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
         tokens: list[int] = []
         for message in messages:
-            tokens += [self.ROLES[message.role], *message.content.encode()]
+            tokens += [self.ROLE_IDS[message.role], *message.content.encode()]
             if message.role == "assistant":
                 tokens.append(self.EOS)
         return tokens

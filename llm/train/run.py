@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from jax import Array
 
 from llm.config import TrainConfig
 from llm.data.loader import BatchSampler, iterate_batches
-from llm.data.packing import n_roles
+from llm.data.packing import count_roles
 from llm.data.pair_table import PairTable
 from llm.hashing import weights_digest
 from llm.models.decoder import Decoder
@@ -28,6 +26,7 @@ from rpo_io.digests import sha256_hex
 
 from . import reference_cache
 from .dataset import TrainingData
+from .fingerprint import Fingerprint, make_fingerprint
 from .optimizer import make_optimizer
 from .reference_cache import Provenance
 from .sample_coverage import SampleCoverage
@@ -49,6 +48,7 @@ class Run:
         if self.devices is not None:
             trainable, frozen = self.devices.place(trainable), self.devices.place(frozen)
         self.graphdef, self.frozen = graphdef, frozen
+        self.architecture = model.architecture
         trainer = config.trainer
         self.sampler = BatchSampler(
             data.train,
@@ -56,13 +56,16 @@ class Run:
             trainer.per_device_train_batch_size,
             trainer.gradient_accumulation_steps * self.shards,
             trainer.seed,
-            roles=max(n_roles(data.train), n_roles(data.evaluation)),
+            roles=max(count_roles(data.train), count_roles(data.evaluation)),
         )
         epochs = trainer.num_train_epochs * self.sampler.steps_per_epoch
         self.num_steps = trainer.max_steps or int(np.ceil(epochs))
         self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.num_steps)
         self.state = self._first_state(trainable)
-        self.initial_weights_digest = weights_digest((self.state.trainable, self.frozen))
+        self.frozen_weights_digest = weights_digest(self.frozen)
+        self.initial_weights_digest = sha256_hex(
+            weights_digest(self.state.trainable) + self.frozen_weights_digest
+        )
         self.train_step = make_train_step(
             graphdef, config.objective, self.optimizer, devices=self.devices
         )
@@ -99,23 +102,16 @@ class Run:
             1
         ]
 
-    def fingerprint(self) -> str:
-        """Digest of what a checkpoint must have in common with the run that continues it."""
-        kept = asdict(self.config)
-        for name in ("logging_steps", "save_steps", "save_total_limit", "eval_steps", "report_to"):
-            kept["trainer"].pop(name, None)
-        # The same pairs on other devices are the same run.
-        kept.pop("mesh")
-        trainer = kept["trainer"]
-        trainer["per_device_train_batch_size"] = self.sampler.pairs_per_step
-        trainer["gradient_accumulation_steps"] = 1
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), self.state.trainable)
-        said = json.dumps(kept, sort_keys=True, default=str) + str(jax.tree.leaves(shapes))
-        # Parameters that are not trained are in no checkpoint: the files must still hold the same.
-        return sha256_hex(
-            said
-            + json.dumps(dict(self.data.provenance), sort_keys=True)
-            + self.initial_weights_digest
+    def fingerprint(self) -> Fingerprint:
+        """Return what a checkpoint must have in common with the run that continues it."""
+        return make_fingerprint(
+            self.config,
+            architecture=self.architecture,
+            trainable=self.state.trainable,
+            initial_weights=self.initial_weights_digest,
+            frozen_weights=self.frozen_weights_digest,
+            data_digests=self.data.provenance,
+            pairs_per_step=self.sampler.pairs_per_step,
         )
 
     def reference(self, path: Path) -> reference_cache.ReferenceCache | None:

@@ -38,10 +38,11 @@ from llm.text import chat_template
 from llm.text.chat_template import ChatTemplate
 from llm.text.hf_tokenizer import HuggingFaceTokenizer
 from rpo.cli import main
-from rpo.report.page import Section, render
+from rpo.report.page import Section, render_page
+from rpo.results import Claim
 from rpo.runtime.config_files import read_config
-from rpo.runtime.output import inert
-from rpo.runtime.progress import with_progress
+from rpo.runtime.output import escape_control_characters
+from rpo.runtime.progress import progress_bars, track_progress
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "torture"))
 memory: Any = importlib.import_module("peak_memory")
@@ -161,7 +162,7 @@ def test_extreme_a_chat_template_is_stopped_in_time_and_takes_no_memory(
 ) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
     start = time.monotonic()
-    with growth_below(2**26), pytest.raises(ValueError, match=r"^t (is not a ch|cannot write)"):
+    with growth_below(2**26), pytest.raises(ValueError, match=r"^t (is not a ch|cannot render)"):
         rendered(source)
     assert time.monotonic() - start < 5.0
     assert rendered("{{ messages[0].content }}") == "Hello"
@@ -455,10 +456,10 @@ def test_raises_where_the_tokenizers_library_panics_or_gets_no_unicode(model: Pa
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
         HuggingFaceTokenizer(model)
     with_words(model, {"chat_template": template, "eos_token": "\ud800"})
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: `eos_token` must be a text"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: `eos_token` must be a string"):
         HuggingFaceTokenizer(model)
     with_words(model, {"chat_template": "\ud800"})
-    with pytest.raises(ValueError, match="writes what is no Unicode text"):
+    with pytest.raises(ValueError, match="is not Unicode text"):
         HuggingFaceTokenizer(model)
 
 
@@ -529,19 +530,23 @@ def test_raises_on_labels_that_a_terminal_or_a_figure_would_obey(
 def test_closed_form_a_reply_is_text_for_the_terminal_and_names_are_no_markup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert inert(f"{ESCAPE}\ta\r\n") == r"\x1b[2J\x1b]0;title\x07\x9b31m" + "\ta\\r\n"
+    assert (
+        escape_control_characters(f"{ESCAPE}\ta\r\n")
+        == r"\x1b[2J\x1b]0;title\x07\x9b31m" + "\ta\\r\n"
+    )
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    assert list(with_progress([1, 2], 2, "scored by [/red]{task.x}\x1b[2J")) == [1, 2]
+    with progress_bars():
+        assert list(track_progress([1, 2], 2, "scored by [/red]{task.x}\x1b[2J")) == [1, 2]
     assert r"scored by [/red]{task.x}\x1b[2J" in terminal.getvalue()
 
 
 def test_closed_form_markup_of_data_is_text_in_the_report() -> None:
     section = Section(SCRIPT, SCRIPT, SCRIPT.encode(), SCRIPT, SCRIPT)
-    page = render(SCRIPT, [(SCRIPT, 1.0, 0.5, True)], [section])
+    page = render_page(SCRIPT, [Claim(SCRIPT, 1.0, 0.5, True)], [section])
     assert page.count("&lt;script&gt;") == 6
     assert "<script" not in page
     assert not re.search(r"<img (?!src=\"data:image/png;base64,[\w+/=]+\" alt=\"[^\"]*\">)", page)

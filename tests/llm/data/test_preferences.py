@@ -107,18 +107,18 @@ MISTAKES: list[tuple[Any, str]] = [
     ({"prompt": "a", "rejected": "b"}, "field `chosen` is missing"),
     ({"prompt": "a", "chosen": "b", "rejected": None}, "field `rejected` is missing"),
     ({"chosen": "b", "rejected": "c"}, "field `prompt` is missing"),
-    ({**GOOD, "prompt": 3}, "field `prompt` must be a text or a list of messages, got int"),
+    ({**GOOD, "prompt": 3}, "field `prompt` must be a string or a list of messages, got int"),
     ({**GOOD, "chosen": ["Red."]}, r"field `chosen\[0\]` must be an object with `role`.*got str"),
     (
         {**GOOD, "chosen": [{"from": "gpt", "value": "b"}]},
         r"`chosen\[0\]`.*got \['from', 'value'\]",
     ),
     ({**GOOD, "chosen": [{"role": "bot", "content": "b"}]}, "`role` must be one of.*got 'bot'"),
-    ({**GOOD, "chosen": [{"role": "user", "content": 1}]}, "`content` must be a text, got int"),
+    ({**GOOD, "chosen": [{"role": "user", "content": 1}]}, "`content` must be a string, got int"),
     ('{"prompt": "\\ud800", "chosen": "b", "rejected": "c"}', "field `prompt` must be Unicode"),
-    ({**GOOD, "rejected": " \n"}, "field `rejected` has an empty assistant text"),
-    ({**GOOD, "prompt": ""}, "field `prompt` has an empty user text"),
-    ({**GOOD, "baseline": ""}, "field `baseline` has an empty assistant text"),
+    ({**GOOD, "rejected": " \n"}, "field `rejected` has an empty assistant message"),
+    ({**GOOD, "prompt": ""}, "field `prompt` has an empty user message"),
+    ({**GOOD, "baseline": ""}, "field `baseline` has an empty assistant message"),
     ({**GOOD, "prompt": []}, "field `prompt` is empty"),
     ({**GOOD, "rejected": "Red."}, "fields `chosen` and `rejected` are identical"),
     ({**GOOD, "prompt": dicts(USER, USER)}, "field `prompt`: roles must alternate.*got user, user"),
@@ -177,7 +177,7 @@ def test_raises_where_there_is_nothing_to_read(tmp_path: Path) -> None:
             read_preferences(tmp_path / name)
     with pytest.raises(ValueError, match="got a folder"):
         read_preferences(tmp_path)
-    with pytest.raises(ValueError, match=r"must be one of \.jsonl"):
+    with pytest.raises(ValueError, match=r"must end with one of \.jsonl"):
         read_preferences(written(tmp_path, GOOD, name="rows.csv"))
 
 

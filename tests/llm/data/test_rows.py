@@ -128,7 +128,7 @@ def test_closed_form_a_source_on_the_hub_is_the_files_of_its_split(
     ):
         expected = [(tmp_path / name, f"someone/pairs/{name}") for name in names]
         assert source_files(source) == expected
-    with pytest.raises(ValueError, match=r"^someone/pairs:dev has no file of split `dev` as "):
+    with pytest.raises(ValueError, match=r"^someone/pairs:dev has no file of split `dev` that ends"):
         source_files("someone/pairs:dev")
 
 

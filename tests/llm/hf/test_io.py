@@ -176,7 +176,7 @@ def _with_integers(tensors: dict[str, np.ndarray]) -> None:
 
 BROKEN: list[tuple[Callable[[dict[str, np.ndarray]], Any], str]] = [
     (lambda t: t.pop(FIRST), rf"tensor {FIRST} is missing \(1 of 21 are\)"),
-    (lambda t: t.update(extra=np.ones(2)), "safetensors: tensor extra has no place"),
+    (lambda t: t.update(extra=np.ones(2)), "safetensors: tensor extra is unexpected"),
     (_with_nan, rf"safetensors: tensor {FIRST} holds NaN or infinite numbers"),
     (
         lambda t: t.update({FIRST: np.ones((8, 9), np.float32)}),
@@ -273,7 +273,7 @@ def test_closed_form_the_hub_is_asked_for_safetensors_alone(
 
 
 def test_raises_on_names_that_neither_disk_nor_hub_knows() -> None:
-    with pytest.raises(ValueError, match="no/such/folder is neither a folder nor a model"):
+    with pytest.raises(ValueError, match="no/such/folder is neither a folder nor an available"):
         resolve_model_folder("no/such/folder")
 
 

@@ -84,11 +84,11 @@ def test_closed_form_date_is_that_of_the_run_and_part_of_the_digest() -> None:
         ("{{ messages[0].content + 1 }}", "str"),
         ("{{ nothing.at_all }}", "undefined"),
         ("{% for m in messages recursive %}{{ loop([m]) }}{% endfor %}", "recursion"),
-        ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "writes too much"),
+        ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "output is too long"),
     ],
 )
 def test_raises_one_error_that_names_the_template(source: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^folder/template cannot write.*{reason}"):
+    with pytest.raises(ValueError, match=f"^folder/template cannot render.*{reason}"):
         render(source)
 
 

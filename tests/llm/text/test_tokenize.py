@@ -105,9 +105,9 @@ class Refusing(ByteTokenizer):
 
 MISTAKES: list[tuple[PreferenceRow, str, str]] = [
     (row_of("a", "x", "x"), "identical responses", "fields `chosen` and `rejected` are identical"),
-    (row_of("a", "xxxy", "xxxz"), "identical responses", r"identical as tokens.*first 3 of them"),
+    (row_of("a", "xxxy", "xxxz"), "identical responses", r"identical tokens.*first 3 tokens"),
     (row_of("a", "x", ""), "empty text", "field `rejected` has an empty"),
-    (row_of("a", "n", "x"), "empty text", "field `chosen`: it has no tokens but its end"),
+    (row_of("a", "n", "x"), "empty text", "field `chosen`: it has no tokens besides its end"),
     (row_of("a", "x", "r"), "boundary", "field `rejected`: they part"),
     (row_of("a", "x", "y", baseline="r"), "boundary", "field `baseline`: they part"),
     (

@@ -111,9 +111,9 @@ def test_closed_form_marker_of_turns_may_be_the_begin_token(tmp_path: Path) -> N
 def test_raises_where_a_text_spells_a_special_token(text: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder_with(tmp_path))
     bad = f"a {text} b"
-    with pytest.raises(RowError, match="must not spell the special token"):
+    with pytest.raises(RowError, match="must not contain the special token"):
         tokenizer.encode_prompt([Message("user", bad)])
-    with pytest.raises(RowError, match="must not spell the special token") as caught:
+    with pytest.raises(RowError, match="must not contain the special token") as caught:
         tokenizer.encode_response([USER], [Message("assistant", bad)])
     assert caught.value.reason == "special token"
 
@@ -121,9 +121,9 @@ def test_raises_where_a_text_spells_a_special_token(text: str, tmp_path: Path) -
 BAD_TEMPLATES = [
     (None, "`chat_template` is missing in tokenizer_config.json"),
     ("{% for", "is not a chat template"),
-    (TEMPLATE.replace("<|end|>", ""), "must write an end token after an answer"),
-    (TEMPLATE.replace("{{ bos_token }}", "<s><s>"), "writes the begin token twice"),
-    (TEMPLATE.replace("assistant:{%", "reply:{%"), "they part at token"),
+    (TEMPLATE.replace("<|end|>", ""), "must write an end token after a response"),
+    (TEMPLATE.replace("{{ bos_token }}", "<s><s>"), "writes the begin-of-sequence token twice"),
+    (TEMPLATE.replace("assistant:{%", "reply:{%"), "differ at token"),
     ("{{ raise_exception('not this way') }}", "not this way"),
 ]
 
@@ -149,12 +149,12 @@ def test_raises_at_messages_that_the_template_treats_differently(tmp_path: Path)
         "<|end|>", "{% if not (cut and m.role == 'assistant') %}<|end|>{% endif %}"
     )
     tokenizer = load_tokenizer(folder_with(tmp_path, chat_template=template))
-    with pytest.raises(RowError, match=r"they part at token 1:") as caught:
+    with pytest.raises(RowError, match=r"differ at token 1:") as caught:
         tokenizer.encode_response([USER, REPLY, USER], [REPLY])
     assert caught.value.reason == "boundary"
     with pytest.raises(RowError, match="no system"):
         tokenizer.encode_prompt([Message("system", "Be brief."), USER])
-    with pytest.raises(RowError, match=r"special tokens of an answer must be .*, got \[\]"):
+    with pytest.raises(RowError, match=r"special tokens of a response must be .*, got \[\]"):
         tokenizer.encode_response([USER], [Message("assistant", "Ha")])
 
 
@@ -163,7 +163,7 @@ def test_raises_where_files_are_missing_or_broken(tmp_path: Path) -> None:
     for name, content, message in [
         ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", "[]", "must hold a JSON object"),
-        ("tokenizer_config.json", '{"eos_token": 3}', "`eos_token` must be a text, got 3"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "`eos_token` must be a string, got 3"),
         ("tokenizer.json", '{"model": 1}', "not a tokenizer"),
     ]:
         (folder / name).write_text(content, encoding="utf-8")

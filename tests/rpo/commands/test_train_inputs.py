@@ -85,14 +85,14 @@ def without(name: str) -> dict[str, str]:
 
 ROWS: list[tuple[Any, str]] = [
     *((without(name), f"rows.jsonl:3: field `{name}` is missing") for name in GOOD),
-    ({**GOOD, "chosen": 3}, "rows.jsonl:3: field `chosen` must be a text or a list of messages"),
-    ({**GOOD, "prompt": {"a": 1}}, "rows.jsonl:3: field `prompt` must be a text or a list"),
+    ({**GOOD, "chosen": 3}, "rows.jsonl:3: field `chosen` must be a string or a list of messages"),
+    ({**GOOD, "prompt": {"a": 1}}, "rows.jsonl:3: field `prompt` must be a string or a list"),
     ({**GOOD, "chosen": ["a"]}, "rows.jsonl:3: field `chosen[0]` must be an object with `role`"),
     ({**GOOD, "chosen": [{**REPLY, "role": "tool"}]}, "rows.jsonl:3: field `chosen[0]`: `role`"),
     ({**GOOD, "chosen": [{**REPLY, "content": 1}]}, "rows.jsonl:3: field `chosen[0]`: `content`"),
     ({**GOOD, "ref_chosen_logps": -1.0}, "rows.jsonl:3: field `ref_rejected_logps` must be"),
     *(({**GOOD, name: ""}, f"rows.jsonl:3: field `{name}` has an empty") for name in GOOD),
-    ({**GOOD, "rejected": " \n"}, "rows.jsonl:3: field `rejected` has an empty assistant text"),
+    ({**GOOD, "rejected": " \n"}, "rows.jsonl:3: field `rejected` has an empty assistant message"),
     ({**GOOD, "rejected": "yes"}, "rows.jsonl:3: fields `chosen` and `rejected` are identical"),
     ({**GOOD, "prompt": [USER, USER]}, "rows.jsonl:3: field `prompt`: roles must alternate"),
     ({**GOOD, "prompt": [USER, REPLY]}, "rows.jsonl:3: field `prompt`: roles must alternate"),
@@ -178,7 +178,7 @@ TENSORS: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (
         with_tensors(lambda t: t.update(extra=np.ones(2))),
         [],
-        f"{SAFE_WEIGHTS_NAME}: tensor extra has no",
+        f"{SAFE_WEIGHTS_NAME}: tensor extra is unexpected",
     ),
     (
         with_tensors(lambda t: t.update({TENSOR: np.ones((8, 9), np.float32)})),
