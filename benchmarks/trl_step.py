@@ -226,7 +226,7 @@ def main() -> None:
         if not path.is_file():
             parser.error(f"{option}: {path} is not there")
     if not Path(args.trl_python).is_file():
-        parser.error(f"--trl-python: {args.trl_python} is not there: make test-parity installs it")
+        parser.error(f"--trl-python: {args.trl_python} is not there: make parity installs it")
     report(args)
 
 

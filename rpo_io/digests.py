@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -20,6 +21,25 @@ def sha256_hex(content: bytes | str) -> str:
         'e3b0c442'
     """
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def sha256_of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 digest of the concatenation of chunks, of which one is held at a time.
+
+    Args:
+        chunks: bytes, or views of contiguous bytes.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Examples:
+        >>> sha256_of_chunks([b"a", b"b"]) == sha256_hex("ab")
+        True
+    """
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Claims about checkpoints: whole or absent, of this run or refused, restored bit by bit."""
+"""Checkpoints: complete or absent, of this run or refused, restored bit by bit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from llm.train.checkpoint import Checkpoints
+from llm.train.fingerprint import Fingerprint
 
-# What Orbax writes beside the values and does not need to read them.
+# Files that Orbax writes beside the values and does not need for reading.
 SPARE = {"_CHECKPOINT_METADATA", "commit_success.txt", "_sharding"}
 DAMAGED = "the checkpoint is damaged: delete its folder 2, the one before it will be used"
 
 
 def state(number: int) -> dict[str, Any]:
-    """Leaves of every dtype that a run keeps, a scalar and what is not finite among them."""
+    """Return leaves of every dtype of a run, with a scalar, a NaN and a negative zero."""
     rng = np.random.default_rng(number)
     return {
         "weights": jnp.asarray(rng.normal(size=(2, 3)), jnp.bfloat16),
@@ -35,8 +37,15 @@ def state(number: int) -> dict[str, Any]:
     }
 
 
-def opened(folder: Path, *, keep: int = 2, fingerprint: str = "this run") -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", keep, fingerprint)
+def fingerprint(eta: float = 0.1) -> Fingerprint:
+    return Fingerprint({"kernel": [2, 3]}, {"data": "d4"}, {"objective": {"eta": eta}}, "0.1.0")
+
+
+FINGERPRINT = fingerprint()
+
+
+def opened(folder: Path, *, run: Fingerprint | None = FINGERPRINT) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", keep=2, fingerprint=run)
 
 
 def saved(folder: Path, *numbers: int) -> Path:
@@ -46,40 +55,41 @@ def saved(folder: Path, *numbers: int) -> Path:
     return folder / "checkpoints"
 
 
-def assert_same_bits(found: Any, expected: Any) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert (one.dtype, one.shape) == (other.dtype, other.shape)
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
 
 def assert_restores(folder: Path, number: int) -> None:
-    step, found, data_state = opened(folder).restore(state(0))
-    assert (step, data_state) == (number, {"step": number})
-    assert_same_bits(found, state(number))
+    record, restored = opened(folder).restore(state(0))
+    assert (record.step, record.data) == (number, {"step": number})
+    assert record.fingerprint == fingerprint()._asdict()
+    assert_same_bits(restored, state(number))
 
 
 def damages(good: bytes) -> Iterator[bytes | None]:
-    """What may become of a file; None where it is gone."""
+    """Yield damaged contents of a file; None stands for a missing file."""
     middle = len(good) // 2
     yield from (None, b"", good[:middle])
     yield good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
 
 
 def refusals(folder: Path) -> dict[str, list[str]]:
-    """What is said of the second step, by the file of it that is damaged."""
-    step, said = folder / "checkpoints" / "2", {}
+    """Damage each file of the second step in turn; return the error messages by file."""
+    step, messages = folder / "checkpoints" / "2", {}
     for path in [path for path in sorted(step.rglob("*")) if path.is_file()]:
-        good, told = path.read_bytes(), []
+        good, errors = path.read_bytes(), []
         for bad in damages(good):
             path.unlink() if bad is None else path.write_bytes(bad)
             try:
                 assert_restores(folder, 2)
             except ValueError as error:
-                told.append(str(error))
+                errors.append(str(error))
             path.write_bytes(good)
-        said[str(path.relative_to(step))] = told
-    return said
+        messages[str(path.relative_to(step))] = errors
+    return messages
 
 
 def test_roundtrip_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
@@ -88,12 +98,22 @@ def test_roundtrip_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
     assert_restores(tmp_path, 7)
 
 
-def test_roundtrip_the_last_so_many_are_kept_and_any_can_be_named(tmp_path: Path) -> None:
+def test_roundtrip_the_last_checkpoints_are_kept_and_any_can_be_restored(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2, 5, 9)
     assert sorted(path.name for path in folder.iterdir()) == ["5", "9"]
-    step, found, _ = opened(tmp_path).restore(state(0), 5)
-    assert step == 5
-    assert_same_bits(found, state(5))
+    record, restored = opened(tmp_path).restore(state(0), 5)
+    assert record.step == 5
+    assert_same_bits(restored, state(5))
+
+
+def test_roundtrip_leaves_are_stored_by_the_path_of_their_parameter(tmp_path: Path) -> None:
+    nested = {"layers": {"q_proj": {"kernel": jnp.ones(2)}}, "moments": [jnp.zeros(3)]}
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, nested, {})
+    with ocp.StandardCheckpointer() as reader:
+        stored = reader.restore(tmp_path / "checkpoints" / "1" / "state")
+    assert stored["layers"]["q_proj"]["kernel"].tolist() == [1.0, 1.0]
+    assert stored["moments"]["0"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_property_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
@@ -111,38 +131,53 @@ def test_raises_without_a_checkpoint(tmp_path: Path) -> None:
 
 def test_raises_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
-    with pytest.raises(ValueError, match="a checkpoint of another model, data set or config"):
-        opened(tmp_path, fingerprint="another run").restore(state(0))
+    expected = r"another configuration \(`objective.eta` was 0.1 and is 0.2\): continue with the"
+    with pytest.raises(ValueError, match=expected):
+        opened(tmp_path, run=fingerprint(eta=0.2)).restore(state(0))
+    assert opened(tmp_path, run=None).find().fingerprint == fingerprint()._asdict()
+
+
+def test_raises_saving_needs_a_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`fingerprint` must be given to save"):
+        opened(tmp_path, run=None).save(1, state(1), {})
+
+
+def test_roundtrip_the_latest_checkpoint_is_the_last_that_was_saved(tmp_path: Path) -> None:
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.describe_latest() == "no checkpoint yet"
+        for step in (4, 9):
+            checkpoints.save(step, {"x": jnp.ones(1)}, {})
+        assert checkpoints.describe_latest() == "the last good checkpoint is step 9"
 
 
 @pytest.mark.parametrize("wrong", ["dtype", "leaf"])
 def test_raises_a_state_of_another_form_is_refused(tmp_path: Path, wrong: str) -> None:
     saved(tmp_path, 2)
-    other = state(0)
+    template = state(0)
     match wrong:
         case "dtype":
-            other["weights"] = jnp.zeros((2, 3), jnp.float32)
+            template["weights"] = jnp.zeros((2, 3), jnp.float32)
         case _:
-            other["one more"] = jnp.zeros(1)
+            template["new"] = jnp.zeros(1)
     with pytest.raises(ValueError, match=DAMAGED):
-        opened(tmp_path).restore(other)
+        opened(tmp_path).restore(template)
 
 
 def test_fuzz_whatever_file_is_damaged_the_state_is_right_or_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2)
-    # Where a read fails Orbax leaves others behind, which complain later, in whatever test runs.
-    apart = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
-    done = subprocess.run(apart, capture_output=True, text=True, check=False)
+    # If a read fails, Orbax leaves other reads behind that fail later, in another test.
+    command = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said: dict[str, list[str]] = json.loads(done.stdout)
-    assert {message for told in said.values() for message in told} == {f"{folder / '2'}: {DAMAGED}"}
-    always = {name for name, told in said.items() if len(told) == 4}
+    messages: dict[str, list[str]] = json.loads(done.stdout)
+    assert {text for texts in messages.values() for text in texts} == {f"{folder / '2'}: {DAMAGED}"}
+    always = {name for name, texts in messages.items() if len(texts) == 4}
     assert {"state/manifest.ocdbt", "about/metadata"} <= always
-    assert not {Path(name).name for name, told in said.items() if told} & SPARE
+    assert not {Path(name).name for name, texts in messages.items() if texts} & SPARE
     assert_restores(tmp_path, 2)
 
 
-def test_raises_values_that_were_changed_are_caught_though_the_format_is_whole(
+def test_raises_changed_values_are_detected_in_a_valid_format(
     tmp_path: Path,
 ) -> None:
     folder = saved(tmp_path, 1, 2)
@@ -154,21 +189,22 @@ def test_raises_values_that_were_changed_are_caught_though_the_format_is_whole(
     assert_restores(tmp_path, 1)
 
 
-def test_raises_what_is_said_of_a_step_belongs_to_it_alone(tmp_path: Path) -> None:
+def test_raises_the_record_of_a_step_was_changed_or_belongs_to_another(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2)
     about = folder / "2" / "about" / "metadata"
-    told = json.loads(about.read_text())
-    for name, other in (("data", {"step": 3}), ("fingerprint", "that run"), ("digest", "0" * 64)):
-        about.write_text(json.dumps(told | {name: other}))
+    good = json.loads(about.read_text())
+    bad = {"data": {"step": 3}, "fingerprint": {}, "digest": "0" * 64, "step": 3}
+    for name, value in bad.items():
+        about.write_text(json.dumps(good | {name: value}))
         with pytest.raises(ValueError, match=DAMAGED):
             opened(tmp_path).restore(state(0))
     shutil.rmtree(folder / "2")
-    shutil.copytree(folder / "1", folder / "2")  # a whole step, of another number
+    shutil.copytree(folder / "1", folder / "2")  # a complete step with another number
     with pytest.raises(ValueError, match=DAMAGED):
         opened(tmp_path).restore(state(0))
 
 
-def test_roundtrip_a_state_that_is_overwritten_while_it_is_saved_is_saved_as_it_was(
+def test_roundtrip_a_state_that_is_overwritten_during_the_save_is_saved_as_it_was(
     tmp_path: Path,
 ) -> None:
     advance = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1.0, x), donate_argnums=0)
@@ -180,21 +216,21 @@ def test_roundtrip_a_state_that_is_overwritten_while_it_is_saved_is_saved_as_it_
             for _ in range(20):
                 current = advance(current)
     for step in (2, 3):
-        _, found, _ = opened(tmp_path).restore(current, step)
-        assert set(np.unique(found["large"])) == {21.0 * (step - 1) + 1.0}
+        _, restored = opened(tmp_path).restore(current, step)
+        assert set(np.unique(restored["large"])) == {21.0 * (step - 1) + 1.0}
 
 
-def test_property_writes_given_up_after_one_that_failed_do_not_complain(
+def test_property_writes_abandoned_after_a_failed_one_do_not_complain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda report: told.append(str(report.exc_value)))
+    reports: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: reports.append(str(report.exc_value)))
     before = sys.unraisablehook
     with opened(tmp_path):
         for sentence in ("Event loop is closed", "something else"):
             error = RuntimeError(sentence)
             sys.unraisablehook(SimpleNamespace(exc_value=error))  # type: ignore[arg-type]
-    assert told == ["something else"]
+    assert reports == ["something else"]
     assert sys.unraisablehook is before
 
 
@@ -220,7 +256,7 @@ def test_property_a_save_that_dies_on_the_way_leaves_the_one_before(
     assert len(done) == renames
     assert opened(tmp_path).latest() == 1
     assert_restores(tmp_path, 1)
-    saved(tmp_path, 2)  # the step is made again
+    saved(tmp_path, 2)  # the step can be saved again
     assert_restores(tmp_path, 2)
 
 

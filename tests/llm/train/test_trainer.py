@@ -23,14 +23,14 @@ from llm.config import (
     TrainConfig,
     TrainerConfig,
 )
-from llm.hashing import weights_digest
+from llm.hashing import parameters_sha256
 from llm.hf.factory import resolve_model
-from llm.train import reference_cache, trainer
+from llm.train import reference_cache
 from llm.train.dataset import TrainingData, load_training_data
-from llm.train.non_finite import NonFiniteError
+from llm.train.diagnostics import NonFiniteError
 from llm.train.run import Run
 from llm.train.tracking import JsonLinesTracker
-from llm.train.trainer import InterruptedRunError, check_first_loss, train
+from llm.train.trainer import InterruptedRunError, Trainer, check_first_loss
 
 TINY = {
     "vocab_size": 261,
@@ -43,7 +43,7 @@ ROWS = 18
 
 
 def digest_of(run: Run) -> str:
-    return weights_digest((run.state.trainable, run.frozen))
+    return parameters_sha256(run.state.trainable, run.frozen)
 
 
 @pytest.fixture(scope="module")
@@ -73,47 +73,46 @@ def config(folder: Path, **changed: Any) -> TrainConfig:
     )
 
 
+def make_trainer(
+    config: TrainConfig, out: Path, *, resume: bool = False, data: TrainingData | None = None
+) -> Trainer:
+    out.mkdir(exist_ok=True)
+    # The trainer sets its own precision; tests run in float64 and strict promotion around it.
+    model = resolve_model(config.model)
+    data = data or load_training_data(config.data, model)
+    tracker = JsonLinesTracker(out / "metrics.jsonl")
+    return Trainer(config, model, data, out, resume=resume, tracker=tracker)
+
+
 def run(
-    one: TrainConfig,
+    config: TrainConfig,
     out: Path,
     *,
     resume: bool = False,
-    watch: Callable[..., Any] | None = None,
-    data: TrainingData | None = None,
+    progress: Callable[..., Any] = lambda steps, remaining: steps,
 ) -> Run:
-    out.mkdir(exist_ok=True)
-    # The trainer fixes its own precision; tests run in float64 and strict promotion around it.
-    model = resolve_model(one.model)
-    return train(
-        one,
-        model,
-        data or load_training_data(one.data, model),
-        out,
-        resume=resume,
-        tracker=JsonLinesTracker(out / "metrics.jsonl"),
-        **({} if watch is None else {"watch": watch}),
-    )
+    return make_trainer(config, out, resume=resume).train(progress)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def stopping(after: int) -> Callable[..., Any]:
-    """A process that dies after so many steps."""
+class Killed(Exception):  # noqa: N818
+    """Stands for the death of the process."""
 
-    class Killed(Exception):  # noqa: N818
-        pass
 
-    def watch(steps: Any, total: int) -> Any:
-        del total
+def killed(after: int) -> Callable[..., Any]:
+    """Return a progress hook that ends the run after a number of steps."""
+
+    def progress(steps: Any, remaining: int) -> Any:
+        del remaining
         for number, step in enumerate(steps):
             yield step
             if number + 1 == after:
                 raise Killed
 
-    watch.error = Killed  # pyright: ignore[reportFunctionMemberAccess]
-    return watch
+    return progress
 
 
 def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
@@ -173,7 +172,7 @@ def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
         batch = right(batch, cache)
         return batch._replace(reference=batch.reference + np.array([3.0, 0.0], np.float32))
 
-    monkeypatch.setattr(trainer.reference_cache, "attach_reference", wrong)
+    monkeypatch.setattr(reference_cache, "attach_reference", wrong)
     with pytest.raises(ValueError, match="the first loss must be"):
         run(config(folder), tmp_path / "run")
 
@@ -187,13 +186,8 @@ def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
 ) -> None:
     one = config(folder, save_steps=3)  # four pairs a step of fourteen: an epoch is no whole step
     whole = run(one, tmp_path / "whole")
-    watch = stopping(killed_after)
-    with pytest.raises(watch.error):  # pyright: ignore[reportFunctionMemberAccess]
-        run(one, tmp_path / "cut", watch=watch)
-    if killed_after < 3:
-        with pytest.raises(ValueError, match="no checkpoint to continue from"):
-            run(one, tmp_path / "cut", resume=True)
-        return
+    with pytest.raises(Killed):
+        run(one, tmp_path / "cut", progress=killed(killed_after))
     again = run(one, tmp_path / "cut", resume=True)
     assert digest_of(again) == digest_of(whole)
     jax.tree.map(
@@ -214,8 +208,34 @@ def test_raises_a_checkpoint_of_another_configuration_is_refused(
 ) -> None:
     run(config(folder), tmp_path / "run")
     other = config(folder, objective=ObjectiveConfig(beta=0.5, eta=0.2))
-    with pytest.raises(ValueError, match="a checkpoint of another model, data set or config"):
+    with pytest.raises(
+        ValueError, match=r"another configuration \(`objective.eta` was 0.1 and is 0.2\)"
+    ):
         run(other, tmp_path / "run", resume=True)
+
+
+def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="llm"):
+        run(config(folder, max_steps=1), tmp_path / "run")
+    first, second = caplog.messages
+    assert first.startswith("14 pairs, 4 held out; 1 steps of 4 pairs; ")
+    assert first.endswith(" trained parameters")
+    assert second.startswith("SFT weight: 0.05 per chosen token. Equivalent TRL config: ")
+
+
+def test_roundtrip_a_trainer_evaluates_at_any_time(folder: Path, tmp_path: Path) -> None:
+    one = config(folder, max_steps=1, eval_steps=1)
+    trainer = make_trainer(one, tmp_path / "run")
+    before = trainer.evaluate()
+    assert before is not None
+    assert before["eval_loss/dpo"] == pytest.approx(np.log(2), rel=1e-5)
+    trainer.train()
+    logged = next(row for row in lines(tmp_path / "run") if "eval_loss" in row)
+    assert trainer.evaluate() == {name: value for name, value in logged.items() if name != "step"}
+    trainer.request_stop()
+    assert trainer.evaluate() is None
 
 
 def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: Path) -> None:
@@ -289,15 +309,15 @@ def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
     one = config(folder)
     whole = run(one, tmp_path / "whole")
 
-    def asks(steps: Any, total: int) -> Any:
-        del total
+    def asks(steps: Any, remaining: int) -> Any:
+        del remaining
         for number, step in enumerate(steps):
             yield step
             if number == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError, match="stopped after step 5: continue with --resume"):
-        run(one, tmp_path / "cut", watch=asks)
+        run(one, tmp_path / "cut", progress=asks)
     again = run(one, tmp_path / "cut", resume=True)
     assert digest_of(again) == digest_of(whole)
 
@@ -307,9 +327,8 @@ def test_roundtrip_a_run_without_a_checkpoint_yet_is_resumed_from_the_beginning(
 ) -> None:
     one = config(folder)
     whole = run(one, tmp_path / "whole")
-    watch = stopping(3)
-    with pytest.raises(watch.error):  # pyright: ignore[reportFunctionMemberAccess]
-        run(one, tmp_path / "cut", watch=watch)
+    with pytest.raises(Killed):
+        run(one, tmp_path / "cut", progress=killed(3))
     assert len(lines(tmp_path / "cut")) == 3
     again = run(one, tmp_path / "cut", resume=True)
     assert digest_of(again) == digest_of(whole)
@@ -321,15 +340,15 @@ def test_roundtrip_an_evaluation_that_is_broken_off_is_made_when_the_run_goes_on
 ) -> None:
     one = config(folder, eval_steps=3, logging_steps=3)
     run(one, tmp_path / "whole")
-    evaluate = trainer.evaluate
+    evaluate = Trainer.evaluate
 
-    def asked(*arguments: Any, **options: Any) -> Any:
+    def asked(trainer: Trainer) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*arguments, **options)
+        return evaluate(trainer)
 
-    for resume in (False, True):  # it is broken off twice
+    for resume in (False, True):  # it is interrupted twice
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "evaluate", asked)
+            patch.setattr(Trainer, "evaluate", asked)
             with pytest.raises(InterruptedRunError, match="stopped after step 3"):
                 run(one, tmp_path / "cut", resume=resume)
         assert [row["step"] for row in lines(tmp_path / "cut")] == [3]

@@ -1,0 +1,170 @@
+"""What a checkpoint must have in common with the run that continues it.
+
+A fingerprint has three parts: the model, the data and the configuration. It is stored with every
+checkpoint, so that a refused resume can name the part and the key that differ. It also holds the
+release of the package and the number of the checkpoint format, but never a commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+
+from llm.config import TrainConfig
+from llm.models.architecture import Architecture
+from rpo_io.versions import release_version
+
+FORMAT = 1
+"""Format of checkpoints; it grows when what is stored, or how, changes."""
+FREE_TRAINER_KEYS = (
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "report_to",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+"""Keys of ``trainer`` that may change on resume: the parameters do not depend on them.
+
+The number of pairs of a step must stay; how it is divided over devices and parts may change.
+"""
+NAMED_KEYS = 3
+"""Differing keys that a message names; of the others it gives the count."""
+
+
+class Fingerprint(NamedTuple):
+    """Model, data and configuration of a run, as plain JSON values.
+
+    Attributes:
+        model: architecture, shapes of the trained parameters, digests of the initial weights.
+        data: digests of the preference data, the tokenizer and the chat template.
+        configuration: the keys that the trained parameters depend on.
+        release: release of the package, such as ``0.1.0``.
+        format: number of the checkpoint format.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    configuration: dict[str, Any]
+    release: str
+    format: int = FORMAT
+
+    def difference(self, recorded: Mapping[str, Any]) -> str | None:
+        """Describe how the fingerprint of a checkpoint differs from this one.
+
+        Args:
+            recorded: the fingerprint that is stored with the checkpoint, as a dictionary.
+
+        Returns:
+            The first part that differs and the keys that do, for an error message; None if both
+            are equal.
+
+        Examples:
+            >>> run = Fingerprint({}, {}, {"objective": {"eta": 0.2}}, "0.1.0")
+            >>> run.difference(run._asdict() | {"configuration": {"objective": {"eta": 0.1}}})
+            'another configuration (`objective.eta` was 0.1 and is 0.2)'
+        """
+        written = (recorded.get("release"), recorded.get("format"))
+        if written != (self.release, self.format):
+            return (
+                f"version {written[0]} (format {written[1]}); this is version {self.release} "
+                f"(format {self.format})"
+            )
+        for part in ("configuration", "data", "model"):
+            changes = list(_changes(recorded.get(part, {}), getattr(self, part)))
+            if changes:
+                more = len(changes) - NAMED_KEYS
+                named = ", ".join(changes[:NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
+                return f"{'other' if part == 'data' else 'another'} {part} ({named})"
+        return None
+
+
+def make_fingerprint(
+    config: TrainConfig,
+    *,
+    architecture: Architecture,
+    trainable: Any,
+    initial_weights: str,
+    frozen_weights: str,
+    data_digests: Mapping[str, str],
+    pairs_per_step: int,
+) -> Fingerprint:
+    """Compute the fingerprint of a run.
+
+    Args:
+        config: configuration of the run. The mesh and :data:`FREE_TRAINER_KEYS` are left out: the
+            same pairs on other devices are the same run.
+        architecture: architecture of the model.
+        trainable: the trained parameters, arrays or shapes.
+        initial_weights: digest of all parameters before the first step.
+        frozen_weights: digest of the parameters that are not trained and so in no checkpoint.
+        data_digests: digests by name, see :attr:`llm.train.dataset.TrainingData.provenance`.
+        pairs_per_step: pairs of a step over all devices.
+
+    Returns:
+        The fingerprint.
+    """
+    kept = asdict(config)
+    kept.pop("mesh")
+    for name in FREE_TRAINER_KEYS:
+        kept["trainer"].pop(name)
+    kept["trainer"]["pairs_per_step"] = pairs_per_step
+    model = {
+        "architecture": asdict(architecture),
+        "parameters": {
+            "/".join(parameter_path(path)): f"{leaf.dtype} {list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_flatten_with_path(trainable)[0]
+        },
+        "initial_weights": initial_weights,
+        "frozen_weights": frozen_weights,
+    }
+    data = dict(data_digests)
+    return Fingerprint(_plain(model), _plain(data), _plain(kept), release_version())
+
+
+def parameter_path(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the names that lead to a leaf of a tree of parameters.
+
+    Args:
+        path: a path of ``jax.tree_util``; the last step into an ``nnx`` variable is left out.
+
+    Returns:
+        Names and indices as strings, such as ``("layers", "q_proj", "kernel")``.
+
+    Examples:
+        >>> tree = {"layers": [{"kernel": jnp.zeros(1)}]}
+        >>> parameter_path(jax.tree_util.tree_flatten_with_path(tree)[0][0][0])
+        ('layers', '0', 'kernel')
+    """
+    names = []
+    for key in path:
+        match key:
+            case jax.tree_util.GetAttrKey(name="value") if key is path[-1] and len(path) > 1:
+                continue
+            case jax.tree_util.GetAttrKey(name=name):
+                names.append(name)
+            case jax.tree_util.SequenceKey(idx=index):
+                names.append(str(index))
+            case _:
+                names.append(str(key.key))
+    return tuple(names)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back: tuples as lists, keys as strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _changes(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Yield a phrase for every key whose values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            below = f"{path}.{name}" if path else name
+            yield from _changes(before.get(name), now.get(name), below)
+    elif before != now:
+        yield f"`{path}` was {before!r} and is {now!r}"

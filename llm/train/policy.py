@@ -1,0 +1,121 @@
+"""The policy of a training run, read back from the folder of the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from llm.config import MeshConfig, ModelConfig, OptimizerConfig
+from llm.hashing import weights_digest
+from llm.hf.factory import ResolvedModel, abstract_model, build_model, resolve_model
+from llm.models.architecture import Architecture, RopeScaling
+from llm.models.decoder import Decoder
+from llm.models.lora import trainable_filter
+from llm.parallel.mesh import devices_of
+from llm.precision import computing_in
+
+from .checkpoint import CheckpointRecord, Checkpoints
+from .optimizer import make_optimizer
+from .step import TrainState, init_train_state
+
+
+class Policy(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        decoder: the model; LoRA adapters are not merged.
+        step: number of updates made.
+        config: configuration of the model.
+    """
+
+    decoder: Decoder
+    step: int
+    config: ModelConfig
+
+
+def load_policy(
+    run_folder: Path,
+    step: int | None = None,
+    *,
+    base_model: str | None = None,
+    mesh: MeshConfig | None = None,
+) -> Policy:
+    """Load the policy of a training run from its checkpoint.
+
+    The folder of the run is enough: neither the training data nor the tokenizer is read. Parameters
+    that were not trained are in no checkpoint, so a run with LoRA needs the base weights too.
+
+    Args:
+        run_folder: folder that ``rpo train`` wrote.
+        step: number of updates of the checkpoint; None for the last.
+        base_model: folder or hub name of the base weights; None for the one that the run used.
+            Only runs with LoRA read it.
+        mesh: how to shard the parameters over all devices; None for FSDP.
+
+    Returns:
+        The policy. Use it inside :func:`llm.precision.computing_in` of ``config.dtype``.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is damaged, or the base weights are not those
+            that the run was trained with.
+    """
+    checkpoints = Checkpoints(run_folder / "checkpoints")
+    if checkpoints.latest() is None:
+        raise ValueError(f"{run_folder}: the run has saved no checkpoint")
+    if step is not None and not (checkpoints.folder / str(step)).is_dir():
+        raise ValueError(f"{checkpoints.folder}: no checkpoint of step {step} is kept")
+    record = checkpoints.find(step)
+    config = ModelConfig(**record.fingerprint["configuration"]["model"])
+    if base_model is not None and config.path is not None:
+        config = replace(config, path=base_model)
+    with computing_in(config.dtype):
+        if config.lora_r > 0:
+            model = build_model(resolve_model(config), mesh or MeshConfig())
+        else:
+            model = abstract_model(recorded_model(config, record))
+        graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+        if weights_digest(frozen) != record.fingerprint["model"]["frozen_weights"]:
+            raise ValueError(
+                f"{config.path or run_folder}: not the base weights that the run was trained with"
+            )
+        _, state = checkpoints.restore(_template(model, trainable, mesh), record.step)
+        model = nnx.merge(graphdef, state.trainable, frozen)
+        model.layout = None
+    return Policy(model, record.step, config)
+
+
+def recorded_model(config: ModelConfig, record: CheckpointRecord) -> ResolvedModel:
+    """Resolve a model by the architecture in a checkpoint; no folder of weights is needed.
+
+    Args:
+        config: configuration of the model.
+        record: record of the checkpoint.
+
+    Returns:
+        The configuration with the recorded architecture and without a folder.
+    """
+    fields: dict[str, Any] = dict(record.fingerprint["model"]["architecture"])
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    return ResolvedModel(config=config, folder=None, architecture=Architecture(**fields))
+
+
+def _template(model: Decoder, trainable: Any, mesh: MeshConfig | None) -> TrainState:
+    """Return the shapes, dtypes and shardings of the state of a run."""
+    optimizer, _ = make_optimizer(OptimizerConfig(), 1)
+    state = jax.eval_shape(lambda leaves: init_train_state(leaves, optimizer), trainable)
+    devices = devices_of(mesh or MeshConfig(), model)
+    if devices is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
+    else:
+        shardings = devices.shardings(state)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
