@@ -1,4 +1,4 @@
-"""Claims about the order of training: every pair once, the same again, balanced, of few shapes."""
+"""Claims about batches by step: every pair once an epoch, reproducible, balanced, few shapes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from llm.types import Batch
 
 LAYOUTS: tuple[PackingMode, ...] = ("shared", "separate")
 BALANCED = 0.03
-"""Spread of 64 steps of eight pairs of lengths from 1 to 100, of their mean; measured: 0.016."""
+"""Range of the tokens of 64 steps over their mean: 8 pairs, lengths 1 to 100; measured 0.016."""
 FULL = 0.95
-"""Least share of a row that is tokens, where its parts are dealt out; measured 0.98, else 0.83."""
+"""Least share of real tokens in a row; measured 0.98, and 0.83 without balanced microbatches."""
 
 
 def make_pairs(count: int, *, longest: int = 6, seed: int = 0) -> list[PairTokens]:
-    """Pairs of log-uniform lengths; the row is not the place, and no token is 0."""
+    """Make pairs of log-uniform lengths; rows differ from indices, and no token is 0."""
     rng = np.random.default_rng(seed)
 
     def tokens() -> tuple[int, ...]:
@@ -38,29 +38,29 @@ def tokens_of(pairs: Sequence[PairTokens], layout: PackingMode) -> int:
     return int(packed_token_counts(pairs, layout=layout, roles=2).sum())
 
 
-def assert_same(one: Batch, other: Batch) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def assert_same(first: Batch, second: Batch) -> None:
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     count=st.integers(1, 300),
-    per_part=st.integers(1, 4),
-    accumulation=st.integers(1, 3),
+    per_microbatch=st.integers(1, 4),
+    accumulation_steps=st.integers(1, 3),
     seed=st.none() | st.integers(0, 5),
 )
-def test_property_an_epoch_is_a_permutation_dealt_into_whole_steps(
-    count: int, per_part: int, accumulation: int, seed: int | None
+def test_property_an_epoch_is_a_permutation_split_into_full_steps(
+    count: int, per_microbatch: int, accumulation_steps: int, seed: int | None
 ) -> None:
-    sampler = BatchSampler(make_pairs(count), "shared", per_part, accumulation, seed)
-    per_step = per_part * accumulation
+    sampler = BatchSampler(make_pairs(count), "shared", per_microbatch, accumulation_steps, seed)
+    per_step = per_microbatch * accumulation_steps
     n_steps = sampler.steps_per_epoch
     assert n_steps == -(-count // per_step)
     for epoch in range(2):
-        dealt = [sampler.pair_indices(epoch * n_steps + place) for place in range(n_steps)]
-        assert sorted(np.concatenate(dealt).tolist()) == list(range(count))
+        steps = [sampler.pair_indices(epoch * n_steps + step) for step in range(n_steps)]
+        assert sorted(np.concatenate(steps).tolist()) == list(range(count))
         # Only the last step of an epoch may be short, whatever the windows.
-        assert [len(step) for step in dealt[:-1]] == [per_step] * (n_steps - 1)
+        assert [len(step) for step in steps[:-1]] == [per_step] * (n_steps - 1)
 
 
 def test_closed_form_without_a_seed_every_epoch_has_the_order_of_the_data() -> None:
@@ -72,7 +72,7 @@ def test_closed_form_without_a_seed_every_epoch_has_the_order_of_the_data() -> N
     ]
 
 
-def test_property_the_seed_and_the_epoch_decide_and_nothing_else() -> None:
+def test_property_the_order_depends_on_seed_and_epoch_only() -> None:
     pairs = make_pairs(40)
 
     def order(seed: int, epoch: int) -> list[int]:
@@ -83,62 +83,62 @@ def test_property_the_seed_and_the_epoch_decide_and_nothing_else() -> None:
 
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
     assert orders == [order(seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert all(one != other for one, other in itertools.combinations(orders, 2))
+    assert all(first != second for first, second in itertools.combinations(orders, 2))
 
 
-def test_property_a_window_ends_before_pairs_of_the_next_are_dealt() -> None:
+def test_property_pairs_stay_in_their_balancing_window() -> None:
     sampler = BatchSampler(make_pairs(2 * BALANCING_WINDOW + 3), "shared", 1, 1, 0)
     shuffled = np.random.default_rng([0, 0]).permutation(2 * BALANCING_WINDOW + 3)
-    dealt = [sampler.pair_indices(step)[0] for step in range(2 * BALANCING_WINDOW + 3)]
+    order = [sampler.pair_indices(step)[0] for step in range(2 * BALANCING_WINDOW + 3)]
     for start in range(0, len(shuffled), BALANCING_WINDOW):
         window = slice(start, start + BALANCING_WINDOW)
-        assert sorted(dealt[window]) == sorted(shuffled[window])
+        assert sorted(order[window]) == sorted(shuffled[window])
 
 
 @settings(max_examples=10, deadline=None)
-@given(asked=st.lists(st.integers(0, 20), min_size=1, max_size=6))
-def test_property_steps_may_be_asked_for_in_any_order(asked: list[int]) -> None:
+@given(steps=st.lists(st.integers(0, 20), min_size=1, max_size=6))
+def test_property_batches_do_not_depend_on_the_order_of_access(steps: list[int]) -> None:
     pairs = make_pairs(13)
     sampler = BatchSampler(pairs, "shared", 2, 2, 1)
-    for step in asked:
+    for step in steps:
         assert_same(sampler.batch(step), BatchSampler(pairs, "shared", 2, 2, 1).batch(step))
 
 
 @pytest.mark.parametrize("stopped", [1, 3, 4, 9])
-def test_roundtrip_a_reader_that_stopped_anywhere_goes_on_as_it_would_have(stopped: int) -> None:
+def test_roundtrip_a_stopped_reader_resumes_with_the_same_batches(stopped: int) -> None:
     pairs = make_pairs(13)
     sampler = BatchSampler(pairs, "shared", 2, 2, 1)  # four steps an epoch
     whole = list(iterate_batches(sampler, 0, 10))
     assert [step for step, _ in whole] == list(range(10))
     reader = iterate_batches(sampler, 0, 10)
-    read = list(itertools.islice(reader, stopped))  # others are prepared, and lost
-    again = list(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 1), stopped, 10))
-    for (step, one), (number, other) in zip(whole, read + again, strict=True):
+    read = list(itertools.islice(reader, stopped))  # batches that were prefetched are lost
+    resumed = list(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 1), stopped, 10))
+    for (step, batch), (number, other) in zip(whole, read + resumed, strict=True):
         assert step == number
-        assert_same(one, other)
+        assert_same(batch, other)
 
 
-def test_limit_no_steps_are_no_batches() -> None:
+def test_limit_an_empty_range_of_steps_has_no_batches() -> None:
     sampler = BatchSampler(make_pairs(3), "shared", 2)
     assert list(iterate_batches(sampler, 4, 4)) == list(iterate_batches(sampler, 5, 4)) == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_property_steps_have_nearly_the_same_number_of_tokens(layout: PackingMode) -> None:
+def test_property_steps_have_nearly_equal_numbers_of_tokens(layout: PackingMode) -> None:
     pairs = make_pairs(2 * BALANCING_WINDOW * 8, longest=100)
     sampler = BatchSampler(pairs, layout, 4, 2, 0)
     shuffled = np.random.default_rng(1).permutation(len(pairs)).reshape(-1, 8)
     for window in range(2):
         steps = range(window * BALANCING_WINDOW, (window + 1) * BALANCING_WINDOW)
-        dealt = [
+        tokens = [
             tokens_of([pairs[k] for k in sampler.pair_indices(step)], layout) for step in steps
         ]
-        assert np.ptp(dealt) < BALANCED * np.mean(dealt)
-    by_chance = [tokens_of([pairs[k] for k in step], layout) for step in shuffled]
-    assert np.ptp(by_chance) > 20 * BALANCED * np.mean(by_chance)
+        assert np.ptp(tokens) < BALANCED * np.mean(tokens)
+    unbalanced = [tokens_of([pairs[k] for k in step], layout) for step in shuffled]
+    assert np.ptp(unbalanced) > 20 * BALANCED * np.mean(unbalanced)
 
 
-def test_property_parts_of_a_step_fill_rows_of_one_size() -> None:
+def test_property_microbatches_of_a_step_have_nearly_equal_numbers_of_tokens() -> None:
     sampler = BatchSampler(make_pairs(BALANCING_WINDOW * 8, longest=100), "shared", 4, 2, 0)
     steps = range(sampler.steps_per_epoch)
     real = np.array([np.sum(sampler.batch(step).rows.segments > 0, axis=(1, 2)) for step in steps])
@@ -146,36 +146,36 @@ def test_property_parts_of_a_step_fill_rows_of_one_size() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_property_a_batch_holds_its_members_and_nothing_else(layout: PackingMode) -> None:
+def test_property_a_batch_holds_the_pairs_of_its_step_only(layout: PackingMode) -> None:
     pairs = make_pairs(9)
     sampler = BatchSampler(pairs, layout, 2, 2, 0)
     for step in range(2 * sampler.steps_per_epoch):
-        batch, members = sampler.batch(step), sampler.pair_indices(step)
+        batch, indices = sampler.batch(step), sampler.pair_indices(step)
         present = np.asarray(batch.present)
         assert present.shape == (2, 2)
         rows = np.asarray(batch.row_ids)
-        assert sorted(rows[present]) == sorted(1000 + members)
+        assert sorted(rows[present]) == sorted(1000 + indices)
         assert np.all(rows[~present] == -1)
         real = np.asarray(batch.rows.segments) > 0
-        assert real.sum() == tokens_of([pairs[place] for place in members], layout)
-        of = {pair.row: (len(pair.chosen), len(pair.rejected)) for pair in pairs}
+        assert real.sum() == tokens_of([pairs[index] for index in indices], layout)
+        by_row = {pair.row: (len(pair.chosen), len(pair.rejected)) for pair in pairs}
         lengths = np.asarray(batch.lengths)
-        assert [of[row] for row in rows[present]] == [tuple(each) for each in lengths[present]]
+        assert [by_row[row] for row in rows[present]] == [tuple(each) for each in lengths[present]]
         assert np.all(lengths[~present] == 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_property_shapes_to_compile_are_few(layout: PackingMode) -> None:
+def test_property_an_epoch_has_few_batch_shapes(layout: PackingMode) -> None:
     pairs = make_pairs(BALANCING_WINDOW * 8, longest=400)
     sampler = BatchSampler(pairs, layout, 4, 2, 0)
     batches = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in batches}
     widths = {batch.rows.tokens.shape[-1] for batch in batches}
-    assert len(shapes) == len(widths)  # all else is one number for an epoch
+    assert len(shapes) == len(widths)  # all other sizes are constant in an epoch
     assert len(shapes) <= 8 < len(batches)
 
 
-def test_closed_form_a_third_response_is_counted_if_any_pair_has_one() -> None:
+def test_closed_form_one_baseline_response_gives_all_pairs_three_roles() -> None:
     pairs = make_pairs(3)
     with_one = [pairs[0], pairs[1]._replace(baseline=(1, 2)), pairs[2]]
     assert [BatchSampler(each, "shared", 1).n_roles for each in (pairs, with_one)] == [2, 3]

@@ -1,4 +1,4 @@
-"""Claims about a model's folder: an object of a file of it is read, anything else refused."""
+"""Claims about files of a model folder: JSON objects are read, anything else is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from llm.data.model_folder import model_file, read_json_object, read_limited
 
 
-def test_roundtrip_an_object_and_bytes_are_read_as_they_are(tmp_path: Path) -> None:
+def test_roundtrip_an_object_and_bytes_are_read_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"é": [1, null]}', encoding="utf-8")
     assert read_json_object(tmp_path, "a.json") == {"é": [1, None]}
     assert read_limited(model_file(tmp_path, "a.json"), 17) == '{"é": [1, null]}'.encode()
@@ -25,7 +25,7 @@ def test_roundtrip_an_object_and_bytes_are_read_as_they_are(tmp_path: Path) -> N
         (None, "a.json is missing"),
     ],
 )
-def test_raises_what_is_no_object_is_named_with_its_file(
+def test_raises_with_the_file_name_for_anything_but_an_object(
     content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:
@@ -34,7 +34,7 @@ def test_raises_what_is_no_object_is_named_with_its_file(
         read_json_object(tmp_path, "a.json")
 
 
-def test_raises_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_raises_for_a_file_above_the_size_limit(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"x" * 1001)
     with pytest.raises(ValueError, match=r"a.json must have at most 1,000 bytes"):
         read_limited(tmp_path / "a.json", 1000)

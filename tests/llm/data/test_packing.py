@@ -1,4 +1,4 @@
-"""Claims about rows: layouts agree on log-probabilities and gradients, and waste little."""
+"""Claims about packing: both modes agree on log-probabilities and gradients, and waste little."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llm.types import Batch, Branch, Rows
 
 VOCABULARY = 13
 LONGEST = 12
-EXACT = 1e-10  # float64, sums in another order
+EXACT = 1e-10  # float64, another order of summation
 SMALL = Architecture(
     vocab_size=VOCABULARY,
     hidden_size=8,
@@ -56,25 +56,25 @@ def random_pairs(n: int, *, baseline: bool = False, seed: int = 0) -> list[PairT
 
 
 def packed(pairs: list[PairTokens], layout: PackingMode, roles: int = 2, spare: int = 0) -> Batch:
-    least = required_shape(pairs, layout=layout, roles=roles)
+    required = required_shape(pairs, layout=layout, roles=roles)
     shape = BatchShape(
-        rows=least.rows + spare * roles,
-        row_tokens=least.row_tokens + 3 * spare,
-        completions=least.completions + 5 * spare,
-        longest=least.longest + spare,
+        rows=required.rows + spare * roles,
+        row_tokens=required.row_tokens + 3 * spare,
+        completions=required.completions + 5 * spare,
+        longest=required.longest + spare,
     )
     return pack(pairs, layout=layout, roles=roles, n_pairs=len(pairs) + spare, shape=shape)
 
 
-def by_hand(decoder: Decoder, pair: PairTokens, response: tuple[int, ...]) -> float:
-    """Log-probability of one response, from the logits of its sequence alone in a row."""
+def unpacked_log_prob(decoder: Decoder, pair: PairTokens, response: tuple[int, ...]) -> float:
+    """Log-probability of one response, from the logits of one sequence in one row."""
     sequence = [*pair.prompt, *response]
     tokens = np.array([sequence + [0] * (LONGEST - len(sequence))])
     real = (np.arange(LONGEST) < len(sequence))[None].astype(int)
     rows = Rows(tokens, np.arange(LONGEST)[None], real, 0 * real)
     log_probs = np.asarray(jax.nn.log_softmax(logits(decoder, rows)[0]))
-    places = range(len(pair.prompt), len(sequence))
-    return sum(float(log_probs[place - 1, sequence[place]]) for place in places)
+    positions = range(len(pair.prompt), len(sequence))
+    return sum(float(log_probs[position - 1, sequence[position]]) for position in positions)
 
 
 @nnx.jit
@@ -90,32 +90,33 @@ def decoder() -> Decoder:
 
 @pytest.mark.parametrize("layout", ["separate", "shared"])
 @pytest.mark.parametrize("roles", [2, 3])
-def test_parity_with_every_sequence_alone(
+def test_parity_with_one_sequence_per_row(
     decoder: Decoder, layout: PackingMode, roles: int
 ) -> None:
     pairs = random_pairs(4, baseline=roles == 3)
     found = response_log_probs(decoder, packed(pairs, layout, roles, spare=2))
     for number, pair in enumerate(pairs):
-        expected = [by_hand(decoder, pair, each) for each in responses_by_role(pair, roles)]
+        expected = [
+            unpacked_log_prob(decoder, pair, each) for each in responses_by_role(pair, roles)
+        ]
         np.testing.assert_allclose(found[number], expected, rtol=EXACT, err_msg=str(number))
     np.testing.assert_array_equal(found[len(pairs) :], 0.0)
 
 
-def test_gradient_layouts_agree(decoder: Decoder) -> None:
+def test_gradient_of_both_packing_modes_agrees(decoder: Decoder) -> None:
     pairs = random_pairs(5, seed=1)
     graphdef, parameters = nnx.split(decoder)
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
 
     def gradient(batch: Batch) -> list[jax.Array]:
-        def total(parameters: nnx.State) -> jax.Array:
+        def weighted_sum(parameters: nnx.State) -> jax.Array:
             return jnp.sum(weights * response_log_probs(nnx.merge(graphdef, parameters), batch))
 
-        return jax.tree.leaves(jax.grad(total)(parameters))
+        return jax.tree.leaves(jax.grad(weighted_sum)(parameters))
 
-    for one, other in zip(
-        gradient(packed(pairs, "separate")), gradient(packed(pairs, "shared")), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=EXACT, rtol=EXACT)
+    separate, shared = (gradient(packed(pairs, layout)) for layout in ("separate", "shared"))
+    for first, second in zip(separate, shared, strict=True):
+        np.testing.assert_allclose(first, second, atol=EXACT, rtol=EXACT)
 
 
 def test_closed_form_a_shared_row_reads_rejected_from_the_end_of_the_prompt() -> None:
@@ -134,40 +135,40 @@ def test_closed_form_a_shared_row_reads_rejected_from_the_end_of_the_prompt() ->
     assert batch.row_ids.tolist() == [9]
 
 
-def test_raises_what_does_not_fit_is_refused() -> None:
+def test_raises_if_pairs_do_not_fit_the_shape() -> None:
     pairs = random_pairs(2)
-    least = required_shape(pairs, layout="shared", roles=2)
-    tight = dataclasses.replace(least, row_tokens=least.row_tokens - 1)
+    required = required_shape(pairs, layout="shared", roles=2)
+    tight = dataclasses.replace(required, row_tokens=required.row_tokens - 1)
     with pytest.raises(ValueError, match="`shape` must hold 2 pairs"):
         pack(pairs, layout="shared", roles=2, n_pairs=2, shape=tight)
     with pytest.raises(ValueError, match="`shape` must hold 2 pairs"):
-        pack(pairs, layout="shared", roles=2, n_pairs=1, shape=least)
+        pack(pairs, layout="shared", roles=2, n_pairs=1, shape=required)
 
 
 @given(st.integers(1, 10**6))
-def test_property_rounding_up_wastes_a_64th_at_most(size: int) -> None:
-    up = round_up_shape(BatchShape(rows=1, row_tokens=size, completions=1, longest=1)).row_tokens
-    assert size <= up <= max(size * (1 + 1 / 64), size + 64)
+def test_property_rounding_up_a_shape_adds_at_most_a_64th(size: int) -> None:
+    shape = round_up_shape(BatchShape(rows=1, row_tokens=size, completions=1, longest=1))
+    assert size <= shape.row_tokens <= max(size * (1 + 1 / 64), size + 64)
 
 
 @settings(max_examples=20, deadline=None)
 @given(
     n=st.integers(1, 40),
-    per_part=st.integers(1, 4),
-    accumulation=st.integers(1, 3),
+    per_microbatch=st.integers(1, 4),
+    accumulation_steps=st.integers(1, 3),
     seed=st.none() | st.integers(0, 5),
 )
-def test_property_every_pair_is_in_one_step_of_an_epoch(
-    n: int, per_part: int, accumulation: int, seed: int | None
+def test_property_every_pair_is_in_exactly_one_step_of_an_epoch(
+    n: int, per_microbatch: int, accumulation_steps: int, seed: int | None
 ) -> None:
-    sampler = BatchSampler(random_pairs(n), "shared", per_part, accumulation, seed)
+    sampler = BatchSampler(random_pairs(n), "shared", per_microbatch, accumulation_steps, seed)
     for epoch in range(2):
         steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
         rows = np.concatenate([sampler.batch(step).row_ids.ravel() for step in steps])
         assert sorted(rows[rows >= 0].tolist()) == list(range(n))
 
 
-def test_roundtrip_steps_do_not_depend_on_where_the_reading_began() -> None:
+def test_roundtrip_batches_do_not_depend_on_the_first_step_read() -> None:
     pairs = random_pairs(23)
     whole = dict(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 3), 0, 14))
     later = dict(iterate_batches(BatchSampler(pairs, "shared", 2, 2, 3), 8, 14))
@@ -178,7 +179,7 @@ def test_roundtrip_steps_do_not_depend_on_where_the_reading_began() -> None:
     assert orders[0] != orders[1]  # another epoch, another order
 
 
-def test_closed_form_steps_are_balanced_in_tokens() -> None:
+def test_closed_form_steps_are_balanced_by_tokens() -> None:
     rng = np.random.default_rng(0)
     pairs = [
         PairTokens(

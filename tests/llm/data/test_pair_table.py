@@ -1,4 +1,4 @@
-"""Claims about pairs kept as arrays: nothing of them is lost, and they take little memory."""
+"""Claims about pairs stored as arrays: nothing is lost, and they take little memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ pairs = st.builds(
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(pairs, max_size=8), st.integers(-9, 9), st.integers(-9, 9))
-def test_roundtrip_pairs_come_back_as_they_were(rows: list[PairTokens], a: int, b: int) -> None:
+def test_roundtrip_a_table_returns_the_pairs_it_was_made_of(
+    rows: list[PairTokens], a: int, b: int
+) -> None:
     table = PairTable.from_pairs(iter(rows))
     assert len(table) == len(rows)
     assert list(table) == rows
     assert list(table[a:b]) == rows[a:b]
-    assert [table[place] for place in range(-len(rows), 0)] == rows
+    assert [table[index] for index in range(-len(rows), 0)] == rows
     assert as_pair_table(table) is table
     assert list(as_pair_table(rows)) == rows
 
 
-def test_closed_form_places_and_masks_take_the_same_pairs_in_their_order() -> None:
+def test_closed_form_indices_and_masks_select_pairs_in_order() -> None:
     rows = [PairTokens((row,) * (row + 1), (1,), (2,), None, 10 * row) for row in range(5)]
     table = PairTable.from_pairs(rows)
     assert list(table.select(np.array([3, 0]))) == [rows[3], rows[0]]
@@ -44,16 +46,16 @@ def test_closed_form_places_and_masks_take_the_same_pairs_in_their_order() -> No
     assert list(table.select(np.array([4, 1])).select(np.array([1]))) == [rows[1]]
 
 
-def test_closed_form_lengths_rows_and_reference_are_those_of_the_pairs() -> None:
-    one = PairTokens((1, 2, 3), (4,), (5, 6), None, 7, (-1.0, -2.0))
-    table = PairTable.from_pairs([one, one._replace(baseline=(8,), reference=None, row=9)])
+def test_closed_form_arrays_hold_lengths_rows_and_reference_of_the_pairs() -> None:
+    pair = PairTokens((1, 2, 3), (4,), (5, 6), None, 7, (-1.0, -2.0))
+    table = PairTable.from_pairs([pair, pair._replace(baseline=(8,), reference=None, row=9)])
     assert table.lengths.tolist() == [[3, 1, 2, 0], [3, 1, 2, 1]]
     assert table.rows.tolist() == [7, 9]
     np.testing.assert_array_equal(table.reference, [[-1.0, -2.0, np.nan], [np.nan] * 3])
 
 
-def test_extreme_a_pair_takes_little_more_than_its_tokens() -> None:
-    """Four bytes a token; of a pair sixty, and what arrays keep free to grow into."""
+def test_extreme_a_pair_takes_little_more_memory_than_its_tokens() -> None:
+    """A token takes 4 bytes and a pair 60, plus the spare capacity of growing arrays."""
     count, size = 20_000, 30
     tracemalloc.start()
     table = PairTable.from_pairs(

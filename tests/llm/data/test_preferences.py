@@ -1,4 +1,4 @@
-"""Preference rows: every format read alike, every mistake named with its file, line and field."""
+"""Claims about preference rows: all formats agree, and errors name file, line and field."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from llm.data.preferences import (
     stream_preferences,
 )
 
-USER, REPLY = Message("user", "Name a colour."), Message("assistant", "Red.")
+USER, REPLY = Message("user", "Name a color."), Message("assistant", "Red.")
 OTHER = Message("assistant", "Seven.")
 CHAT = [USER, REPLY, Message("user", "Another?")]
-GOOD = {"prompt": "Name a colour.", "chosen": "Red.", "rejected": "Seven."}
+GOOD = {"prompt": "Name a color.", "chosen": "Red.", "rejected": "Seven."}
 
 
 def dicts(*messages: Message) -> list[dict[str, str]]:
     return [message._asdict() for message in messages]
 
 
-def written(folder: Path, *lines: Any, name: str = "rows.jsonl") -> Path:
+def write_rows(folder: Path, *lines: Any, name: str = "rows.jsonl") -> Path:
     path = folder / name
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return path
 
 
-def test_roundtrip_texts_become_messages(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD, "", {**GOOD, "baseline": "Blue.", "models": ["a", "b"]})
+def test_roundtrip_strings_become_messages(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, GOOD, "", {**GOOD, "baseline": "Blue.", "models": ["a", "b"]})
     first, second = read_preferences(path)
     assert first == ((USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None)
-    # A blank line is no row, and yet a line.
+    # A blank line is not a row, but it counts as a line.
     assert (second.row, second.where) == (1, f"{path}:3")
     assert second.baseline == (Message("assistant", "Blue."),)
 
@@ -59,10 +59,10 @@ def test_roundtrip_texts_become_messages(tmp_path: Path) -> None:
         {"prompt": dicts(*CHAT), "chosen": dicts(*CHAT, REPLY), "rejected": dicts(OTHER)},
     ],
 )
-def test_property_every_form_of_a_conversation_reads_alike(
+def test_property_all_forms_of_a_conversation_give_the_same_row(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    row = read_preferences(written(tmp_path, {**fields, "baseline": "Blue."}))[0]
+    row = read_preferences(write_rows(tmp_path, {**fields, "baseline": "Blue."}))[0]
     assert row.prompt == tuple(CHAT)
     assert (row.chosen, row.rejected) == ((REPLY,), (OTHER,))
     assert row.baseline == (Message("assistant", "Blue."),)
@@ -81,8 +81,8 @@ def test_roundtrip_formats_agree(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     paths = [
         tmp_path / "rows.parquet",
-        written(tmp_path, *rows),
-        written(tmp_path, *rows, name="rows.jsonl.gz"),
+        write_rows(tmp_path, *rows),
+        write_rows(tmp_path, *rows, name="rows.jsonl.gz"),
     ]
     readings = [[row._replace(where="") for row in read_preferences(path)] for path in paths]
     assert readings[0] == readings[1] == readings[2]
@@ -99,11 +99,11 @@ def test_roundtrip_byte_order_mark_and_line_separators_inside_texts(tmp_path: Pa
 def test_roundtrip_reference_log_probabilities(tmp_path: Path) -> None:
     cached = {"ref_chosen_logps": -1.5, "ref_rejected_logps": -2}
     three = {**cached, "ref_baseline_logps": -3.0, "baseline": "Blue."}
-    rows = read_preferences(written(tmp_path, GOOD, {**GOOD, **cached}, {**GOOD, **three}))
+    rows = read_preferences(write_rows(tmp_path, GOOD, {**GOOD, **cached}, {**GOOD, **three}))
     assert [row.reference for row in rows] == [None, (-1.5, -2.0), (-1.5, -2.0, -3.0)]
 
 
-MISTAKES: list[tuple[Any, str]] = [
+BAD_LINES: list[tuple[Any, str]] = [
     ({"prompt": "a", "rejected": "b"}, "field `chosen` is missing"),
     ({"prompt": "a", "chosen": "b", "rejected": None}, "field `rejected` is missing"),
     ({"chosen": "b", "rejected": "c"}, "field `prompt` is missing"),
@@ -138,28 +138,29 @@ MISTAKES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("line", "message"), MISTAKES)
-def test_raises_at_the_line_and_field(line: Any, message: str, tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD, line)
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_raises_with_line_and_field_for_a_bad_row(line: Any, message: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, GOOD, line)
     with pytest.raises(ValueError, match=message) as caught:
         read_preferences(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert "\n" not in str(caught.value)
 
 
-def test_raises_only_for_form_where_content_is_checked_later(tmp_path: Path) -> None:
-    path = written(tmp_path, {**GOOD, "rejected": "Red."})
+def test_raises_for_content_only_if_it_is_checked(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, {**GOOD, "rejected": "Red."})
     assert len(read_preferences(path, check_content=False)) == 1
     with pytest.raises(RowError) as caught:
         read_preferences(path)
     assert caught.value.reason == "identical responses"
 
 
-def test_raises_where_a_file_is_broken(tmp_path: Path) -> None:
-    whole = written(tmp_path, *[{**GOOD, "chosen": str(n)} for n in range(2000)], name="a.jsonl.gz")
-    whole.write_bytes(whole.read_bytes()[:-400])
+def test_raises_for_damaged_files(tmp_path: Path) -> None:
+    rows = [{**GOOD, "chosen": str(n)} for n in range(2000)]
+    truncated = write_rows(tmp_path, *rows, name="a.jsonl.gz")
+    truncated.write_bytes(truncated.read_bytes()[:-400])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz:\d+: the gzip file is broken"):
-        read_preferences(whole)
+        read_preferences(truncated)
     for name, reason in (("b.jsonl.gz", ":1: the gzip"), ("b.parquet", ":1: the Parquet")):
         (tmp_path / name).write_text("neither", encoding="utf-8")
         with pytest.raises(ValueError, match=f"{name}{reason} file is broken"):
@@ -169,25 +170,25 @@ def test_raises_where_a_file_is_broken(tmp_path: Path) -> None:
         read_preferences(tmp_path / "c.jsonl")
 
 
-def test_raises_where_there_is_nothing_to_read(tmp_path: Path) -> None:
+def test_raises_for_sources_without_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl has no rows"):
-        read_preferences(written(tmp_path))
+        read_preferences(write_rows(tmp_path))
     for name in ("none.jsonl", "none.parquet", "a/folder/none"):
         with pytest.raises(ValueError, match="does not exist"):
             read_preferences(tmp_path / name)
     with pytest.raises(ValueError, match="got a folder"):
         read_preferences(tmp_path)
     with pytest.raises(ValueError, match=r"must end with one of \.jsonl"):
-        read_preferences(written(tmp_path, GOOD, name="rows.csv"))
+        read_preferences(write_rows(tmp_path, GOOD, name="rows.csv"))
 
 
-def test_roundtrip_splits_of_a_hub_data_set(
+def test_roundtrip_a_split_of_a_hub_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["README.md", "data/train-00001.jsonl", "data/train-00000.jsonl", "data/test-0.jsonl"]
-    for place, name in enumerate(names):
+    for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        written(tmp_path, {**GOOD, "chosen": str(place)}, name=name)
+        write_rows(tmp_path, {**GOOD, "chosen": str(number)}, name=name)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: names)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, name, **__: tmp_path / name)
     rows = read_preferences("owner/name")
@@ -216,7 +217,7 @@ LINE = st.dictionaries(st.sampled_from(NAMES), FIELD, max_size=6).map(json.dumps
 
 
 @given(st.lists(LINE | LINE.map(lambda line: line[:-2]) | st.binary(max_size=20), max_size=3))
-def test_property_any_file_gives_usable_rows_or_one_line_with_its_place(lines: list[bytes]) -> None:
+def test_property_any_file_gives_usable_rows_or_a_message_with_its_line(lines: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_bytes(b"\n".join(lines))
@@ -233,18 +234,18 @@ def test_property_any_file_gives_usable_rows_or_one_line_with_its_place(lines: l
                 assert {row.chosen[0].role, row.rejected[0].role} == {"assistant"}
 
 
-def test_golden_real_rows_all_read(shared_data: Path) -> None:
+def test_golden_all_rows_of_the_real_data_are_read(shared_data: Path) -> None:
     rows = read_preferences(shared_data / "hh-harmless-test.jsonl.gz")
     assert len(rows) == 2299
     assert [row.row for row in rows] == list(range(2299))
     assert len(read_preferences(shared_data / "pandalm-test.jsonl.gz")) == 836
 
 
-def test_property_rows_are_read_one_at_a_time_and_unchecked_if_asked(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD, {**GOOD, "chosen": "Seven."}, "{")
+def test_property_rows_are_streamed_and_checked_on_request(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, GOOD, {**GOOD, "chosen": "Seven."}, "{")
     rows = stream_preferences(path, check_content=False)
     assert next(rows).chosen == (REPLY,)
-    assert next(rows).chosen == (OTHER,)  # identical responses are the caller's to refuse
+    assert next(rows).chosen == (OTHER,)  # the caller must refuse identical responses
     with pytest.raises(ValueError, match=f"^{path}:3"):
         next(rows)
     checked = stream_preferences(path)
@@ -267,7 +268,7 @@ def test_property_rows_are_read_one_at_a_time_and_unchecked_if_asked(tmp_path: P
         ({"rejected": (Message("assistant", ""),)}, "empty text"),
     ],
 )
-def test_raises_a_row_to_learn_nothing_from_has_its_reason(
+def test_raises_with_a_reason_for_rows_that_cannot_be_trained_on(
     changed: dict[str, Any], reason: str
 ) -> None:
     row = PreferenceRow((Message("system", "s"), USER), (REPLY,), (OTHER,), None, 0, "a.jsonl:1")

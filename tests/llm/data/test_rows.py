@@ -1,4 +1,4 @@
-"""Files of rows with damaged bytes: they are read, or refused in one line that names the file."""
+"""Claims about row files with damaged bytes: they are read, or refused by a one-line message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm.data.preferences import read_preferences
 from llm.data.rows import source_files
 
 ROWS: list[dict[str, Any]] = [
-    {"prompt": "Name a colour é.", "chosen": "Red.", "rejected": "Seven.", "baseline": None},
+    {"prompt": "Name a color é.", "chosen": "Red.", "rejected": "Seven.", "baseline": None},
     {"prompt": "2+2?", "chosen": "4", "rejected": "5", "ref_chosen_logps": -1.5},
     {
         "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
@@ -31,15 +31,15 @@ ROWS: list[dict[str, Any]] = [
 ]
 ROWS[1]["ref_rejected_logps"] = -2.5
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
-PIECES = (
+FRAGMENTS = (
     *(b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\\u", b"\\ud800", b"\x00"),
     *(b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"NaN", b"1e999", b"null", b"true", b"[" * 9999),
     *(b"9" * 5000, b'"chosen"', b'"role": "user"', b"-0", b'""', b"{}"),
 )
 
 
-def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to three changes: a byte, a piece put in, a part dropped, doubled, or the end cut off."""
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Apply one to three edits: change a byte, insert, delete or double a span, or truncate."""
     for _ in range(rng.integers(1, 4)):
         first, last = sorted(rng.integers(0, len(content) + 1, 2).tolist())
         last = min(last, first + int(rng.integers(1, 40)))
@@ -47,7 +47,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
         if kind == 0:
             content = content[:first] + rng.bytes(1) + content[first + 1 :]
         elif kind == 1:
-            content = content[:first] + PIECES[rng.integers(len(PIECES))] + content[first:]
+            content = content[:first] + FRAGMENTS[rng.integers(len(FRAGMENTS))] + content[first:]
         elif kind == 2:
             content = content[:first] + content[last:]
         elif kind == 3:
@@ -58,7 +58,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def outcome(path: Path) -> str:
-    """What became of a file; anything but rows or a sentence about it fails the test."""
+    """Read a file; anything but usable rows or a one-line message about it fails the test."""
     try:
         rows = read_preferences(path)
     except ValueError as error:
@@ -79,42 +79,42 @@ def as_parquet(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "whole", "times"),
+    ("name", "make_content", "times"),
     [
         ("rows.jsonl", lambda folder: LINES, 2000),
         ("rows.jsonl.gz", lambda folder: gzip.compress(LINES, mtime=0), 500),
         ("rows.parquet", as_parquet, 500),
     ],
 )
-def test_fuzz_damaged_bytes_are_read_or_refused_in_one_line(
-    name: str, whole: Callable[[Path], bytes], times: int, tmp_path: Path
+def test_fuzz_damaged_files_are_read_or_refused_in_one_line(
+    name: str, make_content: Callable[[Path], bytes], times: int, tmp_path: Path
 ) -> None:
     path, rng = tmp_path / name, np.random.default_rng(0)
-    content = whole(tmp_path)
+    content = make_content(tmp_path)
     path.write_bytes(content)
     assert outcome(path) == "read"
     counts: Counter[str] = Counter()
     for _ in range(times):
-        path.write_bytes(mutated(content, rng))
+        path.write_bytes(mutate(content, rng))
         counts[outcome(path)] += 1
-    # Neither all nor none: the damage reaches what is behind the first check.
+    # Both outcomes are frequent, so the damage gets past the first check.
     assert min(counts["read"], counts["refused"]) > times // 50, counts
 
 
-def test_fuzz_damaged_lines_inside_gzip_name_their_place(tmp_path: Path) -> None:
+def test_fuzz_damaged_lines_inside_gzip_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     path, rng = tmp_path / "rows.jsonl.gz", np.random.default_rng(1)
     for _ in range(300):
-        path.write_bytes(gzip.compress(mutated(LINES, rng), mtime=0))
+        path.write_bytes(gzip.compress(mutate(LINES, rng), mtime=0))
         outcome(path)
 
 
-def test_roundtrip_a_source_that_is_a_file_is_called_as_it_was_asked_for(tmp_path: Path) -> None:
+def test_roundtrip_a_local_source_keeps_its_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(LINES)
     assert source_files(str(path)) == [(path, str(path))]
 
 
-def test_closed_form_a_source_on_the_hub_is_the_files_of_its_split(
+def test_closed_form_a_hub_source_is_the_files_of_its_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = ["README.md", "data/train-1.parquet", "data/train-0.parquet", "data/test-0.parquet"]
@@ -128,11 +128,13 @@ def test_closed_form_a_source_on_the_hub_is_the_files_of_its_split(
     ):
         expected = [(tmp_path / name, f"someone/pairs/{name}") for name in names]
         assert source_files(source) == expected
-    with pytest.raises(ValueError, match=r"^someone/pairs:dev has no file of split `dev` that ends"):
+    with pytest.raises(
+        ValueError, match=r"^someone/pairs:dev has no file of split `dev` that ends"
+    ):
         source_files("someone/pairs:dev")
 
 
-def test_raises_sources_that_are_no_file_are_told_apart(tmp_path: Path) -> None:
+def test_raises_for_folders_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{tmp_path} must be a file of preference rows, got a "):
         source_files(str(tmp_path))
     with pytest.raises(ValueError, match=r"^no/rows\.jsonl does not exist$"):

@@ -1,4 +1,4 @@
-"""Claims about the model of a configuration: its sizes are known before any parameter is."""
+"""Claims about models from a configuration: sizes are known before any parameter is read."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ FILE = {
 }
 
 
-def test_parity_an_architecture_comes_from_the_configuration_or_the_models_own_file(
+def test_parity_an_architecture_is_read_from_the_configuration_or_the_model_folder(
     tmp_path: Path,
 ) -> None:
-    drawn = resolve_model(ModelConfig(architecture=SIZES))
-    assert (drawn.folder, drawn.architecture) == (None, Architecture(**SIZES))
+    random = resolve_model(ModelConfig(architecture=SIZES))
+    assert (random.folder, random.architecture) == (None, Architecture(**SIZES))
     (tmp_path / "config.json").write_text(json.dumps(FILE))
     read = resolve_model(ModelConfig(path=str(tmp_path)))
     assert read.folder == tmp_path
     assert {name: getattr(read.architecture, name) for name in SIZES} == SIZES
 
 
-def test_raises_an_architecture_that_cannot_be_is_named_by_its_key() -> None:
+def test_raises_with_the_key_of_an_invalid_architecture() -> None:
     with pytest.raises(ValueError, match=r"architecture`: `hidden_size` must be positive, got 0$"):
         resolve_model(ModelConfig(architecture={**SIZES, "hidden_size": 0}))
     with pytest.raises(ValueError, match=r"^`model.architecture`: .*'depth'"):
         resolve_model(ModelConfig(architecture={**SIZES, "depth": 2}))
 
 
-def test_closed_form_shapes_are_those_of_the_parameters_and_adapters_and_hold_no_numbers() -> None:
-    asked = ModelConfig(architecture=SIZES, param_dtype="bfloat16", lora_r=3)
-    state: Any = nnx.state(abstract_model(resolve_model(asked)))
+def test_closed_form_an_abstract_model_has_the_shapes_of_parameters_and_adapters() -> None:
+    config = ModelConfig(architecture=SIZES, param_dtype="bfloat16", lora_r=3)
+    state: Any = nnx.state(abstract_model(resolve_model(config)))
     leaves = jax.tree.leaves(state)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     up = state["layers"]["up_proj"]
-    found = up["kernel"], up["adapter"]["a"], up["adapter"]["b"]
-    assert [leaf.get_value().shape for leaf in found] == [(2, 8, 12), (2, 8, 3), (2, 3, 12)]
+    parameters = up["kernel"], up["adapter"]["a"], up["adapter"]["b"]
+    assert [leaf.get_value().shape for leaf in parameters] == [(2, 8, 12), (2, 8, 3), (2, 3, 12)]
     kernels = 2 * (4 * 8 * 8 + 3 * 8 * 12)
     adapters = 2 * 3 * (4 * (8 + 8) + 3 * (8 + 12))
     assert sum(leaf.size for leaf in leaves) == kernels + adapters + 5 * 8 + 2 * 11 * 8

@@ -1,4 +1,4 @@
-"""Hugging Face folders: round trips, and files that must be refused by name."""
+"""Claims about Hugging Face folders: round trips, and messages that name the bad file."""
 
 from __future__ import annotations
 
@@ -36,20 +36,15 @@ SMALL = Architecture(
     eos_token_id=2,
 )
 FIRST = "model.layers.0.self_attn.q_proj.weight"
-KERNELS = {
-    "self_attn.q_proj": "q_proj",
-    "self_attn.k_proj": "k_proj",
-    "self_attn.v_proj": "v_proj",
-    "self_attn.o_proj": "o_proj",
-    "mlp.gate_proj": "gate_proj",
-    "mlp.up_proj": "up_proj",
-    "mlp.down_proj": "down_proj",
-}
+KERNELS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
 NORMS = {"input_layernorm": "input_norm", "post_attention_layernorm": "mlp_norm"}
 SAME_SUMS = 1e-6  # float32, numbers of order 1
 
 
-def make() -> Decoder:
+def random_decoder() -> Decoder:
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(SMALL, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(1)
     state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
@@ -59,7 +54,7 @@ def make() -> Decoder:
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     with jax.enable_x64(True):
-        return make()
+        return random_decoder()
 
 
 @pytest.fixture
@@ -68,7 +63,7 @@ def folder(decoder: Decoder, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_roundtrip_gives_the_same_parameters_and_bytes(
+def test_roundtrip_preserves_parameters_and_bytes(
     decoder: Decoder, folder: Path, tmp_path: Path
 ) -> None:
     loaded = load_model(folder)
@@ -79,7 +74,9 @@ def test_roundtrip_gives_the_same_parameters_and_bytes(
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, folder: Path) -> None:
+def test_closed_form_exported_tensors_have_the_layout_of_hugging_face(
+    decoder: Decoder, folder: Path
+) -> None:
     tensors, layers = load_file(folder / SAFE_WEIGHTS_NAME), decoder.layers
     assert decoder.output is not None
     expected = {
@@ -89,16 +86,17 @@ def test_closed_form_tensors_lie_as_hugging_face_has_them(decoder: Decoder, fold
     }
     for layer in range(SMALL.num_hidden_layers):
         prefix = f"model.layers.{layer}."
-        for theirs, ours in KERNELS.items():
-            expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).kernel[layer].T
-        for theirs, ours in NORMS.items():
-            expected[f"{prefix}{theirs}.weight"] = getattr(layers, ours).weight[layer]
+        for name in KERNELS:
+            kernel = getattr(layers, name.split(".")[1]).kernel
+            expected[f"{prefix}{name}.weight"] = kernel[layer].T
+        for hf_name, name in NORMS.items():
+            expected[f"{prefix}{hf_name}.weight"] = getattr(layers, name).weight[layer]
     assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
 
 
-def test_roundtrip_over_several_files(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
+def test_roundtrip_through_several_files(decoder: Decoder, folder: Path, tmp_path: Path) -> None:
     export_model(decoder, tmp_path / "parts", max_file_bytes=1000)
     index = json.loads((tmp_path / "parts" / SAFE_WEIGHTS_INDEX_NAME).read_text())
     files = set(index["weight_map"].values())
@@ -125,7 +123,7 @@ def test_roundtrip_through_bfloat16(decoder: Decoder, tmp_path: Path) -> None:
 
 
 def test_roundtrip_merges_adapters_without_touching_the_model(tmp_path: Path) -> None:
-    decoder = make()
+    decoder = random_decoder()
     add_lora(decoder, rank=2, alpha=4.0, target_modules=["q_proj", "down_proj"], rngs=nnx.Rngs(1))
     adapters = nnx.state(decoder, nnx.LoRAParam)
     nnx.update(decoder, jax.tree.map(lambda x: x + jnp.float32(0.5), adapters))
@@ -133,11 +131,11 @@ def test_roundtrip_merges_adapters_without_touching_the_model(tmp_path: Path) ->
     export_model(decoder, tmp_path / "merged")
     assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(decoder), before))
     loaded, merged = load_model(tmp_path / "merged"), merge(decoder)
-    for ours, theirs in zip(_leaves(loaded), _leaves(merged), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME_SUMS)
+    for actual, expected in zip(_leaves(loaded), _leaves(merged), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=SAME_SUMS)
 
 
-def test_closed_form_tokenizer_files_travel_along(decoder: Decoder, tmp_path: Path) -> None:
+def test_closed_form_tokenizer_files_are_copied(decoder: Decoder, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
@@ -147,7 +145,7 @@ def test_closed_form_tokenizer_files_travel_along(decoder: Decoder, tmp_path: Pa
     assert names == {CONFIG_NAME, SAFE_WEIGHTS_NAME, "tokenizer.json"}
 
 
-def test_closed_form_a_tied_model_may_repeat_its_embedding(folder: Path) -> None:
+def test_closed_form_a_tied_model_may_store_its_embedding_twice(folder: Path) -> None:
     config = json.loads((folder / CONFIG_NAME).read_text())
     (folder / CONFIG_NAME).write_text(json.dumps(config | {"tie_word_embeddings": True}))
     with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
@@ -160,7 +158,7 @@ def test_closed_form_a_tied_model_may_repeat_its_embedding(folder: Path) -> None
     )
 
 
-def test_closed_form_angles_stored_by_old_files_are_left_out(folder: Path) -> None:
+def test_closed_form_rope_angles_in_old_files_are_ignored(folder: Path) -> None:
     angles = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(1, np.float32)}
     _edit(folder, lambda tensors: tensors.update(angles))
     assert load_model(folder).architecture == SMALL
@@ -191,37 +189,37 @@ BROKEN: list[tuple[Callable[[dict[str, np.ndarray]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("edit", "message"), BROKEN)
-def test_raises_on_tensors_that_do_not_fit(folder: Path, edit: Any, message: str) -> None:
+def test_raises_for_tensors_that_do_not_fit(folder: Path, edit: Any, message: str) -> None:
     _edit(folder, edit)
     with pytest.raises(ValueError, match=message):
         load_model(folder)
 
 
-def test_raises_on_a_truncated_file(folder: Path) -> None:
+def test_raises_for_a_truncated_file(folder: Path) -> None:
     content = (folder / SAFE_WEIGHTS_NAME).read_bytes()
     (folder / SAFE_WEIGHTS_NAME).write_bytes(content[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors is broken"):
         load_model(folder)
 
 
-def test_raises_wherever_a_bit_of_an_exported_tensor_is_wrong(folder: Path) -> None:
+def test_raises_for_any_flipped_bit_of_an_exported_tensor(folder: Path) -> None:
     good = (folder / SAFE_WEIGHTS_NAME).read_bytes()
     header = 8 + int.from_bytes(good[:8], "little")
-    for place in range(header, len(good), 1 + (len(good) - header) // 50):
-        bad = bytes([good[place] ^ (1 << place % 8)])
-        (folder / SAFE_WEIGHTS_NAME).write_bytes(good[:place] + bad + good[place + 1 :])
+    for i in range(header, len(good), 1 + (len(good) - header) // 50):
+        flipped = bytes([good[i] ^ (1 << i % 8)])
+        (folder / SAFE_WEIGHTS_NAME).write_bytes(good[:i] + flipped + good[i + 1 :])
         with pytest.raises(ValueError, match=r"is damaged: tensor .* is not the one|NaN|differs"):
             load_model(folder)
 
 
-def test_raises_on_folders_without_safetensors_and_never_unpickles(folder: Path) -> None:
+def test_raises_for_folders_without_safetensors_and_never_unpickles(folder: Path) -> None:
     (folder / SAFE_WEIGHTS_NAME).unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Explosive()))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_FailsIfUnpickled()))
     with pytest.raises(ValueError, match=r"neither .*pickled \.bin files\) are never read"):
         load_model(folder)
 
 
-def test_raises_on_a_part_that_is_missing_or_lies_elsewhere(
+def test_raises_for_a_file_of_the_index_that_is_missing_or_outside_the_folder(
     decoder: Decoder, folder: Path, tmp_path: Path
 ) -> None:
     export_model(decoder, tmp_path / "parts", max_file_bytes=1000)
@@ -245,7 +243,7 @@ def test_raises_on_a_part_that_is_missing_or_lies_elsewhere(
         ('{"model_type": "gpt2"}', r"config\.json: `model_type` must be one of"),
     ],
 )
-def test_raises_on_configurations_that_cannot_be_read(
+def test_raises_for_configurations_that_cannot_be_read(
     folder: Path, content: str | None, message: str
 ) -> None:
     (folder / CONFIG_NAME).unlink()
@@ -255,29 +253,29 @@ def test_raises_on_configurations_that_cannot_be_read(
         load_model(folder)
 
 
-def test_closed_form_the_hub_is_asked_for_safetensors_alone(
+def test_closed_form_only_safetensors_are_downloaded_from_the_hub(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, list[str]] = {}
+    requests: dict[str, list[str]] = {}
 
     def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
+        requests[name] = allow_patterns
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert load_model(resolve_model_folder("someone/small")).architecture == SMALL
-    patterns = asked["someone/small"]
+    patterns = requests["someone/small"]
     assert "*.safetensors" in patterns
     for name in ("pytorch_model.bin", "weights.pt", "modeling.py", "model.pkl"):
         assert not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-def test_raises_on_names_that_neither_disk_nor_hub_knows() -> None:
+def test_raises_for_unknown_models() -> None:
     with pytest.raises(ValueError, match="no/such/folder is neither a folder nor an available"):
         resolve_model_folder("no/such/folder")
 
 
-def test_raises_rather_than_writing_over_a_folder(decoder: Decoder, folder: Path) -> None:
+def test_raises_instead_of_overwriting_a_folder(decoder: Decoder, folder: Path) -> None:
     before = (folder / SAFE_WEIGHTS_NAME).stat().st_mtime_ns
     with pytest.raises(ValueError, match="exists already and is not an empty folder"):
         export_model(decoder, folder)
@@ -287,16 +285,16 @@ def test_raises_rather_than_writing_over_a_folder(decoder: Decoder, folder: Path
 def test_raises_and_leaves_nothing_when_writing_fails(
     decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any, **kwargs: Any) -> None:
+    def disk_full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(llm.hf.io, "write_safetensors", full)
+    monkeypatch.setattr(llm.hf.io, "write_safetensors", disk_full)
     with pytest.raises(OSError, match="No space left"):
         export_model(decoder, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-class _Explosive:
+class _FailsIfUnpickled:
     def __reduce__(self) -> Any:
         return (pytest.fail, ("the file was unpickled",))
 
@@ -317,10 +315,10 @@ def _leaves(decoder: Decoder) -> list[np.ndarray]:
 
 def _equal(first: Decoder, second: Decoder) -> bool:
     pairs = zip(_leaves(first), _leaves(second), strict=True)
-    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_roundtrip_architecture_and_parameters_are_read_apart(
+def test_roundtrip_architecture_and_parameters_are_read_separately(
     decoder: Decoder, folder: Path
 ) -> None:
     assert resolve_model_folder(folder) == folder
@@ -337,12 +335,12 @@ def test_roundtrip_architecture_and_parameters_are_read_apart(
         read_architecture(folder)
 
 
-def test_closed_form_weights_are_dealt_into_files_no_fuller_than_asked(tmp_path: Path) -> None:
-    entries = {"a": 3, "b": 2, "c": 9, "d": 1}
-    tensors = {name: np.full(size, size, np.float32) for name, size in entries.items()}
+def test_closed_form_tensors_are_split_into_files_of_limited_size(tmp_path: Path) -> None:
+    lengths = {"a": 3, "b": 2, "c": 9, "d": 1}
+    tensors = {name: np.full(length, length, np.float32) for name, length in lengths.items()}
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     write_safetensors(tmp_path, sizes, tensors.__getitem__, max_file_bytes=20)
-    groups = [["a", "b"], ["c"], ["d"]]  # the third is too large for any file, and has its own
+    groups = [["a", "b"], ["c"], ["d"]]  # c alone exceeds the limit
     for number, names in enumerate(groups, start=1):
         found = load_file(tmp_path / f"model-{number:05d}-of-00003.safetensors")
         assert sorted(found) == names

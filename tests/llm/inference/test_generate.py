@@ -1,9 +1,9 @@
-"""Decoding against a model read anew for every token, and nuclei against NumPy."""
+"""Claims about generation, against config without a cache and nuclei computed in NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llm.data.preferences import Message
 from llm.inference import generate as module
-from llm.inference.generate import GeneratedTokens, GenerationConfig, generate_tokens, sample_tokens
+from llm.inference.generate import (
+    GeneratedTokens,
+    GenerationConfig,
+    Reply,
+    generate_replies,
+    generate_tokens,
+    sample_tokens,
+)
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
+from llm.text.tokenizer import ByteTokenizer
 from llm.types import Rows
 
-# Gemma's switches: a window, soft caps, tied and scaled embeddings.
+# Options of Gemma 2: a sliding window, a soft cap, tied embeddings.
 SMALL = Architecture(
     vocab_size=12,
     hidden_size=8,
@@ -31,7 +40,7 @@ SMALL = Architecture(
 )
 PROMPTS: list[list[int]] = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9], [3, 2]]
 N_DRAWS = 20_000
-FIVE_SIGMA = 5 * 0.5 / N_DRAWS**0.5  # of a frequency; at most once in a million
+FIVE_SIGMA = 5 * 0.5 / N_DRAWS**0.5  # five standard deviations of a frequency
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,7 @@ def decoder() -> Decoder:
 
 
 def next_logits(decoder: Decoder, tokens: Sequence[int]) -> np.ndarray:
-    """Logits after a sequence that is read from its start, without a cache."""
+    """Return the logits after a sequence, computed without a cache."""
     row = np.array([[*tokens, *[0] * (12 - len(tokens))]])
     filled = (np.arange(12) < len(tokens))[None].astype(int)
     hidden = read(decoder, Rows(row, np.arange(12)[None], filled, np.zeros_like(row)))
@@ -57,37 +66,37 @@ def read(decoder: Decoder, rows: Rows) -> jax.Array:
 
 
 def greedy(decoder: Decoder, prompt: Sequence[int], n: int, ends: Iterable[int]) -> GeneratedTokens:
-    said: list[int] = []
-    while len(said) < n:
-        token = int(next_logits(decoder, [*prompt, *said]).argmax())
+    tokens: list[int] = []
+    while len(tokens) < n:
+        token = int(next_logits(decoder, [*prompt, *tokens]).argmax())
         if token in ends:
-            return GeneratedTokens(tuple(said), True)
-        said.append(token)
-    return GeneratedTokens(tuple(said), False)
+            return GeneratedTokens(tuple(tokens), True)
+        tokens.append(token)
+    return GeneratedTokens(tuple(tokens), False)
 
 
-def test_parity_greedy_replies_are_those_of_a_model_that_reads_anew(decoder: Decoder) -> None:
+def test_parity_greedy_decoding_with_and_without_a_cache(decoder: Decoder) -> None:
     free = [greedy(decoder, prompt, 6, ()) for prompt in PROMPTS]
-    # Tokens that end some replies early, some at once, and some not.
+    # End tokens that end some replies early, one at once, and some never.
     ends = {free[0].tokens[2], free[1].tokens[0]}
     expected = [greedy(decoder, prompt, 6, ends) for prompt in PROMPTS]
     assert len({len(reply.tokens) for reply in expected}) >= 2
-    decoding = GenerationConfig(max_new_tokens=6)
-    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=(), batch_size=2) == free
-    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=ends, batch_size=2) == expected
+    config = GenerationConfig(max_new_tokens=6)
+    assert generate_tokens(decoder, PROMPTS, config, end_ids=(), batch_size=2) == free
+    assert generate_tokens(decoder, PROMPTS, config, end_ids=ends, batch_size=2) == expected
 
 
 def test_property_a_sample_does_not_depend_on_its_batch(decoder: Decoder) -> None:
-    decoding = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=4)
-    together = generate_tokens(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=5)
-    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
-    assert generate_tokens(decoder, PROMPTS, decoding, end_ids=(0,), batch_size=2) == together
+    config = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=4)
+    together = generate_tokens(decoder, PROMPTS, config, end_ids=(0,), batch_size=5)
+    assert generate_tokens(decoder, PROMPTS, config, end_ids=(0,), batch_size=2) == together
+    assert generate_tokens(decoder, PROMPTS, config, end_ids=(0,), batch_size=2) == together
 
 
-def test_property_equal_prompts_and_other_seeds_are_answered_differently(decoder: Decoder) -> None:
+def test_property_samples_differ_between_prompts_and_seeds(decoder: Decoder) -> None:
     def draw(seed: int) -> list[GeneratedTokens]:
-        decoding = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=seed)
-        return generate_tokens(decoder, [[1, 2]] * 5, decoding, end_ids=(0,))
+        config = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.9, seed=seed)
+        return generate_tokens(decoder, [[1, 2]] * 5, config, end_ids=(0,))
 
     assert len({*draw(0), *draw(1)}) > 5
 
@@ -95,22 +104,22 @@ def test_property_equal_prompts_and_other_seeds_are_answered_differently(decoder
 def test_closed_form_tokens_are_drawn_from_the_tempered_nucleus() -> None:
     logits = np.log([0.05, 0.4, 0.3, 0.05, 0.2])
     temperature, top_p = 1.7, 0.8
-    shares = np.exp(logits / temperature)
-    shares /= shares.sum()
-    order = np.argsort(-shares, kind="stable")
-    size = 1 + int(np.searchsorted(np.cumsum(shares[order]), top_p))
-    inside = np.isin(np.arange(5), order[:size])
+    probs = np.exp(logits / temperature)
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    size = 1 + int(np.searchsorted(np.cumsum(probs[order]), top_p))
+    nucleus = np.isin(np.arange(5), order[:size])
     assert 1 < size < 5
-    law = np.where(inside, shares, 0) / shares[inside].sum()
+    expected = np.where(nucleus, probs, 0) / probs[nucleus].sum()
     keys = jax.random.split(jax.random.key(0), N_DRAWS)
     rows = jnp.broadcast_to(jnp.asarray(logits), (N_DRAWS, 5))
     drawn = np.asarray(sample_tokens(rows, keys, jnp.float32(temperature), jnp.float32(top_p)))
     frequencies = np.bincount(drawn, minlength=5) / N_DRAWS
-    assert (frequencies[~inside] == 0).all()
-    assert np.abs(frequencies - law).max() < FIVE_SIGMA
+    assert (frequencies[~nucleus] == 0).all()
+    assert np.abs(frequencies - expected).max() < FIVE_SIGMA
 
 
-def test_limit_a_small_nucleus_is_greedy_and_a_whole_one_keeps_every_token() -> None:
+def test_limit_a_small_nucleus_is_greedy_and_a_full_one_keeps_every_token() -> None:
     logits = jnp.tile(jnp.log(jnp.array([[0.25, 0.3, 0.45]])), (200, 1))
     keys = jax.random.split(jax.random.key(1), 200)
     one, tiny, whole = (jnp.float32(value) for value in (1.0, 1e-6, 1.0))
@@ -118,34 +127,33 @@ def test_limit_a_small_nucleus_is_greedy_and_a_whole_one_keeps_every_token() -> 
     assert set(np.asarray(sample_tokens(logits, keys, one, whole)).tolist()) == {0, 1, 2}
 
 
-def test_limit_no_prompts_no_replies(decoder: Decoder) -> None:
+def test_limit_no_prompts_generate_nothing(decoder: Decoder) -> None:
     assert generate_tokens(decoder, [], GenerationConfig(), end_ids=()) == []
 
 
 def test_compiles_once_for_all_batches_seeds_and_temperatures(decoder: Decoder) -> None:
-    decoding: dict[str, Any] = {"max_new_tokens": 6, "top_p": 0.5}
-    answer: Any = module._generate_batch
-    before = None
+    options: dict[str, Any] = {"max_new_tokens": 6, "top_p": 0.5}
+    compiled: Any = module._generate_batch
+    size = None
     for seed, temperature in ((0, 0.5), (7, 1.5)):
-        choice = GenerationConfig(seed=seed, temperature=temperature, **decoding)
-        generate_tokens(decoder, PROMPTS, choice, end_ids=(0,), batch_size=2)
-        size = answer._cache_size()
-        assert size == (before or size)
-        before = size
+        config = GenerationConfig(seed=seed, temperature=temperature, **options)
+        generate_tokens(decoder, PROMPTS, config, end_ids=(0,), batch_size=2)
+        assert compiled._cache_size() == (size or compiled._cache_size())
+        size = compiled._cache_size()
 
 
-def test_extreme_bfloat16_and_a_watched_run() -> None:
+def test_extreme_bfloat16_with_a_progress_function() -> None:
     small = Decoder(SMALL, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    seen: list[int] = []
+    batch_counts: list[int] = []
 
-    def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-        seen.append(total)
+    def progress(batches: Iterable[Any], n_batches: int) -> Iterable[Any]:
+        batch_counts.append(n_batches)
         return batches
 
-    decoding = GenerationConfig(max_new_tokens=3)
-    replies = generate_tokens(small, PROMPTS, decoding, end_ids=(), batch_size=2, progress=progress)
+    config = GenerationConfig(max_new_tokens=3)
+    replies = generate_tokens(small, PROMPTS, config, end_ids=(), batch_size=2, progress=progress)
     assert [len(reply.tokens) for reply in replies] == [3] * 5
-    assert seen == [3]
+    assert batch_counts == [3]
 
 
 @pytest.mark.parametrize(
@@ -177,3 +185,50 @@ def test_raises_for_prompts_that_cannot_be_read(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate_tokens(decoder, prompts, GenerationConfig(), end_ids=())
+
+
+class Conversation(NamedTuple):
+    prompts: tuple[tuple[Message, ...], ...]
+    where: str
+
+
+SYSTEM, FIRST, SECOND = Message("system", "s"), Message("user", "a"), Message("user", "b")
+CONVERSATIONS = [
+    Conversation(((SYSTEM, FIRST), (SECOND,)), "questions.jsonl:1"),
+    Conversation(((SECOND,),), "questions.jsonl:2"),
+]
+
+
+@pytest.fixture(scope="module")
+def byte_decoder() -> Decoder:
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    architecture = Architecture(
+        **sizes, vocab_size=261, num_attention_heads=2, max_position_embeddings=32
+    )
+    return Decoder(architecture, rngs=nnx.Rngs(3))
+
+
+def test_parity_a_later_prompt_follows_the_reply_to_the_earlier_one(byte_decoder: Decoder) -> None:
+    tokenizer, config = ByteTokenizer(), GenerationConfig(max_new_tokens=4)
+
+    def reply(*messages: Message) -> Reply:
+        prompt = tokenizer.encode_prompt(messages)
+        (generated,) = generate_tokens(byte_decoder, [prompt], config, end_ids=tokenizer.end_ids)
+        tokens, finished = generated
+        return Reply(tokenizer.decode(tokens), finished, len(tokens))
+
+    first = reply(SYSTEM, FIRST)
+    second = reply(SYSTEM, FIRST, Message("assistant", first.text), SECOND)
+    replies = generate_replies(byte_decoder, tokenizer, CONVERSATIONS, config)
+    assert replies == [[first, second], [reply(SECOND)]]
+
+
+def test_raises_with_the_source_of_a_conversation_that_is_too_long(byte_decoder: Decoder) -> None:
+    config = GenerationConfig(max_new_tokens=27)
+    message = r"^questions\.jsonl:1: the prompt has 6 tokens, but the model reads 5 before 27 new"
+    with pytest.raises(ValueError, match=message):
+        generate_replies(byte_decoder, ByteTokenizer(), CONVERSATIONS, config)
+
+
+def test_limit_no_conversations_have_no_replies(byte_decoder: Decoder) -> None:
+    assert generate_replies(byte_decoder, ByteTokenizer(), [], GenerationConfig()) == []

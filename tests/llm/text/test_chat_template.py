@@ -1,4 +1,4 @@
-"""Chat templates: the text of well-known ones, and the limits of a program from elsewhere."""
+"""Claims about chat templates: the text of well-known ones, and limits of untrusted programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHATML = (
     "+ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# As Llama 2 and Mistral write it, refusing what they cannot.
+# The format of Llama 2 and Mistral; it rejects other orders of roles.
 INSTRUCT = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -41,13 +41,13 @@ def test_golden_instruct() -> None:
     assert render(INSTRUCT, CHAT) == "<s>[INST] Hello <b> [/INST]Hi</s>[INST] Bye [/INST]"
 
 
-def test_golden_whitespace_of_blocks_is_trimmed() -> None:
+def test_golden_whitespace_around_blocks_is_trimmed() -> None:
     assert render(
         "{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n{% endif %}\n{% endfor %}"
     ) == ("user\n")
 
 
-def test_golden_extensions_that_templates_use() -> None:
+def test_golden_extensions_of_template_authors() -> None:
     source = (
         "{% macro quoted(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}"
         "{% if m.role == 'assistant' %}{% continue %}{% endif %}"
@@ -58,7 +58,7 @@ def test_golden_extensions_that_templates_use() -> None:
     assert render(source, CHAT) == expected
 
 
-def test_closed_form_date_is_that_of_the_run_and_part_of_the_digest() -> None:
+def test_closed_form_the_date_is_fixed_and_part_of_the_digest() -> None:
     source = "{{ strftime_now('%d %b %Y') }}"
     first, second = (
         ChatTemplate(source, name="t", now=datetime.datetime(2024, 7, day)) for day in (26, 27)
@@ -87,7 +87,7 @@ def test_closed_form_date_is_that_of_the_run_and_part_of_the_digest() -> None:
         ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "output is too long"),
     ],
 )
-def test_raises_one_error_that_names_the_template(source: str, reason: str) -> None:
+def test_raises_with_the_name_of_the_template(source: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^folder/template cannot render.*{reason}"):
         render(source)
 
@@ -100,7 +100,7 @@ def test_raises_one_error_that_names_the_template(source: str, reason: str) -> N
         "{{ f(60) }}",
     ],
 )
-def test_raises_where_a_template_runs_without_end(
+def test_raises_for_a_template_that_does_not_end(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.05)
@@ -109,6 +109,6 @@ def test_raises_where_a_template_runs_without_end(
 
 
 @pytest.mark.parametrize("source", ["{% for m in messages %}", "{{ '", "{% generation %}"])
-def test_raises_where_the_text_is_no_template(source: str) -> None:
+def test_raises_for_an_invalid_template(source: str) -> None:
     with pytest.raises(ValueError, match=r"^folder/template is not a chat template"):
         render(source)

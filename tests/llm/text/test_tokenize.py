@@ -1,4 +1,4 @@
-"""Rows to tokens: what is cut, what is refused, what is counted."""
+"""Claims about tokenized rows: what is truncated, refused and counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokens_of(row: PreferenceRow, **options: Any) -> TokenizedPairs:
     return tokenize_rows([row], TOKENIZER, **options)
 
 
-def test_golden_a_row_that_fits_is_whole() -> None:
+def test_golden_a_row_that_fits_is_not_truncated() -> None:
     data = tokens_of(row_of("ab", "c", "de", 7, baseline="f"), max_length=8)
     pair = data.pairs[0]
     assert pair.prompt == (BOS, USER, 97, 98, ASSISTANT)
@@ -38,26 +38,26 @@ def test_golden_a_row_that_fits_is_whole() -> None:
     assert data.report == expected
 
 
-def test_golden_end_of_a_prompt_is_kept_with_the_token_that_begins_it() -> None:
+def test_golden_a_truncated_prompt_keeps_its_end_and_its_begin_token() -> None:
     row = row_of("abcdef", "x", "y")
-    kept = tokens_of(row, max_length=6, max_prompt_length=4)
-    assert kept.pairs[0].prompt == (BOS, 101, 102, ASSISTANT)
-    assert (kept.report["prompts_cut"], kept.report["responses_cut"]) == (1, 0)
+    end = tokens_of(row, max_length=6, max_prompt_length=4)
+    assert end.pairs[0].prompt == (BOS, 101, 102, ASSISTANT)
+    assert (end.report["prompts_cut"], end.report["responses_cut"]) == (1, 0)
     start = tokens_of(row, max_length=6, max_prompt_length=4, truncation_mode="keep_start")
     assert start.pairs[0].prompt == (BOS, USER, 97, 98)
-    only = tokens_of(row, max_length=6, max_prompt_length=1)
-    assert only.pairs[0].prompt == (ASSISTANT,)
+    last = tokens_of(row, max_length=6, max_prompt_length=1)
+    assert last.pairs[0].prompt == (ASSISTANT,)
 
 
-def test_golden_first_tokens_of_a_response_are_kept() -> None:
+def test_golden_a_truncated_response_keeps_its_first_tokens() -> None:
     data = tokens_of(row_of("a", "xyz", "y", baseline="xyzw"), max_length=6, max_prompt_length=4)
     pair = data.pairs[0]
     assert (pair.chosen, pair.rejected, pair.baseline) == ((120, 121), (121, EOS), (120, 121))
     assert (data.report["prompts_cut"], data.report["responses_cut"]) == (0, 2)
 
 
-def test_golden_a_prompt_gives_way_until_half() -> None:
-    # Room for the longest response (3 with its end): 7 of 10 for the prompt, of 8 tokens.
+def test_golden_a_prompt_is_truncated_to_half_of_the_length_at_most() -> None:
+    # The longest response has 3 tokens with its end, so 7 of 10 are left for a prompt of 8.
     assert len(tokens_of(row_of("abcde", "xy", "z"), max_length=10).pairs[0].prompt) == 7
     data = tokens_of(row_of("abcde", "x" * 20, "z"), max_length=10)
     assert len(data.pairs[0].prompt) == len(data.pairs[0].chosen) == 5
@@ -74,7 +74,7 @@ TEXT = st.text("abc", min_size=1, max_size=12)
     st.none() | st.integers(1, 19),
     st.sampled_from(["keep_end", "keep_start"]),
 )
-def test_property_every_pair_fits_and_begins_as_the_whole_one(
+def test_property_a_truncated_pair_fits_and_is_a_prefix_of_the_full_pair(
     prompt: str, responses: list[str], max_length: int, max_prompt: int | None, mode: Any
 ) -> None:
     row = row_of(prompt, responses[0], responses[1])
@@ -83,65 +83,67 @@ def test_property_every_pair_fits_and_begins_as_the_whole_one(
     options = {"max_prompt_length": max_prompt, "truncation_mode": mode, "on_error": "skip"}
     data = tokens_of(row, max_length=max_length, **options)
     assert data.report["rows_skipped"] == 1 - len(data.pairs)
-    whole = tokens_of(row, max_length=100).pairs[0]
+    full = tokens_of(row, max_length=100).pairs[0]
     for pair in data.pairs:
         assert len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= max_length
         assert 1 <= len(pair.prompt) <= (max_prompt or max_length)
-        assert pair.chosen == whole.chosen[: len(pair.chosen)] != ()
-        assert pair.rejected == whole.rejected[: len(pair.rejected)] != ()
+        assert pair.chosen == full.chosen[: len(pair.chosen)] != ()
+        assert pair.rejected == full.rejected[: len(pair.rejected)] != ()
         assert pair.chosen != pair.rejected
-        assert (pair != whole) == bool(data.report["prompts_cut"] + data.report["responses_cut"])
+        assert (pair != full) == bool(data.report["prompts_cut"] + data.report["responses_cut"])
 
 
-class Refusing(ByteTokenizer):
-    """Refuses the letter r, and makes nothing of the letter n."""
+class PickyTokenizer(ByteTokenizer):
+    """A tokenizer that refuses the response "r" and returns no tokens for the response "n"."""
 
     def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
         if response[0].content == "r":
-            raise RowError("boundary", "they part")
+            raise RowError("boundary", "the tokens differ")
         tokens = super().encode_response(prompt, response)
         return [EOS] if response[0].content == "n" else tokens
 
 
-MISTAKES: list[tuple[PreferenceRow, str, str]] = [
+BAD_ROWS: list[tuple[PreferenceRow, str, str]] = [
     (row_of("a", "x", "x"), "identical responses", "fields `chosen` and `rejected` are identical"),
     (row_of("a", "xxxy", "xxxz"), "identical responses", r"identical tokens.*first 3 tokens"),
     (row_of("a", "x", ""), "empty text", "field `rejected` has an empty"),
     (row_of("a", "n", "x"), "empty text", "field `chosen`: it has no tokens besides its end"),
-    (row_of("a", "x", "r"), "boundary", "field `rejected`: they part"),
-    (row_of("a", "x", "y", baseline="r"), "boundary", "field `baseline`: they part"),
+    (row_of("a", "x", "r"), "boundary", "field `rejected`: the tokens differ"),
+    (row_of("a", "x", "y", baseline="r"), "boundary", "field `baseline`: the tokens differ"),
     (
         row_of("aaa", "x", "y", ref_chosen_logps=-1.0, ref_rejected_logps=-2.0),
         "reference of a cut row",
-        "longer than `max_length` 7",
+        "truncated to `max_length` 7",
     ),
 ]
 
 
-@pytest.mark.parametrize(("row", "reason", "message"), MISTAKES)
+@pytest.mark.parametrize(("row", "reason", "message"), BAD_ROWS)
 def test_raises_or_counts_a_row_that_cannot_be_used(
     row: PreferenceRow, reason: str, message: str
 ) -> None:
     good = row_of("a", "x", "y", 1)
     with pytest.raises(RowError, match=rf"^a\.jsonl:1: .*{message}"):
-        tokenize_rows([row, good], Refusing(), max_length=7)
-    data = tokenize_rows([row, good], Refusing(), max_length=7, on_error="skip")
+        tokenize_rows([row, good], PickyTokenizer(), max_length=7)
+    data = tokenize_rows([row, good], PickyTokenizer(), max_length=7, on_error="skip")
     assert [pair.row for pair in data.pairs] == [1]
     assert data.report["rows_skipped"] == data.report[f"rows_skipped: {reason}"] == 1
 
 
 @pytest.mark.parametrize(("max_length", "max_prompt"), [(1, None), (4, 4), (4, 0)])
-def test_raises_where_lengths_leave_nothing(max_length: int, max_prompt: int | None) -> None:
+def test_raises_for_lengths_without_room_for_a_response(
+    max_length: int, max_prompt: int | None
+) -> None:
     with pytest.raises(ValueError, match="`max_length` must leave room"):
         tokens_of(row_of("a", "x", "y"), max_length=max_length, max_prompt_length=max_prompt)
 
 
-def test_roundtrip_reference_log_probabilities_of_a_whole_row() -> None:
+def test_roundtrip_reference_log_probabilities_of_a_row_that_fits() -> None:
     row = row_of("a", "x", "y", ref_chosen_logps=-1.0, ref_rejected_logps=-2.0)
     assert tokens_of(row, max_length=8).pairs[0].reference == (-1.0, -2.0)
 
 
-def test_golden_real_rows_all_have_tokens(shared_data: Path) -> None:
+def test_golden_all_rows_of_the_real_data_are_tokenized(shared_data: Path) -> None:
     rows = read_preferences(shared_data / "hh-harmless-test.jsonl.gz")
     data = tokenize_rows(rows, TOKENIZER, max_length=2**20)
     assert len(data.pairs) == 2299

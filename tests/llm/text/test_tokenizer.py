@@ -1,4 +1,4 @@
-"""Tokenizers: boundaries and end tokens verified, every broken folder refused by name."""
+"""Claims about tokenizers: boundaries and end tokens are verified, broken folders are refused."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ CONFIG = {
 
 
 def folder_with(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A tokenizer of bytes and one merge, as a Hugging Face folder."""
+    """Write a tokenizer of bytes and one merge as a Hugging Face folder."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: place for place, token in enumerate([*alphabet, "Ho"])}
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "Ho"])}
     fast = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[("H", "o")]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens(SPECIAL)
-    # A folder's own cutting and padding must have no effect.
+    # Truncation and padding in tokenizer.json must have no effect.
     fast.enable_truncation(4)
     fast.enable_padding(length=64)
     fast.save(str(folder / "tokenizer.json"))
@@ -47,24 +47,26 @@ def folder_with(folder: Path, config: dict[str, Any] | None = None, **changes: A
     return folder
 
 
-def plain(folder: Path, text: str) -> list[int]:
-    """Tokens by the library itself."""
+def library_tokens(folder: Path, text: str) -> list[int]:
+    """Return the tokens of the tokenizers library."""
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     fast.no_truncation()
     fast.no_padding()
     return fast.encode(text, add_special_tokens=False).ids
 
 
-def test_golden_prompt_and_answer_are_the_tokens_of_the_templates_text(tmp_path: Path) -> None:
+def test_golden_prompt_and_response_are_the_tokens_of_the_rendered_template(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     tokenizer = load_tokenizer(folder)
-    before = "<s><|turn|>user:Hé<|end|>\n<|turn|>assistant:"
-    assert tokenizer.encode_prompt([USER]) == plain(folder, before)
-    answer = tokenizer.encode_response([USER], [REPLY])
-    # The line break after the end is part of what the model reads on from.
-    assert answer == plain(folder, "Ho<|end|>\n")
-    assert tokenizer.encode_prompt([USER]) + answer == plain(folder, before + "Ho<|end|>\n")
-    assert tokenizer.decode(answer) == "Ho\n"
+    prompt = "<s><|turn|>user:Hé<|end|>\n<|turn|>assistant:"
+    assert tokenizer.encode_prompt([USER]) == library_tokens(folder, prompt)
+    response = tokenizer.encode_response([USER], [REPLY])
+    # The line break after the end token belongs to the context of the next message.
+    assert response == library_tokens(folder, "Ho<|end|>\n")
+    assert tokenizer.encode_prompt([USER]) + response == library_tokens(
+        folder, prompt + "Ho<|end|>\n"
+    )
+    assert tokenizer.decode(response) == "Ho\n"
 
 
 def test_golden_ids_of_special_tokens(tmp_path: Path) -> None:
@@ -77,18 +79,18 @@ def test_golden_ids_of_special_tokens(tmp_path: Path) -> None:
     assert load_tokenizer(folder).end_ids == {258, 259, 260}
 
 
-def test_property_digests_tell_tokenizers_and_templates_apart(tmp_path: Path) -> None:
+def test_property_digests_distinguish_tokenizers_and_templates(tmp_path: Path) -> None:
     first = load_tokenizer(folder_with(tmp_path))
-    again = load_tokenizer(folder_with(tmp_path))
-    other = load_tokenizer(folder_with(tmp_path, chat_template=TEMPLATE.replace(":", "\n")))
-    assert (first.digest, first.template_digest) == (again.digest, again.template_digest)
-    assert first.digest == other.digest
-    assert first.template_digest != other.template_digest
+    same = load_tokenizer(folder_with(tmp_path))
+    changed = load_tokenizer(folder_with(tmp_path, chat_template=TEMPLATE.replace(":", "\n")))
+    assert (first.digest, first.template_digest) == (same.digest, same.template_digest)
+    assert first.digest == changed.digest
+    assert first.template_digest != changed.template_digest
     renamed = load_tokenizer(folder_with(tmp_path, unk_token="<unk>"))
     assert first.template_digest != renamed.template_digest
 
 
-def test_golden_templates_in_other_places(tmp_path: Path) -> None:
+def test_golden_templates_in_a_list_and_in_a_separate_file(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     expected = load_tokenizer(folder).encode_prompt([USER])
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
@@ -100,7 +102,7 @@ def test_golden_templates_in_other_places(tmp_path: Path) -> None:
     assert load_tokenizer(folder).encode_prompt([USER]) == expected
 
 
-def test_closed_form_marker_of_turns_may_be_the_begin_token(tmp_path: Path) -> None:
+def test_closed_form_the_begin_token_may_mark_every_message(tmp_path: Path) -> None:
     template = TEMPLATE.replace("{{ bos_token }}", "")
     folder = folder_with(tmp_path, bos_token="<|turn|>", chat_template=template)
     tokens = load_tokenizer(folder).encode_prompt([USER, REPLY, USER])
@@ -108,7 +110,7 @@ def test_closed_form_marker_of_turns_may_be_the_begin_token(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", SPECIAL)
-def test_raises_where_a_text_spells_a_special_token(text: str, tmp_path: Path) -> None:
+def test_raises_for_a_message_that_contains_a_special_token(text: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder_with(tmp_path))
     bad = f"a {text} b"
     with pytest.raises(RowError, match="must not contain the special token"):
@@ -129,7 +131,7 @@ BAD_TEMPLATES = [
 
 
 @pytest.mark.parametrize(("template", "message"), BAD_TEMPLATES)
-def test_raises_where_a_template_cannot_be_used(
+def test_raises_for_a_template_that_cannot_be_used(
     template: str | None, message: str, tmp_path: Path
 ) -> None:
     folder = folder_with(tmp_path, chat_template=template)
@@ -139,8 +141,8 @@ def test_raises_where_a_template_cannot_be_used(
     assert "\n" not in str(caught.value)
 
 
-def test_raises_at_messages_that_the_template_treats_differently(tmp_path: Path) -> None:
-    # The trial passes; this conversation is written in another way once it has its answer.
+def test_raises_for_messages_that_the_template_writes_differently(tmp_path: Path) -> None:
+    # The probe passes, but the template writes this conversation differently with its response.
     template = (
         "{% if messages | length == 4 %}again {% endif %}"
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -158,7 +160,7 @@ def test_raises_at_messages_that_the_template_treats_differently(tmp_path: Path)
         tokenizer.encode_response([USER], [Message("assistant", "Ha")])
 
 
-def test_raises_where_files_are_missing_or_broken(tmp_path: Path) -> None:
+def test_raises_for_missing_or_damaged_files(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     for name, content, message in [
         ("tokenizer_config.json", "{", "is not JSON"),
@@ -176,14 +178,14 @@ def test_raises_where_files_are_missing_or_broken(tmp_path: Path) -> None:
         folder_with(tmp_path)
 
 
-def test_roundtrip_bytes_of_a_conversation() -> None:
+def test_roundtrip_a_conversation_as_bytes() -> None:
     tokenizer = load_tokenizer(None)
     assert isinstance(tokenizer, Tokenizer)
     prompt = tokenizer.encode_prompt([Message("system", "S"), USER, REPLY, USER])
     user = [258, *"Hé".encode()]
     assert prompt == [256, 260, ord("S"), *user, 259, ord("H"), ord("o"), 257, *user, 259]
     assert tokenizer.encode_response([USER], [REPLY]) == [ord("H"), ord("o"), 257]
-    # A conversation goes on with the tokens that it had.
+    # A longer conversation begins with the tokens of the shorter one.
     assert prompt[: len(prompt) - len(user) - 1] == (
         tokenizer.encode_prompt([Message("system", "S"), USER])
         + tokenizer.encode_response([USER], [REPLY])
@@ -191,7 +193,7 @@ def test_roundtrip_bytes_of_a_conversation() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_roundtrip_bytes_of_any_text(text: str) -> None:
+def test_roundtrip_any_text_as_bytes(text: str) -> None:
     tokenizer = ByteTokenizer()
     tokens = tokenizer.encode_response([USER], [Message("assistant", text)])
     assert tokenizer.decode(tokens) == text
