@@ -1,8 +1,8 @@
 r"""Named instances: small problems on which methods for preference data are known to differ.
 
-Each has one prompt, and its data are exact expected counts, so that every number about it is
-reproducible without a seed. Unless said otherwise :math:`\beta = \eta = 1/\sqrt n`, the scale of
-Theorem 5.3 of `liu:24`. All arrays are NumPy's, in float64.
+Each instance has one prompt. Its data are exact expected counts, so every number about it is
+reproducible without a seed. The default weights are :math:`\beta = \eta = 1/\sqrt n`, the scale of
+Theorem 5.3 of `liu:24`. All arrays are NumPy arrays in float64.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ from rpo_theory.preference import expected_wins
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
-from .random import Baseline, Instance, baseline_policy, best_arm_policy
+from .base import Baseline, Instance, baseline_policy, best_action_policy
 
 
 def four_arms(
     n: int, *, baseline: Baseline = 2, beta: float | None = None, eta: float | None = None
 ) -> Instance:
-    r"""Greedy maximum likelihood fails with good coverage; a baseline on the seen arm repairs it.
+    r"""Build four arms on which greedy maximum likelihood fails despite good coverage.
 
-    Rewards :math:`\langle\theta,\phi\rangle` with :math:`\|\theta\|\le 2`, :math:`\sum\theta = 0`;
-    :math:`r^\star = (-.9, -1, 0, .1)`. All comparisons but one are of arms 0 and 1; the last one
-    is won by arm 1 against arm 2, which has probability :math:`\sigma(-1)`.
+    Rewards are :math:`\langle\theta,\phi\rangle` with :math:`\|\theta\|\le 2` and
+    :math:`\sum\theta = 0`; the truth is :math:`r^\star = (-.9, -1, 0, .1)`. All comparisons but one
+    are of arms 0 and 1. In the last one arm 1 wins against arm 2, an event of probability
+    :math:`\sigma(-1)`. RPO with a baseline on arm 2 has a small gap.
 
     Args:
-        n: comparisons, at least 2.
-        baseline: 2 is the arm next to the best one; with "chosen" the gap stays at one.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
+        n: number of comparisons, at least 2.
+        baseline: :math:`\pi_{base}`. Arm 2 is second best; with "chosen" the gap stays near one.
+        beta: weight :math:`\beta` of the KL term; None for :math:`1/\sqrt n`.
+        eta: weight :math:`\eta` of the adversarial term; None for :math:`1/\sqrt n`.
 
     Returns:
-        The instance; the ball has dimension two, the free directions of :math:`\theta`.
+        The instance. Its ball has dimension two, for the free directions of :math:`\theta`.
+
+    Raises:
+        ValueError: if ``n`` or the baseline is out of range.
 
     References:
         `zhu:23`, Theorem 3.9.
@@ -70,21 +74,25 @@ def type_i_hacking(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Instance:
-    r"""Type I hacking: one lucky win makes a rarely seen bad arm look best.
+    r"""Build type I hacking: one lucky win makes a rarely compared, bad arm look best.
 
-    :math:`r^\star = (1, .5, 0)`; all comparisons but one are of arms 0 and 1; in the last one arm
-    2 beats arm 0. DPO (``eta=0``) moves to arm 2.
+    The truth is :math:`r^\star = (1, .5, 0)`. All comparisons but one are of arms 0 and 1; in the
+    last one arm 2 beats arm 0. DPO (``eta=0``) moves to arm 2.
 
     Args:
-        n: comparisons, at least 2.
-        baseline: all the named baselines leave a gap, "reference" much the largest.
-        reward_max: :math:`R_{max}`; 1 is the smallest box that holds the truth, 2 already acts
+        n: number of comparisons, at least 2.
+        baseline: :math:`\pi_{base}`. Every named baseline leaves a gap, "reference" by far the
+            largest.
+        reward_max: :math:`R_{max}`. The smallest box that holds the truth has 1; 2 already acts
             like no bound at all.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
+        beta: weight :math:`\beta` of the KL term; None for :math:`1/\sqrt n`.
+        eta: weight :math:`\eta` of the adversarial term; None for :math:`1/\sqrt n`.
 
     Returns:
         The instance.
+
+    Raises:
+        ValueError: if ``n``, ``reward_max`` or the baseline is out of range.
 
     References:
         `rashidinejad:24`, on type I reward hacking.
@@ -116,20 +124,24 @@ def type_ii_hacking(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Instance:
-    r"""Type II hacking: one lucky loss makes a rarely seen best arm look bad.
+    r"""Build type II hacking: one unlucky loss makes a rarely compared best arm look bad.
 
-    :math:`r^\star = (1, .5, 0)` and :math:`\pi_{ref} = (.6, .3, .1)`; all comparisons but one are
-    of arms 1 and 2; in the last one arm 1 beats arm 0. DPO (``eta=0``) leaves arm 0.
+    The truth is :math:`r^\star = (1, .5, 0)` and :math:`\pi_{ref} = (.6, .3, .1)`. All comparisons
+    but one are of arms 1 and 2; in the last one arm 1 beats arm 0. DPO (``eta=0``) leaves arm 0.
 
     Args:
-        n: comparisons, at least 2.
-        baseline: "chosen" does not help, since arm 0 never wins; "reference" does.
+        n: number of comparisons, at least 2.
+        baseline: :math:`\pi_{base}`. The gap shrinks with "reference", but not with "chosen",
+            because arm 0 never wins.
         reward_max: :math:`R_{max}`, at least 1 to hold the truth.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
+        beta: weight :math:`\beta` of the KL term; None for :math:`1/\sqrt n`.
+        eta: weight :math:`\eta` of the adversarial term; None for :math:`1/\sqrt n`.
 
     Returns:
         The instance.
+
+    Raises:
+        ValueError: if ``n``, ``reward_max`` or the baseline is out of range.
 
     References:
         `rashidinejad:24`, on type II reward hacking.
@@ -154,16 +166,17 @@ def type_ii_hacking(
 
 
 def non_convex_class(beta: float, *, eta: float = 1.0) -> Instance:
-    r"""Two rewards, no data: without convexity the two formulations part (A 5.5 is needed).
+    r"""Build a class of two rewards, not convex, on which min-max and max-min differ.
 
-    :math:`\mathcal R = \{(1, 0, .6), (0, 1, .6)\}`, :math:`\pi_{ref}` uniform, baseline and
-    comparator arm 2, so that the coverage coefficient is 0. The minimax policy bets on one of the
-    two rewards; Algorithm 1 stays near arm 2. The other reward may be the truth: the first is
-    taken here, and by symmetry a gap is the larger one over both.
+    It shows that A 5.5 is needed. :math:`\mathcal R = \{(1, 0, .6), (0, 1, .6)\}`,
+    :math:`\pi_{ref}` is uniform, and there are no data. Baseline and comparator are arm 2, so the
+    coverage coefficient is 0. The min-max policy bets on one of the two rewards, while Algorithm 1
+    stays near arm 2. The truth is the second reward; the instance is symmetric, so the worst gap is
+    the larger one over both.
 
     Args:
-        beta: :math:`\beta`.
-        eta: :math:`\eta`; the duality gap is proportional to it.
+        beta: weight :math:`\beta` of the KL term.
+        eta: weight :math:`\eta` of the adversarial term; the duality gap is proportional to it.
 
     Returns:
         The instance.
@@ -196,26 +209,30 @@ def ghost_arm(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Instance:
-    r"""A KL penalty alone cannot give single-policy coverage: a rare arm, never seen.
+    r"""Build a rare arm without data, on which a KL penalty alone does not suffice.
 
-    Arms (0, ghost, b) with :math:`r^\star = (1/2, 0, 1/2-g)`,
-    :math:`\pi_{ref} = (1/2, 1/2n, 1/2-1/2n)`; arms 0 and b are known exactly, the class lets the
-    ghost be worth 0 or 1. Maximum likelihood may take 1 and every :math:`\beta` then costs
-    :math:`1/\log n`; the adversary of a baseline off the ghost takes 0.
+    The arms are 0, the ghost and b, with :math:`r^\star = (1/2, 0, 1/2-g)` and
+    :math:`\pi_{ref} = (1/2, 1/2n, 1/2-1/2n)`. Arms 0 and b are known exactly; in the class the
+    ghost is worth 0 or 1. If maximum likelihood takes 1, the gap is of order :math:`1/\log n` for
+    every :math:`\beta`. The adversary takes 0 if the baseline avoids the ghost.
 
     Args:
-        n: scale of the data, which are not represented: both rewards explain them equally well.
-        deficit: :math:`g` in [0, 1/2], how much worse arm b is.
-        baseline: an arm other than the ghost.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
+        n: number of comparisons, at least 2. It sets the scale only; the data are left out, because
+            both rewards explain them equally well.
+        deficit: :math:`g` in [0, 1/2], by which arm b is worse than arm 0.
+        baseline: :math:`\pi_{base}`, an arm other than the ghost.
+        beta: weight :math:`\beta` of the KL term; None for :math:`1/\sqrt n`.
+        eta: weight :math:`\eta` of the adversarial term; None for :math:`1/\sqrt n`.
 
     Returns:
-        The instance; ``reward_class.rewards[0]`` is the reward that maximum likelihood is handed,
-        the first of those that explain the data equally well.
+        The instance. ``reward_class.rewards[0]`` is the reward that maximum likelihood takes, the
+        first of those that explain the data equally well.
+
+    Raises:
+        ValueError: if ``n``, ``deficit`` or the baseline is out of range.
 
     References:
-        `huang:24`, on the limits of KL regularisation.
+        `huang:24`, on the limits of KL regularization.
 
     Examples:
         >>> ghost_arm(100, deficit=0.25).reward_class.rewards[:, 0].tolist()
@@ -238,20 +255,20 @@ def ghost_arm(
 
 
 def likelihood_displacement(eta: float, *, beta: float = 0.1, radius: float = 100.0) -> Instance:
-    r"""Likelihood displacement: DPO moves all mass from the preferred response to an unseen one.
+    r"""Build likelihood displacement: DPO moves all mass to a response that no pair contains.
 
-    A log-linear policy with logits :math:`\log\pi_{ref} + \langle\theta,\phi\rangle`,
-    :math:`\phi = (1,1), (1,-1), (0,3)`, and one comparison, which arm 0 wins against arm 1.
-    Raising its margin raises the logit of arm 2 three times as fast. The reward class is that of
-    the policies' implicit rewards, :math:`r = \langle\theta, \beta\phi\rangle`.
+    The policies are log-linear, with logits :math:`\log\pi_{ref} + \langle\theta,\phi\rangle` and
+    :math:`\phi = (1,1), (1,-1), (0,3)`. In the one comparison arm 0 wins against arm 1. Raising its
+    margin raises the logit of arm 2 three times as fast. The reward class holds the implicit
+    rewards of the policies, :math:`r = \langle\theta, \beta\phi\rangle`.
 
     Args:
-        eta: :math:`\eta`; 0 is DPO.
-        beta: :math:`\beta`.
+        eta: weight :math:`\eta` of the adversarial term; 0 is DPO.
+        beta: weight :math:`\beta` of the KL term.
         radius: largest :math:`\|\theta\|`; gradient descent stays well inside the default.
 
     Returns:
-        The instance; baseline "chosen", that is arm 0.
+        The instance. Its baseline is "chosen", which is arm 0.
 
     References:
         `razin:24`, on unintentional unalignment.
@@ -284,23 +301,26 @@ def coverage_is_necessary(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Instance:
-    r"""Two worlds that the data hardly tell apart: the gap must grow with the coverage :math:`C`.
+    r"""Build two worlds that data hardly distinguish: the gap must grow with :math:`C`.
 
-    One of two arms is better by :math:`\Delta = 1/\sqrt{pn}`; a fraction :math:`p` of the pairs
-    compares them, the others compare an arm with itself. Then :math:`C^2 = 1/p` and no algorithm
-    has an expected gap below :math:`C/4\sqrt n` in both worlds.
+    One of two arms is better by :math:`\Delta = 1/\sqrt{pn}`. A fraction :math:`p` of the
+    comparisons is between them; the others compare an arm with itself. Then :math:`C^2 = 1/p`, and
+    no algorithm has an expected gap below :math:`C/4\sqrt n` in both worlds.
 
     Args:
-        n: comparisons.
-        informative: :math:`p` in (0, 1], with :math:`\Delta\le R_{max}`.
-        better: which arm is better: the world.
-        baseline: the worse arm unless given; with the better arm :math:`C = 0`.
+        n: number of comparisons, at least 1.
+        informative: :math:`p` in (0, 1], large enough that :math:`\Delta\le R_{max}`.
+        better: index of the better arm, which selects the world.
+        baseline: :math:`\pi_{base}`; None for the worse arm. With the better arm, :math:`C = 0`.
         reward_max: :math:`R_{max}`.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
+        beta: weight :math:`\beta` of the KL term; None for :math:`1/\sqrt n`.
+        eta: weight :math:`\eta` of the adversarial term; None for :math:`1/\sqrt n`.
 
     Returns:
         The instance.
+
+    Raises:
+        ValueError: if ``n``, ``informative`` or the baseline is out of range.
 
     References:
         `liu:24`, A 5.2; the two-point argument is Le Cam's.
@@ -339,15 +359,15 @@ def _one_prompt(
     beta: float | None,
     eta: float | None,
 ) -> Instance:
-    """Label the comparisons in expectation, add the one given ``upset``, and assemble."""
-    pairs, upsets = np.zeros((2, 1, reward.size, reward.size))
+    """Label the comparisons in expectation and add one win ``upset = (winner, loser)``."""
+    pairs, upset_wins = np.zeros((2, 1, reward.size, reward.size))
     for pair, count in comparisons.items():
         pairs[0][pair] = count
     if upset is not None:
-        upsets[0][upset] = 1.0
+        upset_wins[0][upset] = 1.0
     truth = reward[None]
     with jax.enable_x64(True):
-        wins = np.asarray(expected_wins(truth, pairs)) + upsets
+        wins = np.asarray(expected_wins(truth, pairs)) + upset_wins
     problem = Problem(
         context_weights=np.ones(1),
         reference_policy=reference[None],
@@ -356,8 +376,8 @@ def _one_prompt(
         beta=np.array(n**-0.5 if beta is None else beta),
         eta=np.array(n**-0.5 if eta is None else eta),
     )
-    pair_distribution = (pairs + upsets) / max(wins.sum(), 1.0)
-    return Instance(problem, reward_class, truth, best_arm_policy(truth), pair_distribution)
+    pair_distribution = (pairs + upset_wins) / max(wins.sum(), 1.0)
+    return Instance(problem, reward_class, truth, best_action_policy(truth), pair_distribution)
 
 
 def _at_least(name: str, value: float | int, minimum: int) -> None:

@@ -1,48 +1,30 @@
 r"""Random contextual bandits with partially covering preference data, tabular and linear.
 
-An instance is a function of its key and its options alone. The structure is drawn in NumPy, whose
-generator is seeded from the key, because every instance has shapes of its own; all arrays are
-NumPy's, in float64.
+They have random policies, weights of prompts and sets of compared pairs, and serve to check
+theorems over many situations. For bandits with a chosen coverage coefficient see
+:mod:`bandits.environments.designs`.
+
+An instance is a function of its key and its options. Its structure is drawn with a NumPy generator
+that is seeded from the key, because instances differ in shape.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from rpo_theory.policies import chosen_policy, data_marginal_policy
-from rpo_theory.preference import preference_probability
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
-from rpo_theory.types import ArrayLike, Problem
+from rpo_theory.types import Problem
 
-Baseline = Literal["chosen", "data_marginal", "reference"] | int
-"""A baseline policy by name, or the index of the one arm that it always picks."""
+from .base import Baseline, Instance, baseline_policy, best_action_policy
+from .sampling import draw_win_counts
 
-CONTEXTS_WITH_DATA = 0.8
-"""Probability that a context has data at all."""
-
-
-class Instance(NamedTuple):
-    r"""A problem together with the truth that its data came from.
-
-    Attributes:
-        problem: the problem to be solved.
-        reward_class: the class in which the reward is sought.
-        true_reward: :math:`r^\star(x,a)`, a member of the class, shape ``[x a]``.
-        comparator: the policy that an answer is compared with, the best arms, shape ``[x a]``.
-        pair_distribution: :math:`\mu_D(x, a^1, a^0)`, the law of the compared pairs before labelling, zero
-            without data, shape ``[x a a]``.
-    """
-
-    problem: Problem
-    reward_class: RewardClass
-    true_reward: Float[ArrayLike, "x a"]
-    comparator: Float[ArrayLike, "x a"]
-    pair_distribution: Float[ArrayLike, "x a a"]
+DATA_PROMPT_PROBABILITY = 0.8
+"""Probability that a prompt has any data."""
 
 
 def random_tabular(
@@ -58,30 +40,32 @@ def random_tabular(
     eta: float = 0.1,
     shape: tuple[int, int] | None = None,
 ) -> Instance:
-    r"""Random tabular bandit: :math:`r^\star` anywhere in the box, some entries on its bounds.
+    r"""Draw a tabular bandit, with some rewards on the bounds of the box.
 
-    Prompts, reference policy and the law of the pairs are drawn from flat Dirichlet laws. A fifth
-    of the contexts have no data, and in the others only a random subset of the pairs is ever
-    compared.
+    The weights of the prompts, the reference policy and the pair distribution come from flat
+    Dirichlet distributions. On average a fifth of the prompts have no data; at the others only a
+    random subset of the pairs is ever compared.
 
     Args:
         key: a ``jax.random.key``.
         contexts: number of prompts.
         actions: number of actions, at least 2.
-        comparisons: number of labelled pairs :math:`N`; 0 for no data.
-        pair_probability: probability that an ordered pair is among those compared; at least one is.
-        reward_max: :math:`R_{max}`.
-        baseline: :math:`\pi_{base}`, or "dirichlet" for a random policy.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
-        shape: contexts and actions to pad to. Padded prompts have weight 0 and two equal policies
-            on action 0, padded actions have probability 0; neither is ever compared.
+        comparisons: number of labeled pairs :math:`N`; 0 for no data.
+        pair_probability: probability that an ordered pair belongs to the compared pairs. One pair
+            of the instance always does.
+        reward_max: :math:`R_{max}`; rewards lie in :math:`[0, R_{max}]`.
+        baseline: :math:`\pi_{base}`, by name or action index, or "dirichlet" for a random policy.
+        beta: weight :math:`\beta` of the KL term.
+        eta: weight :math:`\eta` of the adversarial term.
+        shape: numbers of prompts and actions to pad to; None for no padding. A padded prompt has
+            weight 0 and policies that take action 0, a padded action has probability 0. Neither is
+            ever compared.
 
     Returns:
-        The instance, labelled by the Bradley-Terry model.
+        The instance, labeled by the Bradley-Terry model.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: if an option is out of range.
 
     Examples:
         >>> bandit = random_tabular(jax.random.key(0), contexts=2, actions=3, comparisons=50)
@@ -89,10 +73,11 @@ def random_tabular(
         50.0
     """
     rng = numpy_generator(key)
-    spread = rng.uniform(-0.125, 1.125, (contexts, actions))
+    # A tenth of the rewards is cut off at either bound.
+    share_of_range = np.clip(rng.uniform(-0.125, 1.125, (contexts, actions)), 0.0, 1.0)
     return _random_instance(
         rng,
-        reward=reward_max * np.clip(spread, 0.0, 1.0),
+        reward=reward_max * share_of_range,
         reward_class=TabularBox(np.array(reward_max)),
         comparisons=comparisons,
         pair_probability=pair_probability,
@@ -117,29 +102,30 @@ def random_linear(
     eta: float = 0.1,
     shape: tuple[int, int] | None = None,
 ) -> Instance:
-    r"""Random linear bandit: features uniform on the sphere, :math:`\theta^\star` in the ball.
+    r"""Draw a linear bandit: features uniform on the sphere, :math:`\theta^\star` in a ball.
 
-    One in five parameters lies on the surface of the ball. The rest is as in
+    One parameter in five lies on the surface of the ball. Everything else is as in
     :func:`random_tabular`.
 
     Args:
         key: a ``jax.random.key``.
         contexts: number of prompts.
         actions: number of actions, at least 2.
-        features: dimension of the features :math:`d`, of norm 1.
-        comparisons: number of labelled pairs :math:`N`; 0 for no data.
-        pair_probability: probability that an ordered pair is among those compared; at least one is.
-        radius: :math:`B`; rewards lie in :math:`[-B, B]`.
-        baseline: :math:`\pi_{base}`, or "dirichlet" for a random policy.
-        beta: :math:`\beta`.
-        eta: :math:`\eta`.
-        shape: contexts and actions to pad to; padded features are 0.
+        features: dimension :math:`d` of the features, which have norm 1.
+        comparisons: number of labeled pairs :math:`N`; 0 for no data.
+        pair_probability: probability that an ordered pair belongs to the compared pairs. One pair
+            of the instance always does.
+        radius: radius :math:`B` of the ball; rewards lie in :math:`[-B, B]`.
+        baseline: :math:`\pi_{base}`, by name or action index, or "dirichlet" for a random policy.
+        beta: weight :math:`\beta` of the KL term.
+        eta: weight :math:`\eta` of the adversarial term.
+        shape: numbers of prompts and actions to pad to, with features of 0; None for no padding.
 
     Returns:
-        The instance, labelled by the Bradley-Terry model.
+        The instance, labeled by the Bradley-Terry model.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: if an option is out of range.
 
     Examples:
         >>> sizes = {"contexts": 2, "actions": 3, "features": 4, "comparisons": 50}
@@ -147,13 +133,13 @@ def random_linear(
         (2, 3, 4)
     """
     rng = numpy_generator(key)
-    table = _unit(rng.standard_normal((contexts, actions, features)))
-    theta = _unit(rng.standard_normal(features)) * radius * min(rng.uniform(0.0, 1.25), 1.0)
+    table = unit_vectors(rng.standard_normal((contexts, actions, features)))
+    theta = unit_vectors(rng.standard_normal(features)) * radius * min(rng.uniform(0.0, 1.25), 1.0)
     shape = shape or (contexts, actions)
     return _random_instance(
         rng,
         reward=table @ theta,
-        reward_class=LinearBall(_padded(table, (*shape, features)), np.array(radius)),
+        reward_class=LinearBall(_pad(table, (*shape, features)), np.array(radius)),
         comparisons=comparisons,
         pair_probability=pair_probability,
         baseline=baseline,
@@ -163,54 +149,11 @@ def random_linear(
     )
 
 
-def baseline_policy(
-    baseline: Baseline, *, wins: Float[ArrayLike, "x a a"], reference: Float[ArrayLike, "x a"]
-) -> Float[np.ndarray, "x a"]:
-    """Table of a baseline policy that was given by name or by arm.
-
-    Args:
-        baseline: "chosen", "data_marginal", "reference", or the index of an arm.
-        wins: win counts.
-        reference: reference policy; contexts without data fall back to it.
-
-    Returns:
-        Probabilities in float64, rows sum to one.
-
-    Raises:
-        ValueError: an unknown name, or an arm that does not exist.
-
-    Examples:
-        >>> baseline_policy(1, wins=np.zeros((1, 2, 2)), reference=np.full((1, 2), 0.5)).tolist()
-        [[0.0, 1.0]]
-    """
-    wins, reference = np.asarray(wins, np.float64), np.asarray(reference, np.float64)
-    n_contexts, n_actions = reference.shape
-    with jax.enable_x64(True):
-        match baseline:
-            case "reference":
-                return reference
-            case "chosen":
-                return np.asarray(chosen_policy(wins, reference))
-            case "data_marginal":
-                return np.asarray(data_marginal_policy(wins, reference))
-            case int() if 0 <= baseline < n_actions:
-                return np.tile(np.eye(n_actions)[baseline], (n_contexts, 1))
-    raise ValueError(
-        f"`baseline` must be 'chosen', 'data_marginal', 'reference' or an arm from 0 to "
-        f"{n_actions - 1}, got {baseline!r}"
-    )
-
-
-def best_arm_policy(true_reward: Float[np.ndarray, "x a"]) -> Float[np.ndarray, "x a"]:
-    """Policy that picks an arm of the highest reward in each context."""
-    return np.eye(true_reward.shape[1])[true_reward.argmax(axis=1)]
-
-
 def numpy_generator(key: Key[Array, ""]) -> np.random.Generator:
-    """NumPy generator seeded from a JAX key.
+    """Return a NumPy generator that is seeded from a JAX key.
 
     Args:
-        key: the key.
+        key: a ``jax.random.key``.
 
     Returns:
         A generator whose draws are a function of the key.
@@ -220,6 +163,22 @@ def numpy_generator(key: Key[Array, ""]) -> np.random.Generator:
         [79, 3, 22, 77]
     """
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def unit_vectors(vectors: Float[np.ndarray, "*b d"]) -> Float[np.ndarray, "*b d"]:
+    """Return vectors divided by their Euclidean norms.
+
+    Args:
+        vectors: vectors other than zero, along the last axis.
+
+    Returns:
+        Vectors of norm 1.
+
+    Examples:
+        >>> unit_vectors(np.array([[3.0, 4.0]])).tolist()
+        [[0.6, 0.8]]
+    """
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def _random_instance(
@@ -234,81 +193,74 @@ def _random_instance(
     eta: float,
     shape: tuple[int, int],
 ) -> Instance:
-    """Draw prompts, policies and data for a given truth, then pad everything to ``shape``."""
+    """Draw weights of prompts, policies and data for a true reward, and pad them to ``shape``."""
     contexts, actions = reward.shape
     _check(contexts, actions, comparisons, pair_probability)
     context_weights = rng.dirichlet(np.ones(contexts))
     policies = rng.dirichlet(np.ones(actions), (2, contexts))
-    counts, pair_distribution = _compared_pairs(rng, reward.shape, comparisons, pair_probability)
+    pair_distribution = _random_pair_distribution(rng, reward.shape, pair_probability)
 
-    outside = np.zeros(shape)
-    outside[contexts:, 0] = 1.0  # a padded prompt needs a law too
-    reference, dirichlet = (outside + _padded(policy, shape) for policy in policies)
-    reward, comparator = _padded(reward, shape), outside + _padded(best_arm_policy(reward), shape)
-    wins = _labels(rng, reward, _padded(counts, (*shape, shape[1])))
-    if baseline != "dirichlet":
-        table = baseline_policy(baseline, wins=wins, reference=reference)
-        dirichlet = np.concatenate([table[:contexts], outside[contexts:]])
+    padding = np.zeros(shape)
+    padding[contexts:, 0] = 1.0  # padded prompts need a distribution too
+    reference, random_policy = (padding + _pad(policy, shape) for policy in policies)
+    comparator = padding + _pad(best_action_policy(reward), shape)
+    reward = _pad(reward, shape)
+    pair_distribution = _pad(pair_distribution * (comparisons > 0), (*shape, shape[1]))
+    wins = np.zeros_like(pair_distribution)
+    if comparisons > 0:
+        wins = draw_win_counts(
+            reward[None],
+            pair_distribution[None],
+            comparisons=comparisons,
+            seeds=rng.integers(2**63, size=1),
+        )[0]
+    if baseline == "dirichlet":
+        baseline_table = random_policy
+    else:
+        baseline_table = baseline_policy(baseline, wins=wins, reference=reference)
+        baseline_table = np.concatenate([baseline_table[:contexts], padding[contexts:]])
     problem = Problem(
-        context_weights=_padded(context_weights, shape[:1]),
+        context_weights=_pad(context_weights, shape[:1]),
         reference_policy=reference,
-        baseline_policy=dirichlet,
+        baseline_policy=baseline_table,
         wins=wins,
         beta=np.array(beta),
         eta=np.array(eta),
     )
-    pair_distribution = _padded(pair_distribution, (*shape, shape[1]))
     return Instance(problem, reward_class, reward, comparator, pair_distribution)
 
 
 def _check(contexts: int, actions: int, comparisons: int, pair_probability: float) -> None:
-    for name, value, least in (
+    for name, value, minimum in (
         ("contexts", contexts, 1),
         ("actions", actions, 2),
         ("comparisons", comparisons, 0),
     ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}")
+        if value < minimum:
+            raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
     if not 0 <= pair_probability <= 1:
         raise ValueError(
             f"`pair_probability` must be a probability, in [0, 1], got {pair_probability}"
         )
 
 
-def _compared_pairs(
-    rng: np.random.Generator, shape: tuple[int, int], comparisons: int, pair_probability: float
-) -> tuple[Float[np.ndarray, "x a a"], Float[np.ndarray, "x a a"]]:
-    """How often each ordered pair is compared, and the law :math:`\\mu_D` that this came from."""
-    contexts, actions = shape
-    seen = rng.random((contexts, actions, actions)) < pair_probability
-    seen &= (rng.random(contexts) < CONTEXTS_WITH_DATA)[:, None, None]
-    seen &= ~np.eye(actions, dtype=bool)
-    seen[rng.integers(contexts), *rng.choice(actions, 2, replace=False)] = True
-    counts, law = np.zeros((2, contexts, actions, actions))
-    if comparisons > 0:
-        law[seen] = rng.dirichlet(np.ones(seen.sum()))
-        counts[seen] = rng.multinomial(comparisons, law[seen])
-    return counts, law
-
-
-def _labels(
-    rng: np.random.Generator,
-    reward: Float[np.ndarray, "x a"],
-    comparisons: Float[np.ndarray, "x a a"],
+def _random_pair_distribution(
+    rng: np.random.Generator, shape: tuple[int, int], pair_probability: float
 ) -> Float[np.ndarray, "x a a"]:
-    with jax.enable_x64(True):
-        win_rate = preference_probability(reward[:, :, None], reward[:, None, :])
-    first_wins = rng.binomial(comparisons.astype(np.int64), np.asarray(win_rate))
-    return first_wins + (comparisons - first_wins).swapaxes(1, 2)
+    r"""Draw :math:`\mu_D` over a random set of ordered pairs of different actions."""
+    contexts, actions = shape
+    compared = rng.random((contexts, actions, actions)) < pair_probability
+    compared &= (rng.random(contexts) < DATA_PROMPT_PROBABILITY)[:, None, None]
+    compared &= ~np.eye(actions, dtype=bool)
+    compared[rng.integers(contexts), *rng.choice(actions, 2, replace=False)] = True
+    pair_distribution = np.zeros((contexts, actions, actions))
+    pair_distribution[compared] = rng.dirichlet(np.ones(compared.sum()))
+    return pair_distribution
 
 
-def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Array with zeros appended along every axis up to ``shape``."""
-    missing = [(0, size - had) for size, had in zip(shape, array.shape, strict=True)]
+def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Append zeros along every axis, up to ``shape``."""
+    missing = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
     if min(missing) < (0, 0):
         raise ValueError(f"`shape` must hold {array.shape}, got {shape}")
     return np.pad(array, missing)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -1,14 +1,14 @@
-r"""Environments by name: designs, the named instances, and truths fitted to real votes.
+r"""Registry of environments: designs, named instances and rewards fitted to votes, by name.
 
-=================== =============================================================================
-name                what is drawn
-=================== =============================================================================
-``design``          :func:`bandits.environments.designs.draw_design`
-``named:INSTANCE``  an instance of :mod:`bandits.environments.instances` with its exact expected counts: the
-                    same for every seed
-``votes:FILE.csv``  data drawn anew from the pairs of real votes, labelled by the reward that fits
-                    them best
-=================== =============================================================================
+=================== ==============================================================================
+name                environment
+=================== ==============================================================================
+``design``          random bandits, see :func:`bandits.environments.designs.draw_design`
+``named:INSTANCE``  an instance of :mod:`bandits.environments.instances` with its exact expected
+                    counts, the same for every seed
+``votes:FILE.csv``  new data from the pairs of a file of votes, labeled by the reward that fits the
+                    votes best
+=================== ==============================================================================
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Problem
 
 from . import instances
+from .base import Instance, baseline_policy, best_action_policy
 from .designs import Design, draw_design
-from .random import Instance, baseline_policy, best_arm_policy
 from .sampling import check_draw, draw_win_counts
 from .votes import read_votes
 
 WORST_DEFICIT = 1.2785
-r"""The :math:`u` that maximises :math:`u/(1+e^u)`: a deficit of u beta costs RPO the most."""
+r"""Maximizer :math:`u` of :math:`u/(1+e^u)`: a deficit of :math:`u\beta` costs RPO the most."""
+
+TIE_BREAKING_ETA = 1e-6
+r"""Weight :math:`\eta` of the fit to votes, so small that it only decides what votes leave open."""
 
 NAMED_INSTANCES: dict[str, Callable[[int], Instance]] = {
     "four_arms": instances.four_arms,
@@ -42,7 +45,7 @@ NAMED_INSTANCES: dict[str, Callable[[int], Instance]] = {
     "ghost_arm": lambda n: instances.ghost_arm(n, deficit=min(0.5, WORST_DEFICIT / math.sqrt(n))),
     "coverage_is_necessary": lambda n: instances.coverage_is_necessary(n, 0.1),
 }
-"""The named instances that are a function of the number of comparisons alone."""
+"""Named instances that depend on nothing but the number of comparisons."""
 
 
 def draw_environment(
@@ -52,16 +55,18 @@ def draw_environment(
 
     Args:
         environment: "design", "named:INSTANCE" or "votes:FILE.csv".
-        n_comparisons: :math:`N`.
-        seeds: whole numbers from 0 on.
-        design: all of it for "design"; of it, ``reward_max`` and ``label_noise`` for votes.
+        n_comparisons: number of comparisons :math:`N`, at least 1.
+        seeds: whole numbers, at least 0.
+        design: what "design" draws. Votes use only its ``reward_max`` and ``label_noise``, and
+            named instances use nothing of it.
 
     Returns:
         Instances with a leading batch axis on every array.
 
     Raises:
-        ValueError: an unknown name, or a number out of range; a mistake in a file of votes.
-        OSError: a file of votes cannot be opened.
+        ValueError: if the name is unknown, a number is out of range, or a file of votes has a
+            mistake.
+        OSError: if a file of votes cannot be opened.
 
     Examples:
         >>> name = "named:type_i_hacking"
@@ -74,7 +79,7 @@ def draw_environment(
             return draw_design(design, n_comparisons, seeds)
         case "named" if name in NAMED_INSTANCES:
             check_draw(n_comparisons, seeds)
-            return _repeated(NAMED_INSTANCES[name](n_comparisons), len(seeds))
+            return _repeat(NAMED_INSTANCES[name](n_comparisons), len(seeds))
         case "votes" if name:
             return _draw_from_votes(
                 Path(name),
@@ -94,32 +99,18 @@ def _draw_from_votes(
     n_comparisons: int,
     seeds: Int[np.ndarray, " B"],
     *,
-    reward_max: float = 4.0,
-    label_noise: float = 0.0,
+    reward_max: float,
+    label_noise: float,
 ) -> Instance:
-    r"""Draw data as real votes might have come out: their pairs, and labels by their best fit.
+    r"""Draw data from the pairs of the votes, labeled by the maximum likelihood reward.
 
-    The truth is the reward of greatest likelihood in the box, and each comparison is of a pair as
-    often as the votes have it. :math:`d_0` is each context's share of the votes, :math:`\pi_{ref}`
-    uniform, :math:`\pi_{base}` the law of both members of a pair, whatever they were labelled.
-
-    Args:
-        path: a CSV file of votes.
-        n_comparisons: :math:`N`.
-        seeds: whole numbers from 0 on.
-        reward_max: :math:`R_{max}`.
-        label_noise: probability that a label is flipped.
-
-    Returns:
-        Instances with a leading batch axis on every array; :math:`\beta = \eta = 1/\sqrt N`.
-
-    Raises:
-        ValueError: a number out of range; a mistake in the file.
-        OSError: the file cannot be opened.
+    :math:`d_0` is each context's share of the votes, :math:`\pi_{ref}` is uniform,
+    :math:`\pi_{base}` is the distribution of both members of a pair, and
+    :math:`\beta = \eta = 1/\sqrt N`.
     """
     seeds = check_draw(n_comparisons, seeds)
-    fitted = _fitted(path, reward_max, path.stat().st_mtime_ns)
-    batch = _repeated(fitted, len(seeds))
+    fitted = _fit_votes(path, reward_max, path.stat().st_mtime_ns)
+    batch = _repeat(fitted, len(seeds))
     wins = draw_win_counts(
         np.asarray(batch.true_reward),
         np.asarray(batch.pair_distribution),
@@ -132,25 +123,24 @@ def _draw_from_votes(
 
 
 @lru_cache(maxsize=8)
-def _fitted(path: Path, reward_max: float, _modified: int) -> Instance:
-    """The votes themselves, with the reward that fits them best as their truth."""
+def _fit_votes(path: Path, reward_max: float, _modified: int) -> Instance:
+    """Return the votes as an instance whose truth is the maximum likelihood reward in the box."""
     wins = read_votes(path).wins
     n_contexts, n_actions, _ = wins.shape
     reference = np.full((n_contexts, n_actions), 1.0 / n_actions)
-    # The weight of the adversary is so small that it only settles what the votes leave open.
     problem = Problem(
         context_weights=wins.sum(axis=(1, 2)) / wins.sum(),
         reference_policy=reference,
         baseline_policy=baseline_policy("data_marginal", wins=wins, reference=reference),
         wins=wins,
         beta=np.array(1.0),
-        eta=np.array(1e-6),
+        eta=np.array(TIE_BREAKING_ETA),
     )
     reward_class = TabularBox(np.array(reward_max))
     truth = np.asarray(minimax.solve(problem, reward_class).reward)
-    return Instance(problem, reward_class, truth, best_arm_policy(truth), wins / wins.sum())
+    return Instance(problem, reward_class, truth, best_action_policy(truth), wins / wins.sum())
 
 
-def _repeated(instance: Instance, times: int) -> Instance:
-    """The same instance on every place of a batch."""
+def _repeat(instance: Instance, times: int) -> Instance:
+    """Stack copies of an instance along a new leading axis."""
     return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], times, axis=0), instance)

@@ -1,9 +1,9 @@
-r"""Offline preference data: i.i.d. comparisons from a behaviour law over pairs, as win counts.
+r"""Preference sampling: independent comparisons of pairs from a distribution, as win counts.
 
-A comparison falls on ``(x, a^1, a^0)`` with probability :math:`\mu_D` and is then labelled by the
-Bradley-Terry model, so the win counts of :math:`N` comparisons are one multinomial draw: the cost
-does not grow with :math:`N`. Every seed has streams of its own, so that a draw is the same in
-whatever batch it is made.
+A comparison is of prompt and ordered pair ``(x, a^1, a^0)`` with probability :math:`\mu_D` and is
+labeled by the Bradley-Terry model. The win counts of :math:`N` comparisons are therefore one
+multinomial draw, at a cost that does not grow with :math:`N`. Every seed has random streams of its
+own, so a draw does not depend on the batch it is made in.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-STRUCTURE = 0
-"""Stream of a seed that the bandit itself is drawn from; stream ``N + 1`` labels N comparisons."""
+STRUCTURE_STREAM = 0
+"""Random stream of a seed for the bandit itself; stream ``N + 1`` labels N comparisons."""
 
 
 def check_draw(n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-    """Refuse a draw that cannot be made.
+    """Refuse a number of comparisons or a seed that is out of range.
 
     Args:
-        n_comparisons: at least 1.
-        seeds: whole numbers from 0 on.
+        n_comparisons: number of comparisons, at least 1.
+        seeds: whole numbers, at least 0.
 
     Returns:
         The seeds.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Examples:
         >>> check_draw(1, np.array([3, 0])).tolist()
@@ -46,14 +46,14 @@ def check_draw(n_comparisons: int, seeds: Int[np.ndarray, " B"]) -> Int[np.ndarr
 
 
 def draw_uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray, "B k"]:
-    """Uniform numbers of every seed, from its stream for the bandit itself.
+    """Draw uniform numbers for every seed, from its stream for the bandit itself.
 
     Args:
-        seeds: at least 0.
-        count: how many for each seed.
+        seeds: whole numbers, at least 0.
+        count: how many numbers to draw for each seed.
 
     Returns:
-        Numbers in [0, 1); a longer row begins with the shorter one.
+        Numbers in [0, 1). A longer row begins with the shorter row of the same seed.
 
     Examples:
         >>> rows = draw_uniforms(np.array([3, 4]), 5)
@@ -61,7 +61,7 @@ def draw_uniforms(seeds: Int[np.ndarray, " B"], count: int) -> Float[np.ndarray,
         True
     """
     rows = np.empty((len(seeds), count))
-    for row, generator in zip(rows, _streams(seeds, STRUCTURE), strict=True):
+    for row, generator in zip(rows, _streams(seeds, STRUCTURE_STREAM), strict=True):
         generator.random(out=row)
     return rows
 
@@ -74,34 +74,36 @@ def draw_win_counts(
     seeds: Int[np.ndarray, " B"],
     label_noise: float = 0.0,
 ) -> Float[np.ndarray, "B x a a"]:
-    r"""Draw i.i.d. comparisons and their labels, and count the wins.
+    r"""Draw independent comparisons, label them and count the wins.
 
     Args:
-        true_reward: :math:`r^\star`, that labels.
-        pair_distribution: :math:`\mu_D(x, a^1, a^0)`, sums to one. It is not divided by its sum, which
-            would round differently with the pairs that only other members of the batch have.
-        comparisons: :math:`N`.
-        seeds: one for each member of the batch; the draw depends on its own member alone.
+        true_reward: reward :math:`r^\star` of the Bradley-Terry model that labels.
+        pair_distribution: :math:`\mu_D(x, a^1, a^0)`; each member of the batch sums to one. It is
+            not normalized here: the rounding of a sum would depend on the rest of the batch.
+        comparisons: number of comparisons :math:`N`, at least 1.
+        seeds: one seed for each member of the batch, on which alone its draw depends.
         label_noise: probability that a label is flipped.
 
     Returns:
-        ``wins[x, w, l]``, whole numbers that sum to :math:`N`.
+        ``wins[b, x, winner, loser]``, whole numbers that sum to :math:`N` for each member.
 
     References:
         `liu:24`, eqs. 2.1 and 2.2.
 
     Examples:
-        >>> law = np.array([[[[0.0, 1.0], [0.0, 0.0]]]])
-        >>> float(draw_win_counts(np.zeros((1, 1, 2)), law, comparisons=9, seeds=np.array([0])).sum())
+        >>> pairs = np.array([[[[0.0, 1.0], [0.0, 0.0]]]])
+        >>> reward, seeds = np.zeros((1, 1, 2)), np.array([0])
+        >>> float(draw_win_counts(reward, pairs, comparisons=9, seeds=seeds).sum())
         9.0
     """
     n_batch, *shape = pair_distribution.shape
-    place = np.flatnonzero(pair_distribution.any(axis=0))
-    context, first, second = np.unravel_index(place, shape)
-    law = pair_distribution.reshape(n_batch, -1)[:, place]
+    index = np.flatnonzero(pair_distribution.any(axis=0))
+    context, first, second = np.unravel_index(index, shape)
+    probability = pair_distribution.reshape(n_batch, -1)[:, index]
     rate = expit(true_reward[:, context, first] - true_reward[:, context, second])
     rate = label_noise + (1.0 - 2.0 * label_noise) * rate
-    outcomes = np.stack([law * rate, law * (1.0 - rate)], axis=2).reshape(n_batch, -1)
+    outcomes = np.stack([probability * rate, probability * (1.0 - rate)], axis=2)
+    outcomes = outcomes.reshape(n_batch, -1)
 
     counts = np.empty(outcomes.shape)
     streams = _streams(seeds, comparisons + 1)
@@ -115,9 +117,9 @@ def draw_win_counts(
 
 
 def _streams(seeds: Int[np.ndarray, " B"], stream: int) -> Iterator[np.random.Generator]:
-    """One generator, set to the start of each seed's stream in turn.
+    """Yield one generator, set to the start of the given stream of each seed in turn.
 
-    Philox is a function of key and counter, so to set it costs less than to make another.
+    Philox is a function of a key and a counter, so resetting one costs less than making another.
     """
     bits = np.random.Philox(key=np.zeros(2, np.uint64))
     generator, start = np.random.Generator(bits), bits.state

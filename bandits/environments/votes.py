@@ -1,7 +1,7 @@
-"""Real votes from a CSV file, as win counts of a tabular contextual preference bandit.
+"""Votes from a CSV file, as win counts of a tabular contextual bandit.
 
-The file has the header ``context,winner,loser,count``, in UTF-8; ``count`` may be left out, and
-each row is then one vote. Rows repeat freely: they add up.
+The file is in UTF-8 and has the header ``context,winner,loser,count``. Without the column ``count``
+each row is one vote. Equal rows add up.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from jaxtyping import Float
 
 HEADER = ("context", "winner", "loser", "count")
 MAX_COUNT = 10**15
-"""Counts up to here, and sums of a few, are whole numbers in float64."""
+"""Largest count of a row; sums of a few such counts are still exact in float64."""
 MAX_CELLS = 5 * 10**7
-"""Size of the table of win counts, contexts x actions x actions: 400 MB."""
+"""Largest number of win counts, contexts x actions x actions: 400 MB."""
 
-_SHOWN = 60
+_MAX_QUOTED = 60
 
 
 class VotesFileError(ValueError):
-    """A mistake in a file of votes; the message names the file, the line and the field."""
+    """Mistake in a file of votes; the message names the file, the line and the field."""
 
 
 class Votes(NamedTuple):
-    """Votes and the names that their indices stand for.
+    """Win counts and the names that their indices stand for.
 
     Attributes:
         contexts: names of the contexts, sorted by code point.
-        actions: names of the actions, winners and losers together, sorted by code point.
-        wins: ``wins[x, w, l]`` votes in context ``x`` for ``w`` against ``l``.
+        actions: names of all winners and losers, sorted by code point.
+        wins: ``wins[x, w, l]``, the number of votes in context ``x`` for ``w`` against ``l``.
     """
 
     contexts: tuple[str, ...]
@@ -46,31 +46,31 @@ def read_votes(path: str | Path) -> Votes:
     """Read a CSV file of votes.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Returns:
-        The votes; the order of the rows does not matter.
+        The votes, which do not depend on the order of the rows.
 
     Raises:
-        VotesFileError: a mistake in the file, with its line.
-        OSError: the file cannot be opened.
+        VotesFileError: if the file has a mistake; the message names its line.
+        OSError: if the file cannot be opened.
     """
     with open(path, "rb") as file:
         return parse_votes(file, name=str(path))
 
 
 def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
-    r"""Read votes from the lines of a CSV file.
+    r"""Parse the lines of a CSV file of votes.
 
     Args:
-        lines: lines in UTF-8, with their ends.
-        name: name of the file, for errors.
+        lines: lines in UTF-8, with their line ends.
+        name: name of the file in error messages.
 
     Returns:
-        The votes.
+        The votes, which do not depend on the order of the rows.
 
     Raises:
-        VotesFileError: a mistake in the file, with its line.
+        VotesFileError: if a line has a mistake; the message names it.
 
     Examples:
         >>> votes = parse_votes([b"context,winner,loser\n", b"q,b,a\n", b"q,b,a\n"], name="v.csv")
@@ -80,7 +80,7 @@ def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
     rows = _rows(lines, name)
     header_line, header = next(rows, (1, []))
     if tuple(header) not in (HEADER, HEADER[:3]):
-        got = _shown(",".join(header)) if header else "an empty file"
+        got = _quote(",".join(header)) if header else "an empty file"
         rule = f"the header must be `{','.join(HEADER)}` (`count` may be left out), got {got}"
         raise VotesFileError(f"{name}, line {header_line}: {rule}")
     votes: Counter[tuple[str, str, str]] = Counter()
@@ -96,7 +96,7 @@ def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
 
 
 def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, each with the number of its first line."""
+    """Yield the rows that are not blank, each with the number of its first line."""
     reader = csv.reader(_decoded(lines, name), strict=True)
     while True:
         line = reader.line_num + 1
@@ -111,7 +111,7 @@ def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Decode line by line, so that an error knows its line."""
+    """Decode the lines one by one, so that an error can name its line."""
     for number, line in enumerate(lines, start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -124,7 +124,7 @@ def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def _count(row: list[str], columns: int) -> int:
-    """The count of a row, 1 without that column; raises if a field is wrong."""
+    """Return the count of a row, which is 1 without that column; raise if a field is wrong."""
     if len(row) != columns:
         raise ValueError(f"must have the {columns} fields of the header, got {len(row)}")
     for field, text in zip(HEADER[:3], row, strict=False):
@@ -135,13 +135,14 @@ def _count(row: list[str], columns: int) -> int:
     text = row[3].strip()
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT))):
         rule = f"must be a whole number from 0 to {MAX_COUNT:.0e}"
-        raise ValueError(f"`count` {rule}, got {_shown(row[3])}")
+        raise ValueError(f"`count` {rule}, got {_quote(row[3])}")
     if int(text) > MAX_COUNT:
         raise ValueError(f"`count` must be at most {MAX_COUNT:.0e}, got {text}")
     return int(text)
 
 
 def _table(votes: Counter[tuple[str, str, str]], name: str) -> Votes:
+    """Sort the names and return the counts as an array."""
     contexts = sorted({context for context, _, _ in votes})
     actions = sorted({action for _, *pair in votes for action in pair})
     cells = len(contexts) * len(actions) ** 2
@@ -156,7 +157,7 @@ def _table(votes: Counter[tuple[str, str, str]], name: str) -> Votes:
     return Votes(tuple(contexts), tuple(actions), wins)
 
 
-def _shown(text: str) -> str:
-    """Text from the file on one line, quoted and short."""
+def _quote(text: str) -> str:
+    """Quote text of the file on one line, in ASCII and not too long."""
     quoted = ascii(text)
-    return quoted if len(quoted) <= _SHOWN else quoted[:_SHOWN] + "..."
+    return quoted if len(quoted) <= _MAX_QUOTED else quoted[:_MAX_QUOTED] + "..."

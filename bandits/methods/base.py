@@ -1,7 +1,7 @@
-r"""What every learner takes and gives: its options, its answer, and its baseline policy.
+r"""Common parts of the methods: options, results, baseline policies and reward ranges.
 
-A learner is a function of problems, their reward classes and options. Every array of the first two
-has a leading batch axis ``b``; so has every array of the answer.
+A method is a function of problems, their reward classes and options. Every array of its arguments
+and of its result has a leading batch axis ``b``, with one entry for each problem.
 """
 
 from __future__ import annotations
@@ -10,66 +10,72 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from bandits.environments.base import BaselineName, baseline_policy
 from rpo_theory import minimax
-from rpo_theory.policies import chosen_policy, data_marginal_policy
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
-Baseline = Literal["chosen", "reference", "data_marginal", "given"]
-Rewards = Literal["given", "unbounded"]
-Curvature = Literal["safe", "printed"]
+BaselineOption = Literal[BaselineName, "given"]
+"""Baseline policy by name, or "given" for the one of the problem."""
+
+RewardsOption = Literal["given", "unbounded"]
+"""Reward class of the problem, or all rewards."""
+
+CurvatureOption = Literal["safe", "printed"]
+"""Constant of pessimistic maximum likelihood."""
+
 CertificateKind = Literal["duality_gap", "stationarity_residual", "closed_form"]
+"""What a certificate is, see :class:`FitResult`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    r"""Options of the methods; :math:`\beta` and :math:`\eta` are the problem's.
+    r"""Options of the methods; the weights :math:`\beta` and :math:`\eta` belong to the problem.
 
     Attributes:
-        baseline: :math:`\pi_{base}` of RPO, VPO's calibration policy, and the policy that
-            pessimistic MLE, FREEHAND and SPAC measure rewards against: the law of the chosen
-            responses, the reference, the law of both members of a pair (all three from the data of
-            each prompt), or the problem's own.
-        rewards: what RPO, DPO and VPO range over: the given class, or all rewards (with a tabular
-            policy, as trained).
-        vpo_alpha: weight :math:`\alpha` of VPO's term beside the *sum* of the DPO losses, so that
-            :math:`\eta = \alpha/N`; None for the problem's :math:`\eta`.
-        ipo_tau: :math:`\tau` of IPO; None for the problem's :math:`\beta`.
+        baseline: baseline policy :math:`\pi_{base}` of RPO, calibration policy of VPO, and policy
+            against which pessimistic MLE, FREEHAND and SPAC measure rewards: "chosen" for the
+            distribution of the winners at each prompt, "data_marginal" for that of both members of
+            a pair, "reference" for :math:`\pi_{ref}`, or "given" for the baseline of the problem.
+        rewards: rewards over which RPO, DPO and VPO optimize: "given" for the class of the problem,
+            or "unbounded" for all rewards, as in training a tabular policy.
+        vpo_alpha: weight :math:`\alpha` of VPO's term against the *sum* of the DPO losses, so that
+            :math:`\eta = \alpha/N`; None for the :math:`\eta` of the problem.
+        ipo_tau: :math:`\tau` of IPO; None for the :math:`\beta` of the problem.
         dpop_penalty: :math:`\lambda` of DPOP.
         confidence: :math:`\delta`, the probability with which pessimistic MLE may be wrong.
-        pessimism: the constant :math:`c` of pessimistic MLE's radius.
-        ridge: :math:`\lambda` of its covariance.
-        curvature: its :math:`\gamma`, the least slope of the logistic law: as printed, or safe for
-            all reward differences of the class.
-        likelihood_slack: :math:`\zeta` of FREEHAND, nats of the total log-likelihood.
-        self_play_rounds: rounds of SPAC.
+        pessimism: constant :math:`c` in the radius of pessimistic MLE.
+        ridge: :math:`\lambda` in the covariance of pessimistic MLE.
+        curvature: :math:`\gamma` of pessimistic MLE, the smallest derivative of the logistic
+            function: "printed" as in the paper, or "safe" for all reward differences of the class.
+        likelihood_slack: :math:`\zeta` of FREEHAND, nats of the log-likelihood of all data.
+        self_play_rounds: number of rounds of SPAC.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: if an option is out of range.
     """
 
-    baseline: Baseline = "chosen"
-    rewards: Rewards = "given"
+    baseline: BaselineOption = "chosen"
+    rewards: RewardsOption = "given"
     vpo_alpha: float | None = None
     ipo_tau: float | None = None
     dpop_penalty: float = 5.0
     confidence: float = 0.1
     pessimism: float = 1.0
     ridge: float = 1e-3
-    curvature: Curvature = "safe"
+    curvature: CurvatureOption = "safe"
     likelihood_slack: float = 3.0
     self_play_rounds: int = 100
 
     def __post_init__(self) -> None:
-        """Refuse what no method can use."""
+        """Refuse an option that is out of range."""
         for name, allowed in (
-            ("baseline", Baseline),
-            ("rewards", Rewards),
-            ("curvature", Curvature),
+            ("baseline", BaselineOption),
+            ("rewards", RewardsOption),
+            ("curvature", CurvatureOption),
         ):
             if getattr(self, name) not in get_args(allowed):
                 names = ", ".join(get_args(allowed))
@@ -91,14 +97,15 @@ class MethodOptions:
 
 
 class FitResult(NamedTuple):
-    r"""A batch of learned policies, each with the proof of how well its problem was solved.
+    r"""Fitted policies of a batch of problems, with certificates of how well each was solved.
 
     Attributes:
-        policy: :math:`\hat\pi(a|x)`, rows sum to one, shape ``[b x a]``.
-        reward: :math:`\hat r(x,a)`, ``nan`` for a method that has none, shape ``[b x a]``.
-        certificate: how far from optimal the answer can be, at least 0, shape ``[b]``.
-        certificate_kind: what the certificate is: a proven bound on the objective, nats or units of
-            reward; the residual of the optimality conditions; or 0 because a formula was evaluated.
+        policy: :math:`\hat\pi(a|x)`, shape ``[b x a]``; each row sums to one.
+        reward: :math:`\hat r(x,a)`, shape ``[b x a]``; ``nan`` if the method has no reward.
+        certificate: bound on the distance from optimality, at least 0, shape ``[b]``.
+        certificate_kind: "duality_gap" for a proven bound on the objective, in nats or units of
+            reward; "stationarity_residual" for the residual of the optimality conditions;
+            "closed_form" for 0, because a formula was evaluated.
         status: codes of :class:`rpo_theory.types.Status`, shape ``[b]``.
     """
 
@@ -110,17 +117,18 @@ class FitResult(NamedTuple):
 
 
 MethodFunction = Callable[[Problem, RewardClass, MethodOptions], FitResult]
+"""Signature of every method."""
 
 
 def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
-    r"""The problems with the baseline policy that the options ask for.
+    r"""Return the problems with the baseline policy that the options name.
 
     Args:
         problem: instances, with a leading batch axis.
-        options: of which ``baseline`` counts.
+        options: of which only ``baseline`` counts.
 
     Returns:
-        The same problems with another :math:`\pi_{base}`; prompts without data fall back to the
+        The same problems with another :math:`\pi_{base}`. Prompts without data fall back to the
         reference.
 
     Examples:
@@ -129,62 +137,39 @@ def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
         >>> with_baseline(problem, MethodOptions()).baseline_policy.tolist()
         [[[0.75, 0.25]]]
     """
-    match options.baseline:
-        case "chosen":
-            law = per_prompt(chosen_policy, problem)
-        case "data_marginal":
-            law = per_prompt(data_marginal_policy, problem)
-        case "reference":
-            law = np.asarray(problem.reference_policy)
-        case "given":
-            law = np.asarray(problem.baseline_policy)
-    return problem._replace(baseline_policy=law)
-
-
-def per_prompt(law: Callable[..., object], problem: Problem) -> Float[np.ndarray, "b x a"]:
-    """A policy made of the win counts of each prompt, for a whole batch.
-
-    Args:
-        law: from win counts and a fallback to a policy, both over the prompts of one problem.
-        problem: instances, with a leading batch axis.
-
-    Returns:
-        The policies.
-    """
-    wins = np.asarray(problem.wins, np.float64)
-    reference = np.asarray(problem.reference_policy, np.float64)
-    n_actions = reference.shape[-1]
-    # To such a law all the prompts of a batch are the prompts of one problem.
-    with jax.enable_x64(True):
-        flat = law(wins.reshape(-1, n_actions, n_actions), reference.reshape(-1, n_actions))
-    return np.asarray(flat).reshape(reference.shape)
+    if options.baseline == "given":
+        return problem._replace(baseline_policy=np.asarray(problem.baseline_policy))
+    policy = baseline_policy(
+        options.baseline, wins=problem.wins, reference=problem.reference_policy
+    )
+    return problem._replace(baseline_policy=policy)
 
 
 def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray, "b x a"]:
-    r"""Maximum likelihood rewards of a class: the exact solver at :math:`\eta=0`.
+    r"""Return the maximum likelihood rewards of a class, by the exact solver at :math:`\eta=0`.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
 
     Returns:
-        Rewards; where data leave them free, those of the solver's central path.
+        Rewards. If the data leave a reward free, it is that of the solver's central path.
     """
-    without = problem._replace(eta=np.zeros_like(problem.eta))
-    return np.asarray(minimax.solve_batch(without, reward_class, throw=False).reward)
+    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
+    return np.asarray(minimax.solve_batch(likelihood_only, reward_class, throw=False).reward)
 
 
 def reward_range(
     reward_class: TabularBox | LinearBall | FiniteClass,
 ) -> Float[np.ndarray, " b"]:
-    r"""Largest difference of rewards at one prompt that members of each class can have.
+    r"""Return the largest difference between two rewards of a prompt within each class.
 
     Args:
         reward_class: classes with a leading batch axis.
 
     Returns:
-        Units of reward: :math:`R_{max}`, or :math:`B\max\|\phi(x,a)-\phi(x,a')\|`; at least a tiny
-        number, so that it can divide.
+        Units of reward: :math:`R_{max}`, or :math:`B\max\|\phi(x,a)-\phi(x,a')\|`. At least the
+        smallest positive number, so that it can be a divisor.
 
     Examples:
         >>> features = np.array([[[[1.0], [-2.0]]]])
@@ -196,25 +181,25 @@ def reward_range(
             width = np.asarray(maximum, np.float64)
         case LinearBall(features, radius):
             features = np.asarray(features, np.float64)
-            apart = features[:, :, :, None] - features[:, :, None, :]
-            width = np.linalg.norm(apart, axis=-1).max(axis=(1, 2, 3)) * np.asarray(radius)
+            difference = features[:, :, :, None] - features[:, :, None, :]
+            width = np.linalg.norm(difference, axis=-1).max(axis=(1, 2, 3)) * np.asarray(radius)
         case FiniteClass(rewards):
             width = np.ptp(np.asarray(rewards, np.float64), axis=-1).max(axis=(1, 2))
     return np.maximum(width, np.finfo(np.float64).tiny)
 
 
 def require_compact_class(method: str, reward_class: RewardClass) -> TabularBox | LinearBall:
-    """The reward class of a method that needs a compact and convex one.
+    """Return the reward class if it is compact and convex, or refuse it.
 
     Args:
-        method: its name, for the error.
-        reward_class: what it was given.
+        method: name of the method, for the error message.
+        reward_class: class of any kind.
 
     Returns:
         The same class.
 
     Raises:
-        ValueError: a class of another kind.
+        ValueError: if the class is neither a tabular box nor a linear ball.
 
     Examples:
         >>> require_compact_class("spac", TabularBox(np.ones(1))).maximum.tolist()

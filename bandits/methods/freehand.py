@@ -1,15 +1,17 @@
 r"""FREEHAND: the policy that is best against every reward of high likelihood.
 
-`zhan:23` solve the constrained twin of Algorithm 1,
+The method of `zhan:23` is Algorithm 1 with a constraint in place of the likelihood term, and
+without a divergence:
 
 .. math:: \max_\pi\min_{r\in\mathcal R}\; E_\pi r - E_{\pi_{base}} r
-          \quad\text{over } L_D(r) \le \min_{\mathcal R} L_D + \zeta/N,
+          \quad\text{over } L_D(r) \le \min_{\mathcal R} L_D + \zeta/N.
 
-without a divergence. With a multiplier :math:`1/\eta` on the constraint it *is* the adversarial
-problem at that :math:`\eta` and :math:`\beta\to0`. So the exact solver is called at a tiny
-:math:`\beta` while bisection finds the :math:`\eta` at which the constraint is tight. Weak duality
-then proves the answer, :math:`\beta` and bisection included: a feasible reward bounds the value of
-all policies from above, the multiplier bounds that of the policy found from below.
+With a multiplier :math:`1/\eta` on the constraint it *is* the adversarial problem at that
+:math:`\eta` and :math:`\beta\to0`. The exact solver is therefore called at a tiny :math:`\beta`,
+while a bisection searches for the :math:`\eta` at which the constraint is tight. Weak duality then
+certifies the result, including the effects of :math:`\beta` and of the bisection: a feasible reward
+bounds the value of every policy from above, and the multiplier bounds the value of the fitted
+policy from below.
 """
 
 from __future__ import annotations
@@ -33,15 +35,22 @@ from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
 from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
 
-TEMPERATURE = 1e-5  # the beta that stands for 0, per range of the rewards
-BRACKET = (1e-7, 1e5)  # of eta, per range: slacks of 1e-13 and of all the class
-GROUP = 8192  # entries of the win counts that are measured at a time
-BISECTIONS = 44  # 28 nats of bracket to 2e-12
-GAP_TOLERANCE = 1e-3  # of SOLVED, per range: the temperature times a log-probability or two
+TEMPERATURE = 1e-5  # beta, relative to the range of the rewards; stands for 0
+BRACKET = (1e-7, 1e5)  # eta times the range of the rewards: slacks of 1e-13 and of the whole class
+GROUP = 8192  # entries of the win counts whose likelihoods and gaps are computed at a time
+BISECTIONS = 44  # they reduce the bracket's 28 nats to 2e-12
+GAP_TOLERANCE = 1e-3  # of SOLVED, relative to the range: TEMPERATURE times log-probabilities
 
 
 class _Search(NamedTuple):
-    """The largest multipliers known to be feasible, their answers, and the least known not to."""
+    """State of the bisection.
+
+    Attributes:
+        feasible: largest multipliers eta known to satisfy the constraint.
+        infeasible: smallest multipliers known to violate it.
+        policy: policies at the feasible multipliers.
+        reward: rewards at the feasible multipliers.
+    """
 
     feasible: Float[np.ndarray, " b"]
     infeasible: Float[np.ndarray, " b"]
@@ -50,21 +59,21 @@ class _Search(NamedTuple):
 
 
 def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Best policy against the rewards whose total log-likelihood is within :math:`\zeta` of best.
+    r"""Fit the best policy against all rewards within :math:`\zeta` nats of maximum likelihood.
 
     Args:
         problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` do not
             count.
-        reward_class: tabular boxes or linear balls.
-        options: ``baseline`` and ``likelihood_slack`` count.
+        reward_class: tabular boxes or linear balls, likewise.
+        options: of which ``baseline`` and ``likelihood_slack`` count.
 
     Returns:
-        The policies, within the support of the reference, and the rewards they are best for; the
-        certificate bounds what the policy falls short of the constrained problem's value, in units
-        of reward.
+        The policies, within the support of the reference, and the rewards against which they are
+        best. The certificate bounds the distance between a policy's value and that of the
+        constrained problem, in units of reward.
 
     Raises:
-        ValueError: another reward class.
+        ValueError: if the reward class is neither a tabular box nor a linear ball.
 
     References:
         `zhan:23`, Algorithm 1.
@@ -73,17 +82,24 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
     problem = with_baseline(problem, options)
     width = reward_range(reward_class)
     cold = problem._replace(beta=TEMPERATURE * width)
-    likely = minimax.solve_batch(cold._replace(eta=np.zeros_like(width)), reward_class, throw=False)
+    likelihood_only = cold._replace(eta=np.zeros_like(width))
+    mle = minimax.solve_batch(likelihood_only, reward_class, throw=False)
     n_comparisons = np.maximum(np.asarray(problem.wins).sum(axis=(1, 2, 3)), 1.0)
-    most = np.asarray(likely.objective) + options.likelihood_slack / n_comparisons
-    search = _search(cold, reward_class, width, most)
-    found = (cold._replace(eta=search.feasible), reward_class, search.policy, search.reward, most)
-    gap = map_in_groups(_shortfalls, *found, size=group_size(problem, GROUP))
+    max_loss = np.asarray(mle.objective) + options.likelihood_slack / n_comparisons
+    search = _search(cold, reward_class, width, max_loss)
+    gap = map_in_groups(
+        _shortfalls,
+        cold._replace(eta=search.feasible),
+        reward_class,
+        search.policy,
+        search.reward,
+        max_loss,
+        size=group_size(problem, GROUP),
+    )
     solved = gap <= GAP_TOLERANCE * width
-    policy = search.policy
     return FitResult(
-        # At so small a beta log-probabilities are rounded to 1e-12.
-        policy=policy / policy.sum(axis=-1, keepdims=True),
+        # At so small a beta the log-probabilities are rounded to 1e-12.
+        policy=search.policy / search.policy.sum(axis=-1, keepdims=True),
         reward=search.reward,
         certificate=gap,
         certificate_kind="duality_gap",
@@ -95,43 +111,44 @@ def _search(
     problem: Problem,
     reward_class: RewardClass,
     width: Float[np.ndarray, " b"],
-    most: Float[np.ndarray, " b"],
+    max_loss: Float[np.ndarray, " b"],
 ) -> _Search:
-    """Bisect, on a logarithmic scale, for the largest multiplier that keeps the likelihood."""
+    """Bisect on a logarithmic scale for the largest multiplier that satisfies the constraint."""
     low, high = (edge / width for edge in BRACKET)
-    solution, _ = _tried(problem, reward_class, low, most)
+    solution, _ = _solve_at(problem, reward_class, low, max_loss)
     search = _Search(low, high, np.asarray(solution.policy), np.asarray(solution.reward))
-    # First the largest multiplier of all: there the constraint may not bind at all.
+    # The upper end comes first: the constraint may not bind at all.
     trial = high
     for _ in range(1 + BISECTIONS):
-        solution, fits = _tried(problem, reward_class, trial, most)
+        solution, is_feasible = _solve_at(problem, reward_class, trial, max_loss)
         search = _Search(
-            np.where(fits, trial, search.feasible),
-            np.where(fits, search.infeasible, trial),
-            _select(fits, solution.policy, search.policy),
-            _select(fits, solution.reward, search.reward),
+            np.where(is_feasible, trial, search.feasible),
+            np.where(is_feasible, search.infeasible, trial),
+            _select(is_feasible, solution.policy, search.policy),
+            _select(is_feasible, solution.reward, search.reward),
         )
         trial = np.sqrt(search.feasible * search.infeasible)
     return search
 
 
-def _tried(
+def _solve_at(
     problem: Problem,
     reward_class: RewardClass,
     eta: Float[np.ndarray, " b"],
-    most: Float[np.ndarray, " b"],
+    max_loss: Float[np.ndarray, " b"],
 ) -> tuple[Solution, Bool[np.ndarray, " b"]]:
-    """Answer at a multiplier, and whether its reward is likely enough."""
+    """Solve at a multiplier, and check whether the reward satisfies the constraint."""
     problem = problem._replace(eta=eta)
     solution = minimax.solve_batch(problem, reward_class, throw=False)
     size = group_size(problem, GROUP)
     losses = map_in_groups(_log_losses, solution.reward, problem.wins, size=size)
-    return solution, losses <= most
+    return solution, losses <= max_loss
 
 
-def _select(chosen: np.ndarray, new: ArrayLike, old: ArrayLike) -> np.ndarray:
+def _select(condition: np.ndarray, new: ArrayLike, old: ArrayLike) -> np.ndarray:
+    """Take the new entries of a batch where the condition holds, and the old ones elsewhere."""
     new, old = np.asarray(new), np.asarray(old)
-    return np.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    return np.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 _log_losses = jax.jit(jax.vmap(negative_log_likelihood))
@@ -144,19 +161,19 @@ def _shortfalls(
     reward_class: TabularBox | LinearBall,
     policy: Float[Array, "x a"],
     reward: Float[Array, "x a"],
-    most: Float[Array, ""],
+    max_loss: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """Value of the best policy at a feasible reward, less that of the policy by the multiplier."""
+    """Return an upper bound on the constrained value minus a lower bound on the policy's value."""
     weights, baseline = problem.context_weights, jnp.asarray(problem.baseline_policy)
     possible = jnp.asarray(problem.reference_policy) > 0
     best = jnp.asarray(weights) @ jnp.where(possible, reward, -jnp.inf).max(axis=1)
-    above = best - value(baseline, reward, weights)
+    upper = best - value(baseline, reward, weights)
 
     worst = adversarial_reward(problem, reward_class, policy)
     slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
-    excess = negative_log_likelihood(worst, problem.wins) - most - jnp.maximum(slack, 0.0)
-    below = value(policy - baseline, worst, weights) + excess / problem.eta
-    # Where the constraint does not bind its multiplier is 0, which no eta says.
-    unbound = reward_class.minimum(jnp.asarray(weights)[:, None] * (policy - baseline))
-    below = jnp.maximum(below, unbound)
-    return jnp.maximum(above - below, 0.0)
+    excess = negative_log_likelihood(worst, problem.wins) - max_loss - jnp.maximum(slack, 0.0)
+    lower = value(policy - baseline, worst, weights) + excess / problem.eta
+    # A constraint that does not bind has the multiplier 0, which no eta represents.
+    unconstrained = reward_class.minimum(jnp.asarray(weights)[:, None] * (policy - baseline))
+    lower = jnp.maximum(lower, unconstrained)
+    return jnp.maximum(upper - lower, 0.0)

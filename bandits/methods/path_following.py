@@ -1,8 +1,8 @@
-r"""Newton's method along a path of smooth problems: for convex kinks and constraints.
+r"""Newton's method along a path of smooth problems, for convex kinks and constraints.
 
-A kink is rounded at the scale of a temperature :math:`\tau` and a constraint is replaced by
-:math:`\tau` times a logarithmic barrier; as :math:`\tau` falls the minimisers lead to that of the
-problem itself. How near they came is for the caller's certificate to say.
+A kink is smoothed at the scale of a temperature :math:`\tau`, and a constraint is replaced by
+:math:`\tau` times a logarithmic barrier. As :math:`\tau` falls, the minimizers approach that of the
+problem itself. The caller's certificate measures how close they came.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from jax import Array
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Bool, Float, Int
 
-COOLEST = 1e-8  # colder, and the rounding of the point moves what the temperature divides
-COOLING = 0.3
-CENTRED = 0.1  # squared Newton decrement, per temperature, at which the next one may be tried
-NEAR = 1e-6  # the same, from which Newton's step is right and the objective's rounding is larger
-LENGTHS = 0.3 ** np.arange(24)  # to 1e-12: far from a kink Newton's own step is wild
-LIFT = 1e-14  # of a Hessian that is singular to rounding, relative to its diagonal
+FINAL_TEMPERATURE = 1e-8  # below it, rounding of the point is amplified too much
+COOLING = 0.3  # ratio of consecutive temperatures
+CENTERED = 0.1  # squared Newton decrement, per temperature, that allows the next temperature
+CONVERGED = 1e-6  # the same, below which full steps are right and the objective only shows rounding
+STEP_LENGTHS = 0.3 ** np.arange(24)  # down to 1e-12: near a kink a full Newton step is far too long
+RIDGE = 1e-14  # added to a scaled Hessian, which may be singular up to rounding
 MAX_STEPS = 400
 
 SmoothedObjective = Callable[[Float[Array, " p"], Float[Array, ""]], Float[Array, ""]]
 
 
 class PathState(NamedTuple):
-    """Where the method stands.
+    """State of the method.
 
     Attributes:
-        point: the free variables.
+        point: free variables.
         temperature: scale of the smoothing.
-        decrement: squared Newton decrement per temperature, before the last step; infinite at a
-            new temperature.
-        steps: Newton steps taken.
-        done: whether the last temperature is solved.
+        decrement: squared Newton decrement per temperature before the last step; infinite at a new
+            temperature.
+        steps: number of Newton steps so far.
+        done: whether the problem at the final temperature is solved.
     """
 
     point: Float[Array, " p"]
@@ -48,12 +48,12 @@ class PathState(NamedTuple):
 
 
 def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> PathState:
-    """Minimise at ever lower temperatures.
+    """Minimize an objective at falling temperatures, each from the minimizer of the one before.
 
     Args:
-        objective: of point and temperature; convex, in units in which its terms are about one, and
-            not finite outside of the constraints.
-        start: a point inside.
+        objective: function of point and temperature. It must be convex, scaled so that its terms
+            are of order one, and not finite outside of the constraints.
+        start: a point inside of the constraints.
 
     Returns:
         The final state.
@@ -63,7 +63,7 @@ def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path
         >>> bool(abs(follow_path(kink, jnp.ones(1)).point[0]) < 1e-6)
         True
     """
-    first = PathState(
+    initial = PathState(
         start,
         jnp.ones_like(start, shape=()),
         jnp.full_like(start, jnp.inf, shape=()),
@@ -73,12 +73,12 @@ def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path
     return jax.lax.while_loop(
         lambda path: ~path.done & (path.steps < MAX_STEPS),
         lambda path: _step(objective, path),
-        first,
+        initial,
     )
 
 
 def _step(objective: SmoothedObjective, path: PathState) -> PathState:
-    """One Newton step of the best of many lengths; colder where the step was small."""
+    """Take the best of many lengths of a Newton step, and lower the temperature if it was small."""
 
     def at_temperature(point: Float[Array, " p"]) -> Float[Array, ""]:
         return objective(point, path.temperature)
@@ -86,29 +86,29 @@ def _step(objective: SmoothedObjective, path: PathState) -> PathState:
     gradient = jax.grad(at_temperature)(path.point)
     hessian = jax.hessian(at_temperature)(path.point)
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(hessian), jnp.finfo(hessian.dtype).tiny))
-    matrix = scale[:, None] * hessian * scale + LIFT * jnp.eye(len(scale), dtype=hessian.dtype)
+    matrix = scale[:, None] * hessian * scale + RIDGE * jnp.eye(len(scale), dtype=hessian.dtype)
     direction = -scale * cho_solve((jnp.linalg.cholesky(matrix), True), scale * gradient)
-    # A factorisation that rounding broke still leaves the gradient, in the same scale.
+    # If rounding makes the factorization fail, use the gradient in the same scale.
     direction = jnp.where(jnp.isfinite(direction).all(), direction, -(scale**2) * gradient)
     decrement = -gradient @ direction / path.temperature
 
-    candidates = path.point + jnp.asarray(LENGTHS, path.point.dtype)[:, None] * direction
+    candidates = path.point + jnp.asarray(STEP_LENGTHS, path.point.dtype)[:, None] * direction
     values = jax.vmap(at_temperature)(candidates)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-    here = at_temperature(path.point)
-    near = (decrement <= NEAR) & (values[0] <= here + path.temperature)
-    best = jnp.where(near, 0, jnp.argmin(values))
-    better = near | (values[best] <= here)
-    last = path.temperature <= COOLEST
-    colder = ((decrement <= CENTRED) | ~better) & ~last
+    value = at_temperature(path.point)
+    converged = (decrement <= CONVERGED) & (values[0] <= value + path.temperature)
+    best = jnp.where(converged, 0, jnp.argmin(values))
+    improved = converged | (values[best] <= value)
+    is_final = path.temperature <= FINAL_TEMPERATURE
+    cool = ((decrement <= CENTERED) | ~improved) & ~is_final
     # Newton's steps shrink until rounding stops them.
-    settled = ~better | (near & (decrement >= 0.5 * path.decrement))
+    settled = ~improved | (converged & (decrement >= 0.5 * path.decrement))
     return PathState(
-        point=jnp.where(better, candidates[best], path.point),
+        point=jnp.where(improved, candidates[best], path.point),
         temperature=jnp.where(
-            colder, jnp.maximum(COOLING * path.temperature, COOLEST), path.temperature
+            cool, jnp.maximum(COOLING * path.temperature, FINAL_TEMPERATURE), path.temperature
         ),
-        decrement=jnp.where(colder, jnp.inf, decrement),
+        decrement=jnp.where(cool, jnp.inf, decrement),
         steps=path.steps + 1,
-        done=last & settled,
+        done=is_final & settled,
     )

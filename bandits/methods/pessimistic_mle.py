@@ -1,15 +1,16 @@
 r"""Pessimistic maximum likelihood: the policy that is best against a confidence ellipsoid.
 
 With :math:`r=\langle\theta,\phi\rangle`, :math:`\Sigma_D=\frac1N\sum_i(\phi_w-\phi_l)(\cdot)^\top`
-and :math:`v=E_{d_0,\pi_{base}}\phi`, `zhu:23` maximise
+and :math:`v=E_{d_0,\pi_{base}}\phi`, the method of `zhu:23` maximizes
 
 .. math:: \hat J(\pi) = E_\pi\phi^\top\hat\theta_{MLE}
           - \varrho\,\big\|(\Sigma_D+\lambda I)^{-1/2}(E_\pi\phi-v)\big\|,\qquad
           \varrho = c\sqrt{\frac{d+\log(1/\delta)}{\gamma^2N}+\lambda B^2}.
 
-The norm is a maximum over :math:`\theta` in an ellipsoid, so that the dual is a smooth function of
-:math:`\theta` up to its kinks: a Newton path minimises it, and the difference of the two objectives
-proves the answer. Tabular rewards are linear in the indicators of prompt and response.
+The norm is a maximum over :math:`\theta` in an ellipsoid, so the dual is a convex function of
+:math:`\theta` that is smooth except for kinks. Newton's method along a path minimizes it, and the
+difference of the two objectives is the certificate. Tabular rewards are linear in the indicators of
+prompt and response.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from rpo_theory.types import ArrayLike, Problem, Status
 from . import path_following
 from .base import FitResult, MethodOptions, mle_reward, require_compact_class, with_baseline
 
-GROUP = 1024  # entries of the win counts whose policies are sought at a time
+GROUP = 1024  # entries of the win counts that are fitted at a time
 GAP_TOLERANCE = 1e-6  # of SOLVED, relative to the range of the pessimistic rewards
 
 
-class Confidence(NamedTuple):
-    r"""What is known of a linear reward.
+class _Ellipsoid(NamedTuple):
+    r"""Confidence set of a linear reward, as an affine image of the unit ball.
 
     Attributes:
-        rewards: maximum likelihood rewards :math:`\phi^\top\hat\theta_{MLE}`.
-        directions: :math:`\varrho\,\phi^\top(\Sigma_D+\lambda I)^{-1/2}`: how the rewards move
-            with a point of the unit ball.
+        rewards: maximum likelihood rewards :math:`\phi^\top\hat\theta_{MLE}`, at the center.
+        directions: :math:`\varrho\,\phi^\top(\Sigma_D+\lambda I)^{-1/2}`, the derivative of the
+            rewards in a point of the unit ball.
     """
 
     rewards: Float[Array, "x a"]
@@ -50,32 +51,33 @@ class Confidence(NamedTuple):
 def pessimistic_mle(
     problem: Problem, reward_class: RewardClass, options: MethodOptions
 ) -> FitResult:
-    r"""Pessimistic maximum likelihood of Zhu, Jordan and Jiao.
+    r"""Fit the pessimistic maximum likelihood policy of Zhu, Jordan and Jiao.
 
     Args:
         problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` do not
             count.
-        reward_class: linear balls or tabular boxes.
-        options: ``baseline`` (for :math:`v`), ``confidence``, ``pessimism``, ``ridge`` and
+        reward_class: linear balls or tabular boxes, likewise.
+        options: of which ``baseline`` (for :math:`v`), ``confidence``, ``pessimism``, ``ridge`` and
             ``curvature`` count.
 
     Returns:
-        The policies, within the support of the reference, and the rewards they are best for; the
-        certificate is :math:`\max_\pi\hat J(\pi)-\hat J(\hat\pi)`, in units of reward, or more.
+        The policies, within the support of the reference, and the rewards against which they are
+        best. The certificate is an upper bound on :math:`\max_\pi\hat J(\pi)-\hat J(\hat\pi)`, in
+        units of reward.
 
     Raises:
-        ValueError: another reward class.
+        ValueError: if the reward class is neither a tabular box nor a linear ball.
 
     References:
         `zhu:23`, Algorithm 1 and Theorem 3.2.
     """
     reward_class = require_compact_class("pessimistic_mle", reward_class)
-    likely = mle_reward(problem, reward_class)
+    center = mle_reward(problem, reward_class)
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):
-        answer = partial(_answers, _settings(options))
+        fit = partial(_fit, _settings(options))
     size = group_size(problem, GROUP)
-    policy, reward, gap, solved = map_in_groups(answer, problem, reward_class, likely, size=size)
+    policy, reward, gap, solved = map_in_groups(fit, problem, reward_class, center, size=size)
     status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
     return FitResult(policy, reward, gap, "duality_gap", status)
 
@@ -90,19 +92,19 @@ def confidence_radius(
     ridge: Float[ArrayLike, ""] | float,
     safe: Float[ArrayLike, ""] | float,
 ) -> Float[Array, ""]:
-    r"""Radius :math:`\varrho` of the confidence ellipsoid.
+    r"""Return the radius :math:`\varrho` of the confidence ellipsoid.
 
     Args:
-        reward_class: its :math:`d`, :math:`B` and :math:`L=\max\|\phi\|`. For the box
-            :math:`d=|X||A|`, :math:`B` is the distance from the centre to a corner, and no reward
-            difference exceeds :math:`R_{max}`.
-        n_comparisons: :math:`N`; counts as 1 without data.
+        reward_class: class that sets the dimension :math:`d`, the radius :math:`B` and
+            :math:`L=\max\|\phi\|`. For the box, :math:`d=|X||A|`, :math:`B` is the distance from
+            the center to a corner, and no reward difference exceeds :math:`R_{max}`.
+        n_comparisons: number of comparisons :math:`N`; 0 counts as 1.
         shape: numbers of prompts and responses.
-        confidence: :math:`\delta`.
-        pessimism: :math:`c`.
-        ridge: :math:`\lambda`.
-        safe: 1 for :math:`\gamma=\sigma'(2LB)`, which holds for all reward differences; 0 for the
-            printed :math:`\gamma=\sigma'(LB)=1/(2+e^{-LB}+e^{LB})`. The same for the box.
+        confidence: probability :math:`\delta` that the ellipsoid misses the truth.
+        pessimism: constant :math:`c`.
+        ridge: regularization :math:`\lambda` of the covariance.
+        safe: 1 for :math:`\gamma=\sigma'(2LB)`, which is valid for all reward differences; 0 for
+            the printed :math:`\gamma=\sigma'(LB)=1/(2+e^{-LB}+e^{LB})`. Without effect on the box.
 
     Returns:
         The radius, in the norm of :math:`\Sigma_D+\lambda I`.
@@ -124,29 +126,29 @@ def confidence_radius(
 
 
 def _settings(options: MethodOptions) -> tuple[Array, ...]:
-    """Numbers, so that one compilation serves all options."""
+    """Return the options as arrays, so that one compilation serves all of them."""
     safe = 1.0 if options.curvature == "safe" else 0.0
     numbers = (options.confidence, options.pessimism, options.ridge, safe)
     return tuple(jnp.asarray(number, jnp.float64) for number in numbers)
 
 
-def _confidence(
+def _ellipsoid(
     problem: Problem,
     reward_class: TabularBox | LinearBall,
-    likely: Float[Array, "x a"],
+    center: Float[Array, "x a"],
     delta: Float[Array, ""],
     pessimism: Float[Array, ""],
     ridge: Float[Array, ""],
     safe: Float[Array, ""],
-) -> Confidence:
+) -> _Ellipsoid:
     wins = jnp.asarray(problem.wins)
-    total = wins.sum()
-    pairs = (wins + wins.mT) / jnp.where(total > 0, total, 1.0)
+    n_comparisons = wins.sum()
+    pairs = (wins + wins.mT) / jnp.where(n_comparisons > 0, n_comparisons, 1.0)
     shape = (wins.shape[0], wins.shape[1])
     laplacian = jax.vmap(jnp.diag)(pairs.sum(axis=2)) - pairs
     radius = confidence_radius(
         reward_class,
-        total,
+        n_comparisons,
         shape,
         confidence=delta,
         pessimism=pessimism,
@@ -156,61 +158,61 @@ def _confidence(
     match reward_class:
         case TabularBox():
             blocks = jax.vmap(lambda block: _inverse_root(block, ridge))(laplacian)
-            wide = jnp.einsum("xab,xy->xayb", blocks, jnp.eye(shape[0], dtype=blocks.dtype))
-            return Confidence(likely, radius * wide.reshape(*shape, -1))
+            matrix = jnp.einsum("xab,xy->xayb", blocks, jnp.eye(shape[0], dtype=blocks.dtype))
+            return _Ellipsoid(center, radius * matrix.reshape(*shape, -1))
         case LinearBall(features, _):
             features = jnp.asarray(features)
             covariance = jnp.einsum("xad,xab,xbe->de", features, laplacian, features)
-            return Confidence(likely, radius * features @ _inverse_root(covariance, ridge))
+            return _Ellipsoid(center, radius * features @ _inverse_root(covariance, ridge))
 
 
 def _inverse_root(matrix: Float[Array, "d d"], ridge: Float[Array, ""]) -> Float[Array, "d d"]:
+    """Return the inverse square root of a matrix plus a multiple of the identity."""
     variance, axes = jnp.linalg.eigh(matrix)
     return (axes * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + ridge)) @ axes.T
 
 
 @jax.jit
 @partial(jax.vmap, in_axes=(None, 0, 0, 0))
-def _answers(
+def _fit(
     settings: tuple[Array, ...],
     problem: Problem,
     reward_class: TabularBox | LinearBall,
-    likely: Float[Array, "x a"],
+    center: Float[Array, "x a"],
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Array]:
-    confidence = _confidence(problem, reward_class, likely, *settings)
-    return _against_ellipsoid(problem, confidence)
+    return _fit_against(problem, _ellipsoid(problem, reward_class, center, *settings))
 
 
-def _against_ellipsoid(
-    problem: Problem, confidence: Confidence
+def _fit_against(
+    problem: Problem, ellipsoid: _Ellipsoid
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Array]:
-    """Best policy against the worst reward of an ellipsoid, that reward, and the proof."""
+    """Return the best policy, the worst reward of the ellipsoid, the gap, and if it is solved."""
     weights = jnp.asarray(problem.context_weights)[:, None]
     possible = jnp.asarray(problem.reference_policy) > 0
     baseline = jnp.asarray(problem.baseline_policy)
-    reach = jnp.linalg.norm(confidence.directions, axis=-1)
-    size = jnp.abs(confidence.rewards).max() + reach.max()
+    reach = jnp.linalg.norm(ellipsoid.directions, axis=-1)
+    size = jnp.abs(ellipsoid.rewards).max() + reach.max()
     size = jnp.where(size > 0, size, 1.0)
 
     def reward(point: Float[Array, " d"]) -> Float[Array, "x a"]:
-        return confidence.rewards + confidence.directions @ point
+        return ellipsoid.rewards + ellipsoid.directions @ point
 
-    def compared_with(point: Float[Array, " d"]) -> Float[Array, ""]:
-        return jnp.sum(weights * baseline * (confidence.directions @ point))
+    def baseline_shift(point: Float[Array, " d"]) -> Float[Array, ""]:
+        return jnp.sum(weights * baseline * (ellipsoid.directions @ point))
 
     def smoothed(point: Float[Array, " d"], temperature: Float[Array, ""]) -> Float[Array, ""]:
         scaled = jnp.where(possible, reward(point) / (size * temperature), -jnp.inf)
         best = temperature * (weights[:, 0] @ jax.scipy.special.logsumexp(scaled, axis=1))
-        wall = -jnp.log1p(-point @ point)
-        return best - compared_with(point) / size + temperature * wall
+        barrier = -jnp.log1p(-point @ point)
+        return best - baseline_shift(point) / size + temperature * barrier
 
-    start = jnp.zeros(confidence.directions.shape[-1], confidence.rewards.dtype)
+    start = jnp.zeros(ellipsoid.directions.shape[-1], ellipsoid.rewards.dtype)
     path = path_following.follow_path(smoothed, start)
     worst = reward(path.point)
     scaled = jnp.where(possible, worst / (size * path.temperature), -jnp.inf)
     policy = jax.nn.softmax(scaled, axis=1)
     best = weights[:, 0] @ jnp.where(possible, worst, -jnp.inf).max(axis=1)
-    excess = jnp.einsum("xa,xad->d", weights * (policy - baseline), confidence.directions)
-    reached = jnp.sum(weights * policy * confidence.rewards) - jnp.linalg.norm(excess)
-    gap = jnp.maximum(best - compared_with(path.point) - reached, 0.0)
+    excess = jnp.einsum("xa,xad->d", weights * (policy - baseline), ellipsoid.directions)
+    reached = jnp.sum(weights * policy * ellipsoid.rewards) - jnp.linalg.norm(excess)
+    gap = jnp.maximum(best - baseline_shift(path.point) - reached, 0.0)
     return policy, worst, gap, gap <= GAP_TOLERANCE * size

@@ -1,8 +1,9 @@
-r"""Methods that minimise another loss of the policy than RPO's: IPO, DPO-positive and chi-PO.
+r"""Methods that minimize a policy loss other than RPO's: IPO, DPO-positive and chi-PO.
 
-None of them needs descent by trial. IPO is a least-squares problem in the log-ratios. DPOP's loss
-is convex in them, with kinks. And chi-PO is maximum likelihood in rewards
-:math:`\beta\,u(\pi/\pi_{ref})`, :math:`u(z)=z+\log z`, followed by the inverse of that link.
+All of them are solved without gradient descent. IPO is a least-squares problem in the log-ratios of
+policy and reference. The loss of DPOP is convex in them, with kinks. chi-PO is maximum likelihood
+in the rewards :math:`\beta\,u(\pi/\pi_{ref})`, :math:`u(z)=z+\log z`, followed by the inverse of
+that link function.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from rpo_theory.types import ArrayLike, Problem, Status
 from . import path_following
 from .base import FitResult, MethodOptions, require_compact_class
 
-GROUP = 1024  # entries of the win counts whose policies are sought at a time
+GROUP = 1024  # entries of the win counts that are fitted at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
-GAP_TOLERANCE = 1e-6  # of DPOP, nats: kinks are resolved to the last temperature
-LINK_STEPS = 8  # Newton on a convex function from its good side: quadratic, error 1e-16 at 6
-LEVEL_STEPS = 64  # the same, a nat a step at worst
+GAP_TOLERANCE = 1e-6  # of DPOP, nats: kinks are resolved to the final temperature
+LINK_STEPS = 8  # Newton steps for the link; convergence is quadratic, with error 1e-16 after 6
+LEVEL_STEPS = 64  # Newton steps for the level; each gains at least a nat until it is quadratic
 
 
 def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""IPO: squared distance of every margin :math:`h` from :math:`1/2\tau`.
+    r"""Fit IPO, which minimizes the squared distance of every margin from :math:`1/2\tau`.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\eta` does not count.
         reward_class: a linear ball means log-linear policies
             :math:`\pi\propto\pi_{ref}e^{\langle\theta,\phi\rangle}` without a bound on
             :math:`\theta`; any other class means tabular policies.
-        options: ``ipo_tau`` counts.
+        options: of which ``ipo_tau`` counts.
 
     Returns:
-        The policies nearest to the reference among the minimisers, and their implicit rewards
-        :math:`\tau\log(\pi/\pi_{ref})` up to constants; the certificate is the largest residual of
+        The policies closest to the reference among the minimizers, and their implicit rewards
+        :math:`\tau\log(\pi/\pi_{ref})` up to constants. The certificate is the largest residual of
         the normal equations.
 
     References:
@@ -53,73 +54,75 @@ def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     tau = problem.beta if options.ipo_tau is None else np.full_like(problem.beta, options.ipo_tau)
     features = reward_class.features if isinstance(reward_class, LinearBall) else None
     size = group_size(problem, GROUP)
-    found = map_in_groups(_nearest_margins, problem, tau, features, size=size)
-    policy, reward, residual, solved = found
+    fit = map_in_groups(_fit_ipo, problem, tau, features, size=size)
+    policy, reward, residual, solved = fit
     status = np.where(solved, Status.SOLVED.value, Status.NOT_FINITE.value)
     return FitResult(policy, reward, residual, "stationarity_residual", status)
 
 
 def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""DPO-positive over the policies :math:`\pi_r` of a compact class.
+    r"""Fit DPO-positive over the policies :math:`\pi_r` of a compact class.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\eta` does not count.
-        reward_class: tabular boxes or linear balls.
-        options: ``dpop_penalty`` counts.
+        reward_class: tabular boxes or linear balls, likewise.
+        options: of which ``dpop_penalty`` counts.
 
     Returns:
-        The policies; the certificate bounds how far their loss is from the least, nats.
+        The policies. The certificate bounds the distance of their loss from the minimum, nats.
 
     Raises:
-        ValueError: another reward class; over all rewards the infimum is not always attained.
+        ValueError: if the reward class is neither a tabular box nor a linear ball. Over all
+            rewards the infimum is not always attained.
 
     References:
         `pal:24`, eq. 3.
     """
     reward_class = require_compact_class("dpop", reward_class)
-    # The loss of tabular policies is that of the prompts, in proportion to their comparisons.
-    tabular = isinstance(reward_class, TabularBox)
-    parts = _prompts(problem, reward_class) if tabular else (problem, reward_class)
-    solve = partial(_positive, np.asarray(options.dpop_penalty, np.float64))
-    policy, reward, gap = map_in_groups(solve, *parts, size=group_size(parts[0], GROUP))
-    if tabular:
+    # A tabular loss is the mean of the losses of the prompts, weighted by their comparisons.
+    is_tabular = isinstance(reward_class, TabularBox)
+    parts = _split_prompts(problem, reward_class) if is_tabular else (problem, reward_class)
+    fit = partial(_fit_dpop, np.asarray(options.dpop_penalty, np.float64))
+    policy, reward, gap = map_in_groups(fit, *parts, size=group_size(parts[0], GROUP))
+    if is_tabular:
         shape = np.shape(problem.reference_policy)
         policy, reward = policy.reshape(shape), reward.reshape(shape)
-        at_prompt = np.asarray(problem.wins).sum(axis=(2, 3))
-        total = np.maximum(at_prompt.sum(axis=1), 1e-300)
-        gap = (at_prompt * gap.reshape(shape[:2])).sum(axis=1) / total
+        prompt_counts = np.asarray(problem.wins).sum(axis=(2, 3))
+        n_comparisons = np.maximum(prompt_counts.sum(axis=1), 1e-300)
+        gap = (prompt_counts * gap.reshape(shape[:2])).sum(axis=1) / n_comparisons
     status = np.where(gap <= GAP_TOLERANCE, Status.SOLVED.value, Status.MAX_STEPS.value)
     return FitResult(policy, reward, gap, "duality_gap", status)
 
 
 def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""chi-PO over the policies whose rewards :math:`\beta u(\pi/\pi_{ref})` are in the class.
+    r"""Fit chi-PO over the policies whose rewards :math:`\beta u(\pi/\pi_{ref})` are in the class.
 
-    Up to a constant per prompt every reward is one of a policy, so that the least loss is the
-    maximum likelihood of the class. In a class on :math:`[0, R]` the clipping of the loss at
-    :math:`2R` never binds.
+    Up to a constant per prompt every reward belongs to a policy, so the minimal loss is the maximum
+    likelihood of the class. In a class on :math:`[0, R]` the clipping of the loss at :math:`2R`
+    never binds.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\eta` does not count.
-        reward_class: compact classes.
-        options: none counts.
+        reward_class: tabular boxes or linear balls, likewise.
+        options: of which none counts.
 
     Returns:
-        The policies, which maximise :math:`E_\pi\hat r-\beta(\chi^2+KL)(\pi\|\pi_{ref})`; the
+        The policies, which maximize :math:`E_\pi\hat r-\beta(\chi^2+KL)(\pi\|\pi_{ref})`. The
         certificate is the duality gap of the likelihood.
 
     Raises:
-        ValueError: all rewards: there the clipped loss is flat and has no single minimiser.
+        ValueError: if the reward class is neither a tabular box nor a linear ball. Over all
+            rewards the clipped loss is flat and has no unique minimizer.
 
     References:
         `huang:24`, Algorithm 1.
     """
     del options
     reward_class = require_compact_class("chi_po", reward_class)
-    without = problem._replace(eta=np.zeros_like(problem.eta))
-    solution = minimax.solve_batch(without, reward_class, throw=False)
+    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
+    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False)
     arguments = (solution.reward, problem.reference_policy, problem.beta)
-    policy = map_in_groups(_linked, *arguments, size=group_size(problem, GROUP))
+    policy = map_in_groups(_chi_squared_policies, *arguments, size=group_size(problem, GROUP))
     return FitResult(
         policy=policy,
         reward=np.asarray(solution.reward),
@@ -134,15 +137,15 @@ def chi_squared_policy(
     reference: Float[ArrayLike, "x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "x a"]:
-    r"""Policy with :math:`\beta\,u(\pi/\pi_{ref}) = r - \lambda(x)`, :math:`u(z)=z+\log z`.
+    r"""Return the policy with :math:`\beta u(\pi/\pi_{ref}) = r-\lambda(x)`, :math:`u(z)=z+\log z`.
 
     Args:
         reward: :math:`r(x,a)`.
         reference: :math:`\pi_{ref}(a|x)`.
-        beta: :math:`\beta>0`.
+        beta: weight :math:`\beta>0` of the divergences.
 
     Returns:
-        The maximiser of :math:`E_\pi r-\beta(\chi^2+KL)(\pi\|\pi_{ref})` with
+        The maximizer of :math:`E_\pi r-\beta(\chi^2+KL)(\pi\|\pi_{ref})` with
         :math:`\chi^2=\frac12E_{ref}(\pi/\pi_{ref}-1)^2`; rows sum to one.
 
     References:
@@ -156,7 +159,7 @@ def chi_squared_policy(
     reward, reference = jnp.asarray(reward), jnp.asarray(reference)
     possible = reference > 0
     lowest = jnp.where(possible, reward, jnp.inf).min(axis=-1, keepdims=True)
-    start = lowest - beta  # every ratio is at least one there: too low a level, the good side
+    start = lowest - beta  # too low: every ratio is at least 1, so Newton's steps are monotone
 
     def rise(_: Array, level: Float[Array, "x 1"]) -> Float[Array, "x 1"]:
         ratio = link_inverse((reward - level) / beta)
@@ -170,13 +173,13 @@ def chi_squared_policy(
 
 
 def link_inverse(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-    r"""The :math:`z>0` with :math:`z+\log z` equal to the value (Lambert's :math:`W(e^s)`).
+    r"""Solve :math:`z+\log z = s` for :math:`z>0`; the solution is Lambert's :math:`W(e^s)`.
 
     Args:
-        value: any number.
+        value: real numbers :math:`s`.
 
     Returns:
-        Positive numbers.
+        Positive numbers :math:`z`.
 
     Examples:
         >>> float(link_inverse(jnp.array(1.0)))
@@ -192,10 +195,10 @@ def link_inverse(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
     return jnp.exp(jax.lax.fori_loop(0, LINK_STEPS, newton, start))
 
 
-def _prompts(problem: Problem, reward_class: TabularBox) -> tuple[Problem, TabularBox]:
-    """Every prompt of a batch as a problem of its own."""
+def _split_prompts(problem: Problem, reward_class: TabularBox) -> tuple[Problem, TabularBox]:
+    """Return every prompt of a batch as a problem with one prompt."""
     n_problems, n_contexts, n_actions = np.shape(problem.reference_policy)
-    alone = Problem(
+    single_prompts = Problem(
         context_weights=np.ones((n_problems * n_contexts, 1)),
         reference_policy=np.reshape(problem.reference_policy, (-1, 1, n_actions)),
         baseline_policy=np.reshape(problem.baseline_policy, (-1, 1, n_actions)),
@@ -203,20 +206,18 @@ def _prompts(problem: Problem, reward_class: TabularBox) -> tuple[Problem, Tabul
         beta=np.repeat(problem.beta, n_contexts),
         eta=np.repeat(problem.eta, n_contexts),
     )
-    return alone, TabularBox(np.repeat(reward_class.maximum, n_contexts))
+    return single_prompts, TabularBox(np.repeat(reward_class.maximum, n_contexts))
 
 
-_linked = jax.jit(jax.vmap(chi_squared_policy))
+_chi_squared_policies = jax.jit(jax.vmap(chi_squared_policy))
 
 
 @jax.jit
 @jax.vmap
-def _nearest_margins(
+def _fit_ipo(
     problem: Problem, tau: Float[Array, ""], features: Float[Array, "x a d"] | None
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Array]:
-    wins = jnp.asarray(problem.wins)
-    total = wins.sum()
-    share = wins / jnp.where(total > 0, total, 1.0)
+    share = _win_shares(problem)
     pairs = share + share.mT
     laplacian = jax.vmap(jnp.diag)(pairs.sum(axis=2)) - pairs
     pull = (share.sum(axis=2) - share.sum(axis=1)) * (0.5 / tau)
@@ -236,27 +237,27 @@ def _nearest_margins(
 
 @jax.jit
 @partial(jax.vmap, in_axes=(None, 0, 0))
-def _positive(
+def _fit_dpop(
     penalty: Float[Array, ""], problem: Problem, reward_class: TabularBox | LinearBall
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""]]:
-    """Policy, reward and proof of DPOP for one problem."""
-    wins = jnp.asarray(problem.wins)
-    share = wins / jnp.where(wins.sum() > 0, wins.sum(), 1.0)
+    """Return policy, reward and duality gap of DPOP for one problem."""
+    share = _win_shares(problem)
+    shape = share.shape[:2]
 
     def smoothed(point: Float[Array, " p"], temperature: Float[Array, ""]) -> Float[Array, ""]:
-        reward, wall = _inside(reward_class, point, wins.shape[:2])
+        reward, barrier = _from_unit_set(reward_class, point, shape)
         lost = _log_loss_of_chosen(problem, reward)
-        # The penalty is charged on the rounded kink in place of relu.
+        # The smoothed kink stands for the relu of the penalty.
         kink = temperature * jax.nn.softplus(lost / temperature)
         margin = reward[:, :, None] - reward[:, None, :]
         worse = problem.beta * penalty * kink[:, :, None]
-        return jnp.sum(share * jax.nn.softplus(worse - margin)) + temperature * wall
+        return jnp.sum(share * jax.nn.softplus(worse - margin)) + temperature * barrier
 
-    size = wins.shape[0] * wins.shape[1]
+    size = shape[0] * shape[1]
     if isinstance(reward_class, LinearBall):
         size = reward_class.features.shape[-1]
-    path = path_following.follow_path(smoothed, jnp.zeros(size, wins.dtype))
-    reward, _ = _inside(reward_class, path.point, wins.shape[:2])
+    path = path_following.follow_path(smoothed, jnp.zeros(size, share.dtype))
+    reward, _ = _from_unit_set(reward_class, path.point, shape)
     gap = _dpop_gap(problem, reward_class, reward, penalty, path.temperature)
     return gibbs_policy(reward, problem.reference_policy, problem.beta), reward, gap
 
@@ -268,41 +269,46 @@ def _dpop_gap(
     penalty: Float[Array, ""],
     temperature: Float[Array, ""],
 ) -> Float[Array, ""]:
-    r"""Bound from a supporting plane: what a class member can gain, and what the kinks hide.
+    r"""Bound the suboptimality of a reward under the DPOP loss by a supporting plane.
 
-    With :math:`s\in[0,1]`, :math:`s x` is at most :math:`\max(0,x)`: a subgradient of the kink but
-    for an error of :math:`\max(0,x)-s x\ge0`.
+    The kink :math:`\max(0,x)` is at least :math:`s x` for every :math:`s\in[0,1]`. So :math:`s` is
+    a subgradient at :math:`x` up to an error :math:`\max(0,x)-s x\ge0`, which the bound includes.
 
     Args:
-        problem: the instance.
-        reward_class: the class that holds the reward.
-        reward: any member.
+        problem: one instance.
+        reward_class: class that holds the reward.
+        reward: any member of the class.
         penalty: :math:`\lambda` of DPOP.
-        temperature: scale on which :math:`s` passes from 0 to 1 around a kink.
+        temperature: scale on which :math:`s` rises from 0 to 1 around a kink.
 
     Returns:
-        Nats, at least the DPOP loss of :math:`\pi_r` less that of any other policy of the class.
+        Nats, at least the DPOP loss of :math:`\pi_r` minus that of any policy of the class.
     """
-    wins = jnp.asarray(problem.wins)
-    share = wins / jnp.where(wins.sum() > 0, wins.sum(), 1.0)
+    share = _win_shares(problem)
     lost = _log_loss_of_chosen(problem, reward)
-    slope = jax.nn.sigmoid(lost / temperature)
+    subgradient = jax.nn.sigmoid(lost / temperature)
     surprise = share * _surprise(problem, reward, penalty)
 
-    def support(other: Float[Array, "x a"]) -> Float[Array, ""]:
-        margin = other[:, :, None] - other[:, None, :]
-        charged = problem.beta * penalty * slope * _log_loss_of_chosen(problem, other)
+    def support(member: Float[Array, "x a"]) -> Float[Array, ""]:
+        margin = member[:, :, None] - member[:, None, :]
+        charged = problem.beta * penalty * subgradient * _log_loss_of_chosen(problem, member)
         return jnp.sum(surprise * (charged[:, :, None] - margin))
 
-    hidden = problem.beta * penalty * (jax.nn.relu(lost) - slope * lost)
-    regret = reward_class.linear_gap(jax.grad(support)(reward), reward)
-    return jnp.maximum(regret, 0.0) + jnp.sum(surprise * hidden[:, :, None])
+    kink_error = problem.beta * penalty * (jax.nn.relu(lost) - subgradient * lost)
+    linear_gap = reward_class.linear_gap(jax.grad(support)(reward), reward)
+    return jnp.maximum(linear_gap, 0.0) + jnp.sum(surprise * kink_error[:, :, None])
+
+
+def _win_shares(problem: Problem) -> Float[Array, "x a a"]:
+    """Return the win counts divided by their sum, or zeros if there are no data."""
+    wins = jnp.asarray(problem.wins)
+    return wins / jnp.where(wins.sum() > 0, wins.sum(), 1.0)
 
 
 def _surprise(
     problem: Problem, reward: Float[Array, "x a"], penalty: Float[Array, ""]
 ) -> Float[Array, "x a a"]:
-    r"""Derivative of each pair's DPOP loss in its penalised margin, :math:`\sigma(-z)`."""
+    r"""Return :math:`\sigma(-z)`, minus the derivative of each pair's loss in its margin."""
     log_policy = log_gibbs_policy(reward, problem.reference_policy, problem.beta)
     log_reference = jnp.log(jnp.asarray(problem.reference_policy))
     policy, reference = _all_pairs(log_policy), _all_pairs(log_reference)
@@ -320,16 +326,16 @@ def _all_pairs(log_policy: Float[Array, "x a"]) -> PairLogProbs:
 
 
 def _log_loss_of_chosen(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
-    r""":math:`\log(\pi_{ref}/\pi_r) = \log Z_r - r/\beta`, convex in the reward."""
+    r"""Return :math:`\log(\pi_{ref}/\pi_r) = \log Z_r - r/\beta`, convex in the reward."""
     scaled = reward / problem.beta
     log_z = jax.scipy.special.logsumexp(scaled, axis=1, b=jnp.asarray(problem.reference_policy))
     return log_z[:, None] - scaled
 
 
-def _inside(
+def _from_unit_set(
     reward_class: TabularBox | LinearBall, point: Float[Array, " p"], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "x a"], Float[Array, ""]]:
-    """Reward at a point of the unit cube or ball around zero, and the wall at its boundary."""
+    """Map a point of the unit cube or ball around 0 to a reward, and return its barrier."""
     match reward_class:
         case TabularBox(maximum):
             reward = (1.0 + point.reshape(shape)) * (0.5 * maximum)

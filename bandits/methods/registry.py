@@ -1,54 +1,46 @@
-r"""Every method that a study compares, behind one signature.
+r"""Registry of the methods that a study compares, all with one signature.
 
-Here are those that the exact saddle solvers answer: RPO by three routes, and what it becomes for
-other choices of its parts. With :math:`\eta=0` it is DPO; over a class closed under adding
-constants per prompt DPO's policy is that of two-stage RLHF, :math:`\pi_{\hat r}` of the maximum
-likelihood reward. VPO is RPO with a calibration policy as baseline (`cen:24`); POWER-DL's base loss
-is RPO with a uniform reference (`rashidinejad:24`). :mod:`bandits.methods.pessimistic_mle`,
-:mod:`bandits.methods.freehand`, :mod:`bandits.methods.spac` and :mod:`bandits.methods.policy_losses` hold the
-others.
+This module also holds the methods that need nothing but the exact saddle solvers: RPO by three
+routes, and its special cases. With :math:`\eta=0` RPO is DPO. If a class is closed under adding a
+constant per prompt, the policy of DPO is that of two-stage RLHF, :math:`\pi_{\hat r}` of the
+maximum likelihood reward. VPO is RPO with a calibration policy as baseline (`cen:24`), and the base
+loss of POWER-DL is RPO with a uniform reference (`rashidinejad:24`). The other methods are in
+:mod:`bandits.methods.pessimistic_mle`, :mod:`bandits.methods.freehand`,
+:mod:`bandits.methods.spac` and :mod:`bandits.methods.policy_losses`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from bandits.environments.base import baseline_policy
 from rpo_theory import direct, maximin, minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.certificate import duality_gap_bound
-from rpo_theory.policies import chosen_policy
 from rpo_theory.rewards import RewardClass, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
-from .base import (
-    CertificateKind,
-    FitResult,
-    MethodFunction,
-    MethodOptions,
-    per_prompt,
-    with_baseline,
-)
+from .base import CertificateKind, FitResult, MethodFunction, MethodOptions, with_baseline
 from .freehand import freehand
 from .pessimistic_mle import pessimistic_mle
 from .policy_losses import chi_po, dpop, ipo
 from .spac import spac
 
 GROUP = 8192  # entries of the win counts whose certificates are computed at a time
-SAME = 1e-6  # rewards closer than this, relative to the largest, are a tie: solvers cannot tell
+TIE_TOLERANCE = 1e-6  # relative to the largest reward: below it solvers cannot tell rewards apart
 
 
 def rpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""RPO solved exactly, :math:`\min_r\max_\pi\phi`, with its duality gap.
+    r"""Solve RPO exactly, :math:`\min_r\max_\pi\phi`, with its duality gap.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: ``baseline`` and ``rewards`` count.
+        options: of which ``baseline`` and ``rewards`` count.
 
     Returns:
         The Gibbs policies of the adversarial rewards.
@@ -56,34 +48,33 @@ def rpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     References:
         `liu:24`, eqs. 4.1 to 4.8.
     """
-    reward_class = _asked_for(reward_class, options)
-    return _exact(with_baseline(problem, options), reward_class)
+    return _solve_exactly(with_baseline(problem, options), _search_class(reward_class, options))
 
 
 def rpo_maximin(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Algorithm 1: :math:`\max_\pi\min_r\phi`, by a method that never uses Lemma 4.1.
+    r"""Solve Algorithm 1, :math:`\max_\pi\min_r\phi`, by a route that never uses Lemma 4.1.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: ``baseline`` and ``rewards`` count.
+        options: of which ``baseline`` and ``rewards`` count.
 
     Returns:
-        The policies; on a non-convex class they differ from those of :func:`rpo`.
+        The policies. On a class that is not convex they differ from those of :func:`rpo`.
 
     References:
         `liu:24`, Algorithm 1, eq. 3.3.
     """
-    return _by_another_route(maximin.solve_batch, "residual", problem, reward_class, options)
+    return _solve_by_route(maximin.solve_batch, "residual", problem, reward_class, options)
 
 
 def rpo_policy(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Algorithm 2: the RPO loss minimised over the policy.
+    r"""Minimize the RPO loss over the policy, Algorithm 2.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: ``baseline`` and ``rewards`` count.
+        options: of which ``baseline`` and ``rewards`` count.
 
     Returns:
         The policies.
@@ -91,81 +82,81 @@ def rpo_policy(problem: Problem, reward_class: RewardClass, options: MethodOptio
     References:
         `liu:24`, Algorithm 2, eq. 4.8.
     """
-    solve_batch = direct.solve_batch
-    return _by_another_route(solve_batch, "gradient_norm", problem, reward_class, options)
+    return _solve_by_route(direct.solve_batch, "gradient_norm", problem, reward_class, options)
 
 
 def dpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""DPO: the RPO loss without its second term, :math:`\eta=0`.
+    r"""Fit DPO: the RPO loss without its second term, :math:`\eta=0`.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: ``rewards`` counts.
+        options: of which ``rewards`` counts.
 
     Returns:
-        The policies. Where data leave rewards free they are those of the solver's central path;
-        over all rewards the limits of gradient descent from the reference policy.
+        The policies. If the data leave rewards free, they are those of the solver's central path;
+        over all rewards they are the limits of gradient descent from the reference policy.
 
     References:
         `rafailov:23`.
     """
-    without = problem._replace(eta=np.zeros_like(problem.eta))
-    return _exact(without, _asked_for(reward_class, options))
+    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
+    return _solve_exactly(likelihood_only, _search_class(reward_class, options))
 
 
 def two_stage(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Two-stage RLHF: the maximum likelihood reward of the class, then :math:`\pi_{\hat r}`.
+    r"""Fit two-stage RLHF: the maximum likelihood reward of the class, then :math:`\pi_{\hat r}`.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: none counts.
+        options: of which none counts.
 
     Returns:
-        The policies that are best for the reward less :math:`\beta` times the divergence from the
+        The policies that maximize the reward minus :math:`\beta` times the divergence from the
         reference.
 
     References:
         `liu:24`, sec. 3 (:math:`\eta=0`).
     """
     del options
-    return _exact(problem._replace(eta=np.zeros_like(problem.eta)), reward_class)
+    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
+    return _solve_exactly(likelihood_only, reward_class)
 
 
 def greedy_mle(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""The response of highest maximum likelihood reward, among those the reference gives.
+    r"""Fit the maximum likelihood reward and take its best response in the reference's support.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: none counts.
+        options: of which none counts.
 
     Returns:
-        The policies; equal rewards share in proportion to the reference.
+        The policies. Responses of equal reward share in proportion to the reference.
 
     References:
         `zhu:23`, Theorem 3.9.
     """
-    likely = two_stage(problem, reward_class, options)
-    return likely._replace(policy=greedy_policy(likely.reward, problem.reference_policy))
+    fit = two_stage(problem, reward_class, options)
+    return fit._replace(policy=greedy_policy(fit.reward, problem.reference_policy))
 
 
 def behavior_cloning(
     problem: Problem, reward_class: RewardClass, options: MethodOptions
 ) -> FitResult:
-    r"""SFT on the chosen responses: their empirical law, the maximum likelihood policy.
+    r"""Fit SFT on the chosen responses: their empirical distribution, which maximizes likelihood.
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: of no use here.
-        options: none counts.
+        reward_class: unused.
+        options: of which none counts.
 
     Returns:
         The policies; the reference at prompts without data.
     """
     del reward_class, options
-    policy = per_prompt(chosen_policy, problem)
+    policy = baseline_policy("chosen", wins=problem.wins, reference=problem.reference_policy)
     n_problems = policy.shape[0]
     return FitResult(
         policy=policy,
@@ -177,18 +168,18 @@ def behavior_cloning(
 
 
 def vpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Offline VPO: :math:`\sum_i` DPO losses :math:`-\alpha\beta\,E_{\pi_{cal}}\log\pi`.
+    r"""Fit VPO on a fixed data set: the DPO losses minus :math:`\alpha\beta E_{\pi_{cal}}\log\pi`.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: their reward classes, likewise.
-        options: ``baseline`` is :math:`\pi_{cal}`; ``vpo_alpha`` and ``rewards`` count.
+        options: of which ``vpo_alpha``, ``rewards`` and ``baseline`` (:math:`\pi_{cal}`) count.
 
     Returns:
         The policies of RPO with :math:`\eta=\alpha/N`.
 
     References:
-        `cen:24`, offline objective.
+        `cen:24`, objective for fixed data.
     """
     if options.vpo_alpha is not None:
         n_comparisons = np.asarray(problem.wins).sum(axis=(1, 2, 3))
@@ -197,15 +188,15 @@ def vpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
 
 
 def power(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""POWER-DL's base loss, for responses of equal weight 1.
+    r"""Fit the base loss of POWER-DL, for responses of equal weight 1.
 
-    Without a reference, the entropy of the policy takes the place of the divergence: that is a
-    uniform reference. The SFT term is on the chosen responses of the same pairs.
+    It has no reference policy: the entropy of the policy takes the place of the divergence, which
+    amounts to a uniform reference. Its SFT term is on the chosen responses of the same pairs.
 
     Args:
         problem: instances, with a leading batch axis; of the reference only the support counts.
         reward_class: their reward classes, likewise.
-        options: ``rewards`` counts.
+        options: of which ``rewards`` counts.
 
     Returns:
         The policies.
@@ -215,25 +206,29 @@ def power(problem: Problem, reward_class: RewardClass, options: MethodOptions) -
     """
     support = np.asarray(problem.reference_policy, np.float64) > 0
     uniform = problem._replace(reference_policy=support / support.sum(axis=-1, keepdims=True))
-    at_prompt = np.asarray(problem.wins, np.float64).sum(axis=(2, 3))
-    total = at_prompt.sum(axis=1, keepdims=True)
-    share = np.where(total > 0, at_prompt / np.maximum(total, 1e-300), problem.context_weights)
-    chosen = per_prompt(chosen_policy, uniform)
-    pairs = uniform._replace(context_weights=share, baseline_policy=chosen)
-    return _exact(pairs, _asked_for(reward_class, options))
+    prompt_counts = np.asarray(problem.wins, np.float64).sum(axis=(2, 3))
+    n_comparisons = prompt_counts.sum(axis=1, keepdims=True)
+    prompt_shares = np.where(
+        n_comparisons > 0,
+        prompt_counts / np.maximum(n_comparisons, 1e-300),
+        problem.context_weights,
+    )
+    chosen = baseline_policy("chosen", wins=problem.wins, reference=uniform.reference_policy)
+    on_pairs = uniform._replace(context_weights=prompt_shares, baseline_policy=chosen)
+    return _solve_exactly(on_pairs, _search_class(reward_class, options))
 
 
 def greedy_policy(
     reward: Float[ArrayLike, "b x a"], reference: Float[ArrayLike, "b x a"]
 ) -> Float[np.ndarray, "b x a"]:
-    """All probability on the responses of highest reward, among those the reference gives.
+    """Return the policy on the responses of highest reward in the support of the reference.
 
     Args:
         reward: rewards.
-        reference: reference policy; equal rewards share in proportion to it.
+        reference: reference policy; responses of equal reward share in proportion to it.
 
     Returns:
-        Probabilities, rows sum to one.
+        Probabilities; each row sums to one.
 
     Examples:
         >>> greedy_policy(np.array([[[1.0, 1.0, 2.0]]]), np.array([[[0.2, 0.8, 0.0]]])).tolist()
@@ -242,44 +237,44 @@ def greedy_policy(
     reward, reference = np.asarray(reward), np.asarray(reference)
     possible = np.where(reference > 0, reward, -np.inf)
     best = possible.max(axis=-1, keepdims=True)
-    blur = SAME * np.maximum(1.0, np.abs(best))
-    kept = np.where(possible >= best - blur, reference, 0.0)
+    tolerance = TIE_TOLERANCE * np.maximum(1.0, np.abs(best))
+    kept = np.where(possible >= best - tolerance, reference, 0.0)
     return kept / kept.sum(axis=-1, keepdims=True)
 
 
-def _asked_for(reward_class: RewardClass, options: MethodOptions) -> RewardClass:
+def _search_class(reward_class: RewardClass, options: MethodOptions) -> RewardClass:
     return Unbounded() if options.rewards == "unbounded" else reward_class
 
 
-def _exact(problem: Problem, reward_class: RewardClass) -> FitResult:
+def _solve_exactly(problem: Problem, reward_class: RewardClass) -> FitResult:
     solution = minimax.solve_batch(problem, reward_class, throw=False)
     if isinstance(reward_class, Unbounded):
-        return _learned(solution, solution.stats["residual"], "stationarity_residual")
-    return _learned(solution, solution.stats["duality_gap"], "duality_gap")
+        return _fit_result(solution, solution.stats["residual"], "stationarity_residual")
+    return _fit_result(solution, solution.stats["duality_gap"], "duality_gap")
 
 
-def _by_another_route(
+def _solve_by_route(
     solve_batch: Callable[..., Solution],
     residual: str,
     problem: Problem,
     reward_class: RewardClass,
     options: MethodOptions,
 ) -> FitResult:
-    """Solve by another solver; the certificate does not come from it where there is one."""
-    problem, reward_class = with_baseline(problem, options), _asked_for(reward_class, options)
+    """Solve by another solver; on a bounded class, certify its answer independently of it."""
+    problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
     solution = solve_batch(problem, reward_class, throw=False)
     if isinstance(reward_class, Unbounded):
-        return _learned(solution, solution.stats[residual], "stationarity_residual")
+        return _fit_result(solution, solution.stats[residual], "stationarity_residual")
     policy, reward = solution.policy, solution.reward
     size = group_size(problem, GROUP)
     gap = map_in_groups(_gaps, problem, reward_class, policy, reward, size=size)
-    return _learned(solution, gap, "duality_gap")
+    return _fit_result(solution, gap, "duality_gap")
 
 
 _gaps = jax.jit(jax.vmap(duality_gap_bound))
 
 
-def _learned(solution: Solution, certificate: ArrayLike, kind: CertificateKind) -> FitResult:
+def _fit_result(solution: Solution, certificate: ArrayLike, kind: CertificateKind) -> FitResult:
     return FitResult(
         policy=np.asarray(solution.policy),
         reward=np.asarray(solution.reward),
@@ -289,23 +284,21 @@ def _learned(solution: Solution, certificate: ArrayLike, kind: CertificateKind) 
     )
 
 
-METHODS: Mapping[str, MethodFunction] = MappingProxyType(
-    {
-        "rpo": rpo,
-        "rpo_maximin": rpo_maximin,
-        "rpo_policy": rpo_policy,
-        "dpo": dpo,
-        "two_stage": two_stage,
-        "greedy_mle": greedy_mle,
-        "behavior_cloning": behavior_cloning,
-        "pessimistic_mle": pessimistic_mle,
-        "vpo": vpo,
-        "ipo": ipo,
-        "dpop": dpop,
-        "chi_po": chi_po,
-        "power": power,
-        "freehand": freehand,
-        "spac": spac,
-    }
-)
+METHODS: dict[str, MethodFunction] = {
+    "rpo": rpo,
+    "rpo_maximin": rpo_maximin,
+    "rpo_policy": rpo_policy,
+    "dpo": dpo,
+    "two_stage": two_stage,
+    "greedy_mle": greedy_mle,
+    "behavior_cloning": behavior_cloning,
+    "pessimistic_mle": pessimistic_mle,
+    "vpo": vpo,
+    "ipo": ipo,
+    "dpop": dpop,
+    "chi_po": chi_po,
+    "power": power,
+    "freehand": freehand,
+    "spac": spac,
+}
 """Every method by the name that a study gives it."""

@@ -1,11 +1,12 @@
 r"""Self-play against an adversarial critic, in the manner of SPAC.
 
-`ji:24` let a policy and a critic play: the critic answers the policy with the reward that minimises
-"log-loss plus :math:`\eta` times the advantage of the policy over the baseline", and the policy
-follows its rewards by mirror descent from the reference. The average policy approaches the best one
-against the adversary *without* a divergence, as fast as Hedge learns: after :math:`T` rounds of
-rewards of range :math:`R` it lacks at most :math:`R\sqrt{\log(1/\min\pi_{ref})/2T}`. The critic's
-exact answers make that a theorem, and the duality gap of the averages measures it.
+In `ji:24` a policy plays against a critic. The critic answers the policy with the reward that
+minimizes the log loss plus :math:`\eta` times the advantage of the policy over the baseline, and
+the policy follows the rewards by mirror descent from the reference. The average policy approaches
+the best one against the adversary *without* a divergence, at the rate of Hedge: after :math:`T`
+rounds of rewards with range :math:`R` it is within :math:`R\sqrt{\log(1/\min\pi_{ref})/2T}`. The
+critic's answers are exact here, so the guarantee applies, and the duality gap of the averages
+measures how close they are.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from rpo_theory.types import Problem, Status
 
 from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
 
-GROUP = 1024  # entries of the win counts that are played with at a time
-ROUNDING = 1e-9  # that a gap may exceed its bound by
+GROUP = 1024  # entries of the win counts that are fitted at a time
+ROUNDING = 1e-9  # by which a gap may exceed Hedge's bound
 
 
 def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Average policy of mirror descent against the adversary's best answers.
+    r"""Fit the average policy of mirror descent against the best answers of the adversary.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\beta` does not count.
-        reward_class: tabular boxes or linear balls.
-        options: ``baseline`` and ``self_play_rounds`` count.
+        reward_class: tabular boxes or linear balls, likewise.
+        options: of which ``baseline`` and ``self_play_rounds`` count.
 
     Returns:
-        The average policies and rewards; the certificate is the duality gap of
-        :math:`\eta E_{\pi,\pi_{base}}[r(a^1)-r(a^0)]+L_D(r)` at them, nats. Solved means that
-        it is within the bound that Hedge guarantees for that many rounds.
+        The average policies and rewards. The certificate is the duality gap of
+        :math:`\eta E_{\pi,\pi_{base}}[r(a^1)-r(a^0)]+L_D(r)` at them, nats. The status is SOLVED if
+        the gap is within the bound that Hedge guarantees for this number of rounds.
 
     Raises:
-        ValueError: another reward class.
+        ValueError: if the reward class is neither a tabular box nor a linear ball.
 
     References:
         `ji:24`, Algorithm 1.
@@ -54,8 +55,13 @@ def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     reward_class = require_compact_class("spac", reward_class)
     problem = with_baseline(problem, options)
     play = partial(_play, np.asarray(options.self_play_rounds, np.int32))
-    game = (problem, reward_class, reward_range(reward_class))
-    policy, reward, gap, bound = map_in_groups(play, *game, size=group_size(problem, GROUP))
+    policy, reward, gap, bound = map_in_groups(
+        play,
+        problem,
+        reward_class,
+        reward_range(reward_class),
+        size=group_size(problem, GROUP),
+    )
     solved = gap <= bound + ROUNDING
     status = np.where(solved, Status.SOLVED.value, Status.MAX_STEPS.value)
     return FitResult(policy, reward, gap, "duality_gap", status)
@@ -67,11 +73,11 @@ def _play_one(
     reward_class: TabularBox | LinearBall,
     width: Float[Array, ""],
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
-    """Average policy and reward, their duality gap, and Hedge's bound on it."""
+    """Return the average policy and reward, their duality gap, and Hedge's bound on it."""
     reference = jnp.asarray(problem.reference_policy)
     possible = reference > 0
     surprise = -jnp.log(jnp.where(possible, reference, 1.0).min())
-    # Without a surprise to pay for any step is as good.
+    # It is 0 if each prompt has one response; then every step size serves.
     surprise = jnp.maximum(surprise, 1e-12)
     n_rounds = rounds.astype(reference.dtype)
     step = jnp.sqrt(8.0 * surprise / n_rounds) / width
@@ -96,17 +102,17 @@ def _gap(
     policy: Float[Array, "x a"],
     reward: Float[Array, "x a"],
 ) -> Float[Array, ""]:
-    """Duality gap of the game without a divergence."""
+    """Return the duality gap of the saddle problem without a divergence."""
     weights, baseline = jnp.asarray(problem.context_weights), jnp.asarray(problem.baseline_policy)
     possible = jnp.asarray(problem.reference_policy) > 0
     best = weights @ jnp.where(possible, reward, -jnp.inf).max(axis=1)
-    above = problem.eta * (best - value(baseline, reward, weights))
-    above = above + negative_log_likelihood(reward, problem.wins)
+    upper = problem.eta * (best - value(baseline, reward, weights))
+    upper = upper + negative_log_likelihood(reward, problem.wins)
     worst = adversarial_reward(problem, reward_class, policy)
     slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
-    below = problem.eta * value(policy - baseline, worst, weights)
-    below = below + negative_log_likelihood(worst, problem.wins) - jnp.maximum(slack, 0.0)
-    return jnp.maximum(above - below, 0.0)
+    lower = problem.eta * value(policy - baseline, worst, weights)
+    lower = lower + negative_log_likelihood(worst, problem.wins) - jnp.maximum(slack, 0.0)
+    return jnp.maximum(upper - lower, 0.0)
 
 
 _play = jax.jit(jax.vmap(_play_one, (None, 0, 0, 0)))

@@ -1,7 +1,8 @@
-r"""Three routes to one policy, measured: the theorem on random instances.
+r"""Agreement of three routes to the RPO policy on random instances.
 
-The minimax problem solved exactly, Algorithm 1 by a method that never uses the closed form, and the
-RPO loss minimised over the policy (`liu:24`, Theorem 5.6 and Algorithm 2).
+The routes are the exact solution of the minimax problem, Algorithm 1 by a solver that never uses
+the closed form, and the minimization of the RPO loss over the policy (`liu:24`, Theorem 5.6 and
+Algorithm 2).
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from .instances import PADDED_SHAPES, Family, ProblemBatch, draw_verification_ba
 
 
 class Agreement(NamedTuple):
-    r"""What was measured on one instance.
+    r"""Measurements of the three routes on one instance.
 
     Attributes:
         family: "tabular" or "linear".
-        seed: seed of the key that the instances were drawn with.
-        number: place of the instance among those of its family.
+        seed: seed of the key from which the instances were drawn.
+        number: index of the instance within its family.
         contexts: number of prompts.
         actions: number of responses.
-        eta: :math:`\eta`.
-        beta: :math:`\beta`.
-        value: :math:`F(\hat r)`, nats.
-        duality_gap: proven for the exact solution, nats.
-        policy_tv_maximin: largest total variation over prompts between the exact policy and that
-            of Algorithm 1.
-        policy_tv_loss: the same for the policy that minimises the RPO loss.
-        seconds: time of the three solves, with compilation, shared evenly by the
-            instances of a batch.
+        eta: weight :math:`\eta` of the adversarial term.
+        beta: weight :math:`\beta` of the KL term.
+        value: optimal value :math:`F(\hat r)`, nats.
+        duality_gap: proven gap of the exact solution, nats.
+        policy_tv_maximin: total variation between the exact policy and that of Algorithm 1, the
+            largest over prompts.
+        policy_tv_loss: the same for the policy that minimizes the RPO loss.
+        seconds: time of the three solves of the batch, including compilation, divided by the number
+            of its instances.
     """
 
     family: str
@@ -59,7 +60,7 @@ class Agreement(NamedTuple):
     seconds: float
 
     def relative_gap(self) -> float:
-        r"""Duality gap relative to :math:`\max(1, |F|)`."""
+        r"""Return the duality gap relative to :math:`\max(1, |F|)`."""
         return self.duality_gap / max(1.0, abs(self.value))
 
 
@@ -70,25 +71,26 @@ def measure_agreement(
 
     Args:
         n: number of instances.
-        seed: seed of the instances.
-        padded_shapes: shapes that instances are padded to; each is compiled once.
+        seed: seed of the key from which the instances are drawn.
+        padded_shapes: numbers of contexts and actions to which instances are padded; the solvers
+            are compiled once for each.
 
     Yields:
-        One record an instance, batch by batch. Batches are compiled and solved side by side, in a
-        process for each core: a script that calls this needs the ``__main__`` guard.
+        One record for each instance, batch by batch. The batches are solved in parallel by spawned
+        processes, so a script that calls this function needs the ``__main__`` guard.
     """
     keys: dict[Family, Key[Array, ""]] = dict(
         zip(("tabular", "linear"), jax.random.split(jax.random.key(seed)), strict=True)
     )
-    shares = (n - n // 2, n // 2)
-    work = [
+    counts = (n - n // 2, n // 2)
+    batches = [
         (batch, family)
-        for (family, key), share in zip(keys.items(), shares, strict=True)
-        for batch in draw_verification_batches(key, share, family, padded_shapes=padded_shapes)
+        for (family, key), count in zip(keys.items(), counts, strict=True)
+        for batch in draw_verification_batches(key, count, family, padded_shapes=padded_shapes)
     ]
-    workers = min(os.cpu_count() or 1, len(work))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-        for records in processes.map(_measure_batch, *zip(*work, strict=True), repeat(seed)):
+    n_workers = min(os.cpu_count() or 1, len(batches))
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as processes:
+        for records in processes.map(_measure_batch, *zip(*batches, strict=True), repeat(seed)):
             yield from records
 
 
@@ -96,9 +98,10 @@ def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreemen
     start = time.perf_counter()
     problems, reward_class = batch.instance.problem, batch.instance.reward_class
     exact = minimax.solve_batch(problems, reward_class, throw=False)
-    independent = maximin.solve_batch(problems, reward_class, throw=False)
-    descended = direct.solve_batch(problems, reward_class, throw=False)
-    distances = [_largest_distance(exact, other) for other in (independent, descended)]
+    algorithm_1 = maximin.solve_batch(problems, reward_class, throw=False)
+    loss_minimizer = direct.solve_batch(problems, reward_class, throw=False)
+    tv_maximin = _largest_total_variation(exact, algorithm_1)
+    tv_loss = _largest_total_variation(exact, loss_minimizer)
     seconds = (time.perf_counter() - start) / len(batch.number)
     return [
         Agreement(
@@ -107,20 +110,21 @@ def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreemen
             number=int(number),
             contexts=int(batch.contexts[i]),
             actions=int(batch.actions[i]),
-            eta=float(problems.eta[i]),
-            beta=float(problems.beta[i]),
+            eta=float(np.asarray(problems.eta)[i]),
+            beta=float(np.asarray(problems.beta)[i]),
             value=float(exact.objective[i]),
             duality_gap=float(exact.stats["duality_gap"][i]),
-            policy_tv_maximin=float(distances[0][i]),
-            policy_tv_loss=float(distances[1][i]),
+            policy_tv_maximin=float(tv_maximin[i]),
+            policy_tv_loss=float(tv_loss[i]),
             seconds=seconds,
         )
         for i, number in enumerate(batch.number)
     ]
 
 
-def _largest_distance(first: Solution, second: Solution) -> Float[np.ndarray, " p"]:
+def _largest_total_variation(first: Solution, second: Solution) -> Float[np.ndarray, " p"]:
+    """Return the total variation between two policies, the largest over prompts."""
     difference = np.asarray(first.policy) - np.asarray(second.policy)
     distance = 0.5 * np.abs(difference).sum(axis=-1).max(axis=-1)
-    # A route that returned no number has not agreed.
+    # A policy that is not a number does not agree with any other.
     return np.where(np.isfinite(distance), distance, np.inf)

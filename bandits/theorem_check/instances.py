@@ -1,7 +1,7 @@
-r"""The random instances on which the theorem is verified, padded to a few common shapes.
+r"""Random instances on which the theorem is verified, padded to a few common shapes.
 
-Solvers compile once for each shape. Padding everything to the largest would cost several times the
-work; a handful of padded_shapes is a compromise between the two.
+Solvers compile once for each shape, and padding everything to the largest shape would multiply the
+work. A few shapes are a compromise.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int, Key
 
-from bandits.environments.random import Instance, numpy_generator, random_linear, random_tabular
+from bandits.environments.base import Instance
+from bandits.environments.random import numpy_generator, random_linear, random_tabular
 
 Family = Literal["tabular", "linear"]
 
 MAX_CONTEXTS, MAX_ACTIONS = 20, 30
-"""Largest verification instance."""
+"""Size of the largest verification instance."""
+
 PADDED_SHAPES = ((20, 12), (20, 30))
-"""Contexts and actions that verification instances are padded to: the first that hold them."""
+"""Numbers of contexts and actions to which instances are padded: the first that is large enough."""
+
 FEATURES = 6
+"""Dimension of the features of linear instances."""
 
 
 class ProblemBatch(NamedTuple):
-    """Instances of one padded shape, side by side.
+    """Instances of one padded shape.
 
     Attributes:
-        instance: every array has a leading batch axis.
-        number: place of each instance among all that were drawn, from 0.
-        contexts: number of contexts before padding.
-        actions: number of actions before padding.
+        instance: the instances, with a leading batch axis on every array.
+        number: index of each instance among all instances of the draw, from 0.
+        contexts: number of contexts of each instance before padding.
+        actions: number of actions of each instance before padding.
     """
 
     instance: Instance
@@ -51,24 +55,26 @@ def draw_verification_batches(
 ) -> list[ProblemBatch]:
     r"""Draw the instances on which the theorem is verified, in batches of common shapes.
 
-    1 to 20 contexts, 2 to 30 actions, :math:`\beta` and :math:`\eta` log-uniform in [0.01, 100],
-    up to 10,000 comparisons; the baseline is chosen, reference or random. Instance ``i`` depends
-    on ``key`` and ``i`` alone: more instances or other padded_shapes leave it as it is.
+    An instance has 1 to 20 contexts, 2 to 30 actions, up to 10,000 comparisons, and :math:`\beta`
+    and :math:`\eta` log-uniform in [0.01, 100]. Its baseline is "chosen", "reference" or random.
+    Instance ``i`` depends only on ``key`` and ``i``, neither on ``n`` nor on the padded shapes.
 
     Args:
         key: a ``jax.random.key``.
         n: number of instances.
         family: "tabular" or "linear".
-        padded_shapes: shapes to pad to; each instance goes to the first that holds it.
+        padded_shapes: numbers of contexts and actions to pad to. Each instance goes to the first
+            shape that is large enough.
 
     Returns:
-        One batch for each ceiling that holds an instance; solvers compile once for each.
+        One batch for each shape that holds an instance.
 
     Raises:
-        ValueError: no ceiling holds the largest instance.
+        ValueError: if no shape holds the largest instance.
 
     Examples:
-        >>> batches = draw_verification_batches(jax.random.key(0), 3, "tabular", padded_shapes=[(20, 30)])
+        >>> key, shapes = jax.random.key(0), [(20, 30)]
+        >>> batches = draw_verification_batches(key, 3, "tabular", padded_shapes=shapes)
         >>> [batch.instance.true_reward.shape for batch in batches]
         [(3, 20, 30)]
     """
@@ -77,21 +83,25 @@ def draw_verification_batches(
             f"`padded_shapes` must include one of at least ({MAX_CONTEXTS}, {MAX_ACTIONS}), "
             f"got {padded_shapes}"
         )
-    drawn = [_random_instance(jax.random.fold_in(key, i), family, padded_shapes) for i in range(n)]
+    instances, sizes = [], []
+    for i in range(n):
+        instance, size = _random_instance(jax.random.fold_in(key, i), family, padded_shapes)
+        instances.append(instance)
+        sizes.append(size)
     batches = []
     for shape in dict.fromkeys(padded_shapes):
-        held = [i for i in range(n) if drawn[i][0].true_reward.shape == tuple(shape)]
-        if held:
-            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(drawn[i][0] for i in held))
-            sizes = np.array([drawn[i][1] for i in held])
-            batches.append(ProblemBatch(stacked, np.array(held), sizes[:, 0], sizes[:, 1]))
+        indices = [i for i in range(n) if instances[i].true_reward.shape == tuple(shape)]
+        if indices:
+            batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(instances[i] for i in indices))
+            contexts, actions = np.array([sizes[i] for i in indices]).T
+            batches.append(ProblemBatch(batch, np.array(indices), contexts, actions))
     return batches
 
 
 def _random_instance(
     key: Key[Array, ""], family: Family, padded_shapes: Sequence[tuple[int, int]]
 ) -> tuple[Instance, tuple[int, int]]:
-    """One padded instance and its own numbers of contexts and actions."""
+    """Return one padded instance and its numbers of contexts and actions before padding."""
     options_key, instance_key = jax.random.split(key)
     rng = numpy_generator(options_key)
     contexts = int(rng.integers(1, MAX_CONTEXTS, endpoint=True))

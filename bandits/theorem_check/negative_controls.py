@@ -1,8 +1,9 @@
-r"""Where the theorem must fail: problems that break its assumption, and their exact gaps.
+r"""Negative controls: problems that break an assumption of the theorem, with their exact gaps.
 
 Theorem 5.6 of `liu:24` needs a convex reward class (A 5.5) and a policy class that holds the Gibbs
-policies. Each control breaks one of them; ``min max - max min`` is computed by the solvers and held
-against a number known in advance. A check that cannot fail proves nothing.
+policies. Each control breaks one of these assumptions. Its gap ``min max - max min``, as the
+solvers compute it, is compared with a number known in advance. The controls show that the check of
+the theorem is able to fail.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from rpo_theory.rewards import FiniteClass, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
 EXPECTED_GAPS = {0.5: 0.145, 0.2: 0.268, 0.1: 0.347, 0.05: 0.388}
-"""Gap of the two-reward class at each beta, to three digits."""
+"""Gap of the two-reward class at each value of beta, to three digits."""
 
 
 class NegativeControl(NamedTuple):
-    r"""A problem on which the two formulations differ.
+    r"""Problem on which the two formulations differ.
 
     Attributes:
-        name: what is broken.
-        duality_gap: :math:`\min_r\max_\pi\phi - \max_\pi\min_r\phi` as solved, per unit
+        name: name of the class that breaks an assumption.
+        duality_gap: :math:`\min_r\max_\pi\phi - \max_\pi\min_r\phi` as computed, divided by
             :math:`\eta`.
-        expected: the same, known in advance.
+        expected: the same gap, known in advance.
     """
 
     name: str
@@ -39,20 +40,21 @@ class NegativeControl(NamedTuple):
 
 
 def solve_negative_controls() -> list[NegativeControl]:
-    """All negative controls, solved.
+    """Solve all negative controls.
 
     Returns:
-        The two-reward class at four values of beta, a neural class, a policy class that misses
-        the Gibbs policies.
+        The two-reward class at four values of beta, a neural reward class, and a policy class that
+        lacks the Gibbs policies.
     """
     return [*two_rewards(), one_neuron(), two_policies()]
 
 
 def two_rewards() -> list[NegativeControl]:
-    r"""A finite class, :math:`\{(1, 0, .6), (0, 1, .6)\}`: see :func:`non_convex_class`.
+    r"""Solve the finite class :math:`\{(1, 0, .6), (0, 1, .6)\}` at several values of beta.
 
     Returns:
-        A control at each of the values of beta in ``EXPECTED_GAPS``.
+        One control for each value of beta in ``EXPECTED_GAPS``; the instance is
+        :func:`bandits.environments.instances.non_convex_class`.
     """
     instances = [non_convex_class(beta) for beta in EXPECTED_GAPS]
     problems, reward_class = jax.tree.map(
@@ -66,40 +68,40 @@ def two_rewards() -> list[NegativeControl]:
 
 
 def one_neuron(beta: float = 0.1, steepness: float = 4.0, angles: int = 24) -> NegativeControl:
-    r"""A non-convex neural class: one sigmoid neuron with weights on the unit circle.
+    r"""Solve a non-convex neural class: one sigmoid neuron with weights on the unit circle.
 
-    Three responses with features a third of a turn apart, :math:`r_w(a) = \sigma(s\langle w,
-    \phi_a\rangle)`, reference and baseline uniform, no data. Turning the weights turns the
-    responses, so by concavity the uniform policy is the best against the worst neuron, with value
-    0; against a known neuron the best policy bets, with value
+    The features of three responses are 120 degrees apart, :math:`r_w(a) = \sigma(s\langle w,
+    \phi_a\rangle)`, reference and baseline are uniform, and there are no data. Rotating the weights
+    permutes the responses, so by concavity the uniform policy is optimal against the worst neuron,
+    with value 0. Against a known neuron the optimal value is
     :math:`\beta\log E e^{r/\beta} - E r`.
 
     Args:
-        beta: :math:`\beta`.
+        beta: weight :math:`\beta` of the KL term.
         steepness: :math:`s`.
-        angles: neurons on the circle, a multiple of three.
+        angles: number of neurons on the circle, a multiple of three.
 
     Returns:
         The control.
     """
-    turns = 2 * np.pi * np.arange(angles) / angles
-    features = 2 * np.pi * np.arange(3) / 3
-    rewards = 1 / (1 + np.exp(-steepness * np.cos(turns[:, None] - features)))
-    bet = beta * np.log(np.exp(rewards / beta).mean(axis=1)) - rewards.mean(axis=1)
+    weight_angles = 2 * np.pi * np.arange(angles) / angles
+    feature_angles = 2 * np.pi * np.arange(3) / 3
+    rewards = 1 / (1 + np.exp(-steepness * np.cos(weight_angles[:, None] - feature_angles)))
+    value = beta * np.log(np.exp(rewards / beta).mean(axis=1)) - rewards.mean(axis=1)
     problem = _no_data(np.full((1, 3), 1 / 3), beta)
     batch = jax.tree.map(lambda leaf: leaf[None], (problem, FiniteClass(rewards[:, None, :])))
-    return NegativeControl("one-neuron reward class", _gaps(*batch)[0], float(bet.min()))
+    return NegativeControl("one-neuron reward class", _gaps(*batch)[0], float(value.min()))
 
 
 def two_policies(beta: float = 0.1) -> NegativeControl:
-    r"""A policy class without the Gibbs policies: always the first response, or always the second.
+    r"""Solve a class of two deterministic policies, which lacks the Gibbs policies.
 
-    Over the box :math:`[0,1]^2`, reference and baseline uniform, no data:
-    :math:`\max_k r_k - \bar r` is least, 0, at equal rewards, while each policy alone can be
-    brought down to :math:`-\frac12`.
+    Rewards are in the box :math:`[0,1]^2`, reference and baseline are uniform, and there are no
+    data. :math:`\max_k r_k - \bar r` has the minimum 0, at equal rewards, while the minimum for
+    either policy is :math:`-\frac12`.
 
     Args:
-        beta: :math:`\beta`; the KL term is the same for both policies.
+        beta: weight :math:`\beta` of the KL term, which is the same for both policies.
 
     Returns:
         The control, with gap 1/2.
@@ -108,21 +110,21 @@ def two_policies(beta: float = 0.1) -> NegativeControl:
     problem = _no_data(np.full((1, 2), 0.5), beta)
     policies = np.eye(2)[:, None, :]
     baseline = np.asarray(problem.baseline_policy)
-    # Without data phi is linear in the reward; at the zero reward it is minus the KL term.
+    # Without data phi is linear in the reward, and at zero reward it is minus the KL term.
     kl_term = float(saddle_objective(problem, policies[0], np.zeros((1, 2))))
 
-    def least(share: float) -> float:
-        """Least of the mixture of both objectives over the rewards: concave in the share."""
+    def minimum(share: float) -> float:
+        """Minimize the mixture of both objectives over rewards; the result is concave in it."""
         mixture = share * policies[0] + (1.0 - share) * policies[1]
         return float(box.minimum(mixture - baseline)) + kl_term
 
-    found: Any = minimize_scalar(lambda share: -least(share), bounds=(0.0, 1.0), method="bounded")
-    gap = -float(found.fun) - max(least(0.0), least(1.0))
+    best: Any = minimize_scalar(lambda share: -minimum(share), bounds=(0.0, 1.0), method="bounded")
+    gap = -float(best.fun) - max(minimum(0.0), minimum(1.0))
     return NegativeControl("two-policy class", gap, 0.5)
 
 
 def _gaps(problems: Problem, reward_class: RewardClass) -> list[float]:
-    """Value of the min-max less that of the max-min, per unit eta, for a batch."""
+    """Return the min-max value minus the max-min value of each problem, divided by its eta."""
     upper = minimax.solve_batch(problems, reward_class).objective
     lower = maximin.solve_batch(problems, reward_class).objective
     return ((np.asarray(upper) - np.asarray(lower)) / np.asarray(problems.eta)).tolist()

@@ -1,4 +1,4 @@
-"""Figures: every function draws into the axes it is given and returns them."""
+"""Figures of the theorem; every function draws into the given axes and returns them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .agreement import Agreement
 from .negative_controls import NegativeControl
 
 FLOOR = 1e-18
-"""Where a measured zero is drawn on a logarithmic axis."""
+"""Height at which zeros are drawn on a logarithmic axis."""
 
 
 def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: Axes) -> Axes:
-    """Draw what was measured on every instance, against the bar of each quantity.
+    """Draw the measurements of every instance, and the largest allowed value of each quantity.
 
     Args:
-        records: one an instance.
-        bars: largest value allowed, for "duality gap", "Algorithm 1" and "RPO loss".
-        ax: where to draw.
+        records: one record for each instance.
+        bars: largest allowed values, for "duality gap", "Algorithm 1" and "RPO loss".
+        ax: axes to draw into.
 
     Returns:
         The same axes.
@@ -38,15 +38,15 @@ def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: 
         "Algorithm 1": "policy of Algorithm 1,\ntotal variation",
         "RPO loss": "policy of the RPO loss,\ntotal variation",
     }
-    spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(records))
-    for place, (name, values) in enumerate(columns.items()):
-        for family, colour in (("tabular", PALETTE["blue"]), ("linear", PALETTE["orange"])):
-            own = [i for i, record in enumerate(records) if record.family == family]
-            heights = np.maximum(np.asarray(values)[own], FLOOR)
-            label = family if place == 0 else None
-            ax.plot(place + spread[own], heights, ".", ms=4, alpha=0.5, color=colour, label=label)
-        ax.hlines(bars[name], place - 0.36, place + 0.36, color="black", lw=1.5)
-        ax.text(place, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=9)
+    jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(records))
+    for x, (name, values) in enumerate(columns.items()):
+        for family, color in (("tabular", PALETTE["blue"]), ("linear", PALETTE["orange"])):
+            rows = [i for i, record in enumerate(records) if record.family == family]
+            heights = np.maximum(np.asarray(values)[rows], FLOOR)
+            label = family if x == 0 else None
+            ax.plot(x + jitter[rows], heights, ".", ms=4, alpha=0.5, color=color, label=label)
+        ax.hlines(bars[name], x - 0.36, x + 0.36, color="black", lw=1.5)
+        ax.text(x, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=9)
     ax.set_yscale("log")
     ax.set_ylim(FLOOR / 3, 1e-3)
     ax.set_xticks(range(3), [labels[name] for name in columns])
@@ -57,23 +57,23 @@ def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: 
 
 
 def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axes:
-    """Draw the gap between the two formulations where the theorem's assumption is broken.
+    """Draw the gap between the two formulations for problems that break an assumption.
 
     Args:
         controls: the solved controls.
-        ax: where to draw.
+        ax: axes to draw into.
 
     Returns:
         The same axes.
     """
-    places = np.arange(len(controls))[::-1]
+    heights = np.arange(len(controls))[::-1]
     gaps = [control.duality_gap for control in controls]
-    ax.barh(places, gaps, height=0.6, color=PALETTE["blue"], label="solved")
+    ax.barh(heights, gaps, height=0.6, color=PALETTE["blue"], label="solved")
     expected = [control.expected for control in controls]
-    ax.plot(expected, places, "|", ms=16, mew=2.5, color=PALETTE["orange"], label="expected")
-    for place, gap in zip(places, gaps, strict=True):
-        ax.text(gap + 0.012, place, f"{gap:.3f}", va="center", size=9)
-    ax.set_yticks(places, [control.name for control in controls])
+    ax.plot(expected, heights, "|", ms=16, mew=2.5, color=PALETTE["orange"], label="expected")
+    for height, gap in zip(heights, gaps, strict=True):
+        ax.text(gap + 0.012, height, f"{gap:.3f}", va="center", size=9)
+    ax.set_yticks(heights, [control.name for control in controls])
     ax.set_xlim(0, 1.2 * max(*gaps, *expected))
     ax.set_xlabel(r"$\min_r\max_\pi\phi-\max_\pi\min_r\phi$, per unit $\eta$")
     ax.set_title("Without its assumption the theorem fails")
@@ -88,18 +88,18 @@ def plot_gap_against_comparisons(
     r"""Draw the gap of several methods against the number of comparisons.
 
     Args:
-        comparisons: :math:`N`.
+        comparisons: numbers of comparisons :math:`N`.
         gaps: for each method, :math:`\max r^\star - E_{\hat\pi} r^\star` at each :math:`N`.
-        ax: where to draw.
+        ax: axes to draw into.
 
     Returns:
         The same axes.
     """
-    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
-    beside = blended_transform_factory(ax.transAxes, ax.transData)
-    for (name, values), colour, marker in zip(gaps.items(), colours, "osD^", strict=False):
-        ax.plot(comparisons, values, marker=marker, ms=5, color=colour)
-        ax.text(1.02, values[-1], name, color=colour, va="center", transform=beside)
+    colors = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
+    right_of_axes = blended_transform_factory(ax.transAxes, ax.transData)
+    for (name, values), color, marker in zip(gaps.items(), colors, "osD^", strict=False):
+        ax.plot(comparisons, values, marker=marker, ms=5, color=color)
+        ax.text(1.02, values[-1], name, color=color, va="center", transform=right_of_axes)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("comparisons N")
@@ -112,27 +112,27 @@ def plot_training(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]],
     axes: Sequence[Axes],
 ) -> Sequence[Axes]:
-    """Draw what training does to the chosen responses, and to the true reward.
+    """Draw the log-probability of the chosen responses and the true reward during training.
 
     Args:
         curves: for each method the steps, the mean log-probability of the chosen responses (nats)
             and the expected true reward.
-        axes: two, for the two quantities.
+        axes: two axes, for the two quantities.
 
     Returns:
         The same axes.
     """
-    colours = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
+    colors = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
     names = ("log-probability of the chosen responses, nats", "expected true reward")
-    for place, (ax, quantity) in enumerate(zip(axes, names, strict=True)):
-        for (name, curve), colour in zip(curves.items(), colours, strict=False):
-            steps, heights = curve[0], curve[1 + place]
-            ax.plot(steps, heights, lw=2, color=colour)
+    for index, (ax, quantity) in enumerate(zip(axes, names, strict=True)):
+        for (name, curve), color in zip(curves.items(), colors, strict=False):
+            steps, heights = curve[0], curve[1 + index]
+            ax.plot(steps, heights, lw=2, color=color)
             ax.text(
                 1.02,
                 heights[-1],
                 name,
-                color=colour,
+                color=color,
                 va="center",
                 transform=blended_transform_factory(ax.transAxes, ax.transData),
             )

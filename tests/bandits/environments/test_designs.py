@@ -1,4 +1,4 @@
-"""Coverage designs: what they promise about coverage, labels and rates is what is drawn."""
+"""Coverage designs: their bandits have the coverage, labels and rates that a design asks for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from bandits.environments.designs import DECADES, MARGIN, Design, designed_coverage, draw_design
 from bandits.environments.base import Instance
+from bandits.environments.designs import DECADES, MARGIN, Design, designed_coverage, draw_design
 from rpo_theory import bounds, minimax
 from rpo_theory.coverage import coverage_coefficient_batch
 from rpo_theory.problems import validate
 from rpo_theory.rewards import LinearBall, TabularBox, log_covering_number
 
 EXACT = 1e-9
-"""A resistance by a pseudo-inverse against one by an exact network solver, relative."""
+"""Relative difference between a pseudo-inverse and the exact solver of resistances."""
 SIGMAS = 5.0
-"""One false alarm in 1.7 million per number, and the seeds are fixed."""
+"""One false alarm in 1.7 million numbers; the seeds are fixed."""
 
 COVERED: dict[str, Any] = {"actions": 6, "rare": 2, "target_coverage": 2.0, "coverage_all": 12.0}
 DESIGNS = {
@@ -36,8 +36,8 @@ DESIGNS = {
 every_design = pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
 
 
-def member(batch: Instance, place: int) -> Instance:
-    return jax.tree.map(lambda leaf: np.asarray(leaf[place]), batch)
+def member(batch: Instance, index: int) -> Instance:
+    return jax.tree.map(lambda leaf: np.asarray(leaf[index]), batch)
 
 
 def same(first: Any, second: Any) -> bool:
@@ -65,25 +65,25 @@ def playing(batch: Instance, rank: int) -> np.ndarray:
 @every_design
 def test_property_an_instance_is_valid_and_its_class_holds_the_truth(design: Design) -> None:
     batch = draw_design(design, 500, np.arange(20))
-    for place in range(20):
-        instance = member(batch, place)
+    for index in range(20):
+        instance = member(batch, index)
         validate(instance.problem, instance.reward_class)
         nearest = np.asarray(instance.reward_class.project(instance.true_reward))
         np.testing.assert_allclose(nearest, instance.true_reward, atol=EXACT)
     np.testing.assert_allclose(batch.pair_distribution.sum(axis=(1, 2, 3)), 1.0, rtol=EXACT)
     np.testing.assert_array_equal(batch.problem.wins.sum(axis=(1, 2, 3)), 500)
-    law = np.asarray(batch.pair_distribution)
-    assert not np.any(np.asarray(batch.problem.wins)[law + law.swapaxes(2, 3) == 0])
+    pairs = np.asarray(batch.pair_distribution)
+    assert not np.any(np.asarray(batch.problem.wins)[pairs + pairs.swapaxes(2, 3) == 0])
     best = np.sum(np.asarray(batch.comparator) * batch.true_reward, axis=2)
     np.testing.assert_array_equal(best, np.max(batch.true_reward, axis=2))
 
 
 @every_design
-def test_property_a_draw_depends_on_its_own_seed_alone(design: Design) -> None:
+def test_property_a_draw_depends_only_on_its_seed(design: Design) -> None:
     seeds = np.array([7, 0, 2**40, 3])
     batch = draw_design(design, 300, seeds)
-    for place, seed in enumerate(seeds):
-        assert same(member(batch, place), member(draw_design(design, 300, np.array([seed])), 0))
+    for index, seed in enumerate(seeds):
+        assert same(member(batch, index), member(draw_design(design, 300, np.array([seed])), 0))
     assert not same(member(batch, 0).problem.wins, member(batch, 1).problem.wins)
     assert same(batch.true_reward, draw_design(design, 301, seeds).true_reward)
     assert not same(
@@ -92,7 +92,7 @@ def test_property_a_draw_depends_on_its_own_seed_alone(design: Design) -> None:
 
 
 @pytest.mark.parametrize("name", ["tabular", "near ties", "shifted", "two responses"])
-def test_closed_form_the_best_and_the_worst_comparator_have_the_coverage_asked_for(
+def test_closed_form_the_best_and_the_worst_comparator_have_the_target_coverage(
     name: str,
 ) -> None:
     design = DESIGNS[name]
@@ -102,11 +102,11 @@ def test_closed_form_the_best_and_the_worst_comparator_have_the_coverage_asked_f
     np.testing.assert_allclose(
         measured(batch, playing(batch, 0)), design.target_coverage, rtol=EXACT
     )
-    every = [measured(batch, playing(batch, rank)) for rank in range(design.actions)]
-    np.testing.assert_allclose(np.max(every, axis=0), worst, rtol=EXACT)
+    by_rank = [measured(batch, playing(batch, rank)) for rank in range(design.actions)]
+    np.testing.assert_allclose(np.max(by_rank, axis=0), worst, rtol=EXACT)
     if design.coverage_all is not None:
         assert worst == pytest.approx(design.coverage_all, rel=EXACT)
-        np.testing.assert_allclose(every[-1], design.coverage_all, rtol=EXACT)
+        np.testing.assert_allclose(by_rank[-1], design.coverage_all, rtol=EXACT)
 
 
 @pytest.mark.parametrize("name", ["missing edges", "linear"])
@@ -126,62 +126,54 @@ def test_closed_form_rare_comparisons_stay_few_while_the_data_grow() -> None:
         rare = playing(batch, 3)
         wins = np.asarray(batch.problem.wins)
         counts = np.einsum("bxa,bxac->bx", rare, wins + wins.swapaxes(2, 3))
-        spread = math.sqrt(1.5 / counts.size)
-        assert counts.mean() == pytest.approx(1.5, abs=SIGMAS * spread)
+        deviation = math.sqrt(1.5 / counts.size)
+        assert counts.mean() == pytest.approx(1.5, abs=SIGMAS * deviation)
         assert designed_coverage(design, n)[1] == pytest.approx(math.sqrt(n / 3.0), rel=EXACT)
     assert designed_coverage(Design(rare=1), 100)[1] == math.inf
 
 
-def test_property_labels_follow_bradley_terry_and_flip_as_often_as_told() -> None:
+def test_property_labels_follow_bradley_terry_and_flip_at_the_noise_rate() -> None:
     for noise in (0.0, 0.2):
         design = Design(contexts=2, actions=4, label_noise=noise, target_coverage=1.5)
         batch = draw_design(design, 10**6, np.arange(3))
         wins, reward = np.asarray(batch.problem.wins), np.asarray(batch.true_reward)
-        total = wins + wins.swapaxes(2, 3)
+        counts = wins + wins.swapaxes(2, 3)
         rate = expit(reward[..., :, None] - reward[..., None, :])
         rate = (1 - noise) * rate + noise * (1 - rate)
-        seen = total > 0
-        z = (wins - total * rate)[seen] / np.sqrt(total * rate * (1 - rate))[seen]
+        compared = counts > 0
+        z = (wins - counts * rate)[compared] / np.sqrt(counts * rate * (1 - rate))[compared]
         assert np.abs(z).max() < SIGMAS
-        share = total.sum(axis=(2, 3)) / total.sum(axis=(1, 2, 3))[:, None]
+        share = counts.sum(axis=(2, 3)) / counts.sum(axis=(1, 2, 3))[:, None]
         np.testing.assert_allclose(share, 0.5, atol=SIGMAS * 0.5e-3)
 
 
-def test_property_pairs_fall_as_the_law_says() -> None:
+def test_property_pairs_follow_the_pair_distribution() -> None:
     n = 10**6
     batch = draw_design(DESIGNS["shifted"], n, np.arange(3))
-    law, wins = np.asarray(batch.pair_distribution), np.asarray(batch.problem.wins)
-    law, total = law + law.swapaxes(2, 3), wins + wins.swapaxes(2, 3)
-    seen = law > 0
-    z = (total - n * law)[seen] / np.sqrt(n * law * (1 - law))[seen]
+    ordered, wins = np.asarray(batch.pair_distribution), np.asarray(batch.problem.wins)
+    pairs, counts = ordered + ordered.swapaxes(2, 3), wins + wins.swapaxes(2, 3)
+    compared = pairs > 0
+    z = (counts - n * pairs)[compared] / np.sqrt(n * pairs * (1 - pairs))[compared]
     assert np.abs(z).max() < SIGMAS
 
 
 def test_closed_form_shift_imbalance_and_missing_edges_are_as_described() -> None:
     design = Design(contexts=3, actions=6, prompts_shift=math.log(4.0), imbalance=5.0)
-    law = np.asarray(draw_design(design, 100, np.arange(1)).pair_distribution)[0]
-    prompts = law.sum(axis=(1, 2))
+    pairs = np.asarray(draw_design(design, 100, np.arange(1)).pair_distribution)[0]
+    prompts = pairs.sum(axis=(1, 2))
     assert prompts[0] / prompts[-1] == pytest.approx(4.0, rel=EXACT)
-    ordinary = np.sort(law[0][law[0] > 0])
+    ordinary = np.sort(pairs[0][pairs[0] > 0])
     pendant = np.isclose(ordinary, prompts[0] * design.prompt_factor() / design.target_coverage**2)
     assert pendant.sum() == 1
     ordinary = ordinary[~pendant]
     assert ordinary.size == 10
     assert ordinary[-1] / ordinary[0] == pytest.approx(5.0, rel=EXACT)
     seeds = np.arange(400)
-    some = (
-        np.asarray(draw_design(Design(actions=6, missing_edges=0.3), 100, seeds).pair_distribution)
-        > 0
-    )
-    kept = some.sum(axis=(1, 2, 3)) - 1
+    missing = draw_design(Design(actions=6, missing_edges=0.3), 100, seeds)
+    kept = (np.asarray(missing.pair_distribution) > 0).sum(axis=(1, 2, 3)) - 1
     assert kept.mean() == pytest.approx(7.0, abs=SIGMAS * math.sqrt(10 * 0.21 / 400))
-    none = (
-        np.asarray(
-            draw_design(Design(actions=6, missing_edges=1.0), 100, seeds[:1]).pair_distribution
-        )
-        > 0
-    )
-    assert none.sum() == 2
+    no_edges = draw_design(Design(actions=6, missing_edges=1.0), 100, seeds[:1])
+    assert (np.asarray(no_edges.pair_distribution) > 0).sum() == 2
 
 
 def test_property_near_ties_are_log_uniform_and_rare_responses_are_worst() -> None:
@@ -204,12 +196,12 @@ def test_property_misspecification_takes_the_truth_out_of_its_class() -> None:
     assert 0.1 < change.max() <= 0.2
     ball = outside.reward_class
     assert isinstance(ball, LinearBall)
-    one = LinearBall(np.asarray(ball.features)[0], np.asarray(ball.radius)[0])
+    first = LinearBall(np.asarray(ball.features)[0], np.asarray(ball.radius)[0])
     truth = outside.true_reward[0]
-    assert np.abs(np.asarray(one.project(truth)) - truth).max() > 0.05
+    assert np.abs(np.asarray(first.project(truth)) - truth).max() > 0.05
 
 
-def test_closed_form_a_reference_from_the_data_is_as_rare_where_they_are() -> None:
+def test_closed_form_a_reference_from_the_data_has_their_frequencies() -> None:
     design = Design(
         contexts=2, actions=5, rare=1, rare_comparisons=2.0, reference="data", prompts_shift=0.5
     )
@@ -223,19 +215,19 @@ def test_closed_form_a_reference_from_the_data_is_as_rare_where_they_are() -> No
     np.testing.assert_allclose(best, 0.5 * design.prompt_factor() / design.target_coverage**2)
 
 
-def test_property_given_features_are_used_up_to_their_scale(tmp_path: Path) -> None:
-    given = np.random.default_rng(0).standard_normal((3, 5, 2))
+def test_property_features_from_a_file_are_used_up_to_their_scale(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((3, 5, 2))
     file = tmp_path / "features.npy"
-    np.save(file, given)
+    np.save(file, features)
     design = Design(contexts=3, actions=5, reward="linear", features_file=str(file))
     batch = draw_design(design, 100, np.arange(4))
     ball = batch.reward_class
     assert isinstance(ball, LinearBall)
-    longest = np.linalg.norm(given, axis=2).max()
-    np.testing.assert_allclose(ball.features, np.stack([given / longest] * 4))
+    longest = np.linalg.norm(features, axis=2).max()
+    np.testing.assert_allclose(ball.features, np.stack([features / longest] * 4))
     assert np.abs(np.asarray(batch.true_reward)).max() < 0.5 * design.reward_max
     assert not same(batch.true_reward[0], batch.true_reward[1])
-    for wrong in (given[:2], given * np.nan, 0 * given):
+    for wrong in (features[:2], features * np.nan, 0 * features):
         np.save(tmp_path / f"wrong{wrong.shape[0]}{wrong[0, 0, 0]}.npy", wrong)
     for path in [*tmp_path.glob("wrong*.npy"), tmp_path / "absent.npy"]:
         with pytest.raises(ValueError, match="`features_file`"):
@@ -300,12 +292,12 @@ def test_theorem_rpo_falls_like_one_over_root_n_where_maximum_likelihood_stays_f
         ({"misspecification": math.inf}, "misspecification"),
     ],
 )
-def test_raises_on_a_design_that_cannot_be(options: dict[str, Any], name: str) -> None:
+def test_raises_on_a_design_out_of_range(options: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}`"):
         Design(**options)
 
 
-def test_raises_on_a_draw_that_cannot_be_made() -> None:
+def test_raises_on_a_draw_out_of_range() -> None:
     with pytest.raises(ValueError, match="`target_coverage` must leave data"):
         draw_design(Design(rare=4, rare_comparisons=10.0), 50, np.arange(2))
     with pytest.raises(ValueError, match="`n_comparisons`"):

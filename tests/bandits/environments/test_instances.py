@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 from scipy.stats import binom
 
+from bandits.environments.base import Baseline, Instance
 from bandits.environments.instances import (
     coverage_is_necessary,
     four_arms,
@@ -23,7 +24,6 @@ from bandits.environments.instances import (
     type_i_hacking,
     type_ii_hacking,
 )
-from bandits.environments.base import Baseline, Instance
 from rpo_theory import losses, maximin, minimax, objectives
 from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage_coefficient
@@ -32,13 +32,13 @@ from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
 
 EXACT = 1e-9
-"""Closed forms against a solver or a formula in float64, with room for its tolerance."""
+"""Accuracy of a solver or a formula in float64 against a closed form."""
 PROVEN = 1e-10
-"""Duality gap that the exact solver promises."""
+"""Duality gap that the exact solver guarantees."""
 POLICY = 1e-6
-"""A search on values finds a maximiser to the root of their rounding, 1e-8, with some room."""
+"""Accuracy of a maximizer found by a search on values: the root of their rounding, 1e-8."""
 VANISHING_ETA = 1e-7
-"""Small enough that a gap of order eta cannot change a printed digit."""
+"""So small that a gap of order eta does not change a printed digit."""
 
 NAMED_INSTANCES = {
     "four_arms": four_arms(20),
@@ -56,11 +56,11 @@ def printed(value: float | Array, decimals: int) -> str:
 
 
 def least(function: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
-    """Where a function of one number is least between bounds, and its value there."""
-    found: Any = minimize_scalar(
+    """Return the minimizer of a function of one number between bounds, and its value."""
+    optimum: Any = minimize_scalar(
         function, bounds=(low, high), method="bounded", options={"xatol": 1e-12}
     )
-    return float(found.x), float(found.fun)
+    return float(optimum.x), float(optimum.fun)
 
 
 def solved_policy(instance: Instance) -> np.ndarray:
@@ -95,10 +95,10 @@ def test_property_a_named_instance_is_valid_and_its_class_holds_the_truth(name: 
     validate(instance.problem, instance.reward_class)
     nearest = instance.reward_class.project(instance.true_reward)
     np.testing.assert_allclose(nearest, instance.true_reward, atol=EXACT)
-    wins, law = np.asarray(instance.problem.wins), np.asarray(instance.pair_distribution)
+    wins, pairs = np.asarray(instance.problem.wins), np.asarray(instance.pair_distribution)
     if wins.sum() > 0:
-        both = wins + wins.swapaxes(1, 2)
-        np.testing.assert_allclose((law + law.swapaxes(1, 2)) * wins.sum(), both, atol=EXACT)
+        counts = wins + wins.swapaxes(1, 2)
+        np.testing.assert_allclose((pairs + pairs.swapaxes(1, 2)) * wins.sum(), counts, atol=EXACT)
 
 
 # Four arms.
@@ -123,11 +123,11 @@ def test_golden_four_arms_gap(n: int, baseline: Baseline, text: str) -> None:
 
 @pytest.mark.parametrize("n", [20, 100, 10_000])
 def test_closed_form_four_arms_coverage_grows_with_n_only_for_the_chosen_baseline(n: int) -> None:
-    # In the free parameters: the data see theta_2^2 (n-1)/n + theta_1^2 / n, the third arm's
-    # baseline asks for theta_2, "chosen" for (1 - p) theta_2 - theta_1, p the share of arm 0.
+    # In the free parameters the data weigh theta_2^2 (n-1)/n + theta_1^2 / n. The baseline on arm 2
+    # compares theta_2, "chosen" compares (1 - p) theta_2 - theta_1, where p is the share of arm 0.
     share = (n - 1) * expit(0.1) / n
-    seen, chosen = four_arms(n), four_arms(n, baseline="chosen")
-    assert coverage_of(seen) ** 2 == pytest.approx(n / (n - 1), rel=EXACT)
+    arm_2, chosen = four_arms(n), four_arms(n, baseline="chosen")
+    assert coverage_of(arm_2) ** 2 == pytest.approx(n / (n - 1), rel=EXACT)
     expected = n + (1 - share) ** 2 * n / (n - 1)
     assert coverage_of(chosen) ** 2 == pytest.approx(expected, rel=EXACT)
     assert expected - n == pytest.approx(0.2, abs=0.07)
@@ -181,7 +181,7 @@ def test_golden_type_i_hacking_rpo_gap_in_any_box(
     [(100, 2.0, "1.00"), (1_000, 2.0, "1.00"), (1_000, 1.0, "1.00"), (100, 1.0, "0.99")],
 )
 def test_limit_type_i_hacking_dpo_gap(n: int, reward_max: float, text: str, eta: float) -> None:
-    # 0.9943 in the smallest box at n = 100: the one number that a box wide enough would change.
+    # It is 0.9943 in the smallest box at n = 100, the only number here that the box changes.
     assert printed(solved_gap(type_i_hacking(n, reward_max=reward_max, eta=eta)), 2) == text
 
 
@@ -215,15 +215,15 @@ NON_CONVEX = [
 
 
 def algorithm_1(instance: Instance) -> tuple[np.ndarray, float]:
-    """Exact maximin: phi is concave in the policy, so the best one treats the two arms alike."""
+    """Solve max-min exactly: phi is concave, so the optimal policy is symmetric in the two arms."""
     beta = float(instance.problem.beta)
 
     def policy(q: float) -> np.ndarray:
         return np.array([[q, q, 1.0 - 2.0 * q]])
 
     def worst(q: float) -> float:
-        one = policy(q)[0]
-        return q + 0.6 * one[2] - 0.6 - beta * float(one @ np.log(3.0 * one))
+        row = policy(q)[0]
+        return q + 0.6 * row[2] - 0.6 - beta * float(row @ np.log(3.0 * row))
 
     best, negative_value = least(lambda q: -worst(q), 1e-9, 0.5 - 1e-9)
     return policy(best), -negative_value
@@ -238,7 +238,7 @@ def worst_gap(instance: Instance, policy: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("beta", "minimax_gap", "duality_gap", "pair_gap", "maximin_gap"), NON_CONVEX
 )
-def test_golden_non_convex_class_the_two_formulations_part(
+def test_golden_non_convex_class_the_two_formulations_differ(
     beta: float, minimax_gap: str, duality_gap: str, pair_gap: str, maximin_gap: str
 ) -> None:
     eta = 3.0
@@ -252,8 +252,8 @@ def test_golden_non_convex_class_the_two_formulations_part(
     policy, lower = algorithm_1(instance)
     assert printed(float(solution.objective) / eta - lower, 3) == duality_gap
     assert printed(worst_gap(instance, policy), 3) == maximin_gap
-    found = maximin.solve(instance.problem, instance.reward_class).policy
-    np.testing.assert_allclose(found, policy, atol=POLICY)
+    solved = maximin.solve(instance.problem, instance.reward_class).policy
+    np.testing.assert_allclose(solved, policy, atol=POLICY)
     assert worst_gap(instance, policy) <= beta * np.log(3.0)
     assert coverage_of(instance) == 0.0
 
@@ -262,10 +262,10 @@ def test_golden_non_convex_class_the_two_formulations_part(
 def test_theorem_non_convex_class_its_hull_and_the_box_close_the_gap(beta: float) -> None:
     instance = non_convex_class(beta)
     assert isinstance(instance.reward_class, FiniteClass)
-    # Without data phi is linear in the reward: its minimum over the hull is that over the members.
+    # Without data phi is linear in the reward, so hull and members have the same minimum.
     _, lower = algorithm_1(instance)
-    middle = np.mean(np.asarray(instance.reward_class.rewards), axis=0)
-    assert float(objectives.minimax_objective(instance.problem, middle)) == pytest.approx(
+    midpoint = np.mean(np.asarray(instance.reward_class.rewards), axis=0)
+    assert float(objectives.minimax_objective(instance.problem, midpoint)) == pytest.approx(
         lower, abs=EXACT
     )
     solution = minimax.solve(instance.problem, TabularBox(np.array(1.0)))
@@ -279,11 +279,11 @@ def test_theorem_non_convex_class_its_hull_and_the_box_close_the_gap(beta: float
     assert float(box_gap) <= PROVEN
 
 
-# A rare arm, never seen.
+# A rare arm without data.
 
 
-def gibbs_regret(n: int, beta: float, ghost: float, deficits: np.ndarray) -> np.ndarray:
-    """1/2 - E_pi r* of pi_ref exp(rhat / beta) for many deficits at once, in NumPy."""
+def gibbs_gap(n: int, beta: float, ghost: float, deficits: np.ndarray) -> np.ndarray:
+    """Return 1/2 - E_pi r* of pi_ref exp(rhat / beta) for many deficits, in NumPy."""
     reference = np.array([0.5, 0.5 / n, 0.5 - 0.5 / n])
     rewards = np.stack([0 * deficits + 0.5, 0 * deficits + ghost, 0.5 - deficits], axis=1)
     policy = softmax(np.log(reference) + rewards / beta, axis=1)
@@ -294,7 +294,7 @@ DEFICITS = np.append(0.0, np.geomspace(1e-6, 0.5, 8_000))
 
 
 @pytest.mark.parametrize(
-    ("n", "regret", "decimals"),
+    ("n", "gap", "decimals"),
     [
         (10**2, "0.092", 3),
         (10**3, "0.0515", 4),
@@ -304,10 +304,10 @@ DEFICITS = np.append(0.0, np.geomspace(1e-6, 0.5, 8_000))
     ],
 )
 def test_golden_ghost_arm_no_temperature_saves_greedy_likelihood(
-    n: int, regret: str, decimals: int
+    n: int, gap: str, decimals: int
 ) -> None:
-    _, best = least(lambda beta: gibbs_regret(n, beta, 1.0, DEFICITS).max(), 0.02, 0.5)
-    assert printed(best, decimals) == regret
+    _, best = least(lambda beta: gibbs_gap(n, beta, 1.0, DEFICITS).max(), 0.02, 0.5)
+    assert printed(best, decimals) == gap
     if n == 10**2:
         assert printed(best * np.log(n), 2) == "0.42"
     _, limit = least(lambda u: -u / (2 * (1 + np.exp(u))), 0.0, 5.0)
@@ -316,18 +316,20 @@ def test_golden_ghost_arm_no_temperature_saves_greedy_likelihood(
 
 
 @pytest.mark.parametrize("deficit", [0.0, 0.1, 0.5])
-def test_closed_form_ghost_arm_the_adversary_takes_the_ghost_for_worthless(deficit: float) -> None:
+def test_closed_form_ghost_arm_the_adversary_takes_the_ghost_to_be_worthless(
+    deficit: float,
+) -> None:
     n = 100
     instance = ghost_arm(n, deficit=deficit)
     solution = minimax.solve(instance.problem, instance.reward_class, throw=False)
     np.testing.assert_allclose(solution.reward, instance.true_reward, atol=EXACT)
-    expected = gibbs_regret(n, n**-0.5, 0.0, np.array([deficit]))[0]
+    expected = gibbs_gap(n, n**-0.5, 0.0, np.array([deficit]))[0]
     assert gap_of(instance, np.asarray(solution.policy)) == pytest.approx(expected, abs=EXACT)
 
 
 @pytest.mark.parametrize(("n", "scaled"), [(10**2, "0.2765"), (10**6, "0.2785")])
-def test_golden_ghost_arm_rpo_regret_is_of_order_one_over_root_n(n: int, scaled: str) -> None:
-    worst = gibbs_regret(n, n**-0.5, 0.0, DEFICITS).max()
+def test_golden_ghost_arm_rpo_gap_is_of_order_one_over_root_n(n: int, scaled: str) -> None:
+    worst = gibbs_gap(n, n**-0.5, 0.0, DEFICITS).max()
     assert printed(worst * np.sqrt(n), 4) == scaled
 
 
@@ -335,7 +337,7 @@ def test_golden_ghost_arm_rpo_regret_is_of_order_one_over_root_n(n: int, scaled:
 
 
 def descend(instance: Instance) -> Array:
-    """Log-probabilities after 20,000 plain gradient steps of 0.5 on the RPO loss."""
+    """Return log-probabilities after 20,000 gradient steps of size 0.5 on the RPO loss."""
     assert isinstance(instance.reward_class, LinearBall)
     problem = instance.problem
     features = jnp.asarray(instance.reward_class.features)[0] / problem.beta
@@ -350,8 +352,8 @@ def descend(instance: Instance) -> Array:
         pair = losses.PairLogProbs(logs[0], logs[1])
         return losses.rpo(pair, reference, logs[0], beta=problem.beta, eta=problem.eta)
 
-    slope = jax.grad(loss)
-    theta = jax.lax.fori_loop(0, 20_000, lambda _, t: t - 0.5 * slope(t), jnp.zeros(2))
+    gradient = jax.grad(loss)
+    theta = jax.lax.fori_loop(0, 20_000, lambda _, t: t - 0.5 * gradient(t), jnp.zeros(2))
     return log_policy(theta)
 
 
@@ -393,7 +395,7 @@ def test_closed_form_coverage_is_one_over_root_of_the_informative_share(
 
 
 def error_of_the_best_test(instance: Instance, n: int) -> float:
-    """Half of one minus the total variation between the two worlds, by enumeration."""
+    """Return half of (1 - total variation between the two worlds), by enumeration."""
     informative = 1.0 - float(np.trace(np.asarray(instance.pair_distribution)[0]))
     win_rate = expit(np.asarray(instance.true_reward).max())
     pairs = np.arange(n + 1)
@@ -429,8 +431,8 @@ def test_theorem_rpo_obeys_the_lower_bound_in_one_of_the_two_worlds() -> None:
     expected_gap = []
     for better in (0, 1):
         truth = np.asarray(coverage_is_necessary(n, 1.0, better=better).true_reward)[0]
-        law = binom.pmf(np.arange(n + 1), n, expit(truth[1] - truth[0]))
-        expected_gap.append(law @ (truth.max() - np.asarray(policy)[:, 0] @ truth))
+        probability = binom.pmf(np.arange(n + 1), n, expit(truth[1] - truth[0]))
+        expected_gap.append(probability @ (truth.max() - np.asarray(policy)[:, 0] @ truth))
     assert max(expected_gap) >= coverage_of(world) / (4 * np.sqrt(n))
 
 

@@ -1,4 +1,4 @@
-"""Random bandits: valid, reproducible, partially covered, Bradley-Terry, and safe to pad."""
+"""Random bandits are valid, reproducible, partially covered, Bradley-Terry, and safe to pad."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
+from bandits.environments.base import Instance
 from bandits.environments.random import (
     DATA_PROMPT_PROBABILITY,
-    Instance,
-    baseline_policy,
     random_linear,
     random_tabular,
 )
@@ -24,12 +23,10 @@ from rpo_theory import minimax
 from rpo_theory.problems import validate
 from rpo_theory.rewards import LinearBall
 
-ROUNDING = 1e-12
-"""A few operations in float64."""
 SOLVER = 1e-8
 """Policies of two solves of one problem in different shapes, each to a KKT residual of 1e-11."""
 SIGMAS = 5.0
-"""One false alarm in 1.7 million per number, and the seeds are fixed."""
+"""One false alarm in 1.7 million numbers; the seeds are fixed."""
 
 FAMILIES = {"tabular": random_tabular, "linear": partial(random_linear, features=3)}
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -41,8 +38,8 @@ def drawn(family: str, seed: int = 0, **options: Any) -> Instance:
 
 
 def compared(instance: Instance) -> np.ndarray:
-    law = np.asarray(instance.pair_distribution)
-    return law + law.swapaxes(1, 2) > 0
+    pairs = np.asarray(instance.pair_distribution)
+    return pairs + pairs.swapaxes(1, 2) > 0
 
 
 def same(first: Any, second: Any) -> bool:
@@ -62,16 +59,16 @@ def same(first: Any, second: Any) -> bool:
 def test_property_a_random_instance_is_valid_and_its_class_holds_the_truth(
     seed: int, family: str, comparisons: int, **options: Any
 ) -> None:
-    # One padded shape for all, because JAX compiles for each.
+    # All have one padded shape, because JAX compiles for each shape.
     instance = drawn(family, seed, comparisons=comparisons, shape=(20, 30), **options)
     validate(instance.problem, instance.reward_class)
     truth, wins = np.asarray(instance.true_reward), np.asarray(instance.problem.wins)
     with jax.enable_x64(True):
         nearest = instance.reward_class.project(truth)
     np.testing.assert_allclose(nearest, truth, atol=1e-9)
-    own = (slice(options["contexts"]), slice(options["actions"]))
-    best = np.sum(np.asarray(instance.comparator) * truth, axis=1)[own[0]]
-    np.testing.assert_array_equal(best, truth[own].max(axis=1))
+    unpadded = (slice(options["contexts"]), slice(options["actions"]))
+    best = np.sum(np.asarray(instance.comparator) * truth, axis=1)[unpadded[0]]
+    np.testing.assert_array_equal(best, truth[unpadded].max(axis=1))
     assert wins.sum() == comparisons
     assert not np.any(wins[~compared(instance)])
     assert np.asarray(instance.pair_distribution).sum() == pytest.approx(float(comparisons > 0))
@@ -84,7 +81,7 @@ def test_property_an_instance_is_a_function_of_its_key(family: str) -> None:
 
 
 @families
-def test_property_other_baselines_and_weights_leave_truth_and_data_alone(family: str) -> None:
+def test_property_other_baselines_and_weights_change_neither_truth_nor_data(family: str) -> None:
     first, second = drawn(family), drawn(family, baseline="dirichlet", beta=3.0, eta=7.0)
     assert same(first.problem.wins, second.problem.wins)
     assert same(first[1:], second[1:])
@@ -97,11 +94,11 @@ def test_property_coverage_is_partial_and_some_contexts_have_no_data() -> None:
     ordered = np.asarray(instance.pair_distribution) > 0
     assert not ordered[:, np.arange(6), np.arange(6)].any()
     counts = ordered.sum(axis=(1, 2))
-    spread = np.sqrt(DATA_PROMPT_PROBABILITY * (1 - DATA_PROMPT_PROBABILITY) / 400)
-    assert np.mean(counts > 0) == pytest.approx(DATA_PROMPT_PROBABILITY, abs=SIGMAS * spread)
+    deviation = np.sqrt(DATA_PROMPT_PROBABILITY * (1 - DATA_PROMPT_PROBABILITY) / 400)
+    assert np.mean(counts > 0) == pytest.approx(DATA_PROMPT_PROBABILITY, abs=SIGMAS * deviation)
     pairs = 30 * np.sum(counts > 0)
-    spread = np.sqrt(share * (1 - share) / pairs)
-    assert counts.sum() / pairs == pytest.approx(share, abs=SIGMAS * spread)
+    deviation = np.sqrt(share * (1 - share) / pairs)
+    assert counts.sum() / pairs == pytest.approx(share, abs=SIGMAS * deviation)
 
 
 def test_extreme_without_coverage_one_pair_is_compared() -> None:
@@ -113,22 +110,22 @@ def test_property_labels_follow_bradley_terry(family: str) -> None:
     n = 10**6
     instance = drawn(family, comparisons=n, pair_probability=1.0)
     wins, reward = np.asarray(instance.problem.wins), np.asarray(instance.true_reward)
-    total = wins + wins.swapaxes(1, 2)
+    counts = wins + wins.swapaxes(1, 2)
     rate = expit(reward[:, :, None] - reward[:, None, :])
-    seen = total > 0
-    z = (wins - total * rate)[seen] / np.sqrt(total * rate * (1 - rate))[seen]
+    seen = counts > 0
+    z = (wins - counts * rate)[seen] / np.sqrt(counts * rate * (1 - rate))[seen]
     assert np.abs(z).max() < SIGMAS
-    # Were the labels coin flips, or the winners swapped, z would be far from a standard normal.
+    # If labels were coin flips, or winners were swapped, z would be far from a standard normal.
     assert np.mean(z**2) == pytest.approx(1.0, abs=SIGMAS * np.sqrt(2 * 2 / z.size))
 
 
-def test_property_comparisons_follow_the_pair_law() -> None:
+def test_property_comparisons_follow_the_pair_distribution() -> None:
     n = 10**6
     instance = drawn("tabular", comparisons=n, pair_probability=1.0)
-    wins, law = np.asarray(instance.problem.wins), np.asarray(instance.pair_distribution)
-    total, law = wins + wins.swapaxes(1, 2), law + law.swapaxes(1, 2)
-    spread = np.sqrt(n * law * (1 - law))
-    assert np.all(np.abs(total - n * law) <= SIGMAS * spread)
+    wins, ordered = np.asarray(instance.problem.wins), np.asarray(instance.pair_distribution)
+    counts, pairs = wins + wins.swapaxes(1, 2), ordered + ordered.swapaxes(1, 2)
+    deviation = np.sqrt(n * pairs * (1 - pairs))
+    assert np.all(np.abs(counts - n * pairs) <= SIGMAS * deviation)
 
 
 def test_property_the_truth_also_lies_on_the_boundary_of_its_class() -> None:
@@ -174,22 +171,10 @@ def test_property_a_padded_prompt_has_equal_policies_whatever_the_baseline(
 def test_parity_a_padded_problem_has_the_same_solution(family: str) -> None:
     plain, padded = drawn(family), drawn(family, shape=(7, 8))
     expected = minimax.solve(plain.problem, plain.reward_class)
-    got = minimax.solve(padded.problem, padded.reward_class)
-    assert float(got.objective) == pytest.approx(float(expected.objective), abs=SOLVER)
-    np.testing.assert_allclose(got.policy[:6, :5], expected.policy, atol=SOLVER)
-    assert not np.any(np.asarray(got.policy)[:6, 5:])
-
-
-def test_closed_form_baselines_by_name_and_by_arm() -> None:
-    wins = np.zeros((2, 3, 3))
-    wins[0, 0, 1], wins[0, 2, 0] = 3.0, 1.0
-    reference = np.array([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]])
-    table = partial(baseline_policy, wins=wins, reference=reference)
-    expected = {"chosen": [0.75, 0.0, 0.25], "data_marginal": [0.5, 0.375, 0.125]}
-    for name in ("chosen", "data_marginal"):
-        np.testing.assert_allclose(table(name), [expected[name], reference[1]], atol=ROUNDING)
-    np.testing.assert_array_equal(table("reference"), reference)
-    np.testing.assert_array_equal(table(2), [[0, 0, 1], [0, 0, 1]])
+    solution = minimax.solve(padded.problem, padded.reward_class)
+    assert float(solution.objective) == pytest.approx(float(expected.objective), abs=SOLVER)
+    np.testing.assert_allclose(solution.policy[:6, :5], expected.policy, atol=SOLVER)
+    assert not np.any(np.asarray(solution.policy)[:6, 5:])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Environments by name: the named instances as they are, and data like those of real votes."""
+"""Environments by name: designs, named instances and data from the pairs of votes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bandits.environments.designs import Design, draw_design
 from bandits.environments.registry import NAMED_INSTANCES, WORST_DEFICIT, draw_environment
 
 SIGMAS = 5.0
-"""One false alarm in 1.7 million per number, and the seeds are fixed."""
+"""One false alarm in 1.7 million numbers; the seeds are fixed."""
 FIT = 1e-3
-"""Rewards of L-BFGS-B against the exact solver's, in a box, where the votes settle them."""
+"""Accuracy of L-BFGS-B for reward differences that the votes determine."""
 
 VOTES = "context,winner,loser,count\nq,a,b,30\nq,b,a,10\nq,b,c,25\nq,c,b,15\np,c,a,12\np,a,c,8\n"
 
@@ -30,7 +30,7 @@ def votes(tmp_path: Path) -> str:
     return f"votes:{path}"
 
 
-def test_parity_a_design_is_drawn_as_it_is() -> None:
+def test_parity_the_environment_design_is_drawn_by_draw_design() -> None:
     design, seeds = Design(actions=4), np.arange(2)
     by_name = draw_environment("design", 50, seeds, design=design)
     for first, second in zip(
@@ -41,9 +41,9 @@ def test_parity_a_design_is_drawn_as_it_is() -> None:
 
 def test_parity_a_named_instance_is_the_same_for_every_seed() -> None:
     batch = draw_environment("named:four_arms", 100, np.array([5, 9]), design=Design())
-    one = instances.four_arms(100)
-    for many, leaf in zip(*map(jax.tree.leaves, (batch, one)), strict=True):
-        np.testing.assert_array_equal(many, np.stack([leaf, leaf]))
+    single = instances.four_arms(100)
+    for stacked, leaf in zip(*map(jax.tree.leaves, (batch, single)), strict=True):
+        np.testing.assert_array_equal(stacked, np.stack([leaf, leaf]))
 
 
 @pytest.mark.parametrize("name", NAMED_INSTANCES)
@@ -54,13 +54,13 @@ def test_property_every_named_instance_has_the_number_of_comparisons_as_its_scal
     assert float(np.asarray(batch.problem.beta)[0]) == 0.125
 
 
-def test_closed_form_the_ghost_arm_is_where_it_costs_rpo_most() -> None:
+def test_closed_form_the_ghost_arm_has_the_deficit_that_costs_rpo_most() -> None:
     grid = np.linspace(0.5, 3.0, 10_001)
     best = grid[np.argmax(grid / (1 + np.exp(grid)))]
     assert pytest.approx(best, abs=1e-3) == WORST_DEFICIT
 
 
-def test_parity_the_truth_of_votes_is_their_greatest_likelihood(votes: str) -> None:
+def test_parity_the_truth_of_votes_is_the_maximum_likelihood_reward(votes: str) -> None:
     batch = draw_environment(votes, 40, np.arange(1), design=Design(reward_max=4.0))
     truth = np.asarray(batch.true_reward)[0]
 
@@ -81,12 +81,12 @@ def test_property_data_are_drawn_from_the_pairs_of_the_votes(votes: str) -> None
     wins, truth = np.asarray(batch.problem.wins), np.asarray(batch.true_reward)
     expected = np.zeros((2, 3, 3))
     expected[0, 0, 2], expected[1, 0, 1], expected[1, 1, 2] = 0.2, 0.4, 0.4
-    total = wins + wins.swapaxes(2, 3)
-    law = expected + expected.swapaxes(1, 2)
-    np.testing.assert_allclose(total / n, np.stack([law, law]), atol=SIGMAS * 5e-4)
+    counts = wins + wins.swapaxes(2, 3)
+    pairs = expected + expected.swapaxes(1, 2)
+    np.testing.assert_allclose(counts / n, np.stack([pairs, pairs]), atol=SIGMAS * 5e-4)
     rate = expit(truth[..., :, None] - truth[..., None, :])
-    seen = total > 0
-    z = (wins - total * rate)[seen] / np.sqrt(total * rate * (1 - rate))[seen]
+    compared = counts > 0
+    z = (wins - counts * rate)[compared] / np.sqrt(counts * rate * (1 - rate))[compared]
     assert np.abs(z).max() < SIGMAS
     assert not np.array_equal(wins[0], wins[1])
 

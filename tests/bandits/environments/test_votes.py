@@ -1,4 +1,4 @@
-"""Votes files: what they mean, and one line for every mistake in them."""
+"""Files of votes: their meaning, and a one-line error message for every mistake."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def test_roundtrip_any_names_and_counts_that_csv_can_write(
 @settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, len(GOOD)), st.booleans())
 def test_property_damaged_files_raise_one_line_that_names_the_file(
-    noise: bytes, place: int, header: bool
+    noise: bytes, position: int, header: bool
 ) -> None:
-    data = GOOD.encode()[:place] + noise + GOOD.encode()[place:] if header else noise
+    data = GOOD.encode()[:position] + noise + GOOD.encode()[position:] if header else noise
     message = None
     try:
         votes = parse(data)
@@ -160,7 +160,7 @@ def test_raises_names_file_line_and_field(text: str | bytes, message: str) -> No
     assert len(str(caught.value)) < 200
 
 
-def test_raises_before_it_builds_a_table_that_does_not_fit(
+def test_raises_before_building_a_table_that_is_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(votes_module, "MAX_CELLS", 17)

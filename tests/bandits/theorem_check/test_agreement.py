@@ -1,4 +1,4 @@
-"""The theorem on random instances, three routes, and its failure where it must fail."""
+"""The theorem on random instances by three routes, and its failure on negative controls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from bandits.theorem_check import negative_controls
 from bandits.theorem_check.agreement import Agreement, measure_agreement
-from rpo.commands.demo import INSTANCES, PADDED_SHAPES
+from rpo.report.demo import INSTANCES, PADDED_SHAPES
 
 GAP = 1e-10  # relative to max(1, |value|)
 DISTANCE = 1e-6  # total variation
@@ -26,7 +26,7 @@ def test_property_three_routes_agree_on_random_instances(records: list[Agreement
     assert max(record.policy_tv_loss for record in records) <= DISTANCE
 
 
-def test_property_the_instances_are_spread_as_promised(records: list[Agreement]) -> None:
+def test_property_the_instances_cover_their_ranges(records: list[Agreement]) -> None:
     assert len(records) == INSTANCES
     assert {record.family for record in records} == {"tabular", "linear"}
     for name, low, high in (("eta", 0.01, 100), ("beta", 0.01, 100)):
@@ -39,10 +39,10 @@ def test_property_the_instances_are_spread_as_promised(records: list[Agreement])
 
 
 def best_bet(beta: float, steepness: float, angles: int) -> float:
-    """What the best policy gains over the uniform one, less KL, by the least favourable neuron."""
+    """Return the gain of the best policy over the uniform one, minus KL, for the worst neuron."""
     gains = []
-    for turn in 2 * np.pi * np.arange(angles) / angles:
-        reward = 1 / (1 + np.exp(-steepness * np.cos(turn - 2 * np.pi * np.arange(3) / 3)))
+    for angle in 2 * np.pi * np.arange(angles) / angles:
+        reward = 1 / (1 + np.exp(-steepness * np.cos(angle - 2 * np.pi * np.arange(3) / 3)))
         policy = np.exp(reward / beta) / np.exp(reward / beta).sum()
         gains.append((policy - 1 / 3) @ reward - beta * policy @ np.log(3 * policy))
     return min(gains)
@@ -54,9 +54,9 @@ def test_golden_negative_controls_have_the_gap_known_in_advance(
     two = negative_controls.two_rewards()
     neuron, policies = negative_controls.one_neuron(), negative_controls.two_policies()
     known = [0.145, 0.268, 0.347, 0.388, best_bet(0.1, 4.0, 24), 0.5]
-    every = [*two, neuron, policies]
-    assert [control.duality_gap for control in every] == pytest.approx(known, abs=THREE_DIGITS)
-    assert [control.expected for control in every] == pytest.approx(known, abs=1e-12)
+    controls = [*two, neuron, policies]
+    assert [control.duality_gap for control in controls] == pytest.approx(known, abs=THREE_DIGITS)
+    assert [control.expected for control in controls] == pytest.approx(known, abs=1e-12)
     for name, made in (("two_rewards", two), ("one_neuron", neuron), ("two_policies", policies)):
         monkeypatch.setattr(negative_controls, name, lambda made=made: made)
-    assert negative_controls.solve_negative_controls() == every
+    assert negative_controls.solve_negative_controls() == controls

@@ -1,4 +1,4 @@
-"""Verification instances: the promised ranges, one shape a batch, and no influence of company."""
+"""Verification instances: their ranges, one shape for each batch, and independent draws."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_property_batches_hold_every_instance_once_in_the_first_shape_that_fits(
             fits = [s for s in PADDED_SHAPES if s[0] >= contexts and s[1] >= actions]
             assert shape == fits[0]
         for i in range(batch.number.size):
-            one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), batch.instance)
-            validate(one.problem, one.reward_class)
-            assert np.sum(one.problem.context_weights > 0) == batch.contexts[i]
-            assert np.sum(one.problem.reference_policy[0] > 0) == batch.actions[i]
+            instance = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), batch.instance)
+            validate(instance.problem, instance.reward_class)
+            assert np.sum(instance.problem.context_weights > 0) == batch.contexts[i]
+            assert np.sum(instance.problem.reference_policy[0] > 0) == batch.actions[i]
 
 
 def test_property_sizes_and_weights_fill_their_ranges() -> None:
@@ -55,7 +55,7 @@ def test_property_sizes_and_weights_fill_their_ranges() -> None:
 
 
 @pytest.mark.parametrize("family", ["tabular", "linear"])
-def test_property_an_instance_does_not_depend_on_its_company_or_its_padding(
+def test_property_an_instance_does_not_depend_on_its_batch_or_its_padding(
     family: Family,
 ) -> None:
     few = draw_verification_batches(KEY, 5, family, padded_shapes=[(20, 30)])[0]
@@ -64,9 +64,9 @@ def test_property_an_instance_does_not_depend_on_its_company_or_its_padding(
             if number < 5:
                 leaves = jax.tree.leaves((few.instance, batch.instance))
                 half = len(leaves) // 2
-                for large, small in zip(leaves[:half], leaves[half:], strict=True):
-                    inside = tuple(slice(size) for size in small.shape[1:])
-                    np.testing.assert_array_equal(large[number][inside], small[i])
+                for wide, narrow in zip(leaves[:half], leaves[half:], strict=True):
+                    inside = tuple(slice(size) for size in narrow.shape[1:])
+                    np.testing.assert_array_equal(wide[number][inside], narrow[i])
 
 
 def test_property_another_key_gives_other_instances() -> None:
@@ -77,7 +77,7 @@ def test_property_another_key_gives_other_instances() -> None:
     assert not np.any(first.instance.problem.beta == second.instance.problem.beta)
 
 
-def test_raises_ceilings_too_low() -> None:
+def test_raises_if_no_padded_shape_is_large_enough() -> None:
     with pytest.raises(
         ValueError, match=r"`padded_shapes` must include one of at least \(20, 30\)"
     ):

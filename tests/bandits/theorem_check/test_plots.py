@@ -1,4 +1,4 @@
-"""Figures of the theorem: what is drawn is what was measured."""
+"""Figures of the theorem show the measured numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_closed_form_every_instance_is_a_point_of_each_measure_and_zeros_are_dra
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["tabular", "linear"]
 
 
-def test_closed_form_controls_are_bars_beside_what_is_expected() -> None:
+def test_closed_form_controls_are_bars_with_their_expected_gaps() -> None:
     controls = [NegativeControl("one", 0.2, 0.21), NegativeControl("two", 0.5, 0.5)]
     ax: Any = plot_negative_controls(controls, Figure().subplots())
     assert [bar.get_width() for bar in ax.patches] == [0.2, 0.5]
@@ -43,7 +43,7 @@ def test_closed_form_controls_are_bars_beside_what_is_expected() -> None:
     assert [text.get_text() for text in ax.texts] == ["0.200", "0.500"]
 
 
-def test_closed_form_methods_are_lines_over_the_comparisons_with_their_names_beside() -> None:
+def test_closed_form_methods_are_labeled_lines_over_the_comparisons() -> None:
     gaps = {"RPO": [0.3, 0.1], "DPO": [0.4, 0.4]}
     ax: Any = plot_gap_against_comparisons([10, 100], gaps, Figure().subplots())
     assert [list(line.get_ydata()) for line in ax.lines] == list(gaps.values())
@@ -51,14 +51,14 @@ def test_closed_form_methods_are_lines_over_the_comparisons_with_their_names_bes
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
 
-def test_closed_form_training_is_drawn_as_likelihood_and_as_reward() -> None:
+def test_closed_form_training_is_drawn_as_likelihood_and_reward() -> None:
     curves = {"RPO": ([0, 5], [-1.0, -0.5], [0.2, 0.9]), "DPO": ([0, 5], [-1.0, -2.0], [0.2, 0.6])}
     axes: list[Any] = list(Figure().subplots(1, 2))
     assert plot_training(curves, axes) is axes
-    for place, ax in enumerate(axes):
+    for index, ax in enumerate(axes):
         assert [list(line.get_xdata()) for line in ax.lines] == [[0, 5], [0, 5]]
         drawn = [list(line.get_ydata()) for line in ax.lines]
-        assert drawn == [curve[1 + place] for curve in curves.values()]
+        assert drawn == [curve[1 + index] for curve in curves.values()]
 
 
 def test_closed_form_bare_axes_have_two_spines() -> None:

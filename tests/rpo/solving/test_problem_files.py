@@ -133,7 +133,7 @@ BAD_SYNTAX = [
     ("1", "p.json, line 1: must be an object, got 1"),
     ("NaN", "p.json, line 1: must be an object, got NaN"),
     ("{}", "p.json, line 1: `context_weights` is missing"),
-    ('{\n"beta": 1,\n"beta": 2}', "p.json, line 3: `beta` is there twice"),
+    ('{\n"beta": 1,\n"beta": 2}', "p.json, line 3: `beta` occurs twice"),
     ('{"a\\nb": 1}', "p.json, line 1: `a\\nb` is not a known key"),
     ('{"\\ud800": 1}', "p.json, line 1: `\\ud800` is not a known key"),
 ]
@@ -254,7 +254,7 @@ def test_raises_with_the_line_that_holds_the_value() -> None:
     assert complaint(text).startswith(f"p.json, line {wrong}: `comparisons[1][2]`")
 
 
-def test_raises_before_it_builds_a_table_that_does_not_fit(
+def test_raises_before_building_a_table_that_is_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(problem_files, "MAX_CELLS", 17)
