@@ -122,7 +122,7 @@ assert float(proof.duality_gap) < 1e-10
 # %%
 from bandits.theorem_check.agreement import measure_agreement
 from bandits.theorem_check.plots import plot_agreement
-from rpo.commands.verify import BARS
+from rpo.report.claims import BARS
 
 records = list(measure_agreement(16, 0, padded_shapes=((20, 30),)))
 figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""``python -m rpo`` is ``rpo``."""
+"""Entry point of ``python -m rpo``, the same as ``rpo``."""
 
 import sys
 

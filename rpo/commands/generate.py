@@ -1,9 +1,16 @@
-"""Answer prompts with a model, in files that AlpacaEval and MT-Bench judge where they asked."""
+"""Generate the reply to a prompt, or replies to a file of prompts.
+
+Questions of AlpacaEval and MT-Bench are answered in the form that their judges read.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from rpo.runtime.errors import number, whole_number
+
+from .score import add_model_arguments
 
 EXAMPLES = (
     "rpo generate --model policy --prompt 'Why is the sky blue?'",
@@ -12,100 +19,69 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    from .score import add_model_arguments
-
+    """Declare the options of ``rpo generate``."""
     add_model_arguments(parser)
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", metavar="TEXT", help="answer this on standard output")
-    asked.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="print the reply to this user message")
+    source.add_argument(
         "--data",
         metavar="FILE",
-        help="rows with prompt, AlpacaEval's instructions, or MT-Bench's questions",
+        help="rows with a prompt, AlpacaEval's instructions, or MT-Bench's questions",
     )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file for the replies to --data")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where answers to --data are written"
+        "--name", metavar="NAME", help="name of the model in --out (default: that of its folder)"
     )
-    parser.add_argument(
-        "--name", metavar="NAME", help="what judges will call the model (default: its folder)"
-    )
-    add_decoding_arguments(parser)
+    add_generation_arguments(parser)
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how replies are chosen."""
-    from rpo.runtime.errors import number, whole_number
-
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the generation of replies."""
     parser.add_argument(
         "--max-new-tokens",
         type=whole_number(1),
         default=256,
         metavar="N",
-        help="longest reply (default 256)",
+        help="largest number of tokens of a reply (default 256)",
     )
     parser.add_argument(
         "--temperature",
         type=number(0.0, inclusive=True),
         default=0.0,
         metavar="T",
-        help="draw tokens at this temperature; 0, the default, takes the likeliest",
+        help="sampling temperature; 0 takes the most likely token (default 0)",
     )
     parser.add_argument(
         "--top-p",
         type=number(0.0, inclusive=False),
         default=1.0,
         metavar="P",
-        help="draw only from the likeliest tokens with this probability together (default 1)",
+        help="sample from the most likely tokens with this total probability (default 1)",
     )
     parser.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="S", help="of the draws (default 0)"
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="S",
+        help="random seed of the samples (default 0)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer, and say where the answers are."""
-    from rpo.runtime.errors import UsageError, user_input
-    from rpo.runtime.loading import decoding_from, load, prepare_file
-    from rpo.runtime.output import tell
-    from rpo.runtime.progress import with_progress
-    from rpo_io.atomic import write_atomic
+    """Generate and print the reply, or where the replies are."""
+    from rpo.api import generate
+    from rpo.results import Reply
+    from rpo.runtime.output import print_result
 
-    if (args.data is None) != (args.out is None):
-        raise UsageError("argument --out: goes with --data, and --data with it")
-    with user_input():
-        decoding = decoding_from(args)
-        if args.out is not None:
-            prepare_file(args.out)
-    from llm.data.preferences import Message
-    from llm.evaluation.prompts import Question, format_answers, read_questions
-    from llm.inference.generate import generate_replies
-    from llm.precision import computing_in
-
-    with user_input(), computing_in(args.dtype):
-        if args.data is None:
-            turns = ((Message("user", args.prompt),),)
-            questions = [Question("rows", turns, {}, "argument --prompt")]
-        else:
-            questions = read_questions(args.data)
-        model, tokenizer = load(args.model, args.tokenizer, args.dtype)
-        answers = generate_replies(
-            model,
-            tokenizer,
-            questions,
-            decoding,
-            batch_size=args.batch_size,
-            progress=lambda batches, total: with_progress(batches, total, "batches answered"),
+    names = ("model", "prompt", "data", "out", "name", "tokenizer", "max_new_tokens")
+    names += ("temperature", "top_p", "seed", "batch_size", "dtype")
+    result = generate(**{name: getattr(args, name) for name in names})
+    if isinstance(result, Reply):
+        text = result.text + "\n"
+    else:
+        text = (
+            f"written to {result.path}: {result.questions:,} answers as {result.format}, "
+            f"{result.truncated:,} replies truncated at {args.max_new_tokens} tokens\n"
         )
-        if args.out is None:
-            said = answers[0][0]
-            tell(args, said._asdict(), said.text + "\n")
-            return 0
-        name = args.name or Path(args.model).name
-        write_atomic(args.out, format_answers(questions, answers, name))
-    cut = sum(not one.finished for said in answers for one in said)
-    text = (
-        f"written to {args.out}: {len(answers):,} answers as {questions[0].kind}, "
-        f"{cut:,} replies cut at {decoding.max_new_tokens} tokens\n"
-    )
-    tell(args, {"out": str(args.out), "answers": len(answers), "cut": cut}, text)
-    return 0
+    print_result(result.to_dict(), text, as_json=args.json)
+    return result.exit_code

@@ -1,16 +1,15 @@
-"""Will it fit: compile the training step for a TPU slice without a TPU, and read its memory."""
+"""Compile the training step for a TPU slice, without a TPU, and report whether it fits."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm.train.memory_plan import MemoryPlan
 
-OVERRIDES = True  # of the configuration, such as --model.remat full
+TAKES_OVERRIDES = True
 GIB = 2**30
 
 EXAMPLES = (
@@ -20,60 +19,55 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run")
+    """Declare the options of ``rpo plan``."""
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="configuration of the run")
     parser.add_argument(
         "--topology",
         required=True,
         metavar="KIND:SHAPE",
-        help="such as v5e:4x4, v5p:4x4x4, v6e:2x4 or h100:8",
+        help="the devices, such as v5e:4x4, v5p:4x4x4, v6e:2x4 or h100:8",
     )
     parser.add_argument(
         "--largest",
         action="store_true",
-        help="search for the most pairs a device that fit, from 64 down",
+        help="search for the largest number of pairs per device that fits, from 64 down",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the plan; exit code 1 if it does not fit."""
+    """Plan the step and print the plan; return 1 if it does not fit."""
+    from rpo.api import plan
     from rpo.runtime.config_files import read_config
     from rpo.runtime.errors import user_input
-    from rpo.runtime.output import tell
+    from rpo.runtime.output import print_result
 
     with user_input():
         from llm.config import TrainConfig
-        from llm.train.memory_plan import largest_fitting_plan, make_plan
 
         config = read_config(args.config, TrainConfig, args.overrides)
-        if args.largest:
-            plan = largest_fitting_plan(config, args.topology)
-            if plan is None:
-                raise ValueError(f"{args.topology}: not even one pair a device fits")
-        else:
-            plan = make_plan(config, args.topology)
-    tell(args, asdict(plan), _table(plan))
-    return 0 if plan.fits else 1
+    result = plan(config, args.topology, largest=args.largest)
+    print_result(result.to_dict(), _table(result.plan), as_json=args.json)
+    return result.exit_code
 
 
 def _table(plan: MemoryPlan) -> str:
-    how = "compiled" if plan.compiled else "an estimate: nothing was compiled"
+    method = "compiled" if plan.compiled else "estimated, not compiled"
     peak = plan.peak_bytes_per_device
-    room = None if peak is None else plan.limit_bytes_per_device - peak
     verdict = "fits" if plan.fits else "does not fit"
-    if room is not None:
+    if peak is not None:
+        room = plan.limit_bytes_per_device - peak
         verdict += f", {_gib(abs(room))} {'left' if room >= 0 else 'too much'}"
     rows = [
-        ("slice", f"{plan.topology}, {plan.devices} devices ({how})"),
+        ("devices", f"{plan.topology}, {plan.devices} devices ({method})"),
         ("verdict", verdict),
-        ("pairs a device", f"{plan.pairs_per_device:,}"),
-        ("peak of a device", f"{_gib(peak)} of {_gib(plan.limit_bytes_per_device)}"),
+        ("pairs per device", f"{plan.pairs_per_device:,}"),
+        ("peak memory per device", f"{_gib(peak)} of {_gib(plan.limit_bytes_per_device)}"),
         ("  parameters", _gib(plan.parameter_bytes_per_device)),
         ("  optimizer", _gib(plan.optimizer_bytes_per_device)),
         ("  activations and gradients", _gib(plan.activation_bytes_per_device)),
-        ("exchanges of a step, a device", _gib(plan.collective_bytes_per_device)),
-        ("FLOPs of a step", f"{plan.flops_per_step:.3g}"),
-        ("tokens of a step", f"{plan.tokens_per_step:,}"),
+        ("communication per device", _gib(plan.collective_bytes_per_device)),
+        ("FLOPs per step", f"{plan.flops_per_step:.3g}"),
+        ("tokens per step", f"{plan.tokens_per_step:,}"),
     ]
     return "".join(f"{name:<31}{value}\n" for name, value in rows)
 

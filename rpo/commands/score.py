@@ -1,54 +1,56 @@
-"""Log-probabilities of the responses of preference data under a model, a JSON line a row."""
+"""Compute the log-probabilities of the responses of preference data under a model."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-DTYPES = ("float32", "bfloat16", "float64")
+from rpo.runtime.errors import whole_number
+from rpo.runtime.loading import DTYPES
 
 EXAMPLES = ("rpo score --model policy --data rows.jsonl --out scores.jsonl",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Declare the options of ``rpo score``."""
     add_model_arguments(parser)
     add_data_arguments(parser, required=True)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE.jsonl", help="where the rows are written"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.jsonl",
+        help="file for the scores, one JSON object per row",
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Declare which model is run, and how."""
-    from rpo.runtime.errors import whole_number
-
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that choose a model and how it is run."""
     parser.add_argument(
-        "--model",
-        required=required,
+        "--model", required=True, metavar="DIR", help="Hugging Face folder, or a name on the hub"
+    )
+    parser.add_argument(
+        "--tokenizer",
         metavar="DIR",
-        help="Hugging Face folder, or a name on the hub",
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="DIR", help="folder, hub name, or bytes (default: the model's)"
+        help="folder, name on the hub, or bytes (default: that of the model)",
     )
     parser.add_argument(
         "--batch-size",
         type=whole_number(1),
         default=8,
         metavar="N",
-        help="pairs or prompts worked on at a time (default 8)",
+        help="number of pairs or prompts that are computed together (default 8)",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="to compute in (default float32)"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="dtype of the parameters and the computation (default float32)",
     )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Declare which preference data are read, and how."""
-    from rpo.runtime.errors import whole_number
-
+    """Declare the options that choose preference data and how they are read."""
     parser.add_argument(
         "--data",
         required=required,
@@ -59,37 +61,31 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         "--max-length",
         type=whole_number(2),
         metavar="N",
-        help="most tokens of prompt and response together (default 1024, or the model's limit)",
+        help="limit of prompt and response together, in tokens (default 1024, or the model's "
+        "limit)",
     )
     parser.add_argument(
-        "--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on"
+        "--skip-bad-rows",
+        action="store_true",
+        help="skip and count unusable rows instead of refusing them",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """PairScore every row, and say how many."""
-    from rpo.runtime.errors import user_input
-    from rpo.runtime.loading import load, prepare_file, read_pairs
-    from rpo.runtime.output import tell
-    from rpo.runtime.progress import with_progress
-    from rpo_io.atomic import write_atomic
+    """Score every row and print the number of rows."""
+    from rpo.api import score
+    from rpo.runtime.output import print_result
 
-    with user_input():
-        prepare_file(args.out)
-    from llm.inference.score import score_pairs
-    from llm.precision import computing_in
-
-    with user_input(), computing_in(args.dtype):
-        model, tokenizer = load(args.model, args.tokenizer, args.dtype)
-        pairs = read_pairs(args, model, tokenizer)
-        scores = score_pairs(
-            model,
-            pairs,
-            batch_size=args.batch_size,
-            progress=lambda batches, total: with_progress(batches, total, "batches scored"),
-        )
-        lines = (json.dumps(one._asdict(), allow_nan=False) + "\n" for one in scores)
-        write_atomic(args.out, "".join(lines).encode())
-    text = f"written to {args.out}: {len(scores):,} rows\n"
-    tell(args, {"out": str(args.out), "rows": len(scores)}, text)
-    return 0
+    result = score(
+        model=args.model,
+        data=args.data,
+        out=args.out,
+        tokenizer=args.tokenizer,
+        max_length=args.max_length,
+        skip_bad_rows=args.skip_bad_rows,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+    )
+    text = f"written to {args.out}: {result.n_rows:,} rows\n"
+    print_result(result.to_dict(), text, as_json=args.json)
+    return result.exit_code

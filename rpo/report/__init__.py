@@ -1,1 +1,1 @@
-"""Package."""
+"""The report of ``rpo demo``, and the summaries and figures of ``rpo verify`` and studies."""

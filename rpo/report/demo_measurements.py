@@ -1,4 +1,4 @@
-"""What the report of ``rpo demo`` measures, in small: hacking, coverage, the bridge, training."""
+"""The experiments of ``rpo demo``: reward hacking, data coverage, transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 COMPARISONS = (30, 100, 300, 1000, 3000, 10_000)
+"""Numbers of comparisons at which reward hacking is measured."""
 METHODS = {"DPO": None, "RPO, baseline chosen": "chosen", "RPO, baseline reference": "reference"}
+"""Baseline of each method; DPO has none."""
 BETA, ETA = 0.1, 0.1
 Curve = tuple[list[int], list[float], list[float]]
 STUDY: dict[str, Any] = {
@@ -25,12 +27,17 @@ STUDY: dict[str, Any] = {
         "gaps": "log_uniform",
     },
 }
-"""As ``configs/study_rate_in_n.yaml``, with fewer seeds."""
+"""The study of ``configs/study_rate_in_n.yaml`` with fewer seeds."""
 SEEDS = (0, 1)
+"""Seeds of the transformers that are compared with the minimax policy."""
 
 
-def hacking_gaps() -> dict[str, list[float]]:
-    """Gap to the best response on the instance of Type I reward hacking, method by method."""
+def measure_hacking_gaps() -> dict[str, list[float]]:
+    """Measure the gap to the best response on the instance of Type I reward hacking.
+
+    Returns:
+        For each method of :data:`METHODS` its gap at each of :data:`COMPARISONS`.
+    """
     import jax
     import numpy as np
 
@@ -57,28 +64,38 @@ def hacking_gaps() -> dict[str, list[float]]:
     return gaps
 
 
-def training_curves() -> dict[str, Curve]:
-    """What DPO and RPO make of a tiny transformer: steps, chosen log-probability, true reward."""
+def train_on_toy_task() -> dict[str, Curve]:
+    """Train a tiny transformer with DPO and with RPO on a task whose true reward is known.
+
+    Returns:
+        For each method the steps, the mean log-probability of the chosen responses and the true
+        reward of the policy.
+    """
     from llm.config import ObjectiveConfig
     from llm.finite.overoptimization import make_task, train_curve
 
     task = make_task(0)
-    found = {}
+    curves = {}
     objectives = {
         "DPO": ObjectiveConfig(method="dpo", beta=BETA),
         "RPO": ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
     }
     for name, objective in objectives.items():
         curve = train_curve(task, objective, steps=300, every=15)
-        found[name] = (curve.steps.tolist(), curve.chosen.tolist(), curve.true_reward.tolist())
-    return found
+        curves[name] = (curve.steps.tolist(), curve.chosen.tolist(), curve.true_reward.tolist())
+    return curves
 
 
-def partial_coverage() -> Mapping[str, np.ndarray]:
-    """Summary of a study in which the data cover the best policy, but not its rivals."""
+def study_partial_coverage() -> Mapping[str, np.ndarray]:
+    """Run a study in which the data cover the best policy, but not its rivals.
+
+    Returns:
+        Its summary, as :func:`bandits.study.summary.summarize` returns it.
+    """
     from bandits.methods.base import MethodOptions
     from bandits.study.config import MethodConfig, StudyConfig
-    from bandits.study.run import draw_part, plan_parts, run_part
+    from bandits.study.parts import draw_part, plan_parts
+    from bandits.study.run import run_part
     from bandits.study.summary import summarize
 
     methods = [MethodConfig(method="rpo", options=MethodOptions(baseline="given"))]
@@ -88,12 +105,17 @@ def partial_coverage() -> Mapping[str, np.ndarray]:
     return summarize(tables)
 
 
-def bridge_curves() -> dict[str, list[tuple[list[int], list[float]]]]:
-    """Distance of trained transformers from the minimax policy: by size, a curve a seed."""
+def train_to_minimax_policy() -> dict[str, list[tuple[list[int], list[float]]]]:
+    """Train transformers of two sizes with the RPO loss, and compare them with the exact policy.
+
+    Returns:
+        For each size one curve per seed: the steps, and the total variation from the minimax
+        policy.
+    """
     from llm.finite.minimax_agreement import SIZES, train_to_minimax
 
-    found = {}
+    curves_of = {}
     for size in SIZES:
         curves = [train_to_minimax(size, seed=seed) for seed in SEEDS]
-        found[size] = [(curve.steps.tolist(), curve.variation.tolist()) for curve in curves]
-    return found
+        curves_of[size] = [(curve.steps.tolist(), curve.variation.tolist()) for curve in curves]
+    return curves_of

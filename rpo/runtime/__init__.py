@@ -1,1 +1,1 @@
-"""Package."""
+"""What all commands share: input checks, configurations, output, progress, processes."""

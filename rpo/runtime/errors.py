@@ -1,4 +1,4 @@
-"""Mistakes of the user: one line on stderr, exit code 2."""
+"""Errors in what the user provides, and checks of the numbers that commands and functions take."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """A mistake in what a person gave: told in one line, exit code 2."""
+    """An error in the user's input. The command line prints its one line and exits with code 2."""
 
 
 @contextmanager
 def user_input() -> Iterator[None]:
-    """What is read and checked in this block is a person's: its errors are usage errors.
+    """Convert the ``ValueError`` and ``OSError`` of a block into a :class:`UsageError`.
+
+    The block reads and checks the user's input, so that its errors are the user's to correct.
+    Errors outside such blocks are bugs and keep their traceback.
 
     Raises:
-        UsageError: in place of a ``ValueError`` or ``OSError`` of the block.
+        UsageError: if the block raises a ``ValueError`` or an ``OSError``.
 
     Examples:
         >>> with user_input():
@@ -27,15 +30,57 @@ def user_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise UsageError(sentence(error)) from error
+        raise UsageError(error_message(error)) from error
+
+
+def check_number(name: str, value: float | None, lower: float, *, inclusive: bool) -> None:
+    """Refuse an argument that is not a finite number above a bound.
+
+    Args:
+        name: name of the argument, for the message.
+        value: value of the argument; None, for an argument that is not given, is accepted.
+        lower: lower bound.
+        inclusive: whether the bound itself is allowed.
+
+    Raises:
+        UsageError: if the value is out of range.
+
+    Examples:
+        >>> check_number("eta", -1.0, 0.0, inclusive=True)
+        Traceback (most recent call last):
+        rpo.runtime.errors.UsageError: `eta` must be a number at least 0, got -1.0
+    """
+    if value is not None and not _is_in_range(value, lower, inclusive=inclusive):
+        raise UsageError(f"`{name}` {_number_rule(lower, inclusive=inclusive)}, got {value!r}")
+
+
+def check_whole_number(name: str, value: int | None, lower: int) -> None:
+    """Refuse an argument that is not a whole number of at least a bound, and below 2^31.
+
+    Args:
+        name: name of the argument, for the message.
+        value: value of the argument; None, for an argument that is not given, is accepted.
+        lower: lower bound, which is allowed itself.
+
+    Raises:
+        UsageError: if the value is out of range.
+
+    Examples:
+        >>> check_whole_number("instances", 0, 1)
+        Traceback (most recent call last):
+        rpo.runtime.errors.UsageError: `instances` must be a whole number of at least 1, got 0
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_whole and lower <= value < 2**31):
+        raise UsageError(f"`{name}` must be a whole number of at least {lower}, got {value!r}")
 
 
 def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
-    """Type of a command-line option: a finite number above a bound.
+    """Return the type of a command-line option that takes a finite number above a bound.
 
     Args:
-        lower: the bound.
-        inclusive: whether the bound itself will do.
+        lower: lower bound.
+        inclusive: whether the bound itself is allowed.
 
     Returns:
         A converter for ``add_argument(type=...)``.
@@ -50,9 +95,8 @@ def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not (lower < value < float("inf") or (inclusive and value == lower)):
-            relation = "at least" if inclusive else "greater than"
-            rule = f"must be a number {relation} {lower:g}, got {text!r}"
+        if not _is_in_range(value, lower, inclusive=inclusive):
+            rule = f"{_number_rule(lower, inclusive=inclusive)}, got {text!r}"
             raise argparse.ArgumentTypeError(rule)
         return value
 
@@ -60,10 +104,10 @@ def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
 
 
 def whole_number(lower: int) -> Callable[[str], int]:
-    """Type of a command-line option: a whole number that is not too small.
+    """Return the type of a command-line option that takes a whole number of at least a bound.
 
     Args:
-        lower: the least that will do.
+        lower: lower bound, which is allowed itself.
 
     Returns:
         A converter for ``add_argument(type=...)``.
@@ -74,7 +118,7 @@ def whole_number(lower: int) -> Callable[[str], int]:
     """
 
     def convert(text: str) -> int:
-        # Python's int would take underscores, spaces and digits of other scripts.
+        # Python's int would accept underscores, spaces and digits of other scripts.
         if not (text.isascii() and text.isdigit() and lower <= int(text) < 2**31):
             rule = f"must be a whole number of at least {lower}, got {text!r}"
             raise argparse.ArgumentTypeError(rule)
@@ -83,9 +127,28 @@ def whole_number(lower: int) -> Callable[[str], int]:
     return convert
 
 
-def sentence(error: Exception) -> str:
-    """The message of an error; of the operating system's, the file and what went wrong."""
+def error_message(error: Exception) -> str:
+    """Return the message of an error; for an error of the operating system, file and cause.
+
+    Args:
+        error: the error.
+
+    Returns:
+        The message, without the error number of the operating system.
+
+    Examples:
+        >>> error_message(FileNotFoundError(2, "No such file or directory", "votes.csv"))
+        'votes.csv: No such file or directory'
+    """
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return where + error.strerror
+        file = f"{error.filename}: " if error.filename is not None else ""
+        return file + error.strerror
     return str(error)
+
+
+def _is_in_range(value: float, lower: float, *, inclusive: bool) -> bool:
+    return lower < value < float("inf") or (inclusive and value == lower)
+
+
+def _number_rule(lower: float, *, inclusive: bool) -> str:
+    return f"must be a number {'at least' if inclusive else 'greater than'} {lower:g}"

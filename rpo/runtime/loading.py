@@ -1,73 +1,71 @@
-"""Models, tokenizers and data that commands are pointed at, checked against one another."""
+"""Models, tokenizers and preference data of the commands, checked against one another."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import UsageError
+
 if TYPE_CHECKING:
     from llm.data.pair_table import PairTable
-    from llm.inference.generate import GenerationConfig
     from llm.models.decoder import Decoder
     from llm.text.tokenizer import Tokenizer
 
-LENGTH = 1024
-"""Most tokens of a sequence where nothing else is said and the model reads as many."""
+DEFAULT_MAX_LENGTH = 1024
+"""Default limit of prompt and response together, in tokens."""
+DTYPES = ("float32", "bfloat16", "float64")
+"""Dtypes of parameters and computation."""
+_logger = logging.getLogger(__name__)
 
 
 def prepare_file(path: Path) -> None:
-    """Make sure that a file can be written, before any work is done.
+    """Check that an output file can be written, before any work is done.
 
     Args:
-        path: of the file; its folder is created if it is missing.
+        path: path of the file; its folder is created if it is missing.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: if the path is a folder, or its folder cannot be written to.
     """
     from rpo_io.paths import prepare_folder
 
     if path.is_dir():
-        raise ValueError(f"argument --out: {path} is a folder, a file is to be written")
+        raise ValueError(f"argument --out: {path} is a folder, but must be a file")
     prepare_folder(path.parent)
 
 
-def decoding_from(args: argparse.Namespace) -> GenerationConfig:
-    """How replies are chosen, as the options say.
+def check_dtype(dtype: str | None) -> None:
+    """Refuse a dtype that models do not support.
 
     Args:
-        args: with ``max_new_tokens``, ``temperature``, ``top_p`` and ``seed``.
-
-    Returns:
-        The choice.
+        dtype: name of the dtype; None is accepted.
 
     Raises:
-        ValueError: a value out of range.
+        UsageError: if the dtype is unknown.
     """
-    from llm.inference.generate import GenerationConfig
-
-    return GenerationConfig(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(repr(name) for name in DTYPES)
+        raise UsageError(f"`dtype` must be one of {names}, got {dtype!r}")
 
 
-def load(model: str, tokenizer: str | None, dtype: str) -> tuple[Decoder, Tokenizer]:
+def load_model_and_tokenizer(
+    model: str, tokenizer: str | None, dtype: str
+) -> tuple[Decoder, Tokenizer]:
     """Load a model and its tokenizer.
 
     Args:
-        model: a folder or a hub name.
-        tokenizer: the same, or ``bytes``; None for the model's own.
-        dtype: to compute in, and of the parameters.
+        model: Hugging Face folder, or a name on the hub.
+        tokenizer: folder or name on the hub, or ``"bytes"``; None takes that of the model.
+        dtype: dtype of the parameters and of the computation.
 
     Returns:
-        Both.
+        Model and tokenizer.
 
     Raises:
-        ValueError: one is missing or damaged, or the tokenizer has tokens that the model lacks.
+        ValueError: if one of them is missing or damaged, or the tokenizer has more tokens than the
+            model embeds.
     """
     import jax.numpy as jnp
 
@@ -76,47 +74,58 @@ def load(model: str, tokenizer: str | None, dtype: str) -> tuple[Decoder, Tokeni
     from llm.text.tokenizer import load_tokenizer
 
     folder = resolve_model_folder(model)
-    words = load_tokenizer(folder if tokenizer is None else resolve_tokenizer_folder(tokenizer))
+    loaded = load_tokenizer(folder if tokenizer is None else resolve_tokenizer_folder(tokenizer))
     decoder = load_model(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
-    room = decoder.architecture.vocab_size
-    if words.vocab_size > room:
+    vocab_size = decoder.architecture.vocab_size
+    if loaded.vocab_size > vocab_size:
         raise ValueError(
-            f"{tokenizer or model}: the tokenizer has {words.vocab_size} tokens, but {model} "
-            f"embeds only {room}: take the model's own tokenizer"
+            f"{tokenizer or model}: the tokenizer has {loaded.vocab_size} tokens, but {model} "
+            f"embeds only {vocab_size}: use the model's tokenizer"
         )
-    return decoder, words
+    return decoder, loaded
 
 
-def read_pairs(args: argparse.Namespace, model: Decoder, tokenizer: Tokenizer) -> PairTable:
-    """Read and tokenize preference data; what was cut or skipped is told on stderr.
+def read_pairs(
+    data: str,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int | None,
+    skip_bad_rows: bool,
+) -> PairTable:
+    """Read and tokenize preference data; log the numbers of truncated and skipped rows.
 
     Args:
-        args: with ``data``, ``max_length`` and ``skip_bad_rows``.
-        model: that will read them.
-        tokenizer: of the model.
+        data: file of preference rows, or a data set on the hub.
+        model: the model that will read them.
+        tokenizer: tokenizer of the model.
+        max_length: limit of prompt and response together, in tokens; by default 1024 or the
+            model's limit, whichever is smaller.
+        skip_bad_rows: skip and count unusable rows instead of refusing them.
 
     Returns:
         The pairs, at least one.
 
     Raises:
-        ValueError: a row that cannot be used, by file, line and field, or too long a length.
-        OSError: the file cannot be read.
+        ValueError: if a row is unusable (the message names file, line and field), no row is left,
+            or ``max_length`` exceeds the model's limit.
+        OSError: if the file cannot be read.
     """
     from llm.data.preferences import stream_preferences
     from llm.text.tokenize import tokenize_rows
 
     limit = model.architecture.max_position_embeddings
-    length = min(LENGTH, limit) if args.max_length is None else args.max_length
+    length = min(DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
     if length > limit:
         raise ValueError(
             f"argument --max-length: the model reads at most {limit} tokens, got {length}"
         )
-    rows = stream_preferences(args.data, check_content=False)
-    on_error = "skip" if args.skip_bad_rows else "raise"
-    data = tokenize_rows(rows, tokenizer, max_length=length, on_error=on_error)
-    for name, count in data.report.items():
+    rows = stream_preferences(data, check_content=False)
+    on_error = "skip" if skip_bad_rows else "raise"
+    tokenized = tokenize_rows(rows, tokenizer, max_length=length, on_error=on_error)
+    for name, count in tokenized.report.items():
         if count and name != "rows":
-            sys.stderr.write(f"{name}: {count:,}\n")
-    if not data.pairs:
-        raise ValueError(f"{args.data}: no row is left")
-    return data.pairs
+            _logger.info("%s: %s", name, f"{count:,}")
+    if not tokenized.pairs:
+        raise ValueError(f"{data}: no row is left")
+    return tokenized.pairs

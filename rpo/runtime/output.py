@@ -1,62 +1,105 @@
-"""What commands leave behind: files that are whole or absent, figures, and what is said."""
+"""Text of the commands: results on stdout, log messages on stderr, safe for a terminal."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import re
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+LOGGERS = ("rpo", "bandits", "llm")
+"""Loggers of the packages, whose messages the commands show."""
+_is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-
-def tell(args: argparse.Namespace, document: Mapping[str, Any], text: str) -> None:
-    """Tell what a command found: text on standard output, or JSON there and the text beside it.
+def print_result(document: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a result to stdout: its text, or with ``--json`` its JSON, with the text on stderr.
 
     Args:
-        args: of the command, ``--json`` among them.
-        document: what a program should know.
-        text: what a person should know, with its line breaks.
+        document: the result as plain values; all numbers finite.
+        text: human-readable summary, with its line breaks.
+        as_json: whether ``--json`` was given.
     """
-    if args.json:
+    if as_json:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
-    (sys.stderr if args.json else sys.stdout).write(inert(text))
+    stream = sys.stderr if as_json else sys.stdout
+    stream.write(escape_control_characters(text))
 
 
-def inert(text: str) -> str:
-    r"""Text from elsewhere, as of a model, for a terminal.
+@contextmanager
+def messages_to_stderr() -> Iterator[None]:
+    """Show the log messages of the packages on stderr for a block, each on a line of its own."""
+    handler = _StderrHandler(logging.INFO)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+@contextmanager
+def muted_messages(muted: bool) -> Iterator[None]:
+    """Leave log messages out of stderr during a block, as in all processes but the first.
 
     Args:
-        text: any.
+        muted: whether to leave them out.
+    """
+    token = _is_muted.set(muted)
+    try:
+        yield
+    finally:
+        _is_muted.reset(token)
+
+
+def escape_control_characters(text: str) -> str:
+    r"""Return a text, such as a model's reply, in a form that no terminal acts on.
+
+    Args:
+        text: any text.
 
     Returns:
-        The text with its line breaks and tabs; what else a terminal acts on is written out.
+        The text with its line breaks and tabs; other control characters are written as escapes.
 
     Examples:
-        >>> inert("red: \x1b[31m")
+        >>> escape_control_characters("red: \x1b[31m")
         'red: \\x1b[31m'
     """
-    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL_CHARACTERS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def duration(seconds: float) -> str:
-    """A time for people.
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours.
 
     Args:
-        seconds: how long.
+        seconds: the duration, at least 0.
 
     Returns:
-        In the largest unit that it has two of.
+        The duration in the largest unit of which there are two; at least one second.
 
     Examples:
-        >>> duration(90.0), duration(600.0), duration(9000.0)
+        >>> format_duration(90.0), format_duration(600.0), format_duration(9000.0)
         ('90 s', '10 min', '2.5 h')
     """
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the present ``sys.stderr``, which a progress bar may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        if not _is_muted.get():
+            sys.stderr.write(escape_control_characters(self.format(record)) + "\n")

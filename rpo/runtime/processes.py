@@ -94,6 +94,10 @@ class ProcessGroup:
             multihost_utils.sync_global_devices(name)
 
 
+SINGLE_PROCESS = ProcessGroup()
+"""A process that works alone."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a process group, under the names of ``jax.distributed.initialize``.
 

@@ -1,10 +1,12 @@
-"""How far a command is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, log messages elsewhere."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,58 +21,71 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .output import duration, inert
+from .output import escape_control_characters, format_duration
 
-Item = TypeVar("Item")
-EVERY = 30.0
-"""Seconds between plain lines."""
+T = TypeVar("T")
+SECONDS_BETWEEN_MESSAGES = 30.0
+_logger = logging.getLogger(__name__)
+_bars_are_shown: ContextVar[bool] = ContextVar("bars_are_shown", default=False)
 
 
-def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Pass items on, and tell how many are done, at what rate, and the time left.
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Show progress as a bar during a block, if stderr is a terminal. The command line does so."""
+    token = _bars_are_shown.set(True)
+    try:
+        yield
+    finally:
+        _bars_are_shown.reset(token)
 
-    On a terminal a bar does; elsewhere a line on standard error, each half minute. The first item,
-    in which programs are compiled, does not count for the rate.
+
+def track_progress(items: Iterable[T], n_items: int, description: str) -> Iterator[T]:
+    """Yield items, and report the number done, the rate and the time left.
+
+    Without a bar, a message is logged every half minute. The rate leaves out the first item, in
+    which programs are compiled.
 
     Args:
-        items: what is worked on; each counts when the next is asked for.
-        total: how many there will be.
-        what: their name.
+        items: the items to work on; an item is done when the next one is requested.
+        n_items: number of items.
+        description: name of the items, such as ``"steps of tiny"``.
 
     Yields:
         The items.
     """
+    description = escape_control_characters(description)
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from _with_lines(items, total, inert(what))
+    if not (_bars_are_shown.get() and console.is_terminal):
+        yield from _with_messages(items, n_items, description)
         return
-    # As a description the name is no markup and no format of rich.
+    # Without markup, brackets in the description are shown as they are.
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        yield from bar.track(items, total=total, description=inert(what))
+        yield from bar.track(items, total=n_items, description=description)
 
 
 class _RateColumn(ProgressColumn):
-    """Items a second; nothing before there are two."""
+    """Items per second; empty until two items are done."""
 
     def render(self, task: Task) -> Text:
-        """The text."""
+        """Return the text of the column."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.3g}/s")
 
 
-def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    start = told = time.monotonic()
+def _with_messages(items: Iterable[T], n_items: int, description: str) -> Iterator[T]:
+    start = last_message = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
         if done == 1:
-            start = now  # programs are compiled in the first item: it tells nothing of the others
-        if now - told < EVERY or done >= total:
+            start = now  # programs are compiled in the first item, so its time predicts nothing
+        if now - last_message < SECONDS_BETWEEN_MESSAGES or done >= n_items:
             continue
-        line, told = f"{what}: {done:,} of {total:,}", now
+        message, last_message = f"{description}: {done:,} of {n_items:,}", now
         if done > 1:
             rate = (done - 1) / (now - start)
-            line += f", {rate:.3g} a second, {duration((total - done) / rate)} left"
-        sys.stderr.write(line + "\n")
+            left = format_duration((n_items - done) / rate)
+            message += f", {rate:.3g} a second, {left} left"
+        _logger.info("%s", message)

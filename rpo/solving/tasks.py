@@ -80,9 +80,9 @@ def task_from_votes(
     r"""Read a task from votes; the reference policy is uniform and the reward class tabular.
 
     With :math:`N` votes, :math:`\beta = 1/\sqrt N` is the choice of Theorem 5.3. The default
-    :math:`\eta = 1/\sqrt N` gives the adversarial term the weight of :math:`\sqrt N` votes, the size
-    of their noise. The theorem's own :math:`\eta` covers the worst case and is so small that the
-    solution would be that of DPO.
+    :math:`\eta = 1/\sqrt N` gives the adversarial term the weight of :math:`\sqrt N` votes: that
+    of their noise. The theorem's own :math:`\eta` covers the worst case and is so small
+    that the solution would be that of DPO.
 
     Args:
         path: a CSV file with the columns context, winner, loser and optionally count.

@@ -81,7 +81,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 @contextmanager
 def growth_below(limit: int) -> Iterator[None]:
     """Bytes that this process may take meanwhile, whatever it held before."""
-    memory.forget_peak()
+    memory.reset_peak()
     before = memory.peak_memory()
     yield
     assert memory.peak_memory() - before < limit

@@ -28,7 +28,9 @@ design: {actions: 4, rare: 1, target_coverage: 1.5, reward_max: 1.0}
 """
 RUN = """
 name: tiny
-model: {architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}}
+model:
+  architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1,
+                 num_attention_heads: 2}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 64}
 objective: {method: rpo, beta: 0.1, eta: 1.0}
 trainer: {max_steps: 50, per_device_train_batch_size: 4}

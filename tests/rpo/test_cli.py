@@ -50,7 +50,7 @@ BAD_JSON = [
     (json_without("eta"), "`eta` is missing"),
     (json_without("reward_class"), "`reward_class` is missing"),
     (json_with(temperature=1), "`temperature` is not a known key"),
-    ('{\n"eta": 1,\n"eta": 2}', "line 3: `eta` is there twice"),
+    ('{\n"eta": 1,\n"eta": 2}', "line 3: `eta` occurs twice"),
     (json_with(beta=0), "`beta` must be greater than 0, got 0"),
     (json_with(beta=-0.5), "`beta` must be greater than 0, got -0.5"),
     (json_with(beta=float("nan")), "`beta` must be finite, got nan"),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from rpo.cli import main
-from rpo.commands.demo import sections
+from rpo.report.demo import report_sections
 from rpo.report.demo_measurements import COMPARISONS
-from rpo.report.page import Section, render
+from rpo.report.page import Section, render_page
+from rpo.results import Claim
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_property_every_number_of_the_text_is_in_the_summary(folder: Path) -> No
     names = ("agreement", "controls", "bridge", "hacking", "coverage", "transformer")
     pictures = {f"{name}.png": b"" for name in names}
     text = (folder / "report.html").read_text(encoding="utf-8")
-    for section in sections(pictures, summary):
+    for section in report_sections(pictures, summary):
         assert escape(section.text) in text
 
 
@@ -98,9 +99,9 @@ def test_property_files_are_whole_or_absent(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == names
 
 
-def test_property_text_of_the_report_is_inert() -> None:
+def test_property_the_report_escapes_all_text() -> None:
     hostile = '<script>alert(1)</script>"&'
     section = Section(title=hostile, text=hostile, image=b"", alt=hostile, command=hostile)
-    page = render(hostile, [(hostile, 1.0, 2.0, False)], [section])
+    page = render_page(hostile, [Claim(hostile, 1.0, 2.0, False)], [section])
     assert "<script>" not in page
-    assert 'alt="&lt;script&gt;alert(1)&lt;/script&gt;&quot;&amp;"' in page
+    assert 'alt="&lt;script&gt;alert(1)&lt;/script&gt;&#34;&amp;"' in page

@@ -16,7 +16,12 @@ from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from rpo.cli import main
 
-SMALL: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 ROWS = [{"prompt": f"say {i}", "chosen": "yes" * i, "rejected": "no"} for i in range(1, 4)]
 REWARD = """
 def length(prompt, reply):

@@ -18,7 +18,8 @@ from rpo.cli import main
 CONFIG = """
 name: tiny
 model:
-  architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}
+  architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1,
+                 num_attention_heads: 2}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 64}
 objective: {method: rpo, beta: 0.1, eta: 1.0}
 optimizer: {learning_rate: 0.01}

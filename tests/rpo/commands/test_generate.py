@@ -16,7 +16,7 @@ from llm.hf.io import export_model
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from rpo.cli import main
-from rpo.runtime.output import inert
+from rpo.runtime.output import escape_control_characters
 
 INSTRUCTIONS = [{"instruction": "Say yes.", "dataset": "own"}, {"instruction": "Say\nno."}]
 QUESTIONS = [
@@ -33,7 +33,12 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = Architecture(
-        vocab_size=261, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128
+        vocab_size=261,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
     )
     folder = tmp_path_factory.mktemp("models") / "mine"
     with jax.numpy_dtype_promotion("strict"):
@@ -98,7 +103,9 @@ def test_property_a_prompt_is_answered_on_standard_output(
     said = capsys.readouterr().out
     assert main([*DRAWN, "--data", "rows.jsonl", "--out", "out"]) == 0
     reply = json.loads((folder / "out").read_text().splitlines()[0])["reply"]
-    assert said == inert(reply) + "\n"  # a random model says control characters too
+    assert (
+        said == escape_control_characters(reply) + "\n"
+    )  # a random model says control characters too
 
 
 def test_roundtrip_a_prompt_may_be_what_two_conversations_have_in_common(folder: Path) -> None:

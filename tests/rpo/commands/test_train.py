@@ -19,7 +19,8 @@ from rpo.cli import main
 CONFIG = """
 name: stopped
 model:
-  architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
+  architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1,
+                 num_attention_heads: 2}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}
 objective: {method: rpo, beta: 0.5, eta: 0.05}
 optimizer: {learning_rate: 1.0e-2}

@@ -56,8 +56,12 @@ PROMPTS, RESPONSES = len(SPACE.prompts), len(SPACE.responses)
 CONFIG = ObjectiveConfig(method="rpo", beta=0.5, eta=0.5)
 # Under ten thousand parameters SciPy's BLAS starts no threads, which on a busy machine cost more
 # than all the training.
-LARGE = Architecture(vocab_size=5, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
-SMALL = Architecture(vocab_size=5, hidden_size=2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1)
+LARGE = Architecture(
+    vocab_size=5, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+)
+SMALL = Architecture(
+    vocab_size=5, hidden_size=2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1
+)
 
 
 def sampled_comparisons() -> Comparisons:

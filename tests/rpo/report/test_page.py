@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from rpo.report.page import Section, render
+from rpo.report.page import Section, render_page
+from rpo.results import Claim
 
 from .browser import find_browser, inspect_page
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, to look at the page")
-CLAIM = ("the exact solution is proven optimal: duality gap relative to the value", 1e-10, 1e-13)
+CLAIM = Claim(
+    "the exact solution is proven optimal: duality gap relative to the value", 1e-10, 1e-13, True
+)
 
 
 def picture() -> bytes:
@@ -33,9 +36,7 @@ def page(**changed: Any) -> str:
         "alt": "a line",
         "command": "rpo verify --instances 1000 --out a/rather/long/folder/name/for/a/phone",
     }
-    return render(
-        "An introduction. " * 20, [(*CLAIM, True)] * 4, [Section(**{**fields, **changed})]
-    )
+    return render_page("An introduction. " * 20, [CLAIM] * 4, [Section(**{**fields, **changed})])
 
 
 @pytest.mark.parametrize("width", [1280, 390])

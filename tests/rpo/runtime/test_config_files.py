@@ -72,7 +72,9 @@ def test_golden_the_recipes_are_the_papers(run: str, beta: float, epochs: float)
 
 
 def test_closed_form_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
-    study = read(tmp_path, GOOD, "--seeds", "7", "--design.target_coverage=3.0", "--eta", "[0.1, theorem]")
+    study = read(
+        tmp_path, GOOD, "--seeds", "7", "--design.target_coverage=3.0", "--eta", "[0.1, theorem]"
+    )
     assert (study.seeds, study.design, study.eta) == (7, {"target_coverage": 3.0}, [0.1, "theorem"])
 
 

@@ -1,0 +1,38 @@
+"""The commands as typed functions: they compute, write the same files, and return typed results.
+
+The functions print nothing. They report through :mod:`logging`, under the loggers ``rpo``,
+``bandits`` and ``llm``, and raise a :class:`ValueError` or :class:`OSError` with the message that
+the command would print.
+
+Examples:
+    >>> from rpo import api
+    >>> answer = api.solve(votes="votes.csv", eta=0.01)  # doctest: +SKIP
+    >>> answer.policy, answer.duality_gap, answer.plot()  # doctest: +SKIP
+"""
+
+from rpo.runtime.processes import ProcessGroup
+
+from .inference import evaluate, generate, score
+from .studies import estimate_study, study
+from .theory import demo, solve, verify
+from .training import estimate_train, export, plan, train
+
+__all__ = [
+    "ProcessGroup",
+    "demo",
+    "estimate_study",
+    "estimate_train",
+    "evaluate",
+    "export",
+    "generate",
+    "plan",
+    "score",
+    "solve",
+    "study",
+    "train",
+    "verify",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,105 @@
+"""The functions ``study`` and ``estimate_study``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo.results import StudyEstimate, StudyResult
+from rpo.runtime.config_files import load_config
+from rpo.runtime.errors import user_input
+from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
+
+if TYPE_CHECKING:
+    from bandits.study.config import StudyConfig
+
+PathLike = str | os.PathLike[str]
+
+
+def study(
+    config: PathLike | StudyConfig,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    quick: bool = False,
+    out: PathLike | None = None,
+    resume: bool = False,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> StudyResult:
+    """Run a simulation study: every method on every combination of the axes.
+
+    Args:
+        config: YAML file or configuration.
+        overrides: new values by dotted key of the configuration, such as ``{"seeds": 50}``.
+        quick: take the study's quick sizes.
+        out: folder for records, figures and the resolved configuration; ``out/NAME`` by default.
+        resume: continue a study that was begun in the folder.
+        processes: the processes that share the work, one by default.
+
+    Returns:
+        Records and figures.
+
+    Raises:
+        ValueError: if the configuration is invalid, or the folder holds other results.
+        OSError: if a file cannot be read or written.
+
+    Examples:
+        >>> api.study("configs/study_rate_in_n.yaml", {"seeds": 20}).records  # doctest: +SKIP
+    """
+    from rpo.jobs.studies import run_study
+
+    resolved = _load_study(config, overrides, quick=quick)
+    folder = Path("out") / resolved.name if out is None else Path(out)
+    return run_study(resolved, folder, resume=resume, processes=processes)
+
+
+def estimate_study(
+    config: PathLike | StudyConfig,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    quick: bool = False,
+) -> StudyEstimate:
+    """Estimate the duration and the memory of a study from a few trial fits; write nothing.
+
+    Args:
+        config: YAML file or configuration.
+        overrides: new values by dotted key of the configuration.
+        quick: take the study's quick sizes.
+
+    Returns:
+        The estimate for this machine and one process.
+
+    Raises:
+        ValueError: if the configuration is invalid.
+        OSError: if a file cannot be read.
+
+    Examples:
+        >>> api.estimate_study("configs/study_rate_in_n.yaml").seconds  # doctest: +SKIP
+    """
+    from bandits.study.config import count_fits
+    from bandits.study.parts import plan_parts
+    from bandits.study.run import estimate_run
+
+    resolved = _load_study(config, overrides, quick=quick)
+    with user_input():
+        parts = plan_parts(resolved)
+    cost = estimate_run(resolved, parts)
+    return StudyEstimate(
+        config=resolved,
+        fits=count_fits(resolved),
+        parts=len(parts),
+        seconds=cost.seconds,
+        bytes=cost.bytes,
+        trial_fits=cost.fits,
+    )
+
+
+def _load_study(
+    config: PathLike | StudyConfig, overrides: Mapping[str, Any] | None, *, quick: bool
+) -> StudyConfig:
+    from bandits.study.config import StudyConfig
+
+    with user_input():
+        study = load_config(config, StudyConfig, overrides)
+        return study.quick_version() if quick else study

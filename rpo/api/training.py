@@ -1,0 +1,189 @@
+"""The functions ``train``, ``estimate_train``, ``plan`` and ``export``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo.results import ExportResult, PlanResult, TrainEstimate, TrainResult
+from rpo.runtime.config_files import load_config, read_config
+from rpo.runtime.errors import check_whole_number, user_input
+from rpo.runtime.loading import check_dtype
+from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
+
+if TYPE_CHECKING:
+    from llm.config import DtypeName, TrainConfig
+
+PathLike = str | os.PathLike[str]
+
+
+def train(
+    config: PathLike | TrainConfig,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: PathLike | None = None,
+    resume: bool = False,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> TrainResult:
+    """Train a transformer on preferences: SFT, RPO, DPO and others.
+
+    Args:
+        config: YAML file or configuration.
+        overrides: new values by dotted key of the configuration, such as
+            ``{"objective.eta": 0.1}``.
+        out: folder for metrics, checkpoints and the resolved configuration; ``out/NAME`` by
+            default.
+        resume: continue from the last checkpoint in the folder; a folder without one starts from
+            the beginning.
+        processes: the processes that share the work, one by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ValueError: if the configuration or the data are invalid, the folder holds another run, or
+            a number of the training is not finite.
+        OSError: if a file cannot be read or written.
+        llm.train.trainer.InterruptedRunError: if SIGTERM or SIGINT asked the run to stop; its
+            state is saved.
+
+    Examples:
+        >>> run = api.train("run.yaml", {"objective.eta": 0.1}, out="out/run")  # doctest: +SKIP
+        >>> run.metrics[-1]["loss"]  # doctest: +SKIP
+    """
+    resolved = _load_train_config(config, overrides)
+    from rpo.jobs.training import run_training
+
+    folder = Path("out") / resolved.name if out is None else Path(out)
+    return run_training(resolved, folder, resume=resume, processes=processes)
+
+
+def estimate_train(
+    config: PathLike | TrainConfig, overrides: Mapping[str, Any] | None = None
+) -> TrainEstimate:
+    """Estimate steps, memory and duration of a run on the present devices; write nothing.
+
+    Args:
+        config: YAML file or configuration.
+        overrides: new values by dotted key of the configuration.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: if the configuration or the data are invalid.
+        OSError: if a file cannot be read.
+
+    Examples:
+        >>> api.estimate_train("run.yaml").peak_bytes_per_device  # doctest: +SKIP
+    """
+    resolved = _load_train_config(config, overrides)
+    from rpo.jobs.training import load_inputs
+
+    with user_input():
+        from llm.precision import computing_in
+        from llm.train.run_estimate import estimate_run
+
+        model, data = load_inputs(resolved)
+        with computing_in(resolved.model.dtype):
+            estimate = estimate_run(resolved, model, data)
+    return TrainEstimate(config=resolved, pairs=len(data.train), **estimate._asdict())
+
+
+def plan(
+    config: PathLike | TrainConfig,
+    topology: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    largest: bool = False,
+) -> PlanResult:
+    """Compile the training step for a TPU slice, without a TPU, and read its memory.
+
+    Args:
+        config: YAML file or configuration.
+        topology: the slice, such as ``"v5e:4x4"``, or GPUs, such as ``"h100:8"``.
+        overrides: new values by dotted key of the configuration.
+        largest: search for the largest number of pairs per device that fits, from 64 down.
+
+    Returns:
+        The plan. A step that does not fit raises nothing: see ``plan.fits``.
+
+    Raises:
+        ValueError: if the configuration is invalid, the topology is unknown, or not even one pair
+            per device fits when the largest number is searched for.
+        OSError: if a file cannot be read.
+
+    Examples:
+        >>> api.plan("run.yaml", "v5e:4x4").plan.fits  # doctest: +SKIP
+        True
+    """
+    with user_input():
+        from llm.train.memory_plan import largest_fitting_plan, make_plan
+
+        resolved = _load_train_config(config, overrides)
+        found = (largest_fitting_plan if largest else make_plan)(resolved, topology)
+        if found is None:
+            raise ValueError(f"{topology}: not even one pair per device fits")
+    return PlanResult(found)
+
+
+def export(
+    run: PathLike, *, out: PathLike, step: int | None = None, dtype: DtypeName | None = None
+) -> ExportResult:
+    """Write the policy of a training run as a Hugging Face folder.
+
+    Args:
+        run: folder that :func:`train` wrote.
+        out: folder to write, new or empty.
+        step: training step of the checkpoint; the last one by default.
+        dtype: dtype of the tensors; that of the parameters by default.
+
+    Returns:
+        The folder and the step.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or ``out`` is not empty.
+        OSError: if a file cannot be read or written.
+
+    Examples:
+        >>> api.export("out/run", out="policy").step  # doctest: +SKIP
+        500
+    """
+    check_whole_number("step", step, 1)
+    check_dtype(dtype)
+    run_folder, folder = Path(run), Path(out)
+    with user_input():
+        if not (run_folder / "config.yaml").is_file():
+            raise ValueError(f"{run_folder}: no training run is there: it has no config.yaml")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"argument --out: {folder} exists already and is not empty")
+        from llm.config import TrainConfig
+        from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
+        from llm.hf.io import export_model
+        from llm.precision import computing_in
+        from llm.train.policy import load_policy
+
+        config = read_config(run_folder / "config.yaml", TrainConfig)
+        checkpoints = run_folder / "checkpoints"
+        if step is not None and checkpoints.is_dir() and not (checkpoints / str(step)).is_dir():
+            raise ValueError(f"argument --step: no checkpoint of step {step} is kept")
+        base, tokenizer = config.model.path, config.data.tokenizer
+        policy = load_policy(run_folder, step, base_model=base, mesh=config.mesh)
+        if tokenizer is not None:
+            tokenizer_folder = resolve_tokenizer_folder(tokenizer)
+        else:
+            tokenizer_folder = None if base is None else resolve_model_folder(base)
+        with computing_in(config.model.dtype):
+            export_model(policy.decoder, folder, tokenizer_folder=tokenizer_folder, dtype=dtype)
+    return ExportResult(folder, policy.step)
+
+
+def _load_train_config(
+    config: PathLike | TrainConfig, overrides: Mapping[str, Any] | None
+) -> TrainConfig:
+    with user_input():
+        from llm.config import TrainConfig
+
+        return load_config(config, TrainConfig, overrides)

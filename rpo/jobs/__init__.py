@@ -1,0 +1,1 @@
+"""The long computations behind ``rpo.api``: studies, training runs, scores and evaluations."""

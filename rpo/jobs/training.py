@@ -1,0 +1,139 @@
+"""Train a policy, in one process or several."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from llm.config import TrainConfig
+from llm.hf.factory import ResolvedModel, resolve_model
+from llm.train.dataset import TrainingData, load_training_data
+from llm.train.tracking import CompositeTracker, Tracker, make_tracker
+from llm.train.trainer import Trainer
+from rpo.results import TrainResult
+from rpo.runtime.config_files import to_yaml
+from rpo.runtime.errors import UsageError, user_input
+from rpo.runtime.output import muted_messages
+from rpo.runtime.processes import ProcessGroup
+from rpo.runtime.progress import track_progress
+from rpo_io.atomic import write_atomic
+from rpo_io.locks import folder_lock
+from rpo_io.paths import name_os_errors, prepare_folder
+
+_logger = logging.getLogger(__name__)
+
+
+def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData]:
+    """Resolve the model and load the data of a run, and log the counts of the rows.
+
+    Args:
+        config: configuration of the run.
+
+    Returns:
+        Model and data.
+
+    Raises:
+        ValueError: if the model or the data are unusable.
+        OSError: if a file cannot be read.
+    """
+    model = resolve_model(config.model)
+    data = load_training_data(config.data, model)
+    for name, count in data.report.items():
+        _logger.info("%s: %s", name, f"{count:,}")
+    return model, data
+
+
+def run_training(
+    config: TrainConfig, folder: Path, *, resume: bool, processes: ProcessGroup
+) -> TrainResult:
+    """Train a policy; write its metrics, checkpoints and configuration.
+
+    Args:
+        config: configuration of the run.
+        folder: output folder.
+        resume: continue from the last checkpoint in the folder, if there is one.
+        processes: the processes that share the work.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: if the model, the data or the folder is unusable, or a number is not finite.
+        InterruptedRunError: if the run was asked to stop; its state is saved.
+    """
+    with muted_messages(not processes.is_first):
+        with user_input():
+            model, data = load_inputs(config)
+        with processes.connected(folder), ExitStack() as stack:
+            if processes.is_first:
+                with user_input():
+                    prepare_folder(folder)
+                    stack.enter_context(folder_lock(folder))
+                if not resume:
+                    _refuse_existing_run(folder)
+            summary = _train(config, model, data, folder, resume=resume, processes=processes)
+            if processes.is_first:
+                _logger.info("written to %s: metrics.jsonl, checkpoints, config.yaml", folder)
+    return TrainResult(folder, summary["step"], summary["parameters_sha256"])
+
+
+class _SummaryTracker:
+    """Keeps the summary of the finished run."""
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+
+    def start(self, step: int) -> None:
+        """Do nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Keep the summary."""
+        self.summary = dict(summary)
+
+
+def _train(
+    config: TrainConfig,
+    model: ResolvedModel,
+    data: TrainingData,
+    folder: Path,
+    *,
+    resume: bool,
+    processes: ProcessGroup,
+) -> dict[str, Any]:
+    """Train to the last step; return the summary of the run."""
+
+    def progress(steps: Iterator[int], remaining: int) -> Iterator[int]:
+        # All processes train; only the first one writes metrics and shows progress.
+        if not processes.is_first:
+            return steps
+        return track_progress(steps, remaining, f"steps of {config.name}")
+
+    recorder = _SummaryTracker()
+    with user_input(), name_os_errors(folder):
+        trackers: list[Tracker] = [recorder]
+        if processes.is_first:
+            trackers.append(make_tracker(folder / "metrics.jsonl", config))
+        tracker = CompositeTracker(trackers)
+        trainer = Trainer(config, model, data, folder, resume=resume, tracker=tracker)
+        if processes.is_first:
+            # Only now are model and checkpoint accepted: a refused run changes nothing.
+            write_atomic(folder / "config.yaml", to_yaml(config))
+        trainer.train(progress)
+    return recorder.summary
+
+
+def _refuse_existing_run(folder: Path) -> None:
+    metrics = folder / "metrics.jsonl"
+    # An empty file is left by a run that failed before its first step.
+    has_metrics = metrics.exists() and metrics.stat().st_size > 0
+    has_checkpoint = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    if has_metrics or has_checkpoint:
+        raise UsageError(
+            f"{folder}: a run is there already: continue with --resume, or choose another --out"
+        )

@@ -1,0 +1,200 @@
+"""The demonstration of ``rpo demo``: experiments, their figures and the sections of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rpo.results import Claim
+from rpo.runtime.progress import track_progress
+
+from .claims import BARS, check_claims, verification_document
+from .page import Section
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INSTANCES = 24
+"""Number of random bandits."""
+PADDED_SHAPES = ((20, 30),)
+"""A single shape, so that every solver is compiled once for each family."""
+INTRODUCTION = (
+    "An imperfect reward model sends a language model to responses that only look good. RPO lets "
+    "an adversary pick the reward: the policy must do well against every reward that explains the "
+    "preferences. Under a convexity condition this max-min problem has the same solution as a "
+    "simple loss, DPO plus a little SFT. This page checks the theorem on random bandits, solved "
+    "three ways; shows where it fails because the condition fails; and shows what RPO cures."
+)
+
+
+class DemoRun(NamedTuple):
+    """Everything that ``rpo demo`` computes.
+
+    Attributes:
+        claims: the checked claims.
+        summary: content of ``summary.json``.
+        images: the figures as PNG, by file name.
+    """
+
+    claims: tuple[Claim, ...]
+    summary: dict[str, Any]
+    images: dict[str, bytes]
+
+
+def run_demo() -> DemoRun:
+    """Run the experiments of the demonstration and draw their figures.
+
+    Returns:
+        Claims, numbers and figures.
+    """
+    from matplotlib.figure import Figure
+
+    from bandits.study.figures import draw_figure
+    from bandits.theorem_check import plots
+    from bandits.theorem_check.agreement import measure_agreement
+    from bandits.theorem_check.negative_controls import solve_negative_controls
+    from llm.plots import plot_minimax_agreement
+    from rpo_io.figures import png_bytes
+
+    from .demo_measurements import (
+        COMPARISONS,
+        measure_hacking_gaps,
+        study_partial_coverage,
+        train_on_toy_task,
+        train_to_minimax_policy,
+    )
+    from .study_files import summary_rows
+
+    measured = measure_agreement(INSTANCES, 0, padded_shapes=PADDED_SHAPES)
+    records = list(track_progress(measured, INSTANCES, "bandits solved three ways"))
+    controls = solve_negative_controls()
+    gaps = measure_hacking_gaps()
+    coverage = study_partial_coverage()
+    agreement_curves = train_to_minimax_policy()
+    toy_curves = train_on_toy_task()
+    images = {
+        "agreement.png": _draw(plots.plot_agreement, records, BARS),
+        "controls.png": _draw(plots.plot_negative_controls, controls),
+        "hacking.png": _draw(plots.plot_gap_against_comparisons, COMPARISONS, gaps),
+        "coverage.png": png_bytes(draw_figure(coverage, "gap_against_comparisons", Figure())),
+        "bridge.png": _draw(plot_minimax_agreement, agreement_curves),
+        "transformer.png": _draw_pair(plots.plot_training, toy_curves),
+    }
+    claims = check_claims(records, controls)
+    names = ("steps", "logps/chosen", "true_reward")
+    summary = {
+        **verification_document(claims, records, controls),
+        "hacking": {"comparisons": COMPARISONS, "gap": gaps},
+        "coverage": summary_rows(coverage),
+        "bridge": agreement_curves,
+        "transformer": {
+            name: dict(zip(names, curve, strict=True)) for name, curve in toy_curves.items()
+        },
+    }
+    return DemoRun(claims, summary, images)
+
+
+def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> list[Section]:
+    """Return the sections of the report, with their numbers from the summary.
+
+    Args:
+        images: the figures as PNG, by file name.
+        summary: content of ``summary.json``.
+
+    Returns:
+        The sections in the order of the page.
+    """
+    gaps = {name: values[-1] for name, values in summary["hacking"]["gap"].items()}
+    most = summary["hacking"]["comparisons"][-1]
+    reward = {name: curve["true_reward"] for name, curve in summary["transformer"].items()}
+    last = max(cell["comparisons"] for cell in summary["coverage"])
+    gap_at_last = {c["label"]: c["gap"] for c in summary["coverage"] if c["comparisons"] == last}
+    near, far = (
+        max(values[-1] for _, values in summary["bridge"][name]) for name in ("large", "small")
+    )
+    return [
+        Section(
+            title="Three routes, one policy",
+            text="Each dot is a random bandit. It shows how far the exact solution is from a proof "
+            "of optimality, and how far the policies of the two other routes are from the exact "
+            "one. All dots lie far below the bars, for eta and beta over four decades.",
+            image=images["agreement.png"],
+            alt="Distances from exact agreement on random bandits, all far below the bars.",
+            command="rpo verify --instances 1000",
+        ),
+        Section(
+            title="Without its assumption the theorem fails",
+            text="The theorem needs a convex class of rewards and all Gibbs policies. If one of "
+            "them is missing, the max-min and the min-max differ by a gap that is known in "
+            "advance.",
+            image=images["controls.png"],
+            alt="Gap between the two formulations on six negative controls, as expected.",
+            command="rpo verify --instances 1000",
+        ),
+        Section(
+            title="A transformer trained with the loss is the minimax policy",
+            text="A decoder is trained with the RPO loss on token sequences, and compared with the "
+            "policy that solves the max-min problem of the same data exactly. The two become the "
+            f"same (total variation at most {near:.0e} over two seeds). A decoder that is too "
+            f"small to represent every policy stays up to {far:.1f} away.",
+            image=images["bridge.png"],
+            alt="Total variation from the exact policy against training steps, for two sizes.",
+            command="rpo demo",
+        ),
+        Section(
+            title="What RPO cures: a response that looks good because it was hardly ever seen",
+            text="Two responses are compared again and again; a third, worthless one won its only "
+            f"comparison. DPO moves to it for good (gap {gaps['DPO']:.2f} after {most:,} "
+            "comparisons). RPO with the SFT term on the chosen responses stays with what the data "
+            f"support (gap {gaps['RPO, baseline chosen']:.3f}). With the uniform reference policy "
+            "as baseline it avoids the worthless response too, but learns little else "
+            f"(gap {gaps['RPO, baseline reference']:.2f}).",
+            image=images["hacking.png"],
+            alt="Gap against the number of comparisons for DPO and RPO.",
+            command="rpo demo",
+        ),
+        Section(
+            title="The same on a transformer",
+            text="A small decoder is trained on responses of three letters whose true reward is "
+            "known; some bad responses won the only comparison they were in. DPO first learns "
+            f"(true reward {max(reward['DPO']):.2f}), then moves to the bad responses "
+            f"({reward['DPO'][-1]:.2f}), and the log-probability of the chosen responses falls "
+            "without end. RPO, the same loss with a little SFT, keeps both "
+            f"({reward['RPO'][-1]:.2f}).",
+            image=images["transformer.png"],
+            alt="Chosen log-probability and true reward against steps, for DPO and RPO.",
+            command="rpo demo",
+        ),
+        Section(
+            title="Partial coverage is enough",
+            text="In these bandits the data cover the best policy, but not its rivals: each rival "
+            "is seen about once, whatever the number of comparisons. The gap of RPO falls to "
+            f"{gap_at_last['rpo']:.4f} at {last:,} comparisons. That of DPO stays at "
+            f"{gap_at_last['dpo']:.2f}, since one of the rivals always has a lucky label.",
+            image=images["coverage.png"],
+            alt="Gap to the best policy against comparisons: RPO falls, other methods stay.",
+            command="rpo study configs/study_rate_in_n.yaml",
+        ),
+    ]
+
+
+def _draw(plot: Callable[..., Axes], *data: Any) -> bytes:
+    """Return a figure of one plot as PNG."""
+    from matplotlib.figure import Figure
+
+    from rpo_io.figures import png_bytes
+
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    plot(*data, figure.subplots())
+    return png_bytes(figure)
+
+
+def _draw_pair(plot: Callable[..., Sequence[Axes]], *data: Any) -> bytes:
+    """Return a figure of one plot over two axes as PNG."""
+    from matplotlib.figure import Figure
+
+    from rpo_io.figures import png_bytes
+
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    plot(*data, list(figure.subplots(1, 2)))
+    return png_bytes(figure)

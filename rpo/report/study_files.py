@@ -1,0 +1,99 @@
+"""Summary, figures and findings of a study, from its records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rpo.results import StudyResult
+from rpo_io.strict_json import null_non_finite
+
+if TYPE_CHECKING:
+    from bandits.study.config import StudyConfig
+    from bandits.study.records import RecordStore
+
+_logger = logging.getLogger(__name__)
+
+
+def write_study_files(study: StudyConfig, store: RecordStore) -> StudyResult:
+    """Write ``summary.json`` and the figures of a finished study, and log what was found.
+
+    Args:
+        study: the configuration.
+        store: the merged records.
+
+    Returns:
+        The result of the study.
+    """
+    from matplotlib.figure import Figure
+
+    from bandits.study.figures import draw_figure, figure_kinds
+    from bandits.study.summary import count_violations, is_summary_column, summarize
+    from rpo_io.atomic import write_atomic
+    from rpo_io.figures import png_bytes, svg_bytes
+    from rpo_io.strict_json import format_document
+
+    summary = summarize(store.iter_tables(is_summary_column))
+    violations = count_violations(store.iter_tables(is_summary_column))
+    document = {"study": study.name, "bounds": violations, "cells": summary_rows(summary)}
+    write_atomic(store.folder / "summary.json", format_document(document).encode())
+    files = ["records.parquet", "summary.json", "config.yaml"]
+    for kind in figure_kinds(summary):
+        figure = draw_figure(summary, kind, Figure())
+        for render, suffix in ((png_bytes, "png"), (svg_bytes, "svg")):
+            write_atomic(store.folder / f"{kind}.{suffix}", render(figure))
+        files.append(f"{kind}.png")
+    _logger.info("%s", _findings(summary))
+    for row in violations:
+        if row["form"] == "bound":
+            _logger.info(
+                "%s: the gap exceeds the theorem's corrected bound in %s of %s draws",
+                row["label"],
+                f"{row['violations']:,}",
+                f"{row['draws']:,}",
+            )
+    tables = store.iter_tables(lambda name: name == "status")
+    statuses = {status for table in tables for status in table["status"].unique().to_pylist()}
+    if statuses - {"SOLVED", "NOT_ATTAINED"}:
+        _logger.info("some problems were not solved to their tolerance: see the column `status`")
+    _logger.info("written to %s: %s", store.folder, ", ".join(files))
+    return StudyResult(study.name, store.folder, tuple(files), tuple(violations))
+
+
+def summary_rows(summary: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the cells of a summary as plain values, one mapping per cell.
+
+    Args:
+        summary: columns, as :func:`bandits.study.summary.summarize` returns them.
+
+    Returns:
+        Every mean with its interval; None stands for a number that is not finite.
+    """
+    columns = {name: null_non_finite(list(values)) for name, values in summary.items()}
+    cells = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, cell, strict=True)) for cell in cells]
+
+
+def _findings(summary: Mapping[str, np.ndarray]) -> str:
+    """Return the gap of every method with its interval, at the largest number of comparisons."""
+    from bandits.study.summary_queries import (
+        by_environment,
+        curve,
+        has_unique_rows,
+        labels,
+        with_most_data,
+    )
+
+    lines = []
+    for environment, part in by_environment(summary).items():
+        most = with_most_data(part)
+        over = "" if has_unique_rows(most) else ", over all other axes"
+        title = f"{environment}, N = {most['comparisons'][0]:,}"
+        lines.append(f"{title}: mean gap (95 % interval){over}")
+        for label in labels(most):
+            _, (gap, low, high) = curve(most, "comparisons", "gap", label)
+            lines.append(f"  {label:24s} {gap[0]:.4f} ({low[0]:.4f} to {high[0]:.4f})")
+    return "\n".join(lines)

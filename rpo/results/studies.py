@@ -1,0 +1,92 @@
+"""Results of ``study`` and ``estimate_study``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import Result, axes_or_new
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.axes import Axes
+
+    from bandits.study.config import StudyConfig
+
+
+@dataclass(frozen=True)
+class StudyResult(Result):
+    """Result of ``study``.
+
+    Attributes:
+        name: name of the study.
+        folder: folder of the records, figures and configuration.
+        files: names of the written files.
+        bound_violations: per method and form of the bound, the number of draws whose gap exceeds
+            the bound.
+    """
+
+    name: str
+    folder: Path
+    files: tuple[str, ...]
+    bound_violations: tuple[Mapping[str, Any], ...]
+
+    @property
+    def records(self) -> pa.Table:
+        """One row per fit; ``to_pandas()`` makes a data frame of it."""
+        from pyarrow import parquet
+
+        return parquet.read_table(self.folder / "records.parquet")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name, the folder, its files and the violations as plain values."""
+        return {
+            "study": self.name,
+            "out": str(self.folder),
+            "written": list(self.files),
+            "bounds": [dict(row) for row in self.bound_violations],
+        }
+
+    def table_rows(self) -> Sequence[Mapping[str, Any]]:
+        """Return one row per cell of the study, with its mean gap."""
+        cells = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["cells"]
+        axes = [name for name in cells[0] if name.startswith("design.")]
+        columns = ("label", "environment", "comparisons", "eta_rule", "beta_rule", *axes, "gap")
+        return [{name: cell[name] for name in columns} for cell in cells]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the mean gap of every method, over all other axes, against the comparisons."""
+        from bandits.study.lines import plot_gap
+        from bandits.study.summary import summarize
+        from bandits.study.summary_queries import labels
+
+        summary = summarize([self.records])
+        return plot_gap(summary, axes_or_new(ax), order=labels(summary))
+
+
+@dataclass(frozen=True)
+class StudyEstimate(Result):
+    """Result of ``estimate_study``.
+
+    Attributes:
+        config: the resolved configuration.
+        fits: number of fits.
+        parts: number of parts that the study is run in.
+        seconds: estimated duration.
+        bytes: estimated memory.
+        trial_fits: number of fits that were timed for the estimate.
+    """
+
+    config: StudyConfig
+    fits: int
+    parts: int
+    seconds: float
+    bytes: float
+    trial_fits: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved configuration as plain values."""
+        return asdict(self.config)
