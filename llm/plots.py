@@ -1,4 +1,4 @@
-"""Figures of training runs: every function draws into the axes it is given and returns them."""
+"""Figures of training runs; every function draws into given axes and returns them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.transforms import blended_transform_factory
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#666666")
-"""Colours that colour-blind readers can tell apart (Okabe and Ito)."""
-PANELS = (
-    "chosen and rejected (dashed) log-probability since step 0, nats",
-    "margin of implicit rewards",
-    "accuracy: share of positive margins",
-    "adversarial value $F$",
+from rpo_io.figures import PALETTE
+
+COLORS = tuple(PALETTE[name] for name in ("blue", "orange", "green", "gray"))
+"""Colors of the runs, in order."""
+PANEL_TITLES = (
+    "Chosen and rejected (dashed) log-probability since step 0, nats",
+    "Margin of implicit rewards",
+    "Accuracy: share of positive margins",
+    "Adversarial value $F$",
 )
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read a run's ``metrics.jsonl``.
+    """Read the metrics that a run logged.
 
     Args:
-        path: of the file.
+        path: path of ``metrics.jsonl``.
 
     Returns:
-        A mapping a line; the lines that tell of events are left out.
+        One mapping per logged step; lines that report an event are left out.
     """
     lines = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
     return [line for line in lines if "event" not in line]
@@ -42,35 +44,36 @@ def plot_runs(
     beta: float,
     span: int = 40,
 ) -> list[Axes]:
-    r"""Draw what training did to pairs: lines for training, dots for held-out pairs.
+    r"""Draw the metrics of training pairs as lines and those of held-out pairs as dots.
 
     Args:
-        runs: for each name the metrics of :func:`read_metrics`, of an objective with a reference.
-        axes: four, for log-probabilities, margins, accuracies and the adversarial value.
-        beta: :math:`\beta`; a reward is :math:`\beta\log(\pi/\pi_{ref})`.
-        span: steps of the moving average.
+        runs: metrics of each run by its name, see :func:`read_metrics`. The objective of the runs
+            must use a reference.
+        axes: four axes, for log-probabilities, margins, accuracies and the adversarial value.
+        beta: :math:`\beta` of the runs; the implicit reward is :math:`\beta\log(\pi/\pi_{ref})`.
+        span: number of steps in the moving average of the lines.
 
     Returns:
         The same axes.
     """
     axes = list(axes)
-    quantities = (
+    panels = (
         (("rewards/chosen", 1 / beta, "-"), ("rewards/rejected", 1 / beta, "--")),
         (("rewards/margins", 1.0, "-"),),
         (("rewards/accuracies", 1.0, "-"),),
         (("theory/adversarial_value", 1.0, "-"),),
     )
-    for ax, title, panel in zip(axes, PANELS, quantities, strict=True):
-        for (label, lines), colour in zip(runs.items(), COLOURS, strict=False):
-            for name, scale, style in panel:
+    for ax, title, quantities in zip(axes, PANEL_TITLES, panels, strict=True):
+        for (label, lines), color in zip(runs.items(), COLORS, strict=False):
+            for name, scale, style in quantities:
                 steps, values = _series(lines, name)
                 means = scale * _moving_mean(values, span)
-                ax.plot(steps[-len(means) :], means, style, color=colour, lw=1.8, label=label)
-                held_out, found = _series(lines, f"eval_{name}")
-                face = colour if style == "-" else "white"
-                ax.plot(held_out, scale * found, "o", color=colour, mfc=face, ms=6, clip_on=False)
+                ax.plot(steps[-len(means) :], means, style, color=color, lw=1.8, label=label)
+                steps, values = _series(lines, f"eval_{name}")
+                face = color if style == "-" else "white"
+                ax.plot(steps, scale * values, "o", color=color, mfc=face, ms=6, clip_on=False)
                 label = None
-        ax.set_title(title[0].upper() + title[1:], loc="left", size="medium")
+        ax.set_title(title, loc="left", size="medium")
         ax.set_xlabel("step of training")
         ax.set_xlim(left=0)
         ax.spines[["top", "right"]].set_visible(False)
@@ -79,41 +82,42 @@ def plot_runs(
     return axes
 
 
-def _series(
-    lines: Sequence[Mapping[str, Any]], name: str
-) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    found = [(line["step"], line[name]) for line in lines if name in line]
-    steps, values = np.array(found, float).reshape(-1, 2).T
-    return steps, values
-
-
-def _moving_mean(values: Float[np.ndarray, " k"], span: int) -> Float[np.ndarray, " m"]:
-    """Means of so many values one after another, or of all where there are fewer."""
-    span = min(span, len(values))
-    return np.convolve(values, np.full(span, 1 / max(span, 1)), mode="valid")
-
-
 def plot_minimax_agreement(
     curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], ax: Axes
 ) -> Axes:
-    """Draw how trained transformers approach the exact minimax policy.
+    """Draw the distance of trained transformers from the exact minimax policy.
 
     Args:
-        curves: for each size of the decoder, steps and total variation, one pair for each seed.
-        ax: where to draw.
+        curves: for each size of the decoder, one pair of steps and total variations per seed.
+        ax: axes to draw into.
 
     Returns:
         The same axes.
     """
-    for (name, seeds), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, seeds), color in zip(curves.items(), COLORS, strict=False):
         for steps, variation in seeds:
-            ax.plot(steps, variation, color=colour, lw=1.8)
+            ax.plot(steps, variation, color=color, lw=1.8)
         last = max(variation[-1] for _, variation in seeds)
-        beside = blended_transform_factory(ax.transAxes, ax.transData)
-        ax.text(1.02, last, name, color=colour, va="center", transform=beside)
+        right_of_axes = blended_transform_factory(ax.transAxes, ax.transData)
+        ax.text(1.02, last, name, color=color, va="center", transform=right_of_axes)
     ax.set_yscale("log")
     ax.set_xlabel("step of training")
     ax.set_ylabel("total variation from the minimax policy")
-    ax.set_title("A line a seed: trained on tokens, compared with the exact solution")
+    ax.set_title("Transformers trained on tokens, against the exact solution (one line per seed)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _series(
+    lines: Sequence[Mapping[str, Any]], name: str
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Return the steps that logged a metric, and its values."""
+    logged = [(line["step"], line[name]) for line in lines if name in line]
+    steps, values = np.array(logged, float).reshape(-1, 2).T
+    return steps, values
+
+
+def _moving_mean(values: Float[np.ndarray, " k"], span: int) -> Float[np.ndarray, " m"]:
+    """Return the means of ``span`` consecutive values, or of all if there are fewer."""
+    span = min(span, len(values))
+    return np.convolve(values, np.full(span, 1 / max(span, 1)), mode="valid")

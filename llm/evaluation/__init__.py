@@ -1,1 +1,96 @@
-"""Package."""
+"""Evaluation: metrics on preference pairs, win rates by rewards or judges, and question files.
+
+:func:`preference_metrics` evaluates a policy on scored pairs, :func:`compare_rewards` and
+:func:`count_wins` compare two models, and :func:`read_questions` and :func:`format_answers` read
+and write the files of AlpacaEval and MT-Bench. Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .judgments import Verdict, WinCounts, count_wins, read_judgments
+    from .metrics import (
+        MetricSums,
+        add_metric_sums,
+        compute_metric_sums,
+        finalize_metrics,
+        log_ratio_quantiles,
+        preference_loss_name,
+        preference_metrics,
+        present_pair_weights,
+        reduce_sft_loss,
+    )
+    from .prompts import Question, QuestionKind, format_answers, read_questions
+    from .win_rates import (
+        RewardFunction,
+        WinRate,
+        bootstrap_mean_interval,
+        compare_rewards,
+        score_replies,
+        win_rate_from_counts,
+    )
+
+_EXPORTS = {
+    "MetricSums": "metrics",
+    "Question": "prompts",
+    "QuestionKind": "prompts",
+    "RewardFunction": "win_rates",
+    "Verdict": "judgments",
+    "WinCounts": "judgments",
+    "WinRate": "win_rates",
+    "add_metric_sums": "metrics",
+    "bootstrap_mean_interval": "win_rates",
+    "compare_rewards": "win_rates",
+    "compute_metric_sums": "metrics",
+    "count_wins": "judgments",
+    "finalize_metrics": "metrics",
+    "format_answers": "prompts",
+    "log_ratio_quantiles": "metrics",
+    "preference_loss_name": "metrics",
+    "preference_metrics": "metrics",
+    "present_pair_weights": "metrics",
+    "read_judgments": "judgments",
+    "read_questions": "prompts",
+    "reduce_sft_loss": "metrics",
+    "score_replies": "win_rates",
+    "win_rate_from_counts": "win_rates",
+}
+
+__all__ = [
+    "MetricSums",
+    "Question",
+    "QuestionKind",
+    "RewardFunction",
+    "Verdict",
+    "WinCounts",
+    "WinRate",
+    "add_metric_sums",
+    "bootstrap_mean_interval",
+    "compare_rewards",
+    "compute_metric_sums",
+    "count_wins",
+    "finalize_metrics",
+    "format_answers",
+    "log_ratio_quantiles",
+    "preference_loss_name",
+    "preference_metrics",
+    "present_pair_weights",
+    "read_judgments",
+    "read_questions",
+    "reduce_sft_loss",
+    "score_replies",
+    "win_rate_from_counts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,7 +1,7 @@
-"""Verdicts of a judge on two models' answers: files of AlpacaEval and of MT-Bench's pair mode.
+"""Verdicts of a judge on the answers of two models: files of AlpacaEval and of MT-Bench.
 
-A judge favours the answer that it reads first, so that answers are judged in both orders: a model
-wins where both verdicts say so, and two different verdicts are a tie.
+Judges favor the answer they read first, so that answers are judged in both orders. A model wins a
+question if it wins in both orders; two different verdicts make a tie.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 
 from llm.data.rows import Row, read_json_list, read_rows
 
-MT_BENCH_WINNERS = {"model_1": 1.0, "model_2": 0.0, "tie": 0.5, "error": None}
+MT_BENCH_PREFERENCES = {"model_1": 1.0, "model_2": 0.0, "tie": 0.5, "error": None}
+"""Preference for ``model_1`` by the winner that MT-Bench's files name."""
 
 
 class Verdict(NamedTuple):
-    """What the judge said of two answers in one order.
+    """Verdict of the judge on two answers that it read in one order.
 
     Attributes:
-        question: what was asked, the same in both orders.
+        question: the question; it is the same text in both orders.
         first: name of the model whose answer was read first.
-        second: name of the other.
-        preference: for the first, between 0 and 1; 0.5 is a tie, None no verdict.
-        where: the file and line that it comes from.
+        second: name of the other model.
+        preference: preference for the first answer, from 0 to 1; 0.5 is a tie, and None means
+            that the judge gave no verdict.
+        where: source of the verdict, ``file:line``.
     """
 
     question: str
@@ -35,15 +37,15 @@ class Verdict(NamedTuple):
 
 
 class WinCounts(NamedTuple):
-    """Wins of a model over another.
+    """Numbers of questions that a model wins, ties and loses against another one.
 
     Attributes:
-        wins: questions won, in both orders where both were judged.
-        ties: questions that neither won.
-        losses: questions lost.
-        disagreements: ties because the two orders name different models.
-        both_orders: questions judged in both orders.
-        errors: questions left out since the judge gave no verdict.
+        wins: questions won in every order that was judged.
+        ties: questions that neither model wins.
+        losses: questions lost in every order that was judged.
+        disagreements: ties in which the two orders have different outcomes.
+        both_orders: questions that were judged in both orders.
+        errors: questions that are left out because the judge gave no verdict.
     """
 
     wins: int
@@ -54,7 +56,7 @@ class WinCounts(NamedTuple):
     errors: int
 
     def win_rate(self) -> float:
-        """Share of questions won, a tie half; not a number without any.
+        """Return the share of questions won; a tie counts one half, and nan means no question.
 
         Examples:
             >>> WinCounts(2, 1, 1, 0, 4, 0).win_rate()
@@ -65,25 +67,26 @@ class WinCounts(NamedTuple):
 
 
 def read_judgments(path: Path) -> list[Verdict]:
-    """Read verdicts.
+    """Read the verdicts of a judge.
 
     Args:
-        path: ``.json`` is AlpacaEval's list of annotations, with ``preference`` 1 for the answer
-            of ``generator_1`` and 2 for that of ``generator_2``, anything between, and 1.5 or 0
-            for a tie; ``.jsonl`` has MT-Bench's ``g1_winner`` (``model_1`` read first) and
-            ``g2_winner`` (``model_2`` read first) on every line.
+        path: a ``.json`` file is AlpacaEval's list of annotations, whose ``preference`` lies
+            between 1 for the answer of ``generator_1`` and 2 for that of ``generator_2``, with 1.5
+            or 0 for a tie. A ``.jsonl`` file has MT-Bench's ``g1_winner`` (``model_1`` read first)
+            and ``g2_winner`` (``model_2`` read first) on every line.
 
     Returns:
-        One verdict an annotation of AlpacaEval, two a line of MT-Bench.
+        One verdict per annotation of AlpacaEval, or two per line of MT-Bench.
 
     Raises:
-        ValueError: the file is of neither kind, empty, or wrong in a line and field.
-        OSError: it cannot be read.
+        ValueError: if the file is of another kind or empty, or a field is invalid; the message
+            gives line and field.
+        OSError: if the file cannot be read.
     """
     if path.suffix == ".jsonl":
-        verdicts = [one for row in read_rows(path) for one in _mt_bench(row)]
+        verdicts = [verdict for row in read_rows(path) for verdict in _mt_bench_verdicts(row)]
     elif path.suffix == ".json":
-        verdicts = [_alpaca_eval(row) for row in read_json_list(path)]
+        verdicts = [_alpaca_eval_verdict(row) for row in read_json_list(path)]
     else:
         raise ValueError(
             f"{path} must be AlpacaEval's .json or MT-Bench's .jsonl, got `{path.suffix}`"
@@ -94,42 +97,43 @@ def read_judgments(path: Path) -> list[Verdict]:
 
 
 def count_wins(verdicts: Sequence[Verdict], model: str, opponent: str) -> WinCounts:
-    """Count the questions that a model wins, ties and loses against another.
+    """Count the questions that a model wins, ties and loses against another one.
 
     Args:
-        verdicts: those on other models are passed over.
-        model: its name.
-        opponent: the other's.
+        verdicts: verdicts of the judge; those on other pairs of models are ignored.
+        model: name of the model.
+        opponent: name of the other model.
 
     Returns:
-        The counts. A question is lost, tied or won by the mean of each order's verdicts.
+        The counts. Within an order, the mean of repeated verdicts decides.
 
     Raises:
-        ValueError: the two were never compared.
+        ValueError: if no verdict compares the two models.
 
     Examples:
-        >>> both = [Verdict("q", "a", "b", 1.0, "f:1"), Verdict("q", "b", "a", 1.0, "f:2")]
-        >>> count_wins(both, "a", "b").disagreements
+        >>> verdicts = [Verdict("q", "a", "b", 1.0, "f:1"), Verdict("q", "b", "a", 1.0, "f:2")]
+        >>> count_wins(verdicts, "a", "b").disagreements
         1
     """
-    orders: dict[str, dict[bool, list[float]]] = {}
+    preferences: dict[str, dict[bool, list[float]]] = {}  # by question and by "model read first"
     failed = set()
     for verdict in verdicts:
         if {verdict.first, verdict.second} != {model, opponent}:
             continue
         read_first = verdict.first == model
-        order = orders.setdefault(verdict.question, {}).setdefault(read_first, [])
+        order = preferences.setdefault(verdict.question, {}).setdefault(read_first, [])
         if verdict.preference is None:
             failed.add(verdict.question)
         else:
             order.append(verdict.preference if read_first else 1.0 - verdict.preference)
-    if not orders:
-        known = sorted({name for verdict in verdicts for name in verdict[1:3]})
+    if not preferences:
+        names = sorted({name for verdict in verdicts for name in verdict[1:3]})
         raise ValueError(
-            f"no judgment compares `{model}` and `{opponent}`; judged are: {', '.join(known)}"
+            f"no judgment compares `{model}` and `{opponent}`; the judged models are: "
+            f"{', '.join(names)}"
         )
-    judged = [list(order.values()) for name, order in orders.items() if name not in failed]
-    signs = [[_sign(preferences) for preferences in order] for order in judged]
+    judged = [list(orders.values()) for name, orders in preferences.items() if name not in failed]
+    signs = [[_sign(order) for order in orders] for orders in judged]
     wins = sum(set(question) == {1} for question in signs)
     losses = sum(set(question) == {-1} for question in signs)
     return WinCounts(
@@ -143,23 +147,24 @@ def count_wins(verdicts: Sequence[Verdict], model: str, opponent: str) -> WinCou
 
 
 def _sign(preferences: Sequence[float]) -> int:
-    """1 for a win, -1 for a loss, 0 for a tie."""
+    """Return 1 for a win, -1 for a loss and 0 for a tie, by the mean preference."""
     mean = sum(preferences) / len(preferences)
     return (mean > 0.5) - (mean < 0.5)
 
 
-def _mt_bench(row: Row) -> Iterator[Verdict]:
+def _mt_bench_verdicts(row: Row) -> Iterator[Verdict]:
+    """Yield the verdicts of the two orders on a line of MT-Bench."""
     names = [_text(row, name) for name in ("model_1", "model_2")]
     _check_names(row, names, ("model_1", "model_2"))
     question = f"{_field(row, 'question_id')}, turn {row.fields.get('turn', 1)}"
     for name, swapped in (("g1_winner", False), ("g2_winner", True)):
         winner = _text(row, name)
-        if winner not in MT_BENCH_WINNERS:
-            allowed = ", ".join(MT_BENCH_WINNERS)
+        if winner not in MT_BENCH_PREFERENCES:
+            allowed = ", ".join(MT_BENCH_PREFERENCES)
             raise ValueError(
                 f"{row.where}: field `{name}` must be {allowed}, got {reprlib.repr(winner)}"
             )
-        preference = MT_BENCH_WINNERS[winner]
+        preference = MT_BENCH_PREFERENCES[winner]
         if swapped:
             preference = None if preference is None else 1.0 - preference
             yield Verdict(question, names[1], names[0], preference, row.where)
@@ -167,12 +172,13 @@ def _mt_bench(row: Row) -> Iterator[Verdict]:
             yield Verdict(question, names[0], names[1], preference, row.where)
 
 
-def _alpaca_eval(row: Row) -> Verdict:
+def _alpaca_eval_verdict(row: Row) -> Verdict:
+    """Return the verdict of an annotation of AlpacaEval."""
     names = [_text(row, name) for name in ("generator_1", "generator_2")]
     _check_names(row, names, ("generator_1", "generator_2"))
     value = _field(row, "preference")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or (is_number and value != value):  # NaN: the annotator failed
+    if value is None or (is_number and value != value):  # NaN: the judge failed
         preference = None
     elif is_number and value == 0:
         preference = 0.5

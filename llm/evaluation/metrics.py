@@ -1,8 +1,9 @@
-r"""How good a policy is: on preference data against its reference, and against another model.
+r"""Metrics of a policy on preference pairs: losses, implicit rewards, margins and accuracies.
 
-What is measured on preference data is what training logs (:mod:`llm.train.objective`), over a whole data
-set at once. A win rate is over prompts, a tie half a win. Intervals are bootstrapped: prompts are
-drawn again with replacement.
+Training computes them as sums over parts of a batch (:func:`compute_metric_sums`), adds the sums of
+all parts (:func:`add_metric_sums`) and divides once (:func:`finalize_metrics`), so that splitting a
+batch changes no metric. :func:`preference_metrics` computes the same metrics from the scores of a
+whole data set, with confidence intervals.
 """
 
 from __future__ import annotations
@@ -35,53 +36,60 @@ def preference_metrics(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    r"""Rewards, margins, accuracy, losses and theory of a policy on a data set.
+    r"""Compute the metrics of a policy on a scored data set.
 
     Args:
-        config: the objective; :math:`\beta` scales the rewards
+        config: the objective; its :math:`\beta` scales the implicit rewards
             :math:`\beta\log(\pi/\pi_{ref})`.
-        policy: scores of the rows.
+        policy: scores of the rows under the policy.
         reference: scores of the same rows under the reference.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        The metrics of :func:`llm.evaluation.metrics.finalize_metrics`, the ends of 95 % intervals as
-        ``rewards/accuracies_lower`` and so on, also of ``rewards/margins``, quantiles of the chosen
-        responses' log-ratio, and the number of ``pairs``.
+        Metrics by name: those of :func:`finalize_metrics`; the ends of 95 % confidence intervals,
+        ``rewards/margins_lower``, ``rewards/margins_upper``, ``rewards/accuracies_lower`` and
+        ``rewards/accuracies_upper``; those of :func:`log_ratio_quantiles` for the chosen
+        responses; and the number of ``pairs``.
 
     Raises:
-        ValueError: no rows, or other rows or token counts under the reference.
+        ValueError: if there are no rows, or if the two sequences differ in rows or token counts.
 
     Examples:
-        >>> first, second = [PairScore(0, -1.0, -3.0, 2, 2)], [PairScore(0, -2.0, -2.0, 2, 2)]
-        >>> preference_metrics(ObjectiveConfig(beta=0.5), first, second)["rewards/margins"]
+        >>> policy, reference = [PairScore(0, -1.0, -3.0, 2, 2)], [PairScore(0, -2.0, -2.0, 2, 2)]
+        >>> preference_metrics(ObjectiveConfig(beta=0.5), policy, reference)["rewards/margins"]
         1.0
     """
     if not policy:
         raise ValueError("there must be rows to measure, got none")
-    if [(one.row, *one[3:]) for one in policy] != [(one.row, *one[3:]) for one in reference]:
+    keys, reference_keys = (
+        [(score.row, *score[3:]) for score in scores] for scores in (policy, reference)
+    )
+    if keys != reference_keys:
         raise ValueError(
             "`policy` and `reference` must be scores of the same rows and tokens: the two models "
             "need one tokenizer and one chat template"
         )
-    log_probs = np.array([one[1:3] for one in policy])
-    baseline = np.array([one[1:3] for one in reference])
-    rows = np.array([one.row for one in policy])
-    absent: Any = None  # tokens have been scored already
-    lengths = np.array([one[3:] for one in policy])
-    batch = Batch(absent, absent, lengths, np.ones(len(rows), bool), rows)
-    totals = compute_metric_sums(config, jnp.asarray(log_probs), jnp.asarray(baseline), batch)
-    measured = {name: float(value) for name, value in finalize_metrics(config, totals).items()}
-    rewards = config.beta * (log_probs - baseline)
-    margins = rewards[:, 0] - rewards[:, 1]
+    log_probs = np.array([score[1:3] for score in policy])
+    reference_log_probs = np.array([score[1:3] for score in reference])
+    rows = np.array([score.row for score in policy])
+    lengths = np.array([score[3:] for score in policy])
+    no_tokens: Any = None  # the tokens have been scored already
+    batch = Batch(no_tokens, no_tokens, lengths, np.ones(len(rows), bool), rows)
+    sums = compute_metric_sums(
+        config, jnp.asarray(log_probs), jnp.asarray(reference_log_probs), batch
+    )
+    measured = {name: float(value) for name, value in finalize_metrics(config, sums).items()}
+    rewards = config.beta * (log_probs - reference_log_probs)
+    margins = rewards[:, Role.CHOSEN] - rewards[:, Role.REJECTED]
     for name, values in (("margins", margins), ("accuracies", (margins > 0).astype(float))):
         lower, upper = bootstrap_mean_interval(values, seed=seed)
         measured |= {f"rewards/{name}_lower": lower, f"rewards/{name}_upper": upper}
-    return measured | log_ratio_quantiles(log_probs[:, 0], baseline[:, 0]) | {"pairs": len(rows)}
+    measured |= log_ratio_quantiles(log_probs[:, Role.CHOSEN], reference_log_probs[:, Role.CHOSEN])
+    return measured | {"pairs": len(rows)}
 
 
 MetricSums = dict[str, WeightedSum]
-"""Sums and weights by metric name: those of parts of a batch add up, and are divided once."""
+"""Weighted sums by metric name. The sums of the parts of a batch are added, then divided once."""
 
 
 def compute_metric_sums(
@@ -90,74 +98,83 @@ def compute_metric_sums(
     reference: Float[ArrayLike, "n k"] | None,
     batch: Batch,
 ) -> MetricSums:
-    r"""Every loss and metric of a part of a batch, as totals that add up.
+    r"""Compute the losses and metrics of a part of a batch, as sums that are not divided yet.
 
     Args:
         config: the objective.
         policy: log-probabilities of the responses, summed over tokens, nats.
-        reference: those under the reference; None (for ``"sft"`` only) leaves out what needs them.
-        batch: the pairs: ``present``, ``weights`` and ``lengths`` count.
+        reference: the same under the reference model; None leaves out the metrics that need it,
+            which only the method ``"sft"`` allows.
+        batch: the pairs; only ``present``, ``weights`` and ``lengths`` are used.
 
     Returns:
-        MetricSums under ``loss/dpo`` (or the method's own name), ``loss/sft``, ``rewards/chosen``,
+        Sums under ``loss/dpo`` (or the name of another method), ``loss/sft``, ``rewards/chosen``,
         ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``,
-        ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs have neither value nor
-        gradient.
+        ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs add neither values nor
+        gradients.
 
     Raises:
-        ValueError: if the method needs a reference and there is none.
+        ValueError: if the method needs a reference and ``reference`` is None.
 
     References:
         `liu:24`, eqs. 4.5 and 4.8.
 
     Examples:
         >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
-        >>> same = jnp.array([[-1.0, -1.0]])
-        >>> totals = compute_metric_sums(ObjectiveConfig(beta=0.5, eta=1.0), same, same, batch)
-        >>> [round(float(totals[name].mean()), 4) for name in ("loss/dpo", "loss/sft")]
+        >>> log_probs = jnp.array([[-1.0, -1.0]])
+        >>> config = ObjectiveConfig(beta=0.5, eta=1.0)
+        >>> sums = compute_metric_sums(config, log_probs, log_probs, batch)
+        >>> [round(float(sums[name].mean()), 4) for name in ("loss/dpo", "loss/sft")]
         [0.6931, 1.0]
     """
     policy = jnp.asarray(policy)
-    base = policy[:, _baseline_role(batch)]
-    totals = {
-        "loss/sft": reduce_sft_loss(
-            config, losses.sft(base, where=jnp.asarray(batch.present)), batch
-        ),
-        "logps/chosen": _mean_over_pairs(policy[:, Role.CHOSEN], batch),
-        "logps/rejected": _mean_over_pairs(policy[:, Role.REJECTED], batch),
+    baseline = policy[:, _baseline_role(batch)]
+    sft_loss = losses.sft(baseline, where=jnp.asarray(batch.present))
+    sums = {
+        "loss/sft": reduce_sft_loss(config, sft_loss, batch),
+        "logps/chosen": _sum_over_pairs(policy[:, Role.CHOSEN], batch),
+        "logps/rejected": _sum_over_pairs(policy[:, Role.REJECTED], batch),
     }
     if reference is not None:
         reference = jax.lax.stop_gradient(jnp.asarray(reference).astype(policy.dtype))
-        return totals | _against_reference(config, policy, reference, batch)
+        return sums | _reference_sums(config, policy, reference, batch)
     if config.needs_reference:
         raise ValueError(
             f"`reference` must be given for method {config.method!r}, got None: pass reference "
             "log-probabilities with the batch, or a reference model"
         )
-    return totals
+    return sums
 
 
 def add_metric_sums(first: MetricSums, second: MetricSums) -> MetricSums:
-    """MetricSums of two parts together."""
+    """Add the sums of two parts of a batch.
+
+    Args:
+        first: sums of one part.
+        second: sums of the other part, under the same names.
+
+    Returns:
+        The sums of both parts together.
+    """
     return jax.tree.map(jnp.add, first, second)
 
 
-def finalize_metrics(config: ObjectiveConfig, totals: MetricSums) -> dict[str, Float[Array, ""]]:
-    """Divide the totals of the global batch: one number a name, ``loss`` among them.
+def finalize_metrics(config: ObjectiveConfig, sums: MetricSums) -> dict[str, Float[Array, ""]]:
+    """Divide the sums of a whole batch by their weights.
 
     Args:
         config: the objective.
-        totals: of the global batch.
+        sums: sums over the whole batch, see :func:`compute_metric_sums`.
 
     Returns:
-        The metrics of :func:`compute_metric_sums` under TRL's names, and ``loss``.
+        One number per name, and the objective as ``loss``.
 
     Examples:
-        >>> totals = {"loss/sft": WeightedSum(jnp.array(6.0), jnp.array(3.0))}
-        >>> sorted(finalize_metrics(ObjectiveConfig(method="sft"), totals))
+        >>> sums = {"loss/sft": WeightedSum(jnp.array(6.0), jnp.array(3.0))}
+        >>> sorted(finalize_metrics(ObjectiveConfig(method="sft"), sums))
         ['loss', 'loss/sft']
     """
-    means = {name: reduction.mean() for name, reduction in totals.items()}
+    means = {name: weighted_sum.mean() for name, weighted_sum in sums.items()}
     loss = config.sft_weight * means["loss/sft"] if config.sft_weight > 0 else 0.0
     if config.method != "sft":
         loss += means[preference_loss_name(config)]
@@ -165,63 +182,35 @@ def finalize_metrics(config: ObjectiveConfig, totals: MetricSums) -> dict[str, F
 
 
 def preference_loss_name(config: ObjectiveConfig) -> str:
+    """Return the metric name of the preference loss.
+
+    Args:
+        config: an objective with a preference loss, that is, any method but ``"sft"``.
+
+    Returns:
+        ``loss/dpo`` for RPO, whose preference loss is that of DPO; otherwise ``loss/`` and the
+        method.
+
+    Examples:
+        >>> preference_loss_name(ObjectiveConfig(method="rpo"))
+        'loss/dpo'
+    """
     return "loss/dpo" if config.method == "rpo" else f"loss/{config.method}"
-
-
-def _preference_loss(
-    config: ObjectiveConfig,
-    policy: PairLogProbs,
-    reference: PairLogProbs,
-    where: Bool[Array, " n"],
-) -> Float[Array, " n"]:
-    match config.method:
-        case "ipo":
-            return losses.ipo(policy, reference, tau=config.tau, where=where)
-        case "dpop":
-            constants = {"beta": config.beta, "penalty": config.penalty}
-            return losses.dpop(policy, reference, **constants, where=where)
-        case "chi_po":
-            constants = {"beta": config.beta, "reward_max": config.reward_max}
-            return losses.chi_po(policy, reference, **constants, where=where)
-        case _:
-            constants = {"beta": config.beta, "label_smoothing": config.label_smoothing}
-            return losses.dpo(policy, reference, **constants, where=where)
-
-
-def _against_reference(
-    config: ObjectiveConfig,
-    policy: Float[Array, "n k"],
-    reference: Float[Array, "n k"],
-    batch: Batch,
-) -> MetricSums:
-    """What needs the reference: preference loss, implicit rewards, adversarial value."""
-    where = jnp.asarray(batch.present)
-    own = PairLogProbs(policy[:, Role.CHOSEN], policy[:, Role.REJECTED])
-    theirs = PairLogProbs(reference[:, Role.CHOSEN], reference[:, Role.REJECTED])
-    rewards = config.beta * (policy - reference)
-    chosen, rejected = rewards[:, Role.CHOSEN], rewards[:, Role.REJECTED]
-    dpo = losses.dpo(own, theirs, beta=config.beta, where=where)
-    per_pair = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).astype(policy.dtype),
-        # F at the implicit reward, eq. 4.5: log Z has cancelled from both terms.
-        "theory/adversarial_value": dpo - config.eta * rewards[:, _baseline_role(batch)],
-    }
-    if config.method != "sft":
-        per_pair[preference_loss_name(config)] = _preference_loss(config, own, theirs, where)
-    return {name: _mean_over_pairs(values, batch) for name, values in per_pair.items()}
-
-
-def _mean_over_pairs(values: Float[Array, " n"], batch: Batch) -> WeightedSum:
-    kept = jnp.where(jnp.asarray(batch.present), values, 0.0)
-    return reduce_mean(kept, present_pair_weights(batch, values.dtype))
 
 
 def reduce_sft_loss(
     config: ObjectiveConfig, per_response: Float[Array, "*n"], batch: Batch
 ) -> WeightedSum:
+    """Reduce the SFT losses of the baseline responses as the objective asks for.
+
+    Args:
+        config: the objective; ``sft_reduction`` selects the reduction.
+        per_response: negative log-probability of the baseline response of each pair, nats.
+        batch: the pairs; absent pairs have no weight.
+
+    Returns:
+        The weighted sum; its mean is the SFT loss.
+    """
     dtype = per_response.dtype
     return reduce_sft(
         per_response,
@@ -233,28 +222,38 @@ def reduce_sft_loss(
 
 
 def present_pair_weights(batch: Batch, dtype: DTypeLike) -> Float[Array, "*n"]:
+    """Return the weight of every pair, which is 0 for absent pairs.
+
+    Args:
+        batch: the pairs.
+        dtype: dtype of the weights.
+
+    Returns:
+        ``batch.weights`` of present pairs, or 1 if the batch has no weights.
+
+    Examples:
+        >>> present = np.array([True, False])
+        >>> batch = Batch(None, None, np.ones((2, 2), int), present, np.array([0, -1]))
+        >>> present_pair_weights(batch, jnp.float32).tolist()
+        [1.0, 0.0]
+    """
     present = jnp.asarray(batch.present)
     if batch.weights is None:
         return present.astype(dtype)
     return jnp.where(present, jnp.asarray(batch.weights).astype(dtype), 0.0)
 
 
-def _baseline_role(batch: Batch) -> int:
-    """The response of the SFT term: a baseline of its own, or the chosen one."""
-    return Role.BASELINE if batch.lengths.shape[-1] > Role.BASELINE else Role.CHOSEN
-
-
 def log_ratio_quantiles(
     policy: Float[np.ndarray, " n"], reference: Float[np.ndarray, " n"]
 ) -> dict[str, float]:
-    r"""Quantiles of the log-ratio :math:`\log(\pi/\pi_{ref})` of the chosen responses.
+    r"""Compute quantiles of the log-ratio :math:`\log(\pi/\pi_{ref})` of the chosen responses.
 
-    By identity S3 the RPO policy does not go far from the law of the chosen responses; a ratio far
-    below one on them is what displacement looks like row by row.
+    By identity S3 the RPO policy stays close to the distribution of the chosen responses. A
+    log-ratio far below 0 shows displacement: training made a chosen response much less likely.
 
     Args:
-        policy: log-probabilities of the chosen responses, nats.
-        reference: those under the reference.
+        policy: log-probabilities of the chosen responses under the policy, nats.
+        reference: the same under the reference, nats.
 
     Returns:
         ``theory/log_ratio_p05``, ``theory/log_ratio_median`` and ``theory/log_ratio_p95``, nats.
@@ -269,3 +268,61 @@ def log_ratio_quantiles(
         "theory/log_ratio_median": float(middle),
         "theory/log_ratio_p95": float(high),
     }
+
+
+def _preference_loss(
+    config: ObjectiveConfig,
+    policy: PairLogProbs,
+    reference: PairLogProbs,
+    where: Bool[Array, " n"],
+) -> Float[Array, " n"]:
+    """Return the preference loss of the method, per pair."""
+    match config.method:
+        case "ipo":
+            return losses.ipo(policy, reference, tau=config.tau, where=where)
+        case "dpop":
+            constants = {"beta": config.beta, "penalty": config.penalty}
+            return losses.dpop(policy, reference, **constants, where=where)
+        case "chi_po":
+            constants = {"beta": config.beta, "reward_max": config.reward_max}
+            return losses.chi_po(policy, reference, **constants, where=where)
+        case _:
+            constants = {"beta": config.beta, "label_smoothing": config.label_smoothing}
+            return losses.dpo(policy, reference, **constants, where=where)
+
+
+def _reference_sums(
+    config: ObjectiveConfig,
+    policy: Float[Array, "n k"],
+    reference: Float[Array, "n k"],
+    batch: Batch,
+) -> MetricSums:
+    """Return the sums that need the reference: preference loss, rewards, adversarial value."""
+    where = jnp.asarray(batch.present)
+    policy_pairs = PairLogProbs(policy[:, Role.CHOSEN], policy[:, Role.REJECTED])
+    reference_pairs = PairLogProbs(reference[:, Role.CHOSEN], reference[:, Role.REJECTED])
+    rewards = config.beta * (policy - reference)
+    chosen, rejected = rewards[:, Role.CHOSEN], rewards[:, Role.REJECTED]
+    dpo = losses.dpo(policy_pairs, reference_pairs, beta=config.beta, where=where)
+    per_pair = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).astype(policy.dtype),
+        # F at the implicit reward, eq. 4.5: log Z cancels between its two terms.
+        "theory/adversarial_value": dpo - config.eta * rewards[:, _baseline_role(batch)],
+    }
+    if config.method != "sft":
+        loss = _preference_loss(config, policy_pairs, reference_pairs, where)
+        per_pair[preference_loss_name(config)] = loss
+    return {name: _sum_over_pairs(values, batch) for name, values in per_pair.items()}
+
+
+def _sum_over_pairs(values: Float[Array, " n"], batch: Batch) -> WeightedSum:
+    kept = jnp.where(jnp.asarray(batch.present), values, 0.0)
+    return reduce_mean(kept, present_pair_weights(batch, values.dtype))
+
+
+def _baseline_role(batch: Batch) -> int:
+    """Return the role of the SFT term: the baseline if the batch has baseline responses."""
+    return Role.BASELINE if batch.lengths.shape[-1] > Role.BASELINE else Role.CHOSEN

@@ -1,4 +1,4 @@
-"""Win rates of one model over another, with bootstrapped intervals."""
+"""Win rates of one model over another, with bootstrapped confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from jaxtyping import Float
 from llm.data.preferences import Message
 
 BOOTSTRAP_RESAMPLES = 10_000
-
+"""Number of bootstrap samples of a win rate; means of other values use a tenth of it."""
 
 RewardFunction = Callable[[Sequence[Message], str], float]
+"""Function of a conversation and the reply to it that returns a reward."""
 
 
 class WinRate(NamedTuple):
-    """A model against another.
+    """Result of comparing a model with another one on prompts.
 
     Attributes:
-        wins: prompts won.
-        ties: prompts that neither won.
-        losses: prompts lost.
-        win_rate: share won, a tie half.
-        lower: end of the bootstrapped interval of the win rate.
-        upper: its other end.
+        wins: number of prompts that the model wins.
+        ties: number of prompts that neither model wins.
+        losses: number of prompts that the model loses.
+        win_rate: share of prompts won; a tie counts one half.
+        lower: lower end of the 95 % confidence interval of the win rate.
+        upper: upper end of the interval.
     """
 
     wins: int
@@ -39,18 +40,18 @@ class WinRate(NamedTuple):
 def compare_rewards(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], *, seed: int = 0
 ) -> WinRate:
-    """Win rate of one model over another by the rewards of their replies.
+    """Compute the win rate of one model over another from the rewards of their replies.
 
     Args:
-        first: rewards of its replies, one a prompt.
-        second: rewards of the other's.
-        seed: of the bootstrap.
+        first: rewards of the model's replies, one per prompt.
+        second: rewards of the other model's replies to the same prompts.
+        seed: seed of the bootstrap.
 
     Returns:
-        The comparison, with a 95 % interval.
+        Counts and win rate, with a 95 % interval over the prompts.
 
     Raises:
-        ValueError: no prompts, or a reward that is not finite.
+        ValueError: if there are no prompts, or a reward is not finite.
 
     Examples:
         >>> compare_rewards(np.array([1.0, 2.0]), np.array([0.0, 2.0]))[:4]
@@ -58,25 +59,25 @@ def compare_rewards(
     """
     if not len(first):
         raise ValueError("there must be prompts to compare on, got none")
-    for values in (first, second):
-        if not np.isfinite(values).all():
-            where = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"rewards must be finite, got {values[where]} for prompt {where}")
+    for rewards in (first, second):
+        if not np.isfinite(rewards).all():
+            index = int(np.flatnonzero(~np.isfinite(rewards))[0])
+            raise ValueError(f"rewards must be finite, got {rewards[index]} for prompt {index}")
     wins, losses = int(np.sum(first > second)), int(np.sum(first < second))
     return win_rate_from_counts(wins, len(first) - wins - losses, losses, seed=seed)
 
 
 def win_rate_from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) -> WinRate:
-    """Win rate from counts, with its bootstrapped interval.
+    """Compute a win rate from counts.
 
     Args:
-        wins: prompts won.
-        ties: prompts that neither won.
-        losses: prompts lost.
-        seed: of the bootstrap.
+        wins: number of prompts won.
+        ties: number of prompts that neither model wins.
+        losses: number of prompts lost.
+        seed: seed of the bootstrap.
 
     Returns:
-        The comparison, with a 95 % interval.
+        The counts and the win rate, with a 95 % interval over the prompts.
 
     Raises:
         ValueError: if all counts are 0.
@@ -86,68 +87,72 @@ def win_rate_from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) ->
         WinRate(wins=3, ties=0, losses=0, win_rate=1.0, lower=1.0, upper=1.0)
     """
     counts = np.array([wins, ties, losses])
-    total = int(counts.sum())
-    if total == 0:
+    n_prompts = int(counts.sum())
+    if n_prompts == 0:
         raise ValueError("there must be a win, a tie or a loss to compare by, got none")
-    worth = np.array([1.0, 0.5, 0.0])
-    # Prompts drawn again with replacement: their counts are multinomial.
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, BOOTSTRAP_RESAMPLES)
-    lower, upper = np.quantile(drawn @ worth / total, [0.025, 0.975])
-    return WinRate(wins, ties, losses, float(counts @ worth / total), float(lower), float(upper))
+    scores = np.array([1.0, 0.5, 0.0])
+    # Counts of prompts that are resampled with replacement are multinomial.
+    generator = np.random.default_rng(seed)
+    resampled = generator.multinomial(n_prompts, counts / n_prompts, BOOTSTRAP_RESAMPLES)
+    lower, upper = np.quantile(resampled @ scores / n_prompts, [0.025, 0.975])
+    win_rate = float(counts @ scores / n_prompts)
+    return WinRate(wins, ties, losses, win_rate, float(lower), float(upper))
 
 
 def score_replies(
-    reward: RewardFunction, prompts: Sequence[Sequence[Message]], replies: Sequence[str]
+    reward_function: RewardFunction,
+    prompts: Sequence[Sequence[Message]],
+    replies: Sequence[str],
 ) -> Float[np.ndarray, " n"]:
-    """Rewards of replies.
+    """Compute the rewards of replies.
 
     Args:
-        reward: of a conversation and the reply to it.
+        reward_function: function of a conversation and the reply to it.
         prompts: the conversations.
-        replies: one each.
+        replies: one reply per conversation.
 
     Returns:
-        The rewards, float64.
+        One reward per reply, float64.
 
     Raises:
-        ValueError: one is not a finite number.
+        ValueError: if a reward is not a finite number.
 
     Examples:
         >>> score_replies(lambda prompt, reply: len(reply), [[Message("user", "a")]], ["four"])
         array([4.])
     """
-    values = np.zeros(len(prompts))
+    rewards = np.zeros(len(prompts))
     for index, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-        value = reward(prompt, reply)
+        value = reward_function(prompt, reply)
         try:
-            values[index] = float(value)
+            rewards[index] = float(value)
         except (TypeError, ValueError):
-            values[index] = np.nan
-        if not np.isfinite(values[index]):
+            rewards[index] = np.nan
+        if not np.isfinite(rewards[index]):
             raise ValueError(f"the reward of prompt {index} must be a finite number, got {value!r}")
-    return values
+    return rewards
 
 
 def bootstrap_mean_interval(
     values: Float[np.ndarray, " n"], *, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrapped 95 % interval of a mean.
+    """Compute a bootstrapped 95 % confidence interval of a mean.
 
     Args:
-        values: a number a row.
-        seed: of the draws.
+        values: independent values, at least one.
+        seed: seed of the bootstrap.
 
     Returns:
-        Its ends.
+        Lower and upper end of the interval.
 
     Examples:
         >>> bootstrap_mean_interval(np.ones(3))
         (1.0, 1.0)
     """
-    key = np.random.default_rng(seed)
-    # One resample at a time: all of them at once would not fit for large data.
+    generator = np.random.default_rng(seed)
+    # One resample at a time, because all of them together may not fit into memory.
     means = [
-        values[key.integers(len(values), size=len(values))].mean()
+        values[generator.integers(len(values), size=len(values))].mean()
         for _ in range(BOOTSTRAP_RESAMPLES // 10)
     ]
     lower, upper = np.quantile(means, [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""Counts of a judge's verdicts, against counts by hand, and the mistakes that files have."""
+"""Win counts from the verdicts of a judge, against counts by hand; invalid files."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def alpaca(folder: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_closed_form_mt_bench_wins_where_both_orders_agree(tmp_path: Path) -> None:
+def test_closed_form_mt_bench_wins_need_both_orders(tmp_path: Path) -> None:
     winners: Sequence[tuple[str, str]] = [
         ("model_1", "model_1"),  # won
         ("model_2", "model_2"),  # lost
-        ("model_1", "model_2"),  # each order favours what is read first: tie
+        ("model_1", "model_2"),  # each order favors the answer read first: tie
         ("tie", "model_1"),  # tie
         ("tie", "tie"),  # tie
         ("model_2", "model_2"),  # lost
@@ -66,20 +66,22 @@ def test_closed_form_mt_bench_wins_where_both_orders_agree(tmp_path: Path) -> No
     assert count_wins(verdicts, "a", "b").win_rate() == 2.5 / 6
 
 
-def test_closed_form_turns_of_a_question_are_counted_apart(tmp_path: Path) -> None:
+def test_closed_form_mt_bench_counts_follow_up_questions_separately(tmp_path: Path) -> None:
     lost = {"turn": 2, "g1_winner": "model_2", "g2_winner": "model_2"}
     counts = count_wins(read_judgments(mt_bench(tmp_path, {}, lost)), "a", "b")
     assert counts[:3] == (1, 0, 1)
 
 
-def test_closed_form_alpaca_eval_prefers_the_second_above_one_and_a_half(tmp_path: Path) -> None:
+def test_closed_form_alpaca_eval_prefers_the_second_answer_above_one_and_a_half(
+    tmp_path: Path,
+) -> None:
     preferences = [1.0, 2, 1.5, 0, 1.499, 1.9, None, math.nan]
     rows = [{"instruction": str(i), "preference": p} for i, p in enumerate(preferences)]
     counts = count_wins(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
     assert counts == WinCounts(2, 2, 2, disagreements=0, both_orders=0, errors=2)
 
 
-def test_closed_form_alpaca_eval_in_both_orders(tmp_path: Path) -> None:
+def test_closed_form_alpaca_eval_wins_in_both_orders(tmp_path: Path) -> None:
     swapped = {"generator_1": "b", "generator_2": "a"}
     rows = [
         {"instruction": "same", "preference": 2.0},
@@ -97,17 +99,17 @@ def test_closed_form_repeated_verdicts_of_an_order_are_averaged() -> None:
     assert count_wins(votes, "a", "b")[:3] == (1, 0, 0)
 
 
-def test_limit_without_a_verdict_there_is_no_rate(tmp_path: Path) -> None:
+def test_limit_the_win_rate_is_nan_without_verdicts(tmp_path: Path) -> None:
     failed = {"g1_winner": "error", "g2_winner": "error"}
     assert math.isnan(count_wins(read_judgments(mt_bench(tmp_path, failed)), "a", "b").win_rate())
 
 
-def test_roundtrip_places_are_file_and_line(tmp_path: Path) -> None:
+def test_roundtrip_verdicts_know_their_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(
         "\ufeff[\n" + json.dumps(ALPACA, indent=1) + "\n,\n" + json.dumps(ALPACA) + "]\n"
     )
-    # One line a field, and the braces.
+    # An element takes one line per field and two for its braces.
     lines = [2, 2 + len(ALPACA) + 3]
     assert [verdict.where for verdict in read_judgments(path)] == [f"{path}:{k}" for k in lines]
 
@@ -141,7 +143,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), BAD)
-def test_raises_naming_file_line_and_field(
+def test_raises_with_file_line_and_field(
     name: str, text: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -151,13 +153,13 @@ def test_raises_naming_file_line_and_field(
     assert message in str(caught.value)
 
 
-def test_raises_for_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_raises_for_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"[\xff]")
     with pytest.raises(ValueError, match=r"a\.json: must be UTF-8"):
         read_judgments(path)
 
 
-def test_raises_where_the_two_were_never_compared(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="compares `a` and `c`; judged are: a, b"):
+def test_raises_if_the_models_were_never_compared(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compares `a` and `c`; the judged models are: a, b"):
         count_wins(read_judgments(mt_bench(tmp_path, {})), "a", "c")

@@ -1,4 +1,4 @@
-"""Rewards, margins and win rates against arithmetic by hand; intervals against their coverage."""
+"""Metrics and win rates against arithmetic by hand; intervals against normal ones."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ REFERENCE = [
     PairScore(6, -1.0, -1.5, 1, 1),
 ]
 CONFIG = ObjectiveConfig(beta=0.1, eta=0.5)
-WORDS = [(Message("user", "Say something."),)] * 2
+PROMPTS = [(Message("user", "Say something."),)] * 2
 
 
-def test_closed_form_metrics_are_means_over_the_rows() -> None:
+def test_closed_form_metrics_are_means_over_rows() -> None:
     measured = preference_metrics(CONFIG, POLICY, REFERENCE)
     margins = np.array([0.2, -0.15, 0.0])
     expected = {
@@ -60,14 +60,14 @@ def test_closed_form_metrics_are_means_over_the_rows() -> None:
     assert measured["rewards/accuracies_lower"] == 0.0
 
 
-def test_closed_form_a_tie_is_half_a_win() -> None:
+def test_closed_form_a_tie_counts_half_a_win() -> None:
     comparison = compare_rewards(np.array([1.0, 2.0, 0.0, 3.0]), np.array([0.0, 2.0, 1.0, -1.0]))
     assert comparison[:4] == (2, 1, 1, 0.625)
     swapped = compare_rewards(np.array([0.0, 2.0, 1.0, -1.0]), np.array([1.0, 2.0, 0.0, 3.0]))
     assert swapped[:4] == (1, 1, 2, 0.375)
 
 
-def test_limit_many_prompts_have_the_normal_interval() -> None:
+def test_limit_intervals_of_many_prompts_are_normal() -> None:
     wins, ties, losses = 300, 200, 500
     got = win_rate_from_counts(wins, ties, losses)
     second_moment = (wins + ties / 4) / 1000
@@ -75,31 +75,31 @@ def test_limit_many_prompts_have_the_normal_interval() -> None:
     assert abs(got.lower - (got.win_rate - 1.96 * error)) < 3 * SAMPLING * error
     assert abs(got.upper - (got.win_rate + 1.96 * error)) < 3 * SAMPLING * error
     values = np.repeat([1.0, 0.5, 0.0], [wins, ties, losses])
-    # A tenth of the draws: their quantiles are the noisier.
+    # A tenth of the resamples: their quantiles are noisier.
     np.testing.assert_allclose(bootstrap_mean_interval(values), got[4:], atol=10 * SAMPLING * error)
 
 
-def test_property_intervals_follow_from_the_seed() -> None:
+def test_property_the_seed_determines_the_intervals() -> None:
     assert win_rate_from_counts(5, 1, 7, seed=3) == win_rate_from_counts(5, 1, 7, seed=3)
     values = np.arange(9.0) ** 2
     assert bootstrap_mean_interval(values, seed=1) == bootstrap_mean_interval(values, seed=1)
     assert bootstrap_mean_interval(values, seed=1) != bootstrap_mean_interval(values, seed=2)
 
 
-def test_closed_form_rewards_see_the_prompt_and_the_reply() -> None:
+def test_closed_form_reward_functions_receive_prompt_and_reply() -> None:
     def reward(prompt: Any, reply: str) -> int:
         return len(prompt[-1].content) + reply.count("!")
 
-    np.testing.assert_array_equal(score_replies(reward, WORDS, ["a!", "b!!"]), [15.0, 16.0])
+    np.testing.assert_array_equal(score_replies(reward, PROMPTS, ["a!", "b!!"]), [15.0, 16.0])
 
 
 @pytest.mark.parametrize("value", [None, "high", float("nan"), float("inf")])
-def test_raises_for_a_reward_that_is_no_finite_number(value: Any) -> None:
+def test_raises_for_a_reward_that_is_not_a_finite_number(value: Any) -> None:
     with pytest.raises(ValueError, match="prompt 1 must be a finite number"):
-        score_replies(lambda prompt, reply: 1.0 if reply == "a" else value, WORDS, ["a", "b"])
+        score_replies(lambda prompt, reply: 1.0 if reply == "a" else value, PROMPTS, ["a", "b"])
 
 
-def test_raises_where_there_is_nothing_to_measure() -> None:
+def test_raises_without_rows_prompts_or_counts() -> None:
     with pytest.raises(ValueError, match="rows to measure"):
         preference_metrics(CONFIG, [], [])
     with pytest.raises(ValueError, match="prompts to compare"):
@@ -111,7 +111,7 @@ def test_raises_where_there_is_nothing_to_measure() -> None:
 
 
 @pytest.mark.parametrize("change", [{"row": 1}, {"chosen_tokens": 2}])
-def test_raises_for_a_reference_of_other_rows_or_tokens(change: dict[str, int]) -> None:
+def test_raises_for_a_reference_with_other_rows_or_token_counts(change: dict[str, int]) -> None:
     other = [REFERENCE[0]._replace(**change), *REFERENCE[1:]]
     with pytest.raises(ValueError, match="one tokenizer and one chat template"):
         preference_metrics(CONFIG, POLICY, other)
