@@ -1,4 +1,4 @@
-"""A few hundred damaged files of every kind; ``tests/torture/fuzz.py`` reads a million."""
+"""Claims about damaged files, a few hundred of every kind; ``make fuzz`` reads a million."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ fuzz: Any = importlib.import_module("fuzz")
 fuzz_targets: Any = importlib.import_module("fuzz_targets")
 
 SLOW = {"study": 20, "training": 20, "parquet": 50, "tokenizer": 50, "tokenizer_config": 50}
-"""Inputs of kinds that take milliseconds each."""
+"""Number of inputs of targets that take milliseconds per input."""
 
 
 @pytest.mark.parametrize("name", fuzz_targets.TARGETS)
-def test_property_damaged_files_give_data_or_one_error_that_names_them(
+def test_property_damaged_files_give_data_or_an_error_with_their_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llm.text.chat_template.MAX_SECONDS", 0.1)
     target = fuzz_targets.TARGETS[name][0](tmp_path)
-    assert all(fuzz.attempt(target, good) for good in target.seeds)
+    assert all(fuzz.attempt(target, seed_input) for seed_input in target.seeds)
 
     @given(st.integers(0, 2**32))
     @settings(
@@ -41,7 +41,7 @@ def test_property_damaged_files_give_data_or_one_error_that_names_them(
     read()
 
 
-def test_raises_for_what_is_no_error_of_the_package() -> None:
+def test_raises_for_errors_that_are_not_of_the_package() -> None:
     def fails(data: bytes) -> None:
         raise {b"a": ValueError("input"), b"b": ValueError("where?"), b"c": KeyError("input")}[data]
 
@@ -53,7 +53,7 @@ def test_raises_for_what_is_no_error_of_the_package() -> None:
         fuzz.attempt(target, b"c")
 
 
-def test_closed_form_a_kind_is_read_in_a_process_of_its_own_and_counted(
+def test_closed_form_a_target_is_read_in_a_separate_process_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["fuzz.py", "--target", "votes", "--inputs", "500", "--out", str(tmp_path / "out")]

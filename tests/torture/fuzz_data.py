@@ -1,4 +1,4 @@
-"""Data and configurations: good ones, how they are spoilt, and what reads them."""
+"""Fuzz targets of data and configuration files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import mutations
 import yaml
-from fuzz_target import NAME, Feed, Target
+from fuzz_target import NAME, Read, Target
 
 SHAPES = {"context_weights": [0.25, 0.75], "reference_policy": [[0.2, 0.3, 0.5], [1, 0, 0]]}
 PROBLEM = {
@@ -63,7 +63,7 @@ WINNERS = {"g1_winner": "model_1", "g2_winner": "tie"}
 
 
 def problem(folder: Path) -> Target:
-    """Problem files of ``rpo solve``."""
+    """Make the target of problem files of ``rpo solve``."""
     from rpo.solving.problem_files import from_document
     from rpo_io.json_document import DocumentError, parse_document
 
@@ -79,7 +79,7 @@ def problem(folder: Path) -> Target:
 
 
 def votes(folder: Path) -> Target:
-    """Votes in CSV."""
+    """Make the target of votes in CSV."""
     from bandits.environments.votes import VotesFileError, parse_votes
 
     seeds = [
@@ -100,7 +100,7 @@ def votes(folder: Path) -> Target:
         b",",
     ]
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         header = rng.choice(seeds).splitlines()[0]
         width = rng.choice((3, 4, 4, 4, 5))
         rows = [
@@ -112,7 +112,7 @@ def votes(folder: Path) -> Target:
     return Target(
         lambda data: parse_votes(io.BytesIO(data), name=NAME),
         seeds,
-        spoil,
+        damage,
         cells,
         errors=(VotesFileError,),
     )
@@ -123,40 +123,40 @@ def _configuration(folder: Path, cls: type[Any], document: dict[str, Any]) -> Ta
 
     path = folder / f"{NAME}.yaml"
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         path.write_bytes(data)
         read_config(path, cls)
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         return mutations.to_bytes(mutations.mutate_document(rng, document))
 
-    return Target(feed, [yaml.safe_dump(document).encode()], spoil)
+    return Target(read, [yaml.safe_dump(document).encode()], damage)
 
 
 def study(folder: Path) -> Target:
-    """Configurations of ``rpo study``."""
+    """Make the target of configurations of ``rpo study``."""
     from bandits.study.config import StudyConfig
 
     return _configuration(folder, StudyConfig, STUDY)
 
 
 def training(folder: Path) -> Target:
-    """Configurations of ``rpo train``."""
+    """Make the target of configurations of ``rpo train``."""
     from llm.config import TrainConfig
 
     return _configuration(folder, TrainConfig, TRAINING)
 
 
-def _preferences(folder: Path, ending: str) -> Feed:
+def _preferences(folder: Path, suffix: str) -> Read:
     from llm.data.preferences import read_preferences
 
-    path = folder / (NAME + ending)
+    path = folder / (NAME + suffix)
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         path.write_bytes(data)
         read_preferences(path)
 
-    return feed
+    return read
 
 
 def _lines(rows: Sequence[Any]) -> bytes:
@@ -164,70 +164,68 @@ def _lines(rows: Sequence[Any]) -> bytes:
 
 
 def jsonl(folder: Path) -> Target:
-    """Preference rows as JSON lines."""
+    """Make the target of preference rows as JSON lines."""
     from llm.data.preferences import RowError
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         return _lines([rng.choice(ROWS), mutations.mutate_document(rng, rng.choice(ROWS))])
 
     errors = (ValueError, RowError)
-    return Target(_preferences(folder, ".jsonl"), [_lines(ROWS)], spoil, errors=errors)
+    return Target(_preferences(folder, ".jsonl"), [_lines(ROWS)], damage, errors=errors)
 
 
 def jsonl_gz(folder: Path) -> Target:
-    """The same, packed."""
+    """Make the target of preference rows as gzipped JSON lines."""
     plain = jsonl(folder)
 
-    def spoil(rng: Random) -> bytes:
-        return gzip.compress(plain.spoil(rng), 1) + rng.choice(
+    def damage(rng: Random) -> bytes:
+        return gzip.compress(plain.damage(rng), 1) + rng.choice(
             (b"", b"\0", b"x", gzip.compress(b"{"))
         )
 
     seeds = [gzip.compress(seed) for seed in plain.seeds]
-    return Target(_preferences(folder, ".jsonl.gz"), seeds, spoil, errors=plain.errors)
+    return Target(_preferences(folder, ".jsonl.gz"), seeds, damage, errors=plain.errors)
 
 
 def parquet(folder: Path) -> Target:
-    """Preference rows as Parquet; what cannot be a table is a row of another one."""
+    """Make the target of preference rows as Parquet; rows that form no table are left out."""
     import pyarrow as pa
     from pyarrow import parquet as files
 
     plain = jsonl(folder)
 
-    def packed(rows: Sequence[Any], **options: Any) -> bytes:
+    def table(rows: Sequence[Any], **options: Any) -> bytes:
         sink = io.BytesIO()
         files.write_table(pa.Table.from_pylist(list(rows)), sink, **options)
         return sink.getvalue()
 
-    good = [packed([row] * 3) for row in ROWS] + [packed(ROWS[:1], compression="zstd")]
+    good = [table([row] * 3) for row in ROWS] + [table(ROWS[:1], compression="zstd")]
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         rows = [mutations.mutate_document(rng, rng.choice(ROWS)) for _ in range(2)]
         try:
-            whole = packed([row for row in rows if isinstance(row, dict)])
+            content = table([row for row in rows if isinstance(row, dict)])
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            whole = rng.choice(good)
-        place = rng.randrange(1, len(whole))
-        return (
-            whole if rng.random() < 0.5 else whole[:place] + rng.randbytes(1) + whole[place + 1 :]
-        )
+            content = rng.choice(good)
+        i = rng.randrange(1, len(content))
+        return content if rng.random() < 0.5 else content[:i] + rng.randbytes(1) + content[i + 1 :]
 
-    return Target(_preferences(folder, ".parquet"), good, spoil, errors=plain.errors)
+    return Target(_preferences(folder, ".parquet"), good, damage, errors=plain.errors)
 
 
 def judgments(folder: Path) -> Target:
-    """Files of judges, of both kinds."""
+    """Make the target of judgment files of both formats."""
     from llm.evaluation.judgments import count_wins, read_judgments
 
     kinds = {".json": [ALPACA, ALPACA], ".jsonl": [MT_BENCH | WINNERS]}
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         path = folder / (NAME + (".json" if data[:1].isspace() or data[:1] == b"[" else ".jsonl"))
         path.write_bytes(data)
         verdicts = read_judgments(path)
         count_wins(verdicts, verdicts[0].first, verdicts[0].second).win_rate()
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         kind = rng.choice(list(kinds))
         rows = mutations.mutate_document(rng, kinds[kind])
         return (
@@ -237,25 +235,25 @@ def judgments(folder: Path) -> Target:
         )
 
     return Target(
-        feed, [json.dumps(kinds[".json"], indent=1).encode(), _lines(kinds[".jsonl"])], spoil
+        read, [json.dumps(kinds[".json"], indent=1).encode(), _lines(kinds[".jsonl"])], damage
     )
 
 
 def questions(folder: Path) -> Target:
-    """Questions of ``rpo generate``, of three kinds."""
+    """Make the target of question files of ``rpo generate``, of three formats."""
     from llm.data.preferences import RowError
     from llm.evaluation.prompts import read_questions
 
     path = folder / f"{NAME}.json"
     rows = ({"instruction": "Say."}, {"question_id": 1, "turns": ["a", "b"]}, {"prompt": "q"})
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         path.write_bytes(data)
         read_questions(str(path))
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         row = mutations.mutate_document(rng, rng.choice(rows))
         return rng.choice((mutations.to_bytes([row, row]), _lines([row, row])))
 
     seeds = [*(_lines([row]) for row in rows), json.dumps(rows[:1]).encode()]
-    return Target(feed, seeds, spoil, errors=(ValueError, RowError))
+    return Target(read, seeds, damage, errors=(ValueError, RowError))

@@ -1,4 +1,4 @@
-"""Files of models: good ones, how they are spoilt, and what reads them."""
+"""Fuzz targets of model files."""
 
 from __future__ import annotations
 
@@ -82,25 +82,25 @@ GEMMA = MODEL | {
 
 
 def chat_template(folder: Path) -> Target:
-    """Chat templates."""
+    """Make the target of chat templates."""
     from llm.text import chat_template as module
 
     module.MAX_SECONDS = 0.1
     messages = [{**USER, "role": "system"}, USER, REPLY, USER]
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         template = module.ChatTemplate(data.decode(errors="replace"), name=NAME)
         template.render(messages, add_generation_prompt=True, variables={"bos_token": "<s>"})
 
-    def spoil(rng: Random) -> bytes:
-        words = [rng.choice(JINJA) for _ in range(rng.randrange(1, 9))]
-        place = rng.randrange(len(SYSTEM))
-        parts = (SYSTEM[:place], " ".join(words), SYSTEM[place:])
-        return rng.choice(
-            ("".join(parts), "{{ " + " ".join(words) + " }}", "".join(words))
-        ).encode()
+    def damage(rng: Random) -> bytes:
+        tokens = [rng.choice(JINJA) for _ in range(rng.randrange(1, 9))]
+        i = rng.randrange(len(SYSTEM))
+        inserted = SYSTEM[:i] + " ".join(tokens) + SYSTEM[i:]
+        return rng.choice((inserted, "{{ " + " ".join(tokens) + " }}", "".join(tokens))).encode()
 
-    return Target(feed, [TEMPLATE.encode(), SYSTEM.encode()], spoil, [w.encode() for w in JINJA])
+    return Target(
+        read, [TEMPLATE.encode(), SYSTEM.encode()], damage, [token.encode() for token in JINJA]
+    )
 
 
 @functools.cache
@@ -125,64 +125,64 @@ def _tokenizer(folder: Path, name: str, good: dict[str, Any]) -> Target:
     module.MAX_SECONDS = 0.1
     home = folder / NAME
     home.mkdir(exist_ok=True)
-    for other, content in zip(
-        ("tokenizer.json", "tokenizer_config.json"), _tokenizer_files(), strict=True
-    ):
-        (home / other).write_text(json.dumps(content))
+    file_names = ("tokenizer.json", "tokenizer_config.json")
+    for file_name, content in zip(file_names, _tokenizer_files(), strict=True):
+        (home / file_name).write_text(json.dumps(content))
     conversation = [Message("user", "as sa é")]
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         (home / name).write_bytes(data)
-        words = HuggingFaceTokenizer(home)
+        tokenizer = HuggingFaceTokenizer(home)
         try:
-            tokens = words.encode_prompt(conversation)
-            words.decode(tokens + words.encode_response(conversation, [Message("assistant", "x")]))
-        except RowError as error:  # whoever reads rows puts their place before it
+            prompt = tokenizer.encode_prompt(conversation)
+            response = tokenizer.encode_response(conversation, [Message("assistant", "x")])
+            tokenizer.decode(prompt + response)
+        except RowError as error:  # the reader of rows adds their source to the message
             raise RowError(error.reason, f"{NAME}: {error}") from error
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         return mutations.to_bytes(mutations.mutate_document(rng, good))
 
-    return Target(feed, [json.dumps(good).encode()], spoil, errors=(ValueError, RowError))
+    return Target(read, [json.dumps(good).encode()], damage, errors=(ValueError, RowError))
 
 
 def tokenizer(folder: Path) -> Target:
-    """``tokenizer.json``."""
+    """Make the target of ``tokenizer.json``."""
     return _tokenizer(folder, "tokenizer.json", _tokenizer_files()[0])
 
 
 def tokenizer_config(folder: Path) -> Target:
-    """``tokenizer_config.json``."""
+    """Make the target of ``tokenizer_config.json``."""
     return _tokenizer(folder, "tokenizer_config.json", _tokenizer_files()[1])
 
 
 def safetensors(folder: Path) -> Target:
-    """Headers of weights."""
+    """Make the target of headers of safetensors files."""
     from llm.hf.safetensors import SAFE_WEIGHTS_NAME, SafetensorsReader
 
     home = folder / NAME
     home.mkdir(exist_ok=True)
 
-    def packed(header: Any, data: bytes, length: int = 0) -> bytes:
+    def file_content(header: Any, data: bytes, length: int = 0) -> bytes:
         text = mutations.to_bytes(header)
         return struct.pack("<Q", (len(text) + length) % 2**64) + text + data
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         (home / SAFE_WEIGHTS_NAME).write_bytes(data)
         with SafetensorsReader(home) as files:
             for name in sorted(files.names()):
                 files.read(name, (2, 3))
                 files.read(name, (2, 3), (slice(1), slice(3)))
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         header = mutations.mutate_document(rng, HEADER, ("F16", "BF16", "I8", "F4", 24, 48))
-        return packed(header, bytes(24), rng.choice((0,) * 8 + (1, -1, 2**63)))
+        return file_content(header, bytes(24), rng.choice((0,) * 8 + (1, -1, 2**63)))
 
-    return Target(feed, [packed(HEADER, bytes(24))], spoil)
+    return Target(read, [file_content(HEADER, bytes(24))], damage)
 
 
 def weight_index(folder: Path) -> Target:
-    """``model.safetensors.index.json``."""
+    """Make the target of ``model.safetensors.index.json``."""
     weights = safetensors(folder)
     from llm.hf.safetensors import SAFE_WEIGHTS_INDEX_NAME, SafetensorsReader
 
@@ -190,30 +190,30 @@ def weight_index(folder: Path) -> Target:
     (home / "a.safetensors").write_bytes(weights.seeds[0])
     good = {"metadata": {"total_size": 24}, "weight_map": {"a": "a.safetensors"}}
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         (home / SAFE_WEIGHTS_INDEX_NAME).write_bytes(data)
         with SafetensorsReader(home) as files:
             for name in files.names():
                 files.read(name, (2, 3))
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         return mutations.to_bytes(mutations.mutate_document(rng, good))
 
-    return Target(feed, [json.dumps(good).encode()], spoil)
+    return Target(read, [json.dumps(good).encode()], damage)
 
 
 def model_config(folder: Path) -> Target:
-    """``config.json`` of models."""
+    """Make the target of ``config.json`` of models."""
     from llm.hf.io import CONFIG_NAME, read_architecture
 
     home = folder / NAME
     home.mkdir(exist_ok=True)
 
-    def feed(data: bytes) -> None:
+    def read(data: bytes) -> None:
         (home / CONFIG_NAME).write_bytes(data)
         read_architecture(home)
 
-    def spoil(rng: Random) -> bytes:
+    def damage(rng: Random) -> bytes:
         return mutations.to_bytes(mutations.mutate_document(rng, rng.choice((MODEL, GEMMA))))
 
-    return Target(feed, [json.dumps(each).encode() for each in (MODEL, GEMMA)], spoil)
+    return Target(read, [json.dumps(config).encode() for config in (MODEL, GEMMA)], damage)

@@ -1,4 +1,4 @@
-"""A kind of input: good ones, how they are spoilt, and the reader that the commands use for it."""
+"""A fuzz target: valid inputs, a generator of damaged ones, and the reader that commands use."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
-Feed = Callable[[bytes], object]
-Spoil = Callable[[Random], bytes]
+Read = Callable[[bytes], object]
+Damage = Callable[[Random], bytes]
 
 
 class Target(NamedTuple):
-    """A kind of input.
+    """A fuzz target.
 
     Attributes:
-        feed: hands an input to the reader, in a folder.
-        seeds: good inputs.
-        spoil: an input that is nearly good, by what it means.
-        pieces: bytes that mean something in it.
-        errors: what the reader may raise, exactly; the message names the input.
+        read: passes an input to the reader.
+        seeds: valid inputs.
+        damage: makes an input that is valid but for its meaning.
+        fragments: byte strings that have a meaning in this format.
+        errors: the exact exception types that the reader may raise, with a message that holds
+            :data:`NAME`.
     """
 
-    feed: Feed
+    read: Read
     seeds: Sequence[bytes]
-    spoil: Spoil
-    pieces: Sequence[bytes] = ()
+    damage: Damage
+    fragments: Sequence[bytes] = ()
     errors: tuple[type[Exception], ...] = (ValueError,)
 
 
 NAME = "input"
-"""Every message has it."""
+"""Name of every input, which error messages must hold."""

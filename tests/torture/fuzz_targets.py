@@ -1,4 +1,4 @@
-"""Every kind of input that the commands read."""
+"""The fuzz targets: every format that the commands read."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ TARGETS: dict[str, tuple[Callable[[Path], Target], float]] = {
     "study": (fuzz_data.study, 0.02),
     "training": (fuzz_data.training, 0.02),
 }
-"""Every kind, and its share of all inputs: those that are read quickly have more."""
+"""Targets with their shares of all inputs; fast readers get more inputs."""

@@ -1,10 +1,10 @@
-"""Problems at hostile scales, drawn in batches of one shape.
+"""Random problems at extreme scales, in batches of one shape.
 
-Weights and reference probabilities from 1e-300 up and exactly zero, counts from fractions to 1e15,
-eta and beta from 1e-8 to 1e8 and at those ends, boxes and balls from 1e-6 to 1e6; disconnected and
-one-sided comparisons, comparisons with oneself, prompts without any, duplicate responses, features
-without full rank. Every problem is valid: what :func:`rpo_theory.problems.validate` refuses is left
-to :func:`poisoned`, which puts one number that is not finite into each.
+Context weights and reference probabilities go down to 1e-300 and to zero, counts from fractions to
+1e15, eta and beta from 1e-8 to 1e8, boxes and balls from 1e-6 to 1e6. Comparisons may be
+disconnected, one-sided, of a response with itself, or absent; responses may be duplicates, and
+features may lack full rank. All problems are valid; :func:`poison` makes invalid ones, with one
+number that is not finite.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from rpo_theory.types import Problem
 
 KINDS = ("box", "ball", "finite", "unbounded")
 EXTREMES = (1e-8, 1e-4, 1.0, 1e4, 1e8)
-LEAST_LOG = -690.0
-"""Natural logarithm of 1e-300, nearly."""
+MIN_LOG = -690.0
+"""Natural logarithm of 1e-300, rounded."""
 
 
 def problems(rng: np.random.Generator, n: int, n_contexts: int, n_actions: int) -> Problem:
-    """Random problems with a leading batch axis.
+    """Draw problems with a leading batch axis.
 
     Args:
-        rng: source of the draws.
-        n: problems.
-        n_contexts: prompts of each.
-        n_actions: responses of each.
+        rng: random number generator.
+        n: number of problems.
+        n_contexts: number of contexts of each problem.
+        n_actions: number of actions of each problem.
 
     Returns:
         Valid problems in float64.
     """
     shape = (n, n_contexts, n_actions)
     wins = _wins(rng, shape)
-    reference = law(rng, shape)
+    reference = distributions(rng, shape)
     wins, reference = _with_duplicates(rng, wins, reference)
     return normalize(
         Problem(
-            context_weights=law(rng, shape[:2]),
+            context_weights=distributions(rng, shape[:2]),
             reference_policy=reference,
             baseline_policy=_baseline(rng, wins, reference),
             wins=wins,
@@ -53,7 +53,7 @@ def problems(rng: np.random.Generator, n: int, n_contexts: int, n_actions: int) 
 def reward_classes(
     rng: np.random.Generator, kind: str, n: int, n_contexts: int, n_actions: int
 ) -> RewardClass:
-    """Random reward classes of one kind, with a leading batch axis."""
+    """Draw reward classes of one kind, with a leading batch axis."""
     size = scale(rng, n, 1e-6, 1e6)
     shape = (n, n_contexts, n_actions)
     match kind:
@@ -69,18 +69,18 @@ def reward_classes(
     return Unbounded()
 
 
-def poisoned(rng: np.random.Generator, problems: Problem) -> Problem:
-    """The problems with one NaN or infinite number in each.
+def poison(rng: np.random.Generator, problems: Problem) -> Problem:
+    """Put one NaN or infinite number into each problem.
 
     Args:
-        rng: source of the draws.
-        problems: with a leading batch axis.
+        rng: random number generator.
+        problems: problems with a leading batch axis.
 
     Returns:
-        Problems that nothing may call solved.
+        Invalid problems, which no solver may report as solved.
     """
     arrays = [np.array(field) for field in problems]
-    for row, field in enumerate(rng.integers(len(arrays), size=len(problems.beta))):
+    for row, field in enumerate(rng.integers(len(arrays), size=len(problems.wins))):
         entry = arrays[field][row : row + 1].reshape(-1)
         entry[rng.integers(entry.size)] = rng.choice([np.nan, np.inf])
         arrays[field][row] = entry.reshape(arrays[field][row].shape)
@@ -88,20 +88,20 @@ def poisoned(rng: np.random.Generator, problems: Problem) -> Problem:
 
 
 def scale(rng: np.random.Generator, n: int, low: float, high: float) -> np.ndarray:
-    """Positive numbers, log-uniform, a tenth of them at round values and at the ends."""
+    """Draw positive numbers, log-uniform, a tenth of them at round values and at the ends."""
     drawn = np.exp(rng.uniform(np.log(low), np.log(high), n))
     ends = np.clip(rng.choice(EXTREMES, n), low, high)
     return np.where(rng.random(n) < 0.1, ends, drawn)
 
 
-def law(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Probabilities along the last axis: even, ordinary, or down to 1e-300; some exactly zero."""
+def distributions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw distributions over the last axis: uniform, ordinary, or down to 1e-300 and to zero."""
     rows = shape[:-1]
     pick = rng.integers(4, size=rows)[..., None]
     logs = np.select(
         [pick == 0, pick == 1, pick == 2],
         [np.zeros(shape), rng.normal(size=shape), rng.uniform(-40.0, 0.0, shape)],
-        rng.uniform(LEAST_LOG, 0.0, shape),
+        rng.uniform(MIN_LOG, 0.0, shape),
     )
     zero = (rng.random(shape) < 0.3) & (rng.random(rows) < 0.3)[..., None]
     zero &= np.arange(shape[-1]) != rng.integers(shape[-1], size=rows)[..., None]
@@ -110,7 +110,7 @@ def law(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _wins(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
-    """Counts, and which pairs and prompts have any."""
+    """Draw counts of wins, of which many are zero."""
     n, square = shape[0], (*shape, shape[-1])
     each = (n, 1, 1, 1)
     pick = rng.integers(5, size=each)
@@ -134,13 +134,13 @@ def _wins(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _baseline(rng: np.random.Generator, wins: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Chosen, reference, one response, or any law, mostly within the support of the reference."""
+    """Draw baselines: chosen, reference, one action, or any distribution, mostly supported."""
     shape = reference.shape
     won = wins.sum(axis=-1) * (reference > 0)
-    total = won.sum(axis=-1, keepdims=True)
-    chosen = np.where(total > 0, won / np.where(total > 0, total, 1.0), reference)
+    n_won = won.sum(axis=-1, keepdims=True)
+    chosen = np.where(n_won > 0, won / np.where(n_won > 0, n_won, 1.0), reference)
     single = np.eye(shape[-1])[np.argmax(reference * rng.random(shape), axis=-1)]
-    anything = law(rng, shape)
+    anything = distributions(rng, shape)
     inside = anything * (reference > 0) + reference * (rng.random((shape[0], 1, 1)) < 0.5)
     inside = np.where(inside.sum(axis=-1, keepdims=True) > 0, inside, reference)
     pick = rng.integers(9, size=(shape[0], 1, 1))
@@ -151,7 +151,7 @@ def _baseline(rng: np.random.Generator, wins: np.ndarray, reference: np.ndarray)
 def _with_duplicates(
     rng: np.random.Generator, wins: np.ndarray, reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make the first two responses of a tenth of the problems the same."""
+    """Make the first two actions of a tenth of the problems duplicates."""
     if reference.shape[-1] < 2:
         return wins, reference
     twins = (rng.random(len(reference)) < 0.1) & (reference[:, :, 0] > 0).all(axis=-1)
@@ -163,7 +163,7 @@ def _with_duplicates(
 
 
 def _features(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Features at any scale; some of rank one, some zero, some the same for two responses."""
+    """Draw features at any scale; some of rank one, some zero, some equal for two actions."""
     each = (shape[0], 1, 1, 1)
     features = rng.normal(size=shape) * 10.0 ** rng.choice([0, 0, 0, -3, 3], each)
     stretch = rng.uniform(-4.0, 0.0, (shape[0], 1, 1, shape[-1])) * rng.integers(2, size=each)
@@ -175,6 +175,6 @@ def _features(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.select([pick == 1, pick == 2], [np.zeros(shape), twins], features)
 
 
-def rows(tree, index):
-    """Problems of a batch by number."""
+def select_rows(tree, index):
+    """Select rows of every array of a tree."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree)

@@ -1,4 +1,4 @@
-"""Inputs that are nearly right: mutations of bytes, and of JSON documents as trees."""
+"""Damaged inputs: mutations of bytes, and of JSON documents as trees."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-LARGEST = 2**14
-"""Bytes of an input at most: what is large on purpose is tested by itself."""
+MAX_INPUT_BYTES = 2**14
+"""Limit of an input; large inputs have tests of their own."""
 NUMBERS = (0, 1, -1, 2, 255, 2**31, 2**32, 2**53, -(2**63), 2**64, 10**30, 0.5, -0.0, 1e-320, 1e308)
 TEXTS = (
     *("", " ", "a", "null", "true", "nan", "-inf", "\0", "\x1b[31m", "\u202e", "\ud800", "\ufeff"),
     *("../../etc/passwd", "/dev/zero", "<script>", "$x$", "%s{0}", "user", "assistant", "x" * 3000),
 )
 SMALL = (*NUMBERS, *TEXTS, None, True, False, float("nan"), float("inf"), float("-inf"), [], {})
-PIECES = (
+FRAGMENTS = (
     *(
         b"\0",
         b"\n",
@@ -37,16 +37,16 @@ PIECES = (
 )
 
 
-def mutate(rng: Random, seeds: Sequence[bytes], pieces: Sequence[bytes] = ()) -> bytes:
-    """A seed with a few mutations of its bytes.
+def mutate(rng: Random, seeds: Sequence[bytes], fragments: Sequence[bytes] = ()) -> bytes:
+    """Mutate a few bytes of a random seed.
 
     Args:
-        rng: what decides.
-        seeds: good inputs.
-        pieces: what means something in this kind of input.
+        rng: random number generator.
+        seeds: valid inputs.
+        fragments: byte strings that have a meaning in this format.
 
     Returns:
-        Bytes; one in a thousand is noise.
+        The mutated input; one in a thousand is random bytes.
     """
     if rng.random() < 1e-3:
         return rng.randbytes(rng.randrange(200))
@@ -60,71 +60,71 @@ def mutate(rng: Random, seeds: Sequence[bytes], pieces: Sequence[bytes] = ()) ->
             case 1:
                 data[start:start] = data[start:stop] * rng.choice((1, 2, 50))
             case 2:
-                data[start:stop] = rng.choice([*PIECES, *pieces])
+                data[start:stop] = rng.choice([*FRAGMENTS, *fragments])
             case 3:
                 data[start:stop] = rng.randbytes(stop - start)
             case 4:
-                other = rng.choice(seeds)
-                place = rng.randrange(len(other) + 1)
-                data[start:stop] = other[place : place + rng.choice((1, 8, 100))]
+                donor = rng.choice(seeds)
+                offset = rng.randrange(len(donor) + 1)
+                data[start:stop] = donor[offset : offset + rng.choice((1, 8, 100))]
             case _:
                 if start < len(data):
                     data[start] ^= 1 << rng.randrange(8)
-    return bytes(data[:LARGEST])
+    return bytes(data[:MAX_INPUT_BYTES])
 
 
 def mutate_document(rng: Random, document: Any, values: Sequence[Any] = ()) -> Any:
-    """A document with one or two places changed, moved, repeated or gone.
+    """Change, move, repeat or delete one to four nodes of a document.
 
     Args:
-        rng: what decides.
-        document: of lists, mappings and scalars.
-        values: what means something in this kind of document.
+        rng: random number generator.
+        document: a tree of lists, mappings and scalars.
+        values: scalars that have a meaning in this format.
 
     Returns:
-        Another document.
+        The mutated copy.
     """
     document = copy.deepcopy(document)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        places = list(_places(document))
-        if not places:
+        nodes = list(_nodes(document))
+        if not nodes:
             return rng.choice(SMALL)
-        parent, step = rng.choice(places)
+        parent, key = rng.choice(nodes)
         match rng.randrange(6):
             case 0:
-                del parent[step]
+                del parent[key]
             case 1:
-                other, place = rng.choice(places)
-                parent[step] = copy.deepcopy(other[place]) if place in _steps(other) else None
+                donor, source = rng.choice(nodes)
+                parent[key] = copy.deepcopy(donor[source]) if source in _keys(donor) else None
             case 2:
-                parent[step] = [parent[step]] * rng.choice((1, 2, 30))
+                parent[key] = [parent[key]] * rng.choice((1, 2, 30))
             case 3 if isinstance(parent, dict):
-                parent[_renamed(rng, step)] = parent.pop(step)
+                parent[_rename(rng, key)] = parent.pop(key)
             case 4 if isinstance(parent, list):
-                parent[step:step] = [copy.deepcopy(parent[step])] * rng.choice((1, 2, 30))
+                parent[key:key] = [copy.deepcopy(parent[key])] * rng.choice((1, 2, 30))
             case _:
-                parent[step] = rng.choice([*SMALL, *values])
+                parent[key] = rng.choice([*SMALL, *values])
     return document
 
 
 def to_bytes(document: Any) -> bytes:
-    """JSON, also of what JSON is not allowed to hold."""
-    return json.dumps(document, default=str).encode()[:LARGEST]
+    """Format a document as JSON, with values that JSON does not allow."""
+    return json.dumps(document, default=str).encode()[:MAX_INPUT_BYTES]
 
 
-def _places(document: Any) -> list[tuple[Any, Any]]:
-    """Every container with every key or index of it."""
+def _nodes(document: Any) -> list[tuple[Any, Any]]:
+    """Return every container of a document with each of its keys or indices."""
     if not isinstance(document, dict | list):
         return []
-    steps = _steps(document)
-    below = (place for step in steps for place in _places(document[step]))
-    return [(document, step) for step in steps] + list(below)
+    keys = _keys(document)
+    below = (node for key in keys for node in _nodes(document[key]))
+    return [(document, key) for key in keys] + list(below)
 
 
-def _steps(document: Any) -> list[Any]:
+def _keys(document: Any) -> list[Any]:
     return list(document) if isinstance(document, dict) else list(range(len(document)))
 
 
-def _renamed(rng: Random, key: str) -> str:
-    place = rng.randrange(len(key) + 1)
-    return rng.choice((key.upper(), key + "s", key[:place] + key[place + 1 :], rng.choice(TEXTS)))
+def _rename(rng: Random, key: str) -> str:
+    index = rng.randrange(len(key) + 1)
+    return rng.choice((key.upper(), key + "s", key[:index] + key[index + 1 :], rng.choice(TEXTS)))

@@ -1,4 +1,4 @@
-"""The most memory that this process has held."""
+"""Peak resident memory of this process."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import resource
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
-FORGET = Path("/proc/self/clear_refs")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_memory() -> int:
-    """Bytes; ``ru_maxrss`` on Linux would count the process that started this one, too."""
+    """Return the peak in bytes; on Linux ``ru_maxrss`` would include the parent process."""
     if not STATUS.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024
 
 
-def forget_peak() -> None:
-    """The peak is what is held now, where the system can forget."""
-    if FORGET.exists():
-        FORGET.write_text("5")
+def reset_peak() -> None:
+    """Reset the peak to the memory held now, on systems that support it."""
+    if CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")

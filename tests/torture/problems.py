@@ -125,10 +125,10 @@ def run_batch(family: Family, rng: np.random.Generator, tally: Tally, spots: int
         check_coverage(family, rng, problems, classes, tally)
         return
     sick = np.arange(family.batch) % POISONED == POISONED - 1
-    bad = hostile.poisoned(rng, problems)
+    bad = hostile.poison(rng, problems)
     problems = Problem(
         *(
-            np.where(sick.reshape(-1, *[1] * (field.ndim - 1)), wrong, field)
+            np.where(sick.reshape(-1, *[1] * (np.ndim(field) - 1)), wrong, field)
             for wrong, field in zip(bad, problems, strict=True)
         )
     )
@@ -139,7 +139,7 @@ def run_batch(family: Family, rng: np.random.Generator, tally: Tally, spots: int
         return
     check(family, problems, classes, solution, sick, tally)
     for row in np.flatnonzero(~sick)[:spots]:
-        tally.sample.append((family, hostile.rows((problems, classes, solution), row)))
+        tally.sample.append((family, hostile.select_rows((problems, classes, solution), row)))
 
 
 def check(
@@ -163,8 +163,8 @@ def check(
         relative = gap / np.maximum(np.maximum(1.0, problems.eta), value)
         # Float64 rounds otherwise in every program: where it sees too much, fifty digits decide.
         for row in np.flatnonzero(claimed & ~sick & ~(relative <= certificate.GAP_TOLERANCE)):
-            one = hostile.rows((problems, classes, solution), row)
-            relative[row] = float(exact_gap(*one)) / max(1.0, float(problems.eta[row]), value[row])
+            one = hostile.select_rows((problems, classes, solution), row)
+            relative[row] = float(exact_gap(*one)) / max(1.0, float(np.asarray(problems.eta)[row]), value[row])
             tally.settled += 1
         policy, reward = map(np.asarray, solution[:2])
         lawful = (np.abs(policy.sum(axis=-1) - 1.0) <= LAW_ROUNDING).all(axis=-1)
@@ -181,7 +181,7 @@ def check(
     }
     for fault, rows in faults.items():
         for row in np.flatnonzero(rows):
-            tally.note(family, fault, hostile.rows((problems, classes, solution), row))
+            tally.note(family, fault, hostile.select_rows((problems, classes, solution), row))
     proven = relative[claimed & ~sick]
     tally.worst[key] = max(tally.worst.get(key, 0.0), float(np.max(proven, initial=0.0)))
 
@@ -266,12 +266,12 @@ def check_coverage(
     tally.statuses.setdefault(("coverage", family.kind), Counter()).update(counts)
     shown = ratio(asked, truth - other)
     for row in np.flatnonzero(np.isnan(found) | (found < 0)):
-        tally.note(family, "no number: a coverage", hostile.rows((asked, classes), row))
+        tally.note(family, "no number: a coverage", hostile.select_rows((asked, classes), row))
     for row in np.flatnonzero(shown > found * (1 + 1e-6) + 1e-6):
         tally.note(
             family,
             "wrong certificate: a member shows more coverage",
-            hostile.rows((asked, classes), row),
+            hostile.select_rows((asked, classes), row),
         )
 
 

@@ -1,11 +1,11 @@
-"""One long training, or all commands again and again in one process: does memory grow?
+"""Soak test: does memory grow in one long training, or in many commands in one process?
 
     python tests/torture/soak.py --steps 100000    in a folder with run.yaml and its data
     python tests/torture/soak.py --minutes 30      solve, study, train and score
 
-The slopes are those of lines through what is measured after the first third: the resident memory,
-and on Linux what malloc has lent out of it. The rest of a rise is holes between what is lent, which
-compilers in many threads leave. A few rounds are not enough: programs and caches fill first.
+The program fits lines to the samples after the first third: to the resident memory and, on Linux,
+to the memory that malloc has allocated. The difference of the two slopes is fragmentation, which
+multi-threaded compilation causes. A few rounds are not enough, since caches fill first.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import yaml
 
 from rpo.cli import main as rpo
 
-STEEPEST = {"rounds": 0.1, "thousand steps": 0.5}
-"""MiB for each: whatever were kept of a training, a study, a model or a step would be more."""
+MAX_SLOPES = {"rounds": 0.1, "thousand steps": 0.5}
+"""Largest slopes in MiB per unit; a leak of one training, study or step would exceed them."""
 STUDY = {
     "name": "small",
     "methods": [{"method": "rpo"}, {"method": "dpo"}, {"method": "two_stage"}],
@@ -55,22 +55,22 @@ COMMANDS = (
 
 
 def call(command: str) -> None:
-    """A command of rpo, in this process; what it says is dropped."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Run an rpo command in this process and discard its output."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = rpo(command.split())
     if code:
-        raise SystemExit(f"rpo {command} ended with {code}: {said.getvalue()}")
+        raise SystemExit(f"rpo {command} ended with exit code {code}: {output.getvalue()}")
 
 
 def resident() -> float:
-    """Resident memory of this process, MiB."""
+    """Return the resident memory of this process, MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-class _Lent(ctypes.Structure):
-    """``struct mallinfo2`` of the C library."""
+class _MallocInfo(ctypes.Structure):
+    """The C library's ``struct mallinfo2``."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -81,50 +81,50 @@ class _Lent(ctypes.Structure):
     )  # fmt: skip
 
 
-def lent() -> float:
-    """Memory that malloc has given out and not got back, MiB; nan where it cannot be asked."""
+def allocated() -> float:
+    """Return the memory allocated by malloc, MiB; NaN without glibc's ``mallinfo2``."""
     try:
-        ask = ctypes.CDLL("libc.so.6").mallinfo2
+        mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
     except (OSError, AttributeError):
         return float("nan")
-    ask.restype = _Lent
-    found = ask()
-    return (found.uordblks + found.hblkhd) / 2**20
+    mallinfo2.restype = _MallocInfo
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / 2**20
 
 
 Samples = list[tuple[float, float, float, float]]
-"""Seconds, rounds or thousands of steps done, resident memory and what malloc has lent, MiB."""
+"""Seconds, rounds or thousands of steps done, and resident and allocated memory in MiB."""
 
 
 def train_long(steps: int) -> Samples:
-    """One training, with twenty checkpoints, looked at twice a second after its first step."""
-    over, samples = threading.Event(), Samples()
+    """Run one training with twenty checkpoints; sample twice a second after the first step."""
+    finished, samples = threading.Event(), Samples()
     metrics = Path("long/metrics.jsonl")
 
-    def look() -> None:
+    def sample() -> None:
         done = read = 0
-        while not over.wait(0.5):
+        while not finished.wait(0.5):
             if metrics.exists():
                 with metrics.open("rb") as file:
                     file.seek(read)
                     done += file.read().count(b"\n")
                     read = file.tell()
-                samples.append((time.monotonic(), done / 1000, resident(), lent()))
+                samples.append((time.monotonic(), done / 1000, resident(), allocated()))
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     try:
-        every = max(1, steps // 20)
-        length = f"--trainer.max_steps {steps} --trainer.save_steps {every}"
+        save_steps = max(1, steps // 20)
+        length = f"--trainer.max_steps {steps} --trainer.save_steps {save_steps}"
         call(f"train run.yaml --out long {length} --trainer.logging_steps 1")
     finally:
-        over.set()
-        watcher.join()
+        finished.set()
+        sampler.join()
     return samples
 
 
 def call_all(minutes: float) -> Samples:
-    """Every command, again and again."""
+    """Run all commands repeatedly; sample after every round."""
     Path("study.yaml").write_text(yaml.safe_dump(STUDY))
     Path("problem.json").write_text(json.dumps(PROBLEM))
     call("train run.yaml --out first --trainer.max_steps 2")
@@ -137,29 +137,29 @@ def call_all(minutes: float) -> Samples:
             shutil.rmtree(name)
         Path("scores.jsonl").unlink()
         gc.collect()
-        samples.append((time.monotonic(), len(samples) + 1.0, resident(), lent()))
-        passed = (samples[-1][0] - start) / 60
-        print(f"{passed:.1f} min: {samples[-1][2]:,.0f} MiB", file=sys.stderr)
+        samples.append((time.monotonic(), len(samples) + 1.0, resident(), allocated()))
+        minutes_done = (samples[-1][0] - start) / 60
+        print(f"{minutes_done:.1f} min: {samples[-1][2]:,.0f} MiB", file=sys.stderr)
     return samples
 
 
 def main() -> int:
-    """Soak; 0 if the memory is flat."""
+    """Run the soak test and return 0 if the memory is flat."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--steps", type=int, help="of one training, instead")
+    parser.add_argument("--minutes", type=float, default=30.0, help="length of the rounds")
+    parser.add_argument("--steps", type=int, help="run one training of this length instead")
     options = parser.parse_args()
     units = "thousand steps" if options.steps else "rounds"
     samples = train_long(options.steps) if options.steps else call_all(options.minutes)
-    seconds, done, memory, kept = np.array(samples[len(samples) // 3 :]).T
-    slope, of_kept = (float(np.polyfit(done, values, 1)[0]) for values in (memory, kept))
-    an_hour = 3600 * (done[-1] - done[0]) / (seconds[-1] - seconds[0])
+    seconds, done, memory, malloc = np.array(samples[len(samples) // 3 :]).T
+    slope, malloc_slope = (float(np.polyfit(done, values, 1)[0]) for values in (memory, malloc))
+    per_hour = 3600 * (done[-1] - done[0]) / (seconds[-1] - seconds[0])
     print(
         f"{done[-1]:,.0f} {units}: {memory.min():,.0f} to {memory.max():,.0f} MiB after the "
-        f"first third, slope {slope * an_hour:+,.1f} MiB an hour, {1024 * slope:+.1f} KiB each "
-        f"(of which malloc has lent {1024 * of_kept:+.1f})"
+        f"first third, slope {slope * per_hour:+,.1f} MiB per hour, {1024 * slope:+.1f} KiB each "
+        f"(of which {1024 * malloc_slope:+.1f} is allocated)"
     )
-    return 0 if slope < STEEPEST[units] else 1
+    return 0 if slope < MAX_SLOPES[units] else 1
 
 
 if __name__ == "__main__":
