@@ -1,5 +1,112 @@
-"""The theory of Regularized Preference Optimization: one noun of the paper a module.
+r"""Theory of Regularized Preference Optimization (RPO) on finitely many contexts and actions.
 
-Problems and rewards go in, certified solutions come out; nothing here knows of files, figures or
-language models. The losses in :mod:`rpo_theory.losses` are the ones every trainer calls.
+Build a :class:`Problem` from preference data, choose a reward class, and solve the max-min problem
+by one of three routes: :mod:`~rpo_theory.minimax`, :mod:`~rpo_theory.maximin` or
+:mod:`~rpo_theory.direct`. :func:`certify` bounds the duality gap of any policy and reward.
+
+    >>> import numpy as np
+    >>> import rpo_theory as rt
+    >>> problem = rt.Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=1e-3)
+    >>> solution = rt.minimax.solve(problem, rt.TabularBox(2.0))
+    >>> solution.policy.round(3).tolist()
+    [[0.75, 0.25]]
+
+The losses in :mod:`~rpo_theory.losses` are the ones that the language-model trainer uses.
+Everything that is not listed in ``__all__`` is implementation.
 """
+
+from . import bounds, direct, losses, maximin, minimax, objectives, policies, stationarity
+from .adversary import adversarial_reward
+from .certificate import Certificate, certify
+from .coverage import coverage_coefficient, coverage_coefficient_batch, density_ratio_bound
+from .losses import PairLogProbs
+from .objectives import minimax_objective, saddle_objective
+from .policies import (
+    chosen_policy,
+    data_marginal_policy,
+    gibbs_policy,
+    implicit_reward,
+    kl_divergence,
+    log_gibbs_policy,
+    log_partition,
+    total_variation,
+)
+from .preference import (
+    expected_wins,
+    negative_log_likelihood,
+    preference_probability,
+    sample_wins,
+    win_counts,
+)
+from .problems import InvalidProblemError, normalize, validate
+from .reductions import WeightedSum, reduce_mean, reduce_sft, weight_per_token
+from .rewards import (
+    FiniteClass,
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+    log_covering_number,
+)
+from .types import Problem, Solution, Status
+
+__all__ = [  # noqa: RUF022  # in groups
+    # problems and solutions
+    "Problem",
+    "Solution",
+    "Status",
+    "InvalidProblemError",
+    "normalize",
+    "validate",
+    # reward classes
+    "RewardClass",
+    "TabularBox",
+    "LinearBall",
+    "FiniteClass",
+    "Unbounded",
+    "log_covering_number",
+    # solvers and certificates
+    "minimax",
+    "maximin",
+    "direct",
+    "Certificate",
+    "certify",
+    "adversarial_reward",
+    # guarantees
+    "coverage_coefficient",
+    "coverage_coefficient_batch",
+    "density_ratio_bound",
+    "bounds",
+    "stationarity",
+    # objectives
+    "objectives",
+    "minimax_objective",
+    "saddle_objective",
+    # policies
+    "policies",
+    "chosen_policy",
+    "data_marginal_policy",
+    "gibbs_policy",
+    "implicit_reward",
+    "kl_divergence",
+    "log_gibbs_policy",
+    "log_partition",
+    "total_variation",
+    # preferences
+    "expected_wins",
+    "negative_log_likelihood",
+    "preference_probability",
+    "sample_wins",
+    "win_counts",
+    # losses and their reductions
+    "losses",
+    "PairLogProbs",
+    "WeightedSum",
+    "reduce_mean",
+    "reduce_sft",
+    "weight_per_token",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

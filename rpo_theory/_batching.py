@@ -1,4 +1,8 @@
-"""One problem, many, or more than the memory holds at once: the same for every solver."""
+"""Batches of problems: solve one, many, or more than fit into memory at once.
+
+A batch is cut into groups of one fixed size, so that one compiled program serves all of them and
+the solution of a problem has the same bits whatever else is in the batch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -18,17 +22,17 @@ from .types import Problem, Solution, Status
 
 GroupSolver = Callable[[Problem, RewardClass], Solution]
 VECTOR = 8
-"""Numbers of float64 in the widest vectors of processors."""
-Tree = Any
-"""Arrays in tuples, named or not, and in dictionaries."""
+"""Number of float64 values in the widest vector registers of CPUs."""
+Tree: TypeAlias = Any
+"""Pytree of arrays."""
 
 
 def solve_one(solve_batch: GroupSolver, problem: Problem, reward_class: RewardClass) -> Solution:
-    """Solve a batch of one.
+    """Solve one problem with a solver of batches.
 
     Args:
         solve_batch: solver of batches.
-        problem: one instance.
+        problem: one problem, without a batch axis.
         reward_class: its reward class.
 
     Returns:
@@ -39,26 +43,31 @@ def solve_one(solve_batch: GroupSolver, problem: Problem, reward_class: RewardCl
 
 
 def to_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
-    """What a solver works on: NumPy arrays in float64, laws that sum to one in float64.
+    """Convert a batch to NumPy arrays in float64 with normalized distributions.
 
     Args:
-        problems: the instances, with a leading batch axis.
+        problems: problems with a leading batch axis; scalars apply to every problem.
         reward_class: their reward classes, likewise.
 
     Returns:
-        Both; a law that sums to zero, which no valid problem has, becomes NaN.
+        Both, with a batch axis on every array. A distribution that sums to zero, which no valid
+        problem has, becomes NaN.
     """
     with np.errstate(invalid="ignore"):
         problems = normalize(problems)
-    return problems, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), reward_class)
+    reward_class = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), reward_class)
+    return _broadcast_scalars((problems, reward_class), len(problems.wins))
 
 
 def group_size(problems: Problem, entries: int) -> int:
-    """How many problems of a shape have so many win counts together: see :func:`round_group_size`.
+    """Return the number of problems whose win counts together have at most ``entries`` entries.
 
     Args:
-        problems: the instances, with a leading batch axis.
-        entries: of the win counts.
+        problems: problems with a leading batch axis.
+        entries: upper limit on the number of win counts in a group.
+
+    Returns:
+        The size of a group, rounded by :func:`round_group_size`.
 
     Examples:
         >>> even = np.full((9, 1, 2), 0.5)
@@ -70,64 +79,75 @@ def group_size(problems: Problem, entries: int) -> int:
     return round_group_size(entries / (n_contexts * n_actions**2))
 
 
-def round_group_size(most: float) -> int:
-    """The largest power of two that is at most so large, or one where that is less than a vector.
+def round_group_size(limit: float) -> int:
+    """Return the largest power of two up to a limit, or 1 if that is smaller than a vector.
 
-    Of any other number some would be left over from the vectors of the processor, and what is
-    computed one by one is rounded differently.
+    With any other size, the last problems of a group would not fill a vector register, and scalar
+    instructions round differently from vector instructions.
 
     Args:
-        most: of what is computed together.
+        limit: upper limit on the size of a group.
+
+    Returns:
+        The size of a group, at least 1.
 
     Examples:
         >>> round_group_size(30.0), round_group_size(7.0)
         (16, 1)
     """
-    size = 1 << max(0, int(most).bit_length() - 1)
+    size = 1 << max(0, int(limit).bit_length() - 1)
     return size if size >= VECTOR else 1
 
 
 def map_in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) -> Tree:
-    """Apply a function of a batch to groups of one size, all filled up.
+    """Apply a function of batches to groups of one fixed size, and join the results.
 
-    A program is compiled for every size, and no two round alike. In groups of one size an answer
-    has the same bits whatever is answered beside it: see :func:`round_group_size` and :func:`_filled`.
-    Computes in float64 whatever the caller's configuration.
+    XLA compiles one program per size, and programs of different sizes round differently. With one
+    size, a result has the same bits whatever else is in the batch. Computes in float64 whatever
+    the caller's configuration.
 
     Args:
-        function: compiled, of arrays with a leading batch axis.
-        arguments: trees of numbers with that axis.
-        size: of a group.
+        function: compiled function of arrays with a leading batch axis.
+        arguments: pytrees of numbers with that axis; scalars apply to the whole batch.
+        size: size of a group.
 
     Returns:
-        What it returns, as NumPy arrays with the same leading axis.
+        The results as NumPy arrays with the same leading axis.
 
     Examples:
         >>> map_in_groups(lambda x: x**2, np.arange(5.0), size=2).tolist()
         [0.0, 1.0, 4.0, 9.0, 16.0]
     """
     arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
-    n_rows = len(jax.tree.leaves(arguments)[0])
+    n_rows = next(len(leaf) for leaf in jax.tree.leaves(arguments) if leaf.ndim)
+    arguments = _broadcast_scalars(arguments, n_rows)
     groups = []
     for start in range(0, n_rows, size):
-        rows = _filled(start, size, n_rows)
+        rows = _padded_indices(start, size, n_rows)
         group = jax.tree.map(lambda leaf, rows=rows: leaf[rows], arguments)
         with jax.enable_x64(True):
             groups.append(jax.device_get(function(*group)))
-    return jax.tree.map(lambda *parts: _joined(parts, size, n_rows), *groups)
+    return jax.tree.map(lambda *parts: _join(parts, size, n_rows), *groups)
 
 
-def _filled(start: int, size: int, n_rows: int) -> Int[np.ndarray, " g"]:
-    """Rows of a group; past the last row of all it comes again, and so does one that fills up.
+def _broadcast_scalars(tree: Tree, n_rows: int) -> Tree:
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(leaf, (n_rows,)) if leaf.ndim == 0 else leaf, tree
+    )
 
-    Compilers may leave the last vector of a loop to be computed one by one: no answer is there.
+
+def _padded_indices(start: int, size: int, n_rows: int) -> Int[np.ndarray, " g"]:
+    """Return the row indices of a group, padded by repeating the last row of the batch.
+
+    Compilers may compute the last element of a loop with scalar instructions: a group of more than
+    one row therefore gets one row of padding more than it needs.
     """
-    filling = int(size > 1)
-    return np.minimum(np.arange(start, start + size + filling), n_rows - 1)
+    padding = int(size > 1)
+    return np.minimum(np.arange(start, start + size + padding), n_rows - 1)
 
 
-def _joined(parts: Sequence[np.ndarray], size: int, n_rows: int) -> np.ndarray:
-    """Answers of all groups in order, without those that filled them up."""
+def _join(parts: Sequence[np.ndarray], size: int, n_rows: int) -> np.ndarray:
+    """Concatenate the results of all groups in order and drop the padding."""
     rows = [group for part in parts for group in np.split(part, len(part) // (size + (size > 1)))]
     return np.concatenate([group[:size] for group in rows])[:n_rows]
 
@@ -138,52 +158,52 @@ def solve_in_groups(
     reward_class: RewardClass,
     *,
     size: int,
-    side_by_side: bool = False,
+    parallel: bool = False,
 ) -> Solution:
-    """Cut a batch into groups of one size, solve them, and join the answers.
+    """Cut a batch into groups of one fixed size, solve them, and join the solutions.
 
-    All groups share one compilation, and each is dropped when it is done, so that memory does not
-    grow with the number of problems beyond the answers. As with :func:`map_in_groups` an answer does
-    not depend on the batch; nor on the machine: devices share the groups out among them. Computes
-    in float64 whatever the caller's configuration.
+    All groups share one compiled program. The arrays of a group are freed when it is done, so
+    memory beyond the solutions does not grow with the batch. As in :func:`map_in_groups`, a
+    solution depends neither on the rest of the batch nor on the number of devices. Computes in
+    float64 whatever the caller's configuration.
 
     Args:
-        solve_group: compiled solver of a group; a partial of a function with hashable options.
-        problems: the instances, with a leading batch axis.
+        solve_group: compiled solver of a group, or a partial of one with hashable options.
+        problems: problems with a leading batch axis.
         reward_class: their reward classes, likewise.
-        size: problems in a group.
-        side_by_side: solve groups at once, one on each device or, with one device, on each core.
-            Only for solvers whose factorisations are small: XLA deals large batches of them out to
-            threads of its own, and two executions that do so at once have been seen to wait for
-            each other for ever.
+        size: number of problems in a group.
+        parallel: whether to solve several groups at once, one on each device or, with one device,
+            one on each core. Only for solvers with small factorizations: XLA distributes large
+            batched factorizations over its thread pool, and two executions that do so at the same
+            time have been seen to deadlock (jaxlib 0.10.2).
 
     Returns:
-        The solutions, as NumPy arrays with the same leading axis.
+        The solutions as NumPy arrays with the same leading axis.
     """
     problems, reward_class = to_float64(problems, reward_class)
     n_problems = len(problems.reference_policy)
     n_groups = -(-n_problems // size)
-    devices = tuple(jax.local_devices()) if side_by_side else (jax.local_devices()[0],)
+    devices = tuple(jax.local_devices()) if parallel else (jax.local_devices()[0],)
     at_once = min(len(devices), n_groups)
     solver = _on_devices(solve_group, devices[:at_once]) if at_once > 1 else solve_group
-    threads = (os.cpu_count() or 1) if side_by_side and at_once == 1 else 1
-    # The caller's setting is its thread's own; the workers take it over.
+    threads = (os.cpu_count() or 1) if parallel and at_once == 1 else 1
+    # JAX's configuration is thread-local: worker threads take over the caller's setting.
     promotion = jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
 
     def solve_from(start: int) -> Solution:
         starts = range(start, start + at_once * size, size)
-        rows = np.concatenate([_filled(first, size, n_problems) for first in starts])
+        rows = np.concatenate([_padded_indices(first, size, n_problems) for first in starts])
         with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
             group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
             return jax.device_get(solver(*group))
 
     with ThreadPoolExecutor(threads) as pool:
         groups = list(pool.map(solve_from, range(0, n_problems, at_once * size)))
-    return jax.tree.map(lambda *parts: _joined(parts, size, n_problems), *groups)
+    return jax.tree.map(lambda *parts: _join(parts, size, n_problems), *groups)
 
 
 def _on_devices(solve_group: GroupSolver, devices: tuple[Any, ...]) -> GroupSolver:
-    """A solver of as many groups as there are devices, each on its own."""
+    """Return a solver of one group per device."""
     if isinstance(solve_group, partial):
         options = tuple(sorted(solve_group.keywords.items()))
         return _sharded(solve_group.func, options, devices)
@@ -196,26 +216,26 @@ def _sharded(
 ) -> GroupSolver:
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     spec = jax.sharding.PartitionSpec("batch")
-    share = partial(solve_group, **dict(options))
-    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    shard = partial(solve_group, **dict(options))
+    return jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
 
 
 def raise_unless_solved(solution: Solution) -> Solution:
-    """Pass on the solution of a batch if every problem of it was solved.
+    """Return the solution of a batch if every problem of it was solved, and raise otherwise.
 
     Args:
-        solution: of a batch.
+        solution: solution of a batch.
 
     Returns:
         The same solution.
 
     Raises:
-        ValueError: some problem was not solved; names the first.
+        ValueError: if a problem was not solved; the message names the first one.
     """
     status = np.asarray(solution.status)
     failed = np.flatnonzero((status != Status.SOLVED) & (status != Status.NOT_ATTAINED))
     if failed.size:
         sentence = Status(int(status[failed[0]])).sentence
         where = f"problem {failed[0]} of {status.size}: " if status.size > 1 else ""
-        raise ValueError(f"{where}{sentence} (`throw=False` returns what was found)")
+        raise ValueError(f"{where}{sentence} (`throw=False` returns the last iterate)")
     return solution

@@ -24,6 +24,7 @@ compact convex class). Bounds are in units of reward; arguments broadcast like a
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import jax.numpy as jnp
 from jax import Array
@@ -32,7 +33,8 @@ from jaxtyping import Float
 from .preference import curvature, hellinger_curvature
 from .types import ArrayLike
 
-Numbers = Float[ArrayLike, "..."] | float | int
+Numbers: TypeAlias = Float[ArrayLike, "..."] | float | int
+"""Numbers or arrays; arguments broadcast against each other."""
 
 
 def covering_scale(n_pairs: Numbers, reward_max: Numbers) -> Float[Array, "..."]:

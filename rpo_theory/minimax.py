@@ -104,7 +104,7 @@ def solve_batch(
     small = isinstance(reward_class, TabularBox) and n_actions**2 <= CHUNK
     in_slots = isinstance(reward_class, TabularBox | Unbounded)
     size = group_size(problems, GROUP if in_slots else WAITING)
-    solution = solve_in_groups(solve_group, problems, reward_class, size=size, side_by_side=small)
+    solution = solve_in_groups(solve_group, problems, reward_class, size=size, parallel=small)
     return raise_unless_solved(solution) if throw else solution
 
 

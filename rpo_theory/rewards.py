@@ -26,7 +26,7 @@ class TabularBox(NamedTuple):
         maximum: :math:`R_{max} > 0`.
     """
 
-    maximum: Float[ArrayLike, ""]
+    maximum: Float[ArrayLike, ""] | float
 
     def minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
         r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-R_{max}\sum v_-`."""
@@ -78,7 +78,7 @@ class LinearBall(NamedTuple):
     """
 
     features: Float[ArrayLike, "x a d"]
-    radius: Float[ArrayLike, ""]
+    radius: Float[ArrayLike, ""] | float
 
     def reward(self, theta: Float[ArrayLike, " d"]) -> Float[Array, "x a"]:
         r"""Reward table of a parameter, :math:`\langle\theta, \phi(x,a)\rangle`."""

@@ -1,4 +1,4 @@
-"""Arrays that travel, and the letters of their shapes.
+"""Problem, solution and status: the data that travels between functions, and the shape legend.
 
 Shape legend, the same in every module:
 
@@ -12,46 +12,166 @@ letter meaning
 ``k``  members of a finite reward class
 ====== ==========================================================
 
-Everything here is a ``NamedTuple`` of arrays without validation, so that it passes freely through
-``jit`` and ``vmap``; values are validated where they enter (:func:`rpo_theory.problems.validate`).
+:class:`Problem` and :class:`Solution` are named tuples of arrays, so they pass through ``jit`` and
+``vmap``. Their plain constructors check nothing; :meth:`Problem.from_wins`,
+:meth:`Problem.from_votes` and :func:`rpo_theory.problems.validate` do.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-ArrayLike = Array | np.ndarray
+ArrayLike: TypeAlias = Array | np.ndarray
+"""JAX or NumPy array."""
 
 
 class Problem(NamedTuple):
-    r"""One instance of the max-min problem of RPO, without its reward class.
+    r"""Max-min problem of RPO, apart from its reward class.
 
     Attributes:
-        context_weights: law of the prompts, :math:`d_0(x)`, probabilities, shape ``[x]``.
+        context_weights: prompt distribution :math:`d_0(x)`, shape ``[x]``.
         reference_policy: :math:`\pi_{ref}(a|x)`, rows sum to one, shape ``[x a]``.
         baseline_policy: :math:`\pi_{base}(a|x)`, rows sum to one, shape ``[x a]``.
         wins: ``wins[x, w, l]`` counts the comparisons in context ``x`` that ``w`` won against
-            ``l``; may be fractional (expected counts), shape ``[x a a]``. A sufficient statistic
-            of the preference data.
+            ``l``, shape ``[x a a]``. Counts may be fractional (expected counts). They are a
+            sufficient statistic of the preference data.
         beta: weight of the KL term, :math:`\beta > 0`, in units of reward per nat.
-        eta: weight of the adversarial term, :math:`\eta \ge 0`; 0 is DPO / maximum likelihood.
+        eta: weight of the adversarial term, :math:`\eta \ge 0`; 0 gives maximum likelihood (DPO).
     """
 
     context_weights: Float[ArrayLike, " x"]
     reference_policy: Float[ArrayLike, "x a"]
     baseline_policy: Float[ArrayLike, "x a"]
     wins: Float[ArrayLike, "x a a"]
-    beta: Float[ArrayLike, ""]
-    eta: Float[ArrayLike, ""]
+    beta: Float[ArrayLike, ""] | float
+    eta: Float[ArrayLike, ""] | float
+
+    @classmethod
+    def from_wins(
+        cls,
+        wins: Float[ArrayLike, "x a a"] | Int[ArrayLike, "x a a"],
+        *,
+        beta: Float[ArrayLike, ""] | float,
+        eta: Float[ArrayLike, ""] | float,
+        context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
+        reference_policy: Float[ArrayLike, "x a"] | None = None,
+        baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
+    ) -> Problem:
+        r"""Build and validate a problem from win counts.
+
+        Args:
+            wins: ``wins[x, w, l]``, the number of comparisons in context ``x`` that ``w`` won
+                against ``l``.
+            beta: weight of the KL term, greater than 0. Theorem 5.3 takes :math:`1/\sqrt N` for
+                :math:`N` comparisons.
+            eta: weight of the adversarial term, at least 0.
+            context_weights: prompt distribution. ``"comparisons"`` weights a context by its share
+                of the comparisons, so a context without data gets weight 0; ``"uniform"`` weights
+                all contexts equally.
+            reference_policy: :math:`\pi_{ref}(a|x)`; uniform over the actions if None.
+            baseline_policy: ``"chosen"`` for the empirical distribution of the winners in each
+                context (contexts without data take the reference policy), ``"reference"`` for the
+                reference policy, or a table.
+
+        Returns:
+            The problem in float64, with distributions that sum to one.
+
+        Raises:
+            ValueError: if an argument breaks a rule; the message names it.
+
+        Examples:
+            >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=0.5, eta=0.1)
+            >>> problem.reference_policy.tolist(), problem.baseline_policy.tolist()
+            ([[0.5, 0.5]], [[0.75, 0.25]])
+        """
+        from .problems import problem_from_wins
+
+        return problem_from_wins(
+            wins,
+            beta=beta,
+            eta=eta,
+            context_weights=context_weights,
+            reference_policy=reference_policy,
+            baseline_policy=baseline_policy,
+        )
+
+    @classmethod
+    def from_votes(
+        cls,
+        contexts: Iterable[Hashable],
+        winners: Iterable[Hashable],
+        losers: Iterable[Hashable],
+        counts: Iterable[int | float] | None = None,
+        *,
+        beta: Float[ArrayLike, ""] | float,
+        eta: Float[ArrayLike, ""] | float,
+        context_labels: Sequence[Hashable] | None = None,
+        action_labels: Sequence[Hashable] | None = None,
+        context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
+        reference_policy: Float[ArrayLike, "x a"] | None = None,
+        baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
+    ) -> Problem:
+        r"""Build and validate a problem from the columns of a table of votes.
+
+        Context ``i`` of the problem is the ``i``-th label of ``sorted(set(contexts))``, and action
+        ``j`` the ``j``-th label of the winners and losers together, sorted. Equal votes add up.
+
+        Args:
+            contexts: label of the context of each vote, such as a prompt or its index.
+            winners: label of the preferred action of each vote.
+            losers: label of the other action of each vote.
+            counts: number of times that each vote was cast; 1 if None.
+            beta: weight of the KL term, greater than 0.
+            eta: weight of the adversarial term, at least 0.
+            context_labels: all contexts in the wanted order; the sorted labels if None.
+            action_labels: all actions in the wanted order; the sorted labels if None.
+            context_weights: see :meth:`from_wins`.
+            reference_policy: see :meth:`from_wins`.
+            baseline_policy: see :meth:`from_wins`.
+
+        Returns:
+            The problem in float64, with distributions that sum to one.
+
+        Raises:
+            ValueError: if an argument breaks a rule; the message names it.
+
+        Examples:
+            >>> winners, losers = ["ada", "ada", "bob"], ["bob", "bob", "ada"]
+            >>> problem = Problem.from_votes(["q"] * 3, winners, losers, beta=0.5, eta=0.1)
+            >>> problem.wins.tolist()
+            [[[0.0, 2.0], [1.0, 0.0]]]
+        """
+        from .problems import problem_from_wins, wins_from_votes
+
+        return problem_from_wins(
+            wins_from_votes(
+                contexts,
+                winners,
+                losers,
+                counts,
+                context_labels=context_labels,
+                action_labels=action_labels,
+            ),
+            beta=beta,
+            eta=eta,
+            context_weights=context_weights,
+            reference_policy=reference_policy,
+            baseline_policy=baseline_policy,
+        )
 
 
 class Status(enum.IntEnum):
-    """How a solve ended; ``sentence`` says it in words. Solvers return the integer code."""
+    """Outcome of a solve; solvers return its integer code.
+
+    Attributes:
+        sentence: the outcome in words.
+    """
 
     sentence: str
 
@@ -70,8 +190,8 @@ class Status(enum.IntEnum):
     )
     MAX_STEPS = (
         2,
-        "Not solved: the step limit, or the precision of the numbers, came before the certificate "
-        "met the tolerance.",
+        "Not solved: the step limit, or the precision of float64, was reached before the "
+        "certificate met the tolerance.",
     )
     UNBOUNDED = (
         3,

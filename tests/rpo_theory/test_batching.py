@@ -32,14 +32,15 @@ def echo(problem: Problem, reward_class: RewardClass) -> Solution:
     """Not a solver: the width and the eta of every problem as reward and value, and a status."""
     assert isinstance(reward_class, TabularBox)
     status = np.full(np.shape(problem.eta), Status.SOLVED.value)
-    return Solution(problem.reference_policy, reward_class.maximum, problem.eta, status, {})
+    width, eta = np.asarray(reward_class.maximum), np.asarray(problem.eta)
+    return Solution(problem.reference_policy, width, eta, status, {})
 
 
 def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
     sizes = []
 
     def solver(problem: Problem, reward_class: RewardClass) -> Solution:
-        sizes.append(len(problem.eta))
+        sizes.append(len(problem.wins))
         return echo(problem, reward_class)
 
     solution = solve_in_groups(solver, *problems(23), size=3)
@@ -73,7 +74,7 @@ def test_closed_form_a_group_fills_vectors_or_is_one(most: float, size: int) -> 
 
 def test_closed_form_one_problem_is_a_batch_of_one() -> None:
     problem, _ = problems(3)
-    one = Problem(*(leaf[2] for leaf in problem))
+    one = Problem(*(np.asarray(leaf)[2] for leaf in problem))
     solution = solve_one(echo, one, TabularBox(np.array(12.0)))
     assert (float(solution.objective), float(solution.reward)) == (2.0, 12.0)
     assert int(solution.status) == Status.SOLVED.value

@@ -173,7 +173,6 @@ def test_closed_form_infimum_of_hellinger_over_total_variation_is_one_half() -> 
 
 def test_theorem_printed_constant_is_safe_from_reward_range_a_third_on() -> None:
     """Erratum 2: the printed modulus is below the scanned one exactly from .333 on."""
-
     places = np.arange(0.25, 0.45, 0.001)
     safe = [float(printed_modulus(place)) <= scanned_modulus(place) for place in places.tolist()]
     threshold = float(places[np.argmax(safe)])

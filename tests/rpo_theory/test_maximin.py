@@ -234,7 +234,8 @@ def test_closed_form_two_arms_are_one_equation_in_their_difference(beta: float, 
 
 def test_theorem_s1_s3_policies_of_the_unbounded_class() -> None:
     """Mass beyond the baseline is what the labels push; arms that never win and are not picked
-    get none."""
+    get none.
+    """
     for seed in range(12):
         problem = random_problem(seed)
         baseline = np.asarray(problem.baseline_policy).copy()

@@ -1,7 +1,8 @@
-"""Every rule of a problem is enforced, with the field and the place in the message."""
+"""Validation names the field and the index of a mistake; constructors count and normalize."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from rpo_theory.problems import (
     PROBABILITY_TOLERANCE,
     InvalidProblemError,
     normalize,
+    problem_from_wins,
     validate,
     validate_policy,
     validate_reward,
@@ -22,7 +24,7 @@ from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox,
 from rpo_theory.types import Problem
 
 ONE_ULP = 2.3e-16
-"""Two roundings of a sum of three probabilities."""
+"""Rounding error of a sum of three probabilities: two roundings."""
 
 
 def valid_problem() -> Problem:
@@ -90,7 +92,7 @@ BROKEN_PROBLEMS = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), BROKEN_PROBLEMS)
-def test_raises_names_the_field_the_place_and_the_rule(
+def test_raises_names_the_field_the_index_and_the_rule(
     field: str, value: np.ndarray, message: str
 ) -> None:
     broken = valid_problem()._replace(**{field: value})
@@ -134,7 +136,7 @@ def test_raises_for_a_comparator_or_true_reward_of_another_shape() -> None:
 
 
 @given(st.floats(-2.0, 2.0))
-def test_property_laws_may_miss_one_by_the_tolerance_and_no_more(multiple: float) -> None:
+def test_property_probabilities_may_miss_one_by_the_tolerance_and_no_more(multiple: float) -> None:
     reference = valid_problem().reference_policy * (1.0 + multiple * PROBABILITY_TOLERANCE)
     nearly = valid_problem()._replace(reference_policy=reference)
     missed = np.abs(reference.sum(axis=1) - 1.0).max()
@@ -147,10 +149,119 @@ def test_property_laws_may_miss_one_by_the_tolerance_and_no_more(multiple: float
         np.testing.assert_allclose(sums, 1.0, rtol=0, atol=ONE_ULP)
 
 
-def test_property_normalising_keeps_proportions_and_everything_else() -> None:
+def test_property_normalizing_keeps_proportions_and_everything_else() -> None:
     problem = valid_problem()
     scaled = problem._replace(context_weights=np.asarray(problem.context_weights) * (1 + 1e-7))
     exact = normalize(scaled)
     np.testing.assert_allclose(exact.context_weights, problem.context_weights, atol=ONE_ULP)
     np.testing.assert_array_equal(exact.wins, problem.wins)
     assert exact.beta == problem.beta
+
+
+WINS = np.array([[[0, 3, 0], [1, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]])
+"""Four comparisons in the first of two contexts, none in the second."""
+
+
+def test_closed_form_from_wins_takes_uniform_reference_and_chosen_baseline() -> None:
+    problem = Problem.from_wins(WINS, beta=0.5, eta=0.25)
+    np.testing.assert_array_equal(problem.reference_policy, np.full((2, 3), 1 / 3))
+    np.testing.assert_array_equal(problem.baseline_policy, [[0.75, 0.25, 0.0], [1 / 3] * 3])
+    np.testing.assert_array_equal(problem.context_weights, [1.0, 0.0])
+    np.testing.assert_array_equal(problem.wins, WINS)
+    assert (problem.beta, problem.eta) == (0.5, 0.25)
+    assert all(np.asarray(field).dtype == np.float64 for field in problem)
+
+
+def test_closed_form_from_wins_takes_what_is_given() -> None:
+    reference = np.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+    weights = np.array([0.25, 0.75])
+    problem = Problem.from_wins(
+        jnp.asarray(WINS, jnp.float32),
+        beta=jnp.asarray(0.5),
+        eta=np.array(0.0),
+        context_weights=weights,
+        reference_policy=reference,
+        baseline_policy="reference",
+    )
+    np.testing.assert_array_equal(problem.baseline_policy, reference)
+    np.testing.assert_array_equal(problem.context_weights, weights)
+    fallback = Problem.from_wins(WINS, beta=0.5, eta=0.0, reference_policy=reference)
+    np.testing.assert_array_equal(fallback.baseline_policy[1], reference[1])
+    uniform = Problem.from_wins(
+        WINS, beta=0.5, eta=0.0, context_weights="uniform", baseline_policy=reference
+    )
+    np.testing.assert_array_equal(uniform.context_weights, [0.5, 0.5])
+    np.testing.assert_array_equal(uniform.baseline_policy, reference)
+
+
+BAD_WINS: list[tuple[dict[str, Any], str]] = [
+    ({"wins": np.zeros((2, 3))}, "`wins` must have shape (contexts, actions, actions)"),
+    ({"wins": np.zeros((1, 2, 3))}, "`wins` must have shape (contexts, actions, actions)"),
+    ({"wins": changed(WINS, (0, 1, 2), -1.0)}, "`wins[0][1][2]` must be at least 0"),
+    ({"wins": np.zeros((1, 2, 2))}, "`context_weights` must be 'uniform' or an array if there"),
+    ({"context_weights": np.ones(2)}, "`context_weights` must sum to one, got a sum of 2"),
+    ({"reference_policy": np.ones((2, 3))}, "`reference_policy[0]` must sum to one"),
+    ({"reference_policy": np.ones((1, 3)) / 3}, "`reference_policy` must have shape (2, 3)"),
+    ({"baseline_policy": np.ones((2, 3))}, "`baseline_policy[0]` must sum to one"),
+    ({"beta": 0.0}, "`beta` must be greater than 0, got 0"),
+    ({"eta": -1.0}, "`eta` must be at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_WINS)
+def test_raises_what_from_wins_refuses(arguments: dict[str, Any], message: str) -> None:
+    # Without the type checks of the test run, which refuse wrong shapes first.
+    from_wins = inspect.unwrap(problem_from_wins)
+    with pytest.raises(InvalidProblemError) as caught:
+        from_wins(**({"wins": WINS, "beta": 0.1, "eta": 0.1} | arguments))
+    assert str(caught.value).startswith(message)
+
+
+VOTES = (["q", "q", "p", "q"], ["ada", "ada", "eve", "bob"], ["bob", "bob", "ada", "ada"])
+
+
+def test_closed_form_from_votes_counts_votes_in_the_order_of_the_sorted_labels() -> None:
+    problem = Problem.from_votes(*VOTES, beta=0.5, eta=0.1)
+    wins = np.zeros((2, 3, 3))
+    wins[0, 2, 0] = 1  # p: eve beats ada
+    wins[1, 0, 1], wins[1, 1, 0] = 2, 1  # q: ada beats bob twice and loses once
+    np.testing.assert_array_equal(problem.wins, wins)
+    np.testing.assert_array_equal(problem.context_weights, [0.25, 0.75])
+
+
+def test_property_counts_stand_for_repeated_votes_and_labels_set_the_order() -> None:
+    contexts, winners, losers = ([column[i] for i in (0, 2, 3)] for column in VOTES)
+    short = Problem.from_votes(contexts, winners, losers, [2, 1, 1], beta=0.5, eta=0.1)
+    np.testing.assert_array_equal(short.wins, Problem.from_votes(*VOTES, beta=0.5, eta=0.1).wins)
+    order = [2, 1, 0, 3]
+    relabelled = Problem.from_votes(
+        *VOTES, beta=0.5, eta=0.1, action_labels=["eve", "bob", "ada", "dan"]
+    )
+    padded = np.pad(np.asarray(short.wins), ((0, 0), (0, 1), (0, 1)))
+    np.testing.assert_array_equal(relabelled.wins, padded[:, order][:, :, order])
+
+
+def test_property_from_votes_takes_indices_in_numpy_arrays() -> None:
+    columns = [np.array([0, 0, 1]), np.array([1, 1, 0]), np.array([0, 0, 1])]
+    problem = Problem.from_votes(*columns, beta=0.5, eta=0.1)
+    np.testing.assert_array_equal(problem.wins, [[[0, 0], [2, 0]], [[0, 1], [0, 0]]])
+
+
+BAD_VOTES: list[tuple[dict[str, Any], str]] = [
+    ({"losers": ["bob"]}, "`contexts`, `winners` and `losers` must have one entry per vote, got 4"),
+    ({"counts": [1, 1, 1]}, "`counts` must have shape (4,), got shape (3,)"),
+    ({"counts": [1, 1, -1, 1]}, "`counts[2]` must be at least 0, got -1"),
+    ({"winners": ["ada", 1, 2, 3]}, "`action_labels` must be given if the labels have no order"),
+    ({"action_labels": ["ada", "bob"]}, "`winners[2]` must be one of the given labels, got 'eve'"),
+    ({"context_labels": ["q", "q", "p"]}, "`context_labels` must not repeat a label, got 3"),
+    ({"contexts": [], "winners": [], "losers": []}, "`contexts` must have at least one vote"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_VOTES)
+def test_raises_what_from_votes_refuses(arguments: dict[str, Any], message: str) -> None:
+    columns = dict(zip(("contexts", "winners", "losers"), VOTES, strict=True))
+    with pytest.raises(ValueError, match=r"^`") as caught:
+        Problem.from_votes(**(columns | {"beta": 0.5, "eta": 0.1} | arguments))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
