@@ -1,4 +1,4 @@
-"""The configuration of a training run, under the names that users of other trainers know."""
+"""Configuration of a training run, as YAML files have it. Names follow TRL and Transformers."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from typing import Any, Literal, get_args
 from rpo_theory.reductions import SftReduction
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
-
-
 ObjectiveName = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    r"""Which objective is minimised, and its constants.
+    r"""The training objective and its constants.
 
     Attributes:
         method: ``"rpo"`` (DPO plus :math:`\eta\beta` times SFT, `liu:24`, eq. 4.8), ``"dpo"``,
-            ``"ipo"``, ``"dpop"``, ``"chi_po"``, or ``"sft"`` alone.
-        beta: :math:`\beta > 0`, weight of the KL term; all but ``"sft"`` and ``"ipo"`` train with
-            it, and the metrics show rewards in its unit.
-        eta: :math:`\eta \ge 0`, weight of the adversarial term. Only ``"rpo"`` trains with it; the
+            ``"ipo"``, ``"dpop"``, ``"chi_po"`` or ``"sft"``.
+        beta: weight :math:`\beta > 0` of the KL term. ``"sft"`` and ``"ipo"`` train without it;
+            the metrics report rewards in its unit under every method.
+        eta: weight :math:`\eta \ge 0` of the adversarial term. Only ``"rpo"`` trains with it; the
             adversarial value is measured with it under every method.
-        sft_reduction: how the SFT loss is averaged: ``"sum"`` over the tokens of a response and
-            mean over pairs (the theorem's), ``"sequence_mean"``, or ``"pooled_mean"``.
+        sft_reduction: average of the SFT loss: ``"sum"`` over the tokens of a response and mean
+            over pairs (as in the theorem), ``"sequence_mean"`` or ``"pooled_mean"``.
         label_smoothing: probability in [0, 1/2) that a label is flipped; ``"rpo"`` and ``"dpo"``.
-        tau: regularisation of ``"ipo"``, positive.
-        penalty: :math:`\lambda \ge 0` of ``"dpop"``.
-        reward_max: :math:`R > 0` of ``"chi_po"``, whose margin is clipped at twice that.
+        tau: regularization of ``"ipo"``, positive.
+        penalty: weight :math:`\lambda \ge 0` of the penalty of ``"dpop"``.
+        reward_max: bound :math:`R > 0` on rewards of ``"chi_po"``; margins are clipped at
+            :math:`2R`.
 
     Raises:
         ValueError: if a value is out of range.
@@ -50,11 +49,11 @@ class ObjectiveConfig:
     reward_max: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse constants that no method can use."""
+        """Check the ranges."""
         for name, allowed in (("method", ObjectiveName), ("sft_reduction", SftReduction)):
             value = getattr(self, name)
             if value not in get_args(allowed):
-                names = ", ".join(repr(choice) for choice in get_args(allowed))
+                names = ", ".join(map(repr, get_args(allowed)))
                 raise ValueError(f"`{name}` must be one of {names}, got {value!r}")
         for name in ("beta", "tau", "reward_max"):
             if not 0 < (value := getattr(self, name)) < math.inf:
@@ -73,12 +72,12 @@ class ObjectiveConfig:
 
     @property
     def sft_weight(self) -> float:
-        r"""Factor of the SFT loss: :math:`\eta\beta` for RPO, 1 for SFT, 0 for the others."""
+        r"""Weight of the SFT loss: :math:`\eta\beta` for RPO, 1 for SFT, 0 for the others."""
         return {"rpo": self.eta * self.beta, "sft": 1.0}.get(self.method, 0.0)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the objective asks for reference log-probabilities.
+        """Whether the objective uses log-probabilities of a reference.
 
         Examples:
             >>> [ObjectiveConfig(method=method).needs_reference for method in ("rpo", "sft")]
@@ -88,9 +87,9 @@ class ObjectiveConfig:
 
     @property
     def preference_at_reference(self) -> float:
-        r"""Exact preference loss of a policy that equals its reference: :math:`\log 2` for most.
+        r"""Exact preference loss of a policy equal to its reference: :math:`\log 2` for most.
 
-        The loss of a run's first step is this plus :attr:`sft_weight` times its SFT loss.
+        The loss of the first step of a run is this plus :attr:`sft_weight` times its SFT loss.
         """
         if self.method == "sft":
             return 0.0
@@ -99,22 +98,27 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model is trained, and how it computes.
+    """The model to train, its dtypes and its adapters.
 
     Attributes:
-        path: a folder or a name on the Hugging Face hub; None draws ``architecture`` at random.
+        path: local folder or name on the Hugging Face hub; None initializes ``architecture`` at
+            random. Exactly one of ``path`` and ``architecture`` must be given.
         architecture: fields of :class:`llm.models.architecture.Architecture`.
-        seed: of random parameters, and of adapters.
-        dtype: to compute in; a product of float32 is one of float32 on every device.
-        param_dtype: of the parameters.
-        remat: what the backward pass computes again: ``none`` but norms and activations,
-            ``dots`` keeps matrix products, ``full`` keeps only the layers' inputs.
-        lora_r: rank of adapters; 0 trains all parameters.
-        lora_alpha: adapters count ``lora_alpha / lora_r``.
-        lora_target_modules: projections that have them; None for all.
+        seed: seed of random parameters and of adapters.
+        dtype: dtype of activations. With ``float32``, matrix products are full float32 products on
+            every device.
+        param_dtype: dtype of the parameters.
+        remat: what the backward pass recomputes of each layer (rematerialization): ``none``
+            recomputes only norms and activations, ``dots`` also all but matmul outputs, ``full``
+            everything from the input of the layer.
+        lora_r: rank of the LoRA adapters; 0 trains all parameters.
+        lora_alpha: adapters are scaled by ``lora_alpha / lora_r``.
+        lora_target_modules: names of the projections with an adapter, such as ``q_proj``; None for
+            all.
 
     Raises:
-        ValueError: a value out of range, or both or neither of path and architecture.
+        ValueError: if a value is out of range, or not exactly one of ``path`` and
+            ``architecture`` is given.
     """
 
     path: str | None = None
@@ -128,7 +132,7 @@ class ModelConfig:
     lora_target_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be made."""
+        """Check the ranges."""
         if (self.path is None) == (self.architecture is None):
             raise ValueError("`model.path` or `model.architecture` must be given, and one of them")
         _at_least("model.seed", self.seed, 0)
@@ -138,22 +142,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which pairs are trained on, and how they become tokens.
+    """The preference data and their tokenization.
 
     Attributes:
-        train: a file of preference rows, JSONL, JSONL.gz or Parquet, or a data set on the hub.
-        eval: another, for evaluation.
-        eval_rows: without ``eval``: how many of the last rows of ``train`` are held out.
-        tokenizer: a folder or hub name, or ``bytes``; None for the model's.
-        max_length: most tokens of prompt and response together.
-        max_prompt_length: most tokens of a prompt; None for those that the longest response of
-            its row leaves of ``max_length``, or half of all if that is more.
-        truncation_mode: whether a prompt that is too long keeps its end or its start.
-        on_error: stop at a row that cannot be used, or skip and count it.
-        layout: each response with its prompt in a row of its own, or the prompt of a pair once.
+        train: file of preference rows (JSONL, JSONL.gz or Parquet), or a data set on the hub.
+        eval: rows for evaluation, in the same formats; None for none of its own.
+        eval_rows: number of rows at the end of ``train`` to hold out; 0 if ``eval`` is given.
+        tokenizer: folder or hub name, or ``bytes``; None for the tokenizer of the model.
+        max_length: largest number of tokens of prompt and response together.
+        max_prompt_length: largest number of tokens of a prompt. None leaves room for the longest
+            response of the row, but at least half of ``max_length`` for the prompt.
+        truncation_mode: which part of a prompt that is too long stays: its end or its start.
+        on_error: stop at a row that cannot be used (``raise``), or skip and count it (``skip``).
+        layout: ``separate`` repeats the prompt with each response; ``shared`` stores the prompt of
+            a pair once.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: if a value is out of range.
     """
 
     train: str
@@ -167,7 +172,7 @@ class DataConfig:
     layout: Literal["separate", "shared"] = "shared"
 
     def __post_init__(self) -> None:
-        """Refuse lengths that leave no response."""
+        """Check the ranges; a response must have room for a token."""
         _at_least("data.eval_rows", self.eval_rows, 0)
         _at_least("data.max_length", self.max_length, 2)
         if self.max_prompt_length is not None:
@@ -178,25 +183,25 @@ class DataConfig:
                     f"{self.max_length}, got {self.max_prompt_length}"
                 )
         if self.eval is not None and self.eval_rows:
-            raise ValueError("`data.eval_rows` must be 0 where `data.eval` is given")
+            raise ValueError("`data.eval_rows` must be 0 if `data.eval` is given")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule.
+    """AdamW, gradient clipping and the learning rate schedule.
 
     Attributes:
-        learning_rate: at its peak.
-        lr_scheduler_type: how it falls after the warm-up.
-        warmup_ratio: share of the steps over which it rises from 0.
-        max_grad_norm: gradients of a larger norm are scaled down to it.
-        weight_decay: decoupled.
-        adam_beta1: decay of the first moment.
-        adam_beta2: decay of the second moment.
+        learning_rate: peak of the schedule.
+        lr_scheduler_type: decay to 0 after the warm-up, or ``constant``.
+        warmup_ratio: share of the steps in which the rate rises linearly, in [0, 1).
+        max_grad_norm: gradients with a larger global norm are scaled down to it.
+        weight_decay: decoupled weight decay.
+        adam_beta1: decay rate of the first moment.
+        adam_beta2: decay rate of the second moment.
         adam_epsilon: added to the root of the second moment.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: if a value is out of range.
     """
 
     learning_rate: float = 5e-7
@@ -209,7 +214,7 @@ class OptimizerConfig:
     adam_epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Refuse what no optimizer can use."""
+        """Check the ranges."""
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             _positive(f"optimizer.{name}", getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
@@ -222,28 +227,29 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How long a run is, and what it leaves on the way.
+    """Length of a run, its batches, evaluations, checkpoints and logs.
 
     Attributes:
         max_steps: number of steps; None for ``num_train_epochs``.
-        num_train_epochs: passes over the data.
-        per_device_train_batch_size: pairs of a part of a step on each device; devices along
+        num_train_epochs: number of passes over the data.
+        per_device_train_batch_size: pairs of a microbatch on each device; devices along
             ``mesh.tensor`` count as one.
-        gradient_accumulation_steps: parts of a step.
-        eval_steps: evaluate every so many steps and at the end; 0 never.
-        coverage_samples: how many held-out prompts the policy answers at an evaluation, for the
-            coverage of its replies by the data; 0 for none. Full fine-tuning keeps a copy of the
-            first parameters for it.
-        save_steps: save a checkpoint every so many steps; 0 only at the end.
-        save_total_limit: checkpoints that are kept.
-        logging_steps: log every so many steps.
-        seed: of the order of the data.
-        report_to: other places that metrics go to: ``tensorboard``, ``wandb``.
-        step0_tolerance: how far the first loss may be from its exact value, relative; None for a
-            measured value by dtype.
+        gradient_accumulation_steps: microbatches of a step.
+        eval_steps: number of steps between evaluations, which also follow the last step; 0 for no
+            evaluation.
+        coverage_samples: number of held-out prompts that the policy answers at an evaluation, to
+            measure how well the data cover its replies; 0 for none. Full fine-tuning keeps a copy
+            of the initial parameters for it.
+        save_steps: number of steps between checkpoints; 0 saves only at the end.
+        save_total_limit: number of checkpoints to keep.
+        logging_steps: number of steps between logged metrics.
+        seed: seed of the order of the data.
+        report_to: further trackers of metrics: ``tensorboard``, ``wandb``.
+        step0_tolerance: largest relative error of the first loss; None for a measured value by
+            dtype.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: if a value is out of range.
     """
 
     max_steps: int | None = None
@@ -260,7 +266,7 @@ class TrainerConfig:
     step0_tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts that are none."""
+        """Check the ranges."""
         least = {
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1,
@@ -282,15 +288,16 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How the devices share the work; their numbers along the axes multiply to all there are.
+    """Sizes of the device mesh. Their product is the number of devices.
 
     Attributes:
-        data: with the same parameters and different pairs; None for 1.
-        fsdp: with different pairs and a share of every parameter; None for all that are left.
-        tensor: with the same pairs and a share of heads, hidden units and words.
+        data: devices with the same parameters and different pairs; None for 1.
+        fsdp: devices with different pairs and a shard of every parameter; None for all that are
+            left.
+        tensor: devices with the same pairs that share heads, hidden units and vocabulary.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: if a size is below 1.
     """
 
     data: int | None = None
@@ -298,7 +305,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse counts that are none."""
+        """Check the ranges."""
         for name in ("data", "fsdp", "tensor"):
             value = getattr(self, name)
             if value is not None:
@@ -307,19 +314,19 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run.
+    """Configuration of a training run.
 
     Attributes:
-        name: of the run; its folder carries it.
-        model: which model.
-        data: which pairs.
-        objective: what is minimised.
-        optimizer: how.
-        trainer: how long, and what is left on the way.
-        mesh: on which devices.
+        name: name of the run and of its default folder.
+        model: the model to train.
+        data: the preference data.
+        objective: the objective to minimize.
+        optimizer: optimizer and learning rate.
+        trainer: length, evaluations and checkpoints.
+        mesh: the device mesh.
 
     Raises:
-        ValueError: a name that cannot be a folder's.
+        ValueError: if the name cannot be the name of a folder.
     """
 
     name: str
@@ -331,7 +338,7 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        """Refuse a name that leads elsewhere."""
+        """Check that the name is safe as the name of a folder."""
         if not self.name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"`name` must be of letters, digits, `_` and `-`, got {self.name!r}")
 

@@ -1,8 +1,7 @@
-"""The data of a run: read, tokenized, split, with digests of all that the tokens depend on."""
+"""Training data of a run: read, tokenized and split, with digests of what the tokens depend on."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,18 +14,18 @@ from llm.data.rows import source_files
 from llm.hf.factory import ResolvedModel
 from llm.text.tokenize import TokenizedPairs, tokenize_rows
 from llm.text.tokenizer import Tokenizer, load_tokenizer
-from rpo_io.digests import sha256_hex
+from rpo_io.digests import sha256_hex, sha256_of_file
 
 
 class TrainingData(NamedTuple):
-    """What is trained on, and what is held out.
+    """Tokenized pairs for training and evaluation.
 
     Attributes:
-        train: pairs of training.
-        evaluation: held-out pairs, maybe none; no row number is in both.
-        provenance: digests of tokenizer, template and data, for the reference cache.
-        report: what was read, cut and skipped, by name.
-        end_ids: tokens that end a response.
+        train: pairs to train on.
+        evaluation: held-out pairs, possibly none; no row number is in both tables.
+        provenance: digests of ``tokenizer``, ``template`` (the chat template) and ``data``.
+        report: number of rows that were read, truncated and skipped, by name.
+        end_ids: token ids that end a response.
     """
 
     train: PairTable
@@ -40,16 +39,16 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
     """Read and tokenize the pairs that a configuration names.
 
     Args:
-        config: the data.
-        model: whose tokenizer is used where the data name none.
+        config: the data and their tokenization.
+        model: the resolved model; its tokenizer is used unless the data name another.
 
     Returns:
-        The data.
+        The tokenized pairs.
 
     Raises:
-        ValueError: a mistake in a row or a file; it names file, line and field. An architecture
-            that cannot be, one with fewer tokens than the tokenizer, or one for shorter sequences.
-        OSError: a file cannot be read.
+        ValueError: if a row is invalid (the message names file, line and field), or the model has
+            fewer tokens than the tokenizer or fewer positions than ``data.max_length``.
+        OSError: if a file cannot be read.
     """
     tokenizer = _tokenizer(config, model)
     rows, held_out = _split(config)
@@ -75,7 +74,7 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
 
 
 def _split(config: DataConfig) -> tuple[Iterator[PreferenceRow], Iterable[PreferenceRow]]:
-    """Rows to train on, as they are read, and the last ones, which are there when those are."""
+    """Return an iterator over the training rows, and the held-out rows, complete at its end."""
     held_out: deque[PreferenceRow] = deque()
     n_held_out = 0 if config.eval is not None else config.eval_rows
 
@@ -103,18 +102,18 @@ def _tokenizer(config: DataConfig, model: ResolvedModel) -> Tokenizer:
     architecture = model.architecture
     if config.max_length > architecture.max_position_embeddings:
         raise ValueError(
-            f"`data.max_length` must be at most {architecture.max_position_embeddings}, which is how many "
-            f"tokens the model reads, got {config.max_length}"
+            f"`data.max_length` must be at most {architecture.max_position_embeddings}, the number "
+            f"of positions of the model, got {config.max_length}"
         )
     if config.tokenizer is None:
         source, folder = model.config.path or "bytes", model.folder
     else:
         source, folder = config.tokenizer, resolve_tokenizer_folder(config.tokenizer)
-    tokenizer, room = load_tokenizer(folder), architecture.vocab_size
-    if tokenizer.vocab_size > room:
+    tokenizer, vocab_size = load_tokenizer(folder), architecture.vocab_size
+    if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model embeds only "
-            f"{room}: take the model's own tokenizer"
+            f"{vocab_size}: use the tokenizer of the model"
         )
     return tokenizer
 
@@ -133,10 +132,6 @@ def _tokens(
 
 
 def _digest_of(sources: Sequence[str]) -> str:
-    """Of the contents of all files."""
-    total = ""
-    for source in sources:
-        for path, _ in source_files(source):
-            with path.open("rb") as file:
-                total += hashlib.file_digest(file, "sha256").hexdigest()
-    return sha256_hex(total)
+    """Return one digest of the contents of all files."""
+    digests = [sha256_of_file(path) for source in sources for path, _ in source_files(source)]
+    return sha256_hex("".join(digests))

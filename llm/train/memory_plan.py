@@ -1,8 +1,8 @@
-r"""Will it fit: the real training step, compiled for a TPU slice on a machine that has none.
+r"""Memory of a training step on a TPU slice or on GPUs that need not be present.
 
-Nothing is estimated where the extra ``tpu`` is installed: the step of :mod:`llm.train.step`, on a
-mesh of the named slice, is compiled by the TPU's own compiler, whose account of memory is read. On
-other accelerators the parameters are counted and the activations estimated, and the plan says so.
+With the extra ``tpu``, the step of :mod:`llm.train.step` is compiled for the slice by the TPU
+compiler, which reports the memory that it needs. For GPUs, and without the extra, parameters are
+counted and activations estimated; :attr:`MemoryPlan.compiled` tells the two cases apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, abstract_model, resolve_model
 from llm.models.lora import trainable_filter
 from llm.parallel.layout import mesh_sizes
-from llm.parallel.mesh import BATCHES, Devices, layout_of, make_mesh
+from llm.parallel.mesh import BATCH_SPEC, Devices, make_mesh, plan_model
 from llm.precision import computing_in
 from llm.types import Batch, Bounds, Completions, Rows
 
@@ -33,7 +33,7 @@ from .step import init_train_state, make_train_step
 
 GIB = 2**30
 TPU_MEMORY = {"v4": 31.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
-"""GiB of a chip that programs can use, as the compiler counts."""
+"""GiB of a TPU chip that programs can use, by the count of the compiler."""
 GPU_MEMORY = {"a100-40": 39.4, "a100": 79.2, "h100": 79.1, "h200": 139.8, "l40s": 44.4}
 """GiB of a GPU that programs can use."""
 TOPOLOGY = re.compile(r"(?P<kind>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)")
@@ -51,30 +51,30 @@ NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
 }
-"""The compiler is asked for a slice that is not there, so that nobody else is to be asked."""
+"""Environment variables with which libtpu compiles without a TPU and a metadata server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What a step needs on each device of a slice.
+    """Memory and work of a training step on each device of a slice.
 
     Attributes:
-        topology: the slice.
-        devices: chips.
+        topology: name of the slice, such as ``v5e:4x4``.
+        devices: number of chips or GPUs.
         fits: whether the peak is within the limit.
-        pairs_per_device: pairs of a step on each device that has pairs of its own.
-        peak_bytes_per_device: memory at its fullest; None where the compiler refused.
-        limit_bytes_per_device: memory that there is.
-        parameter_bytes_per_device: of the parameters.
-        optimizer_bytes_per_device: of the optimizer's moments.
-        activation_bytes_per_device: the rest of the peak: activations, gradients and exchanges;
-            None where the compiler refused.
-        collective_bytes_per_device: results of the exchanges of a step, those of a layer times the
-            number of layers; None where nothing was compiled, or nothing can be read.
-        flops_per_step: analytic: 6 a parameter and token, the head at completions only, attention
-            and what is recomputed left out.
-        tokens_per_step: of the longest rows that the configuration allows.
-        compiled: False where the numbers are an analytic estimate.
+        pairs_per_device: pairs of a microbatch on each device.
+        peak_bytes_per_device: peak memory; None if the compiler ran out of memory and gave none.
+        limit_bytes_per_device: memory of a device that programs can use.
+        parameter_bytes_per_device: memory of the parameters.
+        optimizer_bytes_per_device: memory of the moments of the optimizer.
+        activation_bytes_per_device: the rest of the peak: activations, gradients and buffers of
+            collectives; None if the peak is None.
+        collective_bytes_per_device: size of the results of all collectives of a step; None for an
+            estimate, or if the compiled program cannot be printed.
+        flops_per_step: model FLOPs: 6 per parameter and token, with the output head at completion
+            tokens only. Attention and rematerialization are not counted.
+        tokens_per_step: tokens of a step with the longest rows that the configuration allows.
+        compiled: False if the numbers are an analytic estimate.
     """
 
     topology: str
@@ -93,10 +93,10 @@ class MemoryPlan:
 
 
 def known_topologies() -> str:
-    """Slices that :func:`make_plan` understands, for messages.
+    """Describe the slices that :func:`make_plan` knows, for messages.
 
     Returns:
-        A pattern for each kind of TPU, and each GPU.
+        A pattern for each kind of TPU and GPU.
 
     Examples:
         >>> known_topologies().split("; ")
@@ -107,22 +107,24 @@ def known_topologies() -> str:
 
 
 def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
-    """What the step of a configuration needs on a slice.
+    """Compute the memory that the training step of a run needs on a slice.
+
+    Rows are taken to be as long as ``max_length`` and ``max_prompt_length`` allow.
 
     Args:
-        config: the run; ``per_device_train_batch_size`` pairs a device, rows as long as
-            ``max_length`` and ``max_prompt_length`` allow.
-        topology: such as ``v5e:4x4`` or ``h100:8``.
+        config: configuration of the run.
+        topology: name of the slice, such as ``v5e:4x4`` or ``h100:8``.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: an unknown slice, or a mesh that does not divide it or the heads.
+        ValueError: if the slice is unknown, or the mesh does not divide its devices or the heads.
 
     Examples:
         >>> from llm.config import DataConfig, ModelConfig, TrainConfig
-        >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
+        >>> sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
         >>> model, data = ModelConfig(architecture=sizes), DataConfig(train="rows.jsonl")
         >>> plan = make_plan(TrainConfig(name="tiny", model=model, data=data), "h100:8")
         >>> plan.fits, plan.devices, plan.compiled
@@ -132,10 +134,10 @@ def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
 
 
 def _plan(config: TrainConfig, model: ResolvedModel, topology: str) -> MemoryPlan:
-    found = TOPOLOGY.fullmatch(topology)
-    if not found or found["kind"] not in TPU_MEMORY | GPU_MEMORY:
+    match = TOPOLOGY.fullmatch(topology)
+    if not match or match["kind"] not in TPU_MEMORY | GPU_MEMORY:
         raise ValueError(f"argument --topology: must be one of {known_topologies()}")
-    kind, count = found["kind"], int(np.prod([int(size) for size in found["shape"].split("x")]))
+    kind, count = match["kind"], int(np.prod([int(size) for size in match["shape"].split("x")]))
     limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
     with computing_in(config.model.dtype):
         step = PlannedStep(config, model, count)
@@ -147,24 +149,23 @@ def _plan(config: TrainConfig, model: ResolvedModel, topology: str) -> MemoryPla
 def largest_fitting_plan(
     config: TrainConfig, topology: str, *, most: int = 64
 ) -> MemoryPlan | None:
-    """The plan with the most pairs a device that fits.
+    """Find the largest number of pairs per device that fits.
 
     Args:
-        config: the run; its own number of pairs is where the search begins.
-        topology: the slice.
-        most: pairs at which the search ends.
+        config: configuration of the run; its own number of pairs is ignored.
+        topology: name of the slice.
+        most: largest number of pairs per device to try.
 
     Returns:
-        The plan, or None if not even one pair fits.
+        The plan with that number; None if not even one pair fits.
     """
-
     model = resolve_model(config.model)
 
     def plan_of(pairs: int) -> MemoryPlan:
         trainer = replace(config.trainer, per_device_train_batch_size=pairs)
         return _plan(replace(config, trainer=trainer), model, topology)
 
-    # A refusal takes seconds and a compilation minutes: from above, halving, then between.
+    # A plan that does not fit takes seconds, one that fits minutes: halve first, then bisect.
     best, high = None, most
     while high >= 1:
         best = plan_of(high)
@@ -183,10 +184,16 @@ def largest_fitting_plan(
 
 
 class PlannedStep:
-    """A step that exists as shapes only."""
+    """A training step that exists as shapes only."""
 
     def __init__(self, config: TrainConfig, model: ResolvedModel, n_devices: int) -> None:
-        """Of a configuration, on so many devices."""
+        """Describe the step of a run.
+
+        Args:
+            config: configuration of the run.
+            model: ``config.model``, resolved.
+            n_devices: number of devices of the mesh.
+        """
         mesh = config.mesh
         self.config = config
         self.sizes = mesh_sizes(
@@ -194,8 +201,8 @@ class PlannedStep:
         )
         self.model = abstract_model(model)
         self.architecture = self.model.architecture
-        self.layout = layout_of(self.sizes, self.model)
-        self.model.layout = self.layout
+        self.plan = plan_model(self.sizes, self.model)
+        self.model.sharding_plan = self.plan
         self.graphdef, self.trainable, self.frozen = nnx.split(
             self.model, trainable_filter(self.model), ...
         )
@@ -207,43 +214,44 @@ class PlannedStep:
 
     @property
     def n_devices(self) -> int:
-        """Devices of the mesh."""
+        """Number of devices of the mesh."""
         return int(np.prod(list(self.sizes.values())))
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a pair at its longest: the prompt once, and two responses."""
+        """Largest number of tokens of a pair: the prompt once, and two responses."""
         data = self.config.data
         prompt = data.max_prompt_length or data.max_length // 2
         return prompt + 2 * (data.max_length - prompt)
 
     @property
     def completions(self) -> int:
-        """Completion tokens of a pair at its longest."""
+        """Largest number of completion tokens of a pair."""
         data = self.config.data
         return 2 * (data.max_length - (data.max_prompt_length or data.max_length // 2))
 
     def batch(self) -> Batch:
-        """Shapes of a step's parts, one row a device."""
-        parts = self.config.trainer.gradient_accumulation_steps, self.layout.shards
-        n, tokens, asked = self.pairs, self.row_tokens * self.pairs, self.completions * self.pairs
+        """Return the shapes of the batch of a step, one row per device and microbatch."""
+        parts = self.config.trainer.gradient_accumulation_steps, self.plan.batch_shards
+        n, tokens = self.pairs, self.row_tokens * self.pairs
+        completions = self.completions * self.pairs
 
-        def of(*shape: int, dtype: Any = jnp.int32) -> Any:
-            return jax.ShapeDtypeStruct((*parts, *shape), dtype)
+        def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
+            return jax.ShapeDtypeStruct((*parts, *sizes), dtype)
 
-        row = of(1, tokens)
+        row = shape(1, tokens)
         return Batch(
             rows=Rows(row, row, row, row, Bounds(roles=2)),
-            completions=Completions(*[of(asked)] * 3),
-            lengths=of(n, 2),
-            present=of(n, dtype=jnp.bool_),
-            row_ids=of(n),
-            reference=of(n, 2, dtype=jnp.float32),
+            completions=Completions(*[shape(completions)] * 3),
+            lengths=shape(n, 2),
+            present=shape(n, dtype=jnp.bool_),
+            row_ids=shape(n),
+            reference=shape(n, 2, dtype=jnp.float32),
         )
 
     def bytes_of(self, tree: Any) -> int:
-        """Bytes of a device's share of parameters, or of what is made of them."""
-        specs = self.layout.specs(tree)
+        """Return the bytes per device of parameters, or of arrays with their shapes."""
+        specs = self.plan.partition_specs(tree)
 
         def share(leaf: Any, spec: Any) -> int:
             names = jax.tree.leaves(tuple(spec))
@@ -253,16 +261,21 @@ class PlannedStep:
         return sum(jax.tree.leaves(jax.tree.map(share, tree, specs)))
 
     def flops(self, tokens: int, completions: int) -> int:
-        """Useful work: 6 for each token and parameter of the layers, completion and of the head."""
+        """Return the model FLOPs of a forward and backward pass.
+
+        Args:
+            tokens: number of tokens; each costs 6 FLOPs per parameter of the layers.
+            completions: number of completion tokens; each costs 6 per parameter of the head.
+        """
         head = self.architecture.vocab_size * self.architecture.hidden_size
-        total = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
-        layers = total - head * (1 if self.architecture.tie_word_embeddings else 2)
+        count = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
+        layers = count - head * (1 if self.architecture.tie_word_embeddings else 2)
         return 6 * (tokens * layers + completions * head)
 
     def numbers(self) -> dict[str, int]:
-        """What does not depend on how the step is run."""
+        """Return the fields of the plan that do not depend on the compiler."""
         parameters = (self.trainable, self.frozen)
-        pairs = self.pairs * self.layout.shards
+        pairs = self.pairs * self.plan.batch_shards
         pairs *= self.config.trainer.gradient_accumulation_steps
         return {
             "devices": self.n_devices,
@@ -281,22 +294,17 @@ def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
         os.environ.setdefault(name, value)
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # of several kinds, without a list of what there is
+    except Exception as error:  # libtpu raises errors of several types
         raise ValueError(
             f"argument --topology: the TPU compiler knows no {topology}: {_first_line(error)}"
         ) from error
-    devices = Devices(make_mesh(step.sizes, slice_.devices), step.layout)
+    devices = Devices(make_mesh(step.sizes, slice_.devices), step.plan)
 
     def on_mesh(tree: Any) -> Any:
-        def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return jax.tree.map(_with_sharding, tree, devices.shardings(tree))
 
-        return jax.tree.map(placed, tree, devices.shardings(tree))
-
-    where = NamedSharding(devices.mesh, BATCHES)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), step.batch()
-    )
+    sharding = NamedSharding(devices.mesh, BATCH_SPEC)
+    batch = jax.tree.map(lambda leaf: _with_sharding(leaf, sharding), step.batch())
     run = make_train_step(step.graphdef, step.config.objective, step.optimizer, devices=devices)
     lowered = run.lower(on_mesh(step.state), on_mesh(step.frozen), batch)
     numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
@@ -312,9 +320,13 @@ def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
     peak = int(memory.peak_memory_in_bytes)
     try:
         moved = sum(_collectives(program.as_text() or "", step.architecture.num_hidden_layers))
-    except jax.errors.JaxRuntimeError:  # some programs the compiler cannot print
+    except jax.errors.JaxRuntimeError:  # the compiler cannot print some programs
         moved = None
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=moved, compiled=True)
+
+
+def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
@@ -325,15 +337,15 @@ def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
 
 
 def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int:
-    """Bytes of a device at its fullest: what is held is counted, activations are estimated.
+    """Estimate the peak memory of a device: arrays are counted, activations estimated.
 
     Args:
-        step: the step.
-        tokens: in the rows of a device.
-        completions: completion tokens among them.
+        step: the planned step.
+        tokens: number of tokens in the rows of a device.
+        completions: number of completion tokens among them.
 
     Returns:
-        Parameters, moments, gradients, what remat keeps of each layer, and the logits of a chunk.
+        Bytes of parameters, moments, gradients, saved activations and the logits of one chunk.
     """
     a, model = step.architecture, step.config.model
     width = jnp.dtype(model.dtype).itemsize
@@ -369,15 +381,15 @@ def _plan(
 
 
 def _collectives(program: str, num_hidden_layers: int) -> Iterator[int]:
-    """Bytes of the results of exchanges; those of loops, which are over layers, times these."""
+    """Yield the bytes of the result of each collective, times the layers inside a loop."""
     in_loop = False
     for line in program.splitlines():
         if line.endswith("{"):
             in_loop = "body" in line or "while" in line
-        found = COLLECTIVE.search(line)
-        if found is None:
+        match = COLLECTIVE.search(line)
+        if match is None:
             continue
-        for _, bits, sizes in SHAPE.findall(found["shapes"]):
+        for _, bits, sizes in SHAPE.findall(match["shapes"]):
             count = int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
             yield count * int(bits) // 8 * (num_hidden_layers if in_loop else 1)
 

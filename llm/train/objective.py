@@ -1,10 +1,9 @@
-r"""From log-probabilities of responses to the objective of a training step, and its metrics.
+r"""The objective of a training step, from log-probabilities of responses.
 
-No loss is written here: the per-example losses are those of :mod:`rpo_theory.losses` and the ways
-to average them those of :mod:`rpo_theory.reductions`, so that a language model is trained on the
-very functions that the theory is checked with. This module picks the losses of a method, keeps
-totals that add up over the parts of a batch, and divides once, over the global batch: neither
-accumulation nor packing nor the mesh changes the objective.
+The losses are those of :mod:`rpo_theory.losses`, averaged by :mod:`rpo_theory.reductions`: a
+language model trains on the same functions that the theory is checked with. Sums over microbatches
+and devices are divided once, by the weights of the global batch, so that accumulation, packing and
+the mesh do not change the objective.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from rpo_theory.types import ArrayLike
 
 
 class Normalizers(NamedTuple):
-    """What the totals of the whole batch are divided by: data alone, known before any model runs.
+    """Divisors of the losses of a global batch; they depend on the data only.
 
     Attributes:
-        pairs: sum of the weights of the pairs.
-        sft: the same, or their tokens under ``"pooled_mean"``.
+        pairs: sum of the weights of the pairs, divisor of the preference loss.
+        sft: divisor of the SFT loss: the same, or the number of tokens under ``"pooled_mean"``.
     """
 
     pairs: Float[Array, ""]
@@ -41,14 +40,19 @@ class Normalizers(NamedTuple):
 
 
 def normalizers(config: ObjectiveConfig, batch: Batch) -> Normalizers:
-    """Weights of the global batch.
+    """Compute the divisors of a global batch.
 
     Args:
         config: the objective.
-        batch: a batch; its arrays may have leading axes (accumulation), which are summed over.
+        batch: a batch; leading axes of its arrays, such as that of microbatches, are summed over.
 
     Returns:
-        The weights, float32 at least.
+        The divisors, float32 or wider.
+
+    Examples:
+        >>> batch = Batch(None, None, np.ones((2, 2), int), np.ones(2, bool), np.arange(2))
+        >>> float(normalizers(ObjectiveConfig(), batch).pairs)
+        2.0
     """
     lengths = jnp.asarray(batch.lengths)
     dtype = jnp.float32 if batch.weights is None else jnp.asarray(batch.weights).dtype
@@ -60,55 +64,57 @@ def normalizers(config: ObjectiveConfig, batch: Batch) -> Normalizers:
 
 
 def loss_share(
-    config: ObjectiveConfig, totals: MetricSums, divisors: Normalizers
+    config: ObjectiveConfig, sums: MetricSums, divisors: Normalizers
 ) -> Float[Array, ""]:
-    """What a part of the batch adds to the loss of the global batch.
+    """Compute the contribution of a microbatch to the loss of the global batch.
 
     Args:
         config: the objective.
-        totals: of the part.
+        sums: weighted sums of the microbatch, from
+            :func:`llm.evaluation.metrics.compute_metric_sums`.
         divisors: :func:`normalizers` of the global batch.
 
     Returns:
-        Nats; shares of all parts, and their gradients, add up to those of the global batch.
+        Contribution in nats. The contributions of all microbatches, and their gradients, add up to
+        the loss of the global batch and its gradient.
 
     Examples:
-        >>> totals = {"loss/sft": WeightedSum(jnp.array(6.0), jnp.array(1.0))}
+        >>> sums = {"loss/sft": WeightedSum(jnp.array(6.0), jnp.array(1.0))}
         >>> batch_of_three = Normalizers(pairs=jnp.array(3.0), sft=jnp.array(3.0))
-        >>> float(loss_share(ObjectiveConfig(method="sft"), totals, batch_of_three))
+        >>> float(loss_share(ObjectiveConfig(method="sft"), sums, batch_of_three))
         2.0
     """
-    share = jnp.zeros_like(totals["loss/sft"].sum)
+    share = jnp.zeros_like(sums["loss/sft"].sum)
     if config.sft_weight > 0:
-        share += config.sft_weight * _over(totals["loss/sft"], divisors.sft)
+        share += config.sft_weight * _divide(sums["loss/sft"], divisors.sft)
     if config.method != "sft":
-        share += _over(totals[preference_loss_name(config)], divisors.pairs)
+        share += _divide(sums[preference_loss_name(config)], divisors.pairs)
     return share
 
 
-def non_finite(
+def flag_non_finite_pairs(
     policy: Float[ArrayLike, "n k"], reference: Float[ArrayLike, "n k"] | None, batch: Batch
 ) -> Bool[Array, " n"]:
-    """Pairs with a log-probability that is NaN or infinite; absent pairs never are.
+    """Flag the pairs with a log-probability that is NaN or infinite.
 
     Args:
-        policy: log-probabilities under the policy.
-        reference: those under the reference, if there is one.
+        policy: log-probabilities of the responses under the policy, nats.
+        reference: log-probabilities under the reference; None if there is none.
         batch: the pairs.
 
     Returns:
-        One flag a pair.
+        True for each such pair; absent pairs are never flagged.
 
     Examples:
         >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
-        >>> non_finite(jnp.array([[-1.0, jnp.nan]]), None, batch).tolist()
+        >>> flag_non_finite_pairs(jnp.array([[-1.0, jnp.nan]]), None, batch).tolist()
         [True]
     """
-    sound = jnp.isfinite(jnp.asarray(policy)).all(axis=1)
+    finite = jnp.isfinite(jnp.asarray(policy)).all(axis=1)
     if reference is not None:
-        sound &= jnp.isfinite(jnp.asarray(reference)).all(axis=1)
-    return jnp.asarray(batch.present) & ~sound
+        finite &= jnp.isfinite(jnp.asarray(reference)).all(axis=1)
+    return jnp.asarray(batch.present) & ~finite
 
 
-def _over(reduction: WeightedSum, weight: Float[Array, ""]) -> Float[Array, ""]:
+def _divide(reduction: WeightedSum, weight: Float[Array, ""]) -> Float[Array, ""]:
     return WeightedSum(reduction.sum, weight.astype(reduction.sum.dtype)).mean()

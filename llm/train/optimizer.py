@@ -1,4 +1,4 @@
-"""AdamW behind a clipped gradient, with a warm-up and a schedule."""
+"""AdamW with gradient clipping, a warm-up and a learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from llm.config import OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step.
+    """Create the learning rate schedule of a run.
 
     Args:
-        config: peak, warm-up and shape.
-        num_steps: of the run.
+        config: peak, warm-up and shape of the schedule.
+        num_steps: number of steps of the run.
 
     Returns:
-        A function of the number of updates made so far: rises in a line from a first fraction to
-        its peak, then falls to 0 at the end of the run, or stays.
+        A function of the number of updates made. It rises linearly to the peak over the warm-up
+        and then decays to 0 at the end of the run, or stays constant.
 
     Examples:
         >>> rate = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5), 4)
@@ -34,7 +34,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
             falling = optax.linear_schedule(peak, 0.0, rest)
         case "constant":
             falling = optax.constant_schedule(peak)
-    # The first update counts: a rate of 0 would waste it.
+    # The warm-up starts above 0, or the first update would do nothing.
     rising = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([rising, falling], [warmup]) if warmup else falling
 
@@ -42,14 +42,19 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 def make_optimizer(
     config: OptimizerConfig, num_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of a run, and its learning rate.
+    """Create the optimizer of a run.
 
     Args:
-        config: its constants.
-        num_steps: of the run.
+        config: constants of the optimizer.
+        num_steps: number of steps of the run.
 
     Returns:
-        Clipping by the global norm, then AdamW; and the schedule, for the log.
+        Clipping by the global norm followed by AdamW, and the learning rate schedule.
+
+    Examples:
+        >>> optimizer, schedule = make_optimizer(OptimizerConfig(warmup_ratio=0.0), 10)
+        >>> round(1e7 * float(schedule(0)), 3)
+        5.0
     """
     schedule = learning_rate_schedule(config, num_steps)
     adam = optax.adamw(
@@ -63,16 +68,16 @@ def make_optimizer(
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    r"""Shorten a gradient to a norm: :math:`g\,\min(1, c/\|g\|)`.
+    r"""Scale gradients down to a maximal global norm: :math:`g\,\min(1, c/\|g\|)`.
 
-    The factor is one number. Optax divides by the norm and multiplies by :math:`c` after it, which
-    takes another pass over all parameters; where memory is what a step waits for, that shows.
+    Unlike ``optax.clip_by_global_norm`` it computes one factor and reads the gradients once. Optax
+    divides by the norm and then multiplies by :math:`c`, a second pass over all parameters.
 
     Args:
-        max_norm: :math:`c`.
+        max_norm: largest norm :math:`c`.
 
     Returns:
-        A transformation without state.
+        A gradient transformation without state.
 
     Examples:
         >>> clip = clip_by_global_norm(1.0)

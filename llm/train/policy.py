@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
 
 from llm.config import MeshConfig, ModelConfig, OptimizerConfig
 from llm.hashing import weights_digest
@@ -16,7 +15,8 @@ from llm.hf.factory import ResolvedModel, abstract_model, build_model, resolve_m
 from llm.models.architecture import Architecture, RopeScaling
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
-from llm.parallel.mesh import devices_of
+from llm.parallel.layout import SINGLE_DEVICE
+from llm.parallel.mesh import make_devices
 from llm.precision import computing_in
 
 from .checkpoint import CheckpointRecord, Checkpoints
@@ -85,7 +85,7 @@ def load_policy(
             )
         _, state = checkpoints.restore(_template(model, trainable, mesh), record.step)
         model = nnx.merge(graphdef, state.trainable, frozen)
-        model.layout = None
+        model.sharding_plan = SINGLE_DEVICE
     return Policy(model, record.step, config)
 
 
@@ -109,11 +109,7 @@ def _template(model: Decoder, trainable: Any, mesh: MeshConfig | None) -> TrainS
     """Return the shapes, dtypes and shardings of the state of a run."""
     optimizer, _ = make_optimizer(OptimizerConfig(), 1)
     state = jax.eval_shape(lambda leaves: init_train_state(leaves, optimizer), trainable)
-    devices = devices_of(mesh or MeshConfig(), model)
-    if devices is None:
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
-    else:
-        shardings = devices.shardings(state)
+    shardings = make_devices(mesh or MeshConfig(), model).shardings(state)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,

@@ -1,15 +1,14 @@
-"""Reference log-probabilities, computed once and kept on disk with where they came from.
+"""Log-probabilities of the reference, computed once and stored with their provenance.
 
-The reference does not change during training, so that running it at every step only costs time and
-memory. A cache says what it was made of, and is refused where anything of that has changed: a stale
-one would train towards another objective without a sign of it.
+The reference does not change during training, so it does not run at every step. A cache records
+what its values depend on, and is refused if any of that has changed: with a stale cache the run
+would silently optimize another objective.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +22,24 @@ from llm.data.preferences import PairTokens
 from llm.hashing import weights_digest
 from llm.parallel.mesh import on_host
 from llm.types import Batch
+from rpo_io.atomic import write_atomic
 from rpo_io.digests import sha256_hex
 from rpo_theory.types import ArrayLike
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What reference log-probabilities depend on.
+    """What the log-probabilities of the reference depend on.
 
     Attributes:
-        weights: digest of the reference model's parameters (:func:`weights_digest`).
-        tokenizer: digest of the tokenizer's files.
+        weights: digest of the parameters of the reference model.
+        tokenizer: digest of the files of the tokenizer.
         template: digest of the chat template.
         data: digest of the preference data.
-        max_length: most tokens of prompt and response.
-        max_prompt_length: most tokens of a prompt, or None.
-        truncation_mode: how longer ones were cut.
-        dtype: dtype that the model computed in.
+        max_length: largest number of tokens of prompt and response.
+        max_prompt_length: largest number of tokens of a prompt, or None.
+        truncation_mode: which part of a prompt that is too long stays.
+        dtype: dtype of the activations.
     """
 
     weights: str
@@ -53,11 +53,12 @@ class Provenance:
 
 
 class ReferenceCache(NamedTuple):
-    """Log-probabilities by data row.
+    """Log-probabilities of the reference by data row.
 
     Attributes:
-        row_ids: numbers of the rows, increasing, shape ``[rows]``.
-        log_probs: of chosen, rejected and, if there is one, baseline, nats, shape ``[rows k]``.
+        row_ids: increasing numbers of the rows, shape ``[rows]``.
+        log_probs: token sums of chosen, rejected and, if there is one, baseline response, in nats,
+            shape ``[rows k]``.
     """
 
     row_ids: Int[np.ndarray, " rows"]
@@ -67,10 +68,10 @@ class ReferenceCache(NamedTuple):
 def compute_reference(
     log_probs: Callable[[Batch], Float[ArrayLike, "n k"]], batches: Iterable[Batch]
 ) -> ReferenceCache:
-    """Run the reference over all pairs once.
+    """Compute the log-probabilities of all pairs.
 
     Args:
-        log_probs: log-probabilities of the responses of a batch, jitted.
+        log_probs: compiled function from a batch to the log-probabilities of its responses.
         batches: batches that hold every row, with or without leading axes.
 
     Returns:
@@ -79,36 +80,36 @@ def compute_reference(
     Raises:
         ValueError: if a log-probability is not finite, or there are no rows.
     """
-    found: list[ReferenceCache] = []
+    caches: list[ReferenceCache] = []
     for batch in batches:
         values = on_host(log_probs(batch))
         present = np.ravel(batch.present)
         rows = np.ravel(batch.row_ids)[present].astype(np.int64)
         flat = values.reshape(-1, values.shape[-1])[present]
-        sick = ~np.isfinite(flat).all(1)
-        if sick.any():
+        bad = ~np.isfinite(flat).all(1)
+        if bad.any():
             raise ValueError(
-                f"reference log-probabilities of row {rows[sick][0]} must be finite, got "
-                f"{flat[sick][0]}: look at that row, or compute with a wider dtype"
+                f"reference log-probabilities of row {rows[bad][0]} must be finite, got "
+                f"{flat[bad][0]}: look at that row, or compute with a wider dtype"
             )
-        found.append(ReferenceCache(rows, flat))
-    if not any(one.row_ids.size for one in found):
+        caches.append(ReferenceCache(rows, flat))
+    if not any(cache.row_ids.size for cache in caches):
         raise ValueError("`batches` must hold at least one pair, got none")
-    return merge_caches(*found)
+    return merge_caches(*caches)
 
 
 def cache_from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache | None:
-    """Log-probabilities that the data bring along.
+    """Collect the log-probabilities that the data rows hold.
 
     Args:
-        pairs: of which some have a ``reference``.
-        roles: responses of a pair.
+        pairs: pairs, of which some have a ``reference``.
+        roles: number of responses of a pair.
 
     Returns:
-        Those rows, or None if there are none.
+        A cache of those rows; None if no row has them.
 
     Raises:
-        ValueError: a row has them for fewer responses than the batches.
+        ValueError: if a row has them for another number of responses.
     """
     table = as_pair_table(pairs)
     known = ~np.isnan(table.reference)
@@ -125,17 +126,17 @@ def cache_from_rows(pairs: Sequence[PairTokens], roles: int) -> ReferenceCache |
 
 
 def merge_caches(*caches: ReferenceCache) -> ReferenceCache:
-    """Caches of different rows as one.
+    """Merge caches of different rows.
 
     Args:
-        caches: one or more, each of some rows.
+        caches: one or more caches; no row is in two of them.
 
     Returns:
-        All of them, in order.
+        One cache, sorted by row.
 
     Examples:
-        >>> one, two = (ReferenceCache(np.array([row]), np.ones((1, 2))) for row in (5, 3))
-        >>> merge_caches(one, two).row_ids.tolist()
+        >>> caches = [ReferenceCache(np.array([row]), np.ones((1, 2))) for row in (5, 3)]
+        >>> merge_caches(*caches).row_ids.tolist()
         [3, 5]
     """
     rows, values = (np.concatenate(arrays) for arrays in zip(*caches, strict=True))
@@ -144,38 +145,33 @@ def merge_caches(*caches: ReferenceCache) -> ReferenceCache:
 
 
 def save_cache(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
-    """Write a cache whole: to a temporary name, then renamed.
+    """Write a cache to a file that is complete or absent.
 
     Args:
-        path: file to write, ``.safetensors``.
+        path: file to write, ``.safetensors``; missing parent folders are created.
         cache: the log-probabilities.
-        provenance: what they were made of.
+        provenance: what they depend on.
     """
     from safetensors.numpy import save as to_bytes
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        made_of = json.dumps(dataclasses.asdict(provenance))
-        metadata = {"provenance": made_of, "sha256": _seal(made_of, cache)}
-        partial.write_bytes(to_bytes(cache._asdict(), metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    recorded = json.dumps(dataclasses.asdict(provenance))
+    metadata = {"provenance": recorded, "sha256": _seal(recorded, cache)}
+    write_atomic(path, to_bytes(cache._asdict(), metadata))
 
 
 def load_cache(path: Path, provenance: Provenance) -> ReferenceCache:
-    """Read a cache and refuse it if it was made of anything else.
+    """Read a cache, and check that it is complete and not stale.
 
     Args:
         path: file that :func:`save_cache` wrote.
-        provenance: what this run is made of.
+        provenance: what the log-probabilities of this run depend on.
 
     Returns:
         The log-probabilities.
 
     Raises:
-        ValueError: if the file is damaged, or stale: the message names what has changed.
+        ValueError: if the file is damaged or stale; the message names what has changed.
         FileNotFoundError: if there is no such file.
     """
     from safetensors import SafetensorError, safe_open
@@ -183,42 +179,42 @@ def load_cache(path: Path, provenance: Provenance) -> ReferenceCache:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            made_of = metadata["provenance"]
+            text = metadata["provenance"]
             cache = ReferenceCache(file.get_tensor("row_ids"), file.get_tensor("log_probs"))
-        if metadata["sha256"] != _seal(made_of, cache):
-            raise ValueError("it is not the cache that was written")
+        if metadata["sha256"] != _seal(text, cache):
+            raise ValueError("the digest differs")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a whole cache of reference log-probabilities: delete it"
+            f"{path}: not a complete cache of reference log-probabilities: delete the file"
         ) from error
-    recorded = json.loads(made_of)
-    wanted = dataclasses.asdict(provenance)
-    changed = [name for name, value in wanted.items() if recorded.get(name) != value]
+    recorded = json.loads(text)
+    current = dataclasses.asdict(provenance)
+    changed = [name for name, value in current.items() if recorded.get(name) != value]
     if changed:
-        told = ", ".join(
-            f"`{name}` was {recorded.get(name)!r} and is {wanted[name]!r}" for name in changed
+        listed = ", ".join(
+            f"`{name}` was {recorded.get(name)!r} and is {current[name]!r}" for name in changed
         )
-        raise ValueError(f"{path}: stale reference log-probabilities ({told}): delete the file")
+        raise ValueError(f"{path}: stale reference log-probabilities ({listed}): delete the file")
     return cache
 
 
-def _seal(made_of: str, cache: ReferenceCache) -> str:
-    """Safetensors files have no checksum of their own."""
-    return sha256_hex(made_of + weights_digest(cache._asdict()))
+def _seal(provenance: str, cache: ReferenceCache) -> str:
+    """Return the digest of provenance and values; safetensors files have no checksum."""
+    return sha256_hex(provenance + weights_digest(cache._asdict()))
 
 
 def attach_reference(batch: Batch, cache: ReferenceCache) -> Batch:
-    """Fill in the reference log-probabilities of a batch by its row ids.
+    """Attach the log-probabilities of the reference to a batch, by its row ids.
 
     Args:
-        batch: a batch, with or without an accumulation axis.
+        batch: a batch, with or without leading axes.
         cache: the log-probabilities.
 
     Returns:
-        The same batch with ``reference``; 0 for absent pairs.
+        The batch with ``reference`` filled in; 0 for absent pairs.
 
     Raises:
-        ValueError: if a row is not in the cache, or it has another number of responses.
+        ValueError: if a row is not in the cache, or the number of responses differs.
 
     Examples:
         >>> cache = ReferenceCache(np.array([7]), np.array([[-1.0, -2.0]]))
@@ -227,16 +223,16 @@ def attach_reference(batch: Batch, cache: ReferenceCache) -> Batch:
         [[-1.0, -2.0]]
     """
     rows, present = np.asarray(batch.row_ids), np.asarray(batch.present)
-    place = np.minimum(np.searchsorted(cache.row_ids, rows), len(cache.row_ids) - 1)
-    missing = present & (cache.row_ids[place] != rows)
+    index = np.minimum(np.searchsorted(cache.row_ids, rows), len(cache.row_ids) - 1)
+    missing = present & (cache.row_ids[index] != rows)
     if missing.any():
         raise ValueError(
             f"row {rows[missing][0]} must be in the cache of reference log-probabilities, which "
             f"has {len(cache.row_ids)} other rows: compute it again"
         )
-    width, wanted = cache.log_probs.shape[1], batch.lengths.shape[-1]
-    if width != wanted:
+    cached_roles, roles = cache.log_probs.shape[1], batch.lengths.shape[-1]
+    if cached_roles != roles:
         raise ValueError(
-            f"the cache must have {wanted} responses a pair, got {width}: compute it again"
+            f"the cache must have {roles} responses a pair, got {cached_roles}: compute it again"
         )
-    return batch._replace(reference=np.where(present[..., None], cache.log_probs[place], 0))
+    return batch._replace(reference=np.where(present[..., None], cache.log_probs[index], 0))

@@ -1,4 +1,4 @@
-"""What a training run is made of: model, devices, order of the data, optimizer, compiled steps."""
+"""The parts of a training run: model, devices, sampler, optimizer and compiled steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from llm.data.pair_table import PairTable
 from llm.hashing import weights_digest
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
-from llm.parallel.mesh import devices_of
+from llm.parallel.layout import SINGLE_DEVICE
+from llm.parallel.mesh import make_devices
 from llm.types import Batch
 from rpo_io.digests import sha256_hex
 
@@ -33,35 +34,58 @@ from .sample_coverage import SampleCoverage
 from .step import TrainState, init_train_state, make_evaluation_step, make_train_step
 
 COVERAGE_PAIRS = 512
-"""Pairs of the data that show which directions of the features they cover."""
+"""Number of training pairs from which the covered feature directions are computed."""
 
 
 class Run:
-    """A training run: everything that the loop needs, made once."""
+    """Everything that the training loop needs, created once.
+
+    Attributes:
+        config: configuration of the run.
+        data: tokenized pairs.
+        devices: mesh of devices with the sharding plan of the model.
+        graphdef: structure of the model.
+        frozen: parameters that are not trained.
+        architecture: architecture of the model.
+        sampler: order of the pairs and size of the batches.
+        num_steps: number of steps of the whole run.
+        optimizer: optax transformation.
+        learning_rate: learning rate by number of updates made.
+        state: parameters, moments and number of updates; every step replaces it.
+        frozen_weights_digest: digest of ``frozen``.
+        initial_weights_digest: digest of all parameters before the first step.
+        train_step: compiled step, see :func:`llm.train.step.make_train_step`.
+        evaluation_step: compiled evaluation, see :func:`llm.train.step.make_evaluation_step`.
+    """
 
     def __init__(self, config: TrainConfig, data: TrainingData, model: Decoder) -> None:
-        """Split the model over the devices, make the optimizer, compile nothing yet."""
+        """Put the model on the devices and create the optimizer; nothing is compiled yet.
+
+        Args:
+            config: configuration of the run.
+            data: tokenized pairs.
+            model: the model to train, whose ``sharding_plan`` is set here.
+        """
         self.config, self.data = config, data
-        self.devices = devices_of(config.mesh, model)
-        model.layout = None if self.devices is None else self.devices.layout
+        self.devices = make_devices(config.mesh, model)
+        model.sharding_plan = self.devices.plan
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-        if self.devices is not None:
-            trainable, frozen = self.devices.place(trainable), self.devices.place(frozen)
-        self.graphdef, self.frozen = graphdef, frozen
+        trainable = self.devices.put(trainable)
+        self.graphdef, self.frozen = graphdef, self.devices.put(frozen)
         self.architecture = model.architecture
         trainer = config.trainer
         self.sampler = BatchSampler(
             data.train,
             config.data.layout,
             trainer.per_device_train_batch_size,
-            trainer.gradient_accumulation_steps * self.shards,
+            trainer.gradient_accumulation_steps * self.num_shards,
             trainer.seed,
             roles=max(count_roles(data.train), count_roles(data.evaluation)),
         )
         epochs = trainer.num_train_epochs * self.sampler.steps_per_epoch
         self.num_steps = trainer.max_steps or int(np.ceil(epochs))
         self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.num_steps)
-        self.state = self._first_state(trainable)
+        self.state = self._initial_state(trainable)
         self.frozen_weights_digest = weights_digest(self.frozen)
         self.initial_weights_digest = sha256_hex(
             weights_digest(self.state.trainable) + self.frozen_weights_digest
@@ -74,33 +98,44 @@ class Run:
         )
 
     @property
-    def shards(self) -> int:
-        """Devices that have pairs of their own."""
-        return 1 if self.devices is None else self.devices.layout.shards
+    def num_shards(self) -> int:
+        """Number of shards of a batch: devices along the axes ``data`` and ``fsdp``."""
+        return self.devices.plan.batch_shards
 
-    def _first_state(self, trainable: Any) -> TrainState:
-        def start(trainable: Any) -> TrainState:
+    def _initial_state(self, trainable: Any) -> TrainState:
+        def create(trainable: Any) -> TrainState:
             return init_train_state(trainable, self.optimizer)
 
-        if self.devices is None:
-            return start(trainable)
-        where = self.devices.shardings(jax.eval_shape(start, trainable))
-        return jax.jit(start, out_shardings=where)(trainable)
+        shardings = self.devices.shardings(jax.eval_shape(create, trainable))
+        return jax.jit(create, out_shardings=shardings)(trainable)
 
     def assign_to_shards(self, batch: Batch) -> Batch:
-        """A step's parts, dealt out to the devices that have pairs of their own."""
-        return batch if self.devices is None else self.devices.dealt(batch)
+        """Assign the microbatches of a step to shards.
+
+        Args:
+            batch: a batch with arrays ``[parts * shards, ...]``.
+
+        Returns:
+            The batch with arrays ``[parts, shards, ...]``.
+        """
+        return self.devices.assign(batch)
 
     def put_on_devices(self, batch: Batch) -> Batch:
-        """A step's parts, where they are read."""
-        return batch if self.devices is None else self.devices.place_batches(batch)
+        """Put a batch, ``[parts, shards, ...]``, on the devices that read it."""
+        return self.devices.put_batches(batch)
 
     def log_probs(self, batch: Batch) -> Array:
-        """Log-probabilities of the responses of a step's parts under the policy as it is."""
+        """Compute the log-probabilities of the responses of a batch under the current policy.
+
+        Args:
+            batch: a batch, ``[parts, shards, ...]``.
+
+        Returns:
+            Token sums in nats, ``[parts, shards, n, k]``.
+        """
         blank = batch._replace(reference=np.zeros(batch.lengths.shape, np.float32))
-        return self.evaluation_step(self.state.trainable, self.frozen, self.put_on_devices(blank))[
-            1
-        ]
+        trainable, batch = self.state.trainable, self.put_on_devices(blank)
+        return self.evaluation_step(trainable, self.frozen, batch)[1]
 
     def fingerprint(self) -> Fingerprint:
         """Return what a checkpoint must have in common with the run that continues it."""
@@ -115,16 +150,19 @@ class Run:
         )
 
     def reference(self, path: Path) -> reference_cache.ReferenceCache | None:
-        """Log-probabilities of the policy as it starts: the data's, or computed once and kept.
+        """Load or compute the log-probabilities of the reference, the initial policy.
+
+        Values that the data rows hold are taken; the others are computed once and cached.
 
         Args:
-            path: of the cache.
+            path: file of the cache.
 
         Returns:
-            The cache, or None if the objective needs no reference.
+            The log-probabilities of all pairs that the run uses; None if the objective needs no
+            reference.
 
         Raises:
-            ValueError: a cache of something else is there.
+            ValueError: if the file is damaged or stale, or a value is not finite.
         """
         if not self.config.objective.needs_reference:
             return None
@@ -138,53 +176,61 @@ class Run:
             dtype=self.config.model.dtype,
         )
         pairs = self.visited_pairs()
-        given = reference_cache.cache_from_rows(pairs, self.sampler.n_roles)
+        from_data = reference_cache.cache_from_rows(pairs, self.sampler.n_roles)
         cache = reference_cache.load_cache(path, provenance) if path.exists() else None
-        known = [some.row_ids for some in (given, cache) if some is not None]
+        known = [part.row_ids for part in (from_data, cache) if part is not None]
         missing = pairs.select(~np.isin(pairs.rows, np.concatenate([[-1], *known])))
         if missing:
-            more = self._reference_of(missing)
-            cache = more if cache is None else reference_cache.merge_caches(cache, more)
+            batches = self.batches_in_order(missing)
+            computed = reference_cache.compute_reference(self.log_probs, batches)
+            cache = computed if cache is None else reference_cache.merge_caches(cache, computed)
             if jax.process_index() == 0:
                 reference_cache.save_cache(path, cache, provenance)
-        if given is None or cache is None:
-            return cache if given is None else given
-        return reference_cache.merge_caches(cache, given)
+        if from_data is None or cache is None:
+            return cache if from_data is None else from_data
+        return reference_cache.merge_caches(cache, from_data)
 
     def visited_pairs(self) -> PairTable:
-        """Pairs that the run's steps and its evaluation use, each once."""
+        """Return the pairs that the steps and the evaluation use, each once."""
         used = self.data.train
         if self.num_steps <= self.sampler.steps_per_epoch:
             steps = [self.sampler.pair_indices(step) for step in range(self.num_steps)]
             used = used.select(np.sort(np.concatenate(steps)))
         return PairTable.from_pairs(chain(used, self.data.evaluation))
 
-    def _reference_of(self, pairs: PairTable) -> reference_cache.ReferenceCache:
-        return reference_cache.compute_reference(self.log_probs, self.batches_in_order(pairs))
-
     def batches_in_order(self, pairs: PairTable) -> Iterator[Batch]:
-        """All of some pairs, in the shapes of a step's parts."""
+        """Yield batches of pairs in their order, in the shapes of the microbatches of a step.
+
+        Args:
+            pairs: pairs of training or evaluation.
+
+        Yields:
+            Batches ``[1, shards, ...]``; the last one is padded with absent pairs.
+        """
         size = self.config.trainer.per_device_train_batch_size
         layout, roles = self.config.data.layout, self.sampler.roles
-        order = BatchSampler(pairs, layout, size, self.shards, roles=roles)
-        for _, batch in iterate_batches(order, 0, order.steps_per_epoch):
+        sampler = BatchSampler(pairs, layout, size, self.num_shards, roles=roles)
+        for _, batch in iterate_batches(sampler, 0, sampler.steps_per_epoch):
             yield self.assign_to_shards(batch)
 
     def coverage(self) -> SampleCoverage | None:
-        """How well the data cover the policy's own replies, on features of the policy as it is now.
+        """Create the measure of how well the data cover replies, on features of this policy.
 
         Returns:
-            The measure, or None if the configuration asks for none.
+            The measure; None if ``trainer.coverage_samples`` is 0 or there are no held-out pairs.
+
+        Raises:
+            ValueError: if there are several processes.
         """
         trainer, held_out = self.config.trainer, self.data.evaluation
         if not trainer.coverage_samples or not held_out:
             return None
         if jax.process_count() > 1:
             raise ValueError("`trainer.coverage_samples` must be 0 with several processes")
-        # Training overwrites the buffers that it starts from.
-        first = jax.tree.map(jnp.copy, self.state.trainable)
+        # Training reuses the buffers of the initial parameters.
+        initial = jax.tree.map(jnp.copy, self.state.trainable)
         return SampleCoverage(
-            self._merged(first),
+            self._merged(initial),
             self.data.train[:COVERAGE_PAIRS],
             held_out[: trainer.coverage_samples],
             end_ids=self.data.end_ids,
@@ -193,11 +239,11 @@ class Run:
         )
 
     def model(self) -> Decoder:
-        """The model as it is now trained."""
+        """Return the model with its current parameters."""
         return self._merged(self.state.trainable)
 
     def _merged(self, trainable: Any) -> Decoder:
-        """A model that is used as on one device: the compiler finds the exchanges."""
+        """Return a model for use outside ``shard_map``; the compiler inserts the collectives."""
         model = nnx.merge(self.graphdef, trainable, self.frozen)
-        model.layout = None
+        model.sharding_plan = SINGLE_DEVICE
         return model

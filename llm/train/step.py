@@ -2,8 +2,8 @@ r"""One step of training, as pure functions: gradients over parts of a batch, an
 
 A model travels as three pieces, ``graphdef, trainable, frozen = nnx.split(model, filter, ...)``:
 gradients are taken for ``trainable`` alone. A batch arrives in parts along a leading accumulation
-axis, whose losses are divided by the weights of the *whole* batch (:mod:`llm.train.objective`), so that
-the gradient does not depend on how many parts there are.
+axis, whose losses are divided by the weights of the *whole* batch (:mod:`llm.train.objective`), so
+that the gradient does not depend on the number of parts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llm.parallel.mesh import Devices
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 
-from .objective import loss_share, non_finite, normalizers
+from .objective import flag_non_finite_pairs, loss_share, normalizers
 
 Parameters = Any
 """A tree of parameters, an ``nnx.State``."""
@@ -45,28 +45,16 @@ class TrainState(NamedTuple):
     optimizer_state: optax.OptState
 
 
-class Reference(NamedTuple):
-    """A reference model that runs along, with parameters of its own.
-
-    Attributes:
-        graphdef: its structure.
-        state: all its parameters.
-    """
-
-    graphdef: nnx.GraphDef
-    state: Parameters
-
-
 class StepResult(NamedTuple):
-    """What a step measured, before its update.
+    """Measurements of a step, before its update.
 
     Attributes:
-        metrics: by name, over the global batch; ``grad_norm`` is that before clipping.
-        non_finite: pairs whose log-probabilities are NaN or infinite, by part of the batch.
+        metrics: metrics of the global batch by name; ``grad_norm`` is the norm before clipping.
+        non_finite: True for pairs with a log-probability that is NaN or infinite.
     """
 
     metrics: dict[str, Float[Array, ""]]
-    non_finite: Bool[Array, "parts n"]
+    non_finite: Bool[Array, "parts shards n"]
 
 
 TrainStep = jax.stages.Wrapped
@@ -74,14 +62,14 @@ EvaluationStep = jax.stages.Wrapped
 
 
 def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first step.
+    """Return the state before the first step.
 
     Args:
         trainable: parameters to train.
-        optimizer: how they will be updated.
+        optimizer: optax transformation that will update them.
 
     Returns:
-        The state.
+        The state of step 0.
 
     Examples:
         >>> int(init_train_state({"weight": jnp.zeros(2)}, optax.sgd(0.1)).step)
@@ -92,13 +80,13 @@ def init_train_state(trainable: Parameters, optimizer: optax.GradientTransformat
 
 @jax.jit
 def all_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether every parameter and every number of the optimiser is finite.
+    """Return whether all parameters and all numbers of the optimizer are finite.
 
     Args:
-        state: of training.
+        state: training state.
 
     Returns:
-        True or false.
+        True if no number is NaN or infinite.
 
     Examples:
         >>> state = init_train_state({"weight": jnp.array([1.0, jnp.inf])}, optax.sgd(0.1))
@@ -115,50 +103,44 @@ def gradients(
     batches: Batch,
     config: ObjectiveConfig,
     *,
-    reference: Reference | None = None,
-    chunk_size: int | None = None,
-    devices: Devices | None = None,
+    devices: Devices,
 ) -> tuple[Parameters, StepResult]:
-    """Gradient of the objective of a global batch, and its metrics.
+    """Return the gradient of the objective over a global batch, and its metrics.
 
     Args:
         graphdef: structure of the model.
         trainable: parameters to differentiate.
-        frozen: its other state.
-        batches: parts of the batch, along a leading axis of every array; with ``devices`` each part
-            has a second axis, of the devices that have pairs of their own.
+        frozen: other state of the model.
+        batches: parts of the batch, ``[parts, shards, ...]``: parts are accumulated one after
+            another, shards are on different devices.
         config: the objective.
-        reference: reference model; None takes the log-probabilities that come with the batch.
-        chunk_size: tokens whose logits are alive at once, see
-            :func:`llm.models.logprobs.sequence_log_probs`.
-        devices: the mesh that the model's layout is for; None for one device.
+        devices: mesh of one or more devices, with the sharding plan of the model.
 
     Returns:
-        The gradient, of the parameters' own dtypes, and what was measured.
+        The gradient, in the dtypes of the parameters, and the measurements.
     """
     divisors = normalizers(config, batches)
 
     def on_device(
-        trainable: Parameters, frozen: Parameters, batches: Batch, reference: Reference | None
+        trainable: Parameters, frozen: Parameters, batches: Batch
     ) -> tuple[tuple[Parameters, MetricSums], Array]:
-        def share(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[MetricSums, Array]]:
+        def loss(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[MetricSums, Array]]:
             model = nnx.merge(graphdef, trainable, frozen)
-            totals, _, flags = _measure(model, batch, config, reference, chunk_size)
-            return loss_share(config, totals, divisors), (totals, flags)
+            sums, _, flags = _measure(model, batch, config)
+            return loss_share(config, sums, divisors), (sums, flags)
 
         def part(batch: Batch) -> tuple[tuple[Any, MetricSums], Array]:
-            slope, (totals, flags) = jax.grad(share, has_aux=True)(trainable, batch)
-            wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), slope)
-            return (wide, totals), flags
+            gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable, batch)
+            wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), gradient)
+            return (wide, sums), flags
 
         return _sum_over_parts(part, batches)
 
-    everywhere = on_device if devices is None else devices.gradients(on_device)
-    (slope, totals), flags = everywhere(trainable, frozen, batches, reference)
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(slope)]
-    measured = finalize_metrics(config, totals) | {"grad_norm": jnp.sqrt(sum(squares))}
-    grads = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), slope, trainable)
-    return grads, StepResult(measured, flags)
+    (gradient, sums), flags = devices.map_gradients(on_device)(trainable, frozen, batches)
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)]
+    measured = finalize_metrics(config, sums) | {"grad_norm": jnp.sqrt(sum(squares))}
+    narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, trainable)
+    return narrow, StepResult(measured, flags)
 
 
 def make_train_step(
@@ -166,120 +148,93 @@ def make_train_step(
     config: ObjectiveConfig,
     optimizer: optax.GradientTransformation,
     *,
-    chunk_size: int | None = None,
-    devices: Devices | None = None,
+    devices: Devices,
 ) -> TrainStep:
-    """Compile-once function of a step: gradients and update, with the state's buffers reused.
+    """Make the jitted function of a training step; it reuses the buffers of the state.
 
     Args:
         graphdef: structure of the model.
         config: the objective.
-        optimizer: the one that made the state.
-        chunk_size: see :func:`gradients`.
+        optimizer: optax transformation that made the state.
         devices: see :func:`gradients`.
 
     Returns:
-        ``step(state, frozen, batches, reference=None) -> (TrainState, StepResult)``, jitted; the
-        state that goes in must not be used again.
+        ``step(state, frozen, batches) -> (TrainState, StepResult)``; the state that is passed in
+        must not be used again.
     """
 
     def step(
-        state: TrainState, frozen: Parameters, batches: Batch, reference: Reference | None = None
+        state: TrainState, frozen: Parameters, batches: Batch
     ) -> tuple[TrainState, StepResult]:
         trainable = state.trainable
-        options = {"reference": reference, "chunk_size": chunk_size, "devices": devices}
-        grads, result = gradients(graphdef, trainable, frozen, batches, config, **options)
+        gradient, result = gradients(graphdef, trainable, frozen, batches, config, devices=devices)
         # Optax raises floats to integer powers, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = optimizer.update(grads, state.optimizer_state, trainable)
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trainable)
             trainable = optax.apply_updates(trainable, updates)
         state = TrainState(state.step + 1, trainable, optimizer_state)
-        if devices is not None:
-            state = jax.lax.with_sharding_constraint(state, devices.shardings(state))
-        return state, result
+        return jax.lax.with_sharding_constraint(state, devices.shardings(state)), result
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_evaluation_step(
-    graphdef: nnx.GraphDef,
-    config: ObjectiveConfig,
-    *,
-    chunk_size: int | None = None,
-    devices: Devices | None = None,
+    graphdef: nnx.GraphDef, config: ObjectiveConfig, *, devices: Devices
 ) -> EvaluationStep:
-    """Compile-once function that measures a batch of held-out pairs without training.
+    """Make the jitted function that measures a batch of held-out pairs.
 
     Args:
         graphdef: structure of the model.
         config: the objective.
-        chunk_size: see :func:`gradients`.
         devices: see :func:`gradients`.
 
     Returns:
-        ``evaluate(trainable, frozen, batches, reference=None) -> (MetricSums, log_probs)``, jitted: add
-        the totals of all batches with :func:`llm.evaluation.metrics.add_metric_sums`, then divide with
-        :func:`llm.evaluation.metrics.finalize_metrics`; log-probabilities of the responses, nats, are
-        ``[parts n k]``, or ``[parts devices n k]``.
+        ``evaluate(trainable, frozen, batches) -> (MetricSums, log_probs)``, where ``log_probs`` are
+        those of the responses in nats, ``[parts shards n k]``. Add the sums of all batches with
+        :func:`llm.evaluation.metrics.add_metric_sums`, then divide them with
+        :func:`llm.evaluation.metrics.finalize_metrics`.
     """
 
     def on_device(
-        trainable: Parameters, frozen: Parameters, batches: Batch, reference: Reference | None
+        trainable: Parameters, frozen: Parameters, batches: Batch
     ) -> tuple[MetricSums, Array]:
         model = nnx.merge(graphdef, trainable, frozen)
 
         def part(batch: Batch) -> tuple[MetricSums, Array]:
-            totals, policy, _ = _measure(model, batch, config, reference, chunk_size)
-            return totals, policy
+            sums, policy, _ = _measure(model, batch, config)
+            return sums, policy
 
         return _sum_over_parts(part, batches)
 
-    everywhere = on_device if devices is None else devices.measures(on_device)
-
-    def evaluate(
-        trainable: Parameters,
-        frozen: Parameters,
-        batches: Batch,
-        reference: Reference | None = None,
-    ) -> tuple[MetricSums, Array]:
-        return everywhere(trainable, frozen, batches, reference)
-
-    return jax.jit(evaluate)
+    return jax.jit(devices.map_metrics(on_device))
 
 
 def _measure(
-    model: Any,
-    batch: Batch,
-    config: ObjectiveConfig,
-    reference: Reference | None,
-    chunk_size: int | None,
+    model: Any, batch: Batch, config: ObjectiveConfig
 ) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"]]:
-    policy = response_log_probs(model, batch, chunk_size=chunk_size)
-    theirs = batch.reference
-    if reference is not None:
-        other = nnx.merge(reference.graphdef, reference.state)
-        theirs = jax.lax.stop_gradient(response_log_probs(other, batch, chunk_size=chunk_size))
+    """Return sums of the metrics, log-probabilities, and flags of non-finite pairs."""
+    policy = response_log_probs(model, batch)
     return (
-        compute_metric_sums(config, policy, theirs, batch),
+        compute_metric_sums(config, policy, batch.reference, batch),
         policy,
-        non_finite(policy, theirs, batch),
+        flag_non_finite_pairs(policy, batch.reference, batch),
     )
 
 
 def _sum_over_parts(
     part: Callable[[Batch], tuple[Any, Array]], batches: Batch
 ) -> tuple[Any, Array]:
-    """Add up what ``part`` returns first and stack what it returns second; one part has no loop."""
+    """Sum the first result of ``part`` over the parts, and stack its second result."""
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    if batches.lengths.shape[0] == 1:
-        total, one = part(first)
-        return total, one[None]
+    if batches.lengths.shape[0] == 1:  # without a loop, which would copy the sums
+        sums, per_pair = part(first)
+        return sums, per_pair[None]
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first)[0]
     )
 
-    def advance(total: Any, batch: Batch) -> tuple[Any, Array]:
-        more, one = part(batch)
-        return jax.tree.map(jnp.add, total, more), one
+    def accumulate(sums: Any, batch: Batch) -> tuple[Any, Array]:
+        added, per_pair = part(batch)
+        return jax.tree.map(jnp.add, sums, added), per_pair
 
-    return jax.lax.scan(advance, zeros, batches)
+    return jax.lax.scan(accumulate, zeros, batches)

@@ -1,55 +1,59 @@
-"""Where metrics go: one JSON object a line, always; TensorBoard and W&B if asked."""
+"""Trackers of metrics: JSON lines always; TensorBoard and Weights & Biases on request."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llm.config import TrainConfig
+from rpo_io.atomic import write_atomic
+from rpo_io.strict_json import format_line, null_non_finite
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What a run reports to."""
+    """Receives the metrics of a run."""
 
     def start(self, step: int) -> None:
-        """A run begins, or goes on after so many steps: what was said of later ones is void."""
+        """Begin or resume a run.
+
+        Args:
+            step: number of updates made; metrics of later steps were logged by an interrupted run
+                and are void.
+        """
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Record the metrics of a step, by name."""
         ...
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The run is over."""
+        """End the run and record its summary, plain values by name."""
         ...
 
 
 class JsonLinesTracker:
-    """Metrics as a file of JSON objects, one a line, each whole when it is there."""
+    """Writes metrics to a file with one JSON object per line; lines are appended whole."""
 
     def __init__(self, path: Path) -> None:
-        """To a file, which is created or continued."""
+        """Write to a file, which is created or continued."""
         self._path = path
 
     def start(self, step: int) -> None:
-        """Drop the lines of steps that will be made again, and a last line that is not whole."""
-        kept = [line for line in self._lines() if line.get("step", 0) <= step and step > 0]
-        unfinished = self._path.with_name(self._path.name + ".part")
-        unfinished.write_text("".join(map(_line, kept)), encoding="utf-8")
-        unfinished.replace(self._path)
+        """Drop the lines of steps that will be repeated, and an incomplete last line."""
+        kept = [line for line in self._read() if line.get("step", 0) <= step and step > 0]
+        write_atomic(self._path, "".join(map(_line, kept)).encode())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line, if there is anything to say."""
+        """Append a line unless there are no metrics."""
         if metrics:
             self._append({"step": step, **metrics})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Append the last line."""
+        """Append the summary as the last line."""
         self._append(dict(summary))
 
     def _append(self, row: Mapping[str, Any]) -> None:
@@ -58,23 +62,23 @@ class JsonLinesTracker:
             file.flush()
             os.fsync(file.fileno())
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        found = []
+        rows = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                rows.append(json.loads(line))
             except json.JSONDecodeError:
-                break  # the process died while it wrote this one
-        return [line for line in found if "event" not in line]
+                break  # the process died while it wrote this line
+        return [row for row in rows if "event" not in row]
 
 
 class TensorBoardTracker:
-    """Metrics as TensorBoard events, through ``tensorboardX``."""
+    """Writes metrics as TensorBoard events, through ``tensorboardX``."""
 
     def __init__(self, folder: Path) -> None:
-        """To a folder."""
+        """Write to a folder."""
         try:
             from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -82,23 +86,23 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(folder))
 
     def start(self, step: int) -> None:
-        """Nothing to drop: TensorBoard shows the later of two values."""
+        """Do nothing: of two values of a step TensorBoard shows the later one."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One scalar a metric."""
+        """Write one scalar per metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write what is left."""
+        """Flush and close the file."""
         self._writer.close()
 
 
 class WandbTracker:
-    """Metrics to W&B."""
+    """Sends metrics to Weights & Biases."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """As a run of the configuration's name."""
+        """Create a run with the name of the configuration."""
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -106,53 +110,53 @@ class WandbTracker:
         self._run = wandb.init(project="rpo", name=config.name)
 
     def start(self, step: int) -> None:
-        """Nothing to drop."""
+        """Do nothing: a resumed run is a new run there."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """All metrics of a step at once."""
+        """Send the metrics of a step."""
         self._run.log(dict(metrics), step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the run."""
+        """Send the summary and close the run."""
         self._run.summary.update(dict(summary))
         self._run.finish()
 
 
 class CompositeTracker:
-    """Several trackers as one."""
+    """Several trackers as one; without any, it drops the metrics."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        """In this order."""
+        """Forward to these trackers, in this order."""
         self._trackers = trackers
 
     def start(self, step: int) -> None:
-        """Start all."""
+        """Start every tracker."""
         for tracker in self._trackers:
             tracker.start(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log to all."""
+        """Log to every tracker."""
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Finish all."""
+        """Finish every tracker."""
         for tracker in self._trackers:
             tracker.finish(summary)
 
 
 def make_tracker(path: Path, config: TrainConfig) -> Tracker:
-    """The trackers that a configuration asks for.
+    """Create the trackers that a configuration asks for.
 
     Args:
-        path: of the JSON lines.
-        config: of the run.
+        path: file of the JSON lines; the events of TensorBoard go to a folder beside it.
+        config: configuration of the run; ``trainer.report_to`` names further trackers.
 
     Returns:
-        One tracker.
+        One tracker that forwards to all of them.
 
     Raises:
-        ValueError: a package that one of them needs is missing.
+        ValueError: if the package of a tracker is not installed.
     """
     trackers: list[Tracker] = [JsonLinesTracker(path)]
     if "tensorboard" in config.trainer.report_to:
@@ -163,12 +167,8 @@ def make_tracker(path: Path, config: TrainConfig) -> Tracker:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """Strict JSON: what is not finite is null."""
-    plain = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(plain, allow_nan=False) + "\n"
+    """Return a row as a line of strict JSON; numbers that are not finite become null."""
+    return format_line(null_non_finite(row)) + "\n"
 
 
 def _missing(tracker: str, package: str) -> str:

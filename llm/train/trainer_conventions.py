@@ -1,13 +1,14 @@
-r"""The RPO loss under the options of other trainers: there and back.
+r"""Conversion of the RPO loss to and from the options of other trainers.
 
-Every trainer with an SFT term minimises, per batch,
+Every trainer with an SFT term minimizes, per batch,
 
-.. math:: f \cdot \Big(\text{DPO}_\beta + c \cdot \text{SFT}\Big),
+.. math:: f \cdot \Big(\text{DPO}_\beta + c \cdot \text{SFT}\Big).
 
-but calls the parts differently, multiplies :math:`c` by :math:`\beta` or not, and takes the SFT
-loss as a sum or as a mean over tokens. Here and in the paper (`liu:24`, eq. 4.8) :math:`c =
-\eta\beta`, the SFT loss is the token sum and :math:`f = 1`. :data:`CONVENTIONS` was read from each
-trainer's code; which version is in docs/trainer_conventions.md.
+Trainers differ in the names of the options, in whether :math:`c` is multiplied by :math:`\beta`,
+and in whether the SFT loss is a sum or a mean over tokens. In this package and in the paper
+(`liu:24`, eq. 4.8), :math:`c = \eta\beta`, the SFT loss is the token sum and :math:`f = 1`.
+:data:`CONVENTIONS` was read from the code of each trainer; docs/trainer_conventions.md lists the
+versions.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ TrainerName = Literal[
 
 
 class RpoLoss(NamedTuple):
-    r"""The loss, in this package's words.
+    r"""The RPO loss with the constants of this package.
 
     Attributes:
-        beta: :math:`\beta > 0`.
-        eta: :math:`\eta \ge 0`; the SFT term has the factor :math:`\eta\beta`.
-        reduction: of the SFT term, see :func:`rpo_theory.reductions.reduce_sft`.
-        factor: :math:`f > 0`, of the whole loss; it scales the gradient and nothing else.
+        beta: :math:`\beta > 0`, weight of the KL term.
+        eta: :math:`\eta \ge 0`; the SFT term has the weight :math:`\eta\beta`.
+        reduction: average of the SFT loss, see :func:`rpo_theory.reductions.reduce_sft`.
+        factor: :math:`f > 0`, factor of the whole loss; it only scales the gradient.
     """
 
     beta: float
@@ -50,15 +51,16 @@ class RpoLoss(NamedTuple):
 
 
 class TrainerConvention(NamedTuple):
-    """How a trainer spells the loss.
+    """The options by which a trainer defines the loss.
 
     Attributes:
         beta: name of the option for beta.
-        weight: name of the option for the SFT term, ``name[i]`` for an item of a list.
-        factor: name of the option for the preference loss; None where it is always 1.
-        reduction: of the SFT term.
-        times_beta: whether the trainer multiplies its weight by beta.
-        fixed: options that must have these values, or the loss is another one.
+        weight: name of the option for the weight of the SFT term; ``name[i]`` is item ``i`` of a
+            list.
+        factor: name of the option for the weight of the preference loss; None if it is always 1.
+        reduction: average of the SFT loss.
+        times_beta: whether the trainer multiplies the SFT weight by beta.
+        fixed: values of options without which the loss is another one.
     """
 
     beta: str
@@ -70,7 +72,7 @@ class TrainerConvention(NamedTuple):
 
 
 def _nemo(beta: str, *, average: bool, **fixed: Any) -> TrainerConvention:
-    """NeMo's option for the mean over tokens chooses the reduction."""
+    """Return NeMo's convention; an option selects the reduction."""
     averages = {"preference_average_log_probs": False, "sft_average_log_probs": average}
     names = (beta, "sft_loss_weight", "preference_loss_weight")
     return TrainerConvention(*names, "sequence_mean" if average else "sum", False, fixed | averages)
@@ -104,28 +106,28 @@ CONVENTIONS: dict[TrainerName, TrainerConvention] = {
         "beta", "rpo_alpha", None, "pooled_mean", False, {"rlhf_type": "dpo"}
     ),
 }
-"""How each trainer spells the loss."""
+"""Convention of each trainer, by name."""
 
 
 def to_trainer_options(
     trainer: TrainerName, loss: RpoLoss, *, mean_tokens: float | None = None
 ) -> dict[str, Any]:
-    r"""Options with which another trainer has the same loss.
+    r"""Convert the loss to the options of another trainer.
 
     Args:
-        trainer: which, a key of :data:`CONVENTIONS`.
-        loss: in this package's words.
-        mean_tokens: :math:`\bar n`, mean number of tokens of a chosen response; needed where one
-            side sums over tokens and the other averages.
+        trainer: name of the trainer, a key of :data:`CONVENTIONS`.
+        loss: the loss with the constants of this package.
+        mean_tokens: mean number :math:`\bar n` of tokens of a chosen response; needed if one side
+            sums over tokens and the other averages.
 
     Returns:
-        Names and values. The loss is the same for every batch where the reductions agree; from a
-        sum to a pooled mean for batches whose mean length is :math:`\bar n`; otherwise a token
-        weighs the same on average.
+        Options by name. With equal reductions the losses are equal for every batch. From a sum to a
+        pooled mean they are equal for batches of mean length :math:`\bar n`. Otherwise a token has
+        the same weight on average.
 
     Raises:
-        ValueError: an unknown trainer, a value out of range, ``mean_tokens`` missing, or a factor
-            that the trainer has no option for.
+        ValueError: if the trainer is unknown, a value is out of range, ``mean_tokens`` is missing,
+            or the trainer has no option for the factor.
 
     References:
         `liu:24`, eq. 4.8.
@@ -157,26 +159,27 @@ def from_trainer_options(
     reduction: SftReduction | None = None,
     mean_tokens: float | None = None,
 ) -> RpoLoss:
-    r"""The loss that another trainer's options stand for, the inverse of :func:`to_trainer_options`.
+    r"""Convert the options of another trainer to the loss; inverse of :func:`to_trainer_options`.
 
     Args:
-        trainer: which, a key of :data:`CONVENTIONS`.
-        options: names and values; those that do not concern the loss are passed over.
-        reduction: of the answer; None keeps the trainer's, so that the loss is exactly theirs.
+        trainer: name of the trainer, a key of :data:`CONVENTIONS`.
+        options: options by name; those that do not concern the loss are ignored.
+        reduction: reduction of the result; None keeps that of the trainer, so that the losses are
+            equal for every batch.
         mean_tokens: mean number of tokens of a chosen response, see :func:`to_trainer_options`.
 
     Returns:
-        The loss in this package's words.
+        The loss with the constants of this package.
 
     Raises:
-        ValueError: an unknown trainer, a missing option, options of another loss, a value out of
-            range, or ``mean_tokens`` missing.
+        ValueError: if the trainer is unknown, an option is missing or belongs to another loss, a
+            value is out of range, or ``mean_tokens`` is missing.
 
     Examples:
-        >>> theirs = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.005], "beta": 0.01}
-        >>> from_trainer_options("trl", theirs)
+        >>> trl = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.005], "beta": 0.01}
+        >>> from_trainer_options("trl", trl)
         RpoLoss(beta=0.01, eta=0.5, reduction='pooled_mean', factor=1.0)
-        >>> from_trainer_options("trl", theirs, reduction="sum", mean_tokens=200.0).eta
+        >>> from_trainer_options("trl", trl, reduction="sum", mean_tokens=200.0).eta
         0.0025
     """
     convention = _convention(trainer)
@@ -185,12 +188,12 @@ def from_trainer_options(
             raise ValueError(f"`{name}` must be {value!r} for this loss, got {options[name]!r}")
     beta = _read(options, convention.beta)
     factor = 1.0 if convention.factor is None else _read(options, convention.factor)
-    found = RpoLoss(beta, _read(options, convention.weight), convention.reduction, factor)
-    _check(found)
+    loss = RpoLoss(beta, _read(options, convention.weight), convention.reduction, factor)
+    _check(loss)
     per_eta = factor if convention.times_beta else factor * beta
-    wanted = convention.reduction if reduction is None else reduction
-    eta = found.eta / per_eta * _ratio(convention.reduction, wanted, mean_tokens)
-    return found._replace(eta=eta, reduction=wanted)
+    target = convention.reduction if reduction is None else reduction
+    eta = loss.eta / per_eta * _ratio(convention.reduction, target, mean_tokens)
+    return loss._replace(eta=eta, reduction=target)
 
 
 def _convention(trainer: TrainerName) -> TrainerConvention:
@@ -200,7 +203,7 @@ def _convention(trainer: TrainerName) -> TrainerConvention:
 
 
 def _read(options: Mapping[str, Any], name: str) -> float:
-    """An option, or an item of one that is a list."""
+    """Read an option, or an item of an option that is a list."""
     key, _, item = name.partition("[")
     if key not in options:
         raise ValueError(f"`{key}` must be among the options, got {', '.join(options)}")
@@ -218,16 +221,16 @@ def _check(loss: RpoLoss) -> None:
         raise ValueError(f"`reduction` must be one of {names}, got {loss.reduction!r}")
 
 
-def _ratio(given: SftReduction, wanted: SftReduction, mean_tokens: float | None) -> float:
-    """What a coefficient is multiplied by so that a token weighs the same on average."""
-    if (given == "sum") == (wanted == "sum"):
+def _ratio(source: SftReduction, target: SftReduction, mean_tokens: float | None) -> float:
+    """Return the factor of a weight that keeps the mean weight of a token."""
+    if (source == "sum") == (target == "sum"):
         return 1.0
     if mean_tokens is None or not 0 < mean_tokens < math.inf:
         raise ValueError(
-            f"`mean_tokens` must be positive between {given!r} and {wanted!r}, got {mean_tokens}"
+            f"`mean_tokens` must be positive between {source!r} and {target!r}, got {mean_tokens}"
         )
     weights = [
-        weight_per_token(eta=1.0, beta=1.0, mean_tokens=mean_tokens, reduction=one)
-        for one in (given, wanted)
+        weight_per_token(eta=1.0, beta=1.0, mean_tokens=mean_tokens, reduction=reduction)
+        for reduction in (source, target)
     ]
     return weights[0] / weights[1]

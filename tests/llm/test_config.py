@@ -1,4 +1,4 @@
-"""Claims about configurations: what no run can use is refused, by the name that the file has."""
+"""Configurations: values out of range are refused under the key that the file has."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SECTIONS = {
     OptimizerConfig: "optimizer",
     TrainerConfig: "trainer",
 }
-LARGEST = 2**31 - 1  # a seed or a count is a signed 32-bit number where it is used
+LARGEST = 2**31 - 1  # seeds and counts are used as signed 32-bit numbers
 
-# The least that each may be.
+# Section, key and smallest valid value.
 COUNTS = [
     (ModelConfig, "seed", 0),
     (ModelConfig, "lora_r", 0),
@@ -55,7 +55,7 @@ NO_NAMES = ["", "-", "a/b", "..", "a b", "a.b", "a\n"]
 
 
 def refusal(kind: type, **fields: Any) -> str:
-    """The whole message, of one line."""
+    """Return the error message; it must be one line."""
     with pytest.raises(ValueError) as caught:
         kind(**{**NEEDED[kind], **fields})
     message = str(caught.value)
@@ -91,7 +91,7 @@ def test_raises_shares_outside_the_half_open_interval(name: str, wrong: float) -
 
 
 @pytest.mark.parametrize("wrong", [-1e-9, math.inf, math.nan])
-def test_raises_a_weight_decay_that_is_no_rate(wrong: float) -> None:
+def test_raises_a_weight_decay_that_is_negative_or_not_finite(wrong: float) -> None:
     expected = f"`optimizer.weight_decay` must be 0 or more, got {wrong}"
     assert refusal(OptimizerConfig, weight_decay=wrong) == expected
     assert OptimizerConfig(weight_decay=0.0).weight_decay == 0.0
@@ -112,7 +112,7 @@ def test_raises_a_prompt_that_leaves_no_token_of_a_response(longest: int) -> Non
 
 
 def test_raises_two_sources_of_held_out_rows() -> None:
-    expected = "`data.eval_rows` must be 0 where `data.eval` is given"
+    expected = "`data.eval_rows` must be 0 if `data.eval` is given"
     assert refusal(DataConfig, eval="other.jsonl", eval_rows=1) == expected
     DataConfig(train="rows.jsonl", eval="other.jsonl")
 

@@ -91,7 +91,7 @@ SUBJECTS = {
         "train",
         {
             "checkpoint": ("checkpoints/*.orbax-checkpoint-tmp*",),
-            "record": (".reference.*.partial", "*.part"),
+            "record": ("*.part",),
         },
         trained,
     ),

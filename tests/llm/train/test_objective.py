@@ -12,7 +12,7 @@ import pytest
 
 from llm.config import ObjectiveConfig, ObjectiveName
 from llm.evaluation.metrics import add_metric_sums, compute_metric_sums, finalize_metrics
-from llm.train.objective import loss_share, non_finite, normalizers
+from llm.train.objective import flag_non_finite_pairs, loss_share, normalizers
 from llm.types import Batch
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
@@ -255,8 +255,8 @@ def test_extreme_sft_without_a_reference_measures_what_it_can() -> None:
 def test_closed_form_pairs_that_are_not_finite_are_flagged_unless_absent() -> None:
     policy, reference, batch = drawn(n=4, absent=(3,))
     policy[0, 1], reference[1, 0], policy[3, 0] = np.inf, np.nan, np.nan
-    assert non_finite(policy, reference, batch).tolist() == [True, True, False, False]
-    assert non_finite(policy, None, batch).tolist() == [True, False, False, False]
+    assert flag_non_finite_pairs(policy, reference, batch).tolist() == [True, True, False, False]
+    assert flag_non_finite_pairs(policy, None, batch).tolist() == [True, False, False, False]
 
 
 def test_raises_where_the_method_needs_a_reference_and_has_none() -> None:

@@ -76,7 +76,7 @@ def test_raises_for_a_file_cut_short(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "reference.safetensors"
     save_cache(path, CACHE, PROVENANCE)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"{path.name}: not a whole cache"):
+    with pytest.raises(ValueError, match=f"{path.name}: not a complete cache"):
         load_cache(path, PROVENANCE)
 
 
@@ -87,7 +87,7 @@ def test_raises_wherever_a_bit_of_the_file_is_wrong(tmp_path: Path) -> None:
     for place in range(len(good)):
         bad = bytes([good[place] ^ (1 << place % 8)])
         path.write_bytes(good[:place] + bad + good[place + 1 :])
-        with pytest.raises(ValueError, match=f"{path.name}: not a whole cache"):
+        with pytest.raises(ValueError, match=f"{path.name}: not a complete cache"):
             load_cache(path, PROVENANCE)
 
 

@@ -70,7 +70,7 @@ def test_closed_form_a_run_uses_the_pairs_of_its_steps_and_all_that_are_held_out
 
 def test_property_pairs_in_order_come_once_in_the_parts_of_a_step(run: Run) -> None:
     batches = list(run.batches_in_order(DATA.evaluation))
-    assert run.shards == 1
+    assert run.num_shards == 1
     assert [batch.lengths.shape for batch in batches] == [(1, 2, 2), (1, 2, 2)]
     rows = np.concatenate([batch.row_ids[batch.present] for batch in batches])
     assert sorted(rows.tolist()) == [20, 21, 22]

@@ -47,7 +47,7 @@ def estimate(one: TrainConfig, count: int) -> RunEstimate:
 
 
 def test_closed_form_steps_tokens_work_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
+    monkeypatch.setattr(run_estimate, "_matmul_rate", lambda _: RATE)
     one = config(num_train_epochs=3.0)
     found = estimate(one, 12)
     assert (found.steps, found.pairs_per_step) == (6, 6)
@@ -62,6 +62,6 @@ def test_closed_form_steps_tokens_work_memory_and_time(monkeypatch: pytest.Monke
 def test_closed_form_steps_that_are_asked_for_count_before_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_estimate, "_product_rate", lambda _: RATE)
+    monkeypatch.setattr(run_estimate, "_matmul_rate", lambda _: RATE)
     assert estimate(config(max_steps=7), 12).steps == 7
     assert estimate(config(num_train_epochs=0.4), 13).steps == 2  # of three an epoch

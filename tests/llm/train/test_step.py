@@ -99,10 +99,10 @@ def in_parts(parts: int, n: int = 8) -> Batch:
         comparison_batch(SPACE, jax.tree.map(lambda leaf, s=s: leaf[s : s + size], whole))
         for s in range(0, n, size)
     ]
-    longest = max(len(batch.completions.place) for batch in batches)
+    longest = max(len(batch.completions.flat_index) for batch in batches)
 
     def padded(batch: Batch) -> Batch:
-        missing = (0, longest - len(batch.completions.place))
+        missing = (0, longest - len(batch.completions.flat_index))
         place, target, response = (np.pad(leaf, missing) for leaf in batch.completions)
         response[longest - missing[1] :] = 3 * size
         return batch._replace(completions=type(batch.completions)(place, target, response))
