@@ -1,10 +1,10 @@
-"""Speed and memory of studies, in one run.
+"""Speed and memory of studies.
 
     python benchmarks/studies.py [--out DIR] [--fits 1000000]
 
-A study of RPO on bandits of 8 prompts x 10 responses through ``rpo study``, records and figures
-included, at the full number of fits and at a tenth of it: time and peak memory of the process, and
-the time a fit against a loop over SciPy's L-BFGS-B on the same bandits.
+The benchmark runs a study of RPO through ``rpo study``, records and figures included, on bandits
+with 8 prompts and 10 responses. It reports time and peak memory of the process at the full number
+of fits and at a tenth of it, and compares the time per fit with a loop over SciPy's L-BFGS-B.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ DESIGN = {
     "reward_max": 2.0,
 }
 COMPARISONS = [100, 1000, 10000, 100000]
-SAMPLE = 12
+SCIPY_FITS = 12
+"""Number of fits by SciPy whose median time is reported."""
 
 
 def run_study(folder: Path, fits: int) -> dict[str, float]:
-    """Run a study in a process of its own: seconds, MiB at the peak, seconds a fit."""
+    """Run a study in a new process, and return its time and its peak memory."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     study = {
@@ -53,20 +54,25 @@ def run_study(folder: Path, fits: int) -> dict[str, float]:
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit("the study failed")
-    wall = time.perf_counter() - start
-    return {"fits": fits, "seconds": wall, "mib": usage.ru_maxrss / 1024, "a_fit": wall / fits}
+    elapsed = time.perf_counter() - start
+    return {
+        "fits": fits,
+        "seconds": elapsed,
+        "mib": usage.ru_maxrss / 1024,
+        "seconds_per_fit": elapsed / fits,
+    }
 
 
 def scipy_seconds() -> float:
-    """Seconds a fit of the loop, on bandits of the same study."""
+    """Return the median time of a fit by SciPy, on bandits of the same study."""
     design = Design(**{**DESIGN, "target_coverage": 2.0})
-    batch = draw_design(design, 1000, np.arange(SAMPLE)).problem
-    times = [seconds(lambda i=i: scipy_reward(one(batch, i))) for i in range(SAMPLE)]
+    batch = draw_design(design, 1000, np.arange(SCIPY_FITS)).problem
+    times = [seconds(lambda i=i: scipy_reward(one(batch, i))) for i in range(SCIPY_FITS)]
     return float(np.median(times))
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure both sizes, print the results and write ``studies.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--fits", type=int, default=1_000_000)
@@ -75,12 +81,13 @@ def main() -> None:
         run_study(args.out / name, fits)
         for name, fits in (("tenth", args.fits // 10), ("full", args.fits))
     )
-    loop = scipy_seconds()
-    found = {"tenth": tenth, "full": full, "scipy_a_fit": loop, "ratio": loop / full["a_fit"]}
-    (args.out / "studies.json").write_text(json.dumps(found, indent=1))
+    scipy = scipy_seconds()
+    ratio = scipy / full["seconds_per_fit"]
+    results = {"tenth": tenth, "full": full, "scipy_seconds_per_fit": scipy, "ratio": ratio}
+    (args.out / "studies.json").write_text(json.dumps(results, indent=1))
     for row in (tenth, full):
         print(f"{row['fits']:>9,} fits {row['seconds']:6.1f} s  peak {row['mib']:5.0f} MiB")
-    print(f"SciPy {1e3 * loop:.1f} ms a fit, {found['ratio']:.0f} times ours")
+    print(f"SciPy {1e3 * scipy:.1f} ms per fit, {ratio:.0f} times the time of the study")
 
 
 if __name__ == "__main__":

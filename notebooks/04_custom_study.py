@@ -9,10 +9,10 @@
 # ---
 
 # %% [markdown]
-# # 4. A study of your own
+# # 4. A custom study
 #
-# When does RPO help, and how much? A study is a choice of methods and axes. The same thing that
-# `rpo study STUDY.yaml` runs can be run from Python; records are a table.
+# When does RPO help, and how much? A study is defined by methods and axes. `api.study` runs it, as the command
+# `rpo study STUDY.yaml` does; the records are a table.
 
 # %%
 import tempfile
@@ -20,52 +20,58 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from bandits.study.config import StudyConfig, count_fits
-from rpo.cli import main
-from rpo.runtime.config_files import read_config
+from bandits.methods.base import MethodOptions
+from bandits.study.config import MethodConfig, StudyConfig, count_fits
+from rpo import api
+from rpo_io.figures import PALETTE
 
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# ## The choice
+# ## The configuration
 #
-# Eight responses; half of them are *rare*, bad ones, compared about once each however much data there is.
-# Our question: how does the gap depend on $\eta$, and is there one $\eta$ for every $N$? The rule `theorem` takes
-# the $\eta$ of Theorem 5.3, which falls like $1/\sqrt N$; the others are constants. (DPO has no $\eta$, and its
-# five fits are the same.)
+# There are eight responses. Half of them are *rare* and bad: each is compared about once, for every amount of data.
+# How does the gap depend on $\eta$, and is one $\eta$ good for every $N$? The rule `theorem` is the $\eta$ of
+# Theorem 5.3, which falls like $1/\sqrt N$; the other values are constants. (DPO has no $\eta$, so its five fits are
+# equal.)
 
 # %%
-(folder / "mine.yaml").write_text("""
-name: mine
-methods:
-  - {method: rpo, options: {baseline: given}}
-  - {method: dpo}
-comparisons: [300, 3000, 30000]
-seeds: 100
-eta: [0.0003, 0.003, 0.03, 0.3, theorem]
-design: {actions: 8, rare: 4, rare_comparisons: 1.0, target_coverage: 1.5, reward_max: 2.0}
-""")
-study = read_config(folder / "mine.yaml", StudyConfig)
+study = StudyConfig(
+    name="custom",
+    methods=[
+        MethodConfig(method="rpo", options=MethodOptions(baseline="given")),
+        MethodConfig(method="dpo"),
+    ],
+    comparisons=[300, 3000, 30_000],
+    seeds=100,
+    eta=[0.0003, 0.003, 0.03, 0.3, "theorem"],
+    design={
+        "actions": 8,
+        "rare": 4,
+        "rare_comparisons": 1.0,
+        "target_coverage": 1.5,
+        "reward_max": 2.0,
+    },
+)
 print(f"{count_fits(study):,} fits")
 
 # %% [markdown]
 # ## The run
 #
-# The command, called from Python. From a shell: `rpo study mine.yaml --out out/mine`.
+# The function writes the same files as the command.
 
 # %%
-assert main(["study", str(folder / "mine.yaml"), "--out", str(folder / "out")]) == 0
-print(sorted(path.name for path in (folder / "out").iterdir()))
+result = api.study(study, out=folder / "out")
+print(sorted(path.name for path in result.folder.iterdir()))
 
 # %% [markdown]
 # ## The records
 #
-# A row a fit, as Parquet: for R, polars, pandas (`records.to_pandas()`), or `pyarrow` itself.
+# The records have one row per fit. The format is Parquet, which R, polars, pandas (`records.to_pandas()`) and
+# `pyarrow` read.
 
 # %%
-import pyarrow.parquet as pq
-
-records = pq.read_table(folder / "out" / "records.parquet")
+records = result.records
 print(records.num_rows, "rows;", ", ".join(records.column_names[:14]), "...")
 mean = records.group_by(["label", "eta_rule", "comparisons"]).aggregate(
     [("gap", "mean"), ("eta", "mean")]
@@ -73,11 +79,9 @@ mean = records.group_by(["label", "eta_rule", "comparisons"]).aggregate(
 mean.slice(0, 3).to_pylist()
 
 # %% [markdown]
-# ## The figure that the question asks for
+# ## A figure for the question
 
 # %%
-from rpo_io.figures import PALETTE
-
 sizes = (300, 3000, 30_000)
 at = {(row["label"], row["eta_rule"], row["comparisons"]): row for row in mean.to_pylist()}
 constants = sorted({rule for _, rule, _ in at} - {"theorem"}, key=float)
@@ -105,12 +109,12 @@ for n, (gap, eta) in best.items():
 assert best[30_000][1] < best[300][1]
 
 # %% [markdown]
-# A curve is a valley. With too little $\eta$ RPO is DPO; with too much it copies the baseline, and then more
-# data help nobody. The bottom moves left as $N$ grows, as the theorem says that it should.
+# Each curve has a minimum. With a small $\eta$ RPO behaves like DPO. With a large $\eta$ it copies the baseline, and
+# more data do not lower the gap. The minimum moves to the left as $N$ grows, as the theorem predicts.
 
 # %% [markdown]
 # ## Exercise
 #
-# Set `rare: 0`: no response is hardly ever seen. Does RPO still help, and what does its caution cost?
+# Set `rare: 0`, so that all responses are compared often. Does RPO still help, and what does its caution cost?
 #
-# *Hint: `docs/studies.md` has the number for one case. It is small, and not zero.*
+# *Hint: `docs/studies.md` gives the number for one case. It is small, but not zero.*

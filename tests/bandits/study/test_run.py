@@ -6,7 +6,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -281,16 +280,6 @@ def test_closed_form_violations_are_counted() -> None:
     corrected, tight = count_violations(table.slice(first, 2) for first in range(0, len(table), 2))
     assert corrected == {"label": "a", "form": "bound", "draws": 2, "violations": 1, "ratio": 1.5}
     assert (tight["form"], tight["draws"], tight["ratio"]) == ("bound_tight", 1, 3.0)
-
-
-def test_parity_draws_of_a_part_are_the_same_as_single_draws() -> None:
-    (part,) = plan_parts(study(comparisons=[9, 99], seeds=2, first_seed=5))
-    batch = draw_part(part)
-    draws = [(9, 5), (9, 6), (99, 5), (99, 6)]
-    for index, (comparisons, seed) in enumerate(draws):
-        single = draw_design(Design(**DESIGN), comparisons, np.array([seed]))
-        for batch_leaf, leaf in zip(*map(jax.tree.leaves, (batch, single)), strict=True):
-            np.testing.assert_array_equal(batch_leaf[index], leaf[0])
 
 
 def test_property_a_part_has_one_record_per_draw_and_one_timing_per_method() -> None:

@@ -1,0 +1,73 @@
+"""Parts of a study: sizes, order, and the draws they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bandits.environments.designs import Design, draw_design
+from bandits.study.config import MethodConfig, StudyConfig
+from bandits.study.parts import draw_part, plan_parts
+
+DESIGN = {
+    "actions": 6,
+    "rare": 2,
+    "rare_comparisons": 1.0,
+    "target_coverage": 1.5,
+    "reward_max": 2.0,
+}
+
+
+def study(**changed: Any) -> StudyConfig:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "methods": [MethodConfig(method="dpo")],
+        "comparisons": [9, 99],
+        "seeds": 5,
+        "design": DESIGN,
+    }
+    return StudyConfig(**{**fields, **changed})
+
+
+def test_closed_form_parts_have_equal_sizes_and_every_draw_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 4)
+    parts = plan_parts(study(first_seed=7))
+    assert [part.number for part in parts] == [0, 1, 2]
+    assert [len(part.seeds) for part in parts] == [4, 4, 4]
+    assert [part.n_draws for part in parts] == [4, 4, 2]
+    draws = [
+        (part.scenarios[index].comparisons, seed)
+        for part in parts
+        for index, seed in zip(
+            part.scenario_index[: part.n_draws].tolist(), part.seeds.tolist(), strict=False
+        )
+    ]
+    assert draws == [(n, seed) for n in (9, 99) for seed in range(7, 12)]
+
+
+def test_closed_form_a_part_is_bounded_by_its_win_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bandits.study.parts.MAX_COUNTS_PER_PART", 2 * 36 * 2)
+    assert {part.n_draws for part in plan_parts(study(eta=[0.1, 0.2]))} == {2}
+
+
+def test_property_scenarios_of_different_shapes_are_in_different_parts() -> None:
+    parts = plan_parts(study(design={**DESIGN, "actions": [6, 7]}))
+    assert [{scenario.design.actions for scenario in part.scenarios} for part in parts] == [
+        {6},
+        {7},
+    ]
+
+
+def test_parity_draws_of_a_part_are_the_same_as_single_draws() -> None:
+    (part,) = plan_parts(study(comparisons=[9, 99], seeds=2, first_seed=5))
+    batch = draw_part(part)
+    draws = [(9, 5), (9, 6), (99, 5), (99, 6)]
+    for index, (comparisons, seed) in enumerate(draws):
+        single = draw_design(Design(**DESIGN), comparisons, np.array([seed]))
+        for batch_leaf, leaf in zip(*map(jax.tree.leaves, (batch, single)), strict=True):
+            np.testing.assert_array_equal(batch_leaf[index], leaf[0])
