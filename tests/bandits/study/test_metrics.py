@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from bandits.environments.base import Instance, best_action_policy
-from bandits.methods.base import FitResult, mle_reward
-from bandits.methods.pessimistic_mle import confidence_radius
+from bandits.methods.base import FitResult
 from bandits.study.metrics import (
     BoundInputs,
     compute_bound_inputs,
@@ -16,7 +15,7 @@ from bandits.study.metrics import (
     kl_to_reference,
     measure_policy,
 )
-from rpo_theory.rewards import LinearBall, TabularBox, Unbounded
+from rpo_theory.rewards import TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
 
 TRUTH = np.array([[[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]]])
@@ -28,14 +27,16 @@ def instance() -> Instance:
     even = np.full((1, 2, 3), 1 / 3)
     weights = np.array([[0.25, 0.75]])
     problem = Problem(weights, even, even, np.zeros((1, 2, 3, 3)), np.ones(1), np.ones(1))
-    law = np.broadcast_to((1 - np.eye(3)) / 6.0, (1, 2, 3, 3)) * weights[..., None, None]
-    return Instance(
-        problem, TabularBox(np.array([2.0])), TRUTH, best_action_policy(TRUTH[0])[None], law
+    pair_distribution = (
+        np.broadcast_to((1 - np.eye(3)) / 6.0, (1, 2, 3, 3)) * weights[..., None, None]
     )
-
-
-def test_closed_form_the_best_arms() -> None:
-    assert best_action_policy(TRUTH[0]).tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    return Instance(
+        problem,
+        TabularBox(np.array([2.0])),
+        TRUTH,
+        best_action_policy(TRUTH[0])[None],
+        pair_distribution,
+    )
 
 
 def test_closed_form_gaps_values_and_divergence(instance: Instance) -> None:
@@ -53,66 +54,40 @@ def test_closed_form_gaps_values_and_divergence(instance: Instance) -> None:
 
 
 def test_closed_form_the_inputs_of_the_bounds(instance: Instance) -> None:
-    setting = compute_bound_inputs(instance, np.array([100.0]), 0.05)
-    assert float(setting.comparator_kl[0]) == pytest.approx(np.log(3))
-    assert float(setting.reward_max[0]) == 2.0
-    # All pairs alike: the norm of the comparator less the baseline, 4/9 + 1/9 + 1/9 at each prompt.
-    assert float(setting.coverage[0]) == pytest.approx(np.sqrt(2 / 3))
-    more = compute_bound_inputs(instance, np.array([100.0]), 0.005)
-    assert float(more.complexity[0] - setting.complexity[0]) > 0.0
+    inputs = compute_bound_inputs(instance, np.array([100.0]), 0.05)
+    assert float(inputs.comparator_kl[0]) == pytest.approx(np.log(3))
+    assert float(inputs.reward_max[0]) == 2.0
+    # Pairs are uniform: C is the norm of comparator minus baseline, 4/9 + 1/9 + 1/9 per prompt.
+    assert float(inputs.coverage[0]) == pytest.approx(np.sqrt(2 / 3))
+    safer = compute_bound_inputs(instance, np.array([100.0]), 0.005)
+    assert float(safer.complexity[0] - inputs.complexity[0]) > 0.0
     with pytest.raises(ValueError, match="`reward_class` must be compact"):
         compute_bound_inputs(instance._replace(reward_class=Unbounded()), np.array([100.0]), 0.05)
 
 
-def test_closed_form_maximum_likelihood_rewards_fit_the_shares_of_the_votes() -> None:
-    wins = np.array([[[[0.0, 3.0], [1.0, 0.0]]], [[[0.0, 1.0], [1.0, 0.0]]]])
-    even = np.full((2, 1, 2), 0.5)
-    problem = Problem(np.ones((2, 1)), even, even, wins, np.ones(2), np.full(2, 7.0))
-    reward = mle_reward(problem, TabularBox(np.array([5.0, 5.0])))
-    np.testing.assert_allclose(reward[:, 0, 0] - reward[:, 0, 1], [np.log(3.0), 0.0], atol=1e-6)
-
-
-@pytest.mark.parametrize("safe", [0.0, 1.0])
-def test_closed_form_the_radius_of_the_confidence_ellipsoid(safe: float) -> None:
-    numbers = {"confidence": 0.1, "pessimism": 2.0, "ridge": 0.01, "safe": safe}
-    features = np.array([[[3.0, 4.0], [0.0, 1.0]]])
-    ball = LinearBall(features, np.array(0.2))
-    reach = (1.0 + safe) * 0.2 * 5.0
-    slope = 1.0 / (2.0 + np.exp(reach) + np.exp(-reach))
-    expected = 2.0 * np.sqrt((2.0 + np.log(10.0)) / (slope**2 * 50.0) + 0.01 * 0.2**2)
-    given = {name: np.array(value) for name, value in numbers.items()}
-    radius = confidence_radius(ball, np.array(50.0), (1, 2), **given)
-    assert float(radius) == pytest.approx(expected)
-    # Of the box: four cells, half the diagonal, and no more difference than its width.
-    slope = 1.0 / (2.0 + np.exp(1.5) + np.exp(-1.5))
-    expected = 2.0 * np.sqrt((4.0 + np.log(10.0)) / slope**2 + 0.01 * 0.75**2 * 4.0)
-    radius = confidence_radius(TabularBox(np.array(1.5)), np.array(0.0), (2, 2), **given)
-    assert float(radius) == pytest.approx(expected)
-
-
 def test_closed_form_the_etas_of_the_theorem_do_not_depend_on_coverage() -> None:
-    setting = BoundInputs(
+    inputs = BoundInputs(
         np.array([9.0, 9.0]), np.zeros(2), np.array([0.0, 1.0]), np.array([2.0, 3.0])
     )
     n = np.array([100.0, 400.0])
-    printed = np.sqrt(24 / n) * setting.complexity / (1 + np.exp(setting.reward_max)) ** 2
-    np.testing.assert_allclose(eta_by_rule(setting, n, "theorem"), printed, rtol=1e-14)
+    printed = np.sqrt(24 / n) * inputs.complexity / (1 + np.exp(inputs.reward_max)) ** 2
+    np.testing.assert_allclose(eta_by_rule(inputs, n, "theorem"), printed, rtol=1e-14)
     # The sharpest modulus is an eighth of the slope of the sigmoid at the widest difference.
-    slope = 1 / (2 + np.exp(setting.reward_max) + np.exp(-setting.reward_max))
-    tight = np.sqrt(24 * slope / 8 / n) * setting.complexity
-    np.testing.assert_allclose(eta_by_rule(setting, n, "tight"), tight, rtol=1e-14)
+    slope = 1 / (2 + np.exp(inputs.reward_max) + np.exp(-inputs.reward_max))
+    tight = np.sqrt(24 * slope / 8 / n) * inputs.complexity
+    np.testing.assert_allclose(eta_by_rule(inputs, n, "tight"), tight, rtol=1e-14)
 
 
 def test_closed_form_bounds_are_equation_a44_with_three_moduli() -> None:
-    setting = BoundInputs(np.array([3.0]), np.array([0.7]), np.array([1.0]), np.array([2.0]))
+    inputs = BoundInputs(np.array([3.0]), np.array([0.7]), np.array([1.0]), np.array([2.0]))
     n, eta, beta = np.array([100.0]), np.array([0.4]), np.array([0.1])
-    found = gap_bounds(setting, comparisons=n, eta=eta, beta=beta)
+    bounds = gap_bounds(inputs, comparisons=n, eta=eta, beta=beta)
     printed = (1 + np.e) ** -4
     tight = 1 / (2 + np.e + 1 / np.e) / 8
     for name, modulus in (("", printed / 2), ("_printed", printed), ("_tight", tight)):
         terms = 9 * eta / (8 * modulus), 3 * 4 / (eta * n), beta * 0.7
-        np.testing.assert_allclose(found[f"bound{name}"], sum(terms), rtol=1e-12)
+        np.testing.assert_allclose(bounds[f"bound{name}"], sum(terms), rtol=1e-12)
         if not name:
             for term, value in zip(("coverage", "complexity", "kl"), terms, strict=True):
-                np.testing.assert_allclose(found[f"bound_{term}"], value, rtol=1e-9)
-    assert gap_bounds(setting, comparisons=n, eta=0.0 * eta, beta=beta)["bound"] == [np.inf]
+                np.testing.assert_allclose(bounds[f"bound_{term}"], value, rtol=1e-9)
+    assert gap_bounds(inputs, comparisons=n, eta=0.0 * eta, beta=beta)["bound"] == [np.inf]
