@@ -22,7 +22,7 @@ from llm.data.model_folder import resolve_model_folder
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora
-from llm.parallel.mesh import devices_of
+from llm.parallel.mesh import make_devices, single_device
 
 from .io import read_architecture, read_parameters
 
@@ -86,12 +86,10 @@ def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder
             finite, or the mesh does not divide the devices or the heads.
     """
     decoder = abstract_model(model)
-    devices = None if mesh is None else devices_of(mesh, decoder)
+    devices = single_device() if mesh is None else make_devices(mesh, decoder)
     graphdef, abstract = nnx.split(decoder)
     leaves = dict(nnx.to_flat_state(abstract))
-    shardings = None
-    if devices is not None:
-        shardings = {path: devices.sharding(path) for path in leaves}
+    shardings = {path: devices.sharding(path) for path in leaves}
     parameters: dict[tuple, Array] = {}
     if model.folder is not None:
         parameters |= read_parameters(model.folder, model.architecture, leaves, shardings)
@@ -117,7 +115,7 @@ def abstract_model(model: ResolvedModel) -> Decoder:
 
 
 def _draw_parameters(
-    model: ResolvedModel, paths: Sequence[tuple], shardings: Mapping[tuple, Sharding] | None
+    model: ResolvedModel, paths: Sequence[tuple], shardings: Mapping[tuple, Sharding]
 ) -> dict[tuple, Array]:
     """Draw the parameters at some paths; the compiler removes the draws of all others."""
 
@@ -125,7 +123,7 @@ def _draw_parameters(
         leaves = dict(nnx.to_flat_state(nnx.state(_initialize(model))))
         return [leaves[path].get_value() for path in paths]
 
-    out_shardings = None if shardings is None else [shardings[path] for path in paths]
+    out_shardings = [shardings[path] for path in paths]
     return dict(zip(paths, jax.jit(draw, out_shardings=out_shardings)(), strict=True))
 
 

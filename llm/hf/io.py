@@ -24,8 +24,9 @@ from llm.data.model_folder import (
     read_json_object,
 )
 from llm.models.architecture import Architecture
-from llm.models.decoder import Decoder, LayerLoop, Remat
+from llm.models.decoder import Decoder, Remat
 from llm.models.lora import merged_kernel
+from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
 from .config import from_hf_config, to_hf_config
@@ -44,7 +45,6 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
-    layer_loop: LayerLoop = "scan",
 ) -> Decoder:
     """Load a decoder from a Hugging Face folder onto one device.
 
@@ -54,7 +54,6 @@ def load_model(
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters, whatever the dtype of the files.
         remat: see :class:`llm.models.decoder.Decoder`.
-        layer_loop: see :class:`llm.models.decoder.Decoder`.
 
     Returns:
         The decoder.
@@ -73,12 +72,13 @@ def load_model(
             dtype=dtype,
             param_dtype=param_dtype,
             remat=remat,
-            layer_loop=layer_loop,
         )
 
     graphdef, abstract = nnx.split(nnx.eval_shape(create))
     leaves = dict(nnx.to_flat_state(abstract))
-    for path, parameter in read_parameters(folder, architecture, leaves):
+    devices = single_device()
+    shardings = {path: devices.sharding(path) for path in leaves}
+    for path, parameter in read_parameters(folder, architecture, leaves, shardings):
         leaves[path] = leaves[path].replace(parameter)
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
@@ -87,7 +87,7 @@ def read_parameters(
     folder: Path,
     architecture: Architecture,
     shapes: Mapping[tuple[Any, ...], Any],
-    shardings: Mapping[tuple[Any, ...], Sharding] | None = None,
+    shardings: Mapping[tuple[Any, ...], Sharding],
 ) -> Iterator[tuple[tuple[Any, ...], jax.Array]]:
     """Read the parameters of a decoder one at a time, to keep the peak of memory low.
 
@@ -98,7 +98,7 @@ def read_parameters(
         folder: folder of the model.
         architecture: architecture that its ``config.json`` describes.
         shapes: objects with ``shape`` and ``dtype``, by parameter path.
-        shardings: shardings by parameter path; None for one device.
+        shardings: shardings by parameter path.
 
     Yields:
         The path of a parameter and its values.
@@ -113,11 +113,8 @@ def read_parameters(
         for mapping in sorted(mappings, key=lambda each: -np.prod(shapes[each.path].shape)):
             leaf = shapes[mapping.path]
             read: Any = partial(_read_shard, files, mapping, leaf.shape, np.dtype(leaf.dtype))
-            if shardings is None:
-                parameter = jnp.asarray(read(tuple(slice(size) for size in leaf.shape)))
-            else:
-                sharding = shardings[mapping.path]
-                parameter = jax.make_array_from_callback(leaf.shape, sharding, read)
+            sharding = shardings[mapping.path]
+            parameter = jax.make_array_from_callback(leaf.shape, sharding, read)
             # Waiting for the copy frees the host's values before the next ones are read.
             yield mapping.path, jax.block_until_ready(parameter)
 

@@ -1,4 +1,4 @@
-"""Files from elsewhere that mean harm: they run nothing, reach nothing, and take little."""
+"""Claims about hostile files: they run nothing, reach nothing, and take little memory and time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "torture"))
 memory: Any = importlib.import_module("peak_memory")
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("rpo_theory", "bandits", "llm", "rpo")
+PACKAGES = ("rpo_theory", "rpo_io", "bandits", "llm", "rpo")
 ESCAPE = "\x1b[2J\x1b]0;title\x07\x9b31m"
 SCRIPT = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -80,7 +80,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def growth_below(limit: int) -> Iterator[None]:
-    """Bytes that this process may take meanwhile, whatever it held before."""
+    """Check that the peak memory grows by less than ``limit`` bytes inside the block."""
     memory.reset_peak()
     before = memory.peak_memory()
     yield
@@ -90,12 +90,12 @@ def growth_below(limit: int) -> Iterator[None]:
 # Chat templates
 
 
-def rendered(source: str) -> str:
+def render(source: str) -> str:
     template = ChatTemplate(source, name="t")
     return template.render(HELLO, add_generation_prompt=True, variables={"bos_token": "<s>"})
 
 
-ESCAPES = [
+ESCAPING_TEMPLATES = [
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ ''|attr('__class__') }}",
     "{{ '{0.__class__.__mro__}'.format('') }}",
@@ -116,20 +116,20 @@ ESCAPES = [
 ]
 
 
-@pytest.mark.parametrize("source", ESCAPES)
+@pytest.mark.parametrize("source", ESCAPING_TEMPLATES)
 def test_extreme_a_chat_template_cannot_leave_its_sandbox(source: str) -> None:
     try:
-        text = rendered(source)
+        text = render(source)
     except ValueError as error:
         text = str(error)
         assert text.startswith("t ")
-    # A text may still name a builtin type; it holds nothing of the interpreter or the machine.
+    # The output may name a builtin type, but holds nothing of the interpreter or the machine.
     assert "root:" not in text
     assert not re.search(r"<class 'os|<module|<function|object at 0x", text)
     assert not Path("owned").exists()
 
 
-TIME = [
+SLOW_TEMPLATES = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ 7 ** (7 ** 9) }}",
@@ -137,7 +137,7 @@ TIME = [
     "{% set n = namespace(x=[]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
     "{{ n.x }}",
 ]
-SPACE = [
+LARGE_TEMPLATES = [
     "{{ 'x' * 10 ** 10 }}",
     "{{ ['x'] * 10 ** 10 }}",
     "{{ 'x'.ljust(10 ** 10) }}",
@@ -156,19 +156,19 @@ SPACE = [
 ]
 
 
-@pytest.mark.parametrize("source", [*TIME, *SPACE])
-def test_extreme_a_chat_template_is_stopped_in_time_and_takes_no_memory(
+@pytest.mark.parametrize("source", [*SLOW_TEMPLATES, *LARGE_TEMPLATES])
+def test_extreme_a_chat_template_is_stopped_within_its_limits(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
     start = time.monotonic()
     with growth_below(2**26), pytest.raises(ValueError, match=r"^t (is not a ch|cannot render)"):
-        rendered(source)
+        render(source)
     assert time.monotonic() - start < 5.0
-    assert rendered("{{ messages[0].content }}") == "Hello"
+    assert render("{{ messages[0].content }}") == "Hello"
 
 
-def test_extreme_a_process_of_templates_has_no_files_no_network_and_no_secrets(
+def test_extreme_the_template_process_has_no_files_no_network_and_no_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -183,10 +183,10 @@ def test_extreme_a_process_of_templates_has_no_files_no_network_and_no_secrets(
         "    except (OSError, MemoryError): failed += 1\n"
         "print(failed)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "4\n", done.stderr
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert process.stdout == "4\n", process.stderr
     chat_template._PROCESS._end()
-    assert rendered("{{ bos_token }}") == "<s>"
+    assert render("{{ bos_token }}") == "<s>"
     running = chat_template._PROCESS._running
     assert running is not None
     environment = Path(f"/proc/{running.pid}/environ")
@@ -194,10 +194,10 @@ def test_extreme_a_process_of_templates_has_no_files_no_network_and_no_secrets(
         assert b"secret" not in environment.read_bytes()
 
 
-# Folders of models
+# Model folders
 
 
-def with_header(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
+def write_header(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
 
@@ -206,7 +206,7 @@ def tensor(*offsets: int, shape: tuple[int, ...] = (2,), dtype: str = "F32") -> 
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
-HEADERS: list[tuple[Any, bytes, int | None]] = [
+BAD_HEADERS: list[tuple[Any, bytes, int | None]] = [
     ({"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12), None),
     ({"a": tensor(0, 8), "b": tensor(0, 8)}, bytes(8), None),
     ({"a": tensor(0, 2**62, shape=(2**60,))}, bytes(8), None),
@@ -223,17 +223,17 @@ HEADERS: list[tuple[Any, bytes, int | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("header", "data", "length"), HEADERS)
-def test_raises_on_headers_of_safetensors_that_point_elsewhere(
+@pytest.mark.parametrize(("header", "data", "length"), BAD_HEADERS)
+def test_raises_for_safetensors_headers_with_bad_offsets(
     header: Any, data: bytes, length: int | None, model: Path
 ) -> None:
-    with_header(model / SAFE_WEIGHTS_NAME, header, data, length)
+    write_header(model / SAFE_WEIGHTS_NAME, header, data, length)
     with growth_below(2**28), pytest.raises(ValueError, match=r"model\.safetensors is broken"):
         load_model(model)
 
 
 @pytest.mark.parametrize("name", ["../../secret", "{secret}", "/dev/zero", "", ".", "..", "a\0b"])
-def test_raises_on_an_index_that_leads_out_of_its_folder(name: str, model: Path) -> None:
+def test_raises_for_an_index_that_leads_out_of_its_folder(name: str, model: Path) -> None:
     secret = model.parent.parent / "secret"
     secret.write_bytes((model / SAFE_WEIGHTS_NAME).read_bytes())
     (model / SAFE_WEIGHTS_NAME).rename(model / "other.safetensors")
@@ -260,7 +260,7 @@ def publish(model: Path) -> None:
         ("tokenizer_config.json", publish),
     ],
 )
-def test_raises_on_links_out_of_a_model_and_copies_none(
+def test_raises_for_links_out_of_a_model_folder_and_copies_none(
     name: str, use: Callable[[Path], Any], model: Path
 ) -> None:
     (model.parent / "secret").write_text("{}")
@@ -271,7 +271,7 @@ def test_raises_on_links_out_of_a_model_and_copies_none(
     assert not (model.parent / "published").exists()
 
 
-def test_raises_on_what_is_no_file_in_a_model(model: Path) -> None:
+def test_raises_for_special_files_in_a_model_folder(model: Path) -> None:
     for name in TOKENIZER_FILES[:3]:
         (model / name).unlink(missing_ok=True)
     os.mkfifo(model / "tokenizer.json")
@@ -290,7 +290,7 @@ def test_raises_on_what_is_no_file_in_a_model(model: Path) -> None:
         load_model(model)
 
 
-def test_closed_form_links_within_a_model_and_into_the_cache_of_the_hub_are_followed(
+def test_closed_form_links_inside_a_folder_and_into_the_hub_cache_are_followed(
     model: Path,
 ) -> None:
     (model / CONFIG_NAME).rename(model / "real.json")
@@ -309,7 +309,7 @@ def test_closed_form_links_within_a_model_and_into_the_cache_of_the_hub_are_foll
 # Data and configurations
 
 
-YAML = [
+BAD_YAML = [
     "name: !!python/object/apply:os.system ['touch owned']",
     "name: !!python/name:os.system",
     "name: !!python/object/new:type [x, [], {}]",
@@ -328,8 +328,8 @@ YAML = [
 ]
 
 
-@pytest.mark.parametrize("text", YAML)
-def test_raises_on_yaml_that_would_make_objects_or_unfold(
+@pytest.mark.parametrize("text", BAD_YAML)
+def test_raises_for_yaml_that_creates_objects_or_expands(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -342,17 +342,17 @@ def test_raises_on_yaml_that_would_make_objects_or_unfold(
     assert not (tmp_path / "owned").exists()
 
 
-def gzip_of(path: Path, piece: bytes, repeats: int) -> None:
+def write_gzip(path: Path, block: bytes, repeats: int) -> None:
     with gzip.open(path, "wb", compresslevel=9) as file:
         for _ in range(repeats):
-            file.write(piece)
+            file.write(block)
 
 
 LINE = json.dumps(ROW).encode() + b"\n"
 
 
 @pytest.mark.parametrize(
-    ("piece", "repeats", "rule"),
+    ("block", "repeats", "rule"),
     [
         (b"x" * 2**20, 20, r":1: a row has at most"),
         (b"\n" * 2**20, 8, r": the file unpacks to more than"),
@@ -360,21 +360,21 @@ LINE = json.dumps(ROW).encode() + b"\n"
     ],
     ids=["a line", "blank lines", "equal rows"],
 )
-def test_raises_on_gzip_bombs(piece: bytes, repeats: int, rule: str, tmp_path: Path) -> None:
-    gzip_of(tmp_path / "rows.jsonl.gz", piece, repeats)
-    told = rf"rows\.jsonl\.gz{rule}|rows\.jsonl\.gz:\d+{rule}"
-    with growth_below(2**27), pytest.raises(ValueError, match=told):
+def test_raises_for_gzip_bombs(block: bytes, repeats: int, rule: str, tmp_path: Path) -> None:
+    write_gzip(tmp_path / "rows.jsonl.gz", block, repeats)
+    message = rf"rows\.jsonl\.gz{rule}|rows\.jsonl\.gz:\d+{rule}"
+    with growth_below(2**27), pytest.raises(ValueError, match=message):
         for _ in read_rows(tmp_path / "rows.jsonl.gz"):
             pass
 
 
-def test_closed_form_data_that_packs_well_is_read(tmp_path: Path) -> None:
-    gzip_of(tmp_path / "rows.jsonl.gz", LINE * 100, 20)
+def test_closed_form_highly_compressible_data_is_read(tmp_path: Path) -> None:
+    write_gzip(tmp_path / "rows.jsonl.gz", LINE * 100, 20)
     assert sum(1 for _ in read_rows(tmp_path / "rows.jsonl.gz")) == 2_000
 
 
 LONG = "x" * 2**20
-PARQUET: list[tuple[Callable[[], pa.Array], str]] = [
+PARQUET_BOMBS: list[tuple[Callable[[], pa.Array], str]] = [
     (lambda: pa.array([LONG] * 99), "unpacks to more than"),
     (lambda: pa.array([[{"role": "user", "content": LONG}]] * 99), "unpacks to more than"),
     (lambda: pa.array([LONG] * 99).dictionary_encode(), "unpacks to more than"),
@@ -383,8 +383,10 @@ PARQUET: list[tuple[Callable[[], pa.Array], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("column", "rule"), PARQUET)
-def test_raises_on_parquet_bombs(column: Callable[[], pa.Array], rule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("column", "rule"), PARQUET_BOMBS)
+def test_raises_for_parquet_bombs(
+    column: Callable[[], pa.Array], rule: str, tmp_path: Path
+) -> None:
     path = tmp_path / "rows.parquet"
     parquet.write_table(pa.table({"prompt": column()}), path, compression="zstd")
     assert path.stat().st_size < 20_000
@@ -392,7 +394,7 @@ def test_raises_on_parquet_bombs(column: Callable[[], pa.Array], rule: str, tmp_
         list(read_rows(path))
 
 
-def test_raises_on_rows_and_lists_that_are_too_long(
+def test_raises_for_rows_and_lists_that_are_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
@@ -405,10 +407,10 @@ def test_raises_on_rows_and_lists_that_are_too_long(
         list(read_json_list(tmp_path / "list.json"))
 
 
-# What fuzzing has found
+# Inputs that fuzzing has found
 
 
-WRONG = [
+BAD_VALUES = [
     {"model_type": ["llama"]},
     {"num_hidden_layers": 10**9},
     {"vocab_size": 2**40},
@@ -424,8 +426,8 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("change", WRONG)
-def test_raises_on_values_that_no_architecture_has(change: dict[str, Any], model: Path) -> None:
+@pytest.mark.parametrize("change", BAD_VALUES)
+def test_raises_for_invalid_values_of_an_architecture(change: dict[str, Any], model: Path) -> None:
     config = json.loads((model / CONFIG_NAME).read_text()) | change
     (model / CONFIG_NAME).write_text(json.dumps(config).replace(f"{10**400}", "1" + "0" * 400))
     with pytest.raises(ValueError, match=rf"config\.json: `{list(change)[-1]}`"):
@@ -433,37 +435,36 @@ def test_raises_on_values_that_no_architecture_has(change: dict[str, Any], model
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**5, b"1" * 5000, b"\xff", b'{"a": ' + b"9" * 5000])
-def test_raises_on_json_of_a_model_that_cannot_be_read(content: bytes, model: Path) -> None:
+def test_raises_for_json_of_a_model_that_cannot_be_read(content: bytes, model: Path) -> None:
     (model / CONFIG_NAME).write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         load_model(model)
 
 
-def with_words(model: Path, config: dict[str, Any]) -> Path:
-    words = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
-    (model / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": words}))
+def write_tokenizer(model: Path, config: dict[str, Any]) -> None:
+    bpe = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    (model / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": bpe}))
     (model / "tokenizer_config.json").write_text(json.dumps(config))
-    return model
 
 
-def test_raises_where_the_tokenizers_library_panics_or_gets_no_unicode(model: Path) -> None:
+def test_raises_if_the_tokenizers_library_panics_or_gets_invalid_unicode(model: Path) -> None:
     template = "{{ eos_token }}"
     prefixed = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "continuing_subword_prefix": "x" * 6}
-    with_words(model, {"chat_template": template})
-    words = json.loads((model / "tokenizer.json").read_text())
-    words["model"] = prefixed | {"merges": [["a", "b"]]}
-    (model / "tokenizer.json").write_text(json.dumps(words))
+    write_tokenizer(model, {"chat_template": template})
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"] = prefixed | {"merges": [["a", "b"]]}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
         HuggingFaceTokenizer(model)
-    with_words(model, {"chat_template": template, "eos_token": "\ud800"})
+    write_tokenizer(model, {"chat_template": template, "eos_token": "\ud800"})
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: `eos_token` must be a string"):
         HuggingFaceTokenizer(model)
-    with_words(model, {"chat_template": "\ud800"})
+    write_tokenizer(model, {"chat_template": "\ud800"})
     with pytest.raises(ValueError, match="is not Unicode text"):
         HuggingFaceTokenizer(model)
 
 
-def test_raises_messages_that_are_not_as_long_as_the_file(
+def test_raises_with_a_message_much_shorter_than_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judged = {"generator_1": "a", "generator_2": "b", "preference": "x" * 10**5}
@@ -475,7 +476,7 @@ def test_raises_messages_that_are_not_as_long_as_the_file(
         ["study", str(tmp_path / "run.yaml")],
         ["solve", "x" * 200 + "\n" * 50_000],
     ):
-        code, text = said(argv, capsys)
+        code, text = run_rpo(argv, capsys)
         assert code == 2
         assert 20 < len(text) < 3000
 
@@ -483,7 +484,7 @@ def test_raises_messages_that_are_not_as_long_as_the_file(
 # The terminal and the report
 
 
-def said(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def run_rpo(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     code = main(argv)
     out, err = capsys.readouterr()
     return code, out + err
@@ -507,27 +508,27 @@ def test_property_no_control_character_of_data_reaches_the_terminal(
         (["study", "run.yaml"], 2),
         (["evaluate", "--judgments", "judged.json", "--model", name, "--reference", "b"], 2),
     ):
-        done, text = said(argv, capsys)
-        assert done == code, text
+        actual_code, text = run_rpo(argv, capsys)
+        assert actual_code == code, text
         assert all(c.isprintable() or c == "\n" for c in text), (argv, text)
         if code == 0:
             assert "[bold]x[/] :smile:" in text
 
 
 @pytest.mark.parametrize("label", ["\x1b[31mred", "$\\frac{$", "a\nb"])
-def test_raises_on_labels_that_a_terminal_or_a_figure_would_obey(
+def test_raises_for_labels_that_a_terminal_or_a_figure_would_interpret(
     label: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method = json.dumps({"method": "rpo", "label": label})
     text = f"name: a\nmethods: [{method}]\ncomparisons: [9]\nseeds: 1\n"
     (tmp_path / "study.yaml").write_text(text)
-    code, told = said(["study", str(tmp_path / "study.yaml"), "--dry-run"], capsys)
+    code, output = run_rpo(["study", str(tmp_path / "study.yaml"), "--dry-run"], capsys)
     assert code == 2
-    assert "`label` must be printable text without $" in told
-    assert told[:-1].isprintable()
+    assert "`label` must be printable text without $" in output
+    assert output[:-1].isprintable()
 
 
-def test_closed_form_a_reply_is_text_for_the_terminal_and_names_are_no_markup(
+def test_closed_form_replies_and_names_are_plain_text_on_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert (
@@ -544,7 +545,7 @@ def test_closed_form_a_reply_is_text_for_the_terminal_and_names_are_no_markup(
     assert r"scored by [/red]{task.x}\x1b[2J" in terminal.getvalue()
 
 
-def test_closed_form_markup_of_data_is_text_in_the_report() -> None:
+def test_closed_form_markup_in_data_is_plain_text_in_the_report() -> None:
     section = Section(SCRIPT, SCRIPT, SCRIPT.encode(), SCRIPT, SCRIPT)
     page = render_page(SCRIPT, [Claim(SCRIPT, 1.0, 0.5, True)], [section])
     assert page.count("&lt;script&gt;") == 6
@@ -552,14 +553,14 @@ def test_closed_form_markup_of_data_is_text_in_the_report() -> None:
     assert not re.search(r"<img (?!src=\"data:image/png;base64,[\w+/=]+\" alt=\"[^\"]*\">)", page)
 
 
-# Nothing runs and nothing is asked
+# No connections, no dangerous calls, pinned dependencies
 
 
-def test_property_no_connection_is_made_for_files_of_this_machine(
+def test_property_no_connection_is_made_for_local_files(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError(f"a connection was asked for: {args}")
+        raise AssertionError(f"a connection was requested: {args}")
 
     for name in ("connect", "connect_ex", "sendto", "bind"):
         monkeypatch.setattr(socket.socket, name, refuse)
@@ -573,14 +574,14 @@ def test_property_no_connection_is_made_for_files_of_this_machine(
         "data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}\n"
         "objective: {method: rpo, beta: 0.5, eta: 0.05}\n"
     )
-    own = ["--model", "model", "--tokenizer", "bytes"]
+    model_options = ["--model", "model", "--tokenizer", "bytes"]
     for argv in (
         ["solve", "--votes", "votes.csv"],
         ["train", "run.yaml", "--dry-run"],
-        ["score", *own, "--data", "rows.jsonl", "--out", "scores.jsonl"],
-        ["generate", *own, "--prompt", "q", "--max-new-tokens", "2"],
+        ["score", *model_options, "--data", "rows.jsonl", "--out", "scores.jsonl"],
+        ["generate", *model_options, "--prompt", "q", "--max-new-tokens", "2"],
     ):
-        assert said(argv, capsys)[0] == 0, argv
+        assert run_rpo(argv, capsys)[0] == 0, argv
 
 
 def sources() -> list[Path]:
@@ -592,39 +593,39 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "unsafe_load", "full
 FORBIDDEN_OPTIONS = {"trust_remote_code", "allow_pickle", "shell"}
 
 
-def offences(path: Path) -> list[str]:
-    found = []
+def dangerous_calls(path: Path) -> list[str]:
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
             found += sorted(FORBIDDEN_MODULES & {name.split(".")[0] for name in names})
         if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            plain = called in FORBIDDEN_CALLS
-            if plain or called.split(".")[-1] in FORBIDDEN_CALLS - {"compile", "exec", "eval"}:
-                found.append(called)
-            if called == "yaml.load" and ast.unparse(node.args[1]) != "_Loader":
-                found.append(called)
+            name = ast.unparse(node.func)
+            is_builtin = name in FORBIDDEN_CALLS
+            if is_builtin or name.split(".")[-1] in FORBIDDEN_CALLS - {"compile", "exec", "eval"}:
+                found.append(name)
+            if name == "yaml.load" and ast.unparse(node.args[1]) != "_Loader":
+                found.append(name)
             found += [
                 key.arg
                 for key in node.keywords
                 if key.arg in FORBIDDEN_OPTIONS and ast.unparse(key.value) != "False"
             ]
-    return [f"{path.name}: {one}" for one in found]
+    return [f"{path.name}: {call}" for call in found]
 
 
 def test_property_no_source_unpickles_or_evaluates(tmp_path: Path) -> None:
-    assert [one for path in sources() for one in offences(path)] == []
+    assert [call for path in sources() for call in dangerous_calls(path)] == []
     (tmp_path / "bad.py").write_text(
         "import pickle\nfrom os import system\nimport os, yaml, numpy as np\n"
         "eval('1')\nos.system('x')\nyaml.load('x', yaml.Loader)\n"
         "np.load('x', allow_pickle=True)\nmodel(trust_remote_code=True)\n"
     )
-    assert len(offences(tmp_path / "bad.py")) == 6
+    assert len(dangerous_calls(tmp_path / "bad.py")) == 6
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_property_every_declared_dependency_is_pinned_to_one_version_that_it_allows(
+def test_property_every_declared_dependency_is_pinned_to_an_allowed_version(
     python: str,
 ) -> None:
     from packaging.requirements import Requirement
@@ -633,12 +634,12 @@ def test_property_every_declared_dependency_is_pinned_to_one_version_that_it_all
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"]]
-    # Neither what only the parity tests compare with, nor what comes with a TPU, is pinned.
+    # The extras of the parity tests and of accelerators are not pinned.
     declared += [each for name in extras if name not in ("parity", "tpu") for each in extras[name]]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    every = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    here = {"python_version": python}
-    pins = [pin for pin in every if pin.marker is None or pin.marker.evaluate(here)]
+    constraints = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    environment = {"python_version": python}
+    pins = [pin for pin in constraints if pin.marker is None or pin.marker.evaluate(environment)]
     names = [canonicalize_name(pin.name) for pin in pins]
     assert len(names) == len(set(names))
     exact = {}

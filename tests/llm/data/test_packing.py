@@ -128,7 +128,7 @@ def test_closed_form_a_shared_row_reads_rejected_from_the_end_of_the_prompt() ->
         batch.rows.branches,
         [[Branch.PROMPT] * 2 + [Branch.CHOSEN] * 2 + [Branch.REJECTED]],
     )
-    np.testing.assert_array_equal(batch.completions.place, [1, 2, 3, 1, 4])
+    np.testing.assert_array_equal(batch.completions.flat_index, [1, 2, 3, 1, 4])
     np.testing.assert_array_equal(batch.completions.target, [3, 4, 5, 6, 7])
     np.testing.assert_array_equal(batch.completions.response, [0, 0, 0, 1, 1])
     np.testing.assert_array_equal(batch.lengths, [[3, 2]])

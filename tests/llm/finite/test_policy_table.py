@@ -20,7 +20,7 @@ from llm.finite.policy_table import (
     all_responses,
     comparison_batch,
     log_policy,
-    problem,
+    make_problem,
 )
 from llm.models.protocol import Head
 from llm.types import Branch, Rows
@@ -137,7 +137,7 @@ def test_property_the_trainers_objective_is_the_theorys_at_any_parameters(
     got = finalize_metrics(
         config, compute_metric_sums(config, of_pairs(log_probs), of_pairs(log_reference), batch)
     )
-    instance = problem(log_reference, data, beta=config.beta, eta=config.eta)
+    instance = make_problem(log_reference, data, beta=config.beta, eta=config.eta)
     reward = jnp.asarray(config.beta * (log_probs - log_reference))
     loss = policy_loss.loss(instance, reward)
     value = minimax_objective(instance, reward)
@@ -153,7 +153,7 @@ def test_closed_form_the_baseline_policy_is_the_law_of_the_winners() -> None:
         losers=np.array([1, 1, 0]),
         counts=np.array([1.0, 3.0, 4.0]),
     )
-    instance = problem(log_reference, data, beta=0.1, eta=1.0)
+    instance = make_problem(log_reference, data, beta=0.1, eta=1.0)
     np.testing.assert_allclose(instance.context_weights, [0.5, 0.5], rtol=EXACT)
     np.testing.assert_allclose(instance.baseline_policy, [[0.25, 0, 0.75], [0, 1, 0]], rtol=EXACT)
     assert float(np.asarray(instance.wins).sum()) == 8.0
@@ -163,4 +163,4 @@ def test_raises_for_a_prompt_without_comparisons() -> None:
     one = np.array([0])
     data = Comparisons(one, one, one + 1, np.array([1.0]))
     with pytest.raises(ValueError, match="`comparisons` must have every prompt, got none of 1"):
-        problem(np.log(np.full((2, 2), 0.5)), data, beta=0.1, eta=1.0)
+        make_problem(np.log(np.full((2, 2), 0.5)), data, beta=0.1, eta=1.0)

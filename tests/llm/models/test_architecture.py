@@ -160,7 +160,7 @@ def test_raises_on_architectures_that_cannot_be(options: dict[str, Any], message
         ({"quantization_config": {"bits": 4}}, "`quantization_config` must be absent"),
     ],
 )
-def test_raises_on_configurations_that_cannot_be_read(
+def test_raises_for_configurations_that_cannot_be_read(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

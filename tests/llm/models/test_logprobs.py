@@ -28,7 +28,7 @@ def drawn(seed: int = 0) -> tuple[jax.Array, jax.Array, Completions]:
     response = rng.integers(0, RESPONSES, TOKENS)
     response[-9:] = RESPONSES
     completions = Completions(
-        place=rng.integers(0, ROWS * COLUMNS, TOKENS).astype(np.int32),
+        flat_index=rng.integers(0, ROWS * COLUMNS, TOKENS).astype(np.int32),
         target=rng.integers(0, VOCABULARY, TOKENS).astype(np.int32),
         response=response.astype(np.int32),
     )
@@ -54,7 +54,7 @@ def by_full_logits(
     hidden: jax.Array, weight: jax.Array, completions: Completions, soft_cap: float | None
 ) -> jax.Array:
     """All logits at once, to be differentiated by JAX."""
-    logits = hidden.reshape(-1, WIDTH)[completions.place] @ weight.T
+    logits = hidden.reshape(-1, WIDTH)[completions.flat_index] @ weight.T
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     chosen = jax.nn.log_softmax(logits)[jnp.arange(TOKENS), completions.target]
@@ -139,8 +139,8 @@ def test_extreme_padding_that_points_at_nan_reaches_neither_value_nor_gradient()
     hidden = hidden.at[1, 2].set(jnp.nan)
     poisoned = 1 * COLUMNS + 2
     padding = completions.response == RESPONSES
-    place = np.where(completions.place == poisoned, 0, completions.place)
-    completions = completions._replace(place=np.where(padding, poisoned, place))
+    index = np.where(completions.flat_index == poisoned, 0, completions.flat_index)
+    completions = completions._replace(flat_index=np.where(padding, poisoned, index))
 
     def total(hidden: jax.Array, weight: jax.Array) -> jax.Array:
         return sequence_log_probs(hidden, Head(weight, None), completions, RESPONSES).sum()

@@ -12,14 +12,8 @@ import pytest
 
 from llm.config import DataConfig, MeshConfig, ModelConfig, TrainConfig, TrainerConfig
 from llm.hf.factory import resolve_model
-from llm.train.memory_plan import (
-    GIB,
-    GPU_MEMORY,
-    PlannedStep,
-    estimate_peak_bytes,
-    largest_fitting_plan,
-    make_plan,
-)
+from llm.train.memory_plan import GIB, GPU_MEMORY, largest_fitting_plan, make_plan
+from llm.train.planned_step import PlannedStep, estimate_peak_bytes
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512,

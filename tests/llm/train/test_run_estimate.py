@@ -12,7 +12,7 @@ from llm.data.preferences import PairTokens
 from llm.hf.factory import resolve_model
 from llm.train import run_estimate
 from llm.train.dataset import TrainingData
-from llm.train.memory_plan import PlannedStep, estimate_peak_bytes
+from llm.train.planned_step import PlannedStep, estimate_peak_bytes
 from llm.train.run_estimate import RunEstimate, estimate_run
 
 SIZES = {
