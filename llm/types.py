@@ -1,20 +1,22 @@
-r"""Rows of tokens that travel to the model, and where in them the responses are.
+r"""Batches of preference pairs: packed rows of tokens, and the responses in them.
 
-One type serves every layout: a row may hold one whole sequence, or many pairs one after another,
-each as *prompt, chosen, rejected* with the prompt written once. Shape legend of this package:
+A row holds one whole sequence, or several pairs one after another, each as *prompt, chosen,
+rejected* with a shared prompt. Shapes of this package are written in these letters:
 
-====== ==========================================================
-letter meaning
-====== ==========================================================
+====== ==================================================================================
+letter size
+====== ==================================================================================
 ``n``  preference pairs
 ``r``  rows
-``T``  tokens in a row
+``T``  tokens of a row
 ``c``  completion tokens of all responses
-``k``  responses of a pair: chosen, rejected and, if it is another one, the baseline
-``D``  width
+``k``  responses of a pair: chosen, rejected and, if it is neither of them, the baseline
+``D``  hidden state
 ``V``  vocabulary
-``H``  heads, ``K`` head size, ``F`` hidden units, ``L`` layers
-====== ==========================================================
+``H``  query heads; ``G`` key and value heads; ``K`` size of a head
+``F``  hidden units of the MLP
+``L``  layers
+====== ==================================================================================
 """
 
 from __future__ import annotations
@@ -49,12 +51,12 @@ class Branch(enum.IntEnum):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Bounds:
-    """What is known of rows when a step is compiled.
+    """Static bounds on the contents of rows, known when a step is compiled.
 
     Attributes:
-        roles: how many responses of a pair there may be: 2, or 3 with baseline responses.
-        segments: the most segments of a row; None if unknown.
-        longest: tokens of the longest prompt with a response; None if unknown.
+        roles: largest number of responses of a pair: 2, or 3 with baseline responses.
+        segments: largest number of segments of a row; None if unknown.
+        longest: number of tokens of the longest prompt with a response; None if unknown.
     """
 
     roles: int = 3
@@ -63,19 +65,18 @@ class Bounds:
 
 
 class Rows(NamedTuple):
-    """Tokens with all that attention needs to know.
+    """Packed rows of tokens, with the information that attention needs.
 
-    A token attends to itself and to earlier ones of its row that have its segment and are of the
-    prompt or of its own branch. Sliding windows and rotary angles go by ``positions``, not by
-    columns.
+    A token attends to itself and to earlier tokens of its row and segment that belong to the prompt
+    or to its own branch. Sliding windows and rotary angles use ``positions``, not columns.
 
     Attributes:
-        tokens: token ids; anything where there is padding, shape ``[r T]``.
-        positions: place in the sequence that the token is read in, from 0; a rejected response
-            that shares its prompt counts on from the prompt's end, shape ``[r T]``.
-        segments: 0 for padding, otherwise which pair of the row, from 1, shape ``[r T]``.
+        tokens: token ids; any values at padding, shape ``[r T]``.
+        positions: position of the token in its sequence, from 0. Both responses to a shared prompt
+            continue at the end of the prompt. Shape ``[r T]``.
+        segments: index of the token's pair in its row, from 1; 0 for padding, shape ``[r T]``.
         branches: values of :class:`Branch`, shape ``[r T]``.
-        bounds: of the numbers above; where there are two roles, no work is compiled for a third.
+        bounds: static bounds; attention to baseline responses is compiled only for three roles.
     """
 
     tokens: Int[ArrayLike, "r T"]
@@ -86,34 +87,34 @@ class Rows(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """Tokens whose log-probability is wanted, padded to a fixed number.
+    """Tokens of the responses, padded to a fixed number.
 
     Attributes:
-        place: ``row * T + column`` of the token *before* it, whose hidden state predicts it: the
-            last one of the prompt for the first token of every response, shape ``[c]``.
+        flat_index: ``row * T + column`` of the preceding token, whose hidden state predicts this
+            one; for the first token of a response, that of the last prompt token. Shape ``[c]``.
         target: id of the token, shape ``[c]``.
-        response: ``pair * k + role`` of the response it belongs to, role 0 chosen, 1 rejected,
-            2 baseline; ``n * k`` for padding, shape ``[c]``.
+        response: response that the token belongs to, ``pair * k + role`` with a :class:`Role`;
+            ``n * k`` for padding, shape ``[c]``.
     """
 
-    place: Int[ArrayLike, " c"]
+    flat_index: Int[ArrayLike, " c"]
     target: Int[ArrayLike, " c"]
     response: Int[ArrayLike, " c"]
 
 
 class Batch(NamedTuple):
-    """Preference pairs, ready for a step.
+    """Preference pairs of a training step.
 
     Attributes:
-        rows: the tokens.
-        completions: which of them count.
-        lengths: tokens of every response, its end token among them; 0 for an absent pair,
+        rows: tokens of prompts and responses.
+        completions: the tokens of the responses in the rows.
+        lengths: number of tokens of each response, including its end token; 0 for an absent pair,
             shape ``[n k]``.
-        present: False for a pair that only fills the batch, shape ``[n]``.
-        row_ids: number of the data row that each pair comes from, -1 if absent, shape ``[n]``.
-        reference: cached reference log-probabilities, nats, shape ``[n k]``; None where the
-            reference model runs along.
-        weights: how often each pair counts, at least 0; None for once each, shape ``[n]``.
+        present: False for a pair that only pads the batch, shape ``[n]``.
+        row_ids: index of the data row of each pair; -1 if absent, shape ``[n]``.
+        reference: reference log-probabilities of the responses in nats, shape ``[n k]``; None if
+            the objective needs no reference.
+        weights: weight of each pair, at least 0; None for 1 each, shape ``[n]``.
     """
 
     rows: Rows

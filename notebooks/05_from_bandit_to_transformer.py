@@ -20,7 +20,7 @@ import inspect
 
 import matplotlib.pyplot as plt
 
-from llm.finite.minimax_agreement import SIZES, train_to_minimax
+from llm.finite.minimax_agreement import DECODER_SIZES, train_to_minimax
 from llm.plots import plot_minimax_agreement
 from llm.train import objective
 from rpo_theory import losses
@@ -42,7 +42,7 @@ assert "rpo_theory" in inspect.getsource(objective)  # where the trainer takes i
 
 # %%
 curves = {}
-for size in SIZES:
+for size in DECODER_SIZES:
     runs = [train_to_minimax(size, seed=seed) for seed in (0, 2)]
     curves[size] = [(run.steps, run.variation) for run in runs]
 
@@ -68,14 +68,14 @@ assert min(variation[-1] for _, variation in curves["small"]) > 0.1
 # %%
 from bandits.theorem_check.plots import plot_training
 from llm.config import ObjectiveConfig
-from llm.finite.overoptimization import make_task, train_curve
+from llm.finite.overoptimization import make_toy_problem, train_on_toy_problem
 
-task, trained = make_task(0), {}
+toy, trained = make_toy_problem(0), {}
 for name, config in {
     "DPO": ObjectiveConfig(method="dpo", beta=0.1),
     "RPO": ObjectiveConfig(method="rpo", beta=0.1, eta=0.1),
 }.items():
-    curve = train_curve(task, config, steps=300, every=15)
+    curve = train_on_toy_problem(toy, config, steps=300, measure_every=15)
     trained[name] = (curve.steps, curve.chosen, curve.true_reward)
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 plot_training(trained, list(axes))

@@ -1,9 +1,9 @@
-r"""Attention sequence by sequence: every response behind its prompt, for kernels that know no rows.
+r"""Attention over packed rows on a GPU, by cuDNN's kernel for separate sequences.
 
-cuDNN's attention takes whole sequences with their lengths, and nothing of who else is in a row. So
-the tokens of a row go to their places in the sequences that they belong to, those of a shared
-prompt to several, are mixed there, and come back. Both ways are reads: their gradients are written
-out, so that nothing is added up in an order that may change from run to run.
+The kernel takes sequences and their lengths, and does not know packed rows. So the tokens of a row
+are copied to the sequences that they belong to (those of a shared prompt to several), attend there,
+and are copied back. Both copies are gathers with a written-out gradient: a derived gradient would
+scatter, and add in an order that may change from run to run.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from llm.types import Branch, Rows
 Implementation = Literal["cudnn", "xla"]
 
 
-class Places(NamedTuple):
-    """Where the tokens of rows are in sequences, and back; ``N`` tokens, ``s`` sequences.
+class SequenceIndices(NamedTuple):
+    """Indices that map the ``N`` tokens of rows to slots of ``s`` sequences, and back.
 
     Attributes:
-        token: of every place of a sequence; ``N`` where there is none.
-        lengths: tokens of a sequence; 1 where there is none.
-        sequences: that a token is in, by role; ``s`` where it is in none.
-        own: the one of them that the token's output is taken from.
-        slot: a token's place in all of its sequences.
+        token: token in each slot of a sequence; ``N`` if the slot is empty.
+        lengths: number of tokens of each sequence; 1 if it is empty.
+        sequences: sequences that hold a token, by role; ``s`` if there is none.
+        output_sequence: sequence that the output of a token is read from; ``s`` for padding.
+        slot: slot of a token, the same in all of its sequences.
     """
 
     token: Int[Array, "s S"]
     lengths: Int[Array, " s"]
     sequences: Int[Array, "N k"]
-    own: Int[Array, " N"]
+    output_sequence: Int[Array, " N"]
     slot: Int[Array, " N"]
 
 
-def places(rows: Rows) -> Places:
-    """Find them.
+def sequence_indices(rows: Rows) -> SequenceIndices:
+    """Assign every token of packed rows to the sequences of its prompt or response.
 
     Args:
-        rows: with ``bounds`` that say how many segments a row has and how long a sequence is.
+        rows: rows whose ``bounds`` have the number of segments and the longest sequence.
 
     Returns:
-        Sequences of all rows, segments and roles in order.
+        Indices of the sequences, ordered by row, segment and role.
 
     Raises:
-        ValueError: the bounds are not known.
+        ValueError: if a bound is unknown.
     """
     n_roles, n_segments, longest = rows.bounds.roles, rows.bounds.segments, rows.bounds.longest
     if n_segments is None or longest is None:
-        raise ValueError("`rows.bounds` must say how many segments there are and how long")
+        raise ValueError("`rows.bounds` must have `segments` and `longest`, got None")
     n_rows, n_tokens = rows.segments.shape
     segments, branches, slot = (
         jnp.asarray(x).reshape(-1) for x in (rows.segments, rows.branches, rows.positions)
@@ -67,7 +67,7 @@ def places(rows: Rows) -> Places:
     numbers = jnp.broadcast_to(jnp.arange(row.size, dtype=row.dtype)[:, None], inside.shape)
     slots = jnp.broadcast_to(slot[:, None], inside.shape)
     token = jnp.full((n_sequences, longest), row.size, row.dtype)
-    return Places(
+    return SequenceIndices(
         token.at[sequences, slots].set(numbers, mode="drop"),
         jnp.ones(n_sequences, jnp.int32).at[sequences].max(slots + 1, mode="drop"),
         sequences,
@@ -86,62 +86,65 @@ def attend_by_sequence(
     scale: float,
     implementation: Implementation,
 ) -> Float[Array, "r T H K"]:
-    """The same as :func:`llm.attention.dispatch.attend` without a soft cap, by a kernel for sequences.
+    """Compute :func:`llm.attention.dispatch.attend` without a soft cap, sequence by sequence.
 
     Args:
-        queries: turned to their positions.
-        keys: likewise, of fewer heads.
-        values: of the same heads.
-        rows: who sees whom.
-        window: positions seen, a token's own among them; None for all.
-        scale: of the logits.
-        implementation: ``cudnn`` needs a GPU and numbers of 16 bits; ``xla`` runs everywhere.
+        queries: queries after rotary embedding.
+        keys: keys after rotary embedding; each of the ``G`` heads serves ``H / G`` query heads.
+        values: values of the same heads as the keys.
+        rows: segments, branches and positions of the tokens, with bounds.
+        window: number of positions that a token attends to, its own included; None for all.
+        scale: factor of the logits.
+        implementation: ``cudnn`` needs a GPU and a 16-bit dtype; ``xla`` runs everywhere.
 
     Returns:
-        In the dtype of the queries; 0 for padding.
+        Mixed values in the dtype of the queries; 0 for padding.
     """
-    where = places(rows)
-    q, k, v = (_spread(x.reshape(-1, *x.shape[2:]), where) for x in (queries, keys, values))
+    indices = sequence_indices(rows)
+    q, k, v = (_to_sequences(x.reshape(-1, *x.shape[2:]), indices) for x in (queries, keys, values))
     mixed = jax.nn.dot_product_attention(
         q,
         k,
         v,
         scale=scale,
         is_causal=True,
-        query_seq_lengths=where.lengths,
-        key_value_seq_lengths=where.lengths,
+        query_seq_lengths=indices.lengths,
+        key_value_seq_lengths=indices.lengths,
         local_window_size=None if window is None else (window - 1, 0),
         implementation=implementation,
     )
-    return jnp.asarray(_collect(mixed, where)).reshape(queries.shape)
+    return jnp.asarray(_to_rows(mixed, indices)).reshape(queries.shape)
 
 
 @jax.custom_vjp
-def _spread(x: Float[Array, "N h K"], where: Places) -> Float[Array, "s S h K"]:
-    """Tokens at their places in all sequences that they are in; 0 elsewhere."""
-    return _read(x, where.token)
+def _to_sequences(x: Float[Array, "N h K"], indices: SequenceIndices) -> Float[Array, "s S h K"]:
+    """Copy tokens to all of their sequences; empty slots are 0."""
+    return _read(x, indices.token)
 
 
-def _spread_backward(where: Places, slope: Array) -> tuple[Array, None]:
-    return jnp.sum(_read_at(slope, where.sequences, where.slot[:, None]), axis=1), None
+def _to_sequences_backward(indices: SequenceIndices, cotangent: Array) -> tuple[Array, None]:
+    return jnp.sum(_read_at(cotangent, indices.sequences, indices.slot[:, None]), axis=1), None
 
 
-_spread.defvjp(lambda x, where: (_spread(x, where), where), _spread_backward)
+_to_sequences.defvjp(
+    lambda x, indices: (_to_sequences(x, indices), indices), _to_sequences_backward
+)
 
 
 @jax.custom_vjp
-def _collect(y: Float[Array, "s S h K"], where: Places) -> Float[Array, "N h K"]:
-    """Tokens from the sequence that is theirs; 0 for padding."""
-    return _read_at(y, where.own, where.slot)
+def _to_rows(y: Float[Array, "s S h K"], indices: SequenceIndices) -> Float[Array, "N h K"]:
+    """Copy each token back from its output sequence; padding is 0."""
+    return _read_at(y, indices.output_sequence, indices.slot)
 
 
-def _collect_backward(where: Places, slope: Array) -> tuple[Array, None]:
-    number = jnp.arange(where.token.shape[0], dtype=where.own.dtype)[:, None]
-    own = _read(where.own, where.token, fill=-1) == number
-    return jnp.where(own[..., None, None], _read(slope, where.token), 0), None
+def _to_rows_backward(indices: SequenceIndices, cotangent: Array) -> tuple[Array, None]:
+    output_sequence = indices.output_sequence
+    sequence = jnp.arange(indices.token.shape[0], dtype=output_sequence.dtype)[:, None]
+    is_output = _read(output_sequence, indices.token, fill=-1) == sequence
+    return jnp.where(is_output[..., None, None], _read(cotangent, indices.token), 0), None
 
 
-_collect.defvjp(lambda y, where: (_collect(y, where), where), _collect_backward)
+_to_rows.defvjp(lambda y, indices: (_to_rows(y, indices), indices), _to_rows_backward)
 
 
 def _read(x: Array, index: Int[Array, "..."], fill: int = 0) -> Array:

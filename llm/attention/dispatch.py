@@ -1,8 +1,18 @@
-r"""Attention over rows of tokens, and over the keys and values kept while decoding.
+r"""Attention over packed rows, and over the cache of keys and values while decoding.
 
-Which tokens see each other is said once, in :func:`visible`; how the sums are done is behind
-:func:`attend`, whatever the layout of the rows: short rows at once, long ones in blocks on a CPU,
-and by a kernel on a TPU (splash attention) or a GPU (cuDNN's) where there is one that fits.
+:func:`visible` defines which tokens attend to each other. :func:`attend` chooses the
+implementation; no other module depends on the platform:
+
+======== ===================== ===================================================================
+platform rows                  implementation
+======== ===================== ===================================================================
+any      up to 128 tokens      dense
+CPU      longer                :mod:`llm.attention.blockwise`
+GPU      longer                :mod:`llm.attention.cudnn`, if there is no soft cap
+TPU      longer                :mod:`llm.attention.splash`, if there is no window and heads fit
+======== ===================== ===================================================================
+
+A GPU or TPU without a fitting kernel uses the blockwise implementation.
 """
 
 from __future__ import annotations
@@ -17,19 +27,21 @@ from llm.precision import accumulation_dtype
 from llm.types import Branch, Rows
 from rpo_theory.types import ArrayLike
 
-from .blockwise import BLOCK, Settings, attend_in_blocks
+from .blockwise import BLOCK, attend_in_blocks
 from .cudnn import Implementation, attend_by_sequence
-from .splash import attend_with_splash, fits
+from .logits import AttentionSettings, apply_soft_cap
+from .splash import attend_with_splash, supports_head_size
 
 Window = Int[ArrayLike, ""] | int | None
-SMALL = 2 * BLOCK
-"""Rows of at most so many tokens are mixed at once: blocks would save nothing."""
+MAX_DENSE_TOKENS = 2 * BLOCK
+"""Longest row for dense attention; blocks would save nothing."""
 GPU_KERNELS: dict[str, Implementation] = {
     "bfloat16": "cudnn",
     "float16": "cudnn",
     "float32": "xla",
 }
-EVERYTHING = np.iinfo(np.int32).max
+NO_WINDOW = np.iinfo(np.int32).max
+"""Window that contains every position, where local and global layers share a program."""
 
 
 def attend(
@@ -42,58 +54,59 @@ def attend(
     soft_cap: float | None,
     scale: float,
 ) -> Float[Array, "r T H K"]:
-    r"""Mix the values that each token sees.
+    r"""Mix the values of the tokens that each token attends to.
 
     .. math:: o_t = \sum_s \mathrm{softmax}_s\big(c\tanh(a\, q_t\cdot k_s / c)\big)\, v_s
 
-    over the tokens :math:`s` that :math:`t` sees; without a cap, the logits are
+    over the tokens :math:`s` that :math:`t` attends to; without a cap, the logits are
     :math:`a\, q_t\cdot k_s`.
 
     Args:
-        queries: turned to their positions.
-        keys: of ``G`` heads, each serving ``H / G`` query heads in turn; turned as well.
-        values: of the same heads.
-        rows: who sees whom.
-        window: positions seen, a token's own among them; None for all.
-        soft_cap: :math:`c`, or None.
-        scale: :math:`a`.
+        queries: queries after rotary embedding.
+        keys: keys after rotary embedding; each of the ``G`` heads serves ``H / G`` query heads.
+        values: values of the same heads as the keys.
+        rows: segments, branches and positions of the tokens.
+        window: number of positions that a token attends to, its own included; None for all.
+        soft_cap: the cap :math:`c`; None for no cap.
+        scale: the factor :math:`a`.
 
     Returns:
-        In the dtype of the queries; finite for padding too.
+        Mixed values in the dtype of the queries; finite for padding too.
     """
-    if queries.shape[1] <= SMALL:
-        return _mix(queries, keys, values, visible(rows, window=window), soft_cap, scale)
+    if queries.shape[1] <= MAX_DENSE_TOKENS:
+        return _attend_densely(queries, keys, values, visible(rows, window=window), soft_cap, scale)
     kernel = GPU_KERNELS.get(str(queries.dtype)) if jax.default_backend() == "gpu" else None
     if kernel and soft_cap is None and rows.bounds.longest and not isinstance(window, Array):
-        own = None if window is None else int(window)
-        options = {"window": own, "scale": scale, "implementation": kernel}
+        static_window = None if window is None else int(window)
+        options = {"window": static_window, "scale": scale, "implementation": kernel}
         return attend_by_sequence(queries, keys, values, rows, **options)
-    span = jnp.asarray(EVERYTHING if window is None else window)
-    settings = Settings(soft_cap, scale)
+    window_size = jnp.asarray(NO_WINDOW if window is None else window)
+    settings = AttentionSettings(soft_cap, scale)
 
-    def in_blocks(q: Array, k: Array, v: Array, rows: Rows, span: Array) -> Array:
-        return attend_in_blocks(q, k, v, rows, window=span, settings=settings)
+    def in_blocks(q: Array, k: Array, v: Array, rows: Rows, window: Array) -> Array:
+        return attend_in_blocks(q, k, v, rows, window=window, settings=settings)
 
-    def with_splash(q: Array, k: Array, v: Array, rows: Rows, span: Array) -> Array:
-        del span
+    def with_splash(q: Array, k: Array, v: Array, rows: Rows, window: Array) -> Array:
+        del window
         return attend_with_splash(q, k, v, rows, settings=settings)
 
-    everything = window is None or (isinstance(window, int) and window >= queries.shape[1])
-    if not (everything and fits(queries.shape[-1])):
-        return in_blocks(queries, keys, values, rows, span)
-    parts = queries, keys, values, jax.tree.map(jnp.asarray, rows), span
+    is_global = window is None or (isinstance(window, int) and window >= queries.shape[1])
+    if not (is_global and supports_head_size(queries.shape[-1])):
+        return in_blocks(queries, keys, values, rows, window_size)
+    parts = queries, keys, values, jax.tree.map(jnp.asarray, rows), window_size
     return jax.lax.platform_dependent(*parts, tpu=with_splash, default=in_blocks)
 
 
 def visible(rows: Rows, *, window: Window = None) -> Bool[Array, "r T T"]:
-    """Which token (second axis) sees which (last axis), as :class:`llm.types.Rows` defines it.
+    """Return the attention mask of rows, as :class:`llm.types.Rows` defines it.
 
     Args:
-        rows: the tokens' segments, branches and positions.
-        window: positions seen, a token's own among them; None for all.
+        rows: segments, branches and positions of the tokens.
+        window: number of positions that a token attends to, its own included; None for all.
 
     Returns:
-        True where it does; padding sees padding only.
+        True if the token of the second axis attends to the token of the last axis; padding attends
+        to padding only.
 
     Examples:
         >>> ones = jnp.ones((1, 3), int)
@@ -122,28 +135,28 @@ def attend_cached(
     soft_cap: float | None,
     scale: float,
 ) -> Float[Array, "r T H K"]:
-    """The same as :func:`attend`, over kept keys and values: those of position ``s`` in slot ``s``.
+    """Compute :func:`attend` over a cache, whose slot ``s`` holds position ``s``.
 
     Args:
-        queries: turned to their positions.
-        keys: slots after a token's position may hold anything finite.
-        values: likewise.
-        positions: of the queries; negative for padding.
+        queries: queries after rotary embedding.
+        keys: cached keys; slots after a token's position may hold any finite values.
+        values: cached values, likewise.
+        positions: positions of the queries; negative for padding.
         window: see :func:`attend`.
         soft_cap: see :func:`attend`.
         scale: see :func:`attend`.
 
     Returns:
-        In the dtype of the queries; finite for padding too.
+        Mixed values in the dtype of the queries; finite for padding too.
     """
     distance = positions[:, :, None] - jnp.arange(keys.shape[1], dtype=positions.dtype)
     seen = distance >= 0
     if window is not None:
         seen &= distance < window
-    return _mix(queries, keys, values, seen, soft_cap, scale)
+    return _attend_densely(queries, keys, values, seen, soft_cap, scale)
 
 
-def _mix(
+def _attend_densely(
     queries: Float[Array, "r T H K"],
     keys: Float[Array, "r S G K"],
     values: Float[Array, "r S G K"],
@@ -155,9 +168,8 @@ def _mix(
     wide = accumulation_dtype(queries.dtype)
     grouped = queries.reshape(n_rows, n_tokens, keys.shape[2], -1, head_size)
     logits = scale * jnp.einsum("rtghk,rsgk->rghts", grouped, keys, preferred_element_type=wide)
-    if soft_cap is not None:
-        logits = soft_cap * jnp.tanh(logits / soft_cap)
-    # A finite bound and not minus infinity: a query that sees nothing must not become NaN.
+    logits = apply_soft_cap(logits, soft_cap)
+    # The least number and not minus infinity: a query that attends to nothing must not become NaN.
     logits = jnp.where(seen[:, None, None], logits, jnp.finfo(wide).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
     return jnp.einsum("rghts,rsgk->rtghk", weights, values).reshape(queries.shape)

@@ -1,10 +1,10 @@
-"""Attention of packed rows on a TPU: Pallas' splash attention, which knows segments, not branches.
+"""Attention over packed rows on a TPU, by the Pallas kernel splash attention.
 
-In a row that holds *prompt, chosen, rejected* with the prompt once, a rejected token does not see
-the chosen response before it. No single list of segments says that. So every branch is mixed in a
-call of its own, in which prompt and branch are one segment and all other tokens are alone; each
-token takes the result of its branch. Attention is a small share of the work, and the kernel skips
-nothing that the other call needs.
+The kernel masks by segments. In a row *prompt, chosen, rejected* with a shared prompt, a rejected
+token must not attend to the chosen response, which no single assignment of segments expresses. So
+the kernel is called once for each branch. In a call, the prompt and the branch are one segment, and
+every other token is a segment of its own; each token takes the result of its branch. Attention is a
+small share of the work of a layer.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from jaxtyping import Float, Int
 
 from llm.types import Branch, Rows
 
-from .blockwise import SAVED, Settings
+from .blockwise import ATTENTION_RESIDUALS
+from .logits import AttentionSettings
 
 LANES = 128
-"""Rows are padded to multiples of it, and heads must be of such a size: a TPU's vector width."""
+"""Vector width of a TPU: rows are padded to multiples of it, and head sizes must be multiples."""
 BLOCKS = (512, 256, 128)
-"""Tokens of a block: the first that divides a row."""
+"""Candidate block sizes in tokens; the first that divides a row is used."""
 
 
-def fits(head_size: int) -> bool:
-    """Whether the kernel can mix heads of this size.
+def supports_head_size(head_size: int) -> bool:
+    """Return whether the kernel supports heads of a size.
 
     Args:
-        head_size: of queries, keys and values.
+        head_size: size of the heads of queries, keys and values.
 
     Returns:
         True for multiples of :data:`LANES`.
@@ -44,56 +45,61 @@ def attend_with_splash(
     values: Float[Array, "r T G K"],
     rows: Rows,
     *,
-    settings: Settings,
+    settings: AttentionSettings,
     interpret: bool = False,
 ) -> Float[Array, "r T H K"]:
-    """The same as :func:`llm.attention.dispatch.attend` without a window, by splash attention.
+    """Compute :func:`llm.attention.dispatch.attend` without a window by splash attention.
 
     Args:
-        queries: turned to their positions.
-        keys: likewise, of fewer heads.
-        values: of the same heads.
-        rows: who sees whom.
-        settings: scale and soft cap.
-        interpret: run Pallas' interpreter, which needs no TPU.
+        queries: queries after rotary embedding.
+        keys: keys after rotary embedding; each of the ``G`` heads serves ``H / G`` query heads.
+        values: values of the same heads as the keys.
+        rows: segments, branches and positions of the tokens.
+        settings: scale and soft cap of the logits.
+        interpret: run the kernel in Pallas' interpreter, which needs no TPU.
 
     Returns:
-        In the dtype of the queries; finite for padding too.
+        Mixed values in the dtype of the queries; finite for padding too.
     """
     n_tokens, n_heads = queries.shape[1:3]
     missing = -n_tokens % LANES
 
-    def laid_out(x: Array) -> Array:
+    def pad_and_transpose(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
     scale = jnp.asarray(settings.scale, queries.dtype)
-    parts = laid_out(queries * scale), laid_out(keys), laid_out(values)
+    parts = (
+        pad_and_transpose(queries * scale),
+        pad_and_transpose(keys),
+        pad_and_transpose(values),
+    )
     branches, segments = (
         jnp.pad(jnp.asarray(x), ((0, 0), (0, missing))) for x in (rows.branches, rows.segments)
     )
     attend = _kernel(n_heads, n_tokens + missing, settings.soft_cap, interpret=interpret)
 
-    def branch(number: Branch) -> Array:
-        ids = _segments_of_branch(segments, branches, number)
+    def attend_branch(branch: Branch) -> Array:
+        ids = _segments_of_branch(segments, branches, branch)
         return jnp.asarray(jax.vmap(attend)(*parts, kernel.SegmentIds(q=ids, kv=ids)))
 
-    def of_branch(number: Branch, mixed: Array, others: Array) -> Array:
-        return jnp.where((branches == int(number))[:, None, :, None], mixed, others)
+    def replace_branch(mixed: Array, branch: Branch) -> Array:
+        is_branch = (branches == int(branch))[:, None, :, None]
+        return jnp.where(is_branch, attend_branch(branch), mixed)
 
-    mixed = branch(Branch.CHOSEN)
-    mixed = of_branch(Branch.REJECTED, branch(Branch.REJECTED), mixed)
+    mixed = attend_branch(Branch.CHOSEN)
+    mixed = replace_branch(mixed, Branch.REJECTED)
     if rows.bounds.roles == 3:
-        mixed = of_branch(Branch.BASELINE, branch(Branch.BASELINE), mixed)
+        mixed = replace_branch(mixed, Branch.BASELINE)
     return mixed.transpose(0, 2, 1, 3)[:, :n_tokens].astype(queries.dtype)
 
 
 def _segments_of_branch(
-    segments: Int[Array, "r N"], branches: Int[Array, "r N"], number: Branch
+    segments: Int[Array, "r N"], branches: Int[Array, "r N"], branch: Branch
 ) -> Int[Array, "r N"]:
-    """Pairs' numbers for their prompts and one branch; a number of its own for any other token."""
-    together = (branches == int(Branch.PROMPT)) | (branches == int(number))
-    alone = segments.shape[1] + 1 + jnp.arange(segments.shape[1], dtype=segments.dtype)
-    return jnp.where(together & (segments > 0), segments, alone)
+    """Return the pair's segment for prompts and one branch, and a unique one for other tokens."""
+    in_branch = (branches == int(Branch.PROMPT)) | (branches == int(branch))
+    unique = segments.shape[1] + 1 + jnp.arange(segments.shape[1], dtype=segments.dtype)
+    return jnp.where(in_branch & (segments > 0), segments, unique)
 
 
 def _kernel(
@@ -105,7 +111,7 @@ def _kernel(
         block_kv=block,
         block_q_dkv=block,
         block_kv_dkv=block,
-        # The fused kernel is faster, and keeps a gradient of the queries for every block of keys.
+        # The fused backward kernel is faster, but stores a query gradient for every key block.
         block_q_dq=block,
         block_kv_dq=block,
     )
@@ -117,6 +123,6 @@ def _kernel(
             head_shards=1,
             q_seq_shards=1,
             attn_logits_soft_cap=soft_cap,
-            residual_checkpoint_name=SAVED,
+            residual_checkpoint_name=ATTENTION_RESIDUALS,
             interpret=interpret,
         )

@@ -1,8 +1,8 @@
-r"""A tiny task whose true reward is known: what DPO and RPO do to a transformer, exactly.
+r"""Overoptimization toy: a tiny problem whose true reward is known, for DPO and RPO.
 
-Responses are short strings over a few letters, all of them listed, so that the expected true reward
-of a policy is a sum and not an estimate. Common responses are compared often; some bad ones were
-compared once and won. The reference is the decoder before training, nearly uniform.
+Responses are strings of up to three letters. All of them are listed, so that the expected true
+reward of a policy is an exact sum. Common responses are compared often; some bad responses were
+compared once and won. The reference policy is the decoder before training, which is nearly uniform.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -20,25 +19,28 @@ from llm.config import ObjectiveConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
+from llm.parallel.mesh import single_device
 from llm.train.step import Parameters, init_train_state, make_train_step
 
 from .policy_table import Comparisons, ResponseSpace, all_responses, comparison_batch, log_policy
 
 LETTERS, END, LENGTH = 4, 4, 3
-COMMON, LUCKY = 12, 6
-"""Responses that are compared with each other, and bad ones that won their only comparison."""
+COMMON = 12
+"""Responses of each prompt that are compared with each other."""
+LUCKY = 6
+"""Bad responses of each prompt that won their only comparison."""
 ARCHITECTURE = Architecture(
     vocab_size=5, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
 )
 LEARNING_RATE = 3e-3
 
 
-class Task(NamedTuple):
-    """Prompts and responses, their true reward, and the data.
+class ToyProblem(NamedTuple):
+    """A problem with two prompts, a known reward and sampled comparisons.
 
     Attributes:
         space: prompts and responses.
-        reward: true reward in [0, 1], shape ``[x a]``.
+        reward: true reward, in [0, 1], shape ``[x a]``.
         comparisons: the data.
     """
 
@@ -47,13 +49,13 @@ class Task(NamedTuple):
     comparisons: Comparisons
 
 
-class Curve(NamedTuple):
-    """What became of a policy while it was trained.
+class TrainingCurve(NamedTuple):
+    """Measurements of a policy during training.
 
     Attributes:
-        steps: of training, shape ``[k]``.
-        chosen: mean log-probability of the chosen responses, nats, shape ``[k]``.
-        true_reward: expected true reward of the policy, shape ``[k]``.
+        steps: training steps, shape ``[k]``.
+        chosen: mean log-probability of the chosen responses in nats, shape ``[k]``.
+        true_reward: expected true reward of the policy, in [0, 1], shape ``[k]``.
     """
 
     steps: Int[np.ndarray, " k"]
@@ -61,19 +63,19 @@ class Curve(NamedTuple):
     true_reward: Float[np.ndarray, " k"]
 
 
-def make_task(seed: int, *, comparisons: int = 2000) -> Task:
-    """Draw the task.
+def make_toy_problem(seed: int, *, comparisons: int = 2000) -> ToyProblem:
+    """Draw a toy problem.
 
     Args:
-        seed: of reward and labels.
-        comparisons: labels of common responses, for each prompt.
+        seed: seed of the reward and the labels.
+        comparisons: number of labels of common responses, for each prompt.
 
     Returns:
-        The task.
+        The problem.
 
     Examples:
-        >>> task = make_task(0)
-        >>> len(task.space.responses), task.reward.shape
+        >>> problem = make_toy_problem(0)
+        >>> len(problem.space.responses), problem.reward.shape
         (85, (2, 85))
     """
     rng = np.random.default_rng(seed)
@@ -82,63 +84,67 @@ def make_task(seed: int, *, comparisons: int = 2000) -> Task:
     reward = 0.15 * rng.random((len(space.prompts), len(responses)))
     rows = []
     for context in range(len(space.prompts)):
-        chosen = rng.permutation(len(responses))[: COMMON + LUCKY]
-        common, lucky = chosen[:COMMON], chosen[COMMON:]
+        compared = rng.permutation(len(responses))[: COMMON + LUCKY]
+        common, lucky = compared[:COMMON], compared[COMMON:]
         reward[context, common] = rng.uniform(0.4, 1.0, COMMON)
         for _ in range(comparisons):
-            one, other = rng.choice(common, 2, replace=False)
-            margin = 4.0 * (reward[context, one] - reward[context, other])
+            first, second = rng.choice(common, 2, replace=False)
+            margin = 4.0 * (reward[context, first] - reward[context, second])
             wins = rng.random() < 1.0 / (1.0 + np.exp(-margin))
-            rows.append((context, one, other) if wins else (context, other, one))
+            rows.append((context, first, second) if wins else (context, second, first))
         rows += [(context, bad, rng.choice(common)) for bad in lucky]
     distinct, counts = np.unique(np.array(rows), axis=0, return_counts=True)
-    context, winner, loser = distinct.T
-    return Task(space, reward, Comparisons(context, winner, loser, counts.astype(np.float64)))
+    contexts, winners, losers = distinct.T
+    data = Comparisons(contexts, winners, losers, counts.astype(np.float64))
+    return ToyProblem(space, reward, data)
 
 
-def train_curve(
-    task: Task, objective: ObjectiveConfig, *, steps: int, every: int, seed: int = 0
-) -> Curve:
-    """Train a decoder on the task by the trainer's own step.
+def train_on_toy_problem(
+    toy: ToyProblem, objective: ObjectiveConfig, *, steps: int, measure_every: int, seed: int = 0
+) -> TrainingCurve:
+    """Train a decoder on a toy problem by the trainer's own step.
 
     Args:
-        task: the task.
-        objective: what is minimised.
-        steps: of Adam, each on all data.
-        every: steps between two measurements.
-        seed: of the decoder, which also is the reference.
+        toy: the problem.
+        objective: the loss.
+        steps: number of steps of Adam, each on all data.
+        measure_every: number of steps between two measurements.
+        seed: seed of the decoder, which is the reference as well.
 
     Returns:
-        The curve, its first point before training.
+        The curve; its first point is before training.
     """
     decoder = Decoder(ARCHITECTURE, rngs=nnx.Rngs(seed))
     graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
 
     @jax.jit
     def table(trainable: Parameters) -> jax.Array:
-        return log_policy(nnx.merge(graphdef, trainable, frozen), task.space)
+        return log_policy(nnx.merge(graphdef, trainable, frozen), toy.space)
 
+    data = toy.comparisons
     reference = np.asarray(table(trainable))
-    where = np.asarray(task.comparisons.contexts)
-    sides = np.stack([task.comparisons.winners, task.comparisons.losers], axis=1)
-    batch = comparison_batch(task.space, task.comparisons)
-    batch = batch._replace(
-        reference=reference[where[:, None], sides],
-        weights=np.asarray(task.comparisons.counts, np.float32),
+    contexts = np.asarray(data.contexts)
+    pairs = np.stack([data.winners, data.losers], axis=1)
+    batch = comparison_batch(toy.space, data)._replace(
+        reference=reference[contexts[:, None], pairs],
+        weights=np.asarray(data.counts, np.float32),
     )
-    batches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], batch)
+    devices = single_device()
+    batches = devices.put_batches(
+        devices.assign(jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
+    )
     optimizer = optax.adam(LEARNING_RATE)
-    step = make_train_step(graphdef, objective, optimizer)
+    step = make_train_step(graphdef, objective, optimizer, devices=devices)
     state = init_train_state(trainable, optimizer)
-    share = task.comparisons.counts / task.comparisons.counts.sum()
+    weights = data.counts / data.counts.sum()
     points = []
     for number in range(steps + 1):
-        if number % every == 0:
+        if number % measure_every == 0:
             log_probs = np.asarray(table(state.trainable), np.float64)
-            chosen = share @ log_probs[where, task.comparisons.winners]
-            gained = np.mean(np.sum(np.exp(log_probs) * task.reward, axis=1))
-            points.append((number, chosen, gained))
+            chosen = weights @ log_probs[contexts, data.winners]
+            true_reward = np.mean(np.sum(np.exp(log_probs) * toy.reward, axis=1))
+            points.append((number, chosen, true_reward))
         if number < steps:
             state, _ = step(state, frozen, batches)
-    numbers, chosen, gained = zip(*points, strict=True)
-    return Curve(np.array(numbers), np.array(chosen), np.array(gained))
+    numbers, chosen, true_reward = zip(*points, strict=True)
+    return TrainingCurve(np.array(numbers), np.array(chosen), np.array(true_reward))

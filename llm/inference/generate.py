@@ -23,8 +23,6 @@ from jaxtyping import Bool, Float, Int, Key
 
 from llm.data.preferences import Message
 from llm.models.decoder import Cache, Decoder
-from llm.models.protocol import Head
-from llm.precision import accumulation_dtype
 from llm.text.tokenizer import Tokenizer
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -320,7 +318,7 @@ def _generate_batch(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), prompt_indices)
 
     def body(loop: _LoopState) -> _LoopState:
-        logits = _logits(loop.hidden, head)
+        logits = head.logits(loop.hidden)
         if greedy:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
@@ -340,13 +338,6 @@ def _generate_batch(
     start = _LoopState(jnp.int32(0), hidden, cache, generated, lengths == 0)
     end = jax.lax.while_loop(is_running, body, start)
     return end.generated, end.finished
-
-
-def _logits(hidden: Float[Array, "r D"], head: Head) -> Float[Array, "r V"]:
-    wide = accumulation_dtype(hidden.dtype)
-    matrix = head.weight.astype(hidden.dtype)
-    logits = jnp.einsum("rd,vd->rv", hidden, matrix, preferred_element_type=wide)
-    return logits if head.soft_cap is None else head.soft_cap * jnp.tanh(logits / head.soft_cap)
 
 
 def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""What a decoder is made of: sizes and switches, no arrays. Families differ only in these.
+"""Sizes and switches of a decoder, under the names of Hugging Face's ``config.json``.
 
-:mod:`llm.hf.config` reads an :class:`Architecture` from a Hugging Face ``config.json`` and writes
-it back.
+Model families differ only in these values. :mod:`llm.hf.config` converts between an
+:class:`Architecture` and ``config.json``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
-POSITIVE = (
+_POSITIVE = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -27,19 +27,20 @@ POSITIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are slowed down, to read sequences longer than those trained on.
+    """Scaling of rotary frequencies, for sequences longer than those of the pretraining.
 
     Attributes:
-        rope_type: ``linear`` divides every frequency by ``factor``; ``llama3`` only those that turn
-            less than ``high_freq_factor`` times within ``original_max_position_embeddings``, wholly below
-            ``low_freq_factor`` turns and gradually between.
-        factor: the divisor, at least 1.
-        low_freq_factor: turns at and below which the division is whole.
-        high_freq_factor: turns at and above which there is none.
-        original_max_position_embeddings: length of the sequences trained on.
+        rope_type: ``linear`` divides every frequency by ``factor``. ``llama3`` divides slow
+            frequencies only, in revolutions per ``original_max_position_embeddings`` positions:
+            fully at ``low_freq_factor`` or fewer, not at all at ``high_freq_factor`` or more, and
+            interpolated between.
+        factor: divisor of the frequencies, at least 1.
+        low_freq_factor: revolutions at or below which a frequency is divided by ``factor``.
+        high_freq_factor: revolutions at or above which a frequency is unchanged.
+        original_max_position_embeddings: length of the sequences of the pretraining, in tokens.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: if a value is out of range.
     """
 
     rope_type: Literal["linear", "llama3"]
@@ -49,7 +50,7 @@ class RopeScaling:
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self) -> None:
-        """Check the values."""
+        """Check the ranges of the values."""
         if self.rope_type not in ("linear", "llama3"):
             raise ValueError(f"`rope_type` must be linear or llama3, got {self.rope_type!r}")
         if not self.factor >= 1:
@@ -66,42 +67,48 @@ class Architecture:
     """Hyper-parameters of a decoder; the defaults are Llama's.
 
     Attributes:
-        model_type: the Hugging Face ``model_type`` it is exported as.
-        vocab_size: tokens, ``V``.
+        model_type: Hugging Face model type that the model is exported as.
+        vocab_size: number of tokens, ``V``.
         hidden_size: size of the hidden states, ``D``.
-        intermediate_size: of the feed-forward part, ``F``.
-        num_hidden_layers: ``L``.
-        num_attention_heads: query heads, ``H``.
-        num_key_value_heads: key and value heads, each shared by ``num_attention_heads / num_key_value_heads`` query heads.
-        head_dim: ``K``, even.
-        max_position_embeddings: longest sequence the model is meant for.
-        rms_norm_eps: added to the mean square in norms.
+        intermediate_size: number of hidden units of the MLP, ``F``.
+        num_hidden_layers: number of layers, ``L``.
+        num_attention_heads: number of query heads, ``H``.
+        num_key_value_heads: number of key and value heads, ``G``; each serves ``H / G`` query
+            heads. 0 for as many as query heads.
+        head_dim: size of a head, ``K``, even. 0 for ``hidden_size // num_attention_heads``.
+        max_position_embeddings: length of the longest sequence, in tokens.
+        rms_norm_eps: constant added to the mean square in norms.
         norm_plus_one: norms multiply by one plus their weight (Gemma).
-        hidden_act: of the gate in the feed-forward part.
-        scaled_embeddings: embeddings are multiplied by the root of the width (Gemma).
+        hidden_act: activation of the gate in the MLP.
+        scaled_embeddings: embeddings are multiplied by the root of ``hidden_size`` (Gemma).
         tie_word_embeddings: the output head is the embedding.
-        qkv_bias: queries, keys and values have a bias (Qwen 2).
-        o_proj_bias: so does the attention's output projection.
-        mlp_bias: so do the feed-forward projections.
-        qk_norm: queries and keys are normed head by head (Qwen 3, Gemma 3).
-        post_norms: what attention and feed-forward parts add is normed too (Gemma 2 and 3).
-        attn_logit_softcapping: bound on attention logits, or None.
-        final_logit_softcapping: bound on output logits, or None.
-        query_pre_attn_scalar: attention logits are divided by its root; None for the head size.
-        rope_theta: rotary angles turn by ``rope_theta ** (-2 i / head_dim)`` a position.
-        rope_scaling: how they are slowed down, or None.
-        rope_local_base_freq: base in local layers, unscaled; None for the same as elsewhere.
-        sliding_window: positions that a local layer sees, its own among them; None without such layers.
-        local_layers: which layers are local, one flag a layer; empty for none. Kept as a tuple.
-        bos_token_id: begins a sequence, or None.
-        eos_token_id: ends it; several for some models, kept as a tuple.
-        pad_token_id: fills up.
+        qkv_bias: projections to queries, keys and values have a bias (Qwen 2).
+        o_proj_bias: the output projection of attention has a bias.
+        mlp_bias: the projections of the MLP have a bias.
+        qk_norm: queries and keys are normalized head by head (Qwen 3, Gemma 3).
+        post_norms: the outputs of attention and MLP are normalized (Gemma 2 and 3).
+        attn_logit_softcapping: soft cap of attention logits; None for no cap.
+        final_logit_softcapping: soft cap of output logits; None for no cap.
+        query_pre_attn_scalar: attention logits are divided by its root; None for ``head_dim``.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: scaling of the rotary frequencies; None for none.
+        rope_local_base_freq: base of the unscaled frequencies of local layers; None for the
+            frequencies of the other layers.
+        sliding_window: number of positions that a token of a local layer attends to, its own
+            included; None if no layer is local.
+        local_layers: one flag per layer, True if its attention is local; empty if none is. A list
+            is stored as a tuple.
+        bos_token_id: id of the token that begins a sequence, or None.
+        eos_token_id: id of the token that ends a sequence, several ids, or None. A list is stored
+            as a tuple.
+        pad_token_id: id of the padding token, or None.
 
     Raises:
-        ValueError: a value out of range, or two that contradict each other.
+        ValueError: if a value is out of range, or two values contradict each other.
 
     Examples:
-        >>> Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2).head_dim
+        >>> sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 8}
+        >>> Architecture(**sizes, num_hidden_layers=1, num_attention_heads=2).head_dim
         2
     """
 
@@ -137,40 +144,37 @@ class Architecture:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Fill in the sizes that follow from others (given as 0), and check all."""
+        """Derive the sizes that are given as 0, and check all values."""
         for name in ("local_layers", "eos_token_id"):
-            if isinstance(getattr(self, name), list):  # as configuration files have it
+            if isinstance(getattr(self, name), list):  # lists come from configuration files
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.num_key_value_heads:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if not self.head_dim and self.num_attention_heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if not any(self.local_layers):
-            # One way to say that no layer is local, so that equal models compare equal.
-            for name, value in (
-                ("local_layers", ()),
-                ("sliding_window", None),
-                ("rope_local_base_freq", None),
-            ):
+            # Without local layers these values have no effect: equal models compare equal.
+            no_local = {"local_layers": (), "sliding_window": None, "rope_local_base_freq": None}
+            for name, value in no_local.items():
                 object.__setattr__(self, name, value)
         self._check_sizes()
         self._check_options()
 
     def _check_sizes(self) -> None:
-        for name in POSITIVE:
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"`num_attention_heads` must be a multiple of `num_key_value_heads`, got {self.num_attention_heads} and "
-                f"{self.num_key_value_heads}"
+                "`num_attention_heads` must be a multiple of `num_key_value_heads`, got "
+                f"{self.num_attention_heads} and {self.num_key_value_heads}"
             )
         if self.head_dim % 2:
             raise ValueError(f"`head_dim` must be even, got {self.head_dim}")
         if self.local_layers and len(self.local_layers) != self.num_hidden_layers:
             raise ValueError(
-                f"`local_layers` must have one flag for each of {self.num_hidden_layers} layers, got "
-                f"{len(self.local_layers)}"
+                f"`local_layers` must have one flag for each of {self.num_hidden_layers} layers, "
+                f"got {len(self.local_layers)}"
             )
 
     def _check_options(self) -> None:
@@ -180,7 +184,8 @@ class Architecture:
             )
         if self.local_layers and not (self.sliding_window and self.sliding_window > 0):
             raise ValueError(
-                f"`sliding_window` must be positive for local layers, got {self.sliding_window}"
+                "`sliding_window` must be positive if there are local layers, got "
+                f"{self.sliding_window}"
             )
         for name in (
             "attn_logit_softcapping",
@@ -194,26 +199,28 @@ class Architecture:
 
     @property
     def attention_scale(self) -> float:
-        """Factor of attention logits.
+        """Factor that queries times keys are multiplied by.
 
         Examples:
-            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1}
-            >>> Architecture(**sizes, num_attention_heads=2).attention_scale  # heads of size 16
+            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8}
+            >>> sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+            >>> Architecture(**sizes).attention_scale  # heads of size 16
             0.25
-            >>> Architecture(**sizes, num_attention_heads=2, query_pre_attn_scalar=4).attention_scale
+            >>> Architecture(**sizes, query_pre_attn_scalar=4).attention_scale
             0.5
         """
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     @property
     def mixes_local_layers(self) -> bool:
-        """Whether some layers are local and some are not.
+        """True if some layers are local and others are not.
 
         Examples:
-            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 2}
-            >>> flags = [(True, False), (True, True)]
-            >>> local = [Architecture(**sizes, num_attention_heads=2, sliding_window=4, local_layers=f) for f in flags]
-            >>> [architecture.mixes_local_layers for architecture in local]
-            [True, False]
+            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8}
+            >>> sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "sliding_window": 4}
+            >>> Architecture(**sizes, local_layers=(True, False)).mixes_local_layers
+            True
+            >>> Architecture(**sizes, local_layers=(True, True)).mixes_local_layers
+            False
         """
         return any(self.local_layers) and not all(self.local_layers)

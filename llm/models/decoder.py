@@ -1,7 +1,8 @@
-"""A decoder of any family that :class:`llm.models.architecture.Architecture` can describe.
+"""Decoder of every model family that :class:`llm.models.architecture.Architecture` describes.
 
-Layers are stacked along the leading axis of their parameters and applied by ``lax.scan``; layers
-that see a window and those that see everything differ by numbers that the scan runs over.
+The parameters of all layers are stacked along a leading axis, and ``lax.scan`` applies one layer
+after another, so that one layer is compiled for all. Local and global attention differ in numbers
+that the scan runs over.
 """
 
 from __future__ import annotations
@@ -16,54 +17,59 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from llm.attention.blockwise import SAVED
-from llm.attention.dispatch import EVERYTHING, attend, attend_cached
-from llm.parallel.layout import Layout
+from llm.attention.blockwise import ATTENTION_RESIDUALS
+from llm.attention.dispatch import NO_WINDOW, attend, attend_cached
+from llm.parallel.layout import SINGLE_DEVICE, ShardingPlan
 from llm.precision import accumulation_dtype
 from llm.types import Rows
 from rpo_theory.types import ArrayLike
 
 from .architecture import Architecture
-from .layers import KEPT, Layer, Norm
+from .layers import LAYER_RESIDUALS, Layer, Norm
 from .protocol import Head
-from .rope import Turn, turns
+from .rope import RopeAngles, rope_angles
 
 Remat = Literal["none", "dots", "full"]
-LayerLoop = Literal["scan", "unrolled"]
-POLICIES = {
-    "none": jax.checkpoint_policies.save_only_these_names(SAVED, KEPT),
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS, LAYER_RESIDUALS),
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED),
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far: those of position ``s`` in slot ``s``."""
+    """Keys and values of the tokens read so far, in the slots of their positions.
+
+    Attributes:
+        keys: keys of all layers; slot ``s`` holds position ``s``.
+        values: values of all layers, likewise.
+    """
 
     keys: Float[Array, "L r S G K"]
     values: Float[Array, "L r S G K"]
 
 
 class Decoder(nnx.Module):
-    """Token ids to hidden states.
+    """Decoder-only transformer: token ids to hidden states.
 
     Args:
         architecture: sizes and switches.
-        rngs: parameters are drawn from ``params``.
-        dtype: to compute in; norms, softmax and rotary angles use float32 at least.
-        param_dtype: of the parameters.
-        remat: what the backward pass computes again of each layer: ``none`` of it but norms and
-            activations, all but matrix products (``dots``), or all.
-        layer_loop: ``scan`` compiles one layer for all; ``unrolled`` each by itself.
+        rngs: parameters are drawn from the stream ``params``.
+        dtype: dtype of activations; norms, softmax and rotary angles use float32 at least.
+        param_dtype: dtype of the parameters.
+        remat: what the backward pass recomputes of each layer. ``none`` saves matrix products and
+            recomputes norms and activations; ``dots`` saves only products without a batch axis;
+            ``full`` saves only the input of the layer.
 
     Raises:
-        ValueError: an unknown ``remat`` or ``layer_loop``.
+        ValueError: if ``remat`` is unknown.
 
     Examples:
-        >>> small = Architecture(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+        >>> sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 8}
+        >>> small = Architecture(**sizes, num_hidden_layers=2, num_attention_heads=2)
         >>> decoder = Decoder(small, rngs=nnx.Rngs(0))
         >>> row = np.arange(3)[None]
         >>> decoder.hidden_states(Rows(row, row, np.ones_like(row), np.zeros_like(row))).shape
@@ -78,18 +84,14 @@ class Decoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: Remat = "none",
-        layer_loop: LayerLoop = "scan",
     ) -> None:
         """Draw the parameters."""
-        if remat not in POLICIES:
+        if remat not in REMAT_POLICIES:
             raise ValueError(f"`remat` must be none, dots or full, got {remat!r}")
-        if layer_loop not in ("scan", "unrolled"):
-            raise ValueError(f"`layer_loop` must be scan or unrolled, got {layer_loop!r}")
         self.architecture = architecture
         self.dtype = jnp.dtype(dtype)
         self.remat: Remat = remat
-        self.layer_loop: LayerLoop = layer_loop
-        self.layout: Layout | None = None
+        self.sharding_plan: ShardingPlan = SINGLE_DEVICE
         shape = (architecture.vocab_size, architecture.hidden_size)
         scale = architecture.hidden_size**-0.5
         self.embedding = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
@@ -103,39 +105,39 @@ class Decoder(nnx.Module):
         """Read whole rows.
 
         Args:
-            rows: tokens, and who sees whom.
+            rows: the tokens, and which of them attend to each other.
 
         Returns:
-            Hidden states after the final norm; finite at padding, which nothing else sees.
+            Hidden states after the final norm; finite and without meaning at padding.
         """
         filled = jnp.asarray(rows.segments) > 0
         tokens = jnp.where(filled, rows.tokens, 0)
         positions = jnp.where(filled, rows.positions, 0)
         rows = rows._replace(tokens=tokens, positions=positions)
 
-        def mix(
+        def attention(
             queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
         ) -> tuple[Array, Any]:
             del index
             return attend(queries, keys, values, rows, **options), carry
 
-        hidden, _ = self._run(tokens, positions, mix, None, self.remat)
+        hidden, _ = self._apply_layers(tokens, positions, attention, None, self.remat)
         return hidden
 
     def head(self) -> Head:
-        """Output embedding and soft cap."""
+        """Return the output head: the output embedding and its soft cap."""
         name, weight = "embedding", self.embedding
         if self.output is not None:
             name, weight = "output", self.output
-        words_over = None if self.layout is None else self.layout.split_of((name,))[0]
-        return Head(weight[...], self.architecture.final_logit_softcapping, words_over or ())
+        soft_cap = self.architecture.final_logit_softcapping
+        return Head(weight[...], soft_cap, self.sharding_plan.vocab_axes(name))
 
     def init_cache(self, n_rows: int, n_slots: int) -> Cache:
-        """Room for the keys and values of tokens at positions 0 to ``n_slots - 1``.
+        """Allocate a cache for positions 0 to ``n_slots - 1``.
 
         Args:
-            n_rows: sequences decoded together.
-            n_slots: the longest one's length, prompt and reply.
+            n_rows: number of sequences that are decoded together.
+            n_slots: length of the longest sequence, prompt and reply.
 
         Returns:
             An empty cache.
@@ -147,93 +149,83 @@ class Decoder(nnx.Module):
     def decode(
         self, tokens: Int[ArrayLike, "r T"], positions: Int[ArrayLike, "r T"], cache: Cache
     ) -> tuple[Float[Array, "r T D"], Cache]:
-        """Read on from where a cache stands: whole prompts, or a token each.
+        """Read the next tokens of sequences: whole prompts, or one token of each.
 
         Args:
-            tokens: ids; anything where there is padding.
-            positions: places in the sequences, from 0 and without gaps; negative for padding,
-                which may stand anywhere.
-            cache: of the earlier tokens.
+            tokens: token ids; any values at padding.
+            positions: positions in the sequences, from 0 and without gaps; negative at padding,
+                which may be anywhere.
+            cache: keys and values of the earlier tokens.
 
         Returns:
-            Hidden states after the final norm, finite at padding, and the cache with these tokens
-            in it.
+            Hidden states after the final norm, finite at padding, and the cache with the new
+            tokens.
         """
         positions = jnp.asarray(positions)
         filled = positions >= 0
-        # Padding is written past the last slot: dropped.
+        # Padding is written past the last slot, where ``mode="drop"`` discards it.
         slots = jnp.where(filled, positions, cache.keys.shape[2])
         row = jnp.arange(slots.shape[0])[:, None]
 
-        def mix(
+        def attention(
             queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
         ) -> tuple[Array, Cache]:
             cache = Cache(
                 carry.keys.at[index, row, slots].set(keys, mode="drop"),
                 carry.values.at[index, row, slots].set(values, mode="drop"),
             )
-            kept = (cache.keys[index], cache.values[index])
-            return attend_cached(queries, *kept, positions, **options), cache
+            cached = (cache.keys[index], cache.values[index])
+            return attend_cached(queries, *cached, positions, **options), cache
 
         clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
-        return self._run(*clean, mix, cache, "none")
+        return self._apply_layers(*clean, attention, cache, "none")
 
-    def _run(
-        self, tokens: Array, positions: Array, mix: Callable[..., Any], carry: Any, remat: Remat
+    def _apply_layers(
+        self,
+        tokens: Array,
+        positions: Array,
+        attention: Callable[..., Any],
+        carry: Any,
+        remat: Remat,
     ) -> tuple[Array, Any]:
-        """Embed, apply all layers, norm; ``carry`` goes through the layers' mixing."""
-        a = self.architecture
-        angles = turns(a, positions, accumulation_dtype(self.dtype))
+        """Embed tokens, apply all layers and the final norm; ``attention`` updates ``carry``."""
+        a, plan = self.architecture, self.sharding_plan
+        angles = rope_angles(a, positions, accumulation_dtype(self.dtype))
         graphdef, parameters = nnx.split(self.layers)
-        layout = self.layout
 
         def body(state: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[Any, None]:
-            (x, carry), (slices, index, local) = state, xs
+            (x, carry), (parameters, index, is_local) = state, xs
             options = {"soft_cap": a.attn_logit_softcapping, "scale": a.attention_scale}
-            options["window"] = self._window(local)
+            options["window"] = self._window(is_local)
 
-            def mix_here(*qkv: Array) -> tuple[Array, Any]:
-                return mix(*qkv, index=index, carry=carry, **options)
+            def layer_attention(*qkv: Array) -> tuple[Array, Any]:
+                return attention(*qkv, index=index, carry=carry, **options)
 
-            exchange: dict[str, Any] = {"frugal": remat == "full"}
-            if layout is not None:
-                slices = layout.gathered(slices, self.dtype)
-                exchange |= {"spread": layout.spread, "total": layout.total}
-            layer = nnx.merge(graphdef, slices)
-            return layer(x, self._turn(angles, local), mix_here, **exchange), None
+            layer = nnx.merge(graphdef, plan.fsdp_gather(parameters, self.dtype))
+            layer_angles = self._layer_angles(angles, is_local)
+            chunked = remat == "full"
+            return layer(x, layer_angles, layer_attention, plan=plan, chunked_mlp=chunked), None
 
-        scanned = self.layer_loop == "scan"
-        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=not scanned)
-        numbers = (
-            jnp.arange(a.num_hidden_layers),
-            jnp.array(a.local_layers or [False] * a.num_hidden_layers),
-        )
-        state = self._embed(tokens), carry
-        if self.layer_loop == "scan":
-            state, _ = jax.lax.scan(body, state, (parameters, *numbers))
-        else:
-            for i in range(a.num_hidden_layers):
-                slices = jax.tree.map(lambda leaf, i=i: leaf[i], (parameters, *numbers))
-                state, _ = body(state, slices)
-        return self.norm(state[0]), state[1]
+        # The loop itself keeps XLA from merging the recomputation with the forward pass.
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        flags = jnp.array(a.local_layers or [False] * a.num_hidden_layers)
+        xs = (parameters, jnp.arange(a.num_hidden_layers), flags)
+        (hidden, carry), _ = jax.lax.scan(body, (self._embed(tokens), carry), xs)
+        return self.norm(hidden), carry
 
     def _embed(self, tokens: Int[Array, "r T"]) -> Float[Array, "r T D"]:
-        table = self.embedding[...]
-        if self.layout is None:
-            x = table[tokens].astype(self.dtype)
-        else:
-            x = self.layout.embed(table.astype(self.dtype), tokens)
+        x = self.sharding_plan.embed(self.embedding[...], tokens, self.dtype)
         if self.architecture.scaled_embeddings:
             x = x * jnp.asarray(self.architecture.hidden_size**0.5, self.dtype)
         return x
 
-    def _window(self, local: Array) -> Array | int | None:
+    def _window(self, is_local: Array) -> Array | int | None:
         a = self.architecture
         if a.sliding_window is None or not a.mixes_local_layers:
             return a.sliding_window
-        return jnp.where(local, a.sliding_window, EVERYTHING)
+        return jnp.where(is_local, a.sliding_window, NO_WINDOW)
 
-    def _turn(self, angles: Turn, local: Array) -> Turn:
+    def _layer_angles(self, angles: RopeAngles, is_local: Array) -> RopeAngles:
         n_bases = angles.cosine.shape[0]
-        kind = local.astype(jnp.int32) if n_bases > 1 else 0
-        return Turn(angles.cosine[kind], angles.sine[kind])
+        base = is_local.astype(jnp.int32) if n_bases > 1 else 0
+        return RopeAngles(angles.cosine[base], angles.sine[base])

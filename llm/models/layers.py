@@ -1,14 +1,14 @@
-"""Parts of a decoder layer: projection, adapter, norm. All layers' parameters lie in one array.
+"""Building blocks of a decoder layer: projections, adapters, norms, and the layer itself.
 
-A module made with ``stack=(L,)`` holds its parameters for all layers along a leading axis; inside
-``lax.scan`` the same module is merged with one layer's slice, and it is only called there.
+The parameters of all layers are stacked: a module made with ``stack=(L,)`` holds its parameters
+along a leading axis of length ``L``. Inside ``lax.scan`` the module is merged with the slice of one
+layer, and only such a slice is ever called.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,10 +19,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from llm.parallel.layout import ShardingPlan
 from llm.precision import accumulation_dtype
 
 from .architecture import Activation, Architecture
-from .rope import Turn, rotate
+from .custom_vjp import project, rms_norm
+from .rope import RopeAngles, apply_rope
 
 PROJECTIONS = {
     "q_proj": "self_attn.q_proj",
@@ -33,135 +35,49 @@ PROJECTIONS = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
+"""Projections of a layer, with their names in Hugging Face models."""
 
-Mixer = Callable[[Array, Array, Array], tuple[Array, object]]
-Exchange = Callable[[Array], Array]
-PART = 4096
-"""Tokens of a row whose hidden units are in memory at once, where memory is short."""
-KEPT = "kept"
-"""Name of what the backward pass can make everything else from, with no product done again."""
+AttentionFn = Callable[[Array, Array, Array], tuple[Array, object]]
+Collective = Callable[[Array], Array]
+MLP_CHUNK = 4096
+"""Tokens of a row whose hidden units are in memory at once, if the MLP is applied in chunks."""
+LAYER_RESIDUALS = "layer_residuals"
+"""Name of the arrays from which the backward pass recomputes a layer without matrix products."""
 
 
-def keep(parts: Any) -> Any:
-    """Name arrays :data:`KEPT`; the rest of a layer is norms, rotations and activations of them.
+def save_residuals(arrays: Any) -> Any:
+    """Name arrays :data:`LAYER_RESIDUALS`, so that a remat policy can save them.
+
+    The rest of a layer is norms, rotations and activations of these arrays.
 
     Args:
-        parts: a tree of arrays.
+        arrays: a tree of arrays.
 
     Returns:
-        The same tree; only what is kept for the backward pass changes.
+        The same tree.
 
     Examples:
-        >>> [equation.params["name"] for equation in jax.make_jaxpr(keep)({"x": 1.0}).eqns]
-        ['kept']
+        >>> jaxpr = jax.make_jaxpr(save_residuals)({"x": 1.0})
+        >>> [equation.params["name"] for equation in jaxpr.eqns]
+        ['layer_residuals']
     """
-    return jax.tree.map(lambda x: checkpoint_name(x, KEPT), parts)
+    return jax.tree.map(lambda x: checkpoint_name(x, LAYER_RESIDUALS), arrays)
 
 
-def alone(x: Array) -> Array:
-    """What a device tells the others where there are none.
+def identity(x: Array) -> Array:
+    """Return ``x``: the single-device stand-in for a tensor-parallel collective.
 
     Args:
-        x: what they would hear.
+        x: any array.
 
     Returns:
-        The same.
+        The same array.
 
     Examples:
-        >>> alone(jnp.array([1.0, 2.0])).tolist()
+        >>> identity(jnp.array([1.0, 2.0])).tolist()
         [1.0, 2.0]
     """
     return x
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "r T I"], kernel: Float[Array, "I O"]) -> Float[Array, "r T O"]:
-    r"""The product ``x W``, with a gradient that is written out.
-
-    .. math:: \bar x = \bar y W^\top,\qquad \bar W = \sum_t x_t \bar y_t^\top
-
-    The rule that JAX derives is the same sum as the transpose of :math:`\bar y^\top x`. XLA then
-    lays :math:`\bar y` out by columns where it is computed, and on a CPU that takes longer than
-    the product: the backward pass of a decoder took 1.6 times as long.
-
-    Args:
-        x: of the same dtype as the kernel.
-        kernel: :math:`W`.
-
-    Returns:
-        Of the same dtype.
-    """
-    return x @ kernel
-
-
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(residuals: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    tokens = tuple(range(x.ndim - 1))
-    over_tokens = ((tokens, tokens), ((), ()))
-    into_x = jax.lax.dot_general(slope, kernel, (((x.ndim - 1,), (1,)), ((), ())))
-    # A product lays its first factor out by columns: let that be the smaller one.
-    if x.shape[-1] > slope.shape[-1]:
-        return into_x, jax.lax.dot_general(slope, x, over_tokens).T
-    return into_x, jax.lax.dot_general(x, slope, over_tokens)
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(
-    x: Float[Array, "... D"], weight: Float[Array, " D"], epsilon: float
-) -> Float[Array, "... D"]:
-    r"""Divide by the root mean square, times a weight, with a gradient that is written out.
-
-    .. math:: n = x\,s,\quad s = \Big(\tfrac1D\sum_d x_d^2 + \epsilon\Big)^{-1/2},\quad y = w\,n
-
-    .. math:: \bar x = s\Big(w\bar y - n\,\tfrac1D\sum_d (w\bar y\,n)_d\Big),\quad
-              \bar w = \sum_t \bar y_t n_t
-
-    On a CPU the sums of the rule that JAX derives take seven times as long as those written here.
-
-    Args:
-        x: float32 at least.
-        weight: :math:`w`, of the same dtype.
-        epsilon: :math:`\epsilon`.
-
-    Returns:
-        :math:`y`, of the same dtype; NaN where the squares overflow.
-
-    Examples:
-        >>> rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0).round(4).tolist()
-        [0.8485, 2.2627]
-    """
-    return _rms_norm_forward(x, weight, epsilon)[0]
-
-
-def _rms_norm_forward(
-    x: Array, weight: Array, epsilon: float
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon
-    # Of an infinite mean the scale would be 0, and so would all that was too large.
-    scale = jnp.where(jnp.isinf(mean), jnp.nan, jax.lax.rsqrt(mean))
-    return x * scale * weight, (x, weight, scale)
-
-
-def _rms_norm_backward(
-    epsilon: float, residuals: tuple[Array, Array, Array], slope: Array
-) -> tuple[Array, Array]:
-    del epsilon
-    x, weight, scale = residuals
-    unit, weighed = x * scale, slope * weight
-    mean = jnp.einsum("...d,...d->...", weighed, unit, precision="highest") / x.shape[-1]
-    flat = (leaf.reshape(-1, x.shape[-1]) for leaf in (slope, unit))
-    into_weight = jnp.einsum("td,td->d", *flat, precision="highest")
-    return scale * (weighed - unit * mean[..., None]), into_weight
-
-
-rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 class Adapter(nnx.Module):
@@ -171,10 +87,10 @@ class Adapter(nnx.Module):
         stack: leading axes of the parameters.
         n_in: size of the input.
         n_out: size of the output.
-        rank: of the product.
-        scale: its factor.
-        rngs: ``A`` is drawn from ``params``; ``B`` is zero.
-        param_dtype: of both.
+        rank: number of columns of ``A``.
+        scale: factor of the product.
+        rngs: ``A`` is drawn from the stream ``params``; ``B`` starts at zero.
+        param_dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -189,27 +105,28 @@ class Adapter(nnx.Module):
         param_dtype: DTypeLike,
     ) -> None:
         """Draw the parameters."""
-        down = jax.random.normal(rngs.params(), (*stack, n_in, rank), param_dtype)
-        self.a = nnx.LoRAParam(down * n_in**-0.5)
+        a = jax.random.normal(rngs.params(), (*stack, n_in, rank), param_dtype)
+        self.a = nnx.LoRAParam(a * n_in**-0.5)
         self.b = nnx.LoRAParam(jnp.zeros((*stack, rank, n_out), param_dtype))
         self.scale = scale
 
     def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
-        """Add to a projection's output."""
-        inner = product(x, self.a[...].astype(x.dtype))
-        return product(inner, self.b[...].astype(x.dtype)) * self.scale
+        """Return what the adapter adds to the output of its projection."""
+        inner = project(x, self.a[...].astype(x.dtype))
+        return project(inner, self.b[...].astype(x.dtype)) * self.scale
 
 
 class Projection(nnx.Module):
-    """``x W + b``, and what an adapter adds.
+    """Linear map ``x W + b``, with an optional low-rank adapter.
 
     Args:
         stack: leading axes of the parameters.
         n_in: size of the input.
         n_out: size of the output.
-        bias: whether there is a ``b``.
-        rngs: ``W`` is drawn from ``params``, with variance ``1 / n_in``; ``b`` is zero.
-        param_dtype: of both.
+        bias: whether there is a bias ``b``.
+        rngs: ``W`` is drawn from the stream ``params`` with variance ``1 / n_in``; ``b`` starts at
+            zero.
+        param_dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -228,44 +145,54 @@ class Projection(nnx.Module):
         self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None)
         self.adapter: Adapter | None = nnx.data(None)
 
-    def __call__(self, x: Float[Array, "r T I"], total: Exchange = alone) -> Float[Array, "r T O"]:
-        """Project, in the dtype of the input; ``total`` adds up what devices have of a product."""
-        y = product(x, self.kernel[...].astype(x.dtype))
-        y = total(y if self.adapter is None else y + self.adapter(x))
+    def __call__(
+        self, x: Float[Array, "r T I"], reduce: Collective = identity
+    ) -> Float[Array, "r T O"]:
+        """Project ``x`` in its own dtype.
+
+        Args:
+            x: input.
+            reduce: sum of the product over devices, for row-parallel projections.
+
+        Returns:
+            The output, in the dtype of ``x``.
+        """
+        y = project(x, self.kernel[...].astype(x.dtype))
+        y = reduce(y if self.adapter is None else y + self.adapter(x))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Norm(nnx.Module):
-    """Divide by the root mean square, then multiply by the weight, or by one plus it.
+    """Root-mean-square norm, multiplied by a weight or by one plus a weight.
 
     Args:
-        shape: of the weight, leading axes included.
-        architecture: its epsilon and kind of weight count.
-        param_dtype: of the weight.
+        shape: shape of the weight, leading axes included.
+        architecture: model with the constant in the root and the kind of weight.
+        param_dtype: dtype of the weight.
     """
 
     def __init__(
         self, shape: tuple[int, ...], architecture: Architecture, param_dtype: DTypeLike
     ) -> None:
-        """Draw the parameters."""
-        self.plus = 1.0 if architecture.norm_plus_one else 0.0
+        """Set the weight so that the factor is one."""
+        self.offset = 1.0 if architecture.norm_plus_one else 0.0
         self.epsilon = architecture.rms_norm_eps
-        self.weight = nnx.Param(jnp.full(shape, 1.0 - self.plus, param_dtype))
+        self.weight = nnx.Param(jnp.full(shape, 1.0 - self.offset, param_dtype))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Norm the last axis; float32 at least inside."""
+        """Normalize the last axis, computing in float32 at least."""
         wide = x.astype(accumulation_dtype(x.dtype))
-        weight = self.plus + self.weight[...].astype(wide.dtype)
+        weight = self.offset + self.weight[...].astype(wide.dtype)
         return jnp.asarray(rms_norm(wide, weight, self.epsilon)).astype(x.dtype)
 
 
 class Layer(nnx.Module):
-    """One layer of a decoder, or all of them along the leading axis of every parameter.
+    """A decoder layer, or all layers stacked along the leading axis of every parameter.
 
     Args:
         architecture: sizes and switches.
-        rngs: parameters are drawn from ``params``.
-        param_dtype: of the parameters.
+        rngs: parameters are drawn from the stream ``params``.
+        param_dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -273,112 +200,108 @@ class Layer(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         a, stack = architecture, (architecture.num_hidden_layers,)
+        width, units = a.hidden_size, a.intermediate_size
+        n_queries = a.num_attention_heads * a.head_dim
+        n_keys = a.num_key_value_heads * a.head_dim
         options = {"rngs": rngs, "param_dtype": param_dtype}
-        n_queries, n_keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
 
-        def norm(size: int, wanted: bool = True) -> Norm | None:
-            return Norm((*stack, size), a, param_dtype) if wanted else None
+        def norm(size: int, enabled: bool = True) -> Norm | None:
+            return Norm((*stack, size), a, param_dtype) if enabled else None
 
         self.head_dim = a.head_dim
         self.activation: Activation = a.hidden_act
-        self.input_norm = nnx.data(norm(a.hidden_size))
-        self.q_proj = Projection(stack, a.hidden_size, n_queries, bias=a.qkv_bias, **options)
-        self.k_proj = Projection(stack, a.hidden_size, n_keys, bias=a.qkv_bias, **options)
-        self.v_proj = Projection(stack, a.hidden_size, n_keys, bias=a.qkv_bias, **options)
+        self.input_norm = nnx.data(norm(width))
+        self.q_proj = Projection(stack, width, n_queries, bias=a.qkv_bias, **options)
+        self.k_proj = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
+        self.v_proj = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
         self.q_norm = nnx.data(norm(a.head_dim, a.qk_norm))
         self.k_norm = nnx.data(norm(a.head_dim, a.qk_norm))
-        self.o_proj = Projection(stack, n_queries, a.hidden_size, bias=a.o_proj_bias, **options)
-        self.post_attention_norm = nnx.data(norm(a.hidden_size, a.post_norms))
-        self.mlp_norm = nnx.data(norm(a.hidden_size))
-        self.gate_proj = Projection(
-            stack, a.hidden_size, a.intermediate_size, bias=a.mlp_bias, **options
-        )
-        self.up_proj = Projection(
-            stack, a.hidden_size, a.intermediate_size, bias=a.mlp_bias, **options
-        )
-        self.down_proj = Projection(
-            stack, a.intermediate_size, a.hidden_size, bias=a.mlp_bias, **options
-        )
-        self.post_mlp_norm = nnx.data(norm(a.hidden_size, a.post_norms))
+        self.o_proj = Projection(stack, n_queries, width, bias=a.o_proj_bias, **options)
+        self.post_attention_norm = nnx.data(norm(width, a.post_norms))
+        self.mlp_norm = nnx.data(norm(width))
+        self.gate_proj = Projection(stack, width, units, bias=a.mlp_bias, **options)
+        self.up_proj = Projection(stack, width, units, bias=a.mlp_bias, **options)
+        self.down_proj = Projection(stack, units, width, bias=a.mlp_bias, **options)
+        self.post_mlp_norm = nnx.data(norm(width, a.post_norms))
 
     def __call__(
         self,
         x: Float[Array, "r T D"],
-        turn: Turn,
-        mix: Mixer,
+        angles: RopeAngles,
+        attention: AttentionFn,
         *,
-        spread: Exchange = alone,
-        total: Exchange = alone,
-        frugal: bool = False,
+        plan: ShardingPlan,
+        chunked_mlp: bool = False,
     ) -> tuple[Float[Array, "r T D"], object]:
         """Apply one layer.
 
         Args:
             x: the residual stream.
-            turn: rotary angles of the tokens.
-            mix: ``mix(queries, keys, values) -> (mixed, extra)``, the attention.
-            spread: gives the devices that share the layer what they all read.
-            total: adds up what each of them has of a product.
-            frugal: keep hidden units of few tokens at a time, in the gradient too.
+            angles: rotary angles of the tokens.
+            attention: ``attention(queries, keys, values) -> (mixed values, extra)``.
+            plan: collectives of the devices that share the layer.
+            chunked_mlp: compute the hidden units of a few tokens at a time, in the gradient too.
 
         Returns:
-            The stream after the layer, and the extra.
+            The residual stream after the layer, and the extra result of ``attention``.
         """
-        normed = spread(_apply(self.input_norm, x))
-        queries = rotate(_apply(self.q_norm, self._heads(self.q_proj(normed))), turn)
-        keys = rotate(_apply(self.k_norm, self._heads(self.k_proj(normed))), turn)
-        queries, keys, values = keep((queries, keys, self._heads(self.v_proj(normed))))
-        mixed, extra = mix(queries, keys, values)
-        attended = self.o_proj(mixed.reshape(*x.shape[:2], -1), total)
-        x = keep(x + _apply(self.post_attention_norm, attended))
-        normed = spread(_apply(self.mlp_norm, x))
+        normed = plan.tp_broadcast(_apply(self.input_norm, x))
+        queries = apply_rope(_apply(self.q_norm, self._heads(self.q_proj(normed))), angles)
+        keys = apply_rope(_apply(self.k_norm, self._heads(self.k_proj(normed))), angles)
+        queries, keys, values = save_residuals((queries, keys, self._heads(self.v_proj(normed))))
+        mixed, extra = attention(queries, keys, values)
+        attended = self.o_proj(mixed.reshape(*x.shape[:2], -1), plan.tp_reduce)
+        x = save_residuals(x + _apply(self.post_attention_norm, attended))
+        normed = plan.tp_broadcast(_apply(self.mlp_norm, x))
 
-        def feed(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
-            gate, up = keep((self.gate_proj(x), self.up_proj(x)))
-            return self.down_proj(activate(gate, self.activation) * up, total)
+        def mlp(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
+            gate, up = save_residuals((self.gate_proj(x), self.up_proj(x)))
+            return self.down_proj(activate(gate, self.activation) * up, plan.tp_reduce)
 
-        fed = by_parts(feed, normed) if frugal else feed(normed)
-        return x + _apply(self.post_mlp_norm, fed), extra
+        output = apply_in_chunks(mlp, normed) if chunked_mlp else mlp(normed)
+        return x + _apply(self.post_mlp_norm, output), extra
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
         return x.reshape(*x.shape[:2], -1, self.head_dim)
 
 
-def by_parts(
-    function: Callable[[Array], Array], x: Float[Array, "r T D"], *, most: int = PART
+def apply_in_chunks(
+    function: Callable[[Array], Array], x: Float[Array, "r T D"]
 ) -> Float[Array, "r T D"]:
-    """Apply a function of each token to some of them at a time, also in the gradient.
+    """Apply a function of single tokens to :data:`MLP_CHUNK` tokens at a time, or fewer.
+
+    The gradient is computed in the same chunks. Rows that have no divisor near the chunk size are
+    passed to ``function`` whole.
 
     Args:
-        function: ``[r t D]`` to ``[r t D]``.
+        function: map from ``[r t D]`` to ``[r t D]``, independent between tokens.
         x: the tokens.
-        most: tokens of a row at a time; all at once where no number of equal parts is near.
 
     Returns:
         The same as ``function(x)``.
 
     Examples:
-        >>> by_parts(jnp.square, jnp.arange(6.0).reshape(1, 6, 1), most=3).ravel().tolist()
+        >>> apply_in_chunks(jnp.square, jnp.arange(6.0).reshape(1, 6, 1)).ravel().tolist()
         [0.0, 1.0, 4.0, 9.0, 16.0, 25.0]
     """
     n_tokens = x.shape[1]
-    least = math.ceil(n_tokens / most)
-    parts = next((n for n in range(least, 2 * least) if n_tokens % n == 0), 1)
-    if parts == 1:
+    fewest = math.ceil(n_tokens / MLP_CHUNK)
+    n_chunks = next((n for n in range(fewest, 2 * fewest) if n_tokens % n == 0), 1)
+    if n_chunks == 1:
         return function(x)
-    split = x.reshape(x.shape[0], parts, -1, x.shape[2]).swapaxes(0, 1)
-    return jax.lax.map(jax.checkpoint(function), split).swapaxes(0, 1).reshape(x.shape)
+    chunks = x.reshape(x.shape[0], n_chunks, -1, x.shape[2]).swapaxes(0, 1)
+    return jax.lax.map(jax.checkpoint(function), chunks).swapaxes(0, 1).reshape(x.shape)
 
 
 def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:
-    """Activation of the gate.
+    """Apply the activation of the MLP's gate.
 
     Args:
-        x: any.
-        kind: ``silu``, ``gelu`` or its approximation by tanh.
+        x: input, of any shape.
+        kind: ``silu``, ``gelu``, or ``gelu_pytorch_tanh``, the tanh approximation of ``gelu``.
 
     Returns:
-        Of the same shape and dtype.
+        The activations, of the same shape and dtype.
 
     Examples:
         >>> round(float(activate(jnp.array(1.0), "silu")), 4)

@@ -1,12 +1,12 @@
-r"""Log-probabilities of responses, without ever holding the logits of all their tokens.
+r"""Log-probabilities of responses, without the logits of all their tokens in memory at once.
 
-The hidden states that predict a response token are gathered, and the output head, its log-sum-exp
-and the target's logit are computed for a chunk of tokens at a time. The gradient is written by
-hand: with logits :math:`z = h W^\top`, capped or not,
+The hidden states that predict a response token are gathered. The output head, its log-sum-exp and
+the logit of the target are then computed for a chunk of tokens at a time. The gradient is written
+out: with logits :math:`z = h W^\top`, capped or not,
 
 .. math:: \frac{\partial\log p(t)}{\partial z_v} = \mathbb 1[v=t] - p(v),
 
-so the backward pass computes a chunk's logits once more instead of keeping them. Everything that is
+so the backward pass recomputes the logits of a chunk and saves none. Everything that is
 exponentiated or summed is float32 at least.
 """
 
@@ -23,65 +23,54 @@ from jax import Array
 from jax.scipy.special import logsumexp
 from jaxtyping import Float, Int
 
-from llm.parallel.vocab import Words
+from llm.parallel.vocab import VocabParallel
 from llm.precision import accumulation_dtype
 from llm.types import Batch, Completions
 from rpo_theory.types import ArrayLike
 
 from .protocol import Head, LanguageModel
 
-CHUNK_ENTRIES = 2**25  # logits alive at once: 128 MiB in float32, 261 tokens of Llama 3
-PARTS = 8  # of one chunk, of which those without tokens are left out
-LANE = 8  # several chunks are multiples of it, for the vector units
+CHUNK_ENTRIES = 2**25
+"""Logits in memory at once: 128 MiB in float32, 261 tokens of Llama 3."""
+CHUNK_PARTS = 8
+"""Parts of a single chunk; parts that hold padding only are skipped."""
+LANE = 8
+"""Chunks are multiples of this number of tokens, for the vector units."""
 
 
-def response_log_probs(
-    model: LanguageModel, batch: Batch, *, chunk_size: int | None = None
-) -> Float[Array, "n k"]:
-    """Log-probability of every response of a batch under a model.
+def response_log_probs(model: LanguageModel, batch: Batch) -> Float[Array, "n k"]:
+    """Return the log-probability of every response of a batch under a model.
 
     Args:
-        model: maps rows of tokens to hidden states, and has an output head.
+        model: a model with hidden states and an output head.
         batch: the pairs.
-        chunk_size: see :func:`sequence_log_probs`.
 
     Returns:
-        Nats, summed over tokens, float32 at least; 0 for absent responses.
+        Sums over the tokens of each response in nats, float32 at least; 0 for absent responses.
     """
     n_pairs, n_roles = batch.lengths.shape
     log_probs = sequence_log_probs(
-        model.hidden_states(batch.rows),
-        model.head(),
-        batch.completions,
-        n_pairs * n_roles,
-        chunk_size=chunk_size,
+        model.hidden_states(batch.rows), model.head(), batch.completions, n_pairs * n_roles
     )
     return log_probs.reshape(n_pairs, n_roles)
 
 
 def sequence_log_probs(
-    hidden: Float[Array, "r T D"],
-    head: Head,
-    completions: Completions,
-    n_responses: int,
-    *,
-    chunk_size: int | None = None,
+    hidden: Float[Array, "r T D"], head: Head, completions: Completions, n_responses: int
 ) -> Float[Array, " responses"]:
     r"""Sum the log-probabilities of the tokens of every response.
 
     Args:
         hidden: hidden states after the final norm.
-        head: output embedding and soft cap.
-        completions: which tokens count, where they are predicted, whose they are.
-        n_responses: how many responses there are; tokens of others (padding) are left out.
-        chunk_size: most tokens whose logits are alive at once, rounded up to a multiple of 8; by
-            default as many as fit into ``CHUNK_ENTRIES`` logits.
+        head: output head.
+        completions: the tokens of the responses, and where they are predicted.
+        n_responses: number of responses; tokens with a response id outside of it are padding.
 
     Returns:
-        :math:`\log\pi(a|x)`, nats, float32 at least; 0 for a response without tokens.
+        :math:`\log\pi(a|x)` in nats, float32 at least; 0 for a response without tokens.
 
     References:
-        The log-probabilities that `liu:24`, eq. 4.8, is written in.
+        `liu:24`, eq. 4.8, is written in these log-probabilities.
 
     Examples:
         >>> head, hidden = Head(jnp.zeros((4, 3)), None), jnp.zeros((1, 2, 3))
@@ -92,14 +81,12 @@ def sequence_log_probs(
     flat = hidden.reshape(-1, hidden.shape[-1])
     response = jnp.asarray(completions.response)
     counted = (response >= 0) & (response < n_responses)
-    # Padding may point anywhere, at hidden states that are NaN too.
-    features = jnp.where(counted[:, None], flat[jnp.asarray(completions.place)], 0)
+    # Padding may point at any hidden state, including NaN.
+    features = jnp.where(counted[:, None], flat[jnp.asarray(completions.flat_index)], 0)
     n_counted = jnp.max(jnp.where(counted, jnp.arange(1, counted.size + 1), 0))
-    log_probs = token_log_probs(
-        features, head, completions.target, chunk_size=chunk_size, n_counted=n_counted
-    )
-    owner = jnp.where(counted, response, n_responses)
-    return jax.ops.segment_sum(log_probs, owner, num_segments=n_responses)
+    log_probs = token_log_probs(features, head, completions.target, n_counted=n_counted)
+    segment = jnp.where(counted, response, n_responses)
+    return jax.ops.segment_sum(log_probs, segment, num_segments=n_responses)
 
 
 def token_log_probs(
@@ -107,24 +94,21 @@ def token_log_probs(
     head: Head,
     targets: Int[ArrayLike, " c"],
     *,
-    chunk_size: int | None = None,
     n_counted: Int[ArrayLike, ""] | None = None,
 ) -> Float[Array, " c"]:
-    r"""Log-probability of one token after each hidden state.
+    r"""Return the log-probability of one token after each hidden state.
+
+    At most :data:`CHUNK_ENTRIES` logits are in memory at once.
 
     Args:
         features: hidden states.
-        head: output embedding and soft cap; computed with in the dtype of ``features``.
+        head: output head, computed in the dtype of ``features``.
         targets: ids of the tokens.
-        chunk_size: see :func:`sequence_log_probs`.
-        n_counted: from this place on all is padding, on which no work need be spent; None where
-            every token counts.
+        n_counted: number of tokens before the padding at the end, which is skipped where
+            possible; None if every token counts.
 
     Returns:
-        Nats, float32 at least; anything finite for padding.
-
-    Raises:
-        ValueError: if ``chunk_size`` is not positive.
+        Log-probabilities in nats, float32 at least; finite and without meaning for padding.
 
     Examples:
         >>> head = Head(jnp.array([[1.0], [0.0]]), None)
@@ -132,11 +116,9 @@ def token_log_probs(
         -0.1269
     """
     n_tokens = features.shape[0]
-    if chunk_size is None:
-        at_once = jax.lax.axis_size("fsdp") if head.words_over else 1
-        chunk_size = max(LANE, CHUNK_ENTRIES // (head.weight.shape[0] * at_once))
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be 1 or more, got {chunk_size}")
+    # Devices along fsdp gather their tokens: a chunk holds that many times as many.
+    n_gathered = jax.lax.axis_size("fsdp") if head.vocab_axes else 1
+    chunk_size = max(LANE, CHUNK_ENTRIES // (head.weight.shape[0] * n_gathered))
     n_chunks, size = 1, n_tokens
     if n_tokens > chunk_size:
         size = LANE * math.ceil(n_tokens / math.ceil(n_tokens / chunk_size) / LANE)
@@ -146,7 +128,7 @@ def token_log_probs(
     target = jnp.pad(jnp.asarray(targets), (0, padding)).reshape(n_chunks, size)
     counted = jnp.asarray(n_tokens if n_counted is None else n_counted)
     log_probs: Array = _chunked(
-        chunks, head.weight, target, counted, head.soft_cap, head.words_over
+        chunks, head.weight, target, counted, head.soft_cap, head.vocab_axes
     )
     return log_probs.reshape(-1)[:n_tokens]
 
@@ -158,9 +140,9 @@ def _chunked(
     targets: Int[Array, "m s"],
     counted: Int[Array, ""],
     soft_cap: float | None,
-    words_over: tuple[str, ...],
+    vocab_axes: tuple[str, ...],
 ) -> Float[Array, "m s"]:
-    return _forward(features, weight, targets, counted, soft_cap, words_over)[0]
+    return _forward(features, weight, targets, counted, soft_cap, vocab_axes)[0]
 
 
 def _forward(
@@ -169,55 +151,58 @@ def _forward(
     targets: Int[Array, "m s"],
     counted: Int[Array, ""],
     soft_cap: float | None,
-    words_over: tuple[str, ...],
+    vocab_axes: tuple[str, ...],
 ) -> tuple[Float[Array, "m s"], tuple]:
-    words = Words(words_over)
+    vocab = VocabParallel(vocab_axes)
+    head = Head(weight.astype(features.dtype), soft_cap)
 
-    def one(carry: None, chunk: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        hidden, target = words.everyone(chunk)
-        logits = _logits(hidden, matrix, soft_cap)
-        normaliser = words.log_total(logsumexp(logits, axis=-1))
-        place, mine = words.own(target, weight.shape[0])
-        chosen = jnp.take_along_axis(logits, place[:, None], axis=-1)[:, 0]
-        chosen = words.total(jnp.where(mine, chosen, 0))
-        log_probs, normaliser = words.back((chosen - normaliser, normaliser))
-        return carry, (log_probs, normaliser)
+    def chunk_log_probs(
+        carry: None, chunk: tuple[Array, Array]
+    ) -> tuple[None, tuple[Array, Array]]:
+        hidden, target = vocab.all_gather_tokens(chunk)
+        logits = head.logits(hidden)
+        normalizer = vocab.reduce_logsumexp(logsumexp(logits, axis=-1))
+        index, is_local = vocab.local_index(target, weight.shape[0])
+        chosen = jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0]
+        chosen = vocab.reduce_sum(jnp.where(is_local, chosen, 0))
+        log_probs, normalizer = vocab.take_local_tokens((chosen - normalizer, normalizer))
+        return carry, (log_probs, normalizer)
 
-    matrix = weight.astype(features.dtype)
-    limit = None if words_over else counted
-    _, (log_probs, normalizers) = _scan(one, None, (features, targets), limit)
+    limit = None if vocab_axes else counted
+    _, (log_probs, normalizers) = _scan(chunk_log_probs, None, (features, targets), limit)
     return log_probs, (features, weight, targets, counted, normalizers)
 
 
 def _backward(
     soft_cap: float | None,
-    words_over: tuple[str, ...],
+    vocab_axes: tuple[str, ...],
     residuals: tuple,
-    cotangent: Float[Array, "m s"],
+    cotangents: Float[Array, "m s"],
 ) -> tuple[Float[Array, "m s D"], Float[Array, "V D"], None, None]:
     features, weight, targets, counted, normalizers = residuals
     wide, matrix = accumulation_dtype(features.dtype), weight.astype(features.dtype)
-    words = Words(words_over)
+    vocab, head = VocabParallel(vocab_axes), Head(matrix, soft_cap)
 
-    def one(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden, target, normaliser, slope = words.everyone(chunk)
-        logits = _logits(hidden, matrix, soft_cap)
-        place, mine = words.own(target, weight.shape[0])
-        is_target = place[:, None] == jnp.arange(weight.shape[0], dtype=target.dtype)
-        is_target &= mine[:, None]
-        error = slope[:, None] * (is_target.astype(wide) - jnp.exp(logits - normaliser[:, None]))
+    def chunk_gradients(d_weight: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
+        hidden, target, normalizer, cotangent = vocab.all_gather_tokens(chunk)
+        logits = head.logits(hidden)
+        index, is_local = vocab.local_index(target, weight.shape[0])
+        is_target = index[:, None] == jnp.arange(weight.shape[0], dtype=target.dtype)
+        is_target &= is_local[:, None]
+        probabilities = jnp.exp(logits - normalizer[:, None])
+        d_logits = cotangent[:, None] * (is_target.astype(wide) - probabilities)
         if soft_cap is not None:
-            error = error * (1.0 - jnp.square(logits / soft_cap))
-        error = error.astype(hidden.dtype)
-        into_weight = jnp.einsum("sv,sd->vd", error, hidden, preferred_element_type=wide)
-        into_hidden = jnp.einsum("sv,vd->sd", error, matrix, preferred_element_type=wide)
-        return total + into_weight, words.scattered(into_hidden).astype(hidden.dtype)
+            d_logits = d_logits * (1.0 - jnp.square(logits / soft_cap))
+        d_logits = d_logits.astype(hidden.dtype)
+        added = jnp.einsum("sv,sd->vd", d_logits, hidden, preferred_element_type=wide)
+        d_hidden = jnp.einsum("sv,vd->sd", d_logits, matrix, preferred_element_type=wide)
+        return d_weight + added, vocab.reduce_scatter_tokens(d_hidden).astype(hidden.dtype)
 
-    zero = jnp.zeros(weight.shape, wide)
-    limit = None if words_over else counted
-    chunks = features, targets, normalizers, cotangent
-    total, into_features = _scan(one, zero, chunks, limit)
-    return into_features, total.astype(weight.dtype), None, None
+    zeros = jnp.zeros(weight.shape, wide)
+    limit = None if vocab_axes else counted
+    chunks = features, targets, normalizers, cotangents
+    d_weight, d_features = _scan(chunk_gradients, zeros, chunks, limit)
+    return d_features, d_weight.astype(weight.dtype), None, None
 
 
 _chunked.defvjp(_forward, _backward)
@@ -229,31 +214,23 @@ def _scan(
     chunks: tuple[Array, ...],
     counted: Int[Array, ""] | None,
 ) -> tuple[Any, Any]:
-    """``lax.scan``; where there is one chunk no loop, and little more than its counted tokens."""
+    """Run ``lax.scan``; of a single chunk, run the shortest prefix with all counted tokens."""
     n_chunks, size = chunks[0].shape[:2]
     if n_chunks > 1:
         return jax.lax.scan(function, carry, chunks)
-    sizes = sorted({min(size, LANE * math.ceil(size * k / PARTS / LANE)) for k in range(PARTS + 1)})
+    multiples = (LANE * math.ceil(size * k / CHUNK_PARTS / LANE) for k in range(CHUNK_PARTS + 1))
+    sizes = sorted({min(size, multiple) for multiple in multiples})
     if counted is None:
         sizes = [size]
 
-    def first(n_tokens: int, carry: Any, chunk: tuple[Array, ...]) -> tuple[Any, Any]:
+    def run_prefix(n_tokens: int, carry: Any, chunk: tuple[Array, ...]) -> tuple[Any, Any]:
         carry, out = function(carry, jax.tree.map(lambda leaf: leaf[0, :n_tokens], chunk))
         missing = size - n_tokens
 
-        def padded(leaf: Array) -> Array:
+        def pad(leaf: Array) -> Array:
             return jnp.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1)))[None]
 
-        return carry, jax.tree.map(padded, out)
+        return carry, jax.tree.map(pad, out)
 
-    choice = 0 if counted is None else jnp.searchsorted(jnp.array(sizes), counted)
-    return jax.lax.switch(choice, [partial(first, n) for n in sizes], carry, chunks)
-
-
-def _logits(
-    hidden: Float[Array, "s D"], weight: Float[Array, "V D"], soft_cap: float | None
-) -> Float[Array, "s V"]:
-    logits = jnp.einsum(
-        "sd,vd->sv", hidden, weight, preferred_element_type=accumulation_dtype(hidden.dtype)
-    )
-    return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+    index = 0 if counted is None else jnp.searchsorted(jnp.array(sizes), counted)
+    return jax.lax.switch(index, [partial(run_prefix, n) for n in sizes], carry, chunks)

@@ -1,7 +1,8 @@
-r"""Rotary positions: queries and keys turn by an angle proportional to their position.
+r"""Rotary position embeddings (RoPE).
 
-The first and second half of a head are the two coordinates of :math:`K/2` planes; plane :math:`i`
-turns by :math:`\omega_i = b^{-2i/K}` a position (the "half-split" layout of Hugging Face weights).
+The first and second half of a head are the two coordinates of :math:`K/2` planes. A query or key at
+position :math:`p` is rotated in plane :math:`i` by the angle :math:`p\,\omega_i` with
+:math:`\omega_i = \theta^{-2i/K}`. This is the half-split layout of Hugging Face weights.
 """
 
 from __future__ import annotations
@@ -20,75 +21,82 @@ from rpo_theory.types import ArrayLike
 from .architecture import Architecture, RopeScaling
 
 
-class Turn(NamedTuple):
-    """Cosine and sine of the angles, shape ``[... K/2]``; a leading axis where bases differ."""
+class RopeAngles(NamedTuple):
+    """Cosines and sines of rotation angles, by token and plane.
+
+    Attributes:
+        cosine: shape ``[... r T K/2]``, with a leading axis where local layers differ.
+        sine: of the same shape.
+    """
 
     cosine: Array
     sine: Array
 
 
-def frequencies(architecture: Architecture) -> np.ndarray:
-    r"""Angle per position of every plane.
+def rope_frequencies(architecture: Architecture) -> np.ndarray:
+    r"""Return the rotation angle per position of every plane.
 
     Args:
-        architecture: its bases, scaling and head size count.
+        architecture: model with the bases, the scaling and the head size.
 
     Returns:
-        :math:`\omega_i`, radians; row 0 for layers that see everything, and row 1 for local ones if
-        they have a base of their own, shape ``[1 or 2, K/2]``.
+        :math:`\omega_i` in radians, shape ``[1 or 2, K/2]``: row 0 for layers with global
+        attention, row 1 for local layers if they have a base of their own.
 
     Examples:
-        >>> size = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-        >>> frequencies(Architecture(**size)).tolist()
+        >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+        >>> rope_frequencies(Architecture(**sizes, num_attention_heads=2)).tolist()
         [[1.0, 0.01]]
     """
     exponents = np.arange(0, architecture.head_dim, 2) / architecture.head_dim
-    everywhere = architecture.rope_theta**-exponents
+    frequencies = architecture.rope_theta**-exponents
     if architecture.rope_scaling is not None:
-        everywhere = _scaled(everywhere, architecture.rope_scaling)
+        frequencies = _scale(frequencies, architecture.rope_scaling)
     if architecture.rope_local_base_freq is None:
-        return everywhere[None]
-    return np.stack([everywhere, architecture.rope_local_base_freq**-exponents])
+        return frequencies[None]
+    return np.stack([frequencies, architecture.rope_local_base_freq**-exponents])
 
 
-def turns(architecture: Architecture, positions: Int[ArrayLike, "r T"], dtype: DTypeLike) -> Turn:
-    """Angles of all tokens, once for all layers.
+def rope_angles(
+    architecture: Architecture, positions: Int[ArrayLike, "r T"], dtype: DTypeLike
+) -> RopeAngles:
+    """Compute the rotation angles of all tokens, once for all layers.
 
     Args:
-        architecture: see :func:`frequencies`.
-        positions: of the tokens.
-        dtype: to compute in, float32 or wider.
+        architecture: model with the frequencies, see :func:`rope_frequencies`.
+        positions: positions of the tokens in their sequences.
+        dtype: dtype to compute in, float32 or wider.
 
     Returns:
         Cosines and sines, shape ``[1 or 2, r, T, K/2]``.
     """
-    omega = jnp.asarray(frequencies(architecture), dtype)
+    omega = jnp.asarray(rope_frequencies(architecture), dtype)
     angles = jnp.asarray(positions).astype(dtype)[None, :, :, None] * omega[:, None, None]
-    return Turn(jnp.cos(angles), jnp.sin(angles))
+    return RopeAngles(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(x: Float[Array, "r T H K"], turn: Turn) -> Float[Array, "r T H K"]:
-    """Turn every head by its token's angles.
+def apply_rope(x: Float[Array, "r T H K"], angles: RopeAngles) -> Float[Array, "r T H K"]:
+    """Rotate every head by the angles of its token.
 
     Args:
         x: queries or keys.
-        turn: of one base, shape ``[r T K/2]``.
+        angles: cosines and sines, shape ``[r T K/2]``.
 
     Returns:
-        The same, turned, in the dtype of ``x``.
+        The rotated queries or keys, in the dtype of ``x``.
     """
-    cosine, sine = (part[:, :, None].astype(x.dtype) for part in turn)
+    cosine, sine = (part[:, :, None].astype(x.dtype) for part in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1
     )
 
 
-def _scaled(omega: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+def _scale(omega: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     slow = omega / scaling.factor
     if scaling.rope_type == "linear":
         return slow
-    n_turns = scaling.original_max_position_embeddings * omega / (2 * math.pi)
+    revolutions = scaling.original_max_position_embeddings * omega / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((n_turns - low) / (high - low), 0, 1)
-    return kept * omega + (1 - kept) * slow
+    unscaled_share = np.clip((revolutions - low) / (high - low), 0, 1)
+    return unscaled_share * omega + (1 - unscaled_share) * slow

@@ -1,19 +1,31 @@
-r"""How a model lies on a mesh of devices, and what devices tell each other.
+r"""Sharding of a decoder over a mesh, and the collectives that its layers call.
 
-The mesh has three axes. Along ``data`` devices hold the same parameters and different pairs; along
-``fsdp`` they hold different pairs and a share of every parameter, which is gathered a layer at a
-time; along ``tensor`` they hold the same pairs and different heads, hidden units and words. The
-step is written for one device (``jax.shard_map``), every exchange where it happens:
+The mesh has three axes:
 
-* a layer's shares are gathered before it is applied, so that its gradient is scattered back;
-* what enters a product split by columns is :meth:`Layout.spread` (its gradient is summed over
-  ``tensor``), and what leaves one split by rows is :meth:`Layout.total` (summed over ``tensor``);
-* the words of the embedding are split over ``tensor`` and ``fsdp``, for lookup and for the head
-  (:class:`llm.parallel.vocab.Words`).
+========== ======================== ===========================================================
+axis       pairs                    parameters
+========== ======================== ===========================================================
+``data``   different on each device the same on each device
+``fsdp``   different on each device a shard of each; layers are gathered one at a time
+``tensor`` the same on each device  the shard of some heads, hidden units and vocabulary entries
+========== ======================== ===========================================================
+
+The training step is written for one device and mapped over the mesh by ``jax.shard_map``. Three
+kinds of collectives are explicit:
+
+* :meth:`ShardingPlan.fsdp_gather` gathers the parameters of a layer before the layer is applied;
+  its transpose scatters their gradients.
+* :meth:`ShardingPlan.tp_broadcast` precedes column-parallel projections and sums the gradient over
+  ``tensor``; :meth:`ShardingPlan.tp_reduce` follows row-parallel projections and sums the output.
+* The vocabulary is split over ``tensor`` and ``fsdp``: :meth:`ShardingPlan.embed` looks tokens up,
+  :class:`llm.parallel.vocab.VocabParallel` serves the output head.
+
+On one device every collective is the identity (:data:`SINGLE_DEVICE`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,39 +34,44 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
-AXES = ("data", "fsdp", "tensor")
-SHARDS = ("data", "fsdp")
-"""Axes along which devices have different pairs."""
-WORDS = ("tensor", "fsdp")
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""Axes along which devices hold different pairs."""
+VOCAB_AXES = ("tensor", "fsdp")
 """Axes that the vocabulary is split over, the slower one first."""
-BY_COLUMNS = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"})
-BY_ROWS = frozenset({"o_proj", "down_proj"})
+COLUMN_PARALLEL = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"})
+"""Projections whose outputs are split over ``tensor``."""
+ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
+"""Projections whose inputs are split over ``tensor``."""
 
-Path = tuple[str, ...]
-Spec = tuple[Any, ...]
+ParameterPath = tuple[str, ...]
+AxisSplit = tuple[Any, ...]
+"""For each axis of an array: the mesh axis or axes that it is split over, or None."""
 
 
-def rule(path: Path, n_axes: int) -> Spec:
-    """How a parameter is split, whatever its size: the one table of the package.
+def partition_rule(path: ParameterPath, n_axes: int) -> AxisSplit:
+    """Return how a parameter is split, regardless of its size.
 
     Args:
-        path: names that lead to it, as in ``("layers", "q_proj", "kernel")``.
-        n_axes: of the array.
+        path: names of the parameter in the model's state, such as
+            ``("layers", "q_proj", "kernel")``.
+        n_axes: number of axes of the array.
 
     Returns:
-        For each axis of the array the mesh axes that it is split over, or None.
+        For each axis of the array the mesh axis or axes that it is split over, or None.
 
     Examples:
-        >>> rule(("layers", "q_proj", "kernel"), 3)
+        >>> partition_rule(("layers", "q_proj", "kernel"), 3)
         (None, 'fsdp', 'tensor')
-        >>> rule(("layers", "mlp_norm", "weight"), 2)
+        >>> partition_rule(("layers", "mlp_norm", "weight"), 2)
         (None, None)
     """
     if path in (("embedding",), ("output",)):
-        return (WORDS, None)
-    columns = len(path) > 2 and path[1] in BY_COLUMNS
-    by_rows = len(path) > 2 and path[1] in BY_ROWS
+        return (VOCAB_AXES, None)
+    columns = len(path) > 2 and path[1] in COLUMN_PARALLEL
+    by_rows = len(path) > 2 and path[1] in ROW_PARALLEL
     match path[-1] if path else None:
         case "kernel" if columns:
             return (None, "fsdp", "tensor")
@@ -69,71 +86,83 @@ def rule(path: Path, n_axes: int) -> Spec:
     return (None,) * n_axes
 
 
-def is_partial(path: Path) -> bool:
-    """Whether devices along ``tensor`` hold the same parameter but use it for different heads.
+def has_partial_gradient(path: ParameterPath) -> bool:
+    """Return whether the gradient of a parameter must be summed over ``tensor``.
+
+    This is so if all devices along ``tensor`` hold the same values and use them for different
+    heads or hidden units.
 
     Args:
-        path: names that lead to it.
+        path: names of the parameter in the model's state.
 
     Returns:
-        True where its gradient is a sum over them.
+        True for norms of queries and keys, and for the unsplit matrices of adapters.
 
     Examples:
-        >>> is_partial(("layers", "q_norm", "weight")), is_partial(("norm", "weight"))
-        (True, False)
-        >>> [is_partial(("layers", name, "a")) for name in ("q_proj", "down_proj")]  # adapters
+        >>> paths = ("layers", "q_norm", "weight"), ("norm", "weight")
+        >>> [has_partial_gradient(path) for path in paths]
+        [True, False]
+        >>> [has_partial_gradient(("layers", name, "a")) for name in ("q_proj", "down_proj")]
         [True, False]
     """
     if path[-2:-1] in (("q_norm",), ("k_norm",)):
         return True
-    columns, by_rows = path[1:2] and path[1] in BY_COLUMNS, path[1:2] and path[1] in BY_ROWS
+    columns, by_rows = (
+        path[1:2] and path[1] in COLUMN_PARALLEL,
+        path[1:2] and path[1] in ROW_PARALLEL,
+    )
     return bool((columns and path[-1] == "a") or (by_rows and path[-1] == "b"))
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A mesh's sizes and how each parameter of a model is split over it.
+class ShardingPlan:
+    """Sizes of a mesh, and how each parameter of a model is split over it.
 
     Attributes:
-        data: devices along ``data``.
-        fsdp: devices along ``fsdp``.
-        tensor: devices along ``tensor``.
-        splits: path and split of every parameter.
+        data: number of devices along ``data``.
+        fsdp: number of devices along ``fsdp``.
+        tensor: number of devices along ``tensor``.
+        splits: path and split of each parameter; an array that is not listed is replicated.
     """
 
-    data: int
-    fsdp: int
-    tensor: int
-    splits: tuple[tuple[Path, Spec], ...]
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    splits: tuple[tuple[ParameterPath, AxisSplit], ...] = ()
 
     @property
-    def shards(self) -> int:
-        """Devices with pairs of their own, times ``tensor`` fewer than all.
+    def batch_shards(self) -> int:
+        """Number of shards of a batch: devices along ``data`` times devices along ``fsdp``.
 
         Examples:
-            >>> Layout(data=2, fsdp=3, tensor=4, splits=()).shards
+            >>> ShardingPlan(data=2, fsdp=3, tensor=4).batch_shards
             6
         """
         return self.data * self.fsdp
 
-    def split_of(self, path: Path) -> Spec:
-        """Split of a parameter."""
-        return dict(self.splits)[path]
+    def split_of(self, path: ParameterPath) -> AxisSplit:
+        """Return the split of a parameter, empty if it is replicated."""
+        return dict(self.splits).get(path, ())
 
-    def specs(self, state: Any, *, beneath: Path = ()) -> Any:
-        """Splits as a tree of ``PartitionSpec``, for a tree of parameters or of their moments.
+    def vocab_axes(self, name: str) -> tuple[str, ...]:
+        """Return the mesh axes that ``embedding`` or ``output`` is split over, maybe none."""
+        split = self.split_of((name,))
+        return (split[0] or ()) if split else ()
+
+    def partition_specs(self, state: Any) -> Any:
+        """Return a ``PartitionSpec`` for each array of a tree.
 
         Args:
-            state: a tree in which parameters are found under their paths, maybe deeper.
-            beneath: path of the tree's root.
+            state: a tree in which parameters, or arrays shaped like them, stand under the paths
+                of the parameters or deeper, as in an optimizer's state.
 
         Returns:
-            A tree of the same structure; what is no parameter is on every device.
+            A tree of the same structure; arrays that belong to no parameter are replicated.
         """
         known = dict(self.splits)
 
-        def spec(path: Any, leaf: Any) -> PartitionSpec:
-            names = beneath + _names(path)
+        def spec(key_path: Any, leaf: Any) -> PartitionSpec:
+            names = _parameter_path(key_path)
             for start in range(len(names)):
                 split = known.get(names[start:])
                 if split is not None and len(split) == len(leaf.shape):
@@ -142,135 +171,151 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(spec, state)
 
-    def gathered(self, slices: Any, dtype: Any) -> Any:
-        """A layer's parameters, whole but for their share along ``tensor``.
+    def fsdp_gather(self, layer: Any, dtype: DTypeLike) -> Any:
+        """Gather the parameters of one layer over ``fsdp``.
 
         Args:
-            slices: parameters of one layer, each a device's share.
-            dtype: that they will be used in; shares travel in it.
+            layer: shards of the parameters of one layer.
+            dtype: dtype that the layer computes in, and in which shards are sent.
 
         Returns:
-            The same tree.
+            The same tree. Shards along ``tensor`` stay shards.
         """
 
-        def gather(path: Any, leaf: Array) -> Array:
-            names = ("layers", *_names(path))
-            split = self.split_of(names)[1:]
+        def gather(key_path: Any, leaf: Array) -> Array:
+            path = ("layers", *_parameter_path(key_path))
+            split = self.split_of(path)[1:]
             if "fsdp" in split:
-                # Or else the compiler converts the shares of all layers at once, and keeps them.
+                # Without the barrier XLA converts the shards of all layers at once and keeps them.
                 leaf = jax.lax.optimization_barrier(leaf)
                 return jax.lax.all_gather(
                     leaf.astype(dtype), "fsdp", axis=split.index("fsdp"), tiled=True
                 )
-            return self.spread(leaf) if is_partial(names) else leaf
+            return self.tp_broadcast(leaf) if has_partial_gradient(path) else leaf
 
-        return jax.tree_util.tree_map_with_path(gather, slices)
+        return jax.tree_util.tree_map_with_path(gather, layer)
 
-    def spread(self, x: Array) -> Array:
-        """The same on every device along ``tensor``; the gradient is summed over them."""
-        return _spread(x) if self.tensor > 1 else x
+    def tp_broadcast(self, x: Array) -> Array:
+        """Return ``x``; its gradient is summed over ``tensor``."""
+        return _tp_broadcast(x) if self.tensor > 1 else x
 
-    def total(self, x: Array) -> Array:
-        """Sum over ``tensor``; the gradient is the same on each of them."""
-        return _total(x) if self.tensor > 1 else x
+    def tp_reduce(self, x: Array) -> Array:
+        """Sum ``x`` over ``tensor``; its gradient is that of the sum on each device."""
+        return _tp_reduce(x) if self.tensor > 1 else x
 
-    def reduced(self, slope: Any) -> Any:
-        """Gradients summed over all devices that hold the same share of a parameter.
+    def batch_sum(self, sums: Any) -> Any:
+        """Sum a tree of arrays over the devices that hold different pairs."""
+        return jax.lax.psum(sums, BATCH_AXES) if self.batch_shards > 1 else sums
+
+    def reduce_gradients(self, gradients: Any) -> Any:
+        """Sum gradients over the devices that hold the same shard of a parameter.
 
         Args:
-            slope: gradient of each device's part of the loss by its shares.
+            gradients: gradient of each device's part of the loss with respect to its shards.
 
         Returns:
-            The same tree; shares along ``fsdp`` were summed when they were scattered.
+            The same tree. The transpose of :meth:`fsdp_gather` has summed shards along ``fsdp``.
         """
-        specs = self.specs(slope)
+        if self.batch_shards == 1:
+            return gradients
 
         def reduce(leaf: Array, spec: PartitionSpec) -> Array:
-            split_over = {name for part in spec for name in _as_tuple(part)}
-            return jax.lax.psum(leaf, tuple(name for name in SHARDS if name not in split_over))
+            split_over = {name for part in spec for name in _axis_names(part)}
+            return jax.lax.psum(leaf, tuple(name for name in BATCH_AXES if name not in split_over))
 
-        return jax.tree.map(reduce, slope, specs)
+        return jax.tree.map(reduce, gradients, self.partition_specs(gradients))
 
-    def embed(self, table: Array, tokens: Array) -> Array:
-        """Rows of an embedding whose words are split over the mesh.
+    def embed(self, table: Array, tokens: Array, dtype: DTypeLike) -> Array:
+        """Look tokens up in an embedding whose vocabulary may be split over the mesh.
 
         Args:
-            table: a device's words, ``[V / (tensor fsdp), D]``, or all of them.
-            tokens: ids of a device's tokens.
+            table: the device's shard of the embedding, ``[V / (tensor fsdp), D]``, or all of it.
+            tokens: token ids of the device's rows, ``[r T]``.
+            dtype: dtype of the result.
 
         Returns:
-            Their embeddings, of all ``D``.
+            Embeddings of the tokens, ``[r T D]``.
         """
-        if self.split_of(("embedding",))[0] is None:
-            return table[tokens]
-        # Words change places with features: every device looks up all tokens in its features.
-        table = jax.lax.all_to_all(table, "fsdp", split_axis=1, concat_axis=0, tiled=True)
+        if not self.vocab_axes("embedding"):
+            return table[tokens].astype(dtype)
+        # Trade a vocabulary shard for a feature shard: each device looks all tokens up, for its
+        # features only.
+        table = jax.lax.all_to_all(
+            table.astype(dtype), "fsdp", split_axis=1, concat_axis=0, tiled=True
+        )
         ids = jax.lax.all_gather(tokens, "fsdp")
         local = ids - jax.lax.axis_index("tensor").astype(ids.dtype) * table.shape[0]
-        mine = (local >= 0) & (local < table.shape[0])
-        found = jnp.where(mine[..., None], table[jnp.where(mine, local, 0)], 0)
-        last = found.ndim - 1
-        back = jax.lax.all_to_all(found, "fsdp", split_axis=0, concat_axis=last, tiled=True)
-        return self.total(back[0])
+        is_local = (local >= 0) & (local < table.shape[0])
+        embedded = jnp.where(is_local[..., None], table[jnp.where(is_local, local, 0)], 0)
+        features = embedded.ndim - 1
+        embedded = jax.lax.all_to_all(
+            embedded, "fsdp", split_axis=0, concat_axis=features, tiled=True
+        )
+        return self.tp_reduce(embedded[0])
 
 
-def make_layout(
+SINGLE_DEVICE = ShardingPlan()
+"""The plan of one device: nothing is split, and every collective is the identity."""
+
+
+def make_sharding_plan(
     sizes: Mapping[str, int], shapes: Any, *, head_counts: Sequence[int], hidden_size: int
-) -> Layout:
-    """Split a model over a mesh.
+) -> ShardingPlan:
+    """Split the parameters of a model over a mesh.
 
     Args:
-        sizes: devices along each axis of :data:`AXES`.
-        shapes: the model's parameters, or their shapes.
+        sizes: number of devices along each axis of :data:`MESH_AXES`.
+        shapes: the model's parameters, or anything with their shapes.
         head_counts: numbers of heads that ``tensor`` must divide.
-        hidden_size: of the hidden states.
+        hidden_size: size of the hidden states.
 
     Returns:
-        The layout. What does not divide evenly along ``fsdp`` lies whole on every device.
+        The plan. A parameter that ``fsdp`` does not divide is replicated along ``fsdp``.
 
     Raises:
-        ValueError: heads, or a parameter split along ``tensor``, do not divide by it.
+        ValueError: if ``tensor`` divides neither the heads nor a parameter that it splits.
     """
+    if math.prod(sizes.values()) == 1:
+        return SINGLE_DEVICE
     tensor = sizes["tensor"]
     for count in head_counts:
         if count % tensor:
             raise ValueError(f"`mesh.tensor` must divide the {count} heads, got {tensor}")
     splits = []
     for key, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        path = _names(key)
-        split = list(rule(path, len(leaf.shape)))
-        if split[:1] == [WORDS]:
-            fits = (
-                leaf.shape[0] % (tensor * sizes["fsdp"]) == 0 and hidden_size % sizes["fsdp"] == 0
-            )
-            splits.append((path, (WORDS, None) if fits else (None, None)))
+        path = _parameter_path(key)
+        split = list(partition_rule(path, len(leaf.shape)))
+        if split[:1] == [VOCAB_AXES]:
+            rows_divide = leaf.shape[0] % (tensor * sizes["fsdp"]) == 0
+            fits = rows_divide and hidden_size % sizes["fsdp"] == 0
+            splits.append((path, (VOCAB_AXES, None) if fits else (None, None)))
             continue
         for axis, name in enumerate(split):
             if name is not None and leaf.shape[axis] % sizes[name]:
                 if name == "tensor":
                     raise ValueError(
-                        f"`mesh.tensor` must divide axis {axis} of {'.'.join(path)}, which is of "
-                        f"{leaf.shape[axis]}, got {tensor}"
+                        f"`mesh.tensor` must divide axis {axis} of {'.'.join(path)}, whose size "
+                        f"is {leaf.shape[axis]}, got {tensor}"
                     )
                 split[axis] = None
         splits.append((path, tuple(split)))
-    return Layout(sizes["data"], sizes["fsdp"], tensor, tuple(splits))
+    return ShardingPlan(sizes["data"], sizes["fsdp"], tensor, tuple(splits))
 
 
 def mesh_sizes(*, data: int | None, fsdp: int | None, tensor: int, devices: int) -> dict[str, int]:
-    """Sizes of a mesh of all devices.
+    """Return the sizes of a mesh that uses all devices.
 
     Args:
-        data: along ``data``; None for 1.
-        fsdp: along ``fsdp``; None for all devices that are left.
-        tensor: along ``tensor``.
-        devices: how many there are.
+        data: number of devices along ``data``; None for 1.
+        fsdp: number of devices along ``fsdp``; None for all devices that remain.
+        tensor: number of devices along ``tensor``.
+        devices: number of devices.
 
     Returns:
-        A size for each of :data:`AXES`.
+        The size of each axis of :data:`MESH_AXES`.
 
     Raises:
-        ValueError: their product is not the number of devices.
+        ValueError: if the product of the sizes is not the number of devices.
 
     Examples:
         >>> mesh_sizes(data=None, fsdp=None, tensor=2, devices=8)
@@ -288,28 +333,29 @@ def mesh_sizes(*, data: int | None, fsdp: int | None, tensor: int, devices: int)
 
 
 @jax.custom_vjp
-def _spread(x: Array) -> Array:
+def _tp_broadcast(x: Array) -> Array:
     return x
 
 
-_spread.defvjp(lambda x: (x, None), lambda _, slope: (jax.lax.psum(slope, "tensor"),))
+_tp_broadcast.defvjp(lambda x: (x, None), lambda _, cotangent: (jax.lax.psum(cotangent, "tensor"),))
 
 
 @jax.custom_vjp
-def _total(x: Array) -> Array:
+def _tp_reduce(x: Array) -> Array:
     return jax.lax.psum(x, "tensor")
 
 
-_total.defvjp(lambda x: (jax.lax.psum(x, "tensor"), None), lambda _, slope: (slope,))
+_tp_reduce.defvjp(lambda x: (jax.lax.psum(x, "tensor"), None), lambda _, cotangent: (cotangent,))
 
 
-def _names(path: Any) -> Path:
-    """Names of a place in a tree of parameters, without those of the container."""
-    named = (getattr(key, "key", None) for key in path)
-    return tuple(name for name in named if isinstance(name, str))
+def _parameter_path(key_path: Any) -> ParameterPath:
+    """Return the names in a key path of a tree, without the attributes of its containers."""
+    keys = (getattr(key, "key", None) for key in key_path)
+    return tuple(key for key in keys if isinstance(key, str))
 
 
-def _as_tuple(part: Any) -> Iterator[str]:
+def _axis_names(part: Any) -> Iterator[str]:
+    """Yield the mesh axes in one entry of a ``PartitionSpec``."""
     if part is None:
         return iter(())
     return iter((part,) if isinstance(part, str) else part)

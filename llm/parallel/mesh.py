@@ -1,4 +1,8 @@
-"""The devices of a run: what is written for one device runs on all of them, each with its share."""
+"""Meshes of devices, and functions that run on each device with its share of the data.
+
+A mesh of one device is the single-device case: training, evaluation and loading take the same path
+on one device and on many. On one device nothing is split, and the collectives are identities.
+"""
 
 from __future__ import annotations
 
@@ -14,149 +18,184 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm.config import MeshConfig
 
-from .layout import AXES, SHARDS, Layout, make_layout, mesh_sizes
+from .layout import (
+    BATCH_AXES,
+    MESH_AXES,
+    SINGLE_DEVICE,
+    ShardingPlan,
+    make_sharding_plan,
+    mesh_sizes,
+)
 
-BATCHES = PartitionSpec(None, SHARDS)
-"""Parts of a batch one after another, each dealt out to the devices with pairs of their own."""
+BATCH_SPEC = PartitionSpec(None, BATCH_AXES)
+"""Sharding of a batch ``[parts, shards, ...]``: parts are accumulated, shards are on devices."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """A mesh, and the layout of a model on it: runs what is written for one device on all.
+    """A mesh of devices with the sharding plan of a model.
 
     Attributes:
-        mesh: the devices.
-        layout: of the model; its :attr:`llm.models.decoder.Decoder.layout` too.
+        mesh: the devices, with axes :data:`llm.parallel.layout.MESH_AXES`.
+        plan: the sharding plan; the model's ``sharding_plan`` must be the same.
     """
 
     mesh: Mesh
-    layout: Layout
+    plan: ShardingPlan
 
-    def gradients(self, on_device: Callable[..., Any]) -> Callable[..., Any]:
-        """``(trainable, frozen, batches, reference) -> ((slope, totals), per pair)`` on all."""
+    def map_gradients(self, on_device: Callable[..., Any]) -> Callable[..., Any]:
+        """Run a function of one device's pairs on all devices, and sum its gradients and metrics.
 
-        def reduced(*shares: Any) -> Any:
-            (slope, totals), each = on_device(*shares)
-            return (self.layout.reduced(slope), jax.lax.psum(totals, SHARDS)), each
+        Args:
+            on_device: ``(trainable, frozen, batches) -> ((gradients, sums), per pair)`` for one
+                device, where ``batches`` is ``[parts, ...]`` and the last result ``[parts, n]``.
+
+        Returns:
+            A function of the same arguments and results for the whole mesh, with a second axis of
+            shards: ``batches`` is ``[parts, shards, ...]``, the last result ``[parts, shards, n]``.
+        """
+
+        def reduced(*arguments: Any) -> Any:
+            (gradients, sums), per_pair = on_device(*arguments)
+            return (self.plan.reduce_gradients(gradients), self.plan.batch_sum(sums)), per_pair
 
         def specs(trainable: Any) -> Any:
-            return (self.layout.specs(trainable), PartitionSpec())
+            return (self.plan.partition_specs(trainable), PartitionSpec())
 
-        return self._everywhere(reduced, specs)
+        return self._shard_map(reduced, specs)
 
-    def measures(self, on_device: Callable[..., Any]) -> Callable[..., Any]:
-        """``(trainable, frozen, batches, reference) -> (totals, per pair)`` on all."""
+    def map_metrics(self, on_device: Callable[..., Any]) -> Callable[..., Any]:
+        """Run a function of one device's pairs on all devices, and sum its metrics.
 
-        def reduced(*shares: Any) -> Any:
-            totals, each = on_device(*shares)
-            return jax.lax.psum(totals, SHARDS), each
+        Args:
+            on_device: ``(trainable, frozen, batches) -> (sums, per pair)`` for one device.
 
-        return self._everywhere(reduced, lambda trainable: PartitionSpec())
+        Returns:
+            A function of the same arguments and results for the whole mesh, see
+            :meth:`map_gradients`.
+        """
+
+        def reduced(*arguments: Any) -> Any:
+            sums, per_pair = on_device(*arguments)
+            return self.plan.batch_sum(sums), per_pair
+
+        return self._shard_map(reduced, lambda trainable: PartitionSpec())
 
     def shardings(self, tree: Any) -> Any:
-        """Where the layout wants parameters, or what is made of them: a tree of shardings."""
-        specs = self.layout.specs(tree)
+        """Return a sharding for each parameter of a tree, or array shaped like a parameter."""
+        specs = self.plan.partition_specs(tree)
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def sharding(self, path: tuple[Any, ...]) -> NamedSharding:
-        """Where the layout wants one parameter."""
-        return NamedSharding(self.mesh, PartitionSpec(*self.layout.split_of(path)))
+        """Return the sharding of one parameter."""
+        return NamedSharding(self.mesh, PartitionSpec(*self.plan.split_of(path)))
 
-    def place(self, tree: Any) -> Any:
-        """Put parameters, or what is made of them, where the layout wants them."""
-        return place(tree, self.layout.specs(tree), self.mesh)
+    def put(self, tree: Any) -> Any:
+        """Put parameters, or arrays shaped like parameters, on the mesh."""
+        return put_on_mesh(tree, self.plan.partition_specs(tree), self.mesh)
 
-    def place_batches(self, batches: Any) -> Any:
-        """Put parts of a batch, ``[parts, shards, ...]`` each, on the devices that read them."""
-        return place(batches, jax.tree.map(lambda _: BATCHES, batches), self.mesh)
+    def put_batches(self, batches: Any) -> Any:
+        """Put the parts of a batch, ``[parts, shards, ...]``, on the mesh."""
+        return put_on_mesh(batches, jax.tree.map(lambda _: BATCH_SPEC, batches), self.mesh)
 
-    def dealt(self, batches: Any) -> Any:
-        """Parts of a batch along one axis as ``[parts, shards, ...]``."""
+    def assign(self, batches: Any) -> Any:
+        """Assign the parts of a batch to shards.
 
-        def deal(leaf: np.ndarray) -> np.ndarray:
-            return leaf.reshape(-1, self.layout.shards, *leaf.shape[1:])
+        Args:
+            batches: a tree of NumPy arrays ``[parts * shards, ...]``.
 
-        return jax.tree.map(deal, batches)
+        Returns:
+            The same arrays as ``[parts, shards, ...]``.
+        """
 
-    def _everywhere(
-        self, on_device: Callable[..., Any], totals_specs: Callable[[Any], Any]
+        def split(leaf: np.ndarray) -> np.ndarray:
+            return leaf.reshape(-1, self.plan.batch_shards, *leaf.shape[1:])
+
+        return jax.tree.map(split, batches)
+
+    def _shard_map(
+        self, on_device: Callable[..., Any], sums_specs: Callable[[Any], Any]
     ) -> Callable[..., Any]:
-        def run(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
-            def alone(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
-                mine = jax.tree.map(lambda leaf: leaf[:, 0], batches)
-                sums, each = on_device(trainable, frozen, mine, reference)
-                return sums, each[:, None]
+        def run(trainable: Any, frozen: Any, batches: Any) -> Any:
+            def on_shard(trainable: Any, frozen: Any, batches: Any) -> Any:
+                local_batches = jax.tree.map(lambda leaf: leaf[:, 0], batches)
+                sums, per_pair = on_device(trainable, frozen, local_batches)
+                return sums, per_pair[:, None]
 
-            specs = self.layout.specs
+            specs = self.plan.partition_specs
             return jax.shard_map(
-                alone,
+                on_shard,
                 mesh=self.mesh,
-                in_specs=(specs(trainable), specs(frozen), BATCHES, specs(reference)),
-                out_specs=(totals_specs(trainable), BATCHES),
+                in_specs=(specs(trainable), specs(frozen), BATCH_SPEC),
+                out_specs=(sums_specs(trainable), BATCH_SPEC),
                 check_vma=False,
-            )(trainable, frozen, batches, reference)
+            )(trainable, frozen, batches)
 
         return run
 
 
-def devices_of(config: MeshConfig, model: Any) -> Devices | None:
-    """All devices of all processes, with a model's layout on them.
+def make_devices(config: MeshConfig, model: Any) -> Devices:
+    """Make the mesh of all devices of all processes, with a sharding plan for a model.
 
     Args:
-        config: the mesh.
+        config: sizes of the mesh.
         model: a decoder, or one that exists as shapes only.
 
     Returns:
-        The devices; None if there is one.
+        The devices, one or many.
 
     Raises:
-        ValueError: the mesh does not divide the devices, or the heads.
+        ValueError: if the mesh does not use all devices, or does not divide the heads.
     """
     sizes = mesh_sizes(
         data=config.data, fsdp=config.fsdp, tensor=config.tensor, devices=jax.device_count()
     )
-    if jax.device_count() == 1:
-        return None
-    return Devices(make_mesh(sizes, jax.devices()), layout_of(sizes, model))
+    return Devices(make_mesh(sizes, jax.devices()), plan_model(sizes, model))
 
 
-def layout_of(sizes: Mapping[str, int], model: Any) -> Layout:
-    """A model's layout on a mesh of these sizes.
+def single_device() -> Devices:
+    """Make the mesh of one device: the first of this process."""
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    return Devices(make_mesh(sizes, jax.local_devices()[:1]), SINGLE_DEVICE)
+
+
+def plan_model(sizes: Mapping[str, int], model: Any) -> ShardingPlan:
+    """Return the sharding plan of a model on a mesh.
 
     Args:
-        sizes: of :func:`llm.parallel.layout.mesh_sizes`.
+        sizes: number of devices along each axis, see :func:`llm.parallel.layout.mesh_sizes`.
         model: a decoder, or one that exists as shapes only.
 
     Returns:
-        The layout.
+        The sharding plan.
 
     Raises:
-        ValueError: the mesh does not divide the heads.
+        ValueError: if the mesh does not divide the heads.
     """
     a = model.architecture
     heads = (a.num_attention_heads, a.num_key_value_heads)
-    return make_layout(sizes, nnx.state(model), head_counts=heads, hidden_size=a.hidden_size)
+    return make_sharding_plan(sizes, nnx.state(model), head_counts=heads, hidden_size=a.hidden_size)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
-    """The mesh of these sizes, neighbours along ``tensor`` first.
+    """Arrange devices in a mesh; consecutive devices are neighbors along ``tensor``.
 
     Args:
-        sizes: of :func:`mesh_sizes`.
-        devices: the devices.
+        sizes: number of devices along each axis, see :func:`llm.parallel.layout.mesh_sizes`.
+        devices: the devices, in order.
 
     Returns:
-        A mesh with the axes :data:`AXES`.
+        A mesh with the axes :data:`llm.parallel.layout.MESH_AXES`.
     """
-    return Mesh(np.array(devices).reshape([sizes[name] for name in AXES]), AXES)
+    return Mesh(np.array(devices).reshape([sizes[name] for name in MESH_AXES]), MESH_AXES)
 
 
-def place(tree: Any, specs: Any, mesh: Mesh) -> Any:
-    """Put arrays on a mesh, each device its own share.
+def put_on_mesh(tree: Any, specs: Any, mesh: Mesh) -> Any:
+    """Put arrays on a mesh, on each device its shard.
 
     Args:
-        tree: arrays; every process has all of them.
-        specs: of the same structure.
+        tree: arrays; each process holds all of them.
+        specs: a ``PartitionSpec`` for each array.
         mesh: the devices.
 
     Returns:
@@ -165,23 +204,25 @@ def place(tree: Any, specs: Any, mesh: Mesh) -> Any:
 
     def put(leaf: Any, spec: PartitionSpec) -> Array:
         sharding = NamedSharding(mesh, spec)
-        there = isinstance(leaf, Array) and leaf.sharding == sharding
-        if there or sharding.is_fully_addressable:
+        is_there = isinstance(leaf, Array) and leaf.sharding == sharding
+        if is_there or sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+        host_array = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            host_array.shape, sharding, lambda index: host_array[index]
+        )
 
     return jax.tree.map(put, tree, specs)
 
 
 def on_host(array: Any) -> np.ndarray:
-    """An array's values, also those on devices of other processes, which all must ask for it.
+    """Copy an array to the host, including shards on the devices of other processes.
 
     Args:
-        array: any.
+        array: an array; if it is on several processes, all of them must call this function.
 
     Returns:
-        All of it.
+        The whole array.
     """
     if isinstance(array, Array) and not array.is_fully_addressable:
         if array.is_fully_replicated:

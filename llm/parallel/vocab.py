@@ -1,4 +1,7 @@
-"""Words that are split over devices: log-probabilities without all logits in one place."""
+"""Collectives of an output head whose vocabulary is split over devices.
+
+No device ever holds the logits of the whole vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,59 +12,68 @@ import jax.numpy as jnp
 from jax import Array
 
 
-class Words(NamedTuple):
-    """Exchanges for words that are split over devices; with no axes, one device has them all.
+class VocabParallel(NamedTuple):
+    """Collectives over the devices that hold the shards of a vocabulary.
 
-    Devices along ``fsdp`` have different tokens, and each needs the words of all: the hidden states
-    of a chunk go to everyone, and every device answers for its own words.
+    Devices along ``fsdp`` hold different tokens, and each needs the logits of the whole vocabulary.
+    So the hidden states of a chunk are gathered, and each device computes the logits of its
+    vocabulary shard for all of them. Without axes every method is the identity.
 
     Attributes:
-        over: mesh axes, none or :data:`llm.parallel.layout.WORDS`.
+        axes: the mesh axes of the split, () or :data:`llm.parallel.layout.VOCAB_AXES`.
     """
 
-    over: tuple[str, ...]
+    axes: tuple[str, ...]
 
-    def everyone(self, parts: Any) -> Any:
-        """Tokens of all devices, one after another."""
-        if not self.over:
-            return parts
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), parts)
+    def all_gather_tokens(self, chunk: Any) -> Any:
+        """Return the tokens of all devices along ``fsdp``, one device's after another's."""
+        if not self.axes:
+            return chunk
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), chunk)
 
-    def back(self, parts: Any) -> Any:
-        """A device's own tokens among those of :meth:`everyone`."""
-        if not self.over:
-            return parts
+    def take_local_tokens(self, chunk: Any) -> Any:
+        """Return the device's own tokens out of those of :meth:`all_gather_tokens`."""
+        if not self.axes:
+            return chunk
 
-        def mine(x: Array) -> Array:
+        def take(x: Array) -> Array:
             size = x.shape[0] // jax.lax.axis_size("fsdp")
             return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("fsdp") * size, size)
 
-        return jax.tree.map(mine, parts)
+        return jax.tree.map(take, chunk)
 
-    def own(self, ids: Array, n_words: int) -> tuple[Array, Array]:
-        """Places of words among a device's own, and whether they are there."""
-        if not self.over:
+    def local_index(self, ids: Array, shard_size: int) -> tuple[Array, Array]:
+        """Return the index of each token id in the device's vocabulary shard.
+
+        Args:
+            ids: token ids.
+            shard_size: number of vocabulary entries of the shard.
+
+        Returns:
+            The indices, 0 for ids of other shards, and whether the id belongs to this shard.
+        """
+        if not self.axes:
             return ids, jnp.ones(ids.shape, bool)
-        first = jax.lax.axis_index(self.over) * n_words
+        first = jax.lax.axis_index(self.axes) * shard_size
         local = ids - first.astype(ids.dtype)
-        mine = (local >= 0) & (local < n_words)
-        return jnp.where(mine, local, 0), mine
+        is_local = (local >= 0) & (local < shard_size)
+        return jnp.where(is_local, local, 0), is_local
 
-    def total(self, x: Array) -> Array:
-        """Sum over all words' devices."""
-        return jax.lax.psum(x, self.over) if self.over else x
+    def reduce_sum(self, x: Array) -> Array:
+        """Return the sum of ``x`` over all vocabulary shards."""
+        return jax.lax.psum(x, self.axes) if self.axes else x
 
-    def log_total(self, x: Array) -> Array:
-        """Logarithm of the sum of exponentials over all words' devices."""
-        if not self.over:
+    def reduce_logsumexp(self, x: Array) -> Array:
+        """Return the logarithm of the sum of ``exp(x)`` over all vocabulary shards."""
+        if not self.axes:
             return x
-        top = jax.lax.pmax(x, self.over)
-        return top + jnp.log(jax.lax.psum(jnp.exp(x - top), self.over))
+        maximum = jax.lax.pmax(x, self.axes)
+        return maximum + jnp.log(jax.lax.psum(jnp.exp(x - maximum), self.axes))
 
-    def scattered(self, x: Array) -> Array:
-        """Sum over all words' devices, each device's own tokens of it."""
-        if not self.over:
+    def reduce_scatter_tokens(self, x: Array) -> Array:
+        """Return the sum of ``x`` over all vocabulary shards, for the device's own tokens."""
+        if not self.axes:
             return x
-        others = tuple(name for name in self.over if name != "fsdp")
-        own = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
-        return jax.lax.psum(own, others)
+        unscattered = tuple(name for name in self.axes if name != "fsdp")
+        local = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
+        return jax.lax.psum(local, unscattered)

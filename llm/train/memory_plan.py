@@ -15,21 +15,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 
 from llm.config import TrainConfig
-from llm.hf.factory import ResolvedModel, abstract_model, resolve_model
-from llm.models.lora import trainable_filter
-from llm.parallel.layout import mesh_sizes
-from llm.parallel.mesh import BATCH_SPEC, Devices, make_mesh, plan_model
+from llm.hf.factory import ResolvedModel, resolve_model
+from llm.parallel.mesh import BATCH_SPEC, Devices, make_mesh
 from llm.precision import computing_in
-from llm.types import Batch, Bounds, Completions, Rows
 
-from .optimizer import make_optimizer
-from .step import init_train_state, make_train_step
+from .planned_step import PlannedStep, estimate_peak_bytes
+from .step import make_train_step
 
 GIB = 2**30
 TPU_MEMORY = {"v4": 31.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
@@ -130,10 +125,10 @@ def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
         >>> plan.fits, plan.devices, plan.compiled
         (True, 8, False)
     """
-    return _plan(config, resolve_model(config.model), topology)
+    return _resolved_plan(config, resolve_model(config.model), topology)
 
 
-def _plan(config: TrainConfig, model: ResolvedModel, topology: str) -> MemoryPlan:
+def _resolved_plan(config: TrainConfig, model: ResolvedModel, topology: str) -> MemoryPlan:
     match = TOPOLOGY.fullmatch(topology)
     if not match or match["kind"] not in TPU_MEMORY | GPU_MEMORY:
         raise ValueError(f"argument --topology: must be one of {known_topologies()}")
@@ -163,7 +158,7 @@ def largest_fitting_plan(
 
     def plan_of(pairs: int) -> MemoryPlan:
         trainer = replace(config.trainer, per_device_train_batch_size=pairs)
-        return _plan(replace(config, trainer=trainer), model, topology)
+        return _resolved_plan(replace(config, trainer=trainer), model, topology)
 
     # A plan that does not fit takes seconds, one that fits minutes: halve first, then bisect.
     best, high = None, most
@@ -181,110 +176,6 @@ def largest_fitting_plan(
         low, high = (middle, high) if plan.fits else (low, middle)
         best = plan if plan.fits else best
     return best
-
-
-class PlannedStep:
-    """A training step that exists as shapes only."""
-
-    def __init__(self, config: TrainConfig, model: ResolvedModel, n_devices: int) -> None:
-        """Describe the step of a run.
-
-        Args:
-            config: configuration of the run.
-            model: ``config.model``, resolved.
-            n_devices: number of devices of the mesh.
-        """
-        mesh = config.mesh
-        self.config = config
-        self.sizes = mesh_sizes(
-            data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
-        )
-        self.model = abstract_model(model)
-        self.architecture = self.model.architecture
-        self.plan = plan_model(self.sizes, self.model)
-        self.model.sharding_plan = self.plan
-        self.graphdef, self.trainable, self.frozen = nnx.split(
-            self.model, trainable_filter(self.model), ...
-        )
-        self.optimizer, _ = make_optimizer(config.optimizer, 1000)
-        self.state = jax.eval_shape(
-            lambda trainable: init_train_state(trainable, self.optimizer), self.trainable
-        )
-        self.pairs = config.trainer.per_device_train_batch_size
-
-    @property
-    def n_devices(self) -> int:
-        """Number of devices of the mesh."""
-        return int(np.prod(list(self.sizes.values())))
-
-    @property
-    def row_tokens(self) -> int:
-        """Largest number of tokens of a pair: the prompt once, and two responses."""
-        data = self.config.data
-        prompt = data.max_prompt_length or data.max_length // 2
-        return prompt + 2 * (data.max_length - prompt)
-
-    @property
-    def completions(self) -> int:
-        """Largest number of completion tokens of a pair."""
-        data = self.config.data
-        return 2 * (data.max_length - (data.max_prompt_length or data.max_length // 2))
-
-    def batch(self) -> Batch:
-        """Return the shapes of the batch of a step, one row per device and microbatch."""
-        parts = self.config.trainer.gradient_accumulation_steps, self.plan.batch_shards
-        n, tokens = self.pairs, self.row_tokens * self.pairs
-        completions = self.completions * self.pairs
-
-        def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
-            return jax.ShapeDtypeStruct((*parts, *sizes), dtype)
-
-        row = shape(1, tokens)
-        return Batch(
-            rows=Rows(row, row, row, row, Bounds(roles=2)),
-            completions=Completions(*[shape(completions)] * 3),
-            lengths=shape(n, 2),
-            present=shape(n, dtype=jnp.bool_),
-            row_ids=shape(n),
-            reference=shape(n, 2, dtype=jnp.float32),
-        )
-
-    def bytes_of(self, tree: Any) -> int:
-        """Return the bytes per device of parameters, or of arrays with their shapes."""
-        specs = self.plan.partition_specs(tree)
-
-        def share(leaf: Any, spec: Any) -> int:
-            names = jax.tree.leaves(tuple(spec))
-            parts = int(np.prod([self.sizes[name] for name in names]))
-            return leaf.size * leaf.dtype.itemsize // parts
-
-        return sum(jax.tree.leaves(jax.tree.map(share, tree, specs)))
-
-    def flops(self, tokens: int, completions: int) -> int:
-        """Return the model FLOPs of a forward and backward pass.
-
-        Args:
-            tokens: number of tokens; each costs 6 FLOPs per parameter of the layers.
-            completions: number of completion tokens; each costs 6 per parameter of the head.
-        """
-        head = self.architecture.vocab_size * self.architecture.hidden_size
-        count = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
-        layers = count - head * (1 if self.architecture.tie_word_embeddings else 2)
-        return 6 * (tokens * layers + completions * head)
-
-    def numbers(self) -> dict[str, int]:
-        """Return the fields of the plan that do not depend on the compiler."""
-        parameters = (self.trainable, self.frozen)
-        pairs = self.pairs * self.plan.batch_shards
-        pairs *= self.config.trainer.gradient_accumulation_steps
-        return {
-            "devices": self.n_devices,
-            "pairs_per_device": self.pairs,
-            "parameter_bytes_per_device": self.bytes_of(parameters),
-            "optimizer_bytes_per_device": self.bytes_of(self.state.optimizer_state),
-            "flops_per_step": pairs * self.flops(self.row_tokens, self.completions),
-            "tokens_per_step": pairs * self.row_tokens,
-        }
 
 
 def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
@@ -334,36 +225,6 @@ def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
     tokens, completions = step.row_tokens * step.pairs, step.completions * step.pairs
     peak = estimate_peak_bytes(step, tokens, completions)
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
-
-
-def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int:
-    """Estimate the peak memory of a device: arrays are counted, activations estimated.
-
-    Args:
-        step: the planned step.
-        tokens: number of tokens in the rows of a device.
-        completions: number of completion tokens among them.
-
-    Returns:
-        Bytes of parameters, moments, gradients, saved activations and the logits of one chunk.
-    """
-    a, model = step.architecture, step.config.model
-    width = jnp.dtype(model.dtype).itemsize
-    heads = (a.num_attention_heads + 2 * a.num_key_value_heads) * a.head_dim
-    of_layer = tokens * width * (6 * a.hidden_size + 2 * heads + 4 * a.intermediate_size)
-    kept = {
-        "full": 1 * a.hidden_size,
-        "dots": 3 * a.hidden_size + heads + 2 * a.intermediate_size,
-    }
-    saved = (
-        tokens * width * a.num_hidden_layers * kept[model.remat]
-        if model.remat in kept
-        else (of_layer * a.num_hidden_layers)
-    )
-    logits = 3 * 4 * min(2**26, completions * a.vocab_size)
-    gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
-    held = sum(map(step.bytes_of, (step.trainable, step.frozen, step.state.optimizer_state)))
-    return held + gradients + (saved + of_layer) // step.sizes["tensor"] + logits
 
 
 def _plan(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import Array
 
@@ -18,10 +19,11 @@ from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import count_roles
 from llm.data.pair_table import PairTable
 from llm.hashing import weights_digest
+from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
 from llm.parallel.layout import SINGLE_DEVICE
-from llm.parallel.mesh import make_devices
+from llm.parallel.mesh import Devices, make_devices
 from llm.types import Batch
 from rpo_io.digests import sha256_hex
 
@@ -31,7 +33,16 @@ from .fingerprint import Fingerprint, make_fingerprint
 from .optimizer import make_optimizer
 from .reference_cache import Provenance
 from .sample_coverage import SampleCoverage
-from .step import TrainState, init_train_state, make_evaluation_step, make_train_step
+from .step import (
+    EvaluationStep,
+    GraphDef,
+    Parameters,
+    TrainState,
+    TrainStep,
+    init_train_state,
+    make_evaluation_step,
+    make_train_step,
+)
 
 COVERAGE_PAIRS = 512
 """Number of training pairs from which the covered feature directions are computed."""
@@ -57,6 +68,22 @@ class Run:
         train_step: compiled step, see :func:`llm.train.step.make_train_step`.
         evaluation_step: compiled evaluation, see :func:`llm.train.step.make_evaluation_step`.
     """
+
+    config: TrainConfig
+    data: TrainingData
+    devices: Devices
+    graphdef: GraphDef
+    frozen: Parameters
+    architecture: Architecture
+    sampler: BatchSampler
+    num_steps: int
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    state: TrainState
+    frozen_weights_digest: str
+    initial_weights_digest: str
+    train_step: TrainStep
+    evaluation_step: EvaluationStep
 
     def __init__(self, config: TrainConfig, data: TrainingData, model: Decoder) -> None:
         """Put the model on the devices and create the optimizer; nothing is compiled yet.

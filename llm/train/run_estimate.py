@@ -14,7 +14,7 @@ from llm.data.loader import BatchSampler
 from llm.hf.factory import ResolvedModel
 
 from .dataset import TrainingData
-from .memory_plan import PlannedStep, estimate_peak_bytes
+from .planned_step import PlannedStep, estimate_peak_bytes
 
 EFFICIENCY = 0.45
 """Share of the FLOP rate of a matrix product that a step reaches; measured on a CPU."""
@@ -33,7 +33,7 @@ class RunEstimate(NamedTuple):
         tokens_per_step: mean number of tokens of a step.
         flops_per_step: model FLOPs of a step, as in :class:`llm.train.memory_plan.MemoryPlan`.
         peak_bytes_per_device: peak memory, from
-            :func:`llm.train.memory_plan.estimate_peak_bytes`.
+            :func:`llm.train.planned_step.estimate_peak_bytes`.
         seconds: time of all steps, without the reference, evaluations and compilation.
     """
 

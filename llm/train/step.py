@@ -27,6 +27,8 @@ from llm.types import Batch
 
 from .objective import flag_non_finite_pairs, loss_share, normalizers
 
+GraphDef = nnx.GraphDef[Any]
+"""Structure of a model, without its parameters."""
 Parameters = Any
 """A tree of parameters, an ``nnx.State``."""
 
@@ -97,7 +99,7 @@ def all_finite(state: TrainState) -> Bool[Array, ""]:
 
 
 def gradients(
-    graphdef: nnx.GraphDef,
+    graphdef: GraphDef,
     trainable: Parameters,
     frozen: Parameters,
     batches: Batch,
@@ -144,7 +146,7 @@ def gradients(
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
+    graphdef: GraphDef,
     config: ObjectiveConfig,
     optimizer: optax.GradientTransformation,
     *,
@@ -179,7 +181,7 @@ def make_train_step(
 
 
 def make_evaluation_step(
-    graphdef: nnx.GraphDef, config: ObjectiveConfig, *, devices: Devices
+    graphdef: GraphDef, config: ObjectiveConfig, *, devices: Devices
 ) -> EvaluationStep:
     """Make the jitted function that measures a batch of held-out pairs.
 

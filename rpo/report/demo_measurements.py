@@ -72,16 +72,16 @@ def train_on_toy_task() -> dict[str, Curve]:
         reward of the policy.
     """
     from llm.config import ObjectiveConfig
-    from llm.finite.overoptimization import make_task, train_curve
+    from llm.finite.overoptimization import make_toy_problem, train_on_toy_problem
 
-    task = make_task(0)
+    toy = make_toy_problem(0)
     curves = {}
     objectives = {
         "DPO": ObjectiveConfig(method="dpo", beta=BETA),
         "RPO": ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
     }
     for name, objective in objectives.items():
-        curve = train_curve(task, objective, steps=300, every=15)
+        curve = train_on_toy_problem(toy, objective, steps=300, measure_every=15)
         curves[name] = (curve.steps.tolist(), curve.chosen.tolist(), curve.true_reward.tolist())
     return curves
 
@@ -112,10 +112,10 @@ def train_to_minimax_policy() -> dict[str, list[tuple[list[int], list[float]]]]:
         For each size one curve per seed: the steps, and the total variation from the minimax
         policy.
     """
-    from llm.finite.minimax_agreement import SIZES, train_to_minimax
+    from llm.finite.minimax_agreement import DECODER_SIZES, train_to_minimax
 
     curves_of = {}
-    for size in SIZES:
+    for size in DECODER_SIZES:
         curves = [train_to_minimax(size, seed=seed) for seed in SEEDS]
         curves_of[size] = [(curve.steps.tolist(), curve.variation.tolist()) for curve in curves]
     return curves_of

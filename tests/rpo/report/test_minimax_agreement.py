@@ -32,7 +32,7 @@ from llm.finite.policy_table import (
     all_responses,
     comparison_batch,
     log_policy,
-    problem,
+    make_problem,
 )
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
@@ -104,7 +104,7 @@ def bridge(comparisons: Comparisons) -> Bridge:
         reference=log_reference[np.asarray(comparisons.contexts)[:, None], sides]
     )
     batches = jax.tree.map(lambda leaf: leaf[None], batch)
-    instance = problem(log_reference, comparisons, beta=CONFIG.beta, eta=CONFIG.eta)
+    instance = make_problem(log_reference, comparisons, beta=CONFIG.beta, eta=CONFIG.eta)
     return Bridge(log_reference, batches, instance, minimax.solve(instance, Unbounded()))
 
 
