@@ -1,1 +1,194 @@
-"""Package."""
+"""Training of a policy: data, objective, step, loop, checkpoints, trackers and memory plans.
+
+:class:`Trainer` runs the loop, :func:`load_policy` reads a trained policy back, and
+:func:`make_plan` computes the memory that a run needs. Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import CheckpointRecord, Checkpoints
+    from .dataset import TrainingData, load_training_data
+    from .diagnostics import DisplacementMonitor, NonFiniteError, linear_coverage
+    from .fingerprint import Fingerprint, make_fingerprint
+    from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
+    from .objective import Normalizers, flag_non_finite_pairs, loss_share, normalizers
+    from .optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
+    from .planned_step import PlannedStep, estimate_peak_bytes
+    from .policy import Policy, load_policy
+    from .reference_cache import (
+        Provenance,
+        ReferenceCache,
+        attach_reference,
+        cache_from_rows,
+        compute_reference,
+        load_cache,
+        merge_caches,
+        save_cache,
+    )
+    from .run import Run
+    from .run_estimate import RunEstimate, estimate_run
+    from .sample_coverage import SampleCoverage
+    from .step import (
+        StepResult,
+        TrainState,
+        all_finite,
+        gradients,
+        init_train_state,
+        make_evaluation_step,
+        make_train_step,
+    )
+    from .tracking import (
+        CompositeTracker,
+        JsonLinesTracker,
+        TensorBoardTracker,
+        Tracker,
+        WandbTracker,
+        make_tracker,
+    )
+    from .trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
+    from .trainer_conventions import (
+        CONVENTIONS,
+        RpoLoss,
+        TrainerConvention,
+        TrainerName,
+        from_trainer_options,
+        to_trainer_options,
+    )
+
+_EXPORTS = {
+    "CONVENTIONS": "trainer_conventions",
+    "CheckpointRecord": "checkpoint",
+    "Checkpoints": "checkpoint",
+    "CompositeTracker": "tracking",
+    "DisplacementMonitor": "diagnostics",
+    "Fingerprint": "fingerprint",
+    "InterruptedRunError": "trainer",
+    "JsonLinesTracker": "tracking",
+    "MemoryPlan": "memory_plan",
+    "NonFiniteError": "diagnostics",
+    "Normalizers": "objective",
+    "PlannedStep": "planned_step",
+    "Policy": "policy",
+    "Provenance": "reference_cache",
+    "ReferenceCache": "reference_cache",
+    "RpoLoss": "trainer_conventions",
+    "Run": "run",
+    "RunEstimate": "run_estimate",
+    "SampleCoverage": "sample_coverage",
+    "StepResult": "step",
+    "TensorBoardTracker": "tracking",
+    "Tracker": "tracking",
+    "TrainState": "step",
+    "Trainer": "trainer",
+    "TrainerConvention": "trainer_conventions",
+    "TrainerName": "trainer_conventions",
+    "TrainingData": "dataset",
+    "WandbTracker": "tracking",
+    "all_finite": "step",
+    "attach_reference": "reference_cache",
+    "cache_from_rows": "reference_cache",
+    "check_first_loss": "trainer",
+    "clip_by_global_norm": "optimizer",
+    "compute_reference": "reference_cache",
+    "describe_run": "trainer",
+    "estimate_peak_bytes": "planned_step",
+    "estimate_run": "run_estimate",
+    "flag_non_finite_pairs": "objective",
+    "from_trainer_options": "trainer_conventions",
+    "gradients": "step",
+    "init_train_state": "step",
+    "known_topologies": "memory_plan",
+    "largest_fitting_plan": "memory_plan",
+    "learning_rate_schedule": "optimizer",
+    "linear_coverage": "diagnostics",
+    "load_cache": "reference_cache",
+    "load_policy": "policy",
+    "load_training_data": "dataset",
+    "loss_share": "objective",
+    "make_evaluation_step": "step",
+    "make_fingerprint": "fingerprint",
+    "make_optimizer": "optimizer",
+    "make_plan": "memory_plan",
+    "make_tracker": "tracking",
+    "make_train_step": "step",
+    "merge_caches": "reference_cache",
+    "normalizers": "objective",
+    "save_cache": "reference_cache",
+    "to_trainer_options": "trainer_conventions",
+}
+
+__all__ = [
+    "CONVENTIONS",
+    "CheckpointRecord",
+    "Checkpoints",
+    "CompositeTracker",
+    "DisplacementMonitor",
+    "Fingerprint",
+    "InterruptedRunError",
+    "JsonLinesTracker",
+    "MemoryPlan",
+    "NonFiniteError",
+    "Normalizers",
+    "PlannedStep",
+    "Policy",
+    "Provenance",
+    "ReferenceCache",
+    "RpoLoss",
+    "Run",
+    "RunEstimate",
+    "SampleCoverage",
+    "StepResult",
+    "TensorBoardTracker",
+    "Tracker",
+    "TrainState",
+    "Trainer",
+    "TrainerConvention",
+    "TrainerName",
+    "TrainingData",
+    "WandbTracker",
+    "all_finite",
+    "attach_reference",
+    "cache_from_rows",
+    "check_first_loss",
+    "clip_by_global_norm",
+    "compute_reference",
+    "describe_run",
+    "estimate_peak_bytes",
+    "estimate_run",
+    "flag_non_finite_pairs",
+    "from_trainer_options",
+    "gradients",
+    "init_train_state",
+    "known_topologies",
+    "largest_fitting_plan",
+    "learning_rate_schedule",
+    "linear_coverage",
+    "load_cache",
+    "load_policy",
+    "load_training_data",
+    "loss_share",
+    "make_evaluation_step",
+    "make_fingerprint",
+    "make_optimizer",
+    "make_plan",
+    "make_tracker",
+    "make_train_step",
+    "merge_caches",
+    "normalizers",
+    "save_cache",
+    "to_trainer_options",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -48,7 +48,12 @@ class Checkpoints:
     """The checkpoints in a folder, to write and to read.
 
     Use it as a context manager while writing: on exit it waits for the last checkpoint.
+
+    Attributes:
+        folder: absolute path of the folder.
     """
+
+    folder: Path
 
     def __init__(
         self, folder: Path, *, keep: int | None = None, fingerprint: Fingerprint | None = None

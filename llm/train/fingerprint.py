@@ -141,11 +141,11 @@ def parameter_path(path: tuple[Any, ...]) -> tuple[str, ...]:
         >>> parameter_path(jax.tree_util.tree_flatten_with_path(tree)[0][0][0])
         ('layers', '0', 'kernel')
     """
+    *parents, last = path
+    is_value = parents and isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value"
     names = []
-    for key in path:
+    for key in parents if is_value else path:
         match key:
-            case jax.tree_util.GetAttrKey(name="value") if key is path[-1] and len(path) > 1:
-                continue
             case jax.tree_util.GetAttrKey(name=name):
                 names.append(name)
             case jax.tree_util.SequenceKey(idx=index):

@@ -33,6 +33,7 @@ from .checkpoint import Checkpoints
 from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
 from .run import Run
+from .sample_coverage import SampleCoverage
 from .step import all_finite
 from .tracking import CompositeTracker, Tracker
 from .trainer_conventions import RpoLoss, to_trainer_options
@@ -70,6 +71,13 @@ class Trainer:
         coverage: measure of the policy's own replies; None if the configuration asks for none.
         first_step: number of updates made before :meth:`train` begins; positive on resume.
     """
+
+    run: Run
+    checkpoints: Checkpoints
+    tracker: Tracker
+    cache: reference_cache.ReferenceCache | None
+    coverage: SampleCoverage | None
+    first_step: int
 
     def __init__(
         self,

@@ -1,0 +1,180 @@
+"""A training step as shapes only: its memory and its work on a mesh of devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from llm.config import TrainConfig
+from llm.hf.factory import ResolvedModel, abstract_model
+from llm.models.architecture import Architecture
+from llm.models.lora import trainable_filter
+from llm.parallel.layout import ShardingPlan, mesh_sizes
+from llm.parallel.mesh import plan_model
+from llm.types import Batch, Bounds, Completions, Rows
+
+from .optimizer import make_optimizer
+from .step import GraphDef, Parameters, TrainState, init_train_state
+
+
+class PlannedStep:
+    """A training step that exists as shapes only.
+
+    Attributes:
+        config: configuration of the run.
+        sizes: number of devices along each axis of the mesh.
+        architecture: architecture of the model.
+        plan: sharding plan of the model.
+        graphdef: structure of the model.
+        trainable: shapes of the trained parameters.
+        frozen: shapes of the other parameters.
+        optimizer: optax transformation.
+        state: shapes of the training state.
+        pairs: pairs of a microbatch on each device.
+    """
+
+    config: TrainConfig
+    sizes: dict[str, int]
+    architecture: Architecture
+    plan: ShardingPlan
+    graphdef: GraphDef
+    trainable: Parameters
+    frozen: Parameters
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    pairs: int
+
+    def __init__(self, config: TrainConfig, model: ResolvedModel, n_devices: int) -> None:
+        """Describe the step of a run.
+
+        Args:
+            config: configuration of the run.
+            model: ``config.model``, resolved.
+            n_devices: number of devices of the mesh.
+        """
+        mesh = config.mesh
+        self.config = config
+        self.sizes = mesh_sizes(
+            data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
+        )
+        decoder = abstract_model(model)
+        self.architecture = decoder.architecture
+        self.plan = plan_model(self.sizes, decoder)
+        decoder.sharding_plan = self.plan
+        self.graphdef, self.trainable, self.frozen = nnx.split(
+            decoder, trainable_filter(decoder), ...
+        )
+        self.optimizer, _ = make_optimizer(config.optimizer, 1000)
+        self.state = jax.eval_shape(
+            lambda trainable: init_train_state(trainable, self.optimizer), self.trainable
+        )
+        self.pairs = config.trainer.per_device_train_batch_size
+
+    @property
+    def n_devices(self) -> int:
+        """Number of devices of the mesh."""
+        return int(np.prod(list(self.sizes.values())))
+
+    @property
+    def row_tokens(self) -> int:
+        """Largest number of tokens of a pair: the prompt once, and two responses."""
+        data = self.config.data
+        prompt = data.max_prompt_length or data.max_length // 2
+        return prompt + 2 * (data.max_length - prompt)
+
+    @property
+    def completions(self) -> int:
+        """Largest number of completion tokens of a pair."""
+        data = self.config.data
+        return 2 * (data.max_length - (data.max_prompt_length or data.max_length // 2))
+
+    def batch(self) -> Batch:
+        """Return the shapes of the batch of a step, one row per device and microbatch."""
+        parts = self.config.trainer.gradient_accumulation_steps, self.plan.batch_shards
+        n, tokens = self.pairs, self.row_tokens * self.pairs
+        completions = self.completions * self.pairs
+
+        def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
+            return jax.ShapeDtypeStruct((*parts, *sizes), dtype)
+
+        row = shape(1, tokens)
+        return Batch(
+            rows=Rows(row, row, row, row, Bounds(roles=2)),
+            completions=Completions(*[shape(completions)] * 3),
+            lengths=shape(n, 2),
+            present=shape(n, dtype=jnp.bool_),
+            row_ids=shape(n),
+            reference=shape(n, 2, dtype=jnp.float32),
+        )
+
+    def bytes_of(self, tree: Any) -> int:
+        """Return the bytes per device of parameters, or of arrays with their shapes."""
+        specs = self.plan.partition_specs(tree)
+
+        def share(leaf: Any, spec: Any) -> int:
+            names = jax.tree.leaves(tuple(spec))
+            parts = int(np.prod([self.sizes[name] for name in names]))
+            return leaf.size * leaf.dtype.itemsize // parts
+
+        return sum(jax.tree.leaves(jax.tree.map(share, tree, specs)))
+
+    def flops(self, tokens: int, completions: int) -> int:
+        """Return the model FLOPs of a forward and backward pass.
+
+        Args:
+            tokens: number of tokens; each costs 6 FLOPs per parameter of the layers.
+            completions: number of completion tokens; each costs 6 per parameter of the head.
+        """
+        head = self.architecture.vocab_size * self.architecture.hidden_size
+        count = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
+        layers = count - head * (1 if self.architecture.tie_word_embeddings else 2)
+        return 6 * (tokens * layers + completions * head)
+
+    def numbers(self) -> dict[str, int]:
+        """Return the fields of the plan that do not depend on the compiler."""
+        parameters = (self.trainable, self.frozen)
+        pairs = self.pairs * self.plan.batch_shards
+        pairs *= self.config.trainer.gradient_accumulation_steps
+        return {
+            "devices": self.n_devices,
+            "pairs_per_device": self.pairs,
+            "parameter_bytes_per_device": self.bytes_of(parameters),
+            "optimizer_bytes_per_device": self.bytes_of(self.state.optimizer_state),
+            "flops_per_step": pairs * self.flops(self.row_tokens, self.completions),
+            "tokens_per_step": pairs * self.row_tokens,
+        }
+
+
+def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int:
+    """Estimate the peak memory of a device: arrays are counted, activations estimated.
+
+    Args:
+        step: the planned step.
+        tokens: number of tokens in the rows of a device.
+        completions: number of completion tokens among them.
+
+    Returns:
+        Bytes of parameters, moments, gradients, saved activations and the logits of one chunk.
+    """
+    a, model = step.architecture, step.config.model
+    width = jnp.dtype(model.dtype).itemsize
+    heads = (a.num_attention_heads + 2 * a.num_key_value_heads) * a.head_dim
+    of_layer = tokens * width * (6 * a.hidden_size + 2 * heads + 4 * a.intermediate_size)
+    kept = {
+        "full": 1 * a.hidden_size,
+        "dots": 3 * a.hidden_size + heads + 2 * a.intermediate_size,
+    }
+    saved = (
+        tokens * width * a.num_hidden_layers * kept[model.remat]
+        if model.remat in kept
+        else (of_layer * a.num_hidden_layers)
+    )
+    logits = 3 * 4 * min(2**26, completions * a.vocab_size)
+    gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
+    held = sum(map(step.bytes_of, (step.trainable, step.frozen, step.state.optimizer_state)))
+    return held + gradients + (saved + of_layer) // step.sizes["tensor"] + logits
