@@ -1,8 +1,8 @@
-"""What the site adds to the documents: formulas without scripts, references that cannot go stale.
+"""MkDocs hooks of the site: formulas, generated references and pages for linked files.
 
-Formulas become MathML when the site is built, so that pages need neither scripts nor a network. The
-references of commands and of configuration keys are written from the parsers and the dataclasses.
-Files outside this folder that a document links to become pages of their own.
+Formulas become MathML at build time, so that pages need neither scripts nor a network. The
+references of commands and configuration keys are generated from the parsers and the dataclasses.
+Files outside this folder that a document links to become pages of the site.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ LANGUAGES = {".yaml": "yaml", ".py": "python", ".md": "markdown", ".json": "json
 
 
 def on_files(files: Any, *, config: Any) -> Any:
-    """A page for every file outside the documents that one of them links to."""
+    """Add a page for every file outside the documents that a document links to."""
     pages = list(files.documentation_pages())
-    linked = {_outside(page, to) for page in pages for to in LINK.findall(page.content_string)}
+    linked = {_outside(page, link) for page in pages for link in LINK.findall(page.content_string)}
     for path in sorted(filter(None, linked)):
         source = Path(config.config_file_path).parent / path
         if source.is_file():
@@ -51,7 +51,7 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Write the generated parts of a page, its formulas and its links to files outside."""
+    """Add the generated parts of a page and convert its formulas and links to outside files."""
     match page.file.src_uri:
         case uri if uri.startswith(OUTSIDE):
             page.meta["search"] = {"exclude": True}
@@ -61,24 +61,24 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         case "reference/config.md":
             markdown += "\n".join(config_reference())
         case uri if (package := uri.removeprefix("reference/").removesuffix(".md")) in PACKAGES:
-            page.meta["search"] = {"boost": 0.3}  # what is explained comes before what is listed
+            page.meta["search"] = {"boost": 0.3}  # in searches, guides rank above references
             markdown += "\n".join(f"::: {module}\n" for module in modules(package))
     parts = CODE.split(markdown)
     parts[::2] = (_formulas(part) for part in parts[::2])
-    return LINK.sub(lambda found: _to_page(page.file, found[1]), "".join(parts))
+    return LINK.sub(lambda match: _to_page(page.file, match[1]), "".join(parts))
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas and names of docstrings, which are written as in Sphinx."""
-    html = BLOCK.sub(lambda found: _mathml(unescape(EMPHASIS.sub("_", found[1])), "block"), html)
-    html = ROLE.sub(lambda found: _mathml(unescape(found[1]), "inline"), html)
-    html = NAME.sub(lambda found: f"<code>{found[1].lstrip('~')}</code>", html)
-    # Long names of tables break where a reader would break them.
-    return CELL_CODE.sub(lambda found: re.sub(r"([._,])(?=\w)", r"\1<wbr>", found[0]), html)
+    """Convert the Sphinx roles of docstrings: formulas and names."""
+    html = BLOCK.sub(lambda match: _mathml(unescape(EMPHASIS.sub("_", match[1])), "block"), html)
+    html = ROLE.sub(lambda match: _mathml(unescape(match[1]), "inline"), html)
+    html = NAME.sub(lambda match: f"<code>{match[1].lstrip('~')}</code>", html)
+    # Long names in tables may break after a dot, an underscore or a comma.
+    return CELL_CODE.sub(lambda match: re.sub(r"([._,])(?=\w)", r"\1<wbr>", match[0]), html)
 
 
 def command_reference() -> Iterator[str]:
-    """Every command with its options, as Markdown."""
+    """Yield the Markdown lines of the reference of commands and their options."""
     cli = importlib.import_module("rpo.cli")
     for name, summary in cli.COMMANDS.items():
         yield from (f"## rpo {name}", "", f"{summary[0].upper()}{summary[1:]}.", "")
@@ -87,13 +87,13 @@ def command_reference() -> Iterator[str]:
         for action in actions:
             default, meaning = _default(action.default), action.help or ""
             meaning = re.sub(r" \(default:? [^)]*\)$", "", meaning) if default else meaning
-            yield f"| {_spelt(action)} | {default} | {_cell(meaning)} |"
+            yield f"| {_spell(action)} | {default} | {_cell(meaning)} |"
         examples = importlib.import_module(f"rpo.commands.{name}").EXAMPLES
         yield from ("", "</div>", "", "```text", *(f"$ {line}" for line in examples), "```", "")
 
 
 def options_of(command: str) -> Iterator[argparse.Action]:
-    """Options and arguments of a command."""
+    """Yield the options and arguments of a command."""
     cli = importlib.import_module("rpo.cli")
     parser = cli.Parser(prog=command)
     cli.declare(command, parser)
@@ -103,7 +103,7 @@ def options_of(command: str) -> Iterator[argparse.Action]:
 
 
 def config_reference() -> Iterator[str]:
-    """Every key of the two kinds of configuration, as Markdown."""
+    """Yield the Markdown lines of the reference of training and study configuration keys."""
     kinds = {
         "Training, `rpo train`": "llm.config.TrainConfig",
         "Studies, `rpo study`": "bandits.study.config.StudyConfig",
@@ -118,7 +118,7 @@ def config_reference() -> Iterator[str]:
 
 
 def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Key, type, default and meaning of every field, those of nested dataclasses inside."""
+    """Yield key, type, default and meaning of every field, including nested dataclasses."""
     described = ROW.findall(inspect.cleandoc(cls.__doc__ or ""))
     meanings = {name: re.sub(r"\s+", " ", text) for name, text in described}
     hints = get_type_hints(cls)
@@ -130,26 +130,26 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        needed = default is dataclasses.MISSING
+        is_required = default is dataclasses.MISSING
         yield (
             prefix + field.name,
             _kind(kind, field.type),
-            "needed" if needed else f"`{default}`",
+            "required" if is_required else f"`{default}`",
             meaning,
         )
 
 
 def modules(package: str) -> list[str]:
-    """Public modules of a package."""
+    """Return the dotted names of the public modules of a package."""
     path = importlib.import_module(package).__path__
-    found = (
+    names = (
         module.name for module in pkgutil.walk_packages(path, f"{package}.") if not module.ispkg
     )
-    return sorted(name for name in found if "._" not in name and ".numerics." not in name)
+    return sorted(name for name in names if "._" not in name and ".numerics." not in name)
 
 
 def _outside(page: Any, target: str) -> str | None:
-    """Path from the root of the repository, if a link leads out of the documents."""
+    """Return the path of a link's target from the repository root, or None inside the documents."""
     path = normpath(PurePosixPath(page.src_uri).parent / target)
     outside = path.startswith("../") and not path.startswith("../../")
     return path.removeprefix("../") if outside else None
@@ -168,8 +168,8 @@ def _to_page(page: Any, target: str) -> str:
 
 
 def _formulas(text: str) -> str:
-    text = DISPLAY.sub(lambda found: _mathml(found[1], "block"), text)
-    return INLINE.sub(lambda found: _mathml(found[1], "inline"), text)
+    text = DISPLAY.sub(lambda match: _mathml(match[1], "block"), text)
+    return INLINE.sub(lambda match: _mathml(match[1], "inline"), text)
 
 
 def _mathml(latex: str, display: str) -> str:
@@ -177,15 +177,15 @@ def _mathml(latex: str, display: str) -> str:
     latex = re.sub(r"_\{(base|ref|max)\}", r"_{\\mathrm{\1}}", latex).replace(
         r"\arg", r"\mathrm{arg}"
     )
-    latex = re.sub(r"(KL\([^()|]+?)\\?\|(?!\|)", r"\1\\|", latex)  # Markdown takes the backslash
+    latex = re.sub(r"(KL\([^()|]+?)\\?\|(?!\|)", r"\1\\|", latex)  # Markdown removes the backslash
     latex = re.sub(r"\\(mathbb|mathcal) ?(\w)", r"\\\1{\2}", latex)
     formula = convert(latex, display=display).replace("\n", " ")
     formula = FUNCTION.sub(r'<mo lspace="0.12em" rspace="0.12em">\1</mo>', formula)
-    # By itself at the start of a line, a formula would be taken for a block.
+    # Without a span, Markdown reads a formula at the start of a line as a block.
     return f"<span>{formula}</span>" if display == "inline" else formula
 
 
-def _spelt(action: argparse.Action) -> str:
+def _spell(action: argparse.Action) -> str:
     names = action.option_strings or [str(action.metavar or action.dest)]
     takes_value = action.option_strings and action.nargs != 0
     value = (action.metavar or action.dest.upper()) if takes_value else None
