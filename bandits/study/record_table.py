@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,18 @@ BOUND_COLUMNS = (
     "bound_kl",
 )
 """Columns of :func:`bandits.study.metrics.gap_bounds`; null for methods without a bound."""
+
+
+class WeightValues(NamedTuple):
+    r"""Numerical weights of a batch of draws.
+
+    Attributes:
+        eta: :math:`\eta` of each draw, nats per unit of reward, shape ``[B]``.
+        beta: :math:`\beta` of each draw, shape ``[B]``.
+    """
+
+    eta: Float[np.ndarray, " B"]
+    beta: Float[np.ndarray, " B"]
 
 
 class TableBuilder:
@@ -73,7 +85,7 @@ def record_table(
     part: StudyPart,
     method_index: int,
     weights: EtaBeta,
-    weight_values: tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]],
+    weight_values: WeightValues,
     inputs: BoundInputs,
     measured: Mapping[str, Float[np.ndarray, " B"]],
     result: FitResult,
@@ -85,7 +97,7 @@ def record_table(
         part: the draws.
         method_index: index of the method in ``study.methods``.
         weights: the weights as the study gives them, for the columns ``eta_rule``, ``beta_rule``.
-        weight_values: :math:`\eta` and :math:`\beta` of each draw.
+        weight_values: the numbers that the weights stand for, one per draw.
         inputs: the quantities that the bounds depend on, one column each.
         measured: further columns by name: metrics of the policies and bounds on their gap.
         result: policies, certificates and statuses.

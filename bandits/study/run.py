@@ -34,7 +34,7 @@ from .metrics import (
     measure_policy,
 )
 from .parts import StudyPart, draw_part
-from .record_table import record_table
+from .record_table import WeightValues, record_table
 from .records import RecordStore
 
 TRIAL_DRAWS = 256
@@ -44,9 +44,6 @@ ARRAYS_PER_FIT = 6
 """Approximate number of arrays of the size of the win counts that a solver holds."""
 METHODS_WITH_BOUND = ("rpo", "rpo_maximin", "rpo_policy")
 """Methods whose gap Theorem 5.3 bounds."""
-
-WeightValues = tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]
-r"""Numerical weights :math:`\eta` and :math:`\beta` of each draw."""
 
 
 class RunEstimate(NamedTuple):
@@ -145,12 +142,14 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
         start = time.perf_counter()
         results = _fit(study, method, instance, values)
         seconds[method_labels(study)[method_index]] = time.perf_counter() - start
-        for pair, (eta, beta), result in zip(weights, values, results, strict=True):
+        for pair, pair_values, result in zip(weights, values, results, strict=True):
             measured = measure_policy(result, instance)
             if method.method in METHODS_WITH_BOUND and method.options.baseline == "given":
-                measured |= gap_bounds(inputs, comparisons=comparisons, eta=eta, beta=beta)
+                measured |= gap_bounds(
+                    inputs, comparisons=comparisons, eta=pair_values.eta, beta=pair_values.beta
+                )
             tables.append(
-                record_table(study, part, method_index, pair, (eta, beta), inputs, measured, result)
+                record_table(study, part, method_index, pair, pair_values, inputs, measured, result)
             )
     fits = [part.n_draws * (1 if name == "bound_inputs" else len(weights)) for name in seconds]
     timings = pa.table(
@@ -183,7 +182,7 @@ def _weight_values(
             betas = np.asarray(instance.problem.beta)
         case number:
             betas = np.full(len(comparisons), float(number))
-    return etas, betas
+    return WeightValues(etas, betas)
 
 
 def _fit(
@@ -210,12 +209,12 @@ def _fit(
 
     problem: Problem = jax.tree.map(repeat, instance.problem)
     problem = problem._replace(
-        eta=np.concatenate([values[index][0] for index in fitted]),
-        beta=np.concatenate([values[index][1] for index in fitted]),
+        eta=np.concatenate([values[index].eta for index in fitted]),
+        beta=np.concatenate([values[index].beta for index in fitted]),
     )
     reward_class = jax.tree.map(repeat, instance.reward_class)
     results = METHODS[method.method](problem, reward_class, method.options)
-    n_draws = len(values[0][0])
+    n_draws = len(values[0].eta)
 
     def result_of_pair(index: int) -> FitResult:
         start = fitted.index(representatives[index]) * n_draws

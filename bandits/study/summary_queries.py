@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from .summary import Summary
-
-Interval = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
-"""Means, and lower and upper ends of their 95 % confidence intervals."""
 
 DISPLAY_NAMES = {
     "rpo": "RPO",
@@ -35,6 +33,20 @@ DISPLAY_NAMES = {
     "coverage_is_necessary": "coverage is necessary",
 }
 """Names of methods and named instances in figures; other labels are shown unchanged."""
+
+
+class Interval(NamedTuple):
+    """Means with the ends of their 95 % confidence intervals.
+
+    Attributes:
+        mean: the means, shape ``[k]``.
+        low: lower ends, shape ``[k]``.
+        high: upper ends, shape ``[k]``.
+    """
+
+    mean: Float[np.ndarray, " k"]
+    low: Float[np.ndarray, " k"]
+    high: Float[np.ndarray, " k"]
 
 
 def labels(summary: Summary) -> list[str]:
@@ -85,7 +97,7 @@ def confidence_interval(summary: Summary, name: str) -> Interval:
     mean = np.asarray(summary[name], np.float64)
     ends = (np.asarray(summary.get(name + end, mean), float) for end in ("_low", "_high"))
     low, high = (np.where(np.isnan(end), mean, end) for end in ends)
-    return mean, low, high
+    return Interval(mean, low, high)
 
 
 def curve(
@@ -116,7 +128,7 @@ def curve(
         np.bincount(inverse, column[rows]) / size
         for column in confidence_interval(summary, y_column)
     )
-    return x, (mean, low, high)
+    return x, Interval(mean, low, high)
 
 
 def is_crossed(summary: Summary, *axes: str) -> bool:

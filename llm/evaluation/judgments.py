@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 
 from llm.data.rows import Row, read_json_list, read_rows
 
-MT_BENCH_PREFERENCES = {"model_1": 1.0, "model_2": 0.0, "tie": 0.5, "error": None}
+MT_BENCH_PREFERENCES: dict[str, float | None] = {
+    "model_1": 1.0,
+    "model_2": 0.0,
+    "tie": 0.5,
+    "error": None,
+}
 """Preference for ``model_1`` by the winner that MT-Bench's files name."""
 
 
