@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from .data.loader import BatchSampler
     from .data.pair_table import PairTable
-    from .data.preferences import PairTokens, PreferenceRow, read_preferences
+    from .data.preferences import Message, PairTokens, PreferenceRow, read_preferences
     from .evaluation.judgments import count_wins
     from .evaluation.metrics import preference_metrics
     from .evaluation.win_rates import WinRate, compare_rewards
@@ -64,6 +64,7 @@ _EXPORTS = {
     "TrainerConfig": "config",
     "MeshConfig": "config",
     # data
+    "Message": "data.preferences",
     "PreferenceRow": "data.preferences",
     "PairTokens": "data.preferences",
     "read_preferences": "data.preferences",
@@ -123,6 +124,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "TrainerConfig",
     "MeshConfig",
     # data
+    "Message",
     "PreferenceRow",
     "PairTokens",
     "read_preferences",

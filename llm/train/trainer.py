@@ -327,8 +327,9 @@ def describe_run(run: Run) -> list[str]:
     if objective.method == "rpo":
         loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
         trl_weight = to_trainer_options("trl", loss, mean_tokens=mean)["loss_weights"][1]
+        name = "SFT weight eta*beta" if objective.sft_reduction == "sum" else "mean SFT weight"
         lines.append(
-            f"SFT weight: {weight:.3g} per chosen token. Equivalent TRL config: "
+            f"{name} = {weight:.3g} per chosen token. Equivalent TRL config: "
             f'loss_type=["sigmoid", "sft"], loss_weights=[1, {trl_weight:.3g}]'
         )
     return lines

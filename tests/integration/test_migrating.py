@@ -1,4 +1,4 @@
-"""The page for those who come from TRL names keys, defaults and metrics that exist."""
+"""The page "Coming from TRL" names keys, defaults and metrics that exist."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def default_of(key: str) -> Any:
     section, name = key.split(".")
     for field in dataclasses.fields(SECTIONS[section]):
         if field.name == name:
-            made = field.default_factory
-            return field.default if made is dataclasses.MISSING else made()
+            factory = field.default_factory
+            return field.default if factory is dataclasses.MISSING else factory()
     raise KeyError(key)
 
 
 def table(title: str) -> list[list[str]]:
-    """Cells of the table below a heading."""
+    """Return the cells of the table below a heading."""
     part = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in row] for row in rows[1:]]
@@ -62,10 +62,10 @@ def test_property_every_key_that_the_page_names_exists() -> None:
 def test_property_the_defaults_of_the_page_are_those_of_the_configuration() -> None:
     checked = 0
     for _, _, ours, printed, _ in table("Configuration"):
-        found = KEY.search(ours)
-        if found is None or not printed:
+        match = KEY.search(ours)
+        if match is None or not printed:
             continue
-        default = default_of(found[1])
+        default = default_of(match[1])
         if printed == "none":
             assert not default or default == "none", ours
         elif isinstance(default, str):

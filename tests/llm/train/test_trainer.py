@@ -222,7 +222,7 @@ def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
     first, second = caplog.messages
     assert first.startswith("14 pairs, 4 held out; 1 steps of 4 pairs; ")
     assert first.endswith(" trained parameters")
-    assert second.startswith("SFT weight: 0.05 per chosen token. Equivalent TRL config: ")
+    assert second.startswith("SFT weight eta*beta = 0.05 per chosen token. Equivalent TRL")
 
 
 def test_roundtrip_a_trainer_evaluates_at_any_time(folder: Path, tmp_path: Path) -> None:
