@@ -30,7 +30,7 @@ PHRASES = (
     r"dealt",
     r"owed",
     r"frugal",
-    r"catalogues?",
+    r"catalogues?",  # codespell:ignore catalogues
     r"what is for people",
     r"so many",
     r"in small(?= (?:and|or|as|by|of|with|for|the|a|is|are)\b|[^\w ]|$)",
