@@ -56,8 +56,11 @@ class PairTable(Sequence[PairTokens]):
             rows: see the class.
             reference: see the class.
         """
-        self._tokens, self._starts = tokens, starts
-        self.lengths, self.rows, self.reference = lengths, rows, reference
+        self._tokens: Int[np.ndarray, " tokens"] = tokens
+        self._starts: Int[np.ndarray, " n"] = starts
+        self.lengths: Int[np.ndarray, "n 4"] = lengths
+        self.rows: Int[np.ndarray, " n"] = rows
+        self.reference: Float[np.ndarray, "n 3"] = reference
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:

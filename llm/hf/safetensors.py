@@ -24,7 +24,7 @@ SAFE_WEIGHTS_NAME = "model.safetensors"
 SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 DIGEST_PREFIX = "sha256."
 """Prefix of a tensor's name in the metadata, where this package stores the tensor's digest."""
-FLOAT_DTYPES = {
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),

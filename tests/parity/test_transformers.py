@@ -1,4 +1,4 @@
-"""Logits, exports and replies against transformers, which runs in an environment of its own."""
+"""Claims about logits, exports and generation, against transformers (extra ``parity``)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-LOGITS = 2e-5  # both sides round to float32, in different orders
+LOGITS = 2e-5  # both sides sum in float32, in different orders
 N_TOKENS, VOCABULARY = 24, 61
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -32,7 +32,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
-    # Larger than usual, so that no part of the model is small enough to hide a mistake.
+    # Larger than the default, so that every part of the model affects the logits.
     "initializer_range": 0.2,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -83,8 +83,8 @@ FAMILIES = {
 
 
 @pytest.fixture(params=FAMILIES)
-def theirs(request: pytest.FixtureRequest, tmp_path: Path):
-    """A random model of every family, written by transformers."""
+def hf_model(request: pytest.FixtureRequest, tmp_path: Path):
+    """Return a random model of a family and the folder that transformers saved it in."""
     name, options = FAMILIES[request.param]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(
@@ -93,37 +93,37 @@ def theirs(request: pytest.FixtureRequest, tmp_path: Path):
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "norm" in key or "bias" in key:  # ones or zeros would hide a mistake
+            if "norm" in key or "bias" in key:  # the initial ones and zeros would hide errors
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "theirs")
-    return model, tmp_path / "theirs"
+    model.save_pretrained(tmp_path / "hf")
+    return model, tmp_path / "hf"
 
 
-def test_parity_logits_of_random_models(theirs) -> None:
-    model, folder = theirs
+def test_parity_of_logits_of_random_models(hf_model) -> None:
+    model, folder = hf_model
     decoder = load_model(folder)
-    assert np.abs(_logits(decoder, _tokens()) - _their_logits(model)).max() < LOGITS
+    assert np.abs(_logits(decoder, _tokens()) - _hf_logits(model)).max() < LOGITS
 
 
-def test_parity_of_an_export_that_transformers_loads(theirs, tmp_path: Path) -> None:
-    model, folder = theirs
+def test_parity_of_an_export_loaded_by_transformers(hf_model, tmp_path: Path) -> None:
+    model, folder = hf_model
     export_model(load_model(folder), tmp_path / "ours")
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager", output_loading_info=True
     )
     assert not any(report.values()), report
-    assert np.abs(_their_logits(loaded.eval()) - _their_logits(model)).max() < LOGITS
+    assert np.abs(_hf_logits(loaded.eval()) - _hf_logits(model)).max() < LOGITS
 
 
-def test_roundtrip_is_byte_identical(theirs, tmp_path: Path) -> None:
-    _, folder = theirs
+def test_roundtrip_through_our_export_is_byte_identical(hf_model, tmp_path: Path) -> None:
+    _, folder = hf_model
     export_model(load_model(folder), tmp_path / "ours")
     name = "model.safetensors"
     assert (tmp_path / "ours" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_parity_greedy_replies_of_a_real_model() -> None:
-    """20 prompts, float32, with both sides' caches for keys and values."""
+def test_parity_of_greedy_decoding_of_a_real_model() -> None:
+    """Compare 20 prompts in float32, both sides with a key-value cache."""
     folder = Path(os.environ.get("RPO_SMOLLM2", ""))
     if not (folder / "config.json").exists():
         pytest.skip("needs RPO_SMOLLM2, the folder of a converted SmolLM2")
@@ -131,12 +131,12 @@ def test_parity_greedy_replies_of_a_real_model() -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     decoder = load_model(folder)
     prompts = [_prompt(tokenizer, subject) for subject in SUBJECTS]
-    ours = _greedy(decoder, prompts, n_new=N_NEW)
-    for prompt, reply in zip(prompts, ours, strict=True):
-        theirs = model.generate(
+    replies = _greedy(decoder, prompts, n_new=N_NEW)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        expected = model.generate(
             torch.tensor([prompt]), max_new_tokens=N_NEW, do_sample=False, pad_token_id=0
         )[0, len(prompt) :].tolist()
-        assert reply[: len(theirs)] == theirs
+        assert reply[: len(expected)] == expected
 
 
 N_NEW = 32
@@ -154,7 +154,7 @@ def _prompt(tokenizer, subject: str) -> list[int]:
 
 
 def _greedy(decoder: Decoder, prompts: list[list[int]], *, n_new: int) -> list[list[int]]:
-    """Read padded prompts of different lengths at once, then take the likeliest token each time."""
+    """Decode padded prompts of different lengths greedily in one batch."""
     width = max(map(len, prompts))
     tokens = np.zeros((len(prompts), width), np.int32)
     positions = np.full((len(prompts), width), -1, np.int32)
@@ -190,6 +190,6 @@ def _logits(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
     return logits if head.soft_cap is None else head.soft_cap * np.tanh(logits / head.soft_cap)
 
 
-def _their_logits(model) -> np.ndarray:
+def _hf_logits(model) -> np.ndarray:
     with torch.no_grad():
         return model(torch.tensor(_tokens())).logits.numpy().astype(np.float64)

@@ -1,8 +1,8 @@
-"""Log-probabilities, losses and gradients against TRL, which runs in an environment of its own.
+"""Claims about log-probabilities, losses and gradients, against TRL (extra ``parity``).
 
-SmolLM2's padding token also ends every turn. PyTorch gives the row of a padding token no gradient
-where it is read, also where it is no padding, and the norm of TRL's gradient is 3.5e-5 too small
-for it; the comparison takes that rule away.
+SmolLM2's padding token is also its end-of-turn token. PyTorch gives the embedding of the padding
+token no gradient, even where the token is not padding, so TRL's gradient norm is 3.5e-5 too small.
+The comparison therefore resets ``padding_idx``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from llm.data.preferences import PairTokens
 from llm.hf.io import load_model
 from llm.models.logprobs import response_log_probs
 from llm.models.lora import trainable_filter
+from llm.parallel.mesh import single_device
 from llm.train.step import gradients
 from llm.types import Batch
 
@@ -37,7 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-NATS, RELATIVE = 1e-3, 1e-5  # both sides are float32, in different orders
+NATS, RELATIVE = 1e-3, 1e-5  # both sides sum in float32, in different orders
 BETA, SFT_WEIGHT = 0.3, 0.7
 VOCABULARY, N_PAIRS, REAL_LENGTH = 61, 5, 256
 LLAMA = {
@@ -72,15 +73,15 @@ def random_model(folder: Path, seed: int) -> Path:
 
 
 def packed(pairs: list[PairTokens]) -> Batch:
-    """All pairs in one row, prompts once."""
+    """Pack all pairs into one row, with every prompt written once."""
     shape = required_shape(pairs, layout="shared", roles=2)
     return pack(pairs, layout="shared", roles=2, n_pairs=len(pairs), shape=shape)
 
 
-def their_trainer(
+def trl_trainer(
     folder: Path, reference: Path, pairs: list[PairTokens], out: Path, **options: Any
 ) -> Any:
-    """TRL's trainer over rows that are tokens already."""
+    """Make TRL's trainer for tokenized rows."""
 
     class Rows(trl.DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
@@ -100,7 +101,7 @@ def their_trainer(
         **options,
     )
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=_no_tokenizer(), pad_token="0", eos_token="2", bos_token="1"
+        tokenizer_object=_dummy_tokenizer(), pad_token="0", eos_token="2", bos_token="1"
     )
     models = [
         transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -116,17 +117,17 @@ def their_trainer(
     )
 
 
-def _no_tokenizer() -> Any:
+def _dummy_tokenizer() -> Any:
     tokenizers = pytest.importorskip("tokenizers")
-    words = {str(number): number for number in range(3)}
-    return tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="0"))
+    vocabulary = {str(number): number for number in range(3)}
+    return tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="0"))
 
 
-def theirs(
+def trl_result(
     folder: Path, reference: Path, pairs: list[PairTokens], out: Path, **options: Any
 ) -> dict[str, Any]:
-    """Their loss, log-probabilities and gradient norm, the norm in float64 from their gradients."""
-    trainer = their_trainer(folder, reference, pairs, out, **options)
+    """Return TRL's loss, log-probabilities and gradient norm, which is summed in float64."""
+    trainer = trl_trainer(folder, reference, pairs, out, **options)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(pairs))])
     with torch.no_grad():
         policy = trainer.compute_ref_log_probs(trainer.model.eval(), batch)
@@ -147,10 +148,10 @@ def theirs(
     }
 
 
-def ours(
+def our_result(
     folder: Path, reference: Path, pairs: list[PairTokens], config: ObjectiveConfig
 ) -> dict[str, Any]:
-    """The same, of one packed row, in float32 and with the norm in float64."""
+    """Return our loss, log-probabilities and gradient norm, from one packed row in float32."""
     batch = packed(pairs)
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         score = nnx.jit(response_log_probs)
@@ -159,10 +160,12 @@ def ours(
         )
         model = load_model(folder)
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-        parts = jax.tree.map(lambda leaf: leaf[None], batch._replace(reference=baseline))
-        step = jax.jit(lambda t, f, b: gradients(graphdef, t, f, b, config))
-        slope, result = step(trainable, frozen, parts)
-        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(slope)]
+        # One part on one shard.
+        batches = jax.tree.map(lambda leaf: leaf[None, None], batch._replace(reference=baseline))
+        devices = single_device()
+        step = jax.jit(lambda t, f, b: gradients(graphdef, t, f, b, config, devices=devices))
+        gradient, result = step(trainable, frozen, batches)
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
     return {
         "loss": float(result.metrics["loss"]),
         "grad_norm": float(np.sqrt(sum(np.sum(leaf**2) for leaf in leaves))),
@@ -171,18 +174,18 @@ def ours(
     }
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("policy", "reference"):
-        assert np.abs(one[name] - other[name]).max() < NATS, name
+        assert np.abs(ours[name] - expected[name]).max() < NATS, name
     for name in ("loss", "grad_norm"):
-        assert one[name] == pytest.approx(other[name], rel=RELATIVE), name
+        assert ours[name] == pytest.approx(expected[name], rel=RELATIVE), name
 
 
 def objective(pairs: list[PairTokens], method: str) -> tuple[ObjectiveConfig, dict[str, Any]]:
-    """The same objective in our words and in theirs."""
+    """Return the same objective as our configuration and as TRL's options."""
     if method == "dpo":
         return ObjectiveConfig(method="dpo", beta=BETA), {"loss_type": ["sigmoid"]}
-    # TRL pools the tokens of the batch: its weight is eta * beta.
+    # TRL averages over all tokens of the batch with the weight eta * beta.
     config = ObjectiveConfig(
         method="rpo", beta=BETA, eta=SFT_WEIGHT / BETA, sft_reduction="pooled_mean"
     )
@@ -190,13 +193,13 @@ def objective(pairs: list[PairTokens], method: str) -> tuple[ObjectiveConfig, di
 
 
 @pytest.mark.parametrize("method", ["dpo", "rpo"])
-def test_parity_of_a_random_model_that_is_not_its_reference(method: str, tmp_path: Path) -> None:
+def test_parity_of_a_random_model_with_another_reference(method: str, tmp_path: Path) -> None:
     folder, reference = (random_model(tmp_path / str(seed), seed) for seed in range(2))
     pairs = random_pairs()
     config, options = objective(pairs, method)
-    found = theirs(folder, reference, pairs, tmp_path / "out", **options)
-    assert np.ptp(found["policy"] - found["reference"]) > 1.0
-    assert_same(ours(folder, reference, pairs, config), found)
+    expected = trl_result(folder, reference, pairs, tmp_path / "out", **options)
+    assert np.ptp(expected["policy"] - expected["reference"]) > 1.0
+    assert_same(our_result(folder, reference, pairs, config), expected)
 
 
 @pytest.mark.parametrize("method", ["dpo", "rpo"])
@@ -216,5 +219,5 @@ def test_parity_of_a_real_model_on_real_pairs(
     )
     pairs = list(tokens.pairs[:4])
     config, options = objective(pairs, method)
-    found = theirs(folder, folder, pairs, tmp_path / "out", **options)
-    assert_same(ours(folder, folder, pairs, config), found)
+    expected = trl_result(folder, folder, pairs, tmp_path / "out", **options)
+    assert_same(our_result(folder, folder, pairs, config), expected)

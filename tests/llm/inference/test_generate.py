@@ -201,9 +201,13 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def byte_decoder() -> Decoder:
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
     architecture = Architecture(
-        **sizes, vocab_size=261, num_attention_heads=2, max_position_embeddings=32
+        vocab_size=261,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
     )
     return Decoder(architecture, rngs=nnx.Rngs(3))
 
