@@ -92,8 +92,10 @@ def scipy_policy(design: Design, n: int, seed: int, eta: float, beta: float) -> 
     box = [(0.0, design.reward_max)] * len(base)
     options = {"ftol": 0.0, "gtol": 1e-9, "maxiter": 20_000, "maxfun": 20_000}
     for _ in range(5):  # a restart discards the curvature estimate it stalled on
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
-        start = found.x
+        solution = minimize(
+            objective, start, jac=True, method="L-BFGS-B", bounds=box, options=options
+        )
+        start = solution.x
     logits = start / beta
     return np.asarray(ref * np.exp(logits - np.asarray(logsumexp(logits, b=ref))))
 

@@ -112,6 +112,6 @@ def test_raises_without_rows_prompts_or_counts() -> None:
 
 @pytest.mark.parametrize("change", [{"row": 1}, {"chosen_tokens": 2}])
 def test_raises_for_a_reference_with_other_rows_or_token_counts(change: dict[str, int]) -> None:
-    other = [REFERENCE[0]._replace(**change), *REFERENCE[1:]]
+    changed = [REFERENCE[0]._replace(**change), *REFERENCE[1:]]
     with pytest.raises(ValueError, match="one tokenizer and one chat template"):
-        preference_metrics(CONFIG, POLICY, other)
+        preference_metrics(CONFIG, POLICY, changed)
