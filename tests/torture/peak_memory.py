@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
@@ -21,3 +23,12 @@ def reset_peak() -> None:
     """Reset the peak to the memory held now, on systems that support it."""
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
+
+
+@contextmanager
+def growth_below(limit: int) -> Iterator[None]:
+    """Check that the peak grows by less than ``limit`` bytes inside the block."""
+    reset_peak()
+    before = peak_memory()
+    yield
+    assert peak_memory() - before < limit
