@@ -1,4 +1,4 @@
-"""Claims about what is the same to the last bit, run after run."""
+"""Results that are equal to the last bit in every process and every run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_property_a_problem_has_the_same_answer_in_every_process(
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Compiled programs are kept there: each process compiles its own.
+            # The compilation cache is in HOME: each process compiles for itself.
             env=os.environ | {"HOME": str(tmp_path / name), "JAX_COMPILATION_CACHE_DIR": ""},
         )
         for name in ("one", "two")
@@ -49,12 +49,12 @@ def test_property_a_problem_has_the_same_answer_in_every_process(
 
 
 @pytest.mark.slow
-def test_property_verification_measures_the_same_again(tmp_path: Path) -> None:
-    found = []
+def test_property_verification_measures_the_same_numbers_twice(tmp_path: Path) -> None:
+    documents = []
     for name in ("one", "two"):
         assert main(["verify", "--instances", "6", "--out", str(tmp_path / name)]) == 0
         written = json.loads((tmp_path / name / "verify.json").read_text())
         for instance in written["instances"]:
             del instance["seconds"]
-        found.append(written)
-    assert found[0] == found[1]
+        documents.append(written)
+    assert documents[0] == documents[1]

@@ -1,4 +1,4 @@
-"""Claims about ``rpo train`` on many devices and processes: the same run, also when it moves."""
+"""``rpo train`` on several devices and processes: the same run as on one, also after a move."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-ROUNDING = 1e-9  # float64 sums in another order, which Adam divides by their like; relative
+ROUNDING = 1e-9  # relative: float64 sums in another order, amplified by the division in Adam
 CONFIG = """
 name: tiny
 model:
-  architecture: {vocab_size: 264, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 4}
+  architecture:
+    vocab_size: 264
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 4
   dtype: float64
   param_dtype: float64
 data: {train: rows.jsonl, eval_rows: 8, max_length: 16}
@@ -39,10 +45,10 @@ MIXED = ["--trainer.per_device_train_batch_size", "2", "--mesh.data", "2", "--me
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
-    words = ["yes", "no", "maybe", "never", "now"]
+    replies = ["yes", "no", "maybe", "never", "now"]
     with (folder / "rows.jsonl").open("w") as file:
         for row in range(32):
-            chosen, rejected = rng.choice(words, 2, replace=False)
+            chosen, rejected = rng.choice(replies, 2, replace=False)
             fields = {"prompt": f"q{row % 4}", "chosen": str(chosen), "rejected": str(rejected)}
             file.write(json.dumps(fields) + "\n")
     (folder / "tiny.yaml").write_text(CONFIG)
@@ -63,19 +69,20 @@ def train(folder: Path, out: str, *arguments: str, devices: int = 1) -> subproce
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
 
 
 def trained(folder: Path, out: str) -> list[np.ndarray]:
-    """Arrays of the last checkpoint, parameters and moments of the optimizer."""
+    """Return the arrays of the last checkpoint: parameters and moments of the optimizer."""
     path = folder / out / "checkpoints" / "6" / "state"
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     metadata: Any = checkpointer.metadata(path)
-    names = metadata.item_metadata.tree
-    whole = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=whole))
-    return [np.asarray(found[name]) for name in sorted(found)]
+    on_host = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata.item_metadata.tree)
+    )
+    state = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def metrics(folder: Path, out: str, *, perf: bool = True) -> list[dict[str, float]]:
@@ -85,18 +92,19 @@ def metrics(folder: Path, out: str, *, perf: bool = True) -> list[dict[str, floa
 
 
 def finished(folder: Path, out: str) -> str:
-    """Digest of the parameters that a run ended with."""
+    """Return the digest of the parameters at the end of a run."""
     lines = (folder / out / "metrics.jsonl").read_text().splitlines()
     return json.loads(lines[-1])["parameters_sha256"]
 
 
 def assert_same_run(folder: Path, out: str) -> None:
-    for one, other in zip(trained(folder, "one"), trained(folder, out), strict=True):
-        np.testing.assert_allclose(other, one, atol=ROUNDING * max(np.abs(one).max(), 1e-9), rtol=0)
-    for one, other in zip(metrics(folder, "one"), metrics(folder, out), strict=True):
-        known = {name for name in one if not name.startswith("perf/")}
-        for name in known:
-            assert other[name] == pytest.approx(one[name], rel=ROUNDING, abs=ROUNDING), name
+    for expected, actual in zip(trained(folder, "one"), trained(folder, out), strict=True):
+        largest = max(np.abs(expected).max(), 1e-9)
+        np.testing.assert_allclose(actual, expected, atol=ROUNDING * largest, rtol=0)
+    for expected, actual in zip(metrics(folder, "one"), metrics(folder, out), strict=True):
+        for name in (name for name in expected if not name.startswith("perf/")):
+            value = pytest.approx(expected[name], rel=ROUNDING, abs=ROUNDING)
+            assert actual[name] == value, name
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,7 @@ def test_property_two_processes_of_four_devices_train_as_one_device_does(folder:
 
 
 @pytest.mark.slow
-def test_property_killed_processes_go_on_bit_by_bit_and_on_other_devices_with_the_same_curve(
+def test_property_killed_processes_resume_bit_by_bit_and_on_other_devices_to_rounding(
     folder: Path,
 ) -> None:
     longer = ["--trainer.max_steps", "60", "--trainer.save_steps", "5", *KEPT]
@@ -144,19 +152,19 @@ def test_property_killed_processes_go_on_bit_by_bit_and_on_other_devices_with_th
     for process in killed:
         process.communicate()
     assert not (folder / "killed" / "checkpoints" / "60").exists()
-    shutil.copytree(folder / "killed", folder / "elsewhere")
+    shutil.copytree(folder / "killed", folder / "moved_on")
     for process in two_processes(folder, "killed", *longer, "--resume"):
         finish(process)
-    finish(train(folder, "elsewhere", *EIGHT, *longer, "--resume", devices=8))
+    finish(train(folder, "moved_on", *EIGHT, *longer, "--resume", devices=8))
     assert metrics(folder, "killed", perf=False) == metrics(folder, "whole", perf=False)
     assert finished(folder, "killed") == finished(folder, "whole")
-    for one, other in zip(metrics(folder, "whole"), metrics(folder, "elsewhere"), strict=True):
-        name = "loss" if "loss" in one else "eval_loss"
-        assert other[name] == pytest.approx(one[name], rel=ROUNDING)
+    for expected, actual in zip(metrics(folder, "whole"), metrics(folder, "moved_on"), strict=True):
+        name = "loss" if "loss" in expected else "eval_loss"
+        assert actual[name] == pytest.approx(expected[name], rel=ROUNDING)
 
 
 @pytest.mark.slow
-def test_raises_a_process_that_is_lost_is_told_by_the_others_and_checkpoints_stay_whole(
+def test_raises_a_lost_process_is_reported_by_the_others_and_checkpoints_stay_complete(
     folder: Path,
 ) -> None:
     longer = ["--trainer.max_steps", "100000", "--trainer.save_steps", "5", *KEPT]
@@ -164,11 +172,11 @@ def test_raises_a_process_that_is_lost_is_told_by_the_others_and_checkpoints_sta
     wait_for(folder / "lost" / "checkpoints" / "10")
     second.kill()
     second.communicate()
-    _, said = first.communicate(timeout=200)
+    _, stderr = first.communicate(timeout=200)
     assert first.returncode != 0
-    told = [line for line in said.splitlines() if line.startswith("rpo: error: a process of this")]
-    assert len(told) == 1
-    step = int(re.search(r"from step (\d+), the last whole checkpoint", told[0])[1])  # type: ignore
+    start = "rpo: error: a process of this"
+    (message,) = [line for line in stderr.splitlines() if line.startswith(start)]
+    step = int(re.search(r"from the checkpoint of step (\d+)", message)[1])  # type: ignore
     process = train(folder, "lost", *ONE, *longer, "--trainer.save_steps", "1", "--resume")
     wait_for(folder / "lost" / "checkpoints" / str(step + 1))
     process.kill()
@@ -176,7 +184,7 @@ def test_raises_a_process_that_is_lost_is_told_by_the_others_and_checkpoints_sta
 
 
 @pytest.mark.slow
-def test_property_a_run_goes_on_with_other_devices(folder: Path) -> None:
+def test_property_a_run_resumes_on_other_devices(folder: Path) -> None:
     finish(train(folder, "moved", *EIGHT, "--trainer.save_total_limit", "9", devices=8))
     moved = folder / "moved"
     for path in (moved / "checkpoints" / "6").rglob("*"):
@@ -186,9 +194,11 @@ def test_property_a_run_goes_on_with_other_devices(folder: Path) -> None:
     assert_same_run(folder, "moved")
 
 
-def test_raises_a_mesh_of_another_number_of_devices_is_told_in_one_line(folder: Path) -> None:
+def test_raises_a_mesh_of_another_number_of_devices_is_refused_in_one_line(folder: Path) -> None:
     process = train(folder, "bad", "--mesh.fsdp", "3", devices=8)
-    _, said = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert said.splitlines()[-1].startswith("rpo: error: `mesh` must use all 8 devices, got data 1")
+    assert stderr.splitlines()[-1].startswith(
+        "rpo: error: `mesh` must use all 8 devices, got data 1"
+    )
     assert not (folder / "bad" / "metrics.jsonl").exists()
