@@ -44,7 +44,7 @@ DECADES = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    r"""Which bandits are drawn, and what their data cover.
+    r"""Description of random bandits: sizes, rewards, and the coverage of their data.
 
     Attributes:
         contexts: number of prompts; :math:`d_0` is uniform.
@@ -316,7 +316,7 @@ def _n_uniforms(design: Design) -> int:
 def _shares_by_rank(
     design: Design, n_comparisons: int, edges: Bool[np.ndarray, "B x a a"]
 ) -> Float[np.ndarray, "B x a a"]:
-    """Return the shares of a prompt's comparisons, as ``[rank, rank]``, each pair in one order."""
+    """Return the share of a prompt's comparisons of each pair of ranks, in one order per pair."""
     baseline, n_core = design.baseline_rank(), design.actions - design.rare
     best, rare = _pendant_shares(design, n_comparisons)
     remaining = 1.0 - best - design.rare * rare

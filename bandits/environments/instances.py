@@ -74,7 +74,7 @@ def type_i_hacking(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Instance:
-    r"""Build type I hacking: one lucky win makes a rarely compared, bad arm look best.
+    r"""Build the type I hacking instance: a lucky win makes a rarely compared bad arm look best.
 
     The truth is :math:`r^\star = (1, .5, 0)`. All comparisons but one are of arms 0 and 1; in the
     last one arm 2 beats arm 0. DPO (``eta=0``) moves to arm 2.
@@ -124,7 +124,7 @@ def type_ii_hacking(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Instance:
-    r"""Build type II hacking: one unlucky loss makes a rarely compared best arm look bad.
+    r"""Build the type II hacking instance: a loss makes a rarely compared best arm look bad.
 
     The truth is :math:`r^\star = (1, .5, 0)` and :math:`\pi_{ref} = (.6, .3, .1)`. All comparisons
     but one are of arms 1 and 2; in the last one arm 1 beats arm 0. DPO (``eta=0``) leaves arm 0.
@@ -255,7 +255,7 @@ def ghost_arm(
 
 
 def likelihood_displacement(eta: float, *, beta: float = 0.1, radius: float = 100.0) -> Instance:
-    r"""Build likelihood displacement: DPO moves all mass to a response that no pair contains.
+    r"""Build a likelihood displacement instance: DPO moves all mass to a response without data.
 
     The policies are log-linear, with logits :math:`\log\pi_{ref} + \langle\theta,\phi\rangle` and
     :math:`\phi = (1,1), (1,-1), (0,3)`. In the one comparison arm 0 wins against arm 1. Raising its

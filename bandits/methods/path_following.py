@@ -29,7 +29,7 @@ SmoothedObjective = Callable[[Float[Array, " p"], Float[Array, ""]], Float[Array
 
 
 class PathState(NamedTuple):
-    """State of the method.
+    """State of Newton's method on the path.
 
     Attributes:
         point: free variables.

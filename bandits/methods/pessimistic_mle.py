@@ -186,7 +186,7 @@ def _fit(
 def _fit_against(
     problem: Problem, ellipsoid: _Ellipsoid
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Array]:
-    """Return the best policy, the worst reward of the ellipsoid, the gap, and if it is solved."""
+    """Return the best policy, the worst reward of the ellipsoid, the gap, and if it is small."""
     weights = jnp.asarray(problem.context_weights)[:, None]
     possible = jnp.asarray(problem.reference_policy) > 0
     baseline = jnp.asarray(problem.baseline_policy)

@@ -260,7 +260,7 @@ def _solve_by_route(
     reward_class: RewardClass,
     options: MethodOptions,
 ) -> FitResult:
-    """Solve by another solver; on a bounded class, certify its answer independently of it."""
+    """Solve by the given solver; on a bounded class, certify its result independently of it."""
     problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
     solution = solve_batch(problem, reward_class, throw=False)
     if isinstance(reward_class, Unbounded):

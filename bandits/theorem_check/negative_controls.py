@@ -114,7 +114,7 @@ def two_policies(beta: float = 0.1) -> NegativeControl:
     kl_term = float(saddle_objective(problem, policies[0], np.zeros((1, 2))))
 
     def minimum(share: float) -> float:
-        """Minimize the mixture of both objectives over rewards; the result is concave in it."""
+        """Return the minimum over rewards of a mixture of both objectives, concave in its share."""
         mixture = share * policies[0] + (1.0 - share) * policies[1]
         return float(box.minimum(mixture - baseline)) + kl_term
 
