@@ -1,4 +1,4 @@
-"""What a product of matrices is computed in: the dtype that was asked for, on every device."""
+"""Precision of matrix products, and dtypes to accumulate in."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from jax.typing import DTypeLike
 
 @contextmanager
 def computing_in(dtype: str) -> Iterator[None]:
-    """Within it JAX has float64 if it is asked for, and float32 is float32 on every device.
+    """Compute in a dtype at its full precision on every device, within a ``with`` block.
 
-    By default JAX rounds the factors of a float32 product to TF32 on a GPU, to bfloat16 on a TPU:
-    to 10 and 7 bits. A run that asks for float32 gets 23. Kernels of bfloat16 are left as they are.
+    By default JAX rounds the factors of a float32 product to TF32 on a GPU (10 bits) and to
+    bfloat16 on a TPU (7 bits). Within the block they keep their 23 bits. Float64 is enabled for
+    ``float64`` only; products of bfloat16 are unchanged.
 
     Args:
-        dtype: ``float64``, ``float32`` or ``bfloat16``: of the activations.
+        dtype: dtype of the activations: ``float64``, ``float32`` or ``bfloat16``.
 
     Yields:
-        Nothing.
+        None.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -30,19 +31,19 @@ def computing_in(dtype: str) -> Iterator[None]:
         ...     print(jnp.ones(3).dtype)
         float64
     """
-    products = None if dtype == "bfloat16" else "highest"
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(products):
+    precision = None if dtype == "bfloat16" else "highest"
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(precision):
         yield
 
 
 def accumulation_dtype(dtype: DTypeLike) -> np.dtype:
-    """The dtype to sum and exponentiate in: the given one, but float32 at least.
+    """Return the dtype for sums and exponentials of numbers: their own, but float32 at least.
 
     Args:
         dtype: a floating dtype.
 
     Returns:
-        A dtype.
+        The wider of ``dtype`` and float32.
 
     Examples:
         >>> [str(accumulation_dtype(name)) for name in ("bfloat16", "float64")]

@@ -59,7 +59,7 @@ class Bounds:
         longest: number of tokens of the longest prompt with a response; None if unknown.
     """
 
-    roles: int = 3
+    roles: int = len(Role)
     segments: int | None = None
     longest: int | None = None
 

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Float, Int
 
-from llm.types import Branch, Rows
+from llm.types import Branch, Role, Rows
 
 from .blockwise import ATTENTION_RESIDUALS
 from .logits import AttentionSettings
@@ -88,7 +88,7 @@ def attend_with_splash(
 
     mixed = attend_branch(Branch.CHOSEN)
     mixed = replace_branch(mixed, Branch.REJECTED)
-    if rows.bounds.roles == 3:
+    if rows.bounds.roles == len(Role):
         mixed = replace_branch(mixed, Branch.BASELINE)
     return mixed.transpose(0, 2, 1, 3)[:, :n_tokens].astype(queries.dtype)
 

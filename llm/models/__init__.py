@@ -1,1 +1,85 @@
-"""Package."""
+"""Decoders: architecture, layers, adapters, and log-probabilities of responses.
+
+Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .architecture import Architecture, RopeScaling
+    from .custom_vjp import project, rms_norm
+    from .decoder import Cache, Decoder
+    from .layers import PROJECTIONS, Adapter, Layer, Norm, Projection
+    from .logprobs import response_log_probs, sequence_log_probs, token_log_probs
+    from .lora import add_lora, has_lora, merge_lora, merged_kernel, trainable_filter
+    from .protocol import Head, LanguageModel
+    from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
+
+_EXPORTS = {
+    "Architecture": "architecture",
+    "RopeScaling": "architecture",
+    "project": "custom_vjp",
+    "rms_norm": "custom_vjp",
+    "Cache": "decoder",
+    "Decoder": "decoder",
+    "PROJECTIONS": "layers",
+    "Adapter": "layers",
+    "Layer": "layers",
+    "Norm": "layers",
+    "Projection": "layers",
+    "response_log_probs": "logprobs",
+    "sequence_log_probs": "logprobs",
+    "token_log_probs": "logprobs",
+    "add_lora": "lora",
+    "has_lora": "lora",
+    "merge_lora": "lora",
+    "merged_kernel": "lora",
+    "trainable_filter": "lora",
+    "Head": "protocol",
+    "LanguageModel": "protocol",
+    "RopeAngles": "rope",
+    "apply_rope": "rope",
+    "rope_angles": "rope",
+    "rope_frequencies": "rope",
+}
+
+__all__ = [
+    "PROJECTIONS",
+    "Adapter",
+    "Architecture",
+    "Cache",
+    "Decoder",
+    "Head",
+    "LanguageModel",
+    "Layer",
+    "Norm",
+    "Projection",
+    "RopeAngles",
+    "RopeScaling",
+    "add_lora",
+    "apply_rope",
+    "has_lora",
+    "merge_lora",
+    "merged_kernel",
+    "project",
+    "response_log_probs",
+    "rms_norm",
+    "rope_angles",
+    "rope_frequencies",
+    "sequence_log_probs",
+    "token_log_probs",
+    "trainable_filter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

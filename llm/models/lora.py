@@ -1,10 +1,10 @@
-r"""Low-rank adapters inside a model's projections (LoRA).
+r"""Low-rank adapters of a decoder's projections (LoRA).
 
 .. math:: y = xW + \frac{\alpha}{\text{rank}}\,(xA)B
 
-with :math:`B = 0` at first, so that the model starts as it was. Adapters are variables of type
-``nnx.LoRAParam``: ``nnx.split(decoder, nnx.LoRAParam, ...)`` separates what is trained from what is
-not.
+:math:`B` starts at 0, so that a new adapter does not change the model. Adapters are variables of
+type ``nnx.LoRAParam``: ``nnx.split(decoder, nnx.LoRAParam, ...)`` separates trained parameters from
+frozen ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jaxtyping import Float
 from .decoder import Decoder
 from .layers import PROJECTIONS, Adapter, Projection
 
-ALL = "all-linear"
+ALL_LINEAR = "all-linear"
+"""Name of all projections in ``target_modules``, as in PEFT."""
 
 
 def add_lora(
@@ -27,30 +28,31 @@ def add_lora(
     *,
     rank: int,
     alpha: float,
-    target_modules: str | Sequence[str] = ALL,
+    target_modules: str | Sequence[str] = ALL_LINEAR,
     rngs: nnx.Rngs,
 ) -> Decoder:
-    """Give projections of all layers an adapter, in place.
+    """Add adapters to projections of all layers, in place.
 
     Args:
-        decoder: has no adapters yet.
-        rank: of the added product.
-        alpha: the product is multiplied by ``alpha / rank``.
-        target_modules: names of projections, such as ``q_proj``, or ``all-linear``.
-        rngs: adapters are drawn from ``params``.
+        decoder: a decoder without adapters.
+        rank: rank of the adapters.
+        alpha: the adapters' product is multiplied by ``alpha / rank``.
+        target_modules: names of projections, such as ``q_proj``, or ``all-linear`` for all.
+        rngs: adapters are drawn from the stream ``params``.
 
     Returns:
         The same decoder.
 
     Raises:
-        ValueError: a value out of range, an unknown projection, or adapters there already.
+        ValueError: if a value is out of range, a projection is unknown, or the decoder has adapters
+            already.
     """
     if rank < 1:
         raise ValueError(f"`rank` must be 1 or more, got {rank}")
     if not alpha > 0:
         raise ValueError(f"`alpha` must be positive, got {alpha}")
     if has_lora(decoder):
-        raise ValueError("the model has adapters already: merge them first")
+        raise ValueError("the model has adapters already: merge them with `merge_lora` first")
     for name in _targets(target_modules):
         projection: Projection = getattr(decoder.layers, name)
         *stack, n_in, n_out = projection.kernel[...].shape
@@ -66,11 +68,11 @@ def add_lora(
     return decoder
 
 
-def merge(decoder: Decoder) -> Decoder:
-    """Add all adapters to the weights they belong to and take them out, in place.
+def merge_lora(decoder: Decoder) -> Decoder:
+    """Add the adapters to the weights of their projections and remove them, in place.
 
     Args:
-        decoder: with or without adapters.
+        decoder: a decoder with or without adapters.
 
     Returns:
         The same decoder.
@@ -82,38 +84,38 @@ def merge(decoder: Decoder) -> Decoder:
 
 
 def has_lora(decoder: Decoder) -> bool:
-    """Whether a model has adapters.
+    """Return whether a decoder has adapters.
 
     Args:
-        decoder: any.
+        decoder: a decoder.
 
     Returns:
-        True if a projection has one.
+        True if any projection has an adapter.
     """
     return any(projection.adapter is not None for projection in _projections(decoder))
 
 
 def trainable_filter(decoder: Decoder) -> type[nnx.Variable]:
-    """What to train: the adapters if there are any, otherwise all parameters.
+    """Select the parameters to train: the adapters if there are any, otherwise all.
 
     Args:
-        decoder: any.
+        decoder: a decoder.
 
     Returns:
-        A filter for ``nnx.split(decoder, filter, ...)``.
+        A variable type for ``nnx.split(decoder, type, ...)``.
     """
     return nnx.LoRAParam if has_lora(decoder) else nnx.Param
 
 
 def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Array, "... I O"]:
-    """Weight of a projection with its adapter's product added.
+    """Return the weight of a projection, with the product of its adapter added.
 
     Args:
-        projection: of all layers.
-        layer: of this one alone, which then needs no memory for the others; None for all.
+        projection: the projection of all layers.
+        layer: index of a layer, which needs memory for that layer only; None for all layers.
 
     Returns:
-        In the dtype of the weight.
+        The weight, in the dtype of the parameters; with a leading axis of layers for None.
     """
     index = ... if layer is None else layer
     kernel, adapter = projection.kernel[index], projection.adapter
@@ -123,15 +125,15 @@ def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Arr
 
 
 def _targets(target_modules: str | Sequence[str]) -> list[str]:
-    if target_modules == ALL:
+    if target_modules == ALL_LINEAR:
         return list(PROJECTIONS)
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not names:
-        raise ValueError("`target_modules` must name a projection, got none")
+        raise ValueError("`target_modules` must name at least one projection, got none")
     for name in names:
         if name not in PROJECTIONS:
             raise ValueError(
-                f"`target_modules` must be {ALL} or out of {', '.join(PROJECTIONS)}, got {name!r}"
+                f"`target_modules` must be {ALL_LINEAR} or out of {', '.join(PROJECTIONS)}, got {name!r}"
             )
     return list(dict.fromkeys(names))
 

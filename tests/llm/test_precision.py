@@ -1,4 +1,4 @@
-"""Claims about the precision of products: what was asked for, wherever they are computed."""
+"""Matrix products keep the precision of the requested dtype on every device."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SIZES: dict[str, Any] = {
 }
 
 
-def products_of_a_gradient(dtype: str) -> list[str]:
-    """The lines of the lowered program that multiply matrices."""
+def matmuls_of_a_gradient(dtype: str) -> list[str]:
+    """Return the lines of the lowered program that multiply matrices."""
     pair = PairTokens((1, 2), (3, 4), (5,), None, 0)
     shape = BatchShape(rows=1, row_tokens=16, completions=8, longest=8)
     with computing_in(dtype), jax.numpy_dtype_promotion("standard"):
@@ -36,15 +36,15 @@ def products_of_a_gradient(dtype: str) -> list[str]:
         batch = pack([pair], layout="shared", roles=2, n_pairs=1, shape=shape)
         graphdef, parameters = nnx.split(model)
 
-        def total(parameters: Any) -> jax.Array:
+        def log_prob_sum(parameters: Any) -> jax.Array:
             return response_log_probs(nnx.merge(graphdef, parameters), batch).sum()
 
-        program = jax.jit(jax.grad(total)).lower(parameters).as_text()
+        program = jax.jit(jax.grad(log_prob_sum)).lower(parameters).as_text()
     return re.findall(r".*dot_general.*", program)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_property_every_product_of_a_gradient_keeps_all_bits_of_its_factors(dtype: str) -> None:
-    products = products_of_a_gradient(dtype)
-    assert products
-    assert all("HIGHEST" in product for product in products)
+def test_property_every_matmul_of_a_gradient_keeps_all_bits_of_its_factors(dtype: str) -> None:
+    matmuls = matmuls_of_a_gradient(dtype)
+    assert matmuls
+    assert all("HIGHEST" in matmul for matmul in matmuls)

@@ -1,4 +1,4 @@
-"""Attention sequence by sequence against attention over rows at once."""
+"""Attention over separate sequences against dense attention over packed rows."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.attention.cudnn import attend_by_sequence, places
+from llm.attention.cudnn import attend_by_sequence, sequence_indices
 from llm.attention.dispatch import visible
 from llm.data.packing import PackingMode, pack, required_shape, round_up_shape
 from llm.data.preferences import PairTokens
 from llm.types import Bounds, Rows
 
-ROUNDING = 5e-6  # the library's softmax is one of float32, whatever the inputs
+ROUNDING = 5e-6  # the kernel computes its softmax in float32 for all inputs
 HEADS, GROUPS, SIZE = 4, 2, 5
 
 
 def packed(layout: PackingMode, *, roles: int) -> Rows:
-    """Three pairs of different lengths and one that is absent, with padding."""
+    """Return three pairs of different lengths and an absent one, with padding."""
     pairs = [
         PairTokens(tuple(range(p)), tuple(range(c)), tuple(range(j)), (1,) * b or None, row)
         for row, (p, c, j, b) in enumerate([(3, 2, 4, 2), (9, 14, 5, 3), (1, 1, 1, 0)])
@@ -32,7 +32,7 @@ def packed(layout: PackingMode, *, roles: int) -> Rows:
 
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize(("layout", "roles"), [("shared", 2), ("shared", 3), ("separate", 2)])
-def test_gradient_and_values_are_those_of_attention_at_once(
+def test_gradient_and_values_equal_those_of_dense_attention(
     layout: PackingMode, roles: int, window: int | None
 ) -> None:
     rows = packed(layout, roles=roles)
@@ -43,7 +43,7 @@ def test_gradient_and_values_are_those_of_attention_at_once(
         for heads in (HEADS, GROUPS, GROUPS, HEADS)
     )
 
-    def at_once(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         k, v = (jnp.repeat(x, HEADS // GROUPS, axis=2) for x in (k, v))
         logits = 0.3 * jnp.einsum("rthk,rshk->rhts", q, k)
         seen = visible(rows, window=window)[:, None]
@@ -53,29 +53,30 @@ def test_gradient_and_values_are_those_of_attention_at_once(
         options = {"window": window, "scale": 0.3, "implementation": "xla"}
         return attend_by_sequence(q, k, v, rows, **options)
 
-    def measured(mix):
+    def value_and_gradient(attend):
         def weighted(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-            mixed = jnp.where(filled, mix(*qkv), 0)
+            mixed = jnp.where(filled, attend(*qkv), 0)
             return jnp.sum(weight * mixed), mixed
 
-        slopes, mixed = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
-        return [mixed, *slopes]
+        gradients, mixed = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
+        return [mixed, *gradients]
 
     with jax.numpy_dtype_promotion("standard"):
-        for one, other in zip(measured(by_sequence), measured(at_once), strict=True):
-            assert np.ptp(other) > 0
-            np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING)
+        pairs = zip(value_and_gradient(by_sequence), value_and_gradient(dense), strict=True)
+        for actual, expected in pairs:
+            assert np.ptp(expected) > 0
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=ROUNDING)
 
 
-def test_closed_form_a_shared_prompt_is_in_every_sequence_of_its_pair_and_counts_once() -> None:
-    found = places(packed("shared", roles=2))
-    assert found.lengths.tolist() == [4, 6, 22, 13, 1, 1, 1, 1]
-    assert found.token[:2, :7].tolist() == [[0, 1, 2, 3, 64, 64, 64], [0, 1, 2, 4, 5, 6, 64]]
-    assert found.sequences[:5].tolist() == [[0, 1], [0, 1], [0, 1], [0, 8], [8, 1]]
-    assert found.own[:5].tolist() == [0, 0, 0, 0, 1]
+def test_closed_form_a_shared_prompt_is_in_every_sequence_of_its_pair_and_is_output_once() -> None:
+    indices = sequence_indices(packed("shared", roles=2))
+    assert indices.lengths.tolist() == [4, 6, 22, 13, 1, 1, 1, 1]
+    assert indices.token[:2, :7].tolist() == [[0, 1, 2, 3, 64, 64, 64], [0, 1, 2, 4, 5, 6, 64]]
+    assert indices.sequences[:5].tolist() == [[0, 1], [0, 1], [0, 1], [0, 8], [8, 1]]
+    assert indices.output_sequence[:5].tolist() == [0, 0, 0, 0, 1]
 
 
-def test_raises_where_the_bounds_are_not_known() -> None:
+def test_raises_if_the_bounds_are_unknown() -> None:
     rows = packed("shared", roles=2)._replace(bounds=Bounds(roles=2))
-    with pytest.raises(ValueError, match=r"`rows\.bounds` must say"):
-        places(rows)
+    with pytest.raises(ValueError, match=r"`rows\.bounds` must have"):
+        sequence_indices(rows)

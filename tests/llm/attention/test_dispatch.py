@@ -1,4 +1,4 @@
-"""Attention against sums written out token by token."""
+"""Dense attention, masks and rotary embedding against sums over single tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm.attention.dispatch import attend, attend_cached, visible
 from llm.models.architecture import Architecture
-from llm.models.rope import Turn, rotate, turns
+from llm.models.rope import RopeAngles, apply_rope, rope_angles
 from llm.types import Rows
 
 ROUNDING = 1e-12  # sums of tens of terms of order 1 in float64
@@ -29,15 +29,15 @@ branch_rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size
 def test_closed_form_shared_prompts_and_two_pairs() -> None:
     seen = np.asarray(visible(ROWS))[0]
     expected = {
-        4: {0, 1, 2, 3, 4},  # chosen sees prompt and chosen
-        6: {0, 1, 2, 5, 6},  # rejected does not see chosen
-        12: {7, 8, 10, 11, 12},  # the second pair does not see the first
+        4: {0, 1, 2, 3, 4},  # chosen attends to prompt and chosen
+        6: {0, 1, 2, 5, 6},  # rejected does not attend to chosen
+        12: {7, 8, 10, 11, 12},  # the second pair does not attend to the first
     }
-    for token, others in expected.items():
-        assert set(np.flatnonzero(seen[token])) == others
+    for token, attended in expected.items():
+        assert set(np.flatnonzero(seen[token])) == attended
 
 
-def test_closed_form_windows_go_by_positions_not_columns() -> None:
+def test_closed_form_windows_use_positions_not_columns() -> None:
     seen = np.asarray(visible(ROWS, window=3))[0]
     assert set(np.flatnonzero(seen[6])) == {2, 5, 6}
     assert set(np.flatnonzero(seen[5])) == {1, 2, 5}
@@ -45,51 +45,53 @@ def test_closed_form_windows_go_by_positions_not_columns() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(branch_rows)
-def test_property_visibility_is_the_sentence_that_defines_it(
+def test_property_the_mask_is_the_definition(
     tokens: list[tuple[int, int]],
 ) -> None:
     segments, branches = (np.array([column]) for column in zip(*tokens, strict=True))
     zeros = np.zeros_like(segments)
     seen = np.asarray(visible(Rows(zeros, zeros, segments, branches)))[0]
     for i, (segment, branch) in enumerate(tokens):
-        for j, (other, its) in enumerate(tokens):
-            expected = j <= i and segment == other and its in (0, branch)
+        for j, (key_segment, key_branch) in enumerate(tokens):
+            expected = j <= i and segment == key_segment and key_branch in (0, branch)
             assert seen[i, j] == expected
 
 
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (2, None), (None, 1.5)])
-def test_closed_form_mixing(window: int | None, soft_cap: float | None) -> None:
-    q, k, v = map(np.asarray, drawn := _draw(SEGMENTS.shape[1]))
+def test_closed_form_softmax_over_the_tokens_of_the_mask(
+    window: int | None, soft_cap: float | None
+) -> None:
+    q, k, v = map(np.asarray, inputs := _draw(SEGMENTS.shape[1]))
     options: dict[str, Any] = {"window": window, "soft_cap": soft_cap, "scale": 0.7}
-    mixed = attend(*drawn, ROWS, **options)
+    mixed = attend(*inputs, ROWS, **options)
     seen = np.asarray(visible(ROWS, window=window))
     for token in range(q.shape[1]):
         for head in range(HEADS):
             group = head * GROUPS // HEADS
-            others = np.flatnonzero(seen[0, token])
-            logits = 0.7 * k[0, others, group] @ q[0, token, head]
+            attended = np.flatnonzero(seen[0, token])
+            logits = 0.7 * k[0, attended, group] @ q[0, token, head]
             if soft_cap:
                 logits = soft_cap * np.tanh(logits / soft_cap)
             weights = np.exp(logits) / np.exp(logits).sum()
-            expected = weights @ v[0, others, group]
+            expected = weights @ v[0, attended, group]
             np.testing.assert_allclose(mixed[0, token, head], expected, rtol=0, atol=ROUNDING)
 
 
-def test_parity_cached_attention_is_attention() -> None:
+def test_parity_cached_attention_equals_attention_over_rows() -> None:
     q, k, v = _draw(6)
     columns = np.arange(6)[None]
     ones = np.ones_like(columns)
     rows = Rows(ones, columns, ones, 0 * ones)
     options: dict[str, Any] = {"window": 4, "soft_cap": 2.0, "scale": 0.5}
     whole = attend(q, k, v, rows, **options)
-    # Slots after the last token hold numbers that must not count.
-    room = ((0, 0), (0, 3), (0, 0), (0, 0))
-    keys, values = (jnp.pad(x, room, constant_values=9.0) for x in (k, v))
+    # Slots after the last token hold numbers that must be masked.
+    padding = ((0, 0), (0, 3), (0, 0), (0, 0))
+    keys, values = (jnp.pad(x, padding, constant_values=9.0) for x in (k, v))
     late = attend_cached(q[:, 4:], keys, values, jnp.array([[4, 5]]), **options)
     np.testing.assert_allclose(late, whole[:, 4:], rtol=0, atol=ROUNDING)
 
 
-def test_extreme_large_logits_and_blind_queries_stay_finite() -> None:
+def test_extreme_large_logits_and_fully_masked_queries_stay_finite() -> None:
     q, k, v = _draw(6)
     options: dict[str, Any] = {"window": None, "soft_cap": None, "scale": 1e6}
     mixed = attend_cached(q, k, v, jnp.array([[-1, 0, 1, 2, -5, 9]]), **options)
@@ -107,26 +109,26 @@ def test_closed_form_rotation_is_multiplication_by_a_complex_number() -> None:
     )
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8))
     positions = np.array([[0, 5, 2]])
-    cosine, sine = turns(a, positions, jnp.float64)
-    turned = np.asarray(rotate(jnp.asarray(x), Turn(cosine[0], sine[0])))
+    cosine, sine = rope_angles(a, positions, jnp.float64)
+    rotated = np.asarray(apply_rope(jnp.asarray(x), RopeAngles(cosine[0], sine[0])))
     plane = (x[..., :4] + 1j * x[..., 4:]) * np.exp(
         1j * positions[..., None, None] * 50.0 ** (-np.arange(4) / 4)
     )
     expected = np.concatenate([plane.real, plane.imag], axis=-1)
-    np.testing.assert_allclose(turned, expected, rtol=0, atol=ROUNDING)
-    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    np.testing.assert_allclose(rotated, expected, rtol=0, atol=ROUNDING)
+    np.testing.assert_array_equal(rotated[:, 0], x[:, 0])
 
 
-def test_gradient_is_finite_where_nothing_is_seen() -> None:
+def test_gradient_of_fully_masked_queries_is_finite() -> None:
     q, k, v = _draw(4)
     positions = jnp.array([[-1, -1, 0, 1]])
     options: dict[str, Any] = {"window": 1, "soft_cap": None, "scale": 1.0}
 
-    def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def output_sum(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return attend_cached(q, k, v, positions, **options).sum()
 
-    slopes = jax.grad(total, (0, 1, 2))(q, k, v)
-    assert all(np.isfinite(slope).all() for slope in slopes)
+    gradients = jax.grad(output_sum, (0, 1, 2))(q, k, v)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 def _draw(n_tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""The TPU kernel in Pallas' interpreter against plain attention, forward and backward."""
+"""Splash attention in Pallas' interpreter against dense attention, forward and backward."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.attention.blockwise import Settings
 from llm.attention.dispatch import visible
-from llm.attention.splash import attend_with_splash, fits
+from llm.attention.logits import AttentionSettings
+from llm.attention.splash import attend_with_splash, supports_head_size
 from llm.precision import computing_in
 from llm.types import Branch, Rows
 
@@ -18,7 +18,7 @@ HEADS, GROUPS, SIZE = 4, 2, 128
 
 
 def packed_rows(*, baseline: bool) -> Rows:
-    """Two pairs a row, and padding; 200 tokens, no multiple of the kernel's blocks."""
+    """Return a row of two pairs and padding, whose length is no multiple of the kernel's blocks."""
     lengths = [(40, 30, 25, 20), (25, 15, 20, 10)] if baseline else [(50, 40, 30), (20, 25, 15)]
     positions, segments, branches = np.zeros((3, 1, 200), np.int32)
     column = 0
@@ -33,11 +33,11 @@ def packed_rows(*, baseline: bool) -> Rows:
 
 
 @pytest.mark.parametrize(("baseline", "soft_cap"), [(False, None), (True, 2.0)])
-def test_gradient_and_values_in_the_interpreter_are_those_of_plain_attention(
+def test_gradient_and_values_in_the_interpreter_equal_those_of_dense_attention(
     *, baseline: bool, soft_cap: float | None
 ) -> None:
     rows = packed_rows(baseline=baseline)
-    settings = Settings(soft_cap, SIZE**-0.5)
+    settings = AttentionSettings(soft_cap, SIZE**-0.5)
     with computing_in("float32"), jax.numpy_dtype_promotion("standard"):
         keys = jax.random.split(jax.random.key(0), 4)
         parts = [
@@ -48,7 +48,7 @@ def test_gradient_and_values_in_the_interpreter_are_those_of_plain_attention(
             jax.random.normal(keys[3], (1, 200, HEADS, SIZE)) * (rows.segments > 0)[..., None, None]
         )
 
-        def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             k, v = (jnp.repeat(x, HEADS // GROUPS, axis=2) for x in (k, v))
             logits = settings.scale * jnp.einsum("rthk,rshk->rhts", q, k, precision="highest")
             if soft_cap is not None:
@@ -59,18 +59,19 @@ def test_gradient_and_values_in_the_interpreter_are_those_of_plain_attention(
         def splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return attend_with_splash(q, k, v, rows, settings=settings, interpret=True)
 
-        def measured(mix):
+        def value_and_gradient(attend):
             def weighted(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-                mixed = mix(*qkv)
+                mixed = attend(*qkv)
                 return jnp.sum(weight * mixed), mixed
 
-            slopes, mixed = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
-            return [mixed * (rows.segments > 0)[..., None, None], *slopes]
+            gradients, mixed = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
+            return [mixed * (rows.segments > 0)[..., None, None], *gradients]
 
-        for one, other in zip(measured(splash), measured(plain), strict=True):
-            bound = ROUNDING * float(jnp.abs(other).max())
-            np.testing.assert_allclose(one, other, rtol=0, atol=bound)
+        pairs = zip(value_and_gradient(splash), value_and_gradient(dense), strict=True)
+        for actual, expected in pairs:
+            bound = ROUNDING * float(jnp.abs(expected).max())
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
 
 
-def test_closed_form_heads_must_fill_the_vector_unit() -> None:
-    assert [fits(size) for size in (64, 96, 128, 256)] == [False, False, True, True]
+def test_closed_form_head_sizes_must_be_multiples_of_the_vector_width() -> None:
+    assert [supports_head_size(n) for n in (64, 96, 128, 256)] == [False, False, True, True]

@@ -1,4 +1,4 @@
-"""Claims about the bridge's curve; that training ends at the minimax policy is in the demo's."""
+"""The curve of the minimax agreement; its limit is tested in ``tests/rpo/report``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOVED = np.array([0.0625, 0.03125])
 def test_closed_form_the_curve_is_the_largest_total_variation_over_prompts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The exact policy is the start with some probability moved, and the step trains nothing."""
+    """The exact policy is the initial one with some probability moved; the step changes nothing."""
 
     def solve(problem: Any, reward_class: Any) -> Any:
         assert isinstance(reward_class, Unbounded)
@@ -35,10 +35,10 @@ def test_closed_form_the_curve_is_the_largest_total_variation_over_prompts(
         return state, frozen
 
     monkeypatch.setattr(minimax_agreement.minimax, "solve", solve)
-    monkeypatch.setattr(minimax_agreement, "make_train_step", lambda *_: step)
-    curve = train_to_minimax("small", steps=5, every=2)
+    monkeypatch.setattr(minimax_agreement, "make_train_step", lambda *_, **__: step)
+    curve = train_to_minimax("small", steps=5, measure_every=2)
     assert curve.steps.tolist() == [0, 2, 4]
     np.testing.assert_allclose(curve.variation, np.full(3, 0.0625), rtol=1e-12)
     assert len(trained) == 6
-    weights = trained[0].weights  # of each comparison, in both orders
-    assert float(weights.sum()) == minimax_agreement.LABELS * weights.size / 2
+    weights = trained[0].weights  # each comparison, in both orders
+    assert float(weights.sum()) == minimax_agreement.LABELS_PER_PAIR * weights.size / 2

@@ -24,7 +24,7 @@ from llm.hf.io import CONFIG_NAME, export_model, load_model, read_architecture, 
 from llm.hf.safetensors import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, write_safetensors
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.lora import add_lora, merge
+from llm.models.lora import add_lora, merge_lora
 from llm.parallel.mesh import single_device
 
 SMALL = Architecture(
@@ -131,7 +131,7 @@ def test_roundtrip_merges_adapters_without_touching_the_model(tmp_path: Path) ->
     before = nnx.state(decoder)
     export_model(decoder, tmp_path / "merged")
     assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(decoder), before))
-    loaded, merged = load_model(tmp_path / "merged"), merge(decoder)
+    loaded, merged = load_model(tmp_path / "merged"), merge_lora(decoder)
     for actual, expected in zip(_leaves(loaded), _leaves(merged), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=SAME_SUMS)
 

@@ -11,7 +11,7 @@ import pytest
 from llm.hf.config import CLASSES, from_hf_config, to_hf_config
 from llm.hf.names import tensor_mappings
 from llm.models.architecture import Architecture, RopeScaling
-from llm.models.rope import frequencies
+from llm.models.rope import rope_frequencies
 
 SIZES = {
     "vocab_size": 16,
@@ -21,7 +21,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-OURS: dict[str, Any] = {
+OWN_SIZES: dict[str, Any] = {
     "vocab_size": 16,
     "hidden_size": 8,
     "intermediate_size": 12,
@@ -55,7 +55,7 @@ def test_roundtrip_of_options(family: str, options: dict[str, Any]) -> None:
     assert from_hf_config(to_hf_config(architecture)) == architecture
 
 
-def test_closed_form_old_keys_and_new_mean_the_same() -> None:
+def test_closed_form_keys_of_transformers_4_and_5_are_equivalent() -> None:
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}
     new = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}}
     sizes = {"model_type": "llama", **SIZES}
@@ -85,18 +85,18 @@ def test_closed_form_local_layers_of_the_families() -> None:
     assert flags("gemma3_text") == "LLLLL.L"
 
 
-def test_closed_form_first_gemma_means_the_approximate_gelu() -> None:
+def test_closed_form_gelu_of_the_first_gemma_is_the_approximate_one() -> None:
     gemma = from_hf_config({"model_type": "gemma", "hidden_act": "gelu", **SIZES})
     assert gemma.hidden_act == "gelu_pytorch_tanh"
     assert (gemma.norm_plus_one, gemma.scaled_embeddings, gemma.tie_word_embeddings) == (True,) * 3
 
 
-def test_closed_form_llama_3_slows_only_slow_planes() -> None:
-    """Planes by how often they turn within 64 positions: 10 times, 2.5 times, 0.5 times."""
+def test_closed_form_llama_3_scaling_divides_slow_frequencies_only() -> None:
+    """The planes rotate 10, 2.5 and 0.5 times within 64 positions."""
     scaling = RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=64)
     base = 4.0
-    plain = Architecture(**OURS, head_dim=8, rope_theta=base)
-    scaled = frequencies(dataclasses.replace(plain, rope_scaling=scaling))[0]
+    plain = Architecture(**OWN_SIZES, head_dim=8, rope_theta=base)
+    scaled = rope_frequencies(dataclasses.replace(plain, rope_scaling=scaling))[0]
     omega = base ** (-np.arange(4) / 4)
     wavelengths = 2 * np.pi / omega
     expected = []
@@ -109,7 +109,7 @@ def test_closed_form_llama_3_slows_only_slow_planes() -> None:
             smooth = (64 / wavelength - 1) / (4 - 1)
             expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
     np.testing.assert_allclose(scaled, expected, rtol=ROUNDING)
-    slow = frequencies(dataclasses.replace(plain, rope_theta=1e6, rope_scaling=scaling))[0]
+    slow = rope_frequencies(dataclasses.replace(plain, rope_theta=1e6, rope_scaling=scaling))[0]
     assert slow[-1] == pytest.approx(1e6**-0.75 / 8, rel=ROUNDING)
 
 
@@ -129,7 +129,7 @@ def test_closed_form_llama_3_slows_only_slow_planes() -> None:
         ),
         (
             {"local_layers": (True, False)},
-            "`sliding_window` must be positive for local layers, got None",
+            "`sliding_window` must be positive if there are local layers, got None",
         ),
         ({"hidden_act": "relu"}, "hidden_act"),
         (
@@ -141,7 +141,7 @@ def test_closed_form_llama_3_slows_only_slow_planes() -> None:
 def test_raises_on_architectures_that_cannot_be(options: dict[str, Any], message: str) -> None:
     """Under the test run a name outside a literal type is refused even before."""
     with pytest.raises((ValueError, TypeError), match=message):
-        Architecture(**(OURS | options))
+        Architecture(**(OWN_SIZES | options))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_raises_on_layers_of_unknown_type_and_scaled_local_angles() -> None:
 )
 def test_raises_on_writing_what_the_family_cannot_express(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="`model_type`"):
-        to_hf_config(Architecture(**(OURS | options)))
+        to_hf_config(Architecture(**(OWN_SIZES | options)))
 
 
 def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
@@ -190,7 +190,7 @@ def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
         "eos_token_id": [1, 2],
         "sliding_window": 3,
     }
-    architecture = Architecture(**OURS, **lists)
+    architecture = Architecture(**OWN_SIZES, **lists)
     assert architecture.local_layers == (True, False)
     assert hash(architecture) == hash(dataclasses.replace(architecture))
 

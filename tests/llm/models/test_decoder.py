@@ -1,4 +1,4 @@
-"""The decoder against NumPy, token by token, for the features of every family."""
+"""The decoder against NumPy, token by token, with the features of every model family."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llm.models import layers
 from llm.models.architecture import Architecture
 from llm.models.decoder import Cache, Decoder, Remat
-from llm.models.layers import PART, by_parts
+from llm.models.layers import MLP_CHUNK, apply_in_chunks
 from llm.models.protocol import LanguageModel
-from llm.models.rope import frequencies
+from llm.models.rope import rope_frequencies
 from llm.types import Rows
 
 ROUNDING = 1e-11  # relative to hidden states of order 1, float64
@@ -69,7 +70,7 @@ N_FILLED = 7
 
 
 def make(family: str, **options: Any) -> Decoder:
-    """A decoder whose norms and biases are drawn too: ones and zeros would hide mistakes."""
+    """Return a decoder whose norms and biases are random: ones and zeros would hide mistakes."""
     architecture = Architecture(**{**SIZES, **FAMILIES[family]})
     settings = {"dtype": jnp.float64, "param_dtype": jnp.float64} | options
     abstract = nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0), **settings))
@@ -80,7 +81,7 @@ def make(family: str, **options: Any) -> Decoder:
 
 
 def read(decoder: Decoder, rows: Rows = ROWS) -> np.ndarray:
-    """Hidden states, compiled as a whole."""
+    """Return the hidden states of rows."""
     graphdef, state = nnx.split(decoder)
     hidden = jax.jit(lambda state, rows: nnx.merge(graphdef, state).hidden_states(rows))
     return np.asarray(hidden(state, rows))
@@ -109,15 +110,15 @@ def test_property_padding_is_finite_and_changes_nothing() -> None:
     decoder = make("gemma 2 and 3")
     hidden = read(decoder)
     assert np.isfinite(hidden).all()
-    other = ROWS._replace(tokens=np.where(SEGMENTS > 0, TOKENS, 5))
-    np.testing.assert_array_equal(read(decoder, other), hidden)
+    changed = ROWS._replace(tokens=np.where(SEGMENTS > 0, TOKENS, 5))
+    np.testing.assert_array_equal(read(decoder, changed), hidden)
     shorter = jax.tree.map(lambda leaf: leaf[:, :N_FILLED], ROWS)
     filled = hidden[:, :N_FILLED]
     np.testing.assert_allclose(read(decoder, shorter), filled, rtol=SAME_SUMS, atol=SAME_SUMS)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma 2 and 3"])
-def test_parity_decoding_is_reading_whole_rows(family: str) -> None:
+def test_parity_decoding_gives_the_hidden_states_of_whole_rows(family: str) -> None:
     """Two prompts of different lengths, one padded right, one left; then token by token."""
     decoder = make(family)
     rng = np.random.default_rng(2)
@@ -134,11 +135,11 @@ def test_parity_decoding_is_reading_whole_rows(family: str) -> None:
     np.testing.assert_allclose(hidden[0, :3], whole[0, :3], **close)
     np.testing.assert_allclose(hidden[1, 2:], whole[1, :2], **close)
     for step in range(3):
-        places = np.array([[3 + step], [2 + step]])
-        following = np.take_along_axis(tokens, places, axis=1)
-        hidden, cache = decode(following, places, cache)
+        positions = np.array([[3 + step], [2 + step]])
+        following = np.take_along_axis(tokens, positions, axis=1)
+        hidden, cache = decode(following, positions, cache)
         for row in range(2):
-            np.testing.assert_allclose(hidden[row, 0], whole[row, places[row, 0]], **close)
+            np.testing.assert_allclose(hidden[row, 0], whole[row, positions[row, 0]], **close)
 
 
 def test_compiles_once_for_all_tokens_and_steps() -> None:
@@ -157,17 +158,31 @@ def test_compiles_once_for_all_tokens_and_steps() -> None:
     assert n_traces == 1
 
 
-def test_gradient_is_the_same_however_layers_are_run() -> None:
+def unrolled_scan(body: Any, carry: Any, xs: Any) -> tuple[Any, None]:
+    """Run the layers one after another in Python, in place of ``lax.scan``."""
+    for i in range(len(jax.tree.leaves(xs)[0])):
+        carry, _ = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+    return carry, None
+
+
+def assert_same_gradient(actual: nnx.State, expected: nnx.State) -> None:
+    for got, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = float(np.abs(wanted).max())
+        assert scale > 0
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=SAME_SUMS * scale)
+
+
+def test_gradient_does_not_depend_on_remat_nor_on_the_loop_over_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     expected = _gradient(make("gemma 2 and 3"))
-    for remat, layer_loop in (("none", "unrolled"), ("dots", "scan"), ("full", "scan")):
-        other = _gradient(make("gemma 2 and 3", remat=remat, layer_loop=layer_loop))
-        for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(expected), strict=True):
-            scale = float(np.abs(theirs).max())
-            assert scale > 0
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME_SUMS * scale)
+    for remat in ("dots", "full"):
+        assert_same_gradient(_gradient(make("gemma 2 and 3", remat=remat)), expected)
+    monkeypatch.setattr(jax.lax, "scan", unrolled_scan)
+    assert_same_gradient(_gradient(make("gemma 2 and 3")), expected)
 
 
-def test_property_parameters_keep_their_dtype_and_hidden_states_have_the_other() -> None:
+def test_property_parameters_have_param_dtype_and_hidden_states_have_dtype() -> None:
     """bfloat16 has 8 bits: three layers of hidden states of order 1 differ by a few hundredths."""
     wide, narrow = (
         make("gemma 2 and 3", dtype=dtype, param_dtype=jnp.float32)
@@ -181,11 +196,10 @@ def test_property_parameters_keep_their_dtype_and_hidden_states_have_the_other()
     assert narrow.init_cache(1, 2).keys.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("options", [{"remat": "some"}, {"layer_loop": "while"}])
-def test_raises_on_unknown_ways_to_run(options: dict[str, Any]) -> None:
-    """Under the test run a name outside a literal type is refused even before."""
-    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
-        make("llama", **options)
+def test_raises_for_an_unknown_remat_policy() -> None:
+    """The type checks of the test run may refuse the name first."""
+    with pytest.raises((ValueError, TypeError), match="remat"):
+        make("llama", remat="some")
 
 
 def _gradient(decoder: Decoder) -> nnx.State:
@@ -230,7 +244,7 @@ def _numpy_attention(a: Architecture, p: dict, x: np.ndarray, local: bool) -> np
         split = _numpy_project(p, name, x).reshape(len(x), -1, a.head_dim)
         return _numpy_norm(a, p, norm, split)
 
-    omega = frequencies(a)[1 if local and a.rope_local_base_freq else 0]
+    omega = rope_frequencies(a)[1 if local and a.rope_local_base_freq else 0]
 
     def turned(x: np.ndarray) -> np.ndarray:
         half = a.head_dim // 2
@@ -274,22 +288,25 @@ def _numpy_activation(a: Architecture, x: np.ndarray) -> np.ndarray:
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
-def test_gradient_of_a_function_applied_to_few_tokens_at_a_time_is_that_of_all_at_once() -> None:
+def test_gradient_of_a_function_applied_in_chunks_is_that_of_the_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(4)
     x, kernel = (jnp.asarray(rng.normal(size=size)) for size in ((2, 12, 3), (3, 3)))
 
-    def total(x: jax.Array, kernel: jax.Array, most: int) -> jax.Array:
-        return jnp.sum(jnp.sin(by_parts(lambda part: jnp.tanh(part @ kernel), x, most=most)))
+    def output_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(apply_in_chunks(lambda chunk: jnp.tanh(chunk @ kernel), x)))
 
-    slopes = [jax.grad(total, argnums=(0, 1))(x, kernel, most) for most in (12, 5, 1)]
-    for other in slopes[1:]:
-        for one, two in zip(slopes[0], other, strict=True):
-            np.testing.assert_allclose(two, one, rtol=SAME_SUMS)
+    def gradient(chunk: int) -> tuple[jax.Array, jax.Array]:
+        monkeypatch.setattr(layers, "MLP_CHUNK", chunk)
+        return jax.grad(output_sum, argnums=(0, 1))(x, kernel)
+
+    for chunk in (5, 1):
+        for actual, expected in zip(gradient(chunk), gradient(12), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=SAME_SUMS)
 
 
-def test_property_hidden_units_of_all_tokens_are_never_alive_together_where_memory_is_short() -> (
-    None
-):
+def test_property_full_remat_never_has_the_hidden_units_of_all_tokens_in_memory() -> None:
     architecture = Architecture(
         vocab_size=8,
         hidden_size=4,
@@ -297,17 +314,17 @@ def test_property_hidden_units_of_all_tokens_are_never_alive_together_where_memo
         num_hidden_layers=2,
         num_attention_heads=2,
     )
-    tokens = np.zeros((1, 2 * PART), np.int32)
-    rows = Rows(tokens, np.arange(2 * PART, dtype=np.int32)[None], 1 + tokens, tokens)
+    tokens = np.zeros((1, 2 * MLP_CHUNK), np.int32)
+    rows = Rows(tokens, np.arange(2 * MLP_CHUNK, dtype=np.int32)[None], 1 + tokens, tokens)
 
     def program(remat: Remat) -> str:
         decoder = Decoder(architecture, rngs=nnx.Rngs(0), remat=remat)
         graphdef, state = nnx.split(decoder)
 
-        def total(state: nnx.State) -> jax.Array:
+        def output_sum(state: nnx.State) -> jax.Array:
             return jnp.sum(nnx.merge(graphdef, state).hidden_states(rows))
 
-        return str(jax.make_jaxpr(jax.grad(total))(state))
+        return str(jax.make_jaxpr(jax.grad(output_sum))(state))
 
-    assert f"{2 * PART},24]" in program("none")
-    assert f"{2 * PART},24]" not in program("full")
+    assert f"{2 * MLP_CHUNK},24]" in program("none")
+    assert f"{2 * MLP_CHUNK},24]" not in program("full")

@@ -1,4 +1,4 @@
-"""Adapters: what they add, where they are, how they go into the weights."""
+"""Adapters: their output, their parameters, and merging them into the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.lora import add_lora, has_lora, merge, merged_kernel, trainable_filter
+from llm.models.lora import add_lora, has_lora, merge_lora, merged_kernel, trainable_filter
 from llm.types import Rows
 
 SAME_SUMS = 1e-12  # the same sums in another order, hidden states of order 1, float64
@@ -40,22 +40,22 @@ def decoder() -> Decoder:
 
 
 def read(decoder: Decoder) -> np.ndarray:
-    """Hidden states, compiled as a whole."""
+    """Return the hidden states of rows."""
     graphdef, state = nnx.split(decoder)
     hidden = jax.jit(lambda state: nnx.merge(graphdef, state).hidden_states(ROWS))
     return np.asarray(hidden(state))
 
 
-def test_property_the_model_starts_as_it_was(decoder: Decoder) -> None:
+def test_property_new_adapters_do_not_change_the_model(decoder: Decoder) -> None:
     before = read(decoder)
     add_lora(decoder, rank=2, alpha=4.0, rngs=nnx.Rngs(1))
     np.testing.assert_allclose(read(decoder), before, rtol=0, atol=SAME_SUMS)
 
 
-def test_closed_form_what_adapters_add(decoder: Decoder) -> None:
-    """Layer 1's queries, by hand: the bias stays outside."""
+def test_closed_form_output_of_a_projection_with_adapter(decoder: Decoder) -> None:
+    """Queries of layer 1; the bias is added once."""
     add_lora(decoder, rank=2, alpha=6.0, target_modules=["q_proj"], rngs=nnx.Rngs(1))
-    _move_adapters(decoder)
+    _randomize_adapters(decoder)
     adapter = decoder.layers.q_proj.adapter
     assert adapter is not None
     kernel, a, b = decoder.layers.q_proj.kernel[1], adapter.a[1], adapter.b[1]
@@ -71,20 +71,20 @@ def test_closed_form_what_adapters_add(decoder: Decoder) -> None:
 def test_parity_merged_weights_give_the_same_hidden_states(decoder: Decoder) -> None:
     plain = read(decoder)
     add_lora(decoder, rank=3, alpha=2.0, rngs=nnx.Rngs(1))
-    _move_adapters(decoder)
+    _randomize_adapters(decoder)
     adapted = read(decoder)
     assert np.abs(adapted - plain).max() > 0.1
-    one = merged_kernel(decoder.layers.down_proj, layer=1)
-    merge(decoder)
-    np.testing.assert_allclose(one, decoder.layers.down_proj.kernel[1], rtol=SAME_SUMS)
+    merged_layer = merged_kernel(decoder.layers.down_proj, layer=1)
+    merge_lora(decoder)
+    np.testing.assert_allclose(merged_layer, decoder.layers.down_proj.kernel[1], rtol=SAME_SUMS)
     assert not has_lora(decoder)
     np.testing.assert_allclose(read(decoder), adapted, rtol=0, atol=SAME_SUMS)
 
 
-def test_gradient_of_the_split_model_reaches_adapters_alone(decoder: Decoder) -> None:
+def test_gradient_of_the_split_model_is_that_of_adapters_only(decoder: Decoder) -> None:
     names = ["v_proj", "down_proj"]
     add_lora(decoder, rank=2, alpha=2.0, target_modules=names, rngs=nnx.Rngs(1))
-    _move_adapters(decoder)
+    _randomize_adapters(decoder)
     graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
     paths = {path for path, _ in nnx.to_flat_state(trainable)}
     expected = {
@@ -92,14 +92,14 @@ def test_gradient_of_the_split_model_reaches_adapters_alone(decoder: Decoder) ->
     }
     assert paths == expected
 
-    def first(trainable: Any) -> jax.Array:
+    def first_feature(trainable: Any) -> jax.Array:
         return nnx.merge(graphdef, trainable, frozen).hidden_states(ROWS)[0, -1, 0]
 
-    for slope in jax.tree.leaves(jax.jit(jax.grad(first))(trainable)):
-        assert np.abs(slope).max() > 0
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(first_feature))(trainable)):
+        assert np.abs(gradient).max() > 0
 
 
-def test_closed_form_what_is_trained(decoder: Decoder) -> None:
+def test_closed_form_adapters_are_trained_if_there_are_any(decoder: Decoder) -> None:
     assert trainable_filter(decoder) is nnx.Param
     add_lora(decoder, rank=1, alpha=1.0, target_modules="o_proj", rngs=nnx.Rngs(1))
     assert trainable_filter(decoder) is nnx.LoRAParam
@@ -115,23 +115,23 @@ def test_closed_form_what_is_trained(decoder: Decoder) -> None:
         ({"rank": 0}, "`rank` must be 1 or more, got 0"),
         ({"alpha": 0.0}, r"`alpha` must be positive, got 0\.0"),
         ({"target_modules": ["c_attn"]}, "`target_modules` must be .*q_proj.*got 'c_attn'"),
-        ({"target_modules": []}, "`target_modules` must name a projection, got none"),
+        ({"target_modules": []}, "`target_modules` must name at least one projection, got none"),
     ],
 )
-def test_raises_on_adapters_that_cannot_be(
+def test_raises_for_invalid_adapters(
     decoder: Decoder, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         add_lora(decoder, **({"rank": 2, "alpha": 2.0, "rngs": nnx.Rngs(1)} | options))
 
 
-def test_raises_on_adapters_upon_adapters(decoder: Decoder) -> None:
+def test_raises_if_the_model_has_adapters_already(decoder: Decoder) -> None:
     add_lora(decoder, rank=1, alpha=1.0, rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match="has adapters already"):
         add_lora(decoder, rank=1, alpha=1.0, rngs=nnx.Rngs(1))
 
 
-def _move_adapters(decoder: Decoder) -> None:
+def _randomize_adapters(decoder: Decoder) -> None:
     rng = np.random.default_rng(3)
     adapters = nnx.state(decoder, nnx.LoRAParam)
     nnx.update(decoder, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), adapters))

@@ -1,4 +1,4 @@
-"""Angles of rotary positions against their formula."""
+"""Rotary frequencies against their formula."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm.models.architecture import Architecture
-from llm.models.rope import frequencies
+from llm.models.rope import rope_frequencies
 
 SIZES: dict[str, Any] = {
     "vocab_size": 8,
@@ -23,9 +23,9 @@ LOCAL: dict[str, Any] = {
 }
 
 
-def test_closed_form_local_layers_turn_by_a_base_of_their_own() -> None:
+def test_closed_form_local_layers_have_their_own_base() -> None:
     exponents = np.array([0.0, 0.25, 0.5, 0.75])
-    one = frequencies(Architecture(**SIZES, rope_theta=16.0))
-    np.testing.assert_allclose(one, [16.0**-exponents], rtol=1e-15)
-    both = frequencies(Architecture(**SIZES, rope_theta=16.0, **LOCAL))
+    shared = rope_frequencies(Architecture(**SIZES, rope_theta=16.0))
+    np.testing.assert_allclose(shared, [16.0**-exponents], rtol=1e-15)
+    both = rope_frequencies(Architecture(**SIZES, rope_theta=16.0, **LOCAL))
     np.testing.assert_allclose(both, [16.0**-exponents, 81.0**-exponents], rtol=1e-15)

@@ -1,7 +1,7 @@
-"""Gradients on meshes of eight devices beside those of one device, as JSON on standard output.
+"""Compare gradients on meshes of eight devices with those on one device; print JSON to stdout.
 
-The number of devices is a process's own and fixed at its start, so that this runs in a process of
-its own; :mod:`test_sharding` reads what it prints.
+The number of devices is fixed when a process starts, so :mod:`test_layout` runs this script in a
+process with eight devices and reads its output.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ from llm.hf.safetensors import SafetensorsReader
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora, trainable_filter
-from llm.parallel.layout import make_layout
-from llm.parallel.mesh import Devices, devices_of, make_mesh, on_host
+from llm.parallel.layout import SINGLE_DEVICE
+from llm.parallel.mesh import (
+    Devices,
+    make_devices,
+    make_mesh,
+    on_host,
+    plan_model,
+    single_device,
+)
 from llm.train.step import gradients
 from llm.types import Batch
 
@@ -51,7 +58,7 @@ N_PAIRS = 16
 
 
 def make_pairs() -> list[PairTokens]:
-    """Pairs of different lengths."""
+    """Return pairs of different lengths."""
     rng = np.random.default_rng(0)
 
     def draw(most: int) -> tuple[int, ...]:
@@ -61,7 +68,7 @@ def make_pairs() -> list[PairTokens]:
 
 
 def make_model(name: str) -> Decoder:
-    """A tiny decoder in float64."""
+    """Return a tiny decoder in float64."""
     sizes: dict[str, Any] = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -81,50 +88,49 @@ def make_model(name: str) -> Decoder:
 
 
 def with_reference(batch: Batch) -> Batch:
-    """A batch with some log-probabilities of a reference."""
+    """Set constant reference log-probabilities."""
     return batch._replace(reference=np.full(batch.lengths.shape, -7.0))
 
 
 def on_one(model: Decoder, pairs: list[PairTokens]) -> tuple[Any, Any]:
-    """Gradient and metrics of all pairs at once on one device."""
+    """Return the gradient and metrics of all pairs at once on one device."""
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-    batch = with_reference(BatchSampler(pairs, "shared", N_PAIRS).batch(0))
-    step = partial(gradients, graphdef, config=OBJECTIVE)
-    return jax.jit(step)(trainable, frozen, batch)
+    devices = single_device()
+    batch = devices.assign(BatchSampler(pairs, "shared", N_PAIRS).batch(0))
+    step = partial(gradients, graphdef, config=OBJECTIVE, devices=devices)
+    return jax.jit(step)(trainable, frozen, with_reference(batch))
 
 
 def on_mesh(model: Decoder, pairs: list[PairTokens], sizes: Mapping[str, int]) -> tuple[Any, Any]:
-    """The same, of one pair a device and a part."""
+    """Return the same on a mesh, with one pair per device and part."""
     shards = sizes["data"] * sizes["fsdp"]
-    a = model.architecture
-    heads = (a.num_attention_heads, a.num_key_value_heads)
-    layout = make_layout(sizes, nnx.state(model), head_counts=heads, hidden_size=a.hidden_size)
-    devices = Devices(make_mesh(sizes, jax.devices()), layout)
-    model.layout = layout
+    devices = Devices(make_mesh(sizes, jax.devices()), plan_model(sizes, model))
+    model.sharding_plan = devices.plan
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
-    model.layout = None
-    dealt = devices.dealt(BatchSampler(pairs, "shared", 1, accumulation_steps=N_PAIRS).batch(0))
-    assert dealt.lengths.shape[:2] == (N_PAIRS // shards, shards)
+    model.sharding_plan = SINGLE_DEVICE
+    batch = BatchSampler(pairs, "shared", 1, accumulation_steps=N_PAIRS).batch(0)
+    assigned = devices.assign(batch)
+    assert assigned.lengths.shape[:2] == (N_PAIRS // shards, shards)
     step = partial(gradients, graphdef, config=OBJECTIVE, devices=devices)
     return jax.jit(step)(
-        devices.place(trainable),
-        devices.place(frozen),
-        devices.place_batches(with_reference(dealt)),
+        devices.put(trainable),
+        devices.put(frozen),
+        devices.put_batches(with_reference(assigned)),
     )
 
 
-def difference(one: Any, other: Any) -> float:
-    """Largest difference of two trees, relative to the largest entry of each array."""
+def difference(first: Any, second: Any) -> float:
+    """Return the largest difference of two trees, relative to the largest entry of each array."""
 
     def relative(a: Any, b: Any) -> float:
         a, b = np.asarray(a), np.asarray(b)
         return float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-300))
 
-    return max(map(relative, jax.tree.leaves(one), jax.tree.leaves(other)))
+    return max(map(relative, jax.tree.leaves(first), jax.tree.leaves(second)))
 
 
-def made_on_mesh() -> dict[str, Any]:
-    """A model with adapters, read from files onto a mesh: what was read at once, and the values."""
+def load_on_mesh() -> dict[str, Any]:
+    """Read a model with adapters onto a mesh; return how much was read at once, and compare."""
     read = SafetensorsReader.read
     sizes: list[int] = []
 
@@ -152,78 +158,79 @@ def made_on_mesh() -> dict[str, Any]:
 
 
 def devices_and_model() -> tuple[Devices, Decoder]:
-    """All devices, as a configuration asks for them."""
+    """Return the mesh of a configuration, and the model that it is planned for."""
     model = make_model("plain")
-    devices = devices_of(MeshConfig(**MESHES["all"]), model)
-    assert devices is not None
-    return devices, model
+    return make_devices(MeshConfig(**MESHES["all"]), model), model
 
 
-def measured_on_mesh() -> dict[str, Any]:
-    """A measure of one number a pair, four parts of a pair a device, and its gradient."""
+def measure_on_mesh() -> dict[str, Any]:
+    """Sum one number per pair over four parts of one pair per device; return its gradient too."""
     devices, _ = devices_and_model()
 
-    def on_device(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
-        each = trainable["factor"] * batches
-        return {"total": each.sum()}, each
+    def metrics_on_device(trainable: Any, frozen: Any, batches: Any) -> Any:
+        per_pair = trainable["factor"] * batches
+        return {"sum": per_pair.sum()}, per_pair
 
-    pairs = devices.dealt(np.arange(float(N_PAIRS)))
-    given = {"factor": jnp.array(3.0)}, {}, devices.place_batches(pairs), None
-    totals, each = jax.jit(devices.measures(on_device))(*given)
+    def gradients_on_device(trainable: Any, frozen: Any, batches: Any) -> Any:
+        sums, per_pair = metrics_on_device(trainable, frozen, batches)
+        return ({"factor": batches.sum()}, sums), per_pair
 
-    def slope_on_device(trainable: Any, frozen: Any, batches: Any, reference: Any) -> Any:
-        totals, each = on_device(trainable, frozen, batches, reference)
-        return ({"factor": batches.sum()}, totals), each
-
-    (slope, same), again = jax.jit(devices.gradients(slope_on_device))(*given)
+    pairs = devices.assign(np.arange(float(N_PAIRS)))
+    arguments = {"factor": jnp.array(3.0)}, {}, devices.put_batches(pairs)
+    sums, per_pair = jax.jit(devices.map_metrics(metrics_on_device))(*arguments)
+    (gradient, same), again = jax.jit(devices.map_gradients(gradients_on_device))(*arguments)
     return {
-        "total": float(totals["total"]),
-        "each": on_host(each).tolist(),
-        "slope": float(slope["factor"]),
-        "same": float(same["total"]) == float(totals["total"]) and bool((again == each).all()),
+        "sum": float(sums["sum"]),
+        "per_pair": on_host(per_pair).tolist(),
+        "gradient": float(gradient["factor"]),
+        "same": float(same["sum"]) == float(sums["sum"]) and bool((again == per_pair).all()),
     }
 
 
-def where_on_mesh() -> dict[str, Any]:
-    """Where parameters lie, and what is no parameter."""
+def place_on_mesh() -> dict[str, Any]:
+    """Put parameters and another array on a mesh; return their shardings."""
     devices, model = devices_and_model()
-    every: Any = nnx.state(model)
-    kernel = every["layers"]["up_proj"]["kernel"].get_value()
+    state: Any = nnx.state(model)
+    kernel = state["layers"]["up_proj"]["kernel"].get_value()
     tree = {
-        "embedding": every["embedding"].get_value(),
+        "embedding": state["embedding"].get_value(),
         "layers": {"up_proj": {"kernel": kernel}},
         "other": np.arange(3.0),
     }
-    where, placed = devices.shardings(tree), devices.place(tree)
+    shardings, placed = devices.shardings(tree), devices.put(tree)
     leaves = jax.tree.leaves(placed)
-    both = zip(leaves, jax.tree.leaves(tree), strict=True)
+    pairs = zip(leaves, jax.tree.leaves(tree), strict=True)
     return {
         "sizes": dict(devices.mesh.shape),
-        "splits": [str(tuple(sharding.spec)) for sharding in jax.tree.leaves(where)],
-        "shares": [leaf.addressable_shards[0].data.shape for leaf in leaves],
-        "one": str(tuple(devices.sharding(("layers", "up_proj", "kernel")).spec)),
-        "on_host": all(np.array_equal(on_host(there), leaf) for there, leaf in both),
+        "splits": [str(tuple(sharding.spec)) for sharding in jax.tree.leaves(shardings)],
+        "shards": [leaf.addressable_shards[0].data.shape for leaf in leaves],
+        "kernel_split": str(tuple(devices.sharding(("layers", "up_proj", "kernel")).spec)),
+        "on_host": all(np.array_equal(on_host(array), leaf) for array, leaf in pairs),
     }
 
 
 def main() -> None:
-    """Print a line for each case."""
+    """Print one JSON object for each case."""
     jax.config.update("jax_enable_x64", True)
     if sys.argv[1:] == ["arrays"]:
-        found = {"made": made_on_mesh(), "measured": measured_on_mesh(), "where": where_on_mesh()}
-        sys.stdout.write(json.dumps(found) + "\n")
+        results = {
+            "loaded": load_on_mesh(),
+            "measured": measure_on_mesh(),
+            "placed": place_on_mesh(),
+        }
+        sys.stdout.write(json.dumps(results) + "\n")
         return
-    pairs, alone = make_pairs(), {}
+    pairs, single = make_pairs(), {}
     for name, mesh in (case for case in CASES if case[0] in sys.argv[1:]):
         model = make_model(name)
-        if name not in alone:
-            alone[name] = on_one(model, pairs)
-        slope, result = alone[name]
-        other_slope, other = on_mesh(model, pairs, MESHES[mesh])
+        if name not in single:
+            single[name] = on_one(model, pairs)
+        expected, expected_result = single[name]
+        gradient, result = on_mesh(model, pairs, MESHES[mesh])
         case = {
             "case": f"{name} on {mesh}",
-            "gradient": difference(slope, other_slope),
-            "metrics": difference(result.metrics, other.metrics),
+            "gradient": difference(expected, gradient),
+            "metrics": difference(expected_result.metrics, result.metrics),
         }
         sys.stdout.write(json.dumps(case) + "\n")
 

@@ -1,4 +1,4 @@
-"""Claims about meshes: the same gradient on any of them, and each device holds its share only."""
+"""Sharding plans: equal gradients on every mesh, and shards of parameters on each device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flax import nnx
 
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.parallel.layout import Layout, make_layout, mesh_sizes
+from llm.parallel.layout import ShardingPlan, make_sharding_plan, mesh_sizes
 
 ROUNDING = 1e-12  # float64 sums in another order
 N_PAIRS = 16  # of the script
@@ -37,7 +37,7 @@ SIZES: dict[str, Any] = {
 
 
 def shapes(**changed: Any) -> nnx.State:
-    """Parameters of a tiny decoder."""
+    """Return the shapes of the parameters of a tiny decoder."""
     architecture = Architecture(
         **{**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, **changed}
     )
@@ -45,17 +45,17 @@ def shapes(**changed: Any) -> nnx.State:
 
 
 def on_eight_devices(*arguments: str) -> list[dict[str, Any]]:
-    """What the script says, a line for each case."""
+    """Run the script in a process with eight devices; return its cases."""
     script = Path(__file__).with_name("eight_devices.py")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script, *arguments],
         env={**os.environ, **EIGHT},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -65,66 +65,66 @@ def on_eight_devices(*arguments: str) -> list[dict[str, Any]]:
         pytest.param(["adapters", "tied", "indivisible vocabulary"], marks=pytest.mark.slow),
     ],
 )
-def test_gradient_of_meshes_of_eight_devices_is_that_of_one_device(models: list[str]) -> None:
+def test_gradient_on_eight_devices_equals_that_on_one_device(models: list[str]) -> None:
     cases = on_eight_devices(*models)
     assert len(cases) >= len(models)
-    off = {case["case"]: max(case["gradient"], case["metrics"]) for case in cases}
-    assert max(off.values()) < ROUNDING, off
+    errors = {case["case"]: max(case["gradient"], case["metrics"]) for case in cases}
+    assert max(errors.values()) < ROUNDING, errors
 
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, Any]:
-    """What becomes of arrays on a mesh of eight devices."""
+    """Return how arrays are placed and summed on a mesh of eight devices."""
     (case,) = on_eight_devices("arrays")
     return case
 
 
-def test_property_a_model_is_read_onto_a_mesh_share_by_share_with_the_same_values(
+def test_property_a_model_is_read_onto_a_mesh_shard_by_shard_with_the_same_values(
     arrays: dict[str, Any],
 ) -> None:
-    made = arrays["made"]
-    assert made["same"]
-    assert made["share"] == 1 / 4  # along fsdp and tensor, beside a copy along data
-    assert made["read_at_once"] <= 1 / 4
+    loaded = arrays["loaded"]
+    assert loaded["same"]
+    assert loaded["share"] == 1 / 4  # split over fsdp and tensor, replicated along data
+    assert loaded["read_at_once"] <= 1 / 4
 
 
-def test_closed_form_what_is_measured_is_summed_over_pairs_and_told_of_each(
+def test_closed_form_metrics_are_summed_over_pairs_and_returned_for_each_pair(
     arrays: dict[str, Any],
 ) -> None:
     pairs = np.arange(N_PAIRS)
-    assert arrays["measured"]["total"] == 3.0 * pairs.sum()
-    np.testing.assert_array_equal(np.ravel(arrays["measured"]["each"]), 3.0 * pairs)
-    assert arrays["measured"]["slope"] == pairs.sum()
+    assert arrays["measured"]["sum"] == 3.0 * pairs.sum()
+    np.testing.assert_array_equal(np.ravel(arrays["measured"]["per_pair"]), 3.0 * pairs)
+    assert arrays["measured"]["gradient"] == pairs.sum()
     assert arrays["measured"]["same"]
 
 
-def test_closed_form_arrays_lie_where_the_layout_wants_them_and_come_back_whole(
+def test_closed_form_arrays_are_placed_by_the_plan_and_copied_back_whole(
     arrays: dict[str, Any],
 ) -> None:
-    where = arrays["where"]
-    assert where["sizes"] == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert where["splits"] == ["(('tensor', 'fsdp'), None)", "(None, 'fsdp', 'tensor')", "()"]
-    assert where["shares"] == [[8, 16], [2, 8, 12], [3]]
-    assert where["one"] == where["splits"][1]
-    assert where["on_host"]
+    placed = arrays["placed"]
+    assert placed["sizes"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert placed["splits"] == ["(('tensor', 'fsdp'), None)", "(None, 'fsdp', 'tensor')", "()"]
+    assert placed["shards"] == [[8, 16], [2, 8, 12], [3]]
+    assert placed["kernel_split"] == placed["splits"][1]
+    assert placed["on_host"]
 
 
-def test_closed_form_devices_hold_their_share_of_every_large_parameter() -> None:
+def test_closed_form_each_device_holds_a_shard_of_every_large_parameter() -> None:
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     parameters = shapes()
-    layout = make_layout(sizes, parameters, head_counts=(4, 2), hidden_size=16)
-    share, total = 0, 0
-    specs = jax.tree.leaves(layout.specs(parameters), is_leaf=lambda leaf: leaf is None)
+    plan = make_sharding_plan(sizes, parameters, head_counts=(4, 2), hidden_size=16)
+    on_device, total = 0, 0
+    specs = jax.tree.leaves(plan.partition_specs(parameters), is_leaf=lambda leaf: leaf is None)
     for leaf, spec in zip(jax.tree.leaves(parameters), specs, strict=True):
         names = jax.tree.leaves(tuple(spec))
         parts = int(np.prod([sizes[name] for name in names]))
         assert parts == (4 if leaf.ndim == 3 or leaf.shape == (32, 16) else 1)
-        share, total = share + leaf.size // parts, total + leaf.size
+        on_device, total = on_device + leaf.size // parts, total + leaf.size
     norms = 16 * (2 * 2 + 1)
-    assert share == norms + (total - norms) // 4
+    assert on_device == norms + (total - norms) // 4
 
 
-def test_closed_form_a_mesh_takes_all_devices_and_fsdp_those_that_are_left() -> None:
+def test_closed_form_fsdp_takes_the_devices_that_remain() -> None:
     def sizes(data: int | None, fsdp: int | None, tensor: int) -> list[int]:
         return list(mesh_sizes(data=data, fsdp=fsdp, tensor=tensor, devices=8).values())
 
@@ -134,127 +134,129 @@ def test_closed_form_a_mesh_takes_all_devices_and_fsdp_those_that_are_left() -> 
 
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(3, None, 1), (None, 4, 1), (1, 1, 16)])
-def test_raises_a_mesh_of_another_number_of_devices_is_refused(
+def test_raises_if_a_mesh_does_not_use_all_devices(
     data: int | None, fsdp: int | None, tensor: int
 ) -> None:
     with pytest.raises(ValueError, match="`mesh` must use all 8 devices, got data"):
         mesh_sizes(data=data, fsdp=fsdp, tensor=tensor, devices=8)
 
 
-def test_raises_a_tensor_axis_that_splits_no_heads_or_units_is_refused() -> None:
+def test_raises_if_the_tensor_axis_does_not_divide_heads_or_hidden_units() -> None:
     sizes = {"data": 1, "fsdp": 1, "tensor": 4}
     with pytest.raises(ValueError, match=r"`mesh.tensor` must divide the 2 heads, got 4"):
-        make_layout(sizes, shapes(), head_counts=(4, 2), hidden_size=16)
+        make_sharding_plan(sizes, shapes(), head_counts=(4, 2), hidden_size=16)
     odd = shapes(intermediate_size=22, num_key_value_heads=4)
     with pytest.raises(
-        ValueError, match=r"must divide axis 1 of layers\.down_proj\.kernel.*of 22, got 4"
+        ValueError, match=r"must divide axis 1 of layers\.down_proj\.kernel.* is 22, got 4"
     ):
-        make_layout(sizes, odd, head_counts=(4, 4), hidden_size=16)
+        make_sharding_plan(sizes, odd, head_counts=(4, 4), hidden_size=16)
 
 
-def test_closed_form_what_does_not_divide_along_fsdp_lies_on_every_device() -> None:
+def test_closed_form_parameters_that_fsdp_does_not_divide_are_replicated() -> None:
     sizes = {"data": 1, "fsdp": 8, "tensor": 1}
-    layout = make_layout(
+    plan = make_sharding_plan(
         sizes, shapes(vocab_size=33, hidden_size=12, head_dim=4), head_counts=(4, 2), hidden_size=12
     )
-    assert layout.split_of(("embedding",)) == (None, None)
-    assert layout.split_of(("layers", "gate_proj", "kernel")) == (None, None, "tensor")
-    assert layout.split_of(("layers", "down_proj", "kernel")) == (None, "tensor", None)
+    assert plan.split_of(("embedding",)) == (None, None)
+    assert plan.split_of(("layers", "gate_proj", "kernel")) == (None, None, "tensor")
+    assert plan.split_of(("layers", "down_proj", "kernel")) == (None, "tensor", None)
 
 
 def on_named_axes(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A function on devices along ``tensor`` and ``fsdp``, which vmap's named axes stand for."""
+    """Run a function over ``tensor`` and ``fsdp``, which are named axes of ``vmap`` here."""
     on_all = jax.vmap(jax.vmap(function, axis_name="fsdp"), axis_name="tensor")
     return jax.jit(on_all)(*arguments)
 
 
-def cut(leaf: np.ndarray, spec: Any, sizes: dict[str, int]) -> np.ndarray:
-    """Shares of an array by its split, ``[tensor, fsdp, ...]``, the slower axis first."""
-    shares = []
+def split_array(leaf: np.ndarray, spec: Any, sizes: dict[str, int]) -> np.ndarray:
+    """Return the shards of an array by its split, ``[tensor, fsdp, ...]``."""
+    shards = []
     for tensor in range(sizes["tensor"]):
         for fsdp in range(sizes["fsdp"]):
-            place, share = {"tensor": tensor, "fsdp": fsdp}, leaf
+            coordinates, shard = {"tensor": tensor, "fsdp": fsdp}, leaf
             for axis, over in enumerate(spec):
                 for name in () if over is None else (over,) if isinstance(over, str) else over:
-                    share = np.split(share, sizes[name], axis)[place[name]]
-            shares.append(share)
-    return np.stack(shares).reshape(sizes["tensor"], sizes["fsdp"], *shares[0].shape)
+                    shard = np.split(shard, sizes[name], axis)[coordinates[name]]
+            shards.append(shard)
+    return np.stack(shards).reshape(sizes["tensor"], sizes["fsdp"], *shards[0].shape)
 
 
 ON_FOUR = {"data": 1, "fsdp": 2, "tensor": 2}
 RNG = np.random.default_rng(0)
 
 
-def layout_on_four(**changed: Any) -> Layout:
-    return make_layout(ON_FOUR, shapes(**changed), head_counts=(4, 2), hidden_size=16)
+def plan_on_four(**changed: Any) -> ShardingPlan:
+    return make_sharding_plan(ON_FOUR, shapes(**changed), head_counts=(4, 2), hidden_size=16)
 
 
-def test_closed_form_a_layers_parameters_are_gathered_but_for_their_share_along_tensor() -> None:
-    layout = layout_on_four()
+def test_closed_form_fsdp_gather_leaves_the_shards_along_tensor() -> None:
+    plan = plan_on_four()
     whole = {
         "up_proj": {"kernel": RNG.normal(size=(16, 24))},
         "down_proj": {"kernel": RNG.normal(size=(24, 16))},
         "mlp_norm": {"weight": RNG.normal(size=16)},
     }
 
-    def shares(name: str, kind: str) -> np.ndarray:
-        return cut(whole[name][kind], layout.split_of(("layers", name, kind))[1:], ON_FOUR)
+    def shards(name: str, kind: str) -> np.ndarray:
+        return split_array(whole[name][kind], plan.split_of(("layers", name, kind))[1:], ON_FOUR)
 
-    slices = {name: {kind: shares(name, kind) for kind in of} for name, of in whole.items()}
-    found = on_named_axes(lambda slices: layout.gathered(slices, jnp.float32), slices)
+    slices = {name: {kind: shards(name, kind) for kind in of} for name, of in whole.items()}
+    gathered = on_named_axes(lambda slices: plan.fsdp_gather(slices, jnp.float32), slices)
     for tensor in range(2):
         for fsdp in range(2):
-            mine = jax.tree.map(lambda leaf, at=(tensor, fsdp): np.asarray(leaf[at]), found)
+            local = jax.tree.map(lambda leaf, at=(tensor, fsdp): np.asarray(leaf[at]), gathered)
             half = slice(12 * tensor, 12 * tensor + 12)
             up, down = whole["up_proj"]["kernel"][:, half], whole["down_proj"]["kernel"][half]
-            np.testing.assert_array_equal(mine["up_proj"]["kernel"], up.astype(np.float32))
-            np.testing.assert_array_equal(mine["down_proj"]["kernel"], down.astype(np.float32))
-            np.testing.assert_array_equal(mine["mlp_norm"]["weight"], whole["mlp_norm"]["weight"])
+            np.testing.assert_array_equal(local["up_proj"]["kernel"], up.astype(np.float32))
+            np.testing.assert_array_equal(local["down_proj"]["kernel"], down.astype(np.float32))
+            np.testing.assert_array_equal(local["mlp_norm"]["weight"], whole["mlp_norm"]["weight"])
 
 
 @pytest.mark.parametrize("vocab_size", [32, 33])
-def test_closed_form_words_are_looked_up_wherever_they_are(vocab_size: int) -> None:
-    layout = layout_on_four(vocab_size=vocab_size)
+def test_closed_form_embed_looks_tokens_up_in_all_vocabulary_shards(vocab_size: int) -> None:
+    plan = plan_on_four(vocab_size=vocab_size)
     table = RNG.normal(size=(vocab_size, 16))
     tokens = np.broadcast_to(RNG.integers(0, vocab_size, (1, 2, 3, 5)), (2, 2, 3, 5))
-    mine = cut(table, layout.split_of(("embedding",)), ON_FOUR)
-    assert mine.shape[2] == (8 if vocab_size == 32 else 33)
-    np.testing.assert_array_equal(on_named_axes(layout.embed, mine, tokens), table[tokens])
+    shard = split_array(table, plan.split_of(("embedding",)), ON_FOUR)
+    assert shard.shape[2] == (8 if vocab_size == 32 else 33)
+    embedded = on_named_axes(lambda *args: plan.embed(*args, jnp.float64), shard, tokens)
+    np.testing.assert_array_equal(embedded, table[tokens])
 
 
-def test_gradient_what_is_spread_has_the_sum_over_tensor_and_a_total_that_of_each() -> None:
-    layout = layout_on_four()
+def test_gradient_of_tp_broadcast_is_summed_and_that_of_tp_reduce_is_copied() -> None:
+    plan = plan_on_four()
     x, weight = RNG.normal(size=(2, 2, 2, 3))
 
-    def value_and_slope(exchange: Callable[..., Any]) -> Any:
+    def value_and_gradient(collective: Callable[..., Any]) -> Any:
         def loss(x: Any, weight: Any) -> Any:
-            return jnp.vdot(weight, exchange(x))
+            return jnp.vdot(weight, collective(x))
 
-        return on_named_axes(lambda x, w: (exchange(x), jax.grad(loss)(x, w)), x, weight)
+        return on_named_axes(lambda x, w: (collective(x), jax.grad(loss)(x, w)), x, weight)
 
-    def over_tensor(each: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(each.sum(axis=0), each.shape)
+    def sum_over_tensor(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(values.sum(axis=0), values.shape)
 
-    spread, slope = value_and_slope(layout.spread)
-    np.testing.assert_array_equal(spread, x)
-    np.testing.assert_allclose(slope, over_tensor(weight), rtol=1e-14)
-    total, slope = value_and_slope(layout.total)
-    np.testing.assert_allclose(total, over_tensor(x), rtol=1e-14)
-    np.testing.assert_array_equal(slope, weight)
+    value, gradient = value_and_gradient(plan.tp_broadcast)
+    np.testing.assert_array_equal(value, x)
+    np.testing.assert_allclose(gradient, sum_over_tensor(weight), rtol=1e-14)
+    value, gradient = value_and_gradient(plan.tp_reduce)
+    np.testing.assert_allclose(value, sum_over_tensor(x), rtol=1e-14)
+    np.testing.assert_array_equal(gradient, weight)
 
 
-def test_closed_form_gradients_are_summed_over_devices_with_the_same_share_and_no_others() -> None:
-    layout = dataclasses.replace(layout_on_four(), data=3)
-    slope = {
+def test_closed_form_gradients_are_summed_over_devices_with_the_same_shard_only() -> None:
+    plan = dataclasses.replace(plan_on_four(), data=3)
+    gradients = {
         "embedding": RNG.normal(size=(3, 2, 8, 16)),
         "norm": {"weight": RNG.normal(size=(3, 2, 16))},
     }
-    on_all = jax.vmap(jax.vmap(layout.reduced, axis_name="fsdp"), axis_name="data")
-    found = jax.jit(on_all)(slope)
-    split, whole = slope["embedding"].sum(axis=0), slope["norm"]["weight"].sum(axis=(0, 1))
+    on_all = jax.vmap(jax.vmap(plan.reduce_gradients, axis_name="fsdp"), axis_name="data")
+    reduced = jax.jit(on_all)(gradients)
+    split = gradients["embedding"].sum(axis=0)
+    whole = gradients["norm"]["weight"].sum(axis=(0, 1))
     expected = {"embedding": split, "norm": {"weight": whole}}
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-13),
-        found,
+        reduced,
         expected,
     )

@@ -1,7 +1,10 @@
-"""Claims about a run's devices where there is one: no mesh; eight are in :mod:`test_sharding`."""
+"""The mesh of one device, and sharding plans of models; :mod:`test_layout` uses eight devices."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from flax import nnx
 from llm.config import MeshConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.parallel.mesh import devices_of, layout_of, on_host
+from llm.parallel.layout import SINGLE_DEVICE
+from llm.parallel.mesh import make_devices, on_host, plan_model, single_device
 
 
 def shapes() -> Decoder:
@@ -25,24 +29,56 @@ def shapes() -> Decoder:
     return nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0)))
 
 
-def test_limit_one_device_has_no_mesh_and_two_are_not_there() -> None:
-    assert devices_of(MeshConfig(), shapes()) is None
+def test_limit_one_device_is_a_mesh_that_splits_nothing() -> None:
+    devices = make_devices(MeshConfig(), shapes())
+    assert devices == single_device()
+    assert devices.plan == SINGLE_DEVICE
+    assert dict(devices.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert devices.sharding(("embedding",)).is_fully_replicated
+
+
+def test_limit_the_collectives_of_one_device_are_identities() -> None:
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    plan = SINGLE_DEVICE
+    for collective in (plan.tp_broadcast, plan.tp_reduce, plan.batch_sum, plan.reduce_gradients):
+        assert collective(x) is x
+    layer = {"q_proj": {"kernel": x, "adapter": {"a": x}}}
+    assert plan.fsdp_gather(layer, jnp.bfloat16) == layer
+    np.testing.assert_array_equal(plan.embed(x, jnp.array([1, 0]), x.dtype), x[::-1])
+
+
+def test_closed_form_functions_on_one_device_sum_over_all_its_parts() -> None:
+    devices = single_device()
+
+    def on_device(trainable: Any, frozen: Any, batches: jax.Array) -> Any:
+        per_pair = trainable["factor"] * frozen["offset"] + batches
+        return {"sum": per_pair.sum()}, per_pair
+
+    batches = devices.assign(np.arange(6.0).reshape(3, 2))
+    assert batches.shape == (3, 1, 2)
+    arguments = {"factor": jnp.array(3.0)}, {"offset": jnp.array(2.0)}, batches
+    sums, per_pair = jax.jit(devices.map_metrics(on_device))(*arguments)
+    np.testing.assert_array_equal(per_pair, batches + 6.0)
+    assert float(sums["sum"]) == 6 * 6.0 + 15.0
+
+
+def test_raises_for_a_mesh_of_more_devices_than_there_are() -> None:
     with pytest.raises(ValueError, match="`mesh` must use all 1 devices, got data 1 x fsdp 2"):
-        devices_of(MeshConfig(fsdp=2), shapes())
+        make_devices(MeshConfig(fsdp=2), shapes())
 
 
-def test_closed_form_a_models_layout_is_that_of_its_parameters_and_heads() -> None:
-    layout = layout_of({"data": 3, "fsdp": 4, "tensor": 2}, shapes())
-    assert (layout.data, layout.fsdp, layout.tensor, layout.shards) == (3, 4, 2, 12)
-    assert layout.split_of(("embedding",)) == (("tensor", "fsdp"), None)
-    assert layout.split_of(("layers", "up_proj", "kernel")) == (None, "fsdp", "tensor")
-    assert layout.split_of(("norm", "weight")) == (None,)
+def test_closed_form_a_model_is_planned_by_its_parameters_and_heads() -> None:
+    plan = plan_model({"data": 3, "fsdp": 4, "tensor": 2}, shapes())
+    assert (plan.data, plan.fsdp, plan.tensor, plan.batch_shards) == (3, 4, 2, 12)
+    assert plan.split_of(("embedding",)) == (("tensor", "fsdp"), None)
+    assert plan.split_of(("layers", "up_proj", "kernel")) == (None, "fsdp", "tensor")
+    assert plan.split_of(("norm", "weight")) == (None,)
     with pytest.raises(ValueError, match=r"`mesh.tensor` must divide the 2 heads, got 4"):
-        layout_of({"data": 1, "fsdp": 1, "tensor": 4}, shapes())
+        plan_model({"data": 1, "fsdp": 1, "tensor": 4}, shapes())
 
 
-def test_roundtrip_values_come_to_the_host_as_they_are() -> None:
+def test_roundtrip_arrays_are_copied_to_the_host_unchanged() -> None:
     for array in (jnp.array([[1.5, -2.0]]), np.array([[1.5, -2.0]])):
-        found = on_host(array)
-        assert isinstance(found, np.ndarray)
-        assert found.tolist() == [[1.5, -2.0]]
+        copied = on_host(array)
+        assert isinstance(copied, np.ndarray)
+        assert copied.tolist() == [[1.5, -2.0]]

@@ -8,14 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from llm.config import ObjectiveConfig, OptimizerConfig
 from llm.data.loader import BatchSampler
 from llm.data.preferences import PairTokens
+from llm.models import logprobs
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
+from llm.parallel.mesh import single_device
 from llm.train.optimizer import make_optimizer
 from llm.train.step import gradients, init_train_state, make_train_step
 
@@ -29,14 +32,18 @@ SIZES: dict[str, Any] = {
 }
 
 
-def test_property_nothing_of_size_tokens_by_vocabulary_or_tokens_by_tokens_is_alive() -> None:
+def test_property_nothing_of_size_tokens_by_vocabulary_or_tokens_by_tokens_is_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ENTRIES", CHUNK * VOCABULARY)
     rng = np.random.default_rng(0)
 
     def draw(n: int) -> tuple[int, ...]:
         return tuple(rng.integers(0, VOCABULARY, n).tolist())
 
     pairs = [PairTokens(draw(128), draw(129), draw(129), None, row) for row in range(4)]
-    batch = BatchSampler(pairs, "shared", 4).batch(0)
+    devices = single_device()
+    batch = devices.assign(BatchSampler(pairs, "shared", 4).batch(0))
     batch = batch._replace(reference=np.full(batch.lengths.shape, -7.0))
     tokens, completions = batch.rows.tokens.size, batch.completions.target.size
     architecture = Architecture(vocab_size=VOCABULARY, **SIZES)
@@ -45,7 +52,7 @@ def test_property_nothing_of_size_tokens_by_vocabulary_or_tokens_by_tokens_is_al
     config = ObjectiveConfig(beta=0.1, eta=0.1)
 
     def step(trainable: nnx.State, frozen: nnx.State) -> nnx.State:
-        return gradients(graphdef, trainable, frozen, batch, config, chunk_size=CHUNK)[0]
+        return gradients(graphdef, trainable, frozen, batch, config, devices=devices)[0]
 
     program = jax.jit(step).lower(trainable, frozen).compile().as_text() or ""
     sizes = [
@@ -69,10 +76,11 @@ def test_property_each_shape_is_compiled_once_and_none_after_the_first_epoch() -
     model = Decoder(Architecture(vocab_size=50, **SIZES), rngs=nnx.Rngs(0))
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     optimizer, _ = make_optimizer(OptimizerConfig(), len(batches))
-    step = make_train_step(graphdef, ObjectiveConfig(method="sft"), optimizer)
+    devices = single_device()
+    step = make_train_step(graphdef, ObjectiveConfig(method="sft"), optimizer, devices=devices)
     state, compiled = init_train_state(trainable, optimizer), []
     with jax.enable_x64(False):
         for batch in batches:
-            state, _ = step(state, frozen, batch)
+            state, _ = step(state, frozen, devices.assign(batch))
             compiled.append(step._cache_size())  # pyright: ignore[reportAttributeAccessIssue]
     assert compiled[schedule.steps_per_epoch - 1] == len(shapes) == compiled[-1]

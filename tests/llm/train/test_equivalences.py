@@ -1,9 +1,9 @@
-"""The same step by different routes: none of them may change the loss or its gradient.
+"""Equivalent ways to compute a step: equal losses and gradients.
 
-A decoder with every switch that could make a difference (grouped heads, a window in one of two
-layers, soft caps, tied embeddings) on pairs of uneven lengths, one with a baseline of its own, in a
-batch with a pair missing. Float64 shows disagreements that single precision would hide; the last
-test takes the longest detour in float32.
+The decoder has every switch that could make a difference (grouped heads, a window in one of two
+layers, soft caps, tied embeddings). The pairs have uneven lengths, one has its own baseline, and
+the batch has an absent pair. Float64 shows differences that float32 would hide; the last test
+combines all routes in float32.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from flax import nnx
 from llm.config import ObjectiveConfig
 from llm.data.packing import BatchShape, PackingMode, pack, required_shape
 from llm.data.preferences import PairTokens
+from llm.evaluation.metrics import compute_metric_sums
+from llm.models import logprobs
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.logprobs import response_log_probs
 from llm.models.lora import add_lora
-from llm.train.step import Reference, StepResult, gradients
+from llm.parallel.mesh import single_device
+from llm.train.objective import loss_share, normalizers
+from llm.train.step import StepResult, gradients
 from llm.types import Batch
 
 EXACT = 1e-10  # float64, relative to the gradient's norm, through two layers
@@ -46,11 +50,19 @@ ARCHITECTURE = Architecture(
     local_layers=(True, False),
 )
 CONFIG = ObjectiveConfig(beta=0.3, eta=0.7, sft_reduction="pooled_mean")
-run = jax.jit(
-    gradients,
-    static_argnames=("config", "chunk_size"),
-    compiler_options={"xla_backend_optimization_level": 0},  # compiling is the cost here
-)
+DEVICES = single_device()
+
+
+def compile_step() -> Any:
+    """Return the jitted gradient, to be traced anew."""
+    return jax.jit(
+        lambda *arguments: gradients(*arguments, CONFIG, devices=DEVICES),
+        static_argnums=0,
+        compiler_options={"xla_backend_optimization_level": 0},  # compiling is the cost here
+    )
+
+
+run = compile_step()
 log_probs = jax.jit(
     lambda graphdef, state, batch: response_log_probs(nnx.merge(graphdef, state), batch)
 )
@@ -63,7 +75,7 @@ def decoder(seed: int = 0, **options: Any) -> Decoder:
 
 @functools.cache
 def pairs() -> tuple[PairTokens, ...]:
-    """Three, for a batch of four."""
+    """Return three pairs, for a batch of four."""
     rng = np.random.default_rng(0)
 
     def tokens(length: int) -> tuple[int, ...]:
@@ -77,7 +89,7 @@ def pairs() -> tuple[PairTokens, ...]:
 
 
 def packed(parts: int, layout: PackingMode = "shared") -> Batch:
-    """The pairs in equal parts, every part of the same shape."""
+    """Return the pairs in equal parts, all of the same shape."""
     size = PAIRS // parts
     groups = [pairs()[start : start + size] for start in range(0, PAIRS, size)]
     least = [required_shape(group, layout=layout, roles=ROLES) for group in groups if group]
@@ -89,12 +101,12 @@ def packed(parts: int, layout: PackingMode = "shared") -> Batch:
     )
     options = {"roles": ROLES, "n_pairs": size, "shape": shape}
     batches = [pack(group, layout=layout, **options) for group in groups]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    return DEVICES.assign(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
 
 
 @functools.cache
 def cached_reference() -> np.ndarray:
-    whole = jax.tree.map(lambda leaf: leaf[0], packed(1))
+    whole = jax.tree.map(lambda leaf: leaf[0, 0], packed(1))
     return np.asarray(log_probs(*nnx.split(decoder(seed=1)), whole))
 
 
@@ -107,14 +119,17 @@ def batches_of(parts: int, layout: PackingMode = "shared") -> Batch:
     return with_reference(packed(parts, layout))
 
 
+def by_name(gradient: nnx.State) -> dict[str, np.ndarray]:
+    leaves = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(gradient)}
+    return {name: np.asarray(leaf[...]) for name, leaf in leaves.items()}
+
+
 def result_of(
-    model: Decoder, batches: Batch, **options: Any
+    model: Decoder, batches: Batch, run: Any = run
 ) -> tuple[dict[str, np.ndarray], StepResult]:
-    """Gradient by the name of its parameter, and measurements."""
-    graphdef, trainable, frozen = nnx.split(model, nnx.Param, ...)
-    grads, result = run(graphdef, trainable, frozen, batches, CONFIG, **options)
-    named = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(grads)}
-    return {name: np.asarray(leaf[...]) for name, leaf in named.items()}, result
+    """Return the gradient by parameter names, and the measurements."""
+    gradient, result = run(*nnx.split(model, nnx.Param, ...), batches)
+    return by_name(gradient), result
 
 
 @functools.cache
@@ -127,7 +142,7 @@ def assert_same(
     wanted: tuple[dict[str, np.ndarray], StepResult],
     tolerance: float = EXACT,
 ) -> None:
-    """Every parameter's gradient relative to its norm, and every metric."""
+    """Compare every gradient relative to its norm, and every metric."""
     assert got[0].keys() == wanted[0].keys()
     for name, leaf in wanted[0].items():
         norm = np.linalg.norm(leaf)
@@ -138,27 +153,45 @@ def assert_same(
 
 
 @pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_property_accumulation_is_the_whole_batch(parts: int) -> None:
-    """Although lengths are uneven and the last part may have no pair at all."""
+def test_property_accumulated_parts_equal_the_whole_batch(parts: int) -> None:
+    """Lengths are uneven, and the last part may have no pair at all."""
     assert_same(result_of(decoder(), batches_of(parts)), plain())
 
 
-def test_property_a_shared_prompt_is_a_prompt_for_each_response() -> None:
+def test_property_shared_prompts_equal_separate_sequences() -> None:
     assert_same(result_of(decoder(), batches_of(1, "separate")), plain())
 
 
-def test_property_computing_again_is_keeping() -> None:
+def test_property_remat_changes_nothing() -> None:
     assert_same(result_of(decoder(remat="dots"), batches_of(1)), plain())
 
 
-def test_property_layers_in_a_loop_are_layers_one_by_one() -> None:
-    assert_same(result_of(decoder(layer_loop="unrolled"), batches_of(1)), plain())
+def test_property_scanned_layers_equal_unrolled_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = plain()
+
+    def unrolled_scan(body: Any, carry: Any, xs: Any) -> tuple[Any, None]:
+        for i in range(len(jax.tree.leaves(xs)[0])):
+            carry, _ = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+        return carry, None
+
+    monkeypatch.setattr(jax.lax, "scan", unrolled_scan)
+    assert_same(result_of(decoder(), batches_of(1), compile_step()), expected)
 
 
-def test_property_a_reference_that_runs_along_is_the_cached_one() -> None:
-    graphdef, state = nnx.split(decoder(seed=1))
-    got = result_of(decoder(), packed(1), reference=Reference(graphdef, state))
-    assert_same(got, plain())
+def test_property_cached_reference_log_probs_equal_those_of_a_reference_in_the_step() -> None:
+    graphdef, trainable, frozen = nnx.split(decoder(), nnx.Param, ...)
+    batch = jax.tree.map(lambda leaf: leaf[0, 0], packed(1))
+
+    def loss(trainable: nnx.State) -> jax.Array:
+        policy = response_log_probs(nnx.merge(graphdef, trainable, frozen), batch)
+        reference = response_log_probs(decoder(seed=1), batch)
+        sums = compute_metric_sums(CONFIG, policy, reference, batch)
+        return loss_share(CONFIG, sums, normalizers(CONFIG, batch))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(trainable)
+    expected, result = plain()
+    assert float(value) == pytest.approx(float(result.metrics["loss"]), rel=EXACT)
+    assert_same((by_name(gradient), result), (expected, result))
 
 
 @functools.cache
@@ -177,29 +210,32 @@ def test_property_new_adapters_change_nothing() -> None:
 
 
 def test_gradient_of_new_adapters_follows_from_that_of_the_weights() -> None:
-    """For W + 2 A B with B = 0: slope 2 A' dL/dW in B, and none in A."""
+    """For W + 2 A B with B = 0 the gradient of B is 2 A' dL/dW, and that of A is 0."""
     grads, _ = adapted()
     model = add_lora(decoder(), rank=3, alpha=6.0, rngs=nnx.Rngs(2))
     state = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
     names = [name.removesuffix("/adapter/b") for name in grads if name.endswith("/adapter/b")]
     assert len(names) == 7
     for name in names:
-        down, slope = np.asarray(state[f"{name}/adapter/a"][...]), grads[f"{name}/kernel"]
-        wanted = 2.0 * np.swapaxes(down, -1, -2) @ slope
+        a, d_kernel = np.asarray(state[f"{name}/adapter/a"][...]), grads[f"{name}/kernel"]
+        wanted = 2.0 * np.swapaxes(a, -1, -2) @ d_kernel
         np.testing.assert_allclose(
             grads[f"{name}/adapter/b"], wanted, rtol=0, atol=EXACT * np.abs(wanted).max()
         )
         np.testing.assert_array_equal(grads[f"{name}/adapter/a"], 0.0)
 
 
-def test_property_single_precision_by_another_route_keeps_to_the_bar() -> None:
-    """Four parts, a prompt for each response, layers computed again, the head in chunks."""
+def test_property_single_precision_by_another_route_keeps_to_the_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four parts, a prompt for each response, full remat, and the head in chunks."""
+    monkeypatch.setattr(logprobs, "CHUNK_ENTRIES", 8 * VOCABULARY)
     model = decoder(dtype=jnp.float32, remat="full")
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), nnx.state(model))
     nnx.update(model, jax.tree.map(jnp.asarray, narrow))
     batches = batches_of(4, "separate")
     batches = batches._replace(reference=np.asarray(batches.reference, np.float32))
     with jax.default_matmul_precision("highest"):
-        grads, result = result_of(model, batches, chunk_size=8)
+        grads, result = result_of(model, batches, compile_step())
     assert all(leaf.dtype == np.float32 for leaf in grads.values())
     assert_same((grads, result), plain(), SINGLE)

@@ -20,8 +20,8 @@ from llm.evaluation.metrics import finalize_metrics
 from llm.finite.policy_table import Comparisons, ResponseSpace, all_responses, comparison_batch
 from llm.models.logprobs import response_log_probs
 from llm.models.protocol import Head, LanguageModel
+from llm.parallel.mesh import single_device
 from llm.train.step import (
-    Reference,
     gradients,
     init_train_state,
     make_evaluation_step,
@@ -38,11 +38,15 @@ SPACE = ResponseSpace(
 )
 CONFIG = ObjectiveConfig(beta=0.3, eta=0.7)
 RATE = 0.1
-run = jax.jit(
+DEVICES = single_device()
+compiled = jax.jit(
     gradients,
-    static_argnames=("config", "chunk_size"),
+    static_argnames=("config", "devices"),
     compiler_options={"xla_backend_optimization_level": 0},  # compiling is the cost here
 )
+
+
+run = functools.partial(compiled, devices=DEVICES)
 
 
 class Bag(nnx.Module):
@@ -107,7 +111,7 @@ def in_parts(parts: int, n: int = 8) -> Batch:
         response[longest - missing[1] :] = 3 * size
         return batch._replace(completions=type(batch.completions)(place, target, response))
 
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(padded, batches))
+    return DEVICES.assign(jax.tree.map(lambda *leaves: np.stack(leaves), *map(padded, batches)))
 
 
 @functools.cache
@@ -118,8 +122,8 @@ def with_cached_reference(parts: int) -> Batch:
     def log_probs(batch: Batch) -> jax.Array:
         return response_log_probs(nnx.merge(graphdef, state), batch)
 
-    found = [log_probs(jax.tree.map(lambda leaf, i=i: leaf[i], batches)) for i in range(parts)]
-    return batches._replace(reference=np.stack([np.asarray(part) for part in found]))
+    found = [log_probs(jax.tree.map(lambda leaf, i=i: leaf[i, 0], batches)) for i in range(parts)]
+    return batches._replace(reference=np.stack([np.asarray(part) for part in found])[:, None])
 
 
 def every_sequence_in_a_row_of_its_own() -> Rows:
@@ -180,7 +184,7 @@ def test_gradient_equals_autodiff_of_the_theory_on_full_logits() -> None:
     assert_close(got, wanted)
     squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(wanted))
     np.testing.assert_allclose(result.metrics["grad_norm"], np.sqrt(squares), rtol=EXACT)
-    assert result.non_finite.shape == (1, 8)
+    assert result.non_finite.shape == (1, 1, 8)
     assert not result.non_finite.any()
 
 
@@ -190,21 +194,10 @@ def test_property_parts_of_a_batch_give_the_gradient_of_the_whole(reduction: Any
     config = ObjectiveConfig(beta=0.3, eta=0.7, sft_reduction=reduction)
     whole, halves = (with_cached_reference(parts) for parts in (1, 2))
     wanted, whole_result = run(graphdef, trainable, frozen, whole, config)
-    got, result = run(graphdef, trainable, frozen, halves, config, chunk_size=8)
+    got, result = run(graphdef, trainable, frozen, halves, config)
     assert_close(got, wanted)
     assert_close(result.metrics, whole_result.metrics)
-    assert result.non_finite.shape == (2, 4)
-
-
-def test_property_an_online_reference_equals_a_cached_one() -> None:
-    graphdef, trainable, frozen = pieces()
-    batches = in_parts(2)
-    wanted, _ = run(graphdef, trainable, frozen, with_cached_reference(2), CONFIG)
-    graph, state = nnx.split(bag(1))
-    reference = Reference(graph, state)
-    got, result = run(graphdef, trainable, frozen, batches, CONFIG, reference=reference)
-    assert_close(got, wanted)
-    assert "theory/adversarial_value" in result.metrics
+    assert result.non_finite.shape == (2, 1, 4)
 
 
 def test_closed_form_a_step_of_gradient_descent() -> None:
@@ -213,7 +206,7 @@ def test_closed_form_a_step_of_gradient_descent() -> None:
     grads, _ = run(graphdef, trainable, frozen, batches, CONFIG)
     wanted = jax.tree.map(lambda leaf, slope: np.asarray(leaf - RATE * slope), trainable, grads)
     optimizer = optax.sgd(RATE)
-    step = make_train_step(graphdef, CONFIG, optimizer)
+    step = make_train_step(graphdef, CONFIG, optimizer, devices=DEVICES)
     state, _ = step(init_train_state(trainable, optimizer), frozen, batches)
     assert int(state.step) == 1
     assert_close(state.trainable, wanted)
@@ -223,7 +216,7 @@ def test_compiles_once_and_reuses_the_buffers_of_its_state() -> None:
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
     optimizer = optax.adam(optax.linear_schedule(RATE, 0.0, 10))
-    step = make_train_step(graphdef, CONFIG, optimizer)
+    step = make_train_step(graphdef, CONFIG, optimizer, devices=DEVICES)
     first = init_train_state(trainable, optimizer)
     state, before = step(first, frozen, batches)
     state, _ = step(state, frozen, batches)
@@ -238,7 +231,7 @@ def test_property_evaluation_measures_what_the_step_does_and_compiles_once() -> 
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
     _, result = run(graphdef, trainable, frozen, batches, CONFIG)
-    evaluate = make_evaluation_step(graphdef, CONFIG)
+    evaluate = make_evaluation_step(graphdef, CONFIG, devices=DEVICES)
     totals, log_probs = evaluate(trainable, frozen, batches)
     got = finalize_metrics(CONFIG, totals)
     assert_close(got["logps/chosen"], np.average(log_probs[..., 0], weights=batches.weights))
@@ -251,14 +244,14 @@ def test_extreme_a_pair_that_is_not_finite_is_told_by_its_place() -> None:
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
     reference = np.array(batches.reference)
-    reference[1, 2, 0] = np.nan
+    reference[1, 0, 2, 0] = np.nan
     batches = batches._replace(reference=reference)
     _, result = run(graphdef, trainable, frozen, batches, CONFIG)
-    assert np.argwhere(result.non_finite).tolist() == [[1, 2]]
+    assert np.argwhere(result.non_finite).tolist() == [[1, 0, 2]]
     assert np.isnan(result.metrics["grad_norm"])
 
 
 def test_raises_without_any_reference() -> None:
     graphdef, trainable, frozen = pieces()
     with pytest.raises(ValueError, match="`reference` must be given for method 'rpo'"):
-        gradients(graphdef, trainable, frozen, in_parts(1), CONFIG)
+        gradients(graphdef, trainable, frozen, in_parts(1), CONFIG, devices=DEVICES)
