@@ -50,7 +50,7 @@ DOCUMENTS = [
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.S | re.M)
 COMMAND = re.compile(r"^ *(?:host \d)?\$? ?(rpo [a-z]+ .*?(?:\\\n.*?)*)(?: *(?:#|&$).*)?$", re.M)
 COMMANDS_NOT_RUN = {
-    r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/your_own_model.md has a tiny model",
+    r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/train_a_model.md has a tiny model",
     r"rpo (score|generate|evaluate) --model policy .*": "real weights; the same page",
     r"rpo evaluate .*--judgments .*": "annotations of a benchmark; test_judgments has small ones",
     r"rpo train .*--coordinator-address .*": "several hosts; test_train_devices starts processes",
@@ -74,7 +74,7 @@ PYTHON_NOT_RUN = {
 SLOW_DOCUMENTS = {
     "docs/howto/python.md",
     "docs/howto/resume.md",
-    "docs/howto/your_own_model.md",
+    "docs/howto/train_a_model.md",
 }
 """Documents that train a model or repeat test_api: ten seconds each."""
 ROUNDOFF = re.compile(r"duality gap|KKT residual")
