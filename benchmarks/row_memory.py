@@ -33,6 +33,7 @@ def step(tokens: int) -> dict[str, int]:
     from llm.models.architecture import Architecture
     from llm.models.decoder import Decoder
     from llm.models.lora import trainable_filter
+    from llm.parallel.mesh import single_device
     from llm.train.optimizer import make_optimizer
     from llm.train.step import init_train_state, make_train_step
 
@@ -40,7 +41,8 @@ def step(tokens: int) -> dict[str, int]:
     lengths = (tokens // 2, tokens // 4 + 1, tokens // 4 + 1)
     prompt, chosen, rejected = (tuple(rng.integers(0, 8192, n).tolist()) for n in lengths)
     pair = PairTokens(prompt, chosen, rejected, None, 0)
-    batch = BatchSampler([pair], "shared", 1, seed=None).batch(0)
+    devices = single_device()
+    batch = devices.assign(BatchSampler([pair], "shared", 1, seed=None).batch(0))
     batch = batch._replace(reference=np.full(batch.lengths.shape, -7.0, np.float32))
     architecture = Architecture(
         vocab_size=8192,
@@ -53,7 +55,7 @@ def step(tokens: int) -> dict[str, int]:
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     optimizer, _ = make_optimizer(OptimizerConfig(), 10)
     state = init_train_state(trainable, optimizer)
-    run = make_train_step(graphdef, ObjectiveConfig(beta=0.1, eta=0.1), optimizer)
+    run = make_train_step(graphdef, ObjectiveConfig(beta=0.1, eta=0.1), optimizer, devices=devices)
     jax.block_until_ready(run(state, frozen, batch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     return {"tokens": int(batch.rows.tokens.size), "peak_bytes": peak}

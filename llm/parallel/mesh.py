@@ -154,9 +154,17 @@ def make_devices(config: MeshConfig, model: Any) -> Devices:
 
 
 def single_device() -> Devices:
-    """Make the mesh of one device: the first of this process."""
-    sizes = dict.fromkeys(MESH_AXES, 1)
-    return Devices(make_mesh(sizes, jax.local_devices()[:1]), SINGLE_DEVICE)
+    """Make the mesh of one device: JAX's default device in this process.
+
+    Returns:
+        The device, with the sharding plan that splits nothing.
+
+    Examples:
+        >>> single_device().mesh.size
+        1
+    """
+    (device,) = jax.device_put(np.zeros(())).devices()
+    return Devices(make_mesh(dict.fromkeys(MESH_AXES, 1), [device]), SINGLE_DEVICE)
 
 
 def plan_model(sizes: Mapping[str, int], model: Any) -> ShardingPlan:

@@ -73,7 +73,7 @@ def test_closed_form_table_of_log_probabilities() -> None:
     np.testing.assert_allclose(log_policy(model, SPACE), expected, rtol=EXACT)
 
 
-def test_property_all_responses_have_total_probability_one() -> None:
+def test_property_probabilities_of_all_responses_sum_to_one() -> None:
     probability = np.exp(np.asarray(log_policy(Markov(), SPACE))).sum(axis=1)
     np.testing.assert_allclose(probability, 1.0, rtol=EXACT)
 

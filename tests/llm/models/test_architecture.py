@@ -21,7 +21,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-OWN_SIZES: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "vocab_size": 16,
     "hidden_size": 8,
     "intermediate_size": 12,
@@ -95,7 +95,7 @@ def test_closed_form_llama_3_scaling_divides_slow_frequencies_only() -> None:
     """The planes rotate 10, 2.5 and 0.5 times within 64 positions."""
     scaling = RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=64)
     base = 4.0
-    plain = Architecture(**OWN_SIZES, head_dim=8, rope_theta=base)
+    plain = Architecture(**TINY, head_dim=8, rope_theta=base)
     scaled = rope_frequencies(dataclasses.replace(plain, rope_scaling=scaling))[0]
     omega = base ** (-np.arange(4) / 4)
     wavelengths = 2 * np.pi / omega
@@ -141,7 +141,7 @@ def test_closed_form_llama_3_scaling_divides_slow_frequencies_only() -> None:
 def test_raises_on_architectures_that_cannot_be(options: dict[str, Any], message: str) -> None:
     """Under the test run a name outside a literal type is refused even before."""
     with pytest.raises((ValueError, TypeError), match=message):
-        Architecture(**(OWN_SIZES | options))
+        Architecture(**(TINY | options))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_raises_on_layers_of_unknown_type_and_scaled_local_angles() -> None:
 )
 def test_raises_on_writing_what_the_family_cannot_express(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="`model_type`"):
-        to_hf_config(Architecture(**(OWN_SIZES | options)))
+        to_hf_config(Architecture(**(TINY | options)))
 
 
 def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
@@ -190,7 +190,7 @@ def test_closed_form_lists_of_configuration_files_become_tuples() -> None:
         "eos_token_id": [1, 2],
         "sliding_window": 3,
     }
-    architecture = Architecture(**OWN_SIZES, **lists)
+    architecture = Architecture(**TINY, **lists)
     assert architecture.local_layers == (True, False)
     assert hash(architecture) == hash(dataclasses.replace(architecture))
 

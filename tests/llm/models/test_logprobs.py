@@ -24,7 +24,7 @@ with_soft_caps = pytest.mark.parametrize("soft_cap", SOFT_CAPS)
 
 
 def set_chunk_size(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
-    """Let a chunk hold so many tokens; None leaves the default, which holds all of them."""
+    """Set the number of tokens of a chunk; None leaves the default, which holds all of them."""
     if size is not None:
         monkeypatch.setattr(logprobs, "CHUNK_ENTRIES", size * VOCABULARY)
 

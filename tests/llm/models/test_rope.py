@@ -23,7 +23,7 @@ LOCAL: dict[str, Any] = {
 }
 
 
-def test_closed_form_local_layers_have_their_own_base() -> None:
+def test_closed_form_local_layers_have_a_separate_base() -> None:
     exponents = np.array([0.0, 0.25, 0.5, 0.75])
     shared = rope_frequencies(Architecture(**SIZES, rope_theta=16.0))
     np.testing.assert_allclose(shared, [16.0**-exponents], rtol=1e-15)

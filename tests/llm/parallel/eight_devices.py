@@ -187,7 +187,7 @@ def measure_on_mesh() -> dict[str, Any]:
     }
 
 
-def place_on_mesh() -> dict[str, Any]:
+def shard_on_mesh() -> dict[str, Any]:
     """Put parameters and another array on a mesh; return their shardings."""
     devices, model = devices_and_model()
     state: Any = nnx.state(model)
@@ -216,7 +216,7 @@ def main() -> None:
         results = {
             "loaded": load_on_mesh(),
             "measured": measure_on_mesh(),
-            "placed": place_on_mesh(),
+            "placed": shard_on_mesh(),
         }
         sys.stdout.write(json.dumps(results) + "\n")
         return

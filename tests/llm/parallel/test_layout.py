@@ -98,7 +98,7 @@ def test_closed_form_metrics_are_summed_over_pairs_and_returned_for_each_pair(
     assert arrays["measured"]["same"]
 
 
-def test_closed_form_arrays_are_placed_by_the_plan_and_copied_back_whole(
+def test_closed_form_arrays_are_sharded_by_the_plan_and_copied_to_the_host(
     arrays: dict[str, Any],
 ) -> None:
     placed = arrays["placed"]
@@ -113,15 +113,16 @@ def test_closed_form_each_device_holds_a_shard_of_every_large_parameter() -> Non
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     parameters = shapes()
     plan = make_sharding_plan(sizes, parameters, head_counts=(4, 2), hidden_size=16)
-    on_device, total = 0, 0
+    on_device, n_parameters = 0, 0
     specs = jax.tree.leaves(plan.partition_specs(parameters), is_leaf=lambda leaf: leaf is None)
     for leaf, spec in zip(jax.tree.leaves(parameters), specs, strict=True):
         names = jax.tree.leaves(tuple(spec))
         parts = int(np.prod([sizes[name] for name in names]))
         assert parts == (4 if leaf.ndim == 3 or leaf.shape == (32, 16) else 1)
-        on_device, total = on_device + leaf.size // parts, total + leaf.size
+        on_device += leaf.size // parts
+        n_parameters += leaf.size
     norms = 16 * (2 * 2 + 1)
-    assert on_device == norms + (total - norms) // 4
+    assert on_device == norms + (n_parameters - norms) // 4
 
 
 def test_closed_form_fsdp_takes_the_devices_that_remain() -> None:

@@ -26,7 +26,7 @@ def on_mesh(function: Callable[..., Any], *arguments: np.ndarray) -> Any:
     return jax.jit(on_all)(*arguments)
 
 
-def test_roundtrip_tokens_are_gathered_from_all_devices_and_taken_back() -> None:
+def test_roundtrip_tokens_are_gathered_from_all_devices_and_sliced() -> None:
     local = RNG.normal(size=(TENSOR, FSDP, 4, 2))
     gathered = np.asarray(on_mesh(VOCAB.all_gather_tokens, local))
     for tensor in range(TENSOR):
@@ -54,7 +54,7 @@ def test_closed_form_sums_are_over_all_shards_and_logarithms_do_not_overflow() -
     np.testing.assert_allclose(logs, np.broadcast_to(expected, logs.shape), rtol=1e-14)
 
 
-def test_closed_form_a_scattered_sum_gives_each_device_its_own_tokens() -> None:
+def test_closed_form_a_scattered_sum_gives_each_device_its_tokens() -> None:
     values = RNG.normal(size=(TENSOR, FSDP, FSDP * 2, 4))
     scattered = np.asarray(on_mesh(VOCAB.reduce_scatter_tokens, values))
     expected = values.sum(axis=(0, 1)).reshape(FSDP, 2, 4)
