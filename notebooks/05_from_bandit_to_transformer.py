@@ -11,9 +11,9 @@
 # %% [markdown]
 # # 5. From a bandit to a transformer
 #
-# A language model is a policy: a prompt is a context, a whole response is an action. If all responses can
-# be listed, the exact theory applies to a transformer, and we can ask whether training finds what the
-# theorem promises. One loss function, `rpo_theory.losses`, is on both sides.
+# A language model is a policy: a prompt is a context, and a whole response is an action. If all responses
+# can be listed, the exact theory applies to a transformer, and we can test whether training finds the
+# policy of the theorem. Trainer and theory use the same loss functions, `rpo_theory.losses`.
 
 # %%
 import inspect
@@ -26,19 +26,19 @@ from llm.train import objective
 from rpo_theory import losses
 
 print(inspect.getsource(losses.dpo).split('"""')[-1])
-assert "rpo_theory" in inspect.getsource(objective)  # where the trainer takes its losses from
+assert "rpo_theory" in inspect.getsource(objective)  # the trainer imports its losses from the theory
 
 # %% [markdown]
 # ## The experiment
 #
-# Two prompts; responses of up to three letters from an alphabet of two. Preferences are drawn from
-# Bradley-Terry. On one side a decoder is trained on *token sequences* by the step that
-# trains SmolLM2 and Mistral, on the loss
+# There are two prompts, and responses of up to three letters from an alphabet of two. Preferences are
+# sampled from the Bradley-Terry model. A decoder is trained on *token sequences*, by the training step
+# that is also used for SmolLM2 and Mistral, on the loss
 #
 # $$-\log\sigma\big(\beta\,[\log\tfrac{\pi(w)}{\pi_{ref}(w)}-\log\tfrac{\pi(l)}{\pi_{ref}(l)}]\big)-\eta\beta\log\pi(w).$$
 #
-# On the other side `rpo_theory.minimax` solves the max-min problem of the same data from win counts,
-# without any network.
+# Independently, `rpo_theory.minimax` solves the max-min problem of the same data from win counts, without
+# a neural network.
 
 # %%
 curves = {}
@@ -56,14 +56,14 @@ assert max(variation[-1] for _, variation in curves["large"]) < 1e-4
 assert min(variation[-1] for _, variation in curves["small"]) > 0.1
 
 # %% [markdown]
-# The large decoder **is** the minimax policy after training, to the precision that the optimiser reaches.
-# The small one, whose hidden states have two dimensions, is not, and no amount of training helps: it
-# cannot be every policy, and the theorem says nothing about a class that misses the Gibbs policies
+# After training, the large decoder **is** the minimax policy, to the precision of the optimizer. The small
+# decoder, whose hidden states have two dimensions, is not, and more training does not help: it cannot
+# represent every policy, and the theorem does not apply to a class without the Gibbs policies
 # ([notebook 3](03_counter_examples.ipynb)).
 #
 # ## What overoptimization looks like
 #
-# The same kind of transformer, on data in which some bad responses won the only comparison they were in.
+# The same kind of transformer is trained on data in which some bad responses won their only comparison.
 
 # %%
 from bandits.theorem_check.plots import plot_training
@@ -81,13 +81,14 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 plot_training(trained, list(axes))
 
 # %%
-assert trained["DPO"][2].max() - trained["DPO"][2][-1] > 0.2  # DPO loses what it had learnt
+assert trained["DPO"][2].max() - trained["DPO"][2][-1] > 0.2  # the reward of DPO falls again
 assert trained["RPO"][2][-1] > trained["DPO"][2][-1] + 0.3
 
 # %% [markdown]
 # ## Exercise
 #
-# Halve $\eta$ until RPO is hacked too. How does the $\eta$ at which it happens depend on the number of
-# comparisons of the good responses?
+# Halve $\eta$ until RPO overoptimizes as well. How does this $\eta$ depend on the number of comparisons of
+# the good responses?
 #
-# *Hint: at the optimum a response's probability exceeds its baseline's by at most its wins over $\eta N$.*
+# *Hint: at the optimum, the probability of a response exceeds that under the baseline policy by at most
+# $W/(\eta N)$, where $W$ is its number of wins.*
