@@ -1,7 +1,7 @@
-r"""The adversary: the reward that is worst for a given policy, :math:`\arg\min_r\phi(\pi,r)`.
+r"""Adversarial reward: the member of a class that is worst for a given policy.
 
-The inner problem of Algorithm 1 (`liu:24`, eq. 3.3), "MLE loss minus reward penalty" over a reward
-class, and the second half of the certificate.
+This is the inner problem of Algorithm 1 (`liu:24`, eq. 3.3), :math:`\arg\min_r\phi(\pi,r)`: the
+likelihood loss plus the reward penalty. The certificate uses it too.
 """
 
 from __future__ import annotations
@@ -25,25 +25,31 @@ def adversarial_reward(
     reward_class: TabularBox | LinearBall | FiniteClass,
     policy: Float[ArrayLike, "x a"],
 ) -> Float[Array, "x a"]:
-    r"""Reward of the class that minimises :math:`\phi(\pi, r)` against a fixed policy.
+    r"""Return the reward of a class that minimizes :math:`\phi(\pi, r)` for a fixed policy.
 
     Args:
-        problem: the instance, in float64.
-        reward_class: a compact class.
+        problem: preference data, policies and weights, in float64.
+        reward_class: a compact reward class.
         policy: :math:`\pi(a|x)`.
 
     Returns:
-        The minimising reward; one of them where several do.
+        A minimizer, shape ``[x a]``.
 
     References:
         `liu:24`, eq. 3.3.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> policy = jnp.array([[0.9, 0.1]])
+        >>> adversarial_reward(problem, TabularBox(2.0), policy).round(6).tolist()
+        [[0.0, 2.0]]
     """
     match reward_class:
         case TabularBox(maximum):
             blocks = prompt_blocks(problem, jnp.asarray(maximum))
-            given = jnp.asarray(policy).T
             state = box_interior_point.solve(
-                blocks, given, tolerance=TOLERANCE, max_steps=MAX_STEPS
+                blocks, jnp.asarray(policy).T, tolerance=TOLERANCE, max_steps=MAX_STEPS
             )
             return reward_class.project(state.reward.T + 0.5 * maximum)
         case LinearBall(features, radius):
@@ -60,19 +66,19 @@ def adversarial_reward(
 
 
 def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_interior_point.Blocks:
-    """Cut a tabular problem into one-prompt blocks, each divided by its own weight."""
+    """Cut a tabular problem into one block per context, each divided by its weight."""
     wins = jnp.asarray(problem.wins)
-    total = wins.sum()
-    safe_total = jnp.where(total > 0, total, 1.0)
+    n_comparisons = wins.sum()
+    n_comparisons = jnp.where(n_comparisons > 0, n_comparisons, 1.0)
     adversary = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
-    scale = adversary + wins.sum(axis=(1, 2)) / safe_total
+    scale = adversary + wins.sum(axis=(1, 2)) / n_comparisons
     scale = jnp.where(scale > 0, scale, 1.0)
     return box_interior_point.Blocks(
         reference=jnp.asarray(problem.reference_policy).T,
         baseline=jnp.asarray(problem.baseline_policy).T,
         wins=jnp.moveaxis(wins, 0, -1),
         adversary_weight=adversary / scale,
-        data_weight=1.0 / (safe_total * scale),
+        data_weight=1.0 / (n_comparisons * scale),
         beta=jnp.broadcast_to(jnp.asarray(problem.beta), scale.shape),
         width=jnp.broadcast_to(width, scale.shape),
     )
@@ -81,6 +87,6 @@ def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_interior_poi
 def unit_ball_reward(
     scaled_features: Float[Array, "x a d"], parameter: Float[Array, " d"]
 ) -> Float[Array, "x a"]:
-    """Reward of a parameter pulled back into the unit ball, which it may leave by roundoff."""
+    """Return the reward of a parameter, after projection into the unit ball against roundoff."""
     norm = jnp.linalg.norm(parameter)
     return scaled_features @ (parameter / jnp.maximum(norm, 1.0))

@@ -1,24 +1,24 @@
-r"""The guarantee: how far the policy may fall short of any comparator that the data cover.
+r"""Suboptimality bounds of the RPO policy against any comparator that the data cover.
 
-Every bound here is one inequality. With probability at least :math:`1-\delta`, for every comparator
-at once,
+All bounds are instances of one inequality. With probability at least :math:`1-\delta`, for all
+comparators at once,
 
 .. math:: J(\pi) - J(\hat\pi) \le \frac{C^2\eta}{8m} + \frac{3\iota^2}{\eta N}
           + \beta\,E_{d_0}KL(\pi\|\pi_{ref}),
 
-where :math:`m` is such that the squared Hellinger distance of two labels is at least :math:`m`
-times the squared difference of their reward margins. Three values of :math:`m` are here:
+where the modulus :math:`m` is such that the squared Hellinger distance of two label distributions
+is at least :math:`m` times the squared difference of their reward margins. It has three values:
 
 ========= =============================== ========================================================
 name      :math:`m`
 ========= =============================== ========================================================
-printed   :math:`\kappa^2`                the paper's; too large by a factor up to 2
-corrected :math:`\kappa^2/2`              what the paper's proof supports
-tight     :math:`h=\sigma'(R_{max})/8`    the largest that holds, :func:`hellinger_curvature`
+printed   :math:`\kappa^2`                as in the paper; too large by a factor up to 2
+corrected :math:`\kappa^2/2`              as the proof in the paper supports
+tight     :math:`h=\sigma'(R_{max})/8`    the largest valid value, :func:`hellinger_curvature`
 ========= =============================== ========================================================
 
-Corollary 5.7 is the same inequality for the RPO policy :math:`\pi_{\hat r}` (it needs A 5.5: a
-compact convex class). Bounds are in units of reward; arguments broadcast like arrays.
+Corollary 5.7 is the same inequality for the RPO policy :math:`\pi_{\hat r}`; it needs A 5.5, a
+compact convex class. Bounds are in units of reward; arguments broadcast like arrays.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ Numbers: TypeAlias = Float[ArrayLike, "..."] | float | int
 
 
 def covering_scale(n_pairs: Numbers, reward_max: Numbers) -> Float[Array, "..."]:
-    r"""Scale at which the theorem covers the class, :math:`\epsilon = 1/(6(1+e^{R_{max}})N)`.
+    r"""Return the covering scale of the theorem, :math:`\epsilon = 1/(6(1+e^{R_{max}})N)`.
 
     Args:
-        n_pairs: :math:`N`.
-        reward_max: :math:`R_{max}`.
+        n_pairs: number :math:`N` of comparisons.
+        reward_max: range :math:`R_{max}` of the rewards.
 
     Returns:
         :math:`\epsilon`, in units of reward.
@@ -58,18 +58,18 @@ def covering_scale(n_pairs: Numbers, reward_max: Numbers) -> Float[Array, "..."]
 
 
 def complexity(log_covering: Numbers, delta: float) -> Float[Array, "..."]:
-    r"""What the class costs, :math:`\iota = \sqrt{\log(\mathcal N_\epsilon/\delta)}`.
+    r"""Return the complexity of a class, :math:`\iota = \sqrt{\log(\mathcal N_\epsilon/\delta)}`.
 
     Args:
         log_covering: :math:`\log\mathcal N_\epsilon` at :func:`covering_scale`, from
             :func:`rpo_theory.rewards.log_covering_number`.
-        delta: :math:`\delta`, the probability that the guarantee may fail; less than 1/e.
+        delta: failure probability :math:`\delta` of the guarantee; less than 1/e.
 
     Returns:
         :math:`\iota > 1`.
 
     Raises:
-        ValueError: :math:`\delta` out of range.
+        ValueError: if :math:`\delta` is out of range.
 
     References:
         `liu:24`, Theorem 5.3.
@@ -87,13 +87,14 @@ def complexity(log_covering: Numbers, delta: float) -> Float[Array, "..."]:
 
 
 def printed_modulus(reward_max: Numbers) -> Float[Array, "..."]:
-    r"""The paper's :math:`m = \kappa^2 = (1+e^{R_{max}})^{-4}`; does not hold below .333.
+    r"""Return the modulus as printed in the paper, :math:`m = \kappa^2 = (1+e^{R_{max}})^{-4}`.
 
-    Its proof takes :math:`D_H^2 \ge D_{TV}^2` for :math:`D_H^2 = 1-\sum\sqrt{pq}`, which fails by
-    a factor up to 2. A loose step elsewhere makes good for it when :math:`R_{max}\ge .333`.
+    It is not valid for :math:`R_{max} < .333`. The proof uses :math:`D_H^2 \ge D_{TV}^2` for
+    :math:`D_H^2 = 1-\sum\sqrt{pq}`, which fails by a factor up to 2. For :math:`R_{max}\ge .333`
+    another, loose step of the proof compensates.
 
     Args:
-        reward_max: :math:`R_{max}`.
+        reward_max: range :math:`R_{max}` of the rewards.
 
     Returns:
         :math:`m` in (0, 1/16].
@@ -109,10 +110,10 @@ def printed_modulus(reward_max: Numbers) -> Float[Array, "..."]:
 
 
 def corrected_modulus(reward_max: Numbers) -> Float[Array, "..."]:
-    r"""Half the paper's, :math:`m = \kappa^2/2`: holds for every :math:`R_{max}`.
+    r"""Return the corrected modulus :math:`m = \kappa^2/2`, valid for every :math:`R_{max}`.
 
     Args:
-        reward_max: :math:`R_{max}`.
+        reward_max: range :math:`R_{max}` of the rewards.
 
     Returns:
         :math:`m` in (0, 1/32].
@@ -125,12 +126,12 @@ def corrected_modulus(reward_max: Numbers) -> Float[Array, "..."]:
 
 
 def tight_modulus(reward_max: Numbers) -> Float[Array, "..."]:
-    r"""The largest valid modulus, :math:`m = h = \sigma'(R_{max})/8`.
+    r"""Return the largest valid modulus, :math:`m = h = \sigma'(R_{max})/8`.
 
-    :math:`\sqrt h` stands in the place of :math:`\kappa`.
+    Compared with the printed modulus, :math:`\sqrt h` replaces :math:`\kappa`.
 
     Args:
-        reward_max: :math:`R_{max}`.
+        reward_max: range :math:`R_{max}` of the rewards.
 
     Returns:
         :math:`m` in (0, 1/32].
@@ -143,13 +144,13 @@ def tight_modulus(reward_max: Numbers) -> Float[Array, "..."]:
 
 
 def theorem_beta(n_pairs: Numbers) -> Float[Array, "..."]:
-    r"""The theorem's KL weight, :math:`\beta = 1/\sqrt N`.
+    r"""Return the KL weight of the theorem, :math:`\beta = 1/\sqrt N`.
 
     Args:
-        n_pairs: :math:`N`.
+        n_pairs: number :math:`N` of comparisons.
 
     Returns:
-        :math:`\beta`, reward per nat.
+        :math:`\beta`, in units of reward per nat.
 
     References:
         `liu:24`, Theorem 5.3.
@@ -164,17 +165,18 @@ def theorem_beta(n_pairs: Numbers) -> Float[Array, "..."]:
 def tuned_eta(
     modulus: Numbers, *, n_pairs: Numbers, complexity: Numbers, coverage: Numbers = 1.0
 ) -> Float[Array, "..."]:
-    r"""Weight of the adversarial term, :math:`\eta = \sqrt{24 m}\,\iota/(C\sqrt N)`.
+    r"""Return the weight of the adversarial term, :math:`\eta = \sqrt{24 m}\,\iota/(C\sqrt N)`.
 
-    The best for the coefficient :math:`C` if that is known. The theorem does not know it and takes
-    :math:`C = 1` with the printed modulus, :math:`\eta = \kappa\sqrt{24}\,\iota/\sqrt N`. (A.45)
-    prints this without :math:`\kappa`; the theorem, with it, is the consistent one.
+    It minimizes the bound for a known coverage coefficient :math:`C`. The theorem does not assume
+    that it is known, and takes :math:`C = 1` with the printed modulus,
+    :math:`\eta = \kappa\sqrt{24}\,\iota/\sqrt N`. Equation (A.45) prints this without
+    :math:`\kappa`; the theorem, with it, is the consistent one.
 
     Args:
-        modulus: :math:`m`.
-        n_pairs: :math:`N`.
-        complexity: :math:`\iota`.
-        coverage: :math:`C > 0`, if known.
+        modulus: modulus :math:`m`.
+        n_pairs: number :math:`N` of comparisons.
+        complexity: complexity :math:`\iota` of the class.
+        coverage: coverage coefficient :math:`C > 0`; 1 if it is not known.
 
     Returns:
         :math:`\eta`, nats per unit of reward.
@@ -193,19 +195,20 @@ def tuned_eta(
 def regularized_gap_bound(
     modulus: Numbers, *, n_pairs: Numbers, complexity: Numbers, coverage: Numbers, eta: Numbers
 ) -> Float[Array, "..."]:
-    r"""Bound on the gap of :math:`J - \beta E\,KL`, for any :math:`\beta`.
+    r"""Return the bound on the gap of :math:`J - \beta E\,KL`, for any :math:`\beta`.
 
     .. math:: \frac{C^2\eta}{8m} + \frac{3\iota^2}{\eta N}
 
     Args:
-        modulus: :math:`m`.
-        n_pairs: :math:`N`.
-        complexity: :math:`\iota`.
-        coverage: :math:`C` of the comparator, :func:`rpo_theory.coverage.coverage_coefficient`.
-        eta: :math:`\eta > 0`.
+        modulus: modulus :math:`m`.
+        n_pairs: number :math:`N` of comparisons.
+        complexity: complexity :math:`\iota` of the class.
+        coverage: coverage coefficient :math:`C` of the comparator, from
+            :func:`rpo_theory.coverage.coverage_coefficient`.
+        eta: weight of the adversarial term, :math:`\eta > 0`.
 
     Returns:
-        Expected reward minus KL cost that the policy may lack.
+        Upper bound on the shortfall of expected reward minus KL cost.
 
     Examples:
         >>> terms = {"n_pairs": 100, "complexity": 2.0, "coverage": 1.0, "eta": 0.25}
@@ -226,19 +229,21 @@ def suboptimality_bound(
     beta: Numbers,
     kl: Numbers,
 ) -> Float[Array, "..."]:
-    r"""Bound on the gap before tuning: :func:`regularized_gap_bound` plus :math:`\beta E\,KL`.
+    r"""Return the bound on the gap of :math:`J`, for any :math:`\eta` and :math:`\beta`.
+
+    It is :func:`regularized_gap_bound` plus :math:`\beta E\,KL`.
 
     Args:
-        modulus: :math:`m`; the printed one gives (A.44).
-        n_pairs: :math:`N`.
-        complexity: :math:`\iota`.
-        coverage: :math:`C` of the comparator.
-        eta: :math:`\eta > 0`.
-        beta: :math:`\beta > 0`.
+        modulus: modulus :math:`m`; the printed one gives (A.44).
+        n_pairs: number :math:`N` of comparisons.
+        complexity: complexity :math:`\iota` of the class.
+        coverage: coverage coefficient :math:`C` of the comparator.
+        eta: weight of the adversarial term, :math:`\eta > 0`.
+        beta: weight of the KL term, :math:`\beta > 0`.
         kl: :math:`E_{d_0} KL(\pi\|\pi_{ref})` of the comparator, nats.
 
     Returns:
-        Expected reward that the policy may lack.
+        Upper bound on the shortfall of expected reward.
 
     References:
         `liu:24`, eq. A.44.
@@ -248,29 +253,29 @@ def suboptimality_bound(
         >>> round(float(suboptimality_bound(printed_modulus(0.0), **terms, beta=0.1, kl=0.2)), 4)
         1.0
     """
-    regularised = regularized_gap_bound(
+    regularized = regularized_gap_bound(
         modulus, n_pairs=n_pairs, complexity=complexity, coverage=coverage, eta=eta
     )
-    return regularised + beta * kl
+    return regularized + beta * kl
 
 
 def theorem_bound_printed(
     *, n_pairs: Numbers, reward_max: Numbers, complexity: Numbers, coverage: Numbers, kl: Numbers
 ) -> Float[Array, "..."]:
-    r"""Theorem 5.3 as printed; holds for :math:`R_{max}\ge .333`.
+    r"""Return the bound of Theorem 5.3 as printed, valid for :math:`R_{max}\ge .333`.
 
     .. math:: \frac{\sqrt6\,(1+e^{R_{max}})^2 (C^2+1)\,\iota + 4\,E\,KL}{4\sqrt N}
 
     Args:
-        n_pairs: :math:`N`.
-        reward_max: :math:`R_{max}`.
-        complexity: :math:`\iota`.
-        coverage: :math:`C` of the comparator.
+        n_pairs: number :math:`N` of comparisons.
+        reward_max: range :math:`R_{max}` of the rewards.
+        complexity: complexity :math:`\iota` of the class.
+        coverage: coverage coefficient :math:`C` of the comparator.
         kl: :math:`E_{d_0} KL(\pi\|\pi_{ref})` of the comparator, nats.
 
     Returns:
-        Expected reward that the policy may lack, with the theorem's :math:`\eta` and
-        :math:`\beta`.
+        Upper bound on the shortfall of expected reward, with :math:`\eta` and :math:`\beta` of the
+        theorem.
 
     References:
         `liu:24`, Theorem 5.3 and Corollary 5.7.
@@ -280,79 +285,81 @@ def theorem_bound_printed(
         >>> round(float(theorem_bound_printed(**terms, complexity=2.0)), 4)
         4.0
     """
-    slope = (jnp.square(coverage) + 1.0) / curvature(reward_max)
-    return (math.sqrt(6.0) * slope * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+    statistical = (jnp.square(coverage) + 1.0) / curvature(reward_max)
+    return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
 
 
 def theorem_bound_corrected(
     *, n_pairs: Numbers, reward_max: Numbers, complexity: Numbers, coverage: Numbers, kl: Numbers
 ) -> Float[Array, "..."]:
-    r"""Theorem 5.3 with the constant that its proof supports, for every :math:`R_{max}`.
+    r"""Return the bound of Theorem 5.3 with the constant that its proof supports.
 
-    The same :math:`\eta` and :math:`\beta`; :math:`2C^2+1` stands in the place of :math:`C^2+1`.
+    It is valid for every :math:`R_{max}`. With the same :math:`\eta` and :math:`\beta`,
+    :math:`2C^2+1` replaces :math:`C^2+1`.
 
     Args:
-        n_pairs: :math:`N`.
-        reward_max: :math:`R_{max}`.
-        complexity: :math:`\iota`.
-        coverage: :math:`C` of the comparator.
+        n_pairs: number :math:`N` of comparisons.
+        reward_max: range :math:`R_{max}` of the rewards.
+        complexity: complexity :math:`\iota` of the class.
+        coverage: coverage coefficient :math:`C` of the comparator.
         kl: :math:`E_{d_0} KL(\pi\|\pi_{ref})` of the comparator, nats.
 
     Returns:
-        Expected reward that the policy may lack.
+        Upper bound on the shortfall of expected reward.
 
     References:
-        `liu:24`, Theorem 5.3, with Lemma A.1 put right.
+        `liu:24`, Theorem 5.3, with Lemma A.1 corrected.
 
     Examples:
         >>> terms = {"n_pairs": 6, "reward_max": 0.0, "coverage": 1.0, "kl": 0.0}
         >>> round(float(theorem_bound_corrected(**terms, complexity=2.0)), 4)
         6.0
     """
-    slope = (2.0 * jnp.square(coverage) + 1.0) / curvature(reward_max)
-    return (math.sqrt(6.0) * slope * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+    statistical = (2.0 * jnp.square(coverage) + 1.0) / curvature(reward_max)
+    return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
 
 
 def theorem_bound_tight(
     *, n_pairs: Numbers, reward_max: Numbers, complexity: Numbers, coverage: Numbers, kl: Numbers
 ) -> Float[Array, "..."]:
-    r"""The sharpest form: :math:`\sqrt h` for :math:`\kappa`, in the bound and in :math:`\eta`.
+    r"""Return the tight bound, with :math:`\sqrt h` for :math:`\kappa` in bound and :math:`\eta`.
 
     :math:`1/\sqrt h` grows like :math:`e^{R_{max}/2}`, the printed :math:`1/\kappa` like
-    :math:`e^{2R_{max}}`. For the policy tuned by ``tuned_eta(tight_modulus(reward_max), ...)``.
+    :math:`e^{2R_{max}}`. The bound is for the policy with
+    ``eta=tuned_eta(tight_modulus(reward_max), ...)``.
 
     Args:
-        n_pairs: :math:`N`.
-        reward_max: :math:`R_{max}`.
-        complexity: :math:`\iota`.
-        coverage: :math:`C` of the comparator.
+        n_pairs: number :math:`N` of comparisons.
+        reward_max: range :math:`R_{max}` of the rewards.
+        complexity: complexity :math:`\iota` of the class.
+        coverage: coverage coefficient :math:`C` of the comparator.
         kl: :math:`E_{d_0} KL(\pi\|\pi_{ref})` of the comparator, nats.
 
     Returns:
-        Expected reward that the policy may lack.
+        Upper bound on the shortfall of expected reward.
 
     Examples:
         >>> terms = {"n_pairs": 3, "reward_max": 0.0, "coverage": 1.0, "kl": 0.0}
         >>> round(float(theorem_bound_tight(**terms, complexity=1.0)), 4)
         4.0
     """
-    slope = (jnp.square(coverage) + 1.0) / jnp.sqrt(tight_modulus(reward_max))
-    return (math.sqrt(6.0) * slope * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+    statistical = (jnp.square(coverage) + 1.0) / jnp.sqrt(tight_modulus(reward_max))
+    return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
 
 
 def prompt_shift_factor(
     target_weights: Float[ArrayLike, " x"], context_weights: Float[ArrayLike, " x"]
 ) -> Float[Array, ""]:
-    r"""What a bound is multiplied by when the policy meets other prompts, :math:`\sup_x d_1/d_0`.
+    r"""Return the factor :math:`\sup_x d_1/d_0` of a bound under another prompt distribution.
 
-    For a comparator that is optimal at every prompt: then no prompt has a negative gap.
+    It holds for a comparator that is optimal in every context, so that no gap is negative.
 
     Args:
-        target_weights: :math:`d_1(x)`, the law of the prompts met.
-        context_weights: :math:`d_0(x)`, the law of the prompts trained on.
+        target_weights: prompt distribution :math:`d_1(x)` at test time.
+        context_weights: prompt distribution :math:`d_0(x)` of the training data.
 
     Returns:
-        At least 1; ``inf`` where a prompt is met that was never trained on.
+        At least 1; ``inf`` if a prompt of the test distribution has no training weight.
 
     References:
         `liu:24`, Corollary 5.8.
@@ -361,6 +368,6 @@ def prompt_shift_factor(
         >>> float(prompt_shift_factor(jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])))
         2.0
     """
-    met, trained = jnp.asarray(target_weights), jnp.asarray(context_weights)
-    ratio = jnp.where(trained > 0, met / jnp.where(trained > 0, trained, 1.0), jnp.inf)
-    return jnp.max(jnp.where(met > 0, ratio, 0.0))
+    target, trained = jnp.asarray(target_weights), jnp.asarray(context_weights)
+    ratio = jnp.where(trained > 0, target / jnp.where(trained > 0, trained, 1.0), jnp.inf)
+    return jnp.max(jnp.where(target > 0, ratio, 0.0))

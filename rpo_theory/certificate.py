@@ -1,14 +1,15 @@
-r"""The certificate: how far *any* policy and reward are from a saddle point.
+r"""Certificates: proven bounds on how far a policy and a reward are from a saddle point.
 
-For any pair, :math:`gap(\pi, r) = \max_{\pi'}\phi(\pi',r) - \min_{r'\in\mathcal R}\phi(\pi,r')` is
-at least 0, and 0 exactly at a saddle point. It splits into two parts that are sums of non-negative
-terms, so that nothing cancels:
+The duality gap of a pair is :math:`\max_{\pi'}\phi(\pi',r) - \min_{r'\in\mathcal R}\phi(\pi,r')`.
+It is at least 0, and 0 exactly at a saddle point. It is the sum of two non-negative parts, each a
+sum of non-negative terms, so no cancellation occurs:
 
 .. math:: gap(\pi, r) = \eta\beta\,E_{d_0} KL(\pi\|\pi_r)
           + \big[\phi(\pi, r) - \min_{r'}\phi(\pi, r')\big],
 
-and by convexity of :math:`L_D` the second is at most the regret of :math:`r` against the linear
-function :math:`\nabla_r\phi(\pi, r)`: a bound that needs no solver and is exact at a saddle point.
+By convexity of :math:`L_D` the second part is at most the linear (Frank-Wolfe) gap of :math:`r` in
+the direction :math:`\nabla_r\phi(\pi, r)`. This bound needs no solver and is exact at a saddle
+point.
 """
 
 from __future__ import annotations
@@ -31,22 +32,23 @@ from .problems import normalize
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Solution, Status
 
-GROUP = 8192  # entries of the win counts that are looked at together
+GROUP = 8192  # number of win counts that are verified together
 GAP_TOLERANCE = 1e-10
-r"""What ``Status.SOLVED`` promises of the duality gap, relative to :math:`\max(1,\eta,|F|)`."""
+r"""Bound on the duality gap of status ``SOLVED``, relative to :math:`\max(1,\eta,|F|)`."""
 
 
 class Certificate(NamedTuple):
-    r"""What is proven about a policy and a reward.
+    r"""Proven statements about a policy and a reward.
 
     Attributes:
-        value: :math:`F(r)`, nats.
+        value: minimax objective :math:`F(r)`, nats.
         duality_gap: upper bound on :math:`gap(\pi, r)`, nats, exact up to the accuracy of the
-            adversary's answer; infinite for the unbounded class, where the adversary has no
-            minimum unless identity S1 holds exactly (see :mod:`rpo_theory.stationarity`).
-        kkt_residual: largest violation of the optimality conditions: distance of :math:`r` from
-            the projection of a gradient step, and of :math:`\pi` from :math:`\pi_r` in total
-            variation; for a finite class, which has no such conditions, the duality gap.
+            adversarial reward. It is infinite for the unbounded class, where the adversary's
+            problem has no minimum unless identity S1 holds exactly (see
+            :mod:`rpo_theory.stationarity`).
+        kkt_residual: largest violation of the optimality conditions: the distance of :math:`r`
+            from the projection of a gradient step, or of :math:`\pi` from :math:`\pi_r` in total
+            variation. For a finite class, which has no such conditions, the duality gap.
     """
 
     value: Float[Array, ""]
@@ -60,24 +62,24 @@ def certify(
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Certificate:
-    """Certificate of any policy and reward, whoever found them.
+    """Certify any pair of a policy and a reward, whoever found it.
 
     Args:
-        problem: the instance.
-        reward_class: the adversary's class.
-        policy: any policy within the support of the reference.
-        reward: any reward of the class.
+        problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
+        reward_class: rewards that the adversary may choose from.
+        policy: any policy within the support of the reference policy.
+        reward: any member of the reward class.
 
     Returns:
-        The certificate, in float64.
+        The certificate, computed in float64 whatever the caller's configuration.
 
     References:
         `liu:24`, Theorem 5.6 and Lemma B.1.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
-        >>> float(certify(problem, TabularBox(jnp.array(1.0)), even, jnp.zeros((1, 2))).duality_gap)
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> float(certify(problem, TabularBox(1.0), even, jnp.zeros((1, 2))).duality_gap)
         0.0
     """
     with jax.enable_x64(True):
@@ -88,33 +90,34 @@ def certify(
 def is_proven(
     problem: Problem, gap: Float[ArrayLike, ""], value: Float[ArrayLike, ""]
 ) -> Bool[Array, ""]:
-    r"""Whether a gap is within what ``Status.SOLVED`` promises; a gap that is NaN never is.
+    r"""Return whether a duality gap is within the bound of status ``SOLVED``.
 
     Args:
-        problem: the instance.
+        problem: problem that sets the scale of the bound.
         gap: bound on the duality gap, nats.
         value: :math:`F`, nats.
 
     Returns:
-        True or false.
+        False also for a gap that is NaN.
     """
     size = jnp.maximum(jnp.maximum(1.0, problem.eta), jnp.abs(jnp.asarray(value)))
     return jnp.asarray(gap) <= GAP_TOLERANCE * size
 
 
 def verify_status(problems: Problem, reward_class: RewardClass, solution: Solution) -> Solution:
-    """Call no answer solved that its certificate does not prove, whoever found it.
+    """Replace the status of every solution that its certificate does not prove.
 
     Args:
-        problems: the instances, with a leading batch axis.
+        problems: problems with a leading batch axis; scalars apply to all.
         reward_class: their reward classes, likewise.
-        solution: what a solver returned for them. For a finite class its stats may hold
-            ``mixture``, the adversary's weights on the members: the gap is then that of the game in
-            which it draws a member, and without it that to the member of least :math:`F`.
+        solution: their solutions by some solver. For a finite class its stats may hold
+            ``mixture``, the adversary's probabilities of the members: the gap is then that of the
+            game in which the adversary draws a member. Without it the gap is the difference to the
+            member with the smallest :math:`F`.
 
     Returns:
-        The solution with ``MAX_STEPS`` where the status claimed more than is proven, and
-        ``NOT_FINITE`` where a number of the problem itself is not finite.
+        The solution, with status ``MAX_STEPS`` where it claimed more than is proven, and
+        ``NOT_FINITE`` where the problem itself has a number that is not finite.
     """
     answers = (*solution[:3], solution.stats.get("mixture"))
     with np.errstate(invalid="ignore"):
@@ -128,14 +131,14 @@ def verify_status(problems: Problem, reward_class: RewardClass, solution: Soluti
 
 
 def all_finite(problems: Problem, reward_class: RewardClass) -> Bool[Array, " p"]:
-    """Whether every number of a problem and its class is finite.
+    """Return whether every number of a problem and its reward class is finite.
 
     Args:
-        problems: the instances, with a leading batch axis.
+        problems: problems with a leading batch axis on every array.
         reward_class: their reward classes, likewise.
 
     Returns:
-        One answer a problem.
+        One boolean per problem.
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves((problems, reward_class))]
     each = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
@@ -148,13 +151,13 @@ def duality_gap_bound(
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
-    """Upper bound on the duality gap in closed form, exact at a saddle point: no solver involved.
+    """Bound the duality gap from above in closed form; the bound is exact at a saddle point.
 
     Args:
-        problem: the instance.
-        reward_class: the adversary's class.
+        problem: preference data, policies and weights, as arrays.
+        reward_class: rewards that the adversary may choose from.
         policy: any policy.
-        reward: any reward of the class.
+        reward: any member of the reward class.
 
     Returns:
         Nats, at least 0; infinite for the unbounded class.
@@ -175,10 +178,12 @@ def duality_gap_bound(
 def policy_gap(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, ""]:
-    r"""How far a policy is from the best one, :math:`F(r)-\phi(\pi,r)=\eta\beta E\,KL(\pi\|\pi_r)`.
+    r"""Return the gap of a policy to the best response, :math:`F(r)-\phi(\pi,r)`.
+
+    .. math:: F(r)-\phi(\pi,r)=\eta\beta\,E_{d_0} KL(\pi\|\pi_r)
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         policy: any policy.
         reward: any reward.
 
@@ -193,23 +198,23 @@ def policy_gap(
 def reward_gradient(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
-    r"""Gradient of :math:`\phi(\pi, r)` in the reward; the residual of identity S1.
+    r"""Return the gradient of :math:`\phi(\pi, r)` in the reward, the residual of identity S1.
 
     .. math:: \eta d_0(x)[\pi(a|x) - \pi_{base}(a|x)]
         - \frac1N\sum_l W_{xal}\sigma(r_l - r_a) + \frac1N\sum_w W_{xwa}\sigma(r_a - r_w)
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         policy: :math:`\pi(a|x)`.
         reward: :math:`r(x,a)`.
 
     Returns:
-        One number per prompt and response.
+        Derivative by the reward of each context and action, shape ``[x a]``.
     """
     wins, reward = jnp.asarray(problem.wins), jnp.asarray(reward)
-    total = wins.sum()
+    n_comparisons = wins.sum()
     surprise = jax.nn.sigmoid(reward[:, None, :] - reward[:, :, None])
-    flow = wins * surprise / jnp.where(total > 0, total, 1.0)
+    flow = wins * surprise / jnp.where(n_comparisons > 0, n_comparisons, 1.0)
     weights = jnp.asarray(problem.context_weights)[:, None] * problem.eta
     excess = weights * (jnp.asarray(policy) - jnp.asarray(problem.baseline_policy))
     return excess + flow.sum(axis=1) - flow.sum(axis=2)
@@ -221,17 +226,17 @@ def kkt_residual(
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
-    r"""Largest violation of the optimality conditions of the saddle point.
+    r"""Return the largest violation of the optimality conditions of the saddle point.
 
     Args:
-        problem: the instance.
-        reward_class: the adversary's class.
+        problem: preference data, policies and weights.
+        reward_class: rewards that the adversary may choose from.
         policy: any policy.
         reward: any reward.
 
     Returns:
-        The larger of :math:`\|r - \mathrm{Proj}(r - \nabla_r\phi)\|_\infty` (for the ball of
-        parameters) and :math:`\max_x TV(\pi,\pi_r)` over prompts of positive weight.
+        The larger of :math:`\|r - \mathrm{Proj}(r - \nabla_r\phi)\|_\infty` (for a ball, of its
+        parameters) and :math:`\max_x TV(\pi,\pi_r)` over the contexts with positive weight.
     """
     weights, reward = jnp.asarray(problem.context_weights), jnp.asarray(reward)
     best = gibbs_policy(reward, problem.reference_policy, problem.beta)
@@ -257,13 +262,13 @@ def mixture_gap(
     policy: Float[ArrayLike, "x a"],
     mixture: Float[ArrayLike, " k"],
 ) -> Float[Array, ""]:
-    r"""Duality gap where the adversary of a finite class draws a member.
+    r"""Return the duality gap of the game in which the adversary draws a member of a finite class.
 
     .. math:: \eta\beta\,E\,KL(\pi\|\pi_{\bar r}) + \sum_k\lambda_k\phi(\pi, r_k)
         - \min_k\phi(\pi, r_k), \qquad \bar r = \sum_k\lambda_k r_k
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         reward_class: the members.
         policy: any policy.
         mixture: probabilities :math:`\lambda` of the members.
@@ -280,12 +285,12 @@ def mixture_gap(
 def unbounded_residual(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, ""]:
-    r"""What stands for the gap over all rewards: identity S1 and the policy's regret, in nats.
+    r"""Return the optimality residual that replaces the duality gap for the unbounded class.
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         policy: any policy.
-        reward: any reward, ``-inf`` where the infimum sends it there.
+        reward: any reward, ``-inf`` where the infimum is not attained.
 
     Returns:
         The larger of :math:`\|\nabla_r\phi\|_\infty` over the rewards that stay finite and
@@ -299,7 +304,7 @@ def reduced_residual(
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
-    """The same of a problem from which the diverging responses were taken out already."""
+    """Return :func:`unbounded_residual` of a problem that is already reduced."""
     finite = jnp.where(reduced.kept, jnp.asarray(reward), 0.0)
     gradient = reward_gradient(reduced.problem, policy, finite)
     largest = jnp.abs(jnp.where(reduced.kept, gradient, 0.0)).max()
@@ -310,7 +315,9 @@ def reduced_residual(
 def _all_proven(
     problems: Problem, reward_class: RewardClass, answers: tuple
 ) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
-    def one(problem: Problem, reward_class: RewardClass, answer: tuple) -> Bool[Array, ""]:
+    def is_one_proven(
+        problem: Problem, reward_class: RewardClass, answer: tuple
+    ) -> Bool[Array, ""]:
         policy, reward, value, mixture = answer
         match reward_class:
             case FiniteClass(rewards) if mixture is None:
@@ -321,11 +328,11 @@ def _all_proven(
             case Unbounded():
                 gap = unbounded_residual(problem, policy, reward)
             case _:
-                off = jnp.abs(minimax_objective(problem, reward) - value)
-                gap = jnp.maximum(duality_gap_bound(problem, reward_class, policy, reward), off)
+                error = jnp.abs(minimax_objective(problem, reward) - value)
+                gap = jnp.maximum(duality_gap_bound(problem, reward_class, policy, reward), error)
         return is_proven(problem, gap, value)
 
-    proven = jax.vmap(one)(problems, reward_class, answers)
+    proven = jax.vmap(is_one_proven)(problems, reward_class, answers)
     return proven, all_finite(problems, reward_class)
 
 
@@ -338,7 +345,7 @@ def _certify(
 ) -> Certificate:
     gap = duality_gap_bound(problem, reward_class, policy, reward)
     if isinstance(reward_class, TabularBox | LinearBall):
-        # Far from a saddle point the bound is loose: ask the adversary, and bound at its answer.
+        # Far from a saddle point the bound is loose: take it at the adversarial reward instead.
         worst = adversarial_reward(problem, reward_class, policy)
         drop = saddle_objective(problem, policy, reward) - saddle_objective(problem, policy, worst)
         slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)

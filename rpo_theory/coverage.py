@@ -1,19 +1,20 @@
-r"""Partial coverage :math:`C_{\mu_D}(\mathcal R;\pi,\pi_{base})`, exact for every reward class.
+r"""Coverage coefficient :math:`C_{\mu_D}(\mathcal R;\pi,\pi_{base})`, exact for every reward class.
 
 .. math:: C = \max\Big\{0, \sup_{r\in\mathcal R}
     \frac{E_{d_0,\pi,\pi_{base}}[(r^\star(a^1)-r^\star(a^0)) - (r(a^1)-r(a^0))]}
     {\sqrt{E_{\mu_D}|(r^\star(a^1)-r^\star(a^0)) - (r(a^1)-r(a^0))|^2}}\Big\}
 
-(`liu:24`, A 5.2). The ratio does not change along a ray from :math:`r^\star`, so for a convex class
-only the closed tangent cone at :math:`r^\star` matters, and with :math:`v` the linear form of the
-numerator and :math:`\Sigma` the quadratic form of the denominator
+(`liu:24`, A 5.2). The ratio is constant along rays from :math:`r^\star`, so for a convex class only
+the closed tangent cone at :math:`r^\star` matters. With :math:`v` the linear form of the numerator
+and :math:`\Sigma` the quadratic form of the denominator,
 
 .. math:: C^2 = 2\,\sup\{-\langle v,d\rangle - \tfrac12\langle d,\Sigma d\rangle:
           d \text{ in the cone}\}.
 
-For tables :math:`\Sigma` is a graph Laplacian and the cone a list of signs: a resistor network with
-diodes (:mod:`rpo_theory.numerics.laplacian_qp`). For a linear ball the cone is everything or a half-space, and
-one multiplier decides. Infinity is decided by what the data connect, not by a number being large.
+For tables :math:`\Sigma` is a graph Laplacian and the cone a list of sign constraints
+(:mod:`rpo_theory.numerics.laplacian_qp`). For a linear ball the cone is the whole space or a
+half-space, and the dual has one multiplier. Whether :math:`C` is infinite is decided by the
+connected components of the data, not by the size of a number.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike
 
 ROUNDOFF_ULPS = 64
-"""Units in the last place, of the coarsest input, that count as rounding and not as a number."""
-RIM_TOLERANCE = 1e-9
-"""Parameters this close to the rim of the ball, relatively, are on it: least squares rounds."""
+"""Differences below this number of units in the last place count as rounding."""
+BOUNDARY_TOLERANCE = 1e-9
+"""Relative distance from the boundary of the ball within which a parameter lies on it."""
 MEMBER_TOLERANCE = 1e-6
-"""How far, relatively, the true reward may miss its class: the rounding of seven digits."""
+"""Accepted relative distance of the true reward from its class: rounding to seven digits."""
 GROUP = 8192
-"""Pairs of responses that are looked at together."""
+"""Number of pairs of responses in one call of the compiled program."""
 
 
-class _Question(NamedTuple):
-    """What coverage is asked about, in float64; ``roundoff`` is relative."""
+class _Query(NamedTuple):
+    """Arguments of the coverage coefficient in float64; ``roundoff`` is relative."""
 
     true_reward: Float[Array, "*B x a"]
     comparator: Float[Array, "*B x a"]
@@ -53,12 +54,12 @@ class _Question(NamedTuple):
     roundoff: Float[Array, "*B"]
 
     def weight(self) -> Float[Array, "x a"]:
-        r"""The linear form :math:`v = d_0(\pi - \pi_{base})` on tables."""
+        r"""Return the linear form :math:`v = d_0(\pi - \pi_{base})` on tables."""
         return self.context_weights[:, None] * (self.comparator - self.baseline)
 
 
-class _Answer(NamedTuple):
-    """The coefficient, how far the true reward misses its class, and whether a game converged."""
+class _Result(NamedTuple):
+    """Coefficient, distance of the true reward from its class, and convergence of the solver."""
 
     coefficient: Float[Array, "*B"]
     misfit: Float[Array, "*B"]
@@ -74,44 +75,55 @@ def coverage_coefficient(
     context_weights: Float[ArrayLike, " x"],
     pair_distribution: Float[ArrayLike, "x a a"],
 ) -> Float[Array, ""]:
-    r"""Coverage coefficient of the comparator against the baseline, exact.
+    r"""Return the exact coverage coefficient of a comparator and a baseline policy.
 
-    Computed in float64 whatever the inputs. Finite exactly when the data tell how much better the
-    comparator is than the baseline, for every reward of the class that could be worse than it
-    seems; other policies need no data.
+    It is finite if and only if the data determine how much better the comparator is than the
+    baseline, for all rewards of the class. Data about other policies are not needed. Computed in
+    float64 whatever the caller's configuration.
 
     Args:
-        reward_class: :math:`\mathcal R`; the unbounded class asks for data about every direction.
+        reward_class: :math:`\mathcal R`; the unbounded class needs data about every direction.
         true_reward: :math:`r^\star`, a member of the class.
         comparator: :math:`\pi(a|x)`.
         baseline: :math:`\pi_{base}(a|x)`.
         context_weights: :math:`d_0(x)`.
-        pair_distribution: the law :math:`\mu_D(x, a^1, a^0)` of the compared pairs; divided by its sum, so
-            counts will do. Pairs ``(i, j)`` and ``(j, i)`` tell the same.
+        pair_distribution: distribution :math:`\mu_D(x, a^1, a^0)` of the compared pairs. It is
+            divided by its sum, so counts may be given. ``(i, j)`` and ``(j, i)`` are equivalent.
 
     Returns:
         :math:`C \in [0, \infty]`.
 
     Raises:
-        InvalidProblemError: wrong shapes, a number that is not finite, something that is not a law.
-        ValueError: the true reward is not in the class, or a law of pairs is negative.
+        InvalidProblemError: if a shape is wrong, a number is not finite, or probabilities do not
+            sum to one.
+        ValueError: if the true reward is not in the class, or a pair probability is negative.
 
     References:
         `liu:24`, Assumption 5.2.
 
     Examples:
-        >>> law = {"context_weights": np.ones(1), "pair_distribution": np.array([[[0.0, 1.0], [3.0, 0.0]]])}
         >>> first, second = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
-        >>> truth = np.array([[0.5, 0.5]])
-        >>> box = TabularBox(np.array(1.0))
-        >>> float(coverage_coefficient(box, true_reward=truth, comparator=first, baseline=second, **law))
+        >>> coefficient = coverage_coefficient(
+        ...     TabularBox(1.0),
+        ...     true_reward=np.array([[0.5, 0.5]]),
+        ...     comparator=first,
+        ...     baseline=second,
+        ...     context_weights=np.ones(1),
+        ...     pair_distribution=np.array([[[0.0, 1.0], [3.0, 0.0]]]),
+        ... )
+        >>> float(coefficient)
         1.0
     """
-    one = jax.tree.map(lambda field: np.asarray(field)[None], reward_class)
-    question = (true_reward, comparator, baseline, context_weights, pair_distribution)
-    names = ("true_reward", "comparator", "baseline", "context_weights", "pair_distribution")
-    arrays = {name: np.asarray(a)[None] for name, a in zip(names, question, strict=True)}
-    return coverage_coefficient_batch(one, **arrays)[0]
+    class_batch = jax.tree.map(lambda field: np.asarray(field)[None], reward_class)
+    arguments = {
+        "true_reward": true_reward,
+        "comparator": comparator,
+        "baseline": baseline,
+        "context_weights": context_weights,
+        "pair_distribution": pair_distribution,
+    }
+    batch = {name: np.asarray(array)[None] for name, array in arguments.items()}
+    return coverage_coefficient_batch(class_batch, **batch)[0]
 
 
 def coverage_coefficient_batch(
@@ -123,22 +135,23 @@ def coverage_coefficient_batch(
     context_weights: Float[ArrayLike, "B x"],
     pair_distribution: Float[ArrayLike, "B x a a"],
 ) -> Float[Array, " B"]:
-    r"""Coverage coefficients of many instances at once; see :func:`coverage_coefficient`.
+    r"""Return the coverage coefficients of a batch of instances; see :func:`coverage_coefficient`.
 
     Args:
-        reward_class: its arrays have a leading batch axis.
-        true_reward: :math:`r^\star`.
+        reward_class: reward classes with a leading batch axis; scalars apply to all.
+        true_reward: :math:`r^\star`, a member of the class.
         comparator: :math:`\pi(a|x)`.
         baseline: :math:`\pi_{base}(a|x)`.
         context_weights: :math:`d_0(x)`.
-        pair_distribution: the laws of the compared pairs.
+        pair_distribution: distribution or counts of the compared pairs.
 
     Returns:
-        :math:`C \in [0, \infty]` of every instance.
+        :math:`C \in [0, \infty]` of each instance.
 
     Raises:
-        InvalidProblemError: as :func:`coverage_coefficient`; a place in a field begins with the instance.
-        ValueError: as :func:`coverage_coefficient`.
+        InvalidProblemError: if a shape is wrong, a number is not finite, or probabilities do not
+            sum to one; an index in the message begins with that of the instance.
+        ValueError: if a true reward is not in its class, or a pair probability is negative.
 
     References:
         `liu:24`, Assumption 5.2.
@@ -157,25 +170,27 @@ def coverage_coefficient_batch(
     rounded = (true_reward, comparator, baseline, context_weights, reward_class)
     roundoff = ROUNDOFF_ULPS * max(map(_eps, jax.tree.leaves(rounded)))
     with jax.enable_x64(True):
-        question = _Question(
+        query = _Query(
             jnp.asarray(true_reward, jnp.float64),
-            _law(comparator, 1),
-            _law(baseline, 1),
-            _law(context_weights, 1),
-            _law(pair_distribution, 3),
+            _divided_by_sum(comparator, 1),
+            _divided_by_sum(baseline, 1),
+            _divided_by_sum(context_weights, 1),
+            _divided_by_sum(pair_distribution, 3),
             jnp.full(shape[0], roundoff, jnp.float64),
         )
-    # Members and features multiply the pairs.
+    # Memory grows with the number of members and features.
     per_table = [np.size(leaf) / np.size(true_reward) for leaf in jax.tree.leaves(reward_class)]
     per_instance = np.size(pair_distribution) / shape[0] * max([1.0, *per_table])
-    answer = map_in_groups(
-        _answers, reward_class, question, size=round_group_size(GROUP / per_instance)
-    )
-    _refuse_outsiders(answer.misfit)
-    if not np.all(answer.converged):
-        raise RuntimeError("the game of `networks` did not settle: please report the instance")
+    size = round_group_size(GROUP / per_instance)
+    result = map_in_groups(_coefficients, reward_class, query, size=size)
+    _refuse_outsiders(result.misfit)
+    if not np.all(result.converged):
+        raise RuntimeError(
+            "the active-set method of the coverage coefficient did not converge: "
+            "please report the instance"
+        )
     with jax.enable_x64(True):
-        return jnp.asarray(answer.coefficient)
+        return jnp.asarray(result.coefficient)
 
 
 def density_ratio_bound(
@@ -184,19 +199,22 @@ def density_ratio_bound(
     context_weights: Float[ArrayLike, " x"],
     pair_distribution: Float[ArrayLike, "x a a"],
 ) -> Float[Array, ""]:
-    r"""Square root of the largest ratio of :math:`d_0\otimes\pi\otimes\pi_{base}` to :math:`\mu_D`.
+    r"""Return a bound on the coverage coefficient by the largest ratio of densities.
 
-    A response compared with itself tells nothing and needs no data: the diagonal is left out. The
-    paper prints the bound without the root, valid and looser.
+    .. math:: \sqrt{\sup\frac{d_0(x)\,\pi(a^1|x)\,\pi_{base}(a^0|x)}{\mu_D(x,a^1,a^0)}}
+
+    The diagonal :math:`a^1=a^0` is left out, because a response compared with itself needs no data.
+    The paper prints the bound without the root, which is valid and looser.
 
     Args:
         comparator: :math:`\pi(a|x)`.
         baseline: :math:`\pi_{base}(a|x)`.
         context_weights: :math:`d_0(x)`.
-        pair_distribution: the law :math:`\mu_D(x, a^1, a^0)`, sums to one.
+        pair_distribution: distribution :math:`\mu_D(x, a^1, a^0)` of the compared pairs, which sums
+            to one.
 
     Returns:
-        At least :math:`C`; ``inf`` where a pair of comparator and baseline has no data.
+        At least :math:`C`; ``inf`` if a pair of comparator and baseline has no data.
 
     References:
         `liu:24`, remark after Assumption 5.2.
@@ -209,134 +227,138 @@ def density_ratio_bound(
     """
     needed = jnp.einsum("x,xi,xj->xij", *map(jnp.asarray, (context_weights, comparator, baseline)))
     needed = jnp.where(jnp.eye(needed.shape[-1], dtype=bool), 0.0, needed)
-    had = jnp.asarray(pair_distribution)
-    ratio = jnp.where(had > 0, needed / jnp.where(had > 0, had, 1.0), jnp.inf)
+    density = jnp.asarray(pair_distribution)
+    ratio = jnp.where(density > 0, needed / jnp.where(density > 0, density, 1.0), jnp.inf)
     return jnp.sqrt(jnp.max(jnp.where(needed > 0, ratio, 0.0)))
 
 
 @jax.jit
 @jax.vmap
-def _answers(reward_class: RewardClass, question: _Question) -> _Answer:
-    truth = question.true_reward
+def _coefficients(reward_class: RewardClass, query: _Query) -> _Result:
+    truth = query.true_reward
     misfit = jnp.max(jnp.abs(reward_class.project(truth) - truth))
     converged = jnp.array(True)
     match reward_class:
         case TabularBox(maximum):
-            edge = question.roundoff * maximum
-            squared, converged = _tabular(question, truth <= edge, truth >= maximum - edge)
+            edge = query.roundoff * maximum
+            squared, converged = _tabular(query, truth <= edge, truth >= maximum - edge)
         case Unbounded():
             nowhere = jnp.zeros_like(truth, bool)
-            squared, converged = _tabular(question, nowhere, nowhere)
+            squared, converged = _tabular(query, nowhere, nowhere)
         case LinearBall():
-            squared = _ball(reward_class, question)
+            squared = _ball(reward_class, query)
         case FiniteClass(rewards):
-            squared = _finite(jnp.asarray(rewards), question)
-    return _Answer(jnp.sqrt(squared), misfit / (1.0 + jnp.max(jnp.abs(truth))), converged)
+            squared = _finite(jnp.asarray(rewards), query)
+    return _Result(jnp.sqrt(squared), misfit / (1.0 + jnp.max(jnp.abs(truth))), converged)
 
 
 def _tabular(
-    question: _Question, at_bottom: Bool[Array, "x a"], at_top: Bool[Array, "x a"]
+    query: _Query, at_bottom: Bool[Array, "x a"], at_top: Bool[Array, "x a"]
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """Prompts are separate networks: frequencies of comparison conduct, minus v is fed in."""
-    law = question.pair_distribution
-    diagonal = jnp.eye(law.shape[-1], dtype=bool)
-    edge_weights = jnp.where(diagonal, 0.0, law + law.mT)
-    problems = LaplacianQP(edge_weights, -question.weight(), at_bottom, at_top)
-    energy, converged = jax.vmap(solve)(problems, question.roundoff * question.context_weights)
-    return energy.sum(), jnp.all(converged)
+    """Solve one Laplacian QP per context and return the squared coefficient."""
+    frequency = query.pair_distribution
+    diagonal = jnp.eye(frequency.shape[-1], dtype=bool)
+    edge_weights = jnp.where(diagonal, 0.0, frequency + frequency.mT)
+    problems = LaplacianQP(edge_weights, -query.weight(), at_bottom, at_top)
+    squared, converged = jax.vmap(solve)(problems, query.roundoff * query.context_weights)
+    return squared.sum(), jnp.all(converged)
 
 
-def _ball(ball: LinearBall, question: _Question) -> Float[Array, ""]:
-    r"""Everything is in the cone, or the half-space :math:`\langle\theta^\star, d\rangle\le0`.
+def _ball(ball: LinearBall, query: _Query) -> Float[Array, ""]:
+    r"""Return the squared coefficient for a linear ball.
 
-    The least-norm parameter is the right one: the class is the image of the ball in the row space
-    of the features, and only there does the rim of the ball bound the class. By duality
-    :math:`C^2` is the least :math:`|v+\lambda\theta^\star|^2` in the norm of :math:`\Sigma^+`
-    over the multipliers :math:`\lambda\ge0` that bring :math:`v+\lambda\theta^\star` into the
-    range of :math:`\Sigma`; infinite if there is none (Farkas).
+    Inside the ball the tangent cone is the whole space, on its boundary the half-space
+    :math:`\langle\theta^\star,d\rangle\le0`. Here :math:`\theta^\star` is the least-norm parameter:
+    the class is the image of the ball in the row space of the features. By duality :math:`C^2` is
+    the minimum of :math:`|v+\lambda\theta^\star|^2` in the norm of :math:`\Sigma^+` over the
+    multipliers :math:`\lambda\ge0` for which :math:`v+\lambda\theta^\star` is in the range of
+    :math:`\Sigma`, and infinite if there is none (Farkas).
     """
     features = jnp.asarray(ball.features)
-    theta = ball.parameter(question.true_reward)
-    v = jnp.einsum("xa,xad->d", question.weight(), features)
-    size = jnp.einsum("xa,xa->", jnp.abs(question.weight()), jnp.linalg.norm(features, axis=-1))
+    theta = ball.parameter(query.true_reward)
+    v = jnp.einsum("xa,xad->d", query.weight(), features)
+    size = jnp.einsum("xa,xa->", jnp.abs(query.weight()), jnp.linalg.norm(features, axis=-1))
 
-    singular, axes = _data_axes(features, question.pair_distribution)
-    seen = singular > question.roundoff * singular[0]
+    singular, axes = _data_axes(features, query.pair_distribution)
+    seen = singular > query.roundoff * singular[0]
     inverse = jnp.where(seen, 1.0 / jnp.where(seen, singular, 1.0), 0.0)
-    # Rounding turns the axes by the ratio of the extreme singular values.
-    axis_error = question.roundoff * jnp.maximum(1.0, singular[0] * inverse.max())
+    # Rounding rotates the axes by at most the ratio of the extreme singular values.
+    axis_error = query.roundoff * jnp.maximum(1.0, singular[0] * inverse.max())
     v, theta = axes @ v, axes @ theta
     v_unseen = _unless_small(jnp.where(seen, 0.0, v), axis_error * size)
     theta_unseen = _unless_small(jnp.where(seen, 0.0, theta), axis_error * jnp.linalg.norm(theta))
-    on_rim = jnp.linalg.norm(theta) >= (1.0 - RIM_TOLERANCE) * ball.radius
+    on_boundary = jnp.linalg.norm(theta) >= (1.0 - BOUNDARY_TOLERANCE) * ball.radius
 
     hidden = jnp.any(theta_unseen != 0)
     from_data = _multiplier(inverse * v, inverse * theta)
     multiplier = jnp.where(hidden, _multiplier(v_unseen, theta_unseen), from_data)
-    multiplier = jnp.where(on_rim, multiplier, 0.0)
-    left = _unless_small(v_unseen + multiplier * theta_unseen, axis_error * size)
+    multiplier = jnp.where(on_boundary, multiplier, 0.0)
+    unseen = _unless_small(v_unseen + multiplier * theta_unseen, axis_error * size)
     squared = jnp.square(inverse * (v + multiplier * theta)).sum()
-    return jnp.where(jnp.any(left != 0), jnp.inf, squared)
+    return jnp.where(jnp.any(unseen != 0), jnp.inf, squared)
 
 
 def _data_axes(
     features: Float[Array, "x a d"], pair_distribution: Float[Array, "x a a"]
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    r"""Square roots of the eigenvalues of :math:`\Sigma`, decreasing, and its axes as rows.
+    r"""Return the square roots of the eigenvalues of :math:`\Sigma`, decreasing, and its axes.
 
-    From the weighted differences, not from :math:`\Sigma`, which would square the rounding.
+    They are computed from the weighted feature differences, because forming :math:`\Sigma` would
+    square the condition number. Axes are rows.
     """
     d = features.shape[-1]
     first, second = np.triu_indices(features.shape[1], 1)
     root = jnp.sqrt((pair_distribution + pair_distribution.mT)[:, first, second])
     rows = root[..., None] * (features[:, first] - features[:, second])
-    # The zero rows make the triangle square when there are fewer pairs than features.
+    # Zero rows make the triangular factor square if there are fewer pairs than features.
     rows = jnp.concatenate([rows.reshape(-1, d), jnp.zeros((d, d), rows.dtype)])
     _, singular, axes = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r"))
     return singular, axes
 
 
 def _unless_small(vector: Float[Array, " d"], tolerance: Float[Array, ""]) -> Float[Array, " d"]:
+    """Return a vector, or zero if its norm is within the tolerance."""
     return jnp.where(jnp.linalg.norm(vector) > tolerance, vector, 0.0)
 
 
 def _multiplier(form: Float[Array, " d"], normal: Float[Array, " d"]) -> Float[Array, ""]:
-    r"""The :math:`\lambda\ge0` that makes ``form + lambda * normal`` smallest."""
-    length = normal @ normal
-    return jnp.maximum(0.0, -(form @ normal) / jnp.where(length > 0, length, 1.0))
+    r"""Return the :math:`\lambda\ge0` that minimizes the norm of ``form + lambda * normal``."""
+    squared_norm = normal @ normal
+    return jnp.maximum(0.0, -(form @ normal) / jnp.where(squared_norm > 0, squared_norm, 1.0))
 
 
-def _finite(rewards: Float[Array, "k x a"], question: _Question) -> Float[Array, ""]:
-    """The largest ratio of a member; 0/0 is 0, and a positive number over 0 is infinite."""
-    truth = question.true_reward
+def _finite(rewards: Float[Array, "k x a"], query: _Query) -> Float[Array, ""]:
+    """Return the largest squared ratio of a member; 0/0 is 0, other divisions by 0 give inf."""
+    truth = query.true_reward
     scale = jnp.maximum(jnp.abs(rewards).max(axis=(1, 2)), jnp.abs(truth).max())
-    rounding = question.roundoff * scale
+    rounding = query.roundoff * scale
     shortfall = truth - rewards
-    signed = jnp.einsum("xa,kxa->k", question.weight(), shortfall)
-    between = shortfall[:, :, :, None] - shortfall[:, :, None, :]
-    between = jnp.where(jnp.abs(between) > rounding[:, None, None, None], between, 0.0)
-    seen = jnp.einsum("xij,kxij->k", question.pair_distribution, jnp.square(between))
+    signed = jnp.einsum("xa,kxa->k", query.weight(), shortfall)
+    difference = shortfall[:, :, :, None] - shortfall[:, :, None, :]
+    difference = jnp.where(jnp.abs(difference) > rounding[:, None, None, None], difference, 0.0)
+    seen = jnp.einsum("xij,kxij->k", query.pair_distribution, jnp.square(difference))
     ratio = jnp.where(seen > 0, jnp.square(signed) / jnp.where(seen > 0, seen, 1.0), jnp.inf)
     return jnp.max(jnp.where(signed > rounding, ratio, 0.0))
 
 
 def _eps(array: ArrayLike) -> float:
-    """Relative spacing of the numbers of an array; whole numbers are as good as float64."""
+    """Return the relative rounding error of an array; integers count as float64."""
     dtype = np.asarray(array).dtype
     return float(jnp.finfo(dtype if jnp.issubdtype(dtype, jnp.inexact) else np.float64).eps)
 
 
-def _law(frequencies: Float[ArrayLike, "..."], axes: int) -> Float[Array, "..."]:
-    """Frequencies divided by their sum over the last axes, in float64; all zero without any."""
+def _divided_by_sum(frequencies: Float[ArrayLike, "..."], axes: int) -> Float[Array, "..."]:
+    """Divide frequencies by their sum over the last axes, in float64; zeros stay zeros."""
     frequencies = np.asarray(frequencies, np.float64)
-    total = frequencies.sum(axis=tuple(range(-axes, 0)), keepdims=True)
-    return jnp.asarray(frequencies / np.where(total > 0, total, 1.0))
+    sums = frequencies.sum(axis=tuple(range(-axes, 0)), keepdims=True)
+    return jnp.asarray(frequencies / np.where(sums > 0, sums, 1.0))
 
 
 def _refuse_outsiders(misfit: Float[np.ndarray, " B"]) -> None:
+    """Raise if a true reward is not in its class."""
     if np.any(misfit > MEMBER_TOLERANCE):
         instance = int(np.argmax(misfit))
         raise ValueError(
-            f"`true_reward` must be in the reward class, got one (number {instance}) that misses "
-            f"it by {misfit[instance]:.3g} relatively: take a larger class or project it"
+            f"`true_reward` must be in the reward class, got a relative distance of "
+            f"{misfit[instance]:.3g} for instance {instance}: take a larger class or project it"
         )

@@ -1,13 +1,13 @@
-r"""Algorithm 2: minimise the RPO loss itself over the policy, a third route to the saddle point.
+r"""Direct route (Algorithm 2): minimize the RPO loss itself over the policy.
 
-The objective is the loss that a trainer minimises (:mod:`rpo_theory.policy_loss`). Neither
-:math:`F` nor the solvers of the other two formulations appear, so that agreement with them means
-something.
+The objective is the loss that a trainer minimizes (:mod:`rpo_theory.policy_loss`). The method uses
+neither :math:`F` nor the solvers of the other two routes, so that agreement with them is evidence.
 
-The policy is given by its logits :math:`\log\pi_{ref} + r/\beta` with :math:`r` in the reward
-class. Gradients are JAX's; the iteration is a projected Newton method whose line search tries many
-lengths at once. It starts near the baseline policy, the minimiser as :math:`\eta\to\infty`: far
-above its target a log-probability comes down by one nat a step.
+The policy has logits :math:`\log\pi_{ref} + r/\beta` with :math:`r` in the reward class. Gradients
+come from automatic differentiation; the iteration is a projected Newton method whose line search
+tries many step lengths at once. It starts near the baseline policy, the minimizer as
+:math:`\eta\to\infty`. A start far above the target would be slow: a log-probability falls by at
+most about one nat per step.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Solution, Status
 
 REACH = 32.0
-"""Farthest that free logits go in a step, in nats of the policy and of the preferences."""
+"""Longest step of unconstrained logits, in nats of the policy and of the preferences."""
 COARSEST = 1e-7
-"""Movement that is small enough for any prompt, however small its weight."""
+"""Movement at which a context counts as converged, however small its weight is."""
 GROUP = 2_000_000
-"""Win counts handed to one thread at a time: they bound the memory."""
+"""Number of win counts in one call of the solver; it bounds the memory."""
 FLOOR = 1e-6
-"""Share of the reference in the starting policy: no response starts at probability zero."""
+"""Share of the reference policy in the starting policy, so that no probability starts at zero."""
 
 
 def solve(
@@ -56,36 +56,37 @@ def solve(
     max_steps: int = 200,
     throw: bool = True,
 ) -> Solution:
-    r"""Minimise the RPO loss over the policies :math:`\pi_r`, :math:`r` in the class.
+    r"""Minimize the RPO loss over the policies :math:`\pi_r` with :math:`r` in a reward class.
 
     Shapes are padded to 8, 32, 128, ..., so that problems of many shapes share few compilations.
+    Computes in float64 whatever the caller's configuration.
 
     Args:
-        problem: the instance.
-        reward_class: what :math:`r` may be; :class:`Unbounded` leaves the logits free.
-        tolerance: done when a full Newton step moves no policy by more, in total variation, nor the
-            probability of any observed preference.
-        max_steps: most Newton steps.
-        throw: raise if the problem was not solved, rather than return the status.
+        problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
+        reward_class: class of :math:`r`; :class:`Unbounded` leaves the logits unconstrained.
+        tolerance: largest change that a full Newton step may still make when the iteration stops,
+            of a policy in total variation and of the probability of an observed preference.
+        max_steps: maximum number of Newton steps.
+        throw: whether to raise if the problem is not solved, instead of returning the status.
 
     Returns:
-        Policy, reward and value (loss plus its constant, equal to :math:`F(r)`), in float64. For
-        the unbounded class rewards are normalised to :math:`Z_r=1`, and are ``-inf`` where the
-        infimum is not attained. Stats:
-        ``"steps"``, ``"movement"`` (as for ``tolerance``; less where rounding alone moves a prompt
-        of tiny weight), ``"gradient_norm"`` (largest entry of the projected gradient, divided by
-        the weights of the loss).
+        The policy and its reward. ``objective`` is the loss plus its constant, equal to
+        :math:`F(r)`. For the unbounded class the rewards satisfy :math:`Z_r=1`, and are ``-inf``
+        where the infimum is not attained. ``stats`` holds ``steps``, ``movement`` (in the measure
+        of ``tolerance``, reduced for contexts whose weight is so small that rounding moves them)
+        and ``gradient_norm`` (largest entry of the projected gradient, divided by the weights of
+        the loss).
 
     Raises:
-        ValueError: not solved, and ``throw``.
+        ValueError: if the problem is not solved and ``throw`` is true.
 
     References:
         `liu:24`, Algorithm 2 and eq. 4.8.
 
     Examples:
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
-        >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1e-3))
-        >>> solve(problem, TabularBox(np.array(2.0))).policy.round(3).tolist()
+        >>> problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=1e-3)
+        >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
     n_contexts, n_actions = np.shape(problem.reference_policy)
@@ -105,29 +106,29 @@ def solve_batch(
     max_steps: int = 200,
     throw: bool = True,
 ) -> Solution:
-    """Solve problems of one shape; every array has a leading batch axis. Nothing is padded.
+    """Solve many problems of one shape, without padding; see :func:`solve`.
 
     Args:
-        problems: the instances.
-        reward_class: their classes, all of one kind.
-        tolerance: as for :func:`solve`.
-        max_steps: as for :func:`solve`.
-        throw: raise if any problem was not solved.
+        problems: problems with a leading batch axis on every array; scalars apply to all.
+        reward_class: their reward classes, likewise.
+        tolerance: largest change that a full Newton step may still make when the iteration stops.
+        max_steps: maximum number of Newton steps.
+        throw: whether to raise if a problem is not solved, instead of returning the status.
 
     Returns:
-        As :func:`solve`, with a leading batch axis on every array.
+        The solutions, as NumPy arrays with the same leading axis.
 
     Raises:
-        ValueError: some problem was not solved, and ``throw``.
+        ValueError: if a problem is not solved and ``throw`` is true; the message names the first.
 
     Examples:
-        >>> even, one = np.full((2, 1, 2), 0.5), np.ones(2)
-        >>> problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), one, one)
-        >>> solve_batch(problems, TabularBox(one)).policy.shape
+        >>> even, wins = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2, 2))
+        >>> problems = Problem(np.ones((2, 1)), even, even, wins, beta=1.0, eta=1.0)
+        >>> solve_batch(problems, TabularBox(1.0)).policy.shape
         (2, 1, 2)
     """
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
-    # One problem after the other is solved: no answer depends on how many there are.
+    # Problems are solved one after the other, so no solution depends on the size of the group.
     size = min(len(problems.reference_policy), group_size(problems, GROUP))
     solution = solve_in_groups(solver, problems, reward_class, size=size)
     solution = verify_status(problems, reward_class, solution)
@@ -138,11 +139,11 @@ def solve_batch(
 def _solve_group(
     problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
 ) -> Solution:
-    def solve_one(arguments: tuple[Problem, RewardClass]) -> Solution:
+    def solve_next(arguments: tuple[Problem, RewardClass]) -> Solution:
         return _solve_one(*arguments, tolerance, max_steps)
 
-    # One after the other: side by side, all would wait for the slowest.
-    return jax.lax.map(solve_one, (problems, reward_class))
+    # One after the other: under vmap all would wait for the slowest.
+    return jax.lax.map(solve_next, (problems, reward_class))
 
 
 def _solve_one(
@@ -150,17 +151,17 @@ def _solve_one(
 ) -> Solution:
     match reward_class:
         case TabularBox(maximum):
-            descents = _descend_tables(problem, 0.0, maximum, tolerance, max_steps)
+            descents = _minimize_tables(problem, 0.0, maximum, tolerance, max_steps)
             reward = descents.point
         case Unbounded():
-            descents = _descend_tables(problem, -jnp.inf, jnp.inf, tolerance, max_steps)
+            descents = _minimize_tables(problem, -jnp.inf, jnp.inf, tolerance, max_steps)
             log_policy, log_reference = policy_loss.log_policy(problem, descents.point)
             reward = problem.beta * (log_policy - log_reference)
         case LinearBall():
-            descents = _descend_ball(problem, reward_class, tolerance, max_steps)
+            descents = _minimize_in_ball(problem, reward_class, tolerance, max_steps)
             reward = reward_class.reward(descents.point)
         case FiniteClass():
-            descents = _least_member(problem, jnp.asarray(reward_class.rewards))
+            descents = _best_member(problem, jnp.asarray(reward_class.rewards))
             reward = descents.point
     stats = {name: getattr(descents, name).max() for name in ("steps", "movement", "gradient_norm")}
     reached = stats["movement"] <= tolerance
@@ -187,22 +188,22 @@ def _take_limit(problem: Problem, solution: Solution) -> Solution:
     )
 
 
-def _descend_tables(
+def _minimize_tables(
     problem: Problem,
     lower: Float[ArrayLike, ""] | float,
     upper: Float[ArrayLike, ""] | float,
     tolerance: float,
     max_steps: int,
 ) -> Descent:
-    """Free rewards between bounds: the loss separates over prompts, and so does the descent."""
+    """Minimize over reward tables between bounds, one context at a time: the loss separates."""
     lower, upper = jnp.asarray(lower), jnp.asarray(upper)
     comparisons = jnp.asarray(problem.wins).sum()
     reach = jnp.minimum(upper - lower, REACH * (1.0 + problem.beta))
 
-    def descend(weight: Array, reference: Array, baseline: Array, wins: Array) -> Descent:
+    def minimize_context(weight: Array, reference: Array, baseline: Array, wins: Array) -> Descent:
         prompt = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
         scale = policy_loss.scale(prompt, comparisons)
-        # The smaller the share of the prompt's weight, the more rounding moves its policy.
+        # The smaller the share of the context's weight, the more rounding moves its policy.
         share = positive_or_one(problem.eta * weight / scale)
         floor = jnp.minimum(ROUNDING / share, COARSEST)
         discount = tolerance / jnp.maximum(floor, tolerance)
@@ -222,11 +223,13 @@ def _descend_tables(
         start = newton.project(_start(prompt, upper))
         return minimize(newton, start, tolerance=tolerance, max_steps=max_steps)
 
-    return jax.vmap(descend)(*(jnp.asarray(field) for field in problem[:4]))
+    return jax.vmap(minimize_context)(*(jnp.asarray(field) for field in problem[:4]))
 
 
-def _descend_ball(problem: Problem, ball: LinearBall, tolerance: float, max_steps: int) -> Descent:
-    """Linear rewards: the model of each Newton step is minimised over the ball itself."""
+def _minimize_in_ball(
+    problem: Problem, ball: LinearBall, tolerance: float, max_steps: int
+) -> Descent:
+    """Minimize over linear rewards; each Newton step minimizes its quadratic model in the ball."""
     features, radius = jnp.asarray(ball.features), jnp.asarray(ball.radius)
     comparisons = jnp.asarray(problem.wins).sum()
     scale = policy_loss.scale(problem, comparisons)
@@ -247,17 +250,18 @@ def _descend_ball(problem: Problem, ball: LinearBall, tolerance: float, max_step
     return minimize(newton, start, tolerance=tolerance, max_steps=max_steps)
 
 
-def _least_member(problem: Problem, rewards: Float[Array, "k x a"]) -> Descent:
+def _best_member(problem: Problem, rewards: Float[Array, "k x a"]) -> Descent:
+    """Return the member of a finite class with the smallest loss."""
     losses = jax.vmap(lambda reward: policy_loss.loss(problem, reward))(rewards)
-    nothing = jnp.zeros_like(losses[0])
+    zero = jnp.zeros_like(losses[0])
     best = rewards[jnp.argmin(losses)]
-    return Descent(best, nothing, nothing, jnp.zeros((), jnp.int32))
+    return Descent(best, zero, zero, jnp.zeros((), jnp.int32))
 
 
 def _movement(
     problem: Problem, new: Float[Array, "*x a"], old: Float[Array, "*x a"]
 ) -> Float[Array, ""]:
-    """Largest change of a policy or of the probability of an observed preference."""
+    """Return the largest change of a policy or of the probability of an observed preference."""
     preferences = (preference_probability(*policy_loss.pairs(reward)) for reward in (new, old))
     change = jnp.where(jnp.asarray(problem.wins) > 0, jnp.abs(jnp.subtract(*preferences)), 0.0)
     distance = total_variation(policy_loss.policy(problem, new), policy_loss.policy(problem, old))
@@ -265,7 +269,7 @@ def _movement(
 
 
 def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array, " a"]:
-    """Implicit reward of nearly the baseline policy, its largest entry at the upper bound."""
+    """Return the implicit reward of nearly the baseline policy, shifted up to the upper bound."""
     reference = jnp.asarray(prompt.reference_policy)
     target = (1.0 - FLOOR) * jnp.asarray(prompt.baseline_policy) + FLOOR * reference
     drawn = (reference > 0) & (prompt.eta * prompt.context_weights > 0)
@@ -275,10 +279,10 @@ def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array,
 
 
 def _padded(problem: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
-    """Pad contexts, actions and features: weight 0, probability 0, feature 0."""
+    """Pad contexts by weight 0, actions by probability 0 and features by 0."""
     n_contexts, n_actions = np.shape(problem.reference_policy)
     if isinstance(reward_class, Unbounded):
-        return problem, reward_class  # a response that nothing ties down would never be attained
+        return problem, reward_class  # the infimum would not be attained in the padding
     x, a = (0, _bucket(n_contexts) - n_contexts), (0, _bucket(n_actions) - n_actions)
     reference = np.pad(problem.reference_policy, (x, a))
     baseline = np.pad(problem.baseline_policy, (x, a))
@@ -299,7 +303,7 @@ def _padded(problem: Problem, reward_class: RewardClass) -> tuple[Problem, Rewar
 
 
 def _bucket(size: int) -> int:
-    """The next of 8, 32, 128, ..."""
+    """Return the smallest of 8, 32, 128, ... that is at least ``size``."""
     bucket = 8
     while bucket < size:
         bucket *= 4

@@ -1,9 +1,9 @@
-r"""The losses, from log-probabilities only: the one place where they are written.
+r"""Preference losses as functions of log-probabilities.
 
 Every function takes per-example log-probabilities of whole responses (sums over tokens, nats) and
-returns per-example losses in nats; nothing is reduced inside. The bandit solvers and the language
-model trainer call these same functions. With the log-ratio of a response
-:math:`\log(\pi/\pi_{ref})` and their difference over a pair, the *margin*
+returns per-example losses in nats; nothing is reduced inside. The bandit solvers and the
+language-model trainer call these same functions. With the log-ratios
+:math:`\log(\pi/\pi_{ref})` of the two responses and their difference, the *margin*
 :math:`h = \log\frac{\pi(w|x)}{\pi_{ref}(w|x)} - \log\frac{\pi(l|x)}{\pi_{ref}(l|x)}`, the loss of
 Algorithm 2 (`liu:24`, eq. 4.8) is
 
@@ -42,12 +42,12 @@ def margin(
     *,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""Log-ratio margin :math:`h`, the implicit reward margin divided by :math:`\beta`.
+    r"""Return the log-ratio margin :math:`h`, the implicit reward margin divided by :math:`\beta`.
 
     Args:
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
-        where: examples that count; all if None.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats, positive where the policy prefers the chosen response more than the reference does.
@@ -73,14 +73,14 @@ def dpo(
     label_smoothing: float = 0.0,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""DPO loss: the Bradley-Terry likelihood of the implicit reward, :math:`-\log\sigma(\beta h)`.
+    r"""Return the DPO loss :math:`-\log\sigma(\beta h)`, the likelihood of the implicit reward.
 
     Args:
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
-        beta: :math:`\beta > 0`.
+        beta: weight of the KL term, :math:`\beta > 0`.
         label_smoothing: probability in [0, 1/2) that a label is flipped.
-        where: examples that count; all if None.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats, at least 0.
@@ -101,11 +101,11 @@ def dpo(
 def sft(
     log_probs: Float[ArrayLike, "*n"], *, where: Bool[ArrayLike, "*n"] | None = None
 ) -> Float[Array, "*n"]:
-    r"""SFT loss of whole responses, :math:`-\log\pi(a|x)`: summed over tokens, as in eq. 4.8.
+    r"""Return the SFT loss :math:`-\log\pi(a|x)` of whole responses, summed over tokens.
 
     Args:
         log_probs: log-probabilities, summed over tokens.
-        where: examples that count; all if None.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats, at least 0 for probabilities.
@@ -129,19 +129,21 @@ def rpo(
     eta: Float[ArrayLike, ""] | float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""RPO loss of Algorithm 2: DPO plus :math:`\eta\beta` times the SFT loss on the baseline.
+    r"""Return the RPO loss of Algorithm 2: DPO plus :math:`\eta\beta` times SFT on the baseline.
 
-    Its minimiser is the policy of the adversarial max-min problem. With
-    ``baseline=policy.chosen`` the SFT term is on the chosen responses. VPO's offline loss is this
-    with baseline its calibration policy.
+    .. math:: -\log\sigma(\beta h) - \eta\beta\log\pi(a^0|x)
+
+    Its minimizer is the policy of the adversarial max-min problem. With
+    ``baseline=policy.chosen`` the SFT term is on the chosen responses. The offline loss of VPO is
+    this loss with its calibration policy as baseline.
 
     Args:
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
         baseline: :math:`\log\pi(a^0|x)` of a response drawn from :math:`\pi_{base}`.
-        beta: :math:`\beta > 0`.
-        eta: :math:`\eta \ge 0`; 0 is DPO.
-        where: examples that count; all if None.
+        beta: weight of the KL term, :math:`\beta > 0`.
+        eta: weight of the adversarial term, :math:`\eta \ge 0`; 0 gives DPO.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats.
@@ -154,8 +156,8 @@ def rpo(
         >>> round(float(rpo(same, same, jnp.array([-2.0]), beta=0.5, eta=1.0)[0]), 4)
         1.6931
     """
-    regulariser = eta * beta * sft(baseline, where=where)
-    return dpo(policy, reference, beta=beta, where=where) + regulariser
+    regularizer = eta * beta * sft(baseline, where=where)
+    return dpo(policy, reference, beta=beta, where=where) + regularizer
 
 
 def ipo(
@@ -165,13 +167,13 @@ def ipo(
     tau: float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""IPO loss, :math:`(h - \frac{1}{2\tau})^2`.
+    r"""Return the IPO loss :math:`(h - \frac{1}{2\tau})^2`.
 
     Args:
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
-        tau: regularisation :math:`\tau > 0`; the margin is pulled to :math:`1/2\tau`.
-        where: examples that count; all if None.
+        tau: regularization :math:`\tau > 0`; the target of the margin is :math:`1/2\tau`.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Squared nats, at least 0.
@@ -196,16 +198,16 @@ def dpop(
     penalty: Float[ArrayLike, ""] | float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""DPO-positive: DPO that subtracts from the margin what the chosen response lost.
+    r"""Return the DPO-positive loss, which penalizes a fall of the chosen log-probability.
 
     .. math:: -\log\sigma\big(\beta h - \beta\lambda\max(0, \log\tfrac{\pi_{ref}(w)}{\pi(w)})\big)
 
     Args:
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
-        beta: :math:`\beta > 0`.
-        penalty: :math:`\lambda \ge 0`.
-        where: examples that count; all if None.
+        beta: weight of the KL term, :math:`\beta > 0`.
+        penalty: weight :math:`\lambda \ge 0` of the fall.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats, at least 0.
@@ -231,7 +233,7 @@ def chi_po(
     reward_max: float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""chi-squared preference optimisation: DPO with the link :math:`u(z) = z + \log z`.
+    r"""Return the loss of chi-squared preference optimization: DPO with link :math:`u(z)=z+\log z`.
 
     .. math:: -\log\sigma\Big(\mathrm{clip}_{2R}\,\beta\big[u(\tfrac{\pi(w)}{\pi_{ref}(w)})
               - u(\tfrac{\pi(l)}{\pi_{ref}(l)})\big]\Big)
@@ -239,9 +241,9 @@ def chi_po(
     Args:
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
-        beta: :math:`\beta > 0`.
-        reward_max: :math:`R`; the whole difference is clipped to :math:`[-2R, 2R]`.
-        where: examples that count; all if None.
+        beta: weight of the KL term, :math:`\beta > 0`.
+        reward_max: :math:`R`; the difference is clipped to :math:`[-2R, 2R]`.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats, at least 0; the gradient vanishes where the difference is clipped.
@@ -258,8 +260,8 @@ def chi_po(
     bound = 2.0 * reward_max
     chosen = policy.chosen - reference.chosen
     rejected = policy.rejected - reference.rejected
-    # The larger ratio is factored out; beyond the ceiling the difference is clipped whatever the
-    # factor is, and exp must not overflow there.
+    # Factor out the larger ratio. Above the ceiling the difference is clipped in any case, and exp
+    # must not overflow.
     larger = jax.lax.stop_gradient(jnp.maximum(chosen, rejected))
     ceiling = 0.5 * jnp.log(jnp.finfo(chosen.dtype).max)
     factor = jnp.exp(jnp.minimum(larger, ceiling))
@@ -276,23 +278,23 @@ def power(
     eta: Float[ArrayLike, ""] | float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""POWER-DL's base loss: weighted entropy in place of the KL term, no reference policy.
+    r"""Return the base loss of POWER-DL: weighted entropy replaces the KL term and the reference.
 
     .. math:: -\log\sigma(\beta[w_w\log\pi(w) - w_l\log\pi(l) + w_w - w_l])
               - \eta\beta\, w_w\log\pi(w)
 
     Args:
         policy: log-probabilities under :math:`\pi`.
-        weights: positive weights of the responses, usually one over their lengths.
-        beta: :math:`\beta > 0`.
-        eta: :math:`\eta \ge 0`.
-        where: examples that count; all if None.
+        weights: positive weights of the responses, usually the inverse of their lengths.
+        beta: weight of the KL term, :math:`\beta > 0`.
+        eta: weight of the SFT term, :math:`\eta \ge 0`.
+        where: mask of the examples to include; all if None.
 
     Returns:
         Nats.
 
     References:
-        `rashidinejad:24`; the SFT weight assumes weights that are constant for each prompt.
+        `rashidinejad:24`; the SFT weight assumes that ``weights`` is constant for each prompt.
 
     Examples:
         >>> even = PairLogProbs(jnp.zeros(1), jnp.zeros(1))
@@ -309,7 +311,7 @@ def power(
 def _keep(
     values: Float[ArrayLike, "*n"], where: Bool[ArrayLike, "*n"] | None
 ) -> Float[Array, "*n"]:
-    """Replace masked inputs *before* any arithmetic, so that no NaN reaches a gradient."""
+    """Replace masked inputs by 0 before any arithmetic, so that no NaN reaches a gradient."""
     values = jnp.asarray(values)
     return values if where is None else jnp.where(jnp.asarray(where), values, 0.0)
 

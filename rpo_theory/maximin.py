@@ -1,9 +1,10 @@
-r"""Algorithm 1, the adversarial problem: :math:`\hat\pi\in\arg\max_\pi\min_{r\in\mathcal R}\phi`.
+r"""Maximin route (Algorithm 1): :math:`\hat\pi\in\arg\max_\pi\min_{r\in\mathcal R}\phi`.
 
-Solved on the policy itself, by a method that shares nothing with :mod:`rpo_theory.minimax`: no
-Gibbs policy, no :math:`\log Z`, no softmax (see :mod:`rpo_theory.numerics.saddle_interior_point`). That both find
-the same policy is Theorem 5.6 of `liu:24`, where it holds; for a finite, non-convex class it does
-not, and this is then the answer of Algorithm 1.
+The method works on the policy itself and shares nothing with :mod:`rpo_theory.minimax`: it uses no
+Gibbs policy, no :math:`\log Z` and no softmax (see
+:mod:`rpo_theory.numerics.saddle_interior_point`). By Theorem 5.6 of `liu:24` both routes find the
+same policy if the class is convex. For a finite class, which is not convex, they can differ, and
+this module computes the policy of Algorithm 1.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from .types import Problem, Solution, Status
 
 TOLERANCE = 1e-12
 MAX_STEPS = 100
-CHUNK = 16_384  # matrix entries that are worked on together: they should stay in the cache
-GROUP = 8192  # matrix entries of one call, in which all saddles of a chunk wait for the slowest
+CHUNK = 16_384  # matrix entries that fit into the cache together
+GROUP = 8192  # matrix entries of one call, in which all problems of a chunk wait for the slowest
 
 
 def solve(
@@ -43,39 +44,41 @@ def solve(
     max_steps: int = MAX_STEPS,
     throw: bool = True,
 ) -> Solution:
-    r"""Maximise over the policy what it gains, for sure, against the worst reward of a class.
+    r"""Maximize over policies the objective under the worst reward of a class.
 
-    Computes in float64 whatever the caller's configuration. At a prompt without adversarial term
-    (:math:`\eta d_0(x) = 0`) any policy is optimal; the one returned satisfies the condition that
-    the others do, :math:`\beta\log(\pi/\pi_{ref}) = r` up to a constant, with a reward of maximal
-    likelihood (over all rewards there may be none, and the step limit comes first).
+    Computes in float64 whatever the caller's configuration. In a context without adversarial term
+    (:math:`\eta d_0(x) = 0`) every policy is optimal. The policy returned there satisfies
+    :math:`\beta\log(\pi/\pi_{ref}) = r` up to a constant, as in the other contexts, for a reward of
+    maximum likelihood. For the unbounded class there may be none; the status is then
+    ``MAX_STEPS``.
 
     Args:
-        problem: the instance.
-        reward_class: the adversary's class.
-        tolerance: of the residual of the optimality conditions, in probabilities.
-        max_steps: most Newton steps.
-        throw: raise if no solution was found, instead of returning its status.
+        problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
+        reward_class: rewards that the adversary may choose from.
+        tolerance: residual of the optimality conditions at which to stop, in probabilities.
+        max_steps: maximum number of Newton steps.
+        throw: whether to raise if the problem is not solved, instead of returning the status.
 
     Returns:
-        The policy, the adversary's reward, and the value :math:`\min_r\phi(\hat\pi, r)` by the dual
-        of the likelihood: a lower bound on :math:`F` that is exact at the solution. For a finite
-        class the reward is the member that carries most of the adversary's weight; for the
-        unbounded class rewards are :math:`\beta\log(\pi/\pi_{ref})` on the support, and ``-inf``
-        where the infimum is not attained. Solved only where the certificate, which the method
-        itself never sees, proves it. Stats: ``residual``, ``steps``; for a finite class
-        ``mixture``, the adversary's probabilities of its members.
+        The policy and the adversary's reward. ``objective`` is :math:`\min_r\phi(\hat\pi, r)`,
+        computed by the dual of the likelihood: a lower bound on :math:`F`, exact at the solution.
+        For a finite class the reward is the member with the largest probability under the
+        adversary's mixed strategy. For the unbounded class the reward is
+        :math:`\beta\log(\pi/\pi_{ref})` on the support, and ``-inf`` where the infimum is not
+        attained. The status is ``SOLVED`` only if the certificate, which the method does not use,
+        proves it. ``stats`` holds ``residual`` and ``steps``, and for a finite class ``mixture``,
+        the adversary's probabilities of the members.
 
     Raises:
-        ValueError: if a solution was not found and ``throw`` is set.
+        ValueError: if the problem is not solved and ``throw`` is true.
 
     References:
         `liu:24`, Algorithm 1, eq. 3.3.
 
     Examples:
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
-        >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1e-3))
-        >>> solve(problem, TabularBox(np.array(2.0))).policy.round(3).tolist()
+        >>> problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=1e-3)
+        >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
     solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
@@ -90,29 +93,29 @@ def solve_batch(
     max_steps: int = MAX_STEPS,
     throw: bool = True,
 ) -> Solution:
-    """Solve many problems of one shape: every array has a leading batch axis.
+    """Solve many problems of one shape; see :func:`solve`.
 
     Args:
-        problems: the instances.
-        reward_class: their reward classes.
-        tolerance: see :func:`solve`.
-        max_steps: see :func:`solve`.
-        throw: raise if any problem was not solved.
+        problems: problems with a leading batch axis on every array; scalars apply to all.
+        reward_class: their reward classes, likewise.
+        tolerance: residual of the optimality conditions at which to stop, in probabilities.
+        max_steps: maximum number of Newton steps.
+        throw: whether to raise if a problem is not solved, instead of returning the status.
 
     Returns:
         The solutions, as NumPy arrays with the same leading axis.
 
     Raises:
-        ValueError: if a solution was not found and ``throw`` is set; it names the first.
+        ValueError: if a problem is not solved and ``throw`` is true; the message names the first.
 
     Examples:
-        >>> even, one = np.full((2, 1, 2), 0.5), np.ones(2)
-        >>> problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), one, one)
-        >>> solve_batch(problems, TabularBox(one)).policy.shape
+        >>> even, wins = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2, 2))
+        >>> problems = Problem(np.ones((2, 1)), even, even, wins, beta=1.0, eta=1.0)
+        >>> solve_batch(problems, TabularBox(1.0)).policy.shape
         (2, 1, 2)
     """
-    # One group after the other: batched factorisations in two threads at once wait for each other
-    # for ever (jaxlib 0.10.2), and use all cores by themselves.
+    # One group after the other: batched factorizations use all cores by themselves, and two at the
+    # same time deadlock (jaxlib 0.10.2).
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     size = group_size(problems, GROUP)
     solution = solve_in_groups(solver, problems, reward_class, size=size)
@@ -128,7 +131,7 @@ def _solve_group(
     *,
     max_steps: int,
 ) -> Solution:
-    """Play every saddle of every problem, a cache-full of them at a time, and read the answers."""
+    """Solve the saddle problems of every problem, in chunks that fit into the cache."""
     n_problems, _, n_actions = problems.reference_policy.shape
     reduced = None
     if isinstance(reward_class, Unbounded):
@@ -149,13 +152,13 @@ def _solve_group(
     solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, results)
     if reduced is None:
         return solutions
-    return jax.vmap(_in_the_limit)(reduced, solutions)
+    return jax.vmap(_take_limit)(reduced, solutions)
 
 
 def _map_by_chunks(
     solver: Callable[[SaddleProblem], Progress], saddles: SaddleProblem, chunk_size: int
 ) -> Progress:
-    """Map over the saddles, a chunk side by side: all of a chunk wait for its slowest."""
+    """Solve the saddle problems chunk by chunk; all of a chunk wait for its slowest."""
     n_saddles = saddles.weights.shape[0]
     n_chunks = -(-n_saddles // max(1, chunk_size))
     size = -(-n_saddles // n_chunks)
@@ -168,20 +171,20 @@ def _map_by_chunks(
 
 
 def _saddle_problems(problem: Problem, reward_class: RewardClass) -> SaddleProblem:
-    r"""Cut a problem into saddles that nothing couples, on the first axis of the arrays.
+    r"""Cut a problem into independent saddle problems, stacked on the first axis of the arrays.
 
-    Tabular rewards make a saddle of every prompt, in units of its own weight, so that inside none is
-    a weight tiny or :math:`\eta` large.
+    With tabular rewards the contexts are independent. Each becomes a saddle problem in units of
+    its weight, so that none has a tiny weight or a large :math:`\eta`.
     """
     wins = jnp.asarray(problem.wins)
-    total = wins.sum()
-    share = wins / _or_one(total)
+    n_comparisons = wins.sum()
+    share = wins / _or_one(n_comparisons)
     problem = problem._replace(wins=share)
     match reward_class:
         case TabularBox(maximum):
             return _prompt_problems(problem, Box(), jnp.asarray(maximum))
         case Unbounded():
-            return _prompt_problems(problem, Free(), jnp.ones_like(total))
+            return _prompt_problems(problem, Free(), jnp.ones_like(n_comparisons))
         case LinearBall(features, radius):
             features = jnp.asarray(features)
             longest = _or_one(jnp.linalg.norm(features, axis=-1).max())
@@ -194,7 +197,7 @@ def _saddle_problems(problem: Problem, reward_class: RewardClass) -> SaddleProbl
             losses = jax.vmap(negative_log_likelihood, (0, None))(rewards, wins)
             scale = jnp.sum(problem.eta * jnp.asarray(problem.context_weights)) + share.sum()
             mixture = Simplex(members / width, losses / (_or_one(scale) * width))
-            # The losses of the members say all about the comparisons.
+            # The comparisons enter through the losses of the members alone.
             saddle = _saddle_problem(
                 problem._replace(wins=jnp.zeros_like(wins)), mixture, width, scale
             )
@@ -218,7 +221,10 @@ def _saddle_problem(
     width: Float[Array, ""],
     scale: Float[Array, ""] | None = None,
 ) -> SaddleProblem:
-    """SaddleProblem of some prompts, whose wins are shares of all comparisons, per weight and range."""
+    """Return the saddle problem of some contexts in units of their weight and of the reward range.
+
+    The wins of ``problem`` are shares of all comparisons.
+    """
     weights = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
     wins = jnp.asarray(problem.wins)
     scale = _or_one(weights.sum() + wins.sum() if scale is None else scale)
@@ -245,7 +251,7 @@ def _conclude(
     reward_class: RewardClass,
     results: Progress,
 ) -> Solution:
-    """Read policy, reward, value and status from the last states of a problem's saddles."""
+    """Assemble the solution of a problem from the last iterates of its saddle problems."""
     state = results.state
     shape = problem.reference_policy.shape
     policy = state.policy.reshape(shape)
@@ -281,31 +287,33 @@ def _worst_value(
     policy: Float[Array, "x a"],
     label_probs: Float[Array, "x a a"],
 ) -> Float[Array, ""]:
-    r"""Value of the dual at a policy and label_probs, at most :math:`\min_r\phi(\pi, r)`."""
+    r"""Return the dual value of policy and labels, at most :math:`\min_r\phi(\pi, r)`."""
     if isinstance(reward_class, FiniteClass):
-        against = jax.vmap(partial(saddle_objective, problem, policy))
-        return against(jnp.asarray(reward_class.rewards)).min()
+        objective = jax.vmap(partial(saddle_objective, problem, policy))
+        return objective(jnp.asarray(reward_class.rewards)).min()
     wins = jnp.asarray(problem.wins)
-    total = _or_one(wins.sum())
+    n_comparisons = _or_one(wins.sum())
     comparisons = wins + wins.mT
     weights = problem.eta * jnp.asarray(problem.context_weights)
-    labels = (wins.sum(axis=1) - jnp.sum(comparisons * label_probs, axis=2)) / total
+    labels = (wins.sum(axis=1) - jnp.sum(comparisons * label_probs, axis=2)) / n_comparisons
     flow = weights[:, None] * (policy - jnp.asarray(problem.baseline_policy)) + labels
-    priced = 0.0 * total if isinstance(reward_class, Unbounded) else reward_class.minimum(flow)
-    entropy = jnp.sum(comparisons * entr(label_probs)) / total
+    unbounded_class = isinstance(reward_class, Unbounded)
+    lowest = 0.0 * n_comparisons if unbounded_class else reward_class.minimum(flow)
+    entropy = jnp.sum(comparisons * entr(label_probs)) / n_comparisons
     kl = weights @ kl_divergence(policy, problem.reference_policy)
-    return entropy + priced - problem.beta * kl
+    return entropy + lowest - problem.beta * kl
 
 
-def _in_the_limit(reduced: unbounded.ReducedProblem, solution: Solution) -> Solution:
-    """Answer over all rewards from that of what is left when diverging ones are taken out."""
+def _take_limit(reduced: unbounded.ReducedProblem, solution: Solution) -> Solution:
+    """Return the solution over all rewards from that of the reduced problem."""
     reward = jnp.where(reduced.kept, solution.reward, -jnp.inf)
-    limit = (solution.status == Status.SOLVED) & ~reduced.attained
-    status = jnp.where(limit, Status.NOT_ATTAINED.value, solution.status)
+    diverging = (solution.status == Status.SOLVED) & ~reduced.attained
+    status = jnp.where(diverging, Status.NOT_ATTAINED.value, solution.status)
     status = jnp.where(reduced.bounded, status, Status.UNBOUNDED.value)
     objective = reduced.share * solution.objective
     return solution._replace(reward=reward, objective=objective, status=status)
 
 
 def _or_one(values: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Replace values that are not positive by one, for use as denominators."""
     return jnp.where(values > 0, values, 1.0)

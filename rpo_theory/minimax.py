@@ -1,10 +1,9 @@
-r"""Algorithm 2's exact solution: :math:`\min_{r\in\mathcal R}\max_\pi\phi(\pi,r) = \min_r F(r)`.
+r"""Minimax route: :math:`\min_{r\in\mathcal R}\max_\pi\phi(\pi,r) = \min_r F(r)`, solved exactly.
 
-The inner maximum is known in closed form (Lemma 4.1), so one convex problem in the reward is left
-(`liu:24`, eq. 4.4), and its Gibbs policy is the answer of both formulations (Theorem 5.6). It is
-solved to machine precision by primal-dual Newton methods on win counts, whose cost does not grow
-with the number of comparisons. Every answer carries its certificate: a solution is called solved
-only where its duality gap proves it.
+The inner maximum has a closed form (Lemma 4.1), which leaves one convex problem in the reward
+(`liu:24`, eq. 4.4). The Gibbs policy of its minimizer solves both formulations (Theorem 5.6).
+Primal-dual Newton methods on win counts solve it to machine precision; their cost does not grow
+with the number of comparisons. A solution has status ``SOLVED`` only if its duality gap proves it.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from .policies import gibbs_policy, log_partition
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Solution, Status
 
-CHUNK = 4096  # matrix entries worked on together: they should stay in the cache
+CHUNK = 4096  # matrix entries that fit into the cache together
 STRIDE = 2  # Newton steps between two refills of the slots
-GROUP = 32_768  # matrix entries of a call that fills slots
-WAITING = 8192  # of a call in which all wait for the slowest
-UNBOUNDED_WIDTH = 64.0  # nats; where the unbounded class is solved in a box, widened as needed
-WIDENINGS = 5
+GROUP = 32_768  # matrix entries of one call of the solver that refills its slots
+WAITING = 8192  # matrix entries of one call in which all problems wait for the slowest
+UNBOUNDED_WIDTH = 64.0  # nats; first width of the box that stands in for the unbounded class
+WIDENINGS = 5  # number of times that this box may be widened
 
 
 def solve(
@@ -43,32 +42,32 @@ def solve(
     max_steps: int = MAX_STEPS,
     throw: bool = True,
 ) -> Solution:
-    r"""Minimise :math:`F(r)` over a reward class; the RPO policy is the Gibbs policy of the answer.
+    r"""Minimize :math:`F(r)` over a reward class and return the Gibbs policy of the minimizer.
 
     Computes in float64 whatever the caller's configuration.
 
     Args:
-        problem: the instance.
-        reward_class: the adversary's class.
+        problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
+        reward_class: rewards that the adversary may choose from.
         tolerance: KKT residual at which the Newton iteration stops, in probabilities.
-        max_steps: most Newton steps.
-        throw: raise if no solution was found, instead of returning its status.
+        max_steps: maximum number of Newton steps.
+        throw: whether to raise if the problem is not solved, instead of returning the status.
 
     Returns:
-        The saddle point, its status, and ``stats``: ``duality_gap`` (nats, proven; infinite for
-        the unbounded class), ``residual`` and ``steps``. For the unbounded class rewards are
-        normalised to :math:`Z_r=1`, and are ``-inf`` where the infimum is not attained.
+        The saddle point and its status. ``stats`` holds ``duality_gap`` (a proven bound in nats;
+        infinite for the unbounded class), ``residual`` and ``steps``. For the unbounded class the
+        rewards satisfy :math:`Z_r=1`, and are ``-inf`` where the infimum is not attained.
 
     Raises:
-        ValueError: if a solution was not found and ``throw`` is set.
+        ValueError: if the problem is not solved and ``throw`` is true.
 
     References:
         `liu:24`, eqs. 4.1 to 4.8.
 
     Examples:
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
-        >>> problem = Problem(np.ones(1), even, even, wins, np.array(1.0), np.array(1.0))
-        >>> solution = solve(problem, TabularBox(np.array(2.0)))
+        >>> problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> solution = solve(problem, TabularBox(2.0))
         >>> Status(int(solution.status)).name
         'SOLVED'
     """
@@ -84,20 +83,20 @@ def solve_batch(
     max_steps: int = MAX_STEPS,
     throw: bool = True,
 ) -> Solution:
-    """Solve many problems of one shape: every array has a leading batch axis.
+    """Solve many problems of one shape; see :func:`solve`.
 
     Args:
-        problems: the instances.
-        reward_class: their reward classes.
-        tolerance: see :func:`solve`.
-        max_steps: see :func:`solve`.
-        throw: raise if any problem was not solved.
+        problems: problems with a leading batch axis on every array; scalars apply to all.
+        reward_class: their reward classes, likewise.
+        tolerance: KKT residual at which the Newton iteration stops, in probabilities.
+        max_steps: maximum number of Newton steps.
+        throw: whether to raise if a problem is not solved, instead of returning the status.
 
     Returns:
         The solutions, as NumPy arrays with the same leading axis.
 
     Raises:
-        ValueError: if a solution was not found and ``throw`` is set; it names the first.
+        ValueError: if a problem is not solved and ``throw`` is true; the message names the first.
     """
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     n_actions = problems.reference_policy.shape[-1]
@@ -118,8 +117,8 @@ def _solve_group(
         case Unbounded():
             solution = _solve_unbounded(problems, tolerance, max_steps)
         case LinearBall():
-            one = partial(_solve_ball, tolerance=tolerance, max_steps=max_steps)
-            solution = jax.vmap(one)(problems, reward_class)
+            solve_ball = partial(_solve_ball, tolerance=tolerance, max_steps=max_steps)
+            solution = jax.vmap(solve_ball)(problems, reward_class)
         case FiniteClass():
             solution = jax.vmap(_solve_finite)(problems, reward_class)
     finite = all_finite(problems, reward_class)
@@ -130,9 +129,9 @@ def _solve_box(
     problems: Problem, reward_class: TabularBox, tolerance: float, max_steps: int
 ) -> Solution:
     state = _newton_in_slots(problems, jnp.asarray(reward_class.maximum), tolerance, max_steps)
-    # Nothing depends on a constant added to the rewards of a prompt: leave them amid their box.
+    # A constant added to the rewards of a context changes nothing: center them in the box.
     middle = 0.5 * (state.reward.max(axis=-1) + state.reward.min(axis=-1))
-    reward = jax.vmap(lambda box, centred: box.project(centred + 0.5 * box.maximum))(
+    reward = jax.vmap(lambda box, centered: box.project(centered + 0.5 * box.maximum))(
         reward_class, state.reward - middle[..., None]
     )
     return jax.vmap(_conclude)(problems, reward_class, reward, state.residual, state.steps)
@@ -150,24 +149,25 @@ def _solve_ball(
 def _solve_finite(problem: Problem, reward_class: FiniteClass) -> Solution:
     rewards = jnp.asarray(reward_class.rewards)
     values = jax.vmap(lambda reward: minimax_objective(problem, reward))(rewards)
-    policy, reward, value, gap = _answer(problem, reward_class, rewards[jnp.argmin(values)])
-    # Enumeration is exact; the gap is then that of the class, not of the solver.
+    best = rewards[jnp.argmin(values)]
+    policy, value, gap = _policy_value_gap(problem, reward_class, best)
+    # Enumeration is exact: a positive gap comes from the class, which is not convex.
     status = jnp.where(jnp.isfinite(value), Status.SOLVED.value, Status.NOT_FINITE.value)
     stats = {"duality_gap": gap, "residual": 0.0 * value, "steps": jnp.zeros_like(status)}
-    return Solution(policy, reward, value, status, stats)
+    return Solution(policy, best, value, status, stats)
 
 
 def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Solution:
-    """Solve in a box so wide that no kept response feels it."""
+    """Solve in a box that is wide enough for its bounds to be inactive."""
     reduced = jax.vmap(unbounded.reduce)(problems)
-    felt = reduced.kept & (reduced.problem.reference_policy > 0)
-    felt = felt & reduced.attained[:, None, None]
+    finite = reduced.kept & (reduced.problem.reference_policy > 0)
+    finite = finite & reduced.attained[:, None, None]
 
     def newton(width: Float[Array, " p"]) -> _BoxResult:
         return _newton_in_slots(reduced.problem, width, tolerance, max_steps)
 
     def too_narrow(width: Float[Array, " p"], state: _BoxResult) -> Bool[Array, " p"]:
-        reach = jnp.where(felt, jnp.abs(state.reward), 0.0).max(axis=(1, 2))
+        reach = jnp.where(finite, jnp.abs(state.reward), 0.0).max(axis=(1, 2))
         return reach > 0.4 * width
 
     def widen(carry: tuple) -> tuple:
@@ -193,9 +193,9 @@ def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: _BoxResult) ->
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
     value = reduced.share * minimax_objective(problem, reward)
     log_z = log_partition(reward, problem.reference_policy, problem.beta)
-    shown = jnp.where(reduced.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
+    normalized = jnp.where(reduced.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
 
-    residual = reduced_residual(reduced, policy, shown)
+    residual = reduced_residual(reduced, policy, normalized)
     proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, reduced.share * problem.eta)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
     solved = jnp.where(reduced.attained, Status.SOLVED.value, Status.NOT_ATTAINED.value)
@@ -204,15 +204,16 @@ def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: _BoxResult) ->
     status = jnp.where(reduced.bounded, status, Status.UNBOUNDED.value)
     gap = jnp.full_like(value, jnp.inf)
     stats = {"duality_gap": gap, "residual": residual, "steps": state.steps}
-    return Solution(policy, shown, value, status, stats)
+    return Solution(policy, normalized, value, status, stats)
 
 
-def _answer(
+def _policy_value_gap(
     problem: Problem, reward_class: RewardClass, reward: Float[Array, "x a"]
-) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
+    """Return the Gibbs policy of a reward, its objective, and a bound on the duality gap."""
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
     gap = duality_gap_bound(problem, reward_class, policy, reward)
-    return policy, reward, minimax_objective(problem, reward), gap
+    return policy, minimax_objective(problem, reward), gap
 
 
 def _conclude(
@@ -222,8 +223,8 @@ def _conclude(
     residual: Float[Array, ""],
     steps: Array,
 ) -> Solution:
-    """Answer with its certificate; the status is what the certificate says."""
-    policy, reward, value, gap = _answer(problem, reward_class, reward)
+    """Return the solution at a reward, with the status that its duality gap proves."""
+    policy, value, gap = _policy_value_gap(problem, reward_class, reward)
     proven = is_proven(problem, gap, value)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
     status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
@@ -233,7 +234,7 @@ def _conclude(
 
 
 class _BoxResult(NamedTuple):
-    """Final Newton states, with a leading problem axis."""
+    """Rewards, residuals and step counts, with a leading problem axis."""
 
     reward: Float[Array, "p x a"]
     residual: Float[Array, " p"]
@@ -243,9 +244,10 @@ class _BoxResult(NamedTuple):
 def _newton_in_slots(
     problems: Problem, width: Float[Array, " p"], tolerance: float, max_steps: int
 ) -> _BoxResult:
-    """Solve every prompt of every problem, a cache-full at a time, each slot refilled when done.
+    """Solve every context of every problem in slots that are refilled as soon as they are done.
 
-    Waiting for the slowest of a fixed set would take half as long again.
+    The slots fill the cache. Waiting for the slowest context of a fixed set takes 1.5 times as
+    long.
     """
     n_problems, n_contexts, n_actions = problems.reference_policy.shape
     n_blocks = n_problems * n_contexts
@@ -259,24 +261,24 @@ def _newton_in_slots(
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[index].get(mode="clip"), 0, -1), rows)
 
     def advance(carry: tuple) -> tuple:
-        index, upcoming, state, answers = carry
+        index, upcoming, state, results = carry
         blocks = load(index)
         for _ in range(STRIDE):
             state = box_interior_point.step(blocks, None, state, tolerance)
-        found = (state.reward.T, state.residual, state.steps)
-        answers = jax.tree.map(
-            lambda kept, new: kept.at[index].set(new, mode="drop"), answers, found
+        current = (state.reward.T, state.residual, state.steps)
+        results = jax.tree.map(
+            lambda stored, new: stored.at[index].set(new, mode="drop"), results, current
         )
         free = state.done | (state.steps >= max_steps)
-        taken = jnp.cumsum(free.astype(jnp.int32))
-        index = jnp.where(free, upcoming + taken - 1, index)
+        n_refilled = jnp.cumsum(free.astype(jnp.int32))
+        index = jnp.where(free, upcoming + n_refilled - 1, index)
         fresh = box_interior_point.init(load(index))
         state = jax.tree.map(lambda old, new: jnp.where(free, new, old), state, fresh)
-        return index, upcoming + taken[-1], state, answers
+        return index, upcoming + n_refilled[-1], state, results
 
     first = jnp.arange(slots, dtype=jnp.int32)
     state = box_interior_point.init(load(first))
-    answers = (
+    results = (
         jnp.zeros((n_blocks, n_actions), width.dtype),
         jnp.zeros(n_blocks, width.dtype),
         jnp.zeros(n_blocks, jnp.int32),
@@ -284,7 +286,7 @@ def _newton_in_slots(
     reward, residual, steps = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0] < n_blocks),
         advance,
-        (first, jnp.int32(slots), state, answers),
+        (first, jnp.int32(slots), state, results),
     )[-1]
     return _BoxResult(
         reward=reward.reshape(n_problems, n_contexts, n_actions),

@@ -1,4 +1,4 @@
-r"""The objectives of the paper: value, gap, the saddle function :math:`\phi`, and its maximum.
+r"""Objectives of the paper: value, gap, the saddle function :math:`\phi`, and its maximum.
 
 .. math::
     \phi(\pi, r) = \eta\,E_{d_0,\pi,\pi_{base}}[r(x,a^1)-r(x,a^0)-\beta KL(\pi\|\pi_{ref})]+L_D(r)
@@ -23,7 +23,7 @@ def value(
     reward: Float[ArrayLike, "x a"],
     context_weights: Float[ArrayLike, " x"],
 ) -> Float[Array, ""]:
-    r"""Value of a policy, :math:`J(\pi) = E_{x\sim d_0, a\sim\pi}\, r(x,a)`: plain reward, no KL.
+    r"""Return the value :math:`J(\pi) = E_{x\sim d_0, a\sim\pi}\, r(x,a)`, without a KL term.
 
     Args:
         policy: :math:`\pi(a|x)`.
@@ -49,16 +49,16 @@ def gap(
     reward: Float[ArrayLike, "x a"],
     context_weights: Float[ArrayLike, " x"],
 ) -> Float[Array, ""]:
-    r"""Gap to a comparator, :math:`Gap^\pi(\hat\pi) = J(\pi) - J(\hat\pi)`.
+    r"""Return the gap of a policy to a comparator, :math:`J(\pi) - J(\hat\pi)`.
 
     Args:
-        policy: :math:`\hat\pi(a|x)`, the policy judged.
+        policy: :math:`\hat\pi(a|x)`, the policy to evaluate.
         comparator: :math:`\pi(a|x)`, any policy.
         reward: the true reward :math:`r^\star(x,a)`.
         context_weights: :math:`d_0(x)`.
 
     Returns:
-        Expected reward that the policy lacks; negative where it beats the comparator.
+        Shortfall of expected reward; negative if the policy is better than the comparator.
 
     References:
         `liu:24`, eq. 2.5.
@@ -75,22 +75,22 @@ def gap(
 def saddle_objective(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, ""]:
-    r"""The saddle function :math:`\phi(\pi, r)`, concave in the policy and convex in the reward.
+    r"""Return the saddle function :math:`\phi(\pi,r)`, concave in the policy, convex in the reward.
 
     Args:
-        problem: the instance.
-        policy: :math:`\pi(a|x)`, within the support of the reference.
+        problem: preference data, policies and weights.
+        policy: :math:`\pi(a|x)`, within the support of the reference policy.
         reward: :math:`r(x,a)`.
 
     Returns:
-        Nats; ``-inf`` where the policy leaves the support of the reference.
+        Nats; ``-inf`` if the policy leaves the support of the reference policy.
 
     References:
         `liu:24`, eqs. 3.3 and 4.1.
 
     Examples:
-        >>> even, one, wins = jnp.full((1, 2), 0.5), jnp.array(1.0), jnp.zeros((1, 2, 2))
-        >>> problem = Problem(jnp.ones(1), even, even, wins, one, one)
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> float(saddle_objective(problem, even, jnp.array([[1.0, 0.0]])))
         0.0
     """
@@ -103,13 +103,11 @@ def saddle_objective(
 
 
 def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
-    r"""The reward's objective :math:`F(r) = \max_\pi\phi(\pi, r)`, convex in the reward.
-
-    A constant added to the reward of a prompt changes nothing.
+    r"""Return the minimax objective :math:`F(r) = \max_\pi\phi(\pi, r)`, convex in the reward.
 
     Args:
-        problem: the instance.
-        reward: :math:`r(x,a)`.
+        problem: preference data, policies and weights.
+        reward: :math:`r(x,a)`; a constant added to the rewards of a context changes nothing.
 
     Returns:
         Nats.
@@ -118,14 +116,14 @@ def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
         `liu:24`, eq. 4.4.
 
     Examples:
-        >>> even, one, wins = jnp.full((1, 2), 0.5), jnp.array(1.0), jnp.zeros((1, 2, 2))
-        >>> problem = Problem(jnp.ones(1), even, even, wins, one, one)
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> round(float(minimax_objective(problem, jnp.array([[1.0, 0.0]]))), 4)
         0.1201
     """
     reward, baseline = jnp.asarray(reward), jnp.asarray(problem.baseline_policy)
     top, scaled = scaled_below_max(reward, problem.reference_policy, problem.beta)
-    # Against the highest reward both terms are small where their difference is.
+    # Relative to the highest reward both terms are small if their difference is: no cancellation.
     lost = jnp.sum(jnp.where(baseline > 0, baseline * (top - reward), 0.0), axis=-1)
     log_z = log_partition_scaled(scaled, problem.reference_policy)
     penalty = jnp.asarray(problem.context_weights) @ (log_z * problem.beta + lost)

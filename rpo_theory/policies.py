@@ -1,8 +1,8 @@
 r"""Policies on finitely many actions: the Gibbs policy, its inverse, and baselines from data.
 
-The link between rewards and policies is Lemma 4.1 of `liu:24`: the maximiser of
-:math:`E_\pi r - \beta KL(\pi\|\pi_{ref})` is :math:`\pi_r \propto \pi_{ref}\exp(r/\beta)`, and its
-inverse, the implicit reward, is known up to a constant per prompt.
+Lemma 4.1 of `liu:24` links rewards and policies: the maximizer of
+:math:`E_\pi r - \beta KL(\pi\|\pi_{ref})` is :math:`\pi_r \propto \pi_{ref}\exp(r/\beta)`. Its
+inverse, the implicit reward, is determined up to a constant per context.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ def log_partition(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*x"]:
-    r"""Log-partition function :math:`\log Z_r(x) = \log E_{\pi_{ref}} e^{r/\beta}`.
+    r"""Return the log-partition function :math:`\log Z_r(x) = \log E_{\pi_{ref}} e^{r/\beta}`.
 
     Args:
         reward: :math:`r(x,a)`.
-        reference: :math:`\pi_{ref}(a|x)`; actions of probability zero do not count.
+        reference: :math:`\pi_{ref}(a|x)`; actions with probability zero have no effect.
         beta: :math:`\beta > 0`.
 
     Returns:
-        Nats per prompt; :math:`\beta\log Z_r` is the value of the inner maximum (Lemma 4.1).
+        Nats per context; :math:`\beta\log Z_r` is the value of the inner maximum (Lemma 4.1).
 
     References:
         `liu:24`, Lemma 4.1.
@@ -47,7 +47,7 @@ def log_gibbs_policy(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*x a"]:
-    r"""Log of the Gibbs policy, :math:`\log\pi_r = \log\pi_{ref} + r/\beta - \log Z_r`.
+    r"""Return the log of the Gibbs policy, :math:`\log\pi_{ref} + r/\beta - \log Z_r`.
 
     Args:
         reward: :math:`r(x,a)`.
@@ -55,7 +55,7 @@ def log_gibbs_policy(
         beta: :math:`\beta > 0`.
 
     Returns:
-        Log-probabilities, ``-inf`` where the reference is zero.
+        Log-probabilities, ``-inf`` where the reference policy is zero.
 
     References:
         `liu:24`, Lemma 4.1.
@@ -73,14 +73,15 @@ def log_gibbs_policy(
 def log_partition_scaled(
     scaled: Float[Array, "*x a"], reference: Float[ArrayLike, "*x a"]
 ) -> Float[Array, "*x"]:
-    r"""Log-partition of rewards divided by :math:`\beta` and at most 0; exact near 0 too.
+    r"""Return the log-partition function of scaled rewards that are at most 0.
 
     Args:
-        scaled: the second result of :func:`scaled_below_max`.
-        reference: :math:`\pi_{ref}(a|x)`; a sum that is one but for rounding is taken for one.
+        scaled: rewards divided by :math:`\beta`, the second result of :func:`scaled_below_max`.
+        reference: :math:`\pi_{ref}(a|x)`; a sum within rounding of one counts as one.
 
     Returns:
-        Nats per prompt, at most 0, with small relative error: a large :math:`\beta` may follow.
+        Nats per context, at most 0, with small relative error even near 0: the result may be
+        multiplied by a large :math:`\beta`.
 
     Examples:
         >>> scaled, even = jnp.array([[-1e-9, 0.0]]), jnp.full((1, 2), 0.5)
@@ -103,9 +104,10 @@ def scaled_below_max(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> tuple[Float[Array, "*x 1"], Float[Array, "*x a"]]:
-    r"""The highest reward that the reference gives, and :math:`(r - r_{top})/\beta`.
+    r"""Return the highest reward in the support of the reference, and :math:`(r-r_{top})/\beta`.
 
-    Subtracted before the division: :math:`r/\beta` may be so large that its last digit is a nat.
+    The maximum is subtracted before the division, because :math:`r/\beta` may be so large that its
+    last digit is a nat.
 
     Args:
         reward: :math:`r(x,a)`.
@@ -113,10 +115,11 @@ def scaled_below_max(
         beta: :math:`\beta > 0`.
 
     Returns:
-        Both; the second is at most 0 where the reference is positive.
+        The maximum per context, and scaled rewards, at most 0 in the support of the reference.
 
     Examples:
-        >>> top, scaled = scaled_below_max(jnp.array([[1e16, 1e16 + 2.0]]), jnp.full((1, 2), 0.5), 1.0)
+        >>> reward, even = jnp.array([[1e16, 1e16 + 2.0]]), jnp.full((1, 2), 0.5)
+        >>> _, scaled = scaled_below_max(reward, even, 1.0)
         >>> scaled.tolist()
         [[-2.0, 0.0]]
     """
@@ -132,10 +135,10 @@ def gibbs_policy(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*x a"]:
-    r"""Gibbs policy :math:`\pi_r(a|x) \propto \pi_{ref}(a|x) e^{r(x,a)/\beta}`.
+    r"""Return the Gibbs policy :math:`\pi_r(a|x) \propto \pi_{ref}(a|x) e^{r(x,a)/\beta}`.
 
     Args:
-        reward: :math:`r(x,a)`; a constant added per prompt changes nothing.
+        reward: :math:`r(x,a)`; a constant added to the rewards of a context changes nothing.
         reference: :math:`\pi_{ref}(a|x)`.
         beta: :math:`\beta > 0`.
 
@@ -157,7 +160,7 @@ def implicit_reward(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*x a"]:
-    r"""Implicit reward :math:`\beta\log(\pi/\pi_{ref})`, the inverse of the Gibbs policy.
+    r"""Return the implicit reward :math:`\beta\log(\pi/\pi_{ref})` of a policy.
 
     Args:
         policy: :math:`\pi(a|x)`.
@@ -165,8 +168,8 @@ def implicit_reward(
         beta: :math:`\beta > 0`.
 
     Returns:
-        The reward whose Gibbs policy is ``policy``, normalised so that :math:`Z_r = 1`; 0 where
-        both policies are zero.
+        Reward whose Gibbs policy is ``policy`` and for which :math:`Z_r = 1`; 0 where both policies
+        are zero.
 
     References:
         `liu:24`, eq. 4.5.
@@ -185,14 +188,14 @@ def implicit_reward(
 def kl_divergence(
     policy: Float[ArrayLike, "*x a"], reference: Float[ArrayLike, "*x a"]
 ) -> Float[Array, "*x"]:
-    r"""Kullback-Leibler divergence :math:`KL(\pi(\cdot|x)\|\pi_{ref}(\cdot|x))` per prompt.
+    r"""Return the KL divergence :math:`KL(\pi(\cdot|x)\|\pi_{ref}(\cdot|x))` of each context.
 
     Args:
         policy: :math:`\pi(a|x)`.
         reference: :math:`\pi_{ref}(a|x)`.
 
     Returns:
-        Nats, at least 0; ``inf`` where the policy leaves the support of the reference.
+        Nats, at least 0; ``inf`` if the policy leaves the support of the reference policy.
 
     Examples:
         >>> float(kl_divergence(jnp.full((1, 2), 0.5), jnp.full((1, 2), 0.5))[0])
@@ -208,7 +211,7 @@ def kl_to_gibbs(
     reference: Float[ArrayLike, "*x a"],
     beta: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*x"]:
-    r"""Divergence from the Gibbs policy, :math:`KL(\pi\|\pi_r)`, even where that underflows.
+    r"""Return the divergence :math:`KL(\pi\|\pi_r)` from a Gibbs policy, even if that underflows.
 
     Args:
         policy: :math:`\pi(a|x)`.
@@ -239,31 +242,31 @@ def kl_to_gibbs(
 def _bregman_terms(
     policy: Float[Array, "*x a"], reference: Float[Array, "*x a"]
 ) -> Float[Array, "*x a"]:
-    """Terms p log(p / q) - p + q: non-negative, of the same sum, and free of cancellation."""
+    """Return p log(p / q) - p + q: non-negative terms with the same sum, without cancellation."""
     safe = jnp.where(reference > 0, reference, 1.0)
     change = (policy - reference) / safe
     near = jnp.abs(change) < 1e-3
     small = jnp.where(near, change, 0.0)
     series = safe * small**2 * (1 / 2 + small * (-1 / 6 + small * (1 / 12 - small / 20)))
-    # Not by `kl_div`, which newer versions of JAX compute to ten digits.
+    # `jax.scipy.special.kl_div` is accurate to ten digits only in newer versions of JAX.
     middle = (reference > 0) & (jnp.abs(change) < 0.5) & ~near
-    some = jnp.where(middle, change, 0.0)
-    by_ratio = safe * ((1.0 + some) * jnp.log1p(some) - some)
-    given = policy > 0
-    surprise = jnp.log(jnp.where(given, policy, 1.0)) - jnp.log(safe)
-    by_logs = jnp.where(given, policy * surprise, 0.0) - policy + reference
-    far = jnp.where(middle, by_ratio, jnp.where(given & (reference == 0), jnp.inf, by_logs))
+    moderate = jnp.where(middle, change, 0.0)
+    by_ratio = safe * ((1.0 + moderate) * jnp.log1p(moderate) - moderate)
+    positive = policy > 0
+    log_ratio = jnp.log(jnp.where(positive, policy, 1.0)) - jnp.log(safe)
+    by_logs = jnp.where(positive, policy * log_ratio, 0.0) - policy + reference
+    far = jnp.where(middle, by_ratio, jnp.where(positive & (reference == 0), jnp.inf, by_logs))
     return jnp.where(near & (reference > 0), series, far)
 
 
 def total_variation(
     first: Float[ArrayLike, "*x a"], second: Float[ArrayLike, "*x a"]
 ) -> Float[Array, "*x"]:
-    r"""Total variation distance :math:`\frac12\sum_a|\pi_1(a|x)-\pi_2(a|x)|` per prompt.
+    r"""Return the total variation distance :math:`\frac12\sum_a|\pi_1-\pi_2|` of each context.
 
     Args:
-        first: one policy.
-        second: another policy.
+        first: :math:`\pi_1(a|x)`.
+        second: :math:`\pi_2(a|x)`.
 
     Returns:
         Distances in [0, 1].
@@ -278,13 +281,13 @@ def total_variation(
 def chosen_policy(
     wins: Float[ArrayLike, "x a a"], fallback: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
-    r"""Baseline "chosen": the empirical law of the winners in each context.
+    r"""Return the baseline "chosen": the empirical distribution of the winners in each context.
 
-    With this baseline the RPO loss regularises with the SFT loss on the chosen responses.
+    With this baseline the SFT term of the RPO loss is on the chosen responses.
 
     Args:
-        wins: win counts.
-        fallback: policy for the contexts without data.
+        wins: win counts, indexed by context, winner and loser.
+        fallback: policy of the contexts without data.
 
     Returns:
         Probabilities, rows sum to one.
@@ -304,11 +307,13 @@ def chosen_policy(
 def data_marginal_policy(
     wins: Float[ArrayLike, "x a a"], fallback: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
-    r"""Baseline "data marginal": the law of a uniformly drawn member of a pair in each context.
+    r"""Return the baseline "data marginal": the distribution of all compared responses.
+
+    A response is drawn uniformly from the two of a uniformly drawn comparison in its context.
 
     Args:
-        wins: win counts.
-        fallback: policy for the contexts without data.
+        wins: win counts, indexed by context, winner and loser.
+        fallback: policy of the contexts without data.
 
     Returns:
         Probabilities, rows sum to one.
@@ -325,5 +330,5 @@ def data_marginal_policy(
 def _normalize_counts(
     counts: Float[Array, "x a"], fallback: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
-    total = counts.sum(axis=-1, keepdims=True)
-    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), jnp.asarray(fallback))
+    sums = counts.sum(axis=-1, keepdims=True)
+    return jnp.where(sums > 0, counts / jnp.where(sums > 0, sums, 1.0), jnp.asarray(fallback))

@@ -1,12 +1,12 @@
-r"""The RPO loss of a policy, as a function of the reward behind its logits.
+r"""RPO loss of a tabular policy, as a function of the reward in its logits.
 
-Put together from :mod:`rpo_theory.losses` alone, as a trainer would: the DPO loss of every observed
+The loss is built from :mod:`rpo_theory.losses`, as in a trainer: the DPO loss of every observed
 pair, weighted by its count, plus :math:`\eta\beta` times the SFT loss of every response, weighted
 by :math:`d_0\pi_{base}`. The policy has logits :math:`\log\pi_{ref} + r/\beta`.
 
-A response that the reference never gives has no log-probability, but its log-ratio to the
-reference, which is all that the data see, has the limit :math:`r/\beta - \log Z`: its reference
-log-probability stands as 0.
+A response with reference probability zero has no log-probability. Its log-ratio to the reference,
+on which alone the loss depends, has the limit :math:`r/\beta - \log Z`; its reference
+log-probability is therefore set to 0.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def loss(
     *,
     comparisons: Float[ArrayLike, ""] | None = None,
 ) -> Float[Array, ""]:
-    r"""RPO loss of the policy with logits :math:`\log\pi_{ref} + r/\beta`.
+    r"""Return the RPO loss of the policy with logits :math:`\log\pi_{ref} + r/\beta`.
 
     Args:
-        problem: the instance, or one prompt of it without the context axis.
+        problem: preference data, policies and weights; or one context without the context axis.
         reward: :math:`r(x,a)`.
-        comparisons: number :math:`N` that the DPO losses are averaged over; the sum of the win
-            counts if None.
+        comparisons: number :math:`N` of comparisons that the DPO losses are averaged over; the sum
+            of the win counts if None.
 
     Returns:
         Nats.
@@ -46,7 +46,7 @@ def loss(
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> float(loss(problem, jnp.zeros((1, 2))) / jnp.log(2.0))
         2.0
     """
@@ -62,24 +62,24 @@ def loss(
 
 
 def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
-    r"""The loss plus its constant: :math:`F` of the reward, measured without :math:`\log Z`.
+    r"""Return the loss plus its constant, which is :math:`F` of the reward, without :math:`\log Z`.
 
     .. math:: F(r) = \eta\beta E_{d_0,\pi_{base}}[\log\pi_{ref} - \log\pi_r]
               + L_D(\beta\log(\pi_r/\pi_{ref}))
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         reward: :math:`r(x,a)`.
 
     Returns:
-        The adversarial value of the policy, nats.
+        Worst-case objective of the policy, nats.
 
     References:
         `liu:24`, eqs. 4.4 and 4.5.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> float(adversarial_value(problem, jnp.zeros((1, 2))) / jnp.log(2.0))
         1.0
     """
@@ -96,20 +96,21 @@ def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
 def log_policy(
     problem: Problem, reward: Float[ArrayLike, "*x a"]
 ) -> tuple[Float[Array, "*x a"], Float[Array, "*x a"]]:
-    """Log-probabilities under the policy and under the reference.
+    """Return the log-probabilities under the policy and under the reference policy.
 
     Args:
-        problem: the instance, or one prompt of it.
+        problem: preference data, policies and weights; or one context of them.
         reward: :math:`r(x,a)`.
 
     Returns:
-        Both in nats; where the reference is zero, 0 for it and the log-ratio for the policy.
+        Both in nats. Where the reference probability is zero, 0 for the reference and the
+        log-ratio for the policy.
 
     Examples:
-        >>> law, reward = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
-        >>> one, wins = jnp.array(1.0), jnp.zeros((1, 2, 2))
-        >>> problem = Problem(jnp.ones(1), law, law, wins, one, one)
-        >>> [side.tolist() for side in log_policy(problem, reward)]
+        >>> reference, reward = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
+        >>> wins = jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), reference, reference, wins, beta=1.0, eta=1.0)
+        >>> [log_probs.tolist() for log_probs in log_policy(problem, reward)]
         [[[0.0, 2.0]], [[0.0, 0.0]]]
     """
     reference = jnp.asarray(problem.reference_policy)
@@ -120,24 +121,24 @@ def log_policy(
 
 
 def policy(problem: Problem, reward: Float[ArrayLike, "*x a"]) -> Float[Array, "*x a"]:
-    """The policy itself: exactly 0 where the reference is."""
+    """Return the policy, which is exactly 0 where the reference policy is."""
     log_probs, _ = log_policy(problem, reward)
     return jnp.where(jnp.asarray(problem.reference_policy) > 0, jnp.exp(log_probs), 0.0)
 
 
 def scale(problem: Problem, comparisons: Float[Array, ""]) -> Float[Array, ""]:
-    r"""Sum of the weights of the terms of the loss: divided by it, gradients are of order one.
+    r"""Return the sum of the weights in the loss, by which its gradients are of order one.
 
     Args:
-        problem: the instance, or one prompt of it.
-        comparisons: number :math:`N` that the DPO losses are averaged over.
+        problem: preference data, policies and weights; or one context of them.
+        comparisons: number :math:`N` of comparisons that the DPO losses are averaged over.
 
     Returns:
-        :math:`\eta\sum_x d_0(x)` and the share of the comparisons; 1 where there are neither.
+        :math:`\eta\sum_x d_0(x)` plus the share of the comparisons; 1 if both are 0.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(0.25))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=0.25)
         >>> float(scale(problem, jnp.array(8.0)))
         0.75
     """
@@ -149,20 +150,20 @@ def scale(problem: Problem, comparisons: Float[Array, ""]) -> Float[Array, ""]:
 def hessian_weights(
     problem: Problem, reward: Float[Array, "*x a"], comparisons: Float[Array, ""]
 ) -> Float[Array, "*x a a"]:
-    """Hessian of the loss in the reward, a graph Laplacian, as the weights of its graph.
+    """Return the Hessian of the loss in the reward as the edge weights of a graph Laplacian.
 
     Args:
-        problem: the instance, or one prompt of it.
+        problem: preference data, policies and weights; or one context of them.
         reward: :math:`r(x,a)`.
-        comparisons: number :math:`N` that the DPO losses are averaged over.
+        comparisons: number :math:`N` of comparisons that the DPO losses are averaged over.
 
     Returns:
-        Symmetric weights, zero diagonal: the Hessian has their row sums on its diagonal and minus
-        them off it, so that it is never a difference of large numbers.
+        Symmetric weights with zero diagonal. The Hessian has their row sums on its diagonal and
+        minus the weights off it, so it is never a difference of large numbers.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> hessian_weights(problem, jnp.zeros((1, 2)), jnp.array(1.0)).tolist()
         [[[0.0, 0.5], [0.5, 0.0]]]
     """
@@ -170,23 +171,23 @@ def hessian_weights(
     margin = reward[..., :, None] - reward[..., None, :]
     variance = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin) / positive_or_one(comparisons)
     weight = (problem.eta / problem.beta * jnp.asarray(problem.context_weights))[..., None, None]
-    drawn_together = weight * probability[..., :, None] * probability[..., None, :]
-    between = 1.0 - jnp.eye(wins.shape[-1], dtype=wins.dtype)
-    return between * (drawn_together + variance * (wins + wins.mT))
+    policy_part = weight * probability[..., :, None] * probability[..., None, :]
+    off_diagonal = 1.0 - jnp.eye(wins.shape[-1], dtype=wins.dtype)
+    return off_diagonal * (policy_part + variance * (wins + wins.mT))
 
 
 def pairs(log_probs: Float[Array, "*x a"]) -> PairLogProbs:
-    """Every ordered pair of responses, the chosen one first.
+    """Return the log-probabilities of all ordered pairs of responses.
 
     Args:
-        log_probs: of the responses, nats.
+        log_probs: log-probabilities of the responses, nats.
 
     Returns:
-        Both of each pair, ``[x, chosen, rejected]``.
+        Tables indexed by ``[x, chosen, rejected]``.
 
     Examples:
-        >>> every = pairs(jnp.array([-1.0, -2.0]))
-        >>> every.chosen.tolist(), every.rejected.tolist()
+        >>> table = pairs(jnp.array([-1.0, -2.0]))
+        >>> table.chosen.tolist(), table.rejected.tolist()
         ([[-1.0, -1.0], [-2.0, -2.0]], [[-1.0, -2.0], [-1.0, -2.0]])
     """
     chosen, rejected = log_probs[..., :, None], log_probs[..., None, :]

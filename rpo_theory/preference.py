@@ -1,4 +1,4 @@
-r"""The Bradley-Terry model: preferences, their likelihood, and what of the data it needs.
+r"""Bradley-Terry model of preferences: probabilities, likelihood, win counts and sampling.
 
 Preferences follow :math:`P_r(y=1|x,a^1,a^0) = \sigma(r(x,a^1) - r(x,a^0))` (`liu:24`, eq. 2.1). On
 finitely many actions the average negative log-likelihood :math:`L_D` (eq. 3.2) depends on the data
@@ -19,7 +19,7 @@ from .types import ArrayLike
 def preference_probability(
     reward_first: Float[ArrayLike, "*#s"], reward_second: Float[ArrayLike, "*#s"]
 ) -> Float[Array, "*#s"]:
-    r"""Probability that the first response is preferred, :math:`\sigma(r_1 - r_0)`.
+    r"""Return the probability :math:`\sigma(r_1 - r_0)` that the first response is preferred.
 
     Args:
         reward_first: reward of the first response.
@@ -49,14 +49,14 @@ def win_counts(
     """Sum comparisons into ``wins[x, w, l]``, the sufficient statistic of Bradley-Terry data.
 
     Args:
-        contexts: index of the prompt of each row.
-        winners: index of the preferred response.
-        losers: index of the other response.
-        counts: how often the row occurred; fractions are expected counts.
-        shape: numbers of contexts and actions.
+        contexts: context index of each row.
+        winners: action index of the preferred response.
+        losers: action index of the other response.
+        counts: number of times that the comparison occurred; may be fractional.
+        shape: number of contexts and number of actions.
 
     Returns:
-        Counts of shape ``[x a a]``, of the dtype of ``counts``. Rows repeat freely: they add up.
+        Counts of shape ``[x a a]`` with the dtype of ``counts``; equal rows add up.
 
     Examples:
         >>> i = jnp.array([0, 0])
@@ -72,14 +72,14 @@ def win_counts(
 def negative_log_likelihood(
     reward: Float[ArrayLike, "x a"], wins: Float[ArrayLike, "x a a"]
 ) -> Float[Array, ""]:
-    r"""Average negative log-likelihood of the comparisons, :math:`L_D(r)`.
+    r"""Return the average negative log-likelihood :math:`L_D(r)` of the comparisons.
 
     .. math::
         L_D(r) = -\frac1N \sum_{x,w,l} W_{xwl} \log\sigma(r(x,w) - r(x,l))
 
     Args:
         reward: :math:`r(x,a)`.
-        wins: win counts.
+        wins: win counts, indexed by context, winner and loser.
 
     Returns:
         Nats per comparison, at least 0; exactly 0 without data.
@@ -94,22 +94,24 @@ def negative_log_likelihood(
     """
     reward, wins = jnp.asarray(reward), jnp.asarray(wins)
     margin = reward[:, :, None] - reward[:, None, :]
-    total = wins.sum()
+    n_comparisons = wins.sum()
     loss = jnp.sum(wins * jax.nn.softplus(-margin))
-    return jnp.where(total > 0, loss / jnp.where(total > 0, total, 1.0), 0.0)
+    safe_count = jnp.where(n_comparisons > 0, n_comparisons, 1.0)
+    return jnp.where(n_comparisons > 0, loss / safe_count, 0.0)
 
 
 def expected_wins(
     reward: Float[ArrayLike, "x a"], comparisons: Float[ArrayLike, "x a a"]
 ) -> Float[Array, "x a a"]:
-    r"""Expected win counts when ``comparisons[x, i, j]`` pairs are labelled by reward ``reward``.
+    r"""Return the expected win counts of comparisons that a reward labels.
 
     Args:
-        reward: the labelling reward :math:`r^\star`.
-        comparisons: how often the ordered pair ``(i, j)`` is compared.
+        reward: reward :math:`r^\star` that labels the comparisons.
+        comparisons: ``comparisons[x, i, j]``, the number of comparisons of the ordered pair
+            ``(i, j)`` in context ``x``.
 
     Returns:
-        ``wins`` with :math:`W_{xij} = n_{xij}\sigma(r_i-r_j) + n_{xji}\sigma(r_i-r_j)`.
+        Win counts :math:`W_{xij} = (n_{xij} + n_{xji})\,\sigma(r_i-r_j)`.
 
     Examples:
         >>> n = jnp.array([[[0.0, 4.0], [0.0, 0.0]]])
@@ -126,14 +128,15 @@ def sample_wins(
     reward: Float[ArrayLike, "x a"],
     comparisons: Float[ArrayLike, "x a a"],
 ) -> Float[Array, "x a a"]:
-    r"""Draw Bradley-Terry labels for ``comparisons[x, i, j]`` pairs and count the wins.
+    r"""Draw the labels of comparisons from the Bradley-Terry model and count the wins.
 
     The number of wins of each ordered pair is binomial, so the cost does not grow with the counts.
 
     Args:
-        key: a ``jax.random.key``.
-        reward: the labelling reward :math:`r^\star`.
-        comparisons: whole numbers, how often the ordered pair ``(i, j)`` is compared.
+        key: random key, of ``jax.random.key``.
+        reward: reward :math:`r^\star` that labels the comparisons.
+        comparisons: ``comparisons[x, i, j]``, the number of comparisons of the ordered pair
+            ``(i, j)`` in context ``x``; whole numbers.
 
     Returns:
         Win counts; their sum is the sum of ``comparisons``.
@@ -153,7 +156,7 @@ def sample_wins(
 
 
 def curvature(reward_max: Float[ArrayLike, "..."] | float) -> Float[Array, "..."]:
-    r"""The paper's curvature constant, :math:`\kappa = (1+e^{R_{max}})^{-2}`.
+    r"""Return the curvature constant of the paper, :math:`\kappa = (1+e^{R_{max}})^{-2}`.
 
     Args:
         reward_max: :math:`R_{max}`, the range of the rewards.
@@ -172,9 +175,9 @@ def curvature(reward_max: Float[ArrayLike, "..."] | float) -> Float[Array, "..."
 
 
 def hellinger_curvature(reward_max: Float[ArrayLike, "..."] | float) -> Float[Array, "..."]:
-    r"""The tight curvature constant, :math:`h = \sigma'(R_{max})/8`.
+    r"""Return the tight curvature constant, :math:`h = \sigma'(R_{max})/8`.
 
-    The infimum of :math:`D_H^2(\mathrm{Ber}(\sigma z), \mathrm{Ber}(\sigma w))/(z-w)^2` over
+    It is the infimum of :math:`D_H^2(\mathrm{Ber}(\sigma z), \mathrm{Ber}(\sigma w))/(z-w)^2` over
     :math:`z, w \in [-R_{max}, R_{max}]`, approached as both tend to :math:`R_{max}`;
     :math:`\sqrt h` may replace :math:`\kappa` in the guarantee.
 

@@ -1,8 +1,8 @@
-r"""From per-example losses to one number: sums and weights, divided once over the whole batch.
+r"""Reductions of per-example losses: sums and weights, divided once over the whole batch.
 
-The SFT term has been reduced in three ways by different trainers, and confusing them is the most
-common mistake: the theorem's (`liu:24`, eq. 4.8) is the token sum. Totals and weights of parts of a
-batch add up, so the result does not depend on how the batch was split.
+Trainers reduce the SFT term in three ways, and confusing them is the most common mistake. The
+theorem (`liu:24`, eq. 4.8) uses the token sum. Sums and weights of the parts of a batch add up, so
+the result does not depend on how the batch was split.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ SftReduction = Literal["sum", "sequence_mean", "pooled_mean"]
 
 
 class WeightedSum(NamedTuple):
-    """A weighted sum that has not been divided yet, so that parts of a batch add up exactly.
+    """Weighted sum before the division by its weight; the parts of a batch add up exactly.
 
     Attributes:
-        sum: the weighted sum.
-        weight: the sum of the weights.
+        sum: sum of the values times their weights.
+        weight: sum of the weights.
     """
 
     sum: Float[Array, ""]
     weight: Float[Array, ""]
 
     def mean(self) -> Float[Array, ""]:
-        """The weighted mean; 0 where the weight is 0."""
+        """Return the weighted mean, or 0 if the weight is 0."""
         empty = self.weight == 0
         return jnp.where(empty, 0.0, self.sum / jnp.where(empty, 1.0, self.weight))
 
@@ -38,14 +38,14 @@ class WeightedSum(NamedTuple):
 def reduce_mean(
     losses: Float[ArrayLike, "*n"], weights: Float[ArrayLike, "*n"] | None = None
 ) -> WeightedSum:
-    """Sum of per-example losses and of their weights, to be divided once over the whole batch.
+    """Sum per-example losses and their weights, to be divided once over the whole batch.
 
     Args:
         losses: per-example losses.
-        weights: how often each example counts (0 for a masked one); one each if None.
+        weights: weight of each example (0 masks it); 1 each if None.
 
     Returns:
-        The reduction; add the fields of several parts before :meth:`WeightedSum.mean`.
+        The weighted sum. Add the fields of all parts of a batch before :meth:`WeightedSum.mean`.
 
     Examples:
         >>> float(reduce_mean(jnp.array([1.0, 3.0]), jnp.array([3.0, 1.0])).mean())
@@ -64,7 +64,7 @@ def reduce_sft(
     weights: Float[ArrayLike, "*n"] | None = None,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> WeightedSum:
-    r"""SFT losses of a batch under one of the reductions in use; ``"sum"`` is the theorem's.
+    r"""Reduce the SFT losses of a batch; ``"sum"`` is the reduction of the theorem.
 
     * ``"sum"``: mean over responses of the token-summed loss (eq. 4.8).
     * ``"sequence_mean"``: mean over responses of each response's mean token loss.
@@ -72,13 +72,16 @@ def reduce_sft(
 
     Args:
         losses: token-summed losses of :func:`rpo_theory.losses.sft`.
-        tokens: lengths of the responses, at least 1 where they count.
-        reduction: which.
-        weights: how often each response counts; one each if None.
-        where: examples that count; all if None.
+        tokens: lengths of the responses in tokens, at least 1 where ``where`` is true.
+        reduction: one of the three above.
+        weights: weight of each response; 1 each if None.
+        where: mask of the examples to include; all if None.
 
     Returns:
-        The reduction, normalised over whatever parts are added up before dividing.
+        The weighted sum. Add the fields of all parts of a batch before :meth:`WeightedSum.mean`.
+
+    Raises:
+        ValueError: if the name of the reduction is unknown.
 
     References:
         `liu:24`, eq. 4.8, for ``"sum"``.
@@ -107,16 +110,16 @@ def reduce_sft(
 def weight_per_token(
     *, eta: float, beta: float, mean_tokens: float, reduction: SftReduction = "sum"
 ) -> float:
-    r"""Weight of one chosen token's log-probability in the loss of one pair.
+    r"""Return the weight of the log-probability of one chosen token in the loss of one pair.
 
-    The number in which trainers that name their SFT coefficient differently can be compared:
-    :math:`\eta\beta` for the token sum, :math:`\eta\beta` over the mean length for the means.
+    It makes the SFT coefficients of different trainers comparable: :math:`\eta\beta` for the token
+    sum, and :math:`\eta\beta` divided by the mean length for the two means.
 
     Args:
-        eta: :math:`\eta`.
-        beta: :math:`\beta`.
+        eta: weight :math:`\eta` of the adversarial term.
+        beta: weight :math:`\beta` of the KL term.
         mean_tokens: mean length of the responses in tokens.
-        reduction: which.
+        reduction: reduction of the SFT loss; see :func:`reduce_sft`.
 
     Returns:
         Weight per token.

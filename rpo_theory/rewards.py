@@ -1,15 +1,23 @@
-r"""Reward classes :math:`\mathcal R`: what the adversary may choose from.
+r"""Reward classes :math:`\mathcal R`: the sets that the adversary chooses its reward from.
 
 The theorem asks for a compact class of rewards in :math:`[0, R_{max}]` (`liu:24`, A 5.1, A 5.5).
-Four classes are here: the tabular box and the linear ball (compact and convex: Theorem 5.6 holds),
-a finite list (compact, not convex: it can fail), and all rewards (convex, not compact: the minimum
-need not be attained). Each says of itself what the solvers and the certificate ask: its minimum
-over linear functions, and the nearest member to a reward.
+
+=============== ====================== ======================================================
+class           members                Theorem 5.6
+=============== ====================== ======================================================
+``TabularBox``  tables between bounds  holds: compact and convex
+``LinearBall``  linear in features     holds: compact and convex
+``FiniteClass`` a list of tables       can fail: compact but not convex
+``Unbounded``   all tables             the minimum need not be attained: convex, not compact
+=============== ====================== ======================================================
+
+A class provides what solvers and certificates use: the minimum of a linear function over its
+members, the gap of a member to that minimum, and the projection of a reward onto it.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +28,7 @@ from .types import ArrayLike
 
 
 class TabularBox(NamedTuple):
-    r"""All tables with :math:`0 \le r(x,a) \le R_{max}`.
+    r"""Class of all reward tables with :math:`0 \le r(x,a) \le R_{max}`.
 
     Attributes:
         maximum: :math:`R_{max} > 0`.
@@ -29,23 +37,27 @@ class TabularBox(NamedTuple):
     maximum: Float[ArrayLike, ""] | float
 
     def minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
-        r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-R_{max}\sum v_-`."""
+        r"""Return the minimum of :math:`\langle v,r\rangle`, namely :math:`-R_{max}\sum v_-`."""
         return jnp.sum(jnp.minimum(jnp.asarray(direction), 0.0)) * self.maximum
 
     def linear_gap(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
     ) -> Float[Array, ""]:
-        r"""How far a member is from minimal, :math:`\langle v,r\rangle-\min\ge 0`, term by term.
+        r"""Return the linear (Frank-Wolfe) gap of a member.
+
+        .. math:: \langle v,r\rangle-\min_{r'}\langle v,r'\rangle
+
+        It is a sum of non-negative terms, so no cancellation occurs.
 
         Args:
             direction: :math:`v(x,a)`.
             reward: a member, :math:`r(x,a)`.
 
         Returns:
-            The regret, 0 for a minimiser.
+            Number at least 0; 0 for a minimizer.
 
         Examples:
-            >>> box, direction = TabularBox(np.array(2.0)), np.array([[3.0, -1.0]])
+            >>> box, direction = TabularBox(2.0), np.array([[3.0, -1.0]])
             >>> [float(box.linear_gap(direction, np.array([r]))) for r in ([0.0, 2.0], [0.5, 1.0])]
             [0.0, 2.5]
         """
@@ -54,23 +66,23 @@ class TabularBox(NamedTuple):
         return jnp.sum(direction * distance)
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-        """Nearest member of the class in Euclidean distance.
+        """Return the nearest member of the class in Euclidean distance.
 
         Args:
-            reward: :math:`r(x,a)`, any.
+            reward: any table :math:`r(x,a)`.
 
         Returns:
-            The member.
+            The member, shape ``[x a]``.
 
         Examples:
-            >>> TabularBox(np.array(2.0)).project(np.array([[-1.0, 0.5, 3.0]])).tolist()
+            >>> TabularBox(2.0).project(np.array([[-1.0, 0.5, 3.0]])).tolist()
             [[0.0, 0.5, 2.0]]
         """
         return jnp.clip(jnp.asarray(reward), 0.0, self.maximum)
 
 
 class LinearBall(NamedTuple):
-    r"""Linear rewards :math:`r = \langle\theta, \phi(x,a)\rangle` with :math:`\|\theta\| \le B`.
+    r"""Class of linear rewards :math:`\langle\theta,\phi(x,a)\rangle`, :math:`\|\theta\| \le B`.
 
     Attributes:
         features: :math:`\phi(x,a)`, shape ``[x a d]``.
@@ -81,42 +93,46 @@ class LinearBall(NamedTuple):
     radius: Float[ArrayLike, ""] | float
 
     def reward(self, theta: Float[ArrayLike, " d"]) -> Float[Array, "x a"]:
-        r"""Reward table of a parameter, :math:`\langle\theta, \phi(x,a)\rangle`."""
+        r"""Return the reward table of a parameter, :math:`\langle\theta, \phi(x,a)\rangle`."""
         return jnp.asarray(self.features) @ jnp.asarray(theta)
 
     def parameter(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, " d"]:
-        r"""Least-squares :math:`\theta` of smallest norm for a reward table."""
+        r"""Return the least-squares :math:`\theta` of smallest norm for a reward table."""
         features = jnp.asarray(self.features)
         flat = features.reshape(-1, features.shape[-1])
         return jnp.linalg.lstsq(flat, jnp.asarray(reward).reshape(-1))[0]
 
     def minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
-        r"""Minimum of :math:`\langle v, r\rangle` over the class: :math:`-B\|\Phi^\top v\|`."""
+        r"""Return the minimum of :math:`\langle v,r\rangle`, namely :math:`-B\|\Phi^\top v\|`."""
         image = jnp.einsum("xad,xa->d", jnp.asarray(self.features), jnp.asarray(direction))
         return -jnp.linalg.norm(image) * self.radius
 
     def linear_gap(
         self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
     ) -> Float[Array, ""]:
-        r"""How far a member is from minimal, :math:`\langle v, r\rangle - \min \ge 0`, at most.
+        r"""Bound the linear gap of a member from above.
 
-        The two numbers nearly cancel: what rounding may have taken from them is added.
+        .. math:: \langle v,r\rangle-\min_{r'}\langle v,r'\rangle
+
+        The two terms nearly cancel, so a bound on their rounding errors is added.
         """
         direction, reward = jnp.asarray(direction), jnp.asarray(reward)
-        reached = jnp.abs(direction * reward).sum()
+        magnitude = jnp.abs(direction * reward).sum()
         longest = jnp.linalg.norm(jnp.asarray(self.features), axis=-1) * self.radius
-        rounding = jnp.finfo(reached.dtype).eps * (reached + jnp.vdot(longest, jnp.abs(direction)))
+        rounding = jnp.finfo(magnitude.dtype).eps * (
+            magnitude + jnp.vdot(longest, jnp.abs(direction))
+        )
         return jnp.vdot(direction, reward) - self.minimum(direction) + rounding
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-        r"""Member of the class whose :math:`\theta` is nearest to the reward's own."""
+        r"""Return the member whose :math:`\theta` is nearest to that of a reward."""
         theta = self.parameter(reward)
         norm = jnp.linalg.norm(theta)
         return self.reward(theta * jnp.minimum(1.0, self.radius / jnp.where(norm > 0, norm, 1.0)))
 
 
 class FiniteClass(NamedTuple):
-    """A finite list of rewards: compact but not convex, so the two formulations can differ.
+    """Finite list of rewards; it is not convex, so maximin and minimax can differ.
 
     Attributes:
         rewards: the members, shape ``[k x a]``.
@@ -125,44 +141,47 @@ class FiniteClass(NamedTuple):
     rewards: Float[ArrayLike, "k x a"]
 
     def minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
-        r"""Minimum of :math:`\langle v, r_k\rangle` over the members."""
+        r"""Return the minimum of :math:`\langle v, r_k\rangle` over the members."""
         return jnp.einsum("kxa,xa->k", jnp.asarray(self.rewards), jnp.asarray(direction)).min()
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-        """Nearest member of the class in Euclidean distance."""
+        """Return the nearest member of the class in Euclidean distance."""
         rewards = jnp.asarray(self.rewards)
         distance = jnp.square(rewards - jnp.asarray(reward)).sum(axis=(1, 2))
         return rewards[jnp.argmin(distance)]
 
 
 class Unbounded(NamedTuple):
-    r"""All reward tables: the class of policy-parameterised RPO with a tabular policy.
+    r"""Class of all reward tables, as of the RPO loss of an unconstrained tabular policy.
 
-    Convex but not compact: the minimum need not be attained (a response that never wins and that
-    the baseline never picks is sent to minus infinity), and linear functions have no minimum.
+    It is convex but not compact, so the minimum need not be attained: the reward of a response
+    that never wins and that the baseline never picks tends to minus infinity. Linear functions have
+    no minimum.
     """
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-        """Every reward is a member: the reward itself."""
+        """Return the reward itself: every table is a member."""
         return jnp.asarray(reward)
 
 
-RewardClass = TabularBox | LinearBall | FiniteClass | Unbounded
+RewardClass: TypeAlias = TabularBox | LinearBall | FiniteClass | Unbounded
+"""Any of the four reward classes."""
 
 
 def log_covering_number(
     reward_class: TabularBox | LinearBall | FiniteClass, epsilon: float, n_parameters: int
 ) -> float:
-    r"""Log of an upper bound on the :math:`\epsilon`-covering number in the sup norm.
+    r"""Return the log of an upper bound on the :math:`\epsilon`-covering number in the sup norm.
 
-    Box: :math:`\lceil R_{max}/2\epsilon\rceil` intervals a coordinate. Ball of radius :math:`B`
-    with :math:`\|\phi\|\le L`: :math:`(1 + 2BL/\epsilon)^d`. Finite class: its size.
+    The bound is :math:`\lceil R_{max}/2\epsilon\rceil` to the number of coordinates for a box,
+    :math:`(1 + 2BL/\epsilon)^d` for a ball of radius :math:`B` with :math:`\|\phi\|\le L`, and the
+    number of members for a finite class.
 
     Args:
-        reward_class: a compact class.
+        reward_class: a compact reward class.
         epsilon: covering scale :math:`\epsilon > 0`, in units of reward.
-        n_parameters: free coordinates: :math:`|X||A|` for the box, :math:`d` for the ball; ignored
-            for a finite class.
+        n_parameters: number of free coordinates: :math:`|X||A|` for the box, :math:`d` for the
+            ball; ignored for a finite class.
 
     Returns:
         :math:`\log\mathcal N_\epsilon \ge 0`.
@@ -171,7 +190,7 @@ def log_covering_number(
         `liu:24`, Theorem 5.3.
 
     Examples:
-        >>> round(log_covering_number(TabularBox(jnp.array(1.0)), 0.25, 3), 4)
+        >>> round(log_covering_number(TabularBox(1.0), 0.25, 3), 4)
         2.0794
     """
     match reward_class:

@@ -1,16 +1,23 @@
-r"""What holds exactly at the optimum of the RPO loss: four identities, as residuals.
+r"""Optimality identities S1 to S4 of the RPO loss, as residuals.
 
 For tabular rewards without bounds the derivative of the loss in :math:`r(x,a)` vanishes. With
-:math:`W_{xwl}` wins among :math:`N` comparisons and :math:`d = r(x,w) - r(x,l)` that says (S1)
+:math:`W_{xwl}` wins among :math:`N` comparisons and :math:`d = r(x,w) - r(x,l)` this is S1:
 
 .. math:: \hat\pi(a|x) = \pi_{base}(a|x) + \frac{1}{\eta N d_0(x)}
           \Big[\sum_{\text{wins of }a}\sigma(-d) - \sum_{\text{losses of }a}\sigma(-d)\Big]:
 
-the policy is the baseline, moved by what the data still say in favour of a response. As
-:math:`\sigma` lies in [0, 1], wins and losses bound how far (S2); with the chosen responses as
-baseline, a response that never wins gets probability zero (S3). Linear rewards satisfy the
-identity in the mean of their features (S4). S1 to S3 speak of prompts with
-:math:`\eta d_0(x) > 0`; elsewhere their residuals are 0.
+The policy is the baseline plus the remaining evidence of the data for each response.
+
+======== ===================================================================================
+identity statement
+======== ===================================================================================
+S1       policy minus baseline equals the evidence above
+S2       since :math:`\sigma\in[0,1]`, wins and losses bound the distance from the baseline
+S3       with the chosen responses as baseline, a response that never wins has probability 0
+S4       for linear rewards S1 holds in the mean of the features
+======== ===================================================================================
+
+S1 to S3 concern contexts with :math:`\eta d_0(x) > 0`; in others their residuals are 0.
 """
 
 from __future__ import annotations
@@ -27,48 +34,49 @@ from .types import ArrayLike, Problem
 def s1_residual(
     problem: Problem, policy: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
-    r"""Left minus right side of identity S1: zero at the optimum over all rewards.
+    r"""Return left minus right side of identity S1, zero at the optimum over all rewards.
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         policy: :math:`\hat\pi(a|x)`.
-        reward: :math:`\hat r(x,a)`, of which :math:`\hat\pi` is the Gibbs policy; ``-inf`` where
-            the infimum is not attained.
+        reward: :math:`\hat r(x,a)` whose Gibbs policy is :math:`\hat\pi`; ``-inf`` where the
+            infimum is not attained.
 
     Returns:
-        Probabilities, signed; the rows sum to zero.
+        Signed differences of probabilities; the rows sum to zero.
 
     References:
         Stationarity of `liu:24`, eq. 4.4, in the reward.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> s1_residual(problem, even, jnp.zeros((1, 2))).tolist()
         [[-0.5, 0.5]]
     """
-    pull = _over_weight(problem, _pull(problem, jnp.asarray(reward)))
-    residual = jnp.asarray(policy) - jnp.asarray(problem.baseline_policy) - pull
+    evidence = _over_weight(problem, _evidence(problem, jnp.asarray(reward)))
+    residual = jnp.asarray(policy) - jnp.asarray(problem.baseline_policy) - evidence
     return jnp.where(_adversarial(problem), residual, 0.0)
 
 
 def s2_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-    r"""How far a policy is outside of what the win and loss counts allow, S2.
+    r"""Return the distance of a policy from the interval that the counts allow, identity S2.
 
     .. math:: \pi_{base}(a) - \frac{L_a}{\eta N d_0(x)} \le \hat\pi(a)
               \le \pi_{base}(a) + \frac{W_a}{\eta N d_0(x)}
 
+    It needs no reward, so any policy can be checked.
+
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         policy: :math:`\hat\pi(a|x)`.
 
     Returns:
-        Probabilities: 0 within the bounds, else the distance to them. It needs no reward: any
-        policy can be judged.
+        Distances in probability; 0 inside the interval.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(4.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=4.0)
         >>> s2_violation(problem, jnp.array([[1.0, 0.0]])).tolist()
         [[0.25, 0.25]]
     """
@@ -81,29 +89,33 @@ def s2_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Arr
 
 
 def s3_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-    r"""How far a policy exceeds :math:`(1 + n_x/(\eta N d_0(x)))` times the chosen law, S3.
+    r"""Return the excess of a policy over the bound of identity S3.
 
-    With the law of the winners as baseline, :math:`n_x` comparisons at the prompt and one prompt,
-    :math:`\hat\pi(a) \le (1 + 1/\eta)\,W_a/N`: a response that never wins gets nothing.
+    With the distribution of the winners as baseline and :math:`n_x` comparisons in the context,
+
+    .. math:: \hat\pi(a|x) \le \Big(1 + \frac{n_x}{\eta N d_0(x)}\Big)\,\frac{W_{xa}}{n_x}:
+
+    a response that never wins has probability zero.
 
     Args:
-        problem: the instance; where its baseline is not the chosen law the bound need not hold.
+        problem: preference data, policies and weights. The bound need not hold for another
+            baseline.
         policy: :math:`\hat\pi(a|x)`.
 
     Returns:
-        Probabilities, at least 0; 0 for prompts without data, which have no chosen law.
+        Excess probabilities, at least 0; 0 for contexts without data.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(4.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=4.0)
         >>> s3_violation(problem, even).tolist()
         [[0.0, 0.5]]
     """
     policy, wins = jnp.asarray(policy), jnp.asarray(problem.wins)
-    at_prompt = wins.sum(axis=(1, 2))[:, None]
-    most = (1.0 + _over_weight(problem, at_prompt)) * chosen_policy(wins, policy)
-    compared = _adversarial(problem) & (at_prompt > 0)
-    return jnp.where(compared, jnp.maximum(policy - most, 0.0), 0.0)
+    n_comparisons = wins.sum(axis=(1, 2))[:, None]
+    upper = (1.0 + _over_weight(problem, n_comparisons)) * chosen_policy(wins, policy)
+    compared = _adversarial(problem) & (n_comparisons > 0)
+    return jnp.where(compared, jnp.maximum(policy - upper, 0.0), 0.0)
 
 
 def s4_residual(
@@ -112,29 +124,30 @@ def s4_residual(
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, " d"]:
-    r"""Left minus right side of identity S4: zero at the optimum over all linear rewards.
+    r"""Return left minus right side of identity S4, zero at the optimum over linear rewards.
 
     .. math:: E_{d_0}[E_{\hat\pi}\phi - E_{\pi_{base}}\phi]
               = \frac{1}{\eta N}\sum_i \sigma(-d_i)(\phi_w - \phi_l)
 
     Args:
-        problem: the instance.
+        problem: preference data, policies and weights.
         features: :math:`\phi(x,a)`.
         policy: :math:`\hat\pi(a|x)`.
         reward: :math:`\hat r = \langle\hat\theta,\phi\rangle`, with :math:`\hat\theta` inside the
             ball.
 
     Returns:
-        One number a feature, in its units; 0 for :math:`\eta = 0`.
+        One number per feature, in its units; 0 for :math:`\eta = 0`.
 
     Examples:
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> problem = Problem(jnp.ones(1), even, even, wins, jnp.array(1.0), jnp.array(1.0))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> s4_residual(problem, jnp.eye(2)[None], even, jnp.zeros((1, 2))).tolist()
         [-0.5, 0.5]
     """
-    total, features = jnp.asarray(problem.wins).sum(), jnp.asarray(features)
-    data = _pull(problem, jnp.asarray(reward)) / jnp.where(total > 0, total, 1.0)
+    n_comparisons, features = jnp.asarray(problem.wins).sum(), jnp.asarray(features)
+    evidence = _evidence(problem, jnp.asarray(reward))
+    data = evidence / jnp.where(n_comparisons > 0, n_comparisons, 1.0)
     difference = jnp.asarray(policy) - jnp.asarray(problem.baseline_policy)
     excess = jnp.asarray(problem.context_weights)[:, None] * difference
     eta = jnp.asarray(problem.eta)
@@ -142,22 +155,23 @@ def s4_residual(
     return jnp.where(eta > 0, jnp.einsum("xa,xad->d", residual, features), 0.0)
 
 
-def _pull(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
-    """Surprise at the wins of each response less the surprise at its losses, in comparisons."""
+def _evidence(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
+    """Return the surprise at the wins of each response minus that at its losses, in comparisons."""
     wins = jnp.asarray(problem.wins)
     disadvantage = reward[:, None, :] - reward[:, :, None]
-    # Between two rewards of minus infinity wins and losses balance by themselves.
+    # Between two rewards of minus infinity (difference NaN) wins and losses balance.
     surprise = jnp.where(jnp.isnan(disadvantage), 0.0, jax.nn.sigmoid(disadvantage))
     flow = wins * surprise
     return flow.sum(axis=2) - flow.sum(axis=1)
 
 
 def _over_weight(problem: Problem, counts: Float[Array, "x #a"]) -> Float[Array, "x #a"]:
-    r"""Comparisons over :math:`\eta N d_0(x)`; 0 where that is 0."""
+    r"""Return counts divided by :math:`\eta N d_0(x)`, or 0 where that is 0."""
     per_comparison = problem.eta * jnp.asarray(problem.context_weights)[:, None]
     weight = per_comparison * jnp.asarray(problem.wins).sum()
     return jnp.where(weight > 0, counts / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
 def _adversarial(problem: Problem) -> Bool[Array, "x 1"]:
+    """Return which contexts have an adversarial term."""
     return jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)[:, None] > 0

@@ -1,10 +1,11 @@
-r"""The infimum over all rewards, attained or not.
+r"""Infimum of the minimax objective over all rewards, whether or not it is attained.
 
-Over all reward tables :math:`F` need not attain its infimum: along a direction that lowers the
-rewards of a set of responses together, nothing grows if the baseline never picks them and they beat
-only one another. These are exactly the responses from which no chain of wins leads to one that the
-baseline picks. Their rewards tend to :math:`-\infty`, their probability to 0 (identity S3), and the
-comparisons that the others won against them no longer cost anything. What remains has a minimum.
+Over all reward tables :math:`F` need not attain its infimum. Lowering the rewards of a set of
+responses together never increases :math:`F` if the baseline never picks them and they beat only one
+another. These are the responses from which no chain of wins leads to one that the baseline picks.
+Their rewards tend to :math:`-\infty`, their probabilities to 0 (identity S3), and the comparisons
+that other responses won against them no longer contribute. The reduced problem without these
+responses has a minimum.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from .types import Problem
 
 
 class ReducedProblem(NamedTuple):
-    r"""The problem that is left when the responses whose reward diverges are taken out.
+    r"""Problem without the responses whose reward diverges.
 
     Attributes:
-        problem: the same problem without them and without the comparisons they lost to others;
-            its ``eta`` and objective are in units of the comparisons that remain.
-        share: those units: the infimum of the original is ``share`` times that of ``problem``.
+        problem: the problem without these responses and the comparisons that they lost to others.
+            Its ``eta`` and objective are relative to the remaining comparisons.
+        share: share of the comparisons that remain. The infimum of the original problem is
+            ``share`` times that of ``problem``.
         kept: responses whose reward stays finite.
         attained: whether every reward stays finite.
         bounded: whether the infimum is finite.
@@ -39,14 +41,15 @@ class ReducedProblem(NamedTuple):
 
 
 def reduce(problem: Problem) -> ReducedProblem:
-    """Take out the responses whose reward tends to minus infinity.
+    """Remove the responses whose reward tends to minus infinity.
 
     Args:
-        problem: an instance whose adversary may choose any reward.
+        problem: problem whose adversary may choose any reward.
 
     Returns:
-        The reduction. Where a prompt has no adversarial term (``eta`` or its weight is 0) nothing
-        is taken out; its likelihood attains its maximum if every chain of wins can be closed.
+        The reduced problem. In a context without adversarial term (``eta`` or its weight is 0)
+        nothing is removed; its likelihood attains its maximum if every chain of wins is part of a
+        cycle.
     """
     wins = jnp.asarray(problem.wins)
     reference = jnp.asarray(problem.reference_policy)
@@ -56,13 +59,16 @@ def reduce(problem: Problem) -> ReducedProblem:
     kept = jnp.any(leads_to & (baseline > 0)[:, None, :], axis=2) | ~adversarial
     closed = ~leads_to | leads_to.mT
 
-    total = wins.sum()
+    n_comparisons = wins.sum()
     crossing = kept[:, :, None] != kept[:, None, :]
-    left = jnp.where(crossing, 0.0, wins)
-    share = jnp.where(left.sum() > 0, left.sum() / jnp.where(total > 0, total, 1.0), 1.0)
+    remaining = jnp.where(crossing, 0.0, wins)
+    safe_count = jnp.where(n_comparisons > 0, n_comparisons, 1.0)
+    share = jnp.where(remaining.sum() > 0, remaining.sum() / safe_count, 1.0)
     return ReducedProblem(
         problem=problem._replace(
-            reference_policy=jnp.where(kept, reference, 0.0), wins=left, eta=problem.eta / share
+            reference_policy=jnp.where(kept, reference, 0.0),
+            wins=remaining,
+            eta=problem.eta / share,
         ),
         share=share,
         kept=kept,
@@ -74,24 +80,25 @@ def reduce(problem: Problem) -> ReducedProblem:
 def component_means(
     reward: Float[Array, "x a"], wins: Float[Array, "x a a"]
 ) -> Float[Array, "x a"]:
-    """Mean reward of the connected component of the comparison graph that each response is in.
+    """Return the mean reward over the connected component of each response.
 
-    Gradient descent on the likelihood alone never moves these means, so that subtracting them
-    gives the limit of the descent from the zero reward (of DPO, from the reference policy).
+    Components are those of the comparison graph. Gradient descent on the likelihood never changes
+    their means, so subtracting them gives the limit of descent from the zero reward (for DPO, from
+    the reference policy).
 
     Args:
         reward: rewards.
         wins: win counts.
 
     Returns:
-        Means, of the shape of ``reward``.
+        Means, shape ``[x a]``.
     """
     connected = _closure((wins > 0) | (wins.mT > 0)).astype(reward.dtype)
     return jnp.einsum("xab,xb->xa", connected, reward) / connected.sum(axis=2)
 
 
 def _closure(edge: Bool[Array, "x a a"]) -> Bool[Array, "x a a"]:
-    """Reflexive and transitive closure of a relation."""
+    """Return the reflexive and transitive closure of a relation."""
     n_actions = edge.shape[-1]
     relation = edge | jnp.eye(n_actions, dtype=bool)
     for _ in range(int(np.ceil(np.log2(max(2, n_actions))))):

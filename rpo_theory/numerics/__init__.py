@@ -1,1 +1,1 @@
-"""Package."""
+"""Numerical methods of the three routes; private to the package."""

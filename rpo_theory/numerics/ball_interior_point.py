@@ -1,16 +1,14 @@
-r"""Primal-dual Newton method for the linear ball: all prompts share one parameter.
+r"""Primal-dual Newton method for the linear ball, where all contexts share one parameter.
 
 With :math:`r = \langle\theta,\phi\rangle`, :math:`\|\theta\|\le B`, the unknown is
-:math:`u = \theta/B` in the unit ball, with multiplier :math:`\lambda\ge 0`
-and slack
-:math:`t`:
+:math:`u = \theta/B` in the unit ball, with multiplier :math:`\lambda\ge 0` and slack :math:`t`:
 
 .. math:: \nabla_u F + \lambda u = 0, \qquad t = (1-\|u\|^2)/2, \qquad \lambda t = \mu \to 0.
 
-The slack is an unknown of its own, so that the iterates may leave the ball on the way: forced to
-stay inside they would creep along its surface. The step is shortened, and a small :math:`\beta`
-reached through larger ones, as in :mod:`rpo_theory.numerics.box_interior_point`. One problem at a time; batches are
-``vmap`` over :func:`solve`.
+The slack is a separate unknown, so that iterates may leave the ball: if they had to stay inside,
+they would move slowly along its surface. Steps are shortened, and sharp terms smoothed, as in
+:mod:`rpo_theory.numerics.box_interior_point`. :func:`solve` takes one problem; use ``vmap`` for
+batches.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from rpo_theory.policies import gibbs_policy
 from rpo_theory.types import ArrayLike, Problem
 
-from .box_interior_point import CENTRING, CENTRING_HOT, COOLING, EPSILON, TRUST
+from .box_interior_point import CENTERING, CENTERING_HOT, COOLING, EPSILON, TRUST
 
 INSIDE = 0.99  # share of the way to the boundary that a step may go
 
@@ -36,12 +34,12 @@ class BallState(NamedTuple):
     Attributes:
         parameter: :math:`u = \theta/B`.
         slack: :math:`t > 0`.
-        dual: :math:`\lambda`.
+        dual: multiplier :math:`\lambda`.
         temperature: scale at which the policy (if above :math:`\beta`) and the comparisons (if
             above 1) are smoothed; it falls until it smooths neither.
-        residual: KKT residual of this iterate, of the objective divided by its weight.
-        steps: Newton steps taken.
-        done: whether the iteration has converged and stands still.
+        residual: KKT residual of this iterate, for the objective divided by its weight.
+        steps: number of Newton steps.
+        done: whether the iteration has converged and no longer moves.
     """
 
     parameter: Float[Array, " d"]
@@ -54,7 +52,7 @@ class BallState(NamedTuple):
 
 
 def init(problem: Problem, features: Float[Array, "x a d"]) -> BallState:
-    """Start at the zero reward, at a temperature at which nothing is sharp."""
+    """Return the start: the zero reward, at a temperature that smooths every term."""
     beta = jnp.asarray(problem.beta)
     count = jnp.zeros((), jnp.int32)
     return BallState(
@@ -76,18 +74,17 @@ def solve(
     tolerance: float,
     max_steps: int,
 ) -> BallState:
-    r"""Minimise over the unit ball, against the best policy or against a given one.
+    r"""Minimize over the unit ball, against a fixed policy or against the best response.
 
     Args:
-        problem: the instance.
-        features: :math:`B\phi(x,a)`, so that the parameter lives in the unit ball.
-        policy: if given, the reward answers this policy: :math:`\min_r\phi(\pi,r)`; if None it
-            answers its own best policy: :math:`\min_r F(r)`.
+        problem: preference data, policies and weights.
+        features: :math:`B\phi(x,a)`, for a parameter in the unit ball.
+        policy: fixed policy of :math:`\min_r \phi(\pi, r)`; if None, solve :math:`\min_r F(r)`.
         tolerance: KKT residual at which to stop.
-        max_steps: most Newton steps.
+        max_steps: maximum number of Newton steps.
 
     Returns:
-        The final state.
+        The last iterate.
     """
 
     def running(state: BallState) -> Bool[Array, ""]:
@@ -107,7 +104,7 @@ def step(
     state: BallState,
     tolerance: float,
 ) -> BallState:
-    """One guarded Newton step, unless the iterate has converged."""
+    """Take one safeguarded Newton step, unless the iterate has converged."""
     gradient, hessian, sharpness = _derivatives(problem, features, policy, state)
     u, t, dual = state.parameter, state.slack, state.dual
     stationarity = gradient + dual * u
@@ -115,15 +112,15 @@ def step(
     residual = jnp.maximum(
         jnp.abs(stationarity).max(), jnp.maximum(dual * t, jnp.abs(infeasibility))
     )
-    # exp(r / beta) cannot be known better than r / beta is, nor a mean of features than they are.
+    # exp(r / beta) cannot be more accurate than r / beta, nor a mean of features than the features.
     resolved = 4.0 * EPSILON * jnp.maximum(sharpness, jnp.linalg.norm(features, axis=-1).max())
     reached = residual <= jnp.maximum(tolerance, resolved)
     sharp = jnp.minimum(problem.beta, 1.0)
     done = state.done | (reached & (state.temperature <= sharp))
 
-    centring = jnp.where(state.temperature > sharp, CENTRING_HOT, CENTRING)
-    target = jnp.maximum(centring * dual * t, 0.1 * tolerance)
-    # The multiplier is eliminated last: (dual / t) u u' inside the matrix would drown the rest.
+    centering = jnp.where(state.temperature > sharp, CENTERING_HOT, CENTERING)
+    target = jnp.maximum(centering * dual * t, 0.1 * tolerance)
+    # Eliminate the multiplier last: (dual / t) u u' would dominate the other terms of the matrix.
     solved = _positive_solve(hessian, dual, jnp.stack([stationarity, u], axis=1))
     free, outward = -solved[:, 0], solved[:, 1]
     pressure = target - dual * (t + infeasibility - u @ free)
@@ -158,14 +155,14 @@ def _derivatives(
     policy: Float[ArrayLike, "x a"] | None,
     state: BallState,
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, ""]]:
-    """Gradient and Hessian of the objective divided by its weight, and the size of r / beta."""
+    """Return gradient and Hessian of the objective over its weight, and the size of r / beta."""
     wins = jnp.asarray(problem.wins)
-    total = wins.sum()
-    has_data = (total > 0).astype(wins.dtype)
+    n_comparisons = wins.sum()
+    has_data = (n_comparisons > 0).astype(wins.dtype)
     scale = problem.eta + has_data
     scale = jnp.where(scale > 0, scale, 1.0)
     adversary = problem.eta / scale * jnp.asarray(problem.context_weights)
-    data = has_data / (jnp.where(total > 0, total, 1.0) * scale)
+    data = has_data / (jnp.where(n_comparisons > 0, n_comparisons, 1.0) * scale)
 
     reward = features @ state.parameter
     beta, unit = _scales(problem, state.temperature)
@@ -175,16 +172,16 @@ def _derivatives(
     edge_weights = data / unit * (wins + wins.mT) * surprise * jax.nn.sigmoid(margin)
     degrees = edge_weights.sum(axis=2)
     hessian = jnp.einsum("xad,xa,xae->de", features, degrees, features)
-    # The difference may lose its sign to rounding: lift it by what rounding can take.
+    # Lift the diagonal by the rounding error, so that the difference stays positive definite.
     hessian = hessian + jnp.diag(64.0 * EPSILON * jnp.diagonal(hessian))
     hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, edge_weights, features)
 
     if policy is None:
         probability = gibbs_policy(reward, problem.reference_policy, beta)
         mean = jnp.einsum("xa,xad->xd", probability, features)
-        centred = features - mean[:, None, :]
+        centered = features - mean[:, None, :]
         sharp = adversary[:, None] * probability / beta
-        hessian = hessian + jnp.einsum("xad,xa,xae->de", centred, sharp, centred)
+        hessian = hessian + jnp.einsum("xad,xa,xae->de", centered, sharp, centered)
     else:
         probability = jnp.asarray(policy)
     excess = adversary[:, None] * (probability - jnp.asarray(problem.baseline_policy))
@@ -196,14 +193,14 @@ def _derivatives(
 def _scales(
     problem: Problem, temperature: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The beta of the policy and the unit of the margins that are in force."""
+    """Return the smoothed beta of the policy and the smoothed unit of the margins."""
     return jnp.maximum(problem.beta, temperature), jnp.maximum(1.0, temperature)
 
 
 def _positive_solve(
     hessian: Float[Array, "d d"], dual: Float[Array, ""], right: Float[Array, "d m"]
 ) -> Float[Array, "d m"]:
-    """Solve (hessian + dual I) v = right; a unit diagonal and a small lift keep it positive."""
+    """Solve (hessian + dual I) v = right, scaled to a unit diagonal and lifted to stay positive."""
     matrix = hessian + dual * jnp.eye(hessian.shape[0], dtype=hessian.dtype)
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(matrix), jnp.finfo(matrix.dtype).tiny))
     scaled = matrix * scale[:, None] * scale[None, :]
@@ -213,7 +210,7 @@ def _positive_solve(
 
 
 def _longest_step(value: Float[Array, ""], change: Float[Array, ""]) -> Float[Array, ""]:
-    """Largest multiple of ``change``, at most 1, that keeps ``value`` well positive."""
+    """Return the largest multiple of ``change``, at most 1, that keeps ``value`` positive."""
     falling = change < 0
     return jnp.where(
         falling, jnp.minimum(1.0, -INSIDE * value / jnp.where(falling, change, -1.0)), 1.0
@@ -226,9 +223,9 @@ def _distance(
     direction: Float[Array, " d"],
     temperature: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """How far a full step moves the sharpest of its arguments, in nats."""
-    moved = features @ direction
-    spread = moved.max(axis=-1) - moved.min(axis=-1)
+    """Return the largest move of a log-probability or a margin by a full step, in nats."""
+    move = features @ direction
+    extent = move.max(axis=-1) - move.min(axis=-1)
     beta, unit = _scales(problem, temperature)
-    policy = jnp.where(jnp.asarray(problem.eta) > 0, spread.max() / beta, 0.0)
-    return jnp.maximum(policy, spread.max() / unit)
+    policy = jnp.where(jnp.asarray(problem.eta) > 0, extent.max() / beta, 0.0)
+    return jnp.maximum(policy, extent.max() / unit)

@@ -1,18 +1,18 @@
-r"""Primal-dual Newton method for the tabular box, one prompt a block, blocks side by side.
+r"""Primal-dual Newton method for the tabular box, with one block per context.
 
-With tabular rewards the minimax objective separates over prompts. At one prompt, after division by
-its weight :math:`s = \eta d_0(x) + n_x/N`, it reads
+With tabular rewards the minimax objective separates over contexts. For one context, divided by its
+weight :math:`s = \eta d_0(x) + n_x/N`, it is
 
 .. math:: \min_{0\le r\le R}\; a\,[\beta\log Z(r) - \langle\pi_{base}, r\rangle]
           + c\sum_{w,l} W_{wl}\,\mathrm{softplus}(r_l - r_w),
           \qquad a = \eta d_0(x)/s,\; c = 1/(N s).
 
-Two departures from the textbook method make it robust. A step is shortened so that no
-log-probability and no margin moves by more than the convexity of :math:`\log Z` (self-concordant at
-scale :math:`\beta`) lets Newton's model be trusted. And what is sharp against the width of the
-box, a small :math:`\beta` or the comparisons in a wide one, is reached through blunter versions of
-itself, like the barrier. Arrays carry the blocks on their *last* axis, ``b``, so that the
-arithmetic runs over whole vectors.
+Two additions to the textbook method make it robust. First, a step is shortened so that no
+log-probability and no margin moves farther than Newton's model can be trusted;
+:math:`\log Z` is self-concordant at scale :math:`\beta`. Second, terms that are sharp compared
+with the width of the box (a small :math:`\beta`, or the comparisons in a wide box) are smoothed at
+a temperature that falls like the barrier parameter. The blocks are on the *last* axis ``b`` of the
+arrays, so that the arithmetic is vectorized over them.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 EPSILON = 2.0**-52
-# Measured on beta and eta from 1e-4 to 1e4; flat around these values.
-CENTRING = 0.01  # share of the barrier parameter that a step keeps
-CENTRING_HOT = 0.1  # the same while the temperature is still falling
+# Tuned on beta and eta from 1e-4 to 1e4; the number of steps is flat around these values.
+CENTERING = 0.01  # factor on the barrier parameter per step
+CENTERING_HOT = 0.1  # the same factor while the temperature is still falling
 COOLING = 0.5  # factor on the temperature after a trusted step
-SHARPER = 1e-4  # complementarity against stationarity: it costs a step and sharpens faces
-TRUST = 3.0  # nats that a step may move at full length; one that moves more cools nothing
+SHARPER = 1e-4  # weight of complementarity in the residual: one more step, more accurate faces
+TRUST = 3.0  # nats that a full-length step may move; a longer one does not lower the temperature
 
 
 class Blocks(NamedTuple):
-    """One-prompt problems side by side.
+    r"""Problems of one context each, stacked on the last axis.
 
     Attributes:
         reference: reference policy.
         baseline: baseline policy.
-        wins: win counts.
+        wins: win counts, indexed by winner and loser.
         adversary_weight: coefficient :math:`a` of the adversarial term, in [0, 1].
         data_weight: coefficient :math:`c` of the summed comparisons.
-        beta: :math:`\\beta`.
-        width: :math:`R`, the width of the box.
+        beta: weight :math:`\beta` of the KL term.
+        width: width :math:`R` of the box.
     """
 
     reference: Float[Array, "a b"]
@@ -56,19 +56,19 @@ class Blocks(NamedTuple):
 
 
 class BoxState(NamedTuple):
-    """Iterate of the method; the reward is measured from the centre of the box.
+    r"""Iterate of the method; the reward is measured from the center of the box.
 
     Attributes:
         reward: :math:`r - R/2`.
-        slack_low: distance to the lower bound, kept apart so that it never cancels to zero.
+        slack_low: distance to the lower bound, stored separately so that it never cancels to zero.
         slack_high: distance to the upper bound.
         dual_low: multiplier of the lower bound.
         dual_high: multiplier of the upper bound.
-        temperature: scale at which the policy (if above :math:`\\beta`) and the comparisons (if
+        temperature: scale at which the policy (if above :math:`\beta`) and the comparisons (if
             above 1) are smoothed; it falls until it smooths neither.
         residual: KKT residual of this iterate, in probabilities.
-        steps: Newton steps taken.
-        done: whether the block has converged and stands still.
+        steps: number of Newton steps.
+        done: whether the block has converged and no longer moves.
     """
 
     reward: Float[Array, "a b"]
@@ -83,7 +83,7 @@ class BoxState(NamedTuple):
 
 
 def init(blocks: Blocks) -> BoxState:
-    """Start in the centre of the box, at a temperature at which nothing is sharp."""
+    """Return the start: the center of the box, at a temperature that smooths every term."""
     half = 0.5 * jnp.broadcast_to(blocks.width, blocks.reference.shape)
     dual = jnp.full_like(half, 0.01)
     count = jnp.zeros(blocks.beta.shape, jnp.int32)
@@ -107,17 +107,16 @@ def solve(
     tolerance: float,
     max_steps: int,
 ) -> BoxState:
-    r"""Minimise over the reward, against the best policy or against a given one.
+    r"""Minimize over the reward, against a fixed policy or against the best response.
 
     Args:
-        blocks: the one-prompt problems.
-        policy: if given, the reward answers this policy: :math:`\min_r \phi(\pi, r)`; if None it
-            answers its own best policy: :math:`\min_r F(r)`.
+        blocks: problems of one context each.
+        policy: fixed policy of :math:`\min_r \phi(\pi, r)`; if None, solve :math:`\min_r F(r)`.
         tolerance: KKT residual at which a block stops, in probabilities.
-        max_steps: most Newton steps of any block.
+        max_steps: maximum number of Newton steps of a block.
 
     Returns:
-        The final state.
+        The last iterate.
     """
 
     def running(state: BoxState) -> Bool[Array, ""]:
@@ -131,7 +130,7 @@ def solve(
 def step(
     blocks: Blocks, policy: Float[Array, "a b"] | None, state: BoxState, tolerance: float
 ) -> BoxState:
-    """One guarded Newton step of every block that has not converged."""
+    """Take one safeguarded Newton step in every block that has not converged."""
     gradient, edge_weights, probability = _derivatives(blocks, policy, state)
     product_low = state.dual_low * state.slack_low
     product_high = state.dual_high * state.slack_high
@@ -139,16 +138,16 @@ def step(
     stationarity = jnp.abs(gradient - state.dual_low + state.dual_high).max(axis=0)
     complementarity = jnp.maximum(product_low, product_high).max(axis=0) / blocks.width
     residual = jnp.maximum(stationarity, complementarity / SHARPER)
-    # exp(r / beta) cannot be known better than r / beta is.
+    # exp(r / beta) cannot be more accurate than r / beta.
     roundoff = EPSILON * jnp.max(probability * jnp.abs(state.reward), axis=0) / blocks.beta
     reached = residual <= jnp.maximum(tolerance, 4.0 * roundoff)
     sharp = jnp.minimum(blocks.beta, 1.0)
     done = state.done | (reached & (state.temperature <= sharp))
 
     # Near the solution Newton's model is exact and the barrier may fall superlinearly.
-    fast = jnp.minimum(CENTRING, jnp.sqrt(residual))
-    centring = jnp.where(state.temperature > sharp, CENTRING_HOT, fast)
-    target = jnp.maximum(centring * barrier, 0.1 * SHARPER * tolerance * blocks.width)
+    fast = jnp.minimum(CENTERING, jnp.sqrt(residual))
+    centering = jnp.where(state.temperature > sharp, CENTERING_HOT, fast)
+    target = jnp.maximum(centering * barrier, 0.1 * SHARPER * tolerance * blocks.width)
     pull_low, pull_high = target / state.slack_low, target / state.slack_high
     stiff_low = state.dual_low / state.slack_low
     stiff_high = state.dual_high / state.slack_high
@@ -192,7 +191,7 @@ def step(
 def _derivatives(
     blocks: Blocks, policy: Float[Array, "a b"] | None, state: BoxState
 ) -> tuple[Float[Array, "a b"], Float[Array, "a a b"], Float[Array, "a b"]]:
-    """Gradient, Hessian as conductances between actions, and the policy that is answered."""
+    """Return the gradient, the Hessian as edge weights of a Laplacian, and the policy."""
     beta, unit = _scales(blocks, state)
     margin = (state.reward[:, None] - state.reward[None, :]) / unit
     small = jnp.exp(-jnp.abs(margin))
@@ -212,7 +211,7 @@ def _derivatives(
 
 
 def _scales(blocks: Blocks, state: BoxState) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """The beta of the policy and the unit of the margins that are in force."""
+    """Return the smoothed beta of the policy and the smoothed unit of the margins."""
     return jnp.maximum(blocks.beta, state.temperature), jnp.maximum(1.0, state.temperature)
 
 
@@ -225,29 +224,29 @@ def _gibbs(
 
 
 def _grounded_laplacian_solve(
-    edge_weights: Float[Array, "a a b"], ground: Float[Array, "a b"], current: Float[Array, "a b"]
+    edge_weights: Float[Array, "a a b"], ground: Float[Array, "a b"], right: Float[Array, "a b"]
 ) -> Float[Array, "a b"]:
-    """Solve (Laplacian + ground) v = current for every block.
+    """Solve (Laplacian + ground) v = right in every block.
 
-    The diagonal is the sum of its row, never a difference, and the matrix is scaled to a unit
-    diagonal and lifted by a few units in the last place: the factorisation cannot break down.
+    The diagonal is a sum of row entries, never a difference. The matrix is scaled to a unit
+    diagonal and lifted by a few units in the last place, so the factorization cannot break down.
     """
     n_actions = edge_weights.shape[0]
     same = jnp.eye(n_actions, dtype=bool)[:, :, None]
-    between = jnp.where(same, 0.0, edge_weights)
-    scale = jax.lax.rsqrt(between.sum(axis=1) + ground)
-    scaled = jnp.where(same, 1.0 + 8.0 * EPSILON, -between * scale[:, None] * scale[None, :])
+    off_diagonal = jnp.where(same, 0.0, edge_weights)
+    scale = jax.lax.rsqrt(off_diagonal.sum(axis=1) + ground)
+    scaled = jnp.where(same, 1.0 + 8.0 * EPSILON, -off_diagonal * scale[:, None] * scale[None, :])
     factor = jnp.linalg.cholesky(jnp.moveaxis(scaled, -1, 0), symmetrize_input=False)
-    right = (scale * current).T[:, :, None]
-    half = jax.lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)
-    whole = jax.lax.linalg.triangular_solve(
+    rows = (scale * right).T[:, :, None]
+    half = jax.lax.linalg.triangular_solve(factor, rows, left_side=True, lower=True)
+    solution = jax.lax.linalg.triangular_solve(
         factor, half, left_side=True, lower=True, transpose_a=True
     )
-    return scale * whole[:, :, 0].T
+    return scale * solution[:, :, 0].T
 
 
 def _longest_step(value: Float[Array, "a b"], change: Float[Array, "a b"]) -> Float[Array, " b"]:
-    """Largest multiple of ``change`` that keeps ``value`` non-negative."""
+    """Return the largest multiple of ``change`` that keeps ``value`` non-negative."""
     falling = change < 0
     return jnp.where(falling, -value / jnp.where(falling, change, -1.0), jnp.inf).min(axis=0)
 
@@ -255,10 +254,10 @@ def _longest_step(value: Float[Array, "a b"], change: Float[Array, "a b"]) -> Fl
 def _distance(
     blocks: Blocks, state: BoxState, direction: Float[Array, "a b"]
 ) -> Float[Array, " b"]:
-    """How far a full step moves the sharpest of its arguments, in nats."""
-    known = blocks.reference > 0
-    highest = jnp.where(known, direction, -jnp.inf).max(axis=0)
-    lowest = jnp.where(known, direction, jnp.inf).min(axis=0)
+    """Return the largest move of a log-probability or a margin by a full step, in nats."""
+    support = blocks.reference > 0
+    highest = jnp.where(support, direction, -jnp.inf).max(axis=0)
+    lowest = jnp.where(support, direction, jnp.inf).min(axis=0)
     beta, unit = _scales(blocks, state)
     moved = jnp.where(blocks.adversary_weight > 0, (highest - lowest) / beta, 0.0)
     return jnp.maximum(moved, jnp.abs(direction).max(axis=0) / unit)

@@ -1,14 +1,14 @@
-r"""What the adversary of the maximin method chooses from, in units in which rewards are about one.
+r"""Feasible sets of the adversary in the maximin method, in units in which rewards are about one.
 
 Each set is :math:`\{y : c(y)\ge0\}` with concave :math:`c` (the simplex also has
-:math:`\sum y=1`), and each of its members means a reward table :math:`\Phi y`. The Newton method
-asks of a set only what is here.
+:math:`\sum y=1`). A point :math:`y` stands for the reward table :math:`\Phi y`. The functions here
+are all that the Newton method uses of a set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 
 
 class Box(NamedTuple):
-    """Reward tables of one prompt in [0, 1]."""
+    """Reward tables of one context with entries in [0, 1]."""
 
 
 class Free(NamedTuple):
-    """All reward tables of one prompt."""
+    """All reward tables of one context."""
 
 
 class Ball(NamedTuple):
@@ -32,17 +32,17 @@ class Ball(NamedTuple):
 
 
 class Simplex(NamedTuple):
-    """Mixtures of finitely many reward tables, each with a loss of its own."""
+    """Mixtures of finitely many reward tables, each with a loss."""
 
     features: Float[Array, "x a m"]
     losses: Float[Array, " m"]
 
 
-FeasibleSet = Box | Free | Ball | Simplex
+FeasibleSet: TypeAlias = Box | Free | Ball | Simplex
 
 
 def start(rewards: FeasibleSet, n_actions: int) -> Float[Array, " m"]:
-    """A point well inside the set."""
+    """Return a point well inside the set."""
     match rewards:
         case Box():
             return jnp.full(n_actions, 0.5)
@@ -55,7 +55,7 @@ def start(rewards: FeasibleSet, n_actions: int) -> Float[Array, " m"]:
 
 
 def reward(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a"]:
-    r"""Reward table of a point, :math:`\Phi y`."""
+    r"""Return the reward table of a point, :math:`\Phi y`."""
     match rewards:
         case Box() | Free():
             return point[None]
@@ -64,7 +64,7 @@ def reward(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a
 
 
 def adjoint(rewards: FeasibleSet, table: Float[Array, "x a"]) -> Float[Array, " m"]:
-    r"""Transpose of :func:`reward`, :math:`\Phi^\top v`."""
+    r"""Apply the transpose of :func:`reward`, :math:`\Phi^\top v`."""
     match rewards:
         case Box() | Free():
             return table[0]
@@ -73,7 +73,7 @@ def adjoint(rewards: FeasibleSet, table: Float[Array, "x a"]) -> Float[Array, " 
 
 
 def adjoint_form(rewards: FeasibleSet, matrix: Float[Array, "x a a"]) -> Float[Array, "m m"]:
-    r"""Quadratic form of tables as one of choices, :math:`\Phi^\top K\Phi`."""
+    r"""Return a quadratic form of tables as one of points, :math:`\Phi^\top K\Phi`."""
     match rewards:
         case Box() | Free():
             return matrix[0]
@@ -82,7 +82,7 @@ def adjoint_form(rewards: FeasibleSet, matrix: Float[Array, "x a a"]) -> Float[A
 
 
 def gradient(rewards: FeasibleSet, flow: Float[Array, "x a"]) -> Float[Array, " m"]:
-    r"""Gradient of what the adversary pays, :math:`\Phi^\top v` and the losses of the members."""
+    r"""Return the gradient of the adversary: :math:`\Phi^\top v` plus the losses of a mixture."""
     match rewards:
         case Simplex(_, losses):
             return adjoint(rewards, flow) + losses
@@ -91,7 +91,7 @@ def gradient(rewards: FeasibleSet, flow: Float[Array, "x a"]) -> Float[Array, " 
 
 
 def slack(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, " c"]:
-    """Distances to the bounds, :math:`c(y)`."""
+    """Return the distances to the bounds, :math:`c(y)`."""
     match rewards:
         case Box():
             return jnp.concatenate([point, 1.0 - point])
@@ -109,7 +109,7 @@ def bound_maps(
     Callable[[Float[Array, " m"]], Float[Array, " c"]],
     Callable[[Float[Array, " c"]], Float[Array, " m"]],
 ]:
-    """Derivative of the slack along a move of the point, and its transpose."""
+    """Return the derivative of the slack as a linear map of moves, and its transpose."""
 
     def slack_of(moved: Float[Array, " m"]) -> Float[Array, " c"]:
         return slack(rewards, moved)
@@ -127,7 +127,7 @@ def bound_curvature(
     slacks: Float[Array, " c"],
     multiplier: Float[Array, " c"],
 ) -> Float[Array, "m m"]:
-    """What the bounds add to the Newton matrix: of their barrier, and of the ball's own bend."""
+    """Return the contribution of the bounds to the Newton matrix."""
     stiffness = multiplier / slacks
     match rewards:
         case Box():
@@ -135,17 +135,17 @@ def bound_curvature(
         case Free():
             return jnp.zeros((point.size, point.size))
         case Ball():
-            # The barrier's own part, a multiple of y y', would drown the rest: see newton_move.
+            # The barrier term, a multiple of y y', would dominate: `newton_move` adds it.
             return multiplier * jnp.eye(point.size)
         case Simplex():
             return jnp.diag(stiffness)
 
 
 def min_complementarity(rewards: FeasibleSet, multiplier: Float[Array, " c"]) -> Float[Array, " c"]:
-    """Products of slack and multiplier below which the slack would be roundoff.
+    """Return the smallest products of slack and multiplier at which the slack exceeds roundoff.
 
-    The slacks of linear bounds move with the point and keep their precision; the ball's is
-    compared with a norm.
+    Slacks of linear bounds are updated with the point and keep their precision. The slack of the
+    ball is compared with a norm.
     """
     return 1e-14 * multiplier if isinstance(rewards, Ball) else jnp.zeros_like(multiplier)
 
@@ -153,23 +153,24 @@ def min_complementarity(rewards: FeasibleSet, multiplier: Float[Array, " c"]) ->
 def curvature_loss(
     rewards: FeasibleSet, move: Float[Array, " m"], multiplier: Float[Array, " c"]
 ) -> Float[Array, " c"]:
-    """Products of multiplier and slack that a move loses because the bound is not straight."""
+    """Return the second-order change of slack times multiplier along a move, for curved bounds."""
     bend = jnp.vdot(move, move) if isinstance(rewards, Ball) else 0.0
     return bend * multiplier
 
 
 def ridge_scale(
-    rewards: FeasibleSet, curvature: Float[Array, "m m"], priced: Bool[Array, ""]
+    rewards: FeasibleSet, curvature: Float[Array, "m m"], adversarial: Bool[Array, ""]
 ) -> Float[Array, " m"]:
-    """Size of each entry of the curvature, as far as it is known to relative precision.
+    """Return the scale of the ridge for each entry of the point.
 
-    Tables are, if the policy prices them; in features, and in the free directions of a likelihood
-    alone, small entries are differences of large ones.
+    For tables with an adversarial term, each diagonal entry of the curvature has full relative
+    precision. With features, or with a likelihood only, small entries are differences of large
+    ones, and the largest entry sets the scale.
     """
     stiffness = jnp.diagonal(curvature)
     if isinstance(rewards, Ball | Simplex):
         return jnp.full_like(stiffness, stiffness.max())
-    return jnp.where(priced, stiffness, stiffness.max())
+    return jnp.where(adversarial, stiffness, stiffness.max())
 
 
 def newton_move(
@@ -180,9 +181,10 @@ def newton_move(
     slacks: Float[Array, " c"],
     multiplier: Float[Array, " c"],
 ) -> Float[Array, " m"]:
-    """Move of the point under a force, given the Cholesky factor of the Newton matrix.
+    """Return the Newton move of the point under a force.
 
-    The sphere's barrier and the simplex's sum act along one direction and are bordered.
+    The barrier of the ball and the sum of the simplex act along one direction; they border the
+    system of the given Cholesky factor.
     """
     match rewards:
         case Box() | Free():
@@ -191,14 +193,15 @@ def newton_move(
             normal, softness, excess = point, slacks[0] / multiplier[0], 0.0
         case Simplex():
             normal, softness, excess = jnp.ones_like(point), 0.0, point.sum() - 1.0
-    free, aside = cho_solve((factor, True), jnp.stack([force, normal], axis=1)).T
-    return free - aside * ((normal @ free + excess) / (normal @ aside + softness))
+    free, along_normal = cho_solve((factor, True), jnp.stack([force, normal], axis=1)).T
+    step = (normal @ free + excess) / (normal @ along_normal + softness)
+    return free - along_normal * step
 
 
 def distance(
     rewards: FeasibleSet, point: Float[Array, " m"], gradient: Float[Array, " m"]
 ) -> Float[Array, ""]:
-    """How far a unit gradient step and projection move the point; 0 where it is minimal."""
+    """Return the distance of a point from its projected unit gradient step, 0 at a minimum."""
     match rewards:
         case Box():
             return jnp.max(jnp.abs(point - jnp.clip(point - gradient, 0.0, 1.0)))
@@ -209,5 +212,5 @@ def distance(
             inside = moved / jnp.maximum(1.0, jnp.linalg.norm(moved))
             return jnp.linalg.norm(point - inside)
         case Simplex():
-            # Of the simplex: members that are not the best must have no weight.
+            # On the simplex, members that are not minimal must have weight zero.
             return jnp.max(jnp.minimum(point, gradient - gradient.min()))

@@ -1,19 +1,20 @@
-r"""Resistor networks with diodes to ground: what coverage of a tabular class comes down to.
+r"""Quadratic programs with a graph Laplacian and sign constraints, as coverage needs them.
 
-At one prompt the comparisons are a problem whose node :math:`i` is a response and whose
-conductances :math:`w_{ij}` are comparison frequencies, with Laplacian :math:`L`; :math:`c` is the
-linear fed in. A node may be tied to ground by a diode that keeps its point :math:`d_i\ge0`, or
-:math:`d_i\le0`. The objective that the problem dissipates is
+In one context, the nodes :math:`i` of the graph are responses and the edge weights :math:`w_{ij}`
+comparison frequencies, with Laplacian :math:`L`. The program is
 
-.. math:: 2\,\sup_d\; \langle c, d\rangle - \tfrac12 \langle d, L d\rangle
-          \quad\text{with the signs that the diodes allow,}
+.. math:: 2\,\sup_d\; \langle c, d\rangle - \tfrac12 \langle d, L d\rangle,
+          \qquad d_i\ge0 \text{ or } d_i\le0 \text{ for some } i.
 
-infinite where a connected part is fed a net linear that no diode of it lets out.
+It is infinite if :math:`c` has a nonzero sum over a connected component in which no constraint
+limits a common shift of :math:`d`. (As a resistor network: :math:`c` is the current fed in,
+:math:`d` the potential, constraints are diodes to ground, and the value is the dissipated energy.)
 
-The diodes that conduct are found as the strategies of a stopping iterate (Hoffman and Karp: answer
-best to the other side's strategy, then let it improve), finitely many steps, each one elimination
-of the nodes that are not at ground. Eliminating a node replaces its star by a mesh: only positive
-numbers are added, so conductances of 1 and of 1e-12 in one problem lose no digits.
+The active constraints are found by policy iteration for a game of two players (Hoffman and Karp):
+the nonnegative constraints are updated until they are optimal for the active nonpositive ones, then
+the nonpositive ones improve. It ends after finitely many steps, each of which eliminates the nodes
+that are not fixed at zero. Elimination only adds positive numbers, so edge weights of 1 and of
+1e-12 in one graph lose no digits.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-PANEL = 64  # nodes eliminated before one matrix product updates the rest: measured, flat 32 to 128
-ERROR_GROWTH = 16.0  # roundings of an elimination, in units of the number of nodes
+PANEL = 64  # nodes eliminated per matrix product; the speed is flat from 32 to 128
+ERROR_GROWTH = 16.0  # bound on the rounding errors of an elimination, per node
 
 
 class LaplacianQP(NamedTuple):
-    """A problem of ``a`` nodes.
+    r"""Quadratic program on a graph of ``a`` nodes.
 
     Attributes:
-        edge_weights: edge_weights between nodes, symmetric, zero diagonal, at least 0.
-        linear: linear fed into each node.
-        nonnegative: nodes with a diode that keeps the point at least 0.
-        nonpositive: nodes with a diode that keeps the point at most 0; no node has both.
+        edge_weights: weights between nodes, symmetric, at least 0, with zero diagonal.
+        linear: linear term :math:`c`.
+        nonnegative: nodes with the constraint :math:`d_i\ge0`.
+        nonpositive: nodes with the constraint :math:`d_i\le0`; no node has both.
     """
 
     edge_weights: Float[Array, "a a"]
@@ -46,14 +47,14 @@ class LaplacianQP(NamedTuple):
 
 
 class ActiveSetSolution(NamedTuple):
-    """The problem with some nodes held at ground.
+    r"""Solution of the program with the active constraints as equations.
 
     Attributes:
-        point: point of each node, 0 at ground.
+        point: maximizer :math:`d`, 0 at active nodes.
         point_error: bound on its rounding error.
-        multiplier: linear that ground feeds into each node held there; 0 elsewhere.
+        multiplier: multiplier of each active constraint, :math:`Ld-c`; 0 at other nodes.
         multiplier_error: bound on its rounding error.
-        objective: objective dissipated.
+        objective: value of the program.
     """
 
     point: Float[Array, " a"]
@@ -64,7 +65,7 @@ class ActiveSetSolution(NamedTuple):
 
 
 class _Elimination(NamedTuple):
-    """Rows, degrees and loads of the nodes when they were eliminated; degree 0 at ground."""
+    """Rows, degrees and loads of the nodes at their elimination; degree 0 at active nodes."""
 
     rows: Float[Array, "a a"]
     degree: Float[Array, " a"]
@@ -72,7 +73,7 @@ class _Elimination(NamedTuple):
 
 
 class _Iterate(NamedTuple):
-    """Nodes held at ground, the operation found there, and how the iterate stands."""
+    """Active nodes, the value there, convergence and the number of steps."""
 
     active: Bool[Array, " a"]
     objective: Float[Array, ""]
@@ -83,20 +84,20 @@ class _Iterate(NamedTuple):
 def solve(
     problem: LaplacianQP, roundoff: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    r"""Energy of a problem with diodes; pure, for ``jit`` and ``vmap``.
+    r"""Solve a Laplacian quadratic program; works under ``jit`` and ``vmap``.
 
     Args:
-        problem: the problem.
-        roundoff: net linear into a connected part, in absolute value, that counts as none.
+        problem: the program.
+        roundoff: largest absolute sum of the linear term over a component that counts as zero.
 
     Returns:
-        The objective, at least 0, ``inf`` where linear cannot leave; and whether the iterate converged
+        The value, at least 0 and possibly ``inf``, and whether the active-set method converged
         within its step limit (it does in exact arithmetic).
 
     Examples:
-        >>> wire = jnp.array([[0.0, 2.0], [2.0, 0.0]])
-        >>> none = jnp.zeros(2, bool)
-        >>> problem = LaplacianQP(wire, jnp.array([1.0, -1.0]), none, none)
+        >>> edge = jnp.array([[0.0, 2.0], [2.0, 0.0]])
+        >>> free = jnp.zeros(2, bool)
+        >>> problem = LaplacianQP(edge, jnp.array([1.0, -1.0]), free, free)
         >>> float(solve(problem, jnp.array(1e-6))[0])
         0.5
     """
@@ -104,35 +105,35 @@ def solve(
     net = jnp.where(same_component, problem.linear, 0.0).sum(axis=1)
     has_nonnegative = jnp.any(same_component & problem.nonnegative, axis=1)
     has_nonpositive = jnp.any(same_component & problem.nonpositive, axis=1)
-    fed, drained = net > roundoff, net < -roundoff
-    trapped = jnp.any((fed & ~has_nonpositive) | (drained & ~has_nonnegative))
+    positive, negative = net > roundoff, net < -roundoff
+    infinite = jnp.any((positive & ~has_nonpositive) | (negative & ~has_nonnegative))
 
-    # A net linear within roundoff is proportion back over the part, so that it sums to zero.
+    # A sum within roundoff is subtracted in proportion to the entries, so that it becomes zero.
     magnitude = jnp.abs(problem.linear)
     of_component = jnp.where(same_component, magnitude, 0.0).sum(axis=1)
     proportion = magnitude / jnp.where(of_component > 0, of_component, 1.0)
-    balanced = problem.linear - jnp.where(fed | drained, 0.0, net * proportion)
-    # Drained parts are turned upside down: the side that moves last always keeps a node at ground.
+    balanced = problem.linear - jnp.where(positive | negative, 0.0, net * proportion)
+    # Flip the sign of negative components: the player who moves last then keeps an active node.
     oriented = LaplacianQP(
         problem.edge_weights,
-        jnp.where(trapped, 0.0, jnp.where(drained, -balanced, balanced)),
-        jnp.where(drained, problem.nonpositive, problem.nonnegative),
-        jnp.where(drained, problem.nonnegative, problem.nonpositive),
+        jnp.where(infinite, 0.0, jnp.where(negative, -balanced, balanced)),
+        jnp.where(negative, problem.nonpositive, problem.nonnegative),
+        jnp.where(negative, problem.nonnegative, problem.nonpositive),
     )
     first_of_component = jnp.argmax(same_component, axis=1) == jnp.arange(net.size)
     anchor = first_of_component & ~has_nonnegative & ~has_nonpositive
     objective, converged = _find_active_set(oriented, anchor)
-    return jnp.where(trapped, jnp.inf, objective), converged
+    return jnp.where(infinite, jnp.inf, objective), converged
 
 
 def connected_components(edge_weights: Float[Array, "a a"]) -> Bool[Array, "a a"]:
-    """Which nodes are joined by a path, by squaring the relation until it stands still.
+    """Return which nodes are connected by a path, by squaring the relation until it is stationary.
 
     Args:
-        edge_weights: edge_weights between nodes.
+        edge_weights: weights between nodes.
 
     Returns:
-        A symmetric table; every node is joined to itself.
+        Symmetric table; a node is connected to itself.
 
     Examples:
         >>> connected_components(jnp.zeros((2, 2))).tolist()
@@ -149,20 +150,22 @@ def connected_components(edge_weights: Float[Array, "a a"]) -> Bool[Array, "a a"
 
 
 def solve_active_set(problem: LaplacianQP, active: Bool[Array, " a"]) -> ActiveSetSolution:
-    r"""Potentials and currents with some nodes held at ground and the diodes left out.
+    r"""Solve the program with :math:`d_i=0` at active nodes and no other constraint.
 
-    The same elimination of the absolute currents bounds the rounding errors, node by node.
+    The same elimination, applied to the absolute values of the linear term, bounds the rounding
+    errors of each node.
 
     Args:
-        problem: the problem.
-        active: nodes held at ground; a connected part without one must be fed no net linear.
+        problem: the program; its sign constraints are ignored.
+        active: nodes with :math:`d_i=0`. In a component without an active node the linear term
+            must sum to zero.
 
     Returns:
-        The operation.
+        Maximizer, multipliers and value.
 
     Examples:
-        >>> wire, none = jnp.array([[0.0, 2.0], [2.0, 0.0]]), jnp.zeros(2, bool)
-        >>> problem = LaplacianQP(wire, jnp.array([1.0, 0.0]), none, none)
+        >>> edge, free = jnp.array([[0.0, 2.0], [2.0, 0.0]]), jnp.zeros(2, bool)
+        >>> problem = LaplacianQP(edge, jnp.array([1.0, 0.0]), free, free)
         >>> solve_active_set(problem, jnp.array([False, True])).point.tolist()
         [0.5, 0.0]
     """
@@ -171,18 +174,18 @@ def solve_active_set(problem: LaplacianQP, active: Bool[Array, " a"]) -> ActiveS
     safe_degree = jnp.where(present, degree, 1.0)
 
     def substitute(point: Array, k: Array) -> tuple[Array, None]:
-        raised = (loads[k] + rows[k] @ point) / safe_degree[k]
-        return point.at[k].set(jnp.where(present[k], raised, 0.0)), None
+        entry = (loads[k] + rows[k] @ point) / safe_degree[k]
+        return point.at[k].set(jnp.where(present[k], entry, 0.0)), None
 
     order = jnp.arange(degree.size)[::-1]
     point = jax.lax.scan(substitute, jnp.zeros_like(loads), order)[0]
-    at_ground = jnp.where(active[:, None], loads, 0.0)
+    active_loads = jnp.where(active[:, None], loads, 0.0)
     error = ERROR_GROWTH * degree.size * jnp.finfo(degree.dtype).eps
     return ActiveSetSolution(
         point=point[:, 0],
         point_error=error * point[:, 1],
-        multiplier=-at_ground[:, 0],
-        multiplier_error=error * at_ground[:, 1],
+        multiplier=-active_loads[:, 0],
+        multiplier_error=error * active_loads[:, 1],
         objective=jnp.where(present, jnp.square(loads[:, 0]) / safe_degree, 0.0).sum(),
     )
 
@@ -190,34 +193,45 @@ def solve_active_set(problem: LaplacianQP, active: Bool[Array, " a"]) -> ActiveS
 def _find_active_set(
     problem: LaplacianQP, anchor: Bool[Array, " a"]
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """Find the nodes at which the diodes conduct, from all of them, and the objective there."""
+    """Find the optimal active set, starting from all constraints, and the value there."""
     limit = 100 + 10 * anchor.size
 
     def running(iterate: _Iterate) -> Bool[Array, ""]:
         return ~iterate.converged & (iterate.steps < limit)
 
     def improve(iterate: _Iterate) -> _Iterate:
-        now = solve_active_set(problem, iterate.active)
+        current = solve_active_set(problem, iterate.active)
         too_low = jnp.where(
-            iterate.active, now.multiplier < -now.multiplier_error, now.point < -now.point_error
+            iterate.active,
+            current.multiplier < -current.multiplier_error,
+            current.point < -current.point_error,
         )
         too_high = jnp.where(
-            iterate.active, now.multiplier > now.multiplier_error, now.point > now.point_error
+            iterate.active,
+            current.multiplier > current.multiplier_error,
+            current.point > current.point_error,
         )
         inner, outer = problem.nonnegative & too_low, problem.nonpositive & too_high
         changed = jnp.where(jnp.any(inner), inner, outer)
         converged = ~jnp.any(changed)
-        return _Iterate(iterate.active ^ changed, now.objective, converged, iterate.steps + 1)
+        return _Iterate(iterate.active ^ changed, current.objective, converged, iterate.steps + 1)
 
     start = problem.nonnegative | problem.nonpositive | anchor
-    no = jnp.array(False)
-    iterate = _Iterate(start, jnp.zeros_like(problem.linear[0]), no, jnp.array(0, jnp.int32))
+    iterate = _Iterate(
+        active=start,
+        objective=jnp.zeros_like(problem.linear[0]),
+        converged=jnp.array(False),
+        steps=jnp.array(0, jnp.int32),
+    )
     iterate = jax.lax.while_loop(running, improve, iterate)
     return iterate.objective, iterate.converged
 
 
 def _eliminate(problem: LaplacianQP, active: Bool[Array, " a"]) -> _Elimination:
-    """Replace the star of every node that is not at ground by a mesh, panel after panel."""
+    """Eliminate every node that is not active, panel after panel.
+
+    Eliminating a node replaces the star of its edges by a mesh between its neighbors.
+    """
     n_nodes = active.size
     width = min(n_nodes, PANEL)
     padding = -n_nodes % width
@@ -233,8 +247,8 @@ def _eliminate(problem: LaplacianQP, active: Bool[Array, " a"]) -> _Elimination:
         loads, rows, degree = _eliminate_panel(block, loads, held, start)
         share = rows / jnp.where(degree > 0, degree, 1.0)[:, None]
         inside = jnp.arange(held.size) - start
-        left = held | (inside < 0) | (inside >= width)
-        stays = off_diagonal & left[:, None] & left[None, :]
+        remaining = held | (inside < 0) | (inside >= width)
+        stays = off_diagonal & remaining[:, None] & remaining[None, :]
         edge_weights = jnp.where(stays, edge_weights + rows.T @ share, 0.0)
         return (edge_weights, loads), (rows, degree)
 
@@ -250,7 +264,7 @@ def _eliminate_panel(
     held: Bool[Array, " p"],
     start: Int[Array, ""],
 ) -> tuple[Float[Array, "p 2"], Float[Array, "w p"], Float[Array, " w"]]:
-    """Eliminate the nodes of a panel among themselves; loads move on to every neighbour."""
+    """Eliminate the nodes of a panel among themselves, and pass their loads to the neighbors."""
     local = jnp.arange(block.shape[0])
     nodes = jnp.arange(block.shape[1])
 
@@ -263,8 +277,8 @@ def _eliminate_panel(
         mesh = (
             block + jax.lax.dynamic_slice_in_dim(share, start, local.size)[:, None] * row[None, :]
         )
-        gone = ~held[node] & ((local[:, None] == k) | (nodes[None, :] == node))
-        block = jnp.where(gone | (local[:, None] + start == nodes[None, :]), 0.0, mesh)
+        eliminated = ~held[node] & ((local[:, None] == k) | (nodes[None, :] == node))
+        block = jnp.where(eliminated | (local[:, None] + start == nodes[None, :]), 0.0, mesh)
         return (block, loads + share[:, None] * loads[node]), (row, degree)
 
     (_, loads), (rows, degree) = jax.lax.scan(star_to_mesh, (block, loads), local)

@@ -1,7 +1,8 @@
-r"""Projected Newton method on a box and on a ball, for any smooth convex function.
+r"""Projected Newton method on a box and on a ball, for smooth convex functions.
 
-The gradient is JAX's, the Hessian is given; a step goes to the minimiser of the quadratic model
-(on the box: over the coordinates that no bound holds back) and is tried at many lengths at once.
+The gradient comes from automatic differentiation, the Hessian from the caller. A step aims at the
+minimizer of the quadratic model (on the box, over the coordinates that no bound blocks), and the
+line search tries many step lengths at once.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from jaxtyping import Bool, Float, Int
 from rpo_theory.types import ArrayLike
 
 LENGTHS = 0.25 ** np.arange(12)
-"""Fractions of the Newton step that the line search tries, the full step first."""
+"""Step lengths that the line search tries, as fractions of the Newton step, longest first."""
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
-"""Relative differences below this say nothing; also the lift of a singular Hessian."""
+"""Relative differences below this count as rounding; also the lift of a singular Hessian."""
 SECULAR_STEPS = 30
+"""Number of Newton steps on the secular equation of the ball."""
 
 
 class Descent(NamedTuple):
-    """Where the iteration stands.
+    """Iterate of the method.
 
     Attributes:
-        point: the free variables.
-        movement: how far the last full step went, in the caller's measure.
+        point: variables of the problem.
+        movement: length of the last full step, in the measure of the problem.
         gradient_norm: largest entry of the projected gradient before the last step.
-        steps: steps taken.
+        steps: number of steps.
     """
 
     point: Float[Array, "*p"]
@@ -42,12 +44,12 @@ class Descent(NamedTuple):
 
 
 class NewtonProblem(NamedTuple):
-    """What to minimize, and over what.
+    """Constrained convex problem.
 
     Attributes:
-        objective: smooth and convex.
-        direction: from point and gradient to the Newton direction.
-        project: nearest point of the feasible set.
+        objective: smooth convex function.
+        direction: Newton direction at a point with a gradient.
+        project: projection onto the feasible set.
         movement: distance between two points, for the stopping rule.
     """
 
@@ -58,48 +60,53 @@ class NewtonProblem(NamedTuple):
 
 
 def minimize(
-    task: NewtonProblem, start: Float[Array, "*p"], *, tolerance: float, max_steps: int
+    problem: NewtonProblem, start: Float[Array, "*p"], *, tolerance: float, max_steps: int
 ) -> Descent:
-    """Step until a full step would move the point by no more than the tolerance.
+    """Minimize until a full step moves the point by at most the tolerance.
 
     Args:
-        task: what to minimise.
+        problem: objective and feasible set.
         start: a feasible point.
-        tolerance: in the measure ``task.movement``.
-        max_steps: most steps.
+        tolerance: largest distance that a full step may move at the end, by ``problem.movement``.
+        max_steps: maximum number of steps.
 
     Returns:
-        The final state.
+        The last iterate.
 
     Examples:
-        >>> halves = NewtonProblem(lambda p: (p**2).sum(), lambda p, g: -g / 2, jnp.abs, lambda p, q: p[0])
-        >>> minimize(halves, jnp.ones(2), tolerance=1e-3, max_steps=9).point.tolist()
+        >>> problem = NewtonProblem(
+        ...     objective=lambda point: (point**2).sum(),
+        ...     direction=lambda point, gradient: -gradient / 2,
+        ...     project=jnp.abs,
+        ...     movement=lambda new, old: new[0],
+        ... )
+        >>> minimize(problem, jnp.ones(2), tolerance=1e-3, max_steps=9).point.tolist()
         [0.0, 0.0]
     """
     unknown = jnp.full_like(start, jnp.inf, shape=())
     return jax.lax.while_loop(
         lambda state: (state.movement > tolerance) & (state.steps < max_steps),
-        lambda state: step(task, state),
+        lambda state: step(problem, state),
         Descent(start, unknown, unknown, jnp.zeros((), jnp.int32)),
     )
 
 
-def step(task: NewtonProblem, state: Descent) -> Descent:
-    """One Newton step, of the length that has the least objective."""
-    value, gradient = jax.value_and_grad(task.objective)(state.point)
-    direction = task.direction(state.point, gradient)
+def step(problem: NewtonProblem, state: Descent) -> Descent:
+    """Take one Newton step with the length that gives the smallest objective."""
+    value, gradient = jax.value_and_grad(problem.objective)(state.point)
+    direction = problem.direction(state.point, gradient)
     lengths = jnp.asarray(LENGTHS, state.point.dtype)
-    candidates = jax.vmap(lambda t: task.project(state.point + t * direction))(lengths)
-    values = jax.vmap(task.objective)(candidates)
+    candidates = jax.vmap(lambda t: problem.project(state.point + t * direction))(lengths)
+    values = jax.vmap(problem.objective)(candidates)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
     best = jnp.argmin(values)
-    # Near the minimum the objective no longer tells lengths apart, and the full step is the best.
-    blur = ROUNDING * (1.0 + jnp.abs(value))
-    chosen = jnp.where(values[0] <= values[best] + blur, 0, best)
-    residual = state.point - task.project(state.point - gradient)
+    # Near the minimum rounding hides the differences between lengths: take the full step.
+    rounding = ROUNDING * (1.0 + jnp.abs(value))
+    chosen = jnp.where(values[0] <= values[best] + rounding, 0, best)
+    residual = state.point - problem.project(state.point - gradient)
     return Descent(
-        point=jnp.where(values[chosen] <= value + blur, candidates[chosen], state.point),
-        movement=task.movement(candidates[0], state.point),
+        point=jnp.where(values[chosen] <= value + rounding, candidates[chosen], state.point),
+        movement=problem.movement(candidates[0], state.point),
         gradient_norm=jnp.abs(residual).max(),
         steps=state.steps + 1,
     )
@@ -112,28 +119,28 @@ def box_direction(
     above: Float[Array, " a"],
     reach: Float[Array, ""] | float,
 ) -> Float[Array, " a"]:
-    r"""Newton direction in a box when the Hessian is a graph Laplacian.
+    r"""Return the Newton direction in a box for a Hessian that is a graph Laplacian.
 
-    Coordinates that even the shortest step would take out of the box go to their bound and are
-    held there, until no more would.
+    Coordinates that even the shortest step would take out of the box are fixed at their bound, and
+    the direction is recomputed until there is no such coordinate.
 
     Args:
-        edge_weights: symmetric non-negative edge weights, zero diagonal: the Hessian is
+        edge_weights: weights :math:`K`, symmetric, at least 0, with zero diagonal: the Hessian is
             :math:`\mathrm{diag}(K1) - K`.
-        gradient: of the objective, whose terms are of order one.
+        gradient: gradient of an objective whose terms are of order one.
         below: distances to the lower bound.
         above: distances to the upper bound.
-        reach: how far a group of coordinates may go where there is next to no curvature.
+        reach: largest move of a group of coordinates with almost no curvature.
 
     Returns:
-        A direction of descent.
+        A descent direction.
 
     Examples:
-        >>> room, edge = jnp.ones(2), jnp.array([[0.0, 0.5], [0.5, 0.0]])
-        >>> box_direction(edge, jnp.array([1.0, -1.0]), room, room, 1e6).round(4).tolist()
+        >>> distance, edge = jnp.ones(2), jnp.array([[0.0, 0.5], [0.5, 0.0]])
+        >>> box_direction(edge, jnp.array([1.0, -1.0]), distance, distance, 1e6).round(4).tolist()
         [-1.0, 1.0]
     """
-    # A ground in proportion to the gradient: it vanishes as fast as the error does.
+    # Regularization proportional to the gradient: it vanishes as fast as the error.
     ground = jnp.abs(gradient) / reach
 
     def leaving(held: Array, direction: Array) -> Array:
@@ -157,16 +164,16 @@ def ball_minimizer(
     point: Float[Array, " d"],
     radius: Float[Array, ""],
 ) -> Float[Array, " d"]:
-    """Minimiser over a ball around zero of the quadratic model at a point.
+    """Return the minimizer of a quadratic model over a ball around zero.
 
     Args:
-        hessian: positive semi-definite.
-        gradient: of the objective at the point.
-        point: where the model was made.
-        radius: of the ball.
+        hessian: positive semi-definite Hessian of the model.
+        gradient: gradient of the model at ``point``.
+        point: point of expansion of the model.
+        radius: radius of the ball.
 
     Returns:
-        The minimiser, from the secular equation of its multiplier.
+        The minimizer, from the secular equation of its multiplier.
 
     Examples:
         >>> ball_minimizer(jnp.eye(1), -4.0 * jnp.ones(1), jnp.zeros(1), jnp.array(2.0)).tolist()
@@ -179,9 +186,9 @@ def ball_minimizer(
     def raise_multiplier(_: Int[Array, ""], multiplier: Array) -> Array:
         solution = pull / (curvature + multiplier)
         norm = jnp.linalg.norm(solution)
-        slope = jnp.sum(solution**2 / (curvature + multiplier)) / positive_or_one(norm)
-        # Newton on 1 / norm - 1 / radius, concave: from 0 it rises to the root, never past it.
-        rise = norm * (norm / radius - 1.0) / positive_or_one(slope)
+        derivative = jnp.sum(solution**2 / (curvature + multiplier)) / positive_or_one(norm)
+        # Newton on the concave 1 / norm - 1 / radius increases from 0 to the root, never past it.
+        rise = norm * (norm / radius - 1.0) / positive_or_one(derivative)
         return jnp.maximum(multiplier + rise, 0.0)
 
     multiplier = jax.lax.fori_loop(0, SECULAR_STEPS, raise_multiplier, jnp.zeros_like(radius))
@@ -189,14 +196,14 @@ def ball_minimizer(
 
 
 def into_ball(point: Float[Array, " d"], radius: Float[Array, ""]) -> Float[Array, " d"]:
-    """Nearest point of the ball around zero.
+    """Project a point onto a ball around zero.
 
     Args:
         point: any point.
-        radius: of the ball.
+        radius: radius of the ball.
 
     Returns:
-        The point itself where it is inside.
+        The nearest point of the ball.
 
     Examples:
         >>> point = jnp.array([3.0, -4.0])
@@ -207,7 +214,7 @@ def into_ball(point: Float[Array, " d"], radius: Float[Array, ""]) -> Float[Arra
 
 
 def positive_or_one(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-    """The value where it is positive, else 1: a denominator.
+    """Replace values that are not positive by 1, for use as denominators.
 
     Args:
         value: any numbers.
@@ -228,20 +235,20 @@ def _laplacian_solve(
     ground: Float[Array, " a"],
     right: Float[Array, " a"],
     held: Bool[Array, " a"],
-    given: Float[Array, " a"],
+    held_value: Float[Array, " a"],
 ) -> Float[Array, " a"]:
-    """Solve (Laplacian + ground) @ v = right where free, with v given where held."""
+    """Solve (Laplacian + ground) @ v = right for the free entries, with the held ones fixed."""
     degree = edge_weights.sum(axis=-1) + ground
     free = ~held & (degree > 0)
-    right = jnp.where(free, right + edge_weights @ jnp.where(held, given, 0.0), 0.0)
+    right = jnp.where(free, right + edge_weights @ jnp.where(held, held_value, 0.0), 0.0)
     scale = jnp.where(free, jax.lax.rsqrt(positive_or_one(degree)), 0.0)
     matrix = -scale[:, None] * edge_weights * scale[None, :]
     matrix = matrix + (1.0 + ROUNDING) * jnp.eye(len(right), dtype=right.dtype)
     solution = scale * cho_solve((jnp.linalg.cholesky(matrix), True), scale * right)
-    # Tied to none that is held, the free ones may all rise at no cost: rounding must not do it.
+    # If no free entry is connected to a held one, a common shift costs nothing: remove it.
     freedom = jnp.where(free, degree, 0.0)
     tie = jnp.sum(jnp.where(free[:, None] & held[None, :], edge_weights, 0.0))
-    afloat = (tie <= ROUNDING * freedom.sum()) & (jnp.abs(right.sum()) <= ROUNDING)
+    unconstrained = (tie <= ROUNDING * freedom.sum()) & (jnp.abs(right.sum()) <= ROUNDING)
     level = freedom @ solution / positive_or_one(freedom.sum())
-    solution = jnp.where(afloat, solution - level, solution)
-    return jnp.where(held, given, jnp.where(free, solution, 0.0))
+    solution = jnp.where(unconstrained, solution - level, solution)
+    return jnp.where(held, held_value, jnp.where(free, solution, 0.0))

@@ -1,19 +1,23 @@
 r"""Primal-dual Newton method for :math:`\max_\pi\min_r\phi(\pi, r)` on the policy itself.
 
-The likelihood is resolved by the adversary's own labels: with :math:`s` in (0, 1) for every pair of
+The likelihood is written as a maximum over label probabilities :math:`s` in (0, 1) of every pair of
 responses,
 
 .. math:: \mathrm{softplus}(-d) = \max_s\{-s d + H(s)\},\qquad H(s) = -s\log s - (1-s)\log(1-s),
 
-so that :math:`\phi` becomes linear in the reward and the maximin problem one concave maximisation
-over the policy and these label_probs, :math:`\max_{\pi,s}\,-w\beta KL(\pi\|\pi_{ref}) + H(s) +
-\min_{r\in\mathcal R}\langle v(\pi,s), r\rangle`, with :math:`v` the *flow* into each response: what
-the policy gains on the baseline plus what the labels say. The reward is the multiplier that prices
-the flow. Policy, label_probs, reward and bound multipliers are independent variables of one Newton
-iteration: logarithms are linearised, nothing is ever normalised by a partition function.
+so that :math:`\phi` becomes linear in the reward. The maximin problem is then one concave
+maximization over policy and label probabilities,
 
-A barrier keeps the policy positive while the adversary's constraints settle; both shrink together,
-which leads through small :math:`\beta` as through a linear program.
+.. math:: \max_{\pi,s}\,-w\beta KL(\pi\|\pi_{ref}) + H(s) +
+          \min_{r\in\mathcal R}\langle v(\pi,s), r\rangle,
+
+where the *flow* :math:`v` into a response is the excess of the policy over the baseline plus the
+excess of expected losses over observed ones. The reward is the multiplier of the flow. Policy,
+label probabilities, reward and bound multipliers are independent variables of one Newton iteration:
+logarithms are linearized, and no partition function is evaluated.
+
+A barrier keeps the policy positive while the active constraints of the adversary are found. Both
+barriers shrink together, so a small :math:`\beta` is handled like a linear program.
 """
 
 from __future__ import annotations
@@ -28,25 +32,25 @@ from jaxtyping import Bool, Float, Int
 from . import feasible_sets
 from .feasible_sets import FeasibleSet, Free
 
-RIDGE = 10.0  # in units of roundoff: rewards that nothing prices stay where they are
-START = 0.1  # first barrier parameter, in units of weight times reward
+RIDGE = 10.0  # in units of roundoff; keeps rewards without any curvature where they are
+START = 0.1  # initial barrier parameter, in units of weight times reward
 INSIDE = 0.995  # share of the way to the boundary that a step may go
-LEAST_CENTRING = 1e-3  # the barrier never falls faster: the logarithms must keep up
+MIN_CENTERING = 1e-3  # smallest factor on the barrier per step: the logarithms must follow
 
 
 class SaddleProblem(NamedTuple):
-    r"""One saddle problem, in units in which rewards and the sum of all weights are about one.
+    r"""Saddle problem in units in which rewards and the sum of all weights are about one.
 
     Attributes:
-        weights: weight :math:`w` of each prompt in the adversarial term.
-        reference: :math:`\pi_{ref}`; responses of probability zero are left out.
+        weights: weight :math:`w` of each context in the adversarial term.
+        reference: :math:`\pi_{ref}`; responses with probability zero are ignored.
         baseline: :math:`\pi_{base}`.
         losses: weighted number of comparisons that each response lost.
         comparisons: weighted number of comparisons of each pair, symmetric.
-        connected: averages over connected components of the comparisons.
-        beta: :math:`\beta`, in units of reward.
-        temperature: one nat of log-odds in units of reward.
-        rewards: what the adversary may choose from.
+        connected: matrices that average over the connected components of the comparisons.
+        beta: weight :math:`\beta` of the KL term, in units of reward.
+        temperature: one nat of log-odds, in units of reward.
+        rewards: feasible set of the adversary.
     """
 
     weights: Float[Array, " x"]
@@ -67,10 +71,10 @@ class SaddleState(NamedTuple):
         policy: :math:`\pi > 0` on the support of the reference.
         policy_slack: multiplier of :math:`\pi\ge0`, in units of reward.
         level: multiplier of :math:`\sum_a\pi=1`.
-        label_probs: :math:`s_{ij}`, the adversary's probability that j beats i; transposes sum to 1.
-        adversary: the adversary's reward, parameter or mixture.
-        slack: distances of the adversary to its bounds, kept apart so that they never cancel.
-        multiplier: of those bounds.
+        label_probs: probability :math:`s_{ij}` of the label that j beats i; transposes sum to 1.
+        adversary: reward, parameter or mixture of the adversary.
+        slack: distances of the adversary to its bounds, stored separately to avoid cancellation.
+        multiplier: multipliers of these bounds.
     """
 
     policy: Float[Array, "x a"]
@@ -83,7 +87,7 @@ class SaddleState(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A state, how far it is from a saddle point, the steps taken, and whether it broke down."""
+    """Iterate, its distance from a saddle point, number of steps, and numerical breakdown."""
 
     state: SaddleState
     residual: Float[Array, ""]
@@ -92,7 +96,7 @@ class Progress(NamedTuple):
 
 
 def init(problem: SaddleProblem) -> SaddleState:
-    """Start from fair labels, an average reward, and a policy between reference and uniform."""
+    """Return the start: fair labels, a central reward, the mean of reference and uniform policy."""
     support = problem.reference > 0
     counted = support.astype(problem.reference.dtype)
     uniform = counted / _or_one(counted.sum(axis=-1, keepdims=True))
@@ -111,15 +115,15 @@ def init(problem: SaddleProblem) -> SaddleState:
 
 
 def solve(problem: SaddleProblem, *, tolerance: Float[Array, ""], max_steps: int) -> Progress:
-    """Newton steps until the residual is at the tolerance.
+    """Solve a saddle problem by Newton steps.
 
     Args:
         problem: the saddle problem.
-        tolerance: residual of :func:`residual` at which to stop.
-        max_steps: most Newton steps.
+        tolerance: value of :func:`residual` at which to stop.
+        max_steps: maximum number of Newton steps.
 
     Returns:
-        The last state whose numbers were finite, and how it ended.
+        The last iterate with finite numbers, and how the iteration ended.
     """
 
     def running(progress: Progress) -> Bool[Array, ""]:
@@ -143,18 +147,19 @@ def solve(problem: SaddleProblem, *, tolerance: Float[Array, ""], max_steps: int
 
 
 def residual(problem: SaddleProblem, state: SaddleState) -> Float[Array, ""]:
-    r"""Distance from a saddle point, from policy, label_probs and reward alone.
+    r"""Return the distance from a saddle point; slacks and bound multipliers do not enter.
 
-    The largest of: the policy's log-error :math:`(r-\beta\log(\pi/\pi_{ref})-\nu)/\beta`, summed
-    over the policy, and the defect of its sum; the flow that the error of the label_probs is worth;
-    and how far a gradient step of the adversary moves its adversary.
+    It is the maximum of the log-error of the policy,
+    :math:`(r-\beta\log(\pi/\pi_{ref})-\nu)/\beta` in expectation over the policy; the error of its
+    sum; the flow by the error of the label probabilities; and the length of a projected gradient
+    step of the adversary.
     """
     stationarity, surprise, gradient = _conditions(problem, state)
-    # A probability too small by many nats counts for what it would grow to, not for what it is.
+    # A probability that is too small by many nats is weighted by about what it would grow to.
     nats = stationarity / problem.beta
     growth = (1.0 + jnp.maximum(nats, 0.0)) ** 3
     policy_error = jnp.sum(state.policy * jnp.abs(nats) * growth, axis=-1)
-    # Below this share of the total, weights are beyond the precision of the flow.
+    # Contexts with a smaller share of the weight are below the precision of the flow.
     resolved = jnp.where(problem.weights > 0, jnp.minimum(1.0, 1e12 * problem.weights), 1.0)
     sum_error = jnp.where(problem.reference.sum(axis=-1) > 0, state.policy.sum(axis=-1) - 1.0, 0.0)
     label_flow = problem.comparisons * _label_response(problem, state) * jnp.abs(surprise)
@@ -169,26 +174,26 @@ def residual(problem: SaddleProblem, state: SaddleState) -> Float[Array, ""]:
 
 
 def step(problem: SaddleProblem, state: SaddleState) -> SaddleState:
-    """One predictor-corrector step: the barrier falls as far as the predictor shows it can."""
-    linear = _linearise(problem, state)
+    """Take one predictor-corrector step; the predictor decides how far the barrier falls."""
+    linear = _linearize(problem, state)
     scale = _barrier_scale(problem)
     n_complementarity = jnp.sum(problem.reference > 0, dtype=scale.dtype) + state.slack.size
-    least = feasible_sets.min_complementarity(problem.rewards, state.multiplier)
+    smallest = feasible_sets.min_complementarity(problem.rewards, state.multiplier)
 
     def barrier(length: Float[Array, ""], move: SaddleState) -> Float[Array, ""]:
         moved = _along(state, length, move)
         policy_complementarity = jnp.sum(moved.policy * moved.policy_slack / scale)
-        slack_complementarity = jnp.maximum(moved.slack * moved.multiplier - least, 0.0).sum()
+        slack_complementarity = jnp.maximum(moved.slack * moved.multiplier - smallest, 0.0).sum()
         return (policy_complementarity + slack_complementarity) / n_complementarity
 
-    predicted = _direction(problem, state, linear, jnp.zeros_like(state.policy), least)
+    predicted = _direction(problem, state, linear, jnp.zeros_like(state.policy), smallest)
     reach = _longest_step(state, predicted)
     now = barrier(jnp.zeros_like(reach), predicted)
     fall = barrier(reach, predicted) / now
-    target = jnp.clip(fall**3, LEAST_CENTRING, 1.0) * now
-    bent = feasible_sets.curvature_loss(problem.rewards, predicted.adversary, state.multiplier)
-    slack_target = jnp.maximum(jnp.maximum(target, least), jnp.minimum(0.5 * now, bent))
-    # A predictor that gets nowhere says little of what is lost to second order.
+    target = jnp.clip(fall**3, MIN_CENTERING, 1.0) * now
+    curved = feasible_sets.curvature_loss(problem.rewards, predicted.adversary, state.multiplier)
+    slack_target = jnp.maximum(jnp.maximum(target, smallest), jnp.minimum(0.5 * now, curved))
+    # The second-order correction of a short predictor step is unreliable.
     trust = reach**2
     move = _direction(
         problem,
@@ -201,7 +206,7 @@ def step(problem: SaddleProblem, state: SaddleState) -> SaddleState:
 
 
 def _along(state: SaddleState, length: Float[Array, ""], move: SaddleState) -> SaddleState:
-    """Move a state; each belief stops short of its own bound and holds up nothing else."""
+    """Move an iterate; each label probability is clipped by itself inside its bounds."""
     moved = jax.tree.map(lambda value, change: value + length * change, state, move)
     shift = jnp.clip(
         length * move.label_probs, -INSIDE * state.label_probs, INSIDE * state.label_probs.mT
@@ -209,8 +214,8 @@ def _along(state: SaddleState, length: Float[Array, ""], move: SaddleState) -> S
     return moved._replace(label_probs=state.label_probs + shift)
 
 
-class _Linearisation(NamedTuple):
-    """What both directions of a step share."""
+class _Linearization(NamedTuple):
+    """Quantities that predictor and corrector share."""
 
     stationarity: Float[Array, "x a"]
     surprise: Float[Array, "x a a"]
@@ -220,23 +225,23 @@ class _Linearisation(NamedTuple):
     factor: Float[Array, "m m"]
 
 
-def _linearise(problem: SaddleProblem, state: SaddleState) -> _Linearisation:
-    """Eliminate policy and label_probs: how the adversary's gradient answers its adversary.
+def _linearize(problem: SaddleProblem, state: SaddleState) -> _Linearization:
+    """Eliminate policy and label probabilities from the Newton system of the adversary.
 
-    Both answers are graph Laplacians: the policy shifts mass between every two responses, the
-    label_probs between those compared. Summed as conductances, nothing cancels on the diagonal.
+    Both contribute graph Laplacians: the policy moves mass between any two responses, the labels
+    between compared ones. Adding their edge weights avoids cancellation on the diagonal.
     """
     policy_response = jnp.where(
         problem.reference > 0, state.policy / (problem.beta + state.policy_slack), 0.0
     )
     label_response = _label_response(problem, state)
-    total_response = _or_one(policy_response.sum(axis=-1))
+    response_sum = _or_one(policy_response.sum(axis=-1))
     pairs = policy_response[:, :, None] * policy_response[:, None, :]
-    conductance = (problem.weights / total_response)[:, None, None] * pairs
-    conductance = conductance + problem.comparisons * label_response
-    unit = jnp.eye(conductance.shape[-1], dtype=conductance.dtype)
-    conductance = conductance * (1.0 - unit)
-    laplacian = conductance.sum(axis=-1)[:, :, None] * unit - conductance
+    edge_weights = (problem.weights / response_sum)[:, None, None] * pairs
+    edge_weights = edge_weights + problem.comparisons * label_response
+    unit = jnp.eye(edge_weights.shape[-1], dtype=edge_weights.dtype)
+    edge_weights = edge_weights * (1.0 - unit)
+    laplacian = edge_weights.sum(axis=-1)[:, :, None] * unit - edge_weights
     curvature = feasible_sets.adjoint_form(problem.rewards, laplacian)
     stiffness = feasible_sets.ridge_scale(problem.rewards, curvature, problem.weights.sum() > 0)
     precision = jnp.finfo(curvature.dtype)
@@ -246,17 +251,17 @@ def _linearise(problem: SaddleProblem, state: SaddleState) -> _Linearisation:
         problem.rewards, state.adversary, state.slack, state.multiplier
     )
     factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-    return _Linearisation(*_conditions(problem, state), policy_response, label_response, factor)
+    return _Linearization(*_conditions(problem, state), policy_response, label_response, factor)
 
 
 def _direction(
     problem: SaddleProblem,
     state: SaddleState,
-    linear: _Linearisation,
+    linear: _Linearization,
     policy_target: Float[Array, "x a"],
     slack_target: Float[Array, " c"],
 ) -> SaddleState:
-    """Newton direction towards given products of the policy and of the slack with multipliers."""
+    """Return the Newton direction for targets of the products with the multipliers."""
     inverse_policy = 1.0 / _or_one(state.policy)
     drive = linear.stationarity + policy_target * inverse_policy
     adversary = _adversary_move(problem, state, linear, drive, slack_target)
@@ -278,35 +283,37 @@ def _direction(
 
 
 def _policy_move(
-    state: SaddleState, linear: _Linearisation, force: Float[Array, "x a"]
+    state: SaddleState, linear: _Linearization, force: Float[Array, "x a"]
 ) -> tuple[Float[Array, "x a"], Float[Array, " x"]]:
-    """How the policy and the level answer a force, with the sum of the policy brought to one."""
+    """Return the moves of policy and level under a force; the policy then sums to one."""
     missing = 1.0 - state.policy.sum(axis=-1)
-    pushed = jnp.sum(linear.policy_response * force, axis=-1)
-    level = (pushed - missing) / _or_one(linear.policy_response.sum(axis=-1))
+    response = jnp.sum(linear.policy_response * force, axis=-1)
+    level = (response - missing) / _or_one(linear.policy_response.sum(axis=-1))
     return linear.policy_response * (force - level[:, None]), level
 
 
 def _adversary_move(
     problem: SaddleProblem,
     state: SaddleState,
-    linear: _Linearisation,
+    linear: _Linearization,
     drive: Float[Array, "x a"],
     slack_target: Float[Array, " c"],
 ) -> Float[Array, " m"]:
-    """Solve the Newton system that is left in the adversary's adversary."""
+    """Solve the reduced Newton system of the adversary variable."""
     labels = jnp.sum(problem.comparisons * linear.label_response * linear.surprise, axis=-1)
     moved = problem.weights[:, None] * _policy_move(state, linear, drive)[0]
     flow = moved - _balanced(problem, labels)
     infeasible = feasible_sets.slack(problem.rewards, state.adversary) - state.slack
-    held = (slack_target - state.multiplier * infeasible) / state.slack
+    bound_force = (slack_target - state.multiplier * infeasible) / state.slack
     bound_adjoint = feasible_sets.bound_maps(problem.rewards, state.adversary)[1]
-    force = bound_adjoint(held) - linear.gradient - feasible_sets.adjoint(problem.rewards, flow)
+    force = (
+        bound_adjoint(bound_force) - linear.gradient - feasible_sets.adjoint(problem.rewards, flow)
+    )
     adversary = feasible_sets.newton_move(
         problem.rewards, linear.factor, force, state.adversary, state.slack, state.multiplier
     )
     if isinstance(problem.rewards, Free):
-        # A component of the comparisons that no policy prices stays at its mean reward.
+        # Without adversarial term, each component of the comparisons keeps its mean reward.
         return jnp.where(problem.weights[0] > 0, adversary, _balanced(problem, adversary[None])[0])
     return adversary
 
@@ -314,7 +321,7 @@ def _adversary_move(
 def _conditions(
     problem: SaddleProblem, state: SaddleState
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a a"], Float[Array, " m"]]:
-    """Errors of the policy and of the label_probs in units of reward, and the adversary's gradient."""
+    """Return the errors of policy and labels in units of reward, and the adversary's gradient."""
     support = problem.reference > 0
     reward = feasible_sets.reward(problem.rewards, state.adversary)
     log_ratio = jnp.log(jnp.where(support, state.policy, 1.0) / _or_one(problem.reference))
@@ -337,24 +344,24 @@ def _margin(reward: Float[Array, "x a"]) -> Float[Array, "x a a"]:
 
 
 def _balanced(problem: SaddleProblem, flow: Float[Array, "x a"]) -> Float[Array, "x a"]:
-    """Labels move nothing into a component: take out the roundoff that small weights would see."""
+    """Subtract the mean over each component, which is roundoff: labels move nothing into one."""
     return flow - jnp.einsum("xab,xb->xa", problem.connected, flow)
 
 
 def _label_response(problem: SaddleProblem, state: SaddleState) -> Float[Array, "x a a"]:
-    """How far a belief moves per unit of reward."""
-    other = state.label_probs.mT
-    response = state.label_probs * other / (problem.temperature * (state.label_probs + other))
+    """Return the change of a label probability per unit of reward."""
+    reverse = state.label_probs.mT
+    response = state.label_probs * reverse / (problem.temperature * (state.label_probs + reverse))
     return jnp.where(problem.comparisons > 0, response, 0.0)
 
 
 def _barrier_scale(problem: SaddleProblem) -> Float[Array, "x 1"]:
-    """Barrier on the policy per unit of weight; prompts of weight zero hold up nobody."""
+    """Return the barrier on the policy per unit of weight; a weight of zero counts as one."""
     return jnp.where(problem.weights > 0, 1.0 / jnp.maximum(problem.weights, 1e-12), 1.0)[:, None]
 
 
 def _longest_step(state: SaddleState, move: SaddleState) -> Float[Array, ""]:
-    """Longest step, at most one, that keeps everything positive that must be."""
+    """Return the longest step, at most one, that keeps policy, slacks and multipliers positive."""
     positive = ("policy", "policy_slack", "slack", "multiplier")
     longest = jnp.ones_like(state.level[0])
     for name in positive:
@@ -366,4 +373,5 @@ def _longest_step(state: SaddleState, move: SaddleState) -> Float[Array, ""]:
 
 
 def _or_one(values: Array) -> Array:
+    """Replace values that are not positive by one, for use as denominators."""
     return jnp.where(values > 0, values, 1.0)

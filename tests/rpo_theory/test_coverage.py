@@ -417,7 +417,7 @@ def test_property_batches_agree_with_single_instances_across_chunks(
 
 
 def test_compiles_once_for_instances_of_one_shape() -> None:
-    solve = coverage_module._answers
+    solve = coverage_module._coefficients
     before = solve._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     law = np.full((1, 7, 7), 1.0 / 49.0)
     arms = np.eye(7)[:, None, :]

@@ -260,7 +260,7 @@ BAD_VOTES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_VOTES)
 def test_raises_what_from_votes_refuses(arguments: dict[str, Any], message: str) -> None:
-    columns = dict(zip(("contexts", "winners", "losers"), VOTES, strict=True))
+    columns: dict[str, Any] = dict(zip(("contexts", "winners", "losers"), VOTES, strict=True))
     with pytest.raises(ValueError, match=r"^`") as caught:
         Problem.from_votes(**(columns | {"beta": 0.5, "eta": 0.1} | arguments))
     assert str(caught.value).startswith(message)
