@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from llm.types import Batch, Bounds, Branch, Completions, Rows
+from llm.types import Batch, Bounds, Branch, Completions, Role, Rows
 
 from .pair_table import as_pair_table
 from .preferences import PairTokens
@@ -103,7 +103,7 @@ def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
         [(2,), (3,), (2,)]
     """
     responses = [pair.chosen, pair.rejected]
-    if roles == 3:
+    if roles == len(Role):
         responses.append(pair.chosen if pair.baseline is None else pair.baseline)
     return responses
 
