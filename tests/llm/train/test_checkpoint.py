@@ -92,7 +92,7 @@ def refusals(folder: Path) -> dict[str, list[str]]:
     return messages
 
 
-def test_roundtrip_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
+def test_roundtrip_every_bit_of_every_dtype_is_restored(tmp_path: Path) -> None:
     saved(tmp_path, 7)
     assert opened(tmp_path).latest() == 7
     assert_restores(tmp_path, 7)

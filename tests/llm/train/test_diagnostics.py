@@ -1,4 +1,4 @@
-"""Claims about diagnostics: the alarm, the coverage of samples and the quantiles, each by hand."""
+"""Diagnostics of a run: non-finite values, displacement, coverage and quantiles."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.rewards import LinearBall
 
 CLOSED_FORM = 1e-12
-"""Tens of roundings."""
+"""Relative error of some tens of roundings."""
 RIDGELESS = 1e-13
-"""A ridge below which only rounding is left of it, for data that show every direction."""
+"""Ridge without effect beyond rounding if the data span all directions."""
 CONDITIONED = 1e-9
-"""Of a linear system of condition up to a thousand, and of a ridge that rounding takes for one."""
+"""Relative error of a linear system of condition up to a thousand."""
 CONTEXTS, ACTIONS, DRAWS, FEATURES = 3, 4, 5, 3
 SEEDS = st.integers(0, 2**16)
 
@@ -70,29 +70,31 @@ def test_closed_form_pairs_are_located_before_metrics_and_a_finite_step_passes(
     assert locate_non_finite(metrics, clean, BATCH) == expected
 
 
-def said(steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0) -> list[str | None]:
-    """What the alarm says of falls of the chosen log-probability, in nats, with margins."""
-    alarm = DisplacementMonitor(BETA, patience=patience, nats=nats)
+def warnings_of(
+    steps: list[tuple[float, float]], *, patience: int, nats: float = 1.0
+) -> list[str | None]:
+    """Return the warnings for falls of the chosen log-probability, in nats, and margins."""
+    monitor = DisplacementMonitor(BETA, patience=patience, nats=nats)
     return [
-        alarm.update({"rewards/chosen": -BETA * fall, "rewards/margins": margin})
+        monitor.update({"rewards/chosen": -BETA * fall, "rewards/margins": margin})
         for fall, margin in steps
     ]
 
 
-def test_closed_form_the_alarm_takes_means_of_the_last_steps() -> None:
+def test_closed_form_the_warning_uses_means_of_the_last_steps() -> None:
     falls = [(0.0, 0.1), (4.0, 0.2), (101.0, -0.4), (1.0, 0.9), (90.0, 0.3)]
-    told = said(falls, patience=2, nats=50.5)
-    # The third has a margin of -0.1 on average, the fourth one of 0.25.
-    assert [words is None for words in told] == [True, True, True, False, True]
-    assert told[3] is not None
-    assert "fell by 51.0 nats while margins grew by 0.250" in told[3]
-    assert said(falls, patience=2, nats=51.5) == [None] * 5
+    warnings = warnings_of(falls, patience=2, nats=50.5)
+    # The mean margin is -0.1 at the third step and 0.25 at the fourth.
+    assert [warning is None for warning in warnings] == [True, True, True, False, True]
+    assert warnings[3] is not None
+    assert "fell by 51.0 nats while margins grew by 0.250" in warnings[3]
+    assert warnings_of(falls, patience=2, nats=51.5) == [None] * 5
 
 
-def test_closed_form_nothing_is_said_before_there_are_enough_steps() -> None:
+def test_closed_form_there_is_no_warning_before_enough_steps() -> None:
     steps = [(9.0, 1.0) for _ in range(3 * PATIENCE)]
-    alarms = [number for number, words in enumerate(said(steps, patience=PATIENCE)) if words]
-    assert alarms == [PATIENCE - 1]
+    warnings = warnings_of(steps, patience=PATIENCE)
+    assert [number for number, text in enumerate(warnings) if text] == [PATIENCE - 1]
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,29 @@ def test_closed_form_nothing_is_said_before_there_are_enough_steps() -> None:
     [(10.0, 0.0), (10.0, -0.5), (0.999, 0.5), (-5.0, 0.5)],
     ids=["margins stay", "margins fall", "a fall within the bound", "a rise"],
 )
-def test_property_a_fall_and_a_growth_must_come_together(last: tuple[float, float]) -> None:
-    assert said([last], patience=1) == [None]
-    assert said([(1.001, 1e-9)], patience=1)[0] is not None
+def test_property_only_a_fall_with_growing_margins_is_a_displacement(
+    last: tuple[float, float],
+) -> None:
+    assert warnings_of([last], patience=1) == [None]
+    assert warnings_of([(1.001, 1e-9)], patience=1)[0] is not None
 
 
-def test_property_other_rows_of_lower_probability_are_no_fall() -> None:
-    alarm = DisplacementMonitor(BETA, patience=1)
+def test_property_less_probable_rows_are_not_a_fall() -> None:
+    monitor = DisplacementMonitor(BETA, patience=1)
     for chosen in (-10.0, -90.0):
         step = {"logps/chosen": chosen, "rewards/chosen": 0.2, "rewards/margins": 0.5}
-        assert alarm.update(step) is None
+        assert monitor.update(step) is None
 
 
 def test_property_steps_without_margins_do_not_count() -> None:
-    alarm = DisplacementMonitor(BETA, patience=1)
-    assert alarm.update({"loss": 1.0}) is None
-    assert alarm.update({"rewards/chosen": -9.0}) is None
-    assert alarm.update({"rewards/chosen": -9.0, "rewards/margins": 1.0}) is not None
+    monitor = DisplacementMonitor(BETA, patience=1)
+    assert monitor.update({"loss": 1.0}) is None
+    assert monitor.update({"rewards/chosen": -9.0}) is None
+    assert monitor.update({"rewards/chosen": -9.0, "rewards/margins": 1.0}) is not None
 
 
 class Sampled(NamedTuple):
-    """Empirical laws, as draws of responses and as tables of the theory."""
+    """Empirical distributions, as drawn responses and as tables of the theory."""
 
     table: np.ndarray
     samples: np.ndarray
@@ -135,13 +139,13 @@ class Sampled(NamedTuple):
         x, chosen, rejected = self.pairs.T
         return self.table[x, chosen] - self.table[x, rejected]
 
-    def found(self, ridge: float) -> float:
-        ends = self.features(self.samples), self.features(self.baseline)
-        return linear_coverage(*ends, self.differences(), ridge=ridge)
+    def measured(self, ridge: float) -> float:
+        features = self.features(self.samples), self.features(self.baseline)
+        return linear_coverage(*features, self.differences(), ridge=ridge)
 
     def by_theory(self, theta: np.ndarray) -> float:
-        law = np.zeros((CONTEXTS, ACTIONS, ACTIONS))
-        np.add.at(law, tuple(self.pairs.T), 1.0)
+        distribution = np.zeros((CONTEXTS, ACTIONS, ACTIONS))
+        np.add.at(distribution, tuple(self.pairs.T), 1.0)
         ball = LinearBall(self.table, np.array(1.0))
         policies = [np.eye(ACTIONS)[drawn].mean(1) for drawn in (self.samples, self.baseline)]
         return float(
@@ -151,7 +155,7 @@ class Sampled(NamedTuple):
                 comparator=policies[0],
                 baseline=policies[1],
                 context_weights=np.full(CONTEXTS, 1 / CONTEXTS),
-                pair_distribution=law,
+                pair_distribution=distribution,
             )
         )
 
@@ -166,42 +170,44 @@ def sampled(seed: int) -> Sampled:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_parity_coverage_of_samples_is_that_of_the_ball_in_its_interior(seed: int) -> None:
-    one = sampled(seed)
-    expected = one.by_theory(np.zeros(FEATURES))
+    draw = sampled(seed)
+    expected = draw.by_theory(np.zeros(FEATURES))
     assert expected > 0
-    assert one.found(RIDGELESS) == pytest.approx(expected, rel=CONDITIONED)
+    assert draw.measured(RIDGELESS) == pytest.approx(expected, rel=CONDITIONED)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_property_no_ball_has_a_larger_coefficient(seed: int) -> None:
-    one = sampled(seed)
+    draw = sampled(seed)
     theta = np.random.default_rng(seed + 100).normal(size=FEATURES)
-    assert one.by_theory(theta / np.linalg.norm(theta)) <= one.found(RIDGELESS) * (1 + CONDITIONED)
+    assert draw.by_theory(theta / np.linalg.norm(theta)) <= draw.measured(RIDGELESS) * (
+        1 + CONDITIONED
+    )
 
 
 @given(SEEDS)
 def test_property_data_and_features_may_be_rescaled_together(seed: int) -> None:
-    one = sampled(seed)
-    other = one._replace(table=7.0 * one.table, pairs=np.concatenate([one.pairs, one.pairs]))
-    assert other.found(1e-6) == pytest.approx(one.found(1e-6), rel=CONDITIONED)
+    draw = sampled(seed)
+    scaled = draw._replace(table=7.0 * draw.table, pairs=np.concatenate([draw.pairs, draw.pairs]))
+    assert scaled.measured(1e-6) == pytest.approx(draw.measured(1e-6), rel=CONDITIONED)
 
 
 @given(SEEDS)
-def test_property_a_larger_ridge_tells_of_less_coverage_needed(seed: int) -> None:
-    found = [sampled(seed).found(ridge) for ridge in (1e-9, 1e-3, 1.0)]
-    assert found == sorted(found, reverse=True)
+def test_property_a_larger_ridge_never_increases_the_coefficient(seed: int) -> None:
+    values = [sampled(seed).measured(ridge) for ridge in (1e-9, 1e-3, 1.0)]
+    assert values == sorted(values, reverse=True)
 
 
-def test_closed_form_a_direction_without_data_counts_by_the_ridge_alone() -> None:
-    # Covariance diag(4, 0), so the ridge adds r * 2 to both.
+def test_closed_form_a_direction_without_data_is_weighted_by_the_ridge() -> None:
+    # The covariance is diag(4, 0), so the ridge adds 2 r to both entries.
     differences = np.array([[2.0, 0.0], [-2.0, 0.0]])
-    ends = np.array([[3.0, 5.0], [1.0, 1.0]]), np.zeros((2, 2))
-    found = linear_coverage(*ends, differences, ridge=1e-4)
-    assert found == pytest.approx(math.sqrt(4 / (4 + 2e-4) + 9 / 2e-4), rel=CLOSED_FORM)
+    samples, baseline = np.array([[3.0, 5.0], [1.0, 1.0]]), np.zeros((2, 2))
+    coverage = linear_coverage(samples, baseline, differences, ridge=1e-4)
+    assert coverage == pytest.approx(math.sqrt(4 / (4 + 2e-4) + 9 / 2e-4), rel=CLOSED_FORM)
 
 
 @pytest.mark.parametrize(("end", "expected"), [(0.0, 0.0), (1.0, math.inf)])
-def test_limit_data_without_any_difference_cover_the_baseline_alone(
+def test_limit_data_without_any_difference_cover_only_the_baseline(
     end: float, expected: float
 ) -> None:
     zero = np.zeros((1, 2))
@@ -213,12 +219,12 @@ def test_closed_form_quantiles_interpolate_between_sorted_log_ratios(
     rows: list[tuple[float, float]],
 ) -> None:
     policy, reference = np.array(rows).T
-    ratios = sorted(one - other for one, other in rows)
+    ratios = sorted(ours - reference for ours, reference in rows)
     expected = {}
     for name, level in (("p05", 0.05), ("median", 0.5), ("p95", 0.95)):
-        place = level * (len(ratios) - 1)
-        below = math.floor(place)
+        position = level * (len(ratios) - 1)
+        below = math.floor(position)
         above = min(below + 1, len(ratios) - 1)
-        share = place - below
+        share = position - below
         expected[f"theory/log_ratio_{name}"] = (1 - share) * ratios[below] + share * ratios[above]
     assert log_ratio_quantiles(policy, reference) == pytest.approx(expected, abs=1e-12 * 99)

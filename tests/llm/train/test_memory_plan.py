@@ -1,4 +1,4 @@
-"""Claims about plans: bytes counted by hand, refusals, and the TPU compiler's own word."""
+"""Memory plans: bytes counted by hand, unknown slices, and plans of the TPU compiler."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_property_estimates_grow_with_pairs_and_shrink_with_remat_and_adapters()
     assert peak(2, lora_r=4) < peak(2)
 
 
-def test_closed_form_the_search_ends_where_one_more_pair_does_not_fit() -> None:
+def test_closed_form_the_search_ends_when_one_more_pair_does_not_fit() -> None:
     large = config(path=str(SHAPES / "llama_3_8b"), architecture=None)
     best = largest_fitting_plan(large, "a100-40:8")
     assert best is not None
@@ -82,7 +82,9 @@ def test_closed_form_the_search_ends_where_one_more_pair_does_not_fit() -> None:
         ("h100:3", "`mesh` must use all 3 devices"),
     ],
 )
-def test_raises_slices_that_are_not_known_or_not_used_whole(topology: str, message: str) -> None:
+def test_raises_for_unknown_slices_and_meshes_that_leave_devices_idle(
+    topology: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(config(mesh=MeshConfig(data=2, fsdp=1)), topology)
 
@@ -104,8 +106,8 @@ def test_raises_a_slice_that_the_compiler_does_not_know() -> None:
         make_plan(config(), "v5e:3x5")
 
 
-def planned_step(one: TrainConfig, n_devices: int) -> PlannedStep:
-    return PlannedStep(one, resolve_model(one.model), n_devices)
+def planned_step(run: TrainConfig, n_devices: int) -> PlannedStep:
+    return PlannedStep(run, resolve_model(run.model), n_devices)
 
 
 def test_closed_form_a_step_as_shapes_counts_devices_bytes_and_work() -> None:

@@ -1,4 +1,4 @@
-"""Claims about the optimizer, against AdamW and its schedule derived again in NumPy."""
+"""The optimizer against AdamW and its schedule written in NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kind = Literal["cosine", "linear", "constant"]
 KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")
 # Optax keeps constants of a schedule in float32.
 RATE = 1e-6
-# Of an update whose constants pass through float32, some steps on.
+# Relative error of an update after some steps; its constants are float32.
 ADAM = 1e-5
 STEPS = np.arange(61)
 
@@ -37,21 +37,23 @@ def rate(schedule: optax.Schedule, step: int) -> float:
     return float(np.asarray(schedule(step)))
 
 
-def rate_by_hand(config: OptimizerConfig, total: int, step: int) -> float:
-    """The learning rate of update ``step``, from 0, in words of the documentation."""
-    warmup = round(config.warmup_ratio * total)
+def expected_rate(config: OptimizerConfig, num_steps: int, step: int) -> float:
+    """Return the learning rate of update ``step``, counted from 0, by its definition."""
+    warmup = round(config.warmup_ratio * num_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    share = min((step - warmup) / max(total - warmup, 1), 1.0)
-    left = {"cosine": (1 + math.cos(math.pi * share)) / 2, "linear": 1 - share, "constant": 1.0}
-    return config.learning_rate * left[config.lr_scheduler_type]
+    share = min((step - warmup) / max(num_steps - warmup, 1), 1.0)
+    decay = {"cosine": (1 + math.cos(math.pi * share)) / 2, "linear": 1 - share, "constant": 1.0}
+    return config.learning_rate * decay[config.lr_scheduler_type]
 
 
 class AdamW:
     """Loshchilov and Hutter, algorithm 2, with Kingma and Ba's bias correction."""
 
-    def __init__(self, config: OptimizerConfig, total: int, sizes: list[tuple[int, ...]]) -> None:
-        self.config, self.total, self.made = config, total, 0
+    def __init__(
+        self, config: OptimizerConfig, num_steps: int, sizes: list[tuple[int, ...]]
+    ) -> None:
+        self.config, self.num_steps, self.updates = config, num_steps, 0
         self.first = [np.zeros(size) for size in sizes]
         self.second = [np.zeros(size) for size in sizes]
 
@@ -59,35 +61,36 @@ class AdamW:
         config = self.config
         norm = math.sqrt(sum(float(np.sum(gradient**2)) for gradient in gradients))
         scale = min(1.0, config.max_grad_norm / norm) if norm else 1.0
-        rate = rate_by_hand(config, self.total, self.made)
-        self.made += 1
-        made, after = self.made, []
+        rate = expected_rate(config, self.num_steps, self.updates)
+        self.updates += 1
+        count, result = self.updates, []
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            one, two = config.adam_beta1, config.adam_beta2
-            self.first[i] = one * self.first[i] + (1 - one) * scale * gradient
-            self.second[i] = two * self.second[i] + (1 - two) * (scale * gradient) ** 2
-            mean, square = self.first[i] / (1 - one**made), self.second[i] / (1 - two**made)
+            beta1, beta2 = config.adam_beta1, config.adam_beta2
+            self.first[i] = beta1 * self.first[i] + (1 - beta1) * scale * gradient
+            self.second[i] = beta2 * self.second[i] + (1 - beta2) * (scale * gradient) ** 2
+            mean = self.first[i] / (1 - beta1**count)
+            square = self.second[i] / (1 - beta2**count)
             direction = mean / (np.sqrt(square) + config.adam_epsilon)
-            after.append(parameter - rate * (direction + config.weight_decay * parameter))
-        return after
+            result.append(parameter - rate * (direction + config.weight_decay * parameter))
+        return result
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     warmup=st.floats(0, 0.99),
-    total=st.integers(1, int(STEPS[-1])),
+    num_steps=st.integers(1, int(STEPS[-1])),
     peak=st.floats(1e-7, 1.0),
 )
-@example(kind="cosine", warmup=0.5, total=20, peak=1.0)
-@example(kind="linear", warmup=0.5, total=20, peak=1.0)
+@example(kind="cosine", warmup=0.5, num_steps=20, peak=1.0)
+@example(kind="linear", warmup=0.5, num_steps=20, peak=1.0)
 def test_closed_form_the_rate_of_every_update(
-    kind: Kind, warmup: float, total: int, peak: float
+    kind: Kind, warmup: float, num_steps: int, peak: float
 ) -> None:
     config = OptimizerConfig(learning_rate=peak, warmup_ratio=warmup, lr_scheduler_type=kind)
-    found = np.broadcast_to(learning_rate_schedule(config, total)(STEPS), STEPS.shape)
-    wanted = [rate_by_hand(config, total, step) for step in STEPS.tolist()]
-    np.testing.assert_allclose(found, wanted, rtol=RATE, atol=RATE * peak)
+    rates = np.broadcast_to(learning_rate_schedule(config, num_steps)(STEPS), STEPS.shape)
+    expected = [expected_rate(config, num_steps, step) for step in STEPS.tolist()]
+    np.testing.assert_allclose(rates, expected, rtol=RATE, atol=RATE * peak)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,7 +98,7 @@ def test_property_the_rate_rises_to_its_peak_then_never_rises_again(kind: Kind) 
     config = OptimizerConfig(learning_rate=0.3, warmup_ratio=0.25, lr_scheduler_type=kind)
     schedule = learning_rate_schedule(config, 20)
     rates = np.array([rate(schedule, step) for step in range(20)])
-    assert np.all(rates > 0)  # no update is wasted, the first and the last among them
+    assert np.all(rates > 0)  # also of the first and the last update
     np.testing.assert_allclose(np.diff(rates[:5]), 0.3 / 5, rtol=1e-5)
     assert int(np.argmax(rates)) == 4
     assert np.all(np.diff(rates[4:]) <= RATE)
@@ -104,7 +107,7 @@ def test_property_the_rate_rises_to_its_peak_then_never_rises_again(kind: Kind) 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_parity_updates_with_those_of_numpy(kind: Kind, decay: float) -> None:
+def test_parity_updates_equal_those_of_numpy(kind: Kind, decay: float) -> None:
     config = OptimizerConfig(
         learning_rate=0.02,
         lr_scheduler_type=kind,
@@ -117,23 +120,23 @@ def test_parity_updates_with_those_of_numpy(kind: Kind, decay: float) -> None:
     )
     rng = np.random.default_rng(0)
     sizes = [(3, 2), (4,)]
-    total = 7
+    num_steps = 7
     expected = [rng.normal(size=size) for size in sizes]
-    optimizer, _ = make_optimizer(config, total)
-    found: Any = [jnp.asarray(one) for one in expected]
-    state, by_hand = optimizer.init(found), AdamW(config, total, sizes)
-    # Of norms on either side of the limit: some are clipped, some are not.
-    for size in np.geomspace(0.01, 10, total):
-        gradients = [size * rng.normal(size=one) for one in sizes]
-        expected = by_hand.step(expected, gradients)
-        updates, state = optimizer.update([jnp.asarray(one) for one in gradients], state, found)
-        found = optax.apply_updates(found, updates)
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=ADAM, atol=ADAM * config.learning_rate)
+    optimizer, _ = make_optimizer(config, num_steps)
+    parameters: Any = [jnp.asarray(array) for array in expected]
+    state, reference = optimizer.init(parameters), AdamW(config, num_steps, sizes)
+    # The norms are on both sides of the limit: some gradients are clipped.
+    for norm in np.geomspace(0.01, 10, num_steps):
+        gradients = [norm * rng.normal(size=size) for size in sizes]
+        expected = reference.step(expected, gradients)
+        updates, state = optimizer.update(list(map(jnp.asarray, gradients)), state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        for actual, wanted in zip(parameters, expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=ADAM, atol=ADAM * config.learning_rate)
 
 
 @pytest.mark.parametrize("scale", [1.01, 30.0, 1e6])
-def test_property_a_gradient_beyond_the_limit_counts_by_its_direction(scale: float) -> None:
+def test_property_only_the_direction_of_a_clipped_gradient_counts(scale: float) -> None:
     config = OptimizerConfig(learning_rate=1.0, max_grad_norm=0.5, adam_epsilon=1.0)
     optimizer, _ = make_optimizer(config, 10)
     direction = np.random.default_rng(0).normal(size=5)
@@ -144,7 +147,9 @@ def test_property_a_gradient_beyond_the_limit_counts_by_its_direction(scale: flo
         return jnp.asarray(optimizer.update(jnp.asarray(gradient), optimizer.init(start), start)[0])
 
     np.testing.assert_allclose(update(scale * limit), update(limit), rtol=1e-9)
-    assert np.max(np.abs(update(0.5 * limit) / update(limit))) < 0.9  # below it, by its size
+    assert (
+        np.max(np.abs(update(0.5 * limit) / update(limit))) < 0.9
+    )  # below the limit the size counts
 
 
 def test_closed_form_decay_is_decoupled_from_the_gradient() -> None:

@@ -1,4 +1,4 @@
-"""Cached reference log-probabilities: whole round trips, and every way of being stale."""
+"""Cached log-probabilities of the reference: exact round trips, damage, and stale caches."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import errno
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from llm.data.preferences import PairTokens
-from llm.hashing import weights_digest
 from llm.train.reference_cache import (
     Provenance,
     ReferenceCache,
@@ -24,7 +21,6 @@ from llm.train.reference_cache import (
     save_cache,
 )
 from llm.types import Batch
-from rpo_io.digests import sha256_hex
 
 CACHE = ReferenceCache(np.array([2, 5, 9]), np.array([[-1.5, -2.5], [-0.1, -7.0], [-3.0, -4.0]]))
 PROVENANCE = Provenance(
@@ -48,10 +44,10 @@ def batch_of(rows: Any, k: int = 2) -> Batch:
 def test_roundtrip_is_exact_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "reference.safetensors"
     save_cache(path, CACHE, PROVENANCE)
-    got = load_cache(path, PROVENANCE)
-    np.testing.assert_array_equal(got.row_ids, CACHE.row_ids)
-    np.testing.assert_array_equal(got.log_probs, CACHE.log_probs)
-    assert got.log_probs.dtype == CACHE.log_probs.dtype
+    result = load_cache(path, PROVENANCE)
+    np.testing.assert_array_equal(result.row_ids, CACHE.row_ids)
+    np.testing.assert_array_equal(result.log_probs, CACHE.log_probs)
+    assert result.log_probs.dtype == CACHE.log_probs.dtype
     assert [file.name for file in path.parent.iterdir()] == ["reference.safetensors"]
 
 
@@ -66,8 +62,8 @@ def test_raises_for_a_stale_cache_and_names_what_changed(tmp_path: Path, name: s
     path = tmp_path / "reference.safetensors"
     save_cache(path, CACHE, PROVENANCE)
     changed = dataclasses.replace(PROVENANCE, **{name: CHANGES[name]})
-    told = rf"stale .*\(`{name}` was {getattr(PROVENANCE, name)!r} and is {CHANGES[name]!r}\)"
-    with pytest.raises(ValueError, match=told):
+    expected = rf"stale .*\(`{name}` was {getattr(PROVENANCE, name)!r} and is {CHANGES[name]!r}\)"
+    with pytest.raises(ValueError, match=expected):
         load_cache(path, changed)
 
 
@@ -84,14 +80,14 @@ def test_raises_wherever_a_bit_of_the_file_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     save_cache(path, CACHE, PROVENANCE)
     good = path.read_bytes()
-    for place in range(len(good)):
-        bad = bytes([good[place] ^ (1 << place % 8)])
-        path.write_bytes(good[:place] + bad + good[place + 1 :])
+    for index in range(len(good)):
+        bad = bytes([good[index] ^ (1 << index % 8)])
+        path.write_bytes(good[:index] + bad + good[index + 1 :])
         with pytest.raises(ValueError, match=f"{path.name}: not a complete cache"):
             load_cache(path, PROVENANCE)
 
 
-def test_raises_where_there_is_no_file(tmp_path: Path) -> None:
+def test_raises_if_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_cache(tmp_path / "absent.safetensors", PROVENANCE)
 
@@ -117,19 +113,19 @@ def test_extreme_a_full_disk_leaves_the_old_file_and_no_other(
 
 
 def test_closed_form_reference_of_a_batch_by_row_with_zeros_for_absent_pairs() -> None:
-    got = attach_reference(batch_of([9, -1, 2]), CACHE)
-    assert got.reference is not None
-    np.testing.assert_array_equal(got.reference, [[-3.0, -4.0], [0.0, 0.0], [-1.5, -2.5]])
+    result = attach_reference(batch_of([9, -1, 2]), CACHE)
+    assert result.reference is not None
+    np.testing.assert_array_equal(result.reference, [[-3.0, -4.0], [0.0, 0.0], [-1.5, -2.5]])
 
 
 def test_property_an_accumulation_axis_is_kept() -> None:
     rows = np.array([[9, 2], [5, -1]])
-    got = attach_reference(batch_of(rows), CACHE)
+    result = attach_reference(batch_of(rows), CACHE)
     parts = [attach_reference(batch_of(part), CACHE).reference for part in rows]
-    np.testing.assert_array_equal(got.reference, np.stack(parts))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(result.reference, np.stack(parts))  # type: ignore[arg-type]
 
 
-def test_raises_for_a_row_that_is_not_there() -> None:
+def test_raises_for_a_row_that_is_not_in_the_cache() -> None:
     for row in (0, 3, 10):
         with pytest.raises(ValueError, match=f"row {row} must be in the cache"):
             attach_reference(batch_of([2, row]), CACHE)
@@ -144,9 +140,9 @@ def test_closed_form_computed_rows_are_sorted_and_absent_pairs_left_out() -> Non
     def log_probs(batch: Batch) -> np.ndarray:
         return -np.stack([np.asarray(batch.row_ids), np.asarray(batch.row_ids)], 1).astype(float)
 
-    got = compute_reference(log_probs, [batch_of([9, -1]), batch_of([2, 5])])
-    np.testing.assert_array_equal(got.row_ids, [2, 5, 9])
-    np.testing.assert_array_equal(got.log_probs, -np.array([[2, 2], [5, 5], [9, 9]], float))
+    result = compute_reference(log_probs, [batch_of([9, -1]), batch_of([2, 5])])
+    np.testing.assert_array_equal(result.row_ids, [2, 5, 9])
+    np.testing.assert_array_equal(result.log_probs, -np.array([[2, 2], [5, 5], [9, 9]], float))
 
 
 def test_raises_for_a_log_probability_that_is_not_finite() -> None:
@@ -159,48 +155,18 @@ def test_raises_without_rows() -> None:
         compute_reference(lambda batch: np.zeros(batch.lengths.shape), [batch_of([-1])])
 
 
-def test_property_a_digest_sees_names_shapes_dtypes_and_values() -> None:
-    base = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
-    others = [
-        {"a": jnp.zeros((2, 2)), "c": jnp.zeros(3)},
-        {"a": jnp.zeros((4,)), "b": jnp.zeros(3)},
-        {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3, jnp.bfloat16)},
-        {"a": jnp.zeros((2, 2)).at[0, 1].set(1e-300), "b": jnp.zeros(3)},
-        {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3), "s": jnp.zeros(())},
-    ]
-    digests = {weights_digest(tree) for tree in (base, *others)}
-    assert len(digests) == 6
-    assert weights_digest(dict(reversed(base.items()))) in digests
-
-
-def test_property_the_digest_of_a_model_is_that_of_its_parameters() -> None:
-    first, again, other = (
-        weights_digest(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(seed)))) for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_closed_form_a_digest_is_sha256() -> None:
-    """The standard's own example."""
-    wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256_hex("abc") == sha256_hex(b"abc") == wanted
-
-
-def test_roundtrip_what_the_data_bring_along_is_cached_in_the_order_of_rows() -> None:
+def test_roundtrip_log_probabilities_of_the_data_are_sorted_by_row() -> None:
     pair = PairTokens((1,), (2,), (3,), None, 7, (-1.5, -2.5))
-    without, other = (
-        pair._replace(row=3, reference=None),
-        pair._replace(row=5, reference=(-3.0, -4.0)),
-    )
-    found = cache_from_rows([pair, without, other], 2)
-    assert found is not None
-    assert found.row_ids.tolist() == [5, 7]
-    assert found.log_probs.tolist() == [[-3.0, -4.0], [-1.5, -2.5]]
+    without = pair._replace(row=3, reference=None)
+    earlier = pair._replace(row=5, reference=(-3.0, -4.0))
+    cache = cache_from_rows([pair, without, earlier], 2)
+    assert cache is not None
+    assert cache.row_ids.tolist() == [5, 7]
+    assert cache.log_probs.tolist() == [[-3.0, -4.0], [-1.5, -2.5]]
     assert cache_from_rows([without], 2) is None
 
 
-def test_raises_a_row_that_brings_too_few_along_is_named() -> None:
+def test_raises_for_a_row_with_too_few_log_probabilities() -> None:
     pair = PairTokens((1,), (2,), (3,), (4,), 7, (-1.5, -2.5))
     with pytest.raises(ValueError, match=r"^row 7 must have .* of its 3 responses, got 2: add "):
         cache_from_rows([pair._replace(row=1, reference=(-1.0, -2.0, -3.0)), pair], 3)

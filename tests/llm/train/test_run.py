@@ -1,4 +1,4 @@
-"""Claims about a run before it starts: which pairs it uses, and what it has to stay the same in."""
+"""A run before it starts: the pairs it uses, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ DATA = TrainingData(pairs(range(10)), pairs(range(20, 23)), {"data": "d4"}, {}, 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    """A run that has compiled nothing yet."""
+    """Return a run that has compiled nothing yet."""
     return Run(CONFIG, DATA, build_model(resolve_model(CONFIG.model)))
 
 
 def other(run: Run, **changed: Any) -> Run:
-    """The same run with other attributes."""
-    one = copy.copy(run)
-    vars(one).update(changed)
-    return one
+    """Return the run with other attributes."""
+    result = copy.copy(run)
+    vars(result).update(changed)
+    return result
 
 
-def test_closed_form_a_run_uses_the_pairs_of_its_steps_and_all_that_are_held_out(run: Run) -> None:
+def test_closed_form_a_run_uses_the_pairs_of_its_steps_and_all_held_out_pairs(run: Run) -> None:
     held_out = [20, 21, 22]
     assert run.num_steps == 3
     assert run.visited_pairs().rows.tolist() == [*range(10), *held_out]
@@ -68,18 +68,20 @@ def test_closed_form_a_run_uses_the_pairs_of_its_steps_and_all_that_are_held_out
     assert other(run, num_steps=2).visited_pairs().rows.tolist() == [*used, *held_out]
 
 
-def test_property_pairs_in_order_come_once_in_the_parts_of_a_step(run: Run) -> None:
+def test_property_batches_in_order_hold_every_pair_once_in_the_shapes_of_a_step(run: Run) -> None:
     batches = list(run.batches_in_order(DATA.evaluation))
     assert run.num_shards == 1
-    assert [batch.lengths.shape for batch in batches] == [(1, 2, 2), (1, 2, 2)]
+    assert [batch.lengths.shape for batch in batches] == [(1, 1, 2, 2)] * 2
     rows = np.concatenate([batch.row_ids[batch.present] for batch in batches])
     assert sorted(rows.tolist()) == [20, 21, 22]
 
 
-def test_limit_on_one_device_a_batch_is_read_where_it_is(run: Run) -> None:
+def test_limit_on_one_device_a_batch_has_one_shard(run: Run) -> None:
     batch = run.sampler.batch(0)
-    assert run.put_on_devices(batch) is batch
-    assert run.assign_to_shards(batch) is batch
+    assigned = run.assign_to_shards(batch)
+    assert assigned.lengths.shape == (2, 1, 2, 2)
+    np.testing.assert_array_equal(assigned.row_ids[:, 0], batch.row_ids)
+    np.testing.assert_array_equal(run.put_on_devices(assigned).row_ids, assigned.row_ids)
 
 
 def test_property_a_fingerprint_depends_on_what_decides_the_result_and_nothing_else(

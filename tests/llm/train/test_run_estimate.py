@@ -36,30 +36,30 @@ def config(**trainer: Any) -> TrainConfig:
 
 
 def data(count: int) -> TrainingData:
-    """Pairs of seven tokens that are read, beside two that end a response, and five asked for."""
+    """Return pairs of seven input tokens and five predicted tokens each."""
     pair = PairTokens((1, 2, 3, 4), (5, 6, 7), (8, 9), None, 0)
     pairs = PairTable.from_pairs(pair._replace(row=row) for row in range(count))
     return TrainingData(pairs, PairTable.from_pairs([]), {}, {}, frozenset())
 
 
-def estimate(one: TrainConfig, count: int) -> RunEstimate:
-    return estimate_run(one, resolve_model(one.model), data(count))
+def estimate(run: TrainConfig, count: int) -> RunEstimate:
+    return estimate_run(run, resolve_model(run.model), data(count))
 
 
 def test_closed_form_steps_tokens_work_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_estimate, "_matmul_rate", lambda _: RATE)
-    one = config(num_train_epochs=3.0)
-    found = estimate(one, 12)
-    assert (found.steps, found.pairs_per_step) == (6, 6)
-    assert found.tokens_per_step == 6 * 7
+    run = config(num_train_epochs=3.0)
+    result = estimate(run, 12)
+    assert (result.steps, result.pairs_per_step) == (6, 6)
+    assert result.tokens_per_step == 6 * 7
     layers = 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8
-    assert found.flops_per_step == 6 * (6 * 7 * layers + 6 * 5 * 261 * 8)
-    assert found.seconds == pytest.approx(6 * found.flops_per_step / (0.45 * RATE))
-    least = estimate_peak_bytes(PlannedStep(one, resolve_model(one.model), 1), 2 * 7, 2 * 5)
-    assert least <= found.peak_bytes_per_device <= 2 * least  # rows are padded to a few shapes
+    assert result.flops_per_step == 6 * (6 * 7 * layers + 6 * 5 * 261 * 8)
+    assert result.seconds == pytest.approx(6 * result.flops_per_step / (0.45 * RATE))
+    least = estimate_peak_bytes(PlannedStep(run, resolve_model(run.model), 1), 2 * 7, 2 * 5)
+    assert least <= result.peak_bytes_per_device <= 2 * least  # rows are padded to a few shapes
 
 
-def test_closed_form_steps_that_are_asked_for_count_before_epochs(
+def test_closed_form_max_steps_takes_precedence_over_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_estimate, "_matmul_rate", lambda _: RATE)

@@ -1,4 +1,4 @@
-"""Claims about the coverage of a policy's own replies."""
+"""Coverage of a policy's own replies by the data."""
 
 from __future__ import annotations
 
@@ -33,36 +33,40 @@ def pairs(count: int, seed: int) -> list[PairTokens]:
 
 
 def features(model: Decoder, prompt: tuple[int, ...], response: tuple[int, ...]) -> np.ndarray:
-    """One sequence, no packing: mean of the states from which the response is predicted."""
+    """Return the mean of the states that predict the response; one sequence, no packing."""
     tokens = np.array([prompt + response])
-    places = np.arange(tokens.shape[1])[None]
-    rows = Rows(tokens, places, np.ones_like(tokens), np.minimum(places // len(prompt), 1))
+    positions = np.arange(tokens.shape[1])[None]
+    rows = Rows(tokens, positions, np.ones_like(tokens), np.minimum(positions // len(prompt), 1))
     states = np.asarray(model.hidden_states(rows))[0]
     return states[len(prompt) - 1 : len(prompt) + len(response) - 1].mean(0)
 
 
-def by_hand(frozen: Decoder, policy: Decoder, data: list, asked: list, seed: int) -> float:
+def expected_coverage(
+    frozen: Decoder, policy: Decoder, data: list, questions: list, seed: int
+) -> float:
     projection = np.random.default_rng(seed).standard_normal((8, 8)) / np.sqrt(8)
     decoding = GenerationConfig(max_new_tokens=3, temperature=1.0, seed=seed)
-    prompts = [pair.prompt for pair in asked]
+    prompts = [pair.prompt for pair in questions]
     replies = generate_tokens(policy, prompts, decoding, end_ids=[END], batch_size=2)
-    own = [(*reply.tokens, END) if reply.finished else reply.tokens for reply in replies]
-    samples = [features(frozen, pair.prompt, reply) for pair, reply in zip(asked, own, strict=True)]
-    base = [features(frozen, pair.prompt, pair.baseline or pair.chosen) for pair in asked]
+    answers = [(*reply.tokens, END) if reply.finished else reply.tokens for reply in replies]
+    samples = [
+        features(frozen, pair.prompt, reply) for pair, reply in zip(questions, answers, strict=True)
+    ]
+    base = [features(frozen, pair.prompt, pair.baseline or pair.chosen) for pair in questions]
     differences = [
         features(frozen, pair.prompt, pair.chosen) - features(frozen, pair.prompt, pair.rejected)
         for pair in data
     ]
-    found = (np.array(part) @ projection for part in (samples, base, differences))
-    return linear_coverage(*found)
+    projected = (np.array(part) @ projection for part in (samples, base, differences))
+    return linear_coverage(*projected)
 
 
 @pytest.mark.parametrize("with_baseline", [False, True])
 def test_parity_with_features_of_one_sequence_at_a_time(with_baseline: bool) -> None:
-    frozen, policy, data, asked = decoder(0), decoder(1), pairs(12, 0), pairs(3, 1)
+    frozen, policy, data, questions = decoder(0), decoder(1), pairs(12, 0), pairs(3, 1)
     if with_baseline:
-        asked = [pair._replace(baseline=pair.rejected) for pair in asked]
-    measure = SampleCoverage(frozen, data, asked, end_ids=[END], batch_size=2, seed=3)
-    expected = by_hand(frozen, policy, data, asked, 3)
+        questions = [pair._replace(baseline=pair.rejected) for pair in questions]
+    measure = SampleCoverage(frozen, data, questions, end_ids=[END], batch_size=2, seed=3)
+    expected = expected_coverage(frozen, policy, data, questions, 3)
     assert measure.measure(policy) == pytest.approx(expected, rel=ROUNDING)
     assert measure.measure(policy) == measure.measure(policy)

@@ -1,6 +1,6 @@
-"""A step of training, on a second model: any module with hidden states and a head can be trained.
+"""A training step on a second model: any module with hidden states and a head can be trained.
 
-The model here sums transformed embeddings of what a token sees, without attention or layers.
+The model sums transformed embeddings of the visible tokens, without attention or layers.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ run = functools.partial(compiled, devices=DEVICES)
 
 
 class Bag(nnx.Module):
-    """Sum of what a token sees, each through a matrix of its position; tied embeddings."""
+    """Sums the embeddings of visible tokens, each times a matrix of its position; tied head."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         def normal(*shape: int) -> jax.Array:
             return jax.random.normal(rngs.params(), shape)
 
         self.embedding = nnx.Param(normal(VOCABULARY, WIDTH))
-        self.place = nnx.Param(normal(8, WIDTH, WIDTH))
+        self.position_kernel = nnx.Param(normal(8, WIDTH, WIDTH))
         self.scale = nnx.Variable(jnp.array(0.5))
 
     def hidden_states(self, rows: Rows) -> jax.Array:
@@ -66,7 +66,9 @@ class Bag(nnx.Module):
         seen &= (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
         seen &= jnp.tri(segments.shape[1], dtype=bool)
         embedded = self.embedding[...][jnp.asarray(rows.tokens)]
-        moved = jnp.einsum("rtd,rtde->rte", embedded, self.place[...][jnp.asarray(rows.positions)])
+        moved = jnp.einsum(
+            "rtd,rtde->rte", embedded, self.position_kernel[...][jnp.asarray(rows.positions)]
+        )
         return jnp.tanh(
             self.scale[...] * jnp.einsum("rts,rsd->rtd", seen.astype(moved.dtype), moved)
         )
@@ -96,7 +98,7 @@ def comparisons(n: int = 8) -> Comparisons:
 
 
 def in_parts(parts: int, n: int = 8) -> Batch:
-    """The same comparisons in parts of equal size, along a leading axis."""
+    """Return the comparisons in parts of equal size, along a leading axis."""
     whole = comparisons(n)
     size = n // parts
     batches = [
@@ -107,9 +109,9 @@ def in_parts(parts: int, n: int = 8) -> Batch:
 
     def padded(batch: Batch) -> Batch:
         missing = (0, longest - len(batch.completions.flat_index))
-        place, target, response = (np.pad(leaf, missing) for leaf in batch.completions)
+        index, target, response = (np.pad(leaf, missing) for leaf in batch.completions)
         response[longest - missing[1] :] = 3 * size
-        return batch._replace(completions=type(batch.completions)(place, target, response))
+        return batch._replace(completions=type(batch.completions)(index, target, response))
 
     return DEVICES.assign(jax.tree.map(lambda *leaves: np.stack(leaves), *map(padded, batches)))
 
@@ -126,7 +128,7 @@ def with_cached_reference(parts: int) -> Batch:
     return batches._replace(reference=np.stack([np.asarray(part) for part in found])[:, None])
 
 
-def every_sequence_in_a_row_of_its_own() -> Rows:
+def one_sequence_per_row() -> Rows:
     sequences = [(*p, *r) for p in SPACE.prompts for r in SPACE.responses]
     shape = (len(sequences), max(map(len, sequences)))
     tokens, segments = np.zeros(shape, int), np.zeros(shape, int)
@@ -147,7 +149,7 @@ def test_property_any_module_with_hidden_states_and_a_head_is_a_language_model()
 
 
 def test_gradient_equals_autodiff_of_the_theory_on_full_logits() -> None:
-    """Log-probabilities by a loop over sequences, losses.rpo, an average weighted by counts."""
+    """The expected loss sums over single sequences and averages losses.rpo by counts."""
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(1)
     data = comparisons()
@@ -162,7 +164,7 @@ def test_gradient_equals_autodiff_of_the_theory_on_full_logits() -> None:
     owner = (np.arange(row.max() + 1)[:, None] == row).astype(float)
 
     def table(model: Bag) -> jax.Array:
-        hidden = model.hidden_states(every_sequence_in_a_row_of_its_own())
+        hidden = model.hidden_states(one_sequence_per_row())
         logits = jax.nn.log_softmax(hidden @ model.embedding[...].T)
         return (jnp.asarray(owner) @ logits[row, column, token]).reshape(len(SPACE.prompts), -1)
 
@@ -240,7 +242,7 @@ def test_property_evaluation_measures_what_the_step_does_and_compiles_once() -> 
     assert_close(got, {name: result.metrics[name] for name in got})
 
 
-def test_extreme_a_pair_that_is_not_finite_is_told_by_its_place() -> None:
+def test_extreme_a_pair_that_is_not_finite_is_flagged() -> None:
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
     reference = np.array(batches.reference)

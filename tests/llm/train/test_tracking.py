@@ -1,4 +1,4 @@
-"""Claims about trackers: every line is whole and strict JSON, a resumed run says nothing twice."""
+"""Trackers: lines are complete and strict JSON; a resumed run logs no step twice."""
 
 from __future__ import annotations
 
@@ -47,35 +47,35 @@ def logged(path: Path, *steps: int) -> JsonLinesTracker:
 
 
 class Listener:
-    """A tracker that remembers what it is told."""
+    """A tracker that records its calls."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     def start(self, step: int) -> None:
-        self.told.append(step)
+        self.calls.append(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.told.append((step, dict(metrics)))
+        self.calls.append((step, dict(metrics)))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        self.told.append(dict(summary))
+        self.calls.append(dict(summary))
 
 
-def test_roundtrip_every_line_is_there_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+def test_roundtrip_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tracker = JsonLinesTracker(path)
     tracker.start(0)
     assert rows(path) == []
     tracker.log(1, {"loss": 0.5, "tokens": 7.0})
     assert rows(path) == [{"step": 1, "loss": 0.5, "tokens": 7.0}]
-    tracker.log(2, {})  # nothing to say
+    tracker.log(2, {})  # no line
     tracker.finish({"event": "finished", "parameters_sha256": "ab"})
     assert rows(path)[1:] == [{"event": "finished", "parameters_sha256": "ab"}]
 
 
 @given(metrics=st.dictionaries(NAMES, st.floats(), min_size=1, max_size=4))
-def test_roundtrip_numbers_come_back_exactly_and_what_is_not_finite_as_null(
+def test_roundtrip_finite_numbers_are_exact_and_others_are_null(
     tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, float]
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
@@ -86,7 +86,7 @@ def test_roundtrip_numbers_come_back_exactly_and_what_is_not_finite_as_null(
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_closed_form_what_is_not_finite_is_null(tmp_path: Path, bad: float) -> None:
+def test_closed_form_a_number_that_is_not_finite_is_null(tmp_path: Path, bad: float) -> None:
     JsonLinesTracker(tmp_path / "metrics.jsonl").log(1, {"loss": bad})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
 
@@ -95,7 +95,7 @@ def test_closed_form_what_is_not_finite_is_null(tmp_path: Path, bad: float) -> N
     ("resumed", "kept"),
     [(0, []), (1, [0, 1]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])],
 )
-def test_closed_form_a_resumed_run_drops_the_lines_of_steps_that_it_makes_again(
+def test_closed_form_a_resumed_run_drops_the_lines_of_repeated_steps(
     tmp_path: Path, resumed: int, kept: list[int]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -105,18 +105,20 @@ def test_closed_form_a_resumed_run_drops_the_lines_of_steps_that_it_makes_again(
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_property_an_interrupted_log_reads_like_a_whole_one(tmp_path: Path) -> None:
+def test_property_the_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(
+    tmp_path: Path,
+) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     logged(whole, 1, 2, 3)
     logged(cut, 1, 2)
-    again = JsonLinesTracker(cut)
-    again.start(1)
+    resumed = JsonLinesTracker(cut)
+    resumed.start(1)
     for step in (2, 3):
-        again.log(step, {"loss": step / 2})
+        resumed.log(step, {"loss": step / 2})
     assert cut.read_bytes() == whole.read_bytes()
 
 
-def test_property_a_last_line_that_breaks_off_anywhere_is_dropped(tmp_path: Path) -> None:
+def test_property_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     logged(path, 1, 2)
     first, last = path.read_bytes().splitlines(keepends=True)
@@ -124,25 +126,25 @@ def test_property_a_last_line_that_breaks_off_anywhere_is_dropped(tmp_path: Path
         path.write_bytes(first + last[:length])
         JsonLinesTracker(path).start(2)
         assert rows(path) == [{"step": 1, "loss": 0.5}], length
-    path.write_bytes(first + last[:-1])  # whole but for the end of the line
+    path.write_bytes(first + last[:-1])  # complete except for the line break
     JsonLinesTracker(path).start(2)
     assert [row["step"] for row in rows(path)] == [1, 2]
 
 
-def test_property_bytes_that_never_reached_the_disk_are_dropped(tmp_path: Path) -> None:
+def test_property_zero_bytes_after_a_power_failure_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 0.5}\n' + bytes(24) + b"\n")
     JsonLinesTracker(path).start(2)
     assert [row["step"] for row in rows(path)] == [1]
 
 
-def test_closed_form_several_trackers_hear_the_same() -> None:
-    one, other = Listener(), Listener()
-    both = CompositeTracker([one, other])
+def test_closed_form_a_composite_tracker_forwards_every_call() -> None:
+    first, second = Listener(), Listener()
+    both = CompositeTracker([first, second])
     both.start(2)
     both.log(3, {"loss": 1.0})
     both.finish({"event": "finished"})
-    assert one.told == other.told == [2, (3, {"loss": 1.0}), {"event": "finished"}]
+    assert first.calls == second.calls == [2, (3, {"loss": 1.0}), {"event": "finished"}]
     assert isinstance(both, Tracker)
 
 

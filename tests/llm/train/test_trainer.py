@@ -1,4 +1,4 @@
-"""Claims about a run: it checks itself, stops at what is not finite, and resumes bit by bit."""
+"""The trainer: it checks the first loss, stops at non-finite values, and resumes bit by bit."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def digest_of(run: Run) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    words = ["yes", "no", "maybe", "never", "now"]
+    replies = ["yes", "no", "maybe", "never", "now"]
     with (folder / "rows.jsonl").open("w") as file:
         for row in range(ROWS):
-            chosen, rejected = rng.choice(words, 2, replace=False)
+            chosen, rejected = rng.choice(replies, 2, replace=False)
             fields = {"prompt": f"q{row % 4}", "chosen": str(chosen), "rejected": str(rejected)}
             file.write(json.dumps(fields) + "\n")
     return folder
@@ -134,7 +134,7 @@ def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
 
 
 def with_references(folder: Path, out: Path, values: dict[int, list[float]]) -> DataConfig:
-    """The rows again, with log-probabilities of a reference beside the responses."""
+    """Write the rows with log-probabilities of a reference beside the responses."""
     names = ("ref_chosen_logps", "ref_rejected_logps")
     lines = (folder / "rows.jsonl").read_text().splitlines()
     rows = [
@@ -145,7 +145,7 @@ def with_references(folder: Path, out: Path, values: dict[int, list[float]]) -> 
     return dataclasses.replace(config(folder).data, train=str(out / "rows.jsonl"))
 
 
-def test_roundtrip_reference_log_probabilities_of_the_data_are_taken(
+def test_roundtrip_reference_log_probabilities_of_the_data_are_used(
     folder: Path, tmp_path: Path
 ) -> None:
     computed = run(config(folder), tmp_path / "computed")
@@ -163,7 +163,7 @@ def test_roundtrip_reference_log_probabilities_of_the_data_are_taken(
         run(dataclasses.replace(config(folder), data=wrong), tmp_path / "wrong")
 
 
-def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
+def test_raises_a_reference_of_another_model_is_detected_at_the_first_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = reference_cache.attach_reference
@@ -184,7 +184,7 @@ def test_raises_a_reference_of_another_model_is_caught_at_the_first_step(
 def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
     folder: Path, tmp_path: Path, killed_after: int
 ) -> None:
-    one = config(folder, save_steps=3)  # four pairs a step of fourteen: an epoch is no whole step
+    one = config(folder, save_steps=3)  # 14 pairs in steps of 4: an epoch ends within a step
     whole = run(one, tmp_path / "whole")
     with pytest.raises(Killed):
         run(one, tmp_path / "cut", progress=killed(killed_after))
@@ -194,13 +194,13 @@ def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
         np.testing.assert_array_equal, again.state.optimizer_state, whole.state.optimizer_state
     )
 
-    def told(out: Path) -> list[dict[str, Any]]:
+    def logged(out: Path) -> list[dict[str, Any]]:
         return [
             {name: value for name, value in row.items() if "per_second" not in name}
             for row in lines(out)
         ]
 
-    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
 
 def test_raises_a_checkpoint_of_another_configuration_is_refused(
@@ -238,7 +238,7 @@ def test_roundtrip_a_trainer_evaluates_at_any_time(folder: Path, tmp_path: Path)
     assert trainer.evaluate() is None
 
 
-def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: Path) -> None:
+def test_raises_a_non_finite_value_with_its_step_and_rows(folder: Path, tmp_path: Path) -> None:
     one = config(folder, save_steps=1)
     one = dataclasses.replace(
         one, optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
@@ -248,7 +248,7 @@ def test_raises_what_is_not_finite_names_step_and_rows(folder: Path, tmp_path: P
     assert "event" not in lines(tmp_path / "run")[-1]
 
 
-def test_raises_where_only_the_evaluation_overflows_and_names_its_rows(
+def test_raises_with_the_rows_if_only_the_evaluation_overflows(
     folder: Path, tmp_path: Path
 ) -> None:
     far = OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
@@ -258,9 +258,9 @@ def test_raises_where_only_the_evaluation_overflows_and_names_its_rows(
         run(one, tmp_path / "run")
     assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
     (folder / "held_out.jsonl").write_text((folder / "rows.jsonl").read_text())
-    of_its_own = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
+    separate = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
     with pytest.raises(NonFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
-        run(dataclasses.replace(one, data=of_its_own), tmp_path / "other")
+        run(dataclasses.replace(one, data=separate), tmp_path / "other")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -275,7 +275,7 @@ def test_raises_rather_than_saving_parameters_that_the_update_made_infinite(
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_raises_where_only_the_gradient_overflows_and_names_the_rows_of_the_step(
+def test_raises_with_the_rows_of_the_step_if_only_the_gradient_overflows(
     folder: Path, tmp_path: Path
 ) -> None:
     steep = ObjectiveConfig(beta=1.0, eta=1e36)
@@ -298,12 +298,12 @@ def test_extreme_eta_and_beta_train_with_finite_numbers(
     )
     state = run(one, tmp_path / "run").state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    told = [line for line in lines(tmp_path / "run") if "loss" in line]
-    assert len(told) == 3
-    assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in told)
+    logged = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(logged) == 3
+    assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in logged)
 
 
-def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_goes_on(
+def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_resumes(
     folder: Path, tmp_path: Path
 ) -> None:
     one = config(folder)
@@ -335,7 +335,7 @@ def test_roundtrip_a_run_without_a_checkpoint_yet_is_resumed_from_the_beginning(
     assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(1, 10), 9]
 
 
-def test_roundtrip_an_evaluation_that_is_broken_off_is_made_when_the_run_goes_on(
+def test_roundtrip_an_interrupted_evaluation_is_repeated_on_resume(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = config(folder, eval_steps=3, logging_steps=3)
@@ -376,7 +376,7 @@ def test_property_accumulation_does_not_change_the_first_gradient(
     np.testing.assert_allclose(norms, norms[0], rtol=1e-10)
 
 
-def test_property_sft_and_adapters_train_too(folder: Path, tmp_path: Path) -> None:
+def test_property_sft_and_adapters_lower_the_loss(folder: Path, tmp_path: Path) -> None:
     one = config(
         folder,
         objective=ObjectiveConfig(method="sft"),
@@ -390,7 +390,7 @@ def test_property_sft_and_adapters_train_too(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("method", ["rpo", "dpo", "sft", "ipo"])
-def test_closed_form_the_first_loss_may_be_off_by_its_tolerance_and_no_more(
+def test_closed_form_the_first_loss_may_differ_by_its_tolerance_and_no_more(
     method: Any, folder: Path
 ) -> None:
     objective = ObjectiveConfig(method=method, beta=0.5, eta=0.1, tau=0.2)

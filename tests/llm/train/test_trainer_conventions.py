@@ -112,7 +112,7 @@ def assert_same(trainer: TrainerName, options: dict[str, Any], loss: RpoLoss) ->
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_gradient_and_loss_are_theirs_where_reductions_agree(trainer: TrainerName) -> None:
+def test_gradient_and_loss_equal_theirs_if_reductions_agree(trainer: TrainerName) -> None:
     convention = CONVENTIONS[trainer]
     factor = 1.0 if convention.factor is None else 0.7
     loss = RpoLoss(0.2, 0.3, convention.reduction, factor)
@@ -175,7 +175,7 @@ POSITIVE = st.floats(1e-4, 1e4)
     factor=POSITIVE,
     mean_tokens=st.floats(1.0, 1e5),
 )
-def test_roundtrip_there_and_back(
+def test_roundtrip_options_convert_in_both_directions(
     trainer: TrainerName,
     beta: float,
     eta: float,
