@@ -58,7 +58,7 @@ class ChatTemplate:
             raise ValueError(f"{name} is not a chat template: {error}") from error
         # Some templates write the date, which is then part of their identity.
         date = now.date().isoformat() if "strftime_now" in source else ""
-        self.digest = sha256_hex(f"{source}\0{date}".encode("utf-8", "replace"))
+        self.digest: str = sha256_hex(f"{source}\0{date}".encode("utf-8", "replace"))
 
     def render(
         self,

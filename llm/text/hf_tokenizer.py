@@ -48,16 +48,17 @@ class HuggingFaceTokenizer:
             self._fast = tokenizers.Tokenizer.from_str(content.decode())
         self._fast.no_padding()
         self._fast.no_truncation()
-        self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = self._fast.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         added = self._fast.get_added_tokens_decoder().items()
         self._special = {token: entry.content for token, entry in added if entry.special}
         config = read_json_object(folder, "tokenizer_config.json")
         self._variables = _special_texts(folder, config)
         self._template = ChatTemplate(_template(folder, config), name=f"{folder}: `chat_template`")
-        self.bos_id = self._id("bos_token")
-        self.eos_id = self._id("eos_token")
-        self.digest = sha256_hex(content)
-        self.template_digest = sha256_hex(
+        self.bos_id: int | None = self._id("bos_token")
+        self.eos_id: int | None = self._id("eos_token")
+        self.digest: str = sha256_hex(content)
+        self.template_digest: str = sha256_hex(
             json.dumps([self._template.digest, self._variables], sort_keys=True)
         )
         self._last_prompt: tuple[tuple[Message, ...], list[int]] | None = None
@@ -67,7 +68,8 @@ class HuggingFaceTokenizer:
             raise ValueError(f"{folder}: its chat template cannot be used: {error}") from error
         self._template_special = self._special_in(probe)
         # The last special token ends the response; others may precede its text.
-        self.end_ids = frozenset(self._template_special[-1:]) | _end_ids(folder, self.eos_id)
+        template_end = frozenset(self._template_special[-1:])
+        self.end_ids: frozenset[int] = template_end | _end_ids(folder, self.eos_id)
         if not self.end_ids.intersection(probe):
             raise ValueError(
                 f"{folder}: `chat_template` must write an end token after a response, it writes "

@@ -81,12 +81,12 @@ class ByteTokenizer:
 
     BOS, EOS = 256, 257
     ROLE_IDS: ClassVar[dict[str, int]] = {"user": 258, "assistant": 259, "system": 260}
-    vocab_size = 261
+    vocab_size: int = 261
     bos_id: int | None = BOS
     eos_id: int | None = EOS
-    end_ids = frozenset({EOS})
-    digest = sha256_hex("bytes")
-    template_digest = sha256_hex("bos (role text, eos after assistant)* assistant")
+    end_ids: frozenset[int] = frozenset({EOS})
+    digest: str = sha256_hex("bytes")
+    template_digest: str = sha256_hex("bos (role text, eos after assistant)* assistant")
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return every message after the token of its role, then the token of the assistant."""
