@@ -1,4 +1,4 @@
-"""Every example in a docstring of the libraries, run in float64."""
+"""Every example in a docstring of the packages, run in float64."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bandits
-import llm
-import rpo_theory
-
+PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io", "rpo")
 NAMES = sorted(
     module.name
-    for package in (rpo_theory, bandits, llm)
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    for package in PACKAGES
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+    if module.name != "rpo.__main__"
 )
 NAMESPACE = {"jax": jax, "jnp": jnp, "np": np}
-"""What the examples use beside the names of their own module."""
+"""Names that examples use beside those of their module."""
 
 
 def examples(module: ModuleType) -> list[doctest.DocTest]:
     return doctest.DocTestFinder(exclude_empty=True).find(module, extraglobs=NAMESPACE)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_golden_examples_print_what_they_say(name: str) -> None:
+@pytest.mark.parametrize("name", [*PACKAGES, *NAMES])
+def test_golden_examples_print_what_they_show(name: str) -> None:
     runner = doctest.DocTestRunner(verbose=False)
     report: list[str] = []
     for example in examples(importlib.import_module(name)):

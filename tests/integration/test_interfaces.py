@@ -1,10 +1,11 @@
-"""Claims about what every command has in common: help, JSON, completion, start-up."""
+"""Claims about what all commands share: help, JSON, completion, start-up, progress."""
 
 from __future__ import annotations
 
 import importlib
 import io
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -16,10 +17,14 @@ import pytest
 
 from rpo.cli import COMMANDS, SHELLS, Parser, declare, main
 from rpo.runtime import progress
+from rpo.runtime.output import messages_to_stderr, muted_messages
+from rpo.runtime.progress import progress_bars, track_progress
 
 RUN = """
 name: tiny
-model: {architecture: {vocab_size: 264, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}
+model:
+  architecture: {vocab_size: 264, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
+                 num_attention_heads: 2}
 data: {train: rows.jsonl}
 """
 VOTES = "context,winner,loser\nx,a,b\nx,a,c\nx,b,c\n"
@@ -35,12 +40,24 @@ def test_property_help_shows_examples_that_the_command_takes(
     assert examples
     for example in examples:
         assert f"\n  {example}\n" in shown
-        words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
-        assert words[:2] == ["rpo", command]
+        arguments = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
+        assert arguments[:2] == ["rpo", command]
         parser = Parser(prog=command, allow_abbrev=False)
         declare(command, parser)
-        _, rest = parser.parse_known_args(words[2:])
-        assert not rest or command in ("train", "plan", "study")
+        _, overrides = parser.parse_known_args(arguments[2:])
+        assert not overrides or command in ("train", "plan", "study")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_property_help_begins_with_the_description_of_the_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    description = importlib.import_module(f"rpo.commands.{command}").__doc__
+    assert description is not None
+    assert " ".join(description.split()) in shown
+    assert "print one JSON object to stdout; the human-readable summary goes to stderr" in shown
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -65,17 +82,17 @@ def test_property_help_loads_neither_jax_nor_numpy_nor_matplotlib() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_property_json_is_one_object_on_standard_output_and_text_goes_beside_it(
+def test_property_json_goes_to_stdout_and_the_summary_to_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(RUN)
     assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "h100:8"]) == 0
-    shown = capsys.readouterr()
+    text = capsys.readouterr()
     assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "h100:8", "--json"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["devices"] == 8
-    assert said.err == shown.out
-    assert shown.err == ""
+    with_json = capsys.readouterr()
+    assert json.loads(with_json.out)["devices"] == 8
+    assert with_json.err == text.out
+    assert text.err == ""
 
 
 def test_property_module_and_program_are_the_same(tmp_path: Path) -> None:
@@ -94,21 +111,22 @@ def test_raises_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 
 class Clock:
-    """A clock that is ten seconds later each time it is read, and later still the second time."""
+    """A clock that advances by ten seconds with each reading, at the second by a given time."""
 
-    def __init__(self, first: float = 10.0) -> None:
-        self.now, self.steps = 0.0, iter([10.0, first])
+    def __init__(self, second: float = 10.0) -> None:
+        self.now, self.steps = 0.0, iter([10.0, second])
 
     def monotonic(self) -> float:
         self.now += next(self.steps, 10.0)
         return self.now
 
 
-def test_closed_form_progress_is_plain_lines_with_rate_and_time_left_where_there_is_no_terminal(
+def test_closed_form_without_a_terminal_progress_is_lines_with_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "time", Clock())
-    assert list(progress.with_progress(range(8), 8, "steps of tiny")) == [*range(8)]
+    with messages_to_stderr(), progress_bars():
+        assert list(track_progress(range(8), 8, "steps of tiny")) == [*range(8)]
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
@@ -117,28 +135,56 @@ def test_closed_form_progress_is_plain_lines_with_rate_and_time_left_where_there
     ]
 
 
-def test_closed_form_the_first_item_does_not_count_for_the_time_that_is_left(
+def test_closed_form_the_time_left_ignores_the_first_item(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "time", Clock(first=1000.0))
-    assert list(progress.with_progress(range(6), 6, "rows")) == [*range(6)]
+    monkeypatch.setattr(progress, "time", Clock(second=1000.0))
+    with messages_to_stderr():
+        assert list(track_progress(range(6), 6, "rows")) == [*range(6)]
     assert capsys.readouterr().err.splitlines() == [
         "rows: 1 of 6",
         "rows: 4 of 6, 0.1 a second, 20 s left",
     ]
 
 
-def test_property_progress_is_a_bar_with_a_rate_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
+def test_property_messages_of_muted_processes_are_not_shown(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = logging.getLogger("llm.train")
+    with messages_to_stderr():
+        with muted_messages(True):
+            logger.info("of another process")
+        with muted_messages(False):
+            logger.info("of the first process\x1b[2J")
+    logger.info("of a library user")
+    assert capsys.readouterr() == ("", "of the first process\\x1b[2J\n")
+
+
+def terminal_as_stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    for _ in progress.with_progress(range(5), 5, "bandits"):
-        time.sleep(0.15)  # it is measured and drawn ten times a second
+    return stream
+
+
+def test_property_on_a_terminal_progress_is_a_bar_with_a_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = terminal_as_stderr(monkeypatch)
+    with progress_bars():
+        for _ in track_progress(range(5), 5, "bandits"):
+            time.sleep(0.15)  # the bar is measured and drawn ten times a second
     shown = terminal.getvalue()
     assert "bandits" in shown
     assert "5/5" in shown
     assert re.search(r"[\d.]+(e\+\d+)?/s", shown)
+
+
+def test_property_outside_the_command_line_no_bar_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = terminal_as_stderr(monkeypatch)
+    assert list(track_progress(range(5), 5, "bandits")) == [*range(5)]
+    assert terminal.getvalue() == ""

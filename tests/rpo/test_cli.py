@@ -1,4 +1,4 @@
-"""The command line: dispatch, exit codes, and one line for every mistake."""
+"""Claims about the command line: dispatch, exit codes, and one line for every error."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rpo import cli
 from rpo.runtime.errors import number
 
 HELP_CPU_SECONDS = 0.5
-"""Bar for ``rpo --help``; processor time, which other processes do not lengthen."""
+"""Bar for ``rpo --help``, in processor time: other processes do not lengthen it."""
 
-LAW = [[0.5, 0.5]]
+UNIFORM = [[0.5, 0.5]]
 PROBLEM: dict[str, Any] = {
     "context_weights": [1],
-    "reference_policy": LAW,
+    "reference_policy": UNIFORM,
     "baseline_policy": "chosen",
     "comparisons": [[0, 0, 1, 3], [0, 1, 0, 1]],
     "beta": 0.5,
@@ -42,7 +42,7 @@ def json_without(key: str) -> str:
     return json.dumps({k: v for k, v in PROBLEM.items() if k != key})
 
 
-# What is given (the text of in.json, of in.csv, or nothing), the options, and what the line names.
+# The text of in.json, of in.csv or None, the options, and a part of the expected message.
 BAD_JSON = [
     ("", "in.json, line 1: must be a JSON object, got an empty file"),
     ("{\n\n", "in.json, line 3, column 1: not valid JSON"),
@@ -72,7 +72,7 @@ BAD_JSON = [
     (json_with(reward_class={"kind": "cube"}), "`reward_class.kind` must be"),
     (json_with(reward_class={"kind": "tabular", "max": -1}), "`reward_class.max` must be greater"),
     (json_with(true_reward=[[1]]), "`true_reward` must have shape (1, 2)"),
-    (json_with(comparator=LAW), "`comparator` needs `true_reward`"),
+    (json_with(comparator=UNIFORM), "`comparator` needs `true_reward`"),
 ]
 BAD_VOTES = [
     ("", "in.csv, line 1: the header must be `context,winner,loser,count`"),
@@ -122,7 +122,7 @@ CASES = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with one good file of each kind."""
+    """A working directory with a valid file of each kind."""
     (tmp_path / "good.json").write_text(json.dumps(PROBLEM))
     (tmp_path / "good.csv").write_text(VOTES)
     monkeypatch.chdir(tmp_path)
@@ -153,12 +153,12 @@ def test_raises_one_line_exit_code_2_and_nothing_written(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_extreme_more_than_forty_mistakes_are_tried() -> None:
+def test_extreme_more_than_forty_errors_are_tried() -> None:
     assert len(CASES) >= 40
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], int]) -> None:
-    """Put a command of the test's own in the place of ``rpo solve``."""
+    """Replace ``rpo solve`` by a function of the test."""
     module: Any = types.ModuleType("rpo.commands.solve", "One line.")
     module.add_arguments, module.EXAMPLES = lambda parser: None, ()
     module.run = run
@@ -178,7 +178,7 @@ def test_property_exit_code_is_that_of_the_command(monkeypatch: pytest.MonkeyPat
         ("solve", signal.default_int_handler),
     ],
 )
-def test_property_no_library_can_lose_the_interrupt_of_what_can_go_on(
+def test_property_libraries_cannot_swallow_the_interrupt_of_a_resumable_command(
     command: str, handler: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rpo", command, "nothing.yaml"])
@@ -190,7 +190,7 @@ def test_property_no_library_can_lose_the_interrupt_of_what_can_go_on(
         signal.signal(signal.SIGINT, before)
 
 
-def test_raises_130_without_a_word_when_interrupted(
+def test_raises_130_silently_when_interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(args: Any) -> int:
@@ -201,7 +201,7 @@ def test_raises_130_without_a_word_when_interrupted(
     assert capsys.readouterr() == ("", "")
 
 
-def test_raises_one_line_where_a_command_cannot_write(
+def test_raises_one_line_if_a_command_cannot_write(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def writes(args: Any) -> int:
@@ -214,7 +214,7 @@ def test_raises_one_line_where_a_command_cannot_write(
     assert err == f"rpo: error: {tmp_path / 'absent' / 'out.json'}: No such file or directory\n"
 
 
-def test_raises_the_whole_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(args: Any) -> int:
         raise ValueError("shapes do not match")
 
@@ -251,7 +251,7 @@ def test_roundtrip_python_dash_m_and_version() -> None:
     assert done.stderr == ""
 
 
-def test_extreme_a_reader_that_went_away_is_met_in_silence() -> None:
+def test_extreme_a_closed_stdout_is_no_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "rpo", "--version"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -272,12 +272,12 @@ def test_raises_for_a_package_of_another_distribution(
 ) -> None:
     find = importlib.util.find_spec
 
-    def elsewhere(name: str) -> importlib.machinery.ModuleSpec | None:
+    def find_in_site_packages(name: str) -> importlib.machinery.ModuleSpec | None:
         if name != "bandits":
             return find(name)
         return importlib.machinery.ModuleSpec(name, None, origin="/site/bandits/__init__.py")
 
-    monkeypatch.setattr(importlib.util, "find_spec", elsewhere)
+    monkeypatch.setattr(importlib.util, "find_spec", find_in_site_packages)
     assert cli.main(["--version"]) == 2
     assert "another distribution provides `bandits`" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""``rpo demo``: one command, a report that needs nothing but itself."""
+"""Claims about ``rpo demo``: its numbers, its files and its self-contained report."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_property_a_transformer_is_hacked_by_dpo_and_not_by_rpo(folder: Path) ->
 def test_property_a_transformer_becomes_the_minimax_policy_if_it_is_large_enough(
     folder: Path,
 ) -> None:
-    bridge = json.loads((folder / "summary.json").read_text())["bridge"]
-    assert all(variation[-1] < 1e-4 for _, variation in bridge["large"])  # the project's bar
-    assert all(variation[-1] > 0.1 for _, variation in bridge["small"])
+    curves = json.loads((folder / "summary.json").read_text())["bridge"]
+    assert all(variation[-1] < 1e-4 for _, variation in curves["large"])  # the project's bar
+    assert all(variation[-1] > 0.1 for _, variation in curves["small"])
 
 
 def test_property_partial_coverage_is_enough_for_rpo_and_not_for_dpo(folder: Path) -> None:
@@ -63,7 +63,7 @@ def test_property_partial_coverage_is_enough_for_rpo_and_not_for_dpo(folder: Pat
     assert gaps["dpo", 100_000] > 0.2
 
 
-def test_property_every_number_of_the_text_is_in_the_summary(folder: Path) -> None:
+def test_property_the_numbers_of_the_text_are_those_of_the_summary(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     names = ("agreement", "controls", "bridge", "hacking", "coverage", "transformer")
     pictures = {f"{name}.png": b"" for name in names}
@@ -93,7 +93,7 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
     assert not re.search(r"https?://|url\(", text)
 
 
-def test_property_files_are_whole_or_absent(folder: Path) -> None:
+def test_property_no_other_files_are_left(folder: Path) -> None:
     names = {"report.html", "summary.json", "agreement.png", "controls.png", "hacking.png"}
     names |= {"transformer.png", "coverage.png", "bridge.png"}
     assert {path.name for path in folder.iterdir()} == names

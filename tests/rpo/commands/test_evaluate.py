@@ -1,4 +1,4 @@
-"""``rpo score`` and ``rpo evaluate``: numbers on standard output, mistakes in one line."""
+"""Claims about ``rpo score`` and ``rpo evaluate``: their numbers, and one line for each error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ BYTES = ["--tokenizer", "bytes", "--dtype", "float64", "--batch-size", "4"]
 DATA = ["--data", "rows.jsonl", *BYTES]
 
 
-def test_roundtrip_scores_and_the_metrics_made_of_them(
+def test_roundtrip_the_metrics_are_those_of_the_scores(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores: dict[str, list[dict[str, Any]]] = {}
@@ -77,12 +77,12 @@ def test_roundtrip_scores_and_the_metrics_made_of_them(
         assert main(["score", "--model", name, *DATA, "--out", f"out/{name}.jsonl"]) == 0
         lines = (folder / "out" / f"{name}.jsonl").read_text().splitlines()
         scores[name] = [json.loads(line) for line in lines]
-    assert [one["row"] for one in scores["policy"]] == [0, 1, 2]
-    # A token a byte, and the end.
-    for row, one in zip(ROWS, scores["policy"], strict=True):
-        assert one["chosen_tokens"] == len(row["chosen"]) + 1
-        assert one["rejected_tokens"] == 3
-        assert one["chosen_logp"] < 0
+    assert [score["row"] for score in scores["policy"]] == [0, 1, 2]
+    # One token per byte, and the end token.
+    for row, score in zip(ROWS, scores["policy"], strict=True):
+        assert score["chosen_tokens"] == len(row["chosen"]) + 1
+        assert score["rejected_tokens"] == 3
+        assert score["chosen_logp"] < 0
     capsys.readouterr()
     both = ["--model", "policy", "--reference", "reference", "--beta", "0.5"]
     assert main(["evaluate", *both, *DATA, "--out", "metrics.json"]) == 0
@@ -92,10 +92,10 @@ def test_roundtrip_scores_and_the_metrics_made_of_them(
     margins = [
         0.5
         * (
-            (one["chosen_logp"] - two["chosen_logp"])
-            - (one["rejected_logp"] - two["rejected_logp"])
+            (new["chosen_logp"] - old["chosen_logp"])
+            - (new["rejected_logp"] - old["rejected_logp"])
         )
-        for one, two in zip(scores["policy"], scores["reference"], strict=True)
+        for new, old in zip(scores["policy"], scores["reference"], strict=True)
     ]
     assert measured["rewards/margins"] == pytest.approx(sum(margins) / 3, rel=ROUNDING)
     assert measured["rewards/accuracies"] == pytest.approx(sum(m > 0 for m in margins) / 3)
@@ -159,7 +159,7 @@ def test_raises_one_line_and_writes_nothing(
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
-def test_property_bad_rows_are_skipped_and_counted_if_asked(
+def test_property_bad_rows_are_skipped_and_counted_on_request(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [*SCORE, "policy", "--data", "bad.jsonl", *BYTES, "--skip-bad-rows"]

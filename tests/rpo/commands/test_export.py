@@ -1,4 +1,4 @@
-"""``rpo export``: the very parameters that training ended with, as a Hugging Face folder."""
+"""Claims about ``rpo export``: it writes exactly the parameters of the checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS = [{"prompt": f"say {i}", "chosen": "yes", "rejected": "no"} for i in range
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, one of all parameters and one of adapters."""
+    """Train twice: all parameters, and LoRA adapters only."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "tiny.yaml").write_text(CONFIG)
@@ -82,8 +82,8 @@ def test_roundtrip_adapters_are_merged_into_the_weights(folder: Path) -> None:
     lines = (folder / "adapters" / "metrics.jsonl").read_text().splitlines()
     before = json.loads(lines[0])["logps/chosen"]
     scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    # Two steps of SFT on a handful of rows raise them.
-    assert np.mean([one["chosen_logp"] for one in scores]) > before
+    # Two steps of RPO on a handful of rows raise the log-probability.
+    assert np.mean([score["chosen_logp"] for score in scores]) > before
 
 
 BAD = [

@@ -1,4 +1,4 @@
-"""``rpo generate``: answers in the files that judges read."""
+"""Claims about ``rpo generate``: replies on stdout, and in the files that judges read."""
 
 from __future__ import annotations
 
@@ -68,23 +68,23 @@ def test_roundtrip_alpaca_eval_answers(folder: Path) -> None:
     text = (folder / "alpaca.json.out").read_bytes()
     assert text == (folder / "alpaca.jsonl.out").read_bytes()
     answers = json.loads(text)
-    assert [one["instruction"] for one in answers] == ["Say yes.", "Say\nno."]
-    assert [one["generator"] for one in answers] == ["mine", "mine"]
+    assert [answer["instruction"] for answer in answers] == ["Say yes.", "Say\nno."]
+    assert [answer["generator"] for answer in answers] == ["mine", "mine"]
     assert answers[0]["dataset"] == "own"
-    assert all(isinstance(one["output"], str) for one in answers)
+    assert all(isinstance(answer["output"], str) for answer in answers)
 
 
-def test_roundtrip_mt_bench_answers_have_a_reply_a_turn(folder: Path) -> None:
+def test_roundtrip_multi_turn_answers_of_mt_bench_hold_every_reply(folder: Path) -> None:
     argv = [*DRAWN, "--data", "mt_bench.jsonl", "--out", "answers.jsonl", "--name", "tuned"]
     assert main(argv) == 0
     answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    assert [one["question_id"] for one in answers] == [81, 82]
-    assert {one["model_id"] for one in answers} == {"tuned"}
-    assert [len(one["choices"][0]["turns"]) for one in answers] == [2, 1]
-    assert len({one["answer_id"] for one in answers}) == 2
+    assert [answer["question_id"] for answer in answers] == [81, 82]
+    assert {answer["model_id"] for answer in answers} == {"tuned"}
+    assert [len(answer["choices"][0]["turns"]) for answer in answers] == [2, 1]
+    assert len({answer["answer_id"] for answer in answers}) == 2
 
 
-def test_roundtrip_rows_are_answered_in_their_order_and_alike_each_time(
+def test_roundtrip_rows_are_answered_in_order_and_deterministically(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
@@ -92,27 +92,27 @@ def test_roundtrip_rows_are_answered_in_their_order_and_alike_each_time(
     assert "3 answers as rows" in capsys.readouterr().out
     assert (folder / "one").read_bytes() == (folder / "two").read_bytes()
     answers = [json.loads(line) for line in (folder / "one").read_text().splitlines()]
-    assert [one["prompt"][-1]["content"] for one in answers] == ["a", "b", "c"]
-    assert all(one["finished"] or one["tokens"] == 5 for one in answers)
+    assert [answer["prompt"][-1]["content"] for answer in answers] == ["a", "b", "c"]
+    assert all(answer["finished"] or answer["tokens"] == 5 for answer in answers)
 
 
-def test_property_a_prompt_is_answered_on_standard_output(
+def test_property_the_reply_to_a_prompt_is_printed_to_stdout(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*DRAWN, "--prompt", "a"]) == 0
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     assert main([*DRAWN, "--data", "rows.jsonl", "--out", "out"]) == 0
     reply = json.loads((folder / "out").read_text().splitlines()[0])["reply"]
     assert (
-        said == escape_control_characters(reply) + "\n"
-    )  # a random model says control characters too
+        shown == escape_control_characters(reply) + "\n"
+    )  # a random model generates control characters
 
 
-def test_roundtrip_a_prompt_may_be_what_two_conversations_have_in_common(folder: Path) -> None:
+def test_roundtrip_a_prompt_may_be_the_common_start_of_two_conversations(folder: Path) -> None:
     both = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "x"}]
     row = {"chosen": both, "rejected": [both[0], {"role": "assistant", "content": "y"}]}
     (folder / "implicit.jsonl").write_text(json.dumps(row))
-    assert read_questions("implicit.jsonl")[0].turns == ((Message("user", "u"),),)
+    assert read_questions("implicit.jsonl")[0].prompts == ((Message("user", "u"),),)
 
 
 BAD = [

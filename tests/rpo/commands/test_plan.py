@@ -1,4 +1,4 @@
-"""Claims about ``rpo plan``: a table, one JSON object, an exit code that says whether it fits."""
+"""Claims about ``rpo plan``: its table, its JSON document, and its exit code."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def test_closed_form_json_has_the_fields_of_the_plan(capsys: pytest.CaptureFixtu
     assert plan["tokens_per_step"] == 8 * 4 * 32 * 1536
 
 
-def test_property_what_does_not_fit_is_said_and_ends_with_1(
+def test_property_a_step_that_does_not_fit_is_reported_with_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["plan", CONFIG, *SHAPE, "--topology", "l40s:1"]) == 1
-    said = capsys.readouterr().out
-    assert "l40s:1, 1 devices (an estimate: nothing was compiled)" in said
-    assert "does not fit" in said
+    shown = capsys.readouterr().out
+    assert "l40s:1, 1 devices (estimated, not compiled)" in shown
+    assert "does not fit" in shown
 
 
-def test_raises_an_unknown_slice_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_raises_one_line_for_an_unknown_topology(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", CONFIG, *SHAPE, "--topology", "v9:2x2"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("rpo: error: argument --topology: must be one of v4")
-    assert said.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("rpo: error: argument --topology: must be one of v4")
+    assert shown.count("\n") == 1

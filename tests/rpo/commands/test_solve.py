@@ -1,4 +1,4 @@
-"""``rpo solve`` end to end: the answer, its certificate, the JSON, the summary."""
+"""Claims about ``rpo solve``: the answer, its certificate, the JSON document, the summary."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pytest
 import scipy.optimize
 
 from rpo import cli
-from rpo.solving.answer import SOLVERS
+from rpo.solving.answer import SOLVERS, solve_task
 from rpo.solving.summary import write_summary
 from rpo.solving.tasks import task_from_votes
 
 GAP = 1e-10
-"""What ``solved`` promises, nats relative to max(1, |value|)."""
+"""Largest duality gap of a solved problem, in nats relative to max(1, abs(value))."""
 PRINTED = 6e-4
-"""Half a unit of the third printed digit, and a little for the sum of two."""
+"""Half a unit of the third printed digit, with a margin for the sum of two."""
 ROUNDING = 1e-12
 """Sums of a few dozen rounded float64 numbers."""
 ORACLE = 1e-6
-"""What SciPy's minimiser finds of a policy on these problems, total variation."""
+"""Accuracy of SciPy's minimizer on these problems, in total variation."""
 VOTES_CPU_SECONDS = 10.0
 """Five seconds of the two cores that the bar is set for."""
 
@@ -55,7 +55,7 @@ def refuse_constant(name: str) -> float:
 def solve(
     capsys: pytest.CaptureFixture[str], folder: Path, problem: Any, *options: str, code: int = 0
 ) -> dict[str, Any]:
-    """Run the command on a problem; its standard output, read by a strict parser."""
+    """Run the command on a problem; return its document, read by a strict parser."""
     (folder / "problem.json").write_text(json.dumps(problem))
     return run(capsys, str(folder / "problem.json"), *options, code=code)
 
@@ -68,12 +68,12 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> dict[s
 def rpo_loss(reward: np.ndarray, problem: dict[str, Any]) -> float:
     """F(r) of eq. 4.4 in plain NumPy, comparison by comparison."""
     reward = reward.reshape(np.shape(problem["reference_policy"]))
-    beta, total = problem["beta"], sum(row[3] for row in problem["comparisons"])
+    beta, n_comparisons = problem["beta"], sum(row[3] for row in problem["comparisons"])
     log_z = np.log(np.sum(problem["reference_policy"] * np.exp(reward / beta), axis=1))
     margin = beta * log_z - np.sum(problem["baseline_policy"] * reward, axis=1)
     loss = problem["eta"] * np.dot(problem["context_weights"], margin)
     for x, winner, loser, count in problem["comparisons"]:
-        loss += count / total * np.log1p(np.exp(reward[x, loser] - reward[x, winner]))
+        loss += count / n_comparisons * np.log1p(np.exp(reward[x, loser] - reward[x, winner]))
     return float(loss)
 
 
@@ -120,10 +120,10 @@ def test_closed_form_unbounded_class_satisfies_s1(
     assert got["stationarity_residual"] < GAP
     assert got["kkt_residual"] < GAP
     expected = np.array(PROBLEM["baseline_policy"])
-    reward, total = np.array(got["reward"]), sum(row[3] for row in PROBLEM["comparisons"])
+    reward, n_comparisons = np.array(got["reward"]), sum(row[3] for row in PROBLEM["comparisons"])
     for x, winner, loser, count in PROBLEM["comparisons"]:
         surprise = 1.0 / (1.0 + np.exp(reward[x, winner] - reward[x, loser]))
-        flow = count * surprise / (PROBLEM["eta"] * total * PROBLEM["context_weights"][x])
+        flow = count * surprise / (PROBLEM["eta"] * n_comparisons * PROBLEM["context_weights"][x])
         expected[x, winner] += flow
         expected[x, loser] -= flow
     np.testing.assert_allclose(got["policy"], expected, atol=GAP)
@@ -246,7 +246,7 @@ def test_extreme_rewards_that_diverge_are_null_in_strict_json(
     assert any("minus infinity" in note for note in got["notes"])
 
 
-def test_raises_exit_code_1_and_a_sentence_where_there_is_no_solution(
+def test_raises_exit_code_1_and_a_message_if_there_is_no_solution(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     problem = {
@@ -325,7 +325,7 @@ def test_roundtrip_votes_are_answered_with_names_and_dpo_beside(
         assert answer["ranking_probability"] == sorted(answer["ranking_probability"], reverse=True)
 
 
-def test_property_options_of_votes_do_what_they_say(
+def test_property_options_of_votes_have_their_effect(
     votes: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--beta", "0.5", "--reward-max", "0.25", "--context-weights", "uniform"]
@@ -337,7 +337,7 @@ def test_property_options_of_votes_do_what_they_say(
     assert got["ranking_probability"][0] == pytest.approx(average[best], abs=ROUNDING)
 
 
-def test_limit_large_eta_returns_the_baseline_that_was_asked_for(
+def test_limit_large_eta_returns_the_chosen_baseline(
     votes: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strong = ["--eta", "1e6", "--beta", "1", "--reward-max", "20"]
@@ -348,7 +348,7 @@ def test_limit_large_eta_returns_the_baseline_that_was_asked_for(
     np.testing.assert_allclose(chosen["policy"], expected, atol=1e-5)
 
 
-def test_property_contexts_without_votes_are_told(
+def test_property_contexts_without_votes_are_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "v.csv").write_text(VOTES + "empty,y,[bold]x,0\n")
@@ -375,7 +375,7 @@ def test_theorem_real_votes_are_ranked_with_a_proof_in_a_few_seconds(shared_data
         assert answer["status"] == "solved"
         assert answer["duality_gap"] <= GAP
         assert sorted(answer["ranking"]) == got["actions"]
-    # The model that wins most of its own comparisons, by a plain count, leads.
+    # The model with the largest share of won comparisons leads.
     rows = [line.rsplit(",", 3) for line in path.read_text("utf-8").splitlines()[1:]]
     won = {name: sum(int(n) for _, w, _, n in rows if w == name) for name in got["actions"]}
     lost = {name: sum(int(n) for *_, who, n in rows if who == name) for name in got["actions"]}
@@ -389,7 +389,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_property_summary_shows_both_rankings_and_no_name_acts_on_the_terminal(
+def test_property_summary_shows_both_rankings_and_escapes_names(
     votes: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["solve", "--votes", votes]) == 0
@@ -399,7 +399,7 @@ def test_property_summary_shows_both_rankings_and_no_name_acts_on_the_terminal(
     assert "\\x1bz" in captured.err
     assert "Solved" in captured.err
     terminal = Terminal()
-    write_summary(json.loads(captured.out), terminal)
+    write_summary(solve_task(task_from_votes(votes)), terminal)
     shown = terminal.getvalue()
     assert "[bold]x" in shown
     assert "\\x1bz" in shown
@@ -409,9 +409,10 @@ def test_property_summary_shows_both_rankings_and_no_name_acts_on_the_terminal(
 def test_property_summary_names_the_most_likely_actions_of_a_problem(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    got = solve(capsys, tmp_path, PROBLEM | {"baseline_policy": "chosen"})
-    plain = io.StringIO()
-    write_summary(got, plain)
-    rows = [line.split() for line in plain.getvalue().splitlines()]
+    (tmp_path / "problem.json").write_text(json.dumps(PROBLEM | {"baseline_policy": "chosen"}))
+    assert cli.main(["solve", str(tmp_path / "problem.json")]) == 0
+    out, err = capsys.readouterr()
+    got = json.loads(out)
+    rows = [line.split() for line in err.splitlines()]
     for x, policy in enumerate(got["policy"]):
         assert [str(x), str(np.argmax(policy)), f"{max(policy):.4f}"] in rows

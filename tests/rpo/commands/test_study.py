@@ -44,9 +44,9 @@ def rpo(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    return messages
 
 
 def sha256(folder: Path) -> str:
@@ -55,10 +55,10 @@ def sha256(folder: Path) -> str:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(["study", *map(str, arguments)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("rpo: error: ")
-    assert said.count("\n") == 1
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("rpo: error: ")
+    assert message.count("\n") == 1
+    return message
 
 
 def test_closed_form_a_study_leaves_records_figures_summary_and_config(
@@ -105,7 +105,7 @@ def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> 
     assert sha256(tmp_path / "one") == sha256(tmp_path / "processes")
 
 
-def test_raises_mistakes_are_told_in_one_line_that_names_them(
+def test_raises_one_line_that_names_the_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = config(tmp_path)
@@ -127,19 +127,19 @@ def test_raises_results_of_another_study_or_damaged_ones_are_refused(
     good, out = config(tmp_path), tmp_path / "out"
     assert main(["study", str(good), "--quick", "--out", str(out)]) == 0
     capsys.readouterr()
-    said = refused(capsys, good, "--quick", "--out", out)
-    assert "continue with --resume" in said
-    said = refused(
+    message = refused(capsys, good, "--quick", "--out", out)
+    assert "continue with --resume" in message
+    message = refused(
         capsys, good, "--quick", "--out", out, "--resume", "--seeds", "4", "--delta", "0.1"
     )
-    assert "another study (`delta` was 0.05, is 0.1)" in said
+    assert "another study (`delta` was 0.05, is 0.1)" in message
     records = out / "records.parquet"
     records.write_bytes(records.read_bytes()[:-20])
-    said = refused(capsys, good, "--quick", "--out", out, "--resume")
-    assert "records.parquet is damaged or missing" in said
+    message = refused(capsys, good, "--quick", "--out", out, "--resume")
+    assert "records.parquet is damaged or missing" in message
 
 
-def test_raises_one_line_on_a_disk_that_is_full_and_goes_on_when_there_is_room(
+def test_raises_one_line_on_a_full_disk_and_resumes_with_free_space(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [config(tmp_path), "--quick", "--out", tmp_path / "out", "--resume"]
@@ -149,17 +149,19 @@ def test_raises_one_line_on_a_disk_that_is_full_and_goes_on_when_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        said = refused(capsys, *arguments)
-    assert said == f"rpo: error: {tmp_path / 'out'}: No space left on device\n"
+        message = refused(capsys, *arguments)
+    assert message == f"rpo: error: {tmp_path / 'out'}: No space left on device\n"
     assert main(["study", *map(str, arguments)]) == 0
 
 
-def test_closed_form_a_dry_run_says_what_would_be_done_and_writes_nothing(
+def test_closed_form_a_dry_run_prints_an_estimate_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert main(["study", str(config(tmp_path)), "--dry-run", "--out", str(out)]) == 0
-    said = capsys.readouterr()
-    assert "small: 1,600 fits in 1 parts; about 1 s and 0.0 GiB" in said.err
-    assert json.loads(said.out)["seeds"] == 200
+    shown = capsys.readouterr()
+    assert (
+        "small: 1,600 fits in 1 parts; estimated 1 s and 0.0 GiB (extrapolated from " in shown.err
+    )
+    assert json.loads(shown.out)["seeds"] == 200
     assert not out.exists()

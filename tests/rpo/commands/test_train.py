@@ -1,4 +1,4 @@
-"""Claims about ``rpo train``: what it writes, how it is stopped, and that it then goes on alike."""
+"""Claims about ``rpo train``: its files, how it is stopped, and that it resumes bit by bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHANGES = {"--objective.eta": "0.1", "--trainer.max_steps": "2", "--trainer.seed
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration with its data, and a run of it that nothing stopped."""
+    """A configuration with its data, and an uninterrupted run of it."""
     folder = tmp_path_factory.mktemp("run")
     replies = ("yes", "no", "maybe", "never")
     rows = [
@@ -66,24 +66,24 @@ def train(folder: Path, out: str, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> int:
     """Wait, and refuse a traceback."""
-    _, said = process.communicate(timeout=PATIENCE)
-    assert "Traceback" not in said, said
+    _, messages = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in messages, messages
     return process.returncode
 
 
 def metrics(folder: Path, out: str) -> list[dict[str, Any]]:
-    """Whole lines; the last one may be about to be written."""
+    """Return the complete lines; the last line may be partly written."""
     path = folder / out / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [
         {name: value for name, value in line.items() if name not in EVERY_RUN_DIFFERS}
-        for line in found
+        for line in lines
     ]
 
 
 def stopped(folder: Path, out: str, kind: signal.Signals, after: int, *arguments: str) -> int:
-    """Exit code of a process that is sent a signal when it has told of so many steps."""
+    """Send a signal to a process that has logged a number of steps; return its exit code."""
     process = train(folder, out, *arguments)
     end = time.monotonic() + PATIENCE
     while not any(line["step"] >= after for line in metrics(folder, out)):
@@ -92,7 +92,7 @@ def stopped(folder: Path, out: str, kind: signal.Signals, after: int, *arguments
         time.sleep(0.005)
     process.send_signal(kind)
     code = finish(process)
-    assert metrics(folder, out)[-1]["step"] < STEPS  # it was stopped on the way
+    assert metrics(folder, out)[-1]["step"] < STEPS  # it was stopped before the end
     return code
 
 
@@ -104,10 +104,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_roundtrip_a_process_killed_twice_ends_with_the_bits_of_one_that_nothing_stopped(
+def test_roundtrip_a_process_killed_twice_ends_with_the_bits_of_an_uninterrupted_one(
     folder: Path,
 ) -> None:
-    # The checkpoint of step 4 is whole when that of step 8 is begun.
+    # The checkpoint of step 4 is complete when that of step 8 is begun.
     assert stopped(folder, "killed", signal.SIGKILL, 9) == -signal.SIGKILL
     assert stopped(folder, "killed", signal.SIGKILL, 18, "--resume") == -signal.SIGKILL
     assert finish(train(folder, "killed", "--resume")) == 0
@@ -118,22 +118,26 @@ def test_roundtrip_a_process_killed_twice_ends_with_the_bits_of_one_that_nothing
     assert again == whole
 
 
-def test_roundtrip_a_process_asked_to_stop_leaves_with_143_and_goes_on_alike(folder: Path) -> None:
+def test_roundtrip_a_process_asked_to_stop_exits_with_143_and_resumes_bit_by_bit(
+    folder: Path,
+) -> None:
     assert stopped(folder, "asked", signal.SIGTERM, 9) == 128 + signal.SIGTERM
     last = metrics(folder, "asked")[-1]["step"]
     saved = [int(path.name) for path in (folder / "asked" / "checkpoints").iterdir()]
-    assert max(saved) == last  # the state of the last step that it told of
+    assert max(saved) == last  # the state of the last logged step
     assert finish(train(folder, "asked", "--resume")) == 0
     assert metrics(folder, "asked") == metrics(folder, "whole")
 
 
-def test_raises_rather_than_running_over_another_run(
+def test_raises_rather_than_overwriting_another_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(folder)
     assert main(["train", "stopped.yaml", "--out", "whole"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("rpo: error: whole: a run is there already: continue with --resume")
+    messages = capsys.readouterr().err.splitlines()
+    assert messages[-1].startswith(
+        "rpo: error: whole: a run is there already: continue with --resume"
+    )
     assert contents(folder) == before
 
 

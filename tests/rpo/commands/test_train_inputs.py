@@ -1,4 +1,4 @@
-"""``rpo train`` on what is wrong: one line that names the place, and nothing left in the way."""
+"""Claims about ``rpo train`` on invalid input: one line that names the place, no partial files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def third_row(line: Any) -> Callable[[Path], None]:
-    """Data whose third row is this one."""
+    """Return a function that writes data with this third row."""
 
     def write(folder: Path) -> None:
         text = line if isinstance(line, str) else json.dumps(line)
@@ -110,10 +110,10 @@ def truncated(folder: Path) -> None:
     (folder / "rows.jsonl.gz").write_bytes(content[: len(content) // 2])
 
 
-def with_tokenizer(template: str | None, words: int = 9) -> Callable[[Path], None]:
+def with_tokenizer(template: str | None, n_tokens: int = 9) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        vocabulary = {f"w{place}": place for place in range(words)}
-        vocabulary["<end>"] = words
+        vocabulary = {f"w{index}": index for index in range(n_tokens)}
+        vocabulary["<end>"] = n_tokens
         fast = tokenizers.Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="w0"))
         fast.pre_tokenizer = pre_tokenizers.Whitespace()
         fast.add_special_tokens(["<end>"])
@@ -154,14 +154,22 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.content }}"
     "{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
 )
-OWN = ["--data.tokenizer", "model"]
+MODEL_TOKENIZER = ["--data.tokenizer", "model"]
 FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (lambda folder: (folder / "rows.jsonl").write_text(""), [], "rows.jsonl has no rows"),
     (lambda folder: (folder / "rows.jsonl").unlink(), [], "rows.jsonl does not exist"),
     (truncated, ["--data.train", "rows.jsonl.gz"], "the gzip file is broken"),
-    (lambda folder: None, OWN, "model/tokenizer.json is missing"),
-    (with_tokenizer(None), OWN, "model: `chat_template` is missing in tokenizer_config.json"),
-    (with_tokenizer(TEMPLATE, 300), OWN, "model: the tokenizer has 301 tokens, but the model"),
+    (lambda folder: None, MODEL_TOKENIZER, "model/tokenizer.json is missing"),
+    (
+        with_tokenizer(None),
+        MODEL_TOKENIZER,
+        "model: `chat_template` is missing in tokenizer_config.json",
+    ),
+    (
+        with_tokenizer(TEMPLATE, 300),
+        MODEL_TOKENIZER,
+        "model: the tokenizer has 301 tokens, but the model",
+    ),
     (with_config(vocab_size=100), [], "bytes: the tokenizer has 261 tokens, but the model embeds"),
     (with_config(max_position_embeddings=8), [], "`data.max_length` must be at most 8"),
     (with_config(model_type="gpt2"), [], "model/config.json: `model_type` must be one of"),
@@ -196,7 +204,7 @@ TENSORS: list[tuple[Callable[[Path], Any], list[str], str]] = [
 
 
 def assert_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines of stderr; the last one is the mistake, and the only one of that kind."""
+    """Check that only the last line of stderr is an error; return the lines."""
     assert main(["train", "run.yaml", "--out", "out", *argv]) == 2
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -255,12 +263,12 @@ def test_raises_one_line_at_a_step_that_is_not_finite_and_names_the_last_good_ch
 ) -> None:
     too_far = ["--optimizer.learning_rate", "1e30", "--optimizer.warmup_ratio", "0"]
     message = "step 2: not finite in rows"
-    said = assert_refused([*too_far, "--optimizer.max_grad_norm", "1e30"], message, capsys)[-1]
-    assert said.endswith("the last good checkpoint is step 1")
+    shown = assert_refused([*too_far, "--optimizer.max_grad_norm", "1e30"], message, capsys)[-1]
+    assert shown.endswith("the last good checkpoint is step 1")
     steps = [path.name for path in (folder / "out" / "checkpoints").glob("[0-9]*")]
     assert steps == ["1"]
-    told = (folder / "out" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in told] == [1]
+    lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1]
 
 
 def test_property_rows_are_skipped_and_counted_if_asked(
@@ -268,9 +276,9 @@ def test_property_rows_are_skipped_and_counted_if_asked(
 ) -> None:
     third_row({**GOOD, "rejected": "yes"})(folder)
     assert main(["train", "run.yaml", "--dry-run", "--data.on_error", "skip"]) == 0
-    said = capsys.readouterr().err
-    assert "rows_skipped: 1\n" in said
-    assert "3 pairs" in said
+    shown = capsys.readouterr().err
+    assert "rows_skipped: 1\n" in shown
+    assert "3 pairs" in shown
 
 
 def test_raises_a_checkpoint_of_another_model_is_refused_and_all_stays(
@@ -283,9 +291,10 @@ def test_raises_a_checkpoint_of_another_model_is_refused_and_all_stays(
         Decoder(Architecture(**SIZES, num_attention_heads=4), rngs=nnx.Rngs(0)),
         folder / "other" / "model",
     )
-    for other in (["--model.path", "other/model"], ["--objective.eta", "0.07"]):
-        message = "out/checkpoints/2: a checkpoint of another model, data set or configuration"
-        assert_refused(["--resume", *other], message, capsys)
+    changes = {"model.path": "other/model", "objective.eta": "0.07"}
+    for key, value in changes.items():
+        message = f"out/checkpoints/2: a checkpoint of another configuration (`{key}` was "
+        assert_refused(["--resume", f"--{key}", value], message, capsys)
         after = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
         assert after == before
 
@@ -299,7 +308,7 @@ def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
     tensors = load_file(folder / "model" / SAFE_WEIGHTS_NAME)
     tensors[TENSOR].view(np.uint8)[0, 0] ^= 1
     save_file(tensors, folder / "model" / SAFE_WEIGHTS_NAME)
-    message = "out/checkpoints/2: a checkpoint of another model, data set or configuration"
+    message = "out/checkpoints/2: a checkpoint of another model (`frozen_weights` was "
     assert_refused(["--resume", *kind], message, capsys)
 
 

@@ -1,4 +1,4 @@
-"""``rpo verify``: what it writes, and that a claim that fails is not passed over."""
+"""Claims about ``rpo verify``: its files, its verdicts and its exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def verify(
     return code, json.loads((folder / "verify.json").read_text())
 
 
-def test_closed_form_the_file_holds_what_was_measured(
+def test_closed_form_the_file_holds_the_measurements(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     linear = GOOD._replace(family="linear", duality_gap=3e-11)
@@ -55,7 +55,7 @@ def test_closed_form_the_file_holds_what_was_measured(
         (3, [GOOD], [CONTROL._replace(duality_gap=0.0)]),
     ],
 )
-def test_property_a_claim_that_fails_is_said_and_is_the_exit_code(
+def test_property_a_claim_that_fails_is_reported_with_exit_code_1(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

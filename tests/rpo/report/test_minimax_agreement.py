@@ -1,9 +1,9 @@
 """Minimax agreement: a trained transformer is the minimax policy of the theory.
 
 All responses of up to three tokens are listed, and preferences are sampled from a known reward. A
-decoder is trained on token sequences by the trainer's own step; :mod:`rpo_theory.minimax` solves the
-max-min problem of the same data exactly, from win counts. A large enough decoder can be every policy
-over the responses, so the adversary's class is that of all rewards.
+decoder is trained on token sequences by the trainer's step; :mod:`rpo_theory.minimax` solves the
+max-min problem of the same data exactly, from win counts. A large enough decoder can represent
+every policy over the responses, so the adversary's class is that of all rewards.
 
 Prompts begin with the end token, after which no response continues. Attention averages equal tokens
 to the same vector for any number of them: without another token in front, a decoder with rotary

@@ -50,13 +50,13 @@ def test_roundtrip_every_training_run_of_the_project_is_read(path: Path, tmp_pat
 
 
 @pytest.mark.parametrize("run", ["smollm2_hh", "mistral_7b", "gemma_7b"])
-def test_property_the_runs_of_a_pair_differ_in_their_method_alone(run: str) -> None:
-    one, other = (
+def test_property_the_runs_of_a_pair_differ_only_in_their_method(run: str) -> None:
+    rpo_run, dpo_run = (
         read_config(CONFIGS / f"{method}_{run}.yaml", TrainConfig) for method in ("rpo", "dpo")
     )
-    assert one.objective.method == "rpo"
-    as_dpo = replace(one.objective, method="dpo")
-    assert replace(one, name=other.name, objective=as_dpo) == other
+    assert rpo_run.objective.method == "rpo"
+    as_dpo = replace(rpo_run.objective, method="dpo")
+    assert replace(rpo_run, name=dpo_run.name, objective=as_dpo) == dpo_run
 
 
 @pytest.mark.parametrize(("run", "beta", "epochs"), [("mistral", 0.01, 1.0), ("gemma", 0.05, 2.0)])
@@ -83,7 +83,7 @@ def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (GOOD + "sedes: 3\n", "unknown key `sedes`"),
         (GOOD + "eta: [x]\n", "`eta`: "),
@@ -106,12 +106,12 @@ def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) ->
     ],
 )
 def test_raises_mistakes_of_a_file_name_it_and_the_key(
-    tmp_path: Path, text: str, said: str
+    tmp_path: Path, text: str, expected: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
         read(tmp_path, text)
     message = str(caught.value)
-    assert said in message
+    assert expected in message
     assert message.startswith(str(tmp_path / "study.yaml"))
     assert "\n" not in message
 
@@ -137,7 +137,7 @@ PLAIN = st.recursive(
     key=st.sampled_from(["name", "methods", "comparisons", "seeds", "eta", "design", "quick"]),
     value=PLAIN,
 )
-def test_property_any_value_of_any_key_is_taken_or_refused_in_words(
+def test_property_any_value_of_any_key_is_accepted_or_refused_with_a_message(
     tmp_path: Path, key: str, value: Any
 ) -> None:
     import yaml

@@ -1,4 +1,4 @@
-"""Problem files: what they mean, and one line with file, line and field for every mistake."""
+"""Claims about problem files: their meaning, and one line with file, line and field per error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rpo_theory.problems import validate
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 
 ONE_ULP = 2.3e-16
-"""Rounding of the division that makes laws sum to one."""
+"""Rounding of the division that makes distributions sum to one."""
 
 GOOD: dict[str, Any] = {
     "context_weights": [0.25, 0.75],
@@ -82,7 +82,7 @@ def test_roundtrip_each_kind_of_reward_class() -> None:
     assert unbounded == Unbounded()
 
 
-def test_closed_form_chosen_baseline_is_the_law_of_winners_or_the_reference() -> None:
+def test_closed_form_chosen_baseline_is_the_distribution_of_winners_or_the_reference() -> None:
     file = build(changed(baseline_policy="chosen"))
     expected = [[0, 3.5 / 4.5, 1 / 4.5], [1, 0, 0]]
     np.testing.assert_allclose(file.problem.baseline_policy, expected, rtol=0, atol=ONE_ULP)
@@ -104,7 +104,7 @@ def test_roundtrip_true_reward_and_comparator_are_optional() -> None:
     assert build(document).true_reward is None
 
 
-def test_property_laws_printed_to_seven_digits_are_made_exact() -> None:
+def test_property_distributions_printed_to_seven_digits_are_made_exact() -> None:
     thirds = [[0.3333333, 0.3333333, 0.3333333]] * 2
     file = build(changed(reference_policy=thirds))
     np.testing.assert_allclose(file.problem.reference_policy, 1 / 3, rtol=0, atol=ONE_ULP)
@@ -117,8 +117,8 @@ def test_roundtrip_reads_files_and_standard_input(
     (tmp_path / "p.json").write_bytes(b"\xef\xbb\xbf" + data)
     from_file = read_problem(str(tmp_path / "p.json"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    for one, other in zip(from_file.problem, read_problem("-").problem, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for from_path, from_stdin in zip(from_file.problem, read_problem("-").problem, strict=True):
+        np.testing.assert_array_equal(from_path, from_stdin)
 
 
 BAD_SYNTAX = [
@@ -144,7 +144,7 @@ def test_raises_for_what_is_not_a_json_object(text: str, message: str) -> None:
     assert complaint(text).startswith(message)
 
 
-LAW = "`baseline_policy"
+BASELINE = "`baseline_policy"
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"betta": 1}, "`betta` is not a known key: did you mean `beta`?"),
     ({"beta": 0}, "`beta` must be greater than 0, got 0"),
@@ -168,10 +168,13 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"reference_policy": [0.5, 0.5]}, "`reference_policy[0]` must be a list, got 0.5"),
     ({"reference_policy": [[1, 0, 0], [1, 0]]}, "`reference_policy[1]` must have 3 items"),
     ({"reference_policy": [[1, 0, 0], [1, "0", 0]]}, "`reference_policy[1][1]` must be a number"),
-    ({"baseline_policy": "winners"}, f'{LAW}` must be "chosen" or "reference", got "winners"'),
-    ({"baseline_policy": [[1, 0], [1, 0]]}, f"{LAW}` must have shape (2, 3), got shape (2, 2)"),
-    ({"baseline_policy": [[1, 0, 0], [0.5, 0.6, 0]]}, f"{LAW}[1]` must sum to one, got a sum"),
-    ({"baseline_policy": [[1, 0, 0], [2, -1, 0]]}, f"{LAW}[1][1]` must be at least 0, got -1"),
+    ({"baseline_policy": "winners"}, f'{BASELINE}` must be "chosen" or "reference", got "winners"'),
+    (
+        {"baseline_policy": [[1, 0], [1, 0]]},
+        f"{BASELINE}` must have shape (2, 3), got shape (2, 2)",
+    ),
+    ({"baseline_policy": [[1, 0, 0], [0.5, 0.6, 0]]}, f"{BASELINE}[1]` must sum to one, got a sum"),
+    ({"baseline_policy": [[1, 0, 0], [2, -1, 0]]}, f"{BASELINE}[1][1]` must be at least 0, got -1"),
     ({"comparisons": {}}, "`comparisons` must be a list, got an object"),
     ({"comparisons": [[0, 1, 2]]}, "`comparisons[0]` must be [context, winner, loser, count]"),
     ({"comparisons": [1]}, "`comparisons[0]` must be [context, winner, loser, count], got 1"),
@@ -228,8 +231,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("fields", "message"), BAD_FIELDS, ids=[str(m) for _, m in BAD_FIELDS])
 def test_raises_names_file_line_field_and_rule(fields: dict[str, Any], message: str) -> None:
     error = complaint(changed(**fields))
-    place, _, rest = error.partition(": ")
-    assert place.startswith("p.json, line ")
+    location, _, rest = error.partition(": ")
+    assert location.startswith("p.json, line ")
     assert rest.startswith(message)
     assert len(error.splitlines()) == 1
     assert len(error) < 200
@@ -293,18 +296,18 @@ VALUES = st.recursive(
 )
 
 
-def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+def paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """Paths of everything inside a document."""
     below: Any = []
     if isinstance(value, dict | list):
         below = value.items() if isinstance(value, dict) else enumerate(value)
-    return [path, *(p for step, inner in below for p in places(inner, (*path, step)))]
+    return [path, *(p for step, inner in below for p in paths(inner, (*path, step)))]
 
 
 def mutated(data: st.DataObject) -> Any:
     document = copy.deepcopy(GOOD)
     for _ in range(data.draw(st.integers(1, 2))):
-        *above, step = data.draw(st.sampled_from(places(document)[1:]))
+        *above, step = data.draw(st.sampled_from(paths(document)[1:]))
         parent: Any = document
         for outer in above:
             parent = parent[outer]
@@ -343,7 +346,7 @@ def outcome(data: bytes) -> None:
     assert message is None or message.isprintable()
 
 
-def laws(shape: tuple[int, int]) -> st.SearchStrategy[np.ndarray]:
+def distributions(shape: tuple[int, int]) -> st.SearchStrategy[np.ndarray]:
     positive = npst.arrays(np.float64, shape, elements=st.floats(1e-3, 1.0))
     return positive.map(lambda array: array / array.sum(axis=1, keepdims=True))
 
@@ -352,7 +355,7 @@ def laws(shape: tuple[int, int]) -> st.SearchStrategy[np.ndarray]:
 @settings(max_examples=30, deadline=None)
 def test_roundtrip_any_problem_that_json_can_write(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(1, 1), (3, 2)]))
-    reference, baseline = data.draw(laws(shape)), data.draw(laws(shape))
+    reference, baseline = data.draw(distributions(shape)), data.draw(distributions(shape))
     counts = st.floats(0, 1e6, allow_subnormal=False)  # XLA takes subnormal numbers for zero
     wins = data.draw(npst.arrays(np.float64, (*shape, shape[1]), elements=counts))
     maximum = data.draw(st.floats(1e-6, 1e6))
