@@ -1,11 +1,11 @@
-"""Where the time of a training step goes, on a CPU: a trace, and its milliseconds by part.
+"""Profile of a training step on a CPU: a trace, and milliseconds by part of the step.
 
     python benchmarks/profile_step.py --model FOLDER [--out DIR] [--remat dots]
 
-The step is that of trl_step.py: 4 pairs of HH (harmless), SmolLM2-135M in float32. A moment counts
-for the operations that run in it, in equal shares, and for none where no operation is traced: work
-of a product's other threads, and waiting. The trace itself lies in DIR/trace, for Perfetto. Start
-it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which takes a fifth off a step.
+The step is that of trl_step.py: 4 pairs of HH (harmless), SmolLM2-135M in float32. Time is divided
+equally among the operations that run at the same moment. Time without a traced operation (other
+threads of a matrix product, waiting) counts as "other". DIR/trace holds the trace for Perfetto. Set
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which shortens a step by a fifth.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ LOOPS = ("while", "call", "conditional")
 
 
 def part_of(instruction: str, name: str) -> str:
-    """Part of the step that an instruction is of, by where JAX traced it."""
+    """Return the part of the step that an instruction belongs to, by its JAX operation name."""
     side = "backward" if "transpose" in name else "forward"
     if name.count("while/body") >= 2:
         return f"attention, {side}"
     if re.search(r"s[dv],v?[ds]d?->", name) or "branch_" in name:
         return "output head"
     if "while/body" in name and "dot_general" in name:
-        return f"products of layers, {side}"
+        return f"matrix products of layers, {side}"
     if "dynamic" in instruction or "dynamic" in name:
         return "slices of stacked layers"
     if "while/body" in name:
-        return f"norms, rotations, activations, {side}"
-    return "optimizer, embedding, stacks of zeros"
+        return f"norms, rotary embeddings, activations, {side}"
+    return "optimizer, embedding, zero initialization"
 
 
 def milliseconds(events: list[dict[str, Any]], names: dict[str, str]) -> dict[str, float]:
-    """Time by part; what no operation accounts for is ``other``."""
+    """Return milliseconds by part; time without any operation is ``other``."""
     spans = [
         event
         for event in events
@@ -57,24 +57,24 @@ def milliseconds(events: list[dict[str, Any]], names: dict[str, str]) -> dict[st
         [(span["ts"], 1, i) for i, span in enumerate(spans)]
         + [(span["ts"] + span["dur"], 0, i) for i, span in enumerate(spans)]
     )
-    total: dict[str, float] = defaultdict(float)
+    spent: dict[str, float] = defaultdict(float)
     running: set[int] = set()
     last = edges[0][0]
     for at, begins, i in edges:
-        for one in running:
-            instruction = spans[one]["args"]["hlo_op"]
+        for index in running:
+            instruction = spans[index]["args"]["hlo_op"]
             part = part_of(instruction, names.get(instruction, ""))
-            total[part] += (at - last) / len(running) / 1e3
+            spent[part] += (at - last) / len(running) / 1e3
         if not running:
-            total["other"] += (at - last) / 1e3
+            spent["other"] += (at - last) / 1e3
         (running.add if begins else running.discard)(i)
         last = at
-    return dict(sorted(total.items(), key=lambda item: -item[1]))
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
 def main() -> None:
-    """Compile, warm up, trace one step, print the table."""
-    parser = argparse.ArgumentParser(description="where the time of a training step goes")
+    """Compile, warm up, trace one step and print the table."""
+    parser = argparse.ArgumentParser(description="profile of a training step")
     parser.add_argument("--model", default=os.environ.get("RPO_SMOLLM2", ""))
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
@@ -86,7 +86,7 @@ def main() -> None:
     run, (batch,) = make_steps(args, choose_rows(args))
     batch = run.put_on_devices(batch)
     compiled = run.train_step.lower(run.state, run.frozen, batch).compile()
-    names = {found[1]: found[2] for found in INSTRUCTION.finditer(compiled.as_text())}
+    names = {match[1]: match[2] for match in INSTRUCTION.finditer(compiled.as_text())}
     for _ in range(2):
         run.state, result = run.train_step(run.state, run.frozen, batch)
         float(result.metrics["loss"])
@@ -98,11 +98,12 @@ def main() -> None:
         float(result.metrics["loss"])
         seconds = time.perf_counter() - started
     file = next(trace.glob("plugins/profile/*/*.trace.json.gz"))
-    found = milliseconds(json.loads(gzip.decompress(file.read_bytes()))["traceEvents"], names)
-    for part, spent in found.items():
+    by_part = milliseconds(json.loads(gzip.decompress(file.read_bytes()))["traceEvents"], names)
+    for part, spent in by_part.items():
         print(f"{spent:8.0f} ms  {part}")
-    print(f"{1e3 * seconds:8.0f} ms  the step, traced; products reach {matmul_rate():.0f} GFLOP/s")
-    (args.out / "profile_step.json").write_text(json.dumps(found, indent=1) + "\n")
+    rate = matmul_rate()
+    print(f"{1e3 * seconds:8.0f} ms  the step, traced; matrix products reach {rate:.0f} GFLOP/s")
+    (args.out / "profile_step.json").write_text(json.dumps(by_part, indent=1) + "\n")
 
 
 if __name__ == "__main__":

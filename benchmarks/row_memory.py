@@ -1,10 +1,10 @@
-"""Peak memory of a training step on the CPU against the tokens of its row, a process for each.
+"""Peak memory of a training step on the CPU against the tokens of its row.
 
     python benchmarks/row_memory.py --out out/bench
 
-A row holds one pair: half of it prompt, a quarter each response. Where memory is linear in the
-tokens, bytes a token are the same for all rows but the shortest, whose share is small beside what
-the process holds anyway.
+Each length runs in a process of its own. A row holds one pair: half of it is the prompt, a quarter
+is each response. If memory is linear in the tokens, the bytes per additional token are equal for
+all rows except the shortest, where the constant memory of the process dominates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KIB = 1024
 
 
 def step(tokens: int) -> dict[str, int]:
-    """Train one step on one row of so many tokens."""
+    """Train one step on a row with a given number of tokens; return its peak memory."""
     import jax
     import numpy as np
     from flax import nnx
@@ -55,17 +55,19 @@ def step(tokens: int) -> dict[str, int]:
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     optimizer, _ = make_optimizer(OptimizerConfig(), 10)
     state = init_train_state(trainable, optimizer)
-    run = make_train_step(graphdef, ObjectiveConfig(beta=0.1, eta=0.1), optimizer, devices=devices)
-    jax.block_until_ready(run(state, frozen, batch))
+    train_step = make_train_step(
+        graphdef, ObjectiveConfig(beta=0.1, eta=0.1), optimizer, devices=devices
+    )
+    jax.block_until_ready(train_step(state, frozen, batch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     return {"tokens": int(batch.rows.tokens.size), "peak_bytes": peak}
 
 
 def main() -> None:
-    """Measure every length in a process of its own, print and write the table."""
+    """Measure every length in a process of its own; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--tokens", type=int, help="measure this one here")
+    parser.add_argument("--tokens", type=int, help="measure this length in this process")
     args = parser.parse_args()
     if args.tokens:
         print(json.dumps(step(args.tokens)))
@@ -79,8 +81,8 @@ def main() -> None:
         more = row["peak_bytes"] - before["peak_bytes"]
         row["bytes_per_more_token"] = more / (row["tokens"] - before["tokens"])
     for row in rows:
-        slope = row.get("bytes_per_more_token")
-        each = "" if slope is None else f"{slope / KIB:8.1f} KiB for each token more"
+        rate = row.get("bytes_per_more_token")
+        each = "" if rate is None else f"{rate / KIB:8.1f} KiB per additional token"
         print(f"{row['tokens']:6} tokens  {row['peak_bytes'] / KIB**2:8.1f} MiB  {each}")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "row_memory.json").write_text(json.dumps(rows, indent=1) + "\n")

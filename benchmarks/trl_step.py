@@ -1,13 +1,13 @@
-"""A step of training against TRL's, on the same tokens in one run.
+"""Speed and memory of a training step compared with TRL's, on the same tokens.
 
     python benchmarks/trl_step.py --model FOLDER --trl-python PYTHON [--out DIR] [--remat dots]
 
-Ten steps of 4 pairs of HH (harmless) whose prompt has at most 192 tokens, cut at 256, full
-fine-tuning in float32 with AdamW, the reference cached and huge pages on both sides; each side in a
-process of its own, one after the other, on the same token ids. Compilation is stated beside:
-ours runs the ten steps once to compile them, and once more with the clock. The limit is the rate of
-the machine's own float32 matrix product: useful work is that of the unique tokens in the layers and
-of the completion tokens in the head, forward and backward.
+Both sides run ten steps of 4 pairs of HH (harmless) with prompts of at most 192 tokens, truncated
+at 256: full fine-tuning in float32 with AdamW, a cached reference and huge pages. Each side runs in a
+process of its own, one after the other, on the same token ids. This package runs the ten steps once
+to compile and once to measure; compilation time is reported separately. The upper limit is the rate
+of a float32 matrix product on this machine. Useful work counts the unique tokens in the layers and
+the completion tokens in the head, forward and backward.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RATE, BETA = 5e-7, 0.1
 
 
 def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Token ids of the first pairs with a short prompt, as our own tokenization makes them."""
+    """Return the token ids of the first pairs with a short prompt."""
     from llm.data.model_folder import resolve_model_folder
     from llm.data.preferences import read_preferences
     from llm.text.tokenize import tokenize_rows
@@ -50,7 +50,7 @@ def choose_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
-    """A run of this package on the rows, and the batches of its steps with their reference."""
+    """Return a run of this package on the rows, and the batches of its steps."""
     from llm.config import (
         DataConfig,
         ModelConfig,
@@ -93,7 +93,7 @@ def make_steps(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[An
 
 
 def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Time this package's steps."""
+    """Measure the steps of this package."""
     import jax
 
     run, batches = make_steps(args, rows)
@@ -122,7 +122,7 @@ def our_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, 
 
 
 def their_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Time TRL's steps; runs where torch and TRL are installed."""
+    """Measure the steps of TRL, in an environment with torch and TRL."""
     import torch  # pyright: ignore[reportMissingImports]
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from transformers import (  # pyright: ignore[reportMissingImports]
@@ -176,7 +176,7 @@ def their_side(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str
 
 
 def matmul_rate() -> float:
-    """Float32 matrix products of the model's own shape, best of 30, in GFLOP/s."""
+    """Return the best of 30 rates of a float32 matrix product of the model's shape, GFLOP/s."""
     import jax
     import numpy as np
 
@@ -192,7 +192,7 @@ def matmul_rate() -> float:
 
 
 def in_process(python: str, side: str, rows: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one side in a process of its own, with its peak memory."""
+    """Run one side in a process of its own; return its measurements with the peak memory."""
     command = [python, __file__, "--side", side, "--rows", str(rows), "--model", args.model]
     for name in ("steps", "pairs", "max_length", "remat"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
@@ -202,8 +202,8 @@ def in_process(python: str, side: str, rows: Path, args: argparse.Namespace) -> 
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description="a step of training against TRL's")
+    """Measure both sides, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description="a training step compared with TRL's")
     parser.add_argument("--model", default=os.environ.get("RPO_SMOLLM2", ""))
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--trl-python", default=".venv-parity/bin/python")
@@ -218,9 +218,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.side:
         rows = json.loads(args.rows.read_text())
-        found = our_side(args, rows) if args.side == "ours" else their_side(args, rows)
-        found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        sys.stdout.write("\n" + json.dumps(found) + "\n")
+        result = our_side(args, rows) if args.side == "ours" else their_side(args, rows)
+        result["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        sys.stdout.write("\n" + json.dumps(result) + "\n")
         return
     for path, option in ((Path(args.model) / "config.json", "--model"), (args.data, "--data")):
         if not path.is_file():
@@ -231,7 +231,7 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Both sides and the machine's rate, in one run."""
+    """Measure both sides and the rate of the machine; print and write the results."""
     rows = choose_rows(args)
     padded = 0
     for start in range(0, len(rows), args.pairs):
@@ -245,7 +245,7 @@ def report(args: argparse.Namespace) -> None:
         trl = in_process(args.trl_python, "trl", path, args) | {"tokens": padded}
         ours = in_process(sys.executable, "ours", path, args)
     rate = matmul_rate()
-    found = {
+    results = {
         "settings": {key: str(value) for key, value in vars(args).items() if value is not None},
         "ours": ours,
         "trl": trl,
@@ -255,13 +255,15 @@ def report(args: argparse.Namespace) -> None:
         "useful_share_of_matmul_rate": ours["useful_gflop"] / ours["seconds"] / rate,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"trl_step_{args.remat}_{args.pairs}.json").write_text(json.dumps(found, indent=1))
+    (args.out / f"trl_step_{args.remat}_{args.pairs}.json").write_text(
+        json.dumps(results, indent=1)
+    )
     for name, side in (("ours", ours), ("TRL", trl)):
         pace, peak = side["seconds"] / args.steps, side["peak_gib"]
         print(f"{name:5} {pace:7.2f} s a step  {peak:5.2f} GiB  {side['tokens']:,} tokens in all")
     print(
-        f"{found['speed_ratio']:.2f} times TRL's speed at {found['memory_ratio']:.2f} of its "
-        f"memory; {100 * found['useful_share_of_matmul_rate']:.0f} % of {rate:.0f} GFLOP/s; "
+        f"{results['speed_ratio']:.2f} times TRL's speed at {results['memory_ratio']:.2f} of its "
+        f"memory; {100 * results['useful_share_of_matmul_rate']:.0f} % of {rate:.0f} GFLOP/s; "
         f"{ours['compile_seconds']:.0f} s of compilation"
     )
 

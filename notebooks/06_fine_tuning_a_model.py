@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 6. Fine-tuning a model
 #
-# From preference rows to a policy that `transformers` loads, without a download: the model is a small
-# decoder made here. The last section puts SmolLM2, Llama, Mistral, Qwen or Gemma in its place.
+# From preference rows to a policy that `transformers` loads. Nothing is downloaded: the model is a small
+# decoder with random weights. The last section uses SmolLM2, Llama, Mistral, Qwen or Gemma instead.
 
 # %%
 import json
@@ -23,15 +23,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llm.plots import plot_runs, read_metrics
-from rpo.cli import main
+from llm.plots import plot_runs
+from rpo import api
 
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## Rows
 #
-# Sums, with a right and a wrong answer. One row in eight has its labels swapped, as people do.
+# Each row is a sum with a right and a wrong answer. One row in eight has swapped labels, as noise.
 
 # %%
 rng = np.random.default_rng(0)
@@ -46,12 +46,12 @@ for number in range(240):
 rows[:3]
 
 # %% [markdown]
-# A command is called from Python as from a shell: `train(...)` below is `rpo train CONFIG --objective.method ...`.
+# `api.train(CONFIG)` is `rpo train CONFIG` in Python. It returns the finished run with its metrics.
 
 
 # %%
 def train(name: str, model: str, method: str, steps: int) -> list[dict]:
-    """Train, and return the lines of ``metrics.jsonl``."""
+    """Train a model and return its metrics by step."""
     config = folder / f"{name}.yaml"
     config.write_text(f"""
 name: {name}
@@ -61,27 +61,29 @@ objective: {{method: {method}, beta: 0.1, eta: 1.0}}
 optimizer: {{learning_rate: 2.0e-3}}
 trainer: {{max_steps: {steps}, per_device_train_batch_size: 16, eval_steps: 25}}
 """)
-    assert main(["train", str(config), "--out", str(folder / name)]) == 0
-    return read_metrics(folder / name / "metrics.jsonl")
+    return api.train(config, out=folder / name).metrics
 
 
 # %% [markdown]
 # ## The reference
 #
-# The theorem's $\pi_{ref}$ is a model that already answers in the right form: the KL term holds the policy
-# near it, so it must be worth being near to. We make one by SFT on the chosen answers, and export it.
+# The KL term keeps the policy close to $\pi_{ref}$, so the reference should already answer in the right form.
+# We train one by SFT on the chosen answers and export it.
 
 # %%
-small = "architecture: {vocab_size: 264, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4}"
+small = (
+    "architecture: {vocab_size: 264, hidden_size: 64, intermediate_size: 128, "
+    "num_hidden_layers: 2, num_attention_heads: 4}"
+)
 sft = train("sft", small, "sft", steps=100)
-assert main(["export", str(folder / "sft"), "--out", str(folder / "reference")]) == 0
+api.export(folder / "sft", out=folder / "reference")
 start = sft[-1]["eval_logps/chosen"]
-print(f"held-out chosen answers have {start:.2f} nats under the reference")
+print(f"held-out chosen answers: {start:.2f} nats under the reference")
 
 # %% [markdown]
 # ## Two runs
 #
-# RPO, and DPO beside it: the same rows, the same order, the same start; only $\eta$ differs,
+# One run with RPO and one with DPO. Rows, order and initial weights are the same; only $\eta$ differs:
 #
 # $$-\log\sigma\big(\beta\,[\log\tfrac{\pi(w)}{\pi_{ref}(w)}-\log\tfrac{\pi(l)}{\pi_{ref}(l)}]\big)
 # -\eta\beta\log\pi(w),\qquad \eta_{DPO}=0.$$
@@ -91,9 +93,9 @@ reference = f"path: {folder}/reference"
 runs = {name.upper(): train(name, reference, name, steps=150) for name in ("rpo", "dpo")}
 
 # %% [markdown]
-# ## What happened
+# ## Results
 #
-# Lines are training batches, dots the forty held-out rows.
+# Lines show training batches; dots show the forty held-out rows.
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), layout="constrained")
@@ -109,11 +111,11 @@ assert last["RPO"]["eval_logps/chosen"] > last["DPO"]["eval_logps/chosen"] + 1
 assert last["DPO"]["eval_rewards/margins"] > last["RPO"]["eval_rewards/margins"]
 
 # %% [markdown]
-# DPO has the larger margin, and the chosen answers of held-out rows become less likely on the way: its loss
-# asks for a difference and does not say where the probability should go. This is *likelihood displacement*.
-# RPO, the same loss with a little SFT, loses fewer nats there. It loses some: the SFT term is on the rows of
-# training, wrong labels among them. Its adversarial value $F$, which is what the theorem minimises, ends
-# lower on held-out rows. With `default_rng(1)`, `(2)` and `(3)` the numbers differ and these orders do not.
+# DPO has the larger margin, but the chosen answers of held-out rows become less likely. Its loss only depends
+# on a difference of log-probabilities. This is *likelihood displacement*. RPO adds a small SFT term and loses
+# fewer nats. It still loses some, because the SFT term uses the training rows, including the swapped ones.
+# The adversarial value $F$, which the theorem minimizes, is lower for RPO on held-out rows. The orders are
+# the same with `default_rng(1)`, `(2)` and `(3)`.
 
 # %%
 assert last["RPO"]["eval_theory/adversarial_value"] < last["DPO"]["eval_theory/adversarial_value"]
@@ -122,32 +124,33 @@ assert last["RPO"]["eval_theory/adversarial_value"] < last["DPO"]["eval_theory/a
 # ## The policy
 
 # %%
-assert main(["export", str(folder / "rpo"), "--out", str(folder / "policy")]) == 0
+api.export(folder / "rpo", out=folder / "policy")
 print(sorted(path.name for path in (folder / "policy").iterdir()))
-policy = ["--model", str(folder / "policy"), "--tokenizer", "bytes"]
-assert main(["generate", *policy, "--prompt", "2+2=", "--max-new-tokens", "3"]) == 0
+api.generate(model=folder / "policy", tokenizer="bytes", prompt="2+2=", max_new_tokens=3)
 
 # %% [markdown]
 # ## A real model
 #
-# The same command takes a folder of Hugging Face weights, `--model.path FOLDER`; the tokenizer and the chat
-# template come with it, and `lora_r` in the configuration trains adapters in place of all weights. With such
-# a folder in the variable `RPO_MODEL`, and rows in `RPO_ROWS`, the next cell takes four steps of the real
-# run that `docs/finetuning.md` describes.
+# The key `model.path` names a folder of Hugging Face weights, with its tokenizer and chat template. `lora_r`
+# trains adapters instead of all weights. If the environment variable `RPO_MODEL` names such a folder and
+# `RPO_ROWS` a file of rows, the next cell takes four steps of the run in `docs/finetuning.md`.
 
 # %%
 if "RPO_MODEL" in os.environ:
-    real = [
-        *("--model.path", os.environ["RPO_MODEL"], "--data.train", os.environ["RPO_ROWS"]),
-        *("--data.eval_rows", "4", "--trainer.max_steps", "4", "--trainer.eval_steps", "4"),
-    ]
-    config = "../configs/rpo_smollm2_hh.yaml"
-    assert main(["train", config, *real, "--out", str(folder / "real")]) == 0
-    assert np.isfinite(read_metrics(folder / "real" / "metrics.jsonl")[-1]["eval_loss"])
+    overrides = {
+        "model.path": os.environ["RPO_MODEL"],
+        "data.train": os.environ["RPO_ROWS"],
+        "data.eval_rows": 4,
+        "trainer.max_steps": 4,
+        "trainer.eval_steps": 4,
+    }
+    real = api.train("../configs/rpo_smollm2_hh.yaml", overrides, out=folder / "real")
+    assert np.isfinite(real.metrics[-1]["eval_loss"])
 
 # %% [markdown]
 # ## Exercise
 #
-# Swap more labels, one row in three. What do accuracy and the chosen log-probability do under both methods?
+# Swap the labels of one row in three. How do accuracy and the chosen log-probability change under both
+# methods?
 #
-# *Hint: the adversary may believe either answer; RPO's policy should become less certain, not more.*
+# *Hint: either answer is now plausible to the adversary, so RPO's policy should become less certain.*

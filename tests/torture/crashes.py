@@ -1,8 +1,8 @@
-"""Kill trainings and studies, and see that each ends with the bits of one that nothing stopped.
+"""Kill trainings and studies, resume them, and compare the results with an uninterrupted run.
 
-Half of the kills come at moments drawn over the whole work of the process, its imports included;
-the others when a file that is being written is seen in the folder. Then SIGTERM and SIGINT are sent
-at random moments, and a second process is started beside a first.
+Half of the kills come at random moments of the CPU time of the process, including its imports. The
+others come shortly after an unfinished file appears in the folder. Then SIGTERM and SIGINT are sent
+at random moments, and a second process is started in the folder of a running one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE = 600.0  # seconds for a whole run on a busy machine
-KILLS_OF_A_RUN = 6  # then it may end, and is compared
+KILLS_OF_A_RUN = 6  # then the run may end and is compared
 LONGEST_STOP = 10.0
 RUN = """
 name: crashes
 model:
-  architecture: {vocab_size: 261, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2}
+  architecture:
+    vocab_size: 261
+    hidden_size: 64
+    intermediate_size: 128
+    num_hidden_layers: 2
+    num_attention_heads: 2
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 16, eval_rows: 4}
 objective: {method: rpo, beta: 0.5, eta: 0.05}
 optimizer: {learning_rate: 1.0e-2}
@@ -47,12 +52,12 @@ REPLIES = ("yes", "no", "maybe", "never")
 
 
 class Subject(NamedTuple):
-    """What is killed.
+    """A command to kill.
 
     Attributes:
-        name: of the command.
-        unfinished: patterns of what is there only while it is written, by what that is.
-        outcome: what must not depend on kills.
+        name: name of the command.
+        unfinished: glob patterns of files that exist only while they are written, by kind.
+        outcome: digest of the results, which must not depend on kills.
     """
 
     name: str
@@ -62,7 +67,7 @@ class Subject(NamedTuple):
 
 @dataclass
 class Tally:
-    """What happened."""
+    """Counts of kills, writes and results."""
 
     moments: list[float] = field(default_factory=list)
     writes: Counter[str] = field(default_factory=Counter)
@@ -73,7 +78,7 @@ class Tally:
 
 
 def trained(out: Path) -> str:
-    """Metrics and parameters of a run, but for its speed."""
+    """Return the digest of the metrics and parameters of a run, without its speed."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("perf/tokens_per_second", None)
@@ -81,7 +86,7 @@ def trained(out: Path) -> str:
 
 
 def studied(out: Path) -> str:
-    """Records and summary of a study."""
+    """Return the digest of the records and the summary of a study."""
     content = (out / "records.parquet").read_bytes() + (out / "summary.json").read_bytes()
     return hashlib.sha256(content).hexdigest()
 
@@ -100,7 +105,7 @@ SUBJECTS = {
 
 
 def start(subject: Subject, folder: Path, out: Path) -> subprocess.Popen[str]:
-    """A process; the same command begins a run and goes on with it."""
+    """Start a process; the same command begins a run and resumes it."""
     kept = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     config = f"{subject.name}.yaml"
@@ -115,19 +120,19 @@ def start(subject: Subject, folder: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def being_written(subject: Subject, out: Path) -> dict[tuple[Path, int], str]:
-    """What is there unfinished and when it was last written to, and what it would be."""
-    found = {}
+    """Return the kind of every unfinished file, by its path and the time of its last write."""
+    kinds = {}
     for kind, patterns in subject.unfinished.items():
         for path in (path for pattern in patterns for path in out.glob(pattern)):
-            with suppress(FileNotFoundError):  # it is finished by now
-                found[path, path.stat().st_mtime_ns] = kind
-    return found
+            with suppress(FileNotFoundError):  # the file is complete by now
+                kinds[path, path.stat().st_mtime_ns] = kind
+    return kinds
 
 
 def wait_for_a_write(
     subject: Subject, out: Path, process: subprocess.Popen[str], rng: random.Random
 ) -> None:
-    """Return a little after something begins to be written; there may be some before it."""
+    """Wait until shortly after a file begins to be written, possibly not the first one."""
     seen, left = set(being_written(subject, out)), rng.choice((1, 1, 2, 3, 5, 8, 13))
     while process.poll() is None:
         new = set(being_written(subject, out)) - seen
@@ -140,13 +145,13 @@ def wait_for_a_write(
 
 
 def seconds_of(process: subprocess.Popen[str]) -> float:
-    """What a process has worked; unlike the time that went by, the same on a busy machine."""
+    """Return the CPU time of a process, which does not depend on the load of the machine."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def work(process: subprocess.Popen[str], seconds: float) -> None:
-    """Let a process work for so long, or to its end."""
+    """Wait until a process has used an amount of CPU time, or has ended."""
     while process.poll() is None and seconds_of(process) < seconds:
         time.sleep(0.002)
 
@@ -154,7 +159,7 @@ def work(process: subprocess.Popen[str], seconds: float) -> None:
 def kill(
     subject: Subject, folder: Path, out: Path, life: float, rng: random.Random, tally: Tally
 ) -> bool:
-    """Start and kill a process; False if it ended before that."""
+    """Start and kill a process; return False if it ended before the kill."""
     before = being_written(subject, out)
     process = start(subject, folder, out)
     if rng.random() < 0.5:
@@ -163,41 +168,41 @@ def kill(
         work(process, rng.uniform(0.0, life))
     worked = seconds_of(process) if process.poll() is None else life
     process.kill()
-    said = process.communicate()[1]
+    stderr = process.communicate()[1]
     if process.returncode != -signal.SIGKILL:
-        check(process.returncode, said, tally)
+        check(process.returncode, stderr, tally)
         return False
     tally.moments.append(worked / life)
-    # What an earlier kill left is not counted again.
+    # Files that an earlier kill left are not counted again.
     after = being_written(subject, out)
-    tally.writes.update({kind for place, kind in after.items() if place not in before})
+    tally.writes.update({kind for key, kind in after.items() if key not in before})
     return True
 
 
-def check(code: int, said: str, tally: Tally) -> None:
-    """Note a process that should have ended well and did not, or complained."""
-    if code != 0 or "Traceback" in said or "Warning" in said:
-        tally.wrong.append(f"exit code {code}: {said.strip()[-2000:]}")
+def check(code: int, stderr: str, tally: Tally) -> None:
+    """Record a process that failed or printed a traceback or a warning."""
+    if code != 0 or "Traceback" in stderr or "Warning" in stderr:
+        tally.wrong.append(f"exit code {code}: {stderr.strip()[-2000:]}")
 
 
 def finish(subject: Subject, folder: Path, out: Path, expected: str, tally: Tally) -> None:
-    """Let a run end, and compare."""
+    """Let a run end and compare its results."""
     process = start(subject, folder, out)
-    said = process.communicate(timeout=PATIENCE)[1]
-    check(process.returncode, said, tally)
+    stderr = process.communicate(timeout=PATIENCE)[1]
+    check(process.returncode, stderr, tally)
     compare(subject, out, expected, tally)
 
 
 def compare(subject: Subject, out: Path, expected: str, tally: Tally) -> None:
-    """Note an outcome that differs, and what is left lying about."""
+    """Record results that differ, and unfinished files that are left."""
     tally.compared += 1
     if subject.outcome(out) != expected:
-        tally.wrong.append(f"{out.name}: not the bits of the run that nothing stopped")
+        tally.wrong.append(f"{out.name}: not the bits of the uninterrupted run")
     tally.wrong += [f"{path}: left behind" for path, _ in being_written(subject, out)]
 
 
 def torture(subject: Subject, folder: Path, kills: int, stops: int, seed: int) -> Tally:
-    """All of it for one command."""
+    """Run all kills and stops for one command."""
     rng, tally = random.Random(seed), Tally()
     life, finish_first = 0.0, [folder / f"{subject.name}-{name}" for name in ("compiles", "whole")]
     for out in finish_first:
@@ -205,7 +210,7 @@ def torture(subject: Subject, folder: Path, kills: int, stops: int, seed: int) -
         process = start(subject, folder, out)
         check(process.wait(PATIENCE), process.communicate()[1], tally)
         life = sum(os.times()[2:4]) - began
-    if tally.wrong:  # it does not even run
+    if tally.wrong:  # the command does not run at all
         return tally
     expected = subject.outcome(finish_first[1])
     compare(subject, finish_first[0], expected, tally)
@@ -222,8 +227,8 @@ def torture(subject: Subject, folder: Path, kills: int, stops: int, seed: int) -
             finish(subject, folder, out, expected, tally)
             tally.resumes += 1
         print(f"{subject.name}: {len(tally.moments)} of {kills} kills", file=sys.stderr, flush=True)
-    for place in range(stops):
-        stop(subject, folder, folder / f"{subject.name}-stop-{place}", expected, life, rng, tally)
+    for trial in range(stops):
+        stop(subject, folder, folder / f"{subject.name}-stop-{trial}", expected, life, rng, tally)
     second_is_refused(subject, folder, expected, tally)
     return tally
 
@@ -237,44 +242,46 @@ def stop(
     rng: random.Random,
     tally: Tally,
 ) -> None:
-    """Ask a process to stop, and let the run end."""
+    """Ask a process to stop, then let the run end."""
     kind = rng.choice((signal.SIGTERM, signal.SIGINT))
     process = start(subject, folder, out)
     work(process, rng.uniform(0.0, life))
     asked = time.monotonic()
     process.send_signal(kind)
-    said = process.communicate(timeout=PATIENCE)[1]
+    stderr = process.communicate(timeout=PATIENCE)[1]
     tally.stops.append(time.monotonic() - asked)
     if tally.stops[-1] > LONGEST_STOP:
-        tally.wrong.append(f"took {tally.stops[-1]:.1f} s to stop: {said[-500:]}")
-    # While it loads, nothing is there to save: the system ends it.
+        tally.wrong.append(f"took {tally.stops[-1]:.1f} s to stop: {stderr[-500:]}")
+    # While it loads there is nothing to save, and the signal ends it.
     if process.returncode not in (0, 143, -kind):
-        tally.wrong.append(f"exit code {process.returncode} after {kind.name}: {said[-2000:]}")
+        tally.wrong.append(f"exit code {process.returncode} after {kind.name}: {stderr[-2000:]}")
     finish(subject, folder, out, expected, tally)
 
 
 def second_is_refused(subject: Subject, folder: Path, expected: str, tally: Tally) -> None:
-    """Start a second process while a first one works."""
+    """Start a second process in the folder of a running one."""
     out = folder / f"{subject.name}-shared"
     first = start(subject, folder, out)
     while not (out / ".lock").exists() and first.poll() is None:
         time.sleep(0.001)
     second = start(subject, folder, out)
-    said = second.communicate(timeout=PATIENCE)[1]
-    if second.returncode != 2 or "another process works there" not in said:
-        tally.wrong.append(f"the second was not refused, exit code {second.returncode}: {said}")
+    stderr = second.communicate(timeout=PATIENCE)[1]
+    if second.returncode != 2 or "another process works there" not in stderr:
+        tally.wrong.append(
+            f"the second process was not refused, exit code {second.returncode}: {stderr}"
+        )
     check(first.wait(PATIENCE), first.communicate()[1], tally)
     compare(subject, out, expected, tally)
 
 
 def report(subject: Subject, tally: Tally) -> None:
-    """Print what happened."""
+    """Print the counts."""
     moments = sorted(tally.moments)
     tenths = Counter(min(int(10 * moment), 10) for moment in moments)
-    spread = " ".join(str(tenths[tenth]) for tenth in range(11))
+    by_tenth = " ".join(str(tenths[tenth]) for tenth in range(11))
     print(f"rpo {subject.name}")
     print(f"  kills                            {len(moments)}")
-    print(f"  by tenth of the work, and later  {spread}")
+    print(f"  by tenth of the work, and later  {by_tenth}")
     for kind in subject.unfinished:
         print(f"  {f'during a {kind} write':33}{tally.writes[kind]}")
     print(f"  starts with --resume             {tally.resumes}")
@@ -288,7 +295,7 @@ def report(subject: Subject, tally: Tally) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Write configurations and data."""
+    """Write the configurations and the data."""
     rows = [
         {"prompt": f"q{i % 5}", "chosen": REPLIES[i % 4], "rejected": REPLIES[(i + 1 + i % 3) % 4]}
         for i in range(24)
@@ -299,14 +306,14 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> int:
-    """Torture, and say whether all was well."""
+    """Run the torture test and return 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="of each (default 50)")
     parser.add_argument("--stops", type=int, default=10, help="of each (default 10)")
     parser.add_argument("--what", choices=(*SUBJECTS, "both"), default="both")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    # A shell has what it starts in the background ignore interrupts, and what that starts, too.
+    # A shell makes background processes and their children ignore interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     wrong = 0
     for name, subject in SUBJECTS.items():

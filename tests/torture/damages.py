@@ -1,7 +1,7 @@
-"""Files of every kind that the packages read back, damaged at random places, and what came of it.
+"""Random damage to every kind of file that the packages read back.
 
-A process of its own reads them, ``python damages.py KIND FOLDER FIRST LAST SEED``, a line a trial,
-so that a reader that crashes or hangs is seen too.
+A separate process reads the files, ``python damages.py KIND FOLDER FIRST LAST SEED``, and prints
+one line per trial, so that a reader that crashes or hangs is detected too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SLOWEST = 60  # seconds a reader may take, on a busy machine
+SLOWEST = 60  # seconds that a reader may take on a busy machine
 SIZES: dict[str, Any] = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 8}
 
 
@@ -26,8 +26,8 @@ class Kind(NamedTuple):
     """A kind of file.
 
     Attributes:
-        files: that may be damaged.
-        read: reads all of it as a command would, and gives a digest of what it found.
+        files: files to damage.
+        read: reads all of them as a command does and returns a digest of the content.
     """
 
     files: list[Path]
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 def checkpoint(folder: Path) -> Kind:
-    """The last of two checkpoints, every file of it."""
+    """Return every file of the last of two checkpoints."""
     import jax
     import numpy as np
 
@@ -85,7 +85,7 @@ def _store(folder: Path) -> Any:
 
 
 def part(folder: Path) -> Kind:
-    """Parts of a study that is not finished, their timings and their digests."""
+    """Return the parts of an unfinished study with their timings and digests."""
     store = _store(folder)
 
     def read() -> str:
@@ -100,7 +100,7 @@ def part(folder: Path) -> Kind:
 
 
 def records(folder: Path) -> Kind:
-    """Records of a study that is finished, and their digest."""
+    """Return the records of a finished study and their digest."""
     store = _store(folder)
     if not store.is_finished():
         store.merge(2)
@@ -117,21 +117,21 @@ def _values(table: Any) -> str:
 
 
 def reference(folder: Path) -> Kind:
-    """Cached log-probabilities of the reference."""
+    """Return the cached log-probabilities of the reference."""
     import numpy as np
 
     from llm.hashing import weights_digest
     from llm.train.reference_cache import Provenance, ReferenceCache, load_cache, save_cache
 
     digests = dict.fromkeys(("weights", "tokenizer", "template", "data"), "ab" * 32)
-    made_of = Provenance(
+    provenance = Provenance(
         **digests, max_length=64, max_prompt_length=None, truncation_mode="end", dtype="float32"
     )
     path = folder / "reference.safetensors"
     if not path.exists():
         values = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-        save_cache(path, ReferenceCache(np.arange(200), values), made_of)
-    return Kind([path], lambda: weights_digest(load_cache(path, made_of)._asdict()))
+        save_cache(path, ReferenceCache(np.arange(200), values), provenance)
+    return Kind([path], lambda: weights_digest(load_cache(path, provenance)._asdict()))
 
 
 def _model(folder: Path) -> Path:
@@ -150,7 +150,7 @@ def _model(folder: Path) -> Path:
 
 
 def exported(folder: Path) -> Kind:
-    """Weights that were exported here, and so carry digests."""
+    """Return exported weights, which carry digests."""
     from flax import nnx
 
     from llm.hashing import weights_digest
@@ -161,7 +161,7 @@ def exported(folder: Path) -> Kind:
 
 
 def foreign(folder: Path) -> Kind:
-    """Weights without digests, which a run began with and goes on from."""
+    """Return foreign weights without digests, from which a run starts and resumes."""
     from safetensors.numpy import load_file, save_file
 
     from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
@@ -208,31 +208,31 @@ KINDS = {
 
 
 def damaged(good: bytes, rng: random.Random) -> bytes:
-    """Content with one bit wrong, a block of zeros, or the end missing."""
-    place = rng.randrange(max(len(good), 1))
+    """Return content with one wrong bit, a block of zeros, or a missing end."""
+    index = rng.randrange(max(len(good), 1))
     match rng.random():
         case x if x < 0.6 and good:
-            wrong = bytes([good[place] ^ (1 << rng.randrange(8))])
-            return good[:place] + wrong + good[place + 1 :]
+            wrong = bytes([good[index] ^ (1 << rng.randrange(8))])
+            return good[:index] + wrong + good[index + 1 :]
         case x if x < 0.75:
-            return good[:place] + bytes(len(good[place : place + 64])) + good[place + 64 :]
+            return good[:index] + bytes(len(good[index : index + 64])) + good[index + 64 :]
         case _:
-            return good[:place]
+            return good[:index]
 
 
 def outcome(kind: Kind, expected: str) -> str:
-    """What a reader makes of what it finds."""
+    """Return how a reader reacts to the files."""
     try:
-        found = kind.read()
+        content = kind.read()
     except ValueError:
         return "detected"
     except Exception as error:
         return f"traceback {type(error).__name__}: {error}"
-    return "harmless" if found == expected else "silently wrong"
+    return "harmless" if content == expected else "silently wrong"
 
 
 def trials(name: str, folder: Path, first: int, last: int, seed: int) -> None:
-    """Damage and read, a line a trial."""
+    """Damage and read files; print one line per trial."""
     kind = KINDS[name](folder)
     expected = kind.read()
     for trial in range(first, last):
@@ -242,14 +242,14 @@ def trials(name: str, folder: Path, first: int, last: int, seed: int) -> None:
         bad = damaged(good, rng)
         path.write_bytes(bad)
         signal.alarm(SLOWEST)
-        said = outcome(kind, expected) if bad != good else "harmless"
+        result = outcome(kind, expected) if bad != good else "harmless"
         signal.alarm(0)
         path.write_bytes(good)
-        print(json.dumps({"trial": trial, "file": path.name, "outcome": said}), flush=True)
+        print(json.dumps({"trial": trial, "file": path.name, "outcome": result}), flush=True)
 
 
 def torture(name: str, count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """All trials of a kind; what went wrong by file."""
+    """Run all trials of a kind; return the counts and what went wrong."""
     tally: Counter[str] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="damages") as folder:
@@ -259,7 +259,7 @@ def torture(name: str, count: int, seed: int) -> tuple[Counter[str], list[str]]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             first += len(lines)
-            if first < count:  # it died of this one
+            if first < count:  # the process died of this trial
                 lines.append({"file": f"trial {first}", "outcome": f"died: {done.stderr[-500:]}"})
                 first = count
             for line in lines:

@@ -1,7 +1,7 @@
-"""Disks that are too small, that fill up while a command works, and folders that are read-only.
+"""Disks that are too small or fill up while a command runs, and read-only folders.
 
-A command must end with one line that names its folder, and, when there is room, go on to the bits
-of one that had room from the start.
+A command must end with one line that names its folder. When there is room again, it must resume and
+end with the bits of a run that always had room.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILLER = "filler"
 
 @contextmanager
 def mounted(point: Path, size: str) -> Iterator[Path]:
-    """A disk of a size, in memory."""
+    """Mount a disk of a given size, in memory."""
     point.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point)], check=True)
     try:
@@ -34,12 +34,12 @@ def mounted(point: Path, size: str) -> Iterator[Path]:
 
 
 def remount(point: Path, options: str) -> None:
-    """Change a disk."""
+    """Change the options of a disk."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(point)], check=True)
 
 
 def may_mount(folder: Path) -> str | None:
-    """Why disks cannot be mounted here; None if they can."""
+    """Return why disks cannot be mounted here; None if they can."""
     try:
         with mounted(folder / "probe", "64k"):
             return None
@@ -47,23 +47,23 @@ def may_mount(folder: Path) -> str | None:
         return f"no disk can be mounted here: {error}"
 
 
-def complaint(subject: Subject, code: int, said: str, out: Path) -> str | None:
-    """What is wrong with how a command ended that found no room; None if nothing is."""
-    lines = said.strip().splitlines()
+def complaint(subject: Subject, code: int, stderr: str, out: Path) -> str | None:
+    """Return what is wrong with the end of a command that had no room; None if nothing is."""
+    lines = stderr.strip().splitlines()
     if code != 2:
-        return f"{subject.name}: exit code {code}: {said[-1000:]}"
+        return f"{subject.name}: exit code {code}: {stderr[-1000:]}"
     errors = [line for line in lines if line.startswith("rpo: error: ")]
-    if errors != lines[-1:] or str(out) not in errors[0] or "Traceback" in said:
-        return f"{subject.name}: not one line that names {out}: {said[-3000:]}"
+    if errors != lines[-1:] or str(out) not in errors[0] or "Traceback" in stderr:
+        return f"{subject.name}: not one line that names {out}: {stderr[-3000:]}"
     return None
 
 
-def goes_on(subject: Subject, folder: Path, out: Path, expected: str) -> str | None:
-    """Whether a command goes on when there is room; what is wrong if it does not."""
+def resume(subject: Subject, folder: Path, out: Path, expected: str) -> str | None:
+    """Resume a command when there is room; return what is wrong with its result, or None."""
     process = start(subject, folder, out)
-    said = process.communicate(timeout=PATIENCE)[1]
-    if process.returncode != 0 or "Traceback" in said:
-        return f"{subject.name}: does not go on, exit code {process.returncode}: {said[-1000:]}"
+    stderr = process.communicate(timeout=PATIENCE)[1]
+    if process.returncode != 0 or "Traceback" in stderr:
+        return f"{subject.name}: does not resume, exit code {process.returncode}: {stderr[-1000:]}"
     if subject.outcome(out) != expected:
         return f"{subject.name}: not the bits of the run that had room"
     return None
@@ -72,21 +72,21 @@ def goes_on(subject: Subject, folder: Path, out: Path, expected: str) -> str | N
 def settle(
     subject: Subject, folder: Path, out: Path, expected: str, process: subprocess.Popen[str]
 ) -> tuple[str, str | None]:
-    """How a command ended that was given little room, and what is wrong with that."""
-    said = process.communicate(timeout=PATIENCE)[1]
+    """Return how a command with little room ended, and what is wrong with that."""
+    stderr = process.communicate(timeout=PATIENCE)[1]
     remount(out.parent, f"size={ROOM}")
     (out.parent / FILLER).unlink(missing_ok=True)
     if process.returncode == 0 and subject.outcome(out) == expected:
         return "harmless", None
-    wrong = complaint(subject, process.returncode, said, out)
-    wrong = wrong or goes_on(subject, folder, out, expected)
+    wrong = complaint(subject, process.returncode, stderr, out)
+    wrong = wrong or resume(subject, folder, out, expected)
     return ("detected", None) if wrong is None else ("silently wrong", wrong)
 
 
 def small_disk(
     subject: Subject, folder: Path, expected: str, kilobytes: int
 ) -> tuple[str, str | None]:
-    """A command on a disk of a size."""
+    """Run a command on a disk of a given size."""
     with mounted(folder / "disk", f"{kilobytes}k") as disk:
         out = disk / "out"
         return settle(subject, folder, out, expected, start(subject, folder, out))
@@ -95,7 +95,7 @@ def small_disk(
 def filling_disk(
     subject: Subject, folder: Path, expected: str, rng: random.Random, life: float
 ) -> tuple[str, str | None]:
-    """A command on a disk that something else fills while it works, often during a write."""
+    """Run a command on a disk that is filled while it runs, often during a write."""
     with mounted(folder / "disk", ROOM) as disk:
         out = disk / "out"
         process = start(subject, folder, out)
@@ -108,7 +108,7 @@ def filling_disk(
 
 
 def fill(path: Path) -> None:
-    """Take all the room that is left."""
+    """Fill the disk."""
     block = bytes(1 << 20)
     with path.open("wb", buffering=0) as file:
         while block:
@@ -121,7 +121,7 @@ def fill(path: Path) -> None:
 
 
 def read_only(subject: Subject, folder: Path, expected: str) -> tuple[str, str | None]:
-    """A finished run whose disk has become read-only, and one where nothing is yet."""
+    """Run a command on a read-only disk, with a finished run and without one."""
     for finished in (True, False):
         with mounted(folder / "disk", ROOM) as disk:
             out = disk / "out"
@@ -129,10 +129,10 @@ def read_only(subject: Subject, folder: Path, expected: str) -> tuple[str, str |
                 start(subject, folder, out).communicate(timeout=PATIENCE)
             remount(disk, "ro")
             process = start(subject, folder, out)
-            said = process.communicate(timeout=PATIENCE)[1]
+            stderr = process.communicate(timeout=PATIENCE)[1]
             remount(disk, "rw")
-            wrong = complaint(subject, process.returncode, said, out)
-            wrong = wrong or goes_on(subject, folder, out, expected)
+            wrong = complaint(subject, process.returncode, stderr, out)
+            wrong = wrong or resume(subject, folder, out, expected)
             if wrong is not None:
                 return "silently wrong", wrong
     return "detected", None
@@ -141,7 +141,7 @@ def read_only(subject: Subject, folder: Path, expected: str) -> tuple[str, str |
 def torture(
     subject: Subject, folder: Path, sizes: int, fillings: int, seed: int
 ) -> dict[str, tuple[Counter[str], list[str]]]:
-    """All of it for one command, by kind of fault."""
+    """Run all trials of one command; return the counts by kind of fault."""
     rng = random.Random(seed)
     for name in ("compiles", "whole"):
         began = sum(os.times()[2:4])
@@ -158,9 +158,9 @@ def torture(
         * fillings,
         "read-only folder": [lambda: read_only(subject, folder, expected)],
     }
-    found = {}
-    for kind, several in trials.items():
-        ended = [trial() for trial in several]
+    results = {}
+    for kind, runs in trials.items():
+        ended = [trial() for trial in runs]
         tally = Counter(outcome for outcome, _ in ended)
-        found[f"{kind}, rpo {subject.name}"] = tally, [wrong for _, wrong in ended if wrong]
-    return found
+        results[f"{kind}, rpo {subject.name}"] = tally, [wrong for _, wrong in ended if wrong]
+    return results

@@ -14,14 +14,14 @@ from crashes import SUBJECTS, prepare
 
 
 def line(kind: str, tally: Counter[str]) -> str:
-    """A row of the table."""
-    seen, harmless = tally["detected"], tally["harmless"]
-    wrong = tally.total() - seen - harmless
-    return f"{kind:36}{tally.total():>8}{seen:>10}{harmless:>10}{wrong:>16}"
+    """Return a row of the table."""
+    detected, harmless = tally["detected"], tally["harmless"]
+    wrong = tally.total() - detected - harmless
+    return f"{kind:36}{tally.total():>8}{detected:>10}{harmless:>10}{wrong:>16}"
 
 
 def main() -> int:
-    """Torture, print the table, and say whether all was well."""
+    """Run all trials, print the table, and return 1 if anything was silently wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--damages", type=int, default=300, help="of each kind (default 300)")
     parser.add_argument("--sizes", type=int, default=10, help="of disks, a command (default 10)")
@@ -39,12 +39,12 @@ def main() -> int:
         reason = full_disks.may_mount(folder)
         prepare(folder)
         for subject in SUBJECTS.values() if reason is None else ():
-            found = full_disks.torture(subject, folder, args.sizes, args.fillings, args.seed)
-            for kind, (tally, more) in found.items():
+            results = full_disks.torture(subject, folder, args.sizes, args.fillings, args.seed)
+            for kind, (tally, more) in results.items():
                 print(line(kind, tally), flush=True)
                 wrong += more
     if reason is not None:
-        print(f"full disks and read-only folders are left out: {reason}")
+        print(f"full disks and read-only folders are skipped: {reason}")
     for sentence in wrong:
         print(f"WRONG: {sentence}")
     return 1 if wrong else 0
