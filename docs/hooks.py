@@ -201,7 +201,7 @@ def _default(value: Any) -> str:
 
 def _kind(hint: Any, annotation: Any) -> str:
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(f"`{choice}`" for choice in get_args(hint))
+        return "one of " + ", ".join(f"`{name}`" for name in get_args(hint))
     return f"`{annotation}`".replace(" | ", " or ")
 
 
