@@ -445,7 +445,7 @@ def test_theorem_rpo_obeys_the_lower_bound_in_one_of_the_two_worlds() -> None:
         (lambda: four_arms(1), "`n` must be at least 2, got 1"),
         (lambda: ghost_arm(1, deficit=0.1), "`n` must be at least 2, got 1"),
         (lambda: ghost_arm(10, deficit=0.6), r"`deficit` must be in \[0, 0.5\], got 0.6"),
-        (lambda: four_arms(20, baseline=4), "`baseline` must be .* an arm from 0 to 3, got 4"),
+        (lambda: four_arms(20, baseline=4), "`baseline` must be .* an action from 0 to 3, got 4"),
         (lambda: type_i_hacking(20, reward_max=0.5), "`reward_max` must be at least 1, got 0.5"),
         (lambda: type_ii_hacking(20, reward_max=0.5), "`reward_max` must be at least 1, got 0.5"),
         (lambda: coverage_is_necessary(100, 0.001), "`informative` must be in .* got 0.001"),
