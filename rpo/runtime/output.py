@@ -36,16 +36,18 @@ def messages_to_stderr() -> Iterator[None]:
     """Show the log messages of the packages on stderr for a block, each on a line of its own."""
     handler = _StderrHandler(logging.INFO)
     loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
+    before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        logger.propagate = False  # libraries may have given the root logger a handler
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
+            logger.propagate = propagate
 
 
 @contextmanager

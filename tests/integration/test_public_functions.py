@@ -6,10 +6,13 @@ import ast
 import doctest
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 from bandits.methods.registry import METHODS
 
@@ -129,6 +132,21 @@ def test_property_every_public_function_is_used_by_a_test_or_an_example() -> Non
         if (name if name.startswith(".") else id(getattr(module, name))) not in used
     ]
     assert not unused
+
+
+@pytest.mark.parametrize("package", ["rpo_theory", "bandits", "llm", "rpo.api", "rpo.results"])
+def test_property_every_exported_name_is_in_the_reference(package: str) -> None:
+    page = ROOT / "docs" / "reference" / f"{package.partition('.')[0]}.md"
+    documented = set(re.findall(r"`(\w+)`", page.read_text(encoding="utf-8")))
+    exported = set(importlib.import_module(package).__all__)
+    assert exported - documented == set()
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "rpo", "rpo.api", "rpo.results"])
+def test_property_dir_of_a_package_shows_its_exported_names(package: str) -> None:
+    module = importlib.import_module(package)
+    assert dir(module) == sorted(module.__all__)
+    assert all(getattr(module, name) is not None for name in module.__all__)
 
 
 def test_closed_form_functions_of_one_name_are_distinguished_by_their_modules() -> None:
