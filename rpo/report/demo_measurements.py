@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
 COMPARISONS = (30, 100, 300, 1000, 3000, 10_000)
 """Numbers of comparisons at which reward hacking is measured."""
-METHODS = {"DPO": None, "RPO, baseline chosen": "chosen", "RPO, baseline reference": "reference"}
+METHODS: dict[str, Literal["chosen", "reference"] | None] = {
+    "DPO": None,
+    "RPO, baseline chosen": "chosen",
+    "RPO, baseline reference": "reference",
+}
 """Baseline of each method; DPO has none."""
 BETA, ETA = 0.1, 0.1
 Curve = tuple[list[int], list[float], list[float]]
