@@ -25,21 +25,21 @@ def test_closed_form_without_data_the_adversary_goes_to_the_corner_of_the_box() 
     policy = np.array([[0.7, 0.2, 0.1]])
     one = problem(np.zeros((3, 3)))
     worst = adversarial_reward(one, TabularBox(jnp.array(2.0)), policy)
-    # phi is linear with slope eta (policy - baseline): positive for two responses, then negative.
+    # phi is linear with gradient eta (policy - baseline), positive for two responses only.
     np.testing.assert_allclose(worst, [[0.0, 0.0, 2.0]], atol=BESIDE)
 
 
-def test_closed_form_without_data_the_adversary_goes_to_the_border_of_the_ball() -> None:
+def test_closed_form_without_data_the_adversary_goes_to_the_boundary_of_the_ball() -> None:
     policy = np.array([[0.7, 0.3]])
     features = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
     worst = adversarial_reward(
         problem(np.zeros((2, 2))), LinearBall(features, np.array(1.5)), policy
     )
-    # The slope is eta (0.7, -0.7): the parameter is the other way, of norm 1.5.
+    # The gradient is eta (0.7, -0.7): the parameter is the other way, of norm 1.5.
     np.testing.assert_allclose(worst, [[-1.5 / np.sqrt(2), 1.5 / np.sqrt(2)]], atol=BESIDE)
 
 
-def test_closed_form_of_a_finite_class_the_least_objective_is_taken() -> None:
+def test_closed_form_of_a_finite_class_the_smallest_objective_is_chosen() -> None:
     policy, wins = np.array([[0.5, 0.5]]), np.array([[0.0, 3.0], [1.0, 0.0]])
     members = jnp.array([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
     one = problem(wins)
@@ -57,7 +57,7 @@ def test_closed_form_data_balance_the_adversary_inside_the_box() -> None:
     assert worst[0] - worst[1] == pytest.approx(np.log(share / (1 - share)), abs=1e-7)
 
 
-def test_closed_form_blocks_hold_a_prompt_divided_by_its_own_weight() -> None:
+def test_closed_form_blocks_hold_one_context_divided_by_its_weight() -> None:
     wins = np.zeros((2, 2, 2))
     wins[0, 0, 1], wins[1, 1, 0] = 3.0, 1.0
     even = np.full((2, 2), 0.5)
@@ -71,7 +71,7 @@ def test_closed_form_blocks_hold_a_prompt_divided_by_its_own_weight() -> None:
     np.testing.assert_array_equal(blocks.width, [5.0, 5.0])
 
 
-def test_closed_form_a_parameter_outside_the_unit_ball_is_pulled_to_its_border() -> None:
+def test_closed_form_a_parameter_outside_the_unit_ball_is_projected() -> None:
     features = jnp.array([[[2.0, 0.0], [0.0, 1.0]]])
     inside, outside = jnp.array([0.3, 0.4]), jnp.array([3.0, 4.0])
     np.testing.assert_allclose(unit_ball_reward(features, inside), [[0.6, 0.4]])

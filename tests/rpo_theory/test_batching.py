@@ -50,7 +50,7 @@ def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
     np.testing.assert_array_equal(solution.reward, 10.0 + np.arange(23.0))
 
 
-def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
+def test_closed_form_functions_get_groups_of_one_size_in_float64() -> None:
     seen = []
 
     def function(tree: dict[str, np.ndarray], more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,15 +58,15 @@ def test_closed_form_functions_see_groups_of_one_size_in_float64() -> None:
         return tree["a"] + more, more.sum(axis=1)
 
     tree = {"a": np.arange(5, dtype=np.int32)[:, None]}
-    total, summed = map_in_groups(function, tree, np.full((5, 2), 0.5, np.float32), size=2)
+    doubled, summed = map_in_groups(function, tree, np.full((5, 2), 0.5, np.float32), size=2)
     assert [rows for rows, _ in seen] == [[[0], [1], [2]], [[2], [3], [4]], [[4], [4], [4]]]
     assert {dtype for _, dtype in seen} == {np.dtype(np.float64)}
-    np.testing.assert_array_equal(total, np.arange(5)[:, None] + np.full((5, 2), 0.5))
+    np.testing.assert_array_equal(doubled, np.arange(5)[:, None] + np.full((5, 2), 0.5))
     np.testing.assert_array_equal(summed, np.ones(5))
 
 
 @pytest.mark.parametrize(("most", "size"), [(0.2, 1), (7.9, 1), (8.0, 8), (15.9, 8), (1e3, 512)])
-def test_closed_form_a_group_fills_vectors_or_is_one(most: float, size: int) -> None:
+def test_closed_form_a_group_fills_vectors_or_has_one_row(most: float, size: int) -> None:
     assert round_group_size(most) == size
     problem, _ = problems(2)
     assert group_size(problem, int(4 * most)) == size
@@ -80,7 +80,7 @@ def test_closed_form_one_problem_is_a_batch_of_one() -> None:
     assert int(solution.status) == Status.SOLVED.value
 
 
-def test_closed_form_laws_are_normalised_in_float64() -> None:
+def test_closed_form_distributions_are_normalized_in_float64() -> None:
     problem, _ = problems(1)
     thirds = np.array([[[1.0, 2.0]]], np.float32)
     got, reward_class = to_float64(

@@ -97,8 +97,8 @@ def test_theorem_corrected_is_the_safe_bound_at_the_same_eta_and_beta(
 def test_theorem_tight_is_the_printed_one_with_the_root_of_h_for_kappa(
     n: float, reward_max: float, iota: float, c: float, kl: float
 ) -> None:
-    slope = float(sigmoid(reward_max) * sigmoid(-reward_max))
-    root_h = math.sqrt(slope / 8.0)
+    gradient = float(sigmoid(reward_max) * sigmoid(-reward_max))
+    root_h = math.sqrt(gradient / 8.0)
     eta, beta = root_h * math.sqrt(24.0 * iota**2 / n), n**-0.5
     untuned = c**2 * eta / (8 * root_h**2) + 3 * iota**2 / (eta * n) + beta * kl
     modulus = tight_modulus(reward_max)
@@ -110,7 +110,7 @@ def test_theorem_tight_is_the_printed_one_with_the_root_of_h_for_kappa(
 
 
 @pytest.mark.parametrize("modulus", [printed_modulus, corrected_modulus, tight_modulus])
-def test_theorem_known_coverage_eta_is_the_best_and_turns_c_squared_plus_one_into_two_c(
+def test_theorem_known_coverage_eta_minimizes_the_bound_to_two_c(
     modulus: Callable[[float], Array],
 ) -> None:
     n, iota, c, reward_max = 500.0, 3.0, 7.0, 1.5
@@ -173,9 +173,9 @@ def test_closed_form_infimum_of_hellinger_over_total_variation_is_one_half() -> 
 
 def test_theorem_printed_constant_is_safe_from_reward_range_a_third_on() -> None:
     """Erratum 2: the printed modulus is below the scanned one exactly from .333 on."""
-    places = np.arange(0.25, 0.45, 0.001)
-    safe = [float(printed_modulus(place)) <= scanned_modulus(place) for place in places.tolist()]
-    threshold = float(places[np.argmax(safe)])
+    ranges = np.arange(0.25, 0.45, 0.001)
+    safe = [float(printed_modulus(reward_max)) <= scanned_modulus(reward_max) for reward_max in ranges.tolist()]
+    threshold = float(ranges[np.argmax(safe)])
     assert sum(safe) == len(safe) - np.argmax(safe)
     assert abs(threshold - 0.333) <= 0.0015
     terms = {"n_pairs": 100.0, "complexity": 2.0, "coverage": 3.0, "kl": 0.5}
@@ -203,7 +203,7 @@ def test_closed_form_table_of_constants(reward_max: float, tight: float, printed
     assert round(float(printed_modulus(reward_max)) ** -0.5, digits) == printed
 
 
-def test_theorem_discretisation_step_is_false_but_its_cost_is_small() -> None:
+def test_theorem_discretization_step_is_false_but_its_cost_is_small() -> None:
     """Erratum 6: D^2 <= D1^2 + 2 D2^2 fails; rounding a reward costs less than 3 eps <= 1/N.
 
     A reward within eps in sup norm moves a margin by 2 eps. The cost is of the log-likelihood and
@@ -257,7 +257,7 @@ def test_theorem_shifted_prompts_cost_at_most_the_factor(seed: int) -> None:
     np.testing.assert_allclose(d1 @ worst, factor * (d0 @ worst), rtol=ALGEBRA)
 
 
-def test_extreme_a_prompt_never_trained_on_has_no_bound() -> None:
+def test_extreme_a_prompt_without_training_weight_has_no_bound() -> None:
     new, old = jnp.array([0.5, 0.5, 0.0]), jnp.array([1.0, 0.0, 0.0])
     assert prompt_shift_factor(new, old) == jnp.inf
     assert prompt_shift_factor(old, new) == 2.0

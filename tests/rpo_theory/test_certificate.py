@@ -70,7 +70,7 @@ def cvxpy_gap(
         table = cp.Variable((2, 4))
         rows = [table[i] for i in range(2)]
         constraints = [table >= 0, table <= float(reward_class.maximum)]
-    eta, beta, total = float(problem.eta), float(problem.beta), problem.wins.sum()
+    eta, beta, n_comparisons = float(problem.eta), float(problem.beta), problem.wins.sum()
     terms = []
     for i in range(2):
         weight = eta * float(problem.context_weights[i])
@@ -78,7 +78,9 @@ def cvxpy_gap(
         terms.append(weight * ((policy[i] - problem.baseline_policy[i]) @ rows[i] - beta * kl))
         for won, lost in zip(*np.nonzero(problem.wins[i]), strict=True):
             terms.append(
-                problem.wins[i, won, lost] / total * cp.logistic(rows[i][lost] - rows[i][won])
+                problem.wins[i, won, lost]
+                / n_comparisons
+                * cp.logistic(rows[i][lost] - rows[i][won])
             )
     task = cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), constraints)
     task.solve(solver=cp.CLARABEL)
@@ -136,7 +138,7 @@ def test_closed_form_the_unbounded_class_has_no_finite_gap() -> None:
 def test_gradient_of_the_saddle_function_agrees_with_finite_differences() -> None:
     problem = random_problem(3)
     policy, reward = random_pair(3, Unbounded())
-    slope = np.asarray(reward_gradient(problem, policy, reward))
+    gradient = np.asarray(reward_gradient(problem, policy, reward))
     step = 1e-6
     for x in range(2):
         for a in range(4):
@@ -144,7 +146,7 @@ def test_gradient_of_the_saddle_function_agrees_with_finite_differences() -> Non
             nudge[x, a] = step
             rise = saddle_objective(problem, policy, reward + nudge)
             fall = saddle_objective(problem, policy, reward - nudge)
-            assert slope[x, a] == pytest.approx(float(rise - fall) / (2 * step), abs=1e-9)
+            assert gradient[x, a] == pytest.approx(float(rise - fall) / (2 * step), abs=1e-9)
 
 
 def test_property_kkt_residual_is_large_away_from_the_saddle_point() -> None:
@@ -165,7 +167,7 @@ def batch_of_one(problem: Problem) -> Problem:
     return Problem(*(np.asarray(field)[None] for field in problem))
 
 
-def test_property_what_claims_to_be_solved_keeps_its_status_only_if_its_gap_is_proven() -> None:
+def test_property_status_solved_is_kept_only_if_the_gap_is_proven() -> None:
     problem, box = random_problem(0), TabularBox(np.array(1.5))
     batch, boxes = batch_of_one(problem), TabularBox(np.array([1.5]))
     policy, reward = minimax.solve(problem, box)[:2]
@@ -180,7 +182,7 @@ def test_property_what_claims_to_be_solved_keeps_its_status_only_if_its_gap_is_p
 
 
 @pytest.mark.parametrize("solver", [minimax, maximin, direct])
-def test_extreme_a_gap_that_rounding_leaves_is_not_called_solved(solver: Any) -> None:
+def test_extreme_a_gap_left_by_rounding_is_not_solved(solver: Any) -> None:
     """A box of width 1e6 at beta 1e-8: no float64 answer can be within 1e-10 of optimal."""
     rng = np.random.default_rng(0)
     wins = np.array([[[0.0, 3e14, 1.0], [1e-9, 0.0, 2.0], [5.0, 7e3, 0.0]]])
@@ -204,14 +206,14 @@ def test_extreme_a_number_that_is_not_finite_is_never_solved(solver: Any, field:
         assert Status(int(found.status)) is Status.NOT_FINITE
 
 
-def test_closed_form_the_regret_of_a_policy_is_what_it_leaves_of_the_objective() -> None:
+def test_closed_form_the_policy_gap_is_the_objective_minus_the_saddle_function() -> None:
     problem = random_problem(3)
     policy, reward = random_pair(3, TabularBox(np.array(1.5)))
     left = float(minimax_objective(problem, reward) - saddle_objective(problem, policy, reward))
     assert float(policy_gap(problem, policy, reward)) == pytest.approx(left, abs=EXACT)
 
 
-def test_closed_form_the_gap_of_a_mixture_is_that_of_the_game_in_which_it_draws() -> None:
+def test_closed_form_the_gap_of_a_mixture_is_that_of_the_mixed_game() -> None:
     problem, rng = random_problem(4), np.random.default_rng(4)
     members, mixture = rng.uniform(0, 1.5, (3, 2, 4)), rng.dirichlet(np.ones(3))
     policy = rng.dirichlet(np.ones(4), 2)
@@ -237,7 +239,7 @@ def test_closed_form_a_gap_is_proven_relative_to_the_larger_of_eta_and_value() -
     assert not proven(large, np.nan, 0.2)
 
 
-def test_limit_over_all_rewards_the_defect_is_zero_at_a_saddle_point_alone() -> None:
+def test_limit_over_all_rewards_the_residual_is_zero_only_at_a_saddle_point() -> None:
     problem = random_problem(5)
     wins = problem.wins + 0.5 * (1 - np.eye(4))  # every response beats every other: attained
     problem = problem._replace(wins=wins)
@@ -246,15 +248,15 @@ def test_limit_over_all_rewards_the_defect_is_zero_at_a_saddle_point_alone() -> 
     policy, reward = np.asarray(found.policy)[0], np.asarray(found.reward)[0]
     assert float(unbounded_residual(problem, policy, reward)) < 1e-10
     other = reward + np.array([[0.1, 0.0, 0.0, 0.0]] * 2)
-    slope = np.abs(reward_gradient(problem, policy, other)).max()
-    expected = max(float(slope), float(policy_gap(problem, policy, other)))
+    gradient = np.abs(reward_gradient(problem, policy, other)).max()
+    expected = max(float(gradient), float(policy_gap(problem, policy, other)))
     assert float(unbounded_residual(problem, policy, other)) == pytest.approx(expected, rel=1e-12)
     assert float(reduced_residual(unbounded.reduce(problem), policy, other)) == pytest.approx(
         expected, rel=1e-12
     )
 
 
-def test_property_all_numbers_of_a_problem_and_its_class_are_asked_one_by_one() -> None:
+def test_property_every_number_of_a_problem_and_its_class_is_checked() -> None:
     problem, maximum = random_problem(0), np.array(2.0)
     batch = jax.tree.map(lambda leaf: np.stack([leaf] * 4), problem)
     box = TabularBox(np.stack([maximum] * 4))
@@ -287,10 +289,10 @@ def test_limit_the_bound_is_tight_at_a_saddle_point() -> None:
     assert float(duality_gap_bound(problem, box, solution.policy, solution.reward)) < GAP_TOLERANCE
 
 
-def test_closed_form_the_kkt_residual_is_the_way_down_the_slope_within_the_box() -> None:
+def test_closed_form_the_kkt_residual_is_the_projected_gradient_step_in_the_box() -> None:
     even, first = np.full((1, 2), 0.5), np.array([[1.0, 0.0]])
     one = np.array(1.0)
     problem = Problem(np.ones(1), even, first[:, ::-1], np.zeros((1, 2, 2)), one, one)
-    # The slope is (1, -1): down it the rewards end in the corner (0, 0.75), 0.5 away.
+    # The gradient is (1, -1): down it the rewards end in the corner (0, 0.75), 0.5 away.
     reward = np.array([[0.5, 0.25]])
     assert float(kkt_residual(problem, TabularBox(np.array(0.75)), first, reward)) == 0.5

@@ -157,7 +157,7 @@ def ball_program(ball: LinearBall, setting: Setting, theta: np.ndarray) -> float
     return convex_program(form, rows, cone, d)
 
 
-def test_parity_ball_with_a_convex_program_inside_and_on_the_rim() -> None:
+def test_parity_ball_with_a_convex_program_inside_and_on_the_boundary() -> None:
     cases = [random_ball(np.random.default_rng(seed)) for seed in range(50)]
     found = [setting.coverage(ball) for ball, setting, _ in cases]
     assert_same(found, [ball_program(*case) for case in cases])
@@ -235,24 +235,24 @@ def test_closed_form_effective_resistance() -> None:
 
 
 def test_closed_form_prompts_add_with_the_square_of_their_weight() -> None:
-    """Each prompt as if alone, with its share of the data: C^2 = sum d0^2 C_x^2 / share."""
-    alone = two_arms(0.5)
+    """Contexts separate, each with its share of the data: C^2 = sum d0^2 C_x^2 / share."""
+    single = two_arms(0.5)
     both = Setting(
-        np.repeat(alone.true_reward, 2, axis=0),
-        np.repeat(alone.comparator, 2, axis=0),
-        np.repeat(alone.baseline, 2, axis=0),
+        np.repeat(single.true_reward, 2, axis=0),
+        np.repeat(single.comparator, 2, axis=0),
+        np.repeat(single.baseline, 2, axis=0),
         np.array([0.3, 0.7]),
-        np.concatenate([0.9 * alone.pair_distribution, 0.1 * alone.pair_distribution]),
+        np.concatenate([0.9 * single.pair_distribution, 0.1 * single.pair_distribution]),
     )
     expected = 2.0 * (0.3**2 / 0.9 + 0.7**2 / 0.1)
     np.testing.assert_allclose(both.coverage(Unbounded()) ** 2, expected, rtol=CLOSED_FORM)
     only_first = both._replace(context_weights=np.array([1.0, 0.0]))
-    without_data = np.concatenate([alone.pair_distribution, 0.0 * alone.pair_distribution])
+    without_data = np.concatenate([single.pair_distribution, 0.0 * single.pair_distribution])
     found = only_first._replace(pair_distribution=without_data).coverage(Unbounded())
     np.testing.assert_allclose(found**2, 2.0, rtol=CLOSED_FORM)
 
 
-def test_closed_form_a_face_can_ask_for_more_than_the_matrix_norm() -> None:
+def test_closed_form_coverage_on_a_face_can_exceed_the_matrix_norm() -> None:
     """One edge, an island, and faces that let the unbalanced masses out: 1, the norm gives 1/2."""
     law = np.zeros((1, 3, 3))
     law[0, 0, 1] = 1.0
@@ -274,7 +274,9 @@ def test_closed_form_a_face_can_ask_for_more_than_the_matrix_norm() -> None:
         ([0.0, -1.0], np.inf),  # on the rim, but the rim does not bound the unseen direction
     ],
 )
-def test_closed_form_ball_with_an_unseen_direction(theta: list[float], expected: float) -> None:
+def test_closed_form_ball_with_a_direction_without_data(
+    theta: list[float], expected: float
+) -> None:
     """Arm 1 has feature (1, 0), never compared, and the comparator is the arm opposite to it."""
     features = np.array([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [-1.0, 1.0]]])
     law = np.zeros((1, 4, 4))
@@ -286,7 +288,7 @@ def test_closed_form_ball_with_an_unseen_direction(theta: list[float], expected:
     np.testing.assert_allclose(found, expected, rtol=CLOSED_FORM)
 
 
-def test_closed_form_ball_on_the_rim_with_all_directions_seen() -> None:
+def test_closed_form_ball_on_the_boundary_with_data_in_all_directions() -> None:
     """v = -theta* points out of the ball: no direction is left; v = +theta*: all are."""
     features = np.array([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
     law = np.zeros((1, 3, 3))
@@ -314,7 +316,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @settings(deadline=None, max_examples=25)
 @given(seeds)
-def test_property_nothing_is_asked_about_the_baseline_itself(seed: int) -> None:
+def test_closed_form_coverage_of_the_baseline_itself_is_zero(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ball, setting, _ = random_ball(rng)
     same = setting._replace(baseline=setting.comparator)
@@ -327,7 +329,7 @@ def test_property_nothing_is_asked_about_the_baseline_itself(seed: int) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(seeds)
-def test_property_a_larger_class_asks_for_more_up_to_the_density_ratio(seed: int) -> None:
+def test_property_coverage_grows_with_the_class_up_to_the_density_ratio(seed: int) -> None:
     rng = np.random.default_rng(seed)
     setting = random_setting(rng, pairs=2.0)
     if seed % 2:
@@ -375,12 +377,12 @@ def test_limit_a_fine_sample_of_the_ball_approaches_the_ball() -> None:
     assert setting.coverage(finite) <= setting.coverage(ball) * (1.0 + SLACK)
 
 
-def test_extreme_single_action_empty_data_and_rounded_laws() -> None:
+def test_extreme_single_action_empty_data_and_rounded_probabilities() -> None:
     one = np.ones((1, 1))
-    alone = Setting(0.5 * one, one, one, np.ones(1), np.zeros((1, 1, 1)))
+    single = Setting(0.5 * one, one, one, np.ones(1), np.zeros((1, 1, 1)))
     ball = LinearBall(np.ones((1, 1, 2)), np.array(1.0))
     for reward_class in (TabularBox(np.array(1.0)), Unbounded(), ball):
-        assert alone.coverage(reward_class) == 0.0
+        assert single.coverage(reward_class) == 0.0
     no_data = two_arms(0.0)
     for reward_class in (TabularBox(np.array(1.0)), Unbounded()):
         assert no_data.coverage(reward_class) == np.inf
@@ -427,7 +429,7 @@ def test_compiles_once_for_instances_of_one_shape() -> None:
     assert solve._cache_size() == before + 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_property_needs_no_configuration_of_jax() -> None:
+def test_property_results_do_not_depend_on_the_configuration_of_jax() -> None:
     """A user without float64 gets the same digits."""
     setting = random_policies()
     expected = setting.coverage(Unbounded())

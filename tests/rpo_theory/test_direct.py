@@ -36,7 +36,7 @@ def random_problem(
     """
     rng = np.random.default_rng(seed)
     x, a = contexts, actions
-    total = int(10 ** rng.uniform(0, 4))
+    n_comparisons = int(10 ** rng.uniform(0, 4))
     truth, seen = rng.uniform(0, 2, (x, a)), rng.random((x, a)) < rng.uniform(0.2, 1.0)
     seen[:, :2] = True
     wins = np.zeros((x + padding[0], a + padding[1], a + padding[1]))
@@ -44,7 +44,7 @@ def random_problem(
         i, j = np.triu_indices(a, 1)
         both = seen[prompt, i] & seen[prompt, j]
         i, j = i[both], j[both]
-        n = rng.multinomial(rng.binomial(total, 1 / x), np.full(len(i), 1 / len(i)))
+        n = rng.multinomial(rng.binomial(n_comparisons, 1 / x), np.full(len(i), 1 / len(i)))
         won = rng.binomial(n, 1 / (1 + np.exp(truth[prompt, j] - truth[prompt, i])))
         wins[prompt, i, j], wins[prompt, j, i] = won, n - won
     reference, baseline = np.zeros(wins.shape[:2]), np.zeros(wins.shape[:2])
@@ -114,7 +114,7 @@ def test_parity_with_the_exact_solver_on_a_hundred_problems(kind: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, st.sampled_from(["box", "ball"]))
-def test_theorem_the_certificate_proves_the_descended_pair_optimal(seed: int, kind: str) -> None:
+def test_theorem_the_certificate_proves_the_solution_optimal(seed: int, kind: str) -> None:
     problem, reward_class = random_problem(seed), random_class(kind, seed, (3, 5))
     assert_proven(problem, reward_class, direct.solve(problem, reward_class))
 
@@ -145,14 +145,14 @@ def test_closed_form_two_arms_by_bisection(seed: int) -> None:
     share = wins / wins.sum()
     logit = np.log(reference[0, 0] / reference[0, 1])
 
-    def slope(margin: float) -> float:
+    def gradient(margin: float) -> float:
         policy = 1 / (1 + np.exp(-margin / beta - logit))
         surprise = share[0, 0, 1] / (1 + np.exp(margin)) - share[0, 1, 0] / (1 + np.exp(-margin))
         return eta * (policy - baseline[0, 0]) - surprise
 
     bound = 20 * (1 + beta)
     with np.errstate(over="ignore"):
-        margin: Any = brentq(slope, -bound, bound, xtol=1e-14)
+        margin: Any = brentq(gradient, -bound, bound, xtol=1e-14)
     problem = Problem(np.ones(1), reference, baseline, wins, np.array(beta), np.array(eta))
     found = direct.solve(problem, Unbounded())
     expected = 1 / (1 + np.exp(-margin / beta - logit))
@@ -163,28 +163,28 @@ def test_closed_form_two_arms_by_bisection(seed: int) -> None:
 def test_parity_with_scipy_on_the_loss_written_by_hand(seed: int) -> None:
     problem = random_problem(seed)._replace(beta=np.array(0.7), eta=np.array(1.3))
     problem = problem._replace(context_weights=np.full(3, 1 / 3))
-    reference, total = problem.reference_policy, problem.wins.sum()
+    reference, n_comparisons = problem.reference_policy, problem.wins.sum()
 
     def loss(flat: Any) -> float:
         logits = np.log(reference) + flat.reshape(3, 5) / 0.7
         log_policy = logits - logsumexp(logits, axis=1, keepdims=True)
         ratio = log_policy - np.log(reference)
         margin = 0.7 * (ratio[:, :, None] - ratio[:, None, :])
-        dpo = np.sum(problem.wins * np.logaddexp(0, -margin)) / total
+        dpo = np.sum(problem.wins * np.logaddexp(0, -margin)) / n_comparisons
         return dpo - 1.3 * 0.7 * np.sum(problem.baseline_policy * log_policy) / 3
 
     box = TabularBox(np.array(1.5))
-    theirs = minimize(
+    external = minimize(
         loss, np.zeros(15), method="L-BFGS-B", bounds=[(0, 1.5)] * 15, options={"ftol": 1e-15}
     )
     ours = direct.solve(problem, box)
-    assert loss(ours.reward.ravel()) <= theirs.fun + EXACT
-    weight = reference * np.exp(theirs.x.reshape(3, 5) / 0.7)
+    assert loss(ours.reward.ravel()) <= external.fun + EXACT
+    weight = reference * np.exp(external.x.reshape(3, 5) / 0.7)
     # SciPy's finite differences leave its gradient, and so its policy, known to about 1e-7.
     np.testing.assert_allclose(ours.policy, weight / weight.sum(1, keepdims=True), atol=1e-4)
 
 
-def test_closed_form_a_finite_class_gives_the_member_of_least_loss() -> None:
+def test_closed_form_a_finite_class_gives_the_member_with_the_smallest_loss() -> None:
     problem = random_problem(3)
     rewards = np.random.default_rng(0).uniform(0, 2, (6, 3, 5))
     values = [float(minimax_objective(problem, reward)) for reward in rewards]
@@ -213,7 +213,7 @@ def test_limit_eta_of_zero_fits_the_observed_frequencies() -> None:
     np.testing.assert_allclose(policy[0, 0] / policy[0, 1], 3.0, rtol=STOPS)
 
 
-def test_theorem_what_never_wins_gets_probability_zero_in_the_limit() -> None:
+def test_theorem_a_response_that_never_wins_gets_probability_zero_in_the_limit() -> None:
     even, wins = np.full((1, 3), 1 / 3), np.zeros((1, 3, 3))
     wins[0, 0, 2] = wins[0, 1, 0] = wins[0, 0, 1] = 2.0
     chosen = wins.sum(axis=2) / wins.sum()
@@ -267,7 +267,7 @@ def test_extreme_problems_are_solved(kind: str, change: dict[str, Any]) -> None:
         assert_proven(problem, reward_class, direct.solve(problem, reward_class))
 
 
-def test_raises_where_the_step_limit_is_too_low_unless_told_not_to() -> None:
+def test_raises_at_the_step_limit_unless_throw_is_false() -> None:
     problem, box = random_problem(0), TabularBox(np.array(2.0))
     with pytest.raises(ValueError, match=r"step limit.*throw=False"):
         direct.solve(problem, box, max_steps=1)
@@ -299,11 +299,11 @@ def test_property_padding_and_batching_change_nothing() -> None:
     boxes = [random_class("box", seed, (3, 5)) for seed in range(3)]
     together = direct.solve_batch(stack(problems), stack(boxes))
     for i, (problem, box) in enumerate(zip(problems, boxes, strict=True)):
-        alone = direct.solve(problem, box)
-        np.testing.assert_allclose(together.policy[i], alone.policy, atol=STOPS)
+        single = direct.solve(problem, box)
+        np.testing.assert_allclose(together.policy[i], single.policy, atol=STOPS)
 
 
-def test_property_float32_users_get_float64_answers() -> None:
+def test_property_float32_input_gives_float64_solutions() -> None:
     problem = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), random_problem(1))
     with jax.enable_x64(False):
         found = direct.solve(problem, TabularBox(np.array(2.0, np.float32)))

@@ -159,23 +159,23 @@ def test_property_swapping_a_pair_adds_its_scaled_margin(rows: Any) -> None:
 def test_gradient_of_rpo_is_the_hand_formula(rows: Any) -> None:
     policy, reference = pairs(rows)
 
-    def total(policy: PairLogProbs) -> jax.Array:
+    def summed_loss(policy: PairLogProbs) -> jax.Array:
         return losses.rpo(policy, reference, policy.chosen, beta=BETA, eta=ETA).sum()
 
-    slope = jax.grad(total)(policy)
+    gradient = jax.grad(summed_loss)(policy)
     surprise = jax.nn.sigmoid(-BETA * losses.margin(policy, reference))
-    np.testing.assert_allclose(slope.chosen, -BETA * surprise - ETA * BETA, rtol=1e-12)
-    np.testing.assert_allclose(slope.rejected, BETA * surprise, rtol=1e-12)
+    np.testing.assert_allclose(gradient.chosen, -BETA * surprise - ETA * BETA, rtol=1e-12)
+    np.testing.assert_allclose(gradient.rejected, BETA * surprise, rtol=1e-12)
 
 
 @every_loss
 def test_gradient_agrees_with_finite_differences(loss: Loss) -> None:
     rows = jnp.asarray(np.random.default_rng(0).uniform(-3.0, 0.0, (4, 6)))
-    slope = np.asarray(jax.grad(lambda r: loss(r).sum())(rows))
+    gradient = np.asarray(jax.grad(lambda r: loss(r).sum())(rows))
     step = 1e-6
     for i, j in np.ndindex(*rows.shape):
         ahead, behind = (loss(rows.at[i, j].add(sign * step)).sum() for sign in (1, -1))
-        assert slope[i, j] == pytest.approx(float(ahead - behind) / (2 * step), abs=SLOPE)
+        assert gradient[i, j] == pytest.approx(float(ahead - behind) / (2 * step), abs=SLOPE)
 
 
 @every_loss
@@ -186,10 +186,10 @@ def test_extreme_masked_examples_have_zero_loss_and_zero_gradient(
     clean = jnp.asarray(np.random.default_rng(1).uniform(-3.0, 0.0, (4, 5)))
     where = jnp.array([True, False, True, False, True])
     dirty = jnp.where(where, clean, rubbish)
-    got, slope = loss(dirty, where), jax.grad(lambda r: loss(r, where).sum())(dirty)
+    got, gradient = loss(dirty, where), jax.grad(lambda r: loss(r, where).sum())(dirty)
     expected, wanted = loss(clean), jax.grad(lambda r: loss(r).sum())(clean)
     np.testing.assert_array_equal(got, jnp.where(where, expected, 0.0))
-    np.testing.assert_array_equal(slope, jnp.where(where, wanted, 0.0))
+    np.testing.assert_array_equal(gradient, jnp.where(where, wanted, 0.0))
 
 
 @every_loss
@@ -227,19 +227,19 @@ def test_gradient_at_extreme_log_ratios_and_beta_is_that_of_float64(
     ratios = jnp.array([(w, loser) for w in EXTREME for loser in EXTREME], dtype).T
     level = PairLogProbs(*jnp.zeros_like(ratios))
 
-    def total(ratios: jax.Array) -> jax.Array:
+    def summed_loss(ratios: jax.Array) -> jax.Array:
         zero = jax.tree.map(lambda side: side.astype(ratios.dtype), level)
         return EXTREME_LOSSES[name](PairLogProbs(*ratios), zero, beta=beta)
 
-    def slope(ratios: jax.Array) -> jax.Array:
-        return jax.grad(lambda ratios: total(ratios).sum())(ratios)
+    def gradient(ratios: jax.Array) -> jax.Array:
+        return jax.grad(lambda ratios: summed_loss(ratios).sum())(ratios)
 
     rounding = 8.0 * float(jnp.finfo(dtype).eps)
-    for narrow, exact in ((total(ratios), total), (slope(ratios), slope)):
+    for narrow, exact in ((summed_loss(ratios), summed_loss), (gradient(ratios), gradient)):
         wanted = np.asarray(exact(ratios.astype(jnp.float64)))
         assert narrow.dtype == dtype
         assert jnp.isfinite(narrow).all()
-        # A slope of chi-PO beyond what the dtype holds is cut off, finite and of the right sign.
+        # A gradient of chi-PO beyond what the dtype holds is cut off, finite and of the right sign.
         held = np.abs(wanted) < 1e30
         got = np.asarray(narrow.astype(jnp.float64))
         np.testing.assert_allclose(got[held], wanted[held], rtol=rounding, atol=beta * 1e-30)
@@ -259,7 +259,7 @@ def test_extreme_chi_po_is_clipped_on_the_right_side_where_exp_overflows(
 
     policy = PairLogProbs(jnp.array(chosen), jnp.array(rejected))
     assert float(loss(policy)) == pytest.approx(softplus(np.array(-2.0 * sign)))
-    assert all(float(slope) == 0.0 for slope in jax.grad(loss)(policy))
+    assert all(float(gradient) == 0.0 for gradient in jax.grad(loss)(policy))
 
 
 def test_property_the_dtype_of_the_inputs_is_kept() -> None:

@@ -156,7 +156,7 @@ def first_order_play(problem: Problem, maximum: float, steps: int) -> np.ndarray
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_parity_first_order_play_of_both_sides_ends_at_the_same_policy(seed: int) -> None:
+def test_parity_first_order_play_converges_to_the_same_policy(seed: int) -> None:
     problem = random_problem(seed, beta=0.5, eta=1.0)
     played = first_order_play(problem, 2.0, 40_000)
     solution = maximin.solve(problem, TabularBox(np.array(2.0)))
@@ -206,20 +206,20 @@ def test_parity_cvxpy_finds_the_same_value_and_policy(kind: str, seed: int) -> N
 @pytest.mark.parametrize("beta", [1e-3, 0.05, 1.0, 30.0])
 @pytest.mark.parametrize("eta", [0.03, 1.0, 30.0])
 def test_closed_form_two_arms_are_one_equation_in_their_difference(beta: float, eta: float) -> None:
-    """One unknown d = r_1 - r_2 in [-R, R]; the slope of F in it rises from end to end."""
+    """One unknown d = r_1 - r_2 in [-R, R]; the gradient of F in it rises from end to end."""
     wins, base, reference, width = (7.0, 2.0), 0.3, 0.6, 2.0
 
     def policy(d: float) -> float:
         odds = np.log(reference / (1 - reference)) + d / beta
         return float(1 / (1 + np.exp(-np.clip(odds, -700, 700))))
 
-    def slope(d: float) -> float:
+    def gradient(d: float) -> float:
         losing = 1 / (1 + np.exp(d))
         return eta * (policy(d) - base) - (wins[0] * losing - wins[1] * (1 - losing)) / sum(wins)
 
-    d: Any = -width if slope(-width) >= 0 else width
-    if slope(-width) < 0 < slope(width):
-        d = brentq(slope, -width, width, xtol=1e-15)
+    d: Any = -width if gradient(-width) >= 0 else width
+    if gradient(-width) < 0 < gradient(width):
+        d = brentq(gradient, -width, width, xtol=1e-15)
     problem = Problem(
         context_weights=np.ones(1),
         reference_policy=np.array([[reference, 1 - reference]]),
@@ -359,7 +359,7 @@ def test_extreme_problems_are_solved_with_a_certificate(name: str, kind: str) ->
     assert (solution.policy[outside] == 0.0).all()
 
 
-def test_extreme_weights_leave_every_component_the_mass_of_the_baseline() -> None:
+def test_extreme_weights_keep_the_baseline_mass_of_every_component() -> None:
     """Labels move nothing between components (S1), and roundoff over 1e-12 would be seen."""
     cut = np.zeros((ACTIONS, ACTIONS))
     cut[:2, :2] = cut[2:, 2:] = 1.0
@@ -379,8 +379,8 @@ def test_limit_without_adversary_the_policy_follows_the_likelihood() -> None:
     policy, reward = maximin.solve(problem, TabularBox(np.array(2.0)))[:2]
     implicit = 0.5 * np.log(policy / problem.reference_policy)
     assert np.ptp(implicit - reward, axis=1) == pytest.approx(0.0, abs=EXACT)
-    slope = certificate.reward_gradient(problem, policy, reward)
-    move = reward - np.clip(reward - slope, 0.0, 2.0)
+    gradient = certificate.reward_gradient(problem, policy, reward)
+    move = reward - np.clip(reward - gradient, 0.0, 2.0)
     assert np.abs(move).max() < EXACT
 
 
@@ -400,14 +400,14 @@ def test_limit_beta_to_infinity_gives_the_reference() -> None:
 
 
 @pytest.mark.parametrize("kind", ["box", "ball", "finite", "unbounded"])
-def test_property_a_batch_gives_what_each_problem_gives_alone(kind: str) -> None:
+def test_property_a_batch_gives_the_solutions_of_its_problems(kind: str) -> None:
     problems = [random_problem(seed, beta=0.4) for seed in range(5)]
     classes = [reward_class_of(kind, seed) for seed in range(5)]
     batch = maximin.solve_batch(stack(problems), stack(classes))
     for i in (0, 4):
-        alone = maximin.solve(problems[i], classes[i])
-        assert int(alone.status) == batch.status[i]
-        assert total_variation(alone.policy, batch.policy[i]).max() < EXACT
+        single = maximin.solve(problems[i], classes[i])
+        assert int(single.status) == batch.status[i]
+        assert total_variation(single.policy, batch.policy[i]).max() < EXACT
 
 
 def padded(problem: Problem) -> Problem:
@@ -452,7 +452,7 @@ def primitives(jaxpr: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["box", "ball", "finite", "unbounded"])
-def test_property_no_exponential_is_ever_taken(kind: str) -> None:
+def test_property_the_method_takes_no_exponential(kind: str) -> None:
     """No Gibbs policy, no log Z, no softmax, no sigmoid: agreement with minimax means something."""
     problem = jax.tree.map(jnp.asarray, random_problem(0))
     if kind == "unbounded":

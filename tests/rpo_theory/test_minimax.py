@@ -48,7 +48,7 @@ def stack(items: list[Any]) -> Any:
 
 
 def cvxpy_minimum(problem: Problem, reward_class: RewardClass) -> tuple[float, np.ndarray]:
-    """F(r) written down from the paper, minimised by Clarabel; returns the value and pi_r."""
+    """F(r) written down from the paper, minimized by Clarabel; returns the value and pi_r."""
     x, a = problem.reference_policy.shape
     beta, eta = float(problem.beta), float(problem.eta)
     constraints: list[Any]
@@ -113,20 +113,20 @@ def test_closed_form_two_responses_by_bisection() -> None:
     problem = random_problem(3, contexts=1, actions=2, beta=0.7, eta=1.3)
     wins, base, ref = problem.wins[0], problem.baseline_policy[0], problem.reference_policy[0]
 
-    def slope(margin: float) -> float:
+    def gradient(margin: float) -> float:
         odds = ref[0] / ref[1] * np.exp(margin / 0.7)
         excess = 1.3 * (odds / (1 + odds) - base[0])
         won = wins[0, 1] / (1 + np.exp(margin)) - wins[1, 0] / (1 + np.exp(-margin))
         return float(excess - won / wins.sum())
 
-    margin = np.asarray(brentq(slope, -30, 30, xtol=1e-15)).item()
+    margin = np.asarray(brentq(gradient, -30, 30, xtol=1e-15)).item()
     odds = ref[0] / ref[1] * np.exp(margin / 0.7)
     solution = minimax.solve(problem, Unbounded())
     assert solution.policy[0, 0] == pytest.approx(odds / (1 + odds), abs=EXACT)
 
 
 @pytest.mark.parametrize("kind", ["tabular", "linear"])
-def test_theorem_the_gibbs_policy_of_the_minimiser_maximises_the_worst_case(kind: str) -> None:
+def test_theorem_the_gibbs_policy_of_the_minimizer_maximizes_the_worst_case(kind: str) -> None:
     """Theorem 5.6: no other policy has a better worst case than pi_rhat."""
     problem, reward_class = random_problem(11), reward_class_of(kind, 11)
     solution = minimax.solve(problem, reward_class)
@@ -193,7 +193,9 @@ def test_extreme_baseline_outside_the_reference_is_unbounded_below() -> None:
 @pytest.mark.parametrize("kind", ["tabular", "linear", "unbounded"])
 @pytest.mark.parametrize("eta", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("beta", [1e-4, 1.0, 1e4])
-def test_extreme_eta_and_beta_are_solved_or_say_why_not(kind: str, eta: float, beta: float) -> None:
+def test_extreme_eta_and_beta_are_solved_or_have_another_status(
+    kind: str, eta: float, beta: float
+) -> None:
     problem, reward_class = random_problem(2, beta=beta, eta=eta), reward_class_of(kind, 2)
     solution = minimax.solve(problem, reward_class, throw=False)
     assert np.isfinite(solution.policy).all()
@@ -280,8 +282,8 @@ def test_property_a_batch_gives_what_single_solves_give() -> None:
     box = TabularBox(np.array(2.0))
     together = minimax.solve_batch(stack(problems), stack([box] * 5))
     for i, problem in enumerate(problems):
-        alone = minimax.solve(problem, box)
-        np.testing.assert_allclose(together.policy[i], alone.policy, atol=EXACT)
+        single = minimax.solve(problem, box)
+        np.testing.assert_allclose(together.policy[i], single.policy, atol=EXACT)
 
 
 def test_property_groups_join_to_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +338,7 @@ def test_extreme_a_ball_of_radius_1e3_is_solved_with_certificate(eta: float, bet
         assert solution.stats["steps"] < 150
 
 
-def test_extreme_the_unbounded_class_is_judged_against_its_own_eta() -> None:
+def test_extreme_the_unbounded_class_is_certified_relative_to_eta() -> None:
     """Nearly all comparisons go with a response that diverges: eta over the rest is 1e12."""
     wins = np.zeros((1, 3, 3))
     wins[0, 0, 2], wins[0, 2, 1] = 5520564.0, 527722905752.0

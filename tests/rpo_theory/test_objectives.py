@@ -147,11 +147,11 @@ def test_theorem_f_is_the_rpo_loss_plus_a_constant(seed: int) -> None:
 @given(seeds)
 def test_gradient_of_f_is_the_excess_of_its_policy_and_the_likelihoods(seed: int) -> None:
     problem, reward = random_problem(seed)
-    slope = jax.grad(lambda r: minimax_objective(problem, r))(jnp.asarray(reward))
+    gradient = jax.grad(lambda r: minimax_objective(problem, r))(jnp.asarray(reward))
     data = jax.grad(lambda r: negative_log_likelihood(r, problem.wins))(jnp.asarray(reward))
     best = gibbs_policy(reward, problem.reference_policy, problem.beta)
     excess = problem.eta * problem.context_weights[:, None] * (best - problem.baseline_policy)
-    np.testing.assert_allclose(slope, excess + data, atol=EXACT * terms(problem))
+    np.testing.assert_allclose(gradient, excess + data, atol=EXACT * terms(problem))
 
 
 @settings(max_examples=50, deadline=None)
@@ -211,8 +211,8 @@ def test_limit_eta_of_zero_leaves_the_likelihood() -> None:
 def test_extreme_temperatures_keep_f_finite_with_the_right_limit(beta: float) -> None:
     problem, reward = random_problem(4)
     problem = problem._replace(beta=np.array(beta), wins=np.zeros((3, 4, 4)), eta=np.array(1.0))
-    f, slope = jax.value_and_grad(lambda r: minimax_objective(problem, r))(jnp.asarray(reward))
-    assert jnp.isfinite(slope).all()
+    f, gradient = jax.value_and_grad(lambda r: minimax_objective(problem, r))(jnp.asarray(reward))
+    assert jnp.isfinite(gradient).all()
     drawn = reward.max(axis=1) if beta < 1 else np.sum(problem.reference_policy * reward, axis=1)
     expected = problem.context_weights @ (drawn - np.sum(problem.baseline_policy * reward, axis=1))
     assert float(f) == pytest.approx(expected, abs=2e-3)

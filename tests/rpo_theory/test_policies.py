@@ -1,4 +1,4 @@
-"""Gibbs policies against SciPy and against direct maximisation, divergences, baselines."""
+"""Gibbs policies against SciPy and against direct maximization, divergences, baselines."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_closed_form_log_partition_and_gibbs_policy(seed: int, zeros: bool) -> N
 def test_gradient_of_the_log_partition_is_the_gibbs_policy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     reference, reward = random_law(rng, zeros=True), jnp.asarray(rng.normal(size=(3, 5)))
-    slope = jax.grad(lambda r: 0.5 * log_partition(r, reference, 0.5).sum())(reward)
-    np.testing.assert_allclose(slope, gibbs_policy(reward, reference, 0.5), atol=EXACT)
+    gradient = jax.grad(lambda r: 0.5 * log_partition(r, reference, 0.5).sum())(reward)
+    np.testing.assert_allclose(gradient, gibbs_policy(reward, reference, 0.5), atol=EXACT)
 
 
 @settings(max_examples=50, deadline=None)
@@ -75,7 +75,7 @@ def test_roundtrip_implicit_reward_is_the_reward_up_to_a_constant_per_prompt(see
     np.testing.assert_allclose(gibbs_policy(implied, reference, 0.7), policy, rtol=EXACT)
 
 
-def test_extreme_implicit_reward_is_zero_where_neither_policy_goes() -> None:
+def test_extreme_implicit_reward_is_zero_outside_both_supports() -> None:
     law = jnp.array([[0.25, 0.0, 0.75]])
     np.testing.assert_array_equal(implicit_reward(law, law, 2.0), [[0.0, 0.0, 0.0]])
     sure = implicit_reward(jnp.array([[1.0, 0.0, 0.0]]), law, 1.0)
@@ -102,8 +102,8 @@ def test_extreme_temperatures_give_finite_policies_with_the_right_limit(beta: fl
     assert np.isfinite(log_policy).all()
     limit = np.array([[0.0, 1.0, 0.0]]) if beta < 1 else reference
     np.testing.assert_allclose(np.exp(log_policy), limit, atol=3 / 1e4)
-    slope = jax.grad(lambda r: log_gibbs_policy(r, reference, beta)[0, 0])(jnp.asarray(reward))
-    assert np.isfinite(slope).all()
+    gradient = jax.grad(lambda r: log_gibbs_policy(r, reference, beta)[0, 0])(jnp.asarray(reward))
+    assert np.isfinite(gradient).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -153,7 +153,7 @@ def test_extreme_kl_to_gibbs_is_right_where_the_gibbs_policy_underflows() -> Non
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
-def test_property_baselines_from_data_are_laws_and_count_the_right_side(seed: int) -> None:
+def test_property_baselines_from_data_are_distributions_and_count_the_right_side(seed: int) -> None:
     rng = np.random.default_rng(seed)
     wins = rng.poisson(1.0, (3, 5, 5)).astype(np.float64)
     wins[1] = 0.0
@@ -163,13 +163,13 @@ def test_property_baselines_from_data_are_laws_and_count_the_right_side(seed: in
     for law in (chosen, marginal):
         np.testing.assert_allclose(law.sum(axis=1), 1.0, rtol=EXACT)
         np.testing.assert_array_equal(law[1], fallback[1])
-    total = wins[0].sum()
-    np.testing.assert_allclose(chosen[0], wins[0].sum(axis=1) / total, rtol=EXACT)
+    n_comparisons = wins[0].sum()
+    np.testing.assert_allclose(chosen[0], wins[0].sum(axis=1) / n_comparisons, rtol=EXACT)
     members = wins[0].sum(axis=0) + wins[0].sum(axis=1)
-    np.testing.assert_allclose(marginal[0], members / (2 * total), rtol=EXACT)
+    np.testing.assert_allclose(marginal[0], members / (2 * n_comparisons), rtol=EXACT)
 
 
-def test_extreme_the_gibbs_policy_is_a_law_where_a_reward_over_beta_loses_its_digits() -> None:
+def test_extreme_the_gibbs_policy_sums_to_one_where_reward_over_beta_loses_its_digits() -> None:
     reward = jnp.array([[1e6, 1e6 - 1e-8, 1e6 - 2e-8, 0.0]])
     policy = gibbs_policy(reward, jnp.array([[0.1, 0.2, 0.3, 0.4]]), 1e-8)
     np.testing.assert_allclose(policy.sum(axis=-1), 1.0, rtol=1e-15)

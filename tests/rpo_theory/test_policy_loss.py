@@ -41,7 +41,7 @@ def test_closed_form_equation_4_8_pair_by_pair(seed: int) -> None:
     problem = random_problem(seed)
     reward = np.random.default_rng(seed).normal(size=(2, 4))
     beta, eta = float(problem.beta), float(problem.eta)
-    total, expected = problem.wins.sum(), 0.0
+    n_comparisons, expected = problem.wins.sum(), 0.0
     for x in range(2):
         weight = problem.reference_policy[x] * np.exp(reward[x] / beta)
         policy = weight / weight.sum()
@@ -52,7 +52,9 @@ def test_closed_form_equation_4_8_pair_by_pair(seed: int) -> None:
             ) * np.log(policy[a])
             for b in range(4):
                 margin = beta * (ratio[a] - ratio[b])
-                expected += problem.wins[x, a, b] * np.log1p(np.exp(-margin)) / max(total, 1.0)
+                expected += (
+                    problem.wins[x, a, b] * np.log1p(np.exp(-margin)) / max(n_comparisons, 1.0)
+                )
     got = float(policy_loss.loss(problem, reward))
     assert got == pytest.approx(expected, rel=EXACT, abs=EXACT * terms(problem))
 
@@ -75,7 +77,7 @@ def hessian_and_conductance(problem: Problem, reward: jax.Array) -> tuple[jax.Ar
 
 @settings(max_examples=30, deadline=None)
 @given(seeds)
-def test_gradient_the_conductances_are_the_hessian_of_the_loss(seed: int) -> None:
+def test_gradient_the_edge_weights_are_the_hessian_of_the_loss(seed: int) -> None:
     problem = random_problem(seed)
     reward = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 4)))
     hessian, hessian_weights = hessian_and_conductance(problem, reward)
@@ -85,10 +87,10 @@ def test_gradient_the_conductances_are_the_hessian_of_the_loss(seed: int) -> Non
     np.testing.assert_allclose(hessian, expected, atol=10 * EXACT * terms(problem))
 
 
-def test_property_prompts_add_up_when_divided_by_the_same_total() -> None:
+def test_property_losses_of_contexts_add_up_when_divided_by_the_same_count() -> None:
     problem = random_problem(4)
     reward = np.random.default_rng(4).normal(size=(2, 4))
-    total = jnp.asarray(problem.wins.sum())
+    n_comparisons = jnp.asarray(problem.wins.sum())
     parts = [
         policy_loss.loss(
             Problem(
@@ -100,7 +102,7 @@ def test_property_prompts_add_up_when_divided_by_the_same_total() -> None:
                 eta=problem.eta,
             ),
             reward[x],
-            comparisons=total,
+            comparisons=n_comparisons,
         )
         for x in range(2)
     ]

@@ -45,31 +45,31 @@ def test_closed_form_preferences_are_a_sigmoid_and_add_to_one(first: float, seco
 
 @settings(max_examples=40, deadline=None)
 @given(seeds)
-def test_closed_form_likelihood_is_the_sum_over_labelled_pairs(seed: int) -> None:
+def test_closed_form_likelihood_is_the_sum_over_labeled_pairs(seed: int) -> None:
     """Equation 3.2 with labels: each comparison written with y = 1 or, reversed, with y = 0."""
     reward, wins = random_data(seed)
     rng = np.random.default_rng(seed)
-    total, terms = wins.sum(), 0.0
+    n_comparisons, terms = wins.sum(), 0.0
     for x, w, loser in np.ndindex(*wins.shape):
         y = rng.integers(2)
         first, second = (w, loser) if y else (loser, w)
         d = reward[x, first] - reward[x, second]
         terms -= wins[x, w, loser] * (y * np.log(expit(d)) + (1 - y) * np.log(expit(-d)))
     got = float(negative_log_likelihood(reward, wins))
-    assert got == pytest.approx(terms / max(total, 1.0), rel=1e-12)
+    assert got == pytest.approx(terms / max(n_comparisons, 1.0), rel=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seeds)
 def test_gradient_of_the_likelihood_is_the_surprise_of_losses_less_wins(seed: int) -> None:
     reward, wins = random_data(seed)
-    slope = jax.grad(lambda r: negative_log_likelihood(r, wins))(jnp.asarray(reward))
+    gradient = jax.grad(lambda r: negative_log_likelihood(r, wins))(jnp.asarray(reward))
     expected = np.zeros_like(reward)
     for x, w, loser in np.ndindex(*wins.shape):
         surprise = wins[x, w, loser] * expit(reward[x, loser] - reward[x, w]) / wins.sum()
         expected[x, w] -= surprise
         expected[x, loser] += surprise
-    np.testing.assert_allclose(slope, expected, atol=EXACT)
+    np.testing.assert_allclose(gradient, expected, atol=EXACT)
 
 
 @settings(max_examples=30, deadline=None)
@@ -83,29 +83,29 @@ def test_property_likelihood_ignores_prompt_constants_and_the_unit_of_counts(see
     assert float(negative_log_likelihood(reward, 1e-9 * wins)) == pytest.approx(got, rel=1e-12)
 
 
-def test_extreme_no_data_costs_nothing_and_teaches_nothing() -> None:
+def test_extreme_no_data_gives_zero_loss_and_gradient() -> None:
     reward, nothing = jnp.ones((2, 3)), jnp.zeros((2, 3, 3))
-    value, slope = jax.value_and_grad(lambda r: negative_log_likelihood(r, nothing))(reward)
+    value, gradient = jax.value_and_grad(lambda r: negative_log_likelihood(r, nothing))(reward)
     assert float(value) == 0.0
-    assert not slope.any()
+    assert not gradient.any()
 
 
-def test_extreme_a_comparison_with_itself_costs_log_two_and_teaches_nothing() -> None:
+def test_extreme_a_comparison_with_itself_costs_log_two_with_zero_gradient() -> None:
     wins = jnp.zeros((1, 2, 2)).at[0, 1, 1].set(3.0)
-    value, slope = jax.value_and_grad(lambda r: negative_log_likelihood(r, wins))(
+    value, gradient = jax.value_and_grad(lambda r: negative_log_likelihood(r, wins))(
         jnp.array([[0.0, 5.0]])
     )
     assert float(value) == pytest.approx(np.log(2.0), rel=EXACT)
-    assert not slope.any()
+    assert not gradient.any()
 
 
 def test_extreme_rewards_of_ten_thousand_keep_the_likelihood_linear() -> None:
     wins = jnp.zeros((1, 2, 2)).at[0, 1, 0].set(1.0)
-    value, slope = jax.value_and_grad(lambda r: negative_log_likelihood(r, wins))(
+    value, gradient = jax.value_and_grad(lambda r: negative_log_likelihood(r, wins))(
         jnp.array([[1e4, 0.0]])
     )
     assert float(value) == pytest.approx(1e4, rel=EXACT)
-    np.testing.assert_allclose(slope, [[1.0, -1.0]], rtol=EXACT)
+    np.testing.assert_allclose(gradient, [[1.0, -1.0]], rtol=EXACT)
 
 
 @settings(max_examples=30, deadline=None)
@@ -136,14 +136,14 @@ def test_property_expected_wins_share_each_pair_at_the_bradley_terry_rate(seed: 
     np.testing.assert_allclose(got + got.swapaxes(1, 2), both, rtol=EXACT)
     rate = expit(reward[:, :, None] - reward[:, None, :])
     np.testing.assert_allclose(got, both * rate, rtol=1e-12)
-    # The labelling reward is a stationary point of the likelihood of its own expected counts.
-    slope = jax.grad(lambda r: negative_log_likelihood(r, got))(jnp.asarray(reward))
-    np.testing.assert_allclose(slope, 0.0, atol=EXACT)
+    # The labeling reward is a stationary point of the likelihood of its own expected counts.
+    gradient = jax.grad(lambda r: negative_log_likelihood(r, got))(jnp.asarray(reward))
+    np.testing.assert_allclose(gradient, 0.0, atol=EXACT)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seeds)
-def test_property_sampled_wins_are_whole_and_keep_each_pairs_total(seed: int) -> None:
+def test_property_sampled_wins_are_whole_and_keep_the_count_of_each_pair(seed: int) -> None:
     reward, comparisons = random_data(seed)
     got = np.asarray(sample_wins(jax.random.key(seed), reward, comparisons))
     np.testing.assert_array_equal(got, np.round(got))
@@ -154,7 +154,7 @@ def test_property_sampled_wins_are_whole_and_keep_each_pairs_total(seed: int) ->
     assert got.sum() == comparisons.sum()
 
 
-def test_theorem_sampled_wins_follow_the_binomial_law() -> None:
+def test_theorem_sampled_wins_follow_the_binomial_distribution() -> None:
     reward, comparisons = np.array([[0.7, 0.0]]), np.zeros((1, 2, 2))
     comparisons[0, 0, 1] = 6.0
     keys = jax.random.split(jax.random.key(3), 4000)
@@ -199,7 +199,7 @@ def test_closed_form_the_printed_constant_is_the_safer_one_from_a_range_of_one_t
     assert round(crossing, 3) == 0.333
 
 
-def test_closed_form_the_tight_constant_beats_the_printed_one_as_the_text_says() -> None:
+def test_closed_form_ratio_of_the_tight_to_the_printed_constant() -> None:
     printed = {1.0: (6.4, 13.8), 3.0: (13.0, 445.0), 5.0: (35.0, 22324.0)}
     for reward_max, (tight, loose) in printed.items():
         assert float(hellinger_curvature(reward_max)) ** -0.5 == pytest.approx(tight, rel=0.03)

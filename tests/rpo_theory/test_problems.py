@@ -234,11 +234,11 @@ def test_property_counts_stand_for_repeated_votes_and_labels_set_the_order() -> 
     short = Problem.from_votes(contexts, winners, losers, [2, 1, 1], beta=0.5, eta=0.1)
     np.testing.assert_array_equal(short.wins, Problem.from_votes(*VOTES, beta=0.5, eta=0.1).wins)
     order = [2, 1, 0, 3]
-    relabelled = Problem.from_votes(
+    reordered = Problem.from_votes(
         *VOTES, beta=0.5, eta=0.1, action_labels=["eve", "bob", "ada", "dan"]
     )
     padded = np.pad(np.asarray(short.wins), ((0, 0), (0, 1), (0, 1)))
-    np.testing.assert_array_equal(relabelled.wins, padded[:, order][:, :, order])
+    np.testing.assert_array_equal(reordered.wins, padded[:, order][:, :, order])
 
 
 def test_property_from_votes_takes_indices_in_numpy_arrays() -> None:
@@ -262,6 +262,7 @@ BAD_VOTES: list[tuple[dict[str, Any], str]] = [
 def test_raises_what_from_votes_refuses(arguments: dict[str, Any], message: str) -> None:
     columns: dict[str, Any] = dict(zip(("contexts", "winners", "losers"), VOTES, strict=True))
     with pytest.raises(ValueError, match=r"^`") as caught:
-        Problem.from_votes(**(columns | {"beta": 0.5, "eta": 0.1} | arguments))
+        votes: dict[str, Any] = columns | {"beta": 0.5, "eta": 0.1} | arguments
+        Problem.from_votes(**votes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

@@ -84,7 +84,7 @@ def test_property_weights_of_the_sft_loss_count_as_repetitions(reduction: Any) -
     np.testing.assert_allclose(masked, first, rtol=EXACT)
 
 
-def test_extreme_nothing_that_counts_gives_zero_with_a_zero_gradient() -> None:
+def test_extreme_weights_of_zero_give_zero_with_a_zero_gradient() -> None:
     def mean(loss: jax.Array) -> jax.Array:
         return reduce_mean(loss, jnp.zeros(2)).mean()
 
@@ -94,7 +94,7 @@ def test_extreme_nothing_that_counts_gives_zero_with_a_zero_gradient() -> None:
 
 @every_reduction
 @pytest.mark.parametrize("rubbish", [np.nan, np.inf])
-def test_extreme_rubbish_in_masked_rows_reaches_neither_value_nor_gradient(
+def test_extreme_masked_rows_reach_neither_value_nor_gradient(
     reduction: Any, rubbish: float
 ) -> None:
     loss, tokens = jnp.array([2.0, rubbish]), jnp.array([4.0, rubbish])
@@ -103,15 +103,15 @@ def test_extreme_rubbish_in_masked_rows_reaches_neither_value_nor_gradient(
     def mean(loss: jax.Array) -> jax.Array:
         return reduce_sft(loss, tokens, reduction=reduction, where=where).mean()
 
-    alone = reduce_sft(loss[:1], tokens[:1], reduction=reduction).mean()
-    np.testing.assert_array_equal(mean(loss), alone)
-    slope = np.asarray(jax.grad(mean)(loss))
-    assert np.isfinite(slope).all()
-    assert slope[1] == 0.0
+    single = reduce_sft(loss[:1], tokens[:1], reduction=reduction).mean()
+    np.testing.assert_array_equal(mean(loss), single)
+    gradient = np.asarray(jax.grad(mean)(loss))
+    assert np.isfinite(gradient).all()
+    assert gradient[1] == 0.0
 
 
 @every_reduction
-def test_gradient_one_token_weighs_what_weight_per_token_says(reduction: Any) -> None:
+def test_gradient_of_one_token_is_weight_per_token(reduction: Any) -> None:
     """Responses of one length, where the three differ only by that length."""
     eta, beta, length, n = 0.005, 0.01, 100, 3
 
@@ -120,9 +120,9 @@ def test_gradient_one_token_weighs_what_weight_per_token_says(reduction: Any) ->
         reduced = reduce_sft(sft(token_log_probs.sum(axis=1)), tokens, reduction=reduction)
         return eta * beta * reduced.mean()
 
-    slope = np.asarray(jax.grad(loss)(jnp.full((n, length), -1.0)))
+    gradient = np.asarray(jax.grad(loss)(jnp.full((n, length), -1.0)))
     weight = weight_per_token(eta=eta, beta=beta, mean_tokens=float(length), reduction=reduction)
-    np.testing.assert_allclose(slope, -weight / n, rtol=EXACT)
+    np.testing.assert_allclose(gradient, -weight / n, rtol=EXACT)
 
 
 def test_golden_the_documented_mapping_of_trl_agrees_at_one_hundred_tokens() -> None:

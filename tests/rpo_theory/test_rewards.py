@@ -72,17 +72,17 @@ def test_closed_form_the_minimum_is_attained(seed: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, st.sampled_from(["box", "ball"]))
-def test_property_regret_is_the_distance_from_the_minimum_and_at_least_zero(
+def test_property_linear_gap_is_the_distance_from_the_minimum_and_at_least_zero(
     seed: int, kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
     reward_class, direction = random_class(kind, rng), rng.normal(size=(2, 3))
     assert isinstance(reward_class, TabularBox | LinearBall)
     for member in members(reward_class, rng, 5):
-        regret = float(reward_class.linear_gap(direction, member))
+        linear_gap = float(reward_class.linear_gap(direction, member))
         expected = np.sum(direction * member) - float(reward_class.minimum(direction))
-        assert regret >= -EXACT
-        assert regret == pytest.approx(expected, rel=EXACT, abs=EXACT)
+        assert linear_gap >= -EXACT
+        assert linear_gap == pytest.approx(expected, rel=EXACT, abs=EXACT)
 
 
 @settings(max_examples=60, deadline=None)

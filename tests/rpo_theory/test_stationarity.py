@@ -44,16 +44,16 @@ def two_arm_optimum(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     beta, eta = float(problem.beta), float(problem.eta)
     reference = np.asarray(problem.reference_policy)[0]
     first, second = problem.wins[0, 0, 1], problem.wins[0, 1, 0]
-    total = first + second
+    n_comparisons = first + second
 
     def policy_of(margin: float) -> float:
         return 1 / (1 + reference[1] / reference[0] * np.exp(-margin / beta))
 
-    def slope(margin: float) -> float:
+    def gradient(margin: float) -> float:
         surprise = first / (1 + np.exp(margin)) - second / (1 + np.exp(-margin))
-        return eta * (policy_of(margin) - problem.baseline_policy[0, 0]) - surprise / total
+        return eta * (policy_of(margin) - problem.baseline_policy[0, 0]) - surprise / n_comparisons
 
-    margin: Any = brentq(slope, -60, 60, xtol=1e-15)
+    margin: Any = brentq(gradient, -60, 60, xtol=1e-15)
     first_policy = policy_of(margin)
     return np.array([[first_policy, 1 - first_policy]]), np.array([[margin, 0.0]])
 
@@ -96,7 +96,7 @@ STOPS = {minimax: 1e-11, direct: 1e-8}
 
 @settings(max_examples=25, deadline=None)
 @given(seeds)
-def test_theorem_s3_holds_with_the_chosen_law_as_baseline(seed: int) -> None:
+def test_theorem_s3_holds_with_the_chosen_responses_as_baseline(seed: int) -> None:
     problem = random_problem(seed, contexts=3)
     wins = np.array(problem.wins)
     wins[0, 2, :] = 0.0  # never wins at the first prompt
@@ -143,14 +143,14 @@ def test_gradient_s1_and_s4_are_the_derivatives_of_f(seed: int) -> None:
         return jnp.asarray(problem.eta) * (problem.context_weights @ excess) + data
 
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    slope = jax.grad(f)(jnp.asarray(reward))
+    gradient = jax.grad(f)(jnp.asarray(reward))
     weights = problem.eta * problem.context_weights[:, None]
     np.testing.assert_allclose(
-        weights * s1_residual(problem, policy, reward), slope, rtol=EXACT, atol=EXACT
+        weights * s1_residual(problem, policy, reward), gradient, rtol=EXACT, atol=EXACT
     )
     np.testing.assert_allclose(
         problem.eta * s4_residual(problem, features, policy, reward),
-        jnp.einsum("xa,xad->d", slope, features),
+        jnp.einsum("xa,xad->d", gradient, features),
         rtol=EXACT,
         atol=10 * EXACT,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from rpo_theory.unbounded import component_means
 
 
-def test_closed_form_means_are_of_the_connected_parts_of_the_comparisons() -> None:
+def test_closed_form_means_are_those_of_connected_components() -> None:
     wins = np.zeros((2, 4, 4))
     wins[0, 0, 1] = wins[0, 2, 1] = 1.0  # 0, 1 and 2 hang together, 3 stands alone
     wins[1, 3, 0] = 2.0  # 0 and 3
@@ -17,7 +17,7 @@ def test_closed_form_means_are_of_the_connected_parts_of_the_comparisons() -> No
     np.testing.assert_allclose(means, [[3.0, 3.0, 3.0, 5.0], [2.0, 7.0, 9.0, 2.0]])
 
 
-def test_limit_descent_on_the_likelihood_alone_keeps_the_means_of_the_parts() -> None:
+def test_limit_descent_on_the_likelihood_keeps_the_means_of_components() -> None:
     wins = np.zeros((1, 3, 3))
     wins[0, 0, 1], wins[0, 1, 0] = 3.0, 1.0
     reward = np.zeros((1, 3))

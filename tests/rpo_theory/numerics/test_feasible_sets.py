@@ -31,7 +31,7 @@ def made(name: str) -> tuple[FeasibleSet, jax.Array]:
 
 
 @EVERY
-def test_closed_form_pulling_a_matrix_is_pulling_it_from_both_sides(name: str) -> None:
+def test_closed_form_adjoint_form_applies_the_adjoint_on_both_sides(name: str) -> None:
     rewards, point = made(name)
     n_prompts, n_actions = feasible_sets.reward(rewards, point).shape
     matrix = jnp.asarray(RNG.normal(size=(n_prompts, n_actions, n_actions)))
@@ -50,8 +50,8 @@ def test_gradient_bound_maps_are_the_derivative_of_the_slack_and_its_transpose(n
     slacks = feasible_sets.slack(rewards, point)
     move, step = jnp.asarray(RNG.normal(size=point.shape)), 1e-6
     moved = feasible_sets.slack(rewards, point + step * move)
-    back = feasible_sets.slack(rewards, point - step * move)
-    np.testing.assert_allclose(along(move), (moved - back) / (2 * step), atol=1e-8)
+    backward = feasible_sets.slack(rewards, point - step * move)
+    np.testing.assert_allclose(along(move), (moved - backward) / (2 * step), atol=1e-8)
     multiplier = jnp.asarray(RNG.uniform(0.1, 1.0, size=slacks.shape))
     dot = jnp.vdot(transpose(multiplier), move)
     assert float(dot) == pytest.approx(float(jnp.vdot(multiplier, along(move))), abs=1e-12)
@@ -72,7 +72,7 @@ def test_closed_form_a_newton_move_solves_its_linear_system(name: str) -> None:
         case Box() | Free():
             expected = jnp.linalg.solve(matrix, force)
         case Ball():
-            # The barrier of the sphere acts along the point alone.
+            # The barrier of the sphere acts along the point only.
             barrier = multiplier[0] / slacks[0] * jnp.outer(point, point)
             expected = jnp.linalg.solve(matrix + barrier, force)
         case Simplex():
@@ -104,7 +104,7 @@ def test_closed_form_curvature_of_the_bounds() -> None:
     np.testing.assert_allclose(got, np.diag([5.0, 4.0, 10.0]))
 
 
-def test_closed_form_only_the_ball_bends_and_rounds() -> None:
+def test_closed_form_only_the_ball_has_a_curved_bound() -> None:
     move, multiplier = jnp.array([1.0, 2.0, 2.0]), jnp.array([0.5])
     ball, simplex = made("ball")[0], made("simplex")[0]
     np.testing.assert_allclose(feasible_sets.curvature_loss(ball, move, multiplier), [4.5])
@@ -113,7 +113,7 @@ def test_closed_form_only_the_ball_bends_and_rounds() -> None:
     np.testing.assert_array_equal(feasible_sets.min_complementarity(simplex, move), np.zeros(3))
 
 
-def test_closed_form_the_ridge_is_relative_to_what_is_known() -> None:
+def test_closed_form_the_ridge_scale_is_per_entry_only_for_tables() -> None:
     curvature = jnp.diag(jnp.array([1.0, 4.0, 9.0]))
     yes, no = jnp.array(True), jnp.array(False)
     assert feasible_sets.ridge_scale(Box(), curvature, yes).tolist() == [1.0, 4.0, 9.0]
@@ -122,13 +122,13 @@ def test_closed_form_the_ridge_is_relative_to_what_is_known() -> None:
 
 
 @EVERY
-def test_gradient_is_the_derivative_of_what_the_adversary_pays(name: str) -> None:
+def test_gradient_is_the_derivative_of_the_adversarys_objective(name: str) -> None:
     rewards, point = made(name)
     flow = jnp.asarray(RNG.normal(size=feasible_sets.reward(rewards, point).shape))
 
     def paid(point: jax.Array) -> jax.Array:
-        own = rewards.losses @ point if isinstance(rewards, Simplex) else jnp.zeros(())
-        return jnp.vdot(flow, feasible_sets.reward(rewards, point)) + own
+        mixture_loss = rewards.losses @ point if isinstance(rewards, Simplex) else jnp.zeros(())
+        return jnp.vdot(flow, feasible_sets.reward(rewards, point)) + mixture_loss
 
     np.testing.assert_allclose(
         feasible_sets.gradient(rewards, flow), jax.grad(paid)(point), atol=1e-12

@@ -81,11 +81,11 @@ def test_property_solving_is_stepping_from_the_start_until_it_is_done(method: st
         )
     while not np.all(state.done):
         state = advance(state)
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(solved), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    for ours, external in zip(jax.tree.leaves(state), jax.tree.leaves(solved), strict=True):
+        np.testing.assert_allclose(ours, external, rtol=1e-9, atol=1e-12)
 
 
-def test_closed_form_a_projected_step_is_the_newton_step_cut_at_the_bounds() -> None:
+def test_closed_form_a_projected_step_is_the_newton_step_clipped_at_the_bounds() -> None:
     target = jnp.array([0.5, -2.0])
     task = NewtonProblem(
         objective=lambda point: jnp.sum((point - target) ** 2),

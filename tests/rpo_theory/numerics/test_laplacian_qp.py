@@ -127,7 +127,7 @@ def test_closed_form_series_adds_resistances_and_parallel_adds_conductances() ->
     )
 
 
-def test_closed_form_a_diode_shortens_the_way() -> None:
+def test_closed_form_a_sign_constraint_reduces_the_value() -> None:
     chain = np.diag(np.ones(2), 1)
     chain = chain + chain.T
     through = np.array([1.0, 0.0, -1.0])
@@ -151,7 +151,7 @@ def test_closed_form_a_diode_shortens_the_way() -> None:
         ([1.0, -1.0 + 1e-15], {}, True),
     ],
 )
-def test_extreme_infinite_exactly_where_net_current_cannot_leave(
+def test_extreme_infinite_exactly_if_a_shift_is_unbounded(
     linear: list[float], signs: dict[str, list[bool]], finite: bool
 ) -> None:
     wire = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -160,7 +160,7 @@ def test_extreme_infinite_exactly_where_net_current_cannot_leave(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_extreme_rounded_masses_send_no_current_through_a_weak_link(tied: bool) -> None:
+def test_extreme_rounding_of_the_linear_term_has_no_effect_across_a_weak_edge(tied: bool) -> None:
     """A net linear within the roundoff stays with the nodes that it was rounded at."""
     weak = np.zeros((3, 3))
     weak[0, 1] = weak[1, 0] = 1e-12
@@ -174,7 +174,7 @@ def test_extreme_rounded_masses_send_no_current_through_a_weak_link(tied: bool) 
 
 @pytest.mark.parametrize("panel", [3, 64])
 @pytest.mark.parametrize("n", [1, 7, 150])
-def test_parity_operation_with_a_dense_solve_for_any_panel_width(
+def test_parity_active_set_solution_with_a_dense_solve_for_any_panel_width(
     n: int, panel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(laplacian_qp, "PANEL", panel)
@@ -209,7 +209,7 @@ def test_property_rounding_errors_stay_within_their_bounds() -> None:
     assert np.all(error <= np.asarray(found.point_error)[1:])
 
 
-def test_closed_form_parts_of_a_long_path_and_an_island() -> None:
+def test_closed_form_components_of_a_long_path_and_an_isolated_node() -> None:
     path = np.zeros((40, 40))
     i = np.arange(38)
     path[i, i + 1] = path[i + 1, i] = 1e-300
@@ -218,7 +218,7 @@ def test_closed_form_parts_of_a_long_path_and_an_island() -> None:
     assert together[39].sum() == together[:, 39].sum() == 1
 
 
-def test_extreme_the_game_settles_where_only_one_node_moves_a_step() -> None:
+def test_extreme_the_method_converges_where_only_one_node_changes_a_step() -> None:
     n = 120
     path = np.diag(np.ones(n - 1), 1)
     linear = np.zeros(n)

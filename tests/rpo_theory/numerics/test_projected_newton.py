@@ -34,7 +34,7 @@ def direction_of(*arguments: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def minimiser_of(*arguments: jax.Array) -> jax.Array:
+def minimizer_of(*arguments: jax.Array) -> jax.Array:
     return ball_minimizer(*arguments)
 
 
@@ -43,7 +43,7 @@ def in_box(*arguments: ArrayLike | float) -> np.ndarray:
 
 
 def in_ball(*arguments: ArrayLike | float) -> np.ndarray:
-    return np.asarray(minimiser_of(*map(jnp.asarray, arguments)))
+    return np.asarray(minimizer_of(*map(jnp.asarray, arguments)))
 
 
 def laplacian(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def laplacian(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
-def test_closed_form_with_room_the_direction_solves_the_newton_system(seed: int) -> None:
+def test_closed_form_inside_the_box_the_direction_solves_the_newton_system(seed: int) -> None:
     rng = np.random.default_rng(seed)
     edge_weights, hessian = laplacian(rng, 5)
     gradient = rng.normal(size=5)
@@ -66,7 +66,7 @@ def test_closed_form_with_room_the_direction_solves_the_newton_system(seed: int)
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
-def test_property_a_direction_descends_and_never_leaves_a_bound_it_stands_on(seed: int) -> None:
+def test_property_a_direction_descends_and_does_not_cross_active_bounds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     edge_weights, _ = laplacian(rng, 6)
     gradient = rng.normal(size=6)
@@ -86,7 +86,7 @@ def test_property_a_coordinate_next_to_its_bound_is_sent_to_it_and_the_others_fo
     np.testing.assert_allclose((hessian @ direction + gradient)[1:], 0.0, atol=ROUNDOFF)
 
 
-def test_extreme_groups_without_curvature_move_by_the_reach_and_no_further() -> None:
+def test_extreme_groups_without_curvature_move_at_most_by_the_reach() -> None:
     edge_weights = np.zeros((3, 3))
     edge_weights[0, 1] = edge_weights[1, 0] = 1.0
     room = np.full(3, 1e9)
@@ -95,7 +95,7 @@ def test_extreme_groups_without_curvature_move_by_the_reach_and_no_further() -> 
     np.testing.assert_allclose(direction - direction[2], [-8.0, -8.0, 0.0], rtol=SOLVED)
 
 
-def test_extreme_rounding_does_not_lift_what_nothing_holds() -> None:
+def test_extreme_rounding_does_not_shift_unconstrained_components() -> None:
     """A gradient that sums to rounding, not to zero, on a Hessian that cannot see the sum."""
     edge_weights = np.full((3, 3), 0.3) - 0.3 * np.eye(3)
     gradient = np.array([1e-3, -1e-3, 1e-17])
@@ -107,7 +107,7 @@ def test_extreme_rounding_does_not_lift_what_nothing_holds() -> None:
 @settings(max_examples=40, deadline=None)
 @given(seeds)
 @example(1369)
-def test_parity_the_ball_minimiser_agrees_with_scipy(seed: int) -> None:
+def test_parity_the_ball_minimizer_agrees_with_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(4, 4))
     hessian, gradient = root @ root.T + 0.1 * np.eye(4), 3 * rng.normal(size=4)
