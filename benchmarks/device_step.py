@@ -93,7 +93,9 @@ def first_gradient(dtype: str, batch: Batch) -> tuple[float, np.ndarray]:
     model = Decoder(architecture_of("tiny"), rngs=nnx.Rngs(0), dtype=dtype)
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     devices = single_device()
-    run = jax.jit(lambda *state: gradients(graphdef, *state, batch, OBJECTIVE, devices=devices))
+    run = jax.jit(
+        lambda *state: gradients(graphdef, state[0], state[1], batch, OBJECTIVE, devices=devices)
+    )
     gradient, result = run(trainable, frozen)
     flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
     return float(result.metrics["loss"]), flat
