@@ -3,11 +3,11 @@
     python benchmarks/trl_step.py --model FOLDER --trl-python PYTHON [--out DIR] [--remat dots]
 
 Both sides run ten steps of 4 pairs of HH (harmless) with prompts of at most 192 tokens, truncated
-at 256: full fine-tuning in float32 with AdamW, a cached reference and huge pages. Each side runs in a
-process of its own, one after the other, on the same token ids. This package runs the ten steps once
-to compile and once to measure; compilation time is reported separately. The upper limit is the rate
-of a float32 matrix product on this machine. Useful work counts the unique tokens in the layers and
-the completion tokens in the head, forward and backward.
+at 256: full fine-tuning in float32 with AdamW, a cached reference and huge pages. Each side runs in
+a process of its own, one after the other, on the same token ids. This package runs the ten steps
+once to compile and once to measure; compilation time is reported separately. The upper limit is the
+rate of a float32 matrix product on this machine. Useful work counts the unique tokens in the layers
+and the completion tokens in the head, forward and backward.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ DEVICES = single_device()
 def compile_step() -> Any:
     """Return the jitted gradient, to be traced anew."""
     return jax.jit(
-        lambda *arguments: gradients(*arguments, CONFIG, devices=DEVICES),
+        lambda graphdef, trainable, frozen, batches: gradients(
+            graphdef, trainable, frozen, batches, CONFIG, devices=DEVICES
+        ),
         static_argnums=0,
         compiler_options={"xla_backend_optimization_level": 0},  # compiling is the cost here
     )

@@ -1,4 +1,4 @@
-"""The objective: formulas by hand in NumPy, totals that add up, masks, weights, and its limits."""
+"""The objective: formulas in NumPy, sums over parts, masks, weights and limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 def drawn(
     n: int = 5, k: int = 2, *, absent: tuple[int, ...] = (), weighted: bool = False, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, Batch]:
-    """Log-probabilities of policy and reference, and the batch that they belong to."""
+    """Return log-probabilities of policy and reference, and their batch."""
     rng = np.random.default_rng(seed)
     policy, reference = -rng.uniform(1.0, 9.0, (2, n, k))
     present = np.ones(n, bool)
@@ -91,7 +91,7 @@ def test_closed_form_metrics_of_rewards_and_log_probs() -> None:
 def test_closed_form_the_adversarial_value_is_the_loss_minus_that_of_the_reference(
     method: Any,
 ) -> None:
-    """F = RPO loss + eta beta E log pi_ref(a0), under every method and reduction alike."""
+    """F = RPO loss + eta beta E log pi_ref(a0) under every method and reduction."""
     policy, reference, batch = drawn(k=3)
     rpo = ObjectiveConfig(beta=BETA, eta=ETA)
     wanted = whole(rpo, policy, reference, batch)["loss"] + ETA * BETA * reference[:, 2].mean()
@@ -132,8 +132,7 @@ def test_closed_form_other_methods() -> None:
 
 
 @every_method
-def test_closed_form_the_first_step_has_the_announced_loss(method: Any) -> None:
-    """Policy equal to reference."""
+def test_closed_form_a_policy_equal_to_its_reference_has_the_predicted_loss(method: Any) -> None:
     policy, _, batch = drawn()
     config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, tau=0.4)
     got = whole(config, policy, policy, batch)
@@ -158,21 +157,21 @@ def test_property_shares_of_parts_and_their_gradients_add_up_to_the_whole(
     divisors = normalizers(config, batch)
 
     def share(policy: jax.Array, part: slice) -> jax.Array:
-        totals = compute_metric_sums(config, policy[part], reference[part], part_of(batch, part))
-        return loss_share(config, totals, divisors)
+        sums = compute_metric_sums(config, policy[part], reference[part], part_of(batch, part))
+        return loss_share(config, sums, divisors)
 
     def halves(policy: jax.Array) -> jax.Array:
         return share(policy, slice(None, 4)) + share(policy, slice(4, None))
 
     logits = jnp.asarray(policy)
-    value, slope = jax.jit(jax.value_and_grad(lambda logits: share(logits, slice(None))))(logits)
-    split_value, split_slope = jax.jit(jax.value_and_grad(halves))(logits)
+    value, gradient = jax.jit(jax.value_and_grad(lambda logits: share(logits, slice(None))))(logits)
+    split_value, split_gradient = jax.jit(jax.value_and_grad(halves))(logits)
     np.testing.assert_allclose(split_value, value, rtol=EXACT)
-    np.testing.assert_allclose(split_slope, slope, rtol=EXACT, atol=EXACT)
+    np.testing.assert_allclose(split_gradient, gradient, rtol=EXACT, atol=EXACT)
     np.testing.assert_allclose(whole(config, policy, reference, batch)["loss"], value, rtol=EXACT)
 
 
-def test_property_totals_of_parts_add_up_to_those_of_the_whole() -> None:
+def test_property_sums_of_parts_add_up_to_those_of_the_whole() -> None:
     policy, reference, batch = drawn(n=4, weighted=True)
     config = ObjectiveConfig(sft_reduction="pooled_mean")
     first, second = (
@@ -191,14 +190,14 @@ def test_property_weights_count_as_repetitions(reduction: Any) -> None:
     policy, reference, batch = drawn(n=3, k=3)
     counts = np.array([1, 2, 3])
     config = ObjectiveConfig(beta=BETA, eta=ETA, sft_reduction=reduction)
-    again = np.repeat(np.arange(3), counts)
-    wanted = whole(config, policy[again], reference[again], part_of(batch, again))
+    repeated = np.repeat(np.arange(3), counts)
+    wanted = whole(config, policy[repeated], reference[repeated], part_of(batch, repeated))
     got = whole(config, policy, reference, batch._replace(weights=counts.astype(float)))
     assert got == pytest.approx(wanted, rel=EXACT)
 
 
 @every_reduction
-def test_closed_form_normalisers_sum_over_every_leading_axis(reduction: Any) -> None:
+def test_closed_form_normalizers_sum_over_every_leading_axis(reduction: Any) -> None:
     _, _, batch = drawn(n=4, absent=(3,))
     twice = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), batch)
     config = ObjectiveConfig(sft_reduction=reduction)
@@ -208,8 +207,8 @@ def test_closed_form_normalisers_sum_over_every_leading_axis(reduction: Any) -> 
 
 
 @every_method
-@pytest.mark.parametrize("rubbish", [np.nan, -np.inf])
-def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: float) -> None:
+@pytest.mark.parametrize("garbage", [np.nan, -np.inf])
+def test_extreme_values_of_absent_pairs_have_no_effect(method: Any, garbage: float) -> None:
     policy, reference, batch = drawn(n=4, k=3, absent=(1,))
     config = ObjectiveConfig(method=method, beta=BETA, eta=ETA)
     wanted = whole(config, policy, reference, batch)
@@ -219,11 +218,11 @@ def test_extreme_rubbish_in_absent_pairs_reaches_nothing(method: Any, rubbish: f
             "loss"
         ]
 
-    policy[1], reference[1] = rubbish, rubbish
+    policy[1], reference[1] = garbage, garbage
     assert whole(config, policy, reference, batch) == wanted
-    slope = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(policy), reference))
-    assert np.isfinite(slope).all()
-    np.testing.assert_array_equal(slope[1], 0.0)
+    gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(policy), reference))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[1], 0.0)
 
 
 @every_reduction
@@ -234,7 +233,7 @@ def test_property_the_weight_of_an_absent_pair_changes_nothing(reduction: Any) -
     assert whole(config, policy, reference, heavy) == whole(config, policy, reference, batch)
 
 
-def test_gradient_none_reaches_the_reference() -> None:
+def test_gradient_with_respect_to_the_reference_is_zero() -> None:
     policy, reference, batch = drawn()
 
     def loss(reference: jax.Array) -> jax.Array:
@@ -246,7 +245,7 @@ def test_gradient_none_reaches_the_reference() -> None:
     np.testing.assert_array_equal(jax.grad(loss)(jnp.asarray(reference)), 0.0)
 
 
-def test_extreme_sft_without_a_reference_measures_what_it_can() -> None:
+def test_extreme_sft_without_a_reference_has_fewer_metrics() -> None:
     policy, _, batch = drawn()
     got = whole(ObjectiveConfig(method="sft"), policy, None, batch)
     assert sorted(got) == ["logps/chosen", "logps/rejected", "loss", "loss/sft"]
@@ -259,7 +258,7 @@ def test_closed_form_pairs_that_are_not_finite_are_flagged_unless_absent() -> No
     assert flag_non_finite_pairs(policy, None, batch).tolist() == [True, False, False, False]
 
 
-def test_raises_where_the_method_needs_a_reference_and_has_none() -> None:
+def test_raises_if_the_method_needs_a_reference_and_has_none() -> None:
     policy, _, batch = drawn()
     with pytest.raises(ValueError, match="`reference` must be given for method 'dpo'"):
         compute_metric_sums(ObjectiveConfig(method="dpo"), policy, None, batch)
@@ -281,6 +280,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "message"), BAD)
 def test_raises_for_constants_out_of_range(options: dict[str, Any], message: str) -> None:
-    """Under the test run a name outside a literal type is refused even before."""
+    """In test runs jaxtyping raises a TypeError for a name outside a literal type first."""
     with pytest.raises((ValueError, TypeError), match=message):
         ObjectiveConfig(**options)

@@ -1,7 +1,7 @@
-"""Claims about RPO under other trainers' options: their loss, written their way, is ours.
+"""RPO under the options of other trainers: their loss equals the loss of this package.
 
-The oracle of each trainer is its formula as its code has it, written out here on the
-log-probabilities of single tokens; no function of the package takes part in it.
+The oracle of each trainer is the formula of its code, written out on the log-probabilities of
+single tokens without any function of the package.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ REFERENCE = RNG.normal(-2.0, 1.0, (3, 2, LONGEST))
 
 
 def tokens(log_probs: Any) -> tuple[list[Any], list[Any]]:
-    """Log-probabilities of the tokens that count, by response: chosen and rejected."""
+    """Return the log-probabilities of the unmasked tokens of chosen and rejected responses."""
     rows = [[log_probs[i, r, : LENGTHS[i, r]] for i in range(3)] for r in range(2)]
     return rows[0], rows[1]
 
 
 def dpo(log_probs: Any, beta: float) -> Any:
-    """Mean over pairs of log(1 + exp(-beta h))."""
+    """Return the mean over pairs of log(1 + exp(-beta h))."""
     sums = [jnp.array([row.sum() for row in rows]) for rows in tokens(log_probs)]
-    other = [jnp.array([row.sum() for row in rows]) for rows in tokens(jnp.array(REFERENCE))]
-    h = (sums[0] - other[0]) - (sums[1] - other[1])
+    reference = [jnp.array([row.sum() for row in rows]) for rows in tokens(jnp.array(REFERENCE))]
+    h = (sums[0] - reference[0]) - (sums[1] - reference[1])
     return jnp.log1p(jnp.exp(-beta * h)).mean()
 
 
@@ -64,7 +64,7 @@ def pooled(rows: list[Any]) -> Any:
 
 
 def theirs(trainer: str, log_probs: Any, options: dict[str, Any]) -> Any:
-    """The loss as each trainer's code writes it."""
+    """Return the loss by the formula of each trainer."""
     chosen = tokens(log_probs)[0]
     match trainer:
         case "paper":  # rpo_trainer.py: losses -= policy_chosen_logps * beta * eta
@@ -92,10 +92,10 @@ def theirs(trainer: str, log_probs: Any, options: dict[str, Any]) -> Any:
 
 
 def ours(log_probs: Any, loss: RpoLoss) -> Any:
-    """The loss of this package's functions, times the factor."""
+    """Return the loss of this package, times the factor."""
     sums = jnp.where(MASK, log_probs, 0.0).sum(-1)
-    other = jnp.where(MASK, REFERENCE, 0.0).sum(-1)
-    pairs = [PairLogProbs(one[:, 0], one[:, 1]) for one in (sums, other)]
+    reference = jnp.where(MASK, REFERENCE, 0.0).sum(-1)
+    pairs = [PairLogProbs(values[:, 0], values[:, 1]) for values in (sums, reference)]
     preference = reduce_mean(losses.dpo(pairs[0], pairs[1], beta=loss.beta)).mean()
     lengths = jnp.asarray(LENGTHS[:, 0], float)
     sft = reduce_sft(losses.sft(sums[:, 0]), lengths, reduction=loss.reduction).mean()
@@ -103,12 +103,12 @@ def ours(log_probs: Any, loss: RpoLoss) -> Any:
 
 
 def assert_same(trainer: TrainerName, options: dict[str, Any], loss: RpoLoss) -> None:
-    """Equal values and equal gradients in the log-probability of every token."""
+    """Compare values and gradients in the log-probability of every token."""
     point = jnp.asarray(POLICY)
-    found, slope = jax.value_and_grad(lambda p: theirs(trainer, p, options))(point)
-    expected, direction = jax.value_and_grad(lambda p: ours(p, loss))(point)
-    np.testing.assert_allclose(found, expected, rtol=ROUNDING)
-    np.testing.assert_allclose(slope, direction, rtol=ROUNDING, atol=ROUNDING)
+    value, gradient = jax.value_and_grad(lambda p: theirs(trainer, p, options))(point)
+    expected, expected_gradient = jax.value_and_grad(lambda p: ours(p, loss))(point)
+    np.testing.assert_allclose(value, expected, rtol=ROUNDING)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=ROUNDING, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -128,22 +128,26 @@ def test_gradient_of_a_pooled_mean_is_that_of_the_sum_at_the_mean_length_of_the_
 
 
 @pytest.mark.parametrize("trainer", ["openrlhf", "llama-factory", "nemo-rl-average"])
-def test_gradient_of_sequence_means_has_the_mean_weight_of_a_token_of_responses_alike(
+def test_gradient_of_sequence_means_keeps_the_mean_weight_of_a_token(
     trainer: TrainerName,
 ) -> None:
     loss = RpoLoss(0.2, 0.3)
     options = to_trainer_options(trainer, loss, mean_tokens=MEAN_TOKENS)
-    slope = jax.grad(lambda p: theirs(trainer, p, options) - dpo(p, 0.2))(jnp.asarray(POLICY))
-    weights = -3 * np.asarray(slope)[:, 0] * MASK[:, 0]  # of a token, in the loss of its pair
+    gradient = jax.grad(lambda p: theirs(trainer, p, options) - dpo(p, 0.2))(jnp.asarray(POLICY))
+    weights = (
+        -3 * np.asarray(gradient)[:, 0] * MASK[:, 0]
+    )  # weight of a token in the loss of its pair
     by_pair = weights.sum(1)
     np.testing.assert_allclose(by_pair, loss.eta * loss.beta * MEAN_TOKENS, rtol=ROUNDING)
     short, long = weights[1, 0], weights[2, 0]
-    assert short == pytest.approx(5 * long, rel=ROUNDING)  # 1 token against 5: what a sum is not
+    assert short == pytest.approx(
+        5 * long, rel=ROUNDING
+    )  # responses of 1 and of 5 tokens; a sum has equal weights
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_closed_form_options_of_a_small_example(trainer: TrainerName) -> None:
-    loss = RpoLoss(beta=0.5, eta=0.25)  # a token weighs 1/8; 16 tokens of a mean weigh 2
+    loss = RpoLoss(beta=0.5, eta=0.25)  # the weight of a token is 1/8; of a mean over 16 tokens, 2
     options = to_trainer_options(trainer, loss, mean_tokens=16.0)
     expected = {
         "paper": {"beta": 0.5, "eta": 0.25},
@@ -187,16 +191,16 @@ def test_roundtrip_options_convert_in_both_directions(
         factor = 1.0
     loss = RpoLoss(beta, eta, reduction, factor)
     options = to_trainer_options(trainer, loss, mean_tokens=mean_tokens)
-    found = from_trainer_options(trainer, options, reduction=reduction, mean_tokens=mean_tokens)
-    assert (found.beta, found.reduction, found.factor) == (beta, reduction, factor)
-    assert found.eta == pytest.approx(eta, rel=ROUNDING)
+    restored = from_trainer_options(trainer, options, reduction=reduction, mean_tokens=mean_tokens)
+    assert (restored.beta, restored.reduction, restored.factor) == (beta, reduction, factor)
+    assert restored.eta == pytest.approx(eta, rel=ROUNDING)
 
 
-def test_golden_the_settings_that_trl_documents_for_the_paper_agree_with_it_at_100_tokens() -> None:
+def test_golden_trl_settings_for_the_paper_equal_its_loss_at_100_tokens() -> None:
     documented = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.005], "beta": 0.01}
     for mean_tokens, eta in ((100.0, 0.005), (200.0, 0.0025)):
-        found = from_trainer_options("trl", documented, reduction="sum", mean_tokens=mean_tokens)
-        assert found.eta == pytest.approx(eta, rel=ROUNDING)
+        loss = from_trainer_options("trl", documented, reduction="sum", mean_tokens=mean_tokens)
+        assert loss.eta == pytest.approx(eta, rel=ROUNDING)
 
 
 GOOD = {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}

@@ -20,7 +20,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from tokenizers import models, pre_tokenizers
 
-import rpo.runtime.output
+import rpo.jobs.training
 from llm.hf.io import CONFIG_NAME, export_model
 from llm.hf.safetensors import SAFE_WEIGHTS_NAME
 from llm.models.architecture import Architecture
@@ -321,7 +321,7 @@ def full(*args: Any, **kwargs: Any) -> None:
     [
         (Path, "mkdir"),
         (Path, "write_bytes"),
-        (rpo.runtime.output, "write_atomic"),
+        (rpo.jobs.training, "write_atomic"),
         (os, "fsync"),
         (ocp.CheckpointManager, "save"),
     ],
