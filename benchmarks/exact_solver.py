@@ -1,11 +1,13 @@
-"""Speed of the exact solver, as ratios measured in one run.
+"""Measure the speed of the exact solver relative to SciPy and CVXPY in one run.
 
     python benchmarks/exact_solver.py [--out DIR] [--quick]
 
-512 problems of 8 prompts x 10 responses with 1,000 comparisons and beta = eta = 1 / sqrt(N), solved
-in one batch, against SciPy's L-BFGS-B (analytic gradient) and CVXPY with Clarabel, a problem at a
-time on samples of the same 512; the cost against the number of comparisons, all else equal; and
-10^5 problems, with the peak memory of a process of its own.
+Three measurements, on problems of 8 contexts x 10 actions with beta = eta = 1 / sqrt(N):
+
+* 512 problems with 1,000 comparisons in one batch, against SciPy (L-BFGS-B, analytic gradient) and
+  CVXPY with Clarabel, which solve samples of the same problems one by one;
+* the time with 10^2 and with 10^7 comparisons;
+* 10^5 problems in a separate process, with its peak memory.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ CONTEXTS, ACTIONS, REWARD_MAX = 8, 10, 2.0
 
 
 def problems(n: int, seed: int = 0, comparisons: float = 1000.0) -> Problem:
-    """Random problems: pairs compared at random, baseline chosen, beta = eta = 1 / sqrt(N)."""
+    """Draw problems with random pairs, baseline "chosen", and beta = eta = 1 / sqrt(N)."""
     rng = np.random.default_rng(seed)
     shape = (n, CONTEXTS, ACTIONS)
     reward = rng.uniform(0, REWARD_MAX, shape)
@@ -43,24 +45,24 @@ def problems(n: int, seed: int = 0, comparisons: float = 1000.0) -> Problem:
     wins = (won + np.swapaxes(trials - won, -1, -2)).astype(float)
     reference = rng.dirichlet(np.ones(ACTIONS), shape[:2])
     counts = wins.sum(axis=-1)
-    total = counts.sum(axis=-1, keepdims=True)
-    chosen = np.where(total > 0, counts / np.maximum(total, 1), reference)
+    sums = counts.sum(axis=-1, keepdims=True)
+    chosen = np.where(sums > 0, counts / np.maximum(sums, 1), reference)
     weight = np.full(n, comparisons**-0.5)
     return Problem(rng.dirichlet(np.ones(CONTEXTS), n), reference, chosen, wins, weight, weight)
 
 
 def box(n: int) -> TabularBox:
-    """The reward class of a batch."""
+    """Return the reward classes of a batch."""
     return TabularBox(np.full(n, REWARD_MAX))
 
 
-def one(batch: Problem, i: int) -> Problem:
-    """A problem of a batch."""
+def select(batch: Problem, i: int) -> Problem:
+    """Return one problem of a batch."""
     return Problem(*(np.asarray(leaf)[i] for leaf in batch))
 
 
 def scipy_reward(problem: Problem) -> np.ndarray:
-    """L-BFGS-B on F(r) with its analytic gradient, as good as SciPy can be made to do it."""
+    """Minimize F(r) by L-BFGS-B with its analytic gradient, to the tightest tolerances of SciPy."""
     beta, eta, d0 = float(problem.beta), float(problem.eta), np.asarray(problem.context_weights)
     reference, base = np.asarray(problem.reference_policy), np.asarray(problem.baseline_policy)
     wins = np.asarray(problem.wins) / np.asarray(problem.wins).sum()
@@ -79,7 +81,7 @@ def scipy_reward(problem: Problem) -> np.ndarray:
         return float(value), gradient.ravel()
 
     start = np.full(CONTEXTS * ACTIONS, REWARD_MAX / 2)
-    found = minimize(
+    result = minimize(
         objective,
         start,
         jac=True,
@@ -87,11 +89,11 @@ def scipy_reward(problem: Problem) -> np.ndarray:
         bounds=[(0, REWARD_MAX)] * start.size,
         options={"gtol": 1e-9, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000},
     )
-    return found.x.reshape(CONTEXTS, ACTIONS)
+    return result.x.reshape(CONTEXTS, ACTIONS)
 
 
 def cvxpy_reward(problem: Problem) -> np.ndarray:
-    """The same problem through CVXPY and Clarabel, compilation of the model included."""
+    """Minimize F(r) by CVXPY with Clarabel, including the compilation of the model."""
     import cvxpy as cp
 
     beta, eta = float(problem.beta), float(problem.eta)
@@ -105,13 +107,13 @@ def cvxpy_reward(problem: Problem) -> np.ndarray:
         won, lost = np.nonzero(wins[x])
         if won.size:
             terms.append(wins[x][won, lost] @ cp.logistic(reward[x][lost] - reward[x][won]))
-    task = cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), [reward >= 0, reward <= REWARD_MAX])
-    task.solve(solver=cp.CLARABEL)
+    bounds: list = [reward >= 0, reward <= REWARD_MAX]
+    cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), bounds).solve(solver=cp.CLARABEL)
     return np.asarray(reward.value)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
-    """Least time of several runs."""
+    """Return the shortest time of several runs."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -121,34 +123,36 @@ def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, float]:
-    """Milliseconds a problem of each solver, and the ratios."""
+    """Return the milliseconds per problem of each solver, and the ratios."""
     batch = problems(n)
     solution = minimax.solve_batch(batch, box(n))
-    residuals = [
-        certificate.certify(one(batch, i), TabularBox(np.array(REWARD_MAX)), policy, reward)
+    proofs = [
+        certificate.certify(select(batch, i), TabularBox(REWARD_MAX), policy, reward)
         for i, (policy, reward) in enumerate(
             zip(solution.policy[:32], solution.reward[:32], strict=True)
         )
     ]
     solve = partial(minimax.solve_batch, batch, box(n))
-    ours = seconds(solve, 5) / n
-    rewards = [scipy_reward(one(batch, i)) for i in range(scipy_sample)]
-    scipy = seconds(lambda: [scipy_reward(one(batch, i)) for i in range(scipy_sample)])
+    exact = seconds(solve, 5) / n
+    rewards = [scipy_reward(select(batch, i)) for i in range(scipy_sample)]
+    scipy = seconds(lambda: [scipy_reward(select(batch, i)) for i in range(scipy_sample)])
     scipy /= scipy_sample
-    cvxpy = seconds(lambda: [cvxpy_reward(one(batch, i)) for i in range(cvxpy_sample)])
+    cvxpy = seconds(lambda: [cvxpy_reward(select(batch, i)) for i in range(cvxpy_sample)])
     cvxpy /= cvxpy_sample
-    ours = min(ours, seconds(solve, 5) / n)
-    values = [float(certificate.minimax_objective(one(batch, i), r)) for i, r in enumerate(rewards)]
+    exact = min(exact, seconds(solve, 5) / n)
+    values = [
+        float(certificate.minimax_objective(select(batch, i), r)) for i, r in enumerate(rewards)
+    ]
     return {
         "problems": n,
         "largest_newton_residual": float(np.max(solution.stats["residual"])),
-        "largest_kkt_residual_of_32": max(float(proof.kkt_residual) for proof in residuals),
+        "largest_kkt_residual_of_32": max(float(proof.kkt_residual) for proof in proofs),
         "largest_duality_gap": float(np.max(solution.stats["duality_gap"])),
-        "exact_ms": 1e3 * ours,
+        "exact_ms": 1e3 * exact,
         "scipy_lbfgsb_ms": 1e3 * scipy,
         "cvxpy_clarabel_ms": 1e3 * cvxpy,
-        "ratio_to_scipy": scipy / ours,
-        "ratio_to_cvxpy": cvxpy / ours,
+        "ratio_to_scipy": scipy / exact,
+        "ratio_to_cvxpy": cvxpy / exact,
         "scipy_value_above_exact": max(
             v - float(solution.objective[i]) for i, v in enumerate(values)
         ),
@@ -156,18 +160,18 @@ def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, fl
 
 
 def against_comparisons(n: int) -> dict[str, float]:
-    """Time with 10^2 and with 10^7 comparisons a problem, all else equal."""
+    """Return the time with 10^2 and with 10^7 comparisons per problem, all else equal."""
     batch = problems(n, comparisons=1e2)
     batches = [batch._replace(wins=np.asarray(batch.wins) * factor) for factor in (1.0, 1e5)]
     times = []
-    for same in batches:
-        minimax.solve_batch(same, box(n))
-        times.append(seconds(partial(minimax.solve_batch, same, box(n)), 5))
+    for rescaled in batches:
+        minimax.solve_batch(rescaled, box(n))
+        times.append(seconds(partial(minimax.solve_batch, rescaled, box(n)), 5))
     return {"ms_at_1e2": 1e3 * times[0] / n, "ms_at_1e7": 1e3 * times[1] / n}
 
 
 def many(n: int) -> dict[str, float]:
-    """Solve ``n`` problems a few thousand at a time, as a study does; run in its own process."""
+    """Solve ``n`` problems in batches of 4,096, as a study does; called in a separate process."""
     start, largest = time.perf_counter(), 0.0
     size = 4096
     for seed, first in enumerate(range(0, n, size)):
@@ -181,7 +185,7 @@ def many(n: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run all and write ``exact_solver.json``."""
+    """Run all measurements and write ``exact_solver.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--quick", action="store_true", help="fewer problems")
@@ -190,13 +194,14 @@ def main() -> None:
     if args.many is not None:
         print(json.dumps(many(args.many)))
         return
-    n, scipy_sample, cvxpy_sample, total = (64, 4, 2, 4096) if args.quick else (512, 48, 16, 10**5)
-    command = [sys.executable, __file__, "--many", str(total)]
-    apart = subprocess.run(command, check=True, capture_output=True, text=True)
+    sizes = (64, 4, 2, 4096) if args.quick else (512, 48, 16, 10**5)
+    n, scipy_sample, cvxpy_sample, n_many = sizes
+    command = [sys.executable, __file__, "--many", str(n_many)]
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
     result = {
         "against_others": against_others(n, scipy_sample, cvxpy_sample),
         "against_comparisons": against_comparisons(n),
-        "many": json.loads(apart.stdout),
+        "many": json.loads(process.stdout),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "exact_solver.json").write_text(json.dumps(result, indent=2) + "\n")

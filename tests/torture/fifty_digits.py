@@ -1,9 +1,10 @@
-"""Certificates recomputed at fifty digits, from the formulas alone: nothing of the package's code.
+r"""Recompute certificates with fifty digits, from the formulas and without code of the package.
 
-For a pair of policy and reward, with :math:`F` and :math:`\\phi` as in the paper, the true gap
-:math:`F(r) - \\min_{r'}\\phi(\\pi, r')` lies between two numbers. Below: any challenger r' gives
-:math:`F(r) - \\phi(\\pi, r')`. Above: by convexity no reward beats r' by more than the regret of r'
-against the slope of :math:`\\phi`. Challengers are the reward itself and CVXPY's answer.
+For a policy and a reward, with :math:`F` and :math:`\phi` as in the paper, the true gap
+:math:`F(r) - \min_{r'}\phi(\pi, r')` lies between two numbers. Any challenger :math:`r'` gives the
+lower bound :math:`F(r) - \phi(\pi, r')`. By convexity, that plus the linear gap of :math:`r'` along
+the gradient of :math:`\phi` is an upper bound. Challengers are the reward itself and a solution by
+CVXPY.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ mpmath.mp.dps = 50
 
 
 class Bounds(NamedTuple):
-    """The value and both bounds on the gap, nats, and what float64 can resolve of them."""
+    """Value and both bounds on the gap, nats, and the resolution of float64."""
 
     value: mpf
     lower: mpf
@@ -30,8 +31,8 @@ class Bounds(NamedTuple):
     roundoff: mpf
 
 
-class _Game(NamedTuple):
-    """A problem in exact numbers."""
+class _ExactProblem(NamedTuple):
+    """Problem in numbers of fifty digits."""
 
     weights: list
     reference: list
@@ -44,160 +45,165 @@ class _Game(NamedTuple):
 def gap_bounds(
     problem: Problem, reward_class: RewardClass, policy: ArrayLike, reward: ArrayLike
 ) -> Bounds:
-    """Value and bounds on the duality gap of a pair, for a box, a ball or a finite class.
+    """Return value and bounds on the duality gap for a box, a ball or a finite class.
 
     Args:
-        problem: one instance.
-        reward_class: its class.
-        policy: any policy; divided by its sums, which float64 makes one only nearly.
-        reward: a reward of the class.
+        problem: one problem.
+        reward_class: its reward class.
+        policy: any policy; it is divided by its sums, which are one up to rounding.
+        reward: a member of the class.
 
     Returns:
-        The bounds; equal where the class is finite.
+        The bounds, which are equal for a finite class.
     """
-    game, law = _exact(problem), [_law(row) for row in _numbers(policy)]
-    value = _value(game, _numbers(reward))
+    exact, law = _exact(problem), [_normalized(row) for row in _numbers(policy)]
+    value = _value(exact, _numbers(reward))
     if isinstance(reward_class, FiniteClass):
-        worst = min(_phi(game, law, _numbers(member)) for member in reward_class.rewards)
+        worst = min(_phi(exact, law, _numbers(member)) for member in reward_class.rewards)
         return Bounds(
-            value, value - worst, value - worst, _roundoff(game, value, reward_class.rewards)
+            value, value - worst, value - worst, _roundoff(exact, value, reward_class.rewards)
         )
-    answer = _worst_reward(problem, reward_class, np.asarray(policy))
-    challengers: list[Any] = [reward] if answer is None else [reward, answer]
+    worst_reward = _worst_reward(problem, reward_class, np.asarray(policy))
+    challengers: list[Any] = [reward] if worst_reward is None else [reward, worst_reward]
     lower, upper = [], []
     for member in map(_numbers, challengers):
-        below = value - _phi(game, law, member)
-        lower.append(below)
-        upper.append(below + _regret(reward_class, _slope(game, law, member), member))
-    roundoff = _roundoff(game, value, *challengers)
+        bound = value - _phi(exact, law, member)
+        lower.append(bound)
+        upper.append(bound + _linear_gap(reward_class, _gradient(exact, law, member), member))
+    roundoff = _roundoff(exact, value, *challengers)
     return Bounds(value, max(lower), min(upper), roundoff)
 
 
-def _roundoff(game: _Game, value: mpf, *rewards: ArrayLike) -> mpf:
-    """What a unit in the last place of every probability is worth, and of these fifty digits."""
+def _roundoff(exact: _ExactProblem, value: mpf, *rewards: ArrayLike) -> mpf:
+    """Return the effect of rounding every probability in float64, plus that of fifty digits."""
     largest = max(float(np.abs(np.asarray(reward)).max()) for reward in rewards)
-    ulps = 4 * mpf(np.finfo(float).eps) * (game.eta * (largest + game.beta) + abs(value))
+    ulps = 4 * mpf(np.finfo(float).eps) * (exact.eta * (largest + exact.beta) + abs(value))
     return ulps + mpf(10) ** -40
 
 
 def mixture_gap(
     problem: Problem, reward_class: FiniteClass, policy: ArrayLike, mixture: ArrayLike
 ) -> mpf:
-    """Gap of a finite class whose adversary draws a member with the given probabilities."""
-    game, law = _exact(problem), [_law(row) for row in _numbers(policy)]
-    drawn = _law(_numbers(mixture))
+    """Return the gap of a finite class whose adversary draws a member by given probabilities."""
+    exact, law = _exact(problem), [_normalized(row) for row in _numbers(policy)]
+    probabilities = _normalized(_numbers(mixture))
     members = [_numbers(member) for member in reward_class.rewards]
     mean = [
-        [sum(p * member[x][a] for p, member in zip(drawn, members, strict=True)) for a in range(n)]
+        [
+            sum(p * member[x][a] for p, member in zip(probabilities, members, strict=True))
+            for a in range(n)
+        ]
         for x, n in enumerate(map(len, law))
     ]
-    losses = sum(p * _loss(game, member) for p, member in zip(drawn, members, strict=True))
-    best = _value(game, mean) - _loss(game, mean) + losses
-    return best - min(_phi(game, law, member) for member in members)
+    losses = sum(p * _loss(exact, member) for p, member in zip(probabilities, members, strict=True))
+    best = _value(exact, mean) - _loss(exact, mean) + losses
+    return best - min(_phi(exact, law, member) for member in members)
 
 
 def excess(problem: Problem, reward_class: FiniteClass, reward: ArrayLike) -> mpf:
-    """By how much F of a reward exceeds the least F of a finite class, nats."""
-    game = _exact(problem)
-    least = min(_value(game, _numbers(member)) for member in reward_class.rewards)
-    return _value(game, _numbers(reward)) - least
+    """Return the excess of F of a reward over the smallest F of a finite class, nats."""
+    exact = _exact(problem)
+    least = min(_value(exact, _numbers(member)) for member in reward_class.rewards)
+    return _value(exact, _numbers(reward)) - least
 
 
 def stationarity(problem: Problem, policy: ArrayLike, reward: ArrayLike) -> mpf:
-    """Largest slope of phi in a reward that stays finite, nats: identity S1."""
-    game, law = _exact(problem), [_law(row) for row in _numbers(policy)]
-    slope = _slope(game, law, _numbers(reward))
+    """Return the largest derivative of phi by a finite reward, nats: the residual of S1."""
+    exact, law = _exact(problem), [_normalized(row) for row in _numbers(policy)]
+    gradient = _gradient(exact, law, _numbers(reward))
     finite = np.isfinite(np.asarray(reward))
-    return max([abs(slope[x][a]) for x, a in np.argwhere(finite)], default=mpf(0))
+    return max([abs(gradient[x][a]) for x, a in np.argwhere(finite)], default=mpf(0))
 
 
-def _exact(problem: Problem) -> _Game:
+def _exact(problem: Problem) -> _ExactProblem:
     wins = _numbers(problem.wins)
-    total = sum(count for table in wins for row in table for count in row)
-    shares = [[[count / (total or 1) for count in row] for row in table] for table in wins]
+    n_comparisons = sum(count for table in wins for row in table for count in row)
+    shares = [[[count / (n_comparisons or 1) for count in row] for row in table] for table in wins]
     weights, reference, baseline = map(_numbers, problem[:3])
-    weights, reference = _law(weights), [_law(row) for row in reference]
-    baseline = [_law(row) for row in baseline]
+    weights, reference = _normalized(weights), [_normalized(row) for row in reference]
+    baseline = [_normalized(row) for row in baseline]
     beta, eta = _numbers(problem.beta), _numbers(problem.eta)
-    return _Game(weights, reference, baseline, shares, beta, eta)
+    return _ExactProblem(weights, reference, baseline, shares, beta, eta)
 
 
-def _value(game: _Game, reward: list) -> mpf:
-    """F(r), eq. 4.4."""
-    total = _loss(game, reward)
-    for weight, law, base, row in zip(*game[:3], reward, strict=True):
+def _value(exact: _ExactProblem, reward: list) -> mpf:
+    """Return F(r), eq. 4.4."""
+    value = _loss(exact, reward)
+    for weight, law, base, row in zip(*exact[:3], reward, strict=True):
         top = max(row)
         z = mpmath.fsum(
-            p * mpmath.exp((r - top) / game.beta) for p, r in zip(law, row, strict=True)
+            p * mpmath.exp((r - top) / exact.beta) for p, r in zip(law, row, strict=True)
         )
         expected = sum(b * r for b, r in zip(base, row, strict=True))
-        total += game.eta * weight * (game.beta * mpmath.log(z) + top - expected)
-    return total
+        value += exact.eta * weight * (exact.beta * mpmath.log(z) + top - expected)
+    return value
 
 
-def _phi(game: _Game, policy: list, reward: list) -> mpf:
-    """phi(pi, r), eq. 4.1."""
-    total = _loss(game, reward)
-    for weight, law, base, mine, row in zip(*game[:3], policy, reward, strict=True):
-        terms = zip(law, base, mine, row, strict=True)
+def _phi(exact: _ExactProblem, policy: list, reward: list) -> mpf:
+    """Return phi(pi, r), eq. 4.1."""
+    value = _loss(exact, reward)
+    for weight, law, base, probs, row in zip(*exact[:3], policy, reward, strict=True):
+        terms = zip(law, base, probs, row, strict=True)
         for p, b, q, r in terms:
             kl = q * mpmath.log(q / p) if q > 0 else mpf(0)
-            total += game.eta * weight * ((q - b) * r - game.beta * kl)
-    return total
+            value += exact.eta * weight * ((q - b) * r - exact.beta * kl)
+    return value
 
 
-def _loss(game: _Game, reward: list) -> mpf:
-    """L_D(r), eq. 3.2."""
-    total = mpf(0)
-    for table, row in zip(game.shares, reward, strict=True):
+def _loss(exact: _ExactProblem, reward: list) -> mpf:
+    """Return L_D(r), eq. 3.2."""
+    loss = mpf(0)
+    for table, row in zip(exact.shares, reward, strict=True):
         for winner, lost in enumerate(table):
             for loser, share in enumerate(lost):
                 if share:
-                    total += share * _softplus(row[loser] - row[winner])
-    return total
+                    loss += share * _softplus(row[loser] - row[winner])
+    return loss
 
 
-def _slope(game: _Game, policy: list, reward: list) -> list:
-    """Gradient of phi in the reward; two rewards of minus infinity pull at each other alone."""
-    slope = [
-        [game.eta * weight * (q - b) for q, b in zip(mine, base, strict=True)]
-        for weight, mine, base in zip(game.weights, policy, game.baseline, strict=True)
+def _gradient(exact: _ExactProblem, policy: list, reward: list) -> list:
+    """Return the gradient of phi in the reward; comparisons of two infinite rewards cancel."""
+    gradient = [
+        [exact.eta * weight * (q - b) for q, b in zip(probs, base, strict=True)]
+        for weight, probs, base in zip(exact.weights, policy, exact.baseline, strict=True)
     ]
-    for x, table in enumerate(game.shares):
+    for x, table in enumerate(exact.shares):
         for winner, lost in enumerate(table):
             for loser, share in enumerate(lost):
                 high, low = reward[x][winner], reward[x][loser]
                 if share and not (mpmath.isinf(high) and mpmath.isinf(low)):
-                    pull = share * _sigmoid(low - high)
-                    slope[x][winner] -= pull
-                    slope[x][loser] += pull
-    return slope
+                    surprise = share * _sigmoid(low - high)
+                    gradient[x][winner] -= surprise
+                    gradient[x][loser] += surprise
+    return gradient
 
 
-def _regret(reward_class: RewardClass, slope: list, reward: list) -> Any:
-    """How far a reward is from the minimum of a linear function over the class."""
-    pairs = [pair for rows in zip(slope, reward, strict=True) for pair in zip(*rows, strict=True)]
-    reached = sum(v * r for v, r in pairs)
+def _linear_gap(reward_class: RewardClass, gradient: list, reward: list) -> Any:
+    """Return the distance of a reward from the minimum of a linear function over its class."""
+    pairs = [
+        pair for rows in zip(gradient, reward, strict=True) for pair in zip(*rows, strict=True)
+    ]
+    attained = sum(v * r for v, r in pairs)
     match reward_class:
         case TabularBox(maximum):
-            return reached - mpf(float(maximum)) * sum(min(v, mpf(0)) for v, _ in pairs)
+            return attained - mpf(float(maximum)) * sum(min(v, mpf(0)) for v, _ in pairs)
         case LinearBall(features, radius):
             flat = _numbers(np.asarray(features).reshape(len(pairs), -1))
             columns = zip(*flat, strict=True)
             image = [
                 sum(v * f for (v, _), f in zip(pairs, column, strict=True)) for column in columns
             ]
-            return reached + mpf(float(radius)) * mpmath.sqrt(sum(entry**2 for entry in image))
-    raise TypeError(f"no regret over {type(reward_class).__name__}")
+            return attained + mpf(float(radius)) * mpmath.sqrt(sum(entry**2 for entry in image))
+    raise TypeError(f"no linear gap over {type(reward_class).__name__}")
 
 
 def _worst_reward(
     problem: Problem, reward_class: RewardClass, policy: np.ndarray
 ) -> np.ndarray | None:
-    """CVXPY's answer to the policy, pulled back into the class; None where it has none."""
+    """Return the worst reward by CVXPY, projected into the class, or None if it has none."""
     wins = np.asarray(problem.wins, float)
     share = wins / (wins.sum() or 1.0)
-    pull = problem.eta * problem.context_weights[:, None] * (policy - problem.baseline_policy)
+    excess = problem.eta * problem.context_weights[:, None] * (policy - problem.baseline_policy)
     size = max(float(problem.eta), 1.0)
     if isinstance(reward_class, TabularBox):
         table = float(reward_class.maximum) * np.eye(policy.size)
@@ -206,8 +212,8 @@ def _worst_reward(
     else:
         return None
     unit = cvxpy.Variable(table.shape[1])
-    inside = isinstance(reward_class, LinearBall)
-    room: list[Any] = [cvxpy.norm(unit) <= 1] if inside else [unit >= 0, unit <= 1]
+    ball = isinstance(reward_class, LinearBall)
+    constraints: list[Any] = [cvxpy.norm(unit) <= 1] if ball else [unit >= 0, unit <= 1]
     flat = np.arange(policy.size).reshape(policy.shape)
     terms = [
         share[x, winner, loser]
@@ -216,17 +222,17 @@ def _worst_reward(
         for x, winner, loser in np.argwhere(share > 0)
         if winner != loser
     ]
-    goal = (pull.reshape(-1) / size @ table) @ unit + sum(terms)
+    objective = (excess.reshape(-1) / size @ table) @ unit + sum(terms)
     try:
-        cvxpy.Problem(cvxpy.Minimize(goal), room).solve(solver=cvxpy.CLARABEL)
+        cvxpy.Problem(cvxpy.Minimize(objective), constraints).solve(solver=cvxpy.CLARABEL)
     except (cvxpy.SolverError, ValueError):
         return None
     if unit.value is None or not np.isfinite(unit.value).all():
         return None
-    found = unit.value
+    point = unit.value
     if isinstance(reward_class, TabularBox):
-        return (table @ np.clip(found, 0.0, 1.0)).reshape(policy.shape)
-    return (table @ (found / max(1.0, np.linalg.norm(found)))).reshape(policy.shape)
+        return (table @ np.clip(point, 0.0, 1.0)).reshape(policy.shape)
+    return (table @ (point / max(1.0, np.linalg.norm(point)))).reshape(policy.shape)
 
 
 def _softplus(x: mpf) -> mpf:
@@ -237,12 +243,13 @@ def _sigmoid(x: mpf) -> mpf:
     return mpf(1) / (mpf(1) + mpmath.exp(-x))
 
 
-def _law(row: list) -> list:
-    total = sum(row)
-    return [entry / total for entry in row]
+def _normalized(row: list) -> list:
+    """Divide a row by its sum."""
+    row_sum = sum(row)
+    return [entry / row_sum for entry in row]
 
 
 def _numbers(array: Any) -> Any:
-    """Nested lists of exact numbers."""
+    """Return an array as nested lists of numbers of fifty digits."""
     array = np.asarray(array, float)
     return [_numbers(part) for part in array] if array.ndim else mpf(float(array))
