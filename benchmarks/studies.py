@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from exact_solver import one, scipy_reward, seconds
+from exact_solver import scipy_reward, seconds, select
 
 from bandits.environments.designs import Design, draw_design
 
@@ -67,7 +67,7 @@ def scipy_seconds() -> float:
     """Return the median time of a fit by SciPy, on bandits of the same study."""
     design = Design(**{**DESIGN, "target_coverage": 2.0})
     batch = draw_design(design, 1000, np.arange(SCIPY_FITS)).problem
-    times = [seconds(lambda i=i: scipy_reward(one(batch, i))) for i in range(SCIPY_FITS)]
+    times = [seconds(lambda i=i: scipy_reward(select(batch, i))) for i in range(SCIPY_FITS)]
     return float(np.median(times))
 
 
