@@ -1,4 +1,4 @@
-"""Claims about the worst reward for a policy, against what can be worked out by hand."""
+"""Claims about the adversarial reward of a policy, against calculations by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BESIDE = 1e-9  # the solvers stop at 1e-13 of a scaled objective
 
 
 def problem(wins: np.ndarray, *, eta: float = 0.5) -> Problem:
-    """One prompt, uniform reference, a baseline that always gives the last response."""
+    """Return one context with uniform reference and the last response as baseline."""
     n = wins.shape[-1]
     even, last = np.full((1, n), 1.0 / n), np.eye(n)[-1:]
     return Problem(np.ones(1), even, last, wins[None], np.array(1.0), np.array(eta))
@@ -35,7 +35,7 @@ def test_closed_form_without_data_the_adversary_goes_to_the_boundary_of_the_ball
     worst = adversarial_reward(
         problem(np.zeros((2, 2))), LinearBall(features, np.array(1.5)), policy
     )
-    # The gradient is eta (0.7, -0.7): the parameter is the other way, of norm 1.5.
+    # The gradient is eta (0.7, -0.7): the parameter has the opposite direction and norm 1.5.
     np.testing.assert_allclose(worst, [[-1.5 / np.sqrt(2), 1.5 / np.sqrt(2)]], atol=BESIDE)
 
 

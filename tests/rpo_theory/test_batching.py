@@ -1,4 +1,4 @@
-"""Claims about solving one, many, or more problems than the memory holds."""
+"""Claims about solving one problem, and batches of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOUND = (np.ones((1, 1)), np.ones((1, 1)), np.ones(()))
 
 
 def problems(count: int) -> tuple[Problem, TabularBox]:
-    """Problems of two responses that differ in eta, which is their number."""
+    """Return problems of two responses whose eta is their number."""
     even, number = np.full((count, 1, 2), 0.5), np.arange(count, dtype=float)
     wins = np.zeros((count, 1, 2, 2))
     problem = Problem(np.ones((count, 1)), even, even, wins, np.ones(count), number)
@@ -29,7 +29,7 @@ def problems(count: int) -> tuple[Problem, TabularBox]:
 
 
 def echo(problem: Problem, reward_class: RewardClass) -> Solution:
-    """Not a solver: the width and the eta of every problem as reward and value, and a status."""
+    """Return the width and eta of every problem as reward and objective, like a solver."""
     assert isinstance(reward_class, TabularBox)
     status = np.full(np.shape(problem.eta), Status.SOLVED.value)
     width, eta = np.asarray(reward_class.maximum), np.asarray(problem.eta)
@@ -44,7 +44,7 @@ def test_closed_form_groups_are_solved_and_joined_in_order() -> None:
         return echo(problem, reward_class)
 
     solution = solve_in_groups(solver, *problems(23), size=3)
-    # One more fills every group up, and no answer is taken from its place.
+    # Each group has one row of padding, which is dropped.
     assert sizes == [4] * 8
     np.testing.assert_array_equal(solution.objective, np.arange(23.0))
     np.testing.assert_array_equal(solution.reward, 10.0 + np.arange(23.0))

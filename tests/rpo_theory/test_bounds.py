@@ -1,4 +1,4 @@
-"""The algebra of the guarantee, redone by hand, and the constants of its proof, scanned."""
+"""Bounds against their algebra by hand, and constants of the proof against numerical scans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rpo_theory.rewards import FiniteClass, TabularBox, log_covering_number
 ALGEBRA = 1e-12
 """Tens of roundings."""
 SCAN = 1e-4
-"""A scan of 200 by 200 points, and ratios of numbers that both tend to zero."""
+"""Accuracy of scans of 200 by 200 points, and of ratios of numbers that tend to zero."""
 
 sizes = st.floats(1.0, 1e9)
 ranges = st.floats(0.0, 10.0)
@@ -46,13 +46,13 @@ def sigmoid(margin: np.ndarray | float) -> np.ndarray:
 
 
 def hellinger(z: np.ndarray | float, w: np.ndarray | float) -> np.ndarray:
-    """1 - sum sqrt(p q) of two labels with margins z and w, free of cancellation."""
+    """Return 1 - sum sqrt(p q) of two labels with margins z and w, without cancellation."""
     half_sum = (np.sqrt(sigmoid(z)) - np.sqrt(sigmoid(w))) ** 2
     return 0.5 * (half_sum + (np.sqrt(sigmoid(-z)) - np.sqrt(sigmoid(-w))) ** 2)
 
 
 def scanned_modulus(reward_max: float) -> float:
-    """Smallest ratio of squared Hellinger distance to squared margin difference on a grid."""
+    """Return the smallest ratio of squared Hellinger distance to squared margin on a grid."""
     z, w = np.meshgrid(*2 * [np.linspace(-reward_max, reward_max, 200)])
     apart = z != w
     return float((hellinger(z, w)[apart] / (z - w)[apart] ** 2).min())
@@ -71,8 +71,8 @@ def test_theorem_printed_is_the_untuned_bound_at_its_eta_and_beta(
     np.testing.assert_allclose(theorem_beta(n), beta, rtol=ALGEBRA)
     untuned = c**2 * eta / (8 * kappa**2) + 3 * iota**2 / (eta * n) + beta * kl
     terms = {"n_pairs": n, "complexity": iota, "coverage": c, "kl": kl}
-    found = suboptimality_bound(modulus, **terms, eta=eta, beta=beta)
-    np.testing.assert_allclose(found, untuned, rtol=ALGEBRA)
+    actual = suboptimality_bound(modulus, **terms, eta=eta, beta=beta)
+    np.testing.assert_allclose(actual, untuned, rtol=ALGEBRA)
     tuned = theorem_bound_printed(**terms, reward_max=reward_max)
     np.testing.assert_allclose(tuned, untuned, rtol=ALGEBRA)
 
@@ -86,8 +86,8 @@ def test_theorem_corrected_is_the_safe_bound_at_the_same_eta_and_beta(
     eta, beta = kappa * math.sqrt(24.0 * iota**2 / n), n**-0.5
     safe = c**2 * eta / (4 * kappa**2) + 3 * iota**2 / (eta * n) + beta * kl
     terms = {"n_pairs": n, "complexity": iota, "coverage": c, "kl": kl}
-    found = suboptimality_bound(corrected_modulus(reward_max), **terms, eta=eta, beta=beta)
-    np.testing.assert_allclose(found, safe, rtol=ALGEBRA)
+    actual = suboptimality_bound(corrected_modulus(reward_max), **terms, eta=eta, beta=beta)
+    np.testing.assert_allclose(actual, safe, rtol=ALGEBRA)
     tuned = theorem_bound_corrected(**terms, reward_max=reward_max)
     np.testing.assert_allclose(tuned, safe, rtol=ALGEBRA)
 
@@ -132,12 +132,12 @@ def test_theorem_known_coverage_eta_matches_its_formula() -> None:
     n, iota, c, reward_max = 500.0, 3.0, 7.0, 1.5
     kappa = (1.0 + math.exp(reward_max)) ** -2
     expected = 2 * math.sqrt(6.0) * kappa * iota / (c * math.sqrt(n))
-    found = tuned_eta(printed_modulus(reward_max), n_pairs=n, complexity=iota, coverage=c)
-    np.testing.assert_allclose(found, expected, rtol=ALGEBRA)
+    actual = tuned_eta(printed_modulus(reward_max), n_pairs=n, complexity=iota, coverage=c)
+    np.testing.assert_allclose(actual, expected, rtol=ALGEBRA)
 
 
 def test_theorem_eta_without_kappa_does_not_give_the_printed_bound() -> None:
-    """Erratum 1: (A.45) without kappa misses Theorem 5.3 by far."""
+    """Erratum 1: (A.45) without kappa does not give the bound of Theorem 5.3."""
     n, iota, c, reward_max = 100.0, 2.0, 1.0, 1.0
     eta = math.sqrt(24.0) * iota / math.sqrt(n)
     terms = {"n_pairs": n, "complexity": iota, "coverage": c}
@@ -149,7 +149,7 @@ def test_theorem_eta_without_kappa_does_not_give_the_printed_bound() -> None:
 def test_closed_form_tight_modulus_is_the_infimum_of_the_hellinger_ratio(
     reward_max: float,
 ) -> None:
-    """Never undercut on the grid, and approached as both margins tend to the largest."""
+    """No ratio on the grid is smaller; it is approached as both margins tend to the maximum."""
     h = float(tight_modulus(reward_max))
     assert scanned_modulus(reward_max) >= h * (1.0 - SCAN)
     close = reward_max * 1e-3
@@ -174,7 +174,10 @@ def test_closed_form_infimum_of_hellinger_over_total_variation_is_one_half() -> 
 def test_theorem_printed_constant_is_safe_from_reward_range_a_third_on() -> None:
     """Erratum 2: the printed modulus is below the scanned one exactly from .333 on."""
     ranges = np.arange(0.25, 0.45, 0.001)
-    safe = [float(printed_modulus(reward_max)) <= scanned_modulus(reward_max) for reward_max in ranges.tolist()]
+    safe = [
+        float(printed_modulus(reward_max)) <= scanned_modulus(reward_max)
+        for reward_max in ranges.tolist()
+    ]
     threshold = float(ranges[np.argmax(safe)])
     assert sum(safe) == len(safe) - np.argmax(safe)
     assert abs(threshold - 0.333) <= 0.0015
@@ -197,7 +200,7 @@ def test_property_corrected_modulus_never_exceeds_the_tight_one(reward_max: floa
     ("reward_max", "tight", "printed"), [(1.0, 6.4, 13.8), (3.0, 13.0, 445.0), (5.0, 35.0, 22324.0)]
 )
 def test_closed_form_table_of_constants(reward_max: float, tight: float, printed: float) -> None:
-    """Erratum 3: 1/sqrt h against (1 + e^Rmax)^2, to the digits of the table."""
+    """Erratum 3: 1/sqrt h and (1 + e^Rmax)^2 agree with the table to its digits."""
     digits = 1 if reward_max == 1.0 else 0
     assert round(float(tight_modulus(reward_max)) ** -0.5, digits) == tight
     assert round(float(printed_modulus(reward_max)) ** -0.5, digits) == printed
@@ -252,7 +255,7 @@ def test_theorem_shifted_prompts_cost_at_most_the_factor(seed: int) -> None:
     lacking = reward.max(axis=1) - (policy * reward).sum(axis=1)
     factor = float(prompt_shift_factor(d1, d0))
     assert d1 @ lacking <= factor * (d0 @ lacking) * (1.0 + ALGEBRA)
-    # Tight where only the worst prompt lacks anything.
+    # Tight if the gap is positive at the worst prompt only.
     worst = np.arange(4) == np.argmax(d1 / d0)
     np.testing.assert_allclose(d1 @ worst, factor * (d0 @ worst), rtol=ALGEBRA)
 

@@ -1,4 +1,4 @@
-"""The certificate proves what it says, for any policy and reward, and nothing more."""
+"""Certificates of any policy and reward against independent solvers and definitions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def random_pair(seed: int, reward_class: RewardClass) -> tuple[np.ndarray, np.nd
 def cvxpy_gap(
     problem: Problem, reward_class: TabularBox | LinearBall, policy: np.ndarray, reward: np.ndarray
 ) -> float:
-    """F(r) minus the adversary's minimum, the latter by Clarabel from the definition of phi."""
+    """Return F(r) minus the minimum of phi over rewards, the latter by Clarabel."""
     constraints: list[Any]
     if isinstance(reward_class, LinearBall):
         theta = cp.Variable(3)
@@ -158,7 +158,7 @@ def test_property_kkt_residual_is_large_away_from_the_saddle_point() -> None:
 
 
 def claimed(problem: Problem, policy: np.ndarray, reward: np.ndarray) -> Solution:
-    """A batch of one that says of itself that it is solved."""
+    """Return a batch of one solution with status SOLVED."""
     value = np.asarray(minimax_objective(problem, reward))
     return Solution(policy[None], reward[None], value[None], np.zeros(1, int), {})
 
@@ -183,16 +183,16 @@ def test_property_status_solved_is_kept_only_if_the_gap_is_proven() -> None:
 
 @pytest.mark.parametrize("solver", [minimax, maximin, direct])
 def test_extreme_a_gap_left_by_rounding_is_not_solved(solver: Any) -> None:
-    """A box of width 1e6 at beta 1e-8: no float64 answer can be within 1e-10 of optimal."""
+    """In a box of width 1e6 at beta 1e-8 no float64 solution can be within 1e-10 of optimal."""
     rng = np.random.default_rng(0)
     wins = np.array([[[0.0, 3e14, 1.0], [1e-9, 0.0, 2.0], [5.0, 7e3, 0.0]]])
     for _ in range(4):
         law = rng.dirichlet(np.ones(3), (2, 1))
         problem = Problem(np.ones(1), law[0], law[1], wins, np.array(1e-8), np.array(1e-3))
         box = TabularBox(np.array(1e6))
-        found = solver.solve(problem, box, throw=False)
-        proof = certify(problem, box, found.policy, found.reward)
-        assert found.status != Status.SOLVED or float(proof.duality_gap) <= 1.01e-10
+        actual = solver.solve(problem, box, throw=False)
+        proof = certify(problem, box, actual.policy, actual.reward)
+        assert actual.status != Status.SOLVED or float(proof.duality_gap) <= 1.01e-10
 
 
 @pytest.mark.parametrize("solver", [minimax, direct])
@@ -202,8 +202,8 @@ def test_extreme_a_number_that_is_not_finite_is_never_solved(solver: Any, field:
     for bad in (np.nan, np.inf):
         arrays = [np.array(array, float) for array in random_problem(1)]
         arrays[field].reshape(-1)[-1] = bad
-        found = solver.solve(Problem(*arrays), members, throw=False)
-        assert Status(int(found.status)) is Status.NOT_FINITE
+        actual = solver.solve(Problem(*arrays), members, throw=False)
+        assert Status(int(actual.status)) is Status.NOT_FINITE
 
 
 def test_closed_form_the_policy_gap_is_the_objective_minus_the_saddle_function() -> None:
@@ -219,7 +219,7 @@ def test_closed_form_the_gap_of_a_mixture_is_that_of_the_mixed_game() -> None:
     policy = rng.dirichlet(np.ones(4), 2)
     payoffs = np.array([float(saddle_objective(problem, policy, one)) for one in members])
     mean = np.einsum("k,kxa->xa", mixture, members)
-    # Against the mixture phi is phi at its mean, but for the losses, which are the members' own.
+    # For a mixture, phi is that of the mean reward, but with the mean of the losses.
     apart = mixture @ payoffs - float(saddle_objective(problem, policy, mean))
     most = float(minimax_objective(problem, mean)) + apart
     gap = float(mixture_gap(problem, FiniteClass(members), policy, mixture))
@@ -244,14 +244,16 @@ def test_limit_over_all_rewards_the_residual_is_zero_only_at_a_saddle_point() ->
     wins = problem.wins + 0.5 * (1 - np.eye(4))  # every response beats every other: attained
     problem = problem._replace(wins=wins)
     batch = Problem(*(np.asarray(leaf)[None] for leaf in problem))
-    found = minimax.solve_batch(batch, Unbounded())
-    policy, reward = np.asarray(found.policy)[0], np.asarray(found.reward)[0]
+    actual = minimax.solve_batch(batch, Unbounded())
+    policy, reward = np.asarray(actual.policy)[0], np.asarray(actual.reward)[0]
     assert float(unbounded_residual(problem, policy, reward)) < 1e-10
-    other = reward + np.array([[0.1, 0.0, 0.0, 0.0]] * 2)
-    gradient = np.abs(reward_gradient(problem, policy, other)).max()
-    expected = max(float(gradient), float(policy_gap(problem, policy, other)))
-    assert float(unbounded_residual(problem, policy, other)) == pytest.approx(expected, rel=1e-12)
-    assert float(reduced_residual(unbounded.reduce(problem), policy, other)) == pytest.approx(
+    alternative = reward + np.array([[0.1, 0.0, 0.0, 0.0]] * 2)
+    gradient = np.abs(reward_gradient(problem, policy, alternative)).max()
+    expected = max(float(gradient), float(policy_gap(problem, policy, alternative)))
+    assert float(unbounded_residual(problem, policy, alternative)) == pytest.approx(
+        expected, rel=1e-12
+    )
+    assert float(reduced_residual(unbounded.reduce(problem), policy, alternative)) == pytest.approx(
         expected, rel=1e-12
     )
 
@@ -262,8 +264,8 @@ def test_property_every_number_of_a_problem_and_its_class_is_checked() -> None:
     box = TabularBox(np.stack([maximum] * 4))
     wins, beta, width = np.copy(batch.wins), np.copy(batch.beta), np.copy(box.maximum)
     wins[1, 0, 2, 3], beta[2], width[3] = np.nan, np.inf, -np.inf
-    found = all_finite(batch._replace(wins=wins, beta=beta), TabularBox(width))
-    assert found.tolist() == [True, False, False, False]
+    actual = all_finite(batch._replace(wins=wins, beta=beta), TabularBox(width))
+    assert actual.tolist() == [True, False, False, False]
     assert all_finite(batch, box).tolist() == [True] * 4
 
 
@@ -293,6 +295,6 @@ def test_closed_form_the_kkt_residual_is_the_projected_gradient_step_in_the_box(
     even, first = np.full((1, 2), 0.5), np.array([[1.0, 0.0]])
     one = np.array(1.0)
     problem = Problem(np.ones(1), even, first[:, ::-1], np.zeros((1, 2, 2)), one, one)
-    # The gradient is (1, -1): down it the rewards end in the corner (0, 0.75), 0.5 away.
+    # The gradient is (1, -1): a projected step ends in the corner (0, 0.75), 0.5 away.
     reward = np.array([[0.5, 0.25]])
     assert float(kkt_residual(problem, TabularBox(np.array(0.75)), first, reward)) == 0.5

@@ -1,4 +1,4 @@
-"""Coverage against closed forms, convex programs, and its own definition."""
+"""Coverage coefficients against closed forms, convex programs and the definition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox,
 CLOSED_FORM = 1e-12
 """Tens of roundings."""
 CONVEX_PROGRAM = 1e-6
-"""Clarabel stops at 1e-8 relative; unit-norm constraints of ill-conditioned data cost the rest."""
+"""Clarabel stops at 1e-8; norm constraints of ill-conditioned data lose further digits."""
 SEES_INFINITY = 1e-6
 """A direction without data improves the linear program by this much, or not at all (1e-9)."""
 SLACK = 1e-9
@@ -46,7 +46,7 @@ class Setting(NamedTuple):
         return self.context_weights[:, None] * (self.comparator - self.baseline)
 
     def differences(self) -> np.ndarray:
-        """Rows whose squared product with a flat table is the denominator of the ratio."""
+        """Return rows whose squared product with a flat table is the denominator of the ratio."""
         n_contexts, n_actions = self.true_reward.shape
         rows = []
         for x, i, j in np.argwhere(self.pair_distribution > 0):
@@ -57,7 +57,7 @@ class Setting(NamedTuple):
         return np.array(rows).reshape(-1, n_contexts * n_actions)
 
     def ratio(self, reward: np.ndarray) -> float:
-        """The ratio of the definition for one member; 0 over 0 is 0."""
+        """Return the ratio of the definition for one member; 0/0 is 0."""
         shortfall = (self.true_reward - reward).ravel()
         signed = float(self.weight().ravel() @ shortfall)
         seen = float(np.linalg.norm(self.differences() @ shortfall))
@@ -66,11 +66,11 @@ class Setting(NamedTuple):
 
 N_FEATURES = 12
 SHAPES = [(1, 6), (2, 3), (3, 4)]
-"""Contexts and actions; few, because each is compiled."""
+"""Numbers of contexts and actions; few, because each is compiled."""
 
 
 def random_setting(rng: np.random.Generator, *, pairs: float = 0.5) -> Setting:
-    """Sparse data over three decades, faces of the unit box, some deterministic policies."""
+    """Draw sparse data over three decades, faces of the box, some deterministic policies."""
     n_contexts, n_actions = SHAPES[rng.integers(len(SHAPES))]
     table = (n_contexts, n_actions)
     law = 10.0 ** -rng.uniform(0.0, 3.0, (*table, n_actions))
@@ -90,7 +90,7 @@ def random_setting(rng: np.random.Generator, *, pairs: float = 0.5) -> Setting:
 def convex_program(
     form: np.ndarray, rows: np.ndarray, cone: Sequence[cp.Constraint], d: cp.Expression
 ) -> float:
-    """Maximise -form.d over the cone with |rows d| <= 1; first, is there a direction unseen?"""
+    """Maximize -form.d over the cone with |rows d| <= 1; inf for a direction without data."""
     unseen = cp.Problem(cp.Maximize(-form @ d), [rows @ d == 0, cp.norm_inf(d) <= 1, *cone])
     unseen.solve(cp.CLARABEL)
     if -form @ direction(d) > SEES_INFINITY:
@@ -105,18 +105,18 @@ def direction(d: cp.Expression) -> np.ndarray:
 
 
 def box_program(setting: Setting) -> float:
-    """Directions are multiples of r - r*, by perspective: the cone at r* is never written down."""
+    """Directions are multiples of r - r*, written by perspective, without the cone at r*."""
     truth = setting.true_reward.ravel()
     d, multiple = cp.Variable(truth.size), cp.Variable(nonneg=True)
     cone = [d + multiple * truth >= 0, d + multiple * truth <= multiple]
     return convex_program(setting.weight().ravel(), setting.differences(), cone, d)
 
 
-def assert_same(found: list[float], expected: list[float], *, both_kinds: bool = True) -> None:
+def assert_same(actual: list[float], expected: list[float], *, both_kinds: bool = True) -> None:
     if both_kinds:
         assert min(np.isinf(expected).sum(), np.isfinite(expected).sum()) >= 10
-    np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
-    np.testing.assert_allclose(found, expected, rtol=CONVEX_PROGRAM, atol=CONVEX_PROGRAM)
+    np.testing.assert_array_equal(np.isinf(actual), np.isinf(expected))
+    np.testing.assert_allclose(actual, expected, rtol=CONVEX_PROGRAM, atol=CONVEX_PROGRAM)
 
 
 def test_parity_box_with_a_convex_program_on_faces_and_disconnected_graphs() -> None:
@@ -135,7 +135,7 @@ def test_parity_unbounded_with_a_convex_program() -> None:
 
 
 def random_ball(rng: np.random.Generator) -> tuple[LinearBall, Setting, np.ndarray]:
-    """Two unseen directions, one or none; the true parameter inside, or on the rim."""
+    """Zero to two directions without data; the parameter inside the ball or on its boundary."""
     setting = random_setting(rng)
     n_contexts, n_actions = setting.true_reward.shape
     rank = np.linalg.matrix_rank(setting.differences())
@@ -159,8 +159,8 @@ def ball_program(ball: LinearBall, setting: Setting, theta: np.ndarray) -> float
 
 def test_parity_ball_with_a_convex_program_inside_and_on_the_boundary() -> None:
     cases = [random_ball(np.random.default_rng(seed)) for seed in range(50)]
-    found = [setting.coverage(ball) for ball, setting, _ in cases]
-    assert_same(found, [ball_program(*case) for case in cases])
+    actual = [setting.coverage(ball) for ball, setting, _ in cases]
+    assert_same(actual, [ball_program(*case) for case in cases])
 
 
 def test_parity_finite_with_the_definition() -> None:
@@ -169,12 +169,12 @@ def test_parity_finite_with_the_definition() -> None:
         setting = random_setting(rng, pairs=2.0)
         rewards = np.stack([setting.true_reward, *rng.random((7, *setting.true_reward.shape))])
         expected = max(0.0, *(setting.ratio(reward) for reward in rewards))
-        found = setting.coverage(FiniteClass(rewards))
-        np.testing.assert_allclose(found, expected, rtol=CLOSED_FORM)
+        actual = setting.coverage(FiniteClass(rewards))
+        np.testing.assert_allclose(actual, expected, rtol=CLOSED_FORM)
 
 
 def two_arms(weight: float, truth: tuple[float, float] = (0.5, 0.5)) -> Setting:
-    """Arm 1 against the baseline arm 2; a share ``weight`` of the pairs compares them."""
+    """Return arm 1 against the baseline arm 2, which a share ``weight`` of the pairs compares."""
     law = np.array([[[1.0 - weight, weight], [0.0, 0.0]]])
     first, second = np.eye(2)[:1], np.eye(2)[1:]
     return Setting(np.array([truth]), first, second, np.ones(1), law)
@@ -196,7 +196,7 @@ def test_closed_form_coverage_is_necessary_instance(share: float) -> None:
 
 
 def four_arms(n: int) -> tuple[LinearBall, Setting]:
-    """Two features that keep parameters of sum zero; n - 1 pairs of arms 1, 2; one of 2, 3."""
+    """Parameters have sum zero; there are n - 1 pairs of arms 1 and 2, and one of arms 2 and 3."""
     features = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     sum_zero = np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -2.0]]) / np.sqrt([2.0, 6.0])
     theta = np.array([-1.0, 0.1, 0.9])
@@ -220,7 +220,7 @@ def test_closed_form_four_arms_instance(n: int) -> None:
 
 
 def test_closed_form_effective_resistance() -> None:
-    """Deterministic policies on one prompt: the resistance between two nodes of a network."""
+    """For deterministic policies C^2 is the resistance between two nodes of a network."""
     rng = np.random.default_rng(7)
     conductance = np.triu(rng.random((6, 6)), 1)
     conductance /= conductance.sum()
@@ -248,12 +248,12 @@ def test_closed_form_prompts_add_with_the_square_of_their_weight() -> None:
     np.testing.assert_allclose(both.coverage(Unbounded()) ** 2, expected, rtol=CLOSED_FORM)
     only_first = both._replace(context_weights=np.array([1.0, 0.0]))
     without_data = np.concatenate([single.pair_distribution, 0.0 * single.pair_distribution])
-    found = only_first._replace(pair_distribution=without_data).coverage(Unbounded())
-    np.testing.assert_allclose(found**2, 2.0, rtol=CLOSED_FORM)
+    actual = only_first._replace(pair_distribution=without_data).coverage(Unbounded())
+    np.testing.assert_allclose(actual**2, 2.0, rtol=CLOSED_FORM)
 
 
 def test_closed_form_coverage_on_a_face_can_exceed_the_matrix_norm() -> None:
-    """One edge, an island, and faces that let the unbalanced masses out: 1, the norm gives 1/2."""
+    """Faces balance the mass of each component: the coefficient is 1, the norm gives 1/2."""
     law = np.zeros((1, 3, 3))
     law[0, 0, 1] = 1.0
     arms = np.eye(3)[:, None, :]
@@ -268,28 +268,28 @@ def test_closed_form_coverage_on_a_face_can_exceed_the_matrix_norm() -> None:
 @pytest.mark.parametrize(
     ("theta", "expected"),
     [
-        ([0.5, 0.0], np.inf),  # inside: the unseen direction counts against the comparator
-        ([1.0, 0.0], 1.0),  # on the rim, facing away: seen and unseen move together
-        ([-1.0, 0.0], np.inf),  # on the rim, facing the same way
-        ([0.0, -1.0], np.inf),  # on the rim, but the rim does not bound the unseen direction
+        ([0.5, 0.0], np.inf),  # inside: the direction without data counts
+        ([1.0, 0.0], 1.0),  # on the boundary: one multiplier cancels the direction without data
+        ([-1.0, 0.0], np.inf),  # on the boundary, with the opposite sign
+        ([0.0, -1.0], np.inf),  # the boundary does not limit the direction without data
     ],
 )
 def test_closed_form_ball_with_a_direction_without_data(
     theta: list[float], expected: float
 ) -> None:
-    """Arm 1 has feature (1, 0), never compared, and the comparator is the arm opposite to it."""
+    """Feature (1, 0) of arm 1 has no data, and the comparator is the arm opposite to it."""
     features = np.array([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [-1.0, 1.0]]])
     law = np.zeros((1, 4, 4))
     law[0, 1, 2] = 1.0
     arms = np.eye(4)[:, None, :]
     truth = (features @ np.array(theta))[:, :]
     four = Setting(truth, arms[3], arms[1], np.ones(1), law)
-    found = four.coverage(LinearBall(features, np.array(1.0)))
-    np.testing.assert_allclose(found, expected, rtol=CLOSED_FORM)
+    actual = four.coverage(LinearBall(features, np.array(1.0)))
+    np.testing.assert_allclose(actual, expected, rtol=CLOSED_FORM)
 
 
 def test_closed_form_ball_on_the_boundary_with_data_in_all_directions() -> None:
-    """v = -theta* points out of the ball: no direction is left; v = +theta*: all are."""
+    """For v = -theta* no direction has a positive numerator; for v = +theta* all count."""
     features = np.array([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
     law = np.zeros((1, 3, 3))
     law[0, 0, 1] = law[0, 2, 1] = 0.5
@@ -302,7 +302,7 @@ def test_closed_form_ball_on_the_boundary_with_data_in_all_directions() -> None:
 
 
 def test_property_redundant_features_change_nothing() -> None:
-    """Doubled columns with the radius that gives the same class: the least-norm parameter."""
+    """Doubled columns with a rescaled radius give the same class, by the least-norm parameter."""
     for seed in range(10):
         ball, setting, _ = random_ball(np.random.default_rng(seed))
         doubled = np.concatenate([ball.features, ball.features], axis=-1)
@@ -358,7 +358,7 @@ def test_property_no_member_of_the_class_beats_the_coefficient(seed: int, near: 
     box = TabularBox(np.array(1.0))
     moved = setting.true_reward + near * rng.standard_normal((200, *setting.true_reward.shape))
     best = max(setting.ratio(reward) for reward in np.clip(moved, 0.0, 1.0))
-    # Differences of rewards a distance apart carry their rounding over that distance.
+    # Differences of close rewards have a relative rounding error of one over their distance.
     assert best <= setting.coverage(box) * (1.0 + 1e-12 / near) + SLACK
 
 
@@ -390,12 +390,12 @@ def test_extreme_single_action_empty_data_and_rounded_probabilities() -> None:
     rounded = exact._replace(comparator=np.array([[0.9999996, 0.0]]))
     np.testing.assert_allclose(rounded.coverage(Unbounded()), 2.0**0.5, rtol=CLOSED_FORM)
     single = Setting(*(np.asarray(field, np.float32) for field in random_policies()))
-    found, expected = single.coverage(Unbounded()), random_policies().coverage(Unbounded())
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual, expected = single.coverage(Unbounded()), random_policies().coverage(Unbounded())
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def random_policies() -> Setting:
-    """Two islands whose masses balance; in float32 only to rounding."""
+    """Two components whose masses balance; in float32 only up to rounding."""
     rng = np.random.default_rng(5)
     law = np.zeros((1, 6, 6))
     law[0, [0, 1, 3, 4], [1, 2, 4, 5]] = 0.25
@@ -413,9 +413,9 @@ def test_property_batches_agree_with_single_instances_across_chunks(
     same = [s for s in drawn if s.true_reward.shape == (3, 4)]
     assert len(same) > 10
     batch = Setting(*(np.stack(fields) for fields in zip(*same, strict=True)))
-    found = coverage_coefficient_batch(TabularBox(np.ones(len(same))), **batch._asdict())
+    actual = coverage_coefficient_batch(TabularBox(np.ones(len(same))), **batch._asdict())
     box = TabularBox(np.array(1.0))
-    np.testing.assert_allclose(found, [s.coverage(box) for s in same], rtol=CLOSED_FORM)
+    np.testing.assert_allclose(actual, [s.coverage(box) for s in same], rtol=CLOSED_FORM)
 
 
 def test_compiles_once_for_instances_of_one_shape() -> None:
@@ -430,7 +430,7 @@ def test_compiles_once_for_instances_of_one_shape() -> None:
 
 
 def test_property_results_do_not_depend_on_the_configuration_of_jax() -> None:
-    """A user without float64 gets the same digits."""
+    """Callers without float64 get the same digits."""
     setting = random_policies()
     expected = setting.coverage(Unbounded())
     with jax.enable_x64(False):

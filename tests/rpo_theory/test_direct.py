@@ -1,4 +1,4 @@
-"""The third route against closed forms, SciPy, the exact solver and the certificate."""
+"""The direct route against closed forms, SciPy, the exact solver and the certificate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ seeds = st.integers(0, 2**32 - 1)
 def random_problem(
     seed: int, *, contexts: int = 3, actions: int = 5, padding: tuple[int, int] = (0, 0)
 ) -> Problem:
-    """Beta and eta over four decades, few pairs compared, baseline random or chosen.
+    """Draw beta and eta over four decades, sparse comparisons, and a random or chosen baseline.
 
     ``padding`` adds prompts of weight zero and responses that neither law gives.
     """
@@ -78,11 +78,13 @@ def random_class(kind: str, seed: int, shape: tuple[int, int], d: int = 8) -> Re
 
 
 def assert_proven(problem: Problem, reward_class: RewardClass, solution: Solution) -> None:
-    """A policy off by the tolerance costs its weight times the range of the rewards, at most 8."""
+    """An error of the policy costs at most its weight times the range of the rewards, 8."""
     policy, reward, value = solution[:3]
     proof = certify(problem, reward_class, policy, reward)
     assert float(proof.duality_gap) <= 8 * STOPS * (1.0 + float(problem.eta))
-    terms = 1.0 + float(problem.eta * problem.beta)  # size of what the value is the difference of
+    terms = 1.0 + float(
+        problem.eta * problem.beta
+    )  # size of the terms whose difference is the value
     np.testing.assert_allclose(value, minimax_objective(problem, reward), atol=EXACT * terms)
 
 
@@ -97,7 +99,7 @@ def distance(first: Solution, second: Solution) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["box", "ball"])
 def test_parity_with_the_exact_solver_on_a_hundred_problems(kind: str) -> None:
-    """1 to 20 prompts, 2 to 30 actions; padded to one shape so that each side compiles once."""
+    """Up to 20 contexts and 30 actions, padded to one shape so that each solver compiles once."""
     rng = np.random.default_rng(7)
     problems, classes = [], []
     for seed in range(100):
@@ -106,10 +108,10 @@ def test_parity_with_the_exact_solver_on_a_hundred_problems(kind: str) -> None:
         problems.append(problem)
         classes.append(random_class(kind, seed, (20, 30)))
     batch = stack(problems), stack(classes)
-    found = direct.solve_batch(*batch)
+    actual = direct.solve_batch(*batch)
     exact = minimax.solve_batch(*batch)
-    assert distance(found, exact).max() < POLICY
-    np.testing.assert_allclose(found.objective, exact.objective, rtol=VALUE, atol=VALUE)
+    assert distance(actual, exact).max() < POLICY
+    np.testing.assert_allclose(actual.objective, exact.objective, rtol=VALUE, atol=VALUE)
 
 
 @settings(max_examples=40, deadline=None)
@@ -154,9 +156,9 @@ def test_closed_form_two_arms_by_bisection(seed: int) -> None:
     with np.errstate(over="ignore"):
         margin: Any = brentq(gradient, -bound, bound, xtol=1e-14)
     problem = Problem(np.ones(1), reference, baseline, wins, np.array(beta), np.array(eta))
-    found = direct.solve(problem, Unbounded())
+    actual = direct.solve(problem, Unbounded())
     expected = 1 / (1 + np.exp(-margin / beta - logit))
-    np.testing.assert_allclose(found.policy[0, 0], expected, atol=STOPS)
+    np.testing.assert_allclose(actual.policy[0, 0], expected, atol=STOPS)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -180,7 +182,7 @@ def test_parity_with_scipy_on_the_loss_written_by_hand(seed: int) -> None:
     ours = direct.solve(problem, box)
     assert loss(ours.reward.ravel()) <= external.fun + EXACT
     weight = reference * np.exp(external.x.reshape(3, 5) / 0.7)
-    # SciPy's finite differences leave its gradient, and so its policy, known to about 1e-7.
+    # Finite differences of SciPy limit the accuracy of its gradient and policy to about 1e-7.
     np.testing.assert_allclose(ours.policy, weight / weight.sum(1, keepdims=True), atol=1e-4)
 
 
@@ -188,9 +190,9 @@ def test_closed_form_a_finite_class_gives_the_member_with_the_smallest_loss() ->
     problem = random_problem(3)
     rewards = np.random.default_rng(0).uniform(0, 2, (6, 3, 5))
     values = [float(minimax_objective(problem, reward)) for reward in rewards]
-    found = direct.solve(problem, FiniteClass(rewards))
-    np.testing.assert_array_equal(found.reward, rewards[np.argmin(values)])
-    np.testing.assert_allclose(found.objective, min(values), rtol=EXACT)
+    actual = direct.solve(problem, FiniteClass(rewards))
+    np.testing.assert_array_equal(actual.reward, rewards[np.argmin(values)])
+    np.testing.assert_allclose(actual.objective, min(values), rtol=EXACT)
 
 
 def test_limit_eta_to_infinity_gives_the_baseline_policy() -> None:
@@ -218,13 +220,13 @@ def test_theorem_a_response_that_never_wins_gets_probability_zero_in_the_limit()
     wins[0, 0, 2] = wins[0, 1, 0] = wins[0, 0, 1] = 2.0
     chosen = wins.sum(axis=2) / wins.sum()
     problem = Problem(np.ones(1), even, chosen, wins, np.array(0.5), np.array(0.5))
-    found = direct.solve(problem, Unbounded())
-    assert Status(int(found.status)) is Status.NOT_ATTAINED
-    assert found.policy[0, 2] == 0.0
-    assert found.reward[0, 2] == -np.inf
+    actual = direct.solve(problem, Unbounded())
+    assert Status(int(actual.status)) is Status.NOT_ATTAINED
+    assert actual.policy[0, 2] == 0.0
+    assert actual.reward[0, 2] == -np.inf
     exact = minimax.solve(problem, Unbounded())
-    assert distance(found, exact).max() < STOPS
-    np.testing.assert_allclose(found.objective, exact.objective, atol=STOPS)
+    assert distance(actual, exact).max() < STOPS
+    np.testing.assert_allclose(actual.objective, exact.objective, atol=STOPS)
 
 
 def test_extreme_a_response_outside_the_reference_keeps_its_data_and_loses_its_probability() -> (
@@ -236,10 +238,10 @@ def test_extreme_a_response_outside_the_reference_keeps_its_data_and_loses_its_p
     reference /= reference.sum(axis=1, keepdims=True)
     problem = problem._replace(reference_policy=reference, baseline_policy=reference)
     box = TabularBox(np.array(2.0))
-    found, exact = direct.solve(problem, box), minimax.solve(problem, box)
-    assert not found.policy[:, 1].any()
-    assert distance(found, exact).max() < POLICY
-    np.testing.assert_allclose(found.objective, exact.objective, rtol=VALUE)
+    actual, exact = direct.solve(problem, box), minimax.solve(problem, box)
+    assert not actual.policy[:, 1].any()
+    assert distance(actual, exact).max() < POLICY
+    np.testing.assert_allclose(actual.objective, exact.objective, rtol=VALUE)
     drawn = problem._replace(baseline_policy=np.full((3, 5), 0.2))
     status = direct.solve(drawn, Unbounded(), throw=False).status
     assert Status(int(status)) is Status.UNBOUNDED
@@ -271,8 +273,8 @@ def test_raises_at_the_step_limit_unless_throw_is_false() -> None:
     problem, box = random_problem(0), TabularBox(np.array(2.0))
     with pytest.raises(ValueError, match=r"step limit.*throw=False"):
         direct.solve(problem, box, max_steps=1)
-    found = direct.solve(problem, box, max_steps=1, throw=False)
-    assert Status(int(found.status)) is Status.MAX_STEPS
+    actual = direct.solve(problem, box, max_steps=1, throw=False)
+    assert Status(int(actual.status)) is Status.MAX_STEPS
 
 
 def test_raises_for_a_batch_name_the_first_problem_unsolved() -> None:
@@ -289,8 +291,8 @@ def test_compiles_once_for_problems_of_different_shapes() -> None:
     compilations = getattr(direct._solve_group, "_cache_size")  # noqa: B009
     before = compilations()
     for contexts, actions in ((1, 8), (8, 2), (5, 6)):
-        found = direct.solve(random_problem(0, contexts=contexts, actions=actions), box)
-        assert found.policy.shape == (contexts, actions)
+        actual = direct.solve(random_problem(0, contexts=contexts, actions=actions), box)
+        assert actual.policy.shape == (contexts, actions)
     assert compilations() == before
 
 
@@ -306,6 +308,6 @@ def test_property_padding_and_batching_change_nothing() -> None:
 def test_property_float32_input_gives_float64_solutions() -> None:
     problem = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), random_problem(1))
     with jax.enable_x64(False):
-        found = direct.solve(problem, TabularBox(np.array(2.0, np.float32)))
-    assert found.policy.dtype == np.float64
-    assert jnp.result_type(found.objective) == jnp.float64
+        actual = direct.solve(problem, TabularBox(np.array(2.0, np.float32)))
+    assert actual.policy.dtype == np.float64
+    assert jnp.result_type(actual.objective) == jnp.float64

@@ -1,4 +1,4 @@
-"""The losses: hand formulas, gradients, masks, extremes, and the instance of displacement."""
+"""Losses against formulas by hand: values, gradients, masks, extremes, displacement."""
 
 from __future__ import annotations
 
@@ -283,8 +283,8 @@ def test_property_the_dtype_of_the_inputs_is_kept() -> None:
 def test_golden_dpo_displaces_the_chosen_response_and_rpo_keeps_it(
     eta: float, printed: float, digits: int
 ) -> None:
-    """One pair, a log-linear policy, 20,000 gradient steps: DPO moves all mass to the unseen."""
-    features = jnp.array([[1.0, 1.0], [1.0, -1.0], [0.0, 3.0]])  # winner, loser, unseen
+    """After 20,000 gradient steps on one pair, DPO moves all mass to a third response."""
+    features = jnp.array([[1.0, 1.0], [1.0, -1.0], [0.0, 3.0]])  # winner, loser, in no pair
     log_reference = jnp.log(jnp.array([0.49, 0.49, 0.02]))
 
     def log_policy(theta: jax.Array) -> jax.Array:

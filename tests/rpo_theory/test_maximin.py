@@ -23,7 +23,7 @@ EXACT = 1e-10  # the solver stops at 1e-12; errors grow by the inverse weight of
 AGREEMENT = 1e-8  # of policies from two exact solvers; the project's bar is 1e-6
 CVXPY_VALUE = 1e-8  # accuracy of Clarabel's exponential cones in the objective
 CVXPY_POLICY = 1e-4  # and in the policy, which small beta magnifies
-FIRST_ORDER = 1e-5  # what some ten thousand steps of first-order play reach here
+FIRST_ORDER = 1e-5  # accuracy of about ten thousand steps of first-order play
 GAP = 1e-10
 
 
@@ -35,7 +35,7 @@ def random_problem(
     beta: float | None = None,
     eta: float | None = None,
 ) -> Problem:
-    """Partial coverage; eta and beta over four decades unless given."""
+    """Draw partially covering data, with eta and beta over four decades by default."""
     rng = np.random.default_rng(seed)
     reward = rng.uniform(0, 2, (contexts, actions))
     counts = np.triu(rng.integers(1, 9, (contexts, actions, actions)), 1)
@@ -91,30 +91,33 @@ def random_member(reward_class: RewardClass, rng: np.random.Generator) -> np.nda
 def test_theorem_5_6_maximin_and_minimax_find_the_same_policy(kind: str) -> None:
     problems = stack([random_problem(seed) for seed in range(100)])
     classes = stack([reward_class_of(kind, seed) for seed in range(100)])
-    ours, other = maximin.solve_batch(problems, classes), minimax.solve_batch(problems, classes)
-    assert total_variation(ours.policy, other.policy).max() < AGREEMENT
-    scale = np.maximum(1.0, np.abs(other.objective))
-    assert (np.abs(ours.objective - other.objective) / scale).max() < AGREEMENT
+    ours, alternative = (
+        maximin.solve_batch(problems, classes),
+        minimax.solve_batch(problems, classes),
+    )
+    assert total_variation(ours.policy, alternative.policy).max() < AGREEMENT
+    scale = np.maximum(1.0, np.abs(alternative.objective))
+    assert (np.abs(ours.objective - alternative.objective) / scale).max() < AGREEMENT
 
 
 @pytest.mark.parametrize("kind", ["box", "ball", "finite"])
 def test_property_the_answer_is_a_saddle_point_of_phi(kind: str) -> None:
-    """No reward of the class does worse to the policy, and no policy does better against it."""
+    """No reward lowers the objective of the policy, and no policy raises it against the reward."""
     rng = np.random.default_rng(1)
     for seed in range(3):
         problem, reward_class = random_problem(seed, beta=0.3, eta=1.0), reward_class_of(kind, seed)
         policy, reward, value = maximin.solve(problem, reward_class)[:3]
         for _ in range(30):
-            other = random_member(reward_class, rng)
-            assert saddle_objective(problem, policy, other) >= value - GAP
+            alternative = random_member(reward_class, rng)
+            assert saddle_objective(problem, policy, alternative) >= value - GAP
         if kind == "finite":
-            continue  # the adversary mixes its members; no single one holds the policy
+            continue  # the adversary mixes its members
         assert abs(saddle_objective(problem, policy, reward) - value) < GAP
         for near in (0.5, 0.99):
-            other = near * np.asarray(policy) + (1 - near) * rng.dirichlet(
+            alternative = near * np.asarray(policy) + (1 - near) * rng.dirichlet(
                 np.ones(ACTIONS), CONTEXTS
             )
-            assert saddle_objective(problem, other, reward) <= value + GAP
+            assert saddle_objective(problem, alternative, reward) <= value + GAP
 
 
 def test_property_no_policy_does_better_against_a_finite_class() -> None:
@@ -134,7 +137,7 @@ def test_property_no_policy_does_better_against_a_finite_class() -> None:
 
 
 def first_order_play(problem: Problem, maximum: float, steps: int) -> np.ndarray:
-    """Extragradient on phi: the policy by multiplicative weights, the reward by projected steps."""
+    """Run extragradient on phi, with multiplicative weights for the policy and projected steps."""
     problem = jax.tree.map(jnp.asarray, problem)
     gradients = jax.grad(saddle_objective, argnums=(1, 2))
     weights = (problem.eta * problem.context_weights)[:, None]
@@ -164,7 +167,7 @@ def test_parity_first_order_play_converges_to_the_same_policy(seed: int) -> None
 
 
 def cvxpy_maximum(problem: Problem, reward_class: RewardClass) -> tuple[float, np.ndarray]:
-    """Algorithm 1 as a maximum over policies and labels, from eqs. 3.2 and 3.3."""
+    """Solve Algorithm 1 as a maximum over policies and labels, from eqs. 3.2 and 3.3."""
     policy = cp.Variable((CONTEXTS, ACTIONS))
     weights = float(problem.eta) * np.asarray(problem.context_weights)
     flow: Any = cp.multiply(weights[:, None], policy - problem.baseline_policy)
@@ -190,7 +193,7 @@ def cvxpy_maximum(problem: Problem, reward_class: RewardClass) -> tuple[float, n
     return np.asarray(task.value).item(), np.asarray(policy.value)
 
 
-# Clarabel is asked for more than it always reaches, and says so; the comparison shows what it has.
+# Clarabel may warn that it does not reach its tolerance; the comparison checks its accuracy.
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 @pytest.mark.parametrize("kind", ["box", "ball"])
 @pytest.mark.parametrize("seed", range(4))
@@ -206,7 +209,7 @@ def test_parity_cvxpy_finds_the_same_value_and_policy(kind: str, seed: int) -> N
 @pytest.mark.parametrize("beta", [1e-3, 0.05, 1.0, 30.0])
 @pytest.mark.parametrize("eta", [0.03, 1.0, 30.0])
 def test_closed_form_two_arms_are_one_equation_in_their_difference(beta: float, eta: float) -> None:
-    """One unknown d = r_1 - r_2 in [-R, R]; the gradient of F in it rises from end to end."""
+    """With one unknown d = r_1 - r_2 in [-R, R], the derivative of F is increasing."""
     wins, base, reference, width = (7.0, 2.0), 0.3, 0.6, 2.0
 
     def policy(d: float) -> float:
@@ -228,8 +231,8 @@ def test_closed_form_two_arms_are_one_equation_in_their_difference(beta: float, 
         beta=np.array(beta),
         eta=np.array(eta),
     )
-    found = maximin.solve(problem, TabularBox(np.array(width))).policy
-    assert found[0, 0] == pytest.approx(policy(float(d)), abs=EXACT)
+    actual = maximin.solve(problem, TabularBox(np.array(width))).policy
+    assert actual[0, 0] == pytest.approx(policy(float(d)), abs=EXACT)
 
 
 def test_theorem_s1_s3_policies_of_the_unbounded_class() -> None:
@@ -259,10 +262,12 @@ def test_theorem_s1_s3_policies_of_the_unbounded_class() -> None:
 
 def test_parity_unbounded_class_agrees_with_minimax() -> None:
     problems = stack([random_problem(seed, beta=0.5) for seed in range(40)])
-    ours, other = (f(problems, Unbounded()) for f in (maximin.solve_batch, minimax.solve_batch))
-    assert (ours.status == other.status).all()
-    assert total_variation(ours.policy, other.policy).max() < AGREEMENT
-    assert ours.objective == pytest.approx(other.objective, rel=AGREEMENT)
+    ours, alternative = (
+        f(problems, Unbounded()) for f in (maximin.solve_batch, minimax.solve_batch)
+    )
+    assert (ours.status == alternative.status).all()
+    assert total_variation(ours.policy, alternative.policy).max() < AGREEMENT
+    assert ours.objective == pytest.approx(alternative.objective, rel=AGREEMENT)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +277,7 @@ def test_parity_unbounded_class_agrees_with_minimax() -> None:
 def test_theorem_without_convexity_algorithm_1_beats_the_minimax_policy(
     beta: float, gap: float, lost: float
 ) -> None:
-    """Two rewards whose hull is missing: the gap between the formulations, and what each loses."""
+    """For two rewards without their hull the formulations differ by a known gap."""
     members = np.array([[[1.0, 0.0, 0.6]], [[0.0, 1.0, 0.6]]])
     baseline = np.array([[0.0, 0.0, 1.0]])
     problem = Problem(
@@ -307,9 +312,9 @@ def hard(name: str) -> tuple[Problem, RewardClass]:
         case "no data":
             problem = problem._replace(wins=0.0 * wins)
         case "disconnected":
-            cut = np.zeros((ACTIONS, ACTIONS))
-            cut[:2, :2] = cut[2:, 2:] = 1.0
-            problem = problem._replace(wins=wins * cut, eta=np.array(1e-4))
+            clipped = np.zeros((ACTIONS, ACTIONS))
+            clipped[:2, :2] = clipped[2:, 2:] = 1.0
+            problem = problem._replace(wins=wins * clipped, eta=np.array(1e-4))
         case "self comparisons":
             problem = problem._replace(wins=wins + 5.0 * np.eye(ACTIONS))
         case "many comparisons":
@@ -360,12 +365,12 @@ def test_extreme_problems_are_solved_with_a_certificate(name: str, kind: str) ->
 
 
 def test_extreme_weights_keep_the_baseline_mass_of_every_component() -> None:
-    """Labels move nothing between components (S1), and roundoff over 1e-12 would be seen."""
-    cut = np.zeros((ACTIONS, ACTIONS))
-    cut[:2, :2] = cut[2:, 2:] = 1.0
-    cut -= np.eye(ACTIONS)
+    """By S1 labels move nothing between components; roundoff divided by 1e-12 would be visible."""
+    clipped = np.zeros((ACTIONS, ACTIONS))
+    clipped[:2, :2] = clipped[2:, 2:] = 1.0
+    clipped -= np.eye(ACTIONS)
     problem = random_problem(5, beta=0.5, eta=0.5)._replace(
-        wins=np.random.default_rng(5).integers(1, 9, (CONTEXTS, ACTIONS, ACTIONS)) * cut,
+        wins=np.random.default_rng(5).integers(1, 9, (CONTEXTS, ACTIONS, ACTIONS)) * clipped,
         context_weights=np.array([1e-12, 0.5, 0.5 - 1e-12]),
     )
     policy = maximin.solve(problem, Unbounded()).policy
@@ -374,7 +379,7 @@ def test_extreme_weights_keep_the_baseline_mass_of_every_component() -> None:
 
 
 def test_limit_without_adversary_the_policy_follows_the_likelihood() -> None:
-    """eta = 0 leaves the policy free; it is the one whose implicit reward is the reward."""
+    """For eta = 0 every policy is optimal; the one returned has the reward as implicit reward."""
     problem = random_problem(0, beta=0.5, eta=0.0)
     policy, reward = maximin.solve(problem, TabularBox(np.array(2.0)))[:2]
     implicit = 0.5 * np.log(policy / problem.reference_policy)
@@ -389,14 +394,14 @@ def test_limit_eta_to_infinity_gives_the_baseline() -> None:
     even = np.full_like(problem.reference_policy, 1 / ACTIONS)
     baseline = 0.5 * even + 0.5 * problem.baseline_policy
     problem = problem._replace(reference_policy=even, baseline_policy=baseline)
-    found = maximin.solve(problem, TabularBox(np.array(4.0))).policy
-    assert total_variation(found, baseline).max() < 1e-6  # of order 1 / eta
+    actual = maximin.solve(problem, TabularBox(np.array(4.0))).policy
+    assert total_variation(actual, baseline).max() < 1e-6  # of order 1 / eta
 
 
 def test_limit_beta_to_infinity_gives_the_reference() -> None:
     problem = random_problem(2, beta=1e8, eta=1.0)
-    found = maximin.solve(problem, TabularBox(np.array(2.0))).policy
-    assert total_variation(found, problem.reference_policy).max() < 1e-6  # of order R / beta
+    actual = maximin.solve(problem, TabularBox(np.array(2.0))).policy
+    assert total_variation(actual, problem.reference_policy).max() < 1e-6  # of order R / beta
 
 
 @pytest.mark.parametrize("kind", ["box", "ball", "finite", "unbounded"])
@@ -411,7 +416,7 @@ def test_property_a_batch_gives_the_solutions_of_its_problems(kind: str) -> None
 
 
 def padded(problem: Problem) -> Problem:
-    """One more prompt of weight zero, two more arms that nobody ever plays."""
+    """Add a context of weight zero and two actions of probability zero."""
     arms = ((0, 1), (0, 2))
     reference = np.pad(problem.reference_policy, arms)
     baseline = np.pad(problem.baseline_policy, arms)
@@ -439,7 +444,7 @@ def test_property_padding_changes_nothing(kind: str) -> None:
 
 
 def primitives(jaxpr: Any) -> set[str]:
-    """Names of every operation, inner programs included."""
+    """Return the names of all operations, including those of inner programs."""
     names: set[str] = set()
     for equation in jaxpr.eqns:
         names.add(equation.primitive.name)
@@ -453,7 +458,7 @@ def primitives(jaxpr: Any) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["box", "ball", "finite", "unbounded"])
 def test_property_the_method_takes_no_exponential(kind: str) -> None:
-    """No Gibbs policy, no log Z, no softmax, no sigmoid: agreement with minimax means something."""
+    """The method uses no Gibbs policy, log Z, softmax or sigmoid, unlike minimax."""
     problem = jax.tree.map(jnp.asarray, random_problem(0))
     if kind == "unbounded":
         problem = unbounded.reduce(problem).problem

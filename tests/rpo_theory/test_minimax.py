@@ -48,7 +48,7 @@ def stack(items: list[Any]) -> Any:
 
 
 def cvxpy_minimum(problem: Problem, reward_class: RewardClass) -> tuple[float, np.ndarray]:
-    """F(r) written down from the paper, minimized by Clarabel; returns the value and pi_r."""
+    """Minimize F(r) of the paper by Clarabel, and return the value and pi_r."""
     x, a = problem.reference_policy.shape
     beta, eta = float(problem.beta), float(problem.eta)
     constraints: list[Any]
@@ -87,7 +87,7 @@ def reward_class_of(kind: str, seed: int) -> RewardClass:
 
 
 def every_response_compared(problem: Problem) -> Problem:
-    """Each response wins and loses somewhere, so that the unbounded minimum is attained."""
+    """Draw problems in which each response wins and loses, so that the minimum is attained."""
     return problem._replace(wins=np.asarray(problem.wins) + 0.5 * (1 - np.eye(5)))
 
 
@@ -134,8 +134,8 @@ def test_theorem_the_gibbs_policy_of_the_minimizer_maximizes_the_worst_case(kind
     assert float(solution.stats["duality_gap"]) <= GAP
     rng = np.random.default_rng(0)
     for size in (0.01, 0.1, 1.0):
-        other = (1 - size) * solution.policy + size * rng.dirichlet(np.ones(5), 3)
-        proof = certificate.certify(problem, reward_class, other, solution.reward)
+        alternative = (1 - size) * solution.policy + size * rng.dirichlet(np.ones(5), 3)
+        proof = certificate.certify(problem, reward_class, alternative, solution.reward)
         worst_case = float(proof.value) - float(proof.duality_gap)
         assert worst_case < value - 1e-6 * size**2
 
@@ -158,7 +158,7 @@ def test_limit_large_eta_is_the_baseline_and_large_beta_the_reference() -> None:
 
 
 def test_limit_a_response_that_never_wins_gets_probability_zero() -> None:
-    """Identity S3: its reward diverges, and the others solve the problem without it."""
+    """By S3 its reward diverges, and the others solve the problem without it."""
     wins = np.array([[[0.0, 3.0, 4.0], [2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
     ref = np.full((1, 3), 1 / 3)
     base = wins.sum(2) / wins.sum()
@@ -182,8 +182,8 @@ def test_limit_a_response_that_never_wins_gets_probability_zero() -> None:
 
 def test_extreme_baseline_outside_the_reference_is_unbounded_below() -> None:
     problem = random_problem(0, contexts=1)
-    point, other = np.eye(5)[:1], np.eye(5)[1:2]
-    problem = problem._replace(reference_policy=point, baseline_policy=other)
+    point, alternative = np.eye(5)[:1], np.eye(5)[1:2]
+    problem = problem._replace(reference_policy=point, baseline_policy=alternative)
     solution = minimax.solve(problem, Unbounded(), throw=False)
     assert Status(int(solution.status)) is Status.UNBOUNDED
     with pytest.raises(ValueError, match="unbounded below"):
@@ -339,7 +339,7 @@ def test_extreme_a_ball_of_radius_1e3_is_solved_with_certificate(eta: float, bet
 
 
 def test_extreme_the_unbounded_class_is_certified_relative_to_eta() -> None:
-    """Nearly all comparisons go with a response that diverges: eta over the rest is 1e12."""
+    """Nearly all comparisons are with a diverging response: eta over the others is 1e12."""
     wins = np.zeros((1, 3, 3))
     wins[0, 0, 2], wins[0, 2, 1] = 5520564.0, 527722905752.0
     problem = Problem(
@@ -350,6 +350,6 @@ def test_extreme_the_unbounded_class_is_certified_relative_to_eta() -> None:
         beta=np.array(1.0204437514255758e-08),
         eta=np.array(14275476.468053624),
     )
-    found = minimax.solve(problem, Unbounded(), throw=False)
-    proven = found.stats["residual"] <= GAP * float(problem.eta)
-    assert bool(found.status == Status.NOT_ATTAINED) == bool(proven)
+    actual = minimax.solve(problem, Unbounded(), throw=False)
+    proven = actual.stats["residual"] <= GAP * float(problem.eta)
+    assert bool(actual.status == Status.NOT_ATTAINED) == bool(proven)

@@ -26,7 +26,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def random_problem(seed: int) -> tuple[Problem, np.ndarray]:
-    """A problem and a reward; beta and eta over four decades, some responses never drawn."""
+    """Draw a problem and a reward, with beta and eta over four decades and partial support."""
     rng = np.random.default_rng(seed)
     baseline = rng.dirichlet(np.ones(4), 3)
     baseline[:, 0] = 0.0
@@ -42,7 +42,7 @@ def random_problem(seed: int) -> tuple[Problem, np.ndarray]:
 
 
 def terms(problem: Problem) -> float:
-    """Size of the terms that the objectives are sums of."""
+    """Return the size of the terms in the sums of the objectives."""
     smallest = np.log(problem.reference_policy).min()
     return 1.0 + float(problem.eta) * (6.0 - float(problem.beta) * smallest)
 
@@ -88,7 +88,7 @@ def test_closed_form_phi_is_equation_3_3_and_f_equation_4_4(seed: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(seeds)
 def test_theorem_lemma_4_1_the_distance_to_the_maximum_is_a_divergence(seed: int) -> None:
-    """F(r) - phi(pi, r) = eta beta E KL(pi || pi_r): zero at pi_r and only there."""
+    """F(r) - phi(pi, r) = eta beta E KL(pi || pi_r), which is zero at pi_r only."""
     problem, reward = random_problem(seed)
     policy = random_policy(seed)
     best = np.asarray(gibbs_policy(reward, problem.reference_policy, problem.beta))
@@ -116,14 +116,14 @@ def test_parity_scipy_finds_no_better_policy(seed: int) -> None:
         policy = jax.nn.softmax(logits.reshape(3, 4))
         return -saddle_objective(problem, policy, reward)
 
-    found = minimize(jax.value_and_grad(loss), np.zeros(12), jac=True, options={"gtol": 1e-9})
-    assert -float(found.fun) == pytest.approx(float(minimax_objective(problem, reward)), abs=1e-9)
+    actual = minimize(jax.value_and_grad(loss), np.zeros(12), jac=True, options={"gtol": 1e-9})
+    assert -float(actual.fun) == pytest.approx(float(minimax_objective(problem, reward)), abs=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
 @given(seeds)
 def test_theorem_f_is_the_rpo_loss_plus_a_constant(seed: int) -> None:
-    """Equation 4.5 through the very losses that a trainer calls: log Z cancels everywhere."""
+    """Equation 4.5 with the losses that a trainer calls; log Z cancels."""
     problem, reward = random_problem(seed)
     beta, eta = float(problem.beta), float(problem.eta)
     log_reference = np.log(problem.reference_policy)
@@ -159,9 +159,9 @@ def test_gradient_of_f_is_the_excess_of_its_policy_and_the_likelihoods(seed: int
 def test_property_f_is_convex_and_phi_is_convex_concave(seed: int, share: float) -> None:
     problem, first = random_problem(seed)
     second = np.random.default_rng(seed + 2).uniform(0, 3, (3, 4))
-    one, other = random_policy(seed), random_policy(seed + 7)
+    one, alternative = random_policy(seed), random_policy(seed + 7)
     between = share * first + (1 - share) * second
-    mixed = share * one + (1 - share) * other
+    mixed = share * one + (1 - share) * alternative
     slack = EXACT * terms(problem)
 
     def f(reward: np.ndarray) -> float:
@@ -172,7 +172,9 @@ def test_property_f_is_convex_and_phi_is_convex_concave(seed: int, share: float)
 
     assert f(between) <= share * f(first) + (1 - share) * f(second) + slack
     assert phi(one, between) <= share * phi(one, first) + (1 - share) * phi(one, second) + slack
-    assert phi(mixed, first) >= share * phi(one, first) + (1 - share) * phi(other, first) - slack
+    assert (
+        phi(mixed, first) >= share * phi(one, first) + (1 - share) * phi(alternative, first) - slack
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -220,7 +222,7 @@ def test_extreme_temperatures_keep_f_finite_with_the_right_limit(beta: float) ->
 
 @pytest.mark.parametrize("beta", [1e2, 1e5, 1e8])
 def test_extreme_the_objective_of_the_reward_keeps_its_digits_at_large_beta(beta: float) -> None:
-    """Two even responses: F = beta log cosh(d / 2 beta), d^2 / 8 beta but for the next term."""
+    """For two equal responses F = beta log cosh(d / 2 beta), about d^2 / 8 beta."""
     even, nothing = np.full((1, 2), 0.5), np.zeros((1, 2, 2))
     problem = Problem(np.ones(1), even, even, nothing, np.array(beta), np.array(1.0))
     wanted = beta * ((1.0 / beta) ** 2 / 8 - (1.0 / beta) ** 4 / 192)

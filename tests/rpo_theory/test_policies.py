@@ -1,4 +1,4 @@
-"""Gibbs policies against SciPy and against direct maximization, divergences, baselines."""
+"""Gibbs policies against SciPy and direct maximization; divergences and baselines."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_closed_form_divergences(seed: int) -> None:
 @settings(max_examples=50, deadline=None)
 @given(seeds, st.integers(1, 9))
 def test_property_small_divergences_keep_their_relative_accuracy(seed: int, digits: int) -> None:
-    """Against p log(p/q) - p + q in extended precision, written so that it cancels less."""
+    """Agree with p log(p/q) - p + q in extended precision, in a form with less cancellation."""
     rng = np.random.default_rng(seed)
     law = random_law(rng) * 0.9 + 0.02
     step = rng.normal(size=law.shape) * law

@@ -1,4 +1,4 @@
-"""The loss behind the third route: the paper's formula, its Hessian, its constant."""
+"""The loss of the direct route against the formula of the paper, its Hessian and constant."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_extreme_responses_outside_the_reference_leave_no_nan_in_value_or_gradie
     assert jnp.isfinite(loss)
     assert jnp.isfinite(gradient).all()
     assert not policy_loss.policy(problem, reward)[:, 0].any()
-    # The limit of a reference that gives the response next to never.
+    # The limit of a small reference probability.
     nearly = problem._replace(reference_policy=np.maximum(problem.reference_policy, 1e-300))
     assert float(policy_loss.adversarial_value(problem, reward)) == pytest.approx(
         float(minimax_objective(nearly, reward)), rel=EXACT

@@ -1,4 +1,4 @@
-"""Bradley-Terry: likelihood pair by pair, its gradient, the sampler, the curvature constants."""
+"""Bradley-Terry likelihood and gradient pair by pair, the sampler, the curvature constants."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def random_data(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_closed_form_preferences_are_a_sigmoid_and_add_to_one(first: float, second: float) -> None:
     got = preference_probability(np.array(first), np.array(second))
     np.testing.assert_allclose(got, expit(first - second), rtol=EXACT)
-    other = preference_probability(np.array(second), np.array(first))
-    np.testing.assert_allclose(got + other, 1.0, rtol=EXACT)
+    alternative = preference_probability(np.array(second), np.array(first))
+    np.testing.assert_allclose(got + alternative, 1.0, rtol=EXACT)
 
 
 @settings(max_examples=40, deadline=None)
@@ -171,7 +171,7 @@ def test_closed_form_kappa(reward_max: float) -> None:
 
 
 def hellinger(z: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Squared distance of two coins, 1 - sum sqrt(pq), written so that nothing cancels."""
+    """Return the squared distance 1 - sum sqrt(pq) of two coins, without cancellation."""
     heads = (np.sqrt(expit(z)) - np.sqrt(expit(w))) ** 2
     return 0.5 * (heads + (np.sqrt(expit(-z)) - np.sqrt(expit(-w))) ** 2)
 
@@ -190,7 +190,7 @@ def test_closed_form_the_tight_constant_is_the_infimum_of_the_hellinger_ratio(
 
 
 def test_closed_form_the_printed_constant_is_the_safer_one_from_a_range_of_one_third() -> None:
-    """Where kappa is at most the root of the tight constant: the erratum on Lemma A.1."""
+    """From a range of 1/3 kappa is at most the root of the tight constant: erratum on Lemma A.1."""
 
     def excess(reward_max: float) -> float:
         return float(hellinger_curvature(reward_max)) ** 0.5 - float(curvature(reward_max))

@@ -261,8 +261,8 @@ BAD_VOTES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("arguments", "message"), BAD_VOTES)
 def test_raises_what_from_votes_refuses(arguments: dict[str, Any], message: str) -> None:
     columns: dict[str, Any] = dict(zip(("contexts", "winners", "losers"), VOTES, strict=True))
+    votes: dict[str, Any] = columns | {"beta": 0.5, "eta": 0.1} | arguments
     with pytest.raises(ValueError, match=r"^`") as caught:
-        votes: dict[str, Any] = columns | {"beta": 0.5, "eta": 0.1} | arguments
         Problem.from_votes(**votes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""From per-example losses to one number, and what one token then weighs."""
+"""Reductions of per-example losses, and the weight of one token."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def test_closed_form_the_three_reductions(drawn: Any) -> None:
 
 @every_reduction
 @settings(deadline=None)
-@given(drawn=rows, cut=st.integers(1, 7))
+@given(drawn=rows, clipped=st.integers(1, 7))
 def test_property_parts_added_before_dividing_equal_the_whole(
-    reduction: Any, drawn: Any, cut: int
+    reduction: Any, drawn: Any, clipped: int
 ) -> None:
     loss, tokens, where = arrays(drawn)
     whole = reduce_sft(loss, tokens, reduction=reduction, where=where)
     parts = [
         reduce_sft(loss[part], tokens[part], reduction=reduction, where=where[part])
-        for part in (slice(None, cut), slice(cut, None))
+        for part in (slice(None, clipped), slice(clipped, None))
     ]
     added = WeightedSum(*(first + second for first, second in zip(*parts, strict=True)))
     assert float(added.mean()) == pytest.approx(float(whole.mean()), rel=EXACT, abs=EXACT)
@@ -112,7 +112,7 @@ def test_extreme_masked_rows_reach_neither_value_nor_gradient(
 
 @every_reduction
 def test_gradient_of_one_token_is_weight_per_token(reduction: Any) -> None:
-    """Responses of one length, where the three differ only by that length."""
+    """With responses of one length the reductions differ only by that length."""
     eta, beta, length, n = 0.005, 0.01, 100, 3
 
     def loss(token_log_probs: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ def test_gradient_of_one_token_is_weight_per_token(reduction: Any) -> None:
 
 
 def test_golden_the_documented_mapping_of_trl_agrees_at_one_hundred_tokens() -> None:
-    """w = 0.005 without beta, over a length of 100, weighs as much as eta beta with beta 0.01."""
+    """w = 0.005 without beta over a length of 100 equals eta beta with beta 0.01."""
     theorem = weight_per_token(eta=0.005, beta=0.01, mean_tokens=100.0)
     pooled = weight_per_token(eta=0.005, beta=1.0, mean_tokens=100.0, reduction="pooled_mean")
     assert theorem == pytest.approx(pooled, rel=EXACT)

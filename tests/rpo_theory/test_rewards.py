@@ -27,7 +27,7 @@ def random_class(kind: str, rng: np.random.Generator) -> TabularBox | LinearBall
 
 
 def members(reward_class: Any, rng: np.random.Generator, n: int = 50) -> np.ndarray:
-    """Random members, among them extreme ones."""
+    """Draw random members, some of them on the boundary."""
     match reward_class:
         case TabularBox(maximum):
             inner = rng.uniform(0, maximum, (n, 2, 3))
@@ -142,7 +142,7 @@ def test_property_covering_number_of_the_ball_exceeds_a_packing_of_it() -> None:
     for epsilon in (0.3, 0.1, 0.03):
         packing: list[np.ndarray] = []
         for member in members(ball, rng, 2000):
-            if all(np.abs(member - other).max() > 2 * epsilon for other in packing):
+            if all(np.abs(member - alternative).max() > 2 * epsilon for alternative in packing):
                 packing.append(member)
         assert log_covering_number(ball, epsilon, 2) >= np.log(len(packing))
 

@@ -1,4 +1,4 @@
-"""Identities S1 to S4 at optima found by bisection and by two solvers, and away from them."""
+"""Identities S1 to S4 at optima by bisection and by two solvers, and at other points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def random_problem(seed: int, *, contexts: int = 2, actions: int = 4) -> Problem:
-    """Every pair compared and won both ways, so that the optimum is attained."""
+    """Draw problems in which every pair has wins both ways, so that the optimum is attained."""
     rng = np.random.default_rng(seed)
     wins = rng.uniform(0.5, 5.0, (contexts, actions, actions))
     wins[:, np.arange(actions), np.arange(actions)] = 0.0
@@ -40,7 +40,7 @@ def random_problem(seed: int, *, contexts: int = 2, actions: int = 4) -> Problem
 
 
 def two_arm_optimum(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Optimal policy and reward of a one-prompt, two-arm problem, by bisection on the margin."""
+    """Return the optimal policy and reward of a two-arm problem, by bisection on the margin."""
     beta, eta = float(problem.beta), float(problem.eta)
     reference = np.asarray(problem.reference_policy)[0]
     first, second = problem.wins[0, 0, 1], problem.wins[0, 1, 0]
@@ -129,7 +129,7 @@ def test_theorem_s4_holds_at_a_linear_optimum_inside_the_ball(seed: int, solver:
 @settings(max_examples=30, deadline=None)
 @given(seeds)
 def test_gradient_s1_and_s4_are_the_derivatives_of_f(seed: int) -> None:
-    """At any reward, with its Gibbs policy: eta d0 times S1 is the gradient of F from the paper."""
+    """For any reward and its Gibbs policy, eta d0 times S1 is the gradient of F of the paper."""
     problem = random_problem(seed)
     rng = np.random.default_rng(seed)
     theta, features = rng.normal(size=3), rng.normal(size=(2, 4, 3))

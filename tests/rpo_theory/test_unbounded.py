@@ -1,4 +1,4 @@
-"""Claims about infima over all rewards: what is taken out, and where descent on the data ends."""
+"""Claims about infima over all rewards, and about the limit of descent on the likelihood."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rpo_theory.unbounded import component_means
 
 def test_closed_form_means_are_those_of_connected_components() -> None:
     wins = np.zeros((2, 4, 4))
-    wins[0, 0, 1] = wins[0, 2, 1] = 1.0  # 0, 1 and 2 hang together, 3 stands alone
+    wins[0, 0, 1] = wins[0, 2, 1] = 1.0  # 0, 1 and 2 are connected, 3 is isolated
     wins[1, 3, 0] = 2.0  # 0 and 3
     reward = jnp.array([[1.0, 2.0, 6.0, 5.0], [1.0, 7.0, 9.0, 3.0]])
     means = component_means(reward, jnp.asarray(wins))

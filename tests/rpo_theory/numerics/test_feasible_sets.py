@@ -1,4 +1,4 @@
-"""Claims about the maximin adversary's sets: their maps are what calculus says they are."""
+"""Feasible sets of the maximin adversary: maps, derivatives and Newton moves by calculus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVERY = pytest.mark.parametrize("name", NAMES)
 
 
 def made(name: str) -> tuple[FeasibleSet, jax.Array]:
-    """A set and a point inside it, in the dtype of the test."""
+    """Return a set and a point inside it, in the dtype of the test."""
     match name:
         case "box":
             return Box(), jnp.array([0.2, 0.5, 0.9, 0.4])
@@ -76,7 +76,7 @@ def test_closed_form_a_newton_move_solves_its_linear_system(name: str) -> None:
             barrier = multiplier[0] / slacks[0] * jnp.outer(point, point)
             expected = jnp.linalg.solve(matrix + barrier, force)
         case Simplex():
-            # Of the moves that keep the sum one, the one whose residual is a constant.
+            # The move keeps the sum one, and its residual is constant.
             ones = jnp.ones((n, 1))
             bordered = jnp.block([[matrix, ones], [ones.T, jnp.zeros((1, 1))]])
             rest = jnp.concatenate([force, 1.0 - point.sum(keepdims=True)])
@@ -138,7 +138,7 @@ def test_gradient_is_the_derivative_of_the_adversarys_objective(name: str) -> No
 @pytest.mark.parametrize(
     ("name", "point", "gradient", "expected"),
     [
-        ("box", [0.0, 1.0, 0.5, 0.5], [2.0, -2.0, 0.0, 0.0], 0.0),  # minimal: held by the bounds
+        ("box", [0.0, 1.0, 0.5, 0.5], [2.0, -2.0, 0.0, 0.0], 0.0),  # minimal: the bounds are active
         ("box", [0.0, 1.0, 0.5, 0.9], [2.0, -2.0, 0.1, -0.7], 0.1),
         ("free", [5.0, 5.0, 5.0, 5.0], [0.0, -0.3, 0.2, 0.0], 0.3),
         (
@@ -156,8 +156,8 @@ def test_gradient_is_the_derivative_of_the_adversarys_objective(name: str) -> No
 def test_closed_form_the_distance_is_that_of_a_projected_unit_step(
     name: str, point: list[float], gradient: list[float], expected: float
 ) -> None:
-    found = feasible_sets.distance(made(name)[0], jnp.array(point), jnp.array(gradient))
-    assert float(found) == pytest.approx(expected, abs=1e-15)
+    actual = feasible_sets.distance(made(name)[0], jnp.array(point), jnp.array(gradient))
+    assert float(actual) == pytest.approx(expected, abs=1e-15)
 
 
 @EVERY

@@ -40,11 +40,13 @@ def blocks(width: float) -> box_interior_point.Blocks:
 def test_closed_form_the_box_method_ends_at_the_log_odds_or_at_the_bounds(
     width: float, expected: float
 ) -> None:
-    found = box_interior_point.solve(blocks(width), tolerance=TOLERANCE, max_steps=60)
-    assert found.done.tolist() == [True]
-    high, low = np.asarray(found.reward)[:, 0]
+    actual = box_interior_point.solve(blocks(width), tolerance=TOLERANCE, max_steps=60)
+    assert actual.done.tolist() == [True]
+    high, low = np.asarray(actual.reward)[:, 0]
     assert high - low == pytest.approx(expected, abs=CLOSE)
-    assert np.asarray(found.slack_low)[:, 0] == pytest.approx([high, low] + EVEN * width, abs=CLOSE)
+    assert np.asarray(actual.slack_low)[:, 0] == pytest.approx(
+        [high, low] + EVEN * width, abs=CLOSE
+    )
 
 
 def test_closed_form_the_ball_method_ends_at_the_log_odds_or_on_the_sphere() -> None:
@@ -53,9 +55,9 @@ def test_closed_form_the_ball_method_ends_at_the_log_odds_or_on_the_sphere() -> 
     problem = problem._replace(wins=jnp.asarray(WINS[None]) / 4.0)
     for radius, expected in ((4.0, LOG_ODDS / 4.0), (1.0, 1.0)):
         features = radius * jnp.array([[[1.0], [0.0]]])
-        found = ball_interior_point.solve(problem, features, tolerance=TOLERANCE, max_steps=80)
-        assert bool(found.done)
-        assert float(found.parameter[0]) == pytest.approx(expected, abs=1e-6)
+        actual = ball_interior_point.solve(problem, features, tolerance=TOLERANCE, max_steps=80)
+        assert bool(actual.done)
+        assert float(actual.parameter[0]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["box", "ball"])
@@ -94,15 +96,15 @@ def test_closed_form_a_projected_step_is_the_newton_step_clipped_at_the_bounds()
         movement=lambda new, old: jnp.abs(new - old).max(),
     )
     start = Descent(jnp.array([1.0, 1.0]), jnp.array(jnp.inf), jnp.array(jnp.inf), jnp.array(3))
-    found = projected_newton.step(task, start)
-    assert found.point.tolist() == [0.5, 0.0]
-    assert float(found.movement) == 1.0
-    assert float(found.gradient_norm) == 1.0  # of the projected gradient, where it started
-    assert int(found.steps) == 4
+    actual = projected_newton.step(task, start)
+    assert actual.point.tolist() == [0.5, 0.0]
+    assert float(actual.movement) == 1.0
+    assert float(actual.gradient_norm) == 1.0  # of the projected gradient, where it started
+    assert int(actual.steps) == 4
 
 
 def saddle_problem() -> saddle_interior_point.SaddleProblem:
-    """No data and all rewards: the only policy that none can hurt is the baseline."""
+    """Without data and over all rewards, the maximin policy is the baseline."""
     even, none = jnp.asarray(EVEN[None]), jnp.zeros((1, 2, 2))
     one = jnp.array(1.0)
     return saddle_interior_point.SaddleProblem(
@@ -114,7 +116,7 @@ def test_closed_form_the_residual_of_a_saddle_point_is_zero_and_counts_nats_of_t
     start = saddle_interior_point.init(saddle_problem())
     saddle = start._replace(policy=jnp.asarray(EVEN[None]), policy_slack=jnp.zeros((1, 2)))
     assert float(saddle_interior_point.residual(saddle_problem(), saddle)) == 0.0
-    # Half the policy is a reward of 0.1 off, 0.2 nats at beta 1/2: the growth is cubic.
+    # Half the policy has an error of 0.1, or 0.2 nats at beta 1/2, weighted by cubic growth.
     raised = saddle._replace(adversary=jnp.array([0.1, 0.0]))
     off = float(saddle_interior_point.residual(saddle_problem(), raised))
     assert off == pytest.approx(0.5 * 0.2 * 1.2**3, rel=1e-12)
@@ -124,12 +126,12 @@ def test_closed_form_the_residual_of_a_saddle_point_is_zero_and_counts_nats_of_t
 
 def test_closed_form_the_saddle_method_ends_at_the_baseline() -> None:
     baseline = jnp.array([[0.8, 0.2]])
-    found = saddle_interior_point.solve(
+    actual = saddle_interior_point.solve(
         saddle_problem()._replace(baseline=baseline), tolerance=jnp.array(1e-10), max_steps=60
     )
-    assert not bool(found.broken)
-    assert float(found.residual) <= 1e-10
-    np.testing.assert_allclose(found.state.policy, baseline, atol=1e-9)
+    assert not bool(actual.broken)
+    assert float(actual.residual) <= 1e-10
+    np.testing.assert_allclose(actual.state.policy, baseline, atol=1e-9)
     # The reward that makes it the Gibbs policy, up to a constant.
-    high, low = np.asarray(found.state.adversary)
+    high, low = np.asarray(actual.state.adversary)
     assert high - low == pytest.approx(0.5 * np.log(4.0), abs=1e-8)

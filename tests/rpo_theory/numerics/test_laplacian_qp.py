@@ -1,4 +1,4 @@
-"""Networks with signs against rational arithmetic, laws of circuits, and dense solves."""
+"""Laplacian quadratic programs against rational arithmetic, circuits and dense solves."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rpo_theory.numerics.laplacian_qp import (
 )
 
 RATIONAL_TOLERANCE = 1e-13
-"""Tens of roundings; weights of 1e-12 beside 1 must not cost a digit."""
+"""Tens of roundings; edge weights of 1e-12 and 1 in one graph lose no digits."""
 DENSE_TOLERANCE = 1e-11
-"""What NumPy's own solve of a few hundred well-conditioned equations guarantees."""
+"""Accuracy of the dense solve of a few hundred well-conditioned equations."""
 ROUNDOFF = 1e-14
-"""Net linear that counts as none."""
+"""Sum of the linear term over a component that counts as zero."""
 
 compiled_solve = jax.jit(solve)
 
@@ -132,9 +132,9 @@ def test_closed_form_a_sign_constraint_reduces_the_value() -> None:
     chain = chain + chain.T
     through = np.array([1.0, 0.0, -1.0])
     middle = np.array([False, True, False])
-    # At potentials (1, 0, -1) the middle stands at ground anyway: its diode changes nothing.
+    # The solution is (1, 0, -1): a constraint on the middle node has no effect.
     assert objective_of(problem_of(chain, through, nonnegative=middle)) == 2.0
-    # With the last node kept at 0 or above and the middle at 0 or below, one resistor is left.
+    # With the last node at least 0 and the middle at most 0, one edge remains.
     last = np.array([False, False, True])
     assert objective_of(problem_of(chain, through, nonnegative=last, nonpositive=middle)) == 1.0
 
@@ -161,7 +161,7 @@ def test_extreme_infinite_exactly_if_a_shift_is_unbounded(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_extreme_rounding_of_the_linear_term_has_no_effect_across_a_weak_edge(tied: bool) -> None:
-    """A net linear within the roundoff stays with the nodes that it was rounded at."""
+    """A sum of the linear term within roundoff is removed at the nodes where it arose."""
     weak = np.zeros((3, 3))
     weak[0, 1] = weak[1, 0] = 1e-12
     weak[1, 2] = weak[2, 1] = 1.0
@@ -190,11 +190,11 @@ def test_parity_active_set_solution_with_a_dense_solve_for_any_panel_width(
     )
     multiplier = laplacian @ expected - np.asarray(problem.linear)
     # A new function for every width: the cache of ``jit`` cannot know of the patch.
-    found = jax.jit(lambda *given: solve_active_set(*given))(problem, jnp.asarray(active))
-    np.testing.assert_allclose(found.point, expected, atol=DENSE_TOLERANCE)
-    np.testing.assert_allclose(found.multiplier, multiplier, atol=DENSE_TOLERANCE)
+    actual = jax.jit(lambda *given: solve_active_set(*given))(problem, jnp.asarray(active))
+    np.testing.assert_allclose(actual.point, expected, atol=DENSE_TOLERANCE)
+    np.testing.assert_allclose(actual.multiplier, multiplier, atol=DENSE_TOLERANCE)
     objective = float(np.asarray(problem.linear) @ expected)
-    np.testing.assert_allclose(found.objective, objective, atol=DENSE_TOLERANCE)
+    np.testing.assert_allclose(actual.objective, objective, atol=DENSE_TOLERANCE)
 
 
 def test_property_rounding_errors_stay_within_their_bounds() -> None:
@@ -204,9 +204,9 @@ def test_property_rounding_errors_stay_within_their_bounds() -> None:
     active = np.arange(n) == 0
     laplacian = [row[1:] for row in exact_laplacian(problem.edge_weights)[1:]]
     exact = solve_exactly(laplacian, [Fraction(float(i)) for i in problem.linear[1:]])
-    found = solve_active_set(problem, jnp.asarray(active))
-    error = np.abs(np.asarray(found.point)[1:] - np.array([float(d) for d in exact]))
-    assert np.all(error <= np.asarray(found.point_error)[1:])
+    actual = solve_active_set(problem, jnp.asarray(active))
+    error = np.abs(np.asarray(actual.point)[1:] - np.array([float(d) for d in exact]))
+    assert np.all(error <= np.asarray(actual.point_error)[1:])
 
 
 def test_closed_form_components_of_a_long_path_and_an_isolated_node() -> None:

@@ -1,4 +1,4 @@
-"""The Newton steps against SciPy's solvers of the same quadratic, and the iteration on its own."""
+"""Newton steps against quadratic programs by SciPy, and the iteration against closed forms."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rpo_theory.numerics.projected_newton import (
 from rpo_theory.types import ArrayLike
 
 SOLVED = 1e-9  # float64 and a condition number of up to 1e4
-ROUNDOFF = 1e-11  # the reach, large but finite, leaves as much
-FAR = 1e12  # a reach that leaves the Newton system as it is
+ROUNDOFF = 1e-11  # error left by a large but finite reach
+FAR = 1e12  # a reach that does not change the Newton system
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -91,12 +91,12 @@ def test_extreme_groups_without_curvature_move_at_most_by_the_reach() -> None:
     edge_weights[0, 1] = edge_weights[1, 0] = 1.0
     room = np.full(3, 1e9)
     direction = in_box(edge_weights, np.array([0.25, 0.25, -0.5]), room, room, 4.0)
-    # Each side by 4 against the other; where all three go together is free.
+    # Each side moves by 4 relative to the other; a common shift is free.
     np.testing.assert_allclose(direction - direction[2], [-8.0, -8.0, 0.0], rtol=SOLVED)
 
 
 def test_extreme_rounding_does_not_shift_unconstrained_components() -> None:
-    """A gradient that sums to rounding, not to zero, on a Hessian that cannot see the sum."""
+    """The gradient sums to zero up to rounding, and the Hessian is singular for that sum."""
     edge_weights = np.full((3, 3), 0.3) - 0.3 * np.eye(3)
     gradient = np.array([1e-3, -1e-3, 1e-17])
     room = np.full(3, 1e9)
@@ -112,7 +112,7 @@ def test_parity_the_ball_minimizer_agrees_with_scipy(seed: int) -> None:
     root = rng.normal(size=(4, 4))
     hessian, gradient = root @ root.T + 0.1 * np.eye(4), 3 * rng.normal(size=4)
     point = np.asarray(into_ball(jnp.asarray(rng.normal(size=4)), jnp.asarray(1.0)))
-    found = in_ball(hessian, gradient, point, 1.0)
+    actual = in_ball(hessian, gradient, point, 1.0)
 
     def model(y: Any) -> Any:
         return gradient @ (y - point) + 0.5 * (y - point) @ hessian @ (y - point)
@@ -126,15 +126,15 @@ def test_parity_the_ball_minimizer_agrees_with_scipy(seed: int) -> None:
         options={"ftol": 1e-14, "maxiter": 500},
     )
     inside = slsqp.x / max(1.0, np.linalg.norm(slsqp.x))  # SLSQP may end a little outside
-    assert np.linalg.norm(found) <= 1 + SOLVED
-    assert model(found) <= model(inside) + SOLVED
-    np.testing.assert_allclose(found, slsqp.x, atol=1e-5)  # SLSQP stops on the value
+    assert np.linalg.norm(actual) <= 1 + SOLVED
+    assert model(actual) <= model(inside) + SOLVED
+    np.testing.assert_allclose(actual, slsqp.x, atol=1e-5)  # SLSQP stops on the value
 
 
 def test_extreme_a_flat_direction_of_the_ball_stays_where_it_is() -> None:
     hessian = np.diag([2.0, 0.0])
-    found = in_ball(hessian, np.array([-1.0, 0.0]), np.array([0.0, 0.5]), 3.0)
-    np.testing.assert_allclose(found, [0.5, 0.5], rtol=SOLVED)
+    actual = in_ball(hessian, np.array([-1.0, 0.0]), np.array([0.0, 0.5]), 3.0)
+    np.testing.assert_allclose(actual, [0.5, 0.5], rtol=SOLVED)
 
 
 def logistic(width: float) -> NewtonProblem:
@@ -149,17 +149,17 @@ def logistic(width: float) -> NewtonProblem:
 
 @pytest.mark.parametrize("start", [-10.0, 0.0, 10.0])
 def test_closed_form_the_iteration_finds_the_minimum_from_far_away(start: float) -> None:
-    found = minimize(logistic(40.0), jnp.array([start]), tolerance=1e-10, max_steps=100)
-    np.testing.assert_allclose(found.point, -np.log(3.0), rtol=SOLVED)
-    assert float(found.gradient_norm) < 1e-5
+    actual = minimize(logistic(40.0), jnp.array([start]), tolerance=1e-10, max_steps=100)
+    np.testing.assert_allclose(actual.point, -np.log(3.0), rtol=SOLVED)
+    assert float(actual.gradient_norm) < 1e-5
 
 
 def test_closed_form_the_iteration_stops_at_a_bound() -> None:
-    found = minimize(logistic(0.5), jnp.array([0.3]), tolerance=1e-12, max_steps=100)
-    np.testing.assert_array_equal(found.point, [-0.5])
-    assert float(found.gradient_norm) == 0.0
+    actual = minimize(logistic(0.5), jnp.array([0.3]), tolerance=1e-12, max_steps=100)
+    np.testing.assert_array_equal(actual.point, [-0.5])
+    assert float(actual.gradient_norm) == 0.0
 
 
 def test_limit_the_iteration_ends_at_its_step_limit() -> None:
-    found = minimize(logistic(40.0), jnp.array([20.0]), tolerance=0.0, max_steps=3)
-    assert int(found.steps) == 3
+    actual = minimize(logistic(40.0), jnp.array([20.0]), tolerance=0.0, max_steps=3)
+    assert int(actual.steps) == 3
