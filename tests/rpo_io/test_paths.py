@@ -15,7 +15,7 @@ def test_property_a_missing_folder_is_created_with_its_parents(tmp_path: Path) -
     prepare_folder(tmp_path / "new" / "folder")
 
 
-def test_raises_for_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+def test_raises_for_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"argument --out: .* is not a folder"):

@@ -19,7 +19,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(), VALUES))
-def test_property_any_document_without_non_finite_numbers_is_read_back_equal(
+def test_property_any_document_without_non_finite_numbers_survives_a_roundtrip(
     document: dict[str, object],
 ) -> None:
     finite = null_non_finite(document)
