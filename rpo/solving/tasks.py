@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from bandits.environments.votes import read_votes
-from rpo_theory.policies import chosen_policy
-from rpo_theory.problems import normalize
 from rpo_theory.rewards import RewardClass, TabularBox
 from rpo_theory.types import Problem
 
@@ -74,8 +71,8 @@ def task_from_votes(
     beta: float | None = None,
     eta: float | None = None,
     reward_max: float = 4.0,
-    baseline: str = "chosen",
-    context_weights: str = "votes",
+    baseline: Literal["chosen", "reference"] = "chosen",
+    context_weights: Literal["votes", "uniform"] = "votes",
 ) -> SolveTask:
     r"""Read a task from votes; the reference policy is uniform and the reward class tabular.
 
@@ -105,29 +102,22 @@ def task_from_votes(
         `liu:24`, Theorem 5.3.
     """
     votes = read_votes(path)
-    n_contexts, n_actions = votes.wins.shape[:2]
     votes_in_context = votes.wins.sum(axis=(1, 2))
     root = 1.0 / np.sqrt(votes_in_context.sum())
-    reference = baseline_policy = np.full((n_contexts, n_actions), 1.0 / n_actions)
-    without_votes: list[str] = []
-    if baseline == "chosen":
-        with jax.enable_x64(True):
-            baseline_policy = np.asarray(jax.jit(chosen_policy)(votes.wins, reference))
-        without_votes = [votes.contexts[x] for x in np.flatnonzero(votes_in_context == 0)]
-    problem = Problem(
-        context_weights=votes_in_context if context_weights == "votes" else np.ones(n_contexts),
-        reference_policy=reference,
-        baseline_policy=baseline_policy,
-        wins=votes.wins,
-        beta=np.asarray(root if beta is None else beta),
-        eta=np.asarray(root if eta is None else eta),
+    problem = Problem.from_wins(
+        votes.wins,
+        beta=float(root if beta is None else beta),
+        eta=float(root if eta is None else eta),
+        context_weights="comparisons" if context_weights == "votes" else "uniform",
+        baseline_policy=baseline,
     )
+    without_votes = np.flatnonzero(votes_in_context == 0) if baseline == "chosen" else []
     return SolveTask(
-        normalize(problem),
-        TabularBox(np.asarray(reward_max)),
+        problem,
+        TabularBox(reward_max),
         contexts=votes.contexts,
         actions=votes.actions,
-        notes=_fallback_notes(without_votes),
+        notes=_fallback_notes([votes.contexts[x] for x in without_votes]),
     )
 
 
