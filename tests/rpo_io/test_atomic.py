@@ -20,13 +20,15 @@ def test_extreme_an_error_in_the_block_keeps_the_old_file_and_removes_the_new(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.txt").write_text("old")
-    with (
-        pytest.raises(RuntimeError, match="stop"),
-        atomic_file(tmp_path / "a.txt", durable=True) as part,
-    ):
-        part.write_text("ne")
-        assert (tmp_path / "a.txt").read_text() == "old"
-        raise RuntimeError("stop")
+
+    def fail_half_way() -> None:
+        with atomic_file(tmp_path / "a.txt", durable=True) as part:
+            part.write_text("ne")
+            assert (tmp_path / "a.txt").read_text() == "old"
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -41,7 +43,11 @@ def test_roundtrip_a_folder_appears_complete_and_readable_by_others(tmp_path: Pa
 
 
 def test_extreme_an_error_in_the_block_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), atomic_folder(tmp_path / "model") as part:
-        (part / "config.json").write_text("{}")
-        raise RuntimeError("stop")
+    def fail_half_way() -> None:
+        with atomic_folder(tmp_path / "model") as part:
+            (part / "config.json").write_text("{}")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
     assert not list(tmp_path.iterdir())

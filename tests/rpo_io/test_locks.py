@@ -24,7 +24,8 @@ with folder_lock(Path(sys.argv[1])):
 STUDY = "name: small\nmethods: [{method: rpo}]\ncomparisons: [100]\nseeds: 2\n"
 RUN = """
 name: tiny
-model: {architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}}
+model: {architecture: {vocab_size: 261, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1,
+  num_attention_heads: 2}}
 data: {train: rows.jsonl, tokenizer: bytes, max_length: 16}
 trainer: {max_steps: 2, per_device_train_batch_size: 2}
 """

@@ -126,9 +126,9 @@ def test_closed_form_every_table_is_a_member_of_the_unbounded_class() -> None:
 def test_closed_form_covering_number_of_the_box_counts_a_grid_that_covers(epsilon: float) -> None:
     maximum = 2.0
     count = np.exp(log_covering_number(TabularBox(np.array(maximum)), epsilon, 1))
-    centres = (np.arange(round(count)) + 0.5) * maximum / round(count)
+    centers = (np.arange(round(count)) + 0.5) * maximum / round(count)
     points = np.linspace(0, maximum, 1001)
-    assert np.abs(points[:, None] - centres).min(axis=1).max() <= epsilon + EXACT
+    assert np.abs(points[:, None] - centers).min(axis=1).max() <= epsilon + EXACT
     # One interval fewer could not cover: each covers at most 2 epsilon.
     assert (round(count) - 1) * 2 * epsilon < maximum
     three = log_covering_number(TabularBox(np.array(maximum)), epsilon, 3)
