@@ -1,7 +1,9 @@
 """Meshes of devices, and functions that run on each device with its share of the data.
 
 A mesh of one device is the single-device case: training, evaluation and loading take the same path
-on one device and on many. On one device nothing is split, and the collectives are identities.
+on one device and on many. On one device nothing is split, and the collectives are identities:
+``jax.shard_map`` over it compiles to the program of the unmapped function, with the same results in
+every bit and the same time.
 """
 
 from __future__ import annotations
