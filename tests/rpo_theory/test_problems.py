@@ -19,6 +19,7 @@ from rpo_theory.problems import (
     validate,
     validate_policy,
     validate_reward,
+    wins_from_votes,
 )
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from rpo_theory.types import Problem
@@ -266,3 +267,15 @@ def test_raises_what_from_votes_refuses(arguments: dict[str, Any], message: str)
         Problem.from_votes(**votes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_closed_form_wins_from_votes_adds_up_equal_votes() -> None:
+    wins = wins_from_votes(
+        ["q", "q", "q"],
+        ["b", "b", "a"],
+        ["a", "a", "b"],
+        [3, 1, 2],
+        context_labels=["p", "q"],
+        action_labels=["a", "b"],
+    )
+    np.testing.assert_array_equal(wins, [[[0, 0], [0, 0]], [[0, 2], [4, 0]]])

@@ -16,6 +16,7 @@ from bandits.study.config import (
     design_axes,
     expand_designs,
     expand_scenarios,
+    expand_weights,
 )
 
 
@@ -115,3 +116,16 @@ def test_raises_for_an_unknown_method_and_lists_the_known_ones() -> None:
 def test_property_a_study_can_be_changed_by_dataclass_replacement() -> None:
     given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
     assert replace(study(), methods=[given]).methods[0].options.baseline == "given"
+
+
+def test_closed_form_beta_varies_fastest_among_the_weights() -> None:
+    study = StudyConfig(
+        name="a",
+        methods=[MethodConfig(method="rpo")],
+        comparisons=[9],
+        seeds=1,
+        eta=[0.1, "theorem"],
+        beta=[1.0, 2.0],
+    )
+    expected = [(0.1, 1.0), (0.1, 2.0), ("theorem", 1.0), ("theorem", 2.0)]
+    assert [tuple(pair) for pair in expand_weights(study)] == expected

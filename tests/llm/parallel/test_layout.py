@@ -261,3 +261,10 @@ def test_closed_form_gradients_are_summed_over_devices_with_the_same_shard_only(
         reduced,
         expected,
     )
+
+
+def test_closed_form_the_vocabulary_is_split_over_the_axes_of_its_first_dimension() -> None:
+    plan = plan_on_four()
+    split = plan.split_of(("embedding",))
+    assert plan.vocab_axes("embedding") == split[0] != ()
+    assert ShardingPlan().vocab_axes("embedding") == ()

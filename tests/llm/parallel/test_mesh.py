@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from llm.config import MeshConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.parallel.layout import SINGLE_DEVICE
-from llm.parallel.mesh import make_devices, on_host, plan_model, single_device
+from llm.parallel.mesh import make_devices, on_host, plan_model, put_on_mesh, single_device
 
 
 def shapes() -> Decoder:
@@ -82,3 +83,13 @@ def test_roundtrip_arrays_are_copied_to_the_host_unchanged() -> None:
         copied = on_host(array)
         assert isinstance(copied, np.ndarray)
         assert copied.tolist() == [[1.5, -2.0]]
+
+
+def test_roundtrip_put_on_mesh_places_arrays_by_their_specs() -> None:
+    mesh = single_device().mesh
+    tree = {"row": np.arange(4.0), "scalar": np.array(2)}
+    specs = {"row": PartitionSpec("data"), "scalar": PartitionSpec()}
+    placed = put_on_mesh(tree, specs, mesh)
+    assert placed["row"].sharding == NamedSharding(mesh, PartitionSpec("data"))
+    np.testing.assert_array_equal(placed["row"], tree["row"])
+    assert int(placed["scalar"]) == 2
