@@ -119,11 +119,11 @@ def verify_status(problems: Problem, reward_class: RewardClass, solution: Soluti
         The solution, with status ``MAX_STEPS`` where it claimed more than is proven, and
         ``NOT_FINITE`` where the problem itself has a number that is not finite.
     """
-    answers = (*solution[:3], solution.stats.get("mixture"))
+    pairs = (*solution[:3], solution.stats.get("mixture"))
     with np.errstate(invalid="ignore"):
         problems = normalize(problems)
     size = group_size(problems, GROUP)
-    proven, finite = map_in_groups(_all_proven, problems, reward_class, answers, size=size)
+    proven, finite = map_in_groups(_all_proven, problems, reward_class, pairs, size=size)
     status = np.asarray(solution.status)
     claimed = (status == Status.SOLVED.value) | (status == Status.NOT_ATTAINED.value)
     status = np.where(claimed & ~proven, Status.MAX_STEPS.value, status)
@@ -313,12 +313,10 @@ def reduced_residual(
 
 @jax.jit
 def _all_proven(
-    problems: Problem, reward_class: RewardClass, answers: tuple
+    problems: Problem, reward_class: RewardClass, pairs: tuple
 ) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
-    def is_one_proven(
-        problem: Problem, reward_class: RewardClass, answer: tuple
-    ) -> Bool[Array, ""]:
-        policy, reward, value, mixture = answer
+    def is_one_proven(problem: Problem, reward_class: RewardClass, pair: tuple) -> Bool[Array, ""]:
+        policy, reward, value, mixture = pair
         match reward_class:
             case FiniteClass(rewards) if mixture is None:
                 values = jax.vmap(partial(minimax_objective, problem))(jnp.asarray(rewards))
@@ -332,7 +330,7 @@ def _all_proven(
                 gap = jnp.maximum(duality_gap_bound(problem, reward_class, policy, reward), error)
         return is_proven(problem, gap, value)
 
-    proven = jax.vmap(is_one_proven)(problems, reward_class, answers)
+    proven = jax.vmap(is_one_proven)(problems, reward_class, pairs)
     return proven, all_finite(problems, reward_class)
 
 

@@ -9,7 +9,7 @@ Algorithm 2 (`liu:24`, eq. 4.8) is
 
 .. math:: -\log\sigma(\beta h) - \eta\beta\log\pi(a^0|x), \qquad a^0\sim\pi_{base}.
 
-Masked examples (``where=False``) have zero loss *and* zero gradient, whatever stands in them.
+Masked examples (``where=False``) have zero loss *and* zero gradient, whatever their values are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""Reward classes :math:`\mathcal R`: the sets that the adversary chooses its reward from.
 
-The theorem asks for a compact class of rewards in :math:`[0, R_{max}]` (`liu:24`, A 5.1, A 5.5).
+The theorem needs a compact class of rewards in :math:`[0, R_{max}]` (`liu:24`, A 5.1, A 5.5).
 
 =============== ====================== ======================================================
 class           members                Theorem 5.6
