@@ -175,8 +175,9 @@ def time_steps(shape: str, layout: Any, size: int, remat: Any) -> dict[str, floa
     embeddings = 2 * head  # looked up at every token, but multiplied at response tokens only
     layers = sum(leaf.size for leaf in jax.tree.leaves(trainable)) - embeddings
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    state = init_train_state(trainable, optimizer)
-    step = make_train_step(graphdef, OBJECTIVE, optimizer, devices=single_device())
+    devices = single_device()
+    state = devices.put(init_train_state(trainable, optimizer))
+    step = make_train_step(graphdef, OBJECTIVE, optimizer, devices=devices)
     batches = batches_of(draw_pairs(STEPS * size, architecture.vocab_size), layout, size)
 
     def all_steps(state: Any) -> tuple[Any, float, float]:

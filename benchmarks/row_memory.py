@@ -54,7 +54,7 @@ def step(tokens: int) -> dict[str, int]:
     model = Decoder(architecture, rngs=nnx.Rngs(0), remat="full")
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     optimizer, _ = make_optimizer(OptimizerConfig(), 10)
-    state = init_train_state(trainable, optimizer)
+    state = devices.put(init_train_state(trainable, optimizer))
     train_step = make_train_step(
         graphdef, ObjectiveConfig(beta=0.1, eta=0.1), optimizer, devices=devices
     )

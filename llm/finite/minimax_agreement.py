@@ -109,7 +109,7 @@ def _train(size: DecoderSize, steps: int, measure_every: int, seed: int) -> Agre
     devices = single_device()
     step = make_train_step(graphdef, CONFIG, optimizer, devices=devices)
     batches = devices.assign(jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
-    state, points = init_train_state(trainable, optimizer), []
+    state, points = devices.put(init_train_state(trainable, optimizer)), []
     for number in range(steps + 1):
         if number % measure_every == 0:
             policy = np.exp(np.asarray(table(state.trainable)))

@@ -135,7 +135,7 @@ def train_on_toy_problem(
     )
     optimizer = optax.adam(LEARNING_RATE)
     step = make_train_step(graphdef, objective, optimizer, devices=devices)
-    state = init_train_state(trainable, optimizer)
+    state = devices.put(init_train_state(trainable, optimizer))
     weights = data.counts / data.counts.sum()
     points = []
     for number in range(steps + 1):

@@ -162,7 +162,8 @@ def make_train_step(
 
     Returns:
         ``step(state, frozen, batches) -> (TrainState, StepResult)``; the state that is passed in
-        must not be used again.
+        must not be used again. Put the first state on the mesh with ``devices.put``; otherwise the
+        second step is compiled again, for the shardings of the state that the first step returned.
     """
 
     def step(

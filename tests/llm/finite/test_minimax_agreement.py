@@ -26,7 +26,7 @@ def test_closed_form_the_curve_is_the_largest_total_variation_over_prompts(
         assert policy.sum(axis=1) == pytest.approx(np.ones(2))
         policy[:, 0] += MOVED
         policy[:, 1:] -= MOVED[:, None] / (policy.shape[1] - 1)
-        return SimpleNamespace(value=SimpleNamespace(policy=policy))
+        return SimpleNamespace(policy=policy)
 
     trained: list[Any] = []
 

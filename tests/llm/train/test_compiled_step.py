@@ -78,7 +78,7 @@ def test_property_each_shape_is_compiled_once_and_none_after_the_first_epoch() -
     optimizer, _ = make_optimizer(OptimizerConfig(), len(batches))
     devices = single_device()
     step = make_train_step(graphdef, ObjectiveConfig(method="sft"), optimizer, devices=devices)
-    state, compiled = init_train_state(trainable, optimizer), []
+    state, compiled = devices.put(init_train_state(trainable, optimizer)), []
     with jax.enable_x64(False):
         for batch in batches:
             state, _ = step(state, frozen, devices.assign(batch))

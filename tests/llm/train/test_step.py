@@ -219,7 +219,7 @@ def test_compiles_once_and_reuses_the_buffers_of_its_state() -> None:
     batches = with_cached_reference(2)
     optimizer = optax.adam(optax.linear_schedule(RATE, 0.0, 10))
     step = make_train_step(graphdef, CONFIG, optimizer, devices=DEVICES)
-    first = init_train_state(trainable, optimizer)
+    first = DEVICES.put(init_train_state(trainable, optimizer))
     state, before = step(first, frozen, batches)
     state, _ = step(state, frozen, batches)
     state, after = step(state, frozen, batches)

@@ -132,6 +132,7 @@ def training(architecture: Architecture) -> Training:
 
     def by_adam(batches: Batch, n_steps: int) -> tuple[np.ndarray, dict[str, float]]:
         state, first = init_train_state(unravel(jnp.asarray(start)), optimizer), None
+        state = DEVICES.put(state)
         for _ in range(n_steps):
             state, result = step(state, frozen, batches)
             first = first or {name: float(value) for name, value in result.metrics.items()}
