@@ -133,7 +133,8 @@ def _targets(target_modules: str | Sequence[str]) -> list[str]:
     for name in names:
         if name not in PROJECTIONS:
             raise ValueError(
-                f"`target_modules` must be {ALL_LINEAR} or out of {', '.join(PROJECTIONS)}, got {name!r}"
+                f"`target_modules` must be {ALL_LINEAR} or among {', '.join(PROJECTIONS)}, "
+                f"got {name!r}"
             )
     return list(dict.fromkeys(names))
 

@@ -220,7 +220,7 @@ def test_closed_form_embed_looks_tokens_up_in_all_vocabulary_shards(vocab_size: 
     tokens = np.broadcast_to(RNG.integers(0, vocab_size, (1, 2, 3, 5)), (2, 2, 3, 5))
     shard = split_array(table, plan.split_of(("embedding",)), ON_FOUR)
     assert shard.shape[2] == (8 if vocab_size == 32 else 33)
-    embedded = on_named_axes(lambda *args: plan.embed(*args, jnp.float64), shard, tokens)
+    embedded = on_named_axes(lambda t, ids: plan.embed(t, ids, jnp.float64), shard, tokens)
     np.testing.assert_array_equal(embedded, table[tokens])
 
 

@@ -85,7 +85,7 @@ def test_roundtrip_arrays_are_copied_to_the_host_unchanged() -> None:
         assert copied.tolist() == [[1.5, -2.0]]
 
 
-def test_roundtrip_put_on_mesh_places_arrays_by_their_specs() -> None:
+def test_roundtrip_put_on_mesh_shards_arrays_by_their_specs() -> None:
     mesh = single_device().mesh
     tree = {"row": np.arange(4.0), "scalar": np.array(2)}
     specs = {"row": PartitionSpec("data"), "scalar": PartitionSpec()}
