@@ -77,7 +77,7 @@ def run_demo() -> DemoRun:
         "controls.png": _draw(plots.plot_negative_controls, controls),
         "hacking.png": _draw(plots.plot_gap_against_comparisons, COMPARISONS, gaps),
         "coverage.png": png_bytes(draw_figure(coverage, "gap_against_comparisons", Figure())),
-        "bridge.png": _draw(plot_minimax_agreement, agreement_curves),
+        "minimax_agreement.png": _draw(plot_minimax_agreement, agreement_curves),
         "transformer.png": _draw_pair(plots.plot_training, toy_curves),
     }
     claims = check_claims(records, controls)
@@ -86,7 +86,7 @@ def run_demo() -> DemoRun:
         **verification_document(claims, records, controls),
         "hacking": {"comparisons": COMPARISONS, "gap": gaps},
         "coverage": summary_rows(coverage),
-        "bridge": agreement_curves,
+        "minimax_agreement": agreement_curves,
         "transformer": {
             name: dict(zip(names, curve, strict=True)) for name, curve in toy_curves.items()
         },
@@ -110,7 +110,7 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
     last = max(cell["comparisons"] for cell in summary["coverage"])
     gap_at_last = {c["label"]: c["gap"] for c in summary["coverage"] if c["comparisons"] == last}
     near, far = (
-        max(values[-1] for _, values in summary["bridge"][name]) for name in ("large", "small")
+        max(values[-1] for _, values in summary["minimax_agreement"][name]) for name in ("large", "small")
     )
     return [
         Section(
@@ -137,7 +137,7 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
             "policy that solves the max-min problem of the same data exactly. The two become the "
             f"same (total variation at most {near:.0e} over two seeds). A decoder that is too "
             f"small to represent every policy stays up to {far:.1f} away.",
-            image=images["bridge.png"],
+            image=images["minimax_agreement.png"],
             alt="Total variation from the exact policy against training steps, for two sizes.",
             command="rpo demo",
         ),

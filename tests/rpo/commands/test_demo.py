@@ -51,7 +51,7 @@ def test_property_a_transformer_is_hacked_by_dpo_and_not_by_rpo(folder: Path) ->
 def test_property_a_transformer_becomes_the_minimax_policy_if_it_is_large_enough(
     folder: Path,
 ) -> None:
-    curves = json.loads((folder / "summary.json").read_text())["bridge"]
+    curves = json.loads((folder / "summary.json").read_text())["minimax_agreement"]
     assert all(variation[-1] < 1e-4 for _, variation in curves["large"])  # the project's bar
     assert all(variation[-1] > 0.1 for _, variation in curves["small"])
 
@@ -65,7 +65,7 @@ def test_property_partial_coverage_is_enough_for_rpo_and_not_for_dpo(folder: Pat
 
 def test_property_the_numbers_of_the_text_are_those_of_the_summary(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
-    names = ("agreement", "controls", "bridge", "hacking", "coverage", "transformer")
+    names = ("agreement", "controls", "minimax_agreement", "hacking", "coverage", "transformer")
     pictures = {f"{name}.png": b"" for name in names}
     text = (folder / "report.html").read_text(encoding="utf-8")
     for section in report_sections(pictures, summary):
@@ -95,7 +95,7 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
 
 def test_property_no_other_files_are_left(folder: Path) -> None:
     names = {"report.html", "summary.json", "agreement.png", "controls.png", "hacking.png"}
-    names |= {"transformer.png", "coverage.png", "bridge.png"}
+    names |= {"transformer.png", "coverage.png", "minimax_agreement.png"}
     assert {path.name for path in folder.iterdir()} == names
 
 
