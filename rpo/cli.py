@@ -37,7 +37,7 @@ COMMANDS = {
     "verify": "check the theorem on random bandits and on negative controls",
     "solve": "solve one problem, or rank systems from votes, with a certificate",
     "train": "train a transformer on preferences: SFT, RPO, DPO and others",
-    "plan": "compile a training step for a TPU slice, without a TPU: does it fit",
+    "plan": "compile a training step for a TPU slice, without a TPU, and report its memory",
     "score": "compute the log-probabilities of the responses of preference data",
     "generate": "generate replies to prompts, also for AlpacaEval and MT-Bench",
     "evaluate": "measure rewards, margins and win rates of a model against another",
@@ -166,7 +166,7 @@ def declare(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Wraps paragraphs, and keeps the lines of examples."""
+    """A help formatter that wraps paragraphs but keeps the lines of examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("examples:"):

@@ -32,9 +32,9 @@ def study(
     Args:
         config: YAML file or configuration.
         overrides: new values by dotted key of the configuration, such as ``{"seeds": 50}``.
-        quick: take the study's quick sizes.
+        quick: use the smaller sizes under the key ``quick`` of the study.
         out: folder for records, figures and the resolved configuration; ``out/NAME`` by default.
-        resume: continue a study that was begun in the folder.
+        resume: continue the study in the folder; start it if the folder has no results.
         processes: the processes that share the work, one by default.
 
     Returns:
@@ -65,7 +65,7 @@ def estimate_study(
     Args:
         config: YAML file or configuration.
         overrides: new values by dotted key of the configuration.
-        quick: take the study's quick sizes.
+        quick: use the smaller sizes under the key ``quick`` of the study.
 
     Returns:
         The estimate for this machine and one process.

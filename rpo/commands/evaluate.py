@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         required=True,
         metavar="DIR",
-        help="the model to compare with; with --judgments, --model and --reference are names there",
+        help="the model to compare with; with --judgments, --model and --reference are names of "
+        "models in that file",
     )
     add_data_arguments(parser, required=False)
     parser.add_argument(
@@ -42,29 +43,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beta",
         type=number(0.0, inclusive=False),
         default=0.01,
-        help="scale of the rewards beta log(policy/reference) (default 0.01)",
+        help="factor in the rewards, beta log(policy/reference) (default 0.01)",
     )
     parser.add_argument(
         "--eta",
         type=number(0.0, inclusive=True),
         default=0.005,
-        help="weight of the adversarial value (default 0.005)",
+        help="weight of the adversarial term in theory/adversarial_value (default 0.005)",
     )
     parser.add_argument(
         "--reward",
         metavar="FILE.py:NAME",
-        help="function of prompt messages and reply text that decides between the replies of both "
-        "models",
+        help="function that scores a reply, from the prompt's messages and the reply's text; the "
+        "reply with the higher score wins",
     )
     parser.add_argument(
         "--prompts",
         type=whole_number(1),
         default=100,
         metavar="N",
-        help="number of prompts that are answered for --reward, the first ones (default 100)",
+        help="number of prompts to answer for --reward, from the start of --data (default 100)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="file for the metrics (default: none)"
+        "--out", type=Path, metavar="FILE.json", help="also write the metrics to this file"
     )
     add_generation_arguments(parser)
 

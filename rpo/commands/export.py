@@ -1,4 +1,4 @@
-"""Write the policy of a training run as a Hugging Face folder that transformers loads."""
+"""Write the policy of a training run as a Hugging Face folder that transformers can load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rpo export``."""
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that rpo train wrote")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write; must be new or empty",
     )
     parser.add_argument(
         "--step",

@@ -26,11 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--data",
         metavar="FILE",
-        help="rows with a prompt, AlpacaEval's instructions, or MT-Bench's questions",
+        help="file of prompts: rows with a field prompt, AlpacaEval's instructions, or MT-Bench's "
+        "questions",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="file for the replies to --data")
     parser.add_argument(
-        "--name", metavar="NAME", help="name of the model in --out (default: that of its folder)"
+        "--name", metavar="NAME", help="name of the model in --out (default: the folder's name)"
     )
     add_generation_arguments(parser)
 

@@ -25,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology",
         required=True,
         metavar="KIND:SHAPE",
-        help="the devices, such as v5e:4x4, v5p:4x4x4, v6e:2x4 or h100:8",
+        help="the devices, such as v5e:4x4, v5p:4x4x4, v6e:2x4 (TPUs, compiled) or h100:8 (GPUs, "
+        "estimated)",
     )
     parser.add_argument(
         "--largest",
         action="store_true",
-        help="search for the largest number of pairs per device that fits, from 64 down",
+        help="search for the largest number of pairs per device that fits, up to 64",
     )
 
 

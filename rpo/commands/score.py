@@ -32,14 +32,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder, name on the hub, or bytes (default: that of the model)",
+        help="folder, name on the hub, or bytes for byte tokens (default: that of the model)",
     )
     parser.add_argument(
         "--batch-size",
         type=whole_number(1),
         default=8,
         metavar="N",
-        help="number of pairs or prompts that are computed together (default 8)",
+        help="number of pairs or prompts that are processed together (default 8)",
     )
     parser.add_argument(
         "--dtype",
@@ -67,7 +67,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument(
         "--skip-bad-rows",
         action="store_true",
-        help="skip and count unusable rows instead of refusing them",
+        help="skip and count unusable rows; without it, such a row is an error",
     )
 
 

@@ -26,20 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "problem",
         nargs="?",
         metavar="PROBLEM.json",
-        help="the problem; - reads standard input",
+        help="JSON file of the problem; - reads it from standard input",
     )
     parser.add_argument(
         "--formulation",
         choices=("minimax", "maximin", "policy"),
         default="minimax",
-        help="minimax: exact (default); maximin: Algorithm 1, an independent method; policy: the "
-        "RPO loss of Algorithm 2, minimized over policies",
+        help="minimax: minimize over rewards (default); maximin: maximize over policies, Algorithm "
+        "1; policy: minimize the RPO loss over policies, Algorithm 2",
     )
     votes = parser.add_argument_group(
-        "votes", "The reference policy is uniform over the actions, the reward class tabular."
+        "votes", "The reference policy is uniform over the actions; the reward class is tabular."
     )
     default = "default: 1 / sqrt(number of votes)"
-    votes.add_argument("--votes", metavar="FILE.csv", help="columns context,winner,loser[,count]")
+    votes.add_argument(
+        "--votes",
+        metavar="FILE.csv",
+        help="file of the votes, with the columns context,winner,loser[,count]",
+    )
     votes.add_argument(
         "--beta", type=number(0.0, inclusive=False), help=f"weight of the KL term ({default})"
     )
@@ -62,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     votes.add_argument(
         "--context-weights",
         choices=("votes", "uniform"),
-        help="weight of a context: its share of the votes (default), or the same for all",
+        help="weight of a context: its share of the votes (default), or the same for all contexts",
     )
 
 

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", type=Path, metavar="CONFIG.yaml", help="configuration of the study"
     )
-    parser.add_argument("--quick", action="store_true", help="take the study's quick sizes")
+    parser.add_argument(
+        "--quick", action="store_true", help="use the smaller sizes under the key quick"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for records, figures and the resolved configuration (default out/NAME)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue a study that was begun in the folder"
+        "--resume", action="store_true", help="continue the study in the folder; start it if new"
     )
     parser.add_argument(
         "--dry-run",
