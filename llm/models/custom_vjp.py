@@ -10,7 +10,6 @@ from jax import Array
 from jaxtyping import Float
 
 
-@jax.custom_vjp
 def project(x: Float[Array, "r T I"], kernel: Float[Array, "I O"]) -> Float[Array, "r T O"]:
     r"""Return the matrix product ``x W``, with a gradient that is written out.
 
@@ -27,6 +26,11 @@ def project(x: Float[Array, "r T I"], kernel: Float[Array, "I O"]) -> Float[Arra
     Returns:
         The product, of the same dtype.
     """
+    return _project(x, kernel)
+
+
+@jax.custom_vjp
+def _project(x: Array, kernel: Array) -> Array:
     return x @ kernel
 
 
@@ -45,10 +49,9 @@ def _project_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple
     return d_x, jax.lax.dot_general(x, cotangent, over_tokens)
 
 
-project.defvjp(_project_forward, _project_backward)
+_project.defvjp(_project_forward, _project_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(
     x: Float[Array, "... D"], weight: Float[Array, " D"], epsilon: float
 ) -> Float[Array, "... D"]:
@@ -73,6 +76,11 @@ def rms_norm(
         >>> rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0).round(4).tolist()
         [0.8485, 2.2627]
     """
+    return _rms_norm(x, weight, epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     return _rms_norm_forward(x, weight, epsilon)[0]
 
 
@@ -97,4 +105,4 @@ def _rms_norm_backward(
     return scale * (weighted - unit * mean[..., None]), d_weight
 
 
-rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)

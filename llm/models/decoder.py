@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -45,7 +46,7 @@ class Cache(NamedTuple):
 
     Attributes:
         keys: keys of all layers; slot ``s`` holds position ``s``.
-        values: values of all layers, likewise.
+        values: values of all layers, in the same slots.
     """
 
     keys: Float[Array, "L r S G K"]
@@ -88,16 +89,17 @@ class Decoder(nnx.Module):
         """Draw the parameters."""
         if remat not in REMAT_POLICIES:
             raise ValueError(f"`remat` must be none, dots or full, got {remat!r}")
-        self.architecture = architecture
-        self.dtype = jnp.dtype(dtype)
+        self.architecture: Architecture = architecture
+        self.dtype: np.dtype[Any] = jnp.dtype(dtype)
         self.remat: Remat = remat
         self.sharding_plan: ShardingPlan = SINGLE_DEVICE
         shape = (architecture.vocab_size, architecture.hidden_size)
         scale = architecture.hidden_size**-0.5
-        self.embedding = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
-        self.layers = Layer(architecture, rngs=rngs, param_dtype=param_dtype)
-        self.norm = Norm((architecture.hidden_size,), architecture, param_dtype)
-        self.output: nnx.Param | None = nnx.data(None)
+        embedding = scale * jax.random.normal(rngs.params(), shape, param_dtype)
+        self.embedding: nnx.Param[Array] = nnx.Param(embedding)
+        self.layers: Layer = Layer(architecture, rngs=rngs, param_dtype=param_dtype)
+        self.norm: Norm = Norm((architecture.hidden_size,), architecture, param_dtype)
+        self.output: nnx.Param[Array] | None = nnx.data(None)
         if not architecture.tie_word_embeddings:
             self.output = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
 

@@ -106,9 +106,9 @@ class Adapter(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         a = jax.random.normal(rngs.params(), (*stack, n_in, rank), param_dtype)
-        self.a = nnx.LoRAParam(a * n_in**-0.5)
-        self.b = nnx.LoRAParam(jnp.zeros((*stack, rank, n_out), param_dtype))
-        self.scale = scale
+        self.a: nnx.LoRAParam[Array] = nnx.LoRAParam(a * n_in**-0.5)
+        self.b: nnx.LoRAParam[Array] = nnx.LoRAParam(jnp.zeros((*stack, rank, n_out), param_dtype))
+        self.scale: float = scale
 
     def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
         """Return what the adapter adds to the output of its projection."""
@@ -141,18 +141,19 @@ class Projection(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         kernel = jax.random.normal(rngs.params(), (*stack, n_in, n_out), param_dtype)
-        self.kernel = nnx.Param(kernel * n_in**-0.5)
-        self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None)
+        self.kernel: nnx.Param[Array] = nnx.Param(kernel * n_in**-0.5)
+        zeros = nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None
+        self.bias: nnx.Param[Array] | None = nnx.data(zeros)
         self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "r T I"], reduce: Collective = identity
     ) -> Float[Array, "r T O"]:
-        """Project ``x`` in its own dtype.
+        """Apply the projection in the dtype of ``x``.
 
         Args:
-            x: input.
-            reduce: sum of the product over devices, for row-parallel projections.
+            x: input, with features on the last axis.
+            reduce: collective that sums partial products over devices; for row-parallel layers.
 
         Returns:
             The output, in the dtype of ``x``.
@@ -175,9 +176,9 @@ class Norm(nnx.Module):
         self, shape: tuple[int, ...], architecture: Architecture, param_dtype: DTypeLike
     ) -> None:
         """Set the weight so that the factor is one."""
-        self.offset = 1.0 if architecture.norm_plus_one else 0.0
-        self.epsilon = architecture.rms_norm_eps
-        self.weight = nnx.Param(jnp.full(shape, 1.0 - self.offset, param_dtype))
+        self.offset: float = 1.0 if architecture.norm_plus_one else 0.0
+        self.epsilon: float = architecture.rms_norm_eps
+        self.weight: nnx.Param[Array] = nnx.Param(jnp.full(shape, 1.0 - self.offset, param_dtype))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalize the last axis, computing in float32 at least."""
@@ -208,21 +209,21 @@ class Layer(nnx.Module):
         def norm(size: int, enabled: bool = True) -> Norm | None:
             return Norm((*stack, size), a, param_dtype) if enabled else None
 
-        self.head_dim = a.head_dim
+        self.head_dim: int = a.head_dim
         self.activation: Activation = a.hidden_act
-        self.input_norm = nnx.data(norm(width))
-        self.q_proj = Projection(stack, width, n_queries, bias=a.qkv_bias, **options)
-        self.k_proj = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
-        self.v_proj = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
-        self.q_norm = nnx.data(norm(a.head_dim, a.qk_norm))
-        self.k_norm = nnx.data(norm(a.head_dim, a.qk_norm))
-        self.o_proj = Projection(stack, n_queries, width, bias=a.o_proj_bias, **options)
-        self.post_attention_norm = nnx.data(norm(width, a.post_norms))
-        self.mlp_norm = nnx.data(norm(width))
-        self.gate_proj = Projection(stack, width, units, bias=a.mlp_bias, **options)
-        self.up_proj = Projection(stack, width, units, bias=a.mlp_bias, **options)
-        self.down_proj = Projection(stack, units, width, bias=a.mlp_bias, **options)
-        self.post_mlp_norm = nnx.data(norm(width, a.post_norms))
+        self.input_norm: Norm | None = nnx.data(norm(width))
+        self.q_proj: Projection = Projection(stack, width, n_queries, bias=a.qkv_bias, **options)
+        self.k_proj: Projection = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
+        self.v_proj: Projection = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
+        self.q_norm: Norm | None = nnx.data(norm(a.head_dim, a.qk_norm))
+        self.k_norm: Norm | None = nnx.data(norm(a.head_dim, a.qk_norm))
+        self.o_proj: Projection = Projection(stack, n_queries, width, bias=a.o_proj_bias, **options)
+        self.post_attention_norm: Norm | None = nnx.data(norm(width, a.post_norms))
+        self.mlp_norm: Norm | None = nnx.data(norm(width))
+        self.gate_proj: Projection = Projection(stack, width, units, bias=a.mlp_bias, **options)
+        self.up_proj: Projection = Projection(stack, width, units, bias=a.mlp_bias, **options)
+        self.down_proj: Projection = Projection(stack, units, width, bias=a.mlp_bias, **options)
+        self.post_mlp_norm: Norm | None = nnx.data(norm(width, a.post_norms))
 
     def __call__(
         self,

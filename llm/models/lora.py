@@ -95,7 +95,7 @@ def has_lora(decoder: Decoder) -> bool:
     return any(projection.adapter is not None for projection in _projections(decoder))
 
 
-def trainable_filter(decoder: Decoder) -> type[nnx.Variable]:
+def trainable_filter(decoder: Decoder) -> type[nnx.Variable[Array]]:
     """Select the parameters to train: the adapters if there are any, otherwise all.
 
     Args:
