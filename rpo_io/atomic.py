@@ -60,7 +60,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder and rename it to ``folder`` when the block ends without an error.
 
     Args:
-        folder: final path; it must not exist or be empty. Missing parents are created.
+        folder: final path; it must be missing or an empty folder. Missing parents are created.
 
     Yields:
         The temporary folder, beside ``folder``. The block writes into it.

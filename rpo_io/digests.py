@@ -24,7 +24,7 @@ def sha256_hex(content: bytes | str) -> str:
 
 
 def sha256_of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
-    """Return the SHA-256 digest of the concatenation of chunks, of which one is held at a time.
+    """Return the SHA-256 digest of concatenated chunks, with one chunk in memory at a time.
 
     Args:
         chunks: bytes, or views of contiguous bytes.

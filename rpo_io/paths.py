@@ -29,7 +29,7 @@ def prepare_folder(folder: Path) -> None:
 def name_os_errors(folder: Path) -> Iterator[None]:
     """Add the name of a folder to errors of the operating system that name no file.
 
-    Errors of a write to an open file, such as a full disk, name none.
+    If a write to an open file fails, for example on a full disk, the error names no file.
 
     Args:
         folder: the folder that the block writes to.

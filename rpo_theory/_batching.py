@@ -47,7 +47,7 @@ def to_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, R
 
     Args:
         problems: problems with a leading batch axis; scalars apply to every problem.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
 
     Returns:
         Both, with a batch axis on every array. A distribution that sums to zero, which no valid
@@ -164,13 +164,13 @@ def solve_in_groups(
 
     All groups share one compiled program. The arrays of a group are freed when it is done, so
     memory beyond the solutions does not grow with the batch. As in :func:`map_in_groups`, a
-    solution depends neither on the rest of the batch nor on the number of devices. Computes in
-    float64 whatever the caller's configuration.
+    solution depends neither on the rest of the batch nor on the number of devices. The
+    computation is in float64 under any JAX configuration.
 
     Args:
         solve_group: compiled solver of a group, or a partial of one with hashable options.
         problems: problems with a leading batch axis.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
         size: number of problems in a group.
         parallel: whether to solve several groups at once, one on each device or, with one device,
             one on each core. Only for solvers with small factorizations: XLA distributes large

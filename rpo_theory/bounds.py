@@ -350,9 +350,10 @@ def theorem_bound_tight(
 def prompt_shift_factor(
     target_weights: Float[ArrayLike, " x"], context_weights: Float[ArrayLike, " x"]
 ) -> Float[Array, ""]:
-    r"""Return the factor :math:`\sup_x d_1/d_0` of a bound under another prompt distribution.
+    r"""Return the factor :math:`\sup_x d_1/d_0` of a bound for another prompt distribution.
 
-    It holds for a comparator that is optimal in every context, so that no gap is negative.
+    If the comparator is optimal in every context, the gap under :math:`d_1` is at most this factor
+    times a bound for :math:`d_0`. Otherwise the gap of a single context may be negative.
 
     Args:
         target_weights: prompt distribution :math:`d_1(x)` at test time.

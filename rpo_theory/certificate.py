@@ -1,11 +1,12 @@
 r"""Certificates: proven bounds on how far a policy and a reward are from a saddle point.
 
-The duality gap of a pair is :math:`\max_{\pi'}\phi(\pi',r) - \min_{r'\in\mathcal R}\phi(\pi,r')`.
+The duality gap of a policy :math:`\pi` and a reward :math:`r` is
+:math:`\max_{\pi'}\phi(\pi',r) - \min_{r'\in\mathcal R}\phi(\pi,r')`.
 It is at least 0, and 0 exactly at a saddle point. It is the sum of two non-negative parts, each a
 sum of non-negative terms, so no cancellation occurs:
 
 .. math:: gap(\pi, r) = \eta\beta\,E_{d_0} KL(\pi\|\pi_r)
-          + \big[\phi(\pi, r) - \min_{r'}\phi(\pi, r')\big],
+          + \big[\phi(\pi, r) - \min_{r'}\phi(\pi, r')\big].
 
 By convexity of :math:`L_D` the second part is at most the linear (Frank-Wolfe) gap of :math:`r` in
 the direction :math:`\nabla_r\phi(\pi, r)`. This bound needs no solver and is exact at a saddle
@@ -62,7 +63,7 @@ def certify(
     policy: Float[ArrayLike, "x a"],
     reward: Float[ArrayLike, "x a"],
 ) -> Certificate:
-    """Certify any pair of a policy and a reward, whoever found it.
+    """Certify any pair of a policy and a reward, whichever solver found it.
 
     Args:
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
@@ -71,7 +72,7 @@ def certify(
         reward: any member of the reward class.
 
     Returns:
-        The certificate, computed in float64 whatever the caller's configuration.
+        The certificate, computed in float64 under any JAX configuration.
 
     References:
         `liu:24`, Theorem 5.6 and Lemma B.1.
@@ -109,7 +110,7 @@ def verify_status(problems: Problem, reward_class: RewardClass, solution: Soluti
 
     Args:
         problems: problems with a leading batch axis; scalars apply to all.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
         solution: their solutions by some solver. For a finite class its stats may hold
             ``mixture``, the adversary's probabilities of the members: the gap is then that of the
             game in which the adversary draws a member. Without it the gap is the difference to the
@@ -135,7 +136,7 @@ def all_finite(problems: Problem, reward_class: RewardClass) -> Bool[Array, " p"
 
     Args:
         problems: problems with a leading batch axis on every array.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
 
     Returns:
         One boolean per problem.
@@ -156,7 +157,7 @@ def duality_gap_bound(
     Args:
         problem: preference data, policies and weights, as arrays.
         reward_class: rewards that the adversary may choose from.
-        policy: any policy.
+        policy: any table of probabilities of actions.
         reward: any member of the reward class.
 
     Returns:
@@ -184,8 +185,8 @@ def policy_gap(
 
     Args:
         problem: preference data, policies and weights.
-        policy: any policy.
-        reward: any reward.
+        policy: any :math:`\pi(a|x)`.
+        reward: any :math:`r(x,a)`.
 
     Returns:
         Nats, at least 0, with small relative error.
@@ -231,8 +232,8 @@ def kkt_residual(
     Args:
         problem: preference data, policies and weights.
         reward_class: rewards that the adversary may choose from.
-        policy: any policy.
-        reward: any reward.
+        policy: any :math:`\pi(a|x)`.
+        reward: any :math:`r(x,a)`.
 
     Returns:
         The larger of :math:`\|r - \mathrm{Proj}(r - \nabla_r\phi)\|_\infty` (for a ball, of its
@@ -270,7 +271,7 @@ def mixture_gap(
     Args:
         problem: preference data, policies and weights.
         reward_class: the members.
-        policy: any policy.
+        policy: any :math:`\pi(a|x)`.
         mixture: probabilities :math:`\lambda` of the members.
 
     Returns:
@@ -289,7 +290,7 @@ def unbounded_residual(
 
     Args:
         problem: preference data, policies and weights.
-        policy: any policy.
+        policy: any :math:`\pi(a|x)`.
         reward: any reward, ``-inf`` where the infimum is not attained.
 
     Returns:

@@ -44,7 +44,7 @@ GROUP = 8192
 
 
 class _Query(NamedTuple):
-    """Arguments of the coverage coefficient in float64; ``roundoff`` is relative."""
+    """Arguments of the coverage coefficient in float64, and their relative rounding error."""
 
     true_reward: Float[Array, "*B x a"]
     comparator: Float[Array, "*B x a"]
@@ -78,8 +78,8 @@ def coverage_coefficient(
     r"""Return the exact coverage coefficient of a comparator and a baseline policy.
 
     It is finite if and only if the data determine how much better the comparator is than the
-    baseline, for all rewards of the class. Data about other policies are not needed. Computed in
-    float64 whatever the caller's configuration.
+    baseline, for all rewards of the class. Data about other policies are not needed. The
+    computation is in float64 under any JAX configuration.
 
     Args:
         reward_class: :math:`\mathcal R`; the unbounded class needs data about every direction.
@@ -214,7 +214,7 @@ def density_ratio_bound(
             to one.
 
     Returns:
-        At least :math:`C`; ``inf`` if a pair of comparator and baseline has no data.
+        At least :math:`C`; ``inf`` if the data lack a pair that comparator and baseline can draw.
 
     References:
         `liu:24`, remark after Assumption 5.2.

@@ -59,7 +59,7 @@ def solve(
     r"""Minimize the RPO loss over the policies :math:`\pi_r` with :math:`r` in a reward class.
 
     Shapes are padded to 8, 32, 128, ..., so that problems of many shapes share few compilations.
-    Computes in float64 whatever the caller's configuration.
+    The computation is in float64 under any JAX configuration.
 
     Args:
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
@@ -110,7 +110,7 @@ def solve_batch(
 
     Args:
         problems: problems with a leading batch axis on every array; scalars apply to all.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
         tolerance: largest change that a full Newton step may still make when the iteration stops.
         max_steps: maximum number of Newton steps.
         throw: whether to raise if a problem is not solved, instead of returning the status.
@@ -195,7 +195,7 @@ def _minimize_tables(
     tolerance: float,
     max_steps: int,
 ) -> Descent:
-    """Minimize over reward tables between bounds, one context at a time: the loss separates."""
+    """Minimize over reward tables between bounds; the loss is a sum of one term per context."""
     lower, upper = jnp.asarray(lower), jnp.asarray(upper)
     comparisons = jnp.asarray(problem.wins).sum()
     reach = jnp.minimum(upper - lower, REACH * (1.0 + problem.beta))
@@ -269,7 +269,7 @@ def _movement(
 
 
 def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array, " a"]:
-    """Return the implicit reward of nearly the baseline policy, shifted up to the upper bound."""
+    """Return the initial reward: that of nearly the baseline policy, shifted up to the bound."""
     reference = jnp.asarray(prompt.reference_policy)
     target = (1.0 - FLOOR) * jnp.asarray(prompt.baseline_policy) + FLOOR * reference
     drawn = (reference > 0) & (prompt.eta * prompt.context_weights > 0)

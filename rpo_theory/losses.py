@@ -198,7 +198,7 @@ def dpop(
     penalty: Float[ArrayLike, ""] | float,
     where: Bool[ArrayLike, "*n"] | None = None,
 ) -> Float[Array, "*n"]:
-    r"""Return the DPO-positive loss, which penalizes a fall of the chosen log-probability.
+    r"""Return the DPO-positive loss, DPO with a penalty if the chosen log-probability falls.
 
     .. math:: -\log\sigma\big(\beta h - \beta\lambda\max(0, \log\tfrac{\pi_{ref}(w)}{\pi(w)})\big)
 
@@ -206,7 +206,7 @@ def dpop(
         policy: log-probabilities under :math:`\pi`.
         reference: log-probabilities under :math:`\pi_{ref}`.
         beta: weight of the KL term, :math:`\beta > 0`.
-        penalty: weight :math:`\lambda \ge 0` of the fall.
+        penalty: weight :math:`\lambda \ge 0` of the penalty.
         where: mask of the examples to include; all if None.
 
     Returns:

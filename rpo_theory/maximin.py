@@ -46,7 +46,7 @@ def solve(
 ) -> Solution:
     r"""Maximize over policies the objective under the worst reward of a class.
 
-    Computes in float64 whatever the caller's configuration. In a context without adversarial term
+    The computation is in float64 under any JAX configuration. In a context without adversarial term
     (:math:`\eta d_0(x) = 0`) every policy is optimal. The policy returned there satisfies
     :math:`\beta\log(\pi/\pi_{ref}) = r` up to a constant, as in the other contexts, for a reward of
     maximum likelihood. For the unbounded class there may be none; the status is then
@@ -97,7 +97,7 @@ def solve_batch(
 
     Args:
         problems: problems with a leading batch axis on every array; scalars apply to all.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
         tolerance: residual of the optimality conditions at which to stop, in probabilities.
         max_steps: maximum number of Newton steps.
         throw: whether to raise if a problem is not solved, instead of returning the status.

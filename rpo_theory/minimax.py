@@ -44,7 +44,7 @@ def solve(
 ) -> Solution:
     r"""Minimize :math:`F(r)` over a reward class and return the Gibbs policy of the minimizer.
 
-    Computes in float64 whatever the caller's configuration.
+    The computation is in float64 under any JAX configuration.
 
     Args:
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
@@ -87,7 +87,7 @@ def solve_batch(
 
     Args:
         problems: problems with a leading batch axis on every array; scalars apply to all.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
         tolerance: KKT residual at which the Newton iteration stops, in probabilities.
         max_steps: maximum number of Newton steps.
         throw: whether to raise if a problem is not solved, instead of returning the status.

@@ -44,9 +44,9 @@ class InvalidProblemError(ValueError):
 
 
 def validate(problem: Problem, reward_class: RewardClass) -> None:
-    r"""Raise if a problem or its reward class breaks a rule.
+    r"""Raise if a problem or its reward class is invalid.
 
-    Checked are shapes, finite numbers, probabilities, :math:`\beta > 0` and :math:`\eta \ge 0`.
+    The checks are shapes, finite numbers, probabilities, :math:`\beta > 0` and :math:`\eta \ge 0`.
     Sums of probabilities may differ from one by :data:`PROBABILITY_TOLERANCE`; :func:`normalize`
     removes the difference.
 
@@ -55,7 +55,7 @@ def validate(problem: Problem, reward_class: RewardClass) -> None:
         reward_class: reward class of the problem, without a batch axis.
 
     Raises:
-        InvalidProblemError: if a rule is broken; the message describes the first violation.
+        InvalidProblemError: if a check fails; the message describes the first violation.
 
     Examples:
         >>> ones = np.ones((1, 1))

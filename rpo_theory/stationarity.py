@@ -166,7 +166,7 @@ def _evidence(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x 
 
 
 def _over_weight(problem: Problem, counts: Float[Array, "x #a"]) -> Float[Array, "x #a"]:
-    r"""Return counts divided by :math:`\eta N d_0(x)`, or 0 where that is 0."""
+    r"""Return counts divided by :math:`\eta N d_0(x)`, or 0 where this divisor is 0."""
     per_comparison = problem.eta * jnp.asarray(problem.context_weights)[:, None]
     weight = per_comparison * jnp.asarray(problem.wins).sum()
     return jnp.where(weight > 0, counts / jnp.where(weight > 0, weight, 1.0), 0.0)

@@ -83,7 +83,7 @@ class Problem(NamedTuple):
             The problem in float64, with distributions that sum to one.
 
         Raises:
-            ValueError: if an argument breaks a rule; the message names it.
+            ValueError: if an argument is invalid; the message names it.
 
         Examples:
             >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=0.5, eta=0.1)
@@ -139,7 +139,7 @@ class Problem(NamedTuple):
             The problem in float64, with distributions that sum to one.
 
         Raises:
-            ValueError: if an argument breaks a rule; the message names it.
+            ValueError: if an argument is invalid; the message names it.
 
         Examples:
             >>> winners, losers = ["ada", "ada", "bob"], ["bob", "bob", "ada"]

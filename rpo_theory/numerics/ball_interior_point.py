@@ -52,7 +52,7 @@ class BallState(NamedTuple):
 
 
 def init(problem: Problem, features: Float[Array, "x a d"]) -> BallState:
-    """Return the start: the zero reward, at a temperature that smooths every term."""
+    """Return the initial iterate: the zero reward, at a temperature that smooths every term."""
     beta = jnp.asarray(problem.beta)
     count = jnp.zeros((), jnp.int32)
     return BallState(
@@ -210,7 +210,7 @@ def _positive_solve(
 
 
 def _longest_step(value: Float[Array, ""], change: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the largest multiple of ``change``, at most 1, that keeps ``value`` positive."""
+    """Return the largest step, at most 1, for which ``value + step * change`` is positive."""
     falling = change < 0
     return jnp.where(
         falling, jnp.minimum(1.0, -INSIDE * value / jnp.where(falling, change, -1.0)), 1.0

@@ -83,7 +83,7 @@ class BoxState(NamedTuple):
 
 
 def init(blocks: Blocks) -> BoxState:
-    """Return the start: the center of the box, at a temperature that smooths every term."""
+    """Return the initial iterate: the box center, at a temperature that smooths every term."""
     half = 0.5 * jnp.broadcast_to(blocks.width, blocks.reference.shape)
     dual = jnp.full_like(half, 0.01)
     count = jnp.zeros(blocks.beta.shape, jnp.int32)
@@ -246,7 +246,7 @@ def _grounded_laplacian_solve(
 
 
 def _longest_step(value: Float[Array, "a b"], change: Float[Array, "a b"]) -> Float[Array, " b"]:
-    """Return the largest multiple of ``change`` that keeps ``value`` non-negative."""
+    """Return the largest step for which ``value + step * change`` is non-negative."""
     falling = change < 0
     return jnp.where(falling, -value / jnp.where(falling, change, -1.0), jnp.inf).min(axis=0)
 

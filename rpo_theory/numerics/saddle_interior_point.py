@@ -96,7 +96,11 @@ class Progress(NamedTuple):
 
 
 def init(problem: SaddleProblem) -> SaddleState:
-    """Return the start: fair labels, a central reward, the mean of reference and uniform policy."""
+    """Return the initial iterate.
+
+    Label probabilities are 1/2, the adversary variable is well inside its set, and the policy is
+    the mean of the reference policy and the uniform policy on its support.
+    """
     support = problem.reference > 0
     counted = support.astype(problem.reference.dtype)
     uniform = counted / _or_one(counted.sum(axis=-1, keepdims=True))
