@@ -1,4 +1,4 @@
-"""What every environment draws: a bandit with its truth, and baseline policies by name.
+"""Bandit instances that environments draw, with their true rewards; baseline policies by name.
 
 All arrays are NumPy arrays in float64.
 """

@@ -77,7 +77,7 @@ class Design:
             data; 0 for prompts distributed like :math:`d_0`.
 
     Raises:
-        ValueError: if a field is out of range, or two fields exclude each other.
+        ValueError: if a field is out of range, or two exclusive fields are given.
     """
 
     contexts: int = 1
@@ -267,7 +267,7 @@ def _truth(
 
 @lru_cache(maxsize=8)
 def _features_from_file(path: str, shape: tuple[int, int]) -> Float[np.ndarray, "x a d"]:
-    """Read features and divide them by the longest one, which keeps rewards within their range."""
+    """Read features and divide them by the largest norm, so that rewards stay in their range."""
     try:
         features = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -284,7 +284,7 @@ def _features_from_file(path: str, shape: tuple[int, int]) -> Float[np.ndarray, 
 def _near_ties(
     design: Design, table: Float[np.ndarray, "B x a"], gaps: Float[np.ndarray, "B x a"]
 ) -> Float[np.ndarray, "B x a"]:
-    """Return levels in [0, 1]: the best response at 1, the rare ones at 0, the others near 1."""
+    """Return reward levels: 1 for the best response, 0 for rare ones, near 1 for the others."""
     rank = np.argsort(np.argsort(-table, axis=2), axis=2)
     level = 1.0 - 10.0 ** (-DECADES * gaps)
     level = np.where(rank == 0, 1.0, level)
@@ -336,7 +336,7 @@ def _shares_by_rank(
 
 
 def _pendant_shares(design: Design, n_comparisons: int) -> tuple[float, float]:
-    """Return the shares of the comparisons for the best response and for each rare one."""
+    """Return the share of comparisons that hold the best response, and that of each rare one."""
     factor = design.prompt_factor()
     best = factor / design.target_coverage**2
     if design.coverage_all is not None:
@@ -388,4 +388,4 @@ def _check(design: Design) -> None:
         rule = "must leave two responses that are not rare, the best and the baseline"
         raise ValueError(f"`rare` {rule}, got {design.rare} of {design.actions}")
     if design.coverage_all is not None and design.rare_comparisons is not None:
-        raise ValueError("`coverage_all` and `rare_comparisons` exclude each other: give one")
+        raise ValueError("`coverage_all` and `rare_comparisons` must not both be given: give one")

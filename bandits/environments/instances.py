@@ -359,7 +359,7 @@ def _one_prompt(
     beta: float | None,
     eta: float | None,
 ) -> Instance:
-    """Label the comparisons in expectation and add one win ``upset = (winner, loser)``."""
+    """Return a one-prompt instance: expected wins, plus one win ``upset = (winner, loser)``."""
     pairs, upset_wins = np.zeros((2, 1, reward.size, reward.size))
     for pair, count in comparisons.items():
         pairs[0][pair] = count

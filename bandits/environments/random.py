@@ -262,5 +262,5 @@ def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Append zeros along every axis, up to ``shape``."""
     missing = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
     if min(missing) < (0, 0):
-        raise ValueError(f"`shape` must hold {array.shape}, got {shape}")
+        raise ValueError(f"`shape` must be at least {array.shape} along every axis, got {shape}")
     return np.pad(array, missing)

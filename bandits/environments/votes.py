@@ -124,7 +124,7 @@ def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def _count(row: list[str], columns: int) -> int:
-    """Return the count of a row, which is 1 without that column; raise if a field is wrong."""
+    """Return the ``count`` of a row, or 1 if the file has no such column; check all fields."""
     if len(row) != columns:
         raise ValueError(f"must have the {columns} fields of the header, got {len(row)}")
     for field, text in zip(HEADER[:3], row, strict=False):

@@ -28,7 +28,7 @@ CurvatureOption = Literal["safe", "printed"]
 """Constant of pessimistic maximum likelihood."""
 
 CertificateKind = Literal["duality_gap", "stationarity_residual", "closed_form"]
-"""What a certificate is, see :class:`FitResult`."""
+"""Kind of a certificate, see :class:`FitResult`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
 
     Args:
         problem: instances, with a leading batch axis.
-        options: of which only ``baseline`` counts.
+        options: options of the method; only ``baseline`` is used.
 
     Returns:
         The same problems with another :math:`\pi_{base}`. Prompts without data fall back to the
@@ -150,7 +150,7 @@ def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray,
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
+        reward_class: reward class of each problem, with the same leading axis.
 
     Returns:
         Rewards. If the data leave a reward free, it is that of the solver's central path.

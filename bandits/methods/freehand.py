@@ -62,10 +62,10 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
     r"""Fit the best policy against all rewards within :math:`\zeta` nats of maximum likelihood.
 
     Args:
-        problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` do not
-            count.
-        reward_class: tabular boxes or linear balls, likewise.
-        options: of which ``baseline`` and ``likelihood_slack`` count.
+        problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` are
+            ignored.
+        reward_class: tabular boxes or linear balls, with the same leading axis.
+        options: options of the method; only ``baseline`` and ``likelihood_slack`` are used.
 
     Returns:
         The policies, within the support of the reference, and the rewards against which they are

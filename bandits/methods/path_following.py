@@ -78,7 +78,7 @@ def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path
 
 
 def _step(objective: SmoothedObjective, path: PathState) -> PathState:
-    """Take the best of many lengths of a Newton step, and lower the temperature if it was small."""
+    """Take a Newton step of the best length, and lower the temperature if the step was small."""
 
     def at_temperature(point: Float[Array, " p"]) -> Float[Array, ""]:
         return objective(point, path.temperature)

@@ -54,11 +54,11 @@ def pessimistic_mle(
     r"""Fit the pessimistic maximum likelihood policy of Zhu, Jordan and Jiao.
 
     Args:
-        problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` do not
-            count.
-        reward_class: linear balls or tabular boxes, likewise.
-        options: of which ``baseline`` (for :math:`v`), ``confidence``, ``pessimism``, ``ridge`` and
-            ``curvature`` count.
+        problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` are
+            ignored.
+        reward_class: linear balls or tabular boxes, with the same leading axis.
+        options: options of the method; only ``baseline`` (for :math:`v`), ``confidence``,
+            ``pessimism``, ``ridge`` and ``curvature`` are used.
 
     Returns:
         The policies, within the support of the reference, and the rewards against which they are

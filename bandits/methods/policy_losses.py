@@ -37,11 +37,11 @@ def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     r"""Fit IPO, which minimizes the squared distance of every margin from :math:`1/2\tau`.
 
     Args:
-        problem: instances, with a leading batch axis; :math:`\eta` does not count.
+        problem: instances, with a leading batch axis; :math:`\eta` is ignored.
         reward_class: a linear ball means log-linear policies
             :math:`\pi\propto\pi_{ref}e^{\langle\theta,\phi\rangle}` without a bound on
             :math:`\theta`; any other class means tabular policies.
-        options: of which ``ipo_tau`` counts.
+        options: options of the method; only ``ipo_tau`` is used.
 
     Returns:
         The policies closest to the reference among the minimizers, and their implicit rewards
@@ -64,9 +64,9 @@ def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     r"""Fit DPO-positive over the policies :math:`\pi_r` of a compact class.
 
     Args:
-        problem: instances, with a leading batch axis; :math:`\eta` does not count.
-        reward_class: tabular boxes or linear balls, likewise.
-        options: of which ``dpop_penalty`` counts.
+        problem: instances, with a leading batch axis; :math:`\eta` is ignored.
+        reward_class: tabular boxes or linear balls, with the same leading axis.
+        options: options of the method; only ``dpop_penalty`` is used.
 
     Returns:
         The policies. The certificate bounds the distance of their loss from the minimum, nats.
@@ -102,9 +102,9 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     never binds.
 
     Args:
-        problem: instances, with a leading batch axis; :math:`\eta` does not count.
-        reward_class: tabular boxes or linear balls, likewise.
-        options: of which none counts.
+        problem: instances, with a leading batch axis; :math:`\eta` is ignored.
+        reward_class: tabular boxes or linear balls, with the same leading axis.
+        options: ignored; present for the common signature.
 
     Returns:
         The policies, which maximize :math:`E_\pi\hat r-\beta(\chi^2+KL)(\pi\|\pi_{ref})`. The

@@ -39,8 +39,8 @@ def rpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which ``baseline`` and ``rewards`` count.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method; only ``baseline`` and ``rewards`` are used.
 
     Returns:
         The Gibbs policies of the adversarial rewards.
@@ -56,8 +56,8 @@ def rpo_maximin(problem: Problem, reward_class: RewardClass, options: MethodOpti
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which ``baseline`` and ``rewards`` count.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method; only ``baseline`` and ``rewards`` are used.
 
     Returns:
         The policies. On a class that is not convex they differ from those of :func:`rpo`.
@@ -73,8 +73,8 @@ def rpo_policy(problem: Problem, reward_class: RewardClass, options: MethodOptio
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which ``baseline`` and ``rewards`` count.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method; only ``baseline`` and ``rewards`` are used.
 
     Returns:
         The policies.
@@ -90,8 +90,8 @@ def dpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which ``rewards`` counts.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method; only ``rewards`` is used.
 
     Returns:
         The policies. If the data leave rewards free, they are those of the solver's central path;
@@ -109,8 +109,8 @@ def two_stage(problem: Problem, reward_class: RewardClass, options: MethodOption
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which none counts.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: ignored; present for the common signature.
 
     Returns:
         The policies that maximize the reward minus :math:`\beta` times the divergence from the
@@ -129,8 +129,8 @@ def greedy_mle(problem: Problem, reward_class: RewardClass, options: MethodOptio
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which none counts.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: ignored; present for the common signature.
 
     Returns:
         The policies. Responses of equal reward share in proportion to the reference.
@@ -150,7 +150,7 @@ def behavior_cloning(
     Args:
         problem: instances, with a leading batch axis.
         reward_class: unused.
-        options: of which none counts.
+        options: ignored; present for the common signature.
 
     Returns:
         The policies; the reference at prompts without data.
@@ -172,8 +172,9 @@ def vpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
 
     Args:
         problem: instances, with a leading batch axis.
-        reward_class: their reward classes, likewise.
-        options: of which ``vpo_alpha``, ``rewards`` and ``baseline`` (:math:`\pi_{cal}`) count.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method; only ``vpo_alpha``, ``rewards`` and ``baseline``
+            (:math:`\pi_{cal}`) are used.
 
     Returns:
         The policies of RPO with :math:`\eta=\alpha/N`.
@@ -194,9 +195,10 @@ def power(problem: Problem, reward_class: RewardClass, options: MethodOptions) -
     amounts to a uniform reference. Its SFT term is on the chosen responses of the same pairs.
 
     Args:
-        problem: instances, with a leading batch axis; of the reference only the support counts.
-        reward_class: their reward classes, likewise.
-        options: of which ``rewards`` counts.
+        problem: instances, with a leading batch axis; only the support of the
+            reference policy is used.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method; only ``rewards`` is used.
 
     Returns:
         The policies.

@@ -37,9 +37,9 @@ def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     r"""Fit the average policy of mirror descent against the best answers of the adversary.
 
     Args:
-        problem: instances, with a leading batch axis; :math:`\beta` does not count.
-        reward_class: tabular boxes or linear balls, likewise.
-        options: of which ``baseline`` and ``self_play_rounds`` count.
+        problem: instances, with a leading batch axis; :math:`\beta` is ignored.
+        reward_class: tabular boxes or linear balls, with the same leading axis.
+        options: options of the method; only ``baseline`` and ``self_play_rounds`` are used.
 
     Returns:
         The average policies and rewards. The certificate is the duality gap of

@@ -143,7 +143,7 @@ class StudyConfig:
 
 
 class Scenario(NamedTuple):
-    """What determines the distribution of a bandit and its data; a seed determines the draw.
+    """Distribution of a bandit and its data; a seed selects one draw from it.
 
     Attributes:
         environment: source of the bandits, an item of :attr:`StudyConfig.environments`.
@@ -172,7 +172,7 @@ def expand_designs(study: StudyConfig) -> list[Design]:
     """Return every combination of the axes of the design.
 
     Args:
-        study: a study; fields of its ``design`` that are lists are axes.
+        study: configuration of the study; the list-valued fields of its ``design`` are axes.
 
     Returns:
         Designs; the last axis varies fastest.
@@ -203,7 +203,7 @@ def expand_scenarios(study: StudyConfig) -> list[Scenario]:
     """Return every combination of environments, designs and numbers of comparisons.
 
     Args:
-        study: a study.
+        study: configuration of the study.
 
     Returns:
         Scenarios; the number of comparisons varies fastest. Only the environment ``design`` is
@@ -246,7 +246,7 @@ def method_labels(study: StudyConfig) -> list[str]:
     """Return the labels of the methods in records and figures.
 
     Args:
-        study: a study.
+        study: configuration of the study.
 
     Returns:
         One label per method, in the order of :attr:`StudyConfig.methods`.
@@ -270,7 +270,7 @@ def resolved_config(study: StudyConfig) -> dict[str, Any]:
     """Return a study as plain values, for records and for ``--dry-run``.
 
     Args:
-        study: a study.
+        study: configuration of the study.
 
     Returns:
         Every field by name, defaults included; nested dataclasses are dictionaries.
@@ -280,7 +280,7 @@ def resolved_config(study: StudyConfig) -> dict[str, Any]:
 
 def _check_axes(study: StudyConfig) -> None:
     if not study.name.replace("_", "").replace("-", "").isalnum():
-        rule = "must be of letters, digits, `_` and `-`"
+        rule = "must consist of letters, digits, `_` and `-`"
         raise ValueError(f"`name` {rule}, got {study.name!r}")
     for name in ("methods", "comparisons", "environments", "eta", "beta"):
         _check_values(name, getattr(study, name))
@@ -326,7 +326,7 @@ def _check_values(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must have at least one value, got an empty list")
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        raise ValueError(f"`{name}` must have every value once, got {repeated[0]} twice")
+        raise ValueError(f"`{name}` must not repeat a value, got {repeated[0]} twice")
 
 
 def _converted(name: str, value: Any, field_type: type) -> Any:

@@ -46,11 +46,11 @@ MAX_PANELS = 4
 
 
 class Requirements(NamedTuple):
-    """What a summary must have for a figure.
+    """Columns and axes that a summary must have for a figure.
 
     Attributes:
         columns: columns that the figure shows.
-        axes: columns of which every label must have every combination of several values.
+        axes: columns that vary; every label must have every combination of their values.
         constant: columns that must not vary.
     """
 

@@ -24,7 +24,7 @@ MAX_DRAWS_PER_PART = 20_000
 
 
 class StudyPart(NamedTuple):
-    """Draws whose arrays have the same shape.
+    """Draws (scenario and seed) of a study whose arrays have the same shape.
 
     Attributes:
         number: index of the part in the study, from 0.
@@ -46,7 +46,7 @@ def plan_parts(study: StudyConfig) -> list[StudyPart]:
     """Split the draws of a study into parts.
 
     Args:
-        study: a study.
+        study: configuration of the study.
 
     Returns:
         Parts in the order of the scenarios; within one shape all have the same size.

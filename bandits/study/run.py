@@ -64,7 +64,7 @@ def estimate_run(study: StudyConfig, parts: Sequence[StudyPart]) -> RunEstimate:
     """Estimate the cost of a study from a few of its fits.
 
     Args:
-        study: a study.
+        study: configuration of the study.
         parts: all its parts, see :func:`bandits.study.parts.plan_parts`.
 
     Returns:
@@ -96,7 +96,7 @@ def run_parts(
     """Run the parts that the store does not have yet.
 
     Args:
-        study: a study.
+        study: configuration of the study.
         store: store that receives the records.
         parts: parts to run, see :func:`bandits.study.parts.plan_parts`.
 
@@ -122,7 +122,7 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
     """Fit every method to the data of one part, and measure the policies.
 
     Args:
-        study: a study.
+        study: configuration of the study.
         part: one of its parts.
         instance: the bandits and data of the part, see :func:`bandits.study.parts.draw_part`.
 

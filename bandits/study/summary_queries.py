@@ -83,7 +83,7 @@ def confidence_interval(summary: Summary, name: str) -> Interval:
     """Return a column of means with the ends of their confidence intervals.
 
     Args:
-        summary: a summary.
+        summary: columns of a summary by name.
         name: name of the column with the means.
 
     Returns:
@@ -106,7 +106,7 @@ def curve(
     """Return one column as a function of another, for one label.
 
     Args:
-        summary: a summary.
+        summary: columns of a summary by name.
         x_column: name of the column on the horizontal axis.
         y_column: name of the column with the means on the vertical axis.
         label: label of the rows to use.
@@ -135,7 +135,7 @@ def is_crossed(summary: Summary, *axes: str) -> bool:
     """Return whether every label has every combination of the values of the axes.
 
     Args:
-        summary: a summary.
+        summary: columns of a summary by name.
         axes: names of columns.
 
     Returns:
@@ -158,7 +158,7 @@ def has_unique_rows(summary: Summary, *axes: str) -> bool:
     """Return whether no two rows have the same label and the same values of the axes.
 
     Args:
-        summary: a summary.
+        summary: columns of a summary by name.
         axes: names of columns.
 
     Examples:
@@ -174,7 +174,7 @@ def is_constant(summary: Summary, name: str) -> bool:
     """Return whether a column is missing or has a single value.
 
     Args:
-        summary: a summary.
+        summary: columns of a summary by name.
         name: name of the column.
 
     Examples:
@@ -188,7 +188,7 @@ def by_environment(summary: Summary) -> dict[str, Summary]:
     """Split a summary by environment.
 
     Args:
-        summary: a summary.
+        summary: columns of a summary by name.
 
     Returns:
         The summary of each environment, in order of appearance; the whole summary under the name

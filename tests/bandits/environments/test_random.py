@@ -187,8 +187,8 @@ def test_parity_a_padded_problem_has_the_same_solution(family: str) -> None:
             lambda: drawn("linear", pair_probability=1.5),
             "`pair_probability` must be a probability.* got 1.5",
         ),
-        (lambda: drawn("tabular", shape=(5, 5)), r"`shape` must hold \(6,.*got \(5,"),
-        (lambda: drawn("linear", shape=(6, 4)), r"`shape` must hold \(6, 5.*got \(6, 4"),
+        (lambda: drawn("tabular", shape=(5, 5)), r"`shape` must be at least \(6,.*got \(5,"),
+        (lambda: drawn("linear", shape=(6, 4)), r"`shape` must be at least \(6, 5.*got \(6, 4"),
         (lambda: drawn("tabular", baseline=5), "`baseline` must be .* from 0 to 4, got 5"),
     ],
 )
