@@ -134,7 +134,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if (self.path is None) == (self.architecture is None):
-            raise ValueError("`model.path` or `model.architecture` must be given, and one of them")
+            raise ValueError("`model.path` or `model.architecture` must be given, not both")
         _at_least("model.seed", self.seed, 0)
         _at_least("model.lora_r", self.lora_r, 0)
         _positive("model.lora_alpha", self.lora_alpha)
@@ -146,7 +146,7 @@ class DataConfig:
 
     Attributes:
         train: file of preference rows (JSONL, JSONL.gz or Parquet), or a data set on the hub.
-        eval: rows for evaluation, in the same formats; None for none of its own.
+        eval: rows for evaluation, in the same formats; None for no evaluation file.
         eval_rows: number of rows at the end of ``train`` to hold out; 0 if ``eval`` is given.
         tokenizer: folder or hub name, or ``bytes``; None for the tokenizer of the model.
         max_length: largest number of tokens of prompt and response together.
@@ -340,7 +340,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check that the name is safe as the name of a folder."""
         if not self.name.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"`name` must be of letters, digits, `_` and `-`, got {self.name!r}")
+            raise ValueError(
+                f"`name` must consist of letters, digits, `_` and `-`, got {self.name!r}"
+            )
 
 
 def _at_least(name: str, value: int, bound: int) -> None:

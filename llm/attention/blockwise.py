@@ -30,7 +30,7 @@ ATTENTION_RESIDUALS = "attention_residuals"
 
 
 class _TokenInfo(NamedTuple):
-    """What decides which tokens attend to each other, and the first key block of query blocks."""
+    """Arrays that define the attention mask, and the first key block of every query block."""
 
     positions: Int[Array, " N"]
     sequences: Int[Array, " N"]

@@ -140,7 +140,7 @@ def attend_cached(
     Args:
         queries: queries after rotary embedding.
         keys: cached keys; slots after a token's position may hold any finite values.
-        values: cached values, likewise.
+        values: cached values, in the same slots.
         positions: positions of the queries; negative for padding.
         window: see :func:`attend`.
         soft_cap: see :func:`attend`.

@@ -108,7 +108,7 @@ def model_file(folder: Path, name: str) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError):
             is_special = not stat.S_ISREG(path.stat().st_mode)
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, an invalid name
-        raise ValueError(f"{folder}: {name!r} cannot be a file: {error}") from error
+        raise ValueError(f"{folder}: {name!r} is not a usable file name: {error}") from error
     roots = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(target.is_relative_to(root) for root in roots):
         raise ValueError(f"{path} leads out of its folder, to {target}: copy the file there")

@@ -2,8 +2,8 @@
 
 Every response is packed with its own copy of the prompt (``separate``), or all pairs of a batch are
 packed into one row with each prompt written once (``shared``). The last token of a response
-predicts nothing, and no other token attends to it, so it is left out of the rows: a pair costs its
-prompt and its responses less one token each.
+predicts nothing, and no other token attends to it, so it is left out of the rows. Each response of
+``n`` tokens therefore takes ``n - 1`` tokens of a row.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class PairTokens(NamedTuple):
         prompt: tokens of the prompt with the generation prompt; at least one.
         chosen: tokens of the chosen response; at least one. The end token is included unless the
             response was truncated.
-        rejected: tokens of the rejected response, likewise.
+        rejected: tokens of the rejected response, under the same rules.
         baseline: tokens of the baseline response; None if it is the chosen response.
         row: index of the data row.
         reference: reference log-probabilities of the responses, nats; None if the row has none.
@@ -172,7 +172,7 @@ def parse_row(row: Row, number: int) -> PreferenceRow:
     elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
         raise ValueError(
             f"{where}: field `prompt` is missing; it may be left out only if `chosen` and "
-            "`rejected` are lists of messages that begin alike"
+            "`rejected` are lists of messages that begin with the same messages"
         )
     else:
         prompt = _common_prefix(chosen, rejected)
@@ -218,7 +218,7 @@ def check_row(row: PreferenceRow) -> None:
         if [message.role for message in response] != ["assistant"]:
             raise RowError(
                 "roles out of order",
-                f"{row.where}: field `{name}` must be one message of the assistant after the "
+                f"{row.where}: field `{name}` must be exactly one assistant message after the "
                 f"prompt, got {', '.join(message.role for message in response) or 'none'}",
             )
         _check_content(row.where, name, response)

@@ -156,7 +156,9 @@ def _lines(path: Path, shown: str) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 budget -= len(line)
                 if len(line) > MAX_ROW_BYTES:
-                    raise ValueError(f"{shown}:{number}: a row has at most {MAX_ROW_BYTES:,} bytes")
+                    raise ValueError(
+                        f"{shown}:{number}: a row must have at most {MAX_ROW_BYTES:,} bytes"
+                    )
                 if budget < 0:
                     raise ValueError(f"{shown}:{number}: {_BOMB}")
                 if line.strip():

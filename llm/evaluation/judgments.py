@@ -191,7 +191,7 @@ def _alpaca_eval_verdict(row: Row) -> Verdict:
         preference = 2.0 - value
     else:
         raise ValueError(
-            f"{row.where}: field `preference` must be from 1 to 2, 0 or null, got "
+            f"{row.where}: field `preference` must be 0, null or a number from 1 to 2, got "
             f"{reprlib.repr(value)}"
         )
     return Verdict(_text(row, "instruction"), names[0], names[1], preference, row.where)

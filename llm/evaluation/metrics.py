@@ -60,7 +60,7 @@ def preference_metrics(
         1.0
     """
     if not policy:
-        raise ValueError("there must be rows to measure, got none")
+        raise ValueError("`policy` must have at least one score, got none")
     keys, reference_keys = (
         [(score.row, *score[3:]) for score in scores] for scores in (policy, reference)
     )

@@ -58,7 +58,7 @@ def compare_rewards(
         (1, 1, 0, 0.75)
     """
     if not len(first):
-        raise ValueError("there must be prompts to compare on, got none")
+        raise ValueError("`first` must have at least one reward, got none")
     for rewards in (first, second):
         if not np.isfinite(rewards).all():
             index = int(np.flatnonzero(~np.isfinite(rewards))[0])
@@ -89,7 +89,7 @@ def win_rate_from_counts(wins: int, ties: int, losses: int, *, seed: int = 0) ->
     counts = np.array([wins, ties, losses])
     n_prompts = int(counts.sum())
     if n_prompts == 0:
-        raise ValueError("there must be a win, a tie or a loss to compare by, got none")
+        raise ValueError("`wins`, `ties` and `losses` must not all be 0")
     scores = np.array([1.0, 0.5, 0.0])
     # Counts of prompts that are resampled with replacement are multinomial.
     generator = np.random.default_rng(seed)

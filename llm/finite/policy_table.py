@@ -160,7 +160,7 @@ def make_problem(
     context_counts = baseline_counts.sum(axis=1)
     if not (context_counts > 0).all():
         raise ValueError(
-            f"`comparisons` must have every prompt, got none of prompt {np.argmin(context_counts)}"
+            f"`comparisons` must cover every prompt, got none of prompt {np.argmin(context_counts)}"
         )
     return Problem(
         context_weights=context_counts / context_counts.sum(),

@@ -212,7 +212,7 @@ def _read_shard(
     dtype: np.dtype,
     shard: tuple[slice, ...],
 ) -> np.ndarray:
-    """Read a shard of a parameter of a shape, from slices of the tensors that make it up."""
+    """Read one shard of a parameter of the given full shape, from slices of its tensors."""
     layers, within = (shard[0], shard[1:]) if mapping.stacked else (slice(1), shard)
     layer_shape = shape[1:] if mapping.stacked else shape
     tensor_slices = (
@@ -236,7 +236,7 @@ def _read_shard(
 def _tensors(
     decoder: Decoder, dtype: np.dtype
 ) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
-    """Return the sizes of all tensors in bytes, and a function that makes a tensor by name."""
+    """Return the sizes of all tensors in bytes, and a function that returns a tensor by name."""
     n_layers = decoder.architecture.num_hidden_layers
     sources = {
         name: (mapping, layer)

@@ -133,7 +133,7 @@ def generate_replies(
             replies to the earlier ones.
         config: options of generation.
         batch_size: number of conversations that are decoded together.
-        progress: wraps the batches of every round of replies.
+        progress: function that yields the batches of a round of replies, see :data:`Progress`.
 
     Returns:
         For each conversation, one reply per prompt.
@@ -195,13 +195,13 @@ def generate_tokens(
         config: options of generation.
         end_ids: token ids that end a sequence.
         batch_size: number of prompts that are decoded together; prompts are sorted by length.
-        progress: wraps the batches.
+        progress: function that yields the batches, see :data:`Progress`.
 
     Returns:
         The generated tokens of every prompt, in the order of the prompts.
 
     Raises:
-        ValueError: if a prompt has no tokens, or a token id outside the model's vocabulary.
+        ValueError: if a prompt is empty, or has a token id outside the model's vocabulary.
 
     Examples:
         >>> from llm.models.architecture import Architecture

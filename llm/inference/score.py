@@ -54,7 +54,7 @@ def score_pairs(
         pairs: tokenized pairs of distinct data rows.
         batch_size: number of pairs in a batch.
         layout: how pairs are packed into rows; it changes the speed, not the scores.
-        progress: wraps the batches, see :data:`llm.inference.generate.Progress`.
+        progress: function that yields the batches, see :data:`llm.inference.generate.Progress`.
 
     Returns:
         One score per pair, in the order of the pairs.
@@ -70,7 +70,7 @@ def score_pairs(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
     if len({pair.row for pair in pairs}) < len(pairs):
-        raise ValueError("`pairs` must be of different rows, got two pairs of the same row")
+        raise ValueError("`pairs` must have distinct rows, got two pairs of the same row")
     if not pairs:
         return []
     graphdef, state = nnx.split(model)

@@ -93,11 +93,11 @@ class Devices:
         return NamedSharding(self.mesh, PartitionSpec(*self.plan.split_of(path)))
 
     def put(self, tree: Any) -> Any:
-        """Put parameters, or arrays shaped like parameters, on the mesh."""
+        """Place parameters, or arrays shaped like parameters, on the mesh."""
         return put_on_mesh(tree, self.plan.partition_specs(tree), self.mesh)
 
     def put_batches(self, batches: Any) -> Any:
-        """Put the parts of a batch, ``[parts, shards, ...]``, on the mesh."""
+        """Place the parts of a batch, ``[parts, shards, ...]``, on the mesh."""
         return put_on_mesh(batches, jax.tree.map(lambda _: BATCH_SPEC, batches), self.mesh)
 
     def assign(self, batches: Any) -> Any:
@@ -201,12 +201,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
 
 
 def put_on_mesh(tree: Any, specs: Any, mesh: Mesh) -> Any:
-    """Put arrays on a mesh, on each device its shard.
+    """Place arrays on a mesh; each device holds its shard.
 
     Args:
         tree: arrays; each process holds all of them.
         specs: a ``PartitionSpec`` for each array.
-        mesh: the devices.
+        mesh: mesh that ``specs`` refer to.
 
     Returns:
         The same tree of global arrays.

@@ -72,8 +72,7 @@ class HuggingFaceTokenizer:
         self.end_ids: frozenset[int] = template_end | _end_ids(folder, self.eos_id)
         if not self.end_ids.intersection(probe):
             raise ValueError(
-                f"{folder}: `chat_template` must write an end token after a response, it writes "
-                "none"
+                f"{folder}: `chat_template` must write an end token after a response, got none"
             )
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:

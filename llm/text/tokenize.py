@@ -144,7 +144,7 @@ def _truncate(
     pair = _truncate_responses(pair, max_length - len(pair.prompt), where)
     if pair != full and pair.reference is not None:
         raise RowError(
-            "reference of a cut row",
+            "reference of a truncated row",
             f"{where}: the reference log-probabilities are of the whole row, but the row is "
             f"truncated to `max_length` {max_length}",
         )

@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
         vocab_size: one more than the largest token id.
         bos_id: id of the token that begins a sequence; None if there is none.
         eos_id: id of the token that ends a sequence; None if there is none.
-        end_ids: ids that end a response: the template's end token and the ends of sequence.
+        end_ids: ids that end a response: the template's end token and the end-of-sequence tokens.
         digest: SHA-256 of the tokenizer's definition.
         template_digest: SHA-256 of the chat template and its variables.
     """

@@ -29,7 +29,7 @@ StateT = TypeVar("StateT")
 
 
 class CheckpointRecord(NamedTuple):
-    """What a checkpoint says of itself.
+    """Metadata of a checkpoint.
 
     Attributes:
         step: number of updates made.

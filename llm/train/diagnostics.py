@@ -19,7 +19,7 @@ from llm.types import Batch
 PATIENCE = 20
 """Number of steps over which metrics are averaged before a warning."""
 NAMED_ROWS = 16
-"""Largest number of rows that an error names; of the others it gives the count."""
+"""Largest number of rows that an error names; the others are only counted."""
 
 
 class NonFiniteError(ValueError):
@@ -73,7 +73,7 @@ def name_rows(batch: Batch, selected: ArrayLike, first: int = 0) -> str:
 
 
 class DisplacementMonitor:
-    r"""Watches for likelihood displacement: chosen log-probabilities fall while margins grow.
+    r"""Detector of likelihood displacement: chosen log-probabilities fall while margins grow.
 
     DPO can widen its margin by lowering both responses, the rejected one faster. The probability
     mass then goes to responses that are not in the data (`razin:24`). RPO's SFT term counteracts

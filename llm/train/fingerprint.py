@@ -1,4 +1,4 @@
-"""What a checkpoint must have in common with the run that continues it.
+"""Fingerprints of runs: a checkpoint must match the fingerprint of the run that resumes it.
 
 A fingerprint has three parts: the model, the data and the configuration. It is stored with every
 checkpoint, so that a refused resume can name the part and the key that differ. It also holds the
@@ -34,7 +34,7 @@ FREE_TRAINER_KEYS = (
 The number of pairs of a step must stay; how it is divided over devices and parts may change.
 """
 NAMED_KEYS = 3
-"""Differing keys that a message names; of the others it gives the count."""
+"""Number of differing keys that a message names; the others are only counted."""
 
 
 class Fingerprint(NamedTuple):

@@ -187,7 +187,7 @@ def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # libtpu raises errors of several types
         raise ValueError(
-            f"argument --topology: the TPU compiler knows no {topology}: {_first_line(error)}"
+            f"argument --topology: the TPU compiler rejects {topology}: {_first_line(error)}"
         ) from error
     devices = Devices(make_mesh(step.sizes, slice_.devices), step.plan)
 

@@ -29,7 +29,7 @@ from rpo_theory.types import ArrayLike
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What the log-probabilities of the reference depend on.
+    """Inputs that the log-probabilities of the reference depend on.
 
     Attributes:
         weights: digest of the parameters of the reference model.
@@ -233,6 +233,6 @@ def attach_reference(batch: Batch, cache: ReferenceCache) -> Batch:
     cached_roles, roles = cache.log_probs.shape[1], batch.lengths.shape[-1]
     if cached_roles != roles:
         raise ValueError(
-            f"the cache must have {roles} responses a pair, got {cached_roles}: compute it again"
+            f"the cache must have {roles} responses per pair, got {cached_roles}: compute it again"
         )
     return batch._replace(reference=np.where(present[..., None], cache.log_probs[index], 0))

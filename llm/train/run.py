@@ -86,7 +86,7 @@ class Run:
     evaluation_step: EvaluationStep
 
     def __init__(self, config: TrainConfig, data: TrainingData, model: Decoder) -> None:
-        """Put the model on the devices and create the optimizer; nothing is compiled yet.
+        """Place the model on the devices and create the optimizer; nothing is compiled yet.
 
         Args:
             config: configuration of the run.
@@ -148,7 +148,7 @@ class Run:
         return self.devices.assign(batch)
 
     def put_on_devices(self, batch: Batch) -> Batch:
-        """Put a batch, ``[parts, shards, ...]``, on the devices that read it."""
+        """Place a batch, ``[parts, shards, ...]``, on the devices that read it."""
         return self.devices.put_batches(batch)
 
     def log_probs(self, batch: Batch) -> Array:
@@ -165,7 +165,7 @@ class Run:
         return self.evaluation_step(trainable, self.frozen, batch)[1]
 
     def fingerprint(self) -> Fingerprint:
-        """Return what a checkpoint must have in common with the run that continues it."""
+        """Return the fingerprint of the run, which a checkpoint must match to be resumed."""
         return make_fingerprint(
             self.config,
             architecture=self.architecture,

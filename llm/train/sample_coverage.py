@@ -33,7 +33,7 @@ DIMENSION = 32
 
 
 class SampleCoverage:
-    """Measures the coverage of policies for one initial model, data set and list of prompts."""
+    """Coverage measure of policies, for one initial model, data set and list of prompts."""
 
     def __init__(
         self,

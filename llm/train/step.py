@@ -34,12 +34,12 @@ Parameters = Any
 
 
 class TrainState(NamedTuple):
-    """What a step changes; its buffers are given up to the step.
+    """State of training that a step replaces; the step reuses its buffers (donation).
 
     Attributes:
         step: updates made so far.
         trainable: parameters that are trained.
-        optimizer_state: of the optax transformation.
+        optimizer_state: state of the optax transformation.
     """
 
     step: Int[Array, ""]

@@ -15,7 +15,7 @@ from rpo_io.strict_json import format_line, null_non_finite
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Receives the metrics of a run."""
+    """A receiver of the metrics of a run."""
 
     def start(self, step: int) -> None:
         """Begin or resume a run.
@@ -36,7 +36,7 @@ class Tracker(Protocol):
 
 
 class JsonLinesTracker:
-    """Writes metrics to a file with one JSON object per line; lines are appended whole."""
+    """A tracker that writes one JSON object per line to a file; lines are appended whole."""
 
     def __init__(self, path: Path) -> None:
         """Write to a file, which is created or continued."""
@@ -75,7 +75,7 @@ class JsonLinesTracker:
 
 
 class TensorBoardTracker:
-    """Writes metrics as TensorBoard events, through ``tensorboardX``."""
+    """A tracker that writes TensorBoard events, through ``tensorboardX``."""
 
     def __init__(self, folder: Path) -> None:
         """Write to a folder."""
@@ -86,7 +86,7 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(folder))
 
     def start(self, step: int) -> None:
-        """Do nothing: of two values of a step TensorBoard shows the later one."""
+        """Do nothing: TensorBoard shows the later of two values of a step."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one scalar per metric."""
@@ -99,7 +99,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Sends metrics to Weights & Biases."""
+    """A tracker that sends metrics to Weights & Biases."""
 
     def __init__(self, config: TrainConfig) -> None:
         """Create a run with the name of the configuration."""
@@ -110,7 +110,7 @@ class WandbTracker:
         self._run = wandb.init(project="rpo", name=config.name)
 
     def start(self, step: int) -> None:
-        """Do nothing: a resumed run is a new run there."""
+        """Do nothing: Weights & Biases records a resumed run as a new run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
@@ -123,7 +123,7 @@ class WandbTracker:
 
 
 class CompositeTracker:
-    """Several trackers as one; without any, it drops the metrics."""
+    """A tracker that forwards to several trackers; with none, metrics are dropped."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         """Forward to these trackers, in this order."""

@@ -161,9 +161,9 @@ def generate(
         >>> api.generate(model="policy", prompt="Why is the sky blue?").text  # doctest: +SKIP
     """
     if (prompt is None) == (data is None):
-        raise UsageError("one of the arguments --prompt --data is required, and not both")
+        raise UsageError("exactly one of the arguments --prompt and --data is required")
     if (data is None) != (out is None):
-        raise UsageError("argument --out: goes with --data, and --data with it")
+        raise UsageError("argument --out: goes with --data: give both or neither")
     _check_model_options(batch_size, dtype)
     path = None if out is None else Path(out)
     with user_input():

@@ -85,7 +85,7 @@ def measure_on_data(
 
 
 def measure_by_judgments(path: Path, model: str, reference: str, *, seed: int) -> dict[str, Any]:
-    """Return the win rate by the judgments of a file.
+    """Return the win rate of a model over a reference, from a file of judgments.
 
     Args:
         path: AlpacaEval's annotations or MT-Bench's pair judgments.
@@ -97,7 +97,7 @@ def measure_by_judgments(path: Path, model: str, reference: str, *, seed: int) -
         Win rate with its interval, and the counts.
 
     Raises:
-        ValueError: if the file is unusable, or compares the two models in no question.
+        ValueError: if the file is unusable, or no question compares the two models.
         OSError: if the file cannot be read.
     """
     counts = count_wins(read_judgments(path), model, reference)

@@ -81,16 +81,16 @@ def run_training(
 
 
 class _SummaryTracker:
-    """Keeps the summary of the finished run."""
+    """A tracker that keeps only the summary of the finished run."""
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
 
     def start(self, step: int) -> None:
-        """Do nothing."""
+        """Do nothing: only the summary is kept."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
+        """Do nothing: only the summary is kept."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Keep the summary."""

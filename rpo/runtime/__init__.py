@@ -1,1 +1,1 @@
-"""What all commands share: input checks, configurations, output, progress, processes."""
+"""Code that all commands share: input checks, configurations, output, progress, processes."""

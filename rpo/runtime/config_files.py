@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 Config = TypeVar("Config")
 MAX_BYTES = 100_000
-"""Largest configuration file; the parser reads about 50,000 bytes a second."""
+"""Largest configuration file; the parser reads about 50,000 bytes per second."""
 _REWORDED = (
     (r"\bconfig\.(?=\w)", ""),
     (r"Problem with given class_path '[\w.]+': ", ""),
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise _error_at(key_node, f"key {key!r} must be a word")
+                raise _error_at(key_node, f"key {key!r} must be a string")
             if key in seen:
                 raise _error_at(key_node, f"key `{key}` is given twice")
             seen.add(key)
@@ -154,7 +154,7 @@ def _parser(cls: type[Any]) -> ArgumentParser:
 def _read_yaml(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{path}: a configuration has at most {MAX_BYTES:,} bytes")
+        raise ValueError(f"{path}: a configuration must have at most {MAX_BYTES:,} bytes")
     try:
         values = yaml.load(content.decode(), _Loader)  # a safe loader
     except UnicodeDecodeError as error:
@@ -169,7 +169,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error)
         raise ValueError(f"{path}:{line} {problem}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: must be keys with values, got {type(values).__name__}")
+        raise ValueError(
+            f"{path}: must be a mapping of keys to values, got {type(values).__name__}"
+        )
     return values
 
 

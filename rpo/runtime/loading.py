@@ -107,7 +107,7 @@ def read_pairs(
         The pairs, at least one.
 
     Raises:
-        ValueError: if a row is unusable (the message names file, line and field), no row is left,
+        ValueError: if a row is unusable (the message names file, line and field), no row remains,
             or ``max_length`` exceeds the model's limit.
         OSError: if the file cannot be read.
     """
@@ -127,5 +127,5 @@ def read_pairs(
         if count and name != "rows":
             _logger.info("%s: %s", name, f"{count:,}")
     if not tokenized.pairs:
-        raise ValueError(f"{data}: no row is left")
+        raise ValueError(f"{data}: must have at least one usable row, got none")
     return tokenized.pairs

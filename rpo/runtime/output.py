@@ -87,7 +87,8 @@ def format_duration(seconds: float) -> str:
         seconds: the duration, at least 0.
 
     Returns:
-        The duration in the largest unit of which there are two; at least one second.
+        The duration in hours from two hours on, in minutes from two minutes on, otherwise in
+        seconds, at least 1.
 
     Examples:
         >>> format_duration(90.0), format_duration(600.0), format_duration(9000.0)
@@ -99,7 +100,7 @@ def format_duration(seconds: float) -> str:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to the present ``sys.stderr``, which a progress bar may have replaced."""
+    """A log handler for the current ``sys.stderr``, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""

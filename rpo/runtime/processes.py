@@ -50,8 +50,8 @@ class ProcessGroup:
             )
         if (self.num_processes > 1) != (self.coordinator_address is not None):
             raise ValueError(
-                "argument --coordinator-address: is needed with --num-processes 2 or more, "
-                "and only then"
+                "argument --coordinator-address: must be given if and only if --num-processes "
+                "is 2 or more"
             )
 
     @property

@@ -87,5 +87,5 @@ def _with_messages(items: Iterable[T], n_items: int, description: str) -> Iterat
         if done > 1:
             rate = (done - 1) / (now - start)
             left = format_duration((n_items - done) / rate)
-            message += f", {rate:.3g} a second, {left} left"
+            message += f", {rate:.3g} per second, {left} left"
         _logger.info("%s", message)

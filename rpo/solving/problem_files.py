@@ -92,7 +92,7 @@ def read_problem(path: str) -> ProblemFile:
         The validated content.
 
     Raises:
-        DocumentError: if the file breaks a rule; the message names line and field.
+        DocumentError: if the file is invalid; the message names line and field.
         OSError: if the file cannot be read.
     """
     return from_document(load_document(path))
@@ -108,7 +108,7 @@ def from_document(root: Node) -> ProblemFile:
         The validated content.
 
     Raises:
-        DocumentError: if the document breaks a rule; the message names line and field.
+        DocumentError: if the document is invalid; the message names line and field.
     """
     keys = root.members(_REQUIRED, _OPTIONAL)
     reference = keys["reference_policy"].numbers(2)

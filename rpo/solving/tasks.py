@@ -52,7 +52,7 @@ def task_from_file(path: str) -> SolveTask:
         The task.
 
     Raises:
-        ValueError: if the file breaks a rule.
+        ValueError: if the file is invalid.
         OSError: if the file cannot be read.
     """
     file = read_problem(path)
@@ -95,7 +95,7 @@ def task_from_votes(
         The task.
 
     Raises:
-        ValueError: if the file breaks a rule.
+        ValueError: if the file is invalid.
         OSError: if the file cannot be read.
 
     References:

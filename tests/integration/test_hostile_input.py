@@ -83,7 +83,7 @@ LINE = json.dumps(ROW).encode() + b"\n"
 @pytest.mark.parametrize(
     ("block", "repeats", "rule"),
     [
-        (b"x" * 2**20, 20, r":1: a row has at most"),
+        (b"x" * 2**20, 20, r":1: a row must have at most"),
         (b"\n" * 2**20, 8, r": the file unpacks to more than"),
         (LINE * 20_000, 6, r": the file unpacks to more than"),
     ],
@@ -129,7 +129,7 @@ def test_raises_for_rows_and_lists_that_are_too_long(
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
     monkeypatch.setattr("llm.data.rows.MAX_LIST_BYTES", 100)
     (tmp_path / "rows.jsonl").write_bytes(LINE + LINE.replace(b"yes", b"y" * 100))
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row has at most 100 bytes"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row must have at most 100 bytes"):
         list(read_rows(tmp_path / "rows.jsonl"))
     (tmp_path / "list.json").write_text("[" + " " * 100 + "]")
     with pytest.raises(ValueError, match=r"list\.json: must have at most 100 bytes"):

@@ -211,7 +211,7 @@ def test_raises_for_an_index_that_leads_out_of_its_folder(name: str, model: Path
     listed = {"weight_map": {"model.norm.weight": name.format(secret=secret)}}
     (model / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(listed))
     with pytest.raises(
-        ValueError, match=r"(is missing|must be a file|cannot be a file|out of its)"
+        ValueError, match=r"(is missing|must be a file|not a usable file name|out of its)"
     ):
         load_model(model)
 
@@ -250,7 +250,7 @@ def test_raises_for_special_files_in_a_model_folder(model: Path) -> None:
     (model / "vocab.json").symlink_to("/dev/zero")
     for name, rule in {
         "tokenizer.json": "must be a file",
-        "added_tokens.json": "cannot be a file",
+        "added_tokens.json": "is not a usable file name",
         "vocab.json": "leads out",
     }.items():
         with pytest.raises(ValueError, match=rule):

@@ -130,8 +130,8 @@ def test_closed_form_without_a_terminal_progress_is_lines_with_rate_and_time_lef
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "steps of tiny: 3 of 8, 0.1 a second, 50 s left",
-        "steps of tiny: 6 of 8, 0.1 a second, 20 s left",
+        "steps of tiny: 3 of 8, 0.1 per second, 50 s left",
+        "steps of tiny: 6 of 8, 0.1 per second, 20 s left",
     ]
 
 
@@ -143,7 +143,7 @@ def test_closed_form_the_time_left_ignores_the_first_item(
         assert list(track_progress(range(6), 6, "rows")) == [*range(6)]
     assert capsys.readouterr().err.splitlines() == [
         "rows: 1 of 6",
-        "rows: 4 of 6, 0.1 a second, 20 s left",
+        "rows: 4 of 6, 0.1 per second, 20 s left",
     ]
 
 

@@ -122,7 +122,7 @@ def test_raises_a_name_that_leads_out_of_its_folder(name: str) -> None:
     parts = {"model": ModelConfig(path="a"), "data": DataConfig(train="b")}
     with pytest.raises(ValueError) as caught:
         TrainConfig(name=name, **parts)
-    expected = f"`name` must be of letters, digits, `_` and `-`, got {name!r}"
+    expected = f"`name` must consist of letters, digits, `_` and `-`, got {name!r}"
     assert str(caught.value) == expected
     assert [TrainConfig(name=good, **parts).name for good in NAMES] == NAMES
 

@@ -100,11 +100,11 @@ def test_raises_for_a_reward_that_is_not_a_finite_number(value: Any) -> None:
 
 
 def test_raises_without_rows_prompts_or_counts() -> None:
-    with pytest.raises(ValueError, match="rows to measure"):
+    with pytest.raises(ValueError, match="`policy` must have at least one score"):
         preference_metrics(CONFIG, [], [])
-    with pytest.raises(ValueError, match="prompts to compare"):
+    with pytest.raises(ValueError, match="`first` must have at least one reward"):
         compare_rewards(np.zeros(0), np.zeros(0))
-    with pytest.raises(ValueError, match="a win, a tie or a loss"):
+    with pytest.raises(ValueError, match="`wins`, `ties` and `losses` must not all be 0"):
         win_rate_from_counts(0, 0, 0)
     with pytest.raises(ValueError, match="must be finite, got nan for prompt 1"):
         compare_rewards(np.zeros(2), np.array([0.0, np.nan]))

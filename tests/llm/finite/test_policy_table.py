@@ -163,5 +163,5 @@ def test_closed_form_the_baseline_policy_is_the_distribution_of_the_winners() ->
 def test_raises_for_a_prompt_without_comparisons() -> None:
     index = np.array([0])
     data = Comparisons(index, index, index + 1, np.array([1.0]))
-    with pytest.raises(ValueError, match="must have every prompt, got none of prompt 1"):
+    with pytest.raises(ValueError, match="must cover every prompt, got none of prompt 1"):
         make_problem(np.log(np.full((2, 2), 0.5)), data, beta=0.1, eta=1.0)

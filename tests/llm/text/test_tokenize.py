@@ -112,7 +112,7 @@ BAD_ROWS: list[tuple[PreferenceRow, str, str]] = [
     (row_of("a", "x", "y", baseline="r"), "boundary", "field `baseline`: the tokens differ"),
     (
         row_of("aaa", "x", "y", ref_chosen_logps=-1.0, ref_rejected_logps=-2.0),
-        "reference of a cut row",
+        "reference of a truncated row",
         "truncated to `max_length` 7",
     ),
 ]

@@ -132,7 +132,7 @@ def test_raises_for_a_row_that_is_not_in_the_cache() -> None:
 
 
 def test_raises_for_another_number_of_responses() -> None:
-    with pytest.raises(ValueError, match="must have 3 responses a pair, got 2"):
+    with pytest.raises(ValueError, match="must have 3 responses per pair, got 2"):
         attach_reference(batch_of([2], k=3), CACHE)
 
 

@@ -150,7 +150,7 @@ def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
     assert contents(folder) == before
     out, err = capsys.readouterr()
     shown = json.loads(out)
-    assert f"{ROWS} pairs, 3 a step; " in err
+    assert f"{ROWS} pairs, 3 per step; " in err
     assert re.search(r"estimated: [\d.]+ GiB a device, \d+ \w+ on 1 CPU", err)
     assert shown["objective"]["eta"] == 0.1
     assert shown["optimizer"]["lr_scheduler_type"] == "cosine"  # by default
@@ -174,7 +174,7 @@ BAD = [
     (["--model.architecture.num_attention_heads", "8"], "`head_dim` must be even"),
     (["--model.architecture.speed", "3"], "`model.architecture`"),
     (["--data.eval_rows", "20"], "`data.eval_rows` must leave rows to train on, got 20 of 20"),
-    (["--name", "../elsewhere"], "`name` must be of letters"),
+    (["--name", "../elsewhere"], "`name` must consist of letters"),
 ]
 
 

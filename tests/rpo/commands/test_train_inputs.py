@@ -96,7 +96,7 @@ ROWS: list[tuple[Any, str]] = [
     ({**GOOD, "rejected": "yes"}, "rows.jsonl:3: fields `chosen` and `rejected` are identical"),
     ({**GOOD, "prompt": [USER, USER]}, "rows.jsonl:3: field `prompt`: roles must alternate"),
     ({**GOOD, "prompt": [USER, REPLY]}, "rows.jsonl:3: field `prompt`: roles must alternate"),
-    ({**GOOD, "chosen": [USER]}, "rows.jsonl:3: field `chosen` must be one message of the assis"),
+    ({**GOOD, "chosen": [USER]}, "rows.jsonl:3: field `chosen` must be exactly one assistant"),
     ('{"prompt": "q", ', "rows.jsonl:3: the line is not JSON"),
     ("[1]", "rows.jsonl:3: the line must be an object, got list"),
     ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "rows.jsonl:3: field `prompt` must"),
