@@ -151,7 +151,7 @@ def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
     out, err = capsys.readouterr()
     shown = json.loads(out)
     assert f"{ROWS} pairs, 3 per step; " in err
-    assert re.search(r"estimated: [\d.]+ GiB a device, \d+ \w+ on 1 CPU", err)
+    assert re.search(r"estimated: [\d.]+ GiB per device, \d+ \w+ on 1 CPU", err)
     assert shown["objective"]["eta"] == 0.1
     assert shown["optimizer"]["lr_scheduler_type"] == "cosine"  # by default
     # What is shown is what is trained.
