@@ -57,6 +57,7 @@ lint: .venv/installed-test
 	$(BIN)/codespell
 	$(BIN)/python tests/language/check.py
 	$(BIN)/pyright
+	$(BIN)/python tests/typing/check.py
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet --site-dir $(OUT)/site
 
