@@ -35,11 +35,11 @@ from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
 from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
 
-TEMPERATURE = 1e-5  # beta, relative to the range of the rewards; stands for 0
-BRACKET = (1e-7, 1e5)  # eta times the range of the rewards: slacks of 1e-13 and of the whole class
-GROUP = 8192  # entries of the win counts whose likelihoods and gaps are computed at a time
-BISECTIONS = 44  # they reduce the bracket's 28 nats to 2e-12
-GAP_TOLERANCE = 1e-3  # of SOLVED, relative to the range: TEMPERATURE times log-probabilities
+TEMPERATURE = 1e-5  # KL weight per unit of reward range; approximates 0
+BRACKET = (1e-7, 1e5)  # limits of eta times reward range: almost no slack, and the whole class
+GROUP = 8192  # number of win counts that are processed together
+BISECTIONS = 44  # number of halvings of log(eta): from 28 nats to 2e-12
+GAP_TOLERANCE = 1e-3  # largest gap of SOLVED per unit of reward range
 
 
 class _Search(NamedTuple):

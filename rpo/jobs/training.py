@@ -122,7 +122,7 @@ def _train(
         tracker = CompositeTracker(trackers)
         trainer = Trainer(config, model, data, folder, resume=resume, tracker=tracker)
         if processes.is_first:
-            # Only now are model and checkpoint accepted: a refused run changes nothing.
+            # Write only after model and checkpoint are accepted: a refused run changes nothing.
             write_atomic(folder / "config.yaml", to_yaml(config))
         trainer.train(progress)
     return recorder.summary

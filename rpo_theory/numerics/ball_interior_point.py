@@ -112,7 +112,7 @@ def step(
     residual = jnp.maximum(
         jnp.abs(stationarity).max(), jnp.maximum(dual * t, jnp.abs(infeasibility))
     )
-    # exp(r / beta) cannot be more accurate than r / beta, nor a mean of features than the features.
+    # Rounding of r / beta limits exp(r / beta); rounding of the features limits their mean.
     resolved = 4.0 * EPSILON * jnp.maximum(sharpness, jnp.linalg.norm(features, axis=-1).max())
     reached = residual <= jnp.maximum(tolerance, resolved)
     sharp = jnp.minimum(problem.beta, 1.0)

@@ -138,7 +138,7 @@ def step(
     stationarity = jnp.abs(gradient - state.dual_low + state.dual_high).max(axis=0)
     complementarity = jnp.maximum(product_low, product_high).max(axis=0) / blocks.width
     residual = jnp.maximum(stationarity, complementarity / SHARPER)
-    # exp(r / beta) cannot be more accurate than r / beta.
+    # The rounding error of r / beta limits the accuracy of exp(r / beta).
     roundoff = EPSILON * jnp.max(probability * jnp.abs(state.reward), axis=0) / blocks.beta
     reached = residual <= jnp.maximum(tolerance, 4.0 * roundoff)
     sharp = jnp.minimum(blocks.beta, 1.0)
