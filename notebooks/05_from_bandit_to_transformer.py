@@ -26,7 +26,9 @@ from llm.train import objective
 from rpo_theory import losses
 
 print(inspect.getsource(losses.dpo).split('"""')[-1])
-assert "rpo_theory" in inspect.getsource(objective)  # the trainer imports its losses from the theory
+assert "rpo_theory" in inspect.getsource(
+    objective
+)  # the trainer imports its losses from the theory
 
 # %% [markdown]
 # ## The experiment

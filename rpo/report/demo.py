@@ -109,9 +109,8 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
     reward = {name: curve["true_reward"] for name, curve in summary["transformer"].items()}
     last = max(cell["comparisons"] for cell in summary["coverage"])
     gap_at_last = {c["label"]: c["gap"] for c in summary["coverage"] if c["comparisons"] == last}
-    near, far = (
-        max(values[-1] for _, values in summary["minimax_agreement"][name]) for name in ("large", "small")
-    )
+    curves = summary["minimax_agreement"]
+    near, far = (max(values[-1] for _, values in curves[name]) for name in ("large", "small"))
     return [
         Section(
             title="Three routes, one policy",
