@@ -210,6 +210,12 @@ def reduce_sft_loss(
 
     Returns:
         The weighted sum; its mean is the SFT loss.
+
+    Examples:
+        >>> batch = Batch(None, None, np.array([[2, 1], [4, 1]]), np.ones(2, bool), np.arange(2))
+        >>> config = ObjectiveConfig(sft_reduction="sequence_mean")
+        >>> float(reduce_sft_loss(config, jnp.array([2.0, 8.0]), batch).mean())
+        1.5
     """
     dtype = per_response.dtype
     return reduce_sft(

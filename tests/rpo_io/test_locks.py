@@ -63,7 +63,7 @@ def test_raises_a_second_process_is_refused_until_the_first_is_killed(
     arguments = [command, f"{command}.yaml", "--out", "out", "--resume"]
     assert main(arguments) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("rpo: error: out: another process works there: wait for it, or choose")
+    assert said.startswith("rpo: error: out: another process uses this folder: wait until it ends")
     assert [path.name for path in (folder / "out").iterdir()] == [".lock"]
     holder.kill()
     holder.wait()

@@ -266,7 +266,7 @@ def second_is_refused(subject: Subject, folder: Path, expected: str, tally: Tall
         time.sleep(0.001)
     second = start(subject, folder, out)
     stderr = second.communicate(timeout=PATIENCE)[1]
-    if second.returncode != 2 or "another process works there" not in stderr:
+    if second.returncode != 2 or "another process uses this folder" not in stderr:
         tally.wrong.append(
             f"the second process was not refused, exit code {second.returncode}: {stderr}"
         )

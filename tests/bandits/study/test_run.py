@@ -22,9 +22,12 @@ from bandits.study.config import (
     MethodConfig,
     StudyConfig,
     count_fits,
+    expand_weights,
     resolved_config,
 )
+from bandits.study.metrics import compute_bound_inputs
 from bandits.study.parts import draw_part, plan_parts
+from bandits.study.record_table import WeightValues, record_table
 from bandits.study.records import RecordStore
 from bandits.study.summary import count_violations, summarize
 
@@ -312,3 +315,26 @@ def test_closed_form_the_run_estimate_extrapolates_from_trial_draws(
     assert estimate.seconds == 2.0 * 16 / 4
     assert estimate.fits == 4
     assert estimate.bytes == study_run.ARRAYS_PER_FIT * 8 * 16 * DESIGN["actions"] ** 2
+
+
+def test_closed_form_a_record_table_has_one_row_per_draw_with_its_weights_and_its_fit() -> None:
+    config = study(seeds=3, comparisons=[100])
+    (part,) = plan_parts(config)
+    instance = draw_part(part)
+    n = len(part.scenario_index)
+    inputs = compute_bound_inputs(instance, np.full(n, 100.0), config.delta)
+    values = WeightValues(np.linspace(0.1, 0.2, n), np.full(n, 0.5))
+    (pair,) = expand_weights(config)
+    fit = METHODS["dpo"](
+        instance.problem._replace(eta=values.eta, beta=values.beta),
+        instance.reward_class,
+        MethodOptions(),
+    )
+    measured = {"gap": np.arange(float(n))}
+    table = record_table(config, part, 1, pair, values, inputs, measured, fit)
+    assert len(table) == part.n_draws == 3
+    assert set(table["method"].to_pylist()) == {"dpo"}
+    assert table["eta"].to_pylist() == values.eta[:3].tolist()
+    assert table["beta"].to_pylist() == [0.5] * 3
+    assert table["gap"].to_pylist() == [0.0, 1.0, 2.0]
+    assert table["bound"].null_count == 3

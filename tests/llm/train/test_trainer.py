@@ -30,7 +30,7 @@ from llm.train.dataset import TrainingData, load_training_data
 from llm.train.diagnostics import NonFiniteError
 from llm.train.run import Run
 from llm.train.tracking import JsonLinesTracker
-from llm.train.trainer import InterruptedRunError, Trainer, check_first_loss
+from llm.train.trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
 
 TINY = {
     "vocab_size": 261,
@@ -407,3 +407,16 @@ def test_closed_form_the_first_loss_may_differ_by_its_tolerance_and_no_more(
     for off in (-1.1, 1.1, np.nan):
         with pytest.raises(ValueError, match=f"the first loss must be {exact:.6f}, that of"):
             check_first_loss(one, {"loss": exact + off * allowed, "loss/sft": 3.0})
+
+
+def test_golden_a_run_is_described_by_its_sizes_and_the_equivalent_trl_configuration(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = make_trainer(config(folder), tmp_path / "run").run
+    sizes, objective = describe_run(run)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
+    pairs = f"{len(run.data.train):,} pairs, 4 held out; 9 steps of 4 pairs"
+    assert sizes == f"{pairs}; {parameters:,} trained parameters"
+    mean_tokens = float(np.mean(run.data.train.lengths[:, 1]))
+    assert objective.startswith("SFT weight eta*beta = 0.05 per chosen token. Equivalent TRL")
+    assert objective.endswith(f"loss_weights=[1, {0.05 * mean_tokens:.3g}]")
