@@ -62,7 +62,7 @@ def test_property_parameter_paths_are_unique_names() -> None:
 
 
 def fingerprint(**trainer: Any) -> Fingerprint:
-    sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 8}
+    sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 8}
     return make_fingerprint(
         TrainConfig(
             name="run",
