@@ -33,7 +33,7 @@ CELL_CODE = re.compile(r"(?<=<code>)[\w.,{}\[\] -]{12,}(?=</code>)")
 FUNCTION = re.compile(r"<m[io]>(log|exp|tanh)</m[io]>")
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#:\s]+)(?=\))")
 ROW = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.M)
-PACKAGES = ("rpo_theory", "bandits", "llm")
+PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io")
 KEYS = '<div class="keys" markdown>'
 OUTSIDE = "files/"
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".md": "markdown", ".json": "json"}

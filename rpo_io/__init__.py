@@ -1,4 +1,4 @@
-"""Files and formats that the other packages share: atomic writes, digests, strict JSON, locks.
+"""Files and formats that the other packages share: atomic writes, digests, strict JSON, folders.
 
 This package imports neither JAX nor any other package of the project.
 """
@@ -6,12 +6,12 @@ This package imports neither JAX nor any other package of the project.
 from __future__ import annotations
 
 from .atomic import atomic_file, atomic_folder, write_atomic
-from .digests import sha256_hex, sha256_of_file
+from .digests import sha256_hex, sha256_of_chunks, sha256_of_file
 from .figures import PALETTE, png_bytes, svg_bytes
+from .folders import folder_lock, name_os_errors, prepare_folder
 from .json_document import DocumentError, Node, load_document, parse_document
-from .locks import folder_lock
-from .paths import name_os_errors, prepare_folder
 from .strict_json import format_document, format_line, null_non_finite
+from .versions import release_version
 
 __all__ = [
     "PALETTE",
@@ -28,7 +28,9 @@ __all__ = [
     "parse_document",
     "png_bytes",
     "prepare_folder",
+    "release_version",
     "sha256_hex",
+    "sha256_of_chunks",
     "sha256_of_file",
     "svg_bytes",
     "write_atomic",

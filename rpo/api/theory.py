@@ -31,7 +31,7 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
     from rpo.report.demo import INTRODUCTION, report_sections, run_demo
     from rpo.report.page import render_page
     from rpo_io.atomic import write_atomic
-    from rpo_io.paths import prepare_folder
+    from rpo_io.folders import prepare_folder
     from rpo_io.strict_json import format_document
 
     folder = Path(out)
@@ -72,7 +72,7 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
     from rpo.runtime.progress import track_progress
     from rpo_io.atomic import write_atomic
     from rpo_io.figures import png_bytes
-    from rpo_io.paths import prepare_folder
+    from rpo_io.folders import prepare_folder
     from rpo_io.strict_json import format_document
 
     check_whole_number("instances", instances, 1)

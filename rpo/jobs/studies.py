@@ -17,8 +17,7 @@ from rpo.runtime.errors import user_input
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
-from rpo_io.locks import folder_lock
-from rpo_io.paths import name_os_errors, prepare_folder
+from rpo_io.folders import folder_lock, name_os_errors, prepare_folder
 
 
 def run_study(

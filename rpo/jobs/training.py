@@ -20,8 +20,7 @@ from rpo.runtime.output import muted_messages
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
-from rpo_io.locks import folder_lock
-from rpo_io.paths import name_os_errors, prepare_folder
+from rpo_io.folders import folder_lock, name_os_errors, prepare_folder
 
 _logger = logging.getLogger(__name__)
 

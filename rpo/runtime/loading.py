@@ -29,7 +29,7 @@ def prepare_file(path: Path) -> None:
     Raises:
         ValueError: if the path is a folder, or its folder cannot be written to.
     """
-    from rpo_io.paths import prepare_folder
+    from rpo_io.folders import prepare_folder
 
     if path.is_dir():
         raise ValueError(f"argument --out: {path} is a folder, but must be a file")

@@ -26,7 +26,7 @@ from llm.hf.safetensors import SAFE_WEIGHTS_NAME
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from rpo.cli import main
-from rpo_io.locks import LOCK_FILE
+from rpo_io.folders import LOCK_FILE
 
 SIZES: dict[str, Any] = {
     "vocab_size": 261,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rpo_io.paths import name_os_errors, prepare_folder
+from rpo_io.folders import name_os_errors, prepare_folder
 
 
 def test_property_a_missing_folder_is_created_with_its_parents(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from rpo.cli import main
-from rpo_io.locks import folder_lock
+from rpo_io.folders import folder_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rpo_io.locks import folder_lock
+from rpo_io.folders import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
