@@ -48,7 +48,7 @@ ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 
 ParameterPath = tuple[str, ...]
 AxisSplit = tuple[Any, ...]
-"""For each axis of an array: the mesh axis or axes that it is split over, or None."""
+"""Mesh axis, or axes, that each axis of an array is split over; None for an axis that is whole."""
 
 
 def partition_rule(path: ParameterPath, n_axes: int) -> AxisSplit:
