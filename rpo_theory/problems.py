@@ -193,7 +193,8 @@ def wins_from_votes(
         ``wins[x, w, l]``, the number of votes in context ``x`` for ``w`` against ``l``.
 
     Raises:
-        ValueError: if the columns differ in length, a label is unknown, or a count is negative.
+        ValueError: if the columns differ in length, a label is unknown, a count is negative, or an
+            action is compared with itself.
     """
     columns = [list(column) for column in (contexts, winners, losers)]
     lengths = [len(column) for column in columns]
@@ -222,6 +223,12 @@ def wins_from_votes(
             strict=True,
         )
     ]
+    same = np.flatnonzero(np.asarray(rows[1]) == np.asarray(rows[2]))
+    if same.size:
+        label = columns[2][same[0]]
+        raise ValueError(
+            f"`losers[{same[0]}]` must differ from the winner of the vote, got {label!r}"
+        )
     shape = (len(context_index), len(action_index))
     with jax.enable_x64(True):
         return np.asarray(win_counts(rows[0], rows[1], rows[2], repeats, shape=shape))

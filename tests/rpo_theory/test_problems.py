@@ -279,3 +279,8 @@ def test_closed_form_wins_from_votes_adds_up_equal_votes() -> None:
         action_labels=["a", "b"],
     )
     np.testing.assert_array_equal(wins, [[[0, 0], [0, 0]], [[0, 2], [4, 0]]])
+
+
+def test_raises_a_vote_of_an_action_against_itself() -> None:
+    with pytest.raises(ValueError, match=r"`losers\[1\]` must differ from the winner .* got 'x'"):
+        Problem.from_votes(["a", "a"], ["x", "x"], ["y", "x"], beta=0.5, eta=0.1)
