@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .rows import Row, read_rows
 
-CHAT_ROLES = ("system", "user", "assistant")
+CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
 
 
@@ -24,12 +24,15 @@ class Message(NamedTuple):
     """A message of a conversation.
 
     Attributes:
-        role: author of the message: ``system``, ``user`` or ``assistant``.
+        role: author of the message: ``system``, ``developer``, ``user``, ``assistant`` or ``tool``.
         content: text of the message.
+        extra: further fields that a chat template can read, such as ``tool_calls`` or ``name``: a
+            canonical JSON object with sorted keys and no spaces; empty if there are none.
     """
 
     role: str
     content: str
+    extra: str = ""
 
 
 Messages = tuple[Message, ...]
@@ -41,13 +44,16 @@ class PreferenceRow(NamedTuple):
 
     Attributes:
         prompt: messages before the response.
-        chosen: the preferred response, one message of the assistant.
-        rejected: the other response.
+        chosen: the preferred response: one message of the assistant, or several turns that begin
+            and end with one; only messages of the assistant are scored.
+        rejected: the other response, under the same rule.
         baseline: a response of the baseline policy; None if it is the chosen response.
         row: index of the row in its file, from 0.
         where: source of the row, ``file:line``, for error messages.
         reference: log-probabilities of the responses under the reference policy, nats, in the
             order chosen, rejected, baseline; None if the row has none.
+        tools: tools that the assistant may call, for the chat template: a canonical JSON list;
+            empty if the row has none.
     """
 
     prompt: Messages
@@ -57,6 +63,11 @@ class PreferenceRow(NamedTuple):
     row: int
     where: str
     reference: tuple[float, ...] | None = None
+    tools: str = ""
+
+
+ScoredTokens = tuple[bool, ...]
+"""Whether each token of a response is scored: True for tokens of the assistant."""
 
 
 class PairTokens(NamedTuple):
@@ -70,6 +81,8 @@ class PairTokens(NamedTuple):
         baseline: tokens of the baseline response; None if it is the chosen response.
         row: index of the data row.
         reference: reference log-probabilities of the responses, nats; None if the row has none.
+        scored: scored tokens of chosen, rejected and baseline response. An entry is None if all
+            tokens of that response are scored; None for three such entries.
     """
 
     prompt: tuple[int, ...]
@@ -78,6 +91,7 @@ class PairTokens(NamedTuple):
     baseline: tuple[int, ...] | None
     row: int
     reference: tuple[float, ...] | None = None
+    scored: tuple[ScoredTokens | None, ScoredTokens | None, ScoredTokens | None] | None = None
 
 
 class RowError(ValueError):
@@ -158,8 +172,8 @@ def parse_row(row: Row, number: int) -> PreferenceRow:
 
     Examples:
         >>> row = parse_row(Row({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "a.jsonl:1"), 0)
-        >>> row.prompt, row.chosen
-        ((Message(role='user', content='2+2?'),), (Message(role='assistant', content='4'),))
+        >>> row.prompt[0], row.chosen[0].content
+        (Message(role='user', content='2+2?', extra=''), '4')
     """
     fields, where = row
     chosen = _messages(fields, "chosen", where, role="assistant")

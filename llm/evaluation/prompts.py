@@ -142,7 +142,9 @@ def _row_record(
 ) -> dict[str, Any]:
     return {
         "row": number,
-        "prompt": [message._asdict() for message in question.prompts[0]],
+        "prompt": [
+            {"role": message.role, "content": message.content} for message in question.prompts[0]
+        ],
         "reply": replies[0].text,
         "finished": replies[0].finished,
         "tokens": replies[0].tokens,

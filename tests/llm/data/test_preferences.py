@@ -30,7 +30,7 @@ GOOD = {"prompt": "Name a color.", "chosen": "Red.", "rejected": "Seven."}
 
 
 def dicts(*messages: Message) -> list[dict[str, str]]:
-    return [message._asdict() for message in messages]
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def write_rows(folder: Path, *lines: Any, name: str = "rows.jsonl") -> Path:
@@ -43,7 +43,7 @@ def write_rows(folder: Path, *lines: Any, name: str = "rows.jsonl") -> Path:
 def test_roundtrip_strings_become_messages(tmp_path: Path) -> None:
     path = write_rows(tmp_path, GOOD, "", {**GOOD, "baseline": "Blue.", "models": ["a", "b"]})
     first, second = read_preferences(path)
-    assert first == ((USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None)
+    assert first == ((USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None, "")
     # A blank line is not a row, but it counts as a line.
     assert (second.row, second.where) == (1, f"{path}:3")
     assert second.baseline == (Message("assistant", "Blue."),)
