@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .hub import download_from_hub, missing_source, parse_hub_name
+
 CONFIG_NAME = "config.json"
 
 TOKENIZER_FILES = (
@@ -37,7 +39,8 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     Only configuration, tokenizer and safetensors files are downloaded.
 
     Args:
-        source: a folder, or the name of a model on the Hugging Face hub as ``owner/name``.
+        source: a folder, or the name of a model on the Hugging Face hub as
+            ``hf://owner/name[@revision]``, or ``owner/name`` if nothing local resembles it.
 
     Returns:
         The folder.
@@ -48,18 +51,14 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    # A slow import that local folders do not need.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    name = os.fspath(source)
+    if folder.exists():
+        raise ValueError(f"{name} must be a folder with {CONFIG_NAME}, got a file")
+    repository = parse_hub_name(name)
+    if repository is None:
+        raise missing_source(name, what="a model folder")
     patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG_NAME, *TOKENIZER_FILES]
-    try:
-        return Path(snapshot_download(os.fspath(source), allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{source} is neither a folder nor an available Hugging Face model: {reason}"
-        ) from error
+    return download_from_hub(repository, patterns)
 
 
 def resolve_tokenizer_folder(source: str) -> Path | None:
@@ -149,17 +148,27 @@ def read_json_object(folder: Path, name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: if the file is missing, outside the folder, larger than
-            :data:`MAX_JSON_BYTES`, or not a JSON object.
+            :data:`MAX_JSON_BYTES`, or not a JSON object; or if an object in it has a key twice.
     """
     path = model_file(folder, name)
     content = read_limited(path, MAX_JSON_BYTES)
     try:
-        document = json.loads(content.decode("utf-8"))
-    # ValueError: invalid JSON or UTF-8, or a number with thousands of digits.
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+    # ValueError: invalid JSON or UTF-8, a key twice, or a number with thousands of digits.
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is not JSON: nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; Python's parser would keep the last of two equal keys."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object: remove one of them")
     return document
