@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .models.lora import add_lora
     from .precision import computing_in
     from .text.tokenize import tokenize_rows
-    from .text.tokenizer import Tokenizer, load_tokenizer
+    from .text.tokenizer import Tokenizer, TokenizerOptions, load_tokenizer
     from .train.dataset import TrainingData, load_training_data
     from .train.diagnostics import NonFiniteError
     from .train.memory_plan import make_plan
@@ -71,6 +71,7 @@ _EXPORTS = {
     "PairTable": "data.pair_table",
     "BatchSampler": "data.loader",
     "Tokenizer": "text.tokenizer",
+    "TokenizerOptions": "text.tokenizer",
     "load_tokenizer": "text.tokenizer",
     "tokenize_rows": "text.tokenize",
     # models
@@ -131,6 +132,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "PairTable",
     "BatchSampler",
     "Tokenizer",
+    "TokenizerOptions",
     "load_tokenizer",
     "tokenize_rows",
     # models

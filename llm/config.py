@@ -149,10 +149,22 @@ class DataConfig:
         eval: rows for evaluation, in the same formats; None for no evaluation file.
         eval_rows: number of rows at the end of ``train`` to hold out; 0 if ``eval`` is given.
         tokenizer: folder or hub name, or ``bytes``; None for the tokenizer of the model.
+        format: ``chat`` writes conversations with the chat template; ``text`` writes the contents
+            of the messages one after another, for base models.
+        chat_template: ``chatml``, or the path of a Jinja file; None for the template of the
+            tokenizer's folder.
+        chat_template_kwargs: variables of the chat template, such as ``enable_thinking: false``.
+        template_date: date that the chat template reads as today, ``YYYY-MM-DD``. None for today
+            (UTC) in a new run, which writes the date into its ``config.yaml``.
+        special_tokens: ``refuse`` rows in whose text a control token stands, such as
+            ``<|im_end|>``, or write it ``as_text``, with ordinary tokens.
         max_length: largest number of tokens of prompt and response together.
         max_prompt_length: largest number of tokens of a prompt. None leaves room for the longest
             response of the row, but at least half of ``max_length`` for the prompt.
-        truncation_mode: which part of a prompt that is too long stays: its end or its start.
+        truncation_mode: which part of a prompt that is too long stays: its end or its start. Only
+            contents of messages are cut, never what the chat template writes.
+        on_overlong: ``truncate`` and count rows that are too long, ``skip`` and count them, or
+            ``refuse`` them.
         on_error: stop at a row that cannot be used (``raise``), or skip and count it (``skip``).
         layout: ``separate`` repeats the prompt with each response; ``shared`` stores the prompt of
             a pair once.
@@ -165,9 +177,15 @@ class DataConfig:
     eval: str | None = None
     eval_rows: int = 0
     tokenizer: str | None = None
+    format: Literal["chat", "text"] = "chat"
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_date: str | None = None
+    special_tokens: Literal["refuse", "as_text"] = "refuse"
     max_length: int = 1024
     max_prompt_length: int | None = None
     truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    on_overlong: Literal["truncate", "skip", "refuse"] = "truncate"
     on_error: Literal["raise", "skip"] = "raise"
     layout: Literal["separate", "shared"] = "shared"
 

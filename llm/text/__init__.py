@@ -12,15 +12,23 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplate
     from .hf_tokenizer import HuggingFaceTokenizer
     from .tokenize import OnError, TokenizedPairs, TruncationMode, tokenize_rows
-    from .tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+    from .tokenizer import (
+        ByteTokenizer,
+        ResponseTokens,
+        Tokenizer,
+        TokenizerOptions,
+        load_tokenizer,
+    )
 
 _EXPORTS = {
     "ByteTokenizer": "tokenizer",
     "ChatTemplate": "chat_template",
     "HuggingFaceTokenizer": "hf_tokenizer",
     "OnError": "tokenize",
+    "ResponseTokens": "tokenizer",
     "TokenizedPairs": "tokenize",
     "Tokenizer": "tokenizer",
+    "TokenizerOptions": "tokenizer",
     "TruncationMode": "tokenize",
     "load_tokenizer": "tokenizer",
     "tokenize_rows": "tokenize",
@@ -31,8 +39,10 @@ __all__ = [
     "ChatTemplate",
     "HuggingFaceTokenizer",
     "OnError",
+    "ResponseTokens",
     "TokenizedPairs",
     "Tokenizer",
+    "TokenizerOptions",
     "TruncationMode",
     "load_tokenizer",
     "tokenize_rows",

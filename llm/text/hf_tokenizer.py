@@ -16,6 +16,7 @@ from llm.data.preferences import Message, RowError
 from rpo_io.digests import sha256_hex
 
 from .chat_template import ChatTemplate
+from .tokenizer import DEFAULT_OPTIONS, ResponseTokens, TokenizerOptions
 
 MAX_TOKENIZER_BYTES = 200_000_000
 """Largest ``tokenizer.json``."""
@@ -40,8 +41,12 @@ class HuggingFaceTokenizer:
             writes no end token.
     """
 
-    def __init__(self, folder: Path) -> None:
+    template_date: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, options: TokenizerOptions = DEFAULT_OPTIONS) -> None:
         """Read the files and render a probe conversation."""
+        del options
         path = model_file(folder, "tokenizer.json")
         content = read_limited(path, MAX_TOKENIZER_BYTES)
         with _library_errors(f"{path}: not a tokenizer"):
@@ -75,11 +80,16 @@ class HuggingFaceTokenizer:
                 f"{folder}: `chat_template` must write an end token after a response, got none"
             )
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def content_mask(self, messages: Sequence[Message], *, tools: str = "") -> list[bool]:
+        """Return which tokens of a prompt are content."""
+        return [False] * len(self.encode_prompt(messages, tools=tools))
+
+    def encode_prompt(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
         """Return the tokens of a conversation with the template's generation prompt.
 
         Args:
             messages: messages before the response.
+            tools: tools that the assistant may call, a JSON list.
 
         Returns:
             Token ids.
@@ -90,12 +100,15 @@ class HuggingFaceTokenizer:
         """
         return list(self._prompt(tuple(messages)))
 
-    def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
+    def encode_response(
+        self, prompt: Sequence[Message], response: Sequence[Message], *, tools: str = ""
+    ) -> ResponseTokens:
         """Return the tokens that the template adds for a response, often with a final line break.
 
         Args:
             prompt: messages before the response.
             response: messages of the response.
+            tools: tools that the assistant may call, a JSON list.
 
         Returns:
             Token ids; appended to those of the prompt they are the whole conversation.
@@ -114,7 +127,7 @@ class HuggingFaceTokenizer:
                 "special token",
                 f"the special tokens of a response must be {expected}, got {reprlib.repr(got)}",
             )
-        return tokens
+        return ResponseTokens(tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens."""
@@ -144,7 +157,7 @@ class HuggingFaceTokenizer:
     def _tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
         try:
             text = self._template.render(
-                [message._asdict() for message in messages],
+                [{"role": m.role, "content": m.content} for m in messages],
                 add_generation_prompt=add_generation_prompt,
                 variables=self._variables,
             )

@@ -115,7 +115,7 @@ def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
             messages: Messages | None = getattr(row, name)
             if messages is None:
                 continue
-            responses[name] = tuple(tokenizer.encode_response(row.prompt, messages))
+            responses[name] = tuple(tokenizer.encode_response(row.prompt, messages).ids)
             if not responses[name] or responses[name][0] in tokenizer.end_ids:
                 raise RowError("empty text", "it has no tokens besides its end token")
     except RowError as error:

@@ -2,12 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
-from llm.data.preferences import Message
+from llm.config import DataConfig
+from llm.data.preferences import Message, RowError
 from rpo_io.digests import sha256_hex
+
+SpecialTokens = Literal["refuse", "as_text"]
+DataFormat = Literal["chat", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions:
+    """How conversations are written as tokens.
+
+    Attributes:
+        chat_template: ``chatml``, or the path of a Jinja file; None for the template of the folder.
+        chat_template_kwargs: variables of the template, such as ``{"enable_thinking": False}``.
+        template_date: date that the template reads as today, ``YYYY-MM-DD``; None for today (UTC).
+        special_tokens: whether a message that contains a control token is refused (``refuse``), or
+            the token's text is tokenized as ordinary text (``as_text``).
+        format: ``chat`` applies the chat template; ``text`` writes the contents one after another,
+            for base models.
+
+    Raises:
+        ValueError: if a value is not one of those, or the date is not a date.
+
+    Examples:
+        >>> TokenizerOptions(template_date="2024-07-26").special_tokens
+        'refuse'
+    """
+
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str | None = None
+    special_tokens: SpecialTokens = "refuse"
+    format: DataFormat = "chat"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, allowed in (("special_tokens", SpecialTokens), ("format", DataFormat)):
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                names = " or ".join(map(repr, get_args(allowed)))
+                raise ValueError(f"`{name}` must be {names}, got {value!r}")
+        if self.template_date is not None:
+            datetime.date.fromisoformat(self.template_date)
+
+    @classmethod
+    def from_config(cls, config: DataConfig) -> TokenizerOptions:
+        """Return the options that a data configuration names.
+
+        Args:
+            config: the data and their tokenization.
+
+        Returns:
+            The options.
+        """
+        return cls(
+            chat_template=config.chat_template,
+            chat_template_kwargs=config.chat_template_kwargs,
+            template_date=config.template_date,
+            special_tokens=config.special_tokens,
+            format=config.format,
+        )
+
+
+DEFAULT_OPTIONS = TokenizerOptions()
+"""The template of the folder, with control tokens refused."""
+
+
+class ResponseTokens(NamedTuple):
+    """Tokens of a response.
+
+    Attributes:
+        ids: token ids; appended to those of the prompt they are the whole conversation.
+        scored: whether each token is scored: True for tokens of the assistant. None if all are.
+    """
+
+    ids: list[int]
+    scored: list[bool] | None = None
 
 
 @runtime_checkable
@@ -21,6 +99,8 @@ class Tokenizer(Protocol):
         end_ids: ids that end a response: the template's end token and the end-of-sequence tokens.
         digest: SHA-256 of the tokenizer's definition.
         template_digest: SHA-256 of the chat template and its variables.
+        template_date: date that the chat template reads, ``YYYY-MM-DD``; None if it reads none.
+        notes: sentences about files and keys of the tokenizer that have no effect.
     """
 
     vocab_size: int
@@ -29,27 +109,46 @@ class Tokenizer(Protocol):
     end_ids: frozenset[int]
     digest: str
     template_digest: str
+    template_date: str | None
+    notes: tuple[str, ...]
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
         """Return the tokens of a conversation with the generation prompt.
 
         Args:
             messages: messages before the response.
+            tools: tools that the assistant may call, a JSON list; empty for no tools.
 
         Returns:
             Token ids.
         """
         ...
 
-    def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
+    def content_mask(self, messages: Sequence[Message], *, tools: str = "") -> list[bool]:
+        """Return which tokens of :meth:`encode_prompt` are content, which truncation may remove.
+
+        Args:
+            messages: messages before the response.
+            tools: tools that the assistant may call, a JSON list; empty for no tools.
+
+        Returns:
+            A value per token; False for tokens that the template writes.
+        """
+        ...
+
+    def encode_response(
+        self, prompt: Sequence[Message], response: Sequence[Message], *, tools: str = ""
+    ) -> ResponseTokens:
         """Return the tokens that a response adds to those of its prompt, with an end token.
 
         Args:
             prompt: messages before the response.
-            response: messages of the response.
+            response: messages of the response: assistant messages, possibly with messages of tools
+                and users between them.
+            tools: tools that the assistant may call, a JSON list; empty for no tools.
 
         Returns:
-            Token ids; appended to those of the prompt they are the whole conversation.
+            Token ids, and which of them are scored.
         """
         ...
 
@@ -75,7 +174,7 @@ class ByteTokenizer:
         >>> tokenizer = ByteTokenizer()
         >>> tokenizer.encode_prompt([Message("user", "a")])
         [256, 258, 97, 259]
-        >>> tokenizer.encode_response([Message("user", "a")], [Message("assistant", "b")])
+        >>> tokenizer.encode_response([Message("user", "a")], [Message("assistant", "b")]).ids
         [98, 257]
     """
 
@@ -87,15 +186,32 @@ class ByteTokenizer:
     end_ids: frozenset[int] = frozenset({EOS})
     digest: str = sha256_hex("bytes")
     template_digest: str = sha256_hex("bos (role text, eos after assistant)* assistant")
+    template_date: str | None = None
+    notes: tuple[str, ...] = ()
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
         """Return every message after the token of its role, then the token of the assistant."""
+        _refuse_tools(tools)
         return [self.BOS, *self._encode(messages), self.ROLE_IDS["assistant"]]
 
-    def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
+    def content_mask(self, messages: Sequence[Message], *, tools: str = "") -> list[bool]:
+        """Return True for bytes."""
+        return [token < 256 for token in self.encode_prompt(messages, tools=tools)]
+
+    def encode_response(
+        self, prompt: Sequence[Message], response: Sequence[Message], *, tools: str = ""
+    ) -> ResponseTokens:
         """Return the response without its first role token, with which the prompt ends."""
         del prompt
-        return self._encode(response)[1:]
+        _refuse_tools(tools)
+        tokens: list[int] = []
+        scored: list[bool] = []
+        for message in response:
+            ids = self._encode([message])
+            tokens += ids
+            is_scored = message.role == "assistant"
+            scored += [False, *[is_scored] * (len(ids) - 1)]
+        return ResponseTokens(tokens[1:], None if len(response) == 1 else scored[1:])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode the bytes as UTF-8; invalid bytes become replacement characters."""
@@ -104,24 +220,33 @@ class ByteTokenizer:
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         tokens: list[int] = []
         for message in messages:
+            if message.role not in self.ROLE_IDS or message.extra:
+                named = message.extra or message.role
+                raise RowError("chat template", f"the byte tokenizer cannot write {named}")
             tokens += [self.ROLE_IDS[message.role], *message.content.encode()]
             if message.role == "assistant":
                 tokens.append(self.EOS)
         return tokens
 
 
-def load_tokenizer(folder: Path | None) -> Tokenizer:
+def _refuse_tools(tools: str) -> None:
+    if tools:
+        raise RowError("chat template", "the byte tokenizer cannot write `tools`")
+
+
+def load_tokenizer(folder: Path | None, options: TokenizerOptions = DEFAULT_OPTIONS) -> Tokenizer:
     """Load the tokenizer of a model folder, or the byte tokenizer.
 
     Args:
         folder: local folder with ``tokenizer.json`` and ``tokenizer_config.json``; None for
             :class:`ByteTokenizer`. :func:`llm.data.model_folder.resolve_tokenizer_folder` finds it.
+        options: how conversations are written as tokens.
 
     Returns:
         The tokenizer.
 
     Raises:
-        ValueError: if a file is missing or damaged.
+        ValueError: if a file is missing or damaged, or an option does not apply to the tokenizer.
 
     Examples:
         >>> load_tokenizer(None).vocab_size
@@ -131,4 +256,4 @@ def load_tokenizer(folder: Path | None) -> Tokenizer:
         return ByteTokenizer()
     from .hf_tokenizer import HuggingFaceTokenizer  # imports the tokenizers library
 
-    return HuggingFaceTokenizer(folder)
+    return HuggingFaceTokenizer(folder, options)

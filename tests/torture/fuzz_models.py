@@ -135,7 +135,7 @@ def _tokenizer(folder: Path, name: str, good: dict[str, Any]) -> Target:
         tokenizer = HuggingFaceTokenizer(home)
         try:
             prompt = tokenizer.encode_prompt(conversation)
-            response = tokenizer.encode_response(conversation, [Message("assistant", "x")])
+            response = tokenizer.encode_response(conversation, [Message("assistant", "x")]).ids
             tokenizer.decode(prompt + response)
         except RowError as error:  # the reader of rows adds their source to the message
             raise RowError(error.reason, f"{NAME}: {error}") from error

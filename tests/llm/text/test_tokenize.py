@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm.data.preferences import Message, PreferenceRow, RowError, parse_row, read_preferences
 from llm.data.rows import Row
 from llm.text.tokenize import TokenizedPairs, tokenize_rows
-from llm.text.tokenizer import ByteTokenizer
+from llm.text.tokenizer import ByteTokenizer, ResponseTokens
 
 TOKENIZER = ByteTokenizer()
 BOS, EOS, USER, ASSISTANT = 256, 257, 258, 259
@@ -96,11 +96,13 @@ def test_property_a_truncated_pair_fits_and_is_a_prefix_of_the_full_pair(
 class PickyTokenizer(ByteTokenizer):
     """A tokenizer that refuses the response "r" and returns no tokens for the response "n"."""
 
-    def encode_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
+    def encode_response(
+        self, prompt: Sequence[Message], response: Sequence[Message], *, tools: str = ""
+    ) -> ResponseTokens:
         if response[0].content == "r":
             raise RowError("boundary", "the tokens differ")
-        tokens = super().encode_response(prompt, response)
-        return [EOS] if response[0].content == "n" else tokens
+        tokens = super().encode_response(prompt, response, tools=tools)
+        return ResponseTokens([EOS]) if response[0].content == "n" else tokens
 
 
 BAD_ROWS: list[tuple[PreferenceRow, str, str]] = [

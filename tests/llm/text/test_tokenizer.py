@@ -60,7 +60,7 @@ def test_golden_prompt_and_response_are_the_tokens_of_the_rendered_template(tmp_
     tokenizer = load_tokenizer(folder)
     prompt = "<s><|turn|>user:Hé<|end|>\n<|turn|>assistant:"
     assert tokenizer.encode_prompt([USER]) == library_tokens(folder, prompt)
-    response = tokenizer.encode_response([USER], [REPLY])
+    response = tokenizer.encode_response([USER], [REPLY]).ids
     # The line break after the end token belongs to the context of the next message.
     assert response == library_tokens(folder, "Ho<|end|>\n")
     assert tokenizer.encode_prompt([USER]) + response == library_tokens(
@@ -184,18 +184,18 @@ def test_roundtrip_a_conversation_as_bytes() -> None:
     prompt = tokenizer.encode_prompt([Message("system", "S"), USER, REPLY, USER])
     user = [258, *"Hé".encode()]
     assert prompt == [256, 260, ord("S"), *user, 259, ord("H"), ord("o"), 257, *user, 259]
-    assert tokenizer.encode_response([USER], [REPLY]) == [ord("H"), ord("o"), 257]
+    assert tokenizer.encode_response([USER], [REPLY]).ids == [ord("H"), ord("o"), 257]
     # A longer conversation begins with the tokens of the shorter one.
     assert prompt[: len(prompt) - len(user) - 1] == (
         tokenizer.encode_prompt([Message("system", "S"), USER])
-        + tokenizer.encode_response([USER], [REPLY])
+        + tokenizer.encode_response([USER], [REPLY]).ids
     )
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_roundtrip_any_text_as_bytes(text: str) -> None:
     tokenizer = ByteTokenizer()
-    tokens = tokenizer.encode_response([USER], [Message("assistant", text)])
+    tokens = tokenizer.encode_response([USER], [Message("assistant", text)]).ids
     assert tokenizer.decode(tokens) == text
     assert max(tokens) < tokenizer.vocab_size
     assert tokens[-1] in tokenizer.end_ids
