@@ -10,6 +10,7 @@ from .digests import sha256_hex, sha256_of_chunks, sha256_of_file
 from .figures import PALETTE, png_bytes, svg_bytes
 from .folders import folder_lock, name_os_errors, prepare_folder
 from .json_document import DocumentError, Node, load_document, parse_document
+from .outputs import output_folder, prepare_file, prepare_new_folder
 from .strict_json import format_document, format_line, null_non_finite
 from .versions import release_version
 
@@ -25,9 +26,12 @@ __all__ = [
     "load_document",
     "name_os_errors",
     "null_non_finite",
+    "output_folder",
     "parse_document",
     "png_bytes",
+    "prepare_file",
     "prepare_folder",
+    "prepare_new_folder",
     "release_version",
     "sha256_hex",
     "sha256_of_chunks",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 LOCK_FILE = ".lock"
 
@@ -20,12 +23,67 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         ValueError: if the path is not a folder, or cannot be written to.
     """
+    refuse_unexpanded(folder)
+    check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"argument --out: {folder} is not a folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"argument --out: {folder} is not writable")
+    except OSError as error:
+        raise ValueError(f"argument --out: {folder}: {error.strerror}") from error
+
+
+def check_writable(folder: Path, *, names: Sequence[str] = ()) -> None:
+    """Check that files can be created in a folder, without creating the folder.
+
+    A temporary file is created and removed, because only the file system knows its own limits.
+
+    Args:
+        folder: the folder; if it is missing, the nearest parent that exists is tried.
+        names: names of files that will be created in it.
+
+    Raises:
+        ValueError: if the path is not a folder, or cannot be written to.
+    """
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ValueError(f"argument --out: {existing} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        longest = os.pathconf(existing, "PC_NAME_MAX")
+    except PermissionError as error:
+        raise ValueError(f"argument --out: {existing} is not writable") from error
+    except OSError as error:
+        raise ValueError(f"argument --out: {existing} is not writable: {error.strerror}") from error
+    for name in (*folder.parts, *names):
+        if len(os.fsencode(name)) > longest:
+            raise ValueError(
+                f"argument --out: a name may have at most {longest} bytes, got {name!r}"
+            )
+
+
+def refuse_unexpanded(path: Path) -> None:
+    """Refuse a path that a shell would have expanded: ``~``, ``$NAME`` or ``${NAME}``.
+
+    Args:
+        path: the path of an output.
+
+    Raises:
+        ValueError: if the path begins with ``~`` or names a variable; a path that exists under
+            exactly this name is accepted.
+
+    Examples:
+        >>> refuse_unexpanded(Path("~/out"))
+        Traceback (most recent call last):
+        ValueError: argument --out: ~/out is not expanded: write the folder itself instead of ~
+    """
+    for part in path.parts:
+        found = re.match(r"~[\w.-]*$", part) if part == path.parts[0] else None
+        found = found or re.search(r"\$(\w+|\{\w+\})", part)
+        if found and not os.path.lexists(path):
+            raise ValueError(
+                f"argument --out: {path} is not expanded: write the folder itself instead of "
+                f"{found[0]}"
+            )
 
 
 @contextmanager
@@ -66,16 +124,28 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         ValueError: if another process holds the lock.
-        OSError: if the file system does not support locks.
+        OSError: if the file system does not support locks, or the name of the lock is taken by a
+            link, a pipe or a device.
     """
     path = folder / LOCK_FILE
-    with path.open("w") as lock:
-        # Not the filelock package: it reports a file system without locks as a lock that is held.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "wait until it ends, or choose another --out"
-            raise ValueError(f"{folder}: another process uses this folder: {remedy}") from error
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        yield
+    while True:
+        with _open_lock(path) as lock:
+            # Not the filelock package: it reports a file system without locks as a held lock.
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                remedy = "wait until it ends, or choose another --out"
+                raise ValueError(f"{folder}: another process uses this folder: {remedy}") from error
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            # The process that held the lock may have removed a folder that it had only begun.
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                continue
+            yield
+            return
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    """Open a lock file, which is created but never follows a link or changes a file."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(os.open(path, flags, 0o666), "r+b", buffering=0)

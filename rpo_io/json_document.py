@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -54,7 +54,7 @@ class Node(NamedTuple):
 
     Attributes:
         name: name of the file, used in errors.
-        text: text of the document.
+        text: text of the document; empty for a document that was built from Python values.
         path: keys and indices from the root to the value.
         value: the parsed value.
     """
@@ -72,7 +72,8 @@ class Node(NamedTuple):
         """Raise the error for a rule that this value, or a value below it, breaks."""
         path = (*self.path, *below)
         field = "".join(f"[{s}]" if isinstance(s, int) else f".{_printable(s)}" for s in path)
-        location = f"{self.name}, line {_line(self.text, path)}: "
+        line = f", line {_line(self.text, path)}" if self.text else ""
+        location = f"{self.name}{line}: "
         raise DocumentError(location + (f"`{field.lstrip('.')}` " if field else "") + rule)
 
     def members(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Node]:
@@ -176,6 +177,56 @@ def parse_document(data: bytes, *, name: str) -> Node:
         raise DocumentError(f"{location}: not valid JSON: {error.msg}") from None
     except RecursionError:
         raise DocumentError(f"{name}: is nested too deeply") from None
+
+
+def document_from_values(values: Any, *, name: str) -> Node:
+    """Return the document that Python values stand for; its errors name no line.
+
+    Args:
+        values: mappings, lists, tuples, arrays, numbers and strings.
+        name: name of the document, used in errors.
+
+    Returns:
+        The root of the document.
+
+    Raises:
+        DocumentError: if a value is of another kind, or a key is not a string.
+
+    Examples:
+        >>> document_from_values({"eta": np.ones(2)}, name="problem").at("eta").value
+        [1.0, 1.0]
+    """
+    root = Node(name, "", (), None)
+    return root._replace(value=_plain(root, values))
+
+
+def _plain(node: Node, value: Any) -> Any:
+    """Return a Python value as the parser would have read it."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                node.refuse(f"must have strings as keys, got {_printable(repr(key))}")
+        below = {key: node._replace(path=(*node.path, key)) for key in value}
+        return _Object([(key, _plain(below[key], item)) for key, item in value.items()])
+    if isinstance(value, list | tuple):
+        if all(type(item) in (int, float) for item in value):
+            return [_whole(item) for item in value]
+        steps = enumerate(value)
+        return [_plain(node._replace(path=(*node.path, i)), item) for i, item in steps]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float):
+        return _whole(value)
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        kind = type(value).__name__
+        node.refuse(f"must be a number, a string, a list, an array or a mapping, got {kind}")
+    return array.tolist()
+
+
+def _whole(value: int | float) -> int | float:
+    """Return a number, or infinity if it is too large for float64: it is refused later."""
+    return value if abs(value) < 2**63 or isinstance(value, float) else float("inf")
 
 
 def is_number(value: Any) -> bool:

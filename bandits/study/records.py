@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import json
 import platform
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rpo_io.atomic import atomic_file, write_atomic
+from rpo_io.atomic import atomic_file, is_temporary, write_atomic
 from rpo_io.digests import sha256_hex, sha256_of_file
 from rpo_io.versions import release_version
 
 RECORDS_FILE = "records.parquet"
 TIMINGS_FILE = "seconds.parquet"
 PARTS_FOLDER = "parts"
+PART_NAME = re.compile(r"\d{6,}\.(parquet|seconds)(\.sha256)?")
 RECORDS_FORMAT = 1
 """Version of the columns; results in another format are not continued."""
 VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")
@@ -112,8 +113,14 @@ class RecordStore:
 
     def drop_parts(self) -> None:
         """Remove the parts, which are needed only until the study is merged."""
-        if (self.folder / PARTS_FOLDER).exists():
-            shutil.rmtree(self.folder / PARTS_FOLDER)
+        parts = self.folder / PARTS_FOLDER
+        if not parts.is_dir():
+            return
+        for path in list(parts.iterdir()):
+            if is_temporary(path.name) or PART_NAME.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):  # a file of the user stays, with its folder
+            parts.rmdir()
 
     def iter_tables(
         self, keep_column: Callable[[str], bool] = lambda name: True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from rpo.results import Evaluation, GeneratedReplies, Reply, Scores
 from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
@@ -58,7 +60,8 @@ def score(
     with user_input():
         from rpo.runtime.loading import load_model_and_tokenizer, prepare_file, read_pairs
 
-        prepare_file(path)
+        inputs = [os.fspath(given) for given in (model, tokenizer, data) if given is not None]
+        prepare_file(path, inputs=inputs, is_earlier_result=_is_scores)
     from llm.inference.score import score_pairs
     from llm.precision import computing_in
     from rpo_io.atomic import write_atomic
@@ -178,7 +181,11 @@ def generate(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
         )
         if path is not None:
-            prepare_file(path)
+            inputs = [os.fspath(given) for given in (model, tokenizer, data) if given is not None]
+            model_name = name or Path(model).name
+            prepare_file(
+                path, inputs=inputs, is_earlier_result=partial(_is_replies, model=model_name)
+            )
     with user_input(), computing_in(dtype):
         if data is None:
             message = Message("user", prompt or "")
@@ -283,7 +290,11 @@ def evaluate(
         from rpo_io.strict_json import format_document
 
         if out is not None:
-            prepare_file(Path(out))
+            given = (model, reference, tokenizer, data, judgments)
+            inputs = [os.fspath(source) for source in given if source is not None]
+            if isinstance(reward, str):
+                inputs.append(reward.rpartition(":")[0])
+            prepare_file(Path(out), inputs=inputs, is_earlier_result=_is_evaluation)
         models = os.fspath(model), os.fspath(reference)
         if judgments is not None:
             metrics = measure_by_judgments(Path(judgments), *models, seed=seed)
@@ -312,6 +323,23 @@ def evaluate(
         if out is not None:
             write_atomic(Path(out), document.encode())
     return Evaluation(metrics)
+
+
+def _is_scores(record: Mapping[str, Any]) -> bool:
+    """Return whether a record is a line of an earlier :func:`score`."""
+    return {"row", "chosen_logp", "rejected_logp"} <= record.keys()
+
+
+def _is_replies(record: Mapping[str, Any], *, model: str) -> bool:
+    """Return whether a record is one of an earlier :func:`generate` by the same model."""
+    if {"row", "prompt", "reply"} <= record.keys():
+        return True
+    return model in (record.get("generator"), record.get("model_id"))
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Return whether a record holds the metrics of an earlier :func:`evaluate`."""
+    return "rewards/margins" in record or {"win_rate", "wins"} <= record.keys()
 
 
 def _check_model_options(batch_size: int, dtype: str, max_length: int | None = None) -> None:

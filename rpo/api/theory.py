@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rpo.results import Answer, Demonstration, Verification
 from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
+
+if TYPE_CHECKING:
+    from rpo_theory.types import ArrayLike, Problem
 
 PathLike = str | os.PathLike[str]
 
@@ -31,18 +37,21 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
     from rpo.report.demo import INTRODUCTION, report_sections, run_demo
     from rpo.report.page import render_page
     from rpo_io.atomic import write_atomic
-    from rpo_io.folders import prepare_folder
+    from rpo_io.outputs import output_folder
     from rpo_io.strict_json import format_document
 
     folder = Path(out)
-    with user_input():
-        prepare_folder(folder)
-    run = run_demo()
-    page = render_page(INTRODUCTION, run.claims, report_sections(run.images, run.summary))
-    for name, image in run.images.items():
-        write_atomic(folder / name, image)
-    write_atomic(folder / "summary.json", format_document(run.summary).encode())
-    write_atomic(folder / "report.html", page.encode())
+    with ExitStack() as stack:
+        with user_input():
+            stack.enter_context(
+                output_folder(folder, "demo", is_earlier_run=_holds_demo, locked=False)
+            )
+        run = run_demo()
+        page = render_page(INTRODUCTION, run.claims, report_sections(run.images, run.summary))
+        for name, image in run.images.items():
+            write_atomic(folder / name, image)
+        write_atomic(folder / "summary.json", format_document(run.summary).encode())
+        write_atomic(folder / "report.html", page.encode())
     rows = (tuple(run.summary[name]) for name in ("instances", "negative_controls"))
     return Demonstration(run.claims, *rows, folder=folder, summary=run.summary)
 
@@ -72,30 +81,33 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
     from rpo.runtime.progress import track_progress
     from rpo_io.atomic import write_atomic
     from rpo_io.figures import png_bytes
-    from rpo_io.folders import prepare_folder
+    from rpo_io.outputs import output_folder
     from rpo_io.strict_json import format_document
 
     check_whole_number("instances", instances, 1)
     check_whole_number("seed", seed, 0)
     folder = Path(out)
-    with user_input():
-        prepare_folder(folder)
     from bandits.theorem_check.agreement import measure_agreement
     from bandits.theorem_check.negative_controls import solve_negative_controls
 
-    measured = measure_agreement(instances, seed)
-    records = list(track_progress(measured, instances, "bandits solved three ways"))
-    controls = solve_negative_controls()
-    claims = check_claims(records, controls)
-    document = verification_document(claims, records, controls)
-    write_atomic(folder / "verify.json", format_document(document).encode())
-    write_atomic(folder / "verify.png", png_bytes(verification_figure(records, controls)))
+    with ExitStack() as stack:
+        with user_input():
+            stack.enter_context(
+                output_folder(folder, "verify", is_earlier_run=_holds_checks, locked=False)
+            )
+        measured = measure_agreement(instances, seed)
+        records = list(track_progress(measured, instances, "bandits solved three ways"))
+        controls = solve_negative_controls()
+        claims = check_claims(records, controls)
+        document = verification_document(claims, records, controls)
+        write_atomic(folder / "verify.json", format_document(document).encode())
+        write_atomic(folder / "verify.png", png_bytes(verification_figure(records, controls)))
     rows = (tuple(document[name]) for name in ("instances", "negative_controls"))
     return Verification(claims, *rows, folder=folder)
 
 
 def solve(
-    problem: PathLike | None = None,
+    problem: PathLike | Mapping[str, Any] | Problem | ArrayLike | Sequence[Any] | None = None,
     *,
     votes: PathLike | None = None,
     formulation: Literal["minimax", "maximin", "policy"] = "minimax",
@@ -104,55 +116,53 @@ def solve(
     reward_max: float | None = None,
     baseline: Literal["chosen", "reference"] | None = None,
     context_weights: Literal["votes", "uniform"] | None = None,
+    contexts: bool = False,
 ) -> Answer:
     r"""Solve one problem with a certificate, or rank systems from votes.
 
-    Give either ``problem`` or ``votes``; the arguments after ``formulation`` go with ``votes``.
+    Give either ``problem`` or ``votes``.
 
     Args:
         problem: JSON file, see :mod:`rpo.solving.problem_files`; ``"-"`` reads standard input.
-        votes: CSV file with the columns context, winner, loser and optionally count.
+            Also its content as a mapping, whose values may be arrays; a :class:`Problem`; or win
+            counts ``wins[x, w, l]``, with a uniform reference policy.
+        votes: file of votes, see :mod:`bandits.environments.votes`.
         formulation: ``"minimax"`` solves the minimax problem exactly, ``"maximin"`` runs
             Algorithm 1, ``"policy"`` minimizes the RPO loss over policies (Algorithm 2).
-        beta: weight of the KL term, greater than 0; :math:`1/\sqrt N` for N votes by default.
-        eta: weight of the adversarial term, at least 0; :math:`1/\sqrt N` by default.
-        reward_max: upper bound of the rewards, greater than 0; 4 by default.
-        baseline: baseline policy: ``"chosen"`` (default) for the distribution of the winners in
-            each context, or ``"reference"`` for the uniform reference policy.
-        context_weights: ``"votes"`` (default) to weight a context by its share of the votes, or
-            ``"uniform"``.
+        beta: weight of the KL term, greater than 0; by default that of the problem, and
+            :math:`1/\sqrt N` for N votes or win counts.
+        eta: weight of the adversarial term, at least 0; by default likewise.
+        reward_max: upper bound of the rewards of a tabular class, greater than 0; by default that
+            of the problem file, and 4 for votes and arrays.
+        baseline: baseline policy: ``"chosen"`` for the distribution of the winners in each
+            context, or ``"reference"`` for the reference policy; by default that of the problem,
+            and ``"chosen"`` for votes and win counts.
+        context_weights: for votes only: ``"votes"`` (default) to weight a context by its share of
+            the votes, or ``"uniform"``.
+        contexts: whether the table of the answer shows every context, not only the ranking.
 
     Returns:
         The answer. A problem without a solution raises nothing: see ``status``.
 
     Raises:
-        ValueError: if the file or an argument is invalid; the message names line and field.
+        ValueError: if the input or an argument is invalid; the message names line and field.
         OSError: if the file cannot be read.
 
     Examples:
-        >>> api.solve("problem.json").duality_gap < 1e-10  # doctest: +SKIP
-        True
+        >>> wins = np.array([[[0, 3], [1, 0]]])
+        >>> api.solve(wins, beta=1.0, eta=0.001).policy.round(3).tolist()
+        [[0.75, 0.25]]
     """
     if (problem is None) == (votes is None):
         raise UsageError("give either a problem file or --votes FILE.csv; see rpo solve --help")
-    options = {
-        "beta": beta,
-        "eta": eta,
-        "reward_max": reward_max,
-        "baseline": baseline,
-        "context_weights": context_weights,
-    }
-    vote_options: dict[str, Any] = {
-        name: value for name, value in options.items() if value is not None
-    }
-    if votes is None and vote_options:
-        option = "--" + next(iter(vote_options)).replace("_", "-")
-        raise UsageError(f"argument {option}: goes with --votes, not with a problem file")
+    if votes is None and context_weights is not None:
+        rule = "goes with --votes, not with a problem: set its `context_weights`"
+        raise UsageError(f"argument --context-weights: {rule}")
     check_number("beta", beta, 0.0, inclusive=False)
     check_number("eta", eta, 0.0, inclusive=True)
     check_number("reward_max", reward_max, 0.0, inclusive=False)
     from rpo.solving.answer import SOLVERS, solve_task
-    from rpo.solving.tasks import task_from_file, task_from_votes
+    from rpo.solving.tasks import task_from_problem, task_from_votes
 
     for name, value, choices in (
         ("formulation", formulation, tuple(SOLVERS)),
@@ -162,9 +172,19 @@ def solve(
         if value not in choices:
             names = ", ".join(repr(name) for name in choices if name is not None)
             raise UsageError(f"`{name}` must be one of {names}, got {value!r}")
+    options: dict[str, Any] = {
+        "beta": beta,
+        "eta": eta,
+        "reward_max": reward_max,
+        "baseline": baseline,
+    }
     with user_input():
         if votes is not None:
-            task = task_from_votes(os.fspath(votes), **vote_options)
+            options["context_weights"] = context_weights
+            given = {name: value for name, value in options.items() if value is not None}
+            task = task_from_votes(os.fspath(votes), **given)
         else:
-            task = task_from_file(os.fspath(problem or ""))
-    return solve_task(task, formulation)
+            source: Any = problem
+            path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+            task = task_from_problem(path, **options)
+    return replace(solve_task(task, formulation), by_context=contexts)

@@ -12,6 +12,7 @@ from rpo.runtime.config_files import load_config, read_config
 from rpo.runtime.errors import check_whole_number, user_input
 from rpo.runtime.loading import check_dtype
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
+from rpo_io.outputs import prepare_new_folder
 
 if TYPE_CHECKING:
     from llm.config import DtypeName, TrainConfig
@@ -157,8 +158,7 @@ def export(
     with user_input():
         if not (run_folder / "config.yaml").is_file():
             raise ValueError(f"{run_folder}: no training run is there: it has no config.yaml")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"argument --out: {folder} exists already and is not empty")
+        prepare_new_folder(folder)
         from llm.config import TrainConfig
         from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
         from llm.hf.io import export_model

@@ -17,7 +17,8 @@ from rpo.runtime.errors import user_input
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
-from rpo_io.folders import folder_lock, name_os_errors, prepare_folder
+from rpo_io.folders import name_os_errors
+from rpo_io.outputs import output_folder
 
 
 def run_study(
@@ -46,8 +47,8 @@ def run_study(
             return StudyResult(study.name, folder, files=(), bound_violations=())
         with name_os_errors(folder), ExitStack() as stack:
             with user_input():
-                prepare_folder(folder)
-                stack.enter_context(folder_lock(folder))
+                taken = output_folder(folder, "study", is_earlier_run=_holds_study)
+                stack.enter_context(taken)
                 store.check(resume=resume)
             write_atomic(folder / "config.yaml", to_yaml(study))
             if not store.is_finished():
@@ -56,6 +57,12 @@ def run_study(
                     store.merge(len(parts))
             store.drop_parts()
             return write_study_files(study, store)
+
+
+def _holds_study(folder: Path) -> bool:
+    """Return whether a folder without a mark holds a study of an earlier version."""
+    paths = (folder / "records.parquet.sha256", *(folder / "parts").glob("*.parquet.sha256"))
+    return any(path.is_file() for path in paths)
 
 
 def _run_share(

@@ -20,7 +20,8 @@ from rpo.runtime.output import muted_messages
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
-from rpo_io.folders import folder_lock, name_os_errors, prepare_folder
+from rpo_io.folders import name_os_errors
+from rpo_io.outputs import output_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def run_training(
         with processes.connected(folder), ExitStack() as stack:
             if processes.is_first:
                 with user_input():
-                    prepare_folder(folder)
-                    stack.enter_context(folder_lock(folder))
+                    taken = output_folder(folder, "train", is_earlier_run=_holds_run)
+                    stack.enter_context(taken)
                 if not resume:
                     _refuse_existing_run(folder)
             summary = _train(config, model, data, folder, resume=resume, processes=processes)
@@ -125,6 +126,14 @@ def _train(
             write_atomic(folder / "config.yaml", to_yaml(config))
         trainer.train(progress)
     return recorder.summary
+
+
+def _holds_run(folder: Path) -> bool:
+    """Return whether a folder without a mark holds a training run of an earlier version."""
+    checkpoints = (folder / "checkpoints").glob("*/_CHECKPOINT_METADATA")
+    return (folder / "metrics.jsonl").is_file() and any(
+        path.parent.name.isdigit() for path in checkpoints
+    )
 
 
 def _refuse_existing_run(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rpo_io.outputs import prepare_file as prepare_file
 
 from .errors import UsageError
 
@@ -18,22 +19,6 @@ DEFAULT_MAX_LENGTH = 1024
 DTYPES = ("float32", "bfloat16", "float64")
 """Dtypes of parameters and computation."""
 _logger = logging.getLogger(__name__)
-
-
-def prepare_file(path: Path) -> None:
-    """Check that an output file can be written, before any work is done.
-
-    Args:
-        path: path of the file; its folder is created if it is missing.
-
-    Raises:
-        ValueError: if the path is a folder, or its folder cannot be written to.
-    """
-    from rpo_io.folders import prepare_folder
-
-    if path.is_dir():
-        raise ValueError(f"argument --out: {path} is a folder, but must be a file")
-    prepare_folder(path.parent)
 
 
 def check_dtype(dtype: str | None) -> None:

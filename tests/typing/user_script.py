@@ -478,7 +478,9 @@ def files(folder: Path, figure: Figure, values: Mapping[str, float]) -> tuple[st
         rpo_io.prepare_folder(folder)
     color = rpo_io.PALETTE["blue"]
     figure.suptitle("gap", color=color)  # pyright: ignore[reportUnknownMemberType]  # matplotlib's **kwargs
-    with rpo_io.folder_lock(folder):
+    rpo_io.prepare_file(folder / "lines.jsonl", inputs=["rows.jsonl"])
+    rpo_io.prepare_new_folder(folder / "parts")
+    with rpo_io.output_folder(folder, "verify", locked=False), rpo_io.folder_lock(folder):
         rpo_io.write_atomic(folder / "figure.png", rpo_io.png_bytes(figure))
         rpo_io.write_atomic(folder / "figure.svg", rpo_io.svg_bytes(figure), durable=True)
         with rpo_io.atomic_file(folder / "lines.jsonl") as temporary:
