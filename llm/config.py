@@ -10,6 +10,10 @@ from rpo_theory.reductions import SftReduction
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
 ObjectiveName = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
+SchedulerName = Literal["cosine", "linear", "constant", "constant_with_warmup"]
+TrackerName = Literal["tensorboard", "wandb"]
+SMALLEST, LARGEST = 2.0**-126, 3.4028234e38
+"""Range of positive float32 numbers; devices replace smaller ones by 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +54,19 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, allowed in (("method", ObjectiveName), ("sft_reduction", SftReduction)):
-            value = getattr(self, name)
-            if value not in get_args(allowed):
-                names = ", ".join(map(repr, get_args(allowed)))
-                raise ValueError(f"`{name}` must be one of {names}, got {value!r}")
+        _one_of("objective.method", self.method, ObjectiveName)
+        _one_of("objective.sft_reduction", self.sft_reduction, SftReduction)
         for name in ("beta", "tau", "reward_max"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"`{name}` must be positive and finite, got {value}")
+            _positive(f"objective.{name}", getattr(self, name))
         for name in ("eta", "penalty"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"`{name}` must be 0 or more and finite, got {value}")
+            _zero_or_positive(f"objective.{name}", getattr(self, name))
         smoothing = self.label_smoothing
         if not 0 <= smoothing < 0.5:
-            raise ValueError(f"`label_smoothing` must be in [0, 0.5), got {smoothing}")
+            raise ValueError(f"`objective.label_smoothing` must be in [0, 0.5), got {smoothing}")
         if smoothing > 0 and self.method not in ("rpo", "dpo"):
             raise ValueError(
-                f"`label_smoothing` must be 0 for method {self.method!r}, got {smoothing}: "
-                "only 'rpo' and 'dpo' have it"
+                f"`objective.label_smoothing` must be 0 for method {self.method!r}, got "
+                f"{smoothing}: only 'rpo' and 'dpo' have it"
             )
 
     @property
@@ -210,37 +209,47 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak of the schedule.
-        lr_scheduler_type: decay to 0 after the warm-up, or ``constant``.
-        warmup_ratio: share of the steps in which the rate rises linearly, in [0, 1).
+        lr_scheduler_type: shape of the schedule, as in ``transformers.get_scheduler``. ``cosine``
+            and ``linear`` fall to 0 after the warm-up, ``constant_with_warmup`` stays at the
+            peak. ``constant`` has no warm-up.
+        warmup_ratio: share of the steps in which the rate rises linearly from 0, in [0, 1). The
+            number of steps is rounded up.
         max_grad_norm: gradients with a larger global norm are scaled down to it.
-        weight_decay: decoupled weight decay.
+        weight_decay: decoupled weight decay. As in Transformers, it does not apply to biases and
+            to the weights of norms.
         adam_beta1: decay rate of the first moment.
         adam_beta2: decay rate of the second moment.
         adam_epsilon: added to the root of the second moment.
+        bf16_rounding: what happens to updates if ``model.param_dtype`` is ``bfloat16``.
+            ``stochastic`` computes them in float32 and rounds the result at random, up or down,
+            so that updates below the resolution of bfloat16 are kept on average. ``refuse``
+            trains no bfloat16 parameters.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
     learning_rate: float = 5e-7
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_scheduler_type: SchedulerName = "cosine"
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    bf16_rounding: Literal["stochastic", "refuse"] = "stochastic"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _one_of("optimizer.lr_scheduler_type", self.lr_scheduler_type, SchedulerName)
+        _one_of("optimizer.bf16_rounding", self.bf16_rounding, Literal["stochastic", "refuse"])
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             _positive(f"optimizer.{name}", getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"`optimizer.{name}` must be in [0, 1), got {value}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"`optimizer.weight_decay` must be 0 or more, got {self.weight_decay}")
+        _zero_or_positive("optimizer.weight_decay", self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +353,8 @@ class TrainConfig:
         mesh: the device mesh.
 
     Raises:
-        ValueError: if the name cannot be the name of a folder.
+        ValueError: if the name cannot be the name of a folder, or ``optimizer.bf16_rounding``
+            refuses the dtype of the parameters.
     """
 
     name: str
@@ -361,15 +371,44 @@ class TrainConfig:
             raise ValueError(
                 f"`name` must consist of letters, digits, `_` and `-`, got {self.name!r}"
             )
+        if self.model.param_dtype == "bfloat16" and self.optimizer.bf16_rounding == "refuse":
+            raise ValueError(
+                "`model.param_dtype` must not be bfloat16 if `optimizer.bf16_rounding` is "
+                "'refuse': rounding to nearest loses small updates: set `model.param_dtype` to "
+                "float32, or `optimizer.bf16_rounding` to stochastic"
+            )
 
 
 def _at_least(name: str, value: int, bound: int) -> None:
-    if not bound <= value < 2**31:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (is_whole and bound <= value < 2**31):
         raise ValueError(
-            f"`{name}` must be a whole number from {bound} to {2**31 - 1}, got {value}"
+            f"`{name}` must be a whole number from {bound} to {2**31 - 1}, got {value!r}"
         )
 
 
 def _positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"`{name}` must be positive and finite, got {value}")
+    _in_float32(name, value)
+
+
+def _zero_or_positive(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be 0 or more and finite, got {value}")
+    if value:
+        _in_float32(name, value)
+
+
+def _in_float32(name: str, value: float) -> None:
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(
+            f"`{name}` must be in the range of float32, {SMALLEST:.3g} to {LARGEST:.3g}, "
+            f"got {value}"
+        )
+
+
+def _one_of(name: str, value: Any, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        names = ", ".join(map(repr, get_args(allowed)))
+        raise ValueError(f"`{name}` must be one of {names}, got {value!r}")

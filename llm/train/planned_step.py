@@ -159,7 +159,8 @@ def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int
         completions: number of completion tokens among them.
 
     Returns:
-        Bytes of parameters, moments, gradients, saved activations and the logits of one chunk.
+        Bytes of parameters, moments, gradients, saved activations and the logits of one chunk;
+        with bfloat16 parameters also of the random bits that round the largest one.
     """
     a, model = step.architecture, step.config.model
     width = jnp.dtype(model.dtype).itemsize
@@ -177,4 +178,9 @@ def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int
     logits = 3 * 4 * min(2**26, completions * a.vocab_size)
     gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
     held = sum(map(step.bytes_of, (step.trainable, step.frozen, step.state.optimizer_state)))
-    return held + gradients + (saved + of_layer) // step.sizes["tensor"] + logits
+    rounding = 0
+    if model.param_dtype == "bfloat16":
+        # The update of a parameter in float32, and as many random bits.
+        rounding = 2 * 4 * max(leaf.size for leaf in jax.tree.leaves(step.trainable))
+        rounding //= step.n_devices
+    return held + gradients + rounding + (saved + of_layer) // step.sizes["tensor"] + logits

@@ -118,7 +118,7 @@ class Run:
             weights_digest(self.state.trainable) + self.frozen_weights_digest
         )
         self.train_step = make_train_step(
-            graphdef, config.objective, self.optimizer, devices=self.devices
+            graphdef, config.objective, self.optimizer, devices=self.devices, seed=trainer.seed
         )
         self.evaluation_step = make_evaluation_step(
             graphdef, config.objective, devices=self.devices

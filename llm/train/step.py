@@ -26,6 +26,7 @@ from llm.precision import accumulation_dtype
 from llm.types import Batch
 
 from .objective import flag_non_finite_pairs, loss_share, normalizers
+from .optimizer import apply_optimizer
 
 GraphDef = nnx.GraphDef[Any]
 """Structure of a model, without its parameters."""
@@ -151,6 +152,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     devices: Devices,
+    seed: int = 0,
 ) -> TrainStep:
     """Make the jitted function of a training step; it reuses the buffers of the state.
 
@@ -159,6 +161,8 @@ def make_train_step(
         config: the objective.
         optimizer: optax transformation that made the state.
         devices: see :func:`gradients`.
+        seed: seed of the stochastic rounding of bfloat16 parameters; the key of a step depends on
+            it and on the number of the step alone.
 
     Returns:
         ``step(state, frozen, batches) -> (TrainState, StepResult)``; the state that is passed in
@@ -171,10 +175,11 @@ def make_train_step(
     ) -> tuple[TrainState, StepResult]:
         trainable = state.trainable
         gradient, result = gradients(graphdef, trainable, frozen, batches, config, devices=devices)
-        # Optax raises floats to integer powers, which strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trainable)
-            trainable = optax.apply_updates(trainable, updates)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        trainable, optimizer_state, metrics = apply_optimizer(
+            optimizer, gradient, state.optimizer_state, trainable, key
+        )
+        result = result._replace(metrics=result.metrics | metrics)
         state = TrainState(state.step + 1, trainable, optimizer_state)
         return jax.lax.with_sharding_constraint(state, devices.shardings(state)), result
 

@@ -8,17 +8,26 @@ from typing import Any
 
 import pytest
 
-from llm.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from llm.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 
 NEEDED: dict[type, dict[str, Any]] = {
     ModelConfig: {"path": "somewhere"},
     DataConfig: {"train": "rows.jsonl"},
+    ObjectiveConfig: {},
     OptimizerConfig: {},
     TrainerConfig: {},
 }
 SECTIONS = {
     ModelConfig: "model",
     DataConfig: "data",
+    ObjectiveConfig: "objective",
     OptimizerConfig: "optimizer",
     TrainerConfig: "trainer",
 }
@@ -43,6 +52,9 @@ COUNTS = [
 ]
 POSITIVE = [
     (ModelConfig, "lora_alpha"),
+    (ObjectiveConfig, "beta"),
+    (ObjectiveConfig, "tau"),
+    (ObjectiveConfig, "reward_max"),
     (OptimizerConfig, "learning_rate"),
     (OptimizerConfig, "max_grad_norm"),
     (OptimizerConfig, "adam_epsilon"),
@@ -92,9 +104,60 @@ def test_raises_shares_outside_the_half_open_interval(name: str, wrong: float) -
 
 @pytest.mark.parametrize("wrong", [-1e-9, math.inf, math.nan])
 def test_raises_a_weight_decay_that_is_negative_or_not_finite(wrong: float) -> None:
-    expected = f"`optimizer.weight_decay` must be 0 or more, got {wrong}"
+    expected = f"`optimizer.weight_decay` must be 0 or more and finite, got {wrong}"
     assert refusal(OptimizerConfig, weight_decay=wrong) == expected
     assert OptimizerConfig(weight_decay=0.0).weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ObjectiveConfig, "beta"),
+        (ObjectiveConfig, "eta"),
+        (OptimizerConfig, "learning_rate"),
+        (OptimizerConfig, "weight_decay"),
+    ],
+)
+@pytest.mark.parametrize("wrong", [1e-320, 1e39])
+def test_raises_numbers_that_float32_does_not_have(kind: type, name: str, wrong: float) -> None:
+    message = refusal(kind, **{name: wrong})
+    assert f".{name}` must be in the range of float32" in message
+    assert message.endswith(f"got {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "valid"),
+    [
+        (ObjectiveConfig, "method", "'sft', 'rpo', 'dpo'"),
+        (ObjectiveConfig, "sft_reduction", "'sum'"),
+        (OptimizerConfig, "lr_scheduler_type", "'cosine', 'linear', 'constant'"),
+        (OptimizerConfig, "bf16_rounding", "'stochastic', 'refuse'"),
+    ],
+)
+def test_raises_names_that_are_not_known_under_the_key_with_the_valid_ones(
+    kind: type, name: str, valid: str
+) -> None:
+    """jaxtyping checks the types of tests first; users meet the message."""
+    with pytest.raises((ValueError, TypeError), match=name) as caught:
+        kind(**{**NEEDED[kind], name: "polynomial"})
+    if isinstance(caught.value, ValueError):
+        assert f"`{SECTIONS[kind]}.{name}` must be one of " in str(caught.value)
+        assert valid in str(caught.value)
+
+
+def test_raises_bfloat16_parameters_if_the_rounding_is_refused() -> None:
+    model, data = ModelConfig(path="a", param_dtype="bfloat16"), DataConfig(train="rows.jsonl")
+    with pytest.raises(ValueError, match=r"^`model.param_dtype` must not be bfloat16 .* float32"):
+        TrainConfig(
+            name="a", model=model, data=data, optimizer=OptimizerConfig(bf16_rounding="refuse")
+        )
+    TrainConfig(name="a", model=model, data=data)  # rounded stochastically
+    TrainConfig(
+        name="a",
+        model=ModelConfig(path="a", dtype="bfloat16"),
+        data=data,
+        optimizer=OptimizerConfig(bf16_rounding="refuse"),
+    )
 
 
 @pytest.mark.parametrize("fields", [{}, {"path": "a", "architecture": {"hidden_size": 8}}])
@@ -130,6 +193,7 @@ def test_raises_a_name_that_leads_out_of_its_folder(name: str) -> None:
 def test_property_every_number_of_every_section_is_checked() -> None:
     checked = {(kind, name) for kind, name, _ in COUNTS} | set(POSITIVE)
     checked |= {(OptimizerConfig, name) for name in [*SHARES, "weight_decay"]}
+    checked |= {(ObjectiveConfig, name) for name in ["eta", "penalty", "label_smoothing"]}
     numbers = {
         (kind, field.name)
         for kind in NEEDED

@@ -267,14 +267,14 @@ def test_raises_if_the_method_needs_a_reference_and_has_none() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "ppo"}, "method"),
     ({"sft_reduction": "mean"}, "sft_reduction"),
-    ({"beta": 0.0}, r"`beta` must be positive and finite, got 0.0"),
-    ({"beta": math.nan}, r"`beta` must be positive and finite, got nan"),
-    ({"tau": -1.0}, r"`tau` must be positive and finite, got -1.0"),
-    ({"reward_max": math.inf}, r"`reward_max` must be positive and finite, got inf"),
-    ({"eta": -0.1}, r"`eta` must be 0 or more and finite, got -0.1"),
-    ({"penalty": math.inf}, r"`penalty` must be 0 or more and finite, got inf"),
-    ({"label_smoothing": 0.5}, r"`label_smoothing` must be in \[0, 0.5\), got 0.5"),
-    ({"label_smoothing": 0.1, "method": "ipo"}, r"`label_smoothing` must be 0 for method 'ipo'"),
+    ({"beta": 0.0}, r"`objective.beta` must be positive and finite, got 0.0"),
+    ({"beta": math.nan}, r"`objective.beta` must be positive and finite, got nan"),
+    ({"tau": -1.0}, r"`objective.tau` must be positive and finite, got -1.0"),
+    ({"reward_max": math.inf}, r"`objective.reward_max` must be positive and finite, got inf"),
+    ({"eta": -0.1}, r"`objective.eta` must be 0 or more and finite, got -0.1"),
+    ({"penalty": math.inf}, r"`objective.penalty` must be 0 or more and finite, got inf"),
+    ({"label_smoothing": 0.5}, r"`objective.label_smoothing` must be in \[0, 0.5\), got 0.5"),
+    ({"label_smoothing": 0.1, "method": "ipo"}, r"`objective.label_smoothing` must be 0 for"),
 ]
 
 
