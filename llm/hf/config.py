@@ -1,90 +1,96 @@
 """Conversion between ``config.json`` of Hugging Face and :class:`Architecture`.
 
-Keys of ``transformers`` 4 and 5 are both read.
+Keys of ``transformers`` 4 and 5 are both read. A key that is absent has the default of the family's
+class in ``transformers``; :mod:`llm.hf.config_keys` says what every key does.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast, get_args
 
-from llm.models.architecture import Activation, Architecture, RopeScaling
+from llm.models.architecture import Activation, Architecture
 
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
+from .config_keys import COMPOSITES, FAMILIES, HfConfig, check_refused, unused_keys
+from .config_values import read_optional, read_value
+from .rope_config import read_rope, unused_rope_keys, write_scaling
+
+CLASSES = {family: each.class_name for family, each in FAMILIES.items()}
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
-LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
+ACTIVATION_ALIASES = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+}
+"""Names of ``transformers`` for the same functions."""
+LAYER_TYPES = {"full_attention": False, "attention": False, "sliding_attention": True}
 GEMMA_FAMILIES = ("gemma", "gemma2", "gemma3_text")
-GEMMA3_LOCAL_ROPE_THETA, GEMMA3_GLOBAL_ROPE_THETA = 10000.0, 1e6
-"""Defaults of Gemma 3, whose configurations may leave them out."""
-MAX_SIZES = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000}
-"""Sizes above these would exhaust memory before the model could be refused."""
-HfConfig = Mapping[str, Any]
-"""The content of a ``config.json``."""
+POST_NORM_FAMILIES = ("gemma2", "gemma3_text")
+DIVIDED_FAMILIES = ("llama", "gemma2", "gemma3_text")
+"""Families whose class refuses a ``hidden_size`` that is no multiple of the number of heads."""
 
 
 def from_hf_config(config: HfConfig) -> Architecture:
     """Convert a Hugging Face configuration to an architecture.
 
     Args:
-        config: content of ``config.json``.
+        config: content of ``config.json``. The text model of a Gemma 3 with images is read.
 
     Returns:
         The architecture.
 
     Raises:
-        ValueError: if the model type is unknown, a key is missing or of the wrong type, or a
-            feature that changes the outputs is not implemented.
+        ValueError: if the model type is unknown, a key has a wrong type, two keys contradict each
+            other, or a feature that changes the outputs is not implemented.
 
     Examples:
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
         >>> from_hf_config({"model_type": "llama", "num_attention_heads": 2, **sizes}).hidden_size
         4
     """
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in CLASSES:
+    config, family = _text_config(config)
+    check_refused(config, family)
+    values = {
+        key: _field(config, family, key)
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    }
+    heads = _field(config, family, "num_attention_heads")
+    if family in DIVIDED_FAMILIES and heads > 0 and values["hidden_size"] % heads:
         raise ValueError(
-            f"`model_type` must be one of {', '.join(CLASSES)}, got {reprlib.repr(family)}: other "
-            "architectures are not implemented"
+            "`hidden_size` must be a multiple of `num_attention_heads`, got "
+            f"{values['hidden_size']} and {heads}"
         )
-    _check_unsupported(config)
-    num_attention_heads = _read(config, "num_attention_heads", int)
     gemma = family in GEMMA_FAMILIES
-    bias = family not in ("mistral", "qwen2") and _read(config, "attention_bias", bool, False)
+    bias = "attention_bias" in FAMILIES[family].used and _field(
+        config, family, "attention_bias", bool
+    )
+    max_length = _field(config, family, "max_position_embeddings")
     return Architecture(
         model_type=family,
-        vocab_size=_read(config, "vocab_size", int),
-        hidden_size=_read(config, "hidden_size", int),
-        intermediate_size=_read(config, "intermediate_size", int),
-        num_hidden_layers=_read(config, "num_hidden_layers", int),
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=_read(config, "num_key_value_heads", int, num_attention_heads),
-        head_dim=_read(config, "head_dim", int, {"qwen3": 128}.get(family, 256 if gemma else 0)),
-        max_position_embeddings=_read(config, "max_position_embeddings", int, 2048),
-        rms_norm_eps=_read(config, "rms_norm_eps", float, 1e-6),
+        **values,
+        num_attention_heads=heads,
+        num_key_value_heads=_key_value_heads(config, family, heads),
+        head_dim=_head_dim(config, family),
+        max_position_embeddings=max_length,
+        rms_norm_eps=_field(config, family, "rms_norm_eps", float),
         norm_plus_one=gemma,
         hidden_act=_activation(config, family),
         scaled_embeddings=gemma,
-        tie_word_embeddings=_read(config, "tie_word_embeddings", bool, gemma),
+        tie_word_embeddings=_field(config, family, "tie_word_embeddings", bool),
         qkv_bias=family == "qwen2" or bias,
         o_proj_bias=bias,
-        mlp_bias=family == "llama" and _read(config, "mlp_bias", bool, False),
+        mlp_bias=family == "llama" and _field(config, family, "mlp_bias", bool),
         qk_norm=family in ("qwen3", "gemma3_text"),
-        post_norms=family in ("gemma2", "gemma3_text"),
-        bos_token_id=_token(config, "bos_token_id"),
-        eos_token_id=_end_tokens(config),
-        pad_token_id=_token(config, "pad_token_id"),
+        post_norms=family in POST_NORM_FAMILIES,
+        bos_token_id=_token(config, family, "bos_token_id"),
+        eos_token_id=_end_tokens(config, family),
+        pad_token_id=_pad_token(config, family, values["vocab_size"]),
         **_caps(config, family),
-        **_rope(config, family),
-        **_windows(config, family),
+        **read_rope(config, family, max_length),
+        **_windows(config, family, values["num_hidden_layers"]),
     )
 
 
@@ -98,12 +104,14 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
         Content of ``config.json``; :func:`from_hf_config` converts it to the same architecture.
 
     Raises:
-        ValueError: if the model type is unknown, or has no key for an option of the architecture.
+        ValueError: if the model type is unknown, or has no key for an option of the architecture;
+            the message names the fields.
     """
-    a = architecture
-    if a.model_type not in CLASSES:
-        raise ValueError(f"`model_type` must be one of {', '.join(CLASSES)}, got {a.model_type!r}")
-    activation = "hidden_activation" if a.model_type in ("gemma2", "gemma3_text") else "hidden_act"
+    if architecture.model_type not in CLASSES:
+        names = ", ".join(CLASSES)
+        raise ValueError(f"`model_type` must be one of {names}, got {architecture.model_type!r}")
+    a = _explicit(architecture)
+    activation = "hidden_activation" if a.model_type in POST_NORM_FAMILIES else "hidden_act"
     end = list(a.eos_token_id) if isinstance(a.eos_token_id, tuple) else a.eos_token_id
     config: dict[str, Any] = {
         "architectures": [CLASSES[a.model_type]],
@@ -120,197 +128,266 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
         activation: a.hidden_act,
         "tie_word_embeddings": a.tie_word_embeddings,
         "rope_theta": a.rope_theta,
-        "rope_scaling": None if a.rope_scaling is None else _write_scaling(a.rope_scaling),
+        "rope_scaling": None if a.rope_scaling is None else write_scaling(a.rope_scaling),
         "bos_token_id": a.bos_token_id,
         "eos_token_id": end,
         "pad_token_id": a.pad_token_id,
     }
     config |= _family_keys(a)
-    if from_hf_config(config) != a:
+    written = from_hf_config(config)
+    lost = [name for name in vars(a) if getattr(written, name) != getattr(a, name)]
+    if lost:
+        name = lost[0]
         raise ValueError(
-            f"`model_type` {a.model_type!r} of Hugging Face cannot describe this architecture: {a}"
+            f"`model_type` {a.model_type!r} of Hugging Face cannot describe this architecture: "
+            f"`{name}` would be {getattr(written, name)!r} instead of {getattr(a, name)!r}"
+            + (f" ({len(lost) - 1} more differ)" if len(lost) > 1 else "")
         )
     return config
 
 
-def _read(config: HfConfig, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
-    value = config.get(key)
-    if value is None:
-        if default is None:
-            raise ValueError(f"`{key}` is missing from the model's configuration")
-        return default
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"`{key}` must be of type {kind.__name__}, got {reprlib.repr(value)}")
-    # The negation also refuses NaN.
-    if not abs(value) < (1e300 if kind is float else MAX_SIZES.get(key, 2**31)):
-        raise ValueError(f"`{key}` is too large, got {reprlib.repr(value)}")
-    return kind(value)
+def config_notes(config: HfConfig) -> tuple[str, ...]:
+    """Describe what a configuration asks for that has no effect.
+
+    Args:
+        config: content of ``config.json`` that :func:`from_hf_config` accepts.
+
+    Returns:
+        Sentences for a log, each about one matter; empty if every key is used or neutral.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> config_notes({"model_type": "llama", "num_attention_heads": 2, **sizes, "color": 3})
+        ('config.json: keys without effect: color',)
+    """
+    notes = []
+    text, family = _text_config(config)
+    if text is not config and config.get("model_type") in COMPOSITES:
+        notes.append("config.json: only the text model is read, its images are not")
+        known = {"text_config", "vision_config", "mm_tokens_per_image", "tie_word_embeddings"}
+        outer = {key: value for key, value in config.items() if key not in known | set(text)}
+        unused = [key for key in unused_keys(outer, family) if not key.endswith("_token_index")]
+    else:
+        unused = []
+    class_name = FAMILIES[family].class_name
+    unused = sorted({*unused, *unused_keys(text, family), *unused_rope_keys(text, family)})
+    if "auto_map" in unused:
+        unused.remove("auto_map")
+        notes.append(
+            f"config.json: the folder's own code (auto_map) is not run; read as {class_name}"
+        )
+    if unused:
+        notes.append(f"config.json: keys without effect: {', '.join(unused)}")
+    names = text.get("architectures") or [class_name]
+    if text is config and class_name not in names and family != "ministral":
+        notes.append(f"config.json: `architectures` names {names}; read as {class_name}")
+    if text.get("attention_dropout"):
+        notes.append("config.json: `attention_dropout` has no effect, training has no dropout")
+    if text.get("layer_types") is not None and "sliding_window_pattern" in text:
+        notes.append("config.json: `sliding_window_pattern` has no effect beside `layer_types`")
+    inner = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("rope_theta")
+    if inner is not None and text.get("rope_theta") not in (None, inner):
+        notes.append(f"config.json: `rope_theta` at the top has no effect beside {inner} inside")
+    return (*notes, *_token_notes(text, family))
 
 
-def _check_unsupported(config: HfConfig) -> None:
-    for key, reason in {
-        "quantization_config": "quantized weights are not supported",
-        "use_bidirectional_attention": "only causal attention is supported",
-    }.items():
-        if config.get(key):
-            got = reprlib.repr(config[key])
-            raise ValueError(f"`{key}` must be absent, got {got}: {reason}")
+def _text_config(config: HfConfig) -> tuple[HfConfig, str]:
+    """Return the configuration of the text model, and its family."""
+    family = config.get("model_type")
+    if isinstance(family, str) and family in COMPOSITES:
+        key, family = COMPOSITES[family]
+        section = config.get(key)
+        if not isinstance(section, Mapping):
+            raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
+        if section.get("model_type", family) != family:
+            raise ValueError(f"`{key}.model_type` must be {family}, got {section['model_type']!r}")
+        check_refused({**config, key: None}, family)
+        tied = "tie_word_embeddings"
+        if tied in config and config[tied] != section.get(tied, FAMILIES[family].used[tied]):
+            raise ValueError(f"`{tied}` is {config[tied]}, but `{key}.{tied}` is another value")
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {**section, **{name: config[name] for name in tokens if name in config}}, family
+    if family == "mistral" and "layer_types" in config:
+        family = "ministral"  # as transformers' AutoConfig does
+    if not isinstance(family, str) or family not in CLASSES:
+        code = ": code in the folder is never run" if config.get("auto_map") else ""
+        inner = ": models with images or sound are not" if config.get("text_config") else ""
+        raise ValueError(
+            f"`model_type` must be one of {', '.join((*CLASSES, *COMPOSITES))}, got "
+            f"{reprlib.repr(family)}: other architectures are not implemented{inner}{code}"
+        )
+    return config, family
+
+
+def _field(config: HfConfig, family: str, key: str, kind: type[int] | type[float] = int) -> Any:
+    """Read a key that must not be null; absent, it has the default of the family."""
+    if key in config and config[key] is None:
+        raise ValueError(f"`{key}` must be of type {kind.__name__}, got None")
+    return read_value(config, key, kind, FAMILIES[family].used[key])
+
+
+def _key_value_heads(config: HfConfig, family: str, heads: int) -> int:
+    key = "num_key_value_heads"
+    default = FAMILIES[family].used[key]
+    if family in GEMMA_FAMILIES:
+        return _field(config, family, key)
+    read = heads if default is None or (key in config and config[key] is None) else default
+    return _positive(key, read_value(config, key, int, read))
+
+
+def _head_dim(config: HfConfig, family: str) -> int:
+    default = FAMILIES[family].used["head_dim"]
+    if default is not None:
+        return _positive("head_dim", _field(config, family, "head_dim"))
+    value = read_optional(config, "head_dim", int)
+    return 0 if value is None else _positive("head_dim", value)
+
+
+def _positive(key: str, value: int) -> int:
+    """Return a size; 0 would stand for a default in :class:`Architecture`."""
+    if value < 1:
+        raise ValueError(f"`{key}` must be positive, got {value}")
+    return value
 
 
 def _activation(config: HfConfig, family: str) -> Activation:
-    default = "gelu_pytorch_tanh" if family in GEMMA_FAMILIES else "silu"
-    name = config.get("hidden_activation") or config.get("hidden_act") or default
-    if family == "gemma" and name == "gelu":
+    key = "hidden_activation" if family in POST_NORM_FAMILIES else "hidden_act"
+    given = config.get(key, FAMILIES[family].used[key])
+    name = ACTIVATION_ALIASES.get(given, given) if isinstance(given, str) else given
+    if family == "gemma" and name == "gelu" and given == "gelu":
         name = "gelu_pytorch_tanh"  # the first Gemma configurations call it gelu
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(
-            f"`hidden_act` must be one of {', '.join(ACTIVATIONS)}, got {reprlib.repr(name)}"
-        )
+        names = ", ".join((*ACTIVATIONS, *ACTIVATION_ALIASES))
+        raise ValueError(f"`{key}` must be one of {names}, got {reprlib.repr(given)}")
     return cast(Activation, name)
 
 
-def _optional(
-    config: HfConfig, key: str, kind: type[int] | type[float], default: Any = None
-) -> Any:
-    """Read a value that may be null."""
-    return None if config.get(key, default) is None else _read(config, key, kind, default)
+def _token(config: HfConfig, family: str, key: str) -> int | None:
+    return read_optional(config, key, int, FAMILIES[family].used[key])
 
 
-def _token(config: HfConfig, key: str) -> int | None:
-    return _optional(config, key, int)
+def _pad_token(config: HfConfig, family: str, vocab_size: int) -> int | None:
+    token = _token(config, family, "pad_token_id")
+    if token is not None and token >= vocab_size:
+        raise ValueError(f"`pad_token_id` must be below `vocab_size` {vocab_size}, got {token}")
+    return None if token is not None and token < 0 else token
 
 
-def _end_tokens(config: HfConfig) -> int | tuple[int, ...] | None:
+def _end_tokens(config: HfConfig, family: str) -> int | tuple[int, ...] | None:
     key = "eos_token_id"
     value = config.get(key)
     if isinstance(value, list):
-        return tuple(_read({key: token}, key, int) for token in value)
-    return _token(config, key)
+        return tuple(read_value({key: token}, key, int) for token in value) or None
+    return _token(config, family, key)
+
+
+def _token_notes(config: HfConfig, family: str) -> list[str]:
+    """Describe ids of special tokens that are not in the vocabulary."""
+    size = _field(config, family, "vocab_size")
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    given = [(key, value) for key in keys if (value := config.get(key)) is not None]
+    tokens = [
+        (key, token)
+        for key, value in given
+        for token in (value if isinstance(value, list) else [value])
+    ]
+    return [
+        f"config.json: `{key}` {token} is not a token of the model"
+        for key, token in tokens
+        if not 0 <= token < size
+    ]
 
 
 def _caps(config: HfConfig, family: str) -> dict[str, Any]:
-    if family not in ("gemma2", "gemma3_text"):
+    if family not in POST_NORM_FAMILIES:
         return {}
-    gemma2 = family == "gemma2"
-    return {
-        "attn_logit_softcapping": _optional(
-            config, "attn_logit_softcapping", float, 50.0 if gemma2 else None
-        ),
-        "final_logit_softcapping": _optional(
-            config, "final_logit_softcapping", float, 30.0 if gemma2 else None
-        ),
-        "query_pre_attn_scalar": _read(config, "query_pre_attn_scalar", int, 256),
-    }
+    keys = ("attn_logit_softcapping", "final_logit_softcapping")
+    used = FAMILIES[family].used
+    caps = {key: read_optional(config, key, float, used.get(key)) for key in keys if key in used}
+    return caps | {"query_pre_attn_scalar": _field(config, family, "query_pre_attn_scalar")}
 
 
-def _rope(config: HfConfig, family: str) -> dict[str, Any]:
-    parameters = _section(config, "rope_parameters")
-    gemma3 = family == "gemma3_text"
-    full = _section(parameters, "full_attention") if gemma3 else parameters
-    default = GEMMA3_GLOBAL_ROPE_THETA if gemma3 else 10000.0
-    theta = _read({**config, **full}, "rope_theta", float, default)
-    scaling = full if "rope_type" in full else _section(config, "rope_scaling")
-    rope = {"rope_theta": theta, "rope_scaling": _read_scaling(scaling)}
-    if gemma3:
-        local = _section(parameters, "sliding_attention")
-        if local.get("rope_type", "default") != "default":
-            raise ValueError(
-                f"`rope_type` of sliding_attention must be default, got {local['rope_type']!r}"
-            )
-        older = _read(config, "rope_local_base_freq", float, GEMMA3_LOCAL_ROPE_THETA)
-        rope["rope_local_base_freq"] = _read(local, "rope_theta", float, older)
-    return rope
-
-
-def _section(config: HfConfig, key: str) -> HfConfig:
-    section = config.get(key)
-    if not isinstance(section, Mapping | None):
-        raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
-    return section or {}
-
-
-def _read_scaling(scaling: HfConfig) -> RopeScaling | None:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling(rope_type="linear", factor=_read(scaling, "factor", float))
-    if kind != "llama3":
+def _windows(config: HfConfig, family: str, num_hidden_layers: int) -> dict[str, Any]:
+    used = FAMILIES[family].used
+    if "sliding_window" not in used:
+        return {}
+    if family in POST_NORM_FAMILIES:  # their classes build the mask of a window in any case
+        _field(config, family, "sliding_window")
+    window = read_optional(config, "sliding_window", int, used["sliding_window"])
+    missing = "`sliding_window` is null"
+    if family.startswith("qwen") and not _field(config, family, "use_sliding_window", bool):
+        window, missing = None, "`use_sliding_window` is false or absent"
+    local = _local_layers(config, family, num_hidden_layers, window)
+    if any(local) and window is None:
         raise ValueError(
-            f"`rope_scaling` must be default, linear or llama3, got {reprlib.repr(kind)}"
+            f"`layer_types` has sliding_attention, but {missing}: change one of the two keys"
         )
-    return RopeScaling(
-        rope_type="llama3",
-        factor=_read(scaling, "factor", float),
-        low_freq_factor=_read(scaling, "low_freq_factor", float),
-        high_freq_factor=_read(scaling, "high_freq_factor", float),
-        original_max_position_embeddings=_read(scaling, "original_max_position_embeddings", int),
-    )
+    return {"sliding_window": window, "local_layers": local} if any(local) else {}
 
 
-def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    if scaling.rope_type == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
-    }
-
-
-def _windows(config: HfConfig, family: str) -> dict[str, Any]:
-    window = _optional(config, "sliding_window", int)
-    num_hidden_layers = _read(config, "num_hidden_layers", int)
-    if family in ("llama", "gemma") or (family == "mistral" and not window):
-        return {}
-    if family.startswith("qwen") and not config.get("use_sliding_window"):
-        return {}
-    return {
-        "sliding_window": window or 4096,
-        "local_layers": _local_layers(config, family, num_hidden_layers),
-    }
-
-
-def _local_layers(config: HfConfig, family: str, num_hidden_layers: int) -> tuple[bool, ...]:
+def _local_layers(
+    config: HfConfig, family: str, num_hidden_layers: int, window: int | None
+) -> tuple[bool, ...]:
     layer_types = config.get("layer_types")
     if layer_types is not None:
-        if not isinstance(layer_types, list):
-            raise ValueError(f"`layer_types` must be a list, got {reprlib.repr(layer_types)}")
-        for layer_type in layer_types:
-            if not isinstance(layer_type, str) or layer_type not in LAYER_TYPES:
-                raise ValueError(
-                    "`layer_types` must be full_attention or sliding_attention, got "
-                    f"{reprlib.repr(layer_type)}"
-                )
-        return tuple(LAYER_TYPES[layer_type] for layer_type in layer_types)
-    if family == "mistral":
-        return (True,) * num_hidden_layers
+        return _listed_layers(layer_types, num_hidden_layers)
+    if family in ("mistral", "ministral"):
+        return (window is not None,) * num_hidden_layers
     if family.startswith("qwen"):
-        first = _read(config, "max_window_layers", int, 28)
-        return tuple(i >= first for i in range(num_hidden_layers))
-    pattern = 2 if family == "gemma2" else _read(config, "sliding_window_pattern", int, 6)
+        first = _field(config, family, "max_window_layers")
+        return tuple(window is not None and i >= first for i in range(num_hidden_layers))
+    pattern = 2
+    if family == "gemma3_text":
+        pattern = _positive(
+            "sliding_window_pattern", _field(config, family, "sliding_window_pattern")
+        )
     return tuple((i + 1) % pattern != 0 for i in range(num_hidden_layers))
+
+
+def _listed_layers(layer_types: Any, num_hidden_layers: int) -> tuple[bool, ...]:
+    if not isinstance(layer_types, list):
+        raise ValueError(f"`layer_types` must be a list, got {reprlib.repr(layer_types)}")
+    for layer_type in layer_types:
+        if not isinstance(layer_type, str) or layer_type not in LAYER_TYPES:
+            raise ValueError(
+                "`layer_types` must be full_attention or sliding_attention, got "
+                f"{reprlib.repr(layer_type)}"
+            )
+    if len(layer_types) != num_hidden_layers:
+        raise ValueError(
+            f"`layer_types` must have one entry for each of {num_hidden_layers} layers, got "
+            f"{len(layer_types)}"
+        )
+    return tuple(LAYER_TYPES[layer_type] for layer_type in layer_types)
+
+
+def _explicit(a: Architecture) -> Architecture:
+    """Return an equal architecture whose values are given where a family has another default."""
+    if a.model_type in POST_NORM_FAMILIES and a.query_pre_attn_scalar is None:
+        a = replace(a, query_pre_attn_scalar=a.head_dim)
+    if a.model_type == "gemma3_text" and a.local_layers and a.rope_local_base_freq is None:
+        a = a if a.rope_scaling is not None else replace(a, rope_local_base_freq=a.rope_theta)
+    return a
 
 
 def _family_keys(a: Architecture) -> dict[str, Any]:
     """Return the keys that only some families have."""
     keys: dict[str, Any] = {}
-    if a.model_type in ("llama", "qwen3", *GEMMA_FAMILIES):
+    used = FAMILIES[a.model_type].used
+    if "attention_bias" in used:
         keys["attention_bias"] = a.o_proj_bias
     if a.model_type == "llama":
         keys["mlp_bias"] = a.mlp_bias
     if a.model_type.startswith("qwen"):
         keys["use_sliding_window"] = bool(a.local_layers)
-    if a.model_type == "mistral" or a.local_layers:
+    if "mistral" in a.model_type or "ministral" in a.model_type or a.local_layers:
         keys["sliding_window"] = a.sliding_window
-    if a.model_type in ("gemma2", "gemma3_text") or (a.local_layers and a.model_type != "mistral"):
-        types = {local: layer_type for layer_type, local in LAYER_TYPES.items()}
+    if "layer_types" in used and a.model_type != "mistral":
         flags = a.local_layers or (False,) * a.num_hidden_layers
-        keys["layer_types"] = [types[local] for local in flags]
-    if a.model_type in ("gemma2", "gemma3_text"):
+        types = {False: "full_attention", True: "sliding_attention"}
+        if a.local_layers or a.model_type not in ("qwen2", "qwen3"):
+            keys["layer_types"] = [types[bool(local)] for local in flags]
+    if a.model_type in POST_NORM_FAMILIES:
         keys["query_pre_attn_scalar"] = a.query_pre_attn_scalar
         keys["attn_logit_softcapping"] = a.attn_logit_softcapping
         keys["final_logit_softcapping"] = a.final_logit_softcapping

@@ -6,9 +6,10 @@ Model families differ only in these values. :mod:`llm.hf.config` converts betwee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 _POSITIVE = (
@@ -25,6 +26,9 @@ _POSITIVE = (
 )
 
 
+RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """Scaling of rotary frequencies, for sequences longer than those of the pretraining.
@@ -33,32 +37,57 @@ class RopeScaling:
         rope_type: ``linear`` divides every frequency by ``factor``. ``llama3`` divides slow
             frequencies only, in revolutions per ``original_max_position_embeddings`` positions:
             fully at ``low_freq_factor`` or fewer, not at all at ``high_freq_factor`` or more, and
-            interpolated between.
+            interpolated between. ``yarn`` does the same between ``beta_slow`` and ``beta_fast``,
+            interpolating over the planes, and multiplies cosines and sines by
+            ``attention_factor``. ``dynamic`` changes nothing within ``max_position_embeddings``
+            positions, which is the limit here.
         factor: divisor of the frequencies, at least 1.
         low_freq_factor: revolutions at or below which a frequency is divided by ``factor``.
         high_freq_factor: revolutions at or above which a frequency is unchanged.
         original_max_position_embeddings: length of the sequences of the pretraining, in tokens.
+        attention_factor: factor of cosines and sines of ``yarn``; None for
+            ``0.1 log(factor) + 1``.
+        beta_fast: revolutions at or above which ``yarn`` leaves a frequency unchanged; None for 32.
+        beta_slow: revolutions at or below which ``yarn`` divides by ``factor``; None for 1.
 
     Raises:
         ValueError: if a value is out of range.
+
+    Examples:
+        >>> RopeScaling(rope_type="linear", factor=4.0).factor
+        4.0
     """
 
-    rope_type: Literal["linear", "llama3"]
+    rope_type: RopeType
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges of the values."""
-        if self.rope_type not in ("linear", "llama3"):
-            raise ValueError(f"`rope_type` must be linear or llama3, got {self.rope_type!r}")
+        if self.rope_type not in get_args(RopeType):
+            names = ", ".join(get_args(RopeType))
+            raise ValueError(f"`rope_type` must be one of {names}, got {self.rope_type!r}")
+        for name in (field.name for field in fields(self) if field.name != "rope_type"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 < value < math.inf):
+                raise ValueError(f"`{name}` must be a positive number, got {value!r}")
         if not self.factor >= 1:
             raise ValueError(f"`factor` must be 1 or more, got {self.factor}")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 "`low_freq_factor` must be positive and below `high_freq_factor`, got "
                 f"{self.low_freq_factor} and {self.high_freq_factor}"
+            )
+        if not (self.beta_slow or 1) < (self.beta_fast or 32):
+            raise ValueError(
+                f"`beta_slow` must be below `beta_fast`, got {self.beta_slow or 1} and "
+                f"{self.beta_fast or 32}"
             )
 
 

@@ -51,7 +51,7 @@ def rope_frequencies(architecture: Architecture) -> np.ndarray:
     exponents = np.arange(0, architecture.head_dim, 2) / architecture.head_dim
     frequencies = architecture.rope_theta**-exponents
     if architecture.rope_scaling is not None:
-        frequencies = _scale(frequencies, architecture.rope_scaling)
+        frequencies = _scale(frequencies, architecture)
     if architecture.rope_local_base_freq is None:
         return frequencies[None]
     return np.stack([frequencies, architecture.rope_local_base_freq**-exponents])
@@ -72,7 +72,13 @@ def rope_angles(
     """
     omega = jnp.asarray(rope_frequencies(architecture), dtype)
     angles = jnp.asarray(positions).astype(dtype)[None, :, :, None] * omega[:, None, None]
-    return RopeAngles(jnp.cos(angles), jnp.sin(angles))
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    scaling = architecture.rope_scaling
+    if scaling is None or scaling.rope_type != "yarn":
+        return RopeAngles(cosine, sine)
+    # Local layers, if they have a base of their own, are not scaled.
+    factors = jnp.asarray([_attention_factor(scaling), 1.0][: len(omega)], dtype)
+    return RopeAngles(*(part * factors[:, None, None, None] for part in (cosine, sine)))
 
 
 def apply_rope(x: Float[Array, "r T H K"], angles: RopeAngles) -> Float[Array, "r T H K"]:
@@ -92,11 +98,37 @@ def apply_rope(x: Float[Array, "r T H K"], angles: RopeAngles) -> Float[Array, "
     )
 
 
-def _scale(omega: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+def _scale(omega: np.ndarray, architecture: Architecture) -> np.ndarray:
+    scaling = architecture.rope_scaling
+    if scaling is None or scaling.rope_type == "dynamic":
+        return omega  # dynamic scaling begins beyond `max_position_embeddings`
     slow = omega / scaling.factor
     if scaling.rope_type == "linear":
         return slow
-    revolutions = scaling.original_max_position_embeddings * omega / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    unscaled_share = np.clip((revolutions - low) / (high - low), 0, 1)
+    if scaling.rope_type == "yarn":
+        unscaled_share = _yarn_unscaled_share(architecture, scaling)
+    else:
+        revolutions = scaling.original_max_position_embeddings * omega / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        unscaled_share = np.clip((revolutions - low) / (high - low), 0, 1)
     return unscaled_share * omega + (1 - unscaled_share) * slow
+
+
+def _yarn_unscaled_share(architecture: Architecture, scaling: RopeScaling) -> np.ndarray:
+    """Return the ramp of YaRN over the planes, with the rounded bounds of ``transformers``."""
+    size, base = architecture.head_dim, architecture.rope_theta
+
+    def plane(revolutions: float) -> float:
+        ratio = scaling.original_max_position_embeddings / (revolutions * 2 * math.pi)
+        return size * math.log(ratio) / (2 * math.log(base))
+
+    first = max(math.floor(plane(scaling.beta_fast or 32.0)), 0)
+    last = min(math.ceil(plane(scaling.beta_slow or 1.0)), size - 1)
+    width = last - first if last != first else 0.001
+    return 1 - np.clip((np.arange(size // 2) - first) / width, 0, 1)
+
+
+def _attention_factor(scaling: RopeScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1.0
