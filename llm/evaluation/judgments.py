@@ -1,18 +1,22 @@
 """Verdicts of a judge on the answers of two models: files of AlpacaEval and of MT-Bench.
 
-Judges favor the answer they read first, so that answers are judged in both orders. A model wins a
-question if it wins in both orders; two different verdicts make a tie.
+A line of MT-Bench holds the verdicts of both orders of the answers, since judges favor the answer
+they read first: a model wins the line if it wins in both orders, and two different verdicts make a
+tie. Every annotation of AlpacaEval is a question of its own, by its position in the file.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llm.data.rows import Row, read_json_list, read_rows
 
+JudgmentKind = Literal["alpaca_eval", "mt_bench"]
+"""Benchmark whose judge wrote a file."""
 MT_BENCH_PREFERENCES: dict[str, float | None] = {
     "model_1": 1.0,
     "model_2": 0.0,
@@ -20,13 +24,26 @@ MT_BENCH_PREFERENCES: dict[str, float | None] = {
     "error": None,
 }
 """Preference for ``model_1`` by the winner that MT-Bench's files name."""
+KNOWN_FIELDS: dict[JudgmentKind, tuple[str, ...]] = {
+    "alpaca_eval": (
+        *("instruction", "output_1", "output_2", "generator_1", "generator_2", "preference"),
+        *("index", "annotator", "dataset", "datasplit", "raw_completion", "glm_preference"),
+        *("price_per_example", "time_per_example"),
+    ),
+    "mt_bench": (
+        *("question_id", "model_1", "model_2", "g1_winner", "g2_winner", "turn", "judge"),
+        *("g1_user_prompt", "g1_judgment", "g2_user_prompt", "g2_judgment", "tstamp"),
+    ),
+}
+"""Fields that the benchmarks write; others are reported, since nothing reads them."""
 
 
 class Verdict(NamedTuple):
     """Verdict of the judge on two answers that it read in one order.
 
     Attributes:
-        question: the question; it is the same text in both orders.
+        question: the question; the same text in both orders of a line of MT-Bench. A question
+            that is repeated for the same two models has its occurrence in the text.
         first: name of the model whose answer was read first.
         second: name of the other model.
         preference: preference for the first answer, from 0 to 1; 0.5 is a tie, and None means
@@ -71,34 +88,92 @@ class WinCounts(NamedTuple):
         return (self.wins + self.ties / 2) / judged if judged else float("nan")
 
 
+class JudgmentFile(NamedTuple):
+    """Content of a file of judgments.
+
+    Attributes:
+        kind: benchmark whose judge wrote the file.
+        rows: rows of the file.
+        verdicts: verdicts of the rows, in order: one per row of AlpacaEval, two per row of
+            MT-Bench.
+        repeated: rows whose question occurs earlier for the same two models. They count again.
+        passed_over: names of fields that nothing reads, sorted.
+    """
+
+    kind: JudgmentKind
+    rows: list[Row]
+    verdicts: list[Verdict]
+    repeated: int
+    passed_over: list[str]
+
+
 def read_judgments(path: Path) -> list[Verdict]:
     """Read the verdicts of a judge.
 
     Args:
-        path: a ``.json`` file is AlpacaEval's list of annotations, whose ``preference`` lies
-            between 1 for the answer of ``generator_1`` and 2 for that of ``generator_2``, with 1.5
-            or 0 for a tie. A ``.jsonl`` file has MT-Bench's ``g1_winner`` (``model_1`` read first)
-            and ``g2_winner`` (``model_2`` read first) on every line.
+        path: a ``.json`` file holds one list, a ``.jsonl`` file one object per line. AlpacaEval's
+            annotations have a ``preference`` between 1 for the answer of ``generator_1`` and 2 for
+            that of ``generator_2``, with 1.5 or 0 for a tie. MT-Bench's pair judgments have
+            ``g1_winner`` (``model_1`` read first) and ``g2_winner`` (``model_2`` read first).
 
     Returns:
-        One verdict per annotation of AlpacaEval, or two per line of MT-Bench.
+        One verdict per annotation of AlpacaEval, or two per row of MT-Bench.
 
     Raises:
         ValueError: if the file is of another kind or empty, or a field is invalid; the message
             gives line and field.
         OSError: if the file cannot be read.
     """
-    if path.suffix == ".jsonl":
-        verdicts = [verdict for row in read_rows(path) for verdict in _mt_bench_verdicts(row)]
-    elif path.suffix == ".json":
-        verdicts = [_alpaca_eval_verdict(row) for row in read_json_list(path)]
-    else:
+    return read_judgment_file(path).verdicts
+
+
+def read_judgment_file(path: Path) -> JudgmentFile:
+    """Read a file of judgments with its rows, and what was noticed.
+
+    Args:
+        path: see :func:`read_judgments`.
+
+    Returns:
+        The content.
+
+    Raises:
+        ValueError: see :func:`read_judgments`.
+        OSError: if the file cannot be read.
+    """
+    if path.suffix not in (".json", ".jsonl"):
         raise ValueError(
             f"{path} must be AlpacaEval's .json or MT-Bench's .jsonl, got `{path.suffix}`"
         )
-    if not verdicts:
+    if path.is_dir():
+        raise ValueError(f"{path} must be a file of judgments, got a folder")
+    is_list = path.suffix == ".json"
+    rows = list(read_json_list(path, allow_nan=True) if is_list else read_rows(path))
+    if not rows:
         raise ValueError(f"{path} holds no judgments")
-    return verdicts
+    kind = _kind(rows[0], path)
+    occurrences: Counter[tuple[Any, ...]] = Counter()
+    verdicts: list[Verdict] = []
+    for row in rows:
+        if _kind(row, path) != kind:
+            raise ValueError(
+                f"{row.where}: this row is of {_kind(row, path)}, the first of {kind}: put them "
+                "into separate files"
+            )
+        read = _mt_bench_verdicts(row) if kind == "mt_bench" else [_alpaca_eval_verdict(row)]
+        key = (read[0].question, *sorted(read[0][1:3]))
+        occurrences[key] += 1
+        if occurrences[key] > 1:
+            name = f"{read[0].question} (occurrence {occurrences[key]})"
+            read = [verdict._replace(question=name) for verdict in read]
+        verdicts += read
+    fields = {name for row in rows for name in row.fields}
+    return JudgmentFile(
+        kind,
+        rows,
+        verdicts,
+        len(rows) - len(occurrences),
+        sorted(fields.difference(KNOWN_FIELDS[kind])),
+    )
 
 
 def count_wins(verdicts: Sequence[Verdict], model: str, opponent: str) -> WinCounts:
@@ -157,11 +232,32 @@ def _sign(preferences: Sequence[float]) -> int:
     return (mean > 0.5) - (mean < 0.5)
 
 
-def _mt_bench_verdicts(row: Row) -> Iterator[Verdict]:
-    """Yield the verdicts of the two orders on a line of MT-Bench."""
+def _kind(row: Row, path: Path) -> JudgmentKind:
+    """Return the kind of a row, by its fields or else by the name of the file."""
+    if "g1_winner" in row.fields or "g2_winner" in row.fields:
+        return "mt_bench"
+    if "preference" in row.fields or "generator_1" in row.fields:
+        return "alpaca_eval"
+    if {"model", "score"} <= row.fields.keys():
+        raise ValueError(
+            f"{row.where}: a score of a single answer does not compare two models: give the pair "
+            "judgments of MT-Bench (model_judgment/gpt-4_pair.jsonl)"
+        )
+    return "mt_bench" if path.suffix == ".jsonl" else "alpaca_eval"
+
+
+def _mt_bench_verdicts(row: Row) -> list[Verdict]:
+    """Return the verdicts of the two orders on a line of MT-Bench."""
     names = [_text(row, name) for name in ("model_1", "model_2")]
     _check_names(row, names, ("model_1", "model_2"))
-    question = f"{_field(row, 'question_id')}, turn {row.fields.get('turn', 1)}"
+    for name in ("question_id", "turn"):
+        value = _field(row, name) if name == "question_id" else row.fields.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(
+                f"{row.where}: field `{name}` must be a number or text, got {reprlib.repr(value)}"
+            )
+    question = f"{row.fields['question_id']}, turn {row.fields.get('turn', 1)}"
+    verdicts = []
     for name, swapped in (("g1_winner", False), ("g2_winner", True)):
         winner = _text(row, name)
         if winner not in MT_BENCH_PREFERENCES:
@@ -172,9 +268,10 @@ def _mt_bench_verdicts(row: Row) -> Iterator[Verdict]:
         preference = MT_BENCH_PREFERENCES[winner]
         if swapped:
             preference = None if preference is None else 1.0 - preference
-            yield Verdict(question, names[1], names[0], preference, row.where)
+            verdicts.append(Verdict(question, names[1], names[0], preference, row.where))
         else:
-            yield Verdict(question, names[0], names[1], preference, row.where)
+            verdicts.append(Verdict(question, names[0], names[1], preference, row.where))
+    return verdicts
 
 
 def _alpaca_eval_verdict(row: Row) -> Verdict:

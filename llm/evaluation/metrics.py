@@ -26,7 +26,7 @@ from rpo_theory.losses import PairLogProbs
 from rpo_theory.reductions import WeightedSum, reduce_mean, reduce_sft
 from rpo_theory.types import ArrayLike
 
-from .win_rates import bootstrap_mean_interval
+from .win_rates import bootstrap_mean_interval, compare_rewards, exact_rate_interval
 
 
 def preference_metrics(
@@ -43,16 +43,20 @@ def preference_metrics(
             :math:`\beta\log(\pi/\pi_{ref})`.
         policy: scores of the rows under the policy.
         reference: scores of the same rows under the reference.
-        seed: seed of the bootstrap.
+        seed: seed of the bootstrap of the margins.
 
     Returns:
-        Metrics by name: those of :func:`finalize_metrics`; the ends of 95 % confidence intervals,
-        ``rewards/margins_lower``, ``rewards/margins_upper``, ``rewards/accuracies_lower`` and
-        ``rewards/accuracies_upper``; those of :func:`log_ratio_quantiles` for the chosen
-        responses; and the number of ``pairs``.
+        Metrics by name: those of :func:`finalize_metrics`; ``rewards/win_rate``, the share of
+        pairs whose chosen response has the larger reward, where a tie counts one half, with the
+        counts ``rewards/wins``, ``rewards/ties`` and ``rewards/losses``; the ends of 95 %
+        intervals as ``NAME_lower`` and ``NAME_upper``, bootstrapped for ``rewards/margins`` and of
+        :func:`exact_rate_interval` for ``rewards/accuracies`` and ``rewards/win_rate``;
+        those of :func:`log_ratio_quantiles` for the chosen responses; and the number of
+        ``pairs``. A tie is not accurate: ``rewards/accuracies`` is the strict share, as in TRL.
 
     Raises:
-        ValueError: if there are no rows, or if the two sequences differ in rows or token counts.
+        ValueError: if there are no rows, the two sequences differ in rows or token counts, or a
+            metric is not finite; the message names the row.
 
     Examples:
         >>> policy, reference = [PairScore(0, -1.0, -3.0, 2, 2)], [PairScore(0, -2.0, -2.0, 2, 2)]
@@ -81,8 +85,21 @@ def preference_metrics(
     measured = {name: float(value) for name, value in finalize_metrics(config, sums).items()}
     rewards = config.beta * (log_probs - reference_log_probs)
     margins = rewards[:, Role.CHOSEN] - rewards[:, Role.REJECTED]
-    for name, values in (("margins", margins), ("accuracies", (margins > 0).astype(float))):
-        lower, upper = bootstrap_mean_interval(values, seed=seed)
+    # Ties are decided in float64: float32 rounds small margins to 0.
+    compared = compare_rewards(rewards[:, Role.CHOSEN], rewards[:, Role.REJECTED])
+    measured |= {
+        "rewards/accuracies": compared.wins / len(rows),
+        "rewards/win_rate": compared.win_rate,
+        "rewards/wins": compared.wins,
+        "rewards/ties": compared.ties,
+        "rewards/losses": compared.losses,
+    }
+    intervals = {
+        "margins": bootstrap_mean_interval(margins, seed=seed),
+        "accuracies": exact_rate_interval(float(compared.wins), len(rows)),
+        "win_rate": (compared.lower, compared.upper),
+    }
+    for name, (lower, upper) in intervals.items():
         measured |= {f"rewards/{name}_lower": lower, f"rewards/{name}_upper": upper}
     measured |= log_ratio_quantiles(log_probs[:, Role.CHOSEN], reference_log_probs[:, Role.CHOSEN])
     return measured | {"pairs": len(rows)}

@@ -216,6 +216,7 @@ def evaluate(
     reference: PathLike,
     data: PathLike | None = None,
     judgments: PathLike | None = None,
+    gamed: PathLike | None = None,
     beta: float = 0.01,
     eta: float = 0.005,
     reward: str | RewardFunction | None = None,
@@ -240,6 +241,8 @@ def evaluate(
         reference: the same of the model to compare with.
         data: file of preference rows, or a data set on the hub.
         judgments: AlpacaEval's annotations (.json) or MT-Bench's pair judgments (.jsonl).
+        gamed: AlpacaEval's file df_gamed.csv; with it, the length-controlled win rate of its
+            annotations is computed as well.
         beta: scale of the rewards beta log(policy / reference), greater than 0.
         eta: weight of the adversarial value, at least 0.
         reward: function of prompt messages and reply text that decides between the replies of both
@@ -272,6 +275,8 @@ def evaluate(
         raise UsageError("give either --data or --judgments")
     if reward is not None and data is None:
         raise UsageError("argument --reward: goes with --data")
+    if gamed is not None and judgments is None:
+        raise UsageError("argument --gamed: goes with --judgments")
     _check_model_options(batch_size, dtype, max_length)
     check_number("beta", beta, 0.0, inclusive=False)
     check_number("eta", eta, 0.0, inclusive=True)
@@ -290,14 +295,16 @@ def evaluate(
         from rpo_io.strict_json import format_document
 
         if out is not None:
-            given = (model, reference, tokenizer, data, judgments)
+            given = (model, reference, tokenizer, data, judgments, gamed)
             inputs = [os.fspath(source) for source in given if source is not None]
             if isinstance(reward, str):
                 inputs.append(reward.rpartition(":")[0])
             prepare_file(Path(out), inputs=inputs, is_earlier_result=_is_evaluation)
         models = os.fspath(model), os.fspath(reference)
         if judgments is not None:
-            metrics = measure_by_judgments(Path(judgments), *models, seed=seed)
+            metrics = measure_by_judgments(
+                Path(judgments), *models, gamed=None if gamed is None else Path(gamed)
+            )
         else:
             metrics = measure_on_data(
                 *models,

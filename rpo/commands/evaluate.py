@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="AlpacaEval's annotations (.json) or MT-Bench's pair judgments (.jsonl)",
     )
     parser.add_argument(
+        "--gamed",
+        type=Path,
+        metavar="FILE.csv",
+        help="AlpacaEval's df_gamed.csv, to compute the length-controlled win rate of --judgments "
+        "as well",
+    )
+    parser.add_argument(
         "--beta",
         type=number(0.0, inclusive=False),
         default=0.01,
@@ -80,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         reference=args.reference,
         data=args.data,
         judgments=args.judgments,
+        gamed=args.gamed,
         beta=args.beta,
         eta=args.eta,
         reward=args.reward,

@@ -10,10 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 from llm.config import ObjectiveConfig
-from llm.evaluation.judgments import count_wins, read_judgments
+from llm.evaluation.alpaca_eval import alpaca_eval_metrics, read_gamed_annotations
+from llm.evaluation.judgments import count_wins, read_judgment_file
 from llm.evaluation.metrics import preference_metrics
 from llm.evaluation.prompts import read_questions
-from llm.evaluation.win_rates import compare_rewards, score_replies, win_rate_from_counts
+from llm.evaluation.win_rates import (
+    WinRate,
+    compare_rewards,
+    score_replies,
+    win_rate_from_counts,
+)
 from llm.inference.generate import GenerationConfig, generate_replies
 from llm.inference.score import PairScore, score_pairs
 from llm.precision import computing_in
@@ -55,13 +61,17 @@ def measure_on_data(
     reward: RewardFunction | None,
     options: EvaluationOptions,
 ) -> dict[str, Any]:
-    """Return rewards and margins on preference data, and the win rate under a reward.
+    """Return rewards and margins on preference data, and a win rate.
+
+    Without a reward function, the win rate is that of the chosen responses against the rejected
+    ones, by the implicit rewards; a pair of equal rewards is a tie.
 
     Args:
         model: Hugging Face folder or name on the hub of the policy.
         reference: the same of the reference.
         objective: its beta and eta scale the metrics.
-        reward: reward of a prompt and a reply; None leaves out the win rate.
+        reward: reward of a prompt and a reply, which decides between the replies of the models;
+            None generates no replies.
         options: how the models are run.
 
     Returns:
@@ -80,31 +90,67 @@ def measure_on_data(
     if policy_rewards is not None and reference_rewards is not None:
         metrics["reward/model"] = float(policy_rewards.mean())
         metrics["reward/reference"] = float(reference_rewards.mean())
-        metrics |= compare_rewards(policy_rewards, reference_rewards, seed=seed)._asdict()
+        metrics |= _named_win_rate(compare_rewards(policy_rewards, reference_rewards))
+    else:
+        names = ("win_rate", "win_rate_lower", "win_rate_upper", "wins", "ties", "losses")
+        metrics |= {name: metrics[f"rewards/{name}"] for name in names}
     return metrics
 
 
-def measure_by_judgments(path: Path, model: str, reference: str, *, seed: int) -> dict[str, Any]:
+def measure_by_judgments(
+    path: Path, model: str, reference: str, *, gamed: Path | None = None
+) -> dict[str, Any]:
     """Return the win rate of a model over a reference, from a file of judgments.
 
     Args:
         path: AlpacaEval's annotations or MT-Bench's pair judgments.
         model: name of the model in the file.
         reference: name of the reference in the file.
-        seed: seed of the bootstrap interval.
+        gamed: AlpacaEval's df_gamed.csv, for the length-controlled win rate.
 
     Returns:
-        Win rate with its interval, and the counts.
+        Win rates with their intervals, and the counts.
 
     Raises:
-        ValueError: if the file is unusable, or no question compares the two models.
-        OSError: if the file cannot be read.
+        ValueError: if a file is unusable, or no question compares the two models.
+        OSError: if a file cannot be read.
     """
-    counts = count_wins(read_judgments(path), model, reference)
+    file = read_judgment_file(path)
+    counts = count_wins(file.verdicts, model, reference)
     if counts.wins + counts.ties + counts.losses == 0:
         raise ValueError(f"{path}: the judge failed on every question")
-    win_rate = win_rate_from_counts(counts.wins, counts.ties, counts.losses, seed=seed)
-    return win_rate._asdict() | counts._asdict()
+    if file.kind == "alpaca_eval":
+        annotations = None if gamed is None else read_gamed_annotations(gamed)
+        metrics = alpaca_eval_metrics(file, model, reference, gamed=annotations)
+        metrics |= {"wins": counts.wins, "ties": counts.ties, "losses": counts.losses}
+    elif gamed is not None:
+        raise ValueError(f"argument --gamed: {path} must be a file of AlpacaEval's annotations")
+    else:
+        rate = win_rate_from_counts(counts.wins, counts.ties, counts.losses)
+        metrics = _named_win_rate(rate) | counts._asdict()
+    others = sum({each.first, each.second} != {model, reference} for each in file.verdicts)
+    metrics["other_models"] = others // (1 if file.kind == "alpaca_eval" else 2)
+    metrics["repeated"] = file.repeated
+    notes = []
+    if file.repeated:
+        notes.append(f"questions that repeat an earlier one and count again: {file.repeated:,}")
+    if metrics["other_models"]:
+        notes.append(f"judgments of other models, left out: {metrics['other_models']:,}")
+    judges = {str(row.fields["annotator"]) for row in file.rows if "annotator" in row.fields}
+    if len(judges) > 1:
+        notes.append(f"judgments counted together, of several: {', '.join(sorted(judges))}")
+    if file.passed_over:
+        notes.append(f"fields of {path} passed over: {', '.join(file.passed_over)}")
+    if gamed is not None and annotations is not None and annotations.passed_over:
+        notes.append(f"columns of {gamed} passed over: {', '.join(annotations.passed_over)}")
+    return metrics | {"notes": notes}
+
+
+def _named_win_rate(rate: WinRate) -> dict[str, Any]:
+    """Return the fields of a win rate by the names of the metrics."""
+    ends = {"win_rate_lower": rate.lower, "win_rate_upper": rate.upper}
+    counts = {"wins": rate.wins, "ties": rate.ties, "losses": rate.losses}
+    return {"win_rate": rate.win_rate} | ends | counts
 
 
 def load_reward(name: str) -> RewardFunction:

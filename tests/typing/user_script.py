@@ -446,7 +446,7 @@ def metrics(policy: llm.Decoder, reference: llm.Decoder, pairs: llm.PairTable) -
 
 
 def win_rates(first: Floats, second: Floats, judgments: Path) -> list[float]:
-    rate: llm.WinRate = llm.compare_rewards(first, second, seed=1)
+    rate: llm.WinRate = llm.compare_rewards(first, second)
     counts = llm.count_wins(read_judgments(judgments), "mine", "theirs")
     return [rate.win_rate, rate.lower, rate.upper, counts.win_rate()]
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from llm.evaluation.judgments import Verdict, WinCounts, count_wins, read_judgments
+from llm.evaluation.judgments import (
+    Verdict,
+    WinCounts,
+    count_wins,
+    read_judgment_file,
+    read_judgments,
+)
 
 MT_BENCH: dict[str, Any] = {
     "question_id": 81,
@@ -81,17 +87,39 @@ def test_closed_form_alpaca_eval_prefers_the_second_answer_above_one_and_a_half(
     assert counts == WinCounts(2, 2, 2, disagreements=0, both_orders=0, errors=2)
 
 
-def test_closed_form_alpaca_eval_wins_in_both_orders(tmp_path: Path) -> None:
+def test_closed_form_every_annotation_of_alpaca_eval_is_a_question(tmp_path: Path) -> None:
     swapped = {"generator_1": "b", "generator_2": "a"}
     rows = [
         {"instruction": "same", "preference": 2.0},
         {"instruction": "same", "preference": 1.0} | swapped,
+        {"instruction": "same", "preference": 1.6},
         {"instruction": "place", "preference": 1.0},
         {"instruction": "place", "preference": 1.0} | swapped,
-        {"instruction": "other", "generator_1": "c"},
+        {"instruction": "same", "generator_1": "c"},
     ]
-    counts = count_wins(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
-    assert counts == WinCounts(1, 1, 0, disagreements=1, both_orders=2, errors=0)
+    file = read_judgment_file(alpaca(tmp_path, *rows))
+    counts = count_wins(file.verdicts, "b", "a")
+    assert counts == WinCounts(4, 0, 1, disagreements=0, both_orders=0, errors=0)
+    assert file.repeated == 3  # the last row compares other models
+
+
+def test_closed_form_a_repeated_line_of_mt_bench_counts_again(tmp_path: Path) -> None:
+    swapped = {"model_1": "b", "model_2": "a", "g1_winner": "model_2", "g2_winner": "model_2"}
+    lost = {"g1_winner": "model_2", "g2_winner": "model_2"}
+    file = read_judgment_file(mt_bench(tmp_path, {}, {}, swapped, lost, {"turn": 2}))
+    assert count_wins(file.verdicts, "a", "b")[:3] == (4, 0, 1)
+    assert file.repeated == 3
+
+
+def test_property_fields_that_nothing_reads_are_listed_once(tmp_path: Path) -> None:
+    rows = [{}, {"my_note": 1}, {"my_note": 2, "weight": 0.5}]
+    assert read_judgment_file(mt_bench(tmp_path, *rows)).passed_over == ["my_note", "weight"]
+    assert read_judgment_file(alpaca(tmp_path, *rows)).passed_over == ["my_note", "weight"]
+    # AlpacaEval as JSON lines, MT-Bench as a list.
+    (tmp_path / "a.jsonl").write_text(json.dumps(ALPACA | {"weight": 0.5}))
+    (tmp_path / "m.json").write_text(json.dumps([MT_BENCH | {"my_note": 1}]))
+    assert read_judgment_file(tmp_path / "a.jsonl")[3:] == (0, ["weight"])
+    assert read_judgment_file(tmp_path / "m.json")[3:] == (0, ["my_note"])
 
 
 def test_closed_form_repeated_verdicts_of_an_order_are_averaged() -> None:
@@ -146,6 +174,18 @@ BAD = [
     ("a.jsonl", json.dumps(MT_BENCH | {"g1_winner": 1}), "a.jsonl:1: field `g1_winner` must be te"),
     ("a.jsonl", json.dumps(MT_BENCH | {"model_1": "b"}), "name the same model, 'b'"),
     ("a.jsonl", '{"model_1": "a", "model_2": "b"}', "a.jsonl:1: field `question_id` is missing"),
+    ("a.jsonl", json.dumps(MT_BENCH | {"question_id": [1]}), "`question_id` must be a number or "),
+    ("a.jsonl", json.dumps(MT_BENCH | {"turn": None}), "field `turn` must be a number or text"),
+    (
+        "a.jsonl",
+        json.dumps(MT_BENCH) + "\n" + json.dumps(ALPACA),
+        "a.jsonl:2: this row is of alpac",
+    ),
+    (
+        "a.jsonl",
+        '{"question_id": 1, "model": "a", "score": 7}',
+        "give the pair judgments of MT-Benc",
+    ),
     ("a.csv", "x", "a.csv must be AlpacaEval's .json or MT-Bench's .jsonl"),
 ]
 
