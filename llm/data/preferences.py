@@ -7,36 +7,46 @@ names the file, the line and the field.
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .rows import Row, read_rows
+from .columns import REFERENCE_FIELDS, FieldError, RowRules
+from .conversation import Conversation, common_prefix
+from .files import Row
+from .messages import CHAT_ROLES, Message, Messages, parse_conversation, parse_tools
+from .rows import read_rows
+from .sources import Source, shown_source
 
-CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
-REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
+__all__ = [
+    "CHAT_ROLES",
+    "REFERENCE_FIELDS",
+    "Message",
+    "Messages",
+    "PairTokens",
+    "PreferenceRow",
+    "RowError",
+    "ScoredTokens",
+    "check_row",
+    "parse_row",
+    "read_preferences",
+    "stream_preferences",
+]
 
-
-class Message(NamedTuple):
-    """A message of a conversation.
-
-    Attributes:
-        role: author of the message: ``system``, ``developer``, ``user``, ``assistant`` or ``tool``.
-        content: text of the message.
-        extra: further fields that a chat template can read, such as ``tool_calls`` or ``name``: a
-            canonical JSON object with sorted keys and no spaces; empty if there are none.
-    """
-
-    role: str
-    content: str
-    extra: str = ""
-
-
-Messages = tuple[Message, ...]
-"""A conversation, or a part of one."""
+_logger = logging.getLogger(__name__)
+RESPONSES = ("chosen", "rejected", "baseline")
+_FOLLOWERS = {
+    "start": ("system", "developer", "user"),
+    "system": ("user",),
+    "developer": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+"""Roles that may follow a message, by its role."""
 
 
 class PreferenceRow(NamedTuple):
@@ -109,13 +119,17 @@ class RowError(ValueError):
 
 
 def read_preferences(
-    source: str | os.PathLike[str], *, check_content: bool = True
+    source: Source,
+    *,
+    check_content: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> list[PreferenceRow]:
     """Read all preference rows of a source into memory.
 
     Args:
         source: see :func:`llm.data.rows.read_rows`.
         check_content: see :func:`stream_preferences`.
+        columns: see :func:`stream_preferences`.
 
     Returns:
         The rows, at least one.
@@ -123,22 +137,33 @@ def read_preferences(
     Raises:
         ValueError: if a row cannot be read; the message names file, line and field.
     """
-    return list(stream_preferences(source, check_content=check_content))
+    return list(stream_preferences(source, check_content=check_content, columns=columns))
 
 
 def stream_preferences(
-    source: str | os.PathLike[str], *, check_content: bool = True
+    source: Source,
+    *,
+    check_content: bool = True,
+    columns: Mapping[str, str] | None = None,
+    raw_text: bool = False,
+    notes: list[str] | None = None,
 ) -> Iterator[PreferenceRow]:
-    """Read preference rows one at a time from JSONL, JSONL.gz, Parquet or a hub data set.
+    """Read preference rows one at a time from files or a hub data set.
 
-    Columns are ``prompt``, ``chosen``, ``rejected`` and optionally ``baseline`` and the reference
-    log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and ``ref_baseline_logps``. Other
-    columns are ignored. Responses may repeat the messages of the prompt.
+    Columns are ``prompt``, ``chosen``, ``rejected`` and optionally ``baseline``, ``system``,
+    ``tools`` and the reference log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and
+    ``ref_baseline_logps``. Columns with ids, scores and other metadata are passed over and listed
+    once; other columns with content are refused. Responses may repeat the messages of the prompt.
 
     Args:
         source: see :func:`llm.data.rows.read_rows`.
         check_content: apply :func:`check_row`. If False, :func:`llm.text.tokenize.tokenize_rows`
             applies it, which can skip and count bad rows.
+        columns: name of the column for a field, as in ``{"prompt": "question"}``; ``ignore`` passes
+            a column over, and the key ``*`` stands for all other columns.
+        raw_text: keep the spaces at the start of responses, for models without a chat template.
+        notes: a list to which one sentence is added, after the last row, for everything that was
+            passed over or changed; None logs the sentences.
 
     Yields:
         The rows, at least one.
@@ -146,14 +171,19 @@ def stream_preferences(
     Raises:
         ValueError: if a row cannot be read; the message names file, line and field.
     """
-    number = -1
+    rules, number = RowRules(columns, raw_text=raw_text), -1
     for number, fields in enumerate(read_rows(source)):
-        row = parse_row(fields, number)
+        row = _parse(fields, number, rules)
         if check_content:
             check_row(row)
         yield row
     if number < 0:
-        raise ValueError(f"{os.fspath(source)} has no rows")
+        raise ValueError(f"{shown_source(source)} has no rows")
+    if notes is not None:
+        notes += rules.notes()
+        return
+    for note in rules.notes():
+        _logger.info("%s: %s", shown_source(source), note)
 
 
 def parse_row(row: Row, number: int) -> PreferenceRow:
@@ -167,33 +197,54 @@ def parse_row(row: Row, number: int) -> PreferenceRow:
         The preference row; :func:`check_row` checks that it can be trained on.
 
     Raises:
-        ValueError: if a column is missing or of a wrong type; the message names file, line and
-            field.
+        ValueError: if a column is missing, of a wrong type, or has content that is not used; the
+            message names file, line and field.
 
     Examples:
         >>> row = parse_row(Row({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "a.jsonl:1"), 0)
         >>> row.prompt[0], row.chosen[0].content
         (Message(role='user', content='2+2?', extra=''), '4')
     """
-    fields, where = row
-    chosen = _messages(fields, "chosen", where, role="assistant")
-    rejected = _messages(fields, "rejected", where, role="assistant")
-    baseline = None
-    if fields.get("baseline") is not None:
-        baseline = _messages(fields, "baseline", where, role="assistant")
-    if fields.get("prompt") is not None:
-        prompt = _messages(fields, "prompt", where, role="user")
-    elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
-        raise ValueError(
-            f"{where}: field `prompt` is missing; it may be left out only if `chosen` and "
-            "`rejected` are lists of messages that begin with the same messages"
-        )
-    else:
-        prompt = _common_prefix(chosen, rejected)
-    chosen, rejected = _without_prompt(prompt, chosen), _without_prompt(prompt, rejected)
-    baseline = None if baseline is None else _without_prompt(prompt, baseline)
+    return _parse(row, number, RowRules())
+
+
+def _parse(row: Row, number: int, rules: RowRules) -> PreferenceRow:
+    where, name = row.where, ""
+    try:
+        fields, repeats = rules.select(row.fields, where)
+        responses = {}
+        for name in RESPONSES:
+            value = fields.get(name)
+            if value is not None:
+                responses[name] = parse_conversation(value, rules, role="assistant")
+            elif name != "baseline":
+                raise ValueError(f"{where}: {rules.describe_missing(name, row.fields)}")
+        name = "prompt"
+        if fields.get(name) is not None:
+            prompt = parse_conversation(fields[name], rules, role="user")
+        elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
+            raise ValueError(f"{where}: {rules.describe_missing(name, row.fields)}")
+        else:
+            prompt = common_prefix(responses["chosen"], responses["rejected"])
+        name, system = "system", ()
+        if fields.get(name) is not None:
+            system = parse_conversation(fields[name], rules, role="system")
+        conversation = Conversation(prompt, responses, where)
+        conversation.remove_prompt(system)
+        if repeats:
+            conversation.check_repeats({column: row.fields[column] for column in repeats}, rules)
+        conversation.strip_prompt_text(rules)
+        name = "tools"
+        tools = "" if fields.get(name) is None else parse_tools(fields[name])
+    except FieldError as error:
+        raise ValueError(f"{where}: field `{name}{error.path}` {error.rule}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: the row is nested too deeply") from error
+    chosen, rejected = responses["chosen"], responses["rejected"]
+    baseline = responses.get("baseline")
     reference = _reference(fields, where, with_baseline=baseline is not None)
-    return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference)
+    prompt = conversation.prompt
+    return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference, tools)
 
 
 def check_row(row: PreferenceRow) -> None:
@@ -203,8 +254,8 @@ def check_row(row: PreferenceRow) -> None:
         row: a parsed row.
 
     Raises:
-        RowError: if a text is empty, the responses are identical, or the roles of the messages do
-            not alternate.
+        RowError: if a text is empty, the responses are identical, or the roles of the messages are
+            out of order.
     """
     if row.chosen == row.rejected:
         raise RowError(
@@ -216,94 +267,58 @@ def check_row(row: PreferenceRow) -> None:
             f"{row.where}: field `prompt` is empty: there must be a message before the responses",
         )
     _check_content(row.where, "prompt", row.prompt)
-    roles = [message.role for message in row.prompt]
-    if roles[0] == "system":
-        roles = roles[1:]
-    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+    if _last_role("start", row.prompt) not in ("user", "tool"):
         raise RowError(
             "roles out of order",
             f"{row.where}: field `prompt`: roles must alternate from user to user, after at most "
-            f"one system message, got {', '.join(message.role for message in row.prompt)}",
+            f"one system message, got {_roles(row.prompt)}",
         )
-    for name in ("chosen", "rejected", "baseline"):
-        response = getattr(row, name)
-        if response is None:
-            continue
-        if [message.role for message in response] != ["assistant"]:
-            raise RowError(
-                "roles out of order",
-                f"{row.where}: field `{name}` must be exactly one assistant message after the "
-                f"prompt, got {', '.join(message.role for message in response) or 'none'}",
-            )
-        _check_content(row.where, name, response)
+    _check_response(row.where, "chosen", row.chosen)
+    _check_response(row.where, "rejected", row.rejected)
+    if row.baseline is not None:
+        _check_response(row.where, "baseline", row.baseline)
+
+
+def _check_response(where: str, name: str, response: Messages) -> None:
+    if _last_role("user", response) != "assistant":
+        raise RowError(
+            "roles out of order",
+            f"{where}: field `{name}` must be a message of the assistant after the prompt, or "
+            f"several turns that begin and end with one, got {_roles(response)}",
+        )
+    _check_content(where, name, response)
+
+
+def _last_role(before: str, messages: Messages) -> str | None:
+    """Return the role of the last message, or None if the roles are out of order."""
+    for message in messages:
+        if message.role not in _FOLLOWERS[before]:
+            return None
+        before = message.role
+    return before
+
+
+def _roles(messages: Messages) -> str:
+    roles = [message.role for message in messages]
+    more = f" and {len(roles) - 12} more" if len(roles) > 12 else ""
+    return (", ".join(roles[:12]) + more) or "none"
 
 
 def _check_content(where: str, name: str, messages: Messages) -> None:
     for message in messages:
-        if not message.content.strip():
+        if not message.content.strip() and not message.may_be_empty:
             raise RowError(
                 "empty text", f"{where}: field `{name}` has an empty {message.role} message"
             )
 
 
-def _messages(fields: Mapping[str, Any], name: str, where: str, *, role: str) -> Messages:
-    """Parse the messages of a field; a string is one message of ``role``."""
-    value = fields.get(name)
-    if value is None:
-        raise ValueError(f"{where}: field `{name}` is missing")
-    if isinstance(value, str):
-        return (Message(role, _text(value, f"{where}: field `{name}`")),)
-    if not isinstance(value, list):
-        raise ValueError(
-            f"{where}: field `{name}` must be a string or a list of messages, got "
-            f"{type(value).__name__}"
-        )
-    return tuple(
-        _message(message, f"{where}: field `{name}[{index}]`")
-        for index, message in enumerate(value)
-    )
-
-
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
-        got = reprlib.repr(list(value)) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"{where} must be an object with `role` and `content`, got {got}")
-    if value["role"] not in CHAT_ROLES:
-        raise ValueError(
-            f"{where}: `role` must be one of {', '.join(CHAT_ROLES)}, got "
-            f"{reprlib.repr(value['role'])}"
-        )
-    return Message(value["role"], _text(value["content"], f"{where}: `content`"))
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{where} must be a string, got {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} must be Unicode text: {error.reason}") from error
-    return value
-
-
-def _common_prefix(first: Messages, second: Messages) -> Messages:
-    """Return the leading messages that two conversations share, without their last messages."""
-    length = 0
-    for ours, theirs in zip(first[:-1], second[:-1], strict=False):
-        if ours != theirs:
-            break
-        length += 1
-    return first[:length]
-
-
-def _without_prompt(prompt: Messages, messages: Messages) -> Messages:
-    """Remove the prompt from the start of a conversation; a bare response is returned as it is."""
-    return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
-
-
 def _reference(
     fields: Mapping[str, Any], where: str, *, with_baseline: bool
 ) -> tuple[float, ...] | None:
+    if not with_baseline and fields.get("ref_baseline_logps") is not None:
+        raise ValueError(f"{where}: field `ref_baseline_logps` needs field `baseline`, got none")
+    if fields.keys().isdisjoint(REFERENCE_FIELDS):
+        return None
     names = REFERENCE_FIELDS[: 3 if with_baseline else 2]
     if all(fields.get(name) is None for name in names):
         return None
@@ -312,10 +327,14 @@ def _reference(
 
 def _log_probability(value: Any, name: str, names: tuple[str, ...], where: str) -> float:
     # The log-probability 0 means certainty. float() of a huge integer raises OverflowError.
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    number = value
+    if isinstance(value, str):  # CSV has texts only
+        with suppress(ValueError):
+            number = float(value)
+    if isinstance(number, int | float) and not isinstance(number, bool):
         with suppress(OverflowError):
-            if -math.inf < float(value) <= 0:
-                return float(value)
+            if -math.inf < float(number) <= 0:
+                return float(number)
     raise ValueError(
         f"{where}: field `{name}` must be a finite log-probability, at most 0, got "
         f"{reprlib.repr(value)}; give all of {', '.join(names)}, or none"

@@ -18,7 +18,6 @@ import pytest
 from pyarrow import parquet
 
 from llm.config import TrainConfig
-from llm.data import rows
 from llm.data.rows import read_json_list, read_rows
 from rpo.cli import main
 from rpo.report.page import Section, render_page
@@ -126,7 +125,7 @@ def test_raises_for_parquet_bombs(
 def test_raises_for_rows_and_lists_that_are_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("llm.data.files.MAX_ROW_BYTES", 100)
     monkeypatch.setattr("llm.data.rows.MAX_LIST_BYTES", 100)
     (tmp_path / "rows.jsonl").write_bytes(LINE + LINE.replace(b"yes", b"y" * 100))
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row must have at most 100 bytes"):

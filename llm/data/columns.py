@@ -1,0 +1,389 @@
+"""Columns of data rows: which are read, which are passed over and counted, which are refused.
+
+A column that may hold a part of the conversation is never ignored without being named. Columns
+with ids, scores and other metadata are passed over; :meth:`RowRules.notes` lists them once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
+FIELDS = ("prompt", "chosen", "rejected", "baseline", "system", "tools", *REFERENCE_FIELDS)
+"""Names of the columns that a preference row can have."""
+IGNORE = "ignore"
+"""Value in ``data.columns`` for a column that is passed over."""
+REST = "*"
+"""Key in ``data.columns`` that stands for all columns that are not named."""
+MESSAGE_PREFIX = "message."
+"""Prefix in ``data.columns`` of the name of a field of a message."""
+
+_CONVERSATION_NAMES = (
+    "accepted answer answers assistant audio audios background chat completion completions content "
+    "context contexts conversation conversations demonstrations developer dialog dialogue "
+    "dispreferred document documents examples few_shot function functions generations generation "
+    "gold history human image images input inputs instruction instructions knowledge loser message "
+    "messages negative other output outputs passage passages persona positive preferred prefix "
+    "query question questions replies reply response responses suffix system_message system_prompt "
+    "text tool_calls turns user utterance video videos winner chat_template_kwargs"
+)
+_CONVERSATION = frozenset(_CONVERSATION_NAMES.split())
+"""Names of columns that hold a part of a conversation."""
+_METADATA = re.compile(
+    r"(?:^|_)(?:unnamed:_\d+|ids?|idx|index|uuid|uid|guid|hash|sha\d*|md5|keys?|urls?|uris?|links?"
+    r"|sources?|datasets?|origin|subset|split|config|category|categories|domains?|topics?|tasks?"
+    r"|types?|kinds?|tags?|labels?|lang|languages?|locale|country|models?|generators?|annotators?"
+    r"|annotations?|authors?|worker|licen[cs]es?|dates?|times?|timestamps?|created|updated|at"
+    r"|versions?|scores?|ratings?|rewards?|ranks?|rankings?|margins?|lengths?|len|tokens|counts?"
+    r"|num|status|difficulty|quality|toxicity|moderation|metadata|meta|info|agree|agreement|votes?"
+    r"|confidence|probability|logps?|logprobs?|feedback|rationales?|critiques?|explanations?"
+    r"|comments?|notes?|reviews?|order|ip)$"
+)
+"""Last words of names of columns that describe a row and are no part of its conversation."""
+_CONTROL_NAMES = (
+    "channel end_turn loss loss_mask mask masked prefix recipient train trainable weight"
+)
+_CONTROLS = frozenset(_CONTROL_NAMES.split())
+"""Names of fields of a message that other programs train or mask by."""
+_WORD = re.compile(r"[!-~]{0,300}")
+"""A text without spaces, such as an id, a label or an address."""
+_MAX_LAYOUTS = 1000
+_MAX_LISTED = 100
+_SHOWN = 8
+
+_GUESSES = {
+    "prompt": "question instruction query input conversations conversation messages context text",
+    "chosen": "preferred accepted winner better positive chosen_response response_chosen good "
+    "accepted_response response_j answer_chosen chosen_answer",
+    "rejected": "other dispreferred loser worse negative rejected_response response_rejected bad "
+    "response_k answer_rejected rejected_answer",
+}
+"""Names under which other data sets have the required columns."""
+
+
+class FieldError(ValueError):
+    """An error in a field of a row, to which the caller adds the row and the field.
+
+    Args:
+        path: path below the field, such as ``[0].content``; may be empty.
+        rule: what is required, and what was got.
+    """
+
+    def __init__(self, path: str, rule: str) -> None:
+        """Store path and rule."""
+        super().__init__(f"{path} {rule}")
+        self.path, self.rule = path, rule
+
+
+class Columns(NamedTuple):
+    """Values of a row by the names that the project knows.
+
+    Attributes:
+        fields: values by the names of :data:`FIELDS`.
+        repeats: columns that may only repeat a part of the conversation, and are refused if they
+            hold anything else.
+    """
+
+    fields: dict[str, Any]
+    repeats: tuple[str, ...]
+
+
+class _Layout:
+    """Treatment of the columns of all rows with the same column names."""
+
+    def __init__(
+        self,
+        read: tuple[tuple[str, str], ...],
+        passed_over: tuple[str, ...],
+        by_content: tuple[str, ...],
+    ) -> None:
+        self.read, self.passed_over, self.by_content = read, passed_over, by_content
+        self.is_plain = all(field == column for field, column in read) and not by_content
+        self.rows = 0
+
+
+class RowRules:
+    """Rules by which the columns of rows are read, with counts of what they passed over.
+
+    Args:
+        columns: name of the column for a field, as in ``{"prompt": "question"}``, or ``ignore`` for
+            a column that is passed over; ``*`` stands for all other columns and ``message.NAME``
+            for a field of messages.
+        raw_text: keep the spaces of texts, because no chat template is applied to them.
+
+    Raises:
+        ValueError: if a key is no field and its value is not ``ignore``, two fields name the same
+            column, or a required field is ignored.
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None = None, *, raw_text: bool = False) -> None:
+        """Check the mapping of columns."""
+        columns = columns or {}
+        check_columns(columns)
+        self.raw_text = raw_text
+        self._column_of = {field: columns.get(field, field) for field in FIELDS}
+        self._ignored = frozenset(name for name, value in columns.items() if value == IGNORE)
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
+        self._passed_over: Counter[str] = Counter()
+        self._findings: dict[str, tuple[int, str]] = {}
+
+    def select(self, fields: dict[str, Any], where: str) -> Columns:
+        """Select the columns that are read from a row; count those that are passed over.
+
+        Args:
+            fields: values by column.
+            where: source of the row.
+
+        Returns:
+            The selected columns.
+
+        Raises:
+            ValueError: if a column has content that would be lost; the message names it.
+        """
+        names = tuple(fields)
+        layout = self._layouts.get(names)
+        if layout is None:
+            layout = self._add_layout(names, where)
+        layout.rows += 1
+        if layout.is_plain:
+            return Columns(fields, ())
+        repeats = []
+        for name in layout.by_content:
+            value = fields[name]
+            if _is_empty(value):
+                continue
+            is_conversation = _normal(name) in _CONVERSATION
+            if isinstance(value, int | float) or (not is_conversation and _is_metadata(value)):
+                self._passed_over[name] += 1
+            elif is_conversation and not isinstance(value, bytes):
+                repeats.append(name)
+            else:
+                raise ValueError(f"{where}: {unused(name)}")
+        return Columns({field: fields[column] for field, column in layout.read}, tuple(repeats))
+
+    def pass_over(self, name: str) -> None:
+        """Count a row whose column, or field of a message, was passed over."""
+        self._passed_over[name] += 1
+
+    def find(self, finding: str, where: str) -> None:
+        """Count a finding about a row that its reader should know.
+
+        Args:
+            finding: sentence without the number of rows, in which ``{}`` stands for it.
+            where: source of the row.
+        """
+        count, first = self._findings.get(finding, (0, where))
+        self._findings[finding] = count + 1, first
+
+    def message_extra(self, fields: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+        """Select the further fields of a message that a chat template can read.
+
+        Args:
+            fields: the fields of the message besides role and content.
+            known: names that templates know.
+
+        Returns:
+            Fields by name; those without content are left out.
+
+        Raises:
+            FieldError: if a field has content that would be lost.
+        """
+        extra = {}
+        for name, value in fields.items():
+            if _is_empty(value):
+                continue
+            if f"{MESSAGE_PREFIX}{name}" in self._ignored:
+                self.pass_over(f"{MESSAGE_PREFIX}{name}")
+            elif name in known:
+                extra[name] = value
+            elif _normal(name) in _CONTROLS or not (
+                _METADATA.search(_normal(name)) or _is_metadata(value)
+            ):
+                shown = printable(name)
+                raise FieldError(
+                    f".{shown}",
+                    "is a field that no chat template reads: remove it, or pass it over with "
+                    f"`data.columns: {{{MESSAGE_PREFIX}{shown}: {IGNORE}}}`",
+                )
+            else:
+                self.pass_over(f"{MESSAGE_PREFIX}{name}")
+        return extra
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one sentence for each kind of content that was passed over or changed."""
+        counts = Counter(self._passed_over)
+        for layout in self._layouts.values():
+            counts.update(dict.fromkeys(layout.passed_over, layout.rows))
+        lines = []
+        if counts:
+            listed = [
+                f"{printable(name) or '(no name)'} ({count:,} {'row' if count == 1 else 'rows'})"
+                for name, count in sorted(counts.items())
+            ]
+            more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+            lines.append(f"columns passed over: {', '.join(listed[:_MAX_LISTED])}{more}")
+        for finding, (count, first) in self._findings.items():
+            lines.append(f"{finding.format(f'{count:,}')} (the first is {first})")
+        return tuple(lines)
+
+    def describe_missing(self, field: str, fields: Mapping[str, Any]) -> str:
+        """Return the message for a required field that a row lacks, with what to do."""
+        column = self._column_of[field]
+        if column != field:
+            return f"column `{printable(column)}`, which `data.columns` names for `{field}`,"
+        return describe_missing(field, fields)
+
+    def _add_layout(self, names: tuple[str, ...], where: str) -> _Layout:
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            for layout in self._layouts.values():
+                self._passed_over.update(dict.fromkeys(layout.passed_over, layout.rows))
+            self._layouts.clear()
+        read = {column: field for field, column in self._column_of.items() if column != IGNORE}
+        kept, passed_over, by_content = [], [], []
+        for name in names:
+            if name in read:
+                kept.append((read[name], name))
+            elif name in self._ignored or REST in self._ignored:
+                passed_over.append(name)
+            elif name in FIELDS and name != self._column_of[name]:
+                raise ValueError(
+                    f"{where}: column `{name}` is not read, because `data.columns` names "
+                    f"`{printable(self._column_of[name])}` for it: rename or remove one of the two"
+                )
+            elif _normal(name) not in _CONVERSATION and _METADATA.search(_normal(name)):
+                passed_over.append(name)
+            else:
+                by_content.append(name)
+        layout = _Layout(tuple(kept), tuple(passed_over), tuple(by_content))
+        self._layouts[names] = layout
+        return layout
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise an error if a mapping of columns contradicts itself.
+
+    Args:
+        columns: see :class:`RowRules`.
+
+    Raises:
+        ValueError: see :class:`RowRules`.
+
+    Examples:
+        >>> check_columns({"prompt": "question", "notes": "ignore"})
+    """
+    fields_of: dict[str, str] = {}
+    for name, column in columns.items():
+        if not isinstance(column, str) or not column:
+            raise ValueError(f"`data.columns.{printable(name)}` must be a name, got {column!r:.60}")
+        if column == IGNORE:
+            if name in ("chosen", "rejected"):
+                raise ValueError(f"`data.columns.{name}` must be a column: it cannot be ignored")
+            continue
+        if name not in FIELDS:
+            raise ValueError(
+                f"`data.columns.{printable(name)}` must be `{IGNORE}`, or its key one of "
+                f"{', '.join(FIELDS)}; got `{printable(column)}`"
+            )
+        if column in fields_of:
+            raise ValueError(
+                f"`data.columns` must name a column once, got `{printable(column)}` for "
+                f"`{fields_of[column]}` and `{name}`"
+            )
+        fields_of[column] = name
+
+
+def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
+    """Describe a required field that is missing, and the kind of rows that these may be.
+
+    Args:
+        field: the field.
+        fields: values of the row by column.
+
+    Returns:
+        The message after the source of the row.
+
+    Examples:
+        >>> describe_missing("chosen", {"prompt": "a", "completion": "b", "label": True})[:62]
+        'field `chosen` is missing: the row is unpaired (`completion` a'
+    """
+    start = f"field `{field}` is missing"
+    names = {_normal(name): name for name in fields}
+    if {"completion", "label"} <= names.keys():
+        return (
+            f"{start}: the row is unpaired (`completion` and `label`), but a pair of responses to "
+            "one prompt is needed: join a good and a bad completion of each prompt"
+        )
+    lists = [
+        name
+        for name in ("responses", "completions", "answers", "generations", "candidates", "outputs")
+        if isinstance(fields.get(names.get(name, name)), list)
+    ]
+    if lists:
+        return (
+            f"{start}: `{lists[0]}` is a list of responses: write one row with `chosen` and "
+            "`rejected` for each pair of them that is to be compared"
+        )
+    guesses = {}
+    for wanted, known in _GUESSES.items():
+        found = [names[name] for name in known.split() if name in names]
+        if wanted not in fields and found:
+            guesses[wanted] = found[0]
+    got = ", ".join(printable(name) for name in list(fields)[:_SHOWN]) or "no column"
+    if field in guesses:
+        pairs = ", ".join(f"{name}: {printable(column)}" for name, column in guesses.items())
+        return f"{start}, got {got}: name the columns, as in `data.columns: {{{pairs}}}`"
+    if field == "prompt":
+        return (
+            f"{start}; it may be left out only if `chosen` and `rejected` are lists of messages "
+            "that begin with the same messages"
+        )
+    return f"{start}, got {got}: name its column with `data.columns: {{{field}: COLUMN}}`"
+
+
+def unused(name: str) -> str:
+    """Return the message for a column whose content would be lost, with what to do."""
+    shown = printable(name)
+    if _normal(name) == "chat_template_kwargs":
+        return f"column `{shown}` is not read: set `data.chat_template_kwargs` for all rows"
+    fields = [field for field in ("prompt", "system") if name in _GUESSES.get(field, "").split()]
+    if "system" in _normal(name) or _normal(name) == "developer":
+        fields = ["system"]
+    use = f"name its field (`{fields[0]}: {shown}`) or " if fields else ""
+    return (
+        f"column `{shown}` has content that is not used: with `data.columns`, {use}pass it over "
+        f"(`{shown}: {IGNORE}`)"
+    )
+
+
+def printable(name: object) -> str:
+    """Return a name as one short line of ASCII."""
+    text = ascii(str(name))[1:-1]
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_").replace(".", "_")
+
+
+def _is_empty(value: Any) -> bool:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return True
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    return isinstance(value, list) and all(map(_is_empty, value))
+
+
+def _is_metadata(value: Any) -> bool:
+    """Return whether a value consists of numbers and single words and is no conversation."""
+    if isinstance(value, str):
+        return _WORD.fullmatch(value) is not None
+    if isinstance(value, dict):
+        if {"content", "value", "text"} & value.keys():
+            return False
+        return all(map(_is_metadata, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_metadata, value))
+    return not isinstance(value, bytes)

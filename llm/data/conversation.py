@@ -1,0 +1,148 @@
+"""The conversation of a row: its prompt, taken out of its responses, and its system message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from .columns import FieldError, RowRules, unused
+from .messages import Messages, parse_conversation, same_text, word_count
+
+_SYSTEM_ROLES = ("system", "developer")
+_GREETING_LENGTH = 2
+"""Longest prompt, in words, that a response may begin with by chance, as with "Good evening"."""
+_KEPT = "{} rows have a response that begins with the text of its prompt; it is used as it is"
+_STRIPPED = "the responses of {} rows begin with the text of their prompt, which is removed"
+
+
+def common_prefix(first: Messages, second: Messages) -> Messages:
+    """Return the messages that two conversations share, up to the last one that is answered.
+
+    Args:
+        first: messages of one conversation.
+        second: messages of the other conversation.
+
+    Returns:
+        The shared messages, without the last message of either and without messages of the
+        assistant at their end.
+    """
+    length = 0
+    for ours, theirs in zip(first[:-1], second[:-1], strict=False):
+        if ours != theirs:
+            break
+        length += 1
+    while length and first[length - 1].role == "assistant":
+        length -= 1
+    return first[:length]
+
+
+@dataclass
+class Conversation:
+    """The messages of a row while it is parsed; its methods change them.
+
+    Attributes:
+        prompt: messages before the responses.
+        responses: messages of each response by its field; they may repeat the prompt.
+        where: source of the row.
+    """
+
+    prompt: Messages
+    responses: dict[str, Messages]
+    where: str
+
+    def remove_prompt(self, system: Messages) -> None:
+        """Put a system message before the prompt, and remove the prompt from the responses.
+
+        Args:
+            system: the field ``system`` of the row; a message without text counts as none.
+
+        Raises:
+            ValueError: if ``system`` is another message, or contradicts that of the prompt.
+        """
+        bare = self.prompt
+        if system:
+            self._add_system(system)
+        prompt, length = self.prompt, len(self.prompt)
+        for name, response in self.responses.items():
+            if len(response) > length and response[:length] == prompt:
+                self.responses[name] = response[length:]
+            elif bare is not prompt and response[: len(bare)] == bare:
+                self.responses[name] = response[len(bare) :]
+            elif length and response == prompt:
+                self.responses[name] = ()
+
+    def _add_system(self, system: Messages) -> None:
+        system = tuple(message for message in system if message.content.strip())
+        if len(system) > 1 or any(message.role not in _SYSTEM_ROLES for message in system):
+            raise ValueError(f"{self.where}: field `system` must be a text or one system message")
+        if not system or self.prompt[:1] == system:
+            return
+        if self.prompt and self.prompt[0].role in _SYSTEM_ROLES:
+            raise ValueError(
+                f"{self.where}: field `system` must be the system message with which field "
+                "`prompt` begins, got another text: keep one of the two"
+            )
+        self.prompt = system + self.prompt
+
+    def check_repeats(self, columns: Mapping[str, Any], rules: RowRules) -> None:
+        """Refuse columns with parts of a conversation, unless they repeat parts of this one.
+
+        Args:
+            columns: values by column.
+            rules: rules that count the columns that are passed over.
+
+        Raises:
+            ValueError: if a column holds anything else.
+        """
+        prompt = self.prompt
+        has_system = prompt and prompt[0].role in _SYSTEM_ROLES
+        known = list(self.responses.values())
+        for start in (prompt, prompt[1:] if has_system else prompt):
+            known += [start, *(start + response for response in self.responses.values())]
+        texts = {message.content for message in prompt}
+        texts |= {each[0].content for each in self.responses.values() if len(each) == 1}
+        for name, value in columns.items():
+            is_repeat = isinstance(value, str) and value in texts
+            if isinstance(value, list | dict):
+                with suppress(FieldError):
+                    messages = parse_conversation(value, RowRules(), role="user")
+                    is_repeat = any(same_text(messages, other) for other in known)
+            if not is_repeat:
+                raise ValueError(f"{self.where}: {unused(name)}")
+            rules.pass_over(name)
+
+    def strip_prompt_text(self, rules: RowRules) -> None:
+        """Remove the text of the prompt from responses that all begin with it.
+
+        A single response that does, or a greeting that both repeat, is only counted.
+
+        Args:
+            rules: rules that count the rows.
+        """
+        prompt, responses = self.prompt, self.responses
+        if not prompt or prompt[-1].role != "user":
+            return
+        text = prompt[-1].content.strip()
+        first = text[:1]
+        remainders = {}
+        for name, response in responses.items():
+            if response and first:
+                content = response[0].content
+                if content[:1] != first:
+                    content = content.lstrip()
+                if content.startswith(text):
+                    remainders[name] = content[len(text) :]
+        if not remainders:
+            return
+        is_pair = "chosen" in remainders and "rejected" in remainders
+        is_greeting = word_count(text) <= _GREETING_LENGTH and text[-1] not in "=:?>"
+        if not is_pair or is_greeting or not all(map(str.strip, remainders.values())):
+            rules.find(_KEPT, self.where)
+            return
+        rules.find(_STRIPPED, self.where)
+        for name, remainder in remainders.items():
+            message = responses[name][0]
+            content = remainder if rules.raw_text else remainder.lstrip()
+            responses[name] = (message._replace(content=content), *responses[name][1:])
