@@ -16,6 +16,7 @@ from typing import Any
 from .hub import download_from_hub, missing_source, parse_hub_name
 
 CONFIG_NAME = "config.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,6 +59,7 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     if repository is None:
         raise missing_source(name, what="a model folder")
     patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG_NAME, *TOKENIZER_FILES]
+    patterns.append(ADAPTER_CONFIG_NAME)  # to recognize an adapter
     return download_from_hub(repository, patterns)
 
 

@@ -24,7 +24,9 @@ from llm.models.decoder import Decoder
 from llm.models.lora import add_lora
 from llm.parallel.mesh import make_devices, single_device
 
-from .io import read_architecture, read_parameters
+from .architecture_mapping import architecture_from_mapping
+from .config import to_hf_config
+from .io import model_notes, read_architecture, read_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,13 @@ class ResolvedModel:
         folder: local folder with ``config.json``, weights and tokenizer; None if the parameters
             are initialized at random.
         architecture: read from the folder, or given by the configuration.
+        notes: what the folder holds that is not used, as sentences for a log.
     """
 
     config: ModelConfig
     folder: Path | None
     architecture: Architecture
+    notes: tuple[str, ...] = ()
 
 
 def resolve_model(config: ModelConfig) -> ResolvedModel:
@@ -53,7 +57,8 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         The configuration with the local folder and the architecture.
 
     Raises:
-        ValueError: if there is no such model, or its architecture is invalid.
+        ValueError: if there is no such model, its architecture is invalid, or no model type of
+            Hugging Face can describe it, so that a trained policy could not be exported.
 
     Examples:
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
@@ -63,10 +68,15 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     """
     if config.path is not None:
         folder = resolve_model_folder(config.path)
-        return ResolvedModel(config=config, folder=folder, architecture=read_architecture(folder))
+        architecture = read_architecture(folder)
+        to_hf_config(architecture)  # a policy that cannot be exported is refused before training
+        return ResolvedModel(
+            config=config, folder=folder, architecture=architecture, notes=model_notes(folder)
+        )
     try:
-        architecture = Architecture(**(config.architecture or {}))
-    except (TypeError, ValueError) as error:
+        architecture = architecture_from_mapping(config.architecture or {})
+        to_hf_config(architecture)
+    except ValueError as error:
         raise ValueError(f"`model.architecture`: {error}") from error
     return ResolvedModel(config=config, folder=None, architecture=architecture)
 

@@ -29,8 +29,10 @@ from llm.models.lora import merged_kernel
 from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
-from .config import from_hf_config, to_hf_config
-from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, tensor_mappings
+from .config import config_notes, from_hf_config, to_hf_config
+from .config_keys import COMPOSITES
+from .folder_kinds import check_model_folder
+from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings
 from .safetensors import SafetensorsReader, write_safetensors
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -107,12 +109,14 @@ def read_parameters(
         ValueError: if a tensor is missing, unexpected, of the wrong shape or not finite.
     """
     with SafetensorsReader(folder) as files:
-        _check_names(folder, files, architecture)
+        stored, _ = _stored_tensors(folder, files, architecture)
         # Largest first: a parameter is in memory twice while its layers are stacked.
         mappings = tensor_mappings(architecture)
         for mapping in sorted(mappings, key=lambda each: -np.prod(shapes[each.path].shape)):
             leaf = shapes[mapping.path]
-            read: Any = partial(_read_shard, files, mapping, leaf.shape, np.dtype(leaf.dtype))
+            read: Any = partial(
+                _read_shard, files, mapping, stored, leaf.shape, np.dtype(leaf.dtype)
+            )
             sharding = shardings[mapping.path]
             parameter = jax.make_array_from_callback(leaf.shape, sharding, read)
             # Waiting for the copy frees the host's values before the next ones are read.
@@ -167,6 +171,7 @@ def read_architecture(folder: Path) -> Architecture:
         ValueError: if the file is missing or damaged, or the architecture is unknown; the message
             names the file.
     """
+    check_model_folder(folder)
     config = read_json_object(folder, CONFIG_NAME)
     try:
         return from_hf_config(config)
@@ -174,40 +179,94 @@ def read_architecture(folder: Path) -> Architecture:
         raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
 
 
-def _check_names(folder: Path, files: SafetensorsReader, architecture: Architecture) -> None:
-    """Raise an error if a tensor is missing or unexpected."""
+def model_notes(folder: Path) -> tuple[str, ...]:
+    """Describe what a model folder holds that is not used.
+
+    Args:
+        folder: folder with ``config.json``; without weights, only that file is described.
+
+    Returns:
+        Sentences for a log; empty if everything is used.
+
+    Raises:
+        ValueError: if the configuration or the names of the tensors are refused.
+    """
+    architecture = read_architecture(folder)
+    notes = config_notes(read_json_object(folder, CONFIG_NAME))
+    if next(folder.glob("*.safetensors*"), None) is None:
+        return notes
+    with SafetensorsReader(folder) as files:
+        return (*notes, *_stored_tensors(folder, files, architecture)[1])
+
+
+def _stored_tensors(
+    folder: Path, files: SafetensorsReader, architecture: Architecture
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the stored name of every tensor, and notes; raise if names do not fit."""
     n_layers = architecture.num_hidden_layers
     expected = {name for each in tensor_mappings(architecture) for name in each.names(n_layers)}
-    missing = expected - files.names()
+    try:
+        stored = stored_names(files.names(), expected | {EMBEDDING_NAME, HEAD_NAME})
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    missing = {stored[name] for name in expected} - files.names()
     if missing:
+        hint = ": is the head the embedding? Set `tie_word_embeddings` to true in config.json"
         raise ValueError(
             f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(expected)} are)"
+            + (hint if missing == {HEAD_NAME} else "")
         )
-    extra = {name for name in files.names() - expected if not name.endswith(IGNORED_SUFFIX)}
-    if architecture.tie_word_embeddings and HEAD_NAME in extra:
-        _check_tied(files, architecture)
-        extra.remove(HEAD_NAME)
+    extra = files.names() - {stored[name] for name in expected}
+    notes = []
+    embedding, head = stored[EMBEDDING_NAME], stored[HEAD_NAME]
+    if embedding != EMBEDDING_NAME:
+        notes.append(f"weights: tensors are stored as {embedding}, not {EMBEDDING_NAME}")
+    ignored = {name for name in extra if name.endswith(IGNORED_SUFFIX)}
+    if ignored:
+        notes.append(f"weights: {len(ignored)} tensors of rotary angles follow from config.json")
+    if architecture.tie_word_embeddings and head in extra:
+        _check_tied(files, architecture, embedding, head)
+        ignored.add(head)
+    pictures = {name for name in extra - ignored if _is_of_images(folder, name)}
+    if pictures:
+        notes.append(f"weights: {len(pictures)} tensors of the image model are passed over")
+    extra -= ignored | pictures
     if extra:
         name = min(extra)
         raise ValueError(
             f"{files.file(name)}: tensor {name} is unexpected for this architecture "
             f"({len(extra)} such tensors)"
         )
+    unread = files.unread_files()
+    if unread:
+        notes.append(f"files passed over: {', '.join(unread)}")
+    return {name: stored[name] for name in expected}, tuple(notes)
 
 
-def _check_tied(files: SafetensorsReader, architecture: Architecture) -> None:
+def _is_of_images(folder: Path, name: str) -> bool:
+    """Return whether a tensor belongs to the image part of a folder's multi-modal model."""
+    parts = ("vision_tower.", "vision_model.", "multi_modal_projector.")
+    if not any(part in name for part in parts):
+        return False
+    return read_json_object(folder, CONFIG_NAME).get("model_type") in COMPOSITES
+
+
+def _check_tied(
+    files: SafetensorsReader, architecture: Architecture, embedding: str, head: str
+) -> None:
     """Raise an error if the head of a tied model is stored and differs from its embedding."""
     shape = (architecture.vocab_size, architecture.hidden_size)
-    if not np.array_equal(files.read(HEAD_NAME, shape), files.read(EMBEDDING_NAME, shape)):
+    if not np.array_equal(files.read(head, shape), files.read(embedding, shape)):
         raise ValueError(
-            f"{files.file(HEAD_NAME)}: tensor {HEAD_NAME} differs from {EMBEDDING_NAME}, but the "
-            "configuration has `tie_word_embeddings` true"
+            f"{files.file(head)}: tensor {head} differs from {embedding}, but the "
+            "configuration has `tie_word_embeddings` true: set it to false"
         )
 
 
 def _read_shard(
     files: SafetensorsReader,
     mapping: TensorMapping,
+    stored: Mapping[str, str],
     shape: tuple[int, ...],
     dtype: np.dtype,
     shard: tuple[slice, ...],
@@ -222,7 +281,7 @@ def _read_shard(
     sizes = [
         len(range(*part.indices(size))) for part, size in zip(within, layer_shape, strict=True)
     ]
-    names = mapping.names(n_layers)[layers]
+    names = [stored[name] for name in mapping.names(n_layers)[layers]]
     stack = np.empty((len(names), *sizes), dtype)
     for part, name in zip(stack, names, strict=True):
         tensor = files.read(name, *tensor_slices)

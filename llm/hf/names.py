@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from llm.models.architecture import Architecture
 from llm.models.layers import PROJECTIONS
 
+PREFIX = "model."
 HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"
 
@@ -97,3 +99,46 @@ def _norms(architecture: Architecture) -> dict[str, str]:
     if architecture.qk_norm:
         norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
     return norms
+
+
+def stored_names(names: Collection[str], expected: Collection[str]) -> dict[str, str]:
+    """Return under which name a file stores every expected tensor.
+
+    Weights of a base model, of a wrapped model or of the text part of a larger one have another
+    prefix than ``model.``; the embedding shows which.
+
+    Args:
+        names: names of the tensors in the files.
+        expected: names of :func:`tensor_mappings`.
+
+    Returns:
+        Stored names by expected name; they need not exist.
+
+    Raises:
+        ValueError: if two prefixes could be meant.
+
+    Examples:
+        >>> stored_names({"embed_tokens.weight", "norm.weight"}, ["model.norm.weight"])
+        {'model.norm.weight': 'norm.weight'}
+    """
+    tail = EMBEDDING_NAME.removeprefix(PREFIX)
+    prefixes = sorted(name.removesuffix(tail) for name in names if name.endswith(tail))
+    prefixes = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
+    if len(prefixes) > 1 and PREFIX not in prefixes:
+        raise ValueError(
+            f"tensors {prefixes[0]}{tail} and {prefixes[1]}{tail} could both be the embedding"
+        )
+    prefix = PREFIX if PREFIX in prefixes or not prefixes else prefixes[0]
+    heads = [
+        head
+        for head in dict.fromkeys(
+            (HEAD_NAME, prefix.removesuffix(PREFIX) + HEAD_NAME, prefix + HEAD_NAME)
+        )
+        if head in names
+    ]
+    if len(heads) > 1:
+        raise ValueError(f"tensors {heads[0]} and {heads[1]} could both be the output head")
+    return {
+        name: (heads or [name])[0] if name == HEAD_NAME else prefix + name.removeprefix(PREFIX)
+        for name in expected
+    }

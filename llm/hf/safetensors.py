@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +18,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llm.data.model_folder import model_file, read_json_object
+from llm.data.model_folder import model_file
 
-SAFE_WEIGHTS_NAME = "model.safetensors"
-SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
+from .weight_files import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    locate_tensors,
+    read_index,
+    unread_files,
+)
+
 DIGEST_PREFIX = "sha256."
 """Prefix of a tensor's name in the metadata, where this package stores the tensor's digest."""
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -41,19 +47,23 @@ class SafetensorsReader:
         folder: folder with ``model.safetensors`` or ``model.safetensors.index.json``.
 
     Raises:
-        ValueError: if there are no such files, or a file is damaged.
+        ValueError: if there are no such files, a file is damaged, or the index and the files
+            contradict each other.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open the files."""
+        self.folder: Path = folder
         self._stack = ExitStack()
         self._files: dict[Path, Any] = {}
         self._paths: dict[str, Path] = {}
         try:
-            for path in _files(folder):
-                file = self._stack.enter_context(_open(path))
-                self._files[path] = file
-                self._paths |= dict.fromkeys(file.keys(), path)
+            index = read_index(folder)
+            single = model_file(folder, SAFE_WEIGHTS_NAME)
+            for path in [single] if index is None else sorted(set(index.values())):
+                self._files[path] = self._stack.enter_context(_open(path))
+            contents = {path: set(file.keys()) for path, file in self._files.items()}
+            self._paths |= locate_tensors(index, contents, folder)
         except BaseException:
             self._stack.close()
             raise
@@ -74,6 +84,21 @@ class SafetensorsReader:
     def names(self) -> set[str]:
         """Return the names of all tensors."""
         return set(self._paths)
+
+    def unread_files(self) -> list[str]:
+        """Return the names of weight files of the folder that are not read."""
+        return unread_files(self.folder, set(self._files))
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype of a tensor, as the format writes it.
+
+        Args:
+            name: name of the tensor.
+
+        Returns:
+            The name, such as ``BF16``.
+        """
+        return self._files[self._paths[name]].get_slice(name).get_dtype()
 
     def file(self, name: str) -> Path:
         """Return the path of the file that holds a tensor.
@@ -176,25 +201,6 @@ def _sort_metadata(path: Path) -> None:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
         file.write(text.ljust(length))
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
-        listed = read_json_object(folder, SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
-            raise ValueError(
-                f"{folder / SAFE_WEIGHTS_INDEX_NAME}: `weight_map` must map tensors to file names"
-            )
-        # Only the last component counts: an index must not lead out of its folder.
-        return [
-            model_file(folder, name) for name in sorted({Path(v).name for v in listed.values()})
-        ]
-    if not (folder / SAFE_WEIGHTS_NAME).exists():
-        raise ValueError(
-            f"{folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; other "
-            "formats (pickled .bin files) are never read: convert them to safetensors"
-        )
-    return [model_file(folder, SAFE_WEIGHTS_NAME)]
 
 
 def _open(path: Path) -> Any:

@@ -191,7 +191,7 @@ class Architecture:
 
     def _check_sizes(self) -> None:
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

@@ -231,6 +231,8 @@ def test_raises_for_a_file_of_the_index_that_is_missing_or_outside_the_folder(
         load_model(tmp_path / "parts")
     outside = dict.fromkeys(index["weight_map"], f"../model/{SAFE_WEIGHTS_NAME}")
     (tmp_path / "parts" / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps({"weight_map": outside}))
+    for shard in (tmp_path / "parts").glob("model-*.safetensors"):
+        shard.unlink()
     with pytest.raises(ValueError, match=r"parts/model\.safetensors is missing"):
         load_model(tmp_path / "parts")
 
@@ -259,7 +261,8 @@ def test_closed_form_only_safetensors_are_downloaded_from_the_hub(
 ) -> None:
     requests: dict[str, list[str]] = {}
 
-    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, *, allow_patterns: list[str], **options: Any) -> str:
+        assert options == {"repo_type": "model", "revision": None}
         requests[name] = allow_patterns
         return str(folder)
 
@@ -272,7 +275,9 @@ def test_closed_form_only_safetensors_are_downloaded_from_the_hub(
 
 
 def test_raises_for_unknown_models() -> None:
-    with pytest.raises(ValueError, match="no/such/folder is neither a folder nor an available"):
+    with pytest.raises(
+        ValueError, match="no/such/folder does not exist: give a model folder, or a "
+    ):
         resolve_model_folder("no/such/folder")
 
 
