@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rpo_io.digests import sha256_hex
 
@@ -26,7 +26,23 @@ MAX_EXTRA_CHARACTERS = 1_000_000
 """Largest number of characters by which the output may exceed the messages."""
 MAX_SECONDS = 1.0
 """Limit of processor time; ordinary templates take less than a millisecond."""
-PROGRAM = Path(__file__).with_name("template_sandbox.py")
+PROGRAM = "llm.text.template_sandbox"
+PACKAGES = Path(__file__).parents[2]
+"""Folder of the package ``llm``, which the process imports."""
+
+
+class TracedText(NamedTuple):
+    """A rendered conversation.
+
+    Attributes:
+        text: the text that the model reads.
+        spans: ranges of its characters that come from the conversation, in order: start, end and
+            origin, ``index.field`` for a field of a message or ``tools.index`` for a tool. The
+            template wrote the other characters.
+    """
+
+    text: str
+    spans: list[tuple[int, int, str]]
 
 
 class ChatTemplate:
@@ -50,19 +66,25 @@ class ChatTemplate:
     def __init__(self, source: str, *, name: str, now: datetime.datetime | None = None) -> None:
         """Compile the template."""
         self.name = name
-        now = now or datetime.datetime.now()
+        now = now or datetime.datetime.now(datetime.UTC).replace(
+            hour=0, minute=0, second=0, microsecond=0, tzinfo=None
+        )
         self._program = _Program(source, now.isoformat())
         try:
-            _PROCESS.load(self._program)
+            description = _PROCESS.load(self._program)
         except _FailedError as error:
             raise ValueError(f"{name} is not a chat template: {error}") from error
+        self.literals: list[str] = description["literals"]
+        self.variables: frozenset[str] = frozenset(description["variables"])
+        self.fields: frozenset[str] = frozenset(description["fields"])
         # Some templates write the date, which is then part of their identity.
         date = now.date().isoformat() if "strftime_now" in source else ""
+        self.date: str | None = date or None
         self.digest: str = sha256_hex(f"{source}\0{date}".encode("utf-8", "replace"))
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None = None,
@@ -70,7 +92,7 @@ class ChatTemplate:
         """Render a conversation as the text that the model reads.
 
         Args:
-            messages: messages with ``role`` and ``content``.
+            messages: messages with ``role``, ``content`` and possibly other fields.
             add_generation_prompt: end with the text that precedes a response.
             variables: other template variables, such as ``bos_token``.
 
@@ -80,13 +102,54 @@ class ChatTemplate:
         Raises:
             ValueError: if the template rejects these messages, fails, or exceeds a limit.
         """
-        context = {**(variables or {}), "messages": [dict(message) for message in messages]}
-        limit = MAX_EXTRA_CHARACTERS + sum(len(m["content"]) for m in messages)
-        context["add_generation_prompt"] = add_generation_prompt
+        kwargs = {"add_generation_prompt": add_generation_prompt, "variables": variables}
+        return self.trace(messages, **kwargs).text
+
+    def trace(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
+    ) -> TracedText:
+        """Render a conversation, with the origins of its characters.
+
+        Args:
+            messages: messages with ``role``, ``content`` and possibly other fields.
+            tools: tools that the assistant may call; None for no tools.
+            add_generation_prompt: end with the text that precedes a response.
+            variables: other template variables, such as ``bos_token``.
+
+        Returns:
+            The text and its origins.
+
+        Raises:
+            ValueError: if the template rejects these messages, fails, or exceeds a limit.
+        """
+        messages = [_with_reasoning(message) for message in messages]
+        context = {
+            "tools": None if tools is None else list(tools),
+            "documents": None,
+            **(variables or {}),
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        limit = MAX_EXTRA_CHARACTERS + len(json.dumps([messages, context["tools"]]))
         try:
-            return _PROCESS.render(self._program, context, limit)
+            reply = _PROCESS.render(self._program, context, limit)
         except _FailedError as error:
             raise ValueError(f"{self.name} cannot render this conversation: {error}") from error
+        return TracedText(reply["text"], [tuple(span) for span in reply["spans"]])
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the reasoning of a message the names under which templates read it."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    reasoning = next((message[name] for name in names if message.get(name) is not None), None)
+    if reasoning is None:
+        return dict(message)
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 class _FailedError(Exception):
@@ -111,24 +174,25 @@ class _Process:
         self._loaded: _Program | None = None
         atexit.register(self._end)
 
-    def load(self, program: _Program) -> None:
-        """Compile a template in the process."""
+    def load(self, program: _Program) -> dict[str, Any]:
+        """Compile a template in the process, and return what its source shows."""
         with self._lock:
-            self._load(program)
+            return self._load(program)
 
-    def render(self, program: _Program, variables: Mapping[str, Any], limit: int) -> str:
+    def render(self, program: _Program, variables: Mapping[str, Any], limit: int) -> dict[str, Any]:
         """Render a template; compile it first if another template was used meanwhile."""
         with self._lock:
             if self._loaded is not program or self._owner != os.getpid():
                 self._load(program)
             return self._ask({"source": None, "variables": variables, "limit": limit})
 
-    def _load(self, program: _Program) -> None:
+    def _load(self, program: _Program) -> dict[str, Any]:
         self._loaded = None
-        self._ask({"source": program.source, "now": program.now})
+        description = self._ask({"source": program.source, "now": program.now})
         self._loaded = program
+        return description
 
-    def _ask(self, request: Mapping[str, Any]) -> str:
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         running = self._running
         if running is None or self._owner != os.getpid():  # after a fork, start a new process
             running = self._start()
@@ -149,13 +213,13 @@ class _Process:
         reply = json.loads(response)
         if "error" in reply:
             raise _FailedError(reply["error"])
-        return reply["text"]
+        return reply
 
     def _start(self) -> subprocess.Popen[bytes]:
         # The process gets the import path, but no environment variables: they may hold secrets.
-        import_path = os.pathsep.join(path for path in sys.path if path)
+        import_path = os.pathsep.join([str(PACKAGES), *(path for path in sys.path if path)])
         self._running = subprocess.Popen(
-            [sys.executable, "-S", "-P", str(PROGRAM)],
+            [sys.executable, "-S", "-P", "-m", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -3,102 +3,131 @@
 from __future__ import annotations
 
 import json
-import reprlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import tokenizers
-
-from llm.data.model_folder import model_file, read_json_object, read_limited
-from llm.data.preferences import Message, RowError
+from llm.data.model_folder import model_file, read_json_object
+from llm.data.preferences import Message, Messages, RowError
 from rpo_io.digests import sha256_hex
 
-from .chat_template import ChatTemplate
+from .chat_template import ChatTemplate, TracedText
+from .encoding import EncodedText, GuardedEncoder
+from .message_fields import UnwrittenFields
+from .templates import open_templates
 from .tokenizer import DEFAULT_OPTIONS, ResponseTokens, TokenizerOptions
+from .tokenizer_files import read_tokenizer
 
-MAX_TOKENIZER_BYTES = 200_000_000
-"""Largest ``tokenizer.json``."""
-MAX_TEMPLATE_BYTES = 2**20
-"""Largest chat template; long ones have 20,000 bytes."""
 PROBE = (Message("user", "x"), Message("assistant", "x"))
-"""A conversation that shows which special tokens the template itself writes in a response."""
+"""A conversation that shows what the template itself writes around a response."""
+CACHE_SIZE = 8
+"""Number of rendered conversations that are kept: those of one row."""
+
+
+class _Opening(NamedTuple):
+    """What the template writes between a prompt and a response.
+
+    Attributes:
+        constant: text before every response of a conversation that the generation prompt lacks.
+        generation: end of the generation prompt that a conversation lacks.
+    """
+
+    constant: str
+    generation: str
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizer.json`` with the chat template of its ``tokenizer_config.json``.
+    """A ``tokenizer.json`` with the chat template of its folder.
 
     The token ids are those of ``transformers``' ``apply_chat_template``. The pad token is not used,
     since it often is the end token.
 
     Args:
-        folder: folder of both files; a ``chat_template.jinja`` takes precedence over the template
-            in ``tokenizer_config.json``.
+        folder: folder of the tokenizer's files.
+        options: how conversations are written as tokens.
 
     Raises:
         ValueError: if a file is missing or damaged, there is no chat template, or the template
             writes no end token.
     """
 
-    template_date: str | None = None
-    notes: tuple[str, ...] = ()
-
     def __init__(self, folder: Path, options: TokenizerOptions = DEFAULT_OPTIONS) -> None:
         """Read the files and render a probe conversation."""
-        del options
-        path = model_file(folder, "tokenizer.json")
-        content = read_limited(path, MAX_TOKENIZER_BYTES)
-        with _library_errors(f"{path}: not a tokenizer"):
-            self._fast = tokenizers.Tokenizer.from_str(content.decode())
-        self._fast.no_padding()
-        self._fast.no_truncation()
+        files = read_tokenizer(folder)
+        self._files = files
+        self._fast = files.fast
+        self._encode = lru_cache(CACHE_SIZE)(self._encode_uncached)
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
-        added = self._fast.get_added_tokens_decoder().items()
-        self._special = {token: entry.content for token, entry in added if entry.special}
-        config = read_json_object(folder, "tokenizer_config.json")
-        self._variables = _special_texts(folder, config)
-        self._template = ChatTemplate(_template(folder, config), name=f"{folder}: `chat_template`")
+        self._variables = {**files.special_texts, **options.chat_template_kwargs}
         self.bos_id: int | None = self._id("bos_token")
         self.eos_id: int | None = self._id("eos_token")
-        self.digest: str = sha256_hex(content)
-        self.template_digest: str = sha256_hex(
-            json.dumps([self._template.digest, self._variables], sort_keys=True)
+        self.digest: str = files.digest
+        templates = open_templates(folder, files, options)
+        self._templates: Mapping[str, ChatTemplate] = templates.by_name
+        self.template_date: str | None = next(
+            (template.date for template in self._templates.values() if template.date), None
         )
-        self._last_prompt: tuple[tuple[Message, ...], list[int]] | None = None
+        fields = [each.fields for each in self._templates.values()]
+        self._fields = UnwrittenFields(self._render, frozenset[str]().union(*fields))
+        literals = [text for each in self._templates.values() for text in each.literals]
+        self._guard = GuardedEncoder(
+            self._fast,
+            literals=literals,
+            unknown=files.special_texts.get("unk_token"),
+            as_text=options.special_tokens == "as_text",
+        )
+        identity: list[Any] = [[each.digest for each in self._templates.values()], self._variables]
+        if options.special_tokens == "as_text":
+            identity.append("as_text")
+        self.template_digest: str = sha256_hex(json.dumps(identity, sort_keys=True))
+        self.end_ids: frozenset[int] = _end_ids(folder, self.eos_id)
         try:
-            probe = self._response(PROBE[:1], PROBE[1:])
+            self._opening, template_end = self._probe()
         except RowError as error:
             raise ValueError(f"{folder}: its chat template cannot be used: {error}") from error
-        self._template_special = self._special_in(probe)
-        # The last special token ends the response; others may precede its text.
-        template_end = frozenset(self._template_special[-1:])
-        self.end_ids: frozenset[int] = template_end | _end_ids(folder, self.eos_id)
-        if not self.end_ids.intersection(probe):
+        self.end_ids |= template_end
+        if not self.end_ids.intersection(self._encode(PROBE, "", False).ids):
             raise ValueError(
                 f"{folder}: `chat_template` must write an end token after a response, got none"
             )
+        self.notes: tuple[str, ...] = (*files.notes, *templates.notes, *self._opening_notes())
 
-    def content_mask(self, messages: Sequence[Message], *, tools: str = "") -> list[bool]:
-        """Return which tokens of a prompt are content."""
-        return [False] * len(self.encode_prompt(messages, tools=tools))
+    @property
+    def unwritten(self) -> dict[str, int]:
+        """Number of messages by field that the chat template leaves out by design."""
+        return self._fields.counts()
 
     def encode_prompt(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
         """Return the tokens of a conversation with the template's generation prompt.
 
         Args:
             messages: messages before the response.
-            tools: tools that the assistant may call, a JSON list.
+            tools: tools that the assistant may call, a JSON list; empty for no tools.
 
         Returns:
             Token ids.
 
         Raises:
-            RowError: if the template fails on these messages, or a message contains the text of a
-                special token.
+            RowError: if the template fails on these messages, it does not write one of them, or a
+                message contains a control token.
         """
-        return list(self._prompt(tuple(messages)))
+        return list(self._encode(tuple(messages), tools, True).ids)
+
+    def content_indices(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
+        """Return the message from whose content each token of :meth:`encode_prompt` comes.
+
+        Args:
+            messages: messages before the response.
+            tools: tools that the assistant may call, a JSON list; empty for no tools.
+
+        Returns:
+            An index of ``messages`` per token; -1 for tokens that the template writes.
+        """
+        origins = self._encode(tuple(messages), tools, True).content_origins()
+        split = (origin.partition(".") for origin in origins)
+        return [int(index) if field == "content" else -1 for index, _, field in split]
 
     def encode_response(
         self, prompt: Sequence[Message], response: Sequence[Message], *, tools: str = ""
@@ -107,137 +136,178 @@ class HuggingFaceTokenizer:
 
         Args:
             prompt: messages before the response.
-            response: messages of the response.
-            tools: tools that the assistant may call, a JSON list.
+            response: messages of the response: assistant messages, possibly with messages of tools
+                and users between them.
+            tools: tools that the assistant may call, a JSON list; empty for no tools.
 
         Returns:
-            Token ids; appended to those of the prompt they are the whole conversation.
+            Token ids, and which of them are scored.
 
         Raises:
             RowError: if the tokens of the conversation do not begin with those of the prompt, or
-                the response has other special tokens than the template writes.
+                the template does not write the response in full.
         """
-        self._check_special_texts(response)
-        tokens = self._response(prompt, response)
-        # The texts were checked above; this checks the tokens that were made of them.
-        if self._special_in(tokens) != self._template_special:
-            got = [self._special[token] for token in self._special_in(tokens)]
-            expected = [self._special[token] for token in self._template_special]
-            raise RowError(
-                "special token",
-                f"the special tokens of a response must be {expected}, got {reprlib.repr(got)}",
-            )
-        return ResponseTokens(tokens)
+        messages = (*prompt, *response)
+        encoded = self._encode(messages, tools, False)
+        scored = [False] * len(encoded.ids)
+        start = 0
+        for index in range(len(prompt), len(messages)):
+            if messages[index].role != "assistant":
+                continue
+            first, opening, last = self._bounds_of_turn(messages, index, tools, encoded)
+            start = first if index == len(prompt) else start
+            scored[opening:last] = [True] * (last - opening)
+            self._check_end(encoded, index, last)
+        prefix = encoded.ids[:start]
+        generation = self._encode(tuple(prompt), tools, True).ids
+        return ResponseTokens(
+            encoded.ids[start:],
+            None if all(scored[start:]) else scored[start:],
+            None if prefix == generation else prefix,
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens."""
-        return self._fast.decode(list(tokens), skip_special_tokens=True)
+        return self._files.decode(tokens)
 
-    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
-        """Return the tokens of a prompt; the last prompt is cached for the responses of a row."""
-        if self._last_prompt is None or self._last_prompt[0] != messages:
-            self._check_special_texts(messages)
-            self._last_prompt = (messages, self._tokens(messages, add_generation_prompt=True))
-        return self._last_prompt[1]
+    def _bounds_of_turn(
+        self, messages: Messages, index: int, tools: str, encoded: EncodedText
+    ) -> tuple[int, int, int]:
+        """Return the indices of the first token of an assistant's turn, of its text, and its end.
 
-    def _response(self, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
-        prefix = self._prompt(tuple(prompt))
-        tokens = self._tokens([*prompt, *response], add_generation_prompt=False)
-        if tokens[: len(prefix)] != prefix:
-            both = enumerate(zip(prefix, tokens, strict=False))
-            same = next((i for i, (ours, theirs) in both if ours != theirs), len(tokens))
+        The tokens between the first two are those that the template writes before every response.
+        """
+        text = encoded.traced.text
+        before = self._encode(messages[:index], tools, True)
+        opening, generation = self._opening
+        prompt = before.traced.text.removesuffix(generation) if generation else before.traced.text
+        if not text.startswith(prompt):
+            raise _boundary(len(encoded.tokens_before(_n_common(prompt, text))))
+        first = len(encoded.tokens_before(len(prompt)))
+        if before.tokens_before(len(prompt)) != encoded.ids[:first]:
+            raise _boundary(_n_common(before.ids, encoded.ids))
+        constant = len(prompt)
+        if opening and text.startswith(opening, len(prompt)):
+            constant += len(opening)
+        if index + 1 == len(messages):
+            last = len(encoded.ids)
+        else:
+            until = self._encode(messages[: index + 1], tools, False)
+            last = len(until.ids)
+            if encoded.ids[:last] != until.ids:
+                raise _boundary(_n_common(until.ids, encoded.ids))
+        return first, len(encoded.tokens_before(constant)), last
+
+    def _check_end(self, encoded: EncodedText, index: int, last: int) -> None:
+        """Check that the template, and not the message, writes an end token after a turn."""
+        spans = encoded.traced.spans
+        ends = [end for _, end, origin in spans if origin.partition(".")[0] == str(index)]
+        origins = encoded.content_origins()[:last]
+        for token, (start, _), origin in zip(encoded.ids, encoded.offsets, origins, strict=False):
+            if origin.startswith(f"{index}.") and token in self.end_ids:
+                raise RowError(
+                    "special token",
+                    f"a response must not contain the end token {token}, got it at character "
+                    f"{start} of the conversation",
+                )
+        tail = [
+            token
+            for token, (start, _) in zip(encoded.ids[:last], encoded.offsets, strict=False)
+            if start >= max(ends, default=0)
+        ]
+        if not self.end_ids.intersection(tail):
             raise RowError(
-                "boundary",
-                "the tokens of the conversation must begin with those of its prompt, but differ "
-                f"at token {same + 1}: the chat template writes a response in another way than "
-                "its generation prompt",
+                "chat template", "the chat template writes no end token after this response"
             )
-        return tokens[len(prefix) :]
 
-    def _tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+    def _encode_uncached(
+        self, messages: Messages, tools: str, add_generation_prompt: bool
+    ) -> EncodedText:
+        traced = self._render(messages, tools, add_generation_prompt)
+        self._fields.check(traced, messages, tools, add_generation_prompt)
+        encoded = self._guard.encode(traced)
+        if self.bos_id is not None and encoded.ids[:2] == [self.bos_id] * 2:
+            raise RowError(
+                "chat template", "the chat template writes the begin-of-sequence token twice"
+            )
+        return encoded
+
+    def _render(self, messages: Messages, tools: str, add_generation_prompt: bool) -> TracedText:
+        template = self._templates["tool_use" if tools and "tool_use" in self._templates else ""]
+        fields = [
+            {"role": each.role, "content": each.content, **json.loads(each.extra or "{}")}
+            for each in messages
+        ]
         try:
-            text = self._template.render(
-                [{"role": m.role, "content": m.content} for m in messages],
+            traced = template.trace(
+                fields,
+                tools=json.loads(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 variables=self._variables,
             )
-            text.encode()
+            traced.text.encode()
         except UnicodeEncodeError as error:
             message = f"the output of the chat template is not Unicode text: {error.reason}"
             raise RowError("chat template", message) from error
         except ValueError as error:
             raise RowError("chat template", str(error)) from error
-        with _library_errors("the tokenizer cannot read this text"):
-            tokens = self._fast.encode(text, add_special_tokens=False).ids
-        if self.bos_id is not None and tokens[:2] == [self.bos_id] * 2:
-            raise RowError(
-                "chat template", "the chat template writes the begin-of-sequence token twice"
+        return traced
+
+    def _probe(self) -> tuple[_Opening, frozenset[int]]:
+        """Return the opening and the end token of responses, from a probe conversation."""
+        prompt = self._encode(PROBE[:1], "", True)
+        conversation = self._encode(PROBE, "", False)
+        text, spans = conversation.traced
+        start, end, _ = next(span for span in spans if span[2] == "1.content")
+        generation = prompt.traced.text
+        if text[:start].startswith(generation):
+            opening = _Opening(text[len(generation) : start], "")
+        elif start and generation.startswith(text[:start]):
+            opening = _Opening("", generation[start:])
+        else:
+            raise _boundary(len(conversation.tokens_before(_n_common(generation, text))))
+        # The last control token ends the response; others may precede its text.
+        tail = [
+            token
+            for token, (first, _) in zip(conversation.ids, conversation.offsets, strict=True)
+            if first >= end and token in self._guard.control
+        ]
+        return opening, frozenset(tail[-1:])
+
+    def _opening_notes(self) -> list[str]:
+        opening, generation = self._opening
+        notes: list[str] = []
+        if opening.strip():
+            notes.append(
+                f"the chat template writes {opening!r} before every response: it is part of the "
+                "prompt, and not scored"
             )
-        return tokens
-
-    def _check_special_texts(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            for text in self._special.values():
-                if text in message.content:
-                    raise RowError(
-                        "special token", f"a message must not contain the special token {text!r}"
-                    )
-
-    def _special_in(self, tokens: Sequence[int]) -> list[int]:
-        unknown = self._id("unk_token")  # the tokenizer writes it for any unknown character
-        return [token for token in tokens if token in self._special and token != unknown]
+        if generation:
+            notes.append(
+                f"the generation prompt ends with {generation!r}, which the chat template does not "
+                "write in a conversation: responses are trained without it"
+            )
+        return notes
 
     def _id(self, name: str) -> int | None:
-        text = self._variables.get(name)
+        text = self._files.special_texts.get(name)
         return None if text is None else self._fast.token_to_id(text)
 
 
-@contextmanager
-def _library_errors(summary: str) -> Iterator[None]:
-    """Raise errors of the tokenizers library as a ``RowError``."""
-    try:
-        yield
-    except BaseException as error:  # a panic of Rust is not an Exception
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise RowError("tokenizer", f"{summary}: {error}") from error
-        raise
+def _n_common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return the number of equal items with which two sequences begin."""
+    pairs = zip(first, second, strict=False)
+    same = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+    return min(len(first), len(second)) if same is None else same
 
 
-def _template(folder: Path, config: dict[str, Any]) -> str:
-    """Return the chat template: a separate file, or the default template of the configuration."""
-    path = model_file(folder, "chat_template.jinja")
-    if path.exists():
-        return read_limited(path, MAX_TEMPLATE_BYTES).decode(errors="replace")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        by_name = {
-            item.get("name"): item.get("template") for item in template if isinstance(item, dict)
-        }
-        template = by_name.get("default")
-    if not isinstance(template, str):
-        raise ValueError(
-            f"{folder}: `chat_template` is missing in tokenizer_config.json: without one the "
-            "tokenizer cannot tell where a response begins"
-        )
-    return template
-
-
-def _special_texts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Return the texts of special tokens by the names that templates use."""
-    texts = {}
-    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
-        token = config.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is None:
-            continue
-        # JSON can encode a lone surrogate, which is not Unicode text.
-        if not isinstance(text, str) or text != text.encode("utf-8", "replace").decode():
-            raise ValueError(
-                f"{folder / 'tokenizer_config.json'}: `{name}_token` must be a string, got "
-                f"{reprlib.repr(token)}"
-            )
-        texts[f"{name}_token"] = text
-    return texts
+def _boundary(index: int) -> RowError:
+    return RowError(
+        "boundary",
+        "the tokens of the conversation must begin with those of its prompt, but differ at token "
+        f"{index + 1}: the chat template writes a response in another way than its generation "
+        "prompt",
+    )
 
 
 def _end_ids(folder: Path, eos_id: int | None) -> frozenset[int]:

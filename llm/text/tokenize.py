@@ -8,12 +8,23 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from llm.data.pair_table import PairTable
-from llm.data.preferences import Messages, PairTokens, PreferenceRow, RowError, check_row
+from llm.data.preferences import (
+    Messages,
+    PairTokens,
+    PreferenceRow,
+    RowError,
+    ScoredTokens,
+    check_row,
+)
 
-from .tokenizer import Tokenizer
+from .tokenizer import ResponseTokens, Tokenizer
+from .truncation import TruncationMode, cut_prompt
 
-TruncationMode = Literal["keep_end", "keep_start"]
+OnOverlong = Literal["truncate", "skip", "refuse"]
 OnError = Literal["raise", "skip"]
+NAMES = ("chosen", "rejected", "baseline")
+TOO_LONG = "too long"
+"""Reason of rows that exceed the limits."""
 COUNTS = ("rows", "rows_skipped", "prompts_cut", "responses_cut")
 
 
@@ -23,7 +34,9 @@ class TokenizedPairs(NamedTuple):
     Attributes:
         pairs: the pairs, in the order of the rows.
         report: number of ``rows`` read, ``rows_skipped`` in total and by reason as
-            ``rows_skipped: reason``, ``prompts_cut`` and ``responses_cut``.
+            ``rows_skipped: reason``, ``prompts_cut`` and ``responses_cut``; and, if there are any,
+            the messages of which the chat template leaves out a field, as
+            ``messages without FIELD``.
     """
 
     pairs: PairTable
@@ -37,12 +50,17 @@ def tokenize_rows(
     max_length: int,
     max_prompt_length: int | None = None,
     truncation_mode: TruncationMode = "keep_end",
+    on_overlong: OnOverlong = "truncate",
     on_error: OnError = "raise",
+    vocab_size: int | None = None,
 ) -> TokenizedPairs:
     """Tokenize preference rows and truncate them to a maximum length.
 
-    The prompt is truncated first; it keeps its begin-of-sequence token. A response keeps its first
-    tokens, at least one.
+    The prompt is truncated first. It loses only tokens of contents, and with ``keep_end`` earlier
+    messages as a whole: the begin-of-sequence token, the opening of each turn and the opening of
+    the answer stay. A response keeps its first tokens, at least one.
+
+    What the chat template writes before every response belongs to the prompt.
 
     Args:
         rows: parsed rows; an iterator is consumed one row at a time.
@@ -50,8 +68,12 @@ def tokenize_rows(
         max_length: largest number of tokens of prompt and response together, at least 2.
         max_prompt_length: largest number of tokens of a prompt. None leaves room for the longest
             response of the row, but gives the prompt at least half of ``max_length``.
-        truncation_mode: whether a long prompt keeps its last or its first tokens.
+        truncation_mode: whether a long prompt keeps the end or the start of its contents.
+        on_overlong: whether a row that is too long is truncated, skipped and counted, or an error
+            of that row.
         on_error: whether a row that cannot be used raises an error, or is skipped and counted.
+        vocab_size: number of tokens that the model embeds; a row with another token is an error.
+            None accepts all tokens.
 
     Returns:
         The pairs and a report.
@@ -81,6 +103,7 @@ def tokenize_rows(
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         mode=truncation_mode,
+        on_overlong=on_overlong,
     )
 
     def pairs() -> Iterator[PairTokens]:
@@ -88,9 +111,11 @@ def tokenize_rows(
             report["rows"] += 1
             try:
                 full = _encode(row, tokenizer)
-                pair = truncate(full, row.where)
+                _check_ids(full, row.where, vocab_size)
+                pair = truncate(full, row)
             except RowError as error:
-                if on_error == "raise":
+                skips = on_overlong == "skip" and error.reason == TOO_LONG
+                if on_error == "raise" and not skips:
                     raise
                 report["rows_skipped"] += 1
                 report[f"rows_skipped: {error.reason}"] += 1
@@ -101,46 +126,127 @@ def tokenize_rows(
             )
             yield pair
 
-    return TokenizedPairs(PairTable.from_pairs(pairs()), dict(report))
+    table = PairTable.from_pairs(pairs())
+    for field, count in tokenizer.unwritten.items():
+        report[f"messages without {field}"] = count
+    return TokenizedPairs(table, dict(report))
 
 
 def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
     """Tokenize a row without truncation."""
     check_row(row)
-    responses: dict[str, tuple[int, ...]] = {}
+    responses: dict[str, ResponseTokens] = {}
     name = "prompt"
     try:
-        prompt = tuple(tokenizer.encode_prompt(row.prompt))
-        for name in ("chosen", "rejected", "baseline"):
+        prompt = tokenizer.encode_prompt(row.prompt, tools=row.tools)
+        for name in NAMES:
             messages: Messages | None = getattr(row, name)
             if messages is None:
                 continue
-            responses[name] = tuple(tokenizer.encode_response(row.prompt, messages).ids)
-            if not responses[name] or responses[name][0] in tokenizer.end_ids:
+            tokens = tokenizer.encode_response(row.prompt, messages, tools=row.tools)
+            if not tokens.ids or tokens.ids[0] in tokenizer.end_ids:
                 raise RowError("empty text", "it has no tokens besides its end token")
+            responses[name] = tokens
     except RowError as error:
         raise RowError(error.reason, f"{row.where}: field `{name}`: {error}") from error
-    if not prompt:
+    prompts = {tuple(prompt if r.prompt is None else r.prompt) for r in responses.values()}
+    if len(prompts) > 1:
+        raise RowError(
+            "boundary",
+            f"{row.where}: the chat template writes the prompt in different ways before the "
+            "responses",
+        )
+    (shared,) = prompts
+    if not shared:
         raise RowError("no prompt", f"{row.where}: field `prompt` has no tokens")
-    chosen, rejected = responses["chosen"], responses["rejected"]
-    return PairTokens(prompt, chosen, rejected, responses.get("baseline"), row.row, row.reference)
+    opening = _common_opening(list(responses.values()))
+    first = next(iter(responses.values()))
+    ids = {name: tuple(tokens.ids[opening:]) for name, tokens in responses.items()}
+    scored = tuple(_scored(responses.get(name), opening) for name in NAMES)
+    return PairTokens(
+        shared + tuple(first.ids[:opening]),
+        ids["chosen"],
+        ids["rejected"],
+        ids.get("baseline"),
+        row.row,
+        row.reference,
+        scored if any(mask is not None for mask in scored) else None,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _common_opening(responses: list[ResponseTokens]) -> int:
+    """Return how many tokens the chat template writes before all responses of a row."""
+    length = min(_first_scored(tokens) for tokens in responses)
+    first, *others = (tokens.ids[:length] for tokens in responses)
+    while any(ids[:length] != first[:length] for ids in others):
+        length -= 1
+    return length
+
+
+def _first_scored(tokens: ResponseTokens) -> int:
+    return 0 if tokens.scored is None else tokens.scored.index(True)
+
+
+def _scored(tokens: ResponseTokens | None, opening: int) -> ScoredTokens | None:
+    """Return which tokens after the opening are scored; None if all are.
+
+    Tokens of the opening that the responses do not share distinguish them, and are scored.
+    """
+    if tokens is None or tokens.scored is None:
+        return None
+    start = _first_scored(tokens)
+    scored = (True,) * (start - opening) + tuple(tokens.scored[start:])
+    return None if all(scored) else scored
+
+
+def _check_ids(pair: PairTokens, where: str, vocab_size: int | None) -> None:
+    """Refuse tokens that the model does not embed."""
+    largest = max(map(max, filter(None, pair[:4])))
+    if vocab_size is not None and largest >= vocab_size:
+        raise RowError(
+            "token beyond the embedding",
+            f"{where}: the row has the token {largest}, but the model embeds only {vocab_size} "
+            "tokens: use the model's own tokenizer, or remove the token's text",
+        )
 
 
 def _truncate(
     full: PairTokens,
-    where: str,
+    row: PreferenceRow,
     *,
     tokenizer: Tokenizer,
     max_length: int,
     max_prompt_length: int | None,
     mode: TruncationMode,
+    on_overlong: OnOverlong,
 ) -> PairTokens:
     """Truncate a pair to ``max_length`` tokens, the prompt before the responses."""
-    limit = max_prompt_length
+    where, limit = row.where, max_prompt_length
+    longest = max(len(response) for response in full[1:4] if response is not None)
     if limit is None:
-        longest = max(len(response) for response in full[1:4] if response is not None)
         limit = max_length - min(longest, max_length // 2)
-    pair = full._replace(prompt=_truncate_prompt(full.prompt, limit, mode, tokenizer))
+    fits = len(full.prompt) <= limit and len(full.prompt) + longest <= max_length
+    if not fits and on_overlong != "truncate":
+        raise RowError(
+            TOO_LONG,
+            f"{where}: the prompt has {len(full.prompt)} tokens and its longest response "
+            f"{longest}, but `max_length` is {max_length} and a prompt has at most {limit}: raise "
+            "the limit, or set `on_overlong` to `truncate` or `skip`",
+        )
+    pair = full
+    if len(full.prompt) > limit:
+        indices = tokenizer.content_indices(row.prompt, tools=row.tools)
+        indices += [-1] * (len(full.prompt) - len(indices))  # the opening of the responses
+        roles = [message.role for message in row.prompt]
+        kept = cut_prompt(indices[: len(full.prompt)], roles, limit, mode)
+        if kept is None:
+            raise RowError(
+                TOO_LONG,
+                f"{where}: field `prompt`: the {limit} tokens to which it is truncated have no "
+                "room for its text beside the chat template: raise `max_length` or "
+                "`max_prompt_length`",
+            )
+        pair = full._replace(prompt=tuple(full.prompt[index] for index in kept))
     pair = _truncate_responses(pair, max_length - len(pair.prompt), where)
     if pair != full and pair.reference is not None:
         raise RowError(
@@ -151,26 +257,22 @@ def _truncate(
     return pair
 
 
-def _truncate_prompt(
-    prompt: tuple[int, ...], limit: int, mode: TruncationMode, tokenizer: Tokenizer
-) -> tuple[int, ...]:
-    """Truncate a prompt to ``limit`` tokens."""
-    if len(prompt) <= limit:
-        return prompt
-    if mode == "keep_start":
-        return prompt[:limit]
-    # A model has never seen a sequence without its begin token, so that token is kept.
-    has_bos = prompt[0] == tokenizer.bos_id and prompt.count(prompt[0]) == 1 and limit > 1
-    prefix = prompt[:1] if has_bos else ()
-    return prefix + prompt[len(prompt) - limit + len(prefix) :]
-
-
 def _truncate_responses(pair: PairTokens, limit: int, where: str) -> PairTokens:
     """Truncate the responses of a pair to ``limit`` tokens."""
+    scored = pair.scored
+    if scored is not None:
+        cut = [None if mask is None else mask[:limit] for mask in scored]
+        if any(mask is not None and not any(mask) for mask in cut):
+            raise RowError(
+                TOO_LONG, f"{where}: the first {limit} tokens of a response are not scored"
+            )
+        masks = [None if mask is None or all(mask) else mask for mask in cut]
+        scored = tuple(masks) if any(mask is not None for mask in masks) else None
     truncated = pair._replace(
         chosen=pair.chosen[:limit],
         rejected=pair.rejected[:limit],
         baseline=None if pair.baseline is None else pair.baseline[:limit],
+        scored=scored,  # pyright: ignore[reportArgumentType]  # of three masks
     )
     if truncated.chosen == truncated.rejected:
         raise RowError(

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from llm.config import DataConfig
@@ -26,8 +27,8 @@ class TokenizerOptions:
         template_date: date that the template reads as today, ``YYYY-MM-DD``; None for today (UTC).
         special_tokens: whether a message that contains a control token is refused (``refuse``), or
             the token's text is tokenized as ordinary text (``as_text``).
-        format: ``chat`` applies the chat template; ``text`` writes the contents one after another,
-            for base models.
+        format: ``chat`` applies the chat template; ``text`` tokenizes prompt and response as raw
+            text, for base models.
 
     Raises:
         ValueError: if a value is not one of those, or the date is not a date.
@@ -51,7 +52,17 @@ class TokenizerOptions:
                 names = " or ".join(map(repr, get_args(allowed)))
                 raise ValueError(f"`{name}` must be {names}, got {value!r}")
         if self.template_date is not None:
-            datetime.date.fromisoformat(self.template_date)
+            try:
+                datetime.date.fromisoformat(self.template_date)
+            except ValueError as error:
+                raise ValueError(
+                    f"`template_date` must be a date YYYY-MM-DD, got {self.template_date!r}"
+                ) from error
+        given = self.chat_template is not None or bool(self.chat_template_kwargs)
+        if self.format == "text" and given:
+            raise ValueError(
+                "`chat_template` has no effect with `format: text`: remove one of them"
+            )
 
     @classmethod
     def from_config(cls, config: DataConfig) -> TokenizerOptions:
@@ -82,10 +93,13 @@ class ResponseTokens(NamedTuple):
     Attributes:
         ids: token ids; appended to those of the prompt they are the whole conversation.
         scored: whether each token is scored: True for tokens of the assistant. None if all are.
+        prompt: tokens of the prompt as the conversation writes it; None if they are those of
+            :meth:`Tokenizer.encode_prompt`.
     """
 
     ids: list[int]
     scored: list[bool] | None = None
+    prompt: list[int] | None = None
 
 
 @runtime_checkable
@@ -112,6 +126,11 @@ class Tokenizer(Protocol):
     template_date: str | None
     notes: tuple[str, ...]
 
+    @property
+    def unwritten(self) -> Mapping[str, int]:
+        """Number of messages by field that the chat template leaves out by design."""
+        ...
+
     def encode_prompt(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
         """Return the tokens of a conversation with the generation prompt.
 
@@ -124,15 +143,17 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def content_mask(self, messages: Sequence[Message], *, tools: str = "") -> list[bool]:
-        """Return which tokens of :meth:`encode_prompt` are content, which truncation may remove.
+    def content_indices(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
+        """Return the message from whose content each token of :meth:`encode_prompt` comes.
+
+        Truncation removes only tokens of contents.
 
         Args:
             messages: messages before the response.
             tools: tools that the assistant may call, a JSON list; empty for no tools.
 
         Returns:
-            A value per token; False for tokens that the template writes.
+            An index of ``messages`` per token; -1 for tokens that the template writes.
         """
         ...
 
@@ -188,15 +209,20 @@ class ByteTokenizer:
     template_digest: str = sha256_hex("bos (role text, eos after assistant)* assistant")
     template_date: str | None = None
     notes: tuple[str, ...] = ()
+    unwritten: Mapping[str, int] = MappingProxyType({})
 
     def encode_prompt(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
         """Return every message after the token of its role, then the token of the assistant."""
         _refuse_tools(tools)
         return [self.BOS, *self._encode(messages), self.ROLE_IDS["assistant"]]
 
-    def content_mask(self, messages: Sequence[Message], *, tools: str = "") -> list[bool]:
-        """Return True for bytes."""
-        return [token < 256 for token in self.encode_prompt(messages, tools=tools)]
+    def content_indices(self, messages: Sequence[Message], *, tools: str = "") -> list[int]:
+        """Return the message of each byte; -1 for other tokens."""
+        indices = [-1]
+        for index, message in enumerate(messages):
+            ids = self._encode([message])
+            indices += [index if token < 256 else -1 for token in ids]
+        return [*indices, -1]
 
     def encode_response(
         self, prompt: Sequence[Message], response: Sequence[Message], *, tools: str = ""
@@ -229,6 +255,13 @@ class ByteTokenizer:
         return tokens
 
 
+def _refuse_options(options: TokenizerOptions) -> None:
+    if options.chat_template is not None or options.chat_template_kwargs:
+        raise ValueError("`chat_template` must not be given for the byte tokenizer, which has none")
+    if options.format == "text":
+        raise ValueError("`format` must be `chat` for the byte tokenizer, got 'text'")
+
+
 def _refuse_tools(tools: str) -> None:
     if tools:
         raise RowError("chat template", "the byte tokenizer cannot write `tools`")
@@ -253,7 +286,13 @@ def load_tokenizer(folder: Path | None, options: TokenizerOptions = DEFAULT_OPTI
         261
     """
     if folder is None:
+        _refuse_options(options)
         return ByteTokenizer()
-    from .hf_tokenizer import HuggingFaceTokenizer  # imports the tokenizers library
+    # These import the tokenizers library.
+    if options.format == "text":
+        from .raw_text import RawTextTokenizer
+
+        return RawTextTokenizer(folder, options)
+    from .hf_tokenizer import HuggingFaceTokenizer
 
     return HuggingFaceTokenizer(folder, options)

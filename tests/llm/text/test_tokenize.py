@@ -38,15 +38,64 @@ def test_golden_a_row_that_fits_is_not_truncated() -> None:
     assert data.report == expected
 
 
-def test_golden_a_truncated_prompt_keeps_its_end_and_its_begin_token() -> None:
+def test_golden_a_truncated_prompt_keeps_the_openings_of_its_turn_and_of_the_answer() -> None:
     row = row_of("abcdef", "x", "y")
-    end = tokens_of(row, max_length=6, max_prompt_length=4)
-    assert end.pairs[0].prompt == (BOS, 101, 102, ASSISTANT)
+    end = tokens_of(row, max_length=7, max_prompt_length=5)
+    assert end.pairs[0].prompt == (BOS, USER, 101, 102, ASSISTANT)
     assert (end.report["prompts_cut"], end.report["responses_cut"]) == (1, 0)
-    start = tokens_of(row, max_length=6, max_prompt_length=4, truncation_mode="keep_start")
-    assert start.pairs[0].prompt == (BOS, USER, 97, 98)
-    last = tokens_of(row, max_length=6, max_prompt_length=1)
-    assert last.pairs[0].prompt == (ASSISTANT,)
+    start = tokens_of(row, max_length=7, max_prompt_length=5, truncation_mode="keep_start")
+    assert start.pairs[0].prompt == (BOS, USER, 97, 98, ASSISTANT)
+    last = tokens_of(row, max_length=6, max_prompt_length=4)
+    assert last.pairs[0].prompt == (BOS, USER, 102, ASSISTANT)
+    with pytest.raises(RowError, match="no room for its text beside the chat template"):
+        tokens_of(row, max_length=6, max_prompt_length=3)
+
+
+def test_golden_a_truncated_conversation_loses_whole_turns_and_keeps_its_system_message() -> None:
+    messages = [("system", "S"), ("user", "abc"), ("assistant", "B"), ("user", "def")]
+    prompt = [{"role": role, "content": content} for role, content in messages]
+    row = parse_row(Row({"prompt": prompt, "chosen": "x", "rejected": "y"}, "a.jsonl:1"), 0)
+    system, full = [BOS, 260, 83], [USER, 97, 98, 99, ASSISTANT, 66, EOS, USER, 100, 101, 102]
+    assert tokens_of(row, max_length=20).pairs[0].prompt == (*system, *full, ASSISTANT)
+    for mode, limit, kept in [
+        ("keep_end", 14, [USER, 98, 99, *full[4:]]),
+        ("keep_start", 14, full[:-1]),
+        # The answer B goes with the question that it belongs to.
+        ("keep_end", 11, [USER, 100, 101, 102]),
+        ("keep_start", 11, [USER, 97, 98, 99]),
+        ("keep_end", 7, [USER, 101, 102]),
+        ("keep_start", 7, [USER, 97, 98]),
+    ]:
+        options: dict[str, Any] = {"max_prompt_length": limit, "truncation_mode": mode}
+        pair = tokens_of(row, max_length=16, **options).pairs[0]
+        assert pair.prompt == (*system, *kept, ASSISTANT), (mode, limit)
+    shortest = tokens_of(row, max_length=16, max_prompt_length=5).pairs[0]
+    assert shortest.prompt == (BOS, 260, USER, 102, ASSISTANT)
+
+
+def test_raises_or_counts_rows_that_are_too_long_if_they_are_not_to_be_truncated() -> None:
+    short, long, longest = (
+        row_of("a", "x", "y"),
+        row_of("abcdef", "x", "y"),
+        row_of("a", "x" * 9, "y"),
+    )
+    rows, options = [short, long, longest], {"max_length": 8, "max_prompt_length": 5}
+    assert len(tokenize_rows(rows, TOKENIZER, **options).pairs) == 3
+    data = tokenize_rows(rows, TOKENIZER, on_overlong="skip", **options)
+    assert [len(data.pairs), data.report["rows_skipped: too long"]] == [1, 2]
+    for row in (long, longest):
+        with pytest.raises(RowError, match=r"`max_length` is 8 and a prompt has at most 5"):
+            tokens_of(row, on_overlong="refuse", **options)
+    counted = tokenize_rows(rows, TOKENIZER, on_overlong="refuse", on_error="skip", **options)
+    assert counted.report["rows_skipped: too long"] == 2
+
+
+def test_raises_for_a_token_that_the_model_does_not_embed() -> None:
+    row = row_of("az", "x", "y")
+    assert len(tokens_of(row, max_length=8, vocab_size=261).pairs) == 1
+    for size, token in ((259, 259), (122, 259), (97, 259)):
+        with pytest.raises(RowError, match=rf"the token {token}, but the model embeds only {size}"):
+            tokens_of(row, max_length=8, vocab_size=size)
 
 
 def test_golden_a_truncated_response_keeps_its_first_tokens() -> None:
@@ -86,7 +135,9 @@ def test_property_a_truncated_pair_fits_and_is_a_prefix_of_the_full_pair(
     full = tokens_of(row, max_length=100).pairs[0]
     for pair in data.pairs:
         assert len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= max_length
-        assert 1 <= len(pair.prompt) <= (max_prompt or max_length)
+        assert 4 <= len(pair.prompt) <= (max_prompt or max_length)
+        assert pair.prompt[:2] == (BOS, USER)
+        assert pair.prompt[-1] == ASSISTANT
         assert pair.chosen == full.chosen[: len(pair.chosen)] != ()
         assert pair.rejected == full.rejected[: len(pair.rejected)] != ()
         assert pair.chosen != pair.rejected
