@@ -86,7 +86,7 @@ class QuickSizes:
     comparisons: list[int] | None = None
     eta: list[float | WeightRule] | None = None
     beta: list[float | WeightRule] | None = None
-    design: dict[str, Any] = field(default_factory=dict)
+    design: dict[str, Any] = field(default_factory=dict, metadata={"keys_of": Design})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class StudyConfig:
     seeds: int
     first_seed: int = 0
     environments: list[str] = field(default_factory=lambda: ["design"])
-    design: dict[str, Any] = field(default_factory=dict)
+    design: dict[str, Any] = field(default_factory=dict, metadata={"keys_of": Design})
     eta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     beta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     delta: float = 0.05

@@ -7,66 +7,20 @@ key. YAML is read as plain data: no tag constructs an object.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+
+from .config_types import ConfigError, build, convert, type_of_key
+from .yaml_files import format_yaml, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
-MAX_BYTES = 100_000
-"""Largest configuration file; the parser reads about 50,000 bytes per second."""
-_REWORDED = (
-    (r"\bconfig\.(?=\w)", ""),
-    (r"Problem with given class_path '[\w.]+': ", ""),
-    (r"(Group|Key) '[\w.]+' does not accept option '([\w.]+)'", r"unknown key `\2`"),
-    (r"Option '([\w.]+)' is not accepted", r"unknown key `\1`"),
-    (r'Parser key "([\w.]+)":', r"`\1`:"),
-    (r"<class '(\w+)'>", r"\1"),
-    (r"typing\.", ""),
-    (
-        r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors:",
-        "must be one of these:",
-    ),
-    (r"the following arguments are required: ([\w.]+).*", r"`\1` is missing"),
-    (r"unrecognized arguments:", "unknown key in the overrides:"),
-)
-"""Patterns in jsonargparse's messages, and what replaces them."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without tags, aliases or repeated keys, in which 5e-7 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct a mapping whose keys are strings and occur once."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise _error_at(key_node, f"key {key!r} must be a string")
-            if key in seen:
-                raise _error_at(key_node, f"key `{key}` is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose a node, but no alias: one line of aliases can expand to a billion nodes."""
-        if self.check_event(yaml.AliasEvent):
-            raise _error_at(self.peek_event(), "aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) -> Config:
@@ -84,7 +38,7 @@ def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) ->
         ValueError: if the file or an override is invalid; the message names the key.
         OSError: if the file cannot be read.
     """
-    return _build(_read_yaml(path), cls, overrides, source=str(path))
+    return _build(read_yaml(path), cls, _split_overrides(overrides), source=str(path))
 
 
 def load_config(
@@ -107,13 +61,14 @@ def load_config(
         ValueError: if the file or an override is invalid; the message names the key.
         OSError: if the file cannot be read.
     """
-    arguments = [f"--{key}={_to_yaml_value(value)}" for key, value in (overrides or {}).items()]
+    given = {key: _to_word(value) for key, value in (overrides or {}).items()}
     if not isinstance(source, cls):
-        return read_config(Path(cast("str", source)), cls, arguments)
-    if not arguments:
+        path = Path(cast("str", source))
+        return _build(read_yaml(path), cls, given.items(), source=str(path))
+    if not given:
         return source
     values = dataclasses.asdict(cast("Any", source))
-    return _build(values, cls, arguments, source=cls.__name__)
+    return _build(values, cls, given.items(), source=cls.__name__)
 
 
 def to_yaml(config: Any) -> bytes:
@@ -125,70 +80,94 @@ def to_yaml(config: Any) -> bytes:
     Returns:
         The text in UTF-8; :func:`read_config` reads it back.
     """
-    plain = dataclasses.asdict(config)
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).encode()
+    return format_yaml(dataclasses.asdict(config))
 
 
 def _build(
-    values: dict[str, Any], cls: type[Config], overrides: Sequence[str], *, source: str
+    values: dict[str, Any],
+    cls: type[Config],
+    overrides: Iterable[tuple[str, str]],
+    *,
+    source: str,
 ) -> Config:
-    """Build a configuration from plain values and words of a command line."""
-    parser = _parser(cls)
+    """Build a configuration from plain values, some of which are replaced by words."""
+    seen = set()
+    for key, word in overrides:
+        if key in seen:
+            raise ValueError(f"argument --{key}: is given twice")
+        seen.add(key)
+        _override(values, cls, key, word)
     try:
-        parsed = parser.parse_object({"config": values})
-        if overrides:
-            arguments = [re.sub(r"^--(?=\w)", "--config.", word) for word in overrides]
-            parsed = parser.parse_args(arguments, namespace=parsed)
-        return parser.instantiate(parsed)["config"]
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"{source}: {_reword(error)}") from error
+        return build(cls, values)
+    except (ValueError, TypeError, OverflowError) as error:
+        text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise ValueError(f"{source}: {text}") from error
 
 
-@functools.cache
-def _parser(cls: type[Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, prog="")
-    parser.add_class_arguments(cls, "config", fail_untyped=False)
-    return parser
+def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the keys and values of ``--key value`` and ``--key=value``."""
+    pairs = []
+    remaining = iter(arguments)
+    for word in remaining:
+        if not re.match(r"--\w", word):
+            raise ValueError(f"unrecognized argument {word!r}: overrides are --KEY VALUE")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = next(remaining, None)
+            if following is None:
+                raise ValueError(f"argument --{key}: a value must follow")
+            value = following
+        pairs.append((key, value))
+    return pairs
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{path}: a configuration must have at most {MAX_BYTES:,} bytes")
+def _override(values: dict[str, Any], cls: Any, key: str, word: str) -> None:
+    """Replace one value, given by its dotted key and the word of a command line."""
     try:
-        values = yaml.load(content.decode(), _Loader)  # a safe loader
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be text in UTF-8") from error
-    except ValueError as error:  # an impossible date, or a number with thousands of digits
-        raise ValueError(f"{path}: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ValueError(f"{path}:{line} {problem}") from error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{path}: must be a mapping of keys to values, got {type(values).__name__}"
-        )
-    return values
+        value = _read_word(type_of_key(cls, key), word, key)
+    except ConfigError as error:
+        rule = str(error).removeprefix(f"`{key}` ").strip()
+        raise ValueError(f"argument --{key}: {rule}") from error
+    *parents, name = key.split(".")
+    inner = values
+    for parent in parents:
+        if inner.get(parent) is None:
+            inner[parent] = {}
+        inner = inner[parent]
+        if not isinstance(inner, dict):
+            raise ValueError(f"argument --{key}: `{parent}` is not a mapping in the configuration")
+    if isinstance(value, dict) and isinstance(inner.get(name), dict):
+        inner[name] = {**inner[name], **value}
+    else:
+        inner[name] = value
 
 
-def _error_at(event: Any, problem: str) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+def _read_word(hint: Any, word: str, key: str) -> Any:
+    """Return the plain value that a word of a command line stands for, given its type.
+
+    Where text is wanted, a word such as 014 or [a] stays as it is.
+    """
+    try:
+        value = parse_yaml(word)
+        convert(hint, value, key)
+    except ConfigError as error:
+        return _read_text(hint, word, key, error)
+    except ValueError as error:  # not YAML
+        return _read_text(hint, word, key, ConfigError(str(error).strip()))
+    return value
 
 
-def _to_yaml_value(value: Any) -> str:
+def _read_text(hint: Any, word: str, key: str, error: ConfigError) -> str:
+    """Return a word if it is accepted as text; raise the error otherwise."""
+    if hint is not Any:
+        with suppress(ConfigError):
+            return convert(hint, word, key)
+    raise error
+
+
+def _to_word(value: Any) -> str:
     """Return a value as one word of YAML; JSON is YAML."""
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
-    return json.dumps(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
-
-
-def _reword(error: Exception) -> str:
-    """Return jsonargparse's message in one line, with keys as the user writes them."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    for pattern, replacement in _REWORDED:
-        text = re.sub(pattern, replacement, text)
-    return text
+    plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return json.dumps(plain, default=os.fspath)

@@ -85,9 +85,9 @@ def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (GOOD + "sedes: 3\n", "unknown key `sedes`"),
-        (GOOD + "eta: [x]\n", "`eta`: "),
-        (GOOD + "eta: 0.1\n", "`eta`: Expected a list"),
+        (GOOD + "sedes: 3\n", "unknown key `sedes`: did you mean `seeds`?"),
+        (GOOD + "eta: [x]\n", "`eta[0]` must be a number, or one of 'theorem', 'tight'"),
+        (GOOD + "eta: 0.1\n", "got 0.1: write [0.1]"),
         (GOOD + "seeds: 4\n", "line 5: key `seeds` is given twice"),
         (GOOD + "quick: {seeds: 1, seeds: 2}\n", "line 5: key `seeds` is given twice"),
         (GOOD + "delta: !!python/object/apply:os.system ['true']\n", "line 5: could not determine"),
@@ -95,11 +95,14 @@ def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) ->
         (GOOD + "1: 2\n", "line 5: key 1 must be a string"),
         (GOOD + "design: {covrage: 2}\n", "`design.covrage` is unknown"),
         (GOOD.replace("rpo", "ppo"), "`method` must be one of rpo"),
-        (GOOD.replace("method: rpo", "metod: rpo"), "unknown key `metod`"),
-        (GOOD.replace("seeds: 3", "seeds: three"), "`seeds`: Expected a int"),
-        (GOOD.replace("seeds: 3\n", ""), "`seeds`"),
-        ("- a\n", "must be a mapping of keys to values, got list"),
-        ("", "must be a mapping of keys to values, got NoneType"),
+        (
+            GOOD.replace("method: rpo", "metod: rpo"),
+            "unknown key `metod` in `methods[0]`: did you mean `methods[0].method`?",
+        ),
+        (GOOD.replace("seeds: 3", "seeds: three"), "`seeds` must be a whole number, got 'three'"),
+        (GOOD.replace("seeds: 3\n", ""), "`seeds` is missing"),
+        ("- a\n", "must be a mapping of keys to values, got a list"),
+        ("", "must be a mapping of keys to values, got an empty file"),
         ("name: [\n", "line 2"),
         ("a" * 100_001, "at most 100,000 bytes"),
         ("a: " + "[" * 5000, "study.yaml: "),
@@ -121,6 +124,77 @@ def test_raises_mistakes_of_an_override_are_named(tmp_path: Path, override: tupl
     with pytest.raises(ValueError) as caught:
         read(tmp_path, GOOD, *override)
     assert override[0].removeprefix("--") in str(caught.value)
+
+
+RUN = "name: a\nmodel: {path: m}\ndata: {train: d.jsonl}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--label_noise 0.1", "unknown key `label_noise`: did you mean `design.label_noise`?"),
+        ("--design.label-noise 0.1", "did you mean `design.label_noise`?"),
+        ("--seed 3", "argument --seed: unknown key `seed`: did you mean `seeds`?"),
+        ("--seeds 014", "must be a whole number, got '014': write the number without leading"),
+        ("--seeds 1_000", "argument --seeds: must be a whole number, got '1_000': write 1000"),
+        ("--seeds 1:30", "must be a whole number, got '1:30'"),
+        ("--seeds 1e3", "must be a whole number, got 1000.0: write 1000"),
+        ("--seeds true", "must be a whole number, got true"),
+        ("--seeds nan", "must be a whole number, got 'nan'"),
+        ("--seeds .nan", "must be a whole number, got nan"),
+        (f"--seeds {10**300}", "must be a whole number below 2^63, got a number of 301 digits"),
+        (f"--comparisons [{2**63}]", "`comparisons[0]` must be a whole number below 2^63"),
+        (f"--design.actions {2**63}", "must be a whole number below 2^63"),
+        (f"--delta {10**399}", "argument --delta: must be a finite number, got inf"),
+        ("--delta 1e400", "must be a finite number"),
+        ("--delta .inf", "must be a finite number"),
+        ("--eta 0.1", "argument --eta: must be a list of numbers, or one of 'theorem', 'tight'"),
+        ("--seeds 3 --seeds=3", "argument --seeds: is given twice"),
+        ("--seeds", "argument --seeds: a value must follow"),
+        ("--name.x 3", "`name` is text"),
+        ("--quick 3", "must be a mapping of keys to values, got 3"),
+        ("stray", "unrecognized argument 'stray'"),
+        ("-x", "unrecognized argument '-x'"),
+    ],
+)
+def test_raises_an_override_says_what_to_type(arguments: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, GOOD, *arguments.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--trainer.max-steps 3", "did you mean `trainer.max_steps`?"),
+        ("--max_steps 3", "did you mean `trainer.max_steps`?"),
+        ("--trainer.dataloader_drop_last yes", "must be true or false, got 'yes': write true"),
+        ("--trainer.report_to wandb", "got 'wandb': write ['wandb']"),
+        ("--model.dtype float23", "must be one of 'float32', 'bfloat16', 'float64'"),
+        ("--model.path ~/model", "is not expanded, got '~/model'"),
+        ("--data.train ${HOME}/rows.jsonl", "write the path instead of ${HOME}"),
+        ("--data.train $DATA/rows.jsonl", "write the path instead of $DATA"),
+    ],
+)
+def test_raises_an_override_of_a_run_says_what_to_type(
+    arguments: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    with pytest.raises(ValueError) as caught:
+        read_config(tmp_path / "run.yaml", TrainConfig, arguments.split())
+    assert message in str(caught.value)
+
+
+def test_property_where_text_is_wanted_a_word_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    arguments = ["--name", "014", "--data.train", "2024", "--data.eval=yes", "--model.path", "a: b"]
+    config = read_config(tmp_path / "run.yaml", TrainConfig, arguments)
+    assert (config.name, config.data.train, config.data.eval) == ("014", "2024", "yes")
+    assert config.model.path == "a: b"
+    again = tmp_path / "again.yaml"
+    again.write_bytes(to_yaml(config))
+    assert read_config(again, TrainConfig) == config
 
 
 PLAIN = st.recursive(
