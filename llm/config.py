@@ -148,8 +148,8 @@ class DataConfig:
         eval: rows for evaluation, in the same formats; None for no evaluation file.
         eval_rows: number of rows at the end of ``train`` to hold out; 0 if ``eval`` is given.
         tokenizer: folder or hub name, or ``bytes``; None for the tokenizer of the model.
-        format: ``chat`` writes conversations with the chat template; ``text`` writes the contents
-            of the messages one after another, for base models.
+        format: ``chat`` writes conversations with the chat template; ``text`` tokenizes prompt and
+            response as raw text, for base models.
         chat_template: ``chatml``, or the path of a Jinja file; None for the template of the
             tokenizer's folder.
         chat_template_kwargs: variables of the chat template, such as ``enable_thinking: false``.

@@ -126,8 +126,9 @@ def tokenize_rows(
             )
             yield pair
 
+    before = Counter(tokenizer.unwritten)
     table = PairTable.from_pairs(pairs())
-    for field, count in tokenizer.unwritten.items():
+    for field, count in (Counter(tokenizer.unwritten) - before).items():
         report[f"messages without {field}"] = count
     return TokenizedPairs(table, dict(report))
 

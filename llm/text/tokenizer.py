@@ -267,6 +267,38 @@ def _refuse_tools(tools: str) -> None:
         raise RowError("chat template", "the byte tokenizer cannot write `tools`")
 
 
+def check_vocab_size(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
+    """Refuse a tokenizer that writes tokens which a model does not embed into every conversation.
+
+    A few unused tokens beyond the embedding are common; rows that use one are refused later, by
+    :func:`llm.text.tokenize.tokenize_rows`.
+
+    Args:
+        tokenizer: the tokenizer.
+        vocab_size: number of tokens that the model embeds.
+        source: name of the tokenizer, for the message.
+
+    Raises:
+        ValueError: if no conversation can be read by the model.
+
+    Examples:
+        >>> check_vocab_size(ByteTokenizer(), 261, "bytes")
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    prompt, response = [Message("user", "x")], [Message("assistant", " x")]
+    try:
+        ids = [*tokenizer.encode_prompt(prompt), *tokenizer.encode_response(prompt, response).ids]
+    except RowError:
+        return
+    if max(ids) >= vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model embeds only "
+            f"{vocab_size}, and every conversation has the token {max(ids)}: use the tokenizer of "
+            "the model"
+        )
+
+
 def load_tokenizer(folder: Path | None, options: TokenizerOptions = DEFAULT_OPTIONS) -> Tokenizer:
     """Load the tokenizer of a model folder, or the byte tokenizer.
 

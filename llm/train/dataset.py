@@ -13,7 +13,12 @@ from llm.data.preferences import PreferenceRow, stream_preferences
 from llm.data.rows import source_files
 from llm.hf.factory import ResolvedModel
 from llm.text.tokenize import TokenizedPairs, tokenize_rows
-from llm.text.tokenizer import Tokenizer, load_tokenizer
+from llm.text.tokenizer import (
+    Tokenizer,
+    TokenizerOptions,
+    check_vocab_size,
+    load_tokenizer,
+)
 from rpo_io.digests import sha256_hex, sha256_of_file
 
 
@@ -26,6 +31,7 @@ class TrainingData(NamedTuple):
         provenance: digests of ``tokenizer``, ``template`` (the chat template) and ``data``.
         report: number of rows that were read, truncated and skipped, by name.
         end_ids: token ids that end a response.
+        template_date: date that the chat template reads as today; None if it reads none.
     """
 
     train: PairTable
@@ -33,6 +39,7 @@ class TrainingData(NamedTuple):
     provenance: dict[str, str]
     report: dict[str, int]
     end_ids: frozenset[int]
+    template_date: str | None = None
 
 
 def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData:
@@ -50,16 +57,16 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
             fewer tokens than the tokenizer or fewer positions than ``data.max_length``.
         OSError: if a file cannot be read.
     """
-    tokenizer = _tokenizer(config, model)
+    tokenizer, vocab_size = _tokenizer(config, model), model.architecture.vocab_size
     rows, held_out = _split(config)
-    train = _tokens(rows, tokenizer, config)
+    train = _tokens(rows, tokenizer, config, vocab_size)
     if not train.pairs:
         raise ValueError(f"{config.train}: no row is left to train on: {train.report}")
     if config.eval is not None:
         held_out = (
             row._replace(row=row.row + train.report["rows"]) for row in _rows(config.eval, config)
         )
-    evaluation = _tokens(held_out, tokenizer, config)
+    evaluation = _tokens(held_out, tokenizer, config, vocab_size)
     return TrainingData(
         train.pairs,
         evaluation.pairs,
@@ -70,6 +77,7 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
         },
         {**train.report, **{f"eval_{name}": count for name, count in evaluation.report.items()}},
         tokenizer.end_ids,
+        template_date=tokenizer.template_date,
     )
 
 
@@ -109,17 +117,13 @@ def _tokenizer(config: DataConfig, model: ResolvedModel) -> Tokenizer:
         source, folder = model.config.path or "bytes", model.folder
     else:
         source, folder = config.tokenizer, resolve_tokenizer_folder(config.tokenizer)
-    tokenizer, vocab_size = load_tokenizer(folder), architecture.vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model embeds only "
-            f"{vocab_size}: use the tokenizer of the model"
-        )
+    tokenizer = load_tokenizer(folder, TokenizerOptions.from_config(config))
+    check_vocab_size(tokenizer, architecture.vocab_size, source)
     return tokenizer
 
 
 def _tokens(
-    rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: DataConfig
+    rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: DataConfig, vocab_size: int
 ) -> TokenizedPairs:
     return tokenize_rows(
         rows,
@@ -127,7 +131,9 @@ def _tokens(
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
         truncation_mode=config.truncation_mode,
+        on_overlong=config.on_overlong,
         on_error=config.on_error,
+        vocab_size=vocab_size,
     )
 
 

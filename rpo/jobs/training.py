@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -66,7 +68,9 @@ def run_training(
     """
     with muted_messages(not processes.is_first):
         with user_input():
-            model, data = load_inputs(config)
+            dated = _with_template_date(config, folder, resume=resume)
+            model, data = load_inputs(dated)
+            config = config if data.template_date is None else dated
         with processes.connected(folder), ExitStack() as stack:
             if processes.is_first:
                 with user_input():
@@ -78,6 +82,18 @@ def run_training(
             if processes.is_first:
                 _logger.info("written to %s: metrics.jsonl, checkpoints, config.yaml", folder)
     return TrainResult(folder, summary["step"], summary["parameters_sha256"])
+
+
+def _with_template_date(config: TrainConfig, folder: Path, *, resume: bool) -> TrainConfig:
+    """Fix the date that chat templates read as today: that of the run to continue, or today."""
+    if config.data.template_date is not None:
+        return config
+    date, recorded = None, folder / "config.yaml"
+    if resume and recorded.is_file():
+        date = read_config(recorded, TrainConfig).data.template_date
+    # In universal time, so that hosts in different time zones agree.
+    date = date or datetime.datetime.now(datetime.UTC).date().isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, template_date=date))
 
 
 class _SummaryTracker:

@@ -56,17 +56,12 @@ def load_model_and_tokenizer(
 
     from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
     from llm.hf.io import load_model
-    from llm.text.tokenizer import load_tokenizer
+    from llm.text.tokenizer import check_vocab_size, load_tokenizer
 
     folder = resolve_model_folder(model)
     loaded = load_tokenizer(folder if tokenizer is None else resolve_tokenizer_folder(tokenizer))
     decoder = load_model(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
-    vocab_size = decoder.architecture.vocab_size
-    if loaded.vocab_size > vocab_size:
-        raise ValueError(
-            f"{tokenizer or model}: the tokenizer has {loaded.vocab_size} tokens, but {model} "
-            f"embeds only {vocab_size}: use the model's tokenizer"
-        )
+    check_vocab_size(loaded, decoder.architecture.vocab_size, tokenizer or model)
     return decoder, loaded
 
 
@@ -107,7 +102,13 @@ def read_pairs(
         )
     rows = stream_preferences(data, check_content=False)
     on_error = "skip" if skip_bad_rows else "raise"
-    tokenized = tokenize_rows(rows, tokenizer, max_length=length, on_error=on_error)
+    tokenized = tokenize_rows(
+        rows,
+        tokenizer,
+        max_length=length,
+        on_error=on_error,
+        vocab_size=model.architecture.vocab_size,
+    )
     for name, count in tokenized.report.items():
         if count and name != "rows":
             _logger.info("%s: %s", name, f"{count:,}")

@@ -137,7 +137,7 @@ BAD = [
     ([*REWARDED, "reward.py:broken"], "reward of prompt 0 must be a finite number, got None"),
     ([*SCORE, "absent", *DATA], "absent"),
     ([*SCORE, "policy", "--data", "rows.jsonl"], "tokenizer.json"),
-    ([*SCORE, "narrow", *DATA], "the tokenizer has 261 tokens, but narrow embeds only 200"),
+    ([*SCORE, "narrow", *DATA], "the tokenizer has 261 tokens, but the model embeds only 200"),
     ([*SCORE, "policy", "--data", "bad.jsonl", *BYTES], "bad.jsonl:4"),
     ([*SCORE, "policy", "--data", "none.jsonl", *BYTES], "none.jsonl does not exist"),
     ([*SCORE, "policy", *DATA, "--max-length", "1024"], "the model reads at most 256 tokens"),
