@@ -87,7 +87,7 @@ class Rows(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """Tokens of the responses, padded to a fixed number.
+    """Scored tokens of the responses, padded to a fixed number.
 
     Attributes:
         flat_index: ``row * T + column`` of the preceding token, whose hidden state predicts this
@@ -108,8 +108,8 @@ class Batch(NamedTuple):
     Attributes:
         rows: tokens of prompts and responses.
         completions: the tokens of the responses in the rows.
-        lengths: number of tokens of each response, including its end token; 0 for an absent pair,
-            shape ``[n k]``.
+        lengths: number of scored tokens of each response, including its end token; 0 for an absent
+            pair, shape ``[n k]``.
         present: False for a pair that only pads the batch, shape ``[n]``.
         row_ids: index of the data row of each pair; -1 if absent, shape ``[n]``.
         reference: reference log-probabilities of the responses in nats, shape ``[n k]``; None if

@@ -3,7 +3,8 @@
 Every response is packed with its own copy of the prompt (``separate``), or all pairs of a batch are
 packed into one row with each prompt written once (``shared``). The last token of a response
 predicts nothing, and no other token attends to it, so it is left out of the rows. Each response of
-``n`` tokens therefore takes ``n - 1`` tokens of a row.
+``n`` tokens therefore takes ``n - 1`` tokens of a row. Tokens of a response that are not scored,
+such as a message of the user between two of the assistant, are in the row but no completions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxtyping import Int
 from llm.types import Batch, Bounds, Branch, Completions, Role, Rows
 
 from .pair_table import as_pair_table
-from .preferences import PairTokens
+from .preferences import PairTokens, ScoredTokens
 
 PackingMode = Literal["separate", "shared"]
 """``separate``: one prompt and one response per row. ``shared``: all pairs in one row."""
@@ -36,7 +37,7 @@ class BatchShape:
     Attributes:
         rows: number of rows.
         row_tokens: tokens in a row.
-        completions: completion tokens of all responses.
+        completions: scored tokens of all responses.
         longest: tokens of the longest prompt with one of its responses.
     """
 
@@ -108,6 +109,12 @@ def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
     return responses
 
 
+def _scored_by_role(pair: PairTokens, roles: int) -> list[ScoredTokens | None]:
+    """Return which tokens of each response are scored; None for all of them."""
+    chosen, rejected, baseline = pair.scored or (None, None, None)
+    return [chosen, rejected, chosen if pair.baseline is None else baseline][:roles]
+
+
 def required_shape(pairs: Sequence[PairTokens], *, layout: PackingMode, roles: int) -> BatchShape:
     """Return the smallest shape that holds the pairs of a batch.
 
@@ -121,22 +128,25 @@ def required_shape(pairs: Sequence[PairTokens], *, layout: PackingMode, roles: i
     """
     prompts, responses = _lengths(pairs, roles)
     longest = int((prompts + responses.max(1)).max()) - 1
+    scored = _by_role(as_pair_table(pairs).scored_lengths, roles)
     rows, tokens = len(pairs) * roles, longest
     if layout == "shared":
         rows, tokens = 1, int(packed_token_counts(pairs, layout=layout, roles=roles).sum())
-    return BatchShape(
-        rows=rows, row_tokens=tokens, completions=int(responses.sum()), longest=longest
-    )
+    return BatchShape(rows=rows, row_tokens=tokens, completions=int(scored.sum()), longest=longest)
 
 
 def _lengths(
     pairs: Sequence[PairTokens], roles: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n roles"]]:
     """Return the lengths of the prompts, and of the responses by role."""
-    lengths = as_pair_table(pairs).lengths.astype(np.int64)
-    prompts, chosen, rejected, baseline = lengths.T
-    responses = [chosen, rejected, np.where(baseline, baseline, chosen)]
-    return prompts, np.stack(responses[:roles], axis=1)
+    lengths = as_pair_table(pairs).lengths
+    return lengths[:, 0].astype(np.int64), _by_role(lengths[:, 1:], roles)
+
+
+def _by_role(lengths: Int[np.ndarray, "n 3"], roles: int) -> Int[np.ndarray, "n roles"]:
+    """Return lengths of responses by role; a missing baseline response is the chosen one."""
+    chosen, rejected, baseline = lengths.astype(np.int64).T
+    return np.stack([chosen, rejected, np.where(baseline, baseline, chosen)][:roles], axis=1)
 
 
 def round_up_shape(shape: BatchShape, *, steps: int = 64) -> BatchShape:
@@ -218,18 +228,19 @@ def pack(
         _write(rows, piece, column, piece.prompt, Branch.PROMPT, position=0)
         column += len(piece.prompt)
         prompt_end = piece.row * shape.row_tokens + column - 1
-        for role, response in piece.responses.items():
+        for role, (response, scored) in piece.responses.items():
             branch = Branch(role + 1)
             _write(rows, piece, column, response[:-1], branch, position=len(piece.prompt))
-            span = slice(filled, filled + len(response))
-            completions[0, span] = (
-                piece.row * shape.row_tokens + column - 1 + np.arange(len(response))
-            )
-            completions[0, filled] = prompt_end
-            completions[1, span] = response
+            predecessors = piece.row * shape.row_tokens + column - 1 + np.arange(len(response))
+            predecessors[0] = prompt_end
+            kept = slice(None) if scored is None else np.flatnonzero(scored)
+            count = len(response) if scored is None else sum(scored)
+            span = slice(filled, filled + count)
+            completions[0, span] = predecessors[kept]
+            completions[1, span] = np.asarray(response)[kept]
             completions[2, span] = piece.pair * roles + role
-            lengths[piece.pair, role] = len(response)
-            filled += len(response)
+            lengths[piece.pair, role] = count
+            filled += count
             column += len(response) - 1
     row_ids = np.full(n_pairs, -1, np.int32)
     row_ids[: len(pairs)] = [pair.row for pair in pairs]
@@ -246,13 +257,15 @@ class _Piece(NamedTuple):
     pair: int
     segment: int
     prompt: tuple[int, ...]
-    responses: dict[int, tuple[int, ...]]
+    responses: dict[int, tuple[tuple[int, ...], ScoredTokens | None]]
 
 
 def _pieces(pairs: Sequence[PairTokens], layout: PackingMode, roles: int) -> Iterator[_Piece]:
     column, counts = 0, packed_token_counts(pairs, layout=layout, roles=roles).tolist()
     for number, pair in enumerate(pairs):
-        responses = dict(enumerate(responses_by_role(pair, roles)))
+        scored = _scored_by_role(pair, roles)
+        by_role = zip(responses_by_role(pair, roles), scored, strict=True)
+        responses = dict(enumerate(by_role))
         if layout == "shared":
             yield _Piece(0, column, number, number + 1, pair.prompt, responses)
             column += counts[number]

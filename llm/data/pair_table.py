@@ -1,13 +1,15 @@
 """Tokenized pairs in a few arrays, which take hardly more memory than their tokens.
 
 In tuples of Python integers a token takes eight bytes, and a short pair hundreds of bytes besides.
-Here a token takes four bytes and a pair sixty; its tuples are created on access.
+Here a token takes four bytes and a pair sixty; its tuples are created on access. If some response
+has tokens that are not scored, every token takes one byte more.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -15,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from llm.types import Role
 
-from .preferences import PairTokens
+from .preferences import PairTokens, ScoredTokens
 
 _N_PARTS = 1 + len(Role)
 """Prompt, chosen, rejected and baseline response, stored one after another."""
@@ -46,6 +48,7 @@ class PairTable(Sequence[PairTokens]):
         lengths: Int[np.ndarray, "n 4"],
         rows: Int[np.ndarray, " n"],
         reference: Float[np.ndarray, "n 3"],
+        scored: Bool[np.ndarray, " tokens"] | None = None,
     ) -> None:
         """Wrap arrays; see :meth:`from_pairs`.
 
@@ -55,12 +58,14 @@ class PairTable(Sequence[PairTokens]):
             lengths: see the class.
             rows: see the class.
             reference: see the class.
+            scored: whether each of ``tokens`` is scored; None if all tokens of responses are.
         """
         self._tokens: Int[np.ndarray, " tokens"] = tokens
         self._starts: Int[np.ndarray, " n"] = starts
         self.lengths: Int[np.ndarray, "n 4"] = lengths
         self.rows: Int[np.ndarray, " n"] = rows
         self.reference: Float[np.ndarray, "n 3"] = reference
+        self._scored: Bool[np.ndarray, " tokens"] | None = scored
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:
@@ -73,8 +78,12 @@ class PairTable(Sequence[PairTokens]):
             The table.
         """
         tokens, lengths, rows, reference = array("i"), array("i"), array("q"), array("d")
+        unscored = array("q")
         for pair in pairs:
-            for part in (pair.prompt, pair.chosen, pair.rejected, pair.baseline or ()):
+            parts = (pair.prompt, pair.chosen, pair.rejected, pair.baseline or ())
+            if pair.scored is not None:
+                unscored.extend(_unscored(parts, pair.scored, len(tokens)))
+            for part in parts:
                 tokens.extend(part)
                 lengths.append(len(part))
             rows.append(pair.row)
@@ -82,13 +91,35 @@ class PairTable(Sequence[PairTokens]):
             reference.extend((*known, *[np.nan] * (len(Role) - len(known))))
         table = np.asarray(lengths).reshape(-1, _N_PARTS)
         sizes = table.sum(1, dtype=np.int64)
+        scored = None
+        if unscored:
+            scored = np.ones(len(tokens), bool)
+            scored[np.asarray(unscored)] = False
         return cls(
             np.asarray(tokens),
             np.cumsum(sizes) - sizes,
             table,
             np.asarray(rows).view(np.int64),
             np.asarray(reference).reshape(-1, len(Role)),
+            scored,
         )
+
+    @cached_property
+    def scored_lengths(self) -> Int[np.ndarray, "n 3"]:
+        """Number of scored tokens of chosen, rejected and baseline response.
+
+        Examples:
+            >>> scored = ((True, False, True), None, None)
+            >>> pair = PairTokens((1,), (2, 3, 4), (5,), None, 0, scored=scored)
+            >>> PairTable.from_pairs([pair]).scored_lengths.tolist()
+            [[2, 1, 0]]
+        """
+        lengths = self.lengths[:, 1:]
+        if self._scored is None:
+            return lengths
+        sums = np.concatenate([[0], np.cumsum(self._scored)])
+        ends = self._starts[:, None] + np.cumsum(self.lengths, axis=1, dtype=np.int64)[:, 1:]
+        return (sums[ends] - sums[ends - lengths]).astype(lengths.dtype)
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -128,18 +159,39 @@ class PairTable(Sequence[PairTokens]):
             self.lengths[indices],
             self.rows[indices],
             self.reference[indices],
+            self._scored,
         )
 
     def _pair(
         self, start: int, lengths: list[int], row: int, reference: Float[np.ndarray, " 3"]
     ) -> PairTokens:
-        parts = []
+        parts, scored = [], []
         for length in lengths:
-            parts.append(tuple(self._tokens[start : start + length].tolist()))
-            start += length
+            stop = start + length
+            parts.append(tuple(self._tokens[start:stop].tolist()))
+            if self._scored is not None:
+                mask = self._scored[start:stop]
+                scored.append(None if mask.all() else tuple(mask.tolist()))
+            start = stop
         prompt, chosen, rejected, baseline = parts
         known = tuple(reference[~np.isnan(reference)].tolist())
-        return PairTokens(prompt, chosen, rejected, baseline or None, row, known or None)
+        masks = tuple(scored[1:]) if any(scored) else None
+        return PairTokens(prompt, chosen, rejected, baseline or None, row, known or None, masks)
+
+
+def _unscored(
+    parts: tuple[tuple[int, ...], ...], scored: tuple[ScoredTokens | None, ...], start: int
+) -> Iterator[int]:
+    """Yield the indices of the tokens that are not scored; the parts begin at ``start``."""
+    start += len(parts[0])
+    for part, mask in zip(parts[1:], scored, strict=True):
+        if mask is not None:
+            if len(mask) != len(part):
+                raise ValueError(
+                    f"`scored` must have one entry for each of {len(part)} tokens, got {len(mask)}"
+                )
+            yield from (start + index for index, is_scored in enumerate(mask) if not is_scored)
+        start += len(part)
 
 
 def as_pair_table(pairs: Sequence[PairTokens]) -> PairTable:

@@ -86,7 +86,9 @@ class SampleCoverage:
         )
         end = min(self._end_ids)
         answered = [
-            pair._replace(chosen=(*reply.tokens, end) if reply.finished else reply.tokens)
+            pair._replace(
+                chosen=(*reply.tokens, end) if reply.finished else reply.tokens, scored=None
+            )
             for pair, reply in zip(self._prompts, replies, strict=True)
         ]
         samples = self._features(answered)[0]

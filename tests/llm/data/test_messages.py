@@ -59,7 +59,7 @@ def test_roundtrip_calls_of_tools_reach_the_template_in_their_order(tmp_path: Pa
     assert read(tmp_path, {**row("Rome"), "tools": []})[0][0].tools == ""
 
 
-def test_roundtrip_several_turns_and_results_of_tools(tmp_path: Path) -> None:
+def test_roundtrip_multi_turn_responses_and_results_of_tools(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     result = {"role": "tool", "content": "21", "tool_call_id": "c1"}
     answer = {"role": "assistant", "content": "21 degrees."}

@@ -12,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.config import ObjectiveConfig
 from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import (
     BatchShape,
@@ -23,6 +24,7 @@ from llm.data.packing import (
     round_up_shape,
 )
 from llm.data.preferences import PairTokens
+from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.logprobs import response_log_probs
@@ -66,14 +68,38 @@ def packed(pairs: list[PairTokens], layout: PackingMode, roles: int = 2, spare: 
     return pack(pairs, layout=layout, roles=roles, n_pairs=len(pairs) + spare, shape=shape)
 
 
-def unpacked_log_prob(decoder: Decoder, pair: PairTokens, response: tuple[int, ...]) -> float:
-    """Log-probability of one response, from the logits of one sequence in one row."""
+def with_masks(pairs: list[PairTokens]) -> list[PairTokens]:
+    """Leave the tokens in the middle of every other pair's responses unscored, or the first."""
+
+    def mask(part: tuple[int, ...] | None, row: int) -> tuple[bool, ...] | None:
+        if part is None or len(part) == 1 + row % 4:
+            return None
+        last = len(part) - 1
+        return tuple(index in (last, row % 4) for index in range(len(part)))
+
+    return [
+        pair
+        if pair.row % 2
+        else pair._replace(scored=tuple(mask(part, pair.row // 2) for part in pair[1:4]))
+        for pair in pairs
+    ]
+
+
+def unpacked_log_prob(
+    decoder: Decoder,
+    pair: PairTokens,
+    response: tuple[int, ...],
+    scored: tuple[bool, ...] | None = None,
+) -> float:
+    """Log-probability of the scored tokens of a response, from the logits of one sequence."""
     sequence = [*pair.prompt, *response]
     tokens = np.array([sequence + [0] * (LONGEST - len(sequence))])
     real = (np.arange(LONGEST) < len(sequence))[None].astype(int)
     rows = Rows(tokens, np.arange(LONGEST)[None], real, 0 * real)
     log_probs = np.asarray(jax.nn.log_softmax(logits(decoder, rows)[0]))
-    positions = range(len(pair.prompt), len(sequence))
+    positions = np.arange(len(pair.prompt), len(sequence))
+    if scored is not None:
+        positions = positions[np.array(scored)]
     return sum(float(log_probs[position - 1, sequence[position]]) for position in positions)
 
 
@@ -93,14 +119,28 @@ def decoder() -> Decoder:
 def test_parity_with_one_sequence_per_row(
     decoder: Decoder, layout: PackingMode, roles: int
 ) -> None:
-    pairs = random_pairs(4, baseline=roles == 3)
-    found = response_log_probs(decoder, packed(pairs, layout, roles, spare=2))
+    pairs = with_masks(random_pairs(4, baseline=roles == 3))
+    batch = packed(pairs, layout, roles, spare=2)
+    found = response_log_probs(decoder, batch)
+    counts = []
     for number, pair in enumerate(pairs):
-        expected = [
-            unpacked_log_prob(decoder, pair, each) for each in responses_by_role(pair, roles)
-        ]
+        chosen, rejected, baseline = pair.scored or (None, None, None)
+        scored = [chosen, rejected, chosen if pair.baseline is None else baseline][:roles]
+        both = list(zip(responses_by_role(pair, roles), scored, strict=True))
+        expected = [unpacked_log_prob(decoder, pair, *each) for each in both]
         np.testing.assert_allclose(found[number], expected, rtol=EXACT, err_msg=str(number))
+        counts.append([len(part) if mask is None else sum(mask) for part, mask in both])
     np.testing.assert_array_equal(found[len(pairs) :], 0.0)
+    np.testing.assert_array_equal(batch.lengths[: len(pairs)], counts)
+    # The loss: means over scored tokens, and the margin of their log-probabilities.
+    config = ObjectiveConfig(beta=0.7, eta=0.3, sft_reduction="sequence_mean")
+    reference = np.linspace(-3.0, -1.0, found.size).reshape(found.shape)
+    loss = finalize_metrics(config, compute_metric_sums(config, found, reference, batch))["loss"]
+    policy, role = np.asarray(found)[: len(pairs)], 2 if roles == 3 else 0
+    ratio = 0.7 * (policy - reference[: len(pairs)])
+    dpo = np.mean(np.log1p(np.exp(ratio[:, 1] - ratio[:, 0])))
+    sft = np.mean(-policy[:, role] / np.array(counts)[:, role])
+    np.testing.assert_allclose(loss, dpo + 0.3 * 0.7 * sft, rtol=EXACT)
 
 
 def test_gradient_of_both_packing_modes_agrees(decoder: Decoder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,20 @@ from llm.data.preferences import PairTokens
 
 tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
 log_probs = st.floats(-1e300, 0.0)
+
+
+@st.composite
+def masks(draw: st.DrawFn, pair: PairTokens) -> PairTokens:
+    """Leave some tokens of some responses of a pair unscored."""
+    scored = [
+        draw(st.none() | st.tuples(*[st.booleans()] * len(part)).filter(lambda mask: not all(mask)))
+        for part in (pair.chosen, pair.rejected, pair.baseline or ())
+        if part
+    ]
+    scored += [None] * (3 - len(scored))
+    return pair._replace(scored=tuple(scored) if any(scored) else None)
+
+
 pairs = st.builds(
     PairTokens,
     tokens,
@@ -21,7 +36,8 @@ pairs = st.builds(
     st.none() | tokens,
     st.integers(0, 2**62),
     st.none() | st.lists(log_probs, min_size=2, max_size=3).map(tuple),
-)
+    st.none(),
+).flatmap(masks)
 
 
 @settings(max_examples=50, deadline=None)
@@ -34,6 +50,14 @@ def test_roundtrip_a_table_returns_the_pairs_it_was_made_of(
     assert list(table) == rows
     assert list(table[a:b]) == rows[a:b]
     assert [table[index] for index in range(-len(rows), 0)] == rows
+    counts = [
+        [
+            sum(mask) if mask else len(part or ())
+            for part, mask in zip(row[1:4], row.scored or [None] * 3, strict=True)
+        ]
+        for row in rows
+    ]
+    assert table[a:b].scored_lengths.tolist() == counts[a:b]
     assert as_pair_table(table) is table
     assert list(as_pair_table(rows)) == rows
 
@@ -52,6 +76,12 @@ def test_closed_form_arrays_hold_lengths_rows_and_reference_of_the_pairs() -> No
     assert table.lengths.tolist() == [[3, 1, 2, 0], [3, 1, 2, 1]]
     assert table.rows.tolist() == [7, 9]
     np.testing.assert_array_equal(table.reference, [[-1.0, -2.0, np.nan], [np.nan] * 3])
+
+
+def test_raises_for_a_mask_of_another_length() -> None:
+    pair = PairTokens((1,), (2, 3), (4,), None, 0, scored=((True,), None, None))
+    with pytest.raises(ValueError, match=r"one entry for each of 2 tokens, got 1$"):
+        PairTable.from_pairs([pair])
 
 
 def test_extreme_a_pair_takes_little_more_memory_than_its_tokens() -> None:
