@@ -262,6 +262,8 @@ class TrainerConfig:
         per_device_train_batch_size: pairs of a microbatch on each device; devices along
             ``mesh.tensor`` count as one.
         gradient_accumulation_steps: microbatches of a step.
+        dataloader_drop_last: leave the last step of an epoch out if it has fewer pairs than the
+            others. By default it is made, as in Transformers, and its pairs count more.
         eval_steps: number of steps between evaluations, which also follow the last step; 0 for no
             evaluation.
         coverage_samples: number of held-out prompts that the policy answers at an evaluation, to
@@ -283,6 +285,7 @@ class TrainerConfig:
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
+    dataloader_drop_last: bool = False
     eval_steps: int = 0
     coverage_samples: int = 0
     save_steps: int = 0

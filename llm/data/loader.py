@@ -49,6 +49,7 @@ class BatchSampler:
         accumulation_steps: number of microbatches of a step.
         seed: seed of the order; None keeps the order of the data and balances nothing.
         roles: number of responses per pair; None counts them in the data.
+        drop_last: leave out the last step of an epoch if it has fewer pairs than the others.
     """
 
     pairs: Sequence[PairTokens]
@@ -57,6 +58,7 @@ class BatchSampler:
     accumulation_steps: int = 1
     seed: int | None = 0
     roles: int | None = None
+    drop_last: bool = False
 
     @property
     def pairs_per_step(self) -> int:
@@ -71,7 +73,12 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps that use every pair once; the last step may have fewer pairs."""
+        """Number of steps that use every pair once; the last step may have fewer pairs.
+
+        With :attr:`drop_last` there is no such step.
+        """
+        if self.drop_last:
+            return len(self.pairs) // self.pairs_per_step
         return -(-len(self.pairs) // self.pairs_per_step)
 
     @cached_property
@@ -188,6 +195,8 @@ class BatchSampler:
                 for start in range(0, len(order), self.pairs_per_step)
             ]
         order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        if self.drop_last:
+            order = order[: self.steps_per_epoch * self.pairs_per_step]
         window = BALANCING_WINDOW * self.pairs_per_step
         steps = []
         for start in range(0, len(order), window):

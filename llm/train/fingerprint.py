@@ -18,22 +18,46 @@ from llm.config import TrainConfig
 from llm.models.architecture import Architecture
 from rpo_io.versions import release_version
 
-FORMAT = 1
+FORMAT = 2
 """Format of checkpoints; it grows when what is stored, or how, changes."""
 FREE_TRAINER_KEYS = (
     "logging_steps",
     "save_steps",
     "save_total_limit",
     "eval_steps",
+    "coverage_samples",
     "report_to",
+    "step0_tolerance",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "max_steps",
+    "num_train_epochs",
 )
-"""Keys of ``trainer`` that may change on resume: the parameters do not depend on them.
+"""Keys of ``trainer`` that may change on resume.
 
-The number of pairs of a step must stay; how it is divided over devices and parts may change.
+The number of pairs of a step must stay; how it is divided over devices and parts may change. A run
+may be continued for more steps.
 """
-NAMED_KEYS = 3
+FREE_KEYS = (
+    "name",
+    "data.train",
+    "data.eval",
+    "data.tokenizer",
+    "data.chat_template",
+    "model.path",
+)
+"""Names and paths, which may change on resume: the digests of the contents are compared."""
+SOURCES = {
+    "data": "the rows of `data.train` or `data.eval`",
+    "tokenizer": "the tokenizer of `data.tokenizer` or `model.path`",
+    "template": "the chat template",
+    "initial_weights": "the weights of `model.path`",
+    "frozen_weights": "the frozen weights of `model.path`",
+    "trainer.pairs_per_step": "the number of pairs of a step "
+    "(`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps` x devices)",
+}
+"""What a compared value that is no key stands for, for messages."""
+NAMED_KEYS = 6
 """Number of differing keys that a message names; the others are only counted."""
 
 
@@ -76,12 +100,45 @@ class Fingerprint(NamedTuple):
                 f"(format {self.format})"
             )
         for part in ("configuration", "data", "model"):
-            changes = list(_changes(recorded.get(part, {}), getattr(self, part)))
-            if changes:
-                more = len(changes) - NAMED_KEYS
-                named = ", ".join(changes[:NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
+            named = name_changes(recorded.get(part, {}), getattr(self, part))
+            if named is not None:
                 return f"{'other' if part == 'data' else 'another'} {part} ({named})"
         return None
+
+
+def name_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Name the keys of a configuration that differ, with both values, except :data:`FREE_KEYS`.
+
+    Args:
+        before: recorded values, nested mappings.
+        now: values of this run.
+
+    Returns:
+        A phrase for an error message; None if nothing differs.
+
+    Examples:
+        >>> name_changes({"data": {"max_length": 8}}, {"data": {"max_length": 9}, "name": "b"})
+        '`data.max_length` was 8 and is 9'
+    """
+    changes = list(_changes(dict(before), dict(now)))
+    more = len(changes) - NAMED_KEYS
+    return ", ".join(changes[:NAMED_KEYS]) + (f" and {more} more" if more > 0 else "") or None
+
+
+def configuration_of(config: TrainConfig) -> dict[str, Any]:
+    """Return the keys of a configuration that a checkpoint records, as plain JSON values.
+
+    Args:
+        config: configuration of a run.
+
+    Returns:
+        All sections but the mesh, without :data:`FREE_TRAINER_KEYS`.
+    """
+    kept = asdict(config)
+    kept.pop("mesh")
+    for name in FREE_TRAINER_KEYS:
+        kept["trainer"].pop(name)
+    return _plain(kept)
 
 
 def make_fingerprint(
@@ -109,10 +166,7 @@ def make_fingerprint(
     Returns:
         The fingerprint.
     """
-    kept = asdict(config)
-    kept.pop("mesh")
-    for name in FREE_TRAINER_KEYS:
-        kept["trainer"].pop(name)
+    kept = configuration_of(config)
     kept["trainer"]["pairs_per_step"] = pairs_per_step
     model = {
         "architecture": asdict(architecture),
@@ -124,7 +178,7 @@ def make_fingerprint(
         "frozen_weights": frozen_weights,
     }
     data = dict(data_digests)
-    return Fingerprint(_plain(model), _plain(data), _plain(kept), release_version())
+    return Fingerprint(_plain(model), _plain(data), kept, release_version())
 
 
 def parameter_path(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -165,6 +219,12 @@ def _changes(before: Any, now: Any, path: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() | now.keys()):
             below = f"{path}.{name}" if path else name
-            yield from _changes(before.get(name), now.get(name), below)
+            if below not in FREE_KEYS:
+                yield from _changes(before.get(name), now.get(name), below)
     elif before != now:
-        yield f"`{path}` was {before!r} and is {now!r}"
+        source = SOURCES.get(path)
+        if source is None:
+            yield f"`{path}` was {before!r} and is {now!r}"
+        else:  # the digests of contents would not help
+            is_count = isinstance(now, int)
+            yield f"{source} was {before} and is {now}" if is_count else f"{source} changed"

@@ -28,6 +28,7 @@ from llm.types import Batch
 from rpo_io.digests import sha256_hex
 
 from . import reference_cache
+from .batches import count_steps, make_sampler
 from .dataset import TrainingData
 from .fingerprint import Fingerprint, make_fingerprint
 from .optimizer import make_optimizer
@@ -101,16 +102,9 @@ class Run:
         self.graphdef, self.frozen = graphdef, self.devices.put(frozen)
         self.architecture = model.architecture
         trainer = config.trainer
-        self.sampler = BatchSampler(
-            data.train,
-            config.data.layout,
-            trainer.per_device_train_batch_size,
-            trainer.gradient_accumulation_steps * self.num_shards,
-            trainer.seed,
-            roles=max(count_roles(data.train), count_roles(data.evaluation)),
-        )
-        epochs = trainer.num_train_epochs * self.sampler.steps_per_epoch
-        self.num_steps = trainer.max_steps or int(np.ceil(epochs))
+        roles = max(count_roles(data.train), count_roles(data.evaluation))
+        self.sampler = make_sampler(config, data, self.num_shards, roles=roles)
+        self.num_steps = count_steps(config, self.sampler)
         self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.num_steps)
         self.state = self._initial_state(trainable)
         self.frozen_weights_digest = weights_digest(self.frozen)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.config import TrainConfig
-from llm.data.loader import BatchSampler
 from llm.hf.factory import ResolvedModel
 
+from .batches import count_steps, make_sampler
 from .dataset import TrainingData
 from .planned_step import PlannedStep, estimate_peak_bytes
 
@@ -61,15 +61,8 @@ def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) 
     """
     step, trainer = PlannedStep(config, model, jax.device_count()), config.trainer
     shards = step.plan.batch_shards
-    sampler = BatchSampler(
-        data.train,
-        config.data.layout,
-        trainer.per_device_train_batch_size,
-        trainer.gradient_accumulation_steps * shards,
-        trainer.seed,
-    )
-    epochs = trainer.num_train_epochs * sampler.steps_per_epoch
-    steps = trainer.max_steps or int(np.ceil(epochs))
+    sampler = make_sampler(config, data, shards)
+    steps = count_steps(config, sampler)
     sampled = min(SAMPLED_STEPS, steps, sampler.steps_per_epoch)
     batches = [sampler.batch(index) for index in range(sampled)]
     tokens = [int(np.count_nonzero(batch.rows.segments)) for batch in batches]

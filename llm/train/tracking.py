@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llm.config import TrainConfig
 from rpo_io.atomic import write_atomic
 from rpo_io.strict_json import format_line, null_non_finite
+
+WANDB_ID = "wandb_id"
+"""File in the folder of a run that holds the id of its run on Weights & Biases."""
 
 
 @runtime_checkable
@@ -63,35 +68,56 @@ class JsonLinesTracker:
             os.fsync(file.fileno())
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        rows = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # the process died while it wrote this line
-        return [row for row in rows if "event" not in row]
+        return [row for row in read_log(self._path) if "event" not in row]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a log of metrics, also one that a process died on while writing.
+
+    Args:
+        path: path of ``metrics.jsonl``; a missing file has no lines.
+
+    Returns:
+        The complete lines, with that of a finished run.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # the process died while it wrote this line
+    return rows
 
 
 class TensorBoardTracker:
-    """A tracker that writes TensorBoard events, through ``tensorboardX``."""
+    """A tracker that writes TensorBoard events, through ``tensorboardX``.
 
-    def __init__(self, folder: Path) -> None:
-        """Write to a folder."""
+    A resumed run purges the events of the steps that it repeats, so that no step occurs twice.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        """Find the package; the folder of events is created when the run starts."""
         try:
             from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(_missing("tensorboard", "tensorboardX")) from error
-        self._writer = SummaryWriter(str(folder))
+        self._create, self._folder, self._config = SummaryWriter, folder, config
+        self._writer: Any = None
 
     def start(self, step: int) -> None:
-        """Do nothing: TensorBoard shows the later of two values of a step."""
+        """Open a file of events; those of later steps, which an earlier file holds, are purged."""
+        self._writer = self._create(str(self._folder), purge_step=step + 1 if step else None)
+        if hasattr(self._writer, "add_text"):
+            self._writer.add_text("config", json.dumps(asdict(self._config)), step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one scalar per metric."""
+        """Write one scalar per metric; a killed process loses none of them."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        if metrics and hasattr(self._writer, "flush"):
+            self._writer.flush()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Flush and close the file."""
@@ -99,22 +125,46 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A tracker that sends metrics to Weights & Biases."""
+    """A tracker that sends metrics to Weights & Biases.
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Create a run with the name of the configuration."""
+    The id of the run is kept in the folder of the run, so that a resumed run continues it. Weights
+    & Biases keeps the first values of repeated steps.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        """Find the package; the run is created or continued when the training starts."""
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(_missing("wandb", "wandb")) from error
-        self._run = wandb.init(project="rpo", name=config.name)
+        self._wandb, self._folder, self._config = wandb, folder, config
+        self._run: Any = None
 
     def start(self, step: int) -> None:
-        """Do nothing: Weights & Biases records a resumed run as a new run."""
+        """Create the run, or continue the one whose id the folder holds."""
+        file = self._folder / WANDB_ID
+        if not file.exists():
+            write_atomic(file, secrets.token_hex(4).encode())
+        try:
+            self._run = self._wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "rpo"),
+                name=self._config.name,
+                id=file.read_text().strip(),
+                resume="allow",
+                config=asdict(self._config),
+                dir=str(self._folder),
+            )
+        except Exception as error:  # wandb raises errors of many types
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"`trainer.report_to`: Weights & Biases did not start a run: {reason}: log in with "
+                "`wandb login`, set WANDB_MODE=offline, or leave 'wandb' out"
+            ) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
-        self._run.log(dict(metrics), step=step)
+        if metrics:
+            self._run.log(dict(metrics), step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary and close the run."""
@@ -130,8 +180,8 @@ class CompositeTracker:
         self._trackers = trackers
 
     def start(self, step: int) -> None:
-        """Start every tracker."""
-        for tracker in self._trackers:
+        """Start every tracker; the first one, which drops lines of its file, comes last."""
+        for tracker in reversed(self._trackers):
             tracker.start(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -160,9 +210,9 @@ def make_tracker(path: Path, config: TrainConfig) -> Tracker:
     """
     trackers: list[Tracker] = [JsonLinesTracker(path)]
     if "tensorboard" in config.trainer.report_to:
-        trackers.append(TensorBoardTracker(path.parent / "tensorboard"))
+        trackers.append(TensorBoardTracker(path.parent / "tensorboard", config))
     if "wandb" in config.trainer.report_to:
-        trackers.append(WandbTracker(config))
+        trackers.append(WandbTracker(path.parent, config))
     return CompositeTracker(trackers)
 
 

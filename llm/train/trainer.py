@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,9 +30,18 @@ from llm.types import Batch, Role
 from rpo_theory.reductions import weight_per_token
 
 from . import reference_cache
+from .batches import describe_last_step
 from .checkpoint import Checkpoints
 from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
+from .resume import (
+    EXECUTION,
+    NUM_STEPS,
+    PENDING_EVALUATION,
+    check_steps,
+    describe_changes,
+    execution_of,
+)
 from .run import Run
 from .sample_coverage import SampleCoverage
 from .step import all_finite
@@ -43,9 +53,6 @@ r"""Largest relative error of the first loss, by the dtype of the model.
 
 On SmolLM2-135M in float32 the compiled forward passes of reference and step differ by under 2e-6.
 The rest is a margin for deeper models."""
-
-PENDING_EVALUATION = "pending_evaluation"
-"""Key in a checkpoint: the metrics of its step if the evaluation after it was interrupted."""
 
 Progress = Callable[[Iterator[int], int], Iterator[int]]
 """Wraps the iterator over finished steps, given the number of steps left, to display progress."""
@@ -101,12 +108,14 @@ class Trainer:
 
         Raises:
             ValueError: if a reference log-probability is not finite, or the checkpoint is damaged
-                or belongs to another model, data set or configuration.
+                or belongs to another model, data set or configuration, or has made more steps than
+                the configuration asks for.
         """
         self.tracker = CompositeTracker([]) if tracker is None else tracker
         self.first_step = 0
         self._pending: dict[str, float] | None = None
         self._stop = threading.Event()
+        self._resume_notes: list[str] = []
         with computing_in(config.model.dtype):
             self.run = Run(config, data, build_model(model, config.mesh))
             self.checkpoints = Checkpoints(
@@ -115,14 +124,19 @@ class Trainer:
                 fingerprint=self.run.fingerprint(),
             )
             resume = resume and self.checkpoints.latest() is not None
-            if resume:
-                self.checkpoints.find()  # refuses a wrong checkpoint before the reference runs
+            self._execution = execution_of(config, dict(self.run.devices.mesh.shape))
+            if resume:  # refuses a wrong checkpoint before the reference runs
+                found = self.checkpoints.find()
+                check_steps(config.trainer, found.step, self.run.num_steps)
             self.cache = self.run.reference(folder / "reference.safetensors")
             self.coverage = self.run.coverage()
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
                 self.first_step = record.step
                 self._pending = record.data[PENDING_EVALUATION]
+                self._resume_notes = describe_changes(
+                    record.data, self._execution, self.run.num_steps
+                )
 
     def request_stop(self) -> None:
         """Ask the run to stop after the current step, once its state is saved.
@@ -149,7 +163,9 @@ class Trainer:
         run, pending = self.run, self._pending
         with computing_in(run.config.model.dtype):
             self.tracker.start(self.first_step if pending is None else self.first_step - 1)
-            for line in describe_run(run):
+            last_step = describe_last_step(run.sampler, run.num_steps)
+            lines = [*describe_run(run), *([] if last_step is None else [last_step])]
+            for line in (*self._resume_notes, *lines):
                 _logger.info(line)
             # Further stop signals are ignored until the final checkpoint is complete.
             with self._stop_on_signals(), self.checkpoints:
@@ -235,10 +251,18 @@ class Trainer:
                     where = f"the updated parameters of the step on {rows}"
                     raise self._non_finite_error(done, where)
                 pending = logged if is_pending else None
-                self.checkpoints.save(done, run.state, {PENDING_EVALUATION: pending})
+                self.checkpoints.save(done, run.state, self._loop_state(pending))
             if stops:
                 raise InterruptedRunError(_stopped_after(done))
             yield done
+
+    def _loop_state(self, pending: Mapping[str, float] | None) -> dict[str, Any]:
+        """Return what a checkpoint records beside the arrays."""
+        return {
+            PENDING_EVALUATION: pending,
+            NUM_STEPS: self.run.num_steps,
+            EXECUTION: self._execution,
+        }
 
     def _with_reference(self, batch: Batch) -> Batch:
         return batch if self.cache is None else reference_cache.attach_reference(batch, self.cache)
@@ -321,8 +345,9 @@ def describe_run(run: Run) -> list[str]:
         eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
     )
     trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
-    pairs = f"{len(run.data.train):,} pairs, {len(run.data.evaluation):,} held out"
-    steps = f"{run.num_steps:,} steps of {run.sampler.pairs_per_step} pairs"
+    pairs = f"{_count(len(run.data.train), 'pair')}, {len(run.data.evaluation):,} held out"
+    per_step = run.sampler.pairs_per_step
+    steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, 'pair')}"
     lines = [f"{pairs}; {steps}; {trained:,} trained parameters"]
     if objective.method == "rpo":
         loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
@@ -333,6 +358,10 @@ def describe_run(run: Run) -> list[str]:
             f'loss_type=["sigmoid", "sft"], loss_weights=[1, {trl_weight:.3g}]'
         )
     return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _name_held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:

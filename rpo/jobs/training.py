@@ -13,10 +13,12 @@ from typing import Any
 from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.dataset import TrainingData, load_training_data
-from llm.train.tracking import CompositeTracker, Tracker, make_tracker
+from llm.train.fingerprint import configuration_of, name_changes
+from llm.train.run_notes import describe_inputs
+from llm.train.tracking import CompositeTracker, Tracker, make_tracker, read_log
 from llm.train.trainer import Trainer
 from rpo.results import TrainResult
-from rpo.runtime.config_files import to_yaml
+from rpo.runtime.config_files import read_config, to_yaml
 from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.output import muted_messages
 from rpo.runtime.processes import ProcessGroup
@@ -25,11 +27,12 @@ from rpo_io.atomic import write_atomic
 from rpo_io.folders import name_os_errors
 from rpo_io.outputs import output_folder
 
+_ANOTHER_FOLDER = "continue with the config.yaml in it, or choose another --out"
 _logger = logging.getLogger(__name__)
 
 
 def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData]:
-    """Resolve the model and load the data of a run, and log the counts of the rows.
+    """Resolve the model and load the data of a run, and log counts of rows and unused inputs.
 
     Args:
         config: configuration of the run.
@@ -45,6 +48,9 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData]:
     data = load_training_data(config.data, model)
     for name, count in data.report.items():
         _logger.info("%s: %s", name, f"{count:,}")
+    notes = (*getattr(model, "notes", ()), *getattr(data, "notes", ()))
+    for note in dict.fromkeys((*notes, *describe_inputs(config, data))):
+        _logger.info("%s", note)
     return model, data
 
 
@@ -76,6 +82,8 @@ def run_training(
                 with user_input():
                     taken = output_folder(folder, "train", is_earlier_run=_holds_run)
                     stack.enter_context(taken)
+                    if resume:
+                        _refuse_lost_checkpoints(folder, config)
                 if not resume:
                     _refuse_existing_run(folder)
             summary = _train(config, model, data, folder, resume=resume, processes=processes)
@@ -152,12 +160,45 @@ def _holds_run(folder: Path) -> bool:
     )
 
 
-def _refuse_existing_run(folder: Path) -> None:
+def _refuse_lost_checkpoints(folder: Path, config: TrainConfig) -> None:
+    """Refuse to start a run over whose metrics are those of another or of a longer run.
+
+    A run that was stopped before its first checkpoint starts over, and logs the same metrics again.
+
+    Raises:
+        ValueError: if the checkpoints of the run were moved away, or its configuration differs.
+    """
+    lines = read_log(folder / "metrics.jsonl")
+    if not lines or _has_checkpoint(folder):
+        return
+    recorded = folder / "config.yaml"
+    if not recorded.is_file():
+        raise ValueError(f"{recorded} is missing, but metrics.jsonl is there: {_ANOTHER_FOLDER}")
+    before = read_config(recorded, TrainConfig)
+    last, save_steps = lines[-1].get("step", 0), before.trainer.save_steps
+    # The save at a step waits for the one before.
+    if "event" in lines[-1] or (save_steps and last > 2 * save_steps):
+        raise ValueError(
+            f"{folder}: the run has made {last} steps, but its checkpoints are gone: move them "
+            f"back to {folder / 'checkpoints'}, or choose another --out"
+        )
+    changed = name_changes(configuration_of(before), configuration_of(config))
+    if changed is not None:
+        raise ValueError(f"{folder}: a run of another configuration ({changed}): {_ANOTHER_FOLDER}")
+
+
+def _has_metrics(folder: Path) -> bool:
+    """Return whether there are metrics; a run that failed before its first step leaves none."""
     metrics = folder / "metrics.jsonl"
-    # An empty file is left by a run that failed before its first step.
-    has_metrics = metrics.exists() and metrics.stat().st_size > 0
-    has_checkpoint = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
-    if has_metrics or has_checkpoint:
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+
+
+def _refuse_existing_run(folder: Path) -> None:
+    if _has_metrics(folder) or _has_checkpoint(folder):
         raise UsageError(
             f"{folder}: a run is there already: continue with --resume, or choose another --out"
         )

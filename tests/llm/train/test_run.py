@@ -97,22 +97,26 @@ def test_property_a_fingerprint_depends_on_what_decides_the_result_and_nothing_e
     equal = [
         config(logging_steps=7, save_steps=3, save_total_limit=9, eval_steps=5),
         config(per_device_train_batch_size=4, gradient_accumulation_steps=1),
+        config(max_steps=3),
         dataclasses.replace(CONFIG, mesh=MeshConfig(tensor=2)),
     ]
-    assert [difference(config=changed) for changed in equal] == [None] * 3
+    assert [difference(config=changed) for changed in equal] == [None] * 4
     adam = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(adam_beta1=0.8))
     sampler = dataclasses.replace(run.sampler, pairs_per_microbatch=4)
     expected = {
-        "another configuration (`trainer.max_steps` was None and is 3)": {
-            "config": config(max_steps=3)
-        },
+        "another configuration (`trainer.seed` was 0 and is 3)": {"config": config(seed=3)},
         "another configuration (`optimizer.adam_beta1` was 0.9 and is 0.8)": {"config": adam},
-        "another configuration (`trainer.pairs_per_step` was 4 and is 8)": {"sampler": sampler},
-        "other data (`data` was 'd4' and is 'd5')": {
+        "another configuration (the number of pairs of a step (`trainer.per_device_train_batch_"
+        "size` x `trainer.gradient_accumulation_steps` x devices) was 4 and is 8)": {
+            "sampler": sampler
+        },
+        "other data (the rows of `data.train` or `data.eval` changed)": {
             "data": DATA._replace(provenance={"data": "d5"})
         },
-        "another model (`frozen_weights` was": {"frozen_weights_digest": "f7"},
-        "another model (`initial_weights` was": {"initial_weights_digest": "f7"},
+        "another model (the frozen weights of `model.path` changed": {
+            "frozen_weights_digest": "f7"
+        },
+        "another model (the weights of `model.path` changed": {"initial_weights_digest": "f7"},
         "another model (`parameters.embedding` was 'float32 [261, 8]' and is None": {
             "state": run.state._replace(trainable={})
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from llm.hf.factory import resolve_model
 from llm.train import reference_cache
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.diagnostics import NonFiniteError
+from llm.train.optimizer import learning_rate_schedule
 from llm.train.run import Run
 from llm.train.tracking import JsonLinesTracker
 from llm.train.trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
@@ -96,6 +98,14 @@ def run(
 
 def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """An uninterrupted run of ``config(folder)`` with a checkpoint every three steps."""
+    out = tmp_path_factory.mktemp("whole")
+    # 14 pairs in steps of 4: an epoch ends within a step.
+    return run(config(folder, save_steps=3), out), out
 
 
 class Killed(Exception):  # noqa: N818
@@ -182,16 +192,15 @@ def test_raises_a_reference_of_another_model_is_detected_at_the_first_step(
     [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)],
 )
 def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
-    folder: Path, tmp_path: Path, killed_after: int
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path], killed_after: int
 ) -> None:
-    one = config(folder, save_steps=3)  # 14 pairs in steps of 4: an epoch ends within a step
-    whole = run(one, tmp_path / "whole")
+    one = config(folder, save_steps=3)
     with pytest.raises(Killed):
         run(one, tmp_path / "cut", progress=killed(killed_after))
     again = run(one, tmp_path / "cut", resume=True)
-    assert digest_of(again) == digest_of(whole)
+    assert digest_of(again) == digest_of(whole[0])
     jax.tree.map(
-        np.testing.assert_array_equal, again.state.optimizer_state, whole.state.optimizer_state
+        np.testing.assert_array_equal, again.state.optimizer_state, whole[0].state.optimizer_state
     )
 
     def logged(out: Path) -> list[dict[str, Any]]:
@@ -200,18 +209,59 @@ def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
             for row in lines(out)
         ]
 
-    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+    assert logged(tmp_path / "cut") == logged(whole[1])
 
 
-def test_raises_a_checkpoint_of_another_configuration_is_refused(
-    folder: Path, tmp_path: Path
+def test_property_a_run_is_resumed_for_more_steps_and_with_other_parts_which_is_logged(
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(config(folder), tmp_path / "run")
-    other = config(folder, objective=ObjectiveConfig(beta=0.5, eta=0.2))
-    with pytest.raises(
-        ValueError, match=r"another configuration \(`objective.eta` was 0.1 and is 0.2\)"
-    ):
-        run(other, tmp_path / "run", resume=True)
+    out = tmp_path / "run"
+    shutil.copytree(whole[1], out)
+    before, data = (out / "metrics.jsonl").read_bytes(), whole[0].data
+    refused = {
+        r"another configuration \(`objective.eta` was 0.1 and is 0.2\)": config(
+            folder, objective=ObjectiveConfig(beta=0.5, eta=0.2)
+        ),
+        r"has made 9 steps already, but `trainer.max_steps` is 8: give at least": config(
+            folder, max_steps=8
+        ),
+        r"made 9 steps already, but `trainer.num_train_epochs` 2.0 gives 8": config(
+            folder, max_steps=None, num_train_epochs=2.0
+        ),
+        r"`trainer.gradient_accumulation_steps` x devices\) was 4 and is 6": config(
+            folder, per_device_train_batch_size=3
+        ),
+    }
+    for message, other in refused.items():
+        with pytest.raises(ValueError, match=message):
+            make_trainer(other, out, resume=True, data=data)
+        assert (out / "metrics.jsonl").read_bytes() == before
+    renamed = folder / "renamed.jsonl"
+    renamed.write_bytes((folder / "rows.jsonl").read_bytes())
+    more = config(
+        folder, max_steps=11, per_device_train_batch_size=4, gradient_accumulation_steps=1
+    )
+    more = dataclasses.replace(
+        more, name="other", data=dataclasses.replace(more.data, train=str(renamed))
+    )
+    with caplog.at_level("INFO", logger="llm"):
+        caplog.clear()
+        run(more, out, resume=True)
+    steps, parts, sizes, *_ = caplog.messages
+    assert steps.startswith("resumed for 11 steps instead of 9: the learning rate schedule is rec")
+    assert steps.endswith("the run is not bit-equal to one of 11 steps from the start")
+    assert parts.startswith(
+        "resumed with `trainer.gradient_accumulation_steps` 1 instead of 2, "
+        "`trainer.per_device_train_batch_size` 4 instead of 2: the remaining steps are the same up "
+    )
+    assert ", 4 held out; 11 steps of 4 pairs;" in sizes
+    rows = lines(out)
+    assert [row["step"] for row in rows] == [*range(1, 12), 11]
+    rates = learning_rate_schedule(more.optimizer, 11)
+    logged = [row["learning_rate"] for row in rows[9:11]]
+    assert logged == [float(rates(step)) for step in (9, 10)]
+    last_step = "the last step of an epoch has 2 instead of 4 pairs, and as a step is a mean over "
+    assert last_step + "its pairs, each counts 2 times as much" in caplog.messages[-1]
 
 
 def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
@@ -220,7 +270,7 @@ def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
     with caplog.at_level("INFO", logger="llm"):
         run(config(folder, max_steps=1), tmp_path / "run")
     first, second = caplog.messages
-    assert first.startswith("14 pairs, 4 held out; 1 steps of 4 pairs; ")
+    assert first.startswith("14 pairs, 4 held out; 1 step of 4 pairs; ")
     assert first.endswith(" trained parameters")
     assert second.startswith("SFT weight eta*beta = 0.05 per chosen token. Equivalent TRL")
 
@@ -304,10 +354,9 @@ def test_extreme_eta_and_beta_train_with_finite_numbers(
 
 
 def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_resumes(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path]
 ) -> None:
     one = config(folder)
-    whole = run(one, tmp_path / "whole")
 
     def asks(steps: Any, remaining: int) -> Any:
         del remaining
@@ -319,19 +368,18 @@ def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_resumes(
     with pytest.raises(InterruptedRunError, match="stopped after step 5: continue with --resume"):
         run(one, tmp_path / "cut", progress=asks)
     again = run(one, tmp_path / "cut", resume=True)
-    assert digest_of(again) == digest_of(whole)
+    assert digest_of(again) == digest_of(whole[0])
 
 
 def test_roundtrip_a_run_without_a_checkpoint_yet_is_resumed_from_the_beginning(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path]
 ) -> None:
     one = config(folder)
-    whole = run(one, tmp_path / "whole")
     with pytest.raises(Killed):
         run(one, tmp_path / "cut", progress=killed(3))
     assert len(lines(tmp_path / "cut")) == 3
     again = run(one, tmp_path / "cut", resume=True)
-    assert digest_of(again) == digest_of(whole)
+    assert digest_of(again) == digest_of(whole[0])
     assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(1, 10), 9]
 
 

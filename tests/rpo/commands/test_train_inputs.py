@@ -290,12 +290,38 @@ def test_raises_a_checkpoint_of_another_model_is_refused_and_all_stays(
         Decoder(Architecture(**SIZES, num_attention_heads=4), rngs=nnx.Rngs(0)),
         folder / "other" / "model",
     )
-    changes = {"model.path": "other/model", "objective.eta": "0.07"}
-    for key, value in changes.items():
-        message = f"out/checkpoints/2: a checkpoint of another configuration (`{key}` was "
+    changes = {
+        ("model.path", "other/model"): "another model (`architecture.",
+        ("objective.eta", "0.07"): "another configuration (`objective.eta` was 0.05 and is 0.07)",
+    }
+    for (key, value), difference in changes.items():
+        message = f"out/checkpoints/2: a checkpoint of {difference}"
         assert_refused(["--resume", f"--{key}", value], message, capsys)
         after = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
         assert after == before
+    _refuses_a_run_whose_checkpoints_were_moved_away(folder, capsys)
+
+
+def _refuses_a_run_whose_checkpoints_were_moved_away(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out" / "checkpoints").rename(folder / "elsewhere")
+    metrics = folder / "out" / "metrics.jsonl"
+    other = ["--objective.eta", "0.07"]
+    gone = "the run has made 2 steps, but its checkpoints are gone: move them back to out/checkp"
+    configuration = "another configuration (`objective.eta` was 0.05 and is 0.07)"
+    lines = metrics.read_text().splitlines(keepends=True)
+    longer = json.dumps({"step": 3}) + "\n"  # after the second checkpoint, whose save waits
+    cases = [
+        (lines, [], gone),  # finished
+        (lines, other, gone),
+        ([*lines[:2], longer], [], gone.replace("2 steps", "3 steps")),
+        (lines[:1], other, configuration),  # stopped before its first checkpoint
+    ]
+    for content, overrides, message in cases:
+        metrics.write_text("".join(content))
+        assert_refused(["--resume", *overrides], message, capsys)
+        assert metrics.read_text() == "".join(content)
 
 
 def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
@@ -307,7 +333,7 @@ def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
     tensors = load_file(folder / "model" / SAFE_WEIGHTS_NAME)
     tensors[TENSOR].view(np.uint8)[0, 0] ^= 1
     save_file(tensors, folder / "model" / SAFE_WEIGHTS_NAME)
-    message = "out/checkpoints/2: a checkpoint of another model (`frozen_weights` was "
+    message = "a checkpoint of another model (the frozen weights of `model.path` changed"
     assert_refused(["--resume", *kind], message, capsys)
 
 

@@ -1,0 +1,112 @@
+"""Which batches a run makes of its pairs: their size, their number, and its limits."""
+
+from __future__ import annotations
+
+import math
+
+from llm.config import TrainConfig
+from llm.data.loader import BatchSampler
+
+from .dataset import TrainingData
+
+LARGEST_SMALL_STEP = 1024
+"""Number of pairs per step and shard that is accepted for any number of training pairs."""
+LARGEST_NUM_STEPS = 2**31 - 1
+
+
+def make_sampler(
+    config: TrainConfig, data: TrainingData, shards: int, *, roles: int | None = None
+) -> BatchSampler:
+    """Create the sampler of a run; nothing is allocated for a batch that is far too large.
+
+    Args:
+        config: configuration of the run.
+        data: tokenized pairs.
+        shards: number of shards of a batch, which are on different devices.
+        roles: number of responses per pair; None counts them in the training pairs.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: if a step has many more pairs than there are, or no step has all its pairs and
+            ``trainer.dataloader_drop_last`` asks for such steps.
+    """
+    trainer = config.trainer
+    size, parts = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
+    per_step, pairs = size * parts * shards, len(data.train)
+    limit = max(pairs, LARGEST_SMALL_STEP * shards)
+    if per_step > limit:
+        names = "`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps`"
+        if max(size, parts) == per_step:
+            names = names.split(" x ")[0 if size == per_step else 1]
+        elif shards > 1:
+            names += f" x {shards} shards of a batch"
+        raise ValueError(
+            f"{names} must be at most {limit:,} for {pairs:,} training pairs, got {per_step:,}"
+        )
+    if trainer.dataloader_drop_last and pairs < per_step:
+        raise ValueError(
+            f"`trainer.dataloader_drop_last` leaves no step: a step has {per_step:,} pairs, the "
+            f"training data have {pairs:,}: lower `trainer.per_device_train_batch_size`"
+        )
+    return BatchSampler(
+        data.train,
+        config.data.layout,
+        size,
+        parts * shards,
+        trainer.seed,
+        roles=roles,
+        drop_last=trainer.dataloader_drop_last,
+    )
+
+
+def count_steps(config: TrainConfig, sampler: BatchSampler) -> int:
+    """Return the number of steps of a run.
+
+    Args:
+        config: configuration of the run.
+        sampler: :func:`make_sampler` of the run.
+
+    Raises:
+        ValueError: if ``trainer.num_train_epochs`` gives more steps than can be counted.
+    """
+    trainer = config.trainer
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    epochs = trainer.num_train_epochs * sampler.steps_per_epoch
+    if not epochs <= LARGEST_NUM_STEPS:
+        raise ValueError(
+            f"`trainer.num_train_epochs` must give at most {LARGEST_NUM_STEPS:,} steps, got "
+            f"{trainer.num_train_epochs:g} epochs of {sampler.steps_per_epoch:,} steps"
+        )
+    return math.ceil(epochs)
+
+
+def describe_last_step(sampler: BatchSampler, num_steps: int) -> str | None:
+    """Describe the step of an epoch that has fewer pairs than the others, for the log.
+
+    Args:
+        sampler: sampler of the run.
+        num_steps: number of steps of the run.
+
+    Returns:
+        A sentence; None if the run makes no such step.
+    """
+    pairs, per_step = len(sampler.pairs), sampler.pairs_per_step
+    left, steps = pairs % per_step, pairs // per_step
+    if not left:
+        return None
+    if sampler.drop_last:
+        return (
+            f"`trainer.dataloader_drop_last`: {left} of {pairs:,} pairs are left out of every "
+            "epoch, others in each"
+        )
+    if num_steps <= steps or not steps:
+        return None
+    weight = per_step / left
+    return (
+        f"the last step of an epoch has {left} instead of {per_step} pairs, and as a step is a "
+        f"mean over its pairs, each counts {weight:.3g} times as much as in other steps: "
+        "`trainer.dataloader_drop_last: true` leaves them out"
+    )

@@ -1,0 +1,144 @@
+"""Sentences about a run for its log: rows that are cut or skipped, keys that have no effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from llm.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+
+from .dataset import TrainingData
+
+LARGE_SHARE = 0.05
+"""Share of cut or skipped rows from which on a sentence is logged beside the counts."""
+
+
+def describe_inputs(config: TrainConfig, data: TrainingData) -> list[str]:
+    """Describe what the configuration does not use, and which data it cuts or skips.
+
+    Args:
+        config: configuration of a run.
+        data: its tokenized pairs.
+
+    Returns:
+        Sentences for the log, each once.
+    """
+    has_evaluation = len(data.evaluation) > 0
+    return [
+        *_cut(config.data, data.report, data.train, ""),
+        *_cut(config.data, data.report, data.evaluation, "eval_"),
+        *describe_unused_keys(config, has_evaluation=has_evaluation),
+    ]
+
+
+def describe_unused_keys(config: TrainConfig, *, has_evaluation: bool | None = None) -> list[str]:
+    """Name the keys that were set and have no effect in a configuration.
+
+    Args:
+        config: configuration of a run. A key counts as set if its value is not the default.
+        has_evaluation: whether there are rows for evaluation; None if the keys decide.
+
+    Returns:
+        Sentences that name the key, its value and the reason.
+
+    Examples:
+        >>> config = TrainConfig(
+        ...     name="a", model=ModelConfig(path="m", lora_alpha=4.0), data=DataConfig(train="r")
+        ... )
+        >>> describe_unused_keys(config)
+        ['`model.lora_alpha` 4.0 has no effect: `model.lora_r` is 0, so there are no adapters']
+    """
+    if has_evaluation is None:
+        has_evaluation = config.data.eval is not None or config.data.eval_rows > 0
+    notes = [
+        f"`{section}.{key}` {getattr(getattr(config, section), key)!r} {reason}"
+        for section, key, reason in _without_effect(config, has_evaluation)
+        if _is_set(config, section, key)
+    ]
+    if has_evaluation and not config.trainer.eval_steps:
+        notes.append(
+            "the rows for evaluation are held out, but never evaluated: `trainer.eval_steps` is 0"
+        )
+    return notes
+
+
+def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple[str, str, str]]:
+    """Yield section, key and reason of every key that the others leave without an effect."""
+    method = config.objective.method
+    of_method = f"has no effect: method {method!r} trains without it"
+    measured = f"enters the metrics only: method {method!r} trains without it"
+    for key, methods in {"tau": "ipo", "penalty": "dpop", "reward_max": "chi_po"}.items():
+        if method != methods:
+            yield "objective", key, of_method
+    if method != "rpo":
+        yield "objective", "eta", measured
+    if method in ("sft", "ipo"):
+        yield "objective", "beta", measured
+    if method not in ("rpo", "sft"):
+        yield "objective", "sft_reduction", measured
+    model = config.model
+    if not model.lora_r:
+        reason = "has no effect: `model.lora_r` is 0, so there are no adapters"
+        yield "model", "lora_alpha", reason
+        yield "model", "lora_target_modules", reason
+        if model.path is not None:
+            yield "model", "seed", "has no effect: no parameter is initialized at random"
+    optimizer, trainer = config.optimizer, config.trainer
+    if optimizer.lr_scheduler_type == "constant":
+        reason = "has no effect: 'constant' has no warm-up, 'constant_with_warmup' has one"
+        yield "optimizer", "warmup_ratio", reason
+    if trainer.max_steps is not None:
+        yield "trainer", "num_train_epochs", "has no effect: `trainer.max_steps` is given"
+    if not trainer.save_steps:
+        reason = "has no effect: `trainer.save_steps` is 0, so the last step alone is saved"
+        yield "trainer", "save_total_limit", reason
+    missing = "has no effect: there are no rows for evaluation (`data.eval` or `data.eval_rows`)"
+    never = "has no effect: `trainer.eval_steps` is 0, so nothing is evaluated"
+    if not has_evaluation:
+        yield "trainer", "eval_steps", missing
+    if not has_evaluation or not trainer.eval_steps:
+        yield "trainer", "coverage_samples", missing if not has_evaluation else never
+
+
+def _is_set(config: TrainConfig, section: str, key: str) -> bool:
+    fields = {field.name: field for field in dataclasses.fields(_SECTIONS[section])}
+    return getattr(getattr(config, section), key) != fields[key].default
+
+
+_SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "objective": ObjectiveConfig,
+    "optimizer": OptimizerConfig,
+    "trainer": TrainerConfig,
+}
+
+
+def _cut(config: DataConfig, report: Mapping[str, int], pairs: Any, prefix: str) -> Iterator[str]:
+    """Yield a sentence for each large share of rows that are skipped or cut."""
+    held_out = " for evaluation" if prefix else ""
+    rows = report.get(f"{prefix}rows", 0)
+    responses = int(np.count_nonzero(pairs.lengths[:, 1:])) if len(pairs) else 0
+    remedy = f"`data.max_length` {config.max_length}: raise it"
+    prompt = remedy
+    if config.max_prompt_length is not None:
+        prompt = f"`data.max_prompt_length` {config.max_prompt_length}: raise it"
+    for name, total, noun, to in (
+        ("responses_cut", responses, "responses", f"are cut to {remedy}"),
+        ("prompts_cut", len(pairs), "prompts", f"are cut to {prompt}"),
+        ("rows_skipped", rows, "rows", "are skipped; the counts name the reasons"),
+    ):
+        count = report.get(f"{prefix}{name}", 0)
+        if total and count / total >= LARGE_SHARE:
+            share = f"{100 * count / total:.0f} % of the {noun}{held_out}"
+            yield f"{share} ({count:,} of {total:,}) {to}"
