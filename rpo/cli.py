@@ -18,17 +18,22 @@ code meaning
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .runtime.errors import UsageError, error_message
 from .runtime.output import messages_to_stderr
+from .runtime.streams import open_standard_streams, output_error
 
 DISTRIBUTION = "rpo-theory"
 PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io", "rpo")
@@ -47,10 +52,21 @@ COMMANDS = {
 RESUMABLE = ("train", "study")
 SHELLS = ("bash", "zsh", "tcsh")
 MAX_MESSAGE_CHARACTERS = 2000
+SECONDS_TO_EXIT = 5.0
+"""Time after an error in which threads of libraries may end."""
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises its errors, so that :func:`main` prints them in one line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
+        # The numbers of argparse have no exponents, so that -1e5 would be an unknown option.
+        self._negative_number_matcher = re.compile(
+            r"-([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|-(inf|nan)$"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise the error instead of printing the usage and exiting.
@@ -61,7 +77,25 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: always.
         """
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
+        if choice:
+            names = re.findall(r"[\w-]+", choice[2])
+            message += _did_you_mean(choice[1], names)
+        ignored = re.match(r"(argument --[\w-]+).*: ignored explicit argument '(.*)'", message)
+        if ignored:
+            message = f"{ignored[1]}: takes no value, got {ignored[2]!r}"
         raise UsageError(message)
+
+
+class _StoreOnce(argparse.Action):
+    """An action that stores a value and refuses a second one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        given = vars(namespace).setdefault("_given", set())
+        if option_string is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def check_packages() -> None:
@@ -89,29 +123,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and print its errors in one line.
 
     Args:
-        argv: arguments after the name of the program; None for those of the process.
+        argv: arguments after the name of the program; None for those of the process, whose
+            standard streams are then replaced and which ends soon after an error.
 
     Returns:
         The exit code.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    if argv is None and arguments[:1] and arguments[0] in RESUMABLE:
+    if argv is not None:
+        return _run(list(argv))
+    open_standard_streams()
+    arguments = sys.argv[1:]
+    if arguments[:1] and arguments[0] in RESUMABLE:
         _use_default_interrupt()
+    code = _run(arguments)
+    failed = output_error()
+    if failed is not None and code in (0, 1):
+        code = _report(failed)
+    if code != 0:
+        _exit_soon(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; print an error in one line and return the exit code."""
     try:
         check_packages()
         with messages_to_stderr():
-            code = run_command(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # At exit, Python must not flush what is still buffered into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+            return run_command(arguments)
     except KeyboardInterrupt:
         return 130
-    except (UsageError, OSError) as error:
-        sys.stderr.write(f"rpo: error: {_one_line(error_message(error))}\n")
-        return 2
-    return code
+    except Exception as error:
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Print an error in one line and return the exit code; raise an error that is a bug."""
+    if isinstance(error, BrokenPipeError):
+        return 141
+    if isinstance(error, UsageError | OSError):
+        text = error_message(error)
+    else:
+        from .runtime.compilation import setup_error
+
+        text = setup_error(error)
+        if text is None:
+            raise error
+    sys.stderr.write(f"rpo: error: {_one_line(text)}\n")
+    return 2
+
+
+def _exit_soon(code: int) -> None:
+    """End the process in a few seconds, whatever threads of libraries still wait for."""
+
+    def end() -> None:
+        time.sleep(SECONDS_TO_EXIT)
+        os._exit(code)
+
+    sys.stderr.flush()
+    threading.Thread(target=end, daemon=True).start()
 
 
 def make_parser(commands: Iterable[str]) -> Parser:
@@ -191,8 +260,13 @@ def run_command(argv: list[str]) -> int:
     name = argv[0] if argv and argv[0] in COMMANDS else None
     parser = make_parser([name] if name else [])
     module = importlib.import_module(f".commands.{name}", __package__) if name else None
+    takes_overrides = getattr(module, "TAKES_OVERRIDES", False)
+    options = _options_of(parser, name) if name else {}
+    overrides: list[str] = []
+    if takes_overrides:
+        argv, overrides = _split_overrides(argv, options)
     try:
-        args, overrides = parser.parse_known_args(argv)
+        args, unknown = parser.parse_known_args(argv)
     except SystemExit as exit_:  # --help
         return int(exit_.code or 0)
     if args.version:
@@ -203,15 +277,66 @@ def run_command(argv: list[str]) -> int:
 
         sys.stdout.write(shtab.complete(make_parser(COMMANDS), args.print_completion) + "\n")
         return 0
-    if overrides and not getattr(module, "TAKES_OVERRIDES", False):
-        raise UsageError(f"unrecognized arguments: {' '.join(overrides)}")
+    if unknown:
+        meant = _did_you_mean(unknown[0].partition("=")[0], options)
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{meant}")
     if module is None:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
     args.overrides = overrides
+    from .runtime.compilation import prepare_jax, silent_cache
     from .runtime.progress import progress_bars
 
-    with progress_bars():
+    prepare_jax(check_devices=getattr(args, "num_processes", 1) == 1)
+    with progress_bars(), silent_cache():
         return module.run(args)
+
+
+def _options_of(parser: Parser, name: str) -> dict[str, argparse.Action]:
+    """Return the options of a command by their names, ``--help`` included."""
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    choices: Any = commands.choices
+    return choices[name]._option_string_actions
+
+
+def _split_overrides(
+    argv: list[str], options: dict[str, argparse.Action]
+) -> tuple[list[str], list[str]]:
+    """Separate the options of a command from overrides, which may stand anywhere.
+
+    Args:
+        argv: arguments, with the name of the command.
+        options: options of the command by name.
+
+    Returns:
+        The arguments of the command, and ``--KEY=VALUE`` or ``--KEY VALUE`` of the overrides.
+
+    Raises:
+        UsageError: if an option is misspelled.
+    """
+    own, overrides = [], []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        option, equals, _ = argument.partition("=")
+        if option in options or not re.match(r"--[^=]", argument):
+            own.append(argument)
+            takes_value = option in options and options[option].nargs != 0
+            if takes_value and not equals and remaining:
+                own.append(remaining.pop(0))
+            continue
+        meant = _did_you_mean(option, options, cutoff=0.8)
+        if meant and "." not in option:
+            raise UsageError(f"unrecognized arguments: {argument}{meant}")
+        overrides.append(argument)
+        if not equals and remaining and not remaining[0].startswith("--"):
+            overrides.append(remaining.pop(0))
+    return own, overrides
+
+
+def _did_you_mean(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return a question that names the most similar name; empty if none is similar."""
+    found = difflib.get_close_matches(given.replace("_", "-"), list(names), 1, cutoff)
+    return f": did you mean {found[0]}?" if found else ""
 
 
 def _version() -> str:

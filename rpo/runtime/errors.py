@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
+
+MAX_SHOWN = 80
+"""Characters of a value that a message shows."""
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class UsageError(ValueError):
@@ -51,7 +57,8 @@ def check_number(name: str, value: float | None, lower: float, *, inclusive: boo
         rpo.runtime.errors.UsageError: `eta` must be a number at least 0, got -1.0
     """
     if value is not None and not _is_in_range(value, lower, inclusive=inclusive):
-        raise UsageError(f"`{name}` {_number_rule(lower, inclusive=inclusive)}, got {value!r}")
+        rule = _number_rule(lower, inclusive=inclusive)
+        raise UsageError(f"`{name}` {rule}, got {_shown(value)}")
 
 
 def check_whole_number(name: str, value: int | None, lower: int) -> None:
@@ -70,9 +77,12 @@ def check_whole_number(name: str, value: int | None, lower: int) -> None:
         Traceback (most recent call last):
         rpo.runtime.errors.UsageError: `instances` must be a whole number of at least 1, got 0
     """
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (is_whole and lower <= value < 2**31):
-        raise UsageError(f"`{name}` must be a whole number of at least {lower}, got {value!r}")
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if value is not None and is_whole and value >= 2**31:
+        raise UsageError(f"`{name}` must be less than 2^31, got {_shown(value)}")
+    if value is not None and not (is_whole and lower <= value):
+        rule = f"must be a whole number of at least {lower}"
+        raise UsageError(f"`{name}` {rule}, got {_shown(value)}")
 
 
 def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
@@ -91,14 +101,12 @@ def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:
     """
 
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
+        # Python's float would accept underscores, spaces and digits of other scripts.
+        value = float(text) if _NUMBER.fullmatch(text) else float("nan")
         if not _is_in_range(value, lower, inclusive=inclusive):
-            rule = f"{_number_rule(lower, inclusive=inclusive)}, got {text!r}"
+            rule = f"{_number_rule(lower, inclusive=inclusive)}, got {_cut(text)!r}"
             raise argparse.ArgumentTypeError(rule)
-        return value
+        return value + 0.0  # -0 becomes 0
 
     return convert
 
@@ -119,8 +127,11 @@ def whole_number(lower: int) -> Callable[[str], int]:
 
     def convert(text: str) -> int:
         # Python's int would accept underscores, spaces and digits of other scripts.
-        if not (text.isascii() and text.isdigit() and lower <= int(text) < 2**31):
-            rule = f"must be a whole number of at least {lower}, got {text!r}"
+        is_whole = text.isascii() and text.isdigit()
+        if (is_whole and len(text.lstrip("0")) > 10) or (is_whole and int(text) >= 2**31):
+            raise argparse.ArgumentTypeError(f"must be less than 2^31, got {_cut(text)!r}")
+        if not (is_whole and lower <= int(text)):
+            rule = f"must be a whole number of at least {lower}, got {_cut(text)!r}"
             raise argparse.ArgumentTypeError(rule)
         return int(text)
 
@@ -147,7 +158,24 @@ def error_message(error: Exception) -> str:
 
 
 def _is_in_range(value: float, lower: float, *, inclusive: bool) -> bool:
-    return lower < value < float("inf") or (inclusive and value == lower)
+    """Return whether a value is a number above a bound that a float can hold."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        number = float(value)
+    except OverflowError:
+        return False
+    return lower < number < float("inf") or (inclusive and number == lower)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:
+        return "a number of too many digits"
+    return _cut(repr(value))
 
 
 def _number_rule(lower: float, *, inclusive: bool) -> str:

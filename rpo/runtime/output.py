@@ -103,6 +103,6 @@ class _StderrHandler(logging.Handler):
     """A log handler for the current ``sys.stderr``, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one message."""
+        """Write one message, if standard error can be written to."""
         if not _is_muted.get():
             sys.stderr.write(escape_control_characters(self.format(record)) + "\n")
