@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import selectors
 import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from contextlib import suppress
+from itertools import islice
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 START = (
@@ -53,31 +54,32 @@ def run_in_processes(
     """
     n_processes = min(max_processes or os.cpu_count() or 1, len(calls))
     variables = {**os.environ, **(environment or {})}
+    waiting = iter(enumerate(calls))
+    results: dict[int, T] = {}
     workers: list[subprocess.Popen[bytes]] = []
-    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-
-    def run(call: Callable[[], T]) -> T:
-        worker = idle.get()
+    # Without threads of its own, this works in a thread that outlives the main thread too.
+    with selectors.DefaultSelector() as running:
         try:
-            return _ask(worker, call)
+            for index, call in islice(waiting, n_processes):
+                worker = _start_worker(variables)
+                workers.append(worker)
+                _send(worker, call)
+                running.register(_output(worker), selectors.EVENT_READ, (worker, index))
+            for wanted in range(len(calls)):
+                while wanted not in results:
+                    for key, _ in running.select():
+                        worker, index = key.data
+                        results[index] = _receive(worker)
+                        running.unregister(key.fileobj)
+                        for following, call in islice(waiting, 1):
+                            _send(worker, call)
+                            data = (worker, following)
+                            running.register(key.fileobj, selectors.EVENT_READ, data)
+                yield results.pop(wanted)
         finally:
-            idle.put(worker)
-
-    try:
-        with ThreadPoolExecutor(max(1, n_processes)) as threads:
-            try:
-                for _ in range(n_processes):
-                    workers.append(_start_worker(variables))
-                    idle.put(workers[-1])
-                for future in [threads.submit(run, call) for call in calls]:
-                    yield future.result()
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)
-                for worker in workers:
-                    worker.kill()
-    finally:
-        for worker in workers:
-            worker.communicate()
+            for worker in workers:
+                worker.kill()
+                worker.communicate()
 
 
 def _start_worker(variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -87,22 +89,27 @@ def _start_worker(variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env=dict(variables),
     )
-    assert worker.stdin
-    pickle.dump(sys.path, worker.stdin)
-    worker.stdin.flush()
+    _send(worker, sys.path)
     return worker
 
 
-def _ask(worker: subprocess.Popen[bytes], call: Callable[[], T]) -> T:
-    """Send a call to an idle worker and return its result, or raise its exception."""
+def _send(worker: subprocess.Popen[bytes], message: Any) -> None:
     assert worker.stdin
-    assert worker.stdout
-    message = pickle.dumps(call)
-    try:
-        worker.stdin.write(message)
+    with suppress(BrokenPipeError):  # a worker that has ended is noticed where its answer is missed
+        worker.stdin.write(pickle.dumps(message))
         worker.stdin.flush()
-        result, error, text = pickle.load(worker.stdout)
-    except (EOFError, BrokenPipeError, pickle.UnpicklingError) as lost:
+
+
+def _output(worker: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert worker.stdout
+    return worker.stdout
+
+
+def _receive(worker: subprocess.Popen[bytes]) -> Any:
+    """Return the result of a worker's call, or raise its exception."""
+    try:
+        result, error, text = pickle.load(_output(worker))
+    except (EOFError, pickle.UnpicklingError) as lost:
         code = worker.wait()
         raise RuntimeError(f"a worker process ended with exit code {code} during a call") from lost
     if error is not None:

@@ -197,8 +197,12 @@ def solve_in_groups(
             group = jax.tree.map(lambda leaf: leaf[rows], (problems, reward_class))
             return jax.device_get(solver(*group))
 
-    with ThreadPoolExecutor(threads) as pool:
-        groups = list(pool.map(solve_from, range(0, n_problems, at_once * size)))
+    starts = range(0, n_problems, at_once * size)
+    if threads == 1:
+        groups = list(map(solve_from, starts))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            groups = list(pool.map(solve_from, starts))
     return jax.tree.map(lambda *parts: _join(parts, size, n_problems), *groups)
 
 

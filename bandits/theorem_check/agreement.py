@@ -7,12 +7,9 @@ Algorithm 2).
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
-from multiprocessing import get_context
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,10 +17,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
+from rpo_io.processes import run_in_processes
 from rpo_theory import direct, maximin, minimax
 from rpo_theory.types import Solution
 
 from .instances import PADDED_SHAPES, Family, ProblemBatch, draw_verification_batches
+
+FAMILIES: tuple[Family, ...] = ("tabular", "linear")
 
 
 class Agreement(NamedTuple):
@@ -65,7 +65,11 @@ class Agreement(NamedTuple):
 
 
 def measure_agreement(
-    n: int, seed: int, *, padded_shapes: Sequence[tuple[int, int]] = PADDED_SHAPES
+    n: int,
+    seed: int,
+    *,
+    padded_shapes: Sequence[tuple[int, int]] = PADDED_SHAPES,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Agreement]:
     """Solve ``n`` random instances, half of each family, by all three routes.
 
@@ -74,24 +78,48 @@ def measure_agreement(
         seed: seed of the key from which the instances are drawn.
         padded_shapes: numbers of contexts and actions to which instances are padded; the solvers
             are compiled once for each.
+        environment: variables that are added to those of this process, for the processes that
+            solve.
 
     Yields:
-        One record for each instance, batch by batch. The batches are solved in parallel by spawned
-        processes, so a script that calls this function needs the ``__main__`` guard.
+        One record for each instance, batch by batch. The batches are solved in parallel, in one
+        process per core.
     """
-    keys: dict[Family, Key[Array, ""]] = dict(
-        zip(("tabular", "linear"), jax.random.split(jax.random.key(seed)), strict=True)
-    )
-    counts = (n - n // 2, n // 2)
     batches = [
-        (batch, family)
-        for (family, key), count in zip(keys.items(), counts, strict=True)
-        for batch in draw_verification_batches(key, count, family, padded_shapes=padded_shapes)
+        partial(_measure_batch, batch, family, seed)
+        for family in FAMILIES
+        for batch in _draw_batches(n, seed, family, padded_shapes)
     ]
-    n_workers = min(os.cpu_count() or 1, len(batches))
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as processes:
-        for records in processes.map(_measure_batch, *zip(*batches, strict=True), repeat(seed)):
-            yield from records
+    for records in run_in_processes(batches, environment=environment):
+        yield from records
+
+
+def measure_family(
+    n: int, seed: int, family: Family, padded_shapes: Sequence[tuple[int, int]]
+) -> list[Agreement]:
+    """Measure the instances of one family in this process, as :func:`measure_agreement` does.
+
+    Args:
+        n: number of instances of both families.
+        seed: see :func:`measure_agreement`.
+        family: "tabular" or "linear".
+        padded_shapes: see :func:`measure_agreement`.
+
+    Returns:
+        One record for each instance of the family.
+    """
+    batches = _draw_batches(n, seed, family, padded_shapes)
+    return [record for batch in batches for record in _measure_batch(batch, family, seed)]
+
+
+def _draw_batches(
+    n: int, seed: int, family: Family, padded_shapes: Sequence[tuple[int, int]]
+) -> list[ProblemBatch]:
+    """Draw the instances of one family: half of ``n``, rounded up for the first family."""
+    index = FAMILIES.index(family)
+    key: Key[Array, ""] = jax.random.split(jax.random.key(seed))[index]
+    count = (n - n // 2, n // 2)[index]
+    return draw_verification_batches(key, count, family, padded_shapes=padded_shapes)
 
 
 def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreement]:

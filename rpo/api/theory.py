@@ -36,6 +36,7 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
     """
     from rpo.report.demo import INTRODUCTION, report_sections, run_demo
     from rpo.report.page import render_page
+    from rpo.runtime.compilation import worker_environment
     from rpo_io.atomic import write_atomic
     from rpo_io.outputs import output_folder
     from rpo_io.strict_json import format_document
@@ -46,7 +47,7 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
             stack.enter_context(
                 output_folder(folder, "demo", is_earlier_run=_holds_demo, locked=False)
             )
-        run = run_demo()
+        run = run_demo(worker_environment(fast_compilation=True))
         page = render_page(INTRODUCTION, run.claims, report_sections(run.images, run.summary))
         for name, image in run.images.items():
             write_atomic(folder / name, image)
@@ -59,8 +60,7 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
 def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify") -> Verification:
     """Check Theorem 5.6 on random bandits by three routes, and on negative controls.
 
-    Bandits are solved in one process per core: a script that calls this function needs the
-    ``if __name__ == "__main__"`` guard.
+    Bandits are solved on the CPU, in one process per core.
 
     Args:
         instances: number of random bandits, at least 1; half are tabular, half linear.
@@ -78,6 +78,7 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
         True
     """
     from rpo.report.claims import check_claims, verification_document, verification_figure
+    from rpo.runtime.compilation import worker_environment
     from rpo.runtime.progress import track_progress
     from rpo_io.atomic import write_atomic
     from rpo_io.figures import png_bytes
@@ -95,7 +96,7 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
             stack.enter_context(
                 output_folder(folder, "verify", is_earlier_run=_holds_checks, locked=False)
             )
-        measured = measure_agreement(instances, seed)
+        measured = measure_agreement(instances, seed, environment=worker_environment())
         records = list(track_progress(measured, instances, "bandits solved three ways"))
         controls = solve_negative_controls()
         claims = check_claims(records, controls)
@@ -188,3 +189,13 @@ def solve(
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
             task = task_from_problem(path, **options)
     return replace(solve_task(task, formulation), by_context=contexts)
+
+
+def _holds_demo(folder: Path) -> bool:
+    """Return whether a folder holds the report of an earlier version of ``rpo demo``."""
+    return all((folder / name).is_file() for name in ("report.html", "summary.json"))
+
+
+def _holds_checks(folder: Path) -> bool:
+    """Return whether a folder holds the checks of an earlier version of ``rpo verify``."""
+    return all((folder / name).is_file() for name in ("verify.json", "verify.png"))

@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the demonstration and print the claims; return 1 if one of them fails."""
     from rpo.api import demo
     from rpo.report.claims import summarize_claims
+    from rpo.runtime.compilation import keep_compiled_programs
     from rpo.runtime.output import print_result
 
+    keep_compiled_programs()
     result = demo(out=args.out)
     text = summarize_claims(result.claims, f"report: {args.out / 'report.html'}")
     print_result(result.to_dict(), text, as_json=args.json)

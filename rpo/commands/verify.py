@@ -42,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
     """Check the claims and print the verdicts; return 1 if a claim fails."""
     from rpo.api import verify
     from rpo.report.claims import summarize_claims
+    from rpo.runtime.compilation import keep_compiled_programs
     from rpo.runtime.output import print_result
 
+    keep_compiled_programs()
     result = verify(instances=args.instances, seed=args.seed, out=args.out)
     text = summarize_claims(result.claims, f"written to {args.out}: verify.json, verify.png")
     print_result(result.to_dict(), text, as_json=args.json)

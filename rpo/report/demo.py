@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rpo.results import Claim
 from rpo.runtime.progress import track_progress
+from rpo_io.processes import run_in_processes
 
 from .claims import BARS, check_claims, verification_document
 from .page import Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from bandits.theorem_check.agreement import Agreement
+    from bandits.theorem_check.negative_controls import NegativeControl
 
 INSTANCES = 24
 """Number of random bandits."""
@@ -41,21 +46,15 @@ class DemoRun(NamedTuple):
     images: dict[str, bytes]
 
 
-def run_demo() -> DemoRun:
-    """Run the experiments of the demonstration and draw their figures.
+def run_demo(environment: Mapping[str, str] | None = None) -> DemoRun:
+    """Run the experiments of the demonstration in processes, and draw their figures.
+
+    Args:
+        environment: variables that are added to those of this process, for the processes.
 
     Returns:
         Claims, numbers and figures.
     """
-    from matplotlib.figure import Figure
-
-    from bandits.study.figures import draw_figure
-    from bandits.theorem_check import plots
-    from bandits.theorem_check.agreement import measure_agreement
-    from bandits.theorem_check.negative_controls import solve_negative_controls
-    from llm.plots import plot_minimax_agreement
-    from rpo_io.figures import png_bytes
-
     from .demo_measurements import (
         COMPARISONS,
         measure_hacking_gaps,
@@ -63,35 +62,68 @@ def run_demo() -> DemoRun:
         train_on_toy_task,
         train_to_minimax_policy,
     )
+
+    # The longest first, so that no core is idle at the end.
+    experiments: dict[str, Callable[[], Any]] = {
+        "minimax_agreement": train_to_minimax_policy,
+        "transformer": train_on_toy_task,
+        "tabular": partial(_measure_family, "tabular"),
+        "linear": partial(_measure_family, "linear"),
+        "controls": _solve_controls,
+        "coverage": study_partial_coverage,
+        "hacking": measure_hacking_gaps,
+    }
+    results = run_in_processes(list(experiments.values()), environment=environment)
+    tracked = track_progress(results, len(experiments), "experiments")
+    found = dict(zip(experiments, tracked, strict=True))
+
+    from matplotlib.figure import Figure
+
+    from bandits.study.figures import draw_figure
+    from bandits.theorem_check import plots
+    from llm.plots import plot_minimax_agreement
+    from rpo_io.figures import png_bytes
+
     from .study_files import summary_rows
 
-    measured = measure_agreement(INSTANCES, 0, padded_shapes=PADDED_SHAPES)
-    records = list(track_progress(measured, INSTANCES, "bandits solved three ways"))
-    controls = solve_negative_controls()
-    gaps = measure_hacking_gaps()
-    coverage = study_partial_coverage()
-    agreement_curves = train_to_minimax_policy()
-    toy_curves = train_on_toy_task()
+    records, controls = [*found["tabular"], *found["linear"]], found["controls"]
     images = {
         "agreement.png": _draw(plots.plot_agreement, records, BARS),
         "controls.png": _draw(plots.plot_negative_controls, controls),
-        "hacking.png": _draw(plots.plot_gap_against_comparisons, COMPARISONS, gaps),
-        "coverage.png": png_bytes(draw_figure(coverage, "gap_against_comparisons", Figure())),
-        "minimax_agreement.png": _draw(plot_minimax_agreement, agreement_curves),
-        "transformer.png": _draw_pair(plots.plot_training, toy_curves),
+        "hacking.png": _draw(plots.plot_gap_against_comparisons, COMPARISONS, found["hacking"]),
+        "coverage.png": png_bytes(
+            draw_figure(found["coverage"], "gap_against_comparisons", Figure())
+        ),
+        "minimax_agreement.png": _draw(plot_minimax_agreement, found["minimax_agreement"]),
+        "transformer.png": _draw_pair(plots.plot_training, found["transformer"]),
     }
     claims = check_claims(records, controls)
     names = ("steps", "logps/chosen", "true_reward")
     summary = {
         **verification_document(claims, records, controls),
-        "hacking": {"comparisons": COMPARISONS, "gap": gaps},
-        "coverage": summary_rows(coverage),
-        "minimax_agreement": agreement_curves,
+        "hacking": {"comparisons": COMPARISONS, "gap": found["hacking"]},
+        "coverage": summary_rows(found["coverage"]),
+        "minimax_agreement": found["minimax_agreement"],
         "transformer": {
-            name: dict(zip(names, curve, strict=True)) for name, curve in toy_curves.items()
+            name: dict(zip(names, curve, strict=True))
+            for name, curve in found["transformer"].items()
         },
     }
     return DemoRun(claims, summary, images)
+
+
+def _measure_family(family: Literal["tabular", "linear"]) -> list[Agreement]:
+    """Measure the random bandits of one family."""
+    from bandits.theorem_check.agreement import measure_family
+
+    return measure_family(INSTANCES, 0, family, PADDED_SHAPES)
+
+
+def _solve_controls() -> list[NegativeControl]:
+    """Solve the negative controls."""
+    from bandits.theorem_check.negative_controls import solve_negative_controls
+
+    return solve_negative_controls()
 
 
 def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> list[Section]:

@@ -48,24 +48,21 @@ def measure_hacking_gaps() -> dict[str, list[float]]:
     from bandits.environments.instances import type_i_hacking
     from rpo_theory import minimax, objectives
 
-    gaps = {}
-    for method, baseline in METHODS.items():
-        eta = 0.0 if baseline is None else None
-        instances = [type_i_hacking(n, baseline=baseline or "chosen", eta=eta) for n in COMPARISONS]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)
-        policies = minimax.solve_batch(batch.problem, batch.reward_class).policy
-        gaps[method] = [
-            float(
-                objectives.gap(
-                    policy,
-                    instance.comparator,
-                    instance.true_reward,
-                    instance.problem.context_weights,
-                )
-            )
-            for policy, instance in zip(policies, instances, strict=True)
-        ]
-    return gaps
+    methods = [
+        (baseline or "chosen", 0.0 if baseline is None else None) for baseline in METHODS.values()
+    ]
+    instances = [
+        type_i_hacking(n, baseline=baseline, eta=eta)
+        for baseline, eta in methods
+        for n in COMPARISONS
+    ]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)
+    policies = minimax.solve_batch(batch.problem, batch.reward_class).policy
+    gaps = jax.jit(jax.vmap(objectives.gap))(
+        policies, batch.comparator, batch.true_reward, batch.problem.context_weights
+    )
+    rows = np.reshape(gaps, (len(METHODS), len(COMPARISONS)))
+    return dict(zip(METHODS, rows.tolist(), strict=True))
 
 
 def train_on_toy_task() -> dict[str, Curve]:

@@ -22,7 +22,7 @@ def verify(
     records: list[Agreement],
     controls: list[NegativeControl],
 ) -> tuple[int, dict]:
-    monkeypatch.setattr(agreement, "measure_agreement", lambda n, seed: iter(records))
+    monkeypatch.setattr(agreement, "measure_agreement", lambda n, seed, **_: iter(records))
     monkeypatch.setattr(negative_controls, "solve_negative_controls", lambda: controls)
     code = main(["verify", "--instances", "2", "--out", str(folder)])
     return code, json.loads((folder / "verify.json").read_text())
