@@ -10,6 +10,7 @@ policies.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,17 +23,17 @@ from jaxtyping import Float, Int
 from llm.config import ObjectiveConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.parallel.mesh import single_device
-from llm.train.step import init_train_state, make_train_step
+from llm.parallel.mesh import Devices, single_device
+from llm.train.step import GraphDef, TrainStep, init_train_state, make_train_step
 from rpo_theory import minimax
 from rpo_theory.rewards import Unbounded
 
 from .policy_table import (
     Comparisons,
     ResponseSpace,
+    _log_policy_of_split,
     all_responses,
     comparison_batch,
-    log_policy,
     make_problem,
 )
 
@@ -40,9 +41,9 @@ LETTERS, END, LENGTH = 2, 2, 3
 DecoderSize = Literal["large", "small"]
 DECODER_SIZES: dict[DecoderSize, dict[str, Any]] = {
     "large": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
     },
     "small": {
@@ -97,26 +98,35 @@ def _train(size: DecoderSize, steps: int, measure_every: int, seed: int) -> Agre
     architecture = Architecture(vocab_size=END + 1, **DECODER_SIZES[size])
     decoder = Decoder(architecture, rngs=nnx.Rngs(seed), dtype=jnp.float64, param_dtype=jnp.float64)
     graphdef, trainable, frozen = nnx.split(decoder, nnx.Param, ...)
-    table = jax.jit(lambda trainable: log_policy(nnx.merge(graphdef, trainable, frozen), space))
-    log_reference = np.asarray(table(trainable))
+    optimizer, devices, step = _training(graphdef, steps)
+    # Without their placement, the programs would be compiled again for the state after a step.
+    state = devices.put(init_train_state(trainable, optimizer))
+    log_reference = np.asarray(_log_policy_of_split(graphdef, space, state.trainable, frozen))
     data = _sample_comparisons(space, seed)
     pairs = np.stack([data.winners, data.losers], axis=1)
     reference = log_reference[np.asarray(data.contexts)[:, None], pairs]
     batch = comparison_batch(space, data)._replace(reference=reference)
     problem = make_problem(log_reference, data, beta=CONFIG.beta, eta=CONFIG.eta)
     exact = np.asarray(minimax.solve(problem, Unbounded()).policy)
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-    devices = single_device()
-    step = make_train_step(graphdef, CONFIG, optimizer, devices=devices)
     batches = devices.assign(jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
-    state, points = devices.put(init_train_state(trainable, optimizer)), []
+    points = []
     for number in range(steps + 1):
         if number % measure_every == 0:
-            policy = np.exp(np.asarray(table(state.trainable)))
+            policy = np.exp(_log_policy_of_split(graphdef, space, state.trainable, frozen))
             points.append((number, float(np.abs(policy - exact).sum(1).max() / 2)))
         state, _ = step(state, frozen, batches)
     numbers, variation = zip(*points, strict=True)
     return AgreementCurve(np.array(numbers), np.array(variation))
+
+
+@lru_cache(maxsize=2)
+def _training(
+    graphdef: GraphDef, steps: int
+) -> tuple[optax.GradientTransformation, Devices, TrainStep]:
+    """Return optimizer, device and training step; the seeds of one size share the program."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+    devices = single_device()
+    return optimizer, devices, make_train_step(graphdef, CONFIG, optimizer, devices=devices)
 
 
 def _sample_comparisons(space: ResponseSpace, seed: int) -> Comparisons:

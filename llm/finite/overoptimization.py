@@ -20,9 +20,15 @@ from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
 from llm.parallel.mesh import single_device
-from llm.train.step import Parameters, init_train_state, make_train_step
+from llm.train.step import init_train_state, make_train_step
 
-from .policy_table import Comparisons, ResponseSpace, all_responses, comparison_batch, log_policy
+from .policy_table import (
+    Comparisons,
+    ResponseSpace,
+    _log_policy_of_split,
+    all_responses,
+    comparison_batch,
+)
 
 LETTERS, END, LENGTH = 4, 4, 3
 COMMON = 12
@@ -116,31 +122,28 @@ def train_on_toy_problem(
     """
     decoder = Decoder(ARCHITECTURE, rngs=nnx.Rngs(seed))
     graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
-
-    @jax.jit
-    def table(trainable: Parameters) -> jax.Array:
-        return log_policy(nnx.merge(graphdef, trainable, frozen), toy.space)
-
+    devices = single_device()
+    optimizer = optax.adam(LEARNING_RATE)
+    # Without their placement, the programs would be compiled again for the state after a step.
+    state = devices.put(init_train_state(trainable, optimizer))
     data = toy.comparisons
-    reference = np.asarray(table(trainable))
+    reference = np.asarray(_log_policy_of_split(graphdef, toy.space, state.trainable, frozen))
     contexts = np.asarray(data.contexts)
     pairs = np.stack([data.winners, data.losers], axis=1)
     batch = comparison_batch(toy.space, data)._replace(
         reference=reference[contexts[:, None], pairs],
         weights=np.asarray(data.counts, np.float32),
     )
-    devices = single_device()
     batches = devices.put_batches(
         devices.assign(jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
     )
-    optimizer = optax.adam(LEARNING_RATE)
     step = make_train_step(graphdef, objective, optimizer, devices=devices)
-    state = devices.put(init_train_state(trainable, optimizer))
     weights = data.counts / data.counts.sum()
     points = []
     for number in range(steps + 1):
         if number % measure_every == 0:
-            log_probs = np.asarray(table(state.trainable), np.float64)
+            table = _log_policy_of_split(graphdef, toy.space, state.trainable, frozen)
+            log_probs = np.asarray(table, np.float64)
             chosen = weights @ log_probs[contexts, data.winners]
             true_reward = np.mean(np.sum(np.exp(log_probs) * toy.reward, axis=1))
             points.append((number, chosen, true_reward))

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -96,6 +99,14 @@ def log_policy(model: LanguageModel, space: ResponseSpace) -> Float[Array, "x a"
     every_response = np.arange(contexts * responses).reshape(contexts, responses)
     batch = _make_batch(space, every_response, counts=np.ones(contexts))
     return response_log_probs(model, batch)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "space"))
+def _log_policy_of_split(
+    graphdef: nnx.GraphDef[Any], space: ResponseSpace, trainable: Any, frozen: Any
+) -> Float[Array, "x a"]:
+    """Return :func:`log_policy` of a model in pieces; models of one structure share the program."""
+    return log_policy(nnx.merge(graphdef, trainable, frozen), space)
 
 
 def comparison_batch(space: ResponseSpace, comparisons: Comparisons) -> Batch:

@@ -11,7 +11,7 @@ import pytest
 from markupsafe import escape
 
 from rpo.cli import main
-from rpo.report.demo import report_sections
+from rpo.report.demo import INSTANCES, report_sections
 from rpo.report.demo_measurements import COMPARISONS
 from rpo.report.page import Section, render_page
 from rpo.results import Claim
@@ -28,6 +28,21 @@ def test_property_every_claim_of_the_summary_holds(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert len(summary["claims"]) == 4
     assert all(claim["holds"] for claim in summary["claims"])
+
+
+def test_property_three_routes_agree_on_random_instances(folder: Path) -> None:
+    """Theorem 5.6 and Algorithm 2, with eta and beta over four decades."""
+    rows = json.loads((folder / "summary.json").read_text())["instances"]
+    assert len(rows) == INSTANCES
+    assert {row["family"] for row in rows} == {"tabular", "linear"}
+    assert max(row["duality_gap"] / max(1, abs(row["value"])) for row in rows) <= 1e-10
+    assert max(row["policy_tv_maximin"] for row in rows) <= 1e-6
+    assert max(row["policy_tv_loss"] for row in rows) <= 1e-6
+    for name in ("eta", "beta"):
+        values = [row[name] for row in rows]
+        assert 0.01 <= min(values) < 1e-3 * max(values) <= 0.1
+    assert max(row["contexts"] for row in rows) > 10
+    assert max(row["actions"] for row in rows) > 20
 
 
 def test_property_dpo_is_hacked_and_rpo_is_not(folder: Path) -> None:
