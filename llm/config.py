@@ -144,9 +144,14 @@ class DataConfig:
     """The preference data and their tokenization.
 
     Attributes:
-        train: file of preference rows (JSONL, JSONL.gz or Parquet), or a data set on the hub.
-        eval: rows for evaluation, in the same formats; None for no evaluation file.
+        train: preference rows: a file (JSON lines, a JSON list, CSV, TSV, Parquet or Arrow), a
+            folder of such files, a pattern such as ``shards/*.parquet``, a data set on the hub as
+            ``owner/name[@revision][/subset][:split]``, or a list of these.
+        eval: rows for evaluation, in the same forms; None for no evaluation file.
         eval_rows: number of rows at the end of ``train`` to hold out; 0 if ``eval`` is given.
+        columns: name of the column for a field of a row, as in ``{prompt: question, chosen:
+            preferred}``; the value ``ignore`` passes a column over, and the key ``"*"`` stands for
+            all columns that are not named.
         tokenizer: folder or hub name, or ``bytes``; None for the tokenizer of the model.
         format: ``chat`` writes conversations with the chat template; ``text`` tokenizes prompt and
             response as raw text, for base models.
@@ -172,9 +177,10 @@ class DataConfig:
         ValueError: if a value is out of range.
     """
 
-    train: str
-    eval: str | None = None
+    train: list[str] | str
+    eval: list[str] | str | None = None
     eval_rows: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
     tokenizer: str | None = None
     format: Literal["chat", "text"] = "chat"
     chat_template: str | None = None

@@ -28,9 +28,6 @@ PARQUET_SUFFIX = ".parquet"
 ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
 SUFFIXES = (*JSON_SUFFIXES, PARQUET_SUFFIX, *CSV_SUFFIXES, *ARROW_SUFFIXES)
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""Rows by name: a file, a folder of shards, a pattern such as ``shards/*.parquet``, a data set on
-the hub as ``owner/name[@revision][/subset][:split]``, or a list of these."""
 
 _PATTERN = re.compile(r"[*?\[]")
 _SHARD = re.compile(r"(.+?)[-_.]\d+-of-\d+(?:-[0-9a-f]+)?")
@@ -60,6 +57,11 @@ class SourceFile(NamedTuple):
     shown: str
 
 
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | SourceFile]
+"""Rows by name: a file, a folder of shards, a pattern such as ``shards/*.parquet``, a data set on
+the hub as ``owner/name[@revision][/subset][:split]``, or a list of these or of their files."""
+
+
 def source_files(source: Source) -> list[SourceFile]:
     """Return the local files of a source, in the order in which they are read.
 
@@ -77,7 +79,9 @@ def source_files(source: Source) -> list[SourceFile]:
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
     if not names:
         raise ValueError("a list of data files must name at least one, got none")
-    files = [file for name in names for file in _files_of(os.fspath(name))]
+    files: list[SourceFile] = []
+    for name in names:
+        files += [name] if isinstance(name, SourceFile) else _files_of(os.fspath(name))
     seen: dict[tuple[int, int], str] = {}
     for path, shown in files:
         identity = _identity(path)
@@ -91,21 +95,23 @@ def shown_source(source: Source) -> str:
     """Return the name of a source for error messages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    return ", ".join(os.fspath(name) for name in source)
+    return _listed(
+        each.shown if isinstance(each, SourceFile) else os.fspath(each) for each in source
+    )
 
 
-def check_distinct(train: Source, evaluation: Source) -> None:
-    """Raise an error if two sources have a file in common, under whatever name.
+def check_distinct(train: Sequence[SourceFile], evaluation: Sequence[SourceFile]) -> None:
+    """Raise an error if training and evaluation rows have a file in common, under whatever name.
 
     Args:
-        train: source of the training rows.
-        evaluation: source of the evaluation rows.
+        train: files of the training rows.
+        evaluation: files of the evaluation rows.
 
     Raises:
         ValueError: if a file belongs to both.
     """
-    trained = {_identity(path): shown for path, shown in source_files(train)}
-    for path, shown in source_files(evaluation):
+    trained = {_identity(path): shown for path, shown in train}
+    for path, shown in evaluation:
         same = trained.get(_identity(path))
         if same is not None:
             name = shown if same == shown else f"{shown}, which is the file {same},"
@@ -233,13 +239,14 @@ def _files_of_repository(
     repository: HubRepository, split: str | None, source: str
 ) -> list[SourceFile]:
     """Download the files of one split of one subset of a hub data set."""
-    names = [name for name in list_hub_files(repository, kind="dataset") if _is_data_path(name)]
+    listed = list_hub_files(repository, kind="dataset")
+    names = [name for name in listed if _is_data_path(name)]
     if repository.inner in names:
         chosen = [repository.inner]
         if split is not None:
             raise ValueError(f"{source} names a file: leave out the split `{split}`")
     else:
-        configured = _configured_subsets(repository)
+        configured = _configured_subsets(repository, has_card="README.md" in listed)
         if configured:
             chosen = _by_card(configured, names, repository, split or "train", source)
         else:
@@ -317,9 +324,11 @@ def _subset_of(name: str) -> str:
     return "/".join(kept)
 
 
-def _configured_subsets(repository: HubRepository) -> dict[str, dict[str, list[str]]]:
+def _configured_subsets(
+    repository: HubRepository, *, has_card: bool
+) -> dict[str, dict[str, list[str]]]:
     """Return the subsets that the card of a data set declares: patterns by split, by subset."""
-    if "README.md" not in list_hub_files(repository, kind="dataset"):
+    if not has_card:
         return {}
     card = download_from_hub(repository, ["README.md"], kind="dataset") / "README.md"
     import yaml

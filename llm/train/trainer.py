@@ -21,6 +21,7 @@ import numpy as np
 
 from llm.config import TrainConfig
 from llm.data.loader import iterate_batches
+from llm.data.sources import shown_source
 from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
 from llm.hashing import parameters_sha256
 from llm.hf.factory import ResolvedModel, build_model
@@ -34,6 +35,7 @@ from .batches import describe_last_step
 from .checkpoint import Checkpoints
 from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
+from .reference_check import check_given_reference
 from .resume import (
     EXECUTION,
     NUM_STEPS,
@@ -129,6 +131,7 @@ class Trainer:
                 found = self.checkpoints.find()
                 check_steps(config.trainer, found.step, self.run.num_steps)
             self.cache = self.run.reference(folder / "reference.safetensors")
+            check_given_reference(self.run, tolerance=_first_step_tolerance(config))
             self.coverage = self.run.coverage()
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
@@ -320,7 +323,7 @@ def check_first_loss(config: TrainConfig, metrics: Mapping[str, float]) -> None:
     """
     objective = config.objective
     exact = objective.preference_at_reference + objective.sft_weight * metrics["loss/sft"]
-    tolerance = config.trainer.step0_tolerance or STEP0_TOLERANCE[config.model.dtype]
+    tolerance = _first_step_tolerance(config)
     error = abs(metrics["loss"] - exact)
     if not error <= tolerance * max(1.0, abs(exact)):
         raise ValueError(
@@ -328,6 +331,10 @@ def check_first_loss(config: TrainConfig, metrics: Mapping[str, float]) -> None:
             f"{metrics['loss']:.6f}, {error:.1e} off (`trainer.step0_tolerance` is {tolerance:g}): "
             "the reference log-probabilities are not those of this model on these rows"
         )
+
+
+def _first_step_tolerance(config: TrainConfig) -> float:
+    return config.trainer.step0_tolerance or STEP0_TOLERANCE[config.model.dtype]
 
 
 def describe_run(run: Run) -> list[str]:
@@ -340,7 +347,7 @@ def describe_run(run: Run) -> list[str]:
         Lines for the log. For ``rpo`` the second gives the SFT weight and TRL's equivalent.
     """
     objective = run.config.objective
-    mean = float(np.mean(run.data.train.lengths[:, 1]))
+    mean = float(np.mean(run.data.train.scored_lengths[:, Role.CHOSEN]))
     weight = weight_per_token(
         eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
     )
@@ -368,8 +375,9 @@ def _name_held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:
     """Name rows by their numbers in their own file."""
     data = run.config.data
     if data.eval is None:
-        return f"{name_rows(batch, flags)} of {data.train}"
-    return f"{name_rows(batch, flags, run.data.report['rows'])} of {data.eval}"
+        return f"{name_rows(batch, flags)} of {shown_source(data.train)}"
+    rows = name_rows(batch, flags, run.data.report["rows"])
+    return f"{rows} of {shown_source(data.eval)}"
 
 
 def _progress_metrics(run: Run, batch: Batch, step: int, seconds: float) -> dict[str, float]:

@@ -83,10 +83,11 @@ def test_raises_for_one_file_under_several_names(tmp_path: Path) -> None:
     for again in (rows, tmp_path / "link.jsonl", tmp_path / "hard.jsonl", f"{tmp_path}/./[r]ows.*"):
         assert "is the same file as" in refusal([rows, again])
         with pytest.raises(ValueError, match=r"^`data.eval` must be other rows than"):
-            check_distinct([tmp_path / "other.jsonl", rows], again)
+            check_distinct(source_files([tmp_path / "other.jsonl", rows]), source_files(again))
+    shards = source_files(tmp_path / "shards")
     with pytest.raises(ValueError, match=r"a\.jsonl in both"):
-        check_distinct(tmp_path / "shards", [rows, tmp_path / "shards" / "a.jsonl"])
-    check_distinct(tmp_path / "shards", [rows, tmp_path / "other.jsonl"])
+        check_distinct(shards, source_files([rows, tmp_path / "shards" / "a.jsonl"]))
+    check_distinct(shards, source_files([rows, tmp_path / "other.jsonl"]))
 
 
 @pytest.fixture

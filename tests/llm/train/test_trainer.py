@@ -168,9 +168,28 @@ def test_roundtrip_reference_log_probabilities_of_the_data_are_used(
     some = with_references(folder, tmp_path, {row: values[row] for row in range(5)})
     mixed = run(dataclasses.replace(config(folder), data=some), tmp_path / "mixed")
     assert digest_of(mixed) == digest_of(computed)
-    wrong = with_references(folder, tmp_path, {row: [-1.0, -9.0] for row in values})
-    with pytest.raises(ValueError, match="the first loss must be"):
-        run(dataclasses.replace(config(folder), data=wrong), tmp_path / "wrong")
+
+
+def test_raises_for_given_references_that_are_off_in_one_row_or_on_both_sides(
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path]
+) -> None:
+    cache = load_file(whole[1] / "reference.safetensors")
+    values = dict(zip(cache["row_ids"].tolist(), cache["log_probs"].tolist(), strict=True))
+    shifted = {row: [chosen - 7.0, rejected - 7.0] for row, (chosen, rejected) in values.items()}
+    exchanged = values | {11: values[11][::-1]}
+    held_out = values | {17: [values[17][0], -99.0]}  # a row for evaluation
+    for wrong, message in (
+        (
+            shifted,
+            r"rows\.jsonl:1: field `ref_chosen_logps` must be the log-probability of the cho",
+        ),
+        (exchanged, r"rows\.jsonl:12: field `ref_chosen_logps` must be .* nats, got -"),
+        (held_out, r"rows\.jsonl:18: field `ref_rejected_logps` must be .* got -99\.0000 \(`train"),
+    ):
+        data = with_references(folder, tmp_path, wrong)
+        with pytest.raises(ValueError, match=message) as caught:
+            make_trainer(dataclasses.replace(config(folder), data=data), tmp_path / "wrong")
+        assert "\n" not in str(caught.value)
 
 
 def test_raises_a_reference_of_another_model_is_detected_at_the_first_step(

@@ -1,0 +1,107 @@
+"""Claims about the data of a run: what is held out, repeated, passed over, and digested."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.config import DataConfig, ModelConfig
+from llm.hf.factory import ResolvedModel, resolve_model
+from llm.train.dataset import TrainingData, load_training_data, row_location
+
+TINY = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def model() -> ResolvedModel:
+    return resolve_model(ModelConfig(architecture={**TINY, "num_attention_heads": 2}))
+
+
+def write(path: Path, *prompts: str, **more: Any) -> str:
+    rows = [{"prompt": text, "chosen": "yes", "rejected": "no", **more} for text in prompts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def load(model: ResolvedModel, train: Any, **options: Any) -> TrainingData:
+    return load_training_data(DataConfig(train=train, max_length=32, **options), model)
+
+
+def test_closed_form_prompts_for_evaluation_that_occur_in_training_are_counted(
+    model: ResolvedModel, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", "a", "b", "c", "b", "a", "d")
+    held_out = load(model, rows, eval_rows=3)
+    assert held_out.report["eval_prompts_in_training"] == 2
+    assert held_out.report["rows_repeated"] == 0
+    assert any(note.startswith("2 of 3 rows for evaluation") for note in held_out.notes)
+    other = write(tmp_path / "other.jsonl", "e", "c")
+    assert load(model, rows, eval=other).report["eval_prompts_in_training"] == 1
+    assert load(model, rows, eval=other).report["rows_repeated"] == 2
+    assert load(model, [rows], eval=write(tmp_path / "new.jsonl", "e")).notes == ()
+
+
+def test_raises_for_rows_that_are_training_and_evaluation_data(
+    model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", "a", "b")
+    other = write(tmp_path / "other.jsonl", "c")
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    shutil.copy(rows, tmp_path / "copy.jsonl")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.jsonl").symlink_to(rows)
+    monkeypatch.chdir(tmp_path)
+    for train, evaluation in (
+        (rows, rows),
+        (rows, "rows.jsonl"),
+        ("./rows.jsonl", "link.jsonl"),
+        ([other, rows], "rows.jsonl"),
+        ("shards", ["rows.jsonl"]),
+        (rows, "copy.jsonl"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^`data\.eval` must be other rows than `data\.train`"
+        ):
+            load(model, train, eval=evaluation)
+
+
+def test_property_the_digest_of_the_data_is_of_contents_and_not_of_names(
+    model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", "a", "b")
+    other = write(tmp_path / "other.jsonl", "c")
+    first = load(model, [rows, other])
+    monkeypatch.chdir(tmp_path)
+    assert load(model, ["rows.jsonl", "other.jsonl"]).provenance == first.provenance
+    (tmp_path / "rows.jsonl").rename("renamed.jsonl")
+    assert load(model, ["renamed.jsonl", "other.jsonl"]).provenance == first.provenance
+    write(tmp_path / "other.jsonl", "d")  # the last file of a list counts too
+    assert load(model, ["renamed.jsonl", "other.jsonl"]).provenance != first.provenance
+    questions = [{"question": "a", "chosen": "yes", "rejected": "no", "text": "c"}]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    digests = [
+        load(model, "questions.json", columns={"prompt": name, other: "ignore"}).provenance["data"]
+        for name, other in (("question", "text"), ("text", "question"))
+    ]
+    assert digests[0] != digests[1]
+
+
+def test_roundtrip_notes_and_locations_name_columns_and_lines(
+    model: ResolvedModel, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", "a", "b", id=7, source="mine")
+    more = tmp_path / "more.jsonl.gz"
+    more.write_bytes(b"\n\n" + Path(write(tmp_path / "plain.jsonl", "c", "d")).read_bytes())
+    more.write_bytes(gzip.compress(more.read_bytes()))
+    config = DataConfig(train=[rows], eval=[str(more)], max_length=32)
+    data = load_training_data(config, model)
+    assert data.notes == ("columns passed over: id (2 rows), source (2 rows)",)
+    assert data.evaluation.rows.tolist() == [2, 3]
+    found = [row_location(config, row, n_train_rows=data.report["rows"]) for row in range(4)]
+    assert found == [f"{rows}:1", f"{rows}:2", f"{more}:3", f"{more}:4"]
+    assert row_location(config, 9, n_train_rows=2) == f"row 7 of {more}"
