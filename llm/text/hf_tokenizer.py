@@ -187,15 +187,18 @@ class HuggingFaceTokenizer:
         if before.tokens_before(len(prompt)) != encoded.ids[:first]:
             raise _boundary(_n_common(before.ids, encoded.ids))
         constant = len(prompt)
-        if opening and text.startswith(opening, len(prompt)):
+        if opening and text.startswith(opening, constant):
             constant += len(opening)
         if index + 1 == len(messages):
             last = len(encoded.ids)
         else:
-            until = self._encode(messages[: index + 1], tools, False)
-            last = len(until.ids)
-            if encoded.ids[:last] != until.ids:
-                raise _boundary(_n_common(until.ids, encoded.ids))
+            # The turn as the last one of a conversation, possibly with the opening.
+            turn = self._encode(messages[: index + 1], tools, False).traced.text[len(prompt) :]
+            turn = turn.removeprefix(opening)
+            end = constant + len(turn)
+            last = len(encoded.tokens_before(end))
+            if not text.startswith(turn, constant) or encoded.offsets[last][0] < end:
+                raise _boundary(last)
         return first, len(encoded.tokens_before(constant)), last
 
     def _check_end(self, encoded: EncodedText, index: int, last: int) -> None:
