@@ -17,6 +17,7 @@ from .hub import download_from_hub, missing_source, parse_hub_name
 
 CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,7 +27,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_NAME,
     "generation_config.json",
 )
 

@@ -18,6 +18,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from llm.data.model_folder import (
+    CHAT_TEMPLATE_NAME,
     CONFIG_NAME,
     TOKENIZER_FILES,
     model_file,
@@ -25,15 +26,16 @@ from llm.data.model_folder import (
 )
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, Remat
-from llm.models.lora import merged_kernel
+from llm.models.lora import has_lora, merged_kernel
 from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
 from .config import config_notes, from_hf_config, to_hf_config
 from .config_keys import COMPOSITES
 from .folder_kinds import check_model_folder
+from .merging import ExportReport, MergeCounter
 from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings
-from .safetensors import SafetensorsReader, write_safetensors
+from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
 
 MAX_FILE_BYTES = 5 * 10**9
 """Default limit of the tensors in one file; larger models are split over several files."""
@@ -128,20 +130,26 @@ def export_model(
     folder: str | os.PathLike[str],
     *,
     tokenizer_folder: str | os.PathLike[str] | None = None,
+    chat_template: str | None = None,
     dtype: DTypeLike | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
-) -> None:
+) -> ExportReport:
     """Write a model folder that ``transformers`` loads, with adapters merged into the weights.
 
     Args:
         decoder: the model; it is not changed.
         folder: folder to write. It must not exist, or be empty; it appears when it is complete.
         tokenizer_folder: folder whose tokenizer and generation files are copied; None for none.
+        chat_template: Jinja source code to write in place of the tokenizer's; None for none.
         dtype: dtype of the tensors; None for that of the parameters.
         max_file_bytes: largest size of the tensors in one file.
 
+    Returns:
+        Dtype and size of the tensors, and what rounding the merged weights has lost.
+
     Raises:
-        ValueError: if the folder is not empty, or Hugging Face has no such architecture.
+        ValueError: if the folder is not empty, Hugging Face has no such architecture, or a value is
+            too large for ``dtype``.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -151,11 +159,16 @@ def export_model(
     source = None if tokenizer_folder is None else Path(tokenizer_folder)
     with atomic_folder(folder) as part:
         (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        sizes, read = _tensors(decoder, tensor_dtype)
+        counter = MergeCounter() if has_lora(decoder) else None
+        sizes, read = _tensors(decoder, tensor_dtype, counter)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
                 shutil.copyfile(model_file(source, name), part / name)
+        if chat_template is not None:
+            (part / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+    merge = None if counter is None else counter.report()
+    return ExportReport(tensor_dtype.name, sum(sizes.values()), merge)
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -293,7 +306,7 @@ def _read_shard(
 
 
 def _tensors(
-    decoder: Decoder, dtype: np.dtype
+    decoder: Decoder, dtype: np.dtype, counter: MergeCounter | None
 ) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
     """Return the sizes of all tensors in bytes, and a function that returns a tensor by name."""
     n_layers = decoder.architecture.num_hidden_layers
@@ -309,9 +322,13 @@ def _tensors(
         for key in mapping.path[:-1]:
             leaf = getattr(leaf, key)
         if mapping.transposed:
-            return np.asarray(merged_kernel(leaf, layer)).T.astype(dtype)
+            merged = np.asarray(merged_kernel(leaf, layer))
+            rounded = _rounded(name, merged, dtype)
+            if counter is not None and leaf.adapter is not None:
+                counter.add(np.asarray(leaf.kernel[layer]), merged, rounded)
+            return rounded.T
         leaf = getattr(leaf, mapping.path[-1])[...]
-        return np.asarray(leaf[layer] if mapping.stacked else leaf).astype(dtype)
+        return _rounded(name, np.asarray(leaf[layer] if mapping.stacked else leaf), dtype)
 
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
     sizes = {
@@ -320,3 +337,30 @@ def _tensors(
         for name, (mapping, _) in sorted(sources.items())
     }
     return sizes, read
+
+
+def _rounded(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
+        rounded = values.astype(dtype)
+    if not np.isfinite(rounded).all() and np.isfinite(values).all():
+        raise ValueError(
+            f"tensor {name} is too large for {dtype.name}: export it with `--dtype float32`"
+        )
+    return rounded
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """Return the dtype in which a model folder stores its embedding.
+
+    Args:
+        folder: folder of a model.
+
+    Returns:
+        Name of the dtype, such as ``bfloat16``; None if the folder has no readable weights.
+    """
+    try:
+        with SafetensorsReader(folder) as files:
+            name = stored_names(files.names(), [EMBEDDING_NAME])[EMBEDDING_NAME]
+            return FLOAT_DTYPES[files.dtype(name)].name
+    except (ValueError, KeyError, OSError):
+        return None

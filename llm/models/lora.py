@@ -16,6 +16,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from llm.precision import accumulation_dtype
+
 from .decoder import Decoder
 from .layers import PROJECTIONS, Adapter, Projection
 
@@ -78,7 +80,8 @@ def merge_lora(decoder: Decoder) -> Decoder:
         The same decoder.
     """
     for projection in _projections(decoder):
-        projection.kernel[...] = merged_kernel(projection)
+        dtype = projection.kernel[...].dtype
+        projection.kernel[...] = merged_kernel(projection).astype(dtype)
         projection.adapter = None
     return decoder
 
@@ -110,18 +113,23 @@ def trainable_filter(decoder: Decoder) -> type[nnx.Variable[Array]]:
 def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Array, "... I O"]:
     """Return the weight of a projection, with the product of its adapter added.
 
+    Product and sum are computed in float32 at least, on every device, so that a caller rounds once.
+
     Args:
         projection: the projection of all layers.
         layer: index of a layer, which needs memory for that layer only; None for all layers.
 
     Returns:
-        The weight, in the dtype of the parameters; with a leading axis of layers for None.
+        The weight, in float32 or float64 if there is an adapter and otherwise in the dtype of the
+        parameters; with a leading axis of layers for None.
     """
     index = ... if layer is None else layer
     kernel, adapter = projection.kernel[index], projection.adapter
     if adapter is None:
         return kernel
-    return kernel + jnp.matmul(adapter.a[index], adapter.b[index]) * adapter.scale
+    wide = accumulation_dtype(kernel.dtype)
+    factors = adapter.a[index].astype(wide), adapter.b[index].astype(wide)
+    return kernel.astype(wide) + jnp.matmul(*factors, precision="highest") * adapter.scale
 
 
 def _targets(target_modules: str | Sequence[str]) -> list[str]:

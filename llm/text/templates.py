@@ -12,7 +12,7 @@ from llm.data.model_folder import read_limited
 
 from .chat_template import ChatTemplate
 from .tokenizer import TokenizerOptions
-from .tokenizer_files import MAX_TEMPLATE_BYTES, TokenizerFiles
+from .tokenizer_files import MAX_TEMPLATE_BYTES, TokenizerFiles, read_tokenizer
 
 RESERVED = ("messages", "tools", "add_generation_prompt")
 """Variables of a template that come from the data."""
@@ -82,6 +82,29 @@ def open_templates(folder: Path, files: TokenizerFiles, options: TokenizerOption
         templates["tool_use"] = ChatTemplate(sources["tool_use"], name=f"{name} tool_use", now=now)
     _check_variables(options.chat_template_kwargs, templates, name)
     return ChatTemplates(templates, notes)
+
+
+def replaced_template(folder: Path, options: TokenizerOptions) -> str | None:
+    """Return the template that takes the place of a folder's own, for a copy of the folder.
+
+    Args:
+        folder: folder of the tokenizer.
+        options: the options that choose a template.
+
+    Returns:
+        Jinja source code; None if the folder's own templates are used.
+
+    Raises:
+        ValueError: if the template file is missing.
+    """
+    if options.chat_template is None:
+        return None
+    if options.chat_template == "chatml":
+        return _chatml(folder, read_tokenizer(folder))[0]
+    path = Path(options.chat_template)
+    if not path.is_file():
+        raise ValueError(f"`chat_template` must be `chatml` or a template file, got {path}")
+    return read_limited(path, MAX_TEMPLATE_BYTES).decode(errors="replace")
 
 
 def _check_variables(

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rpo.results import ExportResult, PlanResult, TrainEstimate, TrainResult
 from rpo.runtime.config_files import load_config, read_config
 from rpo.runtime.errors import check_whole_number, user_input
+from rpo.runtime.export_sources import (
+    find_export_dtype,
+    find_export_template,
+    find_export_tokenizer,
+)
 from rpo.runtime.loading import check_dtype
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
 from rpo_io.outputs import prepare_new_folder
@@ -131,7 +136,12 @@ def plan(
 
 
 def export(
-    run: PathLike, *, out: PathLike, step: int | None = None, dtype: DtypeName | None = None
+    run: PathLike,
+    *,
+    out: PathLike,
+    step: int | None = None,
+    dtype: DtypeName | None = None,
+    tokenizer: PathLike | None = None,
 ) -> ExportResult:
     """Write the policy of a training run as a Hugging Face folder.
 
@@ -139,13 +149,17 @@ def export(
         run: folder that :func:`train` wrote.
         out: folder to write, new or empty.
         step: training step of the checkpoint; the last one by default.
-        dtype: dtype of the tensors; that of the parameters by default.
+        dtype: dtype of the tensors; by default that of the base model's files, or of the
+            parameters if the run began from random ones.
+        tokenizer: folder or hub name whose tokenizer files are copied, or ``"bytes"`` for none; by
+            default that of the run.
 
     Returns:
-        The folder and the step.
+        The folder, the step, the size of the tensors, and what merging adapters has lost.
 
     Raises:
-        ValueError: if there is no such checkpoint, or ``out`` is not empty.
+        ValueError: if there is no such checkpoint, ``out`` is not empty, or the tokenizer of the
+            run is not where it was.
         OSError: if a file cannot be read or written.
 
     Examples:
@@ -160,7 +174,6 @@ def export(
             raise ValueError(f"{run_folder}: no training run is there: it has no config.yaml")
         prepare_new_folder(folder)
         from llm.config import TrainConfig
-        from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
         from llm.hf.io import export_model
         from llm.precision import computing_in
         from llm.train.policy import load_policy
@@ -169,15 +182,21 @@ def export(
         checkpoints = run_folder / "checkpoints"
         if step is not None and checkpoints.is_dir() and not (checkpoints / str(step)).is_dir():
             raise ValueError(f"argument --step: no checkpoint of step {step} is kept")
-        base, tokenizer = config.model.path, config.data.tokenizer
+        given = None if tokenizer is None else os.fspath(tokenizer)
+        tokenizer_folder = find_export_tokenizer(config, given)
+        template = find_export_template(config, tokenizer_folder)
+        base = config.model.path
         policy = load_policy(run_folder, step, base_model=base, mesh=config.mesh)
-        if tokenizer is not None:
-            tokenizer_folder = resolve_tokenizer_folder(tokenizer)
-        else:
-            tokenizer_folder = None if base is None else resolve_model_folder(base)
+        chosen = find_export_dtype(config) if dtype is None else dtype
         with computing_in(config.model.dtype):
-            export_model(policy.decoder, folder, tokenizer_folder=tokenizer_folder, dtype=dtype)
-    return ExportResult(folder, policy.step)
+            report = export_model(
+                policy.decoder,
+                folder,
+                tokenizer_folder=tokenizer_folder,
+                chat_template=template,
+                dtype=chosen,
+            )
+    return ExportResult(folder, policy.step, *report)
 
 
 def _load_train_config(

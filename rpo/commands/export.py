@@ -31,16 +31,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training step of the checkpoint (default: the last)",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of the tensors (default: that of the parameters)"
+        "--dtype", choices=DTYPES, help="dtype of the tensors (default: that of the base model)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder or hub name whose tokenizer files are copied (default: that of the run)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export the policy and print where it is."""
+    """Export the policy and print where it is, its size, and what merging has lost."""
     from rpo.api import export
     from rpo.runtime.output import print_result
 
-    result = export(args.run, out=args.out, step=args.step, dtype=args.dtype)
-    text = f"written to {args.out}: the policy after step {result.step}\n"
+    result = export(
+        args.run, out=args.out, step=args.step, dtype=args.dtype, tokenizer=args.tokenizer
+    )
+    size = _size(result.n_bytes)
+    text = f"written to {args.out}: the policy after step {result.step} ({result.dtype}, {size})\n"
+    merge = result.merge
+    if merge is not None and merge.n_unchanged:
+        text += (
+            f"adapters merged in float32, rounded once to {result.dtype}: "
+            f"{merge.unchanged_share:.1%} of the changed weights are as before, the rounding has "
+            f"{merge.lost_norm:.1%} of the update's norm (`--dtype float32` keeps the update)\n"
+        )
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code
+
+
+def _size(n_bytes: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes} bytes"

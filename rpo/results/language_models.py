@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from llm.config import TrainConfig
+    from llm.hf.merging import MergeReport
     from llm.train.memory_plan import MemoryPlan
 
 GIB = 2**30
@@ -245,11 +246,29 @@ class ExportResult(Result):
     Attributes:
         folder: the written Hugging Face folder.
         step: training step of the exported checkpoint.
+        dtype: name of the dtype of the tensors.
+        n_bytes: size of all tensors together.
+        merge: what rounding the merged adapters has lost; None without adapters.
     """
 
     folder: Path
     step: int
+    dtype: str
+    n_bytes: int
+    merge: MergeReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the folder and the step as plain values."""
-        return {"out": str(self.folder), "step": self.step}
+        """Return the fields as plain values; ``merge`` only for a run with adapters."""
+        document = {
+            "out": str(self.folder),
+            "step": self.step,
+            "dtype": self.dtype,
+            "bytes": self.n_bytes,
+        }
+        if self.merge is not None:
+            document["merge"] = {
+                "changed": self.merge.n_changed,
+                "unchanged_share": self.merge.unchanged_share,
+                "lost_norm": self.merge.lost_norm,
+            }
+        return document

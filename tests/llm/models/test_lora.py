@@ -12,6 +12,7 @@ from flax import nnx
 
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
+from llm.models.layers import Adapter, Projection
 from llm.models.lora import add_lora, has_lora, merge_lora, merged_kernel, trainable_filter
 from llm.types import Rows
 
@@ -79,6 +80,22 @@ def test_parity_merged_weights_give_the_same_hidden_states(decoder: Decoder) -> 
     np.testing.assert_allclose(merged_layer, decoder.layers.down_proj.kernel[1], rtol=SAME_SUMS)
     assert not has_lora(decoder)
     np.testing.assert_allclose(read(decoder), adapted, rtol=0, atol=SAME_SUMS)
+
+
+def test_closed_form_narrow_adapters_are_merged_in_float32_and_rounded_once() -> None:
+    projection = Projection((2,), 8, 6, bias=False, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    options = {"scale": 0.75, "rngs": nnx.Rngs(1), "param_dtype": jnp.bfloat16}
+    adapter = projection.adapter = Adapter((2,), 8, 6, 3, **options)
+    drawn = np.random.default_rng(0).normal(size=(2, 3, 6))
+    adapter.b[...] = jnp.asarray(drawn, jnp.bfloat16)
+    kernel, a, b = (
+        np.asarray(x[...], np.float64) for x in (projection.kernel, adapter.a, adapter.b)
+    )
+    merged = merged_kernel(projection)
+    assert merged.dtype == jnp.float32
+    np.testing.assert_allclose(merged, kernel + 0.75 * a @ b, rtol=0, atol=1e-6)
+    # The product alone, rounded to bfloat16, would be off by up to 2^-9 of its size.
+    np.testing.assert_array_equal(merged_kernel(projection, layer=1), merged[1])
 
 
 def test_gradient_of_the_split_model_is_that_of_adapters_only(decoder: Decoder) -> None:

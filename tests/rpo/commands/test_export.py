@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
+from llm.config import DataConfig, ModelConfig, TrainConfig
 from llm.hashing import weights_digest
 from llm.hf.io import load_model
 from llm.models.lora import trainable_filter
 from rpo.cli import main
+from rpo.runtime.export_sources import find_export_dtype
 
 CONFIG = """
 name: tiny
@@ -26,6 +32,7 @@ optimizer: {learning_rate: 0.01}
 trainer: {max_steps: 2, save_steps: 1, per_device_train_batch_size: 4}
 """
 ADAPTERS = ["--model.lora_r", "2"]
+RUN = TrainConfig(name="a", model=ModelConfig(architecture={}), data=DataConfig(train="rows.jsonl"))
 ROWS = [{"prompt": f"say {i}", "chosen": "yes", "rejected": "no"} for i in range(4)]
 
 
@@ -52,7 +59,13 @@ def test_roundtrip_exported_parameters_are_those_of_the_end_of_the_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "full", "--out", "policy"]) == 0
-    assert "written to policy: the policy after step 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    size = (folder / "policy" / "model.safetensors").stat().st_size
+    assert re.search(
+        r"^written to policy: the policy after step 2 \(float32, [\d.]+ kB\)$", printed, re.M
+    )
+    n_kilobytes = float(printed.split("float32, ")[1].split(" kB")[0])
+    assert n_kilobytes * 1e3 == pytest.approx(size, rel=0.2)  # the file also has a header
     last = json.loads((folder / "full" / "metrics.jsonl").read_text().splitlines()[-1])
     with jax.enable_x64(False):
         decoder = load_model(folder / "policy")
@@ -84,6 +97,48 @@ def test_roundtrip_adapters_are_merged_into_the_weights(folder: Path) -> None:
     scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     # Two steps of RPO on a handful of rows raise the log-probability.
     assert np.mean([score["chosen_logp"] for score in scores]) > before
+
+
+def test_closed_form_an_export_has_the_dtype_of_the_base_unless_asked(folder: Path) -> None:
+    for name in ("bfloat16", "float32"):
+        assert main(["export", "full", "--out", f"base-{name}", "--dtype", name]) == 0
+        based = ModelConfig(path=f"base-{name}", param_dtype="float64")
+        assert find_export_dtype(replace(RUN, model=based)) == name
+    assert find_export_dtype(RUN) is None
+    assert find_export_dtype(replace(RUN, model=ModelConfig(path="out/gone"))) is None
+
+
+def test_closed_form_the_part_of_an_update_that_rounding_loses_is_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "adapters", "--out", "rounded", "--dtype", "bfloat16", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    narrow = load_file(folder / "rounded" / "model.safetensors")
+    assert result["bytes"] == sum(tensor.nbytes for tensor in narrow.values())
+    assert main(["export", "adapters", "--out", "unrounded"]) == 0
+    assert "changed weights" not in capsys.readouterr().out
+    wide = load_file(folder / "unrounded" / "model.safetensors")
+    for name, tensor in wide.items():  # rounded once
+        np.testing.assert_array_equal(narrow[name], tensor.astype(ml_dtypes.bfloat16))
+    assert result["merge"]["changed"] == 4 * 8 * 8 + 3 * 8 * 8
+    assert 0 < result["merge"]["unchanged_share"] < 1
+    assert 0 < result["merge"]["lost_norm"] < 1
+
+
+def test_raises_for_a_moved_tokenizer_and_takes_another_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = folder / "full" / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("tokenizer: bytes", "tokenizer: out/moved"))
+    try:
+        assert main(["export", "full", "--out", "moved"]) == 2
+        expected = "`data.tokenizer` of the run, whose tokenizer files the export copies: out/moved"
+        assert expected in capsys.readouterr().err
+        assert not (folder / "moved").exists()
+        assert main(["export", "full", "--out", "moved", "--tokenizer", "bytes"]) == 0
+    finally:
+        config.write_text(before)
 
 
 BAD = [

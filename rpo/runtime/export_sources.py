@@ -1,0 +1,97 @@
+"""Where an export takes its dtype and its tokenizer files from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm.config import TrainConfig
+
+_logger = logging.getLogger(__name__)
+
+
+def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None:
+    """Return the folder whose tokenizer files an export copies.
+
+    Args:
+        config: configuration of the run.
+        given: folder, hub name or ``"bytes"`` that takes the place of the run's tokenizer; None for
+            the tokenizer of the run.
+
+    Returns:
+        The folder; None for none.
+
+    Raises:
+        ValueError: if the folder is not there; the message names the key of the run.
+    """
+    from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
+
+    if given is not None:
+        return resolve_tokenizer_folder(given)
+    key, source = "data.tokenizer", config.data.tokenizer
+    if source is None:
+        key, source = "model.path", config.model.path
+    try:
+        if key == "model.path":
+            return None if source is None else resolve_model_folder(source)
+        return resolve_tokenizer_folder(source or "bytes")
+    except ValueError as error:
+        raise ValueError(
+            f"`{key}` of the run, whose tokenizer files the export copies: {error}; or give the "
+            "folder of the tokenizer with --tokenizer"
+        ) from error
+
+
+def find_export_template(config: TrainConfig, folder: Path | None) -> str | None:
+    """Return the chat template of the run if it is not the one of the tokenizer's folder.
+
+    Args:
+        config: configuration of the run.
+        folder: folder whose tokenizer files are copied; None for none.
+
+    Returns:
+        Jinja source code; None to keep the folder's own.
+
+    Raises:
+        ValueError: if the template file of the run is not there.
+    """
+    from llm.text.templates import replaced_template
+    from llm.text.tokenizer import TokenizerOptions
+
+    if folder is None:
+        return None
+    try:
+        return replaced_template(folder, TokenizerOptions.from_config(config.data))
+    except ValueError as error:
+        raise ValueError(f"`data.chat_template` of the run: {error}") from error
+
+
+def find_export_dtype(config: TrainConfig) -> str | None:
+    """Return the dtype of the base model's files.
+
+    Args:
+        config: configuration of the run.
+
+    Returns:
+        Name of the dtype; None, for that of the parameters, if the run began from random
+        parameters or the base model is not there.
+    """
+    from llm.data.model_folder import resolve_model_folder
+    from llm.hf.io import stored_dtype
+
+    source = config.model.path
+    if source is None:
+        return None
+    try:
+        found = stored_dtype(resolve_model_folder(source))
+    except ValueError:
+        found = None
+    if found is None:
+        _logger.info(
+            "%s is not there: the tensors get the dtype of the parameters, %s (see --dtype)",
+            source,
+            config.model.param_dtype,
+        )
+    return found
