@@ -12,25 +12,24 @@ if TYPE_CHECKING:
     from .generate import (
         Conversation,
         GeneratedTokens,
-        GenerationConfig,
         Progress,
         Reply,
         generate_replies,
         generate_tokens,
-        sample_tokens,
     )
+    from .sampling import GenerationConfig, sample_tokens
     from .score import PairScore, score_pairs
 
 _EXPORTS = {
     "Conversation": "generate",
     "GeneratedTokens": "generate",
-    "GenerationConfig": "generate",
+    "GenerationConfig": "sampling",
     "PairScore": "score",
     "Progress": "generate",
     "Reply": "generate",
     "generate_replies": "generate",
     "generate_tokens": "generate",
-    "sample_tokens": "generate",
+    "sample_tokens": "sampling",
     "score_pairs": "score",
 }
 

@@ -1,4 +1,4 @@
-r"""Generation: greedy decoding, or sampling with a temperature and a nucleus (top-p).
+r"""Generation: greedy decoding, or sampling by the options of :class:`GenerationConfig`.
 
 :func:`generate_tokens` decodes a batch of prompts of different lengths with a key-value cache, in
 one compiled loop that ends when every sequence has ended. :func:`generate_replies` runs whole
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -19,11 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
 from llm.data.preferences import Message
 from llm.models.decoder import Cache, Decoder
 from llm.text.tokenizer import Tokenizer
+
+from .sampling import GenerationConfig, penalize_repetitions, sample_tokens
+
+__all__ = [
+    "Conversation",
+    "GeneratedTokens",
+    "GenerationConfig",
+    "NonFiniteLogitsError",
+    "Progress",
+    "Reply",
+    "generate_replies",
+    "generate_tokens",
+    "sample_tokens",
+]
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """A function of the batches and their number that yields the batches, such as a progress bar."""
@@ -32,46 +45,26 @@ PROMPT_MULTIPLE = 64
 """Prompts are padded to a multiple of this many tokens, so that few shapes are compiled."""
 NO_TOKEN = -1
 """Marks padding, in positions and in generated tokens."""
+NO_STEP = -1
+"""Marks rows whose logits were finite at every step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    r"""Options of generation, with the names of ``transformers.GenerationConfig``.
+class NonFiniteLogitsError(ValueError):
+    """An error of logits that are infinite or not a number.
 
-    Attributes:
-        max_new_tokens: largest number of tokens of a reply, at least 1.
-        temperature: :math:`t\ge 0`: tokens are drawn from :math:`p^{1/t}`, normalized; 0 is greedy
-            decoding.
-        top_p: in (0, 1]: draw only from the smallest set of tokens whose probabilities, at the
-            temperature, sum to at least ``top_p``.
-        seed: seed of the samples.
-
-    Raises:
-        ValueError: if a value is out of range.
-
-    Examples:
-        >>> GenerationConfig(temperature=0.7, top_p=0.9).greedy
-        False
+    Args:
+        index: index of the prompt.
+        step: number of the token that they predict, from 1.
+        source: name of the prompt in the message.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` must be 0 or more and finite, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
-        return self.temperature == 0
+    def __init__(self, index: int, step: int, source: str) -> None:
+        """Store index and step."""
+        super().__init__(
+            f"{source}: the logits of token {step} of the reply are not finite: the weights are "
+            "damaged, or too large for the dtype"
+        )
+        self.index, self.step = index, step
 
 
 class GeneratedTokens(NamedTuple):
@@ -121,6 +114,7 @@ def generate_replies(
     conversations: Sequence[Conversation],
     config: GenerationConfig,
     *,
+    end_ids: Collection[int] = (),
     batch_size: int = 8,
     progress: Progress = lambda batches, n_batches: batches,
 ) -> list[list[Reply]]:
@@ -132,6 +126,7 @@ def generate_replies(
         conversations: conversations with one or more prompts each; a later prompt follows the
             replies to the earlier ones.
         config: options of generation.
+        end_ids: token ids that end a reply, besides those of the tokenizer.
         batch_size: number of conversations that are decoded together.
         progress: function that yields the batches of a round of replies, see :data:`Progress`.
 
@@ -139,8 +134,9 @@ def generate_replies(
         For each conversation, one reply per prompt.
 
     Raises:
-        ValueError: if a prompt with ``max_new_tokens`` exceeds the model's positions; the message
-            names the conversation's source.
+        ValueError: if a prompt with ``max_new_tokens`` exceeds the model's positions, cannot be
+            written as tokens, or leads to logits that are not finite; the message names the
+            conversation's source.
 
     Examples:
         >>> from llm.models.architecture import Architecture
@@ -159,20 +155,27 @@ def generate_replies(
             messages = list(conversations[i].prompts[0])
             for reply, following in zip(replies[i], conversations[i].prompts[1:], strict=False):
                 messages += [Message("assistant", reply.text), *following]
-            prompts.append(tokenizer.encode_prompt(messages))
+            try:
+                prompts.append(tokenizer.encode_prompt(messages))
+            except ValueError as error:
+                raise ValueError(f"{conversations[i].where}: {error}") from error
             if len(prompts[-1]) > max_prompt_tokens:
                 raise ValueError(
                     f"{conversations[i].where}: the prompt has {len(prompts[-1])} tokens, but the "
                     f"model reads {max_prompt_tokens} before {config.max_new_tokens} new ones"
                 )
-        generated = generate_tokens(
-            decoder,
-            prompts,
-            config,
-            end_ids=tokenizer.end_ids,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        try:
+            generated = generate_tokens(
+                decoder,
+                prompts,
+                config,
+                end_ids=tokenizer.end_ids.union(end_ids),
+                batch_size=batch_size,
+                progress=progress,
+            )
+        except NonFiniteLogitsError as error:
+            where = conversations[indices[error.index]].where
+            raise NonFiniteLogitsError(error.index, error.step, where) from error
         for i, (tokens, finished) in zip(indices, generated, strict=True):
             replies[i].append(Reply(tokenizer.decode(tokens), finished, len(tokens)))
     return replies
@@ -202,6 +205,8 @@ def generate_tokens(
 
     Raises:
         ValueError: if a prompt is empty, or has a token id outside the model's vocabulary.
+        NonFiniteLogitsError: if logits are infinite or not a number; the message names the prompt
+            and the token.
 
     Examples:
         >>> from llm.models.architecture import Architecture
@@ -224,7 +229,7 @@ def generate_tokens(
         # The last batch is filled up with empty prompts, which are finished from the start.
         n_padding = batch_size - len(indices)
         tokens, lengths = _pad([prompts[index] for index in indices] + [()] * n_padding)
-        generated, finished = _generate_batch(
+        generated, finished, failed = _generate_batch(
             graphdef,
             state,
             tokens,
@@ -232,65 +237,59 @@ def generate_tokens(
             np.array(list(indices) + [0] * n_padding, dtype=np.uint32),
             end_tokens,
             np.uint32(config.seed % 2**32),
-            np.float32(config.temperature),
-            np.float32(config.top_p),
+            _SamplingNumbers(
+                np.float32(config.temperature),
+                np.float32(config.top_p),
+                np.int32(config.top_k),
+                np.float32(config.min_p),
+                np.float32(config.repetition_penalty),
+            ),
             max_new_tokens=config.max_new_tokens,
             greedy=config.greedy,
+            penalized=config.repetition_penalty != 1.0,
         )
+        for index, step in sorted(zip(indices, np.asarray(failed).tolist(), strict=False)):
+            if step != NO_STEP:
+                raise NonFiniteLogitsError(index, step + 1, f"`prompts[{index}]`")
         rows = zip(np.asarray(generated), np.asarray(finished), strict=True)
         for index, (row, ended) in zip(indices, rows, strict=False):
             results[index] = GeneratedTokens(tuple(row[row != NO_TOKEN].tolist()), bool(ended))
     return [results[index] for index in range(len(prompts))]
 
 
-def sample_tokens(
-    logits: Float[Array, "r V"],
-    keys: Key[Array, " r"],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
-) -> Int[Array, " r"]:
-    """Draw one token per row from the nucleus of the tempered distribution.
+class _SamplingNumbers(NamedTuple):
+    """Numbers of :class:`GenerationConfig` that need no other program."""
 
-    Args:
-        logits: logits of the next token.
-        keys: one random key per row.
-        temperature: a positive temperature.
-        top_p: see :class:`GenerationConfig`; the token that reaches ``top_p`` belongs to the
-            nucleus, and so do tokens with the same logit.
-
-    Returns:
-        Token ids.
-
-    References:
-        Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
-
-    Examples:
-        >>> logits, key = jnp.log(jnp.array([[0.2, 0.5, 0.3]])), jax.random.key(0)[None]
-        >>> sample_tokens(logits, key, jnp.float32(1.0), jnp.float32(0.4))
-        Array([1], dtype=int32)
-    """
-    scaled = logits / temperature.astype(logits.dtype)
-    ranked = -jnp.sort(-scaled, axis=-1)
-    probs = jax.nn.softmax(ranked, axis=-1)
-    mass_before = jnp.cumsum(probs, axis=-1) - probs
-    in_nucleus = (mass_before < top_p.astype(logits.dtype)).at[:, 0].set(True)
-    # A threshold on logits, not on ranks: equal logits are in the nucleus together.
-    threshold = jnp.min(jnp.where(in_nucleus, ranked, jnp.inf), axis=-1, keepdims=True)
-    truncated = jnp.where(scaled >= threshold, scaled, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, truncated).astype(jnp.int32)
+    temperature: Any
+    top_p: Any
+    top_k: Any
+    min_p: Any
+    repetition_penalty: Any
 
 
 class _LoopState(NamedTuple):
-    """State of the decoding loop; ``hidden`` is the hidden state that predicts the next token."""
+    """State of the decoding loop.
+
+    Attributes:
+        step: number of generated tokens.
+        hidden: hidden state that predicts the next token.
+        cache: keys and values of the earlier tokens.
+        generated: the tokens, padded with ``NO_TOKEN``.
+        finished: rows that need no further token.
+        failed: first step at which the logits of a row were not finite, or ``NO_STEP``.
+        seen: tokens of the prompt and of the reply; None if they are not penalized.
+    """
 
     step: Int[Array, ""]
     hidden: Float[Array, "r D"]
     cache: Cache
     generated: Int[Array, "r new"]
     finished: Bool[Array, " r"]
+    failed: Int[Array, " r"]
+    seen: Bool[Array, "r V"] | None
 
 
-@partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "greedy"))
+@partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "greedy", "penalized"))
 def _generate_batch(
     graphdef: nnx.GraphDef,
     state: Any,
@@ -299,13 +298,13 @@ def _generate_batch(
     prompt_indices: Array,
     end_tokens: Int[Array, " e"],
     seed: Array,
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    numbers: _SamplingNumbers,
     *,
     max_new_tokens: int,
     greedy: bool,
-) -> tuple[Int[Array, "r new"], Bool[Array, " r"]]:
-    """Return generated tokens, padded with ``NO_TOKEN``, and which rows reached an end token."""
+    penalized: bool,
+) -> tuple[Int[Array, "r new"], Bool[Array, " r"], Int[Array, " r"]]:
+    """Return tokens, padded with ``NO_TOKEN``, which rows ended, and where logits failed."""
     decoder = nnx.merge(graphdef, state)
     head = decoder.head()
     n_rows, width = tokens.shape
@@ -319,25 +318,38 @@ def _generate_batch(
 
     def body(loop: _LoopState) -> _LoopState:
         logits = head.logits(loop.hidden)
+        if loop.seen is not None:
+            logits = penalize_repetitions(logits, loop.seen, numbers.repetition_penalty)
+        is_usable = jnp.isfinite(logits).all(axis=-1)
+        failed = jnp.where(loop.finished | is_usable, loop.failed, loop.step)
         if greedy:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
-            token = sample_tokens(logits, step_keys, temperature, top_p)
-        finished = loop.finished | jnp.isin(token, end_tokens)
+            token = sample_tokens(logits, step_keys, *numbers[:4])
+        finished = loop.finished | jnp.isin(token, end_tokens) | (failed != NO_STEP)
         generated = loop.generated.at[:, loop.step].set(jnp.where(finished, NO_TOKEN, token))
         # A finished row is padding: its position is NO_TOKEN.
         positions = jnp.where(finished, NO_TOKEN, lengths + loop.step)[:, None]
         hidden, cache = decoder.decode(token[:, None], positions, loop.cache)
-        return _LoopState(loop.step + 1, hidden[:, 0], cache, generated, finished)
+        seen = None if loop.seen is None else loop.seen.at[row, token].set(True)
+        return _LoopState(loop.step + 1, hidden[:, 0], cache, generated, finished, failed, seen)
 
     def is_running(loop: _LoopState) -> Array:
         return (loop.step < max_new_tokens) & ~jnp.all(loop.finished)
 
     generated = jnp.full((n_rows, max_new_tokens), NO_TOKEN, jnp.int32)
-    start = _LoopState(jnp.int32(0), hidden, cache, generated, lengths == 0)
+    row = jnp.arange(n_rows)
+    seen = None
+    if penalized:
+        seen = jnp.zeros((n_rows, decoder.architecture.vocab_size), bool)
+        # Padding is written past the last token, where ``mode="drop"`` discards it.
+        prompt = jnp.where(positions >= 0, tokens, seen.shape[1])
+        seen = seen.at[row[:, None], prompt].set(True, mode="drop")
+    failed = jnp.full(n_rows, NO_STEP, jnp.int32)
+    start = _LoopState(jnp.int32(0), hidden, cache, generated, lengths == 0, failed, seen)
     end = jax.lax.while_loop(is_running, body, start)
-    return end.generated, end.finished
+    return end.generated, end.finished, end.failed
 
 
 def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

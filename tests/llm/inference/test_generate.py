@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from llm.inference import generate as module
 from llm.inference.generate import (
     GeneratedTokens,
     GenerationConfig,
+    NonFiniteLogitsError,
     Reply,
     generate_replies,
     generate_tokens,
@@ -37,6 +39,14 @@ SMALL = Architecture(
     final_logit_softcapping=2.0,
     sliding_window=3,
     local_layers=(True, False),
+)
+BYTES = Architecture(
+    vocab_size=261,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=32,
 )
 PROMPTS: list[list[int]] = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9], [3, 2]]
 N_DRAWS = 20_000
@@ -65,10 +75,15 @@ def read(decoder: Decoder, rows: Rows) -> jax.Array:
     return decoder.hidden_states(rows)
 
 
-def greedy(decoder: Decoder, prompt: Sequence[int], n: int, ends: Iterable[int]) -> GeneratedTokens:
+def greedy(
+    decoder: Decoder, prompt: Sequence[int], n: int, ends: Iterable[int], penalty: float = 1.0
+) -> GeneratedTokens:
     tokens: list[int] = []
     while len(tokens) < n:
-        token = int(next_logits(decoder, [*prompt, *tokens]).argmax())
+        logits = next_logits(decoder, [*prompt, *tokens])
+        for token in {*prompt, *tokens}:
+            logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+        token = int(logits.argmax())
         if token in ends:
             return GeneratedTokens(tuple(tokens), True)
         tokens.append(token)
@@ -84,6 +99,39 @@ def test_parity_greedy_decoding_with_and_without_a_cache(decoder: Decoder) -> No
     config = GenerationConfig(max_new_tokens=6)
     assert generate_tokens(decoder, PROMPTS, config, end_ids=(), batch_size=2) == free
     assert generate_tokens(decoder, PROMPTS, config, end_ids=ends, batch_size=2) == expected
+
+
+def test_parity_repeated_tokens_of_prompt_and_reply_are_penalized(decoder: Decoder) -> None:
+    free = [greedy(decoder, prompt, 6, ()) for prompt in PROMPTS]
+    expected = [greedy(decoder, prompt, 6, (), penalty=1.4) for prompt in PROMPTS]
+    assert sum(one != other for one, other in zip(free, expected, strict=True)) >= 3
+    config = GenerationConfig(max_new_tokens=6, repetition_penalty=1.4)
+    assert generate_tokens(decoder, PROMPTS, config, end_ids=(), batch_size=2) == expected
+
+
+@pytest.fixture(scope="module")
+def damaged() -> Decoder:
+    """Return a decoder that cannot read token 7 and often writes it."""
+    small = Decoder(replace(SMALL, tie_word_embeddings=False), rngs=nnx.Rngs(2))
+    small.embedding[...] = small.embedding[...].at[7].set(jnp.nan)
+    assert small.output is not None
+    small.output[...] = small.output[...].at[7].multiply(3.0)
+    return small
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "top_k": 9}])
+def test_raises_with_prompt_and_token_for_logits_that_are_not_finite(
+    options: dict[str, Any], damaged: Decoder
+) -> None:
+    config = GenerationConfig(max_new_tokens=40, **options)
+    outside = range(100, 112)
+    for prompt, is_early in (([3, 7], True), ([1, 2], False)):
+        with pytest.raises(NonFiniteLogitsError, match=r"`prompts\[0\]`: the logits of") as caught:
+            generate_tokens(damaged, [prompt], config, end_ids=outside)
+        assert caught.value.index == 0
+        assert (caught.value.step == 1) == is_early
+    # A reply that has ended before is not concerned.
+    assert generate_tokens(damaged, [[1, 2]], config, end_ids=range(12))[0].finished
 
 
 def test_property_a_sample_does_not_depend_on_its_batch(decoder: Decoder) -> None:
@@ -201,15 +249,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def byte_decoder() -> Decoder:
-    architecture = Architecture(
-        vocab_size=261,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    return Decoder(architecture, rngs=nnx.Rngs(3))
+    return Decoder(BYTES, rngs=nnx.Rngs(3))
 
 
 def test_parity_a_later_prompt_follows_the_reply_to_the_earlier_one(byte_decoder: Decoder) -> None:
@@ -232,6 +272,16 @@ def test_raises_with_the_source_of_a_conversation_that_is_too_long(byte_decoder:
     message = r"^questions\.jsonl:1: the prompt has 6 tokens, but the model reads 5 before 27 new"
     with pytest.raises(ValueError, match=message):
         generate_replies(byte_decoder, ByteTokenizer(), CONVERSATIONS, config)
+
+
+@pytest.mark.parametrize("weight", [jnp.inf, 3e38, jnp.nan])
+def test_extreme_weights_that_overflow_are_refused_with_their_source(weight: float) -> None:
+    small = Decoder(replace(BYTES, tie_word_embeddings=False), rngs=nnx.Rngs(0))
+    assert small.output is not None
+    small.output[...] = jnp.full_like(small.output[...], weight)
+    conversation = Conversation(((Message("user", "Hi"),),), "rows.jsonl:7")
+    with pytest.raises(ValueError, match=r"rows.jsonl:7: the logits of token 1 of the reply are"):
+        generate_replies(small, ByteTokenizer(), [conversation], GenerationConfig(max_new_tokens=3))
 
 
 def test_limit_no_conversations_have_no_replies(byte_decoder: Decoder) -> None:
