@@ -178,7 +178,7 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
         [],
         "config.json is not JSON",
     ),
-    (lambda folder: None, ["--model.path", "no/such/model"], "no/such/model is neither a folder"),
+    (lambda folder: None, ["--model.path", "no/such/model"], "no/such/model does not exist: give a model"),
 ]
 TENSORS: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (with_tensors(lambda t: t.pop(TENSOR)), [], f"model: tensor {TENSOR} is missing (1 of 12"),
