@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from .numerics import ball_interior_point, box_interior_point
 from .objectives import saddle_objective
-from .rewards import FiniteClass, LinearBall, TabularBox
+from .rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from .types import ArrayLike, Problem
+from .validation import InvalidProblemError, is_traced, validate, validate_policy
 
 TOLERANCE = 1e-13
 MAX_STEPS = 500
@@ -35,6 +37,10 @@ def adversarial_reward(
     Returns:
         A minimizer, shape ``[x a]``.
 
+    Raises:
+        ValueError: if an argument is invalid, or the class is unbounded; the message names it. The
+            values of traced arrays are not checked.
+
     References:
         `liu:24`, eq. 3.3.
 
@@ -45,6 +51,11 @@ def adversarial_reward(
         >>> adversarial_reward(problem, TabularBox(2.0), policy).round(6).tolist()
         [[0.0, 2.0]]
     """
+    if isinstance(reward_class, Unbounded):
+        raise InvalidProblemError("reward_class", (), "must be compact, got Unbounded")
+    if not is_traced(problem, reward_class, policy):
+        validate(problem, reward_class)
+        validate_policy("policy", policy, np.shape(problem.reference_policy))
     match reward_class:
         case TabularBox(maximum):
             blocks = prompt_blocks(problem, jnp.asarray(maximum))

@@ -18,7 +18,8 @@ tight     :math:`h=\sigma'(R_{max})/8`    the largest valid value, :func:`hellin
 ========= =============================== ========================================================
 
 Corollary 5.7 is the same inequality for the RPO policy :math:`\pi_{\hat r}`; it needs A 5.5, a
-compact convex class. Bounds are in units of reward; arguments broadcast like arrays.
+compact convex class. Bounds are in units of reward; arguments broadcast like arrays. An argument
+that is out of range raises a ``ValueError`` that names it; values of traced arrays are not checked.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ import math
 from typing import TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from .preference import curvature, hellinger_curvature
 from .types import ArrayLike
+from .validation import check_terms, is_traced, validate_policy
 
 Numbers: TypeAlias = Float[ArrayLike, "..."] | float | int
 """Numbers or arrays; arguments broadcast against each other."""
@@ -54,6 +57,7 @@ def covering_scale(n_pairs: Numbers, reward_max: Numbers) -> Float[Array, "..."]
         >>> round(1.0 / float(covering_scale(10, 0.0)), 3)
         120.0
     """
+    check_terms(positive={"n_pairs": n_pairs}, non_negative={"reward_max": reward_max})
     return 1.0 / (6.0 * (1.0 + jnp.exp(reward_max)) * n_pairs)
 
 
@@ -78,6 +82,7 @@ def complexity(log_covering: Numbers, delta: float) -> Float[Array, "..."]:
         >>> round(float(complexity(3.0, 0.05)), 4)
         2.4486
     """
+    check_terms(non_negative={"log_covering": log_covering})
     if not 0.0 < delta < math.exp(-1.0):
         raise ValueError(
             f"`delta` must be greater than 0 and less than 1/e = .3679, got {delta}: "
@@ -106,6 +111,7 @@ def printed_modulus(reward_max: Numbers) -> Float[Array, "..."]:
         >>> float(printed_modulus(0.0))
         0.0625
     """
+    check_terms(non_negative={"reward_max": reward_max})
     return jnp.square(curvature(reward_max))
 
 
@@ -140,6 +146,7 @@ def tight_modulus(reward_max: Numbers) -> Float[Array, "..."]:
         >>> float(tight_modulus(0.0))
         0.03125
     """
+    check_terms(non_negative={"reward_max": reward_max})
     return hellinger_curvature(reward_max)
 
 
@@ -159,6 +166,7 @@ def theorem_beta(n_pairs: Numbers) -> Float[Array, "..."]:
         >>> float(theorem_beta(64))
         0.125
     """
+    check_terms(positive={"n_pairs": n_pairs})
     return 1.0 / jnp.sqrt(n_pairs)
 
 
@@ -189,6 +197,8 @@ def tuned_eta(
         >>> round(float(tuned_eta(m, n_pairs=100, complexity=2.0)), 4)
         0.2449
     """
+    positive = {"modulus": modulus, "n_pairs": n_pairs, "coverage": coverage}
+    check_terms(positive=positive, non_negative={"complexity": complexity})
     return jnp.sqrt(24.0 * modulus / n_pairs) * complexity / coverage
 
 
@@ -215,6 +225,8 @@ def regularized_gap_bound(
         >>> round(float(regularized_gap_bound(printed_modulus(0.0), **terms)), 4)
         0.98
     """
+    positive = {"modulus": modulus, "n_pairs": n_pairs, "eta": eta}
+    check_terms(positive=positive, non_negative={"complexity": complexity, "coverage": coverage})
     bias = jnp.square(coverage) * eta / (8.0 * modulus)
     return bias + 3.0 * jnp.square(complexity) / (eta * n_pairs)
 
@@ -253,6 +265,7 @@ def suboptimality_bound(
         >>> round(float(suboptimality_bound(printed_modulus(0.0), **terms, beta=0.1, kl=0.2)), 4)
         1.0
     """
+    check_terms(positive={"beta": beta}, non_negative={"kl": kl})
     regularized = regularized_gap_bound(
         modulus, n_pairs=n_pairs, complexity=complexity, coverage=coverage, eta=eta
     )
@@ -285,6 +298,7 @@ def theorem_bound_printed(
         >>> round(float(theorem_bound_printed(**terms, complexity=2.0)), 4)
         4.0
     """
+    _check_theorem(n_pairs, reward_max, complexity, coverage, kl)
     statistical = (jnp.square(coverage) + 1.0) / curvature(reward_max)
     return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
 
@@ -315,6 +329,7 @@ def theorem_bound_corrected(
         >>> round(float(theorem_bound_corrected(**terms, complexity=2.0)), 4)
         6.0
     """
+    _check_theorem(n_pairs, reward_max, complexity, coverage, kl)
     statistical = (2.0 * jnp.square(coverage) + 1.0) / curvature(reward_max)
     return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
 
@@ -343,8 +358,16 @@ def theorem_bound_tight(
         >>> round(float(theorem_bound_tight(**terms, complexity=1.0)), 4)
         4.0
     """
+    _check_theorem(n_pairs, reward_max, complexity, coverage, kl)
     statistical = (jnp.square(coverage) + 1.0) / jnp.sqrt(tight_modulus(reward_max))
     return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+
+
+def _check_theorem(
+    n_pairs: Numbers, reward_max: Numbers, complexity: Numbers, coverage: Numbers, kl: Numbers
+) -> None:
+    terms = {"reward_max": reward_max, "complexity": complexity, "coverage": coverage, "kl": kl}
+    check_terms(positive={"n_pairs": n_pairs}, non_negative=terms)
 
 
 def prompt_shift_factor(
@@ -369,6 +392,9 @@ def prompt_shift_factor(
         >>> float(prompt_shift_factor(jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])))
         2.0
     """
+    if not is_traced(target_weights, context_weights):
+        validate_policy("target_weights", target_weights, np.shape(target_weights))
+        validate_policy("context_weights", context_weights, np.shape(target_weights))
     target, trained = jnp.asarray(target_weights), jnp.asarray(context_weights)
     ratio = jnp.where(trained > 0, target / jnp.where(trained > 0, trained, 1.0), jnp.inf)
     return jnp.max(jnp.where(target > 0, ratio, 0.0))

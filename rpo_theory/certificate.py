@@ -30,8 +30,17 @@ from .adversary import adversarial_reward
 from .objectives import minimax_objective, saddle_objective
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
 from .problems import normalize
-from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .rewards import (
+    ROUNDING,
+    FiniteClass,
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+    class_residual,
+)
 from .types import ArrayLike, Problem, Solution, Status
+from .validation import InvalidProblemError, numbers, validate, validate_policy
 
 GROUP = 8192  # number of win counts that are verified together
 GAP_TOLERANCE = 1e-10
@@ -44,17 +53,26 @@ class Certificate(NamedTuple):
     Attributes:
         value: minimax objective :math:`F(r)`, nats.
         duality_gap: upper bound on :math:`gap(\pi, r)`, nats, exact up to the accuracy of the
-            adversarial reward. It is infinite for the unbounded class, where the adversary's
-            problem has no minimum unless identity S1 holds exactly (see
-            :mod:`rpo_theory.stationarity`).
+            adversarial reward. It is infinite if nothing is proven: for a reward that is not in the
+            class, and for the unbounded class, where the adversary's problem has no minimum unless
+            identity S1 holds exactly (see :mod:`rpo_theory.stationarity`).
         kkt_residual: largest violation of the optimality conditions: the distance of :math:`r`
             from the projection of a gradient step, or of :math:`\pi` from :math:`\pi_r` in total
             variation. For a finite class, which has no such conditions, the duality gap.
+        class_residual: distance of the reward from the class, largest entry relative to
+            :math:`1+\max|r|`. Above :data:`rpo_theory.rewards.ROUNDING` the reward is not a member,
+            its value may lie below the optimum, and the duality gap is infinite.
     """
 
     value: Float[Array, ""]
     duality_gap: Float[Array, ""]
     kkt_residual: Float[Array, ""]
+    class_residual: Float[Array, ""]
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the reward is in the class, up to rounding."""
+        return bool(self.class_residual <= ROUNDING)
 
 
 def certify(
@@ -68,11 +86,16 @@ def certify(
     Args:
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
         reward_class: rewards that the adversary may choose from.
-        policy: any policy within the support of the reference policy.
-        reward: any member of the reward class.
+        policy: any policy; outside the support of the reference policy the gap is infinite.
+        reward: a reward; for the unbounded class entries may be ``-inf``. Whether it is a member of
+            the class is part of the certificate.
 
     Returns:
         The certificate, computed in float64 under any JAX configuration.
+
+    Raises:
+        ValueError: if an argument is invalid, such as a policy that does not sum to one or a reward
+            that is NaN; the message names it.
 
     References:
         `liu:24`, Theorem 5.6 and Lemma B.1.
@@ -83,6 +106,14 @@ def certify(
         >>> float(certify(problem, TabularBox(1.0), even, jnp.zeros((1, 2))).duality_gap)
         0.0
     """
+    validate(problem, reward_class)
+    shape = np.shape(problem.reference_policy)
+    validate_policy("policy", policy, shape)
+    table = numbers("reward", reward, shape, finite=not isinstance(reward_class, Unbounded))
+    wrong = np.isnan(table) | np.isposinf(table)
+    if wrong.any():
+        index = tuple(int(axis[0]) for axis in np.nonzero(wrong))
+        raise InvalidProblemError("reward", index, f"must be less than inf, got {table[index]}")
     with jax.enable_x64(True):
         arguments = (normalize(problem), reward_class, policy, reward)
         return _certify(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments))
@@ -350,8 +381,10 @@ def _certify(
         slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
         exact = policy_gap(problem, policy, reward) + drop + jnp.maximum(slack, 0.0)
         gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
+    residual = class_residual(reward_class, reward)
     return Certificate(
         value=minimax_objective(problem, reward),
-        duality_gap=gap,
+        duality_gap=jnp.where(residual <= ROUNDING, gap, jnp.inf),
         kkt_residual=kkt_residual(problem, reward_class, policy, reward),
+        class_residual=residual,
     )

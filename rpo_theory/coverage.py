@@ -29,9 +29,17 @@ from jaxtyping import Bool, Float
 
 from ._batching import map_in_groups, round_group_size
 from .numerics.laplacian_qp import LaplacianQP, solve
-from .problems import validate_policy, validate_reward
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike
+from .validation import (
+    InvalidProblemError,
+    at_least_zero,
+    is_traced,
+    numbers,
+    validate_policy,
+    validate_reward,
+    validate_reward_class,
+)
 
 ROUNDOFF_ULPS = 64
 """Differences below this number of units in the last place count as rounding."""
@@ -157,7 +165,11 @@ def coverage_coefficient_batch(
         `liu:24`, Assumption 5.2.
     """
     shape = np.shape(true_reward)
+    if len(shape) != 3 or 0 in shape:
+        rule = f"must have one row per context and one column per action, got shape {shape[1:]}"
+        raise InvalidProblemError("true_reward", (), rule)
     validate_reward("true_reward", true_reward, shape)
+    validate_reward_class(reward_class, (shape[1], shape[2]), shape[:1])
     validate_policy("comparator", comparator, shape)
     validate_policy("baseline", baseline, shape)
     validate_policy("context_weights", context_weights, shape[:2])
@@ -216,6 +228,9 @@ def density_ratio_bound(
     Returns:
         At least :math:`C`; ``inf`` if the data lack a pair that comparator and baseline can draw.
 
+    Raises:
+        InvalidProblemError: if an argument is invalid. Values of traced arrays are not checked.
+
     References:
         `liu:24`, remark after Assumption 5.2.
 
@@ -225,6 +240,15 @@ def density_ratio_bound(
         >>> float(density_ratio_bound(first, second, jnp.ones(1), mu))
         2.0
     """
+    if not is_traced(comparator, baseline, context_weights, pair_distribution):
+        shape = np.shape(comparator)
+        validate_policy("comparator", comparator, shape)
+        validate_policy("baseline", baseline, shape)
+        validate_policy("context_weights", context_weights, shape[:1])
+        at_least_zero(
+            "pair_distribution",
+            numbers("pair_distribution", pair_distribution, (*shape, shape[-1])),
+        )
     needed = jnp.einsum("x,xi,xj->xij", *map(jnp.asarray, (context_weights, comparator, baseline)))
     needed = jnp.where(jnp.eye(needed.shape[-1], dtype=bool), 0.0, needed)
     density = jnp.asarray(pair_distribution)

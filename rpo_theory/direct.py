@@ -37,6 +37,7 @@ from .policies import total_variation
 from .preference import preference_probability
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem, Solution, Status
+from .validation import solver_arguments
 
 REACH = 32.0
 """Longest step of unconstrained logits, in nats of the policy and of the preferences."""
@@ -78,7 +79,8 @@ def solve(
         the loss).
 
     Raises:
-        ValueError: if the problem is not solved and ``throw`` is true.
+        ValueError: if an argument is invalid, or the problem is not solved and ``throw`` is true. A
+            number that is not finite is an error or, without ``throw``, status ``NOT_FINITE``.
 
     References:
         `liu:24`, Algorithm 2 and eq. 4.8.
@@ -89,9 +91,10 @@ def solve(
         >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
-    n_contexts, n_actions = np.shape(problem.reference_policy)
-    solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    solution = solve_one(solver, *_padded(problem, reward_class))
+    options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
+    n_contexts, n_actions = problem.reference_policy.shape
+    solution = solve_one(partial(solve_batch, **options), *_padded(problem, reward_class))
     return solution._replace(
         policy=solution.policy[:n_contexts, :n_actions],
         reward=solution.reward[:n_contexts, :n_actions],
@@ -119,7 +122,8 @@ def solve_batch(
         The solutions, as NumPy arrays with the same leading axis.
 
     Raises:
-        ValueError: if a problem is not solved and ``throw`` is true; the message names the first.
+        ValueError: if an argument is invalid, or a problem is not solved and ``throw`` is true; the
+            message names the first.
 
     Examples:
         >>> even, wins = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2, 2))
@@ -127,6 +131,8 @@ def solve_batch(
         >>> solve_batch(problems, TabularBox(1.0)).policy.shape
         (2, 1, 2)
     """
+    options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    problems, reward_class = solver_arguments(problems, reward_class, **options, batch=True)
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     # Problems are solved one after the other, so no solution depends on the size of the group.
     size = min(len(problems.reference_policy), group_size(problems, GROUP))

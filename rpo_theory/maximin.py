@@ -29,6 +29,7 @@ from .policies import kl_divergence
 from .preference import negative_log_likelihood
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Solution, Status
+from .validation import solver_arguments
 
 TOLERANCE = 1e-12
 MAX_STEPS = 100
@@ -70,7 +71,8 @@ def solve(
         the adversary's probabilities of the members.
 
     Raises:
-        ValueError: if the problem is not solved and ``throw`` is true.
+        ValueError: if an argument is invalid, or the problem is not solved and ``throw`` is true. A
+            number that is not finite is an error or, without ``throw``, status ``NOT_FINITE``.
 
     References:
         `liu:24`, Algorithm 1, eq. 3.3.
@@ -81,8 +83,9 @@ def solve(
         >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
-    solver = partial(solve_batch, tolerance=tolerance, max_steps=max_steps, throw=throw)
-    return solve_one(solver, problem, reward_class)
+    options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
+    return solve_one(partial(solve_batch, **options), problem, reward_class)
 
 
 def solve_batch(
@@ -106,7 +109,8 @@ def solve_batch(
         The solutions, as NumPy arrays with the same leading axis.
 
     Raises:
-        ValueError: if a problem is not solved and ``throw`` is true; the message names the first.
+        ValueError: if an argument is invalid, or a problem is not solved and ``throw`` is true; the
+            message names the first.
 
     Examples:
         >>> even, wins = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2, 2))
@@ -114,6 +118,8 @@ def solve_batch(
         >>> solve_batch(problems, TabularBox(1.0)).policy.shape
         (2, 1, 2)
     """
+    options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    problems, reward_class = solver_arguments(problems, reward_class, **options, batch=True)
     # One group after the other: batched factorizations use all cores by themselves, and two at the
     # same time deadlock (jaxlib 0.10.2).
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)

@@ -25,6 +25,7 @@ from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Solution, Status
+from .validation import solver_arguments
 
 CHUNK = 4096  # matrix entries that fit into the cache together
 STRIDE = 2  # Newton steps between two refills of the slots
@@ -59,7 +60,8 @@ def solve(
         rewards satisfy :math:`Z_r=1`, and are ``-inf`` where the infimum is not attained.
 
     Raises:
-        ValueError: if the problem is not solved and ``throw`` is true.
+        ValueError: if an argument is invalid, or the problem is not solved and ``throw`` is true. A
+            number that is not finite is an error or, without ``throw``, status ``NOT_FINITE``.
 
     References:
         `liu:24`, eqs. 4.1 to 4.8.
@@ -72,6 +74,7 @@ def solve(
         'SOLVED'
     """
     options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
     return solve_one(partial(solve_batch, **options), problem, reward_class)
 
 
@@ -96,8 +99,11 @@ def solve_batch(
         The solutions, as NumPy arrays with the same leading axis.
 
     Raises:
-        ValueError: if a problem is not solved and ``throw`` is true; the message names the first.
+        ValueError: if an argument is invalid, or a problem is not solved and ``throw`` is true; the
+            message names the first.
     """
+    options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    problems, reward_class = solver_arguments(problems, reward_class, **options, batch=True)
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     n_actions = problems.reference_policy.shape[-1]
     small = isinstance(reward_class, TabularBox) and n_actions**2 <= CHUNK

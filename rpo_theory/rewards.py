@@ -168,6 +168,31 @@ RewardClass: TypeAlias = TabularBox | LinearBall | FiniteClass | Unbounded
 """Any of the four reward classes."""
 
 
+ROUNDING = 1e-9
+"""Largest relative distance of a reward from its class that counts as rounding."""
+
+
+def class_residual(reward_class: RewardClass, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
+    r"""Return the distance of a reward from its class, relative to :math:`1+\max|r|`.
+
+    Args:
+        reward_class: rewards that the adversary may choose from.
+        reward: any reward.
+
+    Returns:
+        Largest entry of the difference to the nearest member; 0 for the unbounded class.
+
+    Examples:
+        >>> float(class_residual(TabularBox(2.0), jnp.array([[3.0, 0.0]])))
+        0.25
+    """
+    reward = jnp.asarray(reward)
+    if isinstance(reward_class, Unbounded):
+        return jnp.zeros_like(reward[0, 0])
+    distance = jnp.abs(reward_class.project(reward) - reward).max()
+    return distance / (1.0 + jnp.abs(reward).max())
+
+
 def log_covering_number(
     reward_class: TabularBox | LinearBall | FiniteClass, epsilon: float, n_parameters: int
 ) -> float:

@@ -14,7 +14,7 @@ letter meaning
 
 :class:`Problem` and :class:`Solution` are named tuples of arrays, so they pass through ``jit`` and
 ``vmap``. Their plain constructors check nothing; :meth:`Problem.from_wins`,
-:meth:`Problem.from_votes` and :func:`rpo_theory.problems.validate` do.
+:meth:`Problem.from_votes` and :func:`rpo_theory.validation.validate` do.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
 
         Args:
             wins: ``wins[x, w, l]``, the number of comparisons in context ``x`` that ``w`` won
-                against ``l``.
+                against ``l``; 0 for ``w = l``.
             beta: weight of the KL term, greater than 0. Theorem 5.3 takes :math:`1/\sqrt N` for
                 :math:`N` comparisons.
             eta: weight of the adversarial term, at least 0.
@@ -121,6 +121,7 @@ class Problem(NamedTuple):
 
         Context ``i`` of the problem is the ``i``-th label of ``sorted(set(contexts))``, and action
         ``j`` the ``j``-th label of the winners and losers together, sorted. Equal votes add up.
+        Two spellings of one label, which differ only in spaces or the Unicode form, are refused.
 
         Args:
             contexts: label of the context of each vote, such as a prompt or its index.
@@ -132,7 +133,8 @@ class Problem(NamedTuple):
             context_labels: all contexts in the wanted order; the sorted labels if None.
             action_labels: all actions in the wanted order; the sorted labels if None.
             context_weights: see :meth:`from_wins`.
-            reference_policy: see :meth:`from_wins`.
+            reference_policy: :math:`\pi_{ref}(a|x)`; if None, uniform over the actions that occur
+                in the votes of a context, and over all actions in a context without votes.
             baseline_policy: see :meth:`from_wins`.
 
         Returns:
@@ -147,21 +149,19 @@ class Problem(NamedTuple):
             >>> problem.wins.tolist()
             [[[0.0, 2.0], [1.0, 0.0]]]
         """
-        from .problems import problem_from_wins, wins_from_votes
+        from .problems import problem_from_votes
 
-        return problem_from_wins(
-            wins_from_votes(
-                contexts,
-                winners,
-                losers,
-                counts,
-                context_labels=context_labels,
-                action_labels=action_labels,
-            ),
+        return problem_from_votes(
+            contexts,
+            winners,
+            losers,
+            counts,
+            context_labels=context_labels,
+            action_labels=action_labels,
+            reference_policy=reference_policy,
             beta=beta,
             eta=eta,
             context_weights=context_weights,
-            reference_policy=reference_policy,
             baseline_policy=baseline_policy,
         )
 

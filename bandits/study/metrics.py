@@ -193,7 +193,7 @@ def gap_bounds(
     arguments = {
         "n_pairs": comparisons,
         "complexity": inputs.complexity,
-        "eta": np.where(eta > 0, eta, np.nan),
+        "eta": np.where(eta > 0, eta, 1.0),  # replaced below
         "beta": beta,
         "coverage": inputs.coverage,
         "kl": inputs.comparator_kl,
@@ -207,12 +207,14 @@ def gap_bounds(
     corrected = bound(corrected_modulus)
     coverage_term = bound(corrected_modulus, complexity=0.0 * eta, kl=0.0 * eta)
     kl_term = beta * inputs.comparator_kl
+    with np.errstate(invalid="ignore"):  # an infinite bound minus an infinite term
+        complexity_term = corrected - coverage_term - kl_term
     columns = {
         "bound": corrected,
         "bound_tight": bound(tight_modulus),
         "bound_printed": bound(printed_modulus),
         "bound_coverage": coverage_term,
-        "bound_complexity": corrected - coverage_term - kl_term,
+        "bound_complexity": complexity_term,
         "bound_kl": kl_term,
     }
     return {name: np.where(eta > 0, column, np.inf) for name, column in columns.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import cvxpy as cp
@@ -27,7 +28,14 @@ from rpo_theory.certificate import (
     verify_status,
 )
 from rpo_theory.objectives import minimax_objective, saddle_objective
-from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.rewards import (
+    FiniteClass,
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+    class_residual,
+)
 from rpo_theory.types import Problem, Solution, Status
 
 CVXPY_VALUE = 1e-7  # Clarabel on a small exponential-cone problem
@@ -179,6 +187,63 @@ def test_property_status_solved_is_kept_only_if_the_gap_is_proven() -> None:
     assert verify_status(batch, boxes, far).status.tolist() == [Status.MAX_STEPS]
     sick = batch._replace(eta=np.array([np.inf]))
     assert verify_status(sick, boxes, good).status.tolist() == [Status.NOT_FINITE]
+
+
+OUTSIDERS = [
+    (TabularBox(np.array(1.5)), np.full((2, 4), 1.6)),
+    (TabularBox(np.array(1.5)), np.full((2, 4), -1e-6)),
+    (LinearBall(np.ones((2, 4, 1)), np.array(1.0)), np.full((2, 4), 1.01)),  # too long
+    (LinearBall(np.ones((2, 4, 1)), np.array(1.0)), np.eye(4)[:2]),  # not linear
+    (FiniteClass(np.zeros((2, 2, 4))), np.eye(4)[:2]),
+]
+
+
+@pytest.mark.parametrize(("reward_class", "reward"), OUTSIDERS)
+def test_property_nothing_is_proven_by_a_reward_that_is_not_in_the_class(
+    reward_class: Any, reward: np.ndarray
+) -> None:
+    problem, policy = random_problem(5), np.full((2, 4), 0.25)
+    proof = certify(problem, reward_class, policy, reward)
+    assert proof.duality_gap == np.inf
+    assert not proof.is_member
+    assert float(proof.class_residual) == pytest.approx(
+        float(np.abs(reward_class.project(reward) - reward).max()) / (1 + np.abs(reward).max())
+    )
+    member = np.asarray(reward_class.project(reward))
+    inside = certify(problem, reward_class, policy, member * (1 + 1e-12))
+    assert inside.is_member
+    assert np.isfinite(float(inside.duality_gap))
+    # A member that is the best response to the policy beats the claim below the optimum.
+    assert float(class_residual(reward_class, member)) < 1e-15
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": np.full((2, 4), 0.3)}, "`policy[0]` must sum to one, got a sum of 1.2"),
+        ({"policy": np.eye(4)[:2] * 2 - 0.25}, "`policy[0][1]` must be at least 0, got -0.25"),
+        ({"policy": np.full((2, 4), np.nan)}, "`policy[0][0]` must be finite, got nan"),
+        ({"policy": np.full((2, 3), 1 / 3)}, "`policy` must have shape (2, 4), got shape (2, 3)"),
+        ({"reward": np.full((2, 4), np.nan)}, "`reward[0][0]` must be finite, got nan"),
+        ({"reward": np.zeros((4, 2))}, "`reward` must have shape (2, 4), got shape (4, 2)"),
+        ({"reward_class": TabularBox(np.array(-1.0))}, "`reward_class.maximum` must be greater"),
+        ({"problem": random_problem(0, beta=-1.0)}, "`beta` must be greater than 0, got -1"),
+        (
+            {"reward_class": Unbounded(), "reward": np.full((2, 4), np.inf)},
+            "`reward[0][0]` must be less than inf, got inf",
+        ),
+    ],
+)
+def test_raises_for_what_cannot_be_certified(changes: dict[str, Any], message: str) -> None:
+    arguments = {
+        "problem": random_problem(0),
+        "reward_class": TabularBox(np.array(1.5)),
+        "policy": np.full((2, 4), 0.25),
+        "reward": np.zeros((2, 4)),
+    }
+    with pytest.raises(ValueError) as raised:
+        inspect.unwrap(certify)(**(arguments | changes))
+    assert str(raised.value).startswith(message)
 
 
 @pytest.mark.parametrize("solver", [minimax, maximin, direct])

@@ -199,6 +199,8 @@ BAD_WINS: list[tuple[dict[str, Any], str]] = [
     ({"wins": np.zeros((2, 3))}, "`wins` must have shape (contexts, actions, actions)"),
     ({"wins": np.zeros((1, 2, 3))}, "`wins` must have shape (contexts, actions, actions)"),
     ({"wins": changed(WINS, (0, 1, 2), -1.0)}, "`wins[0][1][2]` must be at least 0"),
+    ({"wins": changed(WINS, (1, 2, 2), 4.0)}, "`wins[1][2][2]` must be 0, got 4: an action cannot"),
+    ({"wins": np.eye(2)[None]}, "`wins[0][0][0]` must be 0, got 1: an action cannot be compared"),
     ({"wins": np.zeros((1, 2, 2))}, "`context_weights` must be 'uniform' or an array if there"),
     ({"context_weights": np.ones(2)}, "`context_weights` must sum to one, got a sum of 2"),
     ({"reference_policy": np.ones((2, 3))}, "`reference_policy[0]` must sum to one"),
@@ -230,6 +232,16 @@ def test_closed_form_from_votes_counts_votes_in_the_order_of_the_sorted_labels()
     np.testing.assert_array_equal(problem.context_weights, [0.25, 0.75])
 
 
+def test_closed_form_from_votes_gives_no_mass_to_the_actions_of_other_contexts() -> None:
+    problem = Problem.from_votes(*VOTES, beta=0.5, eta=0.1)
+    expected = [[0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]  # p: ada and eve; q: ada and bob
+    np.testing.assert_array_equal(problem.reference_policy, expected)
+    more = Problem.from_votes(*VOTES, beta=0.5, eta=0.1, context_labels=["q", "p", "empty"])
+    np.testing.assert_allclose(more.reference_policy, [*expected[::-1], [1 / 3] * 3], rtol=1e-15)
+    given = Problem.from_votes(*VOTES, beta=0.5, eta=0.1, reference_policy=np.full((2, 3), 1 / 3))
+    np.testing.assert_allclose(given.reference_policy, 1 / 3, rtol=1e-15)
+
+
 def test_property_counts_stand_for_repeated_votes_and_labels_set_the_order() -> None:
     contexts, winners, losers = ([column[i] for i in (0, 2, 3)] for column in VOTES)
     short = Problem.from_votes(contexts, winners, losers, [2, 1, 1], beta=0.5, eta=0.1)
@@ -256,6 +268,10 @@ BAD_VOTES: list[tuple[dict[str, Any], str]] = [
     ({"action_labels": ["ada", "bob"]}, "`winners[2]` must be one of the given labels, got 'eve'"),
     ({"context_labels": ["q", "q", "p"]}, "`context_labels` must not repeat a label, got 3"),
     ({"contexts": [], "winners": [], "losers": []}, "`contexts` must have at least one vote"),
+    ({"winners": ["ada", "ada ", "eve", "bob"]}, "`winners[1]` 'ada ' differs from 'ada' (vote 0)"),
+    ({"losers": ["bob", "bob", "ada", "Ada"]}, "`losers[3]` 'Ada' differs from 'ada' (vote 0)"),
+    ({"contexts": ["q", "q", "p", "\uff51"]}, "`contexts[3]` '\\uff51' differs from 'q' (vote 0)"),
+    ({"losers": ["bob", "ada", "ada", "ada"]}, "`losers[1]` must differ from the winner"),
 ]
 
 
