@@ -104,9 +104,9 @@ def _draw_from_votes(
 ) -> Instance:
     r"""Draw data from the pairs of the votes, labeled by the maximum likelihood reward.
 
-    :math:`d_0` is each context's share of the votes, :math:`\pi_{ref}` is uniform,
-    :math:`\pi_{base}` is the distribution of both members of a pair, and
-    :math:`\beta = \eta = 1/\sqrt N`.
+    :math:`d_0` is each context's share of the votes, :math:`\pi_{ref}` is uniform over the actions
+    that occur in the context, :math:`\pi_{base}` is the distribution of both members of a pair,
+    and :math:`\beta = \eta = 1/\sqrt N`.
     """
     seeds = check_draw(n_comparisons, seeds)
     fitted = _fit_votes(path, reward_max, path.stat().st_mtime_ns)
@@ -125,9 +125,8 @@ def _draw_from_votes(
 @lru_cache(maxsize=8)
 def _fit_votes(path: Path, reward_max: float, _modified: int) -> Instance:
     """Return the votes as an instance whose truth is the maximum likelihood reward in the box."""
-    wins = read_votes(path).wins
-    n_contexts, n_actions, _ = wins.shape
-    reference = np.full((n_contexts, n_actions), 1.0 / n_actions)
+    votes = read_votes(path)
+    wins, reference = votes.wins, votes.reference_policy()
     problem = Problem(
         context_weights=wins.sum(axis=(1, 2)) / wins.sum(),
         reference_policy=reference,
@@ -138,7 +137,8 @@ def _fit_votes(path: Path, reward_max: float, _modified: int) -> Instance:
     )
     reward_class = TabularBox(np.array(reward_max))
     truth = np.asarray(minimax.solve(problem, reward_class).reward)
-    return Instance(problem, reward_class, truth, best_action_policy(truth), wins / wins.sum())
+    comparator = best_action_policy(np.where(votes.occurs, truth, -np.inf))
+    return Instance(problem, reward_class, truth, comparator, wins / wins.sum())
 
 
 def _repeat(instance: Instance, times: int) -> Instance:

@@ -1,31 +1,41 @@
-"""Votes from a CSV file, as win counts of a tabular contextual bandit.
+"""Votes from a table in a text file, as win counts of a tabular contextual bandit.
 
-The file is in UTF-8 and has the header ``context,winner,loser,count``. Without the column ``count``
-each row is one vote. Equal rows add up.
+The file is in UTF-8, with a header line and columns that are separated by commas (CSV) or tabs:
+
+======================================= ==========================================================
+columns, in any order                   a row is
+======================================= ==========================================================
+``context, winner, loser[, count]``     ``count`` votes in a context; without the column, one vote
+``winner, loser[, count]``              the same, with all votes in one context
+``model_a, model_b, winner[, count]``   a battle, optionally with ``context``: ``winner`` is
+                                        ``model_a``, ``model_b``, the name of one of them, or
+                                        ``tie``, ``tie (bothbad)``, ``both_bad``
+======================================= ==========================================================
+
+Equal rows add up, and a tie counts as half a win for either side. Further columns are passed over,
+and listed in :attr:`Votes.notes`.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-HEADER = ("context", "winner", "loser", "count")
-MAX_COUNT = 10**15
-"""Largest count of a row; sums of a few such counts are still exact in float64."""
+from rpo_theory.labels import LabelSpellings
+
+from .vote_columns import VotesFileError, VoteTable, quote, read_header
+
 MAX_CELLS = 5 * 10**7
 """Largest number of win counts, contexts x actions x actions: 400 MB."""
-
-_MAX_QUOTED = 60
-
-
-class VotesFileError(ValueError):
-    """Mistake in a file of votes; the message names the file, the line and the field."""
 
 
 class Votes(NamedTuple):
@@ -34,19 +44,65 @@ class Votes(NamedTuple):
     Attributes:
         contexts: names of the contexts, sorted by code point.
         actions: names of all winners and losers, sorted by code point.
-        wins: ``wins[x, w, l]``, the number of votes in context ``x`` for ``w`` against ``l``.
+        wins: ``wins[x, w, l]``, the number of votes in context ``x`` for ``w`` against ``l``. A
+            tie adds half a vote to either side.
+        occurs: whether an action stands in a row of a context, shape ``[x a]``. An action belongs
+            only to the contexts in which it occurs.
+        ties: number of ties.
+        notes: remarks on the file as sentences, such as the columns that were passed over.
     """
 
     contexts: tuple[str, ...]
     actions: tuple[str, ...]
     wins: Float[np.ndarray, "x a a"]
+    occurs: Bool[np.ndarray, "x a"]
+    ties: int = 0
+    notes: tuple[str, ...] = ()
+
+    def reference_policy(self) -> Float[np.ndarray, "x a"]:
+        """Return the policy that is uniform over the actions which occur in a context.
+
+        Returns:
+            Probabilities; those of actions that do not occur in the context are 0.
+
+        Examples:
+            >>> rows = [b"context,winner,loser", b"q,b,a", b"p,c,b"]
+            >>> parse_votes(rows, name="v.csv").reference_policy().tolist()
+            [[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]]
+        """
+        return self.occurs / self.occurs.sum(axis=1, keepdims=True)
+
+    def unconnected_contexts(self) -> tuple[str, ...]:
+        """Return the contexts whose votes do not connect all actions that occur there.
+
+        The votes then say nothing about how the actions of one group compare with those of
+        another.
+
+        Returns:
+            Names of contexts.
+
+        Examples:
+            >>> rows = [b"context,winner,loser", b"q,b,a", b"q,d,c", b"p,b,a"]
+            >>> parse_votes(rows, name="v.csv").unconnected_contexts()
+            ('q',)
+        """
+        n_contexts, n_actions = self.occurs.shape
+        context, winner, loser = np.nonzero(self.wins)
+        edges = context * n_actions + winner, context * n_actions + loser
+        graph = coo_array((np.ones(len(context)), edges), shape=(n_contexts * n_actions,) * 2)
+        groups = connected_components(graph, directed=False)[1].reshape(n_contexts, n_actions)
+        return tuple(
+            name
+            for name, group, occurs in zip(self.contexts, groups, self.occurs, strict=True)
+            if len(set(group[occurs].tolist())) > 1
+        )
 
 
 def read_votes(path: str | Path) -> Votes:
-    """Read a CSV file of votes.
+    """Read a file of votes.
 
     Args:
-        path: path of the file.
+        path: path of the file, see :mod:`bandits.environments.votes` for its columns.
 
     Returns:
         The votes, which do not depend on the order of the rows.
@@ -60,10 +116,10 @@ def read_votes(path: str | Path) -> Votes:
 
 
 def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
-    r"""Parse the lines of a CSV file of votes.
+    r"""Parse the lines of a file of votes.
 
     Args:
-        lines: lines in UTF-8, with their line ends.
+        lines: lines in UTF-8, with or without their line ends.
         name: name of the file in error messages.
 
     Returns:
@@ -76,38 +132,56 @@ def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
         >>> votes = parse_votes([b"context,winner,loser\n", b"q,b,a\n", b"q,b,a\n"], name="v.csv")
         >>> votes.actions, votes.wins.tolist()
         (('a', 'b'), [[[0.0, 0.0], [2.0, 0.0]]])
+        >>> parse_votes([b"model_a,model_b,winner\n", b"a,b,tie\n"], name="v.csv").wins.tolist()
+        [[[0.0, 0.5], [0.5, 0.0]]]
     """
     rows = _rows(lines, name)
     header_line, header = next(rows, (1, []))
-    if tuple(header) not in (HEADER, HEADER[:3]):
-        got = _quote(",".join(header)) if header else "an empty file"
-        rule = f"the header must be `{','.join(HEADER)}` (`count` may be left out), got {got}"
-        raise VotesFileError(f"{name}, line {header_line}: {rule}")
-    votes: Counter[tuple[str, str, str]] = Counter()
+    try:
+        table = read_header(header)
+    except ValueError as error:
+        raise VotesFileError(f"{name}, line {header_line}: {error}") from None
+    contexts, actions = LabelSpellings(fold_case=False), LabelSpellings(fold_case=True)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    ties = 0
     for line, row in rows:
         try:
-            count = _count(row, len(header))
+            context, first, second, count, is_tie = table.read_row(row)
+            contexts.check("context", context, f"line {line}")
+            actions.check(table.first, first, f"line {line}")
+            actions.check(table.second, second, f"line {line}")
+            if first == second:
+                rule = f"must differ from `{table.first}`: an action cannot beat itself"
+                raise ValueError(f"`{table.second}` {rule}, got {quote(first)} twice")
         except ValueError as error:
             raise VotesFileError(f"{name}, line {line}: {error}") from None
-        votes[row[0], row[1], row[2]] += count
-    if not votes.total():
+        # In units of half a vote.
+        counts[context, first, second] += count if is_tie else 2 * count
+        if is_tie:
+            counts[context, second, first] += count
+            ties += count
+    if not counts.total():
         raise VotesFileError(f"{name}, line {header_line}: no votes below the header")
-    return _table(votes, name)
+    return _votes(counts, table, ties, name)
 
 
 def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not blank, each with the number of its first line."""
-    reader = csv.reader(_decoded(lines, name), strict=True)
+    text, start = _decoded(lines, name), [""]
+    while not start[-1].strip() and (line := next(text, None)) is not None:
+        start.append(line)
+    delimiter = "\t" if "\t" in start[-1] and "," not in start[-1] else ","
+    reader = csv.reader(itertools.chain(start[1:], text), strict=True, delimiter=delimiter)
     while True:
-        line = reader.line_num + 1
+        number = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise VotesFileError(f"{name}, line {line}: not valid CSV: {error}") from None
+            raise VotesFileError(f"{name}, line {number}: not valid CSV: {error}") from None
         if row:
-            yield line, row
+            yield number, row
 
 
 def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
@@ -123,28 +197,10 @@ def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
         yield text
 
 
-def _count(row: list[str], columns: int) -> int:
-    """Return the ``count`` of a row, or 1 if the file has no such column; check all fields."""
-    if len(row) != columns:
-        raise ValueError(f"must have the {columns} fields of the header, got {len(row)}")
-    for field, text in zip(HEADER[:3], row, strict=False):
-        if not text.strip():
-            raise ValueError(f"`{field}` must not be empty")
-    if columns == 3:
-        return 1
-    text = row[3].strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT))):
-        rule = f"must be a whole number from 0 to {MAX_COUNT:.0e}"
-        raise ValueError(f"`count` {rule}, got {_quote(row[3])}")
-    if int(text) > MAX_COUNT:
-        raise ValueError(f"`count` must be at most {MAX_COUNT:.0e}, got {text}")
-    return int(text)
-
-
-def _table(votes: Counter[tuple[str, str, str]], name: str) -> Votes:
-    """Sort the names and return the counts as an array."""
-    contexts = sorted({context for context, _, _ in votes})
-    actions = sorted({action for _, *pair in votes for action in pair})
+def _votes(counts: Counter[tuple[str, str, str]], table: VoteTable, ties: int, name: str) -> Votes:
+    """Sort the names and return the counts, given in halves of a vote, as an array."""
+    contexts = sorted({context for context, _, _ in counts})
+    actions = sorted({action for _, *pair in counts for action in pair})
     cells = len(contexts) * len(actions) ** 2
     if cells > MAX_CELLS:
         size = f"{len(contexts)} contexts x {len(actions)} actions x {len(actions)} actions"
@@ -152,12 +208,14 @@ def _table(votes: Counter[tuple[str, str, str]], name: str) -> Votes:
     context_index = {context: i for i, context in enumerate(contexts)}
     action_index = {action: i for i, action in enumerate(actions)}
     wins = np.zeros((len(contexts), len(actions), len(actions)))
-    for (context, winner, loser), count in votes.items():
-        wins[context_index[context], action_index[winner], action_index[loser]] = count
-    return Votes(tuple(contexts), tuple(actions), wins)
-
-
-def _quote(text: str) -> str:
-    """Quote text of the file on one line, in ASCII and not too long."""
-    quoted = ascii(text)
-    return quoted if len(quoted) <= _MAX_QUOTED else quoted[:_MAX_QUOTED] + "..."
+    occurs = np.zeros(wins.shape[:2], bool)
+    for (context, winner, loser), halves in counts.items():
+        x, pair = context_index[context], [action_index[winner], action_index[loser]]
+        wins[x, pair[0], pair[1]] = halves / 2
+        occurs[x, pair] = True
+    notes = table.notes()
+    if ties:
+        one = ties == 1
+        count = "1 tie counts" if one else f"{ties:,} ties count"
+        notes = (*notes, f"{count} as half a win for either side.")
+    return Votes(tuple(contexts), tuple(actions), wins, occurs, ties, notes)

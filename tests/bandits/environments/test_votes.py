@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandits.environments import votes as votes_module
+from bandits.environments.vote_columns import TIES, quote, read_header
 from bandits.environments.votes import Votes, VotesFileError, parse_votes, read_votes
 
 GOOD = "context,winner,loser,count\nq,a,b,3\nq,b,a,1\np,c,a,2\n"
@@ -57,10 +60,24 @@ def test_property_real_votes_agree_with_a_plain_count(shared_data: Path) -> None
         GOOD.replace("q,a,b,3", "q,a,b,1\nq,a,b,2"),
         GOOD + "q,a,b,0\n",
         GOOD.replace("q,a,b,3", '"q","a","b", 3 '),
+        GOOD.replace(",", "\t"),
+        "count,loser,winner,context\n3,b,a,q\n1,a,b,q\n2,a,c,p\n",
         "\n".join(GOOD.splitlines()[:1] + GOOD.splitlines()[:0:-1]) + "\n",
         "context,winner,loser\nq,a,b\nq,a,b\nq,a,b\nq,b,a\np,c,a\np,c,a\n",
     ],
-    ids=["crlf", "bom", "no_end", "blank", "repeated", "zero", "quoted", "reordered", "no_count"],
+    ids=[
+        "crlf",
+        "bom",
+        "no_end",
+        "blank",
+        "repeated",
+        "zero",
+        "quoted",
+        "tabs",
+        "permuted",
+        "reordered",
+        "no_count",
+    ],
 )
 def test_property_spellings_of_the_same_votes_agree(variant: str) -> None:
     expected, got = parse(GOOD), parse(variant)
@@ -68,14 +85,33 @@ def test_property_spellings_of_the_same_votes_agree(variant: str) -> None:
     np.testing.assert_array_equal(got.wins, expected.wins)
 
 
-def test_extreme_a_vote_of_an_action_against_itself_is_counted() -> None:
-    assert parse("context,winner,loser\nq,a,a\n").wins.tolist() == [[[1.0]]]
-
-
 NAMES = st.text(min_size=1, max_size=8).filter(
     lambda name: bool(name.strip()) and "\0" not in name and name.isprintable()
 )
-ROWS = st.lists(st.tuples(NAMES, NAMES, NAMES, st.integers(0, 10**15)), min_size=1, max_size=20)
+
+
+def skeleton(name: str) -> str:
+    """Return what all spellings of a name share, derived without the reader's code."""
+    letters = [char for char in unicodedata.normalize("NFKD", name) if not char.isspace()]
+    visible = "".join(char for char in letters if unicodedata.category(char) != "Cf")
+    return unicodedata.normalize("NFKD", visible.upper().lower())
+
+
+SPELLED = NAMES.filter(lambda name: bool(skeleton(name)) and name.strip().lower() not in TIES)
+POOL = st.lists(SPELLED, min_size=2, max_size=6, unique_by=skeleton)
+INDICES = st.tuples(*[st.integers(0, 5)] * 2, st.integers(1, 5), st.integers(0, 10**15))
+
+
+def rows_of(names: list[str], indices: list[tuple[int, int, int, int]]) -> list[Any]:
+    """Return rows of votes in which no name is compared with itself."""
+    n = len(names)
+    return [
+        (names[x % n], names[i % n], names[(i + 1 + j % (n - 1)) % n], count)
+        for x, i, j, count in indices
+    ]
+
+
+ROWS = st.builds(rows_of, POOL, st.lists(INDICES, min_size=1, max_size=20))
 
 
 @settings(deadline=None)
@@ -121,10 +157,14 @@ BAD_FILES = [
     ("", "v.csv, line 1: the header must be"),
     ("\n\n", "v.csv, line 1: the header must be"),
     ("ctx,winner,loser,count\n", "v.csv, line 1: the header must be"),
-    ("winner,context,loser,count\nq,a,b,1\n", "v.csv, line 1: the header must be"),
+    ("winner,winner,loser\nq,a,b\n", "v.csv, line 1: the header must be free of repeats"),
+    ("Context,Winner,Loser\nq,a,b\n", "v.csv, line 1: the header must be"),
+    ('{"model_a": "a", "model_b": "b"}\n', "v.csv, line 1: the header must be"),
+    ("context,winner,loser,conut\nq,a,b,1\n", "v.csv, line 1: the column 'conut' is not known"),
+    ("context,winner,loser,weight\nq,a,b,1\n", "v.csv, line 1: the column 'weight' is not known"),
+    ("contxt,model_a,model_b,winner\nq,a,b,a\n", "v.csv, line 1: the column 'contxt' is not"),
     ("context;winner;loser;count\nq;a;b;1\n", "v.csv, line 1: the header must be"),
     ("q,a,b,1\n", "v.csv, line 1: the header must be"),
-    ("context,winner,loser,count,x\n", "v.csv, line 1: the header must be"),
     ("context,winner,loser,count\n", "v.csv, line 1: no votes"),
     ("context,winner,loser,count\nq,a,b,0\n", "v.csv, line 1: no votes"),
     (GOOD + "q,a,b\n", "v.csv, line 5: must have the 4 fields"),
@@ -151,6 +191,122 @@ BAD_FILES = [
 ]
 
 
+SAME_NAME = [
+    ("green", "green ", "spaces"),
+    (" green", "green", "spaces"),
+    ("new york", "new  york", "spaces"),
+    ("gpt 4", "gpt\N{NO-BREAK SPACE}4", "spaces"),
+    ("caf\u00e9", "cafe\u0301", "invisible characters or their Unicode form"),
+    ("A1", "\uff21\uff11", "invisible characters or their Unicode form"),
+    ("ab", "a\N{ZERO WIDTH SPACE}b", "invisible characters or their Unicode form"),
+    ("GPT-4", "gpt-4", "upper and lower case"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "difference"), SAME_NAME)
+def test_raises_by_line_for_a_second_spelling_of_a_name(
+    first: str, second: str, difference: str
+) -> None:
+    texts = [
+        f"context,winner,loser\nq,{first},x\nq,y,x\nq,{second},x\n",
+        f"context,winner,loser\nq,{first},x\nq,y,x\np,x,{second}\n",
+        f"model_a,model_b,winner\n{first},x,tie\ny,x,tie\nx,{second},model_a\n",
+    ]
+    if difference != "upper and lower case":  # contexts are often texts, in which case matters
+        texts.append(f"context,winner,loser\n{first},a,b\nq,a,b\n{second},a,b\n")
+    for text in texts:
+        with pytest.raises(VotesFileError) as caught:
+            parse(text)
+        message = str(caught.value)
+        assert message.startswith("v.csv, line 4: `")
+        assert f"differs from {first!a} (line 2) only in {difference}" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "context,winner,loser,count\nq,a,b,1\ntea,green,green,50\n",
+        "context,winner,loser\nq,a,b\ntea,green,green\n",
+        "context,winner,loser,count\nq,a,b,1\ntea,green,green,0\n",
+        "model_a,model_b,winner\na,b,tie\ngreen,green,tie\n",
+        "model_a,model_b,winner\na,b,tie\ngreen,green,model_a\n",
+    ],
+)
+def test_raises_by_line_for_a_vote_of_an_action_against_itself(text: str) -> None:
+    with pytest.raises(VotesFileError, match=r"v.csv, line 3: .* must differ .* 'green' twice"):
+        parse(text)
+
+
+@pytest.mark.parametrize("tie", ["tie", "tie (bothbad)", "both_bad", "Tie"])
+def test_closed_form_battles_are_read_and_a_tie_is_half_a_win_for_either_side(tie: str) -> None:
+    text = (
+        "question_id,model_a,model_b,winner,judge\n"
+        f"7,a,b,model_a,x\n8,b,a,model_b,y\n9,a,b,{tie},x\n9,c,a,a,z\n"
+    )
+    for variant in (text, text.replace(",", "\t"), "\ufeff" + text.replace("\n", "\r\n")):
+        votes = parse(variant)
+        assert votes.actions == ("a", "b", "c")
+        np.testing.assert_array_equal(votes.wins, [[[0, 2.5, 1], [0.5, 0, 0], [0, 0, 0]]])
+        assert votes.ties == 1
+        assert votes.notes == (
+            "The file has no column `context`: all votes are in one context.",
+            "Columns passed over: question_id, judge.",
+            "1 tie counts as half a win for either side.",
+        )
+    counted = parse(f"count,winner,model_b,model_a,context\n3,{tie},a,b,q\n1,a,a,b,p\n")
+    assert counted.contexts == ("p", "q")
+    assert counted.wins.tolist() == [[[0, 1], [0, 0]], [[0, 1.5], [1.5, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("context,winner,loser\nq,tie,a\n", "`winner` must be the name of an action, got 'tie'"),
+        ("context,winner,loser\nq,a,both_bad\n", "`loser` must be the name of an action"),
+        ("model_a,model_b,winner\na,b,neither\n", "`winner` must be model_a, model_b, the name"),
+        ("model_a,model_b,winner\na,b,c\n", "`winner` must be model_a, model_b, the name"),
+        ("model_a,model_b,winner\na,b,\n", "`winner` must not be empty"),
+        ("model_a,model_b,winner\nmodel_b,b,model_b\n", "`model_a` and `model_b` must hold names"),
+        ("model_a,model_b,winner,count\na,b,tie,1.5\n", "`count` must be a whole number"),
+    ],
+)
+def test_raises_for_an_outcome_that_is_not_one(text: str, message: str) -> None:
+    with pytest.raises(VotesFileError) as caught:
+        parse(text)
+    assert str(caught.value).startswith(f"v.csv, line 2: {message}")
+
+
+def test_closed_form_an_action_belongs_to_the_contexts_in_which_it_occurs() -> None:
+    rows = "context,winner,loser,count\ntea,green,black,3\ntea,black,green,1\n"
+    votes = parse(rows + "soup,leek,onion,2\nsoup,corn,leek,0\n")
+    assert votes.contexts == ("soup", "tea")
+    assert votes.actions == ("black", "corn", "green", "leek", "onion")
+    third = 1 / 3
+    expected = [[0, third, 0, third, third], [0.5, 0, 0.5, 0, 0]]
+    np.testing.assert_allclose(votes.reference_policy(), expected, rtol=1e-15)
+    assert votes.unconnected_contexts() == ("soup",)  # a count of 0 connects nothing
+    assert parse(rows).unconnected_contexts() == ()
+    split = parse("context,winner,loser\nq,a,b\nq,c,d\np,a,b\np,c,d\np,b,c\n")
+    assert split.unconnected_contexts() == ("q",)
+
+
+@settings(deadline=None, max_examples=30)
+@given(NAMES.filter(lambda name: name.isalnum() and len(name) > 1), st.integers(0, 3))
+def test_property_a_further_column_is_read_refused_or_listed(name: str, position: int) -> None:
+    header, row = ["context", "winner", "loser"], ["q", "a", "b"]
+    header.insert(position, name)
+    row.insert(position, "7")
+    text = ",".join(header) + "\n" + ",".join(row) + "\n"
+    message = None
+    try:
+        votes = parse(text)
+        listed = f"Columns passed over: {ascii(name)[1:-1]}."
+        assert listed in votes.notes or (name == "count" and votes.wins.sum() == 7)
+    except VotesFileError as error:
+        message = str(error)
+    assert message is None or ascii(name) in message
+
+
 @pytest.mark.parametrize(("text", "message"), BAD_FILES)
 def test_raises_names_file_line_and_field(text: str | bytes, message: str) -> None:
     with pytest.raises(VotesFileError) as caught:
@@ -171,3 +327,11 @@ def test_raises_before_building_a_table_that_is_too_large(
 def test_raises_for_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_votes(tmp_path / "absent.csv")
+
+
+def test_closed_form_a_header_has_a_layout_and_texts_are_quoted_on_one_line() -> None:
+    table = read_header(["count", "loser", "winner"])
+    assert (table.first, table.second, table.passed_over) == ("winner", "loser", ())
+    assert table.read_row(["2", "b", "a"]) == ("all votes", "a", "b", 2, False)
+    assert quote("a\nb") == "'a\\nb'"
+    assert len(quote("a" * 500)) < 70
