@@ -1,8 +1,17 @@
 """Solve one problem of the adversarial max-min, with a proof of optimality.
 
-The problem is a JSON file, or a CSV file of votes with the columns context, winner, loser and
-count. The answer is printed to stdout as one JSON object; the human-readable summary goes to
-stderr.
+The problem is a JSON file, or a file of votes with the columns context, winner, loser and count, or
+model_a, model_b and winner. The answer is printed to stdout as one JSON object; the human-readable
+summary goes to stderr. A complete problem file:
+
+  {"context_weights": [1], "reference_policy": [[0.5, 0.3, 0.2]],
+   "baseline_policy": "chosen", "comparisons": [[0, 0, 1, 6], [0, 1, 0, 4], [0, 2, 0, 1]],
+   "beta": 0.3, "eta": 0.3, "reward_class": {"kind": "tabular", "max": 4}}
+
+A comparison is [context, winner, loser, count], with indices from 0. The reward class may also be
+{"kind": "linear", "features": [x][a][d], "radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or
+{"kind": "unbounded"}. With "true_reward" [x][a] the answer also has the gap and the coverage of the
+"comparator" [x][a], by default the best action.
 """
 
 from __future__ import annotations
@@ -14,8 +23,8 @@ from rpo.runtime.compilation import keep_compiled_programs, prefer_fast_compilat
 from rpo.runtime.errors import number
 
 EXAMPLES = (
-    "rpo solve problem.json",
-    "rpo solve --votes votes.csv --eta 0.01 > answer.json",
+    "rpo solve problem.json --eta 0.1",
+    "rpo solve --votes votes.csv --eta 0.01 --contexts > answer.json",
     "cat problem.json | rpo solve - --formulation maximin",
 )
 
@@ -29,44 +38,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON file of the problem; - reads it from standard input",
     )
     parser.add_argument(
+        "--votes",
+        metavar="FILE.csv",
+        help="file of the votes, with the columns context,winner,loser[,count] or "
+        "model_a,model_b,winner; the reference policy is uniform over the actions that occur in a "
+        "context, and the reward class is tabular",
+    )
+    parser.add_argument(
         "--formulation",
         choices=("minimax", "maximin", "policy"),
         default="minimax",
         help="minimax: minimize over rewards (default); maximin: maximize over policies, Algorithm "
         "1; policy: minimize the RPO loss over policies, Algorithm 2",
     )
-    votes = parser.add_argument_group(
-        "votes", "The reference policy is uniform over the actions; the reward class is tabular."
-    )
-    default = "default: 1 / sqrt(number of votes)"
-    votes.add_argument(
-        "--votes",
-        metavar="FILE.csv",
-        help="file of the votes, with the columns context,winner,loser[,count]",
-    )
-    votes.add_argument(
+    default = "default: that of the problem; 1 / sqrt(number of votes)"
+    parser.add_argument(
         "--beta", type=number(0.0, inclusive=False), help=f"weight of the KL term ({default})"
     )
-    votes.add_argument(
+    parser.add_argument(
         "--eta",
         type=number(0.0, inclusive=True),
         help=f"weight of the adversarial term ({default})",
     )
-    votes.add_argument(
+    parser.add_argument(
         "--reward-max",
         type=number(0.0, inclusive=False),
-        help="upper bound of the rewards; the lower bound is 0 (default: 4)",
+        help="upper bound of the rewards of a tabular class; the lower bound is 0 (default: that "
+        "of the problem; 4 for votes)",
     )
-    votes.add_argument(
+    parser.add_argument(
         "--baseline",
         choices=("chosen", "reference"),
-        help="baseline policy: the distribution of the winners in each context (default), or the "
-        "reference policy",
+        help="baseline policy: the distribution of the winners in each context, or the reference "
+        "policy (default: that of the problem; chosen for votes)",
     )
-    votes.add_argument(
+    parser.add_argument(
         "--context-weights",
         choices=("votes", "uniform"),
-        help="weight of a context: its share of the votes (default), or the same for all contexts",
+        help="for votes: weight of a context, its share of the votes (default) or the same for all",
+    )
+    parser.add_argument(
+        "--contexts",
+        action="store_true",
+        help="show the policy of every context in the summary, not only of a few",
     )
 
 
@@ -87,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         reward_max=args.reward_max,
         baseline=args.baseline,
         context_weights=args.context_weights,
+        contexts=args.contexts,
     )
     sys.stdout.write(format_document(answer.to_dict()))
     write_summary(answer, sys.stderr)

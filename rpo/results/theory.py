@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rpo_io.figures import PALETTE
 from rpo_io.strict_json import null_non_finite
@@ -181,6 +181,8 @@ class Answer(CertifiedSolution):
         formulation: ``"minimax"``, ``"maximin"`` or ``"policy"``.
         beta: weight of the KL term.
         eta: weight of the adversarial term.
+        reward_class: kind of the reward class, and its bound ``max`` or ``radius`` if it has one.
+        baseline: ``"chosen"`` or ``"reference"``, or ``"given"`` for a table.
         comparisons: number of comparisons in the data.
         notes: remarks on the input and on the solution.
         gap: expected true reward of the comparator minus that of the policy; None if no true
@@ -189,6 +191,9 @@ class Answer(CertifiedSolution):
             is not in the class.
         contexts: names of the contexts; None unless the problem comes from votes.
         actions: names of the actions; None unless the problem comes from votes.
+        occurs: whether an action occurs in a context, shape ``[x a]``; None unless the problem
+            comes from votes.
+        by_context: whether the table shows the policy of every context, not the ranking.
         dpo: solution of the same problem with ``eta = 0``; None unless it comes from votes.
     """
 
@@ -196,11 +201,15 @@ class Answer(CertifiedSolution):
     beta: float
     eta: float
     comparisons: float
+    reward_class: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str = "given"
     notes: tuple[str, ...] = ()
     gap: float | None = None
     coverage: float | None = None
     contexts: tuple[str, ...] | None = None
     actions: tuple[str, ...] | None = None
+    occurs: Bool[np.ndarray, "x a"] | None = None
+    by_context: bool = False
     dpo: CertifiedSolution | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,16 +219,45 @@ class Answer(CertifiedSolution):
         if self.gap is not None:
             document |= null_non_finite({"gap": self.gap, "coverage": self.coverage})
         document |= ranking
+        if self.ranking is not None and self.actions is not None and self.occurs is not None:
+            count = dict(zip(self.actions, self.occurs.sum(axis=0).tolist(), strict=True))
+            document["ranking_contexts"] = [count[name] for name, _ in self.ranking]
         if self.dpo is not None:
             document["dpo"] = self.dpo.to_dict()
         if self.contexts is not None and self.actions is not None:
             document |= {"contexts": list(self.contexts), "actions": list(self.actions)}
-        for name in ("formulation", "beta", "eta", "comparisons"):
+        for name in ("formulation", "beta", "eta", "baseline", "comparisons"):
             document[name] = getattr(self, name)
+        document["reward_class"] = dict(self.reward_class)
         return document | {"notes": list(self.notes)}
+
+    def context_rows(self) -> Sequence[Mapping[str, Any]]:
+        """Return one row per context and action: its probability, and that under DPO if known.
+
+        Actions are in decreasing order of their probability. An action that does not occur in a
+        context has no row there.
+        """
+        contexts = self.contexts or range(len(self.policy))
+        actions = self.actions or range(self.policy.shape[1])
+        rows = []
+        for x, context in enumerate(contexts):
+            for a in np.argsort(-self.policy[x], kind="stable"):
+                if self.occurs is not None and not self.occurs[x, a]:
+                    continue
+                row = {
+                    "context": context,
+                    "action": actions[a],
+                    "probability": float(self.policy[x, a]),
+                }
+                if self.dpo is not None:
+                    row["DPO"] = float(self.dpo.policy[x, a])
+                rows.append(row)
+        return rows
 
     def table_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return one row per action, the most likely first, if the actions have names."""
+        if self.by_context:
+            return self.context_rows()
         if self.ranking is None:
             return super().table_rows()
         return [{"action": name, "probability": share} for name, share in self.ranking]

@@ -15,6 +15,7 @@ from rpo_theory.rewards import FiniteClass, Unbounded
 from rpo_theory.stationarity import s1_residual
 from rpo_theory.types import Problem, Status
 
+from .problem_files import class_document
 from .tasks import SolveTask
 
 SOLVERS = {"minimax": minimax.solve, "maximin": maximin.solve, "policy": direct.solve}
@@ -44,12 +45,15 @@ def solve_task(task: SolveTask, formulation: str = "minimax") -> Answer:
         formulation=formulation,
         beta=float(problem.beta),
         eta=float(problem.eta),
+        reward_class=class_document(task.reward_class),
+        baseline=task.baseline,
         comparisons=float(np.sum(problem.wins)),
         notes=(*task.notes, *notes, *remarks),
         gap=gap_to_comparator,
         coverage=coefficient,
         contexts=task.contexts,
         actions=task.actions,
+        occurs=task.occurs,
         dpo=dpo,
     )
 

@@ -1,5 +1,11 @@
 """Problem files: JSON documents that describe a problem of ``rpo_theory``.
 
+.. code-block:: json
+
+   {"context_weights": [1], "reference_policy": [[0.5, 0.5]], "baseline_policy": "chosen",
+    "comparisons": [[0, 0, 1, 3], [0, 1, 0, 1]], "beta": 0.5, "eta": 0.5,
+    "reward_class": {"kind": "tabular", "max": 2}}
+
 ==================== ==========================================================================
 key                  value; letters of shapes as in ``rpo_theory.types``
 ==================== ==========================================================================
@@ -9,6 +15,8 @@ key                  value; letters of shapes as in ``rpo_theory.types``
                      context; the reference in a context without data), or ``"reference"``
 ``comparisons``      rows ``[context, winner, loser, count]``; indices from 0; rows add up, and
                      counts may be fractions (expected counts)
+``wins``             ``[x][winner][loser]``, a table of the same counts, instead of
+                     ``comparisons``
 ``beta``, ``eta``    greater than 0; at least 0
 ``reward_class``     ``{"kind": "tabular", "max"}``, ``{"kind": "linear", "features", "radius"}``,
                      ``{"kind": "finite", "rewards"}`` or ``{"kind": "unbounded"}``
@@ -21,7 +29,7 @@ An error message is one line with the file, the line, the field, the rule and th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -49,12 +57,12 @@ _REQUIRED = (
     "context_weights",
     "reference_policy",
     "baseline_policy",
-    "comparisons",
     "beta",
     "eta",
     "reward_class",
 )
-_OPTIONAL = ("true_reward", "comparator")
+_DATA = ("comparisons", "wins")
+_TABLES = ("true_reward", "comparator")
 _CLASS_KEYS = {
     "tabular": ("max",),
     "linear": ("features", "radius"),
@@ -62,6 +70,22 @@ _CLASS_KEYS = {
     "unbounded": (),
 }
 _ROW = ("context", "winner", "loser", "count")
+
+
+class Overrides(NamedTuple):
+    """Values that replace those of a problem file, or stand for missing ones; None keeps them.
+
+    Attributes:
+        beta: weight of the KL term.
+        eta: weight of the adversarial term.
+        reward_max: upper bound of the rewards of a tabular class.
+        baseline: baseline policy by name.
+    """
+
+    beta: float | None = None
+    eta: float | None = None
+    reward_max: float | None = None
+    baseline: Literal["chosen", "reference"] | None = None
 
 
 class ProblemFile(NamedTuple):
@@ -73,6 +97,7 @@ class ProblemFile(NamedTuple):
         true_reward: the true reward, shape ``[x a]``; None if the file has none.
         comparator: the policy to compare with, shape ``[x a]``; None if the file has none.
         fallback_contexts: contexts without data, in which the baseline "chosen" is the reference.
+        baseline: name of the baseline policy, "given" if it is a table.
     """
 
     problem: Problem
@@ -80,13 +105,18 @@ class ProblemFile(NamedTuple):
     true_reward: Float[np.ndarray, "x a"] | None = None
     comparator: Float[np.ndarray, "x a"] | None = None
     fallback_contexts: tuple[int, ...] = ()
+    baseline: str = "given"
 
 
-def read_problem(path: str) -> ProblemFile:
+_NO_OVERRIDES = Overrides()
+
+
+def read_problem(path: str, overrides: Overrides = _NO_OVERRIDES) -> ProblemFile:
     """Read and validate a problem file, or standard input for ``-``.
 
     Args:
         path: path of a JSON file, or ``-``.
+        overrides: values that replace those of the file.
 
     Returns:
         The validated content.
@@ -95,35 +125,42 @@ def read_problem(path: str) -> ProblemFile:
         DocumentError: if the file is invalid; the message names line and field.
         OSError: if the file cannot be read.
     """
-    return from_document(load_document(path))
+    return from_document(load_document(path), overrides)
 
 
-def from_document(root: Node) -> ProblemFile:
+def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFile:
     """Build and validate the problem that a JSON document describes.
 
     Args:
         root: root of the document.
+        overrides: values that replace those of the document.
 
     Returns:
         The validated content.
 
     Raises:
         DocumentError: if the document is invalid; the message names line and field.
+        ValueError: if an override does not apply to the reward class.
     """
-    keys = root.members(_REQUIRED, _OPTIONAL)
+    replaced = {"beta": overrides.beta, "eta": overrides.eta, "baseline_policy": overrides.baseline}
+    required = [key for key in _REQUIRED if replaced.get(key) is None]
+    optional = [key for key in _REQUIRED if key not in required]
+    keys = root.members(required, [*optional, *_DATA, *_TABLES])
     reference = keys["reference_policy"].numbers(2)
     shape = (reference.shape[0], reference.shape[1])
-    wins = _wins(keys["comparisons"], shape)
+    wins = _wins(_data(root, keys), shape)
+    policy = keys.get("baseline_policy")
+    baseline = reference if policy is None else _baseline(policy, reference, wins)
     problem = Problem(
         context_weights=keys["context_weights"].numbers(1),
         reference_policy=reference,
-        baseline_policy=_baseline(keys["baseline_policy"], reference, wins),
+        baseline_policy=baseline,
         wins=wins,
-        beta=np.asarray(keys["beta"].number()),
-        eta=np.asarray(keys["eta"].number()),
+        beta=np.asarray(keys["beta"].number() if "beta" in keys else overrides.beta),
+        eta=np.asarray(keys["eta"].number() if "eta" in keys else overrides.eta),
     )
     reward_class = _reward_class(keys["reward_class"])
-    tables = {key: keys[key].numbers(2) for key in _OPTIONAL if key in keys}
+    tables = {key: keys[key].numbers(2) for key in _TABLES if key in keys}
     if "comparator" in tables and "true_reward" not in tables:
         keys["comparator"].refuse("needs `true_reward`, under which the policies are compared")
     try:
@@ -134,10 +171,70 @@ def from_document(root: Node) -> ProblemFile:
     except InvalidProblemError as error:
         field = error.field.replace("reward_class.maximum", "reward_class.max")
         root.refuse(error.rule, *field.split("."), *error.index)
+    name = overrides.baseline or (policy.value if policy else "")
+    if not isinstance(name, str):
+        name = "given"
+    if overrides.baseline is not None:
+        baseline = _named_baseline(overrides.baseline, reference, wins)
+    problem = problem._replace(
+        baseline_policy=baseline,
+        beta=problem.beta if overrides.beta is None else np.asarray(overrides.beta),
+        eta=problem.eta if overrides.eta is None else np.asarray(overrides.eta),
+    )
     fallback: tuple[int, ...] = ()
-    if keys["baseline_policy"].value == "chosen":
+    if name == "chosen":
         fallback = tuple(np.flatnonzero(wins.sum(axis=(1, 2)) == 0).tolist())
-    return ProblemFile(normalize(problem), reward_class, **tables, fallback_contexts=fallback)
+    return ProblemFile(
+        normalize(problem),
+        _with_maximum(reward_class, overrides.reward_max),
+        **tables,
+        fallback_contexts=fallback,
+        baseline=name,
+    )
+
+
+def _data(root: Node, keys: dict[str, Node]) -> Node:
+    """Return the node of the comparisons, under the one key of two that holds them."""
+    if all(key in keys for key in _DATA):
+        keys["wins"].refuse("must not stand beside `comparisons`: give one of them")
+    if not any(key in keys for key in _DATA):
+        root.refuse("is missing", "comparisons")
+    return keys["comparisons" if "comparisons" in keys else "wins"]
+
+
+def _with_maximum(reward_class: RewardClass, maximum: float | None) -> RewardClass:
+    """Return the class with another upper bound of the rewards."""
+    if maximum is None:
+        return reward_class
+    if isinstance(reward_class, TabularBox):
+        return TabularBox(np.asarray(maximum))
+    kind = class_document(reward_class)["kind"]
+    rule = f"applies to the reward class tabular, and that of the problem is {kind}"
+    raise ValueError(f"argument --reward-max: {rule}: change the class in the problem")
+
+
+def class_document(reward_class: RewardClass) -> dict[str, Any]:
+    """Return kind and bound of a reward class, as in a problem file but without its tables.
+
+    Args:
+        reward_class: a reward class.
+
+    Returns:
+        Plain values.
+
+    Examples:
+        >>> class_document(TabularBox(2.0))
+        {'kind': 'tabular', 'max': 2.0}
+    """
+    match reward_class:
+        case TabularBox(maximum):
+            return {"kind": "tabular", "max": float(maximum)}
+        case LinearBall(_, radius):
+            return {"kind": "linear", "radius": float(radius)}
+        case FiniteClass():
+            return {"kind": "finite"}
+        case Unbounded():
+            return {"kind": "unbounded"}
 
 
 def _wins(node: Node, shape: tuple[int, int]) -> Float[np.ndarray, "x a a"]:
@@ -145,6 +242,11 @@ def _wins(node: Node, shape: tuple[int, int]) -> Float[np.ndarray, "x a a"]:
     if n_contexts * n_actions**2 > MAX_CELLS:
         size = f"{n_contexts} contexts x {n_actions} actions x {n_actions} actions"
         node.refuse(f"count {size}, more than {MAX_CELLS:.0e} cells: split the problem by context")
+    if node.path[-1] == "wins":
+        wins = node.numbers(3)
+        if wins.max() > MAX_COUNT:
+            node.refuse(f"must hold counts of at most {MAX_COUNT:.0e}, got {wins.max():.3g}")
+        return wins
     rows = node.items()
     for i, row in enumerate(rows):
         _check_row(node, i, row, (n_contexts, n_actions, n_actions))
@@ -173,7 +275,13 @@ def _baseline(
 ) -> Float[np.ndarray, "x a"]:
     if not isinstance(node.value, str):
         return node.numbers(2)
-    if node.one_of(("chosen", "reference")) == "reference":
+    return _named_baseline(node.one_of(("chosen", "reference")), reference, wins)
+
+
+def _named_baseline(
+    name: str, reference: Float[np.ndarray, "x a"], wins: Float[np.ndarray, "x a a"]
+) -> Float[np.ndarray, "x a"]:
+    if name == "reference":
         return reference
     with jax.enable_x64(True):
         return np.asarray(jax.jit(chosen_policy)(wins, reference))

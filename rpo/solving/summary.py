@@ -14,6 +14,8 @@ from rich.text import Text
 from rpo.results import Answer, CertifiedSolution
 
 _MAX_ROWS = 10
+_FEW_ROWS = 20
+_LISTED = 5
 _PLAIN_WIDTH = 100
 _TIE = 1e-9  # differences of probabilities below this are rounding
 
@@ -35,24 +37,43 @@ def write_summary(answer: Answer, stream: TextIO) -> None:
         width=None if terminal else _PLAIN_WIDTH,
     )
     frame = box.SIMPLE_HEAD if terminal else None
-    console.print(Text(answer.message, style="green" if answer.is_solved else "bold red"))
+    style = "green" if answer.is_solved else "bold red"
+    if answer.dpo is not None and answer.is_solved:
+        console.print(Text(_verdict(answer, answer.dpo), style="bold"))
+    console.print(Text(answer.message, style=style))
     for name, value in _numbers(answer):
         console.print(f"  {name:<27} {value}")
-    if answer.dpo is None:
-        console.print(_policy_table(answer, frame))
-    else:
+    if answer.dpo is not None:
         console.print(_ranking_table(answer, answer.dpo, frame))
         console.print(_contrast(answer, answer.dpo))
+    if answer.by_context or (answer.dpo is not None and len(answer.context_rows()) <= _FEW_ROWS):
+        console.print(_context_table(answer, frame))
+    elif answer.dpo is None:
+        console.print(_policy_table(answer, frame))
+    else:
+        console.print("The policy of every context: `policy` in the JSON document, or --contexts.")
     for note in answer.notes:
         console.print(Text(f"Note: {_printable(note)}", style="yellow"))
+
+
+def _verdict(answer: Answer, dpo: CertifiedSolution) -> str:
+    """Return the first choices of the answer and of DPO in one line."""
+    names = []
+    for solution in (answer, dpo):
+        name, share = (solution.ranking or (("", 0.0),))[0]
+        names.append(f"{_printable(name)} (probability {share:.2f})")
+    if len(answer.policy) == 1:
+        return f"RPO chooses {names[0]}, DPO {names[1]}."
+    return f"First over all contexts: {names[0]} under RPO, {names[1]} under DPO."
 
 
 def _numbers(answer: Answer) -> list[tuple[str, str]]:
     """Return names and values of the numbers to show."""
     n_contexts, n_actions = answer.policy.shape
-    data = f"{n_contexts} contexts, {n_actions} actions, "
-    data += f"{answer.comparisons:g} comparisons; beta {answer.beta:.4g}, "
-    rows = [("problem", data + f"eta {answer.eta:.4g}")]
+    counts = ((n_contexts, "context"), (n_actions, "action"), (answer.comparisons, "comparison"))
+    data = ", ".join(f"{n:.15g} {name}{'' if n == 1 else 's'}" for n, name in counts)
+    weights = f"beta {answer.beta:.4g}, eta {answer.eta:.4g}, baseline {answer.baseline}"
+    rows = [("problem", data), ("weights", weights)]
     rows.append(("value F, nats", _format(answer.value, "{:.10g}")))
     if math.isinf(answer.duality_gap) and answer.stationarity_residual is not None:
         rows.append(("stationarity residual", _format(answer.stationarity_residual, "{:.1e}")))
@@ -77,6 +98,19 @@ def _ranking_table(answer: Answer, dpo: CertifiedSolution, frame: box.Box | None
     return table
 
 
+def _context_table(answer: Answer, frame: box.Box | None) -> Table:
+    """Return the probability of every action in every context."""
+    table = Table("context", "action", "RPO", *(["DPO"] if answer.dpo else []), box=frame)
+    previous = None
+    for row in answer.context_rows():
+        context, action, *shares = row.values()
+        name = "" if context == previous else _printable(str(context))
+        cells = [f"{share:.4f}" for share in shares]
+        table.add_row(name, _printable(str(action)), *cells)
+        previous = context
+    return table
+
+
 def _policy_table(answer: Answer, frame: box.Box | None) -> Table:
     """Return the most likely action of each of the first contexts."""
     title = "context (the first ones)" if len(answer.policy) > _MAX_ROWS else "context"
@@ -92,9 +126,11 @@ def _contrast(answer: Answer, dpo: CertifiedSolution) -> str:
     rpo_policy, dpo_policy = answer.policy, dpo.policy
     best_of_rpo = rpo_policy.argmax(axis=1)[:, None]
     dpo_probability = np.take_along_axis(dpo_policy, best_of_rpo, axis=1)[:, 0]
-    differ = int(np.sum(dpo_probability < dpo_policy.max(axis=1) - _TIE))
+    differs = np.flatnonzero(dpo_probability < dpo_policy.max(axis=1) - _TIE)
+    names = [_printable((answer.contexts or ())[x]) for x in differs[:_LISTED]]
+    listed = f" ({', '.join(names)}{', ...' if len(differs) > _LISTED else ''})" if names else ""
     return (
-        f"The most likely action differs in {differ} of {len(rpo_policy)} contexts; "
+        f"The most likely action differs in {len(differs)} of {len(rpo_policy)} contexts{listed}; "
         f"its mean probability is {rpo_policy.max(axis=1).mean():.2f} under RPO "
         f"and {dpo_policy.max(axis=1).mean():.2f} under DPO."
     )

@@ -1,18 +1,23 @@
-"""Tasks of ``rpo solve``: a problem from a JSON file, or a ranking from votes in a CSV file."""
+"""Tasks of ``rpo solve``: a problem from a JSON file or arrays, or a ranking from votes."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bandits.environments.votes import read_votes
+from rpo_io.json_document import document_from_values
+from rpo_theory.problems import validate
 from rpo_theory.rewards import RewardClass, TabularBox
-from rpo_theory.types import Problem
+from rpo_theory.types import ArrayLike, Problem
 
-from .problem_files import read_problem
+from .problem_files import Overrides, ProblemFile, from_document, read_problem
 
+DEFAULT_REWARD_MAX = 4.0
+"""Upper bound of the rewards if neither the input nor an option gives one."""
 _LISTED = 5
 
 
@@ -27,6 +32,9 @@ class SolveTask(NamedTuple):
             only if the true reward is not known.
         contexts: names of the contexts; None unless the task comes from votes.
         actions: names of the actions; None unless the task comes from votes.
+        occurs: whether an action occurs in a context, shape ``[x a]``; None unless the task comes
+            from votes.
+        baseline: name of the baseline policy, "given" if it is a table.
         notes: remarks on the input, which the answer repeats.
     """
 
@@ -36,33 +44,99 @@ class SolveTask(NamedTuple):
     comparator: Float[np.ndarray, "x a"] | None = None
     contexts: tuple[str, ...] | None = None
     actions: tuple[str, ...] | None = None
+    occurs: Bool[np.ndarray, "x a"] | None = None
+    baseline: str = "given"
     notes: tuple[str, ...] = ()
 
 
-def task_from_file(path: str) -> SolveTask:
-    """Read a task from a problem file, or from standard input for ``-``.
+def task_from_problem(
+    source: str | Mapping[str, Any] | Problem | ArrayLike | Sequence[Any],
+    *,
+    beta: float | None = None,
+    eta: float | None = None,
+    reward_max: float | None = None,
+    baseline: Literal["chosen", "reference"] | None = None,
+) -> SolveTask:
+    r"""Read a task from a problem file, from its content as Python values, or from arrays.
 
     The comparator is that of the file. By default it takes, in each context, the best action that
     the reference policy can choose.
 
     Args:
-        path: a JSON file in the form of :mod:`rpo.solving.problem_files`.
+        source: path of a JSON file in the form of :mod:`rpo.solving.problem_files`, ``-`` for
+            standard input; a mapping of the same form, whose values may be arrays; a problem; or
+            win counts of shape ``[x a a]``, for which the reference policy is uniform.
+        beta: weight of the KL term, instead of that of the source; :math:`1/\sqrt N` by default
+            for win counts.
+        eta: weight of the adversarial term, likewise.
+        reward_max: upper bound of the rewards of a tabular class, instead of that of the source;
+            4 by default for arrays.
+        baseline: baseline policy by name, instead of that of the source; ``"chosen"`` by default
+            for win counts.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: if the file is invalid.
+        ValueError: if the source is invalid, or an option does not apply to it.
         OSError: if the file cannot be read.
     """
-    file = read_problem(path)
+    overrides = Overrides(beta, eta, reward_max, baseline)
+    if isinstance(source, str):
+        return _task_of_file(read_problem(source, overrides))
+    if isinstance(source, Mapping):
+        root = document_from_values(source, name="the problem")
+        return _task_of_file(from_document(root, overrides))
+    if not isinstance(source, Problem):
+        source, baseline = _from_wins(np.asarray(source), overrides), baseline or "chosen"
+    elif baseline is not None or beta is not None or eta is not None:
+        source = Problem.from_wins(
+            source.wins,
+            beta=source.beta if beta is None else beta,
+            eta=source.eta if eta is None else eta,
+            context_weights=np.asarray(source.context_weights),
+            reference_policy=np.asarray(source.reference_policy),
+            baseline_policy=baseline or np.asarray(source.baseline_policy),
+        )
+    reward_class = TabularBox(DEFAULT_REWARD_MAX if reward_max is None else reward_max)
+    validate(source, reward_class)
+    return SolveTask(source, reward_class, baseline=baseline or "given")
+
+
+def _from_wins(wins: np.ndarray, overrides: Overrides) -> Problem:
+    Problem.from_wins(wins, beta=1.0, eta=1.0, context_weights="uniform")  # checks the counts
+    comparisons = float(np.sum(wins))
+    root = 1.0 / np.sqrt(comparisons) if comparisons > 0 else None
+    for name, weight in (("beta", overrides.beta), ("eta", overrides.eta)):
+        if weight is None and root is None:
+            raise ValueError(f"`{name}` must be given if there are no comparisons")
+    return Problem.from_wins(
+        wins,
+        beta=root if overrides.beta is None else overrides.beta,
+        eta=root if overrides.eta is None else overrides.eta,
+        baseline_policy=overrides.baseline or "chosen",
+    )
+
+
+def _task_of_file(file: ProblemFile) -> SolveTask:
     comparator = file.comparator
     if file.true_reward is not None and comparator is None:
         reachable = np.asarray(file.problem.reference_policy) > 0
         best = np.where(reachable, file.true_reward, -np.inf).argmax(axis=1)
         comparator = np.eye(file.true_reward.shape[1])[best]
     notes = _fallback_notes([str(x) for x in file.fallback_contexts])
-    return SolveTask(file.problem, file.reward_class, file.true_reward, comparator, notes=notes)
+    with_itself = float(np.trace(np.asarray(file.problem.wins), axis1=1, axis2=2).sum())
+    if with_itself > 0:
+        effect = "They say nothing about rewards, and count in N."
+        notes = (*notes, f"Comparisons of an action with itself: {with_itself:g}. {effect}")
+    return SolveTask(
+        file.problem,
+        file.reward_class,
+        file.true_reward,
+        comparator,
+        baseline=file.baseline,
+        notes=notes,
+    )
 
 
 def task_from_votes(
@@ -70,11 +144,14 @@ def task_from_votes(
     *,
     beta: float | None = None,
     eta: float | None = None,
-    reward_max: float = 4.0,
+    reward_max: float = DEFAULT_REWARD_MAX,
     baseline: Literal["chosen", "reference"] = "chosen",
     context_weights: Literal["votes", "uniform"] = "votes",
 ) -> SolveTask:
-    r"""Read a task from votes; the reference policy is uniform and the reward class tabular.
+    r"""Read a task from votes; the reward class is tabular.
+
+    An action belongs to the contexts in which it occurs: there the reference policy is uniform
+    over them, and elsewhere the action has probability 0.
 
     With :math:`N` votes, :math:`\beta = 1/\sqrt N` is the choice of Theorem 5.3. The default
     :math:`\eta = 1/\sqrt N` gives the adversarial term the weight of :math:`\sqrt N` votes: that
@@ -82,7 +159,7 @@ def task_from_votes(
     that the solution would be that of DPO.
 
     Args:
-        path: a CSV file with the columns context, winner, loser and optionally count.
+        path: a file of votes, see :mod:`bandits.environments.votes`.
         beta: weight of the KL term, greater than 0; :math:`1/\sqrt N` if None.
         eta: weight of the adversarial term, at least 0; :math:`1/\sqrt N` if None.
         reward_max: upper bound of the rewards, greater than 0; the lower bound is 0.
@@ -109,6 +186,7 @@ def task_from_votes(
         beta=float(root if beta is None else beta),
         eta=float(root if eta is None else eta),
         context_weights="comparisons" if context_weights == "votes" else "uniform",
+        reference_policy=votes.reference_policy(),
         baseline_policy=baseline,
     )
     without_votes = np.flatnonzero(votes_in_context == 0) if baseline == "chosen" else []
@@ -117,13 +195,44 @@ def task_from_votes(
         TabularBox(reward_max),
         contexts=votes.contexts,
         actions=votes.actions,
-        notes=_fallback_notes([votes.contexts[x] for x in without_votes]),
+        occurs=votes.occurs,
+        baseline=baseline,
+        notes=(
+            *votes.notes,
+            *_fallback_notes([votes.contexts[x] for x in without_votes]),
+            *_absence_notes(votes.occurs),
+            *_connection_notes(votes.unconnected_contexts()),
+        ),
     )
 
 
-def _fallback_notes(contexts: list[str]) -> tuple[str, ...]:
+def _fallback_notes(contexts: Sequence[str]) -> tuple[str, ...]:
     if not contexts:
         return ()
-    listed = ", ".join(contexts[:_LISTED]) + (", ..." if len(contexts) > _LISTED else "")
-    count = f"{len(contexts)} context{'s' if len(contexts) > 1 else ''}"
-    return (f"Without comparisons the baseline is the reference policy; {count}: {listed}.",)
+    return (f"Without comparisons the baseline is the reference policy; {_listed(contexts)}.",)
+
+
+def _absence_notes(occurs: Bool[np.ndarray, "x a"]) -> tuple[str, ...]:
+    n_absent = int(np.sum(~occurs.all(axis=0)))
+    if not n_absent:
+        return ()
+    number = f"{n_absent} of {occurs.shape[1]} actions {'do' if n_absent > 1 else 'does'}"
+    return (
+        f"{number} not occur in every context, and have probability 0 in the others: the ranking "
+        "is over all contexts.",
+    )
+
+
+def _connection_notes(contexts: Sequence[str]) -> tuple[str, ...]:
+    if not contexts:
+        return ()
+    return (
+        "The votes do not connect all actions of a context, so they leave the order between the "
+        f"groups open; {_listed(contexts)}.",
+    )
+
+
+def _listed(contexts: Sequence[str]) -> str:
+    """Return the number of some contexts and the names of the first ones."""
+    names = ", ".join(contexts[:_LISTED]) + (", ..." if len(contexts) > _LISTED else "")
+    return f"{len(contexts)} context{'s' if len(contexts) > 1 else ''}: {names}"

@@ -308,7 +308,7 @@ def test_property_a_failed_claim_is_reported_even_if_its_value_is_not_finite() -
         (lambda: api.solve(votes="votes.csv", beta=0), "`beta` must be a number greater than 0"),
         (lambda: api.solve(votes="votes.csv", baseline=OTHER), "`baseline` must be one of"),
         (lambda: api.solve("p.json", formulation=OTHER), "`formulation` must be one of"),
-        (lambda: api.solve("p.json", eta=1.0), "argument --eta: goes with --votes"),
+        (lambda: api.solve("p.json", context_weights="uniform"), "argument --context-weights: go"),
         (lambda: api.solve(), "give either a problem file or --votes"),
         (lambda: api.solve(votes="none.csv"), "none.csv: No such file or directory"),
         (lambda: api.verify(instances=0), "`instances` must be a whole number of at least 1"),
