@@ -1,4 +1,4 @@
-"""Generation settings of a model folder: ``generation_config.json`` and the end ids of all files."""
+"""Generation settings of a model folder: ``generation_config.json``, and end ids of all files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from llm.data.model_folder import CONFIG_NAME, read_json_object
 
+Number = int | float
 GENERATION_CONFIG_NAME = "generation_config.json"
-SAMPLING_DEFAULTS: dict[str, float] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+SAMPLING_DEFAULTS: dict[str, Number] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 """Values of ``transformers`` for keys that are absent when ``do_sample`` is true."""
-RANGES: dict[str, tuple[float, float, str]] = {
+RANGES: dict[str, tuple[Number, Number, str]] = {
     "temperature": (0.0, math.inf, "0 or more and finite"),
     "top_k": (0, 2**31, "a whole number from 0"),
     "top_p": (0.0, 1.0, "from 0 to 1"),
@@ -70,7 +71,7 @@ class GenerationSettings(NamedTuple):
     """
 
     end_ids: frozenset[int]
-    options: Mapping[str, float]
+    options: Mapping[str, Number]
     notes: tuple[str, ...]
 
 
@@ -105,7 +106,7 @@ def read_generation_settings(folder: Path) -> GenerationSettings:
     samples = settings.get("do_sample") is True
     if settings.get("do_sample") not in (None, True, False):
         raise ValueError(f"{path}: `do_sample` must be true or false")
-    options: dict[str, float] = {key: given[key] for key in given if key not in SAMPLING_DEFAULTS}
+    options: dict[str, Number] = {key: given[key] for key in given if key not in SAMPLING_DEFAULTS}
     if samples:
         options |= {key: given.get(key, default) for key, default in SAMPLING_DEFAULTS.items()}
         if options["top_p"] == 0:
@@ -127,7 +128,7 @@ def _end_ids(section: Mapping[str, Any], path: Path) -> set[int]:
     return {token for token in ids if token is not None and token >= 0}
 
 
-def _number(settings: Mapping[str, Any], key: str, path: Path) -> float | None:
+def _number(settings: Mapping[str, Any], key: str, path: Path) -> Number | None:
     value = settings.get(key)
     if value is None:
         return None
@@ -141,7 +142,7 @@ def _number(settings: Mapping[str, Any], key: str, path: Path) -> float | None:
 
 
 def _notes(
-    settings: Mapping[str, Any], given: Mapping[str, float], *, samples: bool
+    settings: Mapping[str, Any], given: Mapping[str, Number], *, samples: bool
 ) -> tuple[str, ...]:
     used = {*RANGES, *NO_EFFECT, "eos_token_id", "do_sample"}
     unused = sorted(
