@@ -191,12 +191,19 @@ class GuardedEncoder:
                 opening = max(filter(text[start:end].startswith, self._texts), key=len, default="")
             for content, place in ((ending, end - len(ending)), (opening, start)):
                 range_ = (place, place + len(content))
-                if content and not any(a <= range_[0] and range_[1] <= b for a, b in written):
+                if not content or any(a <= range_[0] and range_[1] <= b for a, b in written):
+                    continue
+                if self._is_found(content):
                     raise RowError(
                         "special token",
                         f"the text beside the special token {content!r} of the chat template "
                         "changes how it is tokenized: change the message's first or last character",
                     )
+
+    def _is_found(self, content: str) -> bool:
+        """Return whether the tokenizer finds a token between spaces."""
+        ids = _encode_piece(self._fast, f" {content} ", follows=False)[0]
+        return any(self.control[token].content == content for token in ids if token in self.control)
 
     def _without_added_tokens(self) -> tokenizers.Tokenizer:
         if self._plain is None:

@@ -246,9 +246,11 @@ class _DeclaredTokens:
 
     def _read_extra(self, values: Mapping[str, Any]) -> None:
         extra = values.get("extra_special_tokens")
-        if extra is None or isinstance(extra, dict):
-            return
         key = "additional_special_tokens"
+        if isinstance(extra, dict):  # named tokens, beside which the older key is read
+            extra = values.get(key)
+        if extra is None:
+            return
         if not isinstance(extra, list):
             raise self._error(CONFIG_FILE, key, "must be a list of tokens", extra)
         self.extra = [self._token(CONFIG_FILE, key, entry) for entry in cast("list[Any]", extra)]

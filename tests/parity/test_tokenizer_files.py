@@ -52,7 +52,8 @@ CLASSES = [
 def sentence_piece() -> tokenizers.Tokenizer:
     """Return a tokenizer in the style of Llama 2, with bytes for unknown characters."""
     fast = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaces = normalizers.Replace(" ", "▁")
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     fast.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -120,7 +121,9 @@ def write_random_folder(folder: Path, seed: int) -> dict[str, Any]:
             str(size): {
                 "content": "<extra>",
                 "special": rng.random() < 0.5,
-                **{**entry, "lstrip": rng.random() < 0.5, "rstrip": rng.random() < 0.5},
+                **entry,
+                "lstrip": rng.random() < 0.5,
+                "rstrip": rng.random() < 0.5,
             },
             str(size + 1): {"content": "<|end|>", "special": True, **entry},
         }
@@ -130,7 +133,8 @@ def write_random_folder(folder: Path, seed: int) -> dict[str, Any]:
     if rng.random() < 0.2:
         config["extra_special_tokens"] = {"tool_token": "<tool>"}
     if rng.random() < 0.3:
-        (folder / "added_tokens.json").write_text(json.dumps({"<extra>": size, "<|end|>": size + 1}))
+        added = {"<extra>": size, "<|end|>": size + 1}
+        (folder / "added_tokens.json").write_text(json.dumps(added))
     if rng.random() < 0.3:
         tokens = {"eos_token": {"content": "</s>", **entry}, "pad_token": "<pad>"}
         if rng.random() < 0.5:
@@ -142,7 +146,7 @@ def write_random_folder(folder: Path, seed: int) -> dict[str, Any]:
     return {**config, "model_type": family}
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(85))
 def test_parity_odd_tokenizer_folders_have_the_ids_of_transformers_or_are_refused_by_key(
     seed: int, tmp_path: Path
 ) -> None:
@@ -154,13 +158,16 @@ def test_parity_odd_tokenizer_folders_have_the_ids_of_transformers_or_are_refuse
         theirs = AutoTokenizer.from_pretrained(tmp_path)
     except (TypeError, ValueError, AttributeError) as error:
         pytest.skip(f"Transformers refuses the folder: {error}")
+    refusal = ""
     try:
         ours = load_tokenizer(tmp_path, options)
     except ValueError as error:
-        print("refused", error)
-        assert str(tmp_path) in str(error)
-        # A template that ends no response has no place in training.
-        assert "must write an end token" in str(error) or "tokenizer_class" in str(error), error
+        refusal = str(error)
+    if refusal:
+        # Without an end token, or with one that is found only after a space, nothing is trained.
+        reasons = ("must write an end token", "tokenizer_class", "text beside the special token")
+        assert refusal.startswith(str(tmp_path))
+        assert any(reason in refusal for reason in reasons), refusal
         return
     assert ours.vocab_size == len(theirs) or settings.get("tokenizer_class") is not None
     for text in TEXTS:
@@ -171,8 +178,7 @@ def test_parity_odd_tokenizer_folders_have_the_ids_of_transformers_or_are_refuse
         try:
             prompt = ours.encode_prompt(messages[:1])
             response = ours.encode_response(messages[:1], messages[1:])
-        except RowError as error:
-            print("row", error)
+        except RowError:
             continue
         expected = apply(chat[:1], add_generation_prompt=True, **marked)
         assert prompt == expected, (settings, text)
