@@ -20,7 +20,6 @@ from the bounds of their class, so the bounds do not make any coefficient smalle
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +31,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
 
 from .base import Instance
+from .design_checks import check_design
 from .random import unit_vectors
 from .sampling import check_draw, draw_uniforms, draw_win_counts
 
@@ -40,6 +40,10 @@ MARGIN = 0.1
 
 DECADES = 4.0
 """Ratio of the widest to the narrowest "log_uniform" gap, in powers of ten."""
+
+
+RARE_COMPARISONS = 1.0
+"""Mean number of comparisons of a rare response by default: one lucky win misleads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,9 @@ class Design:
         rare: number of rare responses.
         coverage_all: target :math:`C` of the worst comparator, the one that plays rare responses.
         rare_comparisons: mean number of comparisons of a rare response at a prompt, whatever
-            :math:`N` is; instead of ``coverage_all``. The worst :math:`C^2` then grows like
-            :math:`N`. With 0, rare responses are never compared and :math:`C = \infty`.
+            :math:`N` is, so that the worst :math:`C^2` grows like :math:`N`. If None,
+            :data:`RARE_COMPARISONS`, or what ``coverage_all`` sets. With 0, rare responses are
+            never compared: no data mislead a method, and :math:`C = \infty`.
         imbalance: ratio of the comparisons of the first pair of ordinary responses to those of the
             last, at least 1.
         missing_edges: probability that a pair among the baseline and the ordinary responses is
@@ -100,7 +105,7 @@ class Design:
 
     def __post_init__(self) -> None:
         """Refuse a field that is out of range."""
-        _check(self)
+        check_design(self)
 
     def data_prompts(self) -> Float[np.ndarray, " x"]:
         r"""Return the distribution of the prompts in the data, :math:`\mu_D(x)`.
@@ -342,13 +347,14 @@ def _pendant_shares(design: Design, n_comparisons: int) -> tuple[float, float]:
     if design.coverage_all is not None:
         rare = factor / design.coverage_all**2
     else:
-        rare = (design.rare_comparisons or 0.0) * design.contexts / n_comparisons
+        given = design.rare_comparisons
+        rare = (RARE_COMPARISONS if given is None else given) * design.contexts / n_comparisons
     if best + design.rare * rare > 1.0:
         raise ValueError(
             f"`target_coverage` must leave data for the rest, got {design.target_coverage:g}: the "
             f"best response takes a share {best:.3g} of the {n_comparisons} comparisons and each "
             f"of the {design.rare} rare responses {rare:.3g}, together more than 1: raise "
-            "`target_coverage` or `coverage_all`"
+            "`target_coverage` or `coverage_all`, or lower `rare_comparisons`"
         )
     return best, rare
 
@@ -361,31 +367,3 @@ def _by_action(
     pair = rank[..., :, None] * actions + rank[..., None, :]
     flat = table.reshape(n_batch * contexts, -1), pair.reshape(n_batch * contexts, -1)
     return np.take_along_axis(*flat, axis=1).reshape(pair.shape)
-
-
-def _check(design: Design) -> None:
-    """Check every rule of a design that does not need the number of comparisons."""
-    minima = {"contexts": 1, "actions": 2, "features": 1, "rare": 0, "target_coverage": 1}
-    minima |= {"imbalance": 1, "coverage_all": 1, "rare_comparisons": 0}
-    minima |= {"misspecification": 0, "prompts_shift": 0}
-    for name, bound in minima.items():
-        value = getattr(design, name)
-        if value is not None and not bound <= value < math.inf:
-            raise ValueError(f"`{name}` must be at least {bound} and finite, got {value}")
-    for name, bound in {"missing_edges": 1.0, "label_noise": 0.5}.items():
-        value = getattr(design, name)
-        if not 0.0 <= value <= bound:
-            raise ValueError(f"`{name}` must be a probability in [0, {bound:g}], got {value}")
-    if not 0.0 < design.reward_max < math.inf:
-        raise ValueError(f"`reward_max` must be greater than 0, got {design.reward_max}")
-    if design.reward not in ("tabular", "linear"):
-        raise ValueError(f"`reward` must be 'tabular' or 'linear', got {design.reward!r}")
-    if design.reference not in ("uniform", "data"):
-        raise ValueError(f"`reference` must be 'uniform' or 'data', got {design.reference!r}")
-    if design.gaps not in ("uniform", "log_uniform"):
-        raise ValueError(f"`gaps` must be 'uniform' or 'log_uniform', got {design.gaps!r}")
-    if design.actions - design.rare < 2:
-        rule = "must leave two responses that are not rare, the best and the baseline"
-        raise ValueError(f"`rare` {rule}, got {design.rare} of {design.actions}")
-    if design.coverage_all is not None and design.rare_comparisons is not None:
-        raise ValueError("`coverage_all` and `rare_comparisons` must not both be given: give one")

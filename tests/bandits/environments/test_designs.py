@@ -129,7 +129,10 @@ def test_closed_form_rare_comparisons_stay_few_while_the_data_grow() -> None:
         deviation = math.sqrt(1.5 / counts.size)
         assert counts.mean() == pytest.approx(1.5, abs=SIGMAS * deviation)
         assert designed_coverage(design, n)[1] == pytest.approx(math.sqrt(n / 3.0), rel=EXACT)
-    assert designed_coverage(Design(rare=1), 100)[1] == math.inf
+    assert designed_coverage(Design(rare=1, rare_comparisons=0.0), 100)[1] == math.inf
+    for n in (100, 10_000):  # one comparison on average, unless something else is given
+        assert designed_coverage(Design(rare=1), n)[1] == pytest.approx(math.sqrt(n))
+    assert designed_coverage(Design(rare=1, coverage_all=7.0), 100)[1] == pytest.approx(7.0)
 
 
 def test_property_labels_follow_bradley_terry_and_flip_at_the_noise_rate() -> None:
