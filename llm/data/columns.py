@@ -113,19 +113,27 @@ class RowRules:
             a column that is passed over; ``*`` stands for all other columns and ``message.NAME``
             for a field of messages.
         raw_text: keep the spaces of texts, because no chat template is applied to them.
+        passed_over: further columns that are passed over and listed, if ``columns`` names them not.
 
     Raises:
         ValueError: if a key is no field and its value is not ``ignore``, two fields name the same
             column, or a required field is ignored.
     """
 
-    def __init__(self, columns: Mapping[str, str] | None = None, *, raw_text: bool = False) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, str] | None = None,
+        *,
+        raw_text: bool = False,
+        passed_over: Iterable[str] = (),
+    ) -> None:
         """Check the mapping of columns."""
         columns = columns or {}
         check_columns(columns)
         self.raw_text = raw_text
         self._column_of = {field: columns.get(field, field) for field in FIELDS}
-        self._ignored = frozenset(name for name, value in columns.items() if value == IGNORE)
+        ignored = {name for name, value in columns.items() if value == IGNORE}
+        self._ignored = frozenset(ignored.union(passed_over) - set(self._column_of.values()))
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._passed_over: Counter[str] = Counter()
         self._findings: dict[str, tuple[int, str]] = {}
@@ -163,6 +171,10 @@ class RowRules:
             else:
                 raise ValueError(f"{where}: {unused(name)}")
         return Columns({field: fields[column] for field, column in layout.read}, tuple(repeats))
+
+    def has_field(self, field: str, fields: Mapping[str, Any]) -> bool:
+        """Return whether a row has the column of a field."""
+        return self._column_of[field] in fields
 
     def pass_over(self, name: str) -> None:
         """Count a row whose column, or field of a message, was passed over."""

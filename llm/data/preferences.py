@@ -32,6 +32,7 @@ __all__ = [
     "ScoredTokens",
     "check_row",
     "parse_row",
+    "parse_with_rules",
     "read_preferences",
     "stream_preferences",
 ]
@@ -173,7 +174,7 @@ def stream_preferences(
     """
     rules, number = RowRules(columns, raw_text=raw_text), -1
     for number, fields in enumerate(read_rows(source)):
-        row = _parse(fields, number, rules)
+        row = parse_with_rules(fields, number, rules)
         if check_content:
             check_row(row)
         yield row
@@ -205,10 +206,23 @@ def parse_row(row: Row, number: int) -> PreferenceRow:
         >>> row.prompt[0], row.chosen[0].content
         (Message(role='user', content='2+2?', extra=''), '4')
     """
-    return _parse(row, number, RowRules())
+    return parse_with_rules(row, number, RowRules())
 
 
-def _parse(row: Row, number: int, rules: RowRules) -> PreferenceRow:
+def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
+    """Parse a preference row as :func:`parse_row` does, with given rules for its columns.
+
+    Args:
+        row: column values and their source.
+        number: index of the row in its file, from 0.
+        rules: rules that map columns, and count what they pass over.
+
+    Returns:
+        The preference row.
+
+    Raises:
+        ValueError: see :func:`parse_row`.
+    """
     where, name = row.where, ""
     try:
         fields, repeats = rules.select(row.fields, where)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from llm.data.preferences import Message, Messages, check_row, parse_row
-from llm.data.rows import Row, read_json_list, read_rows
+from llm.data.columns import FIELDS, RowRules, unused
+from llm.data.preferences import Message, Messages, check_row, parse_with_rules
+from llm.data.rows import Row, read_rows
+from llm.data.sources import Source, shown_source
 from llm.inference.generate import Reply
 from rpo_io.digests import sha256_hex
+
+_ANSWERS = frozenset(
+    (
+        *("answer", "answers", "completion", "completions", "output", "outputs"),
+        *("reference", "references", "response", "responses"),
+    )
+)
+"""Columns with answers of others, which a question does not need."""
+
+_logger = logging.getLogger(__name__)
 
 QuestionKind = Literal["rows", "alpaca_eval", "mt_bench"]
 """Kind of file that questions are read from and replies are written for."""
@@ -25,39 +37,57 @@ class Question(NamedTuple):
             and, for MT-Bench, the user's message after each reply.
         fields: fields of the row.
         where: source of the row, ``file:line``.
+        tools: tools that the model may call, a JSON list; empty if there are none.
     """
 
     kind: QuestionKind
     prompts: tuple[Messages, ...]
     fields: dict[str, Any]
     where: str
+    tools: str = ""
 
 
-def read_questions(source: str) -> list[Question]:
-    """Read the questions of a file or a hub data set.
+def read_questions(
+    source: Source,
+    *,
+    columns: Mapping[str, str] | None = None,
+    notes: list[str] | None = None,
+) -> list[Question]:
+    """Read the questions of files or of a hub data set.
 
     Args:
-        source: preference rows or rows with ``prompt`` alone; AlpacaEval's rows with
-            ``instruction``, as JSON lines or, in a ``.json`` file, as one list; or MT-Bench's rows
-            with ``turns``.
+        source: preference rows or rows with ``prompt`` and optionally ``system`` and ``tools``;
+            AlpacaEval's rows with ``instruction``; or MT-Bench's rows with ``turns``. In the
+            formats of :func:`llm.data.rows.read_rows`.
+        columns: see :func:`llm.data.preferences.stream_preferences`.
+        notes: a list to which one sentence is added for everything that was passed over; None logs
+            the sentences.
 
     Returns:
         The questions, all of the same kind.
 
     Raises:
-        ValueError: if there are no questions, a row is of no kind, or the kinds differ.
+        ValueError: if there are no questions, a row is of no kind or has content that is not used,
+            or the kinds differ.
         OSError: if the file cannot be read.
     """
-    rows = read_json_list(Path(source)) if _is_json_list(source) else read_rows(source)
-    questions = [_parse_question(row, number) for number, row in enumerate(rows)]
+    rules = RowRules(columns, passed_over=_ANSWERS)
+    questions = [
+        _parse_question(row, number, rules) for number, row in enumerate(read_rows(source))
+    ]
     if not questions:
-        raise ValueError(f"{source} holds no questions")
+        raise ValueError(f"{shown_source(source)} holds no questions")
     for question in questions:
         if question.kind != questions[0].kind:
             raise ValueError(
                 f"{question.where}: this row is of kind {question.kind}, the first of kind "
                 f"{questions[0].kind}: put them into separate files"
             )
+    if notes is not None:
+        notes += rules.notes()
+    else:
+        for note in rules.notes():
+            _logger.info("%s: %s", shown_source(source), note)
     return questions
 
 
@@ -96,39 +126,50 @@ def format_answers(
     return "".join(lines).encode()
 
 
-def _is_json_list(source: str) -> bool:
-    """Return whether a file is one JSON list, judging by its first character."""
-    if not source.endswith(".json") or not Path(source).is_file():
-        return False
-    with open(source, "rb") as file:
-        return file.read(64).decode("utf-8-sig", "replace").lstrip().startswith("[")
-
-
-def _parse_question(row: Row, number: int) -> Question:
+def _parse_question(row: Row, number: int, rules: RowRules) -> Question:
     """Return the question of a row, whose columns decide its kind."""
     fields = row.fields
-    if "instruction" in fields:
+    if rules.has_field("chosen", fields):
+        return _row_question(row, number, rules)
+    if rules.has_field("prompt", fields):
+        # The prompt is checked like that of a preference row, with placeholders for the responses.
+        return _row_question(
+            row._replace(fields={**fields, "chosen": "-", "rejected": "+"}), number, rules
+        )
+    kind = next((name for name in ("instruction", "turns") if name in fields), None)
+    if kind is None:
+        raise ValueError(f"{row.where}: field `prompt`, `instruction` or `turns` is missing")
+    others = {name: value for name, value in fields.items() if name != kind}
+    repeats = rules.select(others, row.where).repeats
+    fields_of_rows = [name for name in FIELDS if rules.has_field(name, others)]
+    for name in (*repeats, *fields_of_rows):
+        if others.get(name) not in (None, "", []):
+            raise ValueError(f"{row.where}: {unused(name)}")
+    if kind == "instruction":
         prompts = (_user_message(fields["instruction"], "instruction", row.where),)
         return Question("alpaca_eval", prompts, fields, row.where)
-    if "turns" in fields:
-        if not isinstance(fields["turns"], list) or not fields["turns"]:
-            raise ValueError(f"{row.where}: field `turns` must be a list of texts, not empty")
-        if not isinstance(fields.get("question_id"), int | str):
-            raise ValueError(f"{row.where}: field `question_id` must be a number or text")
-        prompts = tuple(
-            _user_message(text, f"turns[{index}]", row.where)
-            for index, text in enumerate(fields["turns"])
+    if not isinstance(fields["turns"], list) or not fields["turns"]:
+        raise ValueError(f"{row.where}: field `turns` must be a list of texts, not empty")
+    if not isinstance(fields.get("question_id"), int | str):
+        raise ValueError(f"{row.where}: field `question_id` must be a number or text")
+    prompts = tuple(
+        _user_message(text, f"turns[{index}]", row.where)
+        for index, text in enumerate(fields["turns"])
+    )
+    return Question("mt_bench", prompts, fields, row.where)
+
+
+def _row_question(row: Row, number: int, rules: RowRules) -> Question:
+    """Return the question of a preference row; its responses are not checked."""
+    parsed = parse_with_rules(row, number, rules)
+    check_row(
+        parsed._replace(
+            chosen=(Message("assistant", "-"),),
+            rejected=(Message("assistant", "+"),),
+            baseline=None,
         )
-        return Question("mt_bench", prompts, fields, row.where)
-    if "chosen" not in fields:
-        if "prompt" not in fields:
-            raise ValueError(f"{row.where}: field `prompt`, `instruction` or `turns` is missing")
-        row = row._replace(fields={"prompt": fields["prompt"], "chosen": "-", "rejected": "+"})
-    # The prompt is checked like that of a preference row, with placeholders for the responses.
-    chosen, rejected = (Message("assistant", "-"),), (Message("assistant", "+"),)
-    parsed = parse_row(row, number)._replace(chosen=chosen, rejected=rejected, baseline=None)
-    check_row(parsed)
-    return Question("rows", (parsed.prompt,), fields, row.where)
+    )
+    return Question("rows", (parsed.prompt,), row.fields, row.where, parsed.tools)
 
 
 def _user_message(text: Any, name: str, where: str) -> Messages:
@@ -142,14 +183,17 @@ def _row_record(
 ) -> dict[str, Any]:
     return {
         "row": number,
-        "prompt": [
-            {"role": message.role, "content": message.content} for message in question.prompts[0]
-        ],
+        "prompt": [_message_record(message) for message in question.prompts[0]],
         "reply": replies[0].text,
         "finished": replies[0].finished,
         "tokens": replies[0].tokens,
         "generator": model,
     }
+
+
+def _message_record(message: Message) -> dict[str, Any]:
+    extra = json.loads(message.extra) if message.extra else {}
+    return {"role": message.role, "content": message.content, **extra}
 
 
 def _alpaca_eval_record(

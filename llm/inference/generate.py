@@ -156,7 +156,8 @@ def generate_replies(
             for reply, following in zip(replies[i], conversations[i].prompts[1:], strict=False):
                 messages += [Message("assistant", reply.text), *following]
             try:
-                prompts.append(tokenizer.encode_prompt(messages))
+                tools = getattr(conversations[i], "tools", "")
+                prompts.append(tokenizer.encode_prompt(messages, tools=tools))
             except ValueError as error:
                 raise ValueError(f"{conversations[i].where}: {error}") from error
             if len(prompts[-1]) > max_prompt_tokens:
