@@ -211,7 +211,7 @@ def _text_config(config: HfConfig) -> tuple[HfConfig, str]:
         family = "ministral"  # as transformers' AutoConfig does
     if not isinstance(family, str) or family not in CLASSES:
         code = ": code in the folder is never run" if config.get("auto_map") else ""
-        inner = ": models with images or sound are not" if config.get("text_config") else ""
+        inner = ": models with images or sound are not" if "text_config" in config else ""
         raise ValueError(
             f"`model_type` must be one of {', '.join((*CLASSES, *COMPOSITES))}, got "
             f"{reprlib.repr(family)}: other architectures are not implemented{inner}{code}"

@@ -1,0 +1,184 @@
+"""Claims about ``config.json``: no key with content is passed over in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llm.hf.architecture_mapping import architecture_from_mapping
+from llm.hf.config import config_notes, from_hf_config, to_hf_config
+from llm.hf.config_keys import FAMILIES, NO_EFFECT, REFUSED
+from llm.hf.config_reference import config_reference
+from llm.models.architecture import Architecture
+from llm.models.rope import rope_angles, rope_frequencies
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+MIXED = ["sliding_attention", "full_attention"]
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "model_configs.md"
+
+
+def read(family: str = "llama", **keys: Any) -> Architecture:
+    return from_hf_config({"model_type": family, **SIZES, **keys})
+
+
+def test_golden_the_reference_page_is_that_of_the_table() -> None:
+    assert DOCS.read_text(encoding="utf-8") == config_reference()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_property_an_extra_key_with_content_is_used_refused_or_listed(family: str) -> None:
+    for name, value in (("extra", 1), ("color", "red"), ("a_list", [0]), ("an_object", {"b": 0})):
+        notes = config_notes({"model_type": family, **SIZES, name: value})
+        assert notes == (f"config.json: keys without effect: {name}",)
+        scaling = {"rope_scaling": {**LINEAR, name: value}}
+        if isinstance(value, dict) and family != "gemma3_text":
+            with pytest.raises(ValueError, match=f"^`rope_scaling.{name}` must not be an object"):
+                read(family, **scaling)
+        else:
+            notes = config_notes({"model_type": family, **SIZES, **scaling})
+            assert notes == (f"config.json: keys without effect: rope_scaling.{name}",)
+    assert config_notes({"model_type": family, **SIZES, "extra": None, "other": []}) == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_raises_for_every_key_that_must_be_neutral(family: str) -> None:
+    for key, (neutral, _) in {**REFUSED, **FAMILIES[family].refused}.items():
+        for value in neutral:
+            assert read(family, **{key: value}) == read(family)
+        for value in ({"bits": 4}, [1], "yes", 0.25):
+            with pytest.raises(ValueError, match=f"^`{key}` must be absent, got "):
+                read(family, **{key: value})
+
+
+def test_closed_form_the_base_of_rotary_angles_is_read_wherever_it_stands() -> None:
+    for settings in (
+        {"rope_scaling": {**LLAMA_3, "rope_theta": 5e5}},
+        {"rope_scaling": LLAMA_3, "rope_theta": 5e5},
+        {"rope_parameters": {**LLAMA_3, "rope_theta": 5e5}},
+        {"rope_parameters": {**LLAMA_3, "rope_theta": 5e5}, "rope_theta": 3.0},
+    ):
+        architecture = read(max_position_embeddings=64, **settings)
+        assert architecture.rope_theta == 5e5
+        assert architecture.rope_scaling is not None
+        assert architecture.rope_scaling.original_max_position_embeddings == 64
+    linear = read(rope_parameters={"type": "linear", "factor": 4.0, "rope_theta": 1e6})
+    assert (linear.rope_theta, linear.rope_scaling) == (1e6, read(rope_scaling=LINEAR).rope_scaling)
+    top = read(rope_scaling=LLAMA_3, original_max_position_embeddings=32).rope_scaling
+    assert top is not None
+    assert top.original_max_position_embeddings == 32
+
+
+def test_closed_form_yarn_interpolates_over_planes_and_scales_angles() -> None:
+    """With 16 positions and a base of 10, plane i of 4 turns 2.5, 1.4, 0.8 and 0.45 times."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    plain = read(rope_theta=10.0)
+    scaled = read(rope_theta=10.0, rope_scaling={**yarn, "beta_fast": 2.5, "beta_slow": 0.5})
+    ratio = (rope_frequencies(scaled) / rope_frequencies(plain))[0]
+    assert ratio.tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    cosines = rope_angles(scaled, np.zeros((1, 1), np.int32), "float32").cosine
+    assert float(cosines.max()) == pytest.approx(1.1386294)  # 0.1 log 4 + 1
+    dynamic = read(rope_theta=10.0, rope_scaling={"type": "dynamic", "factor": 4.0})
+    assert rope_frequencies(dynamic).tolist() == rope_frequencies(plain).tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "message"),
+    [
+        ("llama", {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 7.0}}, "`rope_param"),
+        ("llama", {"rope_scaling": {**LINEAR, "type": "yarn"}}, "`rope_scaling.rope_type` is 'li"),
+        ("llama", {"rope_parameters": {"full_attention": LINEAR}}, "`rope_parameters.full_atten"),
+        ("gemma3_text", {"rope_parameters": LINEAR}, "`rope_parameters.rope_type` must stand in"),
+        ("qwen3", {"sliding_window": 4, "layer_types": MIXED}, "`layer_types` has sliding_atten"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": None, "layer_types": MIXED}, "`l"),
+        ("mistral", {"sliding_window": None, "layer_types": MIXED}, "`layer_types` has sliding"),
+        ("mistral", {"sliding_window": 0}, "`sliding_window` must be positive"),
+        ("gemma2", {"layer_types": MIXED[:1]}, "`layer_types` must have one entry for each of 2"),
+        ("llama", {"hidden_size": 10}, "`hidden_size` must be a multiple of `num_attention_hea"),
+        ("llama", {"pad_token_id": 16}, "`pad_token_id` must be below `vocab_size` 16, got 16"),
+        ("llama", {"bos_token_id": [1, 2]}, "`bos_token_id` must be of type int"),
+        ("llava", {"text_config": {}}, "`model_type` must be one of .*images or sound are not"),
+        ("custom", {"auto_map": {"AutoModel": "a.B"}}, "`model_type` must .*code in the folder"),
+    ],
+)
+def test_raises_for_contradictions_by_key(family: str, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        read(family, **keys)
+
+
+def test_closed_form_absent_keys_have_the_defaults_of_transformers() -> None:
+    assert read("mistral").sliding_window == 4096
+    windowed = read("qwen2", use_sliding_window=True, max_window_layers=1)
+    assert (windowed.sliding_window, windowed.local_layers) == (4096, (False, True))
+    assert read("qwen2", use_sliding_window=True, sliding_window=None).local_layers == ()
+    assert (read().bos_token_id, read().eos_token_id, read("qwen3").eos_token_id) == (1, 2, None)
+    assert read("gemma").pad_token_id == 0
+    assert read("mistral").max_position_embeddings == 131072
+    assert read("gemma", hidden_act="gelu_pytorch_tanh", hidden_activation="silu").hidden_act == (
+        "gelu_pytorch_tanh"
+    )
+
+
+def test_roundtrip_every_architecture_that_can_be_read_can_be_exported() -> None:
+    for family, keys in (
+        ("mistral", {"layer_types": MIXED, "sliding_window": 4}),
+        ("mistral", {"layer_types": MIXED[1:] * 2, "sliding_window": 4}),
+        ("gemma2", {"layer_types": MIXED[1:] * 2}),
+        ("gemma3_text", {"rope_scaling": {**LINEAR}, "rope_local_base_freq": 7.0}),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "eos_token_id": []}),
+        ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1, "beta_fast": 9}}),
+        ("llama", {"pad_token_id": -1}),
+    ):
+        architecture = read(family, **keys)
+        assert from_hf_config(to_hf_config(architecture)) == architecture
+
+
+def test_closed_form_notes_say_what_is_passed_over() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"architectures": ["LlamaForSequenceClassification"]}, "read as LlamaForCausalLM"),
+        ({"auto_map": {"AutoModel": "a.B"}}, "the folder's own code (auto_map) is not run"),
+        ({"attention_dropout": 0.1}, "`attention_dropout` has no effect"),
+        ({"eos_token_id": [1, 99]}, "`eos_token_id` 99 is not a token of the model"),
+        ({"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0}, "`rope_theta` at the top"),
+    ]
+    for keys, expected in cases:
+        (note,) = config_notes({"model_type": "llama", **SIZES, **keys})
+        assert expected in note
+    unused = dict.fromkeys(
+        NO_EFFECT.keys() - {"architectures", "attention_dropout", "model_type"}, "x"
+    )
+    assert config_notes({"model_type": "llama", **SIZES, **unused}) == ()
+
+
+@pytest.mark.parametrize("name", list(Architecture.__dataclass_fields__))
+def test_raises_for_every_field_of_a_wrong_type(name: str) -> None:
+    for value in ({"a": 1}, object(), [None]):
+        with pytest.raises(ValueError, match=f"^`{name}|^`rope_scaling.a` is not a field"):
+            architecture_from_mapping({**SIZES, name: value})
+
+
+def test_raises_for_fields_of_a_scaling_by_their_name() -> None:
+    for scaling, message in (
+        ({"rope_type": "linear"}, "`rope_scaling.factor` must be given"),
+        ({"rope_type": "su", "factor": 2}, "`rope_scaling.rope_type` must be linear or "),
+        ({"rope_type": "linear", "factor": "2"}, "`rope_scaling.factor` must be a number"),
+        ({"rope_type": "linear", "factor": 0.5}, "`rope_scaling.factor` must be 1 or more"),
+        ({"rope_type": "linear", "factr": 2}, "`rope_scaling.factr` is .*did you mean `factor`"),
+        ("linear", "`rope_scaling` must be a mapping or null, got 'linear'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            architecture_from_mapping({**SIZES, "rope_scaling": scaling})
+    with pytest.raises(ValueError, match=r"^`hidden_sze` is not .*did you mean `hidden_size`\?$"):
+        architecture_from_mapping({**SIZES, "hidden_sze": 8})
