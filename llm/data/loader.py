@@ -189,14 +189,15 @@ class BatchSampler:
     def _assign_epoch(self, epoch: int) -> list[np.ndarray]:
         """Shuffle the pairs and assign them to the steps of an epoch, window by window."""
         order = np.arange(len(self.pairs))
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        if self.drop_last:
+            order = order[: self.steps_per_epoch * self.pairs_per_step]
         if self.seed is None:
             return [
                 order[start : start + self.pairs_per_step]
                 for start in range(0, len(order), self.pairs_per_step)
             ]
-        order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        if self.drop_last:
-            order = order[: self.steps_per_epoch * self.pairs_per_step]
         window = BALANCING_WINDOW * self.pairs_per_step
         steps = []
         for start in range(0, len(order), window):

@@ -68,12 +68,18 @@ class Checkpoints:
         # Orbax also raises what it logs as an error.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder, self._fingerprint = folder.absolute(), fingerprint
+        # If a folder cannot be created in the background, Orbax's threads wait for it for minutes.
+        in_order = ocp.AsyncOptions(create_directories_asynchronously=False)
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=False
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=False,
+            async_options=in_order,
+            cleanup_tmp_directories=fingerprint is not None,  # of a killed run, by the next one
         )
         self._open: ocp.CheckpointManager | None = None
         self._unfinished = self.folder
-        self._hook = sys.unraisablehook
+        self._hook, self._failed = sys.unraisablehook, False
 
     def __enter__(self) -> Checkpoints:
         """Return itself."""
@@ -83,7 +89,8 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         """Wait until the last checkpoint is complete."""
         self.finish()
-        sys.unraisablehook = self._hook
+        if not self._failed:  # after a failure, threads complain until the process ends
+            sys.unraisablehook = self._hook
 
     def _ignore_closed_loop(self, report: Any) -> None:
         """Drop one complaint: if a write fails, Orbax closes the event loop of the others."""
@@ -150,6 +157,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and tensorstore raise errors of many types
+            self._failed = True
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
                 f"{self._unfinished}: the checkpoint could not be written: {reason}"

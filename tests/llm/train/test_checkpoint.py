@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,6 +260,51 @@ def test_property_a_save_that_dies_on_the_way_leaves_the_one_before(
     assert opened(tmp_path).latest() == 1
     assert_restores(tmp_path, 1)
     saved(tmp_path, 2)  # the step can be saved again
+    assert_restores(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "folders"), [(errno.EACCES, 0), (errno.EDQUOT, 1), (errno.EROFS, 3)]
+)
+def test_raises_at_once_if_a_folder_cannot_be_created_and_no_thread_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, folders: int
+) -> None:
+    saved(tmp_path, 1)
+    made: list[str] = []
+    mkdir = os.mkdir
+
+    def failing(path: Any, *args: Any, **options: Any) -> None:
+        if "orbax" in str(path):
+            if len(made) == folders:
+                raise OSError(code, os.strerror(code), str(path))
+            made.append(str(path))
+        mkdir(path, *args, **options)
+
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", failing)
+        checkpoints = opened(tmp_path)
+        with pytest.raises(ValueError, match=os.strerror(code)), checkpoints:
+            checkpoints.save(2, state(2), {"step": 2})
+    started = set(threading.enumerate()) - before
+    # The interpreter waits for threads that are neither daemons nor idle workers of a pool.
+    for thread in started - set(concurrent.futures.thread._threads_queues):
+        thread.join(timeout=20)
+        assert thread.daemon or not thread.is_alive(), thread.name
+    assert_restores(tmp_path, 1)
+
+
+def test_property_what_a_killed_save_left_is_removed_by_the_next_run_and_not_by_readers(
+    tmp_path: Path,
+) -> None:
+    folder = saved(tmp_path, 1)
+    left = [folder / "7.orbax-checkpoint-tmp", folder / "8.orbax-checkpoint-tmp-123"]
+    for path in left:
+        (path / "state").mkdir(parents=True)
+    assert opened(tmp_path, run=None).latest() == 1
+    assert all(path.exists() for path in left)  # they may belong to a run that goes on
+    saved(tmp_path, 2)
+    assert not any(path.exists() for path in left)
     assert_restores(tmp_path, 2)
 
 
