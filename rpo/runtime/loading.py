@@ -55,10 +55,12 @@ def load_model_and_tokenizer(
     import jax.numpy as jnp
 
     from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
-    from llm.hf.io import load_model
+    from llm.hf.io import load_model, model_notes
     from llm.text.tokenizer import check_vocab_size, load_tokenizer
 
     folder = resolve_model_folder(model)
+    for note in model_notes(folder):
+        _logger.info("%s", note)
     loaded = load_tokenizer(folder if tokenizer is None else resolve_tokenizer_folder(tokenizer))
     decoder = load_model(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
     check_vocab_size(loaded, decoder.architecture.vocab_size, tokenizer or model)
