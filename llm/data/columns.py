@@ -11,13 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .column_hints import IGNORE, REST, describe_missing, listed, normal_name, printable
+
 REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
 FIELDS = ("prompt", "chosen", "rejected", "baseline", "system", "tools", *REFERENCE_FIELDS)
 """Names of the columns that a preference row can have."""
-IGNORE = "ignore"
-"""Value in ``data.columns`` for a column that is passed over."""
-REST = "*"
-"""Key in ``data.columns`` that stands for all columns that are not named."""
 MESSAGE_PREFIX = "message."
 """Prefix in ``data.columns`` of the name of a field of a message."""
 
@@ -52,16 +50,6 @@ _WORD = re.compile(r"[!-~]{0,300}")
 """A text without spaces, such as an id, a label or an address."""
 _MAX_LAYOUTS = 1000
 _MAX_LISTED = 100
-_SHOWN = 8
-
-_GUESSES = {
-    "prompt": "question instruction query input conversations conversation messages context text",
-    "chosen": "preferred accepted winner better positive chosen_response response_chosen good "
-    "accepted_response response_j answer_chosen chosen_answer",
-    "rejected": "other dispreferred loser worse negative rejected_response response_rejected bad "
-    "response_k answer_rejected rejected_answer",
-}
-"""Names under which other data sets have the required columns."""
 
 
 class FieldError(ValueError):
@@ -85,10 +73,12 @@ class Columns(NamedTuple):
         fields: values by the names of :data:`FIELDS`.
         repeats: columns that may only repeat a part of the conversation, and are refused if they
             hold anything else.
+        lost: columns with other content that is not used, which are refused.
     """
 
     fields: dict[str, Any]
-    repeats: tuple[str, ...]
+    repeats: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class _Layout:
@@ -149,7 +139,7 @@ class RowRules:
             The selected columns.
 
         Raises:
-            ValueError: if a column has content that would be lost; the message names it.
+            ValueError: if the row has the column of a field twice.
         """
         names = tuple(fields)
         layout = self._layouts.get(names)
@@ -157,20 +147,21 @@ class RowRules:
             layout = self._add_layout(names, where)
         layout.rows += 1
         if layout.is_plain:
-            return Columns(fields, ())
-        repeats = []
+            return Columns(fields)
+        repeats, lost = [], []
         for name in layout.by_content:
             value = fields[name]
             if _is_empty(value):
                 continue
-            is_conversation = _normal(name) in _CONVERSATION
+            is_conversation = normal_name(name) in _CONVERSATION
             if isinstance(value, int | float) or (not is_conversation and _is_metadata(value)):
                 self._passed_over[name] += 1
             elif is_conversation and not isinstance(value, bytes):
                 repeats.append(name)
             else:
-                raise ValueError(f"{where}: {unused(name)}")
-        return Columns({field: fields[column] for field, column in layout.read}, tuple(repeats))
+                lost.append(name)
+        read = {field: fields[column] for field, column in layout.read}
+        return Columns(read, tuple(repeats), tuple(lost))
 
     def has_field(self, field: str, fields: Mapping[str, Any]) -> bool:
         """Return whether a row has the column of a field."""
@@ -211,8 +202,8 @@ class RowRules:
                 self.pass_over(f"{MESSAGE_PREFIX}{name}")
             elif name in known:
                 extra[name] = value
-            elif _normal(name) in _CONTROLS or not (
-                _METADATA.search(_normal(name)) or _is_metadata(value)
+            elif normal_name(name) in _CONTROLS or not (
+                _METADATA.search(normal_name(name)) or _is_metadata(value)
             ):
                 shown = printable(name)
                 raise FieldError(
@@ -232,7 +223,7 @@ class RowRules:
         lines = []
         if counts:
             listed = [
-                f"{printable(name) or '(no name)'} ({count:,} {'row' if count == 1 else 'rows'})"
+                f"{printable(name)} ({count:,} {'row' if count == 1 else 'rows'})"
                 for name, count in sorted(counts.items())
             ]
             more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
@@ -245,7 +236,8 @@ class RowRules:
         """Return the message for a required field that a row lacks, with what to do."""
         column = self._column_of[field]
         if column != field:
-            return f"column `{printable(column)}`, which `data.columns` names for `{field}`,"
+            names = f"column `{printable(column)}`, which `data.columns` names for `{field}`"
+            return f"{names}, is missing, got {listed(fields)}"
         return describe_missing(field, fields)
 
     def _add_layout(self, names: tuple[str, ...], where: str) -> _Layout:
@@ -260,12 +252,12 @@ class RowRules:
                 kept.append((read[name], name))
             elif name in self._ignored or REST in self._ignored:
                 passed_over.append(name)
-            elif name in FIELDS and name != self._column_of[name]:
+            elif name in FIELDS and self._column_of[name] in names:
                 raise ValueError(
                     f"{where}: column `{name}` is not read, because `data.columns` names "
                     f"`{printable(self._column_of[name])}` for it: rename or remove one of the two"
                 )
-            elif _normal(name) not in _CONVERSATION and _METADATA.search(_normal(name)):
+            elif normal_name(name) not in _CONVERSATION and _METADATA.search(normal_name(name)):
                 passed_over.append(name)
             else:
                 by_content.append(name)
@@ -305,79 +297,6 @@ def check_columns(columns: Mapping[str, str]) -> None:
                 f"`{fields_of[column]}` and `{name}`"
             )
         fields_of[column] = name
-
-
-def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
-    """Describe a required field that is missing, and the kind of rows that these may be.
-
-    Args:
-        field: the field.
-        fields: values of the row by column.
-
-    Returns:
-        The message after the source of the row.
-
-    Examples:
-        >>> describe_missing("chosen", {"prompt": "a", "completion": "b", "label": True})[:62]
-        'field `chosen` is missing: the row is unpaired (`completion` a'
-    """
-    start = f"field `{field}` is missing"
-    names = {_normal(name): name for name in fields}
-    if {"completion", "label"} <= names.keys():
-        return (
-            f"{start}: the row is unpaired (`completion` and `label`), but a pair of responses to "
-            "one prompt is needed: join a good and a bad completion of each prompt"
-        )
-    lists = [
-        name
-        for name in ("responses", "completions", "answers", "generations", "candidates", "outputs")
-        if isinstance(fields.get(names.get(name, name)), list)
-    ]
-    if lists:
-        return (
-            f"{start}: `{lists[0]}` is a list of responses: write one row with `chosen` and "
-            "`rejected` for each pair of them that is to be compared"
-        )
-    guesses = {}
-    for wanted, known in _GUESSES.items():
-        found = [names[name] for name in known.split() if name in names]
-        if wanted not in fields and found:
-            guesses[wanted] = found[0]
-    got = ", ".join(printable(name) for name in list(fields)[:_SHOWN]) or "no column"
-    if field in guesses:
-        pairs = ", ".join(f"{name}: {printable(column)}" for name, column in guesses.items())
-        return f"{start}, got {got}: name the columns, as in `data.columns: {{{pairs}}}`"
-    if field == "prompt":
-        return (
-            f"{start}; it may be left out only if `chosen` and `rejected` are lists of messages "
-            "that begin with the same messages"
-        )
-    return f"{start}, got {got}: name its column with `data.columns: {{{field}: COLUMN}}`"
-
-
-def unused(name: str) -> str:
-    """Return the message for a column whose content would be lost, with what to do."""
-    shown = printable(name)
-    if _normal(name) == "chat_template_kwargs":
-        return f"column `{shown}` is not read: set `data.chat_template_kwargs` for all rows"
-    fields = [field for field in ("prompt", "system") if name in _GUESSES.get(field, "").split()]
-    if "system" in _normal(name) or _normal(name) == "developer":
-        fields = ["system"]
-    use = f"name its field (`{fields[0]}: {shown}`) or " if fields else ""
-    return (
-        f"column `{shown}` has content that is not used: with `data.columns`, {use}pass it over "
-        f"(`{shown}: {IGNORE}`)"
-    )
-
-
-def printable(name: object) -> str:
-    """Return a name as one short line of ASCII."""
-    text = ascii(str(name))[1:-1]
-    return text if len(text) <= 60 else text[:60] + "..."
-
-
-def _normal(name: str) -> str:
-    return name.strip().lower().replace("-", "_").replace(" ", "_").replace(".", "_")
 
 
 def _is_empty(value: Any) -> bool:

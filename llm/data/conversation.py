@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .columns import FieldError, RowRules, unused
+from .column_hints import unused
+from .columns import FieldError, RowRules
 from .messages import Messages, parse_conversation, same_text, word_count
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -86,15 +87,18 @@ class Conversation:
             )
         self.prompt = system + self.prompt
 
-    def check_repeats(self, columns: Mapping[str, Any], rules: RowRules) -> None:
+    def check_repeats(
+        self, columns: Mapping[str, Any], lost: Sequence[str], rules: RowRules
+    ) -> None:
         """Refuse columns with parts of a conversation, unless they repeat parts of this one.
 
         Args:
             columns: values by column.
+            lost: further columns to refuse.
             rules: rules that count the columns that are passed over.
 
         Raises:
-            ValueError: if a column holds anything else.
+            ValueError: if a column holds anything else; the message names all of them.
         """
         prompt = self.prompt
         has_system = prompt and prompt[0].role in _SYSTEM_ROLES
@@ -103,15 +107,19 @@ class Conversation:
             known += [start, *(start + response for response in self.responses.values())]
         texts = {message.content for message in prompt}
         texts |= {each[0].content for each in self.responses.values() if len(each) == 1}
+        refused = []
         for name, value in columns.items():
             is_repeat = isinstance(value, str) and value in texts
             if isinstance(value, list | dict):
                 with suppress(FieldError):
                     messages = parse_conversation(value, RowRules(), role="user")
                     is_repeat = any(same_text(messages, other) for other in known)
-            if not is_repeat:
-                raise ValueError(f"{self.where}: {unused(name)}")
-            rules.pass_over(name)
+            if is_repeat:
+                rules.pass_over(name)
+            else:
+                refused.append(name)
+        if refused or lost:
+            raise ValueError(f"{self.where}: {unused([*refused, *lost])}")
 
     def strip_prompt_text(self, rules: RowRules) -> None:
         """Remove the text of the prompt from responses that all begin with it.

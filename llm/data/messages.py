@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .columns import FieldError, RowRules, printable
+from .column_hints import printable
+from .columns import FieldError, RowRules
 
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEMPLATE_NAMES = (

@@ -225,7 +225,7 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
     """
     where, name = row.where, ""
     try:
-        fields, repeats = rules.select(row.fields, where)
+        fields, repeats, lost = rules.select(row.fields, where)
         responses = {}
         for name in RESPONSES:
             value = fields.get(name)
@@ -245,8 +245,9 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
             system = parse_conversation(fields[name], rules, role="system")
         conversation = Conversation(prompt, responses, where)
         conversation.remove_prompt(system)
-        if repeats:
-            conversation.check_repeats({column: row.fields[column] for column in repeats}, rules)
+        if repeats or lost:
+            repeated = {column: row.fields[column] for column in repeats}
+            conversation.check_repeats(repeated, lost, rules)
         conversation.strip_prompt_text(rules)
         name = "tools"
         tools = "" if fields.get(name) is None else parse_tools(fields[name])

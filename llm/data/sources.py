@@ -179,7 +179,8 @@ def _files_of_folder(folder: Path) -> list[SourceFile]:
         raise ValueError(
             f"{folder} has no file of rows, whose name ends with one of {', '.join(SUFFIXES)}"
         )
-    splits = {_split_of(path.name) for path in paths} & set(_SPLITS.values())
+    found = {_split_of(path.name) or "" for path in paths}
+    splits = found.intersection(_SPLITS.values())
     if len(splits) > 1:
         raise ValueError(
             f"{folder} has files of several splits ({_listed(sorted(splits))}): name the files of "

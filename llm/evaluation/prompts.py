@@ -7,7 +7,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from llm.data.columns import FIELDS, RowRules, unused
+from llm.data.column_hints import unused
+from llm.data.columns import FIELDS, RowRules
 from llm.data.preferences import Message, Messages, check_row, parse_with_rules
 from llm.data.rows import Row, read_rows
 from llm.data.sources import Source, shown_source
@@ -140,11 +141,11 @@ def _parse_question(row: Row, number: int, rules: RowRules) -> Question:
     if kind is None:
         raise ValueError(f"{row.where}: field `prompt`, `instruction` or `turns` is missing")
     others = {name: value for name, value in fields.items() if name != kind}
-    repeats = rules.select(others, row.where).repeats
-    fields_of_rows = [name for name in FIELDS if rules.has_field(name, others)]
-    for name in (*repeats, *fields_of_rows):
-        if others.get(name) not in (None, "", []):
-            raise ValueError(f"{row.where}: {unused(name)}")
+    _, repeats, lost = rules.select(others, row.where)
+    of_rows = [name for name in FIELDS if rules.has_field(name, others)]
+    refused = [name for name in (*repeats, *of_rows) if others.get(name) not in (None, "", [])]
+    if refused or lost:
+        raise ValueError(f"{row.where}: {unused([*refused, *lost])}")
     if kind == "instruction":
         prompts = (_user_message(fields["instruction"], "instruction", row.where),)
         return Question("alpaca_eval", prompts, fields, row.where)

@@ -96,6 +96,7 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
     check_distinct(train_files, eval_files)
     tokenizer, vocab_size = _tokenizer(config, model), model.architecture.vocab_size
     notes: list[str] = []
+    eval_notes: list[str] = []
     contents, eval_contents = _Contents(), _Contents()
     rows, held_out = _split(config, train_files, notes)
     train = _tokens(contents.record(rows), tokenizer, config, vocab_size)
@@ -103,14 +104,12 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
         where = shown_source(config.train)
         raise ValueError(f"{where}: no row is left to train on: {train.report}")
     if config.eval is not None:
-        eval_notes: list[str] = []
         held_out = (
             row._replace(row=row.row + train.report["rows"])
             for row in _rows(eval_files, config, eval_notes)
         )
     evaluation = _tokens(eval_contents.record(held_out), tokenizer, config, vocab_size)
-    if config.eval is not None:
-        notes += [f"`data.eval`: {note}" for note in eval_notes]
+    notes += [f"`data.eval`: {note}" for note in eval_notes]
     in_training = eval_contents.prompts_in(contents)
     report = {
         **train.report,
