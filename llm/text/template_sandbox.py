@@ -113,6 +113,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     concat = staticmethod(concat)
     code_generator_class = _Generator
+    intercepted_binops = frozenset({"%"})
 
     @staticmethod
     def to_text(value: Any) -> str:
@@ -126,6 +127,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         if type(owner) is str:
             function = getattr(TrackedText(owner), function.__name__)
         return super().call(context, function, *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Format by ``%`` with values that keep their origins."""
+        if isinstance(left, str):
+            return TrackedText(left) % right if type(left) is str else left % right
+        return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return ``str.format`` with checked access to attributes."""

@@ -29,6 +29,8 @@ MAX_TEMPLATE_BYTES = 2**20
 CONFIG_FILE = "tokenizer_config.json"
 NAMED_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """Special tokens with names, in the order in which ``transformers`` adds them."""
+TOKEN_FIELDS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+"""Fields of a token that is declared as an object."""
 Token = str | AddedToken
 
 
@@ -263,6 +265,9 @@ class _DeclaredTokens:
                 for name, field in cast("dict[str, Any]", value).items()
                 if name != "__type"
             }
+            if fields.keys() - TOKEN_FIELDS:
+                rule = f"is not a token: its fields are {', '.join(TOKEN_FIELDS)}"
+                raise self._error(file, key, rule, value)
             try:
                 token: Token = AddedToken(**fields)
             except TypeError as error:
