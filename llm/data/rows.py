@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .files import MAX_ROW_BYTES, Row, read_lines, read_whole
+from .files import MAX_ROW_BYTES, Row, open_text, read_lines, read_whole
 from .messages import JSON_WITH_NAN, STRICT_JSON
 from .sources import (
     ARROW_SUFFIXES,
@@ -59,6 +59,7 @@ def read_rows(source: Source) -> Iterator[Row]:
         elif name.endswith(ARROW_SUFFIXES):
             yield from arrow_rows(path, shown)
         else:
+            open_text(path, shown)[0].close()  # names formats that must be converted first
             raise ValueError(f"{shown}: the file name must end with one of {', '.join(SUFFIXES)}")
 
 
