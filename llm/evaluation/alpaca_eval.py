@@ -151,18 +151,18 @@ def read_gamed_annotations(path: Path) -> GamedAnnotations:
         raise ValueError(f"{path}: not a CSV file: {error}") from error
     difficulty: list[float] = []
     for number, row in enumerate(rows):
-        if row.index == len(difficulty) == number:
+        if row.instruction == len(difficulty) == number:
             difficulty.append(row.difficulty)
-        elif row.index >= len(difficulty):
+        elif row.instruction >= len(difficulty):
             raise ValueError(
                 f"{row.where}: column `index`: the first rows must be the instructions 0, 1, 2, "
-                f"... in order, then those of the other model, got {row.index} after "
+                f"... in order, then those of the other model, got {row.instruction} after "
                 f"{len(difficulty):,} instructions"
             )
-        elif row.difficulty != difficulty[row.index]:
+        elif row.difficulty != difficulty[row.instruction]:
             raise ValueError(
                 f"{row.where}: column `instruction_difficulty` must be that of the first row of "
-                f"instruction {row.index}, {difficulty[row.index]}, got {row.difficulty}"
+                f"instruction {row.instruction}, {difficulty[row.instruction]}, got {row.difficulty}"
             )
     if not rows:
         raise ValueError(f"{path} has no rows")
@@ -175,7 +175,7 @@ def read_gamed_annotations(path: Path) -> GamedAnnotations:
 
 
 class _GamedRow(NamedTuple):
-    index: int
+    instruction: int
     preference: float
     length: float
     difficulty: float

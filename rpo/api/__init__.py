@@ -12,7 +12,8 @@ Examples:
 
 from rpo.runtime.processes import ProcessGroup
 
-from .inference import evaluate, generate, score
+from .evaluation import evaluate
+from .inference import generate, score
 from .studies import estimate_study, study
 from .theory import demo, solve, verify
 from .training import estimate_train, export, plan, train

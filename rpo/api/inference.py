@@ -1,4 +1,4 @@
-"""The functions ``score``, ``generate`` and ``evaluate``."""
+"""The functions ``score`` and ``generate``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from rpo.results import Evaluation, GeneratedReplies, Reply, Scores
-from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
-from rpo.runtime.loading import check_dtype
+from rpo.results import GeneratedReplies, Reply, Scores
+from rpo.runtime.errors import UsageError, user_input
+from rpo.runtime.loading import LoadingOptions
 from rpo.runtime.progress import track_progress
 
 if TYPE_CHECKING:
     from llm.config import DtypeName
-    from llm.evaluation.win_rates import RewardFunction
+    from llm.text.tokenizer import DataFormat, SpecialTokens
 
 PathLike = str | os.PathLike[str]
 
@@ -27,6 +27,12 @@ def score(
     data: PathLike,
     out: PathLike,
     tokenizer: PathLike | None = None,
+    chat_template: PathLike | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
+    special_tokens: SpecialTokens = "refuse",
+    data_format: DataFormat = "chat",
+    columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
     skip_bad_rows: bool = False,
     batch_size: int = 8,
@@ -39,6 +45,13 @@ def score(
         data: file of preference rows, or a data set on the hub.
         out: file for the scores, one line of JSON per row; sums over tokens, in nats.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
+        chat_template: ``"chatml"`` or a Jinja file; the template of the tokenizer by default.
+        chat_template_kwargs: variables of the template, such as ``{"enable_thinking": False}``.
+        template_date: date that the template reads as today, ``YYYY-MM-DD``; today by default.
+        special_tokens: ``"refuse"`` texts with control tokens, or write these ``"as_text"``.
+        data_format: ``"chat"``, or ``"text"`` for base models: no template is applied.
+        columns: name of the column for a field, such as ``{"prompt": "question"}``; ``"ignore"``
+            passes a column over.
         max_length: limit of prompt and response together, in tokens, at least 2; by default 1024
             or the model's limit, whichever is smaller.
         skip_bad_rows: skip and count unusable rows instead of refusing them.
@@ -46,7 +59,7 @@ def score(
         dtype: dtype of the parameters and of the computation.
 
     Returns:
-        The scored rows.
+        The scored rows, with counts of those that were skipped or cut.
 
     Raises:
         ValueError: if the model, the data or an argument is invalid.
@@ -55,37 +68,47 @@ def score(
     Examples:
         >>> api.score(model="policy", data="rows.jsonl", out="scores.jsonl")  # doctest: +SKIP
     """
-    _check_model_options(batch_size, dtype, max_length)
+    options = LoadingOptions(
+        tokenizer=_optional(tokenizer),
+        chat_template=_optional(chat_template),
+        chat_template_kwargs=chat_template_kwargs or {},
+        template_date=template_date,
+        special_tokens=special_tokens,
+        data_format=data_format,
+        columns=columns or {},
+        max_length=max_length,
+        skip_bad_rows=skip_bad_rows,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
     path = Path(out)
     with user_input():
-        from rpo.runtime.loading import load_model_and_tokenizer, prepare_file, read_pairs
+        from rpo.runtime.loading import (
+            load_model_and_tokenizer,
+            log_report,
+            prepare_file,
+            read_pairs,
+        )
 
-        inputs = [os.fspath(given) for given in (model, tokenizer, data) if given is not None]
+        inputs = [os.fspath(model), os.fspath(data), *options.input_files()]
         prepare_file(path, inputs=inputs, is_earlier_result=_is_scores)
     from llm.inference.score import score_pairs
     from llm.precision import computing_in
     from rpo_io.atomic import write_atomic
 
     with user_input(), computing_in(dtype):
-        loaded, loaded_tokenizer = load_model_and_tokenizer(
-            os.fspath(model), _optional(tokenizer), dtype
-        )
-        pairs = read_pairs(
-            os.fspath(data),
-            loaded,
-            loaded_tokenizer,
-            max_length=max_length,
-            skip_bad_rows=skip_bad_rows,
-        )
+        loaded = load_model_and_tokenizer(os.fspath(model), options)
+        tokenized = read_pairs(os.fspath(data), loaded, options)
+        notes = log_report(tokenized.report, (*loaded.notes, *tokenized.notes))
         scores = score_pairs(
-            loaded,
-            pairs,
+            loaded.decoder,
+            tokenized.pairs,
             batch_size=batch_size,
             progress=lambda batches, n: track_progress(batches, n, "batches scored"),
         )
         lines = (json.dumps(row._asdict(), allow_nan=False) + "\n" for row in scores)
         write_atomic(path, "".join(lines).encode())
-    return Scores(path, len(scores))
+    return Scores(path, len(scores), tokenized.report, notes)
 
 
 @overload
@@ -94,9 +117,17 @@ def generate(
     model: PathLike,
     prompt: str,
     tokenizer: PathLike | None = ...,
-    max_new_tokens: int = ...,
-    temperature: float = ...,
-    top_p: float = ...,
+    chat_template: PathLike | None = ...,
+    chat_template_kwargs: Mapping[str, Any] | None = ...,
+    template_date: str | None = ...,
+    special_tokens: SpecialTokens = ...,
+    data_format: DataFormat = ...,
+    max_new_tokens: int | None = ...,
+    temperature: float | None = ...,
+    top_p: float | None = ...,
+    top_k: int | None = ...,
+    min_p: float | None = ...,
+    repetition_penalty: float | None = ...,
     seed: int = ...,
     batch_size: int = ...,
     dtype: DtypeName = ...,
@@ -111,9 +142,18 @@ def generate(
     out: PathLike,
     name: str | None = ...,
     tokenizer: PathLike | None = ...,
-    max_new_tokens: int = ...,
-    temperature: float = ...,
-    top_p: float = ...,
+    chat_template: PathLike | None = ...,
+    chat_template_kwargs: Mapping[str, Any] | None = ...,
+    template_date: str | None = ...,
+    special_tokens: SpecialTokens = ...,
+    data_format: DataFormat = ...,
+    columns: Mapping[str, str] | None = ...,
+    max_new_tokens: int | None = ...,
+    temperature: float | None = ...,
+    top_p: float | None = ...,
+    top_k: int | None = ...,
+    min_p: float | None = ...,
+    repetition_penalty: float | None = ...,
     seed: int = ...,
     batch_size: int = ...,
     dtype: DtypeName = ...,
@@ -128,9 +168,18 @@ def generate(
     out: PathLike | None = None,
     name: str | None = None,
     tokenizer: PathLike | None = None,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    chat_template: PathLike | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
+    special_tokens: SpecialTokens = "refuse",
+    data_format: DataFormat = "chat",
+    columns: Mapping[str, str] | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     seed: int = 0,
     batch_size: int = 8,
     dtype: DtypeName = "float32",
@@ -146,15 +195,27 @@ def generate(
         out: file for the replies to ``data``, in the form that the benchmark's judge reads.
         name: name of the model in ``out``; by default the last part of ``model``.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
-        max_new_tokens: largest number of tokens of a reply, at least 1.
+        chat_template: ``"chatml"`` or a Jinja file; the template of the tokenizer by default.
+        chat_template_kwargs: variables of the template, such as ``{"enable_thinking": False}``.
+        template_date: date that the template reads as today, ``YYYY-MM-DD``; today by default.
+        special_tokens: ``"refuse"`` texts with control tokens, or write these ``"as_text"``.
+        data_format: ``"chat"``, or ``"text"`` for base models: no template is applied.
+        columns: name of the column for a field, such as ``{"prompt": "question"}``; ``"ignore"``
+            passes a column over.
+        max_new_tokens: largest number of tokens of a reply, at least 1. The default of this and of
+            the next five arguments is the value in the model's generation_config.json, or else
+            256 and greedy decoding.
         temperature: sampling temperature, at least 0; 0 takes the most likely token.
         top_p: sample from the most likely tokens with this total probability, in (0, 1].
+        top_k: sample from this number of most likely tokens; 0 for all.
+        min_p: sample from tokens at least this likely, relative to the most likely, in [0, 1].
+        repetition_penalty: factor by which earlier tokens become less likely; 1 for none.
         seed: seed of the samples, at least 0.
         batch_size: number of prompts that are computed together, at least 1.
         dtype: dtype of the parameters and of the computation.
 
     Returns:
-        The reply to ``prompt``, or the file of the replies to ``data``.
+        The reply to ``prompt``, or the file of the replies to ``data``, with the settings used.
 
     Raises:
         ValueError: if the model, the prompts or an argument is invalid.
@@ -167,169 +228,73 @@ def generate(
         raise UsageError("exactly one of the arguments --prompt and --data is required")
     if (data is None) != (out is None):
         raise UsageError("argument --out: goes with --data: give both or neither")
-    _check_model_options(batch_size, dtype)
+    for argument, value in (("name", name), ("columns", columns)):
+        if value and data is None:
+            raise UsageError(f"argument --{argument}: goes with --data")
+    options = LoadingOptions(
+        tokenizer=_optional(tokenizer),
+        chat_template=_optional(chat_template),
+        chat_template_kwargs=chat_template_kwargs or {},
+        template_date=template_date,
+        special_tokens=special_tokens,
+        data_format=data_format,
+        columns=columns or {},
+        batch_size=batch_size,
+        dtype=dtype,
+    )
     path = None if out is None else Path(out)
     with user_input():
         from llm.data.preferences import Message
         from llm.evaluation.prompts import Question, format_answers, read_questions
-        from llm.inference.generate import GenerationConfig, generate_replies
+        from llm.inference.generate import generate_replies
         from llm.precision import computing_in
-        from rpo.runtime.loading import load_model_and_tokenizer, prepare_file
+        from rpo.runtime.generation import given_settings, model_settings
+        from rpo.runtime.loading import load_model_and_tokenizer, log_report, prepare_file
         from rpo_io.atomic import write_atomic
 
-        options = GenerationConfig(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        given = given_settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
         )
         if path is not None:
-            inputs = [os.fspath(given) for given in (model, tokenizer, data) if given is not None]
+            inputs = [os.fspath(model), os.fspath(data or ""), *options.input_files()]
             model_name = name or Path(model).name
             prepare_file(
                 path, inputs=inputs, is_earlier_result=partial(_is_replies, model=model_name)
             )
     with user_input(), computing_in(dtype):
+        notes: list[str] = []
         if data is None:
             message = Message("user", prompt or "")
             questions = [Question("rows", ((message,),), {}, "argument --prompt")]
         else:
-            questions = read_questions(os.fspath(data))
-        loaded, loaded_tokenizer = load_model_and_tokenizer(
-            os.fspath(model), _optional(tokenizer), dtype
-        )
+            questions = read_questions(os.fspath(data), columns=columns or {}, notes=notes)
+            notes = [f"{os.fspath(data)}: {note}" for note in notes]
+        loaded = load_model_and_tokenizer(os.fspath(model), options)
+        settings = model_settings(loaded, options, given)
+        distinct = log_report({}, (*loaded.notes, *settings.notes, *notes))
         replies = generate_replies(
-            loaded,
-            loaded_tokenizer,
+            loaded.decoder,
+            loaded.tokenizer,
             questions,
-            options,
+            settings.config,
+            end_ids=settings.end_ids,
             batch_size=batch_size,
             progress=lambda batches, n: track_progress(batches, n, "batches answered"),
         )
         if path is None:
-            return Reply(**replies[0][0]._asdict())
+            reply = replies[0][0]
+            return Reply(**reply._asdict(), settings=settings.record(), notes=distinct)
         write_atomic(path, format_answers(questions, replies, name or Path(model).name))
     truncated = sum(not reply.finished for answers in replies for reply in answers)
-    return GeneratedReplies(path, questions[0].kind, len(replies), truncated)
-
-
-def evaluate(
-    *,
-    model: PathLike,
-    reference: PathLike,
-    data: PathLike | None = None,
-    judgments: PathLike | None = None,
-    gamed: PathLike | None = None,
-    beta: float = 0.01,
-    eta: float = 0.005,
-    reward: str | RewardFunction | None = None,
-    prompts: int = 100,
-    out: PathLike | None = None,
-    tokenizer: PathLike | None = None,
-    max_length: int | None = None,
-    skip_bad_rows: bool = False,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 8,
-    dtype: DtypeName = "float32",
-) -> Evaluation:
-    """Measure a model against a reference: rewards and margins on data, and win rates.
-
-    Give either ``data`` or ``judgments``.
-
-    Args:
-        model: Hugging Face folder or name on the hub; with ``judgments``, its name there.
-        reference: the same of the model to compare with.
-        data: file of preference rows, or a data set on the hub.
-        judgments: AlpacaEval's annotations (.json) or MT-Bench's pair judgments (.jsonl).
-        gamed: AlpacaEval's file df_gamed.csv; with it, the length-controlled win rate of its
-            annotations is computed as well.
-        beta: scale of the rewards beta log(policy / reference), greater than 0.
-        eta: weight of the adversarial value, at least 0.
-        reward: function of prompt messages and reply text that decides between the replies of both
-            models, or ``"FILE.py:NAME"`` of one; no win rate by default.
-        prompts: number of prompts that are answered for ``reward``, the first ones, at least 1.
-        out: file for the metrics as JSON; none is written by default.
-        tokenizer: folder or name on the hub, or ``"bytes"``; that of each model by default.
-        max_length: limit of prompt and response together, in tokens, at least 2; by default 1024
-            or the model's limit, whichever is smaller.
-        skip_bad_rows: skip and count unusable rows instead of refusing them.
-        max_new_tokens: largest number of tokens of a reply, at least 1.
-        temperature: sampling temperature, at least 0; 0 takes the most likely token.
-        top_p: sample from the most likely tokens with this total probability, in (0, 1].
-        seed: seed of the samples and of the bootstrap intervals, at least 0.
-        batch_size: number of pairs or prompts that are computed together, at least 1.
-        dtype: dtype of the parameters and of the computation.
-
-    Returns:
-        The metrics.
-
-    Raises:
-        ValueError: if a model, the data, the reward or an argument is invalid.
-        OSError: if a file cannot be read or written.
-
-    Examples:
-        >>> result = api.evaluate(model="new", reference="old", data="rows.jsonl")  # doctest: +SKIP
-        >>> result.metrics["rewards/margins"]  # doctest: +SKIP
-    """
-    if (data is None) == (judgments is None):
-        raise UsageError("give either --data or --judgments")
-    if reward is not None and data is None:
-        raise UsageError("argument --reward: goes with --data")
-    if gamed is not None and judgments is None:
-        raise UsageError("argument --gamed: goes with --judgments")
-    _check_model_options(batch_size, dtype, max_length)
-    check_number("beta", beta, 0.0, inclusive=False)
-    check_number("eta", eta, 0.0, inclusive=True)
-    check_whole_number("prompts", prompts, 1)
-    with user_input():
-        from llm.config import ObjectiveConfig
-        from llm.inference.generate import GenerationConfig
-        from rpo.jobs.evaluation import (
-            EvaluationOptions,
-            load_reward,
-            measure_by_judgments,
-            measure_on_data,
-        )
-        from rpo.runtime.loading import prepare_file
-        from rpo_io.atomic import write_atomic
-        from rpo_io.strict_json import format_document
-
-        if out is not None:
-            given = (model, reference, tokenizer, data, judgments, gamed)
-            inputs = [os.fspath(source) for source in given if source is not None]
-            if isinstance(reward, str):
-                inputs.append(reward.rpartition(":")[0])
-            prepare_file(Path(out), inputs=inputs, is_earlier_result=_is_evaluation)
-        models = os.fspath(model), os.fspath(reference)
-        if judgments is not None:
-            metrics = measure_by_judgments(
-                Path(judgments), *models, gamed=None if gamed is None else Path(gamed)
-            )
-        else:
-            metrics = measure_on_data(
-                *models,
-                ObjectiveConfig(beta=beta, eta=eta),
-                load_reward(reward) if isinstance(reward, str) else reward,
-                EvaluationOptions(
-                    data=os.fspath(data or ""),
-                    tokenizer=_optional(tokenizer),
-                    max_length=max_length,
-                    skip_bad_rows=skip_bad_rows,
-                    batch_size=batch_size,
-                    dtype=dtype,
-                    prompts=prompts,
-                    generation=GenerationConfig(
-                        max_new_tokens=max_new_tokens,
-                        temperature=temperature,
-                        top_p=top_p,
-                        seed=seed,
-                    ),
-                ),
-            )
-        document = format_document(metrics)  # refuses numbers that are not finite
-        if out is not None:
-            write_atomic(Path(out), document.encode())
-    return Evaluation(metrics)
+    return GeneratedReplies(
+        path, questions[0].kind, len(replies), truncated, settings.record(), distinct
+    )
 
 
 def _is_scores(record: Mapping[str, Any]) -> bool:
@@ -342,17 +307,6 @@ def _is_replies(record: Mapping[str, Any], *, model: str) -> bool:
     if {"row", "prompt", "reply"} <= record.keys():
         return True
     return model in (record.get("generator"), record.get("model_id"))
-
-
-def _is_evaluation(record: Mapping[str, Any]) -> bool:
-    """Return whether a record holds the metrics of an earlier :func:`evaluate`."""
-    return "rewards/margins" in record or {"win_rate", "wins"} <= record.keys()
-
-
-def _check_model_options(batch_size: int, dtype: str, max_length: int | None = None) -> None:
-    check_whole_number("batch_size", batch_size, 1)
-    check_whole_number("max_length", max_length, 2)
-    check_dtype(dtype)
 
 
 def _optional(path: PathLike | None) -> str | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from rpo.runtime.errors import number, whole_number
 
-from .generate import add_generation_arguments
-from .score import add_data_arguments, add_model_arguments
+from .generate import add_generation_arguments, generation_options
+from .score import add_data_arguments, add_model_arguments, model_options
 
 EXAMPLES = (
     "rpo evaluate --model policy --reference FOLDER --data rows.jsonl",
@@ -61,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward",
         metavar="FILE.py:NAME",
-        help="function that scores a reply, from the prompt's messages and the reply's text; the "
-        "reply with the higher score wins",
+        help="function, in a file or as MODULE:NAME, that scores a reply, from the prompt's "
+        "messages and the reply's text; the reply with the higher score wins",
     )
     parser.add_argument(
         "--prompts",
@@ -82,26 +83,9 @@ def run(args: argparse.Namespace) -> int:
     from rpo.api import evaluate
     from rpo_io.strict_json import format_document
 
-    result = evaluate(
-        model=args.model,
-        reference=args.reference,
-        data=args.data,
-        judgments=args.judgments,
-        gamed=args.gamed,
-        beta=args.beta,
-        eta=args.eta,
-        reward=args.reward,
-        prompts=args.prompts,
-        out=args.out,
-        tokenizer=args.tokenizer,
-        max_length=args.max_length,
-        skip_bad_rows=args.skip_bad_rows,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-    )
+    names = ("reference", "data", "judgments", "gamed", "beta", "eta", "reward", "prompts", "out")
+    names += ("max_length", "skip_bad_rows")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    result = evaluate(**given, **model_options(args), **generation_options(args))
     sys.stdout.write(format_document(result.to_dict()))
     return result.exit_code

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rpo.runtime.errors import number, whole_number
 
-from .score import add_model_arguments
+from .score import add_model_arguments, model_options
 
 EXAMPLES = (
     "rpo generate --model policy --prompt 'Why is the sky blue?'",
@@ -38,26 +39,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the generation of replies."""
+    stored = "default: that of the model's generation_config.json, or"
     parser.add_argument(
         "--max-new-tokens",
         type=whole_number(1),
-        default=256,
         metavar="N",
-        help="largest number of tokens of a reply (default 256)",
+        help=f"largest number of tokens of a reply ({stored} 256)",
     )
     parser.add_argument(
         "--temperature",
         type=number(0.0, inclusive=True),
-        default=0.0,
         metavar="T",
-        help="sampling temperature; 0 takes the most likely token (default 0)",
+        help=f"sampling temperature; 0 takes the most likely token ({stored} 0)",
     )
     parser.add_argument(
         "--top-p",
         type=number(0.0, inclusive=False),
-        default=1.0,
         metavar="P",
-        help="sample from the most likely tokens with this total probability (default 1)",
+        help=f"sample from the most likely tokens with this total probability ({stored} 1)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=whole_number(0),
+        metavar="K",
+        help=f"sample from this number of most likely tokens; 0 for all ({stored} 0)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=number(0.0, inclusive=True),
+        metavar="P",
+        help=f"sample from tokens at least this likely, relative to the most likely ({stored} 0)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=number(0.0, inclusive=False),
+        metavar="F",
+        help=f"factor by which earlier tokens become less likely ({stored} 1)",
     )
     parser.add_argument(
         "--seed",
@@ -68,21 +85,28 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of :func:`add_generation_arguments` by the arguments of ``rpo.api``."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {name: getattr(args, name) for name in (*names, "seed")}
+
+
 def run(args: argparse.Namespace) -> int:
     """Generate and print the reply, or where the replies are."""
     from rpo.api import generate
     from rpo.results import Reply
     from rpo.runtime.output import print_result
 
-    names = ("model", "prompt", "data", "out", "name", "tokenizer", "max_new_tokens")
-    names += ("temperature", "top_p", "seed", "batch_size", "dtype")
-    result = generate(**{name: getattr(args, name) for name in names})
+    names = ("prompt", "data", "out", "name")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    result = generate(**given, **model_options(args), **generation_options(args))
     if isinstance(result, Reply):
         text = result.text + "\n"
     else:
+        limit = result.settings["max_new_tokens"]
         text = (
             f"written to {result.path}: {result.questions:,} answers as {result.format}, "
-            f"{result.truncated:,} replies truncated at {args.max_new_tokens} tokens\n"
+            f"{result.truncated:,} replies truncated at {limit} tokens\n"
         )
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from rpo.runtime.errors import whole_number
 from rpo.runtime.loading import DTYPES
@@ -35,6 +37,41 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, name on the hub, or bytes for byte tokens (default: that of the model)",
     )
     parser.add_argument(
+        "--chat-template",
+        metavar="FILE|chatml",
+        help="chat template: a Jinja file, or chatml (default: that of the tokenizer)",
+    )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}'",
+    )
+    parser.add_argument(
+        "--template-date",
+        metavar="YYYY-MM-DD",
+        help="date that the chat template writes as today (default: today)",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        choices=("refuse", "as_text"),
+        default="refuse",
+        help="refuse texts in which a control token stands, or write it as text (default refuse)",
+    )
+    parser.add_argument(
+        "--data-format",
+        choices=("chat", "text"),
+        default="chat",
+        help="write conversations with the chat template, or texts as they are, for base models "
+        "(default chat)",
+    )
+    parser.add_argument(
+        "--columns",
+        type=json_object,
+        metavar="JSON",
+        help='columns of --data, such as \'{"prompt": "question", "notes": "ignore"}\'',
+    )
+    parser.add_argument(
         "--batch-size",
         type=whole_number(1),
         default=8,
@@ -49,13 +86,48 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """Convert the text of an option to an object.
+
+    Args:
+        text: a JSON object.
+
+    Returns:
+        The object.
+
+    Raises:
+        argparse.ArgumentTypeError: if the text is not one, or has a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"must be a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r:.60}")
+    return value
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of :func:`add_model_arguments` by the arguments of ``rpo.api``."""
+    names = ("model", "tokenizer", "chat_template", "chat_template_kwargs", "template_date")
+    names += ("special_tokens", "data_format", "columns", "batch_size", "dtype")
+    return {name: getattr(args, name) for name in names}
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Declare the options that choose preference data and how they are read."""
     parser.add_argument(
         "--data",
         required=required,
         metavar="FILE",
-        help="preference rows: JSONL, JSONL.gz, Parquet, or a data set on the hub",
+        help="preference rows: JSON lines, a JSON list, CSV, Parquet or Arrow, a folder or pattern "
+        "of such files, or a data set on the hub",
     )
     parser.add_argument(
         "--max-length",
@@ -77,14 +149,11 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.output import print_result
 
     result = score(
-        model=args.model,
         data=args.data,
         out=args.out,
-        tokenizer=args.tokenizer,
         max_length=args.max_length,
         skip_bad_rows=args.skip_bad_rows,
-        batch_size=args.batch_size,
-        dtype=args.dtype,
+        **model_options(args),
     )
     text = f"written to {args.out}: {result.n_rows:,} rows\n"
     print_result(result.to_dict(), text, as_json=args.json)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -20,47 +24,45 @@ from llm.evaluation.win_rates import (
     score_replies,
     win_rate_from_counts,
 )
-from llm.inference.generate import GenerationConfig, generate_replies
+from llm.inference.generate import generate_replies
 from llm.inference.score import PairScore, score_pairs
 from llm.precision import computing_in
-from rpo.runtime.loading import load_model_and_tokenizer, read_pairs
+from rpo.results import Evaluation
+from rpo.runtime.generation import model_settings
+from rpo.runtime.loading import (
+    LoadedModel,
+    LoadingOptions,
+    load_model_and_tokenizer,
+    log_report,
+    read_pairs,
+)
 from rpo.runtime.progress import track_progress
 
 if TYPE_CHECKING:
     from llm.evaluation.win_rates import RewardFunction
 
 
-class EvaluationOptions(NamedTuple):
-    """How models are run on preference data.
+class _Run(NamedTuple):
+    """Scores of the data under a model, and the rewards of its replies."""
 
-    Attributes:
-        data: file of preference rows, or a data set on the hub.
-        tokenizer: folder, name on the hub or ``"bytes"``; None takes that of the model.
-        max_length: limit of prompt and response together, in tokens; None for the default.
-        skip_bad_rows: skip and count unusable rows instead of refusing them.
-        batch_size: number of pairs or prompts that are computed together.
-        dtype: dtype of the parameters and of the computation.
-        prompts: number of prompts that are answered for a reward.
-        generation: how replies are generated.
-    """
-
-    data: str
-    tokenizer: str | None
-    max_length: int | None
-    skip_bad_rows: bool
-    batch_size: int
-    dtype: str
-    prompts: int
-    generation: GenerationConfig
+    scores: list[PairScore]
+    rewards: Float[np.ndarray, " n"] | None
+    settings: dict[str, Any]
+    report: dict[str, int]
+    notes: list[str]
 
 
 def measure_on_data(
     model: str,
     reference: str,
+    data: str,
     objective: ObjectiveConfig,
     reward: RewardFunction | None,
-    options: EvaluationOptions,
-) -> dict[str, Any]:
+    options: LoadingOptions,
+    generation: Mapping[str, Any],
+    *,
+    n_prompts: int,
+) -> Evaluation:
     """Return rewards and margins on preference data, and a win rate.
 
     Without a reward function, the win rate is that of the chosen responses against the rejected
@@ -69,37 +71,44 @@ def measure_on_data(
     Args:
         model: Hugging Face folder or name on the hub of the policy.
         reference: the same of the reference.
+        data: file of preference rows, or a data set on the hub.
         objective: its beta and eta scale the metrics.
         reward: reward of a prompt and a reply, which decides between the replies of the models;
             None generates no replies.
-        options: how the models are run.
+        options: how models and data are read.
+        generation: given settings of generation, with the seed, which is also that of bootstraps.
+        n_prompts: number of prompts that are answered for the reward.
 
     Returns:
-        Metrics by name.
+        Metrics by name, and what was noticed while reading.
 
     Raises:
         ValueError: if a model, the data or a reward is unusable.
     """
-    seed = options.generation.seed
     with computing_in(options.dtype):
-        policy_scores, policy_rewards = _run_model(model, reward, options)
-        reference_scores, reference_rewards = _run_model(reference, reward, options)
+        runs = [
+            _run_model(name, data, reward, options, generation, n_prompts)
+            for name in (model, reference)
+        ]
+        policy, base = runs
         metrics: dict[str, Any] = preference_metrics(
-            objective, policy_scores, reference_scores, seed=seed
+            objective, policy.scores, base.scores, seed=generation["seed"]
         )
-    if policy_rewards is not None and reference_rewards is not None:
-        metrics["reward/model"] = float(policy_rewards.mean())
-        metrics["reward/reference"] = float(reference_rewards.mean())
-        metrics |= _named_win_rate(compare_rewards(policy_rewards, reference_rewards))
+    if policy.rewards is not None and base.rewards is not None:
+        metrics["reward/model"] = float(policy.rewards.mean())
+        metrics["reward/reference"] = float(base.rewards.mean())
+        metrics |= _named_win_rate(compare_rewards(policy.rewards, base.rewards))
     else:
         names = ("win_rate", "win_rate_lower", "win_rate_upper", "wins", "ties", "losses")
         metrics |= {name: metrics[f"rewards/{name}"] for name in names}
-    return metrics
+    settings = {"model": policy.settings, "reference": base.settings} if reward else {}
+    notes = log_report(policy.report, [*policy.notes, *base.notes])
+    return Evaluation(metrics, policy.report, notes, settings)
 
 
 def measure_by_judgments(
     path: Path, model: str, reference: str, *, gamed: Path | None = None
-) -> dict[str, Any]:
+) -> Evaluation:
     """Return the win rate of a model over a reference, from a file of judgments.
 
     Args:
@@ -109,7 +118,7 @@ def measure_by_judgments(
         gamed: AlpacaEval's df_gamed.csv, for the length-controlled win rate.
 
     Returns:
-        Win rates with their intervals, and the counts.
+        Win rates with their intervals, the counts, and what was noticed while reading.
 
     Raises:
         ValueError: if a file is unusable, or no question compares the two models.
@@ -119,6 +128,7 @@ def measure_by_judgments(
     counts = count_wins(file.verdicts, model, reference)
     if counts.wins + counts.ties + counts.losses == 0:
         raise ValueError(f"{path}: the judge failed on every question")
+    annotations = None
     if file.kind == "alpaca_eval":
         annotations = None if gamed is None else read_gamed_annotations(gamed)
         metrics = alpaca_eval_metrics(file, model, reference, gamed=annotations)
@@ -131,7 +141,7 @@ def measure_by_judgments(
     others = sum({each.first, each.second} != {model, reference} for each in file.verdicts)
     metrics["other_models"] = others // (1 if file.kind == "alpaca_eval" else 2)
     metrics["repeated"] = file.repeated
-    notes = []
+    notes: list[str] = []
     if file.repeated:
         notes.append(f"questions that repeat an earlier one and count again: {file.repeated:,}")
     if metrics["other_models"]:
@@ -141,9 +151,9 @@ def measure_by_judgments(
         notes.append(f"judgments counted together, of several: {', '.join(sorted(judges))}")
     if file.passed_over:
         notes.append(f"fields of {path} passed over: {', '.join(file.passed_over)}")
-    if gamed is not None and annotations is not None and annotations.passed_over:
+    if annotations is not None and annotations.passed_over:
         notes.append(f"columns of {gamed} passed over: {', '.join(annotations.passed_over)}")
-    return metrics | {"notes": notes}
+    return Evaluation(metrics, notes=log_report({}, notes))
 
 
 def _named_win_rate(rate: WinRate) -> dict[str, Any]:
@@ -154,10 +164,11 @@ def _named_win_rate(rate: WinRate) -> dict[str, Any]:
 
 
 def load_reward(name: str) -> RewardFunction:
-    """Load a reward function from a Python file.
+    """Load a reward function from a Python file or a module.
 
     Args:
-        name: file and function, ``FILE.py:NAME``.
+        name: file and function, ``FILE.py:NAME``, or module and function, ``MODULE:NAME``; a module
+            may lie in the current folder.
 
     Returns:
         The function.
@@ -166,53 +177,106 @@ def load_reward(name: str) -> RewardFunction:
         ValueError: if the name has another form, the file fails or has no such function.
         OSError: if the file cannot be read.
     """
-    path, _, function = name.rpartition(":")
-    if not path.endswith(".py") or not function:
-        raise ValueError(f"argument --reward: must be FILE.py:NAME, got {name!r}")
-    spec = importlib.util.spec_from_file_location("user_reward", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"argument --reward: {path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
+    source, _, function = name.rpartition(":")
+    is_file = source.endswith(".py")
+    if not function or not (is_file or all(map(str.isidentifier, source.split(".")))):
+        raise ValueError(f"argument --reward: must be FILE.py:NAME or MODULE:NAME, got {name!r}")
+    if is_file and not Path(source).is_file():
+        raise FileNotFoundError(2, "No such file or directory", source)
     try:
-        spec.loader.exec_module(module)
-    except OSError:
+        with _printing_to_stderr():
+            module = _load_file(Path(source)) if is_file else _import_module(source)
+    except KeyboardInterrupt:
         raise
-    except Exception as error:  # the user's file may raise anything
-        raise ValueError(f"argument --reward: {path}: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # the user's file may raise anything, or exit
+        raise ValueError(f"argument --reward: {source}: {type(error).__name__}: {error}") from error
     reward = getattr(module, function, None)
     if not callable(reward):
-        raise ValueError(f"argument --reward: {path} has no function `{function}`")
+        raise ValueError(f"argument --reward: {source} has no function `{function}`")
     return cast("RewardFunction", reward)
 
 
+def _load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("user_reward", path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> Any:
+    # At the end, so that no file of the current folder takes the place of an installed module.
+    if "" not in sys.path:
+        sys.path.append("")
+    return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Keep what the user's code prints out of the JSON on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def _run_model(
-    name: str, reward: RewardFunction | None, options: EvaluationOptions
-) -> tuple[list[PairScore], Float[np.ndarray, " n"] | None]:
+    name: str,
+    data: str,
+    reward: RewardFunction | None,
+    options: LoadingOptions,
+    generation: Mapping[str, Any],
+    n_prompts: int,
+) -> _Run:
     """Return the scores of the data and the rewards of replies; free the model's memory after."""
-    model, tokenizer = load_model_and_tokenizer(name, options.tokenizer, options.dtype)
-    pairs = read_pairs(
-        options.data,
-        model,
-        tokenizer,
-        max_length=options.max_length,
-        skip_bad_rows=options.skip_bad_rows,
-    )
-    scores = score_pairs(
-        model,
-        pairs,
-        batch_size=options.batch_size,
-        progress=lambda batches, n: track_progress(batches, n, f"batches scored by {name}"),
-    )
+    model = load_model_and_tokenizer(name, options)
+    tokenized = read_pairs(data, model, options)
+    try:
+        scores = score_pairs(
+            model.decoder,
+            tokenized.pairs,
+            batch_size=options.batch_size,
+            progress=lambda batches, n: track_progress(batches, n, f"batches scored by {name}"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {data}: {error}") from error
+    notes = [*model.notes, *tokenized.notes]
     if reward is None:
-        return scores, None
-    questions = read_questions(options.data)[: options.prompts]
-    replies = generate_replies(
-        model,
-        tokenizer,
-        questions,
-        options.generation,
-        batch_size=options.batch_size,
-        progress=lambda batches, n: track_progress(batches, n, "batches answered"),
+        return _Run(scores, None, {}, tokenized.report, notes)
+    rewards, settings, more = _reward_replies(
+        name, model, data, reward, options, generation, n_prompts
     )
+    return _Run(scores, rewards, settings, tokenized.report, [*notes, *more])
+
+
+def _reward_replies(
+    name: str,
+    model: LoadedModel,
+    data: str,
+    reward: RewardFunction,
+    options: LoadingOptions,
+    generation: Mapping[str, Any],
+    n_prompts: int,
+) -> tuple[Float[np.ndarray, " n"], dict[str, Any], tuple[str, ...]]:
+    """Return the rewards of the model's replies, and the settings of generation with notes."""
+    settings = model_settings(model, options, generation)
+    # What the reader passes over was noted when the pairs were read.
+    questions = read_questions(data, columns=options.columns, notes=[])[:n_prompts]
+    try:
+        replies = generate_replies(
+            model.decoder,
+            model.tokenizer,
+            questions,
+            settings.config,
+            end_ids=settings.end_ids,
+            batch_size=options.batch_size,
+            progress=lambda batches, n: track_progress(batches, n, "batches answered"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     prompts = [question.prompts[0] for question in questions]
-    return scores, score_replies(reward, prompts, [answers[0].text for answers in replies])
+    sources = [question.where for question in questions]
+    texts = [answers[0].text for answers in replies]
+    with _printing_to_stderr():
+        rewards = score_replies(reward, prompts, texts, sources=sources)
+    return rewards, settings.record(), settings.notes

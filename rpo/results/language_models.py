@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,8 @@ class TrainEstimate(Result):
         flops_per_step: floating-point operations of one step.
         peak_bytes_per_device: estimated peak memory of one device.
         seconds: estimated duration of the training steps.
+        limit_bytes_per_device: memory of one device; None if the device does not report it.
+        notes: sentences about the inputs: counts of rows, what is cut, keys without an effect.
     """
 
     config: TrainConfig
@@ -94,6 +96,14 @@ class TrainEstimate(Result):
     flops_per_step: int
     peak_bytes_per_device: int
     seconds: float
+    limit_bytes_per_device: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the estimated peak is within the memory of a device; None if it is unknown."""
+        limit = self.limit_bytes_per_device
+        return None if limit is None else self.peak_bytes_per_device <= limit
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""
@@ -141,10 +151,14 @@ class Scores(Result):
     Attributes:
         path: the JSON lines file of the scores.
         n_rows: number of scored rows.
+        report: number of rows that were read, skipped and cut, by name.
+        notes: what was passed over or changed, as sentences.
     """
 
     path: Path
     n_rows: int
+    report: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def records(self) -> pa.Table:
@@ -154,8 +168,9 @@ class Scores(Result):
         return json_lines.read_json(self.path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the file and the number of rows as plain values."""
-        return {"out": str(self.path), "rows": self.n_rows}
+        """Return the file, the number of rows and what was noticed as plain values."""
+        noticed = {"report": dict(self.report), "notes": list(self.notes)}
+        return {"out": str(self.path), "rows": self.n_rows, **noticed}
 
     def table_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the scored rows."""
@@ -180,15 +195,20 @@ class Reply(Result):
         text: the reply.
         finished: whether the model ended it with an end token.
         tokens: number of generated tokens, without the end token.
+        settings: settings of generation, by the names of ``llm.GenerationConfig``.
+        notes: what was passed over or has no effect, as sentences.
     """
 
     text: str
     finished: bool
     tokens: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the reply as plain values."""
-        return asdict(self)
+        noticed = {"settings": dict(self.settings), "notes": list(self.notes)}
+        return {"text": self.text, "finished": self.finished, "tokens": self.tokens, **noticed}
 
 
 @dataclass(frozen=True)
@@ -200,16 +220,22 @@ class GeneratedReplies(Result):
         format: ``"rows"``, ``"alpaca_eval"`` or ``"mt_bench"``, that of the prompts.
         questions: number of answered questions.
         truncated: number of replies that reached the length limit.
+        settings: settings of generation, by the names of ``llm.GenerationConfig``.
+        notes: what was passed over or has no effect, as sentences.
     """
 
     path: Path
     format: str
     questions: int
     truncated: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the file and the counts as plain values."""
-        return {"out": str(self.path), "answers": self.questions, "cut": self.truncated}
+        """Return the file, the counts and the settings as plain values."""
+        counts = {"answers": self.questions, "cut": self.truncated}
+        noticed = {"settings": dict(self.settings), "notes": list(self.notes)}
+        return {"out": str(self.path), **counts, **noticed}
 
 
 @dataclass(frozen=True)
@@ -217,14 +243,23 @@ class Evaluation(Result):
     """Result of ``evaluate``.
 
     Attributes:
-        metrics: the metrics by name, such as ``"rewards/margins"`` and ``"win_rate"``.
+        metrics: the metrics by name, such as ``"rewards/margins"`` and ``"win_rate"``; None for a
+            standard error of a single value.
+        report: number of rows that were read, skipped and cut, by name; empty for judgments.
+        notes: what was passed over, changed or has no effect, as sentences.
+        settings: settings of generation of both models, if they answered prompts.
     """
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Any]
+    report: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the metrics as plain values."""
-        return dict(self.metrics)
+        """Return the metrics as plain values, with what was noticed."""
+        noticed = {"report": dict(self.report), "settings": dict(self.settings)}
+        kept = {name: value for name, value in noticed.items() if value}
+        return {**self.metrics, **kept, "notes": list(self.notes)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw wins, ties and losses if they were counted, otherwise the mean rewards."""

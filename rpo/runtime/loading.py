@@ -3,22 +3,116 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpo_io.outputs import prepare_file as prepare_file
 
-from .errors import UsageError
+from .errors import UsageError, check_whole_number
 
 if TYPE_CHECKING:
     from llm.data.pair_table import PairTable
     from llm.models.decoder import Decoder
-    from llm.text.tokenizer import Tokenizer
+    from llm.text.tokenizer import Tokenizer, TokenizerOptions
 
 DEFAULT_MAX_LENGTH = 1024
 """Default limit of prompt and response together, in tokens."""
 DTYPES = ("float32", "bfloat16", "float64")
 """Dtypes of parameters and computation."""
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a model, its tokenizer and preference data are read.
+
+    Attributes:
+        tokenizer: folder, name on the hub or ``"bytes"``; None for that of the model.
+        dtype: dtype of the parameters and of the computation.
+        batch_size: number of pairs or prompts that are computed together.
+        chat_template: ``"chatml"`` or a template file; None for that of the tokenizer.
+        chat_template_kwargs: variables of the chat template.
+        template_date: date that the template reads as today; None for today.
+        special_tokens: ``"refuse"`` or ``"as_text"``, for control tokens in contents.
+        data_format: ``"chat"``, or ``"text"`` without a template.
+        columns: name of the column for a field of a row, or ``"ignore"``.
+        max_length: limit of prompt and response together, in tokens; None for 1024 or the model's
+            limit, whichever is smaller.
+        skip_bad_rows: skip and count unusable rows instead of refusing them.
+
+    Raises:
+        UsageError: if a value is out of range.
+    """
+
+    tokenizer: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 8
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str | None = None
+    special_tokens: str = "refuse"
+    data_format: str = "chat"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    max_length: int | None = None
+    skip_bad_rows: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the dtype; the rest is checked where it is used."""
+        check_whole_number("batch_size", self.batch_size, 1)
+        check_whole_number("max_length", self.max_length, 2)
+        check_dtype(self.dtype)
+
+    def tokenizer_options(self) -> TokenizerOptions:
+        """Return the options of the tokenizer.
+
+        Raises:
+            ValueError: if a value is invalid.
+        """
+        from llm.text.tokenizer import TokenizerOptions
+
+        values: dict[str, Any] = {"special_tokens": self.special_tokens, "format": self.data_format}
+        return TokenizerOptions(
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            template_date=self.template_date,
+            **values,
+        )
+
+    def input_files(self) -> list[str]:
+        """Return the files and folders that the options name."""
+        return [name for name in (self.tokenizer, self.chat_template) if name is not None]
+
+
+class LoadedModel(NamedTuple):
+    """A model with its tokenizer.
+
+    Attributes:
+        decoder: the model.
+        tokenizer: its tokenizer.
+        folder: local folder of the model.
+        notes: what the two folders hold that is not used, as sentences.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    folder: Path
+    notes: tuple[str, ...]
+
+
+class TokenizedData(NamedTuple):
+    """Preference data as tokens.
+
+    Attributes:
+        pairs: the pairs, at least one.
+        report: number of rows that were read, skipped and cut, by name.
+        notes: columns and texts that were passed over or changed, as sentences.
+    """
+
+    pairs: PairTable
+    report: dict[str, int]
+    notes: tuple[str, ...]
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -35,22 +129,19 @@ def check_dtype(dtype: str | None) -> None:
         raise UsageError(f"`dtype` must be one of {names}, got {dtype!r}")
 
 
-def load_model_and_tokenizer(
-    model: str, tokenizer: str | None, dtype: str
-) -> tuple[Decoder, Tokenizer]:
+def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         model: Hugging Face folder, or a name on the hub.
-        tokenizer: folder or name on the hub, or ``"bytes"``; None takes that of the model.
-        dtype: dtype of the parameters and of the computation.
+        options: the tokenizer, its template and the dtype.
 
     Returns:
         Model and tokenizer.
 
     Raises:
-        ValueError: if one of them is missing or damaged, or the tokenizer has more tokens than the
-            model embeds.
+        ValueError: if one of them is missing or damaged, or the tokenizer writes tokens that the
+            model does not embed.
     """
     import jax.numpy as jnp
 
@@ -58,35 +149,34 @@ def load_model_and_tokenizer(
     from llm.hf.io import load_model, model_notes
     from llm.text.tokenizer import check_vocab_size, load_tokenizer
 
+    dtype = jnp.dtype(options.dtype)
     folder = resolve_model_folder(model)
-    for note in model_notes(folder):
-        _logger.info("%s", note)
-    loaded = load_tokenizer(folder if tokenizer is None else resolve_tokenizer_folder(tokenizer))
-    decoder = load_model(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
-    check_vocab_size(loaded, decoder.architecture.vocab_size, tokenizer or model)
-    return decoder, loaded
+    notes = model_notes(folder)
+    other = options.tokenizer
+    tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
+    tokenizer = load_tokenizer(tokenizer_folder, options.tokenizer_options())
+    decoder = load_model(folder, dtype=dtype, param_dtype=dtype)
+    vocab_size = decoder.architecture.vocab_size
+    check_vocab_size(tokenizer, vocab_size, other or model)
+    notes = [*(f"{model}: {note}" for note in notes), *tokenizer.notes]
+    if tokenizer.template_date is not None and options.template_date is None:
+        notes.append(
+            f"the chat template writes today's date, {tokenizer.template_date}: give it with "
+            "--template-date to repeat these numbers on another day"
+        )
+    return LoadedModel(decoder, tokenizer, folder, tuple(notes))
 
 
-def read_pairs(
-    data: str,
-    model: Decoder,
-    tokenizer: Tokenizer,
-    *,
-    max_length: int | None,
-    skip_bad_rows: bool,
-) -> PairTable:
-    """Read and tokenize preference data; log the numbers of truncated and skipped rows.
+def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> TokenizedData:
+    """Read and tokenize preference data.
 
     Args:
         data: file of preference rows, or a data set on the hub.
         model: the model that will read them.
-        tokenizer: tokenizer of the model.
-        max_length: limit of prompt and response together, in tokens; by default 1024 or the
-            model's limit, whichever is smaller.
-        skip_bad_rows: skip and count unusable rows instead of refusing them.
+        options: columns, limits and the treatment of bad rows.
 
     Returns:
-        The pairs, at least one.
+        The pairs, with counts of rows that were skipped and cut.
 
     Raises:
         ValueError: if a row is unusable (the message names file, line and field), no row remains,
@@ -96,24 +186,49 @@ def read_pairs(
     from llm.data.preferences import stream_preferences
     from llm.text.tokenize import tokenize_rows
 
-    limit = model.architecture.max_position_embeddings
-    length = min(DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
+    architecture = model.decoder.architecture
+    limit, given = architecture.max_position_embeddings, options.max_length
+    length = min(DEFAULT_MAX_LENGTH, limit) if given is None else given
     if length > limit:
         raise ValueError(
             f"argument --max-length: the model reads at most {limit} tokens, got {length}"
         )
-    rows = stream_preferences(data, check_content=False)
-    on_error = "skip" if skip_bad_rows else "raise"
+    notes: list[str] = []
+    rows = stream_preferences(
+        data,
+        check_content=False,
+        columns=options.columns,
+        raw_text=options.data_format == "text",
+        notes=notes,
+    )
     tokenized = tokenize_rows(
         rows,
-        tokenizer,
+        model.tokenizer,
         max_length=length,
-        on_error=on_error,
-        vocab_size=model.architecture.vocab_size,
+        on_error="skip" if options.skip_bad_rows else "raise",
+        vocab_size=architecture.vocab_size,
     )
-    for name, count in tokenized.report.items():
-        if count and name != "rows":
-            _logger.info("%s: %s", name, f"{count:,}")
     if not tokenized.pairs:
         raise ValueError(f"{data}: must have at least one usable row, got none")
-    return tokenized.pairs
+    return TokenizedData(
+        tokenized.pairs, tokenized.report, tuple(f"{data}: {note}" for note in notes)
+    )
+
+
+def log_report(report: Mapping[str, int], notes: Iterable[str]) -> tuple[str, ...]:
+    """Log the counts of rows that were not used as they are, and every note once.
+
+    Args:
+        report: counts by name; zeros and the number of ``rows`` are not logged.
+        notes: sentences, some of which may be equal.
+
+    Returns:
+        The distinct notes, in order.
+    """
+    for name, count in report.items():
+        if count and name != "rows":
+            _logger.info("%s: %s", name, f"{count:,}")
+    distinct = tuple(dict.fromkeys(notes))
+    for note in distinct:
+        _logger.info("%s", note)
+    return distinct

@@ -1,0 +1,199 @@
+"""The function ``evaluate``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo.results import Evaluation
+from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
+from rpo.runtime.loading import LoadingOptions
+
+if TYPE_CHECKING:
+    from llm.config import DtypeName
+    from llm.evaluation.win_rates import RewardFunction
+    from llm.text.tokenizer import DataFormat, SpecialTokens
+
+PathLike = str | os.PathLike[str]
+BETA, ETA, PROMPTS = 0.01, 0.005, 100
+"""Defaults of ``evaluate``."""
+
+
+def evaluate(
+    *,
+    model: PathLike,
+    reference: PathLike,
+    data: PathLike | None = None,
+    judgments: PathLike | None = None,
+    gamed: PathLike | None = None,
+    beta: float = BETA,
+    eta: float = ETA,
+    reward: str | RewardFunction | None = None,
+    prompts: int = PROMPTS,
+    out: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    chat_template: PathLike | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
+    special_tokens: SpecialTokens = "refuse",
+    data_format: DataFormat = "chat",
+    columns: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    skip_bad_rows: bool = False,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    dtype: DtypeName = "float32",
+) -> Evaluation:
+    """Measure a model against a reference: rewards and margins on data, and win rates.
+
+    Give either ``data`` or ``judgments``.
+
+    Args:
+        model: Hugging Face folder or name on the hub; with ``judgments``, its name there.
+        reference: the same of the model to compare with.
+        data: file of preference rows, or a data set on the hub.
+        judgments: AlpacaEval's annotations (.json) or MT-Bench's pair judgments (.jsonl).
+        gamed: AlpacaEval's file df_gamed.csv; with it, the length-controlled win rate of its
+            annotations is computed as well.
+        beta: scale of the rewards beta log(policy / reference), greater than 0.
+        eta: weight of the adversarial value, at least 0.
+        reward: function of prompt messages and reply text that decides between the replies of both
+            models, or its name, ``"FILE.py:NAME"`` or ``"MODULE:NAME"``. By default no replies are
+            generated, and the win rate is that of chosen against rejected responses.
+        prompts: number of prompts that are answered for ``reward``, the first ones, at least 1.
+        out: file for the metrics as JSON; none is written by default.
+        tokenizer: folder or name on the hub, or ``"bytes"``; that of each model by default.
+        chat_template: ``"chatml"`` or a Jinja file; the template of the tokenizer by default.
+        chat_template_kwargs: variables of the template, such as ``{"enable_thinking": False}``.
+        template_date: date that the template reads as today, ``YYYY-MM-DD``; today by default.
+        special_tokens: ``"refuse"`` texts with control tokens, or write these ``"as_text"``.
+        data_format: ``"chat"``, or ``"text"`` for base models: no template is applied.
+        columns: name of the column for a field, such as ``{"prompt": "question"}``; ``"ignore"``
+            passes a column over.
+        max_length: limit of prompt and response together, in tokens, at least 2; by default 1024
+            or the model's limit, whichever is smaller.
+        skip_bad_rows: skip and count unusable rows instead of refusing them.
+        max_new_tokens: largest number of tokens of a reply, at least 1. The default of this and of
+            the next five arguments is the value in the model's generation_config.json, or else
+            256 and greedy decoding.
+        temperature: sampling temperature, at least 0; 0 takes the most likely token.
+        top_p: sample from the most likely tokens with this total probability, in (0, 1].
+        top_k: sample from this number of most likely tokens; 0 for all.
+        min_p: sample from tokens at least this likely, relative to the most likely, in [0, 1].
+        repetition_penalty: factor by which earlier tokens become less likely; 1 for none.
+        seed: seed of the samples and of the bootstrapped intervals, at least 0.
+        batch_size: number of pairs or prompts that are computed together, at least 1.
+        dtype: dtype of the parameters and of the computation.
+
+    Returns:
+        The metrics, with counts of rows that were skipped or cut.
+
+    Raises:
+        ValueError: if a model, the data, the reward or an argument is invalid, or an argument has
+            no effect because the one that it goes with is missing.
+        OSError: if a file cannot be read or written.
+
+    Examples:
+        >>> result = api.evaluate(model="new", reference="old", data="rows.jsonl")  # doctest: +SKIP
+        >>> result.metrics["rewards/margins"]  # doctest: +SKIP
+    """
+    if (data is None) == (judgments is None):
+        raise UsageError("give either --data or --judgments")
+    options = LoadingOptions(
+        tokenizer=_optional(tokenizer),
+        chat_template=_optional(chat_template),
+        chat_template_kwargs=chat_template_kwargs or {},
+        template_date=template_date,
+        special_tokens=special_tokens,
+        data_format=data_format,
+        columns=columns or {},
+        max_length=max_length,
+        skip_bad_rows=skip_bad_rows,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+    generation = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    of_replies = generation | {"prompts": None if prompts == PROMPTS else prompts}
+    of_data = {
+        "reward": reward,
+        "beta": None if beta == BETA else beta,
+        "eta": None if eta == ETA else eta,
+        **{name: value for name, value in vars(options).items() if value != _DEFAULTS[name]},
+    }
+    if judgments is not None:
+        _refuse_unused(of_data | of_replies, "data")
+    elif gamed is not None:
+        raise UsageError("argument --gamed: goes with --judgments")
+    elif reward is None:
+        _refuse_unused(of_replies, "reward")
+    check_number("beta", beta, 0.0, inclusive=False)
+    check_number("eta", eta, 0.0, inclusive=True)
+    check_whole_number("prompts", prompts, 1)
+    with user_input():
+        from llm.config import ObjectiveConfig
+        from rpo.jobs.evaluation import load_reward, measure_by_judgments, measure_on_data
+        from rpo.runtime.generation import given_settings
+        from rpo.runtime.loading import prepare_file
+        from rpo_io.atomic import write_atomic
+        from rpo_io.strict_json import format_document
+
+        if out is not None:
+            named = (model, reference, data, judgments, gamed)
+            inputs = [os.fspath(source) for source in named if source is not None]
+            if isinstance(reward, str):
+                inputs.append(reward.rpartition(":")[0])
+            inputs += options.input_files()
+            prepare_file(Path(out), inputs=inputs, is_earlier_result=_is_evaluation)
+        models = os.fspath(model), os.fspath(reference)
+        if judgments is not None:
+            evaluation = measure_by_judgments(
+                Path(judgments), *models, gamed=None if gamed is None else Path(gamed)
+            )
+        else:
+            evaluation = measure_on_data(
+                *models,
+                os.fspath(data or ""),
+                ObjectiveConfig(beta=beta, eta=eta),
+                load_reward(reward) if isinstance(reward, str) else reward,
+                options,
+                given_settings(seed=seed, **generation),
+                n_prompts=prompts,
+            )
+        document = format_document(evaluation.to_dict())  # refuses numbers that are not finite
+        if out is not None:
+            write_atomic(Path(out), document.encode())
+    return evaluation
+
+
+_DEFAULTS = vars(LoadingOptions())
+
+
+def _refuse_unused(given: Mapping[str, Any], needed: str) -> None:
+    """Refuse the first argument that is given and has no effect without another one."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"argument --{name.replace('_', '-')}: goes with --{needed}")
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Return whether a record holds the metrics of an earlier :func:`evaluate`."""
+    return "rewards/margins" in record or {"win_rate", "wins"} <= record.keys()
+
+
+def _optional(path: PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
