@@ -118,22 +118,22 @@ class GuardedEncoder:
             if not found:
                 self._check_template_tokens(encoded)
                 return encoded
-            token, place = found[0]
+            token, range_ = found[0]
             name = self.control[token].content
             if not self._as_text:
                 raise RowError(
                     "special token",
                     f"a message must not contain the special token {name!r}, got "
-                    f"{traced.text[slice(*place)]!r}: remove it, or write it as ordinary text with "
-                    "`special_tokens: as_text`",
+                    f"{traced.text[slice(*range_)]!r}: remove it, or write it as ordinary text "
+                    "with `special_tokens: as_text`",
                 )
-            if any(place[0] < end and start < place[1] for start, end in plain):
+            if any(range_[0] < end and start < range_[1] for start, end in plain):
                 raise RowError(
                     "special token",
                     f"the tokenizer has no ordinary tokens for the special token {name!r}: remove "
                     "it from the message",
                 )
-            plain = sorted([*plain, *_disjoint(place for _, place in found)])
+            plain = sorted([*plain, *_disjoint(range_ for _, range_ in found)])
 
     def _encode_pieces(self, traced: TracedText, plain: Sequence[Range]) -> EncodedText:
         """Tokenize a text whose ranges ``plain`` have no added tokens."""
@@ -189,8 +189,8 @@ class GuardedEncoder:
                 ending = max(filter(text[start:end].endswith, self._texts), key=len, default="")
             if start > 0:
                 opening = max(filter(text[start:end].startswith, self._texts), key=len, default="")
-            for content, place in ((ending, end - len(ending)), (opening, start)):
-                range_ = (place, place + len(content))
+            for content, first in ((ending, end - len(ending)), (opening, start)):
+                range_ = (first, first + len(content))
                 if not content or any(a <= range_[0] and range_[1] <= b for a, b in written):
                     continue
                 if self._is_found(content):
@@ -251,10 +251,10 @@ def _encode_piece(
     return encoding.ids, encoding.offsets
 
 
-def _disjoint(places: Iterator[Range]) -> list[Range]:
+def _disjoint(ranges: Iterator[Range]) -> list[Range]:
     """Return ranges without those that overlap an earlier one."""
     kept: list[Range] = []
-    for start, end in places:
+    for start, end in ranges:
         if not kept or start >= kept[-1][1]:
             kept.append((start, end))
     return kept

@@ -154,7 +154,7 @@ class HuggingFaceTokenizer:
         for index in range(len(prompt), len(messages)):
             if messages[index].role != "assistant":
                 continue
-            first, opening, last = self._bounds_of_turn(messages, index, tools, encoded)
+            first, opening, last = self._bounds_of_message(messages, index, tools, encoded)
             start = first if index == len(prompt) else start
             scored[opening:last] = [True] * (last - opening)
             self._check_end(encoded, index, last)
@@ -170,7 +170,7 @@ class HuggingFaceTokenizer:
         """Return the text of tokens, without special tokens."""
         return self._files.decode(tokens)
 
-    def _bounds_of_turn(
+    def _bounds_of_message(
         self, messages: Messages, index: int, tools: str, encoded: EncodedText
     ) -> tuple[int, int, int]:
         """Return the indices of the first token of an assistant's turn, of its text, and its end.
@@ -193,11 +193,13 @@ class HuggingFaceTokenizer:
             last = len(encoded.ids)
         else:
             # The turn as the last one of a conversation, possibly with the opening.
-            turn = self._encode(messages[: index + 1], tools, False).traced.text[len(prompt) :]
-            turn = turn.removeprefix(opening)
-            end = constant + len(turn)
+            text_of_message = self._encode(messages[: index + 1], tools, False).traced.text[
+                len(prompt) :
+            ]
+            text_of_message = text_of_message.removeprefix(opening)
+            end = constant + len(text_of_message)
             last = len(encoded.tokens_before(end))
-            if not text.startswith(turn, constant) or encoded.offsets[last][0] < end:
+            if not text.startswith(text_of_message, constant) or encoded.offsets[last][0] < end:
                 raise _boundary(last)
         return first, len(encoded.tokens_before(constant)), last
 

@@ -23,9 +23,10 @@ import jinja2
 import jinja2.meta
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from llm.text.tracked_text import TrackedText, concat, dump_json, follow, mark, track

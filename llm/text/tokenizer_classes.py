@@ -34,7 +34,7 @@ FAMILY_CLASSES = {
 """Class that ``transformers`` registers for a family; it overrides some published classes."""
 FAMILIES_WITH_WRONG_CLASS = ("qwen2", "phi3")
 """Families whose published ``tokenizer_class`` is replaced by the registered class."""
-QWEN2_WORDS = (
+QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -157,9 +157,9 @@ def _byte_level(
 
 def _qwen2(vocabulary: Vocabulary, merges: Merges, config: Config) -> tokenizers.Tokenizer:
     adds_space = _adds_space(config, default=False)
-    words = pre_tokenizers.Split(tokenizers.Regex(QWEN2_WORDS), "isolated")
+    pieces = pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), "isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=adds_space, use_regex=False)
-    steps = pre_tokenizers.Sequence([words, letters])
+    steps = pre_tokenizers.Sequence([pieces, letters])
     return _byte_level(vocabulary, merges, steps, normalized=True)
 
 

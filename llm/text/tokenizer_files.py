@@ -244,7 +244,8 @@ class _DeclaredTokens:
             if value is None:
                 continue
             token = self._token(CONFIG_FILE, name, value)
-            self.named[name] = known.get(str(token), token) if name in NAMED_TOKENS else token
+            replaced = known.get(str(token)) if name in NAMED_TOKENS else None
+            self.named[name] = token if replaced is None else replaced
 
     def _read_extra(self, values: Mapping[str, Any]) -> None:
         extra = values.get("extra_special_tokens")

@@ -64,7 +64,9 @@ class TrackedText(str):
         """Repeat the string."""
         return concat([self] * max(0, count.__index__()))
 
-    __rmul__ = __mul__
+    def __rmul__(self, count: SupportsIndex) -> TrackedText:
+        """Repeat the string."""
+        return self * count
 
     def __mod__(self, values: Any) -> TrackedText:
         """Format values by ``%``."""
@@ -107,15 +109,15 @@ class TrackedText(str):
         """Remove a suffix."""
         return self._cut(0, str.removesuffix(self, suffix))
 
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[TrackedText]:
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[TrackedText]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Split at a separator, or at whitespace."""
         return self._pieces(str.split(self, sep, maxsplit), sep)
 
-    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[TrackedText]:
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[TrackedText]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Split at a separator, from the end."""
         return self._pieces(str.rsplit(self, sep, maxsplit), sep)
 
-    def splitlines(self, keepends: bool = False) -> list[TrackedText]:
+    def splitlines(self, keepends: bool = False) -> list[TrackedText]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Split into lines."""
         lines = self._pieces(str.splitlines(self, keepends=True), "")
         if keepends:

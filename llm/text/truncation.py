@@ -47,8 +47,8 @@ def cut_prompt(
     # Other contents, such as a system message, are cut only if that was not enough.
     for index in range(len(roles)):
         if excess > 0 and roles[index] != roles[-1]:
-            own = [token for token in kept if contents[token] == index]
-            removed = own[-excess:] if mode == "keep_start" else own[:excess]
+            tokens = [token for token in kept if contents[token] == index]
+            removed = tokens[-excess:] if mode == "keep_start" else tokens[:excess]
             kept = [token for token in kept if token not in set(removed)]
             excess -= len(removed)
     return kept if excess <= 0 else None

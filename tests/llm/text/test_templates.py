@@ -17,7 +17,7 @@ from llm.text.tokenizer import Tokenizer, TokenizerOptions, load_tokenizer
 
 WriteFolder = Callable[..., Path]
 USER, REPLY = Message("user", "Hé"), Message("assistant", "Ho")
-TURNS = (
+MESSAGES = (
     "{% for m in messages %}<|turn|>{{ m.role }}:{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}"
 )
@@ -42,7 +42,7 @@ def load(folder: Path, **options: Any) -> Tokenizer:
 def test_golden_the_date_of_a_template_is_fixed(
     call: str, expected: str, write_folder: WriteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_folder(f"{{{{ {call} }}}}" + TURNS)
+    folder = write_folder(f"{{{{ {call} }}}}" + MESSAGES)
     tokenizer = load(folder, template_date="2025-03-09")
     assert tokenizer.template_date == "2025-03-09"
     assert text_of(tokenizer, tokenizer.encode_prompt([USER])).startswith(expected)
@@ -64,7 +64,7 @@ def test_raises_for_a_template_that_draws_or_reads_a_clock(
     source: str, write_folder: WriteFolder
 ) -> None:
     with pytest.raises(ValueError, match=r"No filter named 'random'|is undefined"):
-        load(write_folder(source + TURNS))
+        load(write_folder(source + MESSAGES))
 
 
 @pytest.mark.parametrize("date", ["yesterday", "2025-13-01", "20 March"])
@@ -74,7 +74,7 @@ def test_raises_for_a_date_that_is_none(date: str) -> None:
 
 
 OPENING = "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
-EMPTY_THINKING = TURNS.replace("{{ m.content }}", OPENING + "{{ m.content }}")
+EMPTY_THINKING = MESSAGES.replace("{{ m.content }}", OPENING + "{{ m.content }}")
 
 
 def pair_of(tokenizer: Tokenizer, chosen: str, rejected: str, **fields: Any) -> Any:
@@ -131,7 +131,7 @@ def test_golden_a_generation_prompt_that_conversations_lack_is_left_out(
 
 
 def test_golden_variables_reach_the_template(write_folder: WriteFolder) -> None:
-    template = TURNS.replace(
+    template = MESSAGES.replace(
         "assistant:{%", "assistant:{% if think is false %}<think></think>{% endif %}{%"
     ).replace("{{ m.content }}", OPENING.replace("\n", "") + "{{ m.content }}")
     folder = write_folder(template)
@@ -147,7 +147,7 @@ def test_golden_variables_reach_the_template(write_folder: WriteFolder) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             load(folder, chat_template_kwargs={key: False})
-    named = write_folder(TURNS + "{{ sep_token }}")
+    named = write_folder(MESSAGES + "{{ sep_token }}")
     extended = load(named, chat_template_kwargs={"sep_token": "!"})
     assert text_of(extended, extended.encode_prompt([USER])).endswith("!")
 
@@ -165,7 +165,7 @@ def test_golden_absent_tools_and_documents_are_none_as_in_transformers(
         "messages[0].tool_calls is not defined": "T",
     }
     for test, expected in tests.items():
-        tokenizer = load(write_folder(f"{{% if {test} %}}T{{% endif %}}" + TURNS))
+        tokenizer = load(write_folder(f"{{% if {test} %}}T{{% endif %}}" + MESSAGES))
         text = text_of(tokenizer, tokenizer.encode_prompt([USER]))
         assert text.partition("<")[0] == expected, test
 
@@ -185,9 +185,9 @@ def test_golden_a_base_model_gets_a_template_by_name_or_from_a_file(
     assert text_of(tokenizer, tokenizer.encode_response([USER], [REPLY]).ids) == "Ho<|im_end|>\n"
     assert tokenizer.encode_prompt([USER]).count(259) == 2
     path = tmp_path / "mine.jinja"
-    path.write_text(TURNS, encoding="utf-8")
+    path.write_text(MESSAGES, encoding="utf-8")
     mine = load(write_folder("{{ raise_exception('not this one') }}"), chat_template=str(path))
-    assert mine.encode_prompt([USER]) == load(write_folder(TURNS)).encode_prompt([USER])
+    assert mine.encode_prompt([USER]) == load(write_folder(MESSAGES)).encode_prompt([USER])
     for value, message in [("chatlm", "must be `chatml` or a template file"), ("", "must be")]:
         with pytest.raises(ValueError, match=message):
             load(folder, chat_template=value)
@@ -199,15 +199,18 @@ def test_golden_named_templates_and_files_are_chosen_as_in_transformers(
     write_folder: WriteFolder,
 ) -> None:
     tools = json.dumps([{"name": "f"}])
-    with_tools = "{{ tools | tojson }}" + TURNS
-    named = [{"name": "default", "template": TURNS}, {"name": "tool_use", "template": with_tools}]
+    with_tools = "{{ tools | tojson }}" + MESSAGES
+    named = [
+        {"name": "default", "template": MESSAGES},
+        {"name": "tool_use", "template": with_tools},
+    ]
     folder = write_folder(None, chat_template=[*named, {"name": "rag", "template": "x"}])
     tokenizer = load(folder)
     assert tokenizer.notes == ("chat templates that are not used: rag",)
     assert text_of(tokenizer, tokenizer.encode_prompt([USER])).startswith("<|turn|>user")
     assert text_of(tokenizer, tokenizer.encode_prompt([USER], tools=tools)).startswith('[{"name"')
     # Files replace the templates of the configuration.
-    (folder / "chat_template.jinja").write_text("F" + TURNS, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("F" + MESSAGES, encoding="utf-8")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates/tool_use.jinja").write_text("G" + with_tools)
     tokenizer = load(folder)
@@ -239,7 +242,7 @@ def call(name: str, **arguments: Any) -> Message:
     return Message("assistant", "", json.dumps(fields))
 
 
-def test_golden_only_turns_of_the_assistant_are_scored(write_folder: WriteFolder) -> None:
+def test_golden_only_messages_of_the_assistant_are_scored(write_folder: WriteFolder) -> None:
     tokenizer = load(write_folder(CALLS))
     response = [call("f", x=1), Message("tool", "3"), Message("assistant", "Ho")]
     tokens = tokenizer.encode_response([USER], response)
@@ -263,7 +266,7 @@ def test_golden_only_turns_of_the_assistant_are_scored(write_folder: WriteFolder
 
 
 def test_raises_for_what_a_template_does_not_write(write_folder: WriteFolder) -> None:
-    tokenizer, full = load(write_folder(TURNS)), load(write_folder(CALLS))
+    tokenizer, full = load(write_folder(MESSAGES)), load(write_folder(CALLS))
     tools = json.dumps([{"name": "f"}])
     with pytest.raises(RowError, match="does not write `tools`"):
         tokenizer.encode_prompt([USER], tools=tools)
@@ -282,7 +285,7 @@ def test_raises_for_what_a_template_does_not_write(write_folder: WriteFolder) ->
     # The arguments are a number, of which the text alone tells nothing.
     first, second = (full.encode_response([USER], [call("f", x=x)]).ids for x in (1, 2))
     assert first != second
-    no_system = TURNS.replace(
+    no_system = MESSAGES.replace(
         "{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"
     )
     with pytest.raises(RowError, match="does not write the content of message 1, of the system"):
@@ -293,8 +296,8 @@ def test_raises_for_what_a_template_does_not_write(write_folder: WriteFolder) ->
     assert full.unwritten == {"`tool_call_id`": 1}
 
 
-def test_golden_reasoning_of_earlier_turns_is_counted(write_folder: WriteFolder) -> None:
-    template = TURNS.replace(
+def test_golden_reasoning_of_earlier_messages_is_counted(write_folder: WriteFolder) -> None:
+    template = MESSAGES.replace(
         "{{ m.content }}",
         "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>"
         "{% endif %}{{ m.content }}",

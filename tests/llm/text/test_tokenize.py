@@ -38,7 +38,7 @@ def test_golden_a_row_that_fits_is_not_truncated() -> None:
     assert data.report == expected
 
 
-def test_golden_a_truncated_prompt_keeps_the_openings_of_its_turn_and_of_the_answer() -> None:
+def test_golden_a_truncated_prompt_keeps_the_openings_of_its_message_and_of_the_answer() -> None:
     row = row_of("abcdef", "x", "y")
     end = tokens_of(row, max_length=7, max_prompt_length=5)
     assert end.pairs[0].prompt == (BOS, USER, 101, 102, ASSISTANT)
@@ -51,7 +51,9 @@ def test_golden_a_truncated_prompt_keeps_the_openings_of_its_turn_and_of_the_ans
         tokens_of(row, max_length=6, max_prompt_length=3)
 
 
-def test_golden_a_truncated_conversation_loses_whole_turns_and_keeps_its_system_message() -> None:
+def test_golden_a_truncated_conversation_loses_whole_messages_and_keeps_its_system_message() -> (
+    None
+):
     messages = [("system", "S"), ("user", "abc"), ("assistant", "B"), ("user", "def")]
     prompt = [{"role": role, "content": content} for role, content in messages]
     row = parse_row(Row({"prompt": prompt, "chosen": "x", "rejected": "y"}, "a.jsonl:1"), 0)
@@ -79,7 +81,8 @@ def test_raises_or_counts_rows_that_are_too_long_if_they_are_not_to_be_truncated
         row_of("abcdef", "x", "y"),
         row_of("a", "x" * 9, "y"),
     )
-    rows, options = [short, long, longest], {"max_length": 8, "max_prompt_length": 5}
+    rows = [short, long, longest]
+    options: dict[str, Any] = {"max_length": 8, "max_prompt_length": 5}
     assert len(tokenize_rows(rows, TOKENIZER, **options).pairs) == 3
     data = tokenize_rows(rows, TOKENIZER, on_overlong="skip", **options)
     assert [len(data.pairs), data.report["rows_skipped: too long"]] == [1, 2]

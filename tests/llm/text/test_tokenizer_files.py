@@ -194,7 +194,7 @@ def test_property_a_further_key_is_used_refused_or_listed(
     if name == "tokenizer_config.json":
         document = {**json.loads((folder / name).read_text()), **document}
     write_json(folder, name, document)
-    refusal = ""
+    refusal, after = "", before
     try:
         after = read_tokenizer(folder)
     except ValueError as error:
@@ -210,7 +210,9 @@ def test_property_a_further_key_is_used_refused_or_listed(
     assert not (is_used and is_listed), (key, value)
 
 
-def test_property_clean_up_applies_to_words_and_not_to_bytes(write_folder: WriteFolder) -> None:
+def test_property_clean_up_applies_to_whole_word_models_and_not_to_bytes(
+    write_folder: WriteFolder,
+) -> None:
     # As in Transformers, where only models of whole words lose spaces before punctuation.
     folder = write_folder(clean_up_tokenization_spaces=True)
     tokenizer = load_tokenizer(folder, AS_TEXT)
