@@ -175,7 +175,7 @@ class RowRules:
         """Count a finding about a row that its reader should know.
 
         Args:
-            finding: sentence without the number of rows, in which ``{}`` stands for it.
+            finding: noun phrase for such rows.
             where: source of the row.
         """
         count, first = self._findings.get(finding, (0, where))
@@ -229,7 +229,7 @@ class RowRules:
             more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
             lines.append(f"columns passed over: {', '.join(listed[:_MAX_LISTED])}{more}")
         for finding, (count, first) in self._findings.items():
-            lines.append(f"{finding.format(f'{count:,}')} (the first is {first})")
+            lines.append(f"{finding}: {count:,} (the first is {first})")
         return tuple(lines)
 
     def describe_missing(self, field: str, fields: Mapping[str, Any]) -> str:

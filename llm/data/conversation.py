@@ -14,8 +14,8 @@ from .messages import Messages, parse_conversation, same_text, word_count
 _SYSTEM_ROLES = ("system", "developer")
 _GREETING_LENGTH = 2
 """Longest prompt, in words, that a response may begin with by chance, as with "Good evening"."""
-_KEPT = "{} rows have a response that begins with the text of its prompt; it is used as it is"
-_STRIPPED = "the responses of {} rows begin with the text of their prompt, which is removed"
+_KEPT = "rows with a response that begins with its own prompt, used as it is"
+_STRIPPED = "rows whose responses begin with their own prompt, which is removed"
 
 
 def common_prefix(first: Messages, second: Messages) -> Messages:

@@ -182,7 +182,8 @@ def test_property_responses_that_begin_with_their_prompt_are_cut_or_counted(tmp_
         assert rows[0].baseline is not None
         assert rows[0].baseline[0].content == "Red."
         assert len(notes) == 1
-        assert notes[0].startswith("the responses of 2 rows begin with the text of their prompt")
+        assert notes[0].startswith("rows whose responses begin with their own prompt, which is re")
+        assert ": 2 (the first is " in notes[0]
         assert notes[0].endswith("rows.jsonl:1)")
     spaced = {"prompt": "2 + 2 =", "chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5"}
     assert read(tmp_path, spaced, raw_text=True)[0][0].chosen[0].content == " 4"
@@ -194,7 +195,7 @@ def test_property_responses_that_begin_with_their_prompt_are_cut_or_counted(tmp_
     ):
         rows, notes = read(tmp_path, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
         assert (rows[0].chosen[0].content, rows[0].rejected[0].content) == (chosen, rejected)
-        assert notes[0].startswith("1 rows have a response that begins with the text of its prompt")
+        assert notes[0].startswith("rows with a response that begins with its own prompt, used as")
     assert read(tmp_path, {"prompt": "a b c", "chosen": "A b c d", "rejected": "d"})[1] == []
 
 
