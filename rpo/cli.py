@@ -77,10 +77,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: always.
         """
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
-        if choice:
-            names = re.findall(r"[\w-]+", choice[2])
-            message += _did_you_mean(choice[1], names)
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
+        if wrong:
+            names = re.findall(r"[\w-]+", wrong[2])
+            message += _did_you_mean(wrong[1], names)
         ignored = re.match(r"(argument --[\w-]+).*: ignored explicit argument '(.*)'", message)
         if ignored:
             message = f"{ignored[1]}: takes no value, got {ignored[2]!r}"
@@ -176,6 +176,9 @@ def _exit_soon(code: int) -> None:
     """End the process in a few seconds, whatever threads of libraries still wait for."""
 
     def end() -> None:
+        # The main thread counts as ended when the interpreter waits for the other threads.
+        while threading.main_thread().is_alive():
+            time.sleep(0.1)
         time.sleep(SECONDS_TO_EXIT)
         os._exit(code)
 
@@ -313,16 +316,16 @@ def _split_overrides(
     Raises:
         UsageError: if an option is misspelled.
     """
-    own, overrides = [], []
+    known, overrides = [], []
     remaining = list(argv)
     while remaining:
         argument = remaining.pop(0)
         option, equals, _ = argument.partition("=")
         if option in options or not re.match(r"--[^=]", argument):
-            own.append(argument)
+            known.append(argument)
             takes_value = option in options and options[option].nargs != 0
             if takes_value and not equals and remaining:
-                own.append(remaining.pop(0))
+                known.append(remaining.pop(0))
             continue
         meant = _did_you_mean(option, options, cutoff=0.8)
         if meant and "." not in option:
@@ -330,7 +333,7 @@ def _split_overrides(
         overrides.append(argument)
         if not equals and remaining and not remaining[0].startswith("--"):
             overrides.append(remaining.pop(0))
-    return own, overrides
+    return known, overrides
 
 
 def _did_you_mean(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -45,6 +45,11 @@ def prepare_jax(*, check_devices: bool = True) -> None:
         os.environ["HOME"] = _home() or "/"
     os.environ["MPLBACKEND"] = "agg"  # figures are written to files
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps fonts is no news
+    # Worker processes warn as well.
+    ignored = (f"ignore:Error {act} persistent compilation cache" for act in ("reading", "writing"))
+    os.environ["PYTHONWARNINGS"] = ",".join(
+        filter(None, (os.environ.get("PYTHONWARNINGS"), *ignored))
+    )
     _check_xla_flags()
     if not any(map(glob.glob, TPU_DEVICES)) and _has_libtpu():
         for name, value in WITHOUT_TPU.items():
@@ -166,18 +171,23 @@ def _check_xla_flags() -> None:
     Raises:
         UsageError: if another process that reads the flags is ended.
     """
-    if not os.environ.get("XLA_FLAGS", "").strip() or "jax" in sys.modules:
+    if not os.environ.get("XLA_FLAGS", "").strip():
+        os.environ.pop("XLA_FLAGS", None)  # blanks would be read as the name of a file
+        return
+    if "jax" in sys.modules:
         return
     command = [sys.executable, "-c", READ_XLA_FLAGS]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, env=dict(os.environ), capture_output=True, timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return
-    if done.returncode < 0:
+    if done.returncode != 0 and b"flag" in done.stderr.lower():
         lines = done.stderr.decode(errors="replace").splitlines()
-        first = next((line for line in lines if "XLA_FLAGS" in line), "a flag is wrong")
-        reason = re.sub(r"^[A-Z]\d{4} [^\]]*\] ", "", first)
-        raise UsageError(f"XLA_FLAGS: {reason.removeprefix('XLA_FLAGS: ')}")
+        # The line is marked as an error (E) or as fatal (F), with time and source.
+        found = next(filter(None, (re.match(r"[EF]\d{4} [^\]]*\] (.*)", x) for x in lines)), None)
+        raise UsageError(f"XLA_FLAGS: {found[1] if found else 'a flag is wrong'}")
 
 
 def _start_devices(platforms: str) -> None:
@@ -197,6 +207,7 @@ def _start_devices(platforms: str) -> None:
 def _platform_rule(platforms: str, text: str) -> str:
     reason = text.partition(" (set JAX_PLATFORMS")[0].partition(" (you may need")[0]
     reason = " ".join(reason.split()) or "there is no such device"
+    reason = reason.rstrip(".")
     return f"JAX_PLATFORMS={platforms}: {reason}: set it to cpu, or leave it out"
 
 
@@ -214,14 +225,14 @@ def _limit_size(folder: Path) -> None:
     """Remove the programs that were not used for the longest time if the folder is too large."""
     with os.scandir(folder) as entries:
         files = [(entry.stat(), entry.path) for entry in entries if entry.is_file()]
-    total = sum(status.st_size for status, _ in files)
-    if total <= MAX_CACHE_BYTES:
+    size = sum(status.st_size for status, _ in files)
+    if size <= MAX_CACHE_BYTES:
         return
     for status, path in sorted(files, key=lambda item: max(item[0].st_atime, item[0].st_mtime)):
         with suppress(OSError):
             os.unlink(path)
-        total -= status.st_size
-        if total <= MAX_CACHE_BYTES // 2:
+        size -= status.st_size
+        if size <= MAX_CACHE_BYTES // 2:
             return
 
 

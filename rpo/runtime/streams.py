@@ -30,8 +30,11 @@ def open_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, flags), True)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(0, "r", closefd=False)))
-    sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text(_LossyOutput(2, "w", closefd=False), sys.stderr)
+    # A stream that was replaced, as notebooks do, stays.
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_LossyOutput(2, "w", closefd=False), sys.stderr)
 
 
 def output_error() -> OSError | None:
