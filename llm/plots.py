@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.transforms import blended_transform_factory
 
-from rpo_io.figures import PALETTE
+from rpo_io.figures import PALETTE, tidy_axes
+from rpo_io.line_plots import NamedLine, draw_lines
 
 COLORS = tuple(PALETTE[name] for name in ("blue", "orange", "green", "gray"))
 """Colors of the runs, in order."""
@@ -73,10 +73,10 @@ def plot_runs(
                 face = color if style == "-" else "white"
                 ax.plot(steps, scale * values, "o", color=color, mfc=face, ms=6, clip_on=False)
                 label = None
-        ax.set_title(title, loc="left", size="medium")
+        ax.set_title(title)
         ax.set_xlabel("step of training")
         ax.set_xlim(left=0)
-        ax.spines[["top", "right"]].set_visible(False)
+        tidy_axes(ax)
     axes[0].axhline(0.0, color="0.7", lw=0.8, zorder=0)
     axes[0].legend(frameon=False)
     return axes
@@ -94,18 +94,18 @@ def plot_minimax_agreement(
     Returns:
         The same axes.
     """
-    for (name, seeds), color in zip(curves.items(), COLORS, strict=False):
-        for steps, variation in seeds:
-            ax.plot(steps, variation, color=color, lw=1.8)
-        last = max(variation[-1] for _, variation in seeds)
-        right_of_axes = blended_transform_factory(ax.transAxes, ax.transData)
-        ax.text(1.02, last, name, color=color, va="center", transform=right_of_axes)
     ax.set_yscale("log")
+    lines = []
+    for (name, seeds), color in zip(curves.items(), COLORS, strict=False):
+        highest = max(range(len(seeds)), key=lambda index: seeds[index][1][-1])
+        for index, (steps, variation) in enumerate(seeds):
+            # The seeds of a size share its name.
+            lines.append(NamedLine(name if index == highest else "", steps, variation, color))
+    draw_lines(lines, ax)
     ax.set_xlabel("step of training")
-    ax.set_ylabel("total variation from the minimax policy")
-    ax.set_title("Transformers trained on tokens, against the exact solution (one line per seed)")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    ax.set_ylabel("total variation from\nthe minimax policy")
+    ax.set_title("Distance from the exact solution, one line per seed")
+    return tidy_axes(ax)
 
 
 def _series(

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from rpo_io.figures import PALETTE
+from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
 
-from .lines import MIN_SHOWN_GAP, despine, plot_gap, plot_overoptimization
+from .lines import MIN_SHOWN_GAP, plot_gap, plot_overoptimization
 from .summary import Summary
 from .summary_queries import (
     by_environment,
@@ -41,8 +41,8 @@ FigureKind = Literal[
 
 KINDS_WITH_PANELS = ("gap_against_comparisons", "overoptimization", "method_comparison")
 """Figures that have one panel per environment; the others need a single environment."""
-MAX_PANELS = 4
-"""Largest number of phase diagrams side by side."""
+MAX_COLUMNS = 2
+"""Largest number of panels side by side, so that they are legible in a column of text."""
 
 
 class Requirements(NamedTuple):
@@ -132,24 +132,34 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
         return _draw_phase_diagrams(summary, x_column, figure)
     order = labels(summary)
     plots: Mapping[str, tuple[Callable[[Summary, Axes], Axes], tuple[float, float]]] = {
-        "gap_against_comparisons": (partial(plot_gap, order=order), (8.2, 4.6)),
-        "overoptimization": (partial(plot_overoptimization, order=order), (8.2, 4.6)),
-        "bound_against_gap": (plot_bound, (6.4, 4.8)),
-        "method_comparison": (plot_methods, (7.4, 1.4 + 0.42 * len(order))),
+        "gap_against_comparisons": (partial(plot_gap, order=order), (6.4, 4.0)),
+        "overoptimization": (partial(plot_overoptimization, order=order), (6.4, 4.0)),
+        "bound_against_gap": (plot_bound, (5.6, 4.4)),
+        "method_comparison": (plot_methods, (6.4, 1.3 + 0.32 * len(order))),
     }
     plot, (width, height) = plots[kind]
     panels = by_environment(summary)
-    figure.set_size_inches(width * (0.75 * len(panels) if len(panels) > 1 else 1.0), height)
+    n_columns = min(len(panels), MAX_COLUMNS)
+    n_rows = -(-len(panels) // n_columns)
+    scale = 0.7 if n_columns > 1 else 1.0
+    figure.set_size_inches(width * scale * n_columns, height * (0.8 if n_rows > 1 else 1) * n_rows)
     figure.set_layout_engine("constrained")
-    shares_y = kind != "method_comparison"
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=shares_y)[0]
-    for (environment, panel), ax in zip(panels.items(), axes, strict=True):
+    grid = {"nrows": n_rows, "ncols": n_columns, "squeeze": False}
+    axes = figure.subplots(**grid).flat
+    limits = _common_limits(plot, panels) if kind != "method_comparison" else None
+    for index, ((environment, panel), ax) in enumerate(zip(panels.items(), axes, strict=False)):
+        if limits:
+            ax.set_ylim(limits)  # the names of lines are written where the lines end
         plot(panel, ax)
         if len(panels) > 1:
             name = environment.partition(":")[2] or environment
-            ax.set_title(display_name(name), loc="left")
-        if shares_y and ax is not axes[0]:
+            ax.set_title(display_name(name), loc="left", size=TEXT_SIZE + 1)
+        if limits and index % n_columns:
             ax.set_ylabel("")
+        if limits and index + n_columns < len(panels):
+            ax.set_xlabel("")
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
     return figure
 
 
@@ -186,6 +196,7 @@ def plot_phase(
     ax.set_yticks(np.arange(len(y)) + 0.5, [_with_unit_prefix(float(value)) for value in y])
     ax.tick_params(length=0)
     ax.set_title(display_name(label))
+    tidy_axes(ax)
     return mesh
 
 
@@ -237,7 +248,7 @@ def plot_bound(summary: Summary, ax: Axes) -> Axes:
     ax.set_xlabel("measured gap (units of reward)")
     ax.set_ylabel("bound on the gap (units of reward)")
     ax.set_title("Bound of the theorem against the measured gap", loc="left")
-    return despine(ax)
+    return tidy_axes(ax)
 
 
 def plot_methods(summary: Summary, ax: Axes) -> Axes:
@@ -257,7 +268,7 @@ def plot_methods(summary: Summary, ax: Axes) -> Axes:
     for height, (_, gap, low, high) in enumerate(rows):
         ax.plot([low, high], [height, height], lw=5, color=PALETTE["blue"], alpha=0.3)
         ax.plot(gap, height, "o", ms=6, color=PALETTE["blue"])
-        ax.text(high, height, f"  {gap:.3f}", va="center", size=9)
+        ax.text(high, height, f"  {gap:.3f}", va="center", size=TEXT_SIZE)
     ax.set_yticks(range(len(rows)), [display_name(row[0]) for row in rows])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.set_xlim(min(0.0, *(row[2] for row in rows)), 1.15 * max(row[3] for row in rows))
@@ -265,27 +276,44 @@ def plot_methods(summary: Summary, ax: Axes) -> Axes:
     n_text = f", N = {most['comparisons'][0]:,.0f}" if "comparisons" in most else ""
     ax.set_title(f"Mean and 95 % interval{n_text}", loc="left")
     ax.grid(axis="x", alpha=0.3)
-    return despine(ax)
+    return tidy_axes(ax)
+
+
+def _common_limits(
+    plot: Callable[[Summary, Axes], Axes], panels: Mapping[str, Summary]
+) -> tuple[float, float] | None:
+    """Return the vertical limits that show every panel; None for a single panel."""
+    if len(panels) == 1:
+        return None
+    limits = [plot(panel, Figure().subplots()).get_ylim() for panel in panels.values()]
+    return min(low for low, _ in limits), max(high for _, high in limits)
 
 
 def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Figure:
     """Draw one phase diagram per method, with one color scale."""
-    shown = labels(summary)[:MAX_PANELS]
+    shown = labels(summary)
     width = len(np.unique(summary[x_column]))
     height = len(np.unique(summary["comparisons"]))
-    figure.set_size_inches(1.6 + len(shown) * max(2.4, 0.62 * width), 1.6 + 0.42 * height)
+    n_columns = min(len(shown), MAX_COLUMNS)
+    n_rows = -(-len(shown) // n_columns)
+    figure.set_size_inches(
+        1.5 + n_columns * max(2.2, 0.5 * width), 1.0 + n_rows * (0.5 + 0.36 * height)
+    )
     figure.set_layout_engine("constrained")
     gap = np.maximum(np.asarray(summary["gap"], np.float64), MIN_SHOWN_GAP)
-    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     names = {"target_coverage": "coverage coefficient C", "eta": "weight of the adversary η"}
     limits = (float(gap.min()), float(gap.max()))
     meshes = [
         plot_phase(summary, x_column, label, ax, limits=limits)
-        for label, ax in zip(shown, axes, strict=True)
+        for label, ax in zip(shown, axes.flat, strict=False)
     ]
-    axes[0].set_ylabel("comparisons N")
-    figure.supxlabel(names[x_column], size="medium")
-    bar = figure.colorbar(meshes[-1], ax=list(axes), label="gap (units of reward)")
+    for ax in axes.flat[len(shown) :]:
+        ax.set_visible(False)
+    figure.supylabel("comparisons N", size=TEXT_SIZE)
+    figure.supxlabel(names[x_column], size=TEXT_SIZE)
+    bar = figure.colorbar(meshes[-1], ax=list(axes.flat))
+    bar.set_label("gap (units of reward)", size=TEXT_SIZE)
     bar.outline.set_visible(False)
     return figure
 

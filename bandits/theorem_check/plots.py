@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.transforms import blended_transform_factory
 
-from rpo_io.figures import PALETTE
+from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
+from rpo_io.line_plots import NamedLine, draw_lines
 
 from .agreement import Agreement
 from .negative_controls import NegativeControl
 
 FLOOR = 1e-18
 """Height at which zeros are drawn on a logarithmic axis."""
+COLORS = tuple(PALETTE[name] for name in ("orange", "blue", "green", "gray"))
+MARKERS = "osD^"
 
 
 def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: Axes) -> Axes:
@@ -34,9 +36,9 @@ def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: 
         "RPO loss": [record.policy_tv_loss for record in records],
     }
     labels = {
-        "duality gap": "duality gap of the\nexact solution, relative",
-        "Algorithm 1": "policy of Algorithm 1,\ntotal variation",
-        "RPO loss": "policy of the RPO loss,\ntotal variation",
+        "duality gap": "exact solution:\nduality gap",
+        "Algorithm 1": "Algorithm 1:\ntotal variation",
+        "RPO loss": "RPO loss:\ntotal variation",
     }
     jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(records))
     for x, (name, values) in enumerate(columns.items()):
@@ -44,16 +46,18 @@ def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: 
             rows = [i for i, record in enumerate(records) if record.family == family]
             heights = np.maximum(np.asarray(values)[rows], FLOOR)
             label = family if x == 0 else None
-            ax.plot(x + jitter[rows], heights, ".", ms=4, alpha=0.5, color=color, label=label)
+            ax.plot(x + jitter[rows], heights, ".", ms=5, alpha=0.6, color=color, label=label)
         ax.hlines(bars[name], x - 0.36, x + 0.36, color="black", lw=1.5)
-        ax.text(x, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=9)
+        ax.text(
+            x, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=TEXT_SIZE
+        )
     ax.set_yscale("log")
-    ax.set_ylim(FLOOR / 3, 1e-3)
+    ax.set_ylim(FLOOR / 3, 1e-2)
     ax.set_xticks(range(3), [labels[name] for name in columns])
     ax.set_ylabel("distance from exact agreement")
     ax.set_title(f"One answer, three routes: {len(records)} random bandits")
-    ax.legend(loc="upper left", frameon=False, markerscale=2)
-    return ax
+    ax.legend(loc="upper left", ncols=2, markerscale=2, handletextpad=0.2, borderaxespad=0.0)
+    return tidy_axes(ax)
 
 
 def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axes:
@@ -72,14 +76,14 @@ def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axe
     expected = [control.expected for control in controls]
     ax.plot(expected, heights, "|", ms=16, mew=2.5, color=PALETTE["orange"], label="expected")
     for height, gap in zip(heights, gaps, strict=True):
-        ax.text(gap + 0.012, height, f"{gap:.3f}", va="center", size=9)
+        ax.text(gap + 0.012, height, f"{gap:.3f}", va="center", size=TEXT_SIZE)
     ax.set_yticks(heights, [control.name for control in controls])
     ax.set_xlim(0, 1.2 * max(*gaps, *expected))
     ax.set_xlabel(r"$\min_r\max_\pi\phi-\max_\pi\min_r\phi$, per unit $\eta$")
     ax.set_title("Without its assumption the theorem fails")
     handles, names = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], names[::-1], loc="upper right", frameon=False)
-    return ax
+    ax.legend(handles[::-1], names[::-1], loc="upper right")
+    return tidy_axes(ax)
 
 
 def plot_gap_against_comparisons(
@@ -95,17 +99,17 @@ def plot_gap_against_comparisons(
     Returns:
         The same axes.
     """
-    colors = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
-    right_of_axes = blended_transform_factory(ax.transAxes, ax.transData)
-    for (name, values), color, marker in zip(gaps.items(), colors, "osD^", strict=False):
-        ax.plot(comparisons, values, marker=marker, ms=5, color=color)
-        ax.text(1.02, values[-1], name, color=color, va="center", transform=right_of_axes)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    lines = [
+        NamedLine(name.replace(", ", ",\n"), comparisons, values, color, marker)
+        for (name, values), color, marker in zip(gaps.items(), COLORS, MARKERS, strict=False)
+    ]
+    draw_lines(lines, ax)
     ax.set_xlabel("comparisons N")
     ax.set_ylabel("gap to the best response, reward")
     ax.set_title("One wrong label on a rarely seen response")
-    return ax
+    return tidy_axes(ax)
 
 
 def plot_training(
@@ -122,22 +126,15 @@ def plot_training(
     Returns:
         The same axes.
     """
-    colors = (PALETTE["orange"], PALETTE["blue"], PALETTE["green"], PALETTE["gray"])
+    axes[1].set_ylim(0.0, 1.0)
     names = ("log-probability of the chosen responses, nats", "expected true reward")
     for index, (ax, quantity) in enumerate(zip(axes, names, strict=True)):
-        for (name, curve), color in zip(curves.items(), colors, strict=False):
-            steps, heights = curve[0], curve[1 + index]
-            ax.plot(steps, heights, lw=2, color=color)
-            ax.text(
-                1.02,
-                heights[-1],
-                name,
-                color=color,
-                va="center",
-                transform=blended_transform_factory(ax.transAxes, ax.transData),
-            )
+        lines = [
+            NamedLine(name, curve[0], curve[1 + index], color)
+            for (name, curve), color in zip(curves.items(), COLORS, strict=False)
+        ]
+        draw_lines(lines, ax)
         ax.set_xlabel("step of training")
-        ax.set_title(quantity[0].upper() + quantity[1:], loc="left", size="medium")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[1].set_ylim(0.0, 1.0)
+        ax.set_title(quantity[0].upper() + quantity[1:])
+        tidy_axes(ax)
     return axes

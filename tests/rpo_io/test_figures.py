@@ -1,10 +1,10 @@
-"""Claims about figures: equal figures are equal bytes."""
+"""Claims about figures: equal figures are equal bytes, and all have one style."""
 
 from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from rpo_io.figures import png_bytes, svg_bytes
+from rpo_io.figures import png_bytes, svg_bytes, tidy_axes
 
 
 def figure() -> Figure:
@@ -18,3 +18,17 @@ def test_property_equal_figures_are_equal_bytes() -> None:
     assert svg_bytes(figure()) == svg_bytes(figure())
     assert png_bytes(figure()).startswith(b"\x89PNG")
     assert b"</svg>" in svg_bytes(figure())
+
+
+def test_closed_form_tidy_axes_have_two_spines_and_the_title_on_the_left() -> None:
+    ax = Figure().subplots()
+    ax.plot([1, 2], label="line")
+    ax.set_title("a finding")
+    ax.legend()
+    assert tidy_axes(ax) is ax
+    seen = [name for name, spine in ax.spines.items() if spine.get_visible()]
+    assert sorted(seen) == ["bottom", "left"]
+    assert (ax.get_title("left"), ax.get_title("center")) == ("a finding", "")
+    legend = ax.get_legend()
+    assert legend
+    assert not legend.get_frame_on()

@@ -174,7 +174,7 @@ def test_property_the_phase_diagram_shows_each_gap_at_its_coordinates() -> None:
 
 def test_property_true_and_proxy_values_are_drawn_in_ascending_kl() -> None:
     ax = plot_overoptimization(BETAS, axes())
-    proxy, true = ax.lines[0], ax.lines[1]
+    _, proxy, true = ax.lines[:3]  # the first is at zero
     assert np.all(np.diff(points(true)[0]) > 0)
     np.testing.assert_allclose(points(true)[1], [1.0, 0.1, 0.01])
     np.testing.assert_allclose(points(proxy)[1], [0.0, 0.9, 0.99])
@@ -214,6 +214,24 @@ def test_property_every_environment_has_a_panel_with_the_same_colors() -> None:
     first, second = figure.axes
     assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
     assert [text.get_text() for text in first.texts] == ["RPO", "DPO"]
+
+
+def test_property_every_panel_has_the_same_limits_and_names_at_the_ends_of_its_lines() -> None:
+    size = len(RATE["gap"])
+    scales = np.repeat([1.0, 1e-2, 1e-4], size)
+    panels = {name: np.concatenate([RATE[name]] * 3) for name in ("label", "comparisons")}
+    panels |= {name: np.concatenate([GAPS[name]] * 3) * scales for name in GAPS}
+    panels["environment"] = np.repeat(["named:a", "named:b", "named:c"], size)
+    figure = draw_figure(panels, "gap_against_comparisons", Figure())
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(shown) == 3
+    assert len({ax.get_ylim() for ax in shown}) == 1
+    assert max(figure.get_size_inches()) < 10  # two panels side by side, not three
+    for ax in shown:
+        to_axes = ax.transData + ax.transAxes.inverted()
+        for line, text in zip(ax.lines, ax.texts, strict=True):
+            end = to_axes.transform(np.asarray(line.get_xydata())[-1])[1]
+            assert text.get_position()[1] == pytest.approx(end, abs=0.1)
 
 
 def test_property_a_curve_averages_rows_with_equal_x() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bandits.study.lines import despine
 from bandits.theorem_check.agreement import Agreement
 from bandits.theorem_check.negative_controls import NegativeControl
 from bandits.theorem_check.plots import (
@@ -59,9 +58,3 @@ def test_closed_form_training_is_drawn_as_likelihood_and_reward() -> None:
         assert [list(line.get_xdata()) for line in ax.lines] == [[0, 5], [0, 5]]
         drawn = [list(line.get_ydata()) for line in ax.lines]
         assert drawn == [curve[1 + index] for curve in curves.values()]
-
-
-def test_closed_form_bare_axes_have_two_spines() -> None:
-    ax = despine(Figure().subplots())
-    seen = [name for name, spine in ax.spines.items() if spine.get_visible()]
-    assert sorted(seen) == ["bottom", "left"]
