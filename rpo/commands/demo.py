@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compiled_programs()
     result = demo(out=args.out)
-    text = summarize_claims(result.claims, f"report: {args.out / 'report.html'}")
+    reduced = (f"{part}: {text}" for part, text in result.summary["reduced"].items())
+    text = summarize_claims(result.claims, *reduced, f"report: {args.out / 'report.html'}")
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

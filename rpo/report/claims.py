@@ -92,7 +92,7 @@ def verification_document(
 def verification_figure(
     records: Sequence[Agreement], controls: Sequence[NegativeControl]
 ) -> Figure:
-    """Draw the agreement on random instances beside the negative controls.
+    """Draw the agreement on random instances above the negative controls.
 
     Args:
         records: measurements on the random instances.
@@ -105,10 +105,10 @@ def verification_figure(
 
     from bandits.theorem_check.plots import plot_agreement, plot_negative_controls
 
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
-    plot_agreement(records, BARS, left)
-    plot_negative_controls(controls, right)
+    figure = Figure(figsize=(6.4, 7.4), layout="constrained")  # legible in a column of text
+    upper, lower = figure.subplots(2, 1, height_ratios=(1.2, 1.0))
+    plot_agreement(records, BARS, upper)
+    plot_negative_controls(controls, lower)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -10,12 +10,12 @@ from rpo.results import Claim
 from rpo.runtime.progress import track_progress
 from rpo_io.processes import run_in_processes
 
-from .claims import BARS, check_claims, verification_document
+from .claims import check_claims, verification_document
+from .demo_figures import FIGURES, draw_figure
+from .demo_measurements import COMPARISONS, STUDY
 from .page import Section
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from bandits.theorem_check.agreement import Agreement
     from bandits.theorem_check.negative_controls import NegativeControl
 
@@ -23,6 +23,12 @@ INSTANCES = 24
 """Number of random bandits."""
 PADDED_SHAPES = ((20, 30),)
 """A single shape, so that every solver is compiled once for each family."""
+REDUCED = {
+    "instances": f"Reduced run: {INSTANCES} random bandits.",
+    "coverage": f"Reduced run: {STUDY['seeds']} seeds and {len(STUDY['comparisons'])} numbers of "
+    "comparisons.",
+}
+"""Parts of the summary that are smaller than what the command under their figure computes."""
 INTRODUCTION = (
     "An imperfect reward model sends a language model to responses that only look good. RPO lets "
     "an adversary pick the reward: the policy must do well against every reward that explains the "
@@ -56,12 +62,12 @@ def run_demo(environment: Mapping[str, str] | None = None) -> DemoRun:
         Claims, numbers and figures.
     """
     from .demo_measurements import (
-        COMPARISONS,
         measure_hacking_gaps,
         study_partial_coverage,
         train_on_toy_task,
         train_to_minimax_policy,
     )
+    from .study_files import summary_rows
 
     # The longest first, so that no core is idle at the end.
     experiments: dict[str, Callable[[], Any]] = {
@@ -75,32 +81,19 @@ def run_demo(environment: Mapping[str, str] | None = None) -> DemoRun:
     }
     results = run_in_processes(list(experiments.values()), environment=environment)
     tracked = track_progress(results, len(experiments), "experiments")
-    found = dict(zip(experiments, tracked, strict=True))
-
-    from matplotlib.figure import Figure
-
-    from bandits.study.figures import draw_figure
-    from bandits.theorem_check import plots
-    from llm.plots import plot_minimax_agreement
-    from rpo_io.figures import png_bytes
-
-    from .study_files import summary_rows
-
+    found: dict[str, Any] = {}
+    images: dict[str, bytes] = {}
+    for name, result in zip(experiments, tracked, strict=True):
+        found[name] = result
+        for figure, parts in FIGURES.items():  # other experiments run meanwhile
+            if name in parts and found.keys() >= set(parts):
+                images[f"{figure}.png"] = draw_figure(figure, found)
     records, controls = [*found["tabular"], *found["linear"]], found["controls"]
-    images = {
-        "agreement.png": _draw(plots.plot_agreement, records, BARS),
-        "controls.png": _draw(plots.plot_negative_controls, controls),
-        "hacking.png": _draw(plots.plot_gap_against_comparisons, COMPARISONS, found["hacking"]),
-        "coverage.png": png_bytes(
-            draw_figure(found["coverage"], "gap_against_comparisons", Figure())
-        ),
-        "minimax_agreement.png": _draw(plot_minimax_agreement, found["minimax_agreement"]),
-        "transformer.png": _draw_pair(plots.plot_training, found["transformer"]),
-    }
     claims = check_claims(records, controls)
     names = ("steps", "logps/chosen", "true_reward")
     summary = {
         **verification_document(claims, records, controls),
+        "reduced": REDUCED,
         "hacking": {"comparisons": COMPARISONS, "gap": found["hacking"]},
         "coverage": summary_rows(found["coverage"]),
         "minimax_agreement": found["minimax_agreement"],
@@ -152,6 +145,7 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
             image=images["agreement.png"],
             alt="Distances from exact agreement on random bandits, all far below the bars.",
             command="rpo verify --instances 1000",
+            reduced=REDUCED["instances"],
         ),
         Section(
             title="Without its assumption the theorem fails",
@@ -160,7 +154,7 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
             "advance.",
             image=images["controls.png"],
             alt="Gap between the two formulations on six negative controls, as expected.",
-            command="rpo verify --instances 1000",
+            command="rpo verify",
         ),
         Section(
             title="A transformer trained with the loss is the minimax policy",
@@ -205,27 +199,6 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
             image=images["coverage.png"],
             alt="Gap to the best policy against comparisons: RPO falls, other methods stay.",
             command="rpo study configs/study_rate_in_n.yaml",
+            reduced=REDUCED["coverage"],
         ),
     ]
-
-
-def _draw(plot: Callable[..., Axes], *data: Any) -> bytes:
-    """Return a figure of one plot as PNG."""
-    from matplotlib.figure import Figure
-
-    from rpo_io.figures import png_bytes
-
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    plot(*data, figure.subplots())
-    return png_bytes(figure)
-
-
-def _draw_pair(plot: Callable[..., Sequence[Axes]], *data: Any) -> bytes:
-    """Return a figure of one plot over two axes as PNG."""
-    from matplotlib.figure import Figure
-
-    from rpo_io.figures import png_bytes
-
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    plot(*data, list(figure.subplots(1, 2)))
-    return png_bytes(figure)

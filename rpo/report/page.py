@@ -21,6 +21,8 @@ class Section(NamedTuple):
         image: the figure as PNG.
         alt: description of the figure for readers who do not see it.
         command: the command that makes the figure.
+        reduced: how much smaller than the command's own the run of this page was; "" if it is the
+            same.
     """
 
     title: str
@@ -28,6 +30,7 @@ class Section(NamedTuple):
     image: bytes
     alt: str
     command: str
+    reduced: str = ""
 
 
 def render_page(introduction: str, claims: Sequence[Claim], sections: Sequence[Section]) -> str:

@@ -11,7 +11,8 @@ import pytest
 from markupsafe import escape
 
 from rpo.cli import main
-from rpo.report.demo import INSTANCES, report_sections
+from rpo.report.demo import INSTANCES, REDUCED, report_sections
+from rpo.report.demo_figures import FIGURES
 from rpo.report.demo_measurements import COMPARISONS
 from rpo.report.page import Section, render_page
 from rpo.results import Claim
@@ -80,11 +81,19 @@ def test_property_partial_coverage_is_enough_for_rpo_and_not_for_dpo(folder: Pat
 
 def test_property_the_numbers_of_the_text_are_those_of_the_summary(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
-    names = ("agreement", "controls", "minimax_agreement", "hacking", "coverage", "transformer")
-    pictures = {f"{name}.png": b"" for name in names}
+    pictures = {f"{name}.png": b"" for name in FIGURES}
     text = (folder / "report.html").read_text(encoding="utf-8")
     for section in report_sections(pictures, summary):
         assert escape(section.text) in text
+
+
+def test_property_numbers_of_a_reduced_run_are_marked(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["reduced"] == REDUCED
+    assert set(REDUCED) < set(summary)
+    assert f"{INSTANCES} random bandits" in REDUCED["instances"]
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(text.count(note) == 1 for note in REDUCED.values())
 
 
 class _Page(HTMLParser):
@@ -109,8 +118,8 @@ def test_property_the_report_fetches_nothing(folder: Path) -> None:
 
 
 def test_property_no_other_files_are_left(folder: Path) -> None:
-    names = {"report.html", "summary.json", "agreement.png", "controls.png", "hacking.png"}
-    names |= {"transformer.png", "coverage.png", "minimax_agreement.png"}
+    names = {".rpo.json", "report.html", "summary.json"}
+    names |= {f"{name}.png" for name in FIGURES}
     assert {path.name for path in folder.iterdir()} == names
 
 

@@ -21,7 +21,7 @@ frame.onload = () => {{
   const page = frame.contentDocument, root = page.documentElement;
   const images = [...page.images];
   const wide = [...page.body.querySelectorAll("*")].filter(
-    (one) => one.getBoundingClientRect().right > root.clientWidth + 1 && !one.closest(".scroll"));
+    (one) => one.getBoundingClientRect().right > root.clientWidth + 1);
   document.getElementById("found").textContent = JSON.stringify({{
     images: images.length, broken: images.filter((one) => !one.naturalWidth).length,
     overflow: root.scrollWidth - root.clientWidth, wide: wide.map((one) => one.tagName),
