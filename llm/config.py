@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rpo_theory.reductions import SftReduction
+
+from .config_checks import at_least, one_of, positive, zero_or_positive
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
 ObjectiveName = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
 SchedulerName = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 TrackerName = Literal["tensorboard", "wandb"]
-SMALLEST, LARGEST = 2.0**-126, 3.4028234e38
-"""Range of positive float32 numbers; devices replace smaller ones by 0."""
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Projections that can have an adapter."""
+LARGEST_RANK = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +57,12 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _one_of("objective.method", self.method, ObjectiveName)
-        _one_of("objective.sft_reduction", self.sft_reduction, SftReduction)
+        one_of("objective.method", self.method, ObjectiveName)
+        one_of("objective.sft_reduction", self.sft_reduction, SftReduction)
         for name in ("beta", "tau", "reward_max"):
-            _positive(f"objective.{name}", getattr(self, name))
+            positive(f"objective.{name}", getattr(self, name))
         for name in ("eta", "penalty"):
-            _zero_or_positive(f"objective.{name}", getattr(self, name))
+            zero_or_positive(f"objective.{name}", getattr(self, name))
         smoothing = self.label_smoothing
         if not 0 <= smoothing < 0.5:
             raise ValueError(f"`objective.label_smoothing` must be in [0, 0.5), got {smoothing}")
@@ -112,8 +115,8 @@ class ModelConfig:
             everything from the input of the layer.
         lora_r: rank of the LoRA adapters; 0 trains all parameters.
         lora_alpha: adapters are scaled by ``lora_alpha / lora_r``.
-        lora_target_modules: names of the projections with an adapter, such as ``q_proj``; None for
-            all.
+        lora_target_modules: names of the projections with an adapter, such as
+            ``[q_proj, v_proj]``; ``all-linear``, as in PEFT, or None for all.
 
     Raises:
         ValueError: if a value is out of range, or not exactly one of ``path`` and
@@ -128,15 +131,24 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     lora_r: int = 0
     lora_alpha: float = 16.0
-    lora_target_modules: list[str] | None = None
+    lora_target_modules: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if (self.path is None) == (self.architecture is None):
             raise ValueError("`model.path` or `model.architecture` must be given, not both")
-        _at_least("model.seed", self.seed, 0)
-        _at_least("model.lora_r", self.lora_r, 0)
-        _positive("model.lora_alpha", self.lora_alpha)
+        at_least("model.seed", self.seed, 0)
+        at_least("model.lora_r", self.lora_r, 0)
+        if self.lora_r > LARGEST_RANK:
+            raise ValueError(f"`model.lora_r` must be at most {LARGEST_RANK}, got {self.lora_r}")
+        positive("model.lora_alpha", self.lora_alpha)
+        targets = self.lora_target_modules
+        names = [targets] if targets == "all-linear" else targets
+        if isinstance(names, str) or names == [] or set(names or ()) - {"all-linear", *LINEAR}:
+            raise ValueError(
+                f"`model.lora_target_modules` must be all-linear or a list of {', '.join(LINEAR)}, "
+                f"such as [q_proj, v_proj], got {targets!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +208,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges; a response must have room for a token."""
-        _at_least("data.eval_rows", self.eval_rows, 0)
-        _at_least("data.max_length", self.max_length, 2)
+        at_least("data.eval_rows", self.eval_rows, 0)
+        at_least("data.max_length", self.max_length, 2)
         if self.max_prompt_length is not None:
-            _at_least("data.max_prompt_length", self.max_prompt_length, 1)
+            at_least("data.max_prompt_length", self.max_prompt_length, 1)
             if self.max_prompt_length >= self.max_length:
                 raise ValueError(
                     f"`data.max_prompt_length` must be less than `data.max_length` "
@@ -247,15 +259,15 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _one_of("optimizer.lr_scheduler_type", self.lr_scheduler_type, SchedulerName)
-        _one_of("optimizer.bf16_rounding", self.bf16_rounding, Literal["stochastic", "refuse"])
+        one_of("optimizer.lr_scheduler_type", self.lr_scheduler_type, SchedulerName)
+        one_of("optimizer.bf16_rounding", self.bf16_rounding, Literal["stochastic", "refuse"])
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-            _positive(f"optimizer.{name}", getattr(self, name))
+            positive(f"optimizer.{name}", getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"`optimizer.{name}` must be in [0, 1), got {value}")
-        _zero_or_positive("optimizer.weight_decay", self.weight_decay)
+        zero_or_positive("optimizer.weight_decay", self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,12 +326,12 @@ class TrainerConfig:
             "seed": 0,
         }
         for name, bound in least.items():
-            _at_least(f"trainer.{name}", getattr(self, name), bound)
+            at_least(f"trainer.{name}", getattr(self, name), bound)
         if self.max_steps is not None:
-            _at_least("trainer.max_steps", self.max_steps, 1)
-        _positive("trainer.num_train_epochs", self.num_train_epochs)
+            at_least("trainer.max_steps", self.max_steps, 1)
+        positive("trainer.num_train_epochs", self.num_train_epochs)
         if self.step0_tolerance is not None:
-            _positive("trainer.step0_tolerance", self.step0_tolerance)
+            positive("trainer.step0_tolerance", self.step0_tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,7 +357,7 @@ class MeshConfig:
         for name in ("data", "fsdp", "tensor"):
             value = getattr(self, name)
             if value is not None:
-                _at_least(f"mesh.{name}", value, 1)
+                at_least(f"mesh.{name}", value, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,38 +398,3 @@ class TrainConfig:
                 "'refuse': rounding to nearest loses small updates: set `model.param_dtype` to "
                 "float32, or `optimizer.bf16_rounding` to stochastic"
             )
-
-
-def _at_least(name: str, value: int, bound: int) -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (is_whole and bound <= value < 2**31):
-        raise ValueError(
-            f"`{name}` must be a whole number from {bound} to {2**31 - 1}, got {value!r}"
-        )
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"`{name}` must be positive and finite, got {value}")
-    _in_float32(name, value)
-
-
-def _zero_or_positive(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be 0 or more and finite, got {value}")
-    if value:
-        _in_float32(name, value)
-
-
-def _in_float32(name: str, value: float) -> None:
-    if not SMALLEST <= value <= LARGEST:
-        raise ValueError(
-            f"`{name}` must be in the range of float32, {SMALLEST:.3g} to {LARGEST:.3g}, "
-            f"got {value}"
-        )
-
-
-def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        names = ", ".join(map(repr, get_args(allowed)))
-        raise ValueError(f"`{name}` must be one of {names}, got {value!r}")

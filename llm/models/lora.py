@@ -138,11 +138,13 @@ def _targets(target_modules: str | Sequence[str]) -> list[str]:
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not names:
         raise ValueError("`target_modules` must name at least one projection, got none")
+    if ALL_LINEAR in names:
+        return list(PROJECTIONS)
     for name in names:
         if name not in PROJECTIONS:
             raise ValueError(
                 f"`target_modules` must be {ALL_LINEAR} or among {', '.join(PROJECTIONS)}, "
-                f"got {name!r}"
+                f"got {name!r}: write `model.lora_target_modules: [q_proj, v_proj]`"
             )
     return list(dict.fromkeys(names))
 

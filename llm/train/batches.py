@@ -37,13 +37,17 @@ def make_sampler(
     per_step, pairs = size * parts * shards, len(data.train)
     limit = max(pairs, LARGEST_SMALL_STEP * shards)
     if per_step > limit:
-        names = "`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps`"
-        if max(size, parts) == per_step:
-            names = names.split(" x ")[0 if size == per_step else 1]
-        elif shards > 1:
-            names += f" x {shards} shards of a batch"
+        single = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": parts,
+        }
+        # Name one key if it alone is the cause.
+        names = [name for name, value in single.items() if value > limit] or list(single)
+        got = single[names[0]] if len(names) == 1 else per_step
+        shown = " x ".join(f"`trainer.{name}`" for name in names)
+        shown += f" x {shards} shards of a batch" if len(names) > 1 < shards else ""
         raise ValueError(
-            f"{names} must be at most {limit:,} for {pairs:,} training pairs, got {per_step:,}"
+            f"{shown} must be at most {limit:,} for {pairs:,} training pairs, got {got:,}"
         )
     if trainer.dataloader_drop_last and pairs < per_step:
         raise ValueError(

@@ -31,6 +31,8 @@ TPU_MEMORY = {"v4": 31.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
 """GiB of a TPU chip that programs can use, by the count of the compiler."""
 GPU_MEMORY = {"a100-40": 39.4, "a100": 79.2, "h100": 79.1, "h200": 139.8, "l40s": 44.4}
 """GiB of a GPU that programs can use."""
+HOPELESS = 16
+"""Estimated peak, in units of the limit, from which on a step is not compiled."""
 TOPOLOGY = re.compile(r"(?P<kind>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)")
 COLLECTIVE = re.compile(
     r"= (?P<shapes>\(?[a-z0-9]+\[.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all)"
@@ -136,9 +138,13 @@ def _resolved_plan(config: TrainConfig, model: ResolvedModel, topology: str) -> 
     limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
     with computing_in(config.model.dtype):
         step = PlannedStep(config, model, count)
-        if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") is not None:
+        estimated = _estimated(step, topology, limit)
+        peak = estimated.peak_bytes_per_device
+        # The compiler takes minutes, or overflows, for shapes that are far too large.
+        is_hopeless = peak is not None and peak > HOPELESS * limit
+        if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") and not is_hopeless:
             return _compiled(step, topology, limit)
-        return _estimated(step, topology, limit)
+        return estimated
 
 
 def largest_fitting_plan(
@@ -223,7 +229,8 @@ def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
     numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
     tokens, completions = step.row_tokens * step.pairs, step.completions * step.pairs
-    peak = estimate_peak_bytes(step, tokens, completions)
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.batch()))
+    peak = estimate_peak_bytes(step, tokens, completions) + batch // step.plan.batch_shards
     return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
 
 

@@ -56,8 +56,17 @@ class PlannedStep:
             config: configuration of the run.
             model: ``config.model``, resolved.
             n_devices: number of devices of the mesh.
+
+        Raises:
+            ValueError: if rows may be longer than the model has positions, or the mesh does not
+                divide the devices or the heads.
         """
-        mesh = config.mesh
+        mesh, positions = config.mesh, model.architecture.max_position_embeddings
+        if config.data.max_length > positions:
+            raise ValueError(
+                f"`data.max_length` must be at most {positions}, the number of positions of the "
+                f"model, got {config.data.max_length}"
+            )
         self.config = config
         self.sizes = mesh_sizes(
             data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel
 
-from .batches import count_steps, make_sampler
+from .batches import count_steps, describe_last_step, make_sampler
 from .dataset import TrainingData
 from .planned_step import PlannedStep, estimate_peak_bytes
 
@@ -20,6 +22,11 @@ EFFICIENCY = 0.45
 """Share of the FLOP rate of a matrix product that a step reaches; measured on a CPU."""
 SAMPLED_STEPS = 16
 """Number of steps whose tokens are counted."""
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Files with the memory limit of a container on Linux."""
 MATRIX_SIZE = 2048
 """Size of the square matrices whose product is timed."""
 
@@ -35,6 +42,8 @@ class RunEstimate(NamedTuple):
         peak_bytes_per_device: peak memory, from
             :func:`llm.train.planned_step.estimate_peak_bytes`.
         seconds: time of all steps, without the reference, evaluations and compilation.
+        limit_bytes_per_device: memory of a device; None if the device does not report it.
+        notes: sentences about the batches, for the log.
     """
 
     steps: int
@@ -43,6 +52,8 @@ class RunEstimate(NamedTuple):
     flops_per_step: int
     peak_bytes_per_device: int
     seconds: float
+    limit_bytes_per_device: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) -> RunEstimate:
@@ -57,12 +68,14 @@ def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) 
         The estimate.
 
     Raises:
-        ValueError: if the mesh does not divide the devices or the heads.
+        ValueError: if the mesh does not divide the devices or the heads, or a step has many more
+            pairs than there are.
     """
     step, trainer = PlannedStep(config, model, jax.device_count()), config.trainer
     shards = step.plan.batch_shards
     sampler = make_sampler(config, data, shards)
     steps = count_steps(config, sampler)
+    last_step = describe_last_step(sampler, steps)
     sampled = min(SAMPLED_STEPS, steps, sampler.steps_per_epoch)
     batches = [sampler.batch(index) for index in range(sampled)]
     tokens = [int(np.count_nonzero(batch.rows.segments)) for batch in batches]
@@ -78,7 +91,26 @@ def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) 
         flops_per_step=flops,
         peak_bytes_per_device=estimate_peak_bytes(step, rows, completions),
         seconds=steps * flops / (EFFICIENCY * jax.device_count() * _matmul_rate(config)),
+        limit_bytes_per_device=device_memory(),
+        notes=() if last_step is None else (last_step,),
     )
+
+
+def device_memory() -> int | None:
+    """Return the memory of a device that a run can use; that of a CPU is the machine's.
+
+    Returns:
+        Bytes; None if the device does not report them. The devices of a process on CPUs share its
+        memory, and so does a container its limit.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in CONTAINER_LIMITS:
+        text = path.read_text().strip() if path.is_file() else ""
+        limit = min(limit, int(text)) if text.isdigit() else limit
+    return limit // jax.local_device_count()
 
 
 def _matmul_rate(config: TrainConfig) -> float:

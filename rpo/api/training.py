@@ -92,9 +92,10 @@ def estimate_train(
         from llm.precision import computing_in
         from llm.train.run_estimate import estimate_run
 
-        model, data = load_inputs(resolved)
+        model, data, notes = load_inputs(resolved)
         with computing_in(resolved.model.dtype):
             estimate = estimate_run(resolved, model, data)
+    estimate = estimate._replace(notes=(*notes, *estimate.notes))
     return TrainEstimate(config=resolved, pairs=len(data.train), **estimate._asdict())
 
 

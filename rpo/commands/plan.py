@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from llm.train.memory_plan import MemoryPlan
 
 TAKES_OVERRIDES = True
-GIB = 2**30
 
 EXAMPLES = (
     "rpo plan configs/rpo_smollm2_hh.yaml --model.path FOLDER --topology v5e:2x2",
@@ -52,26 +51,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(plan: MemoryPlan) -> str:
+    from rpo.runtime.output import count_noun, format_bytes
+
+    def shown(size: int | None) -> str:
+        return "unknown" if size is None else format_bytes(size)
+
     method = "compiled" if plan.compiled else "estimated, not compiled"
-    peak = plan.peak_bytes_per_device
-    verdict = "fits" if plan.fits else "does not fit"
+    peak, limit = plan.peak_bytes_per_device, plan.limit_bytes_per_device
+    verdict = (
+        f"{'fits' if plan.fits else 'does not fit'}: {shown(peak)} of {shown(limit)} per device"
+    )
     if peak is not None:
-        room = plan.limit_bytes_per_device - peak
-        verdict += f", {_gib(abs(room))} {'left' if room >= 0 else 'too much'}"
+        room = limit - peak
+        verdict += f", {shown(abs(room))} {'left' if room >= 0 else 'too much'}"
     rows = [
-        ("devices", f"{plan.topology}, {plan.devices} devices ({method})"),
-        ("verdict", verdict),
+        ("devices", f"{plan.topology}, {count_noun(plan.devices, 'device')} ({method})"),
         ("pairs per device", f"{plan.pairs_per_device:,}"),
-        ("peak memory per device", f"{_gib(peak)} of {_gib(plan.limit_bytes_per_device)}"),
-        ("  parameters", _gib(plan.parameter_bytes_per_device)),
-        ("  optimizer", _gib(plan.optimizer_bytes_per_device)),
-        ("  activations and gradients", _gib(plan.activation_bytes_per_device)),
-        ("communication per device", _gib(plan.collective_bytes_per_device)),
+        ("peak memory per device", f"{shown(peak)} of {shown(limit)}"),
+        ("  parameters", shown(plan.parameter_bytes_per_device)),
+        ("  optimizer", shown(plan.optimizer_bytes_per_device)),
+        ("  activations and gradients", shown(plan.activation_bytes_per_device)),
+        ("communication per device", shown(plan.collective_bytes_per_device)),
         ("FLOPs per step", f"{plan.flops_per_step:.3g}"),
         ("tokens per step", f"{plan.tokens_per_step:,}"),
     ]
-    return "".join(f"{name:<31}{value}\n" for name, value in rows)
-
-
-def _gib(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / GIB:.2f} GiB"
+    return f"{plan.topology}: {verdict}\n" + "".join(f"{name:<31}{value}\n" for name, value in rows)

@@ -80,15 +80,24 @@ def run(args: argparse.Namespace) -> int:
 def _print_estimate(estimate: TrainEstimate) -> int:
     import jax
 
-    from rpo.runtime.output import format_duration
+    from rpo.runtime.output import count_noun, format_bytes, format_duration
 
-    devices = f"{jax.device_count()} {jax.default_backend().upper()}"
-    _logger.info(
-        f"{estimate.pairs:,} pairs, {estimate.pairs_per_step} per step; {estimate.steps:,} steps "
-        f"of about {estimate.tokens_per_step:,} tokens and {estimate.flops_per_step:.2g} FLOPs\n"
-        f"estimated: {estimate.peak_bytes_per_device / 2**30:.1f} GiB per device, "
-        f"{format_duration(estimate.seconds)} on {devices} device(s); rpo plan compiles the step "
-        "for a TPU slice"
-    )
+    devices = count_noun(jax.device_count(), f"{jax.default_backend().upper()} device")
+    memory = format_bytes(estimate.peak_bytes_per_device)
+    verdict = "estimated"
+    if estimate.limit_bytes_per_device is not None:
+        memory += f" of {format_bytes(estimate.limit_bytes_per_device)}"
+        verdict = "fits" if estimate.fits else "does not fit"
+    lines = [
+        f"{verdict}: about {format_duration(estimate.seconds)} and {memory} per device on "
+        f"{devices} (an estimate, without compilation and evaluations)",
+        f"{count_noun(estimate.pairs, 'pair')}, {estimate.pairs_per_step:,} per step; "
+        f"{count_noun(estimate.steps, 'step')} of about {estimate.tokens_per_step:,} tokens and "
+        f"{estimate.flops_per_step:.2g} FLOPs",
+        *estimate.notes,
+        "rpo plan compiles the step for a TPU slice or estimates it for GPUs",
+    ]
+    for line in lines:
+        _logger.info("%s", line)
     sys.stdout.write(json.dumps(estimate.to_dict(), indent=1) + "\n")
     return estimate.exit_code

@@ -12,6 +12,7 @@ from typing import Any
 
 from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
+from llm.train.batches import make_sampler
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.fingerprint import configuration_of, name_changes
 from llm.train.run_notes import describe_inputs
@@ -31,14 +32,14 @@ _ANOTHER_FOLDER = "continue with the config.yaml in it, or choose another --out"
 _logger = logging.getLogger(__name__)
 
 
-def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData]:
-    """Resolve the model and load the data of a run, and log counts of rows and unused inputs.
+def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[str]]:
+    """Resolve the model and load the data of a run.
 
     Args:
         config: configuration of the run.
 
     Returns:
-        Model and data.
+        Model, data, and sentences for the log: counts of rows, what is cut, unused inputs.
 
     Raises:
         ValueError: if the model or the data are unusable.
@@ -46,12 +47,12 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData]:
     """
     model = resolve_model(config.model)
     data = load_training_data(config.data, model)
-    for name, count in data.report.items():
-        _logger.info("%s: %s", name, f"{count:,}")
+    make_sampler(config, data, shards=1)  # refuses impossible sizes before anything is logged
+    counts = [
+        f"{name}: {count:,}" for name, count in data.report.items() if count or name == "rows"
+    ]
     notes = (*getattr(model, "notes", ()), *getattr(data, "notes", ()))
-    for note in dict.fromkeys((*notes, *describe_inputs(config, data))):
-        _logger.info("%s", note)
-    return model, data
+    return model, data, list(dict.fromkeys((*counts, *notes, *describe_inputs(config, data))))
 
 
 def run_training(
@@ -75,8 +76,10 @@ def run_training(
     with muted_messages(not processes.is_first):
         with user_input():
             dated = _with_template_date(config, folder, resume=resume)
-            model, data = load_inputs(dated)
+            model, data, notes = load_inputs(dated)
             config = config if data.template_date is None else dated
+            for note in notes:
+                _logger.info("%s", note)
         with processes.connected(folder), ExitStack() as stack:
             if processes.is_first:
                 with user_input():

@@ -99,6 +99,40 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def format_bytes(size: float) -> str:
+    """Format a number of bytes with two or three digits, never as zero of a large unit.
+
+    Args:
+        size: number of bytes, at least 0.
+
+    Returns:
+        The number in bytes, KiB, MiB, GiB or TiB.
+
+    Examples:
+        >>> format_bytes(3.1 * 2**30), format_bytes(21 * 2**20), format_bytes(700)
+        ('3.1 GiB', '21 MiB', '700 bytes')
+    """
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        scaled = size / 2 ** (10 * power)
+        if scaled >= 0.95:
+            return f"{scaled:.1f} {unit}" if scaled < 9.95 else f"{scaled:,.0f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def count_noun(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is 1.
+
+    Args:
+        number: a count.
+        noun: the noun in the singular.
+
+    Examples:
+        >>> count_noun(1, "step"), count_noun(2000, "pair")
+        ('1 step', '2,000 pairs')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class _StderrHandler(logging.Handler):
     """A log handler for the current ``sys.stderr``, which a progress bar may have replaced."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,37 @@ def test_property_a_step_that_does_not_fit_is_reported_with_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["plan", CONFIG, *SHAPE, "--topology", "l40s:1"]) == 1
+    first, devices, *_ = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"l40s:1: does not fit: [\d,.]+ GiB of 44 GiB per device, [\d,.]+ GiB too much", first
+    )
+    assert devices.endswith("l40s:1, 1 device (estimated, not compiled)")
+
+
+@pytest.mark.parametrize(
+    ("key", "fits"),
+    [
+        ("trainer.per_device_train_batch_size", False),
+        ("trainer.gradient_accumulation_steps", False),
+        ("trainer.max_steps", True),
+    ],
+)
+def test_extreme_the_largest_counts_are_planned_without_an_array(
+    key: str, fits: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["plan", CONFIG, *SHAPE, "--topology", "h200:8", f"--{key}", "2147483647"]
+    assert main(argv) == (0 if fits else 1)
     shown = capsys.readouterr().out
-    assert "l40s:1, 1 devices (estimated, not compiled)" in shown
-    assert "does not fit" in shown
+    assert shown.startswith("h200:8: fits: " if fits else "h200:8: does not fit: ")
+    assert " 0.0" not in shown
+
+
+def test_raises_rows_longer_than_the_model_has_positions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    too_long = ["--data.max_length", "2147483647"]
+    assert main(["plan", CONFIG, *SHAPE, "--topology", "h200:8", *too_long]) == 2
+    assert "`data.max_length` must be at most 32768, the number" in capsys.readouterr().err
 
 
 def test_raises_one_line_for_an_unknown_topology(capsys: pytest.CaptureFixture[str]) -> None:

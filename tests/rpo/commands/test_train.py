@@ -150,8 +150,10 @@ def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
     assert contents(folder) == before
     out, err = capsys.readouterr()
     shown = json.loads(out)
-    assert f"{ROWS} pairs, 3 per step; " in err
-    assert re.search(r"estimated: [\d.]+ GiB per device, \d+ \w+ on 1 CPU", err)
+    first, sizes, *_ = err.splitlines()
+    verdict = r"fits: about \d+ s and \d+ KiB of [\d.]+ GiB per device on 1 CPU device \("
+    assert re.match(verdict, first)
+    assert sizes.startswith(f"{ROWS} pairs, 3 per step; 2 steps of about ")
     assert shown["objective"]["eta"] == 0.1
     assert shown["optimizer"]["lr_scheduler_type"] == "cosine"  # by default
     # What is shown is what is trained.
@@ -164,12 +166,25 @@ def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
 
 
 BAD = [
+    *(
+        ([f"--trainer.{key}", "2147483647"], f"`trainer.{key}` must be at most 1,024 for 20 train")
+        for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    ),
+    (["--data.max_length", "2147483647"], "`data.max_length` must be at most 2048"),
+    (["--model.lora_r", "2147483647"], "`model.lora_r` must be at most 65536"),
+    (["--model.lora_target_modules", "q_proj"], "`model.lora_target_modules` must be all-linear"),
+    (
+        ["--model.lora_r", "2", "--model.lora_target_modules", "[qproj]"],
+        "all-linear or a list of q_p",
+    ),
+    (["--trainer.report_to", "[none]"], "'tensorboard', 'wandb'"),
+    (["--optimizer.lr_scheduler_type", "polynomial"], "'cosine', 'linear', 'constant'"),
     (["--objective.zeta", "0.1"], "objective.zeta"),
     (["--speed", "9"], "speed"),
-    (["--objective.eta", "much"], "`objective.eta`"),
-    (["--trainer.max_steps", "2.5"], "`trainer.max_steps`"),
-    (["--trainer.max_steps", "0"], "`trainer.max_steps`"),
-    (["--data.on_error", "ignore"], "`data.on_error`"),
+    (["--objective.eta", "much"], "objective.eta"),
+    (["--trainer.max_steps", "2.5"], "trainer.max_steps"),
+    (["--trainer.max_steps", "0"], "trainer.max_steps"),
+    (["--data.on_error", "ignore"], "data.on_error"),
     (["--objective.eta"], "objective.eta"),
     (["--model.architecture.num_attention_heads", "8"], "`head_dim` must be even"),
     (["--model.architecture.speed", "3"], "`model.architecture`"),
