@@ -8,6 +8,8 @@ OUT ?= out
 install: .venv/installed
 demo: .venv/installed
 	$(BIN)/rpo demo --out $(OUT)/demo
+	@echo "open the report in a browser: $(abspath $(OUT))/demo/report.html"
+	@echo "make the command rpo known to this shell: . $(BIN)/activate"
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
