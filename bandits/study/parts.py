@@ -1,12 +1,14 @@
 """Parts of a study: slices of its draws that are fitted and stored together.
 
 A draw is a scenario with a seed. The parts follow from the configuration alone, so that the records
-depend neither on the number of devices or processes nor on interruptions.
+depend neither on the number of devices or processes nor on interruptions. A part is built when it
+is asked for: a study of a billion seeds takes no more memory than one of a thousand.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -42,7 +44,81 @@ class StudyPart(NamedTuple):
     n_draws: int
 
 
-def plan_parts(study: StudyConfig) -> list[StudyPart]:
+class ShapeGroup(NamedTuple):
+    """Scenarios whose arrays have the same shape, and how their draws are split into parts.
+
+    Attributes:
+        scenarios: the scenarios; their draws are in this order, and by seed within a scenario.
+        n_draws: number of draws, scenarios times seeds.
+        size: number of draws in a part.
+        first_part: number of the group's first part.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    n_draws: int
+    size: int
+    first_part: int
+
+    def n_parts(self) -> int:
+        """Return the number of parts."""
+        return -(-self.n_draws // self.size)
+
+
+class PartPlan(Sequence[StudyPart]):
+    """The parts of a study, or some of them, in order."""
+
+    def __init__(
+        self, study: StudyConfig, groups: Sequence[ShapeGroup], numbers: range | None = None
+    ) -> None:
+        """Describe parts without building them.
+
+        Args:
+            study: configuration of the study.
+            groups: all its groups of scenarios.
+            numbers: numbers of the parts that the plan holds; all parts if None.
+        """
+        self.study, self.groups = study, tuple(groups)
+        self.numbers = (
+            range(sum(group.n_parts() for group in groups)) if numbers is None else numbers
+        )
+
+    def __len__(self) -> int:
+        """Return the number of parts."""
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> StudyPart: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PartPlan: ...
+
+    def __getitem__(self, index: int | slice) -> StudyPart | PartPlan:
+        """Return a part, or the plan of several parts."""
+        if isinstance(index, slice):
+            return PartPlan(self.study, self.groups, self.numbers[index])
+        number = self.numbers[index]
+        group = self.group_of(number)
+        start = (number - group.first_part) * group.size
+        draws = np.minimum(np.arange(start, start + group.size), group.n_draws - 1)
+        scenario_index, seed = np.divmod(draws, self.study.seeds)
+        return StudyPart(
+            number=number,
+            scenarios=group.scenarios,
+            scenario_index=scenario_index,
+            seeds=seed + self.study.first_seed,
+            n_draws=min(group.size, group.n_draws - start),
+        )
+
+    def group_of(self, number: int) -> ShapeGroup:
+        """Return the group of scenarios that a part belongs to.
+
+        Args:
+            number: number of the part.
+        """
+        return [group for group in self.groups if group.first_part <= number][-1]
+
+
+def plan_parts(study: StudyConfig) -> PartPlan:
     """Split the draws of a study into parts.
 
     Args:
@@ -58,25 +134,16 @@ def plan_parts(study: StudyConfig) -> list[StudyPart]:
         >>> [(part.n_draws, part.scenario_index.tolist()) for part in plan_parts(study)]
         [(6, [0, 0, 0, 1, 1, 1])]
     """
-    parts: list[StudyPart] = []
+    groups: list[ShapeGroup] = []
+    first_part = 0
     for scenarios in _group_by_shape(study):
         n_draws = len(scenarios) * study.seeds
         n_counts = _draw_one(scenarios[0]).problem.wins[0].size * len(expand_weights(study))
         size = min(n_draws, max(1, MAX_COUNTS_PER_PART // n_counts), MAX_DRAWS_PER_PART)
         size = -(-n_draws // -(-n_draws // size))  # the same number of parts, as equal as possible
-        for start in range(0, n_draws, size):
-            draws = np.minimum(np.arange(start, start + size), n_draws - 1)
-            scenario_index, seed = np.divmod(draws, study.seeds)
-            parts.append(
-                StudyPart(
-                    number=len(parts),
-                    scenarios=tuple(scenarios),
-                    scenario_index=scenario_index,
-                    seeds=seed + study.first_seed,
-                    n_draws=min(size, n_draws - start),
-                )
-            )
-    return parts
+        groups.append(ShapeGroup(tuple(scenarios), n_draws, size, first_part))
+        first_part += groups[-1].n_parts()
+    return PartPlan(study, groups)
 
 
 def draw_part(part: StudyPart) -> Instance:

@@ -125,7 +125,7 @@ def record_table(
     table.add_numbers("seed", part.seeds[recorded])
     other_axes = (name for name in design_axes(study) if name != "target_coverage")
     for axis in ("target_coverage", *other_axes):
-        _add_design_column(table, axis, part, scenario_index)
+        _add_design_column(table, axis, study, part, scenario_index)
     no_bounds = dict.fromkeys(BOUND_COLUMNS, np.full(len(part.scenario_index), np.nan))
     for name, values in (no_bounds | inputs._asdict() | dict(measured)).items():
         table.add_numbers(name, values[recorded])
@@ -142,14 +142,21 @@ def record_table(
 
 
 def _add_design_column(
-    table: TableBuilder, axis: str, part: StudyPart, scenario_index: Int[np.ndarray, " n"]
+    table: TableBuilder,
+    axis: str,
+    study: StudyConfig,
+    part: StudyPart,
+    scenario_index: Int[np.ndarray, " n"],
 ) -> None:
     """Add a field of the design; it is null in environments that ignore the design."""
     values = [
         getattr(scenario.design, axis) if scenario.environment == "design" else None
         for scenario in part.scenarios
     ]
-    strings = sorted({value for value in values if isinstance(value, str)})
+    # The type follows from the study, so that the columns of all its parts have one type.
+    axis_values = study.design.get(axis)
+    given = axis_values if isinstance(axis_values, list) else [axis_values]
+    strings = sorted({value for value in given if isinstance(value, str)})
     if strings:
         codes = np.array([strings.index(value) if value in strings else -1 for value in values])
         table.add_strings(f"design.{axis}", codes[scenario_index], strings)

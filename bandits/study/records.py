@@ -1,9 +1,11 @@
 r"""Records of a study on disk: parts that are complete or absent, and one table at the end.
 
-A killed study loses only the part it was computing. Every file carries the resolved configuration
-and the versions that made it; a file of another study is refused. Beside every file lies its
-SHA-256, in the format of ``sha256sum --check``, so that a damaged file is reported and never used.
-The bytes of the records follow from configuration and versions alone; timings have their own table.
+A killed study loses only the part it was computing. Every file carries the resolved configuration,
+the digests of the files that the study reads and the versions that made it; a file of another study
+is refused. Beside every file lies its SHA-256, in the format of ``sha256sum --check``, so that a
+damaged file is reported and never used. The bytes of the records follow from configuration, input
+files and versions alone; timings have their own table. A study continues for more seeds, see
+:mod:`bandits.study.continuation`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ from rpo_io.atomic import atomic_file, is_temporary, write_atomic
 from rpo_io.digests import sha256_hex, sha256_of_file
 from rpo_io.versions import release_version
 
+from .config import StudyConfig
+from .continuation import SeedBlock, join_blocks, split_records
+from .parts import plan_parts
+
 RECORDS_FILE = "records.parquet"
 TIMINGS_FILE = "seconds.parquet"
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"\d{6,}\.(parquet|seconds)(\.sha256)?")
-RECORDS_FORMAT = 1
+RECORDS_FORMAT = 2
 """Version of the columns; results in another format are not continued."""
+_MAX_SHOWN = 80
 VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")
 """Packages whose installed version is part of the fingerprint of the records."""
 
@@ -38,19 +45,30 @@ VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")
 class RecordStore:
     """Folder of a study that holds its parts and, at the end, one table of all records."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        inputs: Mapping[str, str] | None = None,
+        parts_folder: str = PARTS_FOLDER,
+    ) -> None:
         """Describe a folder without touching the disk.
 
         Args:
             folder: output folder of the study; it must exist before the first write.
             config: resolved configuration, as plain values.
+            inputs: digests of the files that the study reads, see
+                :func:`bandits.study.inputs.input_digests`.
+            parts_folder: name of the folder of the parts.
         """
-        self.folder = folder
+        self.folder, self.parts_folder = folder, parts_folder
         versions: dict[str, Any] = {name: version(name) for name in VERSIONED}
         versions |= {"python": platform.python_version(), "records_format": RECORDS_FORMAT}
         versions["rpo-theory"] = release_version()
         self._metadata = {
             "rpo.config": json.dumps(config, sort_keys=True),
+            "rpo.inputs": json.dumps(dict(inputs or {}), sort_keys=True),
             "rpo.versions": json.dumps(versions, sort_keys=True),
         }
         self._metadata["rpo.fingerprint"] = sha256_hex("\n".join(self._metadata.values()))
@@ -59,18 +77,63 @@ class RecordStore:
         """Raise an error if the folder holds results that must not be continued.
 
         Args:
-            resume: whether the user asked to continue a study.
+            resume: whether the user asked to continue a study, possibly for more seeds.
 
         Raises:
             ValueError: if the folder holds results of another study or other versions, a damaged
                 file, or results that ``resume`` does not allow to continue.
         """
-        existing = [self.folder / RECORDS_FILE] if self.is_finished() else self._part_paths()
+        blocks = sorted(self.folder.glob("parts_of_seeds_*/*.parquet"))
+        parts = [*self._part_paths(), *blocks]
+        existing = [self.folder / RECORDS_FILE] if self.is_finished() else parts
         for path in existing:
             self._check_origin(path)
         if existing and not resume:
             rule = "results of this study are there already: continue with --resume"
             raise ValueError(f"{self.folder}: {rule}, or choose another --out")
+
+    def earlier_seeds(self) -> int | None:
+        """Return the number of seeds of the results, if the study is to have more; else None."""
+        existing = [self.folder / RECORDS_FILE] if self.is_finished() else self._part_paths()[:1]
+        current = json.loads(self._metadata["rpo.config"]).get("seeds")
+        for path in existing:
+            stored = json.loads(_read_metadata(path)["rpo.config"]).get("seeds")
+            if stored != current:
+                return stored
+        return None
+
+    def keep_as_block(self, study: StudyConfig, seeds: int) -> None:
+        """Turn the results of an earlier run into a block of seeds of the present study.
+
+        Args:
+            study: configuration of the present study.
+            seeds: number of seeds of the earlier run.
+
+        Raises:
+            ValueError: if a file is damaged.
+        """
+        block = SeedBlock(0, seeds)
+        if not self.is_finished():
+            (self.folder / self.parts_folder).rename(self.folder / block.folder())
+            return
+        self.drop_parts()
+        store = self.block(block)
+        timings, path = self._read(self.folder / TIMINGS_FILE), self.folder / RECORDS_FILE
+        for number, table in split_records(block.study(study), self.iter_tables()):
+            store.write_part(number, table, timings if number == 0 else timings.slice(0, 0))
+        # Now the parts are complete, and the table is no longer needed.
+        for file in (path, self.folder / TIMINGS_FILE):
+            file.unlink()
+            _digest_path(file).unlink()
+
+    def block(self, block: SeedBlock) -> RecordStore:
+        """Return the store of the parts of a block of seeds.
+
+        Args:
+            block: some of the seeds of the study.
+        """
+        config, inputs = (json.loads(self._metadata[key]) for key in ("rpo.config", "rpo.inputs"))
+        return RecordStore(self.folder, config, inputs=inputs, parts_folder=block.folder())
 
     def is_finished(self) -> bool:
         """Return whether the folder holds the table of all records."""
@@ -111,16 +174,38 @@ class RecordStore:
         self._write(self.folder / TIMINGS_FILE, timings)
         self._write(self.folder / RECORDS_FILE, (self._read(path) for path in paths))
 
+    def merge_blocks(self, study: StudyConfig, blocks: Sequence[SeedBlock]) -> None:
+        """Write the tables of a study that was continued, as of one run from the start.
+
+        Args:
+            study: configuration of the study of all seeds.
+            blocks: blocks that together hold all seeds once.
+
+        Raises:
+            ValueError: if a part is damaged or missing.
+        """
+
+        def read_part(block: SeedBlock, number: int) -> pa.Table:
+            return self._read(self.folder / block.folder() / _part_name(number))
+
+        seconds = (
+            self._read((self.folder / block.folder() / _part_name(number)).with_suffix(".seconds"))
+            for block in blocks
+            for number in range(len(plan_parts(block.study(study))))
+        )
+        self._write(self.folder / TIMINGS_FILE, seconds)
+        self._write(self.folder / RECORDS_FILE, join_blocks(study, blocks, read_part))
+
     def drop_parts(self) -> None:
         """Remove the parts, which are needed only until the study is merged."""
-        parts = self.folder / PARTS_FOLDER
-        if not parts.is_dir():
-            return
-        for path in list(parts.iterdir()):
-            if is_temporary(path.name) or PART_NAME.fullmatch(path.name):
-                path.unlink()
-        with suppress(OSError):  # a file of the user stays, with its folder
-            parts.rmdir()
+        for parts in (self.folder / PARTS_FOLDER, *self.folder.glob("parts_of_seeds_*")):
+            if not parts.is_dir():
+                continue
+            for path in list(parts.iterdir()):
+                if is_temporary(path.name) or PART_NAME.fullmatch(path.name):
+                    path.unlink()
+            with suppress(OSError):  # a file of the user stays, with its folder
+                parts.rmdir()
 
     def iter_tables(
         self, keep_column: Callable[[str], bool] = lambda name: True
@@ -156,22 +241,25 @@ class RecordStore:
         return pa.concat_tables(self.iter_tables())
 
     def _part_path(self, number: int) -> Path:
-        return self.folder / PARTS_FOLDER / f"{number:06d}.parquet"
+        return self.folder / self.parts_folder / _part_name(number)
 
     def _part_paths(self) -> list[Path]:
-        return sorted((self.folder / PARTS_FOLDER).glob("*.parquet"))
+        return sorted((self.folder / self.parts_folder).glob("*.parquet"))
 
     def _check_origin(self, path: Path) -> None:
         with _report_damage(path):
             _check_digest(path)
-            metadata = pq.read_schema(path).metadata or {}
-        stored = {key.decode(): value.decode() for key, value in metadata.items()}
+            stored = _read_metadata(path)
         for key, what in (
-            ("rpo.config", "of another study"),
             ("rpo.versions", "of other versions"),
+            ("rpo.config", "of another study"),
+            ("rpo.inputs", "of another content of a file"),
         ):
-            if stored.get(key) != self._metadata[key]:
-                difference = _first_difference(stored.get(key), self._metadata[key])
+            old, new = (json.loads(value.get(key) or "{}") for value in (stored, self._metadata))
+            if key == "rpo.config" and _has_fewer_seeds(old, new):
+                old["seeds"] = new["seeds"]
+            if old != new:
+                difference = _first_difference(old, new)
                 raise ValueError(f"{path}: results {what}{difference}: choose another --out")
 
     def _write(self, path: Path, tables: Iterable[pa.Table]) -> None:
@@ -183,7 +271,8 @@ class RecordStore:
                 part, schema, write_page_checksum=True, compression="zstd"
             ) as writer:
                 for table in itertools.chain([first], remaining):
-                    writer.write_table(table.cast(schema))
+                    # One chunk per column: pages then depend on the rows alone.
+                    writer.write_table(table.cast(schema).combine_chunks())
             # The digest is written first, so that every table under its final name has one.
             digest = f"{sha256_of_file(part)}  {path.name}\n"
             write_atomic(_digest_path(path), digest.encode(), durable=True)
@@ -207,15 +296,34 @@ def _report_damage(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} {rule}") from error
 
 
-def _first_difference(stored: str | None, current: str) -> str:
-    """Describe the first key in which two JSON objects differ, for an error message."""
-    if stored is None:
-        return ""
-    old, new = json.loads(stored), json.loads(current)
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            return f" (`{key}` was {old.get(key)!r}, is {new.get(key)!r})"
-    return ""
+def _read_metadata(path: Path) -> dict[str, str]:
+    metadata = pq.read_schema(path).metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def _has_fewer_seeds(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether results are those of a study with fewer seeds, which can be continued."""
+    seeds = old.get("seeds"), new.get("seeds")
+    return all(isinstance(number, int) for number in seeds) and seeds[0] < seeds[1]
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str:
+    """Describe the first key in which two JSON values differ, for an error message."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    more = ", and a study continues only for more seeds" if path == "seeds" else ""
+    return f" (`{path}` was {_shown(old)}, is {_shown(new)}{more})" if path else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+
+
+def _part_name(number: int) -> str:
+    return f"{number:06d}.parquet"
 
 
 def _digest_path(path: Path) -> Path:

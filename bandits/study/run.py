@@ -33,7 +33,7 @@ from .metrics import (
     gap_bounds,
     measure_policy,
 )
-from .parts import StudyPart, draw_part
+from .parts import PartPlan, StudyPart, draw_part
 from .record_table import WeightValues, record_table
 from .records import RecordStore
 
@@ -60,19 +60,20 @@ class RunEstimate(NamedTuple):
     fits: int
 
 
-def estimate_run(study: StudyConfig, parts: Sequence[StudyPart]) -> RunEstimate:
+def estimate_run(study: StudyConfig, plan: PartPlan) -> RunEstimate:
     """Estimate the cost of a study from a few of its fits.
 
     Args:
         study: configuration of the study.
-        parts: all its parts, see :func:`bandits.study.parts.plan_parts`.
+        plan: all its parts, see :func:`bandits.study.parts.plan_parts`.
 
     Returns:
         The estimate, extrapolated from trial fits of every array shape. Compilation is excluded.
     """
     seconds, peak_bytes, fits = 0.0, 0, 0
     n_weights = len(expand_weights(study))
-    for part in {part.scenarios: part for part in parts}.values():
+    for group in plan.groups:
+        part = plan[group.first_part]
         trial = part._replace(
             scenario_index=part.scenario_index[:TRIAL_DRAWS], seeds=part.seeds[:TRIAL_DRAWS]
         )
@@ -82,10 +83,9 @@ def estimate_run(study: StudyConfig, parts: Sequence[StudyPart]) -> RunEstimate:
         instance = draw_part(trial)
         run_part(study, trial, instance)
         elapsed = time.perf_counter() - start
-        n_draws = sum(other.n_draws for other in parts if other.scenarios == part.scenarios)
-        seconds += elapsed * n_draws / trial.n_draws
+        seconds += elapsed * group.n_draws / trial.n_draws
         fits += trial.n_draws * len(study.methods) * n_weights
-        n_counts = instance.problem.wins[0].size * n_weights * part.n_draws
+        n_counts = instance.problem.wins[0].size * n_weights * group.size
         peak_bytes = max(peak_bytes, ARRAYS_PER_FIT * 8 * n_counts)
     return RunEstimate(seconds, peak_bytes, fits)
 
@@ -103,16 +103,20 @@ def run_parts(
     Yields:
         Every part once its records are stored: first those that were stored before.
     """
-    missing = [part for part in parts if not store.has_part(part.number)]
-    yield from (part for part in parts if store.has_part(part.number))
+    missing = []  # indices: the parts of a large study together do not fit into memory
+    for index in range(len(parts)):
+        if store.has_part(parts[index].number):
+            yield parts[index]
+        else:
+            missing.append(index)
     with ThreadPoolExecutor(1) as executor:
         # The next part is drawn while the present one is fitted.
-        pending = [executor.submit(draw_part, part) for part in missing[:1]]
-        for index, part in enumerate(missing):
-            instance = pending.pop().result()
+        pending = [executor.submit(draw_part, parts[index]) for index in missing[:1]]
+        for order, index in enumerate(missing):
+            part, instance = parts[index], pending.pop().result()
             pending += [
-                executor.submit(draw_part, following)
-                for following in missing[index + 1 : index + 2]
+                executor.submit(draw_part, parts[following])
+                for following in missing[order + 1 : order + 2]
             ]
             store.write_part(part.number, *run_part(study, part, instance))
             yield part

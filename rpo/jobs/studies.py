@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
 from bandits.study.config import StudyConfig, resolved_config
-from bandits.study.parts import StudyPart, plan_parts
+from bandits.study.continuation import find_blocks
+from bandits.study.inputs import input_digests
+from bandits.study.parts import plan_parts
 from bandits.study.records import RecordStore
 from bandits.study.run import run_parts
 from rpo.report.study_files import write_study_files
@@ -19,6 +21,8 @@ from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
 from rpo_io.folders import name_os_errors
 from rpo_io.outputs import output_folder
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def run_study(
@@ -39,41 +43,54 @@ def run_study(
         UsageError: if the folder holds another study, or a method does not support an environment.
     """
     with user_input():
-        parts = plan_parts(study)
-    store = RecordStore(folder, resolved_config(study))
+        plan_parts(study)  # refuses a study that cannot be drawn, before anything is written
+        store = RecordStore(folder, resolved_config(study), inputs=input_digests(study))
     with processes.connected(folder):
         if not processes.is_first:
-            _run_share(study, store, parts, processes)
+            _run_share(study, store, processes)
             return StudyResult(study.name, folder, files=(), bound_violations=())
         with name_os_errors(folder), ExitStack() as stack:
             with user_input():
                 taken = output_folder(folder, "study", is_earlier_run=_holds_study)
                 stack.enter_context(taken)
                 store.check(resume=resume)
+                earlier = store.earlier_seeds()
+                if earlier is not None:
+                    _LOGGER.info(
+                        "continuing from %s to %s seeds: only the new ones are run",
+                        f"{earlier:,}",
+                        f"{study.seeds:,}",
+                    )
+                    store.keep_as_block(study, earlier)
             write_atomic(folder / "config.yaml", to_yaml(study))
             if not store.is_finished():
-                _run_share(study, store, parts, processes)
+                _run_share(study, store, processes)
                 with user_input(), name_os_errors(folder):
-                    store.merge(len(parts))
+                    blocks = find_blocks(folder, study.seeds)
+                    if blocks:
+                        store.merge_blocks(study, blocks)
+                    else:
+                        store.merge(len(plan_parts(study)))
             store.drop_parts()
             return write_study_files(study, store)
 
 
 def _holds_study(folder: Path) -> bool:
     """Return whether a folder without a mark holds a study of an earlier version."""
-    paths = (folder / "records.parquet.sha256", *(folder / "parts").glob("*.parquet.sha256"))
+    paths = (folder / "records.parquet.sha256", *folder.glob("parts*/*.parquet.sha256"))
     return any(path.is_file() for path in paths)
 
 
-def _run_share(
-    study: StudyConfig, store: RecordStore, parts: Sequence[StudyPart], processes: ProcessGroup
-) -> None:
+def _run_share(study: StudyConfig, store: RecordStore, processes: ProcessGroup) -> None:
     """Run this process's share of the parts, and wait for the other processes."""
-    share = parts[processes.process_id :: processes.num_processes]
     processes.wait_for_all("start of the study")
     # A method that does not support an environment refuses it only when it is fitted.
     with user_input(), name_os_errors(store.folder):
-        done = run_parts(study, store, share)
-        for _ in track_progress(done, len(share), f"parts of {study.name}"):
-            pass
+        blocks = find_blocks(store.folder, study.seeds)
+        tasks = [(block.study(study), store.block(block)) for block in blocks]
+        for part_study, part_store in tasks or [(study, store)]:
+            share = plan_parts(part_study)[processes.process_id :: processes.num_processes]
+            done = run_parts(part_study, part_store, share)
+            for _ in track_progress(done, len(share), f"parts of {study.name}"):
+                pass
     processes.wait_for_all("end of the study")

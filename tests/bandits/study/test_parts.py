@@ -10,7 +10,7 @@ import pytest
 
 from bandits.environments.designs import Design, draw_design
 from bandits.study.config import MethodConfig, StudyConfig
-from bandits.study.parts import draw_part, plan_parts
+from bandits.study.parts import PartPlan, ShapeGroup, draw_part, plan_parts
 
 DESIGN = {
     "actions": 6,
@@ -71,3 +71,25 @@ def test_parity_draws_of_a_part_are_the_same_as_single_draws() -> None:
         single = draw_design(Design(**DESIGN), comparisons, np.array([seed]))
         for batch_leaf, leaf in zip(*map(jax.tree.leaves, (batch, single)), strict=True):
             np.testing.assert_array_equal(batch_leaf[index], leaf[0])
+
+
+def test_extreme_two_billion_seeds_are_planned_in_constant_memory() -> None:
+    plan = plan_parts(study(seeds=2_000_000_000, comparisons=[9]))
+    assert len(plan) == 100_000
+    assert plan.groups[0].n_draws == 2_000_000_000
+    last = plan[-1]
+    assert last.seeds[-1] == 1_999_999_999
+    assert (last.number, last.n_draws) == (99_999, 20_000)
+    assert [part.number for part in plan[7::40_000]] == [7, 40_007, 80_007]
+    assert len(plan[1::2]) == 50_000
+
+
+def test_closed_form_groups_of_shapes_are_numbered_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 4)
+    plan = plan_parts(study(design={**DESIGN, "actions": [6, 7]}, comparisons=[9]))
+    assert [group.n_parts() for group in plan.groups] == [2, 2]
+    assert [plan.groups.index(plan.group_of(part.number)) for part in plan] == [0, 0, 1, 1]
+    again = PartPlan(plan.study, [ShapeGroup(*group) for group in plan.groups])
+    assert [part.number for part in again] == [0, 1, 2, 3]

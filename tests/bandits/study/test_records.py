@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +56,36 @@ def test_roundtrip_parts_are_merged_into_one_table_in_order(tmp_path: Path) -> N
 
 def test_raises_for_results_of_another_study_with_the_key_that_differs(tmp_path: Path) -> None:
     filled(tmp_path)
-    with pytest.raises(ValueError, match=r"of another study \(`seeds` was 3, is 4\)"):
-        RecordStore(tmp_path, {"name": "a", "seeds": 4}).check(resume=True)
+    for config, difference in (
+        ({"name": "a", "seeds": 2}, "`seeds` was 3, is 2, and a study continues only for more"),
+        ({"name": "b", "seeds": 3}, "`name` was 'a', is 'b'"),
+        ({"name": "b", "seeds": 4}, "`name` was 'a', is 'b'"),
+        ({"name": "a", "seeds": 3, "design": {"rare": 1}}, "`design` was None, is {'rare': 1}"),
+    ):
+        with pytest.raises(ValueError, match=rf"of another study \({re.escape(difference)}"):
+            RecordStore(tmp_path, config).check(resume=True)
+    nested = RecordStore(tmp_path / "nested", {"design": {"rare": 1, "actions": 3}})
+    nested.folder.mkdir()
+    nested.write_part(0, part(0), TIMES)
+    with pytest.raises(ValueError, match=r"\(`design.rare` was 1, is 2\)"):
+        RecordStore(nested.folder, {"design": {"rare": 2, "actions": 3}}).check(resume=True)
+
+
+def test_raises_for_another_content_of_an_input_file_also_of_a_finished_study(
+    tmp_path: Path,
+) -> None:
+    name = "environments votes:v.csv"
+    store = RecordStore(tmp_path, CONFIG, inputs={name: "ab" * 32})
+    for number in range(2):
+        store.write_part(number, part(number), TIMES)
+    changed = RecordStore(tmp_path, CONFIG, inputs={name: "cd" * 32})
+    for _ in range(2):
+        store.check(resume=True)
+        with pytest.raises(ValueError, match=rf"content of a file \(`{name}` was 'abab"):
+            changed.check(resume=True)
+        with pytest.raises(ValueError, match="content of a file"):
+            RecordStore(tmp_path, CONFIG).check(resume=True)
+        store.merge(2)
 
 
 def test_raises_for_existing_results_unless_they_are_resumed(tmp_path: Path) -> None:

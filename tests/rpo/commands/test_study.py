@@ -139,6 +139,22 @@ def test_raises_results_of_another_study_or_damaged_ones_are_refused(
     assert "records.parquet is damaged or missing" in message
 
 
+def test_roundtrip_a_finished_study_continues_for_more_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, whole, more = config(tmp_path), tmp_path / "whole", tmp_path / "more"
+    four = ["--quick", "--quick.seeds", "4"]  # the quick sizes have 3 seeds
+    assert main(["study", str(good), *four, "--out", str(whole)]) == 0
+    assert main(["study", str(good), "--quick", "--out", str(more)]) == 0
+    capsys.readouterr()
+    assert main(["study", str(good), *four, "--out", str(more), "--resume"]) == 0
+    assert "continuing from 3 to 4 seeds: only the new ones are run" in capsys.readouterr().err
+    assert sha256(more) == sha256(whole)
+    assert json.loads((more / "summary.json").read_text())["cells"][0]["seeds"] == 4
+    message = refused(capsys, good, "--quick", "--out", more, "--resume")
+    assert "`seeds` was 4, is 3, and a study continues only for more seeds" in message
+
+
 def test_raises_one_line_on_a_full_disk_and_resumes_with_free_space(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,40 @@
+"""Files that a study reads, by content: a changed file makes another study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rpo_io.digests import sha256_of_file
+
+from .config import StudyConfig
+
+
+def input_digests(study: StudyConfig) -> dict[str, str]:
+    """Return the SHA-256 of every file that a study reads.
+
+    Args:
+        study: configuration of the study.
+
+    Returns:
+        Digests in hexadecimal by the key and the name of the file, such as
+        ``"environments votes:v.csv"``.
+
+    Raises:
+        OSError: if a file cannot be read.
+
+    Examples:
+        >>> from bandits.study.config import MethodConfig
+        >>> methods = [MethodConfig(method="rpo")]
+        >>> input_digests(StudyConfig(name="a", methods=methods, comparisons=[9], seeds=1))
+        {}
+    """
+    files = {}
+    for environment in study.environments:
+        kind, _, path = environment.partition(":")
+        if kind == "votes":
+            files[f"environments {environment}"] = path
+    features = study.design.get("features_file")
+    for path in features if isinstance(features, list) else [features]:
+        if isinstance(path, str):
+            files[f"design.features_file {path}"] = path
+    return {name: sha256_of_file(Path(path)) for name, path in files.items()}
