@@ -64,10 +64,10 @@ class Certificate(NamedTuple):
             its value may lie below the optimum, and the duality gap is infinite.
     """
 
-    value: Float[Array, ""]
-    duality_gap: Float[Array, ""]
-    kkt_residual: Float[Array, ""]
-    class_residual: Float[Array, ""]
+    value: Float[ArrayLike, ""]
+    duality_gap: Float[ArrayLike, ""]
+    kkt_residual: Float[ArrayLike, ""]
+    class_residual: Float[ArrayLike, ""]
 
     @property
     def is_member(self) -> bool:
@@ -91,7 +91,7 @@ def certify(
             the class is part of the certificate.
 
     Returns:
-        The certificate, computed in float64 under any JAX configuration.
+        The certificate as float64 NumPy numbers, under any JAX configuration.
 
     Raises:
         ValueError: if an argument is invalid, such as a policy that does not sum to one or a reward
@@ -116,7 +116,10 @@ def certify(
         raise InvalidProblemError("reward", index, f"must be less than inf, got {table[index]}")
     with jax.enable_x64(True):
         arguments = (normalize(problem), reward_class, policy, reward)
-        return _certify(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments))
+        arguments = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
+        certificate = _certify(*arguments)
+    # A JAX array in float64 would warn at its first use if the caller has not enabled float64.
+    return Certificate(*map(np.asarray, certificate))
 
 
 def is_proven(

@@ -82,7 +82,7 @@ def coverage_coefficient(
     baseline: Float[ArrayLike, "x a"],
     context_weights: Float[ArrayLike, " x"],
     pair_distribution: Float[ArrayLike, "x a a"],
-) -> Float[Array, ""]:
+) -> Float[np.ndarray, ""]:
     r"""Return the exact coverage coefficient of a comparator and a baseline policy.
 
     It is finite if and only if the data determine how much better the comparator is than the
@@ -131,7 +131,7 @@ def coverage_coefficient(
         "pair_distribution": pair_distribution,
     }
     batch = {name: np.asarray(array)[None] for name, array in arguments.items()}
-    return coverage_coefficient_batch(class_batch, **batch)[0]
+    return np.asarray(coverage_coefficient_batch(class_batch, **batch)[0])
 
 
 def coverage_coefficient_batch(
@@ -142,7 +142,7 @@ def coverage_coefficient_batch(
     baseline: Float[ArrayLike, "B x a"],
     context_weights: Float[ArrayLike, "B x"],
     pair_distribution: Float[ArrayLike, "B x a a"],
-) -> Float[Array, " B"]:
+) -> Float[np.ndarray, " B"]:
     r"""Return the coverage coefficients of a batch of instances; see :func:`coverage_coefficient`.
 
     Args:
@@ -201,8 +201,7 @@ def coverage_coefficient_batch(
             "the active-set method of the coverage coefficient did not converge: "
             "please report the instance"
         )
-    with jax.enable_x64(True):
-        return jnp.asarray(result.coefficient)
+    return np.asarray(result.coefficient, np.float64)
 
 
 def density_ratio_bound(
