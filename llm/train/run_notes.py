@@ -38,6 +38,7 @@ def describe_inputs(config: TrainConfig, data: TrainingData) -> list[str]:
         *_cut(config.data, data.report, data.train, ""),
         *_cut(config.data, data.report, data.evaluation, "eval_"),
         *describe_unused_keys(config, has_evaluation=has_evaluation),
+        *_unused_columns(config, data),
     ]
 
 
@@ -108,6 +109,22 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
         yield "trainer", "eval_steps", missing
     if not has_evaluation or not trainer.eval_steps:
         yield "trainer", "coverage_samples", missing if not has_evaluation else never
+
+
+def _unused_columns(config: TrainConfig, data: TrainingData) -> Iterator[str]:
+    """Yield a sentence for each optional column of the rows that the objective does not use."""
+    method = config.objective.method
+    for pairs, noun in ((data.train, "rows"), (data.evaluation, "rows for evaluation")):
+        if method == "sft" and not np.isnan(pairs.reference).all():
+            yield (
+                f"the reference log-probabilities of the {noun} have no effect: method 'sft' has "
+                "no reference"
+            )
+        if config.objective.sft_weight == 0 and pairs.lengths[:, -1].any():
+            yield (
+                f"the baseline responses of the {noun} enter the metrics only: method {method!r} "
+                "trains without them"
+            )
 
 
 def _is_set(config: TrainConfig, section: str, key: str) -> bool:

@@ -183,6 +183,8 @@ def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> Tokeni
             or ``max_length`` exceeds the model's limit.
         OSError: if the file cannot be read.
     """
+    import numpy as np
+
     from llm.data.preferences import stream_preferences
     from llm.text.tokenize import tokenize_rows
 
@@ -210,6 +212,14 @@ def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> Tokeni
     )
     if not tokenized.pairs:
         raise ValueError(f"{data}: must have at least one usable row, got none")
+    n_baselines = int((tokenized.pairs.lengths[:, -1] > 0).sum())
+    n_references = int((~np.isnan(tokenized.pairs.reference[:, 0])).sum())
+    for count, what in (
+        (n_baselines, "with a baseline response, which is not scored"),
+        (n_references, "with reference log-probabilities, which are not used"),
+    ):
+        if count:
+            notes.append(f"rows {what}: {count:,}")
     return TokenizedData(
         tokenized.pairs, tokenized.report, tuple(f"{data}: {note}" for note in notes)
     )

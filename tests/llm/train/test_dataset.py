@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from llm.config import DataConfig, ModelConfig
+from llm.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.dataset import TrainingData, load_training_data, row_location
+from llm.train.run_notes import describe_inputs
 
 TINY = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
 
@@ -105,3 +106,24 @@ def test_roundtrip_notes_and_locations_name_columns_and_lines(
     found = [row_location(config, row, n_train_rows=data.report["rows"]) for row in range(4)]
     assert found == [f"{rows}:1", f"{rows}:2", f"{more}:3", f"{more}:4"]
     assert row_location(config, 9, n_train_rows=2) == f"row 7 of {more}"
+
+
+def test_property_columns_that_an_objective_does_not_use_are_named(
+    model: ResolvedModel, tmp_path: Path
+) -> None:
+    given = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0, "ref_baseline_logps": -1.5}
+    rows = write(tmp_path / "rows.jsonl", "a", "b", baseline="perhaps", **given)
+    data = load(model, rows)
+    for method, unused in (
+        ("rpo", []),
+        ("sft", ["the reference log-probabilities of the rows have no effect"]),
+        ("dpo", ["the baseline responses of the rows enter the metrics only"]),
+    ):
+        config = TrainConfig(
+            name="a",
+            model=ModelConfig(path="m"),
+            data=DataConfig(train=rows),
+            objective=ObjectiveConfig(method=method),
+        )
+        found = [note for note in describe_inputs(config, data) if " of the rows " in note]
+        assert [note.split(":")[0] for note in found] == unused
