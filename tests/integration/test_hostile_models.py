@@ -145,7 +145,7 @@ def test_extreme_the_template_process_has_no_files_no_network_and_no_secrets(
     monkeypatch.setenv("HF_TOKEN", "secret")
     program = (
         "import os, runpy, socket\n"
-        f"confine = runpy.run_path({str(chat_template.PROGRAM)!r})['_confine']\n"
+        f"confine = runpy.run_module({chat_template.PROGRAM!r})['_confine']\n"
         "confine()\n"
         "failed = 0\n"
         "for attempt in (lambda: open('/etc/passwd'), socket.socket, lambda: open('x', 'w'),\n"
