@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +66,21 @@ def test_closed_form_max_steps_takes_precedence_over_epochs(
     monkeypatch.setattr(run_estimate, "_matmul_rate", lambda _: RATE)
     assert estimate(config(max_steps=7), 12).steps == 7
     assert estimate(config(num_train_epochs=0.4), 13).steps == 2  # of three an epoch
+
+
+def test_property_the_memory_of_a_device_is_at_most_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = run_estimate.device_memory()
+    assert machine is not None
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(run_estimate, "CONTAINER_LIMITS", (limit, tmp_path / "missing"))
+    for text, expected in (("1048576\n", 2**20), ("max\n", None), (str(2**62), None)):
+        limit.write_text(text)
+        found = run_estimate.device_memory()
+        assert found == expected if expected else (found or 0) >= machine
+    monkeypatch.setattr(run_estimate, "_matmul_rate", lambda _: RATE)
+    result = estimate(config(), 13)
+    assert result.limit_bytes_per_device == run_estimate.device_memory()
+    (note,) = result.notes
+    assert note.startswith("the last step of an epoch has 1 instead of 6 pairs")
