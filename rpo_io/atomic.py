@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import itertools
 import os
 import shutil
 import stat
@@ -160,15 +159,16 @@ def _claim(path: Path, create: Callable[[Path], int | None]) -> tuple[Path, int]
     """
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     claimed = None
-    for number in itertools.count():
+    number = 0
+    while True:
         part = path.with_name(f"{TEMPORARY_PREFIX}{digest}-{number}{TEMPORARY_SUFFIX}")
         _remove_if_abandoned(part)
-        if claimed is not None:
-            if not os.path.lexists(part):
-                break
-        elif (lock := create(part)) is not None:
-            claimed = part, lock
-    return claimed
+        if claimed is None:
+            lock = create(part)
+            claimed = None if lock is None else (part, lock)
+        elif not os.path.lexists(part):
+            return claimed
+        number += 1
 
 
 def _create_file(part: Path) -> int | None:

@@ -7,6 +7,7 @@ stays as it is: inputs, files and folders of others, links, pipes and devices.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -40,7 +41,8 @@ def prepare_file(
 
     Args:
         path: path of the file.
-        inputs: files and folders that the command reads; those that do not exist are passed over.
+        inputs: files, folders and patterns of files that the command reads; those that do not exist
+            are passed over.
         is_earlier_result: whether a record is one that the same command writes. It gets the first
             JSON object of an existing file that is not empty; such a file is replaced only if the
             answer is true.
@@ -147,8 +149,7 @@ def _refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None
     """Raise an error if a path is an input, under any name, or lies in an input folder."""
     real = Path(os.path.realpath(path))
     status = real.stat() if real.is_file() else None
-    for name in inputs:
-        source = Path(name)
+    for source in _expanded(inputs):
         try:
             is_folder = source.is_dir()
             if not is_folder and not source.exists():
@@ -159,13 +160,22 @@ def _refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None
             raise ValueError(
                 f"argument --out: {path} lies in the input folder {source}: choose another folder"
             )
-        for file in _files_of(source) if status is not None else ():
+        if status is None:
+            continue
+        for file in _files_of(source):
             with suppress(OSError):
                 if os.path.samestat(status, file.stat()):
                     raise ValueError(
                         f"argument --out: {path} is the input {file}, which is never replaced: "
                         "choose another name"
                     )
+
+
+def _expanded(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Yield the inputs; a pattern such as ``shards/*.parquet`` is replaced by its files."""
+    for name in inputs:
+        found = glob.glob(os.fspath(name), recursive=True)
+        yield from map(Path, found or [name])
 
 
 def _files_of(source: Path) -> Iterator[Path]:

@@ -78,7 +78,6 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     members = _members(hint)
     if len(members) > 1:
         return _convert_union(members, value, key)
-    hint = members[0]
     origin = typing.get_origin(hint) or hint
     if dataclasses.is_dataclass(hint):
         return (
@@ -122,8 +121,7 @@ def describe(hint: Any, *, plural: bool = False) -> str:
     members = _members(hint)
     if len(members) > 1:
         texts = [describe(member, plural=plural) for member in members]
-        return ", ".join(texts[:-1]) + f", or {texts[-1]}" if texts[1:] else texts[0]
-    hint = members[0]
+        return ", ".join(texts[:-1]) + f", or {texts[-1]}"
     origin = typing.get_origin(hint) or hint
     if origin is Literal:
         names = ", ".join(map(_shown, typing.get_args(hint)))

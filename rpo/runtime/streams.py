@@ -54,7 +54,7 @@ class _Input(io.FileIO):
         """Read bytes into a buffer."""
         return _named(0, lambda: super(_Input, self).readinto(buffer))
 
-    def readall(self) -> bytes | None:
+    def readall(self) -> Any:
         """Read all bytes."""
         return _named(0, super().readall)
 

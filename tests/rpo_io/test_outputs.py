@@ -78,7 +78,7 @@ def test_raises_for_an_output_that_would_replace_anything(
     name: str, rule: str, folder: Path
 ) -> None:
     before = content(folder)
-    inputs = ["rows.jsonl", "model", "owner/name", Path("absent")]
+    inputs = ["rows.json*", "model", "owner/name", Path("absent")]
     with pytest.raises(ValueError, match=rf"^argument --out: .*({rule})") as caught:
         prepare_file(Path(name), inputs=inputs, is_earlier_result=is_scores)
     assert "\n" not in str(caught.value)
