@@ -30,6 +30,8 @@ TOKENIZER_FILES = (
     CHAT_TEMPLATE_NAME,
     "generation_config.json",
 )
+MORE_TEMPLATES_NAME = "additional_chat_templates"
+"""Folder of chat templates with other names, such as ``tool_use.jinja``."""
 
 MAX_JSON_BYTES = 16 * 2**20
 """Largest configuration or weight index; the index of a model of 100,000 tensors has 8 MB."""
@@ -61,6 +63,7 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
         raise missing_source(name, what="a model folder")
     patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG_NAME, *TOKENIZER_FILES]
     patterns.append(ADAPTER_CONFIG_NAME)  # to recognize an adapter
+    patterns.append(f"{MORE_TEMPLATES_NAME}/*.jinja")
     return download_from_hub(repository, patterns)
 
 

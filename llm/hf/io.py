@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from llm.data.model_folder import (
     CHAT_TEMPLATE_NAME,
     CONFIG_NAME,
+    MORE_TEMPLATES_NAME,
     TOKENIZER_FILES,
     model_file,
     read_json_object,
@@ -167,6 +168,11 @@ def export_model(
                 shutil.copyfile(model_file(source, name), part / name)
         if chat_template is not None:
             (part / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+        elif source is not None:
+            for path in sorted((source / MORE_TEMPLATES_NAME).glob("*.jinja")):
+                name = f"{MORE_TEMPLATES_NAME}/{path.name}"
+                (part / MORE_TEMPLATES_NAME).mkdir(exist_ok=True)
+                shutil.copyfile(model_file(source, name), part / name)
     merge = None if counter is None else counter.report()
     return ExportReport(tensor_dtype.name, sum(sizes.values()), merge)
 

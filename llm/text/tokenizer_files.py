@@ -15,7 +15,12 @@ from typing import Any, NamedTuple, cast
 import tokenizers
 from tokenizers import AddedToken
 
-from llm.data.model_folder import model_file, read_json_object, read_limited
+from llm.data.model_folder import (
+    MORE_TEMPLATES_NAME,
+    model_file,
+    read_json_object,
+    read_limited,
+)
 from rpo_io.digests import sha256_hex
 
 from .encoding import library_errors
@@ -346,7 +351,7 @@ def _template_files(folder: Path) -> Iterator[tuple[str, Path]]:
     path = model_file(folder, "chat_template.jinja")
     if path.exists():
         yield "default", path
-    more = folder / "additional_chat_templates"
+    more = folder / MORE_TEMPLATES_NAME
     if more.is_dir():
         for each in sorted(more.glob("*.jinja")):
             yield each.stem, model_file(folder, f"{more.name}/{each.name}")

@@ -141,9 +141,15 @@ def test_closed_form_tokenizer_files_are_copied(decoder: Decoder, tmp_path: Path
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
     (source / "pytorch_model.bin").write_bytes(b"never copied")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tool_use.jinja").write_text("x")
     export_model(decoder, tmp_path / "model", tokenizer_folder=source)
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert names == {CONFIG_NAME, SAFE_WEIGHTS_NAME, "tokenizer.json"}
+    templates = "additional_chat_templates"
+    assert names == {CONFIG_NAME, SAFE_WEIGHTS_NAME, "tokenizer.json", templates}
+    assert (tmp_path / "model" / templates / "tool_use.jinja").read_text() == "x"
+    export_model(decoder, tmp_path / "other", tokenizer_folder=source, chat_template="y")
+    assert not (tmp_path / "other" / templates).exists()
 
 
 def test_closed_form_a_tied_model_may_store_its_embedding_twice(folder: Path) -> None:
