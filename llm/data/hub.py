@@ -116,6 +116,10 @@ def hub_errors(repository: HubRepository, *, kind: Kind = "model") -> Iterator[N
 
     Raises:
         ValueError: if the block raises any exception.
+
+    Examples:
+        >>> with hub_errors(HubRepository("owner/name")):  # doctest: +SKIP
+        ...     download()
     """
     try:
         yield
@@ -180,6 +184,9 @@ def download_from_hub(
 
     Raises:
         ValueError: if the repository is not available.
+
+    Examples:
+        >>> download_from_hub(HubRepository("owner/name"), ["*.json"])  # doctest: +SKIP
     """
     with hub_errors(repository, kind=kind):
         # A slow import that local files do not need.

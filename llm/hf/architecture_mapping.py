@@ -66,15 +66,17 @@ def _build(kind: type[Record], values: Mapping[str, Any]) -> Record:
 def _check(name: str, value: Any, hint: Any) -> Any:
     """Return a value in the type of its field, or raise an error that names the field."""
     options = _options(hint)
-    kind = type(value)
-    if value is None and type(None) in options:
-        return None
+    if value is None:
+        if type(None) in options:
+            return None
+        raise _wrong_type(name, value, options)
+    kind: type = type(value)
     literals = [option for option in options if isinstance(option, str)]
     if isinstance(value, RopeScaling) or (literals and value in literals):
         return value
     if kind is int and float in options and int not in options:
         return float(value)
-    if kind in options and kind is not type(None):
+    if kind in options:
         if kind is int and not -(2**31) < value < (
             MAX_LAYERS if name == "num_hidden_layers" else 2**31
         ):
@@ -84,8 +86,13 @@ def _check(name: str, value: Any, hint: Any) -> Any:
         is_list = Sequence[item] in options and isinstance(value, list | tuple)
         if is_list and all(type(each) is item for each in value):
             return tuple(value)
+    raise _wrong_type(name, value, options)
+
+
+def _wrong_type(name: str, value: Any, options: tuple[Any, ...]) -> ValueError:
+    literals = [option for option in options if isinstance(option, str)]
     allowed = literals or [_type_name(option) for option in options]
-    raise ValueError(f"`{name}` must be {' or '.join(allowed)}, got {reprlib.repr(value)}")
+    return ValueError(f"`{name}` must be {' or '.join(allowed)}, got {reprlib.repr(value)}")
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -141,8 +141,8 @@ FAMILIES: dict[str, Family] = {
 """The supported families by ``model_type``; SmolLM2, TinyLlama and many others are ``llama``."""
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "quantization_config": ((None, {}), "quantized weights are not supported"),
-    "compression_config": ((None, {}), "quantized weights are not supported"),
+    "quantization_config": ((None,), "quantized weights are not supported"),
+    "compression_config": ((None,), "quantized weights are not supported"),
     "use_bidirectional_attention": ((None, False), "only causal attention is supported"),
     "is_encoder_decoder": ((None, False), "only decoders are supported"),
     "add_cross_attention": ((None, False), "only decoders are supported"),
@@ -211,6 +211,11 @@ def check_refused(config: HfConfig, family: str) -> None:
 
     Raises:
         ValueError: if such a key has content; the message names it.
+
+    Examples:
+        >>> check_refused({"is_encoder_decoder": True}, "llama")
+        Traceback (most recent call last):
+        ValueError: `is_encoder_decoder` must be absent, got True: only decoders are supported
     """
     for key, (neutral, reason) in {**REFUSED, **FAMILIES[family].refused}.items():
         value = config.get(key)

@@ -27,6 +27,10 @@ def read_value(
 
     Raises:
         ValueError: if the value is missing, of another type, not finite or too large.
+
+    Examples:
+        >>> read_value({"rope_theta": 500}, "rope_theta", float)
+        500.0
     """
     value = config.get(key)
     if value is None:
@@ -58,5 +62,9 @@ def read_optional(
 
     Raises:
         ValueError: see :func:`read_value`.
+
+    Examples:
+        >>> read_optional({"sliding_window": None}, "sliding_window", int, 4096) is None
+        True
     """
     return None if config.get(key, default) is None else read_value(config, key, kind, default)

@@ -20,6 +20,11 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         ValueError: if the folder holds a PEFT adapter, a training run or its checkpoints, or has no
             ``config.json``.
+
+    Examples:
+        >>> check_model_folder(Path("out/run"))  # doctest: +SKIP
+        Traceback (most recent call last):
+        ValueError: out/run is a training run, not a model: write its policy as a model first, ...
     """
     if (folder / ADAPTER_CONFIG_NAME).exists() or any(
         (folder / name).exists() for name in ADAPTER_WEIGHTS

@@ -209,6 +209,10 @@ def model_notes(folder: Path) -> tuple[str, ...]:
 
     Raises:
         ValueError: if the configuration or the names of the tensors are refused.
+
+    Examples:
+        >>> model_notes(Path("model"))  # doctest: +SKIP
+        ('config.json: keys without effect: clip_qkv',)
     """
     architecture = read_architecture(folder)
     notes = config_notes(read_json_object(folder, CONFIG_NAME))
@@ -363,6 +367,10 @@ def stored_dtype(folder: Path) -> str | None:
 
     Returns:
         Name of the dtype, such as ``bfloat16``; None if the folder has no readable weights.
+
+    Examples:
+        >>> stored_dtype(Path("no_model")) is None
+        True
     """
     try:
         with SafetensorsReader(folder) as files:

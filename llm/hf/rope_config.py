@@ -34,6 +34,11 @@ def read_rope(config: HfConfig, family: str, max_length: int) -> dict[str, Any]:
 
     Raises:
         ValueError: if a setting is missing, contradicts another one, or is not implemented.
+
+    Examples:
+        >>> settings = {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 500.0}}
+        >>> read_rope(settings, "llama", 64)["rope_theta"]
+        500.0
     """
     if family == "gemma3_text":
         return _read_gemma3(config, max_length)
@@ -55,6 +60,11 @@ def unused_rope_keys(config: HfConfig, family: str) -> list[str]:
 
     Returns:
         The names, sorted.
+
+    Examples:
+        >>> settings = {"rope_scaling": {"type": "linear", "factor": 2.0, "finetuned": True}}
+        >>> unused_rope_keys(settings, "llama")
+        ['rope_scaling.finetuned']
     """
     found = []
     for name in ("rope_parameters", "rope_scaling"):
@@ -81,6 +91,10 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
 
     Returns:
         The keys that ``transformers`` 4 and 5 read for this type.
+
+    Examples:
+        >>> write_scaling(RopeScaling(rope_type="linear", factor=2.0))
+        {'rope_type': 'linear', 'factor': 2.0}
     """
     keys = (key for key in ROPE_KEYS[scaling.rope_type] if hasattr(scaling, key))
     values = {key: getattr(scaling, key) for key in keys}

@@ -86,7 +86,12 @@ class SafetensorsReader:
         return set(self._paths)
 
     def unread_files(self) -> list[str]:
-        """Return the names of weight files of the folder that are not read."""
+        """Return the names of weight files of the folder that are not read.
+
+        Examples:
+            >>> SafetensorsReader(Path("model")).unread_files()  # doctest: +SKIP
+            []
+        """
         return unread_files(self.folder, set(self._files))
 
     def dtype(self, name: str) -> str:

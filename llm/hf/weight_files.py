@@ -33,6 +33,10 @@ def read_index(folder: Path) -> dict[str, Path] | None:
     Raises:
         ValueError: if the folder has no weights, or the index and ``model.safetensors`` are both
             there, or shards are there that the index does not name.
+
+    Examples:
+        >>> read_index(Path("model"))["lm_head.weight"].name  # doctest: +SKIP
+        'model-00002-of-00002.safetensors'
     """
     index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
     shards = sorted(
@@ -84,6 +88,10 @@ def locate_tensors(
 
     Raises:
         ValueError: if two files hold a tensor, or the index and the files differ.
+
+    Examples:
+        >>> locate_tensors(None, {Path("model.safetensors"): {"norm"}}, Path("model"))["norm"].name
+        'model.safetensors'
     """
     found: dict[str, Path] = {}
     for path, names in contents.items():
@@ -119,10 +127,14 @@ def unread_files(folder: Path, read: set[Path]) -> list[str]:
 
     Returns:
         Names, sorted.
+
+    Examples:
+        >>> unread_files(Path("model"), {Path("model/model.safetensors")})  # doctest: +SKIP
+        ['pytorch_model.bin']
     """
     suffixes = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
     kept = {path.name for path in read} | {"training_args.bin"}
-    paths = (path for path in folder.iterdir() if path.is_file())
+    paths = (path for path in folder.glob("*") if path.is_file())
     return sorted(
         path.name for path in paths if path.name.endswith(suffixes) and path.name not in kept
     )

@@ -96,6 +96,10 @@ def replaced_template(folder: Path, options: TokenizerOptions) -> str | None:
 
     Raises:
         ValueError: if the template file is missing.
+
+    Examples:
+        >>> replaced_template(Path("model"), TokenizerOptions()) is None
+        True
     """
     if options.chat_template is None:
         return None

@@ -43,12 +43,12 @@ def test_property_an_extra_key_with_content_is_used_refused_or_listed(family: st
     for name, value in (("extra", 1), ("color", "red"), ("a_list", [0]), ("an_object", {"b": 0})):
         notes = config_notes({"model_type": family, **SIZES, name: value})
         assert notes == (f"config.json: keys without effect: {name}",)
-        scaling = {"rope_scaling": {**LINEAR, name: value}}
+        scaling = {**LINEAR, name: value}
         if isinstance(value, dict) and family != "gemma3_text":
             with pytest.raises(ValueError, match=f"^`rope_scaling.{name}` must not be an object"):
-                read(family, **scaling)
+                read(family, rope_scaling=scaling)
         else:
-            notes = config_notes({"model_type": family, **SIZES, **scaling})
+            notes = config_notes({"model_type": family, **SIZES, "rope_scaling": scaling})
             assert notes == (f"config.json: keys without effect: rope_scaling.{name}",)
     assert config_notes({"model_type": family, **SIZES, "extra": None, "other": []}) == ()
 
