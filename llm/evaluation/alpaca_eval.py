@@ -162,7 +162,7 @@ def read_gamed_annotations(path: Path) -> GamedAnnotations:
         elif row.difficulty != difficulty[row.instruction]:
             raise ValueError(
                 f"{row.where}: column `instruction_difficulty` must be that of the first row of "
-                f"instruction {row.instruction}, {difficulty[row.instruction]}, got {row.difficulty}"
+                f"the instruction, {difficulty[row.instruction]}, got {row.difficulty}"
             )
     if not rows:
         raise ValueError(f"{path} has no rows")

@@ -81,14 +81,17 @@ def score_pairs(
     for _, microbatches in progress(iterate_batches(sampler, 0, n_batches), n_batches):
         batch = jax.tree.map(lambda leaf: leaf[0], microbatches)
         log_probs = np.asarray(_log_probs(graphdef, state, batch))
-        for index in np.flatnonzero(batch.present):
-            row = int(batch.row_ids[index])
-            if not np.isfinite(log_probs[index]).all():
-                raise ValueError(
-                    f"row {row}, counted from 0: the log-probabilities {log_probs[index].tolist()} "
-                    "are not finite: the weights are damaged, or their dtype is too narrow"
-                )
-            counts = batch.lengths[index].tolist()
+        present = np.flatnonzero(batch.present)
+        damaged = [index for index in present if not np.isfinite(log_probs[index]).all()]
+        if damaged:
+            index = min(damaged, key=lambda index: batch.row_ids[index])
+            raise ValueError(
+                f"row {batch.row_ids[index]}, counted from 0: the log-probabilities "
+                f"{log_probs[index].tolist()} are not finite: the weights are damaged, or their "
+                "dtype is too narrow"
+            )
+        for index in present:
+            row, counts = int(batch.row_ids[index]), batch.lengths[index].tolist()
             scores[row] = PairScore(row, *log_probs[index].tolist(), *counts)
     return [scores[pair.row] for pair in pairs]
 

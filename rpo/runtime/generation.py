@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from llm.inference.sampling import GenerationConfig
 
 
+FILTERS = ("top_p", "top_k", "min_p")
+"""Settings that only sampling has."""
+
+
 class ModelSettings(NamedTuple):
     """Settings with which a model generates.
 
@@ -54,6 +58,8 @@ def model_settings(
 ) -> ModelSettings:
     """Return the settings of a model's folder, with the given ones in their place.
 
+    Without ``do_sample`` in the folder and without a given temperature, decoding is greedy.
+
     Args:
         model: the model.
         options: how it was loaded. End tokens of its folder are those of its own tokenizer.
@@ -65,15 +71,45 @@ def model_settings(
     Raises:
         ValueError: if a value in the folder is invalid; the message names file and key.
     """
-    from llm.inference.generation_settings import read_generation_settings
+    from llm.hf.generation_config import read_generation_settings
 
+    folder = model.folder
+    end_ids, stored, stored_notes = read_generation_settings(folder)
+    notes = [f"{folder}: {note}" for note in stored_notes]
+    taken = {name: value for name, value in stored.items() if name not in given}
     half = max(1, model.decoder.architecture.max_position_embeddings // 2)
-    config, end_ids, notes = read_generation_settings(model.folder, given, max_new_tokens=half)
+    if taken.get("max_new_tokens", 1) > half:
+        notes.append(
+            f"{folder}: `max_new_tokens` {taken['max_new_tokens']:,} is cut to {half:,}, half of "
+            "what the model reads: give --max-new-tokens for another length"
+        )
+        taken["max_new_tokens"] = half
+    config = _merge(taken, given)
+    if config.greedy:
+        # Neither the folder's filters nor the given ones can change the most likely token.
+        taken = {name: value for name, value in taken.items() if name not in FILTERS}
+        config = _merge(taken, {name: given[name] for name in given if name not in FILTERS})
+        unused = ", ".join(f"--{name.replace('_', '-')}" for name in FILTERS if name in given)
+        if unused:
+            notes.append(f"{unused} without effect: at temperature 0 the likeliest token is taken")
+    if taken:
+        shown = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+        notes.append(f"{folder}: settings of generation_config.json: {shown}")
     if options.tokenizer is not None and end_ids - model.tokenizer.end_ids:
-        unused = ", ".join(map(str, sorted(end_ids - model.tokenizer.end_ids)))
-        notes += (
-            f"{model.folder}: its end tokens {unused} are of its own tokenizer and do not end "
-            f"replies with --tokenizer {options.tokenizer}",
+        ignored = ", ".join(map(str, sorted(end_ids - model.tokenizer.end_ids)))
+        notes.append(
+            f"{folder}: its end tokens {ignored} are of its own tokenizer and do not end replies "
+            f"with --tokenizer {options.tokenizer}"
         )
         end_ids = frozenset()
-    return ModelSettings(config, end_ids, notes)
+    return ModelSettings(config, end_ids, tuple(notes))
+
+
+def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> GenerationConfig:
+    from llm.inference.sampling import GenerationConfig
+
+    values = {**stored, **given}
+    whole = ("max_new_tokens", "top_k", "seed")
+    return GenerationConfig(
+        **{name: value if name in whole else float(value) for name, value in values.items()}
+    )

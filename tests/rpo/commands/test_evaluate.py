@@ -26,17 +26,29 @@ ROWS = [{"prompt": f"say {i}", "chosen": "yes" * i, "rejected": "no"} for i in r
 REWARD = """
 def length(prompt, reply):
     assert prompt[0].role == "user"
+    print("rated")  # not part of the JSON
     return len(reply)
 
 def broken(prompt, reply):
     return None
+
+def failing(prompt, reply):
+    raise KeyError(reply)
+
+def leaving(prompt, reply):
+    raise SystemExit(0)
+
+def huge(prompt, reply):
+    return 10**400
 """
 ROUNDING = 1e-9  # sums of a few log-probabilities, float64
 
 
+SIZES: dict[str, Any] = {**SMALL, "vocab_size": 261, "max_position_embeddings": 256}
+
+
 def write_model(folder: Path, seed: int, **sizes: Any) -> None:
-    every: dict[str, Any] = {**SMALL, "vocab_size": 261, "max_position_embeddings": 256, **sizes}
-    architecture = Architecture(**every)
+    architecture = Architecture(**{**SIZES, **sizes})
     export_model(Decoder(architecture, rngs=nnx.Rngs(seed)), folder)
 
 
@@ -47,17 +59,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(folder / "policy", 0)
         write_model(folder / "reference", 1)
         write_model(folder / "narrow", 1, vocab_size=200)
+        large = Decoder(Architecture(**SIZES, tie_word_embeddings=False), rngs=nnx.Rngs(0))
+        assert large.output is not None
+        large.output[...] = jnp.full_like(large.output[...], 3e38)
+        export_model(large, folder / "overflow")
     return folder
 
 
 @pytest.fixture
 def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("policy", "reference", "narrow"):
+    for name in ("policy", "reference", "narrow", "overflow"):
         (tmp_path / name).symlink_to(models / name)
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
     (tmp_path / "rows.jsonl").write_text(text)
     (tmp_path / "bad.jsonl").write_text(text + '{"prompt": "x", "chosen": "", "rejected": "y"}\n')
     (tmp_path / "reward.py").write_text(REWARD)
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)")
+    named = [{"question": "say 1", "preferred": "yes", "other": "no", "score": 3, "id": 7}]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    annotation = {"instruction": "Say.", "generator_1": "a", "generator_2": "b", "my_note": "x"}
+    judged = [annotation | {"preference": value} for value in (1.6, 1.6, 1.0, None)]
+    (tmp_path / "annotations.json").write_text(json.dumps(judged))
     winners = {"model_1": "a", "model_2": "b", "g1_winner": "model_1", "g2_winner": "model_1"}
     lines = [winners | {"question_id": i, "turn": 1} for i in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -67,6 +89,7 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 BYTES = ["--tokenizer", "bytes", "--dtype", "float64", "--batch-size", "4"]
 DATA = ["--data", "rows.jsonl", *BYTES]
+FLOAT32 = ["--data", "rows.jsonl", "--tokenizer", "bytes"]
 
 
 def test_roundtrip_the_metrics_are_those_of_the_scores(
@@ -112,6 +135,14 @@ def test_limit_a_model_against_itself_wins_half(
     assert measured["win_rate"] == 0.5
     assert measured["reward/model"] == measured["reward/reference"] > 0
     assert measured["rewards/margins"] == 0.0
+    assert measured["settings"]["model"] == measured["settings"]["reference"]
+    # Without a reward, the win rate is that of the pairs: three ties.
+    assert main(["evaluate", *both[:4], *DATA]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert [measured[name] for name in ("wins", "ties", "losses", "win_rate")] == [0, 3, 0, 0.5]
+    assert 0.0 < measured["win_rate_lower"] < 0.5 < measured["win_rate_upper"] < 1.0
+    assert measured["rewards/accuracies"] == 0.0
+    assert measured["rewards/accuracies_upper"] == pytest.approx(1 - 0.025 ** (1 / 3))
 
 
 def test_closed_form_win_rate_of_a_judge(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -119,7 +150,41 @@ def test_closed_form_win_rate_of_a_judge(capsys: pytest.CaptureFixture[str], fol
     assert main(["evaluate", *named]) == 0
     measured = json.loads(capsys.readouterr().out)
     assert measured["losses"] == measured["both_orders"] == 4
-    assert measured["win_rate"] == 0.0
+    assert measured["win_rate"] == measured["win_rate_lower"] == 0.0
+    assert measured["win_rate_upper"] == pytest.approx(1 - 0.025 ** (1 / 4))
+
+
+def test_closed_form_win_rates_of_annotations_with_counts_and_notes(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    named = ["--model", "b", "--reference", "a", "--judgments", "annotations.json"]
+    assert main(["evaluate", *named]) == 0
+    out, err = capsys.readouterr()
+    measured = json.loads(out)
+    assert measured["win_rate"] == pytest.approx(0.4, abs=ROUNDING)
+    assert measured["discrete_win_rate"] == pytest.approx(2 / 3, abs=ROUNDING)
+    assert [measured[name] for name in ("n_total", "errors", "repeated")] == [3, 1, 3]
+    assert measured["notes"] == [
+        "questions that repeat an earlier one and count again: 3",
+        "fields of annotations.json passed over: my_note",
+    ]
+    assert err.splitlines() == measured["notes"]
+
+
+def test_roundtrip_columns_are_mapped_or_listed(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    columns = {"prompt": "question", "chosen": "preferred", "rejected": "other"}
+    argv = [*SCORE, "policy", "--data", "named.jsonl", *BYTES, "--json"]
+    assert main([*argv, "--columns", json.dumps(columns)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["report"] == dict.fromkeys(
+        ("rows_skipped", "prompts_cut", "responses_cut"), 0
+    ) | {"rows": 1}
+    assert result["notes"] == [
+        "named.jsonl: columns passed over: id (1 row), score (1 row)",
+    ]
+    assert json.loads((folder / "new.jsonl").read_text())["chosen_tokens"] == 4
 
 
 BOTH = ["evaluate", "--model", "policy", "--reference", "reference"]
@@ -131,7 +196,30 @@ BAD = [
     ([*BOTH, "--judgments", "pairs.jsonl"], "no judgment compares `policy` and `reference`"),
     ([*BOTH, "--judgments", "pairs.jsonl", "--reward", "reward.py:length"], "goes with --data"),
     ([*BOTH, *DATA, "--beta", "0"], "argument --beta: must be a number greater"),
-    ([*REWARDED, "reward.py"], "argument --reward: must be FILE.py:NAME"),
+    ([*REWARDED, "reward.py"], "argument --reward: must be FILE.py:NAME or MODULE:NAME"),
+    ([*REWARDED, "absent_module:f"], "--reward: absent_module: ModuleNotFoundError"),
+    ([*REWARDED, "leaving.py:f"], "argument --reward: leaving.py: SystemExit"),
+    ([*REWARDED, "reward.py:failing"], "rows.jsonl:1: reward function `failing` failed for prompt"),
+    ([*REWARDED, "reward.py:leaving"], "`leaving` failed for prompt 0: SystemExit: 0"),
+    ([*REWARDED, "reward.py:huge"], "`huge`: the reward of prompt 0 must be a finite number"),
+    ([*BOTH, *DATA, "--beta", "1e-320"], "`objective.beta` must be in the range of float32"),
+    ([*BOTH, *DATA, "--temperature", "1"], "argument --temperature: goes with --reward"),
+    ([*BOTH, *DATA, "--gamed", "g.csv"], "argument --gamed: goes with --judgments"),
+    ([*BOTH, "--judgments", "pairs.jsonl", "--max-length", "9"], "argument --max-length: goes wit"),
+    ([*BOTH, "--judgments", "pairs.jsonl", *BYTES[:2]], "argument --tokenizer: goes with --data"),
+    (
+        ["evaluate", "--model=b", "--reference=a", "--judgments=pairs.jsonl", "--gamed=x"],
+        "argument --gamed: pairs.jsonl must be a file of AlpacaEval's annotations",
+    ),
+    (["evaluate", "--model", "overflow", *BOTH[3:], *FLOAT32], "overflow: rows.jsonl: row 0, co"),
+    ([*SCORE, "overflow", *FLOAT32], "row 0, counted from 0: the log-probabilities"),
+    ([*SCORE, "policy", *DATA, "--columns", "{"], "argument --columns: must be a JSON object"),
+    ([*SCORE, "policy", *DATA, "--columns", "[1]"], "argument --columns: must be a JSON object"),
+    ([*SCORE, "policy", "--data", "named.jsonl", *BYTES], "named.jsonl:1: field `chosen` is missi"),
+    (
+        [*SCORE, "policy", *DATA, "--chat-template", "chatml"],
+        "`chat_template` must not be given",
+    ),
     ([*REWARDED, "absent.py:length"], "absent.py: No such file"),
     ([*REWARDED, "reward.py:absent"], "reward.py has no function `absent`"),
     ([*REWARDED, "reward.py:broken"], "reward of prompt 0 must be a finite number, got None"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -43,12 +46,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "mine"
     with jax.numpy_dtype_promotion("strict"):
         export_model(Decoder(small, rngs=nnx.Rngs(0)), folder)
+        large = Decoder(replace(small, tie_word_embeddings=False), rngs=nnx.Rngs(0))
+        assert large.output is not None
+        large.output[...] = jnp.full_like(large.output[...], 3e38)
+        export_model(large, folder.with_name("overflow"))
+    shutil.copytree(folder, folder.with_name("sampled"))
+    settings = {"do_sample": True, "temperature": 1.5, "top_k": 3, "num_beams": 4}
+    settings |= {"max_new_tokens": 5, "eos_token_id": [257, 300], "pad_token_id": 0}
+    (folder.with_name("sampled") / "generation_config.json").write_text(json.dumps(settings))
     return folder
 
 
 @pytest.fixture
 def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "mine").symlink_to(model)
+    for name in ("mine", "overflow", "sampled"):
+        (tmp_path / name).symlink_to(model.with_name(name))
     for name, rows in (("alpaca", INSTRUCTIONS), ("mt_bench", QUESTIONS), ("rows", ROWS)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "alpaca.json").write_text(json.dumps(INSTRUCTIONS, indent=2))
@@ -108,6 +120,27 @@ def test_property_the_reply_to_a_prompt_is_printed_to_stdout(
     )  # a random model generates control characters
 
 
+def test_property_settings_of_the_model_are_used_listed_and_recorded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["generate", "--model", "sampled", "--tokenizer", "bytes", "--prompt", "a", "--json"]
+    assert main(argv) == 0
+    result = json.loads(capsys.readouterr().out)
+    stored = {"temperature": 1.5, "top_k": 3, "max_new_tokens": 5}
+    assert result["settings"] == {**NEUTRAL, **stored}
+    ignored, used, ends = result["notes"]
+    assert ignored == "sampled: generation_config.json: keys without effect: num_beams"
+    assert used.endswith("max_new_tokens 5, temperature 1.5, top_k 3, top_p 1, min_p 0")
+    assert "its end tokens 300 are of its own tokenizer" in ends
+    assert main([*argv, "--temperature", "0", "--repetition-penalty", "1.5"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    given = {"temperature": 0.0, "repetition_penalty": 1.5, "max_new_tokens": 5}
+    assert result["settings"] == {**NEUTRAL, **given}
+
+
+NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
+
+
 def test_roundtrip_a_prompt_may_be_the_common_start_of_two_conversations(folder: Path) -> None:
     both = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "x"}]
     row = {"chosen": both, "rejected": [both[0], {"role": "assistant", "content": "y"}]}
@@ -125,6 +158,14 @@ BAD = [
     (["--data", "long.jsonl", "--out", "x"], "long.jsonl:1: the prompt has 163 tokens"),
     (["--data", "mixed.jsonl", "--out", "x"], "mixed.jsonl:2: this row is of kind mt_bench"),
     (["--data", "absent.jsonl", "--out", "x"], "absent.jsonl does not exist"),
+    (["--prompt", "a", "--model", "overflow"], "argument --prompt: the logits of token 1 of the"),
+    (
+        ["--data", "rows.jsonl", "--out", "x", "--model", "overflow", "--temperature", "1"],
+        "rows.jsonl:1: the logits of token 1 of the reply are not finite",
+    ),
+    (["--prompt", "a", "--top-k", "-1"], "argument --top-k: must be a whole number"),
+    (["--prompt", "a", "--min-p", "1.5"], "`min_p` must be from 0 to 1, got 1.5"),
+    (["--prompt", "a", "--columns", '{"prompt": "q"}'], "argument --columns: goes with --data"),
 ]
 BAD_ROWS = [
     ("", "holds no questions"),
@@ -155,7 +196,8 @@ def test_raises_one_line_and_writes_nothing(
     if text is not None:
         (folder / "in.jsonl").write_text(text)
     before = sorted(folder.iterdir())
-    assert main([*MODEL, *argv]) == 2
+    model = [MODEL[0], *MODEL[3:]] if "--model" in argv else MODEL
+    assert main([*model, *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("rpo: error: ")
