@@ -194,8 +194,8 @@ def apply_optimizer(
         rounded = _round_like(new, old, key)
         changed = jax.tree.map(lambda a, b: jnp.sum(a != b), rounded[0], trainable)
         count = sum(leaf.size for leaf in jax.tree.leaves(trainable))
-        total = sum(leaf.astype(jnp.float32) for leaf in jax.tree.leaves(changed))
-        return *rounded, {"params/moved_share": jnp.asarray(total / count)}
+        moved = sum(leaf.astype(jnp.float32) for leaf in jax.tree.leaves(changed))
+        return *rounded, {"params/moved_share": jnp.asarray(moved / count)}
 
 
 def stochastic_round(values: Float[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:

@@ -150,12 +150,12 @@ def _cut(config: DataConfig, report: Mapping[str, int], pairs: Any, prefix: str)
     prompt = remedy
     if config.max_prompt_length is not None:
         prompt = f"`data.max_prompt_length` {config.max_prompt_length}: raise it"
-    for name, total, noun, to in (
+    for name, number, noun, to in (
         ("responses_cut", responses, "responses", f"are cut to {remedy}"),
         ("prompts_cut", len(pairs), "prompts", f"are cut to {prompt}"),
         ("rows_skipped", rows, "rows", "are skipped; the counts name the reasons"),
     ):
         count = report.get(f"{prefix}{name}", 0)
-        if total and count / total >= LARGE_SHARE:
-            share = f"{100 * count / total:.0f} % of the {noun}{held_out}"
-            yield f"{share} ({count:,} of {total:,}) {to}"
+        if number and count / number >= LARGE_SHARE:
+            share = f"{100 * count / number:.0f} % of the {noun}{held_out}"
+            yield f"{share} ({count:,} of {number:,}) {to}"

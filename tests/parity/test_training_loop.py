@@ -152,7 +152,7 @@ def test_roundtrip_tensorboard_shows_every_step_once_after_a_resume(tmp_path: Pa
     assert [json.loads(text) for text in texts] == [expected] * 2
 
 
-def test_roundtrip_weights_and_biases_continues_its_run_offline(
+def test_roundtrip_weights_and_biases_continues_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb", reason="needs the extra `parity`")

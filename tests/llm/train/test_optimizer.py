@@ -263,7 +263,7 @@ def test_property_updates_below_the_resolution_of_bfloat16_move_the_weights_on_a
     assert np.all(np.asarray(lost == start["kernel"]))  # to nearest, nothing moves
 
 
-def test_property_rounding_depends_on_the_key_alone_and_not_on_sharding() -> None:
+def test_property_rounding_depends_on_the_key_and_not_on_sharding() -> None:
     values = jnp.linspace(0.5, 1.5, 64, dtype=jnp.float32).reshape(8, 8)
     key = jax.random.key(5)
     plain = stochastic_round(values, key)

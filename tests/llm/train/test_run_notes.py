@@ -107,7 +107,7 @@ def test_closed_form_rows_that_are_never_evaluated_are_named() -> None:
         )
 
 
-def test_closed_form_large_shares_of_cut_and_skipped_rows_are_described_in_words() -> None:
+def test_closed_form_large_shares_of_cut_and_skipped_rows_are_described() -> None:
     pair = PairTokens((1, 2), (3,), (4, 5), None, 0)
     pairs = PairTable.from_pairs(pair._replace(row=row) for row in range(40))
 
