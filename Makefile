@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: install demo test test-slow test-oldest parity lint check coverage torture mutants problems fuzz crashes storage load docs notebooks wheel bench bench-train clean
+.PHONY: install demo test test-slow test-oldest parity lint check coverage torture mutants problems fuzz crashes storage load docs references notebooks wheel bench bench-train clean
 
 install: .venv/installed
 demo: .venv/installed
@@ -67,6 +67,10 @@ check: lint test
 
 docs: .venv/installed-test
 	$(BIN)/mkdocs build --strict --site-dir $(OUT)/site
+
+# Write the references of commands and configuration keys again, from the code.
+references: .venv/installed
+	$(BIN)/python docs/hooks.py
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/make.py

@@ -1,8 +1,10 @@
-"""MkDocs hooks of the site: formulas, generated references and pages for linked files.
+"""MkDocs hooks of the site: formulas, references of modules and pages for linked files.
 
-Formulas become MathML at build time, so that pages need neither scripts nor a network. The
-references of commands and configuration keys are generated from the parsers and the dataclasses.
-Files outside this folder that a document links to become pages of the site.
+Formulas become MathML at build time, so that pages need neither scripts nor a network. Files
+outside this folder that a document links to become pages of the site.
+
+``python docs/hooks.py`` writes the generated parts of the references of commands and configuration
+keys, from the parsers and the dataclasses.
 """
 
 from __future__ import annotations
@@ -19,9 +21,6 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from latex2mathml.converter import convert
-from mkdocs.structure.files import File, InclusionLevel
-
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.S)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
 INLINE = re.compile(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])")
@@ -32,10 +31,18 @@ EMPHASIS = re.compile(r"</?em>")
 CELL_CODE = re.compile(r"(?<=<code>)[\w.,{}\[\] -]{12,}(?=</code>)")
 FUNCTION = re.compile(r"<m[io]>(log|exp|tanh)</m[io]>")
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#:\s]+)(?=\))")
+TABLE = re.compile(r"<table>\n.*?</table>", re.S)
+CELL = re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.S)
+TAG = re.compile(r"<[^>]*>")
+WORDY = 48
 ROW = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.M)
 PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io")
 KEYS = '<div class="keys" markdown>'
 OUTSIDE = "files/"
+GENERATED = (
+    "<!-- Generated from the code by `make references`: edit the code, not what follows. -->"
+)
+REFERENCES = Path(__file__).parent / "reference"
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".md": "markdown", ".json": "json"}
 
 
@@ -56,10 +63,6 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         case uri if uri.startswith(OUTSIDE):
             page.meta["search"] = {"exclude": True}
             return markdown
-        case "reference/cli.md":
-            markdown += "\n".join(command_reference())
-        case "reference/config.md":
-            markdown += "\n".join(config_reference())
         case uri if (package := uri.removeprefix("reference/").removesuffix(".md")) in PACKAGES:
             page.meta["search"] = {"boost": 0.3}  # in searches, guides rank above references
             markdown += "\n".join(f"::: {module}\n" for module in modules(package))
@@ -73,8 +76,35 @@ def on_page_content(html: str, **_: Any) -> str:
     html = BLOCK.sub(lambda match: _mathml(unescape(EMPHASIS.sub("_", match[1])), "block"), html)
     html = ROLE.sub(lambda match: _mathml(unescape(match[1]), "inline"), html)
     html = NAME.sub(lambda match: f"<code>{match[1].lstrip('~')}</code>", html)
+    html = TABLE.sub(lambda match: _stackable(match[0]), html)
     # Long names in tables may break after a dot, an underscore or a comma.
     return CELL_CODE.sub(lambda match: re.sub(r"([._,])(?=\w)", r"\1<wbr>", match[0]), html)
+
+
+def generated_pages() -> dict[Path, str]:
+    """Return the pages whose second part is generated, with that part up to date."""
+    pages = {}
+    for name, lines in (("cli.md", command_reference()), ("config.md", config_reference())):
+        written = (REFERENCES / name).read_text(encoding="utf-8").partition(GENERATED)[0]
+        generated = "\n".join(line.rstrip() for line in lines).rstrip()
+        pages[REFERENCES / name] = f"{written.rstrip()}\n\n{GENERATED}\n\n{generated}\n"
+    return pages
+
+
+def _stackable(table: str) -> str:
+    """Mark a table with long texts: a phone shows its cells below each other, with their heads."""
+    head, _, body = table.partition("</thead>")
+    names = [TAG.sub("", name).strip() for name in CELL.findall(head)]
+    lengths = [len(unescape(TAG.sub("", cell))) for cell in CELL.findall(body)]
+    if len(names) < 3 or max(lengths, default=0) < WORDY:
+        return table
+
+    def labeled(row: re.Match[str]) -> str:
+        heads = iter(names)
+        return re.sub(r"<td", lambda _: f'<td data-head="{next(heads, "")}"', row[0])
+
+    rows = re.sub(r"<tr>.*?</tr>", labeled, body, flags=re.S)
+    return f'<div class="stack">{head}</thead>{rows}</div>'
 
 
 def command_reference() -> Iterator[str]:
@@ -155,7 +185,9 @@ def _outside(page: Any, target: str) -> str | None:
     return path.removeprefix("../") if outside else None
 
 
-def _file_page(path: str, text: str, config: Any) -> File:
+def _file_page(path: str, text: str, config: Any) -> Any:
+    from mkdocs.structure.files import File, InclusionLevel
+
     language = LANGUAGES.get(PurePosixPath(path).suffix, "text")
     content = f"# {path}\n\n~~~~{language}\n{text}\n~~~~\n"
     hidden = InclusionLevel.NOT_IN_NAV
@@ -179,8 +211,12 @@ def _mathml(latex: str, display: str) -> str:
     )
     latex = re.sub(r"(KL\([^()|]+?)\\?\|(?!\|)", r"\1\\|", latex)  # Markdown removes the backslash
     latex = re.sub(r"\\(mathbb|mathcal) ?(\w)", r"\\\1{\2}", latex)
+    from latex2mathml.converter import convert
+
     formula = convert(latex, display=display).replace("\n", " ")
     formula = FUNCTION.sub(r'<mo lspace="0.12em" rspace="0.12em">\1</mo>', formula)
+    if display == "block" and len(TAG.sub("", formula)) > WORDY:
+        formula = formula.replace("<math ", '<math class="long" ', 1)  # smaller on a phone
     # Without a span, Markdown reads a formula at the start of a line as a block.
     return f"<span>{formula}</span>" if display == "inline" else formula
 
@@ -209,3 +245,8 @@ def _cell(text: str) -> str:
     text = re.sub(r":math:`([^`]*)`", r"$\1$", text)
     text = re.sub(r":(?:func|class|attr|mod|data|meth):`~?([^`]*)`", r"`\1`", text)
     return text.replace("``", "`").replace("|", r"\|").replace("%%", "%")
+
+
+if __name__ == "__main__":
+    for page, content in generated_pages().items():
+        page.write_text(content, encoding="utf-8")

@@ -14,6 +14,8 @@ import pytest
 
 from rpo.cli import COMMANDS
 
+from ..rpo.report.browser import find_browser
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE = re.compile(r"<(pre|code|head|script)\b.*?</\1>", re.S)
 
@@ -22,12 +24,50 @@ CODE = re.compile(r"<(pre|code|head|script)\b.*?</\1>", re.S)
 def hooks() -> ModuleType:
     """Return the module ``docs/hooks.py``."""
     pytest.importorskip("latex2mathml", reason="the site needs the extra `docs`")
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    return load("hooks")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("page", ["cli.md", "config.md"])
+def test_golden_the_references_are_what_the_code_generates(hooks: ModuleType, page: str) -> None:
+    (path,) = (path for path in hooks.generated_pages() if path.name == page)
+    generated = hooks.generated_pages()[path]
+    assert path.read_text(encoding="utf-8") == generated, "run `make references`"
+    assert generated.count("| `--json` |") == (len(COMMANDS) if page == "cli.md" else 0)
+    assert ("| `objective.eta` |" in generated) == (page == "config.md")
+
+
+def test_closed_form_tables_of_docstrings_become_markdown() -> None:
+    pytest.importorskip("griffe", reason="the site needs the extra `docs`")
+    table = """Before.
+
+    ====== ==========
+    name   meaning
+    ====== ==========
+    ``a``  first, |x|
+           continued
+    b      last, wider than its rule
+    ====== ==========
+
+    After."""
+    lines = [line.strip() for line in load("docstring_tables").to_markdown(table).splitlines()]
+    assert [line for line in lines if line] == [
+        "Before.",
+        "| name | meaning |",
+        "|---|---|",
+        r"| ``a`` | first, \|x\| continued |",
+        "| b | last, wider than its rule |",
+        "After.",
+    ]
+    assert load("docstring_tables").to_markdown("a === b\n===\n") == "a === b\n===\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -125,6 +165,33 @@ def test_property_no_formula_is_left_as_latex(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = CODE.sub("", page.read_text(encoding="utf-8"))
         assert not re.findall(r"\\[a-zA-Z]{2,}|\.\. math::|:math:|&#x0003C;em", text), page.name
+
+
+def test_property_no_markup_of_docstrings_is_left(site: Path) -> None:
+    """Roles, literals and tables of reStructuredText."""
+    pages = [page for page in site.rglob("*.html") if "files" not in page.parts]
+    for page in pages:
+        text = CODE.sub("", page.read_text(encoding="utf-8"))
+        found = re.findall(r":(?:func|class|mod|attr|meth|data|exc|ref):|``|\.\. \w+::|====", text)
+        assert not found, (page.name, found)
+
+
+def test_property_the_site_is_searched_without_a_server(site: Path) -> None:
+    """Of pages opened as files, browsers neither read JSON nor start workers."""
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = {")
+    for name in ("index.html", "howto/resume.html"):
+        page = (site / name).read_text(encoding="utf-8")
+        script, bundle = (page.index(part) for part in ("iframe-worker.js", "bundle."))
+        assert script < bundle
+    browser = find_browser()
+    if browser is None:
+        pytest.skip("needs Chromium, to search")
+    address = (site / "howto" / "resume.html").as_uri() + "?q=checkpoint"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", address]
+    command += [f"--user-data-dir={site / 'profile'}", "--virtual-time-budget=15000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert re.search(r"[1-9]\d* matching documents", done.stdout)
 
 
 def test_property_a_file_outside_the_documents_becomes_a_page(site: Path) -> None:
