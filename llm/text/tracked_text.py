@@ -150,7 +150,7 @@ class TrackedText(str):
         spans = (
             (max(first, start) - start, min(last, end) - start, origin)
             for first, last, origin in self._spans
-            if first < end and last > start
+            if max(first, start) < min(last, end)
         )
         return TrackedText(text, tuple(spans))
 

@@ -231,3 +231,94 @@ def test_parity_control_tokens_as_text_are_those_of_sanitized_chats(
             Message("assistant", f"It is {text}."),
         ]
         assert compare(ours, tokenizer, messages, sanitize_control_tokens=True) == ""
+
+
+EXPRESSIONS = [
+    "{{ c | upper }}{{ c | lower }}{{ c | title }}{{ c | capitalize }}",
+    "{{ c | trim }}|{{ c | length }}|{{ c | wordcount }}|{{ c | reverse }}",
+    "{{ c | indent(3) }}{{ c | indent(2, true) }}{{ c | wordwrap(7) }}",
+    "{{ c | truncate(9) }}{{ c | center(40) }}{{ c | string }}",
+    "{{ c | replace('a', 'ä') }}{{ c | replace(' ', '') }}",
+    "{{ c | escape }}{{ c | e | length }}{{ c | forceescape }}{{ c | striptags }}",
+    "{{ (c | safe) + '<b>' }}{{ c | safe }}",
+    "{{ c | urlencode }}{{ c | list | join('.') }}{{ c | first }}{{ c | last }}",
+    "{{ c | pprint }}{{ c | default('d') }}{{ missing | default(c) }}{{ none | default(c, true) }}",
+    "{{ [c, 'b'] | sort | join }}{{ [c, c] | unique | list | length }}{{ [c] * 2 }}",
+    "{{ [c, 'b'] | map('upper') | join(',') }}{{ messages | map(attribute='role') | join(',') }}",
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ messages | groupby('role') | list | length }}{{ {'b': c, 'a': 1} | dictsort }}",
+    "{{ {'b': c, 'a': [1, none, true, 1.5]} | tojson }}{{ {'k': c} | tojson(indent=2) }}",
+    "{{ {'b': c, c: 1} | tojson(sort_keys=true, separators=(',', ':')) }}"
+    "{{ c | tojson(ensure_ascii=true) }}",
+    "{{ {'k': c} }}{{ [c] }}{{ (c, 1) }}{{ none }}{{ true }}{{ 1.0 }}{{ 2 ** 3 }}",
+    "{{ 'a%sb' % c }}{{ '%s-%d' % (c, 3) }}{{ '%-30s|' % c }}{{ 'a%sb' | format(c) }}",
+    "{{ 'a{}b{x}'.format(c, x=c) }}{{ '{:>40}'.format(c) }}{{ 'x{0}{0}'.format(c) }}",
+    "{{ c.split() }}{{ c.split('a') | length }}{{ c.split('a', 1)[-1] }}{{ c.rsplit(' ', 1)[0] }}",
+    "{{ c.partition(' ')[2] }}{{ c.rpartition(' ')[0] }}{{ c.splitlines() | length }}",
+    "{{ c.strip() }}{{ c.lstrip(' x') }}{{ c.rstrip('\\n') }}{{ c.strip('\\n ') }}",
+    "{{ c.startswith(' ') }}{{ c.endswith('x') }}{{ c.find('a') }}{{ c.count('a') }}{{ 'a' in c }}",
+    "{{ c.isdigit() }}{{ c.isspace() }}{{ c.upper() }}{{ c.title() }}{{ c.zfill(20) }}",
+    "{{ c.replace('\\n', ' ') }}{{ c.removeprefix(' ') }}{{ c.removesuffix('x') }}"
+    "{{ c.swapcase() }}",
+    "{{ c[0] }}{{ c[-1] }}{{ c[1:] }}{{ c[:-1] }}{{ c[::-1] }}{{ c[::2] }}",
+    "{{ '-'.join([c, 'b', c]) }}{{ '-'.join(c) }}{{ ', '.join(messages | map(attribute='role')) }}",
+    "{{ 'a' + c + 'b' }}{{ 'a' ~ c ~ 1 ~ none }}{{ c * 2 }}{{ 2 * c }}{{ c + '' }}",
+    "{{ c == c.strip() }}{{ c < 'm' }}{{ c is string }}{{ c is iterable }}{{ c is mapping }}",
+    "{% if c %}yes{% else %}no{% endif %}{{ c if c is defined else 'd' }}{{ c or 'e' }}"
+    "{{ c and 1 }}",
+    "{% for x in c %}{{ loop.index }}{{ x }}{% endfor %}{% for x in c if x != 'a' %}{{ x }}"
+    "{% endfor %}",
+    "{% set x %}<{{ c }}>{% endset %}{{ x }}{% set y = c %}{{ y }}{% set a, b = (c, 1) %}{{ a }}",
+    "{% macro f(x, y='d') -%}[{{ x }}{{ y }}]{%- endmacro %}{{ f(c) }}{{ f(c, c) | upper }}",
+    "{% macro g() %}({{ caller(c) }}){% endmacro %}{% call(x) g() %}{{ x }}{% endcall %}",
+    "{% filter upper %}a{{ c }}{% endfilter %}{% filter trim %} {{ c }} {% endfilter %}",
+    "{% set ns = namespace(t='', n=0) %}{% for x in c %}{% set ns.t = x + ns.t %}{% endfor %}"
+    "{{ ns.t }}",
+    "{% generation %}{% set z = c %}{{ z }}{% endgeneration %}{{ z is defined }}",
+    "{% for x in [1, 2, 3] %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{{ c }}{% break %}"
+    "{% endfor %}",
+    "{% with q = c %}{{ q }}{% endwith %}{% raw %}{{ c }}{% endraw %}{# note #}{{- c -}}",
+    "{{ dict(a=c) }}{{ dict(a=c).a }}{{ dict.fromkeys(['a'], c) }}{{ range(3) | list }}",
+    "{{ cycler('a', 'b').next() }}{{ joiner(',')() }}{{ c | int }}{{ c | float }}"
+    "{{ c | abs is defined }}",
+    "{{ messages[0] }}{{ messages[0].items() | list | length }}{{ messages[0].get('x', 'd') }}",
+    "{{ messages[0]['content'] }}{{ messages[0].content }}{{ messages[-1].role }}"
+    "{{ messages | length }}",
+    "{{ 'tools: ' if tools }}{{ tools is none }}{{ documents is none }}{{ tools is defined }}",
+    "{{ strftime_now('%Y') | length }}{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}",
+    "{{ c.casefold() }}{{ c.expandtabs(4) }}{{ c.ljust(30) }}|{{ c.rjust(30) }}|{{ c.center(30) }}",
+    "{{ c | batch(2) | list }}{{ c | slice(2) | list }}{{ c | min }}{{ c | max }}"
+    "{{ c | sort | join }}",
+    "{{ c | trim | tojson | upper }}{{ (c ~ c) | tojson }}{{ [c | trim] | tojson }}",
+    "{{ c.__class__ is defined }}{{ c.nothing is defined }}{{ c.strip is callable }}",
+    "{{ messages | tojson }}{{ messages[0] | string }}{{ messages | list | string | length }}",
+    "{{ c | xmlattr is defined }}",
+]
+
+
+@pytest.mark.parametrize("source", EXPRESSIONS)
+def test_parity_expressions_render_as_in_transformers(source: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    from llm.text.chat_template import ChatTemplate
+
+    source = "{% set c = messages[0].content %}" + source
+    template = ChatTemplate(source, name="template")
+    variables = {"bos_token": "<s>", "eos_token": "</s>"}
+    for text in [*TEXTS, "7", "a", ""]:
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "y"}]
+        expected: str | None = None
+        try:
+            (expected,), _ = render_jinja_template(
+                conversations=[messages], chat_template=source, **variables
+            )
+        except Exception as error:  # whatever Jinja raises
+            reason = type(error)
+        if expected is None:
+            with pytest.raises(ValueError, match="cannot render"):
+                template.trace(messages, add_generation_prompt=False, variables=variables)
+            assert reason is not None
+            continue
+        traced = template.trace(messages, add_generation_prompt=False, variables=variables)
+        assert traced.text == expected, text
+        assert all(0 <= start < end <= len(expected) for start, end, _ in traced.spans)
