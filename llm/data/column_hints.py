@@ -70,7 +70,12 @@ def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
 
 
 def unused(names: Sequence[str]) -> str:
-    """Return the message for columns whose content would be lost, with what to do."""
+    """Return the message for columns whose content would be lost, with what to do.
+
+    Examples:
+        >>> unused(["hint"])[:44]
+        'column `hint` has content that is not used: '
+    """
     normal = {name: normal_name(name) for name in names}
     if "chat_template_kwargs" in normal.values():
         return "column `chat_template_kwargs` is not read: set `data.chat_template_kwargs` instead"
@@ -91,17 +96,32 @@ def unused(names: Sequence[str]) -> str:
 
 
 def listed(fields: Mapping[str, Any]) -> str:
-    """Return the first names of the columns of a row on one line."""
+    """Return the first names of the columns of a row on one line.
+
+    Examples:
+        >>> listed({"prompt": "a", "hint": "b"})
+        'prompt, hint'
+    """
     more = f" and {len(fields) - _SHOWN} more" if len(fields) > _SHOWN else ""
     return ", ".join(map(printable, list(fields)[:_SHOWN])) + more or "no column"
 
 
 def printable(name: object) -> str:
-    """Return a name as one short line of ASCII."""
+    """Return a name as one short line of ASCII.
+
+    Examples:
+        >>> printable("a\\nb")
+        'a\\\\nb'
+    """
     text = ascii(str(name))[1:-1] or "(no name)"
     return text if len(text) <= 60 else text[:60] + "..."
 
 
 def normal_name(name: str) -> str:
-    """Return a name in lower case, with underscores for other separators."""
+    """Return a name in lower case, with underscores for other separators.
+
+    Examples:
+        >>> normal_name("Chosen-Rating")
+        'chosen_rating'
+    """
     return name.strip().lower().replace("-", "_").replace(" ", "_").replace(".", "_")
