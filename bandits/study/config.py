@@ -8,11 +8,12 @@ share the same bandit and the same labels, so that methods are compared on equal
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from bandits.environments.designs import Design
 from bandits.environments.registry import NAMED_INSTANCES
@@ -38,13 +39,16 @@ r"""Methods that do not use :math:`\eta`: one fit serves all its values."""
 METHODS_WITHOUT_BETA = {"greedy_mle", "behavior_cloning", "pessimistic_mle"}
 r"""Methods that do not use :math:`\beta`: one fit serves all its values."""
 
+MAX_NUMBER = 10**15
+"""Upper limit of a number in the design."""
+
 MAX_COMBINATIONS = 1_000_000
 """Largest number of combinations of scenarios, methods and weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """A method of a study with its options.
+    """A method of a study with its options; a method's name alone stands for its defaults.
 
     Attributes:
         method: name in :data:`bandits.methods.registry.METHODS`.
@@ -56,6 +60,8 @@ class MethodConfig:
         ValueError: if the method is unknown or the label is not printable text without ``$``.
     """
 
+    SHORTHAND: ClassVar[str] = "method"
+
     method: str
     label: str | None = None
     options: MethodOptions = field(default_factory=MethodOptions)
@@ -64,7 +70,9 @@ class MethodConfig:
         """Raise a ``ValueError`` for an unknown method or an unprintable label."""
         if self.method not in METHODS:
             rule = f"must be one of {', '.join(METHODS)}"
-            raise ValueError(f"`method` {rule}, got {self.method!r}")
+            near = difflib.get_close_matches(self.method.lower(), METHODS, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise ValueError(f"`method` {rule}, got {self.method!r}{hint}")
         # Terminals obey control characters, and Matplotlib reads text between $ as mathematics.
         if self.label is not None and not (self.label.isprintable() and "$" not in self.label):
             raise ValueError(f"`label` must be printable text without $, got {self.label!r}")
@@ -130,6 +138,11 @@ class StudyConfig:
         expand_designs(self)
         if len(set(method_labels(self))) < len(self.methods):
             raise ValueError(f"`label` must differ between methods, got {method_labels(self)}")
+        if self.quick != QuickSizes():
+            try:
+                self.quick_version()
+            except ValueError as error:
+                raise ValueError(f"the sizes under `quick`: {error}") from error
 
     def quick_version(self) -> StudyConfig:
         """Return the study with its quick sizes."""
@@ -191,7 +204,9 @@ def expand_designs(study: StudyConfig) -> list[Design]:
     axes = {}
     for name, value in study.design.items():
         if name not in known:
-            raise ValueError(f"`design.{name}` is unknown: it must be one of {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(known)}"
+            raise ValueError(f"`design.{name}` is unknown: {hint}")
         values = value if isinstance(value, list) else [value]
         _check_values(f"design.{name}", values)
         axes[name] = [_converted(name, item, known[name]) for item in values]
@@ -285,9 +300,10 @@ def _check_axes(study: StudyConfig) -> None:
     for name in ("methods", "comparisons", "environments", "eta", "beta"):
         _check_values(name, getattr(study, name))
     for name, least in (("seeds", 1), ("first_seed", 0)):
-        if not least <= getattr(study, name) < 2**31:
-            value = getattr(study, name)
-            raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value}")
+        value = getattr(study, name)
+        if not least <= value < 2**31:
+            rule = f"of at least {least}" if value < least else "below 2^31"
+            raise ValueError(f"`{name}` must be a whole number {rule}, got {value}")
     for value in study.comparisons:
         if not 1 <= value <= 10**15:
             raise ValueError(f"`comparisons` must be between 1 and 10^15, got {value}")
@@ -341,4 +357,6 @@ def _converted(name: str, value: Any, field_type: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, accepted):
         what = {int: "a whole number", float: "a number", str: "text"}[wanted]
         raise ValueError(f"`design.{name}` must be {what}, got {value!r}")
+    if wanted is not str and abs(value) >= MAX_NUMBER:
+        raise ValueError(f"`design.{name}` must be less than {MAX_NUMBER:.0e} in size")
     return wanted(value)

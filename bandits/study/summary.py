@@ -151,8 +151,10 @@ def _pool_moments(
     n_cell = np.where(_group_sums(n, cell_index) > 0, _group_sums(n, cell_index), np.nan)
     mean, variance = np.where(n > 0, mean, 0.0), np.where(n > 0, variance, 0.0)
     cell_mean = _group_sums(n * mean, cell_index) / n_cell
-    # Deviations from the mean of the cell: raw sums of squares would lose small variances.
-    squares = _group_sums(n * (variance + (mean - cell_mean[cell_index]) ** 2), cell_index)
+    # Deviations from the mean of the cell: raw sums of squares would lose small variances. Bounds
+    # are infinite at eta = 0; their variance is then nan, as that of the piece.
+    deviation = mean - np.where(np.isfinite(mean), cell_mean[cell_index], 0.0)
+    squares = _group_sums(n * (variance + deviation**2), cell_index)
     return cell_mean, np.sqrt(squares / np.where(n_cell > 1, n_cell - 1, np.nan))
 
 

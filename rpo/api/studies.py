@@ -34,7 +34,8 @@ def study(
         overrides: new values by dotted key of the configuration, such as ``{"seeds": 50}``.
         quick: use the smaller sizes under the key ``quick`` of the study.
         out: folder for records, figures and the resolved configuration; ``out/NAME`` by default.
-        resume: continue the study in the folder; start it if the folder has no results.
+        resume: continue the study in the folder, possibly for more seeds; start it if the folder
+            has no results.
         processes: the processes that share the work, one by default.
 
     Returns:
@@ -78,6 +79,7 @@ def estimate_study(
         >>> api.estimate_study("configs/study_rate_in_n.yaml").seconds  # doctest: +SKIP
     """
     from bandits.study.config import count_fits
+    from bandits.study.notes import study_notes
     from bandits.study.parts import plan_parts
     from bandits.study.run import estimate_run
 
@@ -92,6 +94,7 @@ def estimate_study(
         seconds=cost.seconds,
         bytes=cost.bytes,
         trial_fits=cost.fits,
+        notes=study_notes(resolved),
     )
 
 

@@ -1,6 +1,9 @@
 """Run a simulation study and write its records and figures.
 
 A YAML file defines the methods and the axes; every method is run on every combination of the axes.
+A complete file has four keys:
+
+  {name: first, methods: [rpo, dpo], comparisons: [100, 1000], seeds: 50}
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ TAKES_OVERRIDES = True
 EXAMPLES = (
     "rpo study configs/study_rate_in_n.yaml --quick",
     'rpo study my_study.yaml --seeds 500 --eta "[theorem, 0.01]" --dry-run',
-    "rpo study my_study.yaml --resume",
+    "rpo study my_study.yaml --resume --seeds 1000",
 )
 
 
@@ -41,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for records, figures and the resolved configuration (default out/NAME)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the study in the folder; start it if new"
+        "--resume",
+        action="store_true",
+        help="continue the study in the folder, also for more seeds; start it if new",
     )
     parser.add_argument(
         "--dry-run",
@@ -73,14 +78,26 @@ def run(args: argparse.Namespace) -> int:
 def _print_estimate(estimate: StudyEstimate) -> int:
     from rpo.runtime.output import format_duration
 
-    logging.getLogger(__name__).info(
-        "%s: %s fits in %s parts; estimated %s and %.1f GiB (extrapolated from %s trial fits)",
-        estimate.config.name,
-        f"{estimate.fits:,}",
-        estimate.parts,
+    name = estimate.config.name
+    logger = logging.getLogger(__name__)
+    logger.info(
+        "%s: about %s and %s for %s (estimated from %s)",
+        name,
         format_duration(estimate.seconds),
-        estimate.bytes / 2**30,
-        f"{estimate.trial_fits:,}",
+        _format_bytes(estimate.bytes),
+        _count(estimate.fits, "fit"),
+        _count(estimate.trial_fits, "trial fit"),
     )
+    for note in estimate.notes:
+        logger.info("%s: note: %s", name, note)
     sys.stdout.write(json.dumps(estimate.to_dict(), indent=1) + "\n")
     return estimate.exit_code
+
+
+def _format_bytes(number: float) -> str:
+    mebibytes = max(1.0, number / 2**20)
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

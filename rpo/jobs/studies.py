@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from bandits.study.config import StudyConfig, resolved_config
 from bandits.study.continuation import find_blocks
 from bandits.study.inputs import input_digests
+from bandits.study.notes import study_notes
 from bandits.study.parts import plan_parts
 from bandits.study.records import RecordStore
 from bandits.study.run import run_parts
@@ -62,6 +64,9 @@ def run_study(
                         f"{study.seeds:,}",
                     )
                     store.keep_as_block(study, earlier)
+            notes = study_notes(study)
+            for note in notes:
+                _LOGGER.info("note: %s", note)
             write_atomic(folder / "config.yaml", to_yaml(study))
             if not store.is_finished():
                 _run_share(study, store, processes)
@@ -72,7 +77,7 @@ def run_study(
                     else:
                         store.merge(len(plan_parts(study)))
             store.drop_parts()
-            return write_study_files(study, store)
+            return replace(write_study_files(study, store), notes=notes)
 
 
 def _holds_study(folder: Path) -> bool:

@@ -27,12 +27,14 @@ class StudyResult(Result):
         files: names of the written files.
         bound_violations: per method and form of the bound, the number of draws whose gap exceeds
             the bound.
+        notes: remarks on the configuration, such as keys without effect.
     """
 
     name: str
     folder: Path
     files: tuple[str, ...]
     bound_violations: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def records(self) -> pa.Table:
@@ -48,6 +50,7 @@ class StudyResult(Result):
             "out": str(self.folder),
             "written": list(self.files),
             "bounds": [dict(row) for row in self.bound_violations],
+            "notes": list(self.notes),
         }
 
     def table_rows(self) -> Sequence[Mapping[str, Any]]:
@@ -78,6 +81,7 @@ class StudyEstimate(Result):
         seconds: estimated duration.
         bytes: estimated memory.
         trial_fits: number of fits that were timed for the estimate.
+        notes: remarks on the configuration, such as keys without effect.
     """
 
     config: StudyConfig
@@ -86,6 +90,7 @@ class StudyEstimate(Result):
     seconds: float
     bytes: float
     trial_fits: int
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""

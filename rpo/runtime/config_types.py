@@ -41,6 +41,9 @@ def build(cls: type[T], values: Any, key: str = "") -> T:
     Raises:
         ValueError: if a key is unknown or missing, or a value has another type or is out of range.
     """
+    shorthand = getattr(cls, "SHORTHAND", None)  # the one field that text stands for
+    if shorthand is not None and isinstance(values, str):
+        values = {shorthand: values}
     if not isinstance(values, Mapping):
         raise ConfigError(_refusal(key, "must be a mapping of keys to values", values))
     hints = field_types(cls)

@@ -314,7 +314,41 @@ def test_closed_form_the_run_estimate_extrapolates_from_trial_draws(
     estimate = study_run.estimate_run(config, plan_parts(config))
     assert estimate.seconds == 2.0 * 16 / 4
     assert estimate.fits == 4
+    # The largest part counts: the last one of a shape may be small.
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 7)
+    uneven = plan_parts(config)
+    assert [part.n_draws for part in uneven] == [6, 6, 4]
+    largest = study_run.ARRAYS_PER_FIT * 8 * 6 * DESIGN["actions"] ** 2
+    assert study_run.estimate_run(config, uneven).bytes == largest
     assert estimate.bytes == study_run.ARRAYS_PER_FIT * 8 * 16 * DESIGN["actions"] ** 2
+
+
+def test_limit_bounds_that_are_infinite_are_summarized_without_a_warning() -> None:
+    columns = {"gap": [1.0, 3.0, 5.0], "bound": [np.inf, np.inf, 7.0], "bound_tight": [2.0] * 3}
+    names = ["label", "environment", "eta_rule", "beta_rule"]
+    strings = {name: pa.array(["a", "a", "b"]).dictionary_encode() for name in names}
+    numbers = {"comparisons": [9.0] * 3, "eta": [0.0] * 3, "beta": [1.0] * 3}
+    numbers |= {"design.target_coverage": [2.0] * 3} | columns
+    table = pa.table(strings | numbers)
+    for size in (1, 3):  # a cell in several pieces, and in one
+        summary = summarize(table.slice(first, size) for first in range(0, 3, size))
+        assert summary["bound"].tolist() == [np.inf, 7.0]
+        assert summary["gap"].tolist() == [2.0, 5.0]
+        assert np.isnan(summary["bound_low"][0])
+
+
+def test_property_a_first_study_with_rare_responses_shows_what_misleads_dpo() -> None:
+    config = study(
+        methods=[MethodConfig(method="rpo"), MethodConfig(method="dpo")],
+        comparisons=[1000],
+        seeds=60,
+        design={"actions": 6, "rare": 2},
+    )
+    (part,) = plan_parts(config)
+    records, _ = study_run.run_part(config, part, draw_part(part))
+    summary = summarize([records])
+    gap = dict(zip(summary["label"], summary["gap"], strict=True))
+    assert gap["rpo"] < gap["dpo"]
 
 
 def test_closed_form_a_record_table_has_one_row_per_draw_with_its_weights_and_its_fit() -> None:

@@ -1,0 +1,144 @@
+"""Remarks on a configuration: values that have no effect, and data that mislead no method."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from bandits.methods.base import MethodOptions
+
+from .config import (
+    METHODS_WITHOUT_BETA,
+    METHODS_WITHOUT_ETA,
+    MethodConfig,
+    StudyConfig,
+    method_labels,
+)
+
+OPTIONS_OF_METHOD: dict[str, tuple[str, ...]] = {
+    "rpo": ("baseline", "rewards"),
+    "rpo_maximin": ("baseline", "rewards"),
+    "rpo_policy": ("baseline", "rewards"),
+    "dpo": ("rewards",),
+    "two_stage": (),
+    "greedy_mle": (),
+    "behavior_cloning": (),
+    "pessimistic_mle": ("baseline", "confidence", "pessimism", "ridge", "curvature"),
+    "vpo": ("baseline", "rewards", "vpo_alpha"),
+    "ipo": ("ipo_tau",),
+    "dpop": ("dpop_penalty",),
+    "chi_po": (),
+    "power": ("rewards",),
+    "freehand": ("baseline", "likelihood_slack"),
+    "spac": ("baseline", "self_play_rounds"),
+}
+"""Options that a method uses."""
+
+VOTES_FIELDS = ("reward_max", "label_noise")
+"""Fields of the design that votes use."""
+
+
+def study_notes(study: StudyConfig) -> tuple[str, ...]:
+    """Return remarks on a study: keys without effect, and rare responses that are never compared.
+
+    Args:
+        study: configuration of the study.
+
+    Returns:
+        Sentences, each of which names its key.
+
+    Examples:
+        >>> from bandits.study.config import MethodConfig
+        >>> methods = [MethodConfig(method="rpo")]
+        >>> study = StudyConfig(
+        ...     name="a", methods=methods, comparisons=[9], seeds=1, design={"features": 3})
+        >>> study_notes(study)
+        ('`design.features` has no effect: it is for linear rewards.',)
+    """
+    checks = (_never_compared, _unused_design, _unused_weights, _unused_options)
+    return tuple(note for check in checks for note in check(study))
+
+
+def _never_compared(study: StudyConfig) -> list[str]:
+    zero = 0 in _values(study, "rare_comparisons", None)
+    if "design" not in study.environments or not zero or not any(_values(study, "rare", 0)):
+        return []
+    return [
+        "`design.rare_comparisons` is 0, so the rare responses are never compared: no data mislead "
+        "a method, and the caution of RPO only costs. Without the key it is 1."
+    ]
+
+
+def _unused_design(study: StudyConfig) -> list[str]:
+    """Return a note for every field of the design that no scenario uses."""
+    kinds = {name.partition(":")[0] for name in study.environments}
+    if "design" not in kinds:
+        used = VOTES_FIELDS if "votes" in kinds else ()
+        reason = "no environment of the study uses it"
+        unused = [name for name in study.design if name not in used]
+        return [_without_effect(f"design.{name}", reason) for name in unused]
+    linear = "linear" in _values(study, "reward", "tabular")
+    tabular = "tabular" in _values(study, "reward", "tabular")
+    from_file = None not in _values(study, "features_file", None)
+    random = "they are read from a file" if linear else "it is for linear rewards"
+    rules = {
+        "features": (linear and not from_file, random),
+        "features_file": (linear, "it is for linear rewards"),
+        "misspecification": (linear, "it is for linear rewards"),
+        "gaps": (tabular, "it is for tabular rewards"),
+        "coverage_all": (any(_values(study, "rare", 0)), "`design.rare` is 0"),
+        "rare_comparisons": (any(_values(study, "rare", 0)), "`design.rare` is 0"),
+        "prompts_shift": (max(_values(study, "contexts", 1)) > 1, "there is one prompt"),
+    }
+    return [
+        _without_effect(f"design.{name}", reason)
+        for name, (is_used, reason) in rules.items()
+        if name in study.design and not is_used
+    ]
+
+
+def _unused_weights(study: StudyConfig) -> list[str]:
+    """Return a note for each weight that has several values or a given one, and no effect."""
+    notes = []
+    for name, without in (("eta", METHODS_WITHOUT_ETA), ("beta", METHODS_WITHOUT_BETA)):
+        values = getattr(study, name)
+        unused = [
+            label
+            for label, method in zip(method_labels(study), study.methods, strict=True)
+            if method.method in without or (name == "eta" and _has_own_eta(method))
+        ]
+        if not unused or values == ["theorem"]:
+            continue
+        if len(unused) == len(study.methods):
+            notes.append(_without_effect(name, "no method of the study uses it"))
+        elif len(values) > 1:
+            labels = ", ".join(unused)
+            notes.append(f"`{name}` has no effect on {labels}: all its values share one fit.")
+    return notes
+
+
+def _unused_options(study: StudyConfig) -> list[str]:
+    """Return a note for every option that its method does not use."""
+    default = MethodOptions()
+    return [
+        _without_effect(f"methods[{index}].options.{item.name}", f"{method.method} does not use it")
+        for index, method in enumerate(study.methods)
+        for item in fields(MethodOptions)
+        if getattr(method.options, item.name) != getattr(default, item.name)
+        and item.name not in OPTIONS_OF_METHOD[method.method]
+    ]
+
+
+def _has_own_eta(method: MethodConfig) -> bool:
+    """Return whether an option of the method sets its weight of the adversary."""
+    return method.method == "vpo" and method.options.vpo_alpha is not None
+
+
+def _values(study: StudyConfig, name: str, default: Any) -> list[Any]:
+    """Return the values of a field of the design."""
+    value = study.design.get(name, default)
+    return value if isinstance(value, list) else [value]
+
+
+def _without_effect(key: str, reason: str) -> str:
+    return f"`{key}` has no effect: {reason}."

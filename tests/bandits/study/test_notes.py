@@ -1,0 +1,179 @@
+"""Keys of a study are used, refused, or listed because they have no effect."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bandits.environments.designs import Design, draw_design
+from bandits.methods.base import MethodOptions
+from bandits.methods.registry import METHODS
+from bandits.study.config import MethodConfig, StudyConfig
+from bandits.study.notes import OPTIONS_OF_METHOD, study_notes
+from rpo.runtime.config_types import build
+
+NEW_VALUES: dict[str, Any] = {
+    "contexts": 2,
+    "actions": 7,
+    "reward": "linear",
+    "gaps": "log_uniform",
+    "features": 3,
+    "misspecification": 0.2,
+    "reward_max": 3.0,
+    "target_coverage": 3.0,
+    "rare": 2,
+    "coverage_all": 20.0,
+    "rare_comparisons": 2.0,
+    "imbalance": 4.0,
+    "missing_edges": 0.5,
+    "reference": "data",
+    "label_noise": 0.3,
+    "prompts_shift": 0.7,
+}
+
+
+def study(**changed: Any) -> StudyConfig:
+    plain = {"name": "a", "methods": ["rpo"], "comparisons": [60], "seeds": 2}
+    return build(StudyConfig, plain | changed)
+
+
+def named(notes: tuple[str, ...]) -> set[str]:
+    return {note.split("`")[1] for note in notes}
+
+
+@pytest.mark.parametrize("name", [name for name in NEW_VALUES if name != "features_file"])
+@pytest.mark.parametrize("base", [{}, {"reward": "linear", "rare": 2, "contexts": 2}])
+def test_property_a_field_of_the_design_is_listed_if_and_only_if_it_changes_nothing(
+    name: str, base: dict[str, Any]
+) -> None:
+    assert set(NEW_VALUES) == {item.name for item in fields(Design)} - {"features_file"}
+    value = "tabular" if base.get(name) == "linear" else NEW_VALUES[name]
+    value = 3 if name in ("rare", "contexts") else value
+    changed = base | {name: value}
+    draws = [draw_design(Design(**design), 60, np.arange(3)) for design in (base, changed)]
+    arrays = [(draw.problem, draw.true_reward, draw.reward_class) for draw in draws]
+    leaves = [[np.asarray(leaf) for part in each for leaf in part] for each in arrays]
+    same = all(
+        first.shape == second.shape and (first == second).all()
+        for first, second in zip(*leaves, strict=False)
+    )
+    assert (f"design.{name}" in named(study_notes(study(design=changed)))) == same
+
+
+def test_closed_form_rare_responses_that_are_never_compared_are_pointed_out() -> None:
+    for design in (
+        {"rare": 2, "rare_comparisons": 0},
+        {"rare": [0, 2], "rare_comparisons": [0, 1.0]},
+    ):
+        (note,) = study_notes(study(design=design))
+        assert note.startswith("`design.rare_comparisons` is 0, so the rare responses are never")
+    for design in (
+        {"rare": 2},
+        {"rare": 2, "coverage_all": 9.0},
+        {"rare": 2, "rare_comparisons": 1},
+    ):
+        assert study_notes(study(design=design)) == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "keys"),
+    [
+        ({"eta": [0.1, 0.2], "methods": ["rpo"]}, set()),
+        ({"eta": [0.1, 0.2], "methods": ["dpo", "ipo"]}, {"eta"}),
+        ({"eta": [0.1], "methods": ["two_stage"]}, {"eta"}),
+        ({"eta": [0.1, 0.2], "methods": ["rpo", "dpo"]}, {"eta"}),
+        ({"beta": [0.1, 0.2], "methods": ["rpo", "greedy_mle"]}, {"beta"}),
+        ({"beta": [0.1, 0.2], "methods": ["rpo", "dpo"]}, set()),
+        ({"methods": ["dpo"]}, set()),
+        ({"environments": ["named:four_arms"], "design": {"actions": 3}}, {"design.actions"}),
+        (
+            {"environments": ["votes:v.csv"], "design": {"rare": 1, "label_noise": 0.1}},
+            {"design.rare"},
+        ),
+        (
+            {"design": {"features_file": "f.npy", "features": 3, "reward": "linear"}},
+            {"design.features"},
+        ),
+        (
+            {"methods": [{"method": "dpo", "options": {"baseline": "given", "ipo_tau": 0.1}}]},
+            {"methods[0].options.baseline", "methods[0].options.ipo_tau"},
+        ),
+        (
+            {"eta": [0.1, 0.2], "methods": [{"method": "vpo", "options": {"vpo_alpha": 0.1}}]},
+            {"eta"},
+        ),
+    ],
+)
+def test_closed_form_keys_without_effect_are_listed(
+    changed: dict[str, Any], keys: set[str]
+) -> None:
+    assert named(study_notes(study(**changed))) == keys
+
+
+def test_property_every_method_and_option_is_classified() -> None:
+    assert set(OPTIONS_OF_METHOD) == set(METHODS)
+    options = {item.name for item in fields(MethodOptions)}
+    assert {name for names in OPTIONS_OF_METHOD.values() for name in names} == options
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=10),
+    st.sampled_from([None, "design", "quick", "methods"]),
+    st.sampled_from([3, 0.5, "text", [1, 2], {"a": 1}]),
+)
+def test_property_a_further_key_of_a_study_is_used_refused_or_listed(
+    key: str, place: str | None, value: Any
+) -> None:
+    config: dict[str, Any] = {"comparisons": [60], "name": "a", "seeds": 2}
+    config |= {"design": {}, "quick": {}, "methods": [{"method": "rpo"}]}
+    target = config if place is None else config[place]
+    target = target[0] if isinstance(target, list) else target
+    known = key in target
+    target[key] = value
+    message, notes = "", ()
+    try:
+        notes = study_notes(build(StudyConfig, config))
+    except ValueError as error:
+        message = str(error)
+    is_field = key in StudyConfig.__dataclass_fields__ or key in Design.__dataclass_fields__
+    assert key in message or known or is_field or any(key in note for note in notes)
+
+
+def test_roundtrip_a_name_stands_for_a_method_with_its_defaults() -> None:
+    mixed = study(methods=["rpo", {"method": "dpo", "label": "mine"}, "ipo"])
+    assert mixed.methods == [
+        MethodConfig(method="rpo"),
+        MethodConfig(method="dpo", label="mine"),
+        MethodConfig(method="ipo"),
+    ]
+    for name, hint in (("dop", "did you mean dpop"), ("RPO", "did you mean rpo"), ("xyz", "rpo, ")):
+        with pytest.raises(ValueError, match=hint):
+            study(methods=[name])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seeds": 2**31}, "`seeds` must be a whole number below 2^31, got 2147483648"),
+        ({"seeds": -1}, "`seeds` must be a whole number of at least 1, got -1"),
+        ({"first_seed": 2**40}, "`first_seed` must be a whole number below 2^31"),
+        ({"comparisons": [10**16]}, "`comparisons` must be between 1 and 10^15"),
+        ({"design": {"actions": 10**6}}, "`actions` must give at most 50,000,000 numbers"),
+        ({"design": {"contexts": 10**9}}, "`actions` must give at most 50,000,000 numbers"),
+        ({"design": {"features": 10**9}}, "`features` must give at most 50,000,000 numbers"),
+        ({"design": {"imbalance": 1e300}}, "`design.imbalance` must be less than 1e+15 in size"),
+        ({"design": {"rar": 1}}, "`design.rar` is unknown: did you mean rare?"),
+        ({"quick": {"seeds": 0}}, "the sizes under `quick`: `seeds` must be a whole number"),
+        ({"quick": {"design": {"rare": 30}}}, "the sizes under `quick`: `rare` must leave two"),
+    ],
+)
+def test_raises_for_numbers_out_of_range_by_key(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        study(**changed)
+    assert message in str(raised.value)
