@@ -73,26 +73,35 @@ def run_training(
         UsageError: if the model, the data or the folder is unusable, or a number is not finite.
         InterruptedRunError: if the run was asked to stop; its state is saved.
     """
-    with muted_messages(not processes.is_first):
+    with muted_messages(not processes.is_first), ExitStack() as stack:
+        # One of several processes that ended before they are connected would keep the others.
+        is_alone = processes.num_processes == 1
+        if is_alone:
+            _take_folder(folder, stack, resume=resume)
         with user_input():
             dated = _with_template_date(config, folder, resume=resume)
             model, data, notes = load_inputs(dated)
             config = config if data.template_date is None else dated
             for note in notes:
                 _logger.info("%s", note)
-        with processes.connected(folder), ExitStack() as stack:
-            if processes.is_first:
+        with processes.connected(folder):
+            if processes.is_first and not is_alone:
+                _take_folder(folder, stack, resume=resume)
+            if processes.is_first and resume:
                 with user_input():
-                    taken = output_folder(folder, "train", is_earlier_run=_holds_run)
-                    stack.enter_context(taken)
-                    if resume:
-                        _refuse_lost_checkpoints(folder, config)
-                if not resume:
-                    _refuse_existing_run(folder)
+                    _refuse_lost_checkpoints(folder, config)
             summary = _train(config, model, data, folder, resume=resume, processes=processes)
             if processes.is_first:
                 _logger.info("written to %s: metrics.jsonl, checkpoints, config.yaml", folder)
     return TrainResult(folder, summary["step"], summary["parameters_sha256"])
+
+
+def _take_folder(folder: Path, stack: ExitStack, *, resume: bool) -> None:
+    """Take the output folder until the stack is closed; refuse a run that is there already."""
+    with user_input():
+        stack.enter_context(output_folder(folder, "train", is_earlier_run=_holds_run))
+    if not resume:
+        _refuse_existing_run(folder)
 
 
 def _with_template_date(config: TrainConfig, folder: Path, *, resume: bool) -> TrainConfig:
