@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from llm.models.architecture import Architecture, RopeScaling
 
+from .config_keys import ROPE_KEYS
+
 Record = TypeVar("Record", Architecture, RopeScaling)
 MAX_LAYERS = 10_000
 """Larger numbers of layers would exhaust memory before the model could be refused."""
@@ -26,8 +28,8 @@ def architecture_from_mapping(values: Mapping[str, Any]) -> Architecture:
         The architecture.
 
     Raises:
-        ValueError: if a field is unknown or missing, or a value has a wrong type or range; the
-            message names the field.
+        ValueError: if a field is unknown or missing, or a value has a wrong type or range, or no
+            effect; the message names the field.
 
     Examples:
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
@@ -43,7 +45,29 @@ def architecture_from_mapping(values: Mapping[str, Any]) -> Architecture:
             prepared["rope_scaling"] = _build(RopeScaling, scaling)
         except ValueError as error:
             raise ValueError(str(error).replace("`", "`rope_scaling.", 1)) from error
-    return _build(Architecture, prepared)
+    architecture = _build(Architecture, prepared)
+    _check_effects(values, architecture)
+    return architecture
+
+
+def _check_effects(values: Mapping[str, Any], architecture: Architecture) -> None:
+    """Raise an error if a given value has no effect."""
+    for name in ("sliding_window", "rope_local_base_freq"):
+        if values.get(name) is not None and not architecture.local_layers:
+            raise ValueError(
+                f"`{name}` has no effect without `local_layers`: give one flag per layer, true for "
+                "layers with local attention"
+            )
+    scaling = architecture.rope_scaling
+    given = values.get("rope_scaling")
+    if scaling is not None and isinstance(given, Mapping):
+        keys = ROPE_KEYS[scaling.rope_type]
+        for name, value in given.items():
+            if value is not None and name != "rope_type" and name not in keys:
+                raise ValueError(
+                    f"`rope_scaling.{name}` has no effect for the type {scaling.rope_type}, which "
+                    f"reads {', '.join(f'`{key}`' for key in keys if hasattr(scaling, key))}"
+                )
 
 
 def _build(kind: type[Record], values: Mapping[str, Any]) -> Record:

@@ -139,8 +139,9 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
     if lost:
         name = lost[0]
         raise ValueError(
-            f"`model_type` {a.model_type!r} of Hugging Face cannot describe this architecture: "
-            f"`{name}` would be {getattr(written, name)!r} instead of {getattr(a, name)!r}"
+            f"`model_type` {a.model_type!r} of Hugging Face cannot describe this architecture, so "
+            f"that it could not be exported: `{name}` would be {getattr(written, name)!r} instead "
+            f"of {getattr(a, name)!r}"
             + (f" ({len(lost) - 1} more differ)" if len(lost) > 1 else "")
         )
     return config

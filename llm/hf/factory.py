@@ -69,13 +69,13 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     if config.path is not None:
         folder = resolve_model_folder(config.path)
         architecture = read_architecture(folder)
-        to_hf_config(architecture)  # a policy that cannot be exported is refused before training
+        to_hf_config(architecture)
         return ResolvedModel(
             config=config, folder=folder, architecture=architecture, notes=model_notes(folder)
         )
     try:
         architecture = architecture_from_mapping(config.architecture or {})
-        to_hf_config(architecture)
+        to_hf_config(architecture)  # a policy that cannot be exported is refused before training
     except ValueError as error:
         raise ValueError(f"`model.architecture`: {error}") from error
     return ResolvedModel(config=config, folder=None, architecture=architecture)

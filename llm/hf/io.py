@@ -21,6 +21,7 @@ from llm.data.model_folder import (
     CHAT_TEMPLATE_NAME,
     CONFIG_NAME,
     MORE_TEMPLATES_NAME,
+    TEMPLATE_OPTIONS_NAME,
     TOKENIZER_FILES,
     model_file,
     read_json_object,
@@ -132,6 +133,7 @@ def export_model(
     *,
     tokenizer_folder: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
     dtype: DTypeLike | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> ExportReport:
@@ -142,6 +144,8 @@ def export_model(
         folder: folder to write. It must not exist, or be empty; it appears when it is complete.
         tokenizer_folder: folder whose tokenizer and generation files are copied; None for none.
         chat_template: Jinja source code to write in place of the tokenizer's; None for none.
+        template_options: options of the tokenizer with which the model was trained, for
+            :func:`llm.text.template_options.read_template_options`; None and no options for none.
         dtype: dtype of the tensors; None for that of the parameters.
         max_file_bytes: largest size of the tensors in one file.
 
@@ -166,6 +170,9 @@ def export_model(
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
                 shutil.copyfile(model_file(source, name), part / name)
+        if template_options:
+            document = json.dumps(dict(template_options), indent=2) + "\n"
+            (part / TEMPLATE_OPTIONS_NAME).write_text(document, encoding="utf-8")
         if chat_template is not None:
             (part / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
         elif source is not None:
@@ -239,6 +246,8 @@ def _stored_tensors(
             f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(expected)} are)"
             + (hint if missing == {HEAD_NAME} else "")
         )
+    for name in sorted(stored[name] for name in expected):
+        files.check_dtype(name)
     extra = files.names() - {stored[name] for name in expected}
     notes = []
     embedding, head = stored[EMBEDDING_NAME], stored[HEAD_NAME]

@@ -105,6 +105,21 @@ class SafetensorsReader:
         """
         return self._files[self._paths[name]].get_slice(name).get_dtype()
 
+    def check_dtype(self, name: str) -> None:
+        """Refuse a tensor that is not stored in one of :data:`FLOAT_DTYPES`.
+
+        Args:
+            name: name of the tensor.
+
+        Raises:
+            ValueError: if it has another dtype.
+        """
+        if (dtype := self.dtype(name)) not in FLOAT_DTYPES:
+            names = ", ".join(FLOAT_DTYPES)
+            raise ValueError(
+                f"{self._paths[name]}: tensor {name} must be of type {names}, got {dtype}"
+            )
+
     def file(self, name: str) -> Path:
         """Return the path of the file that holds a tensor.
 
@@ -139,11 +154,7 @@ class SafetensorsReader:
             raise ValueError(
                 f"{path}: tensor {name} must have shape {list(shape)}, got {stored.get_shape()}"
             )
-        if stored.get_dtype() not in FLOAT_DTYPES:
-            raise ValueError(
-                f"{path}: tensor {name} must be of type {', '.join(FLOAT_DTYPES)}, got "
-                f"{stored.get_dtype()}"
-            )
+        self.check_dtype(name)
         tensor = self._files[path].get_tensor(name) if part is None else stored[part]
         if not np.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name} holds NaN or infinite numbers")

@@ -169,6 +169,21 @@ def test_raises_for_every_field_of_a_wrong_type(name: str) -> None:
             architecture_from_mapping({**SIZES, name: value})
 
 
+def test_raises_for_fields_without_effect() -> None:
+    scaling = {"rope_type": "linear", "factor": 2, "beta_fast": 3}
+    for values, message in (
+        ({"sliding_window": 4}, "`sliding_window` has no effect without `local_layers`"),
+        (
+            {"rope_local_base_freq": 4},
+            "`rope_local_base_freq` has no effect without `local_layers`",
+        ),
+        ({"sliding_window": 4, "local_layers": [False] * 2}, "`sliding_window` has no effect"),
+        ({"rope_scaling": scaling}, "`rope_scaling.beta_fast` has no effect for the type linear"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            architecture_from_mapping({**SIZES, **values})
+
+
 def test_raises_for_fields_of_a_scaling_by_their_name() -> None:
     for scaling, message in (
         ({"rope_type": "linear"}, "`rope_scaling.factor` must be given"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -162,6 +163,14 @@ def test_property_an_extra_tensor_is_used_listed_or_refused(tmp_path: Path) -> N
     for name in (*names, "model.layers.0.self_attn.q_proj.bias", "model.norm.bias"):
         write(tmp_path, {SAFE_WEIGHTS_NAME: tensors() | {name: row}})
         with pytest.raises(ValueError, match=f"tensor {name} is unexpected"):
+            model_notes(tmp_path)
+
+
+def test_raises_for_weights_of_eight_bits_by_name(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    for dtype, shown in ((ml_dtypes.float8_e4m3fn, "F8_E4M3"), (np.int8, "I8"), (np.uint8, "U8")):
+        write(tmp_path, {SAFE_WEIGHTS_NAME: tensors() | {name: np.ones((6, 4), dtype)}})
+        with pytest.raises(ValueError, match=f"tensor {name} must be of type F64.*got {shown}$"):
             model_notes(tmp_path)
 
 
