@@ -19,6 +19,9 @@ CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
+TEMPLATE_OPTIONS_NAME = "rpo_template.json"
+"""Options of the tokenizer with which an exported model was trained."""
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -63,7 +66,7 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
         raise missing_source(name, what="a model folder")
     patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG_NAME, *TOKENIZER_FILES]
     patterns.append(ADAPTER_CONFIG_NAME)  # to recognize an adapter
-    patterns.append(f"{MORE_TEMPLATES_NAME}/*.jinja")
+    patterns += [TEMPLATE_OPTIONS_NAME, f"{MORE_TEMPLATES_NAME}/*.jinja"]
     return download_from_hub(repository, patterns)
 
 

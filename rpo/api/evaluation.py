@@ -37,8 +37,8 @@ def evaluate(
     chat_template: PathLike | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     template_date: str | None = None,
-    special_tokens: SpecialTokens = "refuse",
-    data_format: DataFormat = "chat",
+    special_tokens: SpecialTokens | None = None,
+    data_format: DataFormat | None = None,
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
     skip_bad_rows: bool = False,
@@ -73,9 +73,11 @@ def evaluate(
         tokenizer: folder or name on the hub, or ``"bytes"``; that of each model by default.
         chat_template: ``"chatml"`` or a Jinja file; the template of the tokenizer by default.
         chat_template_kwargs: variables of the template, such as ``{"enable_thinking": False}``.
-        template_date: date that the template reads as today, ``YYYY-MM-DD``; today by default.
+        template_date: date that the template reads as today, ``YYYY-MM-DD``.
         special_tokens: ``"refuse"`` texts with control tokens, or write these ``"as_text"``.
-        data_format: ``"chat"``, or ``"text"`` for base models: no template is applied.
+        data_format: ``"chat"``, or ``"text"`` for base models: no template is applied. The
+            default of the last four is the value of the run that exported the model, or else
+            today, no variables, ``"refuse"`` and ``"chat"``.
         columns: name of the column for a field, such as ``{"prompt": "question"}``; ``"ignore"``
             passes a column over.
         max_length: limit of prompt and response together, in tokens, at least 2; by default 1024

@@ -177,6 +177,8 @@ def export(
         from llm.config import TrainConfig
         from llm.hf.io import export_model
         from llm.precision import computing_in
+        from llm.text.template_options import stored_template_options
+        from llm.text.tokenizer import TokenizerOptions
         from llm.train.policy import load_policy
 
         config = read_config(run_folder / "config.yaml", TrainConfig)
@@ -186,6 +188,9 @@ def export(
         given = None if tokenizer is None else os.fspath(tokenizer)
         tokenizer_folder = find_export_tokenizer(config, given)
         template = find_export_template(config, tokenizer_folder)
+        options = None
+        if tokenizer_folder is not None:
+            options = stored_template_options(TokenizerOptions.from_config(config.data))
         base = config.model.path
         policy = load_policy(run_folder, step, base_model=base, mesh=config.mesh)
         chosen = find_export_dtype(config) if dtype is None else dtype
@@ -195,6 +200,7 @@ def export(
                 folder,
                 tokenizer_folder=tokenizer_folder,
                 chat_template=template,
+                template_options=options,
                 dtype=chosen,
             )
     return ExportResult(folder, policy.step, *report)

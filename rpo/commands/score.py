@@ -50,20 +50,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template-date",
         metavar="YYYY-MM-DD",
-        help="date that the chat template writes as today (default: today)",
+        help="date that the chat template writes as today (default: that of the run that exported "
+        "the model, or today)",
     )
     parser.add_argument(
         "--special-tokens",
         choices=("refuse", "as_text"),
-        default="refuse",
-        help="refuse texts in which a control token stands, or write it as text (default refuse)",
+        help="refuse texts in which a control token stands, or write it as text (default: that of "
+        "the run that exported the model, or refuse)",
     )
     parser.add_argument(
         "--data-format",
         choices=("chat", "text"),
-        default="chat",
         help="write conversations with the chat template, or texts as they are, for base models "
-        "(default chat)",
+        "(default: that of the run that exported the model, or chat)",
     )
     parser.add_argument(
         "--columns",

@@ -36,7 +36,8 @@ class LoadingOptions:
         chat_template_kwargs: variables of the chat template.
         template_date: date that the template reads as today; None for today.
         special_tokens: ``"refuse"`` or ``"as_text"``, for control tokens in contents.
-        data_format: ``"chat"``, or ``"text"`` without a template.
+        data_format: ``"chat"``, or ``"text"`` without a template. None of the last four takes the
+            value of the training run that exported the model, or else the first one.
         columns: name of the column for a field of a row, or ``"ignore"``.
         max_length: limit of prompt and response together, in tokens; None for 1024 or the model's
             limit, whichever is smaller.
@@ -52,8 +53,8 @@ class LoadingOptions:
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     template_date: str | None = None
-    special_tokens: str = "refuse"
-    data_format: str = "chat"
+    special_tokens: str | None = None
+    data_format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     skip_bad_rows: bool = False
@@ -64,21 +65,33 @@ class LoadingOptions:
         check_whole_number("max_length", self.max_length, 2)
         check_dtype(self.dtype)
 
-    def tokenizer_options(self) -> TokenizerOptions:
+    def tokenizer_options(self, stored: Mapping[str, Any]) -> TokenizerOptions:
         """Return the options of the tokenizer.
+
+        Args:
+            stored: options of the training run that exported the model, which apply where none
+                are given.
 
         Raises:
             ValueError: if a value is invalid.
         """
         from llm.text.tokenizer import TokenizerOptions
 
-        values: dict[str, Any] = {"special_tokens": self.special_tokens, "format": self.data_format}
-        return TokenizerOptions(
-            chat_template=self.chat_template,
-            chat_template_kwargs=self.chat_template_kwargs,
-            template_date=self.template_date,
-            **values,
-        )
+        given = {
+            "chat_template": self.chat_template,
+            "chat_template_kwargs": self.chat_template_kwargs or None,
+            "template_date": self.template_date,
+            "special_tokens": self.special_tokens,
+            "format": self.data_format,
+        }
+        values = {name: value for name, value in given.items() if value is not None}
+        unfit: tuple[str, ...] = ()
+        if self.chat_template is not None:  # another template has other variables
+            unfit = ("chat_template_kwargs", "format")
+        elif self.data_format == "text":
+            unfit = ("chat_template_kwargs", "template_date")
+        kept = {name: value for name, value in stored.items() if name not in unfit}
+        return TokenizerOptions(**{**kept, **values})
 
     def input_files(self) -> list[str]:
         """Return the files and folders that the options name."""
@@ -92,12 +105,14 @@ class LoadedModel(NamedTuple):
         decoder: the model.
         tokenizer: its tokenizer.
         folder: local folder of the model.
+        raw_text: whether texts are written without a template.
         notes: what the two folders hold that is not used, as sentences.
     """
 
     decoder: Decoder
     tokenizer: Tokenizer
     folder: Path
+    raw_text: bool
     notes: tuple[str, ...]
 
 
@@ -147,6 +162,7 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
 
     from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
     from llm.hf.io import load_model, model_notes
+    from llm.text.template_options import read_template_options
     from llm.text.tokenizer import check_vocab_size, load_tokenizer
 
     dtype = jnp.dtype(options.dtype)
@@ -154,17 +170,24 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
     notes = model_notes(folder)
     other = options.tokenizer
     tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
-    tokenizer = load_tokenizer(tokenizer_folder, options.tokenizer_options())
+    stored = {} if tokenizer_folder is None else read_template_options(tokenizer_folder)
+    tokenizer_options = options.tokenizer_options(stored)
+    tokenizer = load_tokenizer(tokenizer_folder, tokenizer_options)
     decoder = load_model(folder, dtype=dtype, param_dtype=dtype)
     vocab_size = decoder.architecture.vocab_size
     check_vocab_size(tokenizer, vocab_size, other or model)
     notes = [*(f"{model}: {note}" for note in notes), *tokenizer.notes]
-    if tokenizer.template_date is not None and options.template_date is None:
+    used = {name: getattr(tokenizer_options, name) for name in stored}
+    used = {name: value for name, value in used.items() if value == stored[name]}
+    if used:
+        shown = ", ".join(f"`{name}` {value}" for name, value in used.items())
+        notes.append(f"{tokenizer_folder}: options of the training run are used: {shown}")
+    if tokenizer.template_date is not None and tokenizer_options.template_date is None:
         notes.append(
             f"the chat template writes today's date, {tokenizer.template_date}: give it with "
             "--template-date to repeat these numbers on another day"
         )
-    return LoadedModel(decoder, tokenizer, folder, tuple(notes))
+    return LoadedModel(decoder, tokenizer, folder, tokenizer_options.format == "text", tuple(notes))
 
 
 def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> TokenizedData:
@@ -200,7 +223,7 @@ def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> Tokeni
         data,
         check_content=False,
         columns=options.columns,
-        raw_text=options.data_format == "text",
+        raw_text=model.raw_text,
         notes=notes,
     )
     tokenized = tokenize_rows(
