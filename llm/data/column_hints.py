@@ -107,11 +107,11 @@ def listed(fields: Mapping[str, Any]) -> str:
 
 
 def printable(name: object) -> str:
-    """Return a name as one short line of ASCII.
+    r"""Return a name as one short line of ASCII.
 
     Examples:
-        >>> printable("a\\nb")
-        'a\\\\nb'
+        >>> printable("a\nb")
+        'a\\nb'
     """
     text = ascii(str(name))[1:-1] or "(no name)"
     return text if len(text) <= 60 else text[:60] + "..."

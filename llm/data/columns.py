@@ -164,11 +164,23 @@ class RowRules:
         return Columns(read, tuple(repeats), tuple(lost))
 
     def has_field(self, field: str, fields: Mapping[str, Any]) -> bool:
-        """Return whether a row has the column of a field."""
+        """Return whether a row has the column of a field.
+
+        Examples:
+            >>> RowRules({"prompt": "question"}).has_field("prompt", {"question": "a"})
+            True
+        """
         return self._column_of[field] in fields
 
     def pass_over(self, name: str) -> None:
-        """Count a row whose column, or field of a message, was passed over."""
+        """Count a row whose column, or field of a message, was passed over.
+
+        Examples:
+            >>> rules = RowRules()
+            >>> rules.pass_over("id")
+            >>> rules.notes()
+            ('columns passed over: id (1 row)',)
+        """
         self._passed_over[name] += 1
 
     def find(self, finding: str, where: str) -> None:
@@ -193,6 +205,10 @@ class RowRules:
 
         Raises:
             FieldError: if a field has content that would be lost.
+
+        Examples:
+            >>> RowRules().message_extra({"name": "ann", "id": 3}, ["name"])
+            {'name': 'ann'}
         """
         extra = {}
         for name, value in fields.items():
@@ -233,7 +249,12 @@ class RowRules:
         return tuple(lines)
 
     def describe_missing(self, field: str, fields: Mapping[str, Any]) -> str:
-        """Return the message for a required field that a row lacks, with what to do."""
+        """Return the message for a required field that a row lacks, with what to do.
+
+        Examples:
+            >>> RowRules().describe_missing("chosen", {"id": 3, "better": "a"})[:46]
+            'field `chosen` is missing, got id, better: nam'
+        """
         column = self._column_of[field]
         if column != field:
             names = f"column `{printable(column)}`, which `data.columns` names for `{field}`"

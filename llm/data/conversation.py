@@ -28,6 +28,11 @@ def common_prefix(first: Messages, second: Messages) -> Messages:
     Returns:
         The shared messages, without the last message of either and without messages of the
         assistant at their end.
+
+    Examples:
+        >>> user, yes, no = (Message("user", "Hi"), *(Message("assistant", text) for text in "yn"))
+        >>> common_prefix((user, yes), (user, no)) == (user,)
+        True
     """
     length = 0
     for ours, theirs in zip(first[:-1], second[:-1], strict=False):
@@ -47,6 +52,14 @@ class Conversation:
         prompt: messages before the responses.
         responses: messages of each response by its field; they may repeat the prompt.
         where: source of the row.
+
+    Examples:
+        >>> user, reply = Message("user", "Is it so?"), Message("assistant", "Is it so? Yes.")
+        >>> responses = dict.fromkeys(("chosen", "rejected"), (reply,))
+        >>> conversation = Conversation((user,), responses, "a.jsonl:1")
+        >>> conversation.strip_prompt_text(RowRules())
+        >>> conversation.responses["chosen"][0].content
+        'Yes.'
     """
 
     prompt: Messages
@@ -61,6 +74,13 @@ class Conversation:
 
         Raises:
             ValueError: if ``system`` is another message, or contradicts that of the prompt.
+
+        Examples:
+            >>> user, reply = Message("user", "Hi"), Message("assistant", "Hello")
+            >>> conversation = Conversation((user,), {"chosen": (user, reply)}, "a.jsonl:1")
+            >>> conversation.remove_prompt((Message("system", "Be brief."),))
+            >>> len(conversation.prompt), len(conversation.responses["chosen"])
+            (2, 1)
         """
         bare = self.prompt
         if system:
@@ -99,6 +119,10 @@ class Conversation:
 
         Raises:
             ValueError: if a column holds anything else; the message names all of them.
+
+        Examples:
+            >>> conversation = Conversation((Message("user", "Hi"),), {}, "a.jsonl:1")
+            >>> conversation.check_repeats({"question": "Hi"}, (), RowRules())
         """
         prompt = self.prompt
         has_system = prompt and prompt[0].role in _SYSTEM_ROLES

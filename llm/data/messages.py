@@ -55,7 +55,12 @@ class Message(NamedTuple):
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether the message may have no text: a call of a tool, or the result of one."""
+        """Whether the message may have no text: a call of a tool, or the result of one.
+
+        Examples:
+            >>> [Message(role, "").may_be_empty for role in ("tool", "user")]
+            [True, False]
+        """
         return self.role == "tool" or '"tool_calls":' in self.extra
 
 
@@ -137,6 +142,10 @@ def dump_json(value: Any, path: str) -> str:
 
     Raises:
         FieldError: if the value is not plain JSON.
+
+    Examples:
+        >>> dump_json({"b": [1], "a": None}, "")
+        '{"b":[1],"a":null}'
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -159,6 +168,10 @@ def load_json(text: str) -> Any:
     Raises:
         ValueError: if the text is not JSON, an object has a key twice, or a number is not finite.
         RecursionError: if it is nested too deeply.
+
+    Examples:
+        >>> load_json('{"a": 1}')
+        {'a': 1}
     """
     return STRICT_JSON.decode(text)
 
@@ -329,5 +342,10 @@ def word_count(text: str) -> int:
 
 
 def same_text(first: Iterable[Message], second: Iterable[Message]) -> bool:
-    """Return whether two conversations have the same roles and texts."""
+    """Return whether two conversations have the same roles and texts.
+
+    Examples:
+        >>> same_text([Message("user", "a")], [Message("user", "a", '{"name":"ann"}')])
+        True
+    """
     return [message[:2] for message in first] == [message[:2] for message in second]

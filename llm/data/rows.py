@@ -9,15 +9,8 @@ from pathlib import Path
 
 from .files import MAX_ROW_BYTES, Row, open_text, read_lines, read_whole
 from .messages import JSON_WITH_NAN, STRICT_JSON
-from .sources import (
-    ARROW_SUFFIXES,
-    CSV_SUFFIXES,
-    JSON_SUFFIXES,
-    PARQUET_SUFFIX,
-    SUFFIXES,
-    Source,
-    source_files,
-)
+from .sources import Source, source_files
+from .splits import ARROW_SUFFIXES, CSV_SUFFIXES, JSON_SUFFIXES, PARQUET_SUFFIX, SUFFIXES
 from .tables import arrow_rows, csv_rows, parquet_rows
 
 __all__ = ["MAX_LIST_BYTES", "MAX_ROW_BYTES", "Row", "read_json_list", "read_rows", "source_files"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.data import sources
+from llm.data import hub_datasets, sources
+from llm.data.hub import HubRepository
 from llm.data.sources import check_distinct, source_files
 
 LINE = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
@@ -51,6 +52,10 @@ def test_property_folders_patterns_and_lists_name_their_shards_in_order(
 def test_raises_for_folders_that_mix_splits_subsets_or_formats(tmp_path: Path) -> None:
     cases: Mapping[str, tuple[Sequence[str], str]] = {
         "splits": (("train-0.jsonl", "test-0.jsonl"), "several splits (test, train)"),
+        "custom": (
+            ("train_prefs-00000-of-00001.jsonl", "test_prefs-00000-of-00001.jsonl"),
+            "several splits (test_prefs, train_prefs)",
+        ),
         "subsets": (("one/train.jsonl", "two/train.jsonl"), "folders of rows (one, two)"),
         "formats": (("a.jsonl", "a.csv"), "several formats (.csv, .jsonl)"),
         "packed": (("a.jsonl", "a.jsonl.gz"), "several formats (.jsonl, .jsonl.gz)"),
@@ -95,21 +100,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of repositories that stands for the hub, by ``owner/name`` or with @."""
     monkeypatch.chdir(tmp_path)  # nothing local resembles the names of the repositories
 
-    def folder(repository: sources.HubRepository) -> Path:
+    def folder(repository: HubRepository) -> Path:
         revision = f"@{repository.revision}" if repository.revision else ""
         return tmp_path / "hub" / (repository.name.replace("/", "--") + revision)
 
-    def files(repository: sources.HubRepository, *, kind: str) -> list[str]:
+    def files(repository: HubRepository, *, kind: str) -> list[str]:
         root = folder(repository)
         assert kind == "dataset"
         return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
 
-    def download(repository: sources.HubRepository, patterns: Sequence[str], *, kind: str) -> Path:
+    def download(repository: HubRepository, patterns: Sequence[str], *, kind: str) -> Path:
         assert kind == "dataset"
         return folder(repository)
 
-    monkeypatch.setattr(sources, "list_hub_files", files)
-    monkeypatch.setattr(sources, "download_from_hub", download)
+    monkeypatch.setattr(hub_datasets, "list_hub_files", files)
+    monkeypatch.setattr(hub_datasets, "download_from_hub", download)
     return tmp_path / "hub"
 
 

@@ -12,8 +12,10 @@ import pyarrow
 import pytest
 from pyarrow import feather, ipc, parquet
 
+from llm.data.files import open_text, read_lines, read_whole
 from llm.data.preferences import read_preferences
 from llm.data.rows import read_rows
+from llm.data.tables import arrow_rows, csv_rows, parquet_rows
 
 ROWS = [
     {"prompt": "Name a color é.", "chosen": 'Red, "or" so.', "rejected": "Seven\nor\n\nnine."},
@@ -80,6 +82,25 @@ def test_property_all_formats_give_the_same_rows(name: str, tmp_path: Path) -> N
     contents = [row.chosen[0].content + "|" + row.rejected[0].content for row in rows]
     assert contents == ['Red, "or" so.|Seven\nor\n\nnine.', "4|5"]
     assert [row.where for row in rows] == [f"{path}:{number}" for number in numbers]
+
+
+def test_roundtrip_tables_and_lines_name_the_file_as_they_are_asked_to(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    write_table(path, "parquet")
+    whole = [row.fields for row in parquet_rows(path, "hub/a.parquet")]
+    assert [row.where for row in parquet_rows(path, "hub/a.parquet")][1] == "hub/a.parquet:2"
+    arrow(path, stream=True)
+    assert [row.fields for row in arrow_rows(path, "hub/a.arrow")] == whole
+    path.write_bytes(gzip.compress(b"a;b\n1;\n\n2;3\n"))
+    rows = list(csv_rows(path, "hub/a.csv", delimiter=";"))
+    assert rows == [({"a": "1", "b": None}, "hub/a.csv:2"), ({"a": "2", "b": "3"}, "hub/a.csv:4")]
+    assert list(read_lines(path, "hub/a.csv")) == [(1, b"a;b\n"), (2, b"1;\n"), (4, b"2;3\n")]
+    assert read_whole(path, "hub/a.csv", 20) == b"a;b\n1;\n\n2;3\n"
+    with pytest.raises(ValueError, match=r"^hub/a\.csv: must have at most 3 bytes"):
+        read_whole(path, "hub/a.csv", 3)
+    file, is_packed = open_text(path, "hub/a.csv")
+    with file:
+        assert (file.read(3), is_packed) == (b"a;b", True)
 
 
 def test_roundtrip_numbers_and_further_columns_of_csv(tmp_path: Path) -> None:
