@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from llm.types import Role
+from rpo_io.digests import sha256_of_chunks
 
 from .preferences import PairTokens, ScoredTokens
 
@@ -103,6 +104,18 @@ class PairTable(Sequence[PairTokens]):
             np.asarray(reference).reshape(-1, len(Role)),
             scored,
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 digest of the rows, their tokens, and which of the tokens are scored."""
+        sizes = self.lengths.sum(1, dtype=np.int64)
+        if len(self) and not np.array_equal(self._starts, np.cumsum(sizes) - sizes):
+            return PairTable.from_pairs(self).digest  # a selection of a larger table
+        tokens = self._tokens[: int(sizes.sum())]
+        scored = self._scored
+        flags = np.ones(len(tokens), bool) if scored is None else scored[: len(tokens)]
+        arrays = (self.lengths.astype(np.int64), self.rows, tokens, np.packbits(flags))
+        return sha256_of_chunks(np.ascontiguousarray(array).tobytes() for array in arrays)
 
     @cached_property
     def scored_lengths(self) -> Int[np.ndarray, "n 3"]:

@@ -40,6 +40,7 @@ class Provenance:
         max_prompt_length: largest number of tokens of a prompt, or None.
         truncation_mode: which part of a prompt that is too long stays.
         dtype: dtype of the activations.
+        pairs: digest of the tokens of all pairs, which further options decide.
     """
 
     weights: str
@@ -50,6 +51,7 @@ class Provenance:
     max_prompt_length: int | None
     truncation_mode: str
     dtype: str
+    pairs: str = ""
 
 
 class ReferenceCache(NamedTuple):

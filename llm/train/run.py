@@ -195,6 +195,7 @@ class Run:
             max_prompt_length=data.max_prompt_length,
             truncation_mode=data.truncation_mode,
             dtype=self.config.model.dtype,
+            pairs=self.data.train.digest + self.data.evaluation.digest,
         )
         pairs = self.visited_pairs()
         from_data = reference_cache.cache_from_rows(pairs, self.sampler.n_roles)

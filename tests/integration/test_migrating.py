@@ -68,8 +68,8 @@ def test_property_the_defaults_of_the_page_are_those_of_the_configuration() -> N
         default = default_of(match[1])
         if printed == "none":
             assert not default or default == "none", ours
-        elif isinstance(default, str):
-            assert default == printed, ours
+        elif isinstance(default, str | bool):
+            assert str(default) == printed, ours
         else:
             assert float(printed) == default, ours
         checked += 1

@@ -78,6 +78,26 @@ def test_closed_form_arrays_hold_lengths_rows_and_reference_of_the_pairs() -> No
     np.testing.assert_array_equal(table.reference, [[-1.0, -2.0, np.nan], [np.nan] * 3])
 
 
+def test_property_the_digest_depends_on_rows_tokens_and_scored_tokens_alone() -> None:
+    pair = PairTokens((1, 2, 3), (4,), (5, 6), None, 7, (-1.0, -2.0))
+    other = pair._replace(row=8)
+    table = PairTable.from_pairs([pair, other])
+    same = PairTable.from_pairs([pair._replace(reference=None), other])
+    assert table.digest == same.digest  # the reference is what the digest is compared for
+    selected = PairTable.from_pairs([other, pair, other]).select(np.array([1, 2]))
+    assert selected.digest == table.digest
+    changed = (
+        pair._replace(row=9),
+        pair._replace(chosen=(5,)),
+        pair._replace(prompt=(1, 2), chosen=(3, 4)),  # the same tokens, divided differently
+        pair._replace(scored=(None, (True, False), None)),
+        pair._replace(baseline=(4,)),
+    )
+    digests = {PairTable.from_pairs([one, other]).digest for one in (pair, *changed)}
+    assert len(digests) == 1 + len(changed)
+    assert PairTable.from_pairs([]).digest != table.digest
+
+
 def test_raises_for_a_mask_of_another_length() -> None:
     pair = PairTokens((1,), (2, 3), (4,), None, 0, scored=((True,), None, None))
     with pytest.raises(ValueError, match=r"one entry for each of 2 tokens, got 1$"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,30 @@ CHANGES: dict[str, Any] = {field.name: "other" for field in dataclasses.fields(P
     "max_length": 65,
     "max_prompt_length": 32,
 }
+
+
+def test_property_the_partial_file_of_a_killed_run_is_removed_by_the_next_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "reference.safetensors"
+    dying = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from rpo_io.atomic import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1])) as part:\n"
+        "    part.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    for _ in range(2):  # killed twice
+        killed = subprocess.run([sys.executable, "-c", dying, str(path)], check=False)
+        assert killed.returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert left != path
+    foreign = tmp_path / "reference.safetensors.part"
+    foreign.write_bytes(b"a file of the user")
+    save_cache(path, CACHE, PROVENANCE)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, foreign.name]
+    np.testing.assert_array_equal(load_cache(path, PROVENANCE).row_ids, CACHE.row_ids)
 
 
 @pytest.mark.parametrize("name", CHANGES)
