@@ -161,8 +161,8 @@ def quote(text: str) -> str:
         The quoted text.
 
     Examples:
-        >>> quote("caf\u00e9")
-        "'caf\\xe9'"
+        >>> quote("tea\u00e9")
+        "'tea\\xe9'"
     """
     quoted = ascii(text)
     return quoted if len(quoted) <= _MAX_QUOTED else quoted[:_MAX_QUOTED] + "..."

@@ -105,7 +105,7 @@ def _unused_weights(study: StudyConfig) -> list[str]:
         unused = [
             label
             for label, method in zip(method_labels(study), study.methods, strict=True)
-            if method.method in without or (name == "eta" and _has_own_eta(method))
+            if method.method in without or (name == "eta" and _sets_its_eta(method))
         ]
         if not unused or values == ["theorem"]:
             continue
@@ -129,7 +129,7 @@ def _unused_options(study: StudyConfig) -> list[str]:
     ]
 
 
-def _has_own_eta(method: MethodConfig) -> bool:
+def _sets_its_eta(method: MethodConfig) -> bool:
     """Return whether an option of the method sets its weight of the adversary."""
     return method.method == "vpo" and method.options.vpo_alpha is not None
 

@@ -129,8 +129,9 @@ def _contrast(answer: Answer, dpo: CertifiedSolution) -> str:
     differs = np.flatnonzero(dpo_probability < dpo_policy.max(axis=1) - _TIE)
     names = [_printable((answer.contexts or ())[x]) for x in differs[:_LISTED]]
     listed = f" ({', '.join(names)}{', ...' if len(differs) > _LISTED else ''})" if names else ""
+    contexts = f"{len(rpo_policy)} context{'' if len(rpo_policy) == 1 else 's'}"
     return (
-        f"The most likely action differs in {len(differs)} of {len(rpo_policy)} contexts{listed}; "
+        f"The most likely action differs in {len(differs)} of {contexts}{listed}; "
         f"its mean probability is {rpo_policy.max(axis=1).mean():.2f} under RPO "
         f"and {dpo_policy.max(axis=1).mean():.2f} under DPO."
     )

@@ -128,11 +128,11 @@ def test_property_every_method_and_option_is_classified() -> None:
     st.sampled_from([3, 0.5, "text", [1, 2], {"a": 1}]),
 )
 def test_property_a_further_key_of_a_study_is_used_refused_or_listed(
-    key: str, place: str | None, value: Any
+    key: str, parent: str | None, value: Any
 ) -> None:
     config: dict[str, Any] = {"comparisons": [60], "name": "a", "seeds": 2}
     config |= {"design": {}, "quick": {}, "methods": [{"method": "rpo"}]}
-    target = config if place is None else config[place]
+    target = config if parent is None else config[parent]
     target = target[0] if isinstance(target, list) else target
     known = key in target
     target[key] = value
