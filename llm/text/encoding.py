@@ -13,6 +13,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import NamedTuple
 
 import tokenizers
@@ -61,9 +62,7 @@ class EncodedText(NamedTuple):
         Returns:
             Token ids.
         """
-        ends = (end for _, end in self.offsets)
-        count = next((i for i, end in enumerate(ends) if end > position), len(self.ids))
-        return self.ids[:count]
+        return self.ids[: bisect_right(self.offsets, position, key=itemgetter(1))]
 
 
 class GuardedEncoder:
@@ -91,9 +90,10 @@ class GuardedEncoder:
         self._as_text = as_text
         self._unknown = unknown
         template = "\0".join(literals)
+        self._added = fast.get_added_tokens_decoder()
         self.control = {
             token: entry
-            for token, entry in fast.get_added_tokens_decoder().items()
+            for token, entry in self._added.items()
             if entry.special or (entry.content in template and not entry.content.isspace())
         }
         self._texts = tuple(entry.content for entry in self.control.values() if entry.content)
@@ -114,6 +114,7 @@ class GuardedEncoder:
         plain: list[Range] = []
         while True:
             encoded = self._encode_pieces(traced, plain)
+            self._add_control_tokens(encoded)
             found = list(self._tokens_of_contents(encoded))
             if not found:
                 self._check_template_tokens(encoded)
@@ -150,6 +151,20 @@ class GuardedEncoder:
                 offsets += [(first + a, first + b) for a, b in new_offsets]
             position = end
         return EncodedText(traced, ids, offsets)
+
+    def _add_control_tokens(self, encoded: EncodedText) -> None:
+        """Add the tokens that the template has put together from several texts."""
+        others = self._added.keys() - self.control.keys()
+        if others.isdisjoint(encoded.ids):
+            return
+        text, spans = encoded.traced
+        starts = [start for start, _, _ in spans]
+        for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+            if token in others and not text[start:end].isspace():
+                index = bisect_right(starts, end - 1) - 1
+                if index < 0 or spans[index][1] <= start:
+                    self.control[token] = self._added[token]
+                    self._texts += (self._added[token].content,)
 
     def _tokens_of_contents(self, encoded: EncodedText) -> Iterator[tuple[int, Range]]:
         """Yield the control tokens that are made of characters of a content, and their ranges."""

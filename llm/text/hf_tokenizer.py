@@ -205,22 +205,19 @@ class HuggingFaceTokenizer:
 
     def _check_end(self, encoded: EncodedText, index: int, last: int) -> None:
         """Check that the template, and not the message, writes an end token after a turn."""
-        spans = encoded.traced.spans
-        ends = [end for _, end, origin in spans if origin.partition(".")[0] == str(index)]
-        origins = encoded.content_origins()[:last]
-        for token, (start, _), origin in zip(encoded.ids, encoded.offsets, origins, strict=False):
-            if origin.startswith(f"{index}.") and token in self.end_ids:
+        spans = [span for span in encoded.traced.spans if span[2].partition(".")[0] == str(index)]
+        closed = False
+        for token, (start, _) in zip(encoded.ids[:last], encoded.offsets, strict=False):
+            if token not in self.end_ids:
+                continue
+            if any(first <= start < end for first, end, _ in spans):
                 raise RowError(
                     "special token",
                     f"a response must not contain the end token {token}, got it at character "
                     f"{start} of the conversation",
                 )
-        tail = [
-            token
-            for token, (start, _) in zip(encoded.ids[:last], encoded.offsets, strict=False)
-            if start >= max(ends, default=0)
-        ]
-        if not self.end_ids.intersection(tail):
+            closed |= start >= max((end for _, end, _ in spans), default=0)
+        if not closed:
             raise RowError(
                 "chat template", "the chat template writes no end token after this response"
             )

@@ -25,7 +25,7 @@ from rpo_io.digests import sha256_hex
 
 from .encoding import library_errors
 from .tokenizer_classes import REBUILT, choose_class
-from .tokenizer_keys import check_keys
+from .tokenizer_keys import check_keys, find_unknown_sections, list_ignored_keys
 
 MAX_TOKENIZER_BYTES = 200_000_000
 """Largest ``tokenizer.json``."""
@@ -93,11 +93,20 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     content = read_limited(path, MAX_TOKENIZER_BYTES)
     with library_errors(f"{path}: not a tokenizer"):
         text = content.decode()
+        document = json.loads(text)
+        unknown = find_unknown_sections(document)
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is not a key of tokenizer.json: remove it")
         plain = tokenizers.Tokenizer.from_str(text)
+        padding = plain.padding
+        plain.no_padding()
+        plain.no_truncation()
+        plain_text = plain.to_str()
     config = read_json_object(folder, CONFIG_FILE)
     model_config = _optional(folder, "config.json")
-    declared = _DeclaredTokens(folder, config, text)
+    declared = _DeclaredTokens(folder, config, document)
     notes = check_keys(folder, config, declared.legacy_map, len(plain.get_vocab()))
+    notes += (*declared.notes, *list_ignored_keys(document, json.loads(plain_text)))
     name = choose_class(config, model_config, text)
     rebuilt = None if name is None else REBUILT.get(name)
     if name is not None and rebuilt is None:
@@ -107,12 +116,11 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         )
     if rebuilt is None:
         fast = plain
-        padding = fast.padding
         if padding is not None:
             declared.named.setdefault("pad_token", padding["pad_token"])
     else:
         with library_errors(f"{path}: not a tokenizer of class {name}"):
-            vocabulary, merges = _vocabulary_and_merges(json.loads(text), path, str(name))
+            vocabulary, merges = _vocabulary_and_merges(document, str(name))
             fast = rebuilt.build(vocabulary, merges, declared.with_texts(config))
             if plain.post_processor is not None:
                 fast.post_processor = plain.post_processor
@@ -124,12 +132,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         if rebuilt is not None and rebuilt.resets_special:
             texts = [str(token) for token in [*declared.named.values(), *declared.extra]]
             fast.add_tokens([AddedToken(token, special=True) for token in dict.fromkeys(texts)])
-        fast.no_padding()
-        fast.no_truncation()
-        plain.no_padding()
-        plain.no_truncation()
         final = fast.to_str()
-        is_plain = fast is plain and final == _reload(text)
     cleans_up = bool(config.get("clean_up_tokenization_spaces")) and (
         json.loads(final)["model"]["type"] != "BPE"
         or bool(
@@ -140,39 +143,36 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         fast,
         {name: str(token) for name, token in declared.named.items()},
         _templates(folder, config),
-        sha256_hex(content if is_plain else final),
+        sha256_hex(content if final == plain_text else final),
         cleans_up,
         notes,
     )
 
 
-def _reload(text: str) -> str:
-    fast = tokenizers.Tokenizer.from_str(text)
-    fast.no_padding()
-    fast.no_truncation()
-    return fast.to_str()
-
-
 class _DeclaredTokens:
     """The tokens that the files declare, in the order in which ``transformers`` adds them."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], tokenizer_json: str) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], document: Mapping[str, Any]
+    ) -> None:
         """Collect the tokens."""
         self._folder = folder
         self.by_id: dict[int, AddedToken] = {}
         self.named: dict[str, Token] = {}
         self.extra: list[Token] = []
         self.legacy_map: dict[str, Any] = {}
+        self.notes: tuple[str, ...] = ()
         values = dict(config)
         if not values.get("extra_special_tokens") and "additional_special_tokens" in values:
             values["extra_special_tokens"] = values.pop("additional_special_tokens")
         if "added_tokens_decoder" in config:
             self._read_decoder(config["added_tokens_decoder"])
+            self.notes = tuple(self._older_declarations(config))
         else:
             self.legacy_map = _optional(folder, "special_tokens_map.json")
             self._merge_legacy_map(values)
             self._read_added_tokens(values)
-            for entry in json.loads(tokenizer_json).get("added_tokens", []):
+            for entry in document.get("added_tokens", []):
                 fields = {key: value for key, value in entry.items() if key != "id"}
                 self.by_id[entry["id"]] = AddedToken(**fields)
         self._read_named(values)
@@ -210,6 +210,25 @@ class _DeclaredTokens:
             if not index.isdecimal():
                 raise self._error(CONFIG_FILE, key, "must have token ids as keys", index)
             self.by_id[int(index)] = self._token(CONFIG_FILE, key, entry, only_object=True)
+
+    def _older_declarations(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a sentence about each older file that declares something else and is not read."""
+        texts = {entry.content for entry in self.by_id.values()}
+        for name in ("special_tokens_map.json", "added_tokens.json"):
+            differing = [
+                key
+                for key, value in _optional(self._folder, name).items()
+                if (
+                    key not in texts
+                    if name == "added_tokens.json"
+                    else not _same(key, value, config)
+                )
+            ]
+            if differing:
+                yield (
+                    f"{name}: not read beside `added_tokens_decoder` of {CONFIG_FILE}, with other "
+                    f"values: {', '.join(differing)}"
+                )
 
     def _merge_legacy_map(self, values: dict[str, Any]) -> None:
         for key, value in self.legacy_map.items():
@@ -291,6 +310,15 @@ class _DeclaredTokens:
         return ValueError(f"{self._folder / file}: `{key}` {rule}, got {reprlib.repr(value)}")
 
 
+def _same(key: str, value: Any, config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration declares the same tokens."""
+    other = config.get(key, config.get("extra_special_tokens"))
+    if isinstance(value, list) and isinstance(other, list):
+        items = cast("list[Any]", value), cast("list[Any]", other)
+        return [_text_of(item) for item in items[0]] == [_text_of(item) for item in items[1]]
+    return _text_of(value) == _text_of(other)
+
+
 def _text_of(value: Any) -> str | None:
     text = cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
@@ -301,7 +329,7 @@ def _optional(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _vocabulary_and_merges(
-    document: dict[str, Any], path: Path, name: str
+    document: dict[str, Any], name: str
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     model = document["model"]
     if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):

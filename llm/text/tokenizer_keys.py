@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 USED = frozenset(
     {
@@ -130,3 +130,69 @@ def check_keys(
         if unknown:
             notes.append(f"{name}: keys without effect: {', '.join(unknown)}")
     return tuple(notes)
+
+
+SECTIONS = (
+    "version",
+    "truncation",
+    "padding",
+    "added_tokens",
+    "normalizer",
+    "pre_tokenizer",
+    "post_processor",
+    "decoder",
+    "model",
+)
+"""Keys of ``tokenizer.json``."""
+TABLES = ("vocab", "merges")
+"""Keys of large tables without keys of their own."""
+
+
+def find_unknown_sections(document: Mapping[str, Any]) -> list[str]:
+    """Return the keys that ``tokenizer.json`` does not have.
+
+    Args:
+        document: its document.
+
+    Returns:
+        Names of keys.
+
+    Examples:
+        >>> find_unknown_sections({"model": {}, "color": 3})
+        ['color']
+    """
+    return [key for key in document if key not in SECTIONS]
+
+
+def list_ignored_keys(document: Any, written: Any) -> tuple[str, ...]:
+    """List the keys of ``tokenizer.json`` that the tokenizers library does not keep.
+
+    Args:
+        document: the document that was read.
+        written: the document that the library writes after reading it.
+
+    Returns:
+        A sentence with the paths of the keys; no sentence if there are none.
+
+    Examples:
+        >>> list_ignored_keys({"model": {"type": "BPE", "color": 3}}, {"model": {"type": "BPE"}})
+        ('tokenizer.json: keys without effect: model.color',)
+    """
+    paths = sorted(set(_ignored(document, written, "")))
+    return (f"tokenizer.json: keys without effect: {', '.join(paths)}",) if paths else ()
+
+
+def _ignored(document: Any, written: Any, path: str) -> Iterator[str]:
+    if isinstance(document, dict) and isinstance(written, dict):
+        for key, value in cast("dict[str, Any]", document).items():
+            inner = f"{path}.{key}".lstrip(".")
+            # What has no value may be left out.
+            if key not in written and value is not None:
+                yield inner
+            elif key in written and key not in TABLES:
+                yield from _ignored(value, written[key], inner)
+    elif isinstance(document, list) and isinstance(written, list):
+        for value, other in zip(
+            cast("list[Any]", document), cast("list[Any]", written), strict=False
+        ):
+            yield from _ignored(value, other, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.data.preferences import Message, PreferenceRow, RowError, parse_row, read_preferences
@@ -119,6 +119,7 @@ def test_golden_a_prompt_is_truncated_to_half_of_the_length_at_most() -> None:
 TEXT = st.text("abc", min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(
     TEXT,
     st.lists(TEXT, min_size=2, max_size=2, unique=True),

@@ -210,6 +210,52 @@ def test_property_a_further_key_is_used_refused_or_listed(
     assert not (is_used and is_listed), (key, value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((), 3),
+        (("model",), {"a": 1}),
+        (("pre_tokenizer",), "x"),
+        (("decoder",), [1]),
+        (("added_tokens", 0), True),
+    ],
+)
+def test_raises_or_lists_a_further_key_of_tokenizer_json(
+    path: tuple[Any, ...], value: Any, write_folder: WriteFolder
+) -> None:
+    folder = write_folder()
+    document = json.loads((folder / "tokenizer.json").read_text())
+    section = document
+    for key in path:
+        section = section[key]
+    section["color"] = value
+    write_json(folder, "tokenizer.json", document)
+    if not path:
+        with pytest.raises(ValueError, match=r"`color` is not a key of tokenizer\.json"):
+            read_tokenizer(folder)
+        return
+    named = ".".join(key for key in path if isinstance(key, str))
+    try:
+        notes = read_tokenizer(folder).notes
+    except ValueError as error:
+        notes = (str(error),)
+    assert any(f"{named}.color" in note or "color" in note for note in notes), notes
+
+
+def test_golden_older_files_that_are_not_read_are_listed_if_they_differ(
+    write_folder: WriteFolder,
+) -> None:
+    folder = write_folder(added_tokens_decoder={"262": EXTRA})
+    write_json(folder, "special_tokens_map.json", {"bos_token": "<s>", "eos_token": EXTRA})
+    write_json(folder, "added_tokens.json", {"<extra>": 262, "<other>": 263})
+    assert read_tokenizer(folder).notes == (
+        "special_tokens_map.json: not read beside `added_tokens_decoder` of tokenizer_config.json, "
+        "with other values: eos_token",
+        "added_tokens.json: not read beside `added_tokens_decoder` of tokenizer_config.json, "
+        "with other values: <other>",
+    )
+
+
 def test_property_clean_up_applies_to_whole_word_models_and_not_to_bytes(
     write_folder: WriteFolder,
 ) -> None:
