@@ -101,6 +101,59 @@ def penalize_repetitions(
     return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
 
 
+def filter_logits(
+    logits: Float[Array, "r V"],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    top_k: Int[Array, ""] | None = None,
+    min_p: Float[Array, ""] | None = None,
+) -> Float[Array, "r V"]:
+    """Divide logits by the temperature and remove unlikely tokens.
+
+    Args:
+        logits: logits of the next token.
+        temperature: a positive temperature.
+        top_p: see :class:`GenerationConfig`; the token that reaches ``top_p`` belongs to the
+            nucleus, and so do tokens with the same logit.
+        top_k: see :class:`GenerationConfig`; None and 0 keep all tokens.
+        min_p: see :class:`GenerationConfig`; None keeps all tokens.
+
+    Returns:
+        The logits, minus infinity for removed tokens.
+
+    References:
+        Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020; Nguyen et al.,
+        "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", 2024.
+
+    Examples:
+        >>> logits = jnp.array([[1.0, 3.0, 2.0]])
+        >>> filter_logits(logits, jnp.float32(2.0), jnp.float32(1.0), jnp.int32(2))
+        Array([[-inf,  1.5,  1. ]], dtype=float32)
+    """
+    divisor = temperature.astype(logits.dtype)
+    scaled = logits / divisor
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    # Large logits at a small temperature overflow, unless the largest is 0.
+    in_range = jnp.isfinite(scaled).all(axis=-1, keepdims=True)
+    scaled = jnp.where(in_range, scaled, (logits - largest) / divisor)
+    kept = jnp.ones(scaled.shape, bool)
+    ranked = -jnp.sort(-scaled, axis=-1)
+    if top_k is not None:
+        n_tokens = logits.shape[-1]
+        count = jnp.where(top_k > 0, jnp.minimum(top_k, n_tokens), n_tokens)
+        kept = scaled >= jax.lax.dynamic_index_in_dim(ranked, count - 1, axis=-1)
+        ranked = jnp.where(jnp.arange(n_tokens, dtype=jnp.int32) < count, ranked, -jnp.inf)
+    probs = jax.nn.softmax(ranked, axis=-1)
+    mass_before = jnp.cumsum(probs, axis=-1) - probs
+    in_nucleus = (mass_before < top_p.astype(logits.dtype)).at[:, 0].set(True) | (top_p >= 1)
+    # A threshold on logits, not on ranks: equal logits are in the nucleus together.
+    threshold = jnp.min(jnp.where(in_nucleus, ranked, jnp.inf), axis=-1, keepdims=True)
+    kept &= scaled >= threshold
+    if min_p is not None:
+        kept &= jnp.exp(scaled - ranked[:, :1]) >= min_p.astype(logits.dtype)
+    return jnp.where(kept, scaled, -jnp.inf)
+
+
 def sample_tokens(
     logits: Float[Array, "r V"],
     keys: Key[Array, " r"],
@@ -115,42 +168,17 @@ def sample_tokens(
         logits: logits of the next token.
         keys: one random key per row.
         temperature: a positive temperature.
-        top_p: see :class:`GenerationConfig`; the token that reaches ``top_p`` belongs to the
-            nucleus, and so do tokens with the same logit.
-        top_k: see :class:`GenerationConfig`; None and 0 keep all tokens.
-        min_p: see :class:`GenerationConfig`; None keeps all tokens.
+        top_p: see :func:`filter_logits`.
+        top_k: see :func:`filter_logits`.
+        min_p: see :func:`filter_logits`.
 
     Returns:
         Token ids.
-
-    References:
-        Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020; Nguyen et al.,
-        "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", 2024.
 
     Examples:
         >>> logits, key = jnp.log(jnp.array([[0.2, 0.5, 0.3]])), jax.random.key(0)[None]
         >>> sample_tokens(logits, key, jnp.float32(1.0), jnp.float32(0.4))
         Array([1], dtype=int32)
     """
-    divisor = temperature.astype(logits.dtype)
-    scaled = logits / divisor
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    # Large logits at a small temperature overflow, unless the largest is 0.
-    in_range = jnp.isfinite(scaled).all(axis=-1, keepdims=True)
-    scaled = jnp.where(in_range, scaled, (logits - largest) / divisor)
-    kept = jnp.ones(scaled.shape, bool)
-    ranked = -jnp.sort(-scaled, axis=-1)
-    if top_k is not None:
-        count = jnp.where(top_k > 0, jnp.minimum(top_k, logits.shape[-1]), logits.shape[-1])
-        kept = scaled >= jax.lax.dynamic_index_in_dim(ranked, count - 1, axis=-1)
-        ranked = jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32) < count, ranked, -jnp.inf)
-    probs = jax.nn.softmax(ranked, axis=-1)
-    mass_before = jnp.cumsum(probs, axis=-1) - probs
-    in_nucleus = (mass_before < top_p.astype(logits.dtype)).at[:, 0].set(True) | (top_p >= 1)
-    # A threshold on logits, not on ranks: equal logits are in the nucleus together.
-    threshold = jnp.min(jnp.where(in_nucleus, ranked, jnp.inf), axis=-1, keepdims=True)
-    kept &= scaled >= threshold
-    if min_p is not None:
-        kept &= jnp.exp(scaled - ranked[:, :1]) >= min_p.astype(logits.dtype)
-    truncated = jnp.where(kept, scaled, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, truncated).astype(jnp.int32)
+    filtered = filter_logits(logits, temperature, top_p, top_k, min_p)
+    return jax.vmap(jax.random.categorical)(keys, filtered).astype(jnp.int32)
