@@ -13,9 +13,9 @@ from typing import Any, cast, get_args
 
 from llm.models.architecture import Activation, Architecture
 
-from .config_keys import COMPOSITES, FAMILIES, HfConfig, check_refused, unused_keys
+from .config_keys import COMPOSITES, FAMILIES, HfConfig, check_refused
 from .config_values import read_optional, read_value
-from .rope_config import read_rope, unused_rope_keys, write_scaling
+from .rope_config import read_rope, write_scaling
 
 CLASSES = {family: each.class_name for family, each in FAMILIES.items()}
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -51,7 +51,7 @@ def from_hf_config(config: HfConfig) -> Architecture:
         >>> from_hf_config({"model_type": "llama", "num_attention_heads": 2, **sizes}).hidden_size
         4
     """
-    config, family = _text_config(config)
+    config, family = text_config(config)
     check_refused(config, family)
     values = {
         key: _field(config, family, key)
@@ -94,6 +94,48 @@ def from_hf_config(config: HfConfig) -> Architecture:
     )
 
 
+def text_config(config: HfConfig) -> tuple[HfConfig, str]:
+    """Return the configuration of the text model, and its family.
+
+    Args:
+        config: content of ``config.json``.
+
+    Returns:
+        The configuration itself, or its section for the text model; and the model type.
+
+    Raises:
+        ValueError: if the model type is unknown, or the sections contradict each other.
+
+    Examples:
+        >>> text_config({"model_type": "mistral", "layer_types": None})[1]
+        'ministral'
+    """
+    family = config.get("model_type")
+    if isinstance(family, str) and family in COMPOSITES:
+        key, family = COMPOSITES[family]
+        section = config.get(key)
+        if not isinstance(section, Mapping):
+            raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
+        if section.get("model_type", family) != family:
+            raise ValueError(f"`{key}.model_type` must be {family}, got {section['model_type']!r}")
+        check_refused({**config, key: None}, family)
+        tied = "tie_word_embeddings"
+        if tied in config and config[tied] != section.get(tied, FAMILIES[family].used[tied]):
+            raise ValueError(f"`{tied}` is {config[tied]}, but `{key}.{tied}` is another value")
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {**section, **{name: config[name] for name in tokens if name in config}}, family
+    if family == "mistral" and "layer_types" in config:
+        family = "ministral"  # as transformers' AutoConfig does
+    if not isinstance(family, str) or family not in CLASSES:
+        code = ": code in the folder is never run" if config.get("auto_map") else ""
+        inner = ": models with images or sound are not" if "text_config" in config else ""
+        raise ValueError(
+            f"`model_type` must be one of {', '.join((*CLASSES, *COMPOSITES))}, got "
+            f"{reprlib.repr(family)}: other architectures are not implemented{inner}{code}"
+        )
+    return config, family
+
+
 def to_hf_config(architecture: Architecture) -> dict[str, Any]:
     """Convert an architecture to a configuration that ``transformers`` 4 and 5 both read.
 
@@ -125,7 +167,7 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
         "head_dim": a.head_dim,
         "max_position_embeddings": a.max_position_embeddings,
         "rms_norm_eps": a.rms_norm_eps,
-        activation: a.hidden_act,
+        activation: _exact_gelu(a),
         "tie_word_embeddings": a.tie_word_embeddings,
         "rope_theta": a.rope_theta,
         "rope_scaling": None if a.rope_scaling is None else write_scaling(a.rope_scaling),
@@ -145,79 +187,6 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
             + (f" ({len(lost) - 1} more differ)" if len(lost) > 1 else "")
         )
     return config
-
-
-def config_notes(config: HfConfig) -> tuple[str, ...]:
-    """Describe what a configuration asks for that has no effect.
-
-    Args:
-        config: content of ``config.json`` that :func:`from_hf_config` accepts.
-
-    Returns:
-        Sentences for a log, each about one matter; empty if every key is used or neutral.
-
-    Examples:
-        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
-        >>> config_notes({"model_type": "llama", "num_attention_heads": 2, **sizes, "color": 3})
-        ('config.json: keys without effect: color',)
-    """
-    notes = []
-    text, family = _text_config(config)
-    if text is not config and config.get("model_type") in COMPOSITES:
-        notes.append("config.json: only the text model is read, its images are not")
-        known = {"text_config", "vision_config", "mm_tokens_per_image", "tie_word_embeddings"}
-        outer = {key: value for key, value in config.items() if key not in known | set(text)}
-        unused = [key for key in unused_keys(outer, family) if not key.endswith("_token_index")]
-    else:
-        unused = []
-    class_name = FAMILIES[family].class_name
-    unused = sorted({*unused, *unused_keys(text, family), *unused_rope_keys(text, family)})
-    if "auto_map" in unused:
-        unused.remove("auto_map")
-        notes.append(
-            f"config.json: the folder's own code (auto_map) is not run; read as {class_name}"
-        )
-    if unused:
-        notes.append(f"config.json: keys without effect: {', '.join(unused)}")
-    names = text.get("architectures") or [class_name]
-    if text is config and class_name not in names and family != "ministral":
-        notes.append(f"config.json: `architectures` names {names}; read as {class_name}")
-    if text.get("attention_dropout"):
-        notes.append("config.json: `attention_dropout` has no effect, training has no dropout")
-    if text.get("layer_types") is not None and "sliding_window_pattern" in text:
-        notes.append("config.json: `sliding_window_pattern` has no effect beside `layer_types`")
-    inner = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("rope_theta")
-    if inner is not None and text.get("rope_theta") not in (None, inner):
-        notes.append(f"config.json: `rope_theta` at the top has no effect beside {inner} inside")
-    return (*notes, *_token_notes(text, family))
-
-
-def _text_config(config: HfConfig) -> tuple[HfConfig, str]:
-    """Return the configuration of the text model, and its family."""
-    family = config.get("model_type")
-    if isinstance(family, str) and family in COMPOSITES:
-        key, family = COMPOSITES[family]
-        section = config.get(key)
-        if not isinstance(section, Mapping):
-            raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
-        if section.get("model_type", family) != family:
-            raise ValueError(f"`{key}.model_type` must be {family}, got {section['model_type']!r}")
-        check_refused({**config, key: None}, family)
-        tied = "tie_word_embeddings"
-        if tied in config and config[tied] != section.get(tied, FAMILIES[family].used[tied]):
-            raise ValueError(f"`{tied}` is {config[tied]}, but `{key}.{tied}` is another value")
-        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return {**section, **{name: config[name] for name in tokens if name in config}}, family
-    if family == "mistral" and "layer_types" in config:
-        family = "ministral"  # as transformers' AutoConfig does
-    if not isinstance(family, str) or family not in CLASSES:
-        code = ": code in the folder is never run" if config.get("auto_map") else ""
-        inner = ": models with images or sound are not" if "text_config" in config else ""
-        raise ValueError(
-            f"`model_type` must be one of {', '.join((*CLASSES, *COMPOSITES))}, got "
-            f"{reprlib.repr(family)}: other architectures are not implemented{inner}{code}"
-        )
-    return config, family
 
 
 def _field(config: HfConfig, family: str, key: str, kind: type[int] | type[float] = int) -> Any:
@@ -263,6 +232,12 @@ def _activation(config: HfConfig, family: str) -> Activation:
     return cast(Activation, name)
 
 
+def _exact_gelu(a: Architecture) -> str:
+    """Return the name of the activation in a configuration; Gemma takes ``gelu`` for another."""
+    is_exact = a.model_type == "gemma" and a.hidden_act == "gelu"
+    return "gelu_python" if is_exact else a.hidden_act
+
+
 def _token(config: HfConfig, family: str, key: str) -> int | None:
     return read_optional(config, key, int, FAMILIES[family].used[key])
 
@@ -280,23 +255,6 @@ def _end_tokens(config: HfConfig, family: str) -> int | tuple[int, ...] | None:
     if isinstance(value, list):
         return tuple(read_value({key: token}, key, int) for token in value) or None
     return _token(config, family, key)
-
-
-def _token_notes(config: HfConfig, family: str) -> list[str]:
-    """Describe ids of special tokens that are not in the vocabulary."""
-    size = _field(config, family, "vocab_size")
-    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-    given = [(key, value) for key in keys if (value := config.get(key)) is not None]
-    tokens = [
-        (key, token)
-        for key, value in given
-        for token in (value if isinstance(value, list) else [value])
-    ]
-    return [
-        f"config.json: `{key}` {token} is not a token of the model"
-        for key, token in tokens
-        if not 0 <= token < size
-    ]
 
 
 def _caps(config: HfConfig, family: str) -> dict[str, Any]:
@@ -381,8 +339,10 @@ def _family_keys(a: Architecture) -> dict[str, Any]:
         keys["mlp_bias"] = a.mlp_bias
     if a.model_type.startswith("qwen"):
         keys["use_sliding_window"] = bool(a.local_layers)
-    if "mistral" in a.model_type or "ministral" in a.model_type or a.local_layers:
+    if a.model_type == "mistral" or a.local_layers:
         keys["sliding_window"] = a.sliding_window
+    if a.model_type == "ministral" and not a.local_layers:
+        keys["sliding_window"] = used["sliding_window"]  # its class wants a number in any case
     if "layer_types" in used and a.model_type != "mistral":
         flags = a.local_layers or (False,) * a.num_hidden_layers
         types = {False: "full_attention", True: "sliding_attention"}

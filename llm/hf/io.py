@@ -32,8 +32,9 @@ from llm.models.lora import has_lora, merged_kernel
 from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
-from .config import config_notes, from_hf_config, to_hf_config
+from .config import from_hf_config, to_hf_config
 from .config_keys import COMPOSITES
+from .config_notes import config_notes
 from .folder_kinds import check_model_folder
 from .merging import ExportReport, MergeCounter
 from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings

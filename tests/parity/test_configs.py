@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llm.hf.config import config_notes, from_hf_config
+from llm.hf.config import from_hf_config
 from llm.hf.config_keys import FAMILIES, NO_EFFECT, REFUSED
+from llm.hf.config_notes import config_notes
 from llm.hf.io import export_model, load_model
 from llm.types import Rows
 
@@ -167,6 +168,8 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
         None,
     ),
     ("gemma", {"hidden_activation": "silu", "head_dim": 8}, None),
+    ("gemma", {"hidden_act": "gelu_python", "head_dim": 8}, None),
+    ("ministral", {"layer_types": [FULL] * 3, "head_dim": 8}, None),
     ("gemma2", {"hidden_act": "silu", "head_dim": 8}, None),
     ("gemma2", {"hidden_activation": "gelu", "head_dim": 8}, None),
     ("gemma3_text", {"hidden_act": "silu", "head_dim": 8}, None),

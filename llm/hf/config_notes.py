@@ -1,0 +1,69 @@
+"""What a ``config.json`` asks for that has no effect, as sentences for a log."""
+
+from __future__ import annotations
+
+from .config import text_config
+from .config_keys import COMPOSITES, FAMILIES, HfConfig, unused_keys
+from .rope_config import unused_rope_keys
+
+
+def config_notes(config: HfConfig) -> tuple[str, ...]:
+    """Describe what a configuration asks for that has no effect.
+
+    Args:
+        config: content of ``config.json`` that :func:`from_hf_config` accepts.
+
+    Returns:
+        Sentences for a log, each about one matter; empty if every key is used or neutral.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> config_notes({"model_type": "llama", "num_attention_heads": 2, **sizes, "color": 3})
+        ('config.json: keys without effect: color',)
+    """
+    notes = []
+    text, family = text_config(config)
+    if text is not config and config.get("model_type") in COMPOSITES:
+        notes.append("config.json: only the text model is read, its images are not")
+        known = {"text_config", "vision_config", "mm_tokens_per_image", "tie_word_embeddings"}
+        outer = {key: value for key, value in config.items() if key not in known | set(text)}
+        unused = [key for key in unused_keys(outer, family) if not key.endswith("_token_index")]
+    else:
+        unused = []
+    class_name = FAMILIES[family].class_name
+    unused = sorted({*unused, *unused_keys(text, family), *unused_rope_keys(text, family)})
+    if "auto_map" in unused:
+        unused.remove("auto_map")
+        notes.append(
+            f"config.json: the folder's own code (auto_map) is not run; read as {class_name}"
+        )
+    if unused:
+        notes.append(f"config.json: keys without effect: {', '.join(unused)}")
+    names = text.get("architectures") or [class_name]
+    if text is config and class_name not in names and family != "ministral":
+        notes.append(f"config.json: `architectures` names {names}; read as {class_name}")
+    if text.get("attention_dropout"):
+        notes.append("config.json: `attention_dropout` has no effect, training has no dropout")
+    if text.get("layer_types") is not None and "sliding_window_pattern" in text:
+        notes.append("config.json: `sliding_window_pattern` has no effect beside `layer_types`")
+    inner = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("rope_theta")
+    if inner is not None and text.get("rope_theta") not in (None, inner):
+        notes.append(f"config.json: `rope_theta` at the top has no effect beside {inner} inside")
+    return (*notes, *_token_notes(text, family))
+
+
+def _token_notes(config: HfConfig, family: str) -> list[str]:
+    """Describe ids of special tokens that are not in the vocabulary."""
+    size = config.get("vocab_size", FAMILIES[family].used["vocab_size"])
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    given = [(key, value) for key in keys if (value := config.get(key)) is not None]
+    tokens = [
+        (key, token)
+        for key, value in given
+        for token in (value if isinstance(value, list) else [value])
+    ]
+    return [
+        f"config.json: `{key}` {token} is not a token of the model"
+        for key, token in tokens
+        if not 0 <= token < size
+    ]
