@@ -73,7 +73,7 @@ PYTHON_NOT_RUN = {
 }
 ROUNDOFF = re.compile(r"duality gap|KKT residual")
 """Lines of the README's output whose digits depend on the machine."""
-PLACEHOLDERS = {"CONFIG.yaml", "STUDY.yaml", "answers.yaml", "tiny.yaml"}
+PLACEHOLDERS = {"CONFIG.yaml", "STUDY.yaml", "answers.yaml", "coverage.yaml", "tiny.yaml"}
 """Names that stand for a configuration of the reader."""
 
 
