@@ -116,6 +116,23 @@ def _with_template_date(config: TrainConfig, folder: Path, *, resume: bool) -> T
     return dataclasses.replace(config, data=dataclasses.replace(config.data, template_date=date))
 
 
+def _check_template_date(date: str | None, processes: ProcessGroup) -> None:
+    """Refuse processes that were started on two sides of midnight, and read different templates."""
+    if date is None or processes.num_processes == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    day = datetime.date.fromisoformat(date).toordinal()
+    days = np.unique(multihost_utils.process_allgather(np.array(day)))
+    if len(days) > 1:
+        dates = " and ".join(datetime.date.fromordinal(int(each)).isoformat() for each in days)
+        raise UsageError(
+            f"the processes read {dates} as today in the chat template: start them again, with "
+            f"--data.template_date {date}"
+        )
+
+
 class _SummaryTracker:
     """A tracker that keeps only the summary of the finished run."""
 
