@@ -52,6 +52,11 @@ def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
             f"{start}: `{lists[0]}` is a list of responses: write one row with `chosen` and "
             "`rejected` for each pair of them that is to be compared"
         )
+    if field == "prompt" and "\n\nHuman:" in f"{fields.get('chosen')}":
+        return (
+            f"{start}: the responses are transcripts (`Human:`, `Assistant:`): write each as a list "
+            "of messages with `role` and `content`"
+        )
     guesses = {}
     for wanted, known in _GUESSES.items():
         found = [names[name] for name in known.split() if name in names]

@@ -140,15 +140,31 @@ def _files_of(source: str) -> list[SourceFile]:
 
 
 def _files_of_pattern(pattern: str) -> list[SourceFile]:
-    found = [name for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
-    if not found:
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    _refuse_special(paths)
+    folders = [str(path) for path in paths if path.is_dir() and _holds_data(path)]
+    if folders and "**" not in pattern:
+        raise ValueError(
+            f"{pattern} matches folders of rows ({listed(folders)}): name their files, for example "
+            f"{pattern}/*.jsonl"
+        )
+    files = [SourceFile(path, str(path)) for path in paths if path.is_file()]
+    if not files:
         raise ValueError(f"{pattern} matches no file")
-    return [SourceFile(Path(name), name) for name in found]
+    return files
+
+
+def _refuse_special(paths: Sequence[Path]) -> None:
+    """Refuse broken links and special files, which would be left out of a source."""
+    for path in paths:
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a broken link or a special file: remove or replace it")
 
 
 def _files_of_folder(folder: Path) -> list[SourceFile]:
     """Return the shards of a folder; refuse one that holds splits, subsets or two formats."""
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    _refuse_special(entries)
     paths = [path for path in entries if path.is_file() and is_data_file(path.name)]
     below = [path for path in entries if path.is_dir() and _holds_data(path)]
     other = [path.name for path in entries if path.is_file() and may_hold_rows(path.name)]

@@ -78,6 +78,12 @@ def test_raises_for_names_without_files_and_special_files(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "must be a regular file" in refusal(tmp_path / "pipe.jsonl")
     assert "must have a name" in refusal(" ")
+    (tmp_path / "shards").mkdir()
+    write(tmp_path, "shards/a.jsonl", "all/one/a.jsonl")
+    assert "matches folders of rows" in refusal(f"{tmp_path}/all/*")
+    (tmp_path / "shards" / "b.jsonl").symlink_to("missing.jsonl")
+    for name in (tmp_path / "shards", f"{tmp_path}/shards/*.jsonl"):
+        assert "b.jsonl is a broken link or a special file" in refusal(name)
 
 
 def test_raises_for_one_file_under_several_names(tmp_path: Path) -> None:
