@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from bandits.theorem_check import negative_controls
+from bandits.theorem_check import agreement, negative_controls
 
 THREE_DIGITS = 5e-4
 
@@ -32,3 +34,24 @@ def test_golden_negative_controls_have_the_gap_known_in_advance(
     for name, made in (("two_rewards", two), ("one_neuron", neuron), ("two_policies", policies)):
         monkeypatch.setattr(negative_controls, name, lambda made=made: made)
     assert negative_controls.solve_negative_controls() == controls
+
+
+def test_property_the_instances_of_both_families_are_measured_in_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Any] = []
+
+    def run_in_processes(calls: Any, *, environment: Any) -> Any:
+        started.extend((call.func, *call.args, environment) for call in calls)
+        return iter([[], []])
+
+    monkeypatch.setattr(agreement, "run_in_processes", run_in_processes)
+    shapes, environment = ((20, 30),), {"JAX_PLATFORMS": "cpu"}
+    measured = agreement.measure_agreement(3, 5, padded_shapes=shapes, environment=environment)
+    assert list(measured) == []
+    for family, n_instances, (function, batch, *rest) in zip(
+        agreement.FAMILIES, (2, 1), started, strict=True
+    ):
+        assert function is agreement._measure_batch
+        assert len(batch.number) == n_instances
+        assert rest == [family, 5, environment]
