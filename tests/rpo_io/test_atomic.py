@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from rpo_io.atomic import atomic_file, atomic_folder, is_temporary, write_atomic
+from rpo_io.atomic import (
+    atomic_file,
+    atomic_folder,
+    is_temporary,
+    refuse_special_file,
+    special_kind,
+    write_atomic,
+)
 
 BEGIN = """
 import os, signal, sys
@@ -127,7 +134,11 @@ def make_link(path: Path) -> None:
 def test_raises_for_anything_but_a_regular_file(
     make: Callable[[Path], None], kind: str, tmp_path: Path
 ) -> None:
+    assert special_kind(tmp_path / "a.txt") is None
     make(tmp_path / "a.txt")
+    assert special_kind(tmp_path / "a.txt") == kind
+    with pytest.raises(FileExistsError, match=kind):
+        refuse_special_file(tmp_path / "a.txt")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(FileExistsError, match=f"is {kind}, which is never replaced"):
         write_atomic(tmp_path / "a.txt", b"one")
