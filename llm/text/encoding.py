@@ -22,6 +22,8 @@ from llm.data.preferences import RowError
 
 from .chat_template import TracedText
 
+MAX_REASON = 300
+"""Largest number of characters of a message of the library."""
 Range = tuple[int, int]
 """First character and the one after the last."""
 
@@ -243,7 +245,8 @@ def library_errors(summary: str) -> Iterator[None]:
         yield
     except BaseException as error:  # a panic of Rust is not an Exception
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise RowError("tokenizer", f"{summary}: {error}") from error
+            reason = " ".join(str(error).split())[:MAX_REASON]
+            raise RowError("tokenizer", f"{summary}: {reason}") from error
         raise
 
 

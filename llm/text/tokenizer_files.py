@@ -307,7 +307,7 @@ class _DeclaredTokens:
         return token
 
     def _error(self, file: str, key: str, rule: str, value: Any) -> ValueError:
-        return ValueError(f"{self._folder / file}: `{key}` {rule}, got {reprlib.repr(value)}")
+        return ValueError(f"{self._folder / file}: `{key[:80]}` {rule}, got {reprlib.repr(value)}")
 
 
 def _same(key: str, value: Any, config: Mapping[str, Any]) -> bool:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from llm.data.preferences import Message, RowError
-from llm.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from llm.data.preferences import Message, RowError, parse_row
+from llm.data.rows import Row
+from llm.text.tokenize import tokenize_rows
+from llm.text.tokenizer import ByteTokenizer, Tokenizer, check_vocab_size, load_tokenizer
 
 SPECIAL = ["<s>", "</s>", "<|turn|>", "<|end|>", "<unk>"]
 USER, REPLY = Message("user", "Hé"), Message("assistant", "Ho")
@@ -158,6 +160,25 @@ def test_raises_for_messages_that_the_template_writes_differently(tmp_path: Path
         tokenizer.encode_prompt([Message("system", "Be brief."), USER])
     with pytest.raises(RowError, match="writes no end token after this response"):
         tokenizer.encode_response([USER], [Message("assistant", "Ha")])
+
+
+def test_closed_form_a_tokenizer_may_have_unused_tokens_beyond_the_embedding(
+    tmp_path: Path,
+) -> None:
+    folder = folder_with(tmp_path)
+    (folder / "added_tokens.json").write_text('{"<image>": 262, "<audio>": 263}')
+    for tokenizer, size in ((load_tokenizer(folder), 262), (load_tokenizer(None), 261)):
+        for vocab_size in (size, size + 9):
+            check_vocab_size(tokenizer, vocab_size, "here")
+        with pytest.raises(ValueError, match=r"^here: the tokenizer has .* embeds only 200"):
+            check_vocab_size(tokenizer, 200, "here")
+    assert load_tokenizer(folder).vocab_size == 264
+    fields = {"prompt": "an <image>", "chosen": "x", "rejected": "y"}
+    row = parse_row(Row(fields, "a.jsonl:1"), 0)
+    tokenizer = load_tokenizer(folder)
+    assert tokenize_rows([row], tokenizer, max_length=99, vocab_size=264).report["rows"] == 1
+    with pytest.raises(RowError, match=r"^a.jsonl:1: the row has the token 262, but the model"):
+        tokenize_rows([row], tokenizer, max_length=99, vocab_size=262)
 
 
 def test_raises_for_missing_or_damaged_files(tmp_path: Path) -> None:
