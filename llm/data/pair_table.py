@@ -198,7 +198,7 @@ def _unscored(
     """Yield the indices of the tokens that are not scored; the parts begin at ``start``."""
     start += len(parts[0])
     for part, mask in zip(parts[1:], scored, strict=True):
-        if mask is not None:
+        if mask is not None and part:  # a baseline response may be absent
             if len(mask) != len(part):
                 raise ValueError(
                     f"`scored` must have one entry for each of {len(part)} tokens, got {len(mask)}"

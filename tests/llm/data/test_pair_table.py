@@ -102,6 +102,8 @@ def test_raises_for_a_mask_of_another_length() -> None:
     pair = PairTokens((1,), (2, 3), (4,), None, 0, scored=((True,), None, None))
     with pytest.raises(ValueError, match=r"one entry for each of 2 tokens, got 1$"):
         PairTable.from_pairs([pair])
+    absent = pair._replace(scored=(None, None, (False, True)))
+    assert PairTable.from_pairs([absent])[0].scored is None
 
 
 def test_extreme_a_pair_takes_little_more_memory_than_its_tokens() -> None:
