@@ -140,8 +140,8 @@ def test_raises_for_other_kinds_of_rows_with_what_to_write() -> None:
             "`data.columns: {prompt: question, chosen: preferred, rejected: other}`",
         ),
         (
-            {name: f"\n\nHuman: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")},
-            "field `prompt` is missing: the responses are transcripts",
+            {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "No"},
+            "field `prompt` is missing: one response is a transcript",
         ),
         ({"x": 1}, "got x: name its column with `data.columns: {chosen: COLUMN}`"),
         ({}, "field `chosen` is missing, got no column"),
