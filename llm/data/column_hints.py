@@ -54,8 +54,8 @@ def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
         )
     if field == "prompt" and "\n\nHuman:" in f"{fields.get('chosen')}":
         return (
-            f"{start}: the responses are transcripts (`Human:`, `Assistant:`): write each as a "
-            "list of messages with `role` and `content`"
+            f"{start}: one response is a transcript (`Human:`, `Assistant:`), but another is not: "
+            "write each as a list of messages with `role` and `content`"
         )
     guesses = {}
     for wanted, known in _GUESSES.items():

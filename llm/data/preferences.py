@@ -20,6 +20,7 @@ from .files import Row
 from .messages import CHAT_ROLES, Message, Messages, parse_conversation, parse_tools
 from .rows import read_rows
 from .sources import Source, shown_source
+from .transcripts import is_transcript, parse_transcript
 
 __all__ = [
     "CHAT_ROLES",
@@ -39,6 +40,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 RESPONSES = ("chosen", "rejected", "baseline")
+_TRANSCRIPTS = "rows whose responses are transcripts of `Human:` and `Assistant:`, read as messages"
 _FOLLOWERS = {
     "start": ("system", "developer", "user"),
     "system": ("user",),
@@ -236,6 +238,10 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
         name = "prompt"
         if fields.get(name) is not None:
             prompt = parse_conversation(fields[name], rules, role="user")
+        elif all(is_transcript(fields[each]) for each in responses):
+            rules.find(_TRANSCRIPTS, where)
+            responses = {each: parse_transcript(fields[each]) for each in responses}
+            prompt = common_prefix(responses["chosen"], responses["rejected"])
         elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
             raise ValueError(f"{where}: {rules.describe_missing(name, row.fields)}")
         else:
