@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ def run_in_processes(
             for index, call in islice(waiting, n_processes):
                 worker = _start_worker(variables)
                 workers.append(worker)
-                _send(worker, call)
+                _send(worker, pickle.dumps(call))
                 running.register(_output(worker), selectors.EVENT_READ, (worker, index))
             for wanted in range(len(calls)):
                 while wanted not in results:
@@ -72,7 +74,7 @@ def run_in_processes(
                         results[index] = _receive(worker)
                         running.unregister(key.fileobj)
                         for following, call in islice(waiting, 1):
-                            _send(worker, call)
+                            _send(worker, pickle.dumps(call))
                             data = (worker, following)
                             running.register(key.fileobj, selectors.EVENT_READ, data)
                 yield results.pop(wanted)
@@ -119,28 +121,31 @@ def _receive(worker: subprocess.Popen[bytes]) -> Any:
 
 
 def _answer_calls() -> None:
-    """Run the calls that arrive on standard input until it is closed."""
+    """Run the calls that arrive on standard input, until the process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this one
-    calls = sys.stdin.buffer
+    calls: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_read_calls, args=(calls,), daemon=True).start()
     # Standard output carries results; what a call prints goes to standard error.
     with os.fdopen(os.dup(1), "wb") as results:
         os.dup2(2, 1)
         while True:
-            try:
-                call = pickle.load(calls)
-            except EOFError:
-                return
-            try:
-                results.write(_answer(call))
-                results.flush()
-            except BrokenPipeError:  # the parent has ended
-                os._exit(1)
+            results.write(_answer(calls.get()))
+            results.flush()
 
 
-def _answer(call: Callable[[], Any]) -> bytes:
-    """Return the pickled result of a call, or its exception with the traceback as text."""
+def _read_calls(calls: SimpleQueue[bytes]) -> None:
+    """Pass the calls on, and end this process, also during a call, when its parent has ended."""
+    while True:
+        try:
+            calls.put(pickle.load(sys.stdin.buffer))
+        except EOFError:
+            os._exit(1)
+
+
+def _answer(call: bytes) -> bytes:
+    """Return the pickled result of a pickled call, or its exception with the traceback as text."""
     try:
-        return pickle.dumps((call(), None, ""))
+        return pickle.dumps((pickle.loads(call)(), None, ""))
     except Exception as error:
         text = traceback.format_exc()
         try:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from operator import truediv
 from pathlib import Path
@@ -78,3 +79,27 @@ def test_property_the_processes_end_with_the_iteration() -> None:
     results.close()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_property_workers_do_not_outlive_a_caller_that_is_killed() -> None:
+    program = """
+import os, time
+from functools import partial
+from rpo_io.processes import run_in_processes
+for result in run_in_processes([os.getpid, partial(time.sleep, 60)], max_processes=1):
+    print(result, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as caller:
+        assert caller.stdout
+        worker = int(caller.stdout.readline())
+        caller.kill()
+    for _ in range(200):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        status = Path(f"/proc/{worker}/stat")
+        if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # nobody has waited for it
+        time.sleep(0.05)
+    raise AssertionError("the worker is still there")
