@@ -16,7 +16,10 @@ from rpo import api
 checked = api.verify(instances=2, out="out/verify")
 print(checked.holds, len(checked.instances))
 """
-IN_A_THREAD = f"import threading; threading.Thread(target=exec, args=({SCRIPT!r}, {{}})).start()"
+IN_A_THREAD = (
+    f"import threading; thread = threading.Thread(target=exec, args=({SCRIPT!r}, {{}})); "
+    "thread.start(); thread.join()"
+)
 SPAWNING = re.compile(r"\b(?:multiprocessing|ProcessPoolExecutor)\b")
 
 
