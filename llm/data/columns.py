@@ -325,7 +325,7 @@ def _is_empty(value: Any) -> bool:
         return True
     if isinstance(value, dict):
         return all(map(_is_empty, value.values()))
-    return isinstance(value, list) and all(map(_is_empty, value))
+    return isinstance(value, list | tuple) and all(map(_is_empty, value))
 
 
 def _is_metadata(value: Any) -> bool:
@@ -336,6 +336,6 @@ def _is_metadata(value: Any) -> bool:
         if {"content", "value", "text"} & value.keys():
             return False
         return all(map(_is_metadata, value.values()))
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # pyarrow reads a map as a list of pairs
         return all(map(_is_metadata, value))
     return not isinstance(value, bytes)

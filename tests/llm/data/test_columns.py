@@ -114,6 +114,7 @@ def test_raises_for_content_that_would_be_lost_with_its_column() -> None:
         ("hint", "Think of the sea."),
         ("提示", "想想大海。"),
         ("extra", [{"role": "user", "content": "Hi"}]),
+        ("pairs", [("a", "Think of the sea.")]),
     ):
         message = f"column `{shown(name)}` has content that is not used"
         assert message in refusal({**GOOD, name: value})
