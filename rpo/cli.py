@@ -21,6 +21,7 @@ import argparse
 import difflib
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -264,10 +265,12 @@ def run_command(argv: list[str]) -> int:
     parser = make_parser([name] if name else [])
     module = importlib.import_module(f".commands.{name}", __package__) if name else None
     takes_overrides = getattr(module, "TAKES_OVERRIDES", False)
-    options = _options_of(parser, name) if name else {}
+    options = _options_of(parser, name) if name else parser._option_string_actions
     overrides: list[str] = []
     if takes_overrides:
         argv, overrides = _split_overrides(argv, options)
+    else:
+        _refuse_unknown(argv, options)
     try:
         args, unknown = parser.parse_known_args(argv)
     except SystemExit as exit_:  # --help
@@ -281,8 +284,7 @@ def run_command(argv: list[str]) -> int:
         sys.stdout.write(shtab.complete(make_parser(COMMANDS), args.print_completion) + "\n")
         return 0
     if unknown:
-        meant = _did_you_mean(unknown[0].partition("=")[0], options)
-        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}")
     if module is None:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
     args.overrides = overrides
@@ -334,6 +336,14 @@ def _split_overrides(
         if not equals and remaining and not remaining[0].startswith("--"):
             overrides.append(remaining.pop(0))
     return known, overrides
+
+
+def _refuse_unknown(argv: list[str], options: dict[str, argparse.Action]) -> None:
+    """Refuse an unknown option before argparse misses a required one."""
+    for argument in itertools.takewhile(lambda given: given != "--", argv):
+        option = argument.partition("=")[0]
+        if option.startswith("--") and option not in options:
+            raise UsageError(f"unrecognized arguments: {argument}{_did_you_mean(option, options)}")
 
 
 def _did_you_mean(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -95,6 +95,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: if the file is too large, not UTF-8, not YAML or no mapping.
         OSError: if the file cannot be read.
     """
+    if path.is_dir():
+        inside = path / "config.yaml"
+        hint = f": write {inside}" if inside.is_file() else ""
+        raise ValueError(f"{path}: is a folder, but must be a YAML file{hint}")
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -89,6 +89,14 @@ def test_raises_one_line_that_names_the_file(content: bytes, rule: str, tmp_path
     assert "\n" not in str(caught.value)
 
 
+def test_raises_for_a_folder_and_names_the_configuration_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder, but must be a YAML file$"):
+        read_yaml(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"must be a YAML file: write .*config\.yaml$"):
+        read_yaml(tmp_path)
+
+
 def test_closed_form_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes("\ufeffname: é\n".encode())
     assert read_yaml(tmp_path / "run.yaml") == {"name": "é"}
