@@ -185,9 +185,13 @@ class Checkpoints:
         ours = self._fingerprint
         difference = None if ours is None else ours.difference(record.fingerprint)
         if difference is not None:
+            remedy = (
+                "resume the run with that version"
+                if difference.startswith("version ")
+                else "continue with the config.yaml beside it"
+            )
             raise ValueError(
-                f"{path}: a checkpoint of {difference}: continue with the config.yaml beside it, "
-                "or choose another --out"
+                f"{path}: a checkpoint of {difference}: {remedy}, or choose another --out"
             )
         return record
 

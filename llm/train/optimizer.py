@@ -85,6 +85,29 @@ def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
     return math.ceil(num_steps * config.warmup_ratio)
 
 
+def describe_warmup(config: OptimizerConfig, num_steps: int) -> str | None:
+    """Describe a warm-up that leaves no step to train with, for the log.
+
+    Args:
+        config: the schedule.
+        num_steps: number of steps of the run.
+
+    Returns:
+        A sentence; None if some step has a positive learning rate.
+
+    Examples:
+        >>> describe_warmup(OptimizerConfig(warmup_ratio=0.1), 1)[:49]
+        'no parameter will change: the only step has the l'
+        >>> describe_warmup(OptimizerConfig(warmup_ratio=0.1), 2)
+    """
+    if num_steps > 1 or warmup_steps(config, num_steps) == 0:
+        return None
+    return (
+        "no parameter will change: the only step has the learning rate 0, with which the warm-up "
+        f"begins: set `optimizer.warmup_ratio` {config.warmup_ratio:g} to 0"
+    )
+
+
 def make_optimizer(
     config: OptimizerConfig, num_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -16,6 +16,7 @@ from llm.hf.factory import ResolvedModel
 
 from .batches import count_steps, describe_last_step, make_sampler
 from .dataset import TrainingData
+from .optimizer import describe_warmup
 from .planned_step import PlannedStep, estimate_peak_bytes
 
 EFFICIENCY = 0.45
@@ -75,7 +76,7 @@ def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) 
     shards = step.plan.batch_shards
     sampler = make_sampler(config, data, shards)
     steps = count_steps(config, sampler)
-    last_step = describe_last_step(sampler, steps)
+    notes = (describe_last_step(sampler, steps), describe_warmup(config.optimizer, steps))
     sampled = min(SAMPLED_STEPS, steps, sampler.steps_per_epoch)
     batches = [sampler.batch(index) for index in range(sampled)]
     tokens = [int(np.count_nonzero(batch.rows.segments)) for batch in batches]
@@ -92,7 +93,7 @@ def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) 
         peak_bytes_per_device=estimate_peak_bytes(step, rows, completions),
         seconds=steps * flops / (EFFICIENCY * jax.device_count() * _matmul_rate(config)),
         limit_bytes_per_device=device_memory(),
-        notes=() if last_step is None else (last_step,),
+        notes=tuple(filter(None, notes)),
     )
 
 

@@ -35,6 +35,7 @@ from .batches import describe_last_step
 from .checkpoint import Checkpoints
 from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
+from .optimizer import describe_warmup
 from .reference_check import check_given_reference
 from .resume import (
     EXECUTION,
@@ -166,9 +167,13 @@ class Trainer:
         run, pending = self.run, self._pending
         with computing_in(run.config.model.dtype):
             self.tracker.start(self.first_step if pending is None else self.first_step - 1)
-            last_step = describe_last_step(run.sampler, run.num_steps)
-            lines = [*describe_run(run), *([] if last_step is None else [last_step])]
-            for line in (*self._resume_notes, *lines):
+            notes = (
+                *self._resume_notes,
+                *describe_run(run),
+                describe_last_step(run.sampler, run.num_steps),
+                describe_warmup(run.config.optimizer, run.num_steps),
+            )
+            for line in filter(None, notes):
                 _logger.info(line)
             # Further stop signals are ignored until the final checkpoint is complete.
             with self._stop_on_signals(), self.checkpoints:

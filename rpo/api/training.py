@@ -86,7 +86,7 @@ def estimate_train(
         >>> api.estimate_train("run.yaml").peak_bytes_per_device  # doctest: +SKIP
     """
     resolved = _load_train_config(config, overrides)
-    from rpo.jobs.training import load_inputs
+    from rpo.jobs.training import describe_unread_date, load_inputs
 
     with user_input():
         from llm.precision import computing_in
@@ -95,6 +95,7 @@ def estimate_train(
         model, data, notes = load_inputs(resolved)
         with computing_in(resolved.model.dtype):
             estimate = estimate_run(resolved, model, data)
+    notes += describe_unread_date(resolved, data)
     estimate = estimate._replace(notes=(*notes, *estimate.notes))
     return TrainEstimate(config=resolved, pairs=len(data.train), **estimate._asdict())
 

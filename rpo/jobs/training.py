@@ -25,7 +25,7 @@ from rpo.runtime.output import muted_messages
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
-from rpo_io.folders import name_os_errors
+from rpo_io.folders import check_writable, name_os_errors
 from rpo_io.outputs import output_folder
 
 _ANOTHER_FOLDER = "continue with the config.yaml in it, or choose another --out"
@@ -51,8 +51,24 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
     counts = [
         f"{name}: {count:,}" for name, count in data.report.items() if count or name == "rows"
     ]
-    notes = (*getattr(model, "notes", ()), *getattr(data, "notes", ()))
-    return model, data, list(dict.fromkeys((*counts, *notes, *describe_inputs(config, data))))
+    notes = (*counts, *getattr(model, "notes", ()), *data.notes, *describe_inputs(config, data))
+    return model, data, list(dict.fromkeys(notes))
+
+
+def describe_unread_date(config: TrainConfig, data: TrainingData) -> list[str]:
+    """Name a date that was given and that no template reads.
+
+    Args:
+        config: configuration as the user gave it.
+        data: its tokenized pairs.
+
+    Returns:
+        One sentence or none.
+    """
+    date = config.data.template_date
+    if date is None or data.template_date is not None:
+        return []
+    return [f"`data.template_date` {date!r} has no effect: the chat template reads no date"]
 
 
 def run_training(
@@ -75,17 +91,18 @@ def run_training(
     """
     with muted_messages(not processes.is_first), ExitStack() as stack:
         # One of several processes that ended before they are connected would keep the others.
-        is_alone = processes.num_processes == 1
-        if is_alone:
+        is_single = processes.num_processes == 1
+        if is_single:
             _take_folder(folder, stack, resume=resume)
         with user_input():
             dated = _with_template_date(config, folder, resume=resume)
             model, data, notes = load_inputs(dated)
+            notes += describe_unread_date(config, data)
             config = config if data.template_date is None else dated
             for note in notes:
                 _logger.info("%s", note)
         with processes.connected(folder):
-            if processes.is_first and not is_alone:
+            if processes.is_first and not is_single:
                 _take_folder(folder, stack, resume=resume)
             if processes.is_first and resume:
                 with user_input():
@@ -100,6 +117,7 @@ def _take_folder(folder: Path, stack: ExitStack, *, resume: bool) -> None:
     """Take the output folder until the stack is closed; refuse a run that is there already."""
     with user_input():
         stack.enter_context(output_folder(folder, "train", is_earlier_run=_holds_run))
+        check_writable(folder / "checkpoints")  # hours before the first of them is written
     if not resume:
         _refuse_existing_run(folder)
 
@@ -202,7 +220,10 @@ def _refuse_lost_checkpoints(folder: Path, config: TrainConfig) -> None:
         return
     recorded = folder / "config.yaml"
     if not recorded.is_file():
-        raise ValueError(f"{recorded} is missing, but metrics.jsonl is there: {_ANOTHER_FOLDER}")
+        raise ValueError(
+            f"{folder}: metrics.jsonl is there, but neither checkpoints nor config.yaml: choose "
+            "another --out"
+        )
     before = read_config(recorded, TrainConfig)
     last, save_steps = lines[-1].get("step", 0), before.trainer.save_steps
     # The save at a step waits for the one before.

@@ -290,10 +290,11 @@ def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
 ) -> None:
     with caplog.at_level("INFO", logger="llm"):
         run(config(folder, max_steps=1), tmp_path / "run")
-    first, second = caplog.messages
+    first, second, third = caplog.messages
     assert first.startswith("14 pairs, 4 held out; 1 step of 4 pairs; ")
     assert first.endswith(" trained parameters")
     assert second.startswith("SFT weight eta*beta = 0.05 per chosen token. Equivalent TRL")
+    assert third.startswith("no parameter will change: the only step has the learning rate 0")
 
 
 def test_roundtrip_a_trainer_evaluates_at_any_time(folder: Path, tmp_path: Path) -> None:

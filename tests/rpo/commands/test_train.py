@@ -30,7 +30,13 @@ ROWS = 20  # an epoch is 20 / 3 steps: every checkpoint here but those of whole 
 STEPS = 40
 PATIENCE = 240  # seconds until a process must have made its first steps, on a busy machine
 EVERY_RUN_DIFFERS = ("perf/tokens_per_second",)
-CHANGES = {"--objective.eta": "0.1", "--trainer.max_steps": "2", "--trainer.seed": "7"}
+CHANGES = {
+    "--objective.eta": "0.1",
+    "--objective.tau": "0.3",
+    "--trainer.max_steps": "2",
+    "--trainer.seed": "7",
+    "--data.template_date": "2026-01-01",
+}
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,8 @@ def test_property_a_dry_run_prints_the_configuration_and_writes_nothing(
     verdict = r"fits: about \d+ s and \d+ KiB of [\d.]+ GiB per device on 1 CPU device \("
     assert re.match(verdict, first)
     assert sizes.startswith(f"{ROWS} pairs, 3 per step; 2 steps of about ")
+    assert "`objective.tau` 0.3 has no effect: method 'rpo' trains without it\n" in err
+    assert "`data.template_date` '2026-01-01' has no effect: the chat template reads no" in err
     assert shown["objective"]["eta"] == 0.1
     assert shown["optimizer"]["lr_scheduler_type"] == "cosine"  # by default
     # What is shown is what is trained.
