@@ -36,7 +36,7 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: if the file cannot be written or renamed, or something other than a file has the
-            name. The temporary file is removed.
+            name; the error names the final path. The temporary file is removed.
 
     Examples:
         >>> with atomic_file(Path("numbers.txt")) as part:  # doctest: +SKIP
@@ -52,6 +52,11 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         refuse_special_file(path)
         part.replace(path)
+    except OSError as error:
+        # The user knows the final name; a write to a full disk names no file at all.
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
         os.close(lock)

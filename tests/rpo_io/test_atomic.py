@@ -59,6 +59,18 @@ def test_extreme_an_error_in_the_block_keeps_the_old_file_and_removes_the_new(
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_raises_with_the_final_name_where_the_disk_is_full(tmp_path: Path) -> None:
+    def fill(error: OSError) -> None:
+        with atomic_file(tmp_path / "a.txt"):
+            raise error
+
+    for named in (OSError(28, "No space left on device"), OSError(28, "no", "other.txt")):
+        with pytest.raises(OSError, match="No space left|no") as raised:
+            fill(named)
+        assert raised.value.filename in (str(tmp_path / "a.txt"), "other.txt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_roundtrip_a_folder_appears_complete_and_readable_by_others(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "new" / "model") as part:
         (part / "config.json").write_text("{}")
