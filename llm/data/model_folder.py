@@ -55,6 +55,12 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: if there is no such folder or hub model.
     """
+    weights = ("*.safetensors", "*.safetensors.index.json")
+    return _resolve(source, weights, what="a model folder")
+
+
+def _resolve(source: str | os.PathLike[str], weights: tuple[str, ...], *, what: str) -> Path:
+    """Return a local folder, or download configuration, tokenizer and the given weights."""
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -63,8 +69,8 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{name} must be a folder with {CONFIG_NAME}, got a file")
     repository = parse_hub_name(name)
     if repository is None:
-        raise missing_source(name, what="a model folder")
-    patterns = ["*.safetensors", "*.safetensors.index.json", CONFIG_NAME, *TOKENIZER_FILES]
+        raise missing_source(name, what=what)
+    patterns = [*weights, CONFIG_NAME, *TOKENIZER_FILES]
     patterns.append(ADAPTER_CONFIG_NAME)  # to recognize an adapter
     patterns += [TEMPLATE_OPTIONS_NAME, f"{MORE_TEMPLATES_NAME}/*.jinja"]
     return download_from_hub(repository, patterns)
@@ -72,6 +78,8 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
 
 def resolve_tokenizer_folder(source: str) -> Path | None:
     """Return the local folder of a tokenizer, or None for the byte tokenizer.
+
+    The weights of a hub model are not downloaded.
 
     Args:
         source: ``bytes``, or a folder or hub name as in :func:`resolve_model_folder`.
@@ -86,7 +94,7 @@ def resolve_tokenizer_folder(source: str) -> Path | None:
         >>> resolve_tokenizer_folder("bytes") is None
         True
     """
-    return None if source == "bytes" else resolve_model_folder(source)
+    return None if source == "bytes" else _resolve(source, (), what="a tokenizer folder")
 
 
 def model_file(folder: Path, name: str) -> Path:

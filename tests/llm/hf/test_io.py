@@ -19,7 +19,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import llm.hf.io
-from llm.data.model_folder import resolve_model_folder
+from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
 from llm.hf.io import CONFIG_NAME, export_model, load_model, read_architecture, read_parameters
 from llm.hf.safetensors import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, write_safetensors
 from llm.models.architecture import Architecture
@@ -276,6 +276,9 @@ def test_closed_form_only_safetensors_are_downloaded_from_the_hub(
     assert load_model(resolve_model_folder("someone/small")).architecture == SMALL
     patterns = requests["someone/small"]
     assert "*.safetensors" in patterns
+    assert resolve_tokenizer_folder("hf://someone/words") == folder
+    assert "tokenizer.json" in requests["someone/words"]
+    assert "*.safetensors" not in requests["someone/words"]
     for name in ("pytorch_model.bin", "weights.pt", "modeling.py", "model.pkl"):
         assert not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
