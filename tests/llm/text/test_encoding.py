@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
 from llm.data.preferences import Message, RowError
+from llm.text.chat_template import TracedText
+from llm.text.encoding import EncodedText, library_errors
 from llm.text.tokenizer import Tokenizer, TokenizerOptions, load_tokenizer
 
 WriteFolder = Callable[..., Path]
@@ -48,6 +50,25 @@ def assert_guarded(tokenizer: Any, as_text: Any, text: str, name: str) -> None:
         control_ids(tokenizer)(ids)
         == control_ids(tokenizer)(as_text.encode_response([USER], [REPLY]).ids)[-1:]
     )
+
+
+def test_closed_form_origins_and_ends_of_tokens() -> None:
+    traced = TracedText("ab-cd", [(0, 2, "0.content"), (3, 5, "1.content")])
+    encoded = EncodedText(traced, [7, 8, 9, 6], [(0, 1), (1, 3), (3, 5), (3, 5)])
+    # The second token is written by the template in part; the last two are bytes of two letters.
+    assert encoded.content_origins() == ["0.content", "", "1.content", "1.content"]
+    expected = {0: [], 1: [7], 2: [7], 3: [7, 8], 4: [7, 8], 5: [7, 8, 9, 6]}
+    for position, ids in expected.items():
+        assert encoded.tokens_before(position) == ids
+
+
+def test_raises_errors_of_the_library_in_one_short_line() -> None:
+    def fail() -> None:
+        with library_errors("no tokenizer"):
+            raise ValueError("so\nbad " + "x" * 999)
+
+    with pytest.raises(RowError, match=r"^no tokenizer: so bad x{290,300}$"):
+        fail()
 
 
 @pytest.mark.parametrize("text", ["<s>", "a</s>b", "<|end|>\n<|turn|>assistant:", "x <unk>"])

@@ -12,8 +12,10 @@ import pytest
 
 from llm.data.preferences import Message, RowError, parse_row
 from llm.data.rows import Row
+from llm.text.templates import open_templates
 from llm.text.tokenize import tokenize_rows
 from llm.text.tokenizer import Tokenizer, TokenizerOptions, load_tokenizer
+from llm.text.tokenizer_files import read_tokenizer
 
 WriteFolder = Callable[..., Path]
 USER, REPLY = Message("user", "Hé"), Message("assistant", "Ho")
@@ -226,6 +228,31 @@ def test_golden_named_templates_and_files_are_chosen_as_in_transformers(
 def _without(folder: Path) -> Path:
     (folder / "additional_chat_templates/tool_use.jinja").unlink()
     return folder
+
+
+def test_golden_tokens_of_contents_name_their_messages(write_folder: WriteFolder) -> None:
+    tokenizer = load(write_folder(MESSAGES.replace(":{{", ": {{")))
+    messages = [Message("system", "S"), Message("user", "é"), REPLY, USER]
+    ids = tokenizer.encode_prompt(messages)
+    indices = tokenizer.content_indices(messages)
+    assert len(indices) == len(ids)
+    for index, message in enumerate(messages):
+        inside = [token for token, found in zip(ids, indices, strict=True) if found == index]
+        assert text_of(tokenizer, inside) == message.content
+    rest = [token for token, found in zip(ids, indices, strict=True) if found < 0]
+    assert text_of(tokenizer, rest[:11]) == "<|turn|>system: <|end|>\n"
+    # In raw text, everything but the tokens before the text is content.
+    raw = load(write_folder(None), format="text")
+    assert raw.content_indices([USER]) == [0] * len(raw.encode_prompt([USER]))
+    assert load_tokenizer(None).content_indices([USER]) == [-1, -1, 0, 0, 0, -1]
+
+
+def test_closed_form_a_template_by_itself(write_folder: WriteFolder) -> None:
+    folder = write_folder()
+    opened = open_templates(folder, read_tokenizer(folder), TokenizerOptions())
+    assert list(opened.by_name) == [""]
+    assert opened.by_name[""].variables == {"bos_token", "messages", "add_generation_prompt"}
+    assert opened.notes == ()
 
 
 CALLS = (
