@@ -47,9 +47,8 @@ def prepare_jax(*, check_devices: bool = True) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps fonts is no news
     # Worker processes warn as well.
     ignored = (f"ignore:Error {act} persistent compilation cache" for act in ("reading", "writing"))
-    os.environ["PYTHONWARNINGS"] = ",".join(
-        filter(None, (os.environ.get("PYTHONWARNINGS"), *ignored))
-    )
+    filters = [*filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")), *ignored]
+    os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys(filters))
     _check_xla_flags()
     if not any(map(glob.glob, TPU_DEVICES)) and _has_libtpu():
         for name, value in WITHOUT_TPU.items():

@@ -65,7 +65,7 @@ def test_raises_with_the_final_name_where_the_disk_is_full(tmp_path: Path) -> No
             raise error
 
     for named in (OSError(28, "No space left on device"), OSError(28, "no", "other.txt")):
-        with pytest.raises(OSError, match="No space left|no") as raised:
+        with pytest.raises(OSError, match=r"No space left|no") as raised:
             fill(named)
         assert raised.value.filename in (str(tmp_path / "a.txt"), "other.txt")
     assert not list(tmp_path.iterdir())

@@ -55,6 +55,9 @@ def test_property_good_flags_and_blanks_are_accepted() -> None:
         os.environ["XLA_FLAGS"] = flags
         prepare_jax(check_devices=False)
     assert "XLA_FLAGS" not in os.environ
+    before = dict(os.environ)
+    prepare_jax()
+    assert os.environ == before
 
 
 @pytest.mark.parametrize(
