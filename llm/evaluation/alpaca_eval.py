@@ -123,7 +123,7 @@ def read_gamed_annotations(path: Path) -> GamedAnnotations:
 
     Args:
         path: a CSV file with the columns :data:`GAMED_COLUMNS`; a column ``model`` is not read.
-            Its first rows are the instructions 0, 1, 2, ... in order.
+            It begins with one row for each instruction, in the order of AlpacaEval's set.
 
     Returns:
         The annotations. Rows without a preference serve only for the difficulty.
@@ -150,20 +150,18 @@ def read_gamed_annotations(path: Path) -> GamedAnnotations:
     except csv.Error as error:
         raise ValueError(f"{path}: not a CSV file: {error}") from error
     difficulty: list[float] = []
+    known: set[int] = set()
     for number, row in enumerate(rows):
-        if row.instruction == len(difficulty) == number:
-            difficulty.append(row.difficulty)
-        elif row.instruction >= len(difficulty):
+        if row.instruction in known:
+            continue
+        # The package finds an instruction by the number of its row.
+        if number != len(known):
             raise ValueError(
-                f"{row.where}: column `index`: the first rows must be the instructions 0, 1, 2, "
-                f"... in order, then those of the other model, got {row.instruction} after "
-                f"{len(difficulty):,} instructions"
+                f"{row.where}: column `index`: the file must begin with one row for each "
+                f"instruction, got the first row of instruction {row.instruction} after others"
             )
-        elif row.difficulty != difficulty[row.instruction]:
-            raise ValueError(
-                f"{row.where}: column `instruction_difficulty` must be that of the first row of "
-                f"the instruction, {difficulty[row.instruction]}, got {row.difficulty}"
-            )
+        known.add(row.instruction)
+        difficulty.append(row.difficulty)
     if not rows:
         raise ValueError(f"{path} has no rows")
     return GamedAnnotations(

@@ -278,7 +278,7 @@ def _alpaca_eval_verdict(row: Row) -> Verdict:
     """Return the verdict of an annotation of AlpacaEval."""
     names = [_text(row, name) for name in ("generator_1", "generator_2")]
     _check_names(row, names, ("generator_1", "generator_2"))
-    value = _field(row, "preference")
+    value = row.fields.get("preference")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or (is_number and value != value):  # NaN: the judge failed
         preference = None

@@ -253,7 +253,12 @@ def generate(
         from llm.inference.generate import generate_replies
         from llm.precision import computing_in
         from rpo.runtime.generation import given_settings, model_settings
-        from rpo.runtime.loading import load_model_and_tokenizer, log_report, prepare_file
+        from rpo.runtime.loading import (
+            load_model_and_tokenizer,
+            log_report,
+            naming_options,
+            prepare_file,
+        )
         from rpo_io.atomic import write_atomic
 
         given = given_settings(
@@ -277,7 +282,8 @@ def generate(
             message = Message("user", prompt or "")
             questions = [Question("rows", ((message,),), {}, "argument --prompt")]
         else:
-            questions = read_questions(os.fspath(data), columns=columns or {}, notes=notes)
+            with naming_options():
+                questions = read_questions(os.fspath(data), columns=columns or {}, notes=notes)
             notes = [f"{os.fspath(data)}: {note}" for note in notes]
         loaded = load_model_and_tokenizer(os.fspath(model), options)
         settings = model_settings(loaded, options, given)

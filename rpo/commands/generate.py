@@ -11,7 +11,7 @@ from typing import Any
 
 from rpo.runtime.errors import number, whole_number
 
-from .score import add_model_arguments, model_options
+from .score import add_model_arguments, count, model_options
 
 EXAMPLES = (
     "rpo generate --model policy --prompt 'Why is the sky blue?'",
@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         limit = result.settings["max_new_tokens"]
         text = (
-            f"written to {result.path}: {result.questions:,} answers as {result.format}, "
-            f"{result.truncated:,} replies truncated at {limit} tokens\n"
+            f"written to {result.path}: {count(result.questions, 'answer')} as {result.format}, "
+            f"{result.truncated:,} truncated at {count(limit, 'token')}\n"
         )
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def json_object(text: str) -> dict[str, Any]:
     """Convert the text of an option to an object.
 
     Args:
-        text: a JSON object.
+        text: an object in JSON, or as YAML writes it in one line: ``{prompt: question}``.
 
     Returns:
         The object.
@@ -98,19 +97,20 @@ def json_object(text: str) -> dict[str, Any]:
     Raises:
         argparse.ArgumentTypeError: if the text is not one, or has a key twice.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key stands twice")
-        return dict(pairs)
+    from rpo.runtime.yaml_files import parse_yaml
 
     try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"must be a JSON object: {error}") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a JSON object: {str(error).strip()}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r:.60}")
     return value
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -155,6 +155,6 @@ def run(args: argparse.Namespace) -> int:
         skip_bad_rows=args.skip_bad_rows,
         **model_options(args),
     )
-    text = f"written to {args.out}: {result.n_rows:,} rows\n"
+    text = f"written to {args.out}: {count(result.n_rows, 'row')}\n"
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

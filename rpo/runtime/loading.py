@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +23,17 @@ DEFAULT_MAX_LENGTH = 1024
 """Default limit of prompt and response together, in tokens."""
 DTYPES = ("float32", "bfloat16", "float64")
 """Dtypes of parameters and computation."""
+_OPTIONS = {
+    "chat_template_kwargs": "--chat-template-kwargs",
+    "chat_template": "--chat-template",
+    "template_date": "--template-date",
+    "special_tokens": "--special-tokens",
+    "format": "--data-format",
+    "columns": "--columns",
+    "max_length": "--max-length",
+}
+_KEY = re.compile(rf"\bdata\.({'|'.join(_OPTIONS)})\b(: )?")
+_MAPPING = re.compile(r"`data\.columns: (\{[^`]*\})`")
 _logger = logging.getLogger(__name__)
 
 
@@ -172,7 +185,8 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
     tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
     stored = {} if tokenizer_folder is None else read_template_options(tokenizer_folder)
     tokenizer_options = options.tokenizer_options(stored)
-    tokenizer = load_tokenizer(tokenizer_folder, tokenizer_options)
+    with naming_options():
+        tokenizer = load_tokenizer(tokenizer_folder, tokenizer_options)
     decoder = load_model(folder, dtype=dtype, param_dtype=dtype)
     vocab_size = decoder.architecture.vocab_size
     check_vocab_size(tokenizer, vocab_size, other or model)
@@ -219,20 +233,21 @@ def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> Tokeni
             f"argument --max-length: the model reads at most {limit} tokens, got {length}"
         )
     notes: list[str] = []
-    rows = stream_preferences(
-        data,
-        check_content=False,
-        columns=options.columns,
-        raw_text=model.raw_text,
-        notes=notes,
-    )
-    tokenized = tokenize_rows(
-        rows,
-        model.tokenizer,
-        max_length=length,
-        on_error="skip" if options.skip_bad_rows else "raise",
-        vocab_size=architecture.vocab_size,
-    )
+    with naming_options():
+        rows = stream_preferences(
+            data,
+            check_content=False,
+            columns=options.columns,
+            raw_text=model.raw_text,
+            notes=notes,
+        )
+        tokenized = tokenize_rows(
+            rows,
+            model.tokenizer,
+            max_length=length,
+            on_error="skip" if options.skip_bad_rows else "raise",
+            vocab_size=architecture.vocab_size,
+        )
     if not tokenized.pairs:
         raise ValueError(f"{data}: must have at least one usable row, got none")
     n_baselines = int((tokenized.pairs.lengths[:, -1] > 0).sum())
@@ -246,6 +261,29 @@ def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> Tokeni
     return TokenizedData(
         tokenized.pairs, tokenized.report, tuple(f"{data}: {note}" for note in notes)
     )
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Name the options of the command, instead of keys of a configuration, in errors of a block.
+
+    Raises:
+        ValueError: the error of the block, with the changed message.
+
+    Examples:
+        >>> with naming_options():
+        ...     raise ValueError("a.jsonl:1: set `data.format` to text")
+        Traceback (most recent call last):
+        ValueError: a.jsonl:1: set `--data-format` to text
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = _MAPPING.sub(r"`--columns '\1'`", str(error))
+        message = _KEY.sub(lambda match: _OPTIONS[match[1]] + (" " if match[2] else ""), message)
+        if message == str(error):
+            raise
+        raise ValueError(message) from error
 
 
 def log_report(report: Mapping[str, int], notes: Iterable[str]) -> tuple[str, ...]:

@@ -108,9 +108,9 @@ GOLDEN = {
 
 GAMED = [
     (("model,index,", "model,number,"), "must have the columns index, preference"),
-    (("verbose,0,", "verbose,1,"), "df_gamed.csv:2: column `index`: the first rows must be the"),
+    (("verbose,0,", "verbose,1,"), "df_gamed.csv:4: column `index`: the file must begin with o"),
     (("verbose,3,", "verbose,x,"), "df_gamed.csv:5: column `index` must be the position"),
-    (("concise,39,", "concise,40,"), "df_gamed.csv:81: column `index`: the first rows must be"),
+    (("concise,39,", "concise,40,"), "df_gamed.csv:81: column `index`: the file must begin w"),
     (("concise,9,", "concise,9,7,"), "df_gamed.csv:51: the row must have as many values"),
     (("concise,9,", "concise,9,1.7"), "df_gamed.csv:51: column `preference` must be a number"),
     ((",False\n", ",no\n"), "df_gamed.csv:2: column `not_gamed_baseline` must be True or False"),

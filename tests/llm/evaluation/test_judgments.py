@@ -83,8 +83,11 @@ def test_closed_form_alpaca_eval_prefers_the_second_answer_above_one_and_a_half(
 ) -> None:
     preferences = [1.0, 2, 1.5, 0, 1.499, 1.9, None, math.nan]
     rows = [{"instruction": str(i), "preference": p} for i, p in enumerate(preferences)]
-    counts = count_wins(read_judgments(alpaca(tmp_path, *rows)), "b", "a")
-    assert counts == WinCounts(2, 2, 2, disagreements=0, both_orders=0, errors=2)
+    base = {name: value for name, value in ALPACA.items() if name != "preference"}
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps([*(ALPACA | row for row in rows), base]))
+    counts = count_wins(read_judgments(path), "b", "a")
+    assert counts == WinCounts(2, 2, 2, disagreements=0, both_orders=0, errors=3)
 
 
 def test_closed_form_every_annotation_of_alpaca_eval_is_a_question(tmp_path: Path) -> None:
