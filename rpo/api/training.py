@@ -11,6 +11,7 @@ from rpo.results import ExportResult, PlanResult, TrainEstimate, TrainResult
 from rpo.runtime.config_files import load_config, read_config
 from rpo.runtime.errors import check_whole_number, user_input
 from rpo.runtime.export_sources import (
+    describe_missing_run,
     find_export_dtype,
     find_export_template,
     find_export_tokenizer,
@@ -173,7 +174,7 @@ def export(
     run_folder, folder = Path(run), Path(out)
     with user_input():
         if not (run_folder / "config.yaml").is_file():
-            raise ValueError(f"{run_folder}: no training run is there: it has no config.yaml")
+            raise ValueError(describe_missing_run(run_folder))
         prepare_new_folder(folder)
         from llm.config import TrainConfig
         from llm.hf.io import export_model

@@ -12,6 +12,27 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
+def describe_missing_run(folder: Path) -> str:
+    """Return the error for a folder that is no run, with the run that it belongs to.
+
+    Args:
+        folder: a folder without ``config.yaml``.
+
+    Returns:
+        A message that names what to type, if the folder is a part of a run.
+
+    Examples:
+        >>> describe_missing_run(Path("out/run"))
+        'out/run: no training run is there: it has no config.yaml'
+    """
+    message = f"{folder}: no training run is there: it has no config.yaml"
+    for run in (folder.parent, folder.parent.parent):
+        if (run / "config.yaml").is_file():
+            step = f" --step {folder.name}" if folder.name.isdigit() else ""
+            return f"{message}; the run is {run}: type `rpo export {run}{step} --out POLICY`"
+    return message
+
+
 def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None:
     """Return the folder whose tokenizer files an export copies.
 

@@ -143,6 +143,8 @@ def test_raises_for_a_moved_tokenizer_and_takes_another_one(
 
 BAD = [
     (["absent", "--out", "x"], "absent: no training run is there"),
+    (["full/checkpoints/2", "--out", "x"], "type `rpo export full --step 2 --out POLICY`"),
+    (["full/checkpoints", "--out", "x"], "type `rpo export full --out POLICY`"),
     (["full", "--out", "full"], "argument --out: full exists already and is not empty"),
     (["full", "--out", "rows.jsonl"], "argument --out: rows.jsonl exists already"),
     (["full", "--out", "x", "--step", "9"], "argument --step: no checkpoint of step 9 is kept"),
