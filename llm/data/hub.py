@@ -146,7 +146,7 @@ def list_hub_files(repository: HubRepository, *, kind: Kind = "dataset") -> list
 
         try:
             # One request. ``list_repo_files`` would retry for 23 seconds if the hub is unreachable.
-            info = HfApi().repo_info(
+            info: Any = HfApi().repo_info(
                 repository.name,
                 repo_type=kind,
                 revision=repository.revision,
