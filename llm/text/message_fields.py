@@ -117,7 +117,11 @@ def _changed_calls(fields: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         yield "tool_calls", {key: fields[key] for key in fields if key != "tool_calls"}
         return
-    for index, call in enumerate(cast("list[dict[str, Any]]", calls)):
+    calls = cast("list[dict[str, Any]]", calls)
+    if any("id" in call for call in calls):
+        without = [{key: call[key] for key in call if key != "id"} for call in calls]
+        yield "tool_calls.id", {**fields, "tool_calls": without}
+    for index, call in enumerate(calls):
         nested = isinstance(call.get("function"), dict)
         function: dict[str, Any] = call["function"] if nested else call
         for name, value in function.items():

@@ -320,7 +320,7 @@ def test_raises_for_what_a_template_does_not_write(write_folder: WriteFolder) ->
     # Identifiers are counted, and so is the reasoning of earlier turns.
     result = Message("tool", "3", '{"tool_call_id":"1"}')
     full.encode_prompt([USER, call("f", x=1), result])
-    assert full.unwritten == {"`tool_call_id`": 1}
+    assert full.unwritten == {"`tool_call_id`": 1, "`tool_calls.id`": 2}
 
 
 def test_golden_reasoning_of_earlier_messages_is_counted(write_folder: WriteFolder) -> None:
