@@ -74,7 +74,7 @@ def test_parity_every_rate_of_every_schedule(kind: Any, num_steps: int) -> None:
             optimizer.step()
             scheduler.step()
         schedule = learning_rate_schedule(config, num_steps)
-        rates = [float(schedule(step)) for step in range(num_steps)]
+        rates = [float(np.asarray(schedule(step))) for step in range(num_steps)]
         # To 1e-12 of the peak: near its end the cosine is a difference of nearly equal numbers.
         np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-12 * 3e-4)
 
@@ -125,7 +125,7 @@ def logged_twice(folder: Path, name: Any) -> None:
 
 def test_roundtrip_tensorboard_shows_every_step_once_after_a_resume(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="needs the extra `parity`")
-    from tensorboardX.proto import event_pb2
+    from tensorboardX.proto import event_pb2  # pyright: ignore[reportMissingImports]
 
     logged_twice(tmp_path, "tensorboard")
     shown: dict[int, float] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
@@ -11,7 +13,7 @@ from llm.train.resume import check_steps, describe_changes, execution_of
 def test_property_every_change_of_the_execution_is_described(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def config(**trainer: int) -> TrainConfig:
+    def config(**trainer: Any) -> TrainConfig:
         return TrainConfig(
             name="a",
             model=ModelConfig(path="m"),

@@ -280,7 +280,7 @@ def test_property_a_run_is_resumed_for_more_steps_and_with_other_parts_which_is_
     assert [row["step"] for row in rows] == [*range(1, 12), 11]
     rates = learning_rate_schedule(more.optimizer, 11)
     logged = [row["learning_rate"] for row in rows[9:11]]
-    assert logged == [float(rates(step)) for step in (9, 10)]
+    assert logged == [float(np.asarray(rates(step))) for step in (9, 10)]
     last_step = "the last step of an epoch has 2 instead of 4 pairs, and as a step is a mean over "
     assert last_step + "its pairs, each counts 2 times as much" in caplog.messages[-1]
 
