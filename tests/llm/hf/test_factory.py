@@ -50,6 +50,33 @@ def test_raises_with_the_key_of_an_invalid_architecture() -> None:
         resolve_model(ModelConfig(architecture={**SIZES, "depth": 2}))
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"qk_norm": True}, "qk_norm"),
+        ({"model_type": "qwen2"}, "qkv_bias"),
+        ({"model_type": "mistral", "mlp_bias": True}, "mlp_bias"),
+        ({"local_layers": [True, False], "sliding_window": 3}, "sliding_window"),
+    ],
+)
+def test_raises_before_training_for_a_model_that_cannot_be_exported(
+    options: dict[str, Any], field: str
+) -> None:
+    message = f"^`model.architecture`: .* could not be exported: `{field}` would be"
+    with pytest.raises(ValueError, match=message):
+        resolve_model(ModelConfig(architecture={**SIZES, **options}))
+    with pytest.raises(ValueError, match=r"`model_type` must be one of .*got 'toy'$"):
+        resolve_model(ModelConfig(architecture={**SIZES, "model_type": "toy"}))
+
+
+def test_closed_form_notes_of_a_resolved_model_name_unused_keys(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**FILE, "clip_qkv": 8.0}))
+    assert resolve_model(ModelConfig(path=str(tmp_path))).notes == (
+        "config.json: keys without effect: clip_qkv",
+    )
+    assert resolve_model(ModelConfig(architecture=SIZES)).notes == ()
+
+
 def test_closed_form_an_abstract_model_has_the_shapes_of_parameters_and_adapters() -> None:
     config = ModelConfig(architecture=SIZES, param_dtype="bfloat16", lora_r=3)
     state: Any = nnx.state(abstract_model(resolve_model(config)))
