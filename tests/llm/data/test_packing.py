@@ -69,7 +69,7 @@ def packed(pairs: list[PairTokens], layout: PackingMode, roles: int = 2, spare: 
 
 
 def with_masks(pairs: list[PairTokens]) -> list[PairTokens]:
-    """Leave the tokens in the middle of every other pair's responses unscored, or the first."""
+    """Leave the tokens in the middle of most pairs' responses unscored, or the first ones."""
 
     def mask(part: tuple[int, ...] | None, row: int) -> tuple[bool, ...] | None:
         if part is None or len(part) == 1 + row % 4:
@@ -79,7 +79,7 @@ def with_masks(pairs: list[PairTokens]) -> list[PairTokens]:
 
     return [
         pair
-        if pair.row % 2
+        if pair.row % 4 == 1
         else pair._replace(scored=tuple(mask(part, pair.row // 2) for part in pair[1:4]))
         for pair in pairs
     ]
