@@ -146,7 +146,13 @@ def generate_replies(
         >>> generate_replies(decoder, ByteTokenizer(), [], GenerationConfig())
         []
     """
-    max_prompt_tokens = decoder.architecture.max_position_embeddings - config.max_new_tokens
+    positions = decoder.architecture.max_position_embeddings
+    max_prompt_tokens = positions - config.max_new_tokens
+    if max_prompt_tokens < 1 and conversations:
+        raise ValueError(
+            f"`max_new_tokens` must be less than {positions:,}, which the model reads with the "
+            f"prompt, got {config.max_new_tokens:,}"
+        )
     replies: list[list[Reply]] = [[] for _ in conversations]
     for reply_index in range(max((len(each.prompts) for each in conversations), default=0)):
         indices = [i for i, each in enumerate(conversations) if reply_index < len(each.prompts)]

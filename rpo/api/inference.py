@@ -232,6 +232,8 @@ def generate(
         raise UsageError("exactly one of the arguments --prompt and --data is required")
     if (data is None) != (out is None):
         raise UsageError("argument --out: goes with --data: give both or neither")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("argument --prompt: must be text, not empty")
     for argument, value in (("name", name), ("columns", columns)):
         if value and data is None:
             raise UsageError(f"argument --{argument}: goes with --data")

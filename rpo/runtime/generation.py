@@ -108,8 +108,7 @@ def model_settings(
 def _merge(stored: Mapping[str, Any], given: Mapping[str, Any]) -> GenerationConfig:
     from llm.inference.sampling import GenerationConfig
 
-    values = {**stored, **given}
     whole = ("max_new_tokens", "top_k", "seed")
-    return GenerationConfig(
-        **{name: value if name in whole else float(value) for name, value in values.items()}
-    )
+    values: dict[str, Any] = {**stored, **given}
+    values = {name: value if name in whole else float(value) for name, value in values.items()}
+    return GenerationConfig(**values)

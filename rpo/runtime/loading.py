@@ -185,8 +185,16 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
     tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
     stored = {} if tokenizer_folder is None else read_template_options(tokenizer_folder)
     tokenizer_options = options.tokenizer_options(stored)
-    with naming_options():
-        tokenizer = load_tokenizer(tokenizer_folder, tokenizer_options)
+    try:
+        with naming_options():
+            tokenizer = load_tokenizer(tokenizer_folder, tokenizer_options)
+    except ValueError as error:
+        if not str(error).endswith("tokenizer.json is missing"):
+            raise
+        raise ValueError(
+            f"{error}: give the folder of the model's tokenizer with --tokenizer, or bytes if the "
+            "model was trained on byte tokens"
+        ) from error
     decoder = load_model(folder, dtype=dtype, param_dtype=dtype)
     vocab_size = decoder.architecture.vocab_size
     check_vocab_size(tokenizer, vocab_size, other or model)

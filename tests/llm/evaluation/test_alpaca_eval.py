@@ -17,7 +17,7 @@ ROUNDING = 1e-12  # float64
 N = 40  # instructions
 
 
-def annotations(folder: Path, *rows: dict[str, Any]) -> JudgmentFile:
+def judged(folder: Path, *rows: dict[str, Any]) -> JudgmentFile:
     base = {"instruction": "Say.", "generator_1": "base", "generator_2": "mine", "preference": 1.5}
     path = folder / "annotations.json"
     path.write_text(json.dumps([base | row for row in rows]))
@@ -57,7 +57,7 @@ def annotated_rows() -> list[dict[str, Any]]:
 
 def test_closed_form_the_win_rate_is_the_mean_preference(tmp_path: Path) -> None:
     rows = [{"preference": 1.6}, {"preference": 1.6}, {"preference": 1.0}]  # one instruction
-    metrics = alpaca_eval_metrics(annotations(tmp_path, *rows), "mine", "base")
+    metrics = alpaca_eval_metrics(judged(tmp_path, *rows), "mine", "base")
     assert metrics["win_rate"] == pytest.approx(0.4, abs=ROUNDING)
     assert metrics["discrete_win_rate"] == pytest.approx(2 / 3, abs=ROUNDING)
     assert metrics["standard_error"] == pytest.approx(math.sqrt(0.12 / 3), abs=ROUNDING)
@@ -70,7 +70,7 @@ def test_closed_form_draws_missing_verdicts_and_swapped_models(tmp_path: Path) -
     swapped = {"generator_1": "mine", "generator_2": "base"}
     rows += [swapped | {"preference": value} for value in (2.0, 1.2, 0, None)]
     rows += [{"generator_1": "third", "preference": 2.0}]
-    metrics = alpaca_eval_metrics(annotations(tmp_path, *rows), "mine", "base")
+    metrics = alpaca_eval_metrics(judged(tmp_path, *rows), "mine", "base")
     values = np.array([0.5, 0.5, 1.0, 0.0, 0.51, 0.49, 0.0, 0.8, 0.5])
     assert metrics["win_rate"] == pytest.approx(values.mean(), abs=ROUNDING)
     assert metrics["standard_error"] == pytest.approx(values.std(ddof=1) / 3, abs=ROUNDING)
@@ -78,19 +78,19 @@ def test_closed_form_draws_missing_verdicts_and_swapped_models(tmp_path: Path) -
     counts = [metrics[f"n_{name}"] for name in ("total", "wins", "wins_base", "draws")]
     assert counts == [9, 3, 3, 3]
     assert metrics["errors"] == 3
-    mirrored = alpaca_eval_metrics(annotations(tmp_path, *rows), "base", "mine")
+    mirrored = alpaca_eval_metrics(judged(tmp_path, *rows), "base", "mine")
     assert mirrored["win_rate"] == pytest.approx(1 - metrics["win_rate"], abs=ROUNDING)
 
 
 def test_limit_one_annotation_has_no_standard_error(tmp_path: Path) -> None:
-    metrics = alpaca_eval_metrics(annotations(tmp_path, {"preference": 1.0}), "mine", "base")
+    metrics = alpaca_eval_metrics(judged(tmp_path, {"preference": 1.0}), "mine", "base")
     assert metrics["standard_error"] is None
     assert (metrics["win_rate_lower"], metrics["win_rate_upper"]) == pytest.approx((0.0, 0.975))
 
 
 def test_golden_the_length_controlled_win_rate_is_that_of_the_package(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="needs the extra `alpaca`")
-    file = annotations(tmp_path, *annotated_rows())
+    file = judged(tmp_path, *annotated_rows())
     gamed = read_gamed_annotations(gamed_file(tmp_path))
     metrics = alpaca_eval_metrics(file, "mine", "base", gamed=gamed)
     assert metrics["win_rate"] == pytest.approx(GOLDEN["win_rate"], abs=1e-9)
@@ -142,7 +142,7 @@ def test_raises_for_annotations_without_length_or_difficulty(
     rows[index] |= change
     gamed = read_gamed_annotations(gamed_file(tmp_path))
     with pytest.raises(ValueError, match=r"annotations\.json:1: ") as caught:
-        alpaca_eval_metrics(annotations(tmp_path, *rows), "mine", "base", gamed=gamed)
+        alpaca_eval_metrics(judged(tmp_path, *rows), "mine", "base", gamed=gamed)
     assert message in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def test_raises_if_all_answers_differ_equally_or_too_few_are_judged(tmp_path: Pa
     gamed = read_gamed_annotations(gamed_file(tmp_path))
     same = [row | {"output_1": "aa", "output_2": "b"} for row in annotated_rows()]
     with pytest.raises(ValueError, match="differ in length by different numbers of characters"):
-        alpaca_eval_metrics(annotations(tmp_path, *same), "mine", "base", gamed=gamed)
+        alpaca_eval_metrics(judged(tmp_path, *same), "mine", "base", gamed=gamed)
     failed = [row | {"preference": None} for row in annotated_rows()]
     with pytest.raises(ValueError, match="the judge failed on every annotation"):
-        alpaca_eval_metrics(annotations(tmp_path, *failed), "mine", "base", gamed=gamed)
+        alpaca_eval_metrics(judged(tmp_path, *failed), "mine", "base", gamed=gamed)

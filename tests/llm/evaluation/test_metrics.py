@@ -143,7 +143,8 @@ def test_closed_form_reward_functions_receive_prompt_and_reply() -> None:
 
 
 def test_property_bools_and_scalars_of_numpy_and_jax_are_rewards() -> None:
-    values = iter([True, np.float32(2.5), np.array(3), jnp.float32(4.5), np.int64(5)])
+    each: list[Any] = [True, np.float32(2.5), np.array(3), jnp.float32(4.5), np.int64(5)]
+    values = iter(each)
     rewards = score_replies(lambda prompt, reply: next(values), PROMPTS[:1] * 5, ["a"] * 5)
     np.testing.assert_array_equal(rewards, [1.0, 2.5, 3.0, 4.5, 5.0])
 

@@ -163,6 +163,9 @@ BAD = [
         ["--data", "rows.jsonl", "--out", "x", "--model", "overflow", "--temperature", "1"],
         "rows.jsonl:1: the logits of token 1 of the reply are not finite",
     ),
+    (["--prompt", " "], "argument --prompt: must be text, not empty"),
+    (["--prompt", "a", "--tokenizer", "mine"], "give the folder of the model's tokenizer with --"),
+    (["--prompt", "a", "--max-new-tokens", "128"], "`max_new_tokens` must be less than 128"),
     (["--prompt", "a", "--top-k", "-1"], "argument --top-k: must be a whole number"),
     (["--prompt", "a", "--min-p", "1.5"], "`min_p` must be from 0 to 1, got 1.5"),
     (["--prompt", "a", "--columns", '{"prompt": "q"}'], "argument --columns: goes with --data"),
@@ -196,8 +199,9 @@ def test_raises_one_line_and_writes_nothing(
     if text is not None:
         (folder / "in.jsonl").write_text(text)
     before = sorted(folder.iterdir())
-    model = [MODEL[0], *MODEL[3:]] if "--model" in argv else MODEL
-    assert main([*model, *argv]) == 2
+    options = [MODEL[i : i + 2] for i in (1, 3, 5)]  # an option may be given once
+    model = [word for option in options if option[0] not in argv for word in option]
+    assert main([MODEL[0], *model, *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("rpo: error: ")
