@@ -137,6 +137,6 @@ class _StderrHandler(logging.Handler):
     """A log handler for the current ``sys.stderr``, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one message, if standard error can be written to."""
+        """Write one message."""
         if not _is_muted.get():
             sys.stderr.write(escape_control_characters(self.format(record)) + "\n")
