@@ -240,6 +240,11 @@ class HuggingFaceTokenizer:
             {"role": each.role, "content": each.content, **json.loads(each.extra or "{}")}
             for each in messages
         ]
+        # As in Transformers, a field that is null is not there.
+        fields = [
+            {name: value for name, value in message.items() if value is not None}
+            for message in fields
+        ]
         try:
             traced = template.trace(
                 fields,

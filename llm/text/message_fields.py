@@ -63,6 +63,8 @@ class UnwrittenFields:
             self._check_content(index, message, written[f"{index}.content"])
             fields: dict[str, Any] = json.loads(message.extra) if message.extra else {}
             for name, value in fields.items():
+                if value is None:
+                    continue
                 if name == "tool_calls":
                     changes = _changed_calls(fields)
                 elif written[f"{index}.{name}"] >= _size_of_value(value) > 0:

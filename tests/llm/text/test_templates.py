@@ -321,6 +321,12 @@ def test_raises_for_what_a_template_does_not_write(write_folder: WriteFolder) ->
     result = Message("tool", "3", '{"tool_call_id":"1"}')
     full.encode_prompt([USER, call("f", x=1), result])
     assert full.unwritten == {"`tool_call_id`": 1, "`tool_calls.id`": 2}
+    # A field that is null is not there, as in Transformers.
+    shown = CALLS.replace("{{ m.content }}", "{{ m.content }}{{ 'N' if m.content is none }}")
+    empty = load(write_folder(shown))
+    null = call("f", x=1)
+    null = null._replace(extra=json.dumps({**json.loads(null.extra), "content": None}))
+    assert "N" not in text_of(empty, empty.encode_response([USER], [null]).ids)
 
 
 def test_golden_reasoning_of_earlier_messages_is_counted(write_folder: WriteFolder) -> None:
