@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike, Problem
@@ -276,7 +277,7 @@ def is_traced(*trees: Any) -> bool:
         >>> is_traced(1.0, np.ones(2)), bool(jax.jit(is_traced)(1.0))
         (False, True)
     """
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def _validate(
@@ -347,10 +348,13 @@ def _greater_than_zero(
 ) -> None:
     shape = _scalar_shape(value, lead)
     array = numbers(field, value, shape, finite=finite)
-    wrong = array <= 0
+    wrong = array < np.finfo(np.float64).tiny  # smaller numbers are flushed to 0
     if wrong.any():
-        index = _first(wrong)
-        raise InvalidProblemError(field, index, f"must be greater than 0, got {array[index]:.9g}")
+        index, smallest = _first(wrong), ""
+        if array[index] > 0:
+            smallest = f" and at least {np.finfo(np.float64).tiny:.3g}"
+        rule = f"must be greater than 0{smallest}, got {array[index]:.9g}"
+        raise InvalidProblemError(field, index, rule)
 
 
 def _with_free_axis(field: str, value: ArrayLike, wanted: tuple[int | str, ...]) -> tuple[int, ...]:

@@ -33,14 +33,14 @@ class VoteRow(NamedTuple):
         context: name of the context.
         first: the winner, or either side of a tie.
         second: the loser, or the other side.
-        count: number of votes.
+        votes: number of votes.
         is_tie: whether nobody won.
     """
 
     context: str
     first: str
     second: str
-    count: int
+    votes: int
     is_tie: bool
 
 

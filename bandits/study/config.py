@@ -357,6 +357,6 @@ def _converted(name: str, value: Any, field_type: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, accepted):
         what = {int: "a whole number", float: "a number", str: "text"}[wanted]
         raise ValueError(f"`design.{name}` must be {what}, got {value!r}")
-    if wanted is not str and abs(value) >= MAX_NUMBER:
+    if not isinstance(value, str) and abs(value) >= MAX_NUMBER:
         raise ValueError(f"`design.{name}` must be less than {MAX_NUMBER:.0e} in size")
     return wanted(value)

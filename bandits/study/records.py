@@ -14,7 +14,7 @@ import itertools
 import json
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -303,8 +303,8 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 def _has_fewer_seeds(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Return whether results are those of a study with fewer seeds, which can be continued."""
-    seeds = old.get("seeds"), new.get("seeds")
-    return all(isinstance(number, int) for number in seeds) and seeds[0] < seeds[1]
+    earlier, later = old.get("seeds"), new.get("seeds")
+    return isinstance(earlier, int) and isinstance(later, int) and earlier < later
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:

@@ -64,9 +64,13 @@ def _solve(
     """Solve a problem; return the certified solution and remarks on it."""
     solution = SOLVERS[formulation](problem, task.reward_class, throw=False)
     policy, reward, status = solution.policy, solution.reward, Status(int(solution.status))
-    proof = certify(problem, task.reward_class, policy, reward)
-    value, kkt_residual = float(proof.value), float(proof.kkt_residual)
-    duality_gap, stationarity_residual = float(proof.duality_gap), None
+    value = kkt_residual = duality_gap = float("nan")
+    stationarity_residual = None
+    is_finite = bool(np.isfinite(policy).all() and not np.isnan(reward).any())
+    if is_finite:
+        proof = certify(problem, task.reward_class, policy, reward)
+        value, kkt_residual = float(proof.value), float(proof.kkt_residual)
+        duality_gap = float(proof.duality_gap)
     if isinstance(task.reward_class, Unbounded):
         value = float(solution.objective)
         residual = np.abs(s1_residual(problem, policy, reward)).max()

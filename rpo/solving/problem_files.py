@@ -181,12 +181,14 @@ def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFi
         beta=problem.beta if overrides.beta is None else np.asarray(overrides.beta),
         eta=problem.eta if overrides.eta is None else np.asarray(overrides.eta),
     )
+    reward_class = _with_maximum(reward_class, overrides.reward_max)
+    validate(problem, reward_class)  # again, with the values of the options
     fallback: tuple[int, ...] = ()
     if name == "chosen":
         fallback = tuple(np.flatnonzero(wins.sum(axis=(1, 2)) == 0).tolist())
     return ProblemFile(
         normalize(problem),
-        _with_maximum(reward_class, overrides.reward_max),
+        reward_class,
         **tables,
         fallback_contexts=fallback,
         baseline=name,

@@ -127,11 +127,12 @@ def _contrast(answer: Answer, dpo: CertifiedSolution) -> str:
     best_of_rpo = rpo_policy.argmax(axis=1)[:, None]
     dpo_probability = np.take_along_axis(dpo_policy, best_of_rpo, axis=1)[:, 0]
     differs = np.flatnonzero(dpo_probability < dpo_policy.max(axis=1) - _TIE)
-    names = [_printable((answer.contexts or ())[x]) for x in differs[:_LISTED]]
+    contexts = answer.contexts or tuple(map(str, range(len(rpo_policy))))
+    names = [_printable(contexts[x]) for x in differs[:_LISTED]]
     listed = f" ({', '.join(names)}{', ...' if len(differs) > _LISTED else ''})" if names else ""
-    contexts = f"{len(rpo_policy)} context{'' if len(rpo_policy) == 1 else 's'}"
+    number = f"{len(rpo_policy)} context{'' if len(rpo_policy) == 1 else 's'}"
     return (
-        f"The most likely action differs in {len(differs)} of {contexts}{listed}; "
+        f"The most likely action differs in {len(differs)} of {number}{listed}; "
         f"its mean probability is {rpo_policy.max(axis=1).mean():.2f} under RPO "
         f"and {dpo_policy.max(axis=1).mean():.2f} under DPO."
     )

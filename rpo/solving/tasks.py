@@ -106,10 +106,10 @@ def task_from_problem(
 def _from_wins(wins: np.ndarray, overrides: Overrides) -> Problem:
     Problem.from_wins(wins, beta=1.0, eta=1.0, context_weights="uniform")  # checks the counts
     comparisons = float(np.sum(wins))
-    root = 1.0 / np.sqrt(comparisons) if comparisons > 0 else None
-    for name, weight in (("beta", overrides.beta), ("eta", overrides.eta)):
-        if weight is None and root is None:
-            raise ValueError(f"`{name}` must be given if there are no comparisons")
+    if comparisons == 0 and None in (overrides.beta, overrides.eta):
+        name = "beta" if overrides.beta is None else "eta"
+        raise ValueError(f"`{name}` must be given if there are no comparisons")
+    root = 1.0 / np.sqrt(comparisons or 1.0)
     return Problem.from_wins(
         wins,
         beta=root if overrides.beta is None else overrides.beta,

@@ -52,7 +52,7 @@ def test_property_a_field_of_the_design_is_listed_if_and_only_if_it_changes_noth
     name: str, base: dict[str, Any]
 ) -> None:
     assert set(NEW_VALUES) == {item.name for item in fields(Design)} - {"features_file"}
-    value = "tabular" if base.get(name) == "linear" else NEW_VALUES[name]
+    value: Any = "tabular" if base.get(name) == "linear" else NEW_VALUES[name]
     value = 3 if name in ("rare", "contexts") else value
     changed = base | {name: value}
     draws = [draw_design(Design(**design), 60, np.arange(3)) for design in (base, changed)]

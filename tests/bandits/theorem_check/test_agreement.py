@@ -55,3 +55,18 @@ def test_property_the_instances_of_both_families_are_measured_in_processes(
         assert function is agreement._measure_batch
         assert len(batch.number) == n_instances
         assert rest == [family, 5, environment]
+
+
+def test_property_a_family_is_measured_in_this_process_like_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = agreement.Agreement("", 0, 0, 1, 2, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def measure(batch: Any, family: str, seed: int) -> list[Any]:
+        numbers = batch.number.tolist()
+        return [record._replace(family=family, seed=seed, number=number) for number in numbers]
+
+    monkeypatch.setattr(agreement, "_measure_batch", measure)
+    for family, n_instances in zip(agreement.FAMILIES, (2, 1), strict=True):
+        measured = agreement.measure_family(3, 5, family, ((20, 30),))
+        assert [found[:3] for found in measured] == [(family, 5, i) for i in range(n_instances)]

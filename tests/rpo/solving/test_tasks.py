@@ -234,7 +234,8 @@ def test_closed_form_no_mass_goes_to_the_actions_of_other_contexts(tmp_path: Pat
         data = 3 / 6 * np.log1p(np.exp(-difference)) + 1 / 6 * np.log1p(np.exp(difference))
         return weight * (log_z - 0.75 * difference) + data
 
-    best = scipy.optimize.minimize_scalar(loss, bounds=(-4, 4), options={"xatol": 1e-10}).x
+    found: Any = scipy.optimize.minimize_scalar(loss, bounds=(-4, 4), options={"xatol": 1e-10})
+    best = found.x
     assert tea["green"] == pytest.approx(1 / (1 + np.exp(-best / beta)), abs=1e-7)
     assert answer.to_dict()["ranking_contexts"] == [
         {"green": 2, "black": 1, "leek": 1}[name] for name, _ in answer.ranking or ()
@@ -265,6 +266,15 @@ def test_property_comparisons_of_an_action_with_itself_are_counted_in_a_problem(
     (note,) = task_from_problem(GOOD | {"comparisons": rows}).notes
     assert note.startswith("Comparisons of an action with itself: 4. They say nothing")
     assert task_from_problem(GOOD).notes == ()
+
+
+def test_extreme_weights_are_refused_by_name_or_end_with_a_status() -> None:
+    for option, value in (("eta", 1e308), ("beta", 1e308)):
+        assert api.solve(GOOD, **{option: value}).status in ("solved", "max_steps", "not_finite")
+    rule = "`beta` must be greater than 0 and at least 2.23e-308, got 9.99988867e-321"
+    for source in (GOOD, np.array([[[0, 3], [1, 0]]])):
+        with pytest.raises(ValueError, match=rule):
+            api.solve(source, beta=1e-320)
 
 
 def test_property_the_summary_of_an_unsolved_problem_begins_with_the_reason() -> None:
