@@ -78,7 +78,8 @@ class HuggingFaceTokenizer:
             unknown=files.special_texts.get("unk_token"),
             as_text=options.special_tokens == "as_text",
         )
-        identity: list[Any] = [[each.digest for each in self._templates.values()], self._variables]
+        digests = [each.digest for each in self._templates.values()]
+        identity: list[Any] = [digests if len(digests) > 1 else digests[0], self._variables]
         if options.special_tokens == "as_text":
             identity.append("as_text")
         self.template_digest: str = sha256_hex(json.dumps(identity, sort_keys=True))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llm.data.preferences import Message, RowError, parse_row
 from llm.data.rows import Row
@@ -342,3 +344,29 @@ def test_golden_reasoning_of_earlier_messages_is_counted(write_folder: WriteFold
     assert tokenizer.unwritten == {}
     tokenizer.encode_prompt([USER, thought._replace(extra='{"reasoning_content":"so"}'), USER])
     assert tokenizer.unwritten == {"`reasoning_content`": 1}
+
+
+NAMES = st.sampled_from(["name", "tool_calls", "tool_call_id", "id", "reasoning", "weight", "x"])
+SCALARS = st.sampled_from(["x", 3, True, 0.5, "", False])
+FIELDS = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(NAMES, SCALARS, max_size=2)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+@given(NAMES, FIELDS, st.booleans())
+def test_property_a_further_field_of_a_message_is_used_refused_or_counted(
+    write_folder: WriteFolder, name: str, value: Any, is_written: bool
+) -> None:
+    shown = "{{ m.content }}{{ m.weight }}{{ m.x | tojson if m.x is defined }}"
+    tokenizer = load(write_folder(CALLS.replace("{{ m.content }}", shown) if is_written else CALLS))
+    message = Message("user", "Hé", json.dumps({name: value}))
+    refusal, ids = "", []
+    try:
+        ids = tokenizer.encode_prompt([message])
+    except RowError as error:
+        refusal = str(error)
+    is_used = bool(ids) and ids != tokenizer.encode_prompt([USER])
+    is_counted = any(name in field for field in tokenizer.unwritten)
+    # An empty value, such as no calls, has no content.
+    assert name in refusal or "cannot render" in refusal or is_used or is_counted or not value
