@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
     Attributes:
         language: word after the fence.
-        title: name of the file to write, or ``cluster``; empty if there is none.
+        title: name of the file that it shows, or ``cluster``; empty if there is none.
         text: content of the block.
     """
 
@@ -116,7 +116,7 @@ def test_property_the_commands_of_a_page_run_in_a_fresh_clone(
         if block.language == "python":
             script += block.text
         elif block.language not in SHELL and block.title:
-            (clone / block.title).write_text(block.text, encoding="utf-8")
+            assert (clone / block.title).read_text(encoding="utf-8") == block.text, block.title
         for command in commands(block):
             if not NOT_RUN.search(command):
                 run(command, clone, environment)
