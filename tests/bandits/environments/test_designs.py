@@ -13,6 +13,7 @@ import pytest
 from scipy.special import expit
 
 from bandits.environments.base import Instance
+from bandits.environments.design_checks import check_design
 from bandits.environments.designs import DECADES, MARGIN, Design, designed_coverage, draw_design
 from rpo_theory import bounds, minimax
 from rpo_theory.coverage import coverage_coefficient_batch
@@ -307,3 +308,10 @@ def test_raises_on_a_draw_out_of_range() -> None:
         draw_design(Design(), 0, np.arange(2))
     with pytest.raises(ValueError, match="`seeds`"):
         draw_design(Design(), 10, np.array([1, -1]))
+
+
+def test_raises_for_a_bandit_that_is_too_large() -> None:
+    check_design(Design(contexts=10, actions=2000))
+    for sizes in ({"contexts": 100, "actions": 2000}, {"features": 10**7}):
+        with pytest.raises(ValueError, match="must give at most 50,000,000 numbers"):
+            check_design(Design(**sizes))
