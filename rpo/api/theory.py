@@ -151,7 +151,7 @@ def solve(
 
     Examples:
         >>> wins = np.array([[[0, 3], [1, 0]]])
-        >>> api.solve(wins, beta=1.0, eta=0.001).policy.round(3).tolist()
+        >>> solve(wins, beta=1.0, eta=0.001).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
     if (problem is None) == (votes is None):
