@@ -8,6 +8,7 @@ whole data set, with confidence intervals.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def preference_metrics(
 
     Raises:
         ValueError: if there are no rows, the two sequences differ in rows or token counts, or a
-            metric is not finite; the message names the row.
+            metric is not finite; the message names the metric.
 
     Examples:
         >>> policy, reference = [PairScore(0, -1.0, -3.0, 2, 2)], [PairScore(0, -2.0, -2.0, 2, 2)]
@@ -83,6 +84,12 @@ def preference_metrics(
         config, jnp.asarray(log_probs), jnp.asarray(reference_log_probs), batch
     )
     measured = {name: float(value) for name, value in finalize_metrics(config, sums).items()}
+    for name, value in measured.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"metric `{name}` is {value}, which is not finite: `beta` {config.beta:g} or `eta` "
+                f"{config.eta:g} is too large for these rewards"
+            )
     rewards = config.beta * (log_probs - reference_log_probs)
     margins = rewards[:, Role.CHOSEN] - rewards[:, Role.REJECTED]
     # Ties are decided in float64: float32 rounds small margins to 0.
