@@ -36,7 +36,18 @@ TEXTS = [
     "ＦＵＬＬ width ﬁ and e\u0301",
     "<extra> and <tool> beside words",
 ]
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"]
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "cohere",
+    "gpt_neox",
+]
 CLASSES = [
     None,
     "PreTrainedTokenizerFast",
@@ -45,6 +56,9 @@ CLASSES = [
     "GemmaTokenizer",
     "Qwen2Tokenizer",
     "GPT2Tokenizer",
+    "GPTNeoXTokenizer",
+    "CohereTokenizer",
+    "CodeLlamaTokenizer",
     "TokenizersBackend",
 ]
 
