@@ -26,8 +26,8 @@ def tidy_axes(ax: Axes) -> Axes:
     """
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=TEXT_SIZE)
-    ax.xaxis.label.set_size(TEXT_SIZE)
-    ax.yaxis.label.set_size(TEXT_SIZE)
+    ax.xaxis.label.set_fontsize(TEXT_SIZE)
+    ax.yaxis.label.set_fontsize(TEXT_SIZE)
     if title := ax.get_title("center"):
         ax.set_title("", loc="center")
         ax.set_title(title, loc="left")
@@ -35,7 +35,7 @@ def tidy_axes(ax: Axes) -> Axes:
     if legend := ax.get_legend():
         legend.set_frame_on(False)
         for text in legend.get_texts():
-            text.set_size(TEXT_SIZE)
+            text.set_fontsize(TEXT_SIZE)
     return ax
 
 

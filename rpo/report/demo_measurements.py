@@ -48,12 +48,9 @@ def measure_hacking_gaps() -> dict[str, list[float]]:
     from bandits.environments.instances import type_i_hacking
     from rpo_theory import minimax, objectives
 
-    methods = [
-        (baseline or "chosen", 0.0 if baseline is None else None) for baseline in METHODS.values()
-    ]
     instances = [
-        type_i_hacking(n, baseline=baseline, eta=eta)
-        for baseline, eta in methods
+        type_i_hacking(n, baseline=baseline or "chosen", eta=None if baseline else 0.0)
+        for baseline in METHODS.values()
         for n in COMPARISONS
     ]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *instances)

@@ -58,8 +58,9 @@ def test_compiles_once_for_all_seeds_of_a_size(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(minimax_agreement.minimax, "solve", lambda *_: uniform)
     monkeypatch.setattr(minimax_agreement, "_training", training)
     train_to_minimax("small", steps=1, measure_every=1, seed=0)
-    tables = minimax_agreement._log_policy_of_split._cache_size()
+    table: Any = minimax_agreement._log_policy_of_split
+    n_programs = table._cache_size()
     train_to_minimax("small", steps=1, measure_every=1, seed=1)
-    assert minimax_agreement._log_policy_of_split._cache_size() == tables
+    assert table._cache_size() == n_programs
     assert structures[0] == structures[1]
     assert hash(structures[0]) == hash(structures[1])
