@@ -36,7 +36,7 @@ from .config import from_hf_config, to_hf_config
 from .config_keys import COMPOSITES
 from .config_notes import config_notes
 from .folder_kinds import check_model_folder
-from .merging import ExportReport, MergeCounter
+from .merging import BaseTensors, ExportReport, MergeCounter, base_tensors, round_tensor
 from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
 
@@ -135,6 +135,7 @@ def export_model(
     tokenizer_folder: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
     template_options: Mapping[str, Any] | None = None,
+    base_folder: str | os.PathLike[str] | None = None,
     dtype: DTypeLike | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> ExportReport:
@@ -147,11 +148,13 @@ def export_model(
         chat_template: Jinja source code to write in place of the tokenizer's; None for none.
         template_options: options of the tokenizer with which the model was trained, for
             :func:`llm.text.template_options.read_template_options`; None and no options for none.
+        base_folder: folder of the weights before training, to count what rounding puts back; None
+            counts only adapters.
         dtype: dtype of the tensors; None for that of the parameters.
         max_file_bytes: largest size of the tensors in one file.
 
     Returns:
-        Dtype and size of the tensors, and what rounding the merged weights has lost.
+        Dtype and size of the tensors, and what rounding has lost of the update.
 
     Raises:
         ValueError: if the folder is not empty, Hugging Face has no such architecture, or a value is
@@ -163,10 +166,13 @@ def export_model(
     tensor_dtype = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
     config = to_hf_config(decoder.architecture) | {"dtype": tensor_dtype.name}
     source = None if tokenizer_folder is None else Path(tokenizer_folder)
-    with atomic_folder(folder) as part:
+    is_narrower = tensor_dtype.itemsize < decoder.embedding[...].dtype.itemsize
+    compared = Path(base_folder) if base_folder is not None and is_narrower else None
+    adapted = has_lora(decoder)
+    with atomic_folder(folder) as part, base_tensors(None if adapted else compared) as base:
         (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        counter = MergeCounter() if has_lora(decoder) else None
-        sizes, read = _tensors(decoder, tensor_dtype, counter)
+        counter = MergeCounter() if adapted or base is not None else None
+        sizes, read = _tensors(decoder, tensor_dtype, counter, base)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
@@ -181,8 +187,8 @@ def export_model(
                 name = f"{MORE_TEMPLATES_NAME}/{path.name}"
                 (part / MORE_TEMPLATES_NAME).mkdir(exist_ok=True)
                 shutil.copyfile(model_file(source, name), part / name)
-    merge = None if counter is None else counter.report()
-    return ExportReport(tensor_dtype.name, sum(sizes.values()), merge)
+    rounding = None if counter is None else counter.report()
+    return ExportReport(tensor_dtype.name, sum(sizes.values()), rounding)
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -326,7 +332,7 @@ def _read_shard(
 
 
 def _tensors(
-    decoder: Decoder, dtype: np.dtype, counter: MergeCounter | None
+    decoder: Decoder, dtype: np.dtype, counter: MergeCounter | None, base: BaseTensors | None
 ) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
     """Return the sizes of all tensors in bytes, and a function that returns a tensor by name."""
     n_layers = decoder.architecture.num_hidden_layers
@@ -343,12 +349,18 @@ def _tensors(
             leaf = getattr(leaf, key)
         if mapping.transposed:
             merged = np.asarray(merged_kernel(leaf, layer))
-            rounded = _rounded(name, merged, dtype)
+            rounded = round_tensor(name, merged, dtype)
             if counter is not None and leaf.adapter is not None:
                 counter.add(np.asarray(leaf.kernel[layer]), merged, rounded)
-            return rounded.T
-        leaf = getattr(leaf, mapping.path[-1])[...]
-        return _rounded(name, np.asarray(leaf[layer] if mapping.stacked else leaf), dtype)
+            values, rounded = merged.T, rounded.T
+        else:
+            leaf = getattr(leaf, mapping.path[-1])[...]
+            values = np.asarray(leaf[layer] if mapping.stacked else leaf)
+            rounded = round_tensor(name, values, dtype)
+        before = None if base is None else base(name, values.shape)
+        if counter is not None and before is not None:
+            counter.add(before, values, rounded)
+        return rounded
 
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
     sizes = {
@@ -357,16 +369,6 @@ def _tensors(
         for name, (mapping, _) in sorted(sources.items())
     }
     return sizes, read
-
-
-def _rounded(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
-        rounded = values.astype(dtype)
-    if not np.isfinite(rounded).all() and np.isfinite(values).all():
-        raise ValueError(
-            f"tensor {name} is too large for {dtype.name}: export it with `--dtype float32`"
-        )
-    return rounded
 
 
 def stored_dtype(folder: Path) -> str | None:

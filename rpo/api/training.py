@@ -12,7 +12,7 @@ from rpo.runtime.config_files import load_config, read_config
 from rpo.runtime.errors import check_whole_number, user_input
 from rpo.runtime.export_sources import (
     describe_missing_run,
-    find_export_dtype,
+    find_export_base,
     find_export_template,
     find_export_tokenizer,
 )
@@ -177,7 +177,7 @@ def export(
             raise ValueError(describe_missing_run(run_folder))
         prepare_new_folder(folder)
         from llm.config import TrainConfig
-        from llm.hf.io import export_model
+        from llm.hf.io import export_model, stored_dtype
         from llm.precision import computing_in
         from llm.text.template_options import stored_template_options
         from llm.text.tokenizer import TokenizerOptions
@@ -195,7 +195,10 @@ def export(
             options = stored_template_options(TokenizerOptions.from_config(config.data))
         base = config.model.path
         policy = load_policy(run_folder, step, base_model=base, mesh=config.mesh)
-        chosen = find_export_dtype(config) if dtype is None else dtype
+        base_folder = find_export_base(config)
+        chosen = dtype
+        if dtype is None and base_folder is not None:
+            chosen = stored_dtype(base_folder)
         with computing_in(config.model.dtype):
             report = export_model(
                 policy.decoder,
@@ -203,6 +206,7 @@ def export(
                 tokenizer_folder=tokenizer_folder,
                 chat_template=template,
                 template_options=options,
+                base_folder=base_folder,
                 dtype=chosen,
             )
     return ExportResult(folder, policy.step, *report)

@@ -50,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
     )
     size = _size(result.n_bytes)
     text = f"written to {args.out}: the policy after step {result.step} ({result.dtype}, {size})\n"
-    merge = result.merge
-    if merge is not None and merge.n_unchanged:
+    lost = result.rounding
+    if lost is not None and lost.n_unchanged:
         text += (
-            f"adapters merged in float32, rounded once to {result.dtype}: "
-            f"{merge.unchanged_share:.1%} of the changed weights are as before, the rounding has "
-            f"{merge.lost_norm:.1%} of the update's norm (`--dtype float32` keeps the update)\n"
+            f"rounded once to {result.dtype}: {lost.unchanged_share:.1%} of the changed weights "
+            f"are as before the run, the rounding has {lost.lost_norm:.1%} of the update's norm "
+            "(`--dtype float32` keeps the update)\n"
         )
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from llm.config import TrainConfig
-    from llm.hf.merging import MergeReport
+    from llm.hf.merging import RoundingReport
     from llm.train.memory_plan import MemoryPlan
 
 GIB = 2**30
@@ -283,27 +283,27 @@ class ExportResult(Result):
         step: training step of the exported checkpoint.
         dtype: name of the dtype of the tensors.
         n_bytes: size of all tensors together.
-        merge: what rounding the merged adapters has lost; None without adapters.
+        rounding: what rounding has lost of the update; None if nothing was rounded or compared.
     """
 
     folder: Path
     step: int
     dtype: str
     n_bytes: int
-    merge: MergeReport | None = None
+    rounding: RoundingReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values; ``merge`` only for a run with adapters."""
+        """Return the fields as plain values; ``rounding`` only if it was measured."""
         document = {
             "out": str(self.folder),
             "step": self.step,
             "dtype": self.dtype,
             "bytes": self.n_bytes,
         }
-        if self.merge is not None:
-            document["merge"] = {
-                "changed": self.merge.n_changed,
-                "unchanged_share": self.merge.unchanged_share,
-                "lost_norm": self.merge.lost_norm,
+        if self.rounding is not None:
+            document["rounding"] = {
+                "changed": self.rounding.n_changed,
+                "unchanged_share": self.rounding.unchanged_share,
+                "lost_norm": self.rounding.lost_norm,
             }
         return document

@@ -89,15 +89,14 @@ def find_export_template(config: TrainConfig, folder: Path | None) -> str | None
         raise ValueError(f"`data.chat_template` of the run: {error}") from error
 
 
-def find_export_dtype(config: TrainConfig) -> str | None:
-    """Return the dtype of the base model's files.
+def find_export_base(config: TrainConfig) -> Path | None:
+    """Return the folder of the weights that a run began with; the export takes its dtype.
 
     Args:
         config: configuration of the run.
 
     Returns:
-        Name of the dtype; None, for that of the parameters, if the run began from random
-        parameters or the base model is not there.
+        The folder; None if the run began from random parameters or the weights are not there.
     """
     from llm.data.model_folder import resolve_model_folder
     from llm.hf.io import stored_dtype
@@ -106,13 +105,14 @@ def find_export_dtype(config: TrainConfig) -> str | None:
     if source is None:
         return None
     try:
-        found = stored_dtype(resolve_model_folder(source))
+        folder = resolve_model_folder(source)
+        if stored_dtype(folder) is not None:
+            return folder
     except ValueError:
-        found = None
-    if found is None:
-        _logger.info(
-            "%s is not there: the tensors get the dtype of the parameters, %s (see --dtype)",
-            source,
-            config.model.param_dtype,
-        )
-    return found
+        pass
+    _logger.info(
+        "%s is not there: the tensors get the dtype of the parameters, %s (see --dtype)",
+        source,
+        config.model.param_dtype,
+    )
+    return None

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
+from llm.hf.io import export_model, load_model
 from llm.hf.merging import MergeCounter
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
 
 BF16 = ml_dtypes.bfloat16
 
@@ -23,6 +30,21 @@ def test_closed_form_of_the_lost_part_of_an_update() -> None:
     updates = np.array([1 / 512, 1 / 128, 3 / 256])
     lost = np.array([1 / 512, 0, 1 / 256])  # 3/256 is a tie, rounded to even: 4/256
     np.testing.assert_allclose(report.lost_norm, np.linalg.norm(lost) / np.linalg.norm(updates))
+
+
+def test_closed_form_a_narrow_export_is_compared_with_its_base(tmp_path: Path) -> None:
+    """A change of 1/512 at 1 is lost in bfloat16, one of 1/128 is not."""
+    sizes = {"vocab_size": 5, "hidden_size": 4, "intermediate_size": 6}
+    small = Architecture(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    decoder = Decoder(small, rngs=nnx.Rngs(0), param_dtype=jnp.float32)
+    export_model(decoder, tmp_path / "base", dtype="bfloat16")
+    trained = load_model(tmp_path / "base")
+    trained.norm.weight[...] += jnp.asarray([0.0, 1 / 512, 1 / 128, 1 / 512], jnp.float32)
+    options = {"base_folder": tmp_path / "base"}
+    report = export_model(trained, tmp_path / "narrow", dtype="bfloat16", **options)
+    assert report.rounding is not None
+    assert (report.rounding.n_changed, report.rounding.n_unchanged) == (3, 2)
+    assert export_model(trained, tmp_path / "wide", **options).rounding is None
 
 
 def test_limit_without_an_update_nothing_is_lost() -> None:

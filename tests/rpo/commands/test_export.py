@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 
 from llm.config import DataConfig, ModelConfig, TrainConfig
 from llm.hashing import weights_digest
-from llm.hf.io import load_model
+from llm.hf.io import load_model, stored_dtype
 from llm.models.lora import trainable_filter
 from rpo.cli import main
-from rpo.runtime.export_sources import find_export_dtype
+from rpo.runtime.export_sources import find_export_base
 
 CONFIG = """
 name: tiny
@@ -103,9 +103,11 @@ def test_closed_form_an_export_has_the_dtype_of_the_base_unless_asked(folder: Pa
     for name in ("bfloat16", "float32"):
         assert main(["export", "full", "--out", f"base-{name}", "--dtype", name]) == 0
         based = ModelConfig(path=f"base-{name}", param_dtype="float64")
-        assert find_export_dtype(replace(RUN, model=based)) == name
-    assert find_export_dtype(RUN) is None
-    assert find_export_dtype(replace(RUN, model=ModelConfig(path="out/gone"))) is None
+        base = find_export_base(replace(RUN, model=based))
+        assert base is not None
+        assert stored_dtype(base) == name
+    assert find_export_base(RUN) is None
+    assert find_export_base(replace(RUN, model=ModelConfig(path="out/gone"))) is None
 
 
 def test_closed_form_the_part_of_an_update_that_rounding_loses_is_reported(
@@ -120,9 +122,9 @@ def test_closed_form_the_part_of_an_update_that_rounding_loses_is_reported(
     wide = load_file(folder / "unrounded" / "model.safetensors")
     for name, tensor in wide.items():  # rounded once
         np.testing.assert_array_equal(narrow[name], tensor.astype(ml_dtypes.bfloat16))
-    assert result["merge"]["changed"] == 4 * 8 * 8 + 3 * 8 * 8
-    assert 0 < result["merge"]["unchanged_share"] < 1
-    assert 0 < result["merge"]["lost_norm"] < 1
+    assert result["rounding"]["changed"] == 4 * 8 * 8 + 3 * 8 * 8
+    assert 0 < result["rounding"]["unchanged_share"] < 1
+    assert 0 < result["rounding"]["lost_norm"] < 1
 
 
 def test_raises_for_a_moved_tokenizer_and_takes_another_one(
