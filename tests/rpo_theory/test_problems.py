@@ -15,6 +15,7 @@ from rpo_theory.problems import (
     PROBABILITY_TOLERANCE,
     InvalidProblemError,
     normalize,
+    problem_from_votes,
     problem_from_wins,
     validate,
     validate_policy,
@@ -238,7 +239,9 @@ def test_closed_form_from_votes_gives_no_mass_to_the_actions_of_other_contexts()
     np.testing.assert_array_equal(problem.reference_policy, expected)
     more = Problem.from_votes(*VOTES, beta=0.5, eta=0.1, context_labels=["q", "p", "empty"])
     np.testing.assert_allclose(more.reference_policy, [*expected[::-1], [1 / 3] * 3], rtol=1e-15)
-    given = Problem.from_votes(*VOTES, beta=0.5, eta=0.1, reference_policy=np.full((2, 3), 1 / 3))
+    third = np.full((2, 3), 1 / 3)
+    labels: dict[str, Any] = {"context_labels": None, "action_labels": None}
+    given = problem_from_votes(*VOTES, None, beta=0.5, eta=0.1, reference_policy=third, **labels)
     np.testing.assert_allclose(given.reference_policy, 1 / 3, rtol=1e-15)
 
 
