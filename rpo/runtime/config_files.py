@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -38,7 +38,18 @@ def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) ->
         ValueError: if the file or an override is invalid; the message names the key.
         OSError: if the file cannot be read.
     """
-    return _build(read_yaml(path), cls, _split_overrides(overrides), source=str(path))
+    values = read_yaml(path)
+    seen = set()
+    for key, word in _split_overrides(overrides):
+        if key in seen:
+            raise ValueError(f"argument --{key}: is given twice")
+        seen.add(key)
+        try:
+            _override(values, cls, key, word)
+        except ConfigError as error:
+            rule = str(error).removeprefix(f"`{key}` ")
+            raise ValueError(f"argument --{key}: {rule}") from error
+    return _build(values, cls, source=str(path))
 
 
 def load_config(
@@ -61,14 +72,19 @@ def load_config(
         ValueError: if the file or an override is invalid; the message names the key.
         OSError: if the file cannot be read.
     """
-    given = {key: _to_word(value) for key, value in (overrides or {}).items()}
-    if not isinstance(source, cls):
+    if isinstance(source, cls):
+        if not overrides:
+            return source
+        name, values = cls.__name__, dataclasses.asdict(cast("Any", source))
+    else:
         path = Path(cast("str", source))
-        return _build(read_yaml(path), cls, given.items(), source=str(path))
-    if not given:
-        return source
-    values = dataclasses.asdict(cast("Any", source))
-    return _build(values, cls, given.items(), source=cls.__name__)
+        name, values = str(path), read_yaml(path)
+    for key, value in (overrides or {}).items():
+        try:
+            _override(values, cls, key, _to_word(value))
+        except ConfigError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return _build(values, cls, source=name)
 
 
 def to_yaml(config: Any) -> bytes:
@@ -83,20 +99,8 @@ def to_yaml(config: Any) -> bytes:
     return format_yaml(dataclasses.asdict(config))
 
 
-def _build(
-    values: dict[str, Any],
-    cls: type[Config],
-    overrides: Iterable[tuple[str, str]],
-    *,
-    source: str,
-) -> Config:
-    """Build a configuration from plain values, some of which are replaced by words."""
-    seen = set()
-    for key, word in overrides:
-        if key in seen:
-            raise ValueError(f"argument --{key}: is given twice")
-        seen.add(key)
-        _override(values, cls, key, word)
+def _build(values: dict[str, Any], cls: type[Config], *, source: str) -> Config:
+    """Build a configuration from plain values."""
     try:
         return build(cls, values)
     except (ValueError, TypeError, OverflowError) as error:
@@ -123,11 +127,7 @@ def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 def _override(values: dict[str, Any], cls: Any, key: str, word: str) -> None:
     """Replace one value, given by its dotted key and the word of a command line."""
-    try:
-        value = _read_word(type_of_key(cls, key), word, key)
-    except ConfigError as error:
-        rule = str(error).removeprefix(f"`{key}` ").strip()
-        raise ValueError(f"argument --{key}: {rule}") from error
+    value = _read_word(type_of_key(cls, key), word, key)
     *parents, name = key.split(".")
     inner = values
     for parent in parents:
@@ -135,7 +135,7 @@ def _override(values: dict[str, Any], cls: Any, key: str, word: str) -> None:
             inner[parent] = {}
         inner = inner[parent]
         if not isinstance(inner, dict):
-            raise ValueError(f"argument --{key}: `{parent}` is not a mapping in the configuration")
+            raise ConfigError(f"`{key}` must be below a mapping, but `{parent}` is none")
     if isinstance(value, dict) and isinstance(inner.get(name), dict):
         inner[name] = {**inner[name], **value}
     else:
@@ -153,7 +153,9 @@ def _read_word(hint: Any, word: str, key: str) -> Any:
     except ConfigError as error:
         return _read_text(hint, word, key, error)
     except ValueError as error:  # not YAML
-        return _read_text(hint, word, key, ConfigError(str(error).strip()))
+        return _read_text(
+            hint, word, key, ConfigError(f"`{key}` cannot be read: {str(error).strip()}")
+        )
     return value
 
 
