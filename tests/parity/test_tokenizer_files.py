@@ -22,6 +22,8 @@ from tokenizers import (
 from llm.data.preferences import Message, RowError
 from llm.text.tokenizer import TokenizerOptions, load_tokenizer
 
+transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+
 pytestmark = pytest.mark.parity
 
 TEMPLATE = (
@@ -164,20 +166,18 @@ def write_random_folder(folder: Path, seed: int) -> dict[str, Any]:
 def test_parity_odd_tokenizer_folders_have_the_ids_of_transformers_or_are_refused_by_key(
     seed: int, tmp_path: Path
 ) -> None:
-    from transformers import AutoTokenizer
-
     settings = write_random_folder(tmp_path, seed)
     options = TokenizerOptions(special_tokens="as_text")
     try:
-        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     except (TypeError, ValueError, AttributeError) as error:
         pytest.skip(f"Transformers refuses the folder: {error}")
-    refusal = ""
+    refusal, ours = "", None
     try:
         ours = load_tokenizer(tmp_path, options)
     except ValueError as error:
         refusal = str(error)
-    if refusal:
+    if ours is None:
         # Without an end token, or with one that is found only after a space, nothing is trained.
         reasons = ("must write an end token", "tokenizer_class", "text beside the special token")
         assert refusal.startswith(str(tmp_path))
@@ -205,15 +205,13 @@ def test_parity_odd_tokenizer_folders_have_the_ids_of_transformers_or_are_refuse
 def test_parity_a_token_beside_text_takes_its_whitespace_as_in_transformers(
     tmp_path: Path,
 ) -> None:
-    from transformers import AutoTokenizer
-
     fast = byte_level()
     fast.add_special_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True), "<|turn|>"])
     fast.save(str(tmp_path / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     messages = [{"role": "user", "content": "a  "}]
     assert ours.encode_prompt([Message("user", "a  ")]) == theirs.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
