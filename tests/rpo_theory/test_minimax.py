@@ -169,7 +169,7 @@ def test_limit_a_response_that_never_wins_gets_probability_zero() -> None:
     assert solution.reward[0, 2] == -np.inf
     # With eta scaled to the ten comparisons that remain of ten: five are among the first two.
     left = problem._replace(
-        reference_policy=ref[:, :2], baseline_policy=base[:, :2], wins=wins[:, :2, :2]
+        reference_policy=1.5 * ref[:, :2], baseline_policy=base[:, :2], wins=wins[:, :2, :2]
     )
     share = left.wins.sum() / wins.sum()
     left = left._replace(eta=np.array(0.8 / share))
