@@ -101,13 +101,14 @@ def score(
     with user_input(), computing_in(dtype):
         loaded = load_model_and_tokenizer(os.fspath(model), options)
         tokenized = read_pairs(os.fspath(data), loaded, options)
-        notes = log_report(tokenized.report, (*loaded.notes, *tokenized.notes))
         scores = score_pairs(
             loaded.decoder,
             tokenized.pairs,
             batch_size=batch_size,
             progress=lambda batches, n: track_progress(batches, n, "batches scored"),
         )
+        # Reported at the end, so that an error is one line.
+        notes = log_report(tokenized.report, (*loaded.notes, *tokenized.notes))
         lines = (json.dumps(row._asdict(), allow_nan=False) + "\n" for row in scores)
         write_atomic(path, "".join(lines).encode())
     return Scores(path, len(scores), tokenized.report, notes)
@@ -289,16 +290,17 @@ def generate(
             notes = [f"{os.fspath(data)}: {note}" for note in notes]
         loaded = load_model_and_tokenizer(os.fspath(model), options)
         settings = model_settings(loaded, options, given)
+        with naming_options():
+            replies = generate_replies(
+                loaded.decoder,
+                loaded.tokenizer,
+                questions,
+                settings.config,
+                end_ids=settings.end_ids,
+                batch_size=batch_size,
+                progress=lambda batches, n: track_progress(batches, n, "batches answered"),
+            )
         distinct = log_report({}, (*loaded.notes, *settings.notes, *notes))
-        replies = generate_replies(
-            loaded.decoder,
-            loaded.tokenizer,
-            questions,
-            settings.config,
-            end_ids=settings.end_ids,
-            batch_size=batch_size,
-            progress=lambda batches, n: track_progress(batches, n, "batches answered"),
-        )
         if path is None:
             reply = replies[0][0]
             return Reply(**reply._asdict(), settings=settings.record(), notes=distinct)

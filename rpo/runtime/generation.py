@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from llm.inference.sampling import GenerationConfig
 
 
+DEFAULT_LENGTH = 256
+"""Tokens of a reply if neither the folder nor an option says another number."""
 FILTERS = ("top_p", "top_k", "min_p")
 """Settings that only sampling has."""
 
@@ -78,10 +80,11 @@ def model_settings(
     notes = [f"{folder}: {note}" for note in stored_notes]
     taken = {name: value for name, value in stored.items() if name not in given}
     half = max(1, model.decoder.architecture.max_position_embeddings // 2)
-    if taken.get("max_new_tokens", 1) > half:
+    length = given.get("max_new_tokens", taken.get("max_new_tokens", DEFAULT_LENGTH))
+    if "max_new_tokens" not in given and length > half:
         notes.append(
-            f"{folder}: `max_new_tokens` {taken['max_new_tokens']:,} is cut to {half:,}, half of "
-            "what the model reads: give --max-new-tokens for another length"
+            f"{folder}: `max_new_tokens` {length:,} is cut to {half:,}, half of what the model "
+            "reads: give --max-new-tokens for another length"
         )
         taken["max_new_tokens"] = half
     config = _merge(taken, given)
@@ -92,7 +95,7 @@ def model_settings(
         unused = ", ".join(f"--{name.replace('_', '-')}" for name in FILTERS if name in given)
         if unused:
             notes.append(f"{unused} without effect: at temperature 0 the likeliest token is taken")
-    if taken:
+    if stored and taken:
         shown = ", ".join(f"{name} {value:g}" for name, value in taken.items())
         notes.append(f"{folder}: settings of generation_config.json: {shown}")
     if options.tokenizer is not None and end_ids - model.tokenizer.end_ids:

@@ -287,7 +287,8 @@ def naming_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        message = _MAPPING.sub(r"`--columns '\1'`", str(error))
+        message = str(error).replace("`special_tokens: as_text`", "`--special-tokens as_text`")
+        message = _MAPPING.sub(r"`--columns '\1'`", message)
         message = _KEY.sub(lambda match: _OPTIONS[match[1]] + (" " if match[2] else ""), message)
         if message == str(error):
             raise

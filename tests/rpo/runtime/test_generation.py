@@ -23,11 +23,12 @@ def settings(
     *,
     config: Any = None,
     tokenizer: str | None = None,
+    positions: int = 1024,
     **given: Any,
 ) -> ModelSettings:
     (folder / "config.json").write_text(json.dumps(config or {}))
     (folder / "generation_config.json").write_text(json.dumps(stored))
-    decoder = SimpleNamespace(architecture=SimpleNamespace(max_position_embeddings=1024))
+    decoder = SimpleNamespace(architecture=SimpleNamespace(max_position_embeddings=positions))
     model: Any = SimpleNamespace(folder=folder, decoder=decoder, tokenizer=ByteTokenizer())
     return model_settings(model, LoadingOptions(tokenizer=tokenizer), given_settings(**given))
 
@@ -61,6 +62,9 @@ def test_limit_a_folder_may_ask_for_half_of_the_positions(tmp_path: Path) -> Non
     found = settings(tmp_path, {"max_new_tokens": 2048})
     assert found.config.max_new_tokens == 512
     assert "`max_new_tokens` 2,048 is cut to 512" in found.notes[0]
+    short = settings(tmp_path, {}, positions=64)
+    assert short.config.max_new_tokens == 32
+    assert "`max_new_tokens` 256 is cut to 32" in short.notes[0]
     given = settings(tmp_path, {"max_new_tokens": 2048}, max_new_tokens=600)
     assert given.config.max_new_tokens == 600
 
