@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -34,13 +35,13 @@ def test_closed_form_of_the_lost_part_of_an_update() -> None:
 
 def test_closed_form_a_narrow_export_is_compared_with_its_base(tmp_path: Path) -> None:
     """A change of 1/512 at 1 is lost in bfloat16, one of 1/128 is not."""
-    sizes = {"vocab_size": 5, "hidden_size": 4, "intermediate_size": 6}
+    sizes: dict[str, Any] = {"vocab_size": 5, "hidden_size": 4, "intermediate_size": 6}
     small = Architecture(**sizes, num_hidden_layers=1, num_attention_heads=2)
     decoder = Decoder(small, rngs=nnx.Rngs(0), param_dtype=jnp.float32)
     export_model(decoder, tmp_path / "base", dtype="bfloat16")
     trained = load_model(tmp_path / "base")
     trained.norm.weight[...] += jnp.asarray([0.0, 1 / 512, 1 / 128, 1 / 512], jnp.float32)
-    options = {"base_folder": tmp_path / "base"}
+    options: dict[str, Any] = {"base_folder": tmp_path / "base"}
     report = export_model(trained, tmp_path / "narrow", dtype="bfloat16", **options)
     assert report.rounding is not None
     assert (report.rounding.n_changed, report.rounding.n_unchanged) == (3, 2)

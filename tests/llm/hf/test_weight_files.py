@@ -172,6 +172,8 @@ def test_raises_for_weights_of_eight_bits_by_name(tmp_path: Path) -> None:
         write(tmp_path, {SAFE_WEIGHTS_NAME: tensors() | {name: np.ones((6, 4), dtype)}})
         with pytest.raises(ValueError, match=f"tensor {name} must be of type F64.*got {shown}$"):
             model_notes(tmp_path)
+        with SafetensorsReader(tmp_path) as files:
+            files.check_dtype("model.norm.weight")
 
 
 def test_closed_form_the_text_part_of_a_model_with_images_is_read(tmp_path: Path) -> None:
