@@ -69,7 +69,7 @@ def test_limit_a_folder_may_ask_for_half_of_the_positions(tmp_path: Path) -> Non
     assert given.config.max_new_tokens == 600
 
 
-def test_property_all_end_ids_of_the_folder_end_replies_of_its_own_tokenizer(
+def test_property_all_end_ids_of_the_folder_end_replies(
     tmp_path: Path,
 ) -> None:
     config = {"eos_token_id": [1, 7]}
