@@ -329,7 +329,9 @@ def test_raises_with_the_rows_if_only_the_evaluation_overflows(
     with pytest.raises(NonFiniteError, match=message):
         run(one, tmp_path / "run")
     assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
-    (folder / "held_out.jsonl").write_text((folder / "rows.jsonl").read_text())
+    # A copy of the training file would be refused; spaces make it another file.
+    spaced = (folder / "rows.jsonl").read_text().replace("{", "{ ")
+    (folder / "held_out.jsonl").write_text(spaced)
     separate = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
     with pytest.raises(NonFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
         run(dataclasses.replace(one, data=separate), tmp_path / "other")
