@@ -167,13 +167,9 @@ class Trainer:
         run, pending = self.run, self._pending
         with computing_in(run.config.model.dtype):
             self.tracker.start(self.first_step if pending is None else self.first_step - 1)
-            notes = (
-                *self._resume_notes,
-                *describe_run(run),
-                describe_last_step(run.sampler, run.num_steps),
-                describe_warmup(run.config.optimizer, run.num_steps),
-            )
-            for line in filter(None, notes):
+            last = describe_last_step(run.sampler, run.num_steps)
+            warmup = describe_warmup(run.config.optimizer, run.num_steps)
+            for line in filter(None, (*self._resume_notes, *describe_run(run), last, warmup)):
                 _logger.info(line)
             # Further stop signals are ignored until the final checkpoint is complete.
             with self._stop_on_signals(), self.checkpoints:
