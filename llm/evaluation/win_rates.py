@@ -124,7 +124,7 @@ def exact_rate_interval(successes: float, trials: int) -> tuple[float, float]:
         the binomial", 1934.
 
     Examples:
-        >>> [round(end, 4) for end in exact_rate_interval(0, 10)]
+        >>> [round(end, 4) for end in exact_rate_interval(0.0, 10)]
         [0.0, 0.3085]
     """
     from scipy.special import betaincinv

@@ -94,8 +94,8 @@ def penalize_repetitions(
 
     Examples:
         >>> seen = jnp.array([[True, True, False]])
-        >>> penalize_repetitions(jnp.array([[2.0, -2.0, 2.0]]), seen, jnp.float32(4.0))
-        Array([[ 0.5, -8. ,  2. ]], dtype=float32)
+        >>> penalize_repetitions(jnp.array([[2.0, -2.0, 2.0]]), seen, jnp.float32(4.0)).tolist()
+        [[0.5, -8.0, 2.0]]
     """
     factor = penalty.astype(logits.dtype)
     return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
@@ -127,8 +127,8 @@ def filter_logits(
 
     Examples:
         >>> logits = jnp.array([[1.0, 3.0, 2.0]])
-        >>> filter_logits(logits, jnp.float32(2.0), jnp.float32(1.0), jnp.int32(2))
-        Array([[-inf,  1.5,  1. ]], dtype=float32)
+        >>> filter_logits(logits, jnp.float32(2.0), jnp.float32(1.0), jnp.int32(2)).tolist()
+        [[-inf, 1.5, 1.0]]
     """
     divisor = temperature.astype(logits.dtype)
     scaled = logits / divisor
