@@ -30,6 +30,7 @@ def common_prefix(first: Messages, second: Messages) -> Messages:
         assistant at their end.
 
     Examples:
+        >>> from llm.data.messages import Message
         >>> user, yes, no = (Message("user", "Hi"), *(Message("assistant", text) for text in "yn"))
         >>> common_prefix((user, yes), (user, no)) == (user,)
         True
@@ -54,6 +55,7 @@ class Conversation:
         where: source of the row.
 
     Examples:
+        >>> from llm.data.messages import Message
         >>> user, reply = Message("user", "Is it so?"), Message("assistant", "Is it so? Yes.")
         >>> responses = dict.fromkeys(("chosen", "rejected"), (reply,))
         >>> conversation = Conversation((user,), responses, "a.jsonl:1")
@@ -76,6 +78,7 @@ class Conversation:
             ValueError: if ``system`` is another message, or contradicts that of the prompt.
 
         Examples:
+            >>> from llm.data.messages import Message
             >>> user, reply = Message("user", "Hi"), Message("assistant", "Hello")
             >>> conversation = Conversation((user,), {"chosen": (user, reply)}, "a.jsonl:1")
             >>> conversation.remove_prompt((Message("system", "Be brief."),))
@@ -121,6 +124,7 @@ class Conversation:
             ValueError: if a column holds anything else; the message names all of them.
 
         Examples:
+            >>> from llm.data.messages import Message
             >>> conversation = Conversation((Message("user", "Hi"),), {}, "a.jsonl:1")
             >>> conversation.check_repeats({"question": "Hi"}, (), RowRules())
         """

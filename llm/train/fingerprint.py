@@ -133,6 +133,12 @@ def configuration_of(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         All sections but the mesh, without :data:`FREE_TRAINER_KEYS`.
+
+    Examples:
+        >>> from llm.config import DataConfig, ModelConfig
+        >>> model, data = ModelConfig(path="policy"), DataConfig(train="rows.jsonl")
+        >>> sorted(configuration_of(TrainConfig(name="run", model=model, data=data)))[:3]
+        ['data', 'model', 'name']
     """
     kept = asdict(config)
     kept.pop("mesh")

@@ -79,6 +79,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Returns:
         The complete lines, with that of a finished run.
+
+    Examples:
+        >>> read_log(Path("no_such_run/metrics.jsonl"))
+        []
     """
     if not path.exists():
         return []

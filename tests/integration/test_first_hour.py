@@ -24,7 +24,7 @@ PAGES = [
 ]
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.S | re.M)
 SHELL = ("console", "sh")
-ELSEWHERE = "cluster"
+CLUSTER = "cluster"
 """Title of blocks whose commands need several hosts or an accelerator."""
 NOT_RUN = re.compile(
     r"^(make|pip|git|cd|\.) "  # installation
@@ -55,7 +55,7 @@ def blocks(page: str) -> list[Block]:
 
 def commands(block: Block) -> list[str]:
     """Return the commands of a block: after a prompt in a console, every line in a script."""
-    if block.language not in SHELL or block.title == ELSEWHERE:
+    if block.language not in SHELL or block.title == CLUSTER:
         return []
     lines = block.text.replace("\\\n", " ").splitlines()
     if block.language == "console":
@@ -127,7 +127,7 @@ def test_property_the_commands_of_a_page_run_in_a_fresh_clone(
 
 def test_property_the_readme_shows_a_command_of_every_kind_of_user() -> None:
     shown = [shlex.split(line) for block in blocks("README.md") for line in commands(block)]
-    used = {words[1] for words in shown if words[0] == "rpo"}
+    used = {arguments[1] for arguments in shown if arguments[0] == "rpo"}
     assert {"solve", "study", "train", "export", "generate"} <= used, used
 
 

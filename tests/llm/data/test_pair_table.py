@@ -78,7 +78,7 @@ def test_closed_form_arrays_hold_lengths_rows_and_reference_of_the_pairs() -> No
     np.testing.assert_array_equal(table.reference, [[-1.0, -2.0, np.nan], [np.nan] * 3])
 
 
-def test_property_the_digest_depends_on_rows_tokens_and_scored_tokens_alone() -> None:
+def test_property_the_digest_depends_only_on_rows_tokens_and_scored_tokens() -> None:
     pair = PairTokens((1, 2, 3), (4,), (5, 6), None, 7, (-1.0, -2.0))
     other = pair._replace(row=8)
     table = PairTable.from_pairs([pair, other])

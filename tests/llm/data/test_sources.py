@@ -132,6 +132,9 @@ def test_closed_form_a_file_of_a_hub_data_set_is_in_one_split(hub: Path) -> None
     files = ("train/test-questions.jsonl", "train/rows.jsonl", "README.md", ".hidden/train.jsonl")
     write(hub / "someone--pairs", *files)
     assert hub_names("someone/pairs") == ["train/rows.jsonl"]
+    repository = HubRepository("someone/pairs", None, "")
+    ((path, shown),) = hub_datasets.repository_files(repository, None, "someone/pairs")
+    assert (path.name, shown) == ("rows.jsonl", "someone/pairs/train/rows.jsonl")
     assert hub_names("someone/pairs:test") == ["train/test-questions.jsonl"]
     assert hub_names("hf://someone/pairs/train/rows.jsonl") == ["train/rows.jsonl"]
     prefs = [

@@ -132,9 +132,7 @@ def test_limit_a_model_against_itself_ties_every_pair() -> None:
 def test_raises_with_the_metric_that_is_not_finite() -> None:
     config = ObjectiveConfig(beta=1e38, eta=1e38)
     scores = [[score._replace(chosen_logp=value) for score in POLICY] for value in (-1e300, -1.0)]
-    with pytest.raises(
-        ValueError, match=r"metric `loss` is nan, which is not finite: `beta` 1e"
-    ):
+    with pytest.raises(ValueError, match=r"metric `loss` is nan, which is not finite: `beta` 1e"):
         preference_metrics(config, *scores)
 
 

@@ -205,7 +205,7 @@ BAD = [
     ([*BOTH, *DATA, "--beta", "1e-320"], "`objective.beta` must be in the range of float32"),
     ([*BOTH, *DATA, "--temperature", "1"], "argument --temperature: goes with --reward"),
     ([*BOTH, *DATA, "--gamed", "g.csv"], "argument --gamed: goes with --judgments"),
-    ([*BOTH, "--judgments", "pairs.jsonl", "--max-length", "9"], "argument --max-length: goes wit"),
+    ([*BOTH, "--judgments", "pairs.jsonl", "--max-length", "9"], "argument --max-length: goes w"),
     ([*BOTH, "--judgments", "pairs.jsonl", *BYTES[:2]], "argument --tokenizer: goes with --data"),
     (
         ["evaluate", "--model=b", "--reference=a", "--judgments=pairs.jsonl", "--gamed=x"],
