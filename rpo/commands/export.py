@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     lost = result.rounding
     if lost is not None and lost.n_unchanged:
         text += (
-            f"rounded once to {result.dtype}: {lost.unchanged_share:.1%} of the changed weights "
-            f"are as before the run, the rounding has {lost.lost_norm:.1%} of the update's norm "
-            "(`--dtype float32` keeps the update)\n"
+            f"rounded once to {result.dtype}: {lost.unchanged_share:.1%} of the weights that the "
+            "run changed are equal to the base model's again; the norm of the rounding error is "
+            f"{lost.lost_norm:.1%} of the update's (`--dtype float32` keeps the whole update)\n"
         )
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

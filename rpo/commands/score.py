@@ -55,8 +55,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--special-tokens",
         choices=("refuse", "as_text"),
-        help="refuse texts in which a control token stands, or write it as text (default: that of "
-        "the run that exported the model, or refuse)",
+        help="refuse a text that contains a control token, or write the token as ordinary text "
+        "(default: that of the run that exported the model, or refuse)",
     )
     parser.add_argument(
         "--data-format",

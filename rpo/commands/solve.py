@@ -1,4 +1,4 @@
-"""Solve one problem of the adversarial max-min, with a proof of optimality.
+"""Solve one max-min problem against an adversarial reward, with a proof of optimality.
 
 The problem is a JSON file, or a file of votes with the columns context, winner, loser and count, or
 model_a, model_b and winner. The answer is printed to stdout as one JSON object; the human-readable
@@ -10,8 +10,9 @@ summary goes to stderr. A complete problem file:
 
 A comparison is [context, winner, loser, count], with indices from 0. The reward class may also be
 {"kind": "linear", "features": [x][a][d], "radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or
-{"kind": "unbounded"}. With "true_reward" [x][a] the answer also has the gap and the coverage of the
-"comparator" [x][a], by default the best action.
+{"kind": "unbounded"}; the axes are context x, action a, feature d and reward k. With "true_reward"
+[x][a] the answer also has the gap to the "comparator" [x][a], by default the best action of each
+context, and the coverage coefficient of the comparator.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="minimax: minimize over rewards (default); maximin: maximize over policies, Algorithm "
         "1; policy: minimize the RPO loss over policies, Algorithm 2",
     )
-    default = "default: that of the problem; 1 / sqrt(number of votes)"
+    default = "default: that of the problem file; for votes, 1 / sqrt(number of votes)"
     parser.add_argument(
         "--beta", type=number(0.0, inclusive=False), help=f"weight of the KL term ({default})"
     )
@@ -64,23 +65,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reward-max",
         type=number(0.0, inclusive=False),
         help="upper bound of the rewards of a tabular class; the lower bound is 0 (default: that "
-        "of the problem; 4 for votes)",
+        "of the problem file; for votes, 4)",
     )
     parser.add_argument(
         "--baseline",
         choices=("chosen", "reference"),
         help="baseline policy: the distribution of the winners in each context, or the reference "
-        "policy (default: that of the problem; chosen for votes)",
+        "policy (default: that of the problem file; for votes, chosen)",
     )
     parser.add_argument(
         "--context-weights",
         choices=("votes", "uniform"),
-        help="for votes: weight of a context, its share of the votes (default) or the same for all",
+        help="for votes: weight contexts by their share of the votes (default), or uniformly",
     )
     parser.add_argument(
         "--contexts",
         action="store_true",
-        help="show the policy of every context in the summary, not only of a few",
+        help="show the probability of every action in every context, however many there are",
     )
 
 
