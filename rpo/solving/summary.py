@@ -130,11 +130,16 @@ def _contrast(answer: Answer, dpo: CertifiedSolution) -> str:
     contexts = answer.contexts or tuple(map(str, range(len(rpo_policy))))
     names = [_printable(contexts[x]) for x in differs[:_LISTED]]
     listed = f" ({', '.join(names)}{', ...' if len(differs) > _LISTED else ''})" if names else ""
-    number = f"{len(rpo_policy)} context{'' if len(rpo_policy) == 1 else 's'}"
-    return (
-        f"The most likely action differs in {len(differs)} of {number}{listed}; "
-        f"its mean probability is {rpo_policy.max(axis=1).mean():.2f} under RPO "
+    probabilities = (
+        f"probability is {rpo_policy.max(axis=1).mean():.2f} under RPO "
         f"and {dpo_policy.max(axis=1).mean():.2f} under DPO."
+    )
+    if len(rpo_policy) == 1:
+        verdict = "differs" if len(differs) else "is the same"
+        return f"The most likely action {verdict}; its {probabilities}"
+    return (
+        f"The most likely action differs in {len(differs)} of {len(rpo_policy)} contexts{listed}; "
+        f"its mean {probabilities}"
     )
 
 

@@ -407,6 +407,17 @@ def test_property_summary_shows_both_rankings_and_escapes_names(
     assert "\x1bz" not in shown
 
 
+@pytest.mark.parametrize(
+    ("rows", "verdict"), [("a,b,9\nb,c,9\n", "is the same"), ("a,b,9\nb,a,4\nc,a,1\n", "differs")]
+)
+def test_property_summary_of_one_context_compares_its_most_likely_actions(
+    rows: str, verdict: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "votes.csv").write_text(f"winner,loser,count\n{rows}")
+    assert cli.main(["solve", "--votes", str(tmp_path / "votes.csv")]) == 0
+    assert f"The most likely action {verdict}; its probability is " in capsys.readouterr().err
+
+
 def test_property_summary_names_the_most_likely_actions_of_a_problem(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
