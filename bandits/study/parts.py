@@ -77,8 +77,9 @@ class PartPlan(Sequence[StudyPart]):
             groups: all its groups of scenarios.
             numbers: numbers of the parts that the plan holds; all parts if None.
         """
-        self.study, self.groups = study, tuple(groups)
-        self.numbers = (
+        self.study: StudyConfig = study
+        self.groups: tuple[ShapeGroup, ...] = tuple(groups)
+        self.numbers: range = (
             range(sum(group.n_parts() for group in groups)) if numbers is None else numbers
         )
 

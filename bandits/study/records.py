@@ -62,7 +62,8 @@ class RecordStore:
                 :func:`bandits.study.inputs.input_digests`.
             parts_folder: name of the folder of the parts.
         """
-        self.folder, self.parts_folder = folder, parts_folder
+        self.folder: Path = folder
+        self.parts_folder: str = parts_folder
         versions: dict[str, Any] = {name: version(name) for name in VERSIONED}
         versions |= {"python": platform.python_version(), "records_format": RECORDS_FORMAT}
         versions["rpo-theory"] = release_version()

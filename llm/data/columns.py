@@ -30,9 +30,14 @@ _CONVERSATION_NAMES = (
 )
 _CONVERSATION = frozenset(_CONVERSATION_NAMES.split())
 """Names of columns that hold a part of a conversation."""
+_CONVERSATION_WORD = re.compile(
+    r"(?:^|_)(?:audios?|documents?|functions?|histor(?:y|ies)|images?|instructions?|messages?"
+    r"|passages?|persona|system|tools?|videos?)(?:_|$)"
+)
+"""Words in names of further columns that hold a part of a conversation."""
 _METADATA = re.compile(
     r"(?:^|_)(?:unnamed:_\d+|ids?|idx|index|uuid|uid|guid|hash|sha\d*|md5|keys?|urls?|uris?|links?"
-    r"|sources?|datasets?|origin|subset|split|config|category|categories|domains?|topics?|tasks?"
+    r"|sources?|datasets?|origin|subset|split|config|category|categories|domains?|topics?"
     r"|types?|kinds?|tags?|labels?|lang|languages?|locale|country|models?|generators?|annotators?"
     r"|annotations?|authors?|worker|licen[cs]es?|dates?|times?|timestamps?|created|updated|at"
     r"|versions?|scores?|ratings?|rewards?|ranks?|rankings?|margins?|lengths?|len|tokens|counts?"
@@ -63,7 +68,8 @@ class FieldError(ValueError):
     def __init__(self, path: str, rule: str) -> None:
         """Store path and rule."""
         super().__init__(f"{path} {rule}")
-        self.path, self.rule = path, rule
+        self.path: str = path
+        self.rule: str = rule
 
 
 class Columns(NamedTuple):
@@ -153,7 +159,7 @@ class RowRules:
             value = fields[name]
             if _is_empty(value):
                 continue
-            is_conversation = normal_name(name) in _CONVERSATION
+            is_conversation = _is_conversation_name(name)
             if isinstance(value, int | float) or (not is_conversation and _is_metadata(value)):
                 self._passed_over[name] += 1
             elif is_conversation and not isinstance(value, bytes):
@@ -218,7 +224,7 @@ class RowRules:
                 self.pass_over(f"{MESSAGE_PREFIX}{name}")
             elif name in known:
                 extra[name] = value
-            elif normal_name(name) in _CONTROLS or not (
+            elif _is_control_name(name) or not (
                 _METADATA.search(normal_name(name)) or _is_metadata(value)
             ):
                 shown = printable(name)
@@ -318,6 +324,19 @@ def check_columns(columns: Mapping[str, str]) -> None:
                 f"`{fields_of[column]}` and `{name}`"
             )
         fields_of[column] = name
+
+
+def _is_conversation_name(name: str) -> bool:
+    normal = normal_name(name)
+    return normal in _CONVERSATION or _CONVERSATION_WORD.search(normal) is not None
+
+
+def _is_control_name(name: str) -> bool:
+    """Return whether a field of a message is read by other programs, or holds another part."""
+    normal = normal_name(name)
+    if normal in _CONTROLS or normal in _CONVERSATION:
+        return True
+    return _CONVERSATION_WORD.search(normal) is not None and not _METADATA.search(normal)
 
 
 def _is_empty(value: Any) -> bool:

@@ -64,7 +64,8 @@ class NonFiniteLogitsError(ValueError):
             f"{source}: the logits of token {step} of the reply are not finite: the weights are "
             "damaged, or too large for the dtype"
         )
-        self.index, self.step = index, step
+        self.index: int = index
+        self.step: int = step
 
 
 class GeneratedTokens(NamedTuple):

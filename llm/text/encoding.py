@@ -93,7 +93,7 @@ class GuardedEncoder:
         self._unknown = unknown
         template = "\0".join(literals)
         self._added = fast.get_added_tokens_decoder()
-        self.control = {
+        self.control: dict[int, tokenizers.AddedToken] = {
             token: entry
             for token, entry in self._added.items()
             if entry.special or (entry.content in template and not entry.content.isspace())

@@ -9,7 +9,7 @@ CVXPY.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cvxpy
 import mpmath
@@ -20,15 +20,17 @@ from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem
 
 mpmath.mp.dps = 50
+Mpf: TypeAlias = Any
+"""Number of fifty digits; mpmath has no types."""
 
 
 class Bounds(NamedTuple):
     """Value and both bounds on the gap, nats, and the resolution of float64."""
 
-    value: mpf
-    lower: mpf
-    upper: mpf
-    roundoff: mpf
+    value: Mpf
+    lower: Mpf
+    upper: Mpf
+    roundoff: Mpf
 
 
 class _ExactProblem(NamedTuple):
@@ -38,8 +40,8 @@ class _ExactProblem(NamedTuple):
     reference: list
     baseline: list
     shares: list
-    beta: mpf
-    eta: mpf
+    beta: Mpf
+    eta: Mpf
 
 
 def gap_bounds(
@@ -74,7 +76,7 @@ def gap_bounds(
     return Bounds(value, max(lower), min(upper), roundoff)
 
 
-def _roundoff(exact: _ExactProblem, value: mpf, *rewards: ArrayLike) -> mpf:
+def _roundoff(exact: _ExactProblem, value: Mpf, *rewards: ArrayLike) -> Mpf:
     """Return the effect of rounding every probability in float64, plus that of fifty digits."""
     largest = max(float(np.abs(np.asarray(reward)).max()) for reward in rewards)
     ulps = 4 * mpf(np.finfo(float).eps) * (exact.eta * (largest + exact.beta) + abs(value))
@@ -83,7 +85,7 @@ def _roundoff(exact: _ExactProblem, value: mpf, *rewards: ArrayLike) -> mpf:
 
 def mixture_gap(
     problem: Problem, reward_class: FiniteClass, policy: ArrayLike, mixture: ArrayLike
-) -> mpf:
+) -> Mpf:
     """Return the gap of a finite class whose adversary draws a member by given probabilities."""
     exact, law = _exact(problem), [_normalized(row) for row in _numbers(policy)]
     probabilities = _normalized(_numbers(mixture))
@@ -100,14 +102,14 @@ def mixture_gap(
     return best - min(_phi(exact, law, member) for member in members)
 
 
-def excess(problem: Problem, reward_class: FiniteClass, reward: ArrayLike) -> mpf:
+def excess(problem: Problem, reward_class: FiniteClass, reward: ArrayLike) -> Mpf:
     """Return the excess of F of a reward over the smallest F of a finite class, nats."""
     exact = _exact(problem)
     least = min(_value(exact, _numbers(member)) for member in reward_class.rewards)
     return _value(exact, _numbers(reward)) - least
 
 
-def stationarity(problem: Problem, policy: ArrayLike, reward: ArrayLike) -> mpf:
+def stationarity(problem: Problem, policy: ArrayLike, reward: ArrayLike) -> Mpf:
     """Return the largest derivative of phi by a finite reward, nats: the residual of S1."""
     exact, law = _exact(problem), [_normalized(row) for row in _numbers(policy)]
     gradient = _gradient(exact, law, _numbers(reward))
@@ -126,7 +128,7 @@ def _exact(problem: Problem) -> _ExactProblem:
     return _ExactProblem(weights, reference, baseline, shares, beta, eta)
 
 
-def _value(exact: _ExactProblem, reward: list) -> mpf:
+def _value(exact: _ExactProblem, reward: list) -> Mpf:
     """Return F(r), eq. 4.4."""
     value = _loss(exact, reward)
     for weight, law, base, row in zip(*exact[:3], reward, strict=True):
@@ -139,7 +141,7 @@ def _value(exact: _ExactProblem, reward: list) -> mpf:
     return value
 
 
-def _phi(exact: _ExactProblem, policy: list, reward: list) -> mpf:
+def _phi(exact: _ExactProblem, policy: list, reward: list) -> Mpf:
     """Return phi(pi, r), eq. 4.1."""
     value = _loss(exact, reward)
     for weight, law, base, probs, row in zip(*exact[:3], policy, reward, strict=True):
@@ -150,7 +152,7 @@ def _phi(exact: _ExactProblem, policy: list, reward: list) -> mpf:
     return value
 
 
-def _loss(exact: _ExactProblem, reward: list) -> mpf:
+def _loss(exact: _ExactProblem, reward: list) -> Mpf:
     """Return L_D(r), eq. 3.2."""
     loss = mpf(0)
     for table, row in zip(exact.shares, reward, strict=True):
@@ -235,11 +237,11 @@ def _worst_reward(
     return (table @ (point / max(1.0, np.linalg.norm(point)))).reshape(policy.shape)
 
 
-def _softplus(x: mpf) -> mpf:
+def _softplus(x: Mpf) -> Mpf:
     return mpmath.log1p(mpmath.exp(-abs(x))) + max(x, mpf(0))
 
 
-def _sigmoid(x: mpf) -> mpf:
+def _sigmoid(x: Mpf) -> Mpf:
     return mpf(1) / (mpf(1) + mpmath.exp(-x))
 
 

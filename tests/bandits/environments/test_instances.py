@@ -247,7 +247,7 @@ def test_golden_non_convex_class_the_two_formulations_differ(
     assert printed(worst_gap(instance, np.asarray(solution.policy)), 3) == minimax_gap
 
     certificate = certify(instance.problem, instance.reward_class, solution.policy, solution.reward)
-    assert printed(certificate.duality_gap / eta, 3) == pair_gap
+    assert printed(float(certificate.duality_gap) / eta, 3) == pair_gap
 
     policy, lower = algorithm_1(instance)
     assert printed(float(solution.objective) / eta - lower, 3) == duality_gap

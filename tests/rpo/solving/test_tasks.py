@@ -269,8 +269,8 @@ def test_property_comparisons_of_an_action_with_itself_are_counted_in_a_problem(
 
 
 def test_extreme_weights_are_refused_by_name_or_end_with_a_status() -> None:
-    for option, value in (("eta", 1e308), ("beta", 1e308)):
-        assert api.solve(GOOD, **{option: value}).status in ("solved", "max_steps", "not_finite")
+    for answer in (api.solve(GOOD, eta=1e308), api.solve(GOOD, beta=1e308)):
+        assert answer.status in ("solved", "max_steps", "not_finite")
     rule = "`beta` must be greater than 0 and at least 2.23e-308, got 9.99988867e-321"
     for source in (GOOD, np.array([[[0, 3], [1, 0]]])):
         with pytest.raises(ValueError, match=rule):
