@@ -94,7 +94,8 @@ def unused(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     use = ", ".join(f"{field}: {name}" for field, name in mapped.items())
     use = f"name its field (`{use}`) or " if use else ""
-    ignored = f"{printable(names[0])}: {IGNORE}" if len(names) == 1 else f'"{REST}": {IGNORE}'
+    only = printable(names[0]) if names[0] else '""'
+    ignored = f"{only}: {IGNORE}" if len(names) == 1 else f'"{REST}": {IGNORE}'
     subject = f"column {shown} has" if len(names) == 1 else f"columns {shown}{more} have"
     rule = "content that is not used: with `data.columns`"
     return f"{subject} {rule}, {use}pass it over (`{ignored}`)"

@@ -14,6 +14,8 @@ from .messages import Messages, parse_conversation, same_text, word_count
 _SYSTEM_ROLES = ("system", "developer")
 _GREETING_LENGTH = 2
 """Longest prompt, in words, that a response may begin with by chance, as with "Good evening"."""
+_START_LENGTH, _LABEL_LENGTH = 200, 40
+"""Characters of a prompt that are compared, and of a label such as "Question:" before them."""
 _KEPT = "rows with a response that begins with its own prompt, used as it is"
 _STRIPPED = "rows whose responses begin with their own prompt, which is removed"
 
@@ -161,16 +163,16 @@ class Conversation:
         if not prompt or prompt[-1].role != "user":
             return
         text = prompt[-1].content.strip()
-        first = text[:1]
         remainders = {}
         for name, response in responses.items():
-            if response and first:
-                content = response[0].content
-                if content[:1] != first:
-                    content = content.lstrip()
-                if content.startswith(text):
-                    remainders[name] = content[len(text) :]
+            remainder = _after_prompt(response[0].content, text) if response and text else None
+            if remainder is not None:
+                remainders[name] = remainder
         if not remainders:
+            starts = [_start(message.content) for message in (prompt[0], prompt[-1])]
+            firsts = [response[0].content for response in responses.values() if response]
+            if any(_repeats(content, starts) for content in firsts):
+                rules.find(_KEPT, self.where)
             return
         is_pair = "chosen" in remainders and "rejected" in remainders
         is_greeting = word_count(text) <= _GREETING_LENGTH and text[-1] not in "=:?>"
@@ -182,3 +184,27 @@ class Conversation:
             message = responses[name][0]
             content = remainder if rules.raw_text else remainder.lstrip()
             responses[name] = (message._replace(content=content), *responses[name][1:])
+
+
+def _after_prompt(content: str, text: str) -> str | None:
+    """Return what follows a prompt in a response that begins with it, with any spaces."""
+    if not content.lstrip().startswith(text[0]):
+        return None
+    pieces = text.split()
+    parts = content.split(maxsplit=len(pieces) - 1) if len(pieces) > 1 else [content.lstrip()]
+    last = pieces.pop()
+    if parts[:-1] != pieces or not parts[-1].startswith(last):
+        return None
+    return parts[-1].removeprefix(last)
+
+
+def _start(text: str) -> str:
+    """Return the start of a text with single spaces; empty for few words."""
+    start = text.lstrip()[:_START_LENGTH]
+    return " ".join(start.split()) if word_count(text) > _GREETING_LENGTH else ""
+
+
+def _repeats(content: str, starts: Sequence[str]) -> bool:
+    """Return whether a response begins with one of the starts, possibly after a label."""
+    head = " ".join(content[: 2 * _START_LENGTH].split())
+    return any(start and start in head[: len(start) + _LABEL_LENGTH] for start in starts)

@@ -33,8 +33,8 @@ _SHAREGPT_ROLES = {
     "system": "system",
     "tool": "tool",
 }
-_MAY_BE_JSON = frozenset("[{ \t\r\n\ufeff")
-_LOOKS_LIKE_JSON = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|content|from|value|messages)['\"]")
+_MAY_BE_JSON = frozenset('"[{ \t\r\n\ufeff')
+_LOOKS_LIKE_JSON = re.compile(r"(?:\[\s*)?\{\s*['\"]\w+['\"]\s*:")
 _MAX_JSON_CHARACTERS = 10**6
 
 
@@ -306,11 +306,18 @@ def _text(value: str, path: str, *, is_tool: bool = False) -> str:
 
 def _is_json_conversation(text: str) -> bool:
     """Return whether a text is a list of messages, as JSON or as printed by Python."""
-    if not _LOOKS_LIKE_JSON.match(text) or len(text) > _MAX_JSON_CHARACTERS:
+    text = text.strip().lstrip("\ufeff")
+    if len(text) > _MAX_JSON_CHARACTERS:
         return False
-    for parse in (json.loads, ast.literal_eval):
+    with suppress(ValueError, RecursionError):
+        if text.startswith('"') and isinstance(inner := json.loads(text), str):
+            text = inner.strip()  # JSON that was written as JSON once more
+    if not _LOOKS_LIKE_JSON.match(text):
+        return False
+    lines = text.splitlines()
+    for parse in (json.loads, ast.literal_eval, lambda _: [json.loads(line) for line in lines]):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return _is_conversation(parse(text.strip()))
+            return _is_conversation(parse(text))
     return False
 
 
@@ -324,6 +331,8 @@ def _is_conversation(value: Any) -> bool:
         if not isinstance(item, dict):
             return False
         role = item.get("role", item.get("from"))
+        if item.keys() == {"type", "text"} and item["type"] == "text":
+            return True  # a content of parts
         has_content = not {"content", "value", "tool_calls"}.isdisjoint(item)
         return has_content and isinstance(role, str) and role in _ROLES | _SHAREGPT_ROLES.keys()
 

@@ -20,7 +20,7 @@ from .files import Row
 from .messages import CHAT_ROLES, Message, Messages, parse_conversation, parse_tools
 from .rows import read_rows
 from .sources import Source, shown_source
-from .transcripts import is_transcript, parse_transcript
+from .transcripts import as_transcript, is_transcript, parse_transcript
 
 __all__ = [
     "CHAT_ROLES",
@@ -41,6 +41,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 RESPONSES = ("chosen", "rejected", "baseline")
 _TRANSCRIPTS = "rows whose responses are transcripts of `Human:` and `Assistant:`, read as messages"
+_ONE_MESSAGE = "rows whose prompt is a transcript of `Human:` and `Assistant:`, used as one message"
 _FOLLOWERS = {
     "start": ("system", "developer", "user"),
     "system": ("user",),
@@ -235,13 +236,19 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
                 responses[name] = parse_conversation(value, rules, role="assistant")
             elif name != "baseline":
                 raise ValueError(f"{where}: {rules.describe_missing(name, row.fields)}")
-        name = "prompt"
-        if fields.get(name) is not None:
-            prompt = parse_conversation(fields[name], rules, role="user")
-        elif all(is_transcript(fields[each]) for each in responses):
+        name, prompt = "prompt", ()
+        given = fields.get(name)
+        if given is not None:
+            prompt = parse_conversation(given, rules, role="user")
+        transcripts = [each for each in responses if is_transcript(fields[each])]
+        if {"chosen", "rejected"} <= set(transcripts) and not (prompt and rules.raw_text):
             rules.find(_TRANSCRIPTS, where)
-            responses = {each: parse_transcript(fields[each]) for each in responses}
-            prompt = common_prefix(responses["chosen"], responses["rejected"])
+            responses |= {each: parse_transcript(fields[each]) for each in transcripts}
+            common = common_prefix(responses["chosen"], responses["rejected"])
+            prompt = as_transcript(prompt) if prompt else common
+        elif given is not None:
+            if is_transcript(given) and not rules.raw_text and not transcripts:
+                rules.find(_ONE_MESSAGE, where)
         elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
             raise ValueError(f"{where}: {rules.describe_missing(name, row.fields)}")
         else:

@@ -44,3 +44,22 @@ def parse_transcript(text: str) -> Messages:
         Message(_ROLES[speaker], content.strip())
         for speaker, content in zip(speakers, contents, strict=True)
     )
+
+
+def as_transcript(prompt: Messages) -> Messages:
+    r"""Return a prompt as the messages that transcripts which repeat it begin with.
+
+    Args:
+        prompt: messages of a prompt; its only one can be a transcript.
+
+    Returns:
+        The messages without spaces around their texts, and without an empty last one.
+
+    Examples:
+        >>> as_transcript((Message("user", "\n\nHuman: Hi\n\nAssistant:"),))
+        (Message(role='user', content='Hi', extra=''),)
+    """
+    if len(prompt) == 1 and is_transcript(prompt[0].content):
+        prompt = parse_transcript(prompt[0].content)
+        return prompt if prompt[-1].content else prompt[:-1]
+    return tuple(message._replace(content=message.content.strip()) for message in prompt)

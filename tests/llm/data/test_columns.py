@@ -108,6 +108,9 @@ def test_raises_for_content_that_would_be_lost_with_its_column() -> None:
         ("history", [["Hi", "Hello"]]),
         ("context", "Blue is a color."),
         ("images", ["a.png"]),
+        ("image_path", "a.png"),
+        ("available_tools", [{"name": "weather"}]),
+        ("task", "Answer in French."),
         ("messages", [CHAT[0], {**CHAT[1], "content": "Red."}]),
         ("instruction", "Name a number."),
         ("response", "Red."),
@@ -126,6 +129,9 @@ def test_raises_for_content_that_would_be_lost_with_its_column() -> None:
     assert "`data.chat_template_kwargs`" in refusal(
         {**GOOD, "chat_template_kwargs": {"enable_thinking": False}}
     )
+    pictured = [{**CHAT[1], "images": ["a.png"]}]
+    assert "`chosen[0].images` is a field that no chat" in refusal({**GOOD, "chosen": pictured})
+    assert '(`"": ignore`)' in refusal({**GOOD, "": "Answer in French."})
     weighted = [{**CHAT[1], "weight": 0}]
     assert "`chosen[0].weight` is a field that no chat" in refusal({**GOOD, "chosen": weighted})
     assert "message.weight" in parse({**GOOD, "chosen": weighted}, {"message.weight": "ignore"})[1]

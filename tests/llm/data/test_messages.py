@@ -146,11 +146,17 @@ def test_raises_for_conversations_in_strings_and_equal_keys(tmp_path: Path) -> N
         json.dumps({"messages": [message]}),
         json.dumps([{"from": "gpt", "value": "Blue."}]),
         repr([message]),
+        json.dumps([{"id": 1, **message}]),
+        json.dumps({"conversations": [{"from": "gpt", "value": "Blue."}]}),
+        json.dumps(json.dumps([message])),
+        "\n".join(map(json.dumps, ({**message, "role": "user"}, message))),
+        json.dumps([{"type": "text", "text": "Blue."}]),
     ):
         assert "`chosen` is a string that holds" in refusal(tmp_path, {**plain, "chosen": text})
         nested = [{"role": "assistant", "content": text}]
         assert "`chosen[0].content` is a" in refusal(tmp_path, {**plain, "chosen": nested})
-    for text in ('[{"role": "admin", "content": 3}]', "[1, 2]", '{"role": "user"', "{'a': 1}"):
+    admin = '[{"role": "admin", "content": 3}]'
+    for text in (admin, "[1, 2]", '{"role": "user"', "{'a': 1}", '"Blue."'):
         assert read(tmp_path, {**plain, "chosen": text})[0][0].chosen[0].content == text
     line = json.dumps(plain)
     for twice in (
@@ -163,11 +169,11 @@ def test_raises_for_conversations_in_strings_and_equal_keys(tmp_path: Path) -> N
 
 
 def test_property_responses_that_begin_with_their_prompt_are_cut_or_counted(tmp_path: Path) -> None:
-    text, human = "Name a color.", "\n\nHuman: Name a color.\n\nAssistant:"
+    text = "Name a color."
     for prompt, chosen, rejected in (
         (text, f"{text} Blue.", f"{text} Nine."),
         (text, f"\n{text}\nBlue.", f"{text}Nine."),
-        (human, f"{human} Blue.", f"{human} Nine."),
+        (text, "Name  a\r\ncolor. Blue.", "\tName a color.\tNine."),
         ("2+2=", "2+2=Blue.", "2+2= Nine."),
         ([{"role": "user", "content": text}], f"{text} Blue.", f"{text} Nine."),
         (
@@ -192,11 +198,18 @@ def test_property_responses_that_begin_with_their_prompt_are_cut_or_counted(tmp_
         (text, "Blue.", text),
         ("Good evening", "Good evening to you!", "Good evening, what?"),
         (text, f"{text} Blue.", text),
+        (text, f"Question: {text} Answer: Blue.", f"Question: {text} Answer: Nine."),
+        (text, f"Human: {text}\n\nAssistant: Blue.", "Nine."),
     ):
         rows, notes = read(tmp_path, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
         assert (rows[0].chosen[0].content, rows[0].rejected[0].content) == (chosen, rejected)
         assert notes[0].startswith("rows with a response that begins with its own prompt, used as")
     assert read(tmp_path, {"prompt": "a b c", "chosen": "A b c d", "rejected": "d"})[1] == []
+    reply, system = f"Be kind. Be brief.\n{text} Blue.", "Be kind. Be brief."
+    notes = read(
+        tmp_path, {"prompt": text, "system": system, "chosen": reply, "rejected": "Nine."}
+    )[1]
+    assert notes[0].startswith("rows with a response that begins with its own prompt, used as")
 
 
 def test_property_a_system_column_is_the_first_message(tmp_path: Path) -> None:

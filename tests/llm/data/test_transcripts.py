@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm.data.columns import RowRules
-from llm.data.preferences import Row, check_row, parse_row, parse_with_rules
+from llm.data.preferences import Message, Row, check_row, parse_row, parse_with_rules
 from llm.data.transcripts import is_transcript, parse_transcript
 
 START = "\n\nHuman: Name a color.\n\nAssistant: Blue.\n\nHuman: Another?"
@@ -53,3 +53,23 @@ def test_property_only_a_text_that_begins_with_a_human_is_a_transcript() -> None
     assert is_transcript("\n\nHuman: Hi")
     assert not any(map(is_transcript, ("Human: Hi", "He\n\nHuman: Hi", ["\n\nHuman: Hi"], None)))
     assert parse_transcript("\n\nHuman: Hi\n\nAssistant:")[-1].content == ""
+
+
+def test_property_transcripts_beside_a_prompt_repeat_it() -> None:
+    human = "\n\nHuman: Name a color.\n\nAssistant:"
+    for prompt in ("Name a color. ", human, [{"role": "user", "content": "Name a color."}]):
+        fields = {"prompt": prompt, "chosen": human + " Blue.", "rejected": human + " Nine."}
+        row = parse_row(Row({**fields, "baseline": "Red."}, "hh.jsonl:1"), 0)
+        assert row.prompt == (Message("user", "Name a color."),)
+        assert [row.chosen[0].content, row.rejected[0].content] == ["Blue.", "Nine."]
+        rules = RowRules(raw_text=True)
+        raw = parse_with_rules(Row({**fields, "prompt": human}, "hh.jsonl:1"), 0, rules)
+        assert raw.prompt[0].content == human
+        assert raw.chosen[0].content == " Blue."
+    rules = RowRules()
+    fields = {"prompt": human, "chosen": "Blue.", "rejected": "Nine."}
+    assert parse_with_rules(Row(fields, "hh.jsonl:1"), 0, rules).prompt[0].content == human
+    assert "whose prompt is a transcript" in rules.notes()[0]
+    other = {"prompt": "Hi", "chosen": human + " Blue.", "rejected": human + " Nine."}
+    with pytest.raises(ValueError, match=r"hh\.jsonl:1: .* got user, assistant"):
+        check_row(parse_row(Row(other, "hh.jsonl:1"), 0))
