@@ -153,6 +153,25 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     return path.read_bytes()
 
 
+def read_limited_text(path: Path, max_bytes: int) -> str:
+    """Read a text file of limited size.
+
+    Args:
+        path: the file.
+        max_bytes: largest size that is read.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: if the file is missing, larger than ``max_bytes`` or not UTF-8.
+    """
+    try:
+        return read_limited(path, max_bytes).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}: save the file as UTF-8") from error
+
+
 def read_json_object(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object from a file of a model folder.
 

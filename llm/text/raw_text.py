@@ -57,6 +57,11 @@ class RawTextTokenizer:
             probe = files.fast.encode("x", add_special_tokens=True)
             length = next((i for i, special in enumerate(probe.special_tokens_mask) if not special))
         self._prefix = probe.ids[:length]
+        if probe.special_tokens_mask[-1]:
+            self.notes += (
+                f"tokenizer.json: the token {probe.tokens[-1]!r} that it writes after a text is "
+                "left out; a response ends with one end token",
+            )
         self._guard = GuardedEncoder(
             files.fast,
             literals=(),

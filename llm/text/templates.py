@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from llm.data.model_folder import read_limited
+from llm.data.model_folder import read_limited_text
 
 from .chat_template import ChatTemplate
 from .tokenizer import TokenizerOptions
@@ -74,7 +74,7 @@ def open_templates(folder: Path, files: TokenizerFiles, options: TokenizerOption
         name = f"`chat_template` {path}"
         if not path.is_file():
             raise ValueError(f"`chat_template` must be `chatml` or a template file, got {path}")
-        sources = {"default": read_limited(path, MAX_TEMPLATE_BYTES).decode(errors="replace")}
+        sources = {"default": read_limited_text(path, MAX_TEMPLATE_BYTES)}
     date = options.template_date
     now = None if date is None else datetime.datetime.fromisoformat(date)
     templates = {"": ChatTemplate(sources["default"], name=name, now=now)}
@@ -108,7 +108,7 @@ def replaced_template(folder: Path, options: TokenizerOptions) -> str | None:
     path = Path(options.chat_template)
     if not path.is_file():
         raise ValueError(f"`chat_template` must be `chatml` or a template file, got {path}")
-    return read_limited(path, MAX_TEMPLATE_BYTES).decode(errors="replace")
+    return read_limited_text(path, MAX_TEMPLATE_BYTES)
 
 
 def _check_variables(

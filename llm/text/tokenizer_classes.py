@@ -2,7 +2,7 @@
 
 ``AutoTokenizer`` chooses a class by ``tokenizer_class`` and by the family of the model. Most
 classes use ``tokenizer.json`` as it is. Those in :data:`REBUILT` take from it only the vocabulary,
-the merges and the post-processor, and write normalizer, pre-tokenizer and decoder themselves.
+the merges and, with two exceptions, the post-processor; they write the other parts themselves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 GENERIC = (
     "PreTrainedTokenizerFast",
@@ -51,11 +51,13 @@ class RebuiltClass(NamedTuple):
         build: function of vocabulary, merges and configuration that builds the tokenizer.
         special_texts: special tokens that the class has unless the configuration names others.
         resets_special: whether the class adds its special tokens again, with default properties.
+        begins: whether raw text begins with ``bos_token``; None if ``tokenizer.json`` decides.
     """
 
     build: Callable[[Vocabulary, Merges, Config], tokenizers.Tokenizer]
     special_texts: dict[str, str]
     resets_special: bool = False
+    begins: bool | None = None
 
 
 def choose_class(config: Config, model_config: Config, tokenizer_json: str) -> str | None:
@@ -95,6 +97,32 @@ def choose_class(config: Config, model_config: Config, tokenizer_json: str) -> s
             chosen = registered if wrong else declared
     generic = (None, *(name.removesuffix("Fast") for name in GENERIC))
     return None if chosen in generic else chosen
+
+
+def set_post_processor(
+    fast: tokenizers.Tokenizer, rebuilt: RebuiltClass, stored: Any, begin: str
+) -> None:
+    """Let a tokenizer write the tokens around a raw text that its class writes.
+
+    Args:
+        fast: the tokenizer; it is changed.
+        rebuilt: the class.
+        stored: post-processor of ``tokenizer.json``; None if it has none.
+        begin: text of the token that begins a sequence; empty if there is none.
+
+    Examples:
+        >>> fast = tokenizers.Tokenizer(models.BPE())
+        >>> set_post_processor(fast, REBUILT["GPTNeoXTokenizer"], None, "")
+        >>> fast.post_processor is None
+        True
+    """
+    if rebuilt.begins is None:
+        if stored is not None:
+            fast.post_processor = stored
+    elif rebuilt.begins and fast.token_to_id(begin) is not None:
+        fast.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A"], special_tokens=[(begin, fast.token_to_id(begin))]
+        )
 
 
 def _bpe(vocabulary: Vocabulary, merges: Merges, **options: Any) -> tokenizers.Tokenizer:
@@ -193,6 +221,7 @@ REBUILT: dict[str, RebuiltClass] = {
             "eot_token": "▁<EOT>",
             "fill_token": "<FILL_ME>",
         },
+        begins=True,
     ),
     "GemmaTokenizer": RebuiltClass(
         _gemma,
@@ -218,6 +247,7 @@ REBUILT: dict[str, RebuiltClass] = {
             **dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END_OF_TEXT),
             "pad_token": "<|padding|>",
         },
+        begins=False,
     ),
     "CohereTokenizer": RebuiltClass(
         _cohere,

@@ -20,11 +20,12 @@ from llm.data.model_folder import (
     model_file,
     read_json_object,
     read_limited,
+    read_limited_text,
 )
 from rpo_io.digests import sha256_hex
 
 from .encoding import library_errors
-from .tokenizer_classes import REBUILT, choose_class
+from .tokenizer_classes import REBUILT, choose_class, set_post_processor
 from .tokenizer_keys import check_keys, find_unknown_sections, list_ignored_keys
 
 MAX_TOKENIZER_BYTES = 200_000_000
@@ -122,8 +123,6 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         with library_errors(f"{path}: not a tokenizer of class {name}"):
             vocabulary, merges = _vocabulary_and_merges(document, str(name))
             fast = rebuilt.build(vocabulary, merges, declared.with_texts(config))
-            if plain.post_processor is not None:
-                fast.post_processor = plain.post_processor
         for key, value in rebuilt.special_texts.items():
             if key not in config and key not in declared.named:
                 declared.named[key] = value
@@ -132,6 +131,9 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         if rebuilt is not None and rebuilt.resets_special:
             texts = [str(token) for token in [*declared.named.values(), *declared.extra]]
             fast.add_tokens([AddedToken(token, special=True) for token in dict.fromkeys(texts)])
+        if rebuilt is not None:
+            begin = str(declared.named.get("bos_token", ""))
+            set_post_processor(fast, rebuilt, plain.post_processor, begin)
         final = fast.to_str()
     cleans_up = bool(config.get("clean_up_tokenization_spaces")) and (
         json.loads(final)["model"]["type"] != "BPE"
@@ -386,4 +388,4 @@ def _template_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _read_template(path: Path) -> str:
-    return read_limited(path, MAX_TEMPLATE_BYTES).decode(errors="replace")
+    return read_limited_text(path, MAX_TEMPLATE_BYTES)

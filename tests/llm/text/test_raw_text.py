@@ -46,6 +46,7 @@ def test_golden_raw_text_has_the_begin_token_of_the_tokenizer_and_an_end_token(
         tokenizer = load_tokenizer(folder, TEXT)
         assert tokenizer.encode_prompt([PROMPT]) == [257, *ids]
         assert tokenizer.encode_response([PROMPT], [REPLY]) == response
+        assert any("writes after a text" in note for note in tokenizer.notes) == ("</s>" in single)
     row = parse_row(Row({"prompt": "abcdef", "chosen": "x", "rejected": "y"}, "a.jsonl:1"), 0)
     pair = tokenize_rows([row], tokenizer, max_length=6, max_prompt_length=4).pairs[0]
     assert tokenizer.decode(pair.prompt) == "def"

@@ -195,6 +195,11 @@ def test_golden_a_base_model_gets_a_template_by_name_or_from_a_file(
     for value, message in [("chatlm", "must be `chatml` or a template file"), ("", "must be")]:
         with pytest.raises(ValueError, match=message):
             load(folder, chat_template=value)
+    for text in (MESSAGES + "é", "{# é #}" + MESSAGES):
+        for encoding in ("latin-1", "utf-16"):
+            path.write_text(text, encoding=encoding)
+            with pytest.raises(ValueError, match=r"mine\.jinja: .* save the file as UTF-8"):
+                load(folder, chat_template=str(path))
     with pytest.raises(ValueError, match=r"needs the token `<\|im_end\|>` or an"):
         load(write_folder(None, eos_token=None), chat_template="chatml")
 
