@@ -53,7 +53,7 @@ NO_EFFECT = frozenset(
         *("prefill_chunk_size", "continuous_batching_config", "use_mtp", "speculation_type"),
         *("assistant_early_exit", "assistant_ensemble_weight", "prompt_lookup_num_tokens"),
         *("max_matching_ngram_size", "remove_invalid_values", "early_stopping"),
-        *("decoder_start_token_id", "renormalize_logits", "forced_bos_token_id"),
+        *("decoder_start_token_id", "renormalize_logits"),
     }
 )
 """Keys about memory, speed or the form of the output, and keys of encoder-decoders."""
@@ -103,9 +103,10 @@ def read_generation_settings(folder: Path) -> GenerationSettings:
         return GenerationSettings(frozenset(end_ids), {}, ())
     path = folder / GENERATION_CONFIG_NAME
     given = {key: value for key in RANGES if (value := _number(settings, key, path)) is not None}
-    samples = settings.get("do_sample") is True
-    if settings.get("do_sample") not in (None, True, False):
-        raise ValueError(f"{path}: `do_sample` must be true or false")
+    samples = settings.get("do_sample")
+    if not isinstance(samples, bool | None):
+        got = reprlib.repr(samples)
+        raise ValueError(f"{path}: `do_sample` must be true or false, got {got}")
     options: dict[str, Number] = {key: given[key] for key in given if key not in SAMPLING_DEFAULTS}
     if samples:
         options |= {key: given.get(key, default) for key, default in SAMPLING_DEFAULTS.items()}
@@ -113,7 +114,9 @@ def read_generation_settings(folder: Path) -> GenerationSettings:
             options["temperature"] = 0.0  # only the most likely token is left
     else:
         options["temperature"] = 0.0
-    return GenerationSettings(frozenset(end_ids), options, _notes(settings, given, samples=samples))
+    return GenerationSettings(
+        frozenset(end_ids), options, _notes(settings, given, samples=bool(samples))
+    )
 
 
 def _end_ids(section: Mapping[str, Any], path: Path) -> set[int]:

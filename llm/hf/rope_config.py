@@ -208,6 +208,8 @@ def _read_scaling(settings: HfConfig, name: str, max_length: int) -> RopeScaling
         return None
     original_key = "original_max_position_embeddings"
     original = read_value(settings, original_key, int, max_length)
+    if original < 1:
+        raise ValueError(f"`{original_key}` must be positive, got {original}")
     if kind == "yarn":
         return _read_yarn(settings, original, max_length)
     factor = read_value(settings, "factor", float)

@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {
 }
 MIXED = ["sliding_attention", "full_attention"]
 LINEAR = {"rope_type": "linear", "factor": 4.0}
+NO_POSITIONS = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 DOCS = Path(__file__).parents[3] / "docs" / "reference" / "model_configs.md"
 
@@ -107,6 +108,8 @@ def test_closed_form_yarn_interpolates_over_planes_and_scales_angles() -> None:
         ("mistral", {"sliding_window": None, "layer_types": MIXED}, "`layer_types` has sliding"),
         ("mistral", {"sliding_window": 0}, "`sliding_window` must be positive"),
         ("gemma2", {"layer_types": MIXED[:1]}, "`layer_types` must have one entry for each of 2"),
+        ("llama", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 0}}, "`orig"),
+        ("qwen2", {"rope_parameters": NO_POSITIONS}, "`original_max_position_embeddings` must be"),
         ("llama", {"hidden_size": 10}, "`hidden_size` must be a multiple of `num_attention_hea"),
         ("llama", {"pad_token_id": 16}, "`pad_token_id` must be below `vocab_size` 16, got 16"),
         ("llama", {"bos_token_id": [1, 2]}, "`bos_token_id` must be of type int"),

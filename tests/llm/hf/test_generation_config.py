@@ -54,6 +54,7 @@ def test_property_an_extra_key_with_content_is_listed(tmp_path: Path) -> None:
     [
         *({"temperature": -1}, {"temperature": "hot"}, {"top_k": 0.5}, {"top_p": 2}),
         *({"min_p": True}, {"repetition_penalty": 0}, {"max_new_tokens": 0}, {"do_sample": "yes"}),
+        *({"do_sample": 1}, {"do_sample": 0.0}, {"do_sample": []}),
         *({"eos_token_id": "</s>"}, {"eos_token_id": [1, None, 2.5]}),
     ],
 )
