@@ -133,6 +133,8 @@ class RowRules:
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._passed_over: Counter[str] = Counter()
         self._findings: dict[str, tuple[int, str]] = {}
+        named = [name if column == IGNORE else column for name, column in columns.items()]
+        self._absent = dict.fromkeys(name for name in named if name != REST)
 
     def select(self, fields: dict[str, Any], where: str) -> Columns:
         """Select the columns that are read from a row; count those that are passed over.
@@ -244,12 +246,15 @@ class RowRules:
             counts.update(dict.fromkeys(layout.passed_over, layout.rows))
         lines = []
         if counts:
-            listed = [
+            entries = [
                 f"{printable(name)} ({count:,} {'row' if count == 1 else 'rows'})"
                 for name, count in sorted(counts.items())
             ]
-            more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-            lines.append(f"columns passed over: {', '.join(listed[:_MAX_LISTED])}{more}")
+            more = f" and {len(entries) - _MAX_LISTED} more" if len(entries) > _MAX_LISTED else ""
+            lines.append(f"columns passed over: {', '.join(entries[:_MAX_LISTED])}{more}")
+        absent = {name: None for name in self._absent if name not in counts}
+        if absent:
+            lines.append(f"columns that `data.columns` names and no row has: {listed(absent)}")
         for finding, (count, first) in self._findings.items():
             lines.append(f"{finding}: {count:,} (the first is {first})")
         return tuple(lines)
@@ -272,6 +277,8 @@ class RowRules:
             for layout in self._layouts.values():
                 self._passed_over.update(dict.fromkeys(layout.passed_over, layout.rows))
             self._layouts.clear()
+        for name in names:
+            self._absent.pop(name, None)
         read = {column: field for field, column in self._column_of.items() if column != IGNORE}
         kept, passed_over, by_content = [], [], []
         for name in names:

@@ -163,11 +163,14 @@ def _refuse_special(paths: Sequence[Path]) -> None:
 
 def _files_of_folder(folder: Path) -> list[SourceFile]:
     """Return the shards of a folder; refuse one that holds splits, subsets or two formats."""
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    hidden = [path for path in entries if path.name.startswith("_")]
+    other = [path.name for path in hidden if is_data_file(path.name)]
+    entries = [path for path in entries if path not in hidden]
     _refuse_special(entries)
     paths = [path for path in entries if path.is_file() and is_data_file(path.name)]
     below = [path for path in entries if path.is_dir() and _holds_data(path)]
-    other = [path.name for path in entries if path.is_file() and may_hold_rows(path.name)]
+    other += [path.name for path in entries if path.is_file() and may_hold_rows(path.name)]
     if below:
         raise ValueError(
             f"{folder} has folders of rows ({listed(path.name for path in below)}): name one of "

@@ -61,9 +61,11 @@ class _Contents:
     def record(self, rows: Iterable[PreferenceRow]) -> Iterator[PreferenceRow]:
         """Yield rows, and record their contents."""
         for row in rows:
-            prompt = hash((row.prompt, row.tools))
-            self.prompts.append(prompt)
-            self.rows.append(hash((prompt, row.chosen, row.rejected, row.baseline)))
+            # A prompt with other spaces is the same question.
+            texts = [(each.role, " ".join(each.content.split()), each.extra) for each in row.prompt]
+            self.prompts.append(hash((*texts, row.tools)))
+            contents = (row.prompt, row.tools, row.chosen, row.rejected, row.baseline)
+            self.rows.append(hash(contents))
             yield row
 
     @property

@@ -191,3 +191,13 @@ def test_raises_for_columns_that_are_nested_too_deeply() -> None:
         deep = [deep]
     for row in ({**GOOD, "x": deep}, {**GOOD, "chosen": [{**CHAT[1], "name": deep}]}):
         assert refusal(row) == "the row is nested too deeply"
+
+
+def test_property_a_column_that_is_named_and_missing_is_listed() -> None:
+    for columns in ({"system": "persona"}, {"hint": "ignore"}, {"message.weight": "ignore"}):
+        name = columns.get("system", next(iter(columns)))
+        assert (
+            parse(GOOD, columns)[1] == f"columns that `data.columns` names and no row has: {name}"
+        )
+    assert parse({**GOOD, "persona": "Be kind."}, {"system": "persona"})[1] == ""
+    assert "no row has" not in parse({**GOOD, "hint": "a b"}, {"hint": "ignore"})[1]

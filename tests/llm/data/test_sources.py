@@ -60,6 +60,7 @@ def test_raises_for_folders_that_mix_splits_subsets_or_formats(tmp_path: Path) -
         "formats": (("a.jsonl", "a.csv"), "several formats (.csv, .jsonl)"),
         "packed": (("a.jsonl", "a.jsonl.gz"), "several formats (.jsonl, .jsonl.gz)"),
         "other": (("a.jsonl", "b.jsonl.zst"), "not read (b.jsonl.zst)"),
+        "hidden": (("a.jsonl", "_b.jsonl", ".c.jsonl", "_SUCCESS"), "not read (_b.jsonl)"),
         "empty": (("README.md",), "has no file of rows"),
     }
     for name, (files, message) in cases.items():

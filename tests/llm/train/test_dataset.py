@@ -41,7 +41,7 @@ def test_closed_form_prompts_for_evaluation_that_occur_in_training_are_counted(
     assert held_out.report["eval_prompts_in_training"] == 2
     assert held_out.report["rows_repeated"] == 0
     assert any(note.startswith("2 of 3 rows for evaluation") for note in held_out.notes)
-    other = write(tmp_path / "other.jsonl", "e", "c")
+    other = write(tmp_path / "other.jsonl", "e", "c ")
     assert load(model, rows, eval=other).report["eval_prompts_in_training"] == 1
     assert load(model, rows, eval=other).report["rows_repeated"] == 2
     assert load(model, [rows], eval=write(tmp_path / "new.jsonl", "e")).notes == ()
