@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .config import text_config
 from .config_keys import COMPOSITES, FAMILIES, HfConfig, unused_keys
-from .rope_config import unused_rope_keys
+from .rope_config import LAYER_SETS, unused_rope_keys
 
 
 def config_notes(config: HfConfig) -> tuple[str, ...]:
@@ -26,8 +26,14 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
     if text is not config and config.get("model_type") in COMPOSITES:
         notes.append("config.json: only the text model is read, its images are not")
         known = {"text_config", "vision_config", "mm_tokens_per_image", "tie_word_embeddings"}
-        outer = {key: value for key, value in config.items() if key not in known | set(text)}
+        outer = {
+            key: value
+            for key, value in config.items()
+            if key not in known and value is not None and text.get(key) != value
+        }
         unused = [key for key in unused_keys(outer, family) if not key.endswith("_token_index")]
+        # The text model reads these keys from its own section.
+        unused += [key for key in outer if key in FAMILIES[family].used]
     else:
         unused = []
     class_name = FAMILIES[family].class_name
@@ -46,10 +52,24 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
         notes.append("config.json: `attention_dropout` has no effect, training has no dropout")
     if text.get("layer_types") is not None and "sliding_window_pattern" in text:
         notes.append("config.json: `sliding_window_pattern` has no effect beside `layer_types`")
-    inner = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("rope_theta")
-    if inner is not None and text.get("rope_theta") not in (None, inner):
-        notes.append(f"config.json: `rope_theta` at the top has no effect beside {inner} inside")
-    return (*notes, *_token_notes(text, family))
+    return (*notes, *_rope_notes(text, family), *_token_notes(text, family))
+
+
+def _rope_notes(config: HfConfig, family: str) -> list[str]:
+    """Describe rotary settings that stand at the top and in a section, with other values."""
+    section = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    full, local = ((config.get("rope_parameters") or {}).get(key) or {} for key in LAYER_SETS)
+    inner = section.get("rope_theta", full.get("rope_theta"))
+    notes = [
+        f"config.json: `{key}` at the top has no effect beside {value} inside"
+        for key, value in (("rope_theta", inner), ("rope_local_base_freq", local.get("rope_theta")))
+        if value is not None and config.get(key) not in (None, value)
+    ]
+    key = "original_max_position_embeddings"
+    top, inner = config.get(key), section.get(key)
+    if key in FAMILIES[family].used and top is not None and inner not in (None, top):
+        notes.append(f"config.json: `{key}` {inner} has no effect beside {top} at the top")
+    return notes
 
 
 def _token_notes(config: HfConfig, family: str) -> list[str]:

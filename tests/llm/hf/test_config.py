@@ -161,9 +161,21 @@ def test_closed_form_notes_say_what_is_passed_over() -> None:
         ({"eos_token_id": [1, 99]}, "`eos_token_id` 99 is not a token of the model"),
         ({"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0}, "`rope_theta` at the top"),
     ]
+    inner = {**LLAMA_3, "original_max_position_embeddings": 32}
+    top = {"rope_scaling": inner, "original_max_position_embeddings": 16}
+    cases.append((top, "`original_max_position_embeddings` 32 has no effect beside 16"))
     for keys, expected in cases:
         (note,) = config_notes({"model_type": "llama", **SIZES, **keys})
         assert expected in note
+    layers = {"full_attention": {"rope_theta": 5.0}, "sliding_attention": {"rope_theta": 6.0}}
+    bases = {"rope_parameters": layers, "rope_theta": 7.0, "rope_local_base_freq": 8.0}
+    found = config_notes({"model_type": "gemma3_text", **SIZES, **bases})
+    assert [note.split()[1] for note in found] == ["`rope_theta`", "`rope_local_base_freq`"]
+    outer = {"model_type": "gemma3", "text_config": SIZES}
+    (note,) = config_notes({**outer, **SIZES})
+    assert "only the text model is read" in note
+    found = config_notes({**outer, "hidden_size": 64, "sliding_window": 7})
+    assert found[1] == "config.json: keys without effect: hidden_size, sliding_window"
     unused = dict.fromkeys(
         NO_EFFECT.keys() - {"architectures", "attention_dropout", "model_type"}, "x"
     )
