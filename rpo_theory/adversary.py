@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from .numerics import ball_interior_point, box_interior_point
 from .objectives import saddle_objective
-from .rewards import FiniteClass, LinearBall, TabularBox, Unbounded
+from .rewards import FiniteClass, LinearBall, TabularBox
 from .types import ArrayLike, Problem
 from .validation import InvalidProblemError, is_traced, validate, validate_policy
 
@@ -51,8 +51,9 @@ def adversarial_reward(
         >>> adversarial_reward(problem, TabularBox(2.0), policy).round(6).tolist()
         [[0.0, 2.0]]
     """
-    if isinstance(reward_class, Unbounded):
-        raise InvalidProblemError("reward_class", (), "must be compact, got Unbounded")
+    if not isinstance(reward_class, TabularBox | LinearBall | FiniteClass):
+        kind = type(reward_class).__name__
+        raise InvalidProblemError("reward_class", (), f"must be compact, got {kind}")
     if not is_traced(problem, reward_class, policy):
         validate(problem, reward_class)
         validate_policy("policy", policy, np.shape(problem.reference_policy))

@@ -384,6 +384,7 @@ def _certify(
         slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
         exact = policy_gap(problem, policy, reward) + drop + jnp.maximum(slack, 0.0)
         gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
+    gap = jnp.where(jnp.isnan(gap), jnp.inf, gap)  # inf - inf, outside of the support
     residual = class_residual(reward_class, reward)
     return Certificate(
         value=minimax_objective(problem, reward),

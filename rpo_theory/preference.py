@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float, Int, Key
 
 from .types import ArrayLike
@@ -58,6 +60,10 @@ def win_counts(
     Returns:
         Counts of shape ``[x a a]`` with the dtype of ``counts``; equal rows add up.
 
+    Raises:
+        ValueError: if the rows differ in number or an index is out of range; the message names
+            the argument. Traced arrays are not checked.
+
     Examples:
         >>> i = jnp.array([0, 0])
         >>> win_counts(i, i, i + 1, jnp.ones(2), shape=(1, 2)).tolist()
@@ -65,8 +71,28 @@ def win_counts(
     """
     n_contexts, n_actions = shape
     counts = jnp.asarray(counts)
+    columns = {"contexts": contexts, "winners": winners, "losers": losers}
+    for name, column in columns.items():
+        _check_indices(name, column, n_contexts if name == "contexts" else n_actions, counts.shape)
     zero = jnp.zeros((n_contexts, n_actions, n_actions), counts.dtype)
     return zero.at[contexts, winners, losers].add(counts)
+
+
+def _check_indices(name: str, column: ArrayLike, bound: int, shape: tuple[int, ...]) -> None:
+    """Raise unless there is one index per row; a scatter drops indices that are out of range."""
+    if isinstance(column, Tracer):
+        return
+    indices = np.asarray(column)
+    if indices.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape} like `counts`, got {indices.shape}")
+    if indices.size == 0:
+        return
+    if indices.dtype.kind not in "iu":
+        raise ValueError(f"`{name}` must hold whole numbers, got {indices.dtype}")
+    wrong = np.flatnonzero((indices < 0) | (indices >= bound))
+    if wrong.size:
+        rule = f"must be an index from 0 to {bound - 1}, got {indices[wrong[0]]}"
+        raise ValueError(f"`{name}[{wrong[0]}]` {rule}")
 
 
 def negative_log_likelihood(

@@ -22,6 +22,7 @@ from .validation import (
     InvalidProblemError,
     at_least_zero,
     numbers,
+    plain_array,
     validate,
     validate_policy,
     validate_reward,
@@ -73,7 +74,7 @@ def problem_from_wins(
     baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
 ) -> Problem:
     """Build and validate a problem; documented as :meth:`Problem.from_wins`."""
-    wins = np.asarray(wins)
+    wins = plain_array("wins", wins)
     if wins.ndim != 3 or wins.shape[1] != wins.shape[2] or 0 in wins.shape:
         rule = "must have shape (contexts, actions, actions), indexed by context, winner and loser"
         raise InvalidProblemError("wins", (), f"{rule}, got shape {wins.shape}")
@@ -87,7 +88,7 @@ def problem_from_wins(
     shape = wins.shape[:2]
     reference = np.full(shape, 1.0 / shape[1])
     if reference_policy is not None:
-        reference = np.asarray(reference_policy)
+        reference = plain_array("reference_policy", reference_policy)
         validate_policy("reference_policy", reference, shape)
     problem = Problem(
         context_weights=_context_weights(context_weights, wins),
@@ -151,7 +152,8 @@ def _count_votes(
     action_labels: Sequence[Hashable] | None,
 ) -> tuple[Float[np.ndarray, "x a a"], Bool[np.ndarray, "x a"]]:
     """Return the win counts, and whether an action occurs in the votes of a context."""
-    columns = [list(column) for column in (contexts, winners, losers)]
+    named = {"contexts": contexts, "winners": winners, "losers": losers}
+    columns = [_entries(name, column) for name, column in named.items()]
     lengths = [len(column) for column in columns]
     if len(set(lengths)) > 1:
         listed = ", ".join(map(str, lengths))
@@ -164,7 +166,7 @@ def _count_votes(
             "`contexts` must have at least one vote, got none: give `context_labels` and "
             "`action_labels` for a problem without data"
         )
-    repeats = np.ones(lengths[0]) if counts is None else list(counts)
+    repeats = np.ones(lengths[0]) if counts is None else _entries("counts", counts)
     repeats = numbers("counts", np.asarray(repeats), (lengths[0],))
     at_least_zero("counts", repeats)
     _refuse_spellings(columns, context_labels, action_labels)
@@ -190,6 +192,14 @@ def _count_votes(
     occurs[rows[0], rows[1]] = occurs[rows[0], rows[2]] = True
     with jax.enable_x64(True):
         return np.asarray(win_counts(rows[0], rows[1], rows[2], repeats, shape=shape)), occurs
+
+
+def _entries(name: str, column: Iterable[Any]) -> list[Any]:
+    try:
+        return list(column)
+    except TypeError as error:
+        kind = type(column).__name__
+        raise ValueError(f"`{name}` must have one entry per vote, got {kind}") from error
 
 
 def _refuse_spellings(
@@ -233,7 +243,7 @@ def _baseline_policy(
 ) -> np.ndarray:
     """Return the baseline policy that a name or an array stands for."""
     if not isinstance(option, str):
-        return np.asarray(option)
+        return plain_array("baseline_policy", option)
     match option:
         case "reference":
             return reference

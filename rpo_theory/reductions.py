@@ -7,7 +7,7 @@ the result does not depend on how the batch was split.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -102,9 +102,7 @@ def reduce_sft(
         return WeightedSum(jnp.sum(counts * losses / tokens), counts.sum())
     if reduction == "pooled_mean":
         return WeightedSum(jnp.sum(counts * losses), jnp.sum(counts * tokens))
-    raise ValueError(
-        f"`reduction` must be 'sum', 'sequence_mean' or 'pooled_mean', got {reduction!r}"
-    )
+    raise _unknown_reduction(reduction)
 
 
 def weight_per_token(
@@ -124,8 +122,19 @@ def weight_per_token(
     Returns:
         Weight per token.
 
+    Raises:
+        ValueError: if the reduction is unknown or the mean length is not greater than 0.
+
     Examples:
         >>> weight_per_token(eta=0.5, beta=0.5, mean_tokens=10.0, reduction="pooled_mean")
         0.025
     """
+    if reduction not in get_args(SftReduction):
+        raise _unknown_reduction(reduction)
+    if not mean_tokens > 0:
+        raise ValueError(f"`mean_tokens` must be greater than 0, got {mean_tokens}")
     return eta * beta if reduction == "sum" else eta * beta / mean_tokens
+
+
+def _unknown_reduction(name: str) -> ValueError:
+    return ValueError(f"`reduction` must be 'sum', 'sequence_mean' or 'pooled_mean', got {name!r}")

@@ -211,6 +211,9 @@ def log_covering_number(
     Returns:
         :math:`\log\mathcal N_\epsilon \ge 0`.
 
+    Raises:
+        ValueError: if the class is not compact, or a number is not greater than 0.
+
     References:
         `liu:24`, Theorem 5.3.
 
@@ -218,6 +221,9 @@ def log_covering_number(
         >>> round(log_covering_number(TabularBox(1.0), 0.25, 3), 4)
         2.0794
     """
+    for name, number in (("epsilon", epsilon), ("n_parameters", n_parameters)):
+        if not number > 0 and not isinstance(reward_class, FiniteClass):
+            raise ValueError(f"`{name}` must be greater than 0, got {number}")
     match reward_class:
         case TabularBox(maximum):
             return n_parameters * float(np.log(np.ceil(float(maximum) / (2 * epsilon))))
@@ -226,3 +232,6 @@ def log_covering_number(
             return n_parameters * float(np.log1p(2 * float(radius) * longest / epsilon))
         case FiniteClass(rewards):
             return float(np.log(np.asarray(rewards).shape[0]))
+        case _:
+            kind = type(reward_class).__name__
+            raise ValueError(f"`reward_class` must be compact, got {kind}")

@@ -8,6 +8,7 @@ the rule and the value, in one line.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def validate(problem: Problem, reward_class: RewardClass) -> None:
     The checks are shapes, finite numbers, probabilities, :math:`\beta > 0` and :math:`\eta \ge 0`.
     Sums of probabilities may differ from one by :data:`PROBABILITY_TOLERANCE`;
     :func:`rpo_theory.problems.normalize` removes the difference. Comparisons of an action with
-    itself, on the diagonal of the wins, are valid and say nothing about rewards.
+    itself are valid and say nothing about rewards.
 
     Args:
         problem: one problem, without a batch axis.
@@ -130,10 +131,12 @@ def solver_arguments(
         kind = type(reward_class).__name__
         names = "TabularBox, LinearBall, FiniteClass or Unbounded"
         raise ValueError(f"`reward_class` must be {names}, got {kind}")
-    if not 0.0 < tolerance < np.inf:
+    if not isinstance(tolerance, Real) or not 0.0 < tolerance < np.inf:
         raise ValueError(f"`tolerance` must be a finite number greater than 0, got {tolerance!r}")
-    if isinstance(max_steps, bool) or int(max_steps) != max_steps or max_steps < 1:
+    if not isinstance(max_steps, Integral) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"`max_steps` must be a whole number of at least 1, got {max_steps!r}")
+    if max_steps >= 2**31:
+        raise ValueError(f"`max_steps` must be less than 2^31, got {max_steps!r}")
     problem = Problem(*_arrays("", problem))
     reward_class = type(reward_class)(*_arrays("reward_class.", reward_class))
     if batch:
@@ -207,10 +210,10 @@ def numbers(
     Raises:
         InvalidProblemError: if the shape is wrong or a number is not finite.
     """
+    array = plain_array(field, value)
     try:
-        array = np.asarray(value)
-        if array.dtype.kind == "c":
-            raise TypeError("got complex numbers")
+        if array.dtype.kind in "cSU":
+            raise TypeError("got complex numbers" if array.dtype.kind == "c" else "got text")
         array = array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidProblemError(field, (), f"must hold real numbers: {error}") from error
@@ -221,6 +224,25 @@ def numbers(
         index = _first(~is_finite)
         raise InvalidProblemError(field, index, f"must be finite, got {array[index]}")
     return array
+
+
+def plain_array(field: str, value: Any) -> np.ndarray:
+    """Return a value as an array.
+
+    Args:
+        field: name of the value in the error message.
+        value: numbers.
+
+    Raises:
+        InvalidProblemError: if rows differ in length or an entry is masked.
+    """
+    if np.ma.is_masked(value):
+        raise InvalidProblemError(field, (), "must not have masked entries: give numbers")
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        rule = f"must hold rows of equal lengths: {error}"
+        raise InvalidProblemError(field, (), rule) from error
 
 
 def at_least_zero(field: str, array: np.ndarray) -> None:
@@ -361,8 +383,7 @@ def _with_free_axis(field: str, value: ArrayLike, wanted: tuple[int | str, ...])
     """Return the shape of an array whose axis that is a letter may have any size from 1."""
     got = np.shape(value)
     free = next(i for i, size in enumerate(wanted) if isinstance(size, str))
-    fits = len(got) == len(wanted) and got[free] > 0
-    if not fits:
+    if len(got) != len(wanted) or got[free] == 0:
         sizes = ", ".join(map(str, wanted))
         rule = f"must have shape ({sizes}) with {wanted[free]} at least 1, got shape {got}"
         raise InvalidProblemError(field, (), rule)
@@ -371,14 +392,7 @@ def _with_free_axis(field: str, value: ArrayLike, wanted: tuple[int | str, ...])
 
 def _arrays(prefix: str, fields: Any) -> list[np.ndarray]:
     """Return the fields of a named tuple as arrays."""
-    arrays = []
-    for name, value in zip(fields._fields, fields, strict=True):
-        try:
-            arrays.append(np.asarray(value))
-        except (TypeError, ValueError) as error:
-            rule = f"must hold rows of equal lengths: {error}"
-            raise InvalidProblemError(prefix + name, (), rule) from error
-    return arrays
+    return [plain_array(prefix + name, getattr(fields, name)) for name in fields._fields]
 
 
 def _first(wrong: np.ndarray | np.bool_) -> tuple[int, ...]:

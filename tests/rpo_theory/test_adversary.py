@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rpo_theory.adversary import adversarial_reward, prompt_blocks, unit_ball_reward
 from rpo_theory.objectives import saddle_objective
-from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox
+from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem
 
 BESIDE = 1e-9  # the solvers stop at 1e-13 of a scaled objective
@@ -76,3 +78,10 @@ def test_closed_form_a_parameter_outside_the_unit_ball_is_projected() -> None:
     inside, outside = jnp.array([0.3, 0.4]), jnp.array([3.0, 4.0])
     np.testing.assert_allclose(unit_ball_reward(features, inside), [[0.6, 0.4]])
     np.testing.assert_allclose(unit_ball_reward(features, outside), [[1.2, 0.8]])
+
+
+def test_raises_for_a_class_without_a_minimum() -> None:
+    one, policy = problem(np.zeros((2, 2))), np.full((1, 2), 0.5)
+    for reward_class in (None, Unbounded(), TabularBox):
+        with pytest.raises(ValueError, match="`reward_class` must be compact"):
+            inspect.unwrap(adversarial_reward)(one, reward_class, policy)

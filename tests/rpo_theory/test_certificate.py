@@ -363,3 +363,13 @@ def test_closed_form_the_kkt_residual_is_the_projected_gradient_step_in_the_box(
     # The gradient is (1, -1): a projected step ends in the corner (0, 0.75), 0.5 away.
     reward = np.array([[0.5, 0.25]])
     assert float(kkt_residual(problem, TabularBox(np.array(0.75)), first, reward)) == 0.5
+
+
+@pytest.mark.parametrize("reward_class", [TabularBox(1.5), FiniteClass(np.zeros((1, 2, 4)))])
+def test_extreme_outside_the_support_of_the_reference_policy_nothing_is_proven(
+    reward_class: Any,
+) -> None:
+    within = np.array([[0.5, 0.5, 0.0, 0.0]] * 2)
+    problem = random_problem(5)._replace(reference_policy=within, baseline_policy=within)
+    proof = certify(problem, reward_class, np.full((2, 4), 0.25), np.zeros((2, 4)))
+    assert proof.duality_gap == np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -204,3 +205,22 @@ def test_closed_form_ratio_of_the_tight_to_the_printed_constant() -> None:
     for reward_max, (tight, loose) in printed.items():
         assert float(hellinger_curvature(reward_max)) ** -0.5 == pytest.approx(tight, rel=0.03)
         assert 1 / float(curvature(reward_max)) == pytest.approx(loose, rel=0.003)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contexts": [0, 1]}, r"`contexts\[1\]` must be an index from 0 to 0, got 1"),
+        ({"winners": [-1, 0]}, r"`winners\[0\]` must be an index from 0 to 1, got -1"),
+        ({"losers": [1, 2]}, r"`losers\[1\]` must be an index from 0 to 1, got 2"),
+        ({"losers": [0.5, 1.0]}, "`losers` must hold whole numbers, got float64"),
+        ({"winners": [0]}, r"`winners` must have shape \(2,\) like `counts`, got \(1,\)"),
+    ],
+)
+def test_raises_for_comparisons_that_would_be_dropped(
+    changes: dict[str, list[int]], message: str
+) -> None:
+    rows = {"contexts": [0, 0], "winners": [0, 1], "losers": [1, 0], "counts": [2.0, 1.0]}
+    columns = {name: np.array(column) for name, column in (rows | changes).items()}
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(win_counts)(**columns, shape=(1, 2))

@@ -209,6 +209,10 @@ BAD_WINS: list[tuple[dict[str, Any], str]] = [
     ({"baseline_policy": np.ones((2, 3))}, "`baseline_policy[0]` must sum to one"),
     ({"beta": 0.0}, "`beta` must be greater than 0, got 0"),
     ({"eta": -1.0}, "`eta` must be at least 0, got -1"),
+    ({"wins": [[[0, 1], [1]]]}, "`wins` must hold rows of equal lengths"),
+    ({"wins": WINS.astype(str)}, "`wins` must hold real numbers: got text"),
+    ({"wins": np.ma.array(WINS, mask=WINS > 0)}, "`wins` must not have masked entries"),
+    ({"reference_policy": [[1], [1, 2]]}, "`reference_policy` must hold rows of equal lengths"),
 ]
 
 
@@ -303,3 +307,10 @@ def test_closed_form_wins_from_votes_adds_up_equal_votes() -> None:
 def test_raises_a_vote_of_an_action_against_itself() -> None:
     with pytest.raises(ValueError, match=r"`losers\[1\]` must differ from the winner .* got 'x'"):
         Problem.from_votes(["a", "a"], ["x", "x"], ["y", "x"], beta=0.5, eta=0.1)
+
+
+def test_raises_names_a_column_of_votes_that_is_no_column() -> None:
+    columns: dict[str, Any] = {"contexts": ["q"], "winners": ["a"], "losers": ["b"], "counts": [1]}
+    for name in columns:
+        with pytest.raises((ValueError, TypeError), match=name):
+            wins_from_votes(**columns | {name: 2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -136,3 +137,8 @@ def test_raises_for_an_unknown_reduction() -> None:
     name: Any = "mean"
     with pytest.raises((ValueError, TypeError), match="reduction"):
         reduce_sft(jnp.ones(1), jnp.ones(1), reduction=name)
+    per_token = inspect.unwrap(weight_per_token)
+    with pytest.raises(ValueError, match="`reduction` must be 'sum', 'sequence_mean' or"):
+        per_token(eta=1.0, beta=1.0, mean_tokens=9.0, reduction=name)
+    with pytest.raises(ValueError, match="`mean_tokens` must be greater than 0, got 0"):
+        per_token(eta=1.0, beta=1.0, mean_tokens=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,15 @@ def test_closed_form_covering_numbers() -> None:
     finite = FiniteClass(np.zeros((7, 2, 3)))
     assert log_covering_number(finite, 0.1, 99) == pytest.approx(np.log(7.0), rel=EXACT)
     assert log_covering_number(TabularBox(np.array(1.0)), 10.0, 5) == 0.0
+
+
+def test_raises_for_a_covering_number_that_does_not_exist() -> None:
+    bad: list[tuple[Any, float, int, str]] = [
+        (TabularBox(1.0), 0.0, 3, "`epsilon` must be greater than 0, got 0.0"),
+        (TabularBox(1.0), np.nan, 3, "`epsilon` must be greater than 0, got nan"),
+        (TabularBox(1.0), 0.1, -3, "`n_parameters` must be greater than 0, got -3"),
+        (Unbounded(), 0.1, 3, "`reward_class` must be compact, got Unbounded"),
+    ]
+    for reward_class, epsilon, n_parameters, message in bad:
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(log_covering_number)(reward_class, epsilon, n_parameters)

@@ -62,6 +62,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tolerance": np.nan}, "`tolerance` must be a finite number greater than 0, got nan"),
     ({"max_steps": 0}, "`max_steps` must be a whole number of at least 1, got 0"),
     ({"max_steps": True}, "`max_steps` must be a whole number of at least 1, got True"),
+    ({"max_steps": 2**40}, "`max_steps` must be less than 2^31, got 1099511627776"),
+    ({"wins": np.ma.array(WINS, mask=WINS > 2)}, "`wins` must not have masked entries"),
+    ({"wins": WINS.astype(str)}, "`wins` must hold real numbers: got text"),
 ]
 
 
@@ -85,6 +88,10 @@ def test_raises_every_solver_names_the_argument(
         ({"reward_class": "box"}, "`reward_class` must be TabularBox, LinearBall, FiniteClass or"),
         ({"problem": (1, 2)}, "`problem` must be a Problem, got tuple"),
         ({"max_steps": 2.5}, "`max_steps` must be a whole number of at least 1, got 2.5"),
+        ({"max_steps": np.inf}, "`max_steps` must be a whole number of at least 1, got inf"),
+        ({"max_steps": None}, "`max_steps` must be a whole number of at least 1, got None"),
+        ({"tolerance": "1e-9"}, "`tolerance` must be a finite number greater than 0, got '1e-9'"),
+        ({"tolerance": np.ones(2)}, "`tolerance` must be a finite number greater than 0, got arr"),
     ],
 )
 def test_raises_for_arguments_of_another_type(changes: dict[str, Any], message: str) -> None:
