@@ -197,7 +197,10 @@ def document_from_values(values: Any, *, name: str) -> Node:
         [1.0, 1.0]
     """
     root = Node(name, "", (), None)
-    return root._replace(value=_plain(root, values))
+    try:
+        return root._replace(value=_plain(root, values))
+    except RecursionError:
+        raise DocumentError(f"{name}: is nested too deeply") from None
 
 
 def _plain(node: Node, value: Any) -> Any:
@@ -217,7 +220,11 @@ def _plain(node: Node, value: Any) -> Any:
         return value
     if isinstance(value, int | float):
         return _whole(value)
+    if np.ma.is_masked(value):
+        node.refuse("must not have masked entries: give numbers")
     array = np.asarray(value)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
     if array.dtype.kind not in "biuf":
         kind = type(value).__name__
         node.refuse(f"must be a number, a string, a list, an array or a mapping, got {kind}")

@@ -156,6 +156,8 @@ def solve(
     """
     if (problem is None) == (votes is None):
         raise UsageError("give either a problem file or --votes FILE.csv; see rpo solve --help")
+    if votes is not None and not isinstance(votes, str | os.PathLike):
+        raise UsageError(f"`votes` must be the path of a file, got {type(votes).__name__}")
     if votes is None and context_weights is not None:
         rule = "goes with --votes, not with a problem: set its `context_weights`"
         raise UsageError(f"argument --context-weights: {rule}")
@@ -170,7 +172,7 @@ def solve(
         ("baseline", baseline, ("chosen", "reference", None)),
         ("context_weights", context_weights, ("votes", "uniform", None)),
     ):
-        if value not in choices:
+        if not isinstance(value, str | None) or value not in choices:
             names = ", ".join(repr(name) for name in choices if name is not None)
             raise UsageError(f"`{name}` must be one of {names}, got {value!r}")
     options: dict[str, Any] = {

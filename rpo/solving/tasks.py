@@ -13,6 +13,7 @@ from rpo_io.json_document import document_from_values
 from rpo_theory.problems import validate
 from rpo_theory.rewards import RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem
+from rpo_theory.validation import plain_array
 
 from .problem_files import Overrides, ProblemFile, from_document, read_problem
 
@@ -88,7 +89,7 @@ def task_from_problem(
         root = document_from_values(source, name="the problem")
         return _task_of_file(from_document(root, overrides))
     if not isinstance(source, Problem):
-        source, baseline = _from_wins(np.asarray(source), overrides), baseline or "chosen"
+        source, baseline = _from_wins(source, overrides), baseline or "chosen"
     elif baseline is not None or beta is not None or eta is not None:
         source = Problem.from_wins(
             source.wins,
@@ -103,7 +104,11 @@ def task_from_problem(
     return SolveTask(source, reward_class, baseline=baseline or "given")
 
 
-def _from_wins(wins: np.ndarray, overrides: Overrides) -> Problem:
+def _from_wins(wins: ArrayLike | Sequence[Any], overrides: Overrides) -> Problem:
+    if isinstance(wins, bytes) or hasattr(wins, "_fields"):
+        rule = "must be a path, a mapping, a Problem or an array of win counts"
+        raise ValueError(f"`problem` {rule}, got {type(wins).__name__}")
+    wins = plain_array("wins", wins)
     Problem.from_wins(wins, beta=1.0, eta=1.0, context_weights="uniform")  # checks the counts
     comparisons = float(np.sum(wins))
     if comparisons == 0 and None in (overrides.beta, overrides.eta):

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import rpo
+from bandits.environments.votes import read_votes
 from bandits.study.config import StudyConfig
 from llm.config import TrainConfig
 from llm.train.trainer import InterruptedRunError
@@ -425,3 +426,18 @@ def test_closed_form_numbers_that_are_not_finite_are_null_in_the_document() -> N
     json.dumps(document, allow_nan=False)
     ax = axes()
     assert answer.plot(ax) is ax
+
+
+def test_raises_for_problems_and_votes_of_another_kind() -> None:
+    votes = read_votes("votes.csv")
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"votes": votes}, "`votes` must be the path of a file, got Votes"),
+        ({"problem": votes}, "`problem` must be a path, a mapping, a Problem or an array of win c"),
+        ({"problem": b"p.json"}, "`problem` must be a path, a mapping, a Problem or an array of"),
+        ({"problem": [[[0, 1], [1]]]}, "`wins` must hold rows of equal lengths"),
+        ({"problem": votes.wins, "baseline": votes.wins[0]}, "`baseline` must be one of 'chosen'"),
+    ]
+    for arguments, message in bad:
+        with pytest.raises(ValueError) as caught:
+            inspect.unwrap(api.solve)(**arguments)
+        assert str(caught.value).startswith(message)

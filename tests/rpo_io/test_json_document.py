@@ -6,9 +6,16 @@ import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rpo_io.json_document import DocumentError, is_number, load_document, parse_document
+from rpo_io.json_document import (
+    DocumentError,
+    document_from_values,
+    is_number,
+    load_document,
+    parse_document,
+)
 
 TEXT = b"""{
   "kind": "tabular",
@@ -56,3 +63,16 @@ def test_raises_with_the_line_and_the_path_of_the_value() -> None:
 )
 def test_closed_form_booleans_and_strings_are_no_numbers(value: object, expected: bool) -> None:
     assert is_number(value) is expected
+
+
+def test_raises_for_python_values_without_a_form_in_json() -> None:
+    nested: list[object] = []
+    nested.append(nested)
+    bad = [
+        ({"a": np.ma.array([1, 2], mask=[0, 1])}, "p: `a` must not have masked entries"),
+        ({"a": nested}, "p: is nested too deeply"),
+        ({"a": {1}}, "p: `a` must be a number, a string, a list, an array or a mapping, got set"),
+    ]
+    for values, message in bad:
+        with pytest.raises(DocumentError, match=message):
+            document_from_values(values, name="p")
