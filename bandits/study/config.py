@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -74,8 +75,9 @@ class MethodConfig:
             hint = f": did you mean {near[0]}?" if near else ""
             raise ValueError(f"`method` {rule}, got {self.method!r}{hint}")
         # Terminals obey control characters, and Matplotlib reads text between $ as mathematics.
-        if self.label is not None and not (self.label.isprintable() and "$" not in self.label):
-            raise ValueError(f"`label` must be printable text without $, got {self.label!r}")
+        label = self.label
+        if label is not None and not (label.strip() and label.isprintable() and "$" not in label):
+            raise ValueError(f"`label` must be printable text without $, got {label!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,10 +309,12 @@ def _check_axes(study: StudyConfig) -> None:
     for value in study.comparisons:
         if not 1 <= value <= 10**15:
             raise ValueError(f"`comparisons` must be between 1 and 10^15, got {value}")
-    for name, least in (("eta", 0.0), ("beta", 5e-324)):
+    for name, least in (("eta", 0.0), ("beta", sys.float_info.min)):  # smaller ones become 0
         for value in getattr(study, name):
             if not isinstance(value, str) and not least <= value < math.inf:
                 sign = "greater than 0" if least else "at least 0"
+                if 0 < value < least:
+                    sign = f"at least {least:.3g}"
                 raise ValueError(f"`{name}` must be finite and {sign}, got {value}")
     if not 0.0 < study.delta < math.exp(-1.0):
         raise ValueError(f"`delta` must be greater than 0 and less than 1/e, got {study.delta}")
@@ -342,7 +346,8 @@ def _check_values(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must have at least one value, got an empty list")
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        raise ValueError(f"`{name}` must not repeat a value, got {repeated[0]} twice")
+        shown = getattr(repeated[0], "method", repeated[0])
+        raise ValueError(f"`{name}` must not repeat a value, got {shown} twice")
 
 
 def _converted(name: str, value: Any, field_type: type) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from bandits.environments.designs import Design
 from bandits.methods.base import MethodOptions
 
 from .config import (
@@ -81,7 +82,11 @@ def _unused_design(study: StudyConfig) -> list[str]:
     tabular = "tabular" in _values(study, "reward", "tabular")
     from_file = None not in _values(study, "features_file", None)
     random = "they are read from a file" if linear else "it is for linear rewards"
+    # Pairs among the baseline and the ordinary responses need two responses beside the best one.
+    n_core = max(_values(study, "actions", Design.actions)) - min(_values(study, "rare", 0))
     rules = {
+        "imbalance": (n_core > 3, "`design.actions` leaves one pair to compare"),
+        "missing_edges": (n_core > 2, "`design.actions` leaves no pair to compare"),
         "features": (linear and not from_file, random),
         "features_file": (linear, "it is for linear rewards"),
         "misspecification": (linear, "it is for linear rewards"),

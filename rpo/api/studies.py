@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bandits.study.config import StudyConfig
 
 PathLike = str | os.PathLike[str]
+_logger = logging.getLogger(__name__)
 
 
 def study(
@@ -101,8 +103,10 @@ def estimate_study(
 def _load_study(
     config: PathLike | StudyConfig, overrides: Mapping[str, Any] | None, *, quick: bool
 ) -> StudyConfig:
-    from bandits.study.config import StudyConfig
+    from bandits.study.config import QuickSizes, StudyConfig
 
     with user_input():
         study = load_config(config, StudyConfig, overrides)
+        if quick and study.quick == QuickSizes():
+            _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
         return study.quick_version() if quick else study

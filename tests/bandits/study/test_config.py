@@ -66,6 +66,7 @@ def test_closed_form_quick_sizes_replace_only_the_sizes_they_give() -> None:
         ({"eta": [0.1, 0.1]}, "`eta` must not repeat a value, got 0.1 twice"),
         ({"eta": [-0.1]}, "`eta` must be finite and at least 0, got -0.1"),
         ({"beta": [0.0]}, "`beta` must be finite and greater than 0, got 0.0"),
+        ({"beta": [1e-320]}, "`beta` must be finite and at least 2.23e-308, got 1e-320"),
         ({"beta": [float("inf")]}, "`beta` must be finite"),
         ({"seeds": 0}, "`seeds` must be a whole number of at least 1, got 0"),
         ({"comparisons": [0]}, "`comparisons` must be between 1 and"),
@@ -86,7 +87,10 @@ def test_closed_form_quick_sizes_replace_only_the_sizes_they_give() -> None:
         ({"design": {"actions": True}}, "`design.actions` must be a whole number"),
         ({"design": {"reward": 3}}, "`design.reward` must be text"),
         ({"design": {"target_coverage": 0.5}}, "`target_coverage` must be at least 1"),
-        ({"methods": [MethodConfig(method="dpo")] * 2}, "`methods` must not repeat a value"),
+        (
+            {"methods": [MethodConfig(method="dpo")] * 2},
+            "`methods` must not repeat a value, got",
+        ),
         (
             {"environments": ["named:four_arms"], "design": {"target_coverage": [2.0, 3.0]}},
             "`design.target_coverage` must not be a list",
@@ -105,6 +109,9 @@ def test_raises_for_two_methods_with_one_label() -> None:
     same = [MethodConfig(method="rpo", label="a"), MethodConfig(method="dpo", label="a")]
     with pytest.raises(ValueError, match="`label` must differ"):
         study(methods=same)
+    for label in ("", " "):
+        with pytest.raises(ValueError, match="`label` must be printable text without"):
+            MethodConfig(method="rpo", label=label)
 
 
 def test_raises_for_an_unknown_method_and_lists_the_known_ones() -> None:

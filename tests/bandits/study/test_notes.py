@@ -90,6 +90,9 @@ def test_closed_form_rare_responses_that_are_never_compared_are_pointed_out() ->
         ({"beta": [0.1, 0.2], "methods": ["rpo", "greedy_mle"]}, {"beta"}),
         ({"beta": [0.1, 0.2], "methods": ["rpo", "dpo"]}, set()),
         ({"methods": ["dpo"]}, set()),
+        ({"design": {"actions": 3, "imbalance": 5.0, "missing_edges": 0.1}}, {"design.imbalance"}),
+        ({"design": {"actions": 4, "rare": 2, "missing_edges": 0.1}}, {"design.missing_edges"}),
+        ({"design": {"actions": [3, 4], "imbalance": 5.0}}, set()),
         ({"environments": ["named:four_arms"], "design": {"actions": 3}}, {"design.actions"}),
         (
             {"environments": ["votes:v.csv"], "design": {"rare": 1, "label_noise": 0.1}},
