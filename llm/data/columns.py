@@ -171,6 +171,15 @@ class RowRules:
         read = {field: fields[column] for field, column in layout.read}
         return Columns(read, tuple(repeats), tuple(lost))
 
+    def column_of(self, field: str) -> str:
+        """Return the name of the column of a field.
+
+        Examples:
+            >>> RowRules({"prompt": "question"}).column_of("prompt")
+            'question'
+        """
+        return self._column_of[field]
+
     def has_field(self, field: str, fields: Mapping[str, Any]) -> bool:
         """Return whether a row has the column of a field.
 

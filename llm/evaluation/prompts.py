@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from llm.data.column_hints import unused
-from llm.data.columns import FIELDS, RowRules
+from llm.data.columns import FIELDS, FieldError, RowRules
+from llm.data.messages import parse_conversation
 from llm.data.preferences import Message, Messages, check_row, parse_with_rules
 from llm.data.rows import Row, read_rows
 from llm.data.sources import Source, shown_source
@@ -134,9 +135,8 @@ def _parse_question(row: Row, number: int, rules: RowRules) -> Question:
         return _row_question(row, number, rules)
     if rules.has_field("prompt", fields):
         # The prompt is checked like that of a preference row, with placeholders for the responses.
-        return _row_question(
-            row._replace(fields={**fields, "chosen": "-", "rejected": "+"}), number, rules
-        )
+        placeholders = {rules.column_of("chosen"): "-", rules.column_of("rejected"): "+"}
+        return _row_question(row._replace(fields={**fields, **placeholders}), number, rules)
     kind = next((name for name in ("instruction", "turns") if name in fields), None)
     if kind is None:
         raise ValueError(f"{row.where}: field `prompt`, `instruction` or `turns` is missing")
@@ -176,7 +176,10 @@ def _row_question(row: Row, number: int, rules: RowRules) -> Question:
 def _user_message(text: Any, name: str, where: str) -> Messages:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: field `{name}` must be text, not empty, got {text!r:.60}")
-    return (Message("user", text),)
+    try:
+        return parse_conversation(text, RowRules(), role="user")
+    except FieldError as error:
+        raise ValueError(f"{where}: field `{name}{error.path}` {error.rule}") from error
 
 
 def _row_record(

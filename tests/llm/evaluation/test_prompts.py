@@ -32,6 +32,9 @@ def test_property_system_tools_and_mapped_columns_reach_the_prompt(tmp_path: Pat
     (question,), notes = read(tmp_path, {"question": "Hi", "rules": "S"}, columns=mapped)
     assert [message.content for message in question.prompts[0]] == ["S", "Hi"]
     assert notes == []
+    pairs = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    (question,), _ = read(tmp_path, {"question": "Hi"}, columns=pairs)
+    assert [message.content for message in question.prompts[0]] == ["Hi"]
     call = {"role": "assistant", "content": None, "tool_calls": tools}
     user, result = {"role": "user", "content": "Hi"}, {"role": "tool", "content": "21"}
     (question,), _ = read(tmp_path, {"prompt": [user, call, result]})
@@ -53,3 +56,18 @@ def test_raises_for_columns_of_questions_that_would_be_lost(tmp_path: Path) -> N
         notes = read(tmp_path, row, columns={name: "ignore"})[1]
         assert f"{name} (1 row)" in notes[0]
     assert len(read(tmp_path, {**QUESTION, "reference": ["a", "b"]})[0][0].prompts) == 2
+
+
+def test_raises_for_conversations_in_the_text_of_a_question(tmp_path: Path) -> None:
+    text = json.dumps([{"role": "user", "content": "Hi"}])
+    for row, name in (
+        ({"prompt": text}, "prompt"),
+        ({"instruction": text}, "instruction"),
+        ({**QUESTION, "turns": ["Hi", text]}, r"turns\[1\]"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"rows\.jsonl:1: field `{name}` is a string that holds"
+        ):
+            read(tmp_path, row)
+    with pytest.raises(ValueError, match="field `instruction` must be Unicode text"):
+        read(tmp_path, {"instruction": "a\ud800"})
