@@ -98,6 +98,8 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         unknown = find_unknown_sections(document)
         if unknown:
             raise ValueError(f"`{unknown[0]}` is not a key of tokenizer.json: remove it")
+        if document.get("model", {}).get("dropout"):
+            raise ValueError("`model.dropout` draws tokens at random: set it to null")
         plain = tokenizers.Tokenizer.from_str(text)
         padding = plain.padding
         plain.no_padding()
@@ -372,6 +374,10 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
             raise ValueError(
                 f"{folder / CONFIG_FILE}: `chat_template` must be a string or a list of objects "
                 f"with `name` and `template`, got {reprlib.repr(item)}"
+            )
+        if name in templates:
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: `chat_template` has two templates {name!r:.60}: keep one"
             )
         templates[name] = source
     return templates

@@ -213,6 +213,8 @@ def test_golden_named_templates_and_files_are_chosen_as_in_transformers(
         {"name": "default", "template": MESSAGES},
         {"name": "tool_use", "template": with_tools},
     ]
+    with pytest.raises(ValueError, match="has two templates 'default': keep one"):
+        load(write_folder(None, chat_template=[named[0], named[0]]))
     folder = write_folder(None, chat_template=[*named, {"name": "rag", "template": "x"}])
     tokenizer = load(folder)
     assert tokenizer.notes == ("chat templates that are not used: rag",)

@@ -242,6 +242,18 @@ def test_raises_or_lists_a_further_key_of_tokenizer_json(
     assert any(f"{named}.color" in note or "color" in note for note in notes), notes
 
 
+def test_raises_for_a_tokenizer_that_draws_at_random(write_folder: WriteFolder) -> None:
+    folder = write_folder()
+    document = json.loads((folder / "tokenizer.json").read_text())
+    for dropout in (None, 0.0, 0.5):
+        document["model"]["dropout"] = dropout
+        write_json(folder, "tokenizer.json", document)
+        if not dropout:
+            read_tokenizer(folder)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: .* `model\.dropout` draws tokens at r"):
+        read_tokenizer(folder)
+
+
 def test_golden_older_files_that_are_not_read_are_listed_if_they_differ(
     write_folder: WriteFolder,
 ) -> None:
