@@ -110,7 +110,7 @@ def describe_last_step(sampler: BatchSampler, num_steps: int) -> str | None:
         return None
     weight = per_step / left
     return (
-        f"the last step of an epoch has {left} instead of {per_step} pairs, and as a step is a "
-        f"mean over its pairs, each counts {weight:.3g} times as much as in other steps: "
-        "`trainer.dataloader_drop_last: true` leaves them out"
+        f"the last step of an epoch has {left} pair{'' if left == 1 else 's'}, the others have "
+        f"{per_step}. Each of its pairs counts {weight:.3g} times as much as one of another step. "
+        "`trainer.dataloader_drop_last: true` leaves that step out"
     )

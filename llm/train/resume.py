@@ -65,6 +65,30 @@ def check_steps(trainer: TrainerConfig, done: int, num_steps: int) -> None:
         )
 
 
+def describe_resume(
+    done: int, num_steps: int, recorded: Mapping[str, Any], execution: Mapping[str, Any]
+) -> list[str]:
+    """Describe where a resumed run continues, and why it will not be bit-equal.
+
+    Args:
+        done: number of steps that the checkpoint has made.
+        num_steps: number of steps of this run.
+        recorded: data of the checkpoint.
+        execution: :func:`execution_of` this run.
+
+    Returns:
+        Sentences for the log; at least one.
+
+    Examples:
+        >>> describe_resume(20, 20, {"num_steps": 20}, {})
+        ['already finished: step 20 of 20; nothing to do']
+    """
+    if done == recorded.get(NUM_STEPS) == num_steps and recorded.get(PENDING_EVALUATION) is None:
+        return [f"already finished: step {done:,} of {num_steps:,}; nothing to do"]
+    where = f"resumed from step {done:,} of {num_steps:,}"
+    return [where, *describe_changes(recorded, execution, num_steps)]
+
+
 def describe_changes(
     recorded: Mapping[str, Any], execution: Mapping[str, Any], num_steps: int
 ) -> list[str]:

@@ -42,7 +42,7 @@ from .resume import (
     NUM_STEPS,
     PENDING_EVALUATION,
     check_steps,
-    describe_changes,
+    describe_resume,
     execution_of,
 )
 from .run import Run
@@ -138,8 +138,8 @@ class Trainer:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
                 self.first_step = record.step
                 self._pending = record.data[PENDING_EVALUATION]
-                self._resume_notes = describe_changes(
-                    record.data, self._execution, self.run.num_steps
+                self._resume_notes = describe_resume(
+                    record.step, self.run.num_steps, record.data, self._execution
                 )
 
     def request_stop(self) -> None:

@@ -36,8 +36,8 @@ def test_property_the_last_step_is_made_or_left_out_and_is_described(seed: int) 
     whole = make_sampler(config(4, seed=seed), data(9), 1)
     assert [len(whole.pair_indices(step)) for step in range(6)] == [4, 4, 1] * 2
     assert (describe_last_step(whole, 3) or "").startswith(
-        "the last step of an epoch has 1 instead of 4 pairs, and as a step is a mean over its "
-        "pairs, each counts 4 times as much as in other steps: `trainer.dataloader_drop_last: true`"
+        "the last step of an epoch has 1 pair, the others have 4. Each of its pairs counts 4 times "
+        "as much as one of another step. `trainer.dataloader_drop_last: true`"
     )
     assert describe_last_step(whole, 2) is None  # the run ends before that step
     dropped = make_sampler(config(2, 2, dataloader_drop_last=True, seed=seed), data(9), 1)

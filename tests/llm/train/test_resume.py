@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-from llm.train.resume import check_steps, describe_changes, execution_of
+from llm.train.resume import check_steps, describe_changes, describe_resume, execution_of
 
 
 def test_property_every_change_of_the_execution_is_described(
@@ -41,6 +41,18 @@ def test_property_every_change_of_the_execution_is_described(
     )
     longer, _ = describe_changes(recorded, flags, 12)
     assert longer.startswith("resumed for 12 steps instead of 9: the learning rate schedule is rec")
+
+
+def test_property_a_resumed_run_is_described_by_its_step() -> None:
+    recorded = {"num_steps": 20, "execution": {}, "pending_evaluation": None}
+    finished = ["already finished: step 20 of 20; nothing to do"]
+    assert describe_resume(20, 20, recorded, {}) == finished
+    assert describe_resume(5, 20, recorded, {}) == ["resumed from step 5 of 20"]
+    where, change = describe_resume(20, 30, recorded, {})
+    assert where == "resumed from step 20 of 30"
+    assert change.startswith("resumed for 30 steps instead of 20")
+    pending = {**recorded, "pending_evaluation": {"loss": 1.0}}
+    assert describe_resume(20, 20, pending, {}) == ["resumed from step 20 of 20"]
 
 
 def test_raises_if_more_steps_were_made_than_are_asked_for() -> None:

@@ -83,4 +83,4 @@ def test_property_the_memory_of_a_device_is_at_most_that_of_the_container(
     result = estimate(config(), 13)
     assert result.limit_bytes_per_device == run_estimate.device_memory()
     (note,) = result.notes
-    assert note.startswith("the last step of an epoch has 1 instead of 6 pairs")
+    assert note.startswith("the last step of an epoch has 1 pair, the others have 6. ")

@@ -268,7 +268,8 @@ def test_property_a_run_is_resumed_for_more_steps_and_with_other_parts_which_is_
     with caplog.at_level("INFO", logger="llm"):
         caplog.clear()
         run(more, out, resume=True)
-    steps, parts, sizes, *_ = caplog.messages
+    where, steps, parts, sizes, *_ = caplog.messages
+    assert where == "resumed from step 9 of 11"
     assert steps.startswith("resumed for 11 steps instead of 9: the learning rate schedule is rec")
     assert steps.endswith("the run is not bit-equal to one of 11 steps from the start")
     assert parts.startswith(
@@ -281,8 +282,8 @@ def test_property_a_run_is_resumed_for_more_steps_and_with_other_parts_which_is_
     rates = learning_rate_schedule(more.optimizer, 11)
     logged = [row["learning_rate"] for row in rows[9:11]]
     assert logged == [float(np.asarray(rates(step))) for step in (9, 10)]
-    last_step = "the last step of an epoch has 2 instead of 4 pairs, and as a step is a mean over "
-    assert last_step + "its pairs, each counts 2 times as much" in caplog.messages[-1]
+    last_step = "the last step of an epoch has 2 pairs, the others have 4. Each of its pairs counts"
+    assert f"{last_step} 2 times as much" in caplog.messages[-1]
 
 
 def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
