@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .config_types import ConfigError, build, convert, type_of_key
+from .config_types import ConfigError, build, convert, is_section, type_of_key
 from .yaml_files import format_yaml, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
@@ -126,8 +126,12 @@ def _split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _override(values: dict[str, Any], cls: Any, key: str, word: str) -> None:
-    """Replace one value, given by its dotted key and the word of a command line."""
-    value = _read_word(type_of_key(cls, key), word, key)
+    """Replace one value, given by its dotted key and the word of a command line.
+
+    A mapping replaces a dictionary as a whole; of a section, it replaces the keys that it names.
+    """
+    hint = type_of_key(cls, key)
+    value = _read_word(hint, word, key)
     *parents, name = key.split(".")
     inner = values
     for parent in parents:
@@ -136,7 +140,7 @@ def _override(values: dict[str, Any], cls: Any, key: str, word: str) -> None:
         inner = inner[parent]
         if not isinstance(inner, dict):
             raise ConfigError(f"`{key}` must be below a mapping, but `{parent}` is none")
-    if isinstance(value, dict) and isinstance(inner.get(name), dict):
+    if is_section(hint) and isinstance(value, dict) and isinstance(inner.get(name), dict):
         inner[name] = {**inner[name], **value}
     else:
         inner[name] = value

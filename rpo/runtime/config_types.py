@@ -179,6 +179,15 @@ def type_of_key(cls: Any, dotted: str) -> Any:
     return hint
 
 
+def is_section(hint: Any) -> bool:
+    """Return whether the values of a type are dataclasses, whose keys are fixed.
+
+    Args:
+        hint: the type.
+    """
+    return any(dataclasses.is_dataclass(member) for member in _members(hint))
+
+
 @functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
     """Return the types of the fields of a dataclass by name.

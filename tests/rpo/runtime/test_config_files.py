@@ -78,6 +78,18 @@ def test_closed_form_overrides_replace_what_the_file_says(tmp_path: Path) -> Non
     assert (study.seeds, study.design, study.eta) == (7, {"target_coverage": 3.0}, [0.1, "theorem"])
 
 
+def test_property_a_mapping_replaces_a_dictionary_and_keeps_the_other_keys_of_a_section(
+    tmp_path: Path,
+) -> None:
+    base = GOOD + "design: {target_coverage: 2.0, actions: 5}\nquick: {seeds: 2}\n"
+    assert read(tmp_path, base, "--design", "{}").design == {}
+    assert read(tmp_path, base, "--design", "{actions: 4}").design == {"actions": 4}
+    one = read(tmp_path, base, "--design.actions", "4")
+    assert one.design == {"target_coverage": 2.0, "actions": 4}
+    quick = read(tmp_path, base, "--quick", "{comparisons: [50]}").quick
+    assert (quick.seeds, quick.comparisons) == (2, [50])
+
+
 def test_closed_form_a_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     assert math.isclose(read(tmp_path, GOOD + "delta: 5e-7\n").delta, 5e-7)
 
