@@ -5,6 +5,9 @@ from __future__ import annotations
 import unicodedata
 
 _MAX_SHOWN = 60
+# Fillers and variation selectors, such as the one that makes a heart red.
+_SELECTORS = (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+_INVISIBLE = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, *_SELECTORS)))
 
 
 class LabelSpellings:
@@ -56,9 +59,14 @@ def _key(label: str, *, fold_case: bool) -> str:
     """Return a form that all spellings of a name share."""
     # Compatibility forms: full-width letters, ligatures and spaces of all kinds become plain.
     text = unicodedata.normalize("NFKC", label)
-    visible = "".join(char for char in text if unicodedata.category(char) != "Cf")
+    visible = "".join(char for char in text if not _is_invisible(char))
     joined = " ".join(visible.split())
     return unicodedata.normalize("NFKC", joined.casefold()) if fold_case else joined
+
+
+def _is_invisible(char: str) -> bool:
+    category = unicodedata.category(char)
+    return category == "Cf" or (category == "Cc" and not char.isspace()) or char in _INVISIBLE
 
 
 def _difference(label: str, other: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
@@ -90,10 +91,16 @@ NAMES = st.text(min_size=1, max_size=8).filter(
 )
 
 
+INVISIBLE = "VARIATION SELECTOR|HANGUL .*FILLER|VOWEL INHERENT A"
+
+
 def skeleton(name: str) -> str:
     """Return what all spellings of a name share, derived without the reader's code."""
     letters = [char for char in unicodedata.normalize("NFKD", name) if not char.isspace()]
-    visible = "".join(char for char in letters if unicodedata.category(char) != "Cf")
+    hidden = {"\N{COMBINING GRAPHEME JOINER}"}
+    hidden |= {char for char in letters if unicodedata.category(char) in ("Cc", "Cf")}
+    hidden |= {char for char in letters if re.search(INVISIBLE, unicodedata.name(char, ""))}
+    visible = "".join(char for char in letters if char not in hidden)
     return unicodedata.normalize("NFKD", visible.upper().lower())
 
 
@@ -199,6 +206,8 @@ SAME_NAME = [
     ("caf\u00e9", "cafe\u0301", "invisible characters or their Unicode form"),
     ("A1", "\uff21\uff11", "invisible characters or their Unicode form"),
     ("ab", "a\N{ZERO WIDTH SPACE}b", "invisible characters or their Unicode form"),
+    ("\u2764", "\u2764\N{VARIATION SELECTOR-16}", "invisible characters or their Unicode form"),
+    ("ab", "a\x7fb", "invisible characters or their Unicode form"),
     ("GPT-4", "gpt-4", "upper and lower case"),
 ]
 
