@@ -260,8 +260,10 @@ def _reward_replies(
 ) -> tuple[Float[np.ndarray, " n"], dict[str, Any], tuple[str, ...]]:
     """Return the rewards of the model's replies, and the settings of generation with notes."""
     settings = model_settings(model, options, generation)
-    # What the reader passes over was noted when the pairs were read.
-    questions = read_questions(data, columns=options.columns, notes=[])[:n_prompts]
+    found: list[str] = []
+    questions = read_questions(data, columns=options.columns, notes=found)[:n_prompts]
+    # The columns were listed when the pairs were read; here the answers would be among them.
+    notes = [note for note in found if not note.startswith("columns passed over: ")]
     try:
         replies = generate_replies(
             model.decoder,
@@ -279,4 +281,4 @@ def _reward_replies(
     texts = [answers[0].text for answers in replies]
     with _printing_to_stderr():
         rewards = score_replies(reward, prompts, texts, sources=sources)
-    return rewards, settings.record(), settings.notes
+    return rewards, settings.record(), (*settings.notes, *notes)

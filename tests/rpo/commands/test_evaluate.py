@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from llm.evaluation.prompts import Question, read_questions
 from llm.hf.io import export_model
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
@@ -123,6 +124,21 @@ def test_roundtrip_the_metrics_are_those_of_the_scores(
     assert measured["rewards/margins"] == pytest.approx(sum(margins) / 3, rel=ROUNDING)
     assert measured["rewards/accuracies"] == pytest.approx(sum(m > 0 for m in margins) / 3)
     assert measured["pairs"] == 3
+
+
+def test_property_notes_on_the_prompts_are_in_the_result(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(source: str, *, columns: Any, notes: list[str]) -> list[Question]:
+        notes += ["columns passed over: chosen (3 rows)", "prompts with a note: 1"]
+        return read_questions(source, columns=columns, notes=[])
+
+    monkeypatch.setattr("rpo.jobs.evaluation.read_questions", reading)
+    both = ["--model", "policy", "--reference", "policy", "--reward", "reward.py:length"]
+    assert main(["evaluate", *both, *DATA, "--prompts", "1", "--max-new-tokens", "1"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes.count("prompts with a note: 1") == 1
+    assert not any("chosen" in note for note in notes)  # the answers are read as pairs
 
 
 def test_limit_a_model_against_itself_wins_half(
