@@ -133,6 +133,8 @@ def prepare_new_folder(folder: Path) -> None:
     with _named(folder):
         # A folder is renamed to its name, so that a link is followed first.
         real = Path(os.path.realpath(folder))
+        if real.is_symlink():
+            raise ValueError(f"argument --out: {folder} is a link to itself: name another folder")
         if real.exists():
             if not real.is_dir():
                 raise ValueError(f"argument --out: {folder} exists already and is not a folder")

@@ -126,12 +126,14 @@ def test_property_a_path_that_exists_under_its_literal_name_is_taken(folder: Pat
 
 
 def test_raises_for_a_new_folder_that_is_not_new(folder: Path) -> None:
+    Path("itself").symlink_to("itself")
     for name, rule in (
         ("model", "is not empty"),
         ("same", "is not empty"),
         ("notes.txt", "is not a folder"),
         ("/proc", "is not empty"),
         ("~/policy", "not expanded"),
+        ("itself", "is a link to itself"),
     ):
         with pytest.raises(ValueError, match=rf"argument --out: .*{rule}"):
             prepare_new_folder(Path(name))
