@@ -314,6 +314,11 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 return _first_difference(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    lists = isinstance(old, list) and isinstance(new, list)
+    if lists and any(isinstance(item, dict) for item in [*old, *new]):
+        for index, (before, after) in enumerate(itertools.zip_longest(old, new)):
+            if before != after:
+                return _first_difference(before, after, f"{path}[{index}]")
     more = ", and a study continues only for more seeds" if path == "seeds" else ""
     return f" (`{path}` was {_shown(old)}, is {_shown(new)}{more})" if path else ""
 

@@ -69,6 +69,17 @@ def test_raises_for_results_of_another_study_with_the_key_that_differs(tmp_path:
     nested.write_part(0, part(0), TIMES)
     with pytest.raises(ValueError, match=r"\(`design.rare` was 1, is 2\)"):
         RecordStore(nested.folder, {"design": {"rare": 2, "actions": 3}}).check(resume=True)
+    listed = RecordStore(tmp_path / "listed", {"methods": [{"method": "rpo"}], "n": [5]})
+    listed.folder.mkdir()
+    listed.write_part(0, part(0), TIMES)
+    for methods, n, difference in (
+        (["dpo"], [5], "`methods[0].method` was 'rpo', is 'dpo'"),
+        (["rpo", "dpo"], [5], "`methods[1]` was None, is {'method': 'dpo'}"),
+        (["rpo"], [5, 6], "`n` was [5], is [5, 6]"),
+    ):
+        changed = {"methods": [{"method": name} for name in methods], "n": n}
+        with pytest.raises(ValueError, match=re.escape(f"({difference})")):
+            RecordStore(listed.folder, changed).check(resume=True)
 
 
 def test_raises_for_another_content_of_an_input_file_also_of_a_finished_study(
