@@ -17,10 +17,16 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .config_types import ConfigError, build, convert, is_section, type_of_key
+from .config_types import ConfigError, build, convert, field_types, is_section, type_of_key
 from .yaml_files import format_yaml, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
+_KEYS_OF_COMMANDS = {
+    "train": ("model", "data", "objective", "trainer"),
+    "study": ("methods", "seeds", "design"),
+    "solve": ("reward_class", "reference_policy", "context_weights"),
+}
+"""Keys that only the files of a command have."""
 
 
 def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) -> Config:
@@ -38,7 +44,7 @@ def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) ->
         ValueError: if the file or an override is invalid; the message names the key.
         OSError: if the file cannot be read.
     """
-    values = read_yaml(path)
+    values = _read_file(path, cls)
     seen = set()
     for key, word in _split_overrides(overrides):
         if key in seen:
@@ -78,7 +84,7 @@ def load_config(
         name, values = cls.__name__, dataclasses.asdict(cast("Any", source))
     else:
         path = Path(cast("str", source))
-        name, values = str(path), read_yaml(path)
+        name, values = str(path), _read_file(path, cls)
     for key, value in (overrides or {}).items():
         try:
             _override(values, cls, key, _to_word(value))
@@ -97,6 +103,19 @@ def to_yaml(config: Any) -> bytes:
         The text in UTF-8; :func:`read_config` reads it back.
     """
     return format_yaml(dataclasses.asdict(config))
+
+
+def _read_file(path: Path, cls: type) -> dict[str, Any]:
+    """Read a mapping from a YAML file; refuse the file of another command."""
+    values = read_yaml(path)
+    for command, keys in _KEYS_OF_COMMANDS.items():
+        foreign = [key for key in keys if key in values and key not in field_types(cls)]
+        if foreign:
+            raise ValueError(
+                f"{path}: unknown key `{foreign[0]}`, which files of `rpo {command}` have: type "
+                f"`rpo {command} {path}`"
+            )
+    return values
 
 
 def _build(values: dict[str, Any], cls: type[Config], *, source: str) -> Config:

@@ -35,7 +35,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rpo_io.json_document import Node, describe, is_number, load_document
+from rpo_io.json_document import DocumentError, Node, describe, is_number, load_document
 from rpo_theory.policies import chosen_policy
 from rpo_theory.preference import win_counts
 from rpo_theory.problems import (
@@ -125,6 +125,9 @@ def read_problem(path: str, overrides: Overrides = _NO_OVERRIDES) -> ProblemFile
         DocumentError: if the file is invalid; the message names line and field.
         OSError: if the file cannot be read.
     """
+    if path.lower().endswith((".csv", ".tsv")):
+        with open(path, "rb"):  # a missing file is reported as such
+            raise DocumentError(f"{path}: must be JSON; give a file of votes with --votes {path}")
     return from_document(load_document(path), overrides)
 
 

@@ -94,6 +94,7 @@ BAD_OPTIONS = [
     (["solve"], "give either a problem file or --votes"),
     (["solve", "good.json", "--votes", "good.csv"], "give either a problem file or --votes"),
     (["solve", "absent.json"], "absent.json: No such file"),
+    (["solve", "good.csv"], "good.csv: must be JSON; give a file of votes with --votes good.csv"),
     (["solve", "."], ".: Is a directory"),
     (["solve", "--votes", "absent.csv"], "absent.csv: No such file"),
     (["solve", "--votes", "."], ".: Is a directory"),

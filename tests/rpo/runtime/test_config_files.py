@@ -78,6 +78,25 @@ def test_closed_form_overrides_replace_what_the_file_says(tmp_path: Path) -> Non
     assert (study.seeds, study.design, study.eta) == (7, {"target_coverage": 3.0}, [0.1, "theorem"])
 
 
+@pytest.mark.parametrize(
+    ("cls", "text", "expected"),
+    [
+        (TrainConfig, GOOD, "unknown key `methods`, which files of `rpo study` have"),
+        (StudyConfig, "name: a\nmodel: {path: m}\n", "unknown key `model`, which files of `rpo t"),
+        (TrainConfig, '{"comparisons": [], "reward_class": {}}', "`reward_class`, which files of"),
+    ],
+)
+def test_raises_the_file_of_another_command_names_that_command(
+    cls: type, text: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        read_config(path, cls)
+    assert expected in str(caught.value)
+    assert str(caught.value).endswith(f" {path}`")
+
+
 def test_property_a_mapping_replaces_a_dictionary_and_keeps_the_other_keys_of_a_section(
     tmp_path: Path,
 ) -> None:
