@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rpo_theory.reductions import SftReduction
 
-from .config_checks import at_least, one_of, positive, zero_or_positive
+from .config_checks import at_least, one_of, path_or_architecture, positive, zero_or_positive
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
 ObjectiveName = Literal["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
@@ -135,8 +135,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if (self.path is None) == (self.architecture is None):
-            raise ValueError("`model.path` or `model.architecture` must be given, not both")
+        path_or_architecture(self.path, self.architecture)
         at_least("model.seed", self.seed, 0)
         at_least("model.lora_r", self.lora_r, 0)
         if self.lora_r > LARGEST_RANK:

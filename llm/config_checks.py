@@ -9,6 +9,16 @@ SMALLEST, LARGEST = 2.0**-126, 3.4028234e38
 """Range of positive float32 numbers; devices replace smaller ones by 0."""
 
 
+def path_or_architecture(path: Any, architecture: Any) -> None:
+    """Refuse a model that is given both by a path and by an architecture, or by neither."""
+    if path is None and architecture is None:
+        raise ValueError(
+            "`model.path` is missing: give it, or `model.architecture` for random parameters"
+        )
+    if path is not None and architecture is not None:
+        raise ValueError("`model.path` and `model.architecture` must not both be given: give one")
+
+
 def at_least(name: str, value: int, bound: int) -> None:
     """Refuse a value that is not a whole number from ``bound`` to 2^31 - 1."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)

@@ -160,10 +160,11 @@ def test_raises_bfloat16_parameters_if_the_rounding_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("fields", [{}, {"path": "a", "architecture": {"hidden_size": 8}}])
-def test_raises_both_or_neither_of_path_and_architecture(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^`model\.path` or `model\.architecture` must be given"):
-        ModelConfig(**fields)
+def test_raises_both_or_neither_of_path_and_architecture() -> None:
+    with pytest.raises(ValueError, match=r"^`model\.path` is missing: give it, or `model\.arch"):
+        ModelConfig()
+    with pytest.raises(ValueError, match=r"^`model\.path` and `model\.architecture` must not both"):
+        ModelConfig(path="a", architecture={"hidden_size": 8})
 
 
 @pytest.mark.parametrize("longest", [16, 17])
