@@ -47,11 +47,13 @@ def check_given_reference(run: Run, *, tolerance: float) -> None:
         return
     row, role, value, expected = off
     where = row_location(run.config.data, row, n_train_rows=run.data.report["rows"])
+    field = REFERENCE_FIELDS[role]
     raise ValueError(
-        f"{where}: field `{REFERENCE_FIELDS[role]}` must be the log-probability of the "
+        f"{where}: field `{field}` must be the log-probability of the "
         f"{role.name.lower()} response under the initial model, {expected:.4f} nats, got "
         f"{value:.4f} (`trainer.step0_tolerance` is {tolerance:g}): compute it again with "
-        "`rpo score`, or leave the reference columns out"
+        f"`rpo score`, whose `{role.name.lower()}_logp` is the value of `{field}`, or leave the "
+        "reference columns out"
     )
 
 
