@@ -69,7 +69,7 @@ def test_raises_for_python_values_without_a_form_in_json() -> None:
     nested: list[object] = []
     nested.append(nested)
     bad = [
-        ({"a": np.ma.array([1, 2], mask=[0, 1])}, "p: `a` must not have masked entries"),
+        ({"a": np.ma.array([1, 2], mask=[False, True])}, "p: `a` must not have masked entries"),
         ({"a": nested}, "p: is nested too deeply"),
         ({"a": {1}}, "p: `a` must be a number, a string, a list, an array or a mapping, got set"),
     ]

@@ -312,5 +312,6 @@ def test_raises_a_vote_of_an_action_against_itself() -> None:
 def test_raises_names_a_column_of_votes_that_is_no_column() -> None:
     columns: dict[str, Any] = {"contexts": ["q"], "winners": ["a"], "losers": ["b"], "counts": [1]}
     for name in columns:
+        changed: dict[str, Any] = columns | {name: 2}
         with pytest.raises((ValueError, TypeError), match=name):
-            wins_from_votes(**columns | {name: 2})
+            wins_from_votes(**changed)
