@@ -172,15 +172,23 @@ def _header_rule(header: list[str]) -> str:
     """Return what the header must be, and a hint about what it looks like."""
     text = ",".join(header)
     got = quote(text) if header else "an empty file"
-    rule = f"the header must be `{','.join(COLUMNS)}` (`count` may be left out)"
-    rule = f"{rule} or `{','.join(BATTLE_COLUMNS)}`, got {got}"
+    votes, battles = f"`{','.join(COLUMNS)}`", f"`{','.join(BATTLE_COLUMNS)}`"
+    rule = f"the header must be {votes} or {battles}, got {got}"
     if ";" in text and len(header) == 1:
         return f"{rule}: separate the columns by commas, not semicolons"
     if text.lstrip().startswith(("{", "[")):
         return f"{rule}: write the votes as CSV, not as JSON"
     lowered = {name.strip().lower() for name in header}
     if {"winner", "loser"} <= lowered or set(BATTLE_COLUMNS) <= lowered:
-        return f"{rule}: write the names of the columns in lower case"
+        return f"{rule}: write the names in lower case"
+    optional = "(`context` and `count` may be left out)"
+    rule = f"the header must be {votes} {optional} or {battles}, got {got}"
+    required = ("winner", "loser", *BATTLE_COLUMNS[:2])
+    absent = [name for name in required if name not in lowered]
+    for name in header:
+        near = difflib.get_close_matches(name.strip().lower(), absent, n=1, cutoff=_SIMILAR)
+        if near and name.strip().lower() not in required:
+            return f"{rule}: {quote(name)} is not known, did you mean `{near[0]}`?"
     return rule
 
 

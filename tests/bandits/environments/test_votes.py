@@ -338,6 +338,21 @@ def test_raises_for_a_missing_file(tmp_path: Path) -> None:
         read_votes(tmp_path / "absent.csv")
 
 
+@pytest.mark.parametrize(
+    ("header", "meant"),
+    [
+        ("context,winer,loser", "'winer' is not known, did you mean `winner`?"),
+        ("winner,Losr", "'Losr' is not known, did you mean `loser`?"),
+        ("model_a,modelb,winner", "'modelb' is not known, did you mean `model_b`?"),
+        ("a,b", "(`context` and `count` may be left out) or `model_a,model_b,winner`, got 'a,b'"),
+    ],
+)
+def test_raises_a_header_with_a_misspelled_column_names_the_column(header: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=r"^the header must be") as caught:
+        read_header(header.split(","))
+    assert str(caught.value).endswith(meant)
+
+
 def test_closed_form_a_header_has_a_layout_and_texts_are_quoted_on_one_line() -> None:
     table = read_header(["count", "loser", "winner"])
     assert (table.first, table.second, table.passed_over) == ("winner", "loser", ())
