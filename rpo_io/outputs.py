@@ -139,7 +139,10 @@ def prepare_new_folder(folder: Path) -> None:
             if not real.is_dir():
                 raise ValueError(f"argument --out: {folder} exists already and is not a folder")
             if any(real.iterdir()):
-                raise ValueError(f"argument --out: {folder} exists already and is not empty")
+                raise ValueError(
+                    f"argument --out: {folder} exists already and is not empty: choose another "
+                    "--out, or move the folder away"
+                )
             if os.path.ismount(real):
                 raise ValueError(
                     f"argument --out: {folder} is the root of a file system: name a folder in it"

@@ -12,6 +12,7 @@ from rpo.runtime.config_files import load_config, read_config
 from rpo.runtime.errors import check_whole_number, user_input
 from rpo.runtime.export_sources import (
     describe_missing_run,
+    describe_missing_step,
     find_export_base,
     find_export_template,
     find_export_tokenizer,
@@ -186,7 +187,7 @@ def export(
         config = read_config(run_folder / "config.yaml", TrainConfig)
         checkpoints = run_folder / "checkpoints"
         if step is not None and checkpoints.is_dir() and not (checkpoints / str(step)).is_dir():
-            raise ValueError(f"argument --step: no checkpoint of step {step} is kept")
+            raise ValueError(f"argument --step: {describe_missing_step(checkpoints, step)}")
         given = None if tokenizer is None else os.fspath(tokenizer)
         tokenizer_folder = find_export_tokenizer(config, given)
         template = find_export_template(config, tokenizer_folder)

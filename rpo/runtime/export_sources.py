@@ -33,6 +33,21 @@ def describe_missing_run(folder: Path) -> str:
     return message
 
 
+def describe_missing_step(checkpoints: Path, step: int) -> str:
+    """Return the error for a step whose checkpoint is not kept, with the steps that are.
+
+    Args:
+        checkpoints: folder of the checkpoints of a run.
+        step: the step that was asked for.
+
+    Returns:
+        A message that names the kept steps.
+    """
+    kept = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    names = ", ".join(map(str, kept)) or "none"
+    return f"no checkpoint of step {step} is kept; the kept steps are {names}"
+
+
 def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None:
     """Return the folder whose tokenizer files an export copies.
 

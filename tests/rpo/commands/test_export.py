@@ -147,9 +147,9 @@ BAD = [
     (["absent", "--out", "x"], "absent: no training run is there"),
     (["full/checkpoints/2", "--out", "x"], "type `rpo export full --step 2 --out POLICY`"),
     (["full/checkpoints", "--out", "x"], "type `rpo export full --out POLICY`"),
-    (["full", "--out", "full"], "argument --out: full exists already and is not empty"),
+    (["full", "--out", "full"], "full exists already and is not empty: choose another --out"),
     (["full", "--out", "rows.jsonl"], "argument --out: rows.jsonl exists already"),
-    (["full", "--out", "x", "--step", "9"], "argument --step: no checkpoint of step 9 is kept"),
+    (["full", "--out", "x", "--step", "9"], "no checkpoint of step 9 is kept; the kept steps are "),
     (["full"], "the following arguments are required: --out"),
 ]
 
