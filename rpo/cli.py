@@ -81,7 +81,8 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
         if wrong:
             names = re.findall(r"[\w-]+", wrong[2])
-            message += _did_you_mean(wrong[1], names)
+            hint = ": see rpo --help" if message.startswith("argument COMMAND:") else ""
+            message += _did_you_mean(wrong[1], names) or hint
         ignored = re.match(r"(argument --[\w-]+).*: ignored explicit argument '(.*)'", message)
         if ignored:
             message = f"{ignored[1]}: takes no value, got {ignored[2]!r}"
@@ -270,7 +271,7 @@ def run_command(argv: list[str]) -> int:
     if takes_overrides:
         argv, overrides = _split_overrides(argv, options)
     else:
-        _refuse_unknown(argv, options)
+        _refuse_unknown(argv, options, see=f"rpo {name} --help" if name else "rpo --help")
     try:
         args, unknown = parser.parse_known_args(argv)
     except SystemExit as exit_:  # --help
@@ -338,12 +339,13 @@ def _split_overrides(
     return known, overrides
 
 
-def _refuse_unknown(argv: list[str], options: dict[str, argparse.Action]) -> None:
-    """Refuse an unknown option before argparse misses a required one."""
+def _refuse_unknown(argv: list[str], options: dict[str, argparse.Action], *, see: str) -> None:
+    """Refuse an unknown option before argparse misses a required one; name the help to see."""
     for argument in itertools.takewhile(lambda given: given != "--", argv):
         option = argument.partition("=")[0]
         if option.startswith("--") and option not in options:
-            raise UsageError(f"unrecognized arguments: {argument}{_did_you_mean(option, options)}")
+            hint = _did_you_mean(option, options) or f": see {see}"
+            raise UsageError(f"unrecognized arguments: {argument}{hint}")
 
 
 def _did_you_mean(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -91,6 +91,8 @@ BAD_OPTIONS = [
     ([], "a command must come first"),
     (["--", "solve"], "verify"),
     (["sovle"], "did you mean solve?"),
+    (["help"], "): see rpo --help"),
+    (["demo", "--quick"], "unrecognized arguments: --quick: see rpo demo --help"),
     (["solve"], "give either a problem file or --votes"),
     (["solve", "good.json", "--votes", "good.csv"], "give either a problem file or --votes"),
     (["solve", "absent.json"], "absent.json: No such file"),
