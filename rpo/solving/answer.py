@@ -83,6 +83,11 @@ def _solve(
             "Solved. A finite class is not convex, so Theorem 5.6 does not apply, "
             "and the duality gap need not be 0."
         )
+    if isinstance(task.reward_class, Unbounded) and status is Status.SOLVED:
+        message = (
+            "Solved: the stationarity residual meets the tolerance. It stands in for the duality "
+            "gap, for which the unbounded class has no bound."
+        )
     notes = []
     if status is Status.NOT_ATTAINED:
         notes.append("A reward that tends to minus infinity is null.")

@@ -117,6 +117,7 @@ def test_closed_form_unbounded_class_satisfies_s1(
 ) -> None:
     got = solve(capsys, tmp_path, PROBLEM | {"reward_class": {"kind": "unbounded"}})
     assert got["duality_gap"] is None
+    assert got["message"].startswith("Solved: the stationarity residual meets the tolerance.")
     assert got["stationarity_residual"] < GAP
     assert got["kkt_residual"] < GAP
     expected = np.array(PROBLEM["baseline_policy"])
