@@ -18,6 +18,7 @@ from rpo.runtime.export_sources import (
     find_export_tokenizer,
 )
 from rpo.runtime.loading import check_dtype
+from rpo.runtime.output import count_noun
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
 from rpo_io.outputs import prepare_new_folder
 
@@ -98,6 +99,8 @@ def estimate_train(
         with computing_in(resolved.model.dtype):
             estimate = estimate_run(resolved, model, data)
     notes += describe_unread_date(resolved, data)
+    if data.evaluation:
+        notes.insert(0, f"{count_noun(len(data.evaluation), 'pair')} held out for evaluation")
     estimate = estimate._replace(notes=(*notes, *estimate.notes))
     return TrainEstimate(config=resolved, pairs=len(data.train), **estimate._asdict())
 

@@ -39,7 +39,8 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
         config: configuration of the run.
 
     Returns:
-        Model, data, and sentences for the log: counts of rows, what is cut, unused inputs.
+        Model, data, and sentences for the log: counts of rows that are not used as they are, what
+        is cut, unused inputs.
 
     Raises:
         ValueError: if the model or the data are unusable.
@@ -48,8 +49,11 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
     model = resolve_model(config.model)
     data = load_training_data(config.data, model)
     make_sampler(config, data, shards=1)  # refuses impossible sizes before anything is logged
+    # The line on the size of the run has the numbers of pairs.
     counts = [
-        f"{name}: {count:,}" for name, count in data.report.items() if count or name == "rows"
+        f"{name}: {count:,}"
+        for name, count in data.report.items()
+        if count and name not in ("rows", "eval_rows")
     ]
     notes = (*counts, *getattr(model, "notes", ()), *data.notes, *describe_inputs(config, data))
     return model, data, list(dict.fromkeys(notes))

@@ -282,6 +282,7 @@ def test_property_rows_are_skipped_and_counted_if_asked(
     shown = capsys.readouterr().err
     assert "rows_skipped: 1\n" in shown
     assert "3 pairs" in shown
+    assert "\nrows: " not in shown
 
 
 def test_raises_a_checkpoint_of_another_model_is_refused_and_all_stays(
