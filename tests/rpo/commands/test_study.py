@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bandits.study.config import MethodConfig, StudyConfig
+from rpo.api.studies import _load_study
 from rpo.cli import main
 
 SMALL = """
@@ -32,6 +34,13 @@ def config(folder: Path, text: str = SMALL) -> Path:
     path = folder / "study.yaml"
     path.write_text(text)
     return path
+
+
+def test_property_quick_without_quick_sizes_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    fields = {"name": "a", "methods": [MethodConfig(method="dpo")], "comparisons": [9], "seeds": 1}
+    with caplog.at_level("INFO", logger="rpo"):
+        _load_study(StudyConfig(**fields), None, quick=True)
+    assert caplog.messages == ["a: --quick has no effect: the study has no key `quick`"]
 
 
 def rpo(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
