@@ -6,7 +6,6 @@ size. Every file is therefore opened through :func:`model_file`.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .hub import download_from_hub, missing_source, parse_hub_name
+from .messages import JSON_WITH_NAN
 
 CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -189,7 +189,7 @@ def read_json_object(folder: Path, name: str) -> dict[str, Any]:
     path = model_file(folder, name)
     content = read_limited(path, MAX_JSON_BYTES)
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        document = JSON_WITH_NAN.decode(content.decode("utf-8"))
     # ValueError: invalid JSON or UTF-8, a key twice, or a number with thousands of digits.
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
@@ -197,14 +197,4 @@ def read_json_object(folder: Path, name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(document).__name__}")
-    return document
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; Python's parser would keep the last of two equal keys."""
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object: remove one of them")
     return document

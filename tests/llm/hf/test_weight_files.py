@@ -102,7 +102,7 @@ def test_raises_if_the_index_and_the_files_differ(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read(write(tmp_path, files, changed))
     (tmp_path / SAFE_WEIGHTS_INDEX_NAME).write_text('{"weight_map": {"a": "b", "a": "c"}}')
-    with pytest.raises(ValueError, match=r"index.json is not JSON: the key 'a' stands twice"):
+    with pytest.raises(ValueError, match=r"index.json is not JSON: the key `a` stands twice"):
         read(tmp_path)
 
 
