@@ -9,7 +9,13 @@ from typing import Any, Literal
 import pytest
 
 from llm.config import LINEAR
-from llm.config_checks import at_least, one_of, positive, zero_or_positive
+from llm.config_checks import (
+    at_least,
+    one_of,
+    path_or_architecture,
+    positive,
+    zero_or_positive,
+)
 from llm.models.layers import PROJECTIONS
 
 Color = Literal["red", "blue"]
@@ -50,3 +56,12 @@ def test_raises_values_out_of_range_under_their_key(
 
 def test_property_the_targets_of_adapters_are_the_projections_of_a_layer() -> None:
     assert list(PROJECTIONS) == list(LINEAR)
+
+
+def test_raises_unless_a_model_has_either_a_path_or_an_architecture() -> None:
+    path_or_architecture("policy", None)
+    path_or_architecture(None, {})
+    with pytest.raises(ValueError, match=r"`model\.path` is missing"):
+        path_or_architecture(None, None)
+    with pytest.raises(ValueError, match="must not both be given"):
+        path_or_architecture("policy", {})

@@ -22,6 +22,7 @@ from rpo_theory.validation import (
     at_least_zero,
     is_traced,
     numbers,
+    plain_array,
     solver_arguments,
     validate_batch,
     validate_reward_class,
@@ -213,3 +214,11 @@ def test_closed_form_the_parts_of_the_checks() -> None:
     names.check("winner", "gpt", "line 3")  # case matters here
     with pytest.raises(ValueError, match=r"`winner` 'g\\u200bpt' differs from 'gpt' \(line 3\)"):
         names.check("winner", "g\u200bpt", "line 4")
+
+
+def test_raises_for_ragged_rows_and_masked_entries() -> None:
+    assert plain_array("wins", [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(InvalidProblemError, match="`wins` must hold rows of equal lengths"):
+        plain_array("wins", [[1, 2], [3]])
+    with pytest.raises(InvalidProblemError, match="`wins` must not have masked entries"):
+        plain_array("wins", np.ma.masked_equal([1, 2], 2))

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from llm.data.model_folder import model_file, read_json_object, read_limited
+from llm.data.model_folder import (
+    model_file,
+    read_json_object,
+    read_limited,
+    read_limited_text,
+)
 
 
 def test_roundtrip_an_object_and_bytes_are_read_unchanged(tmp_path: Path) -> None:
@@ -38,3 +43,12 @@ def test_raises_for_a_file_above_the_size_limit(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"x" * 1001)
     with pytest.raises(ValueError, match=r"a.json must have at most 1,000 bytes"):
         read_limited(tmp_path / "a.json", 1000)
+
+
+def test_raises_for_a_text_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes("caf\u00e9".encode())
+    assert read_limited_text(path, 5) == "caf\u00e9"
+    path.write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: .*: save the file as UTF-8"):
+        read_limited_text(path, 5)
