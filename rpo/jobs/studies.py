@@ -64,9 +64,6 @@ def run_study(
                         f"{study.seeds:,}",
                     )
                     store.keep_as_block(study, earlier)
-            notes = study_notes(study)
-            for note in notes:
-                _LOGGER.info("note: %s", note)
             write_atomic(folder / "config.yaml", to_yaml(study))
             if not store.is_finished():
                 _run_share(study, store, processes)
@@ -77,6 +74,10 @@ def run_study(
                     else:
                         store.merge(len(plan_parts(study)))
             store.drop_parts()
+            # After the work: a method that refuses an environment does so in one line.
+            notes = study_notes(study)
+            for note in notes:
+                _LOGGER.info("note: %s", note)
             return replace(write_study_files(study, store), notes=notes)
 
 

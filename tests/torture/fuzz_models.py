@@ -75,6 +75,7 @@ MODEL = {
 }
 GEMMA = MODEL | {
     "model_type": "gemma3_text",
+    "num_key_value_heads": 2,
     "head_dim": 2,
     "sliding_window": 4,
     "layer_types": None,
