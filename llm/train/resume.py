@@ -81,10 +81,10 @@ def describe_resume(
 
     Examples:
         >>> describe_resume(20, 20, {"num_steps": 20}, {})
-        ['already finished: step 20 of 20; nothing to do']
+        ['the run is already finished: step 20 of 20']
     """
     if done == recorded.get(NUM_STEPS) == num_steps and recorded.get(PENDING_EVALUATION) is None:
-        return [f"already finished: step {done:,} of {num_steps:,}; nothing to do"]
+        return [f"the run is already finished: step {done:,} of {num_steps:,}"]
     where = f"resumed from step {done:,} of {num_steps:,}"
     return [where, *describe_changes(recorded, execution, num_steps)]
 

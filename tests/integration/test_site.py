@@ -177,7 +177,7 @@ def test_property_no_markup_of_docstrings_is_left(site: Path) -> None:
 
 
 def test_property_the_site_is_searched_without_a_server(site: Path) -> None:
-    """Of pages opened as files, browsers neither read JSON nor start workers."""
+    """Search needs no JSON request and no worker, which browsers refuse for files."""
     index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
     assert index.startswith("var __index = {")
     for name in ("index.html", "howto/resume.html"):

@@ -84,7 +84,7 @@ def test_closed_form_the_base_of_rotary_angles_is_read_wherever_it_stands() -> N
 
 
 def test_closed_form_yarn_interpolates_over_planes_and_scales_angles() -> None:
-    """With 16 positions and a base of 10, plane i of 4 turns 2.5, 1.4, 0.8 and 0.45 times."""
+    """Yarn over 16 positions with base 10: plane i of 4 rotates 2.5, 1.4, 0.8 and 0.45 times."""
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     plain = read(rope_theta=10.0)
     scaled = read(rope_theta=10.0, rope_scaling={**yarn, "beta_fast": 2.5, "beta_slow": 0.5})

@@ -45,7 +45,7 @@ def test_property_every_change_of_the_execution_is_described(
 
 def test_property_a_resumed_run_is_described_by_its_step() -> None:
     recorded = {"num_steps": 20, "execution": {}, "pending_evaluation": None}
-    finished = ["already finished: step 20 of 20; nothing to do"]
+    finished = ["the run is already finished: step 20 of 20"]
     assert describe_resume(20, 20, recorded, {}) == finished
     assert describe_resume(5, 20, recorded, {}) == ["resumed from step 5 of 20"]
     where, change = describe_resume(20, 30, recorded, {})
