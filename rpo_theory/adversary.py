@@ -59,7 +59,7 @@ def adversarial_reward(
         validate_policy("policy", policy, np.shape(problem.reference_policy))
     match reward_class:
         case TabularBox(maximum):
-            blocks = prompt_blocks(problem, jnp.asarray(maximum))
+            blocks = box_interior_point.prompt_blocks(problem, jnp.asarray(maximum))
             state = box_interior_point.solve(
                 blocks, jnp.asarray(policy).T, tolerance=TOLERANCE, max_steps=MAX_STEPS
             )
@@ -75,25 +75,6 @@ def adversarial_reward(
                 jnp.asarray(rewards)
             )
             return jnp.asarray(rewards)[jnp.argmin(values)]
-
-
-def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> box_interior_point.Blocks:
-    """Cut a tabular problem into one block per context, each divided by its weight."""
-    wins = jnp.asarray(problem.wins)
-    n_comparisons = wins.sum()
-    n_comparisons = jnp.where(n_comparisons > 0, n_comparisons, 1.0)
-    adversary = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
-    scale = adversary + wins.sum(axis=(1, 2)) / n_comparisons
-    scale = jnp.where(scale > 0, scale, 1.0)
-    return box_interior_point.Blocks(
-        reference=jnp.asarray(problem.reference_policy).T,
-        baseline=jnp.asarray(problem.baseline_policy).T,
-        wins=jnp.moveaxis(wins, 0, -1),
-        adversary_weight=adversary / scale,
-        data_weight=1.0 / (n_comparisons * scale),
-        beta=jnp.broadcast_to(jnp.asarray(problem.beta), scale.shape),
-        width=jnp.broadcast_to(width, scale.shape),
-    )
 
 
 def unit_ball_reward(

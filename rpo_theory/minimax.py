@@ -9,26 +9,24 @@ with the number of comparisons. A solution has status ``SOLVED`` only if its dua
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from . import unbounded
-from ._batching import group_size, raise_unless_solved, round_group_size, solve_in_groups, solve_one
-from .adversary import MAX_STEPS, TOLERANCE, prompt_blocks, unit_ball_reward
+from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
+from .adversary import MAX_STEPS, TOLERANCE, unit_ball_reward
 from .certificate import GAP_TOLERANCE, all_finite, duality_gap_bound, is_proven, reduced_residual
-from .numerics import ball_interior_point, box_interior_point
+from .numerics import ball_interior_point, box_slots
+from .numerics.box_slots import SlotsResult
 from .objectives import minimax_objective
 from .policies import gibbs_policy, log_partition
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
 
-CHUNK = 4096  # matrix entries that fit into the cache together
-STRIDE = 2  # Newton steps between two refills of the slots
 GROUP = 32_768  # matrix entries of one call of the solver that refills its slots
 WAITING = 8192  # matrix entries of one call in which all problems wait for the slowest
 UNBOUNDED_WIDTH = 64.0  # nats; first width of the box that stands in for the unbounded class
@@ -106,7 +104,7 @@ def solve_batch(
     problems, reward_class = solver_arguments(problems, reward_class, **options, batch=True)
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     n_actions = problems.reference_policy.shape[-1]
-    small = isinstance(reward_class, TabularBox) and n_actions**2 <= CHUNK
+    small = isinstance(reward_class, TabularBox) and n_actions**2 <= box_slots.CHUNK
     in_slots = isinstance(reward_class, TabularBox | Unbounded)
     size = group_size(problems, GROUP if in_slots else WAITING)
     solution = solve_in_groups(solve_group, problems, reward_class, size=size, parallel=small)
@@ -134,7 +132,9 @@ def _solve_group(
 def _solve_box(
     problems: Problem, reward_class: TabularBox, tolerance: float, max_steps: int
 ) -> Solution:
-    state = _newton_in_slots(problems, jnp.asarray(reward_class.maximum), tolerance, max_steps)
+    state = box_slots.solve_in_slots(
+        problems, jnp.asarray(reward_class.maximum), tolerance=tolerance, max_steps=max_steps
+    )
     # A constant added to the rewards of a context changes nothing: center them in the box.
     middle = 0.5 * (state.reward.max(axis=-1) + state.reward.min(axis=-1))
     reward = jax.vmap(lambda box, centered: box.project(centered + 0.5 * box.maximum))(
@@ -169,10 +169,12 @@ def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Sol
     finite = reduced.kept & (reduced.problem.reference_policy > 0)
     finite = finite & reduced.attained[:, None, None]
 
-    def newton(width: Float[Array, " p"]) -> _BoxResult:
-        return _newton_in_slots(reduced.problem, width, tolerance, max_steps)
+    def newton(width: Float[Array, " p"]) -> SlotsResult:
+        return box_slots.solve_in_slots(
+            reduced.problem, width, tolerance=tolerance, max_steps=max_steps
+        )
 
-    def too_narrow(width: Float[Array, " p"], state: _BoxResult) -> Bool[Array, " p"]:
+    def too_narrow(width: Float[Array, " p"], state: SlotsResult) -> Bool[Array, " p"]:
         reach = jnp.where(finite, jnp.abs(state.reward), 0.0).max(axis=(1, 2))
         return reach > 0.4 * width
 
@@ -190,7 +192,7 @@ def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Sol
     return jax.vmap(_conclude_unbounded)(reduced, state)
 
 
-def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: _BoxResult) -> Solution:
+def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: SlotsResult) -> Solution:
     problem, reward = reduced.problem, state.reward
     adversarial = (problem.eta * jnp.asarray(problem.context_weights) > 0)[:, None]
     reward = reward - jnp.where(
@@ -237,65 +239,3 @@ def _conclude(
     status = jnp.where(finite, status, Status.NOT_FINITE.value)
     stats = {"duality_gap": gap, "residual": residual, "steps": steps}
     return Solution(policy, reward, value, status, stats)
-
-
-class _BoxResult(NamedTuple):
-    """Rewards, residuals and step counts, with a leading problem axis."""
-
-    reward: Float[Array, "p x a"]
-    residual: Float[Array, " p"]
-    steps: Array
-
-
-def _newton_in_slots(
-    problems: Problem, width: Float[Array, " p"], tolerance: float, max_steps: int
-) -> _BoxResult:
-    """Solve every context of every problem in slots that are refilled as soon as they are done.
-
-    The slots fill the cache. Waiting for the slowest context of a fixed set takes 1.5 times as
-    long.
-    """
-    n_problems, n_contexts, n_actions = problems.reference_policy.shape
-    n_blocks = n_problems * n_contexts
-    rows = jax.tree.map(
-        lambda leaf: jnp.moveaxis(leaf, -1, 1).reshape(n_blocks, *leaf.shape[1:-1]),
-        jax.vmap(prompt_blocks)(problems, width),
-    )
-    slots = min(round_group_size(CHUNK / n_actions**2), n_blocks)
-
-    def load(index: Int[Array, " b"]) -> box_interior_point.Blocks:
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[index].get(mode="clip"), 0, -1), rows)
-
-    def advance(carry: tuple) -> tuple:
-        index, upcoming, state, results = carry
-        blocks = load(index)
-        for _ in range(STRIDE):
-            state = box_interior_point.step(blocks, None, state, tolerance)
-        current = (state.reward.T, state.residual, state.steps)
-        results = jax.tree.map(
-            lambda stored, new: stored.at[index].set(new, mode="drop"), results, current
-        )
-        free = state.done | (state.steps >= max_steps)
-        n_refilled = jnp.cumsum(free.astype(jnp.int32))
-        index = jnp.where(free, upcoming + n_refilled - 1, index)
-        fresh = box_interior_point.init(load(index))
-        state = jax.tree.map(lambda old, new: jnp.where(free, new, old), state, fresh)
-        return index, upcoming + n_refilled[-1], state, results
-
-    first = jnp.arange(slots, dtype=jnp.int32)
-    state = box_interior_point.init(load(first))
-    results = (
-        jnp.zeros((n_blocks, n_actions), width.dtype),
-        jnp.zeros(n_blocks, width.dtype),
-        jnp.zeros(n_blocks, jnp.int32),
-    )
-    reward, residual, steps = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[0] < n_blocks),
-        advance,
-        (first, jnp.int32(slots), state, results),
-    )[-1]
-    return _BoxResult(
-        reward=reward.reshape(n_problems, n_contexts, n_actions),
-        residual=residual.reshape(n_problems, n_contexts).max(axis=1),
-        steps=steps.reshape(n_problems, n_contexts).max(axis=1),
-    )

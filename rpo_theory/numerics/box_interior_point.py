@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from ..types import Problem
+
 EPSILON = 2.0**-52
 # Tuned on beta and eta from 1e-4 to 1e4; the number of steps is flat around these values.
 CENTERING = 0.01  # factor on the barrier parameter per step
@@ -80,6 +82,25 @@ class BoxState(NamedTuple):
     residual: Float[Array, " b"]
     steps: Int[Array, " b"]
     done: Bool[Array, " b"]
+
+
+def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> Blocks:
+    """Cut a tabular problem into one block per context, each divided by its weight."""
+    wins = jnp.asarray(problem.wins)
+    n_comparisons = wins.sum()
+    n_comparisons = jnp.where(n_comparisons > 0, n_comparisons, 1.0)
+    adversary = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
+    scale = adversary + wins.sum(axis=(1, 2)) / n_comparisons
+    scale = jnp.where(scale > 0, scale, 1.0)
+    return Blocks(
+        reference=jnp.asarray(problem.reference_policy).T,
+        baseline=jnp.asarray(problem.baseline_policy).T,
+        wins=jnp.moveaxis(wins, 0, -1),
+        adversary_weight=adversary / scale,
+        data_weight=1.0 / (n_comparisons * scale),
+        beta=jnp.broadcast_to(jnp.asarray(problem.beta), scale.shape),
+        width=jnp.broadcast_to(width, scale.shape),
+    )
 
 
 def init(blocks: Blocks) -> BoxState:

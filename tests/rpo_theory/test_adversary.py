@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpo_theory.adversary import adversarial_reward, prompt_blocks, unit_ball_reward
+from rpo_theory.adversary import adversarial_reward, unit_ball_reward
+from rpo_theory.numerics.box_interior_point import prompt_blocks
 from rpo_theory.objectives import saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem
