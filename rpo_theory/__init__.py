@@ -18,7 +18,8 @@ Everything that is not listed in ``__all__`` is implementation.
 from . import bounds, direct, losses, maximin, minimax, objectives, policies, stationarity
 from .adversary import adversarial_reward
 from .certificate import Certificate, certify
-from .coverage import coverage_coefficient, coverage_coefficient_batch, density_ratio_bound
+from .coverage import coverage_coefficient, coverage_coefficient_batch
+from .density_ratio import density_ratio_bound
 from .losses import PairLogProbs
 from .objectives import minimax_objective, saddle_objective
 from .policies import (

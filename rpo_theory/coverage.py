@@ -33,9 +33,6 @@ from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import ArrayLike
 from .validation import (
     InvalidProblemError,
-    at_least_zero,
-    is_traced,
-    numbers,
     validate_policy,
     validate_reward,
     validate_reward_class,
@@ -202,57 +199,6 @@ def coverage_coefficient_batch(
             "please report the instance"
         )
     return np.asarray(result.coefficient, np.float64)
-
-
-def density_ratio_bound(
-    comparator: Float[ArrayLike, "x a"],
-    baseline: Float[ArrayLike, "x a"],
-    context_weights: Float[ArrayLike, " x"],
-    pair_distribution: Float[ArrayLike, "x a a"],
-) -> Float[Array, ""]:
-    r"""Return a bound on the coverage coefficient by the largest ratio of densities.
-
-    .. math:: \sqrt{\sup\frac{d_0(x)\,\pi(a^1|x)\,\pi_{base}(a^0|x)}{\mu_D(x,a^1,a^0)}}
-
-    The diagonal :math:`a^1=a^0` is left out, because a response compared with itself needs no data.
-    The paper prints the bound without the root, which is valid and looser.
-
-    Args:
-        comparator: :math:`\pi(a|x)`.
-        baseline: :math:`\pi_{base}(a|x)`.
-        context_weights: :math:`d_0(x)`.
-        pair_distribution: distribution :math:`\mu_D(x, a^1, a^0)` of the compared pairs, which sums
-            to one.
-
-    Returns:
-        At least :math:`C`; ``inf`` if the data lack a pair that comparator and baseline can draw.
-
-    Raises:
-        InvalidProblemError: if an argument is invalid. Values of traced arrays are not checked.
-
-    References:
-        `liu:24`, remark after Assumption 5.2.
-
-    Examples:
-        >>> first, second = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
-        >>> mu = jnp.array([[[0.0, 0.25], [0.75, 0.0]]])
-        >>> float(density_ratio_bound(first, second, jnp.ones(1), mu))
-        2.0
-    """
-    if not is_traced(comparator, baseline, context_weights, pair_distribution):
-        shape = np.shape(comparator)
-        validate_policy("comparator", comparator, shape)
-        validate_policy("baseline", baseline, shape)
-        validate_policy("context_weights", context_weights, shape[:1])
-        at_least_zero(
-            "pair_distribution",
-            numbers("pair_distribution", pair_distribution, (*shape, shape[-1])),
-        )
-    needed = jnp.einsum("x,xi,xj->xij", *map(jnp.asarray, (context_weights, comparator, baseline)))
-    needed = jnp.where(jnp.eye(needed.shape[-1], dtype=bool), 0.0, needed)
-    density = jnp.asarray(pair_distribution)
-    ratio = jnp.where(density > 0, needed / jnp.where(density > 0, density, 1.0), jnp.inf)
-    return jnp.sqrt(jnp.max(jnp.where(needed > 0, ratio, 0.0)))
 
 
 @jax.jit

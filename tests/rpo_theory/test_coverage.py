@@ -17,8 +17,8 @@ from rpo_theory import coverage as coverage_module
 from rpo_theory.coverage import (
     coverage_coefficient,
     coverage_coefficient_batch,
-    density_ratio_bound,
 )
+from rpo_theory.density_ratio import density_ratio_bound
 from rpo_theory.problems import InvalidProblemError
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 

@@ -13,7 +13,8 @@ import pytest
 
 from rpo_theory import bounds, direct, maximin, minimax
 from rpo_theory.adversary import adversarial_reward
-from rpo_theory.coverage import coverage_coefficient, density_ratio_bound
+from rpo_theory.coverage import coverage_coefficient
+from rpo_theory.density_ratio import density_ratio_bound
 from rpo_theory.labels import LabelSpellings
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem
