@@ -304,7 +304,7 @@ def _worst_value(
     labels = (wins.sum(axis=1) - jnp.sum(comparisons * label_probs, axis=2)) / n_comparisons
     flow = weights[:, None] * (policy - jnp.asarray(problem.baseline_policy)) + labels
     unbounded_class = isinstance(reward_class, Unbounded)
-    lowest = 0.0 * n_comparisons if unbounded_class else reward_class.minimum(flow)
+    lowest = 0.0 * n_comparisons if unbounded_class else reward_class.linear_minimum(flow)
     entropy = jnp.sum(comparisons * entr(label_probs)) / n_comparisons
     kl = weights @ kl_divergence(policy, problem.reference_policy)
     return entropy + lowest - problem.beta * kl

@@ -174,6 +174,6 @@ def _shortfalls(
     excess = negative_log_likelihood(worst, problem.wins) - max_loss - jnp.maximum(slack, 0.0)
     lower = value(policy - baseline, worst, weights) + excess / problem.eta
     # A constraint that does not bind has the multiplier 0, which no eta represents.
-    unconstrained = reward_class.minimum(jnp.asarray(weights)[:, None] * (policy - baseline))
+    unconstrained = reward_class.linear_minimum(jnp.asarray(weights)[:, None] * (policy - baseline))
     lower = jnp.maximum(lower, unconstrained)
     return jnp.maximum(upper - lower, 0.0)

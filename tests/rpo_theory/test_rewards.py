@@ -47,7 +47,7 @@ def members(reward_class: Any, rng: np.random.Generator, n: int = 50) -> np.ndar
 def test_property_no_member_is_below_the_minimum(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     reward_class, direction = random_class(kind, rng), rng.normal(size=(2, 3))
-    minimum = float(reward_class.minimum(direction))
+    minimum = float(reward_class.linear_minimum(direction))
     values = np.einsum("nxa,xa->n", members(reward_class, rng), direction)
     assert values.min() >= minimum - EXACT
 
@@ -61,14 +61,18 @@ def test_closed_form_the_minimum_is_attained(seed: int) -> None:
     assert isinstance(box, TabularBox)
     assert isinstance(ball, LinearBall)
     corner = np.where(direction < 0, box.maximum, 0.0)
-    assert float(box.minimum(direction)) == pytest.approx(np.sum(corner * direction), rel=EXACT)
+    assert float(box.linear_minimum(direction)) == pytest.approx(
+        np.sum(corner * direction), rel=EXACT
+    )
     image = np.einsum("xad,xa->d", ball.features, direction)
     lowest = np.asarray(ball.reward(-ball.radius * image / np.linalg.norm(image)))
-    assert float(ball.minimum(direction)) == pytest.approx(np.sum(lowest * direction), rel=EXACT)
+    assert float(ball.linear_minimum(direction)) == pytest.approx(
+        np.sum(lowest * direction), rel=EXACT
+    )
     finite = random_class("finite", rng)
     assert isinstance(finite, FiniteClass)
     values = [np.sum(reward * direction) for reward in finite.rewards]
-    assert float(finite.minimum(direction)) == pytest.approx(min(values), rel=EXACT)
+    assert float(finite.linear_minimum(direction)) == pytest.approx(min(values), rel=EXACT)
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,7 +85,7 @@ def test_property_linear_gap_is_the_distance_from_the_minimum_and_at_least_zero(
     assert isinstance(reward_class, TabularBox | LinearBall)
     for member in members(reward_class, rng, 5):
         linear_gap = float(reward_class.linear_gap(direction, member))
-        expected = np.sum(direction * member) - float(reward_class.minimum(direction))
+        expected = np.sum(direction * member) - float(reward_class.linear_minimum(direction))
         assert linear_gap >= -EXACT
         assert linear_gap == pytest.approx(expected, rel=EXACT, abs=EXACT)
 

@@ -87,7 +87,7 @@ def test_raises_every_solver_names_the_argument(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reward_class": "box"}, "`reward_class` must be TabularBox, LinearBall, FiniteClass or"),
+        ({"reward_class": "box"}, "`reward_class` must have a method `project`, got str"),
         ({"problem": (1, 2)}, "`problem` must be a Problem, got tuple"),
         ({"max_steps": 2.5}, "`max_steps` must be a whole number of at least 1, got 2.5"),
         ({"max_steps": np.inf}, "`max_steps` must be a whole number of at least 1, got inf"),

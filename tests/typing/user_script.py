@@ -65,7 +65,7 @@ def reward_classes(features: Floats, rewards: Floats) -> list[rt.RewardClass]:
     box, ball = rt.TabularBox(2.0), rt.LinearBall(features, radius=1.0)
     finite, unbounded = rt.FiniteClass(rewards), rt.Unbounded()
     projected: jax.Array = box.project(rewards[0]) + ball.project(rewards[0])
-    gap = float(box.linear_gap(rewards[0], projected)) + float(finite.minimum(rewards[0]))
+    gap = float(box.linear_gap(rewards[0], projected)) + float(finite.linear_minimum(rewards[0]))
     theta = ball.parameter(ball.reward(ball.parameter(rewards[0])))
     size = sum(rt.log_covering_number(c, 1e-3, theta.size) for c in (box, ball, finite))
     return [box, ball, finite, unbounded] if gap + size > 0 else [unbounded]

@@ -1,0 +1,57 @@
+r"""Reward classes :math:`\mathcal R`: the sets that the adversary chooses its reward from.
+
+The theorem needs a compact class of rewards in :math:`[0, R_{max}]` (`liu:24`, A 5.1, A 5.5).
+
+=============== ============================== ================================================
+class           members                        Theorem 5.6
+=============== ============================== ================================================
+``TabularBox``  tables between bounds          holds: compact and convex
+``LinearBall``  linear in features             holds: compact and convex
+``KernelBall``  bounded norm of a kernel       holds: compact and convex
+``Polytope``    linear inequalities            holds: compact and convex
+``Lipschitz``   small steps between near cells holds: compact and convex
+``FiniteClass`` a list of tables               can fail: compact but not convex
+``Unbounded``   all tables                     the minimum need not be attained: not compact
+=============== ============================== ================================================
+
+Any other class works too if it is a JAX pytree with the two methods of
+:class:`~rpo_theory.rewards.protocol.RewardClass`.
+"""
+
+from .ball import LinearBall
+from .box import TabularBox
+from .finite import FiniteClass
+from .protocol import (
+    ROUNDING,
+    Minimum,
+    RewardClass,
+    class_residual,
+    contains,
+    is_compact,
+    is_convex,
+    is_smooth,
+    linear_gap,
+    linear_minimum,
+    log_covering_number,
+    reward_max,
+)
+from .unbounded import Unbounded
+
+__all__ = [
+    "ROUNDING",
+    "FiniteClass",
+    "LinearBall",
+    "Minimum",
+    "RewardClass",
+    "TabularBox",
+    "Unbounded",
+    "class_residual",
+    "contains",
+    "is_compact",
+    "is_convex",
+    "is_smooth",
+    "linear_gap",
+    "linear_minimum",
+    "log_covering_number",
+    "reward_max",
+]

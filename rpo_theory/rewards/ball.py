@@ -1,0 +1,115 @@
+"""Ball of linear rewards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from rpo_theory.array_checks import greater_than_zero, numbers, shape_with_free_axis
+from rpo_theory.types import ArrayLike
+
+
+class LinearBall(NamedTuple):
+    r"""Class of linear rewards :math:`\langle\theta,\phi(x,a)\rangle`, :math:`\|\theta\| \le B`.
+
+    Attributes:
+        features: :math:`\phi(x,a)`, shape ``[x a d]``.
+        radius: :math:`B > 0`.
+    """
+
+    features: Float[ArrayLike, "x a d"]
+    radius: Float[ArrayLike, ""] | float
+
+    @property
+    def reward_max(self) -> Float[Array, "*B"]:
+        r"""Largest difference of rewards of one context, :math:`B\max\|\phi(x,a)-\phi(x,a')\|`."""
+        features = jnp.asarray(self.features)
+        difference = features[..., :, None, :] - features[..., None, :, :]
+        longest = jnp.linalg.norm(difference, axis=-1).max(axis=(-3, -2, -1))
+        return longest * jnp.asarray(self.radius)
+
+    def reward(self, theta: Float[ArrayLike, " d"]) -> Float[Array, "x a"]:
+        r"""Return the reward table of a parameter, :math:`\langle\theta, \phi(x,a)\rangle`."""
+        return jnp.asarray(self.features) @ jnp.asarray(theta)
+
+    def parameter(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, " d"]:
+        r"""Return the least-squares :math:`\theta` of smallest norm for a reward table."""
+        features = jnp.asarray(self.features)
+        flat = features.reshape(-1, features.shape[-1])
+        return jnp.linalg.lstsq(flat, jnp.asarray(reward).reshape(-1))[0]
+
+    def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+        r"""Return the member whose :math:`\theta` is nearest to that of a reward."""
+        theta = self.parameter(reward)
+        norm = jnp.linalg.norm(theta)
+        return self.reward(theta * jnp.minimum(1.0, self.radius / jnp.where(norm > 0, norm, 1.0)))
+
+    def linear_minimizer(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+        r"""Return the member of :math:`\theta=-B\,\Phi^\top v/\|\Phi^\top v\|`."""
+        image = jnp.einsum("xad,xa->d", jnp.asarray(self.features), jnp.asarray(direction))
+        norm = jnp.linalg.norm(image)
+        return self.reward(image * (-self.radius / jnp.where(norm > 0, norm, 1.0)))
+
+    def linear_minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
+        r"""Return the minimum of :math:`\langle v,r\rangle`, namely :math:`-B\|\Phi^\top v\|`."""
+        image = jnp.einsum("xad,xa->d", jnp.asarray(self.features), jnp.asarray(direction))
+        return -jnp.linalg.norm(image) * self.radius
+
+    def linear_gap(
+        self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
+    ) -> Float[Array, ""]:
+        r"""Bound the linear gap of a member from above.
+
+        .. math:: \langle v,r\rangle-\min_{r'}\langle v,r'\rangle
+
+        The two terms nearly cancel, so a bound on their rounding errors is added.
+        """
+        direction, reward = jnp.asarray(direction), jnp.asarray(reward)
+        magnitude = jnp.abs(direction * reward).sum()
+        longest = jnp.linalg.norm(jnp.asarray(self.features), axis=-1) * self.radius
+        rounding = jnp.finfo(magnitude.dtype).eps * (
+            magnitude + jnp.vdot(longest, jnp.abs(direction))
+        )
+        return jnp.vdot(direction, reward) - self.linear_minimum(direction) + rounding
+
+    def interior(self, shape: tuple[int, int]) -> Float[Array, " m"]:
+        r"""Return :math:`\theta=0`, the center of the ball."""
+        features = jnp.asarray(self.features)
+        return jnp.zeros(features.shape[-1], features.dtype)
+
+    def to_reward(
+        self, parameter: Float[ArrayLike, " m"], shape: tuple[int, int]
+    ) -> Float[Array, "x a"]:
+        r"""Return the reward table of :math:`B` times a parameter in the unit ball."""
+        return self.reward(jnp.asarray(parameter) * self.radius)
+
+    def to_parameter(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, " m"]:
+        r"""Return the parameter of smallest norm of a table, in units of the radius."""
+        return self.parameter(reward) / self.radius
+
+    def slack(self, parameter: Float[ArrayLike, " m"]) -> Float[Array, " 1"]:
+        r"""Return :math:`1-\|u\|^2`."""
+        return (1.0 - jnp.square(jnp.asarray(parameter)).sum())[None]
+
+    def log_covering_number(self, epsilon: float, n_parameters: int | None = None) -> float:
+        r"""Return the log of :math:`(1 + 2BL/\epsilon)^d` with :math:`\|\phi\|\le L`.
+
+        A net of the ball of parameters with distances :math:`\epsilon/L` covers the rewards.
+        """
+        features = np.asarray(self.features)
+        longest = float(np.linalg.norm(features, axis=-1).max())
+        dimension = features.shape[-1] if n_parameters is None else n_parameters
+        return dimension * float(np.log1p(2 * float(self.radius) * longest / epsilon))
+
+    def validate(
+        self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
+    ) -> None:
+        """Raise unless features and radius are valid; see :func:`validate_reward_class`."""
+        wanted = (*lead, *shape, "d")
+        size = shape_with_free_axis("reward_class.features", self.features, wanted)
+        numbers("reward_class.features", self.features, size, finite=finite)
+        greater_than_zero("reward_class.radius", self.radius, lead, finite=finite)

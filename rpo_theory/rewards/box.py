@@ -1,0 +1,109 @@
+"""Box of reward tables."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from rpo_theory.array_checks import greater_than_zero
+from rpo_theory.types import ArrayLike
+
+
+class TabularBox(NamedTuple):
+    r"""Class of all reward tables with :math:`0 \le r(x,a) \le R_{max}`.
+
+    Attributes:
+        maximum: :math:`R_{max} > 0`.
+    """
+
+    maximum: Float[ArrayLike, ""] | float
+
+    @property
+    def reward_max(self) -> Float[ArrayLike, "*B"] | float:
+        """Largest reward."""
+        return self.maximum
+
+    def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+        """Return the nearest member of the class in Euclidean distance.
+
+        Args:
+            reward: any table :math:`r(x,a)`.
+
+        Returns:
+            The member, shape ``[x a]``.
+
+        Examples:
+            >>> TabularBox(2.0).project(np.array([[-1.0, 0.5, 3.0]])).tolist()
+            [[0.0, 0.5, 2.0]]
+        """
+        return jnp.clip(jnp.asarray(reward), 0.0, self.maximum)
+
+    def linear_minimizer(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+        r"""Return the corner that minimizes :math:`\langle v,r\rangle`."""
+        direction = jnp.asarray(direction)
+        return jnp.where(direction < 0, self.maximum, jnp.zeros_like(direction))
+
+    def linear_minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
+        r"""Return the minimum of :math:`\langle v,r\rangle`, namely :math:`-R_{max}\sum v_-`."""
+        return jnp.sum(jnp.minimum(jnp.asarray(direction), 0.0)) * self.maximum
+
+    def linear_gap(
+        self, direction: Float[ArrayLike, "x a"], reward: Float[ArrayLike, "x a"]
+    ) -> Float[Array, ""]:
+        r"""Return the linear (Frank-Wolfe) gap of a member.
+
+        .. math:: \langle v,r\rangle-\min_{r'}\langle v,r'\rangle
+
+        It is a sum of non-negative terms, so no cancellation occurs.
+
+        Args:
+            direction: :math:`v(x,a)`.
+            reward: a member, :math:`r(x,a)`.
+
+        Returns:
+            Number at least 0; 0 for a minimizer.
+
+        Examples:
+            >>> box, direction = TabularBox(2.0), np.array([[3.0, -1.0]])
+            >>> [float(box.linear_gap(direction, np.array([r]))) for r in ([0.0, 2.0], [0.5, 1.0])]
+            [0.0, 2.5]
+        """
+        direction, reward = jnp.asarray(direction), jnp.asarray(reward)
+        distance = jnp.where(direction > 0, reward, reward - self.maximum)
+        return jnp.sum(direction * distance)
+
+    def interior(self, shape: tuple[int, int]) -> Float[Array, " m"]:
+        """Return the center of the box, one parameter per cell."""
+        return jnp.full(shape[0] * shape[1], 0.5 * jnp.asarray(self.maximum))
+
+    def to_reward(
+        self, parameter: Float[ArrayLike, " m"], shape: tuple[int, int]
+    ) -> Float[Array, "x a"]:
+        """Return the table whose entries are the parameters."""
+        return jnp.asarray(parameter).reshape(shape)
+
+    def to_parameter(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, " m"]:
+        """Return the entries of a table."""
+        return jnp.asarray(reward).reshape(-1)
+
+    def slack(self, parameter: Float[ArrayLike, " m"]) -> Float[Array, " c"]:
+        """Return the distances of the parameters from both bounds."""
+        parameter = jnp.asarray(parameter)
+        return jnp.concatenate([parameter, self.maximum - parameter])
+
+    def log_covering_number(self, epsilon: float, n_parameters: int) -> float:
+        r"""Return the log of :math:`\lceil R_{max}/2\epsilon\rceil` to the number of cells.
+
+        A grid of intervals of length :math:`2\epsilon` in every cell covers the box.
+        """
+        return n_parameters * float(np.log(np.ceil(float(self.maximum) / (2 * epsilon))))
+
+    def validate(
+        self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
+    ) -> None:
+        """Raise unless the maximum is greater than 0; see :func:`validate_reward_class`."""
+        greater_than_zero("reward_class.maximum", self.maximum, lead, finite=finite)

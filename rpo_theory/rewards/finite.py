@@ -1,0 +1,61 @@
+"""Finite list of reward tables."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from rpo_theory.array_checks import numbers, shape_with_free_axis
+from rpo_theory.types import ArrayLike
+
+
+class FiniteClass(NamedTuple):
+    """Finite list of rewards; it is not convex, so maximin and minimax can differ.
+
+    Attributes:
+        rewards: the members, shape ``[k x a]``.
+    """
+
+    rewards: Float[ArrayLike, "k x a"]
+
+    @property
+    def is_convex(self) -> bool:
+        """Whether the class is convex: it is not."""
+        return False
+
+    @property
+    def reward_max(self) -> Float[Array, "*B"]:
+        """Largest difference between two rewards of one context of one member."""
+        rewards = jnp.asarray(self.rewards)
+        return (rewards.max(axis=-1) - rewards.min(axis=-1)).max(axis=(-2, -1))
+
+    def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+        """Return the nearest member of the class in Euclidean distance."""
+        rewards = jnp.asarray(self.rewards)
+        distance = jnp.square(rewards - jnp.asarray(reward)).sum(axis=(1, 2))
+        return rewards[jnp.argmin(distance)]
+
+    def linear_minimizer(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+        r"""Return the member with the smallest :math:`\langle v, r_k\rangle`."""
+        rewards = jnp.asarray(self.rewards)
+        return rewards[jnp.argmin(jnp.einsum("kxa,xa->k", rewards, jnp.asarray(direction)))]
+
+    def linear_minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
+        r"""Return the minimum of :math:`\langle v, r_k\rangle` over the members."""
+        return jnp.einsum("kxa,xa->k", jnp.asarray(self.rewards), jnp.asarray(direction)).min()
+
+    def log_covering_number(self, epsilon: float) -> float:
+        """Return the log of the number of members: they cover the class at every scale."""
+        return float(np.log(np.shape(self.rewards)[0]))
+
+    def validate(
+        self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
+    ) -> None:
+        """Raise unless the members are tables; see :func:`validate_reward_class`."""
+        wanted = (*lead, "k", *shape)
+        size = shape_with_free_axis("reward_class.rewards", self.rewards, wanted)
+        numbers("reward_class.rewards", self.rewards, size, finite=finite)
