@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp, softmax
@@ -58,7 +59,7 @@ def box(n: int) -> TabularBox:
 
 def select(batch: Problem, i: int) -> Problem:
     """Return one problem of a batch."""
-    return Problem(*(np.asarray(leaf)[i] for leaf in batch))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[i], batch)
 
 
 def scipy_reward(problem: Problem) -> np.ndarray:

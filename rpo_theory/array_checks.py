@@ -153,6 +153,23 @@ def at_least_zero(field: str, array: np.ndarray) -> None:
         raise InvalidProblemError(field, index, f"must be at least 0, got {array[index]:.9g}")
 
 
+def refuse_where(field: str, array: np.ndarray, wrong: np.ndarray, rule: str) -> None:
+    """Raise at the first entry that breaks a rule.
+
+    Args:
+        field: name of the numbers in the error message.
+        array: numbers.
+        wrong: which of them break the rule.
+        rule: what must hold.
+
+    Raises:
+        InvalidProblemError: if an entry breaks the rule.
+    """
+    if np.any(wrong):
+        index = _first(wrong)
+        raise InvalidProblemError(field, index, f"{rule}, got {array[index]:.9g}")
+
+
 def check_terms(
     *, positive: Mapping[str, Any] | None = None, non_negative: Mapping[str, Any] | None = None
 ) -> None:

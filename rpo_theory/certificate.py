@@ -29,6 +29,7 @@ from ._batching import group_size, map_in_groups
 from .adversary import adversarial_reward
 from .objectives import minimax_objective, saddle_objective
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
+from .preference import evidence, n_observations
 from .problems import normalize
 from .rewards import (
     ROUNDING,
@@ -238,6 +239,8 @@ def reward_gradient(
     .. math:: \eta d_0(x)[\pi(a|x) - \pi_{base}(a|x)]
         - \frac1N\sum_l W_{xal}\sigma(r_l - r_a) + \frac1N\sum_w W_{xwa}\sigma(r_a - r_w)
 
+    Choices and ties add their own evidence, see :func:`rpo_theory.preference.evidence`.
+
     Args:
         problem: preference data, policies and weights.
         policy: :math:`\pi(a|x)`.
@@ -246,12 +249,16 @@ def reward_gradient(
     Returns:
         Derivative by the reward of each context and action, shape ``[x a]``.
     """
-    wins, reward = jnp.asarray(problem.wins), jnp.asarray(reward)
+    reward = jnp.asarray(reward)
+    weights = jnp.asarray(problem.context_weights)[:, None] * problem.eta
+    excess = weights * (jnp.asarray(policy) - jnp.asarray(problem.baseline_policy))
+    if problem.choices is not None or problem.ties is not None:
+        n_data = n_observations(problem)
+        return excess - evidence(problem, reward) / jnp.where(n_data > 0, n_data, 1.0)
+    wins = jnp.asarray(problem.wins)
     n_comparisons = wins.sum()
     surprise = jax.nn.sigmoid(reward[:, None, :] - reward[:, :, None])
     flow = wins * surprise / jnp.where(n_comparisons > 0, n_comparisons, 1.0)
-    weights = jnp.asarray(problem.context_weights)[:, None] * problem.eta
-    excess = weights * (jnp.asarray(policy) - jnp.asarray(problem.baseline_policy))
     return excess + flow.sum(axis=1) - flow.sum(axis=2)
 
 

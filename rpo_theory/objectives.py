@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from .policies import kl_divergence, log_partition_scaled, scaled_below_max
-from .preference import negative_log_likelihood
+from .preference import data_loss
 from .types import ArrayLike, Problem
 
 
@@ -99,7 +99,7 @@ def saddle_objective(
     )
     kl = jnp.asarray(problem.context_weights) @ kl_divergence(policy, problem.reference_policy)
     penalty = (margin - kl * problem.beta) * problem.eta
-    return penalty + negative_log_likelihood(reward, problem.wins)
+    return penalty + data_loss(problem, reward)
 
 
 def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
@@ -124,7 +124,7 @@ def minimax_objective(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
     reward, baseline = jnp.asarray(reward), jnp.asarray(problem.baseline_policy)
     top, scaled = scaled_below_max(reward, problem.reference_policy, problem.beta)
     # Relative to the highest reward both terms are small if their difference is: no cancellation.
-    lost = jnp.sum(jnp.where(baseline > 0, baseline * (top - reward), 0.0), axis=-1)
+    lost = jnp.sum(jnp.where(baseline != 0, baseline * (top - reward), 0.0), axis=-1)
     log_z = log_partition_scaled(scaled, problem.reference_policy)
     penalty = jnp.asarray(problem.context_weights) @ (log_z * problem.beta + lost)
-    return penalty * problem.eta + negative_log_likelihood(reward, problem.wins)
+    return penalty * problem.eta + data_loss(problem, reward)

@@ -1,9 +1,11 @@
-r"""Bradley-Terry model of preferences: probabilities, likelihood, win counts and sampling.
+r"""Models of preferences: probabilities, likelihood, win counts and sampling.
 
-Preferences follow :math:`P_r(y=1|x,a^1,a^0) = \sigma(r(x,a^1) - r(x,a^0))` (`liu:24`, eq. 2.1). On
-finitely many actions the average negative log-likelihood :math:`L_D` (eq. 3.2) depends on the data
-only through the win counts ``wins[x, w, l]``, so no computation here grows with the number of
-comparisons.
+Pairs follow the Bradley-Terry model :math:`P_r(y=1|x,a^1,a^0) = \sigma(r(x,a^1) - r(x,a^0))`
+(`liu:24`, eq. 2.1), choices from larger sets the Plackett-Luce model, and pairs with ties the model
+of Davidson or of Rao and Kupper. On finitely many actions the average negative log-likelihood
+:math:`L_D` (eq. 3.2) depends on the data only through counts, so no computation here grows with
+the number of observations. In all models it is convex in the reward, and a constant added to the
+rewards of a context changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float, Int, Key
 
-from .types import ArrayLike
+from .types import ArrayLike, Choices, Problem, Ties
 
 
 def preference_probability(
@@ -118,12 +120,149 @@ def negative_log_likelihood(
         >>> round(float(negative_log_likelihood(jnp.zeros((1, 2)), wins)), 4)
         0.6931
     """
-    reward, wins = jnp.asarray(reward), jnp.asarray(wins)
-    margin = reward[:, :, None] - reward[:, None, :]
+    wins = jnp.asarray(wins)
     n_comparisons = wins.sum()
-    loss = jnp.sum(wins * jax.nn.softplus(-margin))
+    loss = _pair_loss(jnp.asarray(reward), wins, None)
     safe_count = jnp.where(n_comparisons > 0, n_comparisons, 1.0)
     return jnp.where(n_comparisons > 0, loss / safe_count, 0.0)
+
+
+def data_loss(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
+    r"""Return the average negative log-likelihood :math:`L_D(r)` of all data of a problem.
+
+    It is the sum over the comparisons, ties and choices of the problem, divided by the number
+    :math:`N` of observations, in which a ranking counts once.
+
+    Args:
+        problem: preference data, policies and weights.
+        reward: :math:`r(x,a)`.
+
+    Returns:
+        Nats per observation, at least 0; exactly 0 without data.
+
+    References:
+        `liu:24`, eq. 3.2, for comparisons; `plackett:75` for choices and rankings.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> round(float(data_loss(problem, jnp.zeros((1, 2)))), 4)
+        0.6931
+    """
+    if problem.choices is None and problem.ties is None:
+        return negative_log_likelihood(reward, problem.wins)
+    reward = jnp.asarray(reward)
+    loss = _pair_loss(reward, jnp.asarray(problem.wins), problem.ties)
+    if problem.choices is not None:
+        loss = loss + _choice_loss(reward, problem.choices)
+    n_data = n_observations(problem)
+    return jnp.where(n_data > 0, loss / jnp.where(n_data > 0, n_data, 1.0), 0.0)
+
+
+def evidence(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
+    r"""Return the remaining evidence of the data for each action, :math:`-N\,\nabla L_D(r)`.
+
+    For a comparison it is the surprise :math:`1-\sigma(d)` of the winner, minus that of the loser.
+    For a choice it is :math:`1\{a\text{ chosen}\}` minus the probability of :math:`a`.
+
+    Args:
+        problem: preference data, policies and weights.
+        reward: :math:`r(x,a)`, ``-inf`` where it diverges. Between two rewards of minus infinity
+            the evidence balances.
+
+    Returns:
+        Evidence in observations; rows sum to zero.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> evidence(problem, jnp.zeros((1, 2))).tolist()
+        [[1.0, -1.0]]
+    """
+    reward, wins = jnp.asarray(reward), jnp.asarray(problem.wins)
+    if problem.ties is None:
+        disadvantage = reward[:, None, :] - reward[:, :, None]
+        # Between two rewards of minus infinity (difference NaN) wins and losses balance.
+        surprise = jnp.where(jnp.isnan(disadvantage), 0.0, jax.nn.sigmoid(disadvantage))
+        flow = wins * surprise
+    else:
+        flow = _tie_flow(reward, wins, problem.ties)
+    result = flow.sum(axis=2) - flow.sum(axis=1)
+    if problem.choices is None:
+        return result
+    return result + _choice_evidence(reward, problem.choices)
+
+
+def n_observations(problem: Problem) -> Float[Array, ""]:
+    r"""Return the number :math:`N` of observations: comparisons, ties, choices and rankings.
+
+    Args:
+        problem: preference data, policies and weights.
+
+    Returns:
+        The number, possibly fractional. A ranking counts once, however long it is.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> float(n_observations(Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)))
+        4.0
+    """
+    number = jnp.asarray(problem.wins).sum()
+    if problem.ties is not None:
+        number = number + jnp.asarray(problem.ties.counts).sum()
+    if problem.choices is not None:
+        wins, first = jnp.asarray(problem.choices.wins), jnp.asarray(problem.choices.first)
+        number = number + jnp.sum(jnp.where(first.astype(bool)[:, None], wins, 0.0))
+    return number
+
+
+def _pair_loss(
+    reward: Float[Array, "x a"], wins: Float[Array, "x a a"], ties: Ties | None
+) -> Float[Array, ""]:
+    """Return the loss of comparisons and ties, summed over them."""
+    margin = reward[:, :, None] - reward[:, None, :]
+    if ties is None:
+        return jnp.sum(wins * jax.nn.softplus(-margin))
+    tie_loss = jnp.sum(jnp.asarray(ties.counts) * ties.tie_loss(margin))
+    return jnp.sum(wins * ties.win_loss(margin)) + tie_loss
+
+
+def _choice_loss(reward: Float[Array, "x a"], choices: Choices) -> Float[Array, ""]:
+    """Return the loss of choices under the Plackett-Luce model, summed over them."""
+    subsets = jnp.asarray(choices.subsets).astype(bool)
+    rewards = reward[jnp.asarray(choices.contexts).astype(jnp.int32)]
+    top = jnp.max(rewards, axis=1, where=subsets, initial=-jnp.inf, keepdims=True)
+    # A row without actions, as of a batch with fewer sets, has no choices either.
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+    below_top = jnp.where(subsets, rewards - top, 0.0)
+    partition = jnp.sum(jnp.where(subsets, jnp.exp(below_top), 0.0), axis=1, keepdims=True)
+    log_partition = jnp.log(jnp.where(partition > 0, partition, 1.0))
+    return jnp.sum(jnp.asarray(choices.wins) * (log_partition - below_top))
+
+
+def _tie_flow(
+    reward: Float[Array, "x a"], wins: Float[Array, "x a a"], ties: Ties
+) -> Float[Array, "x a a"]:
+    """Return the derivative of the negative loss of each pair in its margin."""
+    margin = reward[:, :, None] - reward[:, None, :]
+    finite = jnp.isfinite(margin)
+    margin = jnp.where(finite, margin, 0.0)
+    by_win = jax.grad(lambda margin: jnp.sum(wins * ties.win_loss(margin)))(margin)
+    by_tie = jax.grad(lambda margin: jnp.sum(jnp.asarray(ties.counts) * ties.tie_loss(margin)))(
+        margin
+    )
+    # Beyond a divergent reward there are wins of the other action only, without surprise.
+    return jnp.where(finite, -(by_win + by_tie), 0.0)
+
+
+def _choice_evidence(reward: Float[Array, "x a"], choices: Choices) -> Float[Array, "x a"]:
+    contexts = jnp.asarray(choices.contexts).astype(jnp.int32)
+    wins, rewards = jnp.asarray(choices.wins), reward[contexts]
+    finite = jnp.asarray(choices.subsets).astype(bool) & (rewards > -jnp.inf)
+    probability = jax.nn.softmax(rewards, axis=1, where=finite)
+    decided = finite.any(axis=1, keepdims=True)
+    flow = wins - wins.sum(axis=1, keepdims=True) * jnp.where(finite, probability, 0.0)
+    return jnp.zeros_like(reward).at[contexts].add(jnp.where(decided, flow, 0.0))
 
 
 def expected_wins(

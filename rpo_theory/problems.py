@@ -56,7 +56,7 @@ def normalize(problem: Problem) -> Problem:
         >>> float(np.sum(normalize(problem).reference_policy))
         1.0
     """
-    arrays = Problem(*(np.asarray(field, np.float64) for field in problem))
+    arrays = jax.tree.map(lambda field: np.asarray(field, np.float64), problem)
     return arrays._replace(
         context_weights=_divided_by_sum(arrays.context_weights),
         reference_policy=_divided_by_sum(arrays.reference_policy),

@@ -22,12 +22,12 @@ S1 to S3 concern contexts with :math:`\eta d_0(x) > 0`; in others their residual
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
 from .policies import chosen_policy
+from .preference import evidence, n_observations
 from .types import ArrayLike, Problem
 
 
@@ -54,8 +54,8 @@ def s1_residual(
         >>> s1_residual(problem, even, jnp.zeros((1, 2))).tolist()
         [[-0.5, 0.5]]
     """
-    evidence = _over_weight(problem, _evidence(problem, jnp.asarray(reward)))
-    residual = jnp.asarray(policy) - jnp.asarray(problem.baseline_policy) - evidence
+    shift = _over_weight(problem, evidence(problem, reward))
+    residual = jnp.asarray(policy) - jnp.asarray(problem.baseline_policy) - shift
     return jnp.where(_adversarial(problem), residual, 0.0)
 
 
@@ -145,9 +145,8 @@ def s4_residual(
         >>> s4_residual(problem, jnp.eye(2)[None], even, jnp.zeros((1, 2))).tolist()
         [-0.5, 0.5]
     """
-    n_comparisons, features = jnp.asarray(problem.wins).sum(), jnp.asarray(features)
-    evidence = _evidence(problem, jnp.asarray(reward))
-    data = evidence / jnp.where(n_comparisons > 0, n_comparisons, 1.0)
+    n_data, features = n_observations(problem), jnp.asarray(features)
+    data = evidence(problem, reward) / jnp.where(n_data > 0, n_data, 1.0)
     difference = jnp.asarray(policy) - jnp.asarray(problem.baseline_policy)
     excess = jnp.asarray(problem.context_weights)[:, None] * difference
     eta = jnp.asarray(problem.eta)
@@ -155,20 +154,10 @@ def s4_residual(
     return jnp.where(eta > 0, jnp.einsum("xa,xad->d", residual, features), 0.0)
 
 
-def _evidence(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
-    """Return the surprise at the wins of each response minus that at its losses, in comparisons."""
-    wins = jnp.asarray(problem.wins)
-    disadvantage = reward[:, None, :] - reward[:, :, None]
-    # Between two rewards of minus infinity (difference NaN) wins and losses balance.
-    surprise = jnp.where(jnp.isnan(disadvantage), 0.0, jax.nn.sigmoid(disadvantage))
-    flow = wins * surprise
-    return flow.sum(axis=2) - flow.sum(axis=1)
-
-
 def _over_weight(problem: Problem, counts: Float[Array, "x #a"]) -> Float[Array, "x #a"]:
     r"""Return counts divided by :math:`\eta N d_0(x)`, or 0 where this divisor is 0."""
     per_comparison = problem.eta * jnp.asarray(problem.context_weights)[:, None]
-    weight = per_comparison * jnp.asarray(problem.wins).sum()
+    weight = per_comparison * n_observations(problem)
     return jnp.where(weight > 0, counts / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 

@@ -26,6 +26,7 @@ from .array_checks import (
     validate_policy,
     validate_reward,
 )
+from .data_checks import validate_choices, validate_ties
 from .rewards import RewardClass
 from .types import Problem
 
@@ -166,6 +167,10 @@ def _validate(
         validate_policy(field, getattr(problem, field), size, finite=finite)
     wins_shape = (*lead, n_contexts, n_actions, n_actions)
     at_least_zero("wins", numbers("wins", problem.wins, wins_shape, finite=finite))
+    if problem.choices is not None:
+        validate_choices(problem.choices, (n_contexts, n_actions), lead, finite=finite)
+    if problem.ties is not None:
+        validate_ties(problem.ties, (n_contexts, n_actions), lead, finite=finite)
     greater_than_zero("beta", problem.beta, lead, finite=finite)
     eta = numbers("eta", problem.eta, scalar_shape(problem.eta, lead), finite=finite)
     at_least_zero("eta", eta)
@@ -227,8 +232,11 @@ def require_protocol(reward_class: Any) -> None:
 
 def _as_arrays(prefix: str, tree: Any) -> Any:
     """Return a pytree with an array for every leaf; lists of numbers are leaves."""
+
+    def as_array(path: Any, leaf: Any) -> np.ndarray:
+        field = jax.tree_util.keystr(path, simple=True, separator=".")
+        return plain_array(prefix + field, leaf)
+
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: plain_array(prefix + jax.tree_util.keystr(path, simple=True), leaf),
-        tree,
-        is_leaf=lambda node: type(node) in (list, tuple),
+        as_array, tree, is_leaf=lambda node: type(node) in (list, tuple)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -74,7 +75,7 @@ def test_closed_form_a_group_fills_vectors_or_has_one_row(most: float, size: int
 
 def test_closed_form_one_problem_is_a_batch_of_one() -> None:
     problem, _ = problems(3)
-    one = Problem(*(np.asarray(leaf)[2] for leaf in problem))
+    one = jax.tree.map(lambda leaf: np.asarray(leaf)[2], problem)
     solution = solve_one(echo, one, TabularBox(np.array(12.0)))
     assert (float(solution.objective), float(solution.reward)) == (2.0, 12.0)
     assert int(solution.status) == Status.SOLVED.value

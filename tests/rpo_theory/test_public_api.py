@@ -44,7 +44,7 @@ def test_property_python_floats_give_the_same_bits_as_arrays(
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.__name__)
 def test_property_a_scalar_applies_to_every_problem_of_a_batch(solver: ModuleType) -> None:
-    batch = rt.Problem(*(np.stack([np.asarray(field)] * 2) for field in PROBLEM))
+    batch = jax.tree.map(lambda field: np.stack([np.asarray(field)] * 2), PROBLEM)
     shared = batch._replace(beta=0.5, eta=0.25)
     got = solver.solve_batch(shared, rt.TabularBox(2.0))
     expected = solver.solve_batch(batch, rt.TabularBox(np.full(2, 2.0)))

@@ -108,7 +108,7 @@ def test_raises_for_arguments_of_another_type(changes: dict[str, Any], message: 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.__name__)
 def test_raises_a_batch_names_the_problem_in_its_index(solver: Any) -> None:
     solve_batch = inspect.unwrap(solver.solve_batch)
-    batch = Problem(*(np.stack([np.asarray(field)] * 3) for field in GOOD))
+    batch = jax.tree.map(lambda field: np.stack([np.asarray(field)] * 3), GOOD)
     weights = np.array([0.5, 0.5, -1.0])
     with pytest.raises(InvalidProblemError, match=r"`beta\[2\]` must be greater than 0, got -1"):
         solve_batch(batch._replace(beta=weights), TabularBox(2.0))
@@ -124,9 +124,9 @@ def test_raises_a_batch_names_the_problem_in_its_index(solver: Any) -> None:
 
 
 def test_property_numbers_that_are_not_finite_may_be_left_to_the_status() -> None:
-    batch = Problem(*(np.stack([np.asarray(field)] * 2) for field in GOOD))
+    batch = jax.tree.map(lambda field: np.stack([np.asarray(field)] * 2), GOOD)
     for field in range(6):
-        arrays = [np.array(array) for array in batch]
+        arrays = [np.array(array) for array in batch[:6]]
         arrays[field].reshape(-1)[-1] = np.inf
         validate_batch(Problem(*arrays), Unbounded(), finite=False)
         with pytest.raises(InvalidProblemError, match="must be finite"):

@@ -79,7 +79,7 @@ def poison(rng: np.random.Generator, problems: Problem) -> Problem:
     Returns:
         Invalid problems, which no solver may report as solved.
     """
-    arrays = [np.array(field) for field in problems]
+    arrays = [np.array(field) for field in problems[:6]]
     for row, field in enumerate(rng.integers(len(arrays), size=len(problems.wins))):
         entry = arrays[field][row : row + 1].reshape(-1)
         entry[rng.integers(entry.size)] = rng.choice([np.nan, np.inf])

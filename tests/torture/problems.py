@@ -128,11 +128,12 @@ def run_batch(family: Family, rng: np.random.Generator, tally: Tally, spots: int
         return
     poisoned = np.arange(family.batch) % POISONED == POISONED - 1
     bad = hostile.poison(rng, problems)
-    problems = Problem(
-        *(
-            np.where(poisoned.reshape(-1, *[1] * (np.ndim(field) - 1)), wrong, field)
-            for wrong, field in zip(bad, problems, strict=True)
-        )
+    problems = jax.tree.map(
+        lambda wrong, field: np.where(
+            poisoned.reshape(-1, *[1] * (np.ndim(field) - 1)), wrong, field
+        ),
+        bad,
+        problems,
     )
     try:
         solution = SOLVERS[family.solver].solve_batch(problems, classes, throw=False)

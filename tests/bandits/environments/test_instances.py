@@ -424,7 +424,7 @@ def test_theorem_rpo_obeys_the_lower_bound_in_one_of_the_two_worlds() -> None:
     wins = np.arange(n + 1)[:, None, None, None] * np.array([[[0.0, 0.0], [1.0, 0.0]]])
     wins = wins + (n - wins[:, :, 1:, :1]) * np.array([[[0.0, 1.0], [0.0, 0.0]]])
     world = coverage_is_necessary(n, 1.0, baseline=0)
-    outcomes = Problem(*(np.stack([np.asarray(leaf)] * (n + 1)) for leaf in world.problem))
+    outcomes = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * (n + 1)), world.problem)
     box = TabularBox(np.ones(n + 1))
     policy = minimax.solve_batch(outcomes._replace(wins=wins), box).policy
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,8 +118,7 @@ def test_roundtrip_reads_files_and_standard_input(
     (tmp_path / "p.json").write_bytes(b"\xef\xbb\xbf" + data)
     from_file = read_problem(str(tmp_path / "p.json"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    for from_path, from_stdin in zip(from_file.problem, read_problem("-").problem, strict=True):
-        np.testing.assert_array_equal(from_path, from_stdin)
+    jax.tree.map(np.testing.assert_array_equal, from_file.problem, read_problem("-").problem)
 
 
 BAD_SYNTAX = [
