@@ -28,8 +28,9 @@ from . import unbounded
 from ._batching import group_size, map_in_groups
 from .adversary import adversarial_reward
 from .objectives import minimax_objective, saddle_objective
+from .observations import n_observations
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
-from .preference import evidence, n_observations
+from .preference import evidence
 from .problems import normalize
 from .rewards import (
     ROUNDING,

@@ -17,6 +17,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float, Int, Key
 
+from .observations import n_observations
 from .types import ArrayLike, Choices, Problem, Ties
 
 
@@ -191,29 +192,6 @@ def evidence(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, 
     if problem.choices is None:
         return result
     return result + _choice_evidence(reward, problem.choices)
-
-
-def n_observations(problem: Problem) -> Float[Array, ""]:
-    r"""Return the number :math:`N` of observations: comparisons, ties, choices and rankings.
-
-    Args:
-        problem: preference data, policies and weights.
-
-    Returns:
-        The number, possibly fractional. A ranking counts once, however long it is.
-
-    Examples:
-        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
-        >>> float(n_observations(Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)))
-        4.0
-    """
-    number = jnp.asarray(problem.wins).sum()
-    if problem.ties is not None:
-        number = number + jnp.asarray(problem.ties.counts).sum()
-    if problem.choices is not None:
-        wins, first = jnp.asarray(problem.choices.wins), jnp.asarray(problem.choices.first)
-        number = number + jnp.sum(jnp.where(first.astype(bool)[:, None], wins, 0.0))
-    return number
 
 
 def _pair_loss(

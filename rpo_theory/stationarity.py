@@ -6,7 +6,10 @@ For tabular rewards without bounds the derivative of the loss in :math:`r(x,a)` 
 .. math:: \hat\pi(a|x) = \pi_{base}(a|x) + \frac{1}{\eta N d_0(x)}
           \Big[\sum_{\text{wins of }a}\sigma(-d) - \sum_{\text{losses of }a}\sigma(-d)\Big]:
 
-The policy is the baseline plus the remaining evidence of the data for each response.
+The policy is the baseline plus the remaining evidence of the data for each response. A choice from
+a set adds the evidence :math:`1\{a\text{ chosen}\} - e^{r_a}/\sum_{b\in S}e^{r_b}`, a ranking that
+of each of its choices, and a tie the derivative of its log-likelihood; :math:`N` counts every
+observation once.
 
 ======== ===================================================================================
 identity statement
@@ -26,8 +29,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from .policies import chosen_policy
-from .preference import evidence, n_observations
+from .observations import first_place_counts, n_observations, outcome_counts
+from .preference import evidence
 from .types import ArrayLike, Problem
 
 
@@ -81,9 +84,9 @@ def s2_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Arr
         [[0.25, 0.25]]
     """
     policy, baseline = jnp.asarray(policy), jnp.asarray(problem.baseline_policy)
-    wins = jnp.asarray(problem.wins)
-    upper = baseline + _over_weight(problem, wins.sum(axis=2))
-    lower = baseline - _over_weight(problem, wins.sum(axis=1))
+    counts = outcome_counts(problem)
+    upper = baseline + _over_weight(problem, counts.won)
+    lower = baseline - _over_weight(problem, counts.lost)
     outside = jnp.maximum(jnp.maximum(policy - upper, lower - policy), 0.0)
     return jnp.where(_adversarial(problem), outside, 0.0)
 
@@ -93,9 +96,11 @@ def s3_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Arr
 
     With the distribution of the winners as baseline and :math:`n_x` comparisons in the context,
 
-    .. math:: \hat\pi(a|x) \le \Big(1 + \frac{n_x}{\eta N d_0(x)}\Big)\,\frac{W_{xa}}{n_x}:
+    .. math:: \hat\pi(a|x) \le \frac{W_{xa}}{n_x} + \frac{W_{xa}}{\eta N d_0(x)}:
 
-    a response that never wins has probability zero.
+    a response that never wins has probability zero. For rankings and choices the first term is the
+    share of first places, and the second counts the wins at every place. A tie counts half in the
+    first term.
 
     Args:
         problem: preference data, policies and weights. The bound need not hold for another
@@ -111,10 +116,13 @@ def s3_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Arr
         >>> s3_violation(problem, even).tolist()
         [[0.0, 0.5]]
     """
-    policy, wins = jnp.asarray(policy), jnp.asarray(problem.wins)
-    n_comparisons = wins.sum(axis=(1, 2))[:, None]
-    upper = (1.0 + _over_weight(problem, n_comparisons)) * chosen_policy(wins, policy)
-    compared = _adversarial(problem) & (n_comparisons > 0)
+    policy, ties = jnp.asarray(policy), problem.ties
+    tie_counts = None if ties is None else ties.counts
+    first_places = first_place_counts(problem.wins, problem.choices, tie_counts)
+    n_data = first_places.sum(axis=1, keepdims=True)
+    chosen = first_places / jnp.where(n_data > 0, n_data, 1.0)
+    upper = chosen + _over_weight(problem, outcome_counts(problem).won)
+    compared = _adversarial(problem) & (n_data > 0)
     return jnp.where(compared, jnp.maximum(policy - upper, 0.0), 0.0)
 
 

@@ -74,6 +74,7 @@ class DavidsonTies(NamedTuple):
     counts: Float[ArrayLike, "x a a"]
     parameter: Float[ArrayLike, ""] | float
     lower_limit = 0.0
+    tie_weight = 0.5
 
     def win_loss(self, margin: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         r"""Return :math:`-\log P(i\succ j)` at the margin :math:`r_i-r_j`, nats."""
@@ -106,6 +107,7 @@ class RaoKupperTies(NamedTuple):
     counts: Float[ArrayLike, "x a a"]
     parameter: Float[ArrayLike, ""] | float
     lower_limit = 1.0
+    tie_weight = 1.0
 
     def win_loss(self, margin: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
         r"""Return :math:`-\log P(i\succ j)` at the margin :math:`r_i-r_j`, nats."""
