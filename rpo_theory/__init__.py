@@ -15,7 +15,18 @@ The losses in :mod:`~rpo_theory.losses` are the ones that the language-model tra
 Everything that is not listed in ``__all__`` is implementation.
 """
 
-from . import bounds, direct, losses, maximin, minimax, objectives, policies, rewards, stationarity
+from . import (
+    bounds,
+    direct,
+    losses,
+    maximin,
+    minimax,
+    objectives,
+    policies,
+    rewards,
+    rigorous,
+    stationarity,
+)
 from .adversary import adversarial_reward
 from .certificate import Certificate, certify
 from .coverage import coverage_coefficient, coverage_coefficient_batch
@@ -73,6 +84,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "direct",
     "Certificate",
     "certify",
+    "rigorous",
     "adversarial_reward",
     # guarantees
     "coverage_coefficient",

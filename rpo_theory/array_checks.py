@@ -153,7 +153,7 @@ def at_least_zero(field: str, array: np.ndarray) -> None:
         raise InvalidProblemError(field, index, f"must be at least 0, got {array[index]:.9g}")
 
 
-def refuse_where(field: str, array: np.ndarray, wrong: np.ndarray, rule: str) -> None:
+def refuse_where(field: str, array: np.ndarray, wrong: np.ndarray | np.bool_, rule: str) -> None:
     """Raise at the first entry that breaks a rule.
 
     Args:

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from rpo_theory.array_checks import greater_than_zero, numbers, shape_with_free_axis
 from rpo_theory.types import ArrayLike
 
+from .exact_forms import FeatureBall
+
 
 class LinearBall(NamedTuple):
     r"""Class of linear rewards :math:`\langle\theta,\phi(x,a)\rangle`, :math:`\|\theta\| \le B`.
@@ -94,6 +96,10 @@ class LinearBall(NamedTuple):
     def slack(self, parameter: Float[ArrayLike, " m"]) -> Float[Array, " 1"]:
         r"""Return :math:`1-\|u\|^2`."""
         return (1.0 - jnp.square(jnp.asarray(parameter)).sum())[None]
+
+    def exact_form(self, shape: tuple[int, int]) -> FeatureBall:
+        """Return features and radius for a proof in ball arithmetic."""
+        return FeatureBall(np.asarray(self.features, np.float64), float(self.radius))
 
     def log_covering_number(self, epsilon: float, n_parameters: int | None = None) -> float:
         r"""Return the log of :math:`(1 + 2BL/\epsilon)^d` with :math:`\|\phi\|\le L`.

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from rpo_theory.array_checks import greater_than_zero
 from rpo_theory.types import ArrayLike
 
+from .exact_forms import Inequalities
+
 
 class TabularBox(NamedTuple):
     r"""Class of all reward tables with :math:`0 \le r(x,a) \le R_{max}`.
@@ -76,6 +78,14 @@ class TabularBox(NamedTuple):
         distance = jnp.where(direction > 0, reward, reward - self.maximum)
         return jnp.sum(direction * distance)
 
+    def kernel_width(self) -> ArrayLike | float:
+        """Return the width of the box, for the compiled kernel of box problems."""
+        return self.maximum
+
+    def entry_bounds(self) -> tuple[ArrayLike | float, ArrayLike | float]:
+        """Return the lower and the upper bound of every entry."""
+        return 0.0, self.maximum
+
     def interior(self, shape: tuple[int, int]) -> Float[Array, " m"]:
         """Return the center of the box, one parameter per cell."""
         return jnp.full(shape[0] * shape[1], 0.5 * jnp.asarray(self.maximum))
@@ -94,6 +104,10 @@ class TabularBox(NamedTuple):
         """Return the distances of the parameters from both bounds."""
         parameter = jnp.asarray(parameter)
         return jnp.concatenate([parameter, self.maximum - parameter])
+
+    def exact_form(self, shape: tuple[int, int]) -> Inequalities:
+        """Return the bounds for a proof in ball arithmetic."""
+        return Inequalities(0.0, float(self.maximum))
 
     def log_covering_number(self, epsilon: float, n_parameters: int) -> float:
         r"""Return the log of :math:`\lceil R_{max}/2\epsilon\rceil` to the number of cells.

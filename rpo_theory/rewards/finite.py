@@ -12,6 +12,8 @@ from jaxtyping import Float
 from rpo_theory.array_checks import numbers, shape_with_free_axis
 from rpo_theory.types import ArrayLike
 
+from .exact_forms import Members
+
 
 class FiniteClass(NamedTuple):
     """Finite list of rewards; it is not convex, so maximin and minimax can differ.
@@ -47,6 +49,10 @@ class FiniteClass(NamedTuple):
     def linear_minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
         r"""Return the minimum of :math:`\langle v, r_k\rangle` over the members."""
         return jnp.einsum("kxa,xa->k", jnp.asarray(self.rewards), jnp.asarray(direction)).min()
+
+    def exact_form(self, shape: tuple[int, int]) -> Members:
+        """Return the members for a proof in ball arithmetic."""
+        return Members(np.asarray(self.rewards, np.float64))
 
     def log_covering_number(self, epsilon: float) -> float:
         """Return the log of the number of members: they cover the class at every scale."""

@@ -1,0 +1,91 @@
+"""Arrays of balls: numbers of python-flint's type ``arb``, a midpoint with a radius of error.
+
+NumPy's arrays of objects add, multiply and sum them elementwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rpo_theory.types import ArrayLike
+
+Ball: TypeAlias = Any
+"""An ``arb``."""
+Balls: TypeAlias = np.ndarray
+"""Array of objects of type ``arb``."""
+EXTRA = "pip install 'rpo-theory[rigorous]'"
+"""Command that installs python-flint."""
+
+
+@contextmanager
+def working_precision(bits: int) -> Iterator[None]:
+    """Compute in balls whose midpoints have a number of bits, and restore the precision after.
+
+    Args:
+        bits: bits of the midpoints.
+
+    Raises:
+        ImportError: see :func:`check_installed`.
+    """
+    check_installed()
+    from flint import ctx
+
+    with ctx.workprec(bits):
+        yield
+
+
+def check_installed() -> None:
+    """Raise unless python-flint is installed.
+
+    Raises:
+        ImportError: if it is not; the message names the extra that installs it.
+
+    Examples:
+        >>> check_installed()
+    """
+    try:
+        import flint  # noqa: F401
+    except ImportError as error:
+        message = f"proofs in ball arithmetic need python-flint: {EXTRA}"
+        raise ImportError(message) from error
+
+
+def exact(values: ArrayLike | float) -> Balls:
+    """Return float64 numbers as balls of radius zero.
+
+    Args:
+        values: finite numbers, of any shape.
+    """
+    from flint import arb
+
+    table = np.asarray(values, np.float64)
+    return np.asarray(np.frompyfunc(lambda value: arb(float(value)), 1, 1)(table), object)
+
+
+def exact_number(value: ArrayLike | float) -> Ball:
+    """Return one float64 number as a ball of radius zero."""
+    return exact(value).item()
+
+
+def normalized(distribution: ArrayLike) -> Balls:
+    """Return probabilities divided by their exact sums along the last axis."""
+    balls = exact(distribution)
+    return balls / balls.sum(axis=-1, keepdims=True)
+
+
+def upper(ball: Ball) -> float:
+    """Return a float that is at least 0 and at least every number of a ball.
+
+    Args:
+        ball: any ball; infinity stands for one without a bound.
+    """
+    end = ball.upper()
+    if end <= 0:
+        return 0.0
+    number = float(end)
+    return math.inf if math.isnan(number) else math.nextafter(number, math.inf)
