@@ -19,6 +19,7 @@ from jaxtyping import Float, Key
 
 from rpo_io.processes import run_in_processes
 from rpo_theory import direct, maximin, minimax
+from rpo_theory.rigorous import duality_gap_bound
 from rpo_theory.types import Solution
 
 from .instances import PADDED_SHAPES, Family, ProblemBatch, draw_verification_batches
@@ -44,6 +45,8 @@ class Agreement(NamedTuple):
         policy_tv_loss: the same for the policy that minimizes the RPO loss.
         seconds: time of the three solves of the batch, including compilation, divided by the number
             of its instances.
+        proven_duality_gap: upper bound on the duality gap in ball arithmetic, nats; None if not
+            asked for.
     """
 
     family: str
@@ -58,10 +61,16 @@ class Agreement(NamedTuple):
     policy_tv_maximin: float
     policy_tv_loss: float
     seconds: float
+    proven_duality_gap: float | None = None
 
     def relative_gap(self) -> float:
         r"""Return the duality gap relative to :math:`\max(1, |F|)`."""
         return self.duality_gap / max(1.0, abs(self.value))
+
+    def relative_proven_gap(self) -> float:
+        r"""Return the proven duality gap relative to :math:`\max(1, |F|)`; NaN if not asked for."""
+        proven = float("nan") if self.proven_duality_gap is None else self.proven_duality_gap
+        return proven / max(1.0, abs(self.value))
 
 
 def measure_agreement(
@@ -69,6 +78,7 @@ def measure_agreement(
     seed: int,
     *,
     padded_shapes: Sequence[tuple[int, int]] = PADDED_SHAPES,
+    rigorous: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Agreement]:
     """Solve ``n`` random instances, half of each family, by all three routes.
@@ -78,6 +88,7 @@ def measure_agreement(
         seed: seed of the key from which the instances are drawn.
         padded_shapes: numbers of contexts and actions to which instances are padded; the solvers
             are compiled once for each.
+        rigorous: whether to prove the duality gaps in ball arithmetic too.
         environment: variables that are added to those of this process, for the processes that
             solve.
 
@@ -86,7 +97,7 @@ def measure_agreement(
         process per core.
     """
     batches = [
-        partial(_measure_batch, batch, family, seed)
+        partial(_measure_batch, batch, family, seed, rigorous=rigorous)
         for family in FAMILIES
         for batch in _draw_batches(n, seed, family, padded_shapes)
     ]
@@ -122,7 +133,9 @@ def _draw_batches(
     return draw_verification_batches(key, count, family, padded_shapes=padded_shapes)
 
 
-def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreement]:
+def _measure_batch(
+    batch: ProblemBatch, family: str, seed: int, *, rigorous: bool = False
+) -> list[Agreement]:
     start = time.perf_counter()
     problems, reward_class = batch.instance.problem, batch.instance.reward_class
     exact = minimax.solve_batch(problems, reward_class, throw=False)
@@ -131,6 +144,7 @@ def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreemen
     tv_maximin = _largest_total_variation(exact, algorithm_1)
     tv_loss = _largest_total_variation(exact, loss_minimizer)
     seconds = (time.perf_counter() - start) / len(batch.number)
+    proven = _proven_gaps(batch, exact) if rigorous else [None] * len(batch.number)
     return [
         Agreement(
             family=family,
@@ -145,9 +159,21 @@ def _measure_batch(batch: ProblemBatch, family: str, seed: int) -> list[Agreemen
             policy_tv_maximin=float(tv_maximin[i]),
             policy_tv_loss=float(tv_loss[i]),
             seconds=seconds,
+            proven_duality_gap=proven[i],
         )
         for i, number in enumerate(batch.number)
     ]
+
+
+def _proven_gaps(batch: ProblemBatch, exact: Solution) -> list[float]:
+    """Prove a bound on the duality gap of the exact solution of every instance."""
+    instances = jax.tree.map(np.asarray, (batch.instance.problem, batch.instance.reward_class))
+    gaps = []
+    for i in range(len(batch.number)):
+        problem, reward_class = jax.tree.map(lambda leaf, i=i: leaf[i], instances)
+        bound = duality_gap_bound(problem, reward_class, exact.policy[i], exact.reward[i])
+        gaps.append(bound)
+    return gaps
 
 
 def _largest_total_variation(first: Solution, second: Solution) -> Float[np.ndarray, " p"]:

@@ -57,7 +57,13 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
     return Demonstration(run.claims, *rows, folder=folder, summary=run.summary)
 
 
-def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify") -> Verification:
+def verify(
+    *,
+    instances: int = 200,
+    seed: int = 0,
+    out: PathLike = "out/verify",
+    rigorous: bool = False,
+) -> Verification:
     """Check Theorem 5.6 on random bandits by three routes, and on negative controls.
 
     Bandits are solved on the CPU, in one process per core.
@@ -66,6 +72,8 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
         instances: number of random bandits, at least 1; half are tabular, half linear.
         seed: seed of the bandits, at least 0.
         out: folder for ``verify.json`` and ``verify.png``.
+        rigorous: whether to prove the duality gaps in ball arithmetic too, which needs the extra
+            ``rigorous``.
 
     Returns:
         The claims and the records. A claim that fails raises nothing: see ``holds``.
@@ -87,6 +95,8 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
 
     check_whole_number("instances", instances, 1)
     check_whole_number("seed", seed, 0)
+    if rigorous:
+        _check_ball_arithmetic()
     folder = Path(out)
     from bandits.theorem_check.agreement import measure_agreement
     from bandits.theorem_check.negative_controls import solve_negative_controls
@@ -96,7 +106,9 @@ def verify(*, instances: int = 200, seed: int = 0, out: PathLike = "out/verify")
             stack.enter_context(
                 output_folder(folder, "verify", is_earlier_run=_holds_checks, locked=False)
             )
-        measured = measure_agreement(instances, seed, environment=worker_environment())
+        measured = measure_agreement(
+            instances, seed, rigorous=rigorous, environment=worker_environment()
+        )
         records = list(track_progress(measured, instances, "bandits solved three ways"))
         controls = solve_negative_controls()
         claims = check_claims(records, controls)
@@ -118,6 +130,7 @@ def solve(
     baseline: Literal["chosen", "reference"] | None = None,
     context_weights: Literal["votes", "uniform"] | None = None,
     contexts: bool = False,
+    rigorous: bool = False,
 ) -> Answer:
     r"""Solve one problem with a certificate, or rank systems from votes.
 
@@ -141,6 +154,8 @@ def solve(
         context_weights: for votes only: ``"votes"`` (default) to weight a context by its share of
             the votes, or ``"uniform"``.
         contexts: whether the table of the answer shows every context, not only the ranking.
+        rigorous: whether to prove the duality gap in ball arithmetic too, which needs the extra
+            ``rigorous`` and a compact class with an exact form.
 
     Returns:
         The answer. A problem without a solution raises nothing: see ``status``.
@@ -164,7 +179,9 @@ def solve(
     check_number("beta", beta, 0.0, inclusive=False)
     check_number("eta", eta, 0.0, inclusive=True)
     check_number("reward_max", reward_max, 0.0, inclusive=False)
-    from rpo.solving.answer import SOLVERS, solve_task
+    if rigorous:
+        _check_ball_arithmetic()
+    from rpo.solving.answer import SOLVERS, check_provable, solve_task
     from rpo.solving.tasks import task_from_problem, task_from_votes
 
     for name, value, choices in (
@@ -190,7 +207,20 @@ def solve(
             source: Any = problem
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
             task = task_from_problem(path, **options)
-    return replace(solve_task(task, formulation), by_context=contexts)
+        if rigorous:
+            check_provable(task)
+    answer = solve_task(task, formulation, rigorous=rigorous)
+    return replace(answer, by_context=contexts)
+
+
+def _check_ball_arithmetic() -> None:
+    """Refuse to prove anything if python-flint is not installed."""
+    from rpo_theory.rigorous import check_installed
+
+    try:
+        check_installed()
+    except ImportError as error:
+        raise UsageError(f"argument --rigorous: {error}") from error
 
 
 def _holds_demo(folder: Path) -> bool:

@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for votes: weight contexts by their share of the votes (default), or uniformly",
     )
     parser.add_argument(
+        "--rigorous",
+        action="store_true",
+        help="also prove an upper bound on the duality gap in ball arithmetic, with all rounding "
+        "errors enclosed (needs the extra `rigorous`)",
+    )
+    parser.add_argument(
         "--contexts",
         action="store_true",
         help="show the probability of every action in every context, however many there are",
@@ -103,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         baseline=args.baseline,
         context_weights=args.context_weights,
         contexts=args.contexts,
+        rigorous=args.rigorous,
     )
     sys.stdout.write(format_document(answer.to_dict()))
     write_summary(answer, sys.stderr)

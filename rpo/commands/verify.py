@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="random seed of the bandits (default 0)",
     )
     parser.add_argument(
+        "--rigorous",
+        action="store_true",
+        help="also prove an upper bound on the duality gap of every bandit in ball arithmetic, "
+        "with all rounding errors enclosed (needs the extra `rigorous`)",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("out/verify"),
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.output import print_result
 
     keep_compiled_programs()
-    result = verify(instances=args.instances, seed=args.seed, out=args.out)
+    result = verify(instances=args.instances, seed=args.seed, out=args.out, rigorous=args.rigorous)
     text = summarize_claims(result.claims, f"written to {args.out}: verify.json, verify.png")
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -189,6 +189,8 @@ class Answer(CertifiedSolution):
             reward is known.
         coverage: coverage of the comparator by the data; None if no true reward is known or if it
             is not in the class.
+        proven_duality_gap: upper bound on the duality gap that encloses all rounding errors, nats;
+            None unless asked for.
         contexts: names of the contexts; None unless the problem comes from votes.
         actions: names of the actions; None unless the problem comes from votes.
         occurs: whether an action occurs in a context, shape ``[x a]``; None unless the problem
@@ -206,6 +208,7 @@ class Answer(CertifiedSolution):
     notes: tuple[str, ...] = ()
     gap: float | None = None
     coverage: float | None = None
+    proven_duality_gap: float | None = None
     contexts: tuple[str, ...] | None = None
     actions: tuple[str, ...] | None = None
     occurs: Bool[np.ndarray, "x a"] | None = None
@@ -216,6 +219,8 @@ class Answer(CertifiedSolution):
         """Return the answer as plain values; None stands for a number that is not finite."""
         document = super().to_dict()
         ranking = {name: document.pop(name) for name in self._ranking_to_dict()}
+        if self.proven_duality_gap is not None:
+            document["proven_duality_gap"] = null_non_finite(self.proven_duality_gap)
         if self.gap is not None:
             document |= null_non_finite({"gap": self.gap, "coverage": self.coverage})
         document |= ranking

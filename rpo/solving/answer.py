@@ -12,6 +12,7 @@ from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.objectives import gap
 from rpo_theory.rewards import FiniteClass, Unbounded
+from rpo_theory.rigorous import duality_gap_bound, exact_form
 from rpo_theory.stationarity import s1_residual
 from rpo_theory.types import Problem, Status
 
@@ -22,12 +23,25 @@ SOLVERS = {"minimax": minimax.solve, "maximin": maximin.solve, "policy": direct.
 """Solver of each formulation."""
 
 
-def solve_task(task: SolveTask, formulation: str = "minimax") -> Answer:
+def check_provable(task: SolveTask) -> None:
+    """Refuse a reward class for which no proof in ball arithmetic exists.
+
+    Args:
+        task: problem, reward class and names.
+
+    Raises:
+        ValueError: if the class has no exact form; the message names the class.
+    """
+    exact_form(task.reward_class, np.shape(task.problem.reference_policy))
+
+
+def solve_task(task: SolveTask, formulation: str = "minimax", *, rigorous: bool = False) -> Answer:
     """Solve a task and certify the solution, in float64.
 
     Args:
         task: problem, reward class and names.
         formulation: a key of :data:`SOLVERS`.
+        rigorous: whether to prove the duality gap in ball arithmetic too.
 
     Returns:
         The answer. For a task from votes it also holds the rankings, and the solution of DPO
@@ -37,6 +51,7 @@ def solve_task(task: SolveTask, formulation: str = "minimax") -> Answer:
     with jax.enable_x64(True):
         solution, notes = _solve(task, problem, formulation)
         gap_to_comparator, coefficient, remarks = _judge(task, solution.policy)
+        proven = _proven_gap(task, solution) if rigorous else None
         dpo = None
         if task.actions is not None:
             dpo, _ = _solve(task, problem._replace(eta=np.zeros(())), "minimax")
@@ -51,6 +66,7 @@ def solve_task(task: SolveTask, formulation: str = "minimax") -> Answer:
         notes=(*task.notes, *notes, *remarks),
         gap=gap_to_comparator,
         coverage=coefficient,
+        proven_duality_gap=proven,
         contexts=task.contexts,
         actions=task.actions,
         occurs=task.occurs,
@@ -104,6 +120,14 @@ def _solve(
         ranking=None if task.actions is None else _ranking(policy, problem, task.actions),
     )
     return certified, notes
+
+
+def _proven_gap(task: SolveTask, solution: CertifiedSolution) -> float:
+    """Prove a bound on the duality gap of a solution; infinite if its numbers are not finite."""
+    pair = (solution.policy, solution.reward)
+    if not all(np.isfinite(table).all() for table in pair):
+        return float("inf")
+    return duality_gap_bound(task.problem, task.reward_class, *pair)
 
 
 def _judge(

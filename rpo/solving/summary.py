@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, Context
 from typing import TextIO
 
 import numpy as np
@@ -79,6 +80,8 @@ def _numbers(answer: Answer) -> list[tuple[str, str]]:
         rows.append(("stationarity residual", _format(answer.stationarity_residual, "{:.1e}")))
     else:
         rows.append(("duality gap, nats", _format(answer.duality_gap, "{:.1e}")))
+    if answer.proven_duality_gap is not None:
+        rows.append(("duality gap, proven at most", _rounded_up(answer.proven_duality_gap)))
     rows.append(("KKT residual", _format(answer.kkt_residual, "{:.1e}")))
     if answer.gap is not None:
         rows.append(("gap to the comparator", _format(answer.gap, "{:.6g}")))
@@ -146,6 +149,14 @@ def _contrast(answer: Answer, dpo: CertifiedSolution) -> str:
 def _format(value: float | None, template: str) -> str:
     is_number = value is not None and math.isfinite(value)
     return template.format(value) if is_number else "infinite or undefined"
+
+
+def _rounded_up(bound: float) -> str:
+    """Return two digits of a proven upper bound that are not below it."""
+    if not math.isfinite(bound):
+        return "infinite"
+    digits = Context(prec=2, rounding=ROUND_CEILING)
+    return f"{digits.create_decimal_from_float(bound):.1e}"
 
 
 def _printable(text: str) -> str:

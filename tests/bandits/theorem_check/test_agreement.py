@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from bandits.theorem_check import agreement, negative_controls
+from bandits.theorem_check.instances import draw_verification_batches
+from rpo_theory.certificate import duality_gap_bound
+from rpo_theory.types import Solution
 
 THREE_DIGITS = 5e-4
 
@@ -70,3 +74,14 @@ def test_property_a_family_is_measured_in_this_process_like_all(
     for family, n_instances in zip(agreement.FAMILIES, (2, 1), strict=True):
         measured = agreement.measure_family(3, 5, family, ((20, 30),))
         assert [found[:3] for found in measured] == [(family, 5, i) for i in range(n_instances)]
+
+
+def test_property_the_gap_of_every_instance_of_a_batch_is_proven() -> None:
+    batch = draw_verification_batches(jax.random.key(3), 3, "linear", padded_shapes=((20, 30),))[0]
+    problems, ball = batch.instance.problem, batch.instance.reward_class
+    policies, rewards = np.asarray(problems.reference_policy), np.zeros((3, 20, 30))
+    pairs = Solution(policies, rewards, np.zeros(3), np.zeros(3, int), {})
+    proven = agreement._proven_gaps(batch, pairs)
+    with jax.enable_x64(True):
+        gaps = jax.vmap(duality_gap_bound)(problems, ball, policies, rewards)
+    np.testing.assert_allclose(proven, gaps, rtol=1e-9)

@@ -428,3 +428,36 @@ def test_property_summary_names_the_most_likely_actions_of_a_problem(
     rows = [line.split() for line in err.splitlines()]
     for x, policy in enumerate(got["policy"]):
         assert [str(x), str(np.argmax(policy)), f"{max(policy):.4f}"] in rows
+
+
+def test_closed_form_rigorous_prints_a_proven_gap_that_is_rounded_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "problem.json").write_text(json.dumps(PROBLEM))
+    assert cli.main(["solve", str(tmp_path / "problem.json"), "--rigorous"]) == 0
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out, parse_constant=refuse_constant)
+    assert 0.0 < answer["proven_duality_gap"] <= GAP
+    (line,) = [text for text in printed.err.splitlines() if "proven at most" in text]
+    assert answer["proven_duality_gap"] <= float(line.split()[-1]) <= GAP
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["unbounded class", "no python-flint"])
+def test_raises_rigorous_says_in_one_line_why_nothing_can_be_proven(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    missing: bool,
+) -> None:
+    expected = "must have a method `exact_form`"
+    if missing:
+        monkeypatch.setitem(sys.modules, "flint", None)
+        expected = "pip install 'rpo-theory[rigorous]'"
+    (tmp_path / "problem.json").write_text(
+        json.dumps({**PROBLEM, "reward_class": {"kind": "unbounded"}})
+    )
+    assert cli.main(["solve", str(tmp_path / "problem.json"), "--rigorous"]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert printed.err.count("\n") == 1
+    assert expected in printed.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,28 @@ def test_raises_before_any_work_if_nothing_can_be_written(
     assert main(["verify", "--out", str(occupied)]) == 2
     assert "is not a folder" in capsys.readouterr().err
     assert occupied.read_text() == "kept"
+
+
+def test_closed_form_rigorous_adds_the_proven_gaps_and_a_claim(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    good = GOOD._replace(proven_duality_gap=2e-10)
+    code, written = verify(
+        monkeypatch, tmp_path / "good", [good, GOOD._replace(proven_duality_gap=0.0)], [CONTROL]
+    )
+    assert code == 0
+    assert written["claims"][4]["measured"] == pytest.approx(1e-10)
+    assert [row["proven_duality_gap"] for row in written["instances"]] == [2e-10, 0.0]
+    bad = GOOD._replace(proven_duality_gap=float("inf"))
+    code, written = verify(monkeypatch, tmp_path / "bad", [good, bad], [CONTROL])
+    assert code == 1
+    assert [claim["holds"] for claim in written["claims"]] == [True] * 4 + [False]
+
+
+def test_raises_rigorous_without_python_flint_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "flint", None)
+    assert main(["verify", "--rigorous", "--out", str(tmp_path / "out")]) == 2
+    assert "pip install 'rpo-theory[rigorous]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
