@@ -118,7 +118,7 @@ def two_policies(beta: float = 0.1) -> NegativeControl:
     # Without data phi is linear in the reward, and at zero reward it is minus the KL term.
     kl_term = float(jax.jit(saddle_objective)(problem, policies[0], np.zeros((1, 2))))
 
-    least = jax.jit(box.minimum)
+    least = jax.jit(box.linear_minimum)
 
     def minimum(share: float) -> float:
         """Return the minimum over rewards of a mixture of both objectives, concave in its share."""
