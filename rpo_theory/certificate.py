@@ -125,8 +125,8 @@ def certify(
 
 
 def is_proven(
-    problem: Problem, gap: Float[ArrayLike, ""], value: Float[ArrayLike, ""]
-) -> Bool[Array, ""]:
+    problem: Problem, gap: Float[ArrayLike, "*p"], value: Float[ArrayLike, "*p"]
+) -> Bool[Array, "*p"]:
     r"""Return whether a duality gap is within the bound of status ``SOLVED``.
 
     Args:

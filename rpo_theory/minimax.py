@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from . import unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
+from ._kernels import Kernel, check_kernel, solve_by_numba
 from .adversary import MAX_STEPS, TOLERANCE, unit_ball_reward
 from .certificate import GAP_TOLERANCE, all_finite, duality_gap_bound, is_proven, reduced_residual
 from .numerics import ball_interior_point, box_slots
@@ -83,6 +84,7 @@ def solve_batch(
     tolerance: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
     throw: bool = True,
+    kernel: Kernel = "jax",
 ) -> Solution:
     """Solve many problems of one shape; see :func:`solve`.
 
@@ -92,6 +94,11 @@ def solve_batch(
         tolerance: KKT residual at which the Newton iteration stops, in probabilities.
         max_steps: maximum number of Newton steps.
         throw: whether to raise if a problem is not solved, instead of returning the status.
+        kernel: "numba" solves boxes of 2 to 12 actions and a width of at most 700 on CPUs by a
+            kernel that is compiled once, in up to 20 seconds, and kept on disk; it is about ten
+            times as fast afterwards. All other problems are solved as by "jax". The solutions of
+            the two agree to rounding; the bits of each depend neither on the rest of the batch nor
+            on the number of threads.
 
     Returns:
         The solutions, as NumPy arrays with the same leading axis.
@@ -101,13 +108,19 @@ def solve_batch(
             message names the first.
     """
     options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
+    check_kernel(kernel)
     problems, reward_class = solver_arguments(problems, reward_class, **options, batch=True)
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     n_actions = problems.reference_policy.shape[-1]
     small = isinstance(reward_class, TabularBox) and n_actions**2 <= box_slots.CHUNK
     in_slots = isinstance(reward_class, TabularBox | Unbounded)
     size = group_size(problems, GROUP if in_slots else WAITING)
-    solution = solve_in_groups(solve_group, problems, reward_class, size=size, parallel=small)
+    solve = partial(solve_in_groups, solve_group, size=size, parallel=small)
+    if kernel == "numba":
+        limits = {"tolerance": tolerance, "max_steps": max_steps}
+        solution = solve_by_numba(problems, reward_class, solve, **limits)
+    else:
+        solution = solve(problems, reward_class)
     return raise_unless_solved(solution) if throw else solution
 
 

@@ -31,6 +31,7 @@ EPSILON = 2.0**-52
 CENTERING = 0.01  # factor on the barrier parameter per step
 CENTERING_HOT = 0.1  # the same factor while the temperature is still falling
 COOLING = 0.5  # factor on the temperature after a trusted step
+INITIAL_DUAL = 0.01
 SHARPER = 1e-4  # weight of complementarity in the residual: one more step, more accurate faces
 TRUST = 3.0  # nats that a full-length step may move; a longer one does not lower the temperature
 
@@ -106,7 +107,7 @@ def prompt_blocks(problem: Problem, width: Float[Array, ""]) -> Blocks:
 def init(blocks: Blocks) -> BoxState:
     """Return the initial iterate: the box center, at a temperature that smooths every term."""
     half = 0.5 * jnp.broadcast_to(blocks.width, blocks.reference.shape)
-    dual = jnp.full_like(half, 0.01)
+    dual = jnp.full_like(half, INITIAL_DUAL)
     count = jnp.zeros(blocks.beta.shape, jnp.int32)
     return BoxState(
         reward=jnp.zeros_like(half),
