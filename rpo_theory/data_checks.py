@@ -11,7 +11,7 @@ from .array_checks import (
     scalar_shape,
     shape_with_free_axis,
 )
-from .types import Choices, Ties
+from .preference_data import Choices, Ties
 
 
 def validate_choices(

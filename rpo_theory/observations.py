@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from .types import ArrayLike, Choices, Problem, Ties
+from .preference_data import Choices, Ties
+from .types import ArrayLike, Problem
 
 
 class OutcomeCounts(NamedTuple):

@@ -67,7 +67,10 @@ def log_gibbs_policy(
     reference = jnp.asarray(reference)
     _, scaled = scaled_below_max(reward, reference, beta)
     log_z = jax.scipy.special.logsumexp(scaled, axis=-1, b=reference, keepdims=True)
-    return jnp.log(reference) + (scaled - log_z)
+    # The derivative of log 0 would be infinite: an action outside of the support stays outside.
+    supported = reference > 0
+    log_reference = jnp.where(supported, jnp.log(jnp.where(supported, reference, 1.0)), -jnp.inf)
+    return log_reference + (scaled - log_z)
 
 
 def log_partition_scaled(
@@ -301,7 +304,7 @@ def chosen_policy(
         [[0.75, 0.25]]
     """
     wins = jnp.asarray(wins)
-    return _normalize_counts(wins.sum(axis=2), fallback)
+    return counts_to_policy(wins.sum(axis=2), fallback)
 
 
 def data_marginal_policy(
@@ -324,11 +327,25 @@ def data_marginal_policy(
         [[0.5, 0.5]]
     """
     wins = jnp.asarray(wins)
-    return _normalize_counts(wins.sum(axis=1) + wins.sum(axis=2), fallback)
+    return counts_to_policy(wins.sum(axis=1) + wins.sum(axis=2), fallback)
 
 
-def _normalize_counts(
-    counts: Float[Array, "x a"], fallback: Float[ArrayLike, "x a"]
+def counts_to_policy(
+    counts: Float[ArrayLike, "x a"], fallback: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
+    """Return the empirical distribution of counts in each context.
+
+    Args:
+        counts: counts of the actions.
+        fallback: policy of the contexts without counts.
+
+    Returns:
+        Probabilities, rows sum to one.
+
+    Examples:
+        >>> counts_to_policy(jnp.array([[3.0, 1.0]]), jnp.full((1, 2), 0.5)).tolist()
+        [[0.75, 0.25]]
+    """
+    counts = jnp.asarray(counts)
     sums = counts.sum(axis=-1, keepdims=True)
     return jnp.where(sums > 0, counts / jnp.where(sums > 0, sums, 1.0), jnp.asarray(fallback))

@@ -18,7 +18,8 @@ from jax.core import Tracer
 from jaxtyping import Float, Int, Key
 
 from .observations import n_observations
-from .types import ArrayLike, Choices, Problem, Ties
+from .preference_data import Choices, Ties
+from .types import ArrayLike, Problem
 
 
 def preference_probability(

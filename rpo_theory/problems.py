@@ -5,16 +5,18 @@ The constructors validate what they are given, see :mod:`rpo_theory.validation`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jax import Array
+from jaxtyping import Float, Int
 
-from .labels import LabelSpellings
-from .policies import chosen_policy
-from .preference import win_counts
+from .choice_counts import fold_pairs
+from .data_checks import validate_choices
+from .observations import first_place_counts
+from .policies import counts_to_policy
+from .preference_data import TIE_MODELS, Choices, Ties
 from .rewards import Unbounded
 from .types import ArrayLike, Problem
 from .validation import (
@@ -32,13 +34,31 @@ __all__ = [
     "PROBABILITY_TOLERANCE",
     "InvalidProblemError",
     "normalize",
-    "problem_from_votes",
     "problem_from_wins",
     "validate",
     "validate_policy",
     "validate_reward",
-    "wins_from_votes",
 ]
+
+
+class PreferenceData(NamedTuple):
+    """Preference data of a problem; see :class:`Problem` for the fields."""
+
+    wins: Float[ArrayLike, "x a a"]
+    choices: Choices | None = None
+    ties: Ties | None = None
+
+    def counts_by_context(self) -> Float[np.ndarray, " x"]:
+        """Return the number of observations in each context."""
+        counts = np.asarray(self.wins).sum(axis=(1, 2))
+        if self.ties is not None:
+            counts = counts + np.asarray(self.ties.counts).sum(axis=(1, 2))
+        if self.choices is not None:
+            first = np.asarray(self.choices.first, bool)
+            counts = np.array(counts)
+            contexts = np.asarray(self.choices.contexts)[first].astype(np.int64)
+            np.add.at(counts, contexts, np.asarray(self.choices.wins)[first].sum(axis=1))
+        return counts
 
 
 def normalize(problem: Problem) -> Problem:
@@ -72,163 +92,59 @@ def problem_from_wins(
     context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
     reference_policy: Float[ArrayLike, "x a"] | None = None,
     baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
+    choices: Choices | None = None,
+    ties: Float[ArrayLike, "x a a"] | Int[ArrayLike, "x a a"] | None = None,
+    tie_model: Literal["davidson", "rao_kupper"] | None = None,
+    tie_parameter: float | None = None,
 ) -> Problem:
     """Build and validate a problem; documented as :meth:`Problem.from_wins`."""
-    wins = plain_array("wins", wins)
-    if wins.ndim != 3 or wins.shape[1] != wins.shape[2] or 0 in wins.shape:
-        rule = "must have shape (contexts, actions, actions), indexed by context, winner and loser"
-        raise InvalidProblemError("wins", (), f"{rule}, got shape {wins.shape}")
-    wins = numbers("wins", wins, wins.shape)
-    at_least_zero("wins", wins)
-    context, winner, loser = np.nonzero(wins)
-    if np.any(winner == loser):
-        index = tuple(int(axis[winner == loser][0]) for axis in (context, winner, loser))
-        rule = f"must be 0, got {wins[index]:.9g}: an action cannot be compared with itself"
-        raise InvalidProblemError("wins", index, rule)
+    wins = _pair_counts("wins", plain_array("wins", wins))
     shape = wins.shape[:2]
+    tie_counts = None
+    if ties is not None:
+        tie_counts = _pair_counts("ties", numbers("ties", ties, wins.shape))
+    if choices is not None:
+        validate_choices(choices, shape)
+    tie_data = _ties(tie_counts, wins.shape, tie_model, tie_parameter)
+    if choices is not None and tie_data is None:
+        # Under a model with ties a comparison of two may also end in a tie, and a choice may not.
+        wins, choices = fold_pairs(wins, choices)
+    data = PreferenceData(wins, choices, tie_data)
     reference = np.full(shape, 1.0 / shape[1])
     if reference_policy is not None:
         reference = plain_array("reference_policy", reference_policy)
         validate_policy("reference_policy", reference, shape)
     problem = Problem(
-        context_weights=_context_weights(context_weights, wins),
+        context_weights=_context_weights(context_weights, data),
         reference_policy=reference,
-        baseline_policy=_baseline_policy(baseline_policy, reference, wins),
+        baseline_policy=named_baseline(baseline_policy, reference, data),
         wins=wins,
         beta=beta,
         eta=eta,
+        choices=choices,
+        ties=tie_data,
     )
     validate(problem, Unbounded())
-    return normalize(problem)
+    problem = normalize(problem)
+    if tie_data is None or tie_parameter is not None:
+        return problem
+    from .tie_parameter import fit_tie_parameter
 
-
-def wins_from_votes(
-    contexts: Iterable[Hashable],
-    winners: Iterable[Hashable],
-    losers: Iterable[Hashable],
-    counts: Iterable[int | float] | None = None,
-    *,
-    context_labels: Sequence[Hashable] | None = None,
-    action_labels: Sequence[Hashable] | None = None,
-) -> Float[np.ndarray, "x a a"]:
-    """Count the wins of a table of votes; see :meth:`Problem.from_votes` for the arguments.
-
-    Returns:
-        ``wins[x, w, l]``, the number of votes in context ``x`` for ``w`` against ``l``.
-
-    Raises:
-        ValueError: if the columns differ in length, a label is unknown or spelled in two ways, a
-            count is negative, or an action is compared with itself.
-    """
-    return _count_votes(contexts, winners, losers, counts, context_labels, action_labels)[0]
-
-
-def problem_from_votes(
-    contexts: Iterable[Hashable],
-    winners: Iterable[Hashable],
-    losers: Iterable[Hashable],
-    counts: Iterable[int | float] | None,
-    *,
-    context_labels: Sequence[Hashable] | None,
-    action_labels: Sequence[Hashable] | None,
-    reference_policy: Float[ArrayLike, "x a"] | None,
-    **options: Any,
-) -> Problem:
-    """Build and validate a problem; documented as :meth:`Problem.from_votes`."""
-    labels = (context_labels, action_labels)
-    wins, occurs = _count_votes(contexts, winners, losers, counts, *labels)
-    if reference_policy is None:
-        occurs |= ~occurs.any(axis=1, keepdims=True)
-        reference_policy = occurs / occurs.sum(axis=1, keepdims=True)
-    return problem_from_wins(wins, reference_policy=reference_policy, **options)
-
-
-def _count_votes(
-    contexts: Iterable[Hashable],
-    winners: Iterable[Hashable],
-    losers: Iterable[Hashable],
-    counts: Iterable[int | float] | None,
-    context_labels: Sequence[Hashable] | None,
-    action_labels: Sequence[Hashable] | None,
-) -> tuple[Float[np.ndarray, "x a a"], Bool[np.ndarray, "x a"]]:
-    """Return the win counts, and whether an action occurs in the votes of a context."""
-    named = {"contexts": contexts, "winners": winners, "losers": losers}
-    columns = [_entries(name, column) for name, column in named.items()]
-    lengths = [len(column) for column in columns]
-    if len(set(lengths)) > 1:
-        listed = ", ".join(map(str, lengths))
-        raise ValueError(
-            "`contexts`, `winners` and `losers` must have one entry per vote, "
-            f"got {listed} entries: check the columns"
-        )
-    if not lengths[0] and (context_labels is None or action_labels is None):
-        raise ValueError(
-            "`contexts` must have at least one vote, got none: give `context_labels` and "
-            "`action_labels` for a problem without data"
-        )
-    repeats = np.ones(lengths[0]) if counts is None else _entries("counts", counts)
-    repeats = numbers("counts", np.asarray(repeats), (lengths[0],))
-    at_least_zero("counts", repeats)
-    _refuse_spellings(columns, context_labels, action_labels)
-    context_index = _index_of_labels("context_labels", context_labels, columns[0])
-    action_index = _index_of_labels("action_labels", action_labels, columns[1] + columns[2])
-    rows = [
-        _indices(name, column, index)
-        for name, column, index in zip(
-            ("contexts", "winners", "losers"),
-            columns,
-            (context_index, action_index, action_index),
-            strict=True,
-        )
-    ]
-    same = np.flatnonzero(np.asarray(rows[1]) == np.asarray(rows[2]))
-    if same.size:
-        label = columns[2][same[0]]
-        raise ValueError(
-            f"`losers[{same[0]}]` must differ from the winner of the vote, got {label!r}"
-        )
-    shape = (len(context_index), len(action_index))
-    occurs = np.zeros(shape, bool)
-    occurs[rows[0], rows[1]] = occurs[rows[0], rows[2]] = True
-    with jax.enable_x64(True):
-        return np.asarray(win_counts(rows[0], rows[1], rows[2], repeats, shape=shape)), occurs
-
-
-def _entries(name: str, column: Iterable[Any]) -> list[Any]:
-    try:
-        return list(column)
-    except TypeError as error:
-        kind = type(column).__name__
-        raise ValueError(f"`{name}` must have one entry per vote, got {kind}") from error
-
-
-def _refuse_spellings(
-    columns: list[list[Hashable]],
-    context_labels: Sequence[Hashable] | None,
-    action_labels: Sequence[Hashable] | None,
-) -> None:
-    """Refuse two spellings of one name, unless the caller lists the labels."""
-    known = (context_labels, action_labels, action_labels)
-    spellings = [LabelSpellings(fold_case=False), *[LabelSpellings(fold_case=True)] * 2]
-    names = ("contexts", "winners", "losers")
-    for row in range(len(columns[0])):
-        for name, column, labels, seen in zip(names, columns, known, spellings, strict=True):
-            if labels is None and isinstance(label := column[row], str):
-                seen.check(f"{name}[{row}]", label, f"vote {row}")
+    return fit_tie_parameter(problem)
 
 
 def _context_weights(
-    option: Literal["comparisons", "uniform"] | ArrayLike, wins: Float[np.ndarray, "x a a"]
+    option: Literal["comparisons", "uniform"] | ArrayLike, data: PreferenceData
 ) -> np.ndarray:
     """Return the prompt distribution that a name or an array stands for."""
     if not isinstance(option, str):
-        return numbers("context_weights", option, wins.shape[:1])
-    comparisons = wins.sum(axis=(1, 2))
+        return numbers("context_weights", option, data.wins.shape[:1])
+    n_data = data.counts_by_context()
     match option:
         case "uniform":
-            return np.full(len(wins), 1.0 / len(wins))
-        case "comparisons" if comparisons.sum() > 0:
-            return comparisons / comparisons.sum()
+            return np.full(len(n_data), 1.0 / len(n_data))
+        case "comparisons" if n_data.sum() > 0:
+            return n_data / n_data.sum()
         case "comparisons":
             rule = "must be 'uniform' or an array if there are no comparisons"
         case _:
@@ -236,12 +152,21 @@ def _context_weights(
     raise InvalidProblemError("context_weights", (), f"{rule}, got {option!r}")
 
 
-def _baseline_policy(
+def named_baseline(
     option: Literal["chosen", "reference"] | ArrayLike,
     reference: np.ndarray,
-    wins: Float[np.ndarray, "x a a"],
+    data: PreferenceData,
 ) -> np.ndarray:
-    """Return the baseline policy that a name or an array stands for."""
+    """Return the baseline policy that a name or an array stands for.
+
+    Args:
+        option: ``"chosen"``, ``"reference"`` or a table of probabilities.
+        reference: reference policy, also that of contexts without data.
+        data: preference data.
+
+    Raises:
+        InvalidProblemError: if the name is unknown.
+    """
     if not isinstance(option, str):
         return plain_array("baseline_policy", option)
     match option:
@@ -249,39 +174,61 @@ def _baseline_policy(
             return reference
         case "chosen":
             with jax.enable_x64(True):
-                return np.asarray(jax.jit(chosen_policy)(wins, np.asarray(reference, np.float64)))
+                fallback = np.asarray(reference, np.float64)
+                return np.asarray(jax.jit(_winners)(data, fallback))
         case _:
             rule = f"must be 'chosen', 'reference' or an array, got {option!r}"
             raise InvalidProblemError("baseline_policy", (), rule)
 
 
-def _index_of_labels(
-    name: str, labels: Sequence[Hashable] | None, column: list[Hashable]
-) -> dict[Hashable, int]:
-    """Return the index of each label, in the given order or sorted."""
-    if labels is None:
-        try:
-            labels = sorted(set(column))  # pyright: ignore[reportArgumentType]
-        except TypeError as error:
-            raise ValueError(
-                f"`{name}` must be given if the labels have no order: {error}"
-            ) from error
-    index = {label: i for i, label in enumerate(labels)}
-    if len(index) != len(labels):
-        raise ValueError(
-            f"`{name}` must not repeat a label, got {len(labels)} labels of which "
-            f"{len(index)} differ: keep one of each"
-        )
-    return index
+def _pair_counts(field: str, counts: np.ndarray) -> Float[np.ndarray, "x a a"]:
+    """Return counts of pairs in float64; raise if they are invalid."""
+    if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or 0 in counts.shape:
+        rule = "must have shape (contexts, actions, actions), indexed by context, winner and loser"
+        raise InvalidProblemError(field, (), f"{rule}, got shape {counts.shape}")
+    counts = numbers(field, counts, counts.shape)
+    at_least_zero(field, counts)
+    context, first, second = np.nonzero(counts)
+    if np.any(first == second):
+        index = tuple(int(axis[first == second][0]) for axis in (context, first, second))
+        rule = f"must be 0, got {counts[index]:.9g}: an action cannot be compared with itself"
+        raise InvalidProblemError(field, index, rule)
+    return counts
 
 
-def _indices(
-    name: str, column: list[Hashable], index: dict[Hashable, int]
-) -> Int[np.ndarray, " n"]:
-    for row, label in enumerate(column):
-        if label not in index:
-            raise ValueError(f"`{name}[{row}]` must be one of the given labels, got {label!r}")
-    return np.array([index[label] for label in column], np.int64)
+def _ties(
+    counts: Float[np.ndarray, "x a a"] | None,
+    shape: tuple[int, ...],
+    model: Literal["davidson", "rao_kupper"] | None,
+    parameter: float | None,
+) -> Ties | None:
+    """Return the ties under their model; None if there is nothing that the model changes."""
+    names = " or ".join(map(repr, TIE_MODELS))
+    if model is None:
+        if parameter is not None:
+            rule = f"needs `tie_model`, {names}, got {parameter!r} without it"
+            raise InvalidProblemError("tie_parameter", (), rule)
+        if counts is not None and np.any(counts):
+            rule = f"must be {names} if there are ties, got none"
+            raise InvalidProblemError("tie_model", (), rule)
+        return None
+    if model not in TIE_MODELS:
+        raise InvalidProblemError("tie_model", (), f"must be {names}, got {model!r}")
+    if parameter is None and (counts is None or not np.any(counts)):
+        return None  # by maximum likelihood ties have probability 0
+    ties = TIE_MODELS[model](
+        np.zeros(shape) if counts is None else counts,
+        numbers("tie_parameter", 2.0 if parameter is None else parameter, ()),
+    )
+    if ties.parameter <= ties.lower_limit:
+        rule = f"must be greater than {ties.lower_limit:g} for {model!r}, got {parameter:.9g}"
+        raise InvalidProblemError("tie_parameter", (), rule)
+    return ties
+
+
+def _winners(data: PreferenceData, fallback: Float[Array, "x a"]) -> Float[Array, "x a"]:
+    tie_counts = None if data.ties is None else data.ties.counts
+    return counts_to_policy(first_place_counts(data.wins, data.choices, tie_counts), fallback)
 
 
 def _divided_by_sum(distribution: ArrayLike) -> np.ndarray:

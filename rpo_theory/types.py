@@ -22,106 +22,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-ArrayLike: TypeAlias = Array | np.ndarray
-"""JAX or NumPy array."""
-
-
-class Choices(NamedTuple):
-    r"""Counts of choices from sets of actions: the sufficient statistic of K-wise preferences.
-
-    Under the Plackett-Luce model :math:`a` is chosen from the set :math:`S` with probability
-    :math:`e^{r(x,a)}/\sum_{b\in S}e^{r(x,b)}`. A ranking of :math:`K` actions is a chain of
-    :math:`K-1` choices: the best of all, the best of the others, and so on. The chain is one
-    observation, so only its first choice counts in :math:`N`.
-
-    Attributes:
-        contexts: context of each set, shape ``[m]``.
-        subsets: which actions are in the set, shape ``[m a]``; a set has at least two.
-        wins: ``wins[i, a]`` counts the choices of ``a`` from set ``i``, shape ``[m a]``.
-        first: whether the choices from the set are observations of their own, or the first choices
-            of rankings; false for the later choices of rankings. Shape ``[m]``. A set that is both
-            has two rows.
-    """
-
-    contexts: Int[ArrayLike, " m"] | Float[ArrayLike, " m"]
-    subsets: Bool[ArrayLike, "m a"] | Float[ArrayLike, "m a"]
-    wins: Float[ArrayLike, "m a"]
-    first: Bool[ArrayLike, " m"] | Float[ArrayLike, " m"]
-
-
-class DavidsonTies(NamedTuple):
-    r"""Ties under the model of Davidson.
-
-    .. math:: P(i\succ j) \propto e^{r_i}, \qquad P(i\sim j) \propto \nu\,e^{(r_i+r_j)/2}
-
-    Attributes:
-        counts: ``counts[x, i, j]``, the number of ties of ``i`` and ``j`` in context ``x``, shape
-            ``[x a a]``; ``(i, j)`` and ``(j, i)`` are equivalent and add up.
-        parameter: :math:`\nu > 0`; the smaller, the rarer are ties.
-
-    References:
-        `davidson:70`.
-    """
-
-    counts: Float[ArrayLike, "x a a"]
-    parameter: Float[ArrayLike, ""] | float
-    lower_limit = 0.0
-    tie_weight = 0.5
-
-    def win_loss(self, margin: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        r"""Return :math:`-\log P(i\succ j)` at the margin :math:`r_i-r_j`, nats."""
-        margin = jnp.asarray(margin)
-        tie = jnp.log(jnp.asarray(self.parameter)) - 0.5 * margin
-        return jnp.logaddexp(jax.nn.softplus(-margin), tie)
-
-    def tie_loss(self, margin: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        r"""Return :math:`-\log P(i\sim j)` at the margin :math:`r_i-r_j`, nats."""
-        margin = jnp.asarray(margin)
-        win = jax.nn.softplus(margin) - 0.5 * margin
-        return jax.nn.softplus(win - jnp.log(jnp.asarray(self.parameter)))
-
-
-class RaoKupperTies(NamedTuple):
-    r"""Ties under the model of Rao and Kupper: a margin below a threshold is a tie.
-
-    .. math:: P(i\succ j) = \sigma(r_i - r_j - \log\theta), \qquad
-              P(i\sim j) = 1 - P(i\succ j) - P(j\succ i)
-
-    Attributes:
-        counts: ``counts[x, i, j]``, the number of ties of ``i`` and ``j`` in context ``x``, shape
-            ``[x a a]``; ``(i, j)`` and ``(j, i)`` are equivalent and add up.
-        parameter: :math:`\theta > 1`; the closer to 1, the rarer are ties.
-
-    References:
-        `rao:67`.
-    """
-
-    counts: Float[ArrayLike, "x a a"]
-    parameter: Float[ArrayLike, ""] | float
-    lower_limit = 1.0
-    tie_weight = 1.0
-
-    def win_loss(self, margin: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        r"""Return :math:`-\log P(i\succ j)` at the margin :math:`r_i-r_j`, nats."""
-        return jax.nn.softplus(jnp.log(jnp.asarray(self.parameter)) - jnp.asarray(margin))
-
-    def tie_loss(self, margin: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-        r"""Return :math:`-\log P(i\sim j)` at the margin :math:`r_i-r_j`, nats."""
-        theta = jnp.asarray(self.parameter)
-        excess = jnp.log(theta - 1.0) + jnp.log(theta + 1.0)
-        return self.win_loss(margin) + self.win_loss(-jnp.asarray(margin)) - excess
-
-
-Ties: TypeAlias = DavidsonTies | RaoKupperTies
-"""Ties under one of the two models."""
+from .array_types import ArrayLike
+from .preference_data import Choices, Ties
 
 
 class Problem(NamedTuple):
@@ -159,8 +66,12 @@ class Problem(NamedTuple):
         context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
         reference_policy: Float[ArrayLike, "x a"] | None = None,
         baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
+        choices: Choices | None = None,
+        ties: Float[ArrayLike, "x a a"] | Int[ArrayLike, "x a a"] | None = None,
+        tie_model: Literal["davidson", "rao_kupper"] | None = None,
+        tie_parameter: float | None = None,
     ) -> Problem:
-        r"""Build and validate a problem from win counts.
+        r"""Build and validate a problem from win counts, and from choices and ties beside them.
 
         Args:
             wins: ``wins[x, w, l]``, the number of comparisons in context ``x`` that ``w`` won
@@ -169,12 +80,22 @@ class Problem(NamedTuple):
                 :math:`N` comparisons.
             eta: weight of the adversarial term, at least 0.
             context_weights: prompt distribution. ``"comparisons"`` weights a context by its share
-                of the comparisons, so a context without data gets weight 0; ``"uniform"`` weights
+                of the observations, so a context without data gets weight 0; ``"uniform"`` weights
                 all contexts equally.
             reference_policy: :math:`\pi_{ref}(a|x)`; uniform over the actions if None.
             baseline_policy: ``"chosen"`` for the empirical distribution of the winners in each
                 context (contexts without data take the reference policy), ``"reference"`` for the
-                reference policy, or a table.
+                reference policy, or a table. The winner of a ranking is its first action; the two
+                actions of a tie count half each.
+            choices: choices from sets and rankings, see :func:`rpo_theory.choice_counts`; None
+                without them. Choices from two actions are comparisons, and join the win counts
+                unless the problem has ties.
+            ties: ``ties[x, i, j]``, the number of ties of ``i`` and ``j`` in context ``x``; None
+                without ties. ``(i, j)`` and ``(j, i)`` add up.
+            tie_model: model of wins and ties, ``"davidson"`` or ``"rao_kupper"``; required with
+                ties. See :class:`rpo_theory.DavidsonTies` and :class:`rpo_theory.RaoKupperTies`.
+            tie_parameter: parameter of the model; if None, that of maximum likelihood, see
+                :func:`rpo_theory.fit_tie_parameter`.
 
         Returns:
             The problem in float64, with distributions that sum to one.
@@ -183,6 +104,7 @@ class Problem(NamedTuple):
             ValueError: if an argument is invalid; the message names it.
 
         Examples:
+            >>> import numpy as np
             >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=0.5, eta=0.1)
             >>> problem.reference_policy.tolist(), problem.baseline_policy.tolist()
             ([[0.5, 0.5]], [[0.75, 0.25]])
@@ -196,6 +118,10 @@ class Problem(NamedTuple):
             context_weights=context_weights,
             reference_policy=reference_policy,
             baseline_policy=baseline_policy,
+            choices=choices,
+            ties=ties,
+            tie_model=tie_model,
+            tie_parameter=tie_parameter,
         )
 
     @classmethod
@@ -208,6 +134,9 @@ class Problem(NamedTuple):
         *,
         beta: Float[ArrayLike, ""] | float,
         eta: Float[ArrayLike, ""] | float,
+        tied: Iterable[bool] | None = None,
+        tie_model: Literal["davidson", "rao_kupper"] | None = None,
+        tie_parameter: float | None = None,
         context_labels: Sequence[Hashable] | None = None,
         action_labels: Sequence[Hashable] | None = None,
         context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
@@ -227,6 +156,9 @@ class Problem(NamedTuple):
             counts: number of times that each vote was cast; 1 if None.
             beta: weight of the KL term, greater than 0.
             eta: weight of the adversarial term, at least 0.
+            tied: whether each vote was a tie of its two actions; no vote was if None.
+            tie_model: see :meth:`from_wins`; required with ties.
+            tie_parameter: see :meth:`from_wins`.
             context_labels: all contexts in the wanted order; the sorted labels if None.
             action_labels: all actions in the wanted order; the sorted labels if None.
             context_weights: see :meth:`from_wins`.
@@ -246,19 +178,144 @@ class Problem(NamedTuple):
             >>> problem.wins.tolist()
             [[[0.0, 2.0], [1.0, 0.0]]]
         """
-        from .problems import problem_from_votes
+        from .labeled_problems import problem_from_votes
 
         return problem_from_votes(
             contexts,
             winners,
             losers,
             counts,
+            tied=tied,
+            tie_model=tie_model,
+            tie_parameter=tie_parameter,
             context_labels=context_labels,
             action_labels=action_labels,
             reference_policy=reference_policy,
             beta=beta,
             eta=eta,
             context_weights=context_weights,
+            baseline_policy=baseline_policy,
+        )
+
+    @classmethod
+    def from_rankings(
+        cls,
+        contexts: Iterable[Hashable],
+        rankings: Iterable[Iterable[Hashable]],
+        counts: Iterable[int | float] | None = None,
+        *,
+        beta: Float[ArrayLike, ""] | float,
+        eta: Float[ArrayLike, ""] | float,
+        context_labels: Sequence[Hashable] | None = None,
+        action_labels: Sequence[Hashable] | None = None,
+        context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
+        reference_policy: Float[ArrayLike, "x a"] | None = None,
+        baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
+    ) -> Problem:
+        r"""Build and validate a problem from rankings, under the Plackett-Luce model.
+
+        Args:
+            contexts: label of the context of each ranking.
+            rankings: the labels of the compared actions of each ranking, from best to worst.
+                Rankings may differ in length; one of two actions is a comparison.
+            counts: number of times that each ranking was given; 1 if None.
+            beta: weight of the KL term, greater than 0.
+            eta: weight of the adversarial term, at least 0.
+            context_labels: all contexts in the wanted order; the sorted labels if None.
+            action_labels: all actions in the wanted order; the sorted labels if None.
+            context_weights: see :meth:`from_wins`.
+            reference_policy: see :meth:`from_votes`.
+            baseline_policy: see :meth:`from_wins`.
+
+        Returns:
+            The problem in float64, with distributions that sum to one.
+
+        Raises:
+            ValueError: if an argument is invalid; the message names it.
+
+        References:
+            `plackett:75`.
+
+        Examples:
+            >>> rankings = [["ada", "bob", "cai"], ["bob", "ada"]]
+            >>> problem = Problem.from_rankings(["q", "q"], rankings, beta=0.5, eta=0.1)
+            >>> problem.baseline_policy.tolist()
+            [[0.5, 0.5, 0.0]]
+        """
+        from .labeled_problems import problem_from_rankings
+
+        return problem_from_rankings(
+            contexts,
+            rankings,
+            counts,
+            beta=beta,
+            eta=eta,
+            context_labels=context_labels,
+            action_labels=action_labels,
+            context_weights=context_weights,
+            reference_policy=reference_policy,
+            baseline_policy=baseline_policy,
+        )
+
+    @classmethod
+    def from_choices(
+        cls,
+        contexts: Iterable[Hashable],
+        subsets: Iterable[Iterable[Hashable]],
+        winners: Iterable[Hashable],
+        counts: Iterable[int | float] | None = None,
+        *,
+        beta: Float[ArrayLike, ""] | float,
+        eta: Float[ArrayLike, ""] | float,
+        context_labels: Sequence[Hashable] | None = None,
+        action_labels: Sequence[Hashable] | None = None,
+        context_weights: Literal["comparisons", "uniform"] | Float[ArrayLike, " x"] = "comparisons",
+        reference_policy: Float[ArrayLike, "x a"] | None = None,
+        baseline_policy: Literal["chosen", "reference"] | Float[ArrayLike, "x a"] = "chosen",
+    ) -> Problem:
+        r"""Build and validate a problem from choices of the best of a set.
+
+        Args:
+            contexts: label of the context of each choice.
+            subsets: the labels of the actions that each choice was made from.
+            winners: label of the chosen action of each choice.
+            counts: number of times that each choice was made; 1 if None.
+            beta: weight of the KL term, greater than 0.
+            eta: weight of the adversarial term, at least 0.
+            context_labels: all contexts in the wanted order; the sorted labels if None.
+            action_labels: all actions in the wanted order; the sorted labels if None.
+            context_weights: see :meth:`from_wins`.
+            reference_policy: see :meth:`from_votes`.
+            baseline_policy: see :meth:`from_wins`.
+
+        Returns:
+            The problem in float64, with distributions that sum to one.
+
+        Raises:
+            ValueError: if an argument is invalid; the message names it.
+
+        References:
+            `plackett:75`.
+
+        Examples:
+            >>> subsets = [["ada", "bob", "cai"], ["ada", "bob"]]
+            >>> problem = Problem.from_choices(["q"] * 2, subsets, ["ada", "bob"], beta=1, eta=1)
+            >>> problem.wins.tolist(), problem.choices.wins.tolist()
+            ([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]], [[1.0, 0.0, 0.0]])
+        """
+        from .labeled_problems import problem_from_choices
+
+        return problem_from_choices(
+            contexts,
+            subsets,
+            winners,
+            counts,
+            beta=beta,
+            eta=eta,
+            context_labels=context_labels,
+            action_labels=action_labels,
+            context_weights=context_weights,
+            reference_policy=reference_policy,
             baseline_policy=baseline_policy,
         )
 

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rpo_theory.types import Choices, DavidsonTies, Problem, RaoKupperTies, Ties
+from rpo_theory.preference_data import Choices, DavidsonTies, RaoKupperTies, Ties
+from rpo_theory.types import Problem
 
 from .balls import Ball, Balls, exact, exact_number
 

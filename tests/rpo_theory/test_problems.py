@@ -12,16 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rpo_theory.labeled_problems import problem_from_votes, wins_from_votes
 from rpo_theory.problems import (
     PROBABILITY_TOLERANCE,
     InvalidProblemError,
     normalize,
-    problem_from_votes,
     problem_from_wins,
     validate,
     validate_policy,
     validate_reward,
-    wins_from_votes,
 )
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from rpo_theory.types import Problem
@@ -148,9 +147,10 @@ def test_property_probabilities_may_miss_one_by_the_tolerance_and_no_more(multip
             validate(nearly, Unbounded())
     else:
         validate(nearly, Unbounded())
-        # Exact sums: np.sum would add a rounding error of its own.
+        # Exact sums: np.sum would add a rounding error of its own. Sums within the rounding of
+        # three additions are left alone.
         sums = [math.fsum(row) for row in normalize(nearly).reference_policy]
-        np.testing.assert_allclose(sums, 1.0, rtol=0, atol=ONE_ULP)
+        np.testing.assert_allclose(sums, 1.0, rtol=0, atol=3 * np.finfo(float).eps)
 
 
 def test_property_normalizing_keeps_proportions_and_everything_else() -> None:

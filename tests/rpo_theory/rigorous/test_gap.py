@@ -15,7 +15,8 @@ from scipy.sparse import csr_array
 from rpo_theory import rigorous
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from rpo_theory.rewards.exact_forms import Inequalities
-from rpo_theory.types import Choices, DavidsonTies, Problem, RaoKupperTies
+from rpo_theory.preference_data import Choices, DavidsonTies, RaoKupperTies
+from rpo_theory.types import Problem
 
 DIGITS = 60
 SHAPE = (2, 3)
