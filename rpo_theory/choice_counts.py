@@ -118,13 +118,13 @@ def _checked_row(
     if field == "choices":
         form = "[context, [actions of the set], chosen action, count]"
     if isinstance(row, str | bytes) or not isinstance(row, Sequence | np.ndarray):
-        raise InvalidProblemError(field, (i,), f"must be {form}, got {type(row).__name__}")
+        raise InvalidProblemError(field, (i,), f"must be {form}, got {reprlib.repr(row)}")
     if len(row) != length:
-        raise InvalidProblemError(field, (i,), f"must be {form}, got {len(row)} entries")
+        raise InvalidProblemError(field, (i,), f"must be {form}, got {reprlib.repr(row)}")
     context = _index(field, (i, 0), "the index of a context", row[0], shape[0])
     listed = row[1]
     if isinstance(listed, str | bytes) or not isinstance(listed, Sequence | np.ndarray | set):
-        rule = f"must be a list of actions, got {type(listed).__name__}"
+        rule = f"must be a list of actions, got {reprlib.repr(listed)}"
         raise InvalidProblemError(field, (i, 1), rule)
     actions: list[int] = []
     for k, action in enumerate(listed):

@@ -298,8 +298,8 @@ class Problem(NamedTuple):
             `plackett:75`.
 
         Examples:
-            >>> subsets = [["ada", "bob", "cai"], ["ada", "bob"]]
-            >>> problem = Problem.from_choices(["q"] * 2, subsets, ["ada", "bob"], beta=1, eta=1)
+            >>> subsets, winners = [["ada", "bob", "cai"], ["ada", "bob"]], ["ada", "bob"]
+            >>> problem = Problem.from_choices(["q"] * 2, subsets, winners, beta=1.0, eta=1.0)
             >>> problem.wins.tolist(), problem.choices.wins.tolist()
             ([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]], [[1.0, 0.0, 0.0]])
         """

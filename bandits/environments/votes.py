@@ -50,6 +50,8 @@ class Votes(NamedTuple):
             only to the contexts in which it occurs.
         ties: number of ties.
         notes: remarks on the file as sentences, such as the columns that were passed over.
+        tie_counts: ``tie_counts[x, a, b]``, the number of ties of the two actions in either order,
+            which ``wins`` counts too; None without ties.
     """
 
     contexts: tuple[str, ...]
@@ -58,6 +60,24 @@ class Votes(NamedTuple):
     occurs: Bool[np.ndarray, "x a"]
     ties: int = 0
     notes: tuple[str, ...] = ()
+    tie_counts: Float[np.ndarray, "x a a"] | None = None
+
+    def with_ties_apart(self) -> Votes:
+        """Return the votes without the half wins of the ties, for a model of ties.
+
+        Returns:
+            Votes whose ``wins`` count the decided votes only.
+
+        Examples:
+            >>> rows = [b"model_a,model_b,winner", b"a,b,tie", b"a,b,a"]
+            >>> parse_votes(rows, name="v.csv").with_ties_apart().wins.tolist()
+            [[[0.0, 1.0], [0.0, 0.0]]]
+        """
+        if self.tie_counts is None:
+            return self
+        halves = 0.5 * (self.tie_counts + self.tie_counts.transpose(0, 2, 1))
+        notes = tuple(note for note in self.notes if note != _half_wins(self.ties))
+        return self._replace(wins=self.wins - halves, notes=notes)
 
     def reference_policy(self) -> Float[np.ndarray, "x a"]:
         """Return the policy that is uniform over the actions which occur in a context.
@@ -87,7 +107,8 @@ class Votes(NamedTuple):
             ('q',)
         """
         n_contexts, n_actions = self.occurs.shape
-        context, winner, loser = np.nonzero(self.wins)
+        compared = self.wins if self.tie_counts is None else self.wins + self.tie_counts
+        context, winner, loser = np.nonzero(compared)
         edges = context * n_actions + winner, context * n_actions + loser
         graph = coo_array((np.ones(len(context)), edges), shape=(n_contexts * n_actions,) * 2)
         groups = connected_components(graph, directed=False)[1].reshape(n_contexts, n_actions)
@@ -143,7 +164,7 @@ def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
         raise VotesFileError(f"{name}, line {header_line}: {error}") from None
     contexts, actions = LabelSpellings(fold_case=False), LabelSpellings(fold_case=True)
     counts: Counter[tuple[str, str, str]] = Counter()
-    ties = 0
+    ties: Counter[tuple[str, str, str]] = Counter()
     for line, row in rows:
         try:
             context, first, second, count, is_tie = table.read_row(row)
@@ -159,7 +180,7 @@ def parse_votes(lines: Iterable[bytes], *, name: str) -> Votes:
         counts[context, first, second] += count if is_tie else 2 * count
         if is_tie:
             counts[context, second, first] += count
-            ties += count
+            ties[context, first, second] += count
     if not counts.total():
         raise VotesFileError(f"{name}, line {header_line}: no votes below the header")
     return _votes(counts, table, ties, name)
@@ -197,7 +218,12 @@ def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
         yield text
 
 
-def _votes(counts: Counter[tuple[str, str, str]], table: VoteTable, ties: int, name: str) -> Votes:
+def _votes(
+    counts: Counter[tuple[str, str, str]],
+    table: VoteTable,
+    ties: Counter[tuple[str, str, str]],
+    name: str,
+) -> Votes:
     """Sort the names and return the counts, given in halves of a vote, as an array."""
     contexts = sorted({context for context, _, _ in counts})
     actions = sorted({action for _, *pair in counts for action in pair})
@@ -213,9 +239,16 @@ def _votes(counts: Counter[tuple[str, str, str]], table: VoteTable, ties: int, n
         x, pair = context_index[context], [action_index[winner], action_index[loser]]
         wins[x, pair[0], pair[1]] = halves / 2
         occurs[x, pair] = True
-    notes = table.notes()
-    if ties:
-        one = ties == 1
-        count = "1 tie counts" if one else f"{ties:,} ties count"
-        notes = (*notes, f"{count} as half a win for either side.")
-    return Votes(tuple(contexts), tuple(actions), wins, occurs, ties, notes)
+    notes, tie_counts = table.notes(), None
+    if n_ties := ties.total():
+        notes = (*notes, _half_wins(n_ties))
+        tie_counts = np.zeros(wins.shape)
+        for (context, first, second), count in ties.items():
+            tie_counts[context_index[context], action_index[first], action_index[second]] = count
+    return Votes(tuple(contexts), tuple(actions), wins, occurs, n_ties, notes, tie_counts)
+
+
+def _half_wins(ties: int) -> str:
+    """Return the remark on ties that count as half a win."""
+    count = "1 tie counts" if ties == 1 else f"{ties:,} ties count"
+    return f"{count} as half a win for either side."

@@ -129,6 +129,8 @@ def solve(
     reward_max: float | None = None,
     baseline: Literal["chosen", "reference"] | None = None,
     context_weights: Literal["votes", "uniform"] | None = None,
+    tie_model: Literal["davidson", "rao_kupper"] | None = None,
+    tie_parameter: float | None = None,
     contexts: bool = False,
     rigorous: bool = False,
 ) -> Answer:
@@ -153,6 +155,11 @@ def solve(
             and ``"chosen"`` for votes and win counts.
         context_weights: for votes only: ``"votes"`` (default) to weight a context by its share of
             the votes, or ``"uniform"``.
+        tie_model: for votes only: model of wins and ties; by default a tie counts as half a win
+            for either side.
+        tie_parameter: for votes with a model of ties: its parameter, greater than 0 for
+            ``"davidson"`` and greater than 1 for ``"rao_kupper"``; by default that of maximum
+            likelihood over the reward class.
         contexts: whether the table of the answer shows every context, not only the ranking.
         rigorous: whether to prove the duality gap in ball arithmetic too, which needs the extra
             ``rigorous`` and a compact class with an exact form.
@@ -179,6 +186,7 @@ def solve(
     check_number("beta", beta, 0.0, inclusive=False)
     check_number("eta", eta, 0.0, inclusive=True)
     check_number("reward_max", reward_max, 0.0, inclusive=False)
+    _check_ties(votes, tie_model, tie_parameter)
     if rigorous:
         _check_ball_arithmetic()
     from rpo.solving.answer import SOLVERS, check_provable, solve_task
@@ -188,6 +196,7 @@ def solve(
         ("formulation", formulation, tuple(SOLVERS)),
         ("baseline", baseline, ("chosen", "reference", None)),
         ("context_weights", context_weights, ("votes", "uniform", None)),
+        ("tie_model", tie_model, ("davidson", "rao_kupper", None)),
     ):
         if not isinstance(value, str | None) or value not in choices:
             names = ", ".join(repr(name) for name in choices if name is not None)
@@ -201,6 +210,7 @@ def solve(
     with user_input():
         if votes is not None:
             options["context_weights"] = context_weights
+            options |= {"tie_model": tie_model, "tie_parameter": tie_parameter}
             given = {name: value for name, value in options.items() if value is not None}
             task = task_from_votes(os.fspath(votes), **given)
         else:
@@ -211,6 +221,18 @@ def solve(
             check_provable(task)
     answer = solve_task(task, formulation, rigorous=rigorous)
     return replace(answer, by_context=contexts)
+
+
+def _check_ties(votes: PathLike | None, model: str | None, parameter: float | None) -> None:
+    """Refuse options on ties that do not apply."""
+    for option, value in (("model", model), ("parameter", parameter)):
+        if votes is None and value is not None:
+            rule = f"goes with --votes, not with a problem: set its `tie_{option}`"
+            raise UsageError(f"argument --tie-{option}: {rule}")
+    if parameter is not None and model is None:
+        raise UsageError("argument --tie-parameter: needs --tie-model")
+    limit = 1.0 if model == "rao_kupper" else 0.0
+    check_number("tie_parameter", parameter, limit, inclusive=False)
 
 
 def _check_ball_arithmetic() -> None:

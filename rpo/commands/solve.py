@@ -8,7 +8,9 @@ summary goes to stderr. A complete problem file:
    "baseline_policy": "chosen", "comparisons": [[0, 0, 1, 6], [0, 1, 0, 4], [0, 2, 0, 1]],
    "beta": 0.3, "eta": 0.3, "reward_class": {"kind": "tabular", "max": 4}}
 
-A comparison is [context, winner, loser, count], with indices from 0. The reward class may also be
+A comparison is [context, winner, loser, count], with indices from 0. Further data are "rankings"
+[context, [best, ..., worst], count], "choices" [context, [actions of the set], chosen, count] and
+"ties" [context, action, action, count], which need a "tie_model". The reward class may also be
 {"kind": "linear", "features": [x][a][d], "radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or
 {"kind": "unbounded"}; the axes are context x, action a, feature d and reward k. With "true_reward"
 [x][a] the answer also has the gap to the "comparator" [x][a], by default the best action of each
@@ -79,6 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for votes: weight contexts by their share of the votes (default), or uniformly",
     )
     parser.add_argument(
+        "--tie-model",
+        choices=("davidson", "rao_kupper"),
+        help="for votes: model of wins and ties (default: a tie counts as half a win for either "
+        "side)",
+    )
+    parser.add_argument(
+        "--tie-parameter",
+        type=number(0.0, inclusive=False),
+        help="for votes with --tie-model: parameter of the model (default: that of maximum "
+        "likelihood over the reward class)",
+    )
+    parser.add_argument(
         "--rigorous",
         action="store_true",
         help="also prove an upper bound on the duality gap in ball arithmetic, with all rounding "
@@ -108,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
         reward_max=args.reward_max,
         baseline=args.baseline,
         context_weights=args.context_weights,
+        tie_model=args.tie_model,
+        tie_parameter=args.tie_parameter,
         contexts=args.contexts,
         rigorous=args.rigorous,
     )

@@ -184,6 +184,9 @@ class Answer(CertifiedSolution):
         reward_class: kind of the reward class, and its bound ``max`` or ``radius`` if it has one.
         baseline: ``"chosen"`` or ``"reference"``, or ``"given"`` for a table.
         comparisons: number of comparisons in the data.
+        observations: number of all observations: comparisons, rankings, choices and ties.
+        further_data: number of ``rankings``, ``choices`` and ``ties``, and the ``tie_model`` with
+            its ``tie_parameter``; without the kinds that the data do not have.
         notes: remarks on the input and on the solution.
         gap: expected true reward of the comparator minus that of the policy; None if no true
             reward is known.
@@ -203,6 +206,8 @@ class Answer(CertifiedSolution):
     beta: float
     eta: float
     comparisons: float
+    observations: float
+    further_data: Mapping[str, float | str] = field(default_factory=dict)
     reward_class: Mapping[str, Any] = field(default_factory=dict)
     baseline: str = "given"
     notes: tuple[str, ...] = ()
@@ -231,8 +236,9 @@ class Answer(CertifiedSolution):
             document["dpo"] = self.dpo.to_dict()
         if self.contexts is not None and self.actions is not None:
             document |= {"contexts": list(self.contexts), "actions": list(self.actions)}
-        for name in ("formulation", "beta", "eta", "baseline", "comparisons"):
+        for name in ("formulation", "beta", "eta", "baseline", "comparisons", "observations"):
             document[name] = getattr(self, name)
+        document |= self.further_data
         document["reward_class"] = dict(self.reward_class)
         return document | {"notes": list(self.notes)}
 

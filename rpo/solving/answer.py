@@ -11,6 +11,8 @@ from rpo_theory import direct, maximin, minimax
 from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.objectives import gap
+from rpo_theory.observations import compared_pairs, n_observations
+from rpo_theory.preference_data import TIE_MODELS
 from rpo_theory.rewards import FiniteClass, Unbounded
 from rpo_theory.rigorous import duality_gap_bound, exact_form
 from rpo_theory.stationarity import s1_residual
@@ -62,7 +64,9 @@ def solve_task(task: SolveTask, formulation: str = "minimax", *, rigorous: bool 
         eta=float(problem.eta),
         reward_class=class_document(task.reward_class),
         baseline=task.baseline,
-        comparisons=float(np.sum(problem.wins)),
+        comparisons=task.observations["comparisons"],
+        observations=float(n_observations(problem)),
+        further_data=_further_data(task),
         notes=(*task.notes, *notes, *remarks),
         gap=gap_to_comparator,
         coverage=coefficient,
@@ -130,6 +134,17 @@ def _proven_gap(task: SolveTask, solution: CertifiedSolution) -> float:
     return duality_gap_bound(task.problem, task.reward_class, *pair)
 
 
+def _further_data(task: SolveTask) -> dict[str, float | str]:
+    """Return the number of rankings, choices and ties, and the model of ties."""
+    numbers = {kind: task.observations.get(kind, 0.0) for kind in ("rankings", "choices", "ties")}
+    found: dict[str, float | str] = {kind: number for kind, number in numbers.items() if number}
+    ties = task.problem.ties
+    if ties is not None:
+        name = next(name for name, model in TIE_MODELS.items() if type(ties) is model)
+        found |= {"tie_model": name, "tie_parameter": float(ties.parameter)}
+    return found
+
+
 def _judge(
     task: SolveTask, policy: Float[np.ndarray, "x a"]
 ) -> tuple[float | None, float | None, list[str]]:
@@ -145,12 +160,14 @@ def _judge(
             comparator=comparator,
             baseline=problem.baseline_policy,
             context_weights=problem.context_weights,
-            pair_distribution=problem.wins,
+            pair_distribution=compared_pairs(problem.wins, problem.choices, problem.ties),
         )
     except ValueError:  # everything else about the input has been checked
         remark = "The true reward is not in the class, as the theorem and the coverage require."
         return gap_to_comparator, None, [remark]
     remarks = []
+    if problem.choices is not None:
+        remarks.append("The coverage is by the pairs of the compared sets, each with equal weight.")
     if np.isinf(coefficient):
         remarks.append("The coverage is infinite: the data say nothing about the comparator.")
     return gap_to_comparator, float(coefficient), remarks

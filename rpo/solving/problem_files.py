@@ -13,10 +13,7 @@ key                  value; letters of shapes as in ``rpo_theory.types``
 ``reference_policy`` ``[x][a]``, rows of probabilities
 ``baseline_policy``  ``[x][a]``, or ``"chosen"`` (the distribution of the winners in each
                      context; the reference in a context without data), or ``"reference"``
-``comparisons``      rows ``[context, winner, loser, count]``; indices from 0; rows add up, and
-                     counts may be fractions (expected counts)
-``wins``             ``[x][winner][loser]``, a table of the same counts, instead of
-                     ``comparisons``
+``comparisons``, ... preference data, see :mod:`rpo.solving.data_documents`
 ``beta``, ``eta``    greater than 0; at least 0
 ``reward_class``     ``{"kind": "tabular", "max"}``, ``{"kind": "linear", "features", "radius"}``,
                      ``{"kind": "finite", "rewards"}`` or ``{"kind": "unbounded"}``
@@ -29,29 +26,36 @@ An error message is one line with the file, the line, the field, the rule and th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from rpo_io.json_document import DocumentError, Node, describe, is_number, load_document
-from rpo_theory.policies import chosen_policy
-from rpo_theory.preference import win_counts
+from rpo_io.json_document import DocumentError, Node, load_document
 from rpo_theory.problems import (
     InvalidProblemError,
+    PreferenceData,
+    named_baseline,
     normalize,
     validate,
     validate_policy,
     validate_reward,
 )
-from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.rewards import (
+    FiniteClass,
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+    is_compact,
+    is_convex,
+)
+from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import Problem
 
-MAX_CELLS = 5 * 10**7
-"""Largest table of win counts, contexts x actions x actions: 400 MB."""
-MAX_COUNT = 1e15
-"""Largest count; sums of a few counts up to here are exact in float64."""
+from .data_documents import DATA_KEYS, TIE_KEYS, read_observations
 
 _REQUIRED = (
     "context_weights",
@@ -61,7 +65,6 @@ _REQUIRED = (
     "eta",
     "reward_class",
 )
-_DATA = ("comparisons", "wins")
 _TABLES = ("true_reward", "comparator")
 _CLASS_KEYS = {
     "tabular": ("max",),
@@ -69,7 +72,6 @@ _CLASS_KEYS = {
     "finite": ("rewards",),
     "unbounded": (),
 }
-_ROW = ("context", "winner", "loser", "count")
 
 
 class Overrides(NamedTuple):
@@ -98,6 +100,8 @@ class ProblemFile(NamedTuple):
         comparator: the policy to compare with, shape ``[x a]``; None if the file has none.
         fallback_contexts: contexts without data, in which the baseline "chosen" is the reference.
         baseline: name of the baseline policy, "given" if it is a table.
+        observations: number of observations of each kind that the file has.
+        fitted_ties: whether the tie parameter was estimated.
     """
 
     problem: Problem
@@ -106,6 +110,8 @@ class ProblemFile(NamedTuple):
     comparator: Float[np.ndarray, "x a"] | None = None
     fallback_contexts: tuple[int, ...] = ()
     baseline: str = "given"
+    observations: Mapping[str, float] = MappingProxyType({})
+    fitted_ties: bool = False
 
 
 _NO_OVERRIDES = Overrides()
@@ -148,19 +154,22 @@ def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFi
     replaced = {"beta": overrides.beta, "eta": overrides.eta, "baseline_policy": overrides.baseline}
     required = [key for key in _REQUIRED if replaced.get(key) is None]
     optional = [key for key in _REQUIRED if key not in required]
-    keys = root.members(required, [*optional, *_DATA, *_TABLES])
+    keys = root.members(required, [*optional, *DATA_KEYS, *TIE_KEYS, *_TABLES])
     reference = keys["reference_policy"].numbers(2)
     shape = (reference.shape[0], reference.shape[1])
-    wins = _wins(_data(root, keys), shape)
+    observations = read_observations(root, keys, shape)
+    data = observations.data
     policy = keys.get("baseline_policy")
-    baseline = reference if policy is None else _baseline(policy, reference, wins)
+    baseline = reference if policy is None else _baseline(policy, reference, data)
     problem = Problem(
         context_weights=keys["context_weights"].numbers(1),
         reference_policy=reference,
         baseline_policy=baseline,
-        wins=wins,
+        wins=data.wins,
         beta=np.asarray(keys["beta"].number() if "beta" in keys else overrides.beta),
         eta=np.asarray(keys["eta"].number() if "eta" in keys else overrides.eta),
+        choices=data.choices,
+        ties=data.ties,
     )
     reward_class = _reward_class(keys["reward_class"])
     tables = {key: keys[key].numbers(2) for key in _TABLES if key in keys}
@@ -178,7 +187,7 @@ def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFi
     if not isinstance(name, str):
         name = "given"
     if overrides.baseline is not None:
-        baseline = _named_baseline(overrides.baseline, reference, wins)
+        baseline = named_baseline(overrides.baseline, reference, data)
     problem = problem._replace(
         baseline_policy=baseline,
         beta=problem.beta if overrides.beta is None else np.asarray(overrides.beta),
@@ -186,25 +195,29 @@ def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFi
     )
     reward_class = _with_maximum(reward_class, overrides.reward_max)
     validate(problem, reward_class)  # again, with the values of the options
+    if observations.fits_tie_parameter:
+        problem = _with_fitted_ties(root, problem, reward_class)
     fallback: tuple[int, ...] = ()
     if name == "chosen":
-        fallback = tuple(np.flatnonzero(wins.sum(axis=(1, 2)) == 0).tolist())
+        fallback = tuple(np.flatnonzero(data.counts_by_context() == 0).tolist())
     return ProblemFile(
         normalize(problem),
         reward_class,
         **tables,
         fallback_contexts=fallback,
         baseline=name,
+        observations=observations.numbers,
+        fitted_ties=observations.fits_tie_parameter,
     )
 
 
-def _data(root: Node, keys: dict[str, Node]) -> Node:
-    """Return the node of the comparisons, under the one key of two that holds them."""
-    if all(key in keys for key in _DATA):
-        keys["wins"].refuse("must not stand beside `comparisons`: give one of them")
-    if not any(key in keys for key in _DATA):
-        root.refuse("is missing", "comparisons")
-    return keys["comparisons" if "comparisons" in keys else "wins"]
+def _with_fitted_ties(root: Node, problem: Problem, reward_class: RewardClass) -> Problem:
+    """Return the problem with the tie parameter of maximum likelihood over its class."""
+    bounded = is_convex(reward_class) and is_compact(reward_class)
+    try:
+        return fit_tie_parameter(normalize(problem), reward_class if bounded else None)
+    except InvalidProblemError as error:
+        root.refuse(error.rule, "tie_parameter")
 
 
 def _with_maximum(reward_class: RewardClass, maximum: float | None) -> RewardClass:
@@ -242,54 +255,12 @@ def class_document(reward_class: RewardClass) -> dict[str, Any]:
             return {"kind": "unbounded"}
 
 
-def _wins(node: Node, shape: tuple[int, int]) -> Float[np.ndarray, "x a a"]:
-    n_contexts, n_actions = shape
-    if n_contexts * n_actions**2 > MAX_CELLS:
-        size = f"{n_contexts} contexts x {n_actions} actions x {n_actions} actions"
-        node.refuse(f"count {size}, more than {MAX_CELLS:.0e} cells: split the problem by context")
-    if node.path[-1] == "wins":
-        wins = node.numbers(3)
-        if wins.max() > MAX_COUNT:
-            node.refuse(f"must hold counts of at most {MAX_COUNT:.0e}, got {wins.max():.3g}")
-        return wins
-    rows = node.items()
-    for i, row in enumerate(rows):
-        _check_row(node, i, row, (n_contexts, n_actions, n_actions))
-    if not rows:
-        return np.zeros((n_contexts, n_actions, n_actions))
-    contexts, winners, losers = np.array([row[:3] for row in rows], np.int64).T
-    counts = np.array([row[3] for row in rows], np.float64)
-    with jax.enable_x64(True):
-        return np.asarray(win_counts(contexts, winners, losers, counts, shape=shape))
-
-
-def _check_row(node: Node, i: int, row: Any, bounds: tuple[int, int, int]) -> None:
-    if not isinstance(row, list) or len(row) != len(_ROW):
-        node.refuse(f"must be [{', '.join(_ROW)}], got {describe(row)}", i)
-    for j, bound in enumerate(bounds):
-        if type(row[j]) is not int or not 0 <= row[j] < bound:
-            rule = f"must be the index of a {_ROW[j]}, a whole number from 0 to {bound - 1}"
-            node.refuse(f"{rule}, got {describe(row[j])}", i, j)
-    if not is_number(row[3]) or not 0 <= row[3] <= MAX_COUNT:
-        rule = f"must be a count, a number from 0 to {MAX_COUNT:.0e}"
-        node.refuse(f"{rule}, got {describe(row[3])}", i, 3)
-
-
 def _baseline(
-    node: Node, reference: Float[np.ndarray, "x a"], wins: Float[np.ndarray, "x a a"]
+    node: Node, reference: Float[np.ndarray, "x a"], data: PreferenceData
 ) -> Float[np.ndarray, "x a"]:
     if not isinstance(node.value, str):
         return node.numbers(2)
-    return _named_baseline(node.one_of(("chosen", "reference")), reference, wins)
-
-
-def _named_baseline(
-    name: str, reference: Float[np.ndarray, "x a"], wins: Float[np.ndarray, "x a a"]
-) -> Float[np.ndarray, "x a"]:
-    if name == "reference":
-        return reference
-    with jax.enable_x64(True):
-        return np.asarray(jax.jit(chosen_policy)(wins, reference))
+    return named_baseline(node.one_of(("chosen", "reference")), reference, data)
 
 
 def _reward_class(node: Node) -> RewardClass:

@@ -71,10 +71,19 @@ def _verdict(answer: Answer, dpo: CertifiedSolution) -> str:
 def _numbers(answer: Answer) -> list[tuple[str, str]]:
     """Return names and values of the numbers to show."""
     n_contexts, n_actions = answer.policy.shape
-    counts = ((n_contexts, "context"), (n_actions, "action"), (answer.comparisons, "comparison"))
+    counts = [(n_contexts, "context"), (n_actions, "action"), (answer.comparisons, "comparison")]
+    further = answer.further_data
+    counts += [
+        (further[f"{kind}s"], kind)
+        for kind in ("ranking", "choice", "tie")
+        if f"{kind}s" in further
+    ]
     data = ", ".join(f"{n:.15g} {name}{'' if n == 1 else 's'}" for n, name in counts)
     weights = f"beta {answer.beta:.4g}, eta {answer.eta:.4g}, baseline {answer.baseline}"
     rows = [("problem", data), ("weights", weights)]
+    if "tie_model" in answer.further_data:
+        parameter = answer.further_data["tie_parameter"]
+        rows.append(("model of ties", f"{answer.further_data['tie_model']}, {parameter:.6g}"))
     rows.append(("value F, nats", _format(answer.value, "{:.10g}")))
     if math.isinf(answer.duality_gap) and answer.stationarity_residual is not None:
         rows.append(("stationarity residual", _format(answer.stationarity_residual, "{:.1e}")))

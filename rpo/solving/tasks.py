@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,8 +11,15 @@ from jaxtyping import Bool, Float
 
 from bandits.environments.votes import read_votes
 from rpo_io.json_document import document_from_values
-from rpo_theory.problems import validate
-from rpo_theory.rewards import RewardClass, TabularBox
+from rpo_theory.problems import (
+    InvalidProblemError,
+    PreferenceData,
+    named_baseline,
+    normalize,
+    validate,
+)
+from rpo_theory.rewards import RewardClass, TabularBox, Unbounded
+from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import ArrayLike, Problem
 from rpo_theory.validation import plain_array
 
@@ -19,6 +27,8 @@ from .problem_files import Overrides, ProblemFile, from_document, read_problem
 
 DEFAULT_REWARD_MAX = 4.0
 """Upper bound of the rewards if neither the input nor an option gives one."""
+FITTED_TIES = "The parameter of the ties is that of maximum likelihood."
+"""Remark on a tie parameter that is not given."""
 _LISTED = 5
 
 
@@ -37,6 +47,7 @@ class SolveTask(NamedTuple):
             from votes.
         baseline: name of the baseline policy, "given" if it is a table.
         notes: remarks on the input, which the answer repeats.
+        observations: number of ``comparisons``, ``rankings``, ``choices`` and ``ties``.
     """
 
     problem: Problem
@@ -48,6 +59,7 @@ class SolveTask(NamedTuple):
     occurs: Bool[np.ndarray, "x a"] | None = None
     baseline: str = "given"
     notes: tuple[str, ...] = ()
+    observations: Mapping[str, float] = MappingProxyType({})
 
 
 def task_from_problem(
@@ -91,17 +103,31 @@ def task_from_problem(
     if not isinstance(source, Problem):
         source, baseline = _from_wins(source, overrides), baseline or "chosen"
     elif baseline is not None or beta is not None or eta is not None:
-        source = Problem.from_wins(
-            source.wins,
+        data = PreferenceData(source.wins, source.choices, source.ties)
+        policy = baseline or np.asarray(source.baseline_policy)
+        source = source._replace(
             beta=source.beta if beta is None else beta,
             eta=source.eta if eta is None else eta,
-            context_weights=np.asarray(source.context_weights),
-            reference_policy=np.asarray(source.reference_policy),
-            baseline_policy=baseline or np.asarray(source.baseline_policy),
+            baseline_policy=named_baseline(policy, np.asarray(source.reference_policy), data),
         )
+        validate(source, Unbounded())
+        source = normalize(source)
     reward_class = TabularBox(DEFAULT_REWARD_MAX if reward_max is None else reward_max)
     validate(source, reward_class)
-    return SolveTask(source, reward_class, baseline=baseline or "given")
+    return SolveTask(
+        source, reward_class, baseline=baseline or "given", observations=_numbers(source)
+    )
+
+
+def _numbers(problem: Problem) -> dict[str, float]:
+    """Return the number of observations of each kind; choices include rankings."""
+    numbers = {"comparisons": float(np.sum(problem.wins))}
+    if problem.choices is not None:
+        first = np.asarray(problem.choices.first, bool)
+        numbers["choices"] = float(np.asarray(problem.choices.wins)[first].sum())
+    if problem.ties is not None:
+        numbers["ties"] = float(np.sum(problem.ties.counts))
+    return numbers
 
 
 def _from_wins(wins: ArrayLike | Sequence[Any], overrides: Overrides) -> Problem:
@@ -134,6 +160,8 @@ def _task_of_file(file: ProblemFile) -> SolveTask:
     if with_itself > 0:
         effect = "They say nothing about rewards, and count in N."
         notes = (*notes, f"Comparisons of an action with itself: {with_itself:g}. {effect}")
+    if file.fitted_ties:
+        notes = (*notes, FITTED_TIES)
     return SolveTask(
         file.problem,
         file.reward_class,
@@ -141,6 +169,7 @@ def _task_of_file(file: ProblemFile) -> SolveTask:
         comparator,
         baseline=file.baseline,
         notes=notes,
+        observations=file.observations,
     )
 
 
@@ -152,6 +181,8 @@ def task_from_votes(
     reward_max: float = DEFAULT_REWARD_MAX,
     baseline: Literal["chosen", "reference"] = "chosen",
     context_weights: Literal["votes", "uniform"] = "votes",
+    tie_model: Literal["davidson", "rao_kupper"] | None = None,
+    tie_parameter: float | None = None,
 ) -> SolveTask:
     r"""Read a task from votes; the reward class is tabular.
 
@@ -172,20 +203,26 @@ def task_from_votes(
             ``"reference"`` for the uniform reference policy.
         context_weights: ``"votes"`` to weight a context by its share of the votes, or
             ``"uniform"``.
+        tie_model: model of wins and ties; a tie counts as half a win for either side if None.
+        tie_parameter: parameter of the model; that of maximum likelihood over the reward class if
+            None.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: if the file is invalid.
+        ValueError: if the file is invalid, or the tie parameter is out of range.
         OSError: if the file cannot be read.
 
     References:
         `liu:24`, Theorem 5.3.
     """
-    votes = read_votes(path)
-    votes_in_context = votes.wins.sum(axis=(1, 2))
+    votes, ties = read_votes(path), None
+    if tie_model is not None and votes.tie_counts is not None:
+        votes, ties = votes.with_ties_apart(), votes.tie_counts
+    votes_in_context = votes.wins.sum(axis=(1, 2)) + (0.0 if ties is None else ties.sum((1, 2)))
     root = 1.0 / np.sqrt(votes_in_context.sum())
+    fits = ties is not None and tie_parameter is None
     problem = Problem.from_wins(
         votes.wins,
         beta=float(root if beta is None else beta),
@@ -193,7 +230,12 @@ def task_from_votes(
         context_weights="comparisons" if context_weights == "votes" else "uniform",
         reference_policy=votes.reference_policy(),
         baseline_policy=baseline,
+        ties=ties,
+        tie_model=tie_model,
+        tie_parameter=2.0 if fits else tie_parameter,
     )
+    if fits:
+        problem = _with_fitted_ties(path, problem, TabularBox(reward_max))
     without_votes = np.flatnonzero(votes_in_context == 0) if baseline == "chosen" else []
     return SolveTask(
         problem,
@@ -204,11 +246,20 @@ def task_from_votes(
         baseline=baseline,
         notes=(
             *votes.notes,
+            *((FITTED_TIES,) if fits else ()),
             *_fallback_notes([votes.contexts[x] for x in without_votes]),
             *_absence_notes(votes.occurs),
             *_connection_notes(votes.unconnected_contexts()),
         ),
+        observations=_numbers(problem),
     )
+
+
+def _with_fitted_ties(path: str, problem: Problem, reward_class: TabularBox) -> Problem:
+    try:
+        return fit_tie_parameter(problem, reward_class)
+    except InvalidProblemError as error:
+        raise ValueError(f"{path}: `--tie-parameter` {error.rule}") from error
 
 
 def _fallback_notes(contexts: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from rpo.solving import problem_files
+from rpo.solving import data_documents
 from rpo.solving.problem_files import ProblemFile, from_document, read_problem
 from rpo_io import json_document
 from rpo_io.json_document import DocumentError, parse_document
@@ -260,7 +260,7 @@ def test_raises_with_the_line_that_holds_the_value() -> None:
 def test_raises_before_building_a_table_that_is_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(problem_files, "MAX_CELLS", 17)
+    monkeypatch.setattr(data_documents, "MAX_CELLS", 17)
     assert "2 contexts x 3 actions x 3 actions" in complaint(GOOD)
     monkeypatch.setattr(json_document, "MAX_BYTES", 100)
     assert complaint(GOOD).startswith("p.json: must be at most")
