@@ -17,10 +17,13 @@ Everything that is not listed in ``__all__`` is implementation.
 
 from . import (
     bounds,
+    convex_likeness,
     direct,
+    double_oracle,
     losses,
     maximin,
     minimax,
+    network_rewards,
     objectives,
     policies,
     rewards,
@@ -92,6 +95,10 @@ __all__ = [  # noqa: RUF022  # in groups
     "density_ratio_bound",
     "bounds",
     "stationarity",
+    # classes that are not convex
+    "double_oracle",
+    "network_rewards",
+    "convex_likeness",
     # objectives
     "objectives",
     "minimax_objective",

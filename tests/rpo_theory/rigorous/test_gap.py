@@ -210,7 +210,7 @@ def test_closed_form_choices_and_ties_enter_the_loss(ties: Any) -> None:
     bound = rigorous.duality_gap_bound(problem, reward_class, policy, reward)
 
     def loss(table: np.ndarray) -> float:
-        total, nu = 0.0, 1.5
+        result, nu = 0.0, 1.5
         for x, i, j in zip(*np.nonzero(problem.wins + counts), strict=True):
             m = table[x, i] - table[x, j]
             if ties is DavidsonTies:
@@ -219,9 +219,9 @@ def test_closed_form_choices_and_ties_enter_the_loss(ties: Any) -> None:
             else:
                 win, lose = 1 / (1 + nu * np.exp(-m)), 1 / (1 + nu * np.exp(m))
                 tie = 1 - win - lose
-            total -= problem.wins[x, i, j] * np.log(win) + counts[x, i, j] * np.log(tie)
-        total -= np.array([2.0, 0.0, 1.0]) @ (table[0] - np.log(np.exp(table[0]).sum()))
-        return total / (problem.wins.sum() + 6.0)
+            result -= problem.wins[x, i, j] * np.log(win) + counts[x, i, j] * np.log(tie)
+        result -= np.array([2.0, 0.0, 1.0]) @ (table[0] - np.log(np.exp(table[0]).sum()))
+        return result / (problem.wins.sum() + 6.0)
 
     with mpmath.workdps(DIGITS):
         no_data = problem._replace(wins=np.zeros_like(problem.wins))
