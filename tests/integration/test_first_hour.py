@@ -1,7 +1,8 @@
 """Every command of the README and of the how-to pages works as printed, in a fresh clone.
 
 The clone has this environment's programs on PATH, an empty HOME and no network. All pages run in
-one clone, in order, as a reader would work through them.
+one clone, in order, as a reader would work through them. The README trains, exports and samples a
+model; the how-to pages that train further ones are slow tests.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ PAGES = [
     "README.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/howto/*.md")),
 ]
+TRAINING = ("evaluate_a_model", "python", "resume", "train_a_model")
+"""Pages whose commands train models."""
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.S | re.M)
 SHELL = ("console", "sh")
 CLUSTER = "cluster"
@@ -107,7 +110,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if Path(page).stem in TRAINING else ())
+        for page in PAGES
+    ],
+)
 def test_property_the_commands_of_a_page_run_in_a_fresh_clone(
     page: str, clone: Path, environment: dict[str, str]
 ) -> None:
