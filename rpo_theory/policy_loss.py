@@ -2,7 +2,8 @@ r"""RPO loss of a tabular policy, as a function of the reward in its logits.
 
 The loss is built from :mod:`rpo_theory.losses`, as in a trainer: the DPO loss of every observed
 pair, weighted by its count, plus :math:`\eta\beta` times the SFT loss of every response, weighted
-by :math:`d_0\pi_{base}`. The policy has logits :math:`\log\pi_{ref} + r/\beta`.
+by :math:`d_0\pi_{base}`. Choices and ties take the likelihood loss of the implicit reward. The
+policy has logits :math:`\log\pi_{ref} + r/\beta`.
 
 A response with reference probability zero has no log-probability. Its log-ratio to the reference,
 on which alone the loss depends, has the limit :math:`r/\beta - \log Z`; its reference
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from .losses import PairLogProbs, dpo, sft
 from .numerics.projected_newton import positive_or_one
 from .policies import log_partition_scaled, scaled_below_max
+from .preference import data_loss
 from .reductions import reduce_mean
 from .types import ArrayLike, Problem
 
@@ -51,14 +53,10 @@ def loss(
         2.0
     """
     log_probs, log_reference = log_policy(problem, jnp.asarray(reward))
-    wins = jnp.asarray(problem.wins)
-    pair_losses = dpo(pairs(log_probs), pairs(log_reference), beta=problem.beta, where=wins > 0)
-    data = reduce_mean(pair_losses, wins)
-    if comparisons is not None:
-        data = data._replace(weight=jnp.asarray(comparisons))
+    data = _data_loss(problem, log_probs, log_reference, comparisons)
     weights = _baseline_weights(problem)
     likelihood = reduce_mean(sft(log_probs, where=weights > 0), weights)
-    return data.mean() + problem.eta * problem.beta * likelihood.sum
+    return data + problem.eta * problem.beta * likelihood.sum
 
 
 def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
@@ -85,12 +83,10 @@ def adversarial_value(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Floa
     """
     scaled = scaled_below_max(reward, problem.reference_policy, problem.beta)[1]
     log_ratio = scaled - log_partition_scaled(scaled, problem.reference_policy)[..., None]
-    wins, weights = jnp.asarray(problem.wins), _baseline_weights(problem)
-    ratios = pairs(log_ratio)
-    level = PairLogProbs(*(jnp.zeros_like(side) for side in ratios))
-    data = reduce_mean(dpo(ratios, level, beta=problem.beta, where=wins > 0), wins)
+    weights = _baseline_weights(problem)
+    data = _data_loss(problem, log_ratio, jnp.zeros_like(log_ratio))
     likelihood = reduce_mean(sft(log_ratio, where=weights > 0), weights)
-    return data.mean() + problem.eta * problem.beta * likelihood.sum
+    return data + problem.eta * problem.beta * likelihood.sum
 
 
 def log_policy(
@@ -192,6 +188,23 @@ def pairs(log_probs: Float[Array, "*x a"]) -> PairLogProbs:
     """
     chosen, rejected = log_probs[..., :, None], log_probs[..., None, :]
     return PairLogProbs(*jnp.broadcast_arrays(chosen, rejected))
+
+
+def _data_loss(
+    problem: Problem,
+    log_probs: Float[Array, "*x a"],
+    log_reference: Float[Array, "*x a"],
+    comparisons: Float[ArrayLike, ""] | None = None,
+) -> Float[Array, ""]:
+    """Return the average likelihood loss of the implicit reward: the DPO loss for comparisons."""
+    if problem.choices is not None or problem.ties is not None:
+        return data_loss(problem, problem.beta * (log_probs - log_reference))
+    wins = jnp.asarray(problem.wins)
+    losses = dpo(pairs(log_probs), pairs(log_reference), beta=problem.beta, where=wins > 0)
+    data = reduce_mean(losses, wins)
+    if comparisons is not None:
+        data = data._replace(weight=jnp.asarray(comparisons))
+    return data.mean()
 
 
 def _baseline_weights(problem: Problem) -> Float[Array, "*x a"]:
