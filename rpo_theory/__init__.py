@@ -57,7 +57,10 @@ from .problems import InvalidProblemError, normalize, validate
 from .reductions import WeightedSum, reduce_mean, reduce_sft, weight_per_token
 from .rewards import (
     FiniteClass,
+    KernelBall,
     LinearBall,
+    Lipschitz,
+    Polytope,
     RewardClass,
     TabularBox,
     Unbounded,
@@ -77,6 +80,9 @@ __all__ = [  # noqa: RUF022  # in groups
     "RewardClass",
     "TabularBox",
     "LinearBall",
+    "KernelBall",
+    "Lipschitz",
+    "Polytope",
     "FiniteClass",
     "Unbounded",
     "rewards",

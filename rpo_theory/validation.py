@@ -196,9 +196,9 @@ def validate_reward_class(
         InvalidProblemError: if a bound is not greater than 0, or a shape is wrong.
     """
     require_protocol(reward_class)
-    own = getattr(reward_class, "validate", None)
-    if own is not None:
-        own(shape, lead, finite=finite)
+    method = getattr(reward_class, "validate", None)
+    if method is not None:
+        method(shape, lead, finite=finite)
 
 
 def require_protocol(reward_class: Any) -> None:
@@ -235,7 +235,8 @@ def _as_arrays(prefix: str, tree: Any) -> Any:
 
     def as_array(path: Any, leaf: Any) -> np.ndarray:
         field = jax.tree_util.keystr(path, simple=True, separator=".")
-        return plain_array(prefix + field, leaf)
+        # A Python integer is a number, not an index.
+        return plain_array(prefix + field, float(leaf) if type(leaf) is int else leaf)
 
     return jax.tree_util.tree_map_with_path(
         as_array, tree, is_leaf=lambda node: type(node) in (list, tuple)

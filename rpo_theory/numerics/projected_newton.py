@@ -183,16 +183,42 @@ def ball_minimizer(
     curvature = jnp.maximum(curvature, 0.0) + ROUNDING * positive_or_one(curvature[-1])
     pull = curvature * (axes.T @ point) - axes.T @ gradient
 
+    multiplier = radius_multiplier(curvature, pull, radius)
+    return into_ball(axes @ (pull / (curvature + multiplier)), radius)
+
+
+@jax.jit
+def radius_multiplier(
+    curvature: Float[Array, " d"], pull: Float[Array, " d"], radius: Float[Array, ""]
+) -> Float[Array, ""]:
+    r"""Return the multiplier of a ball in a diagonal quadratic program.
+
+    .. math:: \min_\theta \tfrac12\sum_i h_i\theta_i^2 - \langle p,\theta\rangle
+        \quad\text{subject to}\quad \|\theta\|\le B
+
+    Args:
+        curvature: :math:`h_i\ge0`; where it is 0 the pull must be 0.
+        pull: :math:`p_i`.
+        radius: :math:`B`.
+
+    Returns:
+        :math:`\nu\ge0` with :math:`\theta_i=p_i/(h_i+\nu)`; 0 if the ball does not bind.
+
+    Examples:
+        >>> float(radius_multiplier(jnp.ones(1), 4.0 * jnp.ones(1), jnp.array(2.0)))
+        1.0
+    """
+
     def raise_multiplier(_: Int[Array, ""], multiplier: Array) -> Array:
-        solution = pull / (curvature + multiplier)
+        weights = positive_or_one(curvature + multiplier)
+        solution = pull / weights
         norm = jnp.linalg.norm(solution)
-        derivative = jnp.sum(solution**2 / (curvature + multiplier)) / positive_or_one(norm)
+        derivative = jnp.sum(solution**2 / weights) / positive_or_one(norm)
         # Newton on the concave 1 / norm - 1 / radius increases from 0 to the root, never past it.
         rise = norm * (norm / radius - 1.0) / positive_or_one(derivative)
         return jnp.maximum(multiplier + rise, 0.0)
 
-    multiplier = jax.lax.fori_loop(0, SECULAR_STEPS, raise_multiplier, jnp.zeros_like(radius))
-    return into_ball(axes @ (pull / (curvature + multiplier)), radius)
+    return jax.lax.fori_loop(0, SECULAR_STEPS, raise_multiplier, jnp.zeros_like(radius))
 
 
 def into_ball(point: Float[Array, " d"], radius: Float[Array, ""]) -> Float[Array, " d"]:

@@ -20,13 +20,18 @@ Any other class works too if it is a JAX pytree with the two methods of
 
 from .ball import LinearBall
 from .box import TabularBox
+from .dtypes import to_float64
 from .finite import FiniteClass
+from .kernel import KernelBall
+from .lipschitz import Lipschitz
+from .polytope import Polytope
 from .protocol import (
     ROUNDING,
     Minimum,
     RewardClass,
     class_residual,
     contains,
+    gradient_move,
     is_compact,
     is_convex,
     is_smooth,
@@ -40,13 +45,17 @@ from .unbounded import Unbounded
 __all__ = [
     "ROUNDING",
     "FiniteClass",
+    "KernelBall",
     "LinearBall",
+    "Lipschitz",
     "Minimum",
+    "Polytope",
     "RewardClass",
     "TabularBox",
     "Unbounded",
     "class_residual",
     "contains",
+    "gradient_move",
     "is_compact",
     "is_convex",
     "is_smooth",
@@ -54,4 +63,5 @@ __all__ = [
     "linear_minimum",
     "log_covering_number",
     "reward_max",
+    "to_float64",
 ]

@@ -10,9 +10,12 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory.array_checks import greater_than_zero, numbers, shape_with_free_axis
-from rpo_theory.types import ArrayLike
+from rpo_theory.numerics import ball_interior_point
+from rpo_theory.numerics.projected_newton import into_ball, radius_multiplier
+from rpo_theory.types import ArrayLike, Problem
 
 from .exact_forms import FeatureBall
+from .protocol import Minimum
 
 
 class LinearBall(NamedTuple):
@@ -45,10 +48,22 @@ class LinearBall(NamedTuple):
         return jnp.linalg.lstsq(flat, jnp.asarray(reward).reshape(-1))[0]
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
-        r"""Return the member whose :math:`\theta` is nearest to that of a reward."""
-        theta = self.parameter(reward)
-        norm = jnp.linalg.norm(theta)
-        return self.reward(theta * jnp.minimum(1.0, self.radius / jnp.where(norm > 0, norm, 1.0)))
+        r"""Return the nearest member of the class in Euclidean distance of tables.
+
+        In the singular basis of the features the parameters are :math:`s_ic_i/(s_i^2+\nu)`, with
+        the multiplier :math:`\nu\ge0` of the radius.
+        """
+        reward, radius = jnp.asarray(reward), jnp.asarray(self.radius)
+        features = jnp.asarray(self.features)
+        flat = features.reshape(-1, features.shape[-1])
+        left, singular, _ = jnp.linalg.svd(flat, full_matrices=False)
+        rounding = max(flat.shape) * jnp.finfo(flat.dtype).eps * singular[0]
+        singular = jnp.where(singular > rounding, singular, 0.0)
+        pull = singular * (reward.reshape(-1) @ left)
+        multiplier = radius_multiplier(jnp.square(singular), pull, radius)
+        curvature = jnp.square(singular) + multiplier
+        theta = jnp.where(curvature > 0, pull / jnp.where(curvature > 0, curvature, 1.0), 0.0)
+        return (left @ (singular * into_ball(theta, radius))).reshape(reward.shape)
 
     def linear_minimizer(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
         r"""Return the member of :math:`\theta=-B\,\Phi^\top v/\|\Phi^\top v\|`."""
@@ -96,6 +111,34 @@ class LinearBall(NamedTuple):
     def slack(self, parameter: Float[ArrayLike, " m"]) -> Float[Array, " 1"]:
         r"""Return :math:`1-\|u\|^2`."""
         return (1.0 - jnp.square(jnp.asarray(parameter)).sum())[None]
+
+    def minimize(
+        self,
+        problem: Problem,
+        policy: Float[ArrayLike, "x a"] | None = None,
+        *,
+        tolerance: float,
+        max_steps: int,
+    ) -> Minimum:
+        """Minimize by a Newton method on the parameter; see :mod:`rpo_theory.routes`."""
+        scaled = jnp.asarray(self.features) * self.radius
+        state = ball_interior_point.solve(
+            problem, scaled, policy, tolerance=tolerance, max_steps=max_steps
+        )
+        # Rounding may put the parameter outside of the unit ball.
+        norm = jnp.linalg.norm(state.parameter)
+        reward = scaled @ (state.parameter / jnp.maximum(norm, 1.0))
+        return Minimum(reward, state.residual, state.steps)
+
+    def gradient_move(
+        self, reward: Float[ArrayLike, "x a"], gradient: Float[ArrayLike, "x a"]
+    ) -> Float[Array, " d"]:
+        r"""Return the move of the parameter by a projected gradient step of unit length."""
+        theta = self.parameter(reward)
+        features = jnp.asarray(self.features)
+        target = theta - jnp.einsum("xad,xa->d", features, jnp.asarray(gradient))
+        norm = jnp.linalg.norm(target)
+        return theta - target * jnp.minimum(1.0, self.radius / jnp.where(norm > 0, norm, 1.0))
 
     def exact_form(self, shape: tuple[int, int]) -> FeatureBall:
         """Return features and radius for a proof in ball arithmetic."""

@@ -10,9 +10,11 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory.array_checks import greater_than_zero
-from rpo_theory.types import ArrayLike
+from rpo_theory.numerics import box_interior_point, box_slots
+from rpo_theory.types import ArrayLike, Problem
 
 from .exact_forms import Inequalities
+from .protocol import Minimum
 
 
 class TabularBox(NamedTuple):
@@ -104,6 +106,33 @@ class TabularBox(NamedTuple):
         """Return the distances of the parameters from both bounds."""
         parameter = jnp.asarray(parameter)
         return jnp.concatenate([parameter, self.maximum - parameter])
+
+    def minimize(
+        self,
+        problem: Problem,
+        policy: Float[ArrayLike, "x a"] | None = None,
+        *,
+        tolerance: float,
+        max_steps: int,
+    ) -> Minimum:
+        """Minimize by a Newton method with one block per context; see :mod:`rpo_theory.routes`."""
+        blocks = box_interior_point.prompt_blocks(problem, jnp.asarray(self.maximum))
+        fixed = None if policy is None else jnp.asarray(policy).T
+        state = box_interior_point.solve(blocks, fixed, tolerance=tolerance, max_steps=max_steps)
+        reward = self.project(state.reward.T + 0.5 * self.maximum)
+        return Minimum(reward, state.residual.max(), state.steps.max())
+
+    def minimize_batch(self, problems: Problem, *, tolerance: float, max_steps: int) -> Minimum:
+        """Minimize F for every problem of a batch; the arrays of the class have its axis too."""
+        maximum = jnp.asarray(self.maximum)
+        state = box_slots.solve_in_slots(
+            problems, maximum, tolerance=tolerance, max_steps=max_steps
+        )
+        # A constant added to the rewards of a context changes nothing: center them in the box.
+        middle = 0.5 * (state.reward.max(axis=-1) + state.reward.min(axis=-1))
+        centered = state.reward - middle[..., None]
+        reward = jnp.clip(centered + 0.5 * maximum[:, None, None], 0.0, maximum[:, None, None])
+        return Minimum(reward, state.residual, state.steps)
 
     def exact_form(self, shape: tuple[int, int]) -> Inequalities:
         """Return the bounds for a proof in ball arithmetic."""

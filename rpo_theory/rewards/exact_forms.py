@@ -51,10 +51,13 @@ class FeatureBall(NamedTuple):
     Attributes:
         features: :math:`\phi(x,a)`, shape ``[x a d]``.
         radius: :math:`B > 0`.
+        gram: inner products of the features, shape ``[n n]``, if they are a factor of it that has
+            been rounded: minima then cover both. None otherwise.
     """
 
     features: Float[np.ndarray, "x a d"]
     radius: float
+    gram: Float[np.ndarray, "n n"] | None = None
 
 
 class Members(NamedTuple):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from rpo_theory.array_checks import numbers, shape_with_free_axis
-from rpo_theory.types import ArrayLike
+from rpo_theory.objectives import minimax_objective, saddle_objective
+from rpo_theory.types import ArrayLike, Problem
 
 from .exact_forms import Members
+from .protocol import Minimum
 
 
 class FiniteClass(NamedTuple):
@@ -49,6 +52,31 @@ class FiniteClass(NamedTuple):
     def linear_minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
         r"""Return the minimum of :math:`\langle v, r_k\rangle` over the members."""
         return jnp.einsum("kxa,xa->k", jnp.asarray(self.rewards), jnp.asarray(direction)).min()
+
+    def objectives(
+        self, problem: Problem, policy: Float[ArrayLike, "x a"] | None = None
+    ) -> Float[Array, " k"]:
+        r"""Return :math:`F(r_k)` of every member, or :math:`\phi(\pi, r_k)` for a policy."""
+
+        def objective(reward: Float[Array, "x a"]) -> Float[Array, ""]:
+            if policy is None:
+                return minimax_objective(problem, reward)
+            return saddle_objective(problem, policy, reward)
+
+        return jax.vmap(objective)(jnp.asarray(self.rewards))
+
+    def minimize(
+        self,
+        problem: Problem,
+        policy: Float[ArrayLike, "x a"] | None = None,
+        *,
+        tolerance: float,
+        max_steps: int,
+    ) -> Minimum:
+        """Return the best member, by enumeration; see :mod:`rpo_theory.routes`."""
+        values = self.objectives(problem, policy)
+        best = jnp.asarray(self.rewards)[jnp.argmin(values)]
+        return Minimum(best, 0.0 * values.min(), jnp.zeros((), jnp.int32))
 
     def exact_form(self, shape: tuple[int, int]) -> Members:
         """Return the members for a proof in ball arithmetic."""

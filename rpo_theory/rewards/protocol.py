@@ -85,9 +85,9 @@ def linear_minimum(reward_class: RewardClass, direction: Float[ArrayLike, "x a"]
         >>> float(linear_minimum(TabularBox(2.0), np.array([[3.0, -1.0]])))
         -2.0
     """
-    own = getattr(reward_class, "linear_minimum", None)
-    if own is not None:
-        return own(direction)
+    method = getattr(reward_class, "linear_minimum", None)
+    if method is not None:
+        return method(direction)
     return jnp.vdot(jnp.asarray(direction), reward_class.linear_minimizer(direction))
 
 
@@ -111,9 +111,9 @@ def linear_gap(
         >>> float(linear_gap(TabularBox(2.0), np.array([[3.0, -1.0]]), np.array([[0.5, 1.0]])))
         2.5
     """
-    own = getattr(reward_class, "linear_gap", None)
-    if own is not None:
-        return own(direction, reward)
+    method = getattr(reward_class, "linear_gap", None)
+    if method is not None:
+        return method(direction, reward)
     direction, reward = jnp.asarray(direction), jnp.asarray(reward)
     lowest = reward_class.linear_minimizer(direction)
     magnitude = jnp.abs(direction * reward).sum() + jnp.abs(direction * lowest).sum()
@@ -158,8 +158,8 @@ def contains(reward_class: RewardClass, reward: Float[ArrayLike, "x a"]) -> Bool
         >>> bool(contains(TabularBox(2.0), np.array([[2.0, 0.0]])))
         True
     """
-    own = getattr(reward_class, "contains", None)
-    return class_residual(reward_class, reward) <= ROUNDING if own is None else own(reward)
+    method = getattr(reward_class, "contains", None)
+    return class_residual(reward_class, reward) <= ROUNDING if method is None else method(reward)
 
 
 def is_convex(reward_class: RewardClass) -> bool:
@@ -254,11 +254,38 @@ def log_covering_number(
     if not is_compact(reward_class):
         kind = type(reward_class).__name__
         raise ValueError(f"`reward_class` must be compact, got {kind}")
-    own = getattr(reward_class, "log_covering_number", None)
-    if own is None:
+    method = getattr(reward_class, "log_covering_number", None)
+    if method is None:
         return float("nan")
     for name, number in (("epsilon", epsilon), ("n_parameters", n_parameters)):
         if number is not None and not number > 0:
             raise ValueError(f"`{name}` must be greater than 0, got {number}")
-    counts = {"n_parameters": n_parameters} & inspect.signature(own).parameters.keys()
-    return float(own(epsilon, **dict.fromkeys(counts, n_parameters)))
+    counts = {"n_parameters": n_parameters} & inspect.signature(method).parameters.keys()
+    return float(method(epsilon, **dict.fromkeys(counts, n_parameters)))
+
+
+def gradient_move(
+    reward_class: RewardClass, reward: Float[ArrayLike, "x a"], gradient: Float[ArrayLike, "x a"]
+) -> Float[Array, "..."]:
+    r"""Return the move of a reward by a projected gradient step, :math:`r - P(r - g)`.
+
+    Args:
+        reward_class: a convex class.
+        reward: a member, :math:`r(x,a)`.
+        gradient: :math:`g(x,a)`.
+
+    Returns:
+        The move in the coordinates of the class, 0 at a minimum: its table, or what the class's own
+        ``gradient_move`` returns.
+
+    Examples:
+        >>> from rpo_theory.rewards import TabularBox
+        >>> reward, gradient = np.array([[0.0, 2.0]]), np.array([[3.0, 0.5]])
+        >>> gradient_move(TabularBox(2.0), reward, gradient).tolist()
+        [[0.0, 0.5]]
+    """
+    method = getattr(reward_class, "gradient_move", None)
+    if method is not None:
+        return method(reward, gradient)
+    reward = jnp.asarray(reward)
+    return reward - reward_class.project(reward - jnp.asarray(gradient))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from rpo_theory.types import ArrayLike
+from rpo_theory.numerics import box_slots
+from rpo_theory.types import ArrayLike, Problem
+
+from .box import TabularBox
+from .protocol import Minimum
+
+WIDTH = 64.0
+"""Width in nats of the first box that stands in for all tables."""
+WIDENINGS = 5
+"""Number of times that this box may be widened."""
 
 
 class Unbounded(NamedTuple):
@@ -23,6 +34,21 @@ class Unbounded(NamedTuple):
     def is_compact(self) -> bool:
         """Whether the class is compact: it is not."""
         return False
+
+    def bounded(self, width: Float[ArrayLike, ""] | float) -> TabularBox:
+        """Return a compact part of the class: the tables between 0 and a width."""
+        return TabularBox(width)
+
+    def minimize_batch(self, problems: Problem, *, tolerance: float, max_steps: int) -> Minimum:
+        """Minimize F for every problem of a batch that attains its minimum."""
+
+        def solver(width: Float[Array, " p"]) -> Minimum:
+            result = box_slots.solve_in_slots(
+                problems, width, tolerance=tolerance, max_steps=max_steps
+            )
+            return Minimum(*result)
+
+        return in_wide_box(solver, jnp.asarray(problems.beta))
 
     def project(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, "x a"]:
         """Return the reward itself: every table is a member."""
@@ -42,3 +68,32 @@ class Unbounded(NamedTuple):
     ) -> Float[Array, ""]:
         """Return the linear gap of a reward: 0 for a direction of zeros, otherwise infinite."""
         return -self.linear_minimum(direction)
+
+
+def in_wide_box(
+    solver: Callable[[Float[Array, "*p"]], Minimum], beta: Float[Array, "*p"]
+) -> Minimum:
+    """Minimize in a box that is wide enough for its bounds to be inactive.
+
+    Args:
+        solver: solver for a width; its rewards are measured from the center of the box.
+        beta: weight of the KL term, which sets the scale of the rewards.
+
+    Returns:
+        The minimum in the last box.
+    """
+
+    def too_narrow(width: Float[Array, "*p"], minimum: Minimum) -> Bool[Array, "*p"]:
+        return jnp.abs(minimum.reward).max(axis=(-2, -1)) > 0.4 * width
+
+    def widen(carry: tuple) -> tuple:
+        width, minimum, tries = carry
+        width = jnp.where(too_narrow(width, minimum), 8.0 * width, width)
+        return width, solver(width), tries + 1
+
+    width = WIDTH * jnp.maximum(1.0, beta)
+    return jax.lax.while_loop(
+        lambda carry: jnp.any(too_narrow(*carry[:2])) & (carry[2] < WIDENINGS),
+        widen,
+        (width, solver(width), 0),
+    )[1]

@@ -116,9 +116,14 @@ def test_roundtrip_the_balls_parameter_and_its_projection(seed: int) -> None:
     assert isinstance(ball, LinearBall)
     theta = rng.normal(size=2)
     np.testing.assert_allclose(ball.parameter(ball.reward(theta)), theta, atol=SOLVE)
-    inside = theta * min(1.0, float(ball.radius) / np.linalg.norm(theta))
-    projected = ball.project(ball.reward(theta))
-    np.testing.assert_allclose(projected, ball.reward(inside), atol=SOLVE)
+    table = rng.normal(1.0, 2.0, (2, 3))
+    nearest = np.asarray(ball.project(table))
+    assert np.linalg.norm(ball.parameter(nearest)) <= ball.radius * (1.0 + SOLVE)
+    apart = np.linalg.norm(members(ball, rng) - table, axis=(1, 2))
+    assert np.linalg.norm(nearest - table) <= apart.min() + EXACT
+    np.testing.assert_allclose(ball.project(nearest), nearest, atol=SOLVE)
+    # No member is farther in the direction from the projection to the table.
+    assert float(ball.linear_gap(nearest - table, nearest)) <= SOLVE
     np.testing.assert_array_equal(ball.project(np.zeros((2, 3))), np.zeros((2, 3)))
 
 
