@@ -89,8 +89,9 @@ def certify(
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
         reward_class: rewards that the adversary may choose from.
         policy: any policy; outside the support of the reference policy the gap is infinite.
-        reward: a reward; for the unbounded class entries may be ``-inf``. Whether it is a member of
-            the class is part of the certificate.
+        reward: a reward; for the unbounded class entries may be ``-inf`` and, outside of the
+            support of the reference policy, ``inf``. Whether it is a member of the class is part
+            of the certificate.
 
     Returns:
         The certificate as float64 NumPy numbers, under any JAX configuration.
@@ -112,10 +113,11 @@ def certify(
     shape = np.shape(problem.reference_policy)
     validate_policy("policy", policy, shape)
     table = numbers("reward", reward, shape, finite=not isinstance(reward_class, Unbounded))
-    wrong = np.isnan(table) | np.isposinf(table)
+    wrong = np.isnan(table) | (np.isposinf(table) & (np.asarray(problem.reference_policy) > 0))
     if wrong.any():
         index = tuple(int(axis[0]) for axis in np.nonzero(wrong))
-        raise InvalidProblemError("reward", index, f"must be less than inf, got {table[index]}")
+        rule = "must be less than inf in the support of the reference policy"
+        raise InvalidProblemError("reward", index, f"{rule}, got {table[index]}")
     with jax.enable_x64(True):
         arguments = (normalize(problem), reward_class, policy, reward)
         arguments = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
@@ -333,7 +335,7 @@ def unbounded_residual(
     Args:
         problem: preference data, policies and weights.
         policy: any :math:`\pi(a|x)`.
-        reward: any reward, ``-inf`` where the infimum is not attained.
+        reward: any reward, infinite where the infimum is not attained.
 
     Returns:
         The larger of :math:`\|\nabla_r\phi\|_\infty` over the rewards that stay finite and
@@ -348,9 +350,10 @@ def reduced_residual(
     reward: Float[ArrayLike, "x a"],
 ) -> Float[Array, ""]:
     """Return :func:`unbounded_residual` of a problem that is already reduced."""
-    finite = jnp.where(reduced.kept, jnp.asarray(reward), 0.0)
+    is_finite = jnp.isfinite(jnp.asarray(reward))
+    finite = jnp.where(is_finite, jnp.asarray(reward), 0.0)
     gradient = reward_gradient(reduced.problem, policy, finite)
-    largest = jnp.abs(jnp.where(reduced.kept, gradient, 0.0)).max()
+    largest = jnp.abs(jnp.where(is_finite, gradient, 0.0)).max()
     return reduced.share * jnp.maximum(largest, policy_gap(reduced.problem, policy, finite))
 
 
@@ -394,8 +397,11 @@ def _certify(
         gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
     gap = jnp.where(jnp.isnan(gap), jnp.inf, gap)  # inf - inf, outside of the support
     residual = class_residual(reward_class, reward)
+    value = minimax_objective(problem, reward)
+    if isinstance(reward_class, Unbounded):
+        value = unbounded.limit_objective(problem, reward)
     return Certificate(
-        value=minimax_objective(problem, reward),
+        value=value,
         duality_gap=jnp.where(residual <= ROUNDING, gap, jnp.inf),
         kkt_residual=kkt_residual(problem, reward_class, policy, reward),
         class_residual=residual,

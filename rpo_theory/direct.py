@@ -182,16 +182,11 @@ def _solve_one(
 
 
 def _take_limit(problem: Problem, solution: Solution) -> Solution:
-    """Replace policy and reward by their limits where logits tend to minus infinity."""
-    _, _, kept, attained, bounded = unbounded.reduce(problem)
-    policy = jnp.where(kept, solution.policy, 0.0)
-    diverging = (solution.status == Status.SOLVED.value) & ~attained
-    status = jnp.where(diverging, Status.NOT_ATTAINED.value, solution.status)
-    return solution._replace(
-        policy=policy / policy.sum(axis=1, keepdims=True),
-        reward=jnp.where(kept, solution.reward, -jnp.inf),
-        status=jnp.where(bounded, status, Status.UNBOUNDED.value),
-    )
+    """Replace policy and reward by their limits where logits diverge."""
+    reduced = unbounded.reduce(problem)
+    reward = unbounded.normalized(reduced, jnp.asarray(solution.reward))
+    policy = policy_loss.policy(reduced.problem, jnp.where(reduced.kept, reward, 0.0))
+    return unbounded.take_limit(reduced, solution._replace(policy=policy, reward=reward))
 
 
 def _minimize_tables(

@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float
@@ -33,6 +34,7 @@ from .validation import solver_arguments
 
 TOLERANCE = 1e-12
 MAX_STEPS = 100
+ROUNDING = float(np.finfo(np.float64).eps)  # relative to one, of one number in a sum
 CHUNK = 16_384  # matrix entries that fit into the cache together
 GROUP = 8192  # matrix entries of one call, in which all problems of a chunk wait for the slowest
 
@@ -158,7 +160,8 @@ def _solve_group(
     solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, results)
     if reduced is None:
         return solutions
-    return jax.vmap(_take_limit)(reduced, solutions)
+    solutions = solutions._replace(objective=reduced.share * solutions.objective)
+    return jax.vmap(unbounded.take_limit)(reduced, solutions)
 
 
 def _map_by_chunks(
@@ -306,18 +309,12 @@ def _worst_value(
     unbounded_class = isinstance(reward_class, Unbounded)
     lowest = 0.0 * n_comparisons if unbounded_class else reward_class.linear_minimum(flow)
     entropy = jnp.sum(comparisons * entr(label_probs)) / n_comparisons
-    kl = weights @ kl_divergence(policy, problem.reference_policy)
+    reference = jnp.asarray(problem.reference_policy)
+    # A reference without the responses that lose their probability sums to less than one.
+    missing = 1.0 - reference.sum(axis=-1)
+    missing = jnp.where(missing > ROUNDING * reference.shape[-1], missing, 0.0)
+    kl = weights @ (kl_divergence(policy, reference) + missing)
     return entropy + lowest - problem.beta * kl
-
-
-def _take_limit(reduced: unbounded.ReducedProblem, solution: Solution) -> Solution:
-    """Return the solution over all rewards from that of the reduced problem."""
-    reward = jnp.where(reduced.kept, solution.reward, -jnp.inf)
-    diverging = (solution.status == Status.SOLVED) & ~reduced.attained
-    status = jnp.where(diverging, Status.NOT_ATTAINED.value, solution.status)
-    status = jnp.where(reduced.bounded, status, Status.UNBOUNDED.value)
-    objective = reduced.share * solution.objective
-    return solution._replace(reward=reward, objective=objective, status=status)
 
 
 def _or_one(values: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -23,7 +23,7 @@ from .certificate import GAP_TOLERANCE, all_finite, duality_gap_bound, is_proven
 from .numerics import ball_interior_point, box_slots
 from .numerics.box_slots import SlotsResult
 from .objectives import minimax_objective
-from .policies import gibbs_policy, log_partition
+from .policies import gibbs_policy
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
@@ -179,8 +179,6 @@ def _solve_finite(problem: Problem, reward_class: FiniteClass) -> Solution:
 def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Solution:
     """Solve in a box that is wide enough for its bounds to be inactive."""
     reduced = jax.vmap(unbounded.reduce)(problems)
-    finite = reduced.kept & (reduced.problem.reference_policy > 0)
-    finite = finite & reduced.attained[:, None, None]
 
     def newton(width: Float[Array, " p"]) -> SlotsResult:
         return box_slots.solve_in_slots(
@@ -188,8 +186,7 @@ def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Sol
         )
 
     def too_narrow(width: Float[Array, " p"], state: SlotsResult) -> Bool[Array, " p"]:
-        reach = jnp.where(finite, jnp.abs(state.reward), 0.0).max(axis=(1, 2))
-        return reach > 0.4 * width
+        return jnp.abs(state.reward).max(axis=(1, 2)) > 0.4 * width
 
     def widen(carry: tuple) -> tuple:
         width, state, tries = carry
@@ -206,26 +203,18 @@ def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Sol
 
 
 def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: SlotsResult) -> Solution:
-    problem, reward = reduced.problem, state.reward
-    adversarial = (problem.eta * jnp.asarray(problem.context_weights) > 0)[:, None]
-    reward = reward - jnp.where(
-        adversarial, 0.0, unbounded.component_means(reward, jnp.asarray(problem.wins))
-    )
-    policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    value = reduced.share * minimax_objective(problem, reward)
-    log_z = log_partition(reward, problem.reference_policy, problem.beta)
-    normalized = jnp.where(reduced.kept, reward - problem.beta * log_z[:, None], -jnp.inf)
-
-    residual = reduced_residual(reduced, policy, normalized)
+    problem, reward = reduced.problem, unbounded.normalized(reduced, state.reward)
+    finite_reward = jnp.where(reduced.kept, reward, 0.0)
+    policy = gibbs_policy(finite_reward, problem.reference_policy, problem.beta)
+    value = reduced.share * minimax_objective(problem, state.reward)
+    residual = reduced_residual(reduced, policy, reward)
     proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, reduced.share * problem.eta)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
-    solved = jnp.where(reduced.attained, Status.SOLVED.value, Status.NOT_ATTAINED.value)
-    status = jnp.where(proven, solved, Status.MAX_STEPS.value)
+    status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
     status = jnp.where(finite, status, Status.NOT_FINITE.value)
-    status = jnp.where(reduced.bounded, status, Status.UNBOUNDED.value)
     gap = jnp.full_like(value, jnp.inf)
     stats = {"duality_gap": gap, "residual": residual, "steps": state.steps}
-    return Solution(policy, normalized, value, status, stats)
+    return unbounded.take_limit(reduced, Solution(policy, reward, value, status, stats))
 
 
 def _policy_value_gap(

@@ -338,9 +338,9 @@ class Status(enum.IntEnum):
     SOLVED = 0, "Solved: the certificate proves the answer optimal to the tolerance."
     NOT_ATTAINED = (
         1,
-        "Solved in the limit: the infimum is not attained, because some responses never win "
-        "against any that the baseline policy reaches, so their rewards tend to minus infinity; "
-        "the policy is the limit and gives them probability zero.",
+        "Solved in the limit: the infimum is not attained, because the rewards of some responses "
+        "grow without bound relative to those of others; the policy is the limit, and responses "
+        "whose rewards tend to minus infinity have probability zero.",
     )
     MAX_STEPS = (
         2,
@@ -349,8 +349,9 @@ class Status(enum.IntEnum):
     )
     UNBOUNDED = (
         3,
-        "No solution: the objective is unbounded below, because the baseline policy picks a "
-        "response that the reference policy never gives.",
+        "No solution: the objective is unbounded below, because the baseline policy picks "
+        "responses that the reference policy never gives, and the data hold too few losses of "
+        "these responses.",
     )
     NOT_FINITE = 4, "Not solved: a number that is not finite appeared in the iteration."
 
