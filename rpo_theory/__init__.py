@@ -64,6 +64,7 @@ from .rewards import (
     RewardClass,
     TabularBox,
     Unbounded,
+    check_reward_class,
     log_covering_number,
 )
 from .types import Problem, Solution, Status
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "FiniteClass",
     "Unbounded",
     "rewards",
+    "check_reward_class",
     "log_covering_number",
     # solvers and certificates
     "minimax",

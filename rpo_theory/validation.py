@@ -28,6 +28,7 @@ from .array_checks import (
 )
 from .data_checks import validate_choices, validate_ties
 from .rewards import RewardClass
+from .rewards.check import check_reward_class, require_protocol
 from .types import Problem
 
 __all__ = [
@@ -196,38 +197,28 @@ def validate_reward_class(
         InvalidProblemError: if a bound is not greater than 0, or a shape is wrong.
     """
     require_protocol(reward_class)
-    method = getattr(reward_class, "validate", None)
+    method = getattr(reward_class, "check_fields", None)
     if method is not None:
         method(shape, lead, finite=finite)
+    if not type(reward_class).__module__.startswith("rpo_theory."):
+        _check_own_class(reward_class, shape, lead, finite=finite)
 
 
-def require_protocol(reward_class: Any) -> None:
-    """Raise unless an object is a reward class: a pytree with the two required methods.
-
-    Args:
-        reward_class: any object.
-
-    Raises:
-        InvalidProblemError: if a method is missing or JAX does not know the object as a pytree.
-
-    Examples:
-        >>> from rpo_theory.rewards import TabularBox
-        >>> require_protocol(TabularBox(2.0))
-    """
-    kind = reward_class.__name__ if isinstance(reward_class, type) else type(reward_class).__name__
-    if isinstance(reward_class, type):
-        rule = f"must be an instance, got the class {kind}: call it with its parameters"
-        raise InvalidProblemError("reward_class", (), rule)
-    for method in ("project", "linear_minimizer"):
-        if not callable(getattr(reward_class, method, None)):
-            rule = f"must have a method `{method}`, got {kind}"
-            raise InvalidProblemError("reward_class", (), rule)
-    if jax.tree_util.all_leaves([reward_class]):
-        rule = (
-            f"must be a JAX pytree, got {kind}: make it a NamedTuple, or a dataclass with "
-            "`jax.tree_util.register_dataclass`"
+def _check_own_class(
+    reward_class: RewardClass, shape: tuple[int, int], lead: tuple[int, ...], *, finite: bool
+) -> None:
+    """Check a user's class; of a batch the first and the last."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(reward_class)]
+    if not finite and not all(np.isfinite(leaf).all() for leaf in leaves):
+        return
+    for index in sorted({0, lead[0] - 1}) if lead else [()]:
+        check_reward_class(
+            jax.tree.map(
+                lambda leaf, index=index: np.asarray(leaf)[index] if np.ndim(leaf) else leaf,
+                reward_class,
+            ),
+            shape,
         )
-        raise InvalidProblemError("reward_class", (), rule)
 
 
 def _as_arrays(prefix: str, tree: Any) -> Any:
@@ -235,8 +226,9 @@ def _as_arrays(prefix: str, tree: Any) -> Any:
 
     def as_array(path: Any, leaf: Any) -> np.ndarray:
         field = jax.tree_util.keystr(path, simple=True, separator=".")
-        # A Python integer is a number, not an index.
-        return plain_array(prefix + field, float(leaf) if type(leaf) is int else leaf)
+        # A Python integer is a number, not an index; a huge one is refused with its field.
+        is_number = type(leaf) is int and leaf.bit_length() < 1024
+        return plain_array(prefix + field, float(leaf) if is_number else leaf)
 
     return jax.tree_util.tree_map_with_path(
         as_array, tree, is_leaf=lambda node: type(node) in (list, tuple)

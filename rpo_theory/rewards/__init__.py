@@ -20,6 +20,7 @@ Any other class works too if it is a JAX pytree with the two methods of
 
 from .ball import LinearBall
 from .box import TabularBox
+from .check import check_reward_class
 from .dtypes import to_float64
 from .finite import FiniteClass
 from .kernel import KernelBall
@@ -53,6 +54,7 @@ __all__ = [
     "RewardClass",
     "TabularBox",
     "Unbounded",
+    "check_reward_class",
     "class_residual",
     "contains",
     "gradient_move",

@@ -154,7 +154,7 @@ class LinearBall(NamedTuple):
         dimension = features.shape[-1] if n_parameters is None else n_parameters
         return dimension * float(np.log1p(2 * float(self.radius) * longest / epsilon))
 
-    def validate(
+    def check_fields(
         self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
     ) -> None:
         """Raise unless features and radius are valid; see :func:`validate_reward_class`."""

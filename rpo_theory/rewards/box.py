@@ -145,7 +145,7 @@ class TabularBox(NamedTuple):
         """
         return n_parameters * float(np.log(np.ceil(float(self.maximum) / (2 * epsilon))))
 
-    def validate(
+    def check_fields(
         self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
     ) -> None:
         """Raise unless the maximum is greater than 0; see :func:`validate_reward_class`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeVar
 
 import jax
@@ -31,7 +32,7 @@ def to_float64(reward_class: Class) -> Class:
     """
     annotations = {}
     for kind in reversed(type(reward_class).__mro__):
-        annotations.update(kind.__dict__.get("__annotations__", {}))
+        annotations.update(inspect.get_annotations(kind))
 
     def convert(path: tuple[Any, ...], leaf: Any) -> Any:
         array = leaf if isinstance(leaf, Tracer | jax.Array) else np.asarray(leaf)

@@ -86,7 +86,7 @@ class FiniteClass(NamedTuple):
         """Return the log of the number of members: they cover the class at every scale."""
         return float(np.log(np.shape(self.rewards)[0]))
 
-    def validate(
+    def check_fields(
         self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
     ) -> None:
         """Raise unless the members are tables; see :func:`validate_reward_class`."""

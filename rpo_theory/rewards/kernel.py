@@ -117,7 +117,7 @@ class KernelBall(NamedTuple):
         rank = int(np.linalg.matrix_rank(gram, hermitian=True))
         return rank * float(np.log1p(2 * float(self.radius) * longest / epsilon))
 
-    def validate(
+    def check_fields(
         self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
     ) -> None:
         """Raise unless the Gram matrix is that of a kernel; see :func:`validate_reward_class`."""

@@ -145,7 +145,7 @@ class Lipschitz(NamedTuple):
                 bounds.append(np.log(whole) + np.log(steps).sum())
         return float(min(bounds))
 
-    def validate(
+    def check_fields(
         self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
     ) -> None:
         """Raise unless the distances are valid; see :func:`validate_reward_class`."""

@@ -115,7 +115,7 @@ class Polytope(NamedTuple):
         _, n_contexts, n_actions = np.shape(self.matrix)
         return n_contexts * n_actions * float(np.log(np.ceil(float(self.maximum) / (2 * epsilon))))
 
-    def validate(
+    def check_fields(
         self, shape: tuple[int, int], lead: tuple[int, ...] = (), *, finite: bool = True
     ) -> None:
         """Raise unless the polytope has an interior; see :func:`validate_reward_class`."""
