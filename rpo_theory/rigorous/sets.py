@@ -27,9 +27,13 @@ def least(form: Inequalities | FeatureBall, direction: Balls) -> Ball:
         direction: :math:`v`, shape ``[x a]``.
     """
     match form:
-        case FeatureBall(features, radius):
+        case FeatureBall(features, radius, gram):
             image = (exact(features) * direction[:, :, None]).sum(axis=(0, 1))
-            return -exact_number(radius) * (image * image).sum().sqrt()
+            squared = (image * image).sum()
+            if gram is not None:
+                flat = direction.ravel()
+                squared = squared.max((flat * (exact(gram) * flat).sum(axis=1)).sum())
+            return -exact_number(radius) * squared.nonnegative_part().sqrt()
         case Inequalities():
             return _least_in_polyhedron(form, direction.ravel())
 
@@ -176,6 +180,6 @@ def _group_sums(form: Inequalities, direction: Balls) -> Balls:
 def _times(matrix: Any, point: Balls) -> Balls:
     """Multiply a sparse matrix by a vector of balls."""
     rows = matrix.tocsr()
-    terms = exact(rows.data) * point[rows.indices]
+    terms, zero = exact(rows.data) * point[rows.indices], exact_number(0.0)
     pairs = zip(rows.indptr[:-1], rows.indptr[1:], strict=True)
-    return np.array([sum(terms[i:j], exact_number(0.0)) for i, j in pairs], object)
+    return np.array([sum(terms[i:j], zero) for i, j in pairs], object)
