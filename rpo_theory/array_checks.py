@@ -198,6 +198,21 @@ def check_terms(
                 raise ValueError(f"`{name}` must be {rule}, got {got:.9g}")
 
 
+def as_float(count: Any) -> Any:
+    """Convert integers to floats, because counts from 2^31 are too large for integers of JAX.
+
+    Args:
+        count: a number, an array or a traced array; traced arrays and floats are returned as such.
+
+    Examples:
+        >>> as_float(2**40)
+        1099511627776.0
+    """
+    if is_traced(count) or not np.issubdtype(np.asarray(count).dtype, np.integer):
+        return count
+    return np.asarray(count, np.float64) if np.ndim(count) else float(count)
+
+
 def is_traced(*trees: Any) -> bool:
     """Return whether a value is traced by ``jit``, ``vmap`` or ``grad``, so that it is not known.
 

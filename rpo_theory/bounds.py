@@ -30,13 +30,13 @@ from typing import TypeAlias
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from .array_checks import as_float, check_terms, is_traced, validate_policy
 from .preference import curvature, hellinger_curvature
 from .types import ArrayLike
-from .validation import check_terms, is_traced, validate_policy
 
-Numbers: TypeAlias = Float[ArrayLike, "..."] | float | int
+Numbers: TypeAlias = Float[ArrayLike, "..."] | Int[ArrayLike, "..."] | np.number | float | int
 """Numbers or arrays; arguments broadcast against each other."""
 
 
@@ -58,7 +58,7 @@ def covering_scale(n_pairs: Numbers, reward_max: Numbers) -> Float[Array, "..."]
         120.0
     """
     check_terms(positive={"n_pairs": n_pairs}, non_negative={"reward_max": reward_max})
-    return 1.0 / (6.0 * (1.0 + jnp.exp(reward_max)) * n_pairs)
+    return 1.0 / (6.0 * (1.0 + jnp.exp(reward_max)) * as_float(n_pairs))
 
 
 def complexity(log_covering: Numbers, delta: float) -> Float[Array, "..."]:
@@ -134,8 +134,6 @@ def corrected_modulus(reward_max: Numbers) -> Float[Array, "..."]:
 def tight_modulus(reward_max: Numbers) -> Float[Array, "..."]:
     r"""Return the largest valid modulus, :math:`m = h = \sigma'(R_{max})/8`.
 
-    Compared with the printed modulus, :math:`\sqrt h` replaces :math:`\kappa`.
-
     Args:
         reward_max: range :math:`R_{max}` of the rewards.
 
@@ -167,7 +165,7 @@ def theorem_beta(n_pairs: Numbers) -> Float[Array, "..."]:
         0.125
     """
     check_terms(positive={"n_pairs": n_pairs})
-    return 1.0 / jnp.sqrt(n_pairs)
+    return 1.0 / jnp.sqrt(as_float(n_pairs))
 
 
 def tuned_eta(
@@ -199,7 +197,7 @@ def tuned_eta(
     """
     positive = {"modulus": modulus, "n_pairs": n_pairs, "coverage": coverage}
     check_terms(positive=positive, non_negative={"complexity": complexity})
-    return jnp.sqrt(24.0 * modulus / n_pairs) * complexity / coverage
+    return jnp.sqrt(24.0 * modulus / as_float(n_pairs)) * complexity / coverage
 
 
 def regularized_gap_bound(
@@ -228,7 +226,7 @@ def regularized_gap_bound(
     positive = {"modulus": modulus, "n_pairs": n_pairs, "eta": eta}
     check_terms(positive=positive, non_negative={"complexity": complexity, "coverage": coverage})
     bias = jnp.square(coverage) * eta / (8.0 * modulus)
-    return bias + 3.0 * jnp.square(complexity) / (eta * n_pairs)
+    return bias + 3.0 * jnp.square(complexity) / (eta * as_float(n_pairs))
 
 
 def suboptimality_bound(
@@ -298,9 +296,8 @@ def theorem_bound_printed(
         >>> round(float(theorem_bound_printed(**terms, complexity=2.0)), 4)
         4.0
     """
-    _check_theorem(n_pairs, reward_max, complexity, coverage, kl)
     statistical = (jnp.square(coverage) + 1.0) / curvature(reward_max)
-    return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+    return _theorem_bound(statistical, n_pairs, reward_max, complexity, coverage, kl)
 
 
 def theorem_bound_corrected(
@@ -329,9 +326,8 @@ def theorem_bound_corrected(
         >>> round(float(theorem_bound_corrected(**terms, complexity=2.0)), 4)
         6.0
     """
-    _check_theorem(n_pairs, reward_max, complexity, coverage, kl)
     statistical = (2.0 * jnp.square(coverage) + 1.0) / curvature(reward_max)
-    return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+    return _theorem_bound(statistical, n_pairs, reward_max, complexity, coverage, kl)
 
 
 def theorem_bound_tight(
@@ -358,16 +354,16 @@ def theorem_bound_tight(
         >>> round(float(theorem_bound_tight(**terms, complexity=1.0)), 4)
         4.0
     """
-    _check_theorem(n_pairs, reward_max, complexity, coverage, kl)
     statistical = (jnp.square(coverage) + 1.0) / jnp.sqrt(tight_modulus(reward_max))
-    return (math.sqrt(6.0) * statistical * complexity + 4.0 * kl) / (4.0 * jnp.sqrt(n_pairs))
+    return _theorem_bound(statistical, n_pairs, reward_max, complexity, coverage, kl)
 
 
-def _check_theorem(
-    n_pairs: Numbers, reward_max: Numbers, complexity: Numbers, coverage: Numbers, kl: Numbers
-) -> None:
-    terms = {"reward_max": reward_max, "complexity": complexity, "coverage": coverage, "kl": kl}
-    check_terms(positive={"n_pairs": n_pairs}, non_negative=terms)
+def _theorem_bound(statistical: Numbers, n_pairs: Numbers, *terms: Numbers) -> Float[Array, "..."]:
+    names = ("reward_max", "complexity", "coverage", "kl")
+    by_name = dict(zip(names, terms, strict=True))
+    check_terms(positive={"n_pairs": n_pairs}, non_negative=by_name)
+    numerator = math.sqrt(6.0) * statistical * by_name["complexity"] + 4.0 * by_name["kl"]
+    return numerator / (4.0 * jnp.sqrt(as_float(n_pairs)))
 
 
 def prompt_shift_factor(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -272,3 +274,24 @@ def test_property_arguments_broadcast_like_arrays() -> None:
     many = theorem_bound_printed(**terms, reward_max=1.0)
     one = [theorem_bound_printed(**(terms | {"n_pairs": m}), reward_max=1.0) for m in n.tolist()]
     np.testing.assert_allclose(many, one, rtol=ALGEBRA)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("n", [2**31, 2**40, np.int64(2**40), np.array([2**31, 2**40])])
+def test_extreme_integer_counts_do_not_overflow(n: Any, x64: bool) -> None:
+    as_floats = np.asarray(n, np.float64)
+    terms = {"complexity": 2.0, "coverage": 1.0, "eta": 0.5}
+    theorem = {"reward_max": 1.0, "complexity": 2.0, "coverage": 1.0, "kl": 0.5}
+    with jax.enable_x64(x64):
+        for bound in (
+            lambda n: covering_scale(n, 1.0),
+            theorem_beta,
+            lambda n: tuned_eta(0.1, n_pairs=n, complexity=2.0),
+            lambda n: regularized_gap_bound(0.1, n_pairs=n, **terms),
+            lambda n: suboptimality_bound(0.1, n_pairs=n, **terms, beta=0.1, kl=0.5),
+            lambda n: theorem_bound_printed(n_pairs=n, **theorem),
+            lambda n: theorem_bound_corrected(n_pairs=n, **theorem),
+            lambda n: theorem_bound_tight(n_pairs=n, **theorem),
+        ):
+            np.testing.assert_allclose(bound(n), bound(as_floats), rtol=1e-6)
+            assert np.all(np.asarray(bound(n)) > 0)
