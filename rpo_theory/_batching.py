@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from . import rewards
 from .problems import normalize
 from .rewards import RewardClass
 from .types import Problem, Solution, Status
@@ -55,8 +56,7 @@ def to_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, R
     """
     with np.errstate(invalid="ignore"):
         problems = normalize(problems)
-    reward_class = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), reward_class)
-    return _broadcast_scalars((problems, reward_class), len(problems.wins))
+    return _broadcast_scalars((problems, rewards.to_float64(reward_class)), len(problems.wins))
 
 
 def group_size(problems: Problem, entries: int) -> int:
@@ -118,7 +118,7 @@ def map_in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) ->
         >>> map_in_groups(lambda x: x**2, np.arange(5.0), size=2).tolist()
         [0.0, 1.0, 4.0, 9.0, 16.0]
     """
-    arguments = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
+    arguments = tuple(map(_as_float64, arguments))
     n_rows = next(len(leaf) for leaf in jax.tree.leaves(arguments) if leaf.ndim)
     arguments = _broadcast_scalars(arguments, n_rows)
     groups = []
@@ -128,6 +128,12 @@ def map_in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) ->
         with jax.enable_x64(True):
             groups.append(jax.device_get(function(*group)))
     return jax.tree.map(lambda *parts: _join(parts, size, n_rows), *groups)
+
+
+def _as_float64(argument: Tree) -> Tree:
+    if isinstance(argument, RewardClass):
+        return rewards.to_float64(argument)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), argument)
 
 
 def _broadcast_scalars(tree: Tree, n_rows: int) -> Tree:

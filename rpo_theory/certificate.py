@@ -15,7 +15,6 @@ point.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,23 +23,16 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from . import unbounded
+from . import rewards, routes, unbounded
 from ._batching import group_size, map_in_groups
-from .adversary import adversarial_reward
+from ._tracing import in_trace, traced_arguments
+from .adversary import worst_reward
 from .objectives import minimax_objective, saddle_objective
 from .observations import n_observations
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
 from .preference import evidence
 from .problems import normalize
-from .rewards import (
-    ROUNDING,
-    FiniteClass,
-    LinearBall,
-    RewardClass,
-    TabularBox,
-    Unbounded,
-    class_residual,
-)
+from .rewards import ROUNDING, FiniteClass, RewardClass, class_residual
 from .types import ArrayLike, Problem, Solution, Status
 from .validation import InvalidProblemError, numbers, validate, validate_policy
 
@@ -94,7 +86,7 @@ def certify(
             of the certificate.
 
     Returns:
-        The certificate as float64 NumPy numbers, under any JAX configuration.
+        The certificate as float64 NumPy numbers; inside a trace, as traced numbers.
 
     Raises:
         ValueError: if an argument is invalid, such as a policy that does not sum to one or a reward
@@ -109,19 +101,20 @@ def certify(
         >>> float(certify(problem, TabularBox(1.0), even, jnp.zeros((1, 2))).duality_gap)
         0.0
     """
+    if in_trace(problem, reward_class, policy, reward):
+        return _certify(*traced_arguments(problem, reward_class, policy, reward))
     validate(problem, reward_class)
     shape = np.shape(problem.reference_policy)
     validate_policy("policy", policy, shape)
-    table = numbers("reward", reward, shape, finite=not isinstance(reward_class, Unbounded))
+    table = numbers("reward", reward, shape, finite=rewards.is_compact(reward_class))
     wrong = np.isnan(table) | (np.isposinf(table) & (np.asarray(problem.reference_policy) > 0))
     if wrong.any():
         index = tuple(int(axis[0]) for axis in np.nonzero(wrong))
         rule = "must be less than inf in the support of the reference policy"
         raise InvalidProblemError("reward", index, f"{rule}, got {table[index]}")
     with jax.enable_x64(True):
-        arguments = (normalize(problem), reward_class, policy, reward)
-        arguments = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
-        certificate = _certify(*arguments)
+        tables = (jnp.asarray(table, jnp.float64) for table in (policy, reward))
+        certificate = _certify(normalize(problem), rewards.to_float64(reward_class), *tables)
     # A JAX array in float64 would warn at its first use if the caller has not enabled float64.
     return Certificate(*map(np.asarray, certificate))
 
@@ -162,7 +155,7 @@ def verify_status(problems: Problem, reward_class: RewardClass, solution: Soluti
     with np.errstate(invalid="ignore"):
         problems = normalize(problems)
     size = group_size(problems, GROUP)
-    proven, finite = map_in_groups(_all_proven, problems, reward_class, pairs, size=size)
+    proven, finite = map_in_groups(all_proven, problems, reward_class, pairs, size=size)
     status = np.asarray(solution.status)
     claimed = (status == Status.SOLVED.value) | (status == Status.NOT_ATTAINED.value)
     status = np.where(claimed & ~proven, Status.MAX_STEPS.value, status)
@@ -202,16 +195,14 @@ def duality_gap_bound(
         Nats, at least 0; infinite for the unbounded class.
     """
     reward = jnp.asarray(reward)
-    match reward_class:
-        case TabularBox() | LinearBall():
-            gradient = reward_gradient(problem, policy, reward)
-            reward_gap = jnp.maximum(reward_class.linear_gap(gradient, reward), 0.0)
-            return policy_gap(problem, policy, reward) + reward_gap
-        case FiniteClass():
-            worst = adversarial_reward(problem, reward_class, policy)
-            return minimax_objective(problem, reward) - saddle_objective(problem, policy, worst)
-        case Unbounded():
-            return jnp.full_like(reward[0, 0], jnp.inf)
+    if not rewards.is_compact(reward_class):
+        return jnp.full_like(reward[0, 0], jnp.inf)
+    if not rewards.is_convex(reward_class):
+        worst = worst_reward(problem, reward_class, policy)
+        return minimax_objective(problem, reward) - saddle_objective(problem, policy, worst)
+    gradient = reward_gradient(problem, policy, reward)
+    reward_gap = jnp.maximum(rewards.linear_gap(reward_class, gradient, reward), 0.0)
+    return policy_gap(problem, policy, reward) + reward_gap
 
 
 def policy_gap(
@@ -281,23 +272,17 @@ def kkt_residual(
 
     Returns:
         The larger of :math:`\|r - \mathrm{Proj}(r - \nabla_r\phi)\|_\infty` (for a ball, of its
-        parameters) and :math:`\max_x TV(\pi,\pi_r)` over the contexts with positive weight.
+        parameters) and :math:`\max_x TV(\pi,\pi_r)` over the contexts with positive weight. For a
+        class that is not convex, the duality gap.
     """
     weights, reward = jnp.asarray(problem.context_weights), jnp.asarray(reward)
     best = gibbs_policy(reward, problem.reference_policy, problem.beta)
     counts = (weights > 0) & (problem.eta > 0)
     distance = jnp.where(counts, total_variation(policy, best), 0.0).max()
     gradient = reward_gradient(problem, policy, reward)
-    match reward_class:
-        case TabularBox() | Unbounded():
-            move = reward - reward_class.project(reward - gradient)
-        case LinearBall(features, radius):
-            theta = reward_class.parameter(reward)
-            target = theta - jnp.einsum("xad,xa->d", jnp.asarray(features), gradient)
-            norm = jnp.linalg.norm(target)
-            move = theta - target * jnp.minimum(1.0, radius / jnp.where(norm > 0, norm, 1.0))
-        case FiniteClass():
-            return duality_gap_bound(problem, reward_class, policy, reward)
+    if not rewards.is_convex(reward_class):
+        return duality_gap_bound(problem, reward_class, policy, reward)
+    move = rewards.gradient_move(reward_class, reward, gradient)
     return jnp.maximum(distance, jnp.abs(move).max())
 
 
@@ -321,9 +306,8 @@ def mixture_gap(
     Returns:
         Nats, at least 0.
     """
-    rewards = jnp.asarray(reward_class.rewards)
-    payoffs = jax.vmap(lambda reward: saddle_objective(problem, policy, reward))(rewards)
-    mean = jnp.einsum("k,kxa->xa", jnp.asarray(mixture), rewards)
+    payoffs = reward_class.objectives(problem, policy)
+    mean = jnp.einsum("k,kxa->xa", jnp.asarray(mixture), jnp.asarray(reward_class.rewards))
     return policy_gap(problem, policy, mean) + jnp.asarray(mixture) @ (payoffs - payoffs.min())
 
 
@@ -358,26 +342,33 @@ def reduced_residual(
 
 
 @jax.jit
-def _all_proven(
+def all_proven(
     problems: Problem, reward_class: RewardClass, pairs: tuple
 ) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
     def is_one_proven(problem: Problem, reward_class: RewardClass, pair: tuple) -> Bool[Array, ""]:
         policy, reward, value, mixture = pair
-        match reward_class:
-            case FiniteClass(rewards) if mixture is None:
-                values = jax.vmap(partial(minimax_objective, problem))(jnp.asarray(rewards))
-                gap = jnp.maximum(value, minimax_objective(problem, reward)) - values.min()
-            case FiniteClass():
-                gap = mixture_gap(problem, reward_class, policy, mixture)
-            case Unbounded():
-                gap = unbounded_residual(problem, policy, reward)
-            case _:
-                error = jnp.abs(minimax_objective(problem, reward) - value)
-                gap = jnp.maximum(duality_gap_bound(problem, reward_class, policy, reward), error)
+        if not rewards.is_compact(reward_class):
+            gap = unbounded_residual(problem, policy, reward)
+        elif mixture is not None:
+            gap = mixture_gap(problem, reward_class, policy, mixture)
+        else:
+            gap = _value_gap(problem, reward_class, policy, reward, value)
         return is_proven(problem, gap, value)
 
     proven = jax.vmap(is_one_proven)(problems, reward_class, pairs)
     return proven, all_finite(problems, reward_class)
+
+
+def _value_gap(
+    problem: Problem, reward_class: RewardClass, policy: Array, reward: Array, value: Array
+) -> Float[Array, ""]:
+    """Return the duality gap of a pair, or the error of its value if that is larger."""
+    own = minimax_objective(problem, reward)
+    if rewards.is_convex(reward_class):
+        gap = duality_gap_bound(problem, reward_class, policy, reward)
+        return jnp.maximum(gap, jnp.abs(own - value))
+    best = routes.minimizer(problem, reward_class, tolerance=GAP_TOLERANCE, max_steps=1).reward
+    return jnp.maximum(value, own) - minimax_objective(problem, best)
 
 
 @jax.jit
@@ -388,17 +379,18 @@ def _certify(
     reward: Float[Array, "x a"],
 ) -> Certificate:
     gap = duality_gap_bound(problem, reward_class, policy, reward)
-    if isinstance(reward_class, TabularBox | LinearBall):
+    if rewards.is_compact(reward_class) and rewards.is_convex(reward_class):
         # Far from a saddle point the bound is loose: take it at the adversarial reward instead.
-        worst = adversarial_reward(problem, reward_class, policy)
+        worst = worst_reward(problem, reward_class, policy)
         drop = saddle_objective(problem, policy, reward) - saddle_objective(problem, policy, worst)
-        slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
+        gradient = reward_gradient(problem, policy, worst)
+        slack = rewards.linear_gap(reward_class, gradient, worst)
         exact = policy_gap(problem, policy, reward) + drop + jnp.maximum(slack, 0.0)
         gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
     gap = jnp.where(jnp.isnan(gap), jnp.inf, gap)  # inf - inf, outside of the support
     residual = class_residual(reward_class, reward)
     value = minimax_objective(problem, reward)
-    if isinstance(reward_class, Unbounded):
+    if not rewards.is_compact(reward_class):
         value = unbounded.limit_objective(problem, reward)
     return Certificate(
         value=value,

@@ -12,26 +12,22 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Bool, Float
 
-from . import unbounded
+from . import rewards, routes, sensitivity, unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
 from ._kernels import Kernel, check_kernel, solve_by_numba
-from .adversary import MAX_STEPS, TOLERANCE, unit_ball_reward
+from ._tracing import in_trace
+from .adversary import MAX_STEPS, TOLERANCE
 from .certificate import GAP_TOLERANCE, all_finite, duality_gap_bound, is_proven, reduced_residual
-from .numerics import ball_interior_point, box_slots
-from .numerics.box_slots import SlotsResult
+from .numerics import box_slots
 from .objectives import minimax_objective
 from .policies import gibbs_policy
-from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .rewards import Minimum, RewardClass
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
 
 GROUP = 32_768  # matrix entries of one call of the solver that refills its slots
 WAITING = 8192  # matrix entries of one call in which all problems wait for the slowest
-UNBOUNDED_WIDTH = 64.0  # nats; first width of the box that stands in for the unbounded class
-WIDENINGS = 5  # number of times that this box may be widened
 
 
 def solve(
@@ -72,6 +68,9 @@ def solve(
         >>> Status(int(solution.status)).name
         'SOLVED'
     """
+    if in_trace(problem, reward_class):
+        solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
+        return sensitivity.solution(solver, problem, reward_class)
     options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
     problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
     return solve_one(partial(solve_batch, **options), problem, reward_class)
@@ -111,11 +110,13 @@ def solve_batch(
     check_kernel(kernel)
     problems, reward_class = solver_arguments(problems, reward_class, **options, batch=True)
     solve_group = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
-    n_actions = problems.reference_policy.shape[-1]
-    small = isinstance(reward_class, TabularBox) and n_actions**2 <= box_slots.CHUNK
-    in_slots = isinstance(reward_class, TabularBox | Unbounded)
+    n_problems, _, n_actions = problems.reference_policy.shape
+    in_slots = routes.has_batch_solver(problems, reward_class)
     size = group_size(problems, GROUP if in_slots else WAITING)
-    solve = partial(solve_in_groups, solve_group, size=size, parallel=small)
+    if not in_slots and not routes.solves_itself(problems, reward_class):
+        size = min(size, n_problems)  # these are solved one after the other
+    parallel = in_slots and n_actions**2 <= box_slots.CHUNK
+    solve = partial(solve_in_groups, solve_group, size=size, parallel=parallel)
     if kernel == "numba":
         limits = {"tolerance": tolerance, "max_steps": max_steps}
         solution = solve_by_numba(problems, reward_class, solve, **limits)
@@ -128,116 +129,47 @@ def solve_batch(
 def _solve_group(
     problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
 ) -> Solution:
-    match reward_class:
-        case TabularBox():
-            solution = _solve_box(problems, reward_class, tolerance, max_steps)
-        case Unbounded():
-            solution = _solve_unbounded(problems, tolerance, max_steps)
-        case LinearBall():
-            solve_ball = partial(_solve_ball, tolerance=tolerance, max_steps=max_steps)
-            solution = jax.vmap(solve_ball)(problems, reward_class)
-        case FiniteClass():
-            solution = jax.vmap(_solve_finite)(problems, reward_class)
+    options = {"tolerance": tolerance, "max_steps": max_steps}
+    if rewards.is_compact(reward_class):
+        minima = routes.minimize_batch(problems, reward_class, **options)
+        conclude = routes.batched(_conclude, problems, reward_class)
+        solution = conclude(problems, reward_class, minima)
+    else:
+        reduced = jax.vmap(unbounded.reduce)(problems)
+        minima = routes.minimize_batch(reduced.problem, reward_class, **options)
+        conclude = routes.batched(_conclude_unbounded, problems, reward_class)
+        solution = conclude(reduced, minima)
     finite = all_finite(problems, reward_class)
     return solution._replace(status=jnp.where(finite, solution.status, Status.NOT_FINITE.value))
 
 
-def _solve_box(
-    problems: Problem, reward_class: TabularBox, tolerance: float, max_steps: int
-) -> Solution:
-    state = box_slots.solve_in_slots(
-        problems, jnp.asarray(reward_class.maximum), tolerance=tolerance, max_steps=max_steps
-    )
-    # A constant added to the rewards of a context changes nothing: center them in the box.
-    middle = 0.5 * (state.reward.max(axis=-1) + state.reward.min(axis=-1))
-    reward = jax.vmap(lambda box, centered: box.project(centered + 0.5 * box.maximum))(
-        reward_class, state.reward - middle[..., None]
-    )
-    return jax.vmap(_conclude)(problems, reward_class, reward, state.residual, state.steps)
+def _conclude(problem: Problem, reward_class: RewardClass, minimum: Minimum) -> Solution:
+    """Return the solution at a reward, with the status that its duality gap proves."""
+    reward = minimum.reward
+    policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
+    value = minimax_objective(problem, reward)
+    gap = duality_gap_bound(problem, reward_class, policy, reward)
+    proven = is_proven(problem, gap, value)
+    if not rewards.is_convex(reward_class):
+        # Its own solver is exact: a positive gap comes from the class, which is not convex.
+        proven = jnp.ones_like(proven)
+    finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
+    status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
+    status = jnp.where(finite, status, Status.NOT_FINITE.value)
+    stats = {"duality_gap": gap, "residual": minimum.residual, "steps": minimum.steps}
+    return Solution(policy, reward, value, status, stats)
 
 
-def _solve_ball(
-    problem: Problem, reward_class: LinearBall, tolerance: float, max_steps: int
-) -> Solution:
-    scaled = jnp.asarray(reward_class.features) * reward_class.radius
-    state = ball_interior_point.solve(problem, scaled, tolerance=tolerance, max_steps=max_steps)
-    reward = unit_ball_reward(scaled, state.parameter)
-    return _conclude(problem, reward_class, reward, state.residual, state.steps)
-
-
-def _solve_finite(problem: Problem, reward_class: FiniteClass) -> Solution:
-    rewards = jnp.asarray(reward_class.rewards)
-    values = jax.vmap(lambda reward: minimax_objective(problem, reward))(rewards)
-    best = rewards[jnp.argmin(values)]
-    policy, value, gap = _policy_value_gap(problem, reward_class, best)
-    # Enumeration is exact: a positive gap comes from the class, which is not convex.
-    status = jnp.where(jnp.isfinite(value), Status.SOLVED.value, Status.NOT_FINITE.value)
-    stats = {"duality_gap": gap, "residual": 0.0 * value, "steps": jnp.zeros_like(status)}
-    return Solution(policy, best, value, status, stats)
-
-
-def _solve_unbounded(problems: Problem, tolerance: float, max_steps: int) -> Solution:
-    """Solve in a box that is wide enough for its bounds to be inactive."""
-    reduced = jax.vmap(unbounded.reduce)(problems)
-
-    def newton(width: Float[Array, " p"]) -> SlotsResult:
-        return box_slots.solve_in_slots(
-            reduced.problem, width, tolerance=tolerance, max_steps=max_steps
-        )
-
-    def too_narrow(width: Float[Array, " p"], state: SlotsResult) -> Bool[Array, " p"]:
-        return jnp.abs(state.reward).max(axis=(1, 2)) > 0.4 * width
-
-    def widen(carry: tuple) -> tuple:
-        width, state, tries = carry
-        width = jnp.where(too_narrow(width, state), 8.0 * width, width)
-        return width, newton(width), tries + 1
-
-    width = UNBOUNDED_WIDTH * jnp.maximum(1.0, jnp.asarray(problems.beta))
-    _, state, _ = jax.lax.while_loop(
-        lambda carry: jnp.any(too_narrow(*carry[:2])) & (carry[2] < WIDENINGS),
-        widen,
-        (width, newton(width), 0),
-    )
-    return jax.vmap(_conclude_unbounded)(reduced, state)
-
-
-def _conclude_unbounded(reduced: unbounded.ReducedProblem, state: SlotsResult) -> Solution:
-    problem, reward = reduced.problem, unbounded.normalized(reduced, state.reward)
+def _conclude_unbounded(reduced: unbounded.ReducedProblem, minimum: Minimum) -> Solution:
+    problem, reward = reduced.problem, unbounded.normalized(reduced, minimum.reward)
     finite_reward = jnp.where(reduced.kept, reward, 0.0)
     policy = gibbs_policy(finite_reward, problem.reference_policy, problem.beta)
-    value = reduced.share * minimax_objective(problem, state.reward)
+    value = reduced.share * minimax_objective(problem, minimum.reward)
     residual = reduced_residual(reduced, policy, reward)
     proven = residual <= GAP_TOLERANCE * jnp.maximum(1.0, reduced.share * problem.eta)
     finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
     status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
     status = jnp.where(finite, status, Status.NOT_FINITE.value)
     gap = jnp.full_like(value, jnp.inf)
-    stats = {"duality_gap": gap, "residual": residual, "steps": state.steps}
+    stats = {"duality_gap": gap, "residual": residual, "steps": minimum.steps}
     return unbounded.take_limit(reduced, Solution(policy, reward, value, status, stats))
-
-
-def _policy_value_gap(
-    problem: Problem, reward_class: RewardClass, reward: Float[Array, "x a"]
-) -> tuple[Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
-    """Return the Gibbs policy of a reward, its objective, and a bound on the duality gap."""
-    policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    gap = duality_gap_bound(problem, reward_class, policy, reward)
-    return policy, minimax_objective(problem, reward), gap
-
-
-def _conclude(
-    problem: Problem,
-    reward_class: TabularBox | LinearBall,
-    reward: Float[Array, "x a"],
-    residual: Float[Array, ""],
-    steps: Array,
-) -> Solution:
-    """Return the solution at a reward, with the status that its duality gap proves."""
-    policy, value, gap = _policy_value_gap(problem, reward_class, reward)
-    proven = is_proven(problem, gap, value)
-    finite = jnp.isfinite(value) & jnp.isfinite(policy).all()
-    status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
-    status = jnp.where(finite, status, Status.NOT_FINITE.value)
-    stats = {"duality_gap": gap, "residual": residual, "steps": steps}
-    return Solution(policy, reward, value, status, stats)

@@ -22,12 +22,13 @@ from .array_checks import (
     is_traced,
     numbers,
     plain_array,
+    refuse_where,
     scalar_shape,
     validate_policy,
     validate_reward,
 )
 from .data_checks import validate_choices, validate_ties
-from .rewards import RewardClass
+from .rewards import RewardClass, is_compact
 from .rewards.check import check_reward_class, require_protocol
 from .types import Problem
 
@@ -46,6 +47,7 @@ __all__ = [
     "validate_policy",
     "validate_reward",
     "validate_reward_class",
+    "validate_support",
 ]
 
 
@@ -147,7 +149,29 @@ def solver_arguments(
         validate_batch(problem, reward_class, finite=throw)
     else:
         _validate(problem, reward_class, n_batch=None, finite=throw)
+    validate_support(problem, reward_class)
     return problem, reward_class
+
+
+def validate_support(problem: Problem, reward_class: RewardClass) -> None:
+    """Raise if the infimum over an unbounded class is not known for a problem.
+
+    With choices or ties, :mod:`rpo_theory.unbounded` decides whether the infimum is finite only if
+    the baseline policy stays within the support of the reference policy.
+
+    Args:
+        problem: one valid problem, or a batch.
+        reward_class: its reward class.
+
+    Raises:
+        InvalidProblemError: if the baseline policy leaves the support.
+    """
+    if is_compact(reward_class) or (problem.choices is None and problem.ties is None):
+        return
+    baseline = np.asarray(problem.baseline_policy)
+    outside = (baseline > 0) & (np.asarray(problem.reference_policy) == 0)
+    rule = "must be 0 where the reference policy is 0, for choices or ties over an unbounded class"
+    refuse_where("baseline_policy", baseline, outside, rule)
 
 
 def _validate(

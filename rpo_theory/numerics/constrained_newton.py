@@ -19,7 +19,7 @@ slacks by their initial values, so all residuals are in the unit of :math:`f`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,10 @@ POLISH_STEPS = 3  # Newton steps on the active constraints
 FLAT = 1e-11  # relative curvature below which rounding decides the Newton step of the polish
 
 
+Objective: TypeAlias = Callable[[Array, Array], Array]
+"""Smooth convex function of a point and a temperature."""
+
+
 class ConstrainedProblem(NamedTuple):
     r"""Smooth convex problem.
 
@@ -52,7 +56,7 @@ class ConstrainedProblem(NamedTuple):
         sharp: temperature at which the objective is the original one.
     """
 
-    objective: Callable[[Array, Array], Array]
+    objective: Objective
     slack: Callable[[Array], Array]
     distance: Callable[[Array, Array], Array]
     hottest: Float[Array, ""]
@@ -126,7 +130,7 @@ def solve(
         >>> solve(problem, jnp.zeros(1), tolerance=1e-6, max_steps=50).point.round(4).tolist()
         [-1.0]
     """
-    widths, depths = _units(problem, interior)
+    widths, depths = half_widths(problem.slack, interior), problem.slack(interior)
 
     def from_scaled(point: Float[Array, " m"]) -> Float[Array, " m"]:
         return interior + widths * point
@@ -151,17 +155,27 @@ def solve(
     return ConstrainedMinimum(from_scaled(point), dual / depths, residual / unit, last.steps)
 
 
-def _units(
-    problem: ConstrainedProblem, interior: Float[Array, " m"]
-) -> tuple[Float[Array, " m"], Float[Array, " c"]]:
-    """Return the half-widths of the set along the coordinates, and the slacks at the start."""
-    depths = problem.slack(interior)
-    slopes = jax.jacfwd(problem.slack)(interior) / depths[:, None]
-    bends = jnp.diagonal(
-        jax.hessian(lambda point: -(problem.slack(point) / depths).sum())(interior)
-    )
+def half_widths(
+    slack: Callable[[Array], Array], interior: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """Return how far a point may move along each coordinate before a constraint stops it.
+
+    Args:
+        slack: concave constraints.
+        interior: point at which they are greater than 0.
+
+    Returns:
+        Half-widths of the ellipsoid of the logarithmic barrier; 1 along free coordinates.
+
+    Examples:
+        >>> half_widths(lambda point: 2.0 - jnp.concatenate([point, -point]), jnp.zeros(1)).tolist()
+        [1.414213562373095]
+    """
+    depths = slack(interior)
+    slopes = jax.jacfwd(slack)(interior) / depths[:, None]
+    bends = jnp.diagonal(jax.hessian(lambda point: -(slack(point) / depths).sum())(interior))
     curvature = jnp.square(slopes).sum(axis=0) + jnp.maximum(bends, 0.0)
-    return jnp.where(curvature > 0, jax.lax.rsqrt(_or_one(curvature)), 1.0), depths
+    return jnp.where(curvature > 0, jax.lax.rsqrt(_or_one(curvature)), 1.0)
 
 
 def _init(problem: ConstrainedProblem, point: Float[Array, " m"]) -> _State:
@@ -281,7 +295,7 @@ def _polish(
         sizes, axes = jnp.linalg.eigh(slopes.T @ slopes)
         bound = sizes > FLAT * _or_one(sizes[-1])
         inverse = (axes * jnp.where(bound, 1.0 / _or_one(sizes), 0.0)) @ axes.T
-        free = (axes * ~bound) @ axes.T
+        free = jnp.where(bound, 0.0, axes) @ axes.T
         onto = -inverse @ (slopes.T @ jnp.where(active, local.slack, 0.0))
         force = free @ (local.gradient + local.curvature @ onto)
         move = onto - free @ _solve_stiff(free @ local.curvature @ free, force)

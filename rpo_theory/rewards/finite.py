@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,29 @@ class FiniteClass(NamedTuple):
     def linear_minimum(self, direction: Float[ArrayLike, "x a"]) -> Float[Array, ""]:
         r"""Return the minimum of :math:`\langle v, r_k\rangle` over the members."""
         return jnp.einsum("kxa,xa->k", jnp.asarray(self.rewards), jnp.asarray(direction)).min()
+
+    def level_minimizer(
+        self,
+        direction: Float[ArrayLike, "x a"],
+        function: Callable[[Array], Array],
+        level: Float[ArrayLike, ""],
+    ) -> Float[Array, "x a"]:
+        r"""Return the member with the smallest :math:`\langle v, r_k\rangle` within a level.
+
+        Args:
+            direction: :math:`v(x,a)`.
+            function: function of one reward.
+            level: largest value of the function at the member.
+
+        Returns:
+            The member; the one with the smallest value if all are above the level.
+        """
+        rewards = jnp.asarray(self.rewards)
+        values = jax.vmap(function)(rewards)
+        inside = values <= jnp.asarray(level)
+        objectives = jnp.einsum("kxa,xa->k", rewards, jnp.asarray(direction))
+        objectives = jnp.where(inside, objectives, jnp.inf)
+        return rewards[jnp.where(inside.any(), jnp.argmin(objectives), jnp.argmin(values))]
 
     def objectives(
         self, problem: Problem, policy: Float[ArrayLike, "x a"] | None = None

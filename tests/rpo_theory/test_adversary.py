@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpo_theory.adversary import adversarial_reward, unit_ball_reward
+from rpo_theory.adversary import adversarial_reward
 from rpo_theory.numerics.box_interior_point import prompt_blocks
 from rpo_theory.objectives import saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
@@ -74,15 +74,12 @@ def test_closed_form_blocks_hold_one_context_divided_by_its_weight() -> None:
     np.testing.assert_array_equal(blocks.width, [5.0, 5.0])
 
 
-def test_closed_form_a_parameter_outside_the_unit_ball_is_projected() -> None:
-    features = jnp.array([[[2.0, 0.0], [0.0, 1.0]]])
-    inside, outside = jnp.array([0.3, 0.4]), jnp.array([3.0, 4.0])
-    np.testing.assert_allclose(unit_ball_reward(features, inside), [[0.6, 0.4]])
-    np.testing.assert_allclose(unit_ball_reward(features, outside), [[1.2, 0.8]])
-
-
 def test_raises_for_a_class_without_a_minimum() -> None:
     one, policy = problem(np.zeros((2, 2))), np.full((1, 2), 0.5)
-    for reward_class in (None, Unbounded(), TabularBox):
-        with pytest.raises(ValueError, match="`reward_class` must be compact"):
+    for reward_class, rule in (
+        (None, "must have a method `project`"),
+        (Unbounded(), "must be compact"),
+        (TabularBox, "must be an instance"),
+    ):
+        with pytest.raises(ValueError, match=f"`reward_class` {rule}"):
             inspect.unwrap(adversarial_reward)(one, reward_class, policy)
