@@ -112,6 +112,35 @@ def compared_pairs(
     return _added_to_contexts(counts, choices, pairs)
 
 
+def preferred_counts(problem: Problem) -> Float[Array, "x a a"]:
+    r"""Return how often each action was preferred to each other one.
+
+    A choice prefers its action to every other one of the set. A tie counts both ways, with the
+    weight of its model: the rate at which its loss grows with the difference of the rewards.
+
+    Args:
+        problem: preference data, policies and weights.
+
+    Returns:
+        Counts, indexed by context, preferred and other action; the win counts without other data.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> preferred_counts(Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)).tolist()
+        [[[0.0, 3.0], [1.0, 0.0]]]
+    """
+    counts = jnp.asarray(problem.wins)
+    if problem.ties is not None:
+        ties = jnp.asarray(problem.ties.counts)
+        counts = counts + problem.ties.tie_weight * (ties + ties.mT)
+    if problem.choices is None:
+        return counts
+    wins = jnp.asarray(problem.choices.wins)
+    pairs = wins[:, :, None] * _members(problem.choices, wins)[:, None, :]
+    pairs = jnp.where(jnp.eye(counts.shape[-1], dtype=bool), 0.0, pairs)
+    return _added_to_contexts(counts, problem.choices, pairs)
+
+
 def outcome_counts(problem: Problem) -> OutcomeCounts:
     """Return the bounds on the evidence for and against each action that counts alone give.
 

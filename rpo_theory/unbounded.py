@@ -16,6 +16,10 @@ This is a minimum cut. By duality the adversary is bounded if and only if the ma
 can flow to the support of the reference along losses: a response passes mass on to those that beat
 it, at most :math:`W_{xwl}/N` for each.
 
+A choice from a set counts as a win against every other action of the set, and a tie as wins of both
+actions with the weight of its model. For choices this decides the directions of rate zero, not the
+rates, so the mass of the baseline must be on the support of the reference from the start.
+
 The directions of rate zero are those that do not decrease along an arc of the residual network of a
 maximum flow. If every such arc is part of a cycle, they are directions in which :math:`F` is
 constant, and the minimum is attained. Otherwise rewards of some responses grow without bound
@@ -34,7 +38,9 @@ from jaxtyping import Bool, Float, Int
 
 from .numerics import max_flow
 from .objectives import minimax_objective
+from .observations import n_observations, preferred_counts
 from .policies import log_partition
+from .preference_data import Choices
 from .types import ArrayLike, Problem, Solution, Status
 
 ROUNDING = 1e-12
@@ -98,19 +104,22 @@ def reduce(problem: Problem) -> ReducedProblem:
     wins, reference = jnp.asarray(problem.wins), jnp.asarray(problem.reference_policy)
     baseline = jnp.asarray(problem.baseline_policy)
     weights = jnp.asarray(problem.eta * jnp.asarray(problem.context_weights))
-    n_comparisons = _or_one(wins.sum())
+    n_data = _or_one(n_observations(problem))
     contexts = jax.vmap(_analyze)(
-        weights, reference > 0, weights[:, None] * baseline, wins / n_comparisons
+        weights, reference > 0, weights[:, None] * baseline, preferred_counts(problem) / n_data
     )
     bounded = contexts.bounded.all()
     remaining = jnp.where((contexts.above | contexts.above.mT) | ~bounded, 0.0, wins)
-    share = jnp.where(remaining.sum() > 0, remaining.sum() / n_comparisons, 1.0)
+    reduced = problem._replace(
+        wins=remaining, choices=_without_lower(problem.choices, contexts.above)
+    )
+    n_remaining = n_observations(reduced)
+    share = jnp.where(n_remaining > 0, n_remaining / n_data, 1.0)
     shifted = baseline + contexts.shift / _or_one(weights)[:, None]
     return ReducedProblem(
-        problem=problem._replace(
+        problem=reduced._replace(
             reference_policy=jnp.where((contexts.growth == 0) | ~bounded, reference, 0.0),
             baseline_policy=jnp.where(bounded, shifted, reference),
-            wins=remaining,
             eta=problem.eta / share,
         ),
         share=share,
@@ -134,7 +143,7 @@ def normalized(reduced: ReducedProblem, reward: Float[Array, "x a"]) -> Float[Ar
     problem = reduced.problem
     reference = jnp.asarray(problem.reference_policy)
     adversarial = (problem.eta * jnp.asarray(problem.context_weights) > 0)[:, None]
-    connected = _components(jnp.asarray(problem.wins))
+    connected = _components(preferred_counts(problem))
     determined = adversarial & jnp.any(connected & (reference > 0)[:, None, :], axis=2)
     reward = reward - jnp.where(determined, 0.0, _means(connected, reward))
     log_z = log_partition(jnp.where(reduced.kept, reward, 0.0), reference, problem.beta)
@@ -268,6 +277,19 @@ def _imbalance(
     shifted = mass + linear.sum(axis=0) - linear.sum(axis=1)
     excess = together[:, :-1] @ shifted - together[:, -1] * weight
     return jnp.where(linear.any(), excess / together[:, :-1].sum(axis=1), 0.0)
+
+
+def _without_lower(choices: Choices | None, above: Bool[Array, "x a a"]) -> Choices | None:
+    """Return choices without the actions whose reward falls relative to that of the winner.
+
+    A set may be left with its winner alone. The choice then has no loss, and still counts in N.
+    """
+    if choices is None:
+        return None
+    chosen = jnp.asarray(choices.wins) > 0
+    below = above[jnp.asarray(choices.contexts).astype(jnp.int32)]
+    lower = jnp.any(below & chosen[:, None, :], axis=2)
+    return choices._replace(subsets=jnp.asarray(choices.subsets).astype(bool) & ~lower)
 
 
 def _components(wins: Float[Array, "x a a"]) -> Bool[Array, "x a a"]:
