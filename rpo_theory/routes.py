@@ -8,8 +8,8 @@ what a class provides        method
 the two required methods     :mod:`rpo_theory.numerics.projected_minimization`
 ============================ =====================================================================
 
-The solvers of box and ball are specialized to win counts. With choices or ties in the data the
-smooth form of these classes is used instead.
+The solver of the ball is specialized to win counts. With choices or ties in the data its smooth
+form is used instead.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def solves_itself(problem: Problem, reward_class: RewardClass) -> bool:
         >>> solves_itself(problem, rewards.TabularBox(1.0))
         True
     """
-    has_solver = hasattr(reward_class, "minimize")
-    return has_solver and (uses_only_wins(problem) or not rewards.is_smooth(reward_class))
+    needs_only_wins = getattr(reward_class, "solves_only_wins", False)
+    return hasattr(reward_class, "minimize") and (uses_only_wins(problem) or not needs_only_wins)
 
 
 def minimizer(
@@ -286,7 +286,7 @@ def _minimize_in_wide_box(
 
     def solver(width: Float[Array, ""]) -> Minimum:
         box = reward_class.bounded(width)
-        minimum = _minimize_smooth(problem, box, None, tolerance=tolerance, max_steps=max_steps)
+        minimum = minimizer(problem, box, tolerance=tolerance, max_steps=max_steps)
         return minimum._replace(reward=minimum.reward - 0.5 * width)
 
     return in_wide_box(solver, jnp.asarray(problem.beta))

@@ -17,7 +17,8 @@ arrays, so that the arithmetic is vectorized over them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,12 @@ class Blocks(NamedTuple):
     data_weight: Float[Array, " b"]
     beta: Float[Array, " b"]
     width: Float[Array, " b"]
+
+
+BlockData: TypeAlias = Callable[
+    [Float[Array, "a b"], Float[Array, " b"]], tuple[Float[Array, "a b"], Float[Array, "a a b"]]
+]
+"""Derivatives of data beyond win counts at a reward and the unit that it is smoothed with."""
 
 
 class BoxState(NamedTuple):
@@ -128,6 +135,7 @@ def solve(
     *,
     tolerance: float,
     max_steps: int,
+    data: BlockData | None = None,
 ) -> BoxState:
     r"""Minimize over the reward, against a fixed policy or against the best response.
 
@@ -136,6 +144,7 @@ def solve(
         policy: fixed policy of :math:`\min_r \phi(\pi, r)`; if None, solve :math:`\min_r F(r)`.
         tolerance: KKT residual at which a block stops, in probabilities.
         max_steps: maximum number of Newton steps of a block.
+        data: gradient and edge weights of the data beyond ``blocks.wins``; None without such data.
 
     Returns:
         The last iterate.
@@ -145,15 +154,22 @@ def solve(
         return jnp.any(~state.done) & (jnp.max(state.steps) < max_steps)
 
     return jax.lax.while_loop(
-        running, lambda state: step(blocks, policy, state, tolerance), init(blocks)
+        running, lambda state: step(blocks, policy, state, tolerance, data), init(blocks)
     )
 
 
 def step(
-    blocks: Blocks, policy: Float[Array, "a b"] | None, state: BoxState, tolerance: float
+    blocks: Blocks,
+    policy: Float[Array, "a b"] | None,
+    state: BoxState,
+    tolerance: float,
+    data: BlockData | None = None,
 ) -> BoxState:
     """Take one safeguarded Newton step in every block that has not converged."""
     gradient, edge_weights, probability = _derivatives(blocks, policy, state)
+    if data is not None:
+        slope, curvature = data(state.reward, _scales(blocks, state)[1])
+        gradient, edge_weights = gradient + slope, edge_weights + curvature
     product_low = state.dual_low * state.slack_low
     product_high = state.dual_high * state.slack_high
     barrier = 0.5 * jnp.mean(product_low + product_high, axis=0)

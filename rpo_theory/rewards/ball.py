@@ -28,6 +28,7 @@ class LinearBall(NamedTuple):
 
     features: Float[ArrayLike, "x a d"]
     radius: Float[ArrayLike, ""] | float
+    solves_only_wins = True
 
     @property
     def reward_max(self) -> Float[Array, "*B"]:

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory.array_checks import greater_than_zero
+from rpo_theory.block_data import tabular_blocks
 from rpo_theory.numerics import box_interior_point, box_slots
 from rpo_theory.types import ArrayLike, Problem
 
@@ -116,9 +117,11 @@ class TabularBox(NamedTuple):
         max_steps: int,
     ) -> Minimum:
         """Minimize by a Newton method with one block per context; see :mod:`rpo_theory.routes`."""
-        blocks = box_interior_point.prompt_blocks(problem, jnp.asarray(self.maximum))
+        blocks, data = tabular_blocks(problem, jnp.asarray(self.maximum))
         fixed = None if policy is None else jnp.asarray(policy).T
-        state = box_interior_point.solve(blocks, fixed, tolerance=tolerance, max_steps=max_steps)
+        state = box_interior_point.solve(
+            blocks, fixed, tolerance=tolerance, max_steps=max_steps, data=data
+        )
         reward = self.project(state.reward.T + 0.5 * self.maximum)
         return Minimum(reward, state.residual.max(), state.steps.max())
 

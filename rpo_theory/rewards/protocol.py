@@ -19,6 +19,7 @@ optional attribute         meaning
 ``to_parameter(r)``        parameter of a table
 ``slack(u)``               concave functions of the parameter, at least 0 exactly on the class
 ``minimize(problem, ...)`` solver of one problem
+``solves_only_wins``       True if that solver takes no choices and ties
 ``level_minimizer(v, ...)`` member that minimizes :math:`\langle v,r\rangle` where a function is small
 ``exact_form(shape)``      exact set of members, for :mod:`rpo_theory.rigorous`
 ========================== ==================================================================
