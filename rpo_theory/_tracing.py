@@ -1,12 +1,13 @@
 """Entry of the solvers inside ``jit``, ``vmap`` and ``grad``, where values are not known.
 
-Outside tracing a solver validates its arguments and computes on the host in a scoped float64. Inside
-a trace it is a pure JAX function: it validates no value, and the caller must have enabled float64.
+Outside tracing a solver validates its arguments and computes on the host in a scoped float64.
+Inside a trace it is a pure JAX function: it validates no value, and the caller must have enabled float64.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
 
-from .types import Problem
+from .rewards import RewardClass, to_float64
+from .types import ArrayLike, Problem, Solution
 
-Tree = TypeVar("Tree")
+BatchSolver: TypeAlias = Callable[[Problem, RewardClass], Solution]
+"""Pure JAX solver of problems with a leading batch axis."""
 
 
 def in_trace(*trees: Any) -> bool:
@@ -46,13 +49,19 @@ def in_trace(*trees: Any) -> bool:
     return traced
 
 
-def to_float64(tree: Tree) -> Tree:
-    """Convert every number of a pytree to a JAX array in float64.
+def traced_arguments(problem: Problem, reward_class: Any, *tables: ArrayLike) -> tuple:
+    """Return the arguments of a pure JAX solver in float64, with normalized distributions.
 
     Args:
-        tree: pytree of numbers and arrays, traced or not.
+        problem: one problem, without a batch axis.
+        reward_class: its reward class.
+        tables: further arrays.
+
+    Returns:
+        The arguments, in the same order.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.float64), tree)
+    tables = tuple(jnp.asarray(table).astype(jnp.float64) for table in tables)
+    return normalized(problem), to_float64(reward_class), *tables
 
 
 def normalized(problem: Problem) -> Problem:
@@ -63,7 +72,7 @@ def normalized(problem: Problem) -> Problem:
     Args:
         problem: one problem, without a batch axis.
     """
-    problem = to_float64(problem)
+    problem = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.float64), problem)
     return problem._replace(
         context_weights=divided_by_sum(problem.context_weights),
         reference_policy=divided_by_sum(problem.reference_policy),
@@ -74,3 +83,30 @@ def normalized(problem: Problem) -> Problem:
 def divided_by_sum(distribution: Float[Array, "*s a"]) -> Float[Array, "*s a"]:
     """Divide frequencies by their sums over the last axis."""
     return distribution / distribution.sum(axis=-1, keepdims=True)
+
+
+def solver_of_one(solve_batch: BatchSolver) -> BatchSolver:
+    """Return a solver of one problem that ``vmap`` turns into one call for the whole batch.
+
+    Args:
+        solve_batch: solver of batches.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def solve_one(problem: Problem, reward_class: RewardClass) -> Solution:
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (problem, reward_class))
+        return jax.tree.map(lambda leaf: leaf[0], solve_batch(*batch))
+
+    @solve_one.def_vmap
+    def solve_all(
+        axis_size: int, in_batched: Any, problem: Problem, reward_class: RewardClass
+    ) -> tuple[Solution, Any]:
+        def with_batch_axis(leaf: Array, batched: bool) -> Array:
+            leaf = jnp.asarray(leaf)
+            return leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+
+        batch = jax.tree.map(with_batch_axis, (problem, reward_class), tuple(in_batched))
+        solutions = solve_batch(*batch)
+        return solutions, jax.tree.map(lambda _: True, solutions)
+
+    return solve_one

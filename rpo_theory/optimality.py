@@ -30,6 +30,8 @@ from .types import Problem, Solution, Status
 
 TOUCHING = 1e-10
 """Relative distance from a constraint within which it is touched, and counts as active."""
+RIDGE = 1e-14
+"""Penalty on multipliers in their estimate, for constraints in natural units."""
 
 
 def objective_gradient(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
@@ -196,10 +198,9 @@ class FaceConditions:
         slack = self.reward_class.slack(point) / depth
         slopes = jax.jacfwd(self.reward_class.slack)(point) / depth[:, None]
         gradient = self._gradient(point)
-        # Constraints with a large slack get a small multiplier.
-        rows = jnp.concatenate([slopes.T, jnp.diag(jnp.maximum(slack, 0.0))])
-        right = jnp.concatenate([gradient, jnp.zeros_like(slack)])
-        estimate = jnp.linalg.lstsq(rows, right)[0]
+        # Constraints with a large slack get a small multiplier; the ridge admits redundant ones.
+        penalty = jnp.square(jnp.maximum(slack, 0.0)) + RIDGE
+        estimate = jnp.linalg.solve(slopes @ slopes.T + jnp.diag(penalty), slopes @ gradient)
         pressure = estimate / self._unit(point)
         constraints = jax.lax.stop_gradient(slack <= jnp.maximum(TOUCHING, pressure))
         return ActiveFace(constraints, self._multipliers(point, constraints))
@@ -252,7 +253,7 @@ class FaceConditions:
 
 @dataclass(frozen=True)
 class ProjectionConditions:
-    """Conditions :math:`r=P(r-t\\nabla F)` for a class with a projection only."""
+    r"""Conditions :math:`r=P(r-t\nabla F)` for a class with a projection only."""
 
     problem: Problem
     reward_class: RewardClass

@@ -22,17 +22,17 @@ differentiable, so second derivatives exist wherever the active constraints do n
 only. A constraint that is touched counts as active: the derivative is that of the side on which it
 stays active.
 
-**Gauge.** :math:`F` ignores a constant added to the rewards of a context. Where no constraint decides
-the constant, the reward of a box is centered between its bounds, that of the unbounded class has
-:math:`Z_r=1`, and that of other classes moves by the shortest tangent. The reward also stays where
-neither data nor the adversarial term determine it. Policies and values do not depend on the gauge.
+**Gauge.** :math:`F` ignores a constant added to the rewards of a context. Where no constraint
+decides the constant, the reward of a box is centered between its bounds, that of the unbounded
+class has :math:`Z_r=1`, and that of other classes moves by the shortest tangent. The reward also
+stays where neither data nor the adversarial term determine it, as in a context of weight zero
+without data. Policies and values do not depend on the gauge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,13 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from . import optimality
-from ._tracing import normalized, to_float64
+from ._tracing import BatchSolver, solver_of_one, traced_arguments
+from .certificate import all_proven
 from .rewards import RewardClass
-from .types import Problem, Solution
+from .types import Problem, Solution, Status
 
 POLISH_STEPS = 3
 """Newton steps on the optimality conditions after the solver; two reach the last digit."""
-BatchSolver: TypeAlias = Callable[[Problem, RewardClass], Solution]
-"""Pure JAX solver of problems with a leading batch axis."""
 
 
 def solution(solve_batch: BatchSolver, problem: Problem, reward_class: RewardClass) -> Solution:
@@ -65,11 +64,52 @@ def solution(solve_batch: BatchSolver, problem: Problem, reward_class: RewardCla
     References:
         `liu:24`, eqs. 4.1 to 4.8.
     """
-    problem, reward_class = normalized(problem), to_float64(reward_class)
-    minimizer = _minimizer(_mappable(solve_batch), problem, reward_class)
+    problem, reward_class = traced_arguments(problem, reward_class)
+    minimizer = _minimizer(solver_of_one(solve_batch), problem, reward_class)
     conditions = optimality.conditions(problem, reward_class)
     policy, reward, value = conditions.solution(minimizer.point)
     return Solution(policy, reward, value, minimizer.status, minimizer.stats)
+
+
+def solution_without_derivative(
+    solve_batch: BatchSolver, problem: Problem, reward_class: RewardClass
+) -> Solution:
+    """Return the solution of another route, for use inside ``jit`` and ``vmap``.
+
+    Args:
+        solve_batch: solver of batches. A status that the certificate does not prove is replaced.
+        problem: one problem, without a batch axis. Its distributions are divided by their sums.
+        reward_class: its reward class.
+
+    Returns:
+        The solution. Its derivative is refused: for a convex class the minimax solution has the
+        same policy and value (Theorem 5.6), and an exact derivative.
+    """
+
+    def proven(problems: Problem, classes: RewardClass) -> Solution:
+        found = solve_batch(problems, classes)
+        pairs = (*found[:3], found.stats.get("mixture"))
+        holds, finite = all_proven(problems, classes, pairs)
+        claimed = (found.status == Status.SOLVED.value) | (
+            found.status == Status.NOT_ATTAINED.value
+        )
+        status = jnp.where(claimed & ~holds, Status.MAX_STEPS.value, found.status)
+        return found._replace(status=jnp.where(finite, status, Status.NOT_FINITE.value))
+
+    return _constant(solver_of_one(proven), *traced_arguments(problem, reward_class))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _constant(solve_one: BatchSolver, problem: Problem, reward_class: RewardClass) -> Solution:
+    return solve_one(problem, reward_class)
+
+
+@_constant.defjvp
+def _constant_jvp(solve_one: BatchSolver, primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "`maximin.solve` and `direct.solve` have no derivative: differentiate `minimax.solve`, "
+        "which has the same policy and value for a convex class (Theorem 5.6)"
+    )
 
 
 class _Minimizer(NamedTuple):
@@ -80,36 +120,17 @@ class _Minimizer(NamedTuple):
     stats: dict[str, Array]
 
 
-def _mappable(solve_batch: BatchSolver) -> BatchSolver:
-    """Return a solver of one problem that ``vmap`` turns into one call for the whole batch."""
-
-    @jax.custom_batching.custom_vmap
-    def solve_one(problem: Problem, reward_class: RewardClass) -> Solution:
-        batch = jax.tree.map(lambda leaf: leaf[None], (problem, reward_class))
-        return jax.tree.map(lambda leaf: leaf[0], solve_batch(*batch))
-
-    @solve_one.def_vmap
-    def solve_all(
-        axis_size: int, in_batched: Any, problem: Problem, reward_class: RewardClass
-    ) -> tuple[Solution, Any]:
-        def with_batch_axis(leaf: Array, batched: bool) -> Array:
-            return leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
-
-        batch = jax.tree.map(with_batch_axis, (problem, reward_class), tuple(in_batched))
-        solutions = solve_batch(*batch)
-        return solutions, jax.tree.map(lambda _: True, solutions)
-
-    return solve_one
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _minimizer(solve_one: BatchSolver, problem: Problem, reward_class: RewardClass) -> _Minimizer:
     found = solve_one(problem, reward_class)
     conditions = optimality.conditions(problem, reward_class)
-    point = start = conditions.point(found.reward)
-    for _ in range(POLISH_STEPS):
+
+    def polish(_: Any, point: Array) -> Array:
         active = conditions.active(point)
-        point = point + conditions.step(point, active, conditions.residual(point, active))
+        return point + conditions.step(point, active, conditions.residual(point, active))
+
+    start = conditions.point(found.reward)
+    point = jax.lax.fori_loop(0, POLISH_STEPS, polish, start)
     # A problem at the limit of float64 keeps the point of its solver.
     better = conditions.error(point) <= conditions.error(start)
     return _Minimizer(jnp.where(better, point, start), found.status, found.stats)
