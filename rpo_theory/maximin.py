@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from . import unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
+from ._tracing import in_trace
 from .certificate import verify_status
 from .numerics import saddle_interior_point
 from .numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex
@@ -29,6 +30,7 @@ from .objectives import saddle_objective
 from .policies import kl_divergence
 from .preference import negative_log_likelihood
 from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .sensitivity import solution_without_derivative
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
 
@@ -85,6 +87,9 @@ def solve(
         >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
+    if in_trace(problem, reward_class):
+        solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
+        return solution_without_derivative(solver, problem, reward_class)
     options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
     problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
     return solve_one(partial(solve_batch, **options), problem, reward_class)
