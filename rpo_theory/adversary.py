@@ -58,7 +58,7 @@ def adversarial_reward(
     validate(problem, reward_class)
     validate_policy("policy", policy, np.shape(problem.reference_policy))
     with jax.enable_x64(True):
-        return np.asarray(worst_reward(*traced_arguments(problem, reward_class, policy)))
+        return np.asarray(_worst_reward(*traced_arguments(problem, reward_class, policy)))
 
 
 def worst_reward(
@@ -67,3 +67,6 @@ def worst_reward(
     """Return :func:`adversarial_reward` of valid arguments, in pure JAX."""
     options = {"tolerance": TOLERANCE, "max_steps": MAX_STEPS}
     return routes.minimizer(problem, reward_class, policy, **options).reward
+
+
+_worst_reward = jax.jit(worst_reward)
