@@ -13,6 +13,7 @@ from rpo.results import Answer, Demonstration, Verification
 from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
 
 if TYPE_CHECKING:
+    from rpo_theory.rewards import RewardClass
     from rpo_theory.types import ArrayLike, Problem
 
 PathLike = str | os.PathLike[str]
@@ -127,6 +128,7 @@ def solve(
     beta: float | None = None,
     eta: float | None = None,
     reward_max: float | None = None,
+    reward_class: str | RewardClass | None = None,
     baseline: Literal["chosen", "reference"] | None = None,
     context_weights: Literal["votes", "uniform"] | None = None,
     tie_model: Literal["davidson", "rao_kupper"] | None = None,
@@ -150,6 +152,9 @@ def solve(
         eta: weight of the adversarial term, at least 0; by default likewise.
         reward_max: upper bound of the rewards of a tabular class, greater than 0; by default that
             of the problem file, and 4 for votes and arrays.
+        reward_class: a class of your own, ``"module:Class"``, whose parameters are the keys of
+            ``reward_class`` in the problem; or an instance of any class, for a problem without
+            ``reward_class``.
         baseline: baseline policy: ``"chosen"`` for the distribution of the winners in each
             context, or ``"reference"`` for the reference policy; by default that of the problem,
             and ``"chosen"`` for votes and win counts.
@@ -206,6 +211,7 @@ def solve(
         "eta": eta,
         "reward_max": reward_max,
         "baseline": baseline,
+        "reward_class": reward_class,
     }
     with user_input():
         if votes is not None:

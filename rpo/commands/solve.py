@@ -11,8 +11,12 @@ summary goes to stderr. A complete problem file:
 A comparison is [context, winner, loser, count], with indices from 0. Further data are "rankings"
 [context, [best, ..., worst], count], "choices" [context, [actions of the set], chosen, count] and
 "ties" [context, action, action, count], which need a "tie_model". The reward class may also be
-{"kind": "linear", "features": [x][a][d], "radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or
-{"kind": "unbounded"}; the axes are context x, action a, feature d and reward k. With "true_reward"
+{"kind": "linear", "features": [x][a][d], "radius": 1}, {"kind": "lipschitz", "constant": 1,
+"distance": [n][n], "max": 4} or "embedding": [x][a][k] instead of the distances, {"kind":
+"polytope", "matrix": [m][x][a], "limits": [m], "max": 4}, {"kind": "kernel", "gram": [n][n],
+"radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or {"kind": "unbounded"}; the axes are
+context x, action a, feature d, inequality m and reward k, and n is x times a. With --reward-class
+the keys of "reward_class" are the parameters of a class of your own. With "true_reward"
 [x][a] the answer also has the gap to the "comparator" [x][a], by default the best action of each
 context, and the coverage coefficient of the comparator.
 """
@@ -70,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of the problem file; for votes, 4)",
     )
     parser.add_argument(
+        "--reward-class",
+        metavar="MODULE:CLASS",
+        help="reward class of your own module, which may lie in the current folder; its parameters "
+        "are the keys of `reward_class` in the problem file",
+    )
+    parser.add_argument(
         "--baseline",
         choices=("chosen", "reference"),
         help="baseline policy: the distribution of the winners in each context, or the reference "
@@ -120,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         beta=args.beta,
         eta=args.eta,
         reward_max=args.reward_max,
+        reward_class=args.reward_class,
         baseline=args.baseline,
         context_weights=args.context_weights,
         tie_model=args.tie_model,

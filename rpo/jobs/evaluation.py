@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -37,6 +36,7 @@ from rpo.runtime.loading import (
     read_pairs,
 )
 from rpo.runtime.progress import track_progress
+from rpo.runtime.user_modules import import_user_module, printing_to_stderr
 
 if TYPE_CHECKING:
     from llm.evaluation.win_rates import RewardFunction
@@ -184,8 +184,8 @@ def load_reward(name: str) -> RewardFunction:
     if is_file and not Path(source).is_file():
         raise FileNotFoundError(2, "No such file or directory", source)
     try:
-        with _printing_to_stderr():
-            module = _load_file(Path(source)) if is_file else _import_module(source)
+        with printing_to_stderr():
+            module = _load_file(Path(source)) if is_file else import_user_module(source)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's file may raise anything, or exit
@@ -204,20 +204,6 @@ def _load_file(path: Path) -> Any:
     sys.modules[spec.name] = module  # data classes look their module up by name
     spec.loader.exec_module(module)
     return module
-
-
-def _import_module(name: str) -> Any:
-    # At the end, so that no file of the current folder takes the place of an installed module.
-    if "" not in sys.path:
-        sys.path.append("")
-    return importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _printing_to_stderr() -> Iterator[None]:
-    """Keep what the user's code prints out of the JSON on stdout."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _run_model(
@@ -279,6 +265,6 @@ def _reward_replies(
     prompts = [question.prompts[0] for question in questions]
     sources = [question.where for question in questions]
     texts = [answers[0].text for answers in replies]
-    with _printing_to_stderr():
+    with printing_to_stderr():
         rewards = score_replies(reward, prompts, texts, sources=sources)
     return rewards, settings.record(), (*settings.notes, *notes)

@@ -12,13 +12,14 @@ from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.objectives import gap
 from rpo_theory.observations import compared_pairs, n_observations
+from rpo_theory.policy_error import policy_error
 from rpo_theory.preference_data import TIE_MODELS
-from rpo_theory.rewards import FiniteClass, Unbounded
+from rpo_theory.rewards import is_compact, is_convex
 from rpo_theory.rigorous import duality_gap_bound, exact_form
 from rpo_theory.stationarity import s1_residual
 from rpo_theory.types import Problem, Status
 
-from .problem_files import class_document
+from .class_documents import class_document
 from .tasks import SolveTask
 
 SOLVERS = {"minimax": minimax.solve, "maximin": maximin.solve, "policy": direct.solve}
@@ -91,33 +92,36 @@ def _solve(
         proof = certify(problem, task.reward_class, policy, reward)
         value, kkt_residual = float(proof.value), float(proof.kkt_residual)
         duality_gap = float(proof.duality_gap)
-    if isinstance(task.reward_class, Unbounded):
+    if not is_compact(task.reward_class):
         value = float(solution.objective)
         residual = np.abs(s1_residual(problem, policy, reward)).max()
         stationarity_residual = float(residual)
         if not np.isfinite(kkt_residual):  # rewards of minus infinity leave only identity S1
             kkt_residual = stationarity_residual
     message = status.sentence
-    if isinstance(task.reward_class, FiniteClass) and status is Status.SOLVED:
+    if not is_convex(task.reward_class) and status is Status.SOLVED:
         message = (
-            "Solved. A finite class is not convex, so Theorem 5.6 does not apply, "
+            "Solved. The class is not convex, so Theorem 5.6 does not apply, "
             "and the duality gap need not be 0."
         )
-    if isinstance(task.reward_class, Unbounded) and status is Status.SOLVED:
+    if not is_compact(task.reward_class) and status is Status.SOLVED:
         message = (
             "Solved: the stationarity residual meets the tolerance. It stands in for the duality "
             "gap, for which the unbounded class has no bound."
         )
     notes = []
     if status is Status.NOT_ATTAINED:
-        notes.append("A reward that tends to minus infinity is null.")
+        notes.append("A reward that diverges is null.")
     policy = np.asarray(policy, np.float64)
+    distance = policy_error(problem, duality_gap if np.isfinite(duality_gap) else np.inf)
     certified = CertifiedSolution(
         policy=policy,
         reward=np.asarray(reward, np.float64),
         value=value,
         duality_gap=duality_gap if np.isfinite(duality_gap) else float("inf"),
         kkt_residual=kkt_residual,
+        policy_kl_bound=float(distance.kl),
+        policy_tv_bound=float(distance.total_variation),
         stationarity_residual=stationarity_residual,
         status=status.name.lower(),
         message=message,

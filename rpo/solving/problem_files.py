@@ -15,8 +15,7 @@ key                  value; letters of shapes as in ``rpo_theory.types``
                      context; the reference in a context without data), or ``"reference"``
 ``comparisons``, ... preference data, see :mod:`rpo.solving.data_documents`
 ``beta``, ``eta``    greater than 0; at least 0
-``reward_class``     ``{"kind": "tabular", "max"}``, ``{"kind": "linear", "features", "radius"}``,
-                     ``{"kind": "finite", "rewards"}`` or ``{"kind": "unbounded"}``
+``reward_class``     ``{"kind": ...}`` with further keys, see :mod:`rpo.solving.class_documents`
 ``true_reward``      optional, ``[x][a]``; need not lie in the class
 ``comparator``       optional, ``[x][a]``, rows of probabilities; needs ``true_reward``
 ==================== ==========================================================================
@@ -28,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -43,18 +42,12 @@ from rpo_theory.problems import (
     validate_policy,
     validate_reward,
 )
-from rpo_theory.rewards import (
-    FiniteClass,
-    LinearBall,
-    RewardClass,
-    TabularBox,
-    Unbounded,
-    is_compact,
-    is_convex,
-)
+from rpo_theory.rewards import RewardClass, TabularBox, is_compact, is_convex
 from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import Problem
+from rpo_theory.validation import validate_support
 
+from .class_documents import class_document, document_fields, own_class, read_class
 from .data_documents import DATA_KEYS, TIE_KEYS, read_observations
 
 _REQUIRED = (
@@ -66,12 +59,6 @@ _REQUIRED = (
     "reward_class",
 )
 _TABLES = ("true_reward", "comparator")
-_CLASS_KEYS = {
-    "tabular": ("max",),
-    "linear": ("features", "radius"),
-    "finite": ("rewards",),
-    "unbounded": (),
-}
 
 
 class Overrides(NamedTuple):
@@ -82,12 +69,15 @@ class Overrides(NamedTuple):
         eta: weight of the adversarial term.
         reward_max: upper bound of the rewards of a tabular class.
         baseline: baseline policy by name.
+        reward_class: class of the user's own, ``module:Class``, whose parameters the file has; or
+            an instance, for a file without a reward class.
     """
 
     beta: float | None = None
     eta: float | None = None
     reward_max: float | None = None
     baseline: Literal["chosen", "reference"] | None = None
+    reward_class: str | RewardClass | None = None
 
 
 class ProblemFile(NamedTuple):
@@ -151,7 +141,12 @@ def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFi
         DocumentError: if the document is invalid; the message names line and field.
         ValueError: if an override does not apply to the reward class.
     """
-    replaced = {"beta": overrides.beta, "eta": overrides.eta, "baseline_policy": overrides.baseline}
+    replaced = {
+        "beta": overrides.beta,
+        "eta": overrides.eta,
+        "baseline_policy": overrides.baseline,
+        "reward_class": overrides.reward_class,
+    }
     required = [key for key in _REQUIRED if replaced.get(key) is None]
     optional = [key for key in _REQUIRED if key not in required]
     keys = root.members(required, [*optional, *DATA_KEYS, *TIE_KEYS, *_TABLES])
@@ -171,18 +166,18 @@ def from_document(root: Node, overrides: Overrides = _NO_OVERRIDES) -> ProblemFi
         choices=data.choices,
         ties=data.ties,
     )
-    reward_class = _reward_class(keys["reward_class"])
+    reward_class = _reward_class(keys.get("reward_class"), overrides.reward_class)
     tables = {key: keys[key].numbers(2) for key in _TABLES if key in keys}
     if "comparator" in tables and "true_reward" not in tables:
         keys["comparator"].refuse("needs `true_reward`, under which the policies are compared")
     try:
         validate(problem, reward_class)
+        validate_support(problem, reward_class)
         for key, table in tables.items():
             check = validate_policy if key == "comparator" else validate_reward
             check(key, table, shape)
     except InvalidProblemError as error:
-        field = error.field.replace("reward_class.maximum", "reward_class.max")
-        root.refuse(error.rule, *field.split("."), *error.index)
+        root.refuse(error.rule, *document_fields(error.field), *error.index)
     name = overrides.baseline or (policy.value if policy else "")
     if not isinstance(name, str):
         name = "given"
@@ -220,39 +215,24 @@ def _with_fitted_ties(root: Node, problem: Problem, reward_class: RewardClass) -
         root.refuse(error.rule, "tie_parameter")
 
 
+def _reward_class(node: Node | None, named: str | RewardClass | None) -> RewardClass:
+    """Return the class of a file, or the user's own with the parameters of the file."""
+    if isinstance(named, str):
+        return own_class(named, node)
+    if named is not None and node is not None:
+        node.refuse("must be left out: `reward_class` is given in Python")
+    return named if named is not None else read_class(cast("Node", node))
+
+
 def _with_maximum(reward_class: RewardClass, maximum: float | None) -> RewardClass:
     """Return the class with another upper bound of the rewards."""
     if maximum is None:
         return reward_class
-    if isinstance(reward_class, TabularBox):
-        return TabularBox(np.asarray(maximum))
     kind = class_document(reward_class)["kind"]
+    if kind == "tabular":
+        return TabularBox(np.asarray(maximum))
     rule = f"applies to the reward class tabular, and that of the problem is {kind}"
     raise ValueError(f"argument --reward-max: {rule}: change the class in the problem")
-
-
-def class_document(reward_class: RewardClass) -> dict[str, Any]:
-    """Return kind and bound of a reward class, as in a problem file but without its tables.
-
-    Args:
-        reward_class: a reward class.
-
-    Returns:
-        Plain values.
-
-    Examples:
-        >>> class_document(TabularBox(2.0))
-        {'kind': 'tabular', 'max': 2.0}
-    """
-    match reward_class:
-        case TabularBox(maximum):
-            return {"kind": "tabular", "max": float(maximum)}
-        case LinearBall(_, radius):
-            return {"kind": "linear", "radius": float(radius)}
-        case FiniteClass():
-            return {"kind": "finite"}
-        case Unbounded():
-            return {"kind": "unbounded"}
 
 
 def _baseline(
@@ -261,19 +241,3 @@ def _baseline(
     if not isinstance(node.value, str):
         return node.numbers(2)
     return named_baseline(node.one_of(("chosen", "reference")), reference, data)
-
-
-def _reward_class(node: Node) -> RewardClass:
-    all_keys = {key for keys in _CLASS_KEYS.values() for key in keys}
-    kind = node.members(["kind"], sorted(all_keys))["kind"].one_of(tuple(_CLASS_KEYS))
-    keys = node.members(["kind", *_CLASS_KEYS[kind]])
-    match kind:
-        case "tabular":
-            return TabularBox(np.asarray(keys["max"].number()))
-        case "linear":
-            radius = np.asarray(keys["radius"].number())
-            return LinearBall(keys["features"].numbers(3), radius)
-        case "finite":
-            return FiniteClass(keys["rewards"].numbers(3))
-        case _:
-            return Unbounded()

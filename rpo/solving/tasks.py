@@ -18,11 +18,12 @@ from rpo_theory.problems import (
     normalize,
     validate,
 )
-from rpo_theory.rewards import RewardClass, TabularBox, Unbounded
+from rpo_theory.rewards import RewardClass, TabularBox, Unbounded, is_compact, is_convex
 from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import ArrayLike, Problem
 from rpo_theory.validation import plain_array
 
+from .class_documents import own_class
 from .problem_files import Overrides, ProblemFile, from_document, read_problem
 
 DEFAULT_REWARD_MAX = 4.0
@@ -69,6 +70,7 @@ def task_from_problem(
     eta: float | None = None,
     reward_max: float | None = None,
     baseline: Literal["chosen", "reference"] | None = None,
+    reward_class: str | RewardClass | None = None,
 ) -> SolveTask:
     r"""Read a task from a problem file, from its content as Python values, or from arrays.
 
@@ -86,6 +88,8 @@ def task_from_problem(
             4 by default for arrays.
         baseline: baseline policy by name, instead of that of the source; ``"chosen"`` by default
             for win counts.
+        reward_class: class of the user's own, ``module:Class``, whose parameters are the keys of
+            ``reward_class`` in a file; or an instance.
 
     Returns:
         The task.
@@ -94,7 +98,7 @@ def task_from_problem(
         ValueError: if the source is invalid, or an option does not apply to it.
         OSError: if the file cannot be read.
     """
-    overrides = Overrides(beta, eta, reward_max, baseline)
+    overrides = Overrides(beta, eta, reward_max, baseline, reward_class)
     if isinstance(source, str):
         return _task_of_file(read_problem(source, overrides))
     if isinstance(source, Mapping):
@@ -112,11 +116,19 @@ def task_from_problem(
         )
         validate(source, Unbounded())
         source = normalize(source)
-    reward_class = TabularBox(DEFAULT_REWARD_MAX if reward_max is None else reward_max)
-    validate(source, reward_class)
-    return SolveTask(
-        source, reward_class, baseline=baseline or "given", observations=_numbers(source)
-    )
+    adversary = _class_of_arrays(reward_class, reward_max)
+    validate(source, adversary)
+    return SolveTask(source, adversary, baseline=baseline or "given", observations=_numbers(source))
+
+
+def _class_of_arrays(named: str | RewardClass | None, reward_max: float | None) -> RewardClass:
+    """Return the class for arrays and votes: the user's own, or a box."""
+    if named is None:
+        return TabularBox(DEFAULT_REWARD_MAX if reward_max is None else reward_max)
+    if reward_max is not None:
+        rule = "applies to the tabular class, not to one of your own: give it a parameter"
+        raise ValueError(f"argument --reward-max: {rule}")
+    return own_class(named) if isinstance(named, str) else named
 
 
 def _numbers(problem: Problem) -> dict[str, float]:
@@ -178,13 +190,14 @@ def task_from_votes(
     *,
     beta: float | None = None,
     eta: float | None = None,
-    reward_max: float = DEFAULT_REWARD_MAX,
+    reward_max: float | None = None,
+    reward_class: str | RewardClass | None = None,
     baseline: Literal["chosen", "reference"] = "chosen",
     context_weights: Literal["votes", "uniform"] = "votes",
     tie_model: Literal["davidson", "rao_kupper"] | None = None,
     tie_parameter: float | None = None,
 ) -> SolveTask:
-    r"""Read a task from votes; the reward class is tabular.
+    r"""Read a task from votes; the reward class is tabular by default.
 
     An action belongs to the contexts in which it occurs: there the reference policy is uniform
     over them, and elsewhere the action has probability 0.
@@ -198,7 +211,9 @@ def task_from_votes(
         path: a file of votes, see :mod:`bandits.environments.votes`.
         beta: weight of the KL term, greater than 0; :math:`1/\sqrt N` if None.
         eta: weight of the adversarial term, at least 0; :math:`1/\sqrt N` if None.
-        reward_max: upper bound of the rewards, greater than 0; the lower bound is 0.
+        reward_max: upper bound of the rewards of the tabular class, greater than 0; 4 if None. The
+            lower bound is 0.
+        reward_class: class of the user's own, ``module:Class`` without parameters, or an instance.
         baseline: ``"chosen"`` for the distribution of the winners in each context, or
             ``"reference"`` for the uniform reference policy.
         context_weights: ``"votes"`` to weight a context by its share of the votes, or
@@ -234,12 +249,14 @@ def task_from_votes(
         tie_model=tie_model,
         tie_parameter=2.0 if fits else tie_parameter,
     )
+    adversary = _class_of_arrays(reward_class, reward_max)
+    validate(problem, adversary)
     if fits:
-        problem = _with_fitted_ties(path, problem, TabularBox(reward_max))
+        problem = _with_fitted_ties(path, problem, adversary)
     without_votes = np.flatnonzero(votes_in_context == 0) if baseline == "chosen" else []
     return SolveTask(
         problem,
-        TabularBox(reward_max),
+        adversary,
         contexts=votes.contexts,
         actions=votes.actions,
         occurs=votes.occurs,
@@ -255,9 +272,10 @@ def task_from_votes(
     )
 
 
-def _with_fitted_ties(path: str, problem: Problem, reward_class: TabularBox) -> Problem:
+def _with_fitted_ties(path: str, problem: Problem, reward_class: RewardClass) -> Problem:
+    bounded = is_convex(reward_class) and is_compact(reward_class)
     try:
-        return fit_tie_parameter(problem, reward_class)
+        return fit_tie_parameter(problem, reward_class if bounded else None)
     except InvalidProblemError as error:
         raise ValueError(f"{path}: `--tie-parameter` {error.rule}") from error
 

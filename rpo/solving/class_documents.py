@@ -1,0 +1,248 @@
+"""Reward classes in problem files and answers, and classes of the user's own modules.
+
+================ ===========================================================================
+``kind``         further keys; ``n`` is ``x`` times ``a``
+================ ===========================================================================
+``"tabular"``    ``max``
+``"linear"``     ``features`` ``[x][a][d]``, ``radius``
+``"lipschitz"``  ``constant``, ``max``, and ``distance`` ``[n][n]`` or ``embedding``
+                 ``[x][a][k]``, whose Euclidean distances are taken
+``"polytope"``   ``matrix`` ``[m][x][a]``, ``limits`` ``[m]``, ``max``
+``"kernel"``     ``gram`` ``[n][n]``, ``radius``
+``"finite"``     ``rewards`` ``[k][x][a]``
+``"unbounded"``  none
+================ ===========================================================================
+
+A class of the user's own is named on the command line or in Python, ``module:Class``, and never in
+a problem file, because data must not run code. The keys of ``reward_class`` are then its
+parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rpo.runtime.user_modules import import_user_module
+from rpo_io.json_document import Node
+from rpo_theory.rewards import (
+    FiniteClass,
+    KernelBall,
+    LinearBall,
+    Lipschitz,
+    Polytope,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+)
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class _Form(NamedTuple):
+    """JSON form of a built-in class.
+
+    Attributes:
+        type: the class.
+        required: keys that a document must have.
+        optional: keys that it may have.
+        read: returns the class from the values of the keys.
+        scalars: name of the attribute for each key that an answer repeats.
+    """
+
+    type: type
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[dict[str, Node]], RewardClass]
+    scalars: dict[str, str]
+
+
+def _number(keys: dict[str, Node], key: str) -> np.ndarray:
+    return np.asarray(keys[key].number())
+
+
+def _lipschitz(keys: dict[str, Node]) -> Lipschitz:
+    if ("distance" in keys) == ("embedding" in keys):
+        rule = "needs `distance` or `embedding`, one of the two"
+        node = next(iter(keys.values()))
+        node._replace(path=node.path[:-1]).refuse(rule)
+    if "distance" in keys:
+        distance = keys["distance"].numbers(2)
+    else:
+        embedding = keys["embedding"].numbers(3)
+        points = embedding.reshape(-1, embedding.shape[-1])
+        distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    return Lipschitz(_number(keys, "constant"), distance, _number(keys, "max"))
+
+
+_FORMS = {
+    "tabular": _Form(
+        TabularBox,
+        ("max",),
+        (),
+        lambda keys: TabularBox(_number(keys, "max")),
+        {"max": "maximum"},
+    ),
+    "linear": _Form(
+        LinearBall,
+        ("features", "radius"),
+        (),
+        lambda keys: LinearBall(keys["features"].numbers(3), _number(keys, "radius")),
+        {"radius": "radius"},
+    ),
+    "lipschitz": _Form(
+        Lipschitz,
+        ("constant", "max"),
+        ("distance", "embedding"),
+        _lipschitz,
+        {"constant": "constant", "max": "maximum"},
+    ),
+    "polytope": _Form(
+        Polytope,
+        ("matrix", "limits", "max"),
+        (),
+        lambda keys: Polytope(
+            keys["matrix"].numbers(3), keys["limits"].numbers(1), _number(keys, "max")
+        ),
+        {"max": "maximum"},
+    ),
+    "kernel": _Form(
+        KernelBall,
+        ("gram", "radius"),
+        (),
+        lambda keys: KernelBall(keys["gram"].numbers(2), _number(keys, "radius")),
+        {"radius": "radius"},
+    ),
+    "finite": _Form(
+        FiniteClass, ("rewards",), (), lambda keys: FiniteClass(keys["rewards"].numbers(3)), {}
+    ),
+    "unbounded": _Form(Unbounded, (), (), lambda keys: Unbounded(), {}),
+}
+
+
+def read_class(node: Node) -> RewardClass:
+    """Read a built-in reward class.
+
+    Args:
+        node: value of the key ``reward_class``.
+
+    Returns:
+        The class; its shapes and numbers are not yet checked against the problem.
+
+    Raises:
+        DocumentError: if a key is missing or unknown, or a value is of another kind.
+    """
+    all_keys = {key for form in _FORMS.values() for key in (*form.required, *form.optional)}
+    if isinstance(node.value, dict) and "kind" not in node.value:
+        for key in ("module", "class"):
+            if key in node.value:
+                _refuse_code(node.at(key))
+    kind = node.members(["kind"], sorted(all_keys))["kind"]
+    if isinstance(kind.value, str) and ":" in kind.value:
+        _refuse_code(kind)
+    form = _FORMS[kind.one_of(tuple(_FORMS))]
+    keys = node.members(["kind", *form.required], form.optional)
+    return form.read(keys)
+
+
+def _refuse_code(node: Node) -> None:
+    node.refuse("must not name a module, since data must not run code: use --reward-class")
+
+
+def own_class(name: str, node: Node | None = None) -> RewardClass:
+    """Return an instance of a class of the user's own module.
+
+    Args:
+        name: ``module:Class``; the module must be importable.
+        node: parameters of the class by name: numbers, or nested lists of numbers. None for a
+            class without parameters.
+
+    Returns:
+        The instance.
+
+    Raises:
+        ValueError: if the module or the class cannot be found or called, with the cause.
+        DocumentError: if a parameter is neither a number nor a list of numbers.
+
+    Examples:
+        >>> own_class("rpo_theory.rewards:Unbounded")
+        Unbounded()
+    """
+    option = "argument --reward-class"
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{option}: must be of the form module:Class, got {name!r}")
+    module_name, attribute = name.split(":")
+    try:
+        module = import_user_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module may raise anything, or exit
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{option}: cannot import {module_name}: {cause}") from error
+    kind = getattr(module, attribute, None)
+    if not callable(kind):
+        raise ValueError(f"{option}: the module {module_name} has no class {attribute}")
+    parameters = {} if node is None else _parameters(node)
+    try:
+        return kind(**parameters)
+    except TypeError as error:
+        rule = "give its parameters as the keys of `reward_class` in the problem file"
+        raise ValueError(f"{option}: {attribute} cannot be called: {error}: {rule}") from error
+
+
+def _parameters(node: Node) -> dict[str, Any]:
+    """Return the parameters of a class as arrays."""
+    if isinstance(node.value, dict) and "kind" in node.value:
+        node.refuse("must be left out with --reward-class, which names the class", "kind")
+    parameters = {}
+    for key, child in node.members(
+        list(node.value) if isinstance(node.value, dict) else []
+    ).items():
+        n_axes, inner = 0, child.value
+        while isinstance(inner, list) and inner:
+            n_axes, inner = n_axes + 1, inner[0]
+        parameters[key] = child.numbers(n_axes) if n_axes else np.asarray(child.number())
+    return parameters
+
+
+def class_document(reward_class: RewardClass) -> dict[str, Any]:
+    """Return kind and numbers of a reward class, as in a problem file but without its arrays.
+
+    Args:
+        reward_class: a reward class.
+
+    Returns:
+        Plain values; the kind of a user's class is ``module:Class``.
+
+    Examples:
+        >>> class_document(TabularBox(2.0))
+        {'kind': 'tabular', 'max': 2.0}
+    """
+    for name, form in _FORMS.items():
+        if type(reward_class) is form.type:
+            scalars = {key: getattr(reward_class, field) for key, field in form.scalars.items()}
+            return {"kind": name, **{key: float(value) for key, value in scalars.items()}}
+    kind = type(reward_class)
+    numbers = {
+        jax.tree_util.keystr(path, simple=True, separator="."): float(np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(reward_class)
+        if np.ndim(leaf) == 0
+    }
+    return {"kind": f"{kind.__module__}:{kind.__qualname__}", **numbers}
+
+
+def document_fields(field: str) -> tuple[str, ...]:
+    """Return the path in a problem file of a field of a reward class.
+
+    Args:
+        field: name of the field in a message, such as ``reward_class.maximum``.
+
+    Examples:
+        >>> document_fields("reward_class.maximum")
+        ('reward_class', 'max')
+    """
+    return tuple(field.replace("reward_class.maximum", "reward_class.max").split("."))
