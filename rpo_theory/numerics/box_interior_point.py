@@ -17,6 +17,7 @@ arrays, so that the arithmetic is vectorized over them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -28,6 +29,9 @@ from jaxtyping import Bool, Float, Int
 from ..types import Problem
 
 EPSILON = 2.0**-52
+EXPONENT = 512.0  # exp of this, and of half of it squared, is a normal number
+LIFT = 8.0 * EPSILON  # relative lift of the diagonal of the equations
+UNROLLED = 12  # largest number of actions whose equations are solved by unrolled elimination
 # Tuned on beta and eta from 1e-4 to 1e4; the number of steps is flat around these values.
 CENTERING = 0.01  # factor on the barrier parameter per step
 CENTERING_HOT = 0.1  # the same factor while the temperature is still falling
@@ -231,21 +235,40 @@ def _derivatives(
 ) -> tuple[Float[Array, "a b"], Float[Array, "a a b"], Float[Array, "a b"]]:
     """Return the gradient, the Hessian as edge weights of a Laplacian, and the policy."""
     beta, unit = _scales(blocks, state)
-    margin = (state.reward[:, None] - state.reward[None, :]) / unit
-    small = jnp.exp(-jnp.abs(margin))
-    larger = 1.0 / (1.0 + small)
-    surprise = jnp.where(margin >= 0, small, 1.0) * larger
-    flow = blocks.data_weight * blocks.wins * surprise
-    both_ways = blocks.wins + jnp.swapaxes(blocks.wins, 0, 1)
-    edge_weights = (blocks.data_weight / unit) * both_ways * (small * larger * larger)
+    n_actions, wins = len(state.reward), blocks.wins
+    # The barriers keep XLA from computing the same exponentials and quotients again for each use.
+    wins_over = jax.lax.optimization_barrier(_win_probabilities(state.reward / unit))
+    # Without a fused multiply-add the flows of a pair cancel exactly in the sum over its actions.
+    flow = jax.lax.optimization_barrier(wins * jnp.swapaxes(wins_over, 0, 1))
+    net_flow = sum(flow[i] for i in range(n_actions)) - sum(flow[:, i] for i in range(n_actions))
+    both_ways = wins + jnp.swapaxes(wins, 0, 1)
+    variance = wins_over * jnp.swapaxes(wins_over, 0, 1)
+    edge_weights = (blocks.data_weight / unit) * both_ways * variance
     if policy is None:
-        probability = _gibbs(blocks.reference, state.reward, beta)
+        probability = jax.lax.optimization_barrier(_gibbs(blocks.reference, state.reward, beta))
         sharpness = blocks.adversary_weight / beta
         edge_weights = edge_weights + sharpness * probability[:, None] * probability[None, :]
     else:
         probability = policy
     excess = blocks.adversary_weight * (probability - blocks.baseline)
-    return excess + flow.sum(axis=0) - flow.sum(axis=1), edge_weights, probability
+    gradient = jax.lax.optimization_barrier(excess + blocks.data_weight * net_flow)
+    return gradient, edge_weights, probability
+
+
+def _win_probabilities(scaled: Float[Array, "a b"]) -> Float[Array, "a a b"]:
+    r"""Return :math:`\sigma(r_i - r_j)` of all pairs from one exponential for each action.
+
+    The exponent is split into a multiple of 512 and a remainder that cannot overflow. Where the
+    multiples differ by two or more, the probability is below 1e-222 and counts as 0.
+    """
+    multiple = jnp.floor(scaled / EXPONENT + 0.5)
+    weight = jnp.exp(scaled - EXPONENT * multiple)
+    weight, inverse, multiple = jax.lax.optimization_barrier((weight, 1.0 / weight, multiple))
+    jump = multiple[None, :] - multiple[:, None]
+    far = jnp.where(jump > 0, jnp.inf, 0.0)
+    near = jnp.where(jump > 0, math.exp(EXPONENT), math.exp(-EXPONENT))
+    factor = jnp.where(jump == 0, 1.0, jnp.where(jnp.abs(jump) == 1, near, far))
+    return 1.0 / (1.0 + (weight[None, :] * inverse[:, None]) * factor)
 
 
 def _scales(blocks: Blocks, state: BoxState) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -266,14 +289,15 @@ def _grounded_laplacian_solve(
 ) -> Float[Array, "a b"]:
     """Solve (Laplacian + ground) v = right in every block.
 
-    The diagonal is a sum of row entries, never a difference. The matrix is scaled to a unit
-    diagonal and lifted by a few units in the last place, so the factorization cannot break down.
+    The diagonal is a sum of row entries, never a difference. It is lifted by a few units in the
+    last place, so the factorization cannot break down.
     """
-    n_actions = edge_weights.shape[0]
-    same = jnp.eye(n_actions, dtype=bool)[:, :, None]
+    if len(right) <= UNROLLED:
+        return _unrolled_laplacian_solve(edge_weights, ground, right)
+    same = jnp.eye(len(right), dtype=bool)[:, :, None]
     off_diagonal = jnp.where(same, 0.0, edge_weights)
     scale = jax.lax.rsqrt(off_diagonal.sum(axis=1) + ground)
-    scaled = jnp.where(same, 1.0 + 8.0 * EPSILON, -off_diagonal * scale[:, None] * scale[None, :])
+    scaled = jnp.where(same, 1.0 + LIFT, -off_diagonal * scale[:, None] * scale[None, :])
     factor = jnp.linalg.cholesky(jnp.moveaxis(scaled, -1, 0), symmetrize_input=False)
     rows = (scale * right).T[:, :, None]
     half = jax.lax.linalg.triangular_solve(factor, rows, left_side=True, lower=True)
@@ -281,6 +305,41 @@ def _grounded_laplacian_solve(
         factor, half, left_side=True, lower=True, transpose_a=True
     )
     return scale * solution[:, :, 0].T
+
+
+def _unrolled_laplacian_solve(
+    edge_weights: Float[Array, "a a b"], ground: Float[Array, "a b"], right: Float[Array, "a b"]
+) -> Float[Array, "a b"]:
+    """Eliminate one action after the other; the right-hand side is carried along.
+
+    The Schur complement of a grounded Laplacian is another one. Its pivots are sums of its edges
+    and its ground, so there is no subtraction.
+    """
+    n_actions = len(right)
+    actions = range(n_actions)
+    edge = {(i, j): edge_weights[i, j] for i in actions for j in range(i + 1, n_actions)}
+    degree = [sum(edge[min(i, j), max(i, j)] for j in actions if j != i) for i in actions]
+    earth = [ground[i] + LIFT * (degree[i] + ground[i]) for i in actions]
+    rest = [right[i] for i in actions]
+    edge, earth, rest = jax.lax.optimization_barrier((edge, earth, rest))
+    inverses = []
+    for k in actions:
+        later = range(k + 1, n_actions)
+        inverse = 1.0 / (sum(edge[k, i] for i in later) + earth[k])
+        factor = {i: edge[k, i] * inverse for i in later}
+        inverse, factor = jax.lax.optimization_barrier((inverse, factor))
+        inverses.append(inverse)
+        for i in later:
+            earth[i] = earth[i] + factor[i] * earth[k]
+            rest[i] = rest[i] + factor[i] * rest[k]
+            for j in range(i + 1, n_actions):
+                edge[i, j] = edge[i, j] + factor[i] * edge[k, j]
+        edge, earth, rest = jax.lax.optimization_barrier((edge, earth, rest))
+    solution = [right[0]] * n_actions
+    for k in reversed(actions):
+        known = sum(edge[k, i] * solution[i] for i in range(k + 1, n_actions))
+        solution[k] = jax.lax.optimization_barrier(inverses[k] * (rest[k] + known))
+    return jnp.stack(solution)
 
 
 def _longest_step(value: Float[Array, "a b"], change: Float[Array, "a b"]) -> Float[Array, " b"]:

@@ -17,6 +17,7 @@ from .box_interior_point import (
     COOLING,
     EPSILON,
     INITIAL_DUAL,
+    LIFT,
     SHARPER,
     TRUST,
 )
@@ -40,7 +41,8 @@ def kernel_source(n_actions: int) -> str:
     constants = {
         "N_ACTIONS": n_actions, "LANES": LANES, "STRIDE": STRIDE, "N_ROWS": len(rows.index),
         "EPSILON": EPSILON, "CENTERING": CENTERING, "CENTERING_HOT": CENTERING_HOT,
-        "COOLING": COOLING, "SHARPER": SHARPER, "TRUST": TRUST, "INITIAL_DUAL": INITIAL_DUAL,
+        "COOLING": COOLING, "LIFT": LIFT, "SHARPER": SHARPER, "TRUST": TRUST,
+        "INITIAL_DUAL": INITIAL_DUAL,
     }  # fmt: skip
     constants |= {f"ROW_{name.upper()}": row for name, row in rows.first.items()}
     # The functions are pasted: Numba does not notice if an imported function changes.
@@ -261,30 +263,33 @@ def _residual(rows: _Rows) -> list[str]:
 
 
 def _direction(rows: _Rows) -> list[str]:
-    """Return the code of the Newton direction, by LDL' factors of the grounded Laplacian."""
+    """Return the code of the Newton direction, eliminating one action after the other.
+
+    The Schur complement of a grounded Laplacian is another one. Its pivots are sums of its edges
+    and its ground, so there is no subtraction.
+    """
     actions = rows.actions
     lines = []
     for i in actions:
-        edges = [f"h{min(i, j)}_{max(i, j)}" for j in actions if j != i]
-        ground = f"(stiff_low{i} + stiff_high{i})"
-        # The lift by a few units in the last place keeps the last pivot positive.
+        degree = _sum(f"h{min(i, j)}_{max(i, j)}" for j in actions if j != i)
         lines += [
             f"per_low{i}, per_high{i} = 1.0 / low{i}, 1.0 / high{i}",
             f"stiff_low{i}, stiff_high{i} = dual_low{i} * per_low{i}, dual_high{i} * per_high{i}",
-            f"diagonal{i} = ({_sum([*edges, ground])}) * (1.0 + 8.0 * EPSILON)",
+            f"stiff{i} = stiff_low{i} + stiff_high{i}",
+            f"ground{i} = stiff{i} + LIFT * ({degree} + stiff{i})",
             f"right{i} = target * (per_low{i} - per_high{i}) - gradient{i}",
         ]
-    # The entries off the diagonal are -h before and -m after the elimination of earlier rows.
     for i in actions:
-        earlier = range(i)
-        factored = "".join(f" - f{k}_{i} * m{k}_{i}" for k in earlier)
-        lines += [
-            f"per_pivot{i} = 1.0 / (diagonal{i}{factored})",
-            f"y{i} = {_sum([f'right{i}', *(f'f{k}_{i} * y{k}' for k in earlier)])}",
-        ]
-        for j in actions[i + 1 :]:
+        earlier, later = range(i), actions[i + 1 :]
+        for j in later:
             terms = [f"h{i}_{j}", *(f"f{k}_{i} * m{k}_{j}" for k in earlier)]
-            lines += [f"m{i}_{j} = {_sum(terms)}", f"f{i}_{j} = m{i}_{j} * per_pivot{i}"]
+            lines += [f"m{i}_{j} = {_sum(terms)}"]
+        lines += [
+            f"earth{i} = {_sum([f'ground{i}', *(f'f{k}_{i} * earth{k}' for k in earlier)])}",
+            f"y{i} = {_sum([f'right{i}', *(f'f{k}_{i} * y{k}' for k in earlier)])}",
+            f"per_pivot{i} = 1.0 / ({_sum([*(f'm{i}_{j}' for j in later), f'earth{i}'])})",
+        ]
+        lines += [f"f{i}_{j} = m{i}_{j} * per_pivot{i}" for j in later]
     for i in reversed(actions):
         terms = [f"y{i} * per_pivot{i}", *(f"f{i}_{j} * x{j}" for j in actions[i + 1 :])]
         lines += [f"x{i} = {_sum(terms)}"]

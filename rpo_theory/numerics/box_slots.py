@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from ..types import Problem
 from . import box_interior_point
 
-CHUNK = 4096  # matrix entries that fit into the cache together
+CHUNK = 16_384  # matrix entries that fit into the cache together
 STRIDE = 2  # Newton steps between two refills of the slots
 VECTOR = 8  # float64 values in the widest vector registers of CPUs
 
