@@ -46,6 +46,7 @@ from .policies import (
     log_partition,
     total_variation,
 )
+from .policy_error import PolicyError, policy_error
 from .preference import (
     expected_wins,
     negative_log_likelihood,
@@ -95,6 +96,8 @@ __all__ = [  # noqa: RUF022  # in groups
     "direct",
     "Certificate",
     "certify",
+    "PolicyError",
+    "policy_error",
     "rigorous",
     "adversarial_reward",
     # guarantees

@@ -33,7 +33,8 @@ INTRODUCTION = (
     "An imperfect reward model sends a language model to responses that only look good. RPO lets "
     "an adversary pick the reward: the policy must do well against every reward that explains the "
     "preferences. Under a convexity condition this max-min problem has the same solution as a "
-    "simple loss, DPO plus a little SFT. This page checks the theorem on random bandits, solved "
+    "simple loss, DPO plus a little SFT, over the policies of these rewards. This page checks the "
+    "theorem on random bandits, solved "
     "three ways; shows where it fails because the condition fails; and shows what RPO cures."
 )
 
@@ -153,7 +154,7 @@ def report_sections(images: Mapping[str, bytes], summary: Mapping[str, Any]) -> 
             "them is missing, the max-min and the min-max differ by a gap that is known in "
             "advance.",
             image=images["controls.png"],
-            alt="Gap between the two formulations on six negative controls, as expected.",
+            alt="Gap between the two formulations on seven controls, as expected.",
             command="rpo verify",
         ),
         Section(

@@ -120,11 +120,14 @@ class CertifiedSolution(Result):
 
     Attributes:
         policy: probability of every action in every context.
-        reward: the adversary's reward; minus infinity where it diverges.
+        reward: the adversary's reward; infinite where it diverges.
         value: F at the reward (eq. 4.4), in nats; NaN if it is undefined.
         duality_gap: bound on the distance of the value from the optimum, in nats; infinite if
             nothing is proven, as for the unbounded class.
         kkt_residual: largest violation of the optimality conditions.
+        policy_kl_bound: bound on the mean KL divergence from the exact policy that the duality gap
+            proves, nats.
+        policy_tv_bound: the same for the mean total variation distance.
         stationarity_residual: largest violation of identity S1; None unless the class is unbounded.
         status: ``"solved"``, ``"not_attained"`` or the reason why there is no solution.
         message: the status as a sentence.
@@ -137,6 +140,8 @@ class CertifiedSolution(Result):
     value: float
     duality_gap: float
     kkt_residual: float
+    policy_kl_bound: float
+    policy_tv_bound: float
     stationarity_residual: float | None
     status: str
     message: str
@@ -158,6 +163,8 @@ class CertifiedSolution(Result):
             name: null_non_finite(getattr(self, name))
             for name in ("policy", "reward", "value", "duality_gap", "kkt_residual")
         }
+        for name in ("policy_kl_bound", "policy_tv_bound"):
+            document[name] = null_non_finite(getattr(self, name))
         if self.stationarity_residual is not None:
             document["stationarity_residual"] = null_non_finite(self.stationarity_residual)
         document |= {"status": self.status, "message": self.message}

@@ -92,6 +92,8 @@ def _numbers(answer: Answer) -> list[tuple[str, str]]:
     if answer.proven_duality_gap is not None:
         rows.append(("duality gap, proven at most", _rounded_up(answer.proven_duality_gap)))
     rows.append(("KKT residual", _format(answer.kkt_residual, "{:.1e}")))
+    if math.isfinite(answer.duality_gap):
+        rows.append(("TV to the exact policy", f"at most {answer.policy_tv_bound:.1e}"))
     if answer.gap is not None:
         rows.append(("gap to the comparator", _format(answer.gap, "{:.6g}")))
         rows.append(("coverage of the comparator", _format(answer.coverage, "{:.6g}")))

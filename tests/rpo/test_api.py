@@ -410,6 +410,8 @@ def test_closed_form_numbers_that_are_not_finite_are_null_in_the_document() -> N
         value=math.nan,
         duality_gap=math.inf,
         kkt_residual=0.0,
+        policy_kl_bound=math.inf,
+        policy_tv_bound=1.0,
         stationarity_residual=0.0,
         status="not_attained",
         message="",

@@ -101,6 +101,8 @@ def proof(problem: rt.Problem, box: rt.TabularBox, solution: rt.Solution) -> tup
     saddle = float(rt.saddle_objective(problem, solution.policy, worst))
     assert saddle <= float(rt.minimax_objective(problem, solution.reward))
     assert float(certificate.kkt_residual) < 1e-6
+    error: rt.PolicyError = rt.policy_error(problem, certificate.duality_gap)
+    assert float(error.kl) < 1e-3 > float(error.total_variation) ** 2
     return float(certificate.value), float(certificate.duality_gap)
 
 
