@@ -1,9 +1,10 @@
 r"""Negative controls: problems that break an assumption of the theorem, with their exact gaps.
 
-Theorem 5.6 of `liu:24` needs a convex reward class (A 5.5) and a policy class that holds the Gibbs
-policies. Each control breaks one of these assumptions. Its gap ``min max - max min``, as the
-solvers compute it, is compared with a number known in advance. The controls show that the check of
-the theorem is able to fail.
+Theorem 5.6 of `liu:24` needs a compact and convex-like reward class (A 5.5) and a policy class that
+holds the Gibbs policies. Each control breaks one of these assumptions. Its gap
+``min max - max min``, as the solvers compute it, is compared with a number known in advance. The
+controls show that the check of the theorem is able to fail. One positive control shows that
+convexity is more than the theorem needs.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class NegativeControl(NamedTuple):
     r"""Problem on which the two formulations differ.
 
     Attributes:
-        name: name of the class that breaks an assumption.
+        name: name of the class that breaks an assumption; of the positive control, of its class.
         duality_gap: :math:`\min_r\max_\pi\phi - \max_\pi\min_r\phi` as computed, divided by
             :math:`\eta`.
-        expected: the same gap, known in advance.
+        expected: the same gap, known in advance; 0 for the positive control.
     """
 
     name: str
@@ -45,10 +46,10 @@ def solve_negative_controls() -> list[NegativeControl]:
     """Solve all negative controls.
 
     Returns:
-        The two-reward class at four values of beta, a neural reward class, and a policy class that
-        lacks the Gibbs policies.
+        The two-reward class at four values of beta, a neural reward class, a policy class that
+        lacks the Gibbs policies, and the positive control.
     """
-    return [*two_rewards(), one_neuron(), two_policies()]
+    return [*two_rewards(), one_neuron(), two_policies(), convex_like()]
 
 
 def two_rewards() -> list[NegativeControl]:
@@ -68,6 +69,27 @@ def two_rewards() -> list[NegativeControl]:
         NegativeControl(f"two rewards, beta {beta}", gap, expected)
         for (beta, expected), gap in zip(EXPECTED_GAPS.items(), gaps, strict=True)
     ]
+
+
+def convex_like(beta: float = 0.1) -> NegativeControl:
+    r"""Solve the convex-like class :math:`\{(1,0,.6), (0,1,.6), (0,0,.6)\}`, which is not convex.
+
+    The third reward is at most every mixture of the members, and equal at the response of the
+    baseline. Its objective is therefore at most that of every mixture, whatever the policy is: the
+    class is convex-like (Fan), and the two formulations agree.
+
+    Args:
+        beta: weight :math:`\beta` of the KL term.
+
+    Returns:
+        The positive control, with gap 0.
+    """
+    problem, reward_class = non_convex_class(beta)[:2]
+    lowest = np.array([[[0.0, 0.0, 0.6]]])
+    rewards = np.concatenate([np.asarray(reward_class.rewards), lowest])
+    repeated = FiniteClass(rewards[np.resize(np.arange(3), N_REWARDS)])
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (problem, repeated))
+    return NegativeControl("convex-like finite class", _gaps(*batch)[0], 0.0)
 
 
 def one_neuron(

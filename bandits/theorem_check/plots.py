@@ -76,7 +76,7 @@ def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axe
     expected = [control.expected for control in controls]
     ax.plot(expected, heights, "|", ms=16, mew=2.5, color=PALETTE["orange"], label="expected")
     for height, gap in zip(heights, gaps, strict=True):
-        ax.text(gap + 0.012, height, f"{gap:.3f}", va="center", size=TEXT_SIZE)
+        ax.text(gap + 0.012, height, f"{max(gap, 0.0):.3f}", va="center", size=TEXT_SIZE)
     ax.set_yticks(heights, [control.name for control in controls])
     ax.set_xlim(0, 1.2 * max(*gaps, *expected))
     ax.set_xlabel(r"$\min_r\max_\pi\phi-\max_\pi\min_r\phi$, per unit $\eta$")

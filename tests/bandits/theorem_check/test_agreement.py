@@ -37,7 +37,11 @@ def test_golden_negative_controls_have_the_gap_known_in_advance(
     assert [control.expected for control in controls] == pytest.approx(known, abs=1e-12)
     for name, made in (("two_rewards", two), ("one_neuron", neuron), ("two_policies", policies)):
         monkeypatch.setattr(negative_controls, name, lambda made=made: made)
-    assert negative_controls.solve_negative_controls() == controls
+    positive = negative_controls.convex_like()
+    monkeypatch.setattr(negative_controls, "convex_like", lambda: positive)
+    assert abs(positive.duality_gap) <= 1e-12
+    assert positive.expected == 0.0
+    assert negative_controls.solve_negative_controls() == [*controls, positive]
 
 
 def test_property_the_instances_of_both_families_are_measured_in_processes(

@@ -45,6 +45,17 @@ def test_closed_form_the_file_holds_the_measurements(
     assert capsys.readouterr().out.count("holds:") == 4
 
 
+def test_property_the_positive_control_is_a_claim_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for gap, holds in ((1e-16, True), (-1e-9, False)):
+        positive = NegativeControl("convex-like finite class", gap, 0.0)
+        code, written = verify(monkeypatch, tmp_path / str(gap), [GOOD], [CONTROL, positive])
+        assert (code == 0) is holds
+        assert "convex-like but not convex" in written["claims"][4]["name"]
+        assert written["claims"][4]["measured"] == abs(gap)
+
+
 @pytest.mark.parametrize(
     ("claim", "records", "controls"),
     [
