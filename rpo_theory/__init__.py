@@ -33,7 +33,10 @@ from . import (
 from .adversary import adversarial_reward
 from .certificate import Certificate, certify
 from .coverage import coverage_coefficient, coverage_coefficient_batch
+from .data_splits import DataSplits, split_data
 from .density_ratio import density_ratio_bound
+from .intervals import EndProof, Interval, confidence_interval
+from .influence import Influence, influence
 from .losses import PairLogProbs
 from .objectives import minimax_objective, saddle_objective
 from .policies import (
@@ -68,6 +71,7 @@ from .rewards import (
     check_reward_class,
     log_covering_number,
 )
+from .tuning import EtaPath, TunedEta, eta_path, tune_eta
 from .types import Problem, Solution, Status
 
 __all__ = [  # noqa: RUF022  # in groups
@@ -104,12 +108,24 @@ __all__ = [  # noqa: RUF022  # in groups
     "coverage_coefficient",
     "coverage_coefficient_batch",
     "density_ratio_bound",
+    "confidence_interval",
+    "Interval",
+    "EndProof",
+    "split_data",
+    "DataSplits",
     "bounds",
     "stationarity",
     # classes that are not convex
     "double_oracle",
     "network_rewards",
     "convex_likeness",
+    # derivatives
+    "Influence",
+    "influence",
+    "EtaPath",
+    "eta_path",
+    "TunedEta",
+    "tune_eta",
     # objectives
     "objectives",
     "minimax_objective",

@@ -34,6 +34,11 @@ class FiniteClass(NamedTuple):
         return False
 
     @property
+    def members(self) -> Float[ArrayLike, "k x a"]:
+        """All members."""
+        return self.rewards
+
+    @property
     def reward_max(self) -> Float[Array, "*B"]:
         """Largest difference between two rewards of one context of one member."""
         rewards = jnp.asarray(self.rewards)
@@ -76,6 +81,10 @@ class FiniteClass(NamedTuple):
         objectives = jnp.einsum("kxa,xa->k", rewards, jnp.asarray(direction))
         objectives = jnp.where(inside, objectives, jnp.inf)
         return rewards[jnp.where(inside.any(), jnp.argmin(objectives), jnp.argmin(values))]
+
+    def padded(self, contexts: int, actions: int, round_up: Callable[[int], int]) -> FiniteClass:
+        """Return the class with more contexts and actions, whose rewards are zeros."""
+        return FiniteClass(np.pad(self.rewards, ((0, 0), (0, contexts), (0, actions))))
 
     def objectives(
         self, problem: Problem, policy: Float[ArrayLike, "x a"] | None = None

@@ -20,7 +20,7 @@ optional attribute         meaning
 ``slack(u)``               concave functions of the parameter, at least 0 exactly on the class
 ``minimize(problem, ...)`` solver of one problem
 ``solves_only_wins``       True if that solver takes no choices and ties
-``level_minimizer(v, ...)`` member that minimizes :math:`\langle v,r\rangle` where a function is small
+``level_minimizer``        best member for a linear function within a level of another function
 ``exact_form(shape)``      exact set of members, for :mod:`rpo_theory.rigorous`
 ========================== ==================================================================
 

@@ -103,7 +103,49 @@ def proof(problem: rt.Problem, box: rt.TabularBox, solution: rt.Solution) -> tup
     assert float(certificate.kkt_residual) < 1e-6
     error: rt.PolicyError = rt.policy_error(problem, certificate.duality_gap)
     assert float(error.kl) < 1e-3 > float(error.total_variation) ** 2
+    rt.rigorous.check_installed()
+    form = rt.rigorous.exact_form(box, np.shape(solution.policy))
+    proven: float = rt.rigorous.duality_gap_bound(
+        problem, box, solution.policy, solution.reward, precision=64
+    )
+    assert proven < 1e-9, form
     return float(certificate.value), float(certificate.duality_gap)
+
+
+def interval(problem: rt.Problem, box: rt.TabularBox, solution: rt.Solution) -> bool:
+    splits: rt.DataSplits = rt.split_data(problem, 4, seed=1)
+    best: rt.Interval = rt.confidence_interval(problem, box, solution.policy, splits=splits)
+    proof: rt.EndProof = best.lower_proof
+    assert float(proof.gap) < 1e-6 < float(proof.multiplier)
+    other = rt.confidence_interval(problem, box, solution.policy, confidence=0.9, seed=2)
+    return float(best.lower) > 0.0 or float(other.upper) < 0.0
+
+
+def derivatives(problem: rt.Problem, box: rt.TabularBox, truth: Floats, held: Floats) -> Floats:
+    found: rt.Influence = rt.influence(problem, box, truth, baseline="chosen")
+    assert found.value is not None
+    path: rt.EtaPath = rt.eta_path(problem, box, np.array([0.1, 1.0]), held_out_wins=held)
+    tuned: rt.TunedEta = rt.tune_eta(problem, box, held_out_wins=held, bounds=(0.01, 10.0))
+    assert tuned.loss <= float(tuned.path.data_loss.max()) + 1.0
+    return np.append(found.value, path.penalty * tuned.eta)
+
+
+def classes_that_are_not_convex(problem: rt.Problem, features: Floats, rewards: Floats) -> float:
+    network = rt.network_rewards.NetworkClass(features, 1, "tanh", radius=2.0)
+    key = jax.random.key(0)
+
+    def adversary(policy: Floats) -> Floats:
+        found = rt.network_rewards.best_response(network, problem, policy, key, restarts=2, steps=3)
+        return np.asarray(rt.network_rewards.network_reward(network, found.parameters))
+
+    solution = rt.double_oracle.solve(problem, adversary, start=rewards[0], max_rounds=2)
+    highest = rt.network_rewards.minimax_network(network, problem, key, restarts=2, steps=3)
+    members = rt.FiniteClass(solution.members)
+    distance: rt.convex_likeness.ConvexLikeness = rt.convex_likeness.meter(problem, members)
+    excess = rt.convex_likeness.excess_over_mixture(problem, members, solution.mixture)
+    witness: rt.convex_likeness.Witness | None = rt.convex_likeness.witness(problem, members)
+    assert witness is None or 0.0 < witness.share < 1.0
+    return float(highest.objective) - solution.objective + float(distance.delta) + float(excess[0])
 
 
 def objective_values(problem: rt.Problem, solution: rt.Solution, truth: Floats) -> list[float]:
