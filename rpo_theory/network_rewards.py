@@ -63,8 +63,8 @@ class Parameters(NamedTuple):
         outputs: :math:`w_h`, shape ``[h]``.
     """
 
-    inputs: Float[Array, "h d"]
-    outputs: Float[Array, " h"]
+    inputs: Float[ArrayLike, "h d"]
+    outputs: Float[ArrayLike, " h"]
 
 
 class Fit(NamedTuple):
@@ -243,5 +243,5 @@ def _descend(
 def _reward(
     features: Float[Array, "x a d"], parameters: Parameters, *, activation: str
 ) -> Float[Array, "x a"]:
-    scores = jnp.einsum("xad,hd->xah", features, parameters.inputs)
-    return ACTIVATIONS[activation](scores) @ parameters.outputs
+    inputs, outputs = map(jnp.asarray, parameters)
+    return ACTIVATIONS[activation](jnp.einsum("xad,hd->xah", features, inputs)) @ outputs

@@ -31,6 +31,12 @@ def working_precision(bits: int) -> Iterator[None]:
 
     Raises:
         ImportError: see :func:`check_installed`.
+
+    Examples:
+        >>> with working_precision(64):
+        ...     third = exact_number(1.0) / 3
+        >>> bool(1e-21 < float(third.rad()) < 1e-19)
+        True
     """
     check_installed()
     from flint import ctx
@@ -60,6 +66,10 @@ def exact(values: ArrayLike | float) -> Balls:
 
     Args:
         values: finite numbers, of any shape.
+
+    Examples:
+        >>> float(exact(np.array([0.5, 1.0])).sum())
+        1.5
     """
     from flint import arb
 
@@ -68,12 +78,28 @@ def exact(values: ArrayLike | float) -> Balls:
 
 
 def exact_number(value: ArrayLike | float) -> Ball:
-    """Return one float64 number as a ball of radius zero."""
+    """Return one float64 number as a ball of radius zero.
+
+    Args:
+        value: a finite number.
+
+    Examples:
+        >>> exact_number(0.1) == 0.1
+        True
+    """
     return exact(value).item()
 
 
 def normalized(distribution: ArrayLike) -> Balls:
-    """Return probabilities divided by their exact sums along the last axis."""
+    """Return probabilities divided by their exact sums along the last axis.
+
+    Args:
+        distribution: float64 numbers of which at least one is positive.
+
+    Examples:
+        >>> [float(share) for share in normalized(np.array([1.0, 3.0]))]
+        [0.25, 0.75]
+    """
     balls = exact(distribution)
     return balls / balls.sum(axis=-1, keepdims=True)
 
@@ -83,6 +109,10 @@ def upper(ball: Ball) -> float:
 
     Args:
         ball: any ball; infinity stands for one without a bound.
+
+    Examples:
+        >>> upper(exact_number(0.1)) > 0.1, upper(exact_number(-0.1))
+        (True, 0.0)
     """
     end = ball.upper()
     if end <= 0:

@@ -30,6 +30,13 @@ def loss_and_gradient(problem: Problem, reward: Balls) -> tuple[Ball, Balls]:
 
     Returns:
         The loss, nats per observation, and its derivative by each reward; zeros without data.
+
+    Examples:
+        >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> loss, gradient = loss_and_gradient(problem, exact(np.zeros((1, 2))))
+        >>> round(float(loss), 4), [float(slope) for slope in gradient[0]]
+        (0.6931, [-0.5, 0.5])
     """
     wins, choices, ties = np.asarray(problem.wins), problem.choices, problem.ties
     loss, gradient = exact_number(0.0), exact(np.zeros(reward.shape))

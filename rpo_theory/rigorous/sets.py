@@ -25,6 +25,10 @@ def least(form: Inequalities | FeatureBall, direction: Balls) -> Ball:
     Args:
         form: exact form of a convex class.
         direction: :math:`v`, shape ``[x a]``.
+
+    Examples:
+        >>> float(least(Inequalities(0.0, 2.0), exact(np.array([[3.0, -1.0]]))))
+        -2.0
     """
     match form:
         case FeatureBall(features, radius, gram):
@@ -48,6 +52,12 @@ def member(form: ExactForm, reward: Float[np.ndarray, "x a"]) -> Balls | None:
     Returns:
         Balls all of whose points are members, of radius zero and with the same numbers if the
         reward is a member itself; None if no member is found within rounding of it.
+
+    Examples:
+        >>> [float(ball) for ball in member(Inequalities(0.0, 2.0), np.array([[0.1, 2.0]])).flat]
+        [0.1, 2.0]
+        >>> member(Inequalities(0.0, 2.0), np.array([[0.1, 2.1]])) is None
+        True
     """
     match form:
         case Members(rewards):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import mpmath
 import numpy as np
 import pytest
 from mpmath import mpf
-from scipy.sparse import csr_array
 
 from rpo_theory import rigorous
-from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
-from rpo_theory.rewards.exact_forms import Inequalities
 from rpo_theory.preference_data import Choices, DavidsonTies, RaoKupperTies
+from rpo_theory.rewards import (
+    FiniteClass,
+    LinearBall,
+    Polytope,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+)
 from rpo_theory.types import Problem
 
 DIGITS = 60
@@ -167,27 +172,17 @@ def test_extreme_numbers_of_any_size_are_enclosed() -> None:
         assert bound >= 0.1 or eta < 1.0
 
 
-class Slice(NamedTuple):
-    """Box with one inequality, given by its exact form: a bound on the sum of the first context."""
-
-    limit: float
-
-    def exact_form(self, shape: tuple[int, int]) -> Inequalities:
-        row = np.array([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
-        return Inequalities(0.0, 2.0, csr_array(row), np.array([self.limit]))
-
-    def project(self, reward: np.ndarray) -> np.ndarray:
-        return reward
-
-    def linear_minimizer(self, direction: np.ndarray) -> np.ndarray:
-        return direction
+def slice_of_box(limit: float) -> Polytope:
+    """Return the box with a bound on the sum of the rewards of the first context."""
+    row = np.array([[[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]])
+    return Polytope(row, np.array([limit]), 2.0)
 
 
 def test_closed_form_the_bound_uses_the_inequalities_and_shrinks_a_reward_into_them() -> None:
     problem = random_problem(3)._replace(wins=np.zeros((*SHAPE, SHAPE[1])))
     policy, _ = random_pair(3, TabularBox(2.0))
     reward = np.full(SHAPE, 0.1 + 0.2)  # three of them sum to more than 0.9
-    bound = rigorous.duality_gap_bound(problem, Slice(0.9), policy, reward)
+    bound = rigorous.duality_gap_bound(problem, slice_of_box(0.9), policy, reward)
     with mpmath.workdps(DIGITS):
         move = rows(policy) - rows(problem.baseline_policy)
         worst = in_mp(np.where(move < 0, 2.0, 0.0))
