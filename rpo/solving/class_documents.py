@@ -153,7 +153,7 @@ def _refuse_code(node: Node) -> None:
     node.refuse("must not name a module, since data must not run code: use --reward-class")
 
 
-def own_class(name: str, node: Node | None = None) -> RewardClass:
+def class_of_module(name: str, node: Node | None = None) -> RewardClass:
     """Return an instance of a class of the user's own module.
 
     Args:
@@ -169,7 +169,7 @@ def own_class(name: str, node: Node | None = None) -> RewardClass:
         DocumentError: if a parameter is neither a number nor a list of numbers.
 
     Examples:
-        >>> own_class("rpo_theory.rewards:Unbounded")
+        >>> class_of_module("rpo_theory.rewards:Unbounded")
         Unbounded()
     """
     option = "argument --reward-class"

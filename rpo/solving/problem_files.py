@@ -47,7 +47,7 @@ from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import Problem
 from rpo_theory.validation import validate_support
 
-from .class_documents import class_document, document_fields, own_class, read_class
+from .class_documents import class_document, document_fields, class_of_module, read_class
 from .data_documents import DATA_KEYS, TIE_KEYS, read_observations
 
 _REQUIRED = (
@@ -218,7 +218,7 @@ def _with_fitted_ties(root: Node, problem: Problem, reward_class: RewardClass) -
 def _reward_class(node: Node | None, named: str | RewardClass | None) -> RewardClass:
     """Return the class of a file, or the user's own with the parameters of the file."""
     if isinstance(named, str):
-        return own_class(named, node)
+        return class_of_module(named, node)
     if named is not None and node is not None:
         node.refuse("must be left out: `reward_class` is given in Python")
     return named if named is not None else read_class(cast("Node", node))

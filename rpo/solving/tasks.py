@@ -23,7 +23,7 @@ from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import ArrayLike, Problem
 from rpo_theory.validation import plain_array
 
-from .class_documents import own_class
+from .class_documents import class_of_module
 from .problem_files import Overrides, ProblemFile, from_document, read_problem
 
 DEFAULT_REWARD_MAX = 4.0
@@ -128,7 +128,7 @@ def _class_of_arrays(named: str | RewardClass | None, reward_max: float | None) 
     if reward_max is not None:
         rule = "applies to the tabular class, not to one of your own: give it a parameter"
         raise ValueError(f"argument --reward-max: {rule}")
-    return own_class(named) if isinstance(named, str) else named
+    return class_of_module(named) if isinstance(named, str) else named
 
 
 def _numbers(problem: Problem) -> dict[str, float]:
