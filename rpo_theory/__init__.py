@@ -32,11 +32,12 @@ from . import (
 )
 from .adversary import adversarial_reward
 from .certificate import Certificate, certify
+from .choice_counts import choice_counts
 from .coverage import coverage_coefficient, coverage_coefficient_batch
 from .data_splits import DataSplits, split_data
 from .density_ratio import density_ratio_bound
-from .intervals import EndProof, Interval, confidence_interval
 from .influence import Influence, influence
+from .intervals import EndProof, Interval, confidence_interval
 from .losses import PairLogProbs
 from .objectives import minimax_objective, saddle_objective
 from .policies import (
@@ -51,12 +52,14 @@ from .policies import (
 )
 from .policy_error import PolicyError, policy_error
 from .preference import (
+    data_loss,
     expected_wins,
     negative_log_likelihood,
     preference_probability,
     sample_wins,
     win_counts,
 )
+from .preference_data import Choices, DavidsonTies, RaoKupperTies
 from .problems import InvalidProblemError, normalize, validate
 from .reductions import WeightedSum, reduce_mean, reduce_sft, weight_per_token
 from .rewards import (
@@ -71,6 +74,7 @@ from .rewards import (
     check_reward_class,
     log_covering_number,
 )
+from .tie_parameter import fit_tie_parameter
 from .tuning import EtaPath, TunedEta, eta_path, tune_eta
 from .types import Problem, Solution, Status
 
@@ -141,6 +145,12 @@ __all__ = [  # noqa: RUF022  # in groups
     "log_partition",
     "total_variation",
     # preferences
+    "Choices",
+    "DavidsonTies",
+    "RaoKupperTies",
+    "choice_counts",
+    "data_loss",
+    "fit_tie_parameter",
     "expected_wins",
     "negative_log_likelihood",
     "preference_probability",

@@ -18,8 +18,8 @@ _Key = tuple[int, bool, tuple[int, ...]]
 
 
 def choice_counts(
-    rankings: Iterable[Sequence[Any]] = (),
-    choices: Iterable[Sequence[Any]] = (),
+    rankings: Iterable[Any] = (),
+    choices: Iterable[Any] = (),
     *,
     shape: tuple[int, int],
 ) -> Choices | None:
@@ -111,7 +111,7 @@ def fold_pairs(
 
 
 def _checked_row(
-    field: str, i: int, row: Sequence[Any], length: int, shape: tuple[int, int]
+    field: str, i: int, row: Any, length: int, shape: tuple[int, int]
 ) -> tuple[int, list[int], float]:
     """Return the context, the actions and the count of a row; raise if one is wrong."""
     form = "[context, [best, ..., worst], count]"

@@ -304,3 +304,52 @@ def test_golden_dpo_displaces_the_chosen_response_and_rpo_keeps_it(
     assert round(float(log_policy(theta)[0]), digits) == printed
     if eta == 0.0:
         assert float(jnp.exp(log_policy(theta)[2])) == pytest.approx(1.0)
+
+
+def test_closed_form_k_wise_loss_of_two_is_dpo_and_rpo_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    policy, reference = (jnp.asarray(30 * rng.normal(size=(200, 2))) for _ in range(2))
+    baseline = jnp.asarray(rng.normal(size=200))
+    pairs = [losses.PairLogProbs(table[:, 0], table[:, 1]) for table in (policy, reference)]
+    np.testing.assert_array_equal(
+        losses.plackett_luce(policy, reference, beta=0.3), losses.dpo(*pairs, beta=0.3)
+    )
+    np.testing.assert_array_equal(
+        losses.plackett_luce(policy, reference, baseline, beta=0.3, eta=0.2),
+        losses.rpo(*pairs, baseline, beta=0.3, eta=0.2),
+    )
+
+
+def test_gradient_k_wise_loss_is_that_of_the_chain_of_softmaxes() -> None:
+    rng = np.random.default_rng(1)
+    policy, reference = (jnp.asarray(5 * rng.normal(size=(20, 4))) for _ in range(2))
+
+    def chain(policy: jax.Array, places: int) -> jax.Array:
+        score = 0.3 * (policy - reference)
+        stages = [jax.nn.logsumexp(score[:, k:], axis=1) - score[:, k] for k in range(places)]
+        return sum(stages)
+
+    for ranked, places in ((None, 4), (1, 1)):
+
+        def loss(policy: jax.Array, ranked: int | None = ranked) -> jax.Array:
+            return losses.plackett_luce(policy, reference, beta=0.3, ranked=ranked)
+
+        np.testing.assert_allclose(loss(policy), chain(policy, places), rtol=1e-13, atol=1e-14)
+        got = jax.grad(lambda policy, loss=loss: loss(policy).sum())(policy)
+        expected = jax.grad(lambda policy, places=places: chain(policy, places).sum())(policy)
+        np.testing.assert_allclose(got, expected, atol=1e-14)
+
+
+def test_extreme_masked_responses_of_a_ranking_have_no_loss_and_no_gradient() -> None:
+    policy = jnp.array([[-1.0, jnp.nan, -2.0], [jnp.inf, -1.0, jnp.nan], [1e300, -1e300, 0.0]])
+    where = jnp.array([[True, False, True], [False, True, False], [True, True, True]])
+    reference = jnp.zeros_like(policy)
+
+    def loss(policy: jax.Array) -> jax.Array:
+        return losses.plackett_luce(policy, reference, beta=1.0, where=where)
+
+    np.testing.assert_allclose(loss(policy)[0], np.log1p(np.exp(-1.0)), rtol=1e-15)
+    assert loss(policy)[1] == 0.0
+    gradient = jax.grad(lambda policy: loss(policy)[:2].sum())(policy)
+    assert np.isfinite(gradient).all()
+    assert not gradient[~where].any()

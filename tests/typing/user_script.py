@@ -263,6 +263,30 @@ def preferences(seed: int, reward: Floats, comparisons: Floats) -> float:
     return float((expected.sum() + counted.sum() + probability.sum()) * likelihood)
 
 
+def rankings_and_ties(reward: Floats) -> float:
+    counts = rt.choice_counts([(0, [1, 0, 2], 2.0)], [(0, {0, 2}, 0, 1)], shape=(1, 3))
+    ranked = rt.Problem.from_rankings(["q"], [["a", "b", "c"]], [2], beta=0.1, eta=0.1)
+    chosen = rt.Problem.from_choices(["q"], [["a", "b", "c"]], ["a"], beta=0.1, eta=0.1)
+    tied = rt.Problem.from_wins(
+        np.zeros((1, 3, 3)),
+        beta=0.1,
+        eta=0.1,
+        choices=counts,
+        ties=np.ones((1, 3, 3)) - np.eye(3),
+        tie_model="davidson",
+        tie_parameter=0.5,
+    )
+    fitted = rt.fit_tie_parameter(tied, rt.TabularBox(2.0))
+    models: list[rt.DavidsonTies | rt.RaoKupperTies] = [
+        rt.DavidsonTies(np.zeros((1, 3, 3)), 0.5),
+        rt.RaoKupperTies(np.zeros((1, 3, 3)), 1.5),
+    ]
+    kept: rt.Choices | None = ranked.choices
+    parts = [rt.data_loss(problem, reward) for problem in (ranked, chosen, tied, fitted)]
+    losses = [model.win_loss(reward) + model.tie_loss(reward) for model in models]
+    return float(sum(parts) + losses[0].sum() + (0.0 if kept is None else kept.wins.sum()))
+
+
 def losses(chosen: jax.Array, rejected: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
     policy = rt.PairLogProbs(chosen=chosen, rejected=rejected)
     reference = rt.losses.PairLogProbs(np.zeros(4), np.zeros(4))
@@ -275,6 +299,7 @@ def losses(chosen: jax.Array, rejected: jax.Array, tokens: jax.Array) -> dict[st
         "ipo": rt.losses.ipo(policy, reference, tau=0.1),
         "dpop": rt.losses.dpop(policy, reference, beta=0.1, penalty=5.0),
         "chi_po": rt.losses.chi_po(policy, reference, beta=0.1, reward_max=1.0),
+        "plackett_luce": rt.losses.plackett_luce(chosen[:, None], chosen[:, None], beta=0.1),
         "power": rt.losses.power(policy, weights, beta=0.1, eta=0.05),
     }
     sft: rt.WeightedSum = rt.reduce_sft(
