@@ -135,6 +135,8 @@ def solve(
     tie_parameter: float | None = None,
     contexts: bool = False,
     rigorous: bool = False,
+    confidence: float | None = None,
+    seed: int | None = None,
 ) -> Answer:
     r"""Solve one problem with a certificate, or rank systems from votes.
 
@@ -168,6 +170,10 @@ def solve(
         contexts: whether the table of the answer shows every context, not only the ranking.
         rigorous: whether to prove the duality gap in ball arithmetic too, which needs the extra
             ``rigorous`` and a compact class with an exact form.
+        confidence: level, between 0 and 1, of a confidence interval for the value of the policy
+            minus that of the baseline; None for no interval. It needs whole counts and a compact
+            class that contains the true reward.
+        seed: with ``confidence``, the seed of the random split of the data, at least 0; 0 if None.
 
     Returns:
         The answer. A problem without a solution raises nothing: see ``status``.
@@ -192,9 +198,11 @@ def solve(
     check_number("eta", eta, 0.0, inclusive=True)
     check_number("reward_max", reward_max, 0.0, inclusive=False)
     _check_ties(votes, tie_model, tie_parameter)
+    _check_confidence(confidence, seed)
     if rigorous:
         _check_ball_arithmetic()
     from rpo.solving.answer import SOLVERS, check_provable, solve_task
+    from rpo.solving.improvement import check_confidence
     from rpo.solving.tasks import task_from_problem, task_from_votes
 
     for name, value, choices in (
@@ -225,7 +233,9 @@ def solve(
             task = task_from_problem(path, **options)
         if rigorous:
             check_provable(task)
-    answer = solve_task(task, formulation, rigorous=rigorous)
+        if confidence is not None:
+            check_confidence(task, seed or 0)
+    answer = solve_task(task, formulation, rigorous=rigorous, confidence=confidence, seed=seed or 0)
     return replace(answer, by_context=contexts)
 
 
@@ -239,6 +249,16 @@ def _check_ties(votes: PathLike | None, model: str | None, parameter: float | No
         raise UsageError("argument --tie-parameter: needs --tie-model")
     limit = 1.0 if model == "rao_kupper" else 0.0
     check_number("tie_parameter", parameter, limit, inclusive=False)
+
+
+def _check_confidence(confidence: float | None, seed: int | None) -> None:
+    """Refuse a level that is not between 0 and 1, and a seed without a level."""
+    check_number("confidence", confidence, 0.0, inclusive=False)
+    if confidence is not None and not confidence < 1.0:
+        raise UsageError(f"`confidence` must be less than 1, got {confidence}")
+    check_whole_number("seed", seed, 0)
+    if seed is not None and confidence is None:
+        raise UsageError("argument --seed: needs --confidence, whose split of the data it draws")
 
 
 def _check_ball_arithmetic() -> None:

@@ -27,11 +27,12 @@ import argparse
 import sys
 
 from rpo.runtime.compilation import keep_compiled_programs, prefer_fast_compilation
-from rpo.runtime.errors import number
+from rpo.runtime.errors import number, whole_number
 
 EXAMPLES = (
     "rpo solve problem.json --eta 0.1",
     "rpo solve --votes votes.csv --eta 0.01 --contexts > answer.json",
+    "rpo solve --votes votes.csv --confidence 0.95",
     "cat problem.json | rpo solve - --formulation maximin",
 )
 
@@ -109,6 +110,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "errors enclosed (needs the extra `rigorous`)",
     )
     parser.add_argument(
+        "--confidence",
+        type=number(0.0, inclusive=False),
+        metavar="LEVEL",
+        help="also print a confidence interval for the value of the policy minus that of the "
+        "baseline, such as 0.95: valid for every number of comparisons if the class contains the "
+        "true reward; needs whole counts",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        help="with --confidence: seed of the random split of the data (default: 0)",
+    )
+    parser.add_argument(
         "--contexts",
         action="store_true",
         help="show the probability of every action in every context, however many there are",
@@ -137,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
         tie_parameter=args.tie_parameter,
         contexts=args.contexts,
         rigorous=args.rigorous,
+        confidence=args.confidence,
+        seed=args.seed,
     )
     sys.stdout.write(format_document(answer.to_dict()))
     write_summary(answer, sys.stderr)

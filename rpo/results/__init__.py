@@ -17,7 +17,14 @@ from .language_models import (
     TrainResult,
 )
 from .studies import StudyEstimate, StudyResult
-from .theory import Answer, CertifiedSolution, Claim, Demonstration, Verification
+from .theory import (
+    Answer,
+    CertifiedSolution,
+    Claim,
+    Demonstration,
+    Improvement,
+    Verification,
+)
 
 __all__ = [
     "Answer",
@@ -27,6 +34,7 @@ __all__ = [
     "Evaluation",
     "ExportResult",
     "GeneratedReplies",
+    "Improvement",
     "PlanResult",
     "Reply",
     "Result",

@@ -114,6 +114,42 @@ class Demonstration(Verification):
         return {**self.summary, "out": str(self.folder)}
 
 
+@dataclass(frozen=True)
+class Improvement:
+    """Confidence interval for the value of a policy minus that of the baseline policy.
+
+    Attributes:
+        confidence: level of the interval.
+        seed: seed of the split of the data.
+        lower: lower end, in units of reward.
+        upper: upper end.
+    """
+
+    confidence: float
+    seed: int
+    lower: float
+    upper: float
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the policy improves on the baseline at the confidence level."""
+        return self.lower > 0.0
+
+    @property
+    def sentence(self) -> str:
+        """Verdict in one sentence."""
+        level = f"{100.0 * self.confidence:.10g} % confidence"
+        if self.is_proven:
+            return f"At {level} the policy improves on the baseline policy."
+        if self.upper < 0.0:
+            return f"At {level} the policy is worse than the baseline policy."
+        return f"The data do not prove at {level} that the policy improves on the baseline policy."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the interval as plain values."""
+        return {**null_non_finite(asdict(self)), "proven": self.is_proven}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CertifiedSolution(Result):
     """A policy, the adversary's reward, and the proof of how good they are.
@@ -201,6 +237,8 @@ class Answer(CertifiedSolution):
             is not in the class.
         proven_duality_gap: upper bound on the duality gap that encloses all rounding errors, nats;
             None unless asked for.
+        improvement: confidence interval for the value of the policy minus that of the baseline;
+            None unless asked for.
         contexts: names of the contexts; None unless the problem comes from votes.
         actions: names of the actions; None unless the problem comes from votes.
         occurs: whether an action occurs in a context, shape ``[x a]``; None unless the problem
@@ -221,6 +259,7 @@ class Answer(CertifiedSolution):
     gap: float | None = None
     coverage: float | None = None
     proven_duality_gap: float | None = None
+    improvement: Improvement | None = None
     contexts: tuple[str, ...] | None = None
     actions: tuple[str, ...] | None = None
     occurs: Bool[np.ndarray, "x a"] | None = None
@@ -233,6 +272,8 @@ class Answer(CertifiedSolution):
         ranking = {name: document.pop(name) for name in self._ranking_to_dict()}
         if self.proven_duality_gap is not None:
             document["proven_duality_gap"] = null_non_finite(self.proven_duality_gap)
+        if self.improvement is not None:
+            document["improvement"] = self.improvement.to_dict()
         if self.gap is not None:
             document |= null_non_finite({"gap": self.gap, "coverage": self.coverage})
         document |= ranking

@@ -20,6 +20,7 @@ from rpo_theory.stationarity import s1_residual
 from rpo_theory.types import Problem, Status
 
 from .class_documents import class_document
+from .improvement import check_confidence, improvement
 from .tasks import SolveTask
 
 SOLVERS = {"minimax": minimax.solve, "maximin": maximin.solve, "policy": direct.solve}
@@ -38,13 +39,23 @@ def check_provable(task: SolveTask) -> None:
     exact_form(task.reward_class, np.shape(task.problem.reference_policy))
 
 
-def solve_task(task: SolveTask, formulation: str = "minimax", *, rigorous: bool = False) -> Answer:
+def solve_task(
+    task: SolveTask,
+    formulation: str = "minimax",
+    *,
+    rigorous: bool = False,
+    confidence: float | None = None,
+    seed: int = 0,
+) -> Answer:
     """Solve a task and certify the solution, in float64.
 
     Args:
         task: problem, reward class and names.
         formulation: a key of :data:`SOLVERS`.
         rigorous: whether to prove the duality gap in ball arithmetic too.
+        confidence: level of a confidence interval for the improvement on the baseline; None for no
+            interval. See :func:`check_confidence`.
+        seed: seed of the split of the data for the interval.
 
     Returns:
         The answer. For a task from votes it also holds the rankings, and the solution of DPO
@@ -55,6 +66,10 @@ def solve_task(task: SolveTask, formulation: str = "minimax", *, rigorous: bool 
         solution, notes = _solve(task, problem, formulation)
         gap_to_comparator, coefficient, remarks = _judge(task, solution.policy)
         proven = _proven_gap(task, solution) if rigorous else None
+        interval = None
+        if confidence is not None and np.isfinite(solution.policy).all():
+            splits, level = check_confidence(task, seed), {"confidence": confidence, "seed": seed}
+            interval = improvement(task, solution.policy, splits, **level)
         dpo = None
         if task.actions is not None:
             dpo, _ = _solve(task, problem._replace(eta=np.zeros(())), "minimax")
@@ -72,6 +87,7 @@ def solve_task(task: SolveTask, formulation: str = "minimax", *, rigorous: bool 
         gap=gap_to_comparator,
         coverage=coefficient,
         proven_duality_gap=proven,
+        improvement=interval,
         contexts=task.contexts,
         actions=task.actions,
         occurs=task.occurs,

@@ -44,6 +44,8 @@ def write_summary(answer: Answer, stream: TextIO) -> None:
     console.print(Text(answer.message, style=style))
     for name, value in _numbers(answer):
         console.print(f"  {name:<27} {value}")
+    if answer.improvement is not None:
+        console.print(answer.improvement.sentence)
     if answer.dpo is not None:
         console.print(_ranking_table(answer, answer.dpo, frame))
         console.print(_contrast(answer, answer.dpo))
@@ -94,6 +96,10 @@ def _numbers(answer: Answer) -> list[tuple[str, str]]:
     rows.append(("KKT residual", _format(answer.kkt_residual, "{:.1e}")))
     if math.isfinite(answer.duality_gap):
         rows.append(("TV to the exact policy", f"at most {answer.policy_tv_bound:.1e}"))
+    if answer.improvement is not None:
+        interval = answer.improvement
+        name = f"J - J(base), {100.0 * interval.confidence:.10g} %"
+        rows.append((name, f"{interval.lower:.4f} to {interval.upper:.4f}"))
     if answer.gap is not None:
         rows.append(("gap to the comparator", _format(answer.gap, "{:.6g}")))
         rows.append(("coverage of the comparator", _format(answer.coverage, "{:.6g}")))
