@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from bandits.environments.base import BaselineName, baseline_policy
 from rpo_theory import minimax
+from rpo_theory.minimax import Kernel
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
 from rpo_theory.types import Problem
+
+from bandits.environments.base import BaselineName, baseline_policy
 
 BaselineOption = Literal[BaselineName, "given"]
 """Baseline policy by name, or "given" for the one of the problem."""
@@ -96,6 +97,22 @@ class MethodOptions:
             raise ValueError(f"`self_play_rounds` must be at least 1, got {self.self_play_rounds}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(MethodOptions):
+    """Options of a method, and what a study decides for all its methods.
+
+    Attributes:
+        kernel: compiled code that solves boxes, see :func:`rpo_theory.minimax.solve_batch`.
+    """
+
+    kernel: Kernel = "jax"
+
+
+def kernel_of(options: MethodOptions) -> Kernel:
+    """Return the kernel of a study's options; a method that is called by itself uses JAX."""
+    return options.kernel if isinstance(options, FitOptions) else "jax"
+
+
 class FitResult(NamedTuple):
     r"""Fitted policies of a batch of problems, with certificates of how well each was solved.
 
@@ -145,18 +162,22 @@ def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
     return problem._replace(baseline_policy=policy)
 
 
-def mle_reward(problem: Problem, reward_class: RewardClass) -> Float[np.ndarray, "b x a"]:
+def mle_reward(
+    problem: Problem, reward_class: RewardClass, kernel: Kernel = "jax"
+) -> Float[np.ndarray, "b x a"]:
     r"""Return the maximum likelihood rewards of a class, by the exact solver at :math:`\eta=0`.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: reward class of each problem, with the same leading axis.
+        kernel: compiled code that solves boxes.
 
     Returns:
         Rewards. If the data leave a reward free, it is that of the solver's central path.
     """
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return np.asarray(minimax.solve_batch(likelihood_only, reward_class, throw=False).reward)
+    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
+    return np.asarray(solution.reward)
 
 
 def reward_range(

@@ -23,17 +23,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
-
 from rpo_theory import minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.adversary import adversarial_reward
 from rpo_theory.certificate import reward_gradient
+from rpo_theory.minimax import Kernel
 from rpo_theory.objectives import value
 from rpo_theory.preference import negative_log_likelihood
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
-from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
+from .base import (
+    FitResult,
+    MethodOptions,
+    kernel_of,
+    require_compact_class,
+    reward_range,
+    with_baseline,
+)
 
 TEMPERATURE = 1e-5  # KL weight per unit of reward range; approximates 0
 BRACKET = (1e-7, 1e5)  # limits of eta times reward range: almost no slack, and the whole class
@@ -83,10 +90,11 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
     width = reward_range(reward_class)
     cold = problem._replace(beta=TEMPERATURE * width)
     likelihood_only = cold._replace(eta=np.zeros_like(width))
-    mle = minimax.solve_batch(likelihood_only, reward_class, throw=False)
+    kernel = kernel_of(options)
+    mle = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
     n_comparisons = np.maximum(np.asarray(problem.wins).sum(axis=(1, 2, 3)), 1.0)
     max_loss = np.asarray(mle.objective) + options.likelihood_slack / n_comparisons
-    search = _search(cold, reward_class, width, max_loss)
+    search = _search(cold, reward_class, width, max_loss, kernel)
     gap = map_in_groups(
         _shortfalls,
         cold._replace(eta=search.feasible),
@@ -112,15 +120,16 @@ def _search(
     reward_class: RewardClass,
     width: Float[np.ndarray, " b"],
     max_loss: Float[np.ndarray, " b"],
+    kernel: Kernel,
 ) -> _Search:
     """Bisect on a logarithmic scale for the largest multiplier that satisfies the constraint."""
     low, high = (edge / width for edge in BRACKET)
-    solution, _ = _solve_at(problem, reward_class, low, max_loss)
+    solution, _ = _solve_at(problem, reward_class, low, max_loss, kernel)
     search = _Search(low, high, np.asarray(solution.policy), np.asarray(solution.reward))
     # The upper end comes first: the constraint may not bind at all.
     trial = high
     for _ in range(1 + BISECTIONS):
-        solution, is_feasible = _solve_at(problem, reward_class, trial, max_loss)
+        solution, is_feasible = _solve_at(problem, reward_class, trial, max_loss, kernel)
         search = _Search(
             np.where(is_feasible, trial, search.feasible),
             np.where(is_feasible, search.infeasible, trial),
@@ -136,10 +145,11 @@ def _solve_at(
     reward_class: RewardClass,
     eta: Float[np.ndarray, " b"],
     max_loss: Float[np.ndarray, " b"],
+    kernel: Kernel,
 ) -> tuple[Solution, Bool[np.ndarray, " b"]]:
     """Solve at a multiplier, and check whether the reward satisfies the constraint."""
     problem = problem._replace(eta=eta)
-    solution = minimax.solve_batch(problem, reward_class, throw=False)
+    solution = minimax.solve_batch(problem, reward_class, throw=False, kernel=kernel)
     size = group_size(problem, GROUP)
     losses = map_in_groups(_log_losses, solution.reward, problem.wins, size=size)
     return solution, losses <= max_loss

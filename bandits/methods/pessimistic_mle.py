@@ -23,13 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
-
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import FitResult, MethodOptions, mle_reward, require_compact_class, with_baseline
+from .base import (
+    FitResult,
+    MethodOptions,
+    kernel_of,
+    mle_reward,
+    require_compact_class,
+    with_baseline,
+)
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 GAP_TOLERANCE = 1e-6  # of SOLVED, relative to the range of the pessimistic rewards
@@ -72,7 +78,7 @@ def pessimistic_mle(
         `zhu:23`, Algorithm 1 and Theorem 3.2.
     """
     reward_class = require_compact_class("pessimistic_mle", reward_class)
-    center = mle_reward(problem, reward_class)
+    center = mle_reward(problem, reward_class, kernel_of(options))
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):
         fit = partial(_fit, _settings(options))

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
-
 from rpo_theory import losses, minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.losses import PairLogProbs
@@ -24,7 +23,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import FitResult, MethodOptions, require_compact_class
+from .base import FitResult, MethodOptions, kernel_of, require_compact_class
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
@@ -117,10 +116,10 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     References:
         `huang:24`, Algorithm 1.
     """
-    del options
     reward_class = require_compact_class("chi_po", reward_class)
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False)
+    kernel = kernel_of(options)
+    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
     arguments = (solution.reward, problem.reference_policy, problem.beta)
     policy = map_in_groups(_chi_squared_policies, *arguments, size=group_size(problem, GROUP))
     return FitResult(

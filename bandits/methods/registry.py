@@ -16,15 +16,22 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jaxtyping import Float
-
-from bandits.environments.base import baseline_policy
 from rpo_theory import direct, maximin, minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.certificate import duality_gap_bound
 from rpo_theory.rewards import RewardClass, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
-from .base import CertificateKind, FitResult, MethodFunction, MethodOptions, with_baseline
+from bandits.environments.base import baseline_policy
+
+from .base import (
+    CertificateKind,
+    FitResult,
+    MethodFunction,
+    MethodOptions,
+    kernel_of,
+    with_baseline,
+)
 from .freehand import freehand
 from .pessimistic_mle import pessimistic_mle
 from .policy_losses import chi_po, dpop, ipo
@@ -48,7 +55,8 @@ def rpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     References:
         `liu:24`, eqs. 4.1 to 4.8.
     """
-    return _solve_exactly(with_baseline(problem, options), _search_class(reward_class, options))
+    problem = with_baseline(problem, options)
+    return _solve_exactly(problem, _search_class(reward_class, options), options)
 
 
 def rpo_maximin(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
@@ -101,7 +109,7 @@ def dpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
         `rafailov:23`.
     """
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return _solve_exactly(likelihood_only, _search_class(reward_class, options))
+    return _solve_exactly(likelihood_only, _search_class(reward_class, options), options)
 
 
 def two_stage(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
@@ -119,9 +127,8 @@ def two_stage(problem: Problem, reward_class: RewardClass, options: MethodOption
     References:
         `liu:24`, sec. 3 (:math:`\eta=0`).
     """
-    del options
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return _solve_exactly(likelihood_only, reward_class)
+    return _solve_exactly(likelihood_only, reward_class, options)
 
 
 def greedy_mle(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
@@ -217,7 +224,7 @@ def power(problem: Problem, reward_class: RewardClass, options: MethodOptions) -
     )
     chosen = baseline_policy("chosen", wins=problem.wins, reference=uniform.reference_policy)
     on_pairs = uniform._replace(context_weights=prompt_shares, baseline_policy=chosen)
-    return _solve_exactly(on_pairs, _search_class(reward_class, options))
+    return _solve_exactly(on_pairs, _search_class(reward_class, options), options)
 
 
 def greedy_policy(
@@ -248,8 +255,11 @@ def _search_class(reward_class: RewardClass, options: MethodOptions) -> RewardCl
     return Unbounded() if options.rewards == "unbounded" else reward_class
 
 
-def _solve_exactly(problem: Problem, reward_class: RewardClass) -> FitResult:
-    solution = minimax.solve_batch(problem, reward_class, throw=False)
+def _solve_exactly(
+    problem: Problem, reward_class: RewardClass, options: MethodOptions
+) -> FitResult:
+    kernel = kernel_of(options)
+    solution = minimax.solve_batch(problem, reward_class, throw=False, kernel=kernel)
     if isinstance(reward_class, Unbounded):
         return _fit_result(solution, solution.stats["residual"], "stationarity_residual")
     return _fit_result(solution, solution.stats["duality_gap"], "duality_gap")

@@ -40,6 +40,9 @@ r"""Methods that do not use :math:`\eta`: one fit serves all its values."""
 METHODS_WITHOUT_BETA = {"greedy_mle", "behavior_cloning", "pessimistic_mle"}
 r"""Methods that do not use :math:`\beta`: one fit serves all its values."""
 
+NUMBA_FITS = 500_000
+"""Number of fits from which compiling the Numba kernel pays off."""
+
 MAX_NUMBER = 10**15
 """Upper limit of a number in the design."""
 
@@ -115,6 +118,8 @@ class StudyConfig:
         eta: weights of the adversary, as numbers or rules.
         beta: weights of the KL term, as numbers or rules.
         delta: :math:`\delta` in :math:`\iota`, the probability with which the bound may fail.
+        kernel: compiled code that solves boxes, see :func:`rpo_theory.minimax.solve_batch`; "auto"
+            is replaced before the run, see :func:`choose_kernel`.
         quick: smaller sizes for a quick run.
 
     Raises:
@@ -131,6 +136,7 @@ class StudyConfig:
     eta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     beta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     delta: float = 0.05
+    kernel: Literal["auto", "jax", "numba"] = "auto"
     quick: QuickSizes = field(default_factory=QuickSizes)
 
     def __post_init__(self) -> None:
@@ -254,6 +260,29 @@ def count_fits(study: StudyConfig) -> int:
     return n_draws * len(study.methods) * len(expand_weights(study))
 
 
+def choose_kernel(study: StudyConfig) -> StudyConfig:
+    """Return the study with the kernel that its planned number of fits calls for.
+
+    The Numba kernel is compiled for several seconds and then about ten times as fast. The choice
+    is made once for the whole study: its parts, a resumed run and other processes use the same.
+
+    Args:
+        study: configuration of the whole study.
+
+    Returns:
+        The same study; ``kernel`` is "jax" or "numba".
+
+    Examples:
+        >>> study = StudyConfig(
+        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9], seeds=10)
+        >>> choose_kernel(study).kernel
+        'jax'
+    """
+    if study.kernel != "auto":
+        return study
+    return replace(study, kernel="numba" if count_fits(study) >= NUMBA_FITS else "jax")
+
+
 def design_axes(study: StudyConfig) -> list[str]:
     """Return the names of the design's fields that are axes, that is, lists."""
     return [name for name, value in study.design.items() if isinstance(value, list)]
@@ -290,12 +319,15 @@ def resolved_config(study: StudyConfig) -> dict[str, Any]:
         study: configuration of the study.
 
     Returns:
-        Every field by name, defaults included; nested dataclasses are dictionaries.
+        Every field by name, defaults included; nested dataclasses are dictionaries. The kernel is
+        the one that is used.
     """
-    return dataclasses.asdict(study)
+    return dataclasses.asdict(choose_kernel(study))
 
 
 def _check_axes(study: StudyConfig) -> None:
+    if study.kernel not in ("auto", "jax", "numba"):
+        raise ValueError(f"`kernel` must be 'auto', 'jax' or 'numba', got {study.kernel!r}")
     if not study.name.replace("_", "").replace("-", "").isalnum():
         rule = "must consist of letters, digits, `_` and `-`"
         raise ValueError(f"`name` {rule}, got {study.name!r}")

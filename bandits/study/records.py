@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from rpo_io.atomic import atomic_file, is_temporary, write_atomic
 from rpo_io.digests import sha256_hex, sha256_of_file
 from rpo_io.versions import release_version
@@ -35,7 +34,7 @@ RECORDS_FILE = "records.parquet"
 TIMINGS_FILE = "seconds.parquet"
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"\d{6,}\.(parquet|seconds)(\.sha256)?")
-RECORDS_FORMAT = 2
+RECORDS_FORMAT = 3
 """Version of the columns; results in another format are not continued."""
 _MAX_SHOWN = 80
 VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")
@@ -320,6 +319,8 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
             if before != after:
                 return _first_difference(before, after, f"{path}[{index}]")
     more = ", and a study continues only for more seeds" if path == "seeds" else ""
+    if path == "kernel":
+        more = f"; to continue, write `kernel: {old}` into the configuration"
     return f" (`{path}` was {_shown(old)}, is {_shown(new)}{more})" if path else ""
 
 

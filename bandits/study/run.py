@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
+from rpo_theory.types import Problem
 
 from bandits.environments.base import Instance
-from bandits.methods.base import CertificateKind, FitResult
+from bandits.methods.base import CertificateKind, FitOptions, FitResult
 from bandits.methods.registry import METHODS
-from rpo_theory.types import Problem
 
 from .config import (
     METHODS_WITHOUT_BETA,
@@ -23,6 +23,7 @@ from .config import (
     EtaBeta,
     MethodConfig,
     StudyConfig,
+    choose_kernel,
     expand_weights,
     method_labels,
 )
@@ -217,7 +218,9 @@ def _fit(
         beta=np.concatenate([values[index].beta for index in fitted]),
     )
     reward_class = jax.tree.map(repeat, instance.reward_class)
-    results = METHODS[method.method](problem, reward_class, method.options)
+    kernel = choose_kernel(study).kernel
+    options = FitOptions(**{**vars(method.options), "kernel": kernel})
+    results = METHODS[method.method](problem, reward_class, options)
     n_draws = len(values[0].eta)
 
     def result_of_pair(index: int) -> FitResult:

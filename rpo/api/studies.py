@@ -103,10 +103,10 @@ def estimate_study(
 def _load_study(
     config: PathLike | StudyConfig, overrides: Mapping[str, Any] | None, *, quick: bool
 ) -> StudyConfig:
-    from bandits.study.config import QuickSizes, StudyConfig
+    from bandits.study.config import QuickSizes, StudyConfig, choose_kernel
 
     with user_input():
         study = load_config(config, StudyConfig, overrides)
         if quick and study.quick == QuickSizes():
             _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
-        return study.quick_version() if quick else study
+        return choose_kernel(study.quick_version() if quick else study)

@@ -7,13 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from bandits.study.config import StudyConfig, resolved_config
-from bandits.study.continuation import find_blocks
-from bandits.study.inputs import input_digests
-from bandits.study.notes import study_notes
-from bandits.study.parts import plan_parts
-from bandits.study.records import RecordStore
-from bandits.study.run import run_parts
 from rpo.report.study_files import write_study_files
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
@@ -23,6 +16,14 @@ from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
 from rpo_io.folders import name_os_errors
 from rpo_io.outputs import output_folder
+
+from bandits.study.config import StudyConfig, choose_kernel, resolved_config
+from bandits.study.continuation import find_blocks
+from bandits.study.inputs import input_digests
+from bandits.study.notes import study_notes
+from bandits.study.parts import plan_parts
+from bandits.study.records import RecordStore
+from bandits.study.run import run_parts
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def run_study(
     Raises:
         UsageError: if the folder holds another study, or a method does not support an environment.
     """
+    study = choose_kernel(study)
     with user_input():
         plan_parts(study)  # refuses a study that cannot be drawn, before anything is written
         store = RecordStore(folder, resolved_config(study), inputs=input_digests(study))

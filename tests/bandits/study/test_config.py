@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bandits.methods.base import MethodOptions
+from bandits.environments.designs import Design, draw_design
+from bandits.methods.base import FitOptions, MethodOptions
 from bandits.methods.registry import METHODS
 from bandits.study.config import (
     MethodConfig,
     QuickSizes,
     StudyConfig,
+    choose_kernel,
     design_axes,
     expand_designs,
     expand_scenarios,
     expand_weights,
+    resolved_config,
 )
+from bandits.study.continuation import SeedBlock
 
 
 def study(**changed: Any) -> StudyConfig:
@@ -136,3 +141,24 @@ def test_closed_form_beta_varies_fastest_among_the_weights() -> None:
     )
     expected = [(0.1, 1.0), (0.1, 2.0), ("theorem", 1.0), ("theorem", 2.0)]
     assert [tuple(pair) for pair in expand_weights(study)] == expected
+
+
+def test_closed_form_the_kernel_follows_from_the_number_of_fits_of_the_whole_study() -> None:
+    few, many = study(seeds=1000), study(seeds=250_000)
+    assert (choose_kernel(few).kernel, choose_kernel(many).kernel) == ("jax", "numba")
+    assert resolved_config(many)["kernel"] == "numba"
+    # Some seeds of the study, run by themselves, take the kernel of the whole study.
+    assert SeedBlock(0, 10).study(choose_kernel(many)).kernel == "numba"
+    assert choose_kernel(study(seeds=250_000, kernel="jax")).kernel == "jax"
+
+
+def test_parity_methods_give_the_same_policies_with_either_kernel() -> None:
+    draws = draw_design(Design(actions=3, rare=1), 1000, np.arange(8))
+    arguments = draws.problem, draws.reward_class
+    for name in ("rpo", "two_stage", "chi_po"):
+        first, second = (
+            METHODS[name](*arguments, FitOptions(baseline="given", kernel=kernel)).policy
+            for kernel in ("jax", "numba")
+        )
+        assert first == pytest.approx(second, abs=1e-6)  # some rewards are free
+        assert not np.array_equal(first, second), "both kernels have run"
