@@ -146,8 +146,11 @@ def linear_coverage(
             directions in which the data hardly differ.
 
     Returns:
-        :math:`C \ge 0`, an upper bound on the coefficient of any ball of such rewards. Infinite if
-        all differences are zero and the mean features of samples and baseline differ.
+        :math:`C \ge 0`. Without ridge it is the coefficient of a ball that holds the true reward in
+        its interior, if the data vary along :math:`v`; on the boundary of a ball the coefficient
+        can be smaller, and outside of the range of :math:`\Sigma` larger. Infinite if all
+        differences are zero and the mean features differ. For sampled responses it is too large on
+        average, see :func:`llm.train.coverage_estimate.estimate_coverage`.
 
     References:
         `liu:24`, Assumption 5.2; :func:`rpo_theory.coverage.coverage_coefficient`.

@@ -26,7 +26,7 @@ from llm.models.decoder import Decoder
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 
-from .diagnostics import linear_coverage
+from .coverage_estimate import CoverageEstimate, estimate_coverage
 
 DIMENSION = 32
 """Dimension of the projected features."""
@@ -54,8 +54,16 @@ class SampleCoverage:
                 baseline responses, or with the chosen ones if there is no baseline.
             end_ids: token ids that end a reply.
             batch_size: number of pairs that are processed together.
-            seed: seed of the projection and of the sampled replies.
+            seed: seed of the projection, of the sampled replies and of the bootstrap.
+
+        Raises:
+            ValueError: if there are fewer than two prompts.
         """
+        if len(prompts) < 2:
+            raise ValueError(
+                f"coverage needs at least 2 held-out prompts, got {len(prompts)}: raise "
+                "`trainer.coverage_samples`, or set it to 0"
+            )
         self._split = nnx.split(frozen)
         self._prompts, self._end_ids = prompts, end_ids
         self._batch_size, self._seed = batch_size, seed
@@ -70,7 +78,7 @@ class SampleCoverage:
             max_new_tokens=max(len(pair.chosen) for pair in prompts), temperature=1.0, seed=seed
         )
 
-    def measure(self, policy: Decoder) -> float:
+    def measure(self, policy: Decoder) -> CoverageEstimate:
         """Measure the coverage of a policy.
 
         Args:
@@ -78,7 +86,7 @@ class SampleCoverage:
                 same random numbers at every call.
 
         Returns:
-            The coefficient, see :func:`llm.train.diagnostics.linear_coverage`.
+            The coefficient with an interval over prompts.
         """
         prompts = [pair.prompt for pair in self._prompts]
         replies = generate_tokens(
@@ -92,7 +100,8 @@ class SampleCoverage:
             for pair, reply in zip(self._prompts, replies, strict=True)
         ]
         samples = self._features(answered)[0]
-        return linear_coverage(samples, self._baseline, self._differences)
+        key = jax.random.key(self._seed)
+        return estimate_coverage(samples, self._baseline, self._differences, key)
 
     def _features(self, pairs: Sequence[PairTokens]) -> tuple[np.ndarray, np.ndarray]:
         """Return features of the chosen and of the rejected responses, in the order of pairs."""

@@ -222,7 +222,7 @@ class Trainer:
             if self.coverage is not None and self._is_stop_requested():
                 return None
             if self.coverage is not None:
-                metrics["theory/coverage"] = self.coverage.measure(run.model())
+                metrics |= self.coverage.measure(run.model()).metrics()
         return {f"eval_{name}": value for name, value in metrics.items()}
 
     def _steps(self) -> Iterator[int]:

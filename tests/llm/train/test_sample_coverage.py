@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from llm.data.preferences import PairTokens
 from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.train.diagnostics import linear_coverage
+from llm.train.coverage_estimate import CoverageEstimate, estimate_coverage
 from llm.train.sample_coverage import SampleCoverage
 from llm.types import Rows
 
@@ -43,7 +44,7 @@ def features(model: Decoder, prompt: tuple[int, ...], response: tuple[int, ...])
 
 def expected_coverage(
     frozen: Decoder, policy: Decoder, data: list, questions: list, seed: int
-) -> float:
+) -> CoverageEstimate:
     projection = np.random.default_rng(seed).standard_normal((8, 8)) / np.sqrt(8)
     decoding = GenerationConfig(max_new_tokens=3, temperature=1.0, seed=seed)
     prompts = [pair.prompt for pair in questions]
@@ -58,7 +59,7 @@ def expected_coverage(
         for pair in data
     ]
     projected = (np.array(part) @ projection for part in (samples, base, differences))
-    return linear_coverage(*projected)
+    return estimate_coverage(*projected, jax.random.key(seed))
 
 
 @pytest.mark.parametrize("with_baseline", [False, True])
@@ -68,5 +69,10 @@ def test_parity_with_features_of_one_sequence_at_a_time(with_baseline: bool) -> 
         questions = [pair._replace(baseline=pair.rejected) for pair in questions]
     measure = SampleCoverage(frozen, data, questions, end_ids=[END], batch_size=2, seed=3)
     expected = expected_coverage(frozen, policy, data, questions, 3)
-    assert measure.measure(policy) == pytest.approx(expected, rel=ROUNDING)
+    assert measure.measure(policy) == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
     assert measure.measure(policy) == measure.measure(policy)
+
+
+def test_raises_for_a_single_prompt() -> None:
+    with pytest.raises(ValueError, match="at least 2 held-out prompts, got 1"):
+        SampleCoverage(decoder(0), pairs(4, 0), pairs(1, 1), end_ids=[END], batch_size=2, seed=3)
