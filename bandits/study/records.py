@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from rpo_io.atomic import atomic_file, is_temporary, write_atomic
 from rpo_io.digests import sha256_hex, sha256_of_file
 from rpo_io.versions import release_version

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
-from rpo_theory.types import Problem
 
 from bandits.environments.base import Instance
 from bandits.methods.base import CertificateKind, FitOptions, FitResult
 from bandits.methods.registry import METHODS
+from rpo_theory.types import Problem
 
 from .config import (
     METHODS_WITHOUT_BETA,

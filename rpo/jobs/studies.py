@@ -7,6 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from bandits.study.config import StudyConfig, choose_kernel, resolved_config
+from bandits.study.continuation import find_blocks
+from bandits.study.inputs import input_digests
+from bandits.study.notes import study_notes
+from bandits.study.parts import plan_parts
+from bandits.study.records import RecordStore
+from bandits.study.run import run_parts
 from rpo.report.study_files import write_study_files
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
@@ -16,14 +23,6 @@ from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
 from rpo_io.folders import name_os_errors
 from rpo_io.outputs import output_folder
-
-from bandits.study.config import StudyConfig, choose_kernel, resolved_config
-from bandits.study.continuation import find_blocks
-from bandits.study.inputs import input_digests
-from bandits.study.notes import study_notes
-from bandits.study.parts import plan_parts
-from bandits.study.records import RecordStore
-from bandits.study.run import run_parts
 
 _LOGGER = logging.getLogger(__name__)
 
