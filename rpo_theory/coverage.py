@@ -11,15 +11,13 @@ and :math:`\Sigma` the quadratic form of the denominator,
 .. math:: C^2 = 2\,\sup\{-\langle v,d\rangle - \tfrac12\langle d,\Sigma d\rangle:
           d \text{ in the cone}\}.
 
-For tables :math:`\Sigma` is a graph Laplacian and the cone a list of sign constraints
-(:mod:`rpo_theory.numerics.laplacian_qp`). For a linear ball the cone is the whole space or a
-half-space, and the dual has one multiplier. Whether :math:`C` is infinite is decided by the
-connected components of the data, not by the size of a number.
+The methods for the kinds of classes are in :mod:`rpo_theory.tangent_cones`. Whether :math:`C` is
+infinite is decided by the directions that the data leave open, not by the size of a number.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +26,9 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from ._batching import map_in_groups, round_group_size
-from .numerics.laplacian_qp import LaplacianQP, solve
-from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from ._tracing import divided_by_sum, in_trace
+from .rewards import RewardClass, to_float64
+from .tangent_cones import Query, squared_coefficient
 from .types import ArrayLike
 from .validation import (
     InvalidProblemError,
@@ -40,27 +39,10 @@ from .validation import (
 
 ROUNDOFF_ULPS = 64
 """Differences below this number of units in the last place count as rounding."""
-BOUNDARY_TOLERANCE = 1e-9
-"""Relative distance from the boundary of the ball within which a parameter lies on it."""
 MEMBER_TOLERANCE = 1e-6
 """Accepted relative distance of the true reward from its class: rounding to seven digits."""
 GROUP = 8192
 """Number of pairs of responses in one call of the compiled program."""
-
-
-class _Query(NamedTuple):
-    """Arguments of the coverage coefficient in float64, and their relative rounding error."""
-
-    true_reward: Float[Array, "*B x a"]
-    comparator: Float[Array, "*B x a"]
-    baseline: Float[Array, "*B x a"]
-    context_weights: Float[Array, "*B x"]
-    pair_distribution: Float[Array, "*B x a a"]
-    roundoff: Float[Array, "*B"]
-
-    def weight(self) -> Float[Array, "x a"]:
-        r"""Return the linear form :math:`v = d_0(\pi - \pi_{base})` on tables."""
-        return self.context_weights[:, None] * (self.comparator - self.baseline)
 
 
 class _Result(NamedTuple):
@@ -79,12 +61,14 @@ def coverage_coefficient(
     baseline: Float[ArrayLike, "x a"],
     context_weights: Float[ArrayLike, " x"],
     pair_distribution: Float[ArrayLike, "x a a"],
-) -> Float[np.ndarray, ""]:
-    r"""Return the exact coverage coefficient of a comparator and a baseline policy.
+) -> Float[ArrayLike, ""]:
+    r"""Return the coverage coefficient of a comparator and a baseline policy.
 
     It is finite if and only if the data determine how much better the comparator is than the
-    baseline, for all rewards of the class. Data about other policies are not needed. The
-    computation is in float64 under any JAX configuration.
+    baseline, for all rewards of the class. Data about other policies are not needed. It is exact,
+    except for a class with a projection only (see :mod:`rpo_theory.tangent_cones`). The
+    computation is in float64 under any JAX configuration. Inside ``jit``, ``vmap`` and ``grad`` no
+    value is checked, and the coefficient has exact derivatives.
 
     Args:
         reward_class: :math:`\mathcal R`; the unbounded class needs data about every direction.
@@ -119,7 +103,6 @@ def coverage_coefficient(
         >>> float(coefficient)
         1.0
     """
-    class_batch = jax.tree.map(lambda field: np.asarray(field)[None], reward_class)
     arguments = {
         "true_reward": true_reward,
         "comparator": comparator,
@@ -127,6 +110,9 @@ def coverage_coefficient(
         "context_weights": context_weights,
         "pair_distribution": pair_distribution,
     }
+    if in_trace(reward_class, arguments):
+        return _traced_coefficient(reward_class, **arguments)
+    class_batch = jax.tree.map(lambda field: np.asarray(field)[None], reward_class)
     batch = {name: np.asarray(array)[None] for name, array in arguments.items()}
     return np.asarray(coverage_coefficient_batch(class_batch, **batch)[0])
 
@@ -177,9 +163,9 @@ def coverage_coefficient_batch(
             f"`pair_distribution` must be at least 0, got {smallest:.9g}: give frequencies"
         )
     rounded = (true_reward, comparator, baseline, context_weights, reward_class)
-    roundoff = ROUNDOFF_ULPS * max(map(_eps, jax.tree.leaves(rounded)))
+    roundoff = _roundoff(*rounded)
     with jax.enable_x64(True):
-        query = _Query(
+        query = Query(
             jnp.asarray(true_reward, jnp.float64),
             _divided_by_sum(comparator, 1),
             _divided_by_sum(baseline, 1),
@@ -201,118 +187,40 @@ def coverage_coefficient_batch(
     return np.asarray(result.coefficient, np.float64)
 
 
-@jax.jit
-@jax.vmap
-def _coefficients(reward_class: RewardClass, query: _Query) -> _Result:
-    truth = query.true_reward
-    misfit = jnp.max(jnp.abs(reward_class.project(truth) - truth))
-    converged = jnp.array(True)
-    match reward_class:
-        case TabularBox(maximum):
-            edge = query.roundoff * maximum
-            squared, converged = _tabular(query, truth <= edge, truth >= maximum - edge)
-        case Unbounded():
-            nowhere = jnp.zeros_like(truth, bool)
-            squared, converged = _tabular(query, nowhere, nowhere)
-        case LinearBall():
-            squared = _ball(reward_class, query)
-        case FiniteClass(rewards):
-            squared = _finite(jnp.asarray(rewards), query)
-    return _Result(jnp.sqrt(squared), misfit / (1.0 + jnp.max(jnp.abs(truth))), converged)
+def _traced_coefficient(reward_class: RewardClass, **arguments: ArrayLike) -> Float[Array, ""]:
+    """Return the coefficient inside a trace, where no value is checked."""
+    roundoff = _roundoff(reward_class, *arguments.values())
+    tables = {name: jnp.asarray(table, jnp.float64) for name, table in arguments.items()}
+    for name in ("comparator", "baseline", "context_weights"):
+        tables[name] = divided_by_sum(tables[name])
+    pairs = tables["pair_distribution"]
+    tables["pair_distribution"] = divided_by_sum(pairs.reshape(-1)).reshape(pairs.shape)
+    query = Query(**tables, roundoff=jnp.full((), roundoff, jnp.float64))
+    result = _coefficient(to_float64(reward_class), query)
+    return jnp.where(result.converged, result.coefficient, jnp.nan)
 
 
-def _tabular(
-    query: _Query, at_bottom: Bool[Array, "x a"], at_top: Bool[Array, "x a"]
-) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """Solve one Laplacian QP per context and return the squared coefficient."""
-    frequency = query.pair_distribution
-    diagonal = jnp.eye(frequency.shape[-1], dtype=bool)
-    edge_weights = jnp.where(diagonal, 0.0, frequency + frequency.mT)
-    problems = LaplacianQP(edge_weights, -query.weight(), at_bottom, at_top)
-    squared, converged = jax.vmap(solve)(problems, query.roundoff * query.context_weights)
-    return squared.sum(), jnp.all(converged)
+def _coefficient(reward_class: RewardClass, query: Query) -> _Result:
+    frozen, truth = jax.lax.stop_gradient((reward_class, query.true_reward))
+    misfit = jnp.max(jnp.abs(frozen.project(truth) - truth))
+    squared, converged = squared_coefficient(reward_class, query)
+    # The derivative of the root is infinite at 0, where the coefficient has a kink.
+    positive = squared > 0
+    coefficient = jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    return _Result(coefficient, misfit / (1.0 + jnp.max(jnp.abs(truth))), converged)
 
 
-def _ball(ball: LinearBall, query: _Query) -> Float[Array, ""]:
-    r"""Return the squared coefficient for a linear ball.
-
-    Inside the ball the tangent cone is the whole space, on its boundary the half-space
-    :math:`\langle\theta^\star,d\rangle\le0`. Here :math:`\theta^\star` is the least-norm parameter:
-    the class is the image of the ball in the row space of the features. By duality :math:`C^2` is
-    the minimum of :math:`|v+\lambda\theta^\star|^2` in the norm of :math:`\Sigma^+` over the
-    multipliers :math:`\lambda\ge0` for which :math:`v+\lambda\theta^\star` is in the range of
-    :math:`\Sigma`, and infinite if there is none (Farkas).
-    """
-    features = jnp.asarray(ball.features)
-    theta = ball.parameter(query.true_reward)
-    v = jnp.einsum("xa,xad->d", query.weight(), features)
-    size = jnp.einsum("xa,xa->", jnp.abs(query.weight()), jnp.linalg.norm(features, axis=-1))
-
-    singular, axes = _data_axes(features, query.pair_distribution)
-    seen = singular > query.roundoff * singular[0]
-    inverse = jnp.where(seen, 1.0 / jnp.where(seen, singular, 1.0), 0.0)
-    # Rounding rotates the axes by at most the ratio of the extreme singular values.
-    axis_error = query.roundoff * jnp.maximum(1.0, singular[0] * inverse.max())
-    v, theta = axes @ v, axes @ theta
-    v_unseen = _unless_small(jnp.where(seen, 0.0, v), axis_error * size)
-    theta_unseen = _unless_small(jnp.where(seen, 0.0, theta), axis_error * jnp.linalg.norm(theta))
-    on_boundary = jnp.linalg.norm(theta) >= (1.0 - BOUNDARY_TOLERANCE) * ball.radius
-
-    hidden = jnp.any(theta_unseen != 0)
-    from_data = _multiplier(inverse * v, inverse * theta)
-    multiplier = jnp.where(hidden, _multiplier(v_unseen, theta_unseen), from_data)
-    multiplier = jnp.where(on_boundary, multiplier, 0.0)
-    unseen = _unless_small(v_unseen + multiplier * theta_unseen, axis_error * size)
-    squared = jnp.square(inverse * (v + multiplier * theta)).sum()
-    return jnp.where(jnp.any(unseen != 0), jnp.inf, squared)
+_coefficients = jax.jit(jax.vmap(_coefficient))
 
 
-def _data_axes(
-    features: Float[Array, "x a d"], pair_distribution: Float[Array, "x a a"]
-) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    r"""Return the square roots of the eigenvalues of :math:`\Sigma`, decreasing, and its axes.
-
-    They are computed from the weighted feature differences, because forming :math:`\Sigma` would
-    square the condition number. Axes are rows.
-    """
-    d = features.shape[-1]
-    first, second = np.triu_indices(features.shape[1], 1)
-    root = jnp.sqrt((pair_distribution + pair_distribution.mT)[:, first, second])
-    rows = root[..., None] * (features[:, first] - features[:, second])
-    # Zero rows make the triangular factor square if there are fewer pairs than features.
-    rows = jnp.concatenate([rows.reshape(-1, d), jnp.zeros((d, d), rows.dtype)])
-    _, singular, axes = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r"))
-    return singular, axes
-
-
-def _unless_small(vector: Float[Array, " d"], tolerance: Float[Array, ""]) -> Float[Array, " d"]:
-    """Return a vector, or zero if its norm is within the tolerance."""
-    return jnp.where(jnp.linalg.norm(vector) > tolerance, vector, 0.0)
-
-
-def _multiplier(form: Float[Array, " d"], normal: Float[Array, " d"]) -> Float[Array, ""]:
-    r"""Return the :math:`\lambda\ge0` that minimizes the norm of ``form + lambda * normal``."""
-    squared_norm = normal @ normal
-    return jnp.maximum(0.0, -(form @ normal) / jnp.where(squared_norm > 0, squared_norm, 1.0))
-
-
-def _finite(rewards: Float[Array, "k x a"], query: _Query) -> Float[Array, ""]:
-    """Return the largest squared ratio of a member; 0/0 is 0, other divisions by 0 give inf."""
-    truth = query.true_reward
-    scale = jnp.maximum(jnp.abs(rewards).max(axis=(1, 2)), jnp.abs(truth).max())
-    rounding = query.roundoff * scale
-    shortfall = truth - rewards
-    signed = jnp.einsum("xa,kxa->k", query.weight(), shortfall)
-    difference = shortfall[:, :, :, None] - shortfall[:, :, None, :]
-    difference = jnp.where(jnp.abs(difference) > rounding[:, None, None, None], difference, 0.0)
-    seen = jnp.einsum("xij,kxij->k", query.pair_distribution, jnp.square(difference))
-    ratio = jnp.where(seen > 0, jnp.square(signed) / jnp.where(seen > 0, seen, 1.0), jnp.inf)
-    return jnp.max(jnp.where(signed > rounding, ratio, 0.0))
+def _roundoff(*rounded: Any) -> float:
+    """Return the relative rounding error of the least precise array."""
+    return ROUNDOFF_ULPS * max(map(_eps, jax.tree.leaves(rounded)))
 
 
 def _eps(array: ArrayLike) -> float:
     """Return the relative rounding error of an array; integers count as float64."""
-    dtype = np.asarray(array).dtype
+    dtype = getattr(array, "dtype", np.dtype(np.float64))
     return float(jnp.finfo(dtype if jnp.issubdtype(dtype, jnp.inexact) else np.float64).eps)
 
 

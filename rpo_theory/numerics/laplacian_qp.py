@@ -81,9 +81,22 @@ class _Iterate(NamedTuple):
     steps: Int[Array, ""]
 
 
-def solve(
-    problem: LaplacianQP, roundoff: Float[Array, ""]
-) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+class LaplacianOptimum(NamedTuple):
+    """Solution of a program.
+
+    Attributes:
+        objective: its value, at least 0 and possibly ``inf``.
+        active: nodes that constraints hold at zero.
+        converged: whether the active-set method converged within its step limit (it does in exact
+            arithmetic).
+    """
+
+    objective: Float[Array, ""]
+    active: Bool[Array, " a"]
+    converged: Bool[Array, ""]
+
+
+def solve(problem: LaplacianQP, roundoff: Float[Array, ""]) -> LaplacianOptimum:
     r"""Solve a Laplacian quadratic program; works under ``jit`` and ``vmap``.
 
     Args:
@@ -91,14 +104,13 @@ def solve(
         roundoff: largest absolute sum of the linear term over a component that counts as zero.
 
     Returns:
-        The value, at least 0 and possibly ``inf``, and whether the active-set method converged
-        within its step limit (it does in exact arithmetic).
+        Value, active constraints and convergence.
 
     Examples:
         >>> edge = jnp.array([[0.0, 2.0], [2.0, 0.0]])
         >>> free = jnp.zeros(2, bool)
         >>> problem = LaplacianQP(edge, jnp.array([1.0, -1.0]), free, free)
-        >>> float(solve(problem, jnp.array(1e-6))[0])
+        >>> float(solve(problem, jnp.array(1e-6)).objective)
         0.5
     """
     same_component = connected_components(problem.edge_weights)
@@ -122,8 +134,8 @@ def solve(
     )
     first_of_component = jnp.argmax(same_component, axis=1) == jnp.arange(net.size)
     anchor = first_of_component & ~has_nonnegative & ~has_nonpositive
-    objective, converged = _find_active_set(oriented, anchor)
-    return jnp.where(infinite, jnp.inf, objective), converged
+    objective, active, converged = _find_active_set(oriented, anchor)
+    return LaplacianOptimum(jnp.where(infinite, jnp.inf, objective), active & ~anchor, converged)
 
 
 def connected_components(edge_weights: Float[Array, "a a"]) -> Bool[Array, "a a"]:
@@ -192,7 +204,7 @@ def solve_active_set(problem: LaplacianQP, active: Bool[Array, " a"]) -> ActiveS
 
 def _find_active_set(
     problem: LaplacianQP, anchor: Bool[Array, " a"]
-) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+) -> tuple[Float[Array, ""], Bool[Array, " a"], Bool[Array, ""]]:
     """Find the optimal active set, starting from all constraints, and the value there."""
     limit = 100 + 10 * anchor.size
 
@@ -224,7 +236,7 @@ def _find_active_set(
         steps=jnp.array(0, jnp.int32),
     )
     iterate = jax.lax.while_loop(running, improve, iterate)
-    return iterate.objective, iterate.converged
+    return iterate.objective, iterate.active, iterate.converged
 
 
 def _eliminate(problem: LaplacianQP, active: Bool[Array, " a"]) -> _Elimination:
