@@ -32,7 +32,7 @@ from . import (
 )
 from .adversary import adversarial_reward
 from .certificate import Certificate, certify
-from .choice_counts import choice_counts
+from .counted_choices import count_choices
 from .coverage import coverage_coefficient, coverage_coefficient_batch
 from .data_splits import DataSplits, split_data
 from .density_ratio import density_ratio_bound
@@ -148,7 +148,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "Choices",
     "DavidsonTies",
     "RaoKupperTies",
-    "choice_counts",
+    "count_choices",
     "data_loss",
     "fit_tie_parameter",
     "expected_wins",

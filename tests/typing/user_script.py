@@ -264,7 +264,7 @@ def preferences(seed: int, reward: Floats, comparisons: Floats) -> float:
 
 
 def rankings_and_ties(reward: Floats) -> float:
-    counts = rt.choice_counts([(0, [1, 0, 2], 2.0)], [(0, {0, 2}, 0, 1)], shape=(1, 3))
+    counts = rt.count_choices([(0, [1, 0, 2], 2.0)], [(0, {0, 2}, 0, 1)], shape=(1, 3))
     ranked = rt.Problem.from_rankings(["q"], [["a", "b", "c"]], [2], beta=0.1, eta=0.1)
     chosen = rt.Problem.from_choices(["q"], [["a", "b", "c"]], ["a"], beta=0.1, eta=0.1)
     tied = rt.Problem.from_wins(
