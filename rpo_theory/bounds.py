@@ -61,7 +61,7 @@ def covering_scale(n_pairs: Numbers, reward_max: Numbers) -> Float[Array, "..."]
     return 1.0 / (6.0 * (1.0 + jnp.exp(reward_max)) * as_float(n_pairs))
 
 
-def complexity(log_covering: Numbers, delta: float) -> Float[Array, "..."]:
+def complexity(log_covering: Numbers, delta: Numbers) -> Float[Array, "..."]:
     r"""Return the complexity of a class, :math:`\iota = \sqrt{\log(\mathcal N_\epsilon/\delta)}`.
 
     Args:
@@ -83,12 +83,13 @@ def complexity(log_covering: Numbers, delta: float) -> Float[Array, "..."]:
         2.4486
     """
     check_terms(non_negative={"log_covering": log_covering})
-    if not 0.0 < delta < math.exp(-1.0):
+    if not is_traced(delta) and not 0.0 < delta < math.exp(-1.0):
         raise ValueError(
             f"`delta` must be greater than 0 and less than 1/e = .3679, got {delta}: "
             "the guarantee is stated for small failure probabilities only"
         )
-    return jnp.sqrt(log_covering - math.log(delta))
+    log_delta = jnp.log(delta) if is_traced(delta) else math.log(delta)
+    return jnp.sqrt(log_covering - log_delta)
 
 
 def printed_modulus(reward_max: Numbers) -> Float[Array, "..."]:
