@@ -43,9 +43,9 @@ def tabular_blocks(problem: Problem, width: Float[Array, ""]) -> tuple[Blocks, B
     scale = adversary + counts / n_data
     scale = jnp.where(scale > 0, scale, 1.0)
     data_weight = 1.0 / (n_data * scale)
-    alone = wins if problem.ties is None else jnp.zeros_like(wins)
+    decided = wins if problem.ties is None else jnp.zeros_like(wins)
     blocks = prompt_blocks(problem, width)._replace(
-        wins=jnp.moveaxis(alone, 0, -1),
+        wins=jnp.moveaxis(decided, 0, -1),
         adversary_weight=adversary / scale,
         data_weight=data_weight,
     )
@@ -58,7 +58,7 @@ def tabular_blocks(problem: Problem, width: Float[Array, ""]) -> tuple[Blocks, B
         if problem.ties is not None:
             gradient, edge_weights = _pair_derivatives(scaled, wins, problem.ties)
         if problem.choices is not None:
-            slope, curvature = _choice_derivatives(scaled, problem.choices)
+            slope, curvature = _choices_derivatives(scaled, problem.choices)
             gradient, edge_weights = gradient + slope, edge_weights + curvature
         return data_weight * gradient, data_weight / unit * edge_weights
 
@@ -84,7 +84,7 @@ def _pair_derivatives(
     return gradient.T, jnp.moveaxis(bend + bend.mT, 0, -1)
 
 
-def _choice_derivatives(
+def _choices_derivatives(
     reward: Float[Array, "a b"], choices: Choices
 ) -> tuple[Float[Array, "a b"], Float[Array, "a a b"]]:
     """Return gradient and edge weights of the loss of choices."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .array_checks import at_least_zero, numbers
-from .choice_counts import choice_counts
+from .counted_choices import count_choices
 from .labels import LabelSpellings
 from .preference import win_counts
 from .problems import problem_from_wins
@@ -160,8 +160,8 @@ def _check_set(field: str, labels: list[Hashable]) -> None:
     """Raise unless there are at least two labels, all different."""
     if len(labels) < 2:
         raise ValueError(f"`{field}` must have at least two actions, got {len(labels)}")
-    for place, label in enumerate(labels):
-        if label in labels[:place]:
+    for rank, label in enumerate(labels):
+        if label in labels[:rank]:
             raise ValueError(f"`{field}` must not repeat an action, got {label!r} twice")
 
 
@@ -194,7 +194,7 @@ def _problem_from_sets(
     if kind == "choices":
         rows.append(_indices("winners", columns["winners"], action_index).tolist())
     rows.append(columns["counts"])
-    counted = choice_counts(**{kind: list(zip(*rows, strict=True))}, shape=shape)
+    counted = count_choices(**{kind: list(zip(*rows, strict=True))}, shape=shape)
     occurs = np.zeros(shape, bool)
     for context, members in zip(context_rows, set_rows, strict=True):
         occurs[context, members] = True

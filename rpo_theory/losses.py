@@ -203,15 +203,15 @@ def plackett_luce(
         6.0
     """
     ratio = _keep(policy, where) - _keep(reference, where)
-    n_places = ratio.shape[-1]
-    place = jnp.arange(n_places)
+    n_ranks = ratio.shape[-1]
+    rank = jnp.arange(n_ranks)
     kept = jnp.ones(ratio.shape, bool) if where is None else jnp.asarray(where)
-    rivals = (place[:, None] <= place) & kept[..., :, None] & kept[..., None, :]
+    rivals = (rank[:, None] <= rank) & kept[..., :, None] & kept[..., None, :]
     lead = -(beta * (ratio[..., :, None] - ratio[..., None, :]))
     # The largest term of each sum is taken out; for two responses this is softplus, bit for bit.
     largest = jnp.argmax(jnp.where(rivals, lead, -jnp.inf), axis=-1, keepdims=True)
     top = jnp.take_along_axis(lead, largest, axis=-1)
-    smaller = rivals & (place != largest)
+    smaller = rivals & (rank != largest)
     below = jnp.where(smaller, jnp.exp(jnp.where(smaller, lead - top, 0.0)), 0.0)
     losses = top[..., 0] + jnp.log1p(below.sum(axis=-1))
     counted = kept if ranked is None else kept & (jnp.cumsum(kept, axis=-1) <= ranked)

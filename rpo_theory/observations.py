@@ -49,7 +49,7 @@ def n_observations(problem: Problem) -> Float[Array, ""]:
     return number
 
 
-def first_place_counts(
+def winner_counts(
     wins: Float[ArrayLike, "x a a"],
     choices: Choices | None = None,
     tie_counts: Float[ArrayLike, "x a a"] | None = None,
@@ -66,7 +66,7 @@ def first_place_counts(
 
     Examples:
         >>> wins = jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
-        >>> first_place_counts(wins, tie_counts=jnp.array([[[0.0, 1.0], [0.0, 0.0]]])).tolist()
+        >>> winner_counts(wins, tie_counts=jnp.array([[[0.0, 1.0], [0.0, 0.0]]])).tolist()
         [[3.5, 1.5]]
     """
     counts = jnp.asarray(wins).sum(axis=2)

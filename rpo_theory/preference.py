@@ -156,7 +156,7 @@ def data_loss(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array,
     reward = jnp.asarray(reward)
     loss = _pair_loss(reward, jnp.asarray(problem.wins), problem.ties)
     if problem.choices is not None:
-        loss = loss + _choice_loss(reward, problem.choices)
+        loss = loss + _choices_loss(reward, problem.choices)
     n_data = n_observations(problem)
     return jnp.where(n_data > 0, loss / jnp.where(n_data > 0, n_data, 1.0), 0.0)
 
@@ -192,7 +192,7 @@ def evidence(problem: Problem, reward: Float[ArrayLike, "x a"]) -> Float[Array, 
     result = flow.sum(axis=2) - flow.sum(axis=1)
     if problem.choices is None:
         return result
-    return result + _choice_evidence(reward, problem.choices)
+    return result + _choices_evidence(reward, problem.choices)
 
 
 def _pair_loss(
@@ -206,7 +206,7 @@ def _pair_loss(
     return jnp.sum(wins * ties.win_loss(margin)) + tie_loss
 
 
-def _choice_loss(reward: Float[Array, "x a"], choices: Choices) -> Float[Array, ""]:
+def _choices_loss(reward: Float[Array, "x a"], choices: Choices) -> Float[Array, ""]:
     """Return the loss of choices under the Plackett-Luce model, summed over them."""
     subsets = jnp.asarray(choices.subsets).astype(bool)
     rewards = reward[jnp.asarray(choices.contexts).astype(jnp.int32)]
@@ -234,7 +234,7 @@ def _tie_flow(
     return jnp.where(finite, -(by_win + by_tie), 0.0)
 
 
-def _choice_evidence(reward: Float[Array, "x a"], choices: Choices) -> Float[Array, "x a"]:
+def _choices_evidence(reward: Float[Array, "x a"], choices: Choices) -> Float[Array, "x a"]:
     contexts = jnp.asarray(choices.contexts).astype(jnp.int32)
     wins, rewards = jnp.asarray(choices.wins), reward[contexts]
     finite = jnp.asarray(choices.subsets).astype(bool) & (rewards > -jnp.inf)

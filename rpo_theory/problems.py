@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from .choice_counts import fold_pairs
+from .counted_choices import fold_pairs
 from .data_checks import validate_choices
-from .observations import first_place_counts
+from .observations import winner_counts
 from .policies import counts_to_policy
 from .preference_data import TIE_MODELS, Choices, Ties
 from .rewards import Unbounded
@@ -228,7 +228,7 @@ def _ties(
 
 def _winners(data: PreferenceData, fallback: Float[Array, "x a"]) -> Float[Array, "x a"]:
     tie_counts = None if data.ties is None else data.ties.counts
-    return counts_to_policy(first_place_counts(data.wins, data.choices, tie_counts), fallback)
+    return counts_to_policy(winner_counts(data.wins, data.choices, tie_counts), fallback)
 
 
 def _divided_by_sum(distribution: ArrayLike) -> np.ndarray:

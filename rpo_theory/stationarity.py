@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from .observations import first_place_counts, n_observations, outcome_counts
+from .observations import n_observations, outcome_counts, winner_counts
 from .preference import evidence
 from .types import ArrayLike, Problem
 
@@ -118,9 +118,9 @@ def s3_violation(problem: Problem, policy: Float[ArrayLike, "x a"]) -> Float[Arr
     """
     policy, ties = jnp.asarray(policy), problem.ties
     tie_counts = None if ties is None else ties.counts
-    first_places = first_place_counts(problem.wins, problem.choices, tie_counts)
-    n_data = first_places.sum(axis=1, keepdims=True)
-    chosen = first_places / jnp.where(n_data > 0, n_data, 1.0)
+    winners = winner_counts(problem.wins, problem.choices, tie_counts)
+    n_data = winners.sum(axis=1, keepdims=True)
+    chosen = winners / jnp.where(n_data > 0, n_data, 1.0)
     upper = chosen + _over_weight(problem, outcome_counts(problem).won)
     compared = _adversarial(problem) & (n_data > 0)
     return jnp.where(compared, jnp.maximum(policy - upper, 0.0), 0.0)

@@ -87,7 +87,7 @@ class Problem(NamedTuple):
                 context (contexts without data take the reference policy), ``"reference"`` for the
                 reference policy, or a table. The winner of a ranking is its first action; the two
                 actions of a tie count half each.
-            choices: choices from sets and rankings, see :func:`rpo_theory.choice_counts`; None
+            choices: choices from sets and rankings, see :func:`rpo_theory.count_choices`; None
                 without them. Choices from two actions are comparisons, and join the win counts
                 unless the problem has ties.
             ties: ``ties[x, i, j]``, the number of ties of ``i`` and ``j`` in context ``x``; None

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rpo_io.json_document import Node, describe, is_number
-from rpo_theory.choice_counts import choice_counts, fold_pairs
+from rpo_theory.counted_choices import count_choices, fold_pairs
 from rpo_theory.preference import win_counts
 from rpo_theory.preference_data import TIE_MODELS, Choices, Ties
 from rpo_theory.problems import InvalidProblemError, PreferenceData
@@ -159,7 +159,7 @@ def _choices(root: Node, keys: dict[str, Node], shape: tuple[int, int]) -> Choic
         rule = f"hold {n_sets} choices from sets of {shape[1]} actions, more than {MAX_CELLS:.0e}"
         keys["rankings" if "rankings" in keys else "choices"].refuse(f"{rule} cells")
     try:
-        return choice_counts(**rows, shape=shape)
+        return count_choices(**rows, shape=shape)
     except InvalidProblemError as error:
         root.refuse(error.rule, error.field, *error.index)
 

@@ -35,7 +35,7 @@ def random_problem(seed: int, tie_model: Any = None, *, eta: float | None = None
         eta=10 ** rng.uniform(-1.0, 0.5) if eta is None else eta,
         context_weights=rng.dirichlet(np.ones(CONTEXTS)),
         reference_policy=rng.dirichlet(np.ones(ACTIONS), CONTEXTS),
-        choices=rt.choice_counts([*rankings, *later], choices, shape=SHAPE),
+        choices=rt.count_choices([*rankings, *later], choices, shape=SHAPE),
         ties=None if tie_model is None else ties,
         tie_model=tie_model,
         tie_parameter=None if tie_model is None else rng.uniform(1.1, 2.5),
@@ -140,7 +140,7 @@ def test_parity_choices_of_two_that_are_not_folded_agree_with_pairs() -> None:
     rows = [
         (int(x), [int(i), int(j)], int(i), float(wins[x, i, j])) for x, i, j in np.argwhere(wins)
     ]
-    choices = rt.choice_counts((), rows, shape=SHAPE)
+    choices = rt.count_choices((), rows, shape=SHAPE)
     unfolded = pairs._replace(wins=np.zeros_like(wins), choices=choices)
     expected = rt.minimax.solve(pairs, rt.TabularBox(1.5))
     solution = rt.minimax.solve(unfolded, rt.TabularBox(1.5))

@@ -324,19 +324,19 @@ def test_gradient_k_wise_loss_is_that_of_the_chain_of_softmaxes() -> None:
     rng = np.random.default_rng(1)
     policy, reference = (jnp.asarray(5 * rng.normal(size=(20, 4))) for _ in range(2))
 
-    def chain(policy: jax.Array, places: int) -> jax.Array:
+    def chain(policy: jax.Array, ranks: int) -> jax.Array:
         score = 0.3 * (policy - reference)
-        stages = [jax.nn.logsumexp(score[:, k:], axis=1) - score[:, k] for k in range(places)]
+        stages = [jax.nn.logsumexp(score[:, k:], axis=1) - score[:, k] for k in range(ranks)]
         return sum(stages)
 
-    for ranked, places in ((None, 4), (1, 1)):
+    for ranked, ranks in ((None, 4), (1, 1)):
 
         def loss(policy: jax.Array, ranked: int | None = ranked) -> jax.Array:
             return losses.plackett_luce(policy, reference, beta=0.3, ranked=ranked)
 
-        np.testing.assert_allclose(loss(policy), chain(policy, places), rtol=1e-13, atol=1e-14)
+        np.testing.assert_allclose(loss(policy), chain(policy, ranks), rtol=1e-13, atol=1e-14)
         got = jax.grad(lambda policy, loss=loss: loss(policy).sum())(policy)
-        expected = jax.grad(lambda policy, places=places: chain(policy, places).sum())(policy)
+        expected = jax.grad(lambda policy, ranks=ranks: chain(policy, ranks).sum())(policy)
         np.testing.assert_allclose(got, expected, atol=1e-14)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rpo_theory.array_checks import InvalidProblemError
-from rpo_theory.choice_counts import choice_counts, fold_pairs
+from rpo_theory.counted_choices import count_choices, fold_pairs
 from rpo_theory.preference import data_loss
 from rpo_theory.types import Problem
 
@@ -18,7 +18,7 @@ EXACT = 1e-14
 
 
 def test_closed_form_a_ranking_is_a_chain_of_choices() -> None:
-    counts = choice_counts([(1, [2, 0, 1], 2), (1, (2, 1, 0), 1.5)], shape=(2, 3))
+    counts = count_choices([(1, [2, 0, 1], 2), (1, (2, 1, 0), 1.5)], shape=(2, 3))
     assert counts is not None
     assert counts.contexts.tolist() == [1, 1]
     assert counts.subsets.tolist() == [[True, True, True], [True, True, False]]
@@ -27,14 +27,14 @@ def test_closed_form_a_ranking_is_a_chain_of_choices() -> None:
 
 
 def test_closed_form_equal_sets_add_up_and_first_choices_stay_apart() -> None:
-    counts = choice_counts(
+    counts = count_choices(
         [(0, [2, 1, 0], 1)], [(0, [1, 0], 0, 3), (0, {0, 1}, 1, 2)], shape=(1, 3)
     )
     assert counts is not None
     assert counts.subsets.tolist() == [[True, True, False], [True, True, True], [True, True, False]]
     assert counts.wins.tolist() == [[3.0, 2.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     assert counts.first.tolist() == [True, True, False]
-    assert choice_counts([(0, [0, 1], 0)], shape=(1, 2)) is None
+    assert count_choices([(0, [0, 1], 0)], shape=(1, 2)) is None
 
 
 def test_closed_form_the_probabilities_of_all_rankings_sum_to_one() -> None:
@@ -42,14 +42,14 @@ def test_closed_form_the_probabilities_of_all_rankings_sum_to_one() -> None:
     uniform = np.full((1, 3), 1 / 3)
     probability = 0.0
     for ranking in permutations(range(3)):
-        counts = choice_counts([(0, list(ranking), 4)], shape=(1, 3))
+        counts = count_choices([(0, list(ranking), 4)], shape=(1, 3))
         problem = Problem(np.ones(1), uniform, uniform, np.zeros((1, 3, 3)), 1.0, 1.0, counts)
         probability += math.exp(-float(data_loss(problem, reward)))
     assert abs(probability - 1.0) < EXACT
 
 
-def test_property_pairs_join_the_wins_and_later_places_do_not() -> None:
-    counts = choice_counts([(0, [1, 0], 2), (0, [2, 0, 1], 1)], shape=(1, 3))
+def test_property_pairs_join_the_wins_and_later_ranks_do_not() -> None:
+    counts = count_choices([(0, [1, 0], 2), (0, [2, 0, 1], 1)], shape=(1, 3))
     assert counts is not None
     wins, rest = fold_pairs(np.zeros((1, 3, 3)), counts)
     assert wins.tolist() == [[[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]
@@ -79,5 +79,5 @@ def test_property_pairs_join_the_wins_and_later_places_do_not() -> None:
 )
 def test_raises_and_names_the_row(rows: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidProblemError) as raised:
-        choice_counts(**rows, shape=(2, 3))
+        count_choices(**rows, shape=(2, 3))
     assert str(raised.value).startswith(message)

@@ -17,7 +17,7 @@ _Key = tuple[int, bool, tuple[int, ...]]
 """Context, whether the choices are first choices, and the actions of the set in order."""
 
 
-def choice_counts(
+def count_choices(
     rankings: Iterable[Any] = (),
     choices: Iterable[Any] = (),
     *,
@@ -42,7 +42,7 @@ def choice_counts(
         `plackett:75`.
 
     Examples:
-        >>> counts = choice_counts([(0, [2, 0, 1], 5)], shape=(1, 3))
+        >>> counts = count_choices([(0, [2, 0, 1], 5)], shape=(1, 3))
         >>> counts.subsets.tolist(), counts.wins.tolist()
         ([[True, True, True], [True, True, False]], [[0.0, 0.0, 5.0], [5.0, 0.0, 0.0]])
     """
@@ -54,9 +54,9 @@ def choice_counts(
 
     for i, row in enumerate(rankings):
         context, ranking, count = _checked_row("rankings", i, row, 3, shape)
-        for place in range(len(ranking) - 1):
-            key = (context, place == 0, tuple(sorted(ranking[place:])))
-            add(key, ranking[place], count)
+        for rank in range(len(ranking) - 1):
+            key = (context, rank == 0, tuple(sorted(ranking[rank:])))
+            add(key, ranking[rank], count)
     for i, row in enumerate(choices):
         context, subset, count = _checked_row("choices", i, row, 4, shape)
         winner = _index("choices", (i, 2), "the index of an action", row[2], shape[1])
@@ -92,7 +92,7 @@ def fold_pairs(
         ranking stays, because it is not an observation of its own.
 
     Examples:
-        >>> pair = choice_counts([(0, [1, 0], 5)], shape=(1, 2))
+        >>> pair = count_choices([(0, [1, 0], 5)], shape=(1, 2))
         >>> fold_pairs(np.zeros((1, 2, 2)), pair)[0].tolist()
         [[[0.0, 0.0], [5.0, 0.0]]]
     """
@@ -135,19 +135,19 @@ def _checked_row(
     if len(actions) < 2:
         rule = f"must have at least two actions, got {len(actions)}"
         raise InvalidProblemError(field, (i, 1), rule)
-    place = (i, length - 1)
+    last = (i, length - 1)
     try:
         count = numbers(field, np.asarray(row[-1]), ())
         at_least_zero(field, count)
     except InvalidProblemError as error:
-        raise InvalidProblemError(field, place, error.rule) from None
+        raise InvalidProblemError(field, last, error.rule) from None
     return context, actions, float(count)
 
 
-def _index(field: str, place: tuple[int, ...], kind: str, value: Any, bound: int) -> int:
+def _index(field: str, index: tuple[int, ...], kind: str, value: Any, bound: int) -> int:
     """Return an index; raise unless it is a whole number in its range."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
     if not is_whole or not 0 <= value < bound:
         rule = f"must be {kind}, a whole number from 0 to {bound - 1}, got {reprlib.repr(value)}"
-        raise InvalidProblemError(field, place, rule)
+        raise InvalidProblemError(field, index, rule)
     return int(value)
