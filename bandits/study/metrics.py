@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bandits.environments.base import Instance
 from bandits.methods.base import FitResult, reward_range
@@ -22,7 +22,19 @@ from rpo_theory.bounds import (
     tuned_eta,
 )
 from rpo_theory.coverage import coverage_coefficient_batch
-from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded, log_covering_number
+from rpo_theory.rewards import (
+    FiniteClass,
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+    log_covering_number,
+)
+
+METHODS_WITH_BOUND = ("rpo", "rpo_maximin", "rpo_policy")
+"""Methods whose gap Theorem 5.3 bounds."""
+MEMBER_TOLERANCE = 1e-6
+"""Accepted relative distance of the true reward from its class: rounding to seven digits."""
 
 
 class BoundInputs(NamedTuple):
@@ -30,7 +42,8 @@ class BoundInputs(NamedTuple):
 
     Attributes:
         coverage: coverage coefficient :math:`C` of the comparator, measured against the
-            environment's :math:`\pi_{base}`, shape ``[B]``.
+            environment's :math:`\pi_{base}`, shape ``[B]``; NaN if the true reward is not in the
+            class.
         comparator_kl: :math:`E\,KL(\pi\|\pi_{ref})` of the comparator, nats, shape ``[B]``.
         reward_max: :math:`R_{max}`, largest difference of rewards in a context, shape ``[B]``.
         complexity: :math:`\iota` of the reward class at the covering scale of the theorem, shape
@@ -63,13 +76,15 @@ def compute_bound_inputs(
         `liu:24`, Assumption 5.2 and Theorem 5.3.
     """
     problem, reward_class = instance.problem, instance.reward_class
+    truth = np.asarray(instance.true_reward)
     if isinstance(reward_class, Unbounded):
         raise ValueError(
             "`reward_class` must be compact, because the bounds need a finite reward range"
         )
+    member = is_member(instance)
     coefficients = coverage_coefficient_batch(
         reward_class,
-        true_reward=instance.true_reward,
+        true_reward=np.where(member[:, None, None], truth, _projected(reward_class, truth)),
         comparator=instance.comparator,
         baseline=problem.baseline_policy,
         context_weights=problem.context_weights,
@@ -80,11 +95,29 @@ def compute_bound_inputs(
     with jax.enable_x64(True):
         iota = _complexities(reward_class, n_rewards, reward_max, comparisons, delta)
     return BoundInputs(
-        coverage=np.asarray(coefficients),
+        coverage=np.where(member, coefficients, np.nan),
         comparator_kl=kl_to_reference(np.asarray(instance.comparator), instance),
         reward_max=reward_max,
         complexity=iota,
     )
+
+
+def is_member(instance: Instance) -> Bool[np.ndarray, " B"]:
+    """Return whether the true reward of each instance is in its class, as Assumption 5.1 needs.
+
+    Args:
+        instance: instances with a leading batch axis.
+    """
+    truth = np.asarray(instance.true_reward)
+    misfit = np.abs(_projected(instance.reward_class, truth) - truth).max(axis=(1, 2))
+    return misfit <= MEMBER_TOLERANCE * (1.0 + np.abs(truth).max(axis=(1, 2)))
+
+
+def _projected(reward_class: RewardClass, truth: np.ndarray) -> np.ndarray:
+    with jax.enable_x64(True):
+        axes = jax.tree.map(lambda leaf: 0 if np.ndim(leaf) else None, reward_class)
+        project = jax.vmap(lambda single, table: single.project(table), in_axes=(axes, 0))
+        return np.asarray(project(reward_class, truth))
 
 
 def eta_by_rule(
@@ -173,6 +206,7 @@ def gap_bounds(
     comparisons: Float[np.ndarray, " B"],
     eta: Float[np.ndarray, " B"],
     beta: Float[np.ndarray, " B"],
+    valid: Bool[np.ndarray, " B"],
 ) -> dict[str, Float[np.ndarray, " B"]]:
     r"""Compute bounds on the gap of RPO at its weights, and the terms of the corrected bound.
 
@@ -181,15 +215,21 @@ def gap_bounds(
         comparisons: :math:`N` of each instance.
         eta: weights of the adversary; the bounds are infinite at 0.
         beta: weights of the KL term.
+        valid: whether Assumption 5.1 holds: labels follow the Bradley-Terry model of a true reward
+            in the class.
 
     Returns:
         Columns by name, units of reward: ``bound`` with the corrected modulus; its terms
         ``bound_coverage``, ``bound_complexity`` and ``bound_kl``; and the same inequality with the
-        other moduli, ``bound_tight`` and ``bound_printed``.
+        other moduli, ``bound_tight`` and ``bound_printed``. NaN where the
+        assumption fails, or the class has no range or covering number.
 
     References:
         `liu:24`, eq. A.44; :mod:`rpo_theory.bounds`.
     """
+    numbers = np.stack([inputs.coverage, inputs.complexity, inputs.reward_max])
+    valid = valid & ~np.isnan(numbers).any(axis=0)
+    inputs = BoundInputs(*(np.where(valid, values, 1.0) for values in inputs))  # replaced below
     arguments = {
         "n_pairs": comparisons,
         "complexity": inputs.complexity,
@@ -217,7 +257,10 @@ def gap_bounds(
         "bound_complexity": complexity_term,
         "bound_kl": kl_term,
     }
-    return {name: np.where(eta > 0, column, np.inf) for name, column in columns.items()}
+    return {
+        name: np.where(valid, np.where(eta > 0, column, np.inf), np.nan)
+        for name, column in columns.items()
+    }
 
 
 def _complexities(

@@ -15,6 +15,7 @@ from .config import (
     StudyConfig,
     method_labels,
 )
+from .metrics import METHODS_WITH_BOUND
 
 OPTIONS_OF_METHOD: dict[str, tuple[str, ...]] = {
     "rpo": ("baseline", "rewards"),
@@ -56,7 +57,7 @@ def study_notes(study: StudyConfig) -> tuple[str, ...]:
         >>> study_notes(study)
         ('`design.features` has no effect: it is for linear rewards.',)
     """
-    checks = (_never_compared, _unused_design, _unused_weights, _unused_options)
+    checks = (_never_compared, _no_bounds, _unused_design, _unused_weights, _unused_options)
     return tuple(note for check in checks for note in check(study))
 
 
@@ -68,6 +69,26 @@ def _never_compared(study: StudyConfig) -> list[str]:
         "`design.rare_comparisons` is 0, so the rare responses are never compared: no data mislead "
         "a method, and the caution of RPO only costs. Without the key it is 1."
     ]
+
+
+def _no_bounds(study: StudyConfig) -> list[str]:
+    """Return a note for every reason why bounds on the gap are left out."""
+    reasons = {
+        "label_noise": "labels do not follow the Bradley-Terry model of the true reward",
+        "misspecification": "the true reward is not in the class",
+    }
+    notes = [
+        f"The columns `bound*` are null where design.{name} is above 0: {reason} (Assumption 5.1)."
+        for name, reason in reasons.items()
+        if any(_values(study, name, 0.0))
+    ]
+    for index, method in enumerate(study.methods):
+        if method.method in METHODS_WITH_BOUND and method.options.rewards == "unbounded":
+            notes.append(
+                f"The columns `bound*` of methods[{index}] are null: the bounds need a finite "
+                "range of rewards (Assumption 5.1)."
+            )
+    return notes
 
 
 def _unused_design(study: StudyConfig) -> list[str]:

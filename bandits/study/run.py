@@ -22,16 +22,19 @@ from .config import (
     METHODS_WITHOUT_ETA,
     EtaBeta,
     MethodConfig,
+    Scenario,
     StudyConfig,
     choose_kernel,
     expand_weights,
     method_labels,
 )
 from .metrics import (
+    METHODS_WITH_BOUND,
     BoundInputs,
     compute_bound_inputs,
     eta_by_rule,
     gap_bounds,
+    is_member,
     measure_policy,
 )
 from .parts import PartPlan, StudyPart, draw_part
@@ -43,8 +46,6 @@ TRIAL_DRAWS = 256
 cores are busy."""
 ARRAYS_PER_FIT = 6
 """Approximate number of arrays of the size of the win counts that a solver holds."""
-METHODS_WITH_BOUND = ("rpo", "rpo_maximin", "rpo_policy")
-"""Methods whose gap Theorem 5.3 bounds."""
 
 
 class RunEstimate(NamedTuple):
@@ -139,6 +140,8 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
         [part.scenarios[index].comparisons for index in part.scenario_index], np.float64
     )
     inputs = compute_bound_inputs(instance, comparisons, study.delta)
+    noise = np.array([_label_noise(scenario) for scenario in part.scenarios])
+    realizable = is_member(instance) & (noise[part.scenario_index] == 0.0)
     weights = expand_weights(study)
     values = [_weight_values(instance, inputs, comparisons, pair) for pair in weights]
     seconds = {"bound_inputs": time.perf_counter() - start}
@@ -151,7 +154,11 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
             measured = measure_policy(result, instance)
             if method.method in METHODS_WITH_BOUND and method.options.baseline == "given":
                 measured |= gap_bounds(
-                    inputs, comparisons=comparisons, eta=pair_values.eta, beta=pair_values.beta
+                    inputs,
+                    comparisons=comparisons,
+                    eta=pair_values.eta,
+                    beta=pair_values.beta,
+                    valid=realizable & (method.options.rewards != "unbounded"),
                 )
             tables.append(
                 record_table(study, part, method_index, pair, pair_values, inputs, measured, result)
@@ -166,6 +173,12 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
         }
     )
     return pa.concat_tables(tables), timings
+
+
+def _label_noise(scenario: Scenario) -> float:
+    """Return the probability of a flipped label; named instances have none."""
+    named = scenario.environment.startswith("named:")
+    return 0.0 if named else scenario.design.label_noise
 
 
 def _weight_values(

@@ -12,6 +12,7 @@ from bandits.study.metrics import (
     compute_bound_inputs,
     eta_by_rule,
     gap_bounds,
+    is_member,
     kl_to_reference,
     measure_policy,
 )
@@ -81,7 +82,8 @@ def test_closed_form_the_etas_of_the_theorem_do_not_depend_on_coverage() -> None
 def test_closed_form_bounds_are_equation_a44_with_three_moduli() -> None:
     inputs = BoundInputs(np.array([3.0]), np.array([0.7]), np.array([1.0]), np.array([2.0]))
     n, eta, beta = np.array([100.0]), np.array([0.4]), np.array([0.1])
-    bounds = gap_bounds(inputs, comparisons=n, eta=eta, beta=beta)
+    weights = {"comparisons": n, "beta": beta, "valid": np.array([True])}
+    bounds = gap_bounds(inputs, eta=eta, **weights)
     printed = (1 + np.e) ** -4
     tight = 1 / (2 + np.e + 1 / np.e) / 8
     for name, modulus in (("", printed / 2), ("_printed", printed), ("_tight", tight)):
@@ -90,4 +92,20 @@ def test_closed_form_bounds_are_equation_a44_with_three_moduli() -> None:
         if not name:
             for term, value in zip(("coverage", "complexity", "kl"), terms, strict=True):
                 np.testing.assert_allclose(bounds[f"bound_{term}"], value, rtol=1e-9)
-    assert gap_bounds(inputs, comparisons=n, eta=0.0 * eta, beta=beta)["bound"] == [np.inf]
+    assert gap_bounds(inputs, eta=0.0 * eta, **weights)["bound"] == [np.inf]
+
+
+def test_limit_bounds_are_nan_where_assumption_51_fails(instance: Instance) -> None:
+    n, eta, beta = np.array([1e10]), np.array([0.4]), np.array([0.1])
+    inputs = compute_bound_inputs(instance, n, 0.05)
+    weights = {"comparisons": n, "eta": eta, "beta": beta}
+    assert all(map(np.isfinite, gap_bounds(inputs, **weights, valid=np.array([True])).values()))
+    noisy = gap_bounds(inputs, **weights, valid=np.array([False]))
+    assert all(map(np.isnan, noisy.values()))
+    outside = instance._replace(reward_class=TabularBox(np.array([1.0])))
+    assert is_member(instance).tolist() == [True]
+    assert is_member(outside).tolist() == [False]
+    misspecified = compute_bound_inputs(outside, n, 0.05)
+    assert np.isnan(misspecified.coverage).all()
+    bounds = gap_bounds(misspecified, **weights, valid=np.array([True]))
+    assert all(map(np.isnan, bounds.values()))
