@@ -111,9 +111,9 @@ def numbers(
         raise InvalidProblemError(field, (), f"must hold real numbers: {error}") from error
     if array.shape != shape:
         raise InvalidProblemError(field, (), f"must have shape {shape}, got shape {array.shape}")
-    is_finite = np.isfinite(array)
-    if finite and not is_finite.all():
-        index = _first(~is_finite)
+    # Minimum and maximum are NaN if a number is; they need no array of the same size.
+    if finite and array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        index = _first(~np.isfinite(array))
         raise InvalidProblemError(field, index, f"must be finite, got {array[index]}")
     return array
 
@@ -147,9 +147,8 @@ def at_least_zero(field: str, array: np.ndarray) -> None:
     Raises:
         InvalidProblemError: if a number is negative.
     """
-    negative = array < 0
-    if negative.any():
-        index = _first(negative)
+    if np.size(array) and not np.min(array) >= 0 and np.any(array < 0):
+        index = _first(array < 0)
         raise InvalidProblemError(field, index, f"must be at least 0, got {array[index]:.9g}")
 
 

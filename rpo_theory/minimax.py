@@ -12,6 +12,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from . import rewards, routes, sensitivity, unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
@@ -132,8 +134,14 @@ def _solve_group(
     options = {"tolerance": tolerance, "max_steps": max_steps}
     if rewards.is_compact(reward_class):
         minima = routes.minimize_batch(problems, reward_class, **options)
-        conclude = routes.batched(_conclude, problems, reward_class)
-        solution = conclude(problems, reward_class, minima)
+        if routes.uses_only_wins(problems) and hasattr(reward_class, "conclude_batch"):
+            measured = reward_class.conclude_batch(problems, minima.reward)
+            solution = jax.vmap(_judge, in_axes=(0, None, 0, 0))(
+                problems, reward_class, minima, measured
+            )
+        else:
+            conclude = routes.batched(_conclude, problems, reward_class)
+            solution = conclude(problems, reward_class, minima)
     else:
         reduced = jax.vmap(unbounded.reduce)(problems)
         minima = routes.minimize_batch(reduced.problem, reward_class, **options)
@@ -144,11 +152,22 @@ def _solve_group(
 
 
 def _conclude(problem: Problem, reward_class: RewardClass, minimum: Minimum) -> Solution:
-    """Return the solution at a reward, with the status that its duality gap proves."""
+    """Return the solution at a reward."""
     reward = minimum.reward
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    value = minimax_objective(problem, reward)
     gap = duality_gap_bound(problem, reward_class, policy, reward)
+    measured = policy, minimax_objective(problem, reward), gap
+    return _judge(problem, reward_class, minimum, measured)
+
+
+def _judge(
+    problem: Problem,
+    reward_class: RewardClass,
+    minimum: Minimum,
+    measured: tuple[Float[Array, "x a"], Float[Array, ""], Float[Array, ""]],
+) -> Solution:
+    """Return the solution of a policy, value and gap, with the status that the gap proves."""
+    policy, value, gap = measured
     proven = is_proven(problem, gap, value)
     if not rewards.is_convex(reward_class):
         # Its own solver is exact: a positive gap comes from the class, which is not convex.
@@ -157,7 +176,7 @@ def _conclude(problem: Problem, reward_class: RewardClass, minimum: Minimum) -> 
     status = jnp.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
     status = jnp.where(finite, status, Status.NOT_FINITE.value)
     stats = {"duality_gap": gap, "residual": minimum.residual, "steps": minimum.steps}
-    return Solution(policy, reward, value, status, stats)
+    return Solution(policy, minimum.reward, value, status, stats)
 
 
 def _conclude_unbounded(reduced: unbounded.ReducedProblem, minimum: Minimum) -> Solution:

@@ -235,12 +235,11 @@ def _derivatives(
 ) -> tuple[Float[Array, "a b"], Float[Array, "a a b"], Float[Array, "a b"]]:
     """Return the gradient, the Hessian as edge weights of a Laplacian, and the policy."""
     beta, unit = _scales(blocks, state)
-    n_actions, wins = len(state.reward), blocks.wins
+    wins = blocks.wins
     # The barriers keep XLA from computing the same exponentials and quotients again for each use.
     wins_over = jax.lax.optimization_barrier(_win_probabilities(state.reward / unit))
     # Without a fused multiply-add the flows of a pair cancel exactly in the sum over its actions.
     flow = jax.lax.optimization_barrier(wins * jnp.swapaxes(wins_over, 0, 1))
-    net_flow = sum(flow[i] for i in range(n_actions)) - sum(flow[:, i] for i in range(n_actions))
     both_ways = wins + jnp.swapaxes(wins, 0, 1)
     variance = wins_over * jnp.swapaxes(wins_over, 0, 1)
     edge_weights = (blocks.data_weight / unit) * both_ways * variance
@@ -251,8 +250,16 @@ def _derivatives(
     else:
         probability = policy
     excess = blocks.adversary_weight * (probability - blocks.baseline)
-    gradient = jax.lax.optimization_barrier(excess + blocks.data_weight * net_flow)
+    gradient = jax.lax.optimization_barrier(excess + blocks.data_weight * net_flow(flow))
     return gradient, edge_weights, probability
+
+
+def net_flow(flow: Float[Array, "a a b"]) -> Float[Array, "a b"]:
+    """Return what flows into an action minus what flows out of it; the first axis is the source."""
+    actions = range(len(flow))
+    if len(flow) > UNROLLED:
+        return flow.sum(axis=0) - flow.sum(axis=1)
+    return sum(flow[i] for i in actions) - sum(flow[:, i] for i in actions)
 
 
 def _win_probabilities(scaled: Float[Array, "a b"]) -> Float[Array, "a a b"]:

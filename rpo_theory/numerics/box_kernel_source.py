@@ -219,14 +219,14 @@ def _derivatives(rows: _Rows) -> list[str]:
     ]
     lines += [f"p{i} = weight{i} * per_mass" for i in actions]
     for pair, (i, j) in enumerate(rows.pairs):
-        edge, own = f"{i}_{j}", f"(p{i} * p{j})"
+        edge = f"{i}_{j}"
         lines += [
             f"won{edge}, lost{edge} = {rows.at('wins', pair)}, {rows.at('losses', pair)}",
             f"per_sum{edge} = 1.0 / (e{i} + e{j})",
             f"first{edge}, second{edge} = e{i} * per_sum{edge}, e{j} * per_sum{edge}",
             f"flow{edge} = lost{edge} * first{edge} - won{edge} * second{edge}",
             f"curvature{edge} = (won{edge} + lost{edge}) * (first{edge} * second{edge})",
-            f"h{edge} = per_unit * curvature{edge} + sharpness * {own}",
+            f"h{edge} = per_unit * curvature{edge} + sharpness * (p{i} * p{j})",
         ]
     for i in actions:
         into = [f"flow{i}_{j}" for j in actions if j > i]
@@ -245,11 +245,11 @@ def _residual(rows: _Rows) -> list[str]:
             f"product_low{i}, product_high{i} = dual_low{i} * low{i}, dual_high{i} * high{i}",
             f"slope{i} = abs(gradient{i} - dual_low{i} + dual_high{i})",
         ]
-    products = [f"product_{side}{i}" for i in actions for side in ("low", "high")]
+    terms = [f"product_{side}{i}" for i in actions for side in ("low", "high")]
     return [
         *lines,
-        f"barrier = {0.5 / len(actions)!r} * ({_sum(products)})",
-        f"complementarity = {_max(products)}",
+        f"barrier = {0.5 / len(actions)!r} * ({_sum(terms)})",
+        f"complementarity = {_max(terms)}",
         f"stationarity = {_max(f'slope{i}' for i in actions)}",
         "new_residual = max(stationarity, complementarity / (SHARPER * width))",
         f"roundoff = EPSILON * {_max(f'p{i} * abs(reward{i})' for i in actions)} / beta",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from ..policies import log_partition_scaled
 from ..types import Problem
 from . import box_interior_point
 
@@ -98,4 +99,59 @@ def solve_in_slots(
         reward=reward.reshape(n_problems, n_contexts, n_actions),
         residual=residual.reshape(n_problems, n_contexts).max(axis=1),
         steps=steps.reshape(n_problems, n_contexts).max(axis=1),
+    )
+
+
+def conclude(
+    problems: Problem, width: Float[Array, " p"], reward: Float[Array, "p x a"]
+) -> tuple[Float[Array, "p x a"], Float[Array, " p"], Float[Array, " p"]]:
+    r"""Return policies, objectives and duality gaps of rewards in a box.
+
+    They are those of :func:`rpo_theory.minimax.solve` and :mod:`rpo_theory.certificate`, with the
+    contexts of all problems on the last axis, where the arithmetic is vectorized.
+
+    Args:
+        problems: problems with a leading batch axis on every array; win counts are all data.
+        width: width of the box of each problem.
+        reward: members of the boxes.
+
+    Returns:
+        Gibbs policies, :math:`F(r)` in nats, and bounds on the duality gap in nats.
+    """
+    n_problems, n_contexts, _ = reward.shape
+
+    def contexts_last(table: Float[Array, "p x ..."]) -> Float[Array, "... b"]:
+        return jnp.moveaxis(table.reshape(-1, *table.shape[2:]), 0, -1)
+
+    def per_problem(number: Float[Array, " p"]) -> Float[Array, " b"]:
+        return jnp.repeat(number, n_contexts)
+
+    wins, rewards = contexts_last(problems.wins), contexts_last(reward)
+    reference, baseline = map(contexts_last, (problems.reference_policy, problems.baseline_policy))
+    n_comparisons = problems.wins.sum(axis=(1, 2, 3))
+    share = 1.0 / per_problem(jnp.where(n_comparisons > 0, n_comparisons, 1.0))
+    weight = per_problem(problems.eta) * problems.context_weights.reshape(-1)
+    beta = per_problem(problems.beta)
+
+    top = jnp.where(reference > 0, rewards, -jnp.inf).max(axis=0)
+    scaled = (rewards - top) / beta
+    policy = reference * jnp.exp(jnp.minimum(scaled, 0.0))
+    policy = jax.lax.optimization_barrier(policy / policy.sum(axis=0))
+    log_z = log_partition_scaled(scaled.T, reference.T)
+    lost = jnp.where(baseline > 0, baseline * (top - rewards), 0.0).sum(axis=0)
+
+    margin = rewards[:, None] - rewards[None, :]
+    small = jax.lax.optimization_barrier(jnp.exp(-jnp.abs(margin)))
+    losses = wins * (jnp.log1p(small) + jnp.maximum(-margin, 0.0))
+    surprise = jnp.where(margin >= 0, small, 1.0) / (1.0 + small)
+    flow = jax.lax.optimization_barrier(wins * surprise)
+    value = weight * (beta * log_z + lost) + share * losses.sum(axis=(0, 1))
+    gradient = weight * (policy - baseline) + share * box_interior_point.net_flow(flow)
+    distance = jnp.where(gradient > 0, rewards, rewards - per_problem(width))
+    gap = (gradient * distance).sum(axis=0)
+    per_context = (n_problems, n_contexts)
+    return (
+        policy.T.reshape(reward.shape),
+        value.reshape(per_context).sum(axis=1),
+        jnp.maximum(gap.reshape(per_context).sum(axis=1), 0.0),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -108,6 +109,10 @@ class TabularBox(NamedTuple):
         parameter = jnp.asarray(parameter)
         return jnp.concatenate([parameter, self.maximum - parameter])
 
+    def padded(self, contexts: int, actions: int, round_up: Callable[[int], int]) -> TabularBox:
+        """Return the class with more contexts and actions: the same bounds."""
+        return self
+
     def minimize(
         self,
         problem: Problem,
@@ -136,6 +141,12 @@ class TabularBox(NamedTuple):
         centered = state.reward - middle[..., None]
         reward = jnp.clip(centered + 0.5 * maximum[:, None, None], 0.0, maximum[:, None, None])
         return Minimum(reward, state.residual, state.steps)
+
+    def conclude_batch(
+        self, problems: Problem, reward: Float[Array, "p x a"]
+    ) -> tuple[Float[Array, "p x a"], Float[Array, " p"], Float[Array, " p"]]:
+        """Return the policy, objective and duality gap of a member for every problem of a batch."""
+        return box_slots.conclude(problems, jnp.asarray(self.maximum), reward)
 
     def exact_form(self, shape: tuple[int, int]) -> Inequalities:
         """Return the bounds for a proof in ball arithmetic."""
