@@ -47,7 +47,7 @@ from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import Problem
 from rpo_theory.validation import validate_support
 
-from .class_documents import class_document, document_fields, class_of_module, read_class
+from .class_documents import class_document, class_of_module, document_fields, read_class
 from .data_documents import DATA_KEYS, TIE_KEYS, read_observations
 
 _REQUIRED = (

@@ -5,16 +5,18 @@ The functions take the class in units of its maximum: a polyhedron in the box :m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rpo_theory.numerics import linear_program, polyhedron_projection
 from rpo_theory.numerics.linear_rows import Polyhedron
 from rpo_theory.types import ArrayLike
 
-PROXIMAL_STEPS = 2
+PROXIMAL_STEPS = 3
 """Proximal steps after the interior point; one from near a solution ends in a solution."""
 
 
@@ -44,7 +46,7 @@ def linear_minimizer(
         direction: :math:`v(x,a)`.
     """
     direction = jnp.asarray(direction)
-    lowest = _minimizer(polyhedron, _unit(direction))
+    lowest = _minimize(polyhedron, direction, jnp.zeros(direction.size)).minimizer
     return (jnp.clip(lowest, 0.0, 1.0) * maximum).reshape(direction.shape)
 
 
@@ -62,7 +64,7 @@ def linear_minimum(
         direction: :math:`v(x,a)`.
     """
     direction = jnp.asarray(direction)
-    duals = _duals(polyhedron, direction, _minimizer(polyhedron, _unit(direction)))
+    duals = _minimize(polyhedron, direction, jnp.zeros(direction.size)).duals
     reduced = direction.reshape(-1) + polyhedron.rows.adjoint(duals)
     lowest = jnp.minimum(reduced, 0.0).sum() - jnp.vdot(duals, polyhedron.limits)
     return lowest * maximum
@@ -98,37 +100,43 @@ def linear_gap(
         return bounds + jnp.vdot(duals, slack)
 
     # The multipliers at the reward are exact if it is a minimizer, those of the program if not.
-    lowest = _minimizer(polyhedron, _unit(direction))
-    bounds = [bound(_duals(polyhedron, direction, point)) for point in (unit, lowest)]
-    return jnp.minimum(*bounds) * maximum
+    optimum = _minimize(polyhedron, direction, unit)
+    return jnp.minimum(bound(optimum.duals), bound(optimum.duals_at_point)) * maximum
 
 
-def _unit(direction: Float[Array, "x a"]) -> Float[Array, " n"]:
-    """Return a direction as a list whose largest entry is 1."""
-    largest = jnp.abs(direction).max()
-    return direction.reshape(-1) / jnp.where(largest > 0, largest, 1.0)
+class _Optimum(NamedTuple):
+    """Minimizer of a linear function, and multipliers of the rows, at least 0.
+
+    Those at a point prove it a minimizer if it is one.
+    """
+
+    minimizer: Float[Array, " n"]
+    duals: Float[Array, " c"]
+    duals_at_point: Float[Array, " c"]
 
 
 @jax.jit
-def _minimizer(polyhedron: Polyhedron, slope: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return a minimizer of a linear function.
-
-    Two proximal steps remove the error that rounding leaves in the interior point.
-    """
-    slope, polyhedron = jax.lax.stop_gradient((slope, polyhedron))
-    start = linear_program.solve(slope, polyhedron).x
-
-    def proximal(_: int, point: Float[Array, " n"]) -> Float[Array, " n"]:
-        return polyhedron_projection.project(point - slope, polyhedron).point
-
-    return jax.lax.fori_loop(0, PROXIMAL_STEPS, proximal, start)
-
-
-def _duals(
+def _minimize(
     polyhedron: Polyhedron, direction: Float[Array, "x a"], point: Float[Array, " n"]
-) -> Float[Array, " c"]:
-    """Return multipliers of the rows, at least 0; they prove a minimizer to be one."""
-    target, frozen = jax.lax.stop_gradient((point - _unit(direction), polyhedron))
-    duals = polyhedron_projection.project(target, frozen).duals[2 * point.shape[0] :]
-    scale = jax.lax.stop_gradient(jnp.abs(direction).max())
-    return jnp.where(jnp.isfinite(duals), scale * duals, 0.0)
+) -> _Optimum:
+    """Minimize a linear function by an interior point and proximal steps.
+
+    The steps remove the error that rounding leaves in the interior point; the last one starts at
+    the point instead. One loop takes them all, so that the projection is compiled once.
+    """
+    polyhedron, direction, point = jax.lax.stop_gradient((polyhedron, direction, point))
+    largest = jnp.abs(direction).max()
+    slope = direction.reshape(-1) / jnp.where(largest > 0, largest, 1.0)
+
+    def step(
+        current: Float[Array, " n"], at_point: Bool[Array, ""]
+    ) -> tuple[Float[Array, " n"], tuple[Float[Array, " n"], Float[Array, " c"]]]:
+        start = jnp.where(at_point, point, current)
+        nearest = polyhedron_projection.project(start - slope, polyhedron)
+        duals = largest * nearest.duals[2 * slope.shape[0] :]
+        return nearest.point, (nearest.point, jnp.where(jnp.isfinite(duals), duals, 0.0))
+
+    start = linear_program.solve(slope, polyhedron).x
+    last = jnp.arange(PROXIMAL_STEPS + 1) == PROXIMAL_STEPS
+    _, (points, duals) = jax.lax.scan(step, start, last)
+    return _Optimum(points[-2], duals[-2], duals[-1])

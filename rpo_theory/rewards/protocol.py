@@ -225,7 +225,11 @@ def reward_max(reward_class: RewardClass) -> Any:
 
 
 def log_covering_number(
-    reward_class: RewardClass, epsilon: float, n_parameters: int | None = None
+    reward_class: RewardClass,
+    epsilon: float,
+    n_parameters: int | None = None,
+    *,
+    shape: tuple[int, int] | None = None,
 ) -> float:
     r"""Return the log of an upper bound on the :math:`\epsilon`-covering number in the sup norm.
 
@@ -238,6 +242,8 @@ def log_covering_number(
         epsilon: covering scale :math:`\epsilon > 0`, in units of reward.
         n_parameters: number of free coordinates of a box, :math:`|X||A|`; at most :math:`d` for a
             ball. Other classes know theirs.
+        shape: number of contexts and of actions; gives the number of coordinates of a class that
+            does not know it.
 
     Returns:
         :math:`\log\mathcal N_\epsilon \ge 0`; NaN if the class has no ``log_covering_number``.
@@ -262,8 +268,12 @@ def log_covering_number(
     for name, number in (("epsilon", epsilon), ("n_parameters", n_parameters)):
         if number is not None and not number > 0:
             raise ValueError(f"`{name}` must be greater than 0, got {number}")
-    counts = {"n_parameters": n_parameters} & inspect.signature(method).parameters.keys()
-    return float(method(epsilon, **dict.fromkeys(counts, n_parameters)))
+    wanted = inspect.signature(method).parameters.get("n_parameters")
+    if wanted is None:
+        return float(method(epsilon))
+    if n_parameters is None and wanted.default is inspect.Parameter.empty and shape is not None:
+        n_parameters = shape[0] * shape[1]
+    return float(method(epsilon) if n_parameters is None else method(epsilon, n_parameters))
 
 
 def gradient_move(
