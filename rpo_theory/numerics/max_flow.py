@@ -90,10 +90,10 @@ def _shortest_path(
 def _arcs(parent: Int[Array, " v"], sink: int) -> tuple[Bool[Array, "v v"], Int[Array, ""]]:
     """Return the arcs of the path to the sink, and its first node."""
 
-    def back(carry: tuple) -> tuple:
+    def to_parent(carry: tuple) -> tuple:
         node, arcs = carry
         return parent[node], arcs.at[parent[node], node].set(True)
 
     first = (jnp.asarray(sink), jnp.zeros((len(parent), len(parent)), bool))
-    start, arcs = jax.lax.while_loop(lambda carry: parent[carry[0]] != carry[0], back, first)
+    start, arcs = jax.lax.while_loop(lambda carry: parent[carry[0]] != carry[0], to_parent, first)
     return arcs, start

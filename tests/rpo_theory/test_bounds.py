@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
+from rpo_theory import minimax
 from rpo_theory.bounds import (
     complexity,
     corrected_modulus,
@@ -29,7 +31,10 @@ from rpo_theory.bounds import (
     tight_modulus,
     tuned_eta,
 )
+from rpo_theory.coverage import coverage_coefficient
+from rpo_theory.preference import curvature
 from rpo_theory.rewards import FiniteClass, TabularBox, log_covering_number
+from rpo_theory.types import Problem
 
 ALGEBRA = 1e-12
 """Tens of roundings."""
@@ -295,3 +300,107 @@ def test_extreme_integer_counts_do_not_overflow(n: Any, x64: bool) -> None:
         ):
             np.testing.assert_allclose(bound(n), bound(as_floats), rtol=1e-6)
             assert np.all(np.asarray(bound(n)) > 0)
+
+
+def multinomial_data(n_pairs: int, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all data sets of a size as counts of the cells, with their probabilities."""
+    counts = np.array(
+        [c for c in itertools.product(range(n_pairs + 1), repeat=len(cells)) if sum(c) == n_pairs]
+    )
+    orders = [
+        math.factorial(n_pairs) / math.prod(math.factorial(int(c)) for c in row) for row in counts
+    ]
+    return counts, np.array(orders) * np.prod(cells**counts, axis=1)
+
+
+@pytest.mark.parametrize("n_pairs", [1, 4, 9])
+def test_theorem_lemma_a1_holds_by_enumeration_of_all_data_sets(n_pairs: int) -> None:
+    """E exp(N/2 [L(r*) - L(r)]) = (1 - E D_H^2)^N, and Markov's inequality for a finite class."""
+    rng = np.random.default_rng(n_pairs)
+    members, pair_shares = rng.uniform(0.0, 2.0, (8, 3)), np.array([0.3, 0.7])
+    margins = members[:, [0, 1]] - members[:, [1, 2]]  # pairs (0, 1) and (1, 2)
+    labels = np.concatenate([sigmoid(margins), sigmoid(-margins)], axis=1)
+    shares = np.concatenate([pair_shares, pair_shares])
+    counts, probability = multinomial_data(n_pairs, shares * labels[0])
+    np.testing.assert_allclose(probability.sum(), 1.0, rtol=ALGEBRA)
+    losses = -counts @ np.log(labels).T / n_pairs
+    advantage = losses[:, :1] - losses
+    divergence = hellinger(margins[0], margins) @ pair_shares
+    moments = probability @ np.exp(0.5 * n_pairs * advantage)
+    np.testing.assert_allclose(moments, (1.0 - divergence) ** n_pairs, rtol=1e-10)
+    assert np.all(moments <= np.exp(-n_pairs * divergence) * (1.0 + ALGEBRA))
+    for delta in (0.02, 0.1, 0.3):
+        bound = -2.0 * divergence + 3.0 * float(complexity(math.log(8), delta)) ** 2 / n_pairs
+        assert probability @ np.any(advantage > bound, axis=1) <= delta
+
+
+@pytest.mark.parametrize("reward_max", [0.1, 1.0, 4.0])
+def test_theorem_lemma_a2_label_probabilities_determine_margins(reward_max: float) -> None:
+    margins = np.linspace(-reward_max, reward_max, 101)
+    first, second = np.meshgrid(margins, margins)
+    probability = np.abs(sigmoid(first) - sigmoid(second))
+    kappa = float(curvature(reward_max))
+    assert np.all(kappa * np.abs(first - second) <= probability + ALGEBRA)
+
+
+def test_theorem_the_regularized_gap_is_a_divergence_and_below_its_bound() -> None:
+    """J_b(pi*_b) - J_b(pi_hat) = beta E KL(pi_hat, pi_r*), for J_b(pi) = J(pi) - beta E KL."""
+    rng, n_pairs, box = np.random.default_rng(0), 60, TabularBox(1.0)
+    reference, weights = rng.dirichlet(np.ones(3), 2), np.array([0.4, 0.6])
+    pairs = np.array([[[0, 0.1, 0.15], [0, 0, 0.25], [0, 0, 0]]] * 2)
+    truths = rng.uniform(0.0, 1.0, (20, 2, 3))
+    wins = []
+    for truth in truths:
+        count = rng.multinomial(n_pairs, pairs.ravel()).reshape(pairs.shape)
+        first = rng.binomial(count, sigmoid(truth[:, :, None] - truth[:, None, :]))
+        wins.append(first + (count - first).swapaxes(1, 2))
+    epsilon = float(covering_scale(n_pairs, 1.0))
+    iota = float(complexity(log_covering_number(box, epsilon, 6), 0.05))
+    modulus, beta = corrected_modulus(1.0), 1.0 / math.sqrt(n_pairs)
+    eta = float(tuned_eta(modulus, n_pairs=n_pairs, complexity=iota))
+    shared = [np.broadcast_to(table, (20, *table.shape)) for table in (weights, reference)]
+    problems = Problem(*shared, shared[1], np.array(wins, float), beta, eta)
+    policies = np.asarray(minimax.solve_batch(problems, TabularBox(np.ones(20))).policy)
+    for truth, policy in zip(truths, policies, strict=True):
+        best = reference * np.exp(truth / beta)
+        best /= best.sum(axis=1, keepdims=True)
+
+        def regularized(policy: np.ndarray, truth: np.ndarray = truth) -> float:
+            divergence = np.sum(policy * np.log(policy / reference), axis=1)
+            return float(weights @ ((policy * truth).sum(axis=1) - beta * divergence))
+
+        shortfall = regularized(best) - regularized(policy)
+        identity = beta * weights @ np.sum(policy * np.log(policy / best), axis=1)
+        np.testing.assert_allclose(shortfall, identity, atol=1e-12)
+        coverage = coverage_coefficient(
+            box,
+            true_reward=truth,
+            comparator=best,
+            baseline=reference,
+            context_weights=weights,
+            pair_distribution=pairs,
+        )
+        terms = {"n_pairs": n_pairs, "complexity": iota, "coverage": float(coverage), "eta": eta}
+        assert 0.0 <= shortfall <= float(regularized_gap_bound(modulus, **terms))
+
+
+def test_theorem_beta_changes_the_direction_of_dpo_gradients_of_several_pairs() -> None:
+    """Of one pair beta changes only the length of the gradient; of two pairs its direction too."""
+
+    def gradient(beta: float, wins: np.ndarray) -> np.ndarray:
+        def loss(logits: jax.Array) -> jax.Array:
+            log_ratio = jax.nn.log_softmax(logits) - math.log(1 / 3)
+            margin = log_ratio[:, None] - log_ratio[None, :]
+            return jnp.sum(wins * jax.nn.softplus(-beta * margin)) / wins.sum()
+
+        return np.asarray(jax.grad(loss)(jnp.array([2.0, 0.0, 1.0])))
+
+    def angle(wins: np.ndarray) -> float:
+        weak, strong = gradient(0.01, wins), gradient(5.0, wins)
+        cosine = weak @ strong / np.linalg.norm(weak) / np.linalg.norm(strong)
+        return math.degrees(math.acos(min(1.0, float(cosine))))
+
+    one, two = np.zeros((3, 3)), np.zeros((3, 3))
+    one[0, 1] = two[0, 1] = two[1, 2] = 1.0
+    assert angle(one) < 0.1
+    assert 29.0 < angle(two) < 31.0

@@ -207,6 +207,17 @@ def test_limit_beta_to_infinity_gives_the_reference_policy_for_bounded_rewards()
     np.testing.assert_allclose(policy, problem.reference_policy, atol=4 / 1e5)
 
 
+def test_limit_a_binding_box_has_another_policy_than_the_free_minimizer() -> None:
+    """The RPO policy minimizes the loss over the policies of the rewards in the class only."""
+    wins = np.array([[[0, 61.6, 0], [37.4, 0, 0], [0, 1, 0]]])
+    even, chosen = np.full((1, 3), 1 / 3), wins.sum(axis=2) / wins.sum()
+    problem = Problem(np.ones(1), even, chosen, wins, np.array(0.1), np.array(0.1))
+    free = direct.solve(problem, Unbounded())
+    for maximum, expected in ((2.0, 0.0), (0.3, 0.024), (0.1, 0.344)):
+        bound = direct.solve(problem, TabularBox(np.array(maximum)))
+        assert float(distance(bound, free).max()) == pytest.approx(expected, abs=5e-4)
+
+
 def test_limit_eta_of_zero_fits_the_observed_frequencies() -> None:
     even, wins = np.full((1, 3), 1 / 3), np.zeros((1, 3, 3))
     wins[0, 0, 1], wins[0, 1, 0] = 3.0, 1.0

@@ -34,11 +34,11 @@ def test_closed_form_the_estimate_is_the_mean_product_of_different_prompts() -> 
     samples, baseline = replies(np.full(DIMENSION, 0.1), 5, 1)
     covariance = DIFFERENCES.T @ DIFFERENCES / len(DIFFERENCES)
     z = samples - baseline
-    products = [
+    inner = [
         z[i] @ np.linalg.solve(covariance, z[j]) for i, j in itertools.permutations(range(5), 2)
     ]
     estimate = estimate_coverage(samples, baseline, DIFFERENCES, KEY, ridge=1e-13)
-    assert estimate.squared == pytest.approx(np.mean(products), rel=1e-9)
+    assert estimate.squared == pytest.approx(np.mean(inner), rel=1e-9)
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.08])
