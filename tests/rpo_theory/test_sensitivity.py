@@ -239,9 +239,9 @@ def both_modes(arguments: Any, direction: Any, weights: Any) -> tuple[Any, Any, 
     def solve(problem: Problem, reward_class: Any) -> tuple[Any, Any, Any]:
         return tuple(minimax.solve(problem, reward_class)[:3])
 
-    solution, tangent = jax.jvp(solve, arguments, direction)
-    pull = jax.vjp(solve, *arguments)[1]
-    return solution, tangent, pull(weights)
+    solution, push = jax.linearize(solve, *arguments)
+    pull = jax.linear_transpose(push, *arguments)
+    return solution, push(*direction), pull(weights)
 
 
 def check(kind: str, seed: int, shape: tuple[int, int]) -> bool:
