@@ -1,19 +1,21 @@
-"""Measure the speed of the exact solver relative to SciPy and CVXPY in one run.
+"""Measure the speed of the exact solver relative to what others would write, in one run.
 
-    python benchmarks/exact_solver.py [--out DIR] [--quick]
+    python benchmarks/exact_solver.py [--out DIR] [--quick] [--earlier CHECKOUT]
 
-Three measurements, on problems of 8 contexts x 10 actions with beta = eta = 1 / sqrt(N):
+The problems have 8 contexts x 10 actions, beta = eta = 1 / sqrt(N):
 
-* 512 problems with 1,000 comparisons in one batch, against SciPy (L-BFGS-B, analytic gradient) and
-  CVXPY with Clarabel, which solve samples of the same problems one by one;
+* 512 problems with 1,000 comparisons, by both kernels and by the solvers of
+  ``exact_solver_peers.py`` in turns; the ratios are of the shortest times;
 * the time with 10^2 and with 10^7 comparisons;
-* 10^5 problems in a separate process, with its peak memory.
+* 10^5 problems in one call, in a separate process, with its peak memory;
+* with ``--earlier``, the JAX path of another checkout, in alternating processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,12 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import exact_solver_peers as peers
 import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logsumexp, softmax
+from scipy.special import expit
 
 from rpo_theory import certificate, minimax
+from rpo_theory.objectives import minimax_objective
 from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Problem
 
@@ -57,60 +61,9 @@ def box(n: int) -> TabularBox:
     return TabularBox(np.full(n, REWARD_MAX))
 
 
-def select(batch: Problem, i: int) -> Problem:
-    """Return one problem of a batch."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[i], batch)
-
-
-def scipy_reward(problem: Problem) -> np.ndarray:
-    """Minimize F(r) by L-BFGS-B with its analytic gradient, to the tightest tolerances of SciPy."""
-    beta, eta, d0 = float(problem.beta), float(problem.eta), np.asarray(problem.context_weights)
-    reference, base = np.asarray(problem.reference_policy), np.asarray(problem.baseline_policy)
-    wins = np.asarray(problem.wins) / np.asarray(problem.wins).sum()
-    log_reference = np.log(reference)
-
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        reward = flat.reshape(CONTEXTS, ACTIONS)
-        logits = log_reference + reward / beta
-        margin = reward[:, :, None] - reward[:, None, :]
-        flow = wins * expit(-margin)
-        log_z = np.asarray(logsumexp(logits, axis=1))
-        penalty = d0 @ (beta * log_z - (base * reward).sum(axis=1))
-        gradient = eta * d0[:, None] * (softmax(logits, axis=1) - base)
-        gradient += flow.sum(axis=1) - flow.sum(axis=2)
-        value = eta * penalty + np.sum(wins * np.logaddexp(0, -margin))
-        return float(value), gradient.ravel()
-
-    start = np.full(CONTEXTS * ACTIONS, REWARD_MAX / 2)
-    result = minimize(
-        objective,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, REWARD_MAX)] * start.size,
-        options={"gtol": 1e-9, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000},
-    )
-    return result.x.reshape(CONTEXTS, ACTIONS)
-
-
-def cvxpy_reward(problem: Problem) -> np.ndarray:
-    """Minimize F(r) by CVXPY with Clarabel, including the compilation of the model."""
-    import cvxpy as cp
-
-    beta, eta = float(problem.beta), float(problem.eta)
-    wins = np.asarray(problem.wins) / np.asarray(problem.wins).sum()
-    reward = cp.Variable((CONTEXTS, ACTIONS))
-    terms = []
-    for x in range(CONTEXTS):
-        log_z = cp.log_sum_exp(reward[x] / beta + np.log(problem.reference_policy[x]))
-        weight = eta * float(problem.context_weights[x])
-        terms.append(weight * (beta * log_z - problem.baseline_policy[x] @ reward[x]))
-        won, lost = np.nonzero(wins[x])
-        if won.size:
-            terms.append(wins[x][won, lost] @ cp.logistic(reward[x][lost] - reward[x][won]))
-    bounds: list = [reward >= 0, reward <= REWARD_MAX]
-    cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), bounds).solve(solver=cp.CLARABEL)
-    return np.asarray(reward.value)
+def select(batch: Problem, i: int | slice) -> Problem:
+    """Return one problem of a batch, or some."""
+    return Problem(*(np.asarray(leaf)[i] for leaf in batch[:6]))
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
@@ -123,41 +76,83 @@ def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
     return min(times)
 
 
-def against_others(n: int, scipy_sample: int, cvxpy_sample: int) -> dict[str, float]:
-    """Return the milliseconds per problem of each solver, and the ratios."""
+def against_others(n: int, scipy_sample: int, cvxpy_sample: int, rounds: int) -> dict[str, Any]:
+    """Return the milliseconds per problem of each solver, measured in turns, and the ratios."""
     batch = problems(n)
-    solution = minimax.solve_batch(batch, box(n))
+    with jax.enable_x64(True):
+        arrays = jax.tree.map(jnp.asarray, batch)
+        sample = jax.tree.map(lambda leaf: leaf[:64], arrays)
+    bfgs = peers.optimistix_rewards(sample, REWARD_MAX)
+    barrier = peers.barrier_rewards(arrays, REWARD_MAX)
+    solvers: dict[str, tuple[Callable[[], Any], int]] = {
+        "numba": (lambda: minimax.solve_batch(batch, box(n), kernel="numba").reward, n),
+        "jax": (lambda: minimax.solve_batch(batch, box(n)).reward, n),
+        "scipy_lbfgsb": (
+            lambda: [peers.scipy_reward(select(batch, i), REWARD_MAX) for i in range(scipy_sample)],
+            scipy_sample,
+        ),
+        "cvxpy_clarabel": (
+            lambda: [peers.cvxpy_reward(select(batch, i), REWARD_MAX) for i in range(cvxpy_sample)],
+            cvxpy_sample,
+        ),
+        "optimistix_bfgs": (bfgs, 64),
+        "barrier_newton": (barrier, n),
+    }
+    first, best, errors = {}, dict.fromkeys(solvers, np.inf), {}
+    exact = minimax.solve_batch(batch, box(n))
+    with jax.enable_x64(True):
+        for name, (solve, count) in solvers.items():
+            start = time.perf_counter()
+            rewards = np.asarray(solve())
+            first[name] = time.perf_counter() - start
+            values = [
+                float(minimax_objective(select(batch, i), rewards[i])) - exact.objective[i]
+                for i in range(min(count, 64))
+            ]
+            errors[name] = max(values)
+        for _ in range(rounds):
+            for name, (solve, count) in solvers.items():
+                repeats = 5 if name in ("numba", "jax") else 1
+                best[name] = min(best[name], seconds(solve, repeats) / count)
     proofs = [
         certificate.certify(select(batch, i), TabularBox(REWARD_MAX), policy, reward)
-        for i, (policy, reward) in enumerate(
-            zip(solution.policy[:32], solution.reward[:32], strict=True)
-        )
-    ]
-    solve = partial(minimax.solve_batch, batch, box(n))
-    exact = seconds(solve, 5) / n
-    rewards = [scipy_reward(select(batch, i)) for i in range(scipy_sample)]
-    scipy = seconds(lambda: [scipy_reward(select(batch, i)) for i in range(scipy_sample)])
-    scipy /= scipy_sample
-    cvxpy = seconds(lambda: [cvxpy_reward(select(batch, i)) for i in range(cvxpy_sample)])
-    cvxpy /= cvxpy_sample
-    exact = min(exact, seconds(solve, 5) / n)
-    values = [
-        float(certificate.minimax_objective(select(batch, i), r)) for i, r in enumerate(rewards)
+        for i, (policy, reward) in enumerate(zip(exact.policy[:32], exact.reward[:32], strict=True))
     ]
     return {
         "problems": n,
-        "largest_newton_residual": float(np.max(solution.stats["residual"])),
+        "load_average": os.getloadavg()[0],
         "largest_kkt_residual_of_32": max(float(proof.kkt_residual) for proof in proofs),
-        "largest_duality_gap": float(np.max(solution.stats["duality_gap"])),
-        "exact_ms": 1e3 * exact,
-        "scipy_lbfgsb_ms": 1e3 * scipy,
-        "cvxpy_clarabel_ms": 1e3 * cvxpy,
-        "ratio_to_scipy": scipy / exact,
-        "ratio_to_cvxpy": cvxpy / exact,
-        "scipy_value_above_exact": max(
-            v - float(solution.objective[i]) for i, v in enumerate(values)
-        ),
+        "largest_duality_gap": float(np.max(exact.stats["duality_gap"])),
+        "seconds_of_first_call": first,
+        "ms_per_problem": {name: 1e3 * best[name] for name in solvers},
+        "value_above_exact": errors,
+        "times_slower_than_numba": {name: best[name] / best["numba"] for name in solvers},
+        "times_slower_than_jax": {name: best[name] / best["jax"] for name in solvers},
     }
+
+
+def against_earlier(folder: Path, n: int, rounds: int) -> dict[str, float]:
+    """Return the times of the JAX path here and in another checkout, in alternating processes."""
+    here = Path(__file__).resolve().parents[1]
+    best = {here: np.inf, folder: np.inf}
+    for _ in range(rounds):
+        for root in best:
+            command = [sys.executable, "-c", EARLIER, str(root), str(n)]
+            process = subprocess.run(command, check=True, capture_output=True, text=True)
+            best[root] = min(best[root], float(process.stdout))
+    names = {"ms_here": 1e3 * best[here] / n, "ms_earlier": 1e3 * best[folder] / n}
+    return names | {"times_faster": best[folder] / best[here]}
+
+
+EARLIER = """
+import sys, time
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/benchmarks"]
+from exact_solver import box, minimax, problems, seconds
+n = int(sys.argv[2])
+batch = problems(n)
+minimax.solve_batch(batch, box(n))
+print(seconds(lambda: minimax.solve_batch(batch, box(n)), 5))
+"""
 
 
 def against_comparisons(n: int) -> dict[str, float]:
@@ -172,17 +167,24 @@ def against_comparisons(n: int) -> dict[str, float]:
 
 
 def many(n: int) -> dict[str, float]:
-    """Solve ``n`` problems in batches of 4,096, as a study does; called in a separate process."""
-    start, largest = time.perf_counter(), 0.0
-    size = 4096
-    for seed, first in enumerate(range(0, n, size)):
-        count = min(size, n - first)
-        batch = problems(size, seed)
-        gaps = minimax.solve_batch(batch, box(size)).stats["duality_gap"][:count]
-        largest = max(largest, float(np.max(gaps)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Solve ``n`` problems in one call of the Numba kernel; called in a separate process."""
+    batch = problems(4096)
+    repeats = -(-n // 4096)
+    batch = Problem(*(np.concatenate([leaf] * repeats)[:n] for leaf in batch[:6]))
+    start = time.perf_counter()
+    minimax.solve_batch(select(batch, slice(8)), box(8), kernel="numba")
+    compilation = time.perf_counter() - start
+    start = time.perf_counter()
+    gaps = minimax.solve_batch(batch, box(n), kernel="numba").stats["duality_gap"]
     elapsed = time.perf_counter() - start
-    return {"problems": n, "seconds": elapsed, "peak_gib": peak, "largest_duality_gap": largest}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "problems": n,
+        "seconds": elapsed,
+        "seconds_of_compilation_or_cache": compilation,
+        "peak_gib": peak,
+        "largest_duality_gap": float(np.max(gaps)),
+    }
 
 
 def main() -> None:
@@ -190,6 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--quick", action="store_true", help="fewer problems")
+    parser.add_argument("--earlier", type=Path, help="another checkout, for the JAX path")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of all solvers")
     parser.add_argument("--many", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.many is not None:
@@ -199,11 +203,13 @@ def main() -> None:
     n, scipy_sample, cvxpy_sample, n_many = sizes
     command = [sys.executable, __file__, "--many", str(n_many)]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
-    result = {
-        "against_others": against_others(n, scipy_sample, cvxpy_sample),
+    result: dict[str, Any] = {
+        "against_others": against_others(n, scipy_sample, cvxpy_sample, args.rounds),
         "against_comparisons": against_comparisons(n),
         "many": json.loads(process.stdout),
     }
+    if args.earlier is not None:
+        result["against_earlier"] = against_earlier(args.earlier.resolve(), n, args.rounds)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "exact_solver.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
