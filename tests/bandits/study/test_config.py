@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandits.environments.designs import Design, draw_design
-from bandits.methods.base import FitOptions, MethodOptions
+from bandits.methods.base import FitOptions, MethodOptions, kernel_of
 from bandits.methods.registry import METHODS
 from bandits.study.config import (
     MethodConfig,
@@ -162,3 +162,8 @@ def test_parity_methods_give_the_same_policies_with_either_kernel() -> None:
         )
         assert first == pytest.approx(second, abs=1e-6)  # some rewards are free
         assert not np.array_equal(first, second), "both kernels have run"
+
+
+def test_closed_form_a_method_that_is_called_by_itself_uses_jax() -> None:
+    assert kernel_of(MethodOptions()) == "jax"
+    assert kernel_of(FitOptions(kernel="numba")) == "numba"
