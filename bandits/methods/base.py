@@ -10,14 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
-from rpo_theory import minimax
-from rpo_theory.minimax import Kernel
-from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox
-from rpo_theory.types import Problem
 
 from bandits.environments.base import BaselineName, baseline_policy
+from rpo_theory import minimax
+from rpo_theory.minimax import Kernel
+from rpo_theory.rewards import (
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    is_compact,
+    is_convex,
+    reward_max,
+)
+from rpo_theory.types import Problem
 
 BaselineOption = Literal[BaselineName, "given"]
 """Baseline policy by name, or "given" for the one of the problem."""
@@ -180,37 +188,54 @@ def mle_reward(
     return np.asarray(solution.reward)
 
 
-def reward_range(
-    reward_class: TabularBox | LinearBall | FiniteClass,
-) -> Float[np.ndarray, " b"]:
+def reward_range(reward_class: RewardClass) -> Float[np.ndarray, " b"]:
     r"""Return the largest difference between two rewards of a prompt within each class.
 
     Args:
         reward_class: classes with a leading batch axis.
 
     Returns:
-        Units of reward: :math:`R_{max}`, or :math:`B\max\|\phi(x,a)-\phi(x,a')\|`. At least the
-        smallest positive number, so that it can be a divisor.
+        Units of reward: the ``reward_max`` of the class, such as :math:`R_{max}` or
+        :math:`B\max\|\phi(x,a)-\phi(x,a')\|`; NaN if it has none. At least the smallest positive
+        number, so that it can be a divisor.
 
     Examples:
         >>> features = np.array([[[[1.0], [-2.0]]]])
         >>> reward_range(LinearBall(features, np.array([0.5]))).tolist()
         [1.5]
     """
-    match reward_class:
-        case TabularBox(maximum):
-            width = np.asarray(maximum, np.float64)
-        case LinearBall(features, radius):
-            features = np.asarray(features, np.float64)
-            difference = features[:, :, :, None] - features[:, :, None, :]
-            width = np.linalg.norm(difference, axis=-1).max(axis=(1, 2, 3)) * np.asarray(radius)
-        case FiniteClass(rewards):
-            width = np.ptp(np.asarray(rewards, np.float64), axis=-1).max(axis=(1, 2))
+    with jax.enable_x64(True):
+        width = np.asarray(reward_max(reward_class), np.float64)
     return np.maximum(width, np.finfo(np.float64).tiny)
 
 
-def require_compact_class(method: str, reward_class: RewardClass) -> TabularBox | LinearBall:
-    """Return the reward class if it is compact and convex, or refuse it.
+def require_compact_class(method: str, reward_class: RewardClass) -> RewardClass:
+    """Return the reward class if it is compact and convex and has a range, or refuse it.
+
+    Args:
+        method: name of the method, for the error message.
+        reward_class: class of any kind.
+
+    Returns:
+        The same class.
+
+    Raises:
+        ValueError: if the class is not compact, not convex or has no ``reward_max``.
+
+    Examples:
+        >>> require_compact_class("spac", TabularBox(np.ones(1))).maximum.tolist()
+        [1.0]
+    """
+    got = type(reward_class).__name__
+    if not (is_compact(reward_class) and is_convex(reward_class)):
+        raise ValueError(f"`reward_class` must be compact and convex for {method}, got {got}")
+    if np.isnan(np.asarray(reward_max(reward_class), np.float64)).any():
+        raise ValueError(f"`reward_class` must have `reward_max` for {method}, got {got} without")
+    return reward_class
+
+
+def require_box_or_ball(method: str, reward_class: RewardClass) -> TabularBox | LinearBall:
+    """Return the reward class if a method has formulas for it, or refuse it.
 
     Args:
         method: name of the method, for the error message.
@@ -223,7 +248,7 @@ def require_compact_class(method: str, reward_class: RewardClass) -> TabularBox 
         ValueError: if the class is neither a tabular box nor a linear ball.
 
     Examples:
-        >>> require_compact_class("spac", TabularBox(np.ones(1))).maximum.tolist()
+        >>> require_box_or_ball("dpop", TabularBox(np.ones(1))).maximum.tolist()
         [1.0]
     """
     if isinstance(reward_class, TabularBox | LinearBall):

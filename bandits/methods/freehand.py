@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
+
 from rpo_theory import minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.adversary import adversarial_reward
@@ -30,7 +31,7 @@ from rpo_theory.certificate import reward_gradient
 from rpo_theory.minimax import Kernel
 from rpo_theory.objectives import value
 from rpo_theory.preference import negative_log_likelihood
-from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
+from rpo_theory.rewards import RewardClass, linear_gap, linear_minimum
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
 from .base import (
@@ -71,7 +72,7 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
     Args:
         problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` are
             ignored.
-        reward_class: tabular boxes or linear balls, with the same leading axis.
+        reward_class: compact and convex classes, with the same leading axis.
         options: options of the method; only ``baseline`` and ``likelihood_slack`` are used.
 
     Returns:
@@ -80,7 +81,7 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
         constrained problem, in units of reward.
 
     Raises:
-        ValueError: if the reward class is neither a tabular box nor a linear ball.
+        ValueError: if the reward class is not compact, not convex or has no ``reward_max``.
 
     References:
         `zhan:23`, Algorithm 1.
@@ -168,7 +169,7 @@ _log_losses = jax.jit(jax.vmap(negative_log_likelihood))
 @jax.vmap
 def _shortfalls(
     problem: Problem,
-    reward_class: TabularBox | LinearBall,
+    reward_class: RewardClass,
     policy: Float[Array, "x a"],
     reward: Float[Array, "x a"],
     max_loss: Float[Array, ""],
@@ -180,10 +181,11 @@ def _shortfalls(
     upper = best - value(baseline, reward, weights)
 
     worst = adversarial_reward(problem, reward_class, policy)
-    slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
+    slack = linear_gap(reward_class, reward_gradient(problem, policy, worst), worst)
     excess = negative_log_likelihood(worst, problem.wins) - max_loss - jnp.maximum(slack, 0.0)
     lower = value(policy - baseline, worst, weights) + excess / problem.eta
     # A constraint that does not bind has the multiplier 0, which no eta represents.
-    unconstrained = reward_class.linear_minimum(jnp.asarray(weights)[:, None] * (policy - baseline))
+    direction = jnp.asarray(weights)[:, None] * (policy - baseline)
+    unconstrained = linear_minimum(reward_class, direction)
     lower = jnp.maximum(lower, unconstrained)
     return jnp.maximum(upper - lower, 0.0)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
+
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
@@ -33,7 +34,7 @@ from .base import (
     MethodOptions,
     kernel_of,
     mle_reward,
-    require_compact_class,
+    require_box_or_ball,
     with_baseline,
 )
 
@@ -77,7 +78,7 @@ def pessimistic_mle(
     References:
         `zhu:23`, Algorithm 1 and Theorem 3.2.
     """
-    reward_class = require_compact_class("pessimistic_mle", reward_class)
+    reward_class = require_box_or_ball("pessimistic_mle", reward_class)
     center = mle_reward(problem, reward_class, kernel_of(options))
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
+
 from rpo_theory import losses, minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.losses import PairLogProbs
@@ -23,7 +24,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import FitResult, MethodOptions, kernel_of, require_compact_class
+from .base import FitResult, MethodOptions, kernel_of, require_box_or_ball
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
@@ -77,7 +78,7 @@ def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     References:
         `pal:24`, eq. 3.
     """
-    reward_class = require_compact_class("dpop", reward_class)
+    reward_class = require_box_or_ball("dpop", reward_class)
     # A tabular loss is the mean of the losses of the prompts, weighted by their comparisons.
     is_tabular = isinstance(reward_class, TabularBox)
     parts = _split_prompts(problem, reward_class) if is_tabular else (problem, reward_class)
@@ -116,7 +117,7 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     References:
         `huang:24`, Algorithm 1.
     """
-    reward_class = require_compact_class("chi_po", reward_class)
+    reward_class = require_box_or_ball("chi_po", reward_class)
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
     kernel = kernel_of(options)
     solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)

@@ -16,13 +16,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jaxtyping import Float
+
+from bandits.environments.base import baseline_policy
 from rpo_theory import direct, maximin, minimax
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.certificate import duality_gap_bound
-from rpo_theory.rewards import RewardClass, Unbounded
+from rpo_theory.rewards import RewardClass, Unbounded, is_compact
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
-
-from bandits.environments.base import baseline_policy
 
 from .base import (
     CertificateKind,
@@ -260,7 +260,7 @@ def _solve_exactly(
 ) -> FitResult:
     kernel = kernel_of(options)
     solution = minimax.solve_batch(problem, reward_class, throw=False, kernel=kernel)
-    if isinstance(reward_class, Unbounded):
+    if not is_compact(reward_class):
         return _fit_result(solution, solution.stats["residual"], "stationarity_residual")
     return _fit_result(solution, solution.stats["duality_gap"], "duality_gap")
 
@@ -275,7 +275,7 @@ def _solve_by_route(
     """Solve by the given solver; on a bounded class, certify its result independently of it."""
     problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
     solution = solve_batch(problem, reward_class, throw=False)
-    if isinstance(reward_class, Unbounded):
+    if not is_compact(reward_class):
         return _fit_result(solution, solution.stats[residual], "stationarity_residual")
     policy, reward = solution.policy, solution.reward
     size = group_size(problem, GROUP)

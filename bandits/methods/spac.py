@@ -24,7 +24,7 @@ from rpo_theory.adversary import adversarial_reward
 from rpo_theory.certificate import reward_gradient
 from rpo_theory.objectives import value
 from rpo_theory.preference import negative_log_likelihood
-from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
+from rpo_theory.rewards import RewardClass, linear_gap
 from rpo_theory.types import Problem, Status
 
 from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
@@ -38,7 +38,7 @@ def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
 
     Args:
         problem: instances, with a leading batch axis; :math:`\beta` is ignored.
-        reward_class: tabular boxes or linear balls, with the same leading axis.
+        reward_class: compact and convex classes, with the same leading axis.
         options: options of the method; only ``baseline`` and ``self_play_rounds`` are used.
 
     Returns:
@@ -47,7 +47,7 @@ def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
         the gap is within the bound that Hedge guarantees for this number of rounds.
 
     Raises:
-        ValueError: if the reward class is neither a tabular box nor a linear ball.
+        ValueError: if the reward class is not compact, not convex or has no ``reward_max``.
 
     References:
         `ji:24`, Algorithm 1.
@@ -70,7 +70,7 @@ def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
 def _play_one(
     rounds: Int[Array, ""],
     problem: Problem,
-    reward_class: TabularBox | LinearBall,
+    reward_class: RewardClass,
     width: Float[Array, ""],
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Float[Array, ""]]:
     """Return the average policy and reward, their duality gap, and Hedge's bound on it."""
@@ -98,7 +98,7 @@ def _play_one(
 
 def _gap(
     problem: Problem,
-    reward_class: TabularBox | LinearBall,
+    reward_class: RewardClass,
     policy: Float[Array, "x a"],
     reward: Float[Array, "x a"],
 ) -> Float[Array, ""]:
@@ -109,7 +109,7 @@ def _gap(
     upper = problem.eta * (best - value(baseline, reward, weights))
     upper = upper + negative_log_likelihood(reward, problem.wins)
     worst = adversarial_reward(problem, reward_class, policy)
-    slack = reward_class.linear_gap(reward_gradient(problem, policy, worst), worst)
+    slack = linear_gap(reward_class, reward_gradient(problem, policy, worst), worst)
     lower = problem.eta * value(policy - baseline, worst, weights)
     lower = lower + negative_log_likelihood(worst, problem.wins) - jnp.maximum(slack, 0.0)
     return jnp.maximum(upper - lower, 0.0)

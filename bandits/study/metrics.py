@@ -22,14 +22,7 @@ from rpo_theory.bounds import (
     tuned_eta,
 )
 from rpo_theory.coverage import coverage_coefficient_batch
-from rpo_theory.rewards import (
-    FiniteClass,
-    LinearBall,
-    RewardClass,
-    TabularBox,
-    Unbounded,
-    log_covering_number,
-)
+from rpo_theory.rewards import RewardClass, is_compact, log_covering_number
 
 METHODS_WITH_BOUND = ("rpo", "rpo_maximin", "rpo_policy")
 """Methods whose gap Theorem 5.3 bounds."""
@@ -77,7 +70,7 @@ def compute_bound_inputs(
     """
     problem, reward_class = instance.problem, instance.reward_class
     truth = np.asarray(instance.true_reward)
-    if isinstance(reward_class, Unbounded):
+    if not is_compact(reward_class):
         raise ValueError(
             "`reward_class` must be compact, because the bounds need a finite reward range"
         )
@@ -91,9 +84,9 @@ def compute_bound_inputs(
         pair_distribution=instance.pair_distribution,
     )
     reward_max = reward_range(reward_class)
-    n_rewards = int(np.prod(np.shape(instance.true_reward)[1:]))
+    shape = np.shape(instance.true_reward)[1:]
     with jax.enable_x64(True):
-        iota = _complexities(reward_class, n_rewards, reward_max, comparisons, delta)
+        iota = _complexities(reward_class, shape, reward_max, comparisons, delta)
     return BoundInputs(
         coverage=np.where(member, coefficients, np.nan),
         comparator_kl=kl_to_reference(np.asarray(instance.comparator), instance),
@@ -264,41 +257,28 @@ def gap_bounds(
 
 
 def _complexities(
-    reward_class: TabularBox | LinearBall | FiniteClass,
-    n_rewards: int,
+    reward_class: RewardClass,
+    shape: tuple[int, ...],
     reward_max: Float[np.ndarray, " B"],
     comparisons: Float[np.ndarray, " B"],
     delta: float,
 ) -> Float[np.ndarray, " B"]:
-    """Return iota of every instance; covering numbers are computed once per distinct input."""
-    keys = [np.asarray(covering_scale(comparisons, reward_max))]
-    if isinstance(reward_class, FiniteClass):
-        keys += [np.full(len(reward_max), float(np.shape(reward_class.rewards)[1]))]
-    elif isinstance(reward_class, LinearBall):
-        max_norm = np.linalg.norm(reward_class.features, axis=-1).max(axis=(1, 2))
-        keys += [max_norm, np.asarray(reward_class.radius, np.float64)]
-    else:
-        keys += [reward_max]
-    distinct, inverse = np.unique(np.stack(keys), axis=1, return_inverse=True)
-    counts = [_log_covering(reward_class, key, n_rewards) for key in distinct.T]
-    return np.asarray(complexity(np.asarray(counts), delta))[inverse.ravel()]
+    """Return iota of every instance; covering numbers are computed once per distinct input.
 
-
-def _log_covering(
-    reward_class: TabularBox | LinearBall | FiniteClass,
-    key: Float[np.ndarray, " k"],
-    n_rewards: int,
-) -> float:
-    """Return the log-covering number of the class that a key of ``_complexities`` describes."""
-    scale, *parameters = key
-    n_dimensions = n_rewards
-    match reward_class:
-        case FiniteClass():
-            representative = FiniteClass(np.zeros((int(parameters[0]), 1, 1)))
-        case LinearBall():
-            max_norm, radius = parameters
-            representative = LinearBall(np.full((1, 1, 1), max_norm), np.array(radius))
-            n_dimensions = np.shape(reward_class.features)[-1]
-        case TabularBox():
-            representative = TabularBox(np.array(parameters[0]))
-    return log_covering_number(representative, scale, n_dimensions)
+    It is NaN for a class without a range or a covering number.
+    """
+    scales = np.where(np.isnan(reward_max), np.nan, covering_scale(comparisons, reward_max))
+    leaves, treedef = jax.tree.flatten(reward_class)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    known: dict[tuple[float | bytes, ...], float] = {}
+    counts = np.full(len(scales), np.nan)
+    for i, scale in enumerate(scales):
+        if np.isnan(scale):
+            continue
+        fields = [leaf[i] for leaf in leaves]
+        key = (float(scale), *(field.tobytes() for field in fields))
+        if key not in known:
+            single = jax.tree.unflatten(treedef, fields)
+            known[key] = log_covering_number(single, float(scale), shape=(shape[0], shape[1]))
+        counts[i] = known[key]
+    return np.asarray(complexity(counts, delta))
