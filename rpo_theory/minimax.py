@@ -42,7 +42,9 @@ def solve(
 ) -> Solution:
     r"""Minimize :math:`F(r)` over a reward class and return the Gibbs policy of the minimizer.
 
-    The computation is in float64 under any JAX configuration.
+    The computation is in float64 under any JAX configuration. Inside ``jit``, ``vmap`` and ``grad``
+    the solution is a pure JAX function with exact derivatives (:mod:`rpo_theory.sensitivity`); the
+    caller must have enabled float64, no value is checked, and ``throw`` is ignored.
 
     Args:
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
