@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import binom, hypergeom
+from scipy.stats import binom
 
 from bandits.environments.designs import Design, draw_design
 from bandits.environments.sampling import draw_win_counts
@@ -21,7 +21,14 @@ from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.data_splits import Counts, DataSplits, split_data
 from rpo_theory.intervals import Interval, confidence_interval
 from rpo_theory.preference import negative_log_likelihood
-from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.rewards import (
+    FiniteClass,
+    LinearBall,
+    RewardClass,
+    TabularBox,
+    Unbounded,
+    log_covering_number,
+)
 from rpo_theory.types import Problem
 
 DELTA = 0.05
@@ -312,9 +319,7 @@ def test_theorem_two_arms_with_crossed_halves_by_enumeration_of_the_draws() -> N
     arguments = (base, TabularBox(jnp.array(2.0)), TWO_ARMS)
     for n_half, margin in product((10, 30), (0.3, 1.5)):
         halves = all_halves(np.array([n_half]), [(0, 1)], np.array([margin]), 2)
-        crossed = jax.tree.map(
-            lambda one, two: np.concatenate([one, two], axis=1), *halves.splits, is_leaf=None
-        )
+        crossed = jax.tree.map(lambda one, two: np.concatenate([one, two], axis=1), *halves.splits)
         exchanged = jax.tree.map(lambda both: both[:, ::-1], crossed)
         splits = DataSplits(crossed, exchanged)
         lower, upper = in_batches(splits, lambda one: intervals_of(*arguments, one))
@@ -342,50 +347,47 @@ def test_theorem_three_arms_two_pairs_the_miss_probability_is_at_most_delta(n_ha
 
 
 @pytest.mark.slow
-def test_theorem_coverage_and_width_on_20_designs() -> None:
-    """Twenty random bandits, fifty draws of the data each; the bounds are for the same class."""
-    n_designs, n_draws, n_pairs = 20, 50, 1000
-    design = Design(contexts=2, actions=3)
+@pytest.mark.parametrize("n_pairs", [100, 1000, 10_000])
+def test_theorem_coverage_and_width_on_20_designs(n_pairs: int) -> None:
+    """Twenty random bandits with fifty draws of the data each."""
+    n_designs, n_draws, reward_max = 20, 50, 2.0
+    design = Design(contexts=2, actions=3, reward_max=reward_max, target_coverage=1.5)
     batch = draw_design(design, n_pairs, np.arange(n_designs))
-    missed, widths, limits = [], [], []
+    reward_class = TabularBox(jnp.array(reward_max))
+    epsilon = float(bounds.covering_scale(n_pairs, reward_max))
+    size = bounds.complexity(log_covering_number(reward_class, epsilon, 6), DELTA)
+    rows = []
     for i in range(n_designs):
         instance = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], batch)
         base, truth = instance.problem, instance.true_reward
-        reward_class = TabularBox(np.array(design.reward_max))
-        best = np.eye(truth.shape[1])[truth.argmax(axis=1)]
-        repeated = jax.tree.map(
-            lambda leaf: np.broadcast_to(leaf, (n_draws, *np.shape(leaf))), instance
-        )
+        best = instance.comparator
         wins = draw_win_counts(
-            repeated.true_reward,
-            repeated.pair_distribution,
+            np.stack([truth] * n_draws),
+            np.stack([instance.pair_distribution] * n_draws),
             comparisons=n_pairs,
             seeds=np.arange(n_draws) + 1000 * i,
             label_noise=0.0,
         )
-        value = float(base.context_weights @ ((best - base.baseline_policy) * truth).sum(axis=1))
-        ends = [
-            confidence_interval(base._replace(wins=w), reward_class, best, seed=k)[:2]
-            for k, w in enumerate(wins)
-        ]
-        lower, upper = np.array(ends).T
-        missed.append(np.mean((lower > value) | (upper < value)))
-        widths.append(np.mean(upper - lower))
-        coefficient = coverage_coefficient(
+        splits = [split_data(base._replace(wins=w), seed=k) for k, w in enumerate(wins)]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *splits)
+        pair = (best, np.asarray(base.baseline_policy))
+        got = intervals_of(base._replace(wins=wins[0]), reward_class, pair, stacked)
+        weights = np.asarray(base.context_weights)
+        value = float(weights @ ((pair[0] - pair[1]) * truth).sum(axis=1))
+        coverage = coverage_coefficient(
             reward_class,
             true_reward=truth,
             comparator=best,
             baseline=base.baseline_policy,
-            context_weights=base.context_weights,
+            context_weights=weights,
             pair_distribution=instance.pair_distribution,
         )
-        limits.append(
-            bounds.theorem_bound_corrected(
-                n_pairs, coefficient, reward_max=design.reward_max, delta=DELTA
-            )
-            if False
-            else coefficient
+        bound = bounds.theorem_bound_corrected(
+            n_pairs=n_pairs, reward_max=reward_max, complexity=size, coverage=coverage, kl=0.0
         )
-        print(f"design {i}: missed {missed[-1]:.2f}, width {widths[-1]:.3f}, C {limits[-1]:.2f}")
-    assert np.mean(missed) <= DELTA
-    assert max(missed) <= 3 * DELTA
+        missed = np.mean((got.lower > value) | (got.upper < value))
+        rows.append([missed, float(np.mean(got.upper - got.lower)), float(bound)])
+    missed, width, bound = np.mean(rows, axis=0)
+    print(f"N = {n_pairs}: missed {missed:.4f}, mean width {width:.3f}, mean bound {bound:.3g}")
+    assert missed <= DELTA
+    assert np.max(rows, axis=0)[0] <= 3 * DELTA
