@@ -16,6 +16,7 @@ from rpo_theory.rewards.exact_forms import ExactForm, FeatureBall, Inequalities,
 from .balls import Ball, Balls, exact, exact_number, upper
 
 _SHRINKAGES = 60
+_UNREACHED = 1e30  # HiGHS refuses infinite limits
 _LP_TOLERANCE = 1e-10  # the smallest that HiGHS accepts
 
 
@@ -73,14 +74,16 @@ def member(form: ExactForm, reward: Float[np.ndarray, "x a"]) -> Balls | None:
     return candidate if distance <= ROUNDING * (1.0 + np.abs(reward).max()) else None
 
 
-def _member_of_ball(form: FeatureBall, reward: Float[np.ndarray, "x a"]) -> Balls:
+def _member_of_ball(form: FeatureBall, reward: Float[np.ndarray, "x a"]) -> Balls | None:
     r"""Return :math:`\Phi\theta` for an exact :math:`\theta` in the ball."""
     features = np.asarray(form.features, np.float64)
     theta = np.linalg.lstsq(features.reshape(reward.size, -1), reward.ravel())[0]
     norm, radius = float(np.linalg.norm(theta)), exact_number(form.radius)
     theta = theta * min(1.0, float(form.radius) / norm if norm > 0.0 else 1.0)
+    if not np.isfinite(theta).all():
+        return None
     while not (exact(theta) ** 2).sum() <= radius**2:
-        theta = theta * (1.0 - 2.0**-52)
+        theta = np.nextafter(theta, 0.0)
     return (exact(features) * exact(theta)).sum(axis=-1)
 
 
@@ -101,16 +104,13 @@ def _multipliers(form: Inequalities, direction: Balls) -> Float[np.ndarray, " m"
     from scipy.optimize import linprog
 
     cost = np.array([float(ball.mid()) for ball in direction])
-    size, width = float(np.abs(cost).max()), float(form.upper - form.lower)
-    matrix, n_rows = form.matrix, form.matrix.shape[0]
-    if size == 0.0:
+    size, n_rows = float(np.abs(cost).max()), form.matrix.shape[0]
+    if size == 0.0 or not np.isfinite(size):
         return np.zeros(n_rows)
-    corner = matrix @ np.full(len(cost), form.lower)
-    limits = (form.scale * np.asarray(form.limits) - corner) / width
     result = linprog(
         cost / size,
-        matrix,
-        limits,
+        form.matrix,
+        _unit_limits(form),
         bounds=(0.0, 1.0),
         method="highs-ds",
         options={
@@ -158,13 +158,20 @@ def _interior(form: Inequalities) -> Float[np.ndarray, " n"] | None:
 
     n_rows, n_columns = form.matrix.shape
     matrix = sparse.hstack([form.matrix, np.ones((n_rows, 1))])
-    limits = form.scale * np.asarray(form.limits)
-    bounds = [(form.lower, form.upper)] * n_columns + [(0.0, None)]
+    bounds = [(0.0, 1.0)] * n_columns + [(0.0, None)]
     cost = np.append(np.zeros(n_columns), -1.0)
-    result = linprog(cost, matrix, limits, bounds=bounds, method="highs-ds")
+    result = linprog(cost, matrix, _unit_limits(form), bounds=bounds, method="highs-ds")
     if result.x is None or not result.x[-1] > 0.0:
         return None
-    return np.clip(result.x[:-1], form.lower, form.upper)
+    center = form.lower + (form.upper - form.lower) * result.x[:-1]
+    return np.clip(center, form.lower, form.upper)
+
+
+def _unit_limits(form: Inequalities) -> Float[np.ndarray, " m"]:
+    """Return the limits, in float64, of points that are moved and scaled into the unit box."""
+    corner = form.matrix @ np.full(form.matrix.shape[1], form.lower)
+    limits = (form.scale * np.asarray(form.limits) - corner) / (form.upper - form.lower)
+    return np.clip(limits, -_UNREACHED, _UNREACHED)
 
 
 def _holds(form: Inequalities, point: Balls) -> bool:
