@@ -37,7 +37,7 @@ def test_property_every_second_split_exchanges_the_halves_of_the_preceding_one()
     np.testing.assert_array_equal(splits.fitting.wins[1::2], splits.evaluation.wins[::2])
 
 
-def test_property_the_draw_depends_on_the_seed_alone() -> None:
+def test_property_equal_seeds_give_equal_splits() -> None:
     one, same, other = (split_data(problem(WINS), 1, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.evaluation.wins, same.evaluation.wins)
     assert (one.evaluation.wins != other.evaluation.wins).any()
