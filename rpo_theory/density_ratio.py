@@ -8,8 +8,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from ._tracing import in_trace
+from .array_checks import at_least_zero, numbers, validate_policy
 from .types import ArrayLike
-from .validation import at_least_zero, is_traced, numbers, validate_policy
 
 
 def density_ratio_bound(
@@ -43,7 +44,7 @@ def density_ratio_bound(
 
     Raises:
         InvalidProblemError: if an argument is invalid. Values of traced arrays are not checked.
-        ValueError: inside a trace without float64.
+        RuntimeError: inside a trace without float64.
 
     References:
         `liu:24`, remark after Assumption 5.2.
@@ -55,12 +56,7 @@ def density_ratio_bound(
         1.0
     """
     arguments = (comparator, baseline, context_weights, pair_distribution)
-    if is_traced(arguments):
-        if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError(
-                "`density_ratio_bound` needs float64 inside `jit` and `vmap`: "
-                'call `jax.config.update("jax_enable_x64", True)` first'
-            )
+    if in_trace(arguments):
         return _density_ratio_bound(*arguments)
     shape = np.shape(comparator)
     validate_policy("comparator", comparator, shape)
