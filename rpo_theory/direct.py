@@ -20,8 +20,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from . import policy_loss, unbounded
+from . import policy_loss, rewards, routes, unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
+from ._tracing import in_trace
 from .certificate import verify_status
 from .numerics.projected_newton import (
     ROUNDING,
@@ -35,7 +36,8 @@ from .numerics.projected_newton import (
 )
 from .policies import total_variation
 from .preference import preference_probability
-from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .rewards import RewardClass
+from .sensitivity import solution_without_derivative
 from .types import ArrayLike, Problem, Solution, Status
 from .validation import solver_arguments
 
@@ -60,7 +62,9 @@ def solve(
     r"""Minimize the RPO loss over the policies :math:`\pi_r` with :math:`r` in a reward class.
 
     Shapes are padded to 8, 32, 128, ..., so that problems of many shapes share few compilations.
-    The computation is in float64 under any JAX configuration.
+    The computation is in float64 under any JAX configuration. It works under ``jit`` and ``vmap``,
+    where ``throw`` is ignored, and has no derivative: that of :func:`rpo_theory.minimax.solve` is
+    the same for a convex class (Theorem 5.6).
 
     Args:
         problem: preference data, policies and weights; see :meth:`Problem.from_wins`.
@@ -91,6 +95,9 @@ def solve(
         >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
         [[0.75, 0.25]]
     """
+    if in_trace(problem, reward_class):
+        solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
+        return solution_without_derivative(solver, problem, reward_class)
     options = {"tolerance": tolerance, "max_steps": max_steps, "throw": throw}
     problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
     n_contexts, n_actions = problem.reference_policy.shape
@@ -155,30 +162,57 @@ def _solve_group(
 def _solve_one(
     problem: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
 ) -> Solution:
-    match reward_class:
-        case TabularBox(maximum):
-            descents = _minimize_tables(problem, 0.0, maximum, tolerance, max_steps)
-            reward = descents.point
-        case Unbounded():
-            descents = _minimize_tables(problem, -jnp.inf, jnp.inf, tolerance, max_steps)
-            log_policy, log_reference = policy_loss.log_policy(problem, descents.point)
-            reward = problem.beta * (log_policy - log_reference)
-        case LinearBall():
-            descents = _minimize_in_ball(problem, reward_class, tolerance, max_steps)
-            reward = reward_class.reward(descents.point)
-        case FiniteClass():
-            descents = _best_member(problem, jnp.asarray(reward_class.rewards))
-            reward = descents.point
+    descents = _descend(problem, reward_class, tolerance, max_steps)
+    reward = descents.point
     stats = {name: getattr(descents, name).max() for name in ("steps", "movement", "gradient_norm")}
     reached = stats["movement"] <= tolerance
     status = jnp.where(reached, Status.SOLVED.value, Status.MAX_STEPS.value)
     policy = policy_loss.policy(problem, reward)
     objective = policy_loss.adversarial_value(problem, reward)
     solution = Solution(policy, reward, objective, status, stats)
-    if isinstance(reward_class, Unbounded):
+    if not rewards.is_compact(reward_class):
         solution = _take_limit(problem, solution)
     finite = jnp.isfinite(objective)
     return solution._replace(status=jnp.where(finite, solution.status, Status.NOT_FINITE.value))
+
+
+def _descend(
+    problem: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+) -> Descent:
+    """Minimize over a class by the method that fits what it provides; the point is a reward."""
+    if not rewards.is_convex(reward_class):
+        return _best_member(problem, jnp.asarray(reward_class.rewards))
+    if not routes.uses_only_wins(problem):
+        return _minimize_in_class(problem, reward_class, tolerance, max_steps)
+    if hasattr(reward_class, "entry_bounds"):
+        bounds = reward_class.entry_bounds()
+        descents = _minimize_tables(problem, *bounds, tolerance, max_steps)
+        if rewards.is_compact(reward_class):
+            return descents
+        log_policy, log_reference = policy_loss.log_policy(problem, descents.point)
+        return descents._replace(point=problem.beta * (log_policy - log_reference))
+    if hasattr(reward_class, "linear_form"):
+        features, radius = reward_class.linear_form(jnp.shape(problem.reference_policy))
+        descent = _minimize_in_ball(problem, features, radius, tolerance, max_steps)
+        return descent._replace(point=jnp.asarray(features) @ descent.point)
+    return _minimize_in_class(problem, reward_class, tolerance, max_steps)
+
+
+def _minimize_in_class(
+    problem: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+) -> Descent:
+    """Minimize over any convex class; the certificate decides whether the residual is small."""
+    scale = routes.objective_scale(problem)
+
+    def objective(reward: Array, temperature: Array) -> Array:
+        smoothed = problem._replace(beta=jnp.maximum(problem.beta, temperature))
+        return policy_loss.loss(smoothed, reward) / scale
+
+    sharp = jnp.minimum(problem.beta, 1.0)
+    options = {"tolerance": tolerance, "max_steps": max_steps}
+    minimum = routes.minimize_function(problem, reward_class, objective, sharp, **options)
+    movement = jnp.where(jnp.isfinite(minimum.residual), 0.0, jnp.inf)
+    return Descent(minimum.reward, movement, minimum.residual, minimum.steps)
 
 
 def _take_limit(problem: Problem, solution: Solution) -> Solution:
@@ -228,24 +262,28 @@ def _minimize_tables(
 
 
 def _minimize_in_ball(
-    problem: Problem, ball: LinearBall, tolerance: float, max_steps: int
+    problem: Problem,
+    features: Float[ArrayLike, "x a d"],
+    radius: Float[ArrayLike, ""] | float,
+    tolerance: float,
+    max_steps: int,
 ) -> Descent:
     """Minimize over linear rewards; each Newton step minimizes its quadratic model in the ball."""
-    features, radius = jnp.asarray(ball.features), jnp.asarray(ball.radius)
+    features, radius = jnp.asarray(features), jnp.asarray(radius)
     comparisons = jnp.asarray(problem.wins).sum()
     scale = policy_loss.scale(problem, comparisons)
 
     def direction(theta: Array, gradient: Array) -> Array:
-        edge_weights = policy_loss.hessian_weights(problem, ball.reward(theta), comparisons) / scale
+        edge_weights = policy_loss.hessian_weights(problem, features @ theta, comparisons) / scale
         hessian = jnp.einsum("xad,xa,xae->de", features, edge_weights.sum(axis=-1), features)
         hessian = hessian - jnp.einsum("xad,xab,xbe->de", features, edge_weights, features)
         return ball_minimizer(hessian, gradient, theta, radius) - theta
 
     newton = NewtonProblem(
-        objective=lambda theta: policy_loss.loss(problem, ball.reward(theta)) / scale,
+        objective=lambda theta: policy_loss.loss(problem, features @ theta) / scale,
         direction=direction,
         project=lambda theta: into_ball(theta, radius),
-        movement=lambda new, old: _movement(problem, ball.reward(new), ball.reward(old)),
+        movement=lambda new, old: _movement(problem, features @ new, features @ old),
     )
     start = jnp.zeros_like(features[0, 0])
     return minimize(newton, start, tolerance=tolerance, max_steps=max_steps)
@@ -280,27 +318,21 @@ def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array,
 
 
 def _padded(problem: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
-    """Pad contexts by weight 0, actions by probability 0 and features by 0."""
+    """Pad contexts by weight 0, actions by probability 0 and features by 0, if the class can."""
     n_contexts, n_actions = np.shape(problem.reference_policy)
-    if isinstance(reward_class, Unbounded):
-        return problem, reward_class  # the infimum would not be attained in the padding
+    if not hasattr(reward_class, "padded") or not routes.uses_only_wins(problem):
+        return problem, reward_class
     x, a = (0, _bucket(n_contexts) - n_contexts), (0, _bucket(n_actions) - n_actions)
     reference = np.pad(problem.reference_policy, (x, a))
     baseline = np.pad(problem.baseline_policy, (x, a))
     reference[n_contexts:, 0] = baseline[n_contexts:, 0] = 1
-    match reward_class:
-        case LinearBall(features):
-            d = (0, _bucket(features.shape[-1]) - features.shape[-1])
-            reward_class = reward_class._replace(features=np.pad(features, (x, a, d)))
-        case FiniteClass(rewards):
-            reward_class = FiniteClass(np.pad(rewards, ((0, 0), x, a)))
     padded = problem._replace(
         context_weights=np.pad(problem.context_weights, x),
         reference_policy=reference,
         baseline_policy=baseline,
         wins=np.pad(problem.wins, (x, a, a)),
     )
-    return padded, reward_class
+    return padded, reward_class.padded(x[1], a[1], _bucket)
 
 
 def _bucket(size: int) -> int:

@@ -19,17 +19,14 @@ from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float
 
-from . import unbounded
+from . import rewards, saddle_columns, saddle_forms, unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
 from ._tracing import in_trace
 from .certificate import verify_status
 from .numerics import saddle_interior_point
-from .numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex
 from .numerics.saddle_interior_point import Progress, SaddleProblem
-from .objectives import saddle_objective
 from .policies import kl_divergence
-from .preference import negative_log_likelihood
-from .rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from .rewards import RewardClass
 from .sensitivity import solution_without_derivative
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
@@ -51,7 +48,10 @@ def solve(
 ) -> Solution:
     r"""Maximize over policies the objective under the worst reward of a class.
 
-    The computation is in float64 under any JAX configuration. In a context without adversarial term
+    The computation is in float64 under any JAX configuration. It works under ``jit`` and ``vmap``,
+    where ``throw`` is ignored, and has no derivative: that of :func:`rpo_theory.minimax.solve` is
+    the same for a convex class (Theorem 5.6).
+    In a context without adversarial term
     (:math:`\eta d_0(x) = 0`) every policy is optimal. The policy returned there satisfies
     :math:`\beta\log(\pi/\pi_{ref}) = r` up to a constant, as in the other contexts, for a reward of
     maximum likelihood. For the unbounded class there may be none; the status is then
@@ -131,6 +131,8 @@ def solve_batch(
     # same time deadlock (jaxlib 0.10.2).
     solver = partial(_solve_group, tolerance=tolerance, max_steps=max_steps)
     size = group_size(problems, GROUP)
+    if not _is_fast(problems, reward_class):
+        size = min(size, len(problems.reference_policy))  # these are solved one after the other
     solution = solve_in_groups(solver, problems, reward_class, size=size)
     solution = verify_status(problems, reward_class, solution)
     return raise_unless_solved(solution) if throw else solution
@@ -147,10 +149,13 @@ def _solve_group(
     """Solve the saddle problems of every problem, in chunks that fit into the cache."""
     n_problems, _, n_actions = problems.reference_policy.shape
     reduced = None
-    if isinstance(reward_class, Unbounded):
+    if not rewards.is_compact(reward_class):
         reduced = jax.vmap(unbounded.reduce)(problems)
         problems = reduced.problem
-    saddles = jax.vmap(_saddle_problems)(problems, reward_class)
+    if not saddle_forms.has_saddle_form(problems, reward_class):
+        solver = partial(saddle_columns.solve, tolerance=tolerance, max_steps=max_steps)
+        return jax.lax.map(lambda pair: solver(*pair), (problems, reward_class))
+    saddles = jax.vmap(saddle_forms.saddle_problems)(problems, reward_class)
     n_saddles = n_problems * saddles.weights.shape[1]
     flat = jax.tree.map(lambda leaf: leaf.reshape(n_saddles, *leaf.shape[2:]), saddles)
     solver = partial(
@@ -158,7 +163,8 @@ def _solve_group(
         tolerance=jnp.asarray(tolerance, jnp.float64),
         max_steps=max_steps,
     )
-    results = _map_by_chunks(solver, flat, CHUNK // (flat.reference.shape[1] * n_actions**2))
+    chunk = CHUNK // (flat.reference.shape[1] * n_actions**2)
+    results = _map_by_chunks(solver, flat, chunk if _is_fast(problems, reward_class) else 1)
     results = jax.tree.map(
         lambda leaf: leaf.reshape(n_problems, n_saddles // n_problems, *leaf.shape[1:]), results
     )
@@ -167,6 +173,12 @@ def _solve_group(
         return solutions
     solutions = solutions._replace(objective=reduced.share * solutions.objective)
     return jax.vmap(unbounded.take_limit)(reduced, solutions)
+
+
+def _is_fast(problems: Problem, reward_class: RewardClass) -> bool:
+    """Return whether problems of a class are solved many at a time."""
+    by_labels = saddle_forms.uses_label_probs(problems, reward_class)
+    return by_labels or not rewards.is_convex(reward_class)
 
 
 def _map_by_chunks(
@@ -184,81 +196,6 @@ def _map_by_chunks(
     )
 
 
-def _saddle_problems(problem: Problem, reward_class: RewardClass) -> SaddleProblem:
-    r"""Cut a problem into independent saddle problems, stacked on the first axis of the arrays.
-
-    With tabular rewards the contexts are independent. Each becomes a saddle problem in units of
-    its weight, so that none has a tiny weight or a large :math:`\eta`.
-    """
-    wins = jnp.asarray(problem.wins)
-    n_comparisons = wins.sum()
-    share = wins / _or_one(n_comparisons)
-    problem = problem._replace(wins=share)
-    match reward_class:
-        case TabularBox(maximum):
-            return _prompt_problems(problem, Box(), jnp.asarray(maximum))
-        case Unbounded():
-            return _prompt_problems(problem, Free(), jnp.ones_like(n_comparisons))
-        case LinearBall(features, radius):
-            features = jnp.asarray(features)
-            longest = _or_one(jnp.linalg.norm(features, axis=-1).max())
-            saddle = _saddle_problem(
-                problem, Ball(features / longest), jnp.asarray(radius) * longest
-            )
-        case FiniteClass(rewards):
-            members = jnp.moveaxis(jnp.asarray(rewards), 0, -1)
-            width = _or_one(jnp.abs(members).max())
-            losses = jax.vmap(negative_log_likelihood, (0, None))(rewards, wins)
-            scale = jnp.sum(problem.eta * jnp.asarray(problem.context_weights)) + share.sum()
-            mixture = Simplex(members / width, losses / (_or_one(scale) * width))
-            # The comparisons enter through the losses of the members alone.
-            saddle = _saddle_problem(
-                problem._replace(wins=jnp.zeros_like(wins)), mixture, width, scale
-            )
-    return jax.tree.map(lambda leaf: leaf[None], saddle)
-
-
-def _prompt_problems(
-    problem: Problem, rewards: Box | Free, width: Float[Array, ""]
-) -> SaddleProblem:
-    def saddle(*prompt: Float[Array, "..."]) -> SaddleProblem:
-        weight, reference, baseline, wins = (leaf[None] for leaf in prompt)
-        prompt_problem = Problem(weight, reference, baseline, wins, problem.beta, problem.eta)
-        return _saddle_problem(prompt_problem, rewards, width)
-
-    return jax.vmap(saddle)(*map(jnp.asarray, problem[:4]))
-
-
-def _saddle_problem(
-    problem: Problem,
-    rewards: FeasibleSet,
-    width: Float[Array, ""],
-    scale: Float[Array, ""] | None = None,
-) -> SaddleProblem:
-    """Return the saddle problem of some contexts in units of their weight and of the reward range.
-
-    The wins of ``problem`` are shares of all comparisons.
-    """
-    weights = jnp.asarray(problem.eta) * jnp.asarray(problem.context_weights)
-    wins = jnp.asarray(problem.wins)
-    scale = _or_one(weights.sum() + wins.sum() if scale is None else scale)
-
-    def component_means(unit: Float[Array, " a"]) -> Float[Array, "x a"]:
-        return unbounded.component_means(jnp.broadcast_to(unit, wins.shape[:2]), wins)
-
-    return SaddleProblem(
-        weights=weights / scale,
-        reference=jnp.asarray(problem.reference_policy),
-        baseline=jnp.asarray(problem.baseline_policy),
-        losses=wins.sum(axis=1) / scale,
-        comparisons=(wins + wins.mT) / scale,
-        connected=jax.vmap(component_means, out_axes=2)(jnp.eye(wins.shape[1])),
-        beta=jnp.asarray(problem.beta) / width,
-        temperature=1.0 / width,
-        rewards=rewards,
-    )
-
-
 def _conclude(
     tolerance: Float[Array, ""] | float,
     problem: Problem,
@@ -271,17 +208,8 @@ def _conclude(
     policy = state.policy.reshape(shape)
     policy = policy / _or_one(policy.sum(axis=-1, keepdims=True))
     label_probs = state.label_probs.reshape(problem.wins.shape)
-    match reward_class:
-        case TabularBox(maximum):
-            reward = reward_class.project(maximum * state.adversary)
-        case Unbounded():
-            reward = state.adversary - state.level
-        case LinearBall(features, radius):
-            parameter = state.adversary[0] / jnp.maximum(1.0, jnp.linalg.norm(state.adversary[0]))
-            reward = jnp.asarray(features) @ (radius * parameter)
-        case FiniteClass(rewards):
-            reward = jnp.asarray(rewards)[jnp.argmax(state.adversary[0])]
-    value = _worst_value(problem, reward_class, policy, label_probs)
+    reward = saddle_forms.adversary_reward(problem, reward_class, state)
+    value = _worst_value(problem, reward_class, policy, label_probs, reward)
     residual = results.residual.max()
     reached = residual <= tolerance
     status = jnp.where(
@@ -290,7 +218,7 @@ def _conclude(
         jnp.where(jnp.any(results.broken), Status.NOT_FINITE.value, Status.MAX_STEPS.value),
     )
     stats = {"residual": residual, "steps": results.steps.max()}
-    if isinstance(reward_class, FiniteClass):
+    if not rewards.is_convex(reward_class):
         stats["mixture"] = jnp.maximum(state.adversary[0], 0.0) / state.adversary[0].sum()
     return Solution(policy, reward, value, status, stats)
 
@@ -300,19 +228,22 @@ def _worst_value(
     reward_class: RewardClass,
     policy: Float[Array, "x a"],
     label_probs: Float[Array, "x a a"],
+    reward: Float[Array, "x a"],
 ) -> Float[Array, ""]:
     r"""Return the dual value of policy and labels, at most :math:`\min_r\phi(\pi, r)`."""
-    if isinstance(reward_class, FiniteClass):
-        objective = jax.vmap(partial(saddle_objective, problem, policy))
-        return objective(jnp.asarray(reward_class.rewards)).min()
+    if not rewards.is_convex(reward_class):
+        return reward_class.objectives(problem, policy).min()
+    if not saddle_forms.uses_label_probs(problem, reward_class):
+        return saddle_columns.lower_bound(problem, reward_class, policy, reward)
     wins = jnp.asarray(problem.wins)
     n_comparisons = _or_one(wins.sum())
     comparisons = wins + wins.mT
     weights = problem.eta * jnp.asarray(problem.context_weights)
     labels = (wins.sum(axis=1) - jnp.sum(comparisons * label_probs, axis=2)) / n_comparisons
     flow = weights[:, None] * (policy - jnp.asarray(problem.baseline_policy)) + labels
-    unbounded_class = isinstance(reward_class, Unbounded)
-    lowest = 0.0 * n_comparisons if unbounded_class else reward_class.linear_minimum(flow)
+    lowest = 0.0 * n_comparisons
+    if rewards.is_compact(reward_class):
+        lowest = rewards.linear_minimum(reward_class, flow)
     entropy = jnp.sum(comparisons * entr(label_probs)) / n_comparisons
     reference = jnp.asarray(problem.reference_policy)
     # A reference without the responses that lose their probability sums to less than one.

@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from . import rewards
 from .numerics import constrained_newton, projected_minimization
-from .numerics.constrained_newton import ConstrainedProblem
+from .numerics.constrained_newton import ConstrainedProblem, Objective
 from .numerics.projected_minimization import ProjectedProblem
 from .objectives import minimax_objective, value
 from .observations import n_observations
@@ -96,11 +96,9 @@ def minimizer(
     options = {"tolerance": tolerance, "max_steps": max_steps}
     if solves_itself(problem, reward_class):
         return reward_class.minimize(problem, policy, **options)
-    if not rewards.is_compact(reward_class):
-        return _minimize_in_wide_box(problem, reward_class, **options)
-    if rewards.is_smooth(reward_class):
-        return _minimize_smooth(problem, reward_class, policy, **options)
-    return _minimize_projected(problem, reward_class, policy, **options)
+    sharp = 1.0 if policy is not None else jnp.minimum(problem.beta, 1.0)
+    objective = partial(smoothed_objective, problem, policy)
+    return minimize_function(problem, reward_class, objective, sharp, **options)
 
 
 def minimize_batch(
@@ -198,23 +196,61 @@ def smoothed_objective(
     return (penalty + loss) / objective_scale(problem)
 
 
-def newton_problem(
+def minimize_function(
     problem: Problem,
     reward_class: RewardClass,
-    objective: constrained_newton.Objective,
+    objective: Objective,
     sharp: Float[ArrayLike, ""] | float,
-) -> ConstrainedProblem:
-    """Return the problem of minimizing a function of the reward over the smooth form of a class.
+    *,
+    tolerance: float,
+    max_steps: int,
+) -> Minimum:
+    """Minimize a convex function of the reward over a class, by its smooth form or its projection.
 
     Args:
-        problem: preference data, policies and weights.
-        reward_class: a class with a smooth form.
-        objective: function of reward and temperature.
+        problem: problem that sets the shape and the scale of the rewards.
+        reward_class: a convex class. Over all tables the function must attain its minimum.
+        objective: function of reward and temperature, with weights of about one.
         sharp: temperature at which the function is the original one.
+        tolerance: residual of the optimality conditions at which to stop.
+        max_steps: maximum number of steps.
 
     Returns:
-        The problem in the parameter of the class.
+        The minimizer; over all tables, rewards around zero.
     """
+    options = {"tolerance": tolerance, "max_steps": max_steps}
+    if not rewards.is_compact(reward_class):
+
+        def solver(width: Float[Array, ""]) -> Minimum:
+            box = reward_class.bounded(width)
+            minimum = _minimize_smooth(problem, box, objective, sharp, **options)
+            return minimum._replace(reward=minimum.reward - 0.5 * width)
+
+        return in_wide_box(solver, jnp.asarray(problem.beta))
+    if rewards.is_smooth(reward_class):
+        return _minimize_smooth(problem, reward_class, objective, sharp, **options)
+    minimum = projected_minimization.solve(
+        ProjectedProblem(
+            objective=lambda reward: objective(reward, jnp.zeros_like(reward[0, 0])),
+            project=reward_class.project,
+            linear_minimizer=reward_class.linear_minimizer,
+        ),
+        jnp.zeros_like(jnp.asarray(problem.reference_policy)),
+        **options,
+    )
+    return Minimum(minimum.point, minimum.gap, minimum.steps)
+
+
+def _minimize_smooth(
+    problem: Problem,
+    reward_class: RewardClass,
+    objective: Objective,
+    sharp: Float[ArrayLike, ""] | float,
+    *,
+    tolerance: float,
+    max_steps: int,
+) -> Minimum:
+    """Minimize by Newton's method on the parameter of the class's smooth form."""
     shape = jnp.shape(problem.reference_policy)
     interior = reward_class.interior(shape)
     slopes = jax.jacfwd(lambda parameter: reward_class.to_reward(parameter, shape))(interior)
@@ -226,7 +262,7 @@ def newton_problem(
         extent = (rise.max(axis=-1) - rise.min(axis=-1)).max()
         return extent / jnp.maximum(sharp, temperature)
 
-    return ConstrainedProblem(
+    newton = ConstrainedProblem(
         objective=lambda parameter, temperature: objective(
             reward_class.to_reward(parameter, shape), temperature
         ),
@@ -235,58 +271,6 @@ def newton_problem(
         hottest=jnp.linalg.norm(reach, axis=-1).max(),
         sharp=jnp.asarray(sharp, reach.dtype),
     )
-
-
-def _minimize_smooth(
-    problem: Problem,
-    reward_class: RewardClass,
-    policy: Float[ArrayLike, "x a"] | None,
-    *,
-    tolerance: float,
-    max_steps: int,
-) -> Minimum:
-    """Minimize by Newton's method on the parameter of the class's smooth form."""
-    shape = jnp.shape(problem.reference_policy)
-    sharp = 1.0 if policy is not None else jnp.minimum(problem.beta, 1.0)
-    objective = partial(smoothed_objective, problem, policy)
-    newton = newton_problem(problem, reward_class, objective, sharp)
-    minimum = constrained_newton.solve(
-        newton, reward_class.interior(shape), tolerance=tolerance, max_steps=max_steps
-    )
+    minimum = constrained_newton.solve(newton, interior, tolerance=tolerance, max_steps=max_steps)
     reward = reward_class.to_reward(minimum.point, shape)
     return Minimum(reward, minimum.residual, minimum.steps)
-
-
-def _minimize_projected(
-    problem: Problem,
-    reward_class: RewardClass,
-    policy: Float[ArrayLike, "x a"] | None,
-    *,
-    tolerance: float,
-    max_steps: int,
-) -> Minimum:
-    """Minimize by projected gradient and Newton steps on the table."""
-    minimum = projected_minimization.solve(
-        ProjectedProblem(
-            objective=lambda reward: smoothed_objective(problem, policy, reward, 0.0),
-            project=reward_class.project,
-            linear_minimizer=reward_class.linear_minimizer,
-        ),
-        jnp.zeros_like(jnp.asarray(problem.reference_policy)),
-        tolerance=tolerance,
-        max_steps=max_steps,
-    )
-    return Minimum(minimum.point, minimum.gap, minimum.steps)
-
-
-def _minimize_in_wide_box(
-    problem: Problem, reward_class: RewardClass, *, tolerance: float, max_steps: int
-) -> Minimum:
-    """Minimize F over the class of all tables, for a problem that attains its minimum."""
-
-    def solver(width: Float[Array, ""]) -> Minimum:
-        box = reward_class.bounded(width)
-        minimum = minimizer(problem, box, tolerance=tolerance, max_steps=max_steps)
-        return minimum._replace(reward=minimum.reward - 0.5 * width)
-
-    return in_wide_box(solver, jnp.asarray(problem.beta))

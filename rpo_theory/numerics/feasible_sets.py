@@ -8,13 +8,15 @@ are all that the Newton method uses of a set.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Bool, Float
+
+ROUNDING = 2.0**-45  # relative slack of a smooth set that rounding decides
 
 
 class Box(NamedTuple):
@@ -38,7 +40,29 @@ class Simplex(NamedTuple):
     losses: Float[Array, " m"]
 
 
-FeasibleSet: TypeAlias = Box | Free | Ball | Simplex
+class Smooth(NamedTuple):
+    r"""Rewards that are affine in a parameter with concave constraints, such as a polyhedron.
+
+    A point is the parameter relative to ``interior``, in units of ``widths``.
+
+    Attributes:
+        features: slopes :math:`\Phi` of the reward table in the point.
+        origin: reward table of the point zero.
+        interior: parameter strictly inside the set.
+        widths: half-widths of the set along the parameters.
+        members: object with a method ``slack`` of the parameter.
+        loss: convex loss of a table that the adversary adds; None for none.
+    """
+
+    features: Float[Array, "x a m"]
+    origin: Float[Array, "x a"]
+    interior: Float[Array, " m"]
+    widths: Float[Array, " m"]
+    members: Any
+    loss: Any = None
+
+
+FeasibleSet: TypeAlias = Box | Free | Ball | Simplex | Smooth
 
 
 def start(rewards: FeasibleSet, n_actions: int) -> Float[Array, " m"]:
@@ -48,19 +72,25 @@ def start(rewards: FeasibleSet, n_actions: int) -> Float[Array, " m"]:
             return jnp.full(n_actions, 0.5)
         case Free():
             return jnp.zeros(n_actions)
-        case Ball(features):
+        case Ball(features) | Smooth(features):
             return jnp.zeros_like(features[0, 0])
         case Simplex(_, losses):
             return jnp.full_like(losses, 1.0 / losses.size)
 
 
 def reward(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a"]:
-    r"""Return the reward table of a point, :math:`\Phi y`."""
+    r"""Return the reward table of a move, :math:`\Phi y`."""
     match rewards:
         case Box() | Free():
             return point[None]
-        case Ball(features) | Simplex(features):
+        case Ball(features) | Simplex(features) | Smooth(features):
             return jnp.einsum("xam,m->xa", features, point)
+
+
+def table(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a"]:
+    """Return the reward table of a point."""
+    moved = reward(rewards, point)
+    return moved + rewards.origin if isinstance(rewards, Smooth) else moved
 
 
 def adjoint(rewards: FeasibleSet, table: Float[Array, "x a"]) -> Float[Array, " m"]:
@@ -68,7 +98,7 @@ def adjoint(rewards: FeasibleSet, table: Float[Array, "x a"]) -> Float[Array, " 
     match rewards:
         case Box() | Free():
             return table[0]
-        case Ball(features) | Simplex(features):
+        case Ball(features) | Simplex(features) | Smooth(features):
             return jnp.einsum("xam,xa->m", features, table)
 
 
@@ -77,15 +107,19 @@ def adjoint_form(rewards: FeasibleSet, matrix: Float[Array, "x a a"]) -> Float[A
     match rewards:
         case Box() | Free():
             return matrix[0]
-        case Ball(features) | Simplex(features):
+        case Ball(features) | Simplex(features) | Smooth(features):
             return jnp.einsum("xam,xan->mn", features, jnp.einsum("xab,xbn->xan", matrix, features))
 
 
-def gradient(rewards: FeasibleSet, flow: Float[Array, "x a"]) -> Float[Array, " m"]:
-    r"""Return the gradient of the adversary: :math:`\Phi^\top v` plus the losses of a mixture."""
+def gradient(
+    rewards: FeasibleSet, flow: Float[Array, "x a"], point: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    r"""Return the gradient of the adversary: :math:`\Phi^\top v` plus that of its own losses."""
     match rewards:
         case Simplex(_, losses):
             return adjoint(rewards, flow) + losses
+        case Smooth(loss=loss) if loss is not None:
+            return adjoint(rewards, flow + jax.grad(loss)(table(rewards, point)))
         case _:
             return adjoint(rewards, flow)
 
@@ -101,6 +135,8 @@ def slack(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, " c"]
             return 0.5 * (1.0 - jnp.vdot(point, point))[None]
         case Simplex():
             return point
+        case Smooth(_, _, interior, widths, members):
+            return members.slack(interior + widths * point) / members.slack(interior)
 
 
 def bound_maps(
@@ -139,6 +175,14 @@ def bound_curvature(
             return multiplier * jnp.eye(point.size)
         case Simplex():
             return jnp.diag(stiffness)
+        case Smooth(loss=loss):
+            slopes = jax.jacfwd(lambda moved: slack(rewards, moved))(point)
+
+            def lagrangian(moved: Float[Array, " m"]) -> Float[Array, ""]:
+                losses = 0.0 if loss is None else loss(table(rewards, moved))
+                return losses - jnp.vdot(multiplier, slack(rewards, moved))
+
+            return jax.hessian(lagrangian)(point) + (slopes.T * stiffness) @ slopes
 
 
 def min_complementarity(rewards: FeasibleSet, multiplier: Float[Array, " c"]) -> Float[Array, " c"]:
@@ -147,15 +191,26 @@ def min_complementarity(rewards: FeasibleSet, multiplier: Float[Array, " c"]) ->
     Slacks of linear bounds are updated with the point and keep their precision. The slack of the
     ball is compared with a norm.
     """
-    return 1e-14 * multiplier if isinstance(rewards, Ball) else jnp.zeros_like(multiplier)
+    curved = isinstance(rewards, Ball | Smooth)
+    return 1e-14 * multiplier if curved else jnp.zeros_like(multiplier)
 
 
 def curvature_loss(
-    rewards: FeasibleSet, move: Float[Array, " m"], multiplier: Float[Array, " c"]
+    rewards: FeasibleSet,
+    point: Float[Array, " m"],
+    move: Float[Array, " m"],
+    multiplier: Float[Array, " c"],
 ) -> Float[Array, " c"]:
     """Return the second-order change of slack times multiplier along a move, for curved bounds."""
-    bend = jnp.vdot(move, move) if isinstance(rewards, Ball) else 0.0
-    return bend * multiplier
+    match rewards:
+        case Ball():
+            return jnp.vdot(move, move) * multiplier
+        case Smooth():
+            rise = bound_maps(rewards, point)[0](move)
+            bend = slack(rewards, point) + rise - slack(rewards, point + move)
+            return jnp.where(bend > ROUNDING, bend, 0.0) * multiplier
+        case _:
+            return 0.0 * multiplier
 
 
 def ridge_scale(
@@ -168,7 +223,7 @@ def ridge_scale(
     ones, and the largest entry sets the scale.
     """
     stiffness = jnp.diagonal(curvature)
-    if isinstance(rewards, Ball | Simplex):
+    if isinstance(rewards, Ball | Simplex | Smooth):
         return jnp.full_like(stiffness, stiffness.max())
     return jnp.where(adversarial, stiffness, stiffness.max())
 
@@ -187,7 +242,7 @@ def newton_move(
     system of the given Cholesky factor.
     """
     match rewards:
-        case Box() | Free():
+        case Box() | Free() | Smooth():
             return cho_solve((factor, True), force)
         case Ball():
             normal, softness, excess = point, slacks[0] / multiplier[0], 0.0
@@ -199,9 +254,15 @@ def newton_move(
 
 
 def distance(
-    rewards: FeasibleSet, point: Float[Array, " m"], gradient: Float[Array, " m"]
+    rewards: FeasibleSet,
+    point: Float[Array, " m"],
+    gradient: Float[Array, " m"],
+    multiplier: Float[Array, " c"],
 ) -> Float[Array, ""]:
-    """Return the distance of a point from its projected unit gradient step, 0 at a minimum."""
+    """Return the distance of a point from its projected unit gradient step, 0 at a minimum.
+
+    A smooth set has no such step: the error of its optimality conditions takes its place.
+    """
     match rewards:
         case Box():
             return jnp.max(jnp.abs(point - jnp.clip(point - gradient, 0.0, 1.0)))
@@ -214,3 +275,7 @@ def distance(
         case Simplex():
             # On the simplex, members that are not minimal must have weight zero.
             return jnp.max(jnp.minimum(point, gradient - gradient.min()))
+        case Smooth():
+            unexplained = gradient - bound_maps(rewards, point)[1](multiplier)
+            gap = multiplier * jnp.maximum(jnp.abs(slack(rewards, point)) - ROUNDING, 0.0)
+            return jnp.maximum(jnp.abs(unexplained).max(), gap.max())

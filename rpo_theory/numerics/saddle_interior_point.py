@@ -151,7 +151,7 @@ def solve(problem: SaddleProblem, *, tolerance: Float[Array, ""], max_steps: int
 
 
 def residual(problem: SaddleProblem, state: SaddleState) -> Float[Array, ""]:
-    r"""Return the distance from a saddle point; slacks and bound multipliers do not enter.
+    r"""Return the distance from a saddle point.
 
     It is the maximum of the log-error of the policy,
     :math:`(r-\beta\log(\pi/\pi_{ref})-\nu)/\beta` in expectation over the policy; the error of its
@@ -172,7 +172,7 @@ def residual(problem: SaddleProblem, state: SaddleState) -> Float[Array, ""]:
             jnp.max(resolved * policy_error),
             jnp.max(jnp.abs(sum_error)),
             jnp.max(label_flow),
-            feasible_sets.distance(problem.rewards, state.adversary, gradient),
+            feasible_sets.distance(problem.rewards, state.adversary, gradient, state.multiplier),
         ]
     ).max()
 
@@ -195,7 +195,9 @@ def step(problem: SaddleProblem, state: SaddleState) -> SaddleState:
     now = barrier(jnp.zeros_like(reach), predicted)
     fall = barrier(reach, predicted) / now
     target = jnp.clip(fall**3, MIN_CENTERING, 1.0) * now
-    curved = feasible_sets.curvature_loss(problem.rewards, predicted.adversary, state.multiplier)
+    curved = feasible_sets.curvature_loss(
+        problem.rewards, state.adversary, predicted.adversary, state.multiplier
+    )
     slack_target = jnp.maximum(jnp.maximum(target, smallest), jnp.minimum(0.5 * now, curved))
     # The second-order correction of a short predictor step is unreliable.
     trust = reach**2
@@ -327,7 +329,7 @@ def _conditions(
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a a"], Float[Array, " m"]]:
     """Return the errors of policy and labels in units of reward, and the adversary's gradient."""
     support = problem.reference > 0
-    reward = feasible_sets.reward(problem.rewards, state.adversary)
+    reward = feasible_sets.table(problem.rewards, state.adversary)
     log_ratio = jnp.log(jnp.where(support, state.policy, 1.0) / _or_one(problem.reference))
     stationarity = reward - problem.beta * log_ratio - state.level[:, None]
     log_label_probs = jnp.log(state.label_probs)
@@ -335,7 +337,7 @@ def _conditions(
     surprise = log_odds - _margin(reward)
     labels = problem.losses - jnp.sum(problem.comparisons * state.label_probs, axis=-1)
     flow = problem.weights[:, None] * (state.policy - problem.baseline) + _balanced(problem, labels)
-    gradient = feasible_sets.gradient(problem.rewards, flow)
+    gradient = feasible_sets.gradient(problem.rewards, flow, state.adversary)
     return (
         jnp.where(support, stationarity, 0.0),
         jnp.where(problem.comparisons > 0, surprise, 0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -130,6 +131,18 @@ class LinearBall(NamedTuple):
         norm = jnp.linalg.norm(state.parameter)
         reward = scaled @ (state.parameter / jnp.maximum(norm, 1.0))
         return Minimum(reward, state.residual, state.steps)
+
+    def linear_form(
+        self, shape: tuple[int, int]
+    ) -> tuple[Float[ArrayLike, "x a d"], Float[ArrayLike, ""] | float]:
+        """Return features and radius, for methods on the parameter."""
+        return self.features, self.radius
+
+    def padded(self, contexts: int, actions: int, round_up: Callable[[int], int]) -> LinearBall:
+        """Return the class with more contexts, actions and features, all of them zeros."""
+        d = np.shape(self.features)[-1]
+        extra = ((0, contexts), (0, actions), (0, round_up(d) - d))
+        return self._replace(features=np.pad(self.features, extra))
 
     def gradient_move(
         self, reward: Float[ArrayLike, "x a"], gradient: Float[ArrayLike, "x a"]

@@ -96,6 +96,12 @@ class KernelBall(NamedTuple):
         r"""Return :math:`1-\|u\|^2`."""
         return (1.0 - jnp.square(jnp.asarray(parameter)).sum())[None]
 
+    def linear_form(
+        self, shape: tuple[int, int]
+    ) -> tuple[Float[ArrayLike, "x a d"], Float[ArrayLike, ""] | float]:
+        """Return Cholesky features and radius, for methods on the parameter."""
+        return self.features(shape), self.radius
+
     def exact_form(self, shape: tuple[int, int]) -> FeatureBall:
         """Return Cholesky features and Gram matrix for a proof in ball arithmetic.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
@@ -34,6 +35,10 @@ class Unbounded(NamedTuple):
     def is_compact(self) -> bool:
         """Whether the class is compact: it is not."""
         return False
+
+    def entry_bounds(self) -> tuple[float, float]:
+        """Return the lower and the upper bound of every entry, both infinite."""
+        return -np.inf, np.inf
 
     def bounded(self, width: Float[ArrayLike, ""] | float) -> TabularBox:
         """Return a compact part of the class: the tables between 0 and a width."""

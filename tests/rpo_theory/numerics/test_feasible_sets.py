@@ -107,8 +107,10 @@ def test_closed_form_curvature_of_the_bounds() -> None:
 def test_closed_form_only_the_ball_has_a_curved_bound() -> None:
     move, multiplier = jnp.array([1.0, 2.0, 2.0]), jnp.array([0.5])
     ball, simplex = made("ball")[0], made("simplex")[0]
-    np.testing.assert_allclose(feasible_sets.curvature_loss(ball, move, multiplier), [4.5])
-    np.testing.assert_array_equal(feasible_sets.curvature_loss(simplex, move, move), np.zeros(3))
+    np.testing.assert_allclose(feasible_sets.curvature_loss(ball, move, move, multiplier), [4.5])
+    np.testing.assert_array_equal(
+        feasible_sets.curvature_loss(simplex, move, move, move), np.zeros(3)
+    )
     np.testing.assert_allclose(feasible_sets.min_complementarity(ball, multiplier), [5e-15])
     np.testing.assert_array_equal(feasible_sets.min_complementarity(simplex, move), np.zeros(3))
 
@@ -131,7 +133,7 @@ def test_gradient_is_the_derivative_of_the_adversarys_objective(name: str) -> No
         return jnp.vdot(flow, feasible_sets.reward(rewards, point)) + mixture_loss
 
     np.testing.assert_allclose(
-        feasible_sets.gradient(rewards, flow), jax.grad(paid)(point), atol=1e-12
+        feasible_sets.gradient(rewards, flow, point), jax.grad(paid)(point), atol=1e-12
     )
 
 
@@ -156,7 +158,7 @@ def test_gradient_is_the_derivative_of_the_adversarys_objective(name: str) -> No
 def test_closed_form_the_distance_is_that_of_a_projected_unit_step(
     name: str, point: list[float], gradient: list[float], expected: float
 ) -> None:
-    actual = feasible_sets.distance(made(name)[0], jnp.array(point), jnp.array(gradient))
+    actual = feasible_sets.distance(made(name)[0], *map(jnp.array, (point, gradient, [])))
     assert float(actual) == pytest.approx(expected, abs=1e-15)
 
 
