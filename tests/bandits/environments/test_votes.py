@@ -359,3 +359,14 @@ def test_closed_form_a_header_has_a_layout_and_texts_are_quoted_on_one_line() ->
     assert table.read_row(["2", "b", "a"]) == ("all votes", "a", "b", 2, False)
     assert quote("a\nb") == "'a\\nb'"
     assert len(quote("a" * 500)) < 70
+
+
+def test_closed_form_ties_apart_leave_the_decided_votes() -> None:
+    votes = parse("model_a,model_b,winner,count\na,b,a,3\nb,a,tie,2\nb,c,tie,1\n")
+    apart = votes.with_ties_apart()
+    np.testing.assert_array_equal(apart.wins, [[[0, 3, 0], [0, 0, 0], [0, 0, 0]]])
+    np.testing.assert_array_equal(apart.tie_counts, [[[0, 0, 0], [2, 0, 1], [0, 0, 0]]])
+    assert apart.ties == 3
+    assert not any("half a win" in note for note in apart.notes)
+    assert apart.unconnected_contexts() == ()
+    assert parse("winner,loser\na,b\n").with_ties_apart().tie_counts is None
