@@ -64,6 +64,13 @@ def field_of_error(wins: Floats) -> tuple[str, tuple[int, ...], str] | None:
 def reward_classes(features: Floats, rewards: Floats) -> list[rt.RewardClass]:
     box, ball = rt.TabularBox(2.0), rt.LinearBall(features, radius=1.0)
     finite, unbounded = rt.FiniteClass(rewards), rt.Unbounded()
+    n = rewards[0].size
+    kernel = rt.KernelBall(np.eye(n), radius=1.0)
+    lipschitz = rt.Lipschitz(1.0, 1.0 - np.eye(n), 2.0)
+    polytope = rt.Polytope(rewards, np.ones(len(rewards)), maximum=2.0)
+    for convex in (kernel, lipschitz, polytope):
+        rt.check_reward_class(convex, rewards[0].shape)
+        rt.rewards.linear_gap(convex, rewards[0], convex.project(rewards[0]))
     projected: jax.Array = box.project(rewards[0]) + ball.project(rewards[0])
     gap = float(box.linear_gap(rewards[0], projected)) + float(finite.linear_minimum(rewards[0]))
     theta = ball.parameter(ball.reward(ball.parameter(rewards[0])))
