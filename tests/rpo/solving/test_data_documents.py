@@ -39,7 +39,7 @@ def test_closed_form_pairs_join_the_wins_and_first_ranks_are_the_baseline() -> N
     assert file.observations == {"comparisons": 0, "rankings": 5, "choices": 1.5, "ties": 0}
 
 
-def test_closed_form_with_ties_a_ranking_of_two_stays_a_choice() -> None:
+def test_closed_form_with_ties_a_ranking_of_two_is_no_comparison() -> None:
     file = read(**TIED, comparisons=[[0, 2, 1, 4]])
     assert isinstance(file.problem.ties, DavidsonTies)
     assert float(file.problem.ties.parameter) == 0.7
