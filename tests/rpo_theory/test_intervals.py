@@ -150,12 +150,12 @@ def box_and_ball(seed: int, maximum: float) -> list[tuple[RewardClass, Callable,
 
 def assert_convex_programs_agree(seed: int, n_splits: int) -> None:
     rng = np.random.default_rng(seed)
-    base = problem(rng.poisson(rng.uniform(1, 40), (2, 3, 3)) * (1 - np.eye(3)))
+    # Every pair occurs in both halves: otherwise the fitted reward would not be unique.
+    base = problem((2 + rng.poisson(rng.uniform(1, 40), (2, 3, 3))) * (1 - np.eye(3)))
     pair, splits = policies((2, 3), seed), split_data(base, n_splits, seed=seed)
     for reward_class, constraints, size in box_and_ball(seed, 10 ** rng.uniform(-0.5, 0.7)):
         got = confidence_interval(base, reward_class, *pair, splits=splits)
         expected = ends_by_convex_program(base, pair, splits, constraints, size)
-        # The fitted reward need not be unique: with sparse data the ends depend on it.
         np.testing.assert_allclose(got[:2], expected, atol=2e-5)
 
 
@@ -260,6 +260,13 @@ def test_parity_a_finite_class_is_enumerated() -> None:
     np.testing.assert_allclose(got[:2], [values.min(), values.max()], atol=1e-12)
 
 
+def test_closed_form_the_best_member_within_a_level() -> None:
+    members = FiniteClass(np.array([[[0.0, 3.0]], [[0.0, 2.0]], [[0.0, 1.0]]]))
+    direction = np.array([[0.0, -1.0]])
+    for level, best in ((5.0, 3.0), (2.5, 2.0), (0.0, 1.0)):
+        assert members.level_minimizer(direction, jnp.sum, level)[0, 1] == best
+
+
 @jax.tree_util.register_pytree_node_class
 class HalfBox:
     """A box written by a user: two methods, and nothing inherited."""
@@ -337,8 +344,8 @@ def test_theorem_three_arms_two_pairs_the_miss_probability_is_at_most_delta(n_ha
     halves = all_halves(np.array([n_half, n_half]), [(0, 1), (1, 2)], margins, 3)
     ends = np.eye(3)[[2]], np.eye(3)[[0]]
     for pair in (ends, (np.eye(3)[[1]], np.full((1, 3), 1 / 3))):
-        arguments = (base, TabularBox(jnp.array(2.0)), pair)
-        lower, upper = in_batches(halves.splits, lambda one: intervals_of(*arguments, one))
+        of_batch = partial(intervals_of, base, TabularBox(jnp.array(2.0)), pair)
+        lower, upper = in_batches(halves.splits, of_batch)
         value = float((pair[0] - pair[1])[0] @ truth)
         miss = halves.probability @ ((lower > value) | (upper < value))
         width = halves.probability @ (upper - lower)
