@@ -6,9 +6,14 @@ out changes the policy, to first order, by
 .. math:: \hat\pi(W - e_{xwl}) - \hat\pi(W) \approx -\frac{\partial\hat\pi}{\partial W_{xwl}},
 
 with the exact derivative of :mod:`rpo_theory.sensitivity`, in which the number :math:`N` of votes
-changes too. Two more inputs may come from the votes: with ``baseline="chosen"`` the baseline is the
-distribution of the winners, and with ``weights="comparisons"`` the prompt distribution is the share
-of the votes. The derivative then includes their change.
+changes too. Where a comparison was made a few times only, one vote is not a small change. The
+rewards without it are then better predicted by a few Newton steps on the optimality conditions of
+the problem without the vote, started at the solution; where these do not bring the point nearer to
+optimality, the first order stands.
+
+Two more inputs may come from the votes. With ``baseline="chosen"`` the baseline is the distribution
+of the winners; with ``weights="comparisons"`` the prompt distribution is the share of the votes.
+The derivative then includes their change.
 """
 
 from __future__ import annotations
@@ -22,13 +27,15 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from . import minimax, objectives
+from . import minimax, objectives, optimality, sensitivity
 from .policies import chosen_policy
 from .problems import normalize
 from .rewards import RewardClass, to_float64
 from .types import ArrayLike, Problem
 from .validation import InvalidProblemError, solver_arguments, validate_reward
 
+NEWTON_STEPS = 6
+"""Newton steps from the solution towards that without a vote."""
 GROUP = 1 << 22
 """Number of entries of the derivatives that are computed together."""
 
@@ -41,7 +48,9 @@ class Influence(NamedTuple):
         winner: winner :math:`w`, shape ``[n]``.
         loser: loser :math:`l`, shape ``[n]``.
         policy: :math:`\partial\hat\pi/\partial W_{xwl}`, the change of the policy per added vote,
-            shape ``[n x a]``. Its negative predicts the change when one vote is left out.
+            shape ``[n x a]``.
+        left_out: predicted change of the policy if one vote is left out, by a few Newton steps,
+            shape ``[n x a]``.
         value: derivative of :math:`J(\hat\pi)` under the rewards that were given, in units of
             reward per vote, shape ``[n]``; None without rewards.
         objective: derivative of :math:`F(\hat r)`, nats per vote, shape ``[n]``.
@@ -51,6 +60,7 @@ class Influence(NamedTuple):
     winner: Int[np.ndarray, " n"]
     loser: Int[np.ndarray, " n"]
     policy: Float[np.ndarray, "n x a"]
+    left_out: Float[np.ndarray, "n x a"]
     value: Float[np.ndarray, " n"] | None
     objective: Float[np.ndarray, " n"]
 
@@ -88,8 +98,8 @@ def influence(
     Examples:
         >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=0.1)
         >>> found = influence(problem, TabularBox(2.0), baseline="chosen")
-        >>> found.winner.tolist(), found.policy[:, 0, 0].round(3).tolist()
-        ([0, 1], [0.062, -0.187])
+        >>> found.winner.tolist(), found.policy[:, 0, 0].round(2).tolist()
+        ([0, 1], [0.06, -0.19])
     """
     options = {"tolerance": minimax.TOLERANCE, "max_steps": minimax.MAX_STEPS, "throw": True}
     problem, reward_class = solver_arguments(problem, reward_class, **options, batch=False)
@@ -105,41 +115,62 @@ def influence(
     for name, (option, follows) in chains.items():
         if option not in ("fixed", follows):
             raise ValueError(f"`{name}` must be 'fixed' or '{follows}', got {option!r}")
+    reward = minimax.solve(problem, reward_class).reward
+    arguments = (problem, reward_class, reward, rewards, (context, winner, loser))
     with jax.enable_x64(True):
-        slopes = _slopes(
-            problem, reward_class, rewards, (context, winner, loser), (baseline, weights)
-        )
-        policy, objective, value = jax.device_get(slopes)
-    return Influence(context, winner, loser, policy, value, objective)
+        arguments = jax.tree.map(jnp.asarray, arguments)
+        found = jax.device_get(_of_votes(*arguments, follow=(baseline, weights)))
+    return Influence(context, winner, loser, *found)
 
 
-@partial(jax.jit, static_argnames="options")
-def _slopes(
+@partial(jax.jit, static_argnames="follow")
+def _of_votes(
     problem: Problem,
     reward_class: RewardClass,
+    reward: Float[Array, "x a"],
     rewards: Float[Array, "x a"] | None,
     votes: tuple[Array, Array, Array],
-    options: tuple[str, str],
-) -> tuple[Array, Array, Array | None]:
-    """Return the derivatives of policy, objective and value by the count of each vote."""
+    *,
+    follow: tuple[str, str],
+) -> tuple[Array, Array, Array | None, Array]:
+    """Return the last four fields of the result, at a solution of the problem."""
 
-    def answer(wins: Float[Array, "x a a"]) -> tuple[Array, Array, Array | None]:
+    def problem_of(wins: Float[Array, "x a a"]) -> Problem:
         moved = problem._replace(wins=wins)
-        if options[0] == "chosen":
+        if follow[0] == "chosen":
             chosen = chosen_policy(wins, problem.reference_policy)
             moved = moved._replace(baseline_policy=chosen)
-        if options[1] == "comparisons":
-            moved = moved._replace(context_weights=wins.sum(axis=(1, 2)) / wins.sum())
-        solution = minimax.solve(moved, reward_class)
+        if follow[1] == "comparisons":
+            n_comparisons = jnp.maximum(wins.sum(), jnp.finfo(wins.dtype).tiny)
+            moved = moved._replace(context_weights=wins.sum(axis=(1, 2)) / n_comparisons)
+        return moved
+
+    def answer(problem: Problem, point: Array) -> tuple[Array, Array, Array | None]:
+        policy, _, value = optimality.conditions(problem, reward_class).solution(point)
         if rewards is None:
-            return solution.policy, solution.objective, None
-        worth = objectives.value(solution.policy, rewards, moved.context_weights)
-        return solution.policy, solution.objective, worth
+            return policy, value, None
+        return policy, value, objectives.value(policy, rewards, problem.context_weights)
 
-    wins = jnp.asarray(problem.wins)
-    _, derivative = jax.linearize(answer, wins)
+    base = problem_of(problem.wins)
+    point = optimality.conditions(base, reward_class).point(reward)
+    for _ in range(sensitivity.POLISH_STEPS):
+        point = sensitivity.newton_step(point, base, reward_class)
+    policy = answer(base, point)[0]
+    still = jax.tree.map(sensitivity.no_tangent, reward_class)
 
-    def slope(vote: tuple[Array, Array, Array]) -> tuple[Array, Array, Array | None]:
-        return derivative(jnp.zeros_like(wins).at[vote].set(1.0))
+    def of_one(vote: tuple[Array, Array, Array]) -> tuple[Array, Array, Array | None, Array]:
+        added = jnp.zeros_like(problem.wins).at[vote].set(1.0)
+        _, direction = jax.jvp(problem_of, (problem.wins,), (added,))
+        move = sensitivity.tangent(point, (base, reward_class), (direction, still))
+        slopes = jax.jvp(answer, (base, point), (direction, move))[1]
+        fewer = problem_of(jnp.maximum(problem.wins - added, 0.0))
+        conditions = optimality.conditions(fewer, reward_class)
+        without = point
+        for _ in range(NEWTON_STEPS):
+            stepped = sensitivity.newton_step(without, fewer, reward_class)
+            without = conditions.point(conditions.solution(stepped)[1])
+        closer = conditions.error(without) < 0.1 * conditions.error(point)
+        change = jnp.where(closer, answer(fewer, without)[0] - policy, -slopes[0])
+        return slopes[0], change, slopes[2], slopes[1]
 
-    return jax.lax.map(slope, votes, batch_size=max(1, GROUP // wins.size))
+    return jax.lax.map(of_one, votes, batch_size=max(1, GROUP // problem.wins.size))

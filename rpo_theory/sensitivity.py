@@ -124,13 +124,10 @@ class _Minimizer(NamedTuple):
 def _minimizer(solve_one: BatchSolver, problem: Problem, reward_class: RewardClass) -> _Minimizer:
     found = solve_one(problem, reward_class)
     conditions = optimality.conditions(problem, reward_class)
-
-    def polish(_: Any, point: Array) -> Array:
-        active = conditions.active(point)
-        return point + conditions.step(point, active, conditions.residual(point, active))
-
     start = conditions.point(found.reward)
-    point = jax.lax.fori_loop(0, POLISH_STEPS, polish, start)
+    point = jax.lax.fori_loop(
+        0, POLISH_STEPS, lambda _, point: newton_step(point, problem, reward_class), start
+    )
     # A problem at the limit of float64 keeps the point of its solver.
     better = conditions.error(point) <= conditions.error(start)
     return _Minimizer(jnp.where(better, point, start), found.status, found.stats)
@@ -143,19 +140,55 @@ def _minimizer_jvp(
     tangents: tuple[Problem, RewardClass],
 ) -> tuple[_Minimizer, _Minimizer]:
     minimizer = _minimizer(solve_one, *primals)
+    still = jax.tree.map(no_tangent, minimizer)
+    return minimizer, still._replace(point=tangent(minimizer.point, primals, tangents))
+
+
+def tangent(
+    point: Float[Array, "..."],
+    primals: tuple[Problem, RewardClass],
+    tangents: tuple[Problem, RewardClass],
+) -> Float[Array, "..."]:
+    """Return the derivative of a minimizer along a direction of its problem and class.
+
+    Args:
+        point: the minimizer, a table or the parameter of a class with a smooth form.
+        primals: problem and reward class, in float64.
+        tangents: direction in which they move.
+
+    Returns:
+        The derivative, with the shape of the point; linear in the direction.
+    """
     conditions = optimality.conditions(*primals)
-    active = conditions.active(minimizer.point)
+    active = conditions.active(point)
 
     def residual(problem: Problem, reward_class: RewardClass) -> Any:
-        return optimality.conditions(problem, reward_class).residual(minimizer.point, active)
+        return optimality.conditions(problem, reward_class).residual(point, active)
 
-    moved = jax.jvp(residual, primals, tangents)[1]
-    tangent = jax.tree.map(_no_tangent, minimizer)
-    return minimizer, tangent._replace(point=conditions.step(minimizer.point, active, moved))
+    return conditions.step(point, active, jax.jvp(residual, primals, tangents)[1])
 
 
-def _no_tangent(leaf: Array) -> Any:
-    """Return a zero tangent, which for whole numbers has a dtype of its own."""
+def newton_step(
+    point: Float[Array, "..."], problem: Problem, reward_class: RewardClass
+) -> Float[Array, "..."]:
+    """Return a point after one Newton step on the optimality conditions of a problem.
+
+    Args:
+        point: a point near the minimizer.
+        problem: the problem, in float64.
+        reward_class: its reward class.
+    """
+    conditions = optimality.conditions(problem, reward_class)
+    active = conditions.active(point)
+    return point + conditions.step(point, active, conditions.residual(point, active))
+
+
+def no_tangent(leaf: Array) -> Any:
+    """Return a zero tangent, which for whole numbers has a dtype of its own.
+
+    Args:
+        leaf: array that does not move.
+    """
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.zeros_like(leaf)
     return np.zeros(leaf.shape, jax.dtypes.float0)
