@@ -1,7 +1,8 @@
 """Entry of the solvers inside ``jit``, ``vmap`` and ``grad``, where values are not known.
 
 Outside tracing a solver validates its arguments and computes on the host in a scoped float64.
-Inside a trace it is a pure JAX function: it validates no value, and the caller must have enabled float64.
+Inside a trace it is a pure JAX function: it validates no value, and the caller must have enabled
+float64.
 """
 
 from __future__ import annotations

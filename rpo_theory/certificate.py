@@ -9,8 +9,7 @@ sum of non-negative terms, so no cancellation occurs:
           + \big[\phi(\pi, r) - \min_{r'}\phi(\pi, r')\big].
 
 By convexity of :math:`L_D` the second part is at most the linear (Frank-Wolfe) gap of :math:`r` in
-the direction :math:`\nabla_r\phi(\pi, r)`. This bound needs no solver and is exact at a saddle
-point.
+the direction :math:`\nabla_r\phi(\pi, r)`. It needs no solver and is exact at a saddle point.
 """
 
 from __future__ import annotations
@@ -345,6 +344,8 @@ def reduced_residual(
 def all_proven(
     problems: Problem, reward_class: RewardClass, pairs: tuple
 ) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
+    """Return which pairs of a batch are proven, and which problems have finite fields."""
+
     def is_one_proven(problem: Problem, reward_class: RewardClass, pair: tuple) -> Bool[Array, ""]:
         policy, reward, value, mixture = pair
         if not rewards.is_compact(reward_class):
@@ -363,12 +364,12 @@ def _value_gap(
     problem: Problem, reward_class: RewardClass, policy: Array, reward: Array, value: Array
 ) -> Float[Array, ""]:
     """Return the duality gap of a pair, or the error of its value if that is larger."""
-    own = minimax_objective(problem, reward)
+    actual = minimax_objective(problem, reward)
     if rewards.is_convex(reward_class):
         gap = duality_gap_bound(problem, reward_class, policy, reward)
-        return jnp.maximum(gap, jnp.abs(own - value))
+        return jnp.maximum(gap, jnp.abs(actual - value))
     best = routes.minimizer(problem, reward_class, tolerance=GAP_TOLERANCE, max_steps=1).reward
-    return jnp.maximum(value, own) - minimax_objective(problem, best)
+    return jnp.maximum(value, actual) - minimax_objective(problem, best)
 
 
 @jax.jit
@@ -379,7 +380,8 @@ def _certify(
     reward: Float[Array, "x a"],
 ) -> Certificate:
     gap = duality_gap_bound(problem, reward_class, policy, reward)
-    if rewards.is_compact(reward_class) and rewards.is_convex(reward_class):
+    is_compact = rewards.is_compact(reward_class)
+    if is_compact and rewards.is_convex(reward_class):
         # Far from a saddle point the bound is loose: take it at the adversarial reward instead.
         worst = worst_reward(problem, reward_class, policy)
         drop = saddle_objective(problem, policy, reward) - saddle_objective(problem, policy, worst)
@@ -389,11 +391,9 @@ def _certify(
         gap = jnp.minimum(gap, jnp.maximum(exact, 0.0))
     gap = jnp.where(jnp.isnan(gap), jnp.inf, gap)  # inf - inf, outside of the support
     residual = class_residual(reward_class, reward)
-    value = minimax_objective(problem, reward)
-    if not rewards.is_compact(reward_class):
-        value = unbounded.limit_objective(problem, reward)
+    objective = minimax_objective if is_compact else unbounded.limit_objective
     return Certificate(
-        value=value,
+        value=objective(problem, reward),
         duality_gap=jnp.where(residual <= ROUNDING, gap, jnp.inf),
         kkt_residual=kkt_residual(problem, reward_class, policy, reward),
         class_residual=residual,

@@ -225,10 +225,10 @@ def validate_reward_class(
     if method is not None:
         method(shape, lead, finite=finite)
     if not type(reward_class).__module__.startswith("rpo_theory."):
-        _check_own_class(reward_class, shape, lead, finite=finite)
+        _check_user_class(reward_class, shape, lead, finite=finite)
 
 
-def _check_own_class(
+def _check_user_class(
     reward_class: RewardClass, shape: tuple[int, int], lead: tuple[int, ...], *, finite: bool
 ) -> None:
     """Check a user's class; of a batch the first and the last."""

@@ -61,8 +61,8 @@ def draw(kind: str, seed: int, shape: tuple[int, int]) -> Instance:
     elif kind == "ball":
         reward_class = LinearBall(rng.normal(size=(*shape, FEATURES)), rng.uniform(0.2, 1.5))
     else:
-        places = rng.normal(size=(shape[0] * n_actions, 2))
-        distance = np.linalg.norm(places[:, None] - places[None], axis=-1)
+        points = rng.normal(size=(shape[0] * n_actions, 2))
+        distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
         reward_class = Lipschitz(rng.uniform(0.2, 1.0), distance, rng.uniform(0.8, 2.0))
     moved = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))), reward_class)
     if kind == "lipschitz":
@@ -263,9 +263,9 @@ def check(kind: str, seed: int, shape: tuple[int, int]) -> bool:
         assert error <= DERIVATIVE * np.linalg.norm(exact), (kind, seed, error)
     pairs = jax.tree.map(lambda a, b: np.vdot(a, b), weights, tangent)
     forward = sum(jax.tree.leaves(pairs))
-    products = jax.tree.map(lambda a, b: np.vdot(a, b), cotangent, inputs[1])
-    backward = sum(jax.tree.leaves(products))
-    size = sum(map(abs, jax.tree.leaves((pairs, products))))
+    inner = jax.tree.map(lambda a, b: np.vdot(a, b), cotangent, inputs[1])
+    backward = sum(jax.tree.leaves(inner))
+    size = sum(map(abs, jax.tree.leaves((pairs, inner))))
     assert abs(forward - backward) <= TRANSPOSED * size, (kind, seed)
     return True
 
@@ -360,8 +360,8 @@ def test_gradient_second_order_is_the_difference_of_gradients(kind: str) -> None
         for s in (1.0, -1.0)
     ]
     np.testing.assert_allclose(ours, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-7)
-    products = jax.tree.map(lambda a, b: np.vdot(a, b), backward, direction)
-    np.testing.assert_allclose(sum(jax.tree.leaves(products)), ours, rtol=1e-9, atol=1e-12)
+    inner = jax.tree.map(lambda a, b: np.vdot(a, b), backward, direction)
+    np.testing.assert_allclose(sum(jax.tree.leaves(inner)), ours, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow

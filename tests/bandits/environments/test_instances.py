@@ -29,7 +29,7 @@ from rpo_theory.certificate import certify
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.problems import validate
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
-from rpo_theory.types import Problem, Status
+from rpo_theory.types import Status
 
 EXACT = 1e-9
 """Accuracy of a solver or a formula in float64 against a closed form."""

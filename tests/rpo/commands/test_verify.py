@@ -45,7 +45,7 @@ def test_closed_form_the_file_holds_the_measurements(
     assert capsys.readouterr().out.count("holds:") == 4
 
 
-def test_property_the_positive_control_is_a_claim_of_its_own(
+def test_property_the_positive_control_is_a_separate_claim(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for gap, holds in ((1e-16, True), (-1e-9, False)):

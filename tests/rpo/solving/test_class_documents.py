@@ -130,7 +130,7 @@ def test_raises_with_the_line(tmp_path: Path) -> None:
         task_from_problem(str(path))
 
 
-def test_closed_form_a_class_of_the_users_own_module(
+def test_closed_form_a_class_of_a_users_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "classes_of_a_user.py").write_text(MODULE)
