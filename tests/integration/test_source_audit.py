@@ -43,8 +43,11 @@ def dangerous_calls(path: Path) -> list[str]:
 
 
 def test_property_no_source_unpickles_or_evaluates(tmp_path: Path) -> None:
-    found = [call for path in sources() for call in dangerous_calls(path)]
-    assert found == ["processes.py: pickle"]  # between a process and the workers that it starts
+    found = sorted(call for path in sources() for call in dangerous_calls(path))
+    assert found == [
+        *("box_kernel.py: compile", "box_kernel.py: exec"),  # code from a number of actions alone
+        "processes.py: pickle",  # between a process and the workers that it starts
+    ]
     (tmp_path / "bad.py").write_text(
         "import pickle\nfrom os import system\nimport os, yaml, numpy as np\n"
         "eval('1')\nos.system('x')\nyaml.load('x', yaml.Loader)\n"
