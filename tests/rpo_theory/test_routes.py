@@ -267,3 +267,20 @@ def test_property_fields_that_are_indices_keep_their_type() -> None:
     made = rewards.to_float64(Ordered(np.array([1, 0]), 2))
     assert made.order.dtype == np.int64
     assert made.radius.dtype == np.float64
+
+
+def test_closed_form_what_the_routes_ask_of_a_problem_and_a_class() -> None:
+    even, wins = np.full((2, 1, 2), 0.5), np.array([[[[0.0, 1.0], [0.0, 0.0]]]] * 2)
+    eta = np.array([1.0, 3.0])
+    problems = Problem(np.ones((2, 1)), even, even, wins, beta=np.ones(2), eta=eta)
+    members = np.array([[[0.0, 0.0]], [[1.0, 0.0]]])
+    classes = rewards.FiniteClass(np.stack([members, members[:1].repeat(2, axis=0)]))
+    assert routes.has_batch_solver(problems, TabularBox(np.ones(2)))
+    assert not routes.has_batch_solver(problems, classes)
+    best = routes.minimize_batch(problems, classes, tolerance=1e-9, max_steps=1).reward
+    np.testing.assert_array_equal(best, [members[1], members[0]])
+    one = jax.tree.map(lambda leaf: leaf[0], problems)
+    assert float(routes.objective_scale(one)) == 2.0
+    assert float(routes.objective_scale(one._replace(eta=0.0, wins=0.0 * wins[0]))) == 1.0
+    sums = routes.batched(lambda table: table.sum(), problems, classes)(jnp.asarray(even))
+    assert np.asarray(sums).tolist() == [1.0, 1.0]
