@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -19,19 +19,26 @@ from jaxtyping import Float, Key
 
 from rpo_io.processes import run_in_processes
 from rpo_theory import direct, maximin, minimax
+from rpo_theory.rewards import RewardClass
 from rpo_theory.rigorous import duality_gap_bound
 from rpo_theory.types import Solution
 
+from .class_instances import SMALL_SHAPE, ClassFamily, draw_class_batch
 from .instances import PADDED_SHAPES, Family, ProblemBatch, draw_verification_batches
 
-FAMILIES: tuple[Family, ...] = ("tabular", "linear")
+FAMILIES: tuple[Family, ...] = get_args(Family)
+CLASS_FAMILIES: tuple[ClassFamily, ...] = get_args(ClassFamily)
+MANY = 500
+"""Number of instances from which the further reward classes are among them."""
+CLASS_SHARE, MOST_OF_A_CLASS = 50, 20
+"""One instance in 50 is of each further class, and at most 20."""
 
 
 class Agreement(NamedTuple):
     r"""Measurements of the three routes on one instance.
 
     Attributes:
-        family: "tabular" or "linear".
+        family: "tabular", "linear", "kernel", "lipschitz", "polytope", or the name of a class.
         seed: seed of the key from which the instances were drawn.
         number: index of the instance within its family.
         contexts: number of prompts.
@@ -81,7 +88,10 @@ def measure_agreement(
     rigorous: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Agreement]:
-    """Solve ``n`` random instances, half of each family, by all three routes.
+    """Solve ``n`` random instances by all three routes.
+
+    Half of them are tabular, half linear. From 500 instances on, one in 50 is of each further
+    class (kernel, Lipschitz, polytope), and at most 20: their solvers take minutes to compile.
 
     Args:
         n: number of instances.
@@ -101,6 +111,10 @@ def measure_agreement(
         for family in FAMILIES
         for batch in _draw_batches(n, seed, family, padded_shapes)
     ]
+    for family in CLASS_FAMILIES if n >= MANY else ():
+        key = jax.random.fold_in(jax.random.key(seed), _family_index(family))
+        batch = draw_class_batch(key, _n_of_a_class(n), family)
+        batches.append(partial(_measure_batch, batch, family, seed, rigorous=rigorous))
     for records in run_in_processes(batches, environment=environment):
         yield from records
 
@@ -123,11 +137,50 @@ def measure_family(
     return [record for batch in batches for record in _measure_batch(batch, family, seed)]
 
 
+def measure_class(
+    n: int,
+    seed: int,
+    reward_class: RewardClass,
+    *,
+    name: str,
+    shape: tuple[int, int] = SMALL_SHAPE,
+    rigorous: bool = False,
+) -> list[Agreement]:
+    """Solve ``n`` random instances of a given reward class by all three routes, in this process.
+
+    Args:
+        n: number of instances.
+        seed: see :func:`measure_agreement`.
+        reward_class: a convex compact class, which every instance has.
+        name: name of the class, for the records.
+        shape: number of contexts and of actions.
+        rigorous: see :func:`measure_agreement`.
+
+    Returns:
+        One record for each instance.
+    """
+    index = len(FAMILIES) + len(CLASS_FAMILIES)
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    batch = draw_class_batch(key, n, reward_class, shape=shape)
+    return _measure_batch(batch, name, seed, rigorous=rigorous)
+
+
+def _family_index(family: Family | ClassFamily) -> int:
+    """Return the number of a family, which gives it a key of its own."""
+    return (*FAMILIES, *CLASS_FAMILIES).index(family)
+
+
+def _n_of_a_class(n: int) -> int:
+    """Return the number of instances of each further class among ``n``."""
+    return min(n // CLASS_SHARE, MOST_OF_A_CLASS) if n >= MANY else 0
+
+
 def _draw_batches(
     n: int, seed: int, family: Family, padded_shapes: Sequence[tuple[int, int]]
 ) -> list[ProblemBatch]:
-    """Draw the instances of one family: half of ``n``, rounded up for the first family."""
-    index = FAMILIES.index(family)
+    """Draw the tabular or the linear instances: half of those that are of no further class."""
+    index = _family_index(family)
+    n -= len(CLASS_FAMILIES) * _n_of_a_class(n)
     key: Key[Array, ""] = jax.random.split(jax.random.key(seed))[index]
     count = (n - n // 2, n // 2)[index]
     return draw_verification_batches(key, count, family, padded_shapes=padded_shapes)

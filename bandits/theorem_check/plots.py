@@ -17,6 +17,14 @@ FLOOR = 1e-18
 """Height at which zeros are drawn on a logarithmic axis."""
 COLORS = tuple(PALETTE[name] for name in ("orange", "blue", "green", "gray"))
 MARKERS = "osD^"
+FAMILY_COLORS = {
+    "tabular": PALETTE["blue"],
+    "linear": PALETTE["orange"],
+    "kernel": PALETTE["green"],
+    "lipschitz": PALETTE["gray"],
+    "polytope": "#CC79A7",
+}
+"""Color of each family of instances; a class of the user's own is black."""
 
 
 def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: Axes) -> Axes:
@@ -41,8 +49,10 @@ def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: 
         "RPO loss": "RPO loss:\ntotal variation",
     }
     jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(records))
+    families = dict.fromkeys(record.family for record in records)
+    colors = {family: FAMILY_COLORS.get(family, "black") for family in families}
     for x, (name, values) in enumerate(columns.items()):
-        for family, color in (("tabular", PALETTE["blue"]), ("linear", PALETTE["orange"])):
+        for family, color in colors.items():
             rows = [i for i, record in enumerate(records) if record.family == family]
             heights = np.maximum(np.asarray(values)[rows], FLOOR)
             label = family if x == 0 else None

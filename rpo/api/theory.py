@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
+N_OF_USER_CLASS = 20
+"""Number of random bandits of a class of the user's own in ``verify``."""
+
 
 def demo(*, out: PathLike = "out/demo") -> Demonstration:
     """Run every part at small scale, without downloads, and write a report.
@@ -64,17 +67,25 @@ def verify(
     seed: int = 0,
     out: PathLike = "out/verify",
     rigorous: bool = False,
+    reward_class: str | RewardClass | None = None,
+    problem: PathLike | Mapping[str, Any] | None = None,
 ) -> Verification:
     """Check Theorem 5.6 on random bandits by three routes, and on negative controls.
 
     Bandits are solved on the CPU, in one process per core.
 
     Args:
-        instances: number of random bandits, at least 1; half are tabular, half linear.
+        instances: number of random bandits, at least 1; half are tabular, half linear. From 500 on,
+            one in 50, and at most 20, is of each further class: kernel, Lipschitz, polytope.
         seed: seed of the bandits, at least 0.
         out: folder for ``verify.json`` and ``verify.png``.
         rigorous: whether to prove the duality gaps in ball arithmetic too, which needs the extra
             ``rigorous``.
+        reward_class: a convex, compact class of your own, ``"module:Class"`` or an instance, of
+            which 20 random bandits are added; None for none.
+        problem: with ``reward_class``, a problem as of :func:`solve`, which has the parameters of
+            the named class and gives the numbers of contexts and actions; None for a class without
+            parameters, 2 contexts and 3 actions.
 
     Returns:
         The claims and the records. A claim that fails raises nothing: see ``holds``.
@@ -89,6 +100,7 @@ def verify(
     from rpo.report.claims import check_claims, verification_document, verification_figure
     from rpo.runtime.compilation import worker_environment
     from rpo.runtime.progress import track_progress
+    from rpo.solving.checked_classes import class_to_check
     from rpo_io.atomic import write_atomic
     from rpo_io.figures import png_bytes
     from rpo_io.outputs import output_folder
@@ -99,7 +111,9 @@ def verify(
     if rigorous:
         _check_ball_arithmetic()
     folder = Path(out)
-    from bandits.theorem_check.agreement import measure_agreement
+    with user_input():
+        user_class = class_to_check(reward_class, problem, rigorous=rigorous)
+    from bandits.theorem_check.agreement import measure_agreement, measure_class
     from bandits.theorem_check.negative_controls import solve_negative_controls
 
     with ExitStack() as stack:
@@ -111,6 +125,10 @@ def verify(
             instances, seed, rigorous=rigorous, environment=worker_environment()
         )
         records = list(track_progress(measured, instances, "bandits solved three ways"))
+        if user_class is not None:
+            records += measure_class(
+                N_OF_USER_CLASS, seed, rigorous=rigorous, **user_class._asdict()
+            )
         controls = solve_negative_controls()
         claims = check_claims(records, controls)
         document = verification_document(claims, records, controls)

@@ -10,6 +10,7 @@ from rpo.runtime.errors import whole_number
 EXAMPLES = (
     "rpo verify",
     "rpo verify --instances 1000 --seed 7 --out out/verify",
+    "rpo verify --reward-class examples.budget:Budget --problem examples/budget_problem.json",
 )
 
 
@@ -20,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1),
         default=200,
         metavar="N",
-        help="number of random bandits, half tabular, half linear (default 200)",
+        help="number of random bandits, half tabular, half linear; from 500 on, some have kernel "
+        "balls, Lipschitz classes and polytopes, whose solvers take minutes to compile (default "
+        "200)",
     )
     parser.add_argument(
         "--seed",
@@ -28,6 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="S",
         help="random seed of the bandits (default 0)",
+    )
+    parser.add_argument(
+        "--reward-class",
+        metavar="MODULE:CLASS",
+        help="also solve 20 random bandits with a convex, compact reward class of your own module, "
+        "which may lie in the current folder",
+    )
+    parser.add_argument(
+        "--problem",
+        metavar="PROBLEM.json",
+        help="with --reward-class: problem file as of rpo solve, whose `reward_class` has the "
+        "parameters of the class, and whose `reference_policy` gives the numbers of contexts and "
+        "actions (default: no parameters, 2 contexts and 3 actions)",
     )
     parser.add_argument(
         "--rigorous",
@@ -52,7 +68,14 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.output import print_result
 
     keep_compiled_programs()
-    result = verify(instances=args.instances, seed=args.seed, out=args.out, rigorous=args.rigorous)
+    result = verify(
+        instances=args.instances,
+        seed=args.seed,
+        out=args.out,
+        rigorous=args.rigorous,
+        reward_class=args.reward_class,
+        problem=args.problem,
+    )
     text = summarize_claims(result.claims, f"written to {args.out}: verify.json, verify.png")
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -11,6 +11,7 @@ import pytest
 from bandits.theorem_check import agreement, negative_controls
 from bandits.theorem_check.instances import draw_verification_batches
 from rpo_theory.certificate import duality_gap_bound
+from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Solution
 
 THREE_DIGITS = 5e-4
@@ -63,6 +64,50 @@ def test_property_the_instances_of_both_families_are_measured_in_processes(
         assert function is agreement._measure_batch
         assert len(batch.number) == n_instances
         assert rest == [family, 5, environment]
+
+
+def test_property_many_instances_include_the_further_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Any] = []
+
+    def run_in_processes(calls: Any, *, environment: Any) -> Any:
+        started.extend((call.args[1], call.args[0]) for call in calls)
+        return iter([])
+
+    monkeypatch.setattr(agreement, "run_in_processes", run_in_processes)
+    monkeypatch.setattr(agreement, "CLASS_SHARE", 5)
+    few = 11
+    for many, counts in ((few, [3, 2, 2, 2, 2]), (few + 1, [6, 5])):
+        started.clear()
+        monkeypatch.setattr(agreement, "MANY", many)
+        list(agreement.measure_agreement(few, 5, padded_shapes=((20, 30),)))
+        assert [len(batch.number) for _, batch in started] == counts
+        names = ["tabular", "linear", "kernel", "lipschitz", "polytope"]
+        assert [family for family, _ in started] == names[: len(counts)]
+        # The first instances do not depend on what else is drawn.
+        key = jax.random.split(jax.random.key(5))[1]
+        fewer = draw_verification_batches(key, 2, "linear", padded_shapes=((20, 30),))[0]
+        linear = started[1][1].instance.problem
+        np.testing.assert_array_equal(linear.beta[:2], fewer.instance.problem.beta)
+
+
+def test_property_a_given_class_is_measured_under_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[Any] = []
+
+    def measure(batch: Any, *options: Any, rigorous: bool) -> list[Any]:
+        measured.extend([batch.instance, *options, rigorous])
+        return []
+
+    monkeypatch.setattr(agreement, "_measure_batch", measure)
+    box = TabularBox(1.5)
+    records = agreement.measure_class(4, 5, box, name="a:Box", shape=(1, 2), rigorous=True)
+    assert records == []
+    np.testing.assert_array_equal(measured[0].reward_class.maximum, [1.5] * 4)
+    assert measured[0].true_reward.shape == (4, 1, 2)
+    assert measured[1:] == ["a:Box", 5, True]
 
 
 def test_property_a_family_is_measured_in_this_process_like_all(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
 from bandits.theorem_check import agreement, negative_controls
@@ -14,6 +16,7 @@ from bandits.theorem_check.negative_controls import NegativeControl
 from rpo.cli import main
 
 GOOD = Agreement("tabular", 0, 0, 3, 4, 0.5, 0.1, -2.0, 1e-15, 1e-9, 1e-8, 0.01)
+BUDGET = "examples.budget:Budget"
 CONTROL = NegativeControl("two rewards, beta 0.5", 0.1448, 0.145)
 
 
@@ -22,10 +25,11 @@ def verify(
     folder: Path,
     records: list[Agreement],
     controls: list[NegativeControl],
+    *options: str,
 ) -> tuple[int, dict]:
     monkeypatch.setattr(agreement, "measure_agreement", lambda n, seed, **_: iter(records))
     monkeypatch.setattr(negative_controls, "solve_negative_controls", lambda: controls)
-    code = main(["verify", "--instances", "2", "--out", str(folder)])
+    code = main(["verify", "--instances", "2", "--out", str(folder), *options])
     return code, json.loads((folder / "verify.json").read_text())
 
 
@@ -125,6 +129,63 @@ def test_closed_form_rigorous_adds_the_proven_gaps_and_a_claim(
     code, written = verify(monkeypatch, tmp_path / "bad", [good, bad], [CONTROL])
     assert code == 1
     assert [claim["holds"] for claim in written["claims"]] == [True] * 4 + [False]
+
+
+def test_closed_form_a_class_of_the_user_adds_instances(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(n: int, seed: int, reward_class: Any, **options: Any) -> list[Agreement]:
+        assert float(reward_class.budget) == 2.0
+        assert (n, seed, options["shape"], options["rigorous"]) == (20, 0, (1, 3), False)
+        return [GOOD._replace(family=options["name"])] * n
+
+    monkeypatch.setattr(agreement, "measure_class", measure)
+    monkeypatch.chdir(Path(__file__).parents[3])
+    options = ["--problem", "examples/budget_problem.json"]
+    with jax.numpy_dtype_promotion("standard"):
+        code, written = verify(
+            monkeypatch, tmp_path, [GOOD], [CONTROL], "--reward-class", BUDGET, *options
+        )
+    assert code == 0
+    assert [row["family"] for row in written["instances"]] == ["tabular"] + [BUDGET] * 20
+
+
+@pytest.mark.slow
+def test_theorem_holds_for_a_class_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    options = ["--reward-class", BUDGET, "--problem", "examples/budget_problem.json"]
+    with jax.numpy_dtype_promotion("standard"):
+        assert main(["verify", "--instances", "2", *options, "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "verify.json").read_text())
+    assert sum(row["family"] == BUDGET for row in written["instances"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reward-class", "examples.budget"], "must be of the form module:Class"),
+        (["--reward-class", "examples.none:Budget"], "cannot import examples.none"),
+        (["--reward-class", BUDGET], "give its parameters as the keys of `reward_class`"),
+        (["--reward-class", "rpo_theory.rewards:Unbounded"], "Unbounded is not compact"),
+        (["--problem", "examples/budget_problem.json"], "argument --problem: needs --reward-class"),
+        (["--reward-class", BUDGET, "--problem", "none.json"], "none.json"),
+    ],
+)
+def test_raises_one_line_for_a_class_that_cannot_be_checked(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    assert main(["verify", *options, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_raises_rigorous_without_python_flint_names_the_extra(
