@@ -11,10 +11,11 @@ from jax import Array
 from jaxtyping import Float
 
 from rpo_theory.array_checks import InvalidProblemError, greater_than_zero, numbers
-from rpo_theory.types import ArrayLike
+from rpo_theory.types import ArrayLike, Problem
 
 from .ball import LinearBall
 from .exact_forms import FeatureBall
+from .protocol import Minimum
 
 NEGATIVE = 1e-8
 """Largest negative eigenvalue of a Gram matrix that counts as rounding, relative to the largest."""
@@ -38,6 +39,8 @@ class KernelBall(NamedTuple):
 
     gram: Float[ArrayLike, "n n"]
     radius: Float[ArrayLike, ""] | float
+
+    solves_only_wins = True
 
     @property
     def reward_max(self) -> Float[Array, "*B"]:
@@ -95,6 +98,18 @@ class KernelBall(NamedTuple):
     def slack(self, parameter: Float[ArrayLike, " m"]) -> Float[Array, " 1"]:
         r"""Return :math:`1-\|u\|^2`."""
         return (1.0 - jnp.square(jnp.asarray(parameter)).sum())[None]
+
+    def minimize(
+        self,
+        problem: Problem,
+        policy: Float[ArrayLike, "x a"] | None = None,
+        *,
+        tolerance: float,
+        max_steps: int,
+    ) -> Minimum:
+        """Minimize as :class:`LinearBall` does; see :mod:`rpo_theory.routes`."""
+        ball = self._ball(np.shape(problem.reference_policy))
+        return ball.minimize(problem, policy, tolerance=tolerance, max_steps=max_steps)
 
     def linear_form(
         self, shape: tuple[int, int]
