@@ -15,7 +15,7 @@ import numpy as np
 from ._batching import to_float64
 from .certificate import is_proven
 from .numerics import box_kernel
-from .rewards import RewardClass
+from .rewards import AnyRewardClass, RewardClass
 from .types import Problem, Solution, Status
 
 Kernel: TypeAlias = Literal["jax", "numba"]
@@ -38,7 +38,7 @@ def check_kernel(kernel: str) -> None:
 
 def solve_by_numba(
     problems: Problem,
-    reward_class: RewardClass,
+    reward_class: AnyRewardClass,
     solve_rest: Callable[[Problem, RewardClass], Solution],
     *,
     tolerance: float,
@@ -90,7 +90,7 @@ def _solve(problems: Problem, width: np.ndarray, tolerance: float, max_steps: in
     status = np.where(proven, Status.SOLVED.value, Status.MAX_STEPS.value)
     # A number of a problem that is not finite makes its value NaN or infinite.
     status[~np.isfinite(value)] = Status.NOT_FINITE.value
-    stats = {"duality_gap": gap, "residual": residual, "steps": steps}
+    stats: dict[str, Any] = {"duality_gap": gap, "residual": residual, "steps": steps}
     return Solution(policy, reward, value, status, stats)
 
 

@@ -81,8 +81,9 @@ def normalized(problem: Problem) -> Problem:
     )
 
 
-def divided_by_sum(distribution: Float[Array, "*s a"]) -> Float[Array, "*s a"]:
+def divided_by_sum(distribution: Float[ArrayLike, "*s a"]) -> Float[Array, "*s a"]:
     """Divide frequencies by their sums over the last axis."""
+    distribution = jnp.asarray(distribution)
     return distribution / distribution.sum(axis=-1, keepdims=True)
 
 

@@ -113,7 +113,7 @@ def printed_modulus(reward_max: Numbers) -> Float[Array, "..."]:
         0.0625
     """
     check_terms(non_negative={"reward_max": reward_max})
-    return jnp.square(curvature(reward_max))
+    return jnp.square(curvature(as_float(reward_max)))
 
 
 def corrected_modulus(reward_max: Numbers) -> Float[Array, "..."]:
@@ -146,7 +146,7 @@ def tight_modulus(reward_max: Numbers) -> Float[Array, "..."]:
         0.03125
     """
     check_terms(non_negative={"reward_max": reward_max})
-    return hellinger_curvature(reward_max)
+    return hellinger_curvature(as_float(reward_max))
 
 
 def theorem_beta(n_pairs: Numbers) -> Float[Array, "..."]:
@@ -297,7 +297,7 @@ def theorem_bound_printed(
         >>> round(float(theorem_bound_printed(**terms, complexity=2.0)), 4)
         4.0
     """
-    statistical = (jnp.square(coverage) + 1.0) / curvature(reward_max)
+    statistical = (jnp.square(coverage) + 1.0) / curvature(as_float(reward_max))
     return _theorem_bound(statistical, n_pairs, reward_max, complexity, coverage, kl)
 
 
@@ -327,7 +327,7 @@ def theorem_bound_corrected(
         >>> round(float(theorem_bound_corrected(**terms, complexity=2.0)), 4)
         6.0
     """
-    statistical = (2.0 * jnp.square(coverage) + 1.0) / curvature(reward_max)
+    statistical = (2.0 * jnp.square(coverage) + 1.0) / curvature(as_float(reward_max))
     return _theorem_bound(statistical, n_pairs, reward_max, complexity, coverage, kl)
 
 
@@ -361,10 +361,10 @@ def theorem_bound_tight(
 
 def _theorem_bound(statistical: Numbers, n_pairs: Numbers, *terms: Numbers) -> Float[Array, "..."]:
     names = ("reward_max", "complexity", "coverage", "kl")
-    by_name = dict(zip(names, terms, strict=True))
+    by_name: dict[str, Numbers] = dict(zip(names, terms, strict=True))
     check_terms(positive={"n_pairs": n_pairs}, non_negative=by_name)
     numerator = math.sqrt(6.0) * statistical * by_name["complexity"] + 4.0 * by_name["kl"]
-    return numerator / (4.0 * jnp.sqrt(as_float(n_pairs)))
+    return jnp.asarray(numerator) / (4.0 * jnp.sqrt(as_float(n_pairs)))
 
 
 def prompt_shift_factor(

@@ -31,7 +31,7 @@ from .observations import n_observations
 from .policies import gibbs_policy, kl_to_gibbs, total_variation
 from .preference import evidence
 from .problems import normalize
-from .rewards import ROUNDING, FiniteClass, RewardClass, class_residual
+from .rewards import ROUNDING, AnyRewardClass, FiniteClass, RewardClass, class_residual
 from .types import ArrayLike, Problem, Solution, Status
 from .validation import InvalidProblemError, numbers, validate, validate_policy
 
@@ -346,7 +346,7 @@ def all_proven(
 ) -> tuple[Bool[Array, " p"], Bool[Array, " p"]]:
     """Return which pairs of a batch are proven, and which problems have finite fields."""
 
-    def is_one_proven(problem: Problem, reward_class: RewardClass, pair: tuple) -> Bool[Array, ""]:
+    def is_one_proven(problem: Problem, reward_class: AnyRewardClass, pair: tuple) -> Array:
         policy, reward, value, mixture = pair
         if not rewards.is_compact(reward_class):
             gap = unbounded_residual(problem, policy, reward)

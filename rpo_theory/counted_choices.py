@@ -147,7 +147,7 @@ def _checked_row(
 def _index(field: str, index: tuple[int, ...], kind: str, value: Any, bound: int) -> int:
     """Return an index; raise unless it is a whole number in its range."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
-    if not is_whole or not 0 <= value < bound:
+    if not is_whole or not 0 <= int(value) < bound:
         rule = f"must be {kind}, a whole number from 0 to {bound - 1}, got {reprlib.repr(value)}"
         raise InvalidProblemError(field, index, rule)
     return int(value)

@@ -8,8 +8,9 @@ the cost does not grow with the number of comparisons.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -104,10 +105,11 @@ def split_data(problem: Problem, n_splits: int = N_SPLITS, *, seed: int = 0) -> 
     return DataSplits(_map(np.subtract, counts, evaluation), evaluation)
 
 
-def _map(function, *counts: Counts) -> Counts:
+def _map(function: Callable[..., Any], *counts: Counts) -> Counts:
     """Apply a function to every table of counts."""
     columns = zip(*counts, strict=True)
-    return Counts(*(None if tables[0] is None else function(*tables) for tables in columns))
+    fields: list[Any] = [None if tables[0] is None else function(*tables) for tables in columns]
+    return Counts(*fields)
 
 
 def _informative_counts(problem: Problem) -> Counts:
@@ -152,7 +154,7 @@ def _half(counts: Counts, generator: np.random.Generator) -> Counts:
     pairs = np.stack(outcomes, axis=-1)
     tables = [pairs.reshape(-1, len(outcomes))]
     if counts.choices is not None:
-        tables.append(counts.choices)
+        tables.append(np.asarray(counts.choices))
     width = max(table.shape[-1] for table in tables)
     rows = np.concatenate([np.pad(t, ((0, 0), (0, width - t.shape[-1]))) for t in tables])
     drawn = _half_of_rows(rows.astype(np.int64), generator).astype(np.float64)

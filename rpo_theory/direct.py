@@ -36,7 +36,7 @@ from .numerics.projected_newton import (
 )
 from .policies import total_variation
 from .preference import preference_probability
-from .rewards import RewardClass
+from .rewards import AnyRewardClass, RewardClass
 from .sensitivity import solution_without_derivative
 from .types import ArrayLike, Problem, Solution, Status
 from .validation import solver_arguments
@@ -177,7 +177,7 @@ def _solve_one(
 
 
 def _descend(
-    problem: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+    problem: Problem, reward_class: AnyRewardClass, tolerance: float, max_steps: int
 ) -> Descent:
     """Minimize over a class by the method that fits what it provides; the point is a reward."""
     if not rewards.is_convex(reward_class):
@@ -185,8 +185,8 @@ def _descend(
     if not routes.uses_only_wins(problem):
         return _minimize_in_class(problem, reward_class, tolerance, max_steps)
     if hasattr(reward_class, "entry_bounds"):
-        bounds = reward_class.entry_bounds()
-        descents = _minimize_tables(problem, *bounds, tolerance, max_steps)
+        lower, upper = reward_class.entry_bounds()
+        descents = _minimize_tables(problem, lower, upper, tolerance, max_steps)
         if rewards.is_compact(reward_class):
             return descents
         log_policy, log_reference = policy_loss.log_policy(problem, descents.point)
@@ -317,7 +317,7 @@ def _start(prompt: Problem, upper: Float[ArrayLike, ""] | float) -> Float[Array,
     return reward + jnp.where(jnp.isfinite(upper), upper - reward.max(), 0.0)
 
 
-def _padded(problem: Problem, reward_class: RewardClass) -> tuple[Problem, RewardClass]:
+def _padded(problem: Problem, reward_class: AnyRewardClass) -> tuple[Problem, RewardClass]:
     """Pad contexts by weight 0, actions by probability 0 and features by 0, if the class can."""
     n_contexts, n_actions = np.shape(problem.reference_policy)
     if not hasattr(reward_class, "padded") or not routes.uses_only_wins(problem):

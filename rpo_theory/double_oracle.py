@@ -108,7 +108,8 @@ def solve(
         raise ValueError(f"`max_rounds` must be at least 1, got {max_rounds}")
     problem = normalize(problem)
     members = [reward]
-    for rounds in range(1, max_rounds + 1):
+    rounds = 1
+    while True:
         policy, mixture = _solve_for(problem, members)
         response = numbers("best_response", best_response(policy), reward.shape)
         lower, upper = _ends(problem, members, policy, mixture, response)
@@ -116,6 +117,7 @@ def solve(
         if upper - lower <= tolerance or rounds == max_rounds or is_known:
             break
         members.append(response)
+        rounds += 1
     table = np.stack(members)
     return DoubleOracleSolution(
         policy=policy,

@@ -151,7 +151,7 @@ def _of_votes(
             return policy, value, None
         return policy, value, objectives.value(policy, rewards, problem.context_weights)
 
-    base = problem_of(problem.wins)
+    base = problem_of(jnp.asarray(problem.wins))
     point = optimality.conditions(base, reward_class).point(reward)
     for _ in range(sensitivity.POLISH_STEPS):
         point = sensitivity.newton_step(point, base, reward_class)

@@ -179,9 +179,8 @@ def confidence_interval(
     if in_trace(problem, reward_class, policy, comparator, splits):
         if not isinstance(splits, DataSplits):
             raise TypeError("`splits` must be a DataSplits inside `jit` and `vmap`: see split_data")
-        return _interval(
-            *traced_arguments(problem, reward_class, policy, comparator), splits, level
-        )
+        traced = traced_arguments(problem, reward_class, policy, comparator)
+        return _interval(traced[0], traced[1], traced[2], traced[3], splits, level)
     validate(problem, reward_class)
     shape = np.shape(problem.reference_policy)
     validate_policy("policy", policy, shape)
@@ -216,7 +215,7 @@ def _interval(
     splits = jax.tree.map(jnp.asarray, splits)
     fitted_loss = jax.vmap(loss_of_fit)(splits.fitting, splits.evaluation)
     # Sums of losses are rounded; the level allows for that.
-    level = level + ROUNDING * jnp.abs(fitted_loss).max()
+    level = jnp.asarray(level) + ROUNDING * jnp.abs(fitted_loss).max()
     confidence_set = _ConfidenceSet(problem, splits.evaluation, fitted_loss, level)
     policies = jnp.stack([policy, comparator])
     ends = jax.vmap(partial(_lower_end, confidence_set, reward_class))(policies, policies[::-1])

@@ -131,9 +131,10 @@ class _Votes:
 
     def counts(self, included: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "x a a"]:
         """Return the counts of some votes, by context, winner and loser."""
-        rows = [row[included] for row in self.rows]
+        contexts, winners, losers = (row[included] for row in self.rows)
+        repeats = self.repeats[included]
         with jax.enable_x64(True):
-            return np.asarray(win_counts(*rows, self.repeats[included], shape=self.shape))
+            return np.asarray(win_counts(contexts, winners, losers, repeats, shape=self.shape))
 
 
 def _set_columns(

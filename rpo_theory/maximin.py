@@ -26,7 +26,7 @@ from .certificate import verify_status
 from .numerics import saddle_interior_point
 from .numerics.saddle_interior_point import Progress, SaddleProblem
 from .policies import kl_divergence
-from .rewards import RewardClass
+from .rewards import AnyRewardClass, RewardClass
 from .sensitivity import solution_without_derivative
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
@@ -225,7 +225,7 @@ def _conclude(
 
 def _worst_value(
     problem: Problem,
-    reward_class: RewardClass,
+    reward_class: AnyRewardClass,
     policy: Float[Array, "x a"],
     label_probs: Float[Array, "x a a"],
     reward: Float[Array, "x a"],

@@ -24,7 +24,7 @@ from .certificate import GAP_TOLERANCE, all_finite, duality_gap_bound, is_proven
 from .numerics import box_slots
 from .objectives import minimax_objective
 from .policies import gibbs_policy
-from .rewards import Minimum, RewardClass
+from .rewards import AnyRewardClass, Minimum, RewardClass
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
 
@@ -131,7 +131,7 @@ def solve_batch(
 
 @partial(jax.jit, static_argnames=("tolerance", "max_steps"))
 def _solve_group(
-    problems: Problem, reward_class: RewardClass, tolerance: float, max_steps: int
+    problems: Problem, reward_class: AnyRewardClass, tolerance: float, max_steps: int
 ) -> Solution:
     options = {"tolerance": tolerance, "max_steps": max_steps}
     if rewards.is_compact(reward_class):

@@ -25,7 +25,7 @@ from .objectives import minimax_objective
 from .observations import n_observations
 from .policies import gibbs_policy
 from .preference import data_loss
-from .rewards import RewardClass
+from .rewards import AnyRewardClass, RewardClass
 from .types import Problem, Solution, Status
 
 TOUCHING = 1e-10
@@ -43,7 +43,7 @@ def objective_gradient(problem: Problem, reward: Float[Array, "x a"]) -> Float[A
 def hessian_weights(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a a"]:
     r"""Return the Hessian of :math:`F` as the edge weights of one graph Laplacian per context."""
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
-    sharpness = problem.eta / problem.beta * jnp.asarray(problem.context_weights)
+    sharpness = jnp.asarray(problem.eta / problem.beta) * jnp.asarray(problem.context_weights)
     policy_part = sharpness[:, None, None] * policy[:, :, None] * policy[:, None, :]
     if problem.choices is None and problem.ties is None:
         return policy_part + _pair_weights(jnp.asarray(problem.wins), reward)
@@ -159,7 +159,8 @@ class UnboundedConditions(BoundConditions):
         policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
         value = reduced.share * minimax_objective(problem, reward)
         solved = jnp.full((), Status.SOLVED.value)
-        return unbounded.take_limit(reduced, Solution(policy, reward, value, solved, {}))[:3]
+        limit = unbounded.take_limit(reduced, Solution(policy, reward, value, solved, {}))
+        return jnp.asarray(limit.policy), jnp.asarray(limit.reward), jnp.asarray(limit.objective)
 
 
 class ActiveFace(NamedTuple):
@@ -181,8 +182,8 @@ class FaceConditions:
     """Conditions for a class with a smooth form, in its parameter."""
 
     problem: Problem
-    reward_class: RewardClass
-    shape: tuple[int, int]
+    reward_class: AnyRewardClass
+    shape: tuple[int, ...]
 
     def point(self, reward: Float[Array, "x a"]) -> Float[Array, " m"]:
         """Return the parameter of a table."""
@@ -298,7 +299,7 @@ Conditions: TypeAlias = BoundConditions | FaceConditions | ProjectionConditions
 """Conditions of one of the three kinds."""
 
 
-def conditions(problem: Problem, reward_class: RewardClass) -> Conditions:
+def conditions(problem: Problem, reward_class: AnyRewardClass) -> Conditions:
     """Return the optimality conditions of a problem, of the kind that its class allows.
 
     Args:

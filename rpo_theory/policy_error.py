@@ -58,7 +58,9 @@ def policy_error(problem: Problem, duality_gap: Float[ArrayLike, ""] | float) ->
     return PolicyError(*map(np.asarray, error))
 
 
-def _policy_error(eta: ArrayLike, beta: ArrayLike, duality_gap: ArrayLike) -> PolicyError:
+def _policy_error(
+    eta: ArrayLike | float, beta: ArrayLike | float, duality_gap: ArrayLike | float
+) -> PolicyError:
     weight = jnp.asarray(eta) * jnp.asarray(beta)
     kl = jnp.where(weight > 0, duality_gap / jnp.where(weight > 0, weight, 1.0), jnp.inf)
     return PolicyError(kl, jnp.minimum(1.0, jnp.sqrt(kl / 2.0)))

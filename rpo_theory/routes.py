@@ -30,7 +30,7 @@ from .numerics.projected_minimization import ProjectedProblem
 from .objectives import minimax_objective, value
 from .observations import n_observations
 from .preference import data_loss
-from .rewards import Minimum, RewardClass
+from .rewards import AnyRewardClass, Minimum, RewardClass
 from .rewards.unbounded import in_wide_box
 from .types import ArrayLike, Problem
 
@@ -68,7 +68,7 @@ def solves_itself(problem: Problem, reward_class: RewardClass) -> bool:
 
 def minimizer(
     problem: Problem,
-    reward_class: RewardClass,
+    reward_class: AnyRewardClass,
     policy: Float[ArrayLike, "x a"] | None = None,
     *,
     tolerance: float,
@@ -102,7 +102,7 @@ def minimizer(
 
 
 def minimize_batch(
-    problems: Problem, reward_class: RewardClass, *, tolerance: float, max_steps: int
+    problems: Problem, reward_class: AnyRewardClass, *, tolerance: float, max_steps: int
 ) -> Minimum:
     """Minimize F for every problem of a batch over its own class.
 
@@ -198,7 +198,7 @@ def smoothed_objective(
 
 def minimize_function(
     problem: Problem,
-    reward_class: RewardClass,
+    reward_class: AnyRewardClass,
     objective: Objective,
     sharp: Float[ArrayLike, ""] | float,
     *,
@@ -243,7 +243,7 @@ def minimize_function(
 
 def _minimize_smooth(
     problem: Problem,
-    reward_class: RewardClass,
+    reward_class: AnyRewardClass,
     objective: Objective,
     sharp: Float[ArrayLike, ""] | float,
     *,

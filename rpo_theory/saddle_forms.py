@@ -21,7 +21,7 @@ from .numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex, Smoot
 from .numerics.saddle_interior_point import SaddleProblem, SaddleState
 from .observations import n_observations
 from .preference import data_loss
-from .rewards import RewardClass
+from .rewards import AnyRewardClass, RewardClass
 from .types import Problem
 
 
@@ -75,7 +75,7 @@ def has_saddle_form(problem: Problem, reward_class: RewardClass) -> bool:
     return known or rewards.is_smooth(reward_class)
 
 
-def saddle_problems(problem: Problem, reward_class: RewardClass) -> SaddleProblem:
+def saddle_problems(problem: Problem, reward_class: AnyRewardClass) -> SaddleProblem:
     r"""Cut a problem into independent saddle problems, stacked on the first axis of the arrays.
 
     With tabular rewards the contexts are independent. Each becomes a saddle problem in units of
@@ -129,7 +129,7 @@ def mixture_problem(problem: Problem, members: Float[Array, "k x a"]) -> SaddleP
 
 
 def adversary_reward(
-    problem: Problem, reward_class: RewardClass, state: SaddleState
+    problem: Problem, reward_class: AnyRewardClass, state: SaddleState
 ) -> Float[Array, "x a"]:
     """Return the reward of the adversary at the last iterates of the saddle problems.
 
@@ -159,7 +159,7 @@ def adversary_reward(
     return reward_class.to_reward(interior + widths * point, shape)
 
 
-def _smooth_problem(problem: Problem, reward_class: RewardClass) -> SaddleProblem:
+def _smooth_problem(problem: Problem, reward_class: AnyRewardClass) -> SaddleProblem:
     """Return the saddle problem on the smooth form of a class."""
     shape = jnp.shape(problem.reference_policy)
     interior = reward_class.interior(shape)

@@ -32,7 +32,7 @@ without data. Policies and values do not depend on the gauge.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,13 +124,13 @@ class _Minimizer(NamedTuple):
 def _minimizer(solve_one: BatchSolver, problem: Problem, reward_class: RewardClass) -> _Minimizer:
     found = solve_one(problem, reward_class)
     conditions = optimality.conditions(problem, reward_class)
-    start = conditions.point(found.reward)
+    start = conditions.point(jnp.asarray(found.reward))
     point = jax.lax.fori_loop(
         0, POLISH_STEPS, lambda _, point: newton_step(point, problem, reward_class), start
     )
     # A problem at the limit of float64 keeps the point of its solver.
     better = conditions.error(point) <= conditions.error(start)
-    return _Minimizer(jnp.where(better, point, start), found.status, found.stats)
+    return _Minimizer(jnp.where(better, point, start), jnp.asarray(found.status), found.stats)
 
 
 @_minimizer.defjvp
@@ -159,7 +159,7 @@ def tangent(
     Returns:
         The derivative, with the shape of the point; linear in the direction.
     """
-    conditions = optimality.conditions(*primals)
+    conditions = cast(Any, optimality.conditions(*primals))
     active = conditions.active(point)
 
     def residual(problem: Problem, reward_class: RewardClass) -> Any:
@@ -178,7 +178,7 @@ def newton_step(
         problem: the problem, in float64.
         reward_class: its reward class.
     """
-    conditions = optimality.conditions(problem, reward_class)
+    conditions = cast(Any, optimality.conditions(problem, reward_class))
     active = conditions.active(point)
     return point + conditions.step(point, active, conditions.residual(point, active))
 

@@ -37,7 +37,7 @@ from .numerics import cone_qp, projected_minimization
 from .numerics.implicit_tangents import RANK_TOLERANCE, face_tangent, laplacian_tangent
 from .numerics.laplacian_qp import LaplacianQP, solve
 from .numerics.projected_minimization import ProjectedProblem
-from .rewards import RewardClass
+from .rewards import AnyRewardClass, RewardClass
 
 BOUNDARY_TOLERANCE = 1e-9
 """Relative distance from a constraint within which the true reward lies on it."""
@@ -70,7 +70,7 @@ class Squared(NamedTuple):
     converged: Bool[Array, "*B"]
 
 
-def squared_coefficient(reward_class: RewardClass, query: Query) -> Squared:
+def squared_coefficient(reward_class: AnyRewardClass, query: Query) -> Squared:
     """Return the squared coefficient of one instance, by the method that its class allows.
 
     Args:
@@ -128,7 +128,7 @@ def _over_tables(
     return Squared(_with_derivative(found.objective.sum(), formula), found.converged.all())
 
 
-def _over_smooth_form(reward_class: RewardClass, query: Query) -> Squared:
+def _over_smooth_form(reward_class: AnyRewardClass, query: Query) -> Squared:
     """Solve the program over the active constraints at the parameter of the true reward."""
     shape = query.true_reward.shape
     center = jnp.zeros_like(reward_class.interior(shape))

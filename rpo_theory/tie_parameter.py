@@ -8,7 +8,7 @@ minimizer. The estimate is the root of this derivative.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,10 @@ def fit_tie_parameter(problem: Problem, reward_class: RewardClass | None = None)
         if high > LARGEST:
             rule = "must be given: the data do not determine it, ties may be ever more probable"
             raise InvalidProblemError("tie_parameter", (), rule)
-    root = low if slope(low) >= 0.0 else brentq(slope, low, high, xtol=1e-13, rtol=1e-14)
-    return _with_parameter(problem, float(np.exp(root)))
+    root: Any = low
+    if slope(low) < 0.0:
+        root = brentq(slope, low, high, xtol=1e-13, rtol=np.float64(1e-14))
+    return _with_parameter(problem, float(np.exp(cast(float, root))))
 
 
 def _slope(problem: Problem, reward_class: RewardClass, log_parameter: float) -> float:

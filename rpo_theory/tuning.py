@@ -109,7 +109,7 @@ def eta_path(
         losses, penalties, held = jax.device_get(
             _losses(problem, held_out_wins, jnp.asarray(solutions.reward))
         )
-    return EtaPath(etas, solutions.policy, losses, penalties, held)
+    return EtaPath(etas, np.asarray(solutions.policy), losses, penalties, held)
 
 
 def tune_eta(
@@ -155,7 +155,7 @@ def tune_eta(
         problem, reward_class, np.geomspace(low, high, GRID), held_out_wins=held_out_wins
     )
     problem, reward_class, held_out_wins = _arguments(problem, reward_class, held_out_wins)
-    logs = np.log(path.eta)
+    logs, level = np.log(path.eta), np.inf
     if held_out_wins is None:
         zero = minimax.solve(problem._replace(eta=np.float64(0.0)), reward_class)
         with jax.enable_x64(True):
@@ -164,7 +164,7 @@ def tune_eta(
         best = int(np.searchsorted(path.data_loss, level))
         left, right = logs[max(best - 1, 0)], logs[min(best, GRID - 1)]
     else:
-        best = int(np.argmin(path.held_out_loss))
+        best = int(np.argmin(np.asarray(path.held_out_loss)))
         left, right = logs[max(best - 1, 0)], logs[min(best + 1, GRID - 1)]
     with jax.enable_x64(True):
         for _ in range(BISECTIONS):

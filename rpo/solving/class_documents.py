@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -188,7 +188,7 @@ def class_of_module(name: str, node: Node | None = None) -> RewardClass:
         raise ValueError(f"{option}: the module {module_name} has no class {attribute}")
     parameters = {} if node is None else _parameters(node)
     try:
-        return kind(**parameters)
+        return cast(RewardClass, kind(**parameters))
     except TypeError as error:
         rule = "give its parameters as the keys of `reward_class` in the problem file"
         raise ValueError(f"{option}: {attribute} cannot be called: {error}: {rule}") from error

@@ -240,4 +240,5 @@ def _baseline(
 ) -> Float[np.ndarray, "x a"]:
     if not isinstance(node.value, str):
         return node.numbers(2)
-    return named_baseline(node.one_of(("chosen", "reference")), reference, data)
+    option = cast(Literal["chosen", "reference"], node.one_of(("chosen", "reference")))
+    return named_baseline(option, reference, data)

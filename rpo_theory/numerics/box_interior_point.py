@@ -259,7 +259,7 @@ def net_flow(flow: Float[Array, "a a b"]) -> Float[Array, "a b"]:
     actions = range(len(flow))
     if len(flow) > UNROLLED:
         return flow.sum(axis=0) - flow.sum(axis=1)
-    return sum(flow[i] for i in actions) - sum(flow[:, i] for i in actions)
+    return jnp.asarray(sum(flow[i] for i in actions) - sum(flow[:, i] for i in actions))
 
 
 def _win_probabilities(scaled: Float[Array, "a b"]) -> Float[Array, "a a b"]:

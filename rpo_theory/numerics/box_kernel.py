@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -76,8 +76,8 @@ def solve(
 
     def solve_from(start: int) -> KernelResult:
         rows = slice(start, start + size)
-        part = Problem(*(leaf[rows] for leaf in problems[:6]))
-        return _solve_part(functions, part, width[rows], tolerance, max_steps)
+        leaves: list[Any] = [np.asarray(leaf)[rows] for leaf in problems[:6]]
+        return _solve_part(functions, Problem(*leaves), width[rows], tolerance, max_steps)
 
     starts = range(0, n_problems, size)
     n_threads = min(len(starts), os.cpu_count() or 1)

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from ..policies import log_partition_scaled
-from ..types import Problem
+from ..types import ArrayLike, Problem
 from . import box_interior_point
 
 CHUNK = 16_384  # matrix entries that fit into the cache together
@@ -120,14 +120,16 @@ def conclude(
     """
     n_problems, n_contexts, _ = reward.shape
 
-    def contexts_last(table: Float[Array, "p x ..."]) -> Float[Array, "... b"]:
+    def contexts_last(table: Float[ArrayLike, "p x ..."]) -> Float[Array, "... b"]:
+        table = jnp.asarray(table)
         return jnp.moveaxis(table.reshape(-1, *table.shape[2:]), 0, -1)
 
-    def per_problem(number: Float[Array, " p"]) -> Float[Array, " b"]:
-        return jnp.repeat(number, n_contexts)
+    def per_problem(number: Float[ArrayLike, " p"] | float) -> Float[Array, " b"]:
+        return jnp.repeat(jnp.asarray(number), n_contexts)
 
     wins, rewards = contexts_last(problems.wins), contexts_last(reward)
-    reference, baseline = map(contexts_last, (problems.reference_policy, problems.baseline_policy))
+    reference = contexts_last(problems.reference_policy)
+    baseline = contexts_last(problems.baseline_policy)
     n_comparisons = problems.wins.sum(axis=(1, 2, 3))
     share = 1.0 / per_problem(jnp.where(n_comparisons > 0, n_comparisons, 1.0))
     weight = per_problem(problems.eta) * problems.context_weights.reshape(-1)

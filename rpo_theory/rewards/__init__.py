@@ -28,6 +28,7 @@ from .lipschitz import Lipschitz
 from .polytope import Polytope
 from .protocol import (
     ROUNDING,
+    AnyRewardClass,
     Minimum,
     RewardClass,
     class_residual,
@@ -45,6 +46,7 @@ from .unbounded import Unbounded
 
 __all__ = [
     "ROUNDING",
+    "AnyRewardClass",
     "FiniteClass",
     "KernelBall",
     "LinearBall",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,10 @@ class _Evidence(NamedTuple):
     minima: Float[Array, " t"]
     midpoints: Float[Array, "p x a"]
     nearest_to_midpoints: Float[Array, "p x a"]
+
+
+HostEvidence: TypeAlias = Any
+"""Evidence as NumPy arrays."""
 
 
 def require_protocol(reward_class: Any) -> None:
@@ -160,7 +164,7 @@ def _check_signature(reward_class: Any, method: str, table: Float[np.ndarray, "x
         raise InvalidProblemError(field, (), rule)
 
 
-def _check_projections(evidence: _Evidence, *, convex: bool) -> None:
+def _check_projections(evidence: HostEvidence, *, convex: bool) -> None:
     """Raise unless projections are nearest members, and midpoints of members are members."""
     field = "reward_class.project"
     _check_finite(field, evidence.tables, evidence.projections)
@@ -204,7 +208,7 @@ def _check_projections(evidence: _Evidence, *, convex: bool) -> None:
             raise InvalidProblemError(field, (), rule)
 
 
-def _check_minimizers(directions: Float[np.ndarray, "t x a"], evidence: _Evidence) -> None:
+def _check_minimizers(directions: Float[np.ndarray, "t x a"], evidence: HostEvidence) -> None:
     """Raise unless minimizers of linear functions are members that no member beats."""
     field = "reward_class.linear_minimizer"
     _check_finite(field, directions, evidence.minimizers)
@@ -283,12 +287,12 @@ def _check_finite(
         raise InvalidProblemError(field, (), rule)
 
 
-def _members(evidence: _Evidence) -> Float[np.ndarray, "k x a"]:
+def _members(evidence: HostEvidence) -> Float[np.ndarray, "k x a"]:
     """Return the known members: the results of both methods that the projection leaves."""
     return np.concatenate([evidence.projections, evidence.minimizers[_are_members(evidence)]])
 
 
-def _are_members(evidence: _Evidence) -> Bool[np.ndarray, " t"]:
+def _are_members(evidence: HostEvidence) -> Bool[np.ndarray, " t"]:
     """Return which minimizers the projection leaves as they are."""
     apart = _distance(evidence.minimizers, evidence.nearest_to_minimizers)
     return apart <= TOLERANCE * _size(evidence.projections)

@@ -91,7 +91,7 @@ class Lipschitz(NamedTuple):
 
         Zero is the middle of the bounds, so that small differences keep their relative precision.
         """
-        return self.maximum * (jnp.asarray(parameter).reshape(shape) + 0.5)
+        return jnp.asarray(self.maximum * (jnp.asarray(parameter).reshape(shape) + 0.5))
 
     def to_parameter(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, " m"]:
         """Return the distances of a table from the middle, in units of the maximum."""

@@ -72,6 +72,7 @@ class Polytope(NamedTuple):
     def interior(self, shape: tuple[int, int]) -> Float[Array, " m"]:
         """Return a center of a largest ball in the polytope, in units of the maximum."""
         polyhedron = jax.lax.stop_gradient(self._polyhedron())
+        assert isinstance(polyhedron.rows, DenseRows)
         n = shape[0] * shape[1]
         identity = jnp.eye(n)
         rows = jnp.concatenate([-identity, identity, polyhedron.rows.matrix])
@@ -87,7 +88,7 @@ class Polytope(NamedTuple):
         self, parameter: Float[ArrayLike, " m"], shape: tuple[int, int]
     ) -> Float[Array, "x a"]:
         """Return the maximum times a table of parameters."""
-        return self.maximum * jnp.asarray(parameter).reshape(shape)
+        return jnp.asarray(self.maximum * jnp.asarray(parameter).reshape(shape))
 
     def to_parameter(self, reward: Float[ArrayLike, "x a"]) -> Float[Array, " m"]:
         """Return the entries of a table in units of the maximum."""

@@ -31,7 +31,7 @@ smooth form: Newton's method solves it, and its solutions have exact derivatives
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +56,10 @@ class RewardClass(Protocol):
     def linear_minimizer(self, direction: Float[ArrayLike, "x a"], /) -> Float[Array, "x a"]:
         r"""Return a member that minimizes :math:`\langle v, r\rangle` over the class."""
         ...
+
+
+AnyRewardClass: TypeAlias = Any
+"""Type of a reward class of which optional attributes are used, where it is known to have them."""
 
 
 class Minimum(NamedTuple):

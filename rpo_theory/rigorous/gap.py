@@ -19,7 +19,7 @@ linear programming, over a ball by its norm, over a finite class by enumeration.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -174,7 +174,8 @@ def _policy_gap(problem: _BallProblem, policy: Balls, reward: Balls) -> Ball | N
         support = [a for a, share in enumerate(reference) if share != 0]
         top = max(support, key=lambda a: float(rewards[a].mid()))
         scaled = {a: (rewards[a] - rewards[top]) / problem.beta for a in support}
-        log_z = sum(reference[a] * scaled[a].exp() for a in support).log()
+        terms = [reference[a] * scaled[a].exp() for a in support]
+        log_z = cast(Any, sum(terms)).log()
         for a, share in enumerate(probabilities):
             if share == 0:
                 continue

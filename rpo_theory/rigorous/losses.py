@@ -7,7 +7,7 @@ with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -93,7 +93,8 @@ def _add_pairs(gradient: Balls, reward: Balls, counts: np.ndarray, pair_loss: Lo
 
     loss = exact_number(0.0)
     for x, i, j in zip(*np.nonzero(counts), strict=True):
-        series = pair_loss(arb_series([reward[x, i] - reward[x, j], 1], 2))
+        margin: list[Any] = [reward[x, i] - reward[x, j], 1]  # and its derivative
+        series = pair_loss(arb_series(margin, 2))
         count = exact_number(counts[x, i, j])
         loss += count * series[0]
         gradient[x, i] += count * series[1]
@@ -110,7 +111,7 @@ def _add_choices(gradient: Balls, reward: Balls, choices: Choices) -> Ball:
         members = np.flatnonzero(subset)
         top = max(members, key=lambda a: float(reward[x, a].mid()))
         scaled = {a: (reward[x, a] - reward[x, top]).exp() for a in members}
-        normalizer = sum(scaled.values())
+        normalizer = cast(Any, sum(scaled.values()))
         count = exact(wins[members]).sum()
         for a in members:
             won = exact_number(wins[a])
