@@ -63,7 +63,8 @@ def box(n: int) -> TabularBox:
 
 def select(batch: Problem, i: int | slice) -> Problem:
     """Return one problem of a batch, or some."""
-    return Problem(*(np.asarray(leaf)[i] for leaf in batch[:6]))
+    leaves: list[Any] = [np.asarray(leaf)[i] for leaf in batch[:6]]
+    return Problem(*leaves)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
@@ -170,7 +171,8 @@ def many(n: int) -> dict[str, float]:
     """Solve ``n`` problems in one call of the Numba kernel; called in a separate process."""
     batch = problems(4096)
     repeats = -(-n // 4096)
-    batch = Problem(*(np.concatenate([leaf] * repeats)[:n] for leaf in batch[:6]))
+    leaves: list[Any] = [np.concatenate([leaf] * repeats)[:n] for leaf in batch[:6]]
+    batch = Problem(*leaves)
     start = time.perf_counter()
     minimax.solve_batch(select(batch, slice(8)), box(8), kernel="numba")
     compilation = time.perf_counter() - start

@@ -120,7 +120,7 @@ def barrier_rewards(problems: Problem, reward_max: float, steps: int = 45) -> An
             return jax.lax.fori_loop(0, steps, step, start)
 
         share = jnp.broadcast_to(1.0 / batch.wins.sum(axis=(1, 2, 3))[:, None], weights.shape)
-        beta = jnp.broadcast_to(batch.beta[:, None], weights.shape)
+        beta = jnp.broadcast_to(jnp.asarray(batch.beta)[:, None], weights.shape)
         arguments = (batch.wins, batch.reference_policy, batch.baseline_policy)
         return jax.vmap(jax.vmap(one))(*arguments, weights, share, beta)
 

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from exact_solver import scipy_reward, seconds, select
+from exact_solver import seconds, select
+from exact_solver_peers import scipy_reward
 
 from bandits.environments.designs import Design, draw_design
 

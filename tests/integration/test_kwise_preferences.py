@@ -66,10 +66,10 @@ def minimum_by_cvxpy(problem: rt.Problem, reward_class: Any) -> float:
         log_z = cp.log_sum_exp(reward[x] / beta + np.log(problem.reference_policy[x]))
         value = problem.baseline_policy[x] @ reward[x]
         objective = objective + eta * weight * (beta * log_z - value)
-    program = cp.Problem(cp.Minimize(objective), constraints)
+    program = cp.Problem(cp.Minimize(objective), [*constraints])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # these tolerances are at the limit of the solver
-        return float(program.solve(**TIGHT))
+        return float(np.asarray(program.solve(**TIGHT)))
 
 
 def _pair_losses(problem: rt.Problem, reward: cp.Variable) -> tuple[list[Any], float]:
@@ -130,7 +130,7 @@ def test_closed_form_rankings_and_choices_of_two_are_the_same_problem_as_pairs()
     winners, losers = ["a", "b", "a", "c"], ["b", "a", "c", "b"]
     pairs = rt.Problem.from_votes(["q"] * 4, winners, losers, [3, 1, 2, 1], beta=0.5, eta=0.3)
     sets = [[w, loser] for w, loser in zip(winners, losers, strict=True)]
-    weights = {"beta": 0.5, "eta": 0.3}
+    weights: dict[str, Any] = {"beta": 0.5, "eta": 0.3}
     rankings = rt.Problem.from_rankings(["q"] * 4, sets, [3, 1, 2, 1], **weights)
     choices = rt.Problem.from_choices(["q"] * 4, sets, winners, [3, 1, 2, 1], **weights)
     jax.tree.map(np.testing.assert_array_equal, pairs, rankings)
@@ -169,7 +169,7 @@ def test_parity_choices_with_choix_at_eta_zero() -> None:
     for _ in range(20):
         orders = [*(rng.permutation(ACTIONS).tolist() for _ in range(9)), [0, 1, 2], [1, 2, 0]]
         orders.append([2, 0, 1])
-        choices = [(winner, others) for winner, *others in orders]
+        choices: list[Any] = [(winner, others) for winner, *others in orders]
         problem = rt.Problem.from_choices(
             [0] * len(choices), orders, [winner for winner, _ in choices], beta=1.0, eta=0.0
         )

@@ -419,6 +419,7 @@ def test_closed_form_numbers_that_are_not_finite_are_null_in_the_document() -> N
         beta=1.0,
         eta=1.0,
         comparisons=1.0,
+        observations=1.0,
         gap=0.0,
         coverage=math.inf,
     )

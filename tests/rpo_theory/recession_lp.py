@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import lil_matrix
@@ -80,7 +82,7 @@ def _program(problem: Problem) -> tuple:
     for i, (x, won, lost) in enumerate(wins):
         cost[n_rewards + contexts + i] = problem.wins[x, won, lost] / np.sum(problem.wins)
         pairs.append((x * actions + lost, x * actions + won, n_rewards + contexts + i))
-    rows = lil_matrix((len(highest) + len(pairs), size))
+    rows: Any = lil_matrix((len(highest) + len(pairs), size))
     for row, (reward, maximum) in enumerate(highest):
         rows[row, reward], rows[row, maximum] = 1.0, -1.0
     for row, (lost, won, loss) in enumerate(pairs, start=len(highest)):

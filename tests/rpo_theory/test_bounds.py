@@ -359,7 +359,7 @@ def test_theorem_the_regularized_gap_is_a_divergence_and_below_its_bound() -> No
     modulus, beta = corrected_modulus(1.0), 1.0 / math.sqrt(n_pairs)
     eta = float(tuned_eta(modulus, n_pairs=n_pairs, complexity=iota))
     shared = [np.broadcast_to(table, (20, *table.shape)) for table in (weights, reference)]
-    problems = Problem(*shared, shared[1], np.array(wins, float), beta, eta)
+    problems = Problem(shared[0], shared[1], shared[1], np.array(wins, float), beta, eta)
     policies = np.asarray(minimax.solve_batch(problems, TabularBox(np.ones(20))).policy)
     for truth, policy in zip(truths, policies, strict=True):
         best = reference * np.exp(truth / beta)
@@ -401,6 +401,6 @@ def test_theorem_beta_changes_the_direction_of_dpo_gradients_of_several_pairs() 
         return math.degrees(math.acos(min(1.0, float(cosine))))
 
     one, two = np.zeros((3, 3)), np.zeros((3, 3))
-    one[0, 1] = two[0, 1] = two[1, 2] = 1.0
+    one[0, 1] = two[0, 1] = two[0, 2] = 1.0
     assert angle(one) < 0.1
     assert 29.0 < angle(two) < 31.0

@@ -230,7 +230,7 @@ def test_property_nothing_is_proven_by_a_reward_that_is_not_in_the_class(
         ({"problem": random_problem(0, beta=-1.0)}, "`beta` must be greater than 0, got -1"),
         (
             {"reward_class": Unbounded(), "reward": np.full((2, 4), np.inf)},
-            "`reward[0][0]` must be less than inf, got inf",
+            "`reward[0][0]` must be less than inf in the support of the reference policy, got inf",
         ),
     ],
 )
@@ -265,7 +265,7 @@ def test_extreme_a_gap_left_by_rounding_is_not_solved(solver: Any) -> None:
 def test_extreme_a_number_that_is_not_finite_is_never_solved(solver: Any, field: int) -> None:
     members = FiniteClass(np.array([[[0.0, 1.0, 0.5, 0.2]] * 2, [[1.0, 0.0, 0.1, 0.3]] * 2]))
     for bad in (np.nan, np.inf):
-        arrays = [np.array(array, float) for array in random_problem(1)[:6]]
+        arrays: list[Any] = [np.array(array, float) for array in random_problem(1)[:6]]
         arrays[field].reshape(-1)[-1] = bad
         actual = solver.solve(Problem(*arrays), members, throw=False)
         assert Status(int(actual.status)) is Status.NOT_FINITE

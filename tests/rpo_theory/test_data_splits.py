@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import hypergeom
@@ -20,7 +22,7 @@ def problem(wins: np.ndarray) -> Problem:
     return Problem(weights, even, even, np.asarray(wins, float), beta=1.0, eta=1.0)
 
 
-def pair_counts(wins: np.ndarray) -> np.ndarray:
+def pair_counts(wins: Any) -> np.ndarray:
     return wins + wins.swapaxes(-1, -2)
 
 

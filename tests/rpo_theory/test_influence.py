@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def without_each(problem: Problem, votes: tuple[np.ndarray, ...], *, follow: boo
 
 def correlation(problem: Problem, *, follow: bool) -> tuple[float, float]:
     """Return the correlation of predicted and exact changes of the policy, and the seconds."""
-    options = {"baseline": "chosen", "weights": "comparisons"} if follow else {}
+    options: dict[str, Any] = {"baseline": "chosen", "weights": "comparisons"} if follow else {}
     start = time.perf_counter()
     found = influence(problem, BOX, **options)
     seconds = time.perf_counter() - start
@@ -59,7 +60,7 @@ def test_gradient_value_is_that_of_the_policy() -> None:
     problem = Problem.from_wins(wins, beta=0.5, eta=0.2)
     rewards = np.array([[1.0, 0.0, 0.5]])
     found = influence(problem, BOX, rewards)
-    np.testing.assert_allclose(found.value, found.policy[:, 0] @ rewards[0], rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(found.value), found.policy[:, 0] @ rewards[0], rtol=1e-12)
 
 
 def test_raises_without_votes_and_for_unknown_options() -> None:
@@ -68,8 +69,9 @@ def test_raises_without_votes_and_for_unknown_options() -> None:
     )
     with pytest.raises(ValueError, match="`wins` must hold votes"):
         influence(problem, BOX)
+    unknown: Any = {"baseline": "reference"}
     with pytest.raises(ValueError, match="`baseline` must be 'fixed' or 'chosen'"):
-        influence(problem._replace(wins=np.ones((1, 2, 2))), BOX, baseline="reference")
+        influence(problem._replace(wins=np.ones((1, 2, 2))), BOX, **unknown)
 
 
 @pytest.mark.slow
@@ -80,7 +82,8 @@ def test_parity_influence_of_real_votes(shared_data: Path, follow: bool) -> None
         rows = list(csv.DictReader(file))
     columns = [[row[name] for row in rows] for name in ("context", "winner", "loser")]
     counts = [int(row["count"]) for row in rows]
-    problem = Problem.from_votes(*columns, counts, beta=0.5, eta=0.05)
+    contexts, winners, losers = columns
+    problem = Problem.from_votes(contexts, winners, losers, counts, beta=0.5, eta=0.05)
     measured, seconds = correlation(problem, follow=follow)
     assert measured >= 0.99
     assert seconds < 10.0

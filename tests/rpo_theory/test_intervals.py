@@ -135,8 +135,9 @@ def ends_by_convex_program(
     each = cp.hstack([losses(reward, evaluation) - fitted for evaluation, fitted in ratios])
     rules = [*rules, cp.log_sum_exp(each) <= np.log(len(ratios) / DELTA)]
     objective = direction.ravel() @ reward
-    lower = cp.Problem(cp.Minimize(objective), rules).solve(solver="CLARABEL")
-    return lower, cp.Problem(cp.Maximize(objective), rules).solve(solver="CLARABEL")
+    goals = (cp.Minimize(objective), cp.Maximize(objective))
+    lower, upper = (float(np.asarray(cp.Problem(g, rules).solve(solver="CLARABEL"))) for g in goals)
+    return lower, upper
 
 
 def box_and_ball(seed: int, maximum: float) -> list[tuple[RewardClass, Callable, int]]:
@@ -264,7 +265,7 @@ def test_closed_form_the_best_member_within_a_level() -> None:
     members = FiniteClass(np.array([[[0.0, 3.0]], [[0.0, 2.0]], [[0.0, 1.0]]]))
     direction = np.array([[0.0, -1.0]])
     for level, best in ((5.0, 3.0), (2.5, 2.0), (0.0, 1.0)):
-        assert members.level_minimizer(direction, jnp.sum, level)[0, 1] == best
+        assert members.level_minimizer(direction, jnp.sum, jnp.asarray(level))[0, 1] == best
 
 
 @jax.tree_util.register_pytree_node_class

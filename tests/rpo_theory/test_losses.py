@@ -310,13 +310,13 @@ def test_closed_form_k_wise_loss_of_two_is_dpo_and_rpo_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
     policy, reference = (jnp.asarray(30 * rng.normal(size=(200, 2))) for _ in range(2))
     baseline = jnp.asarray(rng.normal(size=200))
-    pairs = [losses.PairLogProbs(table[:, 0], table[:, 1]) for table in (policy, reference)]
+    first, second = (losses.PairLogProbs(table[:, 0], table[:, 1]) for table in (policy, reference))
     np.testing.assert_array_equal(
-        losses.plackett_luce(policy, reference, beta=0.3), losses.dpo(*pairs, beta=0.3)
+        losses.plackett_luce(policy, reference, beta=0.3), losses.dpo(first, second, beta=0.3)
     )
     np.testing.assert_array_equal(
         losses.plackett_luce(policy, reference, baseline, beta=0.3, eta=0.2),
-        losses.rpo(*pairs, baseline, beta=0.3, eta=0.2),
+        losses.rpo(first, second, baseline, beta=0.3, eta=0.2),
     )
 
 
@@ -327,7 +327,7 @@ def test_gradient_k_wise_loss_is_that_of_the_chain_of_softmaxes() -> None:
     def chain(policy: jax.Array, ranks: int) -> jax.Array:
         score = 0.3 * (policy - reference)
         stages = [jax.nn.logsumexp(score[:, k:], axis=1) - score[:, k] for k in range(ranks)]
-        return sum(stages)
+        return jnp.asarray(sum(stages))
 
     for ranked, ranks in ((None, 4), (1, 1)):
 

@@ -12,7 +12,7 @@ import pytest
 from jax import Array
 from scipy.optimize import brentq
 
-from rpo_theory import certificate, maximin, minimax, unbounded
+from rpo_theory import certificate, maximin, minimax, saddle_forms, unbounded
 from rpo_theory.numerics import saddle_interior_point
 from rpo_theory.objectives import saddle_objective
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
@@ -463,7 +463,7 @@ def test_property_the_method_takes_no_exponential(kind: str) -> None:
     if kind == "unbounded":
         problem = unbounded.reduce(problem).problem
     saddle = jax.tree.map(
-        lambda leaf: leaf[0], maximin._saddle_problems(problem, reward_class_of(kind))
+        lambda leaf: leaf[0], saddle_forms.saddle_problems(problem, reward_class_of(kind))
     )
     used = primitives(
         jax.make_jaxpr(saddle_interior_point.step)(saddle, saddle_interior_point.init(saddle)).jaxpr

@@ -111,6 +111,7 @@ def brute_force_gap(
     highest = (eta * peaks + losses).min()
 
     center, width, steps = np.full(2, 0.5), 0.5, np.linspace(-1.0, 1.0, 41)
+    lowest = -np.inf
     for _ in range(16):  # a grid over policies, which closes in on the best
         first, second = np.meshgrid(*(np.clip(at + width * steps, 1e-300, 1.0) for at in center))
         policies = np.stack([first, second, np.maximum(1.0 - first - second, 0.0)], axis=-1)

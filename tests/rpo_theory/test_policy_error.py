@@ -18,9 +18,9 @@ BOX = TabularBox(1.5)
 
 def random_problem(seed: int) -> Problem:
     rng = np.random.default_rng(seed)
-    policies = rng.dirichlet(np.ones(3), size=(2, 2))
+    reference, baseline = rng.dirichlet(np.ones(3), size=(2, 2))
     wins = rng.integers(0, 5, (2, 3, 3)).astype(float) * (1 - np.eye(3))
-    return Problem(np.array([0.3, 0.7]), *policies, wins, np.array(0.4), np.array(0.2))
+    return Problem(np.array([0.3, 0.7]), reference, baseline, wins, np.array(0.4), np.array(0.2))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -63,7 +63,7 @@ def test_property_a_valid_problem_passes_with_every_class(reward_class: RewardCl
 
 
 def test_property_jax_arrays_and_float32_are_accepted() -> None:
-    arrays = [jnp.asarray(field, jnp.float32) for field in valid_problem()[:6]]
+    arrays: list[Any] = [jnp.asarray(field, jnp.float32) for field in valid_problem()[:6]]
     validate(Problem(*arrays), TabularBox(jnp.asarray(1.0, jnp.float32)))
 
 

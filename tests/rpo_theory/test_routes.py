@@ -182,7 +182,7 @@ def cvxpy_minimum(problem: Problem, reward_class: Any) -> tuple[float, np.ndarra
     task.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
     reward = np.asarray(table.value)
     weight = problem.reference_policy * np.exp((reward - reward.max(1, keepdims=True)) / beta)
-    return float(task.value), weight / weight.sum(1, keepdims=True)
+    return float(np.asarray(task.value)), weight / weight.sum(1, keepdims=True)
 
 
 def agrees_with_cvxpy(kind: str, seed: int, shape: tuple[int, int], accuracy: float) -> None:
@@ -266,7 +266,7 @@ def test_property_fields_that_are_indices_keep_their_type() -> None:
 
     made = rewards.to_float64(Ordered(np.array([1, 0]), 2))
     assert made.order.dtype == np.int64
-    assert made.radius.dtype == np.float64
+    assert np.asarray(made.radius).dtype == np.float64
 
 
 def test_closed_form_what_the_routes_ask_of_a_problem_and_a_class() -> None:

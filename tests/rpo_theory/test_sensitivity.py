@@ -216,7 +216,7 @@ def exact_derivative(kind: str, instance: Instance, found: Any) -> Exact:
         ends = []
         for sign in (1, -1):
             moved = jax.tree.map(lambda leaf, way, s=sign: leaf + s * STEP * way, base, direction)
-            ends.append(exact_solution(kind, *moved, found, instance.reward_class))
+            ends.append(exact_solution(kind, moved[0], moved[1], found, instance.reward_class))
         return Exact(*((p - m) / (2 * STEP) for p, m in zip(*ends, strict=True)))
 
 
@@ -236,7 +236,7 @@ def _solve_moved(instance: Instance, step: float) -> Any:
 def both_modes(arguments: Any, direction: Any, weights: Any) -> tuple[Any, Any, Any]:
     """Return the solution, its tangent along a direction, and its cotangent of some weights."""
 
-    def solve(problem: Problem, reward_class: Any) -> tuple[Any, Any, Any]:
+    def solve(problem: Problem, reward_class: Any) -> tuple[Any, ...]:
         return tuple(minimax.solve(problem, reward_class)[:3])
 
     solution, push = jax.linearize(solve, *arguments)

@@ -80,7 +80,7 @@ def draw_class(kind: str, seed: int) -> tuple[Any, np.ndarray, list[np.ndarray]]
         features = rng.normal(size=(N, 4))
         theta = rng.normal(size=4)
         truth = features @ theta
-        radius = np.linalg.norm(theta)
+        radius = float(np.linalg.norm(theta))
         if kind == "ball":
             reward_class = LinearBall(features.reshape(*SHAPE, 4), radius)
         else:
@@ -100,13 +100,13 @@ def program(query: dict[str, np.ndarray], rows: list[np.ndarray], span: np.ndarr
         line = np.zeros(SHAPE)
         line[x, i], line[x, j] = 1.0, -1.0
         differences.append(np.sqrt(query["pair_distribution"][x, i, j]) * line.ravel())
-    constraints = [cp.norm(np.array(differences) @ move) <= 1]
+    constraints: list[Any] = [cp.norm(np.array(differences) @ move) <= 1]
     constraints += [row @ move >= 0 for row in rows]
     if span is not None:
         constraints.append(move == span @ cp.Variable(span.shape[1]))
     problem = cp.Problem(cp.Maximize(-weight @ move), constraints)
     problem.solve(solver="CLARABEL")
-    return float(problem.value)
+    return float(np.asarray(problem.value))
 
 
 @pytest.mark.parametrize("kind", ["box", "user", "polytope", "lipschitz", "ball", "kernel"])

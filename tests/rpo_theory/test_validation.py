@@ -126,7 +126,7 @@ def test_raises_a_batch_names_the_problem_in_its_index(solver: Any) -> None:
 def test_property_numbers_that_are_not_finite_may_be_left_to_the_status() -> None:
     batch = jax.tree.map(lambda field: np.stack([np.asarray(field)] * 2), GOOD)
     for field in range(6):
-        arrays = [np.array(array) for array in batch[:6]]
+        arrays: list[Any] = [np.array(array) for array in batch[:6]]
         arrays[field].reshape(-1)[-1] = np.inf
         validate_batch(Problem(*arrays), Unbounded(), finite=False)
         with pytest.raises(InvalidProblemError, match="must be finite"):

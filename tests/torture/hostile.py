@@ -9,6 +9,8 @@ number that is not finite.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -79,7 +81,7 @@ def poison(rng: np.random.Generator, problems: Problem) -> Problem:
     Returns:
         Invalid problems, which no solver may report as solved.
     """
-    arrays = [np.array(field) for field in problems[:6]]
+    arrays: list[Any] = [np.array(field) for field in problems[:6]]
     for row, field in enumerate(rng.integers(len(arrays), size=len(problems.wins))):
         entry = arrays[field][row : row + 1].reshape(-1)
         entry[rng.integers(entry.size)] = rng.choice([np.nan, np.inf])

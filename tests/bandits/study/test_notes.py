@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,7 +58,7 @@ def test_property_a_field_of_the_design_is_listed_if_and_only_if_it_changes_noth
     changed = base | {name: value}
     draws = [draw_design(Design(**design), 60, np.arange(3)) for design in (base, changed)]
     arrays = [(draw.problem, draw.true_reward, draw.reward_class) for draw in draws]
-    leaves = [[np.asarray(leaf) for part in each for leaf in part] for each in arrays]
+    leaves = [[np.asarray(leaf) for leaf in jax.tree.leaves(each)] for each in arrays]
     same = all(
         first.shape == second.shape and (first == second).all()
         for first, second in zip(*leaves, strict=False)

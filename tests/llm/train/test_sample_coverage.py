@@ -58,8 +58,8 @@ def expected_coverage(
         features(frozen, pair.prompt, pair.chosen) - features(frozen, pair.prompt, pair.rejected)
         for pair in data
     ]
-    projected = (np.array(part) @ projection for part in (samples, base, differences))
-    return estimate_coverage(*projected, jax.random.key(seed))
+    first, second, third = (np.array(part) @ projection for part in (samples, base, differences))
+    return estimate_coverage(first, second, third, jax.random.key(seed))
 
 
 @pytest.mark.parametrize("with_baseline", [False, True])

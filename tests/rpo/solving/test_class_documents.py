@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -81,7 +81,8 @@ def test_roundtrip_the_forms_of_the_built_in_classes(
 ) -> None:
     reward_class = task_from_problem(problem(document)).reward_class
     assert type(reward_class) is type(expected)
-    for field, value in zip(reward_class, expected, strict=True):
+    fields = zip(cast(Any, reward_class), expected, strict=True)
+    for field, value in fields:
         np.testing.assert_array_equal(field, value)
     assert class_document(reward_class) == written
 

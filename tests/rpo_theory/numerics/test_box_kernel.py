@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def solve(problems: Problem, boxes: TabularBox, kernel: str = "numba", **options
 
 
 def rows(problems: Problem, boxes: TabularBox, index: object) -> tuple[Problem, TabularBox]:
-    return Problem(*(leaf[index] for leaf in problems[:6])), TabularBox(boxes.maximum[index])
+    leaves: list[Any] = [cast(Any, leaf)[index] for leaf in problems[:6]]
+    return Problem(*leaves), TabularBox(cast(Any, boxes.maximum)[index])
 
 
 def same_bits(first: Solution, second: Solution) -> bool:
@@ -96,11 +98,16 @@ def test_property_a_problem_has_the_same_bits_in_any_batch(
     shuffled = solve(*rows(*instances, order))
     inverse = np.argsort(order)
     stats = {name: leaf[inverse] for name, leaf in shuffled.stats.items()}
-    assert same_bits(Solution(*(leaf[inverse] for leaf in shuffled[:4]), stats), solution)
+    leaves: list[Any] = [leaf[inverse] for leaf in shuffled[:4]]
+    assert same_bits(Solution(leaves[0], leaves[1], leaves[2], leaves[3], stats), solution)
     for i in (0, 7, 199):
         one = slice(i, i + 1)
+        leaves = [leaf[one] for leaf in solution[:4]]
         expected = Solution(
-            *(leaf[one] for leaf in solution[:4]),
+            leaves[0],
+            leaves[1],
+            leaves[2],
+            leaves[3],
             {name: leaf[one] for name, leaf in solution.stats.items()},
         )
         assert same_bits(solve(*rows(*instances, one)), expected)
@@ -137,11 +144,11 @@ def test_closed_form_other_problems_are_solved_as_by_jax() -> None:
     assert np.array_equal(mixed.policy[::2], by_jax.policy[::2])
     assert np.array_equal(mixed.policy[1::2], by_numba.policy[1::2])
     finite = FiniteClass(np.zeros((8, 1, CONTEXTS, ACTIONS)))
-    policies = [
+    first, second = [
         minimax.solve_batch(problems, finite, throw=False, kernel=name).policy
         for name in ("numba", "jax")
     ]
-    assert np.array_equal(*policies)
+    assert np.array_equal(first, second)
 
 
 def test_closed_form_the_kernel_applies_by_actions_and_width() -> None:

@@ -75,7 +75,7 @@ def test_closed_form_a_newton_move_solves_its_linear_system(name: str) -> None:
             # The barrier of the sphere acts along the point only.
             barrier = multiplier[0] / slacks[0] * jnp.outer(point, point)
             expected = jnp.linalg.solve(matrix + barrier, force)
-        case Simplex():
+        case _:
             # The move keeps the sum one, and its residual is constant.
             ones = jnp.ones((n, 1))
             bordered = jnp.block([[matrix, ones], [ones.T, jnp.zeros((1, 1))]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -162,9 +162,9 @@ def test_raises_with_the_method_and_a_witness(bad: Any, message: str) -> None:
 def test_raises_where_a_problem_is_validated() -> None:
     even = np.full(SHAPE, 1 / 3)
     problem = rt.Problem(np.ones(1), even, even, np.zeros((1, 3, 3)), beta=1.0, eta=1.0)
-    validate(problem, Ball())
+    validate(problem, cast(Any, Ball()))
     with pytest.raises(rt.InvalidProblemError, match="must leave a member as it is"):
-        validate(problem, Shrunk())
+        validate(problem, cast(Any, Shrunk()))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_parity_a_kernel_ball_is_the_set_of_bounded_norm() -> None:
     theta = cp.Variable(2)
     distance = cp.sum_squares(factor @ theta - table.ravel())
     cp.Problem(cp.Minimize(distance), [cp.norm(theta) <= radius]).solve(solver=cp.CLARABEL)
-    np.testing.assert_allclose(nearest.ravel(), factor @ theta.value, atol=1e-4)
+    np.testing.assert_allclose(nearest.ravel(), factor @ np.asarray(theta.value), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["polytope", "lipschitz"])

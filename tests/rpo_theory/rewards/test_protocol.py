@@ -94,7 +94,8 @@ def test_closed_form_a_batch_of_boxes_with_one_comparison() -> None:
     even, wins = np.full((2, 1, 2), 0.5), np.array([[[[0.0, 1.0], [0.0, 0.0]]]] * 2)
     eta = np.array([4.0, 0.5])
     problems = Problem(np.ones((2, 1)), even, even, wins, beta=np.ones(2), eta=eta)
-    problems = Problem(*(jnp.asarray(leaf) for leaf in problems[:6]))
+    leaves: list[Any] = [jnp.asarray(leaf) for leaf in problems[:6]]
+    problems = Problem(*leaves)
     box = TabularBox(jnp.array([9.0, 9.0]))
     solved = box_slots.solve_in_slots(
         problems, jnp.asarray(box.maximum), tolerance=1e-13, max_steps=100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, cast
 
 import mpmath
 import numpy as np
@@ -68,7 +68,7 @@ def rows(distribution: Any) -> np.ndarray:
     return table / table.sum(axis=-1, keepdims=True)
 
 
-def payoff(problem: Problem, policy: np.ndarray, reward: np.ndarray) -> mpf:
+def payoff(problem: Problem, policy: np.ndarray, reward: np.ndarray) -> Any:
     """Return phi at 60 digits by its definition, comparison by comparison."""
     weights, beta = rows(problem.context_weights), mpf(float(problem.beta))
     reference, base = rows(problem.reference_policy), rows(problem.baseline_policy)
@@ -90,7 +90,7 @@ def best_policy(problem: Problem, reward: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def gap_to(problem: Problem, policy: Any, reward: Any, other: np.ndarray) -> mpf:
+def gap_to(problem: Problem, policy: Any, reward: Any, other: np.ndarray) -> Any:
     """Return the gap if the adversary answers with one member: a lower bound on the gap."""
     table = in_mp(reward)
     answer = payoff(problem, rows(policy), other)
@@ -109,13 +109,13 @@ def test_theorem_the_bound_is_never_below_the_60_digit_gap_against_any_member() 
                 for _ in range(20):
                     match reward_class:
                         case TabularBox(maximum):
-                            other = in_mp(rng.choice([0.0, maximum, 1.0], SHAPE))
+                            other = in_mp(rng.choice(np.array([0.0, maximum, 1.0]), SHAPE))
                         case LinearBall(features, radius):
                             theta = in_mp(rng.normal(size=2))
                             norm = mpmath.sqrt((theta**2).sum())
                             other = (in_mp(features) * theta).sum(axis=-1) * (mpf(radius) / norm)
-                        case FiniteClass(rewards):
-                            other = in_mp(rewards[rng.integers(4)])
+                        case _:
+                            other = in_mp(cast(Any, reward_class).rewards[rng.integers(4)])
                     assert mpf(bound) >= gap_to(problem, policy, reward, other)
 
 
@@ -124,7 +124,7 @@ def test_closed_form_the_bound_of_a_finite_class_is_the_60_digit_gap_rounded_up(
         for seed in range(10):
             problem, reward_class = random_problem(seed), random_classes(seed)[2]
             policy, reward = random_pair(seed, reward_class)
-            members = map(in_mp, np.asarray(reward_class.rewards))
+            members = map(in_mp, np.asarray(cast(Any, reward_class).rewards))
             gap = max(gap_to(problem, policy, reward, member) for member in members)
             bound = rigorous.duality_gap_bound(problem, reward_class, policy, reward)
             assert gap <= bound <= gap * (1 + mpf(2) ** -51)
@@ -222,7 +222,7 @@ def test_closed_form_choices_and_ties_enter_the_loss(ties: Any) -> None:
         no_data = problem._replace(wins=np.zeros_like(problem.wins))
         gaps = [
             float(gap_to(no_data, policy, reward, in_mp(row))) + loss(reward) - loss(row)
-            for row in np.asarray(reward_class.rewards)
+            for row in np.asarray(cast(Any, reward_class).rewards)
         ]
     assert bound == pytest.approx(max(gaps), rel=1e-12)
 

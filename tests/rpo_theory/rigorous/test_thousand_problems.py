@@ -88,7 +88,7 @@ class Game:
         self.shares = [mpf(wins[pair]) / mpf(max(wins.sum(), 1.0)) for pair in self.pairs]
         self.slope = self.weights[:, None] * (self.policy - self.base)
 
-    def loss(self, reward: Table) -> mpf:
+    def loss(self, reward: Table) -> Any:
         terms = [
             share * mpmath.log(1 + mpmath.exp(reward[x, j] - reward[x, i]))
             for share, (x, i, j) in zip(self.shares, self.pairs, strict=True)
@@ -109,7 +109,7 @@ class Game:
             hessian[where] += share * p * (1 - p) * np.outer(move, move)
         return gradient, hessian
 
-    def gap(self, reward: Table, answer: Table) -> mpf:
+    def gap(self, reward: Table, answer: Table) -> Any:
         """Return F(r) - phi(pi, r') by the definitions of both."""
         best = self.reference * exponentials(reward / self.beta)
         z = best.sum(axis=1)
