@@ -236,7 +236,7 @@ def test_compiles_once_under_vmap() -> None:
             for _ in range(3)
         ]
         stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *members)
-        objective, _ = batched(stacked, jnp.array(ROUNDOFF))
+        objective, _, _ = batched(stacked, jnp.array(ROUNDOFF))
         np.testing.assert_allclose(
             objective, [objective_of(m) for m in members], rtol=DENSE_TOLERANCE
         )
