@@ -60,12 +60,19 @@ def traced_arguments(problem: Problem, reward_class: Any, *tables: ArrayLike) ->
 
     Returns:
         The arguments, in the same order.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.full(1, 2.0), even, even, wins, beta=1.0, eta=1.0)
+        >>> traced, _, table = traced_arguments(problem, (), np.zeros(2, np.float32))
+        >>> traced.context_weights.tolist(), table.dtype.name
+        ([1.0], 'float64')
     """
     tables = tuple(jnp.asarray(table).astype(jnp.float64) for table in tables)
-    return normalized(problem), to_float64(reward_class), *tables
+    return _normalized(problem), to_float64(reward_class), *tables
 
 
-def normalized(problem: Problem) -> Problem:
+def _normalized(problem: Problem) -> Problem:
     """Convert a traced problem to float64 and divide its distributions by their sums.
 
     A derivative along a direction that changes such a sum is therefore that of the distribution.
@@ -82,7 +89,12 @@ def normalized(problem: Problem) -> Problem:
 
 
 def divided_by_sum(distribution: Float[ArrayLike, "*s a"]) -> Float[Array, "*s a"]:
-    """Divide frequencies by their sums over the last axis."""
+    """Divide frequencies by their sums over the last axis.
+
+    Examples:
+        >>> divided_by_sum(jnp.array([[1.0, 3.0]])).tolist()
+        [[0.25, 0.75]]
+    """
     distribution = jnp.asarray(distribution)
     return distribution / distribution.sum(axis=-1, keepdims=True)
 

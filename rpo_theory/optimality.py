@@ -34,13 +34,13 @@ RIDGE = 1e-14
 """Penalty on multipliers in their estimate, for constraints in natural units."""
 
 
-def objective_gradient(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
+def _objective_gradient(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
     r"""Return :math:`\nabla_r F`, the gradient against the best response."""
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
     return reward_gradient(problem, policy, reward)
 
 
-def hessian_weights(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a a"]:
+def _hessian_weights(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a a"]:
     r"""Return the Hessian of :math:`F` as the edge weights of one graph Laplacian per context."""
     policy = gibbs_policy(reward, problem.reference_policy, problem.beta)
     sharpness = jnp.asarray(problem.eta / problem.beta) * jnp.asarray(problem.context_weights)
@@ -124,7 +124,7 @@ class BoundConditions:
 
     def residual(self, point: Float[Array, "x a"], active: ActiveBounds) -> Float[Array, "x a"]:
         """Return the gradient of free entries, and the distance of the others from their bound."""
-        gradient = objective_gradient(self.problem, point)
+        gradient = _objective_gradient(self.problem, point)
         below = point - jnp.where(active.low, self.lower, 0.0)
         above = point - jnp.where(active.high, self.upper, 0.0)
         return jnp.where(active.low, below, jnp.where(active.high, above, gradient))
@@ -133,7 +133,7 @@ class BoundConditions:
         self, point: Float[Array, "x a"], active: ActiveBounds, residual: Float[Array, "x a"]
     ) -> Float[Array, "x a"]:
         """Return the Newton step that removes a residual."""
-        edge_weights = hessian_weights(self.problem, point)
+        edge_weights = _hessian_weights(self.problem, point)
         fixed = active.low | active.high
         return jax.vmap(laplacian_tangent)(edge_weights, fixed, -residual, -residual)
 
@@ -143,7 +143,7 @@ class BoundConditions:
 
     def _pressure(self, point: Float[Array, "x a"]) -> Float[Array, "x a"]:
         """Return the gradient in probabilities: divided by the weight of its context."""
-        return objective_gradient(self.problem, point) / _context_scale(self.problem)[:, None]
+        return _objective_gradient(self.problem, point) / _context_scale(self.problem)[:, None]
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class FaceConditions:
 
     def _gradient(self, point: Float[Array, " m"]) -> Float[Array, " m"]:
         reward, pull = jax.vjp(lambda u: self.reward_class.to_reward(u, self.shape), point)
-        return pull(objective_gradient(self.problem, reward))[0]
+        return pull(_objective_gradient(self.problem, reward))[0]
 
     def _unit(self, point: Float[Array, " m"]) -> Float[Array, ""]:
         """Return the size of a gradient that is not small, from the weights of the contexts."""
@@ -273,14 +273,14 @@ class ProjectionConditions:
 
     def active(self, point: Float[Array, "x a"]) -> Float[Array, ""]:
         """Return the step :math:`t` of the projection; 0 for a class that is not convex."""
-        weights = jax.lax.stop_gradient(hessian_weights(self.problem, point))
+        weights = jax.lax.stop_gradient(_hessian_weights(self.problem, point))
         largest = weights.sum(axis=-1).max()
         step = 1.0 / jnp.where(largest > 0, largest, 1.0)
         return step if rewards.is_convex(self.reward_class) else 0.0 * step
 
     def residual(self, point: Float[Array, "x a"], step: Float[Array, ""]) -> Float[Array, "x a"]:
         """Return the move of a projected gradient step."""
-        target = point - step * objective_gradient(self.problem, point)
+        target = point - step * _objective_gradient(self.problem, point)
         return point - self.reward_class.project(target)
 
     def step(
@@ -308,6 +308,13 @@ def conditions(problem: Problem, reward_class: AnyRewardClass) -> Conditions:
 
     Returns:
         Conditions for a table, or for the parameter of a class with a smooth form.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 3.0], [1.0, 0.0]]])
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=0.0)
+        >>> optimal = conditions(problem, rewards.TabularBox(4.0))
+        >>> bool(optimal.error(jnp.array([[2.0 + np.log(3.0), 2.0]])) < 1e-12)
+        True
     """
     shape = jnp.shape(problem.reference_policy)
     if not rewards.is_compact(reward_class):

@@ -43,7 +43,7 @@ class ScaledLoss(NamedTuple):
         return data_loss(self.problem, self.width * table) / (self.scale * self.width)
 
 
-def separates(problem: Problem, reward_class: RewardClass) -> bool:
+def _separates(problem: Problem, reward_class: RewardClass) -> bool:
     """Return whether the contexts are independent: tables between bounds, and win counts.
 
     Args:
@@ -59,9 +59,15 @@ def uses_label_probs(problem: Problem, reward_class: RewardClass) -> bool:
     Args:
         problem: one problem, or a batch.
         reward_class: any reward class.
+
+    Examples:
+        >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=1.0)
+        >>> box, pair = rewards.TabularBox(2.0), rewards.FiniteClass(np.zeros((2, 1, 2)))
+        >>> uses_label_probs(problem, box), uses_label_probs(problem, pair)
+        (True, False)
     """
     linear = hasattr(reward_class, "linear_form") and routes.uses_only_wins(problem)
-    return linear or separates(problem, reward_class)
+    return linear or _separates(problem, reward_class)
 
 
 def has_saddle_form(problem: Problem, reward_class: RewardClass) -> bool:
@@ -70,6 +76,11 @@ def has_saddle_form(problem: Problem, reward_class: RewardClass) -> bool:
     Args:
         problem: one problem, or a batch.
         reward_class: any reward class.
+
+    Examples:
+        >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=1.0)
+        >>> has_saddle_form(problem, rewards.FiniteClass(np.zeros((2, 1, 2))))
+        True
     """
     known = uses_label_probs(problem, reward_class) or not rewards.is_convex(reward_class)
     return known or rewards.is_smooth(reward_class)
@@ -90,7 +101,7 @@ def saddle_problems(problem: Problem, reward_class: AnyRewardClass) -> SaddlePro
     """
     share = jnp.asarray(problem.wins)
     share = share / _or_one(share.sum())
-    if separates(problem, reward_class):
+    if _separates(problem, reward_class):
         problem = problem._replace(wins=share)
         lower, upper = map(jnp.asarray, reward_class.entry_bounds())
         if rewards.is_compact(reward_class):
@@ -119,6 +130,13 @@ def mixture_problem(problem: Problem, members: Float[Array, "k x a"]) -> SaddleP
 
     Returns:
         The saddle problem.
+
+    Examples:
+        >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=1.0)
+        >>> members = jnp.array([[[0.0, 0.0]], [[0.0, 4.0]]])
+        >>> game = mixture_problem(problem, members)  # in units of the largest reward
+        >>> float(game.beta), float(game.temperature)
+        (0.25, 0.25)
     """
     width = _or_one(jnp.abs(members).max())
     losses = jax.vmap(lambda reward: data_loss(problem, reward))(members)
@@ -141,7 +159,7 @@ def adversary_reward(
     Returns:
         Reward table.
     """
-    if separates(problem, reward_class):
+    if _separates(problem, reward_class):
         if not rewards.is_compact(reward_class):
             return state.adversary - state.level
         lower, upper = reward_class.entry_bounds()

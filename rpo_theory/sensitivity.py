@@ -177,6 +177,12 @@ def newton_step(
         point: a point near the minimizer.
         problem: the problem, in float64.
         reward_class: its reward class.
+
+    Examples:
+        >>> from rpo_theory import TabularBox
+        >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=0.0)
+        >>> newton_step(jnp.full((1, 2), 2.0), problem, TabularBox(4.0)).round(6).tolist()
+        [[2.5, 1.5]]
     """
     conditions = cast(Any, optimality.conditions(problem, reward_class))
     active = conditions.active(point)
@@ -188,6 +194,10 @@ def no_tangent(leaf: Array) -> Any:
 
     Args:
         leaf: array that does not move.
+
+    Examples:
+        >>> no_tangent(jnp.ones(2)).tolist(), no_tangent(jnp.array(3)).dtype == jax.dtypes.float0
+        ([0.0, 0.0], True)
     """
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.zeros_like(leaf)
