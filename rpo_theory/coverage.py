@@ -218,7 +218,7 @@ def _roundoff(*rounded: Any) -> float:
     return ROUNDOFF_ULPS * max(map(_eps, jax.tree.leaves(rounded)))
 
 
-def _eps(array: ArrayLike) -> float:
+def _eps(array: ArrayLike | float) -> float:
     """Return the relative rounding error of an array; integers count as float64."""
     dtype = getattr(array, "dtype", np.dtype(np.float64))
     return float(jnp.finfo(dtype if jnp.issubdtype(dtype, jnp.inexact) else np.float64).eps)

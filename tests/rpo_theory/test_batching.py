@@ -89,9 +89,8 @@ def test_closed_form_distributions_are_normalized_in_float64() -> None:
     )
     np.testing.assert_allclose(got.reference_policy, [[[1 / 3, 2 / 3]]], rtol=1e-15)
     assert isinstance(reward_class, TabularBox)
-    assert {np.asarray(leaf).dtype for leaf in (*got, reward_class.maximum)} == {
-        np.dtype(np.float64)
-    }
+    dtypes = {np.asarray(leaf).dtype for leaf in jax.tree.leaves((got, reward_class))}
+    assert dtypes == {np.dtype(np.float64)}
 
 
 def test_raises_the_first_problem_that_was_not_solved_is_named() -> None:

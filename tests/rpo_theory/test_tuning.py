@@ -29,11 +29,12 @@ def test_property_data_loss_rises_and_penalty_falls_along_the_path() -> None:
 
 
 def test_gradient_held_out_rule_finds_the_minimum() -> None:
-    tuned = tune_eta(problem(), BOX, held_out_wins=HELD_OUT, bounds=(1e-2, 1e2))
-    path = eta_path(problem(), BOX, tuned.eta * np.array([0.9, 1.0, 1.1]), held_out_wins=HELD_OUT)
+    uniform = Problem.from_wins(WINS, beta=0.5, eta=1.0, baseline_policy="reference")
+    tuned = tune_eta(uniform, BOX, held_out_wins=HELD_OUT, bounds=(1e-2, 1e2))
+    path = eta_path(uniform, BOX, tuned.eta * np.array([0.9, 1.0, 1.1]), held_out_wins=HELD_OUT)
     assert path.held_out_loss is not None
     assert path.held_out_loss[1] <= path.held_out_loss.min()
-    solution = minimax.solve(problem()._replace(eta=tuned.eta), BOX)
+    solution = minimax.solve(uniform._replace(eta=tuned.eta), BOX)
     np.testing.assert_allclose(tuned.loss, negative_log_likelihood(solution.reward, HELD_OUT))
     assert abs(tuned.derivative) < 1e-8
 
