@@ -47,7 +47,7 @@ def adversarial_reward(
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
         >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> policy = jnp.array([[0.9, 0.1]])
-        >>> adversarial_reward(problem, TabularBox(2.0), policy).round(6).tolist()
+        >>> adversarial_reward(problem, rewards.TabularBox(2.0), policy).round(6).tolist()
         [[0.0, 2.0]]
     """
     if not rewards.is_compact(reward_class):
@@ -64,7 +64,15 @@ def adversarial_reward(
 def worst_reward(
     problem: Problem, reward_class: RewardClass, policy: Float[ArrayLike, "x a"]
 ) -> Float[Array, "x a"]:
-    """Return :func:`adversarial_reward` of valid arguments, in pure JAX."""
+    """Return :func:`adversarial_reward` of valid arguments, in pure JAX.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
+        >>> members = rewards.FiniteClass(jnp.array([[[0.0, 0.0]], [[0.0, 1.0]]]))
+        >>> worst_reward(problem, members, jnp.array([[0.9, 0.1]])).tolist()
+        [[0.0, 1.0]]
+    """
     options = {"tolerance": TOLERANCE, "max_steps": MAX_STEPS}
     return routes.minimizer(problem, reward_class, policy, **options).reward
 

@@ -28,6 +28,13 @@ def tabular_blocks(problem: Problem, width: Float[Array, ""]) -> tuple[Blocks, B
     Returns:
         Blocks, and a function for :func:`box_interior_point.solve`; None if win counts are all
         data. With ties the function has the comparisons too.
+
+    Examples:
+        >>> even, wins = jnp.full((1, 2), 0.5), jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=3.0)
+        >>> blocks, derivatives = tabular_blocks(problem, jnp.ones(()))
+        >>> blocks.adversary_weight.tolist(), blocks.data_weight.tolist(), derivatives
+        ([0.75], [0.25], None)
     """
     if problem.choices is None and problem.ties is None:
         return prompt_blocks(problem, width), None

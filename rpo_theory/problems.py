@@ -49,7 +49,12 @@ class PreferenceData(NamedTuple):
     ties: Ties | None = None
 
     def counts_by_context(self) -> Float[np.ndarray, " x"]:
-        """Return the number of observations in each context."""
+        """Return the number of observations in each context.
+
+        Examples:
+            >>> PreferenceData(np.array([[[0.0, 3.0], [1.0, 0.0]]])).counts_by_context().tolist()
+            [4.0]
+        """
         counts = np.asarray(self.wins).sum(axis=(1, 2))
         if self.ties is not None:
             counts = counts + np.asarray(self.ties.counts).sum(axis=(1, 2))
@@ -166,6 +171,11 @@ def named_baseline(
 
     Raises:
         InvalidProblemError: if the name is unknown.
+
+    Examples:
+        >>> data = PreferenceData(np.array([[[0.0, 3.0], [1.0, 0.0]]]))
+        >>> named_baseline("chosen", np.array([[0.5, 0.5]]), data).tolist()
+        [[0.75, 0.25]]
     """
     if not isinstance(option, str):
         return plain_array("baseline_policy", option)

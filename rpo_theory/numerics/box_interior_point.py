@@ -255,7 +255,12 @@ def _derivatives(
 
 
 def net_flow(flow: Float[Array, "a a b"]) -> Float[Array, "a b"]:
-    """Return what flows into an action minus what flows out of it; the first axis is the source."""
+    """Return what flows into an action minus what flows out of it; the first axis is the source.
+
+    Examples:
+        >>> net_flow(jnp.array([[[0.0], [2.0]], [[0.0], [0.0]]])).tolist()
+        [[-2.0], [2.0]]
+    """
     actions = range(len(flow))
     if len(flow) > UNROLLED:
         return flow.sum(axis=0) - flow.sum(axis=1)

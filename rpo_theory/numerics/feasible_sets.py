@@ -88,7 +88,14 @@ def reward(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a
 
 
 def table(rewards: FeasibleSet, point: Float[Array, " m"]) -> Float[Array, "x a"]:
-    """Return the reward table of a point."""
+    """Return the reward table of a point.
+
+    Examples:
+        >>> features, origin = jnp.ones((1, 2, 1)), jnp.array([[0.0, 1.0]])
+        >>> lifted = Smooth(features, origin, jnp.zeros(1), jnp.ones(1), None)
+        >>> table(lifted, jnp.array([0.5])).tolist()
+        [[0.5, 1.5]]
+    """
     moved = reward(rewards, point)
     return moved + rewards.origin if isinstance(rewards, Smooth) else moved
 

@@ -16,6 +16,7 @@ from rpo_theory import direct, maximin, minimax, unbounded
 from rpo_theory.certificate import (
     GAP_TOLERANCE,
     all_finite,
+    all_proven,
     certify,
     duality_gap_bound,
     is_proven,
@@ -373,3 +374,14 @@ def test_extreme_outside_the_support_of_the_reference_policy_nothing_is_proven(
     problem = random_problem(5)._replace(reference_policy=within, baseline_policy=within)
     proof = certify(problem, reward_class, np.full((2, 4), 0.25), np.zeros((2, 4)))
     assert proof.duality_gap == np.inf
+
+
+def test_closed_form_without_comparisons_the_even_policy_alone_is_proven() -> None:
+    even, zero = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2))
+    weights = np.ones(2)
+    problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), weights, weights)
+    policies = np.array([[[0.5, 0.5]], [[1.0, 0.0]]])
+    pairs = (policies, zero, np.zeros(2), None)
+    proven, finite = all_proven(problems, TabularBox(weights), pairs)
+    assert proven.tolist() == [True, False]
+    assert finite.tolist() == [True, True]

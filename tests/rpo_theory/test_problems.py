@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpo_theory.labeled_problems import problem_from_votes, wins_from_votes
+from rpo_theory.labeled_problems import (
+    problem_from_choices,
+    problem_from_rankings,
+    problem_from_votes,
+    wins_from_votes,
+)
 from rpo_theory.problems import (
     PROBABILITY_TOLERANCE,
     InvalidProblemError,
@@ -317,3 +322,13 @@ def test_raises_names_a_column_of_votes_that_is_no_column() -> None:
         changed: dict[str, Any] = columns | {name: 2}
         with pytest.raises((ValueError, TypeError), match=name):
             wins_from_votes(**changed)
+
+
+def test_closed_form_rankings_and_choices_of_two_are_wins() -> None:
+    options: dict[str, Any] = {"beta": 1.0, "eta": 1.0, "reference_policy": None}
+    options |= {"context_labels": None, "action_labels": None}
+    ranked = problem_from_rankings(["q"], [["ada", "bob"]], [3], **options)
+    chosen = problem_from_choices(["q"], [["bob", "ada"]], ["ada"], [3], **options)
+    for problem in (ranked, chosen):
+        assert np.asarray(problem.wins).tolist() == [[[0.0, 3.0], [0.0, 0.0]]]
+        assert problem.choices is None

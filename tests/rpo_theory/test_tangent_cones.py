@@ -20,6 +20,7 @@ from rpo_theory.rewards import (
     TabularBox,
     Unbounded,
 )
+from rpo_theory.tangent_cones import Query, squared_coefficient
 
 CONVEX_PROGRAM = 1e-5
 """Clarabel stops at 1e-8; its norm constraint loses further digits."""
@@ -164,3 +165,12 @@ def test_gradient_of_coverage_is_the_difference_of_coefficients(kind: str) -> No
     assert abs(tangent - difference) <= DIFFERENCE * (1.0 + abs(difference))
     backward = sum(np.vdot(gradient[name], moves[name]) for name in query)
     np.testing.assert_allclose(backward, tangent, rtol=1e-11, atol=1e-13)
+
+
+def test_closed_form_of_one_pair_without_constraints() -> None:
+    table, first = jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]])
+    pairs = jnp.array([[[0.0, 0.25], [0.75, 0.0]]])
+    query = Query(table, first, jnp.full((1, 2), 0.5), jnp.ones(1), pairs, jnp.array(1e-15))
+    found = squared_coefficient(Unbounded(), query)
+    assert float(found.value) == pytest.approx(0.25, rel=1e-14)
+    assert bool(found.converged)

@@ -310,3 +310,17 @@ def test_limit_descent_on_the_likelihood_keeps_the_means_of_components() -> None
     means = component_means(jnp.asarray(reward), jnp.asarray(wins))
     np.testing.assert_allclose(means, np.zeros((1, 3)), atol=1e-12)
     assert abs(reward[0, 0] - reward[0, 1] - np.log(3.0)) < 1e-9
+
+
+def test_limit_the_reward_of_a_response_that_always_loses_diverges() -> None:
+    even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 1.0], [0.0, 0.0]]])
+    problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=0.0)
+    reduced = unbounded.reduce(problem)
+    assert reduced.kept.tolist() == [[True, False]]
+    reward = unbounded.normalized(reduced, jnp.zeros((1, 2)))
+    assert float(reward[0, 0]) == pytest.approx(np.log(2.0), rel=1e-15)
+    policy, value, status = jnp.array([[1.0, 0.0]]), jnp.zeros(()), jnp.array(Status.SOLVED.value)
+    solution = unbounded.take_limit(reduced, Solution(policy, reward, value, status, {}))
+    assert solution.reward.tolist() == [[float(reward[0, 0]), -np.inf]]
+    assert int(solution.status) == Status.NOT_ATTAINED.value
+    assert float(unbounded.limit_objective(problem, solution.reward)) == 0.0

@@ -16,6 +16,7 @@ from rpo_theory.adversary import adversarial_reward
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.density_ratio import density_ratio_bound
 from rpo_theory.labels import LabelSpellings
+from rpo_theory.preference_data import DavidsonTies
 from rpo_theory.rewards import FiniteClass, LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem
 from rpo_theory.validation import (
@@ -27,6 +28,7 @@ from rpo_theory.validation import (
     solver_arguments,
     validate_batch,
     validate_reward_class,
+    validate_support,
 )
 
 SOLVERS = [minimax, maximin, direct]
@@ -223,3 +225,13 @@ def test_raises_for_ragged_rows_and_masked_entries() -> None:
         plain_array("wins", [[1, 2], [3]])
     with pytest.raises(InvalidProblemError, match="`wins` must not have masked entries"):
         plain_array("wins", np.ma.masked_equal([1, 2], 2))
+
+
+def test_raises_a_baseline_outside_of_the_support_with_ties_and_unbounded_rewards() -> None:
+    half = np.array([[0.5, 0.5, 0.0]])
+    problem = GOOD._replace(reference_policy=half, ties=DavidsonTies(np.zeros((1, 3, 3)), 1.0))
+    with pytest.raises(InvalidProblemError, match=r"`baseline_policy\[0\]\[2\]` must be 0 where"):
+        validate_support(problem, Unbounded())
+    validate_support(problem, TabularBox(1.0))
+    validate_support(problem._replace(ties=None), Unbounded())
+    validate_support(problem._replace(baseline_policy=half), Unbounded())

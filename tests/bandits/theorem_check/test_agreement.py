@@ -134,3 +134,10 @@ def test_property_the_gap_of_every_instance_of_a_batch_is_proven() -> None:
     with jax.enable_x64(True):
         gaps = jax.vmap(duality_gap_bound)(problems, ball, policies, rewards)
     np.testing.assert_allclose(proven, gaps, rtol=1e-9)
+
+
+def test_closed_form_a_proven_gap_is_relative_to_the_value() -> None:
+    record = agreement.Agreement("", 0, 0, 1, 2, 1.0, 1.0, -2.0, 0.0, 0.0, 0.0, 0.0)
+    assert record._replace(proven_duality_gap=0.5).relative_proven_gap() == 0.25
+    assert record._replace(proven_duality_gap=0.5, value=0.1).relative_proven_gap() == 0.5
+    assert np.isnan(record.relative_proven_gap())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rpo_theory import certificate, minimax
-from rpo_theory._kernels import check_kernel
+from rpo_theory._kernels import check_kernel, solve_by_numba
 from rpo_theory.numerics import box_kernel
 from rpo_theory.rewards import FiniteClass, TabularBox
 from rpo_theory.types import Problem, Solution, Status
@@ -156,6 +156,24 @@ def test_closed_form_the_kernel_applies_by_actions_and_width() -> None:
     assert box_kernel.applies(12, widths).tolist() == [True, True, False]
     assert not box_kernel.applies(1, widths).any()
     assert not box_kernel.applies(13, widths).any()
+
+
+def test_property_policies_of_the_kernel_are_gibbs_policies(
+    instances: tuple[Problem, TabularBox],
+) -> None:
+    problems, boxes = rows(*instances, slice(3))
+    limits: dict[str, Any] = {"tolerance": 1e-13, "max_steps": 60}
+    found = box_kernel.solve(problems, np.asarray(boxes.maximum), **limits)
+    weight = np.asarray(problems.reference_policy) * np.exp(
+        (found.reward - found.reward.max(axis=-1, keepdims=True))
+        / np.asarray(problems.beta)[:, None, None]
+    )
+    gibbs = weight / weight.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found.policy, gibbs, rtol=0.0, atol=POLICY)
+    # No problem is left to the other solver.
+    solution = solve_by_numba(problems, boxes, minimax.solve_batch, **limits)
+    assert np.array_equal(solution.policy, found.policy)
+    assert np.array_equal(solution.stats["steps"], found.steps)
 
 
 def test_raises_an_unknown_kernel() -> None:
