@@ -323,4 +323,4 @@ def test_limit_the_reward_of_a_response_that_always_loses_diverges() -> None:
     solution = unbounded.take_limit(reduced, Solution(policy, reward, value, status, {}))
     assert solution.reward.tolist() == [[float(reward[0, 0]), -np.inf]]
     assert int(solution.status) == Status.NOT_ATTAINED.value
-    assert float(unbounded.limit_objective(problem, solution.reward)) == 0.0
+    assert float(unbounded.limit_objective(problem, jnp.asarray(solution.reward))) == 0.0
