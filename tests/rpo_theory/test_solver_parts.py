@@ -38,10 +38,11 @@ def likeliest(problems: Problem, classes: Any) -> Solution:
 def test_closed_form_tangent_of_the_likeliest_reward() -> None:
     """The log odds log(n / 1) move by 1/n, half on each side."""
     problem = three_to_one(0.0)
-    still = jax.tree.map(jnp.zeros_like, (problem, jax.tree.map(jnp.asarray, BOX)))
-    direction = still[0]._replace(wins=jnp.zeros((1, 2, 2)).at[0, 0, 1].set(1.0))
     primals = (problem, jax.tree.map(jnp.asarray, BOX))
-    move = sensitivity.tangent(jnp.asarray(LIKELIEST), primals, (direction, still[1]))
+    still, box = jax.tree.map(jnp.zeros_like, primals)
+    direction = still._replace(wins=jnp.zeros((1, 2, 2)).at[0, 0, 1].set(1.0))
+    tangent = jax.jit(sensitivity.tangent)
+    move = tangent(jnp.asarray(LIKELIEST), primals, (direction, box))
     np.testing.assert_allclose(move, [[1 / 6, -1 / 6]], rtol=1e-12)
 
 
@@ -49,13 +50,13 @@ def test_property_vmap_calls_the_solver_once_for_the_whole_batch() -> None:
     sizes = []
 
     def solver(problems: Problem, classes: Any) -> Solution:
-        sizes.append(len(problems.eta))
-        policy = jnp.asarray(problems.reference_policy)
-        return Solution(policy, policy, problems.eta, jnp.zeros(len(policy), int), {})
+        eta, policy = jnp.asarray(problems.eta), jnp.asarray(problems.reference_policy)
+        sizes.append(len(eta))
+        return Solution(policy, policy, eta, jnp.zeros(len(eta), int), {})
 
     def value(eta: Any) -> Any:
         problem = three_to_one(0.0)._replace(eta=eta)
-        return solver_of_one(solver)(problem, BOX).objective
+        return solver_of_one(solver)(problem, jax.tree.map(jnp.asarray, BOX)).objective
 
     values = jax.vmap(value)(jnp.array([0.5, 1.0, 2.0]))
     np.testing.assert_array_equal(values, [0.5, 1.0, 2.0])
@@ -63,7 +64,8 @@ def test_property_vmap_calls_the_solver_once_for_the_whole_batch() -> None:
 
 
 def test_closed_form_solution_is_polished() -> None:
-    found = sensitivity.solution(likeliest, three_to_one(0.0), BOX)
+    solver = jax.jit(partial(sensitivity.solution, likeliest))
+    found = solver(three_to_one(0.0), jax.tree.map(jnp.asarray, BOX))
     np.testing.assert_allclose(found.reward, LIKELIEST, rtol=1e-13)
     np.testing.assert_allclose(found.policy, [[0.75, 0.25]], rtol=1e-13)
 
@@ -78,7 +80,8 @@ def test_raises_a_derivative_of_the_other_routes() -> None:
 
 
 def test_property_an_unproven_claim_is_withdrawn() -> None:
-    found = sensitivity.solution_without_derivative(likeliest, three_to_one(0.0), BOX)
+    solver = jax.jit(partial(sensitivity.solution_without_derivative, likeliest))
+    found = solver(three_to_one(0.0), jax.tree.map(jnp.asarray, BOX))
     assert Status(int(found.status)) == Status.MAX_STEPS
 
 
@@ -102,11 +105,11 @@ def test_property_lower_bound_of_any_reward_is_below_the_exact_one() -> None:
 
 def test_closed_form_adversary_takes_the_likeliest_member_of_a_mixture() -> None:
     problem = three_to_one(0.5)
-    members = FiniteClass(jnp.array([[[0.0, 0.0]], [[0.0, 4.0]]]))
-    game = saddle_forms.mixture_problem(problem, members.rewards)
+    members = jnp.array([[[0.0, 0.0]], [[0.0, 4.0]]])
+    game = saddle_forms.mixture_problem(problem, members)
     state = saddle_interior_point.init(game)
     for member in (0, 1):
         stacked = state._replace(adversary=jnp.eye(2)[member])
         stacked = jax.tree.map(lambda leaf: leaf[None], stacked)
-        reward = saddle_forms.adversary_reward(problem, members, stacked)
-        np.testing.assert_array_equal(reward, members.rewards[member])
+        reward = saddle_forms.adversary_reward(problem, FiniteClass(members), stacked)
+        np.testing.assert_array_equal(reward, members[member])
