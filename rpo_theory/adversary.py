@@ -50,12 +50,14 @@ def adversarial_reward(
         >>> adversarial_reward(problem, rewards.TabularBox(2.0), policy).round(6).tolist()
         [[0.0, 2.0]]
     """
+    traced = in_trace(problem, reward_class, policy)
+    if not traced:
+        validate(problem, reward_class)
     if not rewards.is_compact(reward_class):
         kind = type(reward_class).__name__
         raise InvalidProblemError("reward_class", (), f"must be compact, got {kind}")
-    if in_trace(problem, reward_class, policy):
+    if traced:
         return worst_reward(*traced_arguments(problem, reward_class, policy))
-    validate(problem, reward_class)
     validate_policy("policy", policy, np.shape(problem.reference_policy))
     with jax.enable_x64(True):
         return np.asarray(_worst_reward(*traced_arguments(problem, reward_class, policy)))

@@ -77,7 +77,6 @@ def test_closed_form_blocks_hold_one_context_divided_by_its_weight() -> None:
 def test_raises_for_a_class_without_a_minimum() -> None:
     one, policy = problem(np.zeros((2, 2))), np.full((1, 2), 0.5)
     for reward_class, rule in (
-        (None, "must have a method `project`"),
         (Unbounded(), "must be compact"),
         (TabularBox, "must be an instance"),
     ):

@@ -215,6 +215,7 @@ def test_parity_classes_of_users_agree_with_cvxpy(kind: str, seed: int) -> None:
     agrees_with_cvxpy(kind, seed, (3, 5), USER_VALUE)
 
 
+@pytest.mark.slow
 def test_parity_the_smooth_form_of_a_box_has_the_minimum_of_its_blocks() -> None:
     problem, box = problem_and_class("lipschitz", 0, SHAPE)[0], TabularBox(1.5)
     options = {"tolerance": 1e-12, "max_steps": 100}
