@@ -15,9 +15,8 @@ A comparison is [context, winner, loser, count], with indices from 0. Further da
 "distance": [n][n], "max": 4} or "embedding": [x][a][k] instead of the distances, {"kind":
 "polytope", "matrix": [m][x][a], "limits": [m], "max": 4}, {"kind": "kernel", "gram": [n][n],
 "radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or {"kind": "unbounded"}; the axes are
-context x, action a, feature d, inequality m and reward k, and n is x times a. With --reward-class
-the keys of "reward_class" are the parameters of a class of your own. With "true_reward"
-[x][a] the answer also has the gap to the "comparator" [x][a], by default the best action of each
+context x, action a, feature d, inequality m and reward k, and n is x times a. For a class of your
+own (--reward-class) the keys of "reward_class" are its parameters. With "true_reward" [x][a] the answer also has the gap to the "comparator" [x][a], by default the best action of each
 context, and the coverage coefficient of the comparator.
 """
 
