@@ -16,8 +16,9 @@ A comparison is [context, winner, loser, count], with indices from 0. Further da
 "polytope", "matrix": [m][x][a], "limits": [m], "max": 4}, {"kind": "kernel", "gram": [n][n],
 "radius": 1}, {"kind": "finite", "rewards": [k][x][a]} or {"kind": "unbounded"}; the axes are
 context x, action a, feature d, inequality m and reward k, and n is x times a. For a class of your
-own (--reward-class) the keys of "reward_class" are its parameters. With "true_reward" [x][a] the answer also has the gap to the "comparator" [x][a], by default the best action of each
-context, and the coverage coefficient of the comparator.
+own (--reward-class) the keys of "reward_class" are its parameters. With "true_reward" [x][a] the
+answer also has the gap to the "comparator" [x][a], by default the best action of each context, and
+the coverage coefficient of the comparator.
 """
 
 from __future__ import annotations
