@@ -88,13 +88,13 @@ def certify(
         The certificate as float64 NumPy numbers; inside a trace, as traced numbers.
 
     Raises:
-        ValueError: if an argument is invalid, such as a policy that does not sum to one or a reward
-            that is NaN; the message names it.
+        ValueError: if an argument is invalid, such as a reward that is NaN; the message names it.
 
     References:
         `liu:24`, Theorem 5.6 and Lemma B.1.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> even, wins = jnp.full((1, 2), 0.5), jnp.zeros((1, 2, 2))
         >>> problem = Problem(jnp.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> float(certify(problem, TabularBox(1.0), even, jnp.zeros((1, 2))).duality_gap)

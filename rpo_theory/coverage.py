@@ -91,6 +91,7 @@ def coverage_coefficient(
         `liu:24`, Assumption 5.2.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> first, second = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
         >>> coefficient = coverage_coefficient(
         ...     TabularBox(1.0),

@@ -90,6 +90,7 @@ def solve(
         `liu:24`, Algorithm 2 and eq. 4.8.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
         >>> problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=1e-3)
         >>> solve(problem, TabularBox(2.0)).policy.round(3).tolist()
@@ -133,6 +134,7 @@ def solve_batch(
             message names the first.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> even, wins = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2, 2))
         >>> problems = Problem(np.ones((2, 1)), even, even, wins, beta=1.0, eta=1.0)
         >>> solve_batch(problems, TabularBox(1.0)).policy.shape

@@ -96,6 +96,7 @@ def influence(
         `liu:24`, eq. 4.4; `koh:17` for influence functions.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=0.1)
         >>> found = influence(problem, TabularBox(2.0), baseline="chosen")
         >>> found.winner.tolist(), found.policy[:, 0, 0].round(2).tolist()

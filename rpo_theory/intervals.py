@@ -163,9 +163,10 @@ def confidence_interval(
         `wasserman:20`, Theorem 3 and Section 4.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> problem = Problem.from_wins(np.array([[[0, 90], [10, 0]]]), beta=1.0, eta=1.0)
         >>> first = np.array([[1.0, 0.0]])
-        >>> confidence_interval(problem, TabularBox(2.0), first, 1.0 - first).lower > 0
+        >>> bool(confidence_interval(problem, TabularBox(2.0), first, 1.0 - first).lower > 0)
         True
     """
     if not is_compact(reward_class):

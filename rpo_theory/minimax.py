@@ -66,6 +66,8 @@ def solve(
         `liu:24`, eqs. 4.1 to 4.8.
 
     Examples:
+        >>> import numpy as np
+        >>> from rpo_theory.rewards import TabularBox
         >>> even, wins = np.full((1, 2), 0.5), np.array([[[0.0, 3.0], [1.0, 0.0]]])
         >>> problem = Problem(np.ones(1), even, even, wins, beta=1.0, eta=1.0)
         >>> solution = solve(problem, TabularBox(2.0))

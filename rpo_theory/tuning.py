@@ -92,6 +92,7 @@ def eta_path(
         ValueError: if an argument is invalid, or a problem is not solved.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> problem = Problem.from_wins(np.array([[[0, 3], [1, 0]]]), beta=1.0, eta=1.0)
         >>> path = eta_path(problem, TabularBox(2.0), np.array([0.1, 10.0]))
         >>> bool(path.data_loss[0] <= path.data_loss[1]), bool(path.penalty[0] >= path.penalty[1])
@@ -141,6 +142,7 @@ def tune_eta(
         ValueError: if an argument is invalid, or a problem is not solved.
 
     Examples:
+        >>> from rpo_theory.rewards import TabularBox
         >>> problem = Problem.from_wins(np.array([[[0, 8], [2, 0]]]), beta=1.0, eta=1.0)
         >>> tuned = tune_eta(problem, TabularBox(2.0), held_out_wins=np.array([[[0.0, 6], [4, 0]]]))
         >>> bool(abs(tuned.derivative) < 1e-6)

@@ -67,6 +67,7 @@ def validate(problem: Problem, reward_class: RewardClass) -> None:
         InvalidProblemError: if a check fails; the message describes the first violation.
 
     Examples:
+        >>> from rpo_theory.rewards import Unbounded
         >>> ones = np.ones((1, 1))
         >>> problem = Problem(ones[0], ones, ones, np.zeros((1, 1, 1)), beta=0.0, eta=1.0)
         >>> validate(problem, Unbounded())
@@ -89,6 +90,7 @@ def validate_batch(problems: Problem, reward_class: RewardClass, *, finite: bool
         InvalidProblemError: if a check fails; an index begins with that of the problem.
 
     Examples:
+        >>> from rpo_theory.rewards import Unbounded
         >>> even = np.full((3, 1, 2), 0.5)
         >>> problems = Problem(np.ones((3, 1)), even, even, np.zeros((3, 1, 2, 2)), 1.0, -1.0)
         >>> validate_batch(problems, Unbounded())
@@ -128,6 +130,7 @@ def solver_arguments(
         ValueError: if an argument is invalid; the message names it.
 
     Examples:
+        >>> from rpo_theory.rewards import Unbounded
         >>> problem = Problem([1.0], [[1.0]], [[1.0]], [[[0.0]]], beta=1.0, eta=1.0)
         >>> options = {"tolerance": 1e-9, "max_steps": 10, "throw": True, "batch": False}
         >>> solver_arguments(problem, Unbounded(), **options)[0].reference_policy.shape

@@ -50,8 +50,9 @@ def random_class_instance(
         The instance.
 
     Examples:
+        >>> from rpo_theory.rewards import contains
         >>> bandit = random_class_instance(jax.random.key(0), "lipschitz")
-        >>> bool(bandit.reward_class.contains(bandit.true_reward))
+        >>> bool(contains(bandit.reward_class, bandit.true_reward))
         True
     """
     options_key, instance_key = jax.random.split(key)

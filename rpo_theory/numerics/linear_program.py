@@ -59,6 +59,7 @@ def solve(slope: Float[Array, " m"], polyhedron: Polyhedron) -> LinearOptimum:
         The iterate that violates the optimality conditions least.
 
     Examples:
+        >>> from rpo_theory.numerics.linear_rows import DenseRows
         >>> ones = jnp.ones(2)
         >>> polyhedron = Polyhedron(ones, DenseRows(jnp.ones((1, 2))), ones[:1])
         >>> solve(-ones, polyhedron).x.round(6).tolist()

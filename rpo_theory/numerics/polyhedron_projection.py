@@ -64,10 +64,11 @@ def project(target: Float[Array, " m"], polyhedron: Polyhedron) -> Projection:
         are those on the active set.
 
     Examples:
+        >>> from rpo_theory.numerics.linear_rows import DenseRows
         >>> ones = jnp.ones(2)
         >>> polyhedron = Polyhedron(ones, DenseRows(jnp.ones((1, 2))), ones[:1])
-        >>> project(jnp.array([0.5, 1.5]), polyhedron).point.round(9).tolist()
-        [0.0, 1.0]
+        >>> project(jnp.array([0.75, 1.25]), polyhedron).point.round(9).tolist()
+        [0.25, 0.75]
     """
     active, used = _active_set(*jax.lax.stop_gradient((target, polyhedron)))
     rows = jnp.where(used[:, None], polyhedron.select(active), 0.0)

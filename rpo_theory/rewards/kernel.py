@@ -33,7 +33,8 @@ class KernelBall(NamedTuple):
         radius: :math:`B > 0`.
 
     Examples:
-        >>> KernelBall(np.eye(2), 1.0).project(np.array([[3.0, 4.0]])).round(6).tolist()
+        >>> nearest = KernelBall(np.eye(2), 1.0).project(np.array([[3.0, 4.0]]))
+        >>> np.asarray(nearest).round(6).tolist()
         [[0.6, 0.8]]
     """
 

@@ -38,7 +38,7 @@ class Polytope(NamedTuple):
 
     Examples:
         >>> order = Polytope(np.array([[[1.0, -1.0]]]), np.zeros(1), 2.0)  # r(0) at most r(1)
-        >>> order.project(np.array([[1.5, 0.5]])).tolist()
+        >>> np.asarray(order.project(np.array([[1.5, 0.5]]))).round(6).tolist()
         [[1.0, 1.0]]
     """
 

@@ -376,7 +376,7 @@ def test_extreme_outside_the_support_of_the_reference_policy_nothing_is_proven(
     assert proof.duality_gap == np.inf
 
 
-def test_closed_form_without_comparisons_the_even_policy_alone_is_proven() -> None:
+def test_closed_form_without_comparisons_only_the_even_policy_is_proven() -> None:
     even, zero = np.full((2, 1, 2), 0.5), np.zeros((2, 1, 2))
     weights = np.ones(2)
     problems = Problem(np.ones((2, 1)), even, even, np.zeros((2, 1, 2, 2)), weights, weights)
