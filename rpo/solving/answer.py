@@ -126,8 +126,10 @@ def _solve(
             "gap, for which the unbounded class has no bound."
         )
     notes = []
-    if status is Status.NOT_ATTAINED:
-        notes.append("A reward that diverges is null.")
+    if np.isneginf(reward).any():
+        notes.append("A reward that tends to minus infinity is null.")
+    if np.isposinf(reward).any():
+        notes.append("A reward that tends to plus infinity, outside the reference policy, is null.")
     policy = np.asarray(policy, np.float64)
     distance = policy_error(problem, duality_gap if np.isfinite(duality_gap) else np.inf)
     certified = CertifiedSolution(
