@@ -40,10 +40,18 @@ def test_gradient_held_out_rule_finds_the_minimum() -> None:
 
 
 def test_property_discrepancy_rule_meets_its_level() -> None:
-    tuned = tune_eta(problem(), BOX, delta=0.2, bounds=(1e-3, 1e3))
+    tuned = tune_eta(problem(), BOX, delta=0.8, bounds=(1e-3, 1e3))
     zero = minimax.solve(problem()._replace(eta=0.0), BOX)
     excess = WINS.sum() * (tuned.loss - float(data_loss(problem(), zero.reward)))
-    np.testing.assert_allclose(excess, np.log(5.0), rtol=1e-6)
+    np.testing.assert_allclose(excess, np.log(1.25), rtol=1e-6)
+
+
+def test_limit_discrepancy_rule_returns_the_bound_if_no_weight_reaches_the_level() -> None:
+    tuned = tune_eta(problem(), BOX, delta=0.2, bounds=(1e-3, 1e3))
+    np.testing.assert_allclose(tuned.eta, 1e3)
+    zero = minimax.solve(problem()._replace(eta=0.0), BOX)
+    excess = WINS.sum() * (tuned.loss - float(data_loss(problem(), zero.reward)))
+    assert excess < np.log(5.0)
 
 
 def test_raises_for_bounds_and_probabilities_out_of_range() -> None:

@@ -255,6 +255,7 @@ def policies(reward: Floats, reference: Floats, wins: Floats) -> dict[str, jax.A
         "tv_again": rt.policies.total_variation(policy, reference),
         "chosen": rt.chosen_policy(wins, reference),
         "chosen_again": rt.policies.chosen_policy(wins, reference),
+        "of_counts": rt.policies.counts_to_policy(wins.sum(axis=2), reference),
         "marginal": rt.data_marginal_policy(wins, reference),
         "marginal_again": rt.policies.data_marginal_policy(wins, reference),
     }

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_property_every_claim_of_the_summary_holds(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
-    assert len(summary["claims"]) == 4
+    assert len(summary["claims"]) == 5
     assert all(claim["holds"] for claim in summary["claims"])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rpo_theory.numerics.dual_ascent import log_mean_exp, maximize_dual
 
-CENTERS = jnp.array([0.0, 1.0, 1.5])
+CENTERS = np.array([0.0, 1.0, 1.5])
 
 
 def distances(position: jax.Array) -> jax.Array:
