@@ -37,7 +37,7 @@ MIN_CAPACITY = 8
 """Members of the smallest class that is compiled; larger ones double it."""
 
 BestResponse = Callable[[Any], ArrayLike]
-r"""From a policy, shape ``[x a]``, to a reward that minimizes :math:`\phi(\pi, r)`."""
+r"""Function of a policy, shape ``[x a]``, that returns a minimizer of :math:`\phi(\pi, r)`."""
 
 
 class DoubleOracleSolution(NamedTuple):

@@ -385,7 +385,7 @@ def test_theorem_the_regularized_gap_is_a_divergence_and_below_its_bound() -> No
 
 
 def test_theorem_beta_changes_the_direction_of_dpo_gradients_of_several_pairs() -> None:
-    """Of one pair beta changes only the length of the gradient; of two pairs its direction too."""
+    """For one pair, beta scales the gradient; for several pairs, it also changes its direction."""
 
     def gradient(beta: float, wins: np.ndarray) -> np.ndarray:
         def loss(logits: jax.Array) -> jax.Array:

@@ -322,7 +322,7 @@ def test_raises_without_splits_in_a_trace_and_on_the_unbounded_class() -> None:
 
 @pytest.mark.slow
 def test_theorem_two_arms_with_crossed_halves_by_enumeration_of_the_draws() -> None:
-    """With halves used both ways the intervals are narrower; the level still holds."""
+    """Averaging the likelihood ratio over both assignments of the halves keeps the level."""
     base = problem(np.zeros((1, 2, 2)))
     arguments = (base, TabularBox(jnp.array(2.0)), TWO_ARMS)
     for n_half, margin in product((10, 30), (0.3, 1.5)):
