@@ -155,12 +155,13 @@ def test_closed_form_the_kernel_follows_from_the_number_of_fits_of_the_whole_stu
 def test_parity_methods_give_the_same_policies_with_either_kernel() -> None:
     draws = draw_design(Design(actions=3, rare=1), 1000, np.arange(8))
     arguments = draws.problem, draws.reward_class
-    for name in ("rpo", "two_stage", "chi_po"):
+    # At eta = 0 the rewards of actions that were never compared are free.
+    for name, tolerance in (("rpo", 1e-9), ("two_stage", 1e-6), ("chi_po", 1e-6)):
         first, second = (
             METHODS[name](*arguments, FitOptions(baseline="given", kernel=kernel)).policy
             for kernel in ("jax", "numba")
         )
-        assert first == pytest.approx(second, abs=1e-6)  # some rewards are free
+        assert first == pytest.approx(second, abs=tolerance)
         assert not np.array_equal(first, second), "both kernels have run"
 
 
