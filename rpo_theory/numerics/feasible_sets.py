@@ -17,6 +17,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Bool, Float
 
 ROUNDING = 2.0**-45  # relative slack of a smooth set that rounding decides
+LIFT = 64.0  # in units of roundoff, relative to a unit diagonal
 
 
 class Box(NamedTuple):
@@ -233,6 +234,20 @@ def ridge_scale(
     if isinstance(rewards, Ball | Simplex | Smooth):
         return jnp.full_like(stiffness, stiffness.max())
     return jnp.where(adversarial, stiffness, stiffness.max())
+
+
+def factor(rewards: FeasibleSet, matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """Return the lower Cholesky factor of a Newton matrix.
+
+    The stiffnesses of a smooth set's many constraints differ by more than the precision: its matrix
+    is scaled to a unit diagonal, and lifted to stay positive definite.
+    """
+    if not isinstance(rewards, Smooth):
+        return jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    scale = jax.lax.rsqrt(jnp.diagonal(matrix))
+    identity = jnp.eye(len(scale), dtype=matrix.dtype)
+    lifted = matrix * scale[:, None] * scale + LIFT * jnp.finfo(matrix.dtype).eps * identity
+    return jnp.linalg.cholesky(lifted, symmetrize_input=False) / scale[:, None]
 
 
 def newton_move(

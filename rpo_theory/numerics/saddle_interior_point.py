@@ -256,7 +256,7 @@ def _linearize(problem: SaddleProblem, state: SaddleState) -> _Linearization:
     matrix = matrix + feasible_sets.bound_curvature(
         problem.rewards, state.adversary, state.slack, state.multiplier
     )
-    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    factor = feasible_sets.factor(problem.rewards, matrix)
     return _Linearization(*_conditions(problem, state), policy_response, label_response, factor)
 
 
