@@ -32,7 +32,7 @@ from .box_interior_point import COOLING, EPSILON, TRUST
 INSIDE = 0.995  # share of the way to the boundary that a step may go
 HOT = 0.1  # smallest factor on the barrier per step while the temperature is still falling
 SHARPER = 1e-4  # weight of complementarity in the residual: the active constraints are found early
-PATIENCE = 8  # steps without a smaller residual after which rounding has stopped the iteration
+PATIENCE = 20  # steps without a smaller residual after which rounding has stopped the iteration
 COARSE = 1e-6  # relative residual above which it is not rounding that stops the iteration
 FLOOR = 0.1 * SHARPER  # smallest target of the barrier, relative to the tolerance
 RESOLVED = 16.0 * EPSILON  # slack that rounding of the constraints decides
@@ -210,6 +210,8 @@ def _step(
     """Take one predictor-corrector step; the residual is that of the iterate before it."""
     point, slack, dual, heat = state.point, state.slack, state.dual, state.temperature
     local = _local(problem, point, dual, heat)
+    # A slack that moved along the tangent of a curved constraint is brought up to the constraint.
+    slack = jnp.where(local.slack > slack + RESOLVED, local.slack, slack)
     residual = _residual(local, slack, dual)
     slopes = local.slopes
     factor, scale = _factor(local.curvature + (slopes.T * (dual / slack)) @ slopes)
