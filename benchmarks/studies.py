@@ -67,8 +67,12 @@ def run_study(folder: Path, fits: int) -> dict[str, float]:
 def scipy_seconds() -> float:
     """Return the median time of a fit by SciPy, on bandits of the same study."""
     design = Design(**{**DESIGN, "target_coverage": 2.0})
-    batch = draw_design(design, 1000, np.arange(SCIPY_FITS)).problem
-    times = [seconds(lambda i=i: scipy_reward(select(batch, i))) for i in range(SCIPY_FITS)]
+    draws = draw_design(design, 1000, np.arange(SCIPY_FITS))
+    limits = np.broadcast_to(np.asarray(draws.reward_class.reward_max), SCIPY_FITS)
+    times = [
+        seconds(lambda i=i: scipy_reward(select(draws.problem, i), float(limits[i])))
+        for i in range(SCIPY_FITS)
+    ]
     return float(np.median(times))
 
 

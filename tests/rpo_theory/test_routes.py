@@ -215,6 +215,24 @@ def test_parity_classes_of_users_agree_with_cvxpy(kind: str, seed: int) -> None:
     agrees_with_cvxpy(kind, seed, (3, 5), USER_VALUE)
 
 
+def test_limit_lipschitz_of_large_constant_is_the_box_and_of_zero_a_point() -> (
+    None
+):
+    problem, reward_class = problem_and_class("lipschitz", 3, (2, 3))
+    wide, narrow = (
+        Lipschitz(constant, reward_class.distance, reward_class.maximum) for constant in (1e6, 1e-9)
+    )
+    in_box = minimax.solve(problem, TabularBox(reward_class.maximum))
+    in_wide = minimax.solve(problem, wide)
+    assert in_wide.objective == pytest.approx(float(in_box.objective), abs=VALUE)
+    np.testing.assert_allclose(in_wide.policy, in_box.policy, atol=POLICY)
+    # Equal rewards: the policy is the reference, and F is log 2 of every comparison.
+    in_narrow = minimax.solve(problem, narrow)
+    assert np.ptp(in_narrow.reward) <= 1e-8
+    np.testing.assert_allclose(in_narrow.policy, problem.reference_policy, atol=POLICY)
+    assert in_narrow.objective == pytest.approx(np.log(2.0), abs=VALUE)
+
+
 @pytest.mark.slow
 def test_parity_the_smooth_form_of_a_box_has_the_minimum_of_its_blocks() -> None:
     problem, box = problem_and_class("lipschitz", 0, SHAPE)[0], TabularBox(1.5)
