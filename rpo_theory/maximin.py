@@ -19,7 +19,7 @@ from jax import Array
 from jax.scipy.special import entr
 from jaxtyping import Float
 
-from . import rewards, saddle_columns, saddle_forms, unbounded
+from . import rewards, routes, saddle_columns, saddle_forms, unbounded
 from ._batching import group_size, raise_unless_solved, solve_in_groups, solve_one
 from ._tracing import in_trace
 from .certificate import verify_status
@@ -27,6 +27,7 @@ from .numerics import saddle_interior_point
 from .numerics.saddle_interior_point import Progress, SaddleProblem
 from .policies import kl_divergence
 from .rewards import AnyRewardClass, RewardClass
+from .rewards.unbounded import in_wide_box
 from .sensitivity import solution_without_derivative
 from .types import Problem, Solution, Status
 from .validation import solver_arguments
@@ -148,12 +149,36 @@ def _solve_group(
     *,
     max_steps: int,
 ) -> Solution:
+    """Solve every problem; without bounds on the rewards, its part that attains the minimum."""
+    options = {"tolerance": tolerance, "max_steps": max_steps}
+    if rewards.is_compact(reward_class):
+        return _solve_saddles(problems, reward_class, **options)
+    reduced = jax.vmap(unbounded.reduce)(problems)
+    if routes.uses_only_wins(problems):
+        solutions = _solve_saddles(reduced.problem, reward_class, **options)
+    else:
+
+        def solve_in_box(width: Float[Array, " p"]) -> Solution:
+            box = jax.vmap(reward_class.bounded)(width)
+            solutions = _solve_saddles(reduced.problem, box, **options)
+            return solutions._replace(reward=solutions.reward - 0.5 * width[:, None, None])
+
+        solutions = in_wide_box(solve_in_box, problems.beta)
+        reward = jax.vmap(unbounded.normalized)(reduced, solutions.reward)
+        solutions = solutions._replace(reward=reward)
+    solutions = solutions._replace(objective=reduced.share * solutions.objective)
+    return jax.vmap(unbounded.take_limit)(reduced, solutions)
+
+
+def _solve_saddles(
+    problems: Problem,
+    reward_class: RewardClass,
+    *,
+    tolerance: Float[Array, ""] | float,
+    max_steps: int,
+) -> Solution:
     """Solve the saddle problems of every problem, in chunks that fit into the cache."""
     n_problems, _, n_actions = problems.reference_policy.shape
-    reduced = None
-    if not rewards.is_compact(reward_class):
-        reduced = jax.vmap(unbounded.reduce)(problems)
-        problems = reduced.problem
     if not saddle_forms.has_saddle_form(problems, reward_class):
         solver = partial(saddle_columns.solve, tolerance=tolerance, max_steps=max_steps)
         return jax.lax.map(lambda pair: solver(*pair), (problems, reward_class))
@@ -170,11 +195,7 @@ def _solve_group(
     results = jax.tree.map(
         lambda leaf: leaf.reshape(n_problems, n_saddles // n_problems, *leaf.shape[1:]), results
     )
-    solutions = jax.vmap(partial(_conclude, tolerance))(problems, reward_class, results)
-    if reduced is None:
-        return solutions
-    solutions = solutions._replace(objective=reduced.share * solutions.objective)
-    return jax.vmap(unbounded.take_limit)(reduced, solutions)
+    return jax.vmap(partial(_conclude, tolerance))(problems, reward_class, results)
 
 
 def _is_fast(problems: Problem, reward_class: RewardClass) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from rpo_theory.numerics import box_slots
-from rpo_theory.types import ArrayLike, Problem
+from rpo_theory.types import ArrayLike, Problem, Solution
 
 from .box import TabularBox
 from .protocol import Minimum
 
+Found = TypeVar("Found", Minimum, Solution)
 WIDTH = 64.0
 """Width in nats of the first box that stands in for all tables."""
 WIDENINGS = 5
@@ -76,8 +77,8 @@ class Unbounded(NamedTuple):
 
 
 def in_wide_box(
-    solver: Callable[[Float[Array, "*p"]], Minimum], beta: Float[Array, "*p"]
-) -> Minimum:
+    solver: Callable[[Float[Array, "*p"]], Found], beta: Float[Array, "*p"]
+) -> Found:
     """Minimize in a box that is wide enough for its bounds to be inactive.
 
     Args:
@@ -88,7 +89,7 @@ def in_wide_box(
         The minimum in the last box.
     """
 
-    def too_narrow(width: Float[Array, "*p"], minimum: Minimum) -> Bool[Array, "*p"]:
+    def too_narrow(width: Float[Array, "*p"], minimum: Found) -> Bool[Array, "*p"]:
         return jnp.abs(minimum.reward).max(axis=(-2, -1)) > 0.4 * width
 
     def widen(carry: tuple) -> tuple:

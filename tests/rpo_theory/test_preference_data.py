@@ -41,7 +41,7 @@ def test_property_the_loss_is_convex_in_reward_and_log_parameter(name: str) -> N
 
     points = jax.random.normal(jax.random.key(0), (50, 4)) * 2.0
     points = points.at[:, 3].set(jnp.abs(points[:, 3]) + 0.05)
-    hessians = jax.vmap(jax.hessian(loss))(points)
+    hessians = jax.jit(jax.vmap(jax.hessian(loss)))(points)
     assert np.linalg.eigvalsh(hessians)[:, 0].min() > -EXACT
     # A constant added to the rewards changes nothing.
     shift = jnp.array([1.0, 1.0, 1.0, 0.0])
@@ -53,7 +53,7 @@ def test_gradient_of_the_data_loss_is_the_evidence(name: str) -> None:
     ties = TIE_MODELS[name](TIES, PARAMETERS[name])
     problem = Problem(np.ones(1), EVEN, EVEN, WINS, 1.0, 1.0, CHOICES, ties)
     reward = jnp.array([[0.4, -1.3, 2.0]])
-    gradient = jax.grad(lambda reward: data_loss(problem, reward))(reward)
+    gradient = jax.jit(jax.grad(lambda reward: data_loss(problem, reward)))(reward)
     np.testing.assert_allclose(-13.0 * gradient, evidence(problem, reward), atol=20 * EXACT)
 
 

@@ -235,7 +235,9 @@ def test_extreme_many_actions_need_long_flows() -> None:
 def exact_minimum(problem: Problem) -> tuple[Any, np.ndarray]:
     """Minimize F by Newton's method with 40 digits, for one context with an attained minimum."""
     mp = mpmath
-    reference, baseline = (list(map(mp.mpf, t[0])) for t in problem[1:3])
+    reference, baseline = (
+        [mp.mpf(p) / mp.fsum(table[0]) for p in table[0]] for table in problem[1:3]
+    )
     shares = np.asarray(problem.wins)[0] / np.sum(problem.wins)
     beta, eta = mp.mpf(float(problem.beta)), mp.mpf(float(problem.eta))
     n = len(reference)
@@ -253,7 +255,7 @@ def exact_minimum(problem: Problem) -> tuple[Any, np.ndarray]:
         weights = [p * mp.exp(r[a] / beta) for a, p in enumerate(reference)]
         policy = [w / mp.fsum(weights) for w in weights]
         gradient = mp.matrix([eta * (policy[a] - baseline[a]) for a in range(n)])
-        hessian = mp.matrix(n) + mp.ones(n) * mp.mpf("1e-30")
+        hessian = mp.ones(n)  # holds the constant, which changes nothing
         for a in range(n):
             hessian[a, a] += eta / beta * policy[a] + mp.mpf("1e-36")
             for b in range(n):
