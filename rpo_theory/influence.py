@@ -19,7 +19,7 @@ The derivative then includes their change.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ from .validation import InvalidProblemError, solver_arguments, validate_reward
 
 NEWTON_STEPS = 6
 """Newton steps from the solution towards that without a vote."""
+LENGTHS = 0.5 ** np.arange(6)
+"""Parts of a Newton step among which the one with the smallest objective is taken."""
 GROUP = 1 << 22
 """Number of entries of the derivatives that are computed together."""
 
@@ -117,34 +119,60 @@ def influence(
         if option not in ("fixed", follows):
             raise ValueError(f"`{name}` must be 'fixed' or '{follows}', got {option!r}")
     reward = minimax.solve(problem, reward_class).reward
-    arguments = (problem, reward_class, reward, rewards, (context, winner, loser))
+    votes = (context, winner, loser)
+    follow = (baseline, weights)
     with jax.enable_x64(True):
-        arguments = jax.tree.map(jnp.asarray, arguments)
-        found = jax.device_get(_of_votes(*arguments, follow=(baseline, weights)))
-    return Influence(context, winner, loser, *found)
+        arguments = jax.tree.map(jnp.asarray, (problem, reward_class, reward, votes))
+        # One after the other: two batched factorizations at a time deadlock (jaxlib 0.10.2).
+        point = jax.block_until_ready(_polished_point(*arguments[:3], follow))
+        slopes = jax.device_get(_slopes(*arguments[:2], point, rewards, votes, follow))
+        left_out = jax.device_get(_left_out(*arguments[:2], point, slopes[0], votes, follow))
+    policy_slope, objective_slope, value_slope = slopes
+    return Influence(*votes, policy_slope, left_out, value_slope, objective_slope)
 
 
-@partial(jax.jit, static_argnames="follow")
-def _of_votes(
+Votes: TypeAlias = tuple[Any, Any, Any]
+"""Contexts, winners and losers of the distinct votes."""
+Chains: TypeAlias = tuple[str, str]
+"""Choices for the baseline and for the context weights."""
+
+
+def _problem_of(problem: Problem, wins: Float[Array, "x a a"], follow: Chains) -> Problem:
+    """Return the problem with other votes, and with what follows from them."""
+    moved = problem._replace(wins=wins)
+    if follow[0] == "chosen":
+        chosen = chosen_policy(wins, problem.reference_policy)
+        moved = moved._replace(baseline_policy=chosen)
+    if follow[1] == "comparisons":
+        n_comparisons = jnp.maximum(wins.sum(), jnp.finfo(wins.dtype).tiny)
+        moved = moved._replace(context_weights=wins.sum(axis=(1, 2)) / n_comparisons)
+    return moved
+
+
+@partial(jax.jit, static_argnums=3)
+def _polished_point(
+    problem: Problem, reward_class: RewardClass, reward: Float[Array, "x a"], follow: Chains
+) -> Array:
+    """Return the point of a solution, after Newton steps on the optimality conditions."""
+    base = _problem_of(problem, jnp.asarray(problem.wins), follow)
+    point = optimality.conditions(base, reward_class).point(reward)
+    for _ in range(sensitivity.POLISH_STEPS):
+        point = sensitivity.newton_step(point, base, reward_class)
+    return point
+
+
+@partial(jax.jit, static_argnums=5)
+def _slopes(
     problem: Problem,
     reward_class: RewardClass,
-    reward: Float[Array, "x a"],
+    point: Array,
     rewards: Float[Array, "x a"] | None,
-    votes: tuple[Array, Array, Array],
-    *,
-    follow: tuple[str, str],
-) -> tuple[Array, Array, Array | None, Array]:
-    """Return the last four fields of the result, at a solution of the problem."""
-
-    def problem_of(wins: Float[Array, "x a a"]) -> Problem:
-        moved = problem._replace(wins=wins)
-        if follow[0] == "chosen":
-            chosen = chosen_policy(wins, problem.reference_policy)
-            moved = moved._replace(baseline_policy=chosen)
-        if follow[1] == "comparisons":
-            n_comparisons = jnp.maximum(wins.sum(), jnp.finfo(wins.dtype).tiny)
-            moved = moved._replace(context_weights=wins.sum(axis=(1, 2)) / n_comparisons)
-        return moved
+    votes: Votes,
+    follow: Chains,
+) -> tuple[Array, Array, Array | None]:
+    """Return the derivatives of policy, objective and value in the count of each vote."""
+    base = _problem_of(problem, jnp.asarray(problem.wins), follow)
+    still = jax.tree.map(sensitivity.no_tangent, reward_class)
 
     def answer(problem: Problem, point: Array) -> tuple[Array, Array, Array | None]:
         policy, _, value = optimality.conditions(problem, reward_class).solution(point)
@@ -152,26 +180,47 @@ def _of_votes(
             return policy, value, None
         return policy, value, objectives.value(policy, rewards, problem.context_weights)
 
-    base = problem_of(jnp.asarray(problem.wins))
-    point = optimality.conditions(base, reward_class).point(reward)
-    for _ in range(sensitivity.POLISH_STEPS):
-        point = sensitivity.newton_step(point, base, reward_class)
-    policy = answer(base, point)[0]
-    still = jax.tree.map(sensitivity.no_tangent, reward_class)
-
-    def of_one(vote: tuple[Array, Array, Array]) -> tuple[Array, Array, Array | None, Array]:
+    def of_one(vote: Votes) -> tuple[Array, Array, Array | None]:
         added = jnp.zeros_like(problem.wins).at[vote].set(1.0)
-        _, direction = jax.jvp(problem_of, (problem.wins,), (added,))
+        direction = jax.jvp(lambda w: _problem_of(problem, w, follow), (problem.wins,), (added,))[1]
         move = sensitivity.tangent(point, (base, reward_class), (direction, still))
-        slopes = jax.jvp(answer, (base, point), (direction, move))[1]
-        fewer = problem_of(jnp.maximum(problem.wins - added, 0.0))
-        conditions = optimality.conditions(fewer, reward_class)
-        without = point
-        for _ in range(NEWTON_STEPS):
-            stepped = sensitivity.newton_step(without, fewer, reward_class)
-            without = conditions.point(conditions.solution(stepped)[1])
-        closer = conditions.error(without) < 0.1 * conditions.error(point)
-        change = jnp.where(closer, answer(fewer, without)[0] - policy, -slopes[0])
-        return slopes[0], change, slopes[2], slopes[1]
+        return jax.jvp(answer, (base, point), (direction, move))[1]
 
-    return jax.lax.map(of_one, votes, batch_size=max(1, GROUP // problem.wins.size))
+    return jax.lax.map(of_one, votes, batch_size=_batch_size(problem))
+
+
+@partial(jax.jit, static_argnums=5)
+def _left_out(
+    problem: Problem,
+    reward_class: RewardClass,
+    point: Array,
+    slopes: Float[Array, "n x a"],
+    votes: Votes,
+    follow: Chains,
+) -> Float[Array, "n x a"]:
+    """Return the predicted change of the policy if one vote is left out."""
+    base = _problem_of(problem, jnp.asarray(problem.wins), follow)
+    policy = optimality.conditions(base, reward_class).solution(point)[0]
+
+    def of_one(vote: Votes, slope: Float[Array, "x a"]) -> Float[Array, "x a"]:
+        removed = jnp.zeros_like(problem.wins).at[vote].set(1.0)
+        fewer = _problem_of(problem, jnp.maximum(problem.wins - removed, 0.0), follow)
+        conditions = optimality.conditions(fewer, reward_class)
+
+        def step(without: Array, _: None) -> tuple[Array, None]:
+            move = sensitivity.newton_step(without, fewer, reward_class) - without
+            moved = without + LENGTHS.reshape(-1, *(1,) * move.ndim) * move
+            tried = jax.vmap(lambda one: conditions.point(conditions.solution(one)[1]))(moved)
+            values = jax.vmap(lambda one: conditions.solution(one)[2])(tried)
+            return tried[jnp.argmin(values)], None
+
+        without = jax.lax.scan(step, point, None, length=NEWTON_STEPS)[0]
+        closer = conditions.error(without) < 0.1 * conditions.error(point)
+        return jnp.where(closer, conditions.solution(without)[0] - policy, -slope)
+
+    batch_size = _batch_size(problem)
+    return jax.lax.map(lambda one: of_one(*one), (votes, slopes), batch_size=batch_size)
+
+
+def _batch_size(problem: Problem) -> int:
+    return max(1, GROUP // problem.wins.size)

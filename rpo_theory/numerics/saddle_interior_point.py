@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float, Int
 from . import feasible_sets
 from .feasible_sets import FeasibleSet, Free
 
-RIDGE = 10.0  # in units of roundoff; a reward with zero curvature does not move
+RIDGE = 10.0  # in units of roundoff; without curvature 1, so that the reward hardly moves
 START = 0.1  # initial barrier parameter, in units of weight times reward
 INSIDE = 0.995  # share of the way to the boundary that a step may go
 MIN_CENTERING = 1e-3  # smallest factor on the barrier per step: the logarithms must follow
@@ -251,7 +251,8 @@ def _linearize(problem: SaddleProblem, state: SaddleState) -> _Linearization:
     curvature = feasible_sets.adjoint_form(problem.rewards, laplacian)
     stiffness = feasible_sets.ridge_scale(problem.rewards, curvature, problem.weights.sum() > 0)
     precision = jnp.finfo(curvature.dtype)
-    ridge = RIDGE * laplacian.shape[-1] * precision.eps * stiffness + precision.tiny
+    ridge = RIDGE * laplacian.shape[-1] * precision.eps * stiffness
+    ridge = jnp.where(ridge > 0, ridge, 1.0)
     matrix = curvature + jnp.diag(ridge)
     matrix = matrix + feasible_sets.bound_curvature(
         problem.rewards, state.adversary, state.slack, state.multiplier

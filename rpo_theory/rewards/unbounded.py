@@ -76,9 +76,7 @@ class Unbounded(NamedTuple):
         return -self.linear_minimum(direction)
 
 
-def in_wide_box(
-    solver: Callable[[Float[Array, "*p"]], Found], beta: Float[Array, "*p"]
-) -> Found:
+def in_wide_box(solver: Callable[[Float[Array, "*p"]], Found], beta: Float[Array, "*p"]) -> Found:
     """Minimize in a box that is wide enough for its bounds to be inactive.
 
     Args:

@@ -19,7 +19,7 @@ from bandits.environments.sampling import draw_win_counts
 from rpo_theory import bounds
 from rpo_theory.coverage import coverage_coefficient
 from rpo_theory.data_splits import Counts, DataSplits, split_data
-from rpo_theory.intervals import Interval, confidence_interval
+from rpo_theory.intervals import PSEUDO_VOTES, Interval, confidence_interval
 from rpo_theory.preference import negative_log_likelihood
 from rpo_theory.rewards import (
     FiniteClass,
@@ -111,6 +111,13 @@ def test_theorem_two_arms_the_miss_probability_is_at_most_delta(n_half: int, wid
             assert halves.probability @ (upper - lower) <= widest
 
 
+ACCURATE = {
+    "solver": "CLARABEL",
+    **dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-11),
+}
+"""Options of a solver whose default tolerances leave errors of 1e-5 in the ends."""
+
+
 def ends_by_convex_program(
     base: Problem, pair: tuple, splits: DataSplits, constraints: Callable, size: int
 ) -> tuple[float, float]:
@@ -127,7 +134,8 @@ def ends_by_convex_program(
     for fitting, evaluation in zip(splits.fitting.wins, splits.evaluation.wins, strict=True):
         variable = cp.Variable(size)
         reward, rules = constraints(variable)
-        cp.Problem(cp.Minimize(losses(reward, fitting)), rules).solve(solver="CLARABEL")
+        pseudo = PSEUDO_VOTES * (1.0 - np.eye(shape[1]))
+        cp.Problem(cp.Minimize(losses(reward, fitting + pseudo)), rules).solve(**ACCURATE)
         fitted = float(losses(reward, evaluation).value)
         ratios.append((evaluation, fitted))
     variable = cp.Variable(size)
@@ -136,7 +144,7 @@ def ends_by_convex_program(
     rules = [*rules, cp.log_sum_exp(each) <= np.log(len(ratios) / DELTA)]
     objective = direction.ravel() @ reward
     goals = (cp.Minimize(objective), cp.Maximize(objective))
-    lower, upper = (float(np.asarray(cp.Problem(g, rules).solve(solver="CLARABEL"))) for g in goals)
+    lower, upper = (float(np.asarray(cp.Problem(g, rules).solve(**ACCURATE))) for g in goals)
     return lower, upper
 
 
@@ -151,21 +159,22 @@ def box_and_ball(seed: int, maximum: float) -> list[tuple[RewardClass, Callable,
 
 def assert_convex_programs_agree(seed: int, n_splits: int) -> None:
     rng = np.random.default_rng(seed)
-    # Every pair occurs in both halves: otherwise the fitted reward would not be unique.
-    base = problem((2 + rng.poisson(rng.uniform(1, 40), (2, 3, 3))) * (1 - np.eye(3)))
+    base = problem(rng.poisson(rng.uniform(1, 40), (2, 3, 3)) * (1 - np.eye(3)))
     pair, splits = policies((2, 3), seed), split_data(base, n_splits, seed=seed)
     for reward_class, constraints, size in box_and_ball(seed, 10 ** rng.uniform(-0.5, 0.7)):
         got = confidence_interval(base, reward_class, *pair, splits=splits)
         expected = ends_by_convex_program(base, pair, splits, constraints, size)
-        np.testing.assert_allclose(got[:2], expected, atol=2e-5)
+        np.testing.assert_allclose(got[:2], expected, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_parity_ends_agree_with_cvxpy() -> None:
     for seed in range(2):
         assert_convex_programs_agree(seed, 2)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_parity_ends_agree_with_cvxpy_on_many_instances() -> None:
     for seed in range(2, 27):
         for n_splits in (1, 2):

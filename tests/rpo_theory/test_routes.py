@@ -215,9 +215,7 @@ def test_parity_classes_of_users_agree_with_cvxpy(kind: str, seed: int) -> None:
     agrees_with_cvxpy(kind, seed, (3, 5), USER_VALUE)
 
 
-def test_limit_lipschitz_of_large_constant_is_the_box_and_of_zero_a_point() -> (
-    None
-):
+def test_limit_lipschitz_of_large_constant_is_the_box_and_of_zero_a_point() -> None:
     problem, reward_class = problem_and_class("lipschitz", 3, (2, 3))
     wide, narrow = (
         Lipschitz(constant, reward_class.distance, reward_class.maximum) for constant in (1e6, 1e-9)

@@ -22,8 +22,12 @@ TRANSPOSED = 1e-12
 """Relative difference of <w, Jv> and <J'w, v>, which sum the same products in another order."""
 AWAY = 1e-4
 """Smallest slack or multiplier of an instance away from kinks."""
+TOUCHING = 1e-7
+"""Slack below which a constraint is active."""
 STEP = mp.mpf(10) ** -15
 """Step of the central differences; their error is about its square."""
+HOLD = mp.mpf(10) ** -25
+"""Penalty that holds what neither the objective nor the constraints determine."""
 ENABLE = r'jax\.config\.update\("jax_enable_x64", True\)'
 SHAPES = [(1, 3), (2, 3), (3, 4)]
 FEATURES = 3
@@ -78,11 +82,11 @@ def _symmetric(matrix: np.ndarray) -> np.ndarray:
     return (matrix + matrix.T) * (1.0 - np.eye(len(matrix)))
 
 
-# The oracle: Newton's method with 45 digits on the active constraints.
+# The oracle: Newton's method with 70 digits on the active constraints.
 
 
 class Exact(NamedTuple):
-    """Policy, centered reward and value with 45 digits."""
+    """Policy, centered reward and value with many digits."""
 
     policy: np.ndarray
     reward: np.ndarray
@@ -110,6 +114,8 @@ def exact_derivatives(
     value = value - (wins * log(1 - surprise)).sum() / n_comparisons
     flow = wins * surprise / n_comparisons
     gradient = eta * d0[:, None] * (policy - base) + flow.sum(axis=1) - flow.sum(axis=2)
+    # Probabilities of float64 sum to one up to rounding, which would move the constants.
+    gradient = gradient - gradient.mean(axis=1, keepdims=True)
     edges = (wins + np.swapaxes(wins, 1, 2)) * surprise * (1 - surprise) / n_comparisons
     edges = edges + (eta * d0 / beta)[:, None, None] * policy[:, :, None] * policy[:, None, :]
     hessian = np.full((reward.size, reward.size), mp.mpf(0), object)
@@ -122,7 +128,7 @@ def exact_derivatives(
     return value, gradient, hessian, policy
 
 
-def newton(residual: Any, start: np.ndarray, steps: int = 8) -> np.ndarray:
+def newton(residual: Any, start: np.ndarray, steps: int = 20) -> np.ndarray:
     point = start
     for _ in range(steps):
         value, matrix = residual(point)
@@ -134,76 +140,68 @@ def newton(residual: Any, start: np.ndarray, steps: int = 8) -> np.ndarray:
 
 
 def exact_table(problem: Problem, rows: np.ndarray, levels: np.ndarray, start: np.ndarray) -> Exact:
-    """Minimize over tables with rows @ r = levels; rows are differences within a context."""
+    """Minimize over tables with rows @ r = levels, which may be redundant."""
     shape = start.shape
     n, c = start.size, len(rows)
-    same = np.equal.outer(np.arange(n) // shape[1], np.arange(n) // shape[1]).astype(int)
+    first = to_exact(start.ravel())
 
     def residual(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         reward, dual = point[:n], point[n:]
         _, gradient, hessian, _ = exact_derivatives(problem, reward.reshape(shape))
         matrix = np.full((n + c, n + c), mp.mpf(0), object)
-        matrix[:n, :n] = hessian + same
+        matrix[:n, :n] = hessian + HOLD * np.eye(n, dtype=int)
         matrix[:n, n:], matrix[n:, :n] = rows.T, rows
-        stationarity = gradient.ravel() + same @ reward + rows.T @ dual
-        return np.concatenate([stationarity, rows @ reward - levels]), matrix
+        matrix[n:, n:] = -HOLD * np.eye(c, dtype=int)
+        stationarity = gradient.ravel() + HOLD * (reward - first) + rows.T @ dual
+        return np.concatenate([stationarity, rows @ reward - levels - HOLD * dual]), matrix
 
-    first = np.concatenate([_sum_zero(start).ravel(), np.zeros(c)])
-    reward = newton(residual, to_exact(first))[:n].reshape(shape)
+    zeros = np.full(c, mp.mpf(0), object)
+    reward = newton(residual, np.concatenate([first, zeros]))[:n].reshape(shape)
     value, _, _, policy = exact_derivatives(problem, reward)
-    return Exact(policy, reward, value)
-
-
-def box_rows(reward: np.ndarray, maximum: Any, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the active bounds as differences to the first entry at zero."""
-    rows, levels = [], []
-    for x, row in enumerate(reward):
-        low, high = np.flatnonzero(row < AWAY), np.flatnonzero(row > limit - AWAY)
-        for a in [*low[1:], *high] if len(low) else []:
-            line = np.zeros(reward.shape, int)
-            line[x, a], line[x, low[0]] = 1, -1
-            rows.append(line.ravel())
-            levels.append(maximum if a in high else mp.mpf(0))
-    return np.array(rows, int).reshape(-1, reward.size), np.array(levels, object)
+    return Exact(policy, reward - reward.mean(axis=1, keepdims=True), value)
 
 
 def exact_solution(kind: str, problem: Problem, reward_class: Any, found: Any, plain: Any) -> Exact:
-    """Solve with 45 digits on the constraints that are active at a solution in float64."""
+    """Solve with many digits on the constraints that are active at a solution in float64."""
     if kind == "ball":
         return exact_ball(problem, reward_class, found.reward, plain)
     reward = np.asarray(found.reward)
-    rows, levels = box_rows(reward, reward_class.maximum, float(plain.maximum))
+    unit, flat = np.eye(reward.size, dtype=int), reward.ravel()
+    low, high = flat < TOUCHING, flat > float(plain.maximum) - TOUCHING
+    rows = [*unit[low], *unit[high]]
+    levels = [mp.mpf(0)] * low.sum() + [reward_class.maximum] * high.sum()
     if kind == "lipschitz":
-        flat, n_actions = reward.ravel(), reward.shape[1]
         limits = float(plain.constant) * np.asarray(plain.distance)
         slack = limits - (flat[:, None] - flat[None, :])
-        for i, j in np.argwhere((slack < AWAY) & (limits > 0)):
-            if i // n_actions == j // n_actions:
-                line = np.zeros(flat.size, int)
-                line[i], line[j] = 1, -1
-                rows = np.vstack([rows, line])
-                level = reward_class.constant * reward_class.distance[i, j]
-                levels = np.append(levels, level)
-    return exact_table(problem, rows, levels, reward)
+        for i, j in np.argwhere((slack < TOUCHING) & (limits > 0)):
+            rows.append(unit[i] - unit[j])
+            levels.append(reward_class.constant * reward_class.distance[i, j])
+    rows = np.array(rows, int).reshape(-1, reward.size)
+    return exact_table(problem, rows, np.array(levels, object), reward)
 
 
 def exact_ball(problem: Problem, ball: Any, reward: np.ndarray, plain: LinearBall) -> Exact:
     shape = np.shape(reward)
     features = ball.features.reshape(-1, FEATURES)
     theta = np.asarray(plain.parameter(reward))
-    bound = np.linalg.norm(theta) > float(plain.radius) - AWAY
+    first = to_exact(theta)
+    bound = np.linalg.norm(theta) > float(plain.radius) - TOUCHING
 
     def residual(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         u, dual = point[:FEATURES], point[FEATURES]
         _, gradient, hessian, _ = exact_derivatives(problem, (features @ u).reshape(shape))
         matrix = np.full((FEATURES + 1, FEATURES + 1), mp.mpf(0), object)
-        matrix[:-1, :-1] = features.T @ hessian @ features + dual * np.eye(FEATURES, dtype=int)
+        curvature = (dual + HOLD) * np.eye(FEATURES, dtype=int)
+        matrix[:-1, :-1] = features.T @ hessian @ features + curvature
         matrix[:-1, -1] = u
         matrix[-1] = np.append(u, mp.mpf(0)) if bound else [mp.mpf(0)] * FEATURES + [mp.mpf(1)]
         violation = (u @ u - ball.radius**2) / 2 if bound else dual
-        return np.append(features.T @ gradient.ravel() + dual * u, violation), matrix
+        stationarity = features.T @ gradient.ravel() + dual * u + HOLD * (u - first)
+        return np.append(stationarity, violation), matrix
 
-    u = newton(residual, to_exact(np.append(theta, 0.0)))[:FEATURES]
+    slope = residual(to_exact(np.append(theta, 0.0)))[0][:FEATURES]
+    dual = -float(slope @ theta) / max(theta @ theta, 1e-300) if bound else 0.0
+    u = newton(residual, to_exact(np.append(theta, dual)))[:FEATURES]
     reward = (features @ u).reshape(shape)
     value, _, _, policy = exact_derivatives(problem, reward)
     return Exact(policy, reward - reward.mean(axis=1, keepdims=True), value)
@@ -211,7 +209,7 @@ def exact_ball(problem: Problem, ball: Any, reward: np.ndarray, plain: LinearBal
 
 def exact_derivative(kind: str, instance: Instance, found: Any) -> Exact:
     arguments = instance.problem, instance.reward_class
-    with mp.workdps(45):
+    with mp.workdps(70):
         base, direction = to_exact((arguments, instance.direction))
         ends = []
         for sign in (1, -1):
@@ -261,12 +259,14 @@ def check(kind: str, seed: int, shape: tuple[int, int]) -> bool:
         exact = np.asarray(exact, float)
         error = np.linalg.norm(np.asarray(ours) - exact)
         assert error <= DERIVATIVE * np.linalg.norm(exact), (kind, seed, error)
-    pairs = jax.tree.map(lambda a, b: np.vdot(a, b), weights, tangent)
-    forward = sum(jax.tree.leaves(pairs))
-    inner = jax.tree.map(lambda a, b: np.vdot(a, b), cotangent, inputs[1])
-    backward = sum(jax.tree.leaves(inner))
-    size = sum(map(abs, jax.tree.leaves((pairs, inner))))
-    assert abs(forward - backward) <= TRANSPOSED * size, (kind, seed)
+    forward, backward = (
+        [np.ravel(np.multiply(a, b)) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)]
+        for pair in ((weights, tangent), (cotangent, inputs[1]))
+    )
+    forward, backward = np.concatenate(forward), np.concatenate(backward)
+    size = np.abs(forward).sum() + np.abs(backward).sum()
+    difference = abs(forward.sum() - backward.sum())
+    assert difference <= TRANSPOSED * size, (kind, seed, difference / size)
     return True
 
 
@@ -275,14 +275,14 @@ def _n_active(kind: str, solution: Any, reward_class: Any) -> tuple[int, ...]:
     reward = np.asarray(solution.reward)
     if kind == "ball":
         norm = np.linalg.norm(reward_class.parameter(reward))
-        return (int(norm > float(reward_class.radius) - 1e-7),)
+        return (int(norm > float(reward_class.radius) - TOUCHING),)
     maximum = float(reward_class.maximum)
-    counts = [int((reward < 1e-7).sum()), int((reward > maximum - 1e-7).sum())]
+    counts = [int((reward < TOUCHING).sum()), int((reward > maximum - TOUCHING).sum())]
     if kind == "lipschitz":
         flat = reward.ravel()
         limits = float(reward_class.constant) * np.asarray(reward_class.distance)
         slack = limits - (flat[:, None] - flat[None, :])
-        counts.append(int(((slack < 1e-7) & (limits > 0)).sum()))
+        counts.append(int(((slack < TOUCHING) & (limits > 0)).sum()))
     return tuple(counts)
 
 
