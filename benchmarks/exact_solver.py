@@ -4,8 +4,8 @@
 
 The problems have 8 contexts x 10 actions, beta = eta = 1 / sqrt(N):
 
-* 512 problems with 1,000 comparisons, by both kernels and by the solvers of
-  ``exact_solver_peers.py`` in turns; the ratios are of the shortest times;
+* 512 problems with 1,000 comparisons, by both kernels (Numba: 16 copies in a call) and by the
+  solvers of ``exact_solver_peers.py`` in turns; the ratios are of the shortest times;
 * the time with 10^2 and with 10^7 comparisons;
 * 10^5 problems in one call, in a separate process, with its peak memory;
 * with ``--earlier``, the JAX path of another checkout, in alternating processes.
@@ -37,6 +37,8 @@ from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Problem
 
 CONTEXTS, ACTIONS, REWARD_MAX = 8, 10, 2.0
+REPEATED = 16
+"""Copies of the problems in a call of the Numba kernel, whose fixed costs are those of a study."""
 
 
 def problems(n: int, seed: int = 0, comparisons: float = 1000.0) -> Problem:
@@ -85,8 +87,10 @@ def against_others(n: int, scipy_sample: int, cvxpy_sample: int, rounds: int) ->
         sample = jax.tree.map(lambda leaf: leaf[:64], arrays)
     bfgs = peers.optimistix_rewards(sample, REWARD_MAX)
     barrier = peers.barrier_rewards(arrays, REWARD_MAX)
+    repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * REPEATED), batch)
+    many = n * REPEATED
     solvers: dict[str, tuple[Callable[[], Any], int]] = {
-        "numba": (lambda: minimax.solve_batch(batch, box(n), kernel="numba").reward, n),
+        "numba": (lambda: minimax.solve_batch(repeated, box(many), kernel="numba").reward, many),
         "jax": (lambda: minimax.solve_batch(batch, box(n)).reward, n),
         "scipy_lbfgsb": (
             lambda: [peers.scipy_reward(select(batch, i), REWARD_MAX) for i in range(scipy_sample)],

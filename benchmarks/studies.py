@@ -22,6 +22,7 @@ from exact_solver import seconds, select
 from exact_solver_peers import scipy_reward
 
 from bandits.environments.designs import Design, draw_design
+from rpo_theory.rewards import TabularBox
 
 DESIGN = {
     "contexts": 8,
@@ -68,7 +69,8 @@ def scipy_seconds() -> float:
     """Return the median time of a fit by SciPy, on bandits of the same study."""
     design = Design(**{**DESIGN, "target_coverage": 2.0})
     draws = draw_design(design, 1000, np.arange(SCIPY_FITS))
-    limits = np.broadcast_to(np.asarray(draws.reward_class.reward_max), SCIPY_FITS)
+    assert isinstance(draws.reward_class, TabularBox)
+    limits = np.broadcast_to(np.asarray(draws.reward_class.maximum), SCIPY_FITS)
     times = [
         seconds(lambda i=i: scipy_reward(select(draws.problem, i), float(limits[i])))
         for i in range(SCIPY_FITS)

@@ -85,6 +85,7 @@ def convex_like(beta: float = 0.1) -> NegativeControl:
         The positive control, with gap 0.
     """
     problem, reward_class = non_convex_class(beta)[:2]
+    assert isinstance(reward_class, FiniteClass)
     lowest = np.array([[[0.0, 0.0, 0.6]]])
     rewards = np.concatenate([np.asarray(reward_class.rewards), lowest])
     repeated = FiniteClass(rewards[np.resize(np.arange(3), N_REWARDS)])

@@ -97,12 +97,13 @@ def distance(first: Solution, second: Solution) -> np.ndarray:
     return 0.5 * np.abs(difference).sum(axis=-1)
 
 
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["box", "ball"])
-def test_parity_with_the_exact_solver_on_a_hundred_problems(kind: str) -> None:
+def test_parity_with_the_exact_solver_on_many_problems(kind: str, count: int) -> None:
     """Up to 20 contexts and 30 actions, padded to one shape so that each solver compiles once."""
     rng = np.random.default_rng(7)
     problems, classes = [], []
-    for seed in range(100):
+    for seed in range(count):
         x, a = int(rng.integers(1, 21)), int(rng.integers(2, 31))
         problem = random_problem(seed, contexts=x, actions=a, padding=(20 - x, 30 - a))
         problems.append(problem)

@@ -331,9 +331,11 @@ def test_raises_for_derivatives_of_the_other_routes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["box", "ball", "lipschitz"])
 def test_gradient_of_two_hundred_instances(kind: str) -> None:
+    # In a single context of three actions, three features are redundant.
+    shapes = SHAPES[1:] if kind == "ball" else SHAPES
     compared = 0
     for seed in range(150):
-        compared += sum(check(kind, 1000 + seed, shape) for shape in SHAPES)
+        compared += sum(check(kind, 1000 + seed, shape) for shape in shapes)
         if compared >= 67:
             return
     raise AssertionError(f"only {compared} instances are away from kinks")

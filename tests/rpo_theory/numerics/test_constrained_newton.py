@@ -56,7 +56,7 @@ def test_closed_form_nearest_point_of_a_ball() -> None:
     np.testing.assert_allclose(found.multipliers, [2.0], atol=TOLERANCE)
 
 
-def test_limit_a_point_inside_is_its_own_nearest_point() -> None:
+def test_limit_a_point_inside_is_its_nearest_point() -> None:
     center = jnp.array([0.3, -0.4])
     found = nearest(center, slack=ball)
     np.testing.assert_allclose(found.point, center, atol=TOLERANCE)
