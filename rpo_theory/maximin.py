@@ -157,14 +157,15 @@ def _solve_group(
     if routes.uses_only_wins(problems):
         solutions = _solve_saddles(reduced.problem, reward_class, **options)
     else:
+        all_tables: AnyRewardClass = reward_class
 
         def solve_in_box(width: Float[Array, " p"]) -> Solution:
-            box = jax.vmap(reward_class.bounded)(width)
+            box = jax.vmap(all_tables.bounded)(width)
             solutions = _solve_saddles(reduced.problem, box, **options)
             return solutions._replace(reward=solutions.reward - 0.5 * width[:, None, None])
 
-        solutions = in_wide_box(solve_in_box, problems.beta)
-        reward = jax.vmap(unbounded.normalized)(reduced, solutions.reward)
+        solutions = in_wide_box(solve_in_box, jnp.asarray(problems.beta))
+        reward = jax.vmap(unbounded.normalized)(reduced, jnp.asarray(solutions.reward))
         solutions = solutions._replace(reward=reward)
     solutions = solutions._replace(objective=reduced.share * solutions.objective)
     return jax.vmap(unbounded.take_limit)(reduced, solutions)
