@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rpo_theory.numerics import feasible_sets
-from rpo_theory.numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex
+from rpo_theory.numerics.feasible_sets import Ball, Box, FeasibleSet, Free, Simplex, Smooth
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(2, 4, 3))
@@ -169,3 +169,19 @@ def test_property_the_start_is_inside_every_bound_and_treats_responses_alike(nam
     expected = {"box": 0.5, "free": 0.0, "ball": 0.0, "simplex": 1 / 3}[name]
     np.testing.assert_allclose(start, np.full(point.shape, expected), rtol=1e-15)
     assert (np.asarray(feasible_sets.slack(rewards, start)) > 0).all()
+
+
+def test_closed_form_factor_of_a_newton_matrix() -> None:
+    matrix = jnp.array([[4.0, 2.0], [2.0, 5.0]])
+    lower = jnp.array([[2.0, 0.0], [1.0, 2.0]])
+    smooth = Smooth(jnp.ones((1, 2, 2)), jnp.zeros((1, 2)), jnp.zeros(2), jnp.ones(2), None)
+    for rewards in (Box(), smooth):
+        np.testing.assert_allclose(feasible_sets.factor(rewards, matrix), lower, rtol=1e-13)
+
+
+def test_extreme_factor_of_a_smooth_set_does_not_break_down() -> None:
+    # Of rank one up to rounding, and slightly indefinite: the factor of a box would be NaN.
+    matrix = jnp.array([[1e20, 1e8], [1e8, 1e-4 * (1.0 - 1e-15)]])
+    smooth = Smooth(jnp.ones((1, 2, 2)), jnp.zeros((1, 2)), jnp.zeros(2), jnp.ones(2), None)
+    assert np.isnan(feasible_sets.factor(Box(), matrix)).any()
+    assert np.isfinite(feasible_sets.factor(smooth, matrix)).all()
