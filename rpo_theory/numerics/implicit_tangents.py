@@ -112,12 +112,11 @@ def face_tangent(
     along = jnp.eye(hessian.shape[0], dtype=hessian.dtype) - inverse @ normals
     onto = -inverse @ slack_tangent
     reduced = along.T @ hessian @ along
-    # What counts as zero is relative to the Hessian itself: a face may be flat, up to rounding.
-    sizes = jax.lax.stop_gradient((jnp.abs(hessian).max(), jnp.abs(reduced).max()))
-    ratio = jnp.where(sizes[1] > 0, sizes[0] / sizes[1], 1.0)
-    curvature = jnp.linalg.pinv(
-        0.5 * (reduced + reduced.T), rtol=RANK_TOLERANCE * ratio, hermitian=True
-    )
+    # A face may be flat up to rounding. What counts as zero is relative to the Hessian itself: a
+    # block with its size sets the largest singular value.
+    size = jax.lax.stop_gradient(jnp.abs(hessian).max())
+    blocks = jax.scipy.linalg.block_diag(0.5 * (reduced + reduced.T), size)
+    curvature = jnp.linalg.pinv(blocks, rtol=RANK_TOLERANCE, hermitian=True)[:-1, :-1]
     return onto + along @ (curvature @ (along.T @ (force - hessian @ onto)))
 
 
