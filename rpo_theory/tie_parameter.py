@@ -13,7 +13,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import brentq
 
 from .array_checks import InvalidProblemError
 from .preference import data_loss
@@ -73,6 +72,8 @@ def fit_tie_parameter(problem: Problem, reward_class: RewardClass | None = None)
             raise InvalidProblemError("tie_parameter", (), rule)
     root: Any = low
     if slope(low) < 0.0:
+        from scipy.optimize import brentq  # slow to import
+
         root = brentq(slope, low, high, xtol=1e-13, rtol=np.float64(1e-14))
     return _with_parameter(problem, float(np.exp(cast(float, root))))
 

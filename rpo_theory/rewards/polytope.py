@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
-from scipy.optimize import linprog
 
 from rpo_theory.array_checks import (
     InvalidProblemError,
@@ -155,6 +154,8 @@ def _require_interior(
     normals = np.concatenate([rows / lengths[:, None], identity, -identity])
     reach = np.concatenate([limits / (lengths * maximum), np.ones(len(identity)), 0 * identity[0]])
     objective = np.append(np.zeros(len(identity)), -1.0)
+    from scipy.optimize import linprog  # slow to import
+
     result = linprog(
         objective,
         A_ub=np.column_stack([normals, np.ones(len(normals))]),
