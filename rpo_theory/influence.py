@@ -28,18 +28,23 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from . import minimax, objectives, optimality, sensitivity
+from ._batching import map_in_groups
 from .policies import chosen_policy
 from .problems import normalize
 from .rewards import RewardClass, to_float64
 from .types import ArrayLike, Problem
 from .validation import InvalidProblemError, solver_arguments, validate_reward
 
+Votes: TypeAlias = tuple[Any, Any, Any]
+"""Contexts, winners and losers of distinct votes."""
+Chains: TypeAlias = tuple[str, str]
+"""Options ``baseline`` and ``weights`` of :func:`influence`."""
 NEWTON_STEPS = 6
 """Newton steps from the solution towards that without a vote."""
 LENGTHS = 0.5 ** np.arange(6)
-"""Parts of a Newton step among which the one with the smallest objective is taken."""
+"""Fractions of a Newton step, of which the one with the smallest objective is taken."""
 GROUP = 1 << 22
-"""Number of entries of the derivatives that are computed together."""
+"""Number of win counts of the votes whose derivatives are computed together."""
 
 
 class Influence(NamedTuple):
@@ -122,19 +127,19 @@ def influence(
     votes = (context, winner, loser)
     follow = (baseline, weights)
     with jax.enable_x64(True):
-        arguments = jax.tree.map(jnp.asarray, (problem, reward_class, reward, votes))
-        # One after the other: two batched factorizations at a time deadlock (jaxlib 0.10.2).
-        point = jax.block_until_ready(_polished_point(*arguments[:3], follow))
-        slopes = jax.device_get(_slopes(*arguments[:2], point, rewards, votes, follow))
-        left_out = jax.device_get(_left_out(*arguments[:2], point, slopes[0], votes, follow))
-    policy_slope, objective_slope, value_slope = slopes
+        problem, reward_class, reward = jax.tree.map(jnp.asarray, (problem, reward_class, reward))
+        # One program after the other: two batched factorizations at a time deadlock (jaxlib
+        # 0.10.2).
+        point = jax.block_until_ready(_polished_point(problem, reward_class, reward, follow))
+    base = (problem, reward_class, point)
+    size = min(len(context), max(1, GROUP // problem.wins.size))
+    policy_slope, objective_slope, value_slope = map_in_groups(
+        lambda *some: _slopes(*base, rewards, some, follow), *votes, size=size
+    )
+    left_out = map_in_groups(
+        lambda slope, *some: _left_out(*base, slope, some, follow), policy_slope, *votes, size=size
+    )
     return Influence(*votes, policy_slope, left_out, value_slope, objective_slope)
-
-
-Votes: TypeAlias = tuple[Any, Any, Any]
-"""Contexts, winners and losers of the distinct votes."""
-Chains: TypeAlias = tuple[str, str]
-"""Choices for the baseline and for the context weights."""
 
 
 def _problem_of(problem: Problem, wins: Float[Array, "x a a"], follow: Chains) -> Problem:
@@ -186,7 +191,7 @@ def _slopes(
         move = sensitivity.tangent(point, (base, reward_class), (direction, still))
         return jax.jvp(answer, (base, point), (direction, move))[1]
 
-    return jax.lax.map(of_one, votes, batch_size=_batch_size(problem))
+    return jax.vmap(of_one)(_indices(votes))
 
 
 @partial(jax.jit, static_argnums=5)
@@ -218,9 +223,9 @@ def _left_out(
         closer = conditions.error(without) < 0.1 * conditions.error(point)
         return jnp.where(closer, conditions.solution(without)[0] - policy, -slope)
 
-    batch_size = _batch_size(problem)
-    return jax.lax.map(lambda one: of_one(*one), (votes, slopes), batch_size=batch_size)
+    return jax.vmap(of_one)(_indices(votes), slopes)
 
 
-def _batch_size(problem: Problem) -> int:
-    return max(1, GROUP // problem.wins.size)
+def _indices(votes: Votes) -> Votes:
+    """Return votes as whole numbers: groups are float64."""
+    return jax.tree.map(lambda index: jnp.asarray(index, jnp.int32), votes)

@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what all tests import out of later garbage collections, which would go through it."""
+    """Exempt everything that is imported by now from later garbage collections."""
     gc.collect()
     gc.freeze()
 

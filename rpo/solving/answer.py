@@ -129,7 +129,7 @@ def _solve(
     if np.isneginf(reward).any():
         notes.append("A reward that tends to minus infinity is null.")
     if np.isposinf(reward).any():
-        notes.append("A reward that tends to plus infinity, outside the reference policy, is null.")
+        notes.append("A reward that tends to plus infinity is null.")
     policy = np.asarray(policy, np.float64)
     distance = policy_error(problem, duality_gap if np.isfinite(duality_gap) else np.inf)
     certified = CertifiedSolution(

@@ -239,8 +239,8 @@ def ridge_scale(
 def factor(rewards: FeasibleSet, matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """Return the lower Cholesky factor of a Newton matrix.
 
-    The stiffnesses of a smooth set's many constraints differ by more than the precision: its matrix
-    is scaled to a unit diagonal, and lifted to stay positive definite.
+    Entries of the matrix of a smooth set can differ by more than the precision of float64. It is
+    scaled to a unit diagonal, and a small multiple of the identity keeps it positive definite.
     """
     if not isinstance(rewards, Smooth):
         return jnp.linalg.cholesky(matrix, symmetrize_input=False)

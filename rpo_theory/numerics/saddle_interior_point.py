@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float, Int
 from . import feasible_sets
 from .feasible_sets import FeasibleSet, Free
 
-RIDGE = 10.0  # in units of roundoff; without curvature 1, so that the reward hardly moves
+RIDGE = 10.0  # ridge in units of roundoff of the curvature; without curvature it is 1
 START = 0.1  # initial barrier parameter, in units of weight times reward
 INSIDE = 0.995  # share of the way to the boundary that a step may go
 MIN_CENTERING = 1e-3  # smallest factor on the barrier per step: the logarithms must follow

@@ -115,6 +115,10 @@ def test_parity_minimax_over_a_box_agrees_with_a_conic_solver(tie_model: Any) ->
         check_against_cvxpy(random_problem(seed, tie_model), rt.TabularBox(1.5), ("minimax",))
 
 
+def test_parity_maximin_over_all_rewards_agrees_with_a_conic_solver() -> None:
+    check_against_cvxpy(random_problem(100, None), rt.Unbounded(), ("minimax", "maximin"))
+
+
 def test_parity_with_choix_at_eta_zero() -> None:
     rng = np.random.default_rng(3)
     rankings = [rng.permutation(ACTIONS).tolist() for _ in range(8)]

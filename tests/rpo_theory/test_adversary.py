@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
+from typing import Any
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -74,11 +75,14 @@ def test_closed_form_blocks_hold_one_context_divided_by_its_weight() -> None:
     np.testing.assert_array_equal(blocks.width, [5.0, 5.0])
 
 
-def test_raises_for_a_class_without_a_minimum() -> None:
+def test_raises_for_a_class_without_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user calls it
     one, policy = problem(np.zeros((2, 2))), np.full((1, 2), 0.5)
-    for reward_class, rule in (
+    cases: list[tuple[Any, str]] = [
+        (None, "must have a method `project`"),
         (Unbounded(), "must be compact"),
         (TabularBox, "must be an instance"),
-    ):
+    ]
+    for reward_class, rule in cases:
         with pytest.raises(ValueError, match=f"`reward_class` {rule}"):
-            inspect.unwrap(adversarial_reward)(one, reward_class, policy)
+            adversarial_reward(one, reward_class, policy)

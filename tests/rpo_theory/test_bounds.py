@@ -385,7 +385,7 @@ def test_theorem_the_regularized_gap_is_a_divergence_and_below_its_bound() -> No
 
 
 def test_theorem_beta_changes_the_direction_of_dpo_gradients_of_several_pairs() -> None:
-    """For one pair, beta scales the gradient; for several pairs, it also changes its direction."""
+    """Compare gradients at two values of beta: of one pair they are parallel, of several not."""
 
     def gradient(beta: float, wins: np.ndarray) -> np.ndarray:
         def loss(logits: jax.Array) -> jax.Array:
