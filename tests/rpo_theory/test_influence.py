@@ -56,6 +56,17 @@ def test_parity_influence_predicts_leaving_out_a_vote(follow: bool) -> None:
     assert correlation(problem, follow=follow)[0] > 0.99
 
 
+def test_parity_a_vote_among_few_is_left_out_as_by_a_new_solution() -> None:
+    """Take votes whose removal changes which rewards are at a bound."""
+    wins = np.random.default_rng(1).poisson(0.7, (12, 4, 4)) * (1.0 - np.eye(4))
+    problem = Problem.from_wins(wins, beta=0.5, eta=0.05)
+    found = influence(problem, BOX)
+    votes = (found.context, found.winner, found.loser)
+    others = minimax.solve_batch(without_each(problem, votes, follow=False), BOX)
+    exact = others.policy - minimax.solve(problem, BOX).policy
+    np.testing.assert_allclose(found.left_out, exact, atol=1e-6)
+
+
 def test_gradient_value_is_that_of_the_policy() -> None:
     wins = np.array([[[0.0, 6.0, 2.0], [3.0, 0.0, 4.0], [1.0, 2.0, 0.0]]])
     problem = Problem.from_wins(wins, beta=0.5, eta=0.2)

@@ -66,3 +66,27 @@ def test_limit_a_point_inside_is_its_nearest_point() -> None:
 def test_closed_form_half_widths_of_a_ball() -> None:
     # Curvature of -log(1 - |u|^2) at the origin is 2 along every axis.
     np.testing.assert_allclose(half_widths(ball, jnp.zeros(3)), 2.0**-0.5)
+
+
+@jax.jit
+@jax.vmap
+def sharpened(slopes: jax.Array, target: jax.Array) -> ConstrainedMinimum:
+    """Minimize a log-partition minus a linear function over the ball, smoothed at the start."""
+    problem = ConstrainedProblem(
+        objective=lambda point, heat: (
+            heat * jax.nn.logsumexp(slopes @ point / heat) - target @ (slopes @ point)
+        ),
+        slack=ball,
+        distance=lambda move, heat: jnp.ptp(slopes @ move) / heat,
+        hottest=jnp.abs(slopes).max(),
+        sharp=jnp.full((), 0.1),
+    )
+    return solve(problem, jnp.zeros(2), tolerance=1e-10, max_steps=100)
+
+
+def test_property_slacks_follow_a_curved_boundary_while_the_objective_sharpens() -> None:
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=(200, 3, 2)) * 10.0 ** rng.uniform(-0.5, 1.5, (200, 1, 1))
+    found = sharpened(slopes, rng.dirichlet(np.ones(3), 200))
+    assert np.asarray(found.residual).max() <= 1e-9
+    assert np.linalg.norm(found.point, axis=1).max() <= 1.0 + 1e-9
