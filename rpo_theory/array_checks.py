@@ -169,6 +169,10 @@ def refuse_where(field: str, array: np.ndarray, wrong: np.ndarray | np.bool_, ru
         raise InvalidProblemError(field, index, f"{rule}, got {array[index]:.9g}")
 
 
+MAY_BE_UNKNOWN = ("reward_max", "log_covering", "complexity", "modulus", "coverage")
+"""Numbers that a reward class may lack; what is computed from NaN is NaN."""
+
+
 def check_terms(
     *, positive: Mapping[str, Any] | None = None, non_negative: Mapping[str, Any] | None = None
 ) -> None:
@@ -179,7 +183,8 @@ def check_terms(
         non_negative: numbers or arrays by name that must be at least 0; they may be infinite.
 
     Raises:
-        ValueError: if a number is out of range or NaN; the message names it.
+        ValueError: if a number is out of range, or NaN although every problem has it; the message
+            names it.
 
     Examples:
         >>> check_terms(positive={"n_pairs": 0})
@@ -192,6 +197,8 @@ def check_terms(
                 continue
             array = np.asarray(value, np.float64)
             holds = array > 0 if terms is positive else array >= 0
+            if name in MAY_BE_UNKNOWN:
+                holds |= np.isnan(array)
             if not np.all(holds):
                 got = array[_first(~holds)]
                 raise ValueError(f"`{name}` must be {rule}, got {got:.9g}")

@@ -24,7 +24,7 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import FitResult, MethodOptions, kernel_of, require_box_or_ball
+from .base import FitResult, MethodOptions, kernel_of, require_box_or_ball, require_compact_class
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
@@ -98,12 +98,12 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     r"""Fit chi-PO over the policies whose rewards :math:`\beta u(\pi/\pi_{ref})` are in the class.
 
     Up to a constant per prompt every reward belongs to a policy, so the minimal loss is the maximum
-    likelihood of the class. In a class on :math:`[0, R]` the clipping of the loss at :math:`2R`
-    never binds.
+    likelihood of the class. Where rewards of a prompt differ by at most :math:`R`, the clipping of
+    the loss at :math:`2R` never binds.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\eta` is ignored.
-        reward_class: tabular boxes or linear balls, with the same leading axis.
+        reward_class: compact and convex classes with the same leading axis.
         options: ignored; present for the common signature.
 
     Returns:
@@ -111,13 +111,13 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
         certificate is the duality gap of the likelihood.
 
     Raises:
-        ValueError: if the reward class is neither a tabular box nor a linear ball. Over all
-            rewards the clipped loss is flat and has no unique minimizer.
+        ValueError: if the reward class is not compact, not convex or has no ``reward_max``. Over
+            all rewards the clipped loss is flat and has no unique minimizer.
 
     References:
         `huang:24`, Algorithm 1.
     """
-    reward_class = require_box_or_ball("chi_po", reward_class)
+    reward_class = require_compact_class("chi_po", reward_class)
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
     kernel = kernel_of(options)
     solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)

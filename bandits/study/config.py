@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from bandits.environments.class_documents import class_values
 from bandits.environments.designs import Design
 from bandits.environments.registry import NAMED_INSTANCES
 from bandits.methods.base import MethodOptions
 from bandits.methods.registry import METHODS
+from rpo_theory.rewards import RewardClass
 
 WeightRule = Literal["theorem", "tight", "given"]
 r"""Rules for the weights. ``theorem`` is :math:`\beta=1/\sqrt N` and the :math:`\eta` of Theorem
@@ -115,6 +117,10 @@ class StudyConfig:
         environments: sources of bandits, see
             :func:`bandits.environments.registry.draw_environment`.
         design: fields of :class:`bandits.environments.designs.Design`; a list makes an axis.
+        reward_class: class in which the methods search, instead of that of the environments: a
+            mapping with ``kind`` (a kind of problem files, or ``module:Class`` for a class of your
+            own) and the parameters of the class. ``module:Class`` alone stands for a class
+            without parameters. In Python it may be an instance. None for the environments' own.
         eta: weights of the adversary, as numbers or rules.
         beta: weights of the KL term, as numbers or rules.
         delta: :math:`\delta` in :math:`\iota`, the probability with which the bound may fail.
@@ -133,6 +139,7 @@ class StudyConfig:
     first_seed: int = 0
     environments: list[str] = field(default_factory=lambda: ["design"])
     design: dict[str, Any] = field(default_factory=dict, metadata={"keys_of": Design})
+    reward_class: dict[str, Any] | str | RewardClass | None = None
     eta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     beta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     delta: float = 0.05
@@ -141,6 +148,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Raise a ``ValueError`` for a study that cannot be run."""
+        object.__setattr__(self, "reward_class", _class_values(self.reward_class))
         _check_axes(self)
         _check_environments(self)
         expand_designs(self)
@@ -323,6 +331,15 @@ def resolved_config(study: StudyConfig) -> dict[str, Any]:
         the one that is used.
     """
     return dataclasses.asdict(choose_kernel(study))
+
+
+def _class_values(reward_class: Any) -> dict[str, Any] | None:
+    """Return the plain values of a reward class that is given by name, by values or as one."""
+    if reward_class is None or isinstance(reward_class, dict):
+        return reward_class
+    if isinstance(reward_class, str):
+        return {"kind": reward_class}
+    return class_values(reward_class)
 
 
 def _check_axes(study: StudyConfig) -> None:

@@ -1,16 +1,17 @@
-"""Files that a study reads, by content: a changed file makes another study."""
+"""Files that a study reads or runs, by content: a changed file makes another study."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rpo_io.digests import sha256_of_file
+from rpo_io.digests import sha256_hex, sha256_of_file
+from rpo_io.user_modules import is_reference, load_object, source_text
 
 from .config import StudyConfig
 
 
 def input_digests(study: StudyConfig) -> dict[str, str]:
-    """Return the SHA-256 of every file that a study reads.
+    """Return the SHA-256 of every file that a study reads, and of the source of its own code.
 
     Args:
         study: configuration of the study.
@@ -37,4 +38,8 @@ def input_digests(study: StudyConfig) -> dict[str, str]:
     for path in features if isinstance(features, list) else [features]:
         if isinstance(path, str):
             files[f"design.features_file {path}"] = path
-    return {name: sha256_of_file(Path(path)) for name, path in files.items()}
+    digests = {name: sha256_of_file(Path(path)) for name, path in files.items()}
+    kind = (study.reward_class or {}).get("kind", "")
+    if is_reference(kind):
+        digests[f"reward_class {kind}"] = sha256_hex(source_text(load_object(kind, "class")))
+    return digests

@@ -83,7 +83,7 @@ def compute_bound_inputs(
         context_weights=problem.context_weights,
         pair_distribution=instance.pair_distribution,
     )
-    reward_max = reward_range(reward_class)
+    reward_max = np.broadcast_to(reward_range(reward_class), np.shape(comparisons))
     shape = np.shape(instance.true_reward)[1:]
     with jax.enable_x64(True):
         iota = _complexities(reward_class, shape, reward_max, comparisons, delta)
@@ -267,7 +267,7 @@ def _complexities(
 
     It is NaN for a class without a range or a covering number.
     """
-    scales = np.where(np.isnan(reward_max), np.nan, covering_scale(comparisons, reward_max))
+    scales = covering_scale(comparisons, reward_max)
     leaves, treedef = jax.tree.flatten(reward_class)
     leaves = [np.asarray(leaf) for leaf in leaves]
     known: dict[tuple[float | bytes, ...], float] = {}

@@ -16,6 +16,7 @@ from .config import (
     method_labels,
 )
 from .metrics import METHODS_WITH_BOUND
+from .parts import class_of_study, missing_for_bounds
 
 OPTIONS_OF_METHOD: dict[str, tuple[str, ...]] = {
     "rpo": ("baseline", "rewards"),
@@ -82,6 +83,16 @@ def _no_bounds(study: StudyConfig) -> list[str]:
         for name, reason in reasons.items()
         if any(_values(study, name, 0.0))
     ]
+    if study.reward_class is not None:
+        missing = missing_for_bounds(class_of_study(study))
+        kind = study.reward_class["kind"]
+        reason = f"{kind} has no {' and no '.join(missing)}"
+        notes.append(
+            f"The columns `bound*` are null: {reason}."
+            if missing
+            else "The columns `bound*` are null where the true reward is not in `reward_class` "
+            "(Assumption 5.1)."
+        )
     for index, method in enumerate(study.methods):
         if method.method in METHODS_WITH_BOUND and method.options.rewards == "unbounded":
             notes.append(

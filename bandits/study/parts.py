@@ -15,7 +15,10 @@ import numpy as np
 from jaxtyping import Int
 
 from bandits.environments.base import Instance
+from bandits.environments.class_documents import class_from_values
 from bandits.environments.registry import draw_environment
+from rpo_theory.rewards import RewardClass, reward_max
+from rpo_theory.validation import validate_reward_class
 
 from .config import Scenario, StudyConfig, expand_scenarios, expand_weights
 
@@ -35,6 +38,8 @@ class StudyPart(NamedTuple):
         seeds: seed of each draw, shape ``[B]``.
         n_draws: number of draws to record. The draws after them repeat the last one and are
             discarded: parts of one shape have one size, so that methods are compiled once.
+        reward_class: class in which the methods search instead of that of the environment; None
+            for the latter.
     """
 
     number: int
@@ -42,6 +47,7 @@ class StudyPart(NamedTuple):
     scenario_index: Int[np.ndarray, " B"]
     seeds: Int[np.ndarray, " B"]
     n_draws: int
+    reward_class: RewardClass | None = None
 
 
 class ShapeGroup(NamedTuple):
@@ -82,6 +88,7 @@ class PartPlan(Sequence[StudyPart]):
         self.numbers: range = (
             range(sum(group.n_parts() for group in groups)) if numbers is None else numbers
         )
+        self.reward_class: RewardClass | None = class_of_study(study)
 
     def __len__(self) -> int:
         """Return the number of parts."""
@@ -108,6 +115,7 @@ class PartPlan(Sequence[StudyPart]):
             scenario_index=scenario_index,
             seeds=seed + self.study.first_seed,
             n_draws=min(group.size, group.n_draws - start),
+            reward_class=self.reward_class,
         )
 
     def group_of(self, number: int) -> ShapeGroup:
@@ -128,6 +136,10 @@ def plan_parts(study: StudyConfig) -> PartPlan:
     Returns:
         Parts in the order of the scenarios; within one shape all have the same size.
 
+    Raises:
+        ValueError: if a scenario cannot be drawn, the reward class of the study does not fit its
+            shape, or a weight by the theorem's rule needs what the class does not have.
+
     Examples:
         >>> from bandits.study.config import MethodConfig
         >>> study = StudyConfig(
@@ -139,7 +151,9 @@ def plan_parts(study: StudyConfig) -> PartPlan:
     first_part = 0
     for scenarios in _group_by_shape(study):
         n_draws = len(scenarios) * study.seeds
-        n_counts = _draw_one(scenarios[0]).problem.wins[0].size * len(expand_weights(study))
+        trial = _draw_one(scenarios[0], class_of_study(study))
+        _check_weights(study, trial)
+        n_counts = trial.problem.wins[0].size * len(expand_weights(study))
         size = min(n_draws, max(1, MAX_COUNTS_PER_PART // n_counts), MAX_DRAWS_PER_PART)
         size = -(-n_draws // -(-n_draws // size))  # the same number of parts, as equal as possible
         groups.append(ShapeGroup(tuple(scenarios), n_draws, size, first_part))
@@ -161,24 +175,83 @@ def draw_part(part: StudyPart) -> Instance:
         environment, design, comparisons = part.scenarios[index]
         seeds = part.seeds[part.scenario_index == index]
         batches.append(draw_environment(environment, comparisons, seeds, design=design))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+    instance: Instance = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+    return _with_class(instance, part.reward_class)
+
+
+def class_of_study(study: StudyConfig) -> RewardClass | None:
+    """Return the reward class that a study names for its methods; None for the environments' own.
+
+    Args:
+        study: configuration of the study.
+
+    Raises:
+        ValueError: if the class cannot be found or called.
+    """
+    return None if study.reward_class is None else class_from_values(study.reward_class)
 
 
 def _group_by_shape(study: StudyConfig) -> list[list[Scenario]]:
     """Return groups of scenarios whose arrays have the same shapes, in order of appearance."""
     groups: dict[Any, list[Scenario]] = {}
     shapes: dict[Any, Any] = {}
+    reward_class = class_of_study(study)
     for scenario in expand_scenarios(study):
         design = scenario.design
         key = scenario.environment, design.contexts, design.actions, design.reward, design.features
         if key not in shapes:
-            instance = _draw_one(scenario)
+            instance = _draw_one(scenario, reward_class)
             leaves = [np.shape(leaf) for leaf in jax.tree.leaves(instance)]
             shapes[key] = type(instance.reward_class).__name__, tuple(leaves)
         groups.setdefault(shapes[key], []).append(scenario)
     return list(groups.values())
 
 
-def _draw_one(scenario: Scenario) -> Instance:
+def _check_weights(study: StudyConfig, instance: Instance) -> None:
+    """Refuse a rule for eta that needs a range or a covering number that the class lacks."""
+    rule = next((eta for eta in study.eta if eta in ("theorem", "tight")), None)
+    reward_class = jax.tree.map(lambda leaf: np.asarray(leaf)[0], instance.reward_class)
+    missing = missing_for_bounds(reward_class)
+    if rule is not None and missing:
+        name = type(reward_class).__name__
+        raise ValueError(
+            f"`eta` must be numbers, got {rule!r}: {name} has no {' and no '.join(missing)}"
+        )
+
+
+def missing_for_bounds(reward_class: RewardClass) -> list[str]:
+    """Return which of the two numbers that the bounds need a reward class does not have.
+
+    Args:
+        reward_class: class of one problem.
+
+    Returns:
+        Names out of ``reward_max`` and ``log_covering_number``.
+
+    Examples:
+        >>> from rpo_theory.rewards import TabularBox
+        >>> missing_for_bounds(TabularBox(np.array(2.0)))
+        []
+    """
+    has_range = not np.isnan(np.asarray(reward_max(reward_class), np.float64))
+    has_covering = hasattr(reward_class, "log_covering_number")
+    present = {"`reward_max`": has_range, "`log_covering_number`": has_covering}
+    return [name for name, is_present in present.items() if not is_present]
+
+
+def _draw_one(scenario: Scenario, reward_class: RewardClass | None) -> Instance:
     environment, design, comparisons = scenario
-    return draw_environment(environment, comparisons, np.zeros(1, int), design=design)
+    instance = draw_environment(environment, comparisons, np.zeros(1, int), design=design)
+    return _with_class(instance, reward_class)
+
+
+def _with_class(instance: Instance, reward_class: RewardClass | None) -> Instance:
+    """Return instances whose methods search in the given class."""
+    if reward_class is None:
+        return instance
+    n_batch, *shape = np.shape(instance.true_reward)
+    validate_reward_class(reward_class, (shape[0], shape[1]))
+    batch = jax.tree.map(
+        lambda leaf: np.repeat(np.asarray(leaf, np.float64)[None], n_batch, axis=0), reward_class
+    )
+    return instance._replace(reward_class=batch)

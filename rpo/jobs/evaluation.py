@@ -36,7 +36,7 @@ from rpo.runtime.loading import (
     read_pairs,
 )
 from rpo.runtime.progress import track_progress
-from rpo.runtime.user_modules import import_user_module, printing_to_stderr
+from rpo_io.user_modules import import_user_module, printing_to_stderr
 
 if TYPE_CHECKING:
     from llm.evaluation.win_rates import RewardFunction

@@ -17,7 +17,9 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .config_types import ConfigError, build, convert, field_types, is_section, type_of_key
+from rpo_io.config_types import ConfigError, build, convert, field_types, is_section, type_of_key
+from rpo_io.user_modules import add_module_folder
+
 from .yaml_files import format_yaml, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
@@ -108,6 +110,7 @@ def to_yaml(config: Any) -> bytes:
 def _read_file(path: Path, cls: type) -> dict[str, Any]:
     """Read a mapping from a YAML file; refuse the file of another command."""
     values = read_yaml(path)
+    add_module_folder(path.parent)  # modules that the configuration names may lie beside it
     for command, keys in _KEYS_OF_COMMANDS.items():
         foreign = [key for key in keys if key in values and key not in field_types(cls)]
         if foreign:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from bandits.environments.class_documents import class_document
 from rpo.results import Answer, CertifiedSolution
 from rpo_theory import direct, maximin, minimax
 from rpo_theory.certificate import certify
@@ -19,7 +20,6 @@ from rpo_theory.rigorous import duality_gap_bound, exact_form
 from rpo_theory.stationarity import s1_residual
 from rpo_theory.types import Problem, Status
 
-from .class_documents import class_document
 from .improvement import check_confidence, improvement
 from .tasks import SolveTask
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bandits.environments.class_documents import class_document
 from bandits.theorem_check.class_instances import SMALL_SHAPE
 from rpo_theory.rewards import RewardClass, is_compact, is_convex
 
 from .answer import check_provable
-from .class_documents import class_document
 from .tasks import task_from_problem
 
 

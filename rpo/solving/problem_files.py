@@ -15,7 +15,7 @@ key                  value; letters of shapes as in ``rpo_theory.types``
                      context; the reference in a context without data), or ``"reference"``
 ``comparisons``, ... preference data, see :mod:`rpo.solving.data_documents`
 ``beta``, ``eta``    greater than 0; at least 0
-``reward_class``     ``{"kind": ...}`` with further keys, see :mod:`rpo.solving.class_documents`
+``reward_class``     ``{"kind": ...}``, see :mod:`bandits.environments.class_documents`
 ``true_reward``      optional, ``[x][a]``; need not lie in the class
 ``comparator``       optional, ``[x][a]``, rows of probabilities; needs ``true_reward``
 ==================== ==========================================================================
@@ -32,6 +32,12 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 from jaxtyping import Float
 
+from bandits.environments.class_documents import (
+    class_document,
+    class_of_module,
+    document_fields,
+    read_class,
+)
 from rpo_io.json_document import DocumentError, Node, load_document
 from rpo_theory.problems import (
     InvalidProblemError,
@@ -47,7 +53,6 @@ from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import Problem
 from rpo_theory.validation import validate_support
 
-from .class_documents import class_document, class_of_module, document_fields, read_class
 from .data_documents import DATA_KEYS, TIE_KEYS, read_observations
 
 _REQUIRED = (

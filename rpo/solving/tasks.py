@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bandits.environments.class_documents import class_of_module
 from bandits.environments.votes import read_votes
 from rpo_io.json_document import document_from_values
 from rpo_theory.problems import (
@@ -23,7 +24,6 @@ from rpo_theory.tie_parameter import fit_tie_parameter
 from rpo_theory.types import ArrayLike, Problem
 from rpo_theory.validation import plain_array
 
-from .class_documents import class_of_module
 from .problem_files import Overrides, ProblemFile, from_document, read_problem
 
 DEFAULT_REWARD_MAX = 4.0

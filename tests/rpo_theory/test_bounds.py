@@ -245,6 +245,18 @@ def test_closed_form_covering_scale_and_complexity() -> None:
     np.testing.assert_allclose(larger**2, 6 * math.log(intervals) + math.log(10.0), rtol=ALGEBRA)
 
 
+def test_property_what_a_class_lacks_is_nan_in_every_bound() -> None:
+    unknown = math.nan
+    assert np.isnan(covering_scale(10, unknown))
+    assert np.isnan(complexity(unknown, 0.05))
+    assert np.isnan(corrected_modulus(unknown))
+    assert np.isnan(tuned_eta(0.1, n_pairs=10, complexity=unknown))
+    terms = {"n_pairs": 10, "complexity": 1.0, "eta": 0.1, "beta": 0.1, "kl": 0.2}
+    assert np.isnan(suboptimality_bound(0.1, coverage=unknown, **terms))
+    with pytest.raises(ValueError, match="`eta` must be greater than 0, got nan"):
+        suboptimality_bound(0.1, coverage=1.0, **{**terms, "eta": unknown})
+
+
 @pytest.mark.parametrize("delta", [0.0, -0.1, 0.4, math.nan])
 def test_raises_for_a_failure_probability_out_of_range(delta: float) -> None:
     with pytest.raises(ValueError, match="`delta` must be greater than 0 and less than 1/e"):

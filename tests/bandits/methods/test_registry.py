@@ -22,7 +22,7 @@ from bandits.methods.registry import METHODS, greedy_policy
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.objectives import minimax_objective
-from rpo_theory.rewards import LinearBall, TabularBox, Unbounded
+from rpo_theory.rewards import LinearBall, Lipschitz, TabularBox, Unbounded
 from rpo_theory.types import ArrayLike, Problem, Status
 
 POLICY = 2e-4  # accuracy of a policy by CVXPY's interior point, at beta of order one
@@ -486,6 +486,17 @@ def test_parity_chi_po_minimizes_its_loss_where_the_class_does_not_bind(problem)
         loss = partial(losses.chi_po, beta=instance.beta, reward_max=width)
         oracle = descend(instance, partial(mean_over_pairs, instance, loss=loss))
         np.testing.assert_allclose(fit.policy[i], oracle, atol=DESCENT)
+
+
+def test_limit_chi_po_in_a_lipschitz_class_of_large_constant_is_that_of_the_box(problem):
+    cells = np.asarray(problem.reference_policy)[0].size
+    constant, apart = np.full(BATCH, 50.0), np.repeat((1.0 - np.eye(cells))[None], BATCH, axis=0)
+    lipschitz = METHODS["chi_po"](
+        problem, Lipschitz(constant, apart, np.full(BATCH, 2.0)), MethodOptions()
+    )
+    box = METHODS["chi_po"](problem, TabularBox(np.full(BATCH, 2.0)), MethodOptions())
+    assert_certified(lipschitz)
+    np.testing.assert_allclose(lipschitz.policy, box.policy, atol=1e-5)
 
 
 @pytest.mark.parametrize("beta", [1e-3, 0.1, 10.0])

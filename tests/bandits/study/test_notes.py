@@ -16,7 +16,7 @@ from bandits.methods.base import MethodOptions
 from bandits.methods.registry import METHODS
 from bandits.study.config import MethodConfig, StudyConfig
 from bandits.study.notes import OPTIONS_OF_METHOD, study_notes
-from rpo.runtime.config_types import build
+from rpo_io.config_types import build
 
 NEW_VALUES: dict[str, Any] = {
     "contexts": 2,
@@ -117,6 +117,21 @@ def test_closed_form_keys_without_effect_are_listed(
     changed: dict[str, Any], keys: set[str]
 ) -> None:
     assert named(study_notes(study(**changed))) == keys
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"kind": "tabular", "max": 1.0}, "null where the true reward is not in `reward_class`"),
+        (
+            {"kind": "examples.budget:Budget", "budget": 2.0},
+            "null: examples.budget:Budget has no `log_covering_number`",
+        ),
+    ],
+)
+def test_closed_form_the_reason_of_missing_bounds(values: dict[str, Any], reason: str) -> None:
+    (note,) = study_notes(study(reward_class=values, eta=[0.1]))
+    assert reason in note
 
 
 def test_property_every_method_and_option_is_classified() -> None:

@@ -10,7 +10,15 @@ import pytest
 
 from bandits.environments.designs import Design, draw_design
 from bandits.study.config import MethodConfig, StudyConfig
-from bandits.study.parts import PartPlan, ShapeGroup, draw_part, plan_parts
+from bandits.study.parts import (
+    PartPlan,
+    ShapeGroup,
+    class_of_study,
+    draw_part,
+    missing_for_bounds,
+    plan_parts,
+)
+from rpo_theory.rewards import TabularBox, Unbounded
 
 DESIGN = {
     "actions": 6,
@@ -93,3 +101,29 @@ def test_closed_form_groups_of_shapes_are_numbered_one_after_the_other(
     assert [plan.groups.index(plan.group_of(part.number)) for part in plan] == [0, 0, 1, 1]
     again = PartPlan(plan.study, [ShapeGroup(*group) for group in plan.groups])
     assert [part.number for part in again] == [0, 1, 2, 3]
+
+
+def test_property_the_class_of_a_study_replaces_that_of_every_draw() -> None:
+    values = {"kind": "tabular", "max": 0.5}
+    (part,) = plan_parts(study(reward_class=values, eta=[0.1]))
+    (unchanged,) = plan_parts(study(eta=[0.1]))
+    given, usual = draw_part(part), draw_part(unchanged)
+    assert np.asarray(given.reward_class.maximum).tolist() == [0.5] * 10
+    assert np.asarray(usual.reward_class.maximum).tolist() == [2.0] * 10
+    same = jax.tree.map(np.array_equal, given.problem, usual.problem)
+    assert all(jax.tree.leaves(same))
+    # By name, by values, and as an instance.
+    box = study(reward_class=TabularBox(0.5), eta=[0.1])
+    assert class_of_study(box) == TabularBox(np.array(0.5))
+    named = study(reward_class="rpo_theory.rewards:Unbounded", eta=[0.1])
+    assert class_of_study(named) == Unbounded()
+    assert class_of_study(study()) is None
+
+
+def test_raises_where_the_class_of_a_study_does_not_fit() -> None:
+    kernel = {"kind": "kernel", "gram": np.eye(3).tolist(), "radius": 1.0}
+    with pytest.raises(ValueError, match=r"`reward_class\.gram` must have shape"):
+        plan_parts(study(reward_class=kernel, eta=[0.1]))
+    with pytest.raises(ValueError, match="`eta` must be numbers, got 'theorem': Unbounded has no"):
+        plan_parts(study(reward_class={"kind": "unbounded"}))
+    assert missing_for_bounds(TabularBox(np.array(1.0))) == []

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 import rpo_theory as rt
+from bandits.environments.class_documents import (
+    class_document,
+    class_from_values,
+    class_values,
+)
 from rpo import api
 from rpo.cli import main
-from rpo.solving.class_documents import class_document
 from rpo.solving.tasks import task_from_problem
 
 GOOD: dict[str, Any] = {
@@ -163,3 +167,43 @@ def test_closed_form_a_class_of_a_users_module(
     ):
         with pytest.raises(ValueError, match=message):
             api.solve(arguments[0], reward_class=arguments[1])
+
+
+def test_roundtrip_classes_as_plain_values() -> None:
+    distance = np.array(DISTANCE, float)
+    for reward_class in (rt.TabularBox(np.array(2.0)), rt.Lipschitz(0.5, distance, 2.0)):
+        copied = class_from_values(json.loads(json.dumps(class_values(reward_class))))
+        assert type(copied) is type(reward_class)
+        for field, value in zip(cast(Any, copied), cast(Any, reward_class), strict=True):
+            np.testing.assert_array_equal(field, value)
+    assert class_from_values({"kind": "tabular", "max": 2}) == rt.TabularBox(np.array(2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "tabular"}, "study: `reward_class.max` is missing"),
+        ({"kind": "no_such_module:A"}, "`reward_class.kind`: cannot import no_such_module"),
+        ({"kind": "math:pi"}, "`reward_class.kind`: math:pi is not a class"),
+        (
+            {"kind": "rpo_theory.rewards:TabularBox", "top": 1},
+            "`reward_class.kind`: TabularBox cannot be called",
+        ),
+    ],
+)
+def test_raises_on_values_that_are_no_class(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        class_from_values(values)
+    assert str(raised.value).startswith(message)
+
+
+def test_raises_on_a_class_without_fields() -> None:
+    class Fieldless:
+        def project(self, reward: Any) -> Any:
+            return reward
+
+        def linear_minimizer(self, direction: Any) -> Any:
+            return direction
+
+    with pytest.raises(ValueError, match="must be a named tuple, a dataclass, or a mapping"):
+        class_values(Fieldless())

@@ -123,7 +123,7 @@ def describe(hint: Any, *, plural: bool = False) -> str:
     """
     members = _members(hint)
     if len(members) > 1:
-        texts = [describe(member, plural=plural) for member in members]
+        texts = list(dict.fromkeys(describe(member, plural=plural) for member in members))
         return ", ".join(texts[:-1]) + f", or {texts[-1]}"
     origin = typing.get_origin(hint) or hint
     if origin is Literal:

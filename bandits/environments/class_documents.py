@@ -1,4 +1,4 @@
-"""Reward classes in problem files and answers, and classes of the user's own modules.
+"""Reward classes as plain values, in problem files, studies and answers; classes of user modules.
 
 ================ ===========================================================================
 ``kind``         further keys; ``n`` is ``x`` times ``a``
@@ -13,22 +13,22 @@
 ``"unbounded"``  none
 ================ ===========================================================================
 
-A class of the user's own is named on the command line or in Python, ``module:Class``, and never in
-a problem file, because data must not run code. The keys of ``reward_class`` are then its
-parameters.
+A class of the user's own is named ``module:Class`` on the command line, in Python, or as the
+``kind`` in a study, and never in a problem file, because data must not run code. The further keys
+are then its parameters.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
-from rpo.runtime.user_modules import import_user_module
-from rpo_io.json_document import Node
+from rpo_io.json_document import DocumentError, Node, document_from_values
+from rpo_io.user_modules import load_object
 from rpo_theory.rewards import (
     FiniteClass,
     KernelBall,
@@ -39,8 +39,6 @@ from rpo_theory.rewards import (
     TabularBox,
     Unbounded,
 )
-
-_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class _Form(NamedTuple):
@@ -149,6 +147,62 @@ def read_class(node: Node) -> RewardClass:
     return form.read(keys)
 
 
+def class_from_values(values: Mapping[str, Any]) -> RewardClass:
+    """Return the reward class that a study describes.
+
+    Args:
+        values: ``kind``, a built-in one or ``module:Class``, and the parameters of the class.
+
+    Returns:
+        The class of one problem.
+
+    Raises:
+        ValueError: if a key is missing or unknown, a value is of another kind, or the class of a
+            module cannot be found or called.
+
+    Examples:
+        >>> class_from_values({"kind": "rpo_theory.rewards:TabularBox", "maximum": 2.0})
+        TabularBox(maximum=array(2.))
+    """
+    node = document_from_values({"reward_class": dict(values)}, name="study").at("reward_class")
+    kind = values.get("kind")
+    if not (isinstance(kind, str) and ":" in kind):
+        return read_class(node)
+    parameters = {key: value for key, value in node.value.items() if key != "kind"}
+    below = document_from_values({"reward_class": parameters}, name="study").at("reward_class")
+    try:
+        return _call_class(kind, below, "under `reward_class`")
+    except ValueError as error:
+        raise ValueError(f"`reward_class.kind`: {error}") from error
+
+
+def class_values(reward_class: RewardClass) -> dict[str, Any]:
+    """Return a reward class as the plain values that :func:`class_from_values` reads.
+
+    Args:
+        reward_class: a class whose fields are numbers and arrays, such as a named tuple.
+
+    Returns:
+        ``kind`` as ``module:Class``, and every field as a number or nested lists.
+
+    Raises:
+        ValueError: if the class has no fields by name.
+
+    Examples:
+        >>> class_values(TabularBox(2.0))
+        {'kind': 'rpo_theory.rewards.box:TabularBox', 'maximum': 2.0}
+    """
+    kind = type(reward_class)
+    names = getattr(kind, "_fields", None)
+    if names is None and dataclasses.is_dataclass(kind):
+        names = tuple(item.name for item in dataclasses.fields(kind))
+    if names is None:
+        rule = "must be a named tuple, a dataclass, or a mapping with `kind` and its parameters"
+        raise ValueError(f"`reward_class` {rule}, got {kind.__name__}")
+    fields = {name: np.asarray(getattr(reward_class, name)).tolist() for name in names}
+    return {"kind": f"{kind.__module__}:{kind.__qualname__}", **fields}
+
+
 def _refuse_code(node: Node) -> None:
     node.refuse("must not name a module, since data must not run code: use --reward-class")
 
@@ -172,26 +226,26 @@ def class_of_module(name: str, node: Node | None = None) -> RewardClass:
         >>> class_of_module("rpo_theory.rewards:Unbounded")
         Unbounded()
     """
-    option = "argument --reward-class"
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{option}: must be of the form module:Class, got {name!r}")
-    module_name, attribute = name.split(":")
     try:
-        module = import_user_module(module_name)
-    except KeyboardInterrupt:
+        return _call_class(name, node, "as the keys of `reward_class` in the problem file")
+    except DocumentError:
         raise
-    except BaseException as error:  # the user's module may raise anything, or exit
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{option}: cannot import {module_name}: {cause}") from error
-    kind = getattr(module, attribute, None)
+    except ValueError as error:
+        raise ValueError(f"argument --reward-class: {error}") from error
+
+
+def _call_class(name: str, node: Node | None, where: str) -> RewardClass:
+    """Return an instance of a class of a module, with the parameters of a document."""
+    kind = load_object(name, "class")
     if not callable(kind):
-        raise ValueError(f"{option}: the module {module_name} has no class {attribute}")
+        raise ValueError(f"{name} is not a class")
     parameters = {} if node is None else _parameters(node)
     try:
         return cast(RewardClass, kind(**parameters))
     except TypeError as error:
-        rule = "give its parameters as the keys of `reward_class` in the problem file"
-        raise ValueError(f"{option}: {attribute} cannot be called: {error}: {rule}") from error
+        rule = f"give its parameters {where}"
+        attribute = name.partition(":")[2]
+        raise ValueError(f"{attribute} cannot be called: {error}: {rule}") from error
 
 
 def _parameters(node: Node) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Modules of the user's own, whose objects options and configurations name as ``module:name``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_reference(text: str) -> bool:
+    """Return whether a text has the form ``module:name``.
+
+    Args:
+        text: any text.
+
+    Examples:
+        >>> is_reference("my_methods:shrunk_mle"), is_reference("rpo")
+        (True, False)
+    """
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def add_module_folder(folder: Path) -> None:
+    """Let modules of a folder be imported, such as those beside a configuration.
+
+    The folder is searched last, so that none of its files takes the place of an installed module.
+
+    Args:
+        folder: a folder.
+    """
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.append(path)
+
+
+def import_user_module(name: str) -> ModuleType:
+    """Import a module, which may lie in the current folder.
+
+    Args:
+        name: dotted name of the module.
+
+    Returns:
+        The module. What it prints while it is imported goes to stderr.
+
+    Raises:
+        ImportError: if there is no such module. The module itself may raise anything.
+
+    Examples:
+        >>> import_user_module("math").pi > 3
+        True
+    """
+    if "" not in sys.path:  # last, for the same reason as the folders above
+        sys.path.append("")
+    with printing_to_stderr():
+        return importlib.import_module(name)
+
+
+def load_object(reference: str, kind: str) -> Any:
+    """Load an object of a module.
+
+    Args:
+        reference: ``module:name``.
+        kind: what the object is, for messages, such as "class" or "method".
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: if the reference has another form, the module cannot be imported, or it has no
+            such object; the message has no key in front.
+
+    Examples:
+        >>> load_object("math:sqrt", "function")(9.0)
+        3.0
+    """
+    if not is_reference(reference):
+        form = f"module:{'Class' if kind == 'class' else 'name'}"
+        raise ValueError(f"must be of the form {form}, got {reference!r}")
+    module_name, _, name = reference.partition(":")
+    try:
+        module = import_user_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module may raise anything, or exit
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"cannot import {module_name}: {cause}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"the module {module_name} has no {kind} {name}")
+    return getattr(module, name)
+
+
+def source_text(function: Any) -> str:
+    """Return the source code that an object of the user's own depends on first of all.
+
+    Args:
+        function: a function or a class.
+
+    Returns:
+        The text of its file; without a file, that of the object; without either, its name.
+
+    Examples:
+        >>> "def source_text" in source_text(source_text)
+        True
+    """
+    with contextlib.suppress(OSError, TypeError):
+        return Path(inspect.getsourcefile(function) or "").read_text(encoding="utf-8")
+    with contextlib.suppress(OSError, TypeError):  # a cell of a notebook
+        return inspect.getsource(function)
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', function)}"
+
+
+@contextlib.contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Keep what the user's code prints out of the JSON on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
