@@ -6,7 +6,7 @@ The package compares methods of preference optimization on bandits whose true re
     >>> import bandits
     >>> design = bandits.Design(actions=4, rare=1, coverage_all=9.0)
     >>> batch = bandits.draw_design(design, 1000, np.arange(2))  # two bandits with their data
-    >>> fit = bandits.METHODS["rpo"](batch.problem, batch.reward_class, bandits.MethodOptions())
+    >>> fit = bandits.METHODS["rpo"](batch.problem, batch.reward_class, baseline="given")
     >>> fit.policy.shape
     (2, 1, 4)
 
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from .environments.random import random_linear, random_tabular
     from .environments.registry import draw_environment
     from .environments.votes import read_votes
-    from .methods.base import FitResult, MethodOptions
+    from .methods.base import FitResult, Method
     from .methods.registry import METHODS
-    from .study.config import MethodConfig, StudyConfig
+    from .methods.user_methods import method_from_function
+    from .study.config import StudyConfig
     from .study.figures import draw_figure
+    from .study.method_config import MethodConfig
     from .study.records import RecordStore
     from .study.run import run_parts
     from .study.summary import summarize
@@ -50,8 +52,8 @@ _EXPORTS = {
     "Design": "environments.designs",
     "FitResult": "methods.base",
     "Instance": "environments.base",
-    "MethodConfig": "study.config",
-    "MethodOptions": "methods.base",
+    "Method": "methods.base",
+    "MethodConfig": "study.method_config",
     "NegativeControl": "theorem_check.negative_controls",
     "RecordStore": "study.records",
     "StudyConfig": "study.config",
@@ -64,6 +66,7 @@ _EXPORTS = {
     "ghost_arm": "environments.instances",
     "likelihood_displacement": "environments.instances",
     "measure_agreement": "theorem_check.agreement",
+    "method_from_function": "methods.user_methods",
     "non_convex_class": "environments.instances",
     "random_linear": "environments.random",
     "random_tabular": "environments.random",
@@ -95,7 +98,8 @@ __all__ = [  # noqa: RUF022  # in groups
     # methods
     "METHODS",
     "FitResult",
-    "MethodOptions",
+    "Method",
+    "method_from_function",
     # studies
     "MethodConfig",
     "StudyConfig",

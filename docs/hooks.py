@@ -145,6 +145,21 @@ def config_reference() -> Iterator[str]:
         for key, kind, default, meaning in keys_of(getattr(importlib.import_module(module), name)):
             yield f"| `{key}` | {_cell(kind)} | {default} | {_cell(meaning)} |"
         yield from ("", "</div>", "")
+    yield from method_reference()
+
+
+def method_reference() -> Iterator[str]:
+    """Yield the Markdown lines of the table of built-in methods and their options."""
+    methods = importlib.import_module("bandits.methods.registry").METHODS
+    yield from ("## Methods of studies", "")
+    yield from ("| `method` | title | uses | `options` and their defaults |", "|---|---|---|---|")
+    for method in methods.values():
+        options = (f"`{name}: {value}`" for name, value in vars(method.options()).items())
+        weights = {"$\\eta$": method.uses_eta, "$\\beta$": method.uses_beta}
+        used = ", ".join(name for name, is_used in weights.items() if is_used)
+        listed = ", ".join(options).replace("None", "null")
+        yield f"| `{method.name}` | {method.title} | {used} | {listed} |"
+    yield from ("", "The meanings of the options are in [`bandits.methods`](bandits.md).", "")
 
 
 def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 import rpo_theory as rt
-from bandits import MethodConfig, MethodOptions, StudyConfig
+from bandits import MethodConfig, StudyConfig
 from bandits.study import draw_part, plan_parts, run_part
 from rpo_io import PALETTE
 
@@ -87,7 +87,7 @@ sizes, colors = [1000, 10_000, 100_000], {1.2: "blue", 2.0: "green", 4.0: "orang
 study = StudyConfig(
     name="bound",
     methods=[
-        MethodConfig(method="rpo", options=MethodOptions(baseline="given")),
+        MethodConfig(method="rpo", options={"baseline": "given"}),
         MethodConfig(method="dpo"),
     ],
     comparisons=sizes,

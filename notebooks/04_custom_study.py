@@ -20,8 +20,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from bandits.methods.base import MethodOptions
-from bandits.study.config import MethodConfig, StudyConfig, count_fits
+from bandits.study.config import StudyConfig, count_fits
+from bandits.study.method_config import MethodConfig
 from rpo import api
 from rpo_io.figures import PALETTE
 
@@ -39,7 +39,7 @@ folder = Path(tempfile.mkdtemp())
 study = StudyConfig(
     name="custom",
     methods=[
-        MethodConfig(method="rpo", options=MethodOptions(baseline="given")),
+        MethodConfig(method="rpo", options={"baseline": "given"}),
         MethodConfig(method="dpo"),
     ],
     comparisons=[300, 3000, 30_000],

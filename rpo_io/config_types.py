@@ -6,6 +6,7 @@ dictionaries, other dataclasses, and unions of them.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
 import functools
@@ -96,6 +97,8 @@ def convert(hint: Any, value: Any, key: str) -> Any:
         return {name: convert(item, each, _join(key, name)) for name, each in value.items()}
     if origin is Literal and value in typing.get_args(hint) and not isinstance(value, bool):
         return value
+    if origin is collections.abc.Callable and callable(value):
+        return value
     if hint is Any or (hint is type(None) and value is None):
         _check_any(value, key)
         return value
@@ -105,6 +108,33 @@ def convert(hint: Any, value: Any, key: str) -> Any:
         _check_range(value, key)
         return value
     raise ConfigError(_refusal(key, f"must be {describe(hint)}", value) + _hint_for(hint, value))
+
+
+def to_plain(value: Any) -> Any:
+    """Return a configuration as plain values, from which :func:`build` makes it again.
+
+    Args:
+        value: a dataclass, a container of such, or a plain value. An object with a text
+            ``reference`` is written as that text.
+
+    Returns:
+        Mappings, lists and plain values.
+
+    Examples:
+        >>> to_plain([dataclasses.make_dataclass("Sizes", ["seeds"])(3)])
+        [{'seeds': 3}]
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields if item.init}
+    reference = getattr(value, "reference", None)
+    if isinstance(reference, str):
+        return reference
+    if isinstance(value, Mapping):
+        return {name: to_plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
 
 
 def describe(hint: Any, *, plural: bool = False) -> str:
@@ -143,6 +173,7 @@ _NOUNS: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
     type(None): ("null", "nulls"),
     dict: ("a mapping of keys to values", "mappings of keys to values"),
+    collections.abc.Callable: ("a function", "functions"),
     Any: ("a value", "values"),
 }
 

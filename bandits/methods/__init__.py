@@ -1,7 +1,8 @@
 """Methods: RPO, DPO and thirteen others that fit a policy to preference data on bandits.
 
-Each method is a function of batched problems, reward classes and :class:`MethodOptions` in the
-dictionary :data:`METHODS`, and returns a :class:`FitResult`. Names are imported on first use.
+Each method is a :class:`Method` in the dictionary :data:`METHODS`: called with batched problems and
+reward classes, it returns a :class:`FitResult`. :func:`method_from_function` makes a method of a
+function of the user's own. Names are imported on first use.
 """
 
 from __future__ import annotations
@@ -10,32 +11,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import CertificateKind, FitResult, MethodFunction, MethodOptions, mle_reward
+    from .base import CertificateKind, FitContext, FitResult, Method, MethodFunction, mle_reward
+    from .options import BaselineOptions, MethodOptions, SearchOptions
     from .pessimistic_mle import confidence_radius
     from .policy_losses import chi_squared_policy
-    from .registry import METHODS, greedy_policy
+    from .registry import METHODS, find_method
+    from .saddle_methods import greedy_policy
+    from .user_methods import method_from_function
 
 _EXPORTS = {
     "METHODS": "registry",
+    "BaselineOptions": "options",
     "CertificateKind": "base",
+    "FitContext": "base",
     "FitResult": "base",
+    "Method": "base",
     "MethodFunction": "base",
-    "MethodOptions": "base",
+    "MethodOptions": "options",
+    "SearchOptions": "options",
     "chi_squared_policy": "policy_losses",
     "confidence_radius": "pessimistic_mle",
-    "greedy_policy": "registry",
+    "find_method": "registry",
+    "greedy_policy": "saddle_methods",
+    "method_from_function": "user_methods",
     "mle_reward": "base",
 }
 
 __all__ = [
     "METHODS",
+    "BaselineOptions",
     "CertificateKind",
+    "FitContext",
     "FitResult",
+    "Method",
     "MethodFunction",
     "MethodOptions",
+    "SearchOptions",
     "chi_squared_policy",
     "confidence_radius",
+    "find_method",
     "greedy_policy",
+    "method_from_function",
     "mle_reward",
 ]
 

@@ -1,20 +1,21 @@
-r"""Common parts of the methods: options, results, baseline policies and reward ranges.
+r"""What a method is: a record of its fit function, its options, and what a study must know of it.
 
-A method is a function of problems, their reward classes and options. Every array of its arguments
-and of its result has a leading batch axis ``b``, with one entry for each problem.
+A fit is a function of problems, their reward classes, the options of the method and what a study
+gives to all its methods. Every array of its arguments and of its result has a leading batch axis
+``b``, with one entry for each problem.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from bandits.environments.base import BaselineName, baseline_policy
+from bandits.environments.base import baseline_policy
+from rpo_io.config_types import build
 from rpo_theory import minimax
 from rpo_theory.minimax import Kernel
 from rpo_theory.rewards import (
@@ -27,98 +28,29 @@ from rpo_theory.rewards import (
 )
 from rpo_theory.types import Problem
 
-BaselineOption = Literal[BaselineName, "given"]
-"""Baseline policy by name, or "given" for the one of the problem."""
+from .options import BaselineOptions, MethodOptions
 
-RewardsOption = Literal["given", "unbounded"]
-"""Reward class of the problem, or all rewards."""
-
-CurvatureOption = Literal["safe", "printed"]
-"""Constant of pessimistic maximum likelihood."""
-
-CertificateKind = Literal["duality_gap", "stationarity_residual", "closed_form"]
+CertificateKind = Literal["duality_gap", "stationarity_residual", "closed_form", "none"]
 """Kind of a certificate, see :class:`FitResult`."""
 
+BoundKind = Literal["theorem"]
+"""Bound on the gap of a method: "theorem" for that of Theorem 5.3."""
 
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    r"""Options of the methods; the weights :math:`\beta` and :math:`\eta` belong to the problem.
-
-    Attributes:
-        baseline: baseline policy :math:`\pi_{base}` of RPO, calibration policy of VPO, and policy
-            against which pessimistic MLE, FREEHAND and SPAC measure rewards: "chosen" for the
-            distribution of the winners at each prompt, "data_marginal" for that of both members of
-            a pair, "reference" for :math:`\pi_{ref}`, or "given" for the baseline of the problem.
-        rewards: rewards over which RPO, DPO and VPO optimize: "given" for the class of the problem,
-            or "unbounded" for all rewards, as in training a tabular policy.
-        vpo_alpha: weight :math:`\alpha` of VPO's term against the *sum* of the DPO losses, so that
-            :math:`\eta = \alpha/N`; None for the :math:`\eta` of the problem.
-        ipo_tau: :math:`\tau` of IPO; None for the :math:`\beta` of the problem.
-        dpop_penalty: :math:`\lambda` of DPOP.
-        confidence: :math:`\delta`, the probability with which pessimistic MLE may be wrong.
-        pessimism: constant :math:`c` in the radius of pessimistic MLE.
-        ridge: :math:`\lambda` in the covariance of pessimistic MLE.
-        curvature: :math:`\gamma` of pessimistic MLE, the smallest derivative of the logistic
-            function: "printed" as in the paper, or "safe" for all reward differences of the class.
-        likelihood_slack: :math:`\zeta` of FREEHAND, nats of the log-likelihood of all data.
-        self_play_rounds: number of rounds of SPAC.
-
-    Raises:
-        ValueError: if an option is out of range.
-    """
-
-    baseline: BaselineOption = "chosen"
-    rewards: RewardsOption = "given"
-    vpo_alpha: float | None = None
-    ipo_tau: float | None = None
-    dpop_penalty: float = 5.0
-    confidence: float = 0.1
-    pessimism: float = 1.0
-    ridge: float = 1e-3
-    curvature: CurvatureOption = "safe"
-    likelihood_slack: float = 3.0
-    self_play_rounds: int = 100
-
-    def __post_init__(self) -> None:
-        """Refuse an option that is out of range."""
-        for name, allowed in (
-            ("baseline", BaselineOption),
-            ("rewards", RewardsOption),
-            ("curvature", CurvatureOption),
-        ):
-            if getattr(self, name) not in get_args(allowed):
-                names = ", ".join(get_args(allowed))
-                raise ValueError(f"`{name}` must be one of {names}, got {getattr(self, name)!r}")
-        for name in ("dpop_penalty", "pessimism", "vpo_alpha"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise ValueError(f"`{name}` must be a finite number at least 0, got {value}")
-        for name in ("ipo_tau", "ridge", "likelihood_slack"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < np.inf:
-                raise ValueError(f"`{name}` must be a finite number greater than 0, got {value}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"`confidence` must be a probability between 0 and 1, got {self.confidence}"
-            )
-        if self.self_play_rounds < 1:
-            raise ValueError(f"`self_play_rounds` must be at least 1, got {self.self_play_rounds}")
+FAILED = -1
+"""Status of a fit without a policy, beside the codes of :class:`rpo_theory.types.Status`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitOptions(MethodOptions):
-    """Options of a method, and what a study decides for all its methods.
+class FitContext(NamedTuple):
+    """What a study gives to all its methods, besides the problems.
 
     Attributes:
         kernel: compiled code that solves boxes, see :func:`rpo_theory.minimax.solve_batch`.
+        seeds: seed of each problem, from which a method draws its random numbers, shape ``[b]``;
+            None for seed 0 everywhere.
     """
 
     kernel: Kernel = "jax"
-
-
-def kernel_of(options: MethodOptions) -> Kernel:
-    """Return the kernel of a study's options; a method that is called by itself uses JAX."""
-    return options.kernel if isinstance(options, FitOptions) else "jax"
+    seeds: Int[np.ndarray, " b"] | None = None
 
 
 class FitResult(NamedTuple):
@@ -130,8 +62,9 @@ class FitResult(NamedTuple):
         certificate: bound on the distance from optimality, at least 0, shape ``[b]``.
         certificate_kind: "duality_gap" for a proven bound on the objective, in nats or units of
             reward; "stationarity_residual" for the residual of the optimality conditions;
-            "closed_form" for 0, because a formula was evaluated.
-        status: codes of :class:`rpo_theory.types.Status`, shape ``[b]``.
+            "closed_form" for 0, because a formula was evaluated; "none" for NaN.
+        status: codes of :class:`rpo_theory.types.Status`, or :data:`FAILED`, shape ``[b]``.
+        messages: why fits failed, "" for those that did not; None if all have a policy.
     """
 
     policy: Float[np.ndarray, "b x a"]
@@ -139,13 +72,89 @@ class FitResult(NamedTuple):
     certificate: Float[np.ndarray, " b"]
     certificate_kind: CertificateKind
     status: Int[np.ndarray, " b"]
+    messages: Sequence[str] | None = None
 
 
-MethodFunction = Callable[[Problem, RewardClass, MethodOptions], FitResult]
-"""Signature of every method."""
+MethodFunction = Callable[[Problem, RewardClass, Any, FitContext], FitResult]
+"""Signature of a fit: problems, their reward classes, options of the method, and the context."""
 
 
-def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
+class Method(NamedTuple):
+    r"""A method of the studies.
+
+    Attributes:
+        name: its name in configurations; an identifier.
+        fit: fits a batch of problems.
+        title: its name in figures.
+        options: dataclass of its options, a subclass of
+            :class:`bandits.methods.options.MethodOptions`.
+        uses_eta: whether it uses :math:`\eta`; if not, one fit serves all values of a study.
+        uses_beta: whether it uses :math:`\beta`; if not, one fit serves all values of a study.
+        bound: bound on its gap, shown for the baseline of the problem; None without one.
+        source: function whose file a study's fingerprint contains; None for ``fit``.
+    """
+
+    name: str
+    fit: MethodFunction
+    title: str
+    options: type = MethodOptions
+    uses_eta: bool = True
+    uses_beta: bool = True
+    bound: BoundKind | None = None
+    source: Any = None
+
+    def __call__(
+        self,
+        problem: Problem,
+        reward_class: RewardClass,
+        *,
+        context: FitContext = FitContext(),  # noqa: B008  # an immutable tuple
+        **options: Any,
+    ) -> FitResult:
+        """Fit a batch of problems.
+
+        Args:
+            problem: instances, with a leading batch axis.
+            reward_class: reward class of each problem, with the same leading axis.
+            context: kernel and seeds; by default those of a method that is called by itself.
+            options: options of the method by name.
+
+        Returns:
+            Policies with their certificates.
+
+        Raises:
+            ValueError: if the method does not have an option, or it is out of range.
+        """
+        return self.fit(problem, reward_class, self.make_options(options), context)
+
+    def make_options(self, values: Mapping[str, Any] | MethodOptions) -> Any:
+        """Return the options of the method from plain values.
+
+        Args:
+            values: options by name, or the options themselves.
+
+        Raises:
+            ValueError: if the method does not have an option, or it is out of range.
+        """
+        if isinstance(values, self.options):
+            return values
+        if isinstance(values, MethodOptions):
+            got, wanted = type(values).__name__, self.options.__name__
+            raise ValueError(f"`options` of {self.name} must be {wanted}, got {got}")
+        try:
+            return build(self.options, values)
+        except ValueError as error:
+            raise ValueError(f"`options` of {self.name}: {error}") from error
+
+    @property
+    def reference(self) -> str:
+        """Text that stands for the method in a configuration: its name, or ``module:name``."""
+        module = (self.source or self.fit).__module__
+        is_built_in = self.source is None and module.startswith("bandits.methods.")
+        return self.name if is_built_in else f"{module}:{self.name}"
+
+
+def with_baseline(problem: Problem, options: BaselineOptions) -> Problem:
     r"""Return the problems with the baseline policy that the options name.
 
     Args:
@@ -159,7 +168,7 @@ def with_baseline(problem: Problem, options: MethodOptions) -> Problem:
     Examples:
         >>> even, wins = np.full((1, 1, 2), 0.5), np.array([[[[0.0, 3.0], [1.0, 0.0]]]])
         >>> problem = Problem(np.ones((1, 1)), even, even, wins, np.ones(1), np.ones(1))
-        >>> with_baseline(problem, MethodOptions()).baseline_policy.tolist()
+        >>> with_baseline(problem, BaselineOptions()).baseline_policy.tolist()
         [[[0.75, 0.25]]]
     """
     if options.baseline == "given":

@@ -16,6 +16,7 @@ policy from below.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -35,19 +36,39 @@ from rpo_theory.rewards import RewardClass, linear_gap, linear_minimum
 from rpo_theory.types import ArrayLike, Problem, Solution, Status
 
 from .base import (
+    FitContext,
     FitResult,
-    MethodOptions,
-    kernel_of,
+    Method,
     require_compact_class,
     reward_range,
     with_baseline,
 )
+from .options import BaselineOptions, check_number
 
 TEMPERATURE = 1e-5  # KL weight per unit of reward range; approximates 0
 BRACKET = (1e-7, 1e5)  # limits of eta times reward range: almost no slack, and the whole class
 GROUP = 8192  # number of win counts that are processed together
 BISECTIONS = 44  # number of halvings of log(eta): from 28 nats to 2e-12
 GAP_TOLERANCE = 1e-3  # largest gap of SOLVED per unit of reward range
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreehandOptions(BaselineOptions):
+    r"""Options of FREEHAND.
+
+    Attributes:
+        likelihood_slack: :math:`\zeta`, nats of the log-likelihood of all data.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    likelihood_slack: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        BaselineOptions.__post_init__(self)
+        check_number("likelihood_slack", self.likelihood_slack, above=0.0)
 
 
 class _Search(NamedTuple):
@@ -66,14 +87,17 @@ class _Search(NamedTuple):
     reward: Float[np.ndarray, "b x a"]
 
 
-def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
+def freehand(
+    problem: Problem, reward_class: RewardClass, options: FreehandOptions, context: FitContext
+) -> FitResult:
     r"""Fit the best policy against all rewards within :math:`\zeta` nats of maximum likelihood.
 
     Args:
         problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` are
             ignored.
         reward_class: compact and convex classes, with the same leading axis.
-        options: options of the method; only ``baseline`` and ``likelihood_slack`` are used.
+        options: options of the method.
+        context: kernel of the study.
 
     Returns:
         The policies, within the support of the reference, and the rewards against which they are
@@ -91,7 +115,7 @@ def freehand(problem: Problem, reward_class: RewardClass, options: MethodOptions
     width = reward_range(reward_class)
     cold = problem._replace(beta=TEMPERATURE * width)
     likelihood_only = cold._replace(eta=np.zeros_like(width))
-    kernel = kernel_of(options)
+    kernel = context.kernel
     mle = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
     n_comparisons = np.maximum(np.asarray(problem.wins).sum(axis=(1, 2, 3)), 1.0)
     max_loss = np.asarray(mle.objective) + options.likelihood_slack / n_comparisons
@@ -189,3 +213,9 @@ def _shortfalls(
     unconstrained = linear_minimum(reward_class, direction)
     lower = jnp.maximum(lower, unconstrained)
     return jnp.maximum(upper - lower, 0.0)
+
+
+METHODS = (
+    Method("freehand", freehand, "FREEHAND", FreehandOptions, uses_eta=False, uses_beta=False),
+)
+"""Methods of this module."""

@@ -15,8 +15,9 @@ prompt and response.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,14 @@ from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
 from .base import (
+    FitContext,
     FitResult,
-    MethodOptions,
-    kernel_of,
+    Method,
     mle_reward,
     require_box_or_ball,
     with_baseline,
 )
+from .options import BaselineOptions, check_number, check_option
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 GAP_TOLERANCE = 1e-6  # of SOLVED, relative to the range of the pessimistic rewards
@@ -55,8 +57,44 @@ class _Ellipsoid(NamedTuple):
     directions: Float[Array, "x a d"]
 
 
+CurvatureOption = Literal["safe", "printed"]
+"""Constant of pessimistic maximum likelihood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PessimisticOptions(BaselineOptions):
+    r"""Options of pessimistic maximum likelihood; its baseline is that of :math:`v`.
+
+    Attributes:
+        confidence: :math:`\delta`, probability that the confidence set misses the truth.
+        pessimism: constant :math:`c` in the radius, at least 0.
+        ridge: :math:`\lambda` in the covariance.
+        curvature: :math:`\gamma`, the smallest derivative of the logistic function: "printed" as in
+            the paper, or "safe" for all reward differences of the class.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    confidence: float = 0.1
+    pessimism: float = 1.0
+    ridge: float = 1e-3
+    curvature: CurvatureOption = "safe"
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        BaselineOptions.__post_init__(self)
+        check_option("curvature", self.curvature, get_args(CurvatureOption))
+        check_number("pessimism", self.pessimism, least=0.0)
+        check_number("ridge", self.ridge, above=0.0)
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"`confidence` must be a probability between 0 and 1, got {self.confidence}"
+            )
+
+
 def pessimistic_mle(
-    problem: Problem, reward_class: RewardClass, options: MethodOptions
+    problem: Problem, reward_class: RewardClass, options: PessimisticOptions, context: FitContext
 ) -> FitResult:
     r"""Fit the pessimistic maximum likelihood policy of Zhu, Jordan and Jiao.
 
@@ -64,8 +102,8 @@ def pessimistic_mle(
         problem: instances, with a leading batch axis; their :math:`\beta` and :math:`\eta` are
             ignored.
         reward_class: linear balls or tabular boxes, with the same leading axis.
-        options: options of the method; only ``baseline`` (for :math:`v`), ``confidence``,
-            ``pessimism``, ``ridge`` and ``curvature`` are used.
+        options: options of the method.
+        context: kernel of the study.
 
     Returns:
         The policies, within the support of the reference, and the rewards against which they are
@@ -79,7 +117,7 @@ def pessimistic_mle(
         `zhu:23`, Algorithm 1 and Theorem 3.2.
     """
     reward_class = require_box_or_ball("pessimistic_mle", reward_class)
-    center = mle_reward(problem, reward_class, kernel_of(options))
+    center = mle_reward(problem, reward_class, context.kernel)
     problem = with_baseline(problem, options)
     with jax.enable_x64(True):
         fit = partial(_fit, _settings(options))
@@ -132,7 +170,7 @@ def confidence_radius(
     return jnp.sqrt(variance + ridge * bound**2) * pessimism
 
 
-def _settings(options: MethodOptions) -> tuple[Array, ...]:
+def _settings(options: PessimisticOptions) -> tuple[Array, ...]:
     """Return the options as arrays, so that one compilation serves all of them."""
     safe = 1.0 if options.curvature == "safe" else 0.0
     numbers = (options.confidence, options.pessimism, options.ridge, safe)
@@ -223,3 +261,16 @@ def _fit_against(
     reached = jnp.sum(weights * policy * ellipsoid.rewards) - jnp.linalg.norm(excess)
     gap = jnp.maximum(best - baseline_shift(path.point) - reached, 0.0)
     return policy, worst, gap, gap <= GAP_TOLERANCE * size
+
+
+METHODS = (
+    Method(
+        "pessimistic_mle",
+        pessimistic_mle,
+        "pessimistic MLE",
+        PessimisticOptions,
+        uses_eta=False,
+        uses_beta=False,
+    ),
+)
+"""Methods of this module."""

@@ -8,6 +8,7 @@ that link function.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -24,7 +25,8 @@ from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
 
 from . import path_following
-from .base import FitResult, MethodOptions, kernel_of, require_box_or_ball, require_compact_class
+from .base import FitContext, FitResult, Method, require_box_or_ball, require_compact_class
+from .options import MethodOptions, check_number
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
@@ -33,7 +35,45 @@ LINK_STEPS = 8  # Newton steps for the link; convergence is quadratic, with erro
 LEVEL_STEPS = 64  # Newton steps for the level; each gains at least a nat until it is quadratic
 
 
-def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
+@dataclass(frozen=True, kw_only=True)
+class IpoOptions(MethodOptions):
+    r"""Options of IPO.
+
+    Attributes:
+        ipo_tau: :math:`\tau`; None for the :math:`\beta` of the problem.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    ipo_tau: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_number("ipo_tau", self.ipo_tau, above=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpopOptions(MethodOptions):
+    r"""Options of DPO-positive.
+
+    Attributes:
+        dpop_penalty: weight :math:`\lambda` of the penalty, at least 0.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    dpop_penalty: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_number("dpop_penalty", self.dpop_penalty, least=0.0)
+
+
+def ipo(
+    problem: Problem, reward_class: RewardClass, options: IpoOptions, context: FitContext
+) -> FitResult:
     r"""Fit IPO, which minimizes the squared distance of every margin from :math:`1/2\tau`.
 
     Args:
@@ -41,7 +81,8 @@ def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
         reward_class: a linear ball means log-linear policies
             :math:`\pi\propto\pi_{ref}e^{\langle\theta,\phi\rangle}` without a bound on
             :math:`\theta`; any other class means tabular policies.
-        options: options of the method; only ``ipo_tau`` is used.
+        options: options of the method.
+        context: ignored; the method has one kernel.
 
     Returns:
         The policies closest to the reference among the minimizers, and their implicit rewards
@@ -51,6 +92,7 @@ def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     References:
         `azar:23`, eq. 17.
     """
+    del context
     tau = problem.beta if options.ipo_tau is None else np.full_like(problem.beta, options.ipo_tau)
     features = reward_class.features if isinstance(reward_class, LinearBall) else None
     size = group_size(problem, GROUP)
@@ -60,13 +102,16 @@ def ipo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> 
     return FitResult(policy, reward, residual, "stationarity_residual", status)
 
 
-def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
+def dpop(
+    problem: Problem, reward_class: RewardClass, options: DpopOptions, context: FitContext
+) -> FitResult:
     r"""Fit DPO-positive over the policies :math:`\pi_r` of a compact class.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\eta` is ignored.
         reward_class: tabular boxes or linear balls, with the same leading axis.
-        options: options of the method; only ``dpop_penalty`` is used.
+        options: options of the method.
+        context: ignored; the method has one kernel.
 
     Returns:
         The policies. The certificate bounds the distance of their loss from the minimum, nats.
@@ -78,6 +123,7 @@ def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     References:
         `pal:24`, eq. 3.
     """
+    del context
     reward_class = require_box_or_ball("dpop", reward_class)
     # A tabular loss is the mean of the losses of the prompts, weighted by their comparisons.
     is_tabular = isinstance(reward_class, TabularBox)
@@ -94,7 +140,9 @@ def dpop(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     return FitResult(policy, reward, gap, "duality_gap", status)
 
 
-def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
+def chi_po(
+    problem: Problem, reward_class: RewardClass, options: MethodOptions, context: FitContext
+) -> FitResult:
     r"""Fit chi-PO over the policies whose rewards :math:`\beta u(\pi/\pi_{ref})` are in the class.
 
     Up to a constant per prompt every reward belongs to a policy, so the minimal loss is the maximum
@@ -104,7 +152,8 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     Args:
         problem: instances, with a leading batch axis; :math:`\eta` is ignored.
         reward_class: compact and convex classes with the same leading axis.
-        options: ignored; present for the common signature.
+        options: none.
+        context: kernel of the study.
 
     Returns:
         The policies, which maximize :math:`E_\pi\hat r-\beta(\chi^2+KL)(\pi\|\pi_{ref})`. The
@@ -119,8 +168,9 @@ def chi_po(problem: Problem, reward_class: RewardClass, options: MethodOptions) 
     """
     reward_class = require_compact_class("chi_po", reward_class)
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    kernel = kernel_of(options)
-    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
+    solution = minimax.solve_batch(
+        likelihood_only, reward_class, throw=False, kernel=context.kernel
+    )
     arguments = (solution.reward, problem.reference_policy, problem.beta)
     policy = map_in_groups(_chi_squared_policies, *arguments, size=group_size(problem, GROUP))
     return FitResult(
@@ -342,3 +392,11 @@ def _from_unit_set(
             return reward, -jnp.log1p(-(point**2)).sum()
         case LinearBall(features, radius):
             return jnp.asarray(features) @ (radius * point), -jnp.log1p(-point @ point)
+
+
+METHODS = (
+    Method("ipo", ipo, "IPO", IpoOptions, uses_eta=False),
+    Method("dpop", dpop, "DPOP", DpopOptions, uses_eta=False),
+    Method("chi_po", chi_po, "χPO", uses_eta=False),
+)
+"""Methods of this module."""

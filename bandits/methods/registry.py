@@ -1,316 +1,67 @@
-r"""Registry of the methods that a study compares, all with one signature.
+"""Registry of the methods that studies compare, and access to methods of the user's own.
 
-This module also holds the methods that need nothing but the exact saddle solvers: RPO by three
-routes, and its special cases. With :math:`\eta=0` RPO is DPO. If a class is closed under adding a
-constant per prompt, the policy of DPO is that of two-stage RLHF, :math:`\pi_{\hat r}` of the
-maximum likelihood reward. VPO is RPO with a calibration policy as baseline (`cen:24`), and the base
-loss of POWER-DL is RPO with a uniform reference (`rashidinejad:24`). The other methods are in
-:mod:`bandits.methods.pessimistic_mle`, :mod:`bandits.methods.freehand`,
-:mod:`bandits.methods.spac` and :mod:`bandits.methods.policy_losses`.
+A built-in method is a record in the tuple ``METHODS`` of its module; this dictionary collects them.
+A method of the user's own is an object of a module, named ``module:name``: a :class:`Method`, or a
+function that returns a policy (:mod:`bandits.methods.user_methods`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Float
+from rpo_io.user_modules import is_reference, load_object
 
-from bandits.environments.base import baseline_policy
-from rpo_theory import direct, maximin, minimax
-from rpo_theory._batching import group_size, map_in_groups
-from rpo_theory.certificate import duality_gap_bound
-from rpo_theory.rewards import RewardClass, Unbounded, is_compact
-from rpo_theory.types import ArrayLike, Problem, Solution, Status
+from . import freehand, pessimistic_mle, policy_losses, saddle_methods, spac
+from .base import Method
+from .user_methods import method_from_function
 
-from .base import (
-    CertificateKind,
-    FitResult,
-    MethodFunction,
-    MethodOptions,
-    kernel_of,
-    with_baseline,
-)
-from .freehand import freehand
-from .pessimistic_mle import pessimistic_mle
-from .policy_losses import chi_po, dpop, ipo
-from .spac import spac
+FAMILIES = (saddle_methods, pessimistic_mle, policy_losses, freehand, spac)
+"""Modules with built-in methods."""
 
-GROUP = 8192  # entries of the win counts whose certificates are computed at a time
-TIE_TOLERANCE = 1e-6  # relative to the largest reward: below it solvers cannot tell rewards apart
+METHODS: dict[str, Method] = {
+    method.name: method for family in FAMILIES for method in family.METHODS
+}
+"""Every built-in method by the name that a study gives it."""
 
 
-def rpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Solve RPO exactly, :math:`\min_r\max_\pi\phi`, with its duality gap.
+def find_method(method: Any) -> Method:
+    """Return the record of a method.
 
     Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``baseline`` and ``rewards`` are used.
+        method: name of a built-in method, ``module:name``, a record, or a function that returns a
+            policy.
 
     Returns:
-        The Gibbs policies of the adversarial rewards.
+        The record.
 
-    References:
-        `liu:24`, eqs. 4.1 to 4.8.
-    """
-    problem = with_baseline(problem, options)
-    return _solve_exactly(problem, _search_class(reward_class, options), options)
-
-
-def rpo_maximin(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Solve Algorithm 1, :math:`\max_\pi\min_r\phi`, by a route that never uses Lemma 4.1.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``baseline`` and ``rewards`` are used.
-
-    Returns:
-        The policies. On a class that is not convex they differ from those of :func:`rpo`.
-
-    References:
-        `liu:24`, Algorithm 1, eq. 3.3.
-    """
-    return _solve_by_route(maximin.solve_batch, "residual", problem, reward_class, options)
-
-
-def rpo_policy(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Minimize the RPO loss over the policy, Algorithm 2.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``baseline`` and ``rewards`` are used.
-
-    Returns:
-        The policies.
-
-    References:
-        `liu:24`, Algorithm 2, eq. 4.8.
-    """
-    return _solve_by_route(direct.solve_batch, "gradient_norm", problem, reward_class, options)
-
-
-def dpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Fit DPO: the RPO loss without its second term, :math:`\eta=0`.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``rewards`` is used.
-
-    Returns:
-        The policies. If the data leave rewards free, they are those of the solver's central path;
-        over all rewards they are the limits of gradient descent from the reference policy.
-
-    References:
-        `rafailov:23`.
-    """
-    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return _solve_exactly(likelihood_only, _search_class(reward_class, options), options)
-
-
-def two_stage(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Fit two-stage RLHF: the maximum likelihood reward of the class, then :math:`\pi_{\hat r}`.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: ignored; present for the common signature.
-
-    Returns:
-        The policies that maximize the reward minus :math:`\beta` times the divergence from the
-        reference.
-
-    References:
-        `liu:24`, sec. 3 (:math:`\eta=0`).
-    """
-    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return _solve_exactly(likelihood_only, reward_class, options)
-
-
-def greedy_mle(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Fit the maximum likelihood reward and take its best response in the reference's support.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: ignored; present for the common signature.
-
-    Returns:
-        The policies. Responses of equal reward share in proportion to the reference.
-
-    References:
-        `zhu:23`, Theorem 3.9.
-    """
-    fit = two_stage(problem, reward_class, options)
-    return fit._replace(policy=greedy_policy(fit.reward, problem.reference_policy))
-
-
-def behavior_cloning(
-    problem: Problem, reward_class: RewardClass, options: MethodOptions
-) -> FitResult:
-    r"""Fit SFT on the chosen responses: their empirical distribution, which maximizes likelihood.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: unused.
-        options: ignored; present for the common signature.
-
-    Returns:
-        The policies; the reference at prompts without data.
-    """
-    del reward_class, options
-    policy = baseline_policy("chosen", wins=problem.wins, reference=problem.reference_policy)
-    n_problems = policy.shape[0]
-    return FitResult(
-        policy=policy,
-        reward=np.full_like(policy, np.nan),
-        certificate=np.zeros(n_problems),
-        certificate_kind="closed_form",
-        status=np.full(n_problems, Status.SOLVED.value, np.int32),
-    )
-
-
-def vpo(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Fit VPO on a fixed data set: the DPO losses minus :math:`\alpha\beta E_{\pi_{cal}}\log\pi`.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``vpo_alpha``, ``rewards`` and ``baseline``
-            (:math:`\pi_{cal}`) are used.
-
-    Returns:
-        The policies of RPO with :math:`\eta=\alpha/N`.
-
-    References:
-        `cen:24`, objective for fixed data.
-    """
-    if options.vpo_alpha is not None:
-        n_comparisons = np.asarray(problem.wins).sum(axis=(1, 2, 3))
-        problem = problem._replace(eta=options.vpo_alpha / np.maximum(n_comparisons, 1.0))
-    return rpo(problem, reward_class, options)
-
-
-def power(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
-    r"""Fit the base loss of POWER-DL, for responses of equal weight 1.
-
-    It has no reference policy: the entropy of the policy takes the place of the divergence, which
-    amounts to a uniform reference. Its SFT term is on the chosen responses of the same pairs.
-
-    Args:
-        problem: instances, with a leading batch axis; only the support of the
-            reference policy is used.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``rewards`` is used.
-
-    Returns:
-        The policies.
-
-    References:
-        `rashidinejad:24`.
-    """
-    support = np.asarray(problem.reference_policy, np.float64) > 0
-    uniform = problem._replace(reference_policy=support / support.sum(axis=-1, keepdims=True))
-    prompt_counts = np.asarray(problem.wins, np.float64).sum(axis=(2, 3))
-    n_comparisons = prompt_counts.sum(axis=1, keepdims=True)
-    prompt_shares = np.where(
-        n_comparisons > 0,
-        prompt_counts / np.maximum(n_comparisons, 1e-300),
-        problem.context_weights,
-    )
-    chosen = baseline_policy("chosen", wins=problem.wins, reference=uniform.reference_policy)
-    on_pairs = uniform._replace(context_weights=prompt_shares, baseline_policy=chosen)
-    return _solve_exactly(on_pairs, _search_class(reward_class, options), options)
-
-
-def greedy_policy(
-    reward: Float[ArrayLike, "b x a"], reference: Float[ArrayLike, "b x a"]
-) -> Float[np.ndarray, "b x a"]:
-    """Return the policy on the responses of highest reward in the support of the reference.
-
-    Args:
-        reward: rewards.
-        reference: reference policy; responses of equal reward share in proportion to it.
-
-    Returns:
-        Probabilities; each row sums to one.
+    Raises:
+        ValueError: if there is no such method, its module cannot be imported, or the function has
+            parameters that a study does not know.
 
     Examples:
-        >>> greedy_policy(np.array([[[1.0, 1.0, 2.0]]]), np.array([[[0.2, 0.8, 0.0]]])).tolist()
-        [[[0.2, 0.8, 0.0]]]
+        >>> find_method("dpo").title
+        'DPO'
     """
-    reward, reference = np.asarray(reward), np.asarray(reference)
-    possible = np.where(reference > 0, reward, -np.inf)
-    best = possible.max(axis=-1, keepdims=True)
-    tolerance = TIE_TOLERANCE * np.maximum(1.0, np.abs(best))
-    kept = np.where(possible >= best - tolerance, reference, 0.0)
-    return kept / kept.sum(axis=-1, keepdims=True)
+    if isinstance(method, str):
+        if method in METHODS:
+            return METHODS[method]
+        if not is_reference(method):
+            raise ValueError(_unknown(method))
+        try:
+            method = load_object(method, "method")
+        except ValueError as error:
+            raise ValueError(f"`method` {method}: {error}") from error
+    if isinstance(method, Method):
+        return method
+    if not callable(method):
+        got = type(method).__name__
+        raise ValueError(f"`method` must be a name, a record or a function, got {got}")
+    return method_from_function(method)
 
 
-def _search_class(reward_class: RewardClass, options: MethodOptions) -> RewardClass:
-    return Unbounded() if options.rewards == "unbounded" else reward_class
-
-
-def _solve_exactly(
-    problem: Problem, reward_class: RewardClass, options: MethodOptions
-) -> FitResult:
-    kernel = kernel_of(options)
-    solution = minimax.solve_batch(problem, reward_class, throw=False, kernel=kernel)
-    if not is_compact(reward_class):
-        return _fit_result(solution, solution.stats["residual"], "stationarity_residual")
-    return _fit_result(solution, solution.stats["duality_gap"], "duality_gap")
-
-
-def _solve_by_route(
-    solve_batch: Callable[..., Solution],
-    residual: str,
-    problem: Problem,
-    reward_class: RewardClass,
-    options: MethodOptions,
-) -> FitResult:
-    """Solve by the given solver; on a bounded class, certify its result independently of it."""
-    problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
-    solution = solve_batch(problem, reward_class, throw=False)
-    if not is_compact(reward_class):
-        return _fit_result(solution, solution.stats[residual], "stationarity_residual")
-    policy, reward = solution.policy, solution.reward
-    size = group_size(problem, GROUP)
-    gap = map_in_groups(_gaps, problem, reward_class, policy, reward, size=size)
-    return _fit_result(solution, gap, "duality_gap")
-
-
-_gaps = jax.jit(jax.vmap(duality_gap_bound))
-
-
-def _fit_result(solution: Solution, certificate: ArrayLike, kind: CertificateKind) -> FitResult:
-    return FitResult(
-        policy=np.asarray(solution.policy),
-        reward=np.asarray(solution.reward),
-        certificate=np.asarray(certificate),
-        certificate_kind=kind,
-        status=np.asarray(solution.status),
-    )
-
-
-METHODS: dict[str, MethodFunction] = {
-    "rpo": rpo,
-    "rpo_maximin": rpo_maximin,
-    "rpo_policy": rpo_policy,
-    "dpo": dpo,
-    "two_stage": two_stage,
-    "greedy_mle": greedy_mle,
-    "behavior_cloning": behavior_cloning,
-    "pessimistic_mle": pessimistic_mle,
-    "vpo": vpo,
-    "ipo": ipo,
-    "dpop": dpop,
-    "chi_po": chi_po,
-    "power": power,
-    "freehand": freehand,
-    "spac": spac,
-}
-"""Every method by the name that a study gives it."""
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+    hint = f": did you mean {near[0]}?" if near else ""
+    names = ", ".join(METHODS)
+    return f"`method` must be one of {names}, or module:name, got {name!r}{hint}"

@@ -11,6 +11,7 @@ measures how close they are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -27,19 +28,50 @@ from rpo_theory.preference import negative_log_likelihood
 from rpo_theory.rewards import RewardClass, linear_gap
 from rpo_theory.types import Problem, Status
 
-from .base import FitResult, MethodOptions, require_compact_class, reward_range, with_baseline
+from .base import (
+    FitContext,
+    FitResult,
+    Method,
+    require_compact_class,
+    reward_range,
+    with_baseline,
+)
+from .options import BaselineOptions
 
 GROUP = 1024  # entries of the win counts that are fitted at a time
 ROUNDING = 1e-9  # by which a gap may exceed Hedge's bound
 
 
-def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) -> FitResult:
+@dataclass(frozen=True, kw_only=True)
+class SpacOptions(BaselineOptions):
+    """Options of SPAC.
+
+    Attributes:
+        self_play_rounds: number of rounds, at least 1.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    self_play_rounds: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        BaselineOptions.__post_init__(self)
+        if self.self_play_rounds < 1:
+            raise ValueError(f"`self_play_rounds` must be at least 1, got {self.self_play_rounds}")
+
+
+def spac(
+    problem: Problem, reward_class: RewardClass, options: SpacOptions, context: FitContext
+) -> FitResult:
     r"""Fit the average policy of mirror descent against the best answers of the adversary.
 
     Args:
         problem: instances, with a leading batch axis; :math:`\beta` is ignored.
         reward_class: compact and convex classes, with the same leading axis.
-        options: options of the method; only ``baseline`` and ``self_play_rounds`` are used.
+        options: options of the method.
+        context: ignored; the method has one kernel.
 
     Returns:
         The average policies and rewards. The certificate is the duality gap of
@@ -52,6 +84,7 @@ def spac(problem: Problem, reward_class: RewardClass, options: MethodOptions) ->
     References:
         `ji:24`, Algorithm 1.
     """
+    del context
     reward_class = require_compact_class("spac", reward_class)
     problem = with_baseline(problem, options)
     play = partial(_play, np.asarray(options.self_play_rounds, np.int32))
@@ -116,3 +149,7 @@ def _gap(
 
 
 _play = jax.jit(jax.vmap(_play_one, (None, 0, 0, 0)))
+
+
+METHODS = (Method("spac", spac, "SPAC", SpacOptions, uses_beta=False),)
+"""Methods of this module."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import (
-        MethodConfig,
         QuickSizes,
         Scenario,
         StudyConfig,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     )
     from .figures import FigureKind, draw_figure, figure_kinds
     from .lines import log_log_slope, plot_gap, plot_overoptimization
+    from .method_config import MethodConfig
     from .metrics import BoundInputs, compute_bound_inputs, gap_bounds, measure_policy
     from .parts import StudyPart, draw_part, plan_parts
     from .records import RecordStore
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "BoundInputs": "metrics",
     "FigureKind": "figures",
-    "MethodConfig": "config",
+    "MethodConfig": "method_config",
     "QuickSizes": "config",
     "RecordStore": "records",
     "RunEstimate": "run",

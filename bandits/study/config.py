@@ -7,40 +7,26 @@ share the same bandit and the same labels, so that methods are compared on equal
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from bandits.environments.class_documents import class_values
 from bandits.environments.designs import Design
 from bandits.environments.registry import NAMED_INSTANCES
-from bandits.methods.base import MethodOptions
-from bandits.methods.registry import METHODS
+from bandits.methods.base import Method
+from rpo_io.config_types import to_plain
 from rpo_theory.rewards import RewardClass
+
+from .method_config import MethodConfig, as_method_config, method_labels
 
 WeightRule = Literal["theorem", "tight", "given"]
 r"""Rules for the weights. ``theorem`` is :math:`\beta=1/\sqrt N` and the :math:`\eta` of Theorem
 5.3; ``tight`` is the same with the sharpest constant; ``given`` is the environment's weight."""
-
-METHODS_WITHOUT_ETA = {
-    "dpo",
-    "two_stage",
-    "greedy_mle",
-    "behavior_cloning",
-    "pessimistic_mle",
-    "ipo",
-    "dpop",
-    "chi_po",
-}
-r"""Methods that do not use :math:`\eta`: one fit serves all its values."""
-
-METHODS_WITHOUT_BETA = {"greedy_mle", "behavior_cloning", "pessimistic_mle"}
-r"""Methods that do not use :math:`\beta`: one fit serves all its values."""
 
 NUMBA_FITS = 500_000
 """Number of fits from which compiling the Numba kernel pays off."""
@@ -50,39 +36,6 @@ MAX_NUMBER = 10**15
 
 MAX_COMBINATIONS = 1_000_000
 """Largest number of combinations of scenarios, methods and weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """A method of a study with its options; a method's name alone stands for its defaults.
-
-    Attributes:
-        method: name in :data:`bandits.methods.registry.METHODS`.
-        label: name in records and figures; printable text without ``$``. The default is the
-            method's name, followed by its baseline if the study has the method several times.
-        options: options of the method.
-
-    Raises:
-        ValueError: if the method is unknown or the label is not printable text without ``$``.
-    """
-
-    SHORTHAND: ClassVar[str] = "method"
-
-    method: str
-    label: str | None = None
-    options: MethodOptions = field(default_factory=MethodOptions)
-
-    def __post_init__(self) -> None:
-        """Raise a ``ValueError`` for an unknown method or an unprintable label."""
-        if self.method not in METHODS:
-            rule = f"must be one of {', '.join(METHODS)}"
-            near = difflib.get_close_matches(self.method.lower(), METHODS, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise ValueError(f"`method` {rule}, got {self.method!r}{hint}")
-        # Terminals obey control characters, and Matplotlib reads text between $ as mathematics.
-        label = self.label
-        if label is not None and not (label.strip() and label.isprintable() and "$" not in label):
-            raise ValueError(f"`label` must be printable text without $, got {label!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +63,8 @@ class StudyConfig:
 
     Attributes:
         name: name of the study and of its default output folder; letters, digits, ``_``, ``-``.
-        methods: methods to compare.
+        methods: methods to compare: names, or mappings with options; in Python also functions and
+            records, see :class:`bandits.study.method_config.MethodConfig`.
         comparisons: values of :math:`N`, the number of comparisons in a data set.
         seeds: number of seeds; each draws a new bandit and new data.
         first_seed: the smallest seed.
@@ -133,7 +87,7 @@ class StudyConfig:
     """
 
     name: str
-    methods: list[MethodConfig]
+    methods: list[MethodConfig | Method | Callable[..., Any] | str]
     comparisons: list[int]
     seeds: int
     first_seed: int = 0
@@ -148,17 +102,29 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Raise a ``ValueError`` for a study that cannot be run."""
+        object.__setattr__(self, "methods", [as_method_config(item) for item in self.methods])
         object.__setattr__(self, "reward_class", _class_values(self.reward_class))
         _check_axes(self)
         _check_environments(self)
         expand_designs(self)
-        if len(set(method_labels(self))) < len(self.methods):
-            raise ValueError(f"`label` must differ between methods, got {method_labels(self)}")
+        labels = method_labels(self.method_configs)
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"`label` must differ between methods, got {labels}")
         if self.quick != QuickSizes():
             try:
                 self.quick_version()
             except ValueError as error:
                 raise ValueError(f"the sizes under `quick`: {error}") from error
+
+    @property
+    def method_configs(self) -> list[MethodConfig]:
+        """The methods, each with its options."""
+        return cast("list[MethodConfig]", self.methods)
+
+    @property
+    def class_values(self) -> dict[str, Any] | None:
+        """The values of ``reward_class``: ``kind`` and its parameters; None without one."""
+        return cast("dict[str, Any] | None", self.reward_class)
 
     def quick_version(self) -> StudyConfig:
         """Return the study with its quick sizes."""
@@ -211,7 +177,7 @@ def expand_designs(study: StudyConfig) -> list[Design]:
 
     Examples:
         >>> study = StudyConfig(
-        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9], seeds=1,
+        ...     name="a", methods=["rpo"], comparisons=[9], seeds=1,
         ...     design={"target_coverage": [2.0, 4.0]})
         >>> [design.target_coverage for design in expand_designs(study)]
         [2.0, 4.0]
@@ -242,7 +208,7 @@ def expand_scenarios(study: StudyConfig) -> list[Scenario]:
 
     Examples:
         >>> study = StudyConfig(
-        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9, 99], seeds=1,
+        ...     name="a", methods=["rpo"], comparisons=[9, 99], seeds=1,
         ...     environments=["named:four_arms"])
         >>> [scenario.comparisons for scenario in expand_scenarios(study)]
         [9, 99]
@@ -282,7 +248,7 @@ def choose_kernel(study: StudyConfig) -> StudyConfig:
 
     Examples:
         >>> study = StudyConfig(
-        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9], seeds=10)
+        ...     name="a", methods=["rpo"], comparisons=[9], seeds=10)
         >>> choose_kernel(study).kernel
         'jax'
     """
@@ -296,30 +262,6 @@ def design_axes(study: StudyConfig) -> list[str]:
     return [name for name, value in study.design.items() if isinstance(value, list)]
 
 
-def method_labels(study: StudyConfig) -> list[str]:
-    """Return the labels of the methods in records and figures.
-
-    Args:
-        study: configuration of the study.
-
-    Returns:
-        One label per method, in the order of :attr:`StudyConfig.methods`.
-
-    Examples:
-        >>> given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
-        >>> methods = [MethodConfig(method="rpo"), given, MethodConfig(method="dpo")]
-        >>> method_labels(StudyConfig(name="a", methods=methods, comparisons=[9], seeds=1))
-        ['rpo, chosen', 'rpo, given', 'dpo']
-    """
-    names = [method.method for method in study.methods]
-    return [
-        method.label
-        or method.method
-        + (f", {method.options.baseline}" if names.count(method.method) > 1 else "")
-        for method in study.methods
-    ]
-
-
 def resolved_config(study: StudyConfig) -> dict[str, Any]:
     """Return a study as plain values, for records and for ``--dry-run``.
 
@@ -330,7 +272,7 @@ def resolved_config(study: StudyConfig) -> dict[str, Any]:
         Every field by name, defaults included; nested dataclasses are dictionaries. The kernel is
         the one that is used.
     """
-    return dataclasses.asdict(choose_kernel(study))
+    return to_plain(choose_kernel(study))
 
 
 def _class_values(reward_class: Any) -> dict[str, Any] | None:
@@ -395,7 +337,7 @@ def _check_values(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must have at least one value, got an empty list")
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        shown = getattr(repeated[0], "method", repeated[0])
+        shown = getattr(repeated[0], "reference", repeated[0])
         raise ValueError(f"`{name}` must not repeat a value, got {shown} twice")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bandits.methods.registry import METHODS
 from rpo_io.digests import sha256_hex, sha256_of_file
 from rpo_io.user_modules import is_reference, load_object, source_text
 
@@ -24,9 +25,7 @@ def input_digests(study: StudyConfig) -> dict[str, str]:
         OSError: if a file cannot be read.
 
     Examples:
-        >>> from bandits.study.config import MethodConfig
-        >>> methods = [MethodConfig(method="rpo")]
-        >>> input_digests(StudyConfig(name="a", methods=methods, comparisons=[9], seeds=1))
+        >>> input_digests(StudyConfig(name="a", methods=["rpo"], comparisons=[9], seeds=1))
         {}
     """
     files = {}
@@ -39,7 +38,11 @@ def input_digests(study: StudyConfig) -> dict[str, str]:
         if isinstance(path, str):
             files[f"design.features_file {path}"] = path
     digests = {name: sha256_of_file(Path(path)) for name, path in files.items()}
-    kind = (study.reward_class or {}).get("kind", "")
+    kind = (study.class_values or {}).get("kind", "")
     if is_reference(kind):
         digests[f"reward_class {kind}"] = sha256_hex(source_text(load_object(kind, "class")))
+    for method in study.method_configs:
+        if method.reference not in METHODS:
+            source = source_text(method.record.source or method.record.fit)
+            digests[f"methods {method.reference}"] = sha256_hex(source)
     return digests

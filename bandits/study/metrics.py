@@ -24,8 +24,6 @@ from rpo_theory.bounds import (
 from rpo_theory.coverage import coverage_coefficient_batch
 from rpo_theory.rewards import RewardClass, is_compact, log_covering_number
 
-METHODS_WITH_BOUND = ("rpo", "rpo_maximin", "rpo_policy")
-"""Methods whose gap Theorem 5.3 bounds."""
 MEMBER_TOLERANCE = 1e-6
 """Accepted relative distance of the true reward from its class: rounding to seven digits."""
 

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from bandits.environments.designs import Design
-from bandits.methods.base import MethodOptions
 
-from .config import (
-    METHODS_WITHOUT_BETA,
-    METHODS_WITHOUT_ETA,
-    MethodConfig,
-    StudyConfig,
-    method_labels,
-)
-from .metrics import METHODS_WITH_BOUND
+from .config import StudyConfig
+from .method_config import MethodConfig, method_labels
 from .parts import class_of_study, missing_for_bounds
-
-OPTIONS_OF_METHOD: dict[str, tuple[str, ...]] = {
-    "rpo": ("baseline", "rewards"),
-    "rpo_maximin": ("baseline", "rewards"),
-    "rpo_policy": ("baseline", "rewards"),
-    "dpo": ("rewards",),
-    "two_stage": (),
-    "greedy_mle": (),
-    "behavior_cloning": (),
-    "pessimistic_mle": ("baseline", "confidence", "pessimism", "ridge", "curvature"),
-    "vpo": ("baseline", "rewards", "vpo_alpha"),
-    "ipo": ("ipo_tau",),
-    "dpop": ("dpop_penalty",),
-    "chi_po": (),
-    "power": ("rewards",),
-    "freehand": ("baseline", "likelihood_slack"),
-    "spac": ("baseline", "self_play_rounds"),
-}
-"""Options that a method uses."""
 
 VOTES_FIELDS = ("reward_max", "label_noise")
 """Fields of the design that votes use."""
@@ -51,14 +24,13 @@ def study_notes(study: StudyConfig) -> tuple[str, ...]:
         Sentences, each of which names its key.
 
     Examples:
-        >>> from bandits.study.config import MethodConfig
         >>> methods = [MethodConfig(method="rpo")]
         >>> study = StudyConfig(
         ...     name="a", methods=methods, comparisons=[9], seeds=1, design={"features": 3})
         >>> study_notes(study)
         ('`design.features` has no effect: it is for linear rewards.',)
     """
-    checks = (_never_compared, _no_bounds, _unused_design, _unused_weights, _unused_options)
+    checks = (_never_compared, _no_bounds, _unused_design, _unused_weights)
     return tuple(note for check in checks for note in check(study))
 
 
@@ -83,9 +55,10 @@ def _no_bounds(study: StudyConfig) -> list[str]:
         for name, reason in reasons.items()
         if any(_values(study, name, 0.0))
     ]
-    if study.reward_class is not None:
-        missing = missing_for_bounds(class_of_study(study))
-        kind = study.reward_class["kind"]
+    reward_class = class_of_study(study)
+    if reward_class is not None and study.class_values is not None:
+        missing = missing_for_bounds(reward_class)
+        kind = study.class_values["kind"]
         reason = f"{kind} has no {' and no '.join(missing)}"
         notes.append(
             f"The columns `bound*` are null: {reason}."
@@ -93,8 +66,9 @@ def _no_bounds(study: StudyConfig) -> list[str]:
             else "The columns `bound*` are null where the true reward is not in `reward_class` "
             "(Assumption 5.1)."
         )
-    for index, method in enumerate(study.methods):
-        if method.method in METHODS_WITH_BOUND and method.options.rewards == "unbounded":
+    for index, method in enumerate(study.method_configs):
+        rewards = getattr(method.options, "rewards", "given")
+        if method.record.bound and rewards == "unbounded":
             notes.append(
                 f"The columns `bound*` of methods[{index}] are null: the bounds need a finite "
                 "range of rewards (Assumption 5.1)."
@@ -137,38 +111,30 @@ def _unused_design(study: StudyConfig) -> list[str]:
 def _unused_weights(study: StudyConfig) -> list[str]:
     """Return a note for each weight that has several values or a given one, and no effect."""
     notes = []
-    for name, without in (("eta", METHODS_WITHOUT_ETA), ("beta", METHODS_WITHOUT_BETA)):
+    labels = method_labels(study.method_configs)
+    for name, is_used in (("eta", _uses_eta), ("beta", _uses_beta)):
         values = getattr(study, name)
         unused = [
             label
-            for label, method in zip(method_labels(study), study.methods, strict=True)
-            if method.method in without or (name == "eta" and _sets_its_eta(method))
+            for label, method in zip(labels, study.method_configs, strict=True)
+            if not is_used(method)
         ]
         if not unused or values == ["theorem"]:
             continue
         if len(unused) == len(study.methods):
             notes.append(_without_effect(name, "no method of the study uses it"))
         elif len(values) > 1:
-            labels = ", ".join(unused)
-            notes.append(f"`{name}` has no effect on {labels}: all its values share one fit.")
+            listed = ", ".join(unused)
+            notes.append(f"`{name}` has no effect on {listed}: all its values share one fit.")
     return notes
 
 
-def _unused_options(study: StudyConfig) -> list[str]:
-    """Return a note for every option that its method does not use."""
-    default = MethodOptions()
-    return [
-        _without_effect(f"methods[{index}].options.{item.name}", f"{method.method} does not use it")
-        for index, method in enumerate(study.methods)
-        for item in fields(MethodOptions)
-        if getattr(method.options, item.name) != getattr(default, item.name)
-        and item.name not in OPTIONS_OF_METHOD[method.method]
-    ]
+def _uses_eta(method: MethodConfig) -> bool:
+    return method.record.uses_eta and not method.options.sets_eta()
 
 
-def _sets_its_eta(method: MethodConfig) -> bool:
-    """Return whether an option of the method sets its weight of the adversary."""
-    return method.method == "vpo" and method.options.vpo_alpha is not None
+def _uses_beta(method: MethodConfig) -> bool:
+    return method.record.uses_beta
 
 
 def _values(study: StudyConfig, name: str, default: Any) -> list[Any]:

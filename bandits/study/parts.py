@@ -141,9 +141,8 @@ def plan_parts(study: StudyConfig) -> PartPlan:
             shape, or a weight by the theorem's rule needs what the class does not have.
 
     Examples:
-        >>> from bandits.study.config import MethodConfig
         >>> study = StudyConfig(
-        ...     name="a", methods=[MethodConfig(method="rpo")], comparisons=[9, 99], seeds=3)
+        ...     name="a", methods=["rpo"], comparisons=[9, 99], seeds=3)
         >>> [(part.n_draws, part.scenario_index.tolist()) for part in plan_parts(study)]
         [(6, [0, 0, 0, 1, 1, 1])]
     """
@@ -188,7 +187,7 @@ def class_of_study(study: StudyConfig) -> RewardClass | None:
     Raises:
         ValueError: if the class cannot be found or called.
     """
-    return None if study.reward_class is None else class_from_values(study.reward_class)
+    return None if study.class_values is None else class_from_values(study.class_values)
 
 
 def _group_by_shape(study: StudyConfig) -> list[list[Scenario]]:

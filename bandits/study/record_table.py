@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from bandits.methods.base import CertificateKind, FitResult
+from bandits.methods.base import FAILED, CertificateKind, FitResult
 from rpo_theory.types import Status
 
-from .config import EtaBeta, StudyConfig, design_axes, method_labels
+from .config import EtaBeta, StudyConfig, design_axes
+from .method_config import method_labels
 from .metrics import BoundInputs
 from .parts import StudyPart
 
@@ -65,6 +66,15 @@ class TableBuilder:
         indices = pa.array(codes, mask=codes < 0)
         self._columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(list(strings)))
 
+    def add_texts(self, name: str, texts: Sequence[str]) -> None:
+        """Add a column of texts that are rare or all different; an empty one is null.
+
+        Args:
+            name: name of the column.
+            texts: one text per row.
+        """
+        self._columns[name] = pa.array([text or None for text in texts], pa.string())
+
     def add_numbers(self, name: str, values: np.ndarray) -> None:
         """Add a column of numbers; NaN becomes null.
 
@@ -109,8 +119,8 @@ def record_table(
     scenario_index = part.scenario_index[recorded]
     table = TableBuilder(part.n_draws)
     method = np.array(method_index)
-    table.add_strings("method", method, [config.method for config in study.methods])
-    table.add_strings("label", method, method_labels(study))
+    table.add_strings("method", method, [item.reference for item in study.method_configs])
+    table.add_strings("label", method, method_labels(study.method_configs))
     environments = [scenario.environment for scenario in part.scenarios]
     codes = np.array([study.environments.index(name) for name in environments])
     table.add_strings("environment", codes[scenario_index], study.environments)
@@ -132,12 +142,14 @@ def record_table(
     table.add_numbers("certificate", result.certificate[recorded])
     kind = np.array(CERTIFICATE_KINDS.index(result.certificate_kind))
     table.add_strings("certificate_kind", kind, CERTIFICATE_KINDS)
-    status_codes = [status.value for status in Status]
+    status_names = {**{status.value: status.name for status in Status}, FAILED: "FAILED"}
+    status_codes = list(status_names)
     table.add_strings(
         "status",
         np.array([status_codes.index(code) for code in result.status[recorded]]),
-        [status.name for status in Status],
+        list(status_names.values()),
     )
+    table.add_texts("message", list(result.messages or [""] * len(part.seeds))[recorded])
     return table.build()
 
 

@@ -35,7 +35,7 @@ RECORDS_FILE = "records.parquet"
 TIMINGS_FILE = "seconds.parquet"
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"\d{6,}\.(parquet|seconds)(\.sha256)?")
-RECORDS_FORMAT = 3
+RECORDS_FORMAT = 4
 """Version of the columns; results in another format are not continued."""
 _MAX_SHOWN = 80
 VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")

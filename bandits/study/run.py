@@ -5,31 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bandits.environments.base import Instance
-from bandits.methods.base import CertificateKind, FitOptions, FitResult
-from bandits.methods.registry import METHODS
+from bandits.methods.base import FAILED, CertificateKind, FitContext, FitResult
+from rpo_theory.minimax import Kernel
 from rpo_theory.types import Problem
 
-from .config import (
-    METHODS_WITHOUT_BETA,
-    METHODS_WITHOUT_ETA,
-    EtaBeta,
-    MethodConfig,
-    Scenario,
-    StudyConfig,
-    choose_kernel,
-    expand_weights,
-    method_labels,
-)
+from .config import EtaBeta, Scenario, StudyConfig, choose_kernel, expand_weights
+from .method_config import MethodConfig, method_labels
 from .metrics import (
-    METHODS_WITH_BOUND,
     BoundInputs,
     compute_bound_inputs,
     eta_by_rule,
@@ -146,20 +136,24 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
     values = [_weight_values(instance, inputs, comparisons, pair) for pair in weights]
     seconds = {"bound_inputs": time.perf_counter() - start}
     tables = []
-    for method_index, method in enumerate(study.methods):
+    labels = method_labels(study.method_configs)
+    for method_index, method in enumerate(study.method_configs):
         start = time.perf_counter()
-        results = _fit(study, method, instance, values)
-        seconds[method_labels(study)[method_index]] = time.perf_counter() - start
+        results = _fit(study, method, instance, values, part.seeds)
+        seconds[labels[method_index]] = time.perf_counter() - start
         for pair, pair_values, result in zip(weights, values, results, strict=True):
             measured = measure_policy(result, instance)
-            if method.method in METHODS_WITH_BOUND and method.options.baseline == "given":
+            if method.record.bound and getattr(method.options, "baseline", "given") == "given":
+                is_bounded = getattr(method.options, "rewards", "given") != "unbounded"
                 measured |= gap_bounds(
                     inputs,
                     comparisons=comparisons,
                     eta=pair_values.eta,
                     beta=pair_values.beta,
-                    valid=realizable & (method.options.rewards != "unbounded"),
+                    valid=realizable & is_bounded,
                 )
+            failed = result.status == FAILED
+            measured = {name: np.where(failed, np.nan, column) for name, column in measured.items()}
             tables.append(
                 record_table(study, part, method_index, pair, pair_values, inputs, measured, result)
             )
@@ -208,6 +202,7 @@ def _fit(
     method: MethodConfig,
     instance: Instance,
     values: Sequence[WeightValues],
+    seeds: Int[np.ndarray, " B"],
 ) -> list[FitResult]:
     """Fit the method for every (eta, beta) pair, in the order of ``expand_weights``.
 
@@ -217,8 +212,8 @@ def _fit(
     representatives = []  # for every pair, the index of the pair whose fit it shares
     for index in range(len(values)):
         eta_index, beta_index = divmod(index, n_beta)
-        eta_index = 0 if method.method in METHODS_WITHOUT_ETA else eta_index
-        beta_index = 0 if method.method in METHODS_WITHOUT_BETA else beta_index
+        eta_index = eta_index if method.record.uses_eta else 0
+        beta_index = beta_index if method.record.uses_beta else 0
         representatives.append(eta_index * n_beta + beta_index)
     fitted = sorted(set(representatives))
 
@@ -231,9 +226,8 @@ def _fit(
         beta=np.concatenate([values[index].beta for index in fitted]),
     )
     reward_class = jax.tree.map(repeat, instance.reward_class)
-    kernel = choose_kernel(study).kernel
-    options = FitOptions(**{**vars(method.options), "kernel": kernel})
-    results = METHODS[method.method](problem, reward_class, options)
+    context = FitContext(_kernel(study), np.concatenate([seeds] * len(fitted)))
+    results = method.record.fit(problem, reward_class, method.options, context)
     n_draws = len(values[0].eta)
 
     def result_of_pair(index: int) -> FitResult:
@@ -243,6 +237,11 @@ def _fit(
             name: getattr(results, name)[start : start + n_draws]
             for name in ("policy", "reward", "certificate", "status")
         }
-        return FitResult(**arrays, certificate_kind=kind)
+        messages = results.messages and results.messages[start : start + n_draws]
+        return FitResult(**arrays, certificate_kind=kind, messages=messages)
 
     return [result_of_pair(index) for index in range(len(values))]
+
+
+def _kernel(study: StudyConfig) -> Kernel:
+    return cast("Kernel", choose_kernel(study).kernel)

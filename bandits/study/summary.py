@@ -87,7 +87,8 @@ def summarize(records: Iterable[pa.Table]) -> Summary:
         if np.isnan(mean).all():
             continue
         summary[name] = mean
-        half_width = STANDARD_ERRORS * deviation / np.sqrt(seeds)
+        count = _group_sums(columns[f"{name}_count"], cell_index)  # fits that have a value
+        half_width = STANDARD_ERRORS * deviation / np.sqrt(np.maximum(count, 1))
         summary[name + "_low"], summary[name + "_high"] = mean - half_width, mean + half_width
     for name in ("eta", "beta"):  # a weight that is constant in a cell is free of roundoff
         smallest, largest = np.full(len(seeds), np.inf), np.full(len(seeds), -np.inf)

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from bandits.methods.registry import METHODS
+
 from .summary import Summary
 
 DISPLAY_NAMES = {
-    "rpo": "RPO",
-    "rpo_maximin": "RPO, Algorithm 1",
-    "rpo_policy": "RPO, policy descent",
-    "dpo": "DPO",
-    "two_stage": "two-stage MLE + KL",
-    "greedy_mle": "greedy MLE",
-    "behavior_cloning": "behavior cloning",
-    "pessimistic_mle": "pessimistic MLE",
-    "freehand": "FREEHAND",
-    "spac": "SPAC",
-    "vpo": "VPO",
-    "ipo": "IPO",
-    "dpop": "DPOP",
-    "chi_po": "χPO",
-    "power": "POWER",
+    **{name: method.title for name, method in METHODS.items()},
     "four_arms": "four arms",
     "type_i_hacking": "type I hacking",
     "type_ii_hacking": "type II hacking",
@@ -223,3 +212,19 @@ def with_most_data(summary: Summary) -> Summary:
         return summary
     n = np.asarray(summary["comparisons"])
     return {name: np.asarray(column)[n == n.max()] for name, column in summary.items()}
+
+
+def without_labels(summary: Summary, left_out: Sequence[str]) -> Summary:
+    """Return the rows of a summary without those of some labels.
+
+    Args:
+        summary: columns of a summary by name.
+        left_out: labels whose rows are dropped.
+
+    Examples:
+        >>> summary = {"label": np.array(["a", "b"]), "gap": np.array([0.5, 0.1])}
+        >>> without_labels(summary, ["a"])["gap"].tolist()
+        [0.1]
+    """
+    kept = ~np.isin(np.asarray(summary["label"]).astype(str), list(left_out))
+    return {name: np.asarray(column)[kept] for name, column in summary.items()}

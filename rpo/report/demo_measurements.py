@@ -90,15 +90,14 @@ def study_partial_coverage() -> Mapping[str, np.ndarray]:
     Returns:
         Its summary, as :func:`bandits.study.summary.summarize` returns it.
     """
-    from bandits.methods.base import MethodOptions
-    from bandits.study.config import MethodConfig, StudyConfig
+    from bandits.study.config import StudyConfig
+    from bandits.study.method_config import MethodConfig
     from bandits.study.parts import draw_part, plan_parts
     from bandits.study.run import run_part
     from bandits.study.summary import summarize
 
-    methods = [MethodConfig(method="rpo", options=MethodOptions(baseline="given"))]
-    methods += [MethodConfig(method=name) for name in ("dpo", "two_stage", "greedy_mle")]
-    study = StudyConfig(methods=methods, **STUDY)
+    rpo = MethodConfig(method="rpo", options={"baseline": "given"})
+    study = StudyConfig(methods=[rpo, "dpo", "two_stage", "greedy_mle"], **STUDY)
     tables = [run_part(study, part, draw_part(part))[0] for part in plan_parts(study)]
     return summarize(tables)
 

@@ -30,19 +30,28 @@ def write_study_files(study: StudyConfig, store: RecordStore) -> StudyResult:
     """
     from matplotlib.figure import Figure
 
+    from bandits.study.failures import FAILURE_COLUMNS, count_failures
     from bandits.study.figures import draw_figure, figure_kinds
     from bandits.study.summary import count_violations, is_summary_column, summarize
+    from bandits.study.summary_queries import without_labels
     from rpo_io.atomic import write_atomic
     from rpo_io.figures import png_bytes, svg_bytes
     from rpo_io.strict_json import format_document
 
     summary = summarize(store.iter_tables(is_summary_column))
     violations = count_violations(store.iter_tables(is_summary_column))
-    document = {"study": study.name, "bounds": violations, "cells": summary_rows(summary)}
+    failures = count_failures(store.iter_tables(lambda name: name in FAILURE_COLUMNS))
+    document = {
+        "study": study.name,
+        "bounds": violations,
+        "failures": failures,
+        "cells": summary_rows(summary),
+    }
     write_atomic(store.folder / "summary.json", format_document(document).encode())
     files = ["records.parquet", "summary.json", "config.yaml"]
-    for kind in figure_kinds(summary):
-        figure = draw_figure(summary, kind, Figure())
+    drawn = without_labels(summary, [row["label"] for row in failures])
+    for kind in figure_kinds(drawn) if len(drawn["label"]) else ():
+        figure = draw_figure(drawn, kind, Figure())
         for render, suffix in ((png_bytes, "png"), (svg_bytes, "svg")):
             write_atomic(store.folder / f"{kind}.{suffix}", render(figure))
         files.append(f"{kind}.png")
@@ -55,9 +64,17 @@ def write_study_files(study: StudyConfig, store: RecordStore) -> StudyResult:
                 f"{row['violations']:,}",
                 f"{row['draws']:,}",
             )
+    for row in failures:
+        _logger.info(
+            "%s: %s of %s fits gave no policy, so that figures leave the method out: %s",
+            row["label"],
+            f"{row['failed']:,}",
+            f"{row['fits']:,}",
+            row["message"],
+        )
     tables = store.iter_tables(lambda name: name == "status")
     statuses = {status for table in tables for status in table["status"].unique().to_pylist()}
-    if statuses - {"SOLVED", "NOT_ATTAINED"}:
+    if statuses - {"SOLVED", "NOT_ATTAINED", "FAILED"}:
         _logger.info("some problems were not solved to their tolerance: see the column `status`")
     _logger.info("written to %s: %s", store.folder, ", ".join(files))
     return StudyResult(study.name, store.folder, tuple(files), tuple(violations))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rpo_io.config_types import to_plain
 
 from .base import Result, axes_or_new
 
@@ -94,4 +96,4 @@ class StudyEstimate(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""
-        return asdict(self.config)
+        return to_plain(self.config)

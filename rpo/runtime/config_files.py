@@ -17,7 +17,15 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from rpo_io.config_types import ConfigError, build, convert, field_types, is_section, type_of_key
+from rpo_io.config_types import (
+    ConfigError,
+    build,
+    convert,
+    field_types,
+    is_section,
+    to_plain,
+    type_of_key,
+)
 from rpo_io.user_modules import add_module_folder
 
 from .yaml_files import format_yaml, parse_yaml, read_yaml
@@ -104,7 +112,7 @@ def to_yaml(config: Any) -> bytes:
     Returns:
         The text in UTF-8; :func:`read_config` reads it back.
     """
-    return format_yaml(dataclasses.asdict(config))
+    return format_yaml(to_plain(config))
 
 
 def _read_file(path: Path, cls: type) -> dict[str, Any]:

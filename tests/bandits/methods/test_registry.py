@@ -16,9 +16,11 @@ import pytest
 from scipy.optimize import minimize
 
 from bandits.methods import path_following
-from bandits.methods.base import FitResult, MethodOptions
+from bandits.methods.base import FitResult
+from bandits.methods.pessimistic_mle import PessimisticOptions
 from bandits.methods.policy_losses import chi_squared_policy
-from bandits.methods.registry import METHODS, greedy_policy
+from bandits.methods.registry import METHODS
+from bandits.methods.saddle_methods import greedy_policy
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 from rpo_theory.objectives import minimax_objective
@@ -31,6 +33,13 @@ DESCENT = 2e-5  # accuracy of a policy by SciPy's quasi-Newton method
 ConvexClass = TabularBox | LinearBall
 PairLoss = Callable[[PairLogProbs, PairLogProbs], jax.Array]
 BATCH, CONTEXTS, ACTIONS, FEATURES = 3, 2, 3, 2
+
+
+def known_options(method: str, **values: Any) -> dict[str, Any]:
+    """Return those of the options that the method has."""
+    return {
+        name: value for name, value in values.items() if hasattr(METHODS[method].options(), name)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +173,7 @@ def assert_certified(fit: FitResult, largest: float = 1e-9) -> None:
 def test_parity_rpo_by_every_route_and_baseline_is_the_policy_that_cvxpy_finds(
     method, baseline, problem, reward_class
 ):
-    fit = METHODS[method](problem, reward_class, MethodOptions(baseline=baseline))
+    fit = METHODS[method](problem, reward_class, baseline=baseline)
     assert_certified(fit)
     for i in range(BATCH):
         instance = row(problem, i)
@@ -177,7 +186,7 @@ def test_parity_rpo_by_every_route_and_baseline_is_the_policy_that_cvxpy_finds(
 
 @pytest.mark.parametrize("method", ["dpo", "two_stage"])
 def test_parity_dpo_and_two_stage_are_cvxpys_maximum_likelihood(method, problem, reward_class):
-    fit = METHODS[method](problem, reward_class, MethodOptions())
+    fit = METHODS[method](problem, reward_class)
     assert_certified(fit)
     for i in range(BATCH):
         instance = row(problem, i)._replace(eta=np.array(0.0))
@@ -189,8 +198,8 @@ def test_parity_dpo_and_two_stage_are_cvxpys_maximum_likelihood(method, problem,
 
 @pytest.mark.parametrize("method", ["rpo", "rpo_maximin", "rpo_policy", "dpo"])
 def test_parity_over_all_rewards_rpo_and_dpo_minimize_the_trained_loss(method, problem):
-    options = MethodOptions(rewards="unbounded", baseline="given")
-    fit = METHODS[method](problem, TabularBox(np.ones(BATCH)), options)
+    options = known_options(method, rewards="unbounded", baseline="given")
+    fit = METHODS[method](problem, TabularBox(np.ones(BATCH)), **options)
     assert_certified(fit)
     assert fit.certificate_kind == "stationarity_residual"
     for i in range(BATCH):
@@ -203,8 +212,8 @@ def test_parity_over_all_rewards_rpo_and_dpo_minimize_the_trained_loss(method, p
 
 def test_parity_vpo_with_alpha_is_rpo_with_eta_alpha_over_n(problem):
     alpha = 4.0
-    options = MethodOptions(rewards="unbounded", baseline="reference", vpo_alpha=alpha)
-    fit = METHODS["vpo"](problem, Unbounded(), options)
+    options = {"rewards": "unbounded", "baseline": "reference", "vpo_alpha": alpha}
+    fit = METHODS["vpo"](problem, Unbounded(), **options)
     assert_certified(fit)
     for i in range(BATCH):
         instance = row(problem, i)
@@ -215,7 +224,7 @@ def test_parity_vpo_with_alpha_is_rpo_with_eta_alpha_over_n(problem):
 
 
 def test_parity_power_minimizes_its_loss(problem):
-    fit = METHODS["power"](problem, Unbounded(), MethodOptions())
+    fit = METHODS["power"](problem, Unbounded())
     assert_certified(fit)
     for i in range(BATCH):
         instance = row(problem, i)
@@ -235,7 +244,7 @@ def test_closed_form_behavior_cloning_gives_each_response_its_share_of_the_wins(
     wins[0, 0, 0, 1], wins[0, 0, 2, 1] = 3.0, 1.0
     reference = np.full((1, 2, 3), 1 / 3)
     instance = Problem(np.full((1, 2), 0.5), reference, reference, wins, np.ones(1), np.ones(1))
-    fit = METHODS["behavior_cloning"](instance, Unbounded(), MethodOptions())
+    fit = METHODS["behavior_cloning"](instance, Unbounded())
     expected = np.array([[0.75, 0.0, 0.25], [1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(fit.policy[0], expected, rtol=1e-15)
     assert np.isnan(fit.reward).all()
@@ -253,7 +262,7 @@ def test_closed_form_on_two_arms_greedy_plays_the_one_that_wins_more():
     wins = np.array([[[[0.0, 2.0], [1.0, 0.0]]], [[[0.0, 2.0], [5.0, 0.0]]]])
     even = np.full((2, 1, 2), 0.5)
     pair = Problem(np.ones((2, 1)), even, even, wins, np.ones(2), np.ones(2))
-    fit = METHODS["greedy_mle"](pair, TabularBox(np.full(2, 4.0)), MethodOptions())
+    fit = METHODS["greedy_mle"](pair, TabularBox(np.full(2, 4.0)))
     assert fit.policy.tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
     log_odds = fit.reward[:, 0, 0] - fit.reward[:, 0, 1]
     np.testing.assert_allclose(log_odds, np.log([2.0, 0.4]), atol=1e-9)
@@ -265,10 +274,10 @@ def test_parity_pessimistic_mle_is_the_cone_program_of_its_definition(
     curvature, baseline, problem, reward_class
 ):
     # The constant is small, so that neither the likelihood nor the penalty dominates.
-    options = MethodOptions(baseline=baseline, curvature=curvature, pessimism=0.02, ridge=0.05)
-    fit = METHODS["pessimistic_mle"](problem, reward_class, options)
+    options = PessimisticOptions(baseline=baseline, curvature=curvature, pessimism=0.02, ridge=0.05)
+    fit = METHODS["pessimistic_mle"](problem, reward_class, **vars(options))
     assert_certified(fit, largest=1e-6)
-    mle = METHODS["two_stage"](problem, reward_class, options).reward
+    mle = METHODS["two_stage"](problem, reward_class).reward
     for i in range(BATCH):
         instance, linear = row(problem, i), row(reward_class, i)
         penalty = pessimism_penalty(instance, linear, baseline_of(baseline, instance), options)
@@ -295,11 +304,11 @@ def test_property_a_policy_that_is_not_optimal_against_the_ellipsoid_is_not_solv
     wins = np.zeros((1, 1, 5, 5))
     wins[0, 0, 0, 1:], wins[0, 0, 1:, 0] = 9.0, 1.0
     problem = Problem(np.ones((1, 1)), even, second, wins, np.ones(1), np.ones(1))
-    options = MethodOptions(baseline="given", pessimism=0.02)
+    options = PessimisticOptions(baseline="given", pessimism=0.02)
     box = TabularBox(np.array([2.0]))
-    fit = METHODS["pessimistic_mle"](problem, box, options)
+    fit = METHODS["pessimistic_mle"](problem, box, **vars(options))
     assert int(fit.status[0]) == Status.MAX_STEPS
-    mle = METHODS["two_stage"](problem, box, options).reward[0]
+    mle = METHODS["two_stage"](problem, box).reward[0]
     penalty = pessimism_penalty(row(problem, 0), row(box, 0), second[0], options)
     best = mle[0, 0] - penalty(np.eye(5)[0]).value
     reached = (mle * fit.policy[0]).sum() - penalty(fit.policy[0].ravel()).value
@@ -307,7 +316,7 @@ def test_property_a_policy_that_is_not_optimal_against_the_ellipsoid_is_not_solv
 
 
 def pessimism_penalty(
-    problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, options: MethodOptions
+    problem: Problem, reward_class: ConvexClass, baseline: np.ndarray, options: PessimisticOptions
 ) -> Any:
     """Return the penalty of `zhu:23` as a function of the joint distribution."""
     n = problem.wins.sum()
@@ -367,8 +376,7 @@ def against_worst(
 @pytest.mark.parametrize("baseline", ["reference", "chosen"])
 @pytest.mark.parametrize("zeta", [0.1, 3.0, 1e4])
 def test_parity_freehand_is_best_against_every_likely_reward(zeta, baseline, problem, reward_class):
-    options = MethodOptions(likelihood_slack=zeta, baseline=baseline)
-    fit = METHODS["freehand"](problem, reward_class, options)
+    fit = METHODS["freehand"](problem, reward_class, likelihood_slack=zeta, baseline=baseline)
     assert_certified(fit, largest=2e-4)
     for i in range(BATCH):
         instance, rewards = row(problem, i), row(reward_class, i)
@@ -384,8 +392,8 @@ def test_parity_freehand_is_best_against_every_likely_reward(zeta, baseline, pro
 def test_theorem_spac_is_as_close_to_the_best_policy_as_its_certificate_says(problem, reward_class):
     gaps = []
     for rounds in (10, 200):
-        options = MethodOptions(baseline="given", self_play_rounds=rounds)
-        fit = METHODS["spac"](problem, reward_class, options)
+        options = {"baseline": "given", "self_play_rounds": rounds}
+        fit = METHODS["spac"](problem, reward_class, **options)
         assert (fit.status == Status.SOLVED).all()
         for i in range(BATCH):
             instance, rewards = row(problem, i), row(reward_class, i)
@@ -399,8 +407,8 @@ def test_theorem_spac_is_as_close_to_the_best_policy_as_its_certificate_says(pro
 
 def test_parity_spac_is_mirror_descent_on_scipys_adversary(problem):
     maximum, rounds = np.array([0.5, 1.0, 2.0]), 3
-    options = MethodOptions(baseline="given", self_play_rounds=rounds)
-    fit = METHODS["spac"](problem, TabularBox(maximum), options)
+    options = {"baseline": "given", "self_play_rounds": rounds}
+    fit = METHODS["spac"](problem, TabularBox(maximum), **options)
     for i in range(BATCH):
         instance = row(problem, i)
         step = np.sqrt(8 * -np.log(instance.reference_policy.min()) / rounds) / maximum[i]
@@ -432,7 +440,7 @@ def scipy_adversary(problem: Problem, policy: np.ndarray, maximum: float) -> np.
 
 
 def test_parity_ipo_minimizes_its_loss_over_tabular_policies(problem):
-    fit = METHODS["ipo"](problem, Unbounded(), MethodOptions(ipo_tau=0.7))
+    fit = METHODS["ipo"](problem, Unbounded(), ipo_tau=0.7)
     assert_certified(fit)
     for i in range(BATCH):
         instance = row(problem, i)
@@ -443,7 +451,7 @@ def test_parity_ipo_minimizes_its_loss_over_tabular_policies(problem):
 
 def test_closed_form_log_linear_ipo_is_least_squares_on_the_pairs(problem):
     features = np.random.default_rng(5).normal(size=(BATCH, CONTEXTS, ACTIONS, FEATURES))
-    fit = METHODS["ipo"](problem, LinearBall(features, np.ones(BATCH)), MethodOptions())
+    fit = METHODS["ipo"](problem, LinearBall(features, np.ones(BATCH)))
     assert_certified(fit)
     for i in range(BATCH):
         x, winner, loser = np.nonzero(problem.wins[i])
@@ -457,7 +465,7 @@ def test_closed_form_log_linear_ipo_is_least_squares_on_the_pairs(problem):
 
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
 def test_parity_dpop_is_the_convex_program_of_its_loss(penalty, problem, reward_class):
-    fit = METHODS["dpop"](problem, reward_class, MethodOptions(dpop_penalty=penalty))
+    fit = METHODS["dpop"](problem, reward_class, dpop_penalty=penalty)
     assert_certified(fit, largest=1e-6)
     for i in range(BATCH):
         instance, rewards = row(problem, i), row(reward_class, i)
@@ -479,7 +487,7 @@ def test_parity_dpop_is_the_convex_program_of_its_loss(penalty, problem, reward_
 
 def test_parity_chi_po_minimizes_its_loss_where_the_class_does_not_bind(problem):
     width = 30.0
-    fit = METHODS["chi_po"](problem, TabularBox(np.full(BATCH, width)), MethodOptions())
+    fit = METHODS["chi_po"](problem, TabularBox(np.full(BATCH, width)))
     assert_certified(fit)
     for i in range(BATCH):
         instance = row(problem, i)
@@ -491,10 +499,8 @@ def test_parity_chi_po_minimizes_its_loss_where_the_class_does_not_bind(problem)
 def test_limit_chi_po_in_a_lipschitz_class_of_large_constant_is_that_of_the_box(problem):
     cells = np.asarray(problem.reference_policy)[0].size
     constant, apart = np.full(BATCH, 50.0), np.repeat((1.0 - np.eye(cells))[None], BATCH, axis=0)
-    lipschitz = METHODS["chi_po"](
-        problem, Lipschitz(constant, apart, np.full(BATCH, 2.0)), MethodOptions()
-    )
-    box = METHODS["chi_po"](problem, TabularBox(np.full(BATCH, 2.0)), MethodOptions())
+    lipschitz = METHODS["chi_po"](problem, Lipschitz(constant, apart, np.full(BATCH, 2.0)))
+    box = METHODS["chi_po"](problem, TabularBox(np.full(BATCH, 2.0)))
     assert_certified(lipschitz)
     np.testing.assert_allclose(lipschitz.policy, box.policy, atol=1e-5)
 
@@ -516,19 +522,36 @@ def test_parity_chi_squared_policy_maximizes_reward_minus_both_divergences(beta)
 @pytest.mark.parametrize("method", ["dpop", "chi_po", "pessimistic_mle", "freehand", "spac"])
 def test_raises_where_a_method_needs_a_compact_class(method, problem):
     with pytest.raises(ValueError, match=f"`reward_class` must be .* {method}, got Unbounded"):
-        METHODS[method](problem, Unbounded(), MethodOptions())
+        METHODS[method](problem, Unbounded())
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("baseline", "best"), ("ridge", 0.0), ("confidence", 1.0), ("dpop_penalty", -1.0)],
+    ("method", "option", "value"),
+    [
+        ("rpo", "baseline", "best"),
+        ("rpo", "rewards", "all"),
+        ("vpo", "vpo_alpha", -1.0),
+        ("pessimistic_mle", "ridge", 0.0),
+        ("pessimistic_mle", "confidence", 1.0),
+        ("pessimistic_mle", "curvature", "sharp"),
+        ("pessimistic_mle", "pessimism", -1.0),
+        ("freehand", "likelihood_slack", 0.0),
+        ("spac", "self_play_rounds", 0),
+        ("ipo", "ipo_tau", 0.0),
+        ("dpop", "dpop_penalty", -1.0),
+        ("dpop", "dpop_penalty", "large"),
+    ],
 )
-def test_raises_on_an_option_out_of_range_and_names_it(option, value):
-    options = MethodOptions()
-    # Bypass the type checker of the test run, which refuses unknown names too.
-    object.__setattr__(options, option, value)
-    with pytest.raises(ValueError, match=f"`{option}` must be .*, got"):
-        options.__post_init__()
+def test_raises_on_an_option_out_of_range_and_names_it(method, option, value):
+    with pytest.raises(ValueError, match=f"`options` of {method}: `{option}` must be .*, got"):
+        METHODS[method].make_options({option: value})
+
+
+def test_raises_on_an_option_that_the_method_does_not_have():
+    with pytest.raises(ValueError, match="`options` of dpo: unknown key `ipo_tau`"):
+        METHODS["dpo"].make_options({"ipo_tau": 0.1})
+    with pytest.raises(ValueError, match="`options` of dpo must be SearchOptions, got Pessimi"):
+        METHODS["dpo"].make_options(PessimisticOptions())
 
 
 @pytest.fixture(scope="module")
@@ -554,10 +577,11 @@ def test_property_a_fit_has_the_same_bits_in_every_batch(
 ) -> None:
     problem, ball = crowd
     reward_class = ball if kind == "ball" else TabularBox(2.0 * ball.radius)
-    together = METHODS[method](problem, reward_class, MethodOptions(self_play_rounds=50))
+    options = known_options(method, self_play_rounds=50)
+    together = METHODS[method](problem, reward_class, **options)
     for rows in (slice(1, 2), slice(3, 40)):
         few, classes = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (problem, reward_class))
-        separate = METHODS[method](few, classes, MethodOptions(self_play_rounds=50))
+        separate = METHODS[method](few, classes, **options)
         for name in ("policy", "reward", "certificate", "status"):
             np.testing.assert_array_equal(getattr(separate, name), getattr(together, name)[rows])
 
@@ -577,7 +601,7 @@ def test_extreme_prompts_without_data_or_weight_and_arms_without_support(method)
     weights /= weights.sum(axis=-1, keepdims=True)
     eta = np.array([0.1, 0.0, 1.0, 10.0])
     hard = Problem(weights, reference, reference, wins, np.full(4, 0.05), eta)
-    fit = METHODS[method](hard, TabularBox(np.full(4, 2.0)), MethodOptions())
+    fit = METHODS[method](hard, TabularBox(np.full(4, 2.0)))
     assert (fit.status == Status.SOLVED).all()
     assert np.isfinite(fit.certificate).all()
     assert (fit.policy >= 0).all()
@@ -588,9 +612,10 @@ def test_extreme_prompts_without_data_or_weight_and_arms_without_support(method)
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_compiles_once_for_all_numbers_of_one_shape(method, problem, caplog):
     box = TabularBox(np.array([0.5, 1.0, 2.0]))
-    METHODS[method](problem, box, MethodOptions())
+    METHODS[method](problem, box)
     changed = problem._replace(beta=2 * problem.beta, eta=3 * problem.eta, wins=5 * problem.wins)
-    options = MethodOptions(
+    options = known_options(
+        method,
         vpo_alpha=2.0,
         ipo_tau=0.3,
         dpop_penalty=1.0,
@@ -602,5 +627,5 @@ def test_compiles_once_for_all_numbers_of_one_shape(method, problem, caplog):
         self_play_rounds=20,
     )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        METHODS[method](changed, TabularBox(2 * np.asarray(box.maximum)), options)
+        METHODS[method](changed, TabularBox(2 * np.asarray(box.maximum)), **options)
     assert [line for line in caplog.messages if "Finished XLA compilation" in line] == []

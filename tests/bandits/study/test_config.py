@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from bandits.environments.designs import Design, draw_design
-from bandits.methods.base import FitOptions, MethodOptions, kernel_of
+from bandits.methods.base import FitContext
 from bandits.methods.registry import METHODS
 from bandits.study.config import (
-    MethodConfig,
     QuickSizes,
     StudyConfig,
     choose_kernel,
@@ -23,6 +22,7 @@ from bandits.study.config import (
     resolved_config,
 )
 from bandits.study.continuation import SeedBlock
+from bandits.study.method_config import MethodConfig
 
 
 def study(**changed: Any) -> StudyConfig:
@@ -126,8 +126,8 @@ def test_raises_for_an_unknown_method_and_lists_the_known_ones() -> None:
 
 
 def test_property_a_study_can_be_changed_by_dataclass_replacement() -> None:
-    given = MethodConfig(method="rpo", options=MethodOptions(baseline="given"))
-    assert replace(study(), methods=[given]).methods[0].options.baseline == "given"
+    given = MethodConfig(method="rpo", options={"baseline": "given"})
+    assert replace(study(), methods=[given]).method_configs[0].options.baseline == "given"
 
 
 def test_closed_form_beta_varies_fastest_among_the_weights() -> None:
@@ -157,14 +157,14 @@ def test_parity_methods_give_the_same_policies_with_either_kernel() -> None:
     arguments = draws.problem, draws.reward_class
     # At eta = 0 the rewards of actions that were never compared are free.
     for name, tolerance in (("rpo", 1e-9), ("two_stage", 1e-6), ("chi_po", 1e-6)):
+        options = {"baseline": "given"} if name == "rpo" else {}
         first, second = (
-            METHODS[name](*arguments, FitOptions(baseline="given", kernel=kernel)).policy
+            METHODS[name](
+                *arguments,
+                context=FitContext(kernel=kernel),
+                **options,
+            ).policy
             for kernel in ("jax", "numba")
         )
         assert first == pytest.approx(second, abs=tolerance)
         assert not np.array_equal(first, second), "both kernels have run"
-
-
-def test_closed_form_a_method_that_is_called_by_itself_uses_jax() -> None:
-    assert kernel_of(MethodOptions()) == "jax"
-    assert kernel_of(FitOptions(kernel="numba")) == "numba"

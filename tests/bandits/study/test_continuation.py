@@ -16,11 +16,11 @@ from bandits.study.config import (
     MethodConfig,
     StudyConfig,
     expand_weights,
-    method_labels,
     resolved_config,
 )
 from bandits.study.continuation import SeedBlock, find_blocks, join_blocks, split_records
 from bandits.study.inputs import input_digests
+from bandits.study.method_config import method_labels
 from bandits.study.parts import StudyPart, plan_parts
 from bandits.study.record_table import TableBuilder
 from bandits.study.records import RecordStore
@@ -80,7 +80,7 @@ def test_roundtrip_more_seeds_give_the_bytes_of_a_study_planned_so_from_the_star
         tables = []
         for method, rule in itertools.product(range(len(config.methods)), range(len(rules))):
             table = TableBuilder(part.n_draws)
-            table.add_strings("label", np.array(method), method_labels(config))
+            table.add_strings("label", np.array(method), method_labels(config.method_configs))
             table.add_strings("eta_rule", np.array(rule), rules)
             table.add_numbers("seed", part.seeds[: part.n_draws])
             reward = np.asarray(instance.true_reward).sum(axis=(1, 2))[: part.n_draws]

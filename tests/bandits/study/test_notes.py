@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandits.environments.designs import Design, draw_design
-from bandits.methods.base import MethodOptions
-from bandits.methods.registry import METHODS
-from bandits.study.config import MethodConfig, StudyConfig
-from bandits.study.notes import OPTIONS_OF_METHOD, study_notes
+from bandits.study.config import StudyConfig
+from bandits.study.method_config import MethodConfig
+from bandits.study.notes import study_notes
 from rpo_io.config_types import build
 
 NEW_VALUES: dict[str, Any] = {
@@ -104,10 +103,6 @@ def test_closed_form_rare_responses_that_are_never_compared_are_pointed_out() ->
             {"design.features"},
         ),
         (
-            {"methods": [{"method": "dpo", "options": {"baseline": "given", "ipo_tau": 0.1}}]},
-            {"methods[0].options.baseline", "methods[0].options.ipo_tau"},
-        ),
-        (
             {"eta": [0.1, 0.2], "methods": [{"method": "vpo", "options": {"vpo_alpha": 0.1}}]},
             {"eta"},
         ),
@@ -132,12 +127,6 @@ def test_closed_form_keys_without_effect_are_listed(
 def test_closed_form_the_reason_of_missing_bounds(values: dict[str, Any], reason: str) -> None:
     (note,) = study_notes(study(reward_class=values, eta=[0.1]))
     assert reason in note
-
-
-def test_property_every_method_and_option_is_classified() -> None:
-    assert set(OPTIONS_OF_METHOD) == set(METHODS)
-    options = {item.name for item in fields(MethodOptions)}
-    assert {name for names in OPTIONS_OF_METHOD.values() for name in names} == options
 
 
 @settings(deadline=None, max_examples=30)

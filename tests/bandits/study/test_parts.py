@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bandits.environments.designs import Design, draw_design
-from bandits.study.config import MethodConfig, StudyConfig
+from bandits.study.config import StudyConfig
+from bandits.study.method_config import MethodConfig
 from bandits.study.parts import (
     PartPlan,
     ShapeGroup,
@@ -107,7 +108,8 @@ def test_property_the_class_of_a_study_replaces_that_of_every_draw() -> None:
     values = {"kind": "tabular", "max": 0.5}
     (part,) = plan_parts(study(reward_class=values, eta=[0.1]))
     (unchanged,) = plan_parts(study(eta=[0.1]))
-    given, usual = draw_part(part), draw_part(unchanged)
+    given: Any = draw_part(part)
+    usual: Any = draw_part(unchanged)
     assert np.asarray(given.reward_class.maximum).tolist() == [0.5] * 10
     assert np.asarray(usual.reward_class.maximum).tolist() == [2.0] * 10
     same = jax.tree.map(np.array_equal, given.problem, usual.problem)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bandits.study.config import MethodConfig, StudyConfig
+from bandits.study.config import StudyConfig
+from bandits.study.method_config import MethodConfig
 from rpo.api.studies import _load_study
 from rpo.cli import main
 
