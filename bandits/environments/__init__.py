@@ -2,8 +2,8 @@
 
 They are random bandits (:func:`random_tabular`, :func:`random_linear`), random bandits whose data
 have a chosen coverage coefficient (:class:`Design`, :func:`draw_design`), named instances from the
-literature, and bandits fitted to a file of votes. :func:`draw_environment` draws any of those that
-a study can name. Names are imported on first use.
+literature, bandits fitted to a file of votes, and bandits of files and functions of the user's own.
+:func:`draw_environment` draws any of those that a study can name. Names are imported on first use.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
         type_ii_hacking,
     )
     from .random import random_linear, random_tabular
-    from .registry import NAMED_INSTANCES, draw_environment
+    from .registry import NAMED_INSTANCES, Environment, draw_environment, find_environment
     from .sampling import draw_win_counts
+    from .tables import draw_from_instances, instance_from_tables
     from .votes import Votes, VotesFileError, parse_votes, read_votes
 
 _EXPORTS = {
@@ -33,6 +34,7 @@ _EXPORTS = {
     "Baseline": "base",
     "BaselineName": "base",
     "Design": "designs",
+    "Environment": "registry",
     "Instance": "base",
     "Votes": "votes",
     "VotesFileError": "votes",
@@ -42,9 +44,12 @@ _EXPORTS = {
     "designed_coverage": "designs",
     "draw_design": "designs",
     "draw_environment": "registry",
+    "draw_from_instances": "tables",
     "draw_win_counts": "sampling",
+    "find_environment": "registry",
     "four_arms": "instances",
     "ghost_arm": "instances",
+    "instance_from_tables": "tables",
     "likelihood_displacement": "instances",
     "non_convex_class": "instances",
     "parse_votes": "votes",
@@ -82,9 +87,14 @@ __all__ = [  # noqa: RUF022  # in groups
     "VotesFileError",
     "parse_votes",
     "read_votes",
+    # bandits of tables
+    "instance_from_tables",
+    "draw_from_instances",
     # environments by name
     "NAMED_INSTANCES",
+    "Environment",
     "draw_environment",
+    "find_environment",
 ]
 
 

@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple, cast
 
 from bandits.environments.class_documents import class_values
 from bandits.environments.designs import Design
-from bandits.environments.registry import NAMED_INSTANCES
+from bandits.environments.registry import find_environment
 from bandits.methods.base import Method
 from rpo_io.config_types import to_plain
+from rpo_io.user_modules import is_reference
 from rpo_theory.rewards import RewardClass
 
 from .method_config import MethodConfig, as_method_config, method_labels
@@ -68,8 +69,9 @@ class StudyConfig:
         comparisons: values of :math:`N`, the number of comparisons in a data set.
         seeds: number of seeds; each draws a new bandit and new data.
         first_seed: the smallest seed.
-        environments: sources of bandits, see
-            :func:`bandits.environments.registry.draw_environment`.
+        environments: sources of bandits: "design", "named:INSTANCE", "votes:FILE.csv",
+            "file:FILE.npz", "file:FILE.parquet" or "module:function", see
+            :mod:`bandits.environments.registry`; in Python also functions.
         design: fields of :class:`bandits.environments.designs.Design`; a list makes an axis.
         reward_class: class in which the methods search, instead of that of the environments: a
             mapping with ``kind`` (a kind of problem files, or ``module:Class`` for a class of your
@@ -91,7 +93,7 @@ class StudyConfig:
     comparisons: list[int]
     seeds: int
     first_seed: int = 0
-    environments: list[str] = field(default_factory=lambda: ["design"])
+    environments: list[str | Callable[..., Any]] = field(default_factory=lambda: ["design"])
     design: dict[str, Any] = field(default_factory=dict, metadata={"keys_of": Design})
     reward_class: dict[str, Any] | str | RewardClass | None = None
     eta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
@@ -103,6 +105,8 @@ class StudyConfig:
     def __post_init__(self) -> None:
         """Raise a ``ValueError`` for a study that cannot be run."""
         object.__setattr__(self, "methods", [as_method_config(item) for item in self.methods])
+        names = [_environment_name(item) for item in self.environments]
+        object.__setattr__(self, "environments", names)
         object.__setattr__(self, "reward_class", _class_values(self.reward_class))
         _check_axes(self)
         _check_environments(self)
@@ -120,6 +124,11 @@ class StudyConfig:
     def method_configs(self) -> list[MethodConfig]:
         """The methods, each with its options."""
         return cast("list[MethodConfig]", self.methods)
+
+    @property
+    def environment_names(self) -> list[str]:
+        """The names of the environments."""
+        return cast("list[str]", self.environments)
 
     @property
     def class_values(self) -> dict[str, Any] | None:
@@ -216,11 +225,24 @@ def expand_scenarios(study: StudyConfig) -> list[Scenario]:
     designs = expand_designs(study)
     return [
         Scenario(environment, design, comparisons)
-        for environment in study.environments
+        for environment in study.environment_names
         for design, comparisons in itertools.product(
-            designs if environment == "design" else designs[:1], study.comparisons
+            designs if uses_designs(environment) else designs[:1], study.comparisons
         )
     ]
+
+
+def uses_designs(environment: str) -> bool:
+    """Return whether an environment is combined with every design of a study.
+
+    Args:
+        environment: its name.
+
+    Examples:
+        >>> uses_designs("design"), uses_designs("named:four_arms")
+        (True, False)
+    """
+    return find_environment(environment).design_fields is None
 
 
 def expand_weights(study: StudyConfig) -> list[EtaBeta]:
@@ -311,15 +333,21 @@ def _check_axes(study: StudyConfig) -> None:
         raise ValueError(f"`delta` must be greater than 0 and less than 1/e, got {study.delta}")
 
 
+def _environment_name(environment: str | Callable[..., Any]) -> str:
+    """Return the name of an environment that is given by name or as a function."""
+    if isinstance(environment, str):
+        return environment
+    name = f"{environment.__module__}:{getattr(environment, '__name__', '')}"
+    if is_reference(name) and find_environment(name).source is environment:
+        return name
+    rule = "must be a function at the top level of a module"
+    raise ValueError(f"`environments` {rule}, got {environment!r}")
+
+
 def _check_environments(study: StudyConfig) -> None:
-    for name in study.environments:
-        kind, _, rest = name.partition(":")
-        is_named = kind == "named" and rest in NAMED_INSTANCES
-        if not (name == "design" or is_named or (kind == "votes" and rest)):
-            names = ", ".join(NAMED_INSTANCES)
-            rule = f"must be 'design', 'votes:FILE.csv' or 'named:' and one of {names}"
-            raise ValueError(f"`environments` {rule}, got {name!r}")
-    if "design" not in study.environments and design_axes(study):
+    for name in study.environment_names:
+        find_environment(name)
+    if not any(map(uses_designs, study.environment_names)) and design_axes(study):
         name = design_axes(study)[0]
         raise ValueError(
             f"`design.{name}` must not be a list, because no environment uses the design: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bandits.environments.registry import find_environment
 from bandits.methods.registry import METHODS
 from rpo_io.digests import sha256_hex, sha256_of_file
 from rpo_io.user_modules import is_reference, load_object, source_text
@@ -29,10 +30,13 @@ def input_digests(study: StudyConfig) -> dict[str, str]:
         {}
     """
     files = {}
-    for environment in study.environments:
-        kind, _, path = environment.partition(":")
-        if kind == "votes":
-            files[f"environments {environment}"] = path
+    sources = {}
+    for name in study.environment_names:
+        environment = find_environment(name)
+        for path in environment.files:
+            files[f"environments {name}"] = path
+        if environment.source is not None:
+            sources[f"environments {name}"] = environment.source
     features = study.design.get("features_file")
     for path in features if isinstance(features, list) else [features]:
         if isinstance(path, str):
@@ -40,9 +44,8 @@ def input_digests(study: StudyConfig) -> dict[str, str]:
     digests = {name: sha256_of_file(Path(path)) for name, path in files.items()}
     kind = (study.class_values or {}).get("kind", "")
     if is_reference(kind):
-        digests[f"reward_class {kind}"] = sha256_hex(source_text(load_object(kind, "class")))
+        sources[f"reward_class {kind}"] = load_object(kind, "class")
     for method in study.method_configs:
         if method.reference not in METHODS:
-            source = source_text(method.record.source or method.record.fit)
-            digests[f"methods {method.reference}"] = sha256_hex(source)
-    return digests
+            sources[f"methods {method.reference}"] = method.record.source or method.record.fit
+    return digests | {name: sha256_hex(source_text(code)) for name, code in sources.items()}

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from bandits.environments.designs import Design
+from bandits.environments.registry import find_environment
 
 from .config import StudyConfig
 from .method_config import MethodConfig, method_labels
 from .parts import class_of_study, missing_for_bounds
-
-VOTES_FIELDS = ("reward_max", "label_noise")
-"""Fields of the design that votes use."""
 
 
 def study_notes(study: StudyConfig) -> tuple[str, ...]:
@@ -78,9 +76,9 @@ def _no_bounds(study: StudyConfig) -> list[str]:
 
 def _unused_design(study: StudyConfig) -> list[str]:
     """Return a note for every field of the design that no scenario uses."""
-    kinds = {name.partition(":")[0] for name in study.environments}
-    if "design" not in kinds:
-        used = VOTES_FIELDS if "votes" in kinds else ()
+    fields = [find_environment(name).design_fields for name in study.environment_names]
+    if None not in fields:
+        used = {name for names in fields for name in names or ()}
         reason = "no environment of the study uses it"
         unused = [name for name in study.design if name not in used]
         return [_without_effect(f"design.{name}", reason) for name in unused]

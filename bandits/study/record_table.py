@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from bandits.methods.base import FAILED, CertificateKind, FitResult
 from rpo_theory.types import Status
 
-from .config import EtaBeta, StudyConfig, design_axes
+from .config import EtaBeta, StudyConfig, design_axes, uses_designs
 from .method_config import method_labels
 from .metrics import BoundInputs
 from .parts import StudyPart
@@ -122,8 +122,8 @@ def record_table(
     table.add_strings("method", method, [item.reference for item in study.method_configs])
     table.add_strings("label", method, method_labels(study.method_configs))
     environments = [scenario.environment for scenario in part.scenarios]
-    codes = np.array([study.environments.index(name) for name in environments])
-    table.add_strings("environment", codes[scenario_index], study.environments)
+    codes = np.array([study.environment_names.index(name) for name in environments])
+    table.add_strings("environment", codes[scenario_index], study.environment_names)
     comparisons = np.array([scenario.comparisons for scenario in part.scenarios])
     table.add_numbers("comparisons", comparisons[scenario_index])
     for name, weight, axis, values in zip(
@@ -162,7 +162,7 @@ def _add_design_column(
 ) -> None:
     """Add a field of the design; it is null in environments that ignore the design."""
     values = [
-        getattr(scenario.design, axis) if scenario.environment == "design" else None
+        getattr(scenario.design, axis) if uses_designs(scenario.environment) else None
         for scenario in part.scenarios
     ]
     # The type follows from the study, so that the columns of all its parts have one type.

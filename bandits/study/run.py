@@ -13,6 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from bandits.environments.base import Instance
+from bandits.environments.registry import find_environment
 from bandits.methods.base import FAILED, CertificateKind, FitContext, FitResult
 from rpo_theory.minimax import Kernel
 from rpo_theory.types import Problem
@@ -170,9 +171,9 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
 
 
 def _label_noise(scenario: Scenario) -> float:
-    """Return the probability of a flipped label; named instances have none."""
-    named = scenario.environment.startswith("named:")
-    return 0.0 if named else scenario.design.label_noise
+    """Return the probability of a flipped label; not every environment flips any."""
+    fields = find_environment(scenario.environment).design_fields
+    return scenario.design.label_noise if fields is None or "label_noise" in fields else 0.0
 
 
 def _weight_values(

@@ -93,7 +93,7 @@ def test_property_data_are_drawn_from_the_pairs_of_the_votes(votes: str) -> None
 
 @pytest.mark.parametrize("name", ["", "named:nobody", "votes:", "design:x", "tabular"])
 def test_raises_on_an_unknown_environment(name: str) -> None:
-    with pytest.raises(ValueError, match="`environment` must be"):
+    with pytest.raises(ValueError, match="`environments` must be"):
         draw_environment(name, 10, np.arange(1), design=Design())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bandits.environments.registry import find_environment
 from bandits.methods.base import Method
 from bandits.methods.registry import METHODS
 from bandits.study.config import StudyConfig, resolved_config
@@ -113,3 +114,36 @@ def test_closed_form_failures_are_counted_over_tables() -> None:
     assert count_failures(tables) == [{"label": "a", "fits": 3, "failed": 2, "message": "no"}]
     summary = {"label": np.array(["a", "b"]), "gap": np.array([np.nan, 1.0])}
     assert without_labels(summary, ["a"])["gap"].tolist() == [1.0]
+
+
+def test_roundtrip_votes_a_file_and_a_function_are_values_of_one_axis(tmp_path: Path) -> None:
+    (tmp_path / "worlds_of_a_study.py").write_text(
+        "def world(seed):\n"
+        "    reward = [[0.0, 0.1 * (seed % 7), 1.0]]\n"
+        "    return {'true_reward': reward, 'behavior_policy': [[0.2, 0.3, 0.5]]}\n"
+    )
+    add_module_folder(tmp_path)
+    (tmp_path / "v.csv").write_text("winner,loser,count\na,b,30\nb,a,10\nb,c,25\nc,b,15\n")
+    table = {"true_reward": [[0.0, 1.0, 0.5]], "behavior_policy": [[0.2, 0.3, 0.5]]}
+    np.savez(tmp_path / "b.npz", **{name: np.array(value) for name, value in table.items()})
+    names = [f"votes:{tmp_path}/v.csv", f"file:{tmp_path}/b.npz", "worlds_of_a_study:world"]
+    study = StudyConfig(
+        name="a", methods=["two_stage"], comparisons=[30], seeds=3, environments=names
+    )
+    result = api.study(study, out=tmp_path / "out")
+    records = result.records.to_pylist()
+    assert [row["environment"] for row in records] == [name for name in names for _ in range(3)]
+    assert {row["status"] for row in records} == {"SOLVED"}
+    assert sorted(input_digests(study)) == sorted(f"environments {name}" for name in names)
+    # In Python, a function may stand for itself.
+    world = find_environment(names[2]).source
+    in_python = StudyConfig(
+        name="a", methods=["two_stage"], comparisons=[30], seeds=3, environments=[*names[:2], world]
+    )
+    assert resolved_config(in_python) == resolved_config(study)
+    with pytest.raises(ValueError, match="`environments` must be 'design', 'votes:"):
+        StudyConfig(name="a", methods=["rpo"], comparisons=[9], seeds=1, environments=["bandit"])
+    with pytest.raises(ValueError, match="`environments` must be a function at the top level of"):
+        StudyConfig(
+            name="a", methods=["rpo"], comparisons=[9], seeds=1, environments=[lambda seed: {}]
+        )
