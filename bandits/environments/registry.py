@@ -92,7 +92,7 @@ def find_environment(name: str) -> Environment:
     """
     kind, _, rest = name.partition(":")
     if kind in KINDS:
-        if bool(rest) != (name != "design"):
+        if bool(rest) == (kind == "design"):
             raise _unknown(name)
         return KINDS[kind](rest)
     if is_reference(name):
