@@ -6,17 +6,8 @@ bits in any lane, beside any others and on any thread. Numba is imported at the 
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import sys
-import tempfile
-import threading
 import types
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 
 from ..types import Problem
 from .box_kernel_source import kernel_source
+from .kernel_cache import load_kernel
+from .kernel_threads import map_rows
 
 MAX_ACTIONS = 12  # the unrolled code, and the time to compile it, grow with the third power
 MAX_WIDTH = 700.0  # exp of half the width must not overflow when two of them are added
 CONTEXTS_PER_TASK = 4096  # contexts of one task of a thread: enough to keep the lanes full
-_lock = threading.Lock()
 
 
 class KernelResult(NamedTuple):
@@ -74,18 +66,11 @@ def solve(
     functions = _functions(n_actions)
     size = max(1, CONTEXTS_PER_TASK // n_contexts)
 
-    def solve_from(start: int) -> KernelResult:
-        rows = slice(start, start + size)
+    def solve_rows(rows: slice) -> KernelResult:
         leaves: list[Any] = [np.asarray(leaf)[rows] for leaf in problems[:6]]
         return _solve_part(functions, Problem(*leaves), width[rows], tolerance, max_steps)
 
-    starts = range(0, n_problems, size)
-    n_threads = min(len(starts), os.cpu_count() or 1)
-    if n_threads <= 1:
-        parts = list(map(solve_from, starts))
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            parts = list(pool.map(solve_from, starts))
+    parts = map_rows(solve_rows, n_problems, size)
     return KernelResult(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -129,65 +114,7 @@ def _solve_part(
     )
 
 
-def _functions(n_actions: int) -> types.ModuleType:
-    """Return the compiled functions for a number of actions; one thread compiles them."""
-    with _lock:
-        return _compiled(n_actions)
-
-
 @cache
-def _compiled(n_actions: int) -> types.ModuleType:
-    source = kernel_source(n_actions)
-    folder = _cache_folder()
-    if folder is not None:
-        # Whatever is wrong with a folder or a file in it, the kernel compiles without them.
-        with suppress(Exception):
-            path = _stored(folder / _digest(source), source)
-            return _run(source, n_actions, filename=str(path), cache=True)
-    return _run(source, n_actions, filename="<box kernel>", cache=False)
-
-
-def _run(source: str, n_actions: int, *, filename: str, cache: bool) -> types.ModuleType:
-    """Execute the source code as a module; Numba reads or writes its cache beside the file."""
-    module = types.ModuleType(f"rpo_theory.numerics.box_kernel_for_{n_actions}_actions")
-    module.__file__ = filename
-    module.__dict__["CACHE"] = cache
-    sys.modules[module.__name__] = module  # Numba looks the functions of its cache up by name
-    exec(compile(source, filename, "exec"), module.__dict__)
-    return module
-
-
-def _cache_folder() -> Path | None:
-    """Return the folder of compiled kernels, or None for a user without a home."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    if not cache and not os.environ.get("HOME", "unset"):
-        return None
-    with suppress(RuntimeError):
-        return (Path(cache) if cache else Path.home() / ".cache") / "rpo" / "kernels"
-    return None
-
-
-def _digest(source: str) -> str:
-    """Return a name for the code and for everything that the compiled code depends on."""
-    import llvmlite
-    import llvmlite.binding as llvm
-    import numba
-
-    facts = [
-        source,
-        *(numba.__version__, llvmlite.__version__, platform.python_version()),
-        *(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()),
-    ]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:20]
-
-
-def _stored(folder: Path, source: str) -> Path:
-    """Write the source code once; a process that reads it never sees a part of it."""
-    path = folder / "box_kernel.py"
-    if not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(source)
-        os.replace(part, path)
-    return path
+def _functions(n_actions: int) -> types.ModuleType:
+    """Return the compiled functions for a number of actions."""
+    return load_kernel(f"box_kernel_for_{n_actions}_actions", kernel_source(n_actions))

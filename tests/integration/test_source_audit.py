@@ -45,7 +45,7 @@ def dangerous_calls(path: Path) -> list[str]:
 def test_property_no_source_unpickles_or_evaluates(tmp_path: Path) -> None:
     found = sorted(call for path in sources() for call in dangerous_calls(path))
     assert found == [
-        *("box_kernel.py: compile", "box_kernel.py: exec"),  # code from a number of actions alone
+        *("kernel_cache.py: compile", "kernel_cache.py: exec"),  # text of this package alone
         "processes.py: pickle",  # between a process and the workers that it starts
     ]
     (tmp_path / "bad.py").write_text(
