@@ -56,7 +56,7 @@ def to_float64(problems: Problem, reward_class: RewardClass) -> tuple[Problem, R
     """
     with np.errstate(invalid="ignore"):
         problems = normalize(problems)
-    return _broadcast_scalars((problems, rewards.to_float64(reward_class)), len(problems.wins))
+    return broadcast_scalars((problems, rewards.to_float64(reward_class)), len(problems.wins))
 
 
 def group_size(problems: Problem, entries: int) -> int:
@@ -120,7 +120,7 @@ def map_in_groups(function: Callable[..., Tree], *arguments: Tree, size: int) ->
     """
     arguments = tuple(map(_as_float64, arguments))
     n_rows = next(len(leaf) for leaf in jax.tree.leaves(arguments) if leaf.ndim)
-    arguments = _broadcast_scalars(arguments, n_rows)
+    arguments = broadcast_scalars(arguments, n_rows)
     groups = []
     for start in range(0, n_rows, size):
         rows = _padded_indices(start, size, n_rows)
@@ -136,7 +136,8 @@ def _as_float64(argument: Tree) -> Tree:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), argument)
 
 
-def _broadcast_scalars(tree: Tree, n_rows: int) -> Tree:
+def broadcast_scalars(tree: Tree, n_rows: int) -> Tree:
+    """Return a pytree of arrays with a batch axis, where a scalar applies to the whole batch."""
     return jax.tree.map(
         lambda leaf: np.broadcast_to(leaf, (n_rows,)) if leaf.ndim == 0 else leaf, tree
     )

@@ -38,6 +38,7 @@ from .numerics.implicit_tangents import RANK_TOLERANCE, face_tangent, laplacian_
 from .numerics.laplacian_qp import LaplacianQP, solve
 from .numerics.projected_minimization import ProjectedProblem
 from .rewards import AnyRewardClass, RewardClass
+from .types import ArrayLike
 
 BOUNDARY_TOLERANCE = 1e-9
 """Relative distance from a constraint within which the true reward lies on it."""
@@ -82,16 +83,37 @@ def squared_coefficient(reward_class: AnyRewardClass, query: Query) -> Squared:
     """
     if not rewards.is_convex(reward_class):
         return Squared(_over_members(_members(reward_class), query), jnp.array(True))
-    if not rewards.is_compact(reward_class):
-        nowhere = jnp.zeros_like(query.true_reward, bool)
-        return _over_tables(query, nowhere, nowhere)
-    if hasattr(reward_class, "entry_bounds"):
-        lower, upper = reward_class.entry_bounds()
-        edge, truth = query.roundoff * (jnp.asarray(upper) - lower), query.true_reward
-        return _over_tables(query, truth <= lower + edge, truth >= upper - edge)
+    if has_entry_constraints(reward_class):
+        at_bounds = entry_constraints(reward_class, query.true_reward, query.roundoff)
+        return _over_tables(query, *at_bounds)
     if rewards.is_smooth(reward_class):
         return _over_smooth_form(reward_class, query)
     return _over_projection(reward_class, query)
+
+
+def has_entry_constraints(reward_class: AnyRewardClass) -> bool:
+    """Return whether the tangent cones of a class are given by signs of single entries."""
+    bounded = hasattr(reward_class, "entry_bounds") or not rewards.is_compact(reward_class)
+    return rewards.is_convex(reward_class) and bounded
+
+
+def entry_constraints(
+    reward_class: AnyRewardClass, true_reward: Float[ArrayLike, "x a"], roundoff: Float[Array, ""]
+) -> tuple[Bool[Array, "x a"], Bool[Array, "x a"]]:
+    """Return the entries that are at their lower bound, and those at their upper bound.
+
+    Args:
+        reward_class: class for which :func:`has_entry_constraints` holds.
+        true_reward: a member.
+        roundoff: relative distance from a bound within which an entry is at it.
+    """
+    truth = jnp.asarray(true_reward)
+    if not rewards.is_compact(reward_class):
+        nowhere = jnp.zeros_like(truth, bool)
+        return nowhere, nowhere
+    lower, upper = reward_class.entry_bounds()
+    edge = roundoff * (jnp.asarray(upper) - lower)
+    return truth <= lower + edge, truth >= upper - edge
 
 
 def _members(reward_class: RewardClass) -> Float[Array, "k x a"]:

@@ -22,6 +22,7 @@ from rpo_theory.bounds import (
     tuned_eta,
 )
 from rpo_theory.coverage import coverage_coefficient_batch
+from rpo_theory.minimax import Kernel
 from rpo_theory.rewards import RewardClass, is_compact, log_covering_number
 
 MEMBER_TOLERANCE = 1e-6
@@ -48,7 +49,10 @@ class BoundInputs(NamedTuple):
 
 
 def compute_bound_inputs(
-    instance: Instance, comparisons: Float[np.ndarray, " B"], delta: float
+    instance: Instance,
+    comparisons: Float[np.ndarray, " B"],
+    delta: float,
+    kernel: Kernel = "jax",
 ) -> BoundInputs:
     r"""Compute the quantities that the bounds on the gap depend on.
 
@@ -56,6 +60,8 @@ def compute_bound_inputs(
         instance: instances with a leading batch axis.
         comparisons: :math:`N` of each instance.
         delta: probability with which the bound may fail, less than 1/e.
+        kernel: compiled code of the coverage coefficient, see
+            :func:`rpo_theory.coverage.coverage_coefficient_batch`.
 
     Returns:
         One value of each quantity per instance.
@@ -80,6 +86,7 @@ def compute_bound_inputs(
         baseline=problem.baseline_policy,
         context_weights=problem.context_weights,
         pair_distribution=instance.pair_distribution,
+        kernel=kernel,
     )
     reward_max = np.broadcast_to(reward_range(reward_class), np.shape(comparisons))
     shape = np.shape(instance.true_reward)[1:]
@@ -267,16 +274,19 @@ def _complexities(
     """
     scales = covering_scale(comparisons, reward_max)
     leaves, treedef = jax.tree.flatten(reward_class)
-    leaves = [np.asarray(leaf) for leaf in leaves]
-    known: dict[tuple[float | bytes, ...], float] = {}
-    counts = np.full(len(scales), np.nan)
-    for i, scale in enumerate(scales):
-        if np.isnan(scale):
-            continue
-        fields = [leaf[i] for leaf in leaves]
-        key = (float(scale), *(field.tobytes() for field in fields))
+    rows = [array.reshape(len(scales), -1) for array in (scales, *map(np.asarray, leaves))]
+    differs = np.ones(len(scales), bool)  # from the instance before it
+    differs[1:] = np.any([(row[1:] != row[:-1]).any(axis=1) for row in rows], axis=0)
+    known: dict[tuple[bytes, ...], float] = {}
+    counts = []
+    for i in np.flatnonzero(differs):
+        key = tuple(row[i].tobytes() for row in rows)
         if key not in known:
-            single = jax.tree.unflatten(treedef, fields)
-            known[key] = log_covering_number(single, float(scale), shape=(shape[0], shape[1]))
-        counts[i] = known[key]
-    return np.asarray(complexity(counts, delta))
+            single = jax.tree.unflatten(treedef, [np.asarray(leaf)[i] for leaf in leaves])
+            known[key] = (
+                np.nan
+                if np.isnan(scales[i])
+                else log_covering_number(single, float(scales[i]), shape=(shape[0], shape[1]))
+            )
+        counts.append(known[key])
+    return np.asarray(complexity(np.array(counts)[np.cumsum(differs) - 1], delta))

@@ -130,7 +130,7 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
     comparisons = np.array(
         [part.scenarios[index].comparisons for index in part.scenario_index], np.float64
     )
-    inputs = compute_bound_inputs(instance, comparisons, study.delta)
+    inputs = compute_bound_inputs(instance, comparisons, study.delta, _kernel(study))
     noise = np.array([_label_noise(scenario) for scenario in part.scenarios])
     realizable = is_member(instance) & (noise[part.scenario_index] == 0.0)
     weights = expand_weights(study)

@@ -119,10 +119,44 @@ def assert_same(actual: list[float], expected: list[float], *, both_kinds: bool 
     np.testing.assert_allclose(actual, expected, rtol=CONVEX_PROGRAM, atol=CONVEX_PROGRAM)
 
 
+def by_numba(reward_class: RewardClass, settings_: Sequence[Setting]) -> list[float]:
+    """Return the coefficients by the Numba kernel, in one call per shape."""
+    found: dict[int, float] = {}
+    for shape in SHAPES:
+        rows = [i for i, s in enumerate(settings_) if s.true_reward.shape == shape]
+        fields = zip(*(settings_[i] for i in rows), strict=True)
+        batch = Setting(*map(np.stack, fields))._asdict()
+        batch["pair_distribution"] = 7.0 * batch["pair_distribution"]  # counts may be given
+        coefficients = coverage_coefficient_batch(reward_class, **batch, kernel="numba")
+        found |= zip(rows, coefficients.tolist(), strict=True)
+    return [found[i] for i in range(len(settings_))]
+
+
 def test_parity_box_with_a_convex_program_on_faces_and_disconnected_graphs() -> None:
     settings_ = [random_setting(np.random.default_rng(seed)) for seed in range(50)]
     box = TabularBox(np.array(1.0))
-    assert_same([s.coverage(box) for s in settings_], [box_program(s) for s in settings_])
+    expected = [box_program(s) for s in settings_]
+    assert_same([s.coverage(box) for s in settings_], expected)
+    assert_same(by_numba(box, settings_), expected)
+
+
+def test_parity_the_numba_kernel_with_jax() -> None:
+    settings_ = [random_setting(np.random.default_rng(seed), pairs=0.7) for seed in range(60)]
+    for reward_class in (TabularBox(np.array(1.0)), Unbounded()):
+        expected = [s.coverage(reward_class) for s in settings_]
+        assert min(np.isinf(expected).sum(), np.isfinite(expected).sum()) >= 5
+        np.testing.assert_allclose(by_numba(reward_class, settings_), expected, rtol=CLOSED_FORM)
+    # Without data; and a comparator that is the baseline.
+    arms = two_arms(0.0)
+    same = arms._replace(comparator=arms.baseline)
+    batch = Setting(*map(np.stack, zip(arms, same, strict=True)))._asdict()
+    box = TabularBox(np.array(1.0))
+    assert coverage_coefficient_batch(box, **batch, kernel="numba").tolist() == [np.inf, 0.0]
+    # Other classes are solved as by JAX.
+    members = FiniteClass(np.stack([arms.true_reward, 0.5 * arms.true_reward])[None])
+    batch = {name: table[:1] for name, table in batch.items()}
+    by_jax = coverage_coefficient_batch(members, **batch)
+    assert (coverage_coefficient_batch(members, **batch, kernel="numba") == by_jax).all()
 
 
 def test_parity_unbounded_with_a_convex_program() -> None:
