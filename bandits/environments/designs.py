@@ -33,7 +33,14 @@ from rpo_theory.types import Problem
 from .base import Instance
 from .design_checks import check_design
 from .random import unit_vectors
-from .sampling import check_draw, draw_uniforms, draw_win_counts
+from .sampling import (
+    check_draw,
+    count_wins,
+    draw_pair_counts,
+    draw_uniforms,
+    find_pairs,
+    pair_cells,
+)
 
 MARGIN = 0.1
 """Share of the reward range, at either end, that true rewards keep away from."""
@@ -187,22 +194,26 @@ def draw_design(design: Design, n_comparisons: int, seeds: Int[np.ndarray, " B"]
         edges = edge_uniforms.reshape(n_batch, *edges.shape[1:]) >= design.missing_edges
     shares = _shares_by_rank(design, n_comparisons, edges)
     pairs_by_rank = shares * design.data_prompts()[:, None, None]
-    pairs_by_rank = np.broadcast_to(pairs_by_rank, (n_batch, *pairs_by_rank.shape[1:]))
-    wins_by_rank = draw_win_counts(
+    pairs = find_pairs(pairs_by_rank)
+    probability = pairs_by_rank[:, *pairs]
+    counts = draw_pair_counts(
         reward_by_rank,
-        pairs_by_rank,
+        pairs,
+        probability,
         comparisons=n_comparisons,
         seeds=seeds,
         label_noise=design.label_noise,
     )
+    cells = pair_cells(pairs, order)
+    pair_distribution = np.zeros((n_batch, contexts, actions, actions))
+    pair_distribution.reshape(-1)[cells[0]] = probability
     rank = np.argsort(order, axis=2, kind="stable")
-    pair_distribution = _by_action(pairs_by_rank, rank)
     scale = np.full(n_batch, n_comparisons**-0.5)
     problem = Problem(
         context_weights=np.full((n_batch, contexts), 1.0 / contexts),
         reference_policy=_reference(design, pair_distribution),
         baseline_policy=(rank == design.baseline_rank()).astype(np.float64),
-        wins=_by_action(wins_by_rank, rank),
+        wins=count_wins(counts, cells, reward.shape),
         beta=scale,
         eta=scale,
     )
@@ -357,13 +368,3 @@ def _pendant_shares(design: Design, n_comparisons: int) -> tuple[float, float]:
             "`target_coverage` or `coverage_all`, or lower `rare_comparisons`"
         )
     return best, rare
-
-
-def _by_action(
-    table: Float[np.ndarray, "B x a a"], rank: Int[np.ndarray, "B x a"]
-) -> Float[np.ndarray, "B x a a"]:
-    """Permute a table of pairs from ranks to actions."""
-    n_batch, contexts, actions = rank.shape
-    pair = rank[..., :, None] * actions + rank[..., None, :]
-    flat = table.reshape(n_batch * contexts, -1), pair.reshape(n_batch * contexts, -1)
-    return np.take_along_axis(*flat, axis=1).reshape(pair.shape)

@@ -9,6 +9,7 @@ own, so a draw does not depend on the batch it is made in.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -96,23 +97,107 @@ def draw_win_counts(
         >>> float(draw_win_counts(reward, pairs, comparisons=9, seeds=seeds).sum())
         9.0
     """
-    n_batch, *shape = pair_distribution.shape
-    index = np.flatnonzero(pair_distribution.any(axis=0))
-    context, first, second = np.unravel_index(index, shape)
-    probability = pair_distribution.reshape(n_batch, -1)[:, index]
+    pairs = find_pairs(pair_distribution)
+    counts = draw_pair_counts(
+        true_reward,
+        pairs,
+        pair_distribution[:, *pairs],
+        comparisons=comparisons,
+        seeds=seeds,
+        label_noise=label_noise,
+    )
+    actions = np.broadcast_to(np.arange(true_reward.shape[2]), true_reward.shape)
+    return count_wins(counts, pair_cells(pairs, actions), true_reward.shape)
+
+
+class PairIndices(NamedTuple):
+    """Ordered pairs that are compared, the same ones for all members of a batch.
+
+    Attributes:
+        context: prompt of each pair.
+        first: its first action.
+        second: its second action.
+    """
+
+    context: Int[np.ndarray, " p"]
+    first: Int[np.ndarray, " p"]
+    second: Int[np.ndarray, " p"]
+
+
+def find_pairs(pair_distribution: Float[np.ndarray, "b x a a"]) -> PairIndices:
+    """Return the pairs that some member of a batch compares.
+
+    Args:
+        pair_distribution: probabilities of ordered pairs.
+    """
+    return PairIndices(*np.nonzero(pair_distribution.any(axis=0)))
+
+
+def pair_cells(pairs: PairIndices, action_of: Int[np.ndarray, "B x a"]) -> Int[np.ndarray, "2 B p"]:
+    """Return the flat indices of pairs and of reversed pairs in tables of shape ``[B x a a]``.
+
+    Args:
+        pairs: the pairs.
+        action_of: action that each index stands for, a permutation of the actions per context.
+    """
+    n_batch, contexts, actions = action_of.shape
+    first = action_of[:, pairs.context, pairs.first]
+    second = action_of[:, pairs.context, pairs.second]
+    row = actions * (contexts * np.arange(n_batch)[:, None] + pairs.context)
+    return np.stack([(row + first) * actions + second, (row + second) * actions + first])
+
+
+def draw_pair_counts(
+    true_reward: Float[np.ndarray, "B x a"],
+    pairs: PairIndices,
+    probability: Float[np.ndarray, "#B p"],
+    *,
+    comparisons: int,
+    seeds: Int[np.ndarray, " B"],
+    label_noise: float,
+) -> Float[np.ndarray, "B p 2"]:
+    """Draw how often the first and the second action of every pair wins.
+
+    Args:
+        true_reward: reward of the Bradley-Terry model that labels.
+        pairs: the compared pairs.
+        probability: probability of each pair; sums to one.
+        comparisons: number of comparisons, at least 1.
+        seeds: one seed for each member of the batch, on which alone its draw depends.
+        label_noise: probability that a label is flipped.
+
+    Returns:
+        Whole numbers that sum to the number of comparisons for each member.
+    """
+    context, first, second = pairs
     rate = expit(true_reward[:, context, first] - true_reward[:, context, second])
     rate = label_noise + (1.0 - 2.0 * label_noise) * rate
     outcomes = np.stack([probability * rate, probability * (1.0 - rate)], axis=2)
-    outcomes = outcomes.reshape(n_batch, -1)
-
+    outcomes = outcomes.reshape(len(seeds), -1)
     counts = np.empty(outcomes.shape)
     streams = _streams(seeds, comparisons + 1)
     for row, generator, probabilities in zip(counts, streams, outcomes, strict=True):
         row[:] = generator.multinomial(comparisons, probabilities)
-    first_wins, second_wins = counts.reshape(n_batch, -1, 2).transpose(2, 0, 1)
-    wins = np.zeros((n_batch, *shape))
-    wins[:, context, first, second] = first_wins
-    wins[:, context, second, first] += second_wins
+    return counts.reshape(len(seeds), -1, 2)
+
+
+def count_wins(
+    counts: Float[np.ndarray, "B p 2"], cells: Int[np.ndarray, "2 B p"], shape: tuple[int, int, int]
+) -> Float[np.ndarray, "B x a a"]:
+    """Write the wins of pairs into tables.
+
+    Args:
+        counts: wins of the first and of the second action of every pair.
+        cells: cells of the pairs, see :func:`pair_cells`.
+        shape: numbers of members, contexts and actions.
+
+    Returns:
+        ``wins[b, x, winner, loser]``.
+    """
+    wins = np.zeros((*shape, shape[-1]))
+    flat = wins.reshape(-1)
+    flat[cells[0]] = counts[..., 0]
+    flat[cells[1]] += counts[..., 1]
     return wins
 
 
@@ -123,7 +208,8 @@ def _streams(seeds: Int[np.ndarray, " B"], stream: int) -> Iterator[np.random.Ge
     """
     bits = np.random.Philox(key=np.zeros(2, np.uint64))
     generator, start = np.random.Generator(bits), bits.state
-    for seed in seeds:
-        start["state"]["key"] = np.array([seed, stream], np.uint64)
+    keys = np.stack([seeds, np.full_like(seeds, stream)], axis=1).astype(np.uint64)
+    for key in keys:
+        start["state"]["key"] = key
         bits.state = start
         yield generator
