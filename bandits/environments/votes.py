@@ -27,8 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from rpo_theory.labels import LabelSpellings
 
@@ -106,6 +104,9 @@ class Votes(NamedTuple):
             >>> parse_votes(rows, name="v.csv").unconnected_contexts()
             ('q',)
         """
+        from scipy.sparse import coo_array  # takes a tenth of the start of a command
+        from scipy.sparse.csgraph import connected_components
+
         n_contexts, n_actions = self.occurs.shape
         compared = self.wins if self.tie_counts is None else self.wins + self.tie_counts
         context, winner, loser = np.nonzero(compared)
