@@ -29,8 +29,10 @@ WeightRule = Literal["theorem", "tight", "given"]
 r"""Rules for the weights. ``theorem`` is :math:`\beta=1/\sqrt N` and the :math:`\eta` of Theorem
 5.3; ``tight`` is the same with the sharpest constant; ``given`` is the environment's weight."""
 
-NUMBA_FITS = 500_000
-"""Number of fits from which compiling the Numba kernel pays off."""
+NUMBA_FITS = 100_000
+"""Number of fits from which the Numba kernel pays off, within a factor of three for all sizes of
+problems, if it has to be compiled first. Loading a compiled one takes less time than compiling the
+JAX path."""
 
 MAX_NUMBER = 10**15
 """Upper limit of a number in the design."""
@@ -259,8 +261,8 @@ def count_fits(study: StudyConfig) -> int:
 def choose_kernel(study: StudyConfig) -> StudyConfig:
     """Return the study with the kernel that its planned number of fits calls for.
 
-    The Numba kernel is compiled for several seconds and then about ten times as fast. The choice
-    is made once for the whole study: its parts, a resumed run and other processes use the same.
+    The Numba kernel is compiled for several seconds and then several times as fast. The choice is
+    made once for the whole study: its parts, a resumed run and other processes use the same.
 
     Args:
         study: configuration of the whole study.

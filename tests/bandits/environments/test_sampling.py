@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandits.environments.sampling import draw_uniforms, draw_win_counts
+from bandits.environments.sampling import (
+    count_wins,
+    draw_uniforms,
+    draw_win_counts,
+    find_pairs,
+    pair_cells,
+)
 
 SIGMAS = 5.0
 """One false alarm in 1.7 million numbers; the seeds are fixed."""
@@ -40,3 +46,19 @@ def test_extreme_a_response_compared_with_itself_wins_as_often_as_it_loses() -> 
     pairs = np.ones((1, 1, 1, 1))
     wins = draw_win_counts(np.zeros((1, 1, 1)), pairs, comparisons=7, seeds=np.array([0]))
     assert wins.tolist() == [[[[7.0]]]]
+
+
+def test_closed_form_the_wins_of_pairs_go_to_the_actions_that_their_indices_stand_for() -> None:
+    compared = np.zeros((1, 2, 3, 3))
+    compared[0, [0, 1, 1], [0, 1, 2], [1, 2, 1]] = 1.0
+    pairs = find_pairs(compared)
+    counts = np.array([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]] * 2)
+    action_of = np.array([[[2, 0, 1], [0, 1, 2]], [[0, 1, 2], [1, 2, 0]]])
+    wins = count_wins(counts, pair_cells(pairs, action_of), (2, 2, 3))
+    expected = np.zeros((2, 2, 3, 3))
+    for member in range(2):
+        for x, i, j, first, second in ((0, 0, 1, 1, 2), (1, 1, 2, 3, 4), (1, 2, 1, 5, 6)):
+            a, b = action_of[member, x, [i, j]]
+            expected[member, x, a, b] += first
+            expected[member, x, b, a] += second
+    assert np.array_equal(wins, expected)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from bandits.environments.base import Instance, best_action_policy
+from bandits.environments.designs import Design, draw_design
 from bandits.methods.base import FitResult
 from bandits.study.metrics import (
     BoundInputs,
@@ -64,6 +66,19 @@ def test_closed_form_the_inputs_of_the_bounds(instance: Instance) -> None:
     assert float(safer.complexity[0] - inputs.complexity[0]) > 0.0
     with pytest.raises(ValueError, match="`reward_class` must be compact"):
         compute_bound_inputs(instance._replace(reward_class=Unbounded()), np.array([100.0]), 0.05)
+
+
+def test_parity_the_inputs_of_the_bounds_agree_between_the_kernels() -> None:
+    draws = draw_design(Design(contexts=2, actions=4, rare=1), 50, np.arange(6))
+    # Classes and numbers of comparisons that repeat, and that change.
+    maxima, n = np.array([1.0, 1.0, 2.0, 1.0, 1.0, 1.0]), np.array([9.0, 9.0, 9.0, 9.0, 99.0, 99.0])
+    draws = draws._replace(reward_class=TabularBox(maxima))
+    by_jax, by_numba = (compute_bound_inputs(draws, n, 0.05, name) for name in ("jax", "numba"))
+    for first, second in zip(by_jax, by_numba, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-12)
+    rows = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], draws) for i in range(6)]
+    each = [compute_bound_inputs(row, n[i : i + 1], 0.05) for i, row in enumerate(rows)]
+    assert by_jax.complexity.tolist() == [float(inputs.complexity[0]) for inputs in each]
 
 
 def test_closed_form_the_etas_of_the_theorem_do_not_depend_on_coverage() -> None:
