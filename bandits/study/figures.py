@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
 
-from .lines import MIN_SHOWN_GAP, plot_gap, plot_overoptimization
+from .lines import MIN_SHOWN_GAP, plot_gap, plot_gap_along, plot_overoptimization
 from .summary import Summary
 from .summary_queries import (
     by_environment,
@@ -36,10 +36,17 @@ FigureKind = Literal[
     "overoptimization",
     "bound_against_gap",
     "method_comparison",
+    "regularized_gap",
+    "gap_along_design",
 ]
 """Names of the figures of a study."""
 
-KINDS_WITH_PANELS = ("gap_against_comparisons", "overoptimization", "method_comparison")
+KINDS_WITH_PANELS = (
+    "gap_against_comparisons",
+    "overoptimization",
+    "method_comparison",
+    "regularized_gap",
+)
 """Figures that have one panel per environment; the others need a single environment."""
 MAX_COLUMNS = 2
 """Largest number of panels side by side, so that they are legible in a column of text."""
@@ -68,6 +75,11 @@ REQUIREMENTS: Mapping[FigureKind, Requirements] = {
     ),
     "bound_against_gap": Requirements(("gap", "bound")),
     "method_comparison": Requirements(("gap",)),
+    # At a fixed weight of the penalty: the theorem's falls with N.
+    "regularized_gap": Requirements(
+        ("gap_regularized",), ("comparisons",), ("target_coverage", "beta")
+    ),
+    "gap_along_design": Requirements(("gap",)),
 }
 
 
@@ -104,6 +116,11 @@ def figure_kinds(summary: Summary) -> tuple[FigureKind, ...]:
                 return len(labels(panel)) > 1 and has_unique_rows(with_most_data(panel))
             case "bound_against_gap":
                 return True
+            case "gap_along_design":
+                axis = _design_axis(panel)
+                return axis is not None and has_unique_rows(with_most_data(panel), axis)
+            case "regularized_gap" if not np.isfinite(panel["gap_regularized"]).all():
+                return False
         return has_unique_rows(panel, *axes)
 
     return tuple(kind for kind in get_args(FigureKind) if is_allowed(kind))
@@ -136,6 +153,14 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
         "overoptimization": (partial(plot_overoptimization, order=order), (6.4, 4.0)),
         "bound_against_gap": (plot_bound, (5.6, 4.4)),
         "method_comparison": (plot_methods, (6.4, 1.3 + 0.32 * len(order))),
+        "regularized_gap": (
+            partial(plot_gap, order=order, column="gap_regularized"),
+            (6.4, 4.0),
+        ),
+        "gap_along_design": (
+            partial(plot_gap_along, order=order, axis=_design_axis(summary) or ""),
+            (6.4, 4.0),
+        ),
     }
     plot, (width, height) = plots[kind]
     panels = by_environment(summary)
@@ -161,6 +186,20 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     return figure
+
+
+def _design_axis(summary: Summary) -> str | None:
+    """Return the only axis of the design, if it is numerical, has three values or more, else None.
+
+    The target coverage has figures of its own.
+    """
+    varying = [
+        name for name in summary if name.startswith("design.") and not is_constant(summary, name)
+    ]
+    if len(varying) != 1 or varying[0] == "design.target_coverage":
+        return None
+    values = np.asarray(summary[varying[0]])
+    return varying[0] if values.dtype.kind in "if" and len(np.unique(values)) > 2 else None
 
 
 def plot_phase(

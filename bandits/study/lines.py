@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -12,25 +13,44 @@ from rpo_io.figures import PALETTE, tidy_axes
 from rpo_io.line_plots import NamedLine, draw_lines
 
 from .summary import Summary
-from .summary_queries import curve, display_name, labels
+from .summary_queries import curve, display_name, labels, with_most_data
 
 COLORS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Colors of lines: those of the other figures first, then others of Okabe and Ito."""
 MARKERS = "osD^vP*X"
+GAP_TEXTS = {
+    "gap": (
+        "Suboptimality gap against the amount of data",
+        "gap to the best policy (units of reward)",
+    ),
+    "gap_regularized": (
+        "Regularized gap against the amount of data",
+        "gap in value minus KL penalty\n(units of reward)",
+    ),
+}
+"""Title and label of the vertical axis for each kind of gap."""
 MIN_SHOWN_GAP = 1e-6
 """Smaller gaps are drawn at this value on logarithmic axes."""
 
 
-def plot_gap(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
+def plot_gap(
+    summary: Summary,
+    ax: Axes,
+    *,
+    order: Sequence[str] = (),
+    column: Literal["gap", "gap_regularized"] = "gap",
+) -> Axes:
     """Draw the gap of every method against the number of comparisons, with confidence bands.
 
     Each line is named with the slope of its logarithm and the 95 % interval of the slope.
 
     Args:
-        summary: a summary with the columns ``label``, ``comparisons`` and ``gap``.
+        summary: a summary with the columns ``label``, ``comparisons`` and that of the gap.
         ax: axes to draw into; both scales are set to logarithmic.
         order: labels of all panels of the figure, so that a method has one color in all of them;
             by default the labels of this summary.
+        column: "gap" for the gap in value, "gap_regularized" for that in value minus the KL
+            penalty.
 
     Returns:
         The same axes.
@@ -39,7 +59,7 @@ def plot_gap(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
     ax.set_yscale("log")
     lines = []
     for label, color, marker in _styled_labels(summary, order):
-        n, (gap, low, high) = curve(summary, "comparisons", "gap", label)
+        n, (gap, low, high) = curve(summary, "comparisons", column, label)
         ax.fill_between(n, np.maximum(low, MIN_SHOWN_GAP), high, color=color, alpha=0.18, lw=0)
         slope, error = log_log_slope(n, gap, low, high)
         text = f"slope {round(slope, 2) + 0.0:.2f} ± {error:.2f}".replace("-", "−")
@@ -49,8 +69,36 @@ def plot_gap(summary: Summary, ax: Axes, *, order: Sequence[str] = ()) -> Axes:
         lines.append(NamedLine(display_name(label), n, shown, color, marker, note))
     draw_lines(lines, ax)
     ax.set_xlabel("comparisons N")
-    ax.set_ylabel("gap to the best policy (units of reward)")
-    ax.set_title("Suboptimality gap against the amount of data", loc="left")
+    title, y_label = GAP_TEXTS[column]
+    ax.set_ylabel(y_label)
+    ax.set_title(title, loc="left")
+    return tidy_axes(ax)
+
+
+def plot_gap_along(summary: Summary, ax: Axes, *, axis: str, order: Sequence[str] = ()) -> Axes:
+    """Draw the gap of every method against a numerical axis of the design, at the largest N.
+
+    Args:
+        summary: a summary with the columns ``label``, ``gap`` and ``axis``.
+        ax: axes to draw into.
+        axis: name of the column of the axis, such as "design.misspecification".
+        order: labels of all panels of the figure, as in :func:`plot_gap`.
+
+    Returns:
+        The same axes.
+    """
+    shown = with_most_data(summary)
+    lines = []
+    for label, color, marker in _styled_labels(shown, order):
+        x, (gap, low, high) = curve(shown, axis, "gap", label)
+        ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
+        lines.append(NamedLine(display_name(label), x, gap, color, marker))
+    draw_lines(lines, ax)
+    name = axis.removeprefix("design.").replace("_", " ")
+    ax.set_xlabel(name)
+    ax.set_ylabel(GAP_TEXTS["gap"][1])
+    n = f", N = {int(shown['comparisons'][0]):,}" if "comparisons" in shown else ""
+    ax.set_title(f"Suboptimality gap against {name}{n}", loc="left")
     return tidy_axes(ax)
 
 

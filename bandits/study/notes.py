@@ -49,7 +49,9 @@ def _no_bounds(study: StudyConfig) -> list[str]:
         "misspecification": "the true reward is not in the class",
     }
     notes = [
-        f"The columns `bound*` are null where design.{name} is above 0: {reason} (Assumption 5.1)."
+        f"The columns `bound*` are null where design.{name} is above 0: {reason} (Assumption 5.1). "
+        "`bound_projected` is for `gap_projected`, at the reward of the class that explains the "
+        "labels best."
         for name, reason in reasons.items()
         if any(_values(study, name, 0.0))
     ]

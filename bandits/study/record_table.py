@@ -25,8 +25,10 @@ BOUND_COLUMNS = (
     "bound_coverage",
     "bound_complexity",
     "bound_kl",
+    "bound_regularized",
+    "bound_projected",
 )
-"""Columns of :func:`bandits.study.metrics.gap_bounds`; null for methods without a bound."""
+"""Columns of bounds; null for methods without a bound."""
 
 
 class WeightValues(NamedTuple):

@@ -29,8 +29,10 @@ from .metrics import (
     measure_policy,
 )
 from .parts import PartPlan, StudyPart, draw_part
+from .projection import gap_at_projection, project_truth
 from .record_table import WeightValues, record_table
 from .records import RecordStore
+from .regularized_gaps import regularized_bound, regularized_gap, regularized_optimum
 
 TRIAL_DRAWS = 256
 """Number of draws that a run estimate times. Larger batches take less time per draw, until all
@@ -131,10 +133,20 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
         [part.scenarios[index].comparisons for index in part.scenario_index], np.float64
     )
     inputs = compute_bound_inputs(instance, comparisons, study.delta, _kernel(study))
-    noise = np.array([_label_noise(scenario) for scenario in part.scenarios])
-    realizable = is_member(instance) & (noise[part.scenario_index] == 0.0)
+    noise = np.array([_label_noise(scenario) for scenario in part.scenarios])[part.scenario_index]
+    realizable = is_member(instance) & (noise == 0.0)
+    projected = project_truth(
+        instance, inputs, ~realizable, label_noise=noise, kernel=_kernel(study)
+    )
     weights = expand_weights(study)
     values = [_weight_values(instance, inputs, comparisons, pair) for pair in weights]
+    has_bounds = any(method.record.bound for method in study.method_configs)
+    optima = [
+        regularized_optimum(
+            instance, pair.beta, covered=realizable & has_bounds, kernel=_kernel(study)
+        )
+        for pair in values[: len(study.beta)]
+    ]
     seconds = {"bound_inputs": time.perf_counter() - start}
     tables = []
     labels = method_labels(study.method_configs)
@@ -142,21 +154,34 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
         start = time.perf_counter()
         results = _fit(study, method, instance, values, part.seeds)
         seconds[labels[method_index]] = time.perf_counter() - start
-        for pair, pair_values, result in zip(weights, values, results, strict=True):
-            measured = measure_policy(result, instance)
+        for index, result in enumerate(results):
+            pair_values, optimum = values[index], optima[index % len(optima)]
+            measured = measure_policy(result, instance) | {
+                "gap_regularized": regularized_gap(
+                    result.policy, optimum, instance.problem.context_weights
+                ),
+                "gap_projected": gap_at_projection(result.policy, instance, projected),
+                "coverage_projected": projected.inputs.coverage,
+                "projection_shift": projected.shift,
+            }
             if method.record.bound and getattr(method.options, "baseline", "given") == "given":
                 is_bounded = getattr(method.options, "rewards", "given") != "unbounded"
-                measured |= gap_bounds(
-                    inputs,
-                    comparisons=comparisons,
-                    eta=pair_values.eta,
-                    beta=pair_values.beta,
-                    valid=realizable & is_bounded,
+                terms = {"comparisons": comparisons, **pair_values._asdict()}
+                measured |= gap_bounds(inputs, valid=realizable & is_bounded, **terms)
+                at_projection = gap_bounds(
+                    projected.inputs, valid=~realizable & is_bounded, **terms
                 )
+                measured["bound_projected"] = at_projection["bound"]
+                if is_bounded:
+                    measured["bound_regularized"] = regularized_bound(
+                        optimum, inputs, comparisons=comparisons, eta=pair_values.eta
+                    )
             failed = result.status == FAILED
             measured = {name: np.where(failed, np.nan, column) for name, column in measured.items()}
             tables.append(
-                record_table(study, part, method_index, pair, pair_values, inputs, measured, result)
+                record_table(
+                    study, part, method_index, weights[index], pair_values, inputs, measured, result
+                )
             )
     fits = [part.n_draws * (1 if name == "bound_inputs" else len(weights)) for name in seconds]
     timings = pa.table(

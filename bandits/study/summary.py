@@ -13,9 +13,15 @@ column                       meaning
 ``eta``, ``beta``            weights of the adversary and of the KL term
 ``kl``                       :math:`E\,KL(\hat\pi\|\pi_{ref})`, nats
 ``gap``                      mean over the seeds of :math:`J(\pi) - J(\hat\pi)`
+``gap_regularized``          the same for the value minus the KL penalty
+``gap_projected``            the same under the reward of the class that explains the labels best,
+                             if the true reward is not in the class
+``projection_shift``         what the class then misjudges about the comparator
 ``true_value``               mean of :math:`J(\hat\pi) - J(\pi_{base})` under :math:`r^\star`
 ``proxy_value``              the same under the fitted reward
 ``bound``, ``bound_tight``   bound of Theorem 5.3, corrected, and with the sharpest constants
+``bound_regularized``        bound on ``gap_regularized``
+``bound_projected``          bound on ``gap_projected``
 ``NAME_low``, ``NAME_high``  95 % confidence interval of the mean ``NAME``
 ``seeds``                    number of fits in the cell
 ============================ ====================================================================
@@ -39,10 +45,30 @@ STANDARD_ERRORS = 1.959963984540054
 """Half the width of a 95 % confidence interval of a mean, in standard errors."""
 CELL_COLUMNS = ("label", "environment", "comparisons", "eta_rule", "beta_rule")
 """Columns of the records that identify a cell, together with the axes of the design."""
-AVERAGED_COLUMNS = ("gap", "true_value", "proxy_value", "kl", "bound", "bound_tight", "eta", "beta")
+AVERAGED_COLUMNS = (
+    "gap",
+    "gap_regularized",
+    "gap_projected",
+    "true_value",
+    "proxy_value",
+    "kl",
+    "bound",
+    "bound_tight",
+    "bound_regularized",
+    "bound_projected",
+    "projection_shift",
+    "eta",
+    "beta",
+)
 """Columns of the records that are averaged over the seeds."""
-BOUND_FORMS = ("bound", "bound_tight", "bound_printed")
-"""Columns of the records with the forms of the bound whose violations are counted."""
+BOUND_FORMS = {
+    "bound": "gap",
+    "bound_tight": "gap",
+    "bound_printed": "gap",
+    "bound_regularized": "gap_regularized",
+    "bound_projected": "gap_projected",
+}
+"""Columns of the bounds whose violations are counted, with the columns of what they bound."""
 
 
 def is_summary_column(name: str) -> bool:
@@ -168,10 +194,10 @@ def _violations(table: pa.Table) -> Iterator[dict[str, Any]]:
     labels: np.ndarray = table["label"].to_numpy()
     for label in dict.fromkeys(labels.tolist()):
         rows = table.filter(pa.array(labels == label))
-        for form in BOUND_FORMS:
+        for form, bounded in BOUND_FORMS.items():
             bound = rows[form].to_numpy()
             is_known = np.isfinite(bound)
-            ratio = rows["gap"].to_numpy()[is_known] / bound[is_known]
+            ratio = rows[bounded].to_numpy()[is_known] / bound[is_known]
             if ratio.size:
                 yield {
                     "label": label,
