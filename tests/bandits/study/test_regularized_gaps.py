@@ -29,12 +29,12 @@ def optimum() -> RegularizedOptimum:
 
 def regularized_value(policy: np.ndarray, index: int) -> float:
     """Return the value minus the penalty, term by term."""
-    problem, total = DRAWS.problem, 0.0
+    problem, value = DRAWS.problem, 0.0
     for x, weight in enumerate(problem.context_weights[index]):
         for a, p in enumerate(policy[x]):
             penalty = BETA[index] * np.log(p / problem.reference_policy[index, x, a])
-            total += weight * p * (DRAWS.true_reward[index, x, a] - penalty)
-    return total
+            value += weight * p * (DRAWS.true_reward[index, x, a] - penalty)
+    return value
 
 
 def test_theorem_the_regularized_gap_is_a_divergence() -> None:
