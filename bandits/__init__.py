@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .methods.base import FitResult, Method
     from .methods.registry import METHODS
     from .methods.user_methods import method_from_function
+    from .minimax_regret.config import MinimaxRegretConfig, RuleConfig
+    from .minimax_regret.plots import draw_minimax_figure
+    from .minimax_regret.run import run_minimax_regret
     from .study.config import StudyConfig
     from .study.figures import draw_figure
     from .study.method_config import MethodConfig
@@ -54,14 +57,17 @@ _EXPORTS = {
     "Instance": "environments.base",
     "Method": "methods.base",
     "MethodConfig": "study.method_config",
+    "MinimaxRegretConfig": "minimax_regret.config",
     "NegativeControl": "theorem_check.negative_controls",
     "RecordStore": "study.records",
+    "RuleConfig": "minimax_regret.config",
     "StudyConfig": "study.config",
     "baseline_policy": "environments.base",
     "coverage_is_necessary": "environments.instances",
     "draw_design": "environments.designs",
     "draw_environment": "environments.registry",
     "draw_figure": "study.figures",
+    "draw_minimax_figure": "minimax_regret.plots",
     "four_arms": "environments.instances",
     "ghost_arm": "environments.instances",
     "likelihood_displacement": "environments.instances",
@@ -71,6 +77,7 @@ _EXPORTS = {
     "random_linear": "environments.random",
     "random_tabular": "environments.random",
     "read_votes": "environments.votes",
+    "run_minimax_regret": "minimax_regret.run",
     "run_parts": "study.run",
     "solve_negative_controls": "theorem_check.negative_controls",
     "summarize": "study.summary",
@@ -107,6 +114,11 @@ __all__ = [  # noqa: RUF022  # in groups
     "run_parts",
     "summarize",
     "draw_figure",
+    # minimax regret
+    "MinimaxRegretConfig",
+    "RuleConfig",
+    "run_minimax_regret",
+    "draw_minimax_figure",
     # theorem check
     "Agreement",
     "measure_agreement",

@@ -136,8 +136,11 @@ def _height_in_inches(ax: Axes) -> float:
     """Return the approximate height of axes; the layout is not known before a figure is drawn."""
     figure = ax.get_figure(root=True)
     cell = ax.get_subplotspec()
-    n_rows = cell.get_gridspec().nrows if cell else 1
-    return 0.72 * (figure.get_size_inches()[1] if figure else 4.0) / n_rows
+    share = 1.0
+    if cell:
+        heights = np.asarray(cell.get_gridspec().get_height_ratios(), np.float64)
+        share = heights[list(cell.rowspan)].sum() / heights.sum()
+    return 0.72 * share * (figure.get_size_inches()[1] if figure else 4.0)
 
 
 def _separate(wanted: Sequence[float], distance: float) -> np.ndarray:

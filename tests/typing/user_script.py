@@ -23,6 +23,7 @@ import llm
 import rpo
 import rpo_io
 import rpo_theory as rt
+from bandits.minimax_regret import MinimaxRule, solve_minimax
 from bandits.study import plan_parts
 from llm.evaluation.judgments import read_judgments
 from rpo import api
@@ -387,6 +388,20 @@ def study(folder: Path, kind: str) -> Figure:
     n_rows = int(store.read_table().num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     print(summary["gap"].mean(), n_rows)
     return bandits.draw_figure(summary, kind, Figure())
+
+
+def minimax_regret(kind: str) -> tuple[float, Figure]:
+    rules = [
+        bandits.RuleConfig(method="dpo", label="MLE + KL"),
+        bandits.RuleConfig(method="rpo", eta="inverse_sqrt", beta=0.1, baseline=0),
+    ]
+    config = bandits.MinimaxRegretConfig(
+        name="mine", methods=rules, comparisons=[10, 20], margins=[0.5, 1.0], reward_max=2.0
+    )
+    result = bandits.run_minimax_regret(config)
+    n_rows = int(result.records.num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
+    solution: MinimaxRule = solve_minimax(np.array([[0.8, 0.2], [0.2, 0.8]]), 1.0 - np.eye(2))
+    return n_rows + solution.duality_gap, bandits.draw_minimax_figure(result, kind, Figure())
 
 
 def theorem_check() -> tuple[float, float]:
