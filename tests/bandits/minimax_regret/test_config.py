@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from bandits.minimax_regret import MinimaxRegretConfig, RuleConfig
+from bandits.minimax_regret import MinimaxRegretConfig, RuleConfig, rewards_from_margins
 from bandits.minimax_regret.config import reference_policy_of, weights_of, worlds_of
 
+FILE = Path(__file__).resolve().parents[3] / "configs" / "study_minimax_regret.yaml"
 RPO = RuleConfig(method="rpo")
 PLAIN = MinimaxRegretConfig(
     name="a", methods=[RPO], comparisons=[20], margins=[0.5, 1.0], reward_max=2.0
 )
+
+
+def test_golden_the_file_of_the_study_has_the_worlds_of_the_documentation() -> None:
+    values: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    assert values.pop("kind") == "minimax_regret"
+    methods = [RuleConfig(**method) for method in values.pop("methods")]
+    config = MinimaxRegretConfig(methods=methods, **values)
+    worlds = worlds_of(config, 20)
+    margins = np.geomspace(0.05, 2.0, 12)
+    np.testing.assert_allclose(worlds.rewards, rewards_from_margins(margins, 2), atol=5e-7)
+    np.testing.assert_array_equal(worlds.pair_distribution, [[0.75, 0.25], [0.0, 0.0]])
 
 
 def test_closed_form_weights_are_those_of_the_theorem() -> None:
