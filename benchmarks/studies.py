@@ -62,7 +62,7 @@ def run_study(folder: Path, fits: int) -> dict[str, float]:
     """Run a study in a new process, and return its time and its peak memory."""
     config = write_config(folder, fits)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "rpo", "study", str(config), "--out", str(folder)]
+    command = [sys.executable, "-m", "rpo", "study", str(config), "--out", str(folder / "out")]
     process = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(process, 0)
     if status:
@@ -102,7 +102,7 @@ def main() -> None:
     )
     profiled = args.fits // PROFILED_SHARE
     config = write_config(args.out / "profile", profiled)
-    profile = profile_study(config, args.out / "profile" / "records", profiled)
+    profile = profile_study(config, args.out / "profile" / "out", profiled)
     scipy = scipy_seconds()
     ratio = scipy / full["seconds_per_fit"]
     results = {"tenth": tenth, "full": full, "scipy_seconds_per_fit": scipy, "ratio": ratio}
