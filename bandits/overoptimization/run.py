@@ -1,0 +1,232 @@
+r"""Run of the study of overoptimization laws: curves of every method, and their fitted laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from bandits.environments.base import Instance
+from bandits.environments.designs import draw_design
+
+from .best_of_n import best_of_n_policy, best_of_n_score
+from .config import ClassName, LawsConfig
+from .fitting import BEST_OF_N, PROXY_METHOD, fit_policies
+from .gain import initial_slope, measure_gain
+from .laws import LawFit, LawName, fit_law
+
+TIE_TOLERANCE = 1e-6
+"""Difference of rewards below which solvers cannot tell them apart, see ``greedy_policy``."""
+
+KEYS: tuple[str, ...] = ("method", "reward_class", "comparisons", "eta")
+"""Columns that identify a curve."""
+
+
+class LawsResult(NamedTuple):
+    r"""Curves and fitted laws that a study found.
+
+    Attributes:
+        config: configuration of the study.
+        records: one row for each curve, seed and point: ``method``, ``reward_class``,
+            ``comparisons``, ``eta`` (NaN if the method does not use it), ``seed``, ``beta`` or
+            ``n`` (the other is NaN), ``kl`` (nats), ``sqrt_kl``, ``true_gain``, ``proxy_gain``
+            (units of reward), ``initial_slope`` (its formula at the reward of this point) and
+            ``status``.
+        fits: one row for each curve: its keys, ``law`` ("rl" or "best_of_n"), the fields of
+            :class:`bandits.overoptimization.laws.LawFit`, ``r_squared_other_law``, and the means
+            over the seeds at the point of smallest KL: ``initial_slope`` by the formula, and
+            ``measured_slope``, the true gain divided by :math:`d`.
+    """
+
+    config: LawsConfig
+    records: pa.Table
+    fits: pa.Table
+
+
+class _Curve(NamedTuple):
+    """Measurements of one method on a batch of bandits; arrays have the shape ``[s p]``."""
+
+    keys: dict[str, Any]
+    beta: Float[np.ndarray, " p"]
+    n: Float[np.ndarray, " p"]
+    measured: dict[str, np.ndarray]
+
+
+def run_laws(config: LawsConfig) -> LawsResult:
+    r"""Fit every method along its curve, measure gains and distances, and fit the laws.
+
+    Args:
+        config: configuration of the study.
+
+    Returns:
+        Records and fits; they depend on the configuration alone.
+
+    Examples:
+        >>> sizes = {"comparisons": [50], "seeds": 6, "resamples": 99, "design": {"actions": 3}}
+        >>> result = run_laws(LawsConfig(name="tiny", methods=["best_of_n"], **sizes))
+        >>> result.records.num_rows, result.fits["law"].to_pylist()
+        (60, ['best_of_n'])
+    """
+    records, fits = [], []
+    for reward_class in config.reward_classes:
+        for comparisons in config.comparisons:
+            for curve in _curves(config, reward_class, comparisons):
+                records.append(_records(config, curve))
+                fits.append(_fit(config, curve))
+    return LawsResult(config, pa.concat_tables(records), pa.Table.from_pylist(fits))
+
+
+def curve_law(method: str) -> LawName:
+    """Return the law that describes the curves of a method.
+
+    Args:
+        method: name of the method.
+
+    Returns:
+        The form for best-of-n for best-of-n itself, and that for RL for every other method.
+
+    References:
+        `gao:23`; `rafailov:24` for methods without reinforcement learning.
+
+    Examples:
+        >>> curve_law("rpo"), curve_law("best_of_n")
+        ('rl', 'best_of_n')
+    """
+    return "best_of_n" if method == BEST_OF_N else "rl"
+
+
+def _curves(config: LawsConfig, reward_class: ClassName, comparisons: int) -> Iterator[_Curve]:
+    seeds = config.first_seed + np.arange(config.seeds)
+    instance = draw_design(config.design_of(reward_class), comparisons, seeds)
+    for method in config.methods:
+        for eta in config.etas_of(method):
+            values: tuple[Any, ...] = (method, reward_class, comparisons, eta)
+            keys = dict(zip(KEYS, values, strict=True))
+            if method == BEST_OF_N:
+                ns = np.sort(np.asarray(config.best_of_n, np.float64))
+                measured = _measure_best_of_n(instance, ns)
+                yield _Curve(keys, np.full(len(ns), np.nan), ns, measured)
+            else:
+                betas = config.beta.values()
+                measured = _measure_along_beta(config, instance, method, eta, betas)
+                yield _Curve(keys, betas, np.full(len(betas), np.nan), measured)
+
+
+def _measure_along_beta(
+    config: LawsConfig,
+    instance: Instance,
+    method: str,
+    eta: float,
+    betas: Float[np.ndarray, " p"],
+) -> dict[str, np.ndarray]:
+    """Fit a method to every bandit at every weight, in one call, and measure its policies."""
+    n_seeds, n_points = len(np.asarray(instance.problem.beta)), len(betas)
+
+    def repeat(leaf: Any) -> np.ndarray:
+        return np.repeat(np.asarray(leaf), n_points, axis=0)
+
+    repeated: Instance = jax.tree.map(repeat, instance)
+    problem = repeated.problem._replace(
+        beta=np.tile(betas, n_seeds),
+        eta=np.full(n_seeds * n_points, 0.0 if math.isnan(eta) else eta),
+    )
+    fit = fit_policies(method, problem, repeated.reward_class, config.baseline)
+    measured = _measure(fit.policy, fit.reward, fit.reward, repeated)
+    columns = {**measured, "status": np.asarray(fit.status, np.int32)}
+    return {name: values.reshape(n_seeds, n_points) for name, values in columns.items()}
+
+
+def _measure_best_of_n(instance: Instance, ns: Float[np.ndarray, " p"]) -> dict[str, np.ndarray]:
+    """Rank the responses of every bandit by one fitted reward, and measure best-of-n."""
+    fit = fit_policies(PROXY_METHOD, instance.problem, instance.reward_class, "given")
+    n_seeds, n_points = len(fit.reward), len(ns)
+    repeated: Instance = jax.tree.map(
+        lambda leaf: np.repeat(np.asarray(leaf), n_points, axis=0), instance
+    )
+    proxy = np.repeat(fit.reward, n_points, axis=0)
+    with jax.enable_x64(True):
+        reference = np.asarray(repeated.problem.reference_policy)
+        policy = np.asarray(_best_of_n_policies(proxy, reference, np.tile(ns, n_seeds)))
+        score = np.asarray(_best_of_n_scores(proxy, reference))
+    measured = _measure(policy, proxy, score, repeated)
+    measured["status"] = np.repeat(np.asarray(fit.status, np.int32), n_points)
+    return {name: values.reshape(n_seeds, n_points) for name, values in measured.items()}
+
+
+def _measure(
+    policy: Float[np.ndarray, "b x a"],
+    proxy: Float[np.ndarray, "b x a"],
+    score: Float[np.ndarray, "b x a"],
+    instance: Instance,
+) -> dict[str, np.ndarray]:
+    problem, truth = instance.problem, instance.true_reward
+    shared = problem.reference_policy, problem.context_weights
+    with jax.enable_x64(True):
+        curve = _measure_gains(policy, proxy, truth, *shared)
+        slope = _initial_slopes(score, truth, *shared)
+        columns = {**curve._asdict(), "initial_slope": slope}
+        return {name: np.asarray(values) for name, values in columns.items()}
+
+
+def _records(config: LawsConfig, curve: _Curve) -> pa.Table:
+    n_seeds, n_points = curve.measured["kl"].shape
+    seeds = config.first_seed + np.arange(n_seeds)
+    points = {"beta": np.tile(curve.beta, n_seeds), "n": np.tile(curve.n, n_seeds)}
+    return pa.table(
+        {
+            **{name: [value] * (n_seeds * n_points) for name, value in curve.keys.items()},
+            "seed": np.repeat(seeds, n_points),
+            **points,
+            **{name: values.ravel() for name, values in curve.measured.items()},
+        }
+    )
+
+
+def _fit(config: LawsConfig, curve: _Curve) -> dict[str, Any]:
+    """Return the row of a curve in the table of fits."""
+    law = curve_law(curve.keys["method"])
+    other: LawName = "rl" if law == "best_of_n" else "best_of_n"
+    sqrt_kl, gain = curve.measured["sqrt_kl"], curve.measured["true_gain"]
+
+    def fit(name: LawName) -> LawFit:
+        return fit_law(
+            sqrt_kl,
+            gain,
+            name,
+            seed=config.first_seed,
+            resamples=config.resamples,
+            confidence=config.confidence,
+        )
+
+    slope = curve.measured["initial_slope"][:, 0]
+    moves = np.isfinite(slope) & (sqrt_kl[:, 0] > 0)
+    measured = gain[moves, 0] / sqrt_kl[moves, 0]
+    return {
+        **curve.keys,
+        "law": law,
+        **fit(law)._asdict(),
+        "r_squared_other_law": fit(other).r_squared,
+        "initial_slope": float(slope[moves].mean()) if moves.any() else math.nan,
+        "measured_slope": float(measured.mean()) if moves.any() else math.nan,
+    }
+
+
+_measure_gains = jax.jit(jax.vmap(measure_gain))
+_initial_slopes = jax.jit(jax.vmap(initial_slope))
+_best_of_n_scores = jax.jit(
+    jax.vmap(
+        lambda proxy, reference: best_of_n_score(proxy, reference, tie_tolerance=TIE_TOLERANCE)
+    )
+)
+_best_of_n_policies = jax.jit(
+    jax.vmap(
+        lambda proxy, reference, n: best_of_n_policy(
+            proxy, reference, n, tie_tolerance=TIE_TOLERANCE
+        )
+    )
+)
