@@ -40,6 +40,18 @@ if TYPE_CHECKING:
     from .minimax_regret.config import MinimaxRegretConfig, RuleConfig
     from .minimax_regret.plots import draw_minimax_figure
     from .minimax_regret.run import run_minimax_regret
+    from .off_policy import (
+        LoggedPairs,
+        WinRateEstimate,
+        doubly_robust_win_rate,
+        ips_win_rate,
+        snips_win_rate,
+    )
+    from .overoptimization.best_of_n import best_of_n_policy
+    from .overoptimization.config import LawsConfig
+    from .overoptimization.laws import LawFit, fit_law
+    from .overoptimization.plots import draw_laws
+    from .overoptimization.run import LawsResult, run_laws
     from .study.config import StudyConfig
     from .study.figures import draw_figure
     from .study.method_config import MethodConfig
@@ -58,18 +70,28 @@ _EXPORTS = {
     "Method": "methods.base",
     "MethodConfig": "study.method_config",
     "MinimaxRegretConfig": "minimax_regret.config",
+    "LawFit": "overoptimization.laws",
+    "LawsConfig": "overoptimization.config",
+    "LawsResult": "overoptimization.run",
+    "LoggedPairs": "off_policy",
     "NegativeControl": "theorem_check.negative_controls",
     "RecordStore": "study.records",
     "RuleConfig": "minimax_regret.config",
     "StudyConfig": "study.config",
+    "WinRateEstimate": "off_policy",
     "baseline_policy": "environments.base",
+    "best_of_n_policy": "overoptimization.best_of_n",
     "coverage_is_necessary": "environments.instances",
+    "doubly_robust_win_rate": "off_policy",
     "draw_design": "environments.designs",
     "draw_environment": "environments.registry",
     "draw_figure": "study.figures",
     "draw_minimax_figure": "minimax_regret.plots",
+    "draw_laws": "overoptimization.plots",
+    "fit_law": "overoptimization.laws",
     "four_arms": "environments.instances",
     "ghost_arm": "environments.instances",
+    "ips_win_rate": "off_policy",
     "likelihood_displacement": "environments.instances",
     "measure_agreement": "theorem_check.agreement",
     "method_from_function": "methods.user_methods",
@@ -78,7 +100,9 @@ _EXPORTS = {
     "random_tabular": "environments.random",
     "read_votes": "environments.votes",
     "run_minimax_regret": "minimax_regret.run",
+    "run_laws": "overoptimization.run",
     "run_parts": "study.run",
+    "snips_win_rate": "off_policy",
     "solve_negative_controls": "theorem_check.negative_controls",
     "summarize": "study.summary",
     "type_i_hacking": "environments.instances",
@@ -119,6 +143,20 @@ __all__ = [  # noqa: RUF022  # in groups
     "RuleConfig",
     "run_minimax_regret",
     "draw_minimax_figure",
+    # overoptimization laws
+    "LawsConfig",
+    "LawsResult",
+    "run_laws",
+    "draw_laws",
+    "LawFit",
+    "fit_law",
+    "best_of_n_policy",
+    # off-policy evaluation
+    "LoggedPairs",
+    "WinRateEstimate",
+    "ips_win_rate",
+    "snips_win_rate",
+    "doubly_robust_win_rate",
     # theorem check
     "Agreement",
     "measure_agreement",

@@ -404,6 +404,28 @@ def minimax_regret(kind: str) -> tuple[float, Figure]:
     return n_rows + solution.duality_gap, bandits.draw_minimax_figure(result, kind, Figure())
 
 
+def overoptimization(figure: Figure) -> tuple[Figure, float]:
+    config = bandits.LawsConfig(
+        name="mine", methods=["rpo", "best_of_n"], comparisons=[100], seeds=8, eta=[0.1]
+    ).quick_version()
+    result: bandits.LawsResult = bandits.run_laws(config)
+    d = np.geomspace(0.1, 1.0, 5) * np.ones((8, 1))
+    fit: bandits.LawFit = bandits.fit_law(d, 0.5 * d, "rl", seed=0, confidence=0.9)
+    policy = bandits.best_of_n_policy(d, np.full(d.shape, 0.2), 4)
+    alpha = fit.alpha_high - fit.alpha_low + float(policy.sum())
+    return bandits.draw_laws(result, figure, reward_class="tabular", comparisons=100), alpha
+
+
+def off_policy(wins: Floats, pairs: Floats, policy: Floats, base: Floats) -> dict[str, float]:
+    log, weights = bandits.LoggedPairs.from_wins(wins, pairs), np.ones(len(policy)) / len(policy)
+    estimates: list[bandits.WinRateEstimate] = [
+        bandits.ips_win_rate(log, policy, base, weights, both_orders=False),
+        bandits.snips_win_rate(log, policy, base, weights),
+        bandits.doubly_robust_win_rate(log, policy, base, weights, reward=policy),
+    ]
+    return {found.refusal() or "": float(found.win_rate) for found in estimates}
+
+
 def theorem_check() -> tuple[float, float]:
     records: Iterable[bandits.Agreement] = bandits.measure_agreement(10, seed=0)
     controls: list[bandits.NegativeControl] = bandits.solve_negative_controls()
