@@ -15,7 +15,7 @@ from jaxtyping import Float
 from bandits.environments.designs import Design
 from bandits.methods.base import BaselineOption
 
-from .fitting import BEST_OF_N, METHODS_ALONG_BETA, METHODS_WITH_ETA
+from .fitting import BEST_OF_N, has_curve
 
 ClassName = Literal["tabular", "linear"]
 """Reward class of the bandits and of the methods, as in :attr:`bandits.Design.reward`."""
@@ -96,7 +96,7 @@ class LawsConfig:
         reward_classes: classes in which rewards are drawn and searched, "tabular" or "linear".
         design: fields of :class:`bandits.environments.designs.Design` other than ``reward``.
         baseline: baseline policy of RPO: "given" for that of the design, or another option of
-            :class:`bandits.methods.MethodOptions`.
+            :class:`bandits.methods.options.BaselineOptions`.
         eta: weights of the adversary, at least 0.
         beta: weights of the KL term.
         best_of_n: numbers of responses :math:`n`, real numbers of at least 1.
@@ -177,23 +177,24 @@ class LawsConfig:
             >>> config.etas_of("rpo"), config.etas_of("dpo")
             ([0.1, 1.0], [nan])
         """
-        return self.eta if method in METHODS_WITH_ETA else [math.nan]
+        uses_eta = method != BEST_OF_N and find_method(method).uses_eta
+        return self.eta if uses_eta else [math.nan]
 
 
 def _check(config: LawsConfig) -> None:
     if not config.name.replace("_", "").replace("-", "").isalnum():
         rule = "must consist of letters, digits, `_` and `-`"
         raise ValueError(f"`name` {rule}, got {config.name!r}")
-    known = (*METHODS_ALONG_BETA, BEST_OF_N)
-    for name, allowed in (("methods", known), ("reward_classes", get_args(ClassName))):
-        _check_values(name, getattr(config, name))
-        for value in getattr(config, name):
-            if value not in allowed:
-                near = difflib.get_close_matches(str(value).lower(), allowed, n=1)
-                hint = f": did you mean {near[0]}?" if near else ""
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(allowed)}, got {value!r}{hint}"
-                )
+    _check_values("methods", config.methods)
+    for method in config.methods:
+        if method != BEST_OF_N and not has_curve(method):
+            rule = "must use beta and approach the reference policy as beta grows"
+            raise ValueError(f"`methods` {rule}, got {method!r}")
+    _check_values("reward_classes", config.reward_classes)
+    for value in config.reward_classes:
+        if value not in get_args(ClassName):
+            names = ", ".join(get_args(ClassName))
+            raise ValueError(f"`reward_classes` must be one of {names}, got {value!r}")
     if config.baseline not in get_args(BaselineOption):
         names = ", ".join(get_args(BaselineOption))
         raise ValueError(f"`baseline` must be one of {names}, got {config.baseline!r}")

@@ -6,8 +6,9 @@ A curve needs policies that approach the reference as :math:`\beta\to\infty`, so
 
 from __future__ import annotations
 
-from bandits.methods.base import BaselineOption, FitResult, MethodOptions
-from bandits.methods.registry import METHODS
+from bandits.methods.base import FitResult
+from bandits.methods.options import BaselineOption
+from bandits.methods.registry import find_method
 from rpo_theory.rewards import RewardClass
 from rpo_theory.types import Problem
 
@@ -17,11 +18,25 @@ BEST_OF_N = "best_of_n"
 PROXY_METHOD = "two_stage"
 """Method whose reward best-of-n ranks responses by: maximum likelihood in the class."""
 
-METHODS_WITH_ETA = ("rpo", "rpo_maximin", "rpo_policy", "vpo")
-r"""Methods that use :math:`\eta`; each of its values gives a curve."""
+WITHOUT_THE_REFERENCE = ("power", "spac")
+r"""Methods whose policies do not approach the reference as :math:`\beta` grows."""
 
-METHODS_ALONG_BETA = (*METHODS_WITH_ETA, "dpo", "two_stage", "ipo", "dpop", "chi_po")
-r"""Methods whose policies approach the reference as :math:`\beta` grows."""
+
+def has_curve(method: str) -> bool:
+    r"""Return whether the study can draw the curve of a method along :math:`\beta`.
+
+    Args:
+        method: name of a built-in method, or ``module:name``.
+
+    Raises:
+        ValueError: if there is no such method.
+
+    Examples:
+        >>> has_curve("rpo"), has_curve("greedy_mle")
+        (True, False)
+    """
+    record = find_method(method)
+    return record.uses_beta and record.name not in WITHOUT_THE_REFERENCE
 
 
 def fit_policies(
@@ -30,10 +45,10 @@ def fit_policies(
     r"""Fit a method to a batch of problems.
 
     Args:
-        method: one of :data:`METHODS_ALONG_BETA`.
+        method: a method of which :func:`has_curve` is true.
         problem: instances with their weights, with a leading batch axis.
         reward_class: reward class of each problem, with the same leading axis.
-        baseline: baseline policy of RPO, see :class:`bandits.methods.MethodOptions`.
+        baseline: baseline policy of a method that has one.
 
     Returns:
         Policies and rewards.
@@ -45,4 +60,6 @@ def fit_policies(
         >>> fit_policies("dpo", batch.problem, batch.reward_class, "given").policy.shape
         (2, 1, 3)
     """
-    return METHODS[method](problem, reward_class, MethodOptions(baseline=baseline))
+    record = find_method(method)
+    options = {"baseline": baseline} if hasattr(record.options(), "baseline") else {}
+    return record(problem, reward_class, **options)

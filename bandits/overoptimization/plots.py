@@ -21,19 +21,6 @@ from rpo_io.line_plots import NamedLine, draw_lines
 from .laws import law_terms
 from .run import KEYS, LawsResult
 
-TITLES = {
-    "rpo": "RPO",
-    "rpo_maximin": "RPO, Algorithm 1",
-    "rpo_policy": "RPO, policy loss",
-    "vpo": "VPO",
-    "dpo": "DPO",
-    "two_stage": "two-stage",
-    "ipo": "IPO",
-    "dpop": "DPO-positive",
-    "chi_po": "χPO",
-    "best_of_n": "best-of-n",
-}
-"""Names of the methods in figures."""
 COLORS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*X"
 STANDARD_ERRORS = 1.959963984540054
@@ -246,7 +233,8 @@ def _merge_equal(fits: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
 
 
 def _title(fit: dict[str, Any]) -> str:
-    name = TITLES[fit["method"]]
+    method = fit["method"]
+    name = "best-of-n" if method == BEST_OF_N else find_method(method).title
     return name if math.isnan(fit["eta"]) else f"{name}, η = {fit['eta']:g}"
 
 
