@@ -74,6 +74,7 @@ def draw_win_counts(
     comparisons: int,
     seeds: Int[np.ndarray, " B"],
     label_noise: float = 0.0,
+    stream: int | None = None,
 ) -> Float[np.ndarray, "B x a a"]:
     r"""Draw independent comparisons, label them and count the wins.
 
@@ -84,6 +85,9 @@ def draw_win_counts(
         comparisons: number of comparisons :math:`N`, at least 1.
         seeds: one seed for each member of the batch, on which alone its draw depends.
         label_noise: probability that a label is flipped.
+        stream: random stream of the seeds, from 0 to :math:`2^{64}-1`; None for the stream of a
+            data set of :math:`N` comparisons. Draws that follow each other need streams of their
+            own.
 
     Returns:
         ``wins[b, x, winner, loser]``, whole numbers that sum to :math:`N` for each member.
@@ -175,7 +179,7 @@ def draw_pair_counts(
     outcomes = np.stack([probability * rate, probability * (1.0 - rate)], axis=2)
     outcomes = outcomes.reshape(len(seeds), -1)
     counts = np.empty(outcomes.shape)
-    streams = _streams(seeds, comparisons + 1)
+    streams = _streams(seeds, comparisons + 1 if stream is None else stream)
     for row, generator, probabilities in zip(counts, streams, outcomes, strict=True):
         row[:] = generator.multinomial(comparisons, probabilities)
     return counts.reshape(len(seeds), -1, 2)

@@ -24,6 +24,26 @@ import rpo
 import rpo_io
 import rpo_theory as rt
 from bandits.minimax_regret import MinimaxRule, solve_minimax
+
+from bandits.rounds import (
+    Growth,
+    Optimum,
+    QuickRounds,
+    RoundsConfig,
+    RoundsMethod,
+    RoundsResult,
+    maximize_optimistic,
+    mean_curve,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
+    measure_growth,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
+    optimistic_bound,
+    optimistic_objective,
+    optimistic_reward,
+    play_rounds,
+    plot_cumulative_regret,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
+    plot_cumulative_regret_growth,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
+    rpo_optimistic,
+    run_rounds,
+)
 from bandits.study import plan_parts
 from llm.evaluation.judgments import read_judgments
 from rpo import api
@@ -424,6 +444,31 @@ def off_policy(wins: Floats, pairs: Floats, policy: Floats, base: Floats) -> dic
         bandits.doubly_robust_win_rate(log, policy, base, weights, reward=policy),
     ]
     return {found.refusal() or "": float(found.win_rate) for found in estimates}
+
+def rounds() -> float:
+    methods = [RoundsMethod(method="rpo_optimistic", sampling="reference")]
+    quick = QuickRounds(seeds=2)
+    config = RoundsConfig(name="mine", methods=methods, rounds=5, seeds=9, quick=quick)
+    result: RoundsResult = run_rounds(config.quick_version())
+    records: Any = result.records  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped pyarrow
+    growth: Growth = measure_growth(records)[0]
+    curve = mean_curve(records, growth.label)
+    plot_cumulative_regret(records, Figure().subplots())
+    plot_cumulative_regret_growth(records, Figure().subplots())
+    return growth.slope + float(curve.mean[-1])
+
+
+def optimism(batch: bandits.Instance, problem: rt.Problem) -> float:
+    box, seeds = rt.TabularBox(1.0), np.arange(2)
+    fit = rpo_optimistic(batch.problem, batch.reward_class, bandits.MethodOptions())
+    method = RoundsMethod(method="rpo")
+    config = RoundsConfig(name="mine", methods=[method], rounds=2, seeds=2)
+    columns = play_rounds(batch, method, config, seeds)
+    best: Optimum = maximize_optimistic(problem, box)
+    reward = optimistic_reward(problem, box, best.policy)
+    bound = optimistic_bound(problem, np.zeros((2, 1))).sum()
+    value = optimistic_objective(problem, reward)
+    return float(columns["gap"].sum() + fit.certificate.max()) + float(bound - value)
 
 
 def theorem_check() -> tuple[float, float]:

@@ -1,0 +1,75 @@
+"""Slopes of cumulative regret, and its figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+
+from bandits.rounds import (
+    mean_curve,
+    measure_growth,
+    plot_cumulative_regret,
+    plot_cumulative_regret_growth,
+)
+from bandits.rounds.growth import cumulative_table
+
+
+def power_records(exponents: dict[str, float], seeds: int = 3, rounds: int = 200) -> pa.Table:
+    """Return records whose cumulative regret is a seed's multiple of a power of the round."""
+    numbers = np.arange(1, rounds + 1)
+    rows = [
+        (label, seed, number, (1.0 + seed) * float(number) ** exponent)
+        for label, exponent in exponents.items()
+        for seed in range(seeds)
+        for number in numbers
+    ]
+    names = ("label", "seed", "round", "cumulative_regret")
+    return pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def test_closed_form_the_slope_of_a_power_is_its_exponent() -> None:
+    growth = measure_growth(power_records({"a": 1.0, "b": 0.5}), resamples=50)
+    assert [item.label for item in growth] == ["a", "b"]
+    assert [item.slope for item in growth] == pytest.approx([1.0, 0.5], abs=1e-12)
+    assert [item.low for item in growth] == pytest.approx([1.0, 0.5], abs=1e-12)
+    assert growth[0].final == pytest.approx(2.0 * 200.0)
+
+
+def test_property_the_interval_covers_seeds_that_differ() -> None:
+    stuck, solved = power_records({"a": 1.0}, seeds=10), power_records({"a": 0.0}, seeds=10)
+    other_seeds = pa.array(np.repeat(np.arange(10, 20), 200))
+    solved = solved.set_column(1, "seed", other_seeds)
+    (growth,) = measure_growth(pa.concat_tables([stuck, solved]), resamples=200)
+    assert growth.low < growth.slope < growth.high <= 1.0 + 1e-9
+
+
+def test_closed_form_the_interval_of_the_mean_is_that_of_the_normal_distribution() -> None:
+    records = power_records({"a": 1.0}, seeds=3, rounds=2)
+    curve = mean_curve(records, "a")
+    assert curve.mean.tolist() == [2.0, 4.0]
+    np.testing.assert_allclose(
+        curve.high - curve.mean, 1.959964 * curve.mean / 2 / 3**0.5, rtol=1e-6
+    )
+
+
+def test_raises_for_records_that_lack_rounds() -> None:
+    records = power_records({"a": 1.0}, rounds=3)
+    with pytest.raises(ValueError, match="`records` must hold every round of every seed once"):
+        cumulative_table(records.slice(1), "a", "cumulative_regret")
+    with pytest.raises(ValueError, match="`label` must be one of a, got 'b'"):
+        cumulative_table(records, "b", "cumulative_regret")
+    with pytest.raises(ValueError, match="at least two rounds"):
+        measure_growth(power_records({"a": 1.0}, rounds=1))
+
+
+def test_property_figures_name_their_methods_and_slopes() -> None:
+    records = power_records({"greedy": 1.0, "optimistic": 0.5})
+    figure = Figure()
+    linear, growth = figure.subplots(1, 2)
+    assert plot_cumulative_regret(records, linear) is linear
+    assert plot_cumulative_regret_growth(records, growth) is growth
+    texts = "\n".join(text.get_text() for text in growth.texts)
+    assert "greedy\nslope 1.00 [1.00, 1.00]" in texts
+    assert "optimistic\nslope 0.50 [0.50, 0.50]" in texts
