@@ -17,8 +17,9 @@ test: .venv/installed-test
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
+# Default tests, compiled with all optimizations, as users compile (tests/conftest.py).
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oldest/bin/python -m pytest
 
 parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity

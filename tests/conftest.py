@@ -20,10 +20,18 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MAX_MAPS = 30_000
 """Memory maps from which compiled programs are dropped: half of what Linux allows a process."""
 COMPILED = {"jax_persistent_cache_min_compile_time_secs": 0.0}
+OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+"""Variable that chooses the compiler's settings: tests that are run with it set keep it."""
+FAST_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""Flags of XLA's smaller code generator, which compiles a solver in a quarter of the time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs for the tests, and their processes, that run the same ones again."""
+    if OPTIMIZATIONS not in os.environ and "not slow" in config.option.markexpr:
+        # Default tests compile more than they compute; slow tests have the settings of users.
+        os.environ |= {OPTIMIZATIONS: "1", "XLA_FLAGS": FAST_COMPILATION}
+        jax.config.update(OPTIMIZATIONS.lower(), True)
     folder = tempfile.TemporaryDirectory(prefix="compiled")
     config.add_cleanup(folder.cleanup)
     for name, value in {"jax_compilation_cache_dir": folder.name, **COMPILED}.items():

@@ -106,7 +106,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "HTTPS_PROXY": nowhere,
         "HTTP_PROXY": nowhere,
         # Compiled programs are shared with the other tests, which saves a minute.
-        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
+        **{name: os.environ[name] for name in os.environ if name.startswith(("JAX_", "XLA_"))},
     }
 
 

@@ -57,11 +57,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, out: str, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
-    forced = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "rpo", "train", "tiny.yaml", "--out", out, *arguments],
         cwd=folder,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": forced},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -25,7 +25,7 @@ ROUNDING = 1e-12  # float64 sums in another order
 N_PAIRS = 16  # of the script
 EIGHT = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
 }
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
