@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import jax
 import pytest
 
 from rpo.cli import check_packages
+from rpo.runtime.compilation import READ_XLA_FLAGS
 
 check_packages()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -21,17 +24,28 @@ MAX_MAPS = 30_000
 """Memory maps from which compiled programs are dropped: half of what Linux allows a process."""
 COMPILED = {"jax_persistent_cache_min_compile_time_secs": 0.0}
 OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-"""Variable that chooses the compiler's settings: tests that are run with it set keep it."""
+"""Variable by which the tests choose how JAX compiles, unless it is set already."""
 FAST_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""Flags of XLA's smaller code generator, which compiles a solver in a quarter of the time."""
+"""Flags of XLA's older code generator, which compiles a solver in half of the time."""
+
+
+def compile_fast() -> None:
+    """Compile with few optimizations, here and in worker processes: rounding differs, no claim."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
+    os.environ[OPTIMIZATIONS] = "1"
+    jax.config.update(OPTIMIZATIONS.lower(), True)
+    # A flag that this version of XLA does not know would end the process.
+    command = [sys.executable, "-c", READ_XLA_FLAGS]
+    known = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
+    if known.returncode == 0:
+        os.environ["XLA_FLAGS"] = flags
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs for the tests, and their processes, that run the same ones again."""
+    # Default tests compile more than they compute; slow tests have the settings of users.
     if OPTIMIZATIONS not in os.environ and "not slow" in config.option.markexpr:
-        # Default tests compile more than they compute; slow tests have the settings of users.
-        os.environ |= {OPTIMIZATIONS: "1", "XLA_FLAGS": FAST_COMPILATION}
-        jax.config.update(OPTIMIZATIONS.lower(), True)
+        compile_fast()
     folder = tempfile.TemporaryDirectory(prefix="compiled")
     config.add_cleanup(folder.cleanup)
     for name, value in {"jax_compilation_cache_dir": folder.name, **COMPILED}.items():

@@ -67,9 +67,10 @@ def cvxpy_minimum(problem: Problem, reward_class: RewardClass) -> tuple[float, n
         log_z = cp.log_sum_exp(rows[i] / beta + np.log(problem.reference_policy[i]))
         baseline = problem.baseline_policy[i] @ rows[i]
         terms.append(eta * float(problem.context_weights[i]) * (beta * log_z - baseline))
-        for won, lost in zip(*np.nonzero(problem.wins[i]), strict=True):
-            weight = problem.wins[i, won, lost] / problem.wins.sum()
-            terms.append(weight * cp.logistic(rows[i][lost] - rows[i][won]))
+        won, lost = np.nonzero(problem.wins[i])
+        if won.size:
+            share = problem.wins[i][won, lost] / problem.wins.sum()
+            terms.append(share @ cp.logistic(rows[i][lost] - rows[i][won]))
     task = cp.Problem(cp.Minimize(cp.sum(cp.hstack(terms))), constraints)
     task.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
     reward = np.stack([np.asarray(row.value) for row in rows])

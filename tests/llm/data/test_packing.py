@@ -152,7 +152,7 @@ def test_gradient_of_both_packing_modes_agrees(decoder: Decoder) -> None:
         def weighted_sum(parameters: nnx.State) -> jax.Array:
             return jnp.sum(weights * response_log_probs(nnx.merge(graphdef, parameters), batch))
 
-        return jax.tree.leaves(jax.grad(weighted_sum)(parameters))
+        return jax.tree.leaves(jax.jit(jax.grad(weighted_sum))(parameters))
 
     separate, shared = (gradient(packed(pairs, layout)) for layout in ("separate", "shared"))
     for first, second in zip(separate, shared, strict=True):

@@ -33,12 +33,15 @@ def pairs(count: int, seed: int) -> list[PairTokens]:
     return [PairTokens(draw(), draw(), draw(), None, row) for row in range(count)]
 
 
+hidden_states = nnx.jit(Decoder.hidden_states)
+
+
 def features(model: Decoder, prompt: tuple[int, ...], response: tuple[int, ...]) -> np.ndarray:
     """Return the mean of the states that predict the response; one sequence, no packing."""
     tokens = np.array([prompt + response])
     positions = np.arange(tokens.shape[1])[None]
     rows = Rows(tokens, positions, np.ones_like(tokens), np.minimum(positions // len(prompt), 1))
-    states = np.asarray(model.hidden_states(rows))[0]
+    states = np.asarray(hidden_states(model, rows))[0]
     return states[len(prompt) - 1 : len(prompt) + len(response) - 1].mean(0)
 
 
