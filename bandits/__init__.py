@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .environments.registry import draw_environment
     from .environments.votes import read_votes
     from .methods.base import FitResult, Method
+    from .methods.method_config import MethodConfig
     from .methods.registry import METHODS
     from .methods.user_methods import method_from_function
     from .minimax_regret.config import MinimaxRegretConfig, RuleConfig
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from .overoptimization.run import LawsResult, run_laws
     from .study.config import StudyConfig
     from .study.figures import draw_figure
-    from .study.method_config import MethodConfig
     from .study.records import RecordStore
     from .study.run import run_parts
     from .study.summary import summarize
@@ -68,7 +68,7 @@ _EXPORTS = {
     "FitResult": "methods.base",
     "Instance": "environments.base",
     "Method": "methods.base",
-    "MethodConfig": "study.method_config",
+    "MethodConfig": "methods.method_config",
     "MinimaxRegretConfig": "minimax_regret.config",
     "LawFit": "overoptimization.laws",
     "LawsConfig": "overoptimization.config",

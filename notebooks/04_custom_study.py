@@ -20,8 +20,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from bandits.methods.method_config import MethodConfig
 from bandits.study.config import StudyConfig, count_fits
-from bandits.study.method_config import MethodConfig
 from rpo import api
 from rpo_io.figures import PALETTE
 

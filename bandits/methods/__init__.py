@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import CertificateKind, FitContext, FitResult, Method, MethodFunction, mle_reward
+    from .method_config import MethodConfig
+    from .optimism import (
+        Optimum,
+        maximize_optimistic,
+        optimistic_bound,
+        optimistic_objective,
+        optimistic_reward,
+    )
     from .options import BaselineOptions, MethodOptions, SearchOptions
     from .pessimistic_mle import confidence_radius
     from .policy_losses import chi_squared_policy
@@ -26,15 +34,21 @@ _EXPORTS = {
     "FitContext": "base",
     "FitResult": "base",
     "Method": "base",
+    "MethodConfig": "method_config",
     "MethodFunction": "base",
     "MethodOptions": "options",
+    "Optimum": "optimism",
     "SearchOptions": "options",
     "chi_squared_policy": "policy_losses",
     "confidence_radius": "pessimistic_mle",
     "find_method": "registry",
     "greedy_policy": "saddle_methods",
+    "maximize_optimistic": "optimism",
     "method_from_function": "user_methods",
     "mle_reward": "base",
+    "optimistic_bound": "optimism",
+    "optimistic_objective": "optimism",
+    "optimistic_reward": "optimism",
 }
 
 __all__ = [
@@ -44,15 +58,21 @@ __all__ = [
     "FitContext",
     "FitResult",
     "Method",
+    "MethodConfig",
     "MethodFunction",
     "MethodOptions",
+    "Optimum",
     "SearchOptions",
     "chi_squared_policy",
     "confidence_radius",
     "find_method",
     "greedy_policy",
+    "maximize_optimistic",
     "method_from_function",
     "mle_reward",
+    "optimistic_bound",
+    "optimistic_objective",
+    "optimistic_reward",
 ]
 
 

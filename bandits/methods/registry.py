@@ -12,11 +12,11 @@ from typing import Any
 
 from rpo_io.user_modules import is_reference, load_object
 
-from . import freehand, pessimistic_mle, policy_losses, saddle_methods, spac
+from . import freehand, optimism, pessimistic_mle, policy_losses, saddle_methods, spac
 from .base import Method
 from .user_methods import method_from_function
 
-FAMILIES = (saddle_methods, pessimistic_mle, policy_losses, freehand, spac)
+FAMILIES = (saddle_methods, pessimistic_mle, policy_losses, freehand, spac, optimism)
 """Modules with built-in methods."""
 
 METHODS: dict[str, Method] = {

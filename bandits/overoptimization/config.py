@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from bandits.environments.designs import Design
-from bandits.methods.base import BaselineOption
+from bandits.methods.options import BaselineOption
+from bandits.methods.registry import find_method
 
 from .fitting import BEST_OF_N, has_curve
 

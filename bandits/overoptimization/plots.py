@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bandits.methods.registry import find_method
 from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
 from rpo_io.line_plots import NamedLine, draw_lines
 
+from .fitting import BEST_OF_N
 from .laws import law_terms
 from .run import KEYS, LawsResult
 

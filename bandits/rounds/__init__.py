@@ -2,7 +2,7 @@
 
 A :class:`RoundsConfig` names methods and sizes; :func:`run_rounds` plays the rounds on a batch of
 bandits and records regrets; :func:`measure_growth` says how fast the cumulative regret grows. The
-optimistic method is :func:`rpo_optimistic`. Names are imported on first use.
+optimistic method is ``rpo_optimistic``. Names are imported on first use.
 """
 
 from __future__ import annotations
@@ -14,34 +14,20 @@ if TYPE_CHECKING:
     from .config import QuickRounds, RoundsConfig, RoundsMethod
     from .growth import Growth, mean_curve, measure_growth
     from .online import play_rounds
-    from .optimism import (
-        Optimum,
-        maximize_optimistic,
-        optimistic_bound,
-        optimistic_objective,
-        optimistic_reward,
-        rpo_optimistic,
-    )
     from .plots import plot_cumulative_regret, plot_cumulative_regret_growth
     from .run import RoundsResult, run_rounds
 
 _EXPORTS = {
     "Growth": "growth",
-    "Optimum": "optimism",
     "QuickRounds": "config",
     "RoundsConfig": "config",
     "RoundsMethod": "config",
     "RoundsResult": "run",
-    "maximize_optimistic": "optimism",
     "mean_curve": "growth",
     "measure_growth": "growth",
-    "optimistic_bound": "optimism",
-    "optimistic_objective": "optimism",
-    "optimistic_reward": "optimism",
     "play_rounds": "online",
     "plot_cumulative_regret": "plots",
     "plot_cumulative_regret_growth": "plots",
-    "rpo_optimistic": "optimism",
     "run_rounds": "run",
 }
 
@@ -53,13 +39,6 @@ __all__ = [  # noqa: RUF022  # in groups
     "RoundsResult",
     "run_rounds",
     "play_rounds",
-    # optimism
-    "Optimum",
-    "optimistic_objective",
-    "optimistic_reward",
-    "optimistic_bound",
-    "maximize_optimistic",
-    "rpo_optimistic",
     # growth of the cumulative regret, and figures
     "Growth",
     "measure_growth",

@@ -3,17 +3,13 @@ r"""Configuration of a study in rounds: methods that choose the comparisons they
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from bandits.environments.designs import Design
-from bandits.methods.base import MethodOptions
-from bandits.methods.registry import METHODS
-
-OPTIMISTIC = "rpo_optimistic"
-"""Name of the optimistic method, :func:`bandits.rounds.optimism.rpo_optimistic`."""
+from bandits.methods.method_config import MethodConfig
 
 Sampling = Literal["baseline", "reference", "policy"]
 r"""Policy that gives the second response of a new pair; the first is always from :math:`\pi_t`.
@@ -29,40 +25,28 @@ MAX_ROUNDS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundsMethod:
-    r"""A method of a study in rounds; a method's name alone stands for its defaults.
+class RoundsMethod(MethodConfig):
+    """A method of a study in rounds; a method's name alone stands for its defaults.
+
+    "rpo_optimistic" is optimistic, "rpo" pessimistic, and with "dpo" or "two_stage" the rounds are
+    greedy. The default baseline is that of the environment.
 
     Attributes:
-        method: "rpo_optimistic", or a name in :data:`bandits.methods.registry.METHODS`: "rpo" is
-            iterative RPO, and with "dpo" or "two_stage" the rounds are greedy.
-        label: name in records and figures; printable text without ``$``. The default is the name
-            of the method, followed by its sampling and baseline if the study has it several times.
-        options: options of the method.
         sampling: policy of the second response; None for that of the study.
 
     Raises:
-        ValueError: if the method or the sampling is unknown, or the label is not printable.
+        ValueError: if the method, an option or the sampling is unknown, or the label is not
+            printable.
     """
 
-    SHORTHAND: ClassVar[str] = "method"
-
-    method: str
-    label: str | None = None
-    options: MethodOptions = field(default_factory=lambda: MethodOptions(baseline="given"))
     sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         """Raise a ``ValueError`` for an unknown name or an unprintable label."""
-        known = [OPTIMISTIC, *METHODS]
-        if self.method not in known:
-            near = difflib.get_close_matches(self.method.lower(), known, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise ValueError(
-                f"`method` must be one of {', '.join(known)}, got {self.method!r}{hint}"
-            )
-        label = self.label
-        if label is not None and not (label.strip() and label.isprintable() and "$" not in label):
-            raise ValueError(f"`label` must be printable text without $, got {label!r}")
+        has_baseline = hasattr(self.record.options(), "baseline")
+        if isinstance(self.options, Mapping) and has_baseline:
+            object.__setattr__(self, "options", {"baseline": "given", **self.options})
+        MethodConfig.__post_init__(self)
         if self.sampling is not None:
             _check_name("sampling", self.sampling, get_args(Sampling))
 
@@ -179,18 +163,20 @@ def method_labels(config: RoundsConfig) -> list[str]:
     Examples:
         >>> methods = [RoundsMethod(method="dpo"), RoundsMethod(method="dpo", sampling="policy")]
         >>> method_labels(RoundsConfig(name="a", methods=methods, rounds=1, seeds=1))
-        ['dpo, baseline, given', 'dpo, policy, given']
+        ['dpo, baseline', 'dpo, policy']
     """
-    names = [method.method for method in config.methods]
+    names = [method.record.name for method in config.methods]
     return [
-        method.label
-        or (
-            f"{method.method}, {method.sampling or config.sampling}, {method.options.baseline}"
-            if names.count(method.method) > 1
-            else method.method
-        )
-        for method in config.methods
+        method.label or (_detailed(method, config) if names.count(name) > 1 else name)
+        for name, method in zip(names, config.methods, strict=True)
     ]
+
+
+def _detailed(method: RoundsMethod, config: RoundsConfig) -> str:
+    """Return the name of a method with its sampling and its baseline."""
+    details = method.record.name, method.sampling or config.sampling
+    baseline = getattr(method.options, "baseline", None)
+    return ", ".join([*details, *([baseline] if baseline else [])])
 
 
 def _check_name(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -21,17 +21,19 @@ from jaxtyping import Float, Int
 
 from bandits.environments.base import Instance
 from bandits.environments.sampling import draw_win_counts
-from bandits.methods.base import FitResult
-from bandits.methods.registry import METHODS
+from bandits.methods.base import FitContext, FitResult
 from rpo_theory.policies import kl_divergence, kl_to_gibbs
 from rpo_theory.rewards import RewardClass
 from rpo_theory.types import Problem
 
-from .config import OPTIMISTIC, RoundsConfig, RoundsMethod
-from .optimism import rpo_optimistic
+from .config import RoundsConfig, RoundsMethod
 
 FIRST_STREAM = 2**62
 """Random stream of the first round; the streams of data sets are below."""
+
+
+ROUNDS_PER_SEED = 100_003
+"""Factor that keeps the random numbers of a method apart over rounds and seeds."""
 
 
 def play_rounds(
@@ -81,7 +83,9 @@ def play_rounds(
     rows: list[dict[str, Float[np.ndarray, " B"]]] = []
     for number in range(config.rounds):
         eta = weight_of_round(config, wins.sum(axis=(1, 2, 3)))
-        fit = fit_round(method, problem._replace(wins=wins, beta=beta, eta=eta), instance)
+        weighted = problem._replace(wins=wins, beta=beta, eta=eta)
+        # Every round has random numbers of its own.
+        fit = fit_round(method, weighted, instance, (seeds * ROUNDS_PER_SEED + number) % 2**31)
         rows.append(
             {
                 "n_pairs": wins.sum(axis=(1, 2, 3)),
@@ -107,20 +111,23 @@ def play_rounds(
     return columns
 
 
-def fit_round(method: RoundsMethod, problem: Problem, instance: Instance) -> FitResult:
+def fit_round(
+    method: RoundsMethod, problem: Problem, instance: Instance, seeds: Int[np.ndarray, " B"]
+) -> FitResult:
     """Fit a method to the comparisons of all rounds so far.
 
     Args:
         method: the method and its options.
         problem: the comparisons and weights of the round, with a leading batch axis.
         instance: the bandits, of which only the reward classes are used.
+        seeds: seeds of the random numbers of a method that needs any.
 
     Returns:
         The fitted policies.
     """
     reward_class: RewardClass = instance.reward_class
-    function = rpo_optimistic if method.method == OPTIMISTIC else METHODS[method.method]
-    return function(problem, reward_class, method.options)
+    context = FitContext(seeds=seeds)
+    return method.record.fit(problem, reward_class, method.options, context)
 
 
 def weight_of_round(

@@ -88,7 +88,7 @@ def _table(
     names = np.array([status.name for status in Status])
     codes = columns["status"].T.ravel().astype(np.int64)
     texts = {
-        "method": pa.array([method.method] * n_rows),
+        "method": pa.array([method.reference] * n_rows),
         "label": pa.array([label] * n_rows),
         "sampling": pa.array([method.sampling or config.sampling] * n_rows),
     }

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     )
     from .figures import FigureKind, draw_figure, figure_kinds
     from .lines import log_log_slope, plot_gap, plot_overoptimization
-    from .method_config import MethodConfig
     from .metrics import BoundInputs, compute_bound_inputs, gap_bounds, measure_policy
     from .parts import StudyPart, draw_part, plan_parts
     from .records import RecordStore
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "BoundInputs": "metrics",
     "FigureKind": "figures",
-    "MethodConfig": "method_config",
     "QuickSizes": "config",
     "RecordStore": "records",
     "RunEstimate": "run",
@@ -62,7 +60,6 @@ _EXPORTS = {
 __all__ = [
     "BoundInputs",
     "FigureKind",
-    "MethodConfig",
     "QuickSizes",
     "RecordStore",
     "RunEstimate",

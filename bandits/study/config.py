@@ -19,11 +19,10 @@ from bandits.environments.class_documents import class_values
 from bandits.environments.designs import Design
 from bandits.environments.registry import find_environment
 from bandits.methods.base import Method
+from bandits.methods.method_config import MethodConfig, as_method_config, method_labels
 from rpo_io.config_types import to_plain
 from rpo_io.user_modules import is_reference
 from rpo_theory.rewards import RewardClass
-
-from .method_config import MethodConfig, as_method_config, method_labels
 
 WeightRule = Literal["theorem", "tight", "given"]
 r"""Rules for the weights. ``theorem`` is :math:`\beta=1/\sqrt N` and the :math:`\eta` of Theorem
@@ -67,7 +66,7 @@ class StudyConfig:
     Attributes:
         name: name of the study and of its default output folder; letters, digits, ``_``, ``-``.
         methods: methods to compare: names, or mappings with options; in Python also functions and
-            records, see :class:`bandits.study.method_config.MethodConfig`.
+            records, see :class:`bandits.methods.method_config.MethodConfig`.
         comparisons: values of :math:`N`, the number of comparisons in a data set.
         seeds: number of seeds; each draws a new bandit and new data.
         first_seed: the smallest seed.

@@ -6,9 +6,9 @@ from typing import Any
 
 from bandits.environments.designs import Design
 from bandits.environments.registry import find_environment
+from bandits.methods.method_config import MethodConfig, method_labels
 
 from .config import StudyConfig
-from .method_config import MethodConfig, method_labels
 from .parts import class_of_study, missing_for_bounds
 
 

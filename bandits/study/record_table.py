@@ -10,10 +10,10 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from bandits.methods.base import FAILED, CertificateKind, FitResult
+from bandits.methods.method_config import method_labels
 from rpo_theory.types import Status
 
 from .config import EtaBeta, StudyConfig, design_axes, uses_designs
-from .method_config import method_labels
 from .metrics import BoundInputs
 from .parts import StudyPart
 

@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from bandits.environments.base import Instance
 from bandits.environments.registry import find_environment
 from bandits.methods.base import FAILED, CertificateKind, FitContext, FitResult
+from bandits.methods.method_config import MethodConfig, method_labels
 from rpo_theory.minimax import Kernel
 from rpo_theory.types import Problem
 
 from .config import EtaBeta, Scenario, StudyConfig, choose_kernel, expand_weights
-from .method_config import MethodConfig, method_labels
 from .metrics import (
     BoundInputs,
     compute_bound_inputs,

@@ -90,8 +90,8 @@ def study_partial_coverage() -> Mapping[str, np.ndarray]:
     Returns:
         Its summary, as :func:`bandits.study.summary.summarize` returns it.
     """
+    from bandits.methods.method_config import MethodConfig
     from bandits.study.config import StudyConfig
-    from bandits.study.method_config import MethodConfig
     from bandits.study.parts import draw_part, plan_parts
     from bandits.study.run import run_part
     from bandits.study.summary import summarize

@@ -23,25 +23,25 @@ import llm
 import rpo
 import rpo_io
 import rpo_theory as rt
+from bandits.methods import (
+    Optimum,
+    maximize_optimistic,
+    optimistic_bound,
+    optimistic_objective,
+    optimistic_reward,
+)
 from bandits.minimax_regret import MinimaxRule, solve_minimax
-
 from bandits.rounds import (
     Growth,
-    Optimum,
     QuickRounds,
     RoundsConfig,
     RoundsMethod,
     RoundsResult,
-    maximize_optimistic,
     mean_curve,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
     measure_growth,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
-    optimistic_bound,
-    optimistic_objective,
-    optimistic_reward,
     play_rounds,
     plot_cumulative_regret,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
     plot_cumulative_regret_growth,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
-    rpo_optimistic,
     run_rounds,
 )
 from bandits.study import plan_parts
@@ -445,6 +445,7 @@ def off_policy(wins: Floats, pairs: Floats, policy: Floats, base: Floats) -> dic
     ]
     return {found.refusal() or "": float(found.win_rate) for found in estimates}
 
+
 def rounds() -> float:
     methods = [RoundsMethod(method="rpo_optimistic", sampling="reference")]
     quick = QuickRounds(seeds=2)
@@ -460,7 +461,7 @@ def rounds() -> float:
 
 def optimism(batch: bandits.Instance, problem: rt.Problem) -> float:
     box, seeds = rt.TabularBox(1.0), np.arange(2)
-    fit = rpo_optimistic(batch.problem, batch.reward_class, bandits.MethodOptions())
+    fit = bandits.METHODS["rpo_optimistic"](batch.problem, batch.reward_class)
     method = RoundsMethod(method="rpo")
     config = RoundsConfig(name="mine", methods=[method], rounds=2, seeds=2)
     columns = play_rounds(batch, method, config, seeds)

@@ -10,6 +10,7 @@ import pytest
 
 from bandits.environments.designs import Design, draw_design
 from bandits.methods.base import FitContext
+from bandits.methods.method_config import MethodConfig
 from bandits.methods.registry import METHODS
 from bandits.study.config import (
     QuickSizes,
@@ -22,7 +23,6 @@ from bandits.study.config import (
     resolved_config,
 )
 from bandits.study.continuation import SeedBlock
-from bandits.study.method_config import MethodConfig
 
 
 def study(**changed: Any) -> StudyConfig:

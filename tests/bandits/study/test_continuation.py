@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from bandits.environments.base import Instance
+from bandits.methods.method_config import method_labels
 from bandits.study import run as study_run
 from bandits.study.config import (
     MethodConfig,
@@ -20,7 +21,6 @@ from bandits.study.config import (
 )
 from bandits.study.continuation import SeedBlock, find_blocks, join_blocks, split_records
 from bandits.study.inputs import input_digests
-from bandits.study.method_config import method_labels
 from bandits.study.parts import StudyPart, plan_parts
 from bandits.study.record_table import TableBuilder
 from bandits.study.records import RecordStore

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandits.environments.designs import Design, draw_design
+from bandits.methods.method_config import MethodConfig
 from bandits.study.config import StudyConfig
-from bandits.study.method_config import MethodConfig
 from bandits.study.notes import study_notes
 from rpo_io.config_types import build
 

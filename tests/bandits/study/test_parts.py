@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bandits.environments.designs import Design, draw_design
+from bandits.methods.method_config import MethodConfig
 from bandits.study.config import StudyConfig
-from bandits.study.method_config import MethodConfig
 from bandits.study.parts import (
     PartPlan,
     ShapeGroup,

@@ -11,8 +11,8 @@ import pytest
 
 from bandits.environments.base import Instance
 from bandits.environments.designs import Design, draw_design
+from bandits.methods.method_config import MethodConfig
 from bandits.study.config import StudyConfig
-from bandits.study.method_config import MethodConfig
 from bandits.study.metrics import compute_bound_inputs
 from bandits.study.projection import ProjectedTruth, gap_at_projection, project_truth
 from rpo import api

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
 from bandits.environments.designs import Design, draw_design
+from bandits.methods.method_config import MethodConfig
 from bandits.methods.registry import METHODS
 from bandits.study import run as study_run
 from bandits.study.config import (
@@ -21,7 +22,6 @@ from bandits.study.config import (
     expand_weights,
     resolved_config,
 )
-from bandits.study.method_config import MethodConfig
 from bandits.study.metrics import compute_bound_inputs
 from bandits.study.parts import draw_part, plan_parts
 from bandits.study.record_table import WeightValues, record_table

@@ -11,11 +11,11 @@ import pytest
 
 from bandits.environments.registry import find_environment
 from bandits.methods.base import Method
+from bandits.methods.method_config import MethodConfig, as_method_config, method_labels
 from bandits.methods.registry import METHODS
 from bandits.study.config import StudyConfig, resolved_config
 from bandits.study.failures import count_failures
 from bandits.study.inputs import input_digests
-from bandits.study.method_config import MethodConfig, as_method_config, method_labels
 from bandits.study.summary_queries import without_labels
 from rpo import api
 from rpo_io.user_modules import add_module_folder

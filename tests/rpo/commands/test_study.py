@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bandits.methods.method_config import MethodConfig
 from bandits.study.config import StudyConfig
-from bandits.study.method_config import MethodConfig
 from rpo.api.studies import _load_study
 from rpo.cli import main
 

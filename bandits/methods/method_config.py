@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from bandits.methods.base import Method
-from bandits.methods.registry import find_method
+from .base import Method
+from .registry import find_method
 
 
 @dataclass(frozen=True, kw_only=True)

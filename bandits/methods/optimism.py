@@ -38,12 +38,6 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from bandits.methods.base import (
-    FitResult,
-    MethodOptions,
-    require_compact_class,
-    with_baseline,
-)
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.adversary import worst_reward
 from rpo_theory.objectives import minimax_objective
@@ -51,6 +45,9 @@ from rpo_theory.policies import gibbs_policy, log_partition
 from rpo_theory.preference import negative_log_likelihood
 from rpo_theory.rewards import RewardClass, TabularBox
 from rpo_theory.types import ArrayLike, Problem, Status
+
+from .base import FitContext, FitResult, Method, require_compact_class, with_baseline
+from .options import BaselineOptions
 
 GROUP = 2048  # entries of the win counts of the problems that are solved at a time
 POLICY_TOLERANCE = 1e-9  # change of a probability at which the procedure stops
@@ -243,14 +240,15 @@ def maximize_optimistic(problem: Problem, reward_class: RewardClass) -> Optimum:
 
 
 def rpo_optimistic(
-    problem: Problem, reward_class: RewardClass, options: MethodOptions
+    problem: Problem, reward_class: RewardClass, options: BaselineOptions, context: FitContext
 ) -> FitResult:
     r"""Fit optimistic RPO, the policy :math:`\pi_r` of the best stationary point of :math:`G`.
 
     Args:
         problem: instances, with a leading batch axis.
         reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method; only ``baseline`` is used.
+        options: options of the method.
+        context: ignored; the method has one kernel.
 
     Returns:
         The policies. The certificate bounds the distance of their objective from the global
@@ -264,6 +262,7 @@ def rpo_optimistic(
     References:
         `cen:24`, VPO online; `xie:24`, XPO; `zhang:24`, SELM; `yuille:03` for the procedure.
     """
+    del context
     reward_class = require_compact_class("rpo_optimistic", reward_class)
     problem = with_baseline(problem, options)
     size = group_size(problem, GROUP)
@@ -362,3 +361,7 @@ def _loss_by_prompt(problem: Problem, reward: Float[Array, "x a"]) -> Float[Arra
     counts = wins.sum(axis=(1, 2))
     losses = jax.vmap(negative_log_likelihood)(reward[:, None], wins[:, None])
     return losses * counts / jnp.maximum(counts.sum(), jnp.finfo(counts.dtype).tiny)
+
+
+METHODS = (Method("rpo_optimistic", rpo_optimistic, "optimistic RPO", BaselineOptions),)
+"""Methods of this module."""

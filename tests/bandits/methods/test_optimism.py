@@ -11,18 +11,12 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from bandits.methods.base import MethodOptions
+from bandits.methods import optimistic_bound, optimistic_objective, optimistic_reward
 from bandits.methods.registry import METHODS
-from bandits.rounds import (
-    optimistic_bound,
-    optimistic_objective,
-    optimistic_reward,
-    rpo_optimistic,
-)
 from rpo_theory.rewards import LinearBall, TabularBox, Unbounded
 from rpo_theory.types import Problem, Status
 
-GIVEN = MethodOptions(baseline="given")
+rpo_optimistic = METHODS["rpo_optimistic"]
 
 
 def random_problems(
@@ -83,7 +77,7 @@ def gaps_to_brute_force(
     problem: Problem, box: TabularBox, points: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distance of the fits from the global maximum, and its proven bound."""
-    fit = rpo_optimistic(problem, box, GIVEN)
+    fit = rpo_optimistic(problem, box, baseline="given")
     assert np.all(fit.status == Status.SOLVED)
     gaps = []
     for row, width in enumerate(np.asarray(box.maximum)):
@@ -161,15 +155,15 @@ def test_parity_the_policy_minimizes_the_loss_of_xpo() -> None:
 
     ends = [minimize(xpo_loss, start, tol=1e-13) for start in 3.0 * np.eye(2)]
     best = min(ends, key=lambda end: end.fun)
-    options = MethodOptions(baseline="reference")
-    fit = rpo_optimistic(problem, TabularBox(np.array([50.0])), options)
+    options = {"baseline": "reference"}
+    fit = rpo_optimistic(problem, TabularBox(np.array([50.0])), **options)
     np.testing.assert_allclose(fit.policy[0, 0], softmax(np.append(best.x, 0.0)), atol=1e-5)
 
 
 def test_property_the_prompts_of_a_box_do_not_interact() -> None:
     problem, _ = random_problems(np.random.default_rng(5), 1, 3, contexts=2)
     box = TabularBox(np.array([2.0]))
-    both = rpo_optimistic(problem, box, GIVEN)
+    both = rpo_optimistic(problem, box, baseline="given")
     wins = np.asarray(problem.wins)
     for prompt in range(2):
         # One prompt of the same loss: the weights grow by the share of its comparisons.
@@ -182,7 +176,7 @@ def test_property_the_prompts_of_a_box_do_not_interact() -> None:
             beta=problem.beta,
             eta=problem.eta * np.asarray(problem.context_weights)[:, prompt] / share,
         )
-        fit = rpo_optimistic(single, box, GIVEN)
+        fit = rpo_optimistic(single, box, baseline="given")
         np.testing.assert_allclose(both.policy[:, prompt], fit.policy[:, 0], atol=1e-7)
     assert np.isfinite(both.certificate).all()
 
@@ -191,15 +185,15 @@ def test_limit_without_optimism_the_policy_is_that_of_maximum_likelihood() -> No
     problem, box = random_problems(np.random.default_rng(6), 12, 3)
     wins = np.asarray(problem.wins) + 5.0 * (1.0 - np.eye(3))
     problem = problem._replace(eta=np.zeros(12), beta=np.ones(12), wins=wins)
-    optimistic = rpo_optimistic(problem, box, GIVEN)
-    greedy = METHODS["two_stage"](problem, box, GIVEN)
+    optimistic = rpo_optimistic(problem, box, baseline="given")
+    greedy = METHODS["two_stage"](problem, box)
     np.testing.assert_allclose(optimistic.policy, greedy.policy, atol=1e-8)
     assert optimistic.certificate.max() <= 1e-12
 
 
 def test_limit_the_bound_is_attained_at_a_small_kl_weight() -> None:
     problem, box = random_problems(np.random.default_rng(7), 12, 3)
-    small = rpo_optimistic(problem._replace(beta=np.full(12, 1e-5)), box, GIVEN)
+    small = rpo_optimistic(problem._replace(beta=np.full(12, 1e-5)), box, baseline="given")
     assert small.certificate.max() <= 1e-4 * np.asarray(problem.eta).max()
 
 
@@ -217,7 +211,7 @@ def test_property_a_ball_has_a_bound_for_one_prompt_only() -> None:
     for contexts, finite in ((1, True), (2, False)):
         problem, _ = random_problems(rng, 2, 3, contexts)
         ball = LinearBall(rng.normal(size=(2, contexts, 3, 2)), np.ones(2))
-        fit = rpo_optimistic(problem, ball, GIVEN)
+        fit = rpo_optimistic(problem, ball, baseline="given")
         assert np.all(np.isfinite(fit.certificate) == finite)
         assert np.all(fit.status == Status.SOLVED)
 
@@ -225,4 +219,4 @@ def test_property_a_ball_has_a_bound_for_one_prompt_only() -> None:
 def test_raises_for_rewards_without_bounds() -> None:
     problem, _ = random_problems(np.random.default_rng(9), 1, 3)
     with pytest.raises(ValueError, match="`reward_class` must be compact and convex"):
-        rpo_optimistic(problem, Unbounded(), GIVEN)
+        rpo_optimistic(problem, Unbounded(), baseline="given")
