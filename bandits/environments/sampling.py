@@ -109,6 +109,7 @@ def draw_win_counts(
         comparisons=comparisons,
         seeds=seeds,
         label_noise=label_noise,
+        stream=stream,
     )
     actions = np.broadcast_to(np.arange(true_reward.shape[2]), true_reward.shape)
     return count_wins(counts, pair_cells(pairs, actions), true_reward.shape)
@@ -159,6 +160,7 @@ def draw_pair_counts(
     comparisons: int,
     seeds: Int[np.ndarray, " B"],
     label_noise: float,
+    stream: int | None = None,
 ) -> Float[np.ndarray, "B p 2"]:
     """Draw how often the first and the second action of every pair wins.
 
@@ -169,6 +171,7 @@ def draw_pair_counts(
         comparisons: number of comparisons, at least 1.
         seeds: one seed for each member of the batch, on which alone its draw depends.
         label_noise: probability that a label is flipped.
+        stream: random stream of the seeds, see :func:`draw_win_counts`.
 
     Returns:
         Whole numbers that sum to the number of comparisons for each member.

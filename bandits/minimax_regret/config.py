@@ -102,6 +102,7 @@ class MinimaxRegretConfig:
     better than all others by one of the ``margins``.
 
     Attributes:
+        kind: "minimax_regret".
         name: name of the study and of its default output folder; letters, digits, ``_``, ``-``.
         methods: methods to compare, with different labels.
         comparisons: values of :math:`N`, the number of comparisons.
@@ -121,6 +122,7 @@ class MinimaxRegretConfig:
         ValueError: if a value is out of range, or there are too many outcomes to enumerate.
     """
 
+    kind: Literal["minimax_regret"] = "minimax_regret"
     name: str
     methods: list[RuleConfig]
     comparisons: list[int]

@@ -89,6 +89,7 @@ class LawsConfig:
     an :math:`\eta`. All curves of a class and :math:`N` share bandits and data.
 
     Attributes:
+        kind: "laws".
         name: name of the study and of its default output folder; letters, digits, ``_``, ``-``.
         methods: methods that use :math:`\beta`, and "best_of_n".
         comparisons: values of :math:`N`, the number of comparisons in a data set.
@@ -109,6 +110,7 @@ class LawsConfig:
         ValueError: if a value is out of range, or an axis is empty or has a value twice.
     """
 
+    kind: Literal["laws"] = "laws"
     name: str
     methods: list[str]
     comparisons: list[int]

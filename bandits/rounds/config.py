@@ -71,6 +71,7 @@ class RoundsConfig:
     r"""A study in rounds: every method on the same bandits, each with the data it collects.
 
     Attributes:
+        kind: "rounds".
         name: name of the study; letters, digits, ``_``, ``-``.
         methods: methods to compare.
         rounds: number :math:`T` of rounds.
@@ -97,6 +98,7 @@ class RoundsConfig:
         (10, ['rpo_optimistic', 'two_stage'])
     """
 
+    kind: Literal["rounds"] = "rounds"
     name: str
     methods: list[RoundsMethod]
     rounds: int

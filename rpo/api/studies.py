@@ -8,31 +8,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpo.results import StudyEstimate, StudyResult
-from rpo.runtime.config_files import load_config
+from rpo.results import StudyEstimate, StudyKindResult, StudyResult
+from rpo.runtime.config_files import load_config, read_kind
 from rpo.runtime.errors import user_input
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
 
 if TYPE_CHECKING:
+    from bandits.minimax_regret.config import MinimaxRegretConfig
+    from bandits.overoptimization.config import LawsConfig
+    from bandits.rounds.config import RoundsConfig
     from bandits.study.config import StudyConfig
+
+    AnyStudy = StudyConfig | MinimaxRegretConfig | LawsConfig | RoundsConfig
 
 PathLike = str | os.PathLike[str]
 _logger = logging.getLogger(__name__)
 
 
 def study(
-    config: PathLike | StudyConfig,
+    config: PathLike | AnyStudy,
     overrides: Mapping[str, Any] | None = None,
     *,
     quick: bool = False,
     out: PathLike | None = None,
     resume: bool = False,
     processes: ProcessGroup = SINGLE_PROCESS,
-) -> StudyResult:
+) -> StudyResult | StudyKindResult:
     """Run a simulation study: every method on every combination of the axes.
 
     Args:
-        config: YAML file or configuration.
+        config: YAML file or configuration. The key ``kind`` of a file selects another kind of
+            study: "minimax_regret", "laws" or "rounds".
         overrides: new values by dotted key of the configuration, such as ``{"seeds": 50}``.
         quick: use the smaller sizes under the key ``quick`` of the study.
         out: folder for records, figures and the resolved configuration; ``out/NAME`` by default.
@@ -50,10 +56,16 @@ def study(
     Examples:
         >>> api.study("configs/study_rate_in_n.yaml", {"seeds": 20}).records  # doctest: +SKIP
     """
+    from bandits.study.config import StudyConfig
     from rpo.jobs.studies import run_study
+    from rpo.jobs.study_kinds import run_study_kind
 
     resolved = _load_study(config, overrides, quick=quick)
     folder = Path("out") / resolved.name if out is None else Path(out)
+    if not isinstance(resolved, StudyConfig):
+        if processes.num_processes > 1:
+            raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
+        return run_study_kind(resolved, folder, resume=resume)
     return run_study(resolved, folder, resume=resume, processes=processes)
 
 
@@ -80,12 +92,14 @@ def estimate_study(
     Examples:
         >>> api.estimate_study("configs/study_rate_in_n.yaml").seconds  # doctest: +SKIP
     """
-    from bandits.study.config import count_fits
+    from bandits.study.config import StudyConfig, count_fits
     from bandits.study.notes import study_notes
     from bandits.study.parts import plan_parts
     from bandits.study.run import estimate_run
 
     resolved = _load_study(config, overrides, quick=quick)
+    if not isinstance(resolved, StudyConfig):
+        raise ValueError(f"the cost of a study of the kind {resolved.kind} is not estimated")
     with user_input():
         parts = plan_parts(resolved)
     cost = estimate_run(resolved, parts)
@@ -101,12 +115,20 @@ def estimate_study(
 
 
 def _load_study(
-    config: PathLike | StudyConfig, overrides: Mapping[str, Any] | None, *, quick: bool
-) -> StudyConfig:
+    config: PathLike | AnyStudy, overrides: Mapping[str, Any] | None, *, quick: bool
+) -> Any:
     from bandits.study.config import QuickSizes, StudyConfig, choose_kernel
+    from rpo.jobs.study_kinds import config_class
 
     with user_input():
-        study = load_config(config, StudyConfig, overrides)
+        is_path = isinstance(config, str | os.PathLike)
+        cls = config_class(read_kind(Path(config))) if is_path else type(config)
+        study = load_config(config, cls, overrides)
+        if not isinstance(study, StudyConfig):
+            shorten = getattr(study, "quick_version", None)
+            if quick and shorten is None:
+                _logger.info("%s: --quick has no effect on a study of this kind", study.name)
+            return shorten() if quick and shorten else study
         if quick and study.quick == QuickSizes():
             _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
         return choose_kernel(study.quick_version() if quick else study)

@@ -4,6 +4,8 @@ A YAML file defines the methods and the axes; every method is run on every combi
 A complete file has four keys:
 
   {name: first, methods: [rpo, dpo], comparisons: [100, 1000], seeds: 50}
+
+The key kind selects another kind of study: minimax_regret, laws or rounds (docs/studies.md).
 """
 
 from __future__ import annotations
@@ -59,13 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the study; with ``--json``, print where its files are."""
     from rpo.api import estimate_study, study
-    from rpo.runtime.config_files import read_config
+    from rpo.runtime.config_files import read_config, read_kind
     from rpo.runtime.errors import user_input
 
     with user_input():
-        from bandits.study.config import StudyConfig
+        from rpo.jobs.study_kinds import config_class
 
-        config = read_config(args.config, StudyConfig, args.overrides)
+        config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
         group = processes.group_from(args)
     if args.dry_run:
         return _print_estimate(estimate_study(config, quick=args.quick))

@@ -73,6 +73,43 @@ class StudyResult(Result):
 
 
 @dataclass(frozen=True)
+class StudyKindResult(Result):
+    """Result of ``study`` for a kind of study other than the comparison of methods.
+
+    Attributes:
+        name: name of the study.
+        kind: kind of the study, such as "rounds".
+        folder: folder of the records, figures and configuration.
+        files: names of the written files.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    files: tuple[str, ...]
+
+    @property
+    def records(self) -> pa.Table:
+        """The main table of the study; ``to_pandas()`` makes a data frame of it."""
+        from pyarrow import parquet
+
+        return parquet.read_table(self.folder / "records.parquet")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name, kind, folder and files as plain values."""
+        return {
+            "study": self.name,
+            "kind": self.kind,
+            "out": str(self.folder),
+            "written": list(self.files),
+        }
+
+    def table_rows(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of the summary."""
+        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))["rows"]
+
+
+@dataclass(frozen=True)
 class StudyEstimate(Result):
     """Result of ``estimate_study``.
 

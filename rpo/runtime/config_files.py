@@ -68,6 +68,22 @@ def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) ->
     return _build(values, cls, source=str(path))
 
 
+def read_kind(path: Path) -> Any:
+    """Return the key ``kind`` of a configuration file, which selects its dataclass.
+
+    Args:
+        path: path of a YAML file.
+
+    Returns:
+        The value; None without the key.
+
+    Raises:
+        ValueError: if the file is no YAML mapping.
+        OSError: if the file cannot be read.
+    """
+    return read_yaml(path).get("kind")
+
+
 def load_config(
     source: str | os.PathLike[str] | Config,
     cls: type[Config],
