@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from rpo.runtime.config_types import build
 
 from bandits.overoptimization import GeometricGrid, LawsConfig, LawsQuickSizes, count_fits
+from rpo_io.config_types import build
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 

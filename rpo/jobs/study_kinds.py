@@ -1,0 +1,263 @@
+"""Kinds of studies beside the comparison of methods: what they write, and how they are run.
+
+A study's YAML file names its kind by the key ``kind``. Each of these runs in one process within
+minutes; a run that was interrupted starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rpo.results import StudyKindResult
+from rpo.runtime.config_files import to_yaml
+from rpo.runtime.errors import user_input
+from rpo_io.atomic import atomic_file, write_atomic
+from rpo_io.config_types import to_plain
+from rpo_io.folders import name_os_errors
+from rpo_io.outputs import output_folder
+from rpo_io.strict_json import format_document, null_non_finite
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+    from bandits.minimax_regret.config import MinimaxRegretConfig
+    from bandits.overoptimization.config import LawsConfig
+    from bandits.rounds.config import RoundsConfig
+
+_logger = logging.getLogger(__name__)
+
+
+class KindOutput(NamedTuple):
+    """What a study of some kind found.
+
+    Attributes:
+        tables: tables by file name.
+        rows: rows of the summary, one mapping each.
+        findings: lines for the log.
+        figures: functions that draw into an empty figure, by file name without its ending.
+    """
+
+    tables: Mapping[str, pa.Table]
+    rows: list[dict[str, Any]]
+    findings: list[str]
+    figures: Mapping[str, Callable[[Figure], Any]]
+
+
+class StudyKind(NamedTuple):
+    """A kind of study.
+
+    Attributes:
+        load_config: returns the class of its configuration.
+        run: runs a study.
+    """
+
+    load_config: Callable[[], type]
+    run: Callable[[Any], KindOutput]
+
+
+def run_study_kind(config: Any, folder: Path, *, resume: bool) -> StudyKindResult:
+    """Run a study of a kind of its own, and write its tables, summary and figures.
+
+    Args:
+        config: the configuration, of a class of :data:`KINDS`.
+        folder: output folder.
+        resume: run again in a folder that holds results of the same study.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: if the folder holds other results, or results and ``resume`` is false.
+    """
+    with name_os_errors(folder), user_input(), output_folder(folder, "study"):
+        _check_folder(folder, config, resume=resume)
+        output = KINDS[config.kind].run(config)
+        write_atomic(folder / "config.yaml", to_yaml(config))
+        return _write(folder, config, output)
+
+
+def _check_folder(folder: Path, config: Any, *, resume: bool) -> None:
+    path = folder / "summary.json"
+    if not path.is_file():
+        return
+    if not resume:
+        rule = "results of a study are there already: run it again with --resume"
+        raise ValueError(f"{folder}: {rule}, or choose another --out")
+    stored = json.loads(path.read_text(encoding="utf-8")).get("config")
+    if stored != _plain(config):
+        raise ValueError(f"{folder}: holds results of another study: choose another --out")
+
+
+def _plain(config: Any) -> Any:
+    """Return a configuration as JSON gives it back."""
+    return json.loads(json.dumps(to_plain(config)))
+
+
+def _write(folder: Path, config: Any, output: KindOutput) -> StudyKindResult:
+    import pyarrow.parquet as pq
+    from matplotlib.figure import Figure
+
+    from rpo_io.figures import png_bytes, svg_bytes
+
+    files = []
+    for name, table in output.tables.items():
+        with atomic_file(folder / name, durable=True) as part:
+            pq.write_table(table.combine_chunks(), part, compression="zstd")
+        files.append(name)
+    rows = [dict(zip(row, null_non_finite(list(row.values())), strict=True)) for row in output.rows]
+    document = {"study": config.name, "kind": config.kind, "config": _plain(config), "rows": rows}
+    write_atomic(folder / "summary.json", format_document(document).encode())
+    for name, draw in output.figures.items():
+        figure = Figure()
+        draw(figure)
+        for render, suffix in ((png_bytes, "png"), (svg_bytes, "svg")):
+            write_atomic(folder / f"{name}.{suffix}", render(figure))
+    files += ["summary.json", "config.yaml", *(f"{name}.png" for name in output.figures)]
+    for line in output.findings:
+        _logger.info("%s", line)
+    _logger.info("written to %s: %s", folder, ", ".join(files))
+    return StudyKindResult(config.name, config.kind, folder, tuple(files))
+
+
+def _run_minimax_regret(config: MinimaxRegretConfig) -> KindOutput:
+    from functools import partial
+
+    from bandits.minimax_regret.plots import draw_minimax_figure, minimax_figure_kinds
+    from bandits.minimax_regret.run import run_minimax_regret
+
+    result = run_minimax_regret(config)
+    columns = ("label", "comparisons", "eta", "worst_case_regret", "minimax_regret", "ratio")
+    rows = result.records.select(list(columns)).to_pylist()
+    findings = ["worst-case regret, and its ratio to the minimax regret"]
+    findings += [
+        f"  N = {row['comparisons']:<6,} {row['label']:36s} {row['worst_case_regret']:.4f}"
+        f"  {row['ratio'] or float('nan'):6.2f}"
+        for row in rows
+    ]
+    figures = {
+        kind: partial(_draw_kind, draw_minimax_figure, result, kind)
+        for kind in minimax_figure_kinds(result)
+    }
+    tables = {"records.parquet": result.records, "optima.parquet": result.optima}
+    return KindOutput(tables, rows, findings, figures)
+
+
+def _draw_kind(draw: Callable[..., Any], result: Any, kind: str, figure: Figure) -> Any:
+    return draw(result, kind, figure)
+
+
+def _run_laws(config: LawsConfig) -> KindOutput:
+    from functools import partial
+
+    from bandits.overoptimization.plots import draw_coefficients, draw_laws
+    from bandits.overoptimization.run import run_laws
+
+    result = run_laws(config)
+    columns = ("method", "reward_class", "comparisons", "eta", "alpha", "gamma", "r_squared")
+    rows = result.fits.to_pylist()
+    findings = ["coefficients of the laws, with their intervals"]
+    findings += [
+        f"  {row['reward_class']}, N = {row['comparisons']:,}, {row['method']}"
+        f"{_eta(row['eta'])}: alpha {row['alpha']:.3f}"
+        f" ({row['alpha_low']:.3f} to {row['alpha_high']:.3f}), gamma {row['gamma']:.3f}"
+        f" ({row['gamma_low']:.3f} to {row['gamma_high']:.3f})"
+        for row in rows
+    ]
+    figures: dict[str, Callable[[Figure], Any]] = {
+        f"laws_{name}_{n}": partial(draw_laws, result, reward_class=name, comparisons=n)
+        for name in config.reward_classes
+        for n in config.comparisons
+    }
+    figures["coefficients"] = partial(draw_coefficients, result)
+    tables = {"records.parquet": result.records, "fits.parquet": result.fits}
+    summary = [{name: row[name] for name in columns} for row in rows]
+    return KindOutput(tables, summary, findings, figures)
+
+
+def _eta(eta: float) -> str:
+    return "" if isnan(eta) else f" (eta {eta:g})"
+
+
+def _run_rounds(config: RoundsConfig) -> KindOutput:
+    from functools import partial
+
+    from bandits.rounds.plots import plot_cumulative_regret, plot_cumulative_regret_growth
+    from bandits.rounds.run import run_rounds
+
+    result = run_rounds(config)
+    rows = [growth._asdict() for growth in result.growth]
+    findings = [f"cumulative regret after {config.rounds:,} rounds, and the slope of its logarithm"]
+    findings += [
+        f"  {row['label']:28s} {row['final']:10.3f}  {row['slope']:.2f}"
+        f" ({row['low']:.2f} to {row['high']:.2f})"
+        for row in rows
+    ]
+    figures: dict[str, Callable[[Figure], Any]] = {
+        "cumulative_regret": partial(_draw_axes, plot_cumulative_regret, result.records)
+    }
+    if rows:
+        figures["cumulative_regret_growth"] = partial(
+            _draw_axes, plot_cumulative_regret_growth, result.records
+        )
+    return KindOutput({"records.parquet": result.records}, rows, findings, figures)
+
+
+def _draw_axes(plot: Callable[..., Any], records: pa.Table, figure: Figure) -> Any:
+    figure.set_size_inches(6.4, 4.0)
+    figure.set_layout_engine("constrained")
+    return plot(records, figure.subplots())
+
+
+def _minimax_regret_config() -> type:
+    from bandits.minimax_regret.config import MinimaxRegretConfig
+
+    return MinimaxRegretConfig
+
+
+def _laws_config() -> type:
+    from bandits.overoptimization.config import LawsConfig
+
+    return LawsConfig
+
+
+def _rounds_config() -> type:
+    from bandits.rounds.config import RoundsConfig
+
+    return RoundsConfig
+
+
+KINDS = {
+    "minimax_regret": StudyKind(_minimax_regret_config, _run_minimax_regret),
+    "laws": StudyKind(_laws_config, _run_laws),
+    "rounds": StudyKind(_rounds_config, _run_rounds),
+}
+"""Kinds of studies by the key ``kind`` of their files; without it, a study compares methods."""
+
+
+def config_class(kind: Any) -> type:
+    """Return the class of the configuration of a kind of study.
+
+    Args:
+        kind: value of the key ``kind``; None for the comparison of methods.
+
+    Raises:
+        ValueError: if there is no such kind.
+
+    Examples:
+        >>> config_class("rounds").__name__
+        'RoundsConfig'
+    """
+    from bandits.study.config import StudyConfig
+
+    if kind is None:
+        return StudyConfig
+    if kind not in KINDS:
+        names = ", ".join(KINDS)
+        raise ValueError(f"`kind` must be one of {names}, or be left out, got {kind!r}")
+    return KINDS[kind].load_config()
