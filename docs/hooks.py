@@ -137,6 +137,13 @@ def config_reference() -> Iterator[str]:
     kinds = {
         "Training, `rpo train`": "llm.config.TrainConfig",
         "Studies, `rpo study`": "bandits.study.config.StudyConfig",
+        "Studies of minimax regret, `kind: minimax_regret`": (
+            "bandits.minimax_regret.config.MinimaxRegretConfig"
+        ),
+        "Studies of overoptimization laws, `kind: laws`": (
+            "bandits.overoptimization.config.LawsConfig"
+        ),
+        "Studies in rounds, `kind: rounds`": "bandits.rounds.config.RoundsConfig",
     }
     for title, where in kinds.items():
         module, name = where.rsplit(".", 1)

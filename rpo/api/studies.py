@@ -63,8 +63,9 @@ def study(
     resolved = _load_study(config, overrides, quick=quick)
     folder = Path("out") / resolved.name if out is None else Path(out)
     if not isinstance(resolved, StudyConfig):
-        if processes.num_processes > 1:
-            raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
+        with user_input():
+            if processes.num_processes > 1:
+                raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
         return run_study_kind(resolved, folder, resume=resume)
     return run_study(resolved, folder, resume=resume, processes=processes)
 
@@ -98,9 +99,9 @@ def estimate_study(
     from bandits.study.run import estimate_run
 
     resolved = _load_study(config, overrides, quick=quick)
-    if not isinstance(resolved, StudyConfig):
-        raise ValueError(f"the cost of a study of the kind {resolved.kind} is not estimated")
     with user_input():
+        if not isinstance(resolved, StudyConfig):
+            raise ValueError(f"the cost of a study of the kind {resolved.kind} is not estimated")
         parts = plan_parts(resolved)
     cost = estimate_run(resolved, parts)
     return StudyEstimate(

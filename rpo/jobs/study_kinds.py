@@ -108,7 +108,7 @@ def _write(folder: Path, config: Any, output: KindOutput) -> StudyKindResult:
     files = []
     for name, table in output.tables.items():
         with atomic_file(folder / name, durable=True) as part:
-            pq.write_table(table.combine_chunks(), part, compression="zstd")
+            pq.write_table(_null_for_nan(table), part, compression="zstd")
         files.append(name)
     rows = [dict(zip(row, null_non_finite(list(row.values())), strict=True)) for row in output.rows]
     document = {"study": config.name, "kind": config.kind, "config": _plain(config), "rows": rows}
@@ -123,6 +123,17 @@ def _write(folder: Path, config: Any, output: KindOutput) -> StudyKindResult:
         _logger.info("%s", line)
     _logger.info("written to %s: %s", folder, ", ".join(files))
     return StudyKindResult(config.name, config.kind, folder, tuple(files))
+
+
+def _null_for_nan(table: pa.Table) -> pa.Table:
+    """Return a table in which NaN is null, as in the records of other studies."""
+    import pyarrow as pa
+
+    for index, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            numbers = pa.array(table.column(index).to_numpy(), from_pandas=True)
+            table = table.set_column(index, field.name, numbers)
+    return table.combine_chunks()
 
 
 def _run_minimax_regret(config: MinimaxRegretConfig) -> KindOutput:
@@ -159,7 +170,6 @@ def _run_laws(config: LawsConfig) -> KindOutput:
     from bandits.overoptimization.run import run_laws
 
     result = run_laws(config)
-    columns = ("method", "reward_class", "comparisons", "eta", "alpha", "gamma", "r_squared")
     rows = result.fits.to_pylist()
     findings = ["coefficients of the laws, with their intervals"]
     findings += [
@@ -176,8 +186,7 @@ def _run_laws(config: LawsConfig) -> KindOutput:
     }
     figures["coefficients"] = partial(draw_coefficients, result)
     tables = {"records.parquet": result.records, "fits.parquet": result.fits}
-    summary = [{name: row[name] for name in columns} for row in rows]
-    return KindOutput(tables, summary, findings, figures)
+    return KindOutput(tables, rows, findings, figures)
 
 
 def _eta(eta: float) -> str:

@@ -111,7 +111,7 @@ def test_closed_form_a_study_of_three_arms_with_many_outcomes_takes_two_minutes(
     assert [row["unsolved"] for row in result.records.to_pylist()] == [0] * 5
 
 
-def test_closed_form_a_function_of_the_users_own_that_follows_the_majority_is_minimax(
+def test_closed_form_a_function_of_a_user_that_follows_the_majority_is_minimax(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = """
@@ -122,9 +122,9 @@ def majority(wins):
 """
     (tmp_path / "rule_of_the_user.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    own = RuleConfig(method="rule_of_the_user:majority")
+    of_user = RuleConfig(method="rule_of_the_user:majority")
     config = replace(
-        TWO_ARMS, methods=[own], comparisons=[4], margins=[0.5], pair_distribution=None
+        TWO_ARMS, methods=[of_user], comparisons=[4], margins=[0.5], pair_distribution=None
     )
     (row,) = run_minimax_regret(config).records.to_pylist()
     assert row["ratio"] == pytest.approx(1.0, rel=1e-9)

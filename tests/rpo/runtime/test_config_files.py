@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from bandits.study.config import StudyConfig
 from llm.config import TrainConfig
-from rpo.runtime.config_files import read_config, to_yaml
+from rpo.jobs.study_kinds import config_class
+from rpo.runtime.config_files import read_config, read_kind, to_yaml
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 GOOD = "name: a\nmethods: [{method: rpo}]\ncomparisons: [10]\nseeds: 3\n"
@@ -29,12 +30,14 @@ def read(folder: Path, text: str, *overrides: str) -> StudyConfig:
 def test_roundtrip_every_study_of_the_project_is_read_in_both_sizes(
     path: Path, tmp_path: Path
 ) -> None:
-    study = read_config(path, StudyConfig)
+    cls: Any = config_class(read_kind(path))
+    study = read_config(path, cls)
     assert study.name == path.stem.removeprefix("study_")
-    study.quick_version()
+    if hasattr(study, "quick_version"):
+        study.quick_version()
     again = tmp_path / "again.yaml"
     again.write_bytes(to_yaml(study))
-    assert read_config(again, StudyConfig) == study
+    assert read_config(again, cls) == study
 
 
 TRAINING = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("study_*.yaml")))

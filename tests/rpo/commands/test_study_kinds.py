@@ -1,0 +1,110 @@
+"""Kinds of studies beside the comparison of methods: their files, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.figure import Figure
+
+from rpo import api
+from rpo.cli import main
+from rpo.jobs.study_kinds import KINDS, config_class
+from rpo.results import StudyKindResult
+from rpo.runtime.config_files import read_kind
+
+FILES = {
+    "minimax_regret": """
+kind: minimax_regret
+name: small
+methods: [{method: behavior_cloning}]
+comparisons: [2, 4]
+margins: [0.5, 1.0]
+reward_max: 2.0
+""",
+    "laws": """
+kind: laws
+name: small
+methods: [best_of_n]
+comparisons: [50]
+seeds: 6
+resamples: 99
+design: {actions: 3}
+""",
+    "rounds": """
+kind: rounds
+name: small
+methods: [behavior_cloning]
+rounds: 3
+seeds: 2
+design: {actions: 2}
+""",
+}
+
+
+def written(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.yaml"
+    path.write_text(FILES[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roundtrip_a_study_of_every_kind_runs_and_its_configuration_runs_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **keys: None)  # slow; drawn elsewhere
+    out = tmp_path / "out"
+    assert main(["study", str(written(tmp_path, kind)), "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["study"], document["kind"]) == ("small", kind)
+    assert all((out / name).is_file() for name in document["written"])
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["config"]["kind"] == kind
+    again = api.study(out / "config.yaml", out=tmp_path / "again")
+    assert isinstance(again, StudyKindResult)
+    assert again.records.equals(pq.read_table(out / "records.parquet"))
+    assert list(again.table_rows()) == summary["rows"]
+    # In the same folder it runs again only if asked, and only the same study.
+    for arguments, message in (
+        ((), "results of a study are there already: run it again with --resume"),
+        (("--resume", "--name", "other"), "holds results of another study"),
+    ):
+        assert main(["study", str(tmp_path / f"{kind}.yaml"), "--out", str(out), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["study", str(tmp_path / f"{kind}.yaml"), "--out", str(out), "--resume"]) == 0
+
+
+def test_closed_form_the_kind_selects_the_configuration(tmp_path: Path) -> None:
+    names = {kind: config_class(kind).__name__ for kind in (None, *KINDS)}
+    assert names[None] == "StudyConfig"
+    assert names["rounds"] == "RoundsConfig"
+    assert read_kind(written(tmp_path, "laws")) == "laws"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("kind: turns\nname: a\n", (), "`kind` must be one of minimax_regret, laws, rounds, or be"),
+        (FILES["rounds"], ("--rounds", "0"), "`rounds` must be"),
+        (FILES["rounds"] + "seed: 3\n", (), "unknown key `seed`: did you mean `seeds`?"),
+        (FILES["rounds"], ("--dry-run",), "the cost of a study of the kind rounds is not estim"),
+        (
+            FILES["rounds"],
+            ("--num-processes", "2", "--process-id", "0", "--coordinator-address", "127.0.0.1:1"),
+            "a study of the kind rounds runs in one process",
+        ),
+    ],
+)
+def test_raises_in_one_line(
+    text: str, arguments: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    assert main(["study", str(path), "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
