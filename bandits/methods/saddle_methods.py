@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import jax
 import numpy as np
@@ -29,10 +30,35 @@ from .base import (
     Method,
     with_baseline,
 )
-from .options import MethodOptions, RpoOptions, SearchOptions, check_number
+from .eta_rules import EtaRule, choose_eta
+from .options import MethodOptions, RpoOptions, SearchOptions, check_number, check_option
 
 GROUP = 8192  # entries of the win counts whose certificates are computed at a time
 TIE_TOLERANCE = 1e-6  # relative to the largest reward: below it solvers cannot tell rewards apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedRpoOptions(RpoOptions):
+    r"""Options of RPO by the min-max route.
+
+    Attributes:
+        eta: rule that chooses :math:`\eta` from the data, see :mod:`bandits.methods.eta_rules`;
+            "given" for that of the problem.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    eta: EtaRule = "given"
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        RpoOptions.__post_init__(self)
+        check_option("eta", self.eta, get_args(EtaRule))
+
+    def sets_eta(self) -> bool:
+        r"""Return whether a rule sets :math:`\eta`."""
+        return self.eta != "given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +86,7 @@ class VpoOptions(RpoOptions):
 
 
 def rpo(
-    problem: Problem, reward_class: RewardClass, options: RpoOptions, context: FitContext
+    problem: Problem, reward_class: RewardClass, options: TunedRpoOptions, context: FitContext
 ) -> FitResult:
     r"""Solve RPO exactly, :math:`\min_r\max_\pi\phi`, with its duality gap.
 
@@ -76,8 +102,10 @@ def rpo(
     References:
         `liu:24`, eqs. 4.1 to 4.8.
     """
-    problem = with_baseline(problem, options)
-    return _solve_exactly(problem, _search_class(reward_class, options), context)
+    problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
+    if options.sets_eta():
+        problem = problem._replace(eta=choose_eta(options.eta, problem, reward_class, context))
+    return _solve_exactly(problem, reward_class, context)
 
 
 def rpo_maximin(
@@ -233,7 +261,8 @@ def vpo(
     if options.vpo_alpha is not None:
         n_comparisons = np.asarray(problem.wins).sum(axis=(1, 2, 3))
         problem = problem._replace(eta=options.vpo_alpha / np.maximum(n_comparisons, 1.0))
-    return rpo(problem, reward_class, options, context)
+    problem = with_baseline(problem, options)
+    return _solve_exactly(problem, _search_class(reward_class, options), context)
 
 
 def power(
@@ -338,7 +367,7 @@ def _fit_result(solution: Solution, certificate: ArrayLike, kind: CertificateKin
 
 
 METHODS = (
-    Method("rpo", rpo, "RPO", RpoOptions, bound="theorem"),
+    Method("rpo", rpo, "RPO", TunedRpoOptions, bound="theorem"),
     Method("rpo_maximin", rpo_maximin, "RPO, Algorithm 1", RpoOptions, bound="theorem"),
     Method("rpo_policy", rpo_policy, "RPO, policy descent", RpoOptions, bound="theorem"),
     Method("dpo", dpo, "DPO", SearchOptions, uses_eta=False),

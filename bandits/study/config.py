@@ -81,6 +81,9 @@ class StudyConfig:
         eta: weights of the adversary, as numbers or rules.
         beta: weights of the KL term, as numbers or rules.
         delta: :math:`\delta` in :math:`\iota`, the probability with which the bound may fail.
+        intervals: level, such as 0.95, of confidence intervals for the value of every policy minus
+            that of the baseline, see :mod:`bandits.study.intervals`; None for no intervals, which
+            take longer than most fits.
         kernel: compiled code that solves boxes, see :func:`rpo_theory.minimax.solve_batch`; "auto"
             is replaced before the run, see :func:`choose_kernel`.
         quick: smaller sizes for a quick run.
@@ -100,6 +103,7 @@ class StudyConfig:
     eta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     beta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     delta: float = 0.05
+    intervals: float | None = None
     kernel: Literal["auto", "jax", "numba"] = "auto"
     quick: QuickSizes = field(default_factory=QuickSizes)
 
@@ -330,6 +334,8 @@ def _check_axes(study: StudyConfig) -> None:
                 if 0 < value < least:
                     sign = f"at least {least:.3g}"
                 raise ValueError(f"`{name}` must be finite and {sign}, got {value}")
+    if study.intervals is not None and not 0.0 < study.intervals < 1.0:
+        raise ValueError(f"`intervals` must be a level between 0 and 1, got {study.intervals}")
     if not 0.0 < study.delta < math.exp(-1.0):
         raise ValueError(f"`delta` must be greater than 0 and less than 1/e, got {study.delta}")
 

@@ -38,6 +38,7 @@ FigureKind = Literal[
     "method_comparison",
     "regularized_gap",
     "gap_along_design",
+    "interval_width",
 ]
 """Names of the figures of a study."""
 
@@ -46,6 +47,7 @@ KINDS_WITH_PANELS = (
     "overoptimization",
     "method_comparison",
     "regularized_gap",
+    "interval_width",
 )
 """Figures that have one panel per environment; the others need a single environment."""
 MAX_COLUMNS = 2
@@ -80,6 +82,7 @@ REQUIREMENTS: Mapping[FigureKind, Requirements] = {
         ("gap_regularized",), ("comparisons",), ("target_coverage", "beta")
     ),
     "gap_along_design": Requirements(("gap",)),
+    "interval_width": Requirements(("interval_width",), ("comparisons",), ("target_coverage",)),
 }
 
 
@@ -155,6 +158,10 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
         "method_comparison": (plot_methods, (6.4, 1.3 + 0.32 * len(order))),
         "regularized_gap": (
             partial(plot_gap, order=order, column="gap_regularized"),
+            (6.4, 4.0),
+        ),
+        "interval_width": (
+            partial(plot_gap, order=order, column="interval_width"),
             (6.4, 4.0),
         ),
         "gap_along_design": (

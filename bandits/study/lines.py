@@ -27,8 +27,12 @@ GAP_TEXTS = {
         "Regularized gap against the amount of data",
         "gap in value minus KL penalty\n(units of reward)",
     ),
+    "interval_width": (
+        "Width of confidence intervals against the amount of data",
+        "width of the interval for the value\nabove the baseline (units of reward)",
+    ),
 }
-"""Title and label of the vertical axis for each kind of gap."""
+"""Title and label of the vertical axis for each column."""
 MIN_SHOWN_GAP = 1e-6
 """Smaller gaps are drawn at this value on logarithmic axes."""
 
@@ -38,7 +42,7 @@ def plot_gap(
     ax: Axes,
     *,
     order: Sequence[str] = (),
-    column: Literal["gap", "gap_regularized"] = "gap",
+    column: Literal["gap", "gap_regularized", "interval_width"] = "gap",
 ) -> Axes:
     """Draw the gap of every method against the number of comparisons, with confidence bands.
 
@@ -50,7 +54,7 @@ def plot_gap(
         order: labels of all panels of the figure, so that a method has one color in all of them;
             by default the labels of this summary.
         column: "gap" for the gap in value, "gap_regularized" for that in value minus the KL
-            penalty.
+            penalty, "interval_width" for the width of confidence intervals.
 
     Returns:
         The same axes.

@@ -20,6 +20,7 @@ from rpo_theory.minimax import Kernel
 from rpo_theory.types import Problem
 
 from .config import EtaBeta, Scenario, StudyConfig, choose_kernel, expand_weights
+from .intervals import value_intervals
 from .metrics import (
     BoundInputs,
     compute_bound_inputs,
@@ -164,8 +165,13 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
                 "coverage_projected": projected.inputs.coverage,
                 "projection_shift": projected.shift,
             }
+            if study.intervals is not None:
+                measured |= value_intervals(
+                    result.policy, instance, part.seeds, confidence=study.intervals
+                )
             if method.record.bound and getattr(method.options, "baseline", "given") == "given":
                 is_bounded = getattr(method.options, "rewards", "given") != "unbounded"
+                is_bounded = is_bounded and not method.options.sets_eta()
                 terms = {"comparisons": comparisons, **pair_values._asdict()}
                 measured |= gap_bounds(inputs, valid=realizable & is_bounded, **terms)
                 at_projection = gap_bounds(
@@ -235,10 +241,11 @@ def _fit(
     Pairs that differ only in a weight the method ignores share one fit. All fits are one call.
     """
     n_beta = len(study.beta)
+    ignores_eta = not method.record.uses_eta or method.options.sets_eta()
     representatives = []  # for every pair, the index of the pair whose fit it shares
     for index in range(len(values)):
         eta_index, beta_index = divmod(index, n_beta)
-        eta_index = eta_index if method.record.uses_eta else 0
+        eta_index = 0 if ignores_eta else eta_index
         beta_index = beta_index if method.record.uses_beta else 0
         representatives.append(eta_index * n_beta + beta_index)
     fitted = sorted(set(representatives))

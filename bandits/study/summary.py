@@ -17,6 +17,8 @@ column                       meaning
 ``gap_projected``            the same under the reward of the class that explains the labels best,
                              if the true reward is not in the class
 ``projection_shift``         what the class then misjudges about the comparator
+``interval_width``           width of the confidence interval of the value
+``interval_covers``          share of the draws whose interval contains the true difference
 ``true_value``               mean of :math:`J(\hat\pi) - J(\pi_{base})` under :math:`r^\star`
 ``proxy_value``              the same under the fitted reward
 ``bound``, ``bound_tight``   bound of Theorem 5.3, corrected, and with the sharpest constants
@@ -57,6 +59,8 @@ AVERAGED_COLUMNS = (
     "bound_regularized",
     "bound_projected",
     "projection_shift",
+    "interval_width",
+    "interval_covers",
     "eta",
     "beta",
 )
