@@ -72,6 +72,10 @@ def plot_gap(
         shown = np.maximum(gap, MIN_SHOWN_GAP)
         lines.append(NamedLine(display_name(label), n, shown, color, marker, note))
     draw_lines(lines, ax)
+    # A band that reaches zero has no lower end here; it must not set the scale of the lines.
+    if ax.get_autoscaley_on():  # limits that are set are those of all panels
+        lowest = min(float(np.min(line.y)) for line in lines)
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], lowest / 4.0))
     ax.set_xlabel("comparisons N")
     title, y_label = GAP_TEXTS[column]
     ax.set_ylabel(y_label)

@@ -58,14 +58,14 @@ def display_name(label: str) -> str:
         label: label of a method, optionally followed by a comma and its baseline.
 
     Returns:
-        The label with the method's display name, and with spaces for underscores after the comma.
+        The label with the method's display name, and with spaces for underscores elsewhere.
 
     Examples:
         >>> display_name("dpop"), display_name("rpo, data_marginal")
         ('DPOP', 'RPO, data marginal')
     """
     method, comma, rest = label.partition(",")
-    return DISPLAY_NAMES.get(method, method) + comma + rest.replace("_", " ")
+    return DISPLAY_NAMES.get(method, method.replace("_", " ")) + comma + rest.replace("_", " ")
 
 
 def confidence_interval(summary: Summary, name: str) -> Interval:

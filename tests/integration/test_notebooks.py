@@ -41,9 +41,9 @@ def test_property_a_notebook_is_its_source_with_outputs(source: Path) -> None:
     assert source.with_suffix(".ipynb").stat().st_size < MAX_BYTES
 
 
-def test_property_there_are_seven_notebooks_and_the_readme_links_each() -> None:
+def test_property_there_are_eight_notebooks_and_the_readme_links_each() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert [path.name[:2] for path in SOURCES] == ["01", "02", "03", "04", "05", "06", "07"]
+    assert [path.name[:2] for path in SOURCES] == ["01", "02", "03", "04", "05", "06", "07", "08"]
     assert all(f"({path.stem}.ipynb)" in readme for path in SOURCES)
 
 
