@@ -82,7 +82,6 @@ study = bandits.StudyConfig(
     eta=[0.05],
 )
 result = api.study(study, out=folder / "mine")
-result
 
 # %% [markdown]
 # A fit that raises, or returns no distribution, would have the status `FAILED` and a message. Here all went well.
@@ -92,9 +91,8 @@ records = result.records.to_pylist()
 assert {row["status"] for row in records} == {"SOLVED"}
 
 # %%
-figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+_, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
 result.plot(ax=ax)
-figure
 
 # %% [markdown]
 # ## How far from the best possible?
