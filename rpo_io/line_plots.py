@@ -1,7 +1,8 @@
-"""Lines with their names at the right ends; lines that coincide are marked.
+"""Lines with their names at the right ends or in a legend; lines that coincide are marked.
 
-Coinciding lines are drawn as alternating dashes of their colors, their markers take turns, and
-their names stand under each other, joined by "=".
+Coinciding lines are drawn as alternating dashes of their colors, and their markers take turns.
+Names at the ends of coinciding lines stand under each other, joined by "=". Where the names would
+take too much of the width of the axes, a legend below the axes has them.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .figures import TEXT_SIZE
+from .figures import CHARACTER_WIDTH, MARGIN, axes_inches, text_size
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
 
 COINCIDENCE = 0.012
 """Largest distance between coinciding lines, as a share of the height of the axes."""
 DASH = 3.0
 """Length of the dashes of coinciding lines, in widths of the line."""
-ROW_INCHES = 1.45 * TEXT_SIZE / 72
-"""Height of a row of text."""
+ROW = 1.45
+"""Height of a row of text, as a share of the size of the text."""
+MAX_NAMES = 0.36
+"""Largest share of the width of axes that names at the ends of lines may take."""
+HANDLE = 3.4
+"""Width of a handle of a legend with its spaces, in sizes of the text."""
 
 
 class NamedLine(NamedTuple):
@@ -48,12 +56,12 @@ class NamedLine(NamedTuple):
 
 
 def draw_lines(lines: Sequence[NamedLine], ax: Axes) -> Axes:
-    """Draw lines, mark those that coincide, and write each name at the right end.
+    """Draw lines, mark those that coincide, and write each name at the right end or in a legend.
 
     Args:
         lines: the lines, in the order in which they are drawn.
         ax: axes to draw into. Their scales must be set before, since they decide which lines
-            coincide and where the names stand.
+            coincide and where the names stand. They must be in a figure of its final size.
 
     Returns:
         The same axes.
@@ -75,8 +83,84 @@ def draw_lines(lines: Sequence[NamedLine], ax: Axes) -> Axes:
     for group in groups:
         if len(group) > 1:
             _alternate([drawn[index] for index in group], lines[group[0]].dashed)
-    _write_names(lines, groups, ax)
+    rows = [row for line in lines for row in f"{line.name}\n{line.note}".split("\n")]
+    if text_inches(max(rows, key=len, default="")) <= MAX_NAMES * axes_inches(ax)[0]:
+        _write_names(lines, groups, ax)
+        return ax
+    named = [index for index, line in enumerate(lines) if line.name]
+    texts = [
+        lines[i].name.replace("\n", " ") + (lines[i].note and f", {lines[i].note}") for i in named
+    ]
+    legend_below(ax, [drawn[index] for index in named], texts)
     return ax
+
+
+def text_inches(text: str) -> float:
+    """Return the approximate width of a row of text.
+
+    Args:
+        text: text without line breaks.
+
+    Returns:
+        Inches.
+    """
+    return len(text) * CHARACTER_WIDTH * text_size() / 72.0
+
+
+def legend_below(ax: Axes, handles: Sequence[Artist], texts: Sequence[str]) -> Legend:
+    """Write a legend below axes, in as many columns as fit.
+
+    Args:
+        ax: axes in a figure of its final size; the label of the horizontal axis has one row.
+        handles: what each text stands beside.
+        texts: the texts.
+
+    Returns:
+        The legend.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = ax.get_figure(root=True)
+    size = text_size()
+    cell = max(map(text_inches, texts)) + HANDLE * size / 72.0
+    n_columns = max(1, min(len(texts), int((axes_inches(ax)[0] - MARGIN / 2) / cell)))
+    below = ax.transAxes
+    if figure is not None:
+        below = below + ScaledTranslation(0.0, -(2.9 * size + 13.0) / 72.0, figure.dpi_scale_trans)
+    return ax.legend(
+        handles,
+        texts,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=below,
+        borderaxespad=0.0,
+        ncols=n_columns,
+        frameon=False,
+        columnspacing=1.2,
+        handlelength=2.2,
+    )
+
+
+def share_legend(figure: Figure) -> None:
+    """Replace the legends below the panels of a figure by one, if one of them has all the names.
+
+    Args:
+        figure: a figure with constrained layout.
+    """
+    legends = [legend for ax in figure.axes if (legend := ax.get_legend())]
+    names = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    if len(names) < 2:
+        return
+    most = max(names, key=len)
+    if not all(set(panel) <= set(most) for panel in names):
+        return
+    handles = legends[names.index(most)].legend_handles
+    for legend in legends:
+        legend.remove()
+    inches = text_inches(max(most, key=len)) + HANDLE * text_size() / 72.0
+    n_columns = max(1, min(len(most), int(figure.get_figwidth() / inches)))
+    where = {"loc": "outside lower center", "ncols": n_columns}
+    figure.legend(handles, most, frameon=False, columnspacing=1.2, handlelength=2.2, **where)
 
 
 def _coinciding(lines: Sequence[NamedLine], ax: Axes) -> list[list[int]]:
@@ -125,22 +209,14 @@ def _write_names(lines: Sequence[NamedLine], groups: Sequence[Sequence[int]], ax
         for index, text in reversed(texts)
         for _ in text.split("\n")
     ]
-    row_heights = _separate([height for height, _ in rows], ROW_INCHES / _height_in_inches(ax))
+    row_inches = ROW * text_size() / 72.0
+    row_heights = _separate(
+        [height for height, _ in rows], row_inches / (0.72 * axes_inches(ax)[1])
+    )
     for index, text in sorted(text for _, texts in blocks for text in texts):
         middle = np.mean([y for y, row in zip(row_heights, rows, strict=True) if row[1] == index])
-        style = {"color": lines[index].color, "size": TEXT_SIZE, "va": "center"}
+        style = {"color": lines[index].color, "size": text_size(), "va": "center"}
         ax.text(1.02, float(middle), text, transform=ax.transAxes, **style)
-
-
-def _height_in_inches(ax: Axes) -> float:
-    """Return the approximate height of axes; the layout is not known before a figure is drawn."""
-    figure = ax.get_figure(root=True)
-    cell = ax.get_subplotspec()
-    share = 1.0
-    if cell:
-        heights = np.asarray(cell.get_gridspec().get_height_ratios(), np.float64)
-        share = heights[list(cell.rowspan)].sum() / heights.sum()
-    return 0.72 * share * (figure.get_size_inches()[1] if figure else 4.0)
 
 
 def _separate(wanted: Sequence[float], distance: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bandits.methods.registry import find_method
-from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
+from rpo_io.figures import PALETTE, text_size, tidy_axes, title_size
 from rpo_io.line_plots import NamedLine, draw_lines
 
 from .fitting import BEST_OF_N
@@ -104,15 +104,15 @@ def draw_laws(result: LawsResult, figure: Figure, *, reward_class: str, comparis
     figure.set_layout_engine("constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for fit, title, ax in zip(fits, titles, grid.flat, strict=False):
-        plot_gain_curve(result, fit, ax).set_title(title, loc="left", size=TEXT_SIZE + 1)
+        plot_gain_curve(result, fit, ax).set_title(title, loc="left", size=title_size())
         ax.text(0.03, 0.97, _coefficients(fit), transform=ax.transAxes, va="top", size=8)
     for index in range(len(fits), grid.size):
         grid.flat[index].set_visible(False)
         grid.flat[index - n_columns].xaxis.set_tick_params(labelbottom=True)
     low, high = grid[0, 0].get_ylim()
     grid[0, 0].set_ylim(low, high + 0.25 * (high - low))  # room for the coefficients
-    figure.supxlabel("distance from the reference, √KL (√nats)", size=TEXT_SIZE)
-    figure.supylabel("gain over the reference (units of reward)", size=TEXT_SIZE)
+    figure.supxlabel("distance from the reference, √KL (√nats)", size=text_size())
+    figure.supylabel("gain over the reference (units of reward)", size=text_size())
     seeds = result.config.seeds
     handles = [
         Line2D([], [], color=PALETTE["blue"], marker="o", ms=3, lw=1.8, label="true gain"),
@@ -125,9 +125,9 @@ def draw_laws(result: LawsResult, figure: Figure, *, reward_class: str, comparis
         loc="outside upper center",
         ncols=3,
         frameon=False,
-        fontsize=TEXT_SIZE,
+        fontsize=text_size(),
         title=title[0].upper() + title[1:],
-        title_fontsize=TEXT_SIZE + 1,
+        title_fontsize=title_size(),
     )
     return figure
 
@@ -189,7 +189,7 @@ def draw_coefficients(result: LawsResult, figure: Figure) -> Figure:
         for ax, coefficient in zip(row, shown, strict=True):
             plot_coefficient(result, coefficient, ax, reward_class=reward_class)
             title = f"{reward_class} rewards"
-            ax.set_title(title[0].upper() + title[1:], loc="left", size=TEXT_SIZE + 1)
+            ax.set_title(title[0].upper() + title[1:], loc="left", size=title_size())
     return figure
 
 

@@ -5,22 +5,23 @@ The ``plot_`` functions take and return axes; :func:`draw_figure` fills a whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
-from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
+from rpo_io.figures import MARGIN, text_size, title_size, wrap_text
+from rpo_io.line_plots import share_legend, text_inches
 
 from .lines import MIN_SHOWN_GAP, plot_gap, plot_gap_along, plot_overoptimization
+from .panels import plot_bound, plot_methods, plot_phase
 from .summary import Summary
 from .summary_queries import (
     by_environment,
-    confidence_interval,
     display_name,
     has_unique_rows,
     is_constant,
@@ -52,6 +53,24 @@ KINDS_WITH_PANELS = (
 """Figures that have one panel per environment; the others need a single environment."""
 MAX_COLUMNS = 2
 """Largest number of panels side by side, so that they are legible in a column of text."""
+MIN_PANEL_INCHES = 2.4
+"""Smallest width of a panel; narrower figures have one panel per row."""
+WIDE_INCHES = 4.6
+"""Width from which the names of lines usually fit at their ends."""
+PHASE_COLUMNS = {"phase_coverage": "target_coverage", "phase_eta": "eta"}
+"""Columns on the horizontal axes of the phase diagrams."""
+TITLES: Mapping[str, str] = {
+    "gap_against_comparisons": "Suboptimality gap against the amount of data",
+    "phase_coverage": "Suboptimality gap by coverage and amount of data",
+    "phase_eta": "Suboptimality gap by weight of the adversary and amount of data",
+    "overoptimization": "Value under the true reward and under the method's own",
+    "method_comparison": "Mean gap and 95 % interval at the largest number of comparisons",
+    "regularized_gap": "Regularized gap against the amount of data",
+    "interval_width": "Width of confidence intervals against the amount of data",
+}
+"""Titles of figures with several panels."""
+AXIS_NAMES = {"target_coverage": "coverage coefficient C", "eta": "weight of the adversary η"}
+GAP_LABEL = "gap to the best policy (units of reward)"
 
 
 class Requirements(NamedTuple):
@@ -135,7 +154,7 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
     Args:
         summary: a summary of the study.
         kind: kind of the figure, one of :func:`figure_kinds`.
-        figure: an empty figure; its size and layout are set.
+        figure: an empty figure; its width is kept, its height and layout are set.
 
     Returns:
         The same figure.
@@ -143,39 +162,17 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
     Raises:
         ValueError: if the axes of the study do not allow this kind.
     """
-    if kind not in figure_kinds(summary):
-        allowed = ", ".join(figure_kinds(summary)) or "none"
-        rule = f"must be one that the study's axes allow, {allowed}"
-        raise ValueError(f"`kind` {rule}, got {kind!r}")
-    if kind in ("phase_coverage", "phase_eta"):
-        x_column = "target_coverage" if kind == "phase_coverage" else "eta"
-        return _draw_phase_diagrams(summary, x_column, figure)
-    order = labels(summary)
-    plots: Mapping[str, tuple[Callable[[Summary, Axes], Axes], tuple[float, float]]] = {
-        "gap_against_comparisons": (partial(plot_gap, order=order), (6.4, 4.0)),
-        "overoptimization": (partial(plot_overoptimization, order=order), (6.4, 4.0)),
-        "bound_against_gap": (plot_bound, (5.6, 4.4)),
-        "method_comparison": (plot_methods, (6.4, 1.3 + 0.32 * len(order))),
-        "regularized_gap": (
-            partial(plot_gap, order=order, column="gap_regularized"),
-            (6.4, 4.0),
-        ),
-        "interval_width": (
-            partial(plot_gap, order=order, column="interval_width"),
-            (6.4, 4.0),
-        ),
-        "gap_along_design": (
-            partial(plot_gap_along, order=order, axis=_design_axis(summary) or ""),
-            (6.4, 4.0),
-        ),
-    }
-    plot, (width, height) = plots[kind]
-    panels = by_environment(summary)
-    n_columns = min(len(panels), MAX_COLUMNS)
-    n_rows = -(-len(panels) // n_columns)
-    scale = 0.7 if n_columns > 1 else 1.0
-    figure.set_size_inches(width * scale * n_columns, height * (0.8 if n_rows > 1 else 1) * n_rows)
+    check_kind(summary, kind)
     figure.set_layout_engine("constrained")
+    if kind in PHASE_COLUMNS:
+        return _draw_phase_diagrams(summary, PHASE_COLUMNS[kind], figure)
+    panels = by_environment(summary)
+    width = figure.get_figwidth()
+    n_columns = min(len(panels), MAX_COLUMNS, max(1, int(width / MIN_PANEL_INCHES)))
+    n_rows = -(-len(panels) // n_columns)
+    order = labels(summary)
+    plot = partial(_plot_panel, kind=kind, order=order)
+    figure.set_figheight(n_rows * _panel_height(kind, width / n_columns, len(order)))
     grid = {"nrows": n_rows, "ncols": n_columns, "squeeze": False}
     axes = figure.subplots(**grid).flat
     limits = _common_limits(plot, panels) if kind != "method_comparison" else None
@@ -185,14 +182,92 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
         plot(panel, ax)
         if len(panels) > 1:
             name = environment.partition(":")[2] or environment
-            ax.set_title(display_name(name), loc="left", size=TEXT_SIZE + 1)
+            ax.set_title(display_name(name), loc="left", size=title_size())
         if limits and index % n_columns:
             ax.set_ylabel("")
         if limits and index + n_columns < len(panels):
             ax.set_xlabel("")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
+    if len(panels) > 1:
+        _set_title(figure, kind)
+        share_legend(figure)
     return figure
+
+
+def plot_figure(summary: Summary, kind: str, ax: Axes) -> Axes:
+    """Draw one figure of a study into given axes.
+
+    Args:
+        summary: a summary of the study, with one environment, and for the kinds "phase_coverage"
+            and "phase_eta" with one label.
+        kind: kind of the figure, one of :func:`figure_kinds`.
+        ax: axes to draw into, in a figure of its final size.
+
+    Returns:
+        The same axes.
+
+    Raises:
+        ValueError: if the axes of the study do not allow this kind, or one panel does not have
+            everything.
+    """
+    check_kind(summary, kind)
+    environments, shown = list(by_environment(summary)), labels(summary)
+    if len(environments) > 1:
+        raise ValueError(f"`environment` must be one of {', '.join(environments)}, got None")
+    if kind not in PHASE_COLUMNS:
+        return _plot_panel(summary, ax, kind=kind, order=shown)
+    if len(shown) > 1:
+        raise ValueError(f"`label` must be one of {', '.join(shown)}, got None")
+    column = PHASE_COLUMNS[kind]
+    mesh = plot_phase(summary, column, shown[0], ax, limits=_gap_limits(summary))
+    ax.set_xlabel(AXIS_NAMES[column])
+    ax.set_ylabel("comparisons N")
+    ax.figure.colorbar(mesh, ax=ax, label=GAP_LABEL).outline.set_visible(False)
+    return ax
+
+
+def check_kind(summary: Summary, kind: str) -> None:
+    """Refuse a kind of figure that the axes of a study do not allow.
+
+    Args:
+        summary: a summary of the study.
+        kind: name of the kind.
+
+    Raises:
+        ValueError: if the kind is unknown or the study does not allow it.
+    """
+    if kind not in figure_kinds(summary):
+        allowed = ", ".join(figure_kinds(summary)) or "none"
+        rule = f"must be one that the study's axes allow, {allowed}"
+        raise ValueError(f"`kind` {rule}, got {kind!r}")
+
+
+def _plot_panel(summary: Summary, ax: Axes, *, kind: str, order: Sequence[str]) -> Axes:
+    """Draw the panel of one environment."""
+    match kind:
+        case "overoptimization":
+            return plot_overoptimization(summary, ax, order=order)
+        case "bound_against_gap":
+            return plot_bound(summary, ax)
+        case "method_comparison":
+            return plot_methods(summary, ax)
+        case "regularized_gap":
+            return plot_gap(summary, ax, order=order, column="gap_regularized")
+        case "interval_width":
+            return plot_gap(summary, ax, order=order, column="interval_width")
+        case "gap_along_design":
+            return plot_gap_along(summary, ax, order=order, axis=_design_axis(summary) or "")
+    return plot_gap(summary, ax, order=order)
+
+
+def _panel_height(kind: str, width: float, n_labels: int) -> float:
+    """Return the height of a panel of a width, inches."""
+    if kind == "method_comparison":
+        return (9.0 + 2.4 * n_labels) * text_size() / 72.0
+    legend_rows = {"overoptimization": 2 * n_labels, "bound_against_gap": 2}.get(kind, n_labels)
+    narrow = width < WIDE_INCHES  # the legend is then below the axes
+    return max(2.1, 0.62 * width) + narrow * (1.5 * legend_rows + 2.0) * text_size() / 72.0
 
 
 def _design_axis(summary: Summary) -> str | None:
@@ -209,122 +284,6 @@ def _design_axis(summary: Summary) -> str | None:
     return varying[0] if values.dtype.kind in "if" and len(np.unique(values)) > 2 else None
 
 
-def plot_phase(
-    summary: Summary, x_column: str, label: str, ax: Axes, *, limits: tuple[float, float]
-) -> QuadMesh:
-    """Draw the gap of one method as colors, over an axis of the study and the amount of data.
-
-    Args:
-        summary: a summary with the columns ``label``, ``comparisons``, ``gap`` and ``x_column``.
-        x_column: name of the column on the horizontal axis.
-        label: label of the method.
-        ax: axes to draw into.
-        limits: gaps at the two ends of the logarithmic color scale.
-
-    Returns:
-        The colored cells, from which a color bar can be made.
-    """
-    rows = np.asarray(summary["label"]) == label
-    x, y = (np.unique(np.asarray(summary[name])[rows]) for name in (x_column, "comparisons"))
-    table = np.full((len(y), len(x)), np.nan)
-    row_index, column_index = (
-        np.searchsorted(values, np.asarray(summary[name])[rows])
-        for values, name in ((y, "comparisons"), (x, x_column))
-    )
-    table[row_index, column_index] = np.asarray(summary["gap"])[rows]
-    mesh = ax.pcolormesh(table, cmap="cividis_r", norm="log", vmin=limits[0], vmax=limits[1])
-    middle = np.sqrt(limits[0] * limits[1])
-    for (row, column), gap in np.ndenumerate(table):
-        color = "white" if gap > middle else "black"
-        text = f"{gap:#.2g}".removeprefix("0")
-        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=8, color=color)
-    ax.set_xticks(np.arange(len(x)) + 0.5, [f"{value:.3g}" for value in x])
-    ax.set_yticks(np.arange(len(y)) + 0.5, [_with_unit_prefix(float(value)) for value in y])
-    ax.tick_params(length=0)
-    ax.set_title(display_name(label))
-    tidy_axes(ax)
-    return mesh
-
-
-def plot_bound(summary: Summary, ax: Axes) -> Axes:
-    """Draw the bounds of the theorem against the measured gap, one point per cell.
-
-    Points in the shaded area below the diagonal violate the bound.
-
-    Args:
-        summary: a summary with the columns ``gap`` and ``bound``, and optionally ``bound_tight``.
-        ax: axes to draw into; both scales are set to logarithmic.
-
-    Returns:
-        The same axes.
-    """
-    gap = np.maximum(np.asarray(summary["gap"], np.float64), MIN_SHOWN_GAP)
-    series = {"bound": ("corrected bound", "o", PALETTE["orange"])}
-    series |= {"bound_tight": ("with tight constants", "s", PALETTE["blue"])}
-    drawn = []
-    for name, (text, marker, color) in series.items():
-        if name not in summary:
-            continue
-        bound = np.asarray(summary[name], np.float64)
-        shown = np.isfinite(bound) & np.isfinite(gap)
-        if not shown.any():
-            continue
-        ax.plot(gap[shown], bound[shown], marker, ms=5, alpha=0.75, color=color, mec="none")
-        drawn.append((text, color, gap[shown], bound[shown]))
-    low = min([gap.min(), *(bound.min() for *_, bound in drawn)]) / 2.0
-    high = max([1.0, *(bound.max() for *_, bound in drawn)]) * 3.0
-    ax.plot([low, high], [low, high], color="black", lw=1.2)
-    ax.fill_between([low, high], [low, high], low, color=PALETTE["gray"], alpha=0.12, lw=0)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlim(low, gap.max() * 8.0)
-    ax.set_ylim(low, high)
-    for text, color, xs, ys in drawn:
-        last = np.argmax(xs)
-        ax.annotate(
-            text,
-            (xs[last], ys[last]),
-            (6, 0),
-            textcoords="offset points",
-            color=color,
-            va="center",
-        )
-    note = {"ha": "right", "color": PALETTE["gray"], "transform": ax.transAxes}
-    ax.text(0.97, 0.05, "bound violated", **note)
-    ax.set_xlabel("measured gap (units of reward)")
-    ax.set_ylabel("bound on the gap (units of reward)")
-    ax.set_title("Bound of the theorem against the measured gap", loc="left")
-    return tidy_axes(ax)
-
-
-def plot_methods(summary: Summary, ax: Axes) -> Axes:
-    """Draw the gap of every method with its confidence interval, the smallest on top.
-
-    Args:
-        summary: a summary with the columns ``label`` and ``gap``; of ``comparisons`` only the
-            largest value is drawn.
-        ax: axes to draw into.
-
-    Returns:
-        The same axes.
-    """
-    most = with_most_data(summary)
-    rows = list(zip(map(str, most["label"]), *confidence_interval(most, "gap"), strict=True))
-    rows.sort(key=lambda row: -row[1])
-    for height, (_, gap, low, high) in enumerate(rows):
-        ax.plot([low, high], [height, height], lw=5, color=PALETTE["blue"], alpha=0.3)
-        ax.plot(gap, height, "o", ms=6, color=PALETTE["blue"])
-        ax.text(high, height, f"  {gap:.3f}", va="center", size=TEXT_SIZE)
-    ax.set_yticks(range(len(rows)), [display_name(row[0]) for row in rows])
-    ax.set_ylim(-0.6, len(rows) - 0.4)
-    ax.set_xlim(min(0.0, *(row[2] for row in rows)), 1.15 * max(row[3] for row in rows))
-    ax.set_xlabel("gap to the best policy (units of reward)")
-    n_text = f", N = {most['comparisons'][0]:,.0f}" if "comparisons" in most else ""
-    ax.set_title(f"Mean and 95 % interval{n_text}", loc="left")
-    ax.grid(axis="x", alpha=0.3)
-    return tidy_axes(ax)
-
-
 def _common_limits(
     plot: Callable[[Summary, Axes], Axes], panels: Mapping[str, Summary]
 ) -> tuple[float, float] | None:
@@ -335,38 +294,45 @@ def _common_limits(
     return min(low for low, _ in limits), max(high for _, high in limits)
 
 
+def _set_title(figure: Figure, kind: str) -> None:
+    """Write the title of a figure with several panels, which have titles of their own."""
+    size = FontProperties(size=title_size()).get_size_in_points()
+    text = wrap_text(TITLES[kind], figure.get_figwidth(), size)
+    figure.suptitle(text, x=0.01, ha="left", size=size)
+
+
+def _gap_limits(summary: Summary) -> tuple[float, float]:
+    gap = np.maximum(np.asarray(summary["gap"], np.float64), MIN_SHOWN_GAP)
+    return float(gap.min()), float(gap.max())
+
+
 def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Figure:
     """Draw one phase diagram per method, with one color scale."""
     shown = labels(summary)
-    width = len(np.unique(summary[x_column]))
-    height = len(np.unique(summary["comparisons"]))
-    n_columns = min(len(shown), MAX_COLUMNS)
+    n_cells = len(np.unique(summary[x_column])), len(np.unique(summary["comparisons"]))
+    width, size = figure.get_figwidth(), text_size()
+    cell_inches = text_inches(".0000")
+    fitting = int((width - MARGIN) / (n_cells[0] * cell_inches + 0.1))
+    n_columns = min(len(shown), MAX_COLUMNS, max(1, fitting))
     n_rows = -(-len(shown) // n_columns)
-    figure.set_size_inches(
-        1.5 + n_columns * max(2.2, 0.5 * width), 1.0 + n_rows * (0.5 + 0.36 * height)
-    )
-    figure.set_layout_engine("constrained")
-    gap = np.maximum(np.asarray(summary["gap"], np.float64), MIN_SHOWN_GAP)
+    panel_height = (3.2 + 2.2 * n_cells[1]) * size / 72.0
+    figure.set_figheight(n_rows * panel_height + 10.0 * size / 72.0)
     axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    names = {"target_coverage": "coverage coefficient C", "eta": "weight of the adversary η"}
-    limits = (float(gap.min()), float(gap.max()))
+    limits = _gap_limits(summary)
     meshes = [
         plot_phase(summary, x_column, label, ax, limits=limits)
         for label, ax in zip(shown, axes.flat, strict=False)
     ]
-    for ax in axes.flat[len(shown) :]:
-        ax.set_visible(False)
-    figure.supylabel("comparisons N", size=TEXT_SIZE)
-    figure.supxlabel(names[x_column], size=TEXT_SIZE)
-    bar = figure.colorbar(meshes[-1], ax=list(axes.flat))
-    bar.set_label("gap (units of reward)", size=TEXT_SIZE)
+    for index in range(len(shown), axes.size):
+        axes.flat[index].set_visible(False)
+        axes.flat[index - n_columns].xaxis.set_tick_params(labelbottom=True)
+    for ax in axes.flat[max(0, len(shown) - n_columns) : len(shown)]:
+        ax.set_xlabel(AXIS_NAMES[x_column])
+    for ax in axes[:, 0]:
+        ax.set_ylabel("comparisons N")
+    _set_title(figure, "phase_coverage" if x_column == "target_coverage" else "phase_eta")
+    place = {"location": "bottom", "aspect": 30, "fraction": 0.05}
+    bar = figure.colorbar(meshes[-1], ax=list(axes.flat), **place)
+    bar.set_label(GAP_LABEL)
     bar.outline.set_visible(False)
     return figure
-
-
-def _with_unit_prefix(number: float) -> str:
-    """Return a number in few characters, with k for thousands and M for millions."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"

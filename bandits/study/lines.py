@@ -8,15 +8,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from rpo_io.figures import PALETTE, tidy_axes
+from rpo_io.figures import PALETTE, line_colors, tidy_axes
 from rpo_io.line_plots import NamedLine, draw_lines
 
 from .summary import Summary
-from .summary_queries import curve, display_name, labels, with_most_data
+from .summary_queries import confidence_interval, curve, display_name, labels, with_most_data
 
-COLORS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Colors of lines: those of the other figures first, then others of Okabe and Ito."""
 MARKERS = "osD^vP*X"
 GAP_TEXTS = {
     "gap": (
@@ -25,11 +24,11 @@ GAP_TEXTS = {
     ),
     "gap_regularized": (
         "Regularized gap against the amount of data",
-        "gap in value minus KL penalty\n(units of reward)",
+        "gap in value minus KL penalty (units of reward)",
     ),
     "interval_width": (
         "Width of confidence intervals against the amount of data",
-        "width of the interval for the value\nabove the baseline (units of reward)",
+        "width of the interval for the value above the baseline (units of reward)",
     ),
 }
 """Title and label of the vertical axis for each column."""
@@ -68,14 +67,24 @@ def plot_gap(
         slope, error = log_log_slope(n, gap, low, high)
         text = f"slope {round(slope, 2) + 0.0:.2f} ± {error:.2f}".replace("-", "−")
         # Exact expected counts have no errors, and their lines are curved: no slope is shown.
-        note = text if error > 0 else ""
+        note = text if error > 1e-9 else ""
         shown = np.maximum(gap, MIN_SHOWN_GAP)
         lines.append(NamedLine(display_name(label), n, shown, color, marker, note))
+    intervals = confidence_interval(summary, column)
+    if ax.get_autoscaley_on() and intervals.low.min() <= MIN_SHOWN_GAP:
+        # Bands that reach zero would stretch the logarithmic axis.
+        lowest = max(MIN_SHOWN_GAP, intervals.mean.min() / 3.0)
+        ax.set_ylim(lowest, 1.5 * max(intervals.high.max(), MIN_SHOWN_GAP))
     draw_lines(lines, ax)
     # A band that reaches zero has no lower end here; it must not set the scale of the lines.
     if ax.get_autoscaley_on():  # limits that are set are those of all panels
         lowest = min(float(np.min(line.y)) for line in lines)
         ax.set_ylim(bottom=max(ax.get_ylim()[0], lowest / 4.0))
+    bottom, top = ax.get_ylim()
+    if top < 10.0 * bottom:  # at most one power of ten is in range
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("comparisons N")
     title, y_label = GAP_TEXTS[column]
     ax.set_ylabel(y_label)
@@ -134,7 +143,7 @@ def plot_overoptimization(summary: Summary, ax: Axes, *, order: Sequence[str] = 
     ax.axhline(0.0, color=PALETTE["gray"], lw=0.8, zorder=0)
     draw_lines(lines, ax)
     ax.set_xlabel("KL divergence from the reference (nats)")
-    ax.set_ylabel("value above the baseline policy\n(units of reward)")
+    ax.set_ylabel("value above the baseline (units of reward)")
     ax.set_title("Value under the true reward and under the method's own", loc="left")
     return tidy_axes(ax)
 
@@ -175,9 +184,9 @@ def log_log_slope(
 
 def _styled_labels(summary: Summary, order: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return each label of a summary with its color and marker, by its index in ``order``."""
-    shown = labels(summary)
+    shown, colors = labels(summary), line_colors()
     indices = [(list(order) or shown).index(label) for label in shown]
     return [
-        (label, COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)])
+        (label, colors[index % len(colors)], MARKERS[index % len(MARKERS)])
         for label, index in zip(shown, indices, strict=True)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from rpo_io.figures import PALETTE, TEXT_SIZE, tidy_axes
+from rpo_io.figures import PALETTE, text_size, tidy_axes
 from rpo_io.line_plots import NamedLine, draw_lines
 
 from .agreement import Agreement
@@ -59,7 +59,7 @@ def plot_agreement(records: Sequence[Agreement], bars: Mapping[str, float], ax: 
             ax.plot(x + jitter[rows], heights, ".", ms=5, alpha=0.6, color=color, label=label)
         ax.hlines(bars[name], x - 0.36, x + 0.36, color="black", lw=1.5)
         ax.text(
-            x, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=TEXT_SIZE
+            x, bars[name] * 2.0, f"bar {bars[name]:.0e}", ha="center", va="bottom", size=text_size()
         )
     ax.set_yscale("log")
     ax.set_ylim(FLOOR / 3, 1e-2)
@@ -86,7 +86,7 @@ def plot_negative_controls(controls: Sequence[NegativeControl], ax: Axes) -> Axe
     expected = [control.expected for control in controls]
     ax.plot(expected, heights, "|", ms=16, mew=2.5, color=PALETTE["orange"], label="expected")
     for height, gap in zip(heights, gaps, strict=True):
-        ax.text(gap + 0.012, height, f"{max(gap, 0.0):.3f}", va="center", size=TEXT_SIZE)
+        ax.text(gap + 0.012, height, f"{max(gap, 0.0):.3f}", va="center", size=text_size())
     ax.set_yticks(heights, [control.name for control in controls])
     ax.set_xlim(0, 1.2 * max(*gaps, *expected))
     ax.set_xlabel(r"$\min_r\max_\pi\phi-\max_\pi\min_r\phi$, per unit $\eta$")

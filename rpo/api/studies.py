@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpo.report.figure_files import DEFAULT_FORMAT, FigureFormat
 from rpo.results import StudyEstimate, StudyKindResult, StudyResult
 from rpo.runtime.config_files import load_config, read_kind
 from rpo.runtime.errors import user_input
@@ -33,6 +34,8 @@ def study(
     out: PathLike | None = None,
     resume: bool = False,
     processes: ProcessGroup = SINGLE_PROCESS,
+    figures: FigureFormat = DEFAULT_FORMAT,
+    table: bool = False,
 ) -> StudyResult | StudyKindResult:
     """Run a simulation study: every method on every combination of the axes.
 
@@ -45,6 +48,10 @@ def study(
         resume: continue the study in the folder, possibly for more seeds; start it if the folder
             has no results.
         processes: the processes that share the work, one by default.
+        figures: formats, width and style of the figures. With ``resume`` and a finished study,
+            figures and table are written again and nothing is run.
+        table: whether to write the mean gaps with their intervals as ``table.tex``, ``table.csv``
+            and ``table.md``.
 
     Returns:
         Records and figures.
@@ -66,8 +73,10 @@ def study(
         with user_input():
             if processes.num_processes > 1:
                 raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
-        return run_study_kind(resolved, folder, resume=resume)
-    return run_study(resolved, folder, resume=resume, processes=processes)
+        return run_study_kind(resolved, folder, resume=resume, figures=figures)
+    return run_study(
+        resolved, folder, resume=resume, processes=processes, figures=figures, table=table
+    )
 
 
 def estimate_study(

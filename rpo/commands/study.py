@@ -28,6 +28,7 @@ EXAMPLES = (
     "rpo study configs/study_rate_in_n.yaml --quick",
     'rpo study my_study.yaml --seeds 500 --eta "[theorem, 0.01]" --dry-run',
     "rpo study my_study.yaml --resume --seeds 1000",
+    "rpo study my_study.yaml --resume --format pdf --width icml-column --table",
 )
 
 
@@ -55,7 +56,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved configuration and an estimate of the cost; write nothing",
     )
+    _add_figure_arguments(parser)
     processes.add_arguments(parser)
+
+
+def _add_figure_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that change figures and tables, and no record."""
+    parser.add_argument(
+        "--format", metavar="NAMES", help="formats of figures: pdf, png, svg (default png,svg)"
+    )
+    parser.add_argument(
+        "--width",
+        metavar="WIDTH",
+        help="width of figures: a venue such as neurips or icml-column, or inches (default 6.4)",
+    )
+    parser.add_argument(
+        "--style", metavar="FILE", help="Matplotlib style file, or name of one of its styles"
+    )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="write the mean gaps with their intervals as table.tex, table.csv and table.md",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,12 +88,22 @@ def run(args: argparse.Namespace) -> int:
 
     with user_input():
         from rpo.jobs.study_kinds import config_class
+        from rpo.report.figure_files import parse_figure_format
 
         config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
         group = processes.group_from(args)
+        figures = parse_figure_format(args.format, args.width, args.style)
     if args.dry_run:
         return _print_estimate(estimate_study(config, quick=args.quick))
-    result = study(config, quick=args.quick, out=args.out, resume=args.resume, processes=group)
+    result = study(
+        config,
+        quick=args.quick,
+        out=args.out,
+        resume=args.resume,
+        processes=group,
+        figures=figures,
+        table=args.table,
+    )
     if args.json and group.is_first:
         sys.stdout.write(json.dumps(result.to_dict()) + "\n")
     return result.exit_code

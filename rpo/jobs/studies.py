@@ -14,6 +14,7 @@ from bandits.study.notes import study_notes
 from bandits.study.parts import plan_parts
 from bandits.study.records import RecordStore
 from bandits.study.run import run_parts
+from rpo.report.figure_files import FigureFormat
 from rpo.report.study_files import write_study_files
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
@@ -28,7 +29,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def run_study(
-    study: StudyConfig, folder: Path, *, resume: bool, processes: ProcessGroup
+    study: StudyConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    processes: ProcessGroup,
+    figures: FigureFormat,
+    table: bool,
 ) -> StudyResult:
     """Run a study, merge its records, and write its summary and figures.
 
@@ -37,6 +44,8 @@ def run_study(
         folder: output folder.
         resume: continue a study that was begun in the folder.
         processes: the processes that share the work.
+        figures: formats, width and style of the figures.
+        table: whether to write a table of the mean gaps.
 
     Returns:
         The result; on processes other than the first its list of files is empty.
@@ -79,7 +88,7 @@ def run_study(
             notes = study_notes(study)
             for note in notes:
                 _LOGGER.info("note: %s", note)
-            return replace(write_study_files(study, store), notes=notes)
+            return replace(write_study_files(study, store, figures, table=table), notes=notes)
 
 
 def _holds_study(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rpo.report.figure_files import FigureFormat, write_figure
 from rpo.results import StudyKindResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import user_input
@@ -61,13 +62,16 @@ class StudyKind(NamedTuple):
     run: Callable[[Any], KindOutput]
 
 
-def run_study_kind(config: Any, folder: Path, *, resume: bool) -> StudyKindResult:
+def run_study_kind(
+    config: Any, folder: Path, *, resume: bool, figures: FigureFormat
+) -> StudyKindResult:
     """Run a study of a kind of its own, and write its tables, summary and figures.
 
     Args:
         config: the configuration, of a class of :data:`KINDS`.
         folder: output folder.
         resume: run again in a folder that holds results of the same study.
+        figures: formats, width and style of the figures.
 
     Returns:
         The result.
@@ -79,7 +83,7 @@ def run_study_kind(config: Any, folder: Path, *, resume: bool) -> StudyKindResul
         _check_folder(folder, config, resume=resume)
         output = KINDS[config.kind].run(config)
         write_atomic(folder / "config.yaml", to_yaml(config))
-        return _write(folder, config, output)
+        return _write(folder, config, output, figures)
 
 
 def _check_folder(folder: Path, config: Any, *, resume: bool) -> None:
@@ -99,11 +103,8 @@ def _plain(config: Any) -> Any:
     return json.loads(json.dumps(to_plain(config)))
 
 
-def _write(folder: Path, config: Any, output: KindOutput) -> StudyKindResult:
+def _write(folder: Path, config: Any, output: KindOutput, figures: FigureFormat) -> StudyKindResult:
     import pyarrow.parquet as pq
-    from matplotlib.figure import Figure
-
-    from rpo_io.figures import png_bytes, svg_bytes
 
     files = []
     for name, table in output.tables.items():
@@ -113,12 +114,9 @@ def _write(folder: Path, config: Any, output: KindOutput) -> StudyKindResult:
     rows = [dict(zip(row, null_non_finite(list(row.values())), strict=True)) for row in output.rows]
     document = {"study": config.name, "kind": config.kind, "config": _plain(config), "rows": rows}
     write_atomic(folder / "summary.json", format_document(document).encode())
+    files += ["summary.json", "config.yaml"]
     for name, draw in output.figures.items():
-        figure = Figure()
-        draw(figure)
-        for render, suffix in ((png_bytes, "png"), (svg_bytes, "svg")):
-            write_atomic(folder / f"{name}.{suffix}", render(figure))
-    files += ["summary.json", "config.yaml", *(f"{name}.png" for name in output.figures)]
+        files += write_figure(draw, folder, name, figures)
     for line in output.findings:
         _logger.info("%s", line)
     _logger.info("written to %s: %s", folder, ", ".join(files))
@@ -218,7 +216,7 @@ def _run_rounds(config: RoundsConfig) -> KindOutput:
 
 
 def _draw_axes(plot: Callable[..., Any], records: pa.Table, figure: Figure) -> Any:
-    figure.set_size_inches(6.4, 4.0)
+    figure.set_figheight(max(3.0, 0.62 * figure.get_figwidth()))
     figure.set_layout_engine("constrained")
     return plot(records, figure.subplots())
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rpo.report.figure_files import FigureFormat, write_figure
+from rpo.report.study_captions import figure_caption, gap_table, table_caption
+from rpo.report.tables import write_table
 from rpo.results import StudyResult
 from rpo_io.strict_json import null_non_finite
 
@@ -18,24 +23,25 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-def write_study_files(study: StudyConfig, store: RecordStore) -> StudyResult:
-    """Write ``summary.json`` and the figures of a finished study, and log what was found.
+def write_study_files(
+    study: StudyConfig, store: RecordStore, figures: FigureFormat, *, table: bool
+) -> StudyResult:
+    """Write summary, figures and captions of a finished study, and log what was found.
 
     Args:
         study: the configuration.
         store: the merged records.
+        figures: formats, width and style of the figures.
+        table: whether to write a table of the mean gaps.
 
     Returns:
         The result of the study.
     """
-    from matplotlib.figure import Figure
-
     from bandits.study.failures import FAILURE_COLUMNS, count_failures
     from bandits.study.figures import draw_figure, figure_kinds
     from bandits.study.summary import count_violations, is_summary_column, summarize
     from bandits.study.summary_queries import without_labels
     from rpo_io.atomic import write_atomic
-    from rpo_io.figures import png_bytes, svg_bytes
     from rpo_io.strict_json import format_document
 
     summary = summarize(store.iter_tables(is_summary_column))
@@ -49,12 +55,21 @@ def write_study_files(study: StudyConfig, store: RecordStore) -> StudyResult:
     }
     write_atomic(store.folder / "summary.json", format_document(document).encode())
     files = ["records.parquet", "summary.json", "config.yaml"]
-    drawn = without_labels(summary, [row["label"] for row in failures])
-    for kind in figure_kinds(drawn) if len(drawn["label"]) else ():
-        figure = draw_figure(drawn, kind, Figure())
-        for render, suffix in ((png_bytes, "png"), (svg_bytes, "svg")):
-            write_atomic(store.folder / f"{kind}.{suffix}", render(figure))
-        files.append(f"{kind}.png")
+    left_out = [row["label"] for row in failures]
+    drawn = without_labels(summary, left_out)
+    kinds = figure_kinds(drawn) if len(drawn["label"]) else ()
+    for kind in kinds:
+        files += write_figure(partial(draw_figure, drawn, kind), store.folder, kind, figures)
+    captions = {kind: figure_caption(drawn, kind, left_out) for kind in kinds}
+    if table and len(drawn["label"]):
+        captions["table"] = table_caption(drawn, left_out)
+        table_files = write_table(
+            gap_table(drawn), captions["table"], store.folder, name=study.name
+        )
+        files += table_files
+    text = json.dumps(captions, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(store.folder / "captions.json", text.encode())
+    files.append("captions.json")
     _logger.info("%s", _findings(summary))
     for row in violations:
         if row["form"] == "bound":

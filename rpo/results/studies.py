@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from bandits.study.config import StudyConfig
+    from bandits.study.figures import FigureKind
+    from bandits.study.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,17 @@ class StudyResult(Result):
 
     @property
     def records(self) -> pa.Table:
-        """One row per fit; ``to_pandas()`` makes a data frame of it."""
+        """One row per fit; ``to_pandas()`` makes a data frame of it, if pandas is installed."""
         from pyarrow import parquet
 
         return parquet.read_table(self.folder / "records.parquet")
+
+    @property
+    def figure_kinds(self) -> tuple[FigureKind, ...]:
+        """Kinds of figures that the axes of the study allow."""
+        from bandits.study.figures import figure_kinds
+
+        return figure_kinds(self._summary())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the name, the folder, its files and the violations as plain values."""
@@ -62,14 +71,53 @@ class StudyResult(Result):
         columns = ("label", "environment", "comparisons", "eta_rule", "beta_rule", *axes, "gap")
         return [{name: cell[name] for name in columns} for cell in cells]
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the mean gap of every method, over all other axes, against the comparisons."""
+    def plot(
+        self,
+        kind: FigureKind | None = None,
+        ax: Axes | None = None,
+        *,
+        environment: str | None = None,
+        label: str | None = None,
+    ) -> Axes:
+        """Draw a figure of the study into axes.
+
+        Args:
+            kind: one of :attr:`figure_kinds`. By default the mean gap of every method, over all
+                other axes of the study, against the number of comparisons.
+            ax: axes to draw into, in a figure of its final size; new ones by default.
+            environment: draw only this environment; needed if the study has several.
+            label: draw only this method; needed for phase diagrams of several.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: if the study does not allow this kind, or has no such environment or label.
+        """
+        from bandits.study.figures import plot_figure
         from bandits.study.lines import plot_gap
-        from bandits.study.summary import summarize
         from bandits.study.summary_queries import labels
 
-        summary = summarize([self.records])
-        return plot_gap(summary, axes_or_new(ax), order=labels(summary))
+        summary = self._summary()
+        for name, value in (("environment", environment), ("label", label)):
+            present = list(dict.fromkeys(map(str, summary[name])))
+            if value is not None and value not in present:
+                raise ValueError(f"`{name}` must be one of {', '.join(present)}, got {value!r}")
+            if value is not None:
+                rows = summary[name].astype(str) == value
+                summary = {column: values[rows] for column, values in summary.items()}
+        if kind is None:
+            return plot_gap(summary, axes_or_new(ax), order=labels(summary))
+        return plot_figure(summary, kind, axes_or_new(ax))
+
+    def _summary(self) -> Summary:
+        from bandits.study.failures import count_failures
+        from bandits.study.summary import summarize
+        from bandits.study.summary_queries import without_labels
+
+        records = self.records
+        failed = [row["label"] for row in count_failures([records])]
+        return without_labels(summarize([records]), failed)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def axes() -> Axes:
 def check_table_and_figure(result: Any) -> str:
     """Check that the figure is drawn into the given axes and can be rendered; return the table."""
     ax = axes()
-    assert result.plot(ax) is ax
+    assert result.plot(ax=ax) is ax
     assert ax.has_data()
     assert ax.figure is not None
     Figure.savefig(ax.figure.get_figure(root=True), "figure.png")
@@ -184,6 +184,14 @@ def test_property_a_study_takes_files_and_objects_and_overrides_of_any_kind(
     assert set(records["comparisons"].to_pylist()) == {100, 400}
     assert set(records["beta"].to_pylist()) == {0.1}
     assert "<th>design.target_coverage</th>" in check_table_and_figure(study)
+    assert "gap_against_comparisons" in study.figure_kinds
+    ax = axes()
+    assert study.plot("gap_against_comparisons", ax=ax, label="rpo") is ax
+    assert len(ax.lines) == 1
+    with pytest.raises(ValueError, match="`label` must be one of rpo, dpo, got 'ipo'"):
+        study.plot(label="ipo")
+    with pytest.raises(ValueError, match="must be one that the study's axes allow, gap_against"):
+        study.plot("phase_eta", ax=axes())
 
     config = read_config(Path("study.yaml"), StudyConfig)
     from_object = silent(api.study, config, overrides, out="out/object")

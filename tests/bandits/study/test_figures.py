@@ -6,14 +6,17 @@ import io
 import math
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
-from bandits.study.figures import draw_figure, figure_kinds, plot_bound, plot_methods, plot_phase
+from bandits.study.figures import draw_figure, figure_kinds, plot_figure
 from bandits.study.lines import log_log_slope, plot_gap, plot_overoptimization
+from bandits.study.panels import plot_bound, plot_methods, plot_phase
 from bandits.study.summary import Summary
 from bandits.study.summary_queries import curve, display_name, is_crossed
 
@@ -103,22 +106,34 @@ def test_property_the_axes_of_a_study_determine_its_figures() -> None:
     assert figure_kinds(holes) == ()
 
 
+@pytest.mark.parametrize("width", [3.25, 5.5, 6.4])
 @pytest.mark.parametrize("kind", SUMMARIES)
-def test_property_every_figure_has_units_and_no_overlapping_texts(kind: str) -> None:
-    figure = Figure()
-    assert draw_figure(SUMMARIES[kind], kind, figure) is figure
+def test_property_every_figure_has_units_a_title_and_no_overlapping_texts(
+    kind: str, width: float
+) -> None:
+    with mpl.rc_context({"font.size": 8.0}):
+        figure = draw_figure(SUMMARIES[kind], kind, Figure(figsize=(width, 1.0)))
+    assert figure.get_figwidth() == width
+    assert figure.get_suptitle() or figure.axes[0].get_title("left")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     axis_labels = [figure.get_supxlabel(), figure.get_supylabel()]
     axis_labels += [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
     assert any("units of reward" in text for text in axis_labels)
     renderer = canvas.get_renderer()
+    inside = figure.bbox.padded(1.0)
+    written = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    assert all(text.get_size() >= 8.0 for text in written)
     for ax in figure.axes:
-        boxes = [text.get_window_extent(renderer) for text in ax.texts if text.get_text()]
-        inside = figure.bbox
+        titles = [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+        legend = ax.get_legend()
+        shown = [*ax.texts, *titles, *(legend.get_texts() if legend else ())]
+        boxes = [text.get_window_extent(renderer) for text in shown if text.get_text()]
         for index, box in enumerate(boxes):
             assert box.x0 >= inside.x0
             assert box.x1 <= inside.x1
+            assert inside.y0 <= box.y0
+            assert box.y1 <= inside.y1
             assert not any(box.overlaps(other) for other in boxes[:index])
 
 
@@ -222,11 +237,11 @@ def test_property_every_panel_has_the_same_limits_and_names_at_the_ends_of_its_l
     panels = {name: np.concatenate([RATE[name]] * 3) for name in ("label", "comparisons")}
     panels |= {name: np.concatenate([GAPS[name]] * 3) * scales for name in GAPS}
     panels["environment"] = np.repeat(["named:a", "named:b", "named:c"], size)
-    figure = draw_figure(panels, "gap_against_comparisons", Figure())
+    figure = draw_figure(panels, "gap_against_comparisons", Figure(figsize=(9.0, 4.0)))
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert len(shown) == 3
     assert len({ax.get_ylim() for ax in shown}) == 1
-    assert max(figure.get_size_inches()) < 10  # two panels side by side, not three
+    assert len({ax.get_subplotspec().colspan.start for ax in shown}) == 2  # not three
     for ax in shown:
         to_axes = ax.transData + ax.transAxes.inverted()
         for line, text in zip(ax.lines, ax.texts, strict=True):
@@ -249,3 +264,26 @@ def test_closed_form_display_names_keep_what_follows_the_method() -> None:
 def test_raises_for_a_figure_that_the_axes_do_not_allow() -> None:
     with pytest.raises(ValueError, match=r"`kind` must be one .* phase_eta, got 'pie'"):
         draw_figure(SWEEP, "pie", Figure())
+
+
+@pytest.mark.parametrize("kind", SUMMARIES)
+def test_parity_a_panel_in_given_axes_shows_what_the_figure_shows(kind: str) -> None:
+    summary = SUMMARIES[kind]
+    if kind == "phase_coverage":
+        with pytest.raises(ValueError, match="`label` must be one of rpo, dpo, got None"):
+            plot_figure(summary, kind, axes())
+        summary = {name: column[summary["label"] == "rpo"] for name, column in summary.items()}
+    ax = axes()
+    assert plot_figure(summary, kind, ax) is ax
+    expected = draw_figure(summary, kind, Figure()).axes[0]
+    assert [text.get_text() for text in ax.texts] == [text.get_text() for text in expected.texts]
+    for line, other in zip(ax.lines, expected.lines, strict=True):
+        np.testing.assert_array_equal(points(line), points(other))
+
+
+def test_raises_for_several_environments_in_one_panel() -> None:
+    both = {name: np.concatenate([column, column]) for name, column in GAPS.items()}
+    both |= {name: np.concatenate([RATE[name]] * 2) for name in ("label", "comparisons")}
+    both["environment"] = np.repeat(["named:four_arms", "design"], len(RATE["gap"]))
+    with pytest.raises(ValueError, match="`environment` must be one of named:four_arms, design"):
+        plot_figure(both, "gap_against_comparisons", axes())

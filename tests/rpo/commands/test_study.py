@@ -88,8 +88,20 @@ def test_closed_form_a_study_leaves_records_figures_summary_and_config(
     assert all(cell["gap_low"] <= cell["gap"] <= cell["gap_high"] for cell in cells)
     assert all(cell["seeds"] == 3 for cell in cells)
     before = sha256(out)
-    assert main(["study", str(config(tmp_path)), "--quick", "--out", str(out), "--resume"]) == 0
+    arguments = ["study", str(config(tmp_path)), "--quick", "--out", str(out), "--resume"]
+    assert main(arguments) == 0
     assert sha256(out) == before
+    paper = ["--format", "pdf,png", "--width", "icml-column", "--table"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("rpo.jobs.studies.run_parts")  # figures are drawn again, and nothing is run
+        for _ in range(2):
+            assert main(arguments + paper) == 0
+            drawn = {path.name: path.read_bytes() for path in out.iterdir()}
+            assert drawn["phase_coverage.pdf"].startswith(b"%PDF")
+            for file in ("table.tex", "captions.json"):
+                assert "Means over 3 seeds per method and setting" in drawn[file].decode()
+    assert sha256(out) == before
+    assert all(path.read_bytes() == drawn[path.name] for path in out.iterdir())
 
 
 @pytest.mark.slow
@@ -126,6 +138,9 @@ def test_raises_one_line_that_names_the_mistake(
     assert "nothing.yaml: No such file" in refused(capsys, tmp_path / "nothing.yaml")
     assert "--coordinator-address" in refused(capsys, good, "--num-processes", "2")
     assert "--process-id" in refused(capsys, good, "--process-id", "1")
+    assert "one or more of pdf, png, svg" in refused(capsys, good, "--out", out, "--format", "gif")
+    assert "`width` must be a number" in refused(capsys, good, "--out", out, "--width", "wide")
+    assert "`style` must be a Matplot" in refused(capsys, good, "--out", out, "--style", "no.style")
     assert not out.exists()
     text = SMALL.replace("{method: dpo}", "{method: dpop}").replace("[1.5, 3.0]", "2.0")
     bad = config(tmp_path, text + "environments: ['named:ghost_arm']\n")
