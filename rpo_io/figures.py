@@ -121,7 +121,9 @@ def tidy_axes(ax: Axes) -> Axes:
     is_named = isinstance(ax.yaxis.get_major_locator(), FixedLocator)
     names = [label.get_text() for label in ax.get_yticklabels()] if is_named else []
     longest = max(map(len, names), default=0)
-    width -= max(MARGIN, longest * CHARACTER_WIDTH * text_size() / 72.0 + 0.2)
+    width -= max(
+        MARGIN if ax.get_ylabel() else 0.45, longest * CHARACTER_WIDTH * text_size() / 72.0 + 0.2
+    )
     if legend := ax.get_legend():
         legend.set_frame_on(False)
         height -= 1.4 * text_size() / 72.0 * len(legend.get_texts())

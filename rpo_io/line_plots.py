@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .figures import CHARACTER_WIDTH, MARGIN, axes_inches, text_size
+from .figures import CHARACTER_WIDTH, MARGIN, axes_inches, text_size, tidy_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -124,9 +124,9 @@ def legend_below(ax: Axes, handles: Sequence[Artist], texts: Sequence[str]) -> L
     size = text_size()
     cell = max(map(text_inches, texts)) + HANDLE * size / 72.0
     n_columns = max(1, min(len(texts), int((axes_inches(ax)[0] - MARGIN / 2) / cell)))
-    below = ax.transAxes
+    below, drop = ax.transAxes, -(2.9 * size + 13.0) / 72.0
     if figure is not None:
-        below = below + ScaledTranslation(0.0, -(2.9 * size + 13.0) / 72.0, figure.dpi_scale_trans)
+        below = below + ScaledTranslation(-MARGIN / 2, drop, figure.dpi_scale_trans)
     return ax.legend(
         handles,
         texts,
@@ -147,7 +147,8 @@ def share_legend(figure: Figure) -> None:
     Args:
         figure: a figure with constrained layout.
     """
-    legends = [legend for ax in figure.axes if (legend := ax.get_legend())]
+    axes = [ax for ax in figure.axes if ax.get_legend()]
+    legends = [legend for ax in axes if (legend := ax.get_legend())]
     names = [[text.get_text() for text in legend.get_texts()] for legend in legends]
     if len(names) < 2:
         return
@@ -155,8 +156,10 @@ def share_legend(figure: Figure) -> None:
     if not all(set(panel) <= set(most) for panel in names):
         return
     handles = legends[names.index(most)].legend_handles
-    for legend in legends:
+    for ax, legend in zip(axes, legends, strict=True):
         legend.remove()
+        ax.set_ylabel(ax.get_ylabel().replace("\n", " "))
+        tidy_axes(ax)  # there is more height for the label
     inches = text_inches(max(most, key=len)) + HANDLE * text_size() / 72.0
     n_columns = max(1, min(len(most), int(figure.get_figwidth() / inches)))
     where = {"loc": "outside lower center", "ncols": n_columns}

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from rpo_io.figures import PALETTE, tidy_axes
+from rpo_io.figures import PALETTE, text_size, tidy_axes
 from rpo_io.line_plots import NamedLine, draw_lines
 
 from .config import worlds_of
@@ -53,7 +53,7 @@ def draw_minimax_figure(
     Args:
         result: result of the study.
         kind: kind of the figure, one of :func:`minimax_figure_kinds`.
-        figure: an empty figure; its size and layout are set.
+        figure: an empty figure; its width is kept, its height and layout are set.
         comparisons: number of comparisons of ``regret_by_world``; None for the middle one.
 
     Returns:
@@ -70,15 +70,17 @@ def draw_minimax_figure(
     if shown not in numbers:
         raise ValueError(f"`comparisons` must be one of {numbers}, got {shown}")
     figure.set_layout_engine("constrained")
+    width = figure.get_figwidth()
+    legend = 1.5 * (1 + len(result.config.methods)) * text_size() / 72.0 if width < 5.0 else 0.0
     if kind == "regret_by_world":
-        figure.set_size_inches(6.8, 5.0)
+        figure.set_figheight(max(3.8, 0.74 * width) + legend)
         grid = {"height_ratios": (3, 1)}
         upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
         plot_expected_gaps(result, upper, comparisons=shown)
         plot_least_favorable_prior(result, lower, comparisons=shown)
         upper.set_xlabel("")
     else:
-        figure.set_size_inches(6.8, 4.2)
+        figure.set_figheight(max(2.3, 0.62 * width) + legend)
         plot_worst_case(result, figure.subplots())
     return figure
 

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from bandits.methods.registry import find_method
 from rpo_io.figures import PALETTE, text_size, tidy_axes, title_size
-from rpo_io.line_plots import NamedLine, draw_lines
+from rpo_io.line_plots import NamedLine, draw_lines, share_legend
 
 from .fitting import BEST_OF_N
 from .laws import law_terms
@@ -29,7 +29,8 @@ STANDARD_ERRORS = 1.959963984540054
 """Half the width of a 95 % confidence interval of a mean, in standard errors."""
 COLUMNS = 3
 """Largest number of panels side by side."""
-PANEL_INCHES = (2.5, 2.15)
+MIN_PANEL_INCHES = 1.55
+"""Smallest width of a panel."""
 
 Coefficient = Literal["alpha", "gamma", "initial_slope"]
 """Columns of the fits that :func:`plot_coefficient` can draw."""
@@ -78,7 +79,7 @@ def draw_laws(result: LawsResult, figure: Figure, *, reward_class: str, comparis
 
     Args:
         result: a study.
-        figure: an empty figure; its size and layout are set.
+        figure: an empty figure; its width is kept, its height and layout are set.
         reward_class: one of the reward classes of the study.
         comparisons: one of its numbers of comparisons.
 
@@ -98,14 +99,24 @@ def draw_laws(result: LawsResult, figure: Figure, *, reward_class: str, comparis
         rule = "must be a reward class and a number of comparisons of the study"
         got = f"{reward_class!r} and {comparisons}"
         raise ValueError(f"`reward_class` and `comparisons` {rule}, got {got}")
-    n_columns = min(COLUMNS, len(fits))
+    width = figure.get_figwidth()
+    n_columns = max(1, min(COLUMNS, len(fits), int(width / MIN_PANEL_INCHES)))
     n_rows = -(-len(fits) // n_columns)
-    figure.set_size_inches(PANEL_INCHES[0] * n_columns, 0.75 + PANEL_INCHES[1] * n_rows)
+    figure.set_figheight(0.9 + n_rows * max(1.7, 0.86 * width / n_columns))
     figure.set_layout_engine("constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for fit, title, ax in zip(fits, titles, grid.flat, strict=False):
-        plot_gain_curve(result, fit, ax).set_title(title, loc="left", size=title_size())
-        ax.text(0.03, 0.97, _coefficients(fit), transform=ax.transAxes, va="top", size=8)
+        plot_gain_curve(result, fit, ax)
+        ax.set_title(title, loc="left")
+        tidy_axes(ax)
+        ax.text(
+            0.03,
+            0.97,
+            _coefficients(fit),
+            transform=ax.transAxes,
+            va="top",
+            size=min(8.0, text_size()),
+        )
     for index in range(len(fits), grid.size):
         grid.flat[index].set_visible(False)
         grid.flat[index - n_columns].xaxis.set_tick_params(labelbottom=True)
@@ -175,21 +186,24 @@ def draw_coefficients(result: LawsResult, figure: Figure) -> Figure:
 
     Args:
         result: a study with several numbers of comparisons.
-        figure: an empty figure; its size and layout are set.
+        figure: an empty figure; its width is kept, its height and layout are set.
 
     Returns:
         The same figure.
     """
     classes = result.config.reward_classes
-    figure.set_size_inches(7.5, 0.4 + 2.6 * len(classes))
-    figure.set_layout_engine("constrained")
-    grid = figure.subplots(len(classes), 2, squeeze=False)
     shown: tuple[Coefficient, ...] = ("alpha", "gamma")
-    for row, reward_class in zip(grid, classes, strict=True):
-        for ax, coefficient in zip(row, shown, strict=True):
-            plot_coefficient(result, coefficient, ax, reward_class=reward_class)
-            title = f"{reward_class} rewards"
-            ax.set_title(title[0].upper() + title[1:], loc="left", size=title_size())
+    panels = [(reward_class, coefficient) for reward_class in classes for coefficient in shown]
+    n_columns = 2 if figure.get_figwidth() >= 5.0 else 1
+    n_rows = len(panels) // n_columns
+    figure.set_figheight(0.9 + n_rows * max(2.1, 0.75 * figure.get_figwidth() / n_columns))
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    for ax, (reward_class, coefficient) in zip(grid.flat, panels, strict=True):
+        plot_coefficient(result, coefficient, ax, reward_class=reward_class)
+        title = f"{reward_class} rewards"
+        ax.set_title(title[0].upper() + title[1:], loc="left", size=title_size())
+    share_legend(figure)
     return figure
 
 

@@ -87,7 +87,7 @@ class FigureFormat:
             settings |= _read_style(self.style)
         inches = _inches(self.width)
         if inches is not None:
-            settings |= {"figure.figsize": (inches, 0.62 * inches), "savefig.bbox": None}
+            settings |= {"figure.figsize": (inches, max(2.6, 0.62 * inches)), "savefig.bbox": None}
         with mpl.rc_context(settings):
             yield
 

@@ -82,7 +82,7 @@ def test_closed_form_coefficients_are_drawn_over_the_number_of_comparisons() -> 
     slope = plot_coefficient(RESULT, "initial_slope", Figure().subplots(), reward_class="tabular")
     assert slope.get_ylabel() == "slope at the reference (units of reward)"
     figure = draw_coefficients(RESULT, Figure())
-    assert [ax.get_ylabel() for ax in figure.axes] == [
+    assert [ax.get_ylabel().replace("\n", " ") for ax in figure.axes] == [
         "coefficient α (units of reward)",
         "overoptimization γ (units of reward)",
     ]

@@ -66,7 +66,7 @@ def test_raises_for_records_that_lack_rounds() -> None:
 
 def test_property_figures_name_their_methods_and_slopes() -> None:
     records = power_records({"greedy": 1.0, "optimistic": 0.5})
-    figure = Figure()
+    figure = Figure(figsize=(12.0, 4.0))
     linear, growth = figure.subplots(1, 2)
     assert plot_cumulative_regret(records, linear) is linear
     assert plot_cumulative_regret_growth(records, growth) is growth
