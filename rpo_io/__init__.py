@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .atomic import atomic_file, atomic_folder, write_atomic
 from .digests import sha256_hex, sha256_of_chunks, sha256_of_file
-from .figures import PALETTE, png_bytes, svg_bytes
+from .figures import PALETTE, pdf_bytes, png_bytes, svg_bytes
 from .folders import folder_lock, name_os_errors, prepare_folder
 from .json_document import DocumentError, Node, load_document, parse_document
 from .outputs import output_folder, prepare_file, prepare_new_folder
@@ -28,6 +28,7 @@ __all__ = [
     "null_non_finite",
     "output_folder",
     "parse_document",
+    "pdf_bytes",
     "png_bytes",
     "prepare_file",
     "prepare_folder",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         expand_scenarios,
         resolved_config,
     )
-    from .figures import FigureKind, draw_figure, figure_kinds
+    from .figures import FigureKind, draw_figure, figure_kinds, plot_figure
     from .lines import log_log_slope, plot_gap, plot_overoptimization
     from .metrics import BoundInputs, compute_bound_inputs, gap_bounds, measure_policy
     from .parts import StudyPart, draw_part, plan_parts
@@ -49,6 +49,7 @@ _EXPORTS = {
     "log_log_slope": "lines",
     "measure_policy": "metrics",
     "plan_parts": "parts",
+    "plot_figure": "figures",
     "plot_gap": "lines",
     "plot_overoptimization": "lines",
     "resolved_config": "config",
@@ -79,6 +80,7 @@ __all__ = [
     "log_log_slope",
     "measure_policy",
     "plan_parts",
+    "plot_figure",
     "plot_gap",
     "plot_overoptimization",
     "resolved_config",

@@ -10,6 +10,7 @@ Examples:
     >>> answer.policy, answer.duality_gap, answer.plot()  # doctest: +SKIP
 """
 
+from rpo.report.figure_files import FigureFormat
 from rpo.runtime.processes import ProcessGroup
 
 from .evaluation import evaluate
@@ -19,6 +20,7 @@ from .theory import demo, solve, verify
 from .training import estimate_train, export, plan, train
 
 __all__ = [
+    "FigureFormat",
     "ProcessGroup",
     "demo",
     "estimate_study",

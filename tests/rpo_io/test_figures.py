@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from rpo_io.figures import png_bytes, svg_bytes, tidy_axes
+from rpo_io.figures import pdf_bytes, png_bytes, svg_bytes, tidy_axes, wrap_text
 
 
 def figure() -> Figure:
@@ -16,6 +16,9 @@ def figure() -> Figure:
 def test_property_equal_figures_are_equal_bytes() -> None:
     assert png_bytes(figure()) == png_bytes(figure())
     assert svg_bytes(figure()) == svg_bytes(figure())
+    assert pdf_bytes(figure()) == pdf_bytes(figure())
+    assert pdf_bytes(figure()).startswith(b"%PDF")
+    assert b"Date" not in pdf_bytes(figure())
     assert png_bytes(figure()).startswith(b"\x89PNG")
     assert b"</svg>" in svg_bytes(figure())
 
@@ -32,3 +35,9 @@ def test_closed_form_tidy_axes_have_two_spines_and_the_title_on_the_left() -> No
     legend = ax.get_legend()
     assert legend
     assert not legend.get_frame_on()
+
+
+def test_closed_form_a_text_is_broken_before_its_unit() -> None:
+    label = "gap to the best policy (units of reward)"
+    assert wrap_text(label, 9.0, 8.0) == label
+    assert wrap_text(label, 2.0, 8.0) == "gap to the best policy\n(units of reward)"

@@ -644,6 +644,7 @@ def files(folder: Path, figure: Figure, values: Mapping[str, float]) -> tuple[st
     rpo_io.prepare_new_folder(folder / "parts")
     with rpo_io.output_folder(folder, "verify", locked=False), rpo_io.folder_lock(folder):
         rpo_io.write_atomic(folder / "figure.png", rpo_io.png_bytes(figure))
+        rpo_io.write_atomic(folder / "figure.pdf", rpo_io.pdf_bytes(figure))
         rpo_io.write_atomic(folder / "figure.svg", rpo_io.svg_bytes(figure), durable=True)
         with rpo_io.atomic_file(folder / "lines.jsonl") as temporary:
             temporary.write_text(rpo_io.format_line(dict(values)), encoding="utf-8")
@@ -673,7 +674,10 @@ def commands_of_studies(path: Path) -> int:
     estimate = api.estimate_study(path, overrides)
     print(estimate.fits, estimate.seconds, estimate.config.name)
     group = api.ProcessGroup(coordinator_address="host:1234", num_processes=2, process_id=1)
-    result = api.study(path, overrides, out="out/mine", resume=True, processes=group)
+    figures = api.FigureFormat(formats=("pdf", "png"), width="icml-column", style="ggplot")
+    result = api.study(
+        path, overrides, out="out/mine", resume=True, processes=group, figures=figures, table=True
+    )
     n_rows = int(result.records.num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     return n_rows if group.is_first else len(result.files)
 
