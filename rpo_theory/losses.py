@@ -14,26 +14,30 @@ Masked examples (``where=False``) have zero loss *and* zero gradient, whatever t
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from ._log_probs import PairLogProbs, keep, masked_pair, zero_unless
+from .losses_beyond_dpo import kto, orpo, simpo
 from .types import ArrayLike
 
-
-class PairLogProbs(NamedTuple):
-    r"""Log-probabilities of both responses of a batch of pairs under one policy.
-
-    Attributes:
-        chosen: :math:`\log\pi(w|x)`, summed over tokens, nats.
-        rejected: :math:`\log\pi(l|x)`, summed over tokens, nats.
-    """
-
-    chosen: Float[ArrayLike, "*n"]
-    rejected: Float[ArrayLike, "*n"]
+__all__ = [
+    "PairLogProbs",
+    "chi_po",
+    "dpo",
+    "dpop",
+    "ipo",
+    "kto",
+    "margin",
+    "orpo",
+    "plackett_luce",
+    "power",
+    "rpo",
+    "sft",
+    "simpo",
+]
 
 
 def margin(
@@ -60,7 +64,7 @@ def margin(
         >>> margin(pair, PairLogProbs(jnp.array([-2.0]), jnp.array([-2.0]))).tolist()
         [1.0]
     """
-    policy, reference = _masked(policy, where), _masked(reference, where)
+    policy, reference = masked_pair(policy, where), masked_pair(reference, where)
     chosen = jnp.asarray(policy.chosen) - jnp.asarray(reference.chosen)
     return chosen - (jnp.asarray(policy.rejected) - jnp.asarray(reference.rejected))
 
@@ -95,7 +99,7 @@ def dpo(
     """
     scaled = beta * margin(policy, reference, where=where)
     loss = jax.nn.softplus(-scaled) + label_smoothing * scaled
-    return _zero_unless(where, loss)
+    return zero_unless(where, loss)
 
 
 def sft(
@@ -117,7 +121,7 @@ def sft(
         >>> sft(jnp.array([-3.0])).tolist()
         [3.0]
     """
-    return -_keep(log_probs, where)
+    return -keep(log_probs, where)
 
 
 def rpo(
@@ -202,7 +206,7 @@ def plackett_luce(
         >>> float(jnp.exp(plackett_luce(same, same, beta=0.1))[0].round(4))
         6.0
     """
-    ratio = _keep(policy, where) - _keep(reference, where)
+    ratio = keep(policy, where) - keep(reference, where)
     n_ranks = ratio.shape[-1]
     rank = jnp.arange(n_ranks)
     kept = jnp.ones(ratio.shape, bool) if where is None else jnp.asarray(where)
@@ -249,7 +253,7 @@ def ipo(
         [1.0]
     """
     loss = jnp.square(margin(policy, reference, where=where) - 0.5 / tau)
-    return _zero_unless(where, loss)
+    return zero_unless(where, loss)
 
 
 def dpop(
@@ -282,9 +286,9 @@ def dpop(
         >>> round(float(dpop(same, same, beta=0.1, penalty=5.0)[0]), 4)
         0.6931
     """
-    lost = jax.nn.relu(_keep(reference.chosen, where) - _keep(policy.chosen, where))
+    lost = jax.nn.relu(keep(reference.chosen, where) - keep(policy.chosen, where))
     scaled = beta * (margin(policy, reference, where=where) - penalty * lost)
-    return _zero_unless(where, jax.nn.softplus(-scaled))
+    return zero_unless(where, jax.nn.softplus(-scaled))
 
 
 def chi_po(
@@ -318,7 +322,7 @@ def chi_po(
         >>> round(float(chi_po(same, same, beta=0.1, reward_max=1.0)[0]), 4)
         0.6931
     """
-    policy, reference = _masked(policy, where), _masked(reference, where)
+    policy, reference = masked_pair(policy, where), masked_pair(reference, where)
     bound = 2.0 * reward_max
     chosen = policy.chosen - reference.chosen
     rejected = policy.rejected - reference.rejected
@@ -329,7 +333,7 @@ def chi_po(
     factor = jnp.exp(jnp.minimum(larger, ceiling))
     ratio_gap = factor * (jnp.exp(chosen - larger) - jnp.exp(rejected - larger))
     difference = jnp.clip(beta * (ratio_gap + chosen - rejected), -bound, bound)
-    return _zero_unless(where, jax.nn.softplus(-difference))
+    return zero_unless(where, jax.nn.softplus(-difference))
 
 
 def power(
@@ -364,25 +368,7 @@ def power(
         >>> round(float(power(even, one, beta=1.0, eta=1.0)[0]), 4)
         0.6931
     """
-    policy, weights = _masked(policy, where), _masked(weights, where)
+    policy, weights = masked_pair(policy, where), masked_pair(weights, where)
     chosen = weights.chosen * policy.chosen
     difference = chosen - weights.rejected * policy.rejected + weights.chosen - weights.rejected
-    return _zero_unless(where, jax.nn.softplus(-beta * difference) - eta * beta * chosen)
-
-
-def _keep(
-    values: Float[ArrayLike, "*n"], where: Bool[ArrayLike, "*n"] | None
-) -> Float[Array, "*n"]:
-    """Replace masked inputs by 0 before any arithmetic, so that no NaN reaches a gradient."""
-    values = jnp.asarray(values)
-    return values if where is None else jnp.where(jnp.asarray(where), values, 0.0)
-
-
-def _masked(pair: PairLogProbs, where: Bool[ArrayLike, "*n"] | None) -> PairLogProbs:
-    return PairLogProbs(_keep(pair.chosen, where), _keep(pair.rejected, where))
-
-
-def _zero_unless(
-    where: Bool[ArrayLike, "*n"] | None, losses: Float[Array, "*n"]
-) -> Float[Array, "*n"]:
-    return losses if where is None else jnp.where(jnp.asarray(where), losses, 0.0)
+    return zero_unless(where, jax.nn.softplus(-beta * difference) - eta * beta * chosen)

@@ -52,6 +52,25 @@ def weighted(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
     return losses.power(policy, weights, beta=BETA, eta=ETA, where=where)
 
 
+def simpo(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    policy = PairLogProbs(rows[0], rows[1])
+    weights = PairLogProbs(1.0 - rows[2] / 50, 1.0 - rows[3] / 50)
+    return losses.simpo(policy, weights, beta=BETA, gamma=ETA, where=where)
+
+
+def orpo(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    # Odds are infinite at a log-probability of 0.
+    policy = PairLogProbs(rows[0] - 0.5, rows[1] - 0.5)
+    weights = PairLogProbs(1.0 - rows[2] / 50, 1.0 - rows[3] / 50)
+    return losses.orpo(policy, weights, penalty=ETA, where=where)
+
+
+def kto(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    desirable = jnp.arange(rows.shape[1]) % 2 == 0
+    options = {"reference_point": 0.2, "undesirable_weight": 1.5, "where": where}
+    return losses.kto(rows[0], rows[2], desirable, beta=BETA, **options)
+
+
 ALL: dict[str, Loss] = {
     "margin": on_pairs(losses.margin),
     "dpo": on_pairs(losses.dpo, beta=BETA),
@@ -62,6 +81,9 @@ ALL: dict[str, Loss] = {
     "dpop": on_pairs(losses.dpop, beta=BETA, penalty=5.0),
     "chi_po": on_pairs(losses.chi_po, beta=BETA, reward_max=100.0),
     "power": weighted,
+    "simpo": simpo,
+    "orpo": orpo,
+    "kto": kto,
 }
 
 
@@ -123,6 +145,31 @@ def test_closed_form_dpop_and_power(rows: Any) -> None:
     power = softplus(-inside) - ETA * BETA * w[0] * a[0]
     got = losses.power(policy, PairLogProbs(*jnp.asarray(w)), beta=BETA, eta=ETA)
     np.testing.assert_allclose(got, power, rtol=1e-12)
+
+
+def test_closed_form_simpo_orpo_and_kto() -> None:
+    chosen, rejected = np.array([0.7, 0.05]), np.array([0.2, 0.9])
+    policy = PairLogProbs(jnp.log(chosen), jnp.log(rejected))
+    weights = PairLogProbs(jnp.array([1.0, 0.5]), jnp.array([1.0, 0.25]))
+    loss = losses.simpo(policy, weights, beta=BETA, gamma=ETA)
+    averages = chosen ** np.array([1.0, 0.5]), rejected ** np.array([1.0, 0.25])
+    likely = (averages[0] / averages[1]) ** BETA * np.exp(-ETA)
+    np.testing.assert_allclose(loss, np.log1p(1 / likely), rtol=EXACT)
+
+    odds = [average / (1 - average) for average in averages]
+    loss = losses.orpo(policy, weights, penalty=ETA)
+    expected = -np.log(averages[0]) + ETA * np.log1p(odds[1] / odds[0])
+    np.testing.assert_allclose(loss, expected, rtol=EXACT)
+
+    def total(point: jax.Array) -> jax.Array:
+        desirable = jnp.array([True, False])
+        options = {"beta": BETA, "reference_point": point, "desirable_weight": 2.0}
+        return losses.kto(policy.chosen, policy.rejected, desirable, **options)
+
+    ratio = (chosen / rejected) ** BETA * np.exp(-0.1 * BETA)
+    expected = np.array([2 / (1 + ratio[0]), ratio[1] / (1 + ratio[1])])
+    np.testing.assert_allclose(total(jnp.array(0.1)), expected, rtol=EXACT)
+    assert float(jax.grad(lambda point: total(point).sum())(jnp.array(0.1))) == 0.0
 
 
 @settings(deadline=None)

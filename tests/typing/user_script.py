@@ -330,6 +330,9 @@ def losses(chosen: jax.Array, rejected: jax.Array, tokens: jax.Array) -> dict[st
         "chi_po": rt.losses.chi_po(policy, reference, beta=0.1, reward_max=1.0),
         "plackett_luce": rt.losses.plackett_luce(chosen[:, None], chosen[:, None], beta=0.1),
         "power": rt.losses.power(policy, weights, beta=0.1, eta=0.05),
+        "simpo": rt.losses.simpo(policy, weights, beta=2.0, gamma=1.0),
+        "orpo": rt.losses.orpo(policy, weights, penalty=0.1),
+        "kto": rt.losses.kto(chosen, rejected, tokens > 0, beta=0.1, reference_point=0.0),
     }
     sft: rt.WeightedSum = rt.reduce_sft(
         per_pair["sft"], tokens.astype(float), reduction="pooled_mean"

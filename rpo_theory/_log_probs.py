@@ -1,0 +1,45 @@
+"""Log-probabilities of pairs of responses, and masks over examples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from .types import ArrayLike
+
+
+class PairLogProbs(NamedTuple):
+    r"""Log-probabilities of both responses of a batch of pairs under one policy.
+
+    Attributes:
+        chosen: :math:`\log\pi(w|x)`, summed over tokens, nats.
+        rejected: :math:`\log\pi(l|x)`, summed over tokens, nats.
+    """
+
+    chosen: Float[ArrayLike, "*n"]
+    rejected: Float[ArrayLike, "*n"]
+
+
+def keep(
+    values: Float[ArrayLike, "*n"], where: Bool[ArrayLike, "*n"] | None, masked: float = 0.0
+) -> Float[Array, "*n"]:
+    """Replace masked inputs by a number before any arithmetic, so that no NaN gets a gradient."""
+    values = jnp.asarray(values)
+    return values if where is None else jnp.where(jnp.asarray(where), values, masked)
+
+
+def masked_pair(
+    pair: PairLogProbs, where: Bool[ArrayLike, "*n"] | None, masked: float = 0.0
+) -> PairLogProbs:
+    """Replace masked inputs of both responses, see :func:`keep`."""
+    return PairLogProbs(keep(pair.chosen, where, masked), keep(pair.rejected, where, masked))
+
+
+def zero_unless(
+    where: Bool[ArrayLike, "*n"] | None, losses: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Return the losses with zeros for masked examples."""
+    return losses if where is None else jnp.where(jnp.asarray(where), losses, 0.0)
