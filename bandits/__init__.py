@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .environments.registry import draw_environment
     from .environments.votes import read_votes
     from .methods.base import FitResult, Method
+    from .methods.best_of_n import best_of_n_policy
     from .methods.method_config import MethodConfig
     from .methods.registry import METHODS
     from .methods.user_methods import method_from_function
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         ips_win_rate,
         snips_win_rate,
     )
-    from .overoptimization.best_of_n import best_of_n_policy
     from .overoptimization.config import LawsConfig
     from .overoptimization.laws import LawFit, fit_law
     from .overoptimization.plots import draw_laws
@@ -80,7 +80,7 @@ _EXPORTS = {
     "StudyConfig": "study.config",
     "WinRateEstimate": "off_policy",
     "baseline_policy": "environments.base",
-    "best_of_n_policy": "overoptimization.best_of_n",
+    "best_of_n_policy": "methods.best_of_n",
     "coverage_is_necessary": "environments.instances",
     "doubly_robust_win_rate": "off_policy",
     "draw_design": "environments.designs",

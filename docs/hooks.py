@@ -164,7 +164,7 @@ def method_reference() -> Iterator[str]:
         options = (f"`{name}: {value}`" for name, value in vars(method.options()).items())
         weights = {"$\\eta$": method.uses_eta, "$\\beta$": method.uses_beta}
         used = ", ".join(name for name, is_used in weights.items() if is_used)
-        listed = ", ".join(options).replace("None", "null")
+        listed = ", ".join(options).replace("None", "null").replace("True", "true")
         yield f"| `{method.name}` | {method.title} | {used} | {listed} |"
     yield from ("", "The meanings of the options are in [`bandits.methods`](bandits.md).", "")
 

@@ -1,4 +1,4 @@
-"""Methods: RPO, DPO and thirteen others that fit a policy to preference data on bandits.
+"""Methods: RPO, DPO and twenty-one others that fit a policy to preference data on bandits.
 
 Each method is a :class:`Method` in the dictionary :data:`METHODS`: called with batched problems and
 reward classes, it returns a :class:`FitResult`. :func:`method_from_function` makes a method of a
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import CertificateKind, FitContext, FitResult, Method, MethodFunction, mle_reward
     from .method_config import MethodConfig
+    from .nash import Equilibrium, exploitability, preference_matrix, solve_game
     from .optimism import (
         Optimum,
         maximize_optimistic,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .pessimistic_mle import confidence_radius
     from .policy_losses import chi_squared_policy
     from .registry import METHODS, find_method
+    from .reward_uncertainty import bootstrap_wins
     from .saddle_methods import greedy_policy
     from .user_methods import method_from_function
 
@@ -31,6 +33,7 @@ _EXPORTS = {
     "METHODS": "registry",
     "BaselineOptions": "options",
     "CertificateKind": "base",
+    "Equilibrium": "nash",
     "FitContext": "base",
     "FitResult": "base",
     "Method": "base",
@@ -39,8 +42,10 @@ _EXPORTS = {
     "MethodOptions": "options",
     "Optimum": "optimism",
     "SearchOptions": "options",
+    "bootstrap_wins": "reward_uncertainty",
     "chi_squared_policy": "policy_losses",
     "confidence_radius": "pessimistic_mle",
+    "exploitability": "nash",
     "find_method": "registry",
     "greedy_policy": "saddle_methods",
     "maximize_optimistic": "optimism",
@@ -49,12 +54,15 @@ _EXPORTS = {
     "optimistic_bound": "optimism",
     "optimistic_objective": "optimism",
     "optimistic_reward": "optimism",
+    "preference_matrix": "nash",
+    "solve_game": "nash",
 }
 
 __all__ = [
     "METHODS",
     "BaselineOptions",
     "CertificateKind",
+    "Equilibrium",
     "FitContext",
     "FitResult",
     "Method",
@@ -63,8 +71,10 @@ __all__ = [
     "MethodOptions",
     "Optimum",
     "SearchOptions",
+    "bootstrap_wins",
     "chi_squared_policy",
     "confidence_radius",
+    "exploitability",
     "find_method",
     "greedy_policy",
     "maximize_optimistic",
@@ -73,6 +83,8 @@ __all__ = [
     "optimistic_bound",
     "optimistic_objective",
     "optimistic_reward",
+    "preference_matrix",
+    "solve_game",
 ]
 
 

@@ -12,11 +12,35 @@ from typing import Any
 
 from rpo_io.user_modules import is_reference, load_object
 
-from . import freehand, optimism, pessimistic_mle, policy_losses, saddle_methods, spac
+from . import (
+    best_of_n,
+    freehand,
+    kto,
+    nash,
+    optimism,
+    pessimistic_mle,
+    policy_losses,
+    reference_free,
+    reward_uncertainty,
+    saddle_methods,
+    spac,
+)
 from .base import Method
 from .user_methods import method_from_function
 
-FAMILIES = (saddle_methods, pessimistic_mle, policy_losses, freehand, spac, optimism)
+FAMILIES = (
+    saddle_methods,
+    pessimistic_mle,
+    policy_losses,
+    freehand,
+    spac,
+    optimism,
+    reward_uncertainty,
+    best_of_n,
+    reference_free,
+    kto,
+    nash,
+)
 """Modules with built-in methods."""
 
 METHODS: dict[str, Method] = {

@@ -102,10 +102,10 @@ def rpo(
     References:
         `liu:24`, eqs. 4.1 to 4.8.
     """
-    problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
+    problem, reward_class = with_baseline(problem, options), search_class(reward_class, options)
     if options.sets_eta():
         problem = problem._replace(eta=choose_eta(options.eta, problem, reward_class, context))
-    return _solve_exactly(problem, reward_class, context)
+    return solve_exactly(problem, reward_class, context)
 
 
 def rpo_maximin(
@@ -169,7 +169,7 @@ def dpo(
         `rafailov:23`.
     """
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return _solve_exactly(likelihood_only, _search_class(reward_class, options), context)
+    return solve_exactly(likelihood_only, search_class(reward_class, options), context)
 
 
 def two_stage(
@@ -191,7 +191,7 @@ def two_stage(
         `liu:24`, sec. 3 (:math:`\eta=0`).
     """
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    return _solve_exactly(likelihood_only, reward_class, context)
+    return solve_exactly(likelihood_only, reward_class, context)
 
 
 def greedy_mle(
@@ -262,7 +262,7 @@ def vpo(
         n_comparisons = np.asarray(problem.wins).sum(axis=(1, 2, 3))
         problem = problem._replace(eta=options.vpo_alpha / np.maximum(n_comparisons, 1.0))
     problem = with_baseline(problem, options)
-    return _solve_exactly(problem, _search_class(reward_class, options), context)
+    return solve_exactly(problem, search_class(reward_class, options), context)
 
 
 def power(
@@ -286,8 +286,7 @@ def power(
     References:
         `rashidinejad:24`.
     """
-    support = np.asarray(problem.reference_policy, np.float64) > 0
-    uniform = problem._replace(reference_policy=support / support.sum(axis=-1, keepdims=True))
+    uniform = problem._replace(reference_policy=uniform_reference(problem))
     prompt_counts = np.asarray(problem.wins, np.float64).sum(axis=(2, 3))
     n_comparisons = prompt_counts.sum(axis=1, keepdims=True)
     prompt_shares = np.where(
@@ -297,7 +296,7 @@ def power(
     )
     chosen = baseline_policy("chosen", wins=problem.wins, reference=uniform.reference_policy)
     on_pairs = uniform._replace(context_weights=prompt_shares, baseline_policy=chosen)
-    return _solve_exactly(on_pairs, _search_class(reward_class, options), context)
+    return solve_exactly(on_pairs, search_class(reward_class, options), context)
 
 
 def greedy_policy(
@@ -324,11 +323,59 @@ def greedy_policy(
     return kept / kept.sum(axis=-1, keepdims=True)
 
 
-def _search_class(reward_class: RewardClass, options: SearchOptions) -> RewardClass:
+def uniform_reference(problem: Problem) -> Float[np.ndarray, "b x a"]:
+    """Return the uniform policy on the support of the reference.
+
+    Args:
+        problem: instances, with a leading batch axis.
+
+    Returns:
+        Probabilities; each row sums to one.
+
+    Examples:
+        >>> reference, wins = np.array([[[0.0, 0.2, 0.8]]]), np.zeros((1, 1, 3, 3))
+        >>> problem = Problem(np.ones((1, 1)), reference, reference, wins, np.ones(1), np.ones(1))
+        >>> uniform_reference(problem).tolist()
+        [[[0.0, 0.5, 0.5]]]
+    """
+    support = np.asarray(problem.reference_policy, np.float64) > 0
+    return support / support.sum(axis=-1, keepdims=True)
+
+
+def search_class(reward_class: RewardClass, options: SearchOptions) -> RewardClass:
+    """Return the class that the options name, see :class:`SearchOptions`.
+
+    Args:
+        reward_class: reward class of the problems.
+        options: options of the method.
+
+    Returns:
+        The same class, or all rewards.
+
+    Examples:
+        >>> search_class(Unbounded(), SearchOptions())
+        Unbounded()
+    """
     return Unbounded() if options.rewards == "unbounded" else reward_class
 
 
-def _solve_exactly(problem: Problem, reward_class: RewardClass, context: FitContext) -> FitResult:
+def solve_exactly(problem: Problem, reward_class: RewardClass, context: FitContext) -> FitResult:
+    r"""Solve the saddle problem :math:`\min_r\max_\pi\phi` with its certificate.
+
+    Args:
+        problem: instances, with a leading batch axis.
+        reward_class: reward class of each problem, with the same leading axis.
+        context: kernel of the study.
+
+    Returns:
+        The Gibbs policies. The certificate is the duality gap, over all rewards the residual.
+
+    Examples:
+        >>> even, wins = np.full((1, 1, 2), 0.5), np.array([[[[0.0, 3.0], [1.0, 0.0]]]])
+        >>> problem = Problem(np.ones((1, 1)), even, even, wins, np.ones(1), np.zeros(1))
+        >>> solve_exactly(problem, Unbounded(), FitContext()).policy.round(6).tolist()
+        [[[0.75, 0.25]]]
+    """
     solution = minimax.solve_batch(problem, reward_class, throw=False, kernel=context.kernel)
     if not is_compact(reward_class):
         return _fit_result(solution, solution.stats["residual"], "stationarity_residual")
@@ -343,7 +390,7 @@ def _solve_by_route(
     options: RpoOptions,
 ) -> FitResult:
     """Solve by the given solver; on a bounded class, certify its result independently of it."""
-    problem, reward_class = with_baseline(problem, options), _search_class(reward_class, options)
+    problem, reward_class = with_baseline(problem, options), search_class(reward_class, options)
     solution = solve_batch(problem, reward_class, throw=False)
     if not is_compact(reward_class):
         return _fit_result(solution, solution.stats[residual], "stationarity_residual")

@@ -12,7 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .best_of_n import best_of_n_kl, best_of_n_kl_bound, best_of_n_policy, best_of_n_score
+    from bandits.methods.best_of_n import (
+        best_of_n_kl,
+        best_of_n_kl_bound,
+        best_of_n_policy,
+        best_of_n_score,
+    )
+
     from .config import GeometricGrid, LawsConfig, LawsQuickSizes, count_fits
     from .gain import (
         GainCurve,
@@ -34,10 +40,10 @@ _EXPORTS = {
     "LawsQuickSizes": "config",
     "LawsResult": "run",
     "best_of_n_curve": "gain",
-    "best_of_n_kl": "best_of_n",
-    "best_of_n_kl_bound": "best_of_n",
-    "best_of_n_policy": "best_of_n",
-    "best_of_n_score": "best_of_n",
+    "best_of_n_kl": "bandits.methods.best_of_n",
+    "best_of_n_kl_bound": "bandits.methods.best_of_n",
+    "best_of_n_policy": "bandits.methods.best_of_n",
+    "best_of_n_score": "bandits.methods.best_of_n",
     "count_fits": "config",
     "curve_law": "run",
     "draw_coefficients": "plots",
@@ -93,7 +99,9 @@ if not TYPE_CHECKING:  # pyright would give every name the type Any
     def __getattr__(name: str) -> Any:
         if name not in _EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+        module = _EXPORTS[name]
+        path = module if "." in module else f"{__name__}.{module}"
+        return getattr(import_module(path), name)
 
 
 def __dir__() -> list[str]:

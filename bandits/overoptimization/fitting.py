@@ -18,7 +18,7 @@ BEST_OF_N = "best_of_n"
 PROXY_METHOD = "two_stage"
 """Method whose reward best-of-n ranks responses by: maximum likelihood in the class."""
 
-WITHOUT_THE_REFERENCE = ("power", "spac")
+WITHOUT_THE_REFERENCE = ("power", "spac", "simpo", "kto")
 r"""Methods whose policies do not approach the reference as :math:`\beta` grows."""
 
 

@@ -14,7 +14,7 @@ the gain is :math:`t\,E_{d_0}Cov_{ref}(r,s)+o(t)` and :math:`d^2=\frac{t^2}2E_{d
 (:func:`initial_slope`). Covariance and variance are averaged over the contexts before the ratio is
 taken. A factor or a constant per context in :math:`s` that is common to all responses does not
 matter if it is the same in all contexts. Gibbs policies and chi-PO have :math:`s\propto\hat r`;
-best-of-n has the score of :func:`bandits.overoptimization.best_of_n.best_of_n_score`.
+best-of-n has the score of :func:`bandits.methods.best_of_n.best_of_n_score`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bandits.methods.best_of_n import best_of_n_policy
 from rpo_theory.policies import gibbs_policy, kl_divergence
 from rpo_theory.types import ArrayLike
-
-from .best_of_n import best_of_n_policy
 
 
 class GainCurve(NamedTuple):
@@ -162,7 +161,7 @@ def best_of_n_curve(
         reference: :math:`\pi_{ref}(a|x)`.
         context_weights: :math:`d_0(x)`.
         ns: numbers of responses, real numbers of at least 1.
-        tie_tolerance: see :func:`bandits.overoptimization.best_of_n.best_of_n_policy`.
+        tie_tolerance: see :func:`bandits.methods.best_of_n.best_of_n_policy`.
 
     Returns:
         Arrays with one entry for each :math:`n`.
@@ -198,7 +197,7 @@ def initial_slope(
 
     Args:
         score: :math:`s(x,a)`, the direction of the curve: the proxy reward for Gibbs policies and
-            chi-PO, :func:`bandits.overoptimization.best_of_n.best_of_n_score` for best-of-n.
+            chi-PO, :func:`bandits.methods.best_of_n.best_of_n_score` for best-of-n.
         reward: reward :math:`r(x,a)` that the gain is measured under.
         reference: :math:`\pi_{ref}(a|x)`.
         context_weights: :math:`d_0(x)`.

@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from bandits.environments.base import Instance
 from bandits.environments.designs import draw_design
+from bandits.methods.best_of_n import best_of_n_policy, best_of_n_score
 
-from .best_of_n import best_of_n_policy, best_of_n_score
 from .config import ClassName, LawsConfig
 from .fitting import BEST_OF_N, PROXY_METHOD, fit_policies
 from .gain import initial_slope, measure_gain

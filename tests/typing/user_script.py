@@ -24,11 +24,16 @@ import rpo
 import rpo_io
 import rpo_theory as rt
 from bandits.methods import (
+    Equilibrium,
     Optimum,
+    bootstrap_wins,
+    exploitability,
     maximize_optimistic,
     optimistic_bound,
     optimistic_objective,
     optimistic_reward,
+    preference_matrix,
+    solve_game,
 )
 from bandits.minimax_regret import MinimaxRule, solve_minimax
 from bandits.rounds import (
@@ -473,6 +478,14 @@ def optimism(batch: bandits.Instance, problem: rt.Problem) -> float:
     bound = optimistic_bound(problem, np.zeros((2, 1))).sum()
     value = optimistic_objective(problem, reward)
     return float(columns["gap"].sum() + fit.certificate.max()) + float(bound - value)
+
+
+def general_preferences(problem: rt.Problem) -> float:
+    sample = bootstrap_wins(np.asarray(problem.wins)[None], np.array([3]), 0)
+    preferences = preference_matrix(sample[0, 0], 0.5)
+    even = np.full(2, 0.5)
+    game: Equilibrium = solve_game(preferences, even, 0.1)
+    return float(exploitability(preferences, even, game.policy, 0.1)) + float(game.gap)
 
 
 def theorem_check() -> tuple[float, float]:

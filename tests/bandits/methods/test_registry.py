@@ -519,7 +519,10 @@ def test_parity_chi_squared_policy_maximizes_reward_minus_both_divergences(beta)
     assert fit.sum() == pytest.approx(1, abs=1e-14)
 
 
-@pytest.mark.parametrize("method", ["dpop", "chi_po", "pessimistic_mle", "freehand", "spac"])
+@pytest.mark.parametrize(
+    "method",
+    ["dpop", "chi_po", "pessimistic_mle", "freehand", "spac", "reward_ensemble", "thompson"],
+)
 def test_raises_where_a_method_needs_a_compact_class(method, problem):
     with pytest.raises(ValueError, match=f"`reward_class` must be .* {method}, got Unbounded"):
         METHODS[method](problem, Unbounded())
@@ -540,6 +543,17 @@ def test_raises_where_a_method_needs_a_compact_class(method, problem):
         ("ipo", "ipo_tau", 0.0),
         ("dpop", "dpop_penalty", -1.0),
         ("dpop", "dpop_penalty", "large"),
+        ("simpo", "simpo_gamma_ratio", -0.1),
+        ("orpo", "orpo_penalty", -1.0),
+        ("kto", "kto_reference_point", "mean"),
+        ("kto", "kto_desirable_weight", 0.5),
+        ("nash", "nash_smoothing", -1.0),
+        ("best_of_n", "best_of_n_responses", 0.5),
+        ("thompson", "thompson_scale", -1.0),
+        ("thompson", "thompson_prior_scale", 0.0),
+        ("reward_ensemble", "ensemble_members", 0),
+        ("reward_ensemble", "ensemble_rule", "max"),
+        ("reward_ensemble", "ensemble_coefficient", -1.0),
     ],
 )
 def test_raises_on_an_option_out_of_range_and_names_it(method, option, value):
@@ -625,6 +639,16 @@ def test_compiles_once_for_all_numbers_of_one_shape(method, problem, caplog):
         curvature="printed",
         likelihood_slack=1.0,
         self_play_rounds=20,
+        simpo_gamma_ratio=0.2,
+        orpo_penalty=0.3,
+        kto_reference_point="zero",
+        kto_desirable_weight=1.2,
+        nash_smoothing=0.1,
+        best_of_n_responses=3.5,
+        thompson_scale=0.5,
+        thompson_prior_scale=2.0,
+        ensemble_members=3,
+        ensemble_rule="min",
     )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         METHODS[method](changed, TabularBox(2 * np.asarray(box.maximum)), **options)

@@ -12,18 +12,74 @@ differentiable in it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import xlog1py
 from jaxtyping import Float, Int
 
+from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.policies import kl_divergence
-from rpo_theory.types import ArrayLike
+from rpo_theory.rewards import RewardClass
+from rpo_theory.types import ArrayLike, Problem
+
+from .base import FitContext, FitResult, Method
+from .options import MethodOptions, check_number
+from .saddle_methods import TIE_TOLERANCE, two_stage
+
+GROUP = 8192  # entries of the win counts whose policies are computed at a time
 
 ResponseCount: TypeAlias = Float[ArrayLike, ""] | Int[ArrayLike, ""] | float | int
 """Number of responses, a whole or real number of at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNOptions(MethodOptions):
+    r"""Options of best-of-n.
+
+    Attributes:
+        best_of_n_responses: number :math:`n\ge1` of responses; 1 gives the reference.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    best_of_n_responses: float = 16.0
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_number("best_of_n_responses", self.best_of_n_responses, least=1.0)
+
+
+def best_of_n(
+    problem: Problem, reward_class: RewardClass, options: BestOfNOptions, context: FitContext
+) -> FitResult:
+    r"""Fit the maximum likelihood reward, and return the best of n responses under it.
+
+    Args:
+        problem: instances, with a leading batch axis.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method.
+        context: kernel of the study.
+
+    Returns:
+        The policies, exactly. Rewards that differ by at most 1e-6 of the largest one tie. The
+        certificate is that of the reward.
+
+    References:
+        `gao:23`, sec. 2.
+    """
+    fit = two_stage(problem, reward_class, options, context)
+    responses = np.asarray(options.best_of_n_responses, np.float64)
+    choose = partial(_best_of_n_policies, responses)
+    size = group_size(problem, GROUP)
+    policy = map_in_groups(choose, fit.reward, problem.reference_policy, size=size)
+    return fit._replace(policy=policy)
 
 
 def best_of_n_policy(
@@ -53,7 +109,7 @@ def best_of_n_policy(
 
     Examples:
         >>> even = jnp.full((1, 2), 0.5)
-        >>> best_of_n_policy(jnp.array([[0.0, 1.0]]), even, 3).round(12).tolist()
+        >>> best_of_n_policy(jnp.array([[0.0, 1.0]]), even, 3).round(6).tolist()
         [[0.125, 0.875]]
     """
     reference = jnp.asarray(reference)
@@ -207,3 +263,19 @@ def _rank(proxy: Float[Array, "*x a"], tie_tolerance: Float[ArrayLike, ""] | flo
         axis=-1,
     )
     return jnp.take_along_axis(level, jnp.argsort(order, axis=-1), axis=-1)
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0, 0))
+def _best_of_n_policies(
+    responses: Float[Array, ""], proxy: Float[Array, "x a"], reference: Float[Array, "x a"]
+) -> Float[Array, "x a"]:
+    largest = jnp.where(reference > 0, jnp.abs(proxy), 0.0).max()
+    tolerance = TIE_TOLERANCE * jnp.maximum(1.0, largest)
+    return best_of_n_policy(proxy, reference, responses, tie_tolerance=tolerance)
+
+
+METHODS = (
+    Method("best_of_n", best_of_n, "best of n", BestOfNOptions, uses_eta=False, uses_beta=False),
+)
+"""Methods of this module."""

@@ -9,12 +9,15 @@ import mpmath
 import numpy as np
 import pytest
 
+from bandits.methods import METHODS
 from bandits.overoptimization import (
     best_of_n_kl,
     best_of_n_kl_bound,
     best_of_n_policy,
     best_of_n_score,
 )
+from rpo_theory.rewards import TabularBox
+from rpo_theory.types import Problem
 
 ROUNDING = 1e-14
 PROXY = np.array([[0.3, -1.0, 0.3, 2.0, 0.1], [1.0, 1.0, 0.0, 5.0, 0.0]])
@@ -137,3 +140,24 @@ def test_property_levels_within_the_tolerance_tie() -> None:
     exact = jitted(np.array([[0.0, 0.0, 1.0]]), even, 2.0)
     np.testing.assert_array_equal(tied, exact)
     assert abs(tied - jitted(proxy, even, 2.0)).max() > 0.1
+
+
+@pytest.mark.parametrize("n", [1.0, 4.0, 1e9])
+def test_limit_the_method_goes_from_the_reference_to_the_greedy_policy(n: float) -> None:
+    rng = np.random.default_rng(2)
+    reference = rng.dirichlet(np.ones(3), (3, 2))
+    wins = rng.integers(1, 9, (3, 2, 3, 3)) * (1.0 - np.eye(3))
+    problem = Problem(np.full((3, 2), 0.5), reference, reference, wins, np.ones(3), np.ones(3))
+    box = TabularBox(np.full(3, 3.0))
+    fit = METHODS["best_of_n"](problem, box, best_of_n_responses=n)
+    mle = METHODS["two_stage"](problem, box).reward
+    expected = {
+        1.0: reference,
+        4.0: [
+            [enumerated(*row, 4) for row in zip(*rows, strict=True)]
+            for rows in zip(mle, reference, strict=True)
+        ],
+        1e9: METHODS["greedy_mle"](problem, box).policy,
+    }
+    np.testing.assert_allclose(fit.policy, expected[n], atol=ROUNDING)
+    assert fit.certificate.max() <= 1e-9
