@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .figures import FigureKind, draw_figure, figure_kinds, plot_figure
     from .lines import log_log_slope, plot_gap, plot_overoptimization
     from .metrics import BoundInputs, compute_bound_inputs, gap_bounds, measure_policy
+    from .paired import paired_differences
     from .parts import StudyPart, draw_part, plan_parts
     from .records import RecordStore
     from .run import RunEstimate, estimate_run, run_part, run_parts
@@ -48,6 +49,7 @@ _EXPORTS = {
     "gap_bounds": "metrics",
     "log_log_slope": "lines",
     "measure_policy": "metrics",
+    "paired_differences": "paired",
     "plan_parts": "parts",
     "plot_figure": "figures",
     "plot_gap": "lines",
@@ -79,6 +81,7 @@ __all__ = [
     "gap_bounds",
     "log_log_slope",
     "measure_policy",
+    "paired_differences",
     "plan_parts",
     "plot_figure",
     "plot_gap",

@@ -108,16 +108,16 @@ def summarize(records: Iterable[pa.Table]) -> Summary:
     cell_index = np.array([index_of_cell[cell] for cell in cells])
     first = np.unique(cell_index, return_index=True)[1]
     summary = {name: columns[name][first] for name in keys}
-    summary["seeds"] = seeds = _group_sums(columns["count_all"], cell_index)
+    summary["seeds"] = seeds = group_sums(columns["count_all"], cell_index)
     for name in AVERAGED_COLUMNS:
         if f"{name}_mean" not in columns:
             continue
         statistics = (columns[f"{name}_{what}"] for what in ("count", "mean", "variance"))
-        mean, deviation = _pool_moments(*statistics, cell_index)
+        mean, deviation = pool_moments(*statistics, cell_index)
         if np.isnan(mean).all():
             continue
         summary[name] = mean
-        count = _group_sums(columns[f"{name}_count"], cell_index)  # fits that have a value
+        count = group_sums(columns[f"{name}_count"], cell_index)  # fits that have a value
         half_width = STANDARD_ERRORS * deviation / np.sqrt(np.maximum(count, 1))
         summary[name + "_low"], summary[name + "_high"] = mean - half_width, mean + half_width
     for name in ("eta", "beta"):  # a weight that is constant in a cell is free of roundoff
@@ -172,24 +172,49 @@ def _moments(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=grouped.column_names)
 
 
-def _pool_moments(
+def pool_moments(
     n: Int[np.ndarray, " k"],
     mean: Float[np.ndarray, " k"],
     variance: Float[np.ndarray, " k"],
     cell_index: Int[np.ndarray, " k"],
 ) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
-    """Return mean and standard deviation of every cell from those of its pieces."""
-    n_cell = np.where(_group_sums(n, cell_index) > 0, _group_sums(n, cell_index), np.nan)
+    """Return mean and standard deviation of every cell from those of its pieces.
+
+    Args:
+        n: number of values of each piece.
+        mean: their mean.
+        variance: their variance, the mean squared deviation.
+        cell_index: cell of each piece.
+
+    Returns:
+        One number of each kind per cell; the deviation of a cell with one value is nan.
+
+    Examples:
+        >>> pieces = np.array([1, 1]), np.array([0.0, 2.0]), np.zeros(2)
+        >>> [values.round(3).tolist() for values in pool_moments(*pieces, np.array([0, 0]))]
+        [[1.0], [1.414]]
+    """
+    n_cell = np.where(group_sums(n, cell_index) > 0, group_sums(n, cell_index), np.nan)
     mean, variance = np.where(n > 0, mean, 0.0), np.where(n > 0, variance, 0.0)
-    cell_mean = _group_sums(n * mean, cell_index) / n_cell
+    cell_mean = group_sums(n * mean, cell_index) / n_cell
     # Deviations from the mean of the cell: raw sums of squares would lose small variances. Bounds
     # are infinite at eta = 0; their variance is then nan, as that of the piece.
     deviation = mean - np.where(np.isfinite(mean), cell_mean[cell_index], 0.0)
-    squares = _group_sums(n * (variance + deviation**2), cell_index)
+    squares = group_sums(n * (variance + deviation**2), cell_index)
     return cell_mean, np.sqrt(squares / np.where(n_cell > 1, n_cell - 1, np.nan))
 
 
-def _group_sums(values: np.ndarray, group_index: Int[np.ndarray, " k"]) -> np.ndarray:
+def group_sums(values: np.ndarray, group_index: Int[np.ndarray, " k"]) -> np.ndarray:
+    """Return the sum of the values of each group.
+
+    Args:
+        values: one number per row.
+        group_index: group of each row.
+
+    Examples:
+        >>> group_sums(np.array([1, 2, 3]), np.array([0, 1, 0])).tolist()
+        [4, 2]
+    """
     return np.bincount(group_index, values).astype(values.dtype)
 
 

@@ -39,19 +39,23 @@ def write_study_files(
     """
     from bandits.study.failures import FAILURE_COLUMNS, count_failures
     from bandits.study.figures import draw_figure, figure_kinds
+    from bandits.study.paired import is_paired_column, paired_differences
     from bandits.study.summary import count_violations, is_summary_column, summarize
-    from bandits.study.summary_queries import without_labels
+    from bandits.study.summary_queries import labels, without_labels
     from rpo_io.atomic import write_atomic
     from rpo_io.strict_json import format_document
 
     summary = summarize(store.iter_tables(is_summary_column))
     violations = count_violations(store.iter_tables(is_summary_column))
     failures = count_failures(store.iter_tables(lambda name: name in FAILURE_COLUMNS))
+    first, *others = labels(summary)
+    paired = paired_differences(store.iter_tables(is_paired_column), first, others)
     document = {
         "study": study.name,
         "bounds": violations,
         "failures": failures,
         "cells": summary_rows(summary),
+        "paired": {"first": first, "cells": summary_rows(paired)},
     }
     write_atomic(store.folder / "summary.json", format_document(document).encode())
     files = ["records.parquet", "summary.json", "config.yaml"]
@@ -71,6 +75,8 @@ def write_study_files(
     write_atomic(store.folder / "captions.json", text.encode())
     files.append("captions.json")
     _logger.info("%s", _findings(summary))
+    if paired:
+        _logger.info("%s", _paired_findings(paired, first))
     for row in violations:
         if row["form"] == "bound":
             _logger.info(
@@ -128,4 +134,26 @@ def _findings(summary: Mapping[str, np.ndarray]) -> str:
         for label in labels(most):
             _, (gap, low, high) = curve(most, "comparisons", "gap", label)
             lines.append(f"  {label:24s} {gap[0]:.4f} ({low[0]:.4f} to {high[0]:.4f})")
+    return "\n".join(lines)
+
+
+def _paired_findings(paired: Mapping[str, np.ndarray], first: str) -> str:
+    """Return what every method's gap exceeds the first one's by, on the same draws."""
+    from bandits.study.summary_queries import (
+        by_environment,
+        curve,
+        has_unique_rows,
+        labels,
+        with_most_data,
+    )
+
+    lines = []
+    for environment, part in by_environment(paired).items():
+        most = with_most_data(part)
+        over = "" if has_unique_rows(most) else ", over all other axes"
+        title = f"{environment}, N = {most['comparisons'][0]:,}"
+        lines.append(f"{title}: gap minus that of {first}, same draws (95 % interval){over}")
+        for label in labels(most):
+            _, (mean, low, high) = curve(most, "comparisons", "difference", label)
+            lines.append(f"  {label:24s} {mean[0]:+.4f} ({low[0]:+.4f} to {high[0]:+.4f})")
     return "\n".join(lines)

@@ -49,7 +49,10 @@ from bandits.rounds import (
     plot_cumulative_regret_growth,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
     run_rounds,
 )
-from bandits.study import plan_parts
+from bandits.study import (
+    paired_differences,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
+    plan_parts,
+)
 from llm.evaluation.judgments import read_judgments
 from rpo import api
 
@@ -413,6 +416,8 @@ def study(folder: Path, kind: str) -> Figure:
     store.merge(len(parts))
     assert store.is_finished()
     summary = bandits.summarize(store.iter_tables())  # pyright: ignore[reportUnknownMemberType]  # untyped pyarrow
+    paired = paired_differences(store.iter_tables(), "rpo", "DPO")
+    assert paired["difference"].size
     n_rows = int(store.read_table().num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     print(summary["gap"].mean(), n_rows)
     return bandits.draw_figure(summary, kind, Figure())

@@ -52,6 +52,13 @@ def test_roundtrip_a_study_of_ones_methods_reports_failures_and_goes_on(
     (row,) = failures
     assert (row["label"], row["fits"], row["message"]) == ("odd_fails", 16, "RuntimeError: odd")
     assert f"odd_fails: {row['failed']} of 16 fits gave no policy" in caplog.text
+    paired = json.loads((result.folder / "summary.json").read_text())["paired"]
+    assert paired["first"] == "dpo"
+    pairs = {cell["label"]: 0 for cell in paired["cells"]}
+    for cell in paired["cells"]:
+        pairs[cell["label"]] += cell["pairs"]
+    assert pairs == {"uniform": 16, "odd_fails": 16 - row["failed"]}
+    assert "N = 40: gap minus that of dpo, same draws (95 % interval)" in caplog.text
     records = result.records.to_pylist()
     failed = [item for item in records if item["status"] == "FAILED"]
     assert len(failed) == row["failed"] > 0
