@@ -74,11 +74,12 @@ class RecordStore:
         }
         self._metadata["rpo.fingerprint"] = sha256_hex("\n".join(self._metadata.values()))
 
-    def check(self, *, resume: bool) -> None:
+    def check(self, *, resume: bool, more_seeds: bool = True) -> None:
         """Raise an error if the folder holds results that must not be continued.
 
         Args:
-            resume: whether the user asked to continue a study, possibly for more seeds.
+            resume: whether the user asked to continue a study.
+            more_seeds: whether the results may be those of a study with fewer seeds.
 
         Raises:
             ValueError: if the folder holds results of another study or other versions, a damaged
@@ -88,7 +89,7 @@ class RecordStore:
         parts = [*self._part_paths(), *blocks]
         existing = [self.folder / RECORDS_FILE] if self.is_finished() else parts
         for path in existing:
-            self._check_origin(path)
+            self._check_origin(path, more_seeds=more_seeds)
         if existing and not resume:
             rule = "results of this study are there already: continue with --resume"
             raise ValueError(f"{self.folder}: {rule}, or choose another --out")
@@ -160,6 +161,18 @@ class RecordStore:
         self._part_path(number).parent.mkdir(exist_ok=True)
         self._write(self._part_path(number).with_suffix(".seconds"), [timings])
         self._write(self._part_path(number), [records])
+
+    def move_part(self, number: int, target: RecordStore) -> None:
+        """Move a part and its timings to another folder of the same file system.
+
+        Args:
+            number: index of the part, from 0.
+            target: store of the other folder.
+        """
+        path, moved = self._part_path(number), target._part_path(number)
+        moved.parent.mkdir(exist_ok=True)
+        for suffix in (".seconds.sha256", ".seconds", ".parquet.sha256", ".parquet"):
+            path.with_suffix(suffix).replace(moved.with_suffix(suffix))
 
     def merge(self, n_parts: int) -> None:
         """Write one table of all records and one of all timings, holding one part in memory.
@@ -247,7 +260,7 @@ class RecordStore:
     def _part_paths(self) -> list[Path]:
         return sorted((self.folder / self.parts_folder).glob("*.parquet"))
 
-    def _check_origin(self, path: Path) -> None:
+    def _check_origin(self, path: Path, *, more_seeds: bool) -> None:
         with _report_damage(path):
             _check_digest(path)
             stored = _read_metadata(path)
@@ -257,7 +270,7 @@ class RecordStore:
             ("rpo.inputs", "of another content of a file"),
         ):
             old, new = (json.loads(value.get(key) or "{}") for value in (stored, self._metadata))
-            if key == "rpo.config" and _has_fewer_seeds(old, new):
+            if key == "rpo.config" and more_seeds and _has_fewer_seeds(old, new):
                 old["seeds"] = new["seeds"]
             if old != new:
                 difference = _first_difference(old, new)

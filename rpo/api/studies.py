@@ -36,6 +36,8 @@ def study(
     processes: ProcessGroup = SINGLE_PROCESS,
     figures: FigureFormat = DEFAULT_FORMAT,
     table: bool = False,
+    part: str | None = None,
+    merge: bool = False,
 ) -> StudyResult | StudyKindResult:
     """Run a simulation study: every method on every combination of the axes.
 
@@ -52,9 +54,12 @@ def study(
             figures and table are written again and nothing is run.
         table: whether to write the mean gaps with their intervals as ``table.tex``, ``table.csv``
             and ``table.md``.
+        part: ``"K/N"`` to compute the share of job K of N alone, into a folder of its own in
+            ``out``; None for the whole study.
+        merge: join the shares of all jobs in ``out``, and finish the study.
 
     Returns:
-        Records and figures.
+        Records and figures; of a job, its part files.
 
     Raises:
         ValueError: if the configuration is invalid, or the folder holds other results.
@@ -66,6 +71,7 @@ def study(
     from bandits.study.config import StudyConfig
     from rpo.jobs.studies import run_study
     from rpo.jobs.study_kinds import run_study_kind
+    from rpo.jobs.study_parts import gather_shares, run_share
 
     resolved = _load_study(config, overrides, quick=quick)
     folder = Path("out") / resolved.name if out is None else Path(out)
@@ -73,9 +79,20 @@ def study(
         with user_input():
             if processes.num_processes > 1:
                 raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
+            if part is not None or merge:
+                raise ValueError(f"a study of the kind {resolved.kind} has no parts to share")
         return run_study_kind(resolved, folder, resume=resume, figures=figures)
+    if part is not None:
+        return run_share(resolved, folder, part, merge=merge, processes=processes)
+    if merge:
+        gather_shares(resolved, folder, processes=processes)
     return run_study(
-        resolved, folder, resume=resume, processes=processes, figures=figures, table=table
+        resolved,
+        folder,
+        resume=resume or merge,
+        processes=processes,
+        figures=figures,
+        table=table,
     )
 
 

@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +32,8 @@ EXAMPLES = (
     'rpo study my_study.yaml --seeds 500 --eta "[theorem, 0.01]" --dry-run',
     "rpo study my_study.yaml --resume --seeds 1000",
     "rpo study my_study.yaml --resume --format pdf --width icml-column --table",
+    "rpo study my_study.yaml --part 2/5 --out out/shared",
+    "rpo study my_study.yaml --merge --out out/shared",
 )
 
 
@@ -57,6 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the resolved configuration and an estimate of the cost; write nothing",
     )
     _add_figure_arguments(parser)
+    parser.add_argument(
+        "--part",
+        metavar="K/N",
+        help="compute only the share of job K of N, from 1, into a folder of its own in DIR",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="join the shares of all jobs, and write the records and figures of the study",
+    )
     processes.add_arguments(parser)
 
 
@@ -95,18 +110,36 @@ def run(args: argparse.Namespace) -> int:
         figures = parse_figure_format(args.format, args.width, args.style)
     if args.dry_run:
         return _print_estimate(estimate_study(config, quick=args.quick))
-    result = study(
-        config,
-        quick=args.quick,
-        out=args.out,
-        resume=args.resume,
-        processes=group,
-        figures=figures,
-        table=args.table,
-    )
+    with _naming_the_command(args):
+        result = study(
+            config,
+            quick=args.quick,
+            out=args.out,
+            resume=args.resume,
+            processes=group,
+            part=args.part,
+            merge=args.merge,
+            figures=figures,
+            table=args.table,
+        )
     if args.json and group.is_first:
         sys.stdout.write(json.dumps(result.to_dict()) + "\n")
     return result.exit_code
+
+
+@contextmanager
+def _naming_the_command(args: argparse.Namespace) -> Iterator[None]:
+    """Add the command that computes a missing part to the error of a merge."""
+    from rpo.jobs.study_parts import MissingPartError
+    from rpo.runtime.errors import UsageError
+
+    try:
+        yield
+    except MissingPartError as error:
+        command = ["rpo", "study", str(args.config), *args.overrides]
+        command += ["--quick"] if args.quick else []
+        command += ["--part", error.share, *(["--out", str(args.out)] if args.out else [])]
+        raise UsageError(f"{error}: run {shlex.join(command)}") from error
 
 
 def _print_estimate(estimate: StudyEstimate) -> int:

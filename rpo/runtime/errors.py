@@ -35,6 +35,8 @@ def user_input() -> Iterator[None]:
     """
     try:
         yield
+    except UsageError:
+        raise
     except (ValueError, OSError) as error:
         raise UsageError(error_message(error)) from error
 
