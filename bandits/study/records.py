@@ -42,6 +42,22 @@ VERSIONED = ("jax", "jaxlib", "numpy", "scipy", "pyarrow")
 """Packages whose installed version is part of the fingerprint of the records."""
 
 
+def record_versions() -> dict[str, Any]:
+    """Return the versions that are part of the fingerprint of the records.
+
+    Returns:
+        Versions of Python, of the packages and of the format of the records, by name.
+
+    Examples:
+        >>> record_versions()["records_format"] == RECORDS_FORMAT
+        True
+    """
+    versions: dict[str, Any] = {name: version(name) for name in VERSIONED}
+    versions |= {"python": platform.python_version(), "records_format": RECORDS_FORMAT}
+    versions["rpo-theory"] = release_version()
+    return versions
+
+
 class RecordStore:
     """Folder of a study that holds its parts and, at the end, one table of all records."""
 
@@ -64,13 +80,10 @@ class RecordStore:
         """
         self.folder: Path = folder
         self.parts_folder: str = parts_folder
-        versions: dict[str, Any] = {name: version(name) for name in VERSIONED}
-        versions |= {"python": platform.python_version(), "records_format": RECORDS_FORMAT}
-        versions["rpo-theory"] = release_version()
         self._metadata = {
             "rpo.config": json.dumps(config, sort_keys=True),
             "rpo.inputs": json.dumps(dict(inputs or {}), sort_keys=True),
-            "rpo.versions": json.dumps(versions, sort_keys=True),
+            "rpo.versions": json.dumps(record_versions(), sort_keys=True),
         }
         self._metadata["rpo.fingerprint"] = sha256_hex("\n".join(self._metadata.values()))
 

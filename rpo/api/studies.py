@@ -38,6 +38,7 @@ def study(
     table: bool = False,
     part: str | None = None,
     merge: bool = False,
+    scheduler: str | None = None,
 ) -> StudyResult | StudyKindResult:
     """Run a simulation study: every method on every combination of the axes.
 
@@ -57,6 +58,7 @@ def study(
         part: ``"K/N"`` to compute the share of job K of N alone, into a folder of its own in
             ``out``; None for the whole study.
         merge: join the shares of all jobs in ``out``, and finish the study.
+        scheduler: address of a running Dask scheduler whose workers fit the parts.
 
     Returns:
         Records and figures; of a job, its part files.
@@ -69,9 +71,10 @@ def study(
         >>> api.study("configs/study_rate_in_n.yaml", {"seeds": 20}).records  # doctest: +SKIP
     """
     from bandits.study.config import StudyConfig
+    from rpo.jobs.dask_study import run_on_dask
     from rpo.jobs.studies import run_study
     from rpo.jobs.study_kinds import run_study_kind
-    from rpo.jobs.study_parts import gather_shares, run_share
+    from rpo.jobs.study_parts import check_sharing, gather_shares, run_share
 
     resolved = _load_study(config, overrides, quick=quick)
     folder = Path("out") / resolved.name if out is None else Path(out)
@@ -79,13 +82,16 @@ def study(
         with user_input():
             if processes.num_processes > 1:
                 raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
-            if part is not None or merge:
+            if part is not None or merge or scheduler is not None:
                 raise ValueError(f"a study of the kind {resolved.kind} has no parts to share")
         return run_study_kind(resolved, folder, resume=resume, figures=figures)
+    check_sharing(part=part, merge=merge, scheduler=scheduler, processes=processes)
     if part is not None:
-        return run_share(resolved, folder, part, merge=merge, processes=processes)
+        return run_share(resolved, folder, part)
+    if scheduler is not None:
+        return run_on_dask(resolved, folder, scheduler, resume=resume)
     if merge:
-        gather_shares(resolved, folder, processes=processes)
+        gather_shares(resolved, folder)
     return run_study(
         resolved,
         folder,

@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="join the shares of all jobs, and write the records and figures of the study",
     )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the workers of a running Dask scheduler fit the study, as tcp://HOST:8786",
+    )
     processes.add_arguments(parser)
 
 
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
             merge=args.merge,
             figures=figures,
             table=args.table,
+            scheduler=args.scheduler,
         )
     if args.json and group.is_first:
         sys.stdout.write(json.dumps(result.to_dict()) + "\n")

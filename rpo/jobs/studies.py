@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from bandits.study.config import StudyConfig, choose_kernel, resolved_config
 from bandits.study.continuation import find_blocks
 from bandits.study.inputs import input_digests
 from bandits.study.notes import study_notes
-from bandits.study.parts import plan_parts
+from bandits.study.parts import StudyPart, plan_parts
 from bandits.study.records import RecordStore
 from bandits.study.run import run_parts
 from rpo.report.figure_files import FigureFormat
@@ -28,6 +29,10 @@ from rpo_io.outputs import output_folder
 _LOGGER = logging.getLogger(__name__)
 
 
+FitParts = Callable[[StudyConfig, RecordStore, Sequence[StudyPart]], Iterator[StudyPart]]
+"""Fits the parts that a store lacks and yields each part once it is stored."""
+
+
 def run_study(
     study: StudyConfig,
     folder: Path,
@@ -36,6 +41,7 @@ def run_study(
     processes: ProcessGroup,
     figures: FigureFormat,
     table: bool,
+    fit_parts: FitParts = run_parts,
 ) -> StudyResult:
     """Run a study, merge its records, and write its summary and figures.
 
@@ -46,6 +52,7 @@ def run_study(
         processes: the processes that share the work.
         figures: formats, width and style of the figures.
         table: whether to write a table of the mean gaps.
+        fit_parts: fits the parts, by default in this process.
 
     Returns:
         The result; on processes other than the first its list of files is empty.
@@ -59,7 +66,7 @@ def run_study(
         store = RecordStore(folder, resolved_config(study), inputs=input_digests(study))
     with processes.connected(folder):
         if not processes.is_first:
-            _run_share(study, store, processes)
+            _run_share(study, store, processes, fit_parts)
             return StudyResult(study.name, folder, files=(), bound_violations=())
         with name_os_errors(folder), ExitStack() as stack:
             with user_input():
@@ -76,7 +83,7 @@ def run_study(
                     store.keep_as_block(study, earlier)
             write_atomic(folder / "config.yaml", to_yaml(study))
             if not store.is_finished():
-                _run_share(study, store, processes)
+                _run_share(study, store, processes, fit_parts)
                 with user_input(), name_os_errors(folder):
                     blocks = find_blocks(folder, study.seeds)
                     if blocks:
@@ -97,7 +104,9 @@ def _holds_study(folder: Path) -> bool:
     return any(path.is_file() for path in paths)
 
 
-def _run_share(study: StudyConfig, store: RecordStore, processes: ProcessGroup) -> None:
+def _run_share(
+    study: StudyConfig, store: RecordStore, processes: ProcessGroup, fit_parts: FitParts
+) -> None:
     """Run this process's share of the parts, and wait for the other processes."""
     processes.wait_for_all("start of the study")
     # A method that does not support an environment refuses it only when it is fitted.
@@ -106,7 +115,7 @@ def _run_share(study: StudyConfig, store: RecordStore, processes: ProcessGroup) 
         tasks = [(block.study(study), store.block(block)) for block in blocks]
         for part_study, part_store in tasks or [(study, store)]:
             share = plan_parts(part_study)[processes.process_id :: processes.num_processes]
-            done = run_parts(part_study, part_store, share)
+            done = fit_parts(part_study, part_store, share)
             for _ in track_progress(done, len(share), f"parts of {study.name}"):
                 pass
     processes.wait_for_all("end of the study")

@@ -25,7 +25,7 @@ from bandits.study.run import run_parts
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import UsageError, user_input
-from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
+from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import is_temporary, write_atomic
 from rpo_io.folders import LOCK_FILE, folder_lock, name_os_errors
@@ -65,6 +65,31 @@ class MissingPartError(UsageError):
         self.share: str = share
 
 
+def check_sharing(
+    *, part: str | None, merge: bool, scheduler: str | None, processes: ProcessGroup
+) -> None:
+    """Refuse two ways of sharing a study at once.
+
+    Args:
+        part: value of ``--part``; None if it is not given.
+        merge: whether ``--merge`` is given.
+        scheduler: value of ``--scheduler``; None if it is not given.
+        processes: the processes that share the work.
+
+    Raises:
+        UsageError: if more than one of them is in use.
+    """
+    options = {
+        "--part": part is not None,
+        "--merge": merge,
+        "--scheduler": scheduler is not None,
+        "--num-processes": processes.num_processes > 1,
+    }
+    given = [name for name, is_given in options.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(f"argument {given[1]}: not allowed with argument {given[0]}")
+
+
 def read_share(text: str) -> Share:
     """Return the share that a text such as ``2/5`` stands for.
 
@@ -88,22 +113,13 @@ def read_share(text: str) -> Share:
     return share
 
 
-def run_share(
-    study: StudyConfig,
-    folder: Path,
-    part: str,
-    *,
-    merge: bool = False,
-    processes: ProcessGroup = SINGLE_PROCESS,
-) -> StudyResult:
+def run_share(study: StudyConfig, folder: Path, part: str) -> StudyResult:
     """Compute one job's share of the parts; parts that are stored already are kept.
 
     Args:
         study: the configuration.
         folder: output folder of the study, which all jobs name.
         part: which job this is, see :func:`read_share`.
-        merge: whether the user asked for a merge too, which is refused.
-        processes: the processes that share the work; there may be only one.
 
     Returns:
         The result; its folder and files are those of the job.
@@ -114,9 +130,6 @@ def run_share(
     study = choose_kernel(study)
     with user_input(), name_os_errors(folder):
         share = read_share(part)
-        if merge:
-            raise ValueError("argument --merge: not allowed with argument --part")
-        _refuse_group("--part", processes)
         job_folder = folder / share.folder()
         plan_parts(study)
         whole = _store(study, folder)
@@ -141,9 +154,7 @@ def run_share(
     return StudyResult(study.name, job_folder, tuple(names), bound_violations=())
 
 
-def gather_shares(
-    study: StudyConfig, folder: Path, *, processes: ProcessGroup = SINGLE_PROCESS
-) -> None:
+def gather_shares(study: StudyConfig, folder: Path) -> None:
     """Move the parts of all jobs into the output folder of the study.
 
     Nothing is moved before every part is there and of this study.
@@ -151,7 +162,6 @@ def gather_shares(
     Args:
         study: the configuration.
         folder: output folder of the study.
-        processes: the processes that share the work; there may be only one.
 
     Raises:
         MissingPartError: if a part is missing.
@@ -159,7 +169,6 @@ def gather_shares(
     """
     study = choose_kernel(study)
     with user_input(), name_os_errors(folder), ExitStack() as stack:
-        _refuse_group("--merge", processes)
         whole = _store(study, folder)
         stack.enter_context(output_folder(folder, "study", is_earlier_run=holds_shares))
         whole.check(resume=True)
@@ -200,11 +209,6 @@ def holds_shares(folder: Path) -> bool:
         or _SYSTEM_TEMPORARY.fullmatch(path.name)
         for path in folder.iterdir()
     )
-
-
-def _refuse_group(option: str, processes: ProcessGroup) -> None:
-    if processes.num_processes > 1:
-        raise ValueError(f"argument {option}: not allowed with argument --num-processes")
 
 
 def _store(study: StudyConfig, folder: Path, parts_folder: str = PARTS_FOLDER) -> RecordStore:
