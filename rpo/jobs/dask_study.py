@@ -7,10 +7,11 @@ study reads, so that the records have the bytes of one process.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import islice
@@ -223,6 +224,9 @@ def _connected(address: str) -> Iterator[Any]:
     """Connect to a scheduler for a block of work."""
     distributed = _distributed()
     try:
+        # A client that cannot connect is never closed, and blocks later ones when it is collected.
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(asyncio.run, _wait_for_answer(address)).result()
         client = distributed.Client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
@@ -231,6 +235,12 @@ def _connected(address: str) -> Iterator[Any]:
         ) from error
     with client:
         yield client
+
+
+async def _wait_for_answer(address: str) -> None:
+    """Wait until something at an address answers as a scheduler does."""
+    async with _distributed().rpc(address, timeout=SECONDS_TO_ANSWER) as server:
+        await asyncio.wait_for(server.identity(n_workers=0), SECONDS_TO_ANSWER)
 
 
 def _check_workers(client: Any, address: str) -> None:
