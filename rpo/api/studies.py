@@ -89,7 +89,7 @@ def study(
     if part is not None:
         return run_share(resolved, folder, part)
     if scheduler is not None:
-        return run_on_dask(resolved, folder, scheduler, resume=resume)
+        return run_on_dask(resolved, folder, scheduler, resume=resume, figures=figures, table=table)
     if merge:
         gather_shares(resolved, folder)
     return run_study(

@@ -26,6 +26,7 @@ from bandits.study.inputs import input_digests
 from bandits.study.parts import PartPlan, StudyPart, draw_part, plan_parts
 from bandits.study.records import VERSIONED, RecordStore, record_versions
 from bandits.study.run import run_part
+from rpo.report.figure_files import FigureFormat
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import UsageError
@@ -66,7 +67,15 @@ class StudyTask(NamedTuple):
     versions: tuple[tuple[str, Any], ...]
 
 
-def run_on_dask(study: StudyConfig, folder: Path, address: str, *, resume: bool) -> StudyResult:
+def run_on_dask(
+    study: StudyConfig,
+    folder: Path,
+    address: str,
+    *,
+    resume: bool,
+    figures: FigureFormat,
+    table: bool,
+) -> StudyResult:
     """Run a study on the workers of a Dask scheduler.
 
     Args:
@@ -74,6 +83,8 @@ def run_on_dask(study: StudyConfig, folder: Path, address: str, *, resume: bool)
         folder: output folder, which only this process writes.
         address: address of the scheduler, such as ``tcp://HOST:8786``.
         resume: continue a study that was begun in the folder.
+        figures: formats, width and style of the figures.
+        table: whether to write a table of the mean gaps.
 
     Returns:
         The result.
@@ -85,7 +96,15 @@ def run_on_dask(study: StudyConfig, folder: Path, address: str, *, resume: bool)
     with _connected(address) as client:
         _check_workers(client, address)
         fit = partial(fit_parts, client)
-        return run_study(study, folder, resume=resume, processes=SINGLE_PROCESS, fit_parts=fit)
+        return run_study(
+            study,
+            folder,
+            resume=resume,
+            processes=SINGLE_PROCESS,
+            figures=figures,
+            table=table,
+            fit_parts=fit,
+        )
 
 
 def fit_parts(
