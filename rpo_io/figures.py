@@ -11,6 +11,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -67,11 +69,12 @@ def axes_inches(ax: Axes) -> tuple[float, float]:
     if cell is None:
         return width, height
     grid = cell.get_gridspec()
-    heights, widths = grid.get_height_ratios(), grid.get_width_ratios()
-    return (
-        width * sum(widths[i] for i in cell.colspan) / sum(widths),
-        height * sum(heights[i] for i in cell.rowspan) / sum(heights),
+    heights, widths = (
+        np.asarray(ratios, np.float64)
+        for ratios in (grid.get_height_ratios(), grid.get_width_ratios())
     )
+    width *= widths[list(cell.colspan)].sum() / widths.sum()
+    return float(width), float(height * heights[list(cell.rowspan)].sum() / heights.sum())
 
 
 def wrap_text(text: str, inches: float, size: float) -> str:
@@ -129,8 +132,8 @@ def tidy_axes(ax: Axes) -> Axes:
         height -= 1.4 * text_size() / 72.0 * len(legend.get_texts())
     points = FontProperties(size=title_size()).get_size_in_points()
     ax.set_title(wrap_text(ax.get_title("left"), width, points), loc="left", size=points)
-    ax.set_xlabel(wrap_text(ax.get_xlabel(), width, ax.xaxis.label.get_size()))
-    ax.set_ylabel(wrap_text(ax.get_ylabel(), height - MARGIN, ax.yaxis.label.get_size()))
+    ax.set_xlabel(wrap_text(ax.get_xlabel(), width, float(ax.xaxis.label.get_fontsize())))
+    ax.set_ylabel(wrap_text(ax.get_ylabel(), height - MARGIN, float(ax.yaxis.label.get_fontsize())))
     return ax
 
 

@@ -155,7 +155,7 @@ def share_legend(figure: Figure) -> None:
     most = max(names, key=len)
     if not all(set(panel) <= set(most) for panel in names):
         return
-    handles = legends[names.index(most)].legend_handles
+    handles = [handle for handle in legends[names.index(most)].legend_handles if handle]
     for ax, legend in zip(axes, legends, strict=True):
         legend.remove()
         ax.set_ylabel(ax.get_ylabel().replace("\n", " "))

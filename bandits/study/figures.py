@@ -331,8 +331,8 @@ def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Fig
     for ax in axes[:, 0]:
         ax.set_ylabel("comparisons N")
     _set_title(figure, "phase_coverage" if x_column == "target_coverage" else "phase_eta")
-    place = {"location": "bottom", "aspect": 30, "fraction": 0.05}
-    bar = figure.colorbar(meshes[-1], ax=list(axes.flat), **place)
+    position = {"location": "bottom", "aspect": 30, "fraction": 0.05}
+    bar = figure.colorbar(meshes[-1], ax=list(axes.flat), **position)
     bar.set_label(GAP_LABEL)
     bar.outline.set_visible(False)
     return figure

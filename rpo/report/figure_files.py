@@ -82,7 +82,7 @@ class FigureFormat:
         """Have Matplotlib use the settings of this format during a block."""
         import matplotlib as mpl
 
-        settings = dict(SCREEN_STYLE if self.width is None else PAPER_STYLE)
+        settings: dict[Any, Any] = dict(SCREEN_STYLE if self.width is None else PAPER_STYLE)
         if self.style is not None:
             settings |= _read_style(self.style)
         inches = _inches(self.width)
@@ -173,7 +173,7 @@ def _inches(width: str | float | None) -> float | None:
     return inches
 
 
-def _read_style(style: str | os.PathLike[str]) -> dict[str, Any]:
+def _read_style(style: str | os.PathLike[str]) -> dict[Any, Any]:
     """Return the settings of a style; a ValueError if a line of the file is no setting."""
     import matplotlib as mpl
     from matplotlib import style as styles

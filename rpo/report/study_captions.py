@@ -120,10 +120,10 @@ def gap_table(summary: Summary) -> MeanTable:
     mean = np.full((len(rows), len(methods)), np.nan)
     half_width = mean.copy()
     for index, cell in enumerate(cells):
-        place = rows[cell], methods.index(str(summary["label"][index]))
-        mean[place] = summary["gap"][index]
+        cell_index = rows[cell], methods.index(str(summary["label"][index]))
+        mean[cell_index] = summary["gap"][index]
         if "gap_high" in summary:
-            half_width[place] = (summary["gap_high"][index] - summary["gap_low"][index]) / 2.0
+            half_width[cell_index] = (summary["gap_high"][index] - summary["gap_low"][index]) / 2.0
     names = [AXES.get(name, name.removeprefix("design.").replace("_", " ")) for name in columns]
     return MeanTable(tuple(names), list(rows), tuple(map(display_name, methods)), mean, half_width)
 

@@ -52,6 +52,7 @@ from bandits.rounds import (
 from bandits.study import (
     paired_differences,  # pyright: ignore[reportUnknownVariableType]  # untyped pyarrow
     plan_parts,
+    plot_figure,
 )
 from llm.evaluation.judgments import read_judgments
 from rpo import api
@@ -420,6 +421,7 @@ def study(folder: Path, kind: str) -> Figure:
     assert paired["difference"].size
     n_rows = int(store.read_table().num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     print(summary["gap"].mean(), n_rows)
+    plot_figure(summary, "method_comparison", Figure(figsize=(3.25, 2.0)).subplots())
     return bandits.draw_figure(summary, kind, Figure())
 
 
