@@ -84,7 +84,7 @@ def study(
                 raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
             if part is not None or merge or scheduler is not None:
                 raise ValueError(f"a study of the kind {resolved.kind} has no parts to share")
-        return run_study_kind(resolved, folder, resume=resume, figures=figures)
+        return run_study_kind(resolved, folder, resume=resume, figures=figures, table=table)
     check_sharing(part=part, merge=merge, scheduler=scheduler, processes=processes)
     if part is not None:
         return run_share(resolved, folder, part)

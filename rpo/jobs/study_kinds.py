@@ -14,6 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpo.report.figure_files import FigureFormat, write_figure
+from rpo.report.kind_tables import (
+    CaptionedTable,
+    laws_captions,
+    laws_table,
+    minimax_captions,
+    minimax_table,
+    rounds_captions,
+    rounds_table,
+)
+from rpo.report.tables import write_captions, write_table
 from rpo.results import StudyKindResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import user_input
@@ -42,12 +52,16 @@ class KindOutput(NamedTuple):
         rows: rows of the summary, one mapping each.
         findings: lines for the log.
         figures: functions that draw into an empty figure, by file name without its ending.
+        captions: captions of the figures, by the same names.
+        table: table for a paper; None if there is nothing to show.
     """
 
     tables: Mapping[str, pa.Table]
     rows: list[dict[str, Any]]
     findings: list[str]
     figures: Mapping[str, Callable[[Figure], Any]]
+    captions: Mapping[str, str]
+    table: CaptionedTable | None
 
 
 class StudyKind(NamedTuple):
@@ -63,7 +77,7 @@ class StudyKind(NamedTuple):
 
 
 def run_study_kind(
-    config: Any, folder: Path, *, resume: bool, figures: FigureFormat
+    config: Any, folder: Path, *, resume: bool, figures: FigureFormat, table: bool
 ) -> StudyKindResult:
     """Run a study of a kind of its own, and write its tables, summary and figures.
 
@@ -72,6 +86,7 @@ def run_study_kind(
         folder: output folder.
         resume: run again in a folder that holds results of the same study.
         figures: formats, width and style of the figures.
+        table: whether to write a table for a paper.
 
     Returns:
         The result.
@@ -83,7 +98,7 @@ def run_study_kind(
         _check_folder(folder, config, resume=resume)
         output = KINDS[config.kind].run(config)
         write_atomic(folder / "config.yaml", to_yaml(config))
-        return _write(folder, config, output, figures)
+        return _write(folder, config, output, figures, table=table)
 
 
 def _check_folder(folder: Path, config: Any, *, resume: bool) -> None:
@@ -103,7 +118,9 @@ def _plain(config: Any) -> Any:
     return json.loads(json.dumps(to_plain(config)))
 
 
-def _write(folder: Path, config: Any, output: KindOutput, figures: FigureFormat) -> StudyKindResult:
+def _write(
+    folder: Path, config: Any, output: KindOutput, figures: FigureFormat, *, table: bool
+) -> StudyKindResult:
     import pyarrow.parquet as pq
 
     files = []
@@ -117,6 +134,11 @@ def _write(folder: Path, config: Any, output: KindOutput, figures: FigureFormat)
     files += ["summary.json", "config.yaml"]
     for name, draw in output.figures.items():
         files += write_figure(draw, folder, name, figures)
+    captions = dict(output.captions)
+    if table and output.table is not None:
+        captions["table"] = output.table.caption
+        files += write_table(*output.table, folder, name=config.name)
+    files.append(write_captions(captions, folder))
     for line in output.findings:
         _logger.info("%s", line)
     _logger.info("written to %s: %s", folder, ", ".join(files))
@@ -154,7 +176,8 @@ def _run_minimax_regret(config: MinimaxRegretConfig) -> KindOutput:
         for kind in minimax_figure_kinds(result)
     }
     tables = {"records.parquet": result.records, "optima.parquet": result.optima}
-    return KindOutput(tables, rows, findings, figures)
+    captions = minimax_captions(tuple(figures))
+    return KindOutput(tables, rows, findings, figures, captions, minimax_table(result))
 
 
 def _draw_kind(draw: Callable[..., Any], result: Any, kind: str, figure: Figure) -> Any:
@@ -184,7 +207,8 @@ def _run_laws(config: LawsConfig) -> KindOutput:
     }
     figures["coefficients"] = partial(draw_coefficients, result)
     tables = {"records.parquet": result.records, "fits.parquet": result.fits}
-    return KindOutput(tables, rows, findings, figures)
+    captions = laws_captions(tuple(figures), config.seeds)
+    return KindOutput(tables, rows, findings, figures, captions, laws_table(result))
 
 
 def _eta(eta: float) -> str:
@@ -212,7 +236,9 @@ def _run_rounds(config: RoundsConfig) -> KindOutput:
         figures["cumulative_regret_growth"] = partial(
             _draw_axes, plot_cumulative_regret_growth, result.records
         )
-    return KindOutput({"records.parquet": result.records}, rows, findings, figures)
+    captions = rounds_captions(tuple(figures), config.seeds)
+    tables = {"records.parquet": result.records}
+    return KindOutput(tables, rows, findings, figures, captions, rounds_table(result))
 
 
 def _draw_axes(plot: Callable[..., Any], records: pa.Table, figure: Figure) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 
 from rpo.report.figure_files import FigureFormat, write_figure
 from rpo.report.study_captions import figure_caption, gap_table, table_caption
-from rpo.report.tables import write_table
+from rpo.report.tables import write_captions, write_table
 from rpo.results import StudyResult
 from rpo_io.strict_json import null_non_finite
 
@@ -71,9 +70,7 @@ def write_study_files(
             gap_table(drawn), captions["table"], store.folder, name=study.name
         )
         files += table_files
-    text = json.dumps(captions, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(store.folder / "captions.json", text.encode())
-    files.append("captions.json")
+    files.append(write_captions(captions, store.folder))
     _logger.info("%s", _findings(summary))
     if paired:
         _logger.info("%s", _paired_findings(paired, first))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ SYMBOLS = ("N", "C")
 
 
 class MeanTable(NamedTuple):
-    """Means of several methods, one row per setting; smaller means are better.
+    """Means of several methods, one row per setting.
 
     Attributes:
         axes: names of what distinguishes the rows.
@@ -51,6 +52,7 @@ class MeanTable(NamedTuple):
         methods: names of the columns of means.
         mean: the means, shape ``[r, m]``; nan for none.
         half_width: half the widths of their 95 % intervals; nan if unknown.
+        marks_best: whether smaller means are better, so that the smallest may be marked.
     """
 
     axes: tuple[str, ...]
@@ -58,6 +60,7 @@ class MeanTable(NamedTuple):
     methods: tuple[str, ...]
     mean: Float[np.ndarray, "r m"]
     half_width: Float[np.ndarray, "r m"]
+    marks_best: bool = True
 
 
 def write_table(table: MeanTable, caption: str, folder: Path, *, name: str) -> list[str]:
@@ -80,6 +83,21 @@ def write_table(table: MeanTable, caption: str, folder: Path, *, name: str) -> l
     for file, text in texts.items():
         write_atomic(folder / file, text.encode())
     return list(texts)
+
+
+def write_captions(captions: Mapping[str, str], folder: Path) -> str:
+    """Write the captions of figures and table as ``captions.json``.
+
+    Args:
+        captions: captions by the name of the figure, or "table".
+        folder: folder of the file.
+
+    Returns:
+        Name of the file.
+    """
+    text = json.dumps(captions, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(folder / "captions.json", text.encode())
+    return "captions.json"
 
 
 def format_mean(mean: float, half_width: float) -> tuple[str, str]:
@@ -129,7 +147,11 @@ def best_methods(table: MeanTable) -> list[int | None]:
         present = np.flatnonzero(np.isfinite(mean))
         order = present[np.argsort(mean[present], kind="stable")]
         ends = mean[order] - half_width[order]
-        is_separate = len(order) > 1 and mean[order[0]] + half_width[order[0]] < ends[1:].min()
+        is_separate = (
+            table.marks_best
+            and len(order) > 1
+            and mean[order[0]] + half_width[order[0]] < ends[1:].min()
+        )
         best.append(int(order[0]) if is_separate else None)
     return best
 

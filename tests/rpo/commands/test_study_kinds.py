@@ -57,8 +57,14 @@ def test_roundtrip_a_study_of_every_kind_runs_and_its_configuration_runs_again(
 ) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda *args, **keys: None)  # slow; drawn elsewhere
     out = tmp_path / "out"
-    assert main(["study", str(written(tmp_path, kind)), "--out", str(out), "--json"]) == 0
+    arguments = ["study", str(written(tmp_path, kind)), "--out", str(out), "--json"]
+    assert main([*arguments, "--table", "--format", "pdf", "--width", "jmlr"]) == 0
     document = json.loads(capsys.readouterr().out)
+    figures = {name.removesuffix(".pdf") for name in document["written"] if name.endswith(".pdf")}
+    captions = json.loads((out / "captions.json").read_text())
+    assert set(captions) == figures | {"table"}
+    assert "seeds" in captions["table"]
+    assert captions["table"] in (out / "table.md").read_text()
     assert (document["study"], document["kind"]) == ("small", kind)
     assert all((out / name).is_file() for name in document["written"])
     summary = json.loads((out / "summary.json").read_text())

@@ -55,6 +55,7 @@ def test_property_the_best_is_marked_only_where_intervals_separate() -> None:
     assert best_methods(TABLE) == [0, None, None]
     unknown = TABLE._replace(half_width=np.full((3, 2), NAN))
     assert best_methods(unknown) == [None, None, None]
+    assert best_methods(TABLE._replace(marks_best=False)) == [None, None, None]
 
 
 def test_closed_form_latex_marks_the_best_and_escapes_what_is_special() -> None:
