@@ -224,13 +224,16 @@ def _collect_warnings() -> Iterator[list[str]]:
             messages.append(_first_row(record.getMessage()))
 
     logger, collector = logging.getLogger("matplotlib"), Collector(logging.WARNING)
-    propagate, logger.propagate = logger.propagate, False
+    earlier = logger.propagate, logger.level
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)  # commands show its errors only
     logger.addHandler(collector)
     try:
         yield messages
     finally:
         logger.removeHandler(collector)
-        logger.propagate = propagate
+        logger.propagate, level = earlier
+        logger.setLevel(level)
 
 
 def _first_row(message: object) -> str:
