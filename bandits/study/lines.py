@@ -28,7 +28,7 @@ GAP_TEXTS = {
     ),
     "interval_width": (
         "Width of confidence intervals against the amount of data",
-        "width of the interval for the value above the baseline (units of reward)",
+        "width of the interval (units of reward)",
     ),
 }
 """Title and label of the vertical axis for each column."""
