@@ -48,7 +48,7 @@ def simpo(
     """
     policy, weights = masked_pair(policy, where), masked_pair(weights, where)
     difference = weights.chosen * policy.chosen - weights.rejected * policy.rejected
-    return zero_unless(where, jax.nn.softplus(gamma - beta * difference))
+    return zero_unless(where, jax.nn.softplus(jnp.asarray(gamma - beta * difference)))
 
 
 def orpo(
@@ -86,7 +86,9 @@ def orpo(
     policy, weights = masked_pair(policy, where, -1.0), masked_pair(weights, where, 1.0)
     chosen, rejected = weights.chosen * policy.chosen, weights.rejected * policy.rejected
     log_ratio = _log_odds(chosen) - _log_odds(rejected)
-    return zero_unless(where, penalty * jax.nn.softplus(-log_ratio) - chosen)
+    return zero_unless(
+        where, jnp.asarray(penalty) * jax.nn.softplus(-log_ratio) - jnp.asarray(chosen)
+    )
 
 
 def kto(

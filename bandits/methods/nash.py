@@ -157,7 +157,7 @@ def exploitability(
     """
     advantage = jnp.asarray(preferences) - 0.5
     best = gibbs_policy(advantage @ jnp.asarray(policy), reference, beta)
-    return 2.0 * beta * kl_divergence(policy, best)
+    return jnp.asarray(2.0 * beta) * kl_divergence(policy, best)
 
 
 def solve_game(

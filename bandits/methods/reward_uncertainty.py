@@ -290,7 +290,7 @@ def _reward_at(
     """Return the reward of a point that the uniform distribution on the class standardizes."""
     match reward_class:
         case TabularBox(maximum):
-            return maximum * (0.5 + point.reshape(shape) / jnp.sqrt(12.0))
+            return jnp.asarray(maximum) * (0.5 + point.reshape(shape) / jnp.sqrt(12.0))
         case LinearBall(features, radius):
             n_features = jnp.shape(features)[-1]
             return jnp.asarray(features) @ (radius * point / jnp.sqrt(n_features + 2.0))

@@ -62,7 +62,7 @@ def paired_differences(
         joined = table if pending is None else pa.concat_tables([pending, table])
         draws, gaps, pending = _complete_draws(joined, labels)
         pieces.extend(_pieces(draws, gaps, cells, labels[1:]))
-    if not pieces:
+    if pending is None or not pieces:
         return {}
     keys = [name for name in pending.column_names if name not in ("label", "seed", "gap")]
     columns = zip(*cells, strict=True)

@@ -161,15 +161,15 @@ def test_closed_form_simpo_orpo_and_kto() -> None:
     expected = -np.log(averages[0]) + ETA * np.log1p(odds[1] / odds[0])
     np.testing.assert_allclose(loss, expected, rtol=EXACT)
 
-    def total(point: jax.Array) -> jax.Array:
+    def kto_losses(point: jax.Array) -> jax.Array:
         desirable = jnp.array([True, False])
         options = {"beta": BETA, "reference_point": point, "desirable_weight": 2.0}
         return losses.kto(policy.chosen, policy.rejected, desirable, **options)
 
     ratio = (chosen / rejected) ** BETA * np.exp(-0.1 * BETA)
     expected = np.array([2 / (1 + ratio[0]), ratio[1] / (1 + ratio[1])])
-    np.testing.assert_allclose(total(jnp.array(0.1)), expected, rtol=EXACT)
-    assert float(jax.grad(lambda point: total(point).sum())(jnp.array(0.1))) == 0.0
+    np.testing.assert_allclose(kto_losses(jnp.array(0.1)), expected, rtol=EXACT)
+    assert float(jax.grad(lambda point: kto_losses(point).sum())(jnp.array(0.1))) == 0.0
 
 
 @settings(deadline=None)

@@ -417,7 +417,7 @@ def study(folder: Path, kind: str) -> Figure:
     store.merge(len(parts))
     assert store.is_finished()
     summary = bandits.summarize(store.iter_tables())  # pyright: ignore[reportUnknownMemberType]  # untyped pyarrow
-    paired = paired_differences(store.iter_tables(), "rpo", "DPO")
+    paired = paired_differences(store.iter_tables(), "rpo", "DPO")  # pyright: ignore[reportUnknownMemberType]  # untyped pyarrow
     assert paired["difference"].size
     n_rows = int(store.read_table().num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     print(summary["gap"].mean(), n_rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from rpo_theory.rewards import Unbounded
 from rpo_theory.types import Problem, Status
 
 
-def two_good_responses(beta: float, seed: int = 0) -> Problem:
+def two_good_responses(beta: float, seed: int = 0) -> Any:
     """Three problems in which the first two responses win more often than they lose."""
     rng = np.random.default_rng(seed)
     wins = np.zeros((3, 2, 3, 3))
@@ -50,7 +52,7 @@ def test_parity_kto_minimizes_its_loss_at_the_reference_point_of_its_policy(
     point: str, beta: float, weight: float
 ) -> None:
     problem = two_good_responses(beta)
-    options = {"kto_reference_point": point, "kto_desirable_weight": weight}
+    options: Any = {"kto_reference_point": point, "kto_desirable_weight": weight}
     fit = METHODS["kto"](problem, Unbounded(), **options)
     assert (fit.status == Status.SOLVED).all()
     assert (fit.policy[..., 2] == 0).all()
@@ -58,8 +60,8 @@ def test_parity_kto_minimizes_its_loss_at_the_reference_point_of_its_policy(
         policy, reference = fit.policy[i, x, :2], problem.reference_policy[i, x]
         z = float(policy @ np.log(policy / reference[:2])) if point == "kl" else 0.0
         arguments = (problem.wins[i, x], reference, z, beta, weight)
-        limits = {"bounds": (1e-9, 1 - 1e-9), "options": {"xatol": 1e-10}}
-        best = minimize_scalar(mean_loss, args=arguments, method="bounded", **limits)
+        limits: Any = {"bounds": (1e-9, 1 - 1e-9), "options": {"xatol": 1e-10}}
+        best: Any = minimize_scalar(mean_loss, args=arguments, method="bounded", **limits)
         assert policy[0] == pytest.approx(best.x, abs=3e-6)
 
 
@@ -94,12 +96,12 @@ def test_property_the_certificate_bounds_the_distance_from_the_best_loss() -> No
     net = wins.sum(axis=1) - wins.sum(axis=0)
     kept = net > 0
     level = np.where(kept, np.log(np.abs(net) * 0.6 / reference), 0.0)
-    options = {"bounds": (1e-9, 1 - 1e-9), "options": {"xatol": 1e-10}}
+    options: Any = {"bounds": (1e-9, 1 - 1e-9), "options": {"xatol": 1e-10}}
     for share in (0.02, 0.3, 0.7, 0.98):
         policy = np.array([share, 1 - share, 0.0])
         log_ratio = np.log(np.where(kept, policy, 1.0) / reference)
         point = float(policy[:2] @ log_ratio[:2])
         arguments = (wins, reference, point, 0.6, 1.0)
-        best = minimize_scalar(mean_loss, args=arguments, method="bounded", **options)
+        best: Any = minimize_scalar(mean_loss, args=arguments, method="bounded", **options)
         gap = _linear_gap(*map(jnp.asarray, (kept, level, log_ratio, policy, point, 0.6)))
         assert float(gap) >= mean_loss(share, *arguments) - float(best.fun) - 1e-9

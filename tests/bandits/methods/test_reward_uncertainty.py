@@ -15,7 +15,7 @@ from bandits.methods.reward_uncertainty import bootstrap_wins
 from rpo_theory.rewards import LinearBall, TabularBox
 from rpo_theory.types import Problem, Status
 
-BOX = TabularBox(np.array([0.5, 1.0, 2.0]))
+BOX: Any = TabularBox(np.array([0.5, 1.0, 2.0]))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def seeds(*values: int) -> FitContext:
 
 
 @pytest.mark.parametrize("rule", ["min", "std", "variance", "mean"])
-def test_limit_one_member_without_bootstrap_is_two_stage(rule: str, problem: Problem) -> None:
-    options = {"ensemble_members": 1, "ensemble_bootstrap": False, "ensemble_rule": rule}
+def test_limit_one_member_without_bootstrap_is_two_stage(rule: str, problem: Any) -> None:
+    options: Any = {"ensemble_members": 1, "ensemble_bootstrap": False, "ensemble_rule": rule}
     fit = METHODS["reward_ensemble"](problem, BOX, **options)
     np.testing.assert_allclose(fit.policy, METHODS["two_stage"](problem, BOX).policy, atol=1e-12)
     assert fit.certificate.max() <= 1e-9
@@ -45,9 +45,9 @@ def test_limit_one_member_without_bootstrap_is_two_stage(rule: str, problem: Pro
 
 @pytest.mark.parametrize("rule", ["min", "std", "variance"])
 def test_closed_form_the_policy_is_the_gibbs_policy_of_the_combined_members(
-    rule: str, problem: Problem
+    rule: str, problem: Any
 ) -> None:
-    options = {"ensemble_members": 3, "ensemble_rule": rule, "ensemble_coefficient": 0.7}
+    options: Any = {"ensemble_members": 3, "ensemble_rule": rule, "ensemble_coefficient": 0.7}
     fit = METHODS["reward_ensemble"](problem, BOX, context=seeds(4, 5, 6), **options)
     assert (fit.status == Status.SOLVED).all()
     members = []
@@ -74,7 +74,7 @@ def test_property_bootstrap_samples_have_the_counts_and_the_mean_of_the_data() -
 
 @pytest.mark.parametrize("method", ["reward_ensemble", "thompson"])
 def test_property_only_the_seed_of_a_draw_decides_its_random_numbers(
-    method: str, problem: Problem
+    method: str, problem: Any
 ) -> None:
     def fit(*values: int) -> np.ndarray:
         return METHODS[method](problem, BOX, context=seeds(*values)).policy
@@ -84,9 +84,7 @@ def test_property_only_the_seed_of_a_draw_decides_its_random_numbers(
     assert np.abs(first[1] - second[1]).max() > 1e-3
 
 
-def negative_log_posterior(
-    point: np.ndarray, problem: Problem, index: int, deviation: float
-) -> float:
+def negative_log_posterior(point: np.ndarray, problem: Any, index: int, deviation: float) -> float:
     """Return it for rewards with a normal prior; the prior's mean does not matter per prompt."""
     reward = point.reshape(2, 3)
     margin = reward[:, :, None] - reward[:, None, :]
@@ -96,9 +94,9 @@ def negative_log_posterior(
 
 
 def test_parity_without_posterior_noise_thompson_plays_the_posterior_mode(
-    problem: Problem,
+    problem: Any,
 ) -> None:
-    options = {"thompson_scale": 0.0, "thompson_prior_scale": 0.3}
+    options: Any = {"thompson_scale": 0.0, "thompson_prior_scale": 0.3}
     fit = METHODS["thompson"](problem, BOX, **options)
     assert (fit.status == Status.SOLVED).all()
     for i, width in enumerate(BOX.maximum):
@@ -110,11 +108,11 @@ def test_parity_without_posterior_noise_thompson_plays_the_posterior_mode(
         np.testing.assert_allclose(fit.policy[i], softmax(logits, axis=-1), atol=1e-5)
 
 
-def test_property_draws_have_the_covariance_of_the_inverse_hessian(problem: Problem) -> None:
+def test_property_draws_have_the_covariance_of_the_inverse_hessian(problem: Any) -> None:
     copies = 2048
     many: Any = [np.repeat(np.asarray(leaf)[2:], copies, axis=0) for leaf in problem[:6]]
     # A prior far narrower than the box, so that no draw is clipped.
-    options = {"thompson_prior_scale": 0.25}
+    options: Any = {"thompson_prior_scale": 0.25}
     box = TabularBox(np.full(copies, 2.0))
     context = FitContext(seeds=np.arange(copies))
     draws = METHODS["thompson"](Problem(*many), box, context=context, **options).reward
@@ -132,13 +130,13 @@ def test_property_draws_have_the_covariance_of_the_inverse_hessian(problem: Prob
     np.testing.assert_allclose(whitened.mean(axis=0), 0.0, atol=5 / np.sqrt(copies))
 
 
-def test_property_draws_are_members_of_their_class(problem: Problem) -> None:
-    options = {"thompson_scale": 30.0, "context": seeds(1, 2, 3)}
+def test_property_draws_are_members_of_their_class(problem: Any) -> None:
+    options: Any = {"thompson_scale": 30.0, "context": seeds(1, 2, 3)}
     reward = METHODS["thompson"](problem, BOX, **options).reward
     assert (reward >= 0).all()
     assert (reward <= BOX.maximum[:, None, None]).all()
     features = np.random.default_rng(3).normal(size=(3, 2, 3, 2))
-    ball = LinearBall(features, np.array([0.2, 0.5, 1.0]))
+    ball: Any = LinearBall(features, np.array([0.2, 0.5, 1.0]))
     reward = METHODS["thompson"](problem, ball, **options).reward
     for i, radius in enumerate(ball.radius):
         theta, *_ = np.linalg.lstsq(features[i].reshape(6, 2), reward[i].ravel(), rcond=None)
