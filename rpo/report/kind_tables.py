@@ -85,11 +85,11 @@ def rounds_table(result: RoundsResult) -> CaptionedTable | None:
     values, half_widths = {}, {}
     for growth in result.growth:
         curve = mean_curve(result.records, growth.label)
-        regret, slope = ("cumulative regret", growth.label), ("slope", growth.label)
-        values |= {regret: float(curve.mean[-1]), slope: growth.slope}
+        final, slope = ("cumulative regret", growth.label), ("slope", growth.label)
+        values |= {final: float(curve.mean[-1]), slope: growth.slope}
         # One seed has no interval.
         is_known = result.config.seeds > 1
-        half_widths[regret] = float(curve.high[-1] - curve.mean[-1]) if is_known else math.nan
+        half_widths[final] = float(curve.high[-1] - curve.mean[-1]) if is_known else math.nan
         half_widths[slope] = (growth.high - growth.low) / 2.0 if is_known else math.nan
     caption = (
         f"Cumulative regret after {result.config.rounds:,} rounds, in units of reward, and slope "
@@ -128,7 +128,7 @@ def laws_captions(names: tuple[str, ...], seeds: int) -> dict[str, str]:
     """
     gains = (
         "True gain over the reference policy (solid), gain under the fitted reward (dashed) and "
-        "fitted law of the true gain (dotted), in units of reward, against the square root of the "
+        "law fitted to the true gain (dotted), in units of reward, against the square root of the "
         f"KL divergence. {_seeds(seeds)} Shaded bands are {MEAN_INTERVAL}. The coefficients α and "
         f"γ have {BOOTSTRAP}."
     )
@@ -146,12 +146,12 @@ def rounds_captions(names: tuple[str, ...], seeds: int) -> dict[str, str]:
         names: names of the figures.
         seeds: number of seeds.
     """
-    regret = "Cumulative regret of every method, in units of reward, against the round"
+    what_is_drawn = "Cumulative regret of every method, in units of reward, against the round"
     bands = f"{_seeds(seeds)} Shaded bands are {MEAN_INTERVAL}."
     slopes = f"Slopes are fitted over the last factor of ten of the rounds, with {BOOTSTRAP}."
     what = {
-        "cumulative_regret": f"{regret}. {bands}",
-        "cumulative_regret_growth": f"{regret} on logarithmic axes. {bands} {slopes}",
+        "cumulative_regret": f"{what_is_drawn}. {bands}",
+        "cumulative_regret_growth": f"{what_is_drawn} on logarithmic axes. {bands} {slopes}",
     }
     return {name: what[name] for name in names}
 
