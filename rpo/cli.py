@@ -289,10 +289,12 @@ def run_command(argv: list[str]) -> int:
     if module is None:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
     args.overrides = overrides
+    from .runtime.clusters import detect_launch
     from .runtime.compilation import prepare_jax, silent_cache
     from .runtime.progress import progress_bars
 
-    prepare_jax(check_devices=getattr(args, "num_processes", 1) == 1)
+    is_single = getattr(args, "num_processes", None) in (None, 1)
+    prepare_jax(check_devices=is_single and detect_launch(os.environ) is None)
     with progress_bars(), silent_cache():
         return module.run(args)
 

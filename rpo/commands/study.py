@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.runtime import processes
+from rpo.runtime.clusters import detect_launch
 
 if TYPE_CHECKING:
     from rpo.results import StudyEstimate
@@ -111,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
         from rpo.report.figure_files import parse_figure_format
 
         config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
-        group = processes.group_from(args)
+        # Jobs of an array need no other process, also where srun starts them.
+        is_shared = args.part or args.merge or args.scheduler
+        launch = None if is_shared else detect_launch(os.environ)
+        group = processes.group_from(args, launch=launch)
         figures = parse_figure_format(args.format, args.width, args.style)
     if args.dry_run:
         return _print_estimate(estimate_study(config, quick=args.quick))

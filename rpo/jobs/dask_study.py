@@ -252,8 +252,14 @@ def _connected(address: str) -> Iterator[Any]:
             f"argument --scheduler: no Dask scheduler answers at {address}: check the address, "
             "and that it runs"
         ) from error
-    with client:
-        yield client
+    log = logging.getLogger("distributed.client")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # a lost connection is reported in one line, without traceback
+    try:
+        with client:
+            yield client
+    finally:
+        log.setLevel(level)
 
 
 async def _wait_for_answer(address: str) -> None:

@@ -8,6 +8,8 @@ watcher process, which reports the loss if its pipe closes without a sign-off.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
+from .clusters import Launch, proxy_hint
 from .errors import UsageError, whole_number
 
+SECONDS_TO_MEET = 240
+"""Time in which all processes must have connected."""
+SECONDS_BETWEEN_MESSAGES = 15
+"""Time between two messages while processes are missing."""
+_LOGGER = logging.getLogger(__name__)
 CLEAN_EXIT = b"done"
 """Bytes that a process sends to its watcher before it ends in good order."""
 
@@ -31,6 +40,8 @@ class ProcessGroup:
             for a single process.
         num_processes: size of the group, at least 1.
         process_id: index of this process, from 0 to ``num_processes - 1``.
+        detection: ``cluster_detection_method`` of ``jax.distributed.initialize``, such as "slurm",
+            by which JAX finds the address; None if the address is given.
 
     Raises:
         ValueError: if there is no process of this index, or the address is missing for several
@@ -40,6 +51,7 @@ class ProcessGroup:
     coordinator_address: str | None = None
     num_processes: int = 1
     process_id: int = 0
+    detection: str | None = None
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
@@ -48,7 +60,8 @@ class ProcessGroup:
                 f"argument --process-id: must be less than --num-processes {self.num_processes}, "
                 f"got {self.process_id}"
             )
-        if (self.num_processes > 1) != (self.coordinator_address is not None):
+        has_address = (self.coordinator_address or self.detection) is not None
+        if (self.num_processes > 1) != has_address:
             raise ValueError(
                 "argument --coordinator-address: must be given if and only if --num-processes "
                 "is 2 or more"
@@ -69,18 +82,50 @@ class ProcessGroup:
         if self.num_processes == 1:
             yield
             return
-        import jax
-
         sign_off = _start_watcher(folder)
         try:
-            jax.distributed.initialize(
-                self.coordinator_address, self.num_processes, self.process_id
-            )
+            self._meet()
             yield
         except (UsageError, KeyboardInterrupt):
             sign_off()
             raise
         sign_off()
+
+    def _meet(self) -> None:
+        """Wait until all processes have connected, for a limited time and with messages.
+
+        Raises:
+            UsageError: if some process does not come.
+        """
+        import jax
+
+        initialize = partial(
+            jax.distributed.initialize,
+            self.coordinator_address,
+            self.num_processes,
+            self.process_id,
+            cluster_detection_method=self.detection,
+            # JAX ends the process after this time, without an exception.
+            initialization_timeout=2 * SECONDS_TO_MEET,
+        )
+        # In a thread of its own, because nothing interrupts the wait within JAX.
+        meeting = _Call(initialize)
+        meeting.start()
+        waited = f"waiting for all {self.num_processes} processes{proxy_hint(os.environ)}"
+        for seconds in range(0, SECONDS_TO_MEET, SECONDS_BETWEEN_MESSAGES):
+            if seconds:
+                _LOGGER.info("%s: %d s", waited, seconds)
+            meeting.join(SECONDS_BETWEEN_MESSAGES)
+            if not meeting.is_alive():
+                break
+        else:
+            raise UsageError(
+                f"not all {self.num_processes} processes have connected after {SECONDS_TO_MEET} "
+                "s: start all of them within this time, or this command alone without srun and "
+                f"mpirun{proxy_hint(os.environ)}"
+            )
+        if meeting.error is not None:
+            raise meeting.error
 
     def wait_for_all(self, name: str) -> None:
         """Wait until every process of the group has arrived here; return at once in a group of one.
@@ -92,6 +137,22 @@ class ProcessGroup:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(name)
+
+
+class _Call(Thread):
+    """A call in a thread that does not keep the process alive, and its error."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self.function: Callable[[], object] = function
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Make the call."""
+        try:
+            self.function()
+        except Exception as error:
+            self.error = error
 
 
 SINGLE_PROCESS = ProcessGroup()
@@ -112,24 +173,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-processes",
         type=whole_number(1),
-        default=1,
         metavar="N",
-        help="number of processes (default 1)",
+        help="number of processes (default 1, or as srun or mpirun started)",
     )
     parser.add_argument(
         "--process-id",
         type=whole_number(0),
-        default=0,
         metavar="K",
-        help="index of this process, from 0 (default 0)",
+        help="index of this process, from 0 (default 0, or as srun or mpirun started)",
     )
 
 
-def group_from(args: argparse.Namespace) -> ProcessGroup:
+def group_from(args: argparse.Namespace, *, launch: Launch | None = None) -> ProcessGroup:
     """Return the process group that the parsed options describe.
 
     Args:
         args: parsed options of :func:`add_arguments`.
+        launch: how a launcher started this process, for options that are not given.
 
     Returns:
         The group.
@@ -137,10 +197,23 @@ def group_from(args: argparse.Namespace) -> ProcessGroup:
     Raises:
         ValueError: if the options do not fit together.
     """
+    if launch is None or args.num_processes is not None or args.process_id is not None:
+        return ProcessGroup(
+            coordinator_address=args.coordinator_address,
+            num_processes=1 if args.num_processes is None else args.num_processes,
+            process_id=args.process_id or 0,
+        )
+    address = args.coordinator_address
+    if address is None and launch.detection is None:
+        raise ValueError(
+            f"argument --coordinator-address: {launch.launcher} started {launch.num_processes} "
+            "processes, which need the HOST:PORT of the first one; or --num-processes 1"
+        )
     return ProcessGroup(
-        coordinator_address=args.coordinator_address,
-        num_processes=args.num_processes,
-        process_id=args.process_id,
+        coordinator_address=address,
+        num_processes=launch.num_processes,
+        process_id=launch.process_id,
+        detection=launch.detection if address is None else None,
     )
 
 

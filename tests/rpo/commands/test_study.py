@@ -105,8 +105,10 @@ def test_closed_form_a_study_leaves_records_figures_summary_and_config(
 
 
 @pytest.mark.slow
-def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> None:
-    path = config(tmp_path, SMALL.replace("seeds: 200", "seeds: 600"))
+def test_property_devices_processes_and_shares_leave_the_same_bytes(tmp_path: Path) -> None:
+    text = SMALL.replace("seeds: 200", "seeds: 100")
+    # A part for each number of actions.
+    path = config(tmp_path, text.replace("actions: 6", "actions: [5, 6, 7, 8, 9]"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -125,7 +127,12 @@ def test_property_devices_and_processes_leave_the_same_bytes(tmp_path: Path) -> 
     for process in processes:
         finished(process)
     assert sha256(tmp_path / "one") == sha256(tmp_path / "devices")
+    jobs = ["study", str(path), "--out", str(tmp_path / "jobs")]
+    for job in range(1, 6):
+        assert main([*jobs, "--part", f"{job}/5"]) == 0
+    assert main([*jobs, "--merge"]) == 0
     assert sha256(tmp_path / "one") == sha256(tmp_path / "processes")
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "jobs")
 
 
 def test_raises_one_line_that_names_the_mistake(
