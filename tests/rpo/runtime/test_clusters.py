@@ -102,9 +102,9 @@ def test_roundtrip_two_tasks_of_a_slurm_step_leave_the_bytes_of_one(tmp_path: Pa
         )
 
     def task(index: int) -> subprocess.Popen[str]:
-        place = {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        rank = {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
         ports = {"JAX_COORDINATOR_PORT": port, "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
-        return start("tasks", **STEP | place | ports)
+        return start("tasks", **STEP | rank | ports)
 
     for process in [start("one"), task(0), task(1)]:
         _, messages = process.communicate(timeout=120)
