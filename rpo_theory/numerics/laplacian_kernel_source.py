@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, types
 
-CACHE = globals().get("CACHE", False)  # set by the loader
+LOADED = "CACHE" in globals()  # set by the loader; an imported module compiles nothing
+CACHE = globals().get("CACHE", False)
 ERROR_GROWTH = 16.0  # bound on the rounding errors of an elimination, per node
 EPSILON = 2.0**-52
 TABLE, MATRICES = (types.Array(types.float64, n, "C", readonly=True) for n in (2, 3))
@@ -119,7 +120,7 @@ def change_held(n_free, order, loads, bounds, point, point_bound, low, high, hel
     return False
 
 
-@njit(SOLVE, nogil=True, error_model="numpy", cache=CACHE)
+@njit(*((SOLVE,) if LOADED else ()), nogil=True, error_model="numpy", cache=CACHE)
 def solve(edges, linear, nonnegative, nonpositive, roundoff, objective, converged):
     """Solve every program of a batch; see ``laplacian_qp.solve``."""
     n_programs, n_nodes = linear.shape
