@@ -60,8 +60,8 @@ def test_roundtrip_the_study_of_the_project_is_plain_values() -> None:
     ("changes", "message"),
     [
         ({"name": "a b!"}, r"`name` must consist of letters, digits"),
-        ({"methods": ["rop"]}, r"`methods` must be one of rpo, .*, got 'rop': did you mean rpo?"),
-        ({"methods": ["greedy_mle"]}, r"`methods` must be one of rpo, .*, got 'greedy_mle'"),
+        ({"methods": ["rop"]}, r"`method` must be one of rpo, .*, got 'rop': did you mean rpo"),
+        ({"methods": ["greedy_mle"]}, r"`methods` must use beta and approach .*, got 'greedy_mle'"),
         ({"methods": []}, r"`methods` must have at least one value, got an empty list"),
         ({"methods": ["rpo", "rpo"]}, r"`methods` must not repeat a value, got rpo twice"),
         ({"comparisons": [0]}, r"`comparisons` must be at least 1 and less than .*, got 0"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandits.environments import Design, draw_design
-from bandits.methods import METHODS, MethodOptions
+from bandits.methods import METHODS
 from bandits.overoptimization import (
     GeometricGrid,
     LawsConfig,
@@ -49,7 +49,7 @@ def test_parity_a_record_is_the_gain_of_the_methods_policy(result: LawsResult) -
     instance = draw_design(Design(**DESIGN), 100, 3 + np.arange(SEEDS))
     betas = CONFIG.beta.values()
     problem = instance.problem._replace(beta=np.full(SEEDS, betas[2]), eta=np.full(SEEDS, 0.2))
-    fit = METHODS["rpo"](problem, instance.reward_class, MethodOptions(baseline="given"))
+    fit = METHODS["rpo"](problem, instance.reward_class, baseline="given")
     reference = np.asarray(problem.reference_policy)
     for seed in range(SEEDS):
         (row,) = rows(result, method="rpo", eta=0.2, seed=3 + seed, beta=betas[2])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from bandits.methods.base import MethodOptions
 from bandits.rounds import QuickRounds, RoundsConfig, RoundsMethod
 from bandits.rounds.config import _check_name
 
@@ -61,4 +60,6 @@ def test_property_the_quick_version_replaces_only_sizes() -> None:
 
 
 def test_property_a_methods_default_baseline_is_that_of_the_environment() -> None:
-    assert RoundsMethod(method="rpo").options == MethodOptions(baseline="given")
+    assert RoundsMethod(method="rpo").options.baseline == "given"
+    named = RoundsMethod(method="rpo", options={"baseline": "chosen"})
+    assert named.options.baseline == "chosen"

@@ -7,7 +7,6 @@ import pytest
 from scipy.special import logsumexp, softmax
 
 from bandits.environments.designs import Design, draw_design
-from bandits.methods.base import MethodOptions
 from bandits.methods.registry import METHODS
 from bandits.rounds import RoundsConfig, RoundsMethod, play_rounds, run_rounds
 from bandits.rounds.online import fit_round, measure_round, pair_distribution
@@ -67,11 +66,11 @@ def test_property_the_first_round_is_the_method_on_the_given_data() -> None:
     seeds = np.arange(3)
     instance = draw_design(DESIGN, 100, seeds)
     problem = instance.problem._replace(beta=np.full(3, 0.2), eta=np.full(3, 0.01))
-    fit = METHODS["two_stage"](problem, instance.reward_class, MethodOptions())
+    fit = METHODS["two_stage"](problem, instance.reward_class)
     columns = play_rounds(instance, METHODS_OF_TEST[1], config(rounds=1), seeds)
     expected = measure_round(fit.policy, instance, 0.2)
     np.testing.assert_array_equal(columns["regret"][0], expected["regret"])
-    same = fit_round(METHODS_OF_TEST[1], problem, instance)
+    same = fit_round(METHODS_OF_TEST[1], problem, instance, seeds)
     np.testing.assert_array_equal(same.policy, fit.policy)
 
 

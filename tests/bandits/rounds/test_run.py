@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from bandits.environments.designs import Design
-from bandits.methods.base import MethodOptions
 from bandits.rounds import QuickRounds, RoundsConfig, RoundsMethod, run_rounds
 
 PATH = Path(__file__).resolve().parents[3] / "configs" / "study_rounds.yaml"
@@ -17,11 +16,7 @@ PATH = Path(__file__).resolve().parents[3] / "configs" / "study_rounds.yaml"
 
 def project_study() -> RoundsConfig:
     values = yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    assert values.pop("kind") == "rounds"
-    methods = [
-        RoundsMethod(**{**method, "options": MethodOptions(**method.get("options", {}))})
-        for method in values.pop("methods")
-    ]
+    methods = [RoundsMethod(**method) for method in values.pop("methods")]
     design, quick = Design(**values.pop("design")), QuickRounds(**values.pop("quick"))
     return RoundsConfig(**values, methods=methods, design=design, quick=quick)
 
