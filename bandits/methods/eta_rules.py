@@ -79,7 +79,8 @@ def choose_eta(
     if rule == "discrepancy":
         return np.exp(_largest_within(problem, reward_class, ends, context))
     training, held_out = split_wins(problem, context)
-    grid = np.linspace(*ends, GRID)  # [k b]
+    low, high = ends
+    grid = np.linspace(low, high, GRID)  # [k b]
     losses = np.stack(
         [
             _losses(_solve(training, reward_class, np.exp(logs), context), held_out, problem)

@@ -6,6 +6,8 @@ A curve needs policies that approach the reference as :math:`\beta\to\infty`, so
 
 from __future__ import annotations
 
+from typing import Any
+
 from bandits.methods.base import FitResult
 from bandits.methods.options import BaselineOption
 from bandits.methods.registry import find_method
@@ -61,5 +63,7 @@ def fit_policies(
         (2, 1, 3)
     """
     record = find_method(method)
-    options = {"baseline": baseline} if hasattr(record.options(), "baseline") else {}
+    options: dict[str, Any] = (
+        {"baseline": baseline} if hasattr(record.options(), "baseline") else {}
+    )
     return record(problem, reward_class, **options)

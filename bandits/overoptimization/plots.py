@@ -193,7 +193,9 @@ def draw_coefficients(result: LawsResult, figure: Figure) -> Figure:
     """
     classes = result.config.reward_classes
     shown: tuple[Coefficient, ...] = ("alpha", "gamma")
-    panels = [(reward_class, coefficient) for reward_class in classes for coefficient in shown]
+    panels: list[tuple[str, Coefficient]] = [
+        (reward_class, coefficient) for reward_class in classes for coefficient in shown
+    ]
     n_columns = 2 if figure.get_figwidth() >= 5.0 else 1
     n_rows = len(panels) // n_columns
     figure.set_figheight(0.9 + n_rows * max(2.1, 0.75 * figure.get_figwidth() / n_columns))

@@ -20,6 +20,7 @@ from rpo_theory.bounds import corrected_modulus, regularized_gap_bound
 from rpo_theory.coverage import coverage_coefficient_batch
 from rpo_theory.minimax import Kernel
 from rpo_theory.policies import log_gibbs_policy
+from rpo_theory.types import ArrayLike
 
 from .metrics import BoundInputs
 
@@ -84,7 +85,7 @@ def regularized_optimum(
 def regularized_gap(
     policy: Float[np.ndarray, "B x a"],
     optimum: RegularizedOptimum,
-    context_weights: Float[np.ndarray, "B x"],
+    context_weights: Float[ArrayLike, "B x"],
 ) -> Float[np.ndarray, " B"]:
     r"""Return :math:`\beta\,E_{d_0}KL(\hat\pi\|\pi_{r^\star})` of every policy.
 
@@ -106,7 +107,9 @@ def regularized_gap(
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(policy > 0, policy * (np.log(policy) - optimum.log_policy), 0.0)
     # Roundoff may give -1e-17.
-    return optimum.beta * np.maximum(np.einsum("bx,bxa->b", context_weights, terms), 0.0)
+    return optimum.beta * np.maximum(
+        np.einsum("bx,bxa->b", np.asarray(context_weights), terms), 0.0
+    )
 
 
 def regularized_bound(

@@ -120,7 +120,7 @@ def change_held(n_free, order, loads, bounds, point, point_bound, low, high, hel
     return False
 
 
-@njit(*((SOLVE,) if LOADED else ()), nogil=True, error_model="numpy", cache=CACHE)
+@njit(SOLVE if LOADED else None, nogil=True, error_model="numpy", cache=CACHE)  # pyright: ignore[reportCallIssue, reportArgumentType]
 def solve(edges, linear, nonnegative, nonpositive, roundoff, objective, converged):
     """Solve every program of a batch; see ``laplacian_qp.solve``."""
     n_programs, n_nodes = linear.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def test_closed_form_both_orders_of_a_pair_count() -> None:
 
 
 def test_property_the_bound_is_in_float64_and_never_below_the_coefficient() -> None:
-    instances = random_instances(200)
+    instances: dict[str, Any] = random_instances(200)
     zero = np.zeros_like(instances["comparator"])
     coefficients = coverage_coefficient_batch(Unbounded(), true_reward=zero, **instances)
     bounds = np.array([density_ratio_bound(*row) for row in zip(*instances.values(), strict=True)])

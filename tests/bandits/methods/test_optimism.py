@@ -155,8 +155,7 @@ def test_parity_the_policy_minimizes_the_loss_of_xpo() -> None:
 
     ends = [minimize(xpo_loss, start, tol=1e-13) for start in 3.0 * np.eye(2)]
     best = min(ends, key=lambda end: end.fun)
-    options = {"baseline": "reference"}
-    fit = rpo_optimistic(problem, TabularBox(np.array([50.0])), **options)
+    fit = rpo_optimistic(problem, TabularBox(np.array([50.0])), baseline="reference")
     np.testing.assert_allclose(fit.policy[0, 0], softmax(np.append(best.x, 0.0)), atol=1e-5)
 
 

@@ -34,7 +34,8 @@ def test_parity_rpo_at_every_outcome_minimizes_its_objective_in_one_variable(
 
     for wins, fitted in zip(WINS, fits.policy[:, 0], strict=True):
         options = {"bounds": (-2.0, 2.0), "args": (wins,), "options": {"xatol": 1e-12}}
-        best = minimize_scalar(objective, method="bounded", **options).x
+        found: Any = minimize_scalar(objective, method="bounded", **options)
+        best = found.x
         odds = REFERENCE[1] / REFERENCE[0] * np.exp(best / beta)
         np.testing.assert_allclose(fitted[1] / fitted[0], odds, rtol=1e-5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,8 +133,13 @@ def test_roundtrip_votes_a_file_and_a_function_are_values_of_one_axis(tmp_path: 
     add_module_folder(tmp_path)
     (tmp_path / "v.csv").write_text("winner,loser,count\na,b,30\nb,a,10\nb,c,25\nc,b,15\n")
     table = {"true_reward": [[0.0, 1.0, 0.5]], "behavior_policy": [[0.2, 0.3, 0.5]]}
-    np.savez(tmp_path / "b.npz", **{name: np.array(value) for name, value in table.items()})
-    names = [f"votes:{tmp_path}/v.csv", f"file:{tmp_path}/b.npz", "worlds_of_a_study:world"]
+    reward, behavior = (np.array(value) for value in table.values())
+    np.savez(tmp_path / "b.npz", true_reward=reward, behavior_policy=behavior)
+    names: list[Any] = [
+        f"votes:{tmp_path}/v.csv",
+        f"file:{tmp_path}/b.npz",
+        "worlds_of_a_study:world",
+    ]
     study = StudyConfig(
         name="a", methods=["two_stage"], comparisons=[30], seeds=3, environments=names
     )

@@ -94,6 +94,7 @@ def test_closed_form_a_study_leaves_records_figures_summary_and_config(
     paper = ["--format", "pdf,png", "--width", "icml-column", "--table"]
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr("rpo.jobs.studies.run_parts")  # figures are drawn again, and nothing is run
+        drawn: dict[str, bytes] = {}
         for _ in range(2):
             assert main(arguments + paper) == 0
             drawn = {path.name: path.read_bytes() for path in out.iterdir()}
