@@ -84,6 +84,8 @@ class StudyConfig:
         intervals: level, such as 0.95, of confidence intervals for the value of every policy minus
             that of the baseline, see :mod:`bandits.study.intervals`; None for no intervals, which
             take longer than most fits.
+        win_rates: whether to measure the win rate of every policy against the baseline, and to
+            estimate it from a second log of the same size, see :mod:`bandits.study.win_rates`.
         kernel: compiled code that solves boxes, see :func:`rpo_theory.minimax.solve_batch`; "auto"
             is replaced before the run, see :func:`choose_kernel`.
         quick: smaller sizes for a quick run.
@@ -104,6 +106,7 @@ class StudyConfig:
     beta: list[float | WeightRule] = field(default_factory=lambda: ["theorem"])
     delta: float = 0.05
     intervals: float | None = None
+    win_rates: bool = False
     kernel: Literal["auto", "jax", "numba"] = "auto"
     quick: QuickSizes = field(default_factory=QuickSizes)
 

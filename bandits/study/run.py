@@ -34,6 +34,7 @@ from .projection import gap_at_projection, project_truth
 from .record_table import WeightValues, record_table
 from .records import RecordStore
 from .regularized_gaps import regularized_bound, regularized_gap, regularized_optimum
+from .win_rates import draw_log, measure_win_rates
 
 TRIAL_DRAWS = 256
 """Number of draws that a run estimate times. Larger batches take less time per draw, until all
@@ -149,6 +150,7 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
         for pair in values[: len(study.beta)]
     ]
     seconds = {"bound_inputs": time.perf_counter() - start}
+    log = draw_log(instance, part.seeds, comparisons, noise) if study.win_rates else None
     tables = []
     labels = method_labels(study.method_configs)
     for method_index, method in enumerate(study.method_configs):
@@ -165,6 +167,8 @@ def run_part(study: StudyConfig, part: StudyPart, instance: Instance) -> tuple[p
                 "coverage_projected": projected.inputs.coverage,
                 "projection_shift": projected.shift,
             }
+            if log is not None:
+                measured |= measure_win_rates(result, instance, log, noise)
             if study.intervals is not None:
                 measured |= value_intervals(
                     result.policy, instance, part.seeds, confidence=study.intervals

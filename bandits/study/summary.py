@@ -17,6 +17,8 @@ column                       meaning
 ``gap_projected``            the same under the reward of the class that explains the labels best,
                              if the true reward is not in the class
 ``projection_shift``         what the class then misjudges about the comparator
+``win_rate``                 probability of winning against the baseline, and its estimates
+                             ``win_rate_ips``, ``win_rate_snips``, ``win_rate_dr``
 ``interval_width``           width of the confidence interval of the value
 ``interval_covers``          share of the draws whose interval contains the true difference
 ``true_value``               mean of :math:`J(\hat\pi) - J(\pi_{base})` under :math:`r^\star`
@@ -61,6 +63,10 @@ AVERAGED_COLUMNS = (
     "projection_shift",
     "interval_width",
     "interval_covers",
+    "win_rate",
+    "win_rate_ips",
+    "win_rate_snips",
+    "win_rate_dr",
     "eta",
     "beta",
 )
