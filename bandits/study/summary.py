@@ -230,6 +230,8 @@ def _violations(table: pa.Table) -> Iterator[dict[str, Any]]:
     for label in dict.fromkeys(labels.tolist()):
         rows = table.filter(pa.array(labels == label))
         for form, bounded in BOUND_FORMS.items():
+            if form not in table.column_names:  # records of an earlier version
+                continue
             bound = rows[form].to_numpy()
             is_known = np.isfinite(bound)
             ratio = rows[bounded].to_numpy()[is_known] / bound[is_known]

@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from bandits.study.config import StudyConfig
 from llm.config import TrainConfig
 from rpo.cli import COMMANDS, Parser, declare, main
-from rpo.runtime.config_files import read_config
+from rpo.jobs.study_kinds import config_class
+from rpo.runtime.config_files import read_config, read_kind
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTIFIER = re.compile(r"`((?:rpo_theory|bandits|llm|rpo)(?:\.[A-Za-z_0-9]+)+)`")
@@ -74,7 +74,14 @@ PYTHON_NOT_RUN = {
 }
 ROUNDOFF = re.compile(r"duality gap|KKT residual|TV to the exact policy")
 """Lines of the README's output whose digits depend on the machine."""
-PLACEHOLDERS = {"CONFIG.yaml", "STUDY.yaml", "answers.yaml", "coverage.yaml", "tiny.yaml"}
+PLACEHOLDERS = {
+    "CONFIG.yaml",
+    "STUDY.yaml",
+    "answers.yaml",
+    "coverage.yaml",
+    "study.yaml",
+    "tiny.yaml",
+}
 """Names that stand for a configuration of the reader."""
 
 
@@ -155,8 +162,9 @@ def test_property_rpo_accepts_every_command_of_the_documents(document: str) -> N
         config = getattr(args, "config", None)
         assert not rest or config is not None, (command, rest)
         if config is not None and config.name not in PLACEHOLDERS:
-            kind = StudyConfig if command == "study" else TrainConfig
-            read_config(ROOT / config, kind, rest)
+            path = ROOT / config
+            kind = config_class(read_kind(path)) if command == "study" else TrainConfig
+            read_config(path, kind, rest)
 
 
 def consoles(document: str) -> list[str]:

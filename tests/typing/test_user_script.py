@@ -62,8 +62,15 @@ def public_names(package: str) -> set[str]:
     names = {f"{package}.{name}" for name in module.__all__}
     for name in module.__all__:
         member = getattr(module, name)
-        if isinstance(member, ModuleType) and not hasattr(member, "__all__"):
-            names |= {f"{package}.{name}.{function}" for function in defined_functions(member)}
+        if not isinstance(member, ModuleType) or hasattr(member, "__path__"):
+            continue
+        listed = getattr(member, "__all__", None)
+        functions = defined_functions(member) if listed is None else listed
+        names |= {
+            f"{package}.{name}.{function}"
+            for function in functions
+            if not isinstance(getattr(member, function), type)
+        }
     return names
 
 
