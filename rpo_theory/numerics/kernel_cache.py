@@ -28,6 +28,10 @@ def load_kernel(name: str, source: str) -> types.ModuleType:
 
     Returns:
         The module. Callers keep it: another call loads it again.
+
+    Examples:
+        >>> load_kernel("doubled", "doubled = lambda x: 2 * x").doubled(3)
+        6
     """
     with _lock:
         folder = _cache_folder()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import cvxpy as cp
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from rpo_theory.coverage import (
 from rpo_theory.density_ratio import density_ratio_bound
 from rpo_theory.problems import InvalidProblemError
 from rpo_theory.rewards import FiniteClass, LinearBall, RewardClass, TabularBox, Unbounded
+from rpo_theory.tangent_cones import entry_constraints, has_entry_constraints
 
 CLOSED_FORM = 1e-12
 """Tens of roundings."""
@@ -501,3 +503,11 @@ def test_raises_for_a_reward_outside_the_ball_or_the_span_of_its_features() -> N
             )
     with pytest.raises(InvalidProblemError, match="`context_weights"):
         two_arms(0.5)._replace(context_weights=np.array([0.5])).coverage(Unbounded())
+
+
+def test_closed_form_entries_at_their_bounds() -> None:
+    box, truth = TabularBox(np.array(2.0)), np.array([[0.0, 1.0, 2.0]])
+    assert has_entry_constraints(box)
+    lower, upper = entry_constraints(box, truth, jnp.asarray(1e-12))
+    assert (lower.tolist(), upper.tolist()) == ([[True, False, False]], [[False, False, True]])
+    assert not has_entry_constraints(LinearBall(np.ones((1, 3, 1)), np.array(1.0)))

@@ -15,10 +15,12 @@ from bandits.environments.class_documents import (
     class_document,
     class_from_values,
     class_values,
+    read_class,
 )
 from rpo import api
 from rpo.cli import main
 from rpo.solving.tasks import task_from_problem
+from rpo_io.json_document import document_from_values
 
 GOOD: dict[str, Any] = {
     "context_weights": [1],
@@ -207,3 +209,8 @@ def test_raises_on_a_class_without_fields() -> None:
 
     with pytest.raises(ValueError, match="must be a named tuple, a dataclass, or a mapping"):
         class_values(Fieldless())
+
+
+def test_closed_form_a_built_in_class_is_read_from_a_document() -> None:
+    node = document_from_values({"kind": "tabular", "max": 3}, name="p.json")
+    assert read_class(node) == rt.TabularBox(np.array(3.0))

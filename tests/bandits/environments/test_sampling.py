@@ -6,6 +6,7 @@ import numpy as np
 
 from bandits.environments.sampling import (
     count_wins,
+    draw_pair_counts,
     draw_uniforms,
     draw_win_counts,
     find_pairs,
@@ -62,3 +63,14 @@ def test_closed_form_the_wins_of_pairs_go_to_the_actions_that_their_indices_stan
             expected[member, x, a, b] += first
             expected[member, x, b, a] += second
     assert np.array_equal(wins, expected)
+
+
+def test_closed_form_counts_of_pairs_sum_to_the_comparisons() -> None:
+    pairs = find_pairs(np.array([[[[0.0, 0.5], [0.0, 0.5]]]]))
+    arguments = {"comparisons": 30, "seeds": np.array([4]), "label_noise": 0.0}
+    reward, probability = np.zeros((1, 1, 2)), np.array([[0.5, 0.5]])
+    counts = draw_pair_counts(reward, pairs, probability, **arguments)
+    assert counts.shape == (1, 2, 2)
+    assert counts.sum() == 30
+    other = draw_pair_counts(reward, pairs, probability, **arguments, stream=7)
+    assert not np.array_equal(counts, other)

@@ -23,6 +23,7 @@ from bandits.study.config import (
     resolved_config,
 )
 from bandits.study.continuation import SeedBlock
+from rpo_theory.rewards import TabularBox
 
 
 def study(**changed: Any) -> StudyConfig:
@@ -168,3 +169,10 @@ def test_parity_methods_give_the_same_policies_with_either_kernel() -> None:
         )
         assert first == pytest.approx(second, abs=tolerance)
         assert not np.array_equal(first, second), "both kernels have run"
+
+
+def test_property_names_and_values_stand_for_python_objects() -> None:
+    named = study(environments=["named:four_arms"], design={}, reward_class=TabularBox(2.0))
+    assert named.environment_names == ["named:four_arms"]
+    assert named.class_values == {"kind": "rpo_theory.rewards.box:TabularBox", "maximum": 2.0}
+    assert study().class_values is None

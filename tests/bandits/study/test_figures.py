@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from bandits.study.figures import draw_figure, figure_kinds, plot_figure
-from bandits.study.lines import log_log_slope, plot_gap, plot_overoptimization
+from bandits.study.figures import check_kind, draw_figure, figure_kinds, plot_figure
+from bandits.study.lines import log_log_slope, plot_gap, plot_gap_along, plot_overoptimization
 from bandits.study.panels import plot_bound, plot_methods, plot_phase
 from bandits.study.summary import Summary
 from bandits.study.summary_queries import curve, display_name, is_crossed
@@ -289,3 +289,20 @@ def test_raises_for_several_environments_in_one_panel() -> None:
     both["environment"] = np.repeat(["named:four_arms", "design"], len(RATE["gap"]))
     with pytest.raises(ValueError, match="`environment` must be one of named:four_arms, design"):
         plot_figure(both, "gap_against_comparisons", axes())
+
+
+def test_property_the_gap_is_drawn_along_the_only_numerical_axis_of_the_design() -> None:
+    sizes = np.tile([0.0, 0.1, 0.4], 2)
+    summary = {
+        "label": np.repeat(["rpo", "dpo"], 3),
+        "comparisons": np.full(6, 100),
+        "design.misspecification": sizes,
+        "target_coverage": np.full(6, 2.0),
+        "gap": 0.1 + sizes,
+    }
+    check_kind(summary, "gap_along_design")
+    ax = plot_gap_along(summary, Figure().subplots(), axis="design.misspecification")
+    assert ax.get_xlabel() == "misspecification"
+    assert "N = 100" in ax.get_title(loc="left")
+    with pytest.raises(ValueError, match="`kind` must be one that the study's axes allow"):
+        check_kind(summary, "phase_eta")

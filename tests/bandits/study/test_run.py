@@ -24,7 +24,7 @@ from bandits.study.config import (
 )
 from bandits.study.metrics import compute_bound_inputs
 from bandits.study.parts import draw_part, plan_parts
-from bandits.study.record_table import WeightValues, record_table
+from bandits.study.record_table import TableBuilder, WeightValues, record_table
 from bandits.study.records import RecordStore
 from bandits.study.summary import count_violations, summarize
 
@@ -372,3 +372,22 @@ def test_closed_form_a_record_table_has_one_row_per_draw_with_its_weights_and_it
     assert table["beta"].to_pylist() == [0.5] * 3
     assert table["gap"].to_pylist() == [0.0, 1.0, 2.0]
     assert table["bound"].null_count == 3
+
+
+def test_closed_form_texts_of_a_record_table_are_null_if_empty() -> None:
+    table = TableBuilder(2)
+    table.add_texts("message", ["", "no policy"])
+    assert table.build()["message"].to_pylist() == [None, "no policy"]
+
+
+def test_roundtrip_a_part_moves_with_its_timings(tmp_path: Path) -> None:
+    config = study(seeds=2, comparisons=[100])
+    first, second = (RecordStore(tmp_path / name, resolved_config(config)) for name in "ab")
+    for store in (first, second):
+        store.folder.mkdir()
+    (part,) = plan_parts(config)
+    first.write_part(0, *study_run.run_part(config, part, draw_part(part)))
+    first.move_part(0, second)
+    assert (first.has_part(0), second.has_part(0)) == (False, True)
+    second.merge(1)
+    assert second.is_finished()
