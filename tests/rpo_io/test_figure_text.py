@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import pytest
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from rpo_io.figures import LINE_COLORS, axes_inches, line_colors, text_size, title_size
@@ -13,7 +14,7 @@ from rpo_io.line_plots import legend_below, share_legend, text_inches
 def test_property_text_and_colors_follow_the_style_in_force() -> None:
     with mpl.rc_context({"font.size": 7.0, "axes.titlesize": 11.0}):
         assert (text_size(), title_size()) == (7.0, 11.0)
-    with mpl.rc_context({"axes.prop_cycle": mpl.cycler(color=["#111111", "#222222"])}):
+    with mpl.rc_context({"axes.prop_cycle": cycler(color=["#111111", "#222222"])}):
         assert line_colors() == ("#111111", "#222222")
     with mpl.rc_context(dict(mpl.rcParamsDefault)):
         assert line_colors() == LINE_COLORS
