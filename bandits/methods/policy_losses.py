@@ -92,7 +92,6 @@ def ipo(
     References:
         `azar:23`, eq. 17.
     """
-    del context
     tau = problem.beta if options.ipo_tau is None else np.full_like(problem.beta, options.ipo_tau)
     features = reward_class.features if isinstance(reward_class, LinearBall) else None
     size = group_size(problem, GROUP)
@@ -168,9 +167,8 @@ def chi_po(
     """
     reward_class = require_compact_class("chi_po", reward_class)
     likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    solution = minimax.solve_batch(
-        likelihood_only, reward_class, throw=False, kernel=context.kernel
-    )
+    kernel = context.kernel
+    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
     arguments = (solution.reward, problem.reference_policy, problem.beta)
     policy = map_in_groups(_chi_squared_policies, *arguments, size=group_size(problem, GROUP))
     return FitResult(

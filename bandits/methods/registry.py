@@ -24,12 +24,14 @@ from . import (
     reward_uncertainty,
     saddle_methods,
     spac,
+    special_cases,
 )
 from .base import Method
 from .user_methods import method_from_function
 
 FAMILIES = (
     saddle_methods,
+    special_cases,
     pessimistic_mle,
     policy_losses,
     freehand,

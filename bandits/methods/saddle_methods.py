@@ -1,9 +1,7 @@
-r"""Methods that need nothing but the exact saddle solvers: RPO by three routes and special cases.
+r"""Methods that need nothing but the exact saddle solvers: RPO by three routes, DPO, MLE.
 
 With :math:`\eta=0` RPO is DPO. If a class is closed under adding a constant per prompt, the policy
-of DPO is that of two-stage RLHF, :math:`\pi_{\hat r}` of the maximum likelihood reward. VPO is
-RPO with a calibration policy as baseline (`cen:24`), and the base loss of POWER-DL is RPO with a
-uniform reference (`rashidinejad:24`).
+of DPO is that of two-stage RLHF, :math:`\pi_{\hat r}` of the maximum likelihood reward.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from .base import (
     with_baseline,
 )
 from .eta_rules import EtaRule, choose_eta
-from .options import MethodOptions, RpoOptions, SearchOptions, check_number, check_option
+from .options import MethodOptions, RpoOptions, SearchOptions, check_option
 
 GROUP = 8192  # entries of the win counts whose certificates are computed at a time
 TIE_TOLERANCE = 1e-6  # relative to the largest reward: below it solvers cannot tell rewards apart
@@ -59,30 +57,6 @@ class TunedRpoOptions(RpoOptions):
     def sets_eta(self) -> bool:
         r"""Return whether a rule sets :math:`\eta`."""
         return self.eta != "given"
-
-
-@dataclass(frozen=True, kw_only=True)
-class VpoOptions(RpoOptions):
-    r"""Options of VPO; its baseline is the calibration policy.
-
-    Attributes:
-        vpo_alpha: weight :math:`\alpha` of VPO's term against the *sum* of the DPO losses, so that
-            :math:`\eta = \alpha/N`; None for the :math:`\eta` of the problem.
-
-    Raises:
-        ValueError: if an option is out of range.
-    """
-
-    vpo_alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse an option that is out of range."""
-        RpoOptions.__post_init__(self)
-        check_number("vpo_alpha", self.vpo_alpha, least=0.0)
-
-    def sets_eta(self) -> bool:
-        r"""Return whether ``vpo_alpha`` sets :math:`\eta`."""
-        return self.vpo_alpha is not None
 
 
 def rpo(
@@ -241,64 +215,6 @@ def behavior_cloning(
     )
 
 
-def vpo(
-    problem: Problem, reward_class: RewardClass, options: VpoOptions, context: FitContext
-) -> FitResult:
-    r"""Fit VPO on a fixed data set: the DPO losses minus :math:`\alpha\beta E_{\pi_{cal}}\log\pi`.
-
-    Args:
-        problem: instances, with a leading batch axis.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method.
-        context: kernel of the study.
-
-    Returns:
-        The policies of RPO with :math:`\eta=\alpha/N`.
-
-    References:
-        `cen:24`, objective for fixed data.
-    """
-    if options.vpo_alpha is not None:
-        n_comparisons = np.asarray(problem.wins).sum(axis=(1, 2, 3))
-        problem = problem._replace(eta=options.vpo_alpha / np.maximum(n_comparisons, 1.0))
-    problem = with_baseline(problem, options)
-    return solve_exactly(problem, search_class(reward_class, options), context)
-
-
-def power(
-    problem: Problem, reward_class: RewardClass, options: SearchOptions, context: FitContext
-) -> FitResult:
-    r"""Fit the base loss of POWER-DL, for responses of equal weight 1.
-
-    It has no reference policy: the entropy of the policy takes the place of the divergence, which
-    amounts to a uniform reference. Its SFT term is on the chosen responses of the same pairs.
-
-    Args:
-        problem: instances, with a leading batch axis; only the support of the
-            reference policy is used.
-        reward_class: reward class of each problem, with the same leading axis.
-        options: options of the method.
-        context: kernel of the study.
-
-    Returns:
-        The policies.
-
-    References:
-        `rashidinejad:24`.
-    """
-    uniform = problem._replace(reference_policy=uniform_reference(problem))
-    prompt_counts = np.asarray(problem.wins, np.float64).sum(axis=(2, 3))
-    n_comparisons = prompt_counts.sum(axis=1, keepdims=True)
-    prompt_shares = np.where(
-        n_comparisons > 0,
-        prompt_counts / np.maximum(n_comparisons, 1e-300),
-        problem.context_weights,
-    )
-    chosen = baseline_policy("chosen", wins=problem.wins, reference=uniform.reference_policy)
-    on_pairs = uniform._replace(context_weights=prompt_shares, baseline_policy=chosen)
-    return solve_exactly(on_pairs, search_class(reward_class, options), context)
-
-
 def greedy_policy(
     reward: Float[ArrayLike, "b x a"], reference: Float[ArrayLike, "b x a"]
 ) -> Float[np.ndarray, "b x a"]:
@@ -423,7 +339,5 @@ METHODS = (
     Method(
         "behavior_cloning", behavior_cloning, "behavior cloning", uses_eta=False, uses_beta=False
     ),
-    Method("vpo", vpo, "VPO", VpoOptions),
-    Method("power", power, "POWER", SearchOptions),
 )
 """Methods of this module."""

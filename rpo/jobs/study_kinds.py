@@ -53,7 +53,7 @@ class KindOutput(NamedTuple):
         findings: lines for the log.
         figures: functions that draw into an empty figure, by file name without its ending.
         captions: captions of the figures, by the same names.
-        table: table for a paper; None if there is nothing to show.
+        table: table for a paper; None if the study has no means to list.
     """
 
     tables: Mapping[str, pa.Table]
