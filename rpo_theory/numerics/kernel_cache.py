@@ -45,7 +45,7 @@ def load_kernel(name: str, source: str) -> types.ModuleType:
 
 def _run(name: str, source: str, *, filename: str, cache: bool) -> types.ModuleType:
     """Execute the source code as a module; Numba reads or writes its cache beside the file."""
-    module = types.ModuleType(f"rpo_theory.numerics.{name}")
+    module = types.ModuleType(f"{__name__}.{name}")  # replaces no module of a file
     module.__file__ = filename
     module.__dict__["CACHE"] = cache
     sys.modules[module.__name__] = module  # Numba looks the functions of its cache up by name

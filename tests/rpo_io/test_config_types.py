@@ -64,5 +64,5 @@ def test_closed_form_keys_and_their_types() -> None:
 
 
 def test_closed_form_a_similar_key_is_suggested() -> None:
-    assert suggestion(Outer, "siez", "") == ": did you mean `size`?"
+    assert suggestion(Outer, "sizes", "") == ": did you mean `size`?"
     assert suggestion(Inner, "xyz", "inner") == ": the keys are rate, mode"

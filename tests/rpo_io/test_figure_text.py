@@ -23,7 +23,7 @@ def test_property_text_and_colors_follow_the_style_in_force() -> None:
 
 def test_property_a_longer_row_is_wider() -> None:
     assert text_inches("") == 0.0
-    assert text_inches("four") == pytest.approx(2 * text_inches("fo"))
+    assert text_inches("aaaa") == pytest.approx(2 * text_inches("aa"))
 
 
 def test_property_panels_share_their_figure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import jax
 import numpy as np
@@ -65,6 +66,12 @@ def test_property_a_program_has_the_same_bits_beside_any_others(
     monkeypatch.setattr(laplacian_kernel, "PROGRAMS_PER_TASK", 16)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert same_bits(laplacian_kernel.solve(*programs), tuple(all_of_them))
+
+
+def test_property_a_compiled_kernel_replaces_no_module(programs: Programs) -> None:
+    laplacian_kernel._functions.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
+    laplacian_kernel.solve(*(array[:1] for array in programs))
+    assert sys.modules[laplacian_kernel.__name__] is laplacian_kernel
 
 
 def test_closed_form_slices_cover_the_rows_in_order() -> None:
