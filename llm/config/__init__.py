@@ -1,0 +1,24 @@
+"""Configuration of a training run, as YAML files have it. Names follow TRL and Transformers."""
+
+from .data import DataConfig
+from .mesh import MeshConfig
+from .model import LINEAR, DtypeName, ModelConfig
+from .objective import ObjectiveConfig, ObjectiveName
+from .optimizer import OptimizerConfig, SchedulerName
+from .run import TrainConfig
+from .trainer import TrackerName, TrainerConfig
+
+__all__ = [
+    "LINEAR",
+    "DataConfig",
+    "DtypeName",
+    "MeshConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "ObjectiveName",
+    "OptimizerConfig",
+    "SchedulerName",
+    "TrackerName",
+    "TrainConfig",
+    "TrainerConfig",
+]
