@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelConfig,
         ObjectiveConfig,
         OptimizerConfig,
+        ParameterGroup,
         TrainConfig,
         TrainerConfig,
     )
@@ -61,6 +62,7 @@ _EXPORTS = {
     "DataConfig": "config",
     "ObjectiveConfig": "config",
     "OptimizerConfig": "config",
+    "ParameterGroup": "config",
     "TrainerConfig": "config",
     "MeshConfig": "config",
     # data
@@ -122,6 +124,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "DataConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ParameterGroup",
     "TrainerConfig",
     "MeshConfig",
     # data

@@ -4,7 +4,7 @@ from .data import DataConfig
 from .mesh import MeshConfig
 from .model import LINEAR, DtypeName, ModelConfig
 from .objective import ObjectiveConfig, ObjectiveName
-from .optimizer import OptimizerConfig, SchedulerName
+from .optimizer import OptimizerConfig, OptimizerName, ParameterGroup, SchedulerName
 from .run import TrainConfig
 from .trainer import TrackerName, TrainerConfig
 
@@ -17,6 +17,8 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveName",
     "OptimizerConfig",
+    "OptimizerName",
+    "ParameterGroup",
     "SchedulerName",
     "TrackerName",
     "TrainConfig",

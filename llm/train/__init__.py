@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .fingerprint import Fingerprint, make_fingerprint
     from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
     from .objective import Normalizers, flag_non_finite_pairs, loss_share, normalizers
-    from .optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
+    from .optimizer import clip_by_global_norm, make_optimizer, per_layer, scale_groups
     from .planned_step import PlannedStep, estimate_peak_bytes
     from .policy import Policy, load_policy
     from .reference_cache import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .run import Run
     from .run_estimate import RunEstimate, estimate_run
     from .sample_coverage import SampleCoverage
+    from .schedules import learning_rate_schedule
     from .step import (
         StepResult,
         TrainState,
@@ -103,7 +104,7 @@ _EXPORTS = {
     "init_train_state": "step",
     "known_topologies": "memory_plan",
     "largest_fitting_plan": "memory_plan",
-    "learning_rate_schedule": "optimizer",
+    "learning_rate_schedule": "schedules",
     "linear_coverage": "diagnostics",
     "load_cache": "reference_cache",
     "load_policy": "policy",
@@ -117,7 +118,9 @@ _EXPORTS = {
     "make_train_step": "step",
     "merge_caches": "reference_cache",
     "normalizers": "objective",
+    "per_layer": "optimizer",
     "save_cache": "reference_cache",
+    "scale_groups": "optimizer",
     "to_trainer_options": "trainer_conventions",
 }
 
@@ -179,7 +182,9 @@ __all__ = [
     "make_train_step",
     "merge_caches",
     "normalizers",
+    "per_layer",
     "save_cache",
+    "scale_groups",
     "to_trainer_options",
 ]
 

@@ -98,6 +98,16 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
     if optimizer.lr_scheduler_type == "constant":
         reason = "has no effect: 'constant' has no warm-up, 'constant_with_warmup' has one"
         yield "optimizer", "warmup_ratio", reason
+        yield "optimizer", "warmup_steps", reason
+    elif optimizer.warmup_steps is not None:
+        yield "optimizer", "warmup_ratio", "has no effect: `optimizer.warmup_steps` is given"
+    kind = optimizer.lr_scheduler_type
+    if kind.startswith("constant"):
+        yield "optimizer", "min_lr", f"has no effect: {kind!r} does not fall"
+    if kind != "warmup_stable_decay":
+        yield "optimizer", "decay_ratio", f"has no effect: {kind!r} has no such phase"
+    for key in sorted(_CONSTANTS - _CONSTANTS_OF[optimizer.optim]):
+        yield "optimizer", key, f"has no effect: {optimizer.optim!r} has no such constant"
     if trainer.max_steps is not None:
         yield "trainer", "num_train_epochs", "has no effect: `trainer.max_steps` is given"
     if not trainer.save_steps:
@@ -132,6 +142,13 @@ def _is_set(config: TrainConfig, section: str, key: str) -> bool:
     return getattr(getattr(config, section), key) != fields[key].default
 
 
+_CONSTANTS_OF = {
+    "adamw": {"adam_beta1", "adam_beta2", "adam_epsilon"},
+    "adafactor": set(),
+    "lion": {"adam_beta1", "adam_beta2"},
+    "muon": {"adam_beta1", "adam_beta2", "adam_epsilon", "muon_momentum"},
+}
+_CONSTANTS = _CONSTANTS_OF["muon"]
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "model": ModelConfig,

@@ -35,7 +35,6 @@ from .batches import describe_last_step
 from .checkpoint import Checkpoints
 from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
-from .optimizer import describe_warmup
 from .reference_check import check_given_reference
 from .resume import (
     EXECUTION,
@@ -47,6 +46,7 @@ from .resume import (
 )
 from .run import Run
 from .sample_coverage import SampleCoverage
+from .schedules import describe_warmup
 from .step import all_finite
 from .tracking import CompositeTracker, Tracker
 from .trainer_conventions import RpoLoss, to_trainer_options
