@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import (
         DataConfig,
+        DataSource,
         MeshConfig,
         ModelConfig,
         ObjectiveConfig,
@@ -60,6 +61,7 @@ _EXPORTS = {
     "TrainConfig": "config",
     "ModelConfig": "config",
     "DataConfig": "config",
+    "DataSource": "config",
     "ObjectiveConfig": "config",
     "OptimizerConfig": "config",
     "ParameterGroup": "config",
@@ -122,6 +124,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "TrainConfig",
     "ModelConfig",
     "DataConfig",
+    "DataSource",
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParameterGroup",

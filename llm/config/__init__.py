@@ -1,6 +1,6 @@
 """Configuration of a training run, as YAML files have it. Names follow TRL and Transformers."""
 
-from .data import DataConfig
+from .data import DataConfig, DataSource
 from .mesh import MeshConfig
 from .model import LINEAR, DtypeName, ModelConfig
 from .objective import ObjectiveConfig, ObjectiveName
@@ -11,6 +11,7 @@ from .trainer import TrackerName, TrainerConfig
 __all__ = [
     "LINEAR",
     "DataConfig",
+    "DataSource",
     "DtypeName",
     "MeshConfig",
     "ModelConfig",

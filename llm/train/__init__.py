@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .run import Run
     from .run_estimate import RunEstimate, estimate_run
+    from .run_notes import describe_run
     from .sample_coverage import SampleCoverage
     from .schedules import learning_rate_schedule
     from .step import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
         WandbTracker,
         make_tracker,
     )
-    from .trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
+    from .trainer import InterruptedRunError, Trainer, check_first_loss
     from .trainer_conventions import (
         CONVENTIONS,
         RpoLoss,
@@ -95,7 +96,7 @@ _EXPORTS = {
     "check_first_loss": "trainer",
     "clip_by_global_norm": "optimizer",
     "compute_reference": "reference_cache",
-    "describe_run": "trainer",
+    "describe_run": "run_notes",
     "estimate_peak_bytes": "planned_step",
     "estimate_run": "run_estimate",
     "flag_non_finite_pairs": "objective",

@@ -10,6 +10,7 @@ import pytest
 
 from llm.config import (
     DataConfig,
+    DataSource,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -214,6 +215,39 @@ def test_raises_two_sources_of_held_out_rows() -> None:
     expected = "`data.eval_rows` must be 0 if `data.eval` is given"
     assert refusal(DataConfig, eval="other.jsonl", eval_rows=1) == expected
     DataConfig(train="rows.jsonl", eval="other.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": 0.0}, "`data.train.weight` must be positive and finite, got 0.0"),
+        ({"rows": 0}, f"`data.train.rows` must be a whole number from 1 to {LARGEST}, got 0"),
+        ({"rows": 1, "weight": 1.0}, "`data.train.weight` and `data.train.rows` must not both be"),
+        ({"path": ["a"], "split": "test"}, "`data.train.split` must be left out for files, got"),
+        ({"path": "/", "subset": "en"}, "`data.train.subset` must be left out for files, got"),
+    ],
+)
+def test_raises_sources_that_contradict_themselves(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        DataSource(**{"path": "owner/name", **fields})
+    assert str(caught.value).startswith(message)
+
+
+def test_raises_mixtures_that_contradict_themselves() -> None:
+    parts = [DataSource(path="a", weight=1.0), DataSource(path="b")]
+    assert refusal(DataConfig, train=parts) == (
+        "`data.train.weight` must be given for all sources or for none"
+    )
+    assert refusal(DataConfig, train=["a", parts[1]], eval_rows=1).startswith(
+        "`data.eval_rows` must be 0 if `data.train` is a mixture"
+    )
+    assert refusal(DataConfig, eval={"new": parts[0]}) == (
+        "`data.eval` must have no `weight` and no `rows`: all are evaluated"
+    )
+    assert refusal(DataConfig, eval={"a b": "c"}) == (
+        "`data.eval` must name its sets with letters, digits, `_` and `-`, got 'a b'"
+    )
+    assert refusal(DataConfig, eval={"path": "c"}).endswith("write `eval: {NAME: {path: ...}}`")
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
