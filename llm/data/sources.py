@@ -76,6 +76,9 @@ def check_once(files: Sequence[SourceFile]) -> None:
 
     Raises:
         ValueError: if two of them are the same file.
+
+    Examples:
+        >>> check_once([SourceFile(Path("."), "here"), SourceFile(Path(".."), "above")])
     """
     seen: dict[tuple[int, int], str] = {}
     for path, shown in files:
