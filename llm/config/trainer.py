@@ -7,7 +7,7 @@ from typing import Literal
 
 from .checks import at_least, positive
 
-TrackerName = Literal["tensorboard", "wandb"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TrainerConfig:
         save_total_limit: number of checkpoints to keep.
         logging_steps: number of steps between logged metrics.
         seed: seed of the order of the data.
-        report_to: further trackers of metrics: ``tensorboard``, ``wandb``.
+        report_to: further trackers of metrics: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.
         step0_tolerance: largest relative error of the first loss; None for a measured value by
             dtype.
 
@@ -50,7 +50,7 @@ class TrainerConfig:
     save_total_limit: int = 2
     logging_steps: int = 1
     seed: int = 0
-    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    report_to: list[TrackerName] = field(default_factory=list)
     step0_tolerance: float | None = None
 
     def __post_init__(self) -> None:

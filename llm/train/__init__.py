@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .run import Run
     from .run_estimate import RunEstimate, estimate_run
     from .run_notes import describe_run
+    from .run_services import MlflowTracker, TrackioTracker, WandbTracker
     from .sample_coverage import SampleCoverage
     from .schedules import learning_rate_schedule
     from .step import (
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         JsonLinesTracker,
         TensorBoardTracker,
         Tracker,
-        WandbTracker,
         make_tracker,
     )
     from .trainer import InterruptedRunError, Trainer, check_first_loss
@@ -71,6 +71,7 @@ _EXPORTS = {
     "InterruptedRunError": "trainer",
     "JsonLinesTracker": "tracking",
     "MemoryPlan": "memory_plan",
+    "MlflowTracker": "run_services",
     "NonFiniteError": "diagnostics",
     "Normalizers": "objective",
     "PlannedStep": "planned_step",
@@ -85,11 +86,12 @@ _EXPORTS = {
     "TensorBoardTracker": "tracking",
     "Tracker": "tracking",
     "TrainState": "step",
+    "TrackioTracker": "run_services",
     "Trainer": "trainer",
     "TrainerConvention": "trainer_conventions",
     "TrainerName": "trainer_conventions",
     "TrainingData": "dataset",
-    "WandbTracker": "tracking",
+    "WandbTracker": "run_services",
     "all_finite": "step",
     "attach_reference": "reference_cache",
     "cache_from_rows": "reference_cache",
@@ -135,6 +137,7 @@ __all__ = [
     "InterruptedRunError",
     "JsonLinesTracker",
     "MemoryPlan",
+    "MlflowTracker",
     "NonFiniteError",
     "Normalizers",
     "PlannedStep",
@@ -148,6 +151,7 @@ __all__ = [
     "StepResult",
     "TensorBoardTracker",
     "Tracker",
+    "TrackioTracker",
     "TrainState",
     "Trainer",
     "TrainerConvention",
