@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+MAX_ERROR = 300
+"""Characters of an error of the user's code that messages show."""
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -57,6 +59,8 @@ def import_user_module(name: str) -> ModuleType:
         >>> import_user_module("math").pi > 3
         True
     """
+    if name in sys.modules:
+        return sys.modules[name]
     if "" not in sys.path:  # last, for the same reason as the folders above
         sys.path.append("")
     with printing_to_stderr():
@@ -90,11 +94,33 @@ def load_object(reference: str, kind: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's module may raise anything, or exit
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"cannot import {module_name}: {cause}") from error
+        hint = ": leave out .py" if module_name.endswith(".py") else ""
+        raise ValueError(f"cannot import {module_name}: {describe_error(error)}{hint}") from error
     if not hasattr(module, name):
-        raise ValueError(f"the module {module_name} has no {kind} {name}")
+        # The file shows that an installed module has the name of one beside a configuration.
+        file = getattr(module, "__file__", None)
+        where = f": it is the file {file}" if file else ""
+        raise ValueError(f"the module {module_name} has no {kind} {name}{where}")
     return getattr(module, name)
+
+
+def describe_error(error: BaseException) -> str:
+    r"""Return an error of the user's code in one short line.
+
+    Args:
+        error: any error.
+
+    Returns:
+        Its type and the first line of its message, of at most :data:`MAX_ERROR` characters.
+
+    Examples:
+        >>> describe_error(RuntimeError("no license\nsee the manual"))
+        'RuntimeError: no license'
+    """
+    name = type(error).__name__
+    first = next(iter(str(error).splitlines()), "")
+    text = f"{name}: {first}" if first else name
+    return text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "..."
 
 
 def source_text(function: Any) -> str:

@@ -27,6 +27,7 @@ from . import (
     special_cases,
 )
 from .base import Method
+from .options import MethodOptions
 from .user_methods import method_from_function
 
 FAMILIES = (
@@ -69,21 +70,33 @@ def find_method(method: Any) -> Method:
         >>> find_method("dpo").title
         'DPO'
     """
-    if isinstance(method, str):
-        if method in METHODS:
-            return METHODS[method]
-        if not is_reference(method):
-            raise ValueError(_unknown(method))
-        try:
-            method = load_object(method, "method")
-        except ValueError as error:
-            raise ValueError(f"`method` {method}: {error}") from error
-    if isinstance(method, Method):
-        return method
-    if not callable(method):
-        got = type(method).__name__
-        raise ValueError(f"`method` must be a name, a record or a function, got {got}")
-    return method_from_function(method)
+    if not isinstance(method, str):
+        return _record(method)
+    if method in METHODS:
+        return METHODS[method]
+    if not is_reference(method):
+        raise ValueError(_unknown(method))
+    try:
+        found = load_object(method, "method")
+    except ValueError as error:
+        raise ValueError(f"`method` {method}: {error}") from error
+    record = _record(found)
+    # The name under which a module has a function, which may be a lambda.
+    return record if isinstance(found, Method) else record._replace(name=method.partition(":")[2])
+
+
+def _record(method: Any) -> Method:
+    """Return the record that an object of the user's own is or stands for."""
+    if not isinstance(method, Method):
+        if not callable(method):
+            got = type(method).__name__
+            raise ValueError(f"`method` must be a name, a record or a function, got {got}")
+        return method_from_function(method)
+    if not method.name.isidentifier():
+        raise ValueError(f"`name` of a method must be an identifier, got {method.name!r}")
+    if not (isinstance(method.options, type) and issubclass(method.options, MethodOptions)):
+        raise ValueError(f"`options` of {method.name} must be a subclass of MethodOptions")
+    return method
 
 
 def _unknown(name: str) -> str:
