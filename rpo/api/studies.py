@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rpo.report.figure_files import DEFAULT_FORMAT, FigureFormat
 from rpo.results import StudyEstimate, StudyKindResult, StudyResult
 from rpo.runtime.config_files import load_config, read_kind
-from rpo.runtime.errors import user_input
+from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ def study(
         return run_study_kind(resolved, folder, resume=resume, figures=figures, table=table)
     check_sharing(part=part, merge=merge, scheduler=scheduler, processes=processes)
     if part is not None:
+        if table or figures != DEFAULT_FORMAT:
+            option = "--table" if table else "--format, --width or --style"
+            rule = "not allowed with argument --part: give it with --merge"
+            raise UsageError(f"argument {option}: {rule}")
         return run_share(resolved, folder, part)
     if scheduler is not None:
         return run_on_dask(resolved, folder, scheduler, resume=resume, figures=figures, table=table)
