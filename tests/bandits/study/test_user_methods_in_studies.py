@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def test_property_the_source_of_a_method_is_part_of_the_fingerprint(configuratio
     before = input_digests(study)
     assert list(before) == ["methods digested_methods:uniform"]
     path.write_text(MODULE + "# changed\n")
+    del sys.modules["digested_methods"]
     assert input_digests(study) != before
 
 
