@@ -71,6 +71,28 @@ def fit_record(
     )
 
 
+def require_policies(result: FitResult, label: str) -> FitResult:
+    """Return the result of a fit, or refuse one in which a problem has no policy.
+
+    Args:
+        result: the result.
+        label: label of the method, for the message.
+
+    Raises:
+        ValueError: if a fit failed; the message has the reason of the first one.
+
+    Examples:
+        >>> require_policies(failed_where(np.full((1, 1, 2), 0.5), [""]), "mine").status.tolist()
+        [0]
+    """
+    failed = np.asarray(result.status) == FAILED
+    if failed.any():
+        reason = (result.messages or [""] * len(failed))[int(failed.argmax())]
+        count = f"{failed.sum():,} of {failed.size:,} fits"
+        raise ValueError(f"the method {label} gave no policy in {count}: {reason}")
+    return result
+
+
 def failed_where(policy: Float[np.ndarray, "b x a"], messages: Sequence[str]) -> FitResult:
     """Return the result of a method that gives policies and nothing else.
 

@@ -165,6 +165,8 @@ def _load_study(
             shorten = getattr(study, "quick_version", None)
             if quick and shorten is None:
                 _logger.info("%s: --quick has no effect on a study of this kind", study.name)
+            elif quick and study.quick == type(study.quick)():
+                _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
             return shorten() if quick and shorten else study
         if quick and study.quick == QuickSizes():
             _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
