@@ -97,7 +97,7 @@ def failed_where(policy: Float[np.ndarray, "b x a"], messages: Sequence[str]) ->
     """Return the result of a method that gives policies and nothing else.
 
     Args:
-        policy: policies; NaN where there is none.
+        policy: policies; NaN for problems without one.
         messages: why fits failed, "" for those that did not.
 
     Examples:

@@ -162,10 +162,10 @@ def _load_study(
         cls = config_class(read_kind(Path(config))) if is_path else type(config)
         study = load_config(config, cls, overrides)
         if not isinstance(study, StudyConfig):
-            shorten = getattr(study, "quick_version", None)
+            shorten, sizes = getattr(study, "quick_version", None), getattr(study, "quick", None)
             if quick and shorten is None:
                 _logger.info("%s: --quick has no effect on a study of this kind", study.name)
-            elif quick and study.quick == type(study.quick)():
+            elif quick and sizes == type(sizes)():
                 _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
             return shorten() if quick and shorten else study
         if quick and study.quick == QuickSizes():
