@@ -1,15 +1,17 @@
 """Trackers that send metrics to a service: Weights & Biases, MLflow and trackio.
 
 The id of the run at the service is kept in the folder of the run, so that a resumed run continues
-it. What a service makes of the metrics of repeated steps is its own affair.
+it. If a service fails while the run goes on, one warning is logged and the metrics are dropped for
+it: ``metrics.jsonl`` has them all.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
@@ -22,6 +24,7 @@ from rpo_io.atomic import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_logger = logging.getLogger(__name__)
 LONGEST_PARAMETER = 500
 """Characters of a parameter that every server of MLflow keeps."""
 
@@ -52,8 +55,27 @@ def import_package(tracker: str, package: str) -> Any:
         ) from error
 
 
-class WandbTracker:
+class _Service:
+    """A service whose failures do not end the run."""
+
+    name: str
+    _failed = False
+
+    def _send(self, function: Callable[..., Any], *values: Any, **options: Any) -> None:
+        try:
+            function(*values, **options)
+        except Exception as error:  # services raise errors of many types
+            if not self._failed:
+                _logger.warning(
+                    "%s failed, metrics.jsonl has all metrics: %s", self.name, _first_line(error)
+                )
+            self._failed = True
+
+
+class WandbTracker(_Service):
     """A tracker that sends metrics to Weights & Biases, which keeps the first of repeated steps."""
+
+    name = "Weights & Biases"
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         """Find the package; the run is created or continued when the training starts."""
@@ -65,7 +87,7 @@ class WandbTracker:
         """Create the run, or continue the one whose id the folder holds."""
         run_id = _run_id(self._folder / "wandb_id")
         remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave 'wandb' out"
-        with _starting("Weights & Biases", remedy):
+        with _starting(self.name, remedy):
             self._run = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "rpo"),
                 name=self._config.name,
@@ -78,20 +100,23 @@ class WandbTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
         if metrics:
-            self._run.log(dict(metrics), step=step)
+            self._send(self._run.log, dict(metrics), step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary and close the run."""
-        self._run.summary.update(dict(summary))
-        self._run.finish()
+        self._send(self._run.summary.update, dict(summary))
+        self._send(self._run.finish)
 
 
-class MlflowTracker:
+class MlflowTracker(_Service):
     """A tracker that sends metrics to MLflow, which keeps all values of repeated steps.
 
     ``MLFLOW_TRACKING_URI`` names the server or the store, and ``MLFLOW_EXPERIMENT_NAME`` the
-    experiment.
+    experiment. A slash in the name of a metric becomes a dot: its store of files has folders for
+    slashes, and so could not keep ``loss`` beside ``loss/dpo``.
     """
+
+    name = "MLflow"
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         """Find the package; the run is created or continued when the training starts."""
@@ -101,7 +126,7 @@ class MlflowTracker:
     def start(self, step: int) -> None:
         """Create the run, or continue the one whose id the folder holds."""
         remedy = "set MLFLOW_TRACKING_URI to a server that answers, or leave 'mlflow' out"
-        with _starting("MLflow", remedy):
+        with _starting(self.name, remedy):
             if self._file.exists():
                 self._mlflow.start_run(run_id=self._file.read_text().strip())
                 return
@@ -112,19 +137,22 @@ class MlflowTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
         if metrics:
-            self._mlflow.log_metrics(dict(metrics), step=step)
+            dotted = {name.replace("/", "."): value for name, value in metrics.items()}
+            self._send(self._mlflow.log_metrics, dotted, step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary as tags and close the run."""
-        self._mlflow.set_tags(dict(summary))
-        self._mlflow.end_run()
+        self._send(self._mlflow.set_tags, dict(summary))
+        self._send(self._mlflow.end_run)
 
 
-class TrackioTracker:
+class TrackioTracker(_Service):
     """A tracker that sends metrics to trackio, on this machine or in a Space of the hub.
 
     ``TRACKIO_PROJECT`` names the project.
     """
+
+    name = "trackio"
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         """Find the package; the run is created or continued when the training starts."""
@@ -134,7 +162,7 @@ class TrackioTracker:
     def start(self, step: int) -> None:
         """Create the run, or continue the one whose id the folder holds."""
         run_id = _run_id(self._file)
-        with _starting("trackio", "leave 'trackio' out"):
+        with _starting(self.name, "leave 'trackio' out"):
             self._trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", "rpo"),
                 name=f"{self._config.name}-{run_id}",
@@ -145,11 +173,11 @@ class TrackioTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
         if metrics:
-            self._trackio.log(dict(metrics), step=step)
+            self._send(self._trackio.log, dict(metrics), step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close the run; trackio has no summary."""
-        self._trackio.finish()
+        self._send(self._trackio.finish)
 
 
 SERVICES = {"wandb": WandbTracker, "mlflow": MlflowTracker, "trackio": TrackioTracker}
@@ -162,10 +190,13 @@ def _starting(service: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"`trainer.report_to`: {service} did not start a run: {reason}: {remedy}"
+            f"`trainer.report_to`: {service} did not start a run: {_first_line(error)}: {remedy}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _run_id(file: Path) -> str:

@@ -95,7 +95,7 @@ def test_property_mlflow_continues_one_run(tmp_path: Path, monkeypatch: pytest.M
     for first in (0, 5):
         tracker = make_tracker(tmp_path / "metrics.jsonl", config("mlflow"))
         tracker.start(first)
-        tracker.log(first + 1, {"loss": 0.5})
+        tracker.log(first + 1, {"loss/dpo": 0.5})
         tracker.log(first + 2, {})
     tracker.finish({"event": "finished"})
     names = [name for name, _ in mlflow.calls]
@@ -106,9 +106,29 @@ def test_property_mlflow_continues_one_run(tmp_path: Path, monkeypatch: pytest.M
     assert mlflow.calls[0][1] == {"run_name": "tiny"}
     assert mlflow.calls[1][1]["0"]["objective.method"] == "rpo"
     assert mlflow.calls[1][1]["0"]["trainer.report_to"] == '["mlflow"]'
-    assert mlflow.calls[2][1] == {"0": {"loss": 0.5}, "step": 1}
+    assert mlflow.calls[2][1] == {"0": {"loss.dpo": 0.5}, "step": 1}
     assert mlflow.calls[3][1] == {"run_id": "run7"}
     assert mlflow.calls[5][1] == {"0": {"event": "finished"}}
+
+
+def test_property_a_service_that_fails_later_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow = FakeService("mlflow")
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    tracker = make_tracker(tmp_path / "metrics.jsonl", config("mlflow"))
+    tracker.start(0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("the server is gone\nfor good")
+
+    mlflow.log_metrics = fail
+    for step in (1, 2):
+        tracker.log(step, {"loss": 0.5})
+    tracker.finish({"event": "finished"})
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["MLflow failed, metrics.jsonl has all metrics: the server is gone"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_property_trackio_continues_one_run(
