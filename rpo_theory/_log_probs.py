@@ -38,6 +38,15 @@ def masked_pair(
     return PairLogProbs(keep(pair.chosen, where, masked), keep(pair.rejected, where, masked))
 
 
+def log_ratios(
+    policy: PairLogProbs, reference: PairLogProbs, where: Bool[ArrayLike, "*n"] | None
+) -> PairLogProbs:
+    """Return the log-ratios of both responses to the reference, 0 for masked examples."""
+    policy, reference = masked_pair(policy, where), masked_pair(reference, where)
+    chosen = jnp.asarray(policy.chosen) - jnp.asarray(reference.chosen)
+    return PairLogProbs(chosen, jnp.asarray(policy.rejected) - jnp.asarray(reference.rejected))
+
+
 def zero_unless(
     where: Bool[ArrayLike, "*n"] | None, losses: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:

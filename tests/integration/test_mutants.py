@@ -51,7 +51,7 @@ def test_property_there_are_many_mutants_with_distinct_names() -> None:
 
 
 def test_raises_if_the_old_text_does_not_occur_exactly_once() -> None:
-    mutant = Mutant("dpo drops beta", "rpo_theory/losses.py", "beta * ", "", ())
+    mutant = Mutant("dpo drops beta", "rpo_theory/losses/margins.py", "beta * ", "", ())
     assert mutant.applied("a + beta * h") == "a + h"
     for text in ("a + h", "beta * h + beta * k"):
         with pytest.raises(ValueError, match=r"dpo drops beta: .* once, not [02] times"):

@@ -325,6 +325,9 @@ def rankings_and_ties(reward: Floats) -> float:
     return float(sum(parts) + losses[0].sum() + (0.0 if kept is None else kept.wins.sum()))
 
 
+DIVERGENCE: rt.losses.Divergence = "js_divergence"
+
+
 def losses(chosen: jax.Array, rejected: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
     policy = rt.PairLogProbs(chosen=chosen, rejected=rejected)
     reference = rt.losses.PairLogProbs(np.zeros(4), np.zeros(4))
@@ -342,9 +345,29 @@ def losses(chosen: jax.Array, rejected: jax.Array, tokens: jax.Array) -> dict[st
         "simpo": rt.losses.simpo(policy, weights, beta=2.0, gamma=1.0),
         "orpo": rt.losses.orpo(policy, weights, penalty=0.1),
         "kto": rt.losses.kto(chosen, rejected, tokens > 0, beta=0.1, reference_point=0.0),
+        "hinge": rt.losses.hinge(policy, reference, beta=0.1),
+        "robust": rt.losses.robust(policy, reference, beta=0.1, flip_probability=0.1),
+        "exo_pair": rt.losses.exo_pair(policy, reference, beta=0.1, label_smoothing=0.01),
+        "discopop": rt.losses.discopop(policy, reference, beta=0.1, tau=0.05),
+        "sigmoid_norm": rt.losses.sigmoid_norm(policy, reference, weights, beta=5.0),
+        "f_dpo": rt.losses.f_dpo(policy, reference, beta=0.1, divergence=DIVERGENCE),
+        "nca_pair": rt.losses.nca_pair(policy, reference, beta=0.1),
+        "bco_pair": rt.losses.bco_pair(policy, reference, beta=0.1, shift=0.0),
+        "sppo_hard": rt.losses.sppo_hard(policy, reference, beta=0.1),
+        "apo_zero": rt.losses.apo_zero(policy, reference, beta=0.1),
+        "apo_down": rt.losses.apo_down(policy, reference, beta=0.1),
+        "cpo": rt.losses.cpo(policy, beta=0.1, sft_weight=1.0),
+        "slic": rt.losses.slic(policy, delta=1.0, sft_weight=1.0),
+        "aot": rt.losses.aot(policy, reference, beta=0.1),
+        "aot_unpaired": rt.losses.aot_unpaired(policy, reference, beta=0.1),
+        "wpo_weights": rt.losses.wpo_weights(policy, reference, weights),
+        "soft": rt.losses.expected_over_labels(
+            rt.losses.dpo, np.full(4, 0.7), policy, reference, beta=0.1
+        ),
     }
+    shared = rt.losses.length_desensitized_weights(np.arange(4), np.full(4, 2), alpha=0.5)
     sft: rt.WeightedSum = rt.reduce_sft(
-        per_pair["sft"], tokens.astype(float), reduction="pooled_mean"
+        per_pair["sft"], shared * tokens.astype(float), reduction="pooled_mean"
     )
     means = {name: rt.reduce_mean(values).mean() for name, values in per_pair.items()}
     weight = rt.weight_per_token(eta=0.05, beta=0.1, mean_tokens=100.0, reduction="sequence_mean")
