@@ -115,6 +115,8 @@ class Batch(NamedTuple):
         reference: reference log-probabilities of the responses in nats, shape ``[n k]``; None if
             the objective needs no reference.
         weights: weight of each pair, at least 0; None for 1 each, shape ``[n]``.
+        labels: probability that the chosen response is the better one; None for 1 each, shape
+            ``[n]``.
     """
 
     rows: Rows
@@ -124,3 +126,4 @@ class Batch(NamedTuple):
     row_ids: Int[ArrayLike, " n"]
     reference: Float[ArrayLike, "n k"] | None = None
     weights: Float[ArrayLike, " n"] | None = None
+    labels: Float[ArrayLike, " n"] | None = None

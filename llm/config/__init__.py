@@ -3,23 +3,31 @@
 from .data import DataConfig, DataSource
 from .mesh import MeshConfig
 from .model import LINEAR, DtypeName, ModelConfig
-from .objective import ObjectiveConfig, ObjectiveName
+from .objective import ObjectiveConfig, ObjectiveConstants, ObjectiveName, PreferenceTerm
 from .optimizer import OptimizerConfig, OptimizerName, ParameterGroup, SchedulerName
+from .preference_losses import PREFERENCE_LOSSES, PairInputs, PreferenceLoss
 from .run import TrainConfig
+from .schedule import ScheduleConfig, ScheduleKind
 from .trainer import TrackerName, TrainerConfig
 
 __all__ = [
     "LINEAR",
+    "PREFERENCE_LOSSES",
     "DataConfig",
     "DataSource",
     "DtypeName",
     "MeshConfig",
     "ModelConfig",
     "ObjectiveConfig",
-    "ObjectiveName",
+    "ObjectiveConstants",
     "OptimizerConfig",
     "OptimizerName",
+    "PairInputs",
     "ParameterGroup",
+    "PreferenceLoss",
+    "PreferenceTerm",
+    "ScheduleConfig",
+    "ScheduleKind",
     "SchedulerName",
     "TrackerName",
     "TrainConfig",

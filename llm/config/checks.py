@@ -43,6 +43,12 @@ def zero_or_positive(name: str, value: float) -> None:
         _in_float32(name, value)
 
 
+def between(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a value outside of the half-open interval from ``low`` to ``high``."""
+    if not low <= value < high:
+        raise ValueError(f"`{name}` must be in [{low:g}, {high:g}), got {value}")
+
+
 def _in_float32(name: str, value: float) -> None:
     if not SMALLEST <= value <= LARGEST:
         raise ValueError(

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 from .column_hints import IGNORE, REST, describe_missing, listed, normal_name, printable
 
 REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_baseline_logps")
-FIELDS = ("prompt", "chosen", "rejected", "baseline", "system", "tools", *REFERENCE_FIELDS)
+LABEL_FIELDS = ("weight", "label", "chosen_votes", "rejected_votes")
+FIELDS = (
+    *("prompt", "chosen", "rejected", "baseline", "system", "tools"),
+    *REFERENCE_FIELDS,
+    *LABEL_FIELDS,
+)
 """Names of the columns that a preference row can have."""
 MESSAGE_PREFIX = "message."
 """Prefix in ``data.columns`` of the name of a field of a message."""

@@ -246,7 +246,13 @@ def pack(
     row_ids[: len(pairs)] = [pair.row for pair in pairs]
     segments = n_pairs if layout == "shared" else 1
     packed = Rows(rows[0], rows[1], rows[2], rows[3], Bounds(roles, segments, shape.longest))
-    return Batch(packed, Completions(*completions), lengths, row_ids >= 0, row_ids)
+    batch = Batch(packed, Completions(*completions), lengths, row_ids >= 0, row_ids)
+    labels = as_pair_table(pairs).labels
+    if labels is None:
+        return batch
+    padded = np.ones((n_pairs, 2))
+    padded[: len(pairs)] = labels
+    return batch._replace(weights=padded[:, 0], labels=padded[:, 1])
 
 
 class _Piece(NamedTuple):

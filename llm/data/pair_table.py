@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from llm.types import Role
 from rpo_io.digests import sha256_of_chunks
 
+from .labels import PairLabel
 from .preferences import PairTokens, ScoredTokens
 
 _N_PARTS = 1 + len(Role)
@@ -33,6 +34,8 @@ class PairTable(Sequence[PairTokens]):
         rows: index of the data row of each pair, shape ``[n]``.
         reference: reference log-probabilities of the responses, nats, shape ``[n 3]``; NaN if
             unknown.
+        labels: weight of each pair and probability that its chosen response is the better one,
+            shape ``[n 2]``; None if all are 1.
 
     Examples:
         >>> table = PairTable.from_pairs([PairTokens((1, 2), (3,), (4, 5), None, 7)])
@@ -50,6 +53,7 @@ class PairTable(Sequence[PairTokens]):
         rows: Int[np.ndarray, " n"],
         reference: Float[np.ndarray, "n 3"],
         scored: Bool[np.ndarray, " tokens"] | None = None,
+        labels: Float[np.ndarray, "n 2"] | None = None,
     ) -> None:
         """Wrap arrays; see :meth:`from_pairs`.
 
@@ -60,6 +64,7 @@ class PairTable(Sequence[PairTokens]):
             rows: see the class.
             reference: see the class.
             scored: whether each of ``tokens`` is scored; None if all tokens of responses are.
+            labels: see the class.
         """
         self._tokens: Int[np.ndarray, " tokens"] = tokens
         self._starts: Int[np.ndarray, " n"] = starts
@@ -67,6 +72,7 @@ class PairTable(Sequence[PairTokens]):
         self.rows: Int[np.ndarray, " n"] = rows
         self.reference: Float[np.ndarray, "n 3"] = reference
         self._scored: Bool[np.ndarray, " tokens"] | None = scored
+        self.labels: Float[np.ndarray, "n 2"] | None = labels
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:
@@ -79,7 +85,7 @@ class PairTable(Sequence[PairTokens]):
             The table.
         """
         tokens, lengths, rows, reference = array("i"), array("i"), array("q"), array("d")
-        unscored = array("q")
+        unscored, labels = array("q"), array("d")
         for pair in pairs:
             parts = (pair.prompt, pair.chosen, pair.rejected, pair.baseline or ())
             if pair.scored is not None:
@@ -88,6 +94,7 @@ class PairTable(Sequence[PairTokens]):
                 tokens.extend(part)
                 lengths.append(len(part))
             rows.append(pair.row)
+            labels.extend(pair.label)
             known = pair.reference or ()
             reference.extend((*known, *[np.nan] * (len(Role) - len(known))))
         table = np.asarray(lengths).reshape(-1, _N_PARTS)
@@ -103,6 +110,7 @@ class PairTable(Sequence[PairTokens]):
             np.asarray(rows).view(np.int64),
             np.asarray(reference).reshape(-1, len(Role)),
             scored,
+            None if all(number == 1.0 for number in labels) else np.asarray(labels).reshape(-1, 2),
         )
 
     @classmethod
@@ -145,14 +153,16 @@ class PairTable(Sequence[PairTokens]):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 digest of the rows, their tokens, and which of the tokens are scored."""
+        """SHA-256 digest of the rows, their tokens, which tokens are scored, and the labels."""
         sizes = self.lengths.sum(1, dtype=np.int64)
         if len(self) and not np.array_equal(self._starts, np.cumsum(sizes) - sizes):
             return PairTable.from_pairs(self).digest  # a selection of a larger table
         tokens = self._tokens[: int(sizes.sum())]
         scored = self._scored
         flags = np.ones(len(tokens), bool) if scored is None else scored[: len(tokens)]
-        arrays = (self.lengths.astype(np.int64), self.rows, tokens, np.packbits(flags))
+        arrays = [self.lengths.astype(np.int64), self.rows, tokens, np.packbits(flags)]
+        if self.labels is not None:
+            arrays.append(self.labels)
         return sha256_of_chunks(np.ascontiguousarray(array).tobytes() for array in arrays)
 
     @cached_property
@@ -189,6 +199,7 @@ class PairTable(Sequence[PairTokens]):
             self.lengths[index].tolist(),
             self.rows[index].item(),
             self.reference[index],
+            PairLabel() if self.labels is None else PairLabel(*self.labels[index].tolist()),
         )
 
     def __iter__(self) -> Iterator[PairTokens]:
@@ -211,10 +222,16 @@ class PairTable(Sequence[PairTokens]):
             self.rows[indices],
             self.reference[indices],
             self._scored,
+            None if self.labels is None else self.labels[indices],
         )
 
     def _pair(
-        self, start: int, lengths: list[int], row: int, reference: Float[np.ndarray, " 3"]
+        self,
+        start: int,
+        lengths: list[int],
+        row: int,
+        reference: Float[np.ndarray, " 3"],
+        label: PairLabel,
     ) -> PairTokens:
         parts, scored = [], []
         for length in lengths:
@@ -227,7 +244,8 @@ class PairTable(Sequence[PairTokens]):
         prompt, chosen, rejected, baseline = parts
         known = tuple(reference[~np.isnan(reference)].tolist())
         masks = tuple(scored[1:]) if any(scored) else None
-        return PairTokens(prompt, chosen, rejected, baseline or None, row, known or None, masks)
+        parts = prompt, chosen, rejected, baseline or None
+        return PairTokens(*parts, row, known or None, masks, label)
 
 
 def _unscored(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from .columns import REFERENCE_FIELDS, FieldError, RowRules
 from .conversation import Conversation, common_prefix
 from .files import Row
+from .labels import PairLabel, read_label
 from .messages import CHAT_ROLES, Message, Messages, parse_conversation, parse_tools
 from .rows import read_rows
 from .sources import Source, shown_source
@@ -41,6 +42,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 RESPONSES = ("chosen", "rejected", "baseline")
 _TRANSCRIPTS = "rows whose responses are transcripts of `Human:` and `Assistant:`, read as messages"
+_LABELED = "rows with a weight, a soft label or votes, which scale their losses"
 _ONE_MESSAGE = "rows whose prompt is a transcript of `Human:` and `Assistant:`, used as one message"
 _FOLLOWERS = {
     "start": ("system", "developer", "user"),
@@ -68,6 +70,7 @@ class PreferenceRow(NamedTuple):
             order chosen, rejected, baseline; None if the row has none.
         tools: tools that the assistant may call, for the chat template: a canonical JSON list;
             empty if the row has none.
+        label: weight of the row and probability that the chosen response is the better one.
     """
 
     prompt: Messages
@@ -78,6 +81,7 @@ class PreferenceRow(NamedTuple):
     where: str
     reference: tuple[float, ...] | None = None
     tools: str = ""
+    label: PairLabel = PairLabel()
 
 
 ScoredTokens = tuple[bool, ...]
@@ -97,6 +101,7 @@ class PairTokens(NamedTuple):
         reference: reference log-probabilities of the responses, nats; None if the row has none.
         scored: scored tokens of chosen, rejected and baseline response. An entry is None if all
             tokens of that response are scored; None for three such entries.
+        label: weight of the row and probability that the chosen response is the better one.
     """
 
     prompt: tuple[int, ...]
@@ -106,6 +111,7 @@ class PairTokens(NamedTuple):
     row: int
     reference: tuple[float, ...] | None = None
     scored: tuple[ScoredTokens | None, ScoredTokens | None, ScoredTokens | None] | None = None
+    label: PairLabel = PairLabel()
 
 
 class RowError(ValueError):
@@ -155,9 +161,11 @@ def stream_preferences(
     """Read preference rows one at a time from files or a hub data set.
 
     Columns are ``prompt``, ``chosen``, ``rejected`` and optionally ``baseline``, ``system``,
-    ``tools`` and the reference log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and
-    ``ref_baseline_logps``. Columns with ids, scores and other metadata are passed over and listed
-    once; other columns with content are refused. Responses may repeat the messages of the prompt.
+    ``tools``, the reference log-probabilities ``ref_chosen_logps``, ``ref_rejected_logps`` and
+    ``ref_baseline_logps``, and ``weight``, ``label`` or ``chosen_votes`` with ``rejected_votes``,
+    see :mod:`llm.data.labels`. Columns with ids, scores and other metadata are passed over and
+    listed once; other columns with content are refused. Responses may repeat the messages of the
+    prompt.
 
     Args:
         source: see :func:`llm.data.rows.read_rows`.
@@ -271,8 +279,10 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
     chosen, rejected = responses["chosen"], responses["rejected"]
     baseline = responses.get("baseline")
     reference = _reference(fields, where, with_baseline=baseline is not None)
-    prompt = conversation.prompt
-    return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference, tools)
+    prompt, label = conversation.prompt, read_label(fields, where)
+    if label != PairLabel():
+        rules.find(_LABELED, where)
+    return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference, tools, label)
 
 
 def check_row(row: PreferenceRow) -> None:

@@ -16,17 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import DTypeLike
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from llm.config import ObjectiveConfig
+from llm.config import ObjectiveConfig, ObjectiveConstants, PairInputs
 from llm.inference.score import PairScore
 from llm.types import Batch, Role
-from rpo_theory import losses
-from rpo_theory.losses import PairLogProbs
-from rpo_theory.reductions import WeightedSum, reduce_mean, reduce_sft
+from rpo_theory.reductions import WeightedSum
 from rpo_theory.types import ArrayLike
 
+from .pair_losses import (
+    baseline_values,
+    expected_loss,
+    pair_inputs,
+    preference_sums,
+    sft_sum,
+    sum_over_pairs,
+)
 from .win_rates import bootstrap_mean_interval, compare_rewards, exact_rate_interval
 
 
@@ -121,6 +126,9 @@ def compute_metric_sums(
     policy: Float[ArrayLike, "n k"],
     reference: Float[ArrayLike, "n k"] | None,
     batch: Batch,
+    *,
+    constants: ObjectiveConstants | None = None,
+    log_sum_squares: Float[ArrayLike, "n k"] | None = None,
 ) -> MetricSums:
     r"""Compute the losses and metrics of a part of a batch, as sums that are not divided yet.
 
@@ -128,17 +136,20 @@ def compute_metric_sums(
         config: the objective.
         policy: log-probabilities of the responses, summed over tokens, nats.
         reference: the same under the reference model; None leaves out the metrics that need it,
-            which only the method ``"sft"`` allows.
-        batch: the pairs; only ``present``, ``weights`` and ``lengths`` are used.
+            which objectives without a reference allow.
+        batch: the pairs; only ``present``, ``weights``, ``labels`` and ``lengths`` are used.
+        constants: constants of the step; None for those of the configuration.
+        log_sum_squares: token statistic of the responses, for losses that take it.
 
     Returns:
-        Sums under ``loss/dpo`` (or the name of another method), ``loss/sft``, ``rewards/chosen``,
+        Sums under ``loss/NAME`` for every preference loss, ``loss/sft``, ``rewards/chosen``,
         ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``,
         ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs add neither values nor
         gradients.
 
     Raises:
-        ValueError: if the method needs a reference and ``reference`` is None.
+        ValueError: if the method needs a reference and ``reference`` is None, or a loss of the
+            whole batch meets weights or soft labels.
 
     References:
         `liu:24`, eqs. 4.5 and 4.8.
@@ -152,22 +163,24 @@ def compute_metric_sums(
         [0.6931, 1.0]
     """
     policy = jnp.asarray(policy)
-    baseline = policy[:, _baseline_role(batch)]
-    sft_loss = losses.sft(baseline, where=jnp.asarray(batch.present))
-    sums = {
-        "loss/sft": reduce_sft_loss(config, sft_loss, batch),
-        "logps/chosen": _sum_over_pairs(policy[:, Role.CHOSEN], batch),
-        "logps/rejected": _sum_over_pairs(policy[:, Role.REJECTED], batch),
-    }
-    if reference is not None:
-        reference = jax.lax.stop_gradient(jnp.asarray(reference).astype(policy.dtype))
-        return sums | _reference_sums(config, policy, reference, batch)
-    if config.needs_reference:
+    constants = config.constants if constants is None else constants
+    if reference is None and config.needs_reference:
         raise ValueError(
             f"`reference` must be given for method {config.method!r}, got None: pass reference "
             "log-probabilities with the batch, or a reference model"
         )
-    return sums
+    if reference is not None:
+        reference = jax.lax.stop_gradient(jnp.asarray(reference).astype(policy.dtype))
+    inputs = pair_inputs(policy, reference, batch, log_sum_squares)
+    sums = {
+        "loss/sft": sft_sum(config, policy, batch),
+        "logps/chosen": sum_over_pairs(policy[:, Role.CHOSEN], batch),
+        "logps/rejected": sum_over_pairs(policy[:, Role.REJECTED], batch),
+    } | preference_sums(config, constants, inputs, batch)
+    if reference is None:
+        return sums
+    rewards = constants.beta * (policy - reference)
+    return sums | _reward_sums(constants, inputs, rewards, batch)
 
 
 def add_metric_sums(first: MetricSums, second: MetricSums) -> MetricSums:
@@ -183,12 +196,15 @@ def add_metric_sums(first: MetricSums, second: MetricSums) -> MetricSums:
     return jax.tree.map(jnp.add, first, second)
 
 
-def finalize_metrics(config: ObjectiveConfig, sums: MetricSums) -> dict[str, Float[Array, ""]]:
+def finalize_metrics(
+    config: ObjectiveConfig, sums: MetricSums, constants: ObjectiveConstants | None = None
+) -> dict[str, Float[Array, ""]]:
     """Divide the sums of a whole batch by their weights.
 
     Args:
         config: the objective.
         sums: sums over the whole batch, see :func:`compute_metric_sums`.
+        constants: constants of the step; None for those of the configuration.
 
     Returns:
         One number per name, and the objective as ``loss``.
@@ -199,78 +215,11 @@ def finalize_metrics(config: ObjectiveConfig, sums: MetricSums) -> dict[str, Flo
         ['loss', 'loss/sft']
     """
     means = {name: weighted_sum.mean() for name, weighted_sum in sums.items()}
-    loss = config.sft_weight * means["loss/sft"] if config.sft_weight > 0 else 0.0
-    if config.method != "sft":
-        loss += means[preference_loss_name(config)]
+    weight = config.sft_weight_at(config.constants if constants is None else constants)
+    loss = weight * means["loss/sft"] if config.trains_sft else 0.0
+    for term in config.terms:
+        loss += term.weight * means[term.metric]
     return {"loss": jnp.asarray(loss)} | means
-
-
-def preference_loss_name(config: ObjectiveConfig) -> str:
-    """Return the metric name of the preference loss.
-
-    Args:
-        config: an objective with a preference loss, that is, any method but ``"sft"``.
-
-    Returns:
-        ``loss/dpo`` for RPO, whose preference loss is that of DPO; otherwise ``loss/`` and the
-        method.
-
-    Examples:
-        >>> preference_loss_name(ObjectiveConfig(method="rpo"))
-        'loss/dpo'
-    """
-    return "loss/dpo" if config.method == "rpo" else f"loss/{config.method}"
-
-
-def reduce_sft_loss(
-    config: ObjectiveConfig, per_response: Float[Array, "*n"], batch: Batch
-) -> WeightedSum:
-    """Reduce the SFT losses of the baseline responses as the objective asks for.
-
-    Args:
-        config: the objective; ``sft_reduction`` selects the reduction.
-        per_response: negative log-probability of the baseline response of each pair, nats.
-        batch: the pairs; absent pairs have no weight.
-
-    Returns:
-        The weighted sum; its mean is the SFT loss.
-
-    Examples:
-        >>> batch = Batch(None, None, np.array([[2, 1], [4, 1]]), np.ones(2, bool), np.arange(2))
-        >>> config = ObjectiveConfig(sft_reduction="sequence_mean")
-        >>> float(reduce_sft_loss(config, jnp.array([2.0, 8.0]), batch).mean())
-        1.5
-    """
-    dtype = per_response.dtype
-    return reduce_sft(
-        per_response,
-        jnp.asarray(batch.lengths)[..., _baseline_role(batch)].astype(dtype),
-        reduction=config.sft_reduction,
-        weights=present_pair_weights(batch, dtype),
-        where=jnp.asarray(batch.present),
-    )
-
-
-def present_pair_weights(batch: Batch, dtype: DTypeLike) -> Float[Array, "*n"]:
-    """Return the weight of every pair, which is 0 for absent pairs.
-
-    Args:
-        batch: the pairs.
-        dtype: dtype of the weights.
-
-    Returns:
-        ``batch.weights`` of present pairs, or 1 if the batch has no weights.
-
-    Examples:
-        >>> present = np.array([True, False])
-        >>> batch = Batch(None, None, np.ones((2, 2), int), present, np.array([0, -1]))
-        >>> present_pair_weights(batch, jnp.float32).tolist()
-        [1.0, 0.0]
-    """
-    present = jnp.asarray(batch.present)
-    if batch.weights is None:
-        return present.astype(dtype)
-    return jnp.where(present, jnp.asarray(batch.weights).astype(dtype), 0.0)
 
 
 def log_ratio_quantiles(
@@ -300,59 +249,25 @@ def log_ratio_quantiles(
     }
 
 
-def _preference_loss(
-    config: ObjectiveConfig,
-    policy: PairLogProbs,
-    reference: PairLogProbs,
-    where: Bool[Array, " n"],
-) -> Float[Array, " n"]:
-    """Return the preference loss of the method, per pair."""
-    match config.method:
-        case "ipo":
-            return losses.ipo(policy, reference, tau=config.tau, where=where)
-        case "dpop":
-            constants = {"beta": config.beta, "penalty": config.penalty}
-            return losses.dpop(policy, reference, **constants, where=where)
-        case "chi_po":
-            constants = {"beta": config.beta, "reward_max": config.reward_max}
-            return losses.chi_po(policy, reference, **constants, where=where)
-        case _:
-            constants = {"beta": config.beta, "label_smoothing": config.label_smoothing}
-            return losses.dpo(policy, reference, **constants, where=where)
-
-
-def _reference_sums(
-    config: ObjectiveConfig,
-    policy: Float[Array, "n k"],
-    reference: Float[Array, "n k"],
+def _reward_sums(
+    constants: ObjectiveConstants,
+    inputs: PairInputs,
+    rewards: Float[Array, "n k"],
     batch: Batch,
 ) -> MetricSums:
-    """Return the sums that need the reference: preference loss, rewards, adversarial value."""
-    where = jnp.asarray(batch.present)
-    policy_pairs = PairLogProbs(policy[:, Role.CHOSEN], policy[:, Role.REJECTED])
-    reference_pairs = PairLogProbs(reference[:, Role.CHOSEN], reference[:, Role.REJECTED])
-    rewards = config.beta * (policy - reference)
+    """Return the sums of the implicit rewards and of the adversarial value."""
     chosen, rejected = rewards[:, Role.CHOSEN], rewards[:, Role.REJECTED]
-    dpo = losses.dpo(policy_pairs, reference_pairs, beta=config.beta, where=where)
+    # The DPO loss of a pair, in expectation over its label.
+    dpo = expected_loss(_DPO, constants, inputs, batch)
     per_pair = {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).astype(policy.dtype),
+        "rewards/accuracies": (chosen > rejected).astype(rewards.dtype),
         # F at the implicit reward, eq. 4.5: log Z cancels between its two terms.
-        "theory/adversarial_value": dpo - config.eta * rewards[:, _baseline_role(batch)],
+        "theory/adversarial_value": dpo - constants.eta * baseline_values(rewards, batch),
     }
-    if config.method != "sft":
-        loss = _preference_loss(config, policy_pairs, reference_pairs, where)
-        per_pair[preference_loss_name(config)] = loss
-    return {name: _sum_over_pairs(values, batch) for name, values in per_pair.items()}
+    return {name: sum_over_pairs(values, batch) for name, values in per_pair.items()}
 
 
-def _sum_over_pairs(values: Float[Array, " n"], batch: Batch) -> WeightedSum:
-    kept = jnp.where(jnp.asarray(batch.present), values, 0.0)
-    return reduce_mean(kept, present_pair_weights(batch, values.dtype))
-
-
-def _baseline_role(batch: Batch) -> int:
-    """Return the role of the SFT term: the baseline if the batch has baseline responses."""
-    return Role.BASELINE if batch.lengths.shape[-1] > Role.BASELINE else Role.CHOSEN
+_DPO = ObjectiveConfig(method="dpo").terms[0]

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from .lora import add_lora, has_lora, merge_lora, merged_kernel, trainable_filter
     from .protocol import Head, LanguageModel
     from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
+    from .token_statistics import (
+        ResponseStatistics,
+        response_statistics,
+        token_log_sum_squares,
+    )
 
 _EXPORTS = {
     "Architecture": "architecture",
@@ -44,6 +49,9 @@ _EXPORTS = {
     "apply_rope": "rope",
     "rope_angles": "rope",
     "rope_frequencies": "rope",
+    "ResponseStatistics": "token_statistics",
+    "response_statistics": "token_statistics",
+    "token_log_sum_squares": "token_statistics",
 }
 
 __all__ = [
@@ -57,6 +65,7 @@ __all__ = [
     "Layer",
     "Norm",
     "Projection",
+    "ResponseStatistics",
     "RopeAngles",
     "RopeScaling",
     "add_lora",
@@ -66,11 +75,13 @@ __all__ = [
     "merged_kernel",
     "project",
     "response_log_probs",
+    "response_statistics",
     "rms_norm",
     "rope_angles",
     "rope_frequencies",
     "sequence_log_probs",
     "token_log_probs",
+    "token_log_sum_squares",
     "trainable_filter",
 ]
 

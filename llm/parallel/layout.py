@@ -207,6 +207,25 @@ class ShardingPlan:
         """Sum a tree of arrays over the devices that hold different pairs."""
         return jax.lax.psum(sums, BATCH_AXES) if self.batch_shards > 1 else sums
 
+    def gather_pairs(self, tree: Any) -> Any:
+        """Gather the pairs of the whole batch on every device.
+
+        Args:
+            tree: arrays ``[parts, n, ...]`` of one device's pairs.
+
+        Returns:
+            Arrays ``[pairs, ...]``, the same on every device. The transpose sums the gradients of
+            all devices for a device's own pairs.
+        """
+
+        def gather(leaf: Array) -> Array:
+            pairs = jnp.asarray(leaf).reshape(-1, *leaf.shape[2:])
+            if self.batch_shards == 1:
+                return pairs
+            return jax.lax.all_gather(pairs, BATCH_AXES, tiled=True)
+
+        return jax.tree.map(gather, tree)
+
     def reduce_gradients(self, gradients: Any) -> Any:
         """Sum gradients over the devices that hold the same shard of a parameter.
 

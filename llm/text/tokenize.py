@@ -172,6 +172,7 @@ def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
         row.row,
         row.reference,
         scored if any(mask is not None for mask in scored) else None,  # pyright: ignore[reportArgumentType]
+        row.label,
     )
 
 

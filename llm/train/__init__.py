@@ -14,9 +14,23 @@ if TYPE_CHECKING:
     from .dataset import TrainingData, load_training_data
     from .diagnostics import DisplacementMonitor, NonFiniteError, linear_coverage
     from .fingerprint import Fingerprint, make_fingerprint
+    from .first_step import check_first_loss, exact_preference_loss, first_step_tolerance
     from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
-    from .objective import Normalizers, flag_non_finite_pairs, loss_share, normalizers
-    from .optimizer import clip_by_global_norm, make_optimizer, per_layer, scale_groups
+    from .objective import (
+        Normalizers,
+        flag_non_finite_pairs,
+        loss_share,
+        normalizers,
+        whole_batch_sums,
+    )
+    from .objective_schedule import ConstantsSchedule, make_constants_schedule, make_schedule
+    from .optimizer import (
+        clip_by_global_norm,
+        learning_rate_schedule,
+        make_optimizer,
+        per_layer,
+        scale_groups,
+    )
     from .planned_step import PlannedStep, estimate_peak_bytes
     from .policy import Policy, load_policy
     from .reference_cache import (
@@ -51,7 +65,7 @@ if TYPE_CHECKING:
         Tracker,
         make_tracker,
     )
-    from .trainer import InterruptedRunError, Trainer, check_first_loss
+    from .trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
     from .trainer_conventions import (
         CONVENTIONS,
         RpoLoss,
@@ -66,6 +80,7 @@ _EXPORTS = {
     "CheckpointRecord": "checkpoint",
     "Checkpoints": "checkpoint",
     "CompositeTracker": "tracking",
+    "ConstantsSchedule": "objective_schedule",
     "DisplacementMonitor": "diagnostics",
     "Fingerprint": "fingerprint",
     "InterruptedRunError": "trainer",
@@ -95,12 +110,14 @@ _EXPORTS = {
     "all_finite": "step",
     "attach_reference": "reference_cache",
     "cache_from_rows": "reference_cache",
-    "check_first_loss": "trainer",
+    "check_first_loss": "first_step",
     "clip_by_global_norm": "optimizer",
     "compute_reference": "reference_cache",
     "describe_run": "run_notes",
     "estimate_peak_bytes": "planned_step",
     "estimate_run": "run_estimate",
+    "exact_preference_loss": "first_step",
+    "first_step_tolerance": "first_step",
     "flag_non_finite_pairs": "objective",
     "from_trainer_options": "trainer_conventions",
     "gradients": "step",
@@ -113,10 +130,12 @@ _EXPORTS = {
     "load_policy": "policy",
     "load_training_data": "dataset",
     "loss_share": "objective",
+    "make_constants_schedule": "objective_schedule",
     "make_evaluation_step": "step",
     "make_fingerprint": "fingerprint",
     "make_optimizer": "optimizer",
     "make_plan": "memory_plan",
+    "make_schedule": "objective_schedule",
     "make_tracker": "tracking",
     "make_train_step": "step",
     "merge_caches": "reference_cache",
@@ -125,6 +144,7 @@ _EXPORTS = {
     "save_cache": "reference_cache",
     "scale_groups": "optimizer",
     "to_trainer_options": "trainer_conventions",
+    "whole_batch_sums": "objective",
 }
 
 __all__ = [
@@ -132,6 +152,7 @@ __all__ = [
     "CheckpointRecord",
     "Checkpoints",
     "CompositeTracker",
+    "ConstantsSchedule",
     "DisplacementMonitor",
     "Fingerprint",
     "InterruptedRunError",
@@ -167,6 +188,8 @@ __all__ = [
     "describe_run",
     "estimate_peak_bytes",
     "estimate_run",
+    "exact_preference_loss",
+    "first_step_tolerance",
     "flag_non_finite_pairs",
     "from_trainer_options",
     "gradients",
@@ -179,10 +202,12 @@ __all__ = [
     "load_policy",
     "load_training_data",
     "loss_share",
+    "make_constants_schedule",
     "make_evaluation_step",
     "make_fingerprint",
     "make_optimizer",
     "make_plan",
+    "make_schedule",
     "make_tracker",
     "make_train_step",
     "merge_caches",
@@ -191,6 +216,7 @@ __all__ = [
     "save_cache",
     "scale_groups",
     "to_trainer_options",
+    "whole_batch_sums",
 ]
 
 

@@ -8,19 +8,18 @@ the mesh do not change the objective.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from llm.config import ObjectiveConfig
-from llm.evaluation.metrics import (
-    MetricSums,
-    preference_loss_name,
-    present_pair_weights,
-    reduce_sft_loss,
-)
+from llm.config import ObjectiveConfig, ObjectiveConstants
+from llm.evaluation.metrics import MetricSums, compute_metric_sums
+from llm.evaluation.pair_losses import present_pair_weights, sft_sum
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 from rpo_theory.reductions import WeightedSum, reduce_mean
@@ -56,15 +55,18 @@ def normalizers(config: ObjectiveConfig, batch: Batch) -> Normalizers:
     """
     lengths = jnp.asarray(batch.lengths)
     dtype = jnp.float32 if batch.weights is None else jnp.asarray(batch.weights).dtype
-    zeros = jnp.zeros(lengths.shape[:-1], accumulation_dtype(dtype))
+    zeros = jnp.zeros(lengths.shape, accumulation_dtype(dtype))
     return Normalizers(
-        pairs=reduce_mean(zeros, present_pair_weights(batch, zeros.dtype)).weight,
-        sft=reduce_sft_loss(config, zeros, batch).weight,
+        pairs=reduce_mean(zeros[..., 0], present_pair_weights(batch, zeros.dtype)).weight,
+        sft=sft_sum(config, zeros, batch).weight,
     )
 
 
 def loss_share(
-    config: ObjectiveConfig, sums: MetricSums, divisors: Normalizers
+    config: ObjectiveConfig,
+    sums: MetricSums,
+    divisors: Normalizers,
+    constants: ObjectiveConstants | None = None,
 ) -> Float[Array, ""]:
     """Compute the contribution of a microbatch to the loss of the global batch.
 
@@ -73,6 +75,7 @@ def loss_share(
         sums: weighted sums of the microbatch, from
             :func:`llm.evaluation.metrics.compute_metric_sums`.
         divisors: :func:`normalizers` of the global batch.
+        constants: constants of the step; None for those of the configuration.
 
     Returns:
         Contribution in nats. The contributions of all microbatches, and their gradients, add up to
@@ -85,11 +88,40 @@ def loss_share(
         2.0
     """
     share = jnp.zeros_like(sums["loss/sft"].sum)
-    if config.sft_weight > 0:
-        share += config.sft_weight * _divide(sums["loss/sft"], divisors.sft)
-    if config.method != "sft":
-        share += _divide(sums[preference_loss_name(config)], divisors.pairs)
+    weight = config.sft_weight_at(config.constants if constants is None else constants)
+    if config.trains_sft:
+        share += weight * _divide(sums["loss/sft"], divisors.sft)
+    for term in config.terms:
+        share += term.weight * _divide(sums[term.metric], divisors.pairs)
     return share
+
+
+def whole_batch_sums(
+    config: ObjectiveConfig,
+    scored: Sequence[tuple[Batch, Float[np.ndarray, "parts shards n k"]]],
+    constants: ObjectiveConstants | None = None,
+) -> MetricSums:
+    """Compute the sums of pairs that were scored in several batches, as of one batch.
+
+    Losses of the whole batch need this; those of pairs may also be added up.
+
+    Args:
+        config: the objective.
+        scored: batches ``[parts, shards, ...]`` with the log-probabilities of their responses.
+        constants: constants of the step; None for those of the configuration.
+
+    Returns:
+        The sums over all pairs.
+    """
+
+    def flat(leaves: Sequence[Any]) -> Array:
+        return jnp.concatenate([np.reshape(leaf, (-1, *np.shape(leaf)[3:])) for leaf in leaves])
+
+    nothing: Any = None  # the tokens have been scored already
+    batches = [batch._replace(rows=nothing, completions=nothing) for batch, _ in scored]
+    batch = jax.tree.map(lambda *leaves: flat(leaves), *batches)
+    policy = flat([log_probs for _, log_probs in scored])
+    return compute_metric_sums(config, policy, batch.reference, batch, constants=constants)
 
 
 def flag_non_finite_pairs(

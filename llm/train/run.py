@@ -31,6 +31,7 @@ from . import reference_cache
 from .batches import count_steps, make_sampler
 from .dataset import TrainingData
 from .fingerprint import Fingerprint, make_fingerprint
+from .objective_schedule import ConstantsSchedule, make_constants_schedule
 from .optimizer import make_optimizer
 from .reference_cache import Provenance
 from .sample_coverage import SampleCoverage
@@ -66,6 +67,7 @@ class Run:
         state: parameters, moments and number of updates; every step replaces it.
         frozen_weights_digest: digest of ``frozen``.
         initial_weights_digest: digest of all parameters before the first step.
+        constants: constants of the objective by number of updates made; None if they are constant.
         train_step: compiled step, see :func:`llm.train.step.make_train_step`.
         evaluation_step: compiled evaluation, see :func:`llm.train.step.make_evaluation_step`.
     """
@@ -83,6 +85,7 @@ class Run:
     state: TrainState
     frozen_weights_digest: str
     initial_weights_digest: str
+    constants: ConstantsSchedule | None
     train_step: TrainStep
     evaluation_step: EvaluationStep
 
@@ -111,8 +114,14 @@ class Run:
         self.initial_weights_digest = sha256_hex(
             weights_digest(self.state.trainable) + self.frozen_weights_digest
         )
+        self.constants = make_constants_schedule(config.objective, self.num_steps)
         self.train_step = make_train_step(
-            graphdef, config.objective, self.optimizer, devices=self.devices, seed=trainer.seed
+            graphdef,
+            config.objective,
+            self.optimizer,
+            devices=self.devices,
+            seed=trainer.seed,
+            schedule=self.constants,
         )
         self.evaluation_step = make_evaluation_step(
             graphdef, config.objective, devices=self.devices
@@ -187,7 +196,8 @@ class Run:
         """
         if not self.config.objective.needs_reference:
             return None
-        data = self.config.data
+        data, alpha = self.config.data, self.config.objective.length_alpha
+        token_weights = "" if alpha is None else f" length_alpha {alpha!r}"
         provenance = Provenance(
             weights=self.initial_weights_digest,
             **self.data.provenance,
@@ -195,7 +205,7 @@ class Run:
             max_prompt_length=data.max_prompt_length,
             truncation_mode=data.truncation_mode,
             dtype=self.config.model.dtype,
-            pairs=self.data.train.digest + self.data.evaluation.digest,
+            pairs=self.data.train.digest + self.data.evaluation.digest + token_weights,
         )
         pairs = self.visited_pairs()
         from_data = reference_cache.cache_from_rows(pairs, self.sampler.n_roles)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from llm.config import (
+    PREFERENCE_LOSSES,
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -18,6 +19,7 @@ from llm.config import (
     TrainConfig,
     TrainerConfig,
 )
+from llm.config.objective import COMPOSED
 from llm.types import Role
 from rpo_theory.reductions import weight_per_token
 
@@ -60,7 +62,7 @@ def describe_run(run: Run) -> list[str]:
         run: a run that has not started.
 
     Returns:
-        Lines for the log. For ``rpo`` the second gives the SFT weight and TRL's equivalent.
+        Lines for the log. For DPO plus SFT the second gives the SFT weight and TRL's equivalent.
     """
     objective = run.config.objective
     mean = float(np.mean(run.data.train.scored_lengths[:, Role.CHOSEN]))
@@ -72,7 +74,8 @@ def describe_run(run: Run) -> list[str]:
     per_step = run.sampler.pairs_per_step
     steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, 'pair')}"
     lines = [f"{pairs}; {steps}; {trained:,} trained parameters"]
-    if objective.method == "rpo":
+    plain_dpo = [(term.loss.name, term.weight) for term in objective.terms] == [("dpo", 1.0)]
+    if objective.method == "rpo" and plain_dpo and not objective.has_schedules:
         loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
         trl_weight = to_trainer_options("trl", loss, mean_tokens=mean)["loss_weights"][1]
         name = "SFT weight eta*beta" if objective.sft_reduction == "sum" else "mean SFT weight"
@@ -120,17 +123,19 @@ def describe_unused_keys(config: TrainConfig, *, has_evaluation: bool | None = N
 
 def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple[str, str, str]]:
     """Yield section, key and reason of every key that the others leave without an effect."""
-    method = config.objective.method
+    objective = config.objective
+    method = objective.method
     of_method = f"has no effect: method {method!r} trains without it"
     measured = f"enters the metrics only: method {method!r} trains without it"
-    for key, methods in {"tau": "ipo", "penalty": "dpop", "reward_max": "chi_po"}.items():
-        if method != methods:
+    for key in {key for loss in PREFERENCE_LOSSES.values() for key in loss.section_keys}:
+        if key not in objective.section_keys:
             yield "objective", key, of_method
     if method != "rpo":
+        yield "objective", "preference", "has no effect: only method 'rpo' has it"
         yield "objective", "eta", measured
-    if method in ("sft", "ipo"):
+    if not objective.uses_beta:
         yield "objective", "beta", measured
-    if method not in ("rpo", "sft"):
+    if method not in COMPOSED:
         yield "objective", "sft_reduction", measured
     model = config.model
     if not model.lora_r:
@@ -170,12 +175,12 @@ def _unused_columns(config: TrainConfig, data: TrainingData) -> Iterator[str]:
     """Yield a sentence for each optional column of the rows that the objective does not use."""
     method = config.objective.method
     for pairs, noun in ((data.train, "rows"), (data.evaluation, "rows for evaluation")):
-        if method == "sft" and not np.isnan(pairs.reference).all():
+        if not config.objective.needs_reference and not np.isnan(pairs.reference).all():
             yield (
-                f"the reference log-probabilities of the {noun} have no effect: method 'sft' has "
-                "no reference"
+                f"the reference log-probabilities of the {noun} have no effect: method {method!r} "
+                "has no reference"
             )
-        if config.objective.sft_weight == 0 and pairs.lengths[:, -1].any():
+        if not config.objective.trains_sft and pairs.lengths[:, -1].any():
             yield (
                 f"the baseline responses of the {noun} enter the metrics only: method {method!r} "
                 "trains without them"
@@ -184,7 +189,9 @@ def _unused_columns(config: TrainConfig, data: TrainingData) -> Iterator[str]:
 
 def _is_set(config: TrainConfig, section: str, key: str) -> bool:
     fields = {field.name: field for field in dataclasses.fields(_SECTIONS[section])}
-    return getattr(getattr(config, section), key) != fields[key].default
+    field, value = fields[key], getattr(getattr(config, section), key)
+    is_made = field.default is dataclasses.MISSING and callable(field.default_factory)
+    return value != (field.default_factory() if is_made else field.default)
 
 
 _CONSTANTS_OF = {

@@ -18,14 +18,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from llm.config import ObjectiveConfig
+from llm.config import ObjectiveConfig, ObjectiveConstants
 from llm.evaluation.metrics import MetricSums, compute_metric_sums, finalize_metrics
-from llm.models.logprobs import response_log_probs
+from llm.models.token_statistics import ResponseStatistics, response_statistics
 from llm.parallel.mesh import Devices
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 
 from .objective import flag_non_finite_pairs, loss_share, normalizers
+from .objective_schedule import ConstantsSchedule
 from .stochastic_rounding import apply_optimizer
 
 GraphDef = nnx.GraphDef[Any]
@@ -107,6 +108,7 @@ def gradients(
     config: ObjectiveConfig,
     *,
     devices: Devices,
+    constants: ObjectiveConstants | None = None,
 ) -> tuple[Parameters, StepResult]:
     """Return the gradient of the objective over a global batch, and its metrics.
 
@@ -118,6 +120,7 @@ def gradients(
             another, shards are on different devices.
         config: the objective.
         devices: mesh of one or more devices, with the sharding plan of the model.
+        constants: constants of the step; None for those of the configuration.
 
     Returns:
         The gradient, in the dtypes of the parameters, and the measurements.
@@ -129,19 +132,44 @@ def gradients(
     ) -> tuple[tuple[Parameters, MetricSums], Array]:
         def loss(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[MetricSums, Array]]:
             model = nnx.merge(graphdef, trainable, frozen)
-            sums, _, flags = _measure(model, batch, config)
-            return loss_share(config, sums, divisors), (sums, flags)
+            sums, _, flags = _measure(model, batch, config, constants)
+            return loss_share(config, sums, divisors, constants), (sums, flags)
 
         def part(batch: Batch) -> tuple[tuple[Any, MetricSums], Array]:
             gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable, batch)
-            wide = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), gradient)
-            return (wide, sums), flags
+            return (_widen(gradient), sums), flags
 
         return _sum_over_parts(part, batches)
 
+    def on_device_with_global_batch(
+        trainable: Parameters, frozen: Parameters, batches: Batch
+    ) -> tuple[tuple[Parameters, MetricSums], Array]:
+        def log_probs(trainable: Parameters, batch: Batch) -> ResponseStatistics:
+            model = nnx.merge(graphdef, trainable, frozen)
+            return response_statistics(model, batch, config)
+
+        def loss(trainable: Parameters) -> tuple[Array, tuple[MetricSums, Array]]:
+            # The backward pass computes one part at a time again, as accumulation does.
+            part = jax.checkpoint(log_probs)
+            policy, squares = jax.lax.map(lambda batch: part(trainable, batch), batches)
+            whole = _without_tokens(batches)
+            flags = jax.vmap(flag_non_finite_pairs)(policy, whole.reference, whole)
+            policy, squares, whole = devices.plan.gather_pairs((policy, squares, whole))
+            sums = compute_metric_sums(
+                config, policy, whole.reference, whole, constants=constants, log_sum_squares=squares
+            )
+            # Every shard has the whole batch; the sums over shards must count it once.
+            sums = jax.tree.map(lambda leaf: leaf / devices.plan.batch_shards, sums)
+            return loss_share(config, sums, divisors, constants), (sums, flags)
+
+        gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable)
+        return (_widen(gradient), sums), flags
+
+    if config.needs_global_batch:
+        on_device = on_device_with_global_batch
     (gradient, sums), flags = devices.map_gradients(on_device)(trainable, frozen, batches)
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)]
-    measured = finalize_metrics(config, sums) | {"grad_norm": jnp.sqrt(sum(squares))}
+    measured = finalize_metrics(config, sums, constants) | {"grad_norm": jnp.sqrt(sum(squares))}
     narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, trainable)
     return narrow, StepResult(measured, flags)
 
@@ -153,6 +181,7 @@ def make_train_step(
     *,
     devices: Devices,
     seed: int = 0,
+    schedule: ConstantsSchedule | None = None,
 ) -> TrainStep:
     """Make the jitted function of a training step; it reuses the buffers of the state.
 
@@ -163,6 +192,8 @@ def make_train_step(
         devices: see :func:`gradients`.
         seed: seed of the stochastic rounding of bfloat16 parameters; the key of a step depends on
             it and on the number of the step alone.
+        schedule: constants of the objective by step; None for those of the configuration. Their
+            values are metrics of the step.
 
     Returns:
         ``step(state, frozen, batches) -> (TrainState, StepResult)``; the state that is passed in
@@ -174,11 +205,19 @@ def make_train_step(
         state: TrainState, frozen: Parameters, batches: Batch
     ) -> tuple[TrainState, StepResult]:
         trainable = state.trainable
-        gradient, result = gradients(graphdef, trainable, frozen, batches, config, devices=devices)
+        constants = None if schedule is None else schedule(state.step)
+        gradient, result = gradients(
+            graphdef, trainable, frozen, batches, config, devices=devices, constants=constants
+        )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         trainable, optimizer_state, metrics = apply_optimizer(
             optimizer, gradient, state.optimizer_state, trainable, key
         )
+        if constants is not None:
+            metrics |= {
+                "objective/beta": jnp.asarray(constants.beta),
+                "objective/eta": jnp.asarray(constants.eta),
+            }
         result = result._replace(metrics=result.metrics | metrics)
         state = TrainState(state.step + 1, trainable, optimizer_state)
         return jax.lax.with_sharding_constraint(state, devices.shardings(state)), result
@@ -197,36 +236,54 @@ def make_evaluation_step(
         devices: see :func:`gradients`.
 
     Returns:
-        ``evaluate(trainable, frozen, batches) -> (MetricSums, log_probs)``, where ``log_probs`` are
-        those of the responses in nats, ``[parts shards n k]``. Add the sums of all batches with
-        :func:`llm.evaluation.metrics.add_metric_sums`, then divide them with
+        ``evaluate(trainable, frozen, batches, constants=None) -> (MetricSums, log_probs)``, where
+        ``log_probs`` are those of the responses in nats, ``[parts shards n k]``. Add the sums of
+        all batches with :func:`llm.evaluation.metrics.add_metric_sums`, then divide them with
         :func:`llm.evaluation.metrics.finalize_metrics`.
     """
 
-    def on_device(
-        trainable: Parameters, frozen: Parameters, batches: Batch
+    def evaluate(
+        trainable: Parameters,
+        frozen: Parameters,
+        batches: Batch,
+        constants: ObjectiveConstants | None = None,
     ) -> tuple[MetricSums, Array]:
-        model = nnx.merge(graphdef, trainable, frozen)
+        def on_device(
+            trainable: Parameters, frozen: Parameters, batches: Batch
+        ) -> tuple[MetricSums, Array]:
+            model = nnx.merge(graphdef, trainable, frozen)
 
-        def part(batch: Batch) -> tuple[MetricSums, Array]:
-            sums, policy, _ = _measure(model, batch, config)
-            return sums, policy
+            def part(batch: Batch) -> tuple[MetricSums, Array]:
+                sums, policy, _ = _measure(model, batch, config, constants)
+                return sums, policy
 
-        return _sum_over_parts(part, batches)
+            return _sum_over_parts(part, batches)
 
-    return jax.jit(devices.map_metrics(on_device))
+        return devices.map_metrics(on_device)(trainable, frozen, batches)
+
+    return jax.jit(evaluate)
 
 
 def _measure(
-    model: Any, batch: Batch, config: ObjectiveConfig
+    model: Any, batch: Batch, config: ObjectiveConfig, constants: ObjectiveConstants | None
 ) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"]]:
     """Return sums of the metrics, log-probabilities, and flags of non-finite pairs."""
-    policy = response_log_probs(model, batch)
-    return (
-        compute_metric_sums(config, policy, batch.reference, batch),
-        policy,
-        flag_non_finite_pairs(policy, batch.reference, batch),
+    policy, squares = response_statistics(model, batch, config)
+    sums = compute_metric_sums(
+        config, policy, batch.reference, batch, constants=constants, log_sum_squares=squares
     )
+    return sums, policy, flag_non_finite_pairs(policy, batch.reference, batch)
+
+
+def _widen(gradient: Parameters) -> Parameters:
+    """Return a gradient in the dtypes in which it is accumulated."""
+    return jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), gradient)
+
+
+def _without_tokens(batches: Batch) -> Batch:
+    """Return a batch with what losses of log-probabilities need."""
+    nothing: Any = None
+    return batches._replace(rows=nothing, completions=nothing)
 
 
 def _sum_over_parts(

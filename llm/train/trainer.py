@@ -1,8 +1,9 @@
 r"""The training loop: from a configuration to a policy, its metrics and its checkpoints.
 
-The first step is a check. The policy is still equal to its reference, so the loss must be
-:math:`\log 2 + \eta\beta \cdot \text{NLL}` to the precision of the dtype. Otherwise the run would
-optimize another objective, and it is refused.
+The first step is a check. The policy is still equal to its reference, so the RPO loss must be
+:math:`\log 2 + \eta\beta \cdot \text{NLL}` to the precision of the dtype, and that of another
+objective its value at the reference. Otherwise the run would optimize another objective, and it is
+refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.config import TrainConfig
+from llm.config import ObjectiveConstants, TrainConfig
 from llm.data.loader import iterate_batches
 from llm.data.pair_table import PairTable
 from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
@@ -35,6 +36,8 @@ from .batches import describe_last_step
 from .checkpoint import Checkpoints
 from .dataset import TrainingData, shown_sources
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
+from .first_step import check_first_loss, exact_preference_loss, first_step_tolerance
+from .objective import whole_batch_sums
 from .reference_check import check_given_reference
 from .resume import (
     EXECUTION,
@@ -50,12 +53,6 @@ from .sample_coverage import SampleCoverage
 from .schedules import describe_warmup
 from .step import all_finite
 from .tracking import CompositeTracker, Tracker
-
-STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
-r"""Largest relative error of the first loss, by the dtype of the model.
-
-On SmolLM2-135M in float32 the compiled forward passes of reference and step differ by under 2e-6.
-The rest is a margin for deeper models."""
 
 Progress = Callable[[Iterator[int], int], Iterator[int]]
 """Wraps the iterator over finished steps, given the number of steps left, to display progress."""
@@ -132,7 +129,7 @@ class Trainer:
                 found = self.checkpoints.find()
                 check_steps(config.trainer, found.step, self.run.num_steps)
             self.cache = self.run.reference(folder / "reference.safetensors")
-            check_given_reference(self.run, tolerance=_first_step_tolerance(config))
+            check_given_reference(self.run, tolerance=first_step_tolerance(config))
             self.coverage = self.run.coverage()
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
@@ -213,28 +210,29 @@ class Trainer:
     def _measure(self, pairs: PairTable) -> dict[str, float] | None:
         """Return the metrics of pairs under the current policy; None if the run was stopped."""
         run = self.run
-        sums, policy, reference = None, [], []
+        objective, constants = run.config.objective, self._constants()
+        sums, scored = None, []
         for batch in run.batches_in_order(pairs):
             if self._is_stop_requested():
                 return None
             batch = self._with_reference(batch)
             more, log_probs = run.evaluation_step(
-                run.state.trainable, run.frozen, run.put_on_devices(batch)
+                run.state.trainable, run.frozen, run.put_on_devices(batch), constants
             )
             sums = more if sums is None else add_metric_sums(sums, more)
             present, log_probs = np.asarray(batch.present), on_host(log_probs)
             flags = present & ~np.isfinite(log_probs).all(axis=-1)
             if flags.any():
                 raise NonFiniteError(f"not finite in {_name_held_out(run, batch, flags)}")
-            policy.append(log_probs[present, Role.CHOSEN])
-            if batch.reference is not None:
-                reference.append(np.asarray(batch.reference)[present, Role.CHOSEN])
+            scored.append((batch, log_probs))
         if sums is None:
             return {}
-        means = finalize_metrics(run.config.objective, sums)
+        if objective.needs_global_batch:
+            sums = whole_batch_sums(objective, scored, constants)
+        means = finalize_metrics(objective, sums, constants)
         metrics = {name: float(on_host(value)) for name, value in means.items()}
-        if reference:
-            metrics |= log_ratio_quantiles(np.concatenate(policy), np.concatenate(reference))
+        if self.cache is not None:
+            metrics |= _chosen_log_ratio_quantiles(scored)
         return metrics
 
     def _steps(self) -> Iterator[int]:
@@ -244,6 +242,7 @@ class Trainer:
         for step, batch in iterate_batches(run.sampler, self.first_step, run.num_steps):
             started = time.perf_counter()
             batch = self._with_reference(run.assign_to_shards(batch))
+            preference = exact_preference_loss(run, batch) if step == 0 else None
             run.state, result = run.train_step(run.state, run.frozen, run.put_on_devices(batch))
             metrics = {name: float(on_host(value)) for name, value in result.metrics.items()}
             done, is_last = step + 1, step + 1 == run.num_steps
@@ -251,7 +250,7 @@ class Trainer:
             if bad is not None:
                 raise self._non_finite_error(done, bad)
             if step == 0:
-                check_first_loss(run.config, metrics)
+                check_first_loss(run.config, metrics, preference)
             metrics |= _progress_metrics(run, batch, step, time.perf_counter() - started)
             logged = metrics if done % config.logging_steps == 0 or is_last else {}
             self.tracker.log(done, logged)
@@ -271,6 +270,11 @@ class Trainer:
             if stops:
                 raise InterruptedRunError(_stopped_after(done))
             yield done
+
+    def _constants(self) -> ObjectiveConstants | None:
+        """Return the scheduled constants after the updates made so far; None if constant."""
+        schedule = self.run.constants
+        return None if schedule is None else schedule(int(on_host(self.run.state.step)))
 
     def _loop_state(self, pending: Mapping[str, float] | None) -> dict[str, Any]:
         """Return what a checkpoint records beside the arrays."""
@@ -324,30 +328,12 @@ class Trainer:
                 signal.signal(kind, handler)
 
 
-def check_first_loss(config: TrainConfig, metrics: Mapping[str, float]) -> None:
-    r"""Raise an error if the first loss is not that of a policy equal to its reference.
-
-    Args:
-        config: configuration of the run.
-        metrics: metrics of the first step.
-
-    Raises:
-        ValueError: if the relative error exceeds the tolerance of the dtype.
-    """
-    objective = config.objective
-    exact = objective.preference_at_reference + objective.sft_weight * metrics["loss/sft"]
-    tolerance = _first_step_tolerance(config)
-    error = abs(metrics["loss"] - exact)
-    if not error <= tolerance * max(1.0, abs(exact)):
-        raise ValueError(
-            f"the first loss must be {exact:.6f}, that of a policy equal to its reference, got "
-            f"{metrics['loss']:.6f}, {error:.1e} off (`trainer.step0_tolerance` is {tolerance:g}): "
-            "the reference log-probabilities are not those of this model on these rows"
-        )
-
-
-def _first_step_tolerance(config: TrainConfig) -> float:
-    return config.trainer.step0_tolerance or STEP0_TOLERANCE[config.model.dtype]
+def _chosen_log_ratio_quantiles(scored: Sequence[tuple[Batch, np.ndarray]]) -> dict[str, float]:
+    policy, reference = (
+        np.concatenate([values[np.asarray(batch.present), Role.CHOSEN] for batch, values in pairs])
+        for pairs in (scored, [(batch, np.asarray(batch.reference)) for batch, _ in scored])
+    )
+    return log_ratio_quantiles(policy, reference)
 
 
 def _name_held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:

@@ -10,14 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm.config import (
-    DataConfig,
-    DataSource,
-    ModelConfig,
-    ObjectiveConfig,
-    ObjectiveName,
-    TrainConfig,
-)
+from llm.config import DataConfig, DataSource, ModelConfig, ObjectiveConfig, TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.dataset import TrainingData, load_training_data, row_location
 from llm.train.run_notes import describe_inputs
@@ -121,7 +114,7 @@ def test_property_columns_that_an_objective_does_not_use_are_named(
     given = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0, "ref_baseline_logps": -1.5}
     rows = write(tmp_path / "rows.jsonl", "a", "b", baseline="perhaps", **given)
     data = load(model, rows)
-    unused_by: dict[ObjectiveName, list[str]] = {
+    unused_by: dict[str, list[str]] = {
         "rpo": [],
         "sft": ["the reference log-probabilities of the rows have no effect"],
         "dpo": ["the baseline responses of the rows enter the metrics only"],

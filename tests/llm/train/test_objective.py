@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm.config import ObjectiveConfig, ObjectiveName
+from llm.config import PREFERENCE_LOSSES, ObjectiveConfig
 from llm.evaluation.metrics import add_metric_sums, compute_metric_sums, finalize_metrics
-from llm.train.objective import flag_non_finite_pairs, loss_share, normalizers
+from llm.train.objective import (
+    flag_non_finite_pairs,
+    loss_share,
+    normalizers,
+    whole_batch_sums,
+)
 from llm.types import Batch
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
 
 EXACT = 1e-12  # float64 sums of a handful of terms of order ten
 BETA, ETA = 0.3, 0.7
-METHODS: list[Any] = list(get_args(ObjectiveName))
+METHODS: list[Any] = ["sft", "rpo", "dpo", "ipo", "dpop", "chi_po"]
+OF_PAIRS = [
+    {"loss": name, "weight": 0.5 + index}
+    for index, (name, loss) in enumerate(PREFERENCE_LOSSES.items())
+    if loss.scope == "pair" and loss.statistic is None
+]
+"""All losses of pairs, for objectives that are their weighted sum."""
 REDUCTIONS: list[Any] = ["sum", "sequence_mean", "pooled_mean"]
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -131,13 +142,105 @@ def test_closed_form_other_methods() -> None:
         assert got[f"loss/{method}"] == pytest.approx(value, rel=EXACT)
 
 
-@every_method
-def test_closed_form_a_policy_equal_to_its_reference_has_the_predicted_loss(method: Any) -> None:
+def test_closed_form_a_policy_equal_to_its_reference_has_the_predicted_loss() -> None:
     policy, _, batch = drawn()
-    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, tau=0.4)
-    got = whole(config, policy, policy, batch)
-    wanted = config.preference_at_reference + config.sft_weight * got["loss/sft"]
-    assert got["loss"] == pytest.approx(wanted, rel=EXACT)
+    unknown = set()
+    for method in ["sft", "rpo", *PREFERENCE_LOSSES]:
+        config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, tau=0.4)
+        if config.preference_at_reference is None:
+            unknown.add(method)
+            continue
+        got = whole(config, policy, policy, batch)
+        wanted = config.preference_at_reference + config.sft_weight * got["loss/sft"]
+        assert got["loss"] == pytest.approx(wanted, rel=EXACT), method
+    # Losses without a reference, and one with weights that depend on the policy.
+    assert unknown == {"cpo", "slic", "simpo", "orpo", "power", "wpo"}
+
+
+def test_closed_form_a_weighted_sum_is_the_sum_of_its_losses() -> None:
+    policy, reference, batch = drawn(weighted=True)
+    got = whole(ObjectiveConfig(beta=BETA, eta=ETA, preference=OF_PAIRS), policy, reference, batch)
+    expected = ETA * BETA * got["loss/sft"]
+    for item in OF_PAIRS:
+        name: Any = item["loss"]
+        single = whole(ObjectiveConfig(method=name, beta=BETA), policy, reference, batch)
+        assert got[f"loss/{name}"] == pytest.approx(single["loss"], rel=EXACT), name
+        expected += item["weight"] * single["loss"]
+    assert got["loss"] == pytest.approx(expected, rel=EXACT)
+
+
+def test_closed_form_options_reach_their_losses() -> None:
+    policy, reference, batch = drawn()
+    lengths = np.asarray(batch.lengths)
+    u = policy - reference
+    per_token = policy / lengths
+    wanted = {
+        ("simpo", "gamma", 0.7): -log_sigmoid(BETA * (per_token[:, 0] - per_token[:, 1]) - 0.7),
+        ("bco_pair", "shift", 0.4): (
+            -log_sigmoid(BETA * u[:, 0] - 0.4) - log_sigmoid(0.4 - BETA * u[:, 1])
+        ),
+        ("ipo", "per_token", True): np.square(
+            u[:, 0] / lengths[:, 0] - u[:, 1] / lengths[:, 1] - 5
+        ),
+        ("slic", "delta", 2.0): np.maximum(0, 2 - policy[:, 0] + policy[:, 1]) - policy[:, 0],
+        ("kto", "desirable_weight", 3.0): kto_of_pairs(u, 3.0),
+    }
+    for (method, option, value), losses_by_hand in wanted.items():
+        config = ObjectiveConfig(method=method, beta=BETA, options={option: value})
+        got = whole(config, policy, reference, batch)["loss"]
+        assert got == pytest.approx(losses_by_hand.mean(), rel=1e-9), method
+
+
+def kto_of_pairs(u: np.ndarray, desirable_weight: float) -> np.ndarray:
+    point = max(0.0, u.mean())
+    chosen, rejected = (1 / (1 + np.exp(-BETA * (u - point)))).T
+    return 0.5 * (desirable_weight * (1 - chosen) + rejected)
+
+
+def test_property_votes_count_as_rows_with_either_label() -> None:
+    policy, reference, batch = drawn(n=3)
+    wins, lost = np.array([2, 1, 3]), np.array([1, 0, 3])
+    forward, backward = np.repeat(np.arange(3), wins), np.repeat(np.arange(3), lost)
+    rows = np.concatenate([forward, backward])
+    columns = np.array([[0, 1]] * len(forward) + [[1, 0]] * len(backward))
+    separate = part_of(batch, rows)._replace(
+        lengths=np.take_along_axis(np.asarray(batch.lengths)[rows], columns, axis=1)
+    )
+    counted = batch._replace(weights=(wins + lost).astype(float), labels=wins / (wins + lost))
+    for reduction in REDUCTIONS:
+        config = ObjectiveConfig(beta=BETA, eta=ETA, sft_reduction=reduction, preference=OF_PAIRS)
+        wanted = whole(
+            config,
+            np.take_along_axis(policy[rows], columns, axis=1),
+            np.take_along_axis(reference[rows], columns, axis=1),
+            separate,
+        )
+        got = whole(config, policy, reference, counted)
+        for name in ("loss", "loss/dpo", "loss/sft", "theory/adversarial_value"):
+            assert got[name] == pytest.approx(wanted[name], rel=1e-9), (reduction, name)
+
+
+def test_raises_weights_and_labels_for_a_loss_of_the_whole_batch() -> None:
+    policy, reference, batch = drawn(weighted=True)
+    with pytest.raises(ValueError, match="neither weights nor labels for 'aot'"):
+        compute_metric_sums(ObjectiveConfig(method="aot"), policy, reference, batch)
+
+
+def test_closed_form_batches_of_a_whole_batch_give_its_loss() -> None:
+    policy, reference, batch = drawn(n=6, absent=(4,))
+    config = ObjectiveConfig(method="aot", beta=BETA)
+    parts = [
+        (
+            jax.tree.map(lambda leaf: leaf[None, None], part_of(batch, part))._replace(
+                reference=reference[part][None, None]
+            ),
+            policy[part][None, None],
+        )
+        for part in (slice(None, 2), slice(2, None))
+    ]
+    got = finalize_metrics(config, whole_batch_sums(config, parts))
+    wanted = whole(config, policy, reference, batch)
+    assert {name: float(value) for name, value in got.items()} == pytest.approx(wanted, rel=EXACT)
 
 
 def part_of(batch: Batch, part: Any) -> Batch:
@@ -153,7 +256,8 @@ def test_property_shares_of_parts_and_their_gradients_add_up_to_the_whole(
     method: Any, reduction: Any
 ) -> None:
     policy, reference, batch = drawn(n=8, k=3, absent=(2, 7), weighted=True)
-    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, sft_reduction=reduction)
+    terms: dict[str, Any] = {"preference": OF_PAIRS} if method == "rpo" else {}
+    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, sft_reduction=reduction, **terms)
     divisors = normalizers(config, batch)
 
     def share(policy: jax.Array, part: slice) -> jax.Array:
@@ -210,7 +314,8 @@ def test_closed_form_normalizers_sum_over_every_leading_axis(reduction: Any) -> 
 @pytest.mark.parametrize("garbage", [np.nan, -np.inf])
 def test_extreme_values_of_absent_pairs_have_no_effect(method: Any, garbage: float) -> None:
     policy, reference, batch = drawn(n=4, k=3, absent=(1,))
-    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA)
+    terms: dict[str, Any] = {"preference": OF_PAIRS} if method == "rpo" else {}
+    config = ObjectiveConfig(method=method, beta=BETA, eta=ETA, **terms)
     wanted = whole(config, policy, reference, batch)
 
     def loss(policy: jax.Array, reference: Any) -> jax.Array:
@@ -275,6 +380,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"penalty": math.inf}, r"`objective.penalty` must be 0 or more and finite, got inf"),
     ({"label_smoothing": 0.5}, r"`objective.label_smoothing` must be in \[0, 0.5\), got 0.5"),
     ({"label_smoothing": 0.1, "method": "ipo"}, r"`objective.label_smoothing` must be 0 for"),
+    ({"method": "simpo", "options": {"gama": 1}}, "no option 'gama': did you mean 'gamma'"),
+    ({"method": "hinge", "options": {"gamma": 1}}, "it has no options; 'simpo' has it"),
+    ({"method": "rboust"}, "did you mean 'robust'"),
+    (
+        {"preference": {"loss": "simpo", "gamma": -1.0}},
+        r"`objective.preference.gamma` must be 0 or",
+    ),
+    ({"preference": [{"loss": "dpo"}, {"loss": "x"}]}, r"`objective.preference\[1\].loss` must"),
+    ({"preference": [{"loss": "dpo", "weight": 0.0}]}, r"\[0\].weight` must be positive"),
+    ({"preference": {"gamma": 1.0}}, "must be a mapping with the key `loss`"),
+    ({"preference": []}, "`objective.preference` must have at least one loss"),
+    ({"preference": {"loss": "dpo"}, "options": {"tau": 1.0}}, "`objective.options` must be empty"),
+    ({"method": "sft", "options": {"tau": 1.0}}, "method 'sft' has no preference loss"),
+    ({"preference": "ld_dpo"}, "set `objective.method` to ld_dpo"),
+    ({"method": "exo_pair", "options": {"label_smoothing": 0.5}}, r"must be in \[0, 0.5\)"),
 ]
 
 

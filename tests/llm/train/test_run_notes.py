@@ -41,11 +41,12 @@ def config(**changed: Any) -> TrainConfig:
     )
 
 
-METHODS = ("rpo", "dpo", "ipo", "dpop", "chi_po", "sft")
+METHODS = ("rpo", "dpo", "ipo", "dpop", "chi_po", "sft", "simpo", "slic")
 # Keys that one method alone trains with, and the methods that train with each.
 OF_METHODS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "eta": (0.3, ("rpo",)),
-    "beta": (0.3, ("rpo", "dpo", "dpop", "chi_po")),
+    "beta": (0.3, ("rpo", "dpo", "dpop", "chi_po", "simpo")),
+    "preference": ("hinge", ("rpo",)),
     "tau": (0.3, ("ipo",)),
     "penalty": (0.3, ("dpop",)),
     "reward_max": (0.3, ("chi_po",)),

@@ -1,0 +1,236 @@
+r"""The losses of an objective, pair by pair, and the sum that each contributes to its batch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from llm.config import ObjectiveConfig, ObjectiveConstants, PairInputs, PreferenceTerm
+from llm.types import Batch, Role
+from rpo_theory import losses
+from rpo_theory.losses import PairLogProbs
+from rpo_theory.reductions import WeightedSum, reduce_mean, reduce_sft
+from rpo_theory.types import ArrayLike
+
+
+def preference_sums(
+    config: ObjectiveConfig, constants: ObjectiveConstants, inputs: PairInputs, batch: Batch
+) -> dict[str, WeightedSum]:
+    r"""Compute the preference losses of an objective as sums over the pairs of a batch.
+
+    A loss whose record has the scope ``"batch"`` takes this batch for the whole one.
+
+    Args:
+        config: the objective.
+        constants: constants of the step.
+        inputs: log-probabilities of the pairs, see :func:`pair_inputs`.
+        batch: the pairs; only ``present``, ``weights`` and ``labels`` are used.
+
+    Returns:
+        One sum for each loss, under the name of its metric. A pair with a soft label has the
+        expected loss.
+
+    Raises:
+        ValueError: if a loss of the whole batch meets weights or soft labels.
+
+    Examples:
+        >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
+        >>> config, log_probs = ObjectiveConfig(method="hinge"), jnp.array([[-1.0, -1.0]])
+        >>> inputs = pair_inputs(log_probs, log_probs, batch)
+        >>> float(preference_sums(config, config.constants, inputs, batch)["loss/hinge"].mean())
+        1.0
+    """
+    if config.needs_global_batch and not (batch.weights is None and batch.labels is None):
+        whole = [repr(term.loss.name) for term in config.terms if term.loss.scope == "batch"]
+        raise ValueError(
+            f"the rows must have neither weights nor labels for {', '.join(whole)}, which is a "
+            "loss of the whole batch: leave the columns out"
+        )
+    return {
+        term.metric: sum_over_pairs(expected_loss(term, constants, inputs, batch), batch)
+        for term in config.terms
+    }
+
+
+def pair_inputs(
+    policy: Float[Array, "n k"],
+    reference: Float[Array, "n k"] | None,
+    batch: Batch,
+    log_sum_squares: Float[Array, "n k"] | None = None,
+) -> PairInputs:
+    """Collect what preference losses are functions of.
+
+    Args:
+        policy: log-probabilities of the responses, nats.
+        reference: the same under the reference; None for zeros.
+        batch: the pairs; only ``present`` and ``lengths`` are used.
+        log_sum_squares: token statistic of the responses, see
+            :class:`llm.config.preference_losses.PairInputs`.
+
+    Returns:
+        The inputs of the chosen and rejected responses.
+
+    Examples:
+        >>> batch = Batch(None, None, np.full((1, 2), 4), np.array([True]), np.array([0]))
+        >>> pair_inputs(jnp.zeros((1, 2)), None, batch).weights.chosen.tolist()
+        [0.25]
+    """
+    inverse = 1.0 / jnp.maximum(jnp.asarray(batch.lengths), 1).astype(policy.dtype)
+    reference = jnp.zeros_like(policy) if reference is None else reference
+    pairs = [_pair(values) for values in (policy, reference, inverse)]
+    squares = None if log_sum_squares is None else _pair(log_sum_squares)
+    return PairInputs(*pairs, jnp.asarray(batch.present), squares)
+
+
+def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Batch) -> WeightedSum:
+    r"""Reduce the SFT losses of the baseline responses as the objective asks for.
+
+    Without baseline responses, those of a pair with the soft label :math:`p` are the chosen
+    response with probability :math:`p` and the rejected one otherwise.
+
+    Args:
+        config: the objective; ``sft_reduction`` selects the reduction.
+        policy: log-probabilities of the responses, nats.
+        batch: the pairs; absent pairs have no weight.
+
+    Returns:
+        The weighted sum; its mean is the SFT loss.
+
+    Examples:
+        >>> batch = Batch(None, None, np.array([[2, 1], [4, 1]]), np.ones(2, bool), np.arange(2))
+        >>> config = ObjectiveConfig(sft_reduction="sequence_mean")
+        >>> policy = jnp.array([[-2.0, 0.0], [-8.0, 0.0]])
+        >>> float(sft_sum(config, policy, batch).mean())
+        1.5
+    """
+    policy, present = jnp.asarray(policy), jnp.asarray(batch.present)
+    weights = present_pair_weights(batch, policy.dtype)
+    parts = []
+    for role, share in _baseline_shares(batch, policy.dtype):
+        parts.append(
+            reduce_sft(
+                losses.sft(policy[..., role], where=present),
+                jnp.asarray(batch.lengths)[..., role].astype(policy.dtype),
+                reduction=config.sft_reduction,
+                weights=weights if share is None else share * weights,
+                where=present,
+            )
+        )
+    return WeightedSum(*map(sum, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+
+
+def baseline_values(values: Float[Array, "n k"], batch: Batch) -> Float[Array, " n"]:
+    """Return a value of the baseline response of every pair, or its mean under a soft label.
+
+    Args:
+        values: a value of every response.
+        batch: the pairs.
+
+    Returns:
+        The values of the baseline responses, or of the chosen ones if the batch has none.
+
+    Examples:
+        >>> batch = Batch(None, None, np.ones((1, 3), int), np.array([True]), np.array([0]))
+        >>> baseline_values(jnp.array([[1.0, 2.0, 5.0]]), batch).tolist()
+        [5.0]
+    """
+    parts = [
+        values[:, role] if share is None else share * values[:, role]
+        for role, share in _baseline_shares(batch, values.dtype)
+    ]
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def sum_over_pairs(values: Float[Array, " n"], batch: Batch) -> WeightedSum:
+    """Sum the values of the present pairs with their weights.
+
+    Args:
+        values: a value of every pair; those of absent pairs may be anything.
+        batch: the pairs.
+
+    Returns:
+        The weighted sum.
+
+    Examples:
+        >>> present = np.array([True, False])
+        >>> batch = Batch(None, None, np.ones((2, 2), int), present, np.array([0, -1]))
+        >>> float(sum_over_pairs(jnp.array([2.0, jnp.nan]), batch).mean())
+        2.0
+    """
+    kept = jnp.where(jnp.asarray(batch.present), values, 0.0)
+    return reduce_mean(kept, present_pair_weights(batch, values.dtype))
+
+
+def present_pair_weights(batch: Batch, dtype: DTypeLike) -> Float[Array, "*n"]:
+    """Return the weight of every pair, which is 0 for absent pairs.
+
+    Args:
+        batch: the pairs.
+        dtype: dtype of the weights.
+
+    Returns:
+        ``batch.weights`` of present pairs, or 1 if the batch has no weights.
+
+    Examples:
+        >>> present = np.array([True, False])
+        >>> batch = Batch(None, None, np.ones((2, 2), int), present, np.array([0, -1]))
+        >>> present_pair_weights(batch, jnp.float32).tolist()
+        [1.0, 0.0]
+    """
+    present = jnp.asarray(batch.present)
+    if batch.weights is None:
+        return present.astype(dtype)
+    return jnp.where(present, jnp.asarray(batch.weights).astype(dtype), 0.0)
+
+
+def expected_loss(
+    term: PreferenceTerm, constants: ObjectiveConstants, inputs: PairInputs, batch: Batch
+) -> Float[Array, " n"]:
+    """Return a preference loss of every pair, in expectation over soft labels.
+
+    Args:
+        term: loss and options.
+        constants: constants of the step.
+        inputs: log-probabilities of the pairs.
+        batch: the pairs; only ``labels`` is used.
+
+    Returns:
+        One loss for each pair, without the weight of the term.
+
+    Examples:
+        >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
+        >>> config, log_probs = ObjectiveConfig(method="hinge"), jnp.array([[-1.0, -1.0]])
+        >>> inputs = pair_inputs(log_probs, log_probs, batch)
+        >>> expected_loss(config.terms[0], config.constants, inputs, batch).tolist()
+        [1.0]
+    """
+    function = partial(term.loss.function, beta=constants.beta, options=term.options)
+    if batch.labels is None:
+        return function(inputs)
+    pairs = (inputs.policy, inputs.reference, inputs.weights, inputs.log_sum_squares)
+
+    def loss(*pairs: PairLogProbs, where: Array) -> Array:
+        policy, reference, weights, *squares = pairs
+        return function(PairInputs(policy, reference, weights, where, *squares))
+
+    given = [pair for pair in pairs if pair is not None]
+    labels = jnp.asarray(batch.labels).astype(inputs.policy.chosen.dtype)
+    return losses.expected_over_labels(loss, labels, *given, where=inputs.where)
+
+
+def _pair(values: Float[Array, "n k"]) -> PairLogProbs:
+    return PairLogProbs(values[:, Role.CHOSEN], values[:, Role.REJECTED])
+
+
+def _baseline_shares(batch: Batch, dtype: DTypeLike) -> list[tuple[int, Float[Array, "*n"] | None]]:
+    """Return the roles that the baseline response has, with their probabilities; None for 1."""
+    if batch.lengths.shape[-1] > Role.BASELINE:
+        return [(Role.BASELINE, None)]
+    if batch.labels is None:
+        return [(Role.CHOSEN, None)]
+    label = jnp.where(jnp.asarray(batch.present), jnp.asarray(batch.labels).astype(dtype), 1.0)
+    return [(Role.CHOSEN, label), (Role.REJECTED, 1.0 - label)]
