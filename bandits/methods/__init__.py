@@ -1,4 +1,4 @@
-"""Methods: RPO, DPO and twenty-one others that fit a policy to preference data on bandits.
+"""Methods: RPO, DPO and thirty-three others that fit a policy to preference data on bandits.
 
 Each method is a :class:`Method` in the dictionary :data:`METHODS`: called with batched problems and
 reward classes, it returns a :class:`FitResult`. :func:`method_from_function` makes a method of a
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import CertificateKind, FitContext, FitResult, Method, MethodFunction, mle_reward
+    from .chi_po import chi_squared_policy
     from .method_config import MethodConfig
     from .nash import Equilibrium, exploitability, preference_matrix, solve_game
     from .optimism import (
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     )
     from .options import BaselineOptions, MethodOptions, SearchOptions
     from .pessimistic_mle import confidence_radius
-    from .policy_losses import chi_squared_policy
     from .registry import METHODS, find_method
     from .reward_uncertainty import bootstrap_wins
     from .saddle_methods import greedy_policy
@@ -43,7 +43,7 @@ _EXPORTS = {
     "Optimum": "optimism",
     "SearchOptions": "options",
     "bootstrap_wins": "reward_uncertainty",
-    "chi_squared_policy": "policy_losses",
+    "chi_squared_policy": "chi_po",
     "confidence_radius": "pessimistic_mle",
     "exploitability": "nash",
     "find_method": "registry",

@@ -100,7 +100,12 @@ def check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def check_number(
-    name: str, value: float | None, *, above: float | None = None, least: float | None = None
+    name: str,
+    value: float | None,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Raise unless a numerical option is finite and in its range; None is accepted.
 
@@ -109,6 +114,7 @@ def check_number(
         value: its value.
         above: number that it must exceed; None for no such limit.
         least: smallest accepted number; None for no such limit.
+        below: number that it must be less than; None for no such limit.
 
     Raises:
         ValueError: if the number is out of range or not finite; the message names the option.
@@ -120,6 +126,8 @@ def check_number(
         return
     holds = math.isfinite(value)
     holds = holds and (above is None or value > above) and (least is None or value >= least)
+    holds = holds and (below is None or value < below)
     if not holds:
         rule = f"at least {least:g}" if least is not None else f"greater than {above or 0.0:g}"
+        rule += "" if below is None else f" and less than {below:g}"
         raise ValueError(f"`{name}` must be a finite number {rule}, got {value}")

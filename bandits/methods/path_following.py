@@ -47,13 +47,17 @@ class PathState(NamedTuple):
     done: Bool[Array, ""]
 
 
-def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> PathState:
+def follow_path(
+    objective: SmoothedObjective, start: Float[Array, " p"], *, is_convex: bool = True
+) -> PathState:
     """Minimize an objective at falling temperatures, each from the minimizer of the one before.
 
     Args:
-        objective: function of point and temperature. It must be convex, scaled so that its terms
-            are of order one, and not finite outside of the constraints.
+        objective: function of point and temperature, scaled so that its terms are of order one,
+            and not finite outside of the constraints.
         start: a point inside of the constraints.
+        is_convex: whether the objective is convex. If not, directions of negative curvature are
+            followed downhill, and the path ends in a stationary point.
 
     Returns:
         The final state.
@@ -72,12 +76,12 @@ def follow_path(objective: SmoothedObjective, start: Float[Array, " p"]) -> Path
     )
     return jax.lax.while_loop(
         lambda path: ~path.done & (path.steps < MAX_STEPS),
-        lambda path: _step(objective, path),
+        lambda path: _step(objective, path, is_convex),
         initial,
     )
 
 
-def _step(objective: SmoothedObjective, path: PathState) -> PathState:
+def _step(objective: SmoothedObjective, path: PathState, is_convex: bool) -> PathState:
     """Take a Newton step of the best length, and lower the temperature if the step was small."""
 
     def at_temperature(point: Float[Array, " p"]) -> Float[Array, ""]:
@@ -85,9 +89,15 @@ def _step(objective: SmoothedObjective, path: PathState) -> PathState:
 
     gradient = jax.grad(at_temperature)(path.point)
     hessian = jax.hessian(at_temperature)(path.point)
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(hessian), jnp.finfo(hessian.dtype).tiny))
+    curvature = jnp.diagonal(hessian) if is_convex else jnp.abs(jnp.diagonal(hessian))
+    scale = jax.lax.rsqrt(jnp.maximum(curvature, jnp.finfo(hessian.dtype).tiny))
     matrix = scale[:, None] * hessian * scale + RIDGE * jnp.eye(len(scale), dtype=hessian.dtype)
-    direction = -scale * cho_solve((jnp.linalg.cholesky(matrix), True), scale * gradient)
+    if is_convex:
+        direction = -scale * cho_solve((jnp.linalg.cholesky(matrix), True), scale * gradient)
+    else:
+        values, vectors = jnp.linalg.eigh(matrix)
+        size = jnp.maximum(jnp.abs(values), RIDGE)
+        direction = -scale * (vectors @ ((vectors.T @ (scale * gradient)) / size))
     # If rounding makes the factorization fail, use the gradient in the same scale.
     direction = jnp.where(jnp.isfinite(direction).all(), direction, -(scale**2) * gradient)
     decrement = -gradient @ direction / path.temperature

@@ -1,15 +1,23 @@
-r"""Methods that minimize a policy loss other than RPO's: IPO, DPO-positive and chi-PO.
+r"""Methods that minimize a loss of log-probabilities over the policies of a reward class.
 
-All of them are solved without gradient descent. IPO is a least-squares problem in the log-ratios of
-policy and reference. The loss of DPOP is convex in them, with kinks. chi-PO is maximum likelihood
-in the rewards :math:`\beta\,u(\pi/\pi_{ref})`, :math:`u(z)=z+\log z`, followed by the inverse of
-that link function.
+One construction serves every loss of :mod:`rpo_theory.losses` that is a function of the
+log-probabilities of pairs: the policies are :math:`\pi_r\propto\pi_{ref}e^{r/\beta}` with :math:`r`
+in a box or a ball, and Newton's method follows the central path from the reference. On tables a
+response is one token, so weights by length are 1.
+
+The certificate is the Frank-Wolfe gap :math:`\max_{r'}\langle\nabla L(r), r-r'\rangle` over the
+class. It is 0 at stationary points alone. Where the loss is convex in the reward, it bounds the
+distance from the minimum; a kink adds at most its smoothing error. Losses that are not convex may
+have several minima: paths start from the reference and from rewards that favor the responses that
+won most, or least, and the best end is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,384 +25,331 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from rpo_theory import losses, minimax
-from rpo_theory._batching import group_size, map_in_groups
-from rpo_theory.losses import PairLogProbs
-from rpo_theory.policies import gibbs_policy, log_gibbs_policy
+from rpo_theory import losses
+from rpo_theory.losses import Divergence, PairLogProbs
+from rpo_theory.policies import gibbs_policy
+from rpo_theory.policy_loss import log_policy, pairs
 from rpo_theory.rewards import LinearBall, RewardClass, TabularBox
-from rpo_theory.types import ArrayLike, Problem, Status
+from rpo_theory.types import Problem, Status
 
 from . import path_following
-from .base import FitContext, FitResult, Method, require_box_or_ball, require_compact_class
-from .options import MethodOptions, check_number
+from .base import FitContext, FitResult, Method, require_box_or_ball
+from .class_search import (
+    fit_by_prompts,
+    from_unit_set,
+    unit_dimension,
+    unit_direction,
+    win_shares,
+)
+from .options import MethodOptions, check_number, check_option
+from .path_following import PathState
+from .saddle_methods import uniform_reference
 
-GROUP = 1024  # entries of the win counts that are fitted at a time
-RESIDUAL_TOLERANCE = 1e-9  # of IPO's normal equations, relative to their right side
-GAP_TOLERANCE = 1e-6  # of DPOP, nats: kinks are resolved to the final temperature
-LINK_STEPS = 8  # Newton steps for the link; convergence is quadratic, with error 1e-16 after 6
-LEVEL_STEPS = 64  # Newton steps for the level; each gains at least a nat until it is quadratic
+GAP_TOLERANCE = 1e-6  # of the mean loss of a comparison, in units of the loss
+START = 0.8  # distance of the further starts from the center, in units of the set
+LARGEST_FLIP = 0.5  # a flipped label must be less likely than a right one
+
+
+class PairTables(NamedTuple):
+    r"""What the loss of a method is a function of: tables ``[x, chosen, rejected]``.
+
+    Attributes:
+        policy: log-probabilities under the policy.
+        reference: log-probabilities under the reference.
+        beta: :math:`\beta` of the problem.
+        temperature: scale at which a kink is smoothed.
+    """
+
+    policy: PairLogProbs
+    reference: PairLogProbs
+    beta: Float[Array, ""]
+    temperature: Float[Array, ""]
+
+
+TableLoss = Callable[[PairTables, Any], Float[Array, "x a a"]]
+"""Loss of every ordered pair of responses, from the tables and the options of the method."""
+
+
+class PolicyLoss(NamedTuple):
+    r"""A loss, as a method of the studies.
+
+    Attributes:
+        name: name of the method, and of the loss in :mod:`rpo_theory.losses`.
+        title: its name in figures.
+        loss: see :data:`TableLoss`; of order one for rewards of order one.
+        options: dataclass of its options.
+        is_convex: whether it is convex in the reward.
+        has_kink: whether it is smoothed at the temperature of the path.
+        has_reference: whether the policies are relative to the reference, or to the uniform policy
+            on its support.
+    """
+
+    name: str
+    title: str
+    loss: TableLoss
+    options: type = MethodOptions
+    is_convex: bool = False
+    has_kink: bool = False
+    has_reference: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class IpoOptions(MethodOptions):
-    r"""Options of IPO.
+class RobustOptions(MethodOptions):
+    r"""Options of robust DPO.
 
     Attributes:
-        ipo_tau: :math:`\tau`; None for the :math:`\beta` of the problem.
+        robust_flip_probability: probability in [0, 1/2) that a label is flipped.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
-    ipo_tau: float | None = None
+    robust_flip_probability: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse an option that is out of range."""
-        check_number("ipo_tau", self.ipo_tau, above=0.0)
+        check_number(
+            "robust_flip_probability", self.robust_flip_probability, least=0.0, below=LARGEST_FLIP
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpopOptions(MethodOptions):
-    r"""Options of DPO-positive.
+class ExoOptions(MethodOptions):
+    r"""Options of EXO.
 
     Attributes:
-        dpop_penalty: weight :math:`\lambda` of the penalty, at least 0.
+        exo_label_smoothing: probability in (0, 1/2) that a label is flipped.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
-    dpop_penalty: float = 5.0
+    exo_label_smoothing: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse an option that is out of range."""
-        check_number("dpop_penalty", self.dpop_penalty, least=0.0)
+        check_number("exo_label_smoothing", self.exo_label_smoothing, above=0.0, below=LARGEST_FLIP)
 
 
-def ipo(
-    problem: Problem, reward_class: RewardClass, options: IpoOptions, context: FitContext
-) -> FitResult:
-    r"""Fit IPO, which minimizes the squared distance of every margin from :math:`1/2\tau`.
+@dataclass(frozen=True, kw_only=True)
+class DiscoPopOptions(MethodOptions):
+    r"""Options of DiscoPOP.
 
-    Args:
-        problem: instances, with a leading batch axis; :math:`\eta` is ignored.
-        reward_class: a linear ball means log-linear policies
-            :math:`\pi\propto\pi_{ref}e^{\langle\theta,\phi\rangle}` without a bound on
-            :math:`\theta`; any other class means tabular policies.
-        options: options of the method.
-        context: ignored; the method has one kernel.
-
-    Returns:
-        The policies closest to the reference among the minimizers, and their implicit rewards
-        :math:`\tau\log(\pi/\pi_{ref})` up to constants. The certificate is the largest residual of
-        the normal equations.
-
-    References:
-        `azar:23`, eq. 17.
-    """
-    tau = problem.beta if options.ipo_tau is None else np.full_like(problem.beta, options.ipo_tau)
-    features = reward_class.features if isinstance(reward_class, LinearBall) else None
-    size = group_size(problem, GROUP)
-    fit = map_in_groups(_fit_ipo, problem, tau, features, size=size)
-    policy, reward, residual, solved = fit
-    status = np.where(solved, Status.SOLVED.value, Status.NOT_FINITE.value)
-    return FitResult(policy, reward, residual, "stationarity_residual", status)
-
-
-def dpop(
-    problem: Problem, reward_class: RewardClass, options: DpopOptions, context: FitContext
-) -> FitResult:
-    r"""Fit DPO-positive over the policies :math:`\pi_r` of a compact class.
-
-    Args:
-        problem: instances, with a leading batch axis; :math:`\eta` is ignored.
-        reward_class: tabular boxes or linear balls, with the same leading axis.
-        options: options of the method.
-        context: ignored; the method has one kernel.
-
-    Returns:
-        The policies. The certificate bounds the distance of their loss from the minimum, nats.
+    Attributes:
+        discopop_tau: temperature in (0, 1) of the mixture.
 
     Raises:
-        ValueError: if the reward class is neither a tabular box nor a linear ball. Over all
-            rewards the infimum is not always attained.
-
-    References:
-        `pal:24`, eq. 3.
+        ValueError: if an option is out of range.
     """
-    del context
-    reward_class = require_box_or_ball("dpop", reward_class)
-    # A tabular loss is the mean of the losses of the prompts, weighted by their comparisons.
-    is_tabular = isinstance(reward_class, TabularBox)
-    parts = _split_prompts(problem, reward_class) if is_tabular else (problem, reward_class)
-    fit = partial(_fit_dpop, np.asarray(options.dpop_penalty, np.float64))
-    policy, reward, gap = map_in_groups(fit, *parts, size=group_size(parts[0], GROUP))
-    if is_tabular:
-        shape = np.shape(problem.reference_policy)
-        policy, reward = policy.reshape(shape), reward.reshape(shape)
-        prompt_counts = np.asarray(problem.wins).sum(axis=(2, 3))
-        n_comparisons = np.maximum(prompt_counts.sum(axis=1), 1e-300)
-        gap = (prompt_counts * gap.reshape(shape[:2])).sum(axis=1) / n_comparisons
-    status = np.where(gap <= GAP_TOLERANCE, Status.SOLVED.value, Status.MAX_STEPS.value)
-    return FitResult(policy, reward, gap, "duality_gap", status)
+
+    discopop_tau: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_number("discopop_tau", self.discopop_tau, above=0.0, below=1.0)
 
 
-def chi_po(
-    problem: Problem, reward_class: RewardClass, options: MethodOptions, context: FitContext
-) -> FitResult:
-    r"""Fit chi-PO over the policies whose rewards :math:`\beta u(\pi/\pi_{ref})` are in the class.
+@dataclass(frozen=True, kw_only=True)
+class DivergenceOptions(MethodOptions):
+    r"""Options of DPO with an f-divergence.
 
-    Up to a constant per prompt every reward belongs to a policy, so the minimal loss is the maximum
-    likelihood of the class. Where rewards of a prompt differ by at most :math:`R`, the clipping of
-    the loss at :math:`2R` never binds.
-
-    Args:
-        problem: instances, with a leading batch axis; :math:`\eta` is ignored.
-        reward_class: compact and convex classes with the same leading axis.
-        options: none.
-        context: kernel of the study.
-
-    Returns:
-        The policies, which maximize :math:`E_\pi\hat r-\beta(\chi^2+KL)(\pi\|\pi_{ref})`. The
-        certificate is the duality gap of the likelihood.
+    Attributes:
+        divergence: name of the divergence, see :func:`rpo_theory.losses.f_dpo`.
+        divergence_alpha: order of ``"alpha_divergence"``.
 
     Raises:
-        ValueError: if the reward class is not compact, not convex or has no ``reward_max``. Over
-            all rewards the clipped loss is flat and has no unique minimizer.
-
-    References:
-        `huang:24`, Algorithm 1.
+        ValueError: if an option is out of range.
     """
-    reward_class = require_compact_class("chi_po", reward_class)
-    likelihood_only = problem._replace(eta=np.zeros_like(problem.eta))
-    kernel = context.kernel
-    solution = minimax.solve_batch(likelihood_only, reward_class, throw=False, kernel=kernel)
-    arguments = (solution.reward, problem.reference_policy, problem.beta)
-    policy = map_in_groups(_chi_squared_policies, *arguments, size=group_size(problem, GROUP))
-    return FitResult(
-        policy=policy,
-        reward=np.asarray(solution.reward),
-        certificate=np.asarray(solution.stats["duality_gap"]),
-        certificate_kind="duality_gap",
-        status=np.asarray(solution.status),
-    )
+
+    divergence: Divergence = "forward_kl"
+    divergence_alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_option("divergence", self.divergence, get_args(Divergence))
+        check_number("divergence_alpha", self.divergence_alpha, least=0.0)
 
 
-def chi_squared_policy(
-    reward: Float[ArrayLike, "x a"],
-    reference: Float[ArrayLike, "x a"],
-    beta: Float[ArrayLike, ""] | float,
-) -> Float[Array, "x a"]:
-    r"""Return the policy with :math:`\beta u(\pi/\pi_{ref}) = r-\lambda(x)`, :math:`u(z)=z+\log z`.
+@dataclass(frozen=True, kw_only=True)
+class CpoOptions(MethodOptions):
+    r"""Options of CPO.
+
+    Attributes:
+        cpo_sft_weight: weight of the SFT loss, at least 0.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    cpo_sft_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_number("cpo_sft_weight", self.cpo_sft_weight, least=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicOptions(MethodOptions):
+    r"""Options of SLiC-HF.
+
+    Attributes:
+        slic_delta: target of the margin of log-probabilities, nats.
+        slic_sft_weight: weight of the SFT loss, at least 0.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    slic_delta: float = 1.0
+    slic_sft_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an option that is out of range."""
+        check_number("slic_delta", self.slic_delta, above=0.0)
+        check_number("slic_sft_weight", self.slic_sft_weight, least=0.0)
+
+
+def make_method(record: PolicyLoss) -> Method:
+    """Make the method that minimizes a loss of log-probabilities.
 
     Args:
-        reward: :math:`r(x,a)`.
-        reference: :math:`\pi_{ref}(a|x)`.
-        beta: weight :math:`\beta>0` of the divergences.
+        record: the loss.
 
     Returns:
-        The maximizer of :math:`E_\pi r-\beta(\chi^2+KL)(\pi\|\pi_{ref})` with
-        :math:`\chi^2=\frac12E_{ref}(\pi/\pi_{ref}-1)^2`; rows sum to one.
-
-    References:
-        `huang:24`, Proposition 4.2.
+        The method. Its fits refuse classes that are neither boxes nor balls.
 
     Examples:
-        >>> even = jnp.full((1, 2), 0.5)
-        >>> chi_squared_policy(jnp.array([[3.0, 3.0]]), even, 0.1).tolist()
-        [[0.5, 0.5]]
+        >>> make_method(LOSSES[0]).name
+        'hinge'
     """
-    reward, reference = jnp.asarray(reward), jnp.asarray(reference)
-    possible = reference > 0
-    lowest = jnp.where(possible, reward, jnp.inf).min(axis=-1, keepdims=True)
-    start = lowest - beta  # too low: every ratio is at least 1, so Newton's steps are monotone
 
-    def rise(_: Array, level: Float[Array, "x 1"]) -> Float[Array, "x 1"]:
-        ratio = link_inverse((reward - level) / beta)
-        excess = jnp.sum(reference * ratio, axis=-1, keepdims=True) - 1.0
-        slope = jnp.sum(reference * ratio / (1.0 + ratio), axis=-1, keepdims=True)
-        return level + beta * excess / slope
+    def fit(
+        problem: Problem, reward_class: RewardClass, options: Any, context: FitContext
+    ) -> FitResult:
+        del context
+        if not record.has_reference:
+            problem = problem._replace(reference_policy=uniform_reference(problem))
+        reward_class = require_box_or_ball(record.name, reward_class)
+        compiled = partial(_fit, record, options)
+        policy, reward, gap = fit_by_prompts(compiled, problem, reward_class)
+        kind = "duality_gap" if record.is_convex else "stationarity_residual"
+        status = np.where(gap <= GAP_TOLERANCE, Status.SOLVED.value, Status.MAX_STEPS.value)
+        return FitResult(policy, reward, gap, kind, status)
 
-    level = jax.lax.fori_loop(0, LEVEL_STEPS, rise, start)
-    policy = reference * link_inverse((reward - level) / beta)
-    return policy / policy.sum(axis=-1, keepdims=True)
-
-
-def link_inverse(value: Float[ArrayLike, "*s"]) -> Float[Array, "*s"]:
-    r"""Solve :math:`z+\log z = s` for :math:`z>0`; the solution is Lambert's :math:`W(e^s)`.
-
-    Args:
-        value: real numbers :math:`s`.
-
-    Returns:
-        Positive numbers :math:`z`.
-
-    Examples:
-        >>> float(link_inverse(jnp.array(1.0)))
-        1.0
-    """
-    value = jnp.asarray(value)
-    start = jnp.where(value > 1.0, jnp.log(jnp.maximum(value, 1.0)), value)
-
-    def newton(_: Array, log_z: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        z = jnp.exp(log_z)
-        return log_z - (z + log_z - value) / (1.0 + z)
-
-    return jnp.exp(jax.lax.fori_loop(0, LINK_STEPS, newton, start))
+    return Method(record.name, fit, record.title, record.options, uses_eta=False)
 
 
-def _split_prompts(problem: Problem, reward_class: TabularBox) -> tuple[Problem, TabularBox]:
-    """Return every prompt of a batch as a problem with one prompt."""
-    n_problems, n_contexts, n_actions = np.shape(problem.reference_policy)
-    single_prompts = Problem(
-        context_weights=np.ones((n_problems * n_contexts, 1)),
-        reference_policy=np.reshape(problem.reference_policy, (-1, 1, n_actions)),
-        baseline_policy=np.reshape(problem.baseline_policy, (-1, 1, n_actions)),
-        wins=np.reshape(problem.wins, (-1, 1, n_actions, n_actions)),
-        beta=np.repeat(problem.beta, n_contexts),
-        eta=np.repeat(problem.eta, n_contexts),
-    )
-    return single_prompts, TabularBox(np.repeat(reward_class.maximum, n_contexts))
-
-
-_chi_squared_policies = jax.jit(jax.vmap(chi_squared_policy))
-
-
-@jax.jit
-@jax.vmap
-def _fit_ipo(
-    problem: Problem, tau: Float[Array, ""], features: Float[Array, "x a d"] | None
-) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""], Array]:
-    share = _win_shares(problem)
-    pairs = share + share.mT
-    laplacian = jax.vmap(jnp.diag)(pairs.sum(axis=2)) - pairs
-    pull = (share.sum(axis=2) - share.sum(axis=1)) * (0.5 / tau)
-    if features is None:
-        log_ratio = jnp.einsum("xab,xb->xa", jnp.linalg.pinv(laplacian, hermitian=True), pull)
-        left, right = jnp.einsum("xab,xb->xa", laplacian, log_ratio), pull
-    else:
-        normal = jnp.einsum("xad,xab,xbe->de", features, laplacian, features)
-        right = jnp.einsum("xad,xa->d", features, pull)
-        theta = jnp.linalg.pinv(normal, hermitian=True) @ right
-        log_ratio, left = features @ theta, normal @ theta
-    residual = jnp.abs(left - right).max()
-    solved = residual <= RESIDUAL_TOLERANCE * jnp.maximum(1.0, jnp.abs(right).max())
-    policy = gibbs_policy(log_ratio, problem.reference_policy, 1.0)
-    return policy, tau * log_ratio, residual, solved & jnp.isfinite(policy).all()
-
-
-@jax.jit
-@partial(jax.vmap, in_axes=(None, 0, 0))
-def _fit_dpop(
-    penalty: Float[Array, ""], problem: Problem, reward_class: TabularBox | LinearBall
+@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.vmap, in_axes=(None, None, 0, 0))
+def _fit(
+    record: PolicyLoss, options: Any, problem: Problem, reward_class: TabularBox | LinearBall
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""]]:
-    """Return policy, reward and duality gap of DPOP for one problem."""
-    share = _win_shares(problem)
+    """Return policy, reward and gap of one problem."""
+    share = win_shares(problem)
     shape = share.shape[:2]
 
-    def smoothed(point: Float[Array, " p"], temperature: Float[Array, ""]) -> Float[Array, ""]:
-        reward, barrier = _from_unit_set(reward_class, point, shape)
-        lost = _log_loss_of_chosen(problem, reward)
-        # The smoothed kink stands for the relu of the penalty.
-        kink = temperature * jax.nn.softplus(lost / temperature)
-        margin = reward[:, :, None] - reward[:, None, :]
-        worse = problem.beta * penalty * kink[:, :, None]
-        return jnp.sum(share * jax.nn.softplus(worse - margin)) + temperature * barrier
+    def mean_loss(reward: Float[Array, "x a"], temperature: Float[Array, ""]) -> Float[Array, ""]:
+        policy, reference = log_policy(problem, reward)
+        tables = PairTables(pairs(policy), pairs(reference), problem.beta, temperature)
+        return jnp.sum(jnp.where(share > 0, share * record.loss(tables, options), 0.0))
 
-    size = shape[0] * shape[1]
-    if isinstance(reward_class, LinearBall):
-        size = reward_class.features.shape[-1]
-    path = path_following.follow_path(smoothed, jnp.zeros(size, share.dtype))
-    reward, _ = _from_unit_set(reward_class, path.point, shape)
-    gap = _dpop_gap(problem, reward_class, reward, penalty, path.temperature)
+    def smoothed(point: Float[Array, " p"], temperature: Float[Array, ""]) -> Float[Array, ""]:
+        reward, barrier = from_unit_set(reward_class, point, shape)
+        return mean_loss(reward, temperature) + temperature * barrier
+
+    def search(start: Float[Array, " p"]) -> PathState:
+        return path_following.follow_path(smoothed, start, is_convex=record.is_convex)
+
+    center = jnp.zeros(unit_dimension(reward_class, shape), share.dtype)
+    if record.is_convex:
+        path = search(center)
+    else:
+        toward = START * unit_direction(reward_class, share.sum(axis=2) - share.sum(axis=1))
+        paths = jax.vmap(search)(jnp.stack([center, toward, -toward]))
+        values = jax.vmap(smoothed)(paths.point, paths.temperature)
+        path = jax.tree.map(lambda leaf: leaf[jnp.argmin(values)], paths)
+    reward, _ = from_unit_set(reward_class, path.point, shape)
+    gradient = jax.grad(mean_loss)(reward, path.temperature)
+    gap = jnp.maximum(reward_class.linear_gap(gradient, reward), 0.0)
+    if record.has_kink:
+        gap += path.temperature * jnp.log(2.0)
     return gibbs_policy(reward, problem.reference_policy, problem.beta), reward, gap
 
 
-def _dpop_gap(
-    problem: Problem,
-    reward_class: TabularBox | LinearBall,
-    reward: Float[Array, "x a"],
-    penalty: Float[Array, ""],
-    temperature: Float[Array, ""],
-) -> Float[Array, ""]:
-    r"""Bound the suboptimality of a reward under the DPOP loss by a supporting plane.
-
-    The kink :math:`\max(0,x)` is at least :math:`s x` for every :math:`s\in[0,1]`. So :math:`s` is
-    a subgradient at :math:`x` up to an error :math:`\max(0,x)-s x\ge0`, which the bound includes.
-
-    Args:
-        problem: one instance.
-        reward_class: class that holds the reward.
-        reward: any member of the class.
-        penalty: :math:`\lambda` of DPOP.
-        temperature: scale on which :math:`s` rises from 0 to 1 around a kink.
-
-    Returns:
-        Nats, at least the DPOP loss of :math:`\pi_r` minus that of any policy of the class.
-    """
-    share = _win_shares(problem)
-    lost = _log_loss_of_chosen(problem, reward)
-    subgradient = jax.nn.sigmoid(lost / temperature)
-    surprise = share * _surprise(problem, reward, penalty)
-
-    def support(member: Float[Array, "x a"]) -> Float[Array, ""]:
-        margin = member[:, :, None] - member[:, None, :]
-        charged = problem.beta * penalty * subgradient * _log_loss_of_chosen(problem, member)
-        return jnp.sum(surprise * (charged[:, :, None] - margin))
-
-    kink_error = problem.beta * penalty * (jax.nn.relu(lost) - subgradient * lost)
-    linear_gap = reward_class.linear_gap(jax.grad(support)(reward), reward)
-    return jnp.maximum(linear_gap, 0.0) + jnp.sum(surprise * kink_error[:, :, None])
+def _hinge(tables: PairTables, options: MethodOptions) -> Float[Array, "x a a"]:
+    """Return the hinge loss, smoothed: it exceeds the hinge by at most log 2 temperatures."""
+    del options
+    margin = losses.margin(tables.policy, tables.reference)
+    return _smoothed_relu(1.0 - tables.beta * margin, tables.temperature)
 
 
-def _win_shares(problem: Problem) -> Float[Array, "x a a"]:
-    """Return the win counts divided by their sum, or zeros if there are no data."""
-    wins = jnp.asarray(problem.wins)
-    return wins / jnp.where(wins.sum() > 0, wins.sum(), 1.0)
+def _slic(tables: PairTables, options: SlicOptions) -> Float[Array, "x a a"]:
+    chosen, rejected = map(jnp.asarray, tables.policy)
+    short = _smoothed_relu(options.slic_delta - (chosen - rejected), tables.temperature)
+    return short - options.slic_sft_weight * chosen
 
 
-def _surprise(
-    problem: Problem, reward: Float[Array, "x a"], penalty: Float[Array, ""]
+def _smoothed_relu(
+    value: Float[Array, "x a a"], temperature: Float[Array, ""]
 ) -> Float[Array, "x a a"]:
-    r"""Return :math:`\sigma(-z)`, minus the derivative of each pair's loss in its margin."""
-    log_policy = log_gibbs_policy(reward, problem.reference_policy, problem.beta)
-    log_reference = jnp.log(jnp.asarray(problem.reference_policy))
-    policy, reference = _all_pairs(log_policy), _all_pairs(log_reference)
-    compared = jnp.asarray(problem.wins) > 0
-    loss = losses.dpop(policy, reference, beta=problem.beta, penalty=penalty, where=compared)
-    return jnp.where(compared, -jnp.expm1(-loss), 0.0)
+    return temperature * jax.nn.softplus(value / temperature)
 
 
-def _all_pairs(log_policy: Float[Array, "x a"]) -> PairLogProbs:
-    shape = (*log_policy.shape, log_policy.shape[-1])
-    return PairLogProbs(
-        jnp.broadcast_to(log_policy[:, :, None], shape),
-        jnp.broadcast_to(log_policy[:, None, :], shape),
-    )
+def _of_pairs(loss: Callable[..., Array], **names: str) -> TableLoss:
+    """Make a table loss; ``names`` maps an option of the loss to that of the method."""
+
+    def table_loss(tables: PairTables, options: Any) -> Float[Array, "x a a"]:
+        constants = {name: getattr(options, of_method) for name, of_method in names.items()}
+        return loss(tables.policy, tables.reference, beta=tables.beta, **constants)
+
+    return table_loss
 
 
-def _log_loss_of_chosen(problem: Problem, reward: Float[Array, "x a"]) -> Float[Array, "x a"]:
-    r"""Return :math:`\log(\pi_{ref}/\pi_r) = \log Z_r - r/\beta`, convex in the reward."""
-    scaled = reward / problem.beta
-    log_z = jax.scipy.special.logsumexp(scaled, axis=1, b=jnp.asarray(problem.reference_policy))
-    return log_z[:, None] - scaled
+def _cpo(tables: PairTables, options: CpoOptions) -> Float[Array, "x a a"]:
+    return losses.cpo(tables.policy, beta=tables.beta, sft_weight=options.cpo_sft_weight)
 
 
-def _from_unit_set(
-    reward_class: TabularBox | LinearBall, point: Float[Array, " p"], shape: tuple[int, ...]
-) -> tuple[Float[Array, "x a"], Float[Array, ""]]:
-    """Map a point of the unit cube or ball around 0 to a reward, and return its barrier."""
-    match reward_class:
-        case TabularBox(maximum):
-            reward = (1.0 + point.reshape(shape)) * (0.5 * maximum)
-            return reward, -jnp.log1p(-(point**2)).sum()
-        case LinearBall(features, radius):
-            return jnp.asarray(features) @ (radius * point), -jnp.log1p(-point @ point)
+def _sppo(tables: PairTables, options: MethodOptions) -> Float[Array, "x a a"]:
+    """Return the SPPO loss in units of the squared reward, which are of order one."""
+    del options
+    loss = losses.sppo_hard(tables.policy, tables.reference, beta=tables.beta)
+    return jnp.square(tables.beta) * loss
 
 
-METHODS = (
-    Method("ipo", ipo, "IPO", IpoOptions, uses_eta=False),
-    Method("dpop", dpop, "DPOP", DpopOptions, uses_eta=False),
-    Method("chi_po", chi_po, "χPO", uses_eta=False),
+LOSSES = (
+    PolicyLoss("hinge", "Hinge", _hinge, is_convex=True, has_kink=True),
+    PolicyLoss(
+        "robust",
+        "Robust DPO",
+        _of_pairs(losses.robust, flip_probability="robust_flip_probability"),
+        RobustOptions,
+        is_convex=True,
+    ),
+    PolicyLoss(
+        "exo_pair",
+        "EXO",
+        _of_pairs(losses.exo_pair, label_smoothing="exo_label_smoothing"),
+        ExoOptions,
+    ),
+    PolicyLoss(
+        "discopop", "DiscoPOP", _of_pairs(losses.discopop, tau="discopop_tau"), DiscoPopOptions
+    ),
+    PolicyLoss(
+        "f_dpo",
+        "f-DPO",
+        _of_pairs(losses.f_dpo, divergence="divergence", alpha="divergence_alpha"),
+        DivergenceOptions,
+    ),
+    PolicyLoss("nca_pair", "NCA", _of_pairs(losses.nca_pair)),
+    PolicyLoss("bco_pair", "BCO", _of_pairs(losses.bco_pair)),
+    PolicyLoss("sppo_hard", "SPPO", _sppo),
+    PolicyLoss("apo_zero", "APO-zero", _of_pairs(losses.apo_zero)),
+    PolicyLoss("apo_down", "APO-down", _of_pairs(losses.apo_down)),
+    PolicyLoss("cpo", "CPO", _cpo, CpoOptions, is_convex=True, has_reference=False),
+    PolicyLoss(
+        "slic", "SLiC", _slic, SlicOptions, is_convex=True, has_kink=True, has_reference=False
+    ),
 )
+"""Losses of this module."""
+METHODS = tuple(map(make_method, LOSSES))
 """Methods of this module."""

@@ -17,7 +17,10 @@ from rpo_theory.types import Problem
 
 from . import (
     best_of_n,
+    chi_po,
+    dpop,
     freehand,
+    ipo,
     kto,
     nash,
     optimism,
@@ -38,7 +41,9 @@ FAMILIES = (
     saddle_methods,
     special_cases,
     pessimistic_mle,
-    policy_losses,
+    ipo,
+    dpop,
+    chi_po,
     freehand,
     spac,
     optimism,
@@ -47,6 +52,7 @@ FAMILIES = (
     reference_free,
     kto,
     nash,
+    policy_losses,
 )
 """Modules with built-in methods."""
 

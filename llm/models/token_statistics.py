@@ -132,6 +132,6 @@ def _length_weights(batch: Batch, alpha: float) -> Float[Array, " c"]:
 
 def _positions(response: Int[Array, " c"], n_responses: int) -> Int[Array, " c"]:
     """Return the position of every token in its response; tokens of a response are consecutive."""
-    index = jnp.arange(response.size)
+    index = jnp.arange(response.size, dtype=response.dtype)
     first = jax.ops.segment_min(index, response, num_segments=n_responses + 1)
     return index - first[jnp.minimum(response, n_responses)]

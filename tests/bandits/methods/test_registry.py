@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 
 from bandits.methods import path_following
 from bandits.methods.base import FitResult
+from bandits.methods.chi_po import chi_squared_policy
 from bandits.methods.pessimistic_mle import PessimisticOptions
-from bandits.methods.policy_losses import chi_squared_policy
 from bandits.methods.registry import METHODS
 from bandits.methods.saddle_methods import greedy_policy
 from rpo_theory import losses

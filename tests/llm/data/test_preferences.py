@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from llm.data.labels import PairLabel
 from llm.data.preferences import (
     Message,
     PreferenceRow,
@@ -43,7 +44,8 @@ def write_rows(folder: Path, *lines: Any, name: str = "rows.jsonl") -> Path:
 def test_roundtrip_strings_become_messages(tmp_path: Path) -> None:
     path = write_rows(tmp_path, GOOD, "", {**GOOD, "baseline": "Blue.", "models": ["a", "b"]})
     first, second = read_preferences(path)
-    assert first == ((USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None, "")
+    label = PairLabel()
+    assert first == ((USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None, "", label)
     # A blank line is not a row, but it counts as a line.
     assert (second.row, second.where) == (1, f"{path}:3")
     assert second.baseline == (Message("assistant", "Blue."),)

@@ -92,16 +92,23 @@ def with_reference(batch: Batch) -> Batch:
     return batch._replace(reference=np.full(batch.lengths.shape, -7.0))
 
 
-def on_one(model: Decoder, pairs: list[PairTokens]) -> tuple[Any, Any]:
+def on_one(
+    model: Decoder, pairs: list[PairTokens], objective: ObjectiveConfig = OBJECTIVE
+) -> tuple[Any, Any]:
     """Return the gradient and metrics of all pairs at once on one device."""
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     devices = single_device()
     batch = devices.assign(BatchSampler(pairs, "shared", N_PAIRS).batch(0))
-    step = partial(gradients, graphdef, config=OBJECTIVE, devices=devices)
+    step = partial(gradients, graphdef, config=objective, devices=devices)
     return jax.jit(step)(trainable, frozen, with_reference(batch))
 
 
-def on_mesh(model: Decoder, pairs: list[PairTokens], sizes: Mapping[str, int]) -> tuple[Any, Any]:
+def on_mesh(
+    model: Decoder,
+    pairs: list[PairTokens],
+    sizes: Mapping[str, int],
+    objective: ObjectiveConfig = OBJECTIVE,
+) -> tuple[Any, Any]:
     """Return the same on a mesh, with one pair per device and part."""
     shards = sizes["data"] * sizes["fsdp"]
     devices = Devices(make_mesh(sizes, jax.devices()), plan_model(sizes, model))
@@ -111,12 +118,26 @@ def on_mesh(model: Decoder, pairs: list[PairTokens], sizes: Mapping[str, int]) -
     batch = BatchSampler(pairs, "shared", 1, accumulation_steps=N_PAIRS).batch(0)
     assigned = devices.assign(batch)
     assert assigned.lengths.shape[:2] == (N_PAIRS // shards, shards)
-    step = partial(gradients, graphdef, config=OBJECTIVE, devices=devices)
+    step = partial(gradients, graphdef, config=objective, devices=devices)
     return jax.jit(step)(
         devices.put(trainable),
         devices.put(frozen),
         devices.put_batches(with_reference(assigned)),
     )
+
+
+def objectives_on_mesh() -> dict[str, dict[str, float]]:
+    """Compare objectives that need more of a batch than sums over pairs."""
+    pairs, differences = make_pairs(), {}
+    for method in ("aot", "wpo", "ld_dpo"):
+        model, objective = make_model("plain"), ObjectiveConfig(method=method, beta=0.3)
+        expected, expected_result = on_one(model, pairs, objective)
+        gradient, result = on_mesh(model, pairs, MESHES["all"], objective)
+        differences[method] = {
+            "gradient": difference(expected, gradient),
+            "metrics": difference(expected_result.metrics, result.metrics),
+        }
+    return differences
 
 
 def difference(first: Any, second: Any) -> float:
@@ -212,6 +233,9 @@ def shard_on_mesh() -> dict[str, Any]:
 def main() -> None:
     """Print one JSON object for each case."""
     jax.config.update("jax_enable_x64", True)
+    if sys.argv[1:] == ["objectives"]:
+        sys.stdout.write(json.dumps(objectives_on_mesh()) + "\n")
+        return
     if sys.argv[1:] == ["arrays"]:
         results = {
             "loaded": load_on_mesh(),

@@ -202,6 +202,39 @@ def test_property_parts_of_a_batch_give_the_gradient_of_the_whole(reduction: Any
     assert result.non_finite.shape == (2, 1, 4)
 
 
+@pytest.mark.parametrize("method", ["aot", "kto"])
+def test_property_a_loss_of_the_whole_batch_does_not_depend_on_its_parts(method: str) -> None:
+    graphdef, trainable, frozen = pieces()
+    config = ObjectiveConfig(method="rpo", beta=0.3, eta=0.7, preference=method)
+    batches = [with_cached_reference(parts)._replace(weights=None) for parts in (1, 2)]
+    (wanted, whole_result), (got, result) = (
+        run(graphdef, trainable, frozen, batch, config) for batch in batches
+    )
+    assert_close(got, wanted)
+    assert_close(result.metrics, whole_result.metrics)
+
+    # A fixed cotangent of the log-probabilities, taken at once, gives the same gradient.
+    batch = jax.tree.map(lambda leaf: leaf[0, 0], batches[0])
+
+    def loss(trainable: nnx.State) -> jax.Array:
+        policy = response_log_probs(nnx.merge(graphdef, trainable, frozen), batch)
+        pairs = [PairLogProbs(of[:, 0], of[:, 1]) for of in (policy, jnp.asarray(batch.reference))]
+        sft = losses.sft(policy[:, 2]).mean()
+        if method == "aot":
+            return losses.aot(*pairs, beta=0.3).mean() + 0.21 * sft
+        ratios = jnp.stack([first - second for first, second in zip(*pairs, strict=True)])
+        point = jnp.maximum(ratios.mean(), 0.0)
+        of_chosen = jnp.array([[True], [False]]) & jnp.ones(ratios.shape, bool)
+        zero = jnp.zeros_like(ratios)
+        return losses.kto(ratios, zero, of_chosen, beta=0.3, reference_point=point).mean() + (
+            0.21 * sft
+        )
+
+    value, slopes = jax.jit(jax.value_and_grad(loss))(trainable)
+    np.testing.assert_allclose(result.metrics["loss"], value, rtol=EXACT)
+    assert_close(got, slopes)
+
+
 def test_closed_form_a_step_of_gradient_descent() -> None:
     graphdef, trainable, frozen = pieces()
     batches = with_cached_reference(2)
