@@ -3,7 +3,7 @@
 from .data import DataConfig, DataSource
 from .mesh import MeshConfig
 from .model import LINEAR, DtypeName, ModelConfig
-from .objective import ObjectiveConfig, ObjectiveConstants, ObjectiveName, PreferenceTerm
+from .objective import ObjectiveConfig, ObjectiveConstants, PreferenceTerm
 from .optimizer import OptimizerConfig, OptimizerName, ParameterGroup, SchedulerName
 from .preference_losses import PREFERENCE_LOSSES, PairInputs, PreferenceLoss
 from .run import TrainConfig

@@ -24,13 +24,7 @@ if TYPE_CHECKING:
         whole_batch_sums,
     )
     from .objective_schedule import ConstantsSchedule, make_constants_schedule, make_schedule
-    from .optimizer import (
-        clip_by_global_norm,
-        learning_rate_schedule,
-        make_optimizer,
-        per_layer,
-        scale_groups,
-    )
+    from .optimizer import clip_by_global_norm, make_optimizer, per_layer, scale_groups
     from .planned_step import PlannedStep, estimate_peak_bytes
     from .policy import Policy, load_policy
     from .reference_cache import (
@@ -65,7 +59,7 @@ if TYPE_CHECKING:
         Tracker,
         make_tracker,
     )
-    from .trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
+    from .trainer import InterruptedRunError, Trainer
     from .trainer_conventions import (
         CONVENTIONS,
         RpoLoss,
@@ -100,8 +94,8 @@ _EXPORTS = {
     "StepResult": "step",
     "TensorBoardTracker": "tracking",
     "Tracker": "tracking",
-    "TrainState": "step",
     "TrackioTracker": "run_services",
+    "TrainState": "step",
     "Trainer": "trainer",
     "TrainerConvention": "trainer_conventions",
     "TrainerName": "trainer_conventions",
