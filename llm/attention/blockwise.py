@@ -47,6 +47,7 @@ def attend_in_blocks(
     *,
     window: Int[Array, ""],
     settings: AttentionSettings,
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "r T H K"]:
     """Compute :func:`llm.attention.dispatch.attend` in blocks of :data:`BLOCK` tokens.
 
@@ -57,6 +58,7 @@ def attend_in_blocks(
         rows: segments, branches and positions of the tokens.
         window: number of positions that a token attends to, its own included.
         settings: soft cap and scale of the logits.
+        sinks: logits that join the softmax of each head without a value; None for none.
 
     Returns:
         Mixed values in the dtype of the queries; finite and without meaning for padding.
@@ -72,7 +74,10 @@ def attend_in_blocks(
 
     info = _token_info(rows, missing, window)
     parts = concatenate_rows(queries), concatenate_rows(keys)[:, 0], concatenate_rows(values)[:, 0]
-    mixed = jnp.asarray(_attend(*parts, info, settings))
+    least = jnp.finfo(accumulation_dtype(queries.dtype)).min
+    logits = jnp.full(n_heads, least) if sinks is None else sinks
+    logits = logits.astype(least.dtype).reshape(n_groups, -1)
+    mixed = jnp.asarray(_attend(*parts, logits, info, settings))
     end = n_rows * n_tokens
     return mixed.transpose(2, 0, 1, 3)[:end].reshape(n_rows, n_tokens, n_heads, head_size)
 
@@ -101,17 +106,23 @@ def _token_info(rows: Rows, missing: int, window: Array) -> _TokenInfo:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend(
-    queries: Array, keys: Array, values: Array, info: _TokenInfo, settings: AttentionSettings
+    queries: Array,
+    keys: Array,
+    values: Array,
+    sinks: Array,
+    info: _TokenInfo,
+    settings: AttentionSettings,
 ) -> Array:
-    return _forward(queries, keys, values, info, settings)[0]
+    return _forward(queries, keys, values, sinks, info, settings)[0]
 
 
 def _forward(
     queries: Float[Array, "G h N K"],
     keys: Float[Array, "G N K"],
     values: Float[Array, "G N K"],
+    sinks: Float[Array, "G h"],
     info: _TokenInfo,
     settings: AttentionSettings,
 ) -> tuple[Array, tuple[Any, ...]]:
@@ -137,9 +148,11 @@ def _forward(
             )
 
         shape = (groups, heads * size)
+        # A sink is a key without a value, seen before all others.
+        sink = jnp.repeat(sinks, size, axis=1)
         start = (
-            jnp.full(shape, jnp.finfo(wide).min, wide),
-            jnp.zeros(shape, wide),
+            sink,
+            (sink > jnp.finfo(wide).min).astype(wide),
             jnp.zeros((*shape, head_size), wide),
         )
         maximum, denominator, mixed = jax.lax.fori_loop(
@@ -152,13 +165,13 @@ def _forward(
     lse = checkpoint_name(lse, ATTENTION_RESIDUALS)
     out = out.reshape(-1, groups, heads, size, head_size)
     out = checkpoint_name(out.transpose(1, 2, 0, 3, 4).reshape(queries.shape), ATTENTION_RESIDUALS)
-    return out, (queries, keys, values, info, out, lse)
+    return out, (queries, keys, values, sinks, info, out, lse)
 
 
 def _backward(
     settings: AttentionSettings, residuals: tuple, cotangent: Float[Array, "G h N K"]
 ) -> tuple[Array | None, ...]:
-    queries, keys, values, info, out, lse = residuals
+    queries, keys, values, sinks, info, out, lse = residuals
     wide = accumulation_dtype(queries.dtype)
     groups, heads, n_tokens, head_size = queries.shape
     size = BLOCK
@@ -204,10 +217,13 @@ def _backward(
     (d_keys, d_values), d_q = jax.lax.scan(query_block, zeros, (jnp.arange(n_tokens // size), lse))
     d_q = d_q.reshape(-1, groups, heads, size, head_size)
     d_q = d_q.transpose(1, 2, 0, 3, 4).reshape(queries.shape)
+    lse = lse.reshape(-1, groups, heads, size).transpose(1, 2, 0, 3).reshape(mean.shape)
+    d_sinks = -jnp.sum(jnp.exp(sinks[..., None] - lse) * mean, axis=-1)
     return (
         d_q.astype(queries.dtype),
         d_keys.astype(keys.dtype),
         d_values.astype(values.dtype),
+        d_sinks.astype(sinks.dtype),
         None,
     )
 

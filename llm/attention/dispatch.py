@@ -8,8 +8,8 @@ platform rows                  implementation
 ======== ===================== ===================================================================
 any      up to 128 tokens      dense
 CPU      longer                :mod:`llm.attention.blockwise`
-GPU      longer                :mod:`llm.attention.cudnn`, if there is no soft cap
-TPU      longer                :mod:`llm.attention.splash`, if there is no window and heads fit
+GPU      longer                :mod:`llm.attention.cudnn`, without soft cap and sinks
+TPU      longer                :mod:`llm.attention.splash`, without window and sinks if heads fit
 ======== ===================== ===================================================================
 
 A GPU or TPU without a fitting kernel uses the blockwise implementation.
@@ -53,13 +53,15 @@ def attend(
     window: Window,
     soft_cap: float | None,
     scale: float,
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "r T H K"]:
     r"""Mix the values of the tokens that each token attends to.
 
     .. math:: o_t = \sum_s \mathrm{softmax}_s\big(c\tanh(a\, q_t\cdot k_s / c)\big)\, v_s
 
     over the tokens :math:`s` that :math:`t` attends to; without a cap, the logits are
-    :math:`a\, q_t\cdot k_s`.
+    :math:`a\, q_t\cdot k_s`. A sink adds :math:`e^{z_h}` to the denominator of the softmax of head
+    :math:`h`, so that the weights sum to less than 1.
 
     Args:
         queries: queries after rotary embedding.
@@ -69,14 +71,17 @@ def attend(
         window: number of positions that a token attends to, its own included; None for all.
         soft_cap: the cap :math:`c`; None for no cap.
         scale: the factor :math:`a`.
+        sinks: logits :math:`z_h` of the sinks; None for none.
 
     Returns:
         Mixed values in the dtype of the queries; finite for padding too.
     """
     if queries.shape[1] <= MAX_DENSE_TOKENS:
-        return _attend_densely(queries, keys, values, visible(rows, window=window), soft_cap, scale)
+        seen = visible(rows, window=window)
+        return _attend_densely(queries, keys, values, seen, soft_cap, scale, sinks)
     kernel = GPU_KERNELS.get(str(queries.dtype)) if jax.default_backend() == "gpu" else None
-    if kernel and soft_cap is None and rows.bounds.longest and not isinstance(window, Array):
+    plain = soft_cap is None and sinks is None
+    if kernel and plain and rows.bounds.longest and not isinstance(window, Array):
         static_window = None if window is None else int(window)
         options = {"window": static_window, "scale": scale, "implementation": kernel}
         return attend_by_sequence(queries, keys, values, rows, **options)
@@ -84,14 +89,14 @@ def attend(
     settings = AttentionSettings(soft_cap, scale)
 
     def in_blocks(q: Array, k: Array, v: Array, rows: Rows, window: Array) -> Array:
-        return attend_in_blocks(q, k, v, rows, window=window, settings=settings)
+        return attend_in_blocks(q, k, v, rows, window=window, settings=settings, sinks=sinks)
 
     def with_splash(q: Array, k: Array, v: Array, rows: Rows, window: Array) -> Array:
         del window
         return attend_with_splash(q, k, v, rows, settings=settings)
 
     is_global = window is None or (isinstance(window, int) and window >= queries.shape[1])
-    if not (is_global and supports_head_size(queries.shape[-1])):
+    if not (is_global and supports_head_size(queries.shape[-1])) or sinks is not None:
         return in_blocks(queries, keys, values, rows, window_size)
     parts = queries, keys, values, jax.tree.map(jnp.asarray, rows), window_size
     return jax.lax.platform_dependent(*parts, tpu=with_splash, default=in_blocks)
@@ -134,6 +139,7 @@ def attend_cached(
     window: Window,
     soft_cap: float | None,
     scale: float,
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "r T H K"]:
     """Compute :func:`attend` over a cache, whose slot ``s`` holds position ``s``.
 
@@ -145,6 +151,7 @@ def attend_cached(
         window: see :func:`attend`.
         soft_cap: see :func:`attend`.
         scale: see :func:`attend`.
+        sinks: see :func:`attend`.
 
     Returns:
         Mixed values in the dtype of the queries; finite for padding too.
@@ -153,7 +160,7 @@ def attend_cached(
     seen = distance >= 0
     if window is not None:
         seen &= distance < window
-    return _attend_densely(queries, keys, values, seen, soft_cap, scale)
+    return _attend_densely(queries, keys, values, seen, soft_cap, scale, sinks)
 
 
 def _attend_densely(
@@ -163,6 +170,7 @@ def _attend_densely(
     seen: Bool[Array, "r T S"],
     soft_cap: float | None,
     scale: float,
+    sinks: Float[Array, " H"] | None,
 ) -> Float[Array, "r T H K"]:
     n_rows, n_tokens, _, head_size = queries.shape
     wide = accumulation_dtype(queries.dtype)
@@ -171,5 +179,9 @@ def _attend_densely(
     logits = apply_soft_cap(logits, soft_cap)
     # The least number and not minus infinity: a query that attends to nothing must not become NaN.
     logits = jnp.where(seen[:, None, None], logits, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+    if sinks is not None:  # a key of every query whose value is zero
+        sink = sinks.astype(wide).reshape(1, keys.shape[2], -1, 1, 1)
+        sink = jnp.broadcast_to(sink, (*logits.shape[:-1], 1))
+        logits = jnp.concatenate([logits, sink], axis=-1)
+    weights = jax.nn.softmax(logits, axis=-1)[..., : keys.shape[1]].astype(values.dtype)
     return jnp.einsum("rghts,rsgk->rtghk", weights, values).reshape(queries.shape)

@@ -63,7 +63,7 @@ def _check_effects(values: Mapping[str, Any], architecture: Architecture) -> Non
     if scaling is not None and isinstance(given, Mapping):
         keys = ROPE_KEYS[scaling.rope_type]
         for name, value in given.items():
-            if value is not None and name != "rope_type" and name not in keys:
+            if value is not None and name not in ("rope_type", *keys, "llama_4_scaling_beta"):
                 raise ValueError(
                     f"`rope_scaling.{name}` has no effect for the type {scaling.rope_type}, which "
                     f"reads {', '.join(f'`{key}`' for key in keys if hasattr(scaling, key))}"
@@ -106,10 +106,11 @@ def _check(name: str, value: Any, hint: Any) -> Any:
         ):
             raise ValueError(f"`{name}` is too large, got {value}")
         return value
-    for item in (bool, int):
+    for item in (bool, int, float):
         is_list = Sequence[item] in options and isinstance(value, list | tuple)
-        if is_list and all(type(each) is item for each in value):
-            return tuple(value)
+        kinds = (int, float) if item is float else (item,)
+        if is_list and all(type(each) in kinds for each in value):
+            return tuple(map(item, value))
     raise _wrong_type(name, value, options)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from .config import text_config
-from .config_keys import COMPOSITES, FAMILIES, HfConfig, unused_keys
+from .config_keys import unused_keys
+from .config_values import HfConfig
+from .families import COMPOSITES, FAMILIES
+from .families.record import Family
 from .rope_config import LAYER_SETS, unused_rope_keys
 
 
@@ -22,10 +25,12 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
         ('config.json: keys without effect: color',)
     """
     notes = []
-    text, family = text_config(config)
-    if text is not config and config.get("model_type") in COMPOSITES:
+    text, name = text_config(config)
+    family = FAMILIES[name]
+    composite = COMPOSITES.get(config.get("model_type", ""))
+    if composite is not None:
         notes.append("config.json: only the text model is read, its images are not")
-        known = {"text_config", "vision_config", "mm_tokens_per_image", "tie_word_embeddings"}
+        known = {composite.section, *composite.keys, "tie_word_embeddings"}
         outer = {
             key: value
             for key, value in config.items()
@@ -33,10 +38,10 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
         }
         unused = [key for key in unused_keys(outer, family) if not key.endswith("_token_index")]
         # The text model reads these keys from its own section.
-        unused += [key for key in outer if key in FAMILIES[family].used]
+        unused += [key for key in outer if key in family.keys]
     else:
         unused = []
-    class_name = FAMILIES[family].class_name
+    class_name = family.class_name
     unused = sorted({*unused, *unused_keys(text, family), *unused_rope_keys(text, family)})
     if "auto_map" in unused:
         unused.remove("auto_map")
@@ -46,7 +51,7 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
     if unused:
         notes.append(f"config.json: keys without effect: {', '.join(unused)}")
     names = text.get("architectures") or [class_name]
-    if text is config and class_name not in names and family != "ministral":
+    if text is config and class_name not in names and name != "ministral":
         notes.append(f"config.json: `architectures` names {names}; read as {class_name}")
     if text.get("attention_dropout"):
         notes.append("config.json: `attention_dropout` has no effect, training has no dropout")
@@ -55,7 +60,7 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
     return (*notes, *_rope_notes(text, family), *_token_notes(text, family))
 
 
-def _rope_notes(config: HfConfig, family: str) -> list[str]:
+def _rope_notes(config: HfConfig, family: Family) -> list[str]:
     """Describe rotary settings that stand at the top and in a section, with other values."""
     section = config.get("rope_scaling") or config.get("rope_parameters") or {}
     full, local = ((config.get("rope_parameters") or {}).get(key) or {} for key in LAYER_SETS)
@@ -67,14 +72,14 @@ def _rope_notes(config: HfConfig, family: str) -> list[str]:
     ]
     key = "original_max_position_embeddings"
     top, inner = config.get(key), section.get(key)
-    if key in FAMILIES[family].used and top is not None and inner not in (None, top):
+    if key in family.keys and top is not None and inner not in (None, top):
         notes.append(f"config.json: `{key}` {inner} has no effect beside {top} at the top")
     return notes
 
 
-def _token_notes(config: HfConfig, family: str) -> list[str]:
+def _token_notes(config: HfConfig, family: Family) -> list[str]:
     """Describe ids of special tokens that are not in the vocabulary."""
-    size = config.get("vocab_size", FAMILIES[family].used["vocab_size"])
+    size = config.get("vocab_size", family.keys["vocab_size"])
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     given = [(key, value) for key in keys if (value := config.get(key)) is not None]
     tokens = [

@@ -1,4 +1,4 @@
-"""The page ``docs/reference/model_configs.md``, generated from :mod:`llm.hf.config_keys`.
+"""The page ``docs/reference/model_configs.md``, generated from :mod:`llm.hf.families`.
 
 ``python -m llm.hf.config_reference > docs/reference/model_configs.md`` writes it anew.
 """
@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .config_keys import COMPOSITES, FAMILIES, NO_EFFECT, REFUSED, ROPE_KEYS
+from .config_keys import NO_EFFECT, REFUSED, ROPE_KEYS
+from .families import COMPOSITES, FAMILIES
 
 INTRODUCTION = """\
 # Keys of config.json
@@ -48,7 +49,7 @@ def _lines() -> Iterator[str]:
     yield from ("| `rope_type` | further keys |", "|---|---|")
     for kind, keys in ROPE_KEYS.items():
         yield f"| `{kind}` | {', '.join(f'`{key}`' for key in keys) or 'none'} |"
-    yield from ("", "Every other type, such as `longrope`, is refused.", "")
+    yield from ("", "Every other type, such as `mrope`, is refused.", "")
     yield from ("## Refused in every family", "", "| key | accepted | reason |", "|---|---|---|")
     for key, (neutral, reason) in REFUSED.items():
         yield f"| `{key}` | {_values(neutral)} | {reason} |"
@@ -58,17 +59,14 @@ def _lines() -> Iterator[str]:
     for family, settings in FAMILIES.items():
         yield from ("", f"## {family}", "", f"Exported as `{settings.class_name}`.", "")
         yield from ("| key | effect | if absent |", "|---|---|---|")
-        for key, default in settings.used.items():
+        for key, default in settings.keys.items():
             yield f"| `{key}` | used | {_value(default)} |"
         for key, (neutral, reason) in settings.refused.items():
             yield f"| `{key}` | refused unless {_values(neutral)}: {reason} | {_value(None)} |"
-    for family, (section, text) in COMPOSITES.items():
-        yield from (
-            "",
-            f"## {family}",
-            "",
-            f"Only the text model is read: `{section}`, as `{text}`.",
-        )
+    for name, composite in COMPOSITES.items():
+        texts = " or ".join(f"`{family}`" for family in composite.families)
+        line = f"Only the text model is read: `{composite.section}`, as {texts}."
+        yield from ("", f"## {name}", "", line)
 
 
 def _value(value: Any) -> str:

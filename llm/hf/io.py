@@ -33,8 +33,8 @@ from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
 from .config import from_hf_config, to_hf_config
-from .config_keys import COMPOSITES
 from .config_notes import config_notes
+from .families import COMPOSITES
 from .folder_kinds import check_model_folder
 from .merging import BaseTensors, ExportReport, MergeCounter, base_tensors, round_tensor
 from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings
@@ -313,13 +313,11 @@ def _read_shard(
     """Read one shard of a parameter of the given full shape, from slices of its tensors."""
     layers, within = (shard[0], shard[1:]) if mapping.stacked else (slice(1), shard)
     layer_shape = shape[1:] if mapping.stacked else shape
-    tensor_slices = (
-        (layer_shape[::-1], within[::-1]) if mapping.transposed else (layer_shape, within)
-    )
     n_layers = shape[0] if mapping.stacked else 1
     sizes = [
         len(range(*part.indices(size))) for part, size in zip(within, layer_shape, strict=True)
     ]
+    tensor_slices = mapping.tensor_slices(layer_shape, within)
     names = [stored[name] for name in mapping.names(n_layers)[layers]]
     stack = np.empty((len(names), *sizes), dtype)
     for part, name in zip(stack, names, strict=True):
@@ -336,37 +334,47 @@ def _tensors(
 ) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
     """Return the sizes of all tensors in bytes, and a function that returns a tensor by name."""
     n_layers = decoder.architecture.num_hidden_layers
-    sources = {
-        name: (mapping, layer)
-        for mapping in tensor_mappings(decoder.architecture)
-        for layer, name in enumerate(mapping.names(n_layers))
-    }
+    sources: dict[str, list[tuple[TensorMapping, int]]] = {}
+    for mapping in tensor_mappings(decoder.architecture):
+        for layer, name in enumerate(mapping.names(n_layers)):
+            sources.setdefault(name, []).append((mapping, layer))
 
-    def read(name: str) -> np.ndarray:
-        mapping, layer = sources[name]
+    def read_part(name: str, mapping: TensorMapping, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values of a parameter in the layout of the tensor, exact and rounded."""
         leaf: Any = decoder
         for key in mapping.path[:-1]:
             leaf = getattr(leaf, key)
-        if mapping.transposed:
-            merged = np.asarray(merged_kernel(leaf, layer))
-            rounded = round_tensor(name, merged, dtype)
-            if counter is not None and leaf.adapter is not None:
-                counter.add(np.asarray(leaf.kernel[layer]), merged, rounded)
-            values, rounded = merged.T, rounded.T
-        else:
+        if not mapping.transposed:
             leaf = getattr(leaf, mapping.path[-1])[...]
             values = np.asarray(leaf[layer] if mapping.stacked else leaf)
-            rounded = round_tensor(name, values, dtype)
+            return values, round_tensor(name, values, dtype)
+        merged = np.asarray(merged_kernel(leaf, layer))
+        rounded = round_tensor(name, merged, dtype)
+        if counter is not None and leaf.adapter is not None:
+            counter.add(np.asarray(leaf.kernel[layer]), merged, rounded)
+        return merged.T, rounded.T
+
+    def read(name: str) -> np.ndarray:
+        # The parts of a tensor are in the order of its outputs.
+        parts = [read_part(name, mapping, layer) for mapping, layer in sources[name]]
+        values, rounded = (
+            pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            for pieces in zip(*parts, strict=True)
+        )
         before = None if base is None else base(name, values.shape)
         if counter is not None and before is not None:
             counter.add(before, values, rounded)
         return rounded
 
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+
+    def n_values(mapping: TensorMapping) -> int:
+        shape = shapes[mapping.path]
+        return int(np.prod(shape[1:] if mapping.stacked else shape))
+
     sizes = {
-        name: dtype.itemsize
-        * int(np.prod(shapes[mapping.path][1:] if mapping.stacked else shapes[mapping.path]))
-        for name, (mapping, _) in sorted(sources.items())
+        name: dtype.itemsize * sum(n_values(mapping) for mapping, _ in parts)
+        for name, parts in sorted(sources.items())
     }
     return sizes, read
 

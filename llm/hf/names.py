@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from llm.models.architecture import Architecture
 from llm.models.layers import PROJECTIONS
 
+from .families import FAMILIES
+
 PREFIX = "model."
 HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"
+LAYER_NAMES = {
+    **PROJECTIONS,
+    "input_norm": "input_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "q_proj_norm": "self_attn.q_norm",
+    "k_proj_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+"""Names of a layer's modules in most families; a family's ``names`` replace them."""
+
+
+class TensorPart(NamedTuple):
+    """Outputs of a tensor that belong to one of several projections.
+
+    Attributes:
+        first: index of the first output.
+        n_outputs: number of outputs of the whole tensor.
+    """
+
+    first: int
+    n_outputs: int
 
 
 class TensorMapping(NamedTuple):
@@ -20,11 +47,13 @@ class TensorMapping(NamedTuple):
         path: path of the parameter in the decoder's state.
         name: name of the Hugging Face tensor, with ``{layer}`` if there is one per layer.
         transposed: whether the tensor is ``[out, in]`` and the parameter ``[in, out]``.
+        part: which outputs of the tensor make up the parameter; None for all.
     """
 
     path: tuple[str, ...]
     name: str
     transposed: bool = False
+    part: TensorPart | None = None
 
     @property
     def stacked(self) -> bool:
@@ -50,6 +79,32 @@ class TensorMapping(NamedTuple):
             return [self.name]
         return [self.name.format(layer=layer) for layer in range(num_hidden_layers)]
 
+    def tensor_slices(
+        self, shape: tuple[int, ...], shard: tuple[slice, ...]
+    ) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+        """Return which slice of a tensor holds a shard of the parameter of one layer.
+
+        Args:
+            shape: shape of the whole parameter of one layer.
+            shard: one slice per axis of it.
+
+        Returns:
+            The shape of the whole tensor, and one slice per axis of it.
+
+        Examples:
+            >>> mapping = TensorMapping(("layers",), "{layer}", True, TensorPart(4, 8))
+            >>> mapping.tensor_slices((6, 2), (slice(0, 3), slice(1, 2)))
+            ((8, 6), (slice(5, 6, None), slice(0, 3, None)))
+        """
+        if not self.transposed:
+            return shape, shard
+        shape, shard = shape[::-1], shard[::-1]
+        if self.part is None:
+            return shape, shard
+        start, stop, _ = shard[0].indices(shape[0])
+        outputs = slice(self.part.first + start, self.part.first + stop)
+        return (self.part.n_outputs, *shape[1:]), (outputs, *shard[1:])
+
 
 def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
     """Return the mappings of all parameters of a decoder, without adapters.
@@ -66,21 +121,37 @@ def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
         >>> tensor_mappings(small)[2].names(2)[1]
         'model.layers.1.self_attn.q_proj.weight'
     """
+    family = FAMILIES.get(architecture.model_type)
+    names = _layer_names(architecture) | dict(family.names if family else {})
+    fused = dict(_fused_parts(architecture, family.fused if family else {}))
     table = [
         TensorMapping(("embedding",), EMBEDDING_NAME),
         TensorMapping(("norm", "weight"), "model.norm.weight"),
     ]
-    for name, hf_name in PROJECTIONS.items():
-        prefix = f"model.layers.{{layer}}.{hf_name}"
-        table.append(TensorMapping(("layers", name, "kernel"), f"{prefix}.weight", transposed=True))
-        if _has_bias(architecture, name):
-            table.append(TensorMapping(("layers", name, "bias"), f"{prefix}.bias"))
-    for name, hf_name in _norms(architecture).items():
-        tensor = f"model.layers.{{layer}}.{hf_name}.weight"
-        table.append(TensorMapping(("layers", name, "weight"), tensor))
+    for module in PROJECTIONS:
+        tensor, part = fused.get(module, (names[module], None))
+        prefix = f"model.layers.{{layer}}.{tensor}"
+        path = ("layers", module, "kernel")
+        table.append(TensorMapping(path, f"{prefix}.weight", transposed=True, part=part))
+        if _has_bias(architecture, module):
+            table.append(TensorMapping(("layers", module, "bias"), f"{prefix}.bias"))
+    for module in _norms(architecture):
+        tensor = f"model.layers.{{layer}}.{names[module]}.weight"
+        table.append(TensorMapping(("layers", module, "weight"), tensor))
     if not architecture.tie_word_embeddings:
         table.append(TensorMapping(("output",), HEAD_NAME))
     return table
+
+
+def _fused_parts(
+    architecture: Architecture, fused: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[str, tuple[str, TensorPart]]]:
+    """Yield the tensor and the part of each projection that shares a tensor with others."""
+    sizes = architecture.projection_outputs
+    for tensor, modules in fused.items():
+        outputs = [sizes[module] for module in modules]
+        for module, first in zip(modules, itertools.accumulate([0, *outputs]), strict=False):
+            yield module, (tensor, TensorPart(first, sum(outputs)))
 
 
 def _has_bias(architecture: Architecture, projection: str) -> bool:
@@ -89,16 +160,26 @@ def _has_bias(architecture: Architecture, projection: str) -> bool:
     return architecture.o_proj_bias if projection == "o_proj" else architecture.mlp_bias
 
 
-def _norms(architecture: Architecture) -> dict[str, str]:
-    """Return the names of a layer's norms, with those of Hugging Face."""
-    norms = {"input_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    if architecture.post_norms:
-        norms["post_attention_norm"] = "post_attention_layernorm"
-        norms["mlp_norm"] = "pre_feedforward_layernorm"
-        norms["post_mlp_norm"] = "post_feedforward_layernorm"
-    if architecture.qk_norm:
-        norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    return norms
+def _norms(a: Architecture) -> list[str]:
+    """Return the names of a layer's norms."""
+    norms = {
+        "input_norm": a.pre_norms,
+        "mlp_norm": a.pre_norms,
+        "post_attention_norm": a.post_norms,
+        "post_mlp_norm": a.post_norms,
+        "q_norm": a.qk_norm,
+        "k_norm": a.qk_norm,
+        "q_proj_norm": a.qk_proj_norm,
+        "k_proj_norm": a.qk_proj_norm,
+    }
+    return [name for name, exists in norms.items() if exists]
+
+
+def _layer_names(architecture: Architecture) -> dict[str, str]:
+    """Return the names of modules; with norms after the MLP, that before it has another name."""
+    if not architecture.post_norms:
+        return LAYER_NAMES
+    return {**LAYER_NAMES, "mlp_norm": "pre_feedforward_layernorm"}
 
 
 def stored_names(names: Collection[str], expected: Collection[str]) -> dict[str, str]:

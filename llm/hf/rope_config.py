@@ -1,69 +1,118 @@
 """Rotary settings of ``config.json``: every spelling of ``transformers`` 4 and 5.
 
 Settings stand in ``rope_parameters``, ``rope_scaling`` or at the top level, with ``rope_type`` or
-``type``. Gemma 3 has one set per layer type. Where ``transformers`` would drop a value that the
-file gives, the file is refused.
+``type``. Some families have one set per layer type. Where ``transformers`` would drop a value that
+the file gives, the file is refused.
 """
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from llm.models.architecture import RopeScaling
+from llm.models.architecture import Architecture
 
-from .config_keys import FAMILIES, ROPE_KEYS, HfConfig
-from .config_values import read_optional, read_value
+from .config_keys import ROPE_KEYS
+from .config_values import ConfigReader, HfConfig, read_value
+from .families.record import Family
+from .rope_values import ORIGINAL, read_scaling, rope_type, write_scaling
 
 LAYER_SETS = ("full_attention", "sliding_attention")
+PARTIAL = "partial_rotary_factor"
+LOCAL_BASE = "rope_local_base_freq"
 
 
-def read_rope(config: HfConfig, family: str, max_length: int) -> dict[str, Any]:
+def read_rope(keys: ConfigReader, family: Family) -> dict[str, Any]:
     """Read the rotary fields of an architecture.
 
     Args:
-        config: content of ``config.json``, or of its text section.
-        family: model type, a key of :data:`llm.hf.config_keys.FAMILIES`.
-        max_length: ``max_position_embeddings``, which stands for an absent
-            ``original_max_position_embeddings``.
+        keys: the configuration, or its text section.
+        family: the model family.
 
     Returns:
-        Values of ``rope_theta``, ``rope_scaling`` and, for Gemma 3, ``rope_local_base_freq``.
+        Values of ``rope_theta`` and ``rope_scaling``, and of ``rope_local_base_freq`` or
+        ``partial_rotary_factor`` if the family has them.
 
     Raises:
         ValueError: if a setting is missing, contradicts another one, or is not implemented.
 
     Examples:
+        >>> from llm.hf.families import llama
         >>> settings = {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 500.0}}
-        >>> read_rope(settings, "llama", 64)["rope_theta"]
+        >>> read_rope(ConfigReader(settings, llama.KEYS), llama.FAMILY)["rope_theta"]
         500.0
     """
-    if family == "gemma3_text":
-        return _read_gemma3(config, max_length)
+    if family.rope_by_layer_type:
+        return _read_by_layer_type(keys, family)
+    config = keys.config
     name, settings = _flat_settings(config)
-    theta = read_value({**_top_theta(config, family), **settings}, "rope_theta", float)
-    original = read_optional(config, "original_max_position_embeddings", int)
+    if not settings and config.get("rope_parameters") is None:
+        settings = dict(family.default_rope)
+    theta = read_value({**_top_theta(keys), **settings}, "rope_theta", float)
+    original = keys.optional(ORIGINAL)
     if original is not None:  # transformers prefers the top level
-        settings = {**settings, "original_max_position_embeddings": original}
-    _check_dropped(config, settings, theta)
-    return {"rope_theta": theta, "rope_scaling": _read_scaling(settings, name, max_length)}
+        settings = {**settings, ORIGINAL: original}
+    _check_dropped(config, settings, theta, family)
+    fields: dict[str, Any] = {"rope_theta": theta}
+    if PARTIAL in keys:
+        top = {PARTIAL: config[PARTIAL]} if PARTIAL in config else {}
+        fields[PARTIAL] = read_value({**top, **settings}, PARTIAL, float, keys.defaults[PARTIAL])
+    else:
+        _check_partial(settings)
+    max_length = keys.value("max_position_embeddings")
+    return {**fields, "rope_scaling": read_scaling(settings, name, max_length, family)}
 
 
-def unused_rope_keys(config: HfConfig, family: str) -> list[str]:
+def write_rope(architecture: Architecture, family: Family) -> dict[str, Any]:
+    """Return the rotary keys for an architecture, in a form that ``transformers`` 4 and 5 read.
+
+    Args:
+        architecture: the architecture.
+        family: its model family.
+
+    Returns:
+        ``rope_theta``, ``rope_scaling`` and the further keys that the family needs.
+
+    Examples:
+        >>> from llm.hf.families import llama
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> write_rope(Architecture(**sizes, num_attention_heads=2), llama.FAMILY)
+        {'rope_theta': 10000.0, 'rope_scaling': None}
+    """
+    a, scaling = architecture, architecture.rope_scaling
+    section = None if scaling is None else write_scaling(scaling, a.max_position_embeddings)
+    keys: dict[str, Any] = {"rope_theta": a.rope_theta, "rope_scaling": section}
+    if family.keys.get(ORIGINAL) is not None and section is not None:
+        keys[ORIGINAL] = section.pop(ORIGINAL)
+    if PARTIAL in family.keys:
+        keys[PARTIAL] = a.partial_rotary_factor
+    if section is None and family.default_rope:
+        keys["rope_parameters"] = {"rope_type": "default", "rope_theta": a.rope_theta}
+    if family.rope_by_layer_type and a.local_layers:
+        if LOCAL_BASE in family.keys:
+            keys[LOCAL_BASE] = a.rope_local_base_freq
+        else:
+            full = {"rope_type": "default", "rope_theta": a.rope_theta, **(section or {})}
+            local = {"rope_type": "default", "rope_theta": a.rope_local_base_freq}
+            keys["rope_parameters"] = dict(zip(LAYER_SETS, (full, local), strict=True))
+    return keys
+
+
+def unused_rope_keys(config: HfConfig, family: Family) -> list[str]:
     """Return the keys of rotary sections that have no effect, as ``section.key``.
 
     Args:
         config: content of ``config.json``, or of its text section.
-        family: model type.
+        family: the model family.
 
     Returns:
         The names, sorted.
 
     Examples:
+        >>> from llm.hf.families import llama
         >>> settings = {"rope_scaling": {"type": "linear", "factor": 2.0, "finetuned": True}}
-        >>> unused_rope_keys(settings, "llama")
+        >>> unused_rope_keys(settings, llama.FAMILY)
         ['rope_scaling.finetuned']
     """
     found = []
@@ -71,36 +120,16 @@ def unused_rope_keys(config: HfConfig, family: str) -> list[str]:
         section = config.get(name)
         if not isinstance(section, Mapping):
             continue
-        nested = family == "gemma3_text" and name == "rope_parameters"
+        nested = family.rope_by_layer_type and name == "rope_parameters"
         sets = {f"{name}.{key}": section.get(key) for key in LAYER_SETS} if nested else {}
         for where, settings in (sets or {name: section}).items():
             if isinstance(settings, Mapping):
-                known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-                known |= set(ROPE_KEYS.get(_rope_type(settings, where), ()))
+                known = {"rope_type", "type", "rope_theta", PARTIAL, *family.rope_keys}
+                known |= set(ROPE_KEYS.get(rope_type(settings, where, family), ()))
                 extra = (key for key, value in settings.items() if value is not None)
                 found += [f"{where}.{key}" for key in extra if key not in known]
         found += [f"{name}.{key}" for key in section if nested and key not in LAYER_SETS]
     return sorted(found)
-
-
-def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    """Return the content of ``rope_scaling`` for an architecture.
-
-    Args:
-        scaling: the scaling of the rotary frequencies.
-
-    Returns:
-        The keys that ``transformers`` 4 and 5 read for this type.
-
-    Examples:
-        >>> write_scaling(RopeScaling(rope_type="linear", factor=2.0))
-        {'rope_type': 'linear', 'factor': 2.0}
-    """
-    keys = (key for key in ROPE_KEYS[scaling.rope_type] if hasattr(scaling, key))
-    values = {key: getattr(scaling, key) for key in keys}
-    return {"rope_type": scaling.rope_type} | {
-        key: value for key, value in values.items() if value is not None
-    }
 
 
 def _flat_settings(config: HfConfig) -> tuple[str, dict[str, Any]]:
@@ -118,11 +147,14 @@ def _flat_settings(config: HfConfig) -> tuple[str, dict[str, Any]]:
     return "rope_parameters", {}
 
 
-def _check_dropped(config: HfConfig, settings: Mapping[str, Any], theta: float) -> None:
+def _check_dropped(
+    config: HfConfig, settings: Mapping[str, Any], theta: float, family: Family
+) -> None:
     """Refuse values of ``rope_parameters`` that ``transformers`` drops for ``rope_scaling``."""
     if not _section(config, "rope_scaling"):
         return
-    effective = {"rope_type": _rope_type(settings, "rope_scaling"), **settings, "rope_theta": theta}
+    kind = rope_type(settings, "rope_scaling", family)
+    effective = {"rope_type": kind, **settings, "rope_theta": theta}
     dropped = _section(config, "rope_parameters")
     for key, value in dropped.items():
         name = "rope_type" if key == "type" else key
@@ -134,13 +166,15 @@ def _check_dropped(config: HfConfig, settings: Mapping[str, Any], theta: float) 
             )
 
 
-def _read_gemma3(config: HfConfig, max_length: int) -> dict[str, Any]:
+def _read_by_layer_type(keys: ConfigReader, family: Family) -> dict[str, Any]:
+    config = keys.config
     parameters = _section(config, "rope_parameters")
     for key, value in parameters.items():
         if key not in LAYER_SETS and value is not None:
             raise ValueError(
                 f"`rope_parameters.{key}` must stand inside `full_attention` or "
-                "`sliding_attention`: Gemma 3 has one set of rotary settings per layer type"
+                f"`sliding_attention`: {family.model_type} has one set of rotary settings per "
+                "layer type"
             )
     full, local = (_section(parameters, key) for key in LAYER_SETS)
     older = _section(config, "rope_scaling")
@@ -151,24 +185,30 @@ def _read_gemma3(config: HfConfig, max_length: int) -> dict[str, Any]:
         )
     full = {**full, **older}
     name = "rope_scaling" if older else "rope_parameters.full_attention"
-    defaults = FAMILIES["gemma3_text"].used
-    theta = read_value({**_top_theta(config, "gemma3_text"), **full}, "rope_theta", float)
-    kind = _rope_type(local, "rope_parameters.sliding_attention")
+    theta = read_value({**_top_theta(keys), **full}, "rope_theta", float)
+    kind = rope_type(local, "rope_parameters.sliding_attention", family)
     if kind != "default":
         raise ValueError(f"`rope_type` of sliding_attention must be default, got {kind!r}")
+    if full.get("truncate") not in (None, True):
+        raise ValueError(
+            "`truncate` must be absent or true, got "
+            f"{reprlib.repr(full['truncate'])}: transformers does not read it by layer type"
+        )
     _check_partial(local)
-    local_key = "rope_local_base_freq"
-    base = read_value(config, local_key, float, defaults[local_key])
+    _check_partial(full)
+    base = keys.defaults["rope_theta"]
+    if LOCAL_BASE in keys:
+        base = read_value(config, LOCAL_BASE, float, keys.defaults[LOCAL_BASE])
+    max_length = keys.value("max_position_embeddings")
     return {
         "rope_theta": theta,
-        "rope_scaling": _read_scaling(full, name, max_length),
-        local_key: read_value(local, "rope_theta", float, base),
+        "rope_scaling": read_scaling(full, name, max_length, family),
+        LOCAL_BASE: read_value(local, "rope_theta", float, base),
     }
 
 
-def _top_theta(config: HfConfig, family: str) -> dict[str, Any]:
-    theta = read_value(config, "rope_theta", float, FAMILIES[family].used["rope_theta"])
-    return {"rope_theta": theta}
+def _top_theta(keys: ConfigReader) -> dict[str, Any]:
+    return {"rope_theta": read_value(keys.config, "rope_theta", float, keys.defaults["rope_theta"])}
 
 
 def _section(config: HfConfig, key: str) -> dict[str, Any]:
@@ -178,75 +218,9 @@ def _section(config: HfConfig, key: str) -> dict[str, Any]:
     return dict(section or {})
 
 
-def _rope_type(settings: HfConfig, name: str) -> str:
-    names = [settings[key] for key in ("rope_type", "type") if settings.get(key) is not None]
-    if len(names) == 2 and names[0] != names[1]:
-        raise ValueError(
-            f"`{name}.rope_type` is {reprlib.repr(names[0])}, but `{name}.type` is "
-            f"{reprlib.repr(names[1])}: remove one of them"
-        )
-    kind = names[0] if names else "default"
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise ValueError(
-            f"`{name}.rope_type` must be one of {', '.join(ROPE_KEYS)}, got {reprlib.repr(kind)}"
-        )
-    return kind
-
-
 def _check_partial(settings: HfConfig) -> None:
-    if settings.get("partial_rotary_factor") not in (None, 1):
+    if settings.get(PARTIAL) not in (None, 1):
         raise ValueError(
-            "`partial_rotary_factor` must be absent or 1, got "
-            f"{reprlib.repr(settings['partial_rotary_factor'])}: rotary angles apply to whole heads"
+            f"`{PARTIAL}` must be absent or 1, got {reprlib.repr(settings[PARTIAL])}: rotary "
+            "angles apply to whole heads"
         )
-
-
-def _read_scaling(settings: HfConfig, name: str, max_length: int) -> RopeScaling | None:
-    _check_partial(settings)
-    kind = _rope_type(settings, name)
-    if kind == "default":
-        return None
-    original_key = "original_max_position_embeddings"
-    original = read_value(settings, original_key, int, max_length)
-    if original < 1:
-        raise ValueError(f"`{original_key}` must be positive, got {original}")
-    if kind == "yarn":
-        return _read_yarn(settings, original, max_length)
-    factor = read_value(settings, "factor", float)
-    if kind == "llama3":
-        return RopeScaling(
-            rope_type="llama3",
-            factor=factor,
-            low_freq_factor=read_value(settings, "low_freq_factor", float),
-            high_freq_factor=read_value(settings, "high_freq_factor", float),
-            original_max_position_embeddings=original,
-        )
-    return RopeScaling(rope_type="linear" if kind == "linear" else "dynamic", factor=factor)
-
-
-def _read_yarn(settings: HfConfig, original: int, max_length: int) -> RopeScaling:
-    if "factor" not in settings:
-        raise ValueError("`factor` is missing from the rotary settings of type yarn")
-    if settings.get("truncate") not in (None, True):
-        raise ValueError(
-            f"`truncate` must be absent or true, got {reprlib.repr(settings['truncate'])}"
-        )
-    factor = read_value(settings, "factor", float, max_length / original)
-    attention = read_optional(settings, "attention_factor", float)
-    scale, all_dim = (read_optional(settings, key, float) for key in ("mscale", "mscale_all_dim"))
-    if attention is None and scale and all_dim:
-        attention = _mscale(factor, scale) / _mscale(factor, all_dim)
-    # transformers reads 0 as absent.
-    fast, slow = (read_optional(settings, key, float) for key in ("beta_fast", "beta_slow"))
-    return RopeScaling(
-        rope_type="yarn",
-        factor=factor,
-        original_max_position_embeddings=original,
-        attention_factor=attention,
-        beta_fast=fast or None,
-        beta_slow=slow or None,
-    )
-
-
-def _mscale(factor: float, scale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0

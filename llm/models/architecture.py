@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
+
+from .rope_scaling import RopeScaling
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 _POSITIVE = (
@@ -23,72 +25,10 @@ _POSITIVE = (
     "max_position_embeddings",
     "rms_norm_eps",
     "rope_theta",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
 )
-
-
-RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Scaling of rotary frequencies, for sequences longer than those of the pretraining.
-
-    Attributes:
-        rope_type: ``linear`` divides every frequency by ``factor``. ``llama3`` divides slow
-            frequencies only, in revolutions per ``original_max_position_embeddings`` positions:
-            fully at ``low_freq_factor`` or fewer, not at all at ``high_freq_factor`` or more, and
-            interpolated between. ``yarn`` does the same between ``beta_slow`` and ``beta_fast``,
-            interpolating over the planes, and multiplies cosines and sines by
-            ``attention_factor``. ``dynamic`` changes nothing within ``max_position_embeddings``
-            positions, which is the limit here.
-        factor: divisor of the frequencies, at least 1.
-        low_freq_factor: revolutions at or below which a frequency is divided by ``factor``.
-        high_freq_factor: revolutions at or above which a frequency is unchanged.
-        original_max_position_embeddings: length of the sequences of the pretraining, in tokens.
-        attention_factor: factor of cosines and sines of ``yarn``; None for
-            ``0.1 log(factor) + 1``.
-        beta_fast: revolutions at or above which ``yarn`` leaves a frequency unchanged; None for 32.
-        beta_slow: revolutions at or below which ``yarn`` divides by ``factor``; None for 1.
-
-    Raises:
-        ValueError: if a value is out of range.
-
-    Examples:
-        >>> RopeScaling(rope_type="linear", factor=4.0).factor
-        4.0
-    """
-
-    rope_type: RopeType
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges of the values."""
-        if self.rope_type not in get_args(RopeType):
-            names = ", ".join(get_args(RopeType))
-            raise ValueError(f"`rope_type` must be one of {names}, got {self.rope_type!r}")
-        for name in (field.name for field in fields(self) if field.name != "rope_type"):
-            value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (is_number and 0 < value < math.inf):
-                raise ValueError(f"`{name}` must be a positive number, got {value!r}")
-        if not self.factor >= 1:
-            raise ValueError(f"`factor` must be 1 or more, got {self.factor}")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                "`low_freq_factor` must be positive and below `high_freq_factor`, got "
-                f"{self.low_freq_factor} and {self.high_freq_factor}"
-            )
-        if not (self.beta_slow or 1) < (self.beta_fast or 32):
-            raise ValueError(
-                f"`beta_slow` must be below `beta_fast`, got {self.beta_slow or 1} and "
-                f"{self.beta_fast or 32}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +55,22 @@ class Architecture:
         o_proj_bias: the output projection of attention has a bias.
         mlp_bias: the projections of the MLP have a bias.
         qk_norm: queries and keys are normalized head by head (Qwen 3, Gemma 3).
-        post_norms: the outputs of attention and MLP are normalized (Gemma 2 and 3).
+        qk_proj_norm: queries and keys are normalized over all heads together (OLMo).
+        pre_norms: the inputs of attention and MLP are normalized (all families but OLMo 2 and 3).
+        post_norms: the outputs of attention and MLP are normalized (Gemma 2 and 3, OLMo 2 and 3).
+        embedding_multiplier: factor of the embeddings (Granite).
+        residual_multiplier: factor of the outputs of attention and MLP (Granite).
+        attention_multiplier: factor of attention logits; None for the scale of the heads.
+        logits_scaling: divisor of the output logits (Granite).
+        attention_sinks: each head has a logit that takes a share of the attention and mixes in
+            no value (gpt-oss).
         attn_logit_softcapping: soft cap of attention logits; None for no cap.
         final_logit_softcapping: soft cap of output logits; None for no cap.
         query_pre_attn_scalar: attention logits are divided by its root; None for ``head_dim``.
         rope_theta: base of the rotary frequencies.
+        partial_rotary_factor: share of a head that is rotated, from its start (Phi).
+        rope_layers: one flag per layer, True if queries and keys are rotated; empty if they are in
+            all layers (SmolLM 3). A list is stored as a tuple.
         rope_scaling: scaling of the rotary frequencies; None for none.
         rope_local_base_freq: base of the unscaled frequencies of local layers; None for the
             frequencies of the other layers.
@@ -159,11 +110,20 @@ class Architecture:
     o_proj_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_proj_norm: bool = False
+    pre_norms: bool = True
     post_norms: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_scaling: float = 1.0
+    attention_sinks: bool = False
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     query_pre_attn_scalar: int | None = None
     rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    rope_layers: Sequence[bool] = ()
     rope_scaling: RopeScaling | None = None
     rope_local_base_freq: float | None = None
     sliding_window: int | None = None
@@ -174,7 +134,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Derive the sizes that are given as 0, and check all values."""
-        for name in ("local_layers", "eos_token_id"):
+        for name in ("local_layers", "rope_layers", "eos_token_id"):
             if isinstance(getattr(self, name), list):  # lists come from configuration files
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.num_key_value_heads:
@@ -186,7 +146,10 @@ class Architecture:
             no_local = {"local_layers": (), "sliding_window": None, "rope_local_base_freq": None}
             for name, value in no_local.items():
                 object.__setattr__(self, name, value)
+        if all(self.rope_layers):
+            object.__setattr__(self, "rope_layers", ())
         self._check_sizes()
+        self._check_rope()
         self._check_options()
 
     def _check_sizes(self) -> None:
@@ -200,11 +163,28 @@ class Architecture:
             )
         if self.head_dim % 2:
             raise ValueError(f"`head_dim` must be even, got {self.head_dim}")
-        if self.local_layers and len(self.local_layers) != self.num_hidden_layers:
+        for name in ("local_layers", "rope_layers"):
+            flags = getattr(self, name)
+            if flags and len(flags) != self.num_hidden_layers:
+                raise ValueError(
+                    f"`{name}` must have one flag for each of {self.num_hidden_layers} layers, "
+                    f"got {len(flags)}"
+                )
+
+    def _check_rope(self) -> None:
+        if not 0 < self.partial_rotary_factor <= 1 or self.rotary_dim % 2 or not self.rotary_dim:
             raise ValueError(
-                f"`local_layers` must have one flag for each of {self.num_hidden_layers} layers, "
-                f"got {len(self.local_layers)}"
+                "`partial_rotary_factor` must be in (0, 1] and give an even number of rotated "
+                f"features, got {self.partial_rotary_factor} for heads of size {self.head_dim}"
             )
+        scaling, planes = self.rope_scaling, self.rotary_dim // 2
+        if scaling is not None and scaling.rope_type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                if len(getattr(scaling, name)) != planes:
+                    raise ValueError(
+                        f"`{name}` must have one number for each of {planes} rotated planes, got "
+                        f"{len(getattr(scaling, name))}"
+                    )
 
     def _check_options(self) -> None:
         if self.hidden_act not in ("silu", "gelu", "gelu_pytorch_tanh"):
@@ -220,6 +200,7 @@ class Architecture:
             "attn_logit_softcapping",
             "final_logit_softcapping",
             "query_pre_attn_scalar",
+            "attention_multiplier",
             "rope_local_base_freq",
         ):
             value = getattr(self, name)
@@ -238,7 +219,42 @@ class Architecture:
             >>> Architecture(**sizes, query_pre_attn_scalar=4).attention_scale
             0.5
         """
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    @property
+    def rotary_dim(self) -> int:
+        """Number of features of a head that are rotated.
+
+        Examples:
+            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8}
+            >>> sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+            >>> Architecture(**sizes, partial_rotary_factor=0.75).rotary_dim
+            12
+        """
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def projection_outputs(self) -> dict[str, int]:
+        """Number of outputs of each projection of a layer.
+
+        Examples:
+            >>> sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8}
+            >>> sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4}
+            >>> Architecture(**sizes, num_key_value_heads=2).projection_outputs["k_proj"]
+            16
+        """
+        keys = self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": self.num_attention_heads * self.head_dim,
+            "k_proj": keys,
+            "v_proj": keys,
+            "o_proj": self.hidden_size,
+            "gate_proj": self.intermediate_size,
+            "up_proj": self.intermediate_size,
+            "down_proj": self.hidden_size,
+        }
 
     @property
     def mixes_local_layers(self) -> bool:

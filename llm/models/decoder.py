@@ -28,7 +28,7 @@ from rpo_theory.types import ArrayLike
 from .architecture import Architecture
 from .layers import LAYER_RESIDUALS, Layer, Norm
 from .protocol import Head
-from .rope import RopeAngles, rope_angles
+from .rope import RopeAngles, rope_angles, rope_rows
 
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
@@ -65,6 +65,11 @@ class Decoder(nnx.Module):
             recomputes norms and activations; ``dots`` saves only products without a batch axis;
             ``full`` saves only the input of the layer.
 
+    Attributes:
+        max_length: tokens of the longest sequence that the decoder is used for. ``longrope`` has
+            its factors for long sequences if this is more than the length of the pretraining.
+            None decides by the longest sequence of each batch, or by the slots of a cache.
+
     Raises:
         ValueError: if ``remat`` is unknown.
 
@@ -93,6 +98,7 @@ class Decoder(nnx.Module):
         self.dtype: np.dtype[Any] = jnp.dtype(dtype)
         self.remat: Remat = remat
         self.sharding_plan: ShardingPlan = SINGLE_DEVICE
+        self.max_length: int | None = None
         shape = (architecture.vocab_size, architecture.hidden_size)
         scale = architecture.hidden_size**-0.5
         embedding = scale * jax.random.normal(rngs.params(), shape, param_dtype)
@@ -110,20 +116,20 @@ class Decoder(nnx.Module):
             rows: the tokens, and which of them attend to each other.
 
         Returns:
-            Hidden states after the final norm; finite and without meaning at padding.
+            Hidden states after the final norm, divided by ``logits_scaling``; finite and without
+            meaning at padding.
         """
         filled = jnp.asarray(rows.segments) > 0
         tokens = jnp.where(filled, rows.tokens, 0)
         positions = jnp.where(filled, rows.positions, 0)
         rows = rows._replace(tokens=tokens, positions=positions)
 
-        def attention(
-            queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
-        ) -> tuple[Array, Any]:
+        def attention(*qkv: Array, index: Array, carry: Any, **options: Any) -> tuple[Array, Any]:
             del index
-            return attend(queries, keys, values, rows, **options), carry
+            return attend(*qkv, rows, **options), carry
 
-        hidden, _ = self._apply_layers(tokens, positions, attention, None, self.remat)
+        longest = jnp.max(positions) + 1
+        hidden, _ = self._apply_layers(tokens, positions, longest, attention, None, self.remat)
         return hidden
 
     def head(self) -> Head:
@@ -180,46 +186,57 @@ class Decoder(nnx.Module):
             return attend_cached(queries, *cached, positions, **options), cache
 
         clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
-        return self._apply_layers(*clean, attention, cache, "none")
+        return self._apply_layers(*clean, cache.keys.shape[2], attention, cache, "none")
 
     def _apply_layers(
         self,
         tokens: Array,
         positions: Array,
+        longest: Array | int,
         attention: Callable[..., Any],
         carry: Any,
         remat: Remat,
     ) -> tuple[Array, Any]:
         """Embed tokens, apply all layers and the final norm; ``attention`` updates ``carry``."""
         a, plan = self.architecture, self.sharding_plan
-        angles = rope_angles(a, positions, accumulation_dtype(self.dtype))
+        wide = accumulation_dtype(self.dtype)
+        angles = rope_angles(a, positions, wide, is_long=self._is_long(longest))
+        query_scale = self._query_scale(positions)
         graphdef, parameters = nnx.split(self.layers)
 
-        def body(state: tuple[Array, Any], xs: tuple[Any, Array, Array]) -> tuple[Any, None]:
-            (x, carry), (parameters, index, is_local) = state, xs
+        def body(state: tuple[Array, Any], xs: tuple[Any, ...]) -> tuple[Any, None]:
+            (x, carry), (parameters, index, is_local, rope_row) = state, xs
             options = {"soft_cap": a.attn_logit_softcapping, "scale": a.attention_scale}
             options["window"] = self._window(is_local)
 
-            def layer_attention(*qkv: Array) -> tuple[Array, Any]:
-                return attention(*qkv, index=index, carry=carry, **options)
+            def layer_attention(
+                queries: Array, keys: Array, values: Array, sinks: Array | None
+            ) -> tuple[Array, Any]:
+                if query_scale is not None:
+                    queries = queries * query_scale[..., None, None]
+                more = options if sinks is None else {**options, "sinks": sinks}
+                return attention(queries, keys, values, index=index, carry=carry, **more)
 
             layer = nnx.merge(graphdef, plan.fsdp_gather(parameters, self.dtype))
-            layer_angles = self._layer_angles(angles, is_local)
+            row = 0 if angles.cosine.shape[0] == 1 else rope_row
+            layer_angles = RopeAngles(angles.cosine[row], angles.sine[row])
             chunked = remat == "full"
             return layer(x, layer_angles, layer_attention, plan=plan, chunked_mlp=chunked), None
 
         # The loop itself keeps XLA from merging the recomputation with the forward pass.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
         flags = jnp.array(a.local_layers or [False] * a.num_hidden_layers)
-        xs = (parameters, jnp.arange(a.num_hidden_layers), flags)
+        xs = (parameters, jnp.arange(a.num_hidden_layers), flags, jnp.asarray(rope_rows(a)))
         (hidden, carry), _ = jax.lax.scan(body, (self._embed(tokens), carry), xs)
-        return self.norm(hidden), carry
+        hidden = self.norm(hidden)
+        return (hidden if a.logits_scaling == 1.0 else hidden / a.logits_scaling), carry
 
     def _embed(self, tokens: Int[Array, "r T"]) -> Float[Array, "r T D"]:
         x = self.sharding_plan.embed(self.embedding[...], tokens, self.dtype)
         if self.architecture.scaled_embeddings:
             x = x * jnp.asarray(self.architecture.hidden_size**0.5, self.dtype)
-        return x
+        multiplier = self.architecture.embedding_multiplier
+        return x if multiplier == 1.0 else x * multiplier
 
     def _window(self, is_local: Array) -> Array | int | None:
         a = self.architecture
@@ -227,7 +244,18 @@ class Decoder(nnx.Module):
             return a.sliding_window
         return jnp.where(is_local, a.sliding_window, NO_WINDOW)
 
-    def _layer_angles(self, angles: RopeAngles, is_local: Array) -> RopeAngles:
-        n_bases = angles.cosine.shape[0]
-        base = is_local.astype(jnp.int32) if n_bases > 1 else 0
-        return RopeAngles(angles.cosine[base], angles.sine[base])
+    def _is_long(self, longest: Array | int) -> Array | bool:
+        """Return whether ``longrope`` has its factors for long sequences."""
+        scaling = self.architecture.rope_scaling
+        if scaling is None or scaling.rope_type != "longrope":
+            return False
+        longest = longest if self.max_length is None else self.max_length
+        return longest > scaling.original_max_position_embeddings
+
+    def _query_scale(self, positions: Array) -> Array | None:
+        """Return the factor of the queries at each position, if there is one."""
+        scaling = self.architecture.rope_scaling
+        if scaling is None or scaling.llama_4_scaling_beta is None:
+            return None
+        periods = positions // scaling.original_max_position_embeddings
+        return 1 + scaling.llama_4_scaling_beta * jnp.log1p(periods.astype(self.dtype))

@@ -37,7 +37,7 @@ PROJECTIONS = {
 }
 """Projections of a layer, with their names in Hugging Face models."""
 
-AttentionFn = Callable[[Array, Array, Array], tuple[Array, object]]
+AttentionFn = Callable[[Array, Array, Array, Array | None], tuple[Array, object]]
 Collective = Callable[[Array], Array]
 MLP_CHUNK = 4096
 """Tokens of a row whose hidden units are in memory at once, if the MLP is applied in chunks."""
@@ -180,11 +180,26 @@ class Norm(nnx.Module):
         self.epsilon: float = architecture.rms_norm_eps
         self.weight: nnx.Param[Array] = nnx.Param(jnp.full(shape, 1.0 - self.offset, param_dtype))
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Normalize the last axis, computing in float32 at least."""
+    def __call__(
+        self, x: Float[Array, "... D"], split: ShardingPlan | None = None
+    ) -> Float[Array, "... D"]:
+        """Normalize the last axis, computing in float32 at least.
+
+        Args:
+            x: input.
+            split: sharding plan, if the last axis is split over ``tensor``.
+
+        Returns:
+            The normalized input, in its dtype.
+        """
         wide = x.astype(accumulation_dtype(x.dtype))
         weight = self.offset + self.weight[...].astype(wide.dtype)
-        return jnp.asarray(rms_norm(wide, weight, self.epsilon)).astype(x.dtype)
+        if split is None or split.tensor == 1:
+            return jnp.asarray(rms_norm(wide, weight, self.epsilon)).astype(x.dtype)
+        # Each device holds some features; their squares are summed, and so are the gradients.
+        squares = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) / split.tensor
+        mean = split.tp_broadcast(split.tp_reduce(squares))
+        return (wide * jax.lax.rsqrt(mean + self.epsilon) * weight).astype(x.dtype)
 
 
 class Layer(nnx.Module):
@@ -211,15 +226,20 @@ class Layer(nnx.Module):
 
         self.head_dim: int = a.head_dim
         self.activation: Activation = a.hidden_act
-        self.input_norm: Norm | None = nnx.data(norm(width))
+        self.residual_multiplier: float = a.residual_multiplier
+        self.input_norm: Norm | None = nnx.data(norm(width, a.pre_norms))
         self.q_proj: Projection = Projection(stack, width, n_queries, bias=a.qkv_bias, **options)
         self.k_proj: Projection = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
         self.v_proj: Projection = Projection(stack, width, n_keys, bias=a.qkv_bias, **options)
         self.q_norm: Norm | None = nnx.data(norm(a.head_dim, a.qk_norm))
         self.k_norm: Norm | None = nnx.data(norm(a.head_dim, a.qk_norm))
+        self.q_proj_norm: Norm | None = nnx.data(norm(n_queries, a.qk_proj_norm))
+        self.k_proj_norm: Norm | None = nnx.data(norm(n_keys, a.qk_proj_norm))
+        sinks = nnx.Param(jnp.zeros((*stack, a.num_attention_heads), param_dtype))
+        self.sinks: nnx.Param[Array] | None = nnx.data(sinks if a.attention_sinks else None)
         self.o_proj: Projection = Projection(stack, n_queries, width, bias=a.o_proj_bias, **options)
         self.post_attention_norm: Norm | None = nnx.data(norm(width, a.post_norms))
-        self.mlp_norm: Norm | None = nnx.data(norm(width))
+        self.mlp_norm: Norm | None = nnx.data(norm(width, a.pre_norms))
         self.gate_proj: Projection = Projection(stack, width, units, bias=a.mlp_bias, **options)
         self.up_proj: Projection = Projection(stack, width, units, bias=a.mlp_bias, **options)
         self.down_proj: Projection = Projection(stack, units, width, bias=a.mlp_bias, **options)
@@ -239,7 +259,8 @@ class Layer(nnx.Module):
         Args:
             x: the residual stream.
             angles: rotary angles of the tokens.
-            attention: ``attention(queries, keys, values) -> (mixed values, extra)``.
+            attention: ``attention(queries, keys, values, sinks) -> (mixed values, extra)``; the
+                sinks are None if the model has none.
             plan: collectives of the devices that share the layer.
             chunked_mlp: compute the hidden units of a few tokens at a time, in the gradient too.
 
@@ -247,12 +268,15 @@ class Layer(nnx.Module):
             The residual stream after the layer, and the extra result of ``attention``.
         """
         normed = plan.tp_broadcast(_apply(self.input_norm, x))
-        queries = apply_rope(_apply(self.q_norm, self._heads(self.q_proj(normed))), angles)
-        keys = apply_rope(_apply(self.k_norm, self._heads(self.k_proj(normed))), angles)
+        queries = self._heads(_apply(self.q_proj_norm, self.q_proj(normed), plan))
+        keys = self._heads(_apply(self.k_proj_norm, self.k_proj(normed), plan))
+        queries = apply_rope(_apply(self.q_norm, queries), angles)
+        keys = apply_rope(_apply(self.k_norm, keys), angles)
         queries, keys, values = save_residuals((queries, keys, self._heads(self.v_proj(normed))))
-        mixed, extra = attention(queries, keys, values)
+        sinks = None if self.sinks is None else self.sinks[...]
+        mixed, extra = attention(queries, keys, values, sinks)
         attended = self.o_proj(mixed.reshape(*x.shape[:2], -1), plan.tp_reduce)
-        x = save_residuals(x + _apply(self.post_attention_norm, attended))
+        x = save_residuals(x + self._residual(_apply(self.post_attention_norm, attended)))
         normed = plan.tp_broadcast(_apply(self.mlp_norm, x))
 
         def mlp(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
@@ -260,7 +284,10 @@ class Layer(nnx.Module):
             return self.down_proj(activate(gate, self.activation) * up, plan.tp_reduce)
 
         output = apply_in_chunks(mlp, normed) if chunked_mlp else mlp(normed)
-        return x + _apply(self.post_mlp_norm, output), extra
+        return x + self._residual(_apply(self.post_mlp_norm, output)), extra
+
+    def _residual(self, x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
+        return x if self.residual_multiplier == 1.0 else x * self.residual_multiplier
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
         return x.reshape(*x.shape[:2], -1, self.head_dim)
@@ -313,5 +340,5 @@ def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=kind == "gelu_pytorch_tanh")
 
 
-def _apply(norm: Norm | None, x: Array) -> Array:
-    return x if norm is None else norm(x)
+def _apply(norm: Norm | None, x: Array, split: ShardingPlan | None = None) -> Array:
+    return x if norm is None else norm(x, split)

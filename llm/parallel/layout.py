@@ -70,6 +70,8 @@ def partition_rule(path: ParameterPath, n_axes: int) -> AxisSplit:
     """
     if path in (("embedding",), ("output",)):
         return (VOCAB_AXES, None)
+    if path[1:2] in (("sinks",), ("q_proj_norm",), ("k_proj_norm",)):
+        return (None, "tensor")
     columns = len(path) > 2 and path[1] in COLUMN_PARALLEL
     by_rows = len(path) > 2 and path[1] in ROW_PARALLEL
     match path[-1] if path else None:

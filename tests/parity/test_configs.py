@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from llm.hf.config import from_hf_config
-from llm.hf.config_keys import FAMILIES, NO_EFFECT, REFUSED
+from llm.hf.config_keys import NO_EFFECT, REFUSED
 from llm.hf.config_notes import config_notes
+from llm.hf.families import FAMILIES
 from llm.hf.io import export_model, load_model
 from llm.types import Rows
 
@@ -361,7 +362,7 @@ def test_parity_of_logits_with_odd_settings_or_refused_by_key(
 def test_golden_every_key_of_the_classes_of_transformers_is_classified() -> None:
     for family in FAMILIES:
         config_class = transformers.CONFIG_MAPPING[family]
-        known = {*FAMILIES[family].used, *FAMILIES[family].refused, *REFUSED, *NO_EFFECT}
+        known = {*FAMILIES[family].keys, *FAMILIES[family].refused, *REFUSED, *NO_EFFECT}
         names = {field.name for field in dataclasses.fields(config_class)}
         written = set(config_class(num_hidden_layers=1).to_dict())
         assert names | written <= known, (family, (names | written) - known)
@@ -374,7 +375,7 @@ def test_golden_defaults_of_absent_keys_are_those_of_transformers() -> None:
         fields = {
             field.name: field for field in dataclasses.fields(transformers.CONFIG_MAPPING[family])
         }
-        for key, default in FAMILIES[family].used.items():
+        for key, default in FAMILIES[family].keys.items():
             if key in fields and key not in nullable:
                 assert fields[key].default == default, (family, key)
 

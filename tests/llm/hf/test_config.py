@@ -10,9 +10,10 @@ import pytest
 
 from llm.hf.architecture_mapping import architecture_from_mapping
 from llm.hf.config import from_hf_config, to_hf_config
-from llm.hf.config_keys import FAMILIES, NO_EFFECT, REFUSED
+from llm.hf.config_keys import NO_EFFECT, REFUSED
 from llm.hf.config_notes import config_notes
 from llm.hf.config_reference import config_reference
+from llm.hf.families import FAMILIES
 from llm.models.architecture import Architecture
 from llm.models.rope import rope_angles, rope_frequencies
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm.hf.config import CLASSES, from_hf_config, to_hf_config
+from llm.hf.config import from_hf_config, to_hf_config
+from llm.hf.families import FAMILIES
 from llm.hf.names import tensor_mappings
 from llm.models.architecture import Architecture, RopeScaling
 from llm.models.rope import rope_frequencies
@@ -31,7 +32,7 @@ TINY: dict[str, Any] = {
 ROUNDING = 1e-14  # relative, float64
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_roundtrip_of_every_family_by_its_defaults(family: str) -> None:
     architecture = from_hf_config({"model_type": family, **SIZES})
     assert from_hf_config(to_hf_config(architecture)) == architecture

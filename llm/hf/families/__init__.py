@@ -1,0 +1,42 @@
+"""Model families of Hugging Face: one file for each, and the registry that collects them.
+
+A file defines ``FAMILY``, and ``COMPOSITE`` if its text model is also part of models with images.
+``docs/howto/add_a_model_family.md`` shows how to add one.
+"""
+
+from __future__ import annotations
+
+from . import gemma, gemma2, gemma3, llama, ministral, mistral, qwen2, qwen3
+from .record import Composite, Family
+
+MODULES = (llama, mistral, ministral, qwen2, qwen3, gemma, gemma2, gemma3)
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
+"""The supported families by ``model_type``."""
+COMPOSITES: dict[str, Composite] = {
+    module.COMPOSITE.model_type: module.COMPOSITE
+    for module in MODULES
+    if hasattr(module, "COMPOSITE")
+}
+"""Multi-modal families whose text model is read, by ``model_type``."""
+
+
+def register_family(family: Family) -> Family:
+    """Add a family, such as that of a user's own module.
+
+    Args:
+        family: the family.
+
+    Returns:
+        The same family.
+
+    Raises:
+        ValueError: if another family has the model type.
+
+    Examples:
+        >>> register_family(FAMILIES["llama"]).class_name
+        'LlamaForCausalLM'
+    """
+    known = FAMILIES.setdefault(family.model_type, family)
+    if known is not family:
+        raise ValueError(f"`model_type` {family.model_type!r} is registered already")
+    return family

@@ -1,0 +1,37 @@
+"""Mistral: every layer has a window, if there is one."""
+
+from __future__ import annotations
+
+from llm.models.architecture import Architecture
+
+from ..config_values import ConfigReader
+from .key_tables import ROPE, SIZES
+from .record import Family, Fields
+from .windows import read_windows
+
+KEYS = {
+    **SIZES,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "hidden_act": "silu",
+    **ROPE,
+    "sliding_window": 4096,
+    "layer_types": None,
+}
+
+
+def read(keys: ConfigReader) -> Fields:
+    """Return the fields of the window."""
+    window = keys.optional("sliding_window")
+    return read_windows(keys, window, (window is not None,) * keys.value("num_hidden_layers"))
+
+
+def write(a: Architecture) -> Fields:
+    """Return the key of the window."""
+    return {"sliding_window": a.sliding_window}
+
+
+FAMILY = Family(
+    model_type="mistral", class_name="MistralForCausalLM", keys=KEYS, read=read, write=write
+)
