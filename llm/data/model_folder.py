@@ -55,7 +55,7 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: if there is no such folder or hub model.
     """
-    weights = ("*.safetensors", "*.safetensors.index.json")
+    weights = ("*.safetensors", "*.safetensors.index.json", "*processor_config.json")
     return _resolve(source, weights, what="a model folder")
 
 

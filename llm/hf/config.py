@@ -161,7 +161,7 @@ def to_hf_config(architecture: Architecture) -> dict[str, Any]:
 def _text_section(config: HfConfig, name: str) -> tuple[HfConfig, str]:
     """Return the section of a multi-modal model's text model, and its family."""
     composite = COMPOSITES[name]
-    key, tied = composite.section, "tie_word_embeddings"
+    key = composite.section
     section = config.get(key)
     if not isinstance(section, Mapping):
         raise ValueError(f"`{key}` must be an object, got {reprlib.repr(section)}")
@@ -170,10 +170,9 @@ def _text_section(config: HfConfig, name: str) -> tuple[HfConfig, str]:
         names = " or ".join(composite.families)
         raise ValueError(f"`{key}.model_type` must be {names}, got {reprlib.repr(family)}")
     check_refused({**config, key: None}, FAMILIES[family])
-    if tied in config and config[tied] != section.get(tied, FAMILIES[family].keys[tied]):
-        raise ValueError(f"`{tied}` is {config[tied]}, but `{key}.{tied}` is another value")
-    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {**section, **{name: config[name] for name in tokens if name in config}}, family
+    # transformers reads these keys from the outer configuration.
+    outer = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {**section, **{name: config[name] for name in outer if name in config}}, family
 
 
 def _key_value_heads(keys: ConfigReader, family: Family, heads: int) -> int:

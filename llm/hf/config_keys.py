@@ -33,6 +33,8 @@ NO_EFFECT: dict[str, str] = {
     "torch_dtype": "older name of `dtype`",
     "initializer_range": "only for new parameters",
     "attention_dropout": "this package trains without dropout",
+    "resid_pdrop": "this package trains without dropout",
+    "embd_pdrop": "this package trains without dropout",
     "use_cache": "a matter of the runtime",
     "chunk_size_feed_forward": "chunking does not change the numbers",
     "pretraining_tp": "a matter of the runtime",

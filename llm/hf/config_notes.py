@@ -30,7 +30,14 @@ def config_notes(config: HfConfig) -> tuple[str, ...]:
     composite = COMPOSITES.get(config.get("model_type", ""))
     if composite is not None:
         notes.append("config.json: only the text model is read, its images are not")
-        known = {composite.section, *composite.keys, "tie_word_embeddings"}
+        tied = "tie_word_embeddings"
+        known = {composite.section, *composite.keys, tied}
+        inner = config[composite.section].get(tied)
+        if inner is not None and text[tied] != inner:
+            notes.append(
+                f"config.json: `{composite.section}.{tied}` {inner} has no effect beside "
+                f"{text[tied]} outside"
+            )
         outer = {
             key: value
             for key, value in config.items()

@@ -37,6 +37,7 @@ from .config_notes import config_notes
 from .families import COMPOSITES
 from .folder_kinds import check_model_folder
 from .merging import BaseTensors, ExportReport, MergeCounter, base_tensors, round_tensor
+from .multimodal import is_image_tensor, multimodal_base
 from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
 
@@ -148,8 +149,9 @@ def export_model(
         chat_template: Jinja source code to write in place of the tokenizer's; None for none.
         template_options: options of the tokenizer with which the model was trained, for
             :func:`llm.text.template_options.read_template_options`; None and no options for none.
-        base_folder: folder of the weights before training, to count what rounding puts back; None
-            counts only adapters.
+        base_folder: folder of the weights before training, to count what rounding puts back, and
+            to write the images of a multi-modal model back; None counts only adapters, and writes
+            the text model.
         dtype: dtype of the tensors; None for that of the parameters.
         max_file_bytes: largest size of the tensors in one file.
 
@@ -163,16 +165,26 @@ def export_model(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
+    a = decoder.architecture
     tensor_dtype = np.dtype(decoder.embedding[...].dtype if dtype is None else dtype)
-    config = to_hf_config(decoder.architecture) | {"dtype": tensor_dtype.name}
+    config = to_hf_config(a) | {"dtype": tensor_dtype.name}
     source = None if tokenizer_folder is None else Path(tokenizer_folder)
     is_narrower = tensor_dtype.itemsize < decoder.embedding[...].dtype.itemsize
     compared = Path(base_folder) if base_folder is not None and is_narrower else None
     adapted = has_lora(decoder)
-    with atomic_folder(folder) as part, base_tensors(None if adapted else compared) as base:
+    with (
+        atomic_folder(folder) as part,
+        base_tensors(None if adapted else compared) as base,
+        multimodal_base(None if base_folder is None else Path(base_folder), a) as multimodal,
+    ):
+        if multimodal is not None:
+            config = multimodal.config_of(tensor_dtype.name)
+            multimodal.copy_files(part)
         (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         counter = MergeCounter() if adapted or base is not None else None
         sizes, read = _tensors(decoder, tensor_dtype, counter, base)
+        if multimodal is not None:
+            sizes, read = multimodal.with_images(sizes, read)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
         for name in TOKENIZER_FILES:
             if source is not None and (source / name).exists():
@@ -266,10 +278,12 @@ def _stored_tensors(
     if architecture.tie_word_embeddings and head in extra:
         _check_tied(files, architecture, embedding, head)
         ignored.add(head)
-    pictures = {name for name in extra - ignored if _is_of_images(folder, name)}
-    if pictures:
-        notes.append(f"weights: {len(pictures)} tensors of the image model are passed over")
-    extra -= ignored | pictures
+    images: set[str] = set()
+    if read_json_object(folder, CONFIG_NAME).get("model_type") in COMPOSITES:
+        images = set(filter(is_image_tensor, extra - ignored))
+    if images:
+        notes.append(f"weights: {len(images)} tensors of the image model are kept aside")
+    extra -= ignored | images
     if extra:
         name = min(extra)
         raise ValueError(
@@ -280,14 +294,6 @@ def _stored_tensors(
     if unread:
         notes.append(f"files passed over: {', '.join(unread)}")
     return {name: stored[name] for name in expected}, tuple(notes)
-
-
-def _is_of_images(folder: Path, name: str) -> bool:
-    """Return whether a tensor belongs to the image part of a folder's multi-modal model."""
-    parts = ("vision_tower.", "vision_model.", "multi_modal_projector.")
-    if not any(part in name for part in parts):
-        return False
-    return read_json_object(folder, CONFIG_NAME).get("model_type") in COMPOSITES
 
 
 def _check_tied(

@@ -122,7 +122,9 @@ def write_scaling(scaling: RopeScaling, max_length: int) -> dict[str, Any]:
     if values.get("truncate"):
         del values["truncate"]
     lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
-    return {"rope_type": scaling.rope_type} | {
+    # Phi-3 of transformers 4 knows the older name of the key only.
+    name = "type" if scaling.rope_type == "longrope" else "rope_type"
+    return {name: scaling.rope_type} | {
         key: value for key, value in (values | lists).items() if value is not None
     }
 

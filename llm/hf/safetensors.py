@@ -163,6 +163,17 @@ class SafetensorsReader:
             raise ValueError(f"{path} is damaged: tensor {name} is not the one that was written")
         return tensor
 
+    def read_unchecked(self, name: str) -> np.ndarray:
+        """Read a whole tensor of any shape and dtype, to copy it.
+
+        Args:
+            name: name of the tensor.
+
+        Returns:
+            The values, in the dtype of the file.
+        """
+        return self._files[self._paths[name]].get_tensor(name)
+
 
 def write_safetensors(
     folder: Path,

@@ -63,6 +63,8 @@ LONG = {
     "long_factor": [2.0] * 4,
     "original_max_position_embeddings": 16,
 }
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 9.0]}
+ORIGINAL = {"original_max_position_embeddings": 16}
 BASE = {"rope_type": "default", "rope_theta": 500.0}
 ABSENT = object()
 """Value of a key that is taken out of the sizes."""
@@ -98,7 +100,7 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("llama", {"rope_scaling": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0}}, None),
     ("llama", {"rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.4}}, None),
     ("llama", {"rope_scaling": {**YARN, "mscale": 0.7}}, None),
-    ("llama", {"rope_scaling": {**YARN, "truncate": False}}, "`truncate` must"),
+    ("llama", {"rope_scaling": {**YARN, "truncate": False}}, None),
     ("llama", {"rope_scaling": {**YARN, "factor": None}}, None),
     ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None),
     (
@@ -117,7 +119,38 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
         None,
     ),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor` is"),
-    ("llama", {"rope_scaling": LONG}, "`rope_scaling.rope_type` must be one of"),
+    ("llama", {"rope_scaling": LONG}, None),
+    ("llama", {"rope_scaling": {**LONG, "factor": 0.5}}, None),
+    ("llama", {"rope_scaling": {**LONG, "attention_factor": 1.7, "factor": 9.0}}, None),
+    ("llama", {"rope_scaling": {**LONG, "short_factor": None}}, "`short_factor` must be a list"),
+    ("llama", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "`long_factor` must have one"),
+    ("phi3", {"rope_scaling": {"type": "su", **FACTORS}}, None),
+    ("phi3", {"rope_scaling": {"type": "yarn", **FACTORS}, **ORIGINAL}, None),
+    ("phi3", {"rope_scaling": {"type": "longrope", **FACTORS}, "rope_theta": 500.0}, None),
+    ("phi3", {"rope_scaling": LONG, **ORIGINAL}, None),
+    ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "`rope_scaling.rope_type` must"),
+    ("phi3", {"partial_rotary_factor": 0.5}, None),
+    ("phi3", {"partial_rotary_factor": 0.5, "rope_parameters": {**BASE}}, None),
+    ("phi3", {"partial_rotary_factor": 0.1}, "`partial_rotary_factor` must be in (0, 1]"),
+    ("phi3", {"sliding_window": 5, "layer_types": MIXED}, None),
+    ("olmo2", {"rope_scaling": YARN, "num_key_value_heads": None}, None),
+    ("olmo2", {"head_dim": 12}, None),
+    ("olmo3", {"rope_scaling": YARN, "rope_theta": 300.0, "sliding_window": 5}, None),
+    ("olmo3", {"rope_theta": 300.0, "sliding_window": 5, "layer_types": MIXED}, None),
+    ("olmo3", {"rope_parameters": {FULL: {**YARN, "truncate": False}}}, "`truncate` must be"),
+    ("olmo3", {"sliding_window": None}, "`layer_types` has sliding_attention"),
+    ("olmo3", {"sliding_window": None, "layer_types": [FULL] * 3}, None),
+    ("granite", {"attention_bias": True, "residual_multiplier": 0.3, "logits_scaling": 0.5}, None),
+    ("granite", {"attention_multiplier": 0.1, "embedding_multiplier": 2, "head_dim": 6}, None),
+    ("smollm3", {"no_rope_layer_interval": 2}, None),
+    ("smollm3", {"no_rope_layers": [0, 1, 1, 0]}, None),
+    ("smollm3", {"no_rope_layers": [0, 0, 0], "rope_scaling": YARN}, None),
+    ("smollm3", {"no_rope_layers": [0, 1]}, "`no_rope_layers` must have one entry for each"),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 5, "layer_types": MIXED}, None),
+    ("ministral3", {"head_dim": 8}, None),
+    ("ministral3", {"head_dim": 8, "rope_scaling": {**YARN, "llama_4_scaling_beta": 0.3}}, None),
+    ("ministral3", {"rope_scaling": YARN}, "`llama_4_scaling_beta` is missing"),
+    ("ministral3", {"head_dim": 8, "sliding_window": 5, "rope_theta": 70.0}, None),
     (
         "llama",
         {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}},

@@ -51,6 +51,37 @@ GEMMA_3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.3, 2.0, 2.5],
+    "long_factor": [1.0, 3.0, 5.0, 7.0],
+}
+"""The sequences of the tests have 24 tokens: more than a pretraining of 16, fewer than one of 32."""
+SHORT_LENGTH, LONG_LENGTH = ({"original_max_position_embeddings": n} for n in (32, 16))
+PARTIAL = {
+    **LONG,
+    "short_factor": [1.0, 1.3, 2.0],
+    "long_factor": [1.0, 3.0, 5.0],
+    "partial_rotary_factor": 0.75,
+}
+OLMO_3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+    "full_attention": YARN,
+}
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 0.5,
+}
+BIASES = {"attention_bias": True, "mlp_bias": True}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = {
@@ -80,6 +111,41 @@ FAMILIES = {
             "rope_parameters": GEMMA_3_ROPE,
         },
     ),
+    "llama, linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+    "llama, dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}),
+    "llama, yarn": ("Llama", {"rope_parameters": YARN}),
+    "llama, exact yarn": ("Llama", {"rope_parameters": {**YARN, "truncate": False}}),
+    "llama, short": ("Llama", {"rope_parameters": {**LONG, **SHORT_LENGTH}}),
+    "llama, long": ("Llama", {"rope_parameters": {**LONG, **LONG_LENGTH, "factor": 3.0}}),
+    "ministral 3": (
+        "Ministral3",
+        {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.4, "mscale": 0.5},
+        },
+    ),
+    "ministral 3, defaults": ("Ministral3", {"head_dim": 8}),
+    "olmo 2": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    "olmo 3": ("Olmo3", {"sliding_window": 5, "layer_types": LAYERS}),
+    "olmo 3, yarn": (
+        "Olmo3",
+        {"sliding_window": 5, "layer_types": LAYERS, "rope_parameters": OLMO_3_ROPE},
+    ),
+    "phi 3": ("Phi3", {"sliding_window": 5}),
+    "phi 3, short": ("Phi3", {"rope_parameters": LONG, **SHORT_LENGTH}),
+    "phi 3, long": ("Phi3", {"rope_parameters": LONG, **LONG_LENGTH}),
+    "phi 4": ("Phi3", {"rope_parameters": PARTIAL, **LONG_LENGTH, "tie_word_embeddings": True}),
+    "phi 4, unscaled": (
+        "Phi3",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    "smollm 3": ("SmolLM3", {**BIASES, "no_rope_layer_interval": 2}),
+    "smollm 3, window": (
+        "SmolLM3",
+        {"use_sliding_window": True, "sliding_window": 5, "no_rope_layers": [0, 1, 0]},
+    ),
+    "granite 3": ("Granite", {**BIASES, **MULTIPLIERS}),
 }
 
 
@@ -94,7 +160,9 @@ def hf_model(request: pytest.FixtureRequest, tmp_path: Path):
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "norm" in key or "bias" in key:  # the initial ones and zeros would hide errors
+            if (
+                "norm" in key or "bias" in key or "sinks" in key
+            ):  # the initial ones and zeros would hide errors
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "hf")
     return model, tmp_path / "hf"
@@ -125,6 +193,21 @@ def test_roundtrip_tensors_of_our_export_are_byte_identical(hf_model, tmp_path: 
     for name, tensor in theirs.items():
         assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
         assert ours[name].tobytes() == tensor.tobytes()
+
+
+def test_parity_of_greedy_decoding_of_random_models(hf_model) -> None:
+    """Compare 20 prompts of different lengths, both sides with a key-value cache."""
+    model, folder = hf_model
+    rng = np.random.default_rng(7)
+    prompts = [rng.integers(3, VOCABULARY, rng.integers(1, 9)).tolist() for _ in range(20)]
+    decoder = load_model(folder)
+    decoder.max_length = 16  # that of the longest reply, with its prompt
+    replies = _greedy(decoder, prompts, n_new=8)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert reply[: len(expected)] == expected
 
 
 def test_parity_of_greedy_decoding_of_a_real_model() -> None:

@@ -46,8 +46,8 @@ def _tokens() -> np.ndarray:
     return np.random.default_rng(3).integers(3, 61, (2, 24)).astype(np.int32)
 
 
-def _logits(decoder: Decoder) -> np.ndarray:
-    tokens = _tokens()
+def _logits(decoder: Decoder, tokens: np.ndarray | None = None) -> np.ndarray:
+    tokens = (_tokens() if tokens is None else tokens).astype(np.int32)
     columns = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     rows = Rows(tokens, columns, np.ones_like(tokens), np.zeros_like(tokens))
     head, hidden = decoder.head(), decoder.hidden_states(rows)
@@ -93,6 +93,52 @@ def test_parity_of_the_text_part_of_gemma_3_with_images(tmp_path: Path) -> None:
         expected, found = model.eval()(input_ids=tokens).logits, text(input_ids=tokens).logits
     assert float((expected - found).abs().max()) < LOGITS
     assert np.abs(_logits(decoder) - _hf_logits(text)).max() < LOGITS
+
+
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+PIXTRAL = {"vision_config": {"model_type": "pixtral", "head_dim": 4, **VISION}}
+MISTRAL = {"model_type": "mistral", "sliding_window": None, **SIZES}
+MINISTRAL = {"model_type": "ministral3", "pad_token_id": 0, **SIZES}
+MULTIMODAL = {
+    "gemma3": (
+        "Gemma3",
+        {"text_config": {**SIZES, "sliding_window": 5}, "vision_config": VISION}
+        | {"mm_tokens_per_image": 4, "boi_token_index": 59, "eoi_token_index": 58},
+    ),
+    "mistral small": (
+        "Mistral3",
+        {"text_config": MISTRAL, **PIXTRAL, "tie_word_embeddings": False},
+    ),
+    "mistral small, tied": ("Mistral3", {"text_config": MISTRAL, **PIXTRAL}),
+    "ministral": ("Mistral3", {"text_config": MINISTRAL, **PIXTRAL, "tie_word_embeddings": False}),
+}
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_roundtrip_of_a_folder_with_images_is_byte_identical(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kind, options = MULTIMODAL[name]
+    config = getattr(transformers, f"{kind}Config")(**options, image_token_index=60)
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    model.save_pretrained(tmp_path / "hf")
+    tokens = torch.tensor(_tokens()) % 57
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits.numpy()
+    decoder = load_model(tmp_path / "hf")
+    assert np.abs(_logits(decoder, tokens.numpy()) - expected).max() < LOGITS
+    export_model(decoder, tmp_path / "ours", base_folder=tmp_path / "hf")
+    ours, theirs = (load_file(tmp_path / x / "model.safetensors") for x in ("ours", "hf"))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].tobytes() == tensor.tobytes() for key, tensor in theirs.items())
+    ours, theirs = (json.loads((tmp_path / x / "config.json").read_text()) for x in ("ours", "hf"))
+    assert ours == theirs
+    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    with torch.no_grad():
+        assert np.abs(loaded.eval()(input_ids=tokens).logits.numpy() - expected).max() < LOGITS
 
 
 def test_parity_of_an_exported_architecture_of_a_configuration(tmp_path: Path) -> None:

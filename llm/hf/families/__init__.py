@@ -6,10 +6,28 @@ A file defines ``FAMILY``, and ``COMPOSITE`` if its text model is also part of m
 
 from __future__ import annotations
 
-from . import gemma, gemma2, gemma3, llama, ministral, mistral, qwen2, qwen3
+from . import (
+    gemma,
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    ministral,
+    ministral3,
+    mistral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from .record import Composite, Family
 
-MODULES = (llama, mistral, ministral, qwen2, qwen3, gemma, gemma2, gemma3)
+MODULES = (
+    *(llama, mistral, ministral, ministral3, qwen2, qwen3, gemma, gemma2, gemma3),
+    *(olmo2, olmo3, phi3, smollm3, granite),
+)
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 """The supported families by ``model_type``."""
 COMPOSITES: dict[str, Composite] = {

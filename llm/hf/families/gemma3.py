@@ -32,8 +32,12 @@ def read(keys: ConfigReader) -> Fields:
 
 
 def explicit(a: Architecture) -> Architecture:
-    """Return the architecture with a base of the local layers' rotary angles."""
-    a = gemma2.explicit(a)
+    """Return the architecture with the scale of attention and the local layers' rotary base."""
+    return explicit_local_base(gemma2.explicit(a))
+
+
+def explicit_local_base(a: Architecture) -> Architecture:
+    """Return the architecture with a value for the base of the local layers' rotary angles."""
     is_open = a.local_layers and a.rope_local_base_freq is None and a.rope_scaling is None
     return replace(a, rope_local_base_freq=a.rope_theta) if is_open else a
 

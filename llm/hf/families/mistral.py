@@ -1,4 +1,4 @@
-"""Mistral: every layer has a window, if there is one."""
+"""Mistral: every layer has a window, if there is one. Also part of models with images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from llm.models.architecture import Architecture
 
 from ..config_values import ConfigReader
 from .key_tables import ROPE, SIZES
-from .record import Family, Fields
+from .record import Composite, Family, Fields
 from .windows import read_windows
 
 KEYS = {
@@ -35,3 +35,13 @@ def write(a: Architecture) -> Fields:
 FAMILY = Family(
     model_type="mistral", class_name="MistralForCausalLM", keys=KEYS, read=read, write=write
 )
+COMPOSITE = Composite(
+    model_type="mistral3",
+    section="text_config",
+    families=("mistral", "ministral3"),
+    keys=(
+        *("vision_config", "projector_hidden_act", "vision_feature_layer"),
+        *("multimodal_projector_bias", "spatial_merge_size"),
+    ),
+)
+"""Mistral Small 3 and Ministral 3 with images."""

@@ -25,11 +25,16 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+    "pad_token_id": 0,
 }
 MIXED = ["sliding_attention", "full_attention"]
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 NO_POSITIONS = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1}
+LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1, 2, 3, 4]}
+SCALINGS: dict[str, dict[str, Any]] = {"ministral3": YARN, "phi3": LONG}
+"""Scalings of the families that do not know :data:`LINEAR`."""
 DOCS = Path(__file__).parents[3] / "docs" / "reference" / "model_configs.md"
 
 
@@ -46,8 +51,8 @@ def test_property_an_extra_key_with_content_is_used_refused_or_listed(family: st
     for name, value in (("extra", 1), ("color", "red"), ("a_list", [0]), ("an_object", {"b": 0})):
         notes = config_notes({"model_type": family, **SIZES, name: value})
         assert notes == (f"config.json: keys without effect: {name}",)
-        scaling = {**LINEAR, name: value}
-        if isinstance(value, dict) and family != "gemma3_text":
+        scaling = {**SCALINGS.get(family, LINEAR), name: value}
+        if isinstance(value, dict) and not FAMILIES[family].rope_by_layer_type:
             with pytest.raises(ValueError, match=f"^`rope_scaling.{name}` must not be an object"):
                 read(family, rope_scaling=scaling)
         else:
@@ -59,6 +64,8 @@ def test_property_an_extra_key_with_content_is_used_refused_or_listed(family: st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_raises_for_every_key_that_must_be_neutral(family: str) -> None:
     for key, (neutral, _) in {**REFUSED, **FAMILIES[family].refused}.items():
+        if key in FAMILIES[family].keys:
+            continue
         for value in neutral:
             assert read(family, **{key: value}) == read(family)
         for value in ({"bits": 4}, [1], "yes", 0.25):
@@ -111,6 +118,22 @@ def test_closed_form_yarn_interpolates_over_planes_and_scales_angles() -> None:
         ("gemma2", {"layer_types": MIXED[:1]}, "`layer_types` must have one entry for each of 2"),
         ("llama", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 0}}, "`orig"),
         ("qwen2", {"rope_parameters": NO_POSITIONS}, "`original_max_position_embeddings` must be"),
+        ("smollm3", {"no_rope_layers": [1]}, "`no_rope_layers` must have one entry for each of 2"),
+        ("smollm3", {"no_rope_layers": [2, 1]}, "`no_rope_layers` must be a list of 0 and 1"),
+        ("smollm3", {"layer_types": MIXED}, "`layer_types` has sliding_attention, but `use_slid"),
+        ("olmo3", {"sliding_window": None}, "`layer_types` has sliding_attention, but `sliding_"),
+        ("phi3", {"rope_scaling": LINEAR}, "`rope_scaling.rope_type` must be one of default, long"),
+        (
+            "phi3",
+            {"rope_scaling": {**LONG, "long_factor": [1.0]}},
+            "`long_factor` must have one nu",
+        ),
+        ("phi3", {"rope_scaling": {"type": "su"}}, "`short_factor` must be a list of numbers"),
+        ("phi3", {"partial_rotary_factor": 0.2}, "`partial_rotary_factor` must be in "),
+        ("granite", {"logits_scaling": 0.0}, "`logits_scaling` must be positive, got 0.0"),
+        ("ministral3", {"rope_scaling": {**YARN, "llama_4_scaling_beta": None}}, "`llama_4_scal"),
+        ("ministral3", {"rope_scaling": LINEAR}, "`rope_scaling.rope_type` must be one of yarn"),
+        ("mistral3", {"text_config": {"model_type": "llama"}}, "`text_config.model_type` must be"),
         ("llama", {"hidden_size": 10}, "`hidden_size` must be a multiple of `num_attention_hea"),
         ("llama", {"pad_token_id": 16}, "`pad_token_id` must be below `vocab_size` 16, got 16"),
         ("llama", {"bos_token_id": [1, 2]}, "`bos_token_id` must be of type int"),
@@ -129,7 +152,8 @@ def test_closed_form_absent_keys_have_the_defaults_of_transformers() -> None:
     assert (windowed.sliding_window, windowed.local_layers) == (4096, (False, True))
     assert read("qwen2", use_sliding_window=True, sliding_window=None).local_layers == ()
     assert (read().bos_token_id, read().eos_token_id, read("qwen3").eos_token_id) == (1, 2, None)
-    assert read("gemma").pad_token_id == 0
+    sizes = {key: value for key, value in SIZES.items() if key != "pad_token_id"}
+    assert from_hf_config({"model_type": "gemma", **sizes}).pad_token_id == 0
     assert read("mistral").max_position_embeddings == 131072
     assert read("gemma", hidden_act="gelu_pytorch_tanh", hidden_activation="silu").hidden_act == (
         "gelu_pytorch_tanh"
@@ -146,6 +170,14 @@ def test_roundtrip_every_architecture_that_can_be_read_can_be_exported() -> None
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "eos_token_id": []}),
         ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1, "beta_fast": 9}}),
         ("llama", {"pad_token_id": -1}),
+        ("olmo3", {"rope_scaling": {**LINEAR}, "rope_theta": 7.0, "sliding_window": 3}),
+        ("granite", {"attention_multiplier": 0.5, "residual_multiplier": 2}),
+        ("smollm3", {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 3}),
+        ("phi3", {"rope_scaling": LONG, "original_max_position_embeddings": 512}),
+        ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 4}),
+        ("ministral3", {}),
+        ("llama", {"rope_scaling": {**YARN, "truncate": False, "llama_4_scaling_beta": None}}),
+        ("llama", {"rope_scaling": {**LONG, "factor": 3, "attention_factor": 1.5}}),
     ):
         architecture = read(family, **keys)
         written = to_hf_config(architecture)
@@ -177,6 +209,11 @@ def test_closed_form_notes_say_what_is_passed_over() -> None:
     assert "only the text model is read" in note
     found = config_notes({**outer, "hidden_size": 64, "sliding_window": 7})
     assert found[1] == "config.json: keys without effect: hidden_size, sliding_window"
+    tied = {"model_type": "mistral3", "tie_word_embeddings": True}
+    text = {**SIZES, "tie_word_embeddings": False}
+    notes = config_notes({**tied, "text_config": text})
+    assert "`text_config.tie_word_embeddings` False has no effect beside True" in notes[1]
+    assert from_hf_config({**tied, "text_config": text}).tie_word_embeddings
     unused = dict.fromkeys(
         NO_EFFECT.keys() - {"architectures", "attention_dropout", "model_type"}, "x"
     )

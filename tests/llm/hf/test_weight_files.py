@@ -188,5 +188,5 @@ def test_closed_form_the_text_part_of_a_model_with_images_is_read(tmp_path: Path
     (tmp_path / CONFIG_NAME).write_text(json.dumps(config))
     notes = model_notes(tmp_path)
     assert notes[0] == "config.json: only the text model is read, its images are not"
-    assert notes[-1] == "weights: 1 tensors of the image model are passed over"
+    assert notes[-1] == "weights: 1 tensors of the image model are kept aside"
     assert load_file(tmp_path / SAFE_WEIGHTS_NAME).keys() == named.keys()

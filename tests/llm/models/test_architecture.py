@@ -21,6 +21,7 @@ SIZES = {
     "num_hidden_layers": 7,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "pad_token_id": 0,
 }
 TINY: dict[str, Any] = {
     "vocab_size": 16,
@@ -84,6 +85,17 @@ def test_closed_form_local_layers_of_the_families() -> None:
     assert flags("qwen2", use_sliding_window=True, max_window_layers=5) == ".....LL"
     assert flags("gemma2") == "L.L.L.L"
     assert flags("gemma3_text") == "LLLLL.L"
+    assert flags("olmo3") == "LLL.LLL"
+    assert flags("phi3", sliding_window=4) == "LLLLLLL"
+    assert flags("smollm3", sliding_window=4, use_sliding_window=True) == "...L..."
+
+
+def test_closed_form_layers_of_smollm_3_without_rotary_angles() -> None:
+    smollm = {"model_type": "smollm3", **SIZES}
+    assert from_hf_config(smollm).rope_layers == (True, True, True, False, True, True, True)
+    listed = from_hf_config(smollm | {"no_rope_layers": [1, 0, 1, 1, 1, 1, 1, 0]})
+    assert listed.rope_layers == (True, False, True, True, True, True, True)
+    assert from_hf_config(smollm | {"no_rope_layers": [1] * 7}).rope_layers == ()
 
 
 def test_closed_form_gelu_of_the_first_gemma_is_the_approximate_one() -> None:
@@ -216,3 +228,24 @@ def test_closed_form_names_of_a_gemma_2_layer() -> None:
         "post_mlp_norm": "post_feedforward_layernorm",
     }
     assert "lm_head.weight" not in names.values()
+
+
+def test_closed_form_names_of_an_olmo_2_layer_and_fused_projections_of_phi_3() -> None:
+    olmo = from_hf_config({"model_type": "olmo2", **SIZES})
+    names = {entry.path[1]: entry.name for entry in tensor_mappings(olmo) if len(entry.path) > 2}
+    assert {module: name.split(".")[-2] for module, name in names.items() if "norm" in module} == {
+        "q_proj_norm": "q_norm",
+        "k_proj_norm": "k_norm",
+        "post_attention_norm": "post_attention_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
+    }
+    phi = from_hf_config({"model_type": "phi3", **SIZES, "eos_token_id": 2})
+    parts = {entry.path[1]: entry for entry in tensor_mappings(phi) if entry.part is not None}
+    assert {module: tuple(entry.part or ()) for module, entry in parts.items()} == {
+        "q_proj": (0, 16),
+        "k_proj": (8, 16),
+        "v_proj": (12, 16),
+        "gate_proj": (0, 24),
+        "up_proj": (12, 24),
+    }
+    assert parts["v_proj"].names(1) == ["model.layers.0.self_attn.qkv_proj.weight"]

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from llm.models import layers
-from llm.models.architecture import Architecture
+from llm.models.architecture import Architecture, RopeScaling
 from llm.models.decoder import Cache, Decoder, Remat
 from llm.models.layers import MLP_CHUNK, apply_in_chunks
 from llm.models.protocol import LanguageModel
@@ -58,6 +58,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 2,
         "local_layers": (True, False, True),
         "rope_local_base_freq": 5.0,
+    },
+    "olmo and granite": {
+        "pre_norms": False,
+        "post_norms": True,
+        "qk_proj_norm": True,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.6,
+        "logits_scaling": 2.5,
+    },
+    "phi, smollm, ministral and gpt-oss": {
+        "head_dim": 8,
+        "partial_rotary_factor": 0.75,
+        "rope_layers": (True, False, True),
+        "rope_scaling": RopeScaling(
+            rope_type="longrope",
+            factor=3.0,
+            original_max_position_embeddings=3,
+            short_factor=(1.0, 2.0, 3.0),
+            long_factor=(2.0, 3.0, 4.0),
+            llama_4_scaling_beta=0.7,
+        ),
+        "attention_sinks": True,
     },
 }
 # One row: a pair with a shared prompt, then padding with ids and positions out of range.
@@ -117,7 +140,9 @@ def test_property_padding_is_finite_and_changes_nothing() -> None:
     np.testing.assert_allclose(read(decoder, shorter), filled, rtol=SAME_SUMS, atol=SAME_SUMS)
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma 2 and 3"])
+@pytest.mark.parametrize(
+    "family", ["mistral", "gemma 2 and 3", "phi, smollm, ministral and gpt-oss"]
+)
 def test_parity_decoding_gives_the_hidden_states_of_whole_rows(family: str) -> None:
     """Two prompts of different lengths, one padded right, one left; then token by token."""
     decoder = make(family)
@@ -223,49 +248,55 @@ def _numpy_hidden(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
     x = parameters["embedding",][tokens]
     if a.scaled_embeddings:
         x = x * math.sqrt(a.hidden_size)
+    x = x * a.embedding_multiplier
     for layer in range(a.num_hidden_layers):
-        p = {
-            (path[1], path[2]): leaf[layer]
-            for path, leaf in parameters.items()
-            if path[0] == "layers"
-        }
-        local = bool(a.local_layers) and a.local_layers[layer]
-        added = _numpy_attention(a, p, _numpy_norm(a, p, "input_norm", x), local)
-        x = x + _numpy_norm(a, p, "post_attention_norm", added)
+        p = {path[1:]: leaf[layer] for path, leaf in parameters.items() if path[0] == "layers"}
+        added = _numpy_attention(a, p, _numpy_norm(a, p, "input_norm", x), layer)
+        x = x + a.residual_multiplier * _numpy_norm(a, p, "post_attention_norm", added)
         normed = _numpy_norm(a, p, "mlp_norm", x)
         gate, up = _numpy_project(p, "gate_proj", normed), _numpy_project(p, "up_proj", normed)
         added = _numpy_project(p, "down_proj", _numpy_activation(a, gate) * up)
-        x = x + _numpy_norm(a, p, "post_mlp_norm", added)
-    return _numpy_norm(a, {("norm", "weight"): parameters["norm", "weight"]}, "norm", x)
+        x = x + a.residual_multiplier * _numpy_norm(a, p, "post_mlp_norm", added)
+    norm = {("norm", "weight"): parameters["norm", "weight"]}
+    return _numpy_norm(a, norm, "norm", x) / a.logits_scaling
 
 
-def _numpy_attention(a: Architecture, p: dict, x: np.ndarray, local: bool) -> np.ndarray:
+def _numpy_attention(a: Architecture, p: dict, x: np.ndarray, layer: int) -> np.ndarray:
     def heads(name: str, norm: str) -> np.ndarray:
-        split = _numpy_project(p, name, x).reshape(len(x), -1, a.head_dim)
-        return _numpy_norm(a, p, norm, split)
+        projected = _numpy_norm(a, p, f"{name}_norm", _numpy_project(p, name, x))
+        return _numpy_norm(a, p, norm, projected.reshape(len(x), -1, a.head_dim))
 
-    omega = rope_frequencies(a)[1 if local and a.rope_local_base_freq else 0]
+    local = bool(a.local_layers) and a.local_layers[layer]
+    scaling = a.rope_scaling
+    is_long = scaling is not None and len(TOKENS[0, :5]) > scaling.original_max_position_embeddings
+    omega = rope_frequencies(a, long=is_long)[1 if local and a.rope_local_base_freq else 0]
 
     def turned(x: np.ndarray) -> np.ndarray:
-        half = a.head_dim // 2
+        if a.rope_layers and not a.rope_layers[layer]:
+            return x
+        half = len(omega)
         angle = np.arange(len(x))[:, None, None] * omega
-        plane = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
-        return np.concatenate([plane.real, plane.imag], axis=-1)
+        first, second, rest = np.split(x, (half, 2 * half), axis=-1)
+        plane = (first + 1j * second) * np.exp(1j * angle) * (scaling.angle_scale if scaling else 1)
+        return np.concatenate([plane.real, plane.imag, rest], axis=-1)
 
     q, k = turned(heads("q_proj", "q_norm")), turned(heads("k_proj", "k_norm"))
     v = heads("v_proj", "no norm")
+    if scaling and scaling.llama_4_scaling_beta:
+        periods = np.arange(len(x)) // scaling.original_max_position_embeddings
+        q = q * (1 + scaling.llama_4_scaling_beta * np.log(1 + periods))[:, None, None]
     mixed = np.zeros_like(q)
     for t in range(len(x)):
         first = max(0, t - a.sliding_window + 1) if local and a.sliding_window else 0
         for h in range(a.num_attention_heads):
             g = h // (a.num_attention_heads // a.num_key_value_heads)
-            logits = (
-                k[first : t + 1, g] @ q[t, h] / math.sqrt(a.query_pre_attn_scalar or a.head_dim)
-            )
+            scale = a.attention_multiplier or 1 / math.sqrt(a.query_pre_attn_scalar or a.head_dim)
+            logits = k[first : t + 1, g] @ q[t, h] * scale
             if a.attn_logit_softcapping:
                 logits = a.attn_logit_softcapping * np.tanh(logits / a.attn_logit_softcapping)
             weights = np.exp(logits)
-            mixed[t, h] = weights @ v[first : t + 1, g] / weights.sum()
+            sink = np.exp(p["sinks",][h]) if a.attention_sinks else 0.0
+            mixed[t, h] = weights @ v[first : t + 1, g] / (weights.sum() + sink)
     return _numpy_project(p, "o_proj", mixed.reshape(len(x), -1))
 
 
