@@ -15,6 +15,7 @@ class MeshConfig:
         data: devices with the same parameters and different pairs; None for 1.
         fsdp: devices with different pairs and a shard of every parameter; None for all that are
             left.
+        expert: devices with different pairs that share the experts of a mixture of experts.
         tensor: devices with the same pairs that share heads, hidden units and vocabulary.
 
     Raises:
@@ -23,11 +24,12 @@ class MeshConfig:
 
     data: int | None = None
     fsdp: int | None = None
+    expert: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("data", "fsdp", "tensor"):
+        for name in ("data", "fsdp", "expert", "tensor"):
             value = getattr(self, name)
             if value is not None:
                 at_least(f"mesh.{name}", value, 1)

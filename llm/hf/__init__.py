@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .config import from_hf_config, to_hf_config
     from .factory import ResolvedModel, abstract_model, build_model, resolve_model
     from .io import export_model, load_model, read_architecture, read_parameters
-    from .names import TensorMapping, tensor_mappings
+    from .names import tensor_mappings
     from .safetensors import SafetensorsReader, write_safetensors
+    from .tensor_mapping import TensorMapping
 
 _EXPORTS = {
     "ResolvedModel": "factory",
     "SafetensorsReader": "safetensors",
-    "TensorMapping": "names",
+    "TensorMapping": "tensor_mapping",
     "abstract_model": "factory",
     "build_model": "factory",
     "export_model": "io",

@@ -28,6 +28,7 @@ from llm.data.model_folder import (
 )
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, Remat
+from llm.models.layers import Projection
 from llm.models.lora import has_lora, merged_kernel
 from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
@@ -38,8 +39,9 @@ from .families import COMPOSITES
 from .folder_kinds import check_model_folder
 from .merging import BaseTensors, ExportReport, MergeCounter, base_tensors, round_tensor
 from .multimodal import is_image_tensor, multimodal_base
-from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, stored_names, tensor_mappings
+from .names import EMBEDDING_NAME, HEAD_NAME, stored_names, tensor_mappings
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
+from .tensor_mapping import TensorMapping
 
 MAX_FILE_BYTES = 5 * 10**9
 """Default limit of the tensors in one file; larger models are split over several files."""
@@ -317,22 +319,22 @@ def _read_shard(
     shard: tuple[slice, ...],
 ) -> np.ndarray:
     """Read one shard of a parameter of the given full shape, from slices of its tensors."""
-    layers, within = (shard[0], shard[1:]) if mapping.stacked else (slice(1), shard)
-    layer_shape = shape[1:] if mapping.stacked else shape
     n_layers = shape[0] if mapping.stacked else 1
-    sizes = [
-        len(range(*part.indices(size))) for part, size in zip(within, layer_shape, strict=True)
-    ]
-    tensor_slices = mapping.tensor_slices(layer_shape, within)
-    names = [stored[name] for name in mapping.names(n_layers)[layers]]
-    stack = np.empty((len(names), *sizes), dtype)
-    for part, name in zip(stack, names, strict=True):
+    n_axes = len(mapping.stack_shape(n_layers))
+    within, tensor_shape = shard[n_axes:], shape[n_axes:]
+    tensor_slices = mapping.tensor_slices(tensor_shape, within)
+    all_names = np.array(mapping.names(n_layers)).reshape(shape[:n_axes])
+    names = np.asarray(all_names[shard[:n_axes]])
+    sizes = [len(range(*part.indices(n))) for part, n in zip(within, tensor_shape, strict=True)]
+    stack = np.empty((*names.shape, *sizes), dtype)
+    for index in np.ndindex(names.shape):
+        name = stored[str(names[index])]
         tensor = files.read(name, *tensor_slices)
         with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
-            part[...] = tensor.T if mapping.transposed else tensor
-        if not np.isfinite(part).all():
+            stack[index] = tensor.T if mapping.transposed else tensor
+        if not np.isfinite(stack[index]).all():
             raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
-    return stack if mapping.stacked else stack[0]
+    return stack
 
 
 def _tensors(
@@ -340,33 +342,36 @@ def _tensors(
 ) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
     """Return the sizes of all tensors in bytes, and a function that returns a tensor by name."""
     n_layers = decoder.architecture.num_hidden_layers
-    sources: dict[str, list[tuple[TensorMapping, int]]] = {}
+    sources: dict[str, list[tuple[TensorMapping, tuple[int, ...]]]] = {}
     for mapping in tensor_mappings(decoder.architecture):
-        for layer, name in enumerate(mapping.names(n_layers)):
-            sources.setdefault(name, []).append((mapping, layer))
+        indices = np.ndindex(mapping.stack_shape(n_layers))
+        for index, name in zip(indices, mapping.names(n_layers), strict=True):
+            sources.setdefault(name, []).append((mapping, index))
 
-    def read_part(name: str, mapping: TensorMapping, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values of a parameter in the layout of the tensor, exact and rounded."""
+    def read_part(name: str, mapping: TensorMapping, index: tuple[int, ...]) -> list[np.ndarray]:
+        """Return the values of a parameter, exact and rounded."""
         leaf: Any = decoder
         for key in mapping.path[:-1]:
             leaf = getattr(leaf, key)
-        if not mapping.transposed:
-            leaf = getattr(leaf, mapping.path[-1])[...]
-            values = np.asarray(leaf[layer] if mapping.stacked else leaf)
-            return values, round_tensor(name, values, dtype)
-        merged = np.asarray(merged_kernel(leaf, layer))
+        if not (isinstance(leaf, Projection) and mapping.path[-1] == "kernel"):
+            values = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
+            return [values, round_tensor(name, values, dtype)]
+        merged = np.asarray(merged_kernel(leaf, *index))
         rounded = round_tensor(name, merged, dtype)
         if counter is not None and leaf.adapter is not None:
-            counter.add(np.asarray(leaf.kernel[layer]), merged, rounded)
-        return merged.T, rounded.T
+            counter.add(np.asarray(leaf.kernel[index]), merged, rounded)
+        return [merged, rounded]
 
     def read(name: str) -> np.ndarray:
-        # The parts of a tensor are in the order of its outputs.
-        parts = [read_part(name, mapping, layer) for mapping, layer in sources[name]]
-        values, rounded = (
-            pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-            for pieces in zip(*parts, strict=True)
-        )
+        tensors: list[np.ndarray] = []
+        for mapping, index in sources[name]:
+            parts = read_part(name, mapping, index)
+            shape = parts[0].shape
+            shape, slices = mapping.tensor_slices(shape, tuple(map(slice, shape)))
+            tensors = tensors or [np.empty(shape, part.dtype) for part in parts]
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor[slices] = part.T if mapping.transposed else part
+        values, rounded = tensors
         before = None if base is None else base(name, values.shape)
         if counter is not None and before is not None:
             counter.add(before, values, rounded)
@@ -375,8 +380,7 @@ def _tensors(
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
 
     def n_values(mapping: TensorMapping) -> int:
-        shape = shapes[mapping.path]
-        return int(np.prod(shape[1:] if mapping.stacked else shape))
+        return int(np.prod(shapes[mapping.path][len(mapping.stack_shape(n_layers)) :]))
 
     sizes = {
         name: dtype.itemsize * sum(n_values(mapping) for mapping, _ in parts)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
 
 from llm.models.architecture import Architecture
 from llm.models.layers import PROJECTIONS
 
 from .families import FAMILIES
+from .tensor_mapping import TensorMapping, TensorPart
 
 PREFIX = "model."
 HEAD_NAME = "lm_head.weight"
@@ -24,86 +24,12 @@ LAYER_NAMES = {
     "post_attention_norm": "post_attention_layernorm",
     "mlp_norm": "post_attention_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
+    "router": "mlp.gate",
+    "experts.gate_proj": "mlp.experts.{expert}.gate_proj",
+    "experts.up_proj": "mlp.experts.{expert}.up_proj",
+    "experts.down_proj": "mlp.experts.{expert}.down_proj",
 }
 """Names of a layer's modules in most families; a family's ``names`` replace them."""
-
-
-class TensorPart(NamedTuple):
-    """Outputs of a tensor that belong to one of several projections.
-
-    Attributes:
-        first: index of the first output.
-        n_outputs: number of outputs of the whole tensor.
-    """
-
-    first: int
-    n_outputs: int
-
-
-class TensorMapping(NamedTuple):
-    """A parameter of a decoder and the Hugging Face tensors that hold it.
-
-    Attributes:
-        path: path of the parameter in the decoder's state.
-        name: name of the Hugging Face tensor, with ``{layer}`` if there is one per layer.
-        transposed: whether the tensor is ``[out, in]`` and the parameter ``[in, out]``.
-        part: which outputs of the tensor make up the parameter; None for all.
-    """
-
-    path: tuple[str, ...]
-    name: str
-    transposed: bool = False
-    part: TensorPart | None = None
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the parameter stacks the tensors of all layers along its first axis.
-
-        Examples:
-            >>> names = "model.norm.weight", "model.layers.{layer}.mlp.up_proj.weight"
-            >>> [TensorMapping(("norm", "weight"), name).stacked for name in names]
-            [False, True]
-        """
-        return "{layer}" in self.name
-
-    def names(self, num_hidden_layers: int) -> list[str]:
-        """Return the names of the tensors that make up the parameter, in the order of layers.
-
-        Args:
-            num_hidden_layers: number of layers of the decoder.
-
-        Returns:
-            One name per layer, or a single name if the parameter is not stacked.
-        """
-        if not self.stacked:
-            return [self.name]
-        return [self.name.format(layer=layer) for layer in range(num_hidden_layers)]
-
-    def tensor_slices(
-        self, shape: tuple[int, ...], shard: tuple[slice, ...]
-    ) -> tuple[tuple[int, ...], tuple[slice, ...]]:
-        """Return which slice of a tensor holds a shard of the parameter of one layer.
-
-        Args:
-            shape: shape of the whole parameter of one layer.
-            shard: one slice per axis of it.
-
-        Returns:
-            The shape of the whole tensor, and one slice per axis of it.
-
-        Examples:
-            >>> mapping = TensorMapping(("layers",), "{layer}", True, TensorPart(4, 8))
-            >>> mapping.tensor_slices((6, 2), (slice(0, 3), slice(1, 2)))
-            ((8, 6), (slice(5, 6, None), slice(0, 3, None)))
-        """
-        if not self.transposed:
-            return shape, shard
-        shape, shard = shape[::-1], shard[::-1]
-        if self.part is None:
-            return shape, shard
-        start, stop, _ = shard[0].indices(shape[0])
-        outputs = slice(self.part.first + start, self.part.first + stop)
-        return (self.part.n_outputs, *shape[1:]), (outputs, *shard[1:])
 
 
 def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
@@ -128,19 +54,47 @@ def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
         TensorMapping(("embedding",), EMBEDDING_NAME),
         TensorMapping(("norm", "weight"), "model.norm.weight"),
     ]
-    for module in PROJECTIONS:
+    for module in _projections(architecture):
         tensor, part = fused.get(module, (names[module], None))
         prefix = f"model.layers.{{layer}}.{tensor}"
         path = ("layers", module, "kernel")
         table.append(TensorMapping(path, f"{prefix}.weight", transposed=True, part=part))
         if _has_bias(architecture, module):
             table.append(TensorMapping(("layers", module, "bias"), f"{prefix}.bias"))
+    if architecture.attention_sinks:
+        table.append(TensorMapping(("layers", "sinks"), "model.layers.{layer}.self_attn.sinks"))
     for module in _norms(architecture):
         tensor = f"model.layers.{{layer}}.{names[module]}.weight"
         table.append(TensorMapping(("layers", module, "weight"), tensor))
+    if architecture.num_experts:
+        mappings = family.experts if family and family.experts else _expert_mappings
+        table += mappings(architecture, names)
     if not architecture.tie_word_embeddings:
         table.append(TensorMapping(("output",), HEAD_NAME))
     return table
+
+
+def _expert_mappings(a: Architecture, names: Mapping[str, str]) -> list[TensorMapping]:
+    """Return the mappings of a router, and of experts with a tensor for each."""
+    prefix, n_experts = "model.layers.{layer}.", a.num_experts
+    router = TensorMapping(
+        ("layers", "router", "kernel"), f"{prefix}{names['router']}.weight", transposed=True
+    )
+    return [router] + [
+        TensorMapping(
+            ("layers", "experts", module, "kernel"),
+            f"{prefix}{names[f'experts.{module}']}.weight",
+            transposed=True,
+            experts=n_experts,
+        )
+        for module in ("gate_proj", "up_proj", "down_proj")
+    ]
+
+
+def _projections(a: Architecture) -> list[str]:
+    """Return the names of a layer's projections without experts."""
+    is_mlp = ("gate_proj", "up_proj", "down_proj")
+    return [name for name in PROJECTIONS if not a.num_experts or name not in is_mlp]
 
 
 def _fused_parts(

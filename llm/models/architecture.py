@@ -62,6 +62,16 @@ class Architecture:
         residual_multiplier: factor of the outputs of attention and MLP (Granite).
         attention_multiplier: factor of attention logits; None for the scale of the heads.
         logits_scaling: divisor of the output logits (Granite).
+        num_experts: number of experts that replace the MLP, each with ``intermediate_size`` hidden
+            units; 0 for an MLP.
+        num_experts_per_tok: number of experts that serve a token.
+        norm_topk_prob: the weights of a token's experts are divided by their sum.
+        expert_bias: router and experts have biases (gpt-oss).
+        swiglu_limit: bound of the gate and up projections of the experts, whose hidden units are
+            then ``(up + 1) gate sigmoid(swiglu_alpha gate)`` (gpt-oss); None for ``hidden_act``.
+        swiglu_alpha: see ``swiglu_limit``.
+        router_aux_loss_coef: weight of the auxiliary loss of the router, per unit of the loss.
+        output_router_logits: whether the auxiliary loss is added in training.
         attention_sinks: each head has a logit that takes a share of the attention and mixes in
             no value (gpt-oss).
         attn_logit_softcapping: soft cap of attention logits; None for no cap.
@@ -117,6 +127,14 @@ class Architecture:
     residual_multiplier: float = 1.0
     attention_multiplier: float | None = None
     logits_scaling: float = 1.0
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    norm_topk_prob: bool = False
+    expert_bias: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.702
+    router_aux_loss_coef: float = 0.0
+    output_router_logits: bool = False
     attention_sinks: bool = False
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
@@ -150,6 +168,7 @@ class Architecture:
             object.__setattr__(self, "rope_layers", ())
         self._check_sizes()
         self._check_rope()
+        self._check_experts()
         self._check_options()
 
     def _check_sizes(self) -> None:
@@ -186,6 +205,21 @@ class Architecture:
                         f"{len(getattr(scaling, name))}"
                     )
 
+    def _check_experts(self) -> None:
+        if self.num_experts < 0 or not 0 <= self.router_aux_loss_coef < math.inf:
+            raise ValueError(
+                "`num_experts` and `router_aux_loss_coef` must be 0 or positive, got "
+                f"{self.num_experts} and {self.router_aux_loss_coef}"
+            )
+        least = 1 if self.num_experts else 0
+        if not least <= self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"`num_experts_per_tok` must be from {least} to `num_experts` {self.num_experts}, "
+                f"got {self.num_experts_per_tok}"
+            )
+        if self.num_experts and self.mlp_bias:
+            raise ValueError("`mlp_bias` has no effect with experts: give `expert_bias`")
+
     def _check_options(self) -> None:
         if self.hidden_act not in ("silu", "gelu", "gelu_pytorch_tanh"):
             raise ValueError(
@@ -201,6 +235,7 @@ class Architecture:
             "final_logit_softcapping",
             "query_pre_attn_scalar",
             "attention_multiplier",
+            "swiglu_limit",
             "rope_local_base_freq",
         ):
             value = getattr(self, name)

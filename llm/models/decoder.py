@@ -26,6 +26,7 @@ from llm.types import Rows
 from rpo_theory.types import ArrayLike
 
 from .architecture import Architecture
+from .experts import RouterSums, response_counts, router_loss
 from .layers import LAYER_RESIDUALS, Layer, Norm
 from .protocol import Head
 from .rope import RopeAngles, rope_angles, rope_rows
@@ -119,6 +120,26 @@ class Decoder(nnx.Module):
             Hidden states after the final norm, divided by ``logits_scaling``; finite and without
             meaning at padding.
         """
+        return self.read(rows)[0]
+
+    def read(
+        self, rows: Rows, *, with_router_loss: bool = False
+    ) -> tuple[Float[Array, "r T D"], Float[Array, ""] | None]:
+        """Read whole rows, and measure how evenly the router uses the experts.
+
+        Args:
+            rows: see :meth:`hidden_states`.
+            with_router_loss: compute the loss of the router.
+
+        Returns:
+            The hidden states, and :func:`llm.models.experts.router_loss` of all layers, in which
+            the tokens of a shared prompt count once for each response; None if it is not asked for.
+
+        Raises:
+            ValueError: if the loss is asked for, and the model has no router.
+        """
+        if with_router_loss and not self.architecture.num_experts:
+            raise ValueError("`with_router_loss` must be False for a model without experts")
         filled = jnp.asarray(rows.segments) > 0
         tokens = jnp.where(filled, rows.tokens, 0)
         positions = jnp.where(filled, rows.positions, 0)
@@ -129,8 +150,12 @@ class Decoder(nnx.Module):
             return attend(*qkv, rows, **options), carry
 
         longest = jnp.max(positions) + 1
-        hidden, _ = self._apply_layers(tokens, positions, longest, attention, None, self.remat)
-        return hidden
+        wide = accumulation_dtype(self.dtype)
+        counts = response_counts(rows).astype(wide) if with_router_loss else None
+        hidden, _, sums = self._apply_layers(
+            tokens, positions, longest, attention, None, self.remat, counts
+        )
+        return hidden, None if sums is None else router_loss(sums, self.sharding_plan)
 
     def head(self) -> Head:
         """Return the output head: the output embedding and its soft cap."""
@@ -186,7 +211,10 @@ class Decoder(nnx.Module):
             return attend_cached(queries, *cached, positions, **options), cache
 
         clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
-        return self._apply_layers(*clean, cache.keys.shape[2], attention, cache, "none")
+        hidden, cache, _ = self._apply_layers(
+            *clean, cache.keys.shape[2], attention, cache, "none", None
+        )
+        return hidden, cache
 
     def _apply_layers(
         self,
@@ -196,7 +224,8 @@ class Decoder(nnx.Module):
         attention: Callable[..., Any],
         carry: Any,
         remat: Remat,
-    ) -> tuple[Array, Any]:
+        token_counts: Array | None,
+    ) -> tuple[Array, Any, RouterSums | None]:
         """Embed tokens, apply all layers and the final norm; ``attention`` updates ``carry``."""
         a, plan = self.architecture, self.sharding_plan
         wide = accumulation_dtype(self.dtype)
@@ -204,7 +233,7 @@ class Decoder(nnx.Module):
         query_scale = self._query_scale(positions)
         graphdef, parameters = nnx.split(self.layers)
 
-        def body(state: tuple[Array, Any], xs: tuple[Any, ...]) -> tuple[Any, None]:
+        def body(state: tuple[Array, Any], xs: tuple[Any, ...]) -> tuple[Any, Any]:
             (x, carry), (parameters, index, is_local, rope_row) = state, xs
             options = {"soft_cap": a.attn_logit_softcapping, "scale": a.attention_scale}
             options["window"] = self._window(is_local)
@@ -220,16 +249,24 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graphdef, plan.fsdp_gather(parameters, self.dtype))
             row = 0 if angles.cosine.shape[0] == 1 else rope_row
             layer_angles = RopeAngles(angles.cosine[row], angles.sine[row])
-            chunked = remat == "full"
-            return layer(x, layer_angles, layer_attention, plan=plan, chunked_mlp=chunked), None
+            x, carry, sums = layer(
+                x,
+                layer_angles,
+                layer_attention,
+                plan=plan,
+                chunked_mlp=remat == "full",
+                token_counts=token_counts,
+            )
+            return (x, carry), sums
 
         # The loop itself keeps XLA from merging the recomputation with the forward pass.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
         flags = jnp.array(a.local_layers or [False] * a.num_hidden_layers)
         xs = (parameters, jnp.arange(a.num_hidden_layers), flags, jnp.asarray(rope_rows(a)))
-        (hidden, carry), _ = jax.lax.scan(body, (self._embed(tokens), carry), xs)
+        (hidden, carry), sums = jax.lax.scan(body, (self._embed(tokens), carry), xs)
         hidden = self.norm(hidden)
-        return (hidden if a.logits_scaling == 1.0 else hidden / a.logits_scaling), carry
+        hidden = hidden if a.logits_scaling == 1.0 else hidden / a.logits_scaling
+        return hidden, carry, jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)
 
     def _embed(self, tokens: Int[Array, "r T"]) -> Float[Array, "r T D"]:
         x = self.sharding_plan.embed(self.embedding[...], tokens, self.dtype)

@@ -22,8 +22,10 @@ from jaxtyping import Float
 from llm.parallel.layout import ShardingPlan
 from llm.precision import accumulation_dtype
 
+from .activations import activate
 from .architecture import Activation, Architecture
 from .custom_vjp import project, rms_norm
+from .experts import Experts, Router, RouterSums, router_sums
 from .rope import RopeAngles, apply_rope
 
 PROJECTIONS = {
@@ -240,9 +242,18 @@ class Layer(nnx.Module):
         self.o_proj: Projection = Projection(stack, n_queries, width, bias=a.o_proj_bias, **options)
         self.post_attention_norm: Norm | None = nnx.data(norm(width, a.post_norms))
         self.mlp_norm: Norm | None = nnx.data(norm(width, a.pre_norms))
-        self.gate_proj: Projection = Projection(stack, width, units, bias=a.mlp_bias, **options)
-        self.up_proj: Projection = Projection(stack, width, units, bias=a.mlp_bias, **options)
-        self.down_proj: Projection = Projection(stack, units, width, bias=a.mlp_bias, **options)
+
+        def mlp_projection(n_in: int, n_out: int) -> Any:
+            """Return a projection of the MLP; None in a mixture of experts."""
+            if a.num_experts:
+                return None
+            return Projection(stack, n_in, n_out, bias=a.mlp_bias, **options)
+
+        self.gate_proj: Projection = nnx.data(mlp_projection(width, units))
+        self.up_proj: Projection = nnx.data(mlp_projection(width, units))
+        self.down_proj: Projection = nnx.data(mlp_projection(units, width))
+        self.router: Router | None = nnx.data(Router(a, **options) if a.num_experts else None)
+        self.experts: Experts | None = nnx.data(Experts(a, **options) if a.num_experts else None)
         self.post_mlp_norm: Norm | None = nnx.data(norm(width, a.post_norms))
 
     def __call__(
@@ -253,7 +264,8 @@ class Layer(nnx.Module):
         *,
         plan: ShardingPlan,
         chunked_mlp: bool = False,
-    ) -> tuple[Float[Array, "r T D"], object]:
+        token_counts: Float[Array, "r T"] | None = None,
+    ) -> tuple[Float[Array, "r T D"], object, RouterSums | None]:
         """Apply one layer.
 
         Args:
@@ -263,9 +275,11 @@ class Layer(nnx.Module):
                 sinks are None if the model has none.
             plan: collectives of the devices that share the layer.
             chunked_mlp: compute the hidden units of a few tokens at a time, in the gradient too.
+            token_counts: how often each token counts in the sums of the router; None for no sums.
 
         Returns:
-            The residual stream after the layer, and the extra result of ``attention``.
+            The residual stream after the layer, the extra result of ``attention``, and the sums of
+            the router, if they are asked for and there is one.
         """
         normed = plan.tp_broadcast(_apply(self.input_norm, x))
         queries = self._heads(_apply(self.q_proj_norm, self.q_proj(normed), plan))
@@ -277,14 +291,25 @@ class Layer(nnx.Module):
         mixed, extra = attention(queries, keys, values, sinks)
         attended = self.o_proj(mixed.reshape(*x.shape[:2], -1), plan.tp_reduce)
         x = save_residuals(x + self._residual(_apply(self.post_attention_norm, attended)))
-        normed = plan.tp_broadcast(_apply(self.mlp_norm, x))
+        normed = _apply(self.mlp_norm, x)
+        sums = None
+        if self.router is None:
+            normed = plan.tp_broadcast(normed)
+        elif token_counts is not None:
+            sums = router_sums(self.router(_tokens(normed)), token_counts.reshape(-1))
 
         def mlp(x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
-            gate, up = save_residuals((self.gate_proj(x), self.up_proj(x)))
-            return self.down_proj(activate(gate, self.activation) * up, plan.tp_reduce)
+            return self._mlp(x, plan)
 
         output = apply_in_chunks(mlp, normed) if chunked_mlp else mlp(normed)
-        return x + self._residual(_apply(self.post_mlp_norm, output)), extra
+        return x + self._residual(_apply(self.post_mlp_norm, output)), extra, sums
+
+    def _mlp(self, x: Float[Array, "r T D"], plan: ShardingPlan) -> Float[Array, "r T D"]:
+        if self.router is not None and self.experts is not None:
+            routing = self.router(_tokens(x))
+            return self.experts(_tokens(plan.tp_broadcast(x)), routing, plan).reshape(x.shape)
+        gate, up = save_residuals((self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(activate(gate, self.activation) * up, plan.tp_reduce)
 
     def _residual(self, x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
         return x if self.residual_multiplier == 1.0 else x * self.residual_multiplier
@@ -321,24 +346,9 @@ def apply_in_chunks(
     return jax.lax.map(jax.checkpoint(function), chunks).swapaxes(0, 1).reshape(x.shape)
 
 
-def activate(x: Float[Array, "..."], kind: Activation) -> Float[Array, "..."]:
-    """Apply the activation of the MLP's gate.
-
-    Args:
-        x: input, of any shape.
-        kind: ``silu``, ``gelu``, or ``gelu_pytorch_tanh``, the tanh approximation of ``gelu``.
-
-    Returns:
-        The activations, of the same shape and dtype.
-
-    Examples:
-        >>> round(float(activate(jnp.array(1.0), "silu")), 4)
-        0.7311
-    """
-    if kind == "silu":
-        return jax.nn.silu(x)
-    return jax.nn.gelu(x, approximate=kind == "gelu_pytorch_tanh")
-
-
 def _apply(norm: Norm | None, x: Array, split: ShardingPlan | None = None) -> Array:
     return x if norm is None else norm(x, split)
+
+
+def _tokens(x: Float[Array, "r T D"]) -> Float[Array, "n D"]:
+    return x.reshape(-1, x.shape[-1])

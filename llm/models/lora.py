@@ -150,4 +150,5 @@ def _targets(target_modules: str | Sequence[str]) -> list[str]:
 
 
 def _projections(decoder: Decoder) -> Iterator[Projection]:
-    return (getattr(decoder.layers, name) for name in PROJECTIONS)
+    projections = (getattr(decoder.layers, name) for name in PROJECTIONS)
+    return (projection for projection in projections if projection is not None)

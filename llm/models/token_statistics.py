@@ -21,7 +21,13 @@ from llm.parallel.vocab import VocabParallel
 from llm.types import Batch, Completions, Role
 from rpo_theory.losses import length_desensitized_weights
 
-from .logprobs import CHUNK_ENTRIES, LANE, response_log_probs, token_log_probs
+from .logprobs import (
+    CHUNK_ENTRIES,
+    LANE,
+    hidden_states_and_router_loss,
+    response_log_probs_and_router_loss,
+    token_log_probs,
+)
 from .protocol import Head, LanguageModel
 
 
@@ -32,10 +38,12 @@ class ResponseStatistics(NamedTuple):
         log_probs: log-probabilities, summed over tokens, nats.
         log_sum_squares: :math:`\sum_t\log\sum_v\pi(v|a_{<t})^2`, without a gradient; None if no
             loss takes it.
+        router_loss: see :func:`llm.models.logprobs.hidden_states_and_router_loss`.
     """
 
     log_probs: Float[Array, "n k"]
     log_sum_squares: Float[Array, "n k"] | None
+    router_loss: Float[Array, ""]
 
 
 def response_statistics(
@@ -53,16 +61,18 @@ def response_statistics(
         tokens.
     """
     if not config.statistics:
-        return ResponseStatistics(response_log_probs(model, batch), None)
+        log_probs, router_loss = response_log_probs_and_router_loss(model, batch)
+        return ResponseStatistics(log_probs, None, router_loss)
     head, completions = model.head(), batch.completions
-    features, counted = _features(model.hidden_states(batch.rows), completions, batch.lengths.size)
+    hidden, router_loss = hidden_states_and_router_loss(model, batch.rows)
+    features, counted = _features(hidden, completions, batch.lengths.size)
     log_probs = token_log_probs(features, head, completions.target)
     if config.length_alpha is not None:
         log_probs = log_probs * _length_weights(batch, config.length_alpha)
     squares = None
     if "sum_squares" in config.statistics:
         squares = _sum_by_response(token_log_sum_squares(features, head), batch, counted)
-    return ResponseStatistics(_sum_by_response(log_probs, batch, counted), squares)
+    return ResponseStatistics(_sum_by_response(log_probs, batch, counted), squares, router_loss)
 
 
 def token_log_sum_squares(features: Float[Array, "c D"], head: Head) -> Float[Array, " c"]:

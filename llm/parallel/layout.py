@@ -1,22 +1,25 @@
 r"""Sharding of a decoder over a mesh, and the collectives that its layers call.
 
-The mesh has three axes:
+The mesh has four axes:
 
 ========== ======================== ===========================================================
 axis       pairs                    parameters
 ========== ======================== ===========================================================
 ``data``   different on each device the same on each device
 ``fsdp``   different on each device a shard of each; layers are gathered one at a time
+``expert`` different on each device some of the experts; all other parameters on each device
 ``tensor`` the same on each device  the shard of some heads, hidden units and vocabulary entries
 ========== ======================== ===========================================================
 
-The training step is written for one device and mapped over the mesh by ``jax.shard_map``. Three
+The training step is written for one device and mapped over the mesh by ``jax.shard_map``. Four
 kinds of collectives are explicit:
 
 * :meth:`ShardingPlan.fsdp_gather` gathers the parameters of a layer before the layer is applied;
   its transpose scatters their gradients.
 * :meth:`ShardingPlan.tp_broadcast` precedes column-parallel projections and sums the gradient over
   ``tensor``; :meth:`ShardingPlan.tp_reduce` follows row-parallel projections and sums the output.
+* :meth:`ShardingPlan.gather_tokens` and :meth:`ShardingPlan.scatter_tokens` enclose the experts:
+  each device applies its own to the tokens of all devices along ``expert``.
 * The vocabulary is split over ``tensor`` and ``fsdp``: :meth:`ShardingPlan.embed` looks tokens up,
   :class:`llm.parallel.vocab.VocabParallel` serves the output head.
 
@@ -36,8 +39,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")
 """Axes along which devices hold different pairs."""
 VOCAB_AXES = ("tensor", "fsdp")
 """Axes that the vocabulary is split over, the slower one first."""
@@ -72,6 +75,10 @@ def partition_rule(path: ParameterPath, n_axes: int) -> AxisSplit:
         return (VOCAB_AXES, None)
     if path[1:2] in (("sinks",), ("q_proj_norm",), ("k_proj_norm",)):
         return (None, "tensor")
+    if path[1:2] == ("experts",):
+        # Experts are split by number, and then as the projections of an MLP are.
+        layer, *rest = partition_rule((path[0], *path[2:]), n_axes - 1)
+        return (layer, "expert", *rest)
     columns = len(path) > 2 and path[1] in COLUMN_PARALLEL
     by_rows = len(path) > 2 and path[1] in ROW_PARALLEL
     match path[-1] if path else None:
@@ -98,7 +105,8 @@ def has_partial_gradient(path: ParameterPath) -> bool:
         path: names of the parameter in the model's state.
 
     Returns:
-        True for norms of queries and keys, and for the unsplit matrices of adapters.
+        True for norms of queries and keys, for the unsplit matrices of adapters, and for the
+        biases of experts' outputs.
 
     Examples:
         >>> paths = ("layers", "q_norm", "weight"), ("norm", "weight")
@@ -107,7 +115,7 @@ def has_partial_gradient(path: ParameterPath) -> bool:
         >>> [has_partial_gradient(("layers", name, "a")) for name in ("q_proj", "down_proj")]
         [True, False]
     """
-    if path[-2:-1] in (("q_norm",), ("k_norm",)):
+    if path[-2:-1] in (("q_norm",), ("k_norm",)) or path[1:] == ("experts", "down_proj", "bias"):
         return True
     columns, by_rows = (
         path[1:2] and path[1] in COLUMN_PARALLEL,
@@ -125,22 +133,24 @@ class ShardingPlan:
         fsdp: number of devices along ``fsdp``.
         tensor: number of devices along ``tensor``.
         splits: path and split of each parameter; an array that is not listed is replicated.
+        expert: number of devices along ``expert``.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     splits: tuple[tuple[ParameterPath, AxisSplit], ...] = ()
+    expert: int = 1
 
     @property
     def batch_shards(self) -> int:
-        """Number of shards of a batch: devices along ``data`` times devices along ``fsdp``.
+        """Number of shards of a batch: devices along ``data``, ``fsdp`` and ``expert``.
 
         Examples:
             >>> ShardingPlan(data=2, fsdp=3, tensor=4).batch_shards
             6
         """
-        return self.data * self.fsdp
+        return self.data * self.fsdp * self.expert
 
     def split_of(self, path: ParameterPath) -> AxisSplit:
         """Return the split of a parameter, empty if it is replicated."""
@@ -204,6 +214,22 @@ class ShardingPlan:
     def tp_reduce(self, x: Array) -> Array:
         """Sum ``x`` over ``tensor``; its gradient is that of the sum on each device."""
         return _tp_reduce(x) if self.tensor > 1 else x
+
+    def gather_tokens(self, tokens: Any) -> Any:
+        """Gather a tree of arrays, with tokens on the first axis, over ``expert``."""
+        if self.expert == 1:
+            return tokens
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, "expert", tiled=True), tokens)
+
+    def scatter_tokens(self, x: Array) -> Array:
+        """Sum over ``expert``, and return the tokens of this device."""
+        if self.expert == 1:
+            return x
+        return jax.lax.psum_scatter(x, "expert", scatter_dimension=0, tiled=True)
+
+    def expert_index(self) -> Array | int:
+        """Return the index of the device along ``expert``."""
+        return jax.lax.axis_index("expert") if self.expert > 1 else 0
 
     def batch_sum(self, sums: Any) -> Any:
         """Sum a tree of arrays over the devices that hold different pairs."""
@@ -294,11 +320,13 @@ def make_sharding_plan(
         The plan. A parameter that ``fsdp`` does not divide is replicated along ``fsdp``.
 
     Raises:
-        ValueError: if ``tensor`` divides neither the heads nor a parameter that it splits.
+        ValueError: if ``tensor`` or ``expert`` does not divide the heads or a parameter that it
+            splits, or ``expert`` has devices for a model without experts.
     """
     if math.prod(sizes.values()) == 1:
         return SINGLE_DEVICE
-    tensor = sizes["tensor"]
+    sizes = {"expert": 1, **sizes}
+    tensor, expert = sizes["tensor"], sizes["expert"]
     for count in head_counts:
         if count % tensor:
             raise ValueError(f"`mesh.tensor` must divide the {count} heads, got {tensor}")
@@ -313,17 +341,21 @@ def make_sharding_plan(
             continue
         for axis, name in enumerate(split):
             if name is not None and leaf.shape[axis] % sizes[name]:
-                if name == "tensor":
+                if name in ("tensor", "expert"):
                     raise ValueError(
-                        f"`mesh.tensor` must divide axis {axis} of {'.'.join(path)}, whose size "
-                        f"is {leaf.shape[axis]}, got {tensor}"
+                        f"`mesh.{name}` must divide axis {axis} of {'.'.join(path)}, whose size "
+                        f"is {leaf.shape[axis]}, got {sizes[name]}"
                     )
                 split[axis] = None
         splits.append((path, tuple(split)))
-    return ShardingPlan(sizes["data"], sizes["fsdp"], tensor, tuple(splits))
+    if expert > 1 and not any("expert" in split for _, split in splits):
+        raise ValueError(f"`mesh.expert` must be 1 for a model without experts, got {expert}")
+    return ShardingPlan(sizes["data"], sizes["fsdp"], tensor, tuple(splits), expert)
 
 
-def mesh_sizes(*, data: int | None, fsdp: int | None, tensor: int, devices: int) -> dict[str, int]:
+def mesh_sizes(
+    *, data: int | None, fsdp: int | None, tensor: int, devices: int, expert: int = 1
+) -> dict[str, int]:
     """Return the sizes of a mesh that uses all devices.
 
     Args:
@@ -331,6 +363,7 @@ def mesh_sizes(*, data: int | None, fsdp: int | None, tensor: int, devices: int)
         fsdp: number of devices along ``fsdp``; None for all devices that remain.
         tensor: number of devices along ``tensor``.
         devices: number of devices.
+        expert: number of devices along ``expert``.
 
     Returns:
         The size of each axis of :data:`MESH_AXES`.
@@ -340,17 +373,19 @@ def mesh_sizes(*, data: int | None, fsdp: int | None, tensor: int, devices: int)
 
     Examples:
         >>> mesh_sizes(data=None, fsdp=None, tensor=2, devices=8)
-        {'data': 1, 'fsdp': 4, 'tensor': 2}
+        {'data': 1, 'fsdp': 4, 'expert': 1, 'tensor': 2}
     """
     data = 1 if data is None else data
     if fsdp is None:
-        fsdp = max(devices // (data * tensor), 1)
-    if data * fsdp * tensor != devices:
+        fsdp = max(devices // (data * expert * tensor), 1)
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+    if math.prod(sizes.values()) != devices:
+        shown = {name: size for name, size in sizes.items() if name != "expert" or size > 1}
+        product = " x ".join(f"{name} {size}" for name, size in shown.items())
         raise ValueError(
-            f"`mesh` must use all {devices} devices, got data {data} x fsdp {fsdp} x tensor "
-            f"{tensor} = {data * fsdp * tensor}"
+            f"`mesh` must use all {devices} devices, got {product} = {math.prod(sizes.values())}"
         )
-    return {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return sizes
 
 
 @jax.custom_vjp

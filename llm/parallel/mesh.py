@@ -150,7 +150,11 @@ def make_devices(config: MeshConfig, model: Any) -> Devices:
         ValueError: if the mesh does not use all devices, or does not divide the heads.
     """
     sizes = mesh_sizes(
-        data=config.data, fsdp=config.fsdp, tensor=config.tensor, devices=jax.device_count()
+        data=config.data,
+        fsdp=config.fsdp,
+        tensor=config.tensor,
+        expert=config.expert,
+        devices=jax.device_count(),
     )
     return Devices(make_mesh(sizes, jax.devices()), plan_model(sizes, model))
 
@@ -197,7 +201,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     Returns:
         A mesh with the axes :data:`llm.parallel.layout.MESH_AXES`.
     """
-    return Mesh(np.array(devices).reshape([sizes[name] for name in MESH_AXES]), MESH_AXES)
+    return Mesh(np.array(devices).reshape([sizes.get(name, 1) for name in MESH_AXES]), MESH_AXES)
 
 
 def put_on_mesh(tree: Any, specs: Any, mesh: Mesh) -> Any:

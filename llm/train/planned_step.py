@@ -69,7 +69,11 @@ class PlannedStep:
             )
         self.config = config
         self.sizes = mesh_sizes(
-            data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=n_devices
+            data=mesh.data,
+            fsdp=mesh.fsdp,
+            tensor=mesh.tensor,
+            expert=mesh.expert,
+            devices=n_devices,
         )
         decoder = abstract_model(model)
         self.architecture = decoder.architecture

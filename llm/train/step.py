@@ -126,14 +126,17 @@ def gradients(
         The gradient, in the dtypes of the parameters, and the measurements.
     """
     divisors = normalizers(config, batches)
+    n_parts = batches.lengths.shape[0]
 
     def on_device(
         trainable: Parameters, frozen: Parameters, batches: Batch
     ) -> tuple[tuple[Parameters, MetricSums], Array]:
         def loss(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[MetricSums, Array]]:
             model = nnx.merge(graphdef, trainable, frozen)
-            sums, _, flags = _measure(model, batch, config, constants)
-            return loss_share(config, sums, divisors, constants), (sums, flags)
+            sums, _, flags, router_loss = _measure(model, batch, config, constants)
+            # The router's loss is that of each part, and is averaged over the parts.
+            share = loss_share(config, sums, divisors, constants) + router_loss / n_parts
+            return share, (sums, flags)
 
         def part(batch: Batch) -> tuple[tuple[Any, MetricSums], Array]:
             gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable, batch)
@@ -151,7 +154,9 @@ def gradients(
         def loss(trainable: Parameters) -> tuple[Array, tuple[MetricSums, Array]]:
             # The backward pass computes one part at a time again, as accumulation does.
             part = jax.checkpoint(log_probs)
-            policy, squares = jax.lax.map(lambda batch: part(trainable, batch), batches)
+            policy, squares, router_losses = jax.lax.map(
+                lambda batch: part(trainable, batch), batches
+            )
             whole = _without_tokens(batches)
             flags = jax.vmap(flag_non_finite_pairs)(policy, whole.reference, whole)
             policy, squares, whole = devices.plan.gather_pairs((policy, squares, whole))
@@ -160,7 +165,8 @@ def gradients(
             )
             # Every shard has the whole batch; the sums over shards must count it once.
             sums = jax.tree.map(lambda leaf: leaf / devices.plan.batch_shards, sums)
-            return loss_share(config, sums, divisors, constants), (sums, flags)
+            share = loss_share(config, sums, divisors, constants) + jnp.mean(router_losses)
+            return share, (sums, flags)
 
         gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable)
         return (_widen(gradient), sums), flags
@@ -254,7 +260,7 @@ def make_evaluation_step(
             model = nnx.merge(graphdef, trainable, frozen)
 
             def part(batch: Batch) -> tuple[MetricSums, Array]:
-                sums, policy, _ = _measure(model, batch, config, constants)
+                sums, policy, *_ = _measure(model, batch, config, constants)
                 return sums, policy
 
             return _sum_over_parts(part, batches)
@@ -266,13 +272,14 @@ def make_evaluation_step(
 
 def _measure(
     model: Any, batch: Batch, config: ObjectiveConfig, constants: ObjectiveConstants | None
-) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"]]:
-    """Return sums of the metrics, log-probabilities, and flags of non-finite pairs."""
-    policy, squares = response_statistics(model, batch, config)
+) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"], Float[Array, ""]]:
+    """Return sums of metrics, log-probabilities, flags of non-finite pairs, and a router's loss."""
+    policy, squares, router_loss = response_statistics(model, batch, config)
     sums = compute_metric_sums(
         config, policy, batch.reference, batch, constants=constants, log_sum_squares=squares
     )
-    return sums, policy, flag_non_finite_pairs(policy, batch.reference, batch)
+    flags = flag_non_finite_pairs(policy, batch.reference, batch)
+    return sums, policy, flags, router_loss
 
 
 def _widen(gradient: Parameters) -> Parameters:

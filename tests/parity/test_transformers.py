@@ -63,7 +63,7 @@ LONG = {
     "short_factor": [1.0, 1.3, 2.0, 2.5],
     "long_factor": [1.0, 3.0, 5.0, 7.0],
 }
-"""The sequences of the tests have 24 tokens: more than a pretraining of 16, fewer than one of 32."""
+# The sequences have 24 tokens: more than a pretraining of 16, fewer than one of 32.
 SHORT_LENGTH, LONG_LENGTH = ({"original_max_position_embeddings": n} for n in (32, 16))
 PARTIAL = {
     **LONG,

@@ -100,6 +100,7 @@ VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 PIXTRAL = {"vision_config": {"model_type": "pixtral", "head_dim": 4, **VISION}}
 MISTRAL = {"model_type": "mistral", "sliding_window": None, **SIZES}
 MINISTRAL = {"model_type": "ministral3", "pad_token_id": 0, **SIZES}
+UNTIED = {"tie_word_embeddings": False}
 MULTIMODAL = {
     "gemma3": (
         "Gemma3",
@@ -111,7 +112,7 @@ MULTIMODAL = {
         {"text_config": MISTRAL, **PIXTRAL, "tie_word_embeddings": False},
     ),
     "mistral small, tied": ("Mistral3", {"text_config": MISTRAL, **PIXTRAL}),
-    "ministral": ("Mistral3", {"text_config": MINISTRAL, **PIXTRAL, "tie_word_embeddings": False}),
+    "ministral": ("Mistral3", {"text_config": MINISTRAL, **PIXTRAL, **UNTIED}),
 }
 
 

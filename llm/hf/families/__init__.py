@@ -10,23 +10,27 @@ from . import (
     gemma,
     gemma2,
     gemma3,
+    gpt_oss,
     granite,
     llama,
     ministral,
     ministral3,
     mistral,
+    mixtral,
     olmo2,
     olmo3,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from .record import Composite, Family
 
 MODULES = (
     *(llama, mistral, ministral, ministral3, qwen2, qwen3, gemma, gemma2, gemma3),
-    *(olmo2, olmo3, phi3, smollm3, granite),
+    *(olmo2, olmo3, phi3, smollm3, granite, mixtral, qwen3_moe, olmoe, gpt_oss),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 """The supported families by ``model_type``."""

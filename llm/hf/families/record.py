@@ -9,6 +9,7 @@ from typing import Any
 from llm.models.architecture import Architecture
 
 from ..config_values import ConfigReader
+from ..tensor_mapping import TensorMapping
 
 Fields = dict[str, Any]
 """Fields of an architecture, or keys of a ``config.json``, by name."""
@@ -51,6 +52,8 @@ class Family:
         rope_keys: keys of the rotary settings that only this family reads.
         names: names of a layer's tensors where they differ from
             :data:`llm.hf.names.LAYER_NAMES`, by module.
+        experts: returns the mappings of router and experts from the names of the modules; None if
+            each expert has a tensor of its own.
         fused: modules whose outputs one tensor holds one after another, by name of the tensor.
     """
 
@@ -70,6 +73,7 @@ class Family:
     rope_types: Mapping[str, str] | None = None
     rope_keys: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    experts: Callable[[Architecture, Mapping[str, str]], list[TensorMapping]] | None = None
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 

@@ -39,7 +39,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "reference" / "model_configs.md"
 
 
 def read(family: str = "llama", /, **keys: Any) -> Architecture:
-    return from_hf_config({"model_type": family, **SIZES, **keys})
+    return from_hf_config({"model_type": family, **sizes_of(family), **keys})
+
+
+def sizes_of(family: str) -> dict[str, Any]:
+    """Return sizes that a family accepts."""
+    return {**SIZES, "head_dim": 2} if family == "olmoe" else SIZES
 
 
 def test_golden_the_reference_page_is_that_of_the_table() -> None:
@@ -49,16 +54,18 @@ def test_golden_the_reference_page_is_that_of_the_table() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_property_an_extra_key_with_content_is_used_refused_or_listed(family: str) -> None:
     for name, value in (("extra", 1), ("color", "red"), ("a_list", [0]), ("an_object", {"b": 0})):
-        notes = config_notes({"model_type": family, **SIZES, name: value})
+        sizes = {"model_type": family, **sizes_of(family)}
+        notes = config_notes({**sizes, name: value})
         assert notes == (f"config.json: keys without effect: {name}",)
         scaling = {**SCALINGS.get(family, LINEAR), name: value}
         if isinstance(value, dict) and not FAMILIES[family].rope_by_layer_type:
             with pytest.raises(ValueError, match=f"^`rope_scaling.{name}` must not be an object"):
                 read(family, rope_scaling=scaling)
         else:
-            notes = config_notes({"model_type": family, **SIZES, "rope_scaling": scaling})
+            notes = config_notes({**sizes, "rope_scaling": scaling})
             assert notes == (f"config.json: keys without effect: rope_scaling.{name}",)
-    assert config_notes({"model_type": family, **SIZES, "extra": None, "other": []}) == ()
+    empty = {"extra": None, "other": []}
+    assert config_notes({"model_type": family, **sizes_of(family), **empty}) == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,6 +140,17 @@ def test_closed_form_yarn_interpolates_over_planes_and_scales_angles() -> None:
         ("granite", {"logits_scaling": 0.0}, "`logits_scaling` must be positive, got 0.0"),
         ("ministral3", {"rope_scaling": {**YARN, "llama_4_scaling_beta": None}}, "`llama_4_scal"),
         ("ministral3", {"rope_scaling": LINEAR}, "`rope_scaling.rope_type` must be one of yarn"),
+        ("mixtral", {"num_experts": 4, "num_local_experts": 8}, "`num_experts` is 4, but `num_loc"),
+        ("mixtral", {"num_local_experts": 0}, "`num_experts` must be positive, got 0"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` must be absent"),
+        ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 3}, "`num_experts_per_tok` mu"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "`mlp_only_layers` must be absent"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "`decoder_sparse_step` must be absent"),
+        ("qwen3_moe", {"moe_intermediate_size": 0}, "`moe_intermediate_size` must be positive"),
+        ("olmoe", {"clip_qkv": 8.0}, "`clip_qkv` must be absent, got 8.0"),
+        ("olmoe", {"head_dim": 8}, "`head_dim` times `num_attention_heads` must be"),
+        ("gpt_oss", {"swiglu_limit": 0.0}, "`swiglu_limit` must be positive"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "`quantization_config` m"),
         ("mistral3", {"text_config": {"model_type": "llama"}}, "`text_config.model_type` must be"),
         ("llama", {"hidden_size": 10}, "`hidden_size` must be a multiple of `num_attention_hea"),
         ("llama", {"pad_token_id": 16}, "`pad_token_id` must be below `vocab_size` 16, got 16"),
@@ -176,6 +194,10 @@ def test_roundtrip_every_architecture_that_can_be_read_can_be_exported() -> None
         ("phi3", {"rope_scaling": LONG, "original_max_position_embeddings": 512}),
         ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 4}),
         ("ministral3", {}),
+        ("mixtral", {"num_experts": 4, "output_router_logits": True}),
+        ("qwen3_moe", {"moe_intermediate_size": 6, "norm_topk_prob": True, "head_dim": None}),
+        ("gpt_oss", {"rope_scaling": LINEAR, "swiglu_limit": 3, "num_local_experts": 4}),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}),
         ("llama", {"rope_scaling": {**YARN, "truncate": False, "llama_4_scaling_beta": None}}),
         ("llama", {"rope_scaling": {**LONG, "factor": 3, "attention_factor": 1.5}}),
     ):

@@ -45,15 +45,42 @@ OBJECTIVE = ObjectiveConfig(method="rpo", beta=0.3, eta=0.5)
 MESHES = {
     "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
+    "experts": {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},
+    "experts alone": {"data": 1, "fsdp": 2, "expert": 4, "tensor": 1},
 }
+ROUTER = {"router_aux_loss_coef": 0.3, "output_router_logits": True}
 MODELS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True, "qk_norm": True},
     "untied": {"qkv_bias": True, "o_proj_bias": True, "final_logit_softcapping": 3.0},
     "adapters": {},
     "plain": {},
     "indivisible vocabulary": {"vocab_size": 33},
+    "olmo and granite": {
+        "pre_norms": False,
+        "post_norms": True,
+        "qk_proj_norm": True,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+    },
+    "phi and smollm": {
+        "partial_rotary_factor": 0.5,
+        "rope_layers": (True, False),
+        "attention_sinks": True,
+    },
+    "experts": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, **ROUTER},
+    "experts with biases": {
+        "num_experts": 4,
+        "num_experts_per_tok": 3,
+        "expert_bias": True,
+        "swiglu_limit": 0.5,
+        "attention_sinks": True,
+    },
 }
-CASES = [("tied", "fsdp"), *((model, "all") for model in MODELS if model != "plain")]
+CASES = [
+    ("tied", "fsdp"),
+    *((model, "all") for model in MODELS if model != "plain"),
+    *(("experts", "experts"), ("experts", "experts alone"), ("experts with biases", "experts")),
+]
 N_PAIRS = 16
 
 
@@ -84,6 +111,8 @@ def make_model(name: str) -> Decoder:
         adapters = nnx.state(model, nnx.LoRAParam)
         # B is 0 at the start, and would hide A.
         nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1, adapters))
+    if model.layers.sinks is not None:
+        model.layers.sinks[...] = model.layers.sinks[...] + 0.2
     return model
 
 
@@ -109,15 +138,18 @@ def on_mesh(
     sizes: Mapping[str, int],
     objective: ObjectiveConfig = OBJECTIVE,
 ) -> tuple[Any, Any]:
-    """Return the same on a mesh, with one pair per device and part."""
-    shards = sizes["data"] * sizes["fsdp"]
+    """Return the same on a mesh, with one pair per device and part, or all pairs in one part."""
+    shards = sizes["data"] * sizes["fsdp"] * sizes.get("expert", 1)
     devices = Devices(make_mesh(sizes, jax.devices()), plan_model(sizes, model))
     model.sharding_plan = devices.plan
     graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
     model.sharding_plan = SINGLE_DEVICE
-    batch = BatchSampler(pairs, "shared", 1, accumulation_steps=N_PAIRS).batch(0)
-    assigned = devices.assign(batch)
-    assert assigned.lengths.shape[:2] == (N_PAIRS // shards, shards)
+    # The router's loss is that of a part, so that parts and batch must be the same.
+    in_one = model.architecture.output_router_logits
+    at_once = N_PAIRS // shards if in_one else 1
+    sampler = BatchSampler(pairs, "shared", at_once, accumulation_steps=N_PAIRS // at_once)
+    assigned = devices.assign(sampler.batch(0))
+    assert assigned.lengths.shape[:2] == (N_PAIRS // shards // at_once, shards)
     step = partial(gradients, graphdef, config=objective, devices=devices)
     return jax.jit(step)(
         devices.put(trainable),

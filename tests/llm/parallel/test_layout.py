@@ -63,6 +63,8 @@ def on_eight_devices(*arguments: str) -> list[dict[str, Any]]:
     [
         ["untied"],
         pytest.param(["adapters", "tied", "indivisible vocabulary"], marks=pytest.mark.slow),
+        pytest.param(["olmo and granite", "phi and smollm"], marks=pytest.mark.slow),
+        pytest.param(["experts", "experts with biases"], marks=pytest.mark.slow),
     ],
 )
 def test_gradient_on_eight_devices_equals_that_on_one_device(models: list[str]) -> None:
@@ -102,7 +104,7 @@ def test_closed_form_arrays_are_sharded_by_the_plan_and_copied_to_the_host(
     arrays: dict[str, Any],
 ) -> None:
     placed = arrays["placed"]
-    assert placed["sizes"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert placed["sizes"] == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
     assert placed["splits"] == ["(('tensor', 'fsdp'), None)", "(None, 'fsdp', 'tensor')", "()"]
     assert placed["shards"] == [[8, 16], [2, 8, 12], [3]]
     assert placed["kernel_split"] == placed["splits"][1]
@@ -129,9 +131,11 @@ def test_closed_form_fsdp_takes_the_devices_that_remain() -> None:
     def sizes(data: int | None, fsdp: int | None, tensor: int) -> list[int]:
         return list(mesh_sizes(data=data, fsdp=fsdp, tensor=tensor, devices=8).values())
 
-    assert sizes(None, None, 1) == [1, 8, 1]
-    assert sizes(2, None, 2) == [2, 2, 2]
-    assert sizes(8, 1, 1) == [8, 1, 1]
+    assert sizes(None, None, 1) == [1, 8, 1, 1]
+    assert sizes(2, None, 2) == [2, 2, 1, 2]
+    assert sizes(8, 1, 1) == [8, 1, 1, 1]
+    with_experts = mesh_sizes(data=None, fsdp=None, tensor=2, expert=2, devices=8)
+    assert list(with_experts.values()) == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(3, None, 1), (None, 4, 1), (1, 1, 16)])
@@ -151,6 +155,15 @@ def test_raises_if_the_tensor_axis_does_not_divide_heads_or_hidden_units() -> No
         ValueError, match=r"must divide axis 1 of layers\.down_proj\.kernel.* is 22, got 4"
     ):
         make_sharding_plan(sizes, odd, head_counts=(4, 4), hidden_size=16)
+
+
+def test_raises_if_the_expert_axis_does_not_divide_the_experts_or_there_are_none() -> None:
+    sizes = {"data": 1, "fsdp": 1, "expert": 4, "tensor": 1}
+    three = shapes(num_experts=6, num_experts_per_tok=2)
+    with pytest.raises(ValueError, match=r"`mesh.expert` must divide axis 1 of layers\.experts"):
+        make_sharding_plan(sizes, three, head_counts=(4, 2), hidden_size=16)
+    with pytest.raises(ValueError, match=r"`mesh\.expert` must be 1 for a model without experts"):
+        make_sharding_plan(sizes, shapes(), head_counts=(4, 2), hidden_size=16)
 
 
 def test_closed_form_parameters_that_fsdp_does_not_divide_are_replicated() -> None:

@@ -34,7 +34,7 @@ def test_limit_one_device_is_a_mesh_that_splits_nothing() -> None:
     devices = make_devices(MeshConfig(), shapes())
     assert devices == single_device()
     assert devices.plan == SINGLE_DEVICE
-    assert dict(devices.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(devices.mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
     assert devices.sharding(("embedding",)).is_fully_replicated
 
 
