@@ -81,6 +81,9 @@ MULTIPLIERS = {
     "attention_multiplier": 0.3,
     "logits_scaling": 0.5,
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+GPT_OSS = {"num_local_experts": 4, "head_dim": 8, "sliding_window": 5}
+UNSCALED = {"rope_type": "default", "rope_theta": 100.0}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -146,6 +149,18 @@ FAMILIES = {
         {"use_sliding_window": True, "sliding_window": 5, "no_rope_layers": [0, 1, 0]},
     ),
     "granite 3": ("Granite", {**BIASES, **MULTIPLIERS}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": 5}),
+    "qwen 3, experts": ("Qwen3Moe", {**EXPERTS, "head_dim": 8, "attention_bias": True}),
+    "qwen 3, experts and window": (
+        "Qwen3Moe",
+        {**EXPERTS, "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "attention_bias": True}),
+    "gpt-oss": ("GptOss", {**GPT_OSS, "num_experts_per_tok": 2}),
+    "gpt-oss, unscaled": (
+        "GptOss",
+        {**GPT_OSS, "num_experts_per_tok": 3, "swiglu_limit": 0.5, "rope_parameters": UNSCALED},
+    ),
 }
 
 
