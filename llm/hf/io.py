@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,16 @@ from llm.data.model_folder import (
 )
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, Remat
-from llm.models.layers import Projection
-from llm.models.lora import has_lora, merged_kernel
+from llm.models.lora import has_lora
 from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
 from .config import from_hf_config, to_hf_config
 from .config_notes import config_notes
+from .exported_tensors import exported_tensors
 from .families import COMPOSITES
 from .folder_kinds import check_model_folder
-from .merging import BaseTensors, ExportReport, MergeCounter, base_tensors, round_tensor
+from .merging import ExportReport, MergeCounter, base_tensors
 from .multimodal import is_image_tensor, multimodal_base
 from .names import EMBEDDING_NAME, HEAD_NAME, stored_names, tensor_mappings
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
@@ -184,7 +184,7 @@ def export_model(
             multimodal.copy_files(part)
         (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         counter = MergeCounter() if adapted or base is not None else None
-        sizes, read = _tensors(decoder, tensor_dtype, counter, base)
+        sizes, read = exported_tensors(decoder, tensor_dtype, counter, base)
         if multimodal is not None:
             sizes, read = multimodal.with_images(sizes, read)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
@@ -267,8 +267,9 @@ def _stored_tensors(
             f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(expected)} are)"
             + (hint if missing == {HEAD_NAME} else "")
         )
-    for name in sorted(stored[name] for name in expected):
-        files.check_dtype(name)
+    for name, shape in sorted(_tensor_shapes(architecture).items()):
+        files.check_dtype(stored[name])
+        files.check_shape(stored[name], shape)
     extra = files.names() - {stored[name] for name in expected}
     notes = []
     embedding, head = stored[EMBEDDING_NAME], stored[HEAD_NAME]
@@ -296,6 +297,18 @@ def _stored_tensors(
     if unread:
         notes.append(f"files passed over: {', '.join(unread)}")
     return {name: stored[name] for name in expected}, tuple(notes)
+
+
+def _tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a model folder."""
+    abstract = nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0)))
+    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(abstract))}
+    n_layers, found = architecture.num_hidden_layers, {}
+    for mapping in tensor_mappings(architecture):
+        shape = shapes[mapping.path][len(mapping.stack_shape(n_layers)) :]
+        shape, _ = mapping.tensor_slices(shape, tuple(map(slice, shape)))
+        found |= dict.fromkeys(mapping.names(n_layers), shape)
+    return found
 
 
 def _check_tied(
@@ -335,58 +348,6 @@ def _read_shard(
         if not np.isfinite(stack[index]).all():
             raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
     return stack
-
-
-def _tensors(
-    decoder: Decoder, dtype: np.dtype, counter: MergeCounter | None, base: BaseTensors | None
-) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
-    """Return the sizes of all tensors in bytes, and a function that returns a tensor by name."""
-    n_layers = decoder.architecture.num_hidden_layers
-    sources: dict[str, list[tuple[TensorMapping, tuple[int, ...]]]] = {}
-    for mapping in tensor_mappings(decoder.architecture):
-        indices = np.ndindex(mapping.stack_shape(n_layers))
-        for index, name in zip(indices, mapping.names(n_layers), strict=True):
-            sources.setdefault(name, []).append((mapping, index))
-
-    def read_part(name: str, mapping: TensorMapping, index: tuple[int, ...]) -> list[np.ndarray]:
-        """Return the values of a parameter, exact and rounded."""
-        leaf: Any = decoder
-        for key in mapping.path[:-1]:
-            leaf = getattr(leaf, key)
-        if not (isinstance(leaf, Projection) and mapping.path[-1] == "kernel"):
-            values = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
-            return [values, round_tensor(name, values, dtype)]
-        merged = np.asarray(merged_kernel(leaf, *index))
-        rounded = round_tensor(name, merged, dtype)
-        if counter is not None and leaf.adapter is not None:
-            counter.add(np.asarray(leaf.kernel[index]), merged, rounded)
-        return [merged, rounded]
-
-    def read(name: str) -> np.ndarray:
-        tensors: list[np.ndarray] = []
-        for mapping, index in sources[name]:
-            parts = read_part(name, mapping, index)
-            shape = parts[0].shape
-            shape, slices = mapping.tensor_slices(shape, tuple(map(slice, shape)))
-            tensors = tensors or [np.empty(shape, part.dtype) for part in parts]
-            for tensor, part in zip(tensors, parts, strict=True):
-                tensor[slices] = part.T if mapping.transposed else part
-        values, rounded = tensors
-        before = None if base is None else base(name, values.shape)
-        if counter is not None and before is not None:
-            counter.add(before, values, rounded)
-        return rounded
-
-    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
-
-    def n_values(mapping: TensorMapping) -> int:
-        return int(np.prod(shapes[mapping.path][len(mapping.stack_shape(n_layers)) :]))
-
-    sizes = {
-        name: dtype.itemsize * sum(n_values(mapping) for mapping, _ in parts)
-        for name, parts in sorted(sources.items())
-    }
-    return sizes, read
 
 
 def stored_dtype(folder: Path) -> str | None:

@@ -120,6 +120,21 @@ class SafetensorsReader:
                 f"{self._paths[name]}: tensor {name} must be of type {names}, got {dtype}"
             )
 
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse a tensor of another shape, without reading it.
+
+        Args:
+            name: name of the tensor.
+            shape: shape that it must have.
+
+        Raises:
+            ValueError: if it has another shape.
+        """
+        path = self._paths[name]
+        found = self._files[path].get_slice(name).get_shape()
+        if tuple(found) != shape:
+            raise ValueError(f"{path}: tensor {name} must have shape {list(shape)}, got {found}")
+
     def file(self, name: str) -> Path:
         """Return the path of the file that holds a tensor.
 
@@ -148,13 +163,10 @@ class SafetensorsReader:
             ValueError: if the shape differs, the dtype is not floating point, a value is not
                 finite, or a whole tensor does not have the digest that the file stores for it.
         """
+        self.check_shape(name, shape)
+        self.check_dtype(name)
         path = self._paths[name]
         stored = self._files[path].get_slice(name)
-        if tuple(stored.get_shape()) != shape:
-            raise ValueError(
-                f"{path}: tensor {name} must have shape {list(shape)}, got {stored.get_shape()}"
-            )
-        self.check_dtype(name)
         tensor = self._files[path].get_tensor(name) if part is None else stored[part]
         if not np.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name} holds NaN or infinite numbers")

@@ -55,7 +55,7 @@ def add_lora(
         raise ValueError(f"`alpha` must be positive, got {alpha}")
     if has_lora(decoder):
         raise ValueError("the model has adapters already: merge them with `merge_lora` first")
-    for name in _targets(target_modules):
+    for name in _targets(target_modules, decoder):
         projection: Projection = getattr(decoder.layers, name)
         *stack, n_in, n_out = projection.kernel[...].shape
         projection.adapter = Adapter(
@@ -132,18 +132,20 @@ def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Arr
     return kernel.astype(wide) + jnp.matmul(*factors, precision="highest") * adapter.scale
 
 
-def _targets(target_modules: str | Sequence[str]) -> list[str]:
+def _targets(target_modules: str | Sequence[str], decoder: Decoder) -> list[str]:
+    # Experts have no adapters, as in PEFT.
+    known = [name for name in PROJECTIONS if getattr(decoder.layers, name) is not None]
     if target_modules == ALL_LINEAR:
-        return list(PROJECTIONS)
+        return known
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not names:
         raise ValueError("`target_modules` must name at least one projection, got none")
     if ALL_LINEAR in names:
-        return list(PROJECTIONS)
+        return known
     for name in names:
-        if name not in PROJECTIONS:
+        if name not in known:
             raise ValueError(
-                f"`target_modules` must be {ALL_LINEAR} or among {', '.join(PROJECTIONS)}, "
+                f"`target_modules` must be {ALL_LINEAR} or among {', '.join(known)}, "
                 f"got {name!r}: write `model.lora_target_modules: [q_proj, v_proj]`"
             )
     return list(dict.fromkeys(names))

@@ -65,6 +65,7 @@ LONG = {
 }
 FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 9.0]}
 ORIGINAL = {"original_max_position_embeddings": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 BASE = {"rope_type": "default", "rope_theta": 500.0}
 ABSENT = object()
 """Value of a key that is taken out of the sizes."""
@@ -121,10 +122,10 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor` is"),
     ("llama", {"rope_scaling": LONG}, None),
     ("llama", {"rope_scaling": {**LONG, "factor": 0.5}}, None),
-    ("llama", {"rope_scaling": {**LONG, "attention_factor": 1.7, "factor": 9.0}}, None),
+    ("llama", {"rope_scaling": {**LONG, "attention_factor": 1.2, "factor": 9.0}}, None),
     ("llama", {"rope_scaling": {**LONG, "short_factor": None}}, "`short_factor` must be a list"),
     ("llama", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "`long_factor` must have one"),
-    ("phi3", {"rope_scaling": {"type": "su", **FACTORS}}, None),
+    ("phi3", {"rope_scaling": {"type": "su", **FACTORS, **ORIGINAL}}, None),
     ("phi3", {"rope_scaling": {"type": "yarn", **FACTORS}, **ORIGINAL}, None),
     ("phi3", {"rope_scaling": {"type": "longrope", **FACTORS}, "rope_theta": 500.0}, None),
     ("phi3", {"rope_scaling": LONG, **ORIGINAL}, None),
@@ -138,8 +139,8 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("olmo3", {"rope_scaling": YARN, "rope_theta": 300.0, "sliding_window": 5}, None),
     ("olmo3", {"rope_theta": 300.0, "sliding_window": 5, "layer_types": MIXED}, None),
     ("olmo3", {"rope_parameters": {FULL: {**YARN, "truncate": False}}}, "`truncate` must be"),
-    ("olmo3", {"sliding_window": None}, "`layer_types` has sliding_attention"),
-    ("olmo3", {"sliding_window": None, "layer_types": [FULL] * 3}, None),
+    ("olmo3", {"sliding_window": None}, "`sliding_window` must be of type int"),
+    ("olmo3", {"layer_types": [FULL] * 3}, None),
     ("granite", {"attention_bias": True, "residual_multiplier": 0.3, "logits_scaling": 0.5}, None),
     ("granite", {"attention_multiplier": 0.1, "embedding_multiplier": 2, "head_dim": 6}, None),
     ("smollm3", {"no_rope_layer_interval": 2}, None),
@@ -148,6 +149,24 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("smollm3", {"no_rope_layers": [0, 1]}, "`no_rope_layers` must have one entry for each"),
     ("smollm3", {"use_sliding_window": True, "sliding_window": 5, "layer_types": MIXED}, None),
     ("ministral3", {"head_dim": 8}, None),
+    # Mixtures of experts.
+    ("mixtral", {"num_local_experts": 4}, None),
+    ("mixtral", {"num_experts": 4, "rope_scaling": YARN}, None),
+    ("mixtral", {"num_experts": 4, "num_local_experts": 8}, "`num_experts` is 4, but `num_local"),
+    ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` must be absent"),
+    ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}, None),
+    ("qwen3_moe", {**EXPERTS, "sliding_window": 5, "use_sliding_window": False}, None),
+    ("qwen3_moe", {**EXPERTS, "sliding_window": 5, "use_sliding_window": True}, None),
+    ("qwen3_moe", {**EXPERTS, "head_dim": 16, "decoder_sparse_step": 1}, None),
+    ("qwen3_moe", {**EXPERTS, "mlp_only_layers": [1]}, "`mlp_only_layers` must be absent"),
+    ("olmoe", {"num_local_experts": 4, "num_experts_per_tok": 3}, None),
+    ("olmoe", {"num_experts": 4, "num_experts_per_tok": 4, "norm_topk_prob": True}, None),
+    ("olmoe", {"clip_qkv": 3.0}, "`clip_qkv` must be absent"),
+    ("olmoe", {"head_dim": 12}, "`head_dim` times `num_attention_heads` must be"),
+    ("gpt_oss", {"num_local_experts": 4, "head_dim": 8}, None),
+    ("gpt_oss", {"num_local_experts": 4, "head_dim": 8, "attention_bias": False}, None),
+    ("gpt_oss", {"num_local_experts": 4, "head_dim": 8, "rope_scaling": LINEAR}, None),
+    ("gpt_oss", {"sliding_window": None}, "`sliding_window` must be of type int"),
     ("ministral3", {"head_dim": 8, "rope_scaling": {**YARN, "llama_4_scaling_beta": 0.3}}, None),
     ("ministral3", {"rope_scaling": YARN}, "`llama_4_scaling_beta` is missing"),
     ("ministral3", {"head_dim": 8, "sliding_window": 5, "rope_theta": 70.0}, None),

@@ -6,6 +6,7 @@ A file defines ``FAMILY``, and ``COMPOSITE`` if its text model is also part of m
 
 from __future__ import annotations
 
+from ..config_values import ConfigReader
 from . import (
     gemma,
     gemma2,
@@ -26,7 +27,19 @@ from . import (
     qwen3_moe,
     smollm3,
 )
+from .key_tables import ROPE, SIZES
 from .record import Composite, Family
+
+__all__ = [
+    "COMPOSITES",
+    "FAMILIES",
+    "ROPE",
+    "SIZES",
+    "Composite",
+    "ConfigReader",
+    "Family",
+    "register_family",
+]
 
 MODULES = (
     *(llama, mistral, ministral, ministral3, qwen2, qwen3, gemma, gemma2, gemma3),

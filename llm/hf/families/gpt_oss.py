@@ -45,7 +45,7 @@ def read(keys: ConfigReader) -> Fields:
     local = all_but_every(2, keys.value("num_hidden_layers"))
     return {
         **gemma.read(keys),
-        **read_windows(keys, keys.optional("sliding_window"), local),
+        **read_windows(keys, keys.value("sliding_window"), local),
         **read_router(keys, 128),
         "swiglu_alpha": keys.value("swiglu_alpha", float),
         "swiglu_limit": keys.value("swiglu_limit", float),

@@ -20,7 +20,7 @@ KEYS = {
 def read(keys: ConfigReader) -> Fields:
     """Return the fields of the bias and of the windows."""
     local = all_but_every(4, keys.value("num_hidden_layers"))
-    return gemma.read(keys) | read_windows(keys, keys.optional("sliding_window"), local)
+    return gemma.read(keys) | read_windows(keys, keys.value("sliding_window"), local)
 
 
 def write(a: Architecture) -> Fields:

@@ -128,7 +128,7 @@ def test_closed_form_yarn_interpolates_over_planes_and_scales_angles() -> None:
         ("smollm3", {"no_rope_layers": [1]}, "`no_rope_layers` must have one entry for each of 2"),
         ("smollm3", {"no_rope_layers": [2, 1]}, "`no_rope_layers` must be a list of 0 and 1"),
         ("smollm3", {"layer_types": MIXED}, "`layer_types` has sliding_attention, but `use_slid"),
-        ("olmo3", {"sliding_window": None}, "`layer_types` has sliding_attention, but `sliding_"),
+        ("olmo3", {"sliding_window": None}, "`sliding_window` must be of type int, got None"),
         ("phi3", {"rope_scaling": LINEAR}, "`rope_scaling.rope_type` must be one of default, long"),
         (
             "phi3",

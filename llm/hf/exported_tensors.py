@@ -1,0 +1,79 @@
+"""Tensors of a model folder from the parameters of a decoder, with adapters merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from llm.models.decoder import Decoder
+from llm.models.layers import Projection
+from llm.models.lora import merged_kernel
+
+from .merging import BaseTensors, MergeCounter, round_tensor
+from .names import tensor_mappings
+from .tensor_mapping import TensorMapping
+
+
+def exported_tensors(
+    decoder: Decoder, dtype: np.dtype, counter: MergeCounter | None, base: BaseTensors | None
+) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
+    """Return the sizes of all tensors of an export, and a function that returns a tensor by name.
+
+    Args:
+        decoder: the model.
+        dtype: dtype of the tensors.
+        counter: counts what rounding changes; None for no counts.
+        base: tensors before training; None if they are not counted.
+
+    Returns:
+        The sizes in bytes, by name in the order of names, and the function.
+    """
+    n_layers = decoder.architecture.num_hidden_layers
+    sources: dict[str, list[tuple[TensorMapping, tuple[int, ...]]]] = {}
+    for mapping in tensor_mappings(decoder.architecture):
+        indices = np.ndindex(mapping.stack_shape(n_layers))
+        for index, name in zip(indices, mapping.names(n_layers), strict=True):
+            sources.setdefault(name, []).append((mapping, index))
+
+    def read_part(name: str, mapping: TensorMapping, index: tuple[int, ...]) -> list[np.ndarray]:
+        """Return the values of a parameter, exact and rounded."""
+        leaf: Any = decoder
+        for key in mapping.path[:-1]:
+            leaf = getattr(leaf, key)
+        if not (isinstance(leaf, Projection) and mapping.path[-1] == "kernel"):
+            values = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
+            return [values, round_tensor(name, values, dtype)]
+        merged = np.asarray(merged_kernel(leaf, *index))
+        rounded = round_tensor(name, merged, dtype)
+        if counter is not None and leaf.adapter is not None:
+            counter.add(np.asarray(leaf.kernel[index]), merged, rounded)
+        return [merged, rounded]
+
+    def read(name: str) -> np.ndarray:
+        tensors: list[np.ndarray] = []
+        for mapping, index in sources[name]:
+            parts = read_part(name, mapping, index)
+            shape = parts[0].shape
+            shape, slices = mapping.tensor_slices(shape, tuple(map(slice, shape)))
+            tensors = tensors or [np.empty(shape, part.dtype) for part in parts]
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor[slices] = part.T if mapping.transposed else part
+        values, rounded = tensors
+        before = None if base is None else base(name, values.shape)
+        if counter is not None and before is not None:
+            counter.add(before, values, rounded)
+        return rounded
+
+    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+
+    def n_values(mapping: TensorMapping) -> int:
+        return int(np.prod(shapes[mapping.path][len(mapping.stack_shape(n_layers)) :]))
+
+    sizes = {
+        name: dtype.itemsize * sum(n_values(mapping) for mapping, _ in parts)
+        for name, parts in sorted(sources.items())
+    }
+    return sizes, read
