@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config import (
         DataConfig,
         DataSource,
+        LoraConfig,
         MeshConfig,
         ModelConfig,
         ObjectiveConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .evaluation.metrics import preference_metrics
     from .evaluation.win_rates import WinRate, compare_rewards
     from .hashing import weights_digest
+    from .hf.adapters import export_adapter
     from .hf.factory import build_model, resolve_model
     from .hf.io import export_model, load_model
     from .inference.generate import GenerationConfig, Reply, generate_replies, generate_tokens
@@ -67,6 +69,7 @@ _EXPORTS = {
     "ParameterGroup": "config",
     "TrainerConfig": "config",
     "MeshConfig": "config",
+    "LoraConfig": "config",
     # data
     "Message": "data.preferences",
     "PreferenceRow": "data.preferences",
@@ -87,6 +90,7 @@ _EXPORTS = {
     "build_model": "hf.factory",
     "load_model": "hf.io",
     "export_model": "hf.io",
+    "export_adapter": "hf.adapters",
     "computing_in": "precision",
     "weights_digest": "hashing",
     # training
@@ -130,6 +134,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "ParameterGroup",
     "TrainerConfig",
     "MeshConfig",
+    "LoraConfig",
     # data
     "Message",
     "PreferenceRow",
@@ -150,6 +155,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "build_model",
     "load_model",
     "export_model",
+    "export_adapter",
     "computing_in",
     "weights_digest",
     # training

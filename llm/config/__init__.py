@@ -1,6 +1,7 @@
 """Configuration of a training run, as YAML files have it. Names follow TRL and Transformers."""
 
 from .data import DataConfig, DataSource
+from .lora import LoraConfig, LoraShape
 from .mesh import MeshConfig
 from .model import LINEAR, DtypeName, ModelConfig
 from .objective import ObjectiveConfig, ObjectiveConstants, PreferenceTerm
@@ -16,6 +17,8 @@ __all__ = [
     "DataConfig",
     "DataSource",
     "DtypeName",
+    "LoraConfig",
+    "LoraShape",
     "MeshConfig",
     "ModelConfig",
     "ObjectiveConfig",

@@ -1,25 +1,37 @@
-"""The model to train, its dtypes and its adapters."""
+"""The model to train, its dtypes, its adapters and its reference."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .checks import at_least, path_or_architecture, positive
+from .lora import ALL_LINEAR, LARGEST_RANK, LoraConfig
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections that can have an adapter."""
-LARGEST_RANK = 2**16
+LORA_KEYS = (
+    "lora_alpha",
+    "lora_target_modules",
+    "lora_dropout",
+    "use_rslora",
+    "lora_modules_to_save",
+    "lora_layers_to_transform",
+    "lora_rank_pattern",
+    "lora_alpha_pattern",
+)
+"""Keys that describe new adapters, besides ``lora_r``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model to train, its dtypes and its adapters.
+    r"""The model to train, its dtypes, its adapters and its reference.
 
     Attributes:
         path: local folder or name on the Hugging Face hub; None initializes ``architecture`` at
-            random. Exactly one of ``path`` and ``architecture`` must be given.
+            random, or takes the base model that ``adapter`` names, if that is a local folder. At
+            most one of ``path`` and ``architecture`` may be given.
         architecture: fields of :class:`llm.models.architecture.Architecture`.
         seed: seed of random parameters and of adapters.
         dtype: dtype of activations. With ``float32``, matrix products are full float32 products on
@@ -28,14 +40,29 @@ class ModelConfig:
         remat: what the backward pass recomputes of each layer (rematerialization): ``none``
             recomputes only norms and activations, ``dots`` also all but matmul outputs, ``full``
             everything from the input of the layer.
-        lora_r: rank of the LoRA adapters; 0 trains all parameters.
+        adapter: folder of a PEFT adapter whose training continues, with its rank, scale, dropout
+            and modules; None for no such folder.
+        merge_adapter: whether ``adapter`` is merged into the weights before training. Then all
+            parameters are trained, or new adapters of rank ``lora_r``.
+        reference: model that is the reference of the objective: a model folder, a name on the
+            hub, a PEFT adapter, or a training run or one of its checkpoints. None for the initial
+            policy.
+        lora_r: rank of new LoRA adapters; 0 for none.
         lora_alpha: adapters are scaled by ``lora_alpha / lora_r``.
         lora_target_modules: names of the projections with an adapter, such as
-            ``[q_proj, v_proj]``; ``all-linear``, as in PEFT, or None for all.
+            ``[q_proj, v_proj]``; ``all-linear``, as in PEFT, or None for all; any other text is a
+            regular expression of whole names, such as ``.*layers\.[01]\..*_proj``.
+        lora_dropout: share in [0, 1) of the inputs of an adapter that training sets to 0.
+        use_rslora: scale adapters by ``lora_alpha / sqrt(lora_r)`` instead.
+        lora_modules_to_save: modules that are trained whole and saved with the adapters, such as
+            ``[embed_tokens, lm_head]``.
+        lora_layers_to_transform: indices of the layers with adapters; None for all.
+        lora_rank_pattern: other ranks by the end of a module's name, as in PEFT.
+        lora_alpha_pattern: other values of ``lora_alpha`` in the same way.
 
     Raises:
-        ValueError: if a value is out of range, or not exactly one of ``path`` and
-            ``architecture`` is given.
+        ValueError: if a value is out of range, none of ``path``, ``architecture`` and ``adapter``
+            is given, or two keys exclude each other.
     """
 
     path: str | None = None
@@ -44,22 +71,99 @@ class ModelConfig:
     dtype: DtypeName = "float32"
     param_dtype: DtypeName = "float32"
     remat: Literal["none", "dots", "full"] = "none"
+    adapter: str | None = None
+    merge_adapter: bool = False
+    reference: str | None = None
     lora_r: int = 0
     lora_alpha: float = 16.0
     lora_target_modules: list[str] | str | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    lora_modules_to_save: list[str] | None = None
+    lora_layers_to_transform: list[int] | None = None
+    lora_rank_pattern: dict[str, int] | None = None
+    lora_alpha_pattern: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        path_or_architecture(self.path, self.architecture)
+        """Check the ranges, and that the keys fit together."""
+        if self.adapter is None or (self.path is not None and self.architecture is not None):
+            path_or_architecture(self.path, self.architecture)
         at_least("model.seed", self.seed, 0)
         at_least("model.lora_r", self.lora_r, 0)
         if self.lora_r > LARGEST_RANK:
             raise ValueError(f"`model.lora_r` must be at most {LARGEST_RANK}, got {self.lora_r}")
         positive("model.lora_alpha", self.lora_alpha)
         targets = self.lora_target_modules
-        names = [targets] if targets == "all-linear" else targets
-        if isinstance(names, str) or names == [] or set(names or ()) - {"all-linear", *LINEAR}:
+        is_list = targets is not None and not isinstance(targets, str)
+        if targets in ("", *LINEAR) or (
+            is_list and (not targets or set(targets) - {ALL_LINEAR, *LINEAR})
+        ):
             raise ValueError(
-                f"`model.lora_target_modules` must be all-linear or a list of {', '.join(LINEAR)}, "
-                f"such as [q_proj, v_proj], got {targets!r}"
+                f"`model.lora_target_modules` must be all-linear, a list of {', '.join(LINEAR)}, "
+                "such as [q_proj, v_proj], or a regular expression of whole names, got "
+                f"{targets!r}"
             )
+        self._check_adapter()
+        self.new_lora()
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether adapters are trained: new ones, or those of a folder.
+
+        Examples:
+            >>> ModelConfig(path="policy", adapter="adapter").trains_adapter
+            True
+        """
+        return self.lora_r > 0 or (self.adapter is not None and not self.merge_adapter)
+
+    def _check_adapter(self) -> None:
+        """Check the keys that describe an adapter of a folder, against those of new adapters."""
+        if self.adapter is None:
+            if self.merge_adapter:
+                raise ValueError("`model.merge_adapter` needs `model.adapter`, got none: give both")
+            return
+        if self.merge_adapter:
+            return
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in ("lora_r", *LORA_KEYS):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`model.{name}` must not be given with `model.adapter`, whose "
+                    "adapter_config.json decides it, unless `model.merge_adapter` is true"
+                )
+
+    def new_lora(self) -> LoraConfig | None:
+        """Return the new adapters that the keys ``lora_*`` describe.
+
+        Returns:
+            The adapters; None if ``lora_r`` is 0.
+
+        Raises:
+            ValueError: if one of the keys is invalid.
+
+        Examples:
+            >>> ModelConfig(path="policy", lora_r=4, use_rslora=True).new_lora().target_modules
+            'all-linear'
+        """
+        targets = self.lora_target_modules or ALL_LINEAR
+        if not isinstance(targets, str):
+            targets = ALL_LINEAR if ALL_LINEAR in targets else tuple(dict.fromkeys(targets))
+        layers = self.lora_layers_to_transform
+        if layers is not None and targets == ALL_LINEAR:
+            targets = LINEAR
+        ranks, alphas = self.lora_rank_pattern or {}, self.lora_alpha_pattern or {}
+        try:
+            config = LoraConfig(
+                r=self.lora_r or 1,
+                lora_alpha=self.lora_alpha,
+                target_modules=targets,
+                lora_dropout=self.lora_dropout,
+                use_rslora=self.use_rslora,
+                layers_to_transform=None if layers is None else tuple(layers),
+                rank_pattern=tuple(ranks.items()),
+                alpha_pattern=tuple(alphas.items()),
+                modules_to_save=tuple(self.lora_modules_to_save or ()),
+            )
+        except ValueError as error:
+            raise ValueError(f"`model.lora_*`: {error}") from error
+        return config if self.lora_r else None

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapter_config import AdapterSettings, read_adapter_config, write_adapter_config
+    from .adapters import export_adapter, read_adapter
     from .config import from_hf_config, to_hf_config
     from .factory import ResolvedModel, abstract_model, build_model, resolve_model
     from .io import export_model, load_model, read_architecture, read_parameters
@@ -17,36 +19,46 @@ if TYPE_CHECKING:
     from .tensor_mapping import TensorMapping
 
 _EXPORTS = {
+    "AdapterSettings": "adapter_config",
     "ResolvedModel": "factory",
     "SafetensorsReader": "safetensors",
     "TensorMapping": "tensor_mapping",
     "abstract_model": "factory",
     "build_model": "factory",
+    "export_adapter": "adapters",
     "export_model": "io",
     "from_hf_config": "config",
     "load_model": "io",
+    "read_adapter": "adapters",
+    "read_adapter_config": "adapter_config",
     "read_architecture": "io",
     "read_parameters": "io",
     "resolve_model": "factory",
     "tensor_mappings": "names",
     "to_hf_config": "config",
+    "write_adapter_config": "adapter_config",
     "write_safetensors": "safetensors",
 }
 
 __all__ = [
+    "AdapterSettings",
     "ResolvedModel",
     "SafetensorsReader",
     "TensorMapping",
     "abstract_model",
     "build_model",
+    "export_adapter",
     "export_model",
     "from_hf_config",
     "load_model",
+    "read_adapter",
+    "read_adapter_config",
     "read_architecture",
     "read_parameters",
     "resolve_model",
     "tensor_mappings",
     "to_hf_config",
+    "write_adapter_config",
     "write_safetensors",
 ]
 

@@ -7,8 +7,8 @@ device reads, or draws, its own shards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -17,13 +17,22 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Sharding
 
-from llm.config import MeshConfig, ModelConfig
-from llm.data.model_folder import resolve_model_folder
+from llm.config import LoraConfig, MeshConfig, ModelConfig
+from llm.data.model_folder import ADAPTER_CONFIG_NAME, resolve_model_folder
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.lora import add_lora
-from llm.parallel.mesh import make_devices, single_device
+from llm.models.lora import add_product, apply_lora, lora_shapes, mark_saved
+from llm.parallel.mesh import Devices, make_devices, single_device
+from llm.precision import accumulation_dtype
 
+from .adapter_config import read_adapter_config
+from .adapters import (
+    adapted_architecture,
+    adapter_tensors,
+    check_adapter,
+    read_adapter,
+    saved_mappings,
+)
 from .architecture_mapping import architecture_from_mapping
 from .config import to_hf_config
 from .io import model_notes, read_architecture, read_parameters
@@ -34,21 +43,40 @@ class ResolvedModel:
     """A model configuration whose folder is found and whose architecture is known.
 
     Attributes:
-        config: the configuration.
+        config: the configuration, with the base model of its adapter as ``path``.
         folder: local folder with ``config.json``, weights and tokenizer; None if the parameters
             are initialized at random.
-        architecture: read from the folder, or given by the configuration.
+        architecture: read from the folder, or given by the configuration. A tied embedding that is
+            saved with an adapter is not tied.
+        lora: adapters that are trained; None if all parameters are.
+        adapter: folder and configuration of the PEFT adapter that is read; None for none.
         notes: what the folder holds that is not used, as sentences for a log.
     """
 
     config: ModelConfig
     folder: Path | None
     architecture: Architecture
+    lora: LoraConfig | None = None
+    adapter: tuple[Path, LoraConfig] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the adapter is merged into the weights.
+
+        Examples:
+            >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+            >>> model = ModelConfig(architecture=sizes | {"num_attention_heads": 2})
+            >>> resolve_model(model).is_merged
+            False
+        """
+        return self.adapter is not None and self.config.merge_adapter
 
 
 def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Find the folder of a model and read its architecture; no parameter is read.
+
+    The tensors of an adapter are read, to refuse one of another model.
 
     Args:
         config: ``path`` is a local folder or a name on the Hugging Face hub, which is downloaded.
@@ -57,8 +85,9 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         The configuration with the local folder and the architecture.
 
     Raises:
-        ValueError: if there is no such model, its architecture is invalid, or no model type of
-            Hugging Face can describe it, so that a trained policy could not be exported.
+        ValueError: if there is no such model, its architecture is invalid, no model type of
+            Hugging Face can describe it, so that a trained policy could not be exported, or the
+            adapter is not one of this model.
 
     Examples:
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
@@ -66,19 +95,92 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         >>> model.folder, model.architecture.hidden_size
         (None, 4)
     """
+    adapter, notes = None, ()
+    if config.adapter is not None:
+        adapter_folder = resolve_model_folder(config.adapter)
+        settings = read_adapter_config(adapter_folder)
+        adapter = adapter_folder, settings.lora
+        notes = _describe_base(config, adapter_folder, settings.base)
+        config = replace(config, path=base_path(config))
     if config.path is not None:
         folder = resolve_model_folder(config.path)
         architecture = read_architecture(folder)
         to_hf_config(architecture)
-        return ResolvedModel(
-            config=config, folder=folder, architecture=architecture, notes=model_notes(folder)
+        notes = (*model_notes(folder), *notes)
+    else:
+        folder = None
+        try:
+            architecture = architecture_from_mapping(config.architecture or {})
+            to_hf_config(
+                architecture
+            )  # a policy that cannot be exported is refused before training
+        except ValueError as error:
+            raise ValueError(f"`model.architecture`: {error}") from error
+    resolved = ResolvedModel(
+        config=config, folder=folder, architecture=architecture, adapter=adapter, notes=notes
+    )
+    return _with_adapters(resolved)
+
+
+def base_path(config: ModelConfig) -> str | None:
+    """Return the folder or hub name of the weights that adapters are added to.
+
+    Args:
+        config: configuration of a model.
+
+    Returns:
+        ``config.path``, or else the local folder that ``config.adapter`` names as its base model;
+        None if the weights are drawn at random.
+
+    Raises:
+        ValueError: if the adapter names no local folder.
+
+    Examples:
+        >>> base_path(ModelConfig(path="policy"))
+        'policy'
+    """
+    if config.path is not None or config.architecture is not None or config.adapter is None:
+        return config.path
+    base = read_adapter_config(resolve_model_folder(config.adapter)).base
+    if base is None or not Path(base).is_dir():
+        raise ValueError(
+            f"`model.path` is missing: the base model of the adapter {config.adapter} is "
+            f"{base or 'not named'}, which is no local folder: give `model.path`, or "
+            f"correct `base_model_name_or_path` in its {ADAPTER_CONFIG_NAME}"
         )
+    return base
+
+
+def _describe_base(config: ModelConfig, folder: Path, base: str | None) -> tuple[str, ...]:
+    """Return a note for the log if an adapter was trained on a model of another name."""
+    if base is None or config.path is None or Path(base) == Path(config.path):
+        return ()
+    return (f"{folder}: the adapter was trained on {base}; `model.path` is {config.path}",)
+
+
+def _with_adapters(model: ResolvedModel) -> ResolvedModel:
+    """Check adapters against the model; return it with its adapters and final architecture."""
     try:
-        architecture = architecture_from_mapping(config.architecture or {})
-        to_hf_config(architecture)  # a policy that cannot be exported is refused before training
+        lora = model.config.new_lora()
+        if lora is not None:
+            adapter_tensors(lora, model.architecture)
     except ValueError as error:
-        raise ValueError(f"`model.architecture`: {error}") from error
-    return ResolvedModel(config=config, folder=None, architecture=architecture)
+        raise ValueError(f"`model.lora_*`: {error}") from error
+    if model.adapter is not None:
+        folder, stored = model.adapter
+        try:
+            architecture = adapted_architecture(stored, model.architecture)
+            adapter_tensors(stored, architecture)
+        except ValueError as error:
+            raise ValueError(f"{folder / ADAPTER_CONFIG_NAME}: {error}") from error
+        adapted = replace(model, lora=stored, architecture=architecture)
+        leaves = nnx.to_flat_state(nnx.state(abstract_model(adapted)))
+        check_adapter(folder, stored, architecture, {path: leaf.shape for path, leaf in leaves})
+        model = replace(adapted, lora=None) if model.config.merge_adapter else adapted
+    if lora is None:
+        return model
+    architecture = adapted_architecture(lora, model.architecture)
+    return replace(model, lora=lora, architecture=architecture)
 
 
 def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder:
@@ -89,7 +191,8 @@ def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder
         mesh: how parameters are sharded over all devices; None for one device.
 
     Returns:
-        The decoder. On a mesh no sharded parameter was ever whole on a device or in a process.
+        The decoder. On a mesh no sharded parameter was ever whole on a device or in a process;
+        those of an adapter are whole on the host.
 
     Raises:
         ValueError: if a tensor of the folder is missing, unknown, of the wrong shape or not
@@ -102,11 +205,47 @@ def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder
     shardings = {path: devices.sharding(path) for path in leaves}
     parameters: dict[tuple, Array] = {}
     if model.folder is not None:
-        parameters |= read_parameters(model.folder, model.architecture, leaves, shardings)
+        base = read_architecture(model.folder)
+        parameters |= read_parameters(model.folder, base, leaves, shardings)
+        if base.tie_word_embeddings and ("output",) in leaves:
+            parameters[("output",)] = jnp.copy(parameters[("embedding",)])
+    stored = dict(_read_adapter(model, devices))
+    if not model.is_merged:
+        parameters |= stored
     missing = [path for path in leaves if path not in parameters]
     parameters |= _draw_parameters(model, missing, shardings)
+    if model.is_merged:
+        parameters |= _merge(model, parameters, stored)
     state = {path: leaf.replace(parameters[path]) for path, leaf in leaves.items()}
     return nnx.merge(graphdef, nnx.from_flat_state(state))
+
+
+def _read_adapter(model: ResolvedModel, devices: Devices) -> Iterator[tuple[tuple, Array]]:
+    """Yield the parameters of the adapter's folder; the factors of a merged one are replicated."""
+    if model.adapter is None:
+        return
+    folder, lora = model.adapter
+    adapted = dict(nnx.to_flat_state(nnx.state(abstract_model(replace(model, lora=lora)))))
+    shapes = {path: leaf.shape for path, leaf in adapted.items()}
+    for path, values in read_adapter(folder, lora, model.architecture, shapes):
+        narrow = values.astype(adapted[path].dtype)
+        sharding = devices.sharding(() if model.is_merged and "adapter" in path else path)
+        yield path, jax.make_array_from_callback(narrow.shape, sharding, narrow.__getitem__)
+
+
+def _merge(
+    model: ResolvedModel, parameters: Mapping[tuple, Array], stored: Mapping[tuple, Array]
+) -> dict[tuple, Array]:
+    """Return the parameters that a merged adapter changes."""
+    assert model.adapter is not None
+    merged = {path: stored[path] for path in stored if path[-2:-1] != ("adapter",)}
+    for name, layers in lora_shapes(model.adapter[1], model.architecture.num_hidden_layers).items():
+        path = ("layers", name, "kernel")
+        kernel, scales = parameters[path], [0.0 if each is None else each.scale for each in layers]
+        factors = (stored[("layers", name, "adapter", part)] for part in ("a", "b"))
+        total = add_product(kernel, *factors, jnp.array(scales, accumulation_dtype(kernel.dtype)))
+        merged[path] = jax.device_put(total.astype(kernel.dtype), kernel.sharding)
+    return merged
 
 
 def abstract_model(model: ResolvedModel) -> Decoder:
@@ -147,12 +286,8 @@ def _initialize(model: ResolvedModel) -> Decoder:
         param_dtype=jnp.dtype(config.param_dtype),
         remat=config.remat,
     )
-    if config.lora_r > 0:
-        add_lora(
-            decoder,
-            rank=config.lora_r,
-            alpha=config.lora_alpha,
-            target_modules=config.lora_target_modules or "all-linear",
-            rngs=nnx.Rngs(config.seed + 1),
-        )
+    if model.lora is not None:
+        apply_lora(decoder, model.lora, rngs=nnx.Rngs(config.seed + 1))
+        saved = saved_mappings(model.lora, model.architecture)
+        mark_saved(decoder, [mapping.path for mapping in saved])
     return decoder

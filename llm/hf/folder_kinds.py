@@ -32,20 +32,54 @@ def check_model_folder(folder: Path) -> None:
         raise ValueError(_adapter_message(folder))
     if (folder / CONFIG_NAME).exists():
         return
-    # The folder of a run has its checkpoints in `checkpoints/STEP`.
-    for run in (folder, folder.parent, folder.parent.parent):
-        if (run / RUN_CONFIG_NAME).is_file() and (run == folder or run in _runs_of(folder)):
-            step = f" --step {folder.name}" if folder.name.isdigit() else ""
-            raise ValueError(
-                f"{folder} is a training run, not a model: write its policy as a model first, with "
-                f"`rpo export {run}{step} --out POLICY`, and give POLICY"
-            )
+    found = run_of(folder)
+    if found is not None:
+        run, step = found
+        option = "" if step is None else f" --step {step}"
+        raise ValueError(
+            f"{folder} is a training run, not a model: write its policy as a model first, with "
+            f"`rpo export {run}{option} --out POLICY`, and give POLICY"
+        )
     nested = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
     hint = f": is it {folder / nested[-1]}?" if nested else ""
     raise ValueError(f"{folder / CONFIG_NAME} is missing{hint}")
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Return whether a folder is that of a PEFT adapter, without a model beside it.
+
+    Args:
+        folder: an existing folder.
+
+    Examples:
+        >>> is_adapter_folder(Path("model"))
+        False
+    """
+    return (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).exists()
+
+
+def run_of(folder: Path) -> tuple[Path, int | None] | None:
+    """Return the training run that a folder is, or that its checkpoints belong to.
+
+    Args:
+        folder: a run, its folder ``checkpoints``, or a checkpoint in it.
+
+    Returns:
+        Folder of the run and step of the checkpoint, which is None for the last one; None if the
+        folder belongs to no run.
+
+    Examples:
+        >>> run_of(Path("model")) is None
+        True
+    """
+    for run in (folder, *_runs_of(folder)):
+        if (run / RUN_CONFIG_NAME).is_file():
+            return run, int(folder.name) if folder != run and folder.name.isdigit() else None
+    return None
+
+
 def _runs_of(folder: Path) -> tuple[Path, ...]:
+    """Return the run of a folder of checkpoints, or of one of them, by their names."""
     if folder.name == "checkpoints":
         return (folder.parent,)
     return (folder.parent.parent,) if folder.parent.name == "checkpoints" else ()
@@ -60,7 +94,6 @@ def _adapter_message(folder: Path) -> str:
     where = "holds a PEFT adapter beside a model" if (folder / CONFIG_NAME).exists() else ""
     what = where or f"is a PEFT adapter{of_base}, not a model"
     return (
-        f'{folder} {what} ({ADAPTER_CONFIG_NAME}): merge it first, with `python -c "from peft '
-        f"import AutoPeftModelForCausalLM as M; M.from_pretrained('{folder}').merge_and_unload()"
-        ".save_pretrained('MERGED')\"`, copy the tokenizer's files there, and give MERGED"
+        f"{folder} {what} ({ADAPTER_CONFIG_NAME}): give the base model as `model.path`, and the "
+        "folder of the adapter as `model.adapter`"
     )

@@ -188,21 +188,44 @@ def export_model(
         if multimodal is not None:
             sizes, read = multimodal.with_images(sizes, read)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
-        for name in TOKENIZER_FILES:
-            if source is not None and (source / name).exists():
-                shutil.copyfile(model_file(source, name), part / name)
-        if template_options:
-            document = json.dumps(dict(template_options), indent=2) + "\n"
-            (part / TEMPLATE_OPTIONS_NAME).write_text(document, encoding="utf-8")
-        if chat_template is not None:
-            (part / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
-        elif source is not None:
-            for path in sorted((source / MORE_TEMPLATES_NAME).glob("*.jinja")):
-                name = f"{MORE_TEMPLATES_NAME}/{path.name}"
-                (part / MORE_TEMPLATES_NAME).mkdir(exist_ok=True)
-                shutil.copyfile(model_file(source, name), part / name)
+        copy_tokenizer_files(part, source, chat_template, template_options or {})
     rounding = None if counter is None else counter.report()
     return ExportReport(tensor_dtype.name, sum(sizes.values()), rounding)
+
+
+def copy_tokenizer_files(
+    folder: Path,
+    source: Path | None,
+    chat_template: str | None,
+    template_options: Mapping[str, Any],
+) -> None:
+    """Copy the files of a tokenizer into the folder of an exported model or adapter.
+
+    Args:
+        folder: an existing folder.
+        source: folder whose tokenizer and generation files are copied; None for none.
+        chat_template: see :func:`export_model`.
+        template_options: see :func:`export_model`.
+
+    Raises:
+        ValueError: if a file leads out of its folder.
+
+    Examples:
+        >>> copy_tokenizer_files(Path("adapter"), Path("model"), None, {})  # doctest: +SKIP
+    """
+    for name in TOKENIZER_FILES:
+        if source is not None and (source / name).exists():
+            shutil.copyfile(model_file(source, name), folder / name)
+    if template_options:
+        document = json.dumps(dict(template_options), indent=2) + "\n"
+        (folder / TEMPLATE_OPTIONS_NAME).write_text(document, encoding="utf-8")
+    if chat_template is not None:
+        (folder / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+    elif source is not None:
+        for path in sorted((source / MORE_TEMPLATES_NAME).glob("*.jinja")):
+            name = f"{MORE_TEMPLATES_NAME}/{path.name}"
+            (folder / MORE_TEMPLATES_NAME).mkdir(exist_ok=True)
+            shutil.copyfile(model_file(source, name), folder / name)
 
 
 def read_architecture(folder: Path) -> Architecture:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -45,21 +45,22 @@ class SafetensorsReader:
 
     Args:
         folder: folder with ``model.safetensors`` or ``model.safetensors.index.json``.
+        name: name of the only file to read; None for the files of a model.
 
     Raises:
         ValueError: if there are no such files, a file is damaged, or the index and the files
             contradict each other.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str | None = None) -> None:
         """Open the files."""
         self.folder: Path = folder
         self._stack = ExitStack()
         self._files: dict[Path, Any] = {}
         self._paths: dict[str, Path] = {}
         try:
-            index = read_index(folder)
-            single = model_file(folder, SAFE_WEIGHTS_NAME)
+            index = read_index(folder) if name is None else None
+            single = model_file(folder, name or SAFE_WEIGHTS_NAME)
             for path in [single] if index is None else sorted(set(index.values())):
                 self._files[path] = self._stack.enter_context(_open(path))
             contents = {path: set(file.keys()) for path, file in self._files.items()}
@@ -209,11 +210,7 @@ def write_safetensors(
         name = SAFE_WEIGHTS_NAME
         if len(groups) > 1:
             name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {key: np.ascontiguousarray(read(key)) for key in group}
-        # The format has no checksums; unknown metadata are ignored by other readers.
-        digests = {DIGEST_PREFIX + key: _digest(tensor) for key, tensor in tensors.items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"} | digests)
-        _sort_metadata(folder / name)
+        write_safetensors_file(folder / name, {key: read(key) for key in group})
         weight_map |= dict.fromkeys(group, name)
     if len(groups) > 1:
         index = {
@@ -223,6 +220,23 @@ def write_safetensors(
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(
             json.dumps(index, indent=2) + "\n", encoding="utf-8"
         )
+
+
+def write_safetensors_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write tensors and their digests to one file.
+
+    Args:
+        path: the file.
+        tensors: the tensors by name.
+
+    Examples:
+        >>> write_safetensors_file(Path("model.safetensors"), {"a": np.ones(2)})  # doctest: +SKIP
+    """
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # The format has no checksums; unknown metadata are ignored by other readers.
+    digests = {DIGEST_PREFIX + name: _digest(tensor) for name, tensor in contiguous.items()}
+    save_file(contiguous, path, metadata={"format": "pt"} | digests)
+    _sort_metadata(path)
 
 
 def _digest(tensor: np.ndarray) -> str:

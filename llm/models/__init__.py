@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from .decoder import Cache, Decoder
     from .layers import PROJECTIONS, Adapter, Layer, Norm, Projection
     from .logprobs import response_log_probs, sequence_log_probs, token_log_probs
-    from .lora import add_lora, has_lora, merge_lora, merged_kernel, trainable_filter
+    from .lora import (
+        SavedParam,
+        add_lora,
+        apply_lora,
+        has_lora,
+        lora_shapes,
+        mark_saved,
+        merge_lora,
+        merged_kernel,
+        trainable_filter,
+    )
     from .protocol import Head, LanguageModel
     from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
     from .token_statistics import (
@@ -38,8 +48,12 @@ _EXPORTS = {
     "response_log_probs": "logprobs",
     "sequence_log_probs": "logprobs",
     "token_log_probs": "logprobs",
+    "SavedParam": "lora",
     "add_lora": "lora",
+    "apply_lora": "lora",
     "has_lora": "lora",
+    "lora_shapes": "lora",
+    "mark_saved": "lora",
     "merge_lora": "lora",
     "merged_kernel": "lora",
     "trainable_filter": "lora",
@@ -68,9 +82,13 @@ __all__ = [
     "ResponseStatistics",
     "RopeAngles",
     "RopeScaling",
+    "SavedParam",
     "add_lora",
+    "apply_lora",
     "apply_rope",
     "has_lora",
+    "lora_shapes",
+    "mark_saved",
     "merge_lora",
     "merged_kernel",
     "project",

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from llm.attention.blockwise import ATTENTION_RESIDUALS
 from llm.attention.dispatch import NO_WINDOW, attend, attend_cached
+from llm.config import LoraConfig
 from llm.parallel.layout import SINGLE_DEVICE, ShardingPlan
 from llm.precision import accumulation_dtype
 from llm.types import Rows
@@ -70,6 +71,8 @@ class Decoder(nnx.Module):
         max_length: tokens of the longest sequence that the decoder is used for. ``longrope`` has
             its factors for long sequences if this is more than the length of the pretraining.
             None decides by the longest sequence of each batch, or by the slots of a cache.
+        lora: its adapters and saved modules; None if all parameters are trained.
+        dropout_key: key of the dropout of adapters; None, as for scoring, for no dropout.
 
     Raises:
         ValueError: if ``remat`` is unknown.
@@ -100,6 +103,8 @@ class Decoder(nnx.Module):
         self.remat: Remat = remat
         self.sharding_plan: ShardingPlan = SINGLE_DEVICE
         self.max_length: int | None = None
+        self.lora: LoraConfig | None = None
+        self.dropout_key: Array | None = nnx.data(None)
         shape = (architecture.vocab_size, architecture.hidden_size)
         scale = architecture.hidden_size**-0.5
         embedding = scale * jax.random.normal(rngs.params(), shape, param_dtype)
@@ -247,6 +252,8 @@ class Decoder(nnx.Module):
                 return attention(queries, keys, values, index=index, carry=carry, **more)
 
             layer = nnx.merge(graphdef, plan.fsdp_gather(parameters, self.dtype))
+            if self.dropout_key is not None:
+                layer.start_dropout(jax.random.fold_in(self.dropout_key, index), plan)
             row = 0 if angles.cosine.shape[0] == 1 else rope_row
             layer_angles = RopeAngles(angles.cosine[row], angles.sine[row])
             x, carry, sums = layer(
@@ -254,7 +261,8 @@ class Decoder(nnx.Module):
                 layer_angles,
                 layer_attention,
                 plan=plan,
-                chunked_mlp=remat == "full",
+                # The chunks of tokens would have one dropout mask.
+                chunked_mlp=remat == "full" and self.dropout_key is None,
                 token_counts=token_counts,
             )
             return (x, carry), sums

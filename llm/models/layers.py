@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
-from jaxtyping import Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float, PRNGKeyArray
 
-from llm.parallel.layout import ShardingPlan
+from llm.parallel.layout import ROW_PARALLEL, ShardingPlan
 from llm.precision import accumulation_dtype
 
 from .activations import activate
@@ -82,6 +82,10 @@ def identity(x: Array) -> Array:
     return x
 
 
+class AdapterScale(nnx.Variable[Array]):
+    """Factor of an adapter's product, one number per layer; it is not trained."""
+
+
 class Adapter(nnx.Module):
     """Low-rank addition to a projection: ``scale * (x A) B``.
 
@@ -90,9 +94,13 @@ class Adapter(nnx.Module):
         n_in: size of the input.
         n_out: size of the output.
         rank: number of columns of ``A``.
-        scale: factor of the product.
+        scale: factor of the product: a number, or an array with the axes ``stack``.
+        dropout: share of the inputs of ``A`` that is 0 while :attr:`dropout_key` is set.
         rngs: ``A`` is drawn from the stream ``params``; ``B`` starts at zero.
         param_dtype: dtype of the parameters.
+
+    Attributes:
+        dropout_key: key of the dropout mask; None for no dropout.
     """
 
     def __init__(
@@ -102,20 +110,27 @@ class Adapter(nnx.Module):
         n_out: int,
         rank: int,
         *,
-        scale: float,
+        scale: ArrayLike,
         rngs: nnx.Rngs,
         param_dtype: DTypeLike,
+        dropout: float = 0.0,
     ) -> None:
         """Draw the parameters."""
         a = jax.random.normal(rngs.params(), (*stack, n_in, rank), param_dtype)
         self.a: nnx.LoRAParam[Array] = nnx.LoRAParam(a * n_in**-0.5)
         self.b: nnx.LoRAParam[Array] = nnx.LoRAParam(jnp.zeros((*stack, rank, n_out), param_dtype))
-        self.scale: float = scale
+        wide = accumulation_dtype(param_dtype)
+        self.scale: AdapterScale = AdapterScale(jnp.broadcast_to(jnp.asarray(scale, wide), stack))
+        self.dropout: float = dropout
+        self.dropout_key: Array | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "r T I"]) -> Float[Array, "r T O"]:
         """Return what the adapter adds to the output of its projection."""
+        if self.dropout_key is not None and self.dropout > 0:
+            kept = jax.random.bernoulli(self.dropout_key, 1.0 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1.0 - self.dropout), 0)
         inner = project(x, self.a[...].astype(x.dtype))
-        return project(inner, self.b[...].astype(x.dtype)) * self.scale
+        return project(inner, self.b[...].astype(x.dtype)) * self.scale[...].astype(x.dtype)
 
 
 class Projection(nnx.Module):
@@ -313,6 +328,22 @@ class Layer(nnx.Module):
 
     def _residual(self, x: Float[Array, "r T D"]) -> Float[Array, "r T D"]:
         return x if self.residual_multiplier == 1.0 else x * self.residual_multiplier
+
+    def start_dropout(self, key: PRNGKeyArray, plan: ShardingPlan) -> None:
+        """Set the keys of the dropout of all adapters.
+
+        Args:
+            key: key of the layer in this step; each projection folds its index into it.
+            plan: devices that share the layer. Those along ``tensor`` draw one mask for an input
+                that all of them hold, and masks of their own for an input that is split.
+        """
+        for index, name in enumerate(PROJECTIONS):
+            adapter = getattr(self, name).adapter
+            if adapter is not None:
+                own = jax.random.fold_in(key, index)
+                if plan.tensor > 1 and name in ROW_PARALLEL:
+                    own = jax.random.fold_in(own, jax.lax.axis_index("tensor"))
+                adapter.dropout_key = own
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
         return x.reshape(*x.shape[:2], -1, self.head_dim)

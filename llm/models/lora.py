@@ -1,28 +1,37 @@
 r"""Low-rank adapters of a decoder's projections (LoRA).
 
-.. math:: y = xW + \frac{\alpha}{\text{rank}}\,(xA)B
+.. math:: y = xW + s\,(xA)B,\qquad s = \frac{\alpha}{r}\ \text{ or }\ \frac{\alpha}{\sqrt r}
 
 :math:`B` starts at 0, so that a new adapter does not change the model. Adapters are variables of
-type ``nnx.LoRAParam``: ``nnx.split(decoder, nnx.LoRAParam, ...)`` separates trained parameters from
-frozen ones.
+type ``nnx.LoRAParam``: ``nnx.split(decoder, trainable_filter(decoder), ...)`` separates trained
+parameters from frozen ones.
+
+The adapters of all layers are stacked. A layer without an adapter, or with one of a smaller rank,
+has zeros in both factors. Their gradients are 0, so that training keeps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, PRNGKeyArray
 
+from llm.config import LoraConfig, LoraShape
+from llm.config.lora import ALL_LINEAR
 from llm.precision import accumulation_dtype
 
 from .decoder import Decoder
 from .layers import PROJECTIONS, Adapter, Projection
 
-ALL_LINEAR = "all-linear"
-"""Name of all projections in ``target_modules``, as in PEFT."""
+
+class SavedParam(nnx.Param[Array]):
+    """Parameter that is trained whole beside adapters, and saved with them."""
 
 
 def add_lora(
@@ -33,13 +42,13 @@ def add_lora(
     target_modules: str | Sequence[str] = ALL_LINEAR,
     rngs: nnx.Rngs,
 ) -> Decoder:
-    """Add adapters to projections of all layers, in place.
+    """Add adapters of one rank and scale to projections of all layers, in place.
 
     Args:
         decoder: a decoder without adapters.
         rank: rank of the adapters.
         alpha: the adapters' product is multiplied by ``alpha / rank``.
-        target_modules: names of projections, such as ``q_proj``, or ``all-linear`` for all.
+        target_modules: names of projections, such as ``[q_proj]``, or ``all-linear`` for all.
         rngs: adapters are drawn from the stream ``params``.
 
     Returns:
@@ -49,24 +58,133 @@ def add_lora(
         ValueError: if a value is out of range, a projection is unknown, or the decoder has adapters
             already.
     """
-    if rank < 1:
-        raise ValueError(f"`rank` must be 1 or more, got {rank}")
-    if not alpha > 0:
-        raise ValueError(f"`alpha` must be positive, got {alpha}")
+    names = target_modules if isinstance(target_modules, str) else tuple(target_modules)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
+    return apply_lora(decoder, config, rngs=rngs)
+
+
+def apply_lora(decoder: Decoder, config: LoraConfig, *, rngs: nnx.Rngs) -> Decoder:
+    """Add the adapters of a configuration, in place.
+
+    Modules to save are not marked, see :func:`mark_saved`.
+
+    Args:
+        decoder: a decoder without adapters.
+        config: ranks, scales and modules.
+        rngs: adapters are drawn from the stream ``params``.
+
+    Returns:
+        The same decoder, with ``config`` as its attribute ``lora``.
+
+    Raises:
+        ValueError: if the decoder has adapters already, or a name matches no projection.
+    """
     if has_lora(decoder):
         raise ValueError("the model has adapters already: merge them with `merge_lora` first")
-    for name in _targets(target_modules, decoder):
+    # Experts have no adapters, as in PEFT.
+    known = [name for name in PROJECTIONS if getattr(decoder.layers, name) is not None]
+    shapes = lora_shapes(config, decoder.architecture.num_hidden_layers, known)
+    for name, layers in shapes.items():
         projection: Projection = getattr(decoder.layers, name)
         *stack, n_in, n_out = projection.kernel[...].shape
-        projection.adapter = Adapter(
+        ranks = np.array([0 if shape is None else shape.rank for shape in layers])
+        adapter = projection.adapter = Adapter(
             tuple(stack),
             n_in,
             n_out,
-            rank,
-            scale=alpha / rank,
+            int(ranks.max()),
+            scale=np.array([0.0 if shape is None else shape.scale for shape in layers]),
+            dropout=config.lora_dropout,
             rngs=rngs,
             param_dtype=projection.kernel[...].dtype,
         )
+        is_used = np.arange(ranks.max()) < ranks[:, None]
+        if not is_used.all():
+            adapter.a[...] = jnp.where(is_used[:, None, :], adapter.a[...], 0)
+    decoder.lora = config
+    return decoder
+
+
+def lora_shapes(
+    config: LoraConfig, num_hidden_layers: int, projections: Iterable[str] = PROJECTIONS
+) -> dict[str, list[LoraShape | None]]:
+    """Return rank and scale of the adapters of every projection.
+
+    Args:
+        config: ranks, scales and modules.
+        num_hidden_layers: number of layers of the decoder.
+        projections: projections that the decoder has.
+
+    Returns:
+        For each projection with an adapter, one entry per layer; None for a layer without.
+
+    Raises:
+        ValueError: if a name of ``target_modules``, or all of it, matches no projection.
+
+    Examples:
+        >>> config = LoraConfig(r=2, target_modules=("q_proj",), layers_to_transform=(1,))
+        >>> lora_shapes(config, 2)
+        {'q_proj': [None, LoraShape(rank=2, alpha=8.0, scale=4.0)]}
+    """
+    known = list(projections)
+    modules = {
+        name: [f"model.layers.{layer}.{path}" for layer in range(num_hidden_layers)]
+        for name, path in PROJECTIONS.items()
+        if name in known
+    }
+    shapes = {name: [config.shape_of(each) for each in names] for name, names in modules.items()}
+    shapes = {name: layers for name, layers in shapes.items() if any(layers)}
+    every = [each for names in modules.values() for each in names]
+    unmatched = unmatched_targets(config, every)
+    if unmatched or not shapes:
+        got = unmatched[0] if unmatched else config.target_modules
+        raise ValueError(
+            f"`target_modules` must be {ALL_LINEAR}, a regular expression of whole names such as "
+            f"{every[0]}, or a list of {', '.join(modules)}, got {got!r}, which matches no "
+            "projection of this model"
+        )
+    return shapes
+
+
+def unmatched_targets(config: LoraConfig, modules: Iterable[str]) -> list[str]:
+    """Return the names in a list of ``target_modules`` that match no module.
+
+    Args:
+        config: ranks, scales and modules.
+        modules: names of modules.
+
+    Returns:
+        The names; none if ``target_modules`` is a text.
+
+    Examples:
+        >>> unmatched_targets(LoraConfig(target_modules=("q_proj", "c_attn")), ["layer.q_proj"])
+        ['c_attn']
+    """
+    if isinstance(config.target_modules, str):
+        return []
+    ends = list(modules)
+    return [
+        name
+        for name in config.target_modules
+        if not any(each == name or each.endswith(f".{name}") for each in ends)
+    ]
+
+
+def mark_saved(decoder: Decoder, paths: Iterable[tuple[str, ...]]) -> Decoder:
+    """Mark parameters as trained whole beside the adapters, in place.
+
+    Args:
+        decoder: a decoder with adapters.
+        paths: paths of the parameters, such as ``("layers", "mlp_norm", "weight")``.
+
+    Returns:
+        The same decoder; :func:`trainable_filter` selects these parameters too.
+    """
+    for *parents, name in paths:
+        owner: Any = decoder
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, SavedParam(getattr(owner, name)[...]))
     return decoder
 
 
@@ -83,6 +201,7 @@ def merge_lora(decoder: Decoder) -> Decoder:
         dtype = projection.kernel[...].dtype
         projection.kernel[...] = merged_kernel(projection).astype(dtype)
         projection.adapter = None
+    decoder.lora = None
     return decoder
 
 
@@ -98,16 +217,28 @@ def has_lora(decoder: Decoder) -> bool:
     return any(projection.adapter is not None for projection in _projections(decoder))
 
 
-def trainable_filter(decoder: Decoder) -> type[nnx.Variable[Array]]:
-    """Select the parameters to train: the adapters if there are any, otherwise all.
+def trainable_filter(decoder: Decoder) -> Any:
+    """Select the parameters to train: adapters and saved modules if there are any, otherwise all.
 
     Args:
         decoder: a decoder.
 
     Returns:
-        A variable type for ``nnx.split(decoder, type, ...)``.
+        A filter for ``nnx.split(decoder, filter, ...)``.
     """
-    return nnx.LoRAParam if has_lora(decoder) else nnx.Param
+    return (nnx.LoRAParam, SavedParam) if has_lora(decoder) else nnx.Param
+
+
+def start_dropout(model: Any, key: PRNGKeyArray) -> None:
+    """Set the key of the dropout of a model, if its adapters have one, in place.
+
+    Args:
+        model: a language model; one without adapters stays as it is.
+        key: key of a part of a step on one device.
+    """
+    lora = getattr(model, "lora", None)
+    if lora is not None and lora.lora_dropout > 0:
+        model.dropout_key = key
 
 
 def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Array, "... I O"]:
@@ -127,28 +258,34 @@ def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Arr
     kernel, adapter = projection.kernel[index], projection.adapter
     if adapter is None:
         return kernel
-    wide = accumulation_dtype(kernel.dtype)
-    factors = adapter.a[index].astype(wide), adapter.b[index].astype(wide)
-    return kernel.astype(wide) + jnp.matmul(*factors, precision="highest") * adapter.scale
+    return add_product(kernel, adapter.a[index], adapter.b[index], adapter.scale[index])
 
 
-def _targets(target_modules: str | Sequence[str], decoder: Decoder) -> list[str]:
-    # Experts have no adapters, as in PEFT.
-    known = [name for name in PROJECTIONS if getattr(decoder.layers, name) is not None]
-    if target_modules == ALL_LINEAR:
-        return known
-    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    if not names:
-        raise ValueError("`target_modules` must name at least one projection, got none")
-    if ALL_LINEAR in names:
-        return known
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"`target_modules` must be {ALL_LINEAR} or among {', '.join(known)}, "
-                f"got {name!r}: write `model.lora_target_modules: [q_proj, v_proj]`"
-            )
-    return list(dict.fromkeys(names))
+def add_product(
+    kernel: Float[Array, "... I O"],
+    a: Float[Array, "... I R"],
+    b: Float[Array, "... R O"],
+    scale: Float[Array, "..."],
+) -> Float[Array, "... I O"]:
+    """Return ``W + s A B``, computed in float32 at least.
+
+    Args:
+        kernel: the weight ``W``.
+        a: first factor.
+        b: second factor.
+        scale: the factor ``s``, one per layer.
+
+    Returns:
+        The sum, in float32 or float64.
+
+    Examples:
+        >>> one = jnp.ones((1, 1))
+        >>> add_product(one, one, one, jnp.array(2.0)).tolist()
+        [[3.0]]
+    """
+    wide: DTypeLike = accumulation_dtype(kernel.dtype)
+    product = jnp.matmul(a.astype(wide), b.astype(wide), precision="highest")
+    return kernel.astype(wide) + product * scale.astype(wide)[..., None, None]
 
 
 def _projections(decoder: Decoder) -> Iterator[Projection]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from llm.config import TrainConfig
+from llm.config import LoraConfig, TrainConfig
 from llm.models.architecture import Architecture
 from rpo_io.versions import release_version
 
@@ -45,6 +45,7 @@ FREE_KEYS = (
     "data.tokenizer",
     "data.chat_template",
     "model.path",
+    "model.adapter",
 )
 """Names and paths, which may change on resume: the digests of the contents are compared."""
 SOURCES = {
@@ -156,6 +157,7 @@ def make_fingerprint(
     frozen_weights: str,
     data_digests: Mapping[str, str],
     pairs_per_step: int,
+    lora: LoraConfig | None = None,
 ) -> Fingerprint:
     """Compute the fingerprint of a run.
 
@@ -168,6 +170,7 @@ def make_fingerprint(
         frozen_weights: digest of the parameters that are not trained and so in no checkpoint.
         data_digests: digests by name, see :attr:`llm.train.dataset.TrainingData.provenance`.
         pairs_per_step: pairs of a step over all devices.
+        lora: adapters of the model; None if all parameters are trained.
 
     Returns:
         The fingerprint.
@@ -182,6 +185,7 @@ def make_fingerprint(
         },
         "initial_weights": initial_weights,
         "frozen_weights": frozen_weights,
+        "lora": None if lora is None else asdict(lora),
     }
     data = dict(data_digests)
     return Fingerprint(_plain(model), _plain(data), kept, release_version())

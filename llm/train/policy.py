@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,16 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from llm.config import MeshConfig, ModelConfig, OptimizerConfig
+from llm.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
+from llm.data.model_folder import resolve_model_folder
 from llm.hashing import weights_digest
-from llm.hf.factory import ResolvedModel, abstract_model, build_model, resolve_model
+from llm.hf.factory import (
+    ResolvedModel,
+    abstract_model,
+    base_path,
+    build_model,
+    resolve_model,
+)
 from llm.models.architecture import Architecture, RopeScaling
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
@@ -71,13 +79,14 @@ def load_policy(
         raise ValueError(f"{checkpoints.folder}: no checkpoint of step {step} is kept")
     record = checkpoints.find(step)
     config = ModelConfig(**record.fingerprint["configuration"]["model"])
-    if base_model is not None and config.path is not None:
+    if base_model is not None and config.architecture is None:
         config = replace(config, path=base_model)
     with computing_in(config.dtype):
-        if config.lora_r > 0:
-            model = build_model(resolve_model(config), mesh or MeshConfig())
+        recorded = recorded_model(config, record)
+        if recorded.lora is None:
+            model = abstract_model(recorded)
         else:
-            model = abstract_model(recorded_model(config, record))
+            model = build_model(_with_base_weights(recorded), mesh or MeshConfig())
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
         if weights_digest(frozen) != record.fingerprint["model"]["frozen_weights"]:
             raise ValueError(
@@ -102,7 +111,43 @@ def recorded_model(config: ModelConfig, record: CheckpointRecord) -> ResolvedMod
     fields: dict[str, Any] = dict(record.fingerprint["model"]["architecture"])
     if fields["rope_scaling"] is not None:
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return ResolvedModel(config=config, folder=None, architecture=Architecture(**fields))
+    lora = record.fingerprint["model"].get("lora")
+    return ResolvedModel(
+        config=config,
+        folder=None,
+        architecture=Architecture(**fields),
+        lora=None if lora is None else recorded_lora(lora),
+    )
+
+
+def recorded_lora(fields: Mapping[str, Any]) -> LoraConfig:
+    """Return the adapters that a checkpoint records; JSON has lists for tuples.
+
+    Args:
+        fields: the fields of :class:`llm.config.LoraConfig`.
+
+    Returns:
+        The adapters.
+
+    Examples:
+        >>> recorded_lora({"r": 4, "rank_pattern": [["q_proj", 2]]}).rank_pattern
+        (('q_proj', 2),)
+    """
+    return LoraConfig(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _with_base_weights(model: ResolvedModel) -> ResolvedModel:
+    """Find the weights that adapters were trained on; the adapters are in the checkpoint."""
+    config = model.config
+    if config.merge_adapter:
+        return resolve_model(config)
+    path = base_path(config)
+    folder = None if path is None else resolve_model_folder(path)
+    return replace(model, folder=folder)
 
 
 def _template(model: Decoder, trainable: Any, mesh: MeshConfig | None) -> TrainState:

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from llm.config import TrainConfig
+from llm.config import LoraConfig, TrainConfig
 from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import count_roles
 from llm.data.pair_table import PairTable
@@ -60,6 +60,7 @@ class Run:
         graphdef: structure of the model.
         frozen: parameters that are not trained.
         architecture: architecture of the model.
+        lora: adapters of the model; None if all parameters are trained.
         sampler: order of the pairs and size of the batches.
         num_steps: number of steps of the whole run.
         optimizer: optax transformation.
@@ -78,6 +79,7 @@ class Run:
     graphdef: GraphDef
     frozen: Parameters
     architecture: Architecture
+    lora: LoraConfig | None
     sampler: BatchSampler
     num_steps: int
     optimizer: optax.GradientTransformation
@@ -103,7 +105,7 @@ class Run:
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
         trainable = self.devices.put(trainable)
         self.graphdef, self.frozen = graphdef, self.devices.put(frozen)
-        self.architecture = model.architecture
+        self.architecture, self.lora = model.architecture, model.lora
         trainer = config.trainer
         roles = max(count_roles(data.train), count_roles(data.evaluation))
         self.sampler = make_sampler(config, data, self.num_shards, roles=roles)
@@ -177,6 +179,7 @@ class Run:
             frozen_weights=self.frozen_weights_digest,
             data_digests=self.data.provenance,
             pairs_per_step=self.sampler.pairs_per_step,
+            lora=self.lora,
         )
 
     def reference(self, path: Path) -> reference_cache.ReferenceCache | None:

@@ -19,6 +19,7 @@ from llm.config import (
     TrainConfig,
     TrainerConfig,
 )
+from llm.config.model import LORA_KEYS
 from llm.config.objective import COMPOSED
 from llm.types import Role
 from rpo_theory.reductions import weight_per_token
@@ -105,7 +106,7 @@ def describe_unused_keys(config: TrainConfig, *, has_evaluation: bool | None = N
         ...     name="a", model=ModelConfig(path="m", lora_alpha=4.0), data=DataConfig(train="r")
         ... )
         >>> describe_unused_keys(config)
-        ['`model.lora_alpha` 4.0 has no effect: `model.lora_r` is 0, so there are no adapters']
+        ['`model.lora_alpha` 4.0 has no effect: `model.lora_r` is 0, so there are no new adapters']
     """
     if has_evaluation is None:
         has_evaluation = config.data.eval is not None or config.data.eval_rows > 0
@@ -139,10 +140,10 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
         yield "objective", "sft_reduction", measured
     model = config.model
     if not model.lora_r:
-        reason = "has no effect: `model.lora_r` is 0, so there are no adapters"
-        yield "model", "lora_alpha", reason
-        yield "model", "lora_target_modules", reason
-        if model.path is not None:
+        reason = "has no effect: `model.lora_r` is 0, so there are no new adapters"
+        for key in LORA_KEYS:
+            yield "model", key, reason
+        if model.architecture is None:
             yield "model", "seed", "has no effect: no parameter is initialized at random"
     optimizer, trainer = config.optimizer, config.trainer
     if optimizer.lr_scheduler_type == "constant":

@@ -13,6 +13,7 @@ from rpo.runtime.errors import check_whole_number, user_input
 from rpo.runtime.export_sources import (
     describe_missing_run,
     describe_missing_step,
+    find_adapter_base,
     find_export_base,
     find_export_template,
     find_export_tokenizer,
@@ -149,8 +150,9 @@ def export(
     step: int | None = None,
     dtype: DtypeName | None = None,
     tokenizer: PathLike | None = None,
+    adapter: bool = False,
 ) -> ExportResult:
-    """Write the policy of a training run as a Hugging Face folder.
+    """Write the policy of a training run as a Hugging Face folder, or its adapter as PEFT's.
 
     Args:
         run: folder that :func:`train` wrote.
@@ -160,13 +162,15 @@ def export(
             parameters if the run began from random ones.
         tokenizer: folder or hub name whose tokenizer files are copied, or ``"bytes"`` for none; by
             default that of the run.
+        adapter: write the LoRA adapter as a PEFT folder instead of the whole model, by default in
+            the dtype of the parameters.
 
     Returns:
         The folder, the step, the size of the tensors, and what merging adapters has lost.
 
     Raises:
-        ValueError: if there is no such checkpoint, ``out`` is not empty, or the tokenizer of the
-            run is not where it was.
+        ValueError: if there is no such checkpoint, ``out`` is not empty, the tokenizer of the run
+            is not where it was, or a run without adapters shall write one.
         OSError: if a file cannot be read or written.
 
     Examples:
@@ -181,6 +185,7 @@ def export(
             raise ValueError(describe_missing_run(run_folder))
         prepare_new_folder(folder)
         from llm.config import TrainConfig
+        from llm.hf.adapters import export_adapter
         from llm.hf.io import export_model, stored_dtype
         from llm.precision import computing_in
         from llm.text.template_options import stored_template_options
@@ -197,8 +202,19 @@ def export(
         options = None
         if tokenizer_folder is not None:
             options = stored_template_options(TokenizerOptions.from_config(config.data))
-        base = config.model.path
-        policy = load_policy(run_folder, step, base_model=base, mesh=config.mesh)
+        base_name = find_adapter_base(config, run_folder) if adapter else None
+        policy = load_policy(run_folder, step, base_model=config.model.path, mesh=config.mesh)
+        if adapter:
+            report = export_adapter(
+                policy.decoder,
+                folder,
+                base=base_name,
+                dtype=dtype,
+                tokenizer_folder=tokenizer_folder,
+                chat_template=template,
+                template_options=options,
+            )
+            return ExportResult(folder, policy.step, *report)
         base_folder = find_export_base(config)
         chosen = dtype
         if dtype is None and base_folder is not None:

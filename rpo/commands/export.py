@@ -1,4 +1,4 @@
-"""Write the policy of a training run as a Hugging Face folder that transformers can load."""
+"""Write the policy of a training run as a folder that transformers, or PEFT, can load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rpo.runtime.loading import DTYPES
 EXAMPLES = (
     "rpo export out/run --out policy",
     "rpo export out/run --step 300 --dtype bfloat16 --out policy",
+    "rpo export out/run --adapter --out adapter",
 )
 
 
@@ -31,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training step of the checkpoint (default: the last)",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of the tensors (default: that of the base model)"
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of the tensors (default: that of the base model; of an adapter, float32)",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the LoRA adapter as a PEFT folder instead of the whole model",
     )
     parser.add_argument(
         "--tokenizer",
@@ -46,10 +54,16 @@ def run(args: argparse.Namespace) -> int:
     from rpo.runtime.output import print_result
 
     result = export(
-        args.run, out=args.out, step=args.step, dtype=args.dtype, tokenizer=args.tokenizer
+        args.run,
+        out=args.out,
+        step=args.step,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        adapter=args.adapter,
     )
-    size = _size(result.n_bytes)
-    text = f"written to {args.out}: the policy after step {result.step} ({result.dtype}, {size})\n"
+    what = "adapter" if args.adapter else "policy"
+    about = f"({result.dtype}, {_size(result.n_bytes)})"
+    text = f"written to {args.out}: the {what} after step {result.step} {about}\n"
     lost = result.rounding
     if lost is not None and lost.n_unchanged:
         text += (

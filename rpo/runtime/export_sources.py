@@ -63,12 +63,13 @@ def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None
         ValueError: if the folder is not there; the message names the key of the run.
     """
     from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
+    from llm.hf.factory import base_path
 
     if given is not None:
         return resolve_tokenizer_folder(given)
     key, source = "data.tokenizer", config.data.tokenizer
     if source is None:
-        key, source = "model.path", config.model.path
+        key, source = "model.path", base_path(config.model)
     try:
         if key == "model.path":
             return None if source is None else resolve_model_folder(source)
@@ -78,6 +79,40 @@ def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None
             f"`{key}` of the run, whose tokenizer files the export copies: {error}; or give the "
             "folder of the tokenizer with --tokenizer"
         ) from error
+
+
+def find_adapter_base(config: TrainConfig, folder: Path) -> str | None:
+    """Return the name of the base model that an exported adapter names.
+
+    Args:
+        config: configuration of the run.
+        folder: folder of the run, for the message.
+
+    Returns:
+        Folder or hub name; None if the base weights were drawn at random.
+
+    Raises:
+        ValueError: if the run trained no adapter, or one of a model that has no folder.
+
+    Examples:
+        >>> from llm.config import DataConfig, ModelConfig, TrainConfig
+        >>> model, data = ModelConfig(path="hf://owner/name", lora_r=8), DataConfig(train="rows")
+        >>> find_adapter_base(TrainConfig(name="a", model=model, data=data), Path("out/a"))
+        'owner/name'
+    """
+    from llm.data.hub import parse_hub_name
+    from llm.hf.factory import base_path
+
+    if not config.model.trains_adapter:
+        raise ValueError(f"argument --adapter: {folder} trained all parameters: it has no adapter")
+    if config.model.merge_adapter:
+        raise ValueError(
+            f"argument --adapter: the base of the adapter of {folder} is {config.model.path} with "
+            "a merged adapter, which is no model that could be named: export the whole model"
+        )
+    base = base_path(config.model)
+    repository = None if base is None or Path(base).is_dir() else parse_hub_name(base)
+    return base if repository is None else repository.name
 
 
 def find_export_template(config: TrainConfig, folder: Path | None) -> str | None:
@@ -114,12 +149,14 @@ def find_export_base(config: TrainConfig) -> Path | None:
         The folder; None if the run began from random parameters or the weights are not there.
     """
     from llm.data.model_folder import resolve_model_folder
+    from llm.hf.factory import base_path
     from llm.hf.io import stored_dtype
 
-    source = config.model.path
-    if source is None:
-        return None
+    source = config.model.path or config.model.adapter
     try:
+        source = base_path(config.model)
+        if source is None:
+            return None
         folder = resolve_model_folder(source)
         if stored_dtype(folder) is not None:
             return folder

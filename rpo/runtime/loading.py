@@ -117,7 +117,7 @@ class LoadedModel(NamedTuple):
     Attributes:
         decoder: the model.
         tokenizer: its tokenizer.
-        folder: local folder of the model.
+        folder: local folder of the model, or of its adapter if that has a tokenizer.
         raw_text: whether texts are written without a template.
         notes: what the two folders hold that is not used, as sentences.
     """
@@ -161,7 +161,7 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
     """Load a model and its tokenizer.
 
     Args:
-        model: Hugging Face folder, or a name on the hub.
+        model: Hugging Face folder, name on the hub, or folder of a PEFT adapter.
         options: the tokenizer, its template and the dtype.
 
     Returns:
@@ -171,16 +171,20 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
         ValueError: if one of them is missing or damaged, or the tokenizer writes tokens that the
             model does not embed.
     """
-    import jax.numpy as jnp
-
+    from llm.config import ModelConfig
     from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
-    from llm.hf.io import load_model, model_notes
+    from llm.hf.factory import build_model, resolve_model
+    from llm.hf.folder_kinds import is_adapter_folder
     from llm.text.template_options import read_template_options
     from llm.text.tokenizer import check_vocab_size, load_tokenizer
 
-    dtype = jnp.dtype(options.dtype)
     folder = resolve_model_folder(model)
-    notes = model_notes(folder)
+    is_adapter = is_adapter_folder(folder)
+    source = {"adapter" if is_adapter else "path": model}
+    resolved = resolve_model(ModelConfig(**source, dtype=options.dtype, param_dtype=options.dtype))
+    if is_adapter and resolved.folder is not None and not (folder / "tokenizer.json").exists():
+        folder = resolved.folder
+    notes = resolved.notes
     other = options.tokenizer
     tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
     stored = {} if tokenizer_folder is None else read_template_options(tokenizer_folder)
@@ -195,7 +199,7 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
             f"{error}: give the folder of the model's tokenizer with --tokenizer, or bytes if the "
             "model was trained on byte tokens"
         ) from error
-    decoder = load_model(folder, dtype=dtype, param_dtype=dtype)
+    decoder = build_model(resolved)
     vocab_size = decoder.architecture.vocab_size
     check_vocab_size(tokenizer, vocab_size, other or model)
     notes = [*(f"{model}: {note}" for note in notes), *tokenizer.notes]

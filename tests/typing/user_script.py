@@ -619,6 +619,8 @@ def model_of_a_folder(folder: Path, out: Path) -> jax.Array:
     loaded = llm.load_model(folder, dtype=np.float32, remat="dots")
     tuned = llm.add_lora(loaded, rank=8, alpha=16.0, target_modules=["q_proj"], rngs=rngs)
     llm.export_model(tuned, out, tokenizer_folder=folder, dtype="bfloat16")
+    lora: llm.LoraConfig | None = tuned.lora
+    print(lora, llm.export_adapter(tuned, out / "adapter", base=str(folder)).n_bytes)
     options = llm.TokenizerOptions(chat_template="chatml", special_tokens="as_text")
     pairs = rows_and_pairs(folder / "rows.jsonl", llm.load_tokenizer(folder, options))
     sampler = llm.BatchSampler(pairs, "shared", pairs_per_microbatch=4)

@@ -196,6 +196,25 @@ def test_raises_bfloat16_parameters_if_the_rounding_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora_dropout": 1.0}, r"`model\.lora_\*`: `lora_dropout` must be in \[0, 1\), got 1\.0"),
+        ({"lora_target_modules": ".*("}, r"`target_modules` must be a regular expression, got"),
+        ({"lora_layers_to_transform": [-1]}, "`layers_to_transform` must be a whole number from 0"),
+        ({"lora_rank_pattern": {"q_proj": 0}}, r"`rank_pattern\.q_proj` must be a whole number"),
+        ({"lora_alpha_pattern": {"q_proj": -1.0}}, r"`alpha_pattern\.q_proj` must be positive"),
+        (
+            {"lora_target_modules": ".*q_proj", "lora_layers_to_transform": [1]},
+            "`layers_to_transform` goes with a list of `target_modules`",
+        ),
+    ],
+)
+def test_raises_adapters_that_peft_would_not_have(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(path="a", lora_r=2, **fields)
+
+
 def test_raises_both_or_neither_of_path_and_architecture() -> None:
     with pytest.raises(ValueError, match=r"^`model\.path` is missing: give it, or `model\.arch"):
         ModelConfig()
@@ -266,6 +285,7 @@ def test_property_every_number_of_every_section_is_checked() -> None:
         (OptimizerConfig, name) for name in [*SHARES, "weight_decay", "min_lr", "decay_ratio"]
     }
     checked |= {(ObjectiveConfig, name) for name in ["eta", "penalty", "label_smoothing"]}
+    checked |= {(ModelConfig, "lora_dropout")}
     numbers = {
         (kind, field.name)
         for kind in NEEDED

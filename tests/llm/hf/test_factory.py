@@ -79,7 +79,7 @@ def test_closed_form_notes_of_a_resolved_model_name_unused_keys(tmp_path: Path) 
 
 def test_closed_form_an_abstract_model_has_the_shapes_of_parameters_and_adapters() -> None:
     config = ModelConfig(architecture=SIZES, param_dtype="bfloat16", lora_r=3)
-    state: Any = nnx.state(abstract_model(resolve_model(config)))
+    state: Any = nnx.state(abstract_model(resolve_model(config)), nnx.Param)
     leaves = jax.tree.leaves(state)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     up = state["layers"]["up_proj"]

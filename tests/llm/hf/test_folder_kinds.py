@@ -12,15 +12,17 @@ from llm.hf.factory import resolve_model
 from llm.hf.io import load_model, read_architecture
 
 
-def test_raises_for_an_adapter_with_the_command_that_merges_it(tmp_path: Path) -> None:
+def test_raises_for_an_adapter_with_the_keys_that_take_it(tmp_path: Path) -> None:
     settings = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(
-        ValueError, match=r"is a PEFT adapter of owner/base, not a .*merge_and_unlo"
+        ValueError, match=r"is a PEFT adapter of owner/base, not a model .*`model\.adapter`$"
     ):
         resolve_model(ModelConfig(path=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds a PEFT adapter beside a model .*merge_and_unload"):
+    with pytest.raises(
+        ValueError, match=r"holds a PEFT adapter beside a model .*`model\.adapter`$"
+    ):
         load_model(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "adapter_model.safetensors").touch()

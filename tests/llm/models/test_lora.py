@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llm.config import LoraConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.layers import Adapter, Projection
-from llm.models.lora import add_lora, has_lora, merge_lora, merged_kernel, trainable_filter
+from llm.models.lora import (
+    SavedParam,
+    add_lora,
+    apply_lora,
+    has_lora,
+    mark_saved,
+    merge_lora,
+    merged_kernel,
+    trainable_filter,
+)
 from llm.types import Rows
 
 SAME_SUMS = 1e-12  # the same sums in another order, hidden states of order 1, float64
@@ -118,8 +128,8 @@ def test_gradient_of_the_split_model_is_that_of_adapters_only(decoder: Decoder) 
 
 def test_closed_form_adapters_are_trained_if_there_are_any(decoder: Decoder) -> None:
     assert trainable_filter(decoder) is nnx.Param
-    add_lora(decoder, rank=1, alpha=1.0, target_modules="o_proj", rngs=nnx.Rngs(1))
-    assert trainable_filter(decoder) is nnx.LoRAParam
+    add_lora(decoder, rank=1, alpha=1.0, target_modules=["o_proj"], rngs=nnx.Rngs(1))
+    assert trainable_filter(decoder) == (nnx.LoRAParam, SavedParam)
     adapter = decoder.layers.o_proj.adapter
     assert adapter is not None
     assert adapter.a.shape == (2, 8, 1)
@@ -129,10 +139,10 @@ def test_closed_form_adapters_are_trained_if_there_are_any(decoder: Decoder) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "`rank` must be 1 or more, got 0"),
-        ({"alpha": 0.0}, r"`alpha` must be positive, got 0\.0"),
+        ({"rank": 0}, "`r` must be a whole number from 1 .*, got 0"),
+        ({"alpha": 0.0}, r"`lora_alpha` must be positive and finite, got 0\.0"),
         ({"target_modules": ["c_attn"]}, "`target_modules` must be .*q_proj.*got 'c_attn'"),
-        ({"target_modules": []}, "`target_modules` must name at least one projection, got none"),
+        ({"target_modules": []}, "`target_modules` must name at least one module, got none"),
     ],
 )
 def test_raises_for_invalid_adapters(
@@ -146,6 +156,35 @@ def test_raises_if_the_model_has_adapters_already(decoder: Decoder) -> None:
     add_lora(decoder, rank=1, alpha=1.0, rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match="has adapters already"):
         add_lora(decoder, rank=1, alpha=1.0, rngs=nnx.Rngs(1))
+
+
+def test_closed_form_saved_parameters_are_trained_too(decoder: Decoder) -> None:
+    config = LoraConfig(r=2, target_modules=("q_proj",), layers_to_transform=(1,))
+    mark_saved(apply_lora(decoder, config, rngs=nnx.Rngs(1)), [("norm", "weight"), ("embedding",)])
+    paths = {path for path, _ in nnx.to_flat_state(nnx.state(decoder, trainable_filter(decoder)))}
+    adapter = {("layers", "q_proj", "adapter", part) for part in ("a", "b")}
+    assert paths == adapter | {("norm", "weight"), ("embedding",)}
+
+
+def test_gradient_of_a_layer_without_an_adapter_is_zero(decoder: Decoder) -> None:
+    config = LoraConfig(
+        r=3,
+        target_modules=("q_proj",),
+        layers_to_transform=(1,),
+        rank_pattern=((r"layers\.1\.self_attn\.q_proj", 2), ("q_proj", 4)),
+    )
+    apply_lora(decoder, config, rngs=nnx.Rngs(1))
+    assert decoder.layers.q_proj.adapter is not None
+    decoder.layers.q_proj.adapter.b[1] = 0.5 * jnp.ones((2, 8))
+    graphdef, trainable, frozen = nnx.split(decoder, trainable_filter(decoder), ...)
+
+    def first_feature(trainable: Any) -> jax.Array:
+        return nnx.merge(graphdef, trainable, frozen).hidden_states(ROWS)[0, -1, 0]
+
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(first_feature))(trainable)):
+        assert gradient.shape[1:] in ((8, 2), (2, 8))
+        assert not gradient[0].any()
+        assert np.abs(gradient[1]).max() > 0
 
 
 def _randomize_adapters(decoder: Decoder) -> None:

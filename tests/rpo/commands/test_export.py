@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -16,8 +17,10 @@ from safetensors.numpy import load_file
 
 from llm.config import DataConfig, ModelConfig, TrainConfig
 from llm.hashing import weights_digest
+from llm.hf.factory import build_model, resolve_model
 from llm.hf.io import load_model, stored_dtype
 from llm.models.lora import trainable_filter
+from llm.train.policy import load_policy
 from rpo.cli import main
 from rpo.runtime.export_sources import find_export_base
 
@@ -150,6 +153,7 @@ BAD = [
     (["full", "--out", "full"], "full exists already and is not empty: choose another --out"),
     (["full", "--out", "rows.jsonl"], "argument --out: rows.jsonl exists already"),
     (["full", "--out", "x", "--step", "9"], "no checkpoint of step 9 is kept; the kept steps are "),
+    (["full", "--adapter", "--out", "x"], "argument --adapter: full trained all parameters"),
     (["full"], "the following arguments are required: --out"),
 ]
 
@@ -165,3 +169,43 @@ def test_raises_one_line_and_writes_nothing(
     assert len(err.splitlines()) == 1
     assert message in err
     assert sorted(folder.iterdir()) == before
+
+
+def test_roundtrip_an_exported_adapter_continues_and_scores_as_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "full", "--out", "base"]) == 0
+    data = ["--tokenizer", "bytes", "--data", "rows.jsonl", "--out"]
+    based = ["--model.architecture", "null", "--model.path", "base"]
+    options = ["--model.lora_r", "2", "--model.lora_dropout", "0.5", "--model.use_rslora", "true"]
+    options += ["--model.lora_modules_to_save", "[lm_head]"]
+    assert main(["train", "tiny.yaml", "--out", "first", *based, *options]) == 0
+    capsys.readouterr()
+    assert main(["export", "first", "--adapter", "--out", "published"]) == 0
+    assert "written to published: the adapter after step 2 (float32, " in capsys.readouterr().out
+    assert main(["score", "--model", "published", *data, "published.jsonl"]) == 0
+    # The policy of the run is the start, so that its first step reports the same scores.
+    continued = ["--model.architecture", "null", "--model.adapter", "published"]
+    assert main(["train", "tiny.yaml", "--out", "second", *continued]) == 0
+    scores = [json.loads(line) for line in (folder / "published.jsonl").read_text().splitlines()]
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        first = load_policy(folder / "first").decoder
+        start = build_model(resolve_model(ModelConfig(adapter="published")))
+        for ours, theirs in zip(*map(leaves_of, (first, start)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    again = ["export", "second", "--adapter", "--out", "again", "--step", "1"]
+    assert main(again) == 0
+    document = json.loads((folder / "again" / "adapter_config.json").read_text())
+    assert (document["r"], document["use_rslora"], document["lora_dropout"]) == (2, True, 0.5)
+    assert document["base_model_name_or_path"] == "base"
+    assert (
+        main(["train", "tiny.yaml", "--out", "whole", *continued, "--model.merge_adapter", "true"])
+        == 0
+    )
+    cache = load_file(folder / "whole" / "reference.safetensors")
+    expected = [[score["chosen_logp"], score["rejected_logp"]] for score in scores]
+    np.testing.assert_allclose(cache["log_probs"], expected, rtol=1e-5)
+
+
+def leaves_of(decoder: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(decoder))]

@@ -180,10 +180,13 @@ BAD = [
     ),
     (["--data.max_length", "2147483647"], "`data.max_length` must be at most 2048"),
     (["--model.lora_r", "2147483647"], "`model.lora_r` must be at most 65536"),
-    (["--model.lora_target_modules", "q_proj"], "`model.lora_target_modules` must be all-linear"),
+    (
+        ["--model.lora_target_modules", "q_proj"],
+        "`model.lora_target_modules` must be all-linear, a list of",
+    ),
     (
         ["--model.lora_r", "2", "--model.lora_target_modules", "[qproj]"],
-        "all-linear or a list of q_p",
+        "all-linear, a list of q_p",
     ),
     (["--trainer.report_to", "[none]"], "'tensorboard', 'wandb'"),
     (["--optimizer.lr_scheduler_type", "polynomial"], "'cosine', 'linear', 'constant'"),

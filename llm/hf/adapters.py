@@ -1,0 +1,291 @@
+"""Adapters as PEFT folders: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Tensors have PEFT's names, such as
+``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``, and PyTorch's axes: ``A`` is
+``[rank, in]`` and ``B`` is ``[out, rank]``. Modules that are saved whole have the names of the
+model's tensors after the prefix.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from llm.config import LoraConfig
+from llm.models.architecture import Architecture
+from llm.models.decoder import Decoder
+from llm.models.lora import lora_shapes
+from llm.parallel.mesh import on_host
+from rpo_io.atomic import atomic_folder
+
+from .adapter_config import write_adapter_config
+from .io import copy_tokenizer_files
+from .merging import ExportReport, round_tensor
+from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, tensor_mappings
+from .safetensors import SafetensorsReader, write_safetensors_file
+
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Prefix of the names of all tensors: the modules of PEFT around the model."""
+ParameterPath = tuple[str, ...]
+
+
+class AdapterTensor(NamedTuple):
+    """A tensor of an adapter file and the part of a parameter that it holds.
+
+    Attributes:
+        name: name of the tensor.
+        path: path of the parameter in the decoder's state.
+        layer: index of the layer; None if the parameter is not stacked.
+        rank: rank of the adapter; None for a module that is saved whole.
+        transposed: whether the tensor is ``[out, in]`` and the parameter ``[in, out]``.
+    """
+
+    name: str
+    path: ParameterPath
+    layer: int | None
+    rank: int | None
+    transposed: bool
+
+    def index(self) -> tuple[Any, ...]:
+        """Return the index of the tensor's values in the parameter."""
+        layer = () if self.layer is None else (self.layer,)
+        if self.rank is None:
+            return (*layer, ...)
+        used = slice(self.rank)
+        return (*layer, slice(None), used) if self.path[-1] == "a" else (*layer, used, slice(None))
+
+
+def adapter_tensors(lora: LoraConfig, architecture: Architecture) -> list[AdapterTensor]:
+    """Return the tensors of the file of an adapter.
+
+    Args:
+        lora: ranks and modules.
+        architecture: architecture of the model, see :func:`adapted_architecture`.
+
+    Returns:
+        One entry per tensor, sorted by name.
+
+    Raises:
+        ValueError: if a projection has another name in the files of the model, or only some
+            layers of a module are saved.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> small = Architecture(**sizes, num_attention_heads=2)
+        >>> adapter_tensors(LoraConfig(target_modules=("q_proj",)), small)[1].name
+        'base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight'
+    """
+    n_layers, tensors = architecture.num_hidden_layers, []
+    mappings = {mapping.path: mapping for mapping in tensor_mappings(architecture)}
+    for name, layers in lora_shapes(lora, n_layers).items():
+        names = mappings[("layers", name, "kernel")].names(n_layers)
+        for layer, shape in enumerate(layers):
+            if shape is None:
+                continue
+            module = names[layer].removesuffix(".weight")
+            if lora.shape_of(module) != shape:
+                raise ValueError(
+                    f"the adapter of {name} has no name in PEFT's files: the files of this model "
+                    f"store it in {names[layer]}"
+                )
+            for part, letter in (("a", "A"), ("b", "B")):
+                path = ("layers", name, "adapter", part)
+                key = f"{PREFIX}{module}.lora_{letter}.weight"
+                tensors.append(AdapterTensor(key, path, layer, shape.rank, transposed=True))
+    for mapping in saved_mappings(lora, architecture):
+        for layer, name in enumerate(mapping.names(n_layers)):
+            index = layer if mapping.stacked else None
+            key, transposed = PREFIX + name, mapping.transposed
+            tensors.append(AdapterTensor(key, mapping.path, index, None, transposed))
+    return sorted(tensors)
+
+
+def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorMapping]:
+    """Return the parameters that are trained whole, as ``modules_to_save`` selects them.
+
+    Args:
+        lora: the adapters.
+        architecture: architecture of the model.
+
+    Returns:
+        The parameters with their tensors; none without ``modules_to_save``.
+
+    Raises:
+        ValueError: if only some layers of a parameter are selected.
+    """
+    n_layers, saved = architecture.num_hidden_layers, []
+    for mapping in tensor_mappings(architecture):
+        flags = [lora.saves(name.rpartition(".")[0]) for name in mapping.names(n_layers)]
+        if any(flags) and not all(flags):
+            raise ValueError(
+                "`modules_to_save` must select a module in all layers or in none, got "
+                f"{list(lora.modules_to_save)}, which select {mapping.name} in some"
+            )
+        if all(flags):
+            saved.append(mapping)
+    return saved
+
+
+def adapted_architecture(lora: LoraConfig, architecture: Architecture) -> Architecture:
+    """Return the architecture of a model with an adapter.
+
+    PEFT saves and trains a copy of an embedding, so that the embedding and the output head of a
+    tied model become two parameters.
+
+    Args:
+        lora: the adapters.
+        architecture: architecture of the base model.
+
+    Returns:
+        The architecture; that of the base model unless a tied embedding is saved.
+    """
+    names = (EMBEDDING_NAME, HEAD_NAME)
+    if architecture.tie_word_embeddings and any(
+        lora.saves(name.removesuffix(".weight")) for name in names
+    ):
+        return replace(architecture, tie_word_embeddings=False)
+    return architecture
+
+
+def check_adapter(
+    folder: Path,
+    lora: LoraConfig,
+    architecture: Architecture,
+    shapes: Mapping[ParameterPath, tuple[int, ...]],
+) -> None:
+    """Refuse an adapter that does not fit a model, before anything is computed with it.
+
+    Args:
+        folder: folder of the adapter.
+        lora: its configuration.
+        architecture: architecture of the model with the adapter.
+        shapes: shapes of the parameters by path.
+
+    Raises:
+        ValueError: if a tensor is missing, unexpected, of the wrong dtype or shape, or not finite;
+            the message names file and tensor.
+    """
+    with _reader(folder) as file:
+        expected = {tensor.name for tensor in adapter_tensors(lora, architecture)}
+        _check_names(folder, expected, file.names())
+    for _ in read_adapter(folder, lora, architecture, shapes):
+        pass
+
+
+def read_adapter(
+    folder: Path,
+    lora: LoraConfig,
+    architecture: Architecture,
+    shapes: Mapping[ParameterPath, tuple[int, ...]],
+) -> Iterator[tuple[ParameterPath, np.ndarray]]:
+    """Read the parameters of an adapter, one at a time.
+
+    Args:
+        folder: folder of the adapter.
+        lora: its configuration.
+        architecture: architecture of the model with the adapter.
+        shapes: shapes of the parameters by path.
+
+    Yields:
+        The path of a parameter and its values, in the dtype of the file; layers without an adapter
+        and unused ranks are 0.
+
+    Raises:
+        ValueError: if a tensor has the wrong shape or holds NaN or infinite numbers; the message
+            names file and tensor.
+    """
+    by_path: dict[ParameterPath, list[AdapterTensor]] = {}
+    for tensor in adapter_tensors(lora, architecture):
+        by_path.setdefault(tensor.path, []).append(tensor)
+    with _reader(folder) as file:
+        for path, tensors in by_path.items():
+            values: np.ndarray | None = None
+            for tensor in tensors:
+                part = np.empty(shapes[path], np.bool_)[tensor.index()].shape
+                stored = file.read(tensor.name, part[::-1] if tensor.transposed else part)
+                if values is None:
+                    values = np.zeros(shapes[path], stored.dtype)
+                values[tensor.index()] = stored.T if tensor.transposed else stored
+            assert values is not None
+            yield path, values
+
+
+def export_adapter(
+    decoder: Decoder,
+    folder: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    dtype: DTypeLike | None = None,
+    tokenizer_folder: str | os.PathLike[str] | None = None,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+) -> ExportReport:
+    """Write the adapters of a decoder as a folder that PEFT and vLLM load.
+
+    Args:
+        decoder: a model with adapters; it is not changed.
+        folder: folder to write. It must not exist, or be empty; it appears when it is complete.
+        base: name or path of the base model, for ``base_model_name_or_path``.
+        dtype: dtype of the tensors; None for that of the parameters.
+        tokenizer_folder: folder whose tokenizer files are copied; None for none.
+        chat_template: see :func:`llm.hf.io.export_model`.
+        template_options: see :func:`llm.hf.io.export_model`.
+
+    Returns:
+        Dtype and size of the tensors.
+
+    Raises:
+        ValueError: if the decoder has no adapters, the folder is not empty, or a value is too
+            large for ``dtype``.
+    """
+    folder, lora = Path(folder), decoder.lora
+    if lora is None:
+        raise ValueError("the model has no adapters: write it whole, without `--adapter`")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
+    state = dict(nnx.to_flat_state(nnx.state(decoder)))
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in adapter_tensors(lora, decoder.architecture):
+        values = on_host(state[tensor.path].get_value()[tensor.index()])
+        values = values.T if tensor.transposed else values
+        tensors[tensor.name] = round_tensor(tensor.name, values, np.dtype(dtype or values.dtype))
+    with atomic_folder(folder) as part:
+        write_adapter_config(part, lora, base=base)
+        write_safetensors_file(part / ADAPTER_WEIGHTS_NAME, tensors)
+        source = None if tokenizer_folder is None else Path(tokenizer_folder)
+        copy_tokenizer_files(part, source, chat_template, template_options or {})
+    n_bytes = sum(values.nbytes for values in tensors.values())
+    return ExportReport(next(iter(tensors.values())).dtype.name, n_bytes, None)
+
+
+def _reader(folder: Path) -> SafetensorsReader:
+    pickled = folder / "adapter_model.bin"
+    if not (folder / ADAPTER_WEIGHTS_NAME).exists() and pickled.exists():
+        raise ValueError(
+            f"{pickled}: pickled weights are never read: load the adapter with PEFT and save it "
+            "again, which writes safetensors"
+        )
+    return SafetensorsReader(folder, ADAPTER_WEIGHTS_NAME)
+
+
+def _check_names(folder: Path, expected: set[str], stored: set[str]) -> None:
+    """Refuse a file whose tensors are not those that the configuration and the model have."""
+    path = folder / ADAPTER_WEIGHTS_NAME
+    if missing := expected - stored:
+        raise ValueError(
+            f"{path}: tensor {min(missing)} is missing ({len(missing)} of {len(expected)} are): "
+            "adapter_config.json and the base model have it"
+        )
+    if extra := stored - expected:
+        raise ValueError(
+            f"{path}: tensor {min(extra)} is unexpected ({len(extra)} such tensors): it belongs to "
+            "another base model, or to a module that `target_modules` does not name"
+        )
