@@ -229,15 +229,27 @@ def trainable_filter(decoder: Decoder) -> Any:
     return (nnx.LoRAParam, SavedParam) if has_lora(decoder) else nnx.Param
 
 
-def start_dropout(model: Any, key: PRNGKeyArray) -> None:
-    """Set the key of the dropout of a model, if its adapters have one, in place.
+def has_dropout(model: Any) -> bool:
+    """Return whether a language model has adapters with dropout.
 
     Args:
-        model: a language model; one without adapters stays as it is.
-        key: key of a part of a step on one device.
+        model: any language model.
+
+    Returns:
+        True if training draws dropout masks.
     """
     lora = getattr(model, "lora", None)
-    if lora is not None and lora.lora_dropout > 0:
+    return lora is not None and lora.lora_dropout > 0
+
+
+def start_dropout(model: Any, key: PRNGKeyArray) -> None:
+    """Set the key of the dropout of a model whose adapters have one, in place.
+
+    Args:
+        model: a language model; one without dropout stays as it is.
+        key: key of a part of a step on one device.
+    """
+    if has_dropout(model):
         model.dropout_key = key
 
 

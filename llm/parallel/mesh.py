@@ -83,6 +83,12 @@ class Devices:
 
         return self._shard_map(reduced, lambda trainable: PartitionSpec())
 
+    def shard_index(self) -> Any:
+        """Return the index of the device's shard of a batch, inside a mapped function."""
+        if self.plan.batch_shards == 1:
+            return 0
+        return jax.lax.axis_index(BATCH_AXES)
+
     def shardings(self, tree: Any) -> Any:
         """Return a sharding for each parameter of a tree, or array shaped like a parameter."""
         specs = self.plan.partition_specs(tree)

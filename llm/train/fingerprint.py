@@ -46,6 +46,7 @@ FREE_KEYS = (
     "data.chat_template",
     "model.path",
     "model.adapter",
+    "model.reference",
 )
 """Names and paths, which may change on resume: the digests of the contents are compared."""
 SOURCES = {
@@ -54,6 +55,7 @@ SOURCES = {
     "template": "the chat template",
     "initial_weights": "the weights of `model.path`",
     "frozen_weights": "the frozen weights of `model.path`",
+    "reference": "the weights of `model.reference`",
     "trainer.pairs_per_step": "the number of pairs of a step "
     "(`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps` x devices)",
 }
@@ -158,6 +160,7 @@ def make_fingerprint(
     data_digests: Mapping[str, str],
     pairs_per_step: int,
     lora: LoraConfig | None = None,
+    reference: str | None = None,
 ) -> Fingerprint:
     """Compute the fingerprint of a run.
 
@@ -171,6 +174,8 @@ def make_fingerprint(
         data_digests: digests by name, see :attr:`llm.train.dataset.TrainingData.provenance`.
         pairs_per_step: pairs of a step over all devices.
         lora: adapters of the model; None if all parameters are trained.
+        reference: digest of the parameters of another model that is the reference; None if the
+            initial policy is.
 
     Returns:
         The fingerprint.
@@ -186,6 +191,7 @@ def make_fingerprint(
         "initial_weights": initial_weights,
         "frozen_weights": frozen_weights,
         "lora": None if lora is None else asdict(lora),
+        "reference": reference,
     }
     data = dict(data_digests)
     return Fingerprint(_plain(model), _plain(data), kept, release_version())

@@ -1,18 +1,26 @@
-r"""Check of the first step: the loss of a policy that is still equal to its reference.
+r"""Check of the first step: its loss is known before the first update.
 
-Its preference loss is known: :math:`\log 2` for DPO, another constant or a function of the data for
-other losses. If the first loss is another one, the run would optimize another objective.
+If the policy is still equal to its reference, the preference loss is :math:`\log 2` for DPO, and
+another constant or a function of the data for other losses. If another model is the reference, the
+loss is the mean of the exact losses of the rows. With another value the run would optimize another
+objective, and it is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from llm.config import TrainConfig
 from llm.evaluation.metrics import finalize_metrics
 from llm.parallel.mesh import on_host
 from llm.types import Batch
 
+from .objective import whole_batch_sums
+from .reference_cache import compute_reference
+from .reference_check import exact_first_loss
 from .run import Run
 
 STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
@@ -22,49 +30,83 @@ On SmolLM2-135M in float32 the compiled forward passes of reference and step dif
 The rest is a margin for deeper models."""
 
 
-def exact_preference_loss(run: Run, batch: Batch) -> float | None:
-    """Return the preference loss of the first step from a forward pass without gradients.
+class FirstStep(NamedTuple):
+    """What is known of the first step before it is made.
+
+    Attributes:
+        exact: its loss; None if the loss of a policy equal to its reference is known without data.
+        metrics: its metrics without dropout; None if the step has no dropout.
+    """
+
+    exact: float | None
+    metrics: dict[str, float] | None
+
+
+def measure_first_step(run: Run, batch: Batch) -> FirstStep:
+    """Compute what the first step must give, from forward passes without gradients.
 
     Args:
         run: a run that has made no update.
         batch: batch of the first step with reference log-probabilities, ``[parts, shards, ...]``.
 
     Returns:
-        The sum of the preference losses with their weights; None if the loss at the reference is
-        known without data, or some loss is of the whole batch.
+        The exact loss, and the metrics without dropout.
     """
     objective = run.config.objective
-    if objective.preference_at_reference is not None or objective.needs_global_batch:
-        return None
-    sums, _ = run.evaluation_step(run.state.trainable, run.frozen, run.put_on_devices(batch))
+    has_other = run.reference_digest is not None
+    has_dropout = run.lora is not None and run.lora.lora_dropout > 0
+    by_rows = has_other and "sum_squares" not in objective.statistics
+    depends_on_data = has_other or objective.preference_at_reference is None
+    measured = None
+    if has_dropout or (depends_on_data and not by_rows):
+        measured = _forward(run, batch)
+    exact = None
+    if by_rows:
+        first = run.data.train.select(np.unique(run.sampler.pair_indices(0)))
+        computed = compute_reference(run.log_probs, run.batches_in_order(first))
+        exact = exact_first_loss(objective, batch, computed)
+    elif depends_on_data and measured is not None:
+        exact = measured["loss"]
+    return FirstStep(exact, measured if has_dropout else None)
+
+
+def _forward(run: Run, batch: Batch) -> dict[str, float]:
+    """Return the metrics of a batch under the current parameters, without dropout."""
+    objective = run.config.objective
+    sums, log_probs = run.evaluation_step(
+        run.state.trainable, run.frozen, run.put_on_devices(batch)
+    )
+    if objective.needs_global_batch:
+        sums = whole_batch_sums(objective, [(batch, on_host(log_probs))])
     means = finalize_metrics(objective, sums)
-    return sum(term.weight * float(on_host(means[term.metric])) for term in objective.terms)
+    return {name: float(on_host(value)) for name, value in means.items()}
 
 
 def check_first_loss(
-    config: TrainConfig, metrics: Mapping[str, float], preference: float | None = None
+    config: TrainConfig, metrics: Mapping[str, float], exact: float | None = None
 ) -> None:
-    r"""Raise an error if the first loss is not that of a policy equal to its reference.
+    r"""Raise an error if the first loss is not the exact one.
 
     Args:
         config: configuration of the run.
-        metrics: metrics of the first step.
-        preference: exact preference loss, from :func:`exact_preference_loss`; None for the one that
-            is known without data. If there is none, nothing is checked.
+        metrics: metrics of the first step, without dropout.
+        exact: the loss, from :func:`measure_first_step`; None for that of a policy equal to its
+            reference. If that depends on data, nothing is checked.
 
     Raises:
         ValueError: if the relative error exceeds the tolerance of the dtype.
     """
-    objective = config.objective
-    known = objective.preference_at_reference if preference is None else preference
-    if known is None:
-        return
-    exact = known + objective.sft_weight * metrics["loss/sft"]
+    objective, of_policy = config.objective, "that of policy and reference on these rows"
+    if exact is None:
+        if objective.preference_at_reference is None:
+            return
+        exact = objective.preference_at_reference + objective.sft_weight * metrics["loss/sft"]
+        of_policy = "that of a policy equal to its reference"
     tolerance = first_step_tolerance(config)
     error = abs(metrics["loss"] - exact)
     if not error <= tolerance * max(1.0, abs(exact)):
         raise ValueError(
-            f"the first loss must be {exact:.6f}, that of a policy equal to its reference, got "
+            f"the first loss must be {exact:.6f}, {of_policy}, got "
             f"{metrics['loss']:.6f}, {error:.1e} off (`trainer.step0_tolerance` is {tolerance:g}): "
             "the reference log-probabilities are not those of this model on these rows"
         )

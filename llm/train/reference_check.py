@@ -1,33 +1,47 @@
 """Check of the reference log-probabilities that the data rows hold.
 
 A wrong value trains another objective, and in the mean over a step two errors can cancel. The
-initial policy is the reference, so the values are compared row by row with what it computes.
+reference model is there, so the values are compared row by row with what it computes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from llm.config import ObjectiveConfig
 from llm.data.preferences import REFERENCE_FIELDS
-from llm.types import Role
+from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
+from llm.types import Batch, Role
 
 from .dataset import row_location
-from .reference_cache import ReferenceCache, cache_from_rows, compute_reference
-from .run import Run
+from .reference_cache import (
+    ReferenceCache,
+    attach_reference,
+    cache_from_rows,
+    compute_reference,
+)
+from .scorer import Scorer
 
 SAMPLE_ROWS = 256
 """Largest number of rows that are compared besides those of the first step."""
 
 
-def check_given_reference(run: Run, *, tolerance: float) -> None:
-    """Compare given reference log-probabilities with those of the initial policy.
+def check_given_reference(
+    run: Scorer, *, tolerance: float, name: str = "the initial model"
+) -> None:
+    """Compare given reference log-probabilities with those of the reference model.
 
     The rows of the first step and an even sample of all rows are compared, each response by itself.
 
     Args:
-        run: a run whose policy is still equal to its reference.
+        run: the reference model: a run before its first step, or another model on its devices.
         tolerance: largest error, relative to the log-probability if that exceeds one nat.
+        name: noun phrase for the model, for the message.
 
     Raises:
         ValueError: if a value is off; the message names file, line and column of the first one.
@@ -50,7 +64,7 @@ def check_given_reference(run: Run, *, tolerance: float) -> None:
     field = REFERENCE_FIELDS[role]
     raise ValueError(
         f"{where}: field `{field}` must be the log-probability of the "
-        f"{role.name.lower()} response under the initial model, {expected:.4f} nats, got "
+        f"{role.name.lower()} response under {name}, {expected:.4f} nats, got "
         f"{value:.4f} (`trainer.step0_tolerance` is {tolerance:g}): compute it again with "
         f"`rpo score`, whose `{role.name.lower()}_logp` is the value of `{field}`, or leave the "
         "reference columns out"
@@ -102,3 +116,37 @@ def first_difference(
     index, role = np.argwhere(off)[0].tolist()
     row = int(computed.row_ids[index])
     return row, Role(role), float(values[index, role]), float(exact[index, role])
+
+
+def exact_first_loss(config: ObjectiveConfig, batch: Batch, policy: ReferenceCache) -> float:
+    r"""Compute the exact loss of a step from the log-probabilities of its rows, in float64.
+
+    It is the mean over rows of :math:`\ell(\log\pi(y|x), \log\pi_{ref}(y|x))`, plus the SFT term.
+
+    Args:
+        config: the objective.
+        batch: batch of the step with its ``reference`` attached, ``[parts, shards, ...]``.
+        policy: log-probabilities of the rows under the policy.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if a row of the batch is not in ``policy``.
+
+    Examples:
+        >>> rows, present = np.zeros((1, 1, 1), int), np.ones((1, 1, 1), bool)
+        >>> lengths, reference = np.ones((1, 1, 1, 2), int), np.zeros((1, 1, 1, 2))
+        >>> batch = Batch(None, None, lengths, present, rows, reference)
+        >>> policy = ReferenceCache(np.array([0]), np.array([[-1.0, -1.0]]))
+        >>> round(exact_first_loss(ObjectiveConfig(method="dpo"), batch, policy), 4)
+        0.6931
+    """
+    no_tokens: Any = None  # the tokens have been scored already
+    pairs = batch._replace(rows=no_tokens, completions=no_tokens)
+    pairs = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[3:]), pairs)
+    log_probs = attach_reference(pairs, policy).reference
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(each, np.float64)) for each in (log_probs, pairs.reference)]
+        sums = compute_metric_sums(config, *wide, pairs)
+        return float(finalize_metrics(config, sums)["loss"])

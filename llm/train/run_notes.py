@@ -136,6 +136,9 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
         yield "objective", "eta", measured
     if not objective.uses_beta:
         yield "objective", "beta", measured
+    if not objective.needs_reference:
+        reason = f"has no effect: method {method!r} trains without a reference"
+        yield "model", "reference", reason
     if method not in COMPOSED:
         yield "objective", "sft_reduction", measured
     model = config.model

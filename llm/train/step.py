@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from llm.config import ObjectiveConfig, ObjectiveConstants
 from llm.evaluation.metrics import MetricSums, compute_metric_sums, finalize_metrics
+from llm.models.lora import has_dropout, start_dropout
 from llm.models.token_statistics import ResponseStatistics, response_statistics
 from llm.parallel.mesh import Devices
 from llm.precision import accumulation_dtype
@@ -29,6 +30,8 @@ from .objective import flag_non_finite_pairs, loss_share, normalizers
 from .objective_schedule import ConstantsSchedule
 from .stochastic_rounding import apply_optimizer
 
+DROPOUT_STREAM = 2**31 - 1
+"""Number that separates the keys of dropout from those of stochastic rounding."""
 GraphDef = nnx.GraphDef[Any]
 """Structure of a model, without its parameters."""
 Parameters = Any
@@ -109,6 +112,7 @@ def gradients(
     *,
     devices: Devices,
     constants: ObjectiveConstants | None = None,
+    dropout_key: PRNGKeyArray | None = None,
 ) -> tuple[Parameters, StepResult]:
     """Return the gradient of the objective over a global batch, and its metrics.
 
@@ -121,6 +125,8 @@ def gradients(
         config: the objective.
         devices: mesh of one or more devices, with the sharding plan of the model.
         constants: constants of the step; None for those of the configuration.
+        dropout_key: key of the dropout of adapters in this step; each part and each shard has masks
+            of its own. None for no dropout.
 
     Returns:
         The gradient, in the dtypes of the parameters, and the measurements.
@@ -129,33 +135,48 @@ def gradients(
     n_parts = batches.lengths.shape[0]
 
     def on_device(
-        trainable: Parameters, frozen: Parameters, batches: Batch
+        trainable: Parameters, fixed: tuple[Parameters, Array | None], batches: Batch
     ) -> tuple[tuple[Parameters, MetricSums], Array]:
-        def loss(trainable: Parameters, batch: Batch) -> tuple[Array, tuple[MetricSums, Array]]:
+        frozen, shard_key = fixed
+        if shard_key is not None:
+            shard_key = jax.random.fold_in(shard_key, devices.shard_index())
+
+        def loss(
+            trainable: Parameters, batch: Batch, key: Array | None
+        ) -> tuple[Array, tuple[MetricSums, Array]]:
             model = nnx.merge(graphdef, trainable, frozen)
+            if key is not None:
+                start_dropout(model, key)
             sums, _, flags, router_loss = _measure(model, batch, config, constants)
             # The router's loss is that of each part, and is averaged over the parts.
             share = loss_share(config, sums, divisors, constants) + router_loss / n_parts
             return share, (sums, flags)
 
-        def part(batch: Batch) -> tuple[tuple[Any, MetricSums], Array]:
-            gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable, batch)
+        def part(batch: Batch, index: Array) -> tuple[tuple[Any, MetricSums], Array]:
+            key = None if shard_key is None else jax.random.fold_in(shard_key, index)
+            gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable, batch, key)
             return (_widen(gradient), sums), flags
 
         return _sum_over_parts(part, batches)
 
     def on_device_with_global_batch(
-        trainable: Parameters, frozen: Parameters, batches: Batch
+        trainable: Parameters, fixed: tuple[Parameters, Array | None], batches: Batch
     ) -> tuple[tuple[Parameters, MetricSums], Array]:
-        def log_probs(trainable: Parameters, batch: Batch) -> ResponseStatistics:
+        frozen, shard_key = fixed
+        if shard_key is not None:
+            shard_key = jax.random.fold_in(shard_key, devices.shard_index())
+
+        def statistics(trainable: Parameters, batch: Batch, index: Array) -> ResponseStatistics:
             model = nnx.merge(graphdef, trainable, frozen)
+            if shard_key is not None:
+                start_dropout(model, jax.random.fold_in(shard_key, index))
             return response_statistics(model, batch, config)
 
         def loss(trainable: Parameters) -> tuple[Array, tuple[MetricSums, Array]]:
             # The backward pass computes one part at a time again, as accumulation does.
-            part = jax.checkpoint(log_probs)
+            part = jax.checkpoint(statistics)
             policy, squares, router_losses = jax.lax.map(
-                lambda batch: part(trainable, batch), batches
+                lambda each: part(trainable, *each), (batches, jnp.arange(n_parts))
             )
             whole = _without_tokens(batches)
             flags = jax.vmap(flag_non_finite_pairs)(policy, whole.reference, whole)
@@ -173,7 +194,8 @@ def gradients(
 
     if config.needs_global_batch:
         on_device = on_device_with_global_batch
-    (gradient, sums), flags = devices.map_gradients(on_device)(trainable, frozen, batches)
+    fixed = frozen, dropout_key
+    (gradient, sums), flags = devices.map_gradients(on_device)(trainable, fixed, batches)
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)]
     measured = finalize_metrics(config, sums, constants) | {"grad_norm": jnp.sqrt(sum(squares))}
     narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, trainable)
@@ -196,8 +218,8 @@ def make_train_step(
         config: the objective.
         optimizer: optax transformation that made the state.
         devices: see :func:`gradients`.
-        seed: seed of the stochastic rounding of bfloat16 parameters; the key of a step depends on
-            it and on the number of the step alone.
+        seed: seed of the stochastic rounding of bfloat16 parameters and of the dropout of adapters;
+            the keys of a step depend on it and on the number of the step alone.
         schedule: constants of the objective by step; None for those of the configuration. Their
             values are metrics of the step.
 
@@ -212,8 +234,19 @@ def make_train_step(
     ) -> tuple[TrainState, StepResult]:
         trainable = state.trainable
         constants = None if schedule is None else schedule(state.step)
+        dropout_key = None
+        if has_dropout(nnx.merge(graphdef, trainable, frozen)):
+            stream = jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM)
+            dropout_key = jax.random.fold_in(stream, state.step)
         gradient, result = gradients(
-            graphdef, trainable, frozen, batches, config, devices=devices, constants=constants
+            graphdef,
+            trainable,
+            frozen,
+            batches,
+            config,
+            devices=devices,
+            constants=constants,
+            dropout_key=dropout_key,
         )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         trainable, optimizer_state, metrics = apply_optimizer(
@@ -259,7 +292,7 @@ def make_evaluation_step(
         ) -> tuple[MetricSums, Array]:
             model = nnx.merge(graphdef, trainable, frozen)
 
-            def part(batch: Batch) -> tuple[MetricSums, Array]:
+            def part(batch: Batch, _: Array) -> tuple[MetricSums, Array]:
                 sums, policy, *_ = _measure(model, batch, config, constants)
                 return sums, policy
 
@@ -294,19 +327,20 @@ def _without_tokens(batches: Batch) -> Batch:
 
 
 def _sum_over_parts(
-    part: Callable[[Batch], tuple[Any, Array]], batches: Batch
+    part: Callable[[Batch, Array], tuple[Any, Array]], batches: Batch
 ) -> tuple[Any, Array]:
     """Sum the first result of ``part`` over the parts, and stack its second result."""
-    first = jax.tree.map(lambda leaf: leaf[0], batches)
-    if batches.lengths.shape[0] == 1:  # without a loop, which would copy the sums
-        sums, per_pair = part(first)
+    first = jax.tree.map(lambda leaf: leaf[0], batches), jnp.zeros((), jnp.int32)
+    n_parts = batches.lengths.shape[0]
+    if n_parts == 1:  # without a loop, which would copy the sums
+        sums, per_pair = part(*first)
         return sums, per_pair[None]
     zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first)[0]
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, *first)[0]
     )
 
-    def accumulate(sums: Any, batch: Batch) -> tuple[Any, Array]:
-        added, per_pair = part(batch)
+    def accumulate(sums: Any, batch: tuple[Batch, Array]) -> tuple[Any, Array]:
+        added, per_pair = part(*batch)
         return jax.tree.map(jnp.add, sums, added), per_pair
 
-    return jax.lax.scan(accumulate, zeros, batches)
+    return jax.lax.scan(accumulate, zeros, (batches, jnp.arange(n_parts)))

@@ -1,9 +1,9 @@
 r"""The training loop: from a configuration to a policy, its metrics and its checkpoints.
 
-The first step is a check. The policy is still equal to its reference, so the RPO loss must be
-:math:`\log 2 + \eta\beta \cdot \text{NLL}` to the precision of the dtype, and that of another
-objective its value at the reference. Otherwise the run would optimize another objective, and it is
-refused.
+The first step is a check. The loss of a policy that is still equal to its reference is known, for
+RPO :math:`\log 2 + \eta\beta \cdot \text{NLL}`; if another model is the reference, the first loss
+is the mean of the exact losses of the rows. Otherwise the run would optimize another objective, and
+it is refused.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from .batches import describe_last_step
 from .checkpoint import Checkpoints
 from .dataset import TrainingData, shown_sources
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
-from .first_step import check_first_loss, exact_preference_loss, first_step_tolerance
+from .first_step import FirstStep, check_first_loss, first_step_tolerance, measure_first_step
 from .objective import whole_batch_sums
 from .reference_check import check_given_reference
+from .reference_model import resolve_reference, score_reference
 from .resume import (
     EXECUTION,
     NUM_STEPS,
@@ -117,7 +118,12 @@ class Trainer:
         self._stop = threading.Event()
         self._resume_notes: list[str] = []
         with computing_in(config.model.dtype):
-            self.run = Run(config, data, build_model(model, config.mesh))
+            tolerance, cache_file = first_step_tolerance(config), folder / "reference.safetensors"
+            other, scores = resolve_reference(config, model), None
+            if other is not None:
+                scores = score_reference(other, config, data, cache_file, tolerance=tolerance)
+            digest = None if scores is None else scores.digest
+            self.run = Run(config, data, build_model(model, config.mesh), reference_digest=digest)
             self.checkpoints = Checkpoints(
                 folder / "checkpoints",
                 keep=config.trainer.save_total_limit,
@@ -128,8 +134,11 @@ class Trainer:
             if resume:  # refuses a wrong checkpoint before the reference runs
                 found = self.checkpoints.find()
                 check_steps(config.trainer, found.step, self.run.num_steps)
-            self.cache = self.run.reference(folder / "reference.safetensors")
-            check_given_reference(self.run, tolerance=first_step_tolerance(config))
+            if scores is None:
+                self.cache = self.run.reference(cache_file)
+                check_given_reference(self.run, tolerance=tolerance)
+            else:
+                self.cache = scores.cache
             self.coverage = self.run.coverage()
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
@@ -242,7 +251,7 @@ class Trainer:
         for step, batch in iterate_batches(run.sampler, self.first_step, run.num_steps):
             started = time.perf_counter()
             batch = self._with_reference(run.assign_to_shards(batch))
-            preference = exact_preference_loss(run, batch) if step == 0 else None
+            first = measure_first_step(run, batch) if step == 0 else FirstStep(None, None)
             run.state, result = run.train_step(run.state, run.frozen, run.put_on_devices(batch))
             metrics = {name: float(on_host(value)) for name, value in result.metrics.items()}
             done, is_last = step + 1, step + 1 == run.num_steps
@@ -250,7 +259,7 @@ class Trainer:
             if bad is not None:
                 raise self._non_finite_error(done, bad)
             if step == 0:
-                check_first_loss(run.config, metrics, preference)
+                check_first_loss(run.config, first.metrics or metrics, first.exact)
             metrics |= _progress_metrics(run, batch, step, time.perf_counter() - started)
             logged = metrics if done % config.logging_steps == 0 or is_last else {}
             self.tracker.log(done, logged)

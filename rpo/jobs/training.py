@@ -15,6 +15,7 @@ from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.batches import make_sampler
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.fingerprint import configuration_of, name_changes
+from llm.train.reference_model import resolve_reference
 from llm.train.run_notes import describe_inputs
 from llm.train.tracking import CompositeTracker, Tracker, make_tracker, read_log
 from llm.train.trainer import Trainer
@@ -47,6 +48,7 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
         OSError: if a file cannot be read.
     """
     model = resolve_model(config.model)
+    resolve_reference(config, model)  # refuses one that does not fit before the data are read
     data = load_training_data(config.data, model)
     make_sampler(config, data, shards=1)  # refuses impossible sizes before anything is logged
     # The line on the size of the run has the numbers of pairs.

@@ -1,0 +1,247 @@
+"""Claims about a reference that is not the start: first loss, resume and vocabulary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import load_file
+
+from llm.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from llm.hf.adapters import export_adapter
+from llm.hf.factory import build_model, resolve_model
+from llm.hf.io import export_model
+from llm.models.decoder import Decoder
+from llm.precision import computing_in
+from llm.train.dataset import load_training_data
+from llm.train.policy import load_policy
+from llm.train.reference_model import resolve_reference
+from llm.train.tracking import make_tracker
+from llm.train.trainer import Trainer
+from llm.types import Rows
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+ROWS = [("a", "yes", "no"), ("bc", "sure thing", "oh"), ("d", "x", "why not"), ("e", "fg", "h")]
+BETA, ETA = 0.5, 0.2
+DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
+EXACT = 1e-10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one vocabulary, and rows."""
+    folder = tmp_path_factory.mktemp("reference")
+    with computing_in("float64"):
+        for name, seed in (("start", 1), ("other", 2)):
+            config = ModelConfig(architecture=SIZES, seed=seed, **DOUBLE)
+            export_model(build_model(resolve_model(config)), folder / name)
+    names = ("prompt", "chosen", "rejected")
+    lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS]
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return folder
+
+
+def config_of(folder: Path, reference: Path | str | None, **model: Any) -> TrainConfig:
+    model = {"path": str(folder / "start"), **DOUBLE} | model
+    return TrainConfig(
+        name="tiny",
+        model=ModelConfig(reference=None if reference is None else str(reference), **model),
+        data=DataConfig(train=str(folder / "rows.jsonl"), tokenizer="bytes", max_length=24),
+        objective=ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
+        optimizer=OptimizerConfig(learning_rate=0.01, warmup_ratio=0.0),
+        trainer=TrainerConfig(max_steps=3, save_steps=1, per_device_train_batch_size=4),
+    )
+
+
+def trainer_of(config: TrainConfig, out: Path, *, resume: bool = False) -> Trainer:
+    resolved = resolve_model(config.model)
+    data = load_training_data(config.data, resolved)
+    tracker = make_tracker(out / "metrics.jsonl", config)
+    return Trainer(config, resolved, data, out, tracker=tracker, resume=resume)
+
+
+def trained(config: TrainConfig, out: Path, *, resume: bool = False) -> list[dict[str, Any]]:
+    out.mkdir(exist_ok=True)
+    trainer_of(config, out, resume=resume).train()
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def log_prob(decoder: Decoder, prompt: list[int], response: list[int]) -> float:
+    """Return the log-probability of a response, from the logits of the whole sequence."""
+    ids = np.array([prompt + response])
+    columns = np.arange(ids.shape[1])[None]
+    rows = Rows(ids, columns, np.ones_like(ids), np.zeros_like(ids))
+    logits = np.asarray(decoder.head().logits(decoder.hidden_states(rows)[0])).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    start = len(prompt) - 1
+    return float(sum(logits[start + i, token] for i, token in enumerate(response)))
+
+
+def exact_loss(start: Decoder, other: Decoder, config: TrainConfig) -> float:
+    """Return the mean over rows of eq. 4.8, written out in NumPy."""
+    losses = []
+    for pair in load_training_data(config.data, resolve_model(config.model)).train:
+        policy, reference = (
+            [log_prob(each, list(pair.prompt), list(y)) for y in (pair.chosen, pair.rejected)]
+            for each in (start, other)
+        )
+        margin = (policy[0] - reference[0]) - (policy[1] - reference[1])
+        losses.append(np.log1p(np.exp(-BETA * margin)) - ETA * BETA * policy[0])
+    return float(np.mean(losses))
+
+
+def test_closed_form_the_first_loss_is_that_of_both_models_row_by_row(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(folder, folder / "other")
+    lines = trained(config, tmp_path / "run")
+    with computing_in("float64"):
+        models = [
+            build_model(resolve_model(ModelConfig(path=str(folder / name), **DOUBLE)))
+            for name in ("start", "other")
+        ]
+        exact = exact_loss(*models, config)
+        itself = exact_loss(models[0], models[0], config)
+    assert lines[0]["loss"] == pytest.approx(exact, abs=EXACT)
+    assert abs(exact - itself) > 0.01
+    assert abs(lines[0]["rewards/margins"]) > 0.01
+
+
+def test_roundtrip_a_resumed_run_is_bit_equal_and_knows_its_reference(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(folder, folder / "other")
+    whole = trained(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
+    shutil.copytree(folder / "other", tmp_path / "moved")
+    again = trained(config_of(folder, tmp_path / "moved"), tmp_path / "run", resume=True)
+    assert again[-1]["parameters_sha256"] == whole[-1]["parameters_sha256"]
+    (tmp_path / "run" / "reference.safetensors").unlink()
+    message = r"another model \(the weights of `model.reference` changed\)"
+    for other in (folder / "start", None):
+        with pytest.raises(ValueError, match=message):
+            trainer_of(config_of(folder, other), tmp_path / "run", resume=True)
+        (tmp_path / "run" / "reference.safetensors").unlink(missing_ok=True)
+
+
+def test_parity_the_reference_may_be_a_folder_a_run_a_checkpoint_or_an_adapter(
+    folder: Path, tmp_path: Path
+) -> None:
+    """All of them are the same policy."""
+    trained(config_of(folder, None, lora_r=2), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").touch()  # as the command writes it
+    with computing_in("float64"):
+        decoder = load_policy(tmp_path / "run", 2).decoder
+        export_model(decoder, tmp_path / "policy")
+        export_adapter(decoder, tmp_path / "adapter", base=str(folder / "start"))
+        export_adapter(decoder, tmp_path / "unnamed")
+    caches = []
+    for source in ("policy", "run/checkpoints/2", "adapter", "unnamed"):
+        out = tmp_path / f"out-{source.replace('/', '-')}"
+        trainer_of(config_of(folder, tmp_path / source), out)
+        caches.append(load_file(out / "reference.safetensors")["log_probs"])
+        np.testing.assert_allclose(caches[-1], caches[0], rtol=0, atol=EXACT)
+    last = trainer_of(config_of(folder, tmp_path / "run"), tmp_path / "last").cache
+    assert last is not None
+    assert np.abs(last.log_probs - caches[0]).max() > 1e-6
+
+
+def write_tokenizer(folder: Path, *words: str) -> None:
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="u")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+def test_raises_for_a_reference_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    def refusal(reference: Path | str, **data: Any) -> str:
+        config = config_of(folder, reference)
+        with pytest.raises(ValueError) as caught:
+            resolve_reference(config, resolve_model(config.model))
+        assert str(caught.value).startswith(f"`model.reference` {reference}: ")
+        return str(caught.value)
+
+    for name, sizes in (
+        ("words", {"vocab_size": 300}),
+        ("short", {"max_position_embeddings": 8}),
+    ):
+        with computing_in("float32"):
+            model = resolve_model(ModelConfig(architecture=SIZES | sizes))
+            export_model(build_model(model), tmp_path / name)
+    assert "must have the vocabulary of the policy, 261 tokens, got 300" in refusal(
+        tmp_path / "words"
+    )
+    assert "`data.max_length` must be at most 8" in refusal(tmp_path / "short")
+    assert "gone does not exist: give a model folder" in refusal(tmp_path / "gone")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    assert "the run has saved no checkpoint" in refusal(tmp_path / "run")
+
+
+def test_raises_for_a_reference_whose_tokens_have_other_ids(folder: Path, tmp_path: Path) -> None:
+    for name, words in (("start", "uab"), ("other", "uba"), ("same", "uab")):
+        shutil.copytree(folder / "other", tmp_path / name)
+        write_tokenizer(tmp_path / name, *words)
+    config = config_of(folder, tmp_path / "other", path=str(tmp_path / "start"))
+    data = DataConfig(train="rows.jsonl", max_length=24)
+    config = TrainConfig(name="tiny", model=config.model, data=data)
+    policy = resolve_model(config.model)
+    with pytest.raises(ValueError, match=r"token 'a' has id 1 there and 2 in .*other$"):
+        resolve_reference(config, policy)
+    same = config_of(folder, tmp_path / "same", path=str(tmp_path / "start")).model
+    assert resolve_reference(TrainConfig(name="tiny", model=same, data=data), policy) is not None
+
+
+def test_raises_for_given_log_probabilities_of_another_model(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    names = ("prompt", "chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps")
+    row = dict(zip(names, (*ROWS[0], -3.0, -4.0), strict=True))
+    (tmp_path / "copy" / "rows.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    config = config_of(tmp_path / "copy", folder / "other")
+    with pytest.raises(ValueError, match=r"response under the reference .*other, -[\d.]+ nats"):
+        trainer_of(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_property_an_adapter_may_start_with_its_base_as_reference(
+    dropout: float, folder: Path, tmp_path: Path
+) -> None:
+    """The check of the first loss is without dropout, which changes the loss of a used adapter."""
+    with computing_in("float64"):
+        config = ModelConfig(path=str(folder / "start"), lora_r=2, lora_dropout=dropout, **DOUBLE)
+        decoder = build_model(resolve_model(config))
+        adapter = decoder.layers.v_proj.adapter
+        assert adapter is not None
+        adapter.b[...] = jnp.ones_like(adapter.b[...])
+        export_adapter(decoder, tmp_path / "adapter", base=str(folder / "start"))
+    config = config_of(folder, folder / "start", path=None, adapter=str(tmp_path / "adapter"))
+    first = trained(config, tmp_path / "run")
+    with computing_in("float64"):
+        start = build_model(resolve_model(config.model))
+        plain = build_model(resolve_model(ModelConfig(path=str(folder / "start"), **DOUBLE)))
+        exact = exact_loss(start, plain, config)
+    assert (abs(first[0]["loss"] - exact) < EXACT) is (dropout == 0)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
+    again = trained(config, tmp_path / "run", resume=True)
+    assert again[-1]["parameters_sha256"] == first[-1]["parameters_sha256"]
