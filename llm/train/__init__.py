@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from .dataset import TrainingData, load_training_data
     from .diagnostics import DisplacementMonitor, NonFiniteError, linear_coverage
     from .fingerprint import Fingerprint, make_fingerprint
-    from .first_step import check_first_loss, exact_preference_loss, first_step_tolerance
+    from .first_step import (
+        FirstStep,
+        check_first_loss,
+        exact_first_loss,
+        first_step_tolerance,
+        measure_first_step,
+    )
     from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
     from .objective import (
         Normalizers,
@@ -77,6 +83,7 @@ _EXPORTS = {
     "ConstantsSchedule": "objective_schedule",
     "DisplacementMonitor": "diagnostics",
     "Fingerprint": "fingerprint",
+    "FirstStep": "first_step",
     "InterruptedRunError": "trainer",
     "JsonLinesTracker": "tracking",
     "MemoryPlan": "memory_plan",
@@ -110,7 +117,7 @@ _EXPORTS = {
     "describe_run": "run_notes",
     "estimate_peak_bytes": "planned_step",
     "estimate_run": "run_estimate",
-    "exact_preference_loss": "first_step",
+    "exact_first_loss": "first_step",
     "first_step_tolerance": "first_step",
     "flag_non_finite_pairs": "objective",
     "from_trainer_options": "trainer_conventions",
@@ -132,6 +139,7 @@ _EXPORTS = {
     "make_schedule": "objective_schedule",
     "make_tracker": "tracking",
     "make_train_step": "step",
+    "measure_first_step": "first_step",
     "merge_caches": "reference_cache",
     "normalizers": "objective",
     "per_layer": "optimizer",
@@ -149,6 +157,7 @@ __all__ = [
     "ConstantsSchedule",
     "DisplacementMonitor",
     "Fingerprint",
+    "FirstStep",
     "InterruptedRunError",
     "JsonLinesTracker",
     "MemoryPlan",
@@ -182,7 +191,7 @@ __all__ = [
     "describe_run",
     "estimate_peak_bytes",
     "estimate_run",
-    "exact_preference_loss",
+    "exact_first_loss",
     "first_step_tolerance",
     "flag_non_finite_pairs",
     "from_trainer_options",
@@ -204,6 +213,7 @@ __all__ = [
     "make_schedule",
     "make_tracker",
     "make_train_step",
+    "measure_first_step",
     "merge_caches",
     "normalizers",
     "per_layer",

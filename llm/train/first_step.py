@@ -9,18 +9,19 @@ objective, and it is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from llm.config import TrainConfig
-from llm.evaluation.metrics import finalize_metrics
+from llm.config import ObjectiveConfig, TrainConfig
+from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
 from llm.parallel.mesh import on_host
 from llm.types import Batch
 
 from .objective import whole_batch_sums
-from .reference_cache import compute_reference
-from .reference_check import exact_first_loss
+from .reference_cache import ReferenceCache, attach_reference, compute_reference
 from .run import Run
 
 STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
@@ -80,6 +81,40 @@ def _forward(run: Run, batch: Batch) -> dict[str, float]:
         sums = whole_batch_sums(objective, [(batch, on_host(log_probs))])
     means = finalize_metrics(objective, sums)
     return {name: float(on_host(value)) for name, value in means.items()}
+
+
+def exact_first_loss(config: ObjectiveConfig, batch: Batch, policy: ReferenceCache) -> float:
+    r"""Compute the exact loss of a step from the log-probabilities of its rows, in float64.
+
+    It is the mean over rows of :math:`\ell(\log\pi(y|x), \log\pi_{ref}(y|x))`, plus the SFT term.
+
+    Args:
+        config: the objective.
+        batch: batch of the step with its ``reference`` attached, ``[parts, shards, ...]``.
+        policy: log-probabilities of the rows under the policy.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if a row of the batch is not in ``policy``.
+
+    Examples:
+        >>> rows, present = np.zeros((1, 1, 1), int), np.ones((1, 1, 1), bool)
+        >>> lengths, reference = np.ones((1, 1, 1, 2), int), np.zeros((1, 1, 1, 2))
+        >>> batch = Batch(None, None, lengths, present, rows, reference)
+        >>> policy = ReferenceCache(np.array([0]), np.array([[-1.0, -1.0]]))
+        >>> round(exact_first_loss(ObjectiveConfig(method="dpo"), batch, policy), 4)
+        0.6931
+    """
+    no_tokens: Any = None  # the tokens have been scored already
+    pairs = batch._replace(rows=no_tokens, completions=no_tokens)
+    pairs = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[3:]), pairs)
+    log_probs = attach_reference(pairs, policy).reference
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(each, np.float64)) for each in (log_probs, pairs.reference)]
+        sums = compute_metric_sums(config, *wide, pairs)
+        return float(finalize_metrics(config, sums)["loss"])
 
 
 def check_first_loss(

@@ -6,22 +6,15 @@ reference model is there, so the values are compared row by row with what it com
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from llm.config import ObjectiveConfig
 from llm.data.preferences import REFERENCE_FIELDS
-from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
-from llm.types import Batch, Role
+from llm.types import Role
 
 from .dataset import row_location
 from .reference_cache import (
     ReferenceCache,
-    attach_reference,
     cache_from_rows,
     compute_reference,
 )
@@ -116,37 +109,3 @@ def first_difference(
     index, role = np.argwhere(off)[0].tolist()
     row = int(computed.row_ids[index])
     return row, Role(role), float(values[index, role]), float(exact[index, role])
-
-
-def exact_first_loss(config: ObjectiveConfig, batch: Batch, policy: ReferenceCache) -> float:
-    r"""Compute the exact loss of a step from the log-probabilities of its rows, in float64.
-
-    It is the mean over rows of :math:`\ell(\log\pi(y|x), \log\pi_{ref}(y|x))`, plus the SFT term.
-
-    Args:
-        config: the objective.
-        batch: batch of the step with its ``reference`` attached, ``[parts, shards, ...]``.
-        policy: log-probabilities of the rows under the policy.
-
-    Returns:
-        The loss.
-
-    Raises:
-        ValueError: if a row of the batch is not in ``policy``.
-
-    Examples:
-        >>> rows, present = np.zeros((1, 1, 1), int), np.ones((1, 1, 1), bool)
-        >>> lengths, reference = np.ones((1, 1, 1, 2), int), np.zeros((1, 1, 1, 2))
-        >>> batch = Batch(None, None, lengths, present, rows, reference)
-        >>> policy = ReferenceCache(np.array([0]), np.array([[-1.0, -1.0]]))
-        >>> round(exact_first_loss(ObjectiveConfig(method="dpo"), batch, policy), 4)
-        0.6931
-    """
-    no_tokens: Any = None  # the tokens have been scored already
-    pairs = batch._replace(rows=no_tokens, completions=no_tokens)
-    pairs = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[3:]), pairs)
-    log_probs = attach_reference(pairs, policy).reference
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(each, np.float64)) for each in (log_probs, pairs.reference)]
-        sums = compute_metric_sums(config, *wide, pairs)
-        return float(finalize_metrics(config, sums)["loss"])
