@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpo.report.figure_files import FigureFormat, write_figure
 from rpo.report.kind_tables import (
-    CaptionedTable,
     laws_captions,
     laws_table,
     minimax_captions,
@@ -23,7 +22,7 @@ from rpo.report.kind_tables import (
     rounds_captions,
     rounds_table,
 )
-from rpo.report.tables import write_captions, write_table
+from rpo.report.tables import CaptionedTable, write_captions, write_tables
 from rpo.results import StudyKindResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import user_input
@@ -139,7 +138,7 @@ def _write(
     captions = dict(output.captions)
     if table and output.table is not None:
         captions["table"] = output.table.caption
-        files += write_table(*output.table, folder, name=config.name)
+        files += write_tables({"": output.table}, folder, name=config.name)
     files.append(write_captions(captions, folder))
     for line in output.findings:
         _logger.info("%s", line)

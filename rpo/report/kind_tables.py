@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tables import MeanTable
+from .tables import CaptionedTable, MeanTable
 
 if TYPE_CHECKING:
     from bandits.minimax_regret.run import MinimaxRegretResult
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 BEST = "best possible"
 MEAN_INTERVAL = "95 % confidence intervals of the mean (mean ± 1.96 standard errors over seeds)"
 BOLD = "Bold: the smallest value of a row, where its interval is below all others."
-
-
-class CaptionedTable(NamedTuple):
-    """A table and its caption."""
-
-    table: MeanTable
-    caption: str
 
 
 def minimax_table(result: MinimaxRegretResult) -> CaptionedTable:
