@@ -32,11 +32,12 @@ def label_log_axis(axis: Axis, inches: float) -> None:
         axis: axis whose limits are final.
         inches: its length.
     """
+    from matplotlib.axis import XAxis
     from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
     axis.set_minor_formatter(NullFormatter())  # its labels would overlap
     low, high = sorted(map(float, axis.get_view_interval()))
-    values = log_tick_values(low, high, inches, is_horizontal=axis.axis_name == "x")
+    values = log_tick_values(low, high, inches, is_horizontal=isinstance(axis, XAxis))
     if values:
         axis.set_major_locator(FixedLocator(values))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -50,11 +51,13 @@ def label_values(axis: Axis, values: Sequence[float], inches: float) -> None:
         values: the values, ascending.
         inches: length of the axis.
     """
+    from matplotlib.axis import XAxis
+
     low, high = sorted(map(float, axis.get_view_interval()))
     labeled: list[float] = []
     for value in reversed(values):
         pair = [value, *labeled[-1:]]
-        if _do_fit(pair, math.log(high / low), inches, is_horizontal=axis.axis_name == "x"):
+        if _do_fit(pair, math.log(high / low), inches, is_horizontal=isinstance(axis, XAxis)):
             labeled.append(value)
     axis.set_ticks(values, [f"{value:,}" if value in labeled else "" for value in values])
 

@@ -94,15 +94,12 @@ def text_faults() -> Callable[[Figure], list[str]]:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         axes = [ax for ax in figure.axes if ax.get_visible()]
-        hidden = {
-            label
-            for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-            for label in (tick.label1, tick.label2)
-            if axis.axes not in axes
-            or not axis.get_view_interval().min() <= tick.get_loc()
-            or not tick.get_loc() <= axis.get_view_interval().max()
-        }
+        hidden = set()
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if axis.axes not in axes or not low <= tick.get_loc() <= high:
+                    hidden |= {tick.label1, tick.label2}
         written = [
             text
             for text in figure.findobj(Text)

@@ -237,7 +237,7 @@ def plot_figure(summary: Summary, kind: str, ax: Axes) -> Axes:
     ax.set_xlabel(AXIS_NAMES[column])
     ax.set_ylabel("comparisons N")
     inches = axes_inches(ax)[1] - MARGIN
-    _add_color_bar(ax.figure, mesh, [ax], inches, {"location": "right"})
+    _add_color_bar(mesh, [ax], inches, {"location": "right"})
     return ax
 
 
@@ -361,15 +361,16 @@ def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Fig
     inches = width - MARGIN
     share = BAR_INCHES / (n_rows * panel_height)
     position = {"location": "bottom", "aspect": inches / BAR_INCHES, "fraction": share}
-    return _add_color_bar(figure, meshes[-1], list(axes.flat), inches, position)
+    _add_color_bar(meshes[-1], list(axes.flat), inches, position)
+    return figure
 
 
 def _add_color_bar(
-    figure: Figure, mesh: QuadMesh, axes: Sequence[Axes], inches: float, position: dict[str, Any]
-) -> Figure:
+    mesh: QuadMesh, axes: Sequence[Axes], inches: float, position: dict[str, Any]
+) -> None:
     """Add a color bar of a length, labeled with powers of ten or numbers that do not touch."""
     label = wrap_text(GAP_LABEL, inches, text_size())
-    bar = figure.colorbar(mesh, ax=axes, label=label, **position)
+    bar = axes[0].figure.colorbar(mesh, ax=axes, label=label, **position)
     bar.outline.set_visible(False)
     is_horizontal = position["location"] == "bottom"
     axis = bar.ax.xaxis if is_horizontal else bar.ax.yaxis
@@ -377,4 +378,3 @@ def _add_color_bar(
     values = log_tick_values(*mesh.get_clim(), inches, is_horizontal=is_horizontal)
     if values:
         bar.set_ticks(values, labels=[f"{value:g}" for value in values])
-    return figure

@@ -34,11 +34,12 @@ def test_property_a_range_of_less_than_a_decade_has_labels_that_do_not_touch(
 def test_limit_two_powers_of_ten_keep_the_labels_of_matplotlib() -> None:
     assert log_tick_values(0.09, 1.1, 3.0) == []
     assert log_tick_values(0.11, 9.0, 3.0) == [0.3, 1.0, 3.0]
-    ax = Figure().subplots()
+    figure = Figure()
+    ax = figure.subplots()
     ax.set_yscale("log")
     ax.set_ylim(0.3, 0.5)
     label_log_axis(ax.yaxis, 3.0)
-    ax.figure.draw_without_rendering()
+    figure.draw_without_rendering()
     assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["0.3", "0.35"]
     assert {label.get_text() for label in ax.get_yticklabels(minor=True)} <= {""}
 
