@@ -169,15 +169,21 @@ def method_reference() -> Iterator[str]:
     yield from ("", "The meanings of the options are in [`bandits.methods`](bandits.md).", "")
 
 
-def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Yield key, type, default and meaning of every field, including nested dataclasses."""
+def keys_of(
+    cls: type, prefix: str = "", shown: set[type] | None = None
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield key, type, default and meaning of every field, including nested dataclasses.
+
+    The keys of a dataclass that several fields take as items of a list come once, after the first.
+    """
+    shown = set() if shown is None else shown
     described = ROW.findall(inspect.cleandoc(cls.__doc__ or ""))
     meanings = {name: re.sub(r"\s+", " ", text) for name, text in described}
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind, meaning = hints[field.name], meanings.get(field.name, "")
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from keys_of(kind, f"{prefix}{field.name}.")
+            yield from keys_of(kind, f"{prefix}{field.name}.", shown)
             continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -186,9 +192,21 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
         yield (
             prefix + field.name,
             _kind(kind, field.type),
-            "required" if is_required else f"`{default}`",
+            "required" if is_required else f"`{default}`" if default != "" else "",
             meaning,
         )
+        for item in _items_of(kind):
+            if item not in shown:
+                shown.add(item)
+                yield from keys_of(item, f"{prefix}{field.name}[].", shown)
+
+
+def _items_of(hint: Any) -> Iterator[type]:
+    """Yield the dataclasses within a type, such as that of the items of a list."""
+    for inner in get_args(hint):
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            yield inner
+        yield from _items_of(inner)
 
 
 def modules(package: str) -> list[str]:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import (
         DataConfig,
+        DataSource,
         MeshConfig,
         ModelConfig,
         ObjectiveConfig,
         OptimizerConfig,
+        ParameterGroup,
         TrainConfig,
         TrainerConfig,
     )
@@ -59,8 +61,10 @@ _EXPORTS = {
     "TrainConfig": "config",
     "ModelConfig": "config",
     "DataConfig": "config",
+    "DataSource": "config",
     "ObjectiveConfig": "config",
     "OptimizerConfig": "config",
+    "ParameterGroup": "config",
     "TrainerConfig": "config",
     "MeshConfig": "config",
     # data
@@ -120,8 +124,10 @@ __all__ = [  # noqa: RUF022  # in groups
     "TrainConfig",
     "ModelConfig",
     "DataConfig",
+    "DataSource",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ParameterGroup",
     "TrainerConfig",
     "MeshConfig",
     # data

@@ -120,7 +120,7 @@ def kto(
         where: mask of the examples to include; all if None.
 
     Returns:
-        Numbers between 0 and the weights: one minus a value, in units of the weights.
+        Numbers between 0 and the weight of the response.
 
     References:
         `ethayarajh:24`, eq. 8.

@@ -176,6 +176,9 @@ def _checked_arrays(tables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if not np.isfinite(array).all() or not array.size:
             raise ValueError(f"`{name}` must hold finite numbers")
         arrays[name] = _normalized(name, array) if name in DISTRIBUTIONS else array
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.ptp(arrays["true_reward"])):
+            raise ValueError("`true_reward` must have differences below 1e308")
     for name in ("reward_max", "radius"):
         if name in arrays and not arrays[name] > 0:
             raise ValueError(f"`{name}` must be greater than 0, got {arrays[name]:g}")

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from rpo_io.user_modules import describe_error
+
 from .base import Instance
 from .tables import instance_from_tables
 
@@ -55,9 +57,10 @@ def instances_from_function(
                 f"environment {name} has the parameter `{parameter}`: it takes parameters by name, "
                 f"out of {', '.join(PARAMETERS)}"
             )
-    drawn = [
-        _call(function, name, _arguments(parameters, int(seed), n_comparisons)) for seed in seeds
-    ]
+    drawn = []
+    for seed in map(int, seeds):
+        arguments = _arguments(parameters, seed, n_comparisons)
+        drawn.append(_call(function, f"{name} (seed {seed})", arguments))
     structures = {
         (jax.tree.structure(item), tuple(map(np.shape, jax.tree.leaves(item)))) for item in drawn
     }
@@ -74,9 +77,8 @@ def _arguments(parameters: list[str], seed: int, n_comparisons: int) -> dict[str
 def _call(function: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Instance:
     try:
         tables = function(**arguments)
-    except Exception as error:  # the user's function may raise anything
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"environment {name}: {cause}") from error
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
+        raise ValueError(f"environment {name}: {describe_error(error)}") from error
     if not isinstance(tables, Mapping):
         got = type(tables).__name__
         raise ValueError(f"environment {name} must return a mapping of tables, got {got}")

@@ -8,9 +8,12 @@ function that returns a policy (:mod:`bandits.methods.user_methods`).
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import Any
 
 from rpo_io.user_modules import is_reference, load_object
+from rpo_theory.rewards import RewardClass
+from rpo_theory.types import Problem
 
 from . import (
     best_of_n,
@@ -26,7 +29,9 @@ from . import (
     spac,
     special_cases,
 )
-from .base import Method
+from .base import FitContext, FitResult, Method
+from .options import MethodOptions
+from .policy_checks import fit_record
 from .user_methods import method_from_function
 
 FAMILIES = (
@@ -69,21 +74,68 @@ def find_method(method: Any) -> Method:
         >>> find_method("dpo").title
         'DPO'
     """
-    if isinstance(method, str):
-        if method in METHODS:
-            return METHODS[method]
-        if not is_reference(method):
-            raise ValueError(_unknown(method))
-        try:
-            method = load_object(method, "method")
-        except ValueError as error:
-            raise ValueError(f"`method` {method}: {error}") from error
-    if isinstance(method, Method):
-        return method
-    if not callable(method):
-        got = type(method).__name__
-        raise ValueError(f"`method` must be a name, a record or a function, got {got}")
-    return method_from_function(method)
+    if not isinstance(method, str):
+        return _record(method)
+    if method in METHODS:
+        return METHODS[method]
+    if not is_reference(method):
+        raise ValueError(_unknown(method))
+    try:
+        found = load_object(method, "method")
+    except ValueError as error:
+        raise ValueError(f"`method` {method}: {error}") from error
+    record = _record(found)
+    # The name under which a module has a function, which may be a lambda.
+    return record if isinstance(found, Method) else record._replace(name=method.partition(":")[2])
+
+
+def fit_method(
+    method: Method,
+    problem: Problem,
+    reward_class: RewardClass,
+    options: Any,
+    context: FitContext,
+) -> FitResult:
+    """Fit a batch; a fit of the user's own that raises or gives no policy has failed.
+
+    Args:
+        method: the record of the method.
+        problem: instances, with a leading batch axis.
+        reward_class: reward class of each problem, with the same leading axis.
+        options: options of the method.
+        context: kernel and seeds.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: if a built-in method refuses the problems.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bandits.environments.designs import Design, draw_design
+        >>> drawn = draw_design(Design(actions=2), 9, np.arange(1))
+        >>> dpo, context = METHODS["dpo"], FitContext()
+        >>> given = (drawn.problem, drawn.reward_class, dpo.make_options({}), context)
+        >>> fit_method(dpo, *given).policy.shape
+        (1, 1, 2)
+    """
+    fit = method.fit if METHODS.get(method.name) is method else partial(fit_record, method)
+    return fit(problem, reward_class, options, context)
+
+
+def _record(method: Any) -> Method:
+    """Return the record that an object of the user's own is or stands for."""
+    if not isinstance(method, Method):
+        if not callable(method):
+            got = type(method).__name__
+            raise ValueError(f"`method` must be a name, a record or a function, got {got}")
+        return method_from_function(method)
+    if not method.name.isidentifier():
+        raise ValueError(f"`name` of a method must be an identifier, got {method.name!r}")
+    if not (isinstance(method.options, type) and issubclass(method.options, MethodOptions)):
+        raise ValueError(f"`options` of {method.name} must be a subclass of MethodOptions")
+    return method
 
 
 def _unknown(name: str) -> str:

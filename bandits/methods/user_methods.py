@@ -23,6 +23,8 @@ draw with NumPy arrays. Either way it computes in float64.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import inspect
 import typing
@@ -34,12 +36,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from rpo_io.user_modules import describe_error
 from rpo_theory._batching import group_size, map_in_groups
 from rpo_theory.rewards import RewardClass
-from rpo_theory.types import Problem, Status
+from rpo_theory.types import Problem
 
-from .base import FAILED, BoundKind, FitContext, FitResult, Method
+from .base import BoundKind, FitContext, FitResult, Method
 from .options import MethodOptions
+from .policy_checks import check_policies, failed_where, fault_of_array
 
 PARAMETERS = (
     "wins",
@@ -55,8 +59,6 @@ PARAMETERS = (
 """Parameters that a study gives to a function by name."""
 GROUP = 65_536
 """Number of win counts that a traced function gets at a time."""
-SUM_TOLERANCE = 1e-6
-"""Accepted distance of the sum of a policy from one; policies are then normalized."""
 
 
 def method_from_function(
@@ -77,7 +79,8 @@ def method_from_function(
         The method. It uses :math:`\eta` or :math:`\beta` if the function names it.
 
     Raises:
-        ValueError: if a parameter is unknown and has no default value.
+        ValueError: if it is no function, a parameter is unknown and has no default value, or a
+            default value has no plain type.
 
     Examples:
         >>> def most_wins(wins, *, power=1.0):
@@ -86,7 +89,10 @@ def method_from_function(
         >>> method_from_function(most_wins).title
         'most wins'
     """
-    name = getattr(function, "__name__", type(function).__name__)
+    if not inspect.isroutine(inspect.unwrap(function)):
+        got = "a class" if isinstance(function, type) else f"an object of {type(function).__name__}"
+        raise ValueError(f"`method` must be a function, got {got}: define one with def")
+    name = function.__name__
     parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
         by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
@@ -94,6 +100,12 @@ def method_from_function(
             raise ValueError(
                 f"`{name}` has the parameter `{parameter.name}`: a method takes parameters by "
                 f"name, out of {', '.join(PARAMETERS)}; others need default values and are options"
+            )
+        if parameter.name not in PARAMETERS and not _is_plain(parameter.default):
+            raise ValueError(
+                f"`{name}` has the option `{parameter.name}` with a default value of "
+                f"{type(parameter.default).__name__}: options are numbers, text, true or false, "
+                "None, lists and mappings"
             )
     names = tuple(item.name for item in parameters if item.name in PARAMETERS)
     return Method(
@@ -117,10 +129,10 @@ def _options_of(function: Callable[..., Any]) -> type:
     """Return a dataclass of the parameters with default values that are no data."""
     try:
         hints = typing.get_type_hints(function)
-    except NameError:  # an annotation that exists for type checkers only
+    except Exception:  # annotations for type checkers only, or for people
         hints = {}
     fields = [
-        (item.name, hints.get(item.name, type(item.default)), item.default)
+        (item.name, _option_type(hints.get(item.name), item.default), item.default)
         for item in inspect.signature(function).parameters.values()
         if item.name not in PARAMETERS and not _is_required(item)
     ]
@@ -140,6 +152,43 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _option_type(hint: Any, default: Any) -> Any:
+    """Return the type of an option from its annotation, or else from its default value."""
+    if (typing.get_origin(hint) or hint) is tuple or (hint is None and isinstance(default, tuple)):
+        return list  # as YAML has it
+    if hint is None:
+        return Any if default is None else type(default)
+    return hint
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a configuration can hold a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """Options by name; those with equal text are equal."""
+
+    text: str
+    values: dict[str, Any] = dataclasses.field(compare=False)
+
+
+def _options(options: MethodOptions) -> _Options:
+    """Return the arguments that the options of a function stand for."""
+    values = {}
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        # A tuple is a list in YAML.
+        is_tuple = isinstance(item.default_factory(), tuple) and isinstance(value, list)  # type: ignore[misc]
+        values[item.name] = tuple(value) if is_tuple else value
+    return _Options(repr(values), values)
+
+
 def _fit(
     function: Callable[..., Any],
     names: tuple[str, ...],
@@ -151,29 +200,19 @@ def _fit(
     """Fit a batch: under ``vmap`` if the function can be traced, else one draw after the other."""
     n_draws, *shape = np.shape(problem.reference_policy)
     seeds = np.zeros(n_draws) if context.seeds is None else np.asarray(context.seeds, np.float64)
-    values = tuple((name, _frozen(value)) for name, value in vars(options).items())
-    given = _with_options(function, values)
+    given = _with_options(function, _options(options))
     try:
         data = _data(names, problem, reward_class, seeds)
     except ValueError as error:
-        policy, messages = np.full((n_draws, *shape), np.nan), [str(error)] * n_draws
-    else:
-        first = jax.tree.map(lambda leaf: np.asarray(leaf)[0], data)
-        if data and _can_be_traced(given, first, tuple(shape)):
+        return failed_where(np.full((n_draws, *shape), np.nan), [str(error)] * n_draws)
+    policy, messages = None, [""] * n_draws
+    if data and _can_be_traced(given, data, tuple(shape)):
+        # Calls of Python inside of a traced function may still raise.
+        with contextlib.suppress(Exception):
             policy = map_in_groups(_batched(given), data, size=group_size(problem, GROUP))
-            messages = [""] * n_draws
-        else:
-            policy, messages = _call_for_each(given, data, n_draws, tuple(shape))
-    policy, messages = _checked(policy, messages)
-    failed = np.array([bool(message) for message in messages])
-    return FitResult(
-        policy=policy,
-        reward=np.full(policy.shape, np.nan),
-        certificate=np.full(n_draws, np.nan),
-        certificate_kind="none",
-        status=np.where(failed, FAILED, Status.SOLVED.value).astype(np.int32),
-        messages=messages if failed.any() else None,
-    )
+    if policy is None:
+        policy, messages = _call_for_each(given, data, n_draws, tuple(shape))
+    return failed_where(*check_policies(policy, messages))
 
 
 def _data(
@@ -195,7 +234,7 @@ def _data(
 
 @lru_cache(maxsize=256)
 def _with_options(
-    function: Callable[..., Any], options: tuple[tuple[str, Any], ...]
+    function: Callable[..., Any], options: _Options
 ) -> Callable[[dict[str, Any]], Any]:
     """Return the function of one problem's data, with its options; equal arguments, equal result.
 
@@ -205,7 +244,7 @@ def _with_options(
     def policy(data: dict[str, Any]) -> Any:
         if "key" in data:
             data = {**data, "key": jax.random.key(data["key"].astype(np.uint32))}
-        return function(**data, **dict(options))
+        return function(**data, **copy.deepcopy(options.values))
 
     return policy
 
@@ -215,19 +254,16 @@ def _batched(given: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(jax.vmap(given))
 
 
-def _frozen(value: Any) -> Any:
-    """Return a value that can be hashed."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
 def _can_be_traced(given: Callable[..., Any], data: Any, shape: tuple[int, ...]) -> bool:
-    """Return whether JAX can trace the function; what else is wrong shows when it is called."""
+    """Return whether JAX can trace and batch the function; other faults show when it is called."""
+    first = jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[:1]), data)
     with jax.enable_x64(True):
         try:
-            result = jax.eval_shape(given, data)
-        except Exception:  # the user's function may raise anything
+            result = jax.eval_shape(jax.vmap(given), first)
+        except (Exception, SystemExit):  # the user's function may raise anything
             return False
-    return isinstance(result, jax.ShapeDtypeStruct) and result.shape == shape
+    is_array = isinstance(result, jax.ShapeDtypeStruct) and result.shape == (1, *shape)
+    return is_array and not jax.numpy.iscomplexobj(result)
 
 
 def _call_for_each(
@@ -236,42 +272,15 @@ def _call_for_each(
     """Return the policy of every draw, and why it has none."""
     policy, messages = np.full((n_draws, *shape), np.nan), []
     for index in range(n_draws):
-        one = jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], data)
-        message = ""
+        # A copy: functions of NumPy may change their arguments in place.
+        one = jax.tree.map(lambda leaf, index=index: np.array(np.asarray(leaf)[index]), data)
         try:
             with jax.enable_x64(True):
-                result = np.asarray(given(one), np.float64)
-        except Exception as error:  # the user's function may raise anything
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            if result.shape == shape:
-                policy[index] = result
-            else:
-                message = f"returned an array of shape {result.shape}, a policy has {shape}"
-        messages.append(message)
+                result = np.asarray(given(one))
+        except (Exception, SystemExit) as error:  # the user's function may raise anything
+            messages.append(describe_error(error))
+            continue
+        messages.append(fault_of_array(result, shape))
+        if not messages[-1]:
+            policy[index] = result
     return policy, messages
-
-
-def _checked(
-    policy: Float[np.ndarray, "b x a"], messages: list[str]
-) -> tuple[Float[np.ndarray, "b x a"], list[str]]:
-    """Return policies whose rows sum to one; NaN and the reason where they are none."""
-    policy = np.asarray(policy, np.float64)
-    sums = policy.sum(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        is_valid = (policy >= 0).all(axis=(1, 2)) & (np.abs(sums - 1) <= SUM_TOLERANCE).all((1, 2))
-    messages = list(messages)
-    for index in np.flatnonzero(~is_valid):
-        messages[index] = messages[index] or _fault(policy[index])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(is_valid[:, None, None], policy / sums, np.nan), messages
-
-
-def _fault(policy: Float[np.ndarray, "x a"]) -> str:
-    """Return what is wrong with an array that is no policy."""
-    if not np.isfinite(policy).all():
-        return "returned entries that are not finite"
-    if (policy < 0).any():
-        return f"returned the probability {policy.min():.3g}"
-    sums = policy.sum(axis=-1)
-    return f"returned probabilities that sum to {sums[np.abs(sums - 1.0).argmax()]:.6g}"

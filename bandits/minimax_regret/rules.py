@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 from bandits.environments.base import Baseline, baseline_policy
 from bandits.methods.base import FitContext, FitResult, Method
-from bandits.methods.registry import find_method
+from bandits.methods.policy_checks import require_policies
+from bandits.methods.registry import find_method, fit_method
 from rpo_theory.rewards import TabularBox
 from rpo_theory.types import Problem
 
@@ -71,7 +72,7 @@ def fit_outcomes(
         The fits; ``policy`` has shape ``[o 1 a]`` and is the decision rule of the method.
 
     Raises:
-        ValueError: if an argument is invalid.
+        ValueError: if an argument is invalid, or the method gives no policy at an outcome.
 
     Examples:
         >>> wins, even = np.array([[[0.0, 3.0], [1.0, 0.0]]]), np.array([0.5, 0.5])
@@ -93,4 +94,6 @@ def fit_outcomes(
     )
     reward_class = TabularBox(np.full(n_outcomes, reward_max))
     record = find_method(method)
-    return record.fit(problems, reward_class, method_options(record, options), FitContext())
+    given = method_options(record, options)
+    fits = fit_method(record, problems, reward_class, given, FitContext())
+    return require_policies(fits, record.name)

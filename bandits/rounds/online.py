@@ -22,6 +22,8 @@ from jaxtyping import Float, Int
 from bandits.environments.base import Instance
 from bandits.environments.sampling import draw_win_counts
 from bandits.methods.base import FitContext, FitResult
+from bandits.methods.policy_checks import require_policies
+from bandits.methods.registry import fit_method
 from rpo_theory.policies import kl_divergence, kl_to_gibbs
 from rpo_theory.rewards import RewardClass
 from rpo_theory.types import Problem
@@ -124,10 +126,14 @@ def fit_round(
 
     Returns:
         The fitted policies.
+
+    Raises:
+        ValueError: if a fit gives no policy, from which the next pairs could be drawn.
     """
     reward_class: RewardClass = instance.reward_class
     context = FitContext(seeds=seeds)
-    return method.record.fit(problem, reward_class, method.options, context)
+    fit = fit_method(method.record, problem, reward_class, method.options, context)
+    return require_policies(fit, method.label or method.record.name)
 
 
 def weight_of_round(

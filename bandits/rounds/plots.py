@@ -5,6 +5,8 @@ The ``plot_`` functions take and return axes; :func:`draw_rounds_figure` fills a
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
@@ -98,7 +100,7 @@ def plot_cumulative_regret(records: pa.Table, ax: Axes, column: str = "cumulativ
         The same axes.
     """
     lines = []
-    for label, color in zip(labels(records), COLORS, strict=False):
+    for label, color in zip(labels(records), cycle(COLORS), strict=False):
         curve = mean_curve(records, label, column)
         ax.fill_between(curve.rounds, curve.low, curve.high, color=color, alpha=0.18, lw=0)
         lines.append(NamedLine(label.replace(", ", ",\n"), curve.rounds, curve.mean, color))
@@ -130,7 +132,7 @@ def plot_cumulative_regret_growth(
     ax.set_xscale("log")
     ax.set_yscale("log")
     lines, largest = [], 0.0
-    for growth, color in zip(measure_growth(records, column), COLORS, strict=False):
+    for growth, color in zip(measure_growth(records, column), cycle(COLORS), strict=False):
         curve = mean_curve(records, growth.label, column)
         shown = curve.mean > 0
         low = np.maximum(curve.low, 0.5 * curve.mean)  # an interval may reach below zero

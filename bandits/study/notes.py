@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from bandits.environments.designs import Design
 from bandits.environments.registry import find_environment
+from bandits.environments.votes import read_votes
 from bandits.methods.method_config import MethodConfig, method_labels
 
 from .config import StudyConfig
@@ -28,7 +30,7 @@ def study_notes(study: StudyConfig) -> tuple[str, ...]:
         >>> study_notes(study)
         ('`design.features` has no effect: it is for linear rewards.',)
     """
-    checks = (_never_compared, _no_bounds, _unused_design, _unused_weights)
+    checks = (_never_compared, _no_bounds, _unused_design, _unused_weights, _votes)
     return tuple(note for check in checks for note in check(study))
 
 
@@ -127,6 +129,17 @@ def _unused_weights(study: StudyConfig) -> list[str]:
             listed = ", ".join(unused)
             notes.append(f"`{name}` has no effect on {listed}: all its values share one fit.")
     return notes
+
+
+def _votes(study: StudyConfig) -> list[str]:
+    """Return the notes on files of votes, such as columns that are not read."""
+    paths = [
+        Path(name.removeprefix("votes:"))
+        for name in study.environment_names
+        if name.startswith("votes:")
+    ]
+    found = filter(Path.is_file, paths)  # a missing file is refused when it is drawn from
+    return [f"{path}: {note}" for path in found for note in read_votes(path).notes]
 
 
 def _uses_eta(method: MethodConfig) -> bool:

@@ -132,7 +132,8 @@ def plot_methods(summary: Summary, ax: Axes) -> Axes:
     width = max(axes_inches(ax)[0] - text_inches(max(names, key=len)), 1.0)
     longest = max((text.get_text() for text in ax.texts), key=len)
     room = min(0.5, text_inches(f"{longest} ") / width)  # for the numbers at the right
-    ax.set_xlim(min(0.0, *(row[2] for row in rows)), max(row[3] for row in rows) / (1.0 - room))
+    right = max(row[3] for row in rows) / (1.0 - room)
+    ax.set_xlim(min(0.0, *(row[2] for row in rows)), right if right > 0.0 else 1.0)
     ax.set_xlabel("gap to the best policy (units of reward)")
     n_text = f", N\u00a0=\u00a0{most['comparisons'][0]:,.0f}" if "comparisons" in most else ""
     ax.set_title(f"Mean gap and 95\u00a0% interval{n_text}", loc="left")

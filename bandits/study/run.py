@@ -16,6 +16,7 @@ from bandits.environments.base import Instance
 from bandits.environments.registry import find_environment
 from bandits.methods.base import FAILED, CertificateKind, FitContext, FitResult
 from bandits.methods.method_config import MethodConfig, method_labels
+from bandits.methods.registry import fit_method
 from rpo_theory.minimax import Kernel
 from rpo_theory.types import Problem
 
@@ -264,7 +265,7 @@ def _fit(
     )
     reward_class = jax.tree.map(repeat, instance.reward_class)
     context = FitContext(_kernel(study), np.concatenate([seeds] * len(fitted)))
-    results = method.record.fit(problem, reward_class, method.options, context)
+    results = fit_method(method.record, problem, reward_class, method.options, context)
     n_draws = len(values[0].eta)
 
     def result_of_pair(index: int) -> FitResult:

@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from llm.types import Batch
 
+from .mixtures import MixturePart, epoch_indices
 from .packing import (
     BatchShape,
     PackingMode,
@@ -50,6 +51,7 @@ class BatchSampler:
         seed: seed of the order; None keeps the order of the data and balances nothing.
         roles: number of responses per pair; None counts them in the data.
         drop_last: leave out the last step of an epoch if it has fewer pairs than the others.
+        mixture: parts of the sources of the pairs in an epoch; empty for every pair once.
     """
 
     pairs: Sequence[PairTokens]
@@ -59,6 +61,17 @@ class BatchSampler:
     seed: int | None = 0
     roles: int | None = None
     drop_last: bool = False
+    mixture: Sequence[MixturePart] = ()
+
+    @property
+    def pairs_per_epoch(self) -> int:
+        """Number of pairs of an epoch.
+
+        Examples:
+            >>> BatchSampler((), "shared", 4, mixture=[MixturePart(0, 9, pairs=5)]).pairs_per_epoch
+            5
+        """
+        return sum(part.pairs for part in self.mixture) if self.mixture else len(self.pairs)
 
     @property
     def pairs_per_step(self) -> int:
@@ -73,13 +86,13 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps that use every pair once; the last step may have fewer pairs.
+        """Number of steps of an epoch; the last step may have fewer pairs.
 
         With :attr:`drop_last` there is no such step.
         """
         if self.drop_last:
-            return len(self.pairs) // self.pairs_per_step
-        return -(-len(self.pairs) // self.pairs_per_step)
+            return self.pairs_per_epoch // self.pairs_per_step
+        return -(-self.pairs_per_epoch // self.pairs_per_step)
 
     @cached_property
     def n_roles(self) -> int:
@@ -189,6 +202,8 @@ class BatchSampler:
     def _assign_epoch(self, epoch: int) -> list[np.ndarray]:
         """Shuffle the pairs and assign them to the steps of an epoch, window by window."""
         order = np.arange(len(self.pairs))
+        if self.mixture:
+            order = epoch_indices(self.mixture, self.seed or 0, epoch)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         if self.drop_last:

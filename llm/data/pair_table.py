@@ -105,6 +105,44 @@ class PairTable(Sequence[PairTokens]):
             scored,
         )
 
+    @classmethod
+    def concatenate(cls, tables: Sequence[PairTable]) -> PairTable:
+        """Store the pairs of several tables one after another.
+
+        Args:
+            tables: the tables, at least one; a single one is returned as it is.
+
+        Returns:
+            A table of all pairs.
+
+        Examples:
+            >>> one = PairTable.from_pairs([PairTokens((1,), (2,), (3,), None, 0)])
+            >>> len(PairTable.concatenate([one, one]))
+            2
+        """
+        if len(tables) == 1:
+            return tables[0]
+        sizes = [len(table._tokens) for table in tables]
+        offsets = np.cumsum([0, *sizes[:-1]])
+        scored = None
+        if any(table._scored is not None for table in tables):
+            scored = np.concatenate(
+                [
+                    np.ones(size, bool) if table._scored is None else table._scored
+                    for size, table in zip(sizes, tables, strict=True)
+                ]
+            )
+        return cls(
+            np.concatenate([table._tokens for table in tables]),
+            np.concatenate(
+                [table._starts + offset for table, offset in zip(tables, offsets, strict=True)]
+            ),
+            np.concatenate([table.lengths for table in tables]),
+            np.concatenate([table.rows for table in tables]),
+            np.concatenate([table.reference for table in tables]),
+            scored,
+        )
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 digest of the rows, their tokens, and which of the tokens are scored."""

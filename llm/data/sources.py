@@ -64,13 +64,28 @@ def source_files(source: Source) -> list[SourceFile]:
     files: list[SourceFile] = []
     for name in names:
         files += [name] if isinstance(name, SourceFile) else _files_of(os.fspath(name))
+    check_once(files)
+    return files
+
+
+def check_once(files: Sequence[SourceFile]) -> None:
+    """Raise an error if a file is named twice, under whatever name.
+
+    Args:
+        files: files of one or several sources.
+
+    Raises:
+        ValueError: if two of them are the same file.
+
+    Examples:
+        >>> check_once([SourceFile(Path("."), "here"), SourceFile(Path(".."), "above")])
+    """
     seen: dict[tuple[int, int], str] = {}
     for path, shown in files:
         identity = _identity(path)
         if identity in seen:
             raise ValueError(f"{shown} is the same file as {seen[identity]}: name it once")
         seen[identity] = shown
-    return files
 
 
 def shown_source(source: Source) -> str:

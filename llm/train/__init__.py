@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .fingerprint import Fingerprint, make_fingerprint
     from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
     from .objective import Normalizers, flag_non_finite_pairs, loss_share, normalizers
-    from .optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
+    from .optimizer import clip_by_global_norm, make_optimizer, per_layer, scale_groups
     from .planned_step import PlannedStep, estimate_peak_bytes
     from .policy import Policy, load_policy
     from .reference_cache import (
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     )
     from .run import Run
     from .run_estimate import RunEstimate, estimate_run
+    from .run_notes import describe_run
+    from .run_services import MlflowTracker, TrackioTracker, WandbTracker
     from .sample_coverage import SampleCoverage
+    from .schedules import learning_rate_schedule
     from .step import (
         StepResult,
         TrainState,
@@ -46,10 +49,9 @@ if TYPE_CHECKING:
         JsonLinesTracker,
         TensorBoardTracker,
         Tracker,
-        WandbTracker,
         make_tracker,
     )
-    from .trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
+    from .trainer import InterruptedRunError, Trainer, check_first_loss
     from .trainer_conventions import (
         CONVENTIONS,
         RpoLoss,
@@ -69,6 +71,7 @@ _EXPORTS = {
     "InterruptedRunError": "trainer",
     "JsonLinesTracker": "tracking",
     "MemoryPlan": "memory_plan",
+    "MlflowTracker": "run_services",
     "NonFiniteError": "diagnostics",
     "Normalizers": "objective",
     "PlannedStep": "planned_step",
@@ -83,18 +86,19 @@ _EXPORTS = {
     "TensorBoardTracker": "tracking",
     "Tracker": "tracking",
     "TrainState": "step",
+    "TrackioTracker": "run_services",
     "Trainer": "trainer",
     "TrainerConvention": "trainer_conventions",
     "TrainerName": "trainer_conventions",
     "TrainingData": "dataset",
-    "WandbTracker": "tracking",
+    "WandbTracker": "run_services",
     "all_finite": "step",
     "attach_reference": "reference_cache",
     "cache_from_rows": "reference_cache",
     "check_first_loss": "trainer",
     "clip_by_global_norm": "optimizer",
     "compute_reference": "reference_cache",
-    "describe_run": "trainer",
+    "describe_run": "run_notes",
     "estimate_peak_bytes": "planned_step",
     "estimate_run": "run_estimate",
     "flag_non_finite_pairs": "objective",
@@ -103,7 +107,7 @@ _EXPORTS = {
     "init_train_state": "step",
     "known_topologies": "memory_plan",
     "largest_fitting_plan": "memory_plan",
-    "learning_rate_schedule": "optimizer",
+    "learning_rate_schedule": "schedules",
     "linear_coverage": "diagnostics",
     "load_cache": "reference_cache",
     "load_policy": "policy",
@@ -117,7 +121,9 @@ _EXPORTS = {
     "make_train_step": "step",
     "merge_caches": "reference_cache",
     "normalizers": "objective",
+    "per_layer": "optimizer",
     "save_cache": "reference_cache",
+    "scale_groups": "optimizer",
     "to_trainer_options": "trainer_conventions",
 }
 
@@ -131,6 +137,7 @@ __all__ = [
     "InterruptedRunError",
     "JsonLinesTracker",
     "MemoryPlan",
+    "MlflowTracker",
     "NonFiniteError",
     "Normalizers",
     "PlannedStep",
@@ -144,6 +151,7 @@ __all__ = [
     "StepResult",
     "TensorBoardTracker",
     "Tracker",
+    "TrackioTracker",
     "TrainState",
     "Trainer",
     "TrainerConvention",
@@ -179,7 +187,9 @@ __all__ = [
     "make_train_step",
     "merge_caches",
     "normalizers",
+    "per_layer",
     "save_cache",
+    "scale_groups",
     "to_trainer_options",
 ]
 

@@ -35,6 +35,8 @@ def make_sampler(
     trainer = config.trainer
     size, parts = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
     per_step, pairs = size * parts * shards, len(data.train)
+    if data.mixture:
+        pairs = sum(part.pairs for part in data.mixture)
     limit = max(pairs, LARGEST_SMALL_STEP * shards)
     if per_step > limit:
         single = {
@@ -62,6 +64,7 @@ def make_sampler(
         trainer.seed,
         roles=roles,
         drop_last=trainer.dataloader_drop_last,
+        mixture=data.mixture,
     )
 
 
@@ -97,7 +100,7 @@ def describe_last_step(sampler: BatchSampler, num_steps: int) -> str | None:
     Returns:
         A sentence; None if the run makes no such step.
     """
-    pairs, per_step = len(sampler.pairs), sampler.pairs_per_step
+    pairs, per_step = sampler.pairs_per_epoch, sampler.pairs_per_step
     left, steps = pairs % per_step, pairs // per_step
     if not left:
         return None

@@ -6,17 +6,18 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 
-from llm.config import DataConfig
+from llm.config import DataConfig, DataSource
+from llm.data.mixtures import MixturePart, mix_by_count, mix_by_weight
 from llm.data.model_folder import resolve_tokenizer_folder
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PreferenceRow, stream_preferences
 from llm.data.rows import read_rows
-from llm.data.sources import SourceFile, check_distinct, shown_source, source_files
+from llm.data.sources import SourceFile, check_distinct, check_once, shown_source, source_files
 from llm.hf.factory import ResolvedModel
 from llm.text.tokenize import TokenizedPairs, tokenize_rows
 from llm.text.tokenizer import (
@@ -40,7 +41,11 @@ class TrainingData(NamedTuple):
             evaluation whose prompt is also that of a training row.
         end_ids: token ids that end a response.
         template_date: date that the chat template reads as today; None if it reads none.
-        notes: sentences about columns and texts of the rows that are passed over or changed.
+        notes: sentences about the mixture, and about columns and texts of the rows that are passed
+            over or changed.
+        mixture: parts of the sources in an epoch; empty for every pair once.
+        set_sizes: number of pairs of each named set of ``evaluation``, in its order; None for one
+            set without a name.
     """
 
     train: PairTable
@@ -50,6 +55,19 @@ class TrainingData(NamedTuple):
     end_ids: frozenset[int]
     template_date: str | None = None
     notes: tuple[str, ...] = ()
+    mixture: tuple[MixturePart, ...] = ()
+    set_sizes: dict[str, int] | None = None
+
+    @property
+    def evaluation_sets(self) -> dict[str, PairTable]:
+        """The pairs of ``evaluation`` by the name of their set; the name is "" for a single set."""
+        if self.set_sizes is None:
+            return {"": self.evaluation}
+        stops = np.cumsum([0, *self.set_sizes.values()]).tolist()
+        return {
+            name: self.evaluation[start:stop]
+            for name, start, stop in zip(self.set_sizes, stops[:-1], stops[1:], strict=True)
+        }
 
 
 class _Contents:
@@ -89,45 +107,66 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
         The tokenized pairs.
 
     Raises:
-        ValueError: if a row is invalid (the message names file, line and field), or the model has
-            fewer tokens than the tokenizer or fewer positions than ``data.max_length``.
+        ValueError: if a row is invalid (the message names file, line and field), a source has no
+            row that is left, or the model has fewer tokens than the tokenizer or fewer positions
+            than ``data.max_length``.
         OSError: if a file cannot be read.
     """
-    train_files = source_files(config.train)
-    eval_files = [] if config.eval is None else source_files(config.eval)
+    sources = [_open(source, config) for source in config.train_sources]
+    eval_sources = {
+        name: [_open(source, config) for source in each]
+        for name, each in config.evaluation_sources.items()
+    }
+    train_files = [file for source in sources for file in source.files]
+    eval_files = [
+        file for each in eval_sources.values() for source in each for file in source.files
+    ]
+    check_once(train_files)
     check_distinct(train_files, eval_files)
-    tokenizer, vocab_size = _tokenizer(config, model), model.architecture.vocab_size
-    notes: list[str] = []
-    eval_notes: list[str] = []
-    contents, eval_contents = _Contents(), _Contents()
-    rows, held_out = _split(config, train_files, notes)
-    train = _tokens(contents.record(rows), tokenizer, config, vocab_size)
-    if not train.pairs:
-        where = shown_source(config.train)
-        raise ValueError(f"{where}: no row is left to train on: {train.report}")
-    if config.eval is not None:
-        held_out = (
-            row._replace(row=row.row + train.report["rows"])
-            for row in _rows(eval_files, config, eval_notes)
-        )
-    evaluation = _tokens(eval_contents.record(held_out), tokenizer, config, vocab_size)
-    notes += [f"`data.eval`: {note}" for note in eval_notes]
-    in_training = eval_contents.prompts_in(contents)
+    reader = _Reader(config, _tokenizer(config, model), model.architecture.vocab_size)
+    held_out: deque[PreferenceRow] = deque()
+    tables = []
+    for source in sources:
+        rows = reader.rows(source)
+        if config.eval_rows:
+            rows = _hold_out(rows, held_out, config.eval_rows)
+        read = reader.tokens(reader.contents.record(rows))
+        if not read.pairs:
+            raise ValueError(f"{source.shown}: no row is left to train on: {read.report}")
+        tables.append(read)
+    evaluation = {"": [reader.tokens(reader.eval_contents.record(held_out))]}
+    if eval_sources:
+        evaluation = {
+            name: [
+                reader.tokens(reader.eval_contents.record(reader.rows(source, "`data.eval`: ")))
+                for source in each
+            ]
+            for name, each in eval_sources.items()
+        }
+    mixture, part_notes = _mixture(config, sources, [len(each.pairs) for each in tables])
+    sizes = {name: sum(len(part.pairs) for part in each) for name, each in evaluation.items()}
+    in_training = reader.eval_contents.prompts_in(reader.contents)
     report = {
-        **train.report,
-        "rows_repeated": contents.repeated,
-        **{f"eval_{name}": count for name, count in evaluation.report.items()},
+        **_sum_reports(tables),
+        "rows_repeated": reader.contents.repeated,
+        **{
+            f"eval_{name}_{key}" if name else f"eval_{key}": count
+            for name, each in evaluation.items()
+            for key, count in _sum_reports(each).items()
+        },
         "eval_prompts_in_training": in_training,
     }
+    notes = [*part_notes, *reader.notes]
     if in_training:
-        count = len(eval_contents.prompts)
+        count = len(reader.eval_contents.prompts)
         notes.append(
             f"{in_training:,} of {count:,} rows for evaluation have a prompt that also occurs in "
             "training rows: their metrics do not measure new prompts"
         )
+    tokenizer = reader.tokenizer
     return TrainingData(
-        train.pairs,
-        evaluation.pairs,
+        PairTable.concatenate([each.pairs for each in tables]),
+        PairTable.concatenate([part.pairs for part in chain(*evaluation.values())]),
         {
             "tokenizer": tokenizer.digest,
             "template": tokenizer.template_digest,
@@ -137,6 +176,8 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
         tokenizer.end_ids,
         template_date=tokenizer.template_date,
         notes=(*tokenizer.notes, *notes),
+        mixture=mixture,
+        set_sizes=None if "" in sizes else sizes,
     )
 
 
@@ -151,45 +192,118 @@ def row_location(config: DataConfig, row: int, *, n_train_rows: int) -> str:
     Returns:
         ``file:line``, or the index of the row if the files have changed.
     """
-    source, index = config.train, row
+    sources, index = config.train_sources, row
     if config.eval is not None and row >= n_train_rows:
-        source, index = config.eval, row - n_train_rows
-    found = next(islice(read_rows(source), index, None), None)
-    return f"row {index} of {shown_source(source)}" if found is None else found.where
+        sources = list(chain(*config.evaluation_sources.values()))
+        index = row - n_train_rows
+    rows = chain.from_iterable(read_rows(source.name) for source in sources)
+    found = next(islice(rows, index, None), None)
+    return f"row {index} of {shown_sources(sources)}" if found is None else found.where
 
 
-def _split(
-    config: DataConfig, files: Sequence[SourceFile], notes: list[str]
-) -> tuple[Iterator[PreferenceRow], Iterable[PreferenceRow]]:
-    """Return an iterator over the training rows, and the held-out rows, complete at its end."""
-    held_out: deque[PreferenceRow] = deque()
-    n_held_out = 0 if config.eval is not None else config.eval_rows
+def shown_sources(sources: Sequence[DataSource]) -> str:
+    """Return the names of sources for messages.
 
-    def rows() -> Iterator[PreferenceRow]:
-        read = 0
-        for row in _rows(files, config, notes):
-            read += 1
-            held_out.append(row)
-            if len(held_out) > n_held_out:
-                yield held_out.popleft()
-        if read <= n_held_out:
-            raise ValueError(
-                f"`data.eval_rows` must leave rows to train on, got {n_held_out} of {read}"
-            )
+    Args:
+        sources: the sources.
 
-    return rows(), held_out
+    Examples:
+        >>> shown_sources([DataSource(path="a.jsonl"), DataSource(path=["b.jsonl", "c.jsonl"])])
+        'a.jsonl, b.jsonl, c.jsonl'
+    """
+    return ", ".join(shown_source(source.name) for source in sources)
 
 
-def _rows(
-    files: Sequence[SourceFile], config: DataConfig, notes: list[str]
+class _OpenSource(NamedTuple):
+    """A source with its files."""
+
+    files: list[SourceFile]
+    shown: str
+    columns: dict[str, str]
+
+
+def _open(source: DataSource, config: DataConfig) -> _OpenSource:
+    columns = config.columns if source.columns is None else source.columns
+    return _OpenSource(source_files(source.name), shown_source(source.name), columns)
+
+
+class _Reader:
+    """Reads and tokenizes sources one after another; rows are numbered over all of them."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.config, self.tokenizer, self.vocab_size = config, tokenizer, vocab_size
+        self.contents, self.eval_contents = _Contents(), _Contents()
+        self.notes: list[str] = []
+        self.n_rows = 0
+
+    def rows(self, source: _OpenSource, prefix: str = "") -> Iterator[PreferenceRow]:
+        """Yield the rows of a source; notes about them get a prefix."""
+        notes: list[str] = []
+        rows = stream_preferences(
+            source.files,
+            # Rows to skip are counted by `tokenize_rows`.
+            check_content=self.config.on_error == "raise",
+            columns=source.columns,
+            raw_text=self.config.format == "text",
+            notes=notes,
+        )
+        first = self.n_rows
+        for row in rows:
+            self.n_rows += 1
+            yield row._replace(row=first + row.row)
+        self.notes += [f"{prefix}{note}" for note in notes if f"{prefix}{note}" not in self.notes]
+
+    def tokens(self, rows: Iterable[PreferenceRow]) -> TokenizedPairs:
+        """Tokenize rows."""
+        return tokenize_rows(
+            rows,
+            self.tokenizer,
+            max_length=self.config.max_length,
+            max_prompt_length=self.config.max_prompt_length,
+            truncation_mode=self.config.truncation_mode,
+            on_overlong=self.config.on_overlong,
+            on_error=self.config.on_error,
+            vocab_size=self.vocab_size,
+        )
+
+
+def _hold_out(
+    rows: Iterable[PreferenceRow], held_out: deque[PreferenceRow], count: int
 ) -> Iterator[PreferenceRow]:
-    return stream_preferences(
-        files,
-        check_content=config.on_error == "raise",  # rows to skip are counted by `tokenize_rows`
-        columns=config.columns,
-        raw_text=config.format == "text",
-        notes=notes,
-    )
+    """Yield all rows but the last ones, which are in ``held_out`` at the end."""
+    read = 0
+    for row in rows:
+        read += 1
+        held_out.append(row)
+        if len(held_out) > count:
+            yield held_out.popleft()
+    if read <= count:
+        raise ValueError(f"`data.eval_rows` must leave rows to train on, got {count} of {read}")
+
+
+def _mixture(
+    config: DataConfig, sources: Sequence[_OpenSource], sizes: Sequence[int]
+) -> tuple[tuple[MixturePart, ...], list[str]]:
+    """Return the parts of the sources in an epoch, empty for all pairs once; and notes."""
+    parts = config.train_sources
+    if all(part.weight is None and part.rows is None for part in parts):
+        return (), []
+    weights = [part.weight for part in parts if part.weight is not None]
+    if weights:
+        mixture = mix_by_weight(sizes, weights)
+    else:
+        counts = [part.rows or size for part, size in zip(parts, sizes, strict=True)]
+        mixture = mix_by_count(sizes, counts)
+    return mixture, [
+        f"{source.shown}: {part.pairs:,} of {size:,} pairs in an epoch"
+        + (", some of them repeated" if part.pairs > size else "")
+        for source, part, size in zip(sources, mixture, sizes, strict=True)
+    ]
+
+
+def _sum_reports(tables: Sequence[TokenizedPairs]) -> dict[str, int]:
+    names = dict.fromkeys(name for each in tables for name in each.report)
+    return {name: sum(each.report.get(name, 0) for each in tables) for name in names}
 
 
 def _tokenizer(config: DataConfig, model: ResolvedModel) -> Tokenizer:
@@ -208,25 +322,10 @@ def _tokenizer(config: DataConfig, model: ResolvedModel) -> Tokenizer:
     return tokenizer
 
 
-def _tokens(
-    rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: DataConfig, vocab_size: int
-) -> TokenizedPairs:
-    return tokenize_rows(
-        rows,
-        tokenizer,
-        max_length=config.max_length,
-        max_prompt_length=config.max_prompt_length,
-        truncation_mode=config.truncation_mode,
-        on_overlong=config.on_overlong,
-        on_error=config.on_error,
-        vocab_size=vocab_size,
-    )
-
-
 def _digest_of(
     train: Sequence[SourceFile], evaluation: Sequence[SourceFile], config: DataConfig
 ) -> str:
-    """Return one digest of the contents of all files, not of their names."""
+    """Return one digest of the contents of all files, not of their names, and of their mixture."""
     digests = [sha256_of_file(path) for path, _ in train]
     eval_digests = [sha256_of_file(path) for path, _ in evaluation]
     for digest, (_, shown) in zip(eval_digests, evaluation, strict=True):
@@ -236,4 +335,17 @@ def _digest_of(
                 f"{train[digests.index(digest)].shown}"
             )
     columns = json.dumps(config.columns, sort_keys=True) if config.columns else ""
-    return sha256_hex("".join(digests + eval_digests) + columns)
+    return sha256_hex("".join(digests + eval_digests) + columns + _described_parts(config))
+
+
+def _described_parts(config: DataConfig) -> str:
+    """Return what the tokens depend on besides files and columns; empty for one plain source."""
+    sets = {name: sources for name, sources in config.evaluation_sources.items() if name}
+    parts = {"": config.train_sources} | sets
+    described = {
+        name: [(source.columns, source.weight, source.rows) for source in sources]
+        for name, sources in parts.items()
+    }
+    if described == {"": [(None, None, None)]}:
+        return ""
+    return json.dumps(described, sort_keys=True)

@@ -1,111 +1,30 @@
-"""AdamW with gradient clipping and the learning rate schedules of Transformers.
+"""Optimizers of optax with the conventions of Transformers: clipping, decay and parameter groups.
 
-bfloat16 parameters have 8 bits of precision, so an update of less than about 0.2 % of a weight is
-lost by rounding to nearest. :func:`apply_optimizer` therefore computes the update in float32 and
-rounds the new parameters and moments stochastically: up or down, with probabilities that make the
-expected value exact.
+The kernels of all layers are stacked along their first axis. Rules that Transformers applies to one
+tensor (factored moments, clipping by its root mean square, orthogonalization) apply to one layer.
 """
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
-from jaxtyping import Float, PRNGKeyArray
+from optax import contrib
 
-from llm.config import OptimizerConfig
+from llm.config import OptimizerConfig, ParameterGroup
 
 from .fingerprint import parameter_path
+from .schedules import learning_rate_schedule
 
 WITHOUT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|/)norm(?:$|/)|_norm(?:$|/)")
 """Parameters that do not decay: the rule of ``Trainer.get_decay_parameter_names``."""
-
-
-def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Create the learning rate schedule of a run, that of ``transformers.get_scheduler``.
-
-    Args:
-        config: peak, warm-up and shape of the schedule.
-        num_steps: number of steps of the run.
-
-    Returns:
-        A function of the number of updates made. It rises linearly from 0 to the peak over the
-        warm-up, so that the first update of a warm-up changes nothing, and then falls to 0 at the
-        end of the run, or stays constant. An integer gives a float64; an array, as in a compiled
-        step, gives its values in float32 or wider.
-
-    Examples:
-        >>> rate = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5), 4)
-        >>> [round(float(rate(step)), 3) for step in range(4)]
-        [0.0, 0.5, 1.0, 0.5]
-    """
-    peak, kind, warmup = (
-        config.learning_rate,
-        config.lr_scheduler_type,
-        warmup_steps(config, num_steps),
-    )
-    rest = max(num_steps - warmup, 1)
-
-    def schedule(count: Any) -> Any:
-        traced = isinstance(count, Array)
-        xp: Any = jnp if traced else np
-        step = count.astype(jnp.result_type(float)) if traced else np.asarray(count, np.float64)
-        share = xp.minimum((step - warmup) / rest, 1.0)
-        match kind:
-            case "cosine":
-                falling = 0.5 * (1.0 + xp.cos(math.pi * share))
-            case "linear":
-                falling = 1.0 - share
-            case _:
-                falling = xp.ones_like(step)
-        return peak * xp.where(step < warmup, step / max(warmup, 1), falling)
-
-    return schedule
-
-
-def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
-    """Return the number of steps of the warm-up, rounded up as in Transformers.
-
-    Args:
-        config: the schedule; ``constant`` has no warm-up.
-        num_steps: number of steps of the run.
-
-    Examples:
-        >>> warmup_steps(OptimizerConfig(warmup_ratio=0.1), 6)
-        1
-    """
-    if config.lr_scheduler_type == "constant":
-        return 0
-    return math.ceil(num_steps * config.warmup_ratio)
-
-
-def describe_warmup(config: OptimizerConfig, num_steps: int) -> str | None:
-    """Describe a warm-up that leaves no step to train with, for the log.
-
-    Args:
-        config: the schedule.
-        num_steps: number of steps of the run.
-
-    Returns:
-        A sentence; None if some step has a positive learning rate.
-
-    Examples:
-        >>> describe_warmup(OptimizerConfig(warmup_ratio=0.1), 1)[:49]
-        'no parameter will change: the only step has the l'
-        >>> describe_warmup(OptimizerConfig(warmup_ratio=0.1), 2)
-    """
-    if num_steps > 1 or warmup_steps(config, num_steps) == 0:
-        return None
-    return (
-        "no parameter will change: the only step has the learning rate 0, with which the warm-up "
-        f"begins: set `optimizer.warmup_ratio` {config.warmup_ratio:g} to 0"
-    )
+MUON_RMS = 0.2
+"""Root mean square of Muon's updates at a learning rate of 1, about that of AdamW's."""
 
 
 def make_optimizer(
@@ -114,12 +33,17 @@ def make_optimizer(
     """Create the optimizer of a run.
 
     Args:
-        config: constants of the optimizer.
+        config: the optimizer and its constants.
         num_steps: number of steps of the run.
 
     Returns:
-        Clipping by the global norm followed by AdamW, and the learning rate schedule. Biases and
-        the weights of norms do not decay, as in Transformers.
+        Clipping by the global norm, the optimizer, and the factors of the parameter groups; and the
+        learning rate schedule. Biases and the weights of norms do not decay, as in Transformers.
+        Its ``init`` raises a ``ValueError`` if a group has no parameter.
+
+    References:
+        `loshchilov:19` for AdamW, `shazeer:18` for Adafactor, `chen:23` for Lion, `jordan:24` and
+        `liuj:25` for Muon and the scale of its updates.
 
     Examples:
         >>> optimizer, schedule = make_optimizer(OptimizerConfig(warmup_ratio=0.0), 10)
@@ -127,7 +51,17 @@ def make_optimizer(
         5.0
     """
     schedule = learning_rate_schedule(config, num_steps)
-    adam = optax.adamw(
+    optimizer = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}[
+        config.optim
+    ](config, schedule)
+    parts = [clip_by_global_norm(config.max_grad_norm), optimizer]
+    if config.groups:
+        parts.append(scale_groups(config.groups))
+    return optax.chain(*parts), schedule
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
         schedule,
         b1=config.adam_beta1,
         b2=config.adam_beta2,
@@ -135,7 +69,161 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(clip_by_global_norm(config.max_grad_norm), adam), schedule
+
+
+def _lion(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(
+        schedule,
+        b1=config.adam_beta1,
+        b2=config.adam_beta2,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+
+
+def _adafactor(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return Adafactor as Transformers' Trainer makes it: without first moment, absolute rate."""
+
+    def normalized() -> optax.GradientTransformation:
+        factored = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
+        return optax.chain(factored, optax.clip_by_block_rms(1.0))
+
+    by_layer: dict[Hashable, optax.GradientTransformation]
+    by_layer = {"stacked": per_layer(normalized()), "single": normalized()}
+    return optax.chain(
+        optax.partition(by_layer, _stacked_labels),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return Muon for the matrices of the layers, and AdamW for all other parameters."""
+    muon = contrib.muon(
+        schedule,
+        beta=config.muon_momentum,
+        weight_decay=config.weight_decay,
+        consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=lambda parameters: jax.tree.map(
+            lambda _: contrib.MuonDimensionNumbers(-2, -1), parameters
+        ),
+    )
+    return optax.partition({"muon": muon, "adamw": _adamw(config, schedule)}, _muon_labels)
+
+
+def _stacked_labels(parameters: Any) -> Any:
+    return _by_name(parameters, lambda name, _: "stacked" if _is_stacked(name) else "single")
+
+
+def _muon_labels(parameters: Any) -> Any:
+    """Label the matrices of the layers, adapters included; a stack of them has three axes."""
+
+    def label(name: str, leaf: Any) -> str:
+        return "muon" if _is_stacked(name) and leaf.ndim >= 3 else "adamw"
+
+    return _by_name(parameters, label)
+
+
+def _is_stacked(name: str) -> bool:
+    return name.startswith("layers/")
+
+
+def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply a transformation to every slice of stacked parameters by itself.
+
+    Args:
+        transformation: a transformation of the parameters of one layer.
+
+    Returns:
+        A transformation of parameters that are stacked along their first axis; so is its state.
+
+    Examples:
+        >>> clip = per_layer(optax.clip_by_block_rms(1.0))
+        >>> stacked = jnp.array([[3.0, 3.0], [0.5, 0.5]])
+        >>> clip.update(stacked, clip.init(stacked), stacked)[0].tolist()
+        [[1.0, 1.0], [0.5, 0.5]]
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        return jax.vmap(transformation.init)(params) if jax.tree.leaves(params) else ()
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if not jax.tree.leaves(updates):
+            return updates, state
+        return jax.vmap(transformation.update)(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_groups(groups: Sequence[ParameterGroup]) -> optax.GradientTransformation:
+    """Multiply the updates of groups of parameters, and so their learning rates.
+
+    Args:
+        groups: the groups; the first one that a parameter belongs to counts.
+
+    Returns:
+        A gradient transformation without state. Its ``init`` raises a ``ValueError`` if a group has
+        no parameter, or a layer that the model does not have.
+
+    Examples:
+        >>> scale = scale_groups([ParameterGroup(parameters="adapter/b", lr_multiplier=16.0)])
+        >>> adapter = {"layers": {"q_proj": {"adapter": {"a": jnp.ones(1), "b": jnp.ones(1)}}}}
+        >>> updates, _ = scale.update(adapter, scale.init(adapter))
+        >>> updates["layers"]["q_proj"]["adapter"]["b"].tolist()
+        [16.0]
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        shapes = dict(_named_leaves(params))
+        for index, group in enumerate(groups):
+            members = [name for name in shapes if re.search(group.parameters, name)]
+            if group.layers is not None:
+                members = [name for name in members if _is_stacked(name)]
+            if not members:
+                raise ValueError(
+                    f"`optimizer.groups[{index}]` has no trained parameter: none of "
+                    f"{len(shapes)} matches `parameters` {group.parameters!r}, such as "
+                    f"{next(iter(shapes), 'none')}"
+                )
+            last = max(group.layers or [0])
+            n_layers = min(shapes[name].shape[0] for name in members) if group.layers else 1
+            if last >= n_layers:
+                raise ValueError(
+                    f"`optimizer.groups[{index}].layers` must be below {n_layers}, the number of "
+                    f"layers, got {last}"
+                )
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+
+        def scale(name: str, leaf: Any) -> Any:
+            factor = _group_factor(groups, name, leaf.shape)
+            return leaf if factor is None else leaf * jnp.asarray(factor, leaf.dtype)
+
+        return _by_name(updates, scale), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _group_factor(
+    groups: Sequence[ParameterGroup], name: str, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Return the factors of a parameter, to broadcast over it; None if it is in no group."""
+    matching = [group for group in groups if re.search(group.parameters, name)]
+    if not matching:
+        return None
+    if not _is_stacked(name):
+        whole = [group.lr_multiplier for group in matching if group.layers is None]
+        return np.array(whole[0]) if whole else None
+    factors = np.ones(shape[0])
+    for group in reversed(matching):
+        factors[slice(None) if group.layers is None else group.layers] = group.lr_multiplier
+    return factors.reshape(-1, *[1] * (len(shape) - 1))
 
 
 def decay_mask(parameters: Any) -> Any:
@@ -153,9 +241,18 @@ def decay_mask(parameters: Any) -> Any:
         >>> decay_mask(layer)
         {'q_norm': {'weight': False}, 'q_proj': {'kernel': True}}
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(parameters)
-    names = ["/".join(parameter_path(path)).lower() if path else "" for path, _ in paths]
-    return jax.tree.unflatten(structure, [WITHOUT_DECAY.search(name) is None for name in names])
+    return _by_name(parameters, lambda name, _: WITHOUT_DECAY.search(name.lower()) is None)
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [("/".join(parameter_path(path)) if path else "", leaf) for path, leaf in leaves]
+
+
+def _by_name(tree: Any, function: Any) -> Any:
+    """Return the tree of ``function(name, leaf)`` for names such as ``layers/q_proj/kernel``."""
+    values = [function(name, leaf) for name, leaf in _named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -183,80 +280,3 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), gradient)
 
     return optax.stateless(clip)
-
-
-def apply_optimizer(
-    optimizer: optax.GradientTransformation,
-    gradient: Any,
-    optimizer_state: optax.OptState,
-    trainable: Any,
-    key: PRNGKeyArray,
-) -> tuple[Any, optax.OptState, dict[str, Float[Array, ""]]]:
-    """Update the parameters; bfloat16 parameters and moments are rounded stochastically.
-
-    Args:
-        optimizer: optax transformation that made the state.
-        gradient: gradient of the parameters, in their dtypes.
-        optimizer_state: state of the optimizer.
-        trainable: the parameters.
-        key: key of this step for the rounding; float32 and float64 parameters ignore it.
-
-    Returns:
-        The new parameters, the new state of the optimizer, and the metric ``params/moved_share``,
-        the share of the weights that changed; without bfloat16 parameters there is no metric.
-    """
-    # Optax raises floats to integer powers, which strict promotion would refuse.
-    with jax.numpy_dtype_promotion("standard"):
-        if not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(trainable)):
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state, trainable)
-            return optax.apply_updates(trainable, updates), optimizer_state, {}
-        wide = jax.tree.map(_to_float32, (gradient, optimizer_state, trainable))
-        updates, new_state = optimizer.update(*wide)
-        new = optax.apply_updates(wide[2], updates), new_state
-        old = trainable, optimizer_state
-        rounded = _round_like(new, old, key)
-        changed = jax.tree.map(lambda a, b: jnp.sum(a != b), rounded[0], trainable)
-        count = sum(leaf.size for leaf in jax.tree.leaves(trainable))
-        moved = sum(leaf.astype(jnp.float32) for leaf in jax.tree.leaves(changed))
-        return *rounded, {"params/moved_share": jnp.asarray(moved / count)}
-
-
-def stochastic_round(values: Float[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
-    """Round float32 values to bfloat16, up or down at random, without bias.
-
-    Args:
-        values: float32 values.
-        key: key of the random numbers. They depend on the position in the array only, not on how
-            the array is sharded.
-
-    Returns:
-        One of the two nearest bfloat16 numbers of each value. The probability of each makes the
-        expected result equal to the value; a bfloat16 number stays as it is.
-
-    Examples:
-        >>> values = jnp.full(4, 1.0 + 2**-10, jnp.float32)  # an eighth of the way to the next
-        >>> sorted(set(stochastic_round(values, jax.random.key(0)).tolist()) | {1.0})[0]
-        1.0
-    """
-    # bfloat16 is the upper half of float32: adding 16 random bits carries into it or not.
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    noise = jax.random.bits(key, values.shape, jnp.uint16).astype(jnp.uint32)
-    upper = (bits + noise) >> jnp.uint32(16)
-    rounded = jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
-    return jnp.where(jnp.isfinite(values), rounded, values.astype(jnp.bfloat16))
-
-
-def _to_float32(leaf: Array) -> Array:
-    return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
-
-
-def _round_like(values: Any, like: Any, key: PRNGKeyArray) -> Any:
-    """Round each leaf to the dtype of the other tree, with a key of its own."""
-    leaves, structure = jax.tree.flatten(values)
-    rounded = [
-        stochastic_round(leaf, jax.random.fold_in(key, i)) if dtype == jnp.bfloat16 else leaf
-        for i, (leaf, dtype) in enumerate(
-            zip(leaves, [leaf.dtype for leaf in jax.tree.leaves(like)], strict=True)
-        )
-    ]
-    return jax.tree.unflatten(structure, rounded)

@@ -215,9 +215,9 @@ class Run:
     def visited_pairs(self) -> PairTable:
         """Return the pairs that the steps and the evaluation use, each once."""
         used = self.data.train
-        if self.num_steps <= self.sampler.steps_per_epoch:
+        if self.num_steps <= self.sampler.steps_per_epoch or self.sampler.mixture:
             steps = [self.sampler.pair_indices(step) for step in range(self.num_steps)]
-            used = used.select(np.sort(np.concatenate(steps)))
+            used = used.select(np.unique(np.concatenate(steps)))
         return PairTable.from_pairs(chain(used, self.data.evaluation))
 
     def batches_in_order(self, pairs: PairTable) -> Iterator[Batch]:

@@ -16,8 +16,8 @@ from llm.hf.factory import ResolvedModel
 
 from .batches import count_steps, describe_last_step, make_sampler
 from .dataset import TrainingData
-from .optimizer import describe_warmup
 from .planned_step import PlannedStep, estimate_peak_bytes
+from .schedules import describe_warmup
 
 EFFICIENCY = 0.45
 """Share of the FLOP rate of a matrix product that a step reaches; measured on a CPU."""

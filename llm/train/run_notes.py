@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from llm.config import (
@@ -16,8 +18,14 @@ from llm.config import (
     TrainConfig,
     TrainerConfig,
 )
+from llm.types import Role
+from rpo_theory.reductions import weight_per_token
 
 from .dataset import TrainingData
+from .trainer_conventions import RpoLoss, to_trainer_options
+
+if TYPE_CHECKING:
+    from .run import Run
 
 LARGE_SHARE = 0.05
 """Share of cut or skipped rows from which on a sentence is logged beside the counts."""
@@ -36,10 +44,47 @@ def describe_inputs(config: TrainConfig, data: TrainingData) -> list[str]:
     has_evaluation = len(data.evaluation) > 0
     return [
         *_cut(config.data, data.report, data.train, ""),
-        *_cut(config.data, data.report, data.evaluation, "eval_"),
+        *chain.from_iterable(
+            _cut(config.data, data.report, pairs, f"eval_{name}_" if name else "eval_")
+            for name, pairs in data.evaluation_sets.items()
+        ),
         *describe_unused_keys(config, has_evaluation=has_evaluation),
         *_unused_columns(config, data),
     ]
+
+
+def describe_run(run: Run) -> list[str]:
+    """Describe a run in one or two lines: its data, its length, its objective.
+
+    Args:
+        run: a run that has not started.
+
+    Returns:
+        Lines for the log. For ``rpo`` the second gives the SFT weight and TRL's equivalent.
+    """
+    objective = run.config.objective
+    mean = float(np.mean(run.data.train.scored_lengths[:, Role.CHOSEN]))
+    weight = weight_per_token(
+        eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
+    )
+    trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
+    pairs = f"{_count(len(run.data.train), 'pair')}, {len(run.data.evaluation):,} held out"
+    per_step = run.sampler.pairs_per_step
+    steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, 'pair')}"
+    lines = [f"{pairs}; {steps}; {trained:,} trained parameters"]
+    if objective.method == "rpo":
+        loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
+        trl_weight = to_trainer_options("trl", loss, mean_tokens=mean)["loss_weights"][1]
+        name = "SFT weight eta*beta" if objective.sft_reduction == "sum" else "mean SFT weight"
+        lines.append(
+            f"{name} = {weight:.3g} per chosen token. Equivalent TRL config: "
+            f'loss_type=["sigmoid", "sft"], loss_weights=[1, {trl_weight:.3g}]'
+        )
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_unused_keys(config: TrainConfig, *, has_evaluation: bool | None = None) -> list[str]:
@@ -98,6 +143,16 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
     if optimizer.lr_scheduler_type == "constant":
         reason = "has no effect: 'constant' has no warm-up, 'constant_with_warmup' has one"
         yield "optimizer", "warmup_ratio", reason
+        yield "optimizer", "warmup_steps", reason
+    elif optimizer.warmup_steps is not None:
+        yield "optimizer", "warmup_ratio", "has no effect: `optimizer.warmup_steps` is given"
+    kind = optimizer.lr_scheduler_type
+    if kind.startswith("constant"):
+        yield "optimizer", "min_lr", f"has no effect: {kind!r} does not fall"
+    if kind != "warmup_stable_decay":
+        yield "optimizer", "decay_ratio", f"has no effect: {kind!r} has no such phase"
+    for key in sorted(_CONSTANTS - _CONSTANTS_OF[optimizer.optim]):
+        yield "optimizer", key, f"has no effect: {optimizer.optim!r} has no such constant"
     if trainer.max_steps is not None:
         yield "trainer", "num_train_epochs", "has no effect: `trainer.max_steps` is given"
     if not trainer.save_steps:
@@ -132,6 +187,13 @@ def _is_set(config: TrainConfig, section: str, key: str) -> bool:
     return getattr(getattr(config, section), key) != fields[key].default
 
 
+_CONSTANTS_OF = {
+    "adamw": {"adam_beta1", "adam_beta2", "adam_epsilon"},
+    "adafactor": set(),
+    "lion": {"adam_beta1", "adam_beta2"},
+    "muon": {"adam_beta1", "adam_beta2", "adam_epsilon", "muon_momentum"},
+}
+_CONSTANTS = _CONSTANTS_OF["muon"]
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "model": ModelConfig,

@@ -26,7 +26,7 @@ from llm.precision import accumulation_dtype
 from llm.types import Batch
 
 from .objective import flag_non_finite_pairs, loss_share, normalizers
-from .optimizer import apply_optimizer
+from .stochastic_rounding import apply_optimizer
 
 GraphDef = nnx.GraphDef[Any]
 """Structure of a model, without its parameters."""

@@ -1,10 +1,9 @@
-"""Trackers of metrics: JSON lines always; TensorBoard and Weights & Biases on request."""
+"""Trackers of metrics: JSON lines always; TensorBoard and services on request."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +13,7 @@ from llm.config import TrainConfig
 from rpo_io.atomic import write_atomic
 from rpo_io.strict_json import format_line, null_non_finite
 
-WANDB_ID = "wandb_id"
-"""File in the folder of a run that holds the id of its run on Weights & Biases."""
+from .run_services import SERVICES, import_package
 
 
 @runtime_checkable
@@ -103,11 +101,8 @@ class TensorBoardTracker:
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         """Find the package; the folder of events is created when the run starts."""
-        try:
-            from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ValueError(_missing("tensorboard", "tensorboardX")) from error
-        self._create, self._folder, self._config = SummaryWriter, folder, config
+        self._create = import_package("tensorboard", "tensorboardX").SummaryWriter
+        self._folder, self._config = folder, config
         self._writer: Any = None
 
     def start(self, step: int) -> None:
@@ -126,54 +121,6 @@ class TensorBoardTracker:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Flush and close the file."""
         self._writer.close()
-
-
-class WandbTracker:
-    """A tracker that sends metrics to Weights & Biases.
-
-    The id of the run is kept in the folder of the run, so that a resumed run continues it. Weights
-    & Biases keeps the first values of repeated steps.
-    """
-
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        """Find the package; the run is created or continued when the training starts."""
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ValueError(_missing("wandb", "wandb")) from error
-        self._wandb, self._folder, self._config = wandb, folder, config
-        self._run: Any = None
-
-    def start(self, step: int) -> None:
-        """Create the run, or continue the one whose id the folder holds."""
-        file = self._folder / WANDB_ID
-        if not file.exists():
-            write_atomic(file, secrets.token_hex(4).encode())
-        try:
-            self._run = self._wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "rpo"),
-                name=self._config.name,
-                id=file.read_text().strip(),
-                resume="allow",
-                config=asdict(self._config),
-                dir=str(self._folder),
-            )
-        except Exception as error:  # wandb raises errors of many types
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(
-                f"`trainer.report_to`: Weights & Biases did not start a run: {reason}: log in with "
-                "`wandb login`, set WANDB_MODE=offline, or leave 'wandb' out"
-            ) from error
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of a step."""
-        if metrics:
-            self._run.log(dict(metrics), step=step)
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Send the summary and close the run."""
-        self._run.summary.update(dict(summary))
-        self._run.finish()
 
 
 class CompositeTracker:
@@ -215,18 +162,12 @@ def make_tracker(path: Path, config: TrainConfig) -> Tracker:
     trackers: list[Tracker] = [JsonLinesTracker(path)]
     if "tensorboard" in config.trainer.report_to:
         trackers.append(TensorBoardTracker(path.parent / "tensorboard", config))
-    if "wandb" in config.trainer.report_to:
-        trackers.append(WandbTracker(path.parent, config))
+    for name, service in SERVICES.items():
+        if name in config.trainer.report_to:
+            trackers.append(service(path.parent, config))
     return CompositeTracker(trackers)
 
 
 def _line(row: Mapping[str, Any]) -> str:
     """Return a row as a line of strict JSON; numbers that are not finite become null."""
     return format_line(null_non_finite(row)) + "\n"
-
-
-def _missing(tracker: str, package: str) -> str:
-    return (
-        f"`trainer.report_to` asks for {tracker!r}, whose package is missing: "
-        f"pip install {package}, or leave it out"
-    )

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,19 @@ import numpy as np
 
 from llm.config import TrainConfig
 from llm.data.loader import iterate_batches
-from llm.data.sources import shown_source
+from llm.data.pair_table import PairTable
 from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
 from llm.hashing import parameters_sha256
 from llm.hf.factory import ResolvedModel, build_model
 from llm.parallel.mesh import on_host
 from llm.precision import computing_in
 from llm.types import Batch, Role
-from rpo_theory.reductions import weight_per_token
 
 from . import reference_cache
 from .batches import describe_last_step
 from .checkpoint import Checkpoints
-from .dataset import TrainingData
+from .dataset import TrainingData, shown_sources
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
-from .optimizer import describe_warmup
 from .reference_check import check_given_reference
 from .resume import (
     EXECUTION,
@@ -46,10 +45,11 @@ from .resume import (
     execution_of,
 )
 from .run import Run
+from .run_notes import describe_run
 from .sample_coverage import SampleCoverage
+from .schedules import describe_warmup
 from .step import all_finite
 from .tracking import CompositeTracker, Tracker
-from .trainer_conventions import RpoLoss, to_trainer_options
 
 STEP0_TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 5e-2}
 r"""Largest relative error of the first loss, by the dtype of the model.
@@ -189,41 +189,53 @@ class Trainer:
         """Measure the held-out pairs under the current policy.
 
         Returns:
-            Metrics, each name with the prefix ``eval_``; empty without held-out pairs. None if the
-            run was asked to stop meanwhile.
+            Metrics, each name with the prefix ``eval_``, and with ``eval_NAME_`` for a named set;
+            empty without held-out pairs. None if the run was asked to stop meanwhile.
 
         Raises:
             NonFiniteError: if a log-probability of the policy is not finite.
         """
-        run = self.run
-        if not run.data.evaluation:
-            return {}
+        run, metrics = self.run, {}
         with computing_in(run.config.model.dtype):
-            sums, policy, reference = None, [], []
-            for batch in run.batches_in_order(run.data.evaluation):
+            for name, pairs in run.data.evaluation_sets.items():
+                measured = self._measure(pairs)
+                if measured is None:
+                    return None
+                prefix = f"eval_{name}_" if name else "eval_"
+                metrics |= {f"{prefix}{key}": value for key, value in measured.items()}
+            if self.coverage is not None:
                 if self._is_stop_requested():
                     return None
-                batch = self._with_reference(batch)
-                more, log_probs = run.evaluation_step(
-                    run.state.trainable, run.frozen, run.put_on_devices(batch)
-                )
-                sums = more if sums is None else add_metric_sums(sums, more)
-                present, log_probs = np.asarray(batch.present), on_host(log_probs)
-                flags = present & ~np.isfinite(log_probs).all(axis=-1)
-                if flags.any():
-                    raise NonFiniteError(f"not finite in {_name_held_out(run, batch, flags)}")
-                policy.append(log_probs[present, Role.CHOSEN])
-                if batch.reference is not None:
-                    reference.append(np.asarray(batch.reference)[present, Role.CHOSEN])
-            means = finalize_metrics(run.config.objective, sums or {})
-            metrics = {name: float(on_host(value)) for name, value in means.items()}
-            if reference:
-                metrics |= log_ratio_quantiles(np.concatenate(policy), np.concatenate(reference))
-            if self.coverage is not None and self._is_stop_requested():
+                covered = self.coverage.measure(run.model()).metrics()
+                metrics |= {f"eval_{key}": value for key, value in covered.items()}
+        return metrics
+
+    def _measure(self, pairs: PairTable) -> dict[str, float] | None:
+        """Return the metrics of pairs under the current policy; None if the run was stopped."""
+        run = self.run
+        sums, policy, reference = None, [], []
+        for batch in run.batches_in_order(pairs):
+            if self._is_stop_requested():
                 return None
-            if self.coverage is not None:
-                metrics |= self.coverage.measure(run.model()).metrics()
-        return {f"eval_{name}": value for name, value in metrics.items()}
+            batch = self._with_reference(batch)
+            more, log_probs = run.evaluation_step(
+                run.state.trainable, run.frozen, run.put_on_devices(batch)
+            )
+            sums = more if sums is None else add_metric_sums(sums, more)
+            present, log_probs = np.asarray(batch.present), on_host(log_probs)
+            flags = present & ~np.isfinite(log_probs).all(axis=-1)
+            if flags.any():
+                raise NonFiniteError(f"not finite in {_name_held_out(run, batch, flags)}")
+            policy.append(log_probs[present, Role.CHOSEN])
+            if batch.reference is not None:
+                reference.append(np.asarray(batch.reference)[present, Role.CHOSEN])
+        if sums is None:
+            return {}
+        means = finalize_metrics(run.config.objective, sums)
+        metrics = {name: float(on_host(value)) for name, value in means.items()}
+        if reference:
+            metrics |= log_ratio_quantiles(np.concatenate(policy), np.concatenate(reference))
+        return metrics
 
     def _steps(self) -> Iterator[int]:
         """Make one step after another; yield the number of updates made."""
@@ -338,47 +350,13 @@ def _first_step_tolerance(config: TrainConfig) -> float:
     return config.trainer.step0_tolerance or STEP0_TOLERANCE[config.model.dtype]
 
 
-def describe_run(run: Run) -> list[str]:
-    """Describe a run in one or two lines: its data, its length, its objective.
-
-    Args:
-        run: a run that has not started.
-
-    Returns:
-        Lines for the log. For ``rpo`` the second gives the SFT weight and TRL's equivalent.
-    """
-    objective = run.config.objective
-    mean = float(np.mean(run.data.train.scored_lengths[:, Role.CHOSEN]))
-    weight = weight_per_token(
-        eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
-    )
-    trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
-    pairs = f"{_count(len(run.data.train), 'pair')}, {len(run.data.evaluation):,} held out"
-    per_step = run.sampler.pairs_per_step
-    steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, 'pair')}"
-    lines = [f"{pairs}; {steps}; {trained:,} trained parameters"]
-    if objective.method == "rpo":
-        loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)
-        trl_weight = to_trainer_options("trl", loss, mean_tokens=mean)["loss_weights"][1]
-        name = "SFT weight eta*beta" if objective.sft_reduction == "sum" else "mean SFT weight"
-        lines.append(
-            f"{name} = {weight:.3g} per chosen token. Equivalent TRL config: "
-            f'loss_type=["sigmoid", "sft"], loss_weights=[1, {trl_weight:.3g}]'
-        )
-    return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _name_held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:
     """Name rows by their numbers in their own file."""
     data = run.config.data
     if data.eval is None:
-        return f"{name_rows(batch, flags)} of {shown_source(data.train)}"
+        return f"{name_rows(batch, flags)} of {shown_sources(data.train_sources)}"
     rows = name_rows(batch, flags, run.data.report["rows"])
-    return f"{rows} of {shown_source(data.eval)}"
+    return f"{rows} of {shown_sources(list(chain(*data.evaluation_sources.values())))}"
 
 
 def _progress_metrics(run: Run, batch: Batch, step: int, seconds: float) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rpo.report.figure_files import DEFAULT_FORMAT, FigureFormat
 from rpo.results import StudyEstimate, StudyKindResult, StudyResult
 from rpo.runtime.config_files import load_config, read_kind
-from rpo.runtime.errors import user_input
+from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ def study(
         return run_study_kind(resolved, folder, resume=resume, figures=figures, table=table)
     check_sharing(part=part, merge=merge, scheduler=scheduler, processes=processes)
     if part is not None:
+        if table or figures != DEFAULT_FORMAT:
+            option = "--table" if table else "--format, --width or --style"
+            rule = "not allowed with argument --part: give it with --merge"
+            raise UsageError(f"argument {option}: {rule}")
         return run_share(resolved, folder, part)
     if scheduler is not None:
         return run_on_dask(resolved, folder, scheduler, resume=resume, figures=figures, table=table)
@@ -159,9 +163,11 @@ def _load_study(
         cls = config_class(read_kind(Path(config))) if is_path else type(config)
         study = load_config(config, cls, overrides)
         if not isinstance(study, StudyConfig):
-            shorten = getattr(study, "quick_version", None)
+            shorten, sizes = getattr(study, "quick_version", None), getattr(study, "quick", None)
             if quick and shorten is None:
                 _logger.info("%s: --quick has no effect on a study of this kind", study.name)
+            elif quick and sizes == type(sizes)():
+                _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)
             return shorten() if quick and shorten else study
         if quick and study.quick == QuickSizes():
             _logger.info("%s: --quick has no effect: the study has no key `quick`", study.name)

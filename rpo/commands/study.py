@@ -108,9 +108,11 @@ def run(args: argparse.Namespace) -> int:
     from rpo.api import estimate_study, study
     from rpo.runtime.config_files import read_config, read_kind
     from rpo.runtime.errors import user_input
+    from rpo_io.user_modules import printing_to_stderr
 
     with user_input():
         from rpo.jobs.study_kinds import config_class
+        from rpo.jobs.study_parts import read_share
         from rpo.report.figure_files import parse_figure_format
 
         config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
@@ -119,9 +121,14 @@ def run(args: argparse.Namespace) -> int:
         launch = None if is_shared else detect_launch(os.environ)
         group = processes.group_from(args, launch=launch)
         figures = parse_figure_format(args.format, args.width, args.style)
+        if args.part is not None:
+            read_share(args.part)
     if args.dry_run:
-        return _print_estimate(estimate_study(config, quick=args.quick))
-    with _naming_the_command(args):
+        with printing_to_stderr():
+            estimate = estimate_study(config, quick=args.quick)
+        return _print_estimate(estimate)
+    # Methods and environments of the user's own may print; stdout is for the JSON document.
+    with _naming_the_command(args), printing_to_stderr():
         result = study(
             config,
             quick=args.quick,

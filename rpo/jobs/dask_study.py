@@ -48,7 +48,6 @@ RETRIES = 2
 """Number of times that a part is tried again after an error."""
 _LOGGER = logging.getLogger(__name__)
 _one_fit_at_a_time = Lock()
-_first_digests: dict[str, str] = {}
 
 
 class StudyTask(NamedTuple):
@@ -188,12 +187,11 @@ def _load(task: StudyTask) -> tuple[StudyConfig, PartPlan]:
     for folder in task.module_folders:
         add_module_folder(Path(folder))
     study = build(StudyConfig, parse_yaml(task.config.decode()))
-    digests = input_digests(study)
+    try:
+        digests = input_digests(study)
+    except ValueError as error:  # a module that was imported before keeps its code
+        raise ValueError(f"a Dask worker must be restarted: {error}") from error
     _compare(dict(task.digests), digests, "content of ")
-    for name, digest in digests.items():
-        # A module that was imported before keeps its code, whatever its file has become.
-        if _first_digests.setdefault(name, digest) != digest:
-            raise ValueError(f"a Dask worker holds an earlier {name}: restart the workers")
     return study, plan_parts(study)
 
 

@@ -6,6 +6,7 @@ minutes; a run that was interrupted starts again.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -97,6 +98,8 @@ def run_study_kind(
     """
     with name_os_errors(folder), user_input(), output_folder(folder, "study"):
         _check_folder(folder, config, resume=resume)
+        for note in _unused_keys(config):
+            _logger.info("note: %s", note)
         output = KINDS[config.kind].run(config)
         write_atomic(folder / "config.yaml", to_yaml(config))
         return _write(folder, config, output, figures, table=table)
@@ -114,6 +117,46 @@ def _check_folder(folder: Path, config: Any, *, resume: bool) -> None:
         raise ValueError(f"{folder}: holds results of another study: choose another --out")
 
 
+def _unused_keys(config: Any) -> list[str]:
+    """Return a note for every key that is given, and that no method or environment uses."""
+    from bandits.environments.designs import Design
+    from bandits.environments.registry import find_environment
+    from bandits.methods.registry import find_method
+
+    if config.kind == "minimax_regret":  # its methods have weights of their own
+        return []
+    records = [find_method(getattr(item, "method", item)) for item in config.methods]
+    uses_eta = any(record.uses_eta for record in records)
+    unused = [] if uses_eta else ["eta", "eta_rule"]
+    if "best_of_n" not in [record.name for record in records]:
+        unused.append("best_of_n")
+    if not any(hasattr(record.options(), "baseline") for record in records):
+        unused.append("baseline")
+    default = type(config)(**{name: getattr(config, name) for name in _REQUIRED[config.kind]})
+    notes = [
+        f"`{name}` has no effect: no method of the study uses it."
+        for name in unused
+        if getattr(config, name, None) != getattr(default, name, None)
+    ]
+    if config.kind == "rounds":
+        used = find_environment(config.environment).design_fields
+        notes += [
+            f"`design.{item.name}` has no effect: the environment does not use it."
+            for item in dataclasses.fields(Design)
+            if used is not None
+            and item.name not in used
+            and getattr(config.design, item.name) != item.default
+        ]
+    return notes
+
+
+_REQUIRED = {
+    "laws": ("name", "methods", "comparisons", "seeds"),
+    "rounds": ("name", "methods", "rounds", "seeds"),
+}
+"""Keys without a default value."""
+
+
 def _plain(config: Any) -> Any:
     """Return a configuration as JSON gives it back."""
     return json.loads(json.dumps(to_plain(config)))
@@ -125,9 +168,9 @@ def _write(
     import pyarrow.parquet as pq
 
     files = []
-    for name, columns in output.tables.items():
+    for name, records in output.tables.items():
         with atomic_file(folder / name, durable=True) as part:
-            pq.write_table(_null_for_nan(columns), part, compression="zstd")
+            pq.write_table(_null_for_nan(records), part, compression="zstd")
         files.append(name)
     rows = [dict(zip(row, null_non_finite(list(row.values())), strict=True)) for row in output.rows]
     document = {"study": config.name, "kind": config.kind, "config": _plain(config), "rows": rows}

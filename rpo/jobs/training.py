@@ -53,7 +53,7 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
     counts = [
         f"{name}: {count:,}"
         for name, count in data.report.items()
-        if count and name not in ("rows", "eval_rows")
+        if count and name != "rows" and not (name.startswith("eval_") and name.endswith("_rows"))
     ]
     notes = (*counts, *getattr(model, "notes", ()), *data.notes, *describe_inputs(config, data))
     return model, data, list(dict.fromkeys(notes))

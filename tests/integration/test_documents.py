@@ -118,6 +118,15 @@ def test_raises_if_an_identifier_does_not_exist() -> None:
         resolve("rpo_theory.losses.no_such_loss")
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_property_every_code_block_is_closed_before_the_next_one_opens(document: str) -> None:
+    """A block that is not closed turns the rest of a page into code."""
+    lines = [line.strip() for line in read(document).splitlines()]
+    fences = [line for line in lines if line.startswith("```")]
+    assert len(fences) % 2 == 0
+    assert set(fences[1::2]) <= {"```"}, document
+
+
 def test_property_targets_of_local_links_exist() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):

@@ -97,11 +97,11 @@ def finished(folder: Path, out: str) -> str:
     return json.loads(lines[-1])["parameters_sha256"]
 
 
-def assert_same_run(folder: Path, out: str) -> None:
-    for expected, actual in zip(trained(folder, "one"), trained(folder, out), strict=True):
+def assert_same_run(folder: Path, out: str, *, one: str = "one") -> None:
+    for expected, actual in zip(trained(folder, one), trained(folder, out), strict=True):
         largest = max(np.abs(expected).max(), 1e-9)
         np.testing.assert_allclose(actual, expected, atol=ROUNDING * largest, rtol=0)
-    for expected, actual in zip(metrics(folder, "one"), metrics(folder, out), strict=True):
+    for expected, actual in zip(metrics(folder, one), metrics(folder, out), strict=True):
         for name in (name for name in expected if not name.startswith("perf/")):
             value = pytest.approx(expected[name], rel=ROUNDING, abs=ROUNDING)
             assert actual[name] == value, name
@@ -113,6 +113,22 @@ def assert_same_run(folder: Path, out: str) -> None:
 def test_property_eight_devices_train_as_one_does(folder: Path, out: str, mesh: list[str]) -> None:
     finish(train(folder, out, *mesh, devices=8))
     assert_same_run(folder, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adafactor", "lion", "muon"])
+def test_property_every_optimizer_trains_alike_on_eight_devices_and_after_a_stop(
+    folder: Path, optim: str
+) -> None:
+    chosen = ["--optimizer.optim", optim, "--optimizer.learning_rate", "1e-3"]
+    chosen += ["--optimizer.lr_scheduler_type", "constant"]  # the same for 3 steps and for 6
+    one, stopped = f"{optim}_one", f"{optim}_stopped"
+    finish(train(folder, one, *ONE, *chosen))
+    finish(train(folder, f"{optim}_eight", *MIXED, *chosen, devices=8))
+    assert_same_run(folder, f"{optim}_eight", one=one)
+    finish(train(folder, stopped, *ONE, *chosen, "--trainer.max_steps", "3"))
+    finish(train(folder, stopped, *ONE, *chosen, "--resume"))
+    assert finished(folder, stopped) == finished(folder, one)
 
 
 def two_processes(folder: Path, out: str, *arguments: str) -> list[subprocess.Popen[str]]:
@@ -197,7 +213,7 @@ def test_property_a_run_resumes_on_other_devices(folder: Path) -> None:
 ON_A_MESH = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from llm.train.optimizer import stochastic_round
+from llm.train.stochastic_rounding import stochastic_round
 
 values = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
 whole = np.asarray(jax.jit(stochastic_round)(values, jax.random.key(3)))

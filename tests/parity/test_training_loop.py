@@ -23,7 +23,8 @@ from llm.config import (
 )
 from llm.hf.io import read_architecture
 from llm.hf.names import tensor_mappings
-from llm.train.optimizer import decay_mask, learning_rate_schedule, warmup_steps
+from llm.train.optimizer import decay_mask
+from llm.train.schedules import learning_rate_schedule, warmup_steps
 from llm.train.tracking import make_tracker
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")

@@ -60,9 +60,29 @@ def test_property_the_source_changes_with_the_file(module_folder: Path) -> None:
     add_module_folder(module_folder)
     function = load_object("source_module:f", "function")
     assert source_text(function) == path.read_text()
-    path.write_text("def f():\n    return 2\n")
-    assert source_text(function) == path.read_text()
+    path.write_text("def f():\n    return 2.0\n")  # another size, for the cache of byte code
+    with pytest.raises(ValueError, match=r"source_module.py has changed since this process imp"):
+        source_text(function)
+    importlib.reload(sys.modules["source_module"])
+    assert source_text(load_object("source_module:f", "function")) == path.read_text()
     assert source_text(abs) == "builtins:abs"
+
+
+def test_raises_if_two_configurations_name_different_modules_alike(module_folder: Path) -> None:
+    folders = [module_folder / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "module_of_two_folders.py").write_text(f"name = {folder.name!r}\n")
+    add_module_folder(folders[0])
+    assert import_user_module("module_of_two_folders").name == "a"
+    add_module_folder(folders[1])
+    with pytest.raises(ImportError, match=r"this process has imported .*a/module_of_two_fold"):
+        import_user_module("module_of_two_folders")
+    add_module_folder(folders[0])
+    assert import_user_module("module_of_two_folders").name == "a"
+    del sys.modules["module_of_two_folders"]
+    add_module_folder(folders[1])
+    assert import_user_module("module_of_two_folders").name == "b"
 
 
 @pytest.mark.parametrize(

@@ -513,9 +513,17 @@ def train_config(data: Path, model: str | None) -> llm.TrainConfig:
     return llm.TrainConfig(
         name="tiny",
         model=llm.ModelConfig(path=model, architecture=None if model else architecture),
-        data=llm.DataConfig(train=str(data), eval_rows=10, max_length=128),
+        data=llm.DataConfig(
+            train=[llm.DataSource(path=str(data), weight=1.0)],
+            eval={"new": "new.jsonl"},
+            max_length=128,
+        ),
         objective=llm.ObjectiveConfig(method="rpo", beta=0.1, eta=0.05),
-        optimizer=llm.OptimizerConfig(learning_rate=1e-5, lr_scheduler_type="linear"),
+        optimizer=llm.OptimizerConfig(
+            learning_rate=1e-5,
+            lr_scheduler_type="linear",
+            groups=[llm.ParameterGroup(parameters="embedding", lr_multiplier=0.5)],
+        ),
         trainer=llm.TrainerConfig(max_steps=10, report_to=["tensorboard"]),
         mesh=llm.MeshConfig(fsdp=2),
     )

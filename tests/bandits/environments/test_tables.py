@@ -92,6 +92,10 @@ def test_property_data_follow_the_pairs_and_the_labels_the_rewards() -> None:
         ({"context_weights": [1.0]}, "`context_weights` must have shape (2), got (1,)"),
         ({"reward_max": 0.0}, "`reward_max` must be greater than 0, got 0"),
         ({"radius": 1.0}, "`radius` is for a linear class, which needs `features`"),
+        (
+            {"true_reward": (TRUTH - 1.0) * 0.89e308},
+            "`true_reward` must have differences below 1e308",
+        ),
         ({"features": np.ones((2, 3, 1)), "reward_max": 1.0}, "`reward_max` is for the tabular"),
         (
             {"behavior_policy": None, "pair_distribution": -np.ones((2, 3, 3))},
@@ -189,6 +193,12 @@ def raising():
     raise RuntimeError("no data")
 
 
+def exiting(seed):
+    if seed == 1:
+        raise SystemExit(4)
+    return {"true_reward": [[0.0, 1.0]], "behavior_policy": [[0.5, 0.5]]}
+
+
 def nothing():
     return None
 
@@ -215,8 +225,12 @@ def test_property_a_function_is_an_environment_of_its_seeds(tmp_path: Path) -> N
     assert find_environment(name).source is not None
     for function, message in (
         ("growing", "environment growing must return tables of the same shapes for every seed"),
-        ("raising", "environment raising: RuntimeError: no data"),
-        ("nothing", "environment nothing must return a mapping of tables, got NoneType"),
+        ("raising", r"environment raising \(seed 0\): RuntimeError: no data"),
+        ("exiting", r"environment exiting \(seed 1\): SystemExit: 4"),
+        (
+            "nothing",
+            r"environment nothing \(seed 0\) must return a mapping of tables, got NoneType",
+        ),
         ("curious", "environment curious has the parameter `color`: it takes parameters by name"),
         ("number", "`environments` worlds_of_a_user:number is not a function"),
         ("missing", "`environments` worlds_of_a_user:missing: the module worlds_of_a_user has no"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from bandits.methods.options import (
     check_number,
     check_option,
 )
+from bandits.methods.policy_checks import fit_record
 from bandits.methods.registry import METHODS, find_method
 from bandits.methods.user_methods import PARAMETERS, method_from_function
 from rpo_theory.types import Status
@@ -125,7 +128,10 @@ def test_property_parameters_with_defaults_are_the_options() -> None:
         (lambda reference: reference * np.nan, "returned entries that are not finite"),
         (lambda reference: reference - 1.0, "returned the probability -0.667"),
         (lambda reference: reference * 0.5, "returned probabilities that sum to 0.5"),
-        (lambda reference: None, "returned an array of shape (), a policy has (2, 3)"),
+        (lambda reference: None, "returned None"),
+        (lambda reference: "text", "returned an array of type <U4, a policy has real numbers"),
+        (lambda reference: reference + 1j, "returned an array of type complex128, a policy has"),
+        (lambda reference: sys.exit("bye"), "SystemExit: bye"),
         (lambda wins: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
 )
@@ -137,6 +143,59 @@ def test_property_a_fit_without_a_policy_has_a_status_and_a_message(
     assert result.messages is not None
     assert all(text.startswith(message) for text in result.messages)
     assert np.isnan(result.policy).all()
+
+
+def test_property_a_function_may_change_its_arguments_in_place() -> None:
+    before = np.array(DRAWS.problem.wins)
+
+    def smoothed(wins: Any) -> Any:
+        counts = np.asarray(wins)
+        counts += 1.0
+        return counts.sum(axis=2) / counts.sum(axis=(1, 2))[:, None]
+
+    assert fit(smoothed).messages is None
+    np.testing.assert_array_equal(DRAWS.problem.wins, before)
+
+
+def test_property_a_callback_without_a_batching_rule_is_called_for_each_draw() -> None:
+    calls = []
+
+    def callback(reference: Any) -> Any:
+        def on_host(array: Any) -> Any:
+            calls.append(array.shape)
+            return np.asarray(array)
+
+        shape = jax.ShapeDtypeStruct(reference.shape, reference.dtype)
+        return jax.pure_callback(on_host, shape, reference)
+
+    np.testing.assert_array_equal(fit(callback).policy, DRAWS.problem.reference_policy)
+    assert set(calls) == {(2, 3)}
+
+
+def test_property_options_of_all_plain_types_reach_the_function() -> None:
+    def chosen(
+        reference: Any,
+        *,
+        limit=None,
+        widths=(1.0, 2.0),
+        levels=[1.0],  # noqa: B006  # what a user may write
+        table={"a": 1},  # noqa: B006
+        note: "x a" = "",  # an annotation for people
+    ) -> Any:
+        levels.append(0.0)
+        assert (limit, widths, len(levels)) in ((None, (1.0, 2.0), 2), (3, (4.0,), 4))
+        assert table in ({"a": 1}, {"b": 2})
+        return reference + 0.0 * len(np.asarray(note).shape)
+
+    assert fit(chosen).messages is None
+    given = {"limit": 3, "widths": [4.0], "levels": [5, 6, 7], "table": {"b": 2}, "note": "n"}
+    assert fit(chosen, **given).messages is None
+
+    def with_array(reference: Any, *, table=np.ones(2)) -> Any:  # noqa: B008
+        return reference
+
+    with pytest.raises(ValueError, match="the option `table` with a default value of ndarray"):
+        method_from_function(with_array)
 
 
 def test_property_only_the_draws_that_fail_have_no_policy() -> None:
@@ -173,6 +232,16 @@ def test_raises_on_what_is_no_method() -> None:
         find_method("no_such_module:f")
     with pytest.raises(ValueError, match="`method` must be a name, a record or a function, got in"):
         find_method(3)
+    for other, got in (
+        (MethodOptions, "a class"),
+        (partial(shrunk, ridge=2.0), "an object of par"),
+    ):
+        with pytest.raises(ValueError, match=f"`method` must be a function, got {got}"):
+            find_method(other)
+    with pytest.raises(ValueError, match="`name` of a method must be an identifier, got 'a b'"):
+        find_method(METHODS["rpo"]._replace(name="a b"))
+    with pytest.raises(ValueError, match="`options` of rpo must be a subclass of MethodOptions"):
+        find_method(METHODS["rpo"]._replace(options=dict))
 
 
 def test_property_a_record_is_a_method() -> None:
@@ -181,6 +250,41 @@ def test_property_a_record_is_a_method() -> None:
     assert isinstance(renamed, Method)
     assert renamed.reference == f"{__name__}:mine"
     assert METHODS["rpo"].reference == "rpo"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda result: result.policy, "returned ndarray, a fit returns a FitResult"),
+        (
+            lambda result: result._replace(policy=result.policy[:2]),
+            "`policy`: returned an array of",
+        ),
+        (
+            lambda result: result._replace(policy=result.policy * np.nan),
+            "returned entries that are",
+        ),
+        (lambda result: result._replace(policy=result.policy - 1.0), "returned the probability -"),
+        (lambda result: result._replace(status=0), "`status` has the shape (), not (5,)"),
+        (lambda result: result._replace(messages=["a"]), "`messages` has 1 items, not 5"),
+        (lambda result: result._replace(status=result.status * 0 + FAILED), "gave no policy"),
+        (lambda result: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_property_what_a_record_of_ones_own_returns_is_checked(change: Any, message: str) -> None:
+    def changed(problem: Any, reward_class: Any, options: Any, context: Any) -> Any:
+        return change(METHODS["dpo"].fit(problem, reward_class, options, context))
+
+    method = METHODS["dpo"]._replace(name="mine", fit=changed)
+    arguments = (DRAWS.problem, DRAWS.reward_class, method.options(), FitContext())
+    result = fit_record(method, *arguments)
+    assert result.messages is not None
+    assert all(text.startswith(message) for text in result.messages)
+    assert (np.asarray(result.status) == FAILED).all()
+    # A result without faults stays as it is.
+    exact = METHODS["dpo"].fit(*arguments)
+    assert fit_record(METHODS["dpo"], *arguments).policy is not None
+    np.testing.assert_array_equal(fit_record(METHODS["dpo"], *arguments).policy, exact.policy)
 
 
 def test_closed_form_options_and_their_checks() -> None:

@@ -102,3 +102,13 @@ def test_property_no_texts_of_a_figure_touch(
         result.plot("pie", ax)
     with pytest.raises(ValueError, match="`panel` must be left out"):
         result.plot(kind, ax, panel="left")
+
+
+def test_limit_figures_show_more_methods_than_there_are_colors() -> None:
+    exponents = {f"m{index}": 0.5 + 0.04 * index for index in range(12)}
+    records = power_records(exponents, seeds=1, rounds=12)
+    for plot in (plot_cumulative_regret, plot_cumulative_regret_growth):
+        ax = plot(records, Figure().subplots())
+        shown = " ".join(text.get_text() for text in ax.texts)
+        shown += " ".join(text.get_text() for text in getattr(ax.get_legend(), "texts", []))
+        assert all(label in shown for label in exponents), plot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -197,3 +198,10 @@ def test_closed_form_reasons_for_bounds_that_are_left_out_are_listed() -> None:
         study(methods=[{"method": "rpo", "options": {"rewards": "unbounded"}}, "dpo"])
     )
     assert any("`bound*` of methods[0] are null" in note for note in unbounded)
+
+
+def test_property_columns_of_votes_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "v.csv"
+    path.write_text("context,winner,loser,count,judge\nq,a,b,3,me\n")
+    notes = study_notes(study(environments=[f"votes:{path}"], design={}))
+    assert notes == (f"{path}: Columns passed over: judge.",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bandits.study.failures import count_failures
 from bandits.study.inputs import input_digests
 from bandits.study.summary_queries import without_labels
 from rpo import api
+from rpo.cli import main
 from rpo_io.user_modules import add_module_folder
 
 MODULE = """
@@ -80,6 +82,25 @@ def test_roundtrip_a_study_of_ones_methods_reports_failures_and_goes_on(
     assert continued == (at_once.folder / "records.parquet").read_bytes()
 
 
+def test_property_what_methods_and_environments_print_stays_out_of_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "printing_methods.py").write_text(
+        "def uniform(reference):\n    print('fitting')\n    return reference\n\n\n"
+        "def world():\n    print('drawing')\n"
+        "    return {'true_reward': [[0.0, 1.0]], 'behavior_policy': [[0.5, 0.5]]}\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "{name: a, methods: ['printing_methods:uniform'], comparisons: [5], seeds: 1, "
+        "environments: ['printing_methods:world']}"
+    )
+    assert main(["study", str(path), "--json", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["study"] == "a"
+    assert {"fitting", "drawing"} <= set(captured.err.splitlines())
+
+
 def test_property_the_source_of_a_method_is_part_of_the_fingerprint(configuration: Path) -> None:
     add_module_folder(configuration.parent)
     path = configuration.parent / "digested_methods.py"
@@ -88,6 +109,7 @@ def test_property_the_source_of_a_method_is_part_of_the_fingerprint(configuratio
     before = input_digests(study)
     assert list(before) == ["methods digested_methods:uniform"]
     path.write_text(MODULE + "# changed\n")
+    del sys.modules["digested_methods"]
     assert input_digests(study) != before
 
 

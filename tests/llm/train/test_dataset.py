@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from llm.config import DataConfig, ModelConfig, ObjectiveConfig, ObjectiveName, TrainConfig
+from llm.config import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    ObjectiveConfig,
+    ObjectiveName,
+    TrainConfig,
+)
 from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.dataset import TrainingData, load_training_data, row_location
 from llm.train.run_notes import describe_inputs
@@ -128,3 +135,68 @@ def test_property_columns_that_an_objective_does_not_use_are_named(
         )
         found = [note for note in describe_inputs(config, data) if " of the rows " in note]
         assert [note.split(":")[0] for note in found] == unused
+
+
+def test_closed_form_a_mixture_has_its_shares_of_every_epoch(
+    model: ResolvedModel, tmp_path: Path
+) -> None:
+    first = write(tmp_path / "first.jsonl", *"abcdefgh")
+    second = tmp_path / "second.jsonl"
+    questions = [{"question": text, "chosen": "y", "rejected": "n"} for text in "ijkl"]
+    second.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    parts = [
+        DataSource(path=first, weight=0.75),
+        DataSource(path=str(second), weight=0.25, columns={"prompt": "question"}),
+    ]
+    data = load(model, parts)
+    assert data.mixture == ((0, 8, 8), (8, 12, 2))
+    assert data.train.rows.tolist() == list(range(12))
+    assert data.report["rows"] == 12
+    assert f"{second}: 2 of 4 pairs in an epoch" in data.notes
+    config = DataConfig(train=parts, max_length=32)
+    assert row_location(config, 9, n_train_rows=12) == f"{second}:2"
+    counted = load(model, [DataSource(path=first, rows=10), *parts[1:2]][:1])
+    assert counted.mixture == ((0, 8, 10),)
+    assert f"{first}: 10 of 8 pairs in an epoch, some of them repeated" in counted.notes
+    digests = {
+        load(model, [DataSource(path=first, rows=rows)]).provenance["data"] for rows in (8, 9)
+    } | {load(model, first).provenance["data"]}
+    assert len(digests) == 3
+
+
+def test_closed_form_named_sets_are_counted_and_kept_apart(
+    model: ResolvedModel, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", "a", "b")
+    sets = {
+        "new": write(tmp_path / "new.jsonl", "c", "d", "e"),
+        "seen": [write(tmp_path / "seen.jsonl", "a"), write(tmp_path / "more.jsonl", "f")],
+    }
+    data = load(model, rows, eval=sets)
+    assert {name: table.rows.tolist() for name, table in data.evaluation_sets.items()} == {
+        "new": [2, 3, 4],
+        "seen": [5, 6],
+    }
+    assert (data.report["eval_new_rows"], data.report["eval_seen_rows"]) == (3, 2)
+    assert data.report["eval_prompts_in_training"] == 1
+    config = DataConfig(train=rows, eval=sets, max_length=32)
+    assert row_location(config, 6, n_train_rows=2) == f"{sets['seen'][1]}:1"
+    plain = load(model, rows, eval=[sets["new"]])
+    assert list(plain.evaluation_sets) == [""]
+    assert plain.provenance["data"] != data.provenance["data"]
+
+
+def test_raises_for_a_mixture_with_an_empty_or_repeated_part(
+    model: ResolvedModel, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", "a", "b")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(ValueError, match=r"empty\.jsonl has no rows"):
+        load(model, [DataSource(path=rows), DataSource(path=str(empty))])
+    with pytest.raises(ValueError, match=r"rows\.jsonl is the same file as"):
+        load(model, [DataSource(path=rows, weight=1.0), DataSource(path=rows, weight=2.0)])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "", "chosen": "a", "rejected": "a"}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl: no row is left to train on: "):
+        load(model, [DataSource(path=rows), DataSource(path=str(bad))], on_error="skip")

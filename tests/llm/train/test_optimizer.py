@@ -1,35 +1,23 @@
-"""The optimizer against AdamW and its schedule written in NumPy."""
+"""Optimizers against their definitions in NumPy, and groups of parameters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from llm.config import OptimizerConfig
-from llm.train.optimizer import (
-    apply_optimizer,
-    learning_rate_schedule,
-    make_optimizer,
-    stochastic_round,
-)
+from llm.config import OptimizerConfig, ParameterGroup, SchedulerName
+from llm.train.optimizer import make_optimizer, per_layer
+from llm.train.schedules import learning_rate_schedule
 
-Kind = Literal["cosine", "linear", "constant", "constant_with_warmup"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-# Relative error of a rate that is computed on the host, in float64.
-RATE = 1e-12
 # Relative error of an update after some steps; its constants are float32.
 ADAM = 1e-5
-STEPS = np.arange(61)
 
 
 @pytest.fixture(autouse=True)
@@ -43,24 +31,14 @@ def rate(schedule: optax.Schedule, step: int) -> float:
     return float(np.asarray(schedule(step)))
 
 
-def expected_rate(config: OptimizerConfig, num_steps: int, step: int) -> float:
-    """Return the learning rate of update ``step``, counted from 0, by its definition."""
-    kind = config.lr_scheduler_type
-    warmup = 0 if kind == "constant" else math.ceil(num_steps * config.warmup_ratio)
-    if step < warmup:
-        return config.learning_rate * step / warmup
-    share = min((step - warmup) / max(num_steps - warmup, 1), 1.0)
-    decay = {"cosine": (1 + math.cos(math.pi * share)) / 2, "linear": 1 - share}
-    return config.learning_rate * decay.get(kind, 1.0)
-
-
 class AdamW:
     """Loshchilov and Hutter, algorithm 2, with Kingma and Ba's bias correction."""
 
     def __init__(
         self, config: OptimizerConfig, num_steps: int, sizes: list[tuple[int, ...]]
     ) -> None:
-        self.config, self.num_steps, self.updates = config, num_steps, 0
+        self.config, self.updates = config, 0
+        self.schedule = learning_rate_schedule(config, num_steps)
         self.first = [np.zeros(size) for size in sizes]
         self.second = [np.zeros(size) for size in sizes]
 
@@ -68,7 +46,7 @@ class AdamW:
         config = self.config
         norm = math.sqrt(sum(float(np.sum(gradient**2)) for gradient in gradients))
         scale = min(1.0, config.max_grad_norm / norm) if norm else 1.0
-        rate = expected_rate(config, self.num_steps, self.updates)
+        rate = float(np.asarray(self.schedule(self.updates)))
         self.updates += 1
         count, result = self.updates, []
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
@@ -82,52 +60,8 @@ class AdamW:
         return result
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    kind=st.sampled_from(KINDS),
-    warmup=st.floats(0, 0.99),
-    num_steps=st.integers(1, int(STEPS[-1])),
-    peak=st.floats(1e-7, 1.0),
-)
-@example(kind="cosine", warmup=0.5, num_steps=20, peak=1.0)
-@example(kind="linear", warmup=0.5, num_steps=20, peak=1.0)
-def test_closed_form_the_rate_of_every_update(
-    kind: Kind, warmup: float, num_steps: int, peak: float
-) -> None:
-    config = OptimizerConfig(learning_rate=peak, warmup_ratio=warmup, lr_scheduler_type=kind)
-    rates = np.broadcast_to(learning_rate_schedule(config, num_steps)(STEPS), STEPS.shape)
-    expected = [expected_rate(config, num_steps, step) for step in STEPS.tolist()]
-    np.testing.assert_allclose(rates, expected, rtol=RATE, atol=RATE * peak)
-
-
-# Printed by transformers 5.24: get_scheduler(kind, optimizer, ceil(steps * ratio), steps), with a
-# peak of 5e-7. The ratios give 3.5 and 0.5 steps of warm-up, which are rounded up to 4 and 1.
-TRANSFORMERS: dict[tuple[Kind, int, float], list[float]] = {
-    ("cosine", 7, 0.5): [0.0, 1.25e-07, 2.5e-07, 3.75e-07, 5e-07, 3.75e-07, 1.2500000000000005e-07],
-    ("linear", 7, 0.5): [
-        *[0.0, 1.25e-07, 2.5e-07, 3.75e-07],
-        *[5e-07, 3.333333333333333e-07, 1.6666666666666665e-07],
-    ],
-    ("constant_with_warmup", 7, 0.5): [0.0, 1.25e-07, 2.5e-07, 3.75e-07, 5e-07, 5e-07, 5e-07],
-    ("constant", 7, 0.5): [5e-07] * 7,
-    ("linear", 5, 0.1): [0.0, 5e-07, 3.75e-07, 2.5e-07, 1.25e-07],
-    ("cosine", 1, 0.1): [0.0],
-}
-
-
-@pytest.mark.parametrize(("kind", "num_steps", "ratio"), TRANSFORMERS)
-def test_golden_rates_of_transformers(kind: Kind, num_steps: int, ratio: float) -> None:
-    config = OptimizerConfig(lr_scheduler_type=kind, warmup_ratio=ratio)
-    schedule = learning_rate_schedule(config, num_steps)
-    rates = [rate(schedule, step) for step in range(num_steps)]
-    expected = TRANSFORMERS[kind, num_steps, ratio]
-    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=0)
-    in_step = jax.jit(schedule)(jnp.arange(num_steps))  # as the compiled step computes it
-    np.testing.assert_allclose(np.asarray(in_step), expected, rtol=1e-6, atol=1e-13)
-
-
-@pytest.mark.parametrize(("kind", "decay"), list(zip(KINDS, [0.1, 0.0] * 2, strict=True)))
-def test_parity_updates_equal_those_of_numpy(kind: Kind, decay: float) -> None:
+@pytest.mark.parametrize(("kind", "decay"), [("cosine", 0.1), ("linear", 0.0)])
+def test_parity_updates_equal_those_of_numpy(kind: SchedulerName, decay: float) -> None:
     config = OptimizerConfig(
         learning_rate=0.02,
         lr_scheduler_type=kind,
@@ -179,7 +113,7 @@ def test_closed_form_decay_is_decoupled_from_the_gradient() -> None:
     optimizer, schedule = make_optimizer(config, 10)
     parameters = jnp.asarray([2.0, -4.0])
     update, _ = optimizer.update(jnp.zeros(2), optimizer.init(parameters), parameters)
-    assert rate(schedule, 0) == pytest.approx(0.1, rel=RATE)
+    assert rate(schedule, 0) == pytest.approx(0.1, rel=1e-12)
     np.testing.assert_allclose(jnp.asarray(update), [-0.1, 0.2], rtol=1e-6)
 
 
@@ -220,67 +154,168 @@ def test_closed_form_norms_and_biases_do_not_decay_as_in_transformers() -> None:
         np.testing.assert_allclose(update, -0.1 if decayed else 0.0, rtol=1e-6, err_msg=path)
 
 
-def _bfloat16(*size: int) -> dict[str, jax.Array]:
-    return {"kernel": jnp.full(size, 1.0, jnp.bfloat16)}
+def stacked_parameters(rng: np.random.Generator) -> dict[str, Any]:
+    """Draw parameters of two layers, their norms, an embedding and a head."""
+    return {
+        "embedding": rng.normal(size=(5, 3)),
+        "layers": {
+            "input_norm": {"weight": rng.normal(size=(2, 3))},
+            "q_proj": {"kernel": rng.normal(size=(2, 3, 4)), "bias": rng.normal(size=(2, 4))},
+            "up_proj": {"kernel": rng.normal(size=(2, 6, 3))},
+        },
+        "output": rng.normal(size=(5, 3)),
+    }
 
 
-def test_property_rounding_is_unbiased_and_gives_neighbors_only() -> None:
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(size=5), [1.0, -1.0, 0.0, 3e-39, -1e30]]).astype(np.float32)
-    draws = 4096
-    rounded = stochastic_round(jnp.asarray(np.tile(values, (draws, 1))), jax.random.key(0))
-    rounded = np.asarray(rounded.astype(jnp.float32))
-    width = np.abs(values) * 2.0**-7 + 1e-40  # at least the gap between two bfloat16 numbers
-    assert np.all(np.abs(rounded - values) <= width)
-    error = rounded.mean(0) - values
-    assert np.all(np.abs(error) <= 5 * 0.5 * width / math.sqrt(draws))  # five standard deviations
-    exact = np.asarray(jnp.asarray(values).astype(jnp.bfloat16).astype(jnp.float32)) == values
-    assert np.all(rounded[:, exact] == values[exact])
-    special = jnp.asarray([np.nan, np.inf, -np.inf], jnp.float32)
-    kept = np.asarray(stochastic_round(special, jax.random.key(1)).astype(jnp.float32))
-    np.testing.assert_array_equal(kept, special)
+def updated(config: OptimizerConfig, gradients: list[Any], parameters: Any) -> Any:
+    """Return the parameters after updates with a constant learning rate."""
+    optimizer, _ = make_optimizer(config, 100)
+    parameters = jax.tree.map(jnp.asarray, parameters)
+    state = optimizer.init(parameters)
+    for gradient in gradients:
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+    return parameters
 
 
-def test_property_updates_below_the_resolution_of_bfloat16_move_the_weights_on_average() -> None:
-    # The update is 2^-13 of the weight; half the gap to the next number below 1 is 2^-9.
-    config = OptimizerConfig(learning_rate=2.0**-13, warmup_ratio=0.0, lr_scheduler_type="constant")
+CONSTANT: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1e6,
+    "weight_decay": 0.1,
+}
+
+
+def by_tensor(tree: Any) -> list[tuple[str, np.ndarray]]:
+    """Return the tensors that Transformers has: one for each layer."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    tensors = []
+    for path, leaf in leaves:
+        name = "/".join(key.key for key in path)
+        slices = leaf if name.startswith("layers") else [leaf]
+        tensors += [(name, np.asarray(each)) for each in slices]
+    return tensors
+
+
+def decays(name: str) -> bool:
+    return "norm" not in name and "bias" not in name
+
+
+def test_parity_adafactor_is_that_of_the_paper_layer_by_layer() -> None:
+    rng = np.random.default_rng(1)
+    start = stacked_parameters(rng)
+    gradients = [stacked_parameters(rng) for _ in range(3)]
+    actual = updated(OptimizerConfig(optim="adafactor", **CONSTANT), gradients, start)
+    expected = [value for _, value in by_tensor(start)]
+    moments: list[Any] = [0.0] * len(expected)
+    for step, gradient in enumerate(gradients, start=1):
+        decay = 1.0 - step**-0.8
+        for index, (name, g) in enumerate(by_tensor(gradient)):
+            square = g**2 + 1e-30
+            if g.ndim == 2:
+                rows, columns = moments[index] or (0.0, 0.0)
+                rows = decay * rows + (1 - decay) * square.mean(axis=1)
+                columns = decay * columns + (1 - decay) * square.mean(axis=0)
+                moments[index] = rows, columns
+                second = np.outer(rows, columns) / rows.mean()
+            else:
+                second = moments[index] = decay * moments[index] + (1 - decay) * square
+            update = g / np.sqrt(second)
+            update /= max(1.0, math.sqrt((update**2).mean()))
+            update += 0.1 * decays(name) * expected[index]
+            expected[index] = expected[index] - 0.01 * update
+    for (name, value), wanted in zip(by_tensor(actual), expected, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=ADAM, atol=ADAM * 0.01, err_msg=name)
+
+
+def test_parity_lion_is_that_of_its_paper() -> None:
+    rng = np.random.default_rng(2)
+    start = stacked_parameters(rng)
+    gradients = [stacked_parameters(rng) for _ in range(3)]
+    config = OptimizerConfig(optim="lion", adam_beta1=0.9, adam_beta2=0.99, **CONSTANT)
+    actual = updated(config, gradients, start)
+    expected = [value for _, value in by_tensor(start)]
+    moments = [np.zeros_like(value) for value in expected]
+    for gradient in gradients:
+        for index, (name, g) in enumerate(by_tensor(gradient)):
+            update = np.sign(0.9 * moments[index] + 0.1 * g)
+            update += 0.1 * decays(name) * expected[index]
+            expected[index] = expected[index] - 0.01 * update
+            moments[index] = 0.99 * moments[index] + 0.01 * g
+    for (name, value), wanted in zip(by_tensor(actual), expected, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=ADAM, atol=ADAM * 0.01, err_msg=name)
+
+
+def orthogonalized(matrix: np.ndarray) -> np.ndarray:
+    """Return the result of five Newton-Schulz steps."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_parity_muon_orthogonalizes_each_layer_and_leaves_the_rest_to_adamw() -> None:
+    rng = np.random.default_rng(3)
+    start = stacked_parameters(rng)
+    gradients = [stacked_parameters(rng) for _ in range(2)]
+    actual = updated(OptimizerConfig(optim="muon", **CONSTANT), gradients, start)
+    adamw = updated(OptimizerConfig(**CONSTANT), gradients, start)
+    expected = [value for _, value in by_tensor(start)]
+    moments = [np.zeros_like(value) for value in expected]
+    for step, gradient in enumerate(gradients, start=1):
+        for index, (name, g) in enumerate(by_tensor(gradient)):
+            if not name.endswith("kernel"):
+                continue
+            moments[index] = 0.95 * moments[index] + 0.05 * g
+            # Nesterov's moment looks one step ahead; both of its parts are free of their bias.
+            ahead = 0.95 * moments[index] / (1 - 0.95 ** (step + 1))
+            ahead = ahead + 0.05 * g / (1 - 0.95**step)
+            update = 0.2 * math.sqrt(max(g.shape)) * orthogonalized(ahead)
+            update += 0.1 * expected[index]
+            expected[index] = expected[index] - 0.01 * update
+    for (name, value), wanted, other in zip(
+        by_tensor(actual), expected, by_tensor(adamw), strict=True
+    ):
+        reference = wanted if name.endswith("kernel") else other[1]
+        np.testing.assert_allclose(value, reference, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_property_the_first_group_of_a_parameter_scales_its_learning_rate() -> None:
+    rng = np.random.default_rng(4)
+    start = stacked_parameters(rng)
+    gradient = stacked_parameters(rng)
+    groups = [
+        ParameterGroup(parameters="q_proj/kernel", layers=[1], lr_multiplier=4.0),
+        ParameterGroup(parameters="q_proj", lr_multiplier=2.0),
+        ParameterGroup(parameters="embedding", lr_multiplier=0.0),
+    ]
+    plain = updated(OptimizerConfig(**CONSTANT), [gradient], start)
+    grouped = updated(OptimizerConfig(groups=groups, **CONSTANT), [gradient], start)
+    factors = jax.tree.map(lambda leaf: np.ones(leaf.shape), start)
+    factors["layers"]["q_proj"]["kernel"][0] = 2.0
+    factors["layers"]["q_proj"]["kernel"][1] = 4.0
+    factors["layers"]["q_proj"]["bias"][...] = 2.0
+    factors["embedding"][...] = 0.0
+    expected = jax.tree.map(lambda a, b, factor: a + factor * (b - a), start, plain, factors)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grouped, expected)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"parameters": "lora_B"}, r"groups\[0\]` has no trained parameter: none of 6 matches"),
+        ({"parameters": "embedding", "layers": [0]}, r"groups\[0\]` has no trained parameter"),
+        ({"layers": [2]}, r"groups\[0\]\.layers` must be below 2, the number of layers, got 2"),
+    ],
+)
+def test_raises_for_a_group_without_a_parameter(group: dict[str, Any], message: str) -> None:
+    config = OptimizerConfig(groups=[ParameterGroup(lr_multiplier=1.0, **group)])
     optimizer, _ = make_optimizer(config, 10)
-    start = _bfloat16(256, 128)
-    state = optimizer.init(start)
-    gradient = jax.tree.map(jnp.ones_like, start)
-    step = jax.jit(partial(apply_optimizer, optimizer))
-    weights, shares = start, []
-    for count in range(8):
-        key = jax.random.fold_in(jax.random.key(3), count)
-        weights, state, metrics = step(gradient, state, weights, key)
-        shares.append(float(metrics["params/moved_share"]))
-    assert weights["kernel"].dtype == jnp.bfloat16
-    moved = float(jnp.mean(weights["kernel"].astype(jnp.float32))) - 1.0
-    assert moved == pytest.approx(-8 * 2.0**-13, rel=0.1)
-    assert shares[0] == pytest.approx(2.0**-13 / 2.0**-8, rel=0.2)
-    nearest, _ = optimizer.update(gradient, optimizer.init(start), start)
-    to_nearest: Any = optax.apply_updates(start, nearest)
-    lost = to_nearest["kernel"]
-    assert np.all(np.asarray(lost == start["kernel"]))  # to nearest, nothing moves
+    with pytest.raises(ValueError, match=message):
+        optimizer.init(stacked_parameters(np.random.default_rng(0)))
 
 
-def test_property_rounding_depends_on_the_key_and_not_on_sharding() -> None:
-    values = jnp.linspace(0.5, 1.5, 64, dtype=jnp.float32).reshape(8, 8)
-    key = jax.random.key(5)
-    plain = stochastic_round(values, key)
-    np.testing.assert_array_equal(plain, jax.jit(stochastic_round)(values, key))
-    assert np.any(np.asarray(plain != stochastic_round(values, jax.random.key(6))))
-    # A mesh of devices computes a part each: the bits of a position do not depend on the parts.
-    assert jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_property_float32_parameters_are_updated_as_optax_does_without_a_metric() -> None:
-    optimizer, _ = make_optimizer(OptimizerConfig(warmup_ratio=0.0), 10)
-    start = {"kernel": jnp.full((4, 4), 1.0, jnp.float32)}
-    gradient = jax.tree.map(jnp.ones_like, start)
-    state = optimizer.init(start)
-    new, _, metrics = apply_optimizer(optimizer, gradient, state, start, jax.random.key(0))
-    updates, _ = optimizer.update(gradient, state, start)
-    expected: Any = optax.apply_updates(start, updates)
-    np.testing.assert_array_equal(new["kernel"], expected["kernel"])
-    assert metrics == {}
+def test_property_a_transformation_of_no_stacked_parameters_does_nothing() -> None:
+    transformation = per_layer(optax.clip_by_block_rms(1.0))
+    assert transformation.update({}, transformation.init({}), {}) == ({}, ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -150,7 +149,15 @@ def test_closed_form_a_composite_tracker_forwards_every_call() -> None:
     assert isinstance(both, Tracker)
 
 
-@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("tensorboard", "tensorboardX"),
+        ("wandb", "wandb"),
+        ("mlflow", "mlflow"),
+        ("trackio", "trackio"),
+    ],
+)
 def test_raises_naming_a_package_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
@@ -203,74 +210,10 @@ def test_property_tensorboard_purges_the_steps_that_a_resumed_run_repeats(
     assert kept == list(range(1, 11))  # what TensorBoard shows: no step twice, none missing
 
 
-class FakeWandb(types.ModuleType):
-    """Stands for ``wandb``; its ``init`` records its arguments and returns itself."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.runs: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] = {}
-        self.logged: list[int] = []
-        self.error: Exception | None = None
-
-    def init(self, **options: Any) -> FakeWandb:
-        if self.error is not None:
-            raise self.error
-        self.runs.append(options)
-        return self
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.logged.append(step)
-
-    def finish(self) -> None: ...
-
-
-def test_property_weights_and_biases_continues_one_run_with_the_resolved_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    path = tmp_path / "a" / "metrics.jsonl"
-    for first in (0, 5):
-        tracker = make_tracker(path, config("wandb"))
-        assert len(wandb.runs) == first // 5  # a run that is refused later leaves no trace
-        tracker.start(first)
-        tracker.log(first + 1, {"loss": 0.5})
-    tracker.finish({"event": "finished"})
-    make_tracker(tmp_path / "b" / "metrics.jsonl", config("wandb")).start(0)
-    one, again, other = wandb.runs
-    assert one == again
-    assert one["resume"] == "allow"
-    assert one["id"] == (tmp_path / "a" / "wandb_id").read_text()
-    assert other["id"] != one["id"]
-    assert (one["project"], one["name"], one["dir"]) == ("rpo", "tiny", str(tmp_path / "a"))
-    assert one["config"] == dataclasses.asdict(config("wandb"))
-    assert wandb.logged == [1, 6]
-    assert wandb.summary == {"event": "finished"}
-
-
-def test_raises_one_line_if_weights_and_biases_does_not_start_and_keeps_the_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = FakeWandb()
-    wandb.error = RuntimeError("api_key not configured (no-tty)\nmore")
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    path = tmp_path / "metrics.jsonl"
-    logged(path, 1, 2, 3)
-    before = path.read_bytes()
-    with pytest.raises(
-        ValueError, match=r"^`trainer.report_to`: .*no-tty\): log in with"
-    ) as caught:
-        make_tracker(path, config("wandb")).start(1)
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == before
-
-
 def test_property_no_other_package_is_needed_for_json_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("tensorboardX", "wandb"):
+    for package in ("tensorboardX", "wandb", "mlflow", "trackio"):
         monkeypatch.setitem(sys.modules, package, None)
     tracker = make_tracker(tmp_path / "metrics.jsonl", config())
     tracker.start(0)

@@ -29,11 +29,12 @@ from llm.hf.factory import resolve_model
 from llm.train import reference_cache
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.diagnostics import NonFiniteError
-from llm.train.optimizer import learning_rate_schedule
 from llm.train.reference_check import check_given_reference
 from llm.train.run import Run
+from llm.train.run_notes import describe_run
+from llm.train.schedules import learning_rate_schedule
 from llm.train.tracking import JsonLinesTracker
-from llm.train.trainer import InterruptedRunError, Trainer, check_first_loss, describe_run
+from llm.train.trainer import InterruptedRunError, Trainer, check_first_loss
 
 TINY = {
     "vocab_size": 261,

@@ -120,3 +120,58 @@ def test_raises_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+MISTAKES = """
+def raising(wins):
+    raise RuntimeError("no license")
+"""
+
+
+@pytest.mark.parametrize("kind", ["minimax_regret", "rounds"])
+def test_raises_in_one_line_if_a_method_gives_no_policy(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mistakes_of_kinds.py").write_text(MISTAKES)
+    path = written(tmp_path, kind)
+    path.write_text(path.read_text().replace("behavior_cloning", "'mistakes_of_kinds:raising'"))
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rpo: error: the method raising gave no policy in ")
+    assert error.endswith(" fits: RuntimeError: no license\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "notes"),
+    [
+        (
+            "laws",
+            "baseline: reference\neta: [0.2]",
+            ["`eta` has no effect", "`baseline` has no ef"],
+        ),
+        (
+            "rounds",
+            "environment: named:four_arms\neta: 0.2",
+            ["`eta` has no effect", "`design.actions` has no effect: the environment"],
+        ),
+    ],
+)
+def test_property_keys_without_effect_are_noted_and_no_table_is_written_unasked(
+    kind: str,
+    lines: str,
+    notes: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **keys: None)
+    path = written(tmp_path, kind)
+    path.write_text(path.read_text() + lines + "\n")
+    with caplog.at_level("INFO"):
+        result = api.study(path, out=tmp_path / "out", quick=True)
+    found = [text.removeprefix("note: ") for text in caplog.messages if text.startswith("note: ")]
+    assert len(found) == len(notes)
+    assert all(text.startswith(note) for text, note in zip(found, notes, strict=True))
+    assert "small: --quick has no effect: the study has no key `quick`" in caplog.messages
+    assert not [name for name in result.files if name.startswith("table.")]

@@ -111,6 +111,10 @@ def test_raises_one_line_for_shares_that_cannot_be_merged(
     assert "--merge: not allowed with argument --part" in refused(
         capsys, study, "--part", "1/2", "--merge", "--out", out
     )
+    assert "--part: must be K/N" in refused(capsys, study, "--part", "3/2", "--dry-run")
+    for option in (["--table"], ["--format", "pdf"], ["--width", "neurips"]):
+        message = refused(capsys, study, "--part", "1/2", "--out", out, *option)
+        assert "not allowed with argument --part: give it with --merge" in message
     message = refused(capsys, study, "--merge", "--out", out)
     assert "holds no parts to merge: compute them with --part K/N" in message
     assert not out.exists()

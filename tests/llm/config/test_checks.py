@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from llm.config import LINEAR
-from llm.config_checks import (
+from llm.config.checks import (
     at_least,
     one_of,
     path_or_architecture,

@@ -10,9 +10,11 @@ import pytest
 
 from llm.config import (
     DataConfig,
+    DataSource,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ParameterGroup,
     TrainConfig,
     TrainerConfig,
 )
@@ -40,6 +42,7 @@ COUNTS = [
     (DataConfig, "eval_rows", 0),
     (DataConfig, "max_length", 2),
     (DataConfig, "max_prompt_length", 1),
+    (OptimizerConfig, "warmup_steps", 0),
     (TrainerConfig, "max_steps", 1),
     (TrainerConfig, "per_device_train_batch_size", 1),
     (TrainerConfig, "gradient_accumulation_steps", 1),
@@ -61,7 +64,7 @@ POSITIVE = [
     (TrainerConfig, "num_train_epochs"),
     (TrainerConfig, "step0_tolerance"),
 ]
-SHARES = ["adam_beta1", "adam_beta2", "warmup_ratio"]
+SHARES = ["adam_beta1", "adam_beta2", "muon_momentum", "warmup_ratio"]
 NAMES = ["run", "a-b_2", "2024"]
 NO_NAMES = ["", "-", "a/b", "..", "a b", "a.b", "a\n"]
 
@@ -102,11 +105,43 @@ def test_raises_shares_outside_the_half_open_interval(name: str, wrong: float) -
     assert getattr(OptimizerConfig(**least), name) == 0.0
 
 
+@pytest.mark.parametrize("name", ["weight_decay", "min_lr"])
 @pytest.mark.parametrize("wrong", [-1e-9, math.inf, math.nan])
-def test_raises_a_weight_decay_that_is_negative_or_not_finite(wrong: float) -> None:
-    expected = f"`optimizer.weight_decay` must be 0 or more and finite, got {wrong}"
-    assert refusal(OptimizerConfig, weight_decay=wrong) == expected
-    assert OptimizerConfig(weight_decay=0.0).weight_decay == 0.0
+def test_raises_a_weight_decay_that_is_negative_or_not_finite(name: str, wrong: float) -> None:
+    expected = f"`optimizer.{name}` must be 0 or more and finite, got {wrong}"
+    assert refusal(OptimizerConfig, **{name: wrong}) == expected
+    least: dict[str, Any] = {name: 0.0}
+    assert getattr(OptimizerConfig(**least), name) == 0.0
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.1, math.nan])
+def test_raises_a_decay_without_steps_or_longer_than_the_run(wrong: float) -> None:
+    expected = f"`optimizer.decay_ratio` must be in (0, 1], got {wrong}"
+    assert refusal(OptimizerConfig, decay_ratio=wrong) == expected
+    assert OptimizerConfig(decay_ratio=1.0).decay_ratio == 1.0
+
+
+def test_raises_a_least_rate_above_the_peak() -> None:
+    message = refusal(OptimizerConfig, learning_rate=0.1, min_lr=0.2)
+    assert message == "`optimizer.min_lr` must be at most `optimizer.learning_rate` 0.1, got 0.2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"parameters": "("},
+            "`optimizer.groups.parameters` must be a regular expression, got '('",
+        ),
+        ({"layers": []}, "`optimizer.groups.layers` must name a layer, got []"),
+        ({"layers": [-1]}, f"`optimizer.groups.layers` must be a whole number from 0 to {LARGEST}"),
+        ({"lr_multiplier": -1.0}, "`optimizer.groups.lr_multiplier` must be 0 or more and finite"),
+    ],
+)
+def test_raises_parameter_groups_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        ParameterGroup(**{"lr_multiplier": 1.0, **fields})
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +166,7 @@ def test_raises_numbers_that_float32_does_not_have(kind: type, name: str, wrong:
         (ObjectiveConfig, "method", "'sft', 'rpo', 'dpo'"),
         (ObjectiveConfig, "sft_reduction", "'sum'"),
         (OptimizerConfig, "lr_scheduler_type", "'cosine', 'linear', 'constant'"),
+        (OptimizerConfig, "optim", "'adamw', 'adafactor'"),
         (OptimizerConfig, "bf16_rounding", "'stochastic', 'refuse'"),
     ],
 )
@@ -181,6 +217,39 @@ def test_raises_two_sources_of_held_out_rows() -> None:
     DataConfig(train="rows.jsonl", eval="other.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": 0.0}, "`data.train.weight` must be positive and finite, got 0.0"),
+        ({"rows": 0}, f"`data.train.rows` must be a whole number from 1 to {LARGEST}, got 0"),
+        ({"rows": 1, "weight": 1.0}, "`data.train.weight` and `data.train.rows` must not both be"),
+        ({"path": ["a"], "split": "test"}, "`data.train.split` must be left out for files, got"),
+        ({"path": "/", "subset": "en"}, "`data.train.subset` must be left out for files, got"),
+    ],
+)
+def test_raises_sources_that_contradict_themselves(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        DataSource(**{"path": "owner/name", **fields})
+    assert str(caught.value).startswith(message)
+
+
+def test_raises_mixtures_that_contradict_themselves() -> None:
+    parts = [DataSource(path="a", weight=1.0), DataSource(path="b")]
+    assert refusal(DataConfig, train=parts) == (
+        "`data.train.weight` must be given for all sources or for none"
+    )
+    assert refusal(DataConfig, train=["a", parts[1]], eval_rows=1).startswith(
+        "`data.eval_rows` must be 0 if `data.train` is a mixture"
+    )
+    assert refusal(DataConfig, eval={"new": parts[0]}) == (
+        "`data.eval` must have no `weight` and no `rows`: all are evaluated"
+    )
+    assert refusal(DataConfig, eval={"a b": "c"}) == (
+        "`data.eval` must name its sets with letters, digits, `_` and `-`, got 'a b'"
+    )
+    assert refusal(DataConfig, eval={"path": "c"}).endswith("write `eval: {NAME: {path: ...}}`")
+
+
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_raises_a_name_that_leads_out_of_its_folder(name: str) -> None:
     parts = {"model": ModelConfig(path="a"), "data": DataConfig(train="b")}
@@ -193,7 +262,9 @@ def test_raises_a_name_that_leads_out_of_its_folder(name: str) -> None:
 
 def test_property_every_number_of_every_section_is_checked() -> None:
     checked = {(kind, name) for kind, name, _ in COUNTS} | set(POSITIVE)
-    checked |= {(OptimizerConfig, name) for name in [*SHARES, "weight_decay"]}
+    checked |= {
+        (OptimizerConfig, name) for name in [*SHARES, "weight_decay", "min_lr", "decay_ratio"]
+    }
     checked |= {(ObjectiveConfig, name) for name in ["eta", "penalty", "label_smoothing"]}
     numbers = {
         (kind, field.name)

@@ -1,0 +1,74 @@
+"""Length of a run, its batches, evaluations, checkpoints and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .checks import at_least, positive
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Length of a run, its batches, evaluations, checkpoints and logs.
+
+    Attributes:
+        max_steps: number of steps; None for ``num_train_epochs``.
+        num_train_epochs: number of passes over the data.
+        per_device_train_batch_size: pairs of a microbatch on each device; devices along
+            ``mesh.tensor`` count as one.
+        gradient_accumulation_steps: microbatches of a step.
+        dataloader_drop_last: leave the last step of an epoch out if it has fewer pairs than the
+            others. By default it is made, as in Transformers, and its pairs count more.
+        eval_steps: number of steps between evaluations, which also follow the last step; 0 for no
+            evaluation.
+        coverage_samples: number of held-out prompts that the policy answers at an evaluation, to
+            measure how well the data cover its replies; 0 for none. Full fine-tuning keeps a copy
+            of the initial parameters for it.
+        save_steps: number of steps between checkpoints; 0 saves only at the end.
+        save_total_limit: number of checkpoints to keep.
+        logging_steps: number of steps between logged metrics.
+        seed: seed of the order of the data.
+        report_to: further trackers of metrics: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.
+        step0_tolerance: largest relative error of the first loss; None for a measured value by
+            dtype.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    max_steps: int | None = None
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    dataloader_drop_last: bool = False
+    eval_steps: int = 0
+    coverage_samples: int = 0
+    save_steps: int = 0
+    save_total_limit: int = 2
+    logging_steps: int = 1
+    seed: int = 0
+    report_to: list[TrackerName] = field(default_factory=list)
+    step0_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        least = {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "eval_steps": 0,
+            "coverage_samples": 0,
+            "save_steps": 0,
+            "save_total_limit": 1,
+            "logging_steps": 1,
+            "seed": 0,
+        }
+        for name, bound in least.items():
+            at_least(f"trainer.{name}", getattr(self, name), bound)
+        if self.max_steps is not None:
+            at_least("trainer.max_steps", self.max_steps, 1)
+        positive("trainer.num_train_epochs", self.num_train_epochs)
+        if self.step0_tolerance is not None:
+            positive("trainer.step0_tolerance", self.step0_tolerance)
