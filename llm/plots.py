@@ -101,8 +101,8 @@ def plot_minimax_agreement(
         for index, (steps, variation) in enumerate(seeds):
             # The seeds of a size share its name.
             lines.append(NamedLine(name if index == highest else "", steps, variation, color))
-    draw_lines(lines, ax)
     ax.set_xlabel("step of training")
+    draw_lines(lines, ax)
     ax.set_ylabel("total variation from\nthe minimax policy")
     ax.set_title("Distance from the exact solution, one line per seed")
     return tidy_axes(ax)

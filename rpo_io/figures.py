@@ -77,6 +77,19 @@ def axes_inches(ax: Axes) -> tuple[float, float]:
     return float(width), float(height * heights[list(cell.rowspan)].sum() / heights.sum())
 
 
+def axes_or_new(ax: Axes | None) -> Axes:
+    """Return the given axes, or new ones.
+
+    Args:
+        ax: axes; None for new ones in a figure of pyplot.
+    """
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(layout="constrained")[1]
+
+
 def wrap_text(text: str, inches: float, size: float) -> str:
     r"""Break the lines of a text that are wider than a length.
 

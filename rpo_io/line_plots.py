@@ -2,7 +2,8 @@
 
 Coinciding lines are drawn as alternating dashes of their colors, and their markers take turns.
 Names at the ends of coinciding lines stand under each other, joined by "=". Where the names would
-take too much of the width of the axes, a legend below the axes has them.
+take too much of the width of the axes, or a line ends far from the right, a legend below the axes
+has them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .figures import CHARACTER_WIDTH, MARGIN, axes_inches, text_size, tidy_axes
+from .figures import axes_inches, text_size
+from .legends import legend_below, text_inches
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
 
 COINCIDENCE = 0.012
@@ -27,10 +26,10 @@ DASH = 3.0
 """Length of the dashes of coinciding lines, in widths of the line."""
 ROW = 1.45
 """Height of a row of text, as a share of the size of the text."""
-MAX_NAMES = 0.36
+MAX_NAMES = 0.33
 """Largest share of the width of axes that names at the ends of lines may take."""
-HANDLE = 3.4
-"""Width of a handle of a legend with its spaces, in sizes of the text."""
+MIN_END = 0.8
+"""Smallest horizontal position of the end of a line, in axes, for a name at the right."""
 
 
 class NamedLine(NamedTuple):
@@ -83,87 +82,32 @@ def draw_lines(lines: Sequence[NamedLine], ax: Axes) -> Axes:
     for group in groups:
         if len(group) > 1:
             _alternate([drawn[index] for index in group], lines[group[0]].dashed)
-    rows = [row for line in lines for row in f"{line.name}\n{line.note}".split("\n")]
-    if text_inches(max(rows, key=len, default="")) <= MAX_NAMES * axes_inches(ax)[0]:
+    if _fit_at_ends(lines, ax):
         _write_names(lines, groups, ax)
         return ax
-    named = [index for index, line in enumerate(lines) if line.name]
-    texts = [
-        lines[i].name.replace("\n", " ") + (lines[i].note and f", {lines[i].note}") for i in named
-    ]
-    legend_below(ax, [drawn[index] for index in named], texts)
+    named = [line for line in lines if line.name]
+    texts = [line.name.replace("\n", " ") + (line.note and f", {line.note}") for line in named]
+    legend_below(ax, [_handle(line) for line in named], texts)
     return ax
 
 
-def text_inches(text: str) -> float:
-    """Return the approximate width of a row of text.
-
-    Args:
-        text: text without line breaks.
-
-    Returns:
-        Inches.
-    """
-    return len(text) * CHARACTER_WIDTH * text_size() / 72.0
+def _fit_at_ends(lines: Sequence[NamedLine], ax: Axes) -> bool:
+    """Return whether the names of lines fit at their ends, and all lines end at the right."""
+    rows = [row for line in lines for row in f"{line.name}\n{line.note}".split("\n")]
+    if text_inches(max(rows, key=len, default="")) > MAX_NAMES * axes_inches(ax)[0]:
+        return False
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ends = [to_axes.transform((line.x[-1], line.y[-1]))[0] for line in lines if len(line.x) > 1]
+    return min(ends, default=1.0) >= MIN_END
 
 
-def legend_below(ax: Axes, handles: Sequence[Artist], texts: Sequence[str]) -> Legend:
-    """Write a legend below axes, in as many columns as fit.
+def _handle(line: NamedLine) -> Line2D:
+    """Return what stands beside the name of a line in a legend."""
+    from matplotlib.lines import Line2D
 
-    Args:
-        ax: axes in a figure of its final size; the label of the horizontal axis has one row.
-        handles: what each text stands beside.
-        texts: the texts.
-
-    Returns:
-        The legend.
-    """
-    from matplotlib.transforms import ScaledTranslation
-
-    figure = ax.get_figure(root=True)
-    size = text_size()
-    cell = max(map(text_inches, texts)) + HANDLE * size / 72.0
-    n_columns = max(1, min(len(texts), int((axes_inches(ax)[0] - MARGIN / 2) / cell)))
-    below, drop = ax.transAxes, -(2.9 * size + 13.0) / 72.0
-    if figure is not None:
-        below = below + ScaledTranslation(-MARGIN / 2, drop, figure.dpi_scale_trans)
-    return ax.legend(
-        handles,
-        texts,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        bbox_transform=below,
-        borderaxespad=0.0,
-        ncols=n_columns,
-        frameon=False,
-        columnspacing=1.2,
-        handlelength=2.2,
-    )
-
-
-def share_legend(figure: Figure) -> None:
-    """Replace the legends below the panels of a figure by one, if one of them has all the names.
-
-    Args:
-        figure: a figure with constrained layout.
-    """
-    axes = [ax for ax in figure.axes if ax.get_legend()]
-    legends = [legend for ax in axes if (legend := ax.get_legend())]
-    names = [[text.get_text() for text in legend.get_texts()] for legend in legends]
-    if len(names) < 2:
-        return
-    most = max(names, key=len)
-    if not all(set(panel) <= set(most) for panel in names):
-        return
-    handles = [handle for handle in legends[names.index(most)].legend_handles if handle]
-    for ax, legend in zip(axes, legends, strict=True):
-        legend.remove()
-        ax.set_ylabel(ax.get_ylabel().replace("\n", " "))
-        tidy_axes(ax)  # there is more height for the label
-    inches = text_inches(max(most, key=len)) + HANDLE * text_size() / 72.0
-    n_columns = max(1, min(len(most), int(figure.get_figwidth() / inches)))
-    where = {"loc": "outside lower center", "ncols": n_columns}
-    figure.legend(handles, most, frameon=False, columnspacing=1.2, handlelength=2.2, **where)
+    style, name = "--" if line.dashed else "-", line.name.replace("\n", " ")
+    marker = line.marker or None
+    return Line2D([], [], color=line.color, marker=marker, ls=style, ms=4.5, lw=1.8, label=name)
 
 
 def _coinciding(lines: Sequence[NamedLine], ax: Axes) -> list[list[int]]:

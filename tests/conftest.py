@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 from rpo.cli import check_packages
 from rpo.runtime.compilation import READ_XLA_FLAGS
@@ -81,3 +82,44 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real preference data in ../shared/data, absent here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def text_faults() -> Callable[[Figure], list[str]]:
+    """Return a function that lists the texts of a figure that touch, are cut off, or are small."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    def faults(figure: Figure) -> list[str]:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        axes = [ax for ax in figure.axes if ax.get_visible()]
+        hidden = set()
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if axis.axes not in axes or not low <= tick.get_loc() <= high:
+                    hidden |= {tick.label1, tick.label2}
+        written = [
+            text
+            for text in figure.findobj(Text)
+            if text.get_visible()
+            and text.get_text().strip()
+            and text not in hidden
+            and (text.axes is None or text.axes in axes)
+        ]
+        inside = figure.bbox.padded(1.0)
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in written]
+        found = []
+        for index, (text, box) in enumerate(zip(written, boxes, strict=True)):
+            if float(text.get_fontsize()) < 8.0:
+                found.append(f"small: {text.get_text()}")
+            if not (inside.x0 <= box.x0 and box.x1 <= inside.x1):
+                found.append(f"wide: {text.get_text()}")
+            if not (inside.y0 <= box.y0 and box.y1 <= inside.y1):
+                found.append(f"high: {text.get_text()}")
+            touching = (o for o, b in zip(written[:index], boxes, strict=False) if box.overlaps(b))
+            found += [f"touching: {text.get_text()} / {other.get_text()}" for other in touching]
+        return found
+
+    return faults

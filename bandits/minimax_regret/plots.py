@@ -5,6 +5,7 @@ The ``plot_`` functions take and return axes; :func:`draw_minimax_figure` fills 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from rpo_io.figures import PALETTE, text_size, tidy_axes
+from rpo_io.figures import MARGIN, PALETTE, axes_inches, tidy_axes
+from rpo_io.legends import fit_height, share_legend
 from rpo_io.line_plots import NamedLine, draw_lines
+from rpo_io.log_ticks import label_values
 
 from .config import worlds_of
 from .run import MinimaxRegretResult
@@ -23,11 +26,18 @@ from .run import MinimaxRegretResult
 MinimaxFigureKind = Literal["regret_by_world", "worst_case_against_comparisons"]
 """Names of the figures of a study of minimax regret."""
 
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "regret_by_world": ("regret", "prior"),
+    "worst_case_against_comparisons": (),
+}
+"""Names of the panels of each figure; none for a figure with one."""
 BEST = "best possible"
 """Name of the minimax rule in figures."""
 COLORS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00")
 """Colors of the methods, those of Okabe and Ito; the minimax rule is black."""
 MARKERS = "osD^vP*X"
+WORLD_LABEL = "true reward difference r(1)\u00a0−\u00a0r(0) (units of reward)"
+"""Label of the horizontal axis of the worlds with two actions."""
 MIN_SHOWN = 1e-6
 """Smaller values are drawn at this one on logarithmic axes."""
 
@@ -62,27 +72,60 @@ def draw_minimax_figure(
     Raises:
         ValueError: if the study does not allow this kind or has not this number of comparisons.
     """
-    if kind not in minimax_figure_kinds(result):
-        allowed = ", ".join(minimax_figure_kinds(result))
-        raise ValueError(f"`kind` must be one that the study allows, {allowed}, got {kind!r}")
-    numbers = sorted(result.config.comparisons)
-    shown = numbers[len(numbers) // 2] if comparisons is None else comparisons
-    if shown not in numbers:
-        raise ValueError(f"`comparisons` must be one of {numbers}, got {shown}")
+    _check_kind(result, kind)
+    shown = _number_shown(result, comparisons)
     figure.set_layout_engine("constrained")
     width = figure.get_figwidth()
-    legend = 1.5 * (1 + len(result.config.methods)) * text_size() / 72.0 if width < 5.0 else 0.0
     if kind == "regret_by_world":
-        figure.set_figheight(max(3.8, 0.74 * width) + legend)
+        height = max(3.8, 0.74 * width)
+        figure.set_figheight(height)
         grid = {"height_ratios": (3, 1)}
         upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
         plot_expected_gaps(result, upper, comparisons=shown)
         plot_least_favorable_prior(result, lower, comparisons=shown)
         upper.set_xlabel("")
+        share_legend(figure)
     else:
-        figure.set_figheight(max(2.3, 0.62 * width) + legend)
+        height = max(2.4, 0.62 * width)
+        figure.set_figheight(height)
         plot_worst_case(result, figure.subplots())
+    fit_height(figure, height)
     return figure
+
+
+def plot_minimax_figure(
+    result: MinimaxRegretResult,
+    kind: str,
+    ax: Axes,
+    *,
+    panel: str | None = None,
+    comparisons: int | None = None,
+) -> Axes:
+    """Draw one figure of a study of minimax regret, or one of its panels, into given axes.
+
+    Args:
+        result: result of the study.
+        kind: kind of the figure, one of :func:`minimax_figure_kinds`.
+        ax: axes to draw into, in a figure of its final size.
+        panel: of ``regret_by_world`` "regret" or "prior", by default the regret.
+        comparisons: number of comparisons of ``regret_by_world``; None for the middle one.
+
+    Returns:
+        The same axes.
+
+    Raises:
+        ValueError: if the study does not allow this kind, or has no such panel or number.
+    """
+    _check_kind(result, kind)
+    panels = PANELS[kind]
+    if panel not in (None, *panels):
+        rule = f"must be one of {', '.join(panels)}" if panels else "must be left out"
+        raise ValueError(f"`panel` of {kind} {rule}, got {panel!r}")
+    if kind != "regret_by_world":
+        return plot_worst_case(result, ax)
+    shown = _number_shown(result, comparisons)
+    plot = plot_least_favorable_prior if panel == "prior" else plot_expected_gaps
+    return plot(result, ax, comparisons=shown)
 
 
 def plot_expected_gaps(result: MinimaxRegretResult, ax: Axes, *, comparisons: int) -> Axes:
@@ -108,8 +151,8 @@ def plot_expected_gaps(result: MinimaxRegretResult, ax: Axes, *, comparisons: in
         for (name, values), (color, marker) in zip(curves.items(), _styles(result), strict=True)
     ]
     ax.set_ylim(0.0, 1.05 * max(max(values) for values in curves.values()))
-    draw_lines(lines, ax)
     ax.set_xlabel(label)
+    draw_lines(lines, ax)
     ax.set_ylabel("regret (units of reward)")
     ax.set_title(f"Exact regret in every world, N = {comparisons:,}", loc="left")
     return tidy_axes(ax)
@@ -158,15 +201,31 @@ def plot_worst_case(result: MinimaxRegretResult, ax: Axes) -> Axes:
         NamedLine(_wrapped(name), n, np.maximum(values, MIN_SHOWN), color, marker)
         for (name, values), (color, marker) in zip(curves.items(), _styles(result), strict=True)
     ]
+    ax.set_xlabel("comparisons N")
     draw_lines(lines, ax)
-    ax.set_xticks(n, [f"{number:,}" for number in n])
+    label_values(ax.xaxis, n, axes_inches(ax)[0] - MARGIN)
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
-    ax.set_xlabel("comparisons N")
     ax.set_ylabel("worst-case regret (units of reward)")
     ax.set_title("Regret in the worst world against the amount of data", loc="left")
     return tidy_axes(ax)
+
+
+def _check_kind(result: MinimaxRegretResult, kind: str) -> None:
+    kinds = minimax_figure_kinds(result)
+    if kind not in kinds:
+        allowed = ", ".join(kinds)
+        raise ValueError(f"`kind` must be one that the study allows, {allowed}, got {kind!r}")
+
+
+def _number_shown(result: MinimaxRegretResult, comparisons: int | None) -> int:
+    """Return a number of comparisons of the study, by default the middle one."""
+    numbers = sorted(result.config.comparisons)
+    shown = numbers[len(numbers) // 2] if comparisons is None else comparisons
+    if shown not in numbers:
+        raise ValueError(f"`comparisons` must be one of {numbers}, got {shown}")
+    return shown
 
 
 def _labels(result: MinimaxRegretResult) -> list[str]:
@@ -199,7 +258,7 @@ def _horizontal(
     if rewards.shape[1] == 2:
         margins = rewards[:, 1] - rewards[:, 0]
         order = np.argsort(margins, kind="stable")
-        return order, margins[order], "difference of the true rewards, r(1) − r(0)"
+        return order, margins[order], WORLD_LABEL
     return np.arange(len(rewards)), np.arange(len(rewards), dtype=np.float64), "index of the world"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,11 @@ from .config import (
 from .linear_program import expected_gaps, solve_minimax
 from .rules import fit_outcomes
 from .worlds import action_gaps, enumerate_outcomes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .plots import MinimaxFigureKind
 
 RECORDS = pa.schema(
     {
@@ -68,6 +73,35 @@ class MinimaxRegretResult(NamedTuple):
     config: MinimaxRegretConfig
     records: pa.Table
     optima: pa.Table
+
+    @property
+    def figure_kinds(self) -> tuple[MinimaxFigureKind, ...]:
+        """Names of the figures that :meth:`plot` draws."""
+        from .plots import minimax_figure_kinds
+
+        return minimax_figure_kinds(self)
+
+    def plot(
+        self, kind: str | None = None, ax: Axes | None = None, *, panel: str | None = None
+    ) -> Axes:
+        """Draw a figure of the study into axes.
+
+        Args:
+            kind: one of :attr:`figure_kinds`, by default the first.
+            ax: axes to draw into, in a figure of its final size; new ones by default.
+            panel: of ``regret_by_world`` "regret" or "prior", by default the regret.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: if the study has no such figure or panel.
+        """
+        from rpo_io.figures import axes_or_new
+
+        from .plots import plot_minimax_figure
+
+        return plot_minimax_figure(self, kind or self.figure_kinds[0], axes_or_new(ax), panel=panel)
 
 
 def run_minimax_regret(config: MinimaxRegretConfig) -> MinimaxRegretResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from .config import ClassName, LawsConfig
 from .fitting import BEST_OF_N, PROXY_METHOD, fit_policies
 from .gain import initial_slope, measure_gain
 from .laws import LawFit, LawName, fit_law
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TIE_TOLERANCE = 1e-6
 """Difference of rewards below which solvers cannot tell them apart, see ``greedy_policy``."""
@@ -46,6 +49,36 @@ class LawsResult(NamedTuple):
     config: LawsConfig
     records: pa.Table
     fits: pa.Table
+
+    @property
+    def figure_kinds(self) -> tuple[str, ...]:
+        """Names of the figures that :meth:`plot` draws."""
+        from .figures import laws_figure_kinds
+
+        return laws_figure_kinds(self)
+
+    def plot(
+        self, kind: str | None = None, ax: Axes | None = None, *, panel: str | None = None
+    ) -> Axes:
+        """Draw a figure of the study into axes.
+
+        Args:
+            kind: one of :attr:`figure_kinds`, by default the first.
+            ax: axes to draw into, in a figure of its final size; new ones by default.
+            panel: of ``laws_CLASS_N`` the name of a method, by default the true gains of all; of
+                ``coefficients`` the coefficient and the class, such as "gamma, tabular".
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: if the study has no such figure or panel.
+        """
+        from rpo_io.figures import axes_or_new
+
+        from .figures import plot_laws_figure
+
+        return plot_laws_figure(self, kind or self.figure_kinds[0], axes_or_new(ax), panel=panel)
 
 
 class _Curve(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from rpo_theory.types import Status
 from .config import RoundsConfig, RoundsMethod, method_labels
 from .growth import Growth, measure_growth
 from .online import play_rounds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NUMBER_COLUMNS = (
     "n_pairs",
@@ -42,6 +45,37 @@ class RoundsResult(NamedTuple):
     config: RoundsConfig
     records: pa.Table
     growth: tuple[Growth, ...]
+
+    @property
+    def figure_kinds(self) -> tuple[str, ...]:
+        """Names of the figures that :meth:`plot` draws."""
+        from .plots import rounds_figure_kinds
+
+        return rounds_figure_kinds(self)
+
+    def plot(
+        self, kind: str | None = None, ax: Axes | None = None, *, panel: str | None = None
+    ) -> Axes:
+        """Draw a figure of the study into axes.
+
+        Args:
+            kind: one of :attr:`figure_kinds`, by default the first.
+            ax: axes to draw into, in a figure of its final size; new ones by default.
+            panel: None, since every figure has one panel.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: if the study has no such figure, or a panel is named.
+        """
+        from rpo_io.figures import axes_or_new
+
+        from .plots import plot_rounds_figure
+
+        if panel is not None:
+            raise ValueError(f"`panel` must be left out: figures have one panel, got {panel!r}")
+        return plot_rounds_figure(self, kind or self.figure_kinds[0], axes_or_new(ax))
 
 
 def run_rounds(config: RoundsConfig) -> RoundsResult:

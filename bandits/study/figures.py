@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import NullFormatter
 
-from rpo_io.figures import MARGIN, text_size, title_size, wrap_text
-from rpo_io.line_plots import share_legend, text_inches
+from rpo_io.figures import MARGIN, axes_inches, text_size, title_size, wrap_text
+from rpo_io.legends import fit_height, share_legend, text_inches
+from rpo_io.log_ticks import log_tick_values
 
 from .lines import MIN_SHOWN_GAP, plot_gap, plot_gap_along, plot_overoptimization
-from .panels import plot_bound, plot_methods, plot_phase
+from .panels import LONGEST_GAP, plot_bound, plot_methods, plot_phase
 from .summary import Summary
 from .summary_queries import (
     by_environment,
@@ -53,10 +56,14 @@ KINDS_WITH_PANELS = (
 """Figures that have one panel per environment; the others need a single environment."""
 MAX_COLUMNS = 2
 """Largest number of panels side by side, so that they are legible in a column of text."""
-MIN_PANEL_INCHES = 2.4
+MIN_PANEL_INCHES = 1.5
 """Smallest width of a panel; narrower figures have one panel per row."""
-WIDE_INCHES = 4.6
-"""Width from which the names of lines usually fit at their ends."""
+MIN_NAMED_PANEL_INCHES = 2.4
+"""Smallest width of a panel with the names of methods at the left."""
+MIN_COLOR_RANGE = 2.0
+"""Smallest ratio of the ends of a color scale, so that colors do not show noise."""
+BAR_INCHES = 0.12
+"""Height of a color bar."""
 PHASE_COLUMNS = {"phase_coverage": "target_coverage", "phase_eta": "eta"}
 """Columns on the horizontal axes of the phase diagrams."""
 TITLES: Mapping[str, str] = {
@@ -168,14 +175,17 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
         return _draw_phase_diagrams(summary, PHASE_COLUMNS[kind], figure)
     panels = by_environment(summary)
     width = figure.get_figwidth()
-    n_columns = min(len(panels), MAX_COLUMNS, max(1, int(width / MIN_PANEL_INCHES)))
+    has_names = kind == "method_comparison"
+    smallest = MIN_NAMED_PANEL_INCHES if has_names else MIN_PANEL_INCHES
+    n_columns = min(len(panels), MAX_COLUMNS, max(1, int(width / smallest)))
     n_rows = -(-len(panels) // n_columns)
     order = labels(summary)
     plot = partial(_plot_panel, kind=kind, order=order)
-    figure.set_figheight(n_rows * _panel_height(kind, width / n_columns, len(order)))
+    height = n_rows * _panel_height(kind, width / n_columns, len(order))
+    figure.set_figheight(height)
     grid = {"nrows": n_rows, "ncols": n_columns, "squeeze": False}
     axes = figure.subplots(**grid).flat
-    limits = _common_limits(plot, panels) if kind != "method_comparison" else None
+    limits = None if has_names else _common_limits(plot, panels)
     for index, ((environment, panel), ax) in enumerate(zip(panels.items(), axes, strict=False)):
         if limits:
             ax.set_ylim(limits)  # the names of lines are written where the lines end
@@ -183,8 +193,8 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
         if len(panels) > 1:
             name = environment.partition(":")[2] or environment
             ax.set_title(display_name(name), loc="left", size=title_size())
-        if limits and index % n_columns:
-            ax.set_ylabel("")
+        if limits:
+            ax.tick_params(labelleft=index % n_columns == 0)
         if limits and index + n_columns < len(panels):
             ax.set_xlabel("")
     for ax in axes[len(panels) :]:
@@ -192,6 +202,9 @@ def draw_figure(summary: Summary, kind: str, figure: Figure) -> Figure:
     if len(panels) > 1:
         _set_title(figure, kind)
         share_legend(figure)
+        if limits:
+            _share_label(figure, height)
+    fit_height(figure, height)
     return figure
 
 
@@ -223,7 +236,8 @@ def plot_figure(summary: Summary, kind: str, ax: Axes) -> Axes:
     mesh = plot_phase(summary, column, shown[0], ax, limits=_gap_limits(summary))
     ax.set_xlabel(AXIS_NAMES[column])
     ax.set_ylabel("comparisons N")
-    ax.figure.colorbar(mesh, ax=ax, label=GAP_LABEL).outline.set_visible(False)
+    inches = axes_inches(ax)[1] - MARGIN
+    _add_color_bar(mesh, [ax], inches, {"location": "right"})
     return ax
 
 
@@ -262,12 +276,10 @@ def _plot_panel(summary: Summary, ax: Axes, *, kind: str, order: Sequence[str]) 
 
 
 def _panel_height(kind: str, width: float, n_labels: int) -> float:
-    """Return the height of a panel of a width, inches."""
+    """Return the height of a panel of a width without its legend, inches."""
     if kind == "method_comparison":
         return (9.0 + 2.4 * n_labels) * text_size() / 72.0
-    legend_rows = {"overoptimization": 2 * n_labels, "bound_against_gap": 2}.get(kind, n_labels)
-    narrow = width < WIDE_INCHES  # the legend is then below the axes
-    return max(2.1, 0.62 * width) + narrow * (1.5 * legend_rows + 2.0) * text_size() / 72.0
+    return max(1.9, 0.9 + 0.46 * width)
 
 
 def _design_axis(summary: Summary) -> str | None:
@@ -301,9 +313,21 @@ def _set_title(figure: Figure, kind: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", size=size)
 
 
+def _share_label(figure: Figure, height: float) -> None:
+    """Write the label of the vertical axes once, at the left of all panels."""
+    labels = [ax.get_ylabel().replace("\n", " ") for ax in figure.axes if ax.get_visible()]
+    for ax in figure.axes:
+        ax.set_ylabel("")
+    size = text_size()
+    figure.supylabel(wrap_text(labels[0], height - MARGIN, size), size=size)
+
+
 def _gap_limits(summary: Summary) -> tuple[float, float]:
+    """Return the smallest and the largest gap, moved apart if they are nearly equal."""
     gap = np.maximum(np.asarray(summary["gap"], np.float64), MIN_SHOWN_GAP)
-    return float(gap.min()), float(gap.max())
+    low, high = float(gap.min()), float(gap.max())
+    apart = max(1.0, np.sqrt(MIN_COLOR_RANGE * low / high))
+    return low / apart, high * apart
 
 
 def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Figure:
@@ -311,11 +335,14 @@ def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Fig
     shown = labels(summary)
     n_cells = len(np.unique(summary[x_column])), len(np.unique(summary["comparisons"]))
     width, size = figure.get_figwidth(), text_size()
-    cell_inches = text_inches(".0000")
+    cell_inches = text_inches(LONGEST_GAP)
     fitting = int((width - MARGIN) / (n_cells[0] * cell_inches + 0.1))
     n_columns = min(len(shown), MAX_COLUMNS, max(1, fitting))
     n_rows = -(-len(shown) // n_columns)
-    panel_height = (3.2 + 2.2 * n_cells[1]) * size / 72.0
+    # In narrow cells numbers are turned.
+    is_narrow = (width / n_columns - MARGIN) / n_cells[0] < cell_inches
+    panel_height = (3.2 + (3.6 if is_narrow else 2.2) * n_cells[1]) * size / 72.0
+    panel_height += MARGIN if is_narrow else 0.0
     figure.set_figheight(n_rows * panel_height + 10.0 * size / 72.0)
     axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     limits = _gap_limits(summary)
@@ -331,8 +358,23 @@ def _draw_phase_diagrams(summary: Summary, x_column: str, figure: Figure) -> Fig
     for ax in axes[:, 0]:
         ax.set_ylabel("comparisons N")
     _set_title(figure, "phase_coverage" if x_column == "target_coverage" else "phase_eta")
-    position = {"location": "bottom", "aspect": 30, "fraction": 0.05}
-    bar = figure.colorbar(meshes[-1], ax=list(axes.flat), **position)
-    bar.set_label(GAP_LABEL)
-    bar.outline.set_visible(False)
+    inches = width - MARGIN
+    share = BAR_INCHES / (n_rows * panel_height)
+    position = {"location": "bottom", "aspect": inches / BAR_INCHES, "fraction": share}
+    _add_color_bar(meshes[-1], list(axes.flat), inches, position)
     return figure
+
+
+def _add_color_bar(
+    mesh: QuadMesh, axes: Sequence[Axes], inches: float, position: dict[str, Any]
+) -> None:
+    """Add a color bar of a length, labeled with powers of ten or numbers that do not touch."""
+    label = wrap_text(GAP_LABEL, inches, text_size())
+    bar = axes[0].figure.colorbar(mesh, ax=axes, label=label, **position)
+    bar.outline.set_visible(False)
+    is_horizontal = position["location"] == "bottom"
+    axis = bar.ax.xaxis if is_horizontal else bar.ax.yaxis
+    axis.set_minor_formatter(NullFormatter())  # its labels would overlap
+    values = log_tick_values(*mesh.get_clim(), inches, is_horizontal=is_horizontal)
+    if values:
+        bar.set_ticks(values, labels=[f"{value:g}" for value in values])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from rpo_io.figures import PALETTE, line_colors, tidy_axes
+from rpo_io.figures import MARGIN, PALETTE, axes_inches, line_colors, tidy_axes
 from rpo_io.line_plots import NamedLine, draw_lines
+from rpo_io.log_ticks import label_log_axis
 
 from .summary import Summary
 from .summary_queries import confidence_interval, curve, display_name, labels, with_most_data
@@ -24,7 +25,7 @@ GAP_TEXTS = {
     ),
     "gap_regularized": (
         "Regularized gap against the amount of data",
-        "gap in value minus KL penalty (units of reward)",
+        "regularized gap (units of reward)",
     ),
     "interval_width": (
         "Width of confidence intervals against the amount of data",
@@ -32,6 +33,16 @@ GAP_TEXTS = {
     ),
 }
 """Title and label of the vertical axis for each column."""
+DESIGN_AXES = {
+    "design.label_noise": "probability of a flipped label",
+    "design.missing_edges": "probability of a missing pair",
+    "design.misspecification": "misspecification (units of reward)",
+    "design.prompts_shift": "shift of the prompts (log ratio)",
+    "design.rare": "number of rare responses",
+    "design.rare_comparisons": "comparisons of a rare response",
+    "design.reward_max": "largest reward R_max (units of reward)",
+}
+"""Axes of a design in figures; the others are named by their key."""
 MIN_SHOWN_GAP = 1e-6
 """Smaller gaps are drawn at this value on logarithmic axes."""
 
@@ -64,10 +75,7 @@ def plot_gap(
     for label, color, marker in _styled_labels(summary, order):
         n, (gap, low, high) = curve(summary, "comparisons", column, label)
         ax.fill_between(n, np.maximum(low, MIN_SHOWN_GAP), high, color=color, alpha=0.18, lw=0)
-        slope, error = log_log_slope(n, gap, low, high)
-        text = f"slope {round(slope, 2) + 0.0:.2f} ± {error:.2f}".replace("-", "−")
-        # Exact expected counts have no errors, and their lines are curved: no slope is shown.
-        note = text if error > 1e-9 else ""
+        note = _slope_note(*log_log_slope(n, gap, low, high))
         shown = np.maximum(gap, MIN_SHOWN_GAP)
         lines.append(NamedLine(display_name(label), n, shown, color, marker, note))
     intervals = confidence_interval(summary, column)
@@ -75,17 +83,14 @@ def plot_gap(
         # Bands that reach zero would stretch the logarithmic axis.
         lowest = max(MIN_SHOWN_GAP, intervals.mean.min() / 3.0)
         ax.set_ylim(lowest, 1.5 * max(intervals.high.max(), MIN_SHOWN_GAP))
+    ax.set_xlabel("comparisons N")
     draw_lines(lines, ax)
     # A band that reaches zero has no lower end here; it must not set the scale of the lines.
     if ax.get_autoscaley_on():  # limits that are set are those of all panels
         lowest = min(float(np.min(line.y)) for line in lines)
         ax.set_ylim(bottom=max(ax.get_ylim()[0], lowest / 4.0))
-    bottom, top = ax.get_ylim()
-    if top < 10.0 * bottom:  # at most one power of ten is in range
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("comparisons N")
+    for axis, inches in zip((ax.xaxis, ax.yaxis), axes_inches(ax), strict=True):
+        label_log_axis(axis, inches - MARGIN)
     title, y_label = GAP_TEXTS[column]
     ax.set_ylabel(y_label)
     ax.set_title(title, loc="left")
@@ -110,9 +115,9 @@ def plot_gap_along(summary: Summary, ax: Axes, *, axis: str, order: Sequence[str
         x, (gap, low, high) = curve(shown, axis, "gap", label)
         ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
         lines.append(NamedLine(display_name(label), x, gap, color, marker))
-    draw_lines(lines, ax)
     name = axis.removeprefix("design.").replace("_", " ")
-    ax.set_xlabel(name)
+    ax.set_xlabel(DESIGN_AXES.get(axis, name))
+    draw_lines(lines, ax)
     ax.set_ylabel(GAP_TEXTS["gap"][1])
     n = f", N = {int(shown['comparisons'][0]):,}" if "comparisons" in shown else ""
     ax.set_title(f"Suboptimality gap against {name}{n}", loc="left")
@@ -141,8 +146,8 @@ def plot_overoptimization(summary: Summary, ax: Axes, *, order: Sequence[str] = 
             dot = "" if is_proxy else marker
             lines.append(NamedLine(text, kl, mean, color, dot, dashed=is_proxy))
     ax.axhline(0.0, color=PALETTE["gray"], lw=0.8, zorder=0)
-    draw_lines(lines, ax)
     ax.set_xlabel("KL divergence from the reference (nats)")
+    draw_lines(lines, ax)
     ax.set_ylabel("value above the baseline (units of reward)")
     ax.set_title("Value under the true reward and under the method's own", loc="left")
     return tidy_axes(ax)
@@ -180,6 +185,19 @@ def log_log_slope(
     weight = (x - x.mean()) / np.sum(np.square(x - x.mean()))
     error = (high[shown] - low[shown]) / (2.0 * gap[shown])
     return float(weight @ y), float(np.sqrt(np.sum(np.square(weight * error))))
+
+
+def _slope_note(slope: float, error: float) -> str:
+    """Return a slope with the half-width of its interval, to one digit of the latter or more.
+
+    It is empty for exact expected counts, which have no errors, and whose lines are curved.
+    """
+    if not error > 1e-9:
+        return ""
+    decimals = min(max(2, math.ceil(-math.log10(error))), 4)
+    return f"slope {round(slope, decimals) + 0.0:.{decimals}f} ± {error:.{decimals}f}".replace(
+        "-", "−"
+    )
 
 
 def _styled_labels(summary: Summary, order: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.ticker import NullFormatter
 
-from rpo_io.figures import PALETTE, axes_inches, text_size, tidy_axes
-from rpo_io.line_plots import legend_below, text_inches
+from rpo_io.figures import MARGIN, PALETTE, axes_inches, text_size, tidy_axes
+from rpo_io.legends import legend_below, text_inches
+from rpo_io.log_ticks import label_log_axis
 
 from .lines import MIN_SHOWN_GAP
 from .summary import Summary
 from .summary_queries import confidence_interval, display_name, with_most_data
+
+LONGEST_GAP = ".0000"
+"""A gap of the greatest length that is written into cells, in two digits."""
 
 
 def plot_phase(
@@ -40,19 +43,18 @@ def plot_phase(
     table[row_index, column_index] = np.asarray(summary["gap"])[rows]
     mesh = ax.pcolormesh(table, cmap="cividis_r", norm="log", vmin=limits[0], vmax=limits[1])
     middle = np.sqrt(limits[0] * limits[1])
+    inches = axes_inches(ax)
+    width, height = (inches[0] - MARGIN) / len(x), (inches[1] - MARGIN) / len(y)
+    size, needed = min(8.0, text_size()), text_inches(LONGEST_GAP)
+    names = [_without_zero(f"{value:.3g}") for value in x]
     for (row, column), gap in np.ndenumerate(table):
-        color = "white" if gap > middle else "black"
-        text = f"{gap:#.2g}".removeprefix("0")
-        ax.text(
-            column + 0.5,
-            row + 0.5,
-            text,
-            ha="center",
-            va="center",
-            size=min(8.0, text_size()),
-            color=color,
-        )
-    ax.set_xticks(np.arange(len(x)) + 0.5, [f"{value:.3g}" for value in x])
+        if max(width, height) < needed:
+            break  # there is no room for numbers
+        color, text = "white" if gap > middle else "black", _without_zero(f"{gap:#.2g}")
+        style = {"ha": "center", "va": "center", "rotation": 0.0 if width >= needed else 90.0}
+        ax.text(column + 0.5, row + 0.5, text, size=size, color=color, **style)
+    is_narrow = max(map(text_inches, names)) + 0.4 * size / 72.0 > width
+    ax.set_xticks(np.arange(len(x)) + 0.5, names, rotation=90.0 if is_narrow else 0.0)
     ax.set_yticks(np.arange(len(y)) + 0.5, [_with_unit_prefix(float(value)) for value in y])
     ax.tick_params(length=0)
     ax.set_title(display_name(label))
@@ -94,7 +96,8 @@ def plot_bound(summary: Summary, ax: Axes) -> Axes:
     ax.set_yscale("log")
     ax.set_xlim(low, gap.max() * 3.0)
     ax.set_ylim(low, high)
-    ax.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
+    for axis, inches in zip((ax.xaxis, ax.yaxis), axes_inches(ax), strict=True):
+        label_log_axis(axis, inches - MARGIN)
     note = {"ha": "right", "color": PALETTE["gray"], "transform": ax.transAxes}
     ax.text(0.97, 0.05, "bound violated", **note)
     ax.set_xlabel("measured gap (units of reward)")
@@ -121,13 +124,14 @@ def plot_methods(summary: Summary, ax: Axes) -> Axes:
     rows.sort(key=lambda row: -row[1])
     for height, (_, gap, low, high) in enumerate(rows):
         ax.plot([low, high], [height, height], lw=5, color=PALETTE["blue"], alpha=0.3)
-        ax.plot(gap, height, "o", ms=6, color=PALETTE["blue"])
-        ax.text(high, height, f"  {gap:.3f}", va="center", size=text_size())
+        ax.plot(gap, height, "o", ms=6, color=PALETTE["blue"], clip_on=False, zorder=3)
+        ax.text(high, height, f"  {gap:#.3g}", va="center", size=text_size())
     names = [display_name(row[0]) for row in rows]
     ax.set_yticks(range(len(rows)), names)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     width = max(axes_inches(ax)[0] - text_inches(max(names, key=len)), 1.0)
-    room = min(0.5, text_inches("  0.000 ") / width)  # for the numbers at the right
+    longest = max((text.get_text() for text in ax.texts), key=len)
+    room = min(0.5, text_inches(f"{longest} ") / width)  # for the numbers at the right
     right = max(row[3] for row in rows) / (1.0 - room)
     ax.set_xlim(min(0.0, *(row[2] for row in rows)), right if right > 0.0 else 1.0)
     ax.set_xlabel("gap to the best policy (units of reward)")
@@ -135,6 +139,11 @@ def plot_methods(summary: Summary, ax: Axes) -> Axes:
     ax.set_title(f"Mean gap and 95\u00a0% interval{n_text}", loc="left")
     ax.grid(axis="x", alpha=0.3)
     return tidy_axes(ax)
+
+
+def _without_zero(number: str) -> str:
+    """Return a number below 1 without its zero before the decimal point."""
+    return number[1:] if number.startswith("0.") else number
 
 
 def _with_unit_prefix(number: float) -> str:

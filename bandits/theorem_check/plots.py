@@ -115,8 +115,8 @@ def plot_gap_against_comparisons(
         NamedLine(name.replace(", ", ",\n"), comparisons, values, color, marker)
         for (name, values), color, marker in zip(gaps.items(), COLORS, MARKERS, strict=False)
     ]
-    draw_lines(lines, ax)
     ax.set_xlabel("comparisons N")
+    draw_lines(lines, ax)
     ax.set_ylabel("gap to the best response, reward")
     ax.set_title("One wrong label on a rarely seen response")
     return tidy_axes(ax)
@@ -143,8 +143,8 @@ def plot_training(
             NamedLine(name, curve[0], curve[1 + index], color)
             for (name, curve), color in zip(curves.items(), COLORS, strict=False)
         ]
-        draw_lines(lines, ax)
         ax.set_xlabel("step of training")
+        draw_lines(lines, ax)
         ax.set_title(quantity[0].upper() + quantity[1:])
         tidy_axes(ax)
     return axes

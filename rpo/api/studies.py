@@ -53,8 +53,8 @@ def study(
         processes: the processes that share the work, one by default.
         figures: formats, width and style of the figures. With ``resume`` and a finished study,
             figures and table are written again and nothing is run.
-        table: whether to write the mean gaps with their intervals as ``table.tex``, ``table.csv``
-            and ``table.md``.
+        table: whether to write the mean gaps and the paired differences from the first method,
+            with their intervals, as ``table.tex``, ``table.csv`` and ``table.md``.
         part: ``"K/N"`` to compute the share of job K of N alone, into a folder of its own in
             ``out``; None for the whole study.
         merge: join the shares of all jobs in ``out``, and finish the study.
@@ -68,7 +68,8 @@ def study(
         OSError: if a file cannot be read or written.
 
     Examples:
-        >>> api.study("configs/study_rate_in_n.yaml", {"seeds": 20}).records  # doctest: +SKIP
+        >>> study = api.study("configs/study_rate_in_n.yaml", {"seeds": 20})  # doctest: +SKIP
+        >>> study.plot("gap_against_comparisons")  # doctest: +SKIP
     """
     from bandits.study.config import StudyConfig
     from rpo.jobs.dask_study import run_on_dask

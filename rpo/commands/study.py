@@ -98,7 +98,8 @@ def _add_figure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         action="store_true",
-        help="write the mean gaps with their intervals as table.tex, table.csv and table.md",
+        help="write the mean gaps, and their differences from the first method, with intervals as "
+        "table.tex, table.csv and table.md",
     )
 
 

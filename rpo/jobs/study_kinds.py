@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpo.report.figure_files import FigureFormat, write_figure
 from rpo.report.kind_tables import (
-    CaptionedTable,
     laws_captions,
     laws_table,
     minimax_captions,
@@ -24,7 +23,7 @@ from rpo.report.kind_tables import (
     rounds_captions,
     rounds_table,
 )
-from rpo.report.tables import write_captions, write_table
+from rpo.report.tables import CaptionedTable, write_captions, write_tables
 from rpo.results import StudyKindResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import user_input
@@ -49,6 +48,7 @@ class KindOutput(NamedTuple):
     """What a study of some kind found.
 
     Attributes:
+        outcome: what the function of ``bandits`` returned.
         tables: tables by file name.
         rows: rows of the summary, one mapping each.
         findings: lines for the log.
@@ -57,6 +57,7 @@ class KindOutput(NamedTuple):
         table: table for a paper; None if the study has no means to list.
     """
 
+    outcome: Any
     tables: Mapping[str, pa.Table]
     rows: list[dict[str, Any]]
     findings: list[str]
@@ -180,12 +181,12 @@ def _write(
     captions = dict(output.captions)
     if table and output.table is not None:
         captions["table"] = output.table.caption
-        files += write_table(*output.table, folder, name=config.name)
+        files += write_tables({"": output.table}, folder, name=config.name)
     files.append(write_captions(captions, folder))
     for line in output.findings:
         _logger.info("%s", line)
     _logger.info("written to %s: %s", folder, ", ".join(files))
-    return StudyKindResult(config.name, config.kind, folder, tuple(files))
+    return StudyKindResult(config.name, config.kind, folder, tuple(files), output.outcome)
 
 
 def _null_for_nan(table: pa.Table) -> pa.Table:
@@ -200,9 +201,7 @@ def _null_for_nan(table: pa.Table) -> pa.Table:
 
 
 def _run_minimax_regret(config: MinimaxRegretConfig) -> KindOutput:
-    from functools import partial
-
-    from bandits.minimax_regret.plots import draw_minimax_figure, minimax_figure_kinds
+    from bandits.minimax_regret.plots import draw_minimax_figure
     from bandits.minimax_regret.run import run_minimax_regret
 
     result = run_minimax_regret(config)
@@ -214,23 +213,23 @@ def _run_minimax_regret(config: MinimaxRegretConfig) -> KindOutput:
         f"  {row['ratio'] or float('nan'):6.2f}"
         for row in rows
     ]
-    figures = {
-        kind: partial(_draw_kind, draw_minimax_figure, result, kind)
-        for kind in minimax_figure_kinds(result)
-    }
+    figures = _figures(draw_minimax_figure, result)
     tables = {"records.parquet": result.records, "optima.parquet": result.optima}
     captions = minimax_captions(tuple(figures))
-    return KindOutput(tables, rows, findings, figures, captions, minimax_table(result))
+    return KindOutput(result, tables, rows, findings, figures, captions, minimax_table(result))
 
 
-def _draw_kind(draw: Callable[..., Any], result: Any, kind: str, figure: Figure) -> Any:
-    return draw(result, kind, figure)
+def _figures(draw: Callable[..., Any], result: Any) -> dict[str, Callable[[Figure], Any]]:
+    """Return a function that draws into an empty figure, for each figure of a result."""
+
+    def drawing(kind: str) -> Callable[[Figure], Any]:
+        return lambda figure: draw(result, kind, figure)
+
+    return {kind: drawing(kind) for kind in result.figure_kinds}
 
 
 def _run_laws(config: LawsConfig) -> KindOutput:
-    from functools import partial
-
-    from bandits.overoptimization.plots import draw_coefficients, draw_laws
+    from bandits.overoptimization.figures import draw_laws_figure
     from bandits.overoptimization.run import run_laws
 
     result = run_laws(config)
@@ -243,15 +242,10 @@ def _run_laws(config: LawsConfig) -> KindOutput:
         f" ({row['gamma_low']:.3f} to {row['gamma_high']:.3f})"
         for row in rows
     ]
-    figures: dict[str, Callable[[Figure], Any]] = {
-        f"laws_{name}_{n}": partial(draw_laws, result, reward_class=name, comparisons=n)
-        for name in config.reward_classes
-        for n in config.comparisons
-    }
-    figures["coefficients"] = partial(draw_coefficients, result)
+    figures = _figures(draw_laws_figure, result)
     tables = {"records.parquet": result.records, "fits.parquet": result.fits}
-    captions = laws_captions(tuple(figures), config.seeds)
-    return KindOutput(tables, rows, findings, figures, captions, laws_table(result))
+    captions = laws_captions(tuple(figures), config.seeds, config.confidence)
+    return KindOutput(result, tables, rows, findings, figures, captions, laws_table(result))
 
 
 def _eta(eta: float) -> str:
@@ -259,9 +253,7 @@ def _eta(eta: float) -> str:
 
 
 def _run_rounds(config: RoundsConfig) -> KindOutput:
-    from functools import partial
-
-    from bandits.rounds.plots import plot_cumulative_regret, plot_cumulative_regret_growth
+    from bandits.rounds.plots import draw_rounds_figure
     from bandits.rounds.run import run_rounds
 
     result = run_rounds(config)
@@ -272,22 +264,10 @@ def _run_rounds(config: RoundsConfig) -> KindOutput:
         f" ({row['low']:.2f} to {row['high']:.2f})"
         for row in rows
     ]
-    figures: dict[str, Callable[[Figure], Any]] = {
-        "cumulative_regret": partial(_draw_axes, plot_cumulative_regret, result.records)
-    }
-    if rows:
-        figures["cumulative_regret_growth"] = partial(
-            _draw_axes, plot_cumulative_regret_growth, result.records
-        )
+    figures = _figures(draw_rounds_figure, result)
     captions = rounds_captions(tuple(figures), config.seeds)
     tables = {"records.parquet": result.records}
-    return KindOutput(tables, rows, findings, figures, captions, rounds_table(result))
-
-
-def _draw_axes(plot: Callable[..., Any], records: pa.Table, figure: Figure) -> Any:
-    figure.set_figheight(max(3.0, 0.62 * figure.get_figwidth()))
-    figure.set_layout_engine("constrained")
-    return plot(records, figure.subplots())
+    return KindOutput(result, tables, rows, findings, figures, captions, rounds_table(result))
 
 
 def _minimax_regret_config() -> type:

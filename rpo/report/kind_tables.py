@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tables import MeanTable
+from .tables import CaptionedTable, MeanTable
 
 if TYPE_CHECKING:
     from bandits.minimax_regret.run import MinimaxRegretResult
@@ -15,16 +15,8 @@ if TYPE_CHECKING:
     from bandits.rounds.run import RoundsResult
 
 BEST = "best possible"
-BOOTSTRAP = "95 % bootstrap intervals over the seeds"
 MEAN_INTERVAL = "95 % confidence intervals of the mean (mean ± 1.96 standard errors over seeds)"
 BOLD = "Bold: the smallest value of a row, where its interval is below all others."
-
-
-class CaptionedTable(NamedTuple):
-    """A table and its caption."""
-
-    table: MeanTable
-    caption: str
 
 
 def minimax_table(result: MinimaxRegretResult) -> CaptionedTable:
@@ -62,8 +54,9 @@ def laws_table(result: LawsResult) -> CaptionedTable:
             values[key] = row[name]
             half_widths[key] = (row[f"{name}_high"] - row[f"{name}_low"]) / 2.0
     caption = (
-        "Coefficients of the overoptimization laws, in units of reward: the initial gain α and the "
-        f"overoptimization γ. {_seeds(result.config.seeds)} ± is half the width of {BOOTSTRAP}."
+        "Coefficients of the overoptimization laws, in units of reward: the gain α and the "
+        f"overoptimization γ. {_seeds(result.config.seeds)} ± is half the width of "
+        f"{_bootstrap(result.config.confidence)}."
     )
     table = _table(("reward class", "coefficient", "N"), values, half_widths)
     return CaptionedTable(table._replace(marks_best=False), caption)
@@ -94,7 +87,7 @@ def rounds_table(result: RoundsResult) -> CaptionedTable | None:
     caption = (
         f"Cumulative regret after {result.config.rounds:,} rounds, in units of reward, and slope "
         f"of its logarithm against that of the round. {_seeds(result.config.seeds)} ± is half the "
-        f"width of {MEAN_INTERVAL} for the regret, and of {BOOTSTRAP} for the slope. {BOLD}"
+        f"width of {MEAN_INTERVAL} for the regret, and of {_bootstrap(0.95)} for the slope. {BOLD}"
     )
     return CaptionedTable(_table(("quantity",), values, half_widths), caption)
 
@@ -119,22 +112,24 @@ def minimax_captions(names: tuple[str, ...]) -> dict[str, str]:
     return {name: f"{what[name]} {exact}" for name in names}
 
 
-def laws_captions(names: tuple[str, ...], seeds: int) -> dict[str, str]:
+def laws_captions(names: tuple[str, ...], seeds: int, confidence: float = 0.95) -> dict[str, str]:
     """Return the captions of the figures of a study of overoptimization laws.
 
     Args:
         names: names of the figures.
         seeds: number of seeds.
+        confidence: probability with which the interval of a coefficient covers it.
     """
+    bootstrap = _bootstrap(confidence)
     gains = (
         "True gain over the reference policy (solid), gain under the fitted reward (dashed) and "
         "law fitted to the true gain (dotted), in units of reward, against the square root of the "
-        f"KL divergence. {_seeds(seeds)} Shaded bands are {MEAN_INTERVAL}. The coefficients α and "
-        f"γ have {BOOTSTRAP}."
+        f"KL divergence. {_seeds(seeds)} Shaded bands are {MEAN_INTERVAL}. Brackets after the "
+        f"coefficients α and γ are {bootstrap}."
     )
     coefficients = (
         "Coefficients α and γ of the fitted laws, in units of reward, against the number of "
-        f"comparisons N. {_seeds(seeds)} Shaded bands are {BOOTSTRAP}."
+        f"comparisons N. {_seeds(seeds)} Shaded bands are {bootstrap}."
     )
     return {name: coefficients if name == "coefficients" else gains for name in names}
 
@@ -148,7 +143,9 @@ def rounds_captions(names: tuple[str, ...], seeds: int) -> dict[str, str]:
     """
     what_is_drawn = "Cumulative regret of every method, in units of reward, against the round"
     bands = f"{_seeds(seeds)} Shaded bands are {MEAN_INTERVAL}."
-    slopes = f"Slopes are fitted over the last factor of ten of the rounds, with {BOOTSTRAP}."
+    slopes = (
+        f"Slopes are fitted over the last factor of ten of the rounds, with {_bootstrap(0.95)}."
+    )
     what = {
         "cumulative_regret": f"{what_is_drawn}. {bands}",
         "cumulative_regret_growth": f"{what_is_drawn} on logarithmic axes. {bands} {slopes}",
@@ -174,6 +171,10 @@ def _table(
 
 def _rows(table: Any) -> list[dict[str, Any]]:
     return table.to_pylist()
+
+
+def _bootstrap(confidence: float) -> str:
+    return f"{100.0 * confidence:g} % bootstrap intervals over the seeds"
 
 
 def _seeds(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ WHAT: dict[str, str] = {
         "Bound of Theorem 5.3 against the measured suboptimality gap, both in units of reward and "
         "as means. One point stands for one setting; a point in the shaded area violates the bound."
     ),
-    "method_comparison": f"{GAP}, at the largest number of comparisons N.",
+    "method_comparison": f"{GAP}, at N = {{most}} comparisons.",
     "regularized_gap": (
         "Gap in value minus the KL penalty, in units of reward, against the number of comparisons "
         "N on logarithmic axes."
@@ -36,9 +37,9 @@ WHAT: dict[str, str] = {
         "Width of each fit's confidence interval for the value above that of the baseline policy, "
         "in units of reward, against the number of comparisons N on logarithmic axes."
     ),
-    "gap_along_design": f"{GAP}, at the largest number of comparisons N.",
+    "gap_along_design": f"{GAP}, at N = {{most}} comparisons.",
 }
-"""What each kind of figure shows."""
+"""What each kind of figure shows; ``{most}`` stands for the largest number of comparisons."""
 BANDS = (
     "overoptimization",
     "gap_against_comparisons",
@@ -65,7 +66,8 @@ def figure_caption(summary: Summary, kind: FigureKind, left_out: Sequence[str] =
         kind: kind of the figure.
         left_out: labels of methods without a policy in some fits, which no figure shows.
     """
-    sentences = [WHAT[kind], _seeds(summary)]
+    most = f"{int(np.max(summary['comparisons'])):,}"
+    sentences = [WHAT[kind].replace("{most}", most), _seeds(summary)]
     if _has_intervals(summary):
         interval = "95 % confidence intervals of the mean (mean ± 1.96 standard errors over seeds)"
         if kind in BANDS:
@@ -77,7 +79,9 @@ def figure_caption(summary: Summary, kind: FigureKind, left_out: Sequence[str] =
             rule = f"at most {widest:.2g}"
             sentences.append(f"The half-widths of the {interval} are {rule}.")
         if kind in LOG_LOG:
-            sentences.append("Slopes are least-squares fits on the logarithms, ± 95 % intervals.")
+            sentences.append(
+                "Slopes, if shown, are least-squares fits on the logarithms, ± 95 % intervals."
+            )
     return " ".join([*sentences, *_left_out(left_out)])
 
 
@@ -98,6 +102,33 @@ def table_caption(summary: Summary, left_out: Sequence[str] = ()) -> str:
     return " ".join([*sentences, *_left_out(left_out)])
 
 
+def difference_caption(paired: Summary, first: str, left_out: Sequence[str] = ()) -> str:
+    """Return the caption of the table of paired differences.
+
+    Args:
+        paired: the paired differences.
+        first: label of the method that the others are compared with.
+        left_out: labels of methods without a policy in some fits, which the table leaves out.
+    """
+    from bandits.study.summary_queries import display_name
+
+    reference = display_name(first)
+    low, high = int(np.min(paired["pairs"])), int(np.max(paired["pairs"]))
+    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    pairs = "pair" if high == 1 else "pairs"
+    sentences = [
+        f"Suboptimality gap minus that of {reference} on the same bandits and data, in units of "
+        f"reward: below 0 a method is better than {reference}.",
+        f"Means over {number} {pairs} of fits per method and setting.",
+    ]
+    if np.isfinite(paired["difference_low"]).any():
+        sentences.append(
+            "± is the half-width of the 95 % confidence interval of the mean difference (1.96 "
+            "standard errors over pairs)."
+        )
+    return " ".join([*sentences, *_left_out(left_out)])
+
+
 def gap_table(summary: Summary) -> MeanTable:
     """Return the mean gaps of a study, one row per setting and one column per method.
 
@@ -107,25 +138,76 @@ def gap_table(summary: Summary) -> MeanTable:
     Returns:
         The table; axes with a single value are left out.
     """
-    from bandits.study.summary_queries import display_name, is_constant, labels
+    from bandits.study.summary_queries import labels
+
+    methods = labels(summary)
+    names = tuple(map(_name, methods))
+    return _mean_table(summary, summary, "gap", methods)._replace(methods=names)
+
+
+def difference_table(summary: Summary, paired: Summary, first: str) -> MeanTable:
+    """Return the mean differences of the gaps from those of one method, on the same draws.
+
+    Args:
+        summary: a summary of the study, whose settings are the rows.
+        paired: the paired differences, from :func:`bandits.study.paired.paired_differences`.
+        first: label of the method that the others are compared with.
+
+    Returns:
+        The table, one row per setting and one column per other method.
+    """
+    from bandits.study.summary_queries import labels
+
+    methods = [label for label in labels(summary) if label != first]
+    names = tuple(f"{_operand(label)} − {_operand(first)}" for label in methods)
+    table = _mean_table(summary, paired, "difference", methods)
+    return table._replace(methods=names, marks_best=False)
+
+
+def _mean_table(
+    settings: Summary, cells: Summary, column: str, methods: Sequence[str]
+) -> MeanTable:
+    """Return the means of a column of cells, one row per setting of another summary."""
+    from bandits.study.summary_queries import is_constant
 
     *others, comparisons = AXES
-    designs = [name for name in summary if name.startswith("design.") and name not in AXES]
-    columns = [name for name in (*others, *designs, comparisons) if not is_constant(summary, name)]
-    values = [np.asarray(summary[name]).tolist() for name in columns]
-    cells = [tuple(map(_plain, cell)) for cell in zip(*values, strict=True)]
-    cells = cells or [()] * len(summary["label"])
-    rows = {cell: index for index, cell in enumerate(dict.fromkeys(cells))}
-    methods = labels(summary)
+    designs = [name for name in settings if name.startswith("design.") and name not in AXES]
+    columns = [name for name in (*others, *designs, comparisons) if not is_constant(settings, name)]
+    rows = {cell: index for index, cell in enumerate(dict.fromkeys(_cells(settings, columns)))}
     mean = np.full((len(rows), len(methods)), np.nan)
     half_width = mean.copy()
-    for index, cell in enumerate(cells):
-        cell_index = rows[cell], methods.index(str(summary["label"][index]))
-        mean[cell_index] = summary["gap"][index]
-        if "gap_high" in summary:
-            half_width[cell_index] = (summary["gap_high"][index] - summary["gap_low"][index]) / 2.0
+    for index, cell in enumerate(_cells(cells, columns)):
+        label = str(cells["label"][index])
+        if label not in methods or cell not in rows:
+            continue
+        cell_index = rows[cell], methods.index(label)
+        mean[cell_index] = cells[column][index]
+        if f"{column}_high" in cells:
+            ends = cells[f"{column}_low"][index], cells[f"{column}_high"][index]
+            half_width[cell_index] = (ends[1] - ends[0]) / 2.0
     names = [AXES.get(name, name.removeprefix("design.").replace("_", " ")) for name in columns]
-    return MeanTable(tuple(names), list(rows), tuple(map(display_name, methods)), mean, half_width)
+    return MeanTable(tuple(names), list(rows), tuple(methods), mean, half_width)
+
+
+def _cells(summary: Summary, columns: Sequence[str]) -> list[tuple[str | float | None, ...]]:
+    """Return the values of columns in each row of a summary."""
+    if not columns:
+        return [()] * len(summary["label"])
+    values = [np.asarray(summary[name]).tolist() for name in columns]
+    return [tuple(map(_plain, cell)) for cell in zip(*values, strict=True)]
+
+
+def _name(label: str) -> str:
+    """Return the name of a method in a table, on one line."""
+    from bandits.study.summary_queries import display_name
+
+    return " ".join(display_name(label).split())
+
+
+def _operand(label: str) -> str:
+    """Return the name of a method as a part of a difference."""
+    name = _name(label)
+    return f"({name})" if re.search(r" [+−-] ", name) else name
 
 
 def _seeds(summary: Summary) -> str:

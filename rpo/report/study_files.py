@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rpo.report.figure_files import FigureFormat, write_figure
-from rpo.report.study_captions import figure_caption, gap_table, table_caption
-from rpo.report.tables import write_captions, write_table
+from rpo.report.study_captions import (
+    difference_caption,
+    difference_table,
+    figure_caption,
+    gap_table,
+    table_caption,
+)
+from rpo.report.tables import CaptionedTable, write_captions, write_tables
 from rpo.results import StudyResult
 from rpo_io.strict_json import null_non_finite
 
@@ -31,7 +37,7 @@ def write_study_files(
         study: the configuration.
         store: the merged records.
         figures: formats, width and style of the figures.
-        table: whether to write a table of the mean gaps.
+        table: whether to write a table of the mean gaps and of their paired differences.
 
     Returns:
         The result of the study.
@@ -65,11 +71,14 @@ def write_study_files(
         files += write_figure(partial(draw_figure, drawn, kind), store.folder, kind, figures)
     captions = {kind: figure_caption(drawn, kind, left_out) for kind in kinds}
     if table and len(drawn["label"]):
-        captions["table"] = table_caption(drawn, left_out)
-        table_files = write_table(
-            gap_table(drawn), captions["table"], store.folder, name=study.name
-        )
-        files += table_files
+        tables = {"": CaptionedTable(gap_table(drawn), table_caption(drawn, left_out))}
+        if paired and others and first not in left_out:
+            differences = difference_table(drawn, paired, first)
+            caption = difference_caption(without_labels(paired, left_out), first, left_out)
+            tables["differences"] = CaptionedTable(differences, caption)
+            captions["table_differences"] = caption
+        captions["table"] = tables[""].caption
+        files += write_tables(tables, store.folder, name=study.name)
     files.append(write_captions(captions, store.folder))
     _logger.info("%s", _findings(summary))
     if paired:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,19 +19,49 @@ from rpo_io.atomic import write_atomic
 
 MAX_DECIMALS = 8
 MISSING = "–"
+TEXT_WIDTH = 345.0
+"""Width of the text of LaTeX's class ``article``, points."""
+POINTS_PER_CHARACTER = 4.3
+POINTS_PER_COLUMN = 8.0
+"""Approximate widths of a character and of the space between columns, in small text."""
+MAX_ROWS = 42
+"""Largest number of rows of a table on a page."""
+PACKAGES = r"% Needs \usepackage{booktabs}."
 LATEX = {
     "J(π) − J(π̂)": r"$J(\pi) - J(\hat\pi)$",
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"{{{character}}}" for character in "[]"},  # an option at the start of a row
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
     "α": r"$\alpha$",
     "β": r"$\beta$",
     "γ": r"$\gamma$",
+    "δ": r"$\delta$",
+    "ε": r"$\varepsilon$",
+    "ζ": r"$\zeta$",
     "η": r"$\eta$",
+    "θ": r"$\theta$",
+    "κ": r"$\kappa$",
+    "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "ν": r"$\nu$",
+    "ξ": r"$\xi$",
     "π": r"$\pi$",
+    "ρ": r"$\rho$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
+    "φ": r"$\phi$",
     "χ": r"$\chi$",
+    "ψ": r"$\psi$",
+    "ω": r"$\omega$",
     "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\le$",
     "−": r"$-$",
     "√": r"$\surd$",
     "∞": r"$\infty$",
@@ -63,22 +94,35 @@ class MeanTable(NamedTuple):
     marks_best: bool = True
 
 
-def write_table(table: MeanTable, caption: str, folder: Path, *, name: str) -> list[str]:
-    """Write a table as ``table.tex``, ``table.csv`` and ``table.md``.
+class CaptionedTable(NamedTuple):
+    """A table and its caption."""
+
+    table: MeanTable
+    caption: str
+
+
+def write_tables(tables: Mapping[str, CaptionedTable], folder: Path, *, name: str) -> list[str]:
+    """Write tables with the same rows as ``table.tex``, ``table.csv`` and ``table.md``.
+
+    LaTeX and Markdown have one table after the other, CSV their columns beside each other.
 
     Args:
-        table: the means.
-        caption: caption in LaTeX and text under the table in Markdown.
+        tables: tables by the end of their label in LaTeX, "" for the name of the study alone.
         folder: folder of the files.
-        name: name of the study, for the label in LaTeX.
+        name: name of the study, for the labels in LaTeX.
 
     Returns:
         Names of the written files.
     """
+    latex = [
+        latex_table(table, caption, name="-".join(filter(None, (name, key))))
+        for key, (table, caption) in tables.items()
+    ]
+    markdown = [f"{markdown_table(table)}\n{caption}\n" for table, caption in tables.values()]
     texts = {
-        "table.tex": latex_table(table, caption, name=name),
-        "table.csv": csv_table(table),
-        "table.md": f"{markdown_table(table)}\n{caption}\n",
+        "table.tex": "\n".join([PACKAGES, *latex]),
+        "table.csv": csv_table(*(table for table, _ in tables.values())),
+        "table.md": "\n".join(markdown),
     }
     for file, text in texts.items():
         write_atomic(folder / file, text.encode())
@@ -159,30 +203,49 @@ def best_methods(table: MeanTable) -> list[int | None]:
 def latex_table(table: MeanTable, caption: str, *, name: str) -> str:
     r"""Return a table in LaTeX, with the rules of booktabs and its caption.
 
+    A table that is too wide or too high for a page becomes several ones.
+
     Args:
         table: the means.
         caption: plain text; special characters are escaped.
-        name: name of the study; the label is ``tab:NAME``.
+        name: name of the study; the label is ``tab:NAME``, that of further parts ``tab:NAME-2``.
     """
+    parts = [(rows, columns) for rows in _row_groups(table) for columns in _column_groups(table)]
+    texts = []
+    for number, (rows, columns) in enumerate(parts, start=1):
+        part = f" Part {number} of {len(parts)}." if len(parts) > 1 else ""
+        label = name if number == 1 else f"{name}-{number}"
+        texts.append(_latex_part(table, rows, columns, caption=caption + part, label=label))
+    return "\n".join(texts)
+
+
+def _latex_part(
+    table: MeanTable, rows: range, columns: Sequence[int], *, caption: str, label: str
+) -> str:
+    """Return some rows and columns of a table in LaTeX."""
     heads = [f"${text}$" if text in SYMBOLS else escape_latex(text) for text in table.axes]
-    rows = [[*heads, *map(escape_latex, table.methods)]]
-    for index, best in enumerate(best_methods(table)):
-        row = [escape_latex(_setting(value)) for value in table.settings[index]]
-        for column, (mean, half_width) in enumerate(_texts(table, index)):
+    lines = [[*heads, *(escape_latex(table.methods[column]) for column in columns)]]
+    best = best_methods(table)
+    for index in rows:
+        line = [escape_latex(_setting(value)) for value in table.settings[index]]
+        texts = _texts(table, index)
+        for column in columns:
+            mean, half_width = texts[column]
             shown = mean.replace("∞", r"\infty").replace("−", "-")
-            shown = rf"\mathbf{{{shown}}}" if column == best else shown
+            shown = rf"\mathbf{{{shown}}}" if column == best[index] else shown
             interval = rf" \pm {half_width}" if half_width else ""
-            row.append(f"${shown}{interval}$" if mean else "--")
-        rows.append(row)
-    head, *body = [f"    {' & '.join(row)} \\\\" for row in rows]
+            line.append(f"${shown}{interval}$" if mean else "--")
+        lines.append(line)
+    head, *body = [f"    {' & '.join(line)} \\\\" for line in lines]
     return "\n".join(
         [
-            r"% Needs \usepackage{booktabs}.",
             r"\begin{table}",
             r"  \centering",
+            r"  \small",
+            r"  \setlength{\tabcolsep}{4pt}",
             f"  \\caption{{{escape_latex(caption)}}}",
-            f"  \\label{{tab:{name}}}",
-            rf"  \begin{{tabular}}{{{'l' * len(table.axes)}{'r' * len(table.methods)}}}",
+            f"  \\label{{tab:{label}}}",
+            rf"  \begin{{tabular}}{{{'l' * len(table.axes)}{'r' * len(columns)}}}",
             r"    \toprule",
             head,
             r"    \midrule",
@@ -193,6 +256,37 @@ def latex_table(table: MeanTable, caption: str, *, name: str) -> str:
             "",
         ]
     )
+
+
+def _row_groups(table: MeanTable) -> list[range]:
+    """Return the indices of the rows of each part, of nearly equal sizes."""
+    n_rows = len(table.settings)
+    n_parts = max(1, -(-n_rows // MAX_ROWS))
+    ends = [round(part * n_rows / n_parts) for part in range(n_parts + 1)]
+    return [range(*pair) for pair in pairwise(ends)]
+
+
+def _column_groups(table: MeanTable) -> list[list[int]]:
+    """Return the indices of the columns of means of each part, at least one."""
+
+    def points(texts: Sequence[str]) -> float:
+        return POINTS_PER_CHARACTER * max(map(len, texts)) + POINTS_PER_COLUMN
+
+    axes = [
+        points([name, *(_setting(setting[index]) for setting in table.settings)])
+        for index, name in enumerate(table.axes)
+    ]
+    rows = [_texts(table, index) for index in range(len(table.settings))]
+    groups: list[list[int]] = []
+    room = 0.0
+    for column, name in enumerate(table.methods):
+        cells = [f"{mean} ± {half_width}" for mean, half_width in (row[column] for row in rows)]
+        room -= points([name, *cells])
+        if room < 0.0:
+            groups.append([])
+            room = TEXT_WIDTH - sum(axes) - points([name, *cells])
+        groups[-1].append(column)
+    return groups
 
 
 def markdown_table(table: MeanTable) -> str:
@@ -212,22 +306,28 @@ def markdown_table(table: MeanTable) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
-def csv_table(table: MeanTable) -> str:
-    """Return a table as CSV with all digits: per method a mean and a half-width.
+def csv_table(*tables: MeanTable) -> str:
+    """Return tables with the same rows as one CSV with all digits.
 
     Args:
-        table: the means.
+        *tables: the tables.
 
     Returns:
-        The text of the file; an empty field stands for no number.
+        The text of the file, with the mean and the half-width of every method of every table; an
+        empty field stands for no number.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = [f"{name} {what}" for name in table.methods for what in ("mean", "half-width")]
-    writer.writerow([*table.axes, *columns])
-    for setting, *numbers in zip(table.settings, table.mean, table.half_width, strict=True):
-        pairs = np.column_stack(numbers).ravel().tolist()
-        values = ["" if math.isnan(value) else repr(value) for value in pairs]
+    names = [name for table in tables for name in table.methods]
+    columns = [f"{name} {what}" for name in names for what in ("mean", "half-width")]
+    writer.writerow([*tables[0].axes, *columns])
+    for index, setting in enumerate(tables[0].settings):
+        pairs = [
+            np.column_stack((table.mean[index], table.half_width[index])).ravel()
+            for table in tables
+        ]
+        numbers = np.concatenate(pairs).tolist()
+        values = ["" if math.isnan(value) else repr(value) for value in numbers]
         writer.writerow(["" if value is None else value for value in setting] + values)
     return buffer.getvalue()
 

@@ -37,15 +37,6 @@ class Result:
         return _html_table(self.table_rows())
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
-    """Return the given axes, or new ones."""
-    if ax is not None:
-        return ax
-    from matplotlib import pyplot
-
-    return pyplot.subplots(layout="constrained")[1]
-
-
 def without_frame(ax: Axes) -> Axes:
     """Hide the right and the top edge of the axes, and return the axes."""
     ax.spines[["top", "right"]].set_visible(False)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpo_io.figures import PALETTE
+from rpo_io.figures import PALETTE, axes_or_new
 
-from .base import Result, axes_or_new, without_frame
+from .base import Result, without_frame
 
 if TYPE_CHECKING:
     import pyarrow as pa

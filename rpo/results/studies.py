@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpo_io.config_types import to_plain
+from rpo_io.figures import axes_or_new
 
-from .base import Result, axes_or_new
+from .base import Result
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.axes import Axes
 
+    from bandits.minimax_regret.run import MinimaxRegretResult
+    from bandits.overoptimization.run import LawsResult
+    from bandits.rounds.run import RoundsResult
     from bandits.study.config import StudyConfig
     from bandits.study.figures import FigureKind
     from bandits.study.summary import Summary
@@ -129,12 +133,14 @@ class StudyKindResult(Result):
         kind: kind of the study, such as "rounds".
         folder: folder of the records, figures and configuration.
         files: names of the written files.
+        outcome: configuration and all tables, as the function of ``bandits`` returns them.
     """
 
     name: str
     kind: str
     folder: Path
     files: tuple[str, ...]
+    outcome: MinimaxRegretResult | LawsResult | RoundsResult
 
     @property
     def records(self) -> pa.Table:
@@ -142,6 +148,11 @@ class StudyKindResult(Result):
         from pyarrow import parquet
 
         return parquet.read_table(self.folder / "records.parquet")
+
+    @property
+    def figure_kinds(self) -> tuple[str, ...]:
+        """Names of the figures of the study."""
+        return self.outcome.figure_kinds
 
     def to_dict(self) -> dict[str, Any]:
         """Return name, kind, folder and files as plain values."""
@@ -151,6 +162,26 @@ class StudyKindResult(Result):
             "out": str(self.folder),
             "written": list(self.files),
         }
+
+    def plot(
+        self, kind: str | None = None, ax: Axes | None = None, *, panel: str | None = None
+    ) -> Axes:
+        """Draw a figure of the study into axes.
+
+        Args:
+            kind: one of :attr:`figure_kinds`, by default the first.
+            ax: axes to draw into, in a figure of its final size; new ones by default.
+            panel: draw this panel of a figure with several: "regret" (the default) or "prior" of
+                ``regret_by_world``; a method of ``laws_CLASS_N``, by default the true gains of all;
+                "alpha, CLASS" (the default) or "gamma, CLASS" of ``coefficients``.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: if the study has no such figure or panel.
+        """
+        return self.outcome.plot(kind, ax, panel=panel)
 
     def table_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of the summary."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rpo_io.figures import PALETTE
+from rpo_io.figures import PALETTE, axes_or_new
 from rpo_io.strict_json import null_non_finite
 
-from .base import MAX_CELL_CHARACTERS, Result, axes_or_new, without_frame
+from .base import MAX_CELL_CHARACTERS, Result, without_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

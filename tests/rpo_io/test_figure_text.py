@@ -8,7 +8,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from rpo_io.figures import LINE_COLORS, axes_inches, line_colors, text_size, title_size
-from rpo_io.line_plots import legend_below, share_legend, text_inches
+from rpo_io.legends import fit_height, legend_below, share_legend, text_inches
 
 
 def test_property_text_and_colors_follow_the_style_in_force() -> None:
@@ -42,3 +42,18 @@ def test_property_equal_legends_of_panels_become_one() -> None:
     share_legend(figure)
     assert [ax.get_legend() for ax in figure.axes] == [None, None]
     assert len(figure.legends) == 1
+
+
+def test_property_a_legend_adds_its_rows_to_the_height_and_breaks_long_texts() -> None:
+    heights = []
+    for text in ("a method", "a method with a name, slope 0.50, that is wider than the figure"):
+        figure = Figure(figsize=(3.25, 2.0), layout="constrained")
+        ax = figure.subplots()
+        fit_height(figure, 2.0)
+        assert figure.get_figheight() == 2.0
+        lines = ax.plot([0.0, 1.0]) + ax.plot([1.0, 0.0])
+        legend = legend_below(ax, lines, [text, text])
+        assert max(text_inches(row) for row in legend.get_texts()[0].get_text().split("\n")) < 3.0
+        fit_height(figure, 2.0)
+        heights.append(figure.get_figheight())
+    assert 2.0 < heights[0] < heights[1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from rpo_io.figures import pdf_bytes, png_bytes, svg_bytes, tidy_axes, wrap_text
+from rpo_io.figures import axes_or_new, pdf_bytes, png_bytes, svg_bytes, tidy_axes, wrap_text
 
 
 def figure() -> Figure:
@@ -41,3 +42,11 @@ def test_closed_form_a_text_is_broken_before_its_unit() -> None:
     label = "gap to the best policy (units of reward)"
     assert wrap_text(label, 9.0, 8.0) == label
     assert wrap_text(label, 2.0, 8.0) == "gap to the best policy\n(units of reward)"
+
+
+def test_limit_axes_are_made_only_if_there_are_none() -> None:
+    given = Figure().subplots()
+    assert axes_or_new(given) is given
+    new = axes_or_new(None)
+    assert new is not given
+    pyplot.close(new.get_figure(root=True))

@@ -56,7 +56,7 @@ def test_property_every_color_of_coinciding_lines_is_seen_alike() -> None:
 
 @pytest.mark.parametrize(
     ("second", "dashed"),
-    [(X + 0.2, False), (X[:4], False), (X, True), (X[::-1], False)],
+    [(X + 0.2, False), (X[:7], False), (X, True), (X[::-1], False)],
     ids=["higher", "shorter", "dashed", "crossing"],
 )
 def test_property_lines_that_look_different_stay_solid(second: np.ndarray, dashed: bool) -> None:
@@ -93,3 +93,17 @@ def test_property_names_stay_apart_in_the_order_of_the_ends(n_lines: int) -> Non
 def test_extreme_lines_without_names_and_a_single_point_are_drawn() -> None:
     assert names(draw_lines([NamedLine("", X, X, "#000000")], axes())) == []
     assert names(draw_lines([NamedLine("a", [1.0], [2.0], "#000000", "o")], axes())) == ["a"]
+
+
+def test_property_a_line_that_ends_far_from_the_right_is_named_in_a_legend() -> None:
+    lines = [
+        NamedLine("long", X, X, COLORS[0], "o", note="slope 1"),
+        NamedLine("short", X[:4], X[:4], COLORS[1], dashed=True),
+    ]
+    ax = draw_lines(lines, axes())
+    legend = ax.get_legend()
+    assert names(ax) == []
+    assert legend
+    assert [text.get_text() for text in legend.get_texts()] == ["long, slope 1", "short"]
+    labels = [handle.get_label() for handle in legend.legend_handles if handle]
+    assert labels == ["long", "short"]  # for a shared legend

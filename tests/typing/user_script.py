@@ -459,6 +459,7 @@ def minimax_regret(kind: str) -> tuple[float, Figure]:
     result = bandits.run_minimax_regret(config)
     n_rows = int(result.records.num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     solution: MinimaxRule = solve_minimax(np.array([[0.8, 0.2], [0.2, 0.8]]), 1.0 - np.eye(2))
+    result.plot(kind, Figure().subplots(), panel="prior")
     return n_rows + solution.duality_gap, bandits.draw_minimax_figure(result, kind, Figure())
 
 
@@ -471,6 +472,7 @@ def overoptimization(figure: Figure) -> tuple[Figure, float]:
     fit: bandits.LawFit = bandits.fit_law(d, 0.5 * d, "rl", seed=0, confidence=0.9)
     policy = bandits.best_of_n_policy(d, np.full(d.shape, 0.2), 4)
     alpha = fit.alpha_high - fit.alpha_low + float(policy.sum())
+    result.plot(result.figure_kinds[0], Figure().subplots(), panel="RPO")
     return bandits.draw_laws(result, figure, reward_class="tabular", comparisons=100), alpha
 
 
@@ -492,6 +494,7 @@ def rounds() -> float:
     records: Any = result.records  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped pyarrow
     growth: Growth = measure_growth(records)[0]
     curve = mean_curve(records, growth.label)
+    result.plot(result.figure_kinds[-1], Figure().subplots())
     plot_cumulative_regret(records, Figure().subplots())
     plot_cumulative_regret_growth(records, Figure().subplots())
     return growth.slope + float(curve.mean[-1])

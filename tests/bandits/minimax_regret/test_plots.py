@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -19,6 +21,7 @@ from bandits.minimax_regret import (
     plot_worst_case,
     run_minimax_regret,
 )
+from bandits.minimax_regret.plots import plot_minimax_figure
 
 CONFIG = MinimaxRegretConfig(
     name="a",
@@ -105,3 +108,37 @@ def test_raises_for_a_number_of_comparisons_that_the_study_lacks(
 ) -> None:
     with pytest.raises(ValueError, match=r"`comparisons` must be one of \[2, 3\], got 4"):
         draw_minimax_figure(result, "regret_by_world", Figure(), comparisons=4)
+
+
+def test_parity_a_figure_in_given_axes_shows_what_the_whole_figure_shows(
+    result: MinimaxRegretResult,
+) -> None:
+    figure = draw_minimax_figure(result, "regret_by_world", Figure())
+    for panel, expected in zip((None, "regret", "prior"), (0, 0, 1), strict=True):
+        ax = Figure().subplots()
+        assert result.plot("regret_by_world", ax, panel=panel) is ax
+        assert ax.get_title("left") == figure.axes[expected].get_title("left")
+        assert len(ax.lines) == len(figure.axes[expected].lines)
+    worst = result.plot("worst_case_against_comparisons", Figure().subplots())
+    assert worst.get_yscale() == "log"
+    assert result.figure_kinds == minimax_figure_kinds(result)
+    assert plot_minimax_figure(result, "regret_by_world", Figure().subplots(), comparisons=2)
+    with pytest.raises(ValueError, match="`panel` of regret_by_world must be one of regret, prior"):
+        result.plot("regret_by_world", Figure().subplots(), panel="both")
+    with pytest.raises(ValueError, match="`kind` must be one that the study allows, regret_by"):
+        result.plot("pie", Figure().subplots())
+
+
+@pytest.mark.parametrize("width", [3.25, 6.4])
+@pytest.mark.parametrize("kind", ["regret_by_world", "worst_case_against_comparisons"])
+def test_property_no_texts_of_a_figure_touch(
+    kind: str,
+    width: float,
+    result: MinimaxRegretResult,
+    text_faults: Callable[[Figure], list[str]],
+) -> None:
+    with mpl.rc_context({"font.size": 8.0}):
+        figure = draw_minimax_figure(result, kind, Figure(figsize=(width, 1.0)))
+        assert text_faults(figure) == []
+    assert figure.get_figwidth() == width
+    assert any("units of reward" in ax.get_xlabel() + ax.get_ylabel() for ax in figure.axes)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,7 +21,13 @@ from bandits.overoptimization import (
     plot_coefficient,
     plot_gain_curve,
 )
+from bandits.overoptimization.figures import (
+    draw_laws_figure,
+    laws_figure_kinds,
+    plot_laws_figure,
+)
 from bandits.overoptimization.laws import LawName
+from bandits.overoptimization.plots import fits_of, plot_gains, title_of
 
 SEEDS, POINTS = 6, 5
 KEYS = {"reward_class": "tabular"}
@@ -101,3 +111,44 @@ def test_property_methods_with_equal_curves_share_a_panel() -> None:
 def test_raises_for_a_setting_that_the_study_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"`reward_class` and `comparisons` must be .* and 7"):
         draw_laws(RESULT, Figure(), reward_class="tabular", comparisons=7)
+
+
+def test_property_figures_have_names_and_are_drawn_into_given_axes() -> None:
+    kinds = "laws_tabular_10", "laws_tabular_100", "coefficients"
+    assert RESULT.figure_kinds == laws_figure_kinds(RESULT) == kinds
+    whole = draw_laws_figure(RESULT, "laws_tabular_10", Figure())
+    ax = Figure().subplots()
+    assert RESULT.plot("laws_tabular_10", ax, panel="best-of-n") is ax
+    for line, expected in zip(ax.lines, whole.axes[1].lines, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), expected.get_xydata())
+    legend = ax.get_legend()
+    assert legend
+    assert legend.get_texts()[0].get_text() == "true gain"
+    # Without a panel, the true gains of all methods.
+    setting: dict[str, Any] = {"reward_class": "tabular", "comparisons": 10}
+    assert [title_of(fit) for fit in fits_of(RESULT, **setting)] == ["RPO, η = 0.1", "best-of-n"]
+    gains = plot_gains(RESULT, Figure().subplots(), **setting)
+    same = plot_laws_figure(RESULT, "laws_tabular_10", Figure().subplots())
+    assert same.get_title("left") == gains.get_title("left")
+    for line, panel in zip(gains.lines[1:], whole.axes, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), panel.lines[2].get_xydata())
+    assert draw_laws_figure(RESULT, "coefficients", Figure()).axes
+    for panel, label in ((None, "coefficient α"), ("gamma, tabular", "overoptimization γ")):
+        assert label in RESULT.plot("coefficients", Figure().subplots(), panel=panel).get_ylabel()
+    with pytest.raises(ValueError, match="`panel` must be one of alpha, tabular; gamma, tabular"):
+        RESULT.plot("coefficients", Figure().subplots(), panel="beta, tabular")
+    with pytest.raises(ValueError, match=r"`panel` must be one of RPO, η = 0.1; best-of-n, got"):
+        RESULT.plot("laws_tabular_10", Figure().subplots(), panel="DPO")
+    with pytest.raises(ValueError, match=r"`kind` must be one of laws_tabular_10, .*, got 'pie'"):
+        RESULT.plot("pie", Figure().subplots())
+
+
+@pytest.mark.parametrize("width", [3.25, 6.4])
+@pytest.mark.parametrize("kind", ["laws_tabular_100", "coefficients"])
+def test_property_no_texts_of_a_figure_touch(
+    kind: str, width: float, text_faults: Callable[[Figure], list[str]]
+) -> None:
+    with mpl.rc_context({"font.size": 8.0}):
+        figure = draw_laws_figure(RESULT, kind, Figure(figsize=(width, 1.0)))
+        assert text_faults(figure) == []
+    assert figure.get_figwidth() == width

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
 from bandits.rounds import (
+    RoundsConfig,
+    RoundsMethod,
+    RoundsResult,
     mean_curve,
     measure_growth,
     plot_cumulative_regret,
     plot_cumulative_regret_growth,
 )
 from bandits.rounds.growth import cumulative_table
+from bandits.rounds.plots import draw_rounds_figure, plot_rounds_figure, rounds_figure_kinds
 
 
 def power_records(exponents: dict[str, float], seeds: int = 3, rounds: int = 200) -> pa.Table:
@@ -73,6 +80,28 @@ def test_property_figures_name_their_methods_and_slopes() -> None:
     texts = "\n".join(text.get_text() for text in growth.texts)
     assert "greedy\nslope 1.00 [1.00, 1.00]" in texts
     assert "optimistic\nslope 0.50 [0.50, 0.50]" in texts
+
+
+@pytest.mark.parametrize("width", [3.25, 6.4])
+@pytest.mark.parametrize("kind", ["cumulative_regret", "cumulative_regret_growth"])
+def test_property_no_texts_of_a_figure_touch(
+    kind: str, width: float, text_faults: Callable[[Figure], list[str]]
+) -> None:
+    records = power_records({"greedy: maximum likelihood": 1.0, "optimistic": 0.5})
+    config = RoundsConfig(name="a", methods=[RoundsMethod(method="two_stage")], rounds=2, seeds=3)
+    result = RoundsResult(config, records, measure_growth(records))
+    with mpl.rc_context({"font.size": 8.0}):
+        figure = draw_rounds_figure(result, kind, Figure(figsize=(width, 1.0)))
+        assert text_faults(figure) == []
+    assert figure.get_figwidth() == width
+    assert rounds_figure_kinds(result._replace(growth=())) == ("cumulative_regret",)
+    ax = Figure().subplots()
+    assert result.plot(kind, ax) is ax is plot_rounds_figure(result, kind, ax)
+    assert ax.get_title("left") == figure.axes[0].get_title("left")
+    with pytest.raises(ValueError, match=r"`kind` must be one of cumulative_regret, cum.* 'pie'"):
+        result.plot("pie", ax)
+    with pytest.raises(ValueError, match="`panel` must be left out"):
+        result.plot(kind, ax, panel="left")
 
 
 def test_limit_figures_show_more_methods_than_there_are_colors() -> None:

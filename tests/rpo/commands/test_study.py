@@ -16,6 +16,7 @@ import pytest
 
 from bandits.methods.method_config import MethodConfig
 from bandits.study.config import StudyConfig
+from bandits.study.summary_queries import display_name
 from rpo.api.studies import _load_study
 from rpo.cli import main
 
@@ -101,6 +102,13 @@ def test_closed_form_a_study_leaves_records_figures_summary_and_config(
             assert drawn["phase_coverage.pdf"].startswith(b"%PDF")
             for file in ("table.tex", "captions.json"):
                 assert "Means over 3 seeds per method and setting" in drawn[file].decode()
+                assert "Means over 3 pairs of fits per method" in drawn[file].decode()
+            # All formats have the differences on the same draws.
+            paired = json.loads(drawn["summary.json"])["paired"]
+            names = f" − {display_name(paired['first'])}"
+            assert all(names in drawn[f"table.{end}"].decode() for end in ("csv", "md"))
+            first = repr(paired["cells"][0]["difference"])
+            assert first in drawn["table.csv"].decode()
     assert sha256(out) == before
     assert all(path.read_bytes() == drawn[path.name] for path in out.iterdir())
 

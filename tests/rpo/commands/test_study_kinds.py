@@ -71,6 +71,12 @@ def test_roundtrip_a_study_of_every_kind_runs_and_its_configuration_runs_again(
     assert summary["config"]["kind"] == kind
     again = api.study(out / "config.yaml", out=tmp_path / "again")
     assert isinstance(again, StudyKindResult)
+    assert set(again.figure_kinds) == figures
+    assert not (again.folder / "table.tex").exists()  # a table is written if asked
+    for figure_kind in again.figure_kinds:
+        ax = Figure().subplots()
+        assert again.plot(figure_kind, ax=ax) is ax
+        assert ax.lines
     assert again.records.equals(pq.read_table(out / "records.parquet"))
     assert list(again.table_rows()) == summary["rows"]
     # In the same folder it runs again only if asked, and only the same study.
