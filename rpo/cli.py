@@ -289,12 +289,14 @@ def run_command(argv: list[str]) -> int:
     if module is None:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
     args.overrides = overrides
-    from .runtime.clusters import detect_launch
+    from .runtime.clusters import may_be_launched
     from .runtime.compilation import prepare_jax, silent_cache
     from .runtime.progress import progress_bars
 
-    is_single = getattr(args, "num_processes", None) in (None, 1)
-    prepare_jax(check_devices=is_single and detect_launch(os.environ) is None)
+    # Devices must not start before processes are connected.
+    n_processes = getattr(args, "num_processes", 1)
+    is_single = n_processes == 1 or (n_processes is None and not may_be_launched(os.environ))
+    prepare_jax(check_devices=is_single)
     with progress_bars(), silent_cache():
         return module.run(args)
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.runtime import processes
-from rpo.runtime.clusters import detect_launch
 
 if TYPE_CHECKING:
     from rpo.results import StudyEstimate
@@ -117,9 +116,8 @@ def run(args: argparse.Namespace) -> int:
 
         config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
         # Jobs of an array need no other process, also where srun starts them.
-        is_shared = args.part or args.merge or args.scheduler
-        launch = None if is_shared else detect_launch(os.environ)
-        group = processes.group_from(args, launch=launch)
+        is_single = args.part or args.merge or args.scheduler or args.dry_run
+        group = processes.group_from(args, environment={} if is_single else os.environ)
         figures = parse_figure_format(args.format, args.width, args.style)
         if args.part is not None:
             read_share(args.part)

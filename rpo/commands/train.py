@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.runtime import processes
-from rpo.runtime.clusters import detect_launch
 from rpo.runtime.compilation import keep_compiled_programs
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         from llm.config import TrainConfig
 
         config = read_config(args.config, TrainConfig, args.overrides)
-        group = processes.group_from(args, launch=detect_launch(os.environ))
+        group = processes.group_from(args, environment={} if args.dry_run else os.environ)
     if args.dry_run:
         return _print_estimate(estimate_train(config))
     keep_compiled_programs()

@@ -50,7 +50,8 @@ def prepare_jax(*, check_devices: bool = True) -> None:
     filters = [*filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")), *ignored]
     os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys(filters))
     _check_xla_flags()
-    if not any(map(glob.glob, TPU_DEVICES)) and _has_libtpu():
+    has_tpu = "JAX_FORCE_TPU_INIT" in os.environ or any(map(glob.glob, TPU_DEVICES))
+    if not has_tpu and _has_libtpu():
         for name, value in WITHOUT_TPU.items():
             os.environ.setdefault(name, value)
     keep_compiled_programs()

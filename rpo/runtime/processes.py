@@ -8,25 +8,22 @@ watcher process, which reports the loss if its pipe closes without a sign-off.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Thread
 
-from .clusters import Launch, proxy_hint
+from .clusters import detect_launch, is_in_pod, proxy_hint
 from .errors import UsageError, whole_number
+from .roll_call import wait_for_processes
 
-SECONDS_TO_MEET = 240
-"""Time in which all processes must have connected."""
-SECONDS_BETWEEN_MESSAGES = 15
-"""Time between two messages while processes are missing."""
-_LOGGER = logging.getLogger(__name__)
+SECONDS_TO_CONNECT = 60
+"""Time in which JAX must have connected the processes, once all of them are there."""
 CLEAN_EXIT = b"done"
 """Bytes that a process sends to its watcher before it ends in good order."""
 
@@ -40,8 +37,9 @@ class ProcessGroup:
             for a single process.
         num_processes: size of the group, at least 1.
         process_id: index of this process, from 0 to ``num_processes - 1``.
-        detection: ``cluster_detection_method`` of ``jax.distributed.initialize``, such as "slurm",
-            by which JAX finds the address; None if the address is given.
+        detection: ``cluster_detection_method`` of ``jax.distributed.initialize``. With "slurm" or
+            "ompi" each process uses one GPU of its host, with "deactivate" all its devices; None
+            lets JAX detect the launcher.
 
     Raises:
         ValueError: if there is no process of this index, or the address is missing for several
@@ -60,8 +58,7 @@ class ProcessGroup:
                 f"argument --process-id: must be less than --num-processes {self.num_processes}, "
                 f"got {self.process_id}"
             )
-        has_address = (self.coordinator_address or self.detection) is not None
-        if (self.num_processes > 1) != has_address:
+        if (self.num_processes > 1) != (self.coordinator_address is not None):
             raise ValueError(
                 "argument --coordinator-address: must be given if and only if --num-processes "
                 "is 2 or more"
@@ -99,6 +96,8 @@ class ProcessGroup:
         """
         import jax
 
+        assert self.coordinator_address is not None  # checked on construction
+        wait_for_processes(self.coordinator_address, self.num_processes, self.process_id)
         initialize = partial(
             jax.distributed.initialize,
             self.coordinator_address,
@@ -106,23 +105,17 @@ class ProcessGroup:
             self.process_id,
             cluster_detection_method=self.detection,
             # JAX ends the process after this time, without an exception.
-            initialization_timeout=2 * SECONDS_TO_MEET,
+            initialization_timeout=2 * SECONDS_TO_CONNECT,
         )
         # In a thread of its own, because nothing interrupts the wait within JAX.
         meeting = _Call(initialize)
         meeting.start()
-        waited = f"waiting for all {self.num_processes} processes{proxy_hint(os.environ)}"
-        for seconds in range(0, SECONDS_TO_MEET, SECONDS_BETWEEN_MESSAGES):
-            if seconds:
-                _LOGGER.info("%s: %d s", waited, seconds)
-            meeting.join(SECONDS_BETWEEN_MESSAGES)
-            if not meeting.is_alive():
-                break
-        else:
+        meeting.join(SECONDS_TO_CONNECT)
+        if meeting.is_alive():
             raise UsageError(
-                f"not all {self.num_processes} processes have connected after {SECONDS_TO_MEET} "
-                "s: start all of them within this time, or this command alone without srun and "
-                f"mpirun{proxy_hint(os.environ)}"
+                f"JAX has not connected the {self.num_processes} processes after "
+                f"{SECONDS_TO_CONNECT} s, though all of them are there{proxy_hint(os.environ)}: "
+                "start all of them again, or one alone with --num-processes 1"
             )
         if meeting.error is not None:
             raise meeting.error
@@ -168,43 +161,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coordinator-address",
         metavar="HOST:PORT",
-        help="address of process 0, for several processes that share the output folder",
+        help="address of process 0, for several processes that share the output folder (default "
+        "as found in a cluster)",
     )
     parser.add_argument(
         "--num-processes",
         type=whole_number(1),
         metavar="N",
-        help="number of processes (default 1, or as srun or mpirun started)",
+        help="number of processes (default: as Slurm, Open MPI, a TPU slice or a Kubernetes job "
+        "started, else 1); 1 runs alone",
     )
     parser.add_argument(
         "--process-id",
         type=whole_number(0),
         metavar="K",
-        help="index of this process, from 0 (default 0, or as srun or mpirun started)",
+        help="index of this process, from 0 (default as found in a cluster, else 0)",
     )
 
 
-def group_from(args: argparse.Namespace, *, launch: Launch | None = None) -> ProcessGroup:
-    """Return the process group that the parsed options describe.
+def group_from(args: argparse.Namespace, *, environment: Mapping[str, str]) -> ProcessGroup:
+    """Return the process group of the options, and of the cluster for options that are not given.
 
     Args:
         args: parsed options of :func:`add_arguments`.
-        launch: how a launcher started this process, for options that are not given.
+        environment: variables of the process, which tell how a cluster started it; empty to use
+            the options alone.
 
     Returns:
         The group.
 
     Raises:
-        ValueError: if the options do not fit together.
+        ValueError: if the options do not fit together, or the cluster does not reveal enough.
     """
-    if launch is None or args.num_processes is not None or args.process_id is not None:
+    launch = None
+    if args.process_id is None:
+        launch = detect_launch(environment, num_processes=args.num_processes)
+    if launch is None:
         return ProcessGroup(
             coordinator_address=args.coordinator_address,
-            num_processes=1 if args.num_processes is None else args.num_processes,
+            num_processes=args.num_processes or 1,
             process_id=args.process_id or 0,
+            # In a pod, JAX's own detection needs a package and rights that are not needed here.
+            detection="deactivate" if is_in_pod(environment) else None,
         )
-    address = args.coordinator_address
-    if address is None and launch.detection is None:
+    address = args.coordinator_address or launch.coordinator_address
+    if address is None:
         raise ValueError(
             f"argument --coordinator-address: {launch.launcher} started {launch.num_processes} "
             "processes, which need the HOST:PORT of the first one; or --num-processes 1"
@@ -213,7 +214,7 @@ def group_from(args: argparse.Namespace, *, launch: Launch | None = None) -> Pro
         coordinator_address=address,
         num_processes=launch.num_processes,
         process_id=launch.process_id,
-        detection=launch.detection if address is None else None,
+        detection=launch.detection,
     )
 
 

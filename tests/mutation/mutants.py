@@ -9,7 +9,7 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parent
 CHECKOUT = FOLDER.parents[1]
-PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io")
+PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io", "rpo")
 """Packages with mutants; the file ``PACKAGE.yaml`` lists them."""
 
 

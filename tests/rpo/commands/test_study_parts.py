@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rpo.cli import main
 
@@ -188,6 +189,33 @@ def test_roundtrip_the_commands_of_the_slurm_scripts_leave_the_bytes_of_one_run(
         assert main(shlex.split(command)) == 0
     run(study, "--out", tmp_path / "one")
     assert digests(tmp_path / "out" / "study") == digests(tmp_path / "one")
+
+
+def test_closed_form_the_kubernetes_jobs_of_the_page_are_consistent() -> None:
+    blocks = re.findall(r'^```yaml title="(\w+\.yaml)"\n(.*?)^```$', PAGE.read_text(), re.S | re.M)
+    documents = {name: list(yaml.safe_load_all(text)) for name, text in blocks}
+    (shares,), (service, group) = documents["study_job.yaml"], documents["study_group.yaml"]
+    for job in (shares, group):
+        assert job["spec"]["completionMode"] == "Indexed"
+        assert job["spec"]["completions"] == job["spec"]["parallelism"]
+    # The shares of the pods are all shares.
+    (script,) = shares["spec"]["template"]["spec"]["containers"][0]["args"]
+    n_jobs = shares["spec"]["completions"]
+    command = ["bash", "-c", f"echo {script}"]
+    parts = [
+        subprocess.run(
+            command, env={"JOB_COMPLETION_INDEX": str(index)}, capture_output=True, check=True
+        ).stdout.split()[4]
+        for index in range(n_jobs)
+    ]
+    assert parts == [f"{job}/{n_jobs}".encode() for job in range(1, n_jobs + 1)]
+    # The pods of the group are those that the headless service names.
+    pod = group["spec"]["template"]["spec"]
+    command = pod["containers"][0]["command"]
+    assert command[command.index("--num-processes") + 1] == str(group["spec"]["completions"])
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": group["metadata"]["name"]}
 
 
 @pytest.mark.slow
