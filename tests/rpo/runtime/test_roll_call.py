@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,24 +79,23 @@ def test_raises_if_the_processes_do_not_fit_together(address: str) -> None:
     assert message == "argument --coordinator-address: must be HOST:PORT, got 'nowhere'"
 
 
-def test_limit_strangers_and_processes_that_ended_do_not_count(address: str) -> None:
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            wait_for_processes(address, 2, 0)
-        except UsageError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    time.sleep(0.1)
+@pytest.mark.parametrize("comes_again", [False, True])
+def test_limit_strangers_and_processes_that_ended_do_not_count(
+    address: str, comes_again: bool
+) -> None:
     host, port = address.split(":")
-    for report in (b"GET / HTTP/1.1\r\n\r\n", b""):
-        with socket.create_connection((host, int(port))) as stranger:
-            stranger.sendall(report)
-    thread.join()
-    assert "process 1 of 2" in str(errors)
+    with ThreadPoolExecutor(2) as executor:
+        first = executor.submit(outcomes, address, (3, 0))
+        time.sleep(0.1)
+        for report in (b"GET / HTTP/1.1\r\n\r\n", b"", b"1 3\n"):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(report)
+        time.sleep(0.1)
+        third = executor.submit(outcomes, address, (3, 2))
+        if comes_again:
+            wait_for_processes(address, 3, 1)
+        for (message,) in (first.result(), third.result()):
+            assert message == "" if comes_again else "s: process 1 of 3: start all" in message
 
 
 def test_raises_in_bounded_time_if_jax_does_not_connect(
