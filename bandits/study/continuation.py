@@ -90,7 +90,7 @@ def split_records(study: StudyConfig, tables: Iterator[pa.Table]) -> Iterator[tu
     Raises:
         ValueError: if the number of records is not that of the study.
     """
-    fits = _fits_per_draw(study)
+    fits = fits_per_draw(study)
     pending, plan = pa.table({}), plan_parts(study)
     for part in plan:
         n_rows = part.n_draws * fits
@@ -118,7 +118,7 @@ def join_blocks(
     Yields:
         The records of every part of the study.
     """
-    fits = np.arange(_fits_per_draw(study))[:, None]
+    fits = np.arange(fits_per_draw(study))[:, None]
     plans = [plan_parts(block.study(study)) for block in blocks]
     read = lru_cache(maxsize=2 * len(blocks))(read_part)
     plan = plan_parts(study)
@@ -153,5 +153,10 @@ def _locate(
         yield group.first_part + int(part), draws, position[draws]
 
 
-def _fits_per_draw(study: StudyConfig) -> int:
+def fits_per_draw(study: StudyConfig) -> int:
+    """Return the number of fits of a draw, one for each method and pair of weights.
+
+    Args:
+        study: configuration of the study.
+    """
     return len(study.methods) * len(expand_weights(study))

@@ -34,6 +34,8 @@ from .parts import plan_parts
 RECORDS_FILE = "records.parquet"
 TIMINGS_FILE = "seconds.parquet"
 PARTS_FOLDER = "parts"
+PIECES_SUFFIX = "_pieces"
+"""Ending of the name of the folder of the pieces of parts."""
 PART_NAME = re.compile(r"\d{6,}\.(parquet|seconds)(\.sha256)?")
 RECORDS_FORMAT = 4
 """Version of the columns; results in another format are not continued."""
@@ -187,6 +189,18 @@ class RecordStore:
         for suffix in (".seconds.sha256", ".seconds", ".parquet.sha256", ".parquet"):
             path.with_suffix(suffix).replace(moved.with_suffix(suffix))
 
+    def read_part(self, number: int) -> tuple[pa.Table, pa.Table]:
+        """Return the records and the timings of a part.
+
+        Args:
+            number: index of the part, from 0.
+
+        Raises:
+            ValueError: if a file is damaged or missing.
+        """
+        path = self._part_path(number)
+        return self._read(path), self._read(path.with_suffix(".seconds"))
+
     def merge(self, n_parts: int) -> None:
         """Write one table of all records and one of all timings, holding one part in memory.
 
@@ -225,7 +239,11 @@ class RecordStore:
 
     def drop_parts(self) -> None:
         """Remove the parts, which are needed only until the study is merged."""
-        for parts in (self.folder / PARTS_FOLDER, *self.folder.glob("parts_of_seeds_*")):
+        for parts in (
+            self.folder / PARTS_FOLDER,
+            self.folder / (PARTS_FOLDER + PIECES_SUFFIX),
+            *self.folder.glob("parts_of_seeds_*"),
+        ):
             if not parts.is_dir():
                 continue
             for path in list(parts.iterdir()):

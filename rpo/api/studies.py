@@ -75,7 +75,8 @@ def study(
     from rpo.jobs.dask_study import run_on_dask
     from rpo.jobs.studies import run_study
     from rpo.jobs.study_kinds import run_study_kind
-    from rpo.jobs.study_parts import check_sharing, gather_shares, run_share
+    from rpo.jobs.study_merge import gather_shares
+    from rpo.jobs.study_parts import check_sharing, run_share
 
     resolved = _load_study(config, overrides, quick=quick)
     folder = Path("out") / resolved.name if out is None else Path(out)

@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _naming_the_command(args: argparse.Namespace) -> Iterator[None]:
     """Add the command that computes a missing part to the error of a merge."""
-    from rpo.jobs.study_parts import MissingPartError
+    from rpo.jobs.study_merge import MissingPartError
     from rpo.runtime.errors import UsageError
 
     try:

@@ -1,18 +1,15 @@
-"""Shares of a study for job arrays: each job writes a folder of its own, and a merge joins them.
+"""Shares of a study for job arrays: each job writes a folder of its own.
 
-Job K of N fits parts K, K + N, K + 2N and so on. It writes only into ``part-K-of-N`` below the
-output folder and holds the lock of that folder alone. Jobs therefore never write to the same file,
-whatever the file system. The merge takes all locks, checks that every part is there and of the same
-study, and moves the parts into the output folder. The study is then finished as if it had been
-interrupted after its last part.
+Job K of N fits parts K, K + N, K + 2N and so on; if there are fewer parts than jobs, pieces of
+parts. It writes only into ``part-K-of-N`` below the output folder and holds the lock of that folder
+alone. Jobs therefore never write to the same file, whatever the file system.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +17,8 @@ from bandits.study.config import StudyConfig, choose_kernel, resolved_config
 from bandits.study.continuation import SeedBlock, find_blocks
 from bandits.study.inputs import input_digests
 from bandits.study.parts import StudyPart, plan_parts
-from bandits.study.records import PARTS_FOLDER, RecordStore
+from bandits.study.pieces import PiecePlan
+from bandits.study.records import PARTS_FOLDER, PIECES_SUFFIX, RecordStore
 from bandits.study.run import run_parts
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
@@ -28,12 +26,12 @@ from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import is_temporary, write_atomic
-from rpo_io.folders import LOCK_FILE, folder_lock, name_os_errors
-from rpo_io.outputs import HARMLESS, MARKER_FILE, output_folder
+from rpo_io.folders import name_os_errors
+from rpo_io.outputs import HARMLESS, output_folder
 
 _LOGGER = logging.getLogger(__name__)
 _SHARE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
-_SHARE_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
+SHARE_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 _SYSTEM_TEMPORARY = re.compile(r"tmp\w{8}")  # where a job tries whether it can write
 
 
@@ -51,18 +49,6 @@ class Share(NamedTuple):
     def folder(self) -> str:
         """Return the name of the folder that the job writes."""
         return f"part-{self.job}-of-{self.n_jobs}"
-
-
-class MissingPartError(UsageError):
-    """An error of a merge: a job has not finished.
-
-    Attributes:
-        share: the share of the job as ``--part`` takes it, such as ``"2/5"``.
-    """
-
-    def __init__(self, message: str, share: str) -> None:
-        super().__init__(message)
-        self.share: str = share
 
 
 def check_sharing(
@@ -132,7 +118,7 @@ def run_share(study: StudyConfig, folder: Path, part: str) -> StudyResult:
         share = read_share(part)
         job_folder = folder / share.folder()
         plan_parts(study)
-        whole = _store(study, folder)
+        whole = part_store(study, folder)
         taken = output_folder(folder, "study", is_earlier_run=holds_shares, locked=False)
         with taken:
             whole.check(resume=True)
@@ -141,59 +127,20 @@ def run_share(study: StudyConfig, folder: Path, part: str) -> StudyResult:
                 return StudyResult(study.name, folder, files=(), bound_violations=())
             with output_folder(job_folder, "study --part"):
                 write_atomic(job_folder / "config.yaml", to_yaml(study))
-                names = [
-                    f"{parts_folder}/{part.number:06d}.parquet"
-                    for part_study, parts_folder in _tasks(study, whole)
-                    for part in _run_parts(
-                        part_study, _store(study, job_folder, parts_folder), share
-                    )
-                ]
-    if not names:
-        _LOGGER.info("%s: nothing is left for this job: the study has fewer parts", study.name)
-    _LOGGER.info("written to %s: %s of the study's parts", job_folder, f"{len(names):,}")
+                names, n_pieces = [], 0
+                for part_study, parts_folder in part_tasks(study, whole):
+                    plan = PiecePlan(plan_parts(part_study), share.n_jobs)
+                    n_pieces += len(plan)
+                    store = piece_store(study, job_folder, parts_folder, plan)
+                    names += [
+                        f"{store.parts_folder}/{piece.number:06d}.parquet"
+                        for piece in _run_pieces(part_study, store, plan, share)
+                    ]
+    if n_pieces < share.n_jobs:
+        rule = "the study has too few draws: only the first %d of the %d jobs have work"
+        _LOGGER.info(f"%s: {rule}", study.name, n_pieces, share.n_jobs)
+    _LOGGER.info("written to %s: %s of %s parts", job_folder, f"{len(names):,}", f"{n_pieces:,}")
     return StudyResult(study.name, job_folder, tuple(names), bound_violations=())
-
-
-def gather_shares(study: StudyConfig, folder: Path) -> None:
-    """Move the parts of all jobs into the output folder of the study.
-
-    Nothing is moved before every part is there and of this study.
-
-    Args:
-        study: the configuration.
-        folder: output folder of the study.
-
-    Raises:
-        MissingPartError: if a part is missing.
-        UsageError: if a part is damaged or belongs to another study, or a job still runs.
-    """
-    study = choose_kernel(study)
-    with user_input(), name_os_errors(folder), ExitStack() as stack:
-        whole = _store(study, folder)
-        stack.enter_context(output_folder(folder, "study", is_earlier_run=holds_shares))
-        whole.check(resume=True)
-        if whole.is_finished() and whole.earlier_seeds() is None:
-            return
-        shares = _shares(folder)
-        for share in shares:
-            stack.enter_context(folder_lock(folder / share.folder()))
-        moves = []
-        for part_study, parts_folder in _tasks(study, whole):
-            target = _store(study, folder, parts_folder)
-            sources = [_store(study, folder / share.folder(), parts_folder) for share in shares]
-            for source in sources:
-                source.check(resume=True, more_seeds=False)
-            for number in range(len(plan_parts(part_study))):
-                if target.has_part(number):
-                    continue
-                source = next((source for source in sources if source.has_part(number)), None)
-                if source is None:
-                    raise _missing_part(folder, number, shares)
-                moves.append((source, target, number))
-        for source, target, number in moves:
-            source.move_part(number, target)
-        for share in shares:
-            _remove_share(study, folder / share.folder(), whole)
 
 
 def holds_shares(folder: Path) -> bool:
@@ -205,28 +152,59 @@ def holds_shares(folder: Path) -> bool:
     return all(
         path.name in HARMLESS
         or is_temporary(path.name)
-        or _SHARE_FOLDER.fullmatch(path.name)
+        or SHARE_FOLDER.fullmatch(path.name)
         or _SYSTEM_TEMPORARY.fullmatch(path.name)
         for path in folder.iterdir()
     )
 
 
-def _store(study: StudyConfig, folder: Path, parts_folder: str = PARTS_FOLDER) -> RecordStore:
+def part_store(study: StudyConfig, folder: Path, parts_folder: str = PARTS_FOLDER) -> RecordStore:
+    """Return the store of a study's parts.
+
+    Args:
+        study: configuration of the study.
+        folder: output folder of the study or of a job.
+        parts_folder: name of the folder of the parts.
+    """
     return RecordStore(
         folder, resolved_config(study), inputs=input_digests(study), parts_folder=parts_folder
     )
 
 
-def _run_parts(study: StudyConfig, store: RecordStore, share: Share) -> Iterator[StudyPart]:
-    """Yield the parts of a share once they are stored."""
+def piece_store(
+    study: StudyConfig, folder: Path, parts_folder: str, plan: PiecePlan
+) -> RecordStore:
+    """Return the store of what a job computes: pieces, or whole parts if there are enough of them.
+
+    Args:
+        study: configuration of the study.
+        folder: output folder of the job.
+        parts_folder: name of the folder of the parts.
+        plan: the pieces of the study for the number of jobs.
+    """
+    return part_store(study, folder, parts_folder + (PIECES_SUFFIX if plan.per_part > 1 else ""))
+
+
+def _run_pieces(
+    study: StudyConfig, store: RecordStore, plan: PiecePlan, share: Share
+) -> Iterator[StudyPart]:
+    """Yield the pieces of a share once they are stored."""
     store.check(resume=True, more_seeds=False)
-    parts = plan_parts(study)[share.job - 1 :: share.n_jobs]
-    done = run_parts(study, store, parts)
-    return track_progress(done, len(parts), f"parts of {study.name}")
+    pieces = plan[share.job - 1 :: share.n_jobs]
+    done = run_parts(study, store, pieces)
+    return track_progress(done, len(pieces), f"parts of {study.name}")
 
 
-def _tasks(study: StudyConfig, whole: RecordStore) -> Iterator[tuple[StudyConfig, str]]:
-    """Yield the studies whose parts are needed, and the names of the folders of their parts."""
+def part_tasks(study: StudyConfig, whole: RecordStore) -> Iterator[tuple[StudyConfig, str]]:
+    """Yield the studies whose parts are needed, and the names of the folders of their parts.
+
+    Args:
+        study: configuration of the study.
+        whole: store of the output folder.
+
+    Raises:
+        ValueError: if the folder holds an unfinished study of fewer seeds.
+    """
     earlier = whole.earlier_seeds()
     if earlier is not None and not whole.is_finished():
         raise ValueError(
@@ -236,26 +214,3 @@ def _tasks(study: StudyConfig, whole: RecordStore) -> Iterator[tuple[StudyConfig
     new = [] if earlier is None else [SeedBlock(earlier, study.seeds)]
     blocks = new or find_blocks(whole.folder, study.seeds)
     yield from [(block.study(study), block.folder()) for block in blocks] or [(study, PARTS_FOLDER)]
-
-
-def _shares(folder: Path) -> list[Share]:
-    """Return the shares whose folders exist, by number."""
-    matches = [_SHARE_FOLDER.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()]
-    return sorted(Share(int(match[1]), int(match[2])) for match in matches if match)
-
-
-def _missing_part(folder: Path, number: int, shares: Sequence[Share]) -> Exception:
-    if not shares:
-        return ValueError(f"{folder}: holds no parts to merge: compute them with --part K/N")
-    n_jobs = shares[-1].n_jobs
-    share = f"{number % n_jobs + 1}/{n_jobs}"
-    return MissingPartError(f"{folder}: part {number:06d} is missing, of the job {share}", share)
-
-
-def _remove_share(study: StudyConfig, folder: Path, whole: RecordStore) -> None:
-    """Remove the folder of a job whose parts were moved; files of others stay."""
-    _store(study, folder).drop_parts()
-    for name in ("config.yaml", MARKER_FILE, LOCK_FILE):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()

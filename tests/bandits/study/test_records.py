@@ -38,6 +38,7 @@ def test_roundtrip_parts_are_merged_into_one_table_in_order(tmp_path: Path) -> N
     store = filled(tmp_path)
     assert store.has_part(1)
     assert not store.has_part(2)
+    assert [table.num_rows for table in store.read_part(1)] == [3, TIMES.num_rows]
     store.merge(2)
     store.drop_parts()
     assert store.is_finished()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -87,6 +88,50 @@ def test_roundtrip_shares_of_jobs_merge_to_the_bytes_of_one_run(
     run(study, "--merge", "--out", out)  # the merge can be repeated
     run(study, "--part", "2/3", "--out", out)  # and a job that is too late does no harm
     assert digests(out) == digests(one)
+    assert not list(out.glob("part*"))
+
+
+def test_roundtrip_more_jobs_than_parts_share_the_draws(
+    study: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 20_000)
+    one, out = tmp_path / "one", tmp_path / "jobs"
+    run(study, "--out", one)
+    for job in ("1/4", "2/4", "4/4"):
+        run(study, "--part", job, "--out", out)
+    stored = [path.name for path in (out / "part-2-of-4" / "parts_pieces").glob("*.parquet")]
+    assert stored == ["000001.parquet"]
+    message = refused(capsys, study, "--merge", "--out", out)
+    assert "a piece of part 000000 is missing, of the job 3/4: run rpo study" in message
+    run(study, "--part", "3/4", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr("bandits.study.run.run_part", None)
+        run(study, "--merge", "--out", out)
+    assert digests(out) == digests(one)
+    assert not list(out.glob("part*"))
+    timings = [pq.read_table(folder / "seconds.parquet") for folder in (one, out)]
+    assert timings[0].drop(["seconds"]).equals(timings[1].drop(["seconds"]))
+    # There are ten draws.
+    run(study, "--part", "11/12", "--out", tmp_path / "other")
+    message = "the study has too few draws: only the first 10 of the 12 jobs have work"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_roundtrip_jobs_share_the_new_seeds_of_a_finished_study(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bandits.study.parts.MAX_DRAWS_PER_PART", 20_000)
+    out, seven = tmp_path / "jobs", [study, "--seeds", "7"]
+    run(study, "--out", out)
+    for job in ("1/3", "2/3", "3/3"):
+        run(*seven, "--part", job, "--out", out)
+    run(*seven, "--merge", "--out", out)
+    run(*seven, "--out", tmp_path / "seven")
+    assert digests(out) == digests(tmp_path / "seven")
     assert not list(out.glob("part*"))
 
 
