@@ -23,7 +23,7 @@ from rpo_io.log_ticks import label_log_axis
 
 from .fitting import BEST_OF_N
 from .laws import law_terms
-from .run import KEYS, LawsResult
+from .run import CurveKeys, LawsResult
 
 COLORS = (*PALETTE.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*X"
@@ -310,7 +310,7 @@ def _mean_curve(result: LawsResult, fit: dict[str, Any]) -> _MeanCurve:
 def _rows(records: pa.Table, fit: dict[str, Any]) -> pa.Table:
     """Return the records of one curve."""
     keep = np.ones(records.num_rows, bool)
-    for key in KEYS:
+    for key in CurveKeys._fields:
         value = fit[key]
         is_nan = isinstance(value, float) and math.isnan(value)
         column = records[key].to_numpy()

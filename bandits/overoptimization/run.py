@@ -3,7 +3,7 @@ r"""Run of the study of overoptimization laws: curves of every method, and their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from bandits.environments.base import Instance
 from bandits.environments.designs import draw_design
 from bandits.methods.best_of_n import best_of_n_policy, best_of_n_score
+from bandits.steps import KeepStep, compute_step
 
 from .config import ClassName, LawsConfig
 from .fitting import BEST_OF_N, PROXY_METHOD, fit_policies
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 TIE_TOLERANCE = 1e-6
 """Difference of rewards below which solvers cannot tell them apart, see ``greedy_policy``."""
-
-KEYS: tuple[str, ...] = ("method", "reward_class", "comparisons", "eta")
-"""Columns that identify a curve."""
 
 
 class LawsResult(NamedTuple):
@@ -81,20 +79,28 @@ class LawsResult(NamedTuple):
         return plot_laws_figure(self, kind or self.figure_kinds[0], axes_or_new(ax), panel=panel)
 
 
-class _Curve(NamedTuple):
-    """Measurements of one method on a batch of bandits; arrays have the shape ``[s p]``."""
+class CurveKeys(NamedTuple):
+    """What identifies a curve, in the columns of the records.
 
-    keys: dict[str, Any]
-    beta: Float[np.ndarray, " p"]
-    n: Float[np.ndarray, " p"]
-    measured: dict[str, np.ndarray]
+    Attributes:
+        method: name of the method.
+        reward_class: class of the rewards.
+        comparisons: number of comparisons in a data set.
+        eta: weight of the adversary; NaN for a method that does not use it.
+    """
+
+    method: str
+    reward_class: ClassName
+    comparisons: int
+    eta: float
 
 
-def run_laws(config: LawsConfig) -> LawsResult:
+def run_laws(config: LawsConfig, *, keep: KeepStep = compute_step) -> LawsResult:
     r"""Fit every method along its curve, measure gains and distances, and fit the laws.
 
     Args:
         config: configuration of the study.
+        keep: returns the table of a step: the records of each curve, then its row of the fits.
 
     Returns:
         Records and fits; they depend on the configuration alone.
@@ -106,11 +112,11 @@ def run_laws(config: LawsConfig) -> LawsResult:
         (60, ['best_of_n'])
     """
     records, fits = [], []
-    for reward_class in config.reward_classes:
-        for comparisons in config.comparisons:
-            for curve in _curves(config, reward_class, comparisons):
-                records.append(_records(config, curve))
-                fits.append(_fit(config, curve))
+    for number, keys in enumerate(_curve_keys(config)):
+        curve = keep(2 * number, partial(_run_curve, config, keys))
+        fit = keep(2 * number + 1, partial(_fit_table, config, keys, curve))
+        records.append(curve)
+        fits += fit.to_pylist()
     return LawsResult(config, pa.concat_tables(records), pa.Table.from_pylist(fits))
 
 
@@ -133,21 +139,39 @@ def curve_law(method: str) -> LawName:
     return "best_of_n" if method == BEST_OF_N else "rl"
 
 
-def _curves(config: LawsConfig, reward_class: ClassName, comparisons: int) -> Iterator[_Curve]:
+def _curve_keys(config: LawsConfig) -> list[CurveKeys]:
+    """Return what identifies each curve, in the order of the records."""
+    return [
+        CurveKeys(method, reward_class, comparisons, eta)
+        for reward_class in config.reward_classes
+        for comparisons in config.comparisons
+        for method in config.methods
+        for eta in config.etas_of(method)
+    ]
+
+
+def _run_curve(config: LawsConfig, keys: CurveKeys) -> pa.Table:
+    """Return the records of a curve, one row for each seed and point."""
     seeds = config.first_seed + np.arange(config.seeds)
-    instance = draw_design(config.design_of(reward_class), comparisons, seeds)
-    for method in config.methods:
-        for eta in config.etas_of(method):
-            values: tuple[Any, ...] = (method, reward_class, comparisons, eta)
-            keys = dict(zip(KEYS, values, strict=True))
-            if method == BEST_OF_N:
-                ns = np.sort(np.asarray(config.best_of_n, np.float64))
-                measured = _measure_best_of_n(instance, ns)
-                yield _Curve(keys, np.full(len(ns), np.nan), ns, measured)
-            else:
-                betas = config.beta.values()
-                measured = _measure_along_beta(config, instance, method, eta, betas)
-                yield _Curve(keys, betas, np.full(len(betas), np.nan), measured)
+    instance = draw_design(config.design_of(keys.reward_class), keys.comparisons, seeds)
+    if keys.method == BEST_OF_N:
+        n = np.sort(np.asarray(config.best_of_n, np.float64))
+        beta = np.full(len(n), np.nan)
+        measured = _measure_best_of_n(instance, n)
+    else:
+        beta = config.beta.values()
+        n = np.full(len(beta), np.nan)
+        measured = _measure_along_beta(config, instance, keys.method, keys.eta, beta)
+    n_rows = len(seeds) * len(n)
+    return pa.table(
+        {
+            **{name: [value] * n_rows for name, value in keys._asdict().items()},
+            "seed": np.repeat(seeds, len(n)),
+            "beta": np.tile(beta, len(seeds)),
+            "n": np.tile(n, len(seeds)),
+            **{name: values.ravel() for name, values in measured.items()},
+        }
+    )
 
 
 def _measure_along_beta(
@@ -206,25 +230,14 @@ def _measure(
         return {name: np.asarray(values) for name, values in columns.items()}
 
 
-def _records(config: LawsConfig, curve: _Curve) -> pa.Table:
-    n_seeds, n_points = curve.measured["kl"].shape
-    seeds = config.first_seed + np.arange(n_seeds)
-    points = {"beta": np.tile(curve.beta, n_seeds), "n": np.tile(curve.n, n_seeds)}
-    return pa.table(
-        {
-            **{name: [value] * (n_seeds * n_points) for name, value in curve.keys.items()},
-            "seed": np.repeat(seeds, n_points),
-            **points,
-            **{name: values.ravel() for name, values in curve.measured.items()},
-        }
-    )
-
-
-def _fit(config: LawsConfig, curve: _Curve) -> dict[str, Any]:
+def _fit_table(config: LawsConfig, keys: CurveKeys, records: pa.Table) -> pa.Table:
     """Return the row of a curve in the table of fits."""
-    law = curve_law(curve.keys["method"])
+    law = curve_law(keys.method)
     other: LawName = "rl" if law == "best_of_n" else "best_of_n"
-    sqrt_kl, gain = curve.measured["sqrt_kl"], curve.measured["true_gain"]
+    sqrt_kl, gain, slopes = (
+        records[name].to_numpy().reshape(config.seeds, -1)
+        for name in ("sqrt_kl", "true_gain", "initial_slope")
+    )
 
     def fit(name: LawName) -> LawFit:
         return fit_law(
@@ -236,17 +249,18 @@ def _fit(config: LawsConfig, curve: _Curve) -> dict[str, Any]:
             confidence=config.confidence,
         )
 
-    slope = curve.measured["initial_slope"][:, 0]
+    slope = slopes[:, 0]
     moves = np.isfinite(slope) & (sqrt_kl[:, 0] > 0)
     measured = gain[moves, 0] / sqrt_kl[moves, 0]
-    return {
-        **curve.keys,
+    row = {
+        **keys._asdict(),
         "law": law,
         **fit(law)._asdict(),
         "r_squared_other_law": fit(other).r_squared,
         "initial_slope": float(slope[moves].mean()) if moves.any() else math.nan,
         "measured_slope": float(measured.mean()) if moves.any() else math.nan,
     }
+    return pa.Table.from_pylist([row])
 
 
 _measure_gains = jax.jit(jax.vmap(measure_gain))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from bandits.environments.registry import draw_environment
+from bandits.steps import KeepStep, compute_step
 from rpo_theory.types import Status
 
 from .config import RoundsConfig, RoundsMethod, method_labels
@@ -78,11 +80,12 @@ class RoundsResult(NamedTuple):
         return plot_rounds_figure(self, kind or self.figure_kinds[0], axes_or_new(ax))
 
 
-def run_rounds(config: RoundsConfig) -> RoundsResult:
+def run_rounds(config: RoundsConfig, *, keep: KeepStep = compute_step) -> RoundsResult:
     """Run a study in rounds.
 
     Args:
         config: the configuration; :meth:`RoundsConfig.quick_version` has smaller sizes.
+        keep: returns the records of a step, one for each method.
 
     Returns:
         The records and the slopes. Equal configurations give equal records.
@@ -101,9 +104,14 @@ def run_rounds(config: RoundsConfig) -> RoundsResult:
     """
     seeds = np.arange(config.first_seed, config.first_seed + config.seeds)
     instance = draw_environment(config.environment, config.comparisons, seeds, design=config.design)
+
+    def play(method: RoundsMethod, label: str) -> pa.Table:
+        return _table(config, method, label, seeds, play_rounds(instance, method, config, seeds))
+
+    labels = method_labels(config)
     tables = [
-        _table(config, method, label, seeds, play_rounds(instance, method, config, seeds))
-        for method, label in zip(config.methods, method_labels(config), strict=True)
+        keep(number, partial(play, method, label))
+        for number, (method, label) in enumerate(zip(config.methods, labels, strict=True))
     ]
     records = pa.concat_tables(tables).combine_chunks()
     growth = measure_growth(records) if config.rounds > 1 else ()

@@ -363,7 +363,8 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
         for index, (before, after) in enumerate(itertools.zip_longest(old, new)):
             if before != after:
                 return _first_difference(before, after, f"{path}[{index}]")
-    more = ", and a study continues only for more seeds" if path == "seeds" else ""
+    is_shorter = path == "seeds" and isinstance(old, int) and isinstance(new, int) and new < old
+    more = ", and a study continues only for more seeds" if is_shorter else ""
     if path == "kernel":
         more = f"; to continue, write `kernel: {old}` into the configuration"
     return f" (`{path}` was {_shown(old)}, is {_shown(new)}{more})" if path else ""

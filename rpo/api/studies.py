@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpo.report.figure_files import DEFAULT_FORMAT, FigureFormat
-from rpo.results import StudyEstimate, StudyKindResult, StudyResult
+from rpo.results import StudyEstimate, StudyKindEstimate, StudyKindResult, StudyResult
 from rpo.runtime.config_files import load_config, read_kind
 from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
@@ -109,11 +109,11 @@ def study(
 
 
 def estimate_study(
-    config: PathLike | StudyConfig,
+    config: PathLike | AnyStudy,
     overrides: Mapping[str, Any] | None = None,
     *,
     quick: bool = False,
-) -> StudyEstimate:
+) -> StudyEstimate | StudyKindEstimate:
     """Estimate the duration and the memory of a study from a few trial fits; write nothing.
 
     Args:
@@ -122,7 +122,8 @@ def estimate_study(
         quick: use the smaller sizes under the key ``quick`` of the study.
 
     Returns:
-        The estimate for this machine and one process.
+        The estimate for this machine and one process; of another kind of study than the comparison
+        of methods, its cells, fits and files with the duration.
 
     Raises:
         ValueError: if the configuration is invalid.
@@ -135,11 +136,12 @@ def estimate_study(
     from bandits.study.notes import study_notes
     from bandits.study.parts import plan_parts
     from bandits.study.run import estimate_run
+    from rpo.jobs.kind_estimates import estimate_study_kind
 
     resolved = _load_study(config, overrides, quick=quick)
     with user_input():
         if not isinstance(resolved, StudyConfig):
-            raise ValueError(f"the cost of a study of the kind {resolved.kind} is not estimated")
+            return estimate_study_kind(resolved)
         parts = plan_parts(resolved)
     cost = estimate_run(resolved, parts)
     return StudyEstimate(

@@ -5,7 +5,9 @@ A complete file has four keys:
 
   {name: first, methods: [rpo, dpo], comparisons: [100, 1000], seeds: 50}
 
-The key kind selects another kind of study: minimax_regret, laws or rounds (docs/studies.md).
+The key kind selects another kind of study: minimax_regret, laws or rounds (docs/studies.md). With
+--resume, interrupted studies of the kinds laws and rounds continue; minimax_regret, and a finished
+study of any of these kinds, start again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 from rpo.runtime import processes
 
 if TYPE_CHECKING:
-    from rpo.results import StudyEstimate
+    from rpo.results import StudyEstimate, StudyKindEstimate
 
 TAKES_OVERRIDES = True
 
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         with printing_to_stderr():
             estimate = estimate_study(config, quick=args.quick)
-        return _print_estimate(estimate)
+        return _print_estimate(estimate, args.out)
     # Methods and environments of the user's own may print; stdout is for the JSON document.
     with _naming_the_command(args), printing_to_stderr():
         result = study(
@@ -159,23 +161,45 @@ def _naming_the_command(args: argparse.Namespace) -> Iterator[None]:
         raise UsageError(f"{error}: run {shlex.join(command)}") from error
 
 
-def _print_estimate(estimate: StudyEstimate) -> int:
-    from rpo.runtime.output import format_duration
+def _print_estimate(estimate: StudyEstimate | StudyKindEstimate, out: Path | None) -> int:
+    from rpo.results import StudyEstimate
 
-    name = estimate.config.name
-    logger = logging.getLogger(__name__)
-    logger.info(
-        "%s: about %s and %s for %s (estimated from %s)",
-        name,
-        format_duration(estimate.seconds),
-        _format_bytes(estimate.bytes),
-        _count(estimate.fits, "fit"),
-        _count(estimate.trial_fits, "trial fit"),
-    )
-    for note in estimate.notes:
-        logger.info("%s: note: %s", name, note)
+    is_comparison = isinstance(estimate, StudyEstimate)
+    lines = _cost(estimate) if is_comparison else _outline(estimate, out)
+    for line in lines:
+        logging.getLogger(__name__).info("%s: %s", estimate.config.name, line)
     sys.stdout.write(json.dumps(estimate.to_dict(), indent=1) + "\n")
     return estimate.exit_code
+
+
+def _cost(estimate: StudyEstimate) -> list[str]:
+    """Return what a comparison of methods costs, and notes on its configuration."""
+    from rpo.runtime.output import format_duration
+
+    cost = (
+        f"about {format_duration(estimate.seconds)} and {_format_bytes(estimate.bytes)} for "
+        f"{_count(estimate.fits, 'fit')} (estimated from "
+        f"{_count(estimate.trial_fits, 'trial fit')})"
+    )
+    return [cost, *(f"note: {note}" for note in estimate.notes)]
+
+
+def _outline(estimate: StudyKindEstimate, out: Path | None) -> list[str]:
+    """Return what a study of another kind would run and write."""
+    from math import isnan
+
+    from rpo.runtime.output import format_duration
+
+    duration = "the duration is not estimated"
+    if not isnan(estimate.seconds):
+        duration = f"about {format_duration(estimate.seconds)}, without compilation"
+    folder = Path("out") / estimate.config.name if out is None else out
+    return [
+        f"a study of the kind {estimate.config.kind}",
+        *estimate.cells,
+        f"{_count(estimate.fits, 'fit')}: {duration}",
+        f"would write to {folder}: {', '.join(estimate.files)}",
+    ]
 
 
 def _format_bytes(number: float) -> str:

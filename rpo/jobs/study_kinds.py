@@ -1,7 +1,7 @@
 """Kinds of studies beside the comparison of methods: what they write, and how they are run.
 
 A study's YAML file names its kind by the key ``kind``. Each of these runs in one process within
-minutes; a run that was interrupted starts again.
+minutes. The kinds "laws" and "rounds" continue after an interruption.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bandits.methods.method_config import MethodConfig
+from bandits.steps import KeepStep
+from bandits.study.inputs import code_and_file_digests
 from rpo.report.figure_files import FigureFormat, write_figure
 from rpo.report.kind_tables import (
     laws_captions,
@@ -32,6 +35,8 @@ from rpo_io.config_types import to_plain
 from rpo_io.folders import name_os_errors
 from rpo_io.outputs import output_folder
 from rpo_io.strict_json import format_document, null_non_finite
+
+from .kind_steps import StepStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,11 +76,11 @@ class StudyKind(NamedTuple):
 
     Attributes:
         load_config: returns the class of its configuration.
-        run: runs a study.
+        run: runs a study, given a function that keeps the tables of its steps.
     """
 
     load_config: Callable[[], type]
-    run: Callable[[Any], KindOutput]
+    run: Callable[[Any, KeepStep], KindOutput]
 
 
 def run_study_kind(
@@ -86,7 +91,7 @@ def run_study_kind(
     Args:
         config: the configuration, of a class of :data:`KINDS`.
         folder: output folder.
-        resume: run again in a folder that holds results of the same study.
+        resume: continue a study that was begun in the folder; run a finished one again.
         figures: formats, width and style of the figures.
         table: whether to write a table for a paper.
 
@@ -100,9 +105,13 @@ def run_study_kind(
         _check_folder(folder, config, resume=resume)
         for note in _unused_keys(config):
             _logger.info("note: %s", note)
-        output = KINDS[config.kind].run(config)
+        steps = StepStore(folder, _plain(config), _input_digests(config))
+        steps.check(resume=resume)
+        output = KINDS[config.kind].run(config, steps.keep)
         write_atomic(folder / "config.yaml", to_yaml(config))
-        return _write(folder, config, output, figures, table=table)
+        result = _write(folder, config, output, figures, table=table)
+        steps.remove()
+        return result
 
 
 def _check_folder(folder: Path, config: Any, *, resume: bool) -> None:
@@ -157,6 +166,17 @@ _REQUIRED = {
 """Keys without a default value."""
 
 
+def _input_digests(config: Any) -> dict[str, str]:
+    """Return the digests of the files and sources that a study in steps reads."""
+    design = getattr(config, "design", {})
+    features = design.get("features_file") if isinstance(design, dict) else design.features_file
+    methods = [method for method in config.methods if isinstance(method, MethodConfig)]
+    environment = getattr(config, "environment", "design")
+    return code_and_file_digests(
+        environments=[environment], features_files=[features], methods=methods
+    )
+
+
 def _plain(config: Any) -> Any:
     """Return a configuration as JSON gives it back."""
     return json.loads(json.dumps(to_plain(config)))
@@ -200,10 +220,11 @@ def _null_for_nan(table: pa.Table) -> pa.Table:
     return table.combine_chunks()
 
 
-def _run_minimax_regret(config: MinimaxRegretConfig) -> KindOutput:
+def _run_minimax_regret(config: MinimaxRegretConfig, keep: KeepStep) -> KindOutput:
     from bandits.minimax_regret.plots import draw_minimax_figure
     from bandits.minimax_regret.run import run_minimax_regret
 
+    del keep  # it takes seconds
     result = run_minimax_regret(config)
     columns = ("label", "comparisons", "eta", "worst_case_regret", "minimax_regret", "ratio")
     rows = result.records.select(list(columns)).to_pylist()
@@ -228,11 +249,11 @@ def _figures(draw: Callable[..., Any], result: Any) -> dict[str, Callable[[Figur
     return {kind: drawing(kind) for kind in result.figure_kinds}
 
 
-def _run_laws(config: LawsConfig) -> KindOutput:
+def _run_laws(config: LawsConfig, keep: KeepStep) -> KindOutput:
     from bandits.overoptimization.figures import draw_laws_figure
     from bandits.overoptimization.run import run_laws
 
-    result = run_laws(config)
+    result = run_laws(config, keep=keep)
     rows = result.fits.to_pylist()
     findings = ["coefficients of the laws, with their intervals"]
     findings += [
@@ -252,11 +273,11 @@ def _eta(eta: float) -> str:
     return "" if isnan(eta) else f" (eta {eta:g})"
 
 
-def _run_rounds(config: RoundsConfig) -> KindOutput:
+def _run_rounds(config: RoundsConfig, keep: KeepStep) -> KindOutput:
     from bandits.rounds.plots import draw_rounds_figure
     from bandits.rounds.run import run_rounds
 
-    result = run_rounds(config)
+    result = run_rounds(config, keep=keep)
     rows = [growth._asdict() for growth in result.growth]
     findings = [f"cumulative regret after {config.rounds:,} rounds, and the slope of its logarithm"]
     findings += [

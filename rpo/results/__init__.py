@@ -16,7 +16,7 @@ from .language_models import (
     TrainEstimate,
     TrainResult,
 )
-from .studies import StudyEstimate, StudyKindResult, StudyResult
+from .studies import StudyEstimate, StudyKindEstimate, StudyKindResult, StudyResult
 from .theory import (
     Answer,
     CertifiedSolution,
@@ -40,6 +40,7 @@ __all__ = [
     "Result",
     "Scores",
     "StudyEstimate",
+    "StudyKindEstimate",
     "StudyKindResult",
     "StudyResult",
     "TrainEstimate",

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.axes import Axes
 
+    from bandits.minimax_regret.config import MinimaxRegretConfig
     from bandits.minimax_regret.run import MinimaxRegretResult
+    from bandits.overoptimization.config import LawsConfig
     from bandits.overoptimization.run import LawsResult
+    from bandits.rounds.config import RoundsConfig
     from bandits.rounds.run import RoundsResult
     from bandits.study.config import StudyConfig
     from bandits.study.figures import FigureKind
@@ -209,6 +212,29 @@ class StudyEstimate(Result):
     bytes: float
     trial_fits: int
     notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved configuration as plain values."""
+        return to_plain(self.config)
+
+
+@dataclass(frozen=True)
+class StudyKindEstimate(Result):
+    """Result of ``estimate_study`` for a kind of study other than the comparison of methods.
+
+    Attributes:
+        config: the resolved configuration.
+        cells: what is combined in the study, one line for each axis.
+        fits: number of fits.
+        files: names of the files that the study would write; figures without their ending.
+        seconds: estimated duration, without compilation; NaN if it is not estimated.
+    """
+
+    config: MinimaxRegretConfig | LawsConfig | RoundsConfig
+    cells: tuple[str, ...]
+    fits: int
+    files: tuple[str, ...]
+    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from .cluster_services import read_attribute, read_job_size
 from .compilation import TPU_DEVICES
 
 _SLURM = (
@@ -171,6 +170,8 @@ def _is_tpu_vm(environment: Mapping[str, str]) -> bool:
 
 
 def _tpu_vm(environment: Mapping[str, str]) -> Launch | None:
+    from .cluster_services import read_attribute  # it loads HTTP and TLS
+
     worker = read_attribute("agent-worker-number", environment)
     if worker is None:  # a TPU without a number is not part of a slice
         return None
@@ -230,8 +231,11 @@ def _kubernetes(environment: Mapping[str, str], num_processes: int | None) -> La
     if _ADDRESS not in environment and not (domain and job != host):
         return None  # pods without a headless service do not find each other
     address = f"{job}-0.{domain}:{environment.get(_PORT) or _KUBERNETES_PORT}"
-    size = num_processes or read_job_size(job, environment)
-    return Launch("Kubernetes", "deactivate", size, int(index), address)
+    if num_processes is None:
+        from .cluster_services import read_job_size  # it loads HTTP and TLS
+
+        num_processes = read_job_size(job, environment)
+    return Launch("Kubernetes", "deactivate", num_processes, int(index), address)
 
 
 def is_in_pod(environment: Mapping[str, str]) -> bool:

@@ -56,6 +56,7 @@ from bandits.study import (
 )
 from llm.evaluation.judgments import read_judgments
 from rpo import api
+from rpo.results import StudyKindEstimate
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -732,6 +733,8 @@ def commands_of_studies(path: Path) -> int:
     overrides: dict[str, Any] = {"seeds": 20, "design.target_coverage": [1.5, 3.0]}
     estimate = api.estimate_study(path, overrides)
     print(estimate.fits, estimate.seconds, estimate.config.name)
+    if isinstance(estimate, StudyKindEstimate):
+        print(estimate.cells, estimate.files)
     group = api.ProcessGroup(coordinator_address="host:1234", num_processes=2, process_id=1)
     figures = api.FigureFormat(formats=("pdf", "png"), width="icml-column", style="ggplot")
     result = api.study(

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
+from bandits.rounds import online
 from rpo import api
 from rpo.cli import main
 from rpo.jobs.study_kinds import KINDS, config_class
-from rpo.results import StudyKindResult
+from rpo.results import StudyKindEstimate, StudyKindResult
 from rpo.runtime.config_files import read_kind
 
 FILES = {
@@ -67,6 +68,11 @@ def test_roundtrip_a_study_of_every_kind_runs_and_its_configuration_runs_again(
     assert captions["table"] in (out / "table.md").read_text()
     assert (document["study"], document["kind"]) == ("small", kind)
     assert all((out / name).is_file() for name in document["written"])
+    monkeypatch.setattr("rpo.jobs.kind_estimates._seconds", lambda run: 2.0)
+    estimate = api.estimate_study(written(tmp_path, kind))
+    assert isinstance(estimate, StudyKindEstimate)
+    names = {name.removesuffix(".pdf") for name in document["written"]}
+    assert set(estimate.files) == names - {"table.tex", "table.csv", "table.md"}
     summary = json.loads((out / "summary.json").read_text())
     assert summary["config"]["kind"] == kind
     again = api.study(out / "config.yaml", out=tmp_path / "again")
@@ -89,6 +95,66 @@ def test_roundtrip_a_study_of_every_kind_runs_and_its_configuration_runs_again(
     assert main(["study", str(tmp_path / f"{kind}.yaml"), "--out", str(out), "--resume"]) == 0
 
 
+def test_closed_form_a_dry_run_counts_fits_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rpo.jobs.kind_estimates._seconds", lambda run: 2.0)
+    out = tmp_path / "out"
+    for kind, overrides, shown in (
+        # 3 and 5 outcomes of 2 and 4 comparisons of one pair.
+        ("minimax_regret", {}, "8 fits: the duration is not estimated"),
+        # Twice the trial's seeds and numbers of comparisons; a fit of best-of-n has all its n.
+        ("laws", {"seeds": 100, "comparisons": [50, 60]}, "200 fits: about 8 s, without comp"),
+        ("rounds", {"rounds": 30}, "60 fits: about 20 s, without compilation"),
+    ):
+        path = written(tmp_path, kind)
+        changes = [f"--{name}={value}" for name, value in overrides.items()]
+        assert main(["study", str(path), "--out", str(out), "--dry-run", *changes]) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["kind"] == kind
+        assert shown in captured.err
+        assert f"would write to {out}: records.parquet, " in captured.err
+        estimate = api.estimate_study(path, overrides)
+        assert isinstance(estimate, StudyKindEstimate)
+        assert estimate.fits == int(shown.split()[0])
+    assert not out.exists()
+
+
+def test_roundtrip_an_interrupted_study_continues_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **keys: None)
+    path, one, out = written(tmp_path, "rounds"), tmp_path / "one", tmp_path / "out"
+    path.write_text(
+        path.read_text().replace("[behavior_cloning]", "[behavior_cloning, greedy_mle]")
+    )
+    command = ["study", str(path), "--out"]
+    assert main([*command, str(one)]) == 0
+    play, played = online.play_rounds, []
+
+    def interrupted(instance: Any, method: Any, config: Any, seeds: Any) -> Any:
+        played.append(method.method)
+        if played == ["behavior_cloning", "greedy_mle"]:
+            raise KeyboardInterrupt
+        return play(instance, method, config, seeds)
+
+    monkeypatch.setattr("bandits.rounds.run.play_rounds", interrupted)
+    assert main([*command, str(out)]) == 130
+    assert (out / "steps" / "parts" / "000000.parquet").is_file()
+    for arguments, message in (
+        ((), "results of this study are there already: continue with --resume"),
+        (("--resume", "--seeds", "3"), "results of another study (`seeds` was 2, is 3)"),
+    ):
+        assert main([*command, str(out), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*command, str(out), "--resume"]) == 0
+    assert "continuing an interrupted study: 1 of its steps are there" in capsys.readouterr().err
+    assert played == ["behavior_cloning", "greedy_mle", "greedy_mle"]
+    for name in ("records.parquet", "summary.json"):
+        assert (out / name).read_bytes() == (one / name).read_bytes()
+    assert not (out / "steps").exists()
+
+
 def test_closed_form_the_kind_selects_the_configuration(tmp_path: Path) -> None:
     names = {kind: config_class(kind).__name__ for kind in (None, *KINDS)}
     assert names[None] == "StudyConfig"
@@ -102,7 +168,6 @@ def test_closed_form_the_kind_selects_the_configuration(tmp_path: Path) -> None:
         ("kind: turns\nname: a\n", (), "`kind` must be one of minimax_regret, laws, rounds, or be"),
         (FILES["rounds"], ("--rounds", "0"), "`rounds` must be"),
         (FILES["rounds"] + "seed: 3\n", (), "unknown key `seed`: did you mean `seeds`?"),
-        (FILES["rounds"], ("--dry-run",), "the cost of a study of the kind rounds is not estim"),
         (
             FILES["rounds"],
             ("--num-processes", "2", "--process-id", "0", "--coordinator-address", "127.0.0.1:1"),
