@@ -83,6 +83,7 @@ def pieces_per_part(parts: PartPlan, n_jobs: int) -> int:
 
     Examples:
         >>> from bandits.study.config import StudyConfig
+        >>> from bandits.study.parts import plan_parts
         >>> study = StudyConfig(name="a", methods=["rpo"], comparisons=[9, 99], seeds=3)
         >>> pieces_per_part(plan_parts(study), 4)
         4
