@@ -24,12 +24,15 @@ class TrainerConfig:
             others. By default it is made, as in Transformers, and its pairs count more.
         eval_steps: number of steps between evaluations, which also follow the last step; 0 for no
             evaluation.
+        eval_on_start: evaluate also before the first step.
         coverage_samples: number of held-out prompts that the policy answers at an evaluation, to
             measure how well the data cover its replies; 0 for none. Full fine-tuning keeps a copy
             of the initial parameters for it.
         save_steps: number of steps between checkpoints; 0 saves only at the end.
         save_total_limit: number of checkpoints to keep.
         logging_steps: number of steps between logged metrics.
+        profile_steps: number of steps of which a trace is written to ``profile`` in the folder of
+            the run, for TensorBoard or Perfetto; they follow the first step, which compiles.
         seed: seed of the order of the data.
         report_to: further trackers of metrics: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.
         step0_tolerance: largest relative error of the first loss; None for a measured value by
@@ -45,10 +48,12 @@ class TrainerConfig:
     gradient_accumulation_steps: int = 1
     dataloader_drop_last: bool = False
     eval_steps: int = 0
+    eval_on_start: bool = False
     coverage_samples: int = 0
     save_steps: int = 0
     save_total_limit: int = 2
     logging_steps: int = 1
+    profile_steps: int = 0
     seed: int = 0
     report_to: list[TrackerName] = field(default_factory=list)
     step0_tolerance: float | None = None
@@ -63,6 +68,7 @@ class TrainerConfig:
             "save_steps": 0,
             "save_total_limit": 1,
             "logging_steps": 1,
+            "profile_steps": 0,
             "seed": 0,
         }
         for name, bound in least.items():

@@ -25,6 +25,8 @@ FREE_TRAINER_KEYS = (
     "save_steps",
     "save_total_limit",
     "eval_steps",
+    "eval_on_start",
+    "profile_steps",
     "coverage_samples",
     "report_to",
     "step0_tolerance",

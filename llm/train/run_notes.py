@@ -115,7 +115,7 @@ def describe_unused_keys(config: TrainConfig, *, has_evaluation: bool | None = N
         for section, key, reason in _without_effect(config, has_evaluation)
         if _is_set(config, section, key)
     ]
-    if has_evaluation and not config.trainer.eval_steps:
+    if has_evaluation and not (config.trainer.eval_steps or config.trainer.eval_on_start):
         notes.append(
             "the rows for evaluation are held out, but never evaluated: `trainer.eval_steps` is 0"
         )
@@ -171,7 +171,8 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
     never = "has no effect: `trainer.eval_steps` is 0, so nothing is evaluated"
     if not has_evaluation:
         yield "trainer", "eval_steps", missing
-    if not has_evaluation or not trainer.eval_steps:
+        yield "trainer", "eval_on_start", missing
+    if not has_evaluation or not (trainer.eval_steps or trainer.eval_on_start):
         yield "trainer", "coverage_samples", missing if not has_evaluation else never
 
 

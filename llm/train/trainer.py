@@ -38,6 +38,7 @@ from .dataset import TrainingData, shown_sources
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
 from .first_step import FirstStep, check_first_loss, first_step_tolerance, measure_first_step
 from .objective import whole_batch_sums
+from .profiling import FOLDER, StepProfiler
 from .reference_check import check_given_reference
 from .reference_model import resolve_reference, score_reference
 from .resume import (
@@ -147,6 +148,9 @@ class Trainer:
                 self._resume_notes = describe_resume(
                     record.step, self.run.num_steps, record.data, self._execution
                 )
+        self._profiler = StepProfiler(
+            folder / FOLDER, self.first_step, config.trainer.profile_steps
+        )
 
     def request_stop(self) -> None:
         """Ask the run to stop after the current step, once its state is saved.
@@ -181,10 +185,15 @@ class Trainer:
             with self._stop_on_signals(), self.checkpoints:
                 if pending is not None:
                     self.tracker.log(self.first_step, pending)
-                    if not self._evaluate_and_log(self.first_step):
-                        raise InterruptedRunError(_stopped_after(self.first_step))
-                for _ in progress(self._steps(), run.num_steps - self.first_step):
-                    pass
+                starts = run.config.trainer.eval_on_start and self.first_step == 0
+                is_due = starts or pending is not None
+                if is_due and not self._evaluate_and_log(self.first_step):
+                    raise InterruptedRunError(_stopped_after(self.first_step))
+                try:
+                    for _ in progress(self._steps(), run.num_steps - self.first_step):
+                        pass
+                finally:
+                    self._profiler.close()
             digest = parameters_sha256(run.state.trainable, run.frozen)
             self.tracker.finish(
                 {"event": "finished", "step": run.num_steps, "parameters_sha256": digest}
@@ -251,9 +260,11 @@ class Trainer:
         for step, batch in iterate_batches(run.sampler, self.first_step, run.num_steps):
             started = time.perf_counter()
             batch = self._with_reference(run.assign_to_shards(batch))
+            self._profiler.before(step)
             first = measure_first_step(run, batch) if step == 0 else FirstStep(None, None)
             run.state, result = run.train_step(run.state, run.frozen, run.put_on_devices(batch))
             metrics = {name: float(on_host(value)) for name, value in result.metrics.items()}
+            self._profiler.after(step)
             done, is_last = step + 1, step + 1 == run.num_steps
             bad = locate_non_finite(metrics, on_host(result.non_finite), batch)
             if bad is not None:

@@ -51,6 +51,7 @@ COUNTS = [
     (TrainerConfig, "save_steps", 0),
     (TrainerConfig, "save_total_limit", 1),
     (TrainerConfig, "logging_steps", 1),
+    (TrainerConfig, "profile_steps", 0),
     (TrainerConfig, "seed", 0),
 ]
 POSITIVE = [
