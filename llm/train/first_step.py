@@ -112,8 +112,8 @@ def exact_first_loss(config: ObjectiveConfig, batch: Batch, policy: ReferenceCac
     pairs = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[3:]), pairs)
     log_probs = attach_reference(pairs, policy).reference
     with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(each, np.float64)) for each in (log_probs, pairs.reference)]
-        sums = compute_metric_sums(config, *wide, pairs)
+        wide, reference = (jnp.asarray(each, jnp.float64) for each in (log_probs, pairs.reference))
+        sums = compute_metric_sums(config, wide, reference, pairs)
         return float(finalize_metrics(config, sums)["loss"])
 
 

@@ -195,8 +195,10 @@ def _unused_columns(config: TrainConfig, data: TrainingData) -> Iterator[str]:
 def _is_set(config: TrainConfig, section: str, key: str) -> bool:
     fields = {field.name: field for field in dataclasses.fields(_SECTIONS[section])}
     field, value = fields[key], getattr(getattr(config, section), key)
-    is_made = field.default is dataclasses.MISSING and callable(field.default_factory)
-    return value != (field.default_factory() if is_made else field.default)
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return value != default
 
 
 _CONSTANTS_OF = {

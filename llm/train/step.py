@@ -293,7 +293,7 @@ def make_evaluation_step(
             model = nnx.merge(graphdef, trainable, frozen)
 
             def part(batch: Batch, _: Array) -> tuple[MetricSums, Array]:
-                sums, policy, *_ = _measure(model, batch, config, constants)
+                sums, policy, _, _ = _measure(model, batch, config, constants)
                 return sums, policy
 
             return _sum_over_parts(part, batches)

@@ -180,7 +180,7 @@ def test_property_options_of_all_plain_types_reach_the_function() -> None:
         widths=(1.0, 2.0),
         levels=[1.0],  # noqa: B006  # what a user may write
         table={"a": 1},  # noqa: B006
-        note: "x a" = "",  # an annotation for people
+        note: "x a" = "",  # pyright: ignore  # an annotation for people
     ) -> Any:
         levels.append(0.0)
         assert (limit, widths, len(levels)) in ((None, (1.0, 2.0), 2), (3, (4.0,), 4))

@@ -216,7 +216,8 @@ def test_closed_form_the_first_step_starts_from_log_two_and_the_likelihood() -> 
     agreement = every_response_wins()
     _, first = training(LARGE).by_adam(agreement.batches, 1)
     likelihood = CONFIG.sft_weight * first["loss/sft"]
-    assert abs(first["loss"] - CONFIG.preference_at_reference - likelihood) <= IDENTITY
+    assert CONFIG.preference_at_reference == np.log(2.0)
+    assert abs(first["loss"] - np.log(2.0) - likelihood) <= IDENTITY
     assert abs(first["theory/adversarial_value"] - np.log(2.0)) <= IDENTITY
 
 
