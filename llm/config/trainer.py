@@ -30,6 +30,10 @@ class TrainerConfig:
             of the initial parameters for it.
         save_steps: number of steps between checkpoints; 0 saves only at the end.
         save_total_limit: number of checkpoints to keep.
+        metric_for_best_model: metric of an evaluation, such as ``eval_loss``. The checkpoint with
+            its best value is kept beside the last ones; every better evaluation makes one. None
+            keeps the last ones only.
+        greater_is_better: whether a larger value of that metric is better.
         logging_steps: number of steps between logged metrics.
         profile_steps: number of steps of which a trace is written to ``profile`` in the folder of
             the run, for TensorBoard or Perfetto; they follow the first step, which compiles.
@@ -52,6 +56,8 @@ class TrainerConfig:
     coverage_samples: int = 0
     save_steps: int = 0
     save_total_limit: int = 2
+    metric_for_best_model: str | None = None
+    greater_is_better: bool = False
     logging_steps: int = 1
     profile_steps: int = 0
     seed: int = 0
@@ -76,5 +82,9 @@ class TrainerConfig:
         if self.max_steps is not None:
             at_least("trainer.max_steps", self.max_steps, 1)
         positive("trainer.num_train_epochs", self.num_train_epochs)
+        if self.metric_for_best_model is not None and not self.eval_steps:
+            raise ValueError(
+                "`trainer.metric_for_best_model` needs evaluations: set `trainer.eval_steps`"
+            )
         if self.step0_tolerance is not None:
             positive("trainer.step0_tolerance", self.step0_tolerance)

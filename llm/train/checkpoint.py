@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from llm.hashing import weights_digest
 from rpo_io.digests import sha256_hex
@@ -56,13 +57,19 @@ class Checkpoints:
     folder: Path
 
     def __init__(
-        self, folder: Path, *, keep: int | None = None, fingerprint: Fingerprint | None = None
+        self,
+        folder: Path,
+        *,
+        keep: int | None = None,
+        keep_best: bool = False,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         """Open a folder, which is created by the first save.
 
         Args:
             folder: ``checkpoints`` in the folder of the run.
             keep: number of checkpoints to keep, the last ones; None for all.
+            keep_best: keep also the one with the largest score.
             fingerprint: fingerprint of the run; needed to save. None reads checkpoints of any run.
         """
         # Orbax also raises what it logs as an error.
@@ -70,8 +77,21 @@ class Checkpoints:
         self.folder, self._fingerprint = folder.absolute(), fingerprint
         # If a folder cannot be created in the background, Orbax's threads wait for it for minutes.
         in_order = ocp.AsyncOptions(create_directories_asynchronously=False)
+        kept: dict[str, Any] = {"max_to_keep": keep}
+        if keep_best:
+            policies = checkpoint_managers.preservation_policy
+
+            def score(metrics: Any) -> float:
+                return metrics["score"]
+
+            best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+            both = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+            kept = {
+                "preservation_policy": both,
+                "best_fn": score,
+            }  # scores are written for the latter
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            **kept,
             enable_async_checkpointing=True,
             create=False,
             async_options=in_order,
@@ -107,7 +127,9 @@ class Checkpoints:
         step = self.latest()
         return "no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
 
-    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: Any, data: dict[str, Any], *, score: float | None = None
+    ) -> None:
         """Begin to save a state; its buffers may be reused when this method returns.
 
         The checkpoint is complete when :meth:`finish` returns; the next save waits for it.
@@ -116,6 +138,7 @@ class Checkpoints:
             step: number of updates made.
             state: a tree of arrays.
             data: state of the data pipeline and of the loop, plain values.
+            score: how good the state is, the larger the better; None if it was not evaluated.
 
         Raises:
             ValueError: if this checkpoint or the one before cannot be written; earlier ones stay
@@ -139,7 +162,9 @@ class Checkpoints:
         self._unfinished = path
         with self._writing():
             self._manager().save(
-                step, args=ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about))
+                step,
+                args=ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about)),
+                metrics=None if score is None else {"score": score},
             )
 
     def finish(self) -> None:

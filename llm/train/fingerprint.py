@@ -26,6 +26,8 @@ FREE_TRAINER_KEYS = (
     "save_total_limit",
     "eval_steps",
     "eval_on_start",
+    "metric_for_best_model",
+    "greater_is_better",
     "profile_steps",
     "coverage_samples",
     "report_to",

@@ -167,6 +167,9 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
     if not trainer.save_steps:
         reason = "has no effect: `trainer.save_steps` is 0, so the last step alone is saved"
         yield "trainer", "save_total_limit", reason
+    if trainer.metric_for_best_model is None:
+        reason = "has no effect: `trainer.metric_for_best_model` is not given"
+        yield "trainer", "greater_is_better", reason
     missing = "has no effect: there are no rows for evaluation (`data.eval` or `data.eval_rows`)"
     never = "has no effect: `trainer.eval_steps` is 0, so nothing is evaluated"
     if not has_evaluation:

@@ -33,6 +33,7 @@ from llm.types import Batch, Role
 
 from . import reference_cache
 from .batches import describe_last_step
+from .best_checkpoint import BEST, BestEvaluation, check_best_metric
 from .checkpoint import Checkpoints
 from .dataset import TrainingData, shown_sources
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
@@ -118,6 +119,7 @@ class Trainer:
         self._pending: dict[str, float] | None = None
         self._stop = threading.Event()
         self._resume_notes: list[str] = []
+        recorded = None
         with computing_in(config.model.dtype):
             tolerance, cache_file = first_step_tolerance(config), folder / "reference.safetensors"
             other, scores = resolve_reference(config, model), None
@@ -128,6 +130,7 @@ class Trainer:
             self.checkpoints = Checkpoints(
                 folder / "checkpoints",
                 keep=config.trainer.save_total_limit,
+                keep_best=config.trainer.metric_for_best_model is not None,
                 fingerprint=self.run.fingerprint(),
             )
             resume = resume and self.checkpoints.latest() is not None
@@ -141,13 +144,16 @@ class Trainer:
             else:
                 self.cache = scores.cache
             self.coverage = self.run.coverage()
+            check_best_metric(self.run, self._with_reference)
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
                 self.first_step = record.step
                 self._pending = record.data[PENDING_EVALUATION]
+                recorded = record.data.get(BEST)
                 self._resume_notes = describe_resume(
                     record.step, self.run.num_steps, record.data, self._execution
                 )
+        self._best = BestEvaluation(config.trainer, recorded)
         self._profiler = StepProfiler(
             folder / FOLDER, self.first_step, config.trainer.profile_steps
         )
@@ -187,7 +193,7 @@ class Trainer:
                     self.tracker.log(self.first_step, pending)
                 starts = run.config.trainer.eval_on_start and self.first_step == 0
                 is_due = starts or pending is not None
-                if is_due and not self._evaluate_and_log(self.first_step):
+                if is_due and self._evaluate_and_log(self.first_step) is None:
                     raise InterruptedRunError(_stopped_after(self.first_step))
                 try:
                     for _ in progress(self._steps(), run.num_steps - self.first_step):
@@ -195,9 +201,14 @@ class Trainer:
                 finally:
                     self._profiler.close()
             digest = parameters_sha256(run.state.trainable, run.frozen)
-            self.tracker.finish(
-                {"event": "finished", "step": run.num_steps, "parameters_sha256": digest}
-            )
+            finished = {"event": "finished", "step": run.num_steps, "parameters_sha256": digest}
+            if self._best.step is not None:
+                name = run.config.trainer.metric_for_best_model
+                _logger.info(
+                    "best checkpoint: step %d, %s %.6g", self._best.step, name, self._best.value
+                )
+                finished |= {"best_step": self._best.step, "best_value": self._best.value}
+            self.tracker.finish(finished)
         return run
 
     def evaluate(self) -> dict[str, float] | None:
@@ -278,15 +289,19 @@ class Trainer:
             if warning is not None:
                 _logger.warning("step %d: %s", done, warning)
             is_due = config.eval_steps and (done % config.eval_steps == 0 or is_last)
-            is_pending = bool(is_due) and not self._evaluate_and_log(done)
+            measured = self._evaluate_and_log(done) if is_due else {}
+            is_pending = measured is None
+            score = self._best.update(done, measured or {})
+            is_better = score is not None
             stops = is_pending or (not is_last and self._is_stop_requested())
-            if is_last or stops or (config.save_steps and done % config.save_steps == 0):
+            is_saved = is_last or stops or is_better
+            if is_saved or (config.save_steps and done % config.save_steps == 0):
                 if not bool(on_host(all_finite(run.state))):
                     rows = name_rows(batch, batch.present)
                     where = f"the updated parameters of the step on {rows}"
                     raise self._non_finite_error(done, where)
                 pending = logged if is_pending else None
-                self.checkpoints.save(done, run.state, self._loop_state(pending))
+                self.checkpoints.save(done, run.state, self._loop_state(pending), score=score)
             if stops:
                 raise InterruptedRunError(_stopped_after(done))
             yield done
@@ -302,13 +317,14 @@ class Trainer:
             PENDING_EVALUATION: pending,
             NUM_STEPS: self.run.num_steps,
             EXECUTION: self._execution,
+            BEST: self._best.record(),
         }
 
     def _with_reference(self, batch: Batch) -> Batch:
         return batch if self.cache is None else reference_cache.attach_reference(batch, self.cache)
 
-    def _evaluate_and_log(self, done: int) -> bool:
-        """Return False if the evaluation was interrupted: it may take longer than a stop may."""
+    def _evaluate_and_log(self, done: int) -> dict[str, float] | None:
+        """Return None if the evaluation was interrupted: it may take longer than a stop may."""
         try:
             metrics = self.evaluate()
         except NonFiniteError as error:
@@ -316,7 +332,7 @@ class Trainer:
             raise NonFiniteError(f"step {done}: {error}; {latest}") from None
         if metrics is not None:
             self.tracker.log(done, metrics)
-        return metrics is not None
+        return metrics
 
     def _non_finite_error(self, done: int, where: str) -> NonFiniteError:
         latest = self.checkpoints.describe_latest()

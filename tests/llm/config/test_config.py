@@ -231,6 +231,11 @@ def test_raises_a_prompt_that_leaves_no_token_of_a_response(longest: int) -> Non
     DataConfig(train="rows.jsonl", max_length=16, max_prompt_length=15)
 
 
+def test_raises_a_best_model_without_evaluations() -> None:
+    message = refusal(TrainerConfig, metric_for_best_model="eval_loss")
+    assert message.startswith("`trainer.metric_for_best_model` needs evaluations")
+
+
 def test_raises_two_sources_of_held_out_rows() -> None:
     expected = "`data.eval_rows` must be 0 if `data.eval` is given"
     assert refusal(DataConfig, eval="other.jsonl", eval_rows=1) == expected
