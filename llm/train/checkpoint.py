@@ -89,7 +89,7 @@ class Checkpoints:
             kept = {
                 "preservation_policy": both,
                 "best_fn": score,
-            }  # scores are written for the latter
+            }  # which writes scores
         self._options = ocp.CheckpointManagerOptions(
             **kept,
             enable_async_checkpointing=True,
