@@ -66,7 +66,7 @@ def train(
     config = TrainConfig(
         name="objective",
         model=ModelConfig(architecture=TINY) if model is None else model,
-        data=DataConfig(train=str(folder / "rows.jsonl"), eval_rows=4, max_length=24),
+        data=DataConfig(train=str(folder / "rows.jsonl"), eval_rows=4, max_length=64),
         objective=objective,
         optimizer=OptimizerConfig(learning_rate=1e-3 if model is None else 1e-5),
         trainer=TrainerConfig(max_steps=steps, **{**defaults, **trainer}),
@@ -146,5 +146,6 @@ def test_compiles_once_every_objective_on_real_weights(method: str, tmp_path: Pa
     write_rows(tmp_path)
     objective = ObjectiveConfig(method=method, beta=0.1, eta=0.05)
     model = ModelConfig(path=str(folder), lora_r=4)
-    trainer, lines = train(tmp_path, objective, model=model, steps=20)
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    trainer, lines = train(tmp_path, objective, model=model, steps=20, **sizes)
     check_run(objective, trainer, lines, 20)
