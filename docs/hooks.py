@@ -152,7 +152,27 @@ def config_reference() -> Iterator[str]:
         for key, kind, default, meaning in keys_of(getattr(importlib.import_module(module), name)):
             yield f"| `{key}` | {_cell(kind)} | {default} | {_cell(meaning)} |"
         yield from ("", "</div>", "")
+    yield from loss_reference()
     yield from method_reference()
+
+
+def loss_reference() -> Iterator[str]:
+    """Yield the Markdown lines of the table of preference losses and their options."""
+    losses = importlib.import_module("llm.config").PREFERENCE_LOSSES
+    yield from ("## Preference losses of training runs", "")
+    yield from ("| `method` or `preference` | uses | options and their defaults |", "|---|---|---|")
+    for loss in losses.values():
+        uses = {"$\\beta$": loss.uses_beta, "reference": loss.needs_reference}
+        uses["whole batch"] = loss.scope == "batch"
+        used = ", ".join(name for name, is_used in uses.items() if is_used)
+        options = (f"`{name}: {value}`" for name, value in vars(loss.options()).items())
+        listed = ", ".join(options).replace("True", "true").replace("False", "false")
+        yield f"| `{loss.name}` | {used} | {listed} |"
+    yield from (
+        "",
+        "Definitions are in [Every objective](../trainer_conventions.md#every-objective).",
+        "",
+    )
 
 
 def method_reference() -> Iterator[str]:

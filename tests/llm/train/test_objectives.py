@@ -118,13 +118,13 @@ def test_compiles_once_a_weighted_sum_with_schedules_weights_and_soft_labels(
     beta = [0.1 + 0.2 * (1 + np.cos(np.pi * step / 4)) for step in range(4)]
     assert [line["objective/beta"] for line in steps] == pytest.approx(beta, rel=1e-5)
     for line in steps:
-        total = line["objective/eta"] * line["objective/beta"] * line["loss/sft"]
-        total += sum(item["weight"] * line[f"loss/{item['loss']}"] for item in OF_PAIRS)
-        assert line["loss"] == pytest.approx(total, rel=1e-4)
+        expected = line["objective/eta"] * line["objective/beta"] * line["loss/sft"]
+        expected += sum(item["weight"] * line[f"loss/{item['loss']}"] for item in OF_PAIRS)
+        assert line["loss"] == pytest.approx(expected, rel=1e-4)
     evaluated = lines[-1]
-    total = 0.2 * 0.1 * evaluated["eval_loss/sft"]
-    total += sum(item["weight"] * evaluated[f"eval_loss/{item['loss']}"] for item in OF_PAIRS)
-    assert evaluated["eval_loss"] == pytest.approx(total, rel=1e-4)
+    expected = 0.2 * 0.1 * evaluated["eval_loss/sft"]
+    expected += sum(item["weight"] * evaluated[f"eval_loss/{item['loss']}"] for item in OF_PAIRS)
+    assert evaluated["eval_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
