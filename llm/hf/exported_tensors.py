@@ -60,7 +60,7 @@ def exported_tensors(
             shape, slices = mapping.tensor_slices(shape, tuple(map(slice, shape)))
             tensors = tensors or [np.empty(shape, part.dtype) for part in parts]
             for tensor, part in zip(tensors, parts, strict=True):
-                tensor[slices] = part.T if mapping.transposed else part
+                tensor[slices] = mapping.swap(part)
         values, rounded = tensors
         before = None if base is None else base(name, values.shape)
         if counter is not None and before is not None:

@@ -39,7 +39,7 @@ from .families import COMPOSITES
 from .folder_kinds import check_model_folder
 from .merging import ExportReport, MergeCounter, base_tensors
 from .multimodal import is_image_tensor, multimodal_base
-from .names import EMBEDDING_NAME, HEAD_NAME, stored_names, tensor_mappings
+from .names import EMBEDDING_NAME, HEAD_NAME, folder_mappings, stored_names
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
 from .tensor_mapping import TensorMapping
 
@@ -119,7 +119,7 @@ def read_parameters(
     with SafetensorsReader(folder) as files:
         stored, _ = _stored_tensors(folder, files, architecture)
         # Largest first: a parameter is in memory twice while its layers are stacked.
-        mappings = tensor_mappings(architecture)
+        mappings = folder_mappings(architecture, files.names())
         for mapping in sorted(mappings, key=lambda each: -np.prod(shapes[each.path].shape)):
             leaf = shapes[mapping.path]
             read: Any = partial(
@@ -278,7 +278,8 @@ def _stored_tensors(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the stored name of every tensor, and notes; raise if names do not fit."""
     n_layers = architecture.num_hidden_layers
-    expected = {name for each in tensor_mappings(architecture) for name in each.names(n_layers)}
+    mappings = folder_mappings(architecture, files.names())
+    expected = {name for each in mappings for name in each.names(n_layers)}
     try:
         stored = stored_names(files.names(), expected | {EMBEDDING_NAME, HEAD_NAME})
     except ValueError as error:
@@ -290,7 +291,7 @@ def _stored_tensors(
             f"{folder}: tensor {min(missing)} is missing ({len(missing)} of {len(expected)} are)"
             + (hint if missing == {HEAD_NAME} else "")
         )
-    for name, shape in sorted(_tensor_shapes(architecture).items()):
+    for name, shape in sorted(_tensor_shapes(architecture, mappings).items()):
         files.check_dtype(stored[name])
         files.check_shape(stored[name], shape)
     extra = files.names() - {stored[name] for name in expected}
@@ -322,12 +323,14 @@ def _stored_tensors(
     return {name: stored[name] for name in expected}, tuple(notes)
 
 
-def _tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(
+    architecture: Architecture, mappings: Sequence[TensorMapping]
+) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a model folder."""
     abstract = nnx.eval_shape(lambda: Decoder(architecture, rngs=nnx.Rngs(0)))
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(abstract))}
     n_layers, found = architecture.num_hidden_layers, {}
-    for mapping in tensor_mappings(architecture):
+    for mapping in mappings:
         shape = shapes[mapping.path][len(mapping.stack_shape(n_layers)) :]
         shape, _ = mapping.tensor_slices(shape, tuple(map(slice, shape)))
         found |= dict.fromkeys(mapping.names(n_layers), shape)
@@ -367,7 +370,7 @@ def _read_shard(
         name = stored[str(names[index])]
         tensor = files.read(name, *tensor_slices)
         with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
-            stack[index] = tensor.T if mapping.transposed else tensor
+            stack[index] = mapping.swap(tensor)
         if not np.isfinite(stack[index]).all():
             raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
     return stack

@@ -74,6 +74,46 @@ def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
     return table
 
 
+def folder_mappings(architecture: Architecture, names: Collection[str]) -> list[TensorMapping]:
+    """Return the mappings that fit the tensors of a folder.
+
+    Folders of ``transformers`` have a tensor for each expert. Other programs store the tensors of
+    its classes, where one tensor holds the projections of all experts of a layer.
+
+    Args:
+        architecture: architecture of the decoder.
+        names: names of the tensors in the folder.
+
+    Returns:
+        One mapping per parameter.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=2)
+        >>> experts = dict(model_type="mixtral", num_experts=4, num_experts_per_tok=1)
+        >>> mixtral = Architecture(**sizes, **experts, num_attention_heads=2)
+        >>> names = ["model.layers.0.mlp.experts.gate_up_proj"]
+        >>> folder_mappings(mixtral, names)[-2].name
+        'model.layers.{layer}.mlp.experts.down_proj'
+    """
+    table = tensor_mappings(architecture)
+    joined = any(name.endswith(".mlp.experts.gate_up_proj") for name in names)
+    if not joined or not any(each.experts for each in table):
+        return table
+    prefix, units = "model.layers.{layer}.mlp.", architecture.intermediate_size
+    parts = {"gate_proj": TensorPart(0, 2 * units), "up_proj": TensorPart(units, 2 * units)}
+
+    def join(mapping: TensorMapping) -> TensorMapping:
+        if mapping.path[:2] == ("layers", "router"):
+            return mapping._replace(name=f"{prefix}gate.weight")
+        if not mapping.experts:
+            return mapping
+        part = parts.get(mapping.path[2])
+        name = f"{prefix}experts.{'down_proj' if part is None else 'gate_up_proj'}"
+        return mapping._replace(name=name, part=part, experts=0)
+
+    return [join(mapping) for mapping in table]
+
+
 def _expert_mappings(a: Architecture, names: Mapping[str, str]) -> list[TensorMapping]:
     """Return the mappings of a router, and of experts with a tensor for each."""
     prefix, n_experts = "model.layers.{layer}.", a.num_experts

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
+import numpy as np
+
 
 class TensorPart(NamedTuple):
     """Outputs of a tensor that belong to one of several projections.
@@ -27,7 +29,7 @@ class TensorMapping(NamedTuple):
         path: path of the parameter in the decoder's state.
         name: name of the Hugging Face tensor, with ``{layer}`` if there is one per layer, and with
             ``{expert}`` if there is one per expert.
-        transposed: whether the tensor is ``[out, in]`` and the parameter ``[in, out]``.
+        transposed: whether the tensor is ``[..., out, in]`` and the parameter ``[..., in, out]``.
         part: which outputs of the tensor make up the parameter; None for all.
         experts: number of experts, if there is a tensor for each.
     """
@@ -103,4 +105,21 @@ class TensorMapping(NamedTuple):
             # A stop past the last output of the part would not change the slice.
             outputs = slice(first + step * start, first + step * (stop - 1) + 1, step)
             shape, shard = (*shape[:-1], n_outputs), (*shard[:-1], outputs)
-        return (shape[::-1], shard[::-1]) if self.transposed else (shape, shard)
+        if not self.transposed:
+            return shape, shard
+        return (*shape[:-2], *shape[:-3:-1]), (*shard[:-2], *shard[:-3:-1])
+
+    def swap(self, values: np.ndarray) -> np.ndarray:
+        """Return values of a tensor in the layout of the parameter, or the other way round.
+
+        Args:
+            values: a tensor, or a parameter without the axes that it stacks.
+
+        Returns:
+            A view of them.
+
+        Examples:
+            >>> TensorMapping(("layers",), "{layer}", True).swap(np.zeros((4, 2))).shape
+            (2, 4)
+        """
+        return values.swapaxes(-1, -2) if self.transposed else values

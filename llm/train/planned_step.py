@@ -140,13 +140,21 @@ class PlannedStep:
         """Return the model FLOPs of a forward and backward pass.
 
         Args:
-            tokens: number of tokens; each costs 6 FLOPs per parameter of the layers.
+            tokens: number of tokens; each costs 6 FLOPs per parameter of the layers, and of the
+                experts that serve it.
             completions: number of completion tokens; each costs 6 per parameter of the head.
         """
         head = self.architecture.vocab_size * self.architecture.hidden_size
         count = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
         layers = count - head * (1 if self.architecture.tie_word_embeddings else 2)
+        layers -= self._idle_expert_parameters()
         return 6 * (tokens * layers + completions * head)
+
+    def _idle_expert_parameters(self) -> int:
+        """Return the number of parameters of the experts that do not serve a token."""
+        a = self.architecture
+        idle = a.num_experts - a.num_experts_per_tok
+        return a.num_hidden_layers * idle * 3 * a.hidden_size * a.intermediate_size
 
     def numbers(self) -> dict[str, int]:
         """Return the fields of the plan that do not depend on the compiler."""
@@ -178,10 +186,14 @@ def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int
     a, model = step.architecture, step.config.model
     width = jnp.dtype(model.dtype).itemsize
     heads = (a.num_attention_heads + 2 * a.num_key_value_heads) * a.head_dim
-    of_layer = tokens * width * (6 * a.hidden_size + 2 * heads + 4 * a.intermediate_size)
+    # The experts of a token have copies of it, and hidden units of their own.
+    copies = max(a.num_experts_per_tok, 1)
+    units = copies * a.intermediate_size
+    copied = (4 * copies if a.num_experts else 0) * a.hidden_size
+    of_layer = tokens * width * (6 * a.hidden_size + 2 * heads + 4 * units + copied)
     kept = {
         "full": 1 * a.hidden_size,
-        "dots": 3 * a.hidden_size + heads + 2 * a.intermediate_size,
+        "dots": 3 * a.hidden_size + heads + 2 * units + copied,
     }
     saved = (
         tokens * width * a.num_hidden_layers * kept[model.remat]

@@ -151,7 +151,7 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("ministral3", {"head_dim": 8}, None),
     # Mixtures of experts.
     ("mixtral", {"num_local_experts": 4}, None),
-    ("mixtral", {"num_experts": 4, "rope_scaling": YARN}, None),
+    ("mixtral", {"num_experts": 4, "rope_scaling": YARN, "head_dim": 8}, None),
     ("mixtral", {"num_experts": 4, "num_local_experts": 8}, "`num_experts` is 4, but `num_local"),
     ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` must be absent"),
     ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}, None),

@@ -34,6 +34,7 @@ KEYS = {
     "sliding_window": 128,
     "layer_types": None,
     **ROUTER,
+    "num_local_experts": 128,
     "num_experts_per_tok": 4,
     "swiglu_alpha": 1.702,
     "swiglu_limit": 7.0,
@@ -46,7 +47,7 @@ def read(keys: ConfigReader) -> Fields:
     return {
         **gemma.read(keys),
         **read_windows(keys, keys.value("sliding_window"), local),
-        **read_router(keys, 128),
+        **read_router(keys),
         "swiglu_alpha": keys.value("swiglu_alpha", float),
         "swiglu_limit": keys.value("swiglu_limit", float),
     }

@@ -15,12 +15,13 @@ KEYS = {
     "rope_theta": 1e6,
     "sliding_window": None,
     **ROUTER,
+    "num_local_experts": 8,
 }
 
 
 def read(keys: ConfigReader) -> Fields:
     """Return the fields of the window and of the router."""
-    return mistral.read(keys) | read_router(keys, 8)
+    return mistral.read(keys) | read_router(keys)
 
 
 def write(a: Architecture) -> Fields:

@@ -14,15 +14,14 @@ ROUTER = {
     "router_aux_loss_coef": 0.001,
     "output_router_logits": False,
 }
-"""``num_experts`` and ``num_local_experts`` are two names of the same number."""
+"""``num_experts`` and ``num_local_experts`` are two names of one number; each family has one."""
 
 
-def read_router(keys: ConfigReader, n_experts: int) -> Fields:
+def read_router(keys: ConfigReader) -> Fields:
     """Return the fields of the router.
 
     Args:
-        keys: the configuration.
-        n_experts: number of experts that stands for absent keys.
+        keys: the configuration; one of the two names has a default.
 
     Returns:
         The fields of the router that all families share.
@@ -31,7 +30,8 @@ def read_router(keys: ConfigReader, n_experts: int) -> Fields:
         ValueError: if the two names of the number of experts have different values.
 
     Examples:
-        >>> read_router(ConfigReader({"num_experts": 4}, ROUTER), 8)["num_experts"]
+        >>> keys = ConfigReader({"num_experts": 4}, {**ROUTER, "num_local_experts": 8})
+        >>> read_router(keys)["num_experts"]
         4
     """
     names = ("num_experts", "num_local_experts")
@@ -41,7 +41,8 @@ def read_router(keys: ConfigReader, n_experts: int) -> Fields:
             f"`num_experts` is {given[0]}, but `num_local_experts` is {given[1]}: remove one of "
             "them"
         )
-    found = next((number for number in given if number is not None), n_experts)
+    defaults = [keys.defaults[name] for name in names]
+    found = next(number for number in (*given, *defaults) if number is not None)
     if found < 1:
         raise ValueError(f"`num_experts` must be positive, got {found}")
     return {

@@ -17,6 +17,7 @@ KEYS = {
     "num_attention_heads": 16,
     "max_position_embeddings": 4096,
     **ROUTER,
+    "num_experts": 64,
     "num_experts_per_tok": 8,
     "router_aux_loss_coef": 0.01,
     "norm_topk_prob": False,
@@ -32,7 +33,7 @@ def read(keys: ConfigReader) -> Fields:
             "`head_dim` times `num_attention_heads` must be `hidden_size`, the size of the norm of "
             f"queries, got {size} and {heads} for {width}"
         )
-    router = read_router(keys, 64) | {"norm_topk_prob": keys.value("norm_topk_prob", bool)}
+    router = read_router(keys) | {"norm_topk_prob": keys.value("norm_topk_prob", bool)}
     return gemma.read(keys) | router
 
 

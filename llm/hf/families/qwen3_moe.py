@@ -19,6 +19,7 @@ KEYS = {
     "num_key_value_heads": 4,
     "attention_bias": False,
     **ROUTER,
+    "num_experts": 128,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 768,
     "norm_topk_prob": False,
@@ -33,7 +34,7 @@ def read(keys: ConfigReader) -> Fields:
     return {
         **gemma.read(keys),
         **read_windows(keys, window, local),
-        **read_router(keys, 128),
+        **read_router(keys),
         "intermediate_size": keys.positive("moe_intermediate_size"),
         "norm_topk_prob": keys.value("norm_topk_prob", bool),
     }

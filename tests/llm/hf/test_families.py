@@ -26,6 +26,7 @@ from llm.hf.families.windows import (
 )
 from llm.hf.io import export_model, load_model, model_notes, read_architecture
 from llm.hf.multimodal import multimodal_base
+from llm.hf.names import folder_mappings
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 
@@ -77,7 +78,7 @@ def test_closed_form_windows_and_routers_are_read_and_written() -> None:
     assert write_layer_types(a)["layer_types"] == keys.config["layer_types"]
     assert write_window(a) == {"sliding_window": 4}
     router = ConfigReader(write_router(a, "num_local_experts"), ROUTER)
-    assert read_router(router, 8) == {
+    assert read_router(router) == {
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "router_aux_loss_coef": 0.0,
@@ -119,6 +120,30 @@ def test_roundtrip_of_tensors_that_hold_several_parameters(family: str, tmp_path
     assert all(sizes[name] == read(name).nbytes for name in sizes)
     with multimodal_base(tmp_path / "model", a) as base:
         assert base is None
+
+
+def test_roundtrip_of_experts_that_a_folder_holds_in_one_tensor(tmp_path: Path) -> None:
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    a = from_hf_config({"model_type": "mixtral", **SIZES, **experts})
+    decoder = Decoder(a, rngs=nnx.Rngs(0))
+    export_model(decoder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        moe = {name: tensors.pop(name) for name in list(tensors) if f"{prefix}block_sp" in name}
+        gate, down, up = (
+            np.stack([moe[f"{prefix}block_sparse_moe.experts.{e}.w{n}.weight"] for e in range(3)])
+            for n in (1, 2, 3)
+        )
+        tensors[f"{prefix}mlp.gate.weight"] = moe[f"{prefix}block_sparse_moe.gate.weight"]
+        tensors[f"{prefix}mlp.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+        tensors[f"{prefix}mlp.experts.down_proj"] = down
+    save_file(tensors, path)
+    loaded = dict(nnx.to_flat_state(nnx.state(load_model(tmp_path / "model"))))
+    for key, leaf in nnx.to_flat_state(nnx.state(decoder)):
+        np.testing.assert_array_equal(loaded[key][...], leaf[...], err_msg=str(key))
+    assert folder_mappings(a, tensors)[-1].part is None
 
 
 @pytest.mark.parametrize(

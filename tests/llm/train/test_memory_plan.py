@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,19 @@ def test_closed_form_a_step_as_shapes_counts_devices_bytes_and_work() -> None:
     layers = 2 * (4 * 256 * 256 + 3 * 256 * 512) + (2 * 2 + 1) * 256
     assert step.flops(10, 3) == 6 * (10 * layers + 3 * 512 * 256)
     assert step.flops(10, 0) == 60 * layers
+
+
+def test_closed_form_a_token_is_served_by_its_experts_only() -> None:
+    run = config()
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    experts |= {"model_type": "mixtral"}
+    model = dataclasses.replace(run.model, architecture={**run.model.architecture, **experts})
+    step = planned_step(dataclasses.replace(run, model=model, mesh=MeshConfig(expert=4)), 4)
+    layers = 2 * (4 * 256 * 256 + 8 * 256 + 2 * 3 * 256 * 512) + (2 * 2 + 1) * 256
+    assert step.flops(10, 0) == 60 * layers
+    kernel = jax.ShapeDtypeStruct((2, 8, 256, 512), jnp.float32)
+    tree = {"layers": {"experts": {"up_proj": {"kernel": kernel}}}}
+    assert step.bytes_of(tree) == 4 * 2 * 8 * 256 * 512 // 4
 
 
 def test_closed_form_the_peak_holds_parameters_moments_gradients_a_layer_and_logits() -> None:
