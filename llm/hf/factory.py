@@ -183,12 +183,16 @@ def _with_adapters(model: ResolvedModel) -> ResolvedModel:
     return replace(model, lora=lora, architecture=architecture)
 
 
-def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder:
+def build_model(
+    model: ResolvedModel, mesh: MeshConfig | None = None, *, max_length: int | None = None
+) -> Decoder:
     """Create a decoder with its parameters: read from the model's folder, or drawn at random.
 
     Args:
         model: the resolved configuration; its dtypes, seed and adapters apply.
         mesh: how parameters are sharded over all devices; None for one device.
+        max_length: tokens of the longest sequence that it is used for, which decides about the
+            factors of ``longrope``; None decides for each batch.
 
     Returns:
         The decoder. On a mesh no sharded parameter was ever whole on a device or in a process;
@@ -199,6 +203,7 @@ def build_model(model: ResolvedModel, mesh: MeshConfig | None = None) -> Decoder
             finite, or the mesh does not divide the devices or the heads.
     """
     decoder = abstract_model(model)
+    decoder.max_length = max_length
     devices = single_device() if mesh is None else make_devices(mesh, decoder)
     graphdef, abstract = nnx.split(decoder)
     leaves = dict(nnx.to_flat_state(abstract))

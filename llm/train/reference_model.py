@@ -201,7 +201,7 @@ def _check_vocabulary(
 def _load(reference: ResolvedReference, config: TrainConfig) -> Decoder:
     """Load the parameters on the mesh of the run, to compute in the dtype of the policy."""
     if reference.run is None or reference.record is None:
-        return build_model(reference.model, config.mesh)
+        return build_model(reference.model, config.mesh, max_length=config.data.max_length)
     policy = load_policy(reference.run, reference.record.step, mesh=config.mesh)
     policy.decoder.dtype = jnp.dtype(config.model.dtype)
     return policy.decoder

@@ -126,7 +126,8 @@ class Trainer:
             if other is not None:
                 scores = score_reference(other, config, data, cache_file, tolerance=tolerance)
             digest = None if scores is None else scores.digest
-            self.run = Run(config, data, build_model(model, config.mesh), reference_digest=digest)
+            decoder = build_model(model, config.mesh, max_length=config.data.max_length)
+            self.run = Run(config, data, decoder, reference_digest=digest)
             self.checkpoints = Checkpoints(
                 folder / "checkpoints",
                 keep=config.trainer.save_total_limit,

@@ -120,6 +120,21 @@ def test_closed_form_hidden_states_in_numpy(family: str) -> None:
     assert isinstance(decoder, LanguageModel)
 
 
+def test_property_longrope_decides_by_the_length_of_the_run_or_of_the_batch() -> None:
+    """A row of two tokens, and one of four: more than the three of the pretraining."""
+    decoder = make("phi, smollm, ministral and gpt-oss")
+    short, long = (
+        Rows(TOKENS[:, :n], np.arange(n)[None], np.ones((1, n), int), np.zeros((1, n), int))
+        for n in (2, 4)
+    )
+    alone, beginning = read(decoder, short), read(decoder, long)[:, :2]
+    assert np.abs(alone - beginning).max() > 1e-3
+    decoder.max_length = 4
+    np.testing.assert_allclose(read(decoder, short), beginning, rtol=ROUNDING, atol=ROUNDING)
+    decoder.max_length = 3
+    np.testing.assert_allclose(read(decoder, long)[:, :2], alone, rtol=ROUNDING, atol=ROUNDING)
+
+
 def test_closed_form_heads() -> None:
     tied, untied = make("gemma 2 and 3"), make("llama")
     np.testing.assert_array_equal(tied.head().weight, tied.embedding[...])
