@@ -11,7 +11,7 @@ import pytest
 
 from llm.attention import blockwise
 from llm.attention.blockwise import attend_in_blocks
-from llm.attention.dispatch import NO_WINDOW, visible
+from llm.attention.dispatch import NO_WINDOW, attend, visible
 from llm.attention.logits import AttentionSettings
 from llm.types import Rows
 
@@ -85,6 +85,41 @@ def test_gradient_and_values_equal_those_of_dense_attention(window: int, cap: fl
     for actual, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         bound = ROUNDING * float(jnp.abs(wanted).max())
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=bound)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_gradient_with_sinks_is_that_of_a_key_without_a_value() -> None:
+    q, k, v, weight = draw(ROWS)
+    sinks = jnp.asarray([0.5, -1.0, 2.0, 0.0])
+    seen = visible(ROWS, window=6)[:, None]
+    filled = jnp.asarray(ROWS.segments > 0)[..., None, None]
+
+    def dense(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
+        k, v = (jnp.repeat(x, HEADS // GROUPS, axis=2) for x in (k, v))
+        weights = jnp.where(seen, jnp.exp(0.3 * jnp.einsum("rthk,rshk->rhts", q, k)), 0)
+        total = weights.sum(axis=-1, keepdims=True) + jnp.exp(sinks)[:, None, None]
+        return jnp.einsum("rhts,rshk->rthk", weights / total, v)
+
+    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
+        settings = AttentionSettings(None, 0.3)
+        window = jnp.asarray(6)
+        return attend_in_blocks(q, k, v, ROWS, window=window, settings=settings, sinks=sinks)
+
+    def by_dispatch(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
+        return attend(q, k, v, ROWS, window=6, soft_cap=None, scale=0.3, sinks=sinks)
+
+    def value_and_gradient(attention: Any) -> Any:
+        def weighted(*parts: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(filled, attention(*parts), 0) * weight)
+
+        return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3)))(q, k, v, sinks)
+
+    expected = value_and_gradient(dense)
+    for attention in (blocks, by_dispatch):
+        got = value_and_gradient(attention)
+        for actual, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            bound = ROUNDING * float(jnp.abs(wanted).max())
+            np.testing.assert_allclose(actual, wanted, rtol=0, atol=bound)
 
 
 @pytest.mark.usefixtures("small_blocks")
