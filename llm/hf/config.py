@@ -71,8 +71,8 @@ def from_hf_config(config: HfConfig) -> Architecture:
         "eos_token_id": _end_tokens(keys),
         "pad_token_id": _pad_token(keys, sizes["vocab_size"]),
     }
-    own = {**family.fixed, **family.read(keys), **read_rope(keys, family)}
-    return Architecture(model_type=name, **{**fields, **own})
+    specific = {**family.fixed, **family.read(keys), **read_rope(keys, family)}
+    return Architecture(model_type=name, **{**fields, **specific})
 
 
 def text_config(config: HfConfig) -> tuple[HfConfig, str]:

@@ -125,8 +125,8 @@ def test_parity_of_the_loss_of_the_router_packed_or_not(model: tuple[Any, Decode
 
 def test_parity_of_the_gradient_of_both_losses(model: tuple[Any, Decoder]) -> None:
     theirs, ours = model
-    total, _ = _losses(theirs)
-    total.backward()
+    both, _ = _losses(theirs)
+    both.backward()
     graphdef, state = nnx.split(ours)
     rows = separate()
     at = np.flatnonzero((rows.segments[:, 1:] > 0).ravel())
@@ -139,7 +139,7 @@ def test_parity_of_the_gradient_of_both_losses(model: tuple[Any, Decoder]) -> No
         return -jnp.mean(token_log_probs(features, decoder.head(), targets)) + COEFFICIENT * router
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(state)
-    assert float(value) == pytest.approx(float(total.detach()), rel=LOSS)
+    assert float(value) == pytest.approx(float(both.detach()), rel=LOSS)
     found = {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(gradient)}
     expected = {name: leaf.grad.numpy() for name, leaf in theirs.named_parameters()}
     n_checked = 0

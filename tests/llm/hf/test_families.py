@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import runpy
 from pathlib import Path
@@ -16,7 +17,29 @@ from safetensors.numpy import load_file, save_file
 
 from llm.hf.config import from_hf_config, to_hf_config
 from llm.hf.exported_tensors import exported_tensors
-from llm.hf.families import COMPOSITES, FAMILIES, MODULES, ConfigReader, Family, register_family
+from llm.hf.families import (
+    COMPOSITES,
+    FAMILIES,
+    MODULES,
+    ConfigReader,
+    Family,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt_oss,
+    granite,
+    llama,
+    ministral,
+    mistral,
+    mixtral,
+    olmo3,
+    olmoe,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    register_family,
+    smollm3,
+)
 from llm.hf.families.moe import ROUTER, read_router, write_router
 from llm.hf.families.windows import (
     all_but_every,
@@ -29,6 +52,7 @@ from llm.hf.multimodal import multimodal_base
 from llm.hf.names import folder_mappings
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
+from llm.models.rope import rope_frequencies
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "seed_oss.py"
 SIZES: dict[str, Any] = {
@@ -84,6 +108,100 @@ def test_closed_form_windows_and_routers_are_read_and_written() -> None:
         "router_aux_loss_coef": 0.0,
         "output_router_logits": False,
     }
+
+
+FAMILY_KEYS: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
+    "llama": (llama, llama.read, llama.write, {"attention_bias": True, "mlp_bias": True}),
+    "mistral": (mistral, mistral.read, mistral.write, {"sliding_window": 5}),
+    "ministral": (mistral, mistral.read, ministral.write, {"sliding_window": 5}),
+    "qwen2": (qwen2, qwen2.read, qwen2.write, {"use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": (qwen3, qwen3.read, qwen3.write, {"attention_bias": True}),
+    "gemma": (gemma, gemma.read, gemma.write, {"attention_bias": True}),
+    "gemma2": (gemma2, gemma2.read, gemma2.write, {"query_pre_attn_scalar": 7}),
+    "gemma3": (gemma3, gemma3.read, gemma2.write, {"sliding_window_pattern": 2}),
+    "olmo3": (olmo3, olmo3.read, olmo3.write, {"sliding_window": 5}),
+    "granite": (granite, granite.read, granite.write, {"residual_multiplier": 0.3}),
+    "smollm3": (smollm3, smollm3.read, smollm3.write, {"no_rope_layers": [0, 1]}),
+    "mixtral": (mixtral, mixtral.read, mixtral.write, {"num_local_experts": 4}),
+    "qwen3_moe": (qwen3_moe, qwen3_moe.read, qwen3_moe.write, {"norm_topk_prob": True}),
+    "olmoe": (olmoe, olmoe.read, olmoe.write, {"num_experts": 9}),
+    "gpt_oss": (gpt_oss, gpt_oss.read, gpt_oss.write, {"swiglu_limit": 3.0}),
+}
+"""By family its module, the functions of its own keys, and a value that is not the default."""
+
+
+@pytest.mark.parametrize("family", FAMILY_KEYS)
+def test_roundtrip_of_the_keys_of_one_family(family: str) -> None:
+    module, read, write, changed = FAMILY_KEYS[family]
+    defaults = module.FAMILY.keys
+    sizes = {key: SIZES[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")}
+    fields = read(ConfigReader(sizes | changed, {**defaults, **changed}))
+    assert fields != read(ConfigReader(sizes, defaults)) or family == "ministral"
+    written = write(Architecture(**{**SIZES, **fields}))
+    assert (
+        written.items() >= {key: value for key, value in changed.items() if key in written}.items()
+    )
+    assert read(ConfigReader(sizes | written, defaults)) == fields
+
+
+def test_property_an_explicit_architecture_has_the_same_scale_and_angles() -> None:
+    local = {"local_layers": (True, False), "sliding_window": 4}
+    a = Architecture(**{**SIZES, "head_dim": 4}, **local, rope_theta=7.0)
+    for explicit in (
+        gemma2.explicit,
+        gemma3.explicit,
+        gemma3.explicit_local_base,
+        granite.explicit,
+    ):
+        same = explicit(a)
+        assert same.attention_scale == a.attention_scale
+        frequencies = rope_frequencies(same)
+        assert (frequencies == rope_frequencies(a)[0]).all()
+        assert explicit(same) == same
+    scalars = ConfigReader({"query_pre_attn_scalar": 9}, gemma2.KEYS)
+    assert gemma2.read_scale_and_caps(scalars)["attn_logit_softcapping"] == 50.0
+    assert (scalars.optional("head_dim"), scalars.positive("query_pre_attn_scalar")) == (256, 9)
+    names = [each.name for each in gpt_oss.experts(a, {"router": "router"})]
+    assert names[0] == "model.layers.{layer}.mlp.router.weight"
+
+
+def test_roundtrip_of_the_images_of_a_multimodal_folder(tmp_path: Path) -> None:
+    text = {**SIZES, "sliding_window": 4, "head_dim": 4, "torch_dtype": "float64"}
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": {"depth": 1}, "x": [1]}
+    decoder = Decoder(from_hf_config(config), rngs=nnx.Rngs(0))
+    export_model(decoder, tmp_path / "text")
+    tensors = load_file(tmp_path / "text" / "model.safetensors")
+    renamed = {f"language_{name}": values for name, values in tensors.items()}
+    image = {"vision_tower.patch.weight": np.arange(6, dtype=np.int32).reshape(2, 3)}
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file(renamed | image, base / "model.safetensors")
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "preprocessor_config.json").write_text("{}")
+    loaded = load_model(base)
+    export_model(loaded, tmp_path / "policy", base_folder=base)
+    written = load_file(tmp_path / "policy" / "model.safetensors")
+    assert written.keys() == (renamed | image).keys()
+    for name, values in (renamed | image).items():
+        assert written[name].tobytes() == values.tobytes(), name
+    found = json.loads((tmp_path / "policy" / "config.json").read_text())
+    assert found == {
+        **config,
+        "dtype": "float32",
+        "text_config": {**text, "torch_dtype": "float32"},
+    }
+    with multimodal_base(base, loaded.architecture) as multimodal:
+        assert multimodal is not None
+        assert multimodal.config_of("float32") == found
+        multimodal.copy_files(tmp_path)
+        sizes, read = multimodal.with_images({}, read=lambda name: np.zeros(0))
+        assert sizes == {"vision_tower.patch.weight": 24}
+        assert (read("vision_tower.patch.weight") == image["vision_tower.patch.weight"]).all()
+        multimodal.files.check_shape("vision_tower.patch.weight", (2, 3))
+        assert multimodal.files.read_unchecked("vision_tower.patch.weight").dtype == np.int32
+    assert (tmp_path / "preprocessor_config.json").read_text() == "{}"
+    with multimodal_base(base, from_hf_config({"model_type": "llama", **SIZES})) as multimodal:
+        assert multimodal is None
 
 
 @pytest.mark.parametrize("family", ["phi3", "gpt_oss", "mixtral"])

@@ -127,12 +127,12 @@ def test_property_longrope_decides_by_the_length_of_the_run_or_of_the_batch() ->
         Rows(TOKENS[:, :n], np.arange(n)[None], np.ones((1, n), int), np.zeros((1, n), int))
         for n in (2, 4)
     )
-    alone, beginning = read(decoder, short), read(decoder, long)[:, :2]
-    assert np.abs(alone - beginning).max() > 1e-3
+    by_itself, beginning = read(decoder, short), read(decoder, long)[:, :2]
+    assert np.abs(by_itself - beginning).max() > 1e-3
     decoder.max_length = 4
     np.testing.assert_allclose(read(decoder, short), beginning, rtol=ROUNDING, atol=ROUNDING)
     decoder.max_length = 3
-    np.testing.assert_allclose(read(decoder, long)[:, :2], alone, rtol=ROUNDING, atol=ROUNDING)
+    np.testing.assert_allclose(read(decoder, long)[:, :2], by_itself, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_closed_form_heads() -> None:

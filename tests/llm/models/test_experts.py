@@ -21,8 +21,13 @@ from llm.models.experts import (
     router_loss,
     router_sums,
 )
+from llm.models.logprobs import (
+    hidden_states_and_router_loss,
+    response_log_probs,
+    response_log_probs_and_router_loss,
+)
 from llm.parallel.layout import SINGLE_DEVICE
-from llm.types import Rows
+from llm.types import Batch, Completions, Rows
 
 ROUNDING = 1e-12  # relative, float64
 N_TOKENS, WIDTH, UNITS, EXPERTS = 7, 4, 6, 5
@@ -132,13 +137,31 @@ def test_property_packing_and_shared_prompts_leave_the_loss_of_the_router() -> N
         np.array([[0, 0, 0, 1, 1, 2, 2, 0, 0, 1, 2, 2]]),
     )
     hidden, loss = decoder.read(packed, with_router_loss=True)
-    alone, expected = decoder.read(separate, with_router_loss=True)
+    unpacked, expected = decoder.read(separate, with_router_loss=True)
     assert loss is not None
     assert expected is not None
     np.testing.assert_allclose(loss, expected, rtol=ROUNDING)
     at = np.array([index for row in rows for index in row])
-    np.testing.assert_allclose(hidden[0, at], alone[filled], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(hidden[0, at], unpacked[filled], rtol=1e-11, atol=1e-11)
     assert decoder.read(packed)[1] is None
+
+
+def test_closed_form_the_loss_of_the_router_is_weighted_if_the_model_asks_for_it() -> None:
+    ones = np.ones((1, 4), int)
+    rows = Rows(3 * ones, np.arange(4)[None], ones, np.array([[0, 0, 1, 2]]))
+    scored = Completions(np.array([1]), np.array([3]), np.array([0]))
+    batch = Batch(rows, scored, np.array([[1, 0]]), np.array([True]), np.array([0]))
+    for asked in (False, True):
+        a = Architecture(**SIZES, router_aux_loss_coef=0.1, output_router_logits=asked)
+        decoder = Decoder(a, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
+        expected = decoder.read(rows, with_router_loss=True)[1]
+        assert expected is not None
+        log_probs, loss = response_log_probs_and_router_loss(decoder, batch)
+        assert float(loss) == pytest.approx(0.1 * float(expected) if asked else 0.0, rel=ROUNDING)
+        np.testing.assert_allclose(log_probs, response_log_probs(decoder, batch), rtol=ROUNDING)
+        hidden, same = hidden_states_and_router_loss(decoder, rows)
+        assert float(same) == float(loss)
+        np.testing.assert_array_equal(hidden, decoder.hidden_states(rows))
 
 
 def test_closed_form_the_loss_of_the_router_is_least_for_even_loads() -> None:

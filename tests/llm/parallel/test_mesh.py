@@ -43,6 +43,8 @@ def test_limit_the_collectives_of_one_device_are_identities() -> None:
     plan = SINGLE_DEVICE
     for collective in (plan.tp_broadcast, plan.tp_reduce, plan.batch_sum, plan.reduce_gradients):
         assert collective(x) is x
+    assert plan.gather_tokens(x) is plan.scatter_tokens(x) is x
+    assert plan.expert_index() == 0
     layer = {"q_proj": {"kernel": x, "adapter": {"a": x}}}
     assert plan.fsdp_gather(layer, jnp.bfloat16) == layer
     np.testing.assert_array_equal(plan.embed(x, jnp.array([1, 0]), x.dtype), x[::-1])
