@@ -150,9 +150,11 @@ class Decoder(nnx.Module):
         positions = jnp.where(filled, rows.positions, 0)
         rows = rows._replace(tokens=tokens, positions=positions)
 
-        def attention(*qkv: Array, index: Array, carry: Any, **options: Any) -> tuple[Array, Any]:
+        def attention(
+            queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
+        ) -> tuple[Array, Any]:
             del index
-            return attend(*qkv, rows, **options), carry
+            return attend(queries, keys, values, rows, **options), carry
 
         longest = jnp.max(positions) + 1
         wide = accumulation_dtype(self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 RopeType = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
 FACTORS = ("short_factor", "long_factor")
@@ -106,7 +106,7 @@ class RopeScaling:
         return math.sqrt(1 + growth / math.log(self.original_max_position_embeddings))
 
 
-def _check_positive(name: str, value: object) -> None:
+def _check_positive(name: str, value: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 < value < math.inf):
         raise ValueError(f"`{name}` must be a positive number, got {value!r}")

@@ -76,7 +76,10 @@ def packed() -> Rows:
     segments, branches = (
         np.concatenate([np.full(len(part[0]), part[i]) for part in parts])[None] for i in (2, 3)
     )
-    return Rows(*(array.astype(np.int32) for array in (tokens, positions, segments, branches)))
+    tokens, positions, segments, branches = (
+        array.astype(np.int32) for array in (tokens, positions, segments, branches)
+    )
+    return Rows(tokens, positions, segments, branches)
 
 
 def separate() -> Rows:
@@ -120,6 +123,7 @@ def test_parity_of_the_loss_of_the_router_packed_or_not(model: tuple[Any, Decode
         expected = float(_losses(theirs)[1])
     for rows in (separate(), packed()):
         loss = ours.read(rows, with_router_loss=True)[1]
+        assert loss is not None
         assert float(loss) == pytest.approx(expected, rel=LOSS)
 
 
@@ -134,6 +138,7 @@ def test_parity_of_the_gradient_of_both_losses(model: tuple[Any, Decoder]) -> No
     def loss(state: Any) -> jax.Array:
         decoder = nnx.merge(graphdef, state)
         hidden, router = decoder.read(rows, with_router_loss=True)
+        assert router is not None
         features = hidden[:, :-1].reshape(-1, hidden.shape[-1])[at]
         targets = jnp.asarray(rows.tokens)[:, 1:].reshape(-1)[at]
         return -jnp.mean(token_log_probs(features, decoder.head(), targets)) + COEFFICIENT * router

@@ -188,6 +188,7 @@ def test_raises_for_experts_that_cannot_be() -> None:
         with pytest.raises(ValueError, match=message):
             Architecture(**{**SIZES, **options})
     dense = Architecture(**{**SIZES, "num_experts": 0, "num_experts_per_tok": 0})
-    rows = Rows(*[np.zeros((1, 2), int)] * 4)
+    zeros = np.zeros((1, 2), int)
+    rows = Rows(zeros, zeros, zeros, zeros)
     with pytest.raises(ValueError, match="`with_router_loss` must be False"):
         Decoder(dense, rngs=nnx.Rngs(0)).read(rows, with_router_loss=True)
