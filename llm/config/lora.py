@@ -16,7 +16,7 @@ from .checks import at_least, positive
 ALL_LINEAR = "all-linear"
 """Name of all projections in ``target_modules``, as in PEFT."""
 LARGEST_RANK = 2**16
-NumberT = TypeVar("NumberT", int, float)
+ValueT = TypeVar("ValueT", int, float)
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 
 
@@ -175,7 +175,7 @@ def _check_pattern(name: str, pattern: str) -> None:
         ) from error
 
 
-def _of_pattern(pairs: Iterable[tuple[str, NumberT]], module: str, default: NumberT) -> NumberT:
+def _of_pattern(pairs: Iterable[tuple[str, ValueT]], module: str, default: ValueT) -> ValueT:
     """Return the value of the first pattern that the end of a name matches, as PEFT does."""
     for pattern, value in pairs:
         if re.match(rf"(.*\.)?({pattern})$", module):

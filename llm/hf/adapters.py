@@ -54,8 +54,8 @@ class AdapterTensor(NamedTuple):
     rank: int | None
     transposed: bool
 
-    def index(self) -> tuple[Any, ...]:
-        """Return the index of the tensor's values in the parameter."""
+    def location(self) -> tuple[Any, ...]:
+        """Return the index of the tensor's values in the parameter of all layers."""
         layer = () if self.layer is None else (self.layer,)
         if self.rank is None:
             return (*layer, ...)
@@ -159,7 +159,7 @@ def check_adapter(
     folder: Path,
     lora: LoraConfig,
     architecture: Architecture,
-    shapes: Mapping[ParameterPath, tuple[int, ...]],
+    shapes: Mapping[Any, tuple[int, ...]],
 ) -> None:
     """Refuse an adapter that does not fit a model, before anything is computed with it.
 
@@ -184,7 +184,7 @@ def read_adapter(
     folder: Path,
     lora: LoraConfig,
     architecture: Architecture,
-    shapes: Mapping[ParameterPath, tuple[int, ...]],
+    shapes: Mapping[Any, tuple[int, ...]],
 ) -> Iterator[tuple[ParameterPath, np.ndarray]]:
     """Read the parameters of an adapter, one at a time.
 
@@ -209,11 +209,11 @@ def read_adapter(
         for path, tensors in by_path.items():
             values: np.ndarray | None = None
             for tensor in tensors:
-                part = np.empty(shapes[path], np.bool_)[tensor.index()].shape
+                part = np.empty(shapes[path], np.bool_)[tensor.location()].shape
                 stored = file.read(tensor.name, part[::-1] if tensor.transposed else part)
                 if values is None:
                     values = np.zeros(shapes[path], stored.dtype)
-                values[tensor.index()] = stored.T if tensor.transposed else stored
+                values[tensor.location()] = stored.T if tensor.transposed else stored
             assert values is not None
             yield path, values
 
@@ -254,7 +254,7 @@ def export_adapter(
     state = dict(nnx.to_flat_state(nnx.state(decoder)))
     tensors: dict[str, np.ndarray] = {}
     for tensor in adapter_tensors(lora, decoder.architecture):
-        values = on_host(state[tensor.path].get_value()[tensor.index()])
+        values = on_host(state[tensor.path].get_value()[tensor.location()])
         values = values.T if tensor.transposed else values
         tensors[tensor.name] = round_tensor(tensor.name, values, np.dtype(dtype or values.dtype))
     with atomic_folder(folder) as part:

@@ -174,8 +174,10 @@ def _with_adapters(model: ResolvedModel) -> ResolvedModel:
         except ValueError as error:
             raise ValueError(f"{folder / ADAPTER_CONFIG_NAME}: {error}") from error
         adapted = replace(model, lora=stored, architecture=architecture)
-        leaves = nnx.to_flat_state(nnx.state(abstract_model(adapted)))
-        check_adapter(folder, stored, architecture, {path: leaf.shape for path, leaf in leaves})
+        # The shapes are those of any dtype; float64 would need another mode of JAX here.
+        narrow = replace(adapted.config, dtype="float32", param_dtype="float32")
+        shapes = _shapes(replace(adapted, config=narrow))
+        check_adapter(folder, stored, architecture, shapes)
         model = replace(adapted, lora=None) if model.config.merge_adapter else adapted
     if lora is None:
         return model
@@ -238,6 +240,12 @@ def _read_adapter(model: ResolvedModel, devices: Devices) -> Iterator[tuple[tupl
         yield path, jax.make_array_from_callback(narrow.shape, sharding, narrow.__getitem__)
 
 
+def _shapes(model: ResolvedModel) -> dict[tuple, tuple[int, ...]]:
+    """Return the shapes of all parameters by path."""
+    leaves = nnx.to_flat_state(nnx.state(abstract_model(model)))
+    return {path: leaf.shape for path, leaf in leaves}
+
+
 def _merge(
     model: ResolvedModel, parameters: Mapping[tuple, Array], stored: Mapping[tuple, Array]
 ) -> dict[tuple, Array]:
@@ -247,9 +255,11 @@ def _merge(
     for name, layers in lora_shapes(model.adapter[1], model.architecture.num_hidden_layers).items():
         path = ("layers", name, "kernel")
         kernel, scales = parameters[path], [0.0 if each is None else each.scale for each in layers]
-        factors = (stored[("layers", name, "adapter", part)] for part in ("a", "b"))
-        total = add_product(kernel, *factors, jnp.array(scales, accumulation_dtype(kernel.dtype)))
-        merged[path] = jax.device_put(total.astype(kernel.dtype), kernel.sharding)
+        a, b = (stored[("layers", name, "adapter", part)] for part in ("a", "b"))
+        merged_kernel = add_product(
+            kernel, a, b, jnp.array(scales, accumulation_dtype(kernel.dtype))
+        )
+        merged[path] = jax.device_put(merged_kernel.astype(kernel.dtype), kernel.sharding)
     return merged
 
 

@@ -340,10 +340,11 @@ class Layer(nnx.Module):
         for index, name in enumerate(PROJECTIONS):
             adapter = getattr(self, name).adapter
             if adapter is not None:
-                own = jax.random.fold_in(key, index)
+                adapter_key = jax.random.fold_in(key, index)
                 if plan.tensor > 1 and name in ROW_PARALLEL:
-                    own = jax.random.fold_in(own, jax.lax.axis_index("tensor"))
-                adapter.dropout_key = own
+                    shard = jax.lax.axis_index("tensor")
+                    adapter_key = jax.random.fold_in(adapter_key, shard)
+                adapter.dropout_key = adapter_key
 
     def _heads(self, x: Float[Array, "r T I"]) -> Float[Array, "r T H K"]:
         return x.reshape(*x.shape[:2], -1, self.head_dim)

@@ -43,12 +43,19 @@ if TYPE_CHECKING:
         merge_caches,
         save_cache,
     )
+    from .reference_model import (
+        ReferenceScores,
+        ResolvedReference,
+        resolve_reference,
+        score_reference,
+    )
     from .run import Run
     from .run_estimate import RunEstimate, estimate_run
     from .run_notes import describe_run
     from .run_services import MlflowTracker, TrackioTracker, WandbTracker
     from .sample_coverage import SampleCoverage
     from .schedules import learning_rate_schedule
+    from .scorer import Scorer
     from .step import (
         StepResult,
         TrainState,
@@ -94,10 +101,13 @@ _EXPORTS = {
     "Policy": "policy",
     "Provenance": "reference_cache",
     "ReferenceCache": "reference_cache",
+    "ReferenceScores": "reference_model",
+    "ResolvedReference": "reference_model",
     "RpoLoss": "trainer_conventions",
     "Run": "run",
     "RunEstimate": "run_estimate",
     "SampleCoverage": "sample_coverage",
+    "Scorer": "scorer",
     "StepResult": "step",
     "TensorBoardTracker": "tracking",
     "Tracker": "tracking",
@@ -143,8 +153,10 @@ _EXPORTS = {
     "merge_caches": "reference_cache",
     "normalizers": "objective",
     "per_layer": "optimizer",
+    "resolve_reference": "reference_model",
     "save_cache": "reference_cache",
     "scale_groups": "optimizer",
+    "score_reference": "reference_model",
     "to_trainer_options": "trainer_conventions",
     "whole_batch_sums": "objective",
 }
@@ -168,10 +180,13 @@ __all__ = [
     "Policy",
     "Provenance",
     "ReferenceCache",
+    "ReferenceScores",
+    "ResolvedReference",
     "RpoLoss",
     "Run",
     "RunEstimate",
     "SampleCoverage",
+    "Scorer",
     "StepResult",
     "TensorBoardTracker",
     "Tracker",
@@ -217,8 +232,10 @@ __all__ = [
     "merge_caches",
     "normalizers",
     "per_layer",
+    "resolve_reference",
     "save_cache",
     "scale_groups",
+    "score_reference",
     "to_trainer_options",
     "whole_batch_sums",
 ]

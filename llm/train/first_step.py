@@ -55,7 +55,7 @@ def measure_first_step(run: Run, batch: Batch) -> FirstStep:
     """
     objective = run.config.objective
     has_other = run.reference_digest is not None
-    has_dropout = run.lora is not None and run.lora.lora_dropout > 0
+    has_dropout = run.has_dropout
     by_rows = has_other and "sum_squares" not in objective.statistics
     depends_on_data = has_other or objective.preference_at_reference is None
     measured = None

@@ -8,7 +8,7 @@ placed on the devices, so that both models are never in memory together.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -141,7 +141,7 @@ def score_reference(
 
 def _find(source: str, policy: ModelConfig, resolved: ResolvedModel) -> ResolvedReference:
     """Find the folder: a model, an adapter, a run or a checkpoint."""
-    dtypes = {"dtype": policy.dtype, "param_dtype": policy.param_dtype}
+    dtypes: dict[str, Any] = {"dtype": policy.dtype, "param_dtype": policy.param_dtype}
     folder = resolve_model_folder(source)
     if is_adapter_folder(folder):
         try:

@@ -66,7 +66,12 @@ def check_steps(trainer: TrainerConfig, done: int, num_steps: int) -> None:
 
 
 def describe_resume(
-    done: int, num_steps: int, recorded: Mapping[str, Any], execution: Mapping[str, Any]
+    done: int,
+    num_steps: int,
+    recorded: Mapping[str, Any],
+    execution: Mapping[str, Any],
+    *,
+    dropout: bool = False,
 ) -> list[str]:
     """Describe where a resumed run continues, and why it will not be bit-equal.
 
@@ -75,6 +80,7 @@ def describe_resume(
         num_steps: number of steps of this run.
         recorded: data of the checkpoint.
         execution: :func:`execution_of` this run.
+        dropout: whether adapters have dropout, whose masks depend on the division of a step.
 
     Returns:
         Sentences for the log; at least one.
@@ -86,11 +92,15 @@ def describe_resume(
     if done == recorded.get(NUM_STEPS) == num_steps and recorded.get(PENDING_EVALUATION) is None:
         return [f"the run is already finished: step {done:,} of {num_steps:,}"]
     where = f"resumed from step {done:,} of {num_steps:,}"
-    return [where, *describe_changes(recorded, execution, num_steps)]
+    return [where, *describe_changes(recorded, execution, num_steps, dropout=dropout)]
 
 
 def describe_changes(
-    recorded: Mapping[str, Any], execution: Mapping[str, Any], num_steps: int
+    recorded: Mapping[str, Any],
+    execution: Mapping[str, Any],
+    num_steps: int,
+    *,
+    dropout: bool = False,
 ) -> list[str]:
     """Describe why a resumed run will not be bit-equal to an uninterrupted one.
 
@@ -98,6 +108,7 @@ def describe_changes(
         recorded: data of the checkpoint.
         execution: :func:`execution_of` this run.
         num_steps: number of steps of this run.
+        dropout: see :func:`describe_resume`.
 
     Returns:
         Sentences for the log; none if the run will be bit-equal.
@@ -122,10 +133,10 @@ def describe_changes(
         if before.get(name) != execution.get(name)
     ]
     if changed:
-        lines.append(
-            f"resumed with {', '.join(changed)}: the remaining steps are the same up to rounding, "
-            "but not bit-equal to those of an uninterrupted run"
-        )
+        what = "the remaining steps are the same up to rounding, but not bit-equal to those"
+        if dropout:
+            what = "the remaining steps may draw other dropout masks than those"
+        lines.append(f"resumed with {', '.join(changed)}: {what} of an uninterrupted run")
     return lines
 
 

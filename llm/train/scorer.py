@@ -83,6 +83,11 @@ class Scorer:
         """Number of shards of a batch: devices along the axes ``data`` and ``fsdp``."""
         return self.devices.plan.batch_shards
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws dropout masks for adapters."""
+        return self.lora is not None and self.lora.lora_dropout > 0
+
     def parameters(self) -> Parameters:
         """Return the trained parameters, or all of a model without adapters."""
         return self._trainable

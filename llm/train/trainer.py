@@ -151,8 +151,9 @@ class Trainer:
                 self.first_step = record.step
                 self._pending = record.data[PENDING_EVALUATION]
                 recorded = record.data.get(BEST)
+                steps, dropout = self.run.num_steps, self.run.has_dropout
                 self._resume_notes = describe_resume(
-                    record.step, self.run.num_steps, record.data, self._execution
+                    record.step, steps, record.data, self._execution, dropout=dropout
                 )
         self._best = BestEvaluation(config.trainer, recorded)
         self._profiler = StepProfiler(

@@ -180,8 +180,9 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
 
     folder = resolve_model_folder(model)
     is_adapter = is_adapter_folder(folder)
-    source = {"adapter" if is_adapter else "path": model}
-    resolved = resolve_model(ModelConfig(**source, dtype=options.dtype, param_dtype=options.dtype))
+    fields: dict[str, Any] = {"dtype": options.dtype, "param_dtype": options.dtype}
+    fields["adapter" if is_adapter else "path"] = model
+    resolved = resolve_model(ModelConfig(**fields))
     if is_adapter and resolved.folder is not None and not (folder / "tokenizer.json").exists():
         folder = resolved.folder
     notes = resolved.notes

@@ -38,9 +38,9 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "num_key_value_heads": KEYS,
 }
-DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
+DOUBLE: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
 BETA, ETA, RATE, DECAY, CLIP = 0.4, 0.3, 3e-3, 0.1, 0.7
-WORDS = ("yes", "no", "maybe so", "a", "longer answer", "x")
+TEXTS = ("yes", "no", "maybe so", "a", "longer answer", "x")
 
 
 def log_prob(weights: dict[str, Any], prompt: list[int], response: list[int]) -> Any:
@@ -107,9 +107,9 @@ def torch_run(start: Path, other: Path, batches: list[list[Any]]) -> tuple[list[
         optimizer.zero_grad()
         loss = rpo_loss(policy, reference, pairs)
         loss.backward()
-        total = torch.sqrt(sum(weight.grad.square().sum() for weight in policy.values()))
+        norm_of_all = torch.sqrt(sum(weight.grad.square().sum() for weight in policy.values()))
         for weight in policy.values():
-            weight.grad *= min(1.0, CLIP / float(total.detach()))
+            weight.grad *= min(1.0, CLIP / float(norm_of_all.detach()))
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses, {name: weight.detach().numpy() for name, weight in policy.items()}
@@ -121,7 +121,7 @@ def test_parity_five_steps_with_another_reference(tmp_path: Path) -> None:
             model = resolve_model(ModelConfig(architecture=SIZES, seed=seed, **DOUBLE))
             export_model(build_model(model), tmp_path / name)
     rows = [
-        {"prompt": f"q{i}", "chosen": WORDS[i % 6], "rejected": WORDS[(i + 1 + i // 6) % 6]}
+        {"prompt": f"q{i}", "chosen": TEXTS[i % 6], "rejected": TEXTS[(i + 1 + i // 6) % 6]}
         for i in range(12)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

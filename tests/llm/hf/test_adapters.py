@@ -313,10 +313,11 @@ def test_raises_for_the_adapter_of_another_model(folders: Path, tmp_path: Path) 
 
 def test_raises_for_keys_that_the_adapter_decides(folders: Path, tmp_path: Path) -> None:
     adapter = str(folders / "adapter")
-    for options, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"lora_r": 2}, "`model.lora_r` must not be given with `model.adapter`"),
         ({"lora_dropout": 0.1}, "`model.lora_dropout` must not be given with `model.adapter`"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(ValueError, match=message):
             ModelConfig(adapter=adapter, **options)
     with pytest.raises(ValueError, match=r"`model\.merge_adapter` needs `model\.adapter`"):

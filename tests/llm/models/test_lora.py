@@ -13,17 +13,20 @@ from flax import nnx
 from llm.config import LoraConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.layers import Adapter, Projection
+from llm.models.layers import PROJECTIONS, Adapter, Projection
 from llm.models.lora import (
     SavedParam,
     add_lora,
     apply_lora,
+    has_dropout,
     has_lora,
     mark_saved,
     merge_lora,
     merged_kernel,
+    start_dropout,
     trainable_filter,
 )
+from llm.parallel.layout import SINGLE_DEVICE
 from llm.types import Rows
 
 SAME_SUMS = 1e-12  # the same sums in another order, hidden states of order 1, float64
@@ -185,6 +188,48 @@ def test_gradient_of_a_layer_without_an_adapter_is_zero(decoder: Decoder) -> Non
         assert gradient.shape[1:] in ((8, 2), (2, 8))
         assert not gradient[0].any()
         assert np.abs(gradient[1]).max() > 0
+
+
+def test_property_dropout_is_deterministic_unbiased_and_of_training_only() -> None:
+    options = {"rngs": nnx.Rngs(0), "param_dtype": jnp.float64, "scale": 1.0, "dropout": 0.25}
+    adapter = Adapter((), 400, 400, 400, **options)
+    adapter.a[...] = adapter.b[...] = jnp.eye(400)  # the output is the input, masked and rescaled
+    x = jnp.ones((1, 50, 400))
+    np.testing.assert_array_equal(adapter(x), x)
+    adapter.dropout_key = jax.random.key(1)
+    masked = np.asarray(adapter(x))
+    np.testing.assert_allclose(np.unique(masked), [0.0, 1.0 / 0.75], rtol=1e-15)
+    assert abs(masked.mean() - 1.0) < 5 * np.sqrt(0.25 / 0.75 / x.size)  # five standard deviations
+    np.testing.assert_array_equal(adapter(x), masked)
+    adapter.dropout_key = jax.random.key(2)
+    assert (np.asarray(adapter(x)) != masked).any()
+
+
+def test_property_every_layer_and_projection_has_a_mask_of_its_own(decoder: Decoder) -> None:
+    config = LoraConfig(r=2, lora_dropout=0.5)
+    apply_lora(decoder, config, rngs=nnx.Rngs(1))
+    _randomize_adapters(decoder)
+    assert has_dropout(decoder)
+    keys = []
+    for layer in range(2):
+        decoder.layers.start_dropout(jax.random.fold_in(jax.random.key(0), layer), SINGLE_DEVICE)
+        for name in PROJECTIONS:
+            adapter = getattr(decoder.layers, name).adapter
+            keys.append(tuple(jax.random.key_data(adapter.dropout_key).tolist()))
+            adapter.dropout_key = None
+    assert len(set(keys)) == 14
+    plain = read(decoder)
+    graphdef, state = nnx.split(decoder)
+
+    def dropped(seed: int) -> np.ndarray:
+        model = nnx.merge(graphdef, state)
+        start_dropout(model, jax.random.key(seed))
+        return np.asarray(model.hidden_states(ROWS))
+
+    np.testing.assert_array_equal(dropped(0), dropped(0))
+    assert np.abs(dropped(0) - dropped(1)).max() > 0.01
+    assert np.abs(dropped(0) - plain).max() > 0.01
+    start_dropout(object(), jax.random.key(0))  # a model without adapters stays as it is
 
 
 def _randomize_adapters(decoder: Decoder) -> None:

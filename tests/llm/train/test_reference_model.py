@@ -42,7 +42,7 @@ SIZES: dict[str, Any] = {
 }
 ROWS = [("a", "yes", "no"), ("bc", "sure thing", "oh"), ("d", "x", "why not"), ("e", "fg", "h")]
 BETA, ETA = 0.5, 0.2
-DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
+DOUBLE: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
 EXACT = 1e-10
 
 
@@ -116,12 +116,12 @@ def test_closed_form_the_first_loss_is_that_of_both_models_row_by_row(
     config = config_of(folder, folder / "other")
     lines = trained(config, tmp_path / "run")
     with computing_in("float64"):
-        models = [
+        start, other = (
             build_model(resolve_model(ModelConfig(path=str(folder / name), **DOUBLE)))
             for name in ("start", "other")
-        ]
-        exact = exact_loss(*models, config)
-        itself = exact_loss(models[0], models[0], config)
+        )
+        exact = exact_loss(start, other, config)
+        itself = exact_loss(start, start, config)
     assert lines[0]["loss"] == pytest.approx(exact, abs=EXACT)
     assert abs(exact - itself) > 0.01
     assert abs(lines[0]["rewards/margins"]) > 0.01
@@ -144,6 +144,7 @@ def test_roundtrip_a_resumed_run_is_bit_equal_and_knows_its_reference(
         (tmp_path / "run" / "reference.safetensors").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_parity_the_reference_may_be_a_folder_a_run_a_checkpoint_or_an_adapter(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -166,8 +167,8 @@ def test_parity_the_reference_may_be_a_folder_a_run_a_checkpoint_or_an_adapter(
     assert np.abs(last.log_probs - caches[0]).max() > 1e-6
 
 
-def write_tokenizer(folder: Path, *words: str) -> None:
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="u")
+def write_tokenizer(folder: Path, *tokens: str) -> None:
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(tokens)}, unk_token="u")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -183,14 +184,14 @@ def test_raises_for_a_reference_that_does_not_fit(folder: Path, tmp_path: Path) 
         return str(caught.value)
 
     for name, sizes in (
-        ("words", {"vocab_size": 300}),
+        ("larger", {"vocab_size": 300}),
         ("short", {"max_position_embeddings": 8}),
     ):
         with computing_in("float32"):
             model = resolve_model(ModelConfig(architecture=SIZES | sizes))
             export_model(build_model(model), tmp_path / name)
     assert "must have the vocabulary of the policy, 261 tokens, got 300" in refusal(
-        tmp_path / "words"
+        tmp_path / "larger"
     )
     assert "`data.max_length` must be at most 8" in refusal(tmp_path / "short")
     assert "gone does not exist: give a model folder" in refusal(tmp_path / "gone")
@@ -200,9 +201,9 @@ def test_raises_for_a_reference_that_does_not_fit(folder: Path, tmp_path: Path) 
 
 
 def test_raises_for_a_reference_whose_tokens_have_other_ids(folder: Path, tmp_path: Path) -> None:
-    for name, words in (("start", "uab"), ("other", "uba"), ("same", "uab")):
+    for name, tokens in (("start", "uab"), ("other", "uba"), ("same", "uab")):
         shutil.copytree(folder / "other", tmp_path / name)
-        write_tokenizer(tmp_path / name, *words)
+        write_tokenizer(tmp_path / name, *tokens)
     config = config_of(folder, tmp_path / "other", path=str(tmp_path / "start"))
     data = DataConfig(train="rows.jsonl", max_length=24)
     config = TrainConfig(name="tiny", model=config.model, data=data)
@@ -223,7 +224,7 @@ def test_raises_for_given_log_probabilities_of_another_model(folder: Path, tmp_p
         trainer_of(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_property_an_adapter_may_start_with_its_base_as_reference(
     dropout: float, folder: Path, tmp_path: Path
 ) -> None:

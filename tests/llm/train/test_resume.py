@@ -61,3 +61,14 @@ def test_raises_if_more_steps_were_made_than_are_asked_for() -> None:
         check_steps(TrainerConfig(max_steps=4), 5, 4)
     with pytest.raises(ValueError, match=r"`trainer.num_train_epochs` 2.0 gives 4: give at least"):
         check_steps(TrainerConfig(num_train_epochs=2.0), 5, 4)
+
+
+def test_closed_form_dropout_masks_depend_on_the_division_of_a_step() -> None:
+    recorded = {"num_steps": 9, "execution": {"mesh.data": 1}, "pending_evaluation": None}
+    for dropout, expected in (
+        (False, "the same up to rounding"),
+        (True, "draw other dropout masks"),
+    ):
+        (change,) = describe_changes(recorded, {"mesh.data": 2}, 9, dropout=dropout)
+        assert "`mesh.data` 2 instead of 1: the remaining steps" in change
+        assert expected in change

@@ -342,6 +342,27 @@ def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
     assert_refused(["--resume", *kind], message, capsys)
 
 
+def test_raises_for_adapters_and_references_that_do_not_fit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wider = Architecture(**SIZES | {"vocab_size": 300}, num_attention_heads=4)
+    export_model(Decoder(wider, rngs=nnx.Rngs(0)), folder / "larger")
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    shapes = {"A": (1, 9), "B": (8, 1)}
+    tensors = {name.format(part): np.ones(shape) for part, shape in shapes.items()}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    message = "q_proj.lora_A.weight must have shape [1, 8], got [1, 9]"
+    assert_refused(["--model.adapter", "adapter"], message, capsys)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    assert_refused(["--model.adapter", "adapter"], "adapter_config.json: `use_dora`", capsys)
+    message = "`model.reference` larger: the reference must have the vocabulary of the policy, 261"
+    assert_refused(["--model.reference", "larger"], message, capsys)
+
+
 def full(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
