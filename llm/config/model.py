@@ -11,6 +11,8 @@ from .lora import ALL_LINEAR, LARGEST_RANK, LoraConfig
 DtypeName = Literal["float32", "bfloat16", "float64"]
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections that can have an adapter."""
+TABLE_MODULES = ("embed_tokens", "lm_head")
+"""Embedding and output head, which ``all-linear`` leaves out."""
 LORA_KEYS = (
     "lora_alpha",
     "lora_target_modules",
@@ -96,12 +98,12 @@ class ModelConfig:
         targets = self.lora_target_modules
         is_list = targets is not None and not isinstance(targets, str)
         if targets in ("", *LINEAR) or (
-            is_list and (not targets or set(targets) - {ALL_LINEAR, *LINEAR})
+            is_list and (not targets or set(targets) - {ALL_LINEAR, *LINEAR, *TABLE_MODULES})
         ):
             raise ValueError(
                 f"`model.lora_target_modules` must be all-linear, a list of {', '.join(LINEAR)}, "
-                "such as [q_proj, v_proj], or a regular expression of whole names, got "
-                f"{targets!r}"
+                f"{' and '.join(TABLE_MODULES)}, such as [q_proj, v_proj], or a regular expression "
+                f"of whole names, got {targets!r}"
             )
         self._check_adapter()
         self.new_lora()

@@ -18,22 +18,25 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from llm.config import LoraConfig
+from llm.config import LoraConfig, LoraShape
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.lora import lora_shapes
+from llm.models.layers import PROJECTIONS
+from llm.models.lora import TABLES, lora_shapes, table_shapes
 from llm.parallel.mesh import on_host
 from rpo_io.atomic import atomic_folder
 
 from .adapter_config import write_adapter_config
 from .io import copy_tokenizer_files
 from .merging import ExportReport, round_tensor
-from .names import EMBEDDING_NAME, HEAD_NAME, TensorMapping, tensor_mappings
+from .names import TensorMapping, tensor_mappings
 from .safetensors import SafetensorsReader, write_safetensors_file
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Prefix of the names of all tensors: the modules of PEFT around the model."""
+BASE_LAYER = ".base_layer.weight"
+"""End of the name of an embedding's weight, which PEFT saves beside its adapter."""
 ParameterPath = tuple[str, ...]
 
 
@@ -85,27 +88,55 @@ def adapter_tensors(lora: LoraConfig, architecture: Architecture) -> list[Adapte
     """
     n_layers, tensors = architecture.num_hidden_layers, []
     mappings = {mapping.path: mapping for mapping in tensor_mappings(architecture)}
-    for name, layers in lora_shapes(lora, n_layers).items():
-        names = mappings[("layers", name, "kernel")].names(n_layers)
-        for layer, shape in enumerate(layers):
+    for name, layers in projection_shapes(lora, architecture).items():
+        mapping = mappings[("layers", name, "kernel")]
+        for layer, (tensor, shape) in enumerate(zip(mapping.names(n_layers), layers, strict=True)):
             if shape is None:
                 continue
-            module = names[layer].removesuffix(".weight")
-            if lora.shape_of(module) != shape:
+            module = tensor.removesuffix(".weight")
+            if mapping.part is not None or lora.shape_of(module) != shape:
                 raise ValueError(
                     f"the adapter of {name} has no name in PEFT's files: the files of this model "
-                    f"store it in {names[layer]}"
+                    f"store it in {tensor}"
                 )
             for part, letter in (("a", "A"), ("b", "B")):
                 path = ("layers", name, "adapter", part)
                 key = f"{PREFIX}{module}.lora_{letter}.weight"
                 tensors.append(AdapterTensor(key, path, layer, shape.rank, transposed=True))
+    for name in table_shapes(lora):
+        tensors += _table_tensors(name)
     for mapping in saved_mappings(lora, architecture):
         for layer, name in enumerate(mapping.names(n_layers)):
             index = layer if mapping.stacked else None
             key, transposed = PREFIX + name, mapping.transposed
             tensors.append(AdapterTensor(key, mapping.path, index, None, transposed))
     return sorted(tensors)
+
+
+def projection_shapes(
+    lora: LoraConfig, architecture: Architecture
+) -> dict[str, list[LoraShape | None]]:
+    """Return rank and scale of the adapters of the projections that a model has.
+
+    Args:
+        lora: ranks and modules.
+        architecture: architecture of the model; experts have no adapters.
+
+    Returns:
+        See :func:`llm.models.lora.lora_shapes`.
+
+    Raises:
+        ValueError: if a name of ``target_modules`` matches no module of the model.
+
+    Examples:
+        >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
+        >>> small = Architecture(**sizes, num_attention_heads=2)
+        >>> list(projection_shapes(LoraConfig(target_modules=("v_proj", "q_proj")), small))
+        ['q_proj', 'v_proj']
+    """
+    paths = {mapping.path for mapping in tensor_mappings(architecture)}
+    known = [name for name in PROJECTIONS if ("layers", name, "kernel") in paths]
+    return lora_shapes(lora, architecture.num_hidden_layers, known)
 
 
 def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorMapping]:
@@ -119,7 +150,8 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
         The parameters with their tensors; none without ``modules_to_save``.
 
     Raises:
-        ValueError: if only some layers of a parameter are selected.
+        ValueError: if only some layers of a parameter are selected, or experts or fused
+            projections.
     """
     n_layers, saved = architecture.num_hidden_layers, []
     for mapping in tensor_mappings(architecture):
@@ -129,6 +161,11 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
                 "`modules_to_save` must select a module in all layers or in none, got "
                 f"{list(lora.modules_to_save)}, which select {mapping.name} in some"
             )
+        if all(flags) and (mapping.part is not None or mapping.experts):
+            raise ValueError(
+                f"`modules_to_save` {list(lora.modules_to_save)} selects {mapping.name}, which PEFT "
+                "saves under another name: experts and fused projections cannot be saved"
+            )
         if all(flags):
             saved.append(mapping)
     return saved
@@ -137,19 +174,18 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
 def adapted_architecture(lora: LoraConfig, architecture: Architecture) -> Architecture:
     """Return the architecture of a model with an adapter.
 
-    PEFT saves and trains a copy of an embedding, so that the embedding and the output head of a
-    tied model become two parameters.
+    PEFT saves and trains a copy of an embedding, or adds an adapter to one of the two modules that
+    share it, so that the embedding and the output head of a tied model become two parameters.
 
     Args:
         lora: the adapters.
         architecture: architecture of the base model.
 
     Returns:
-        The architecture; that of the base model unless a tied embedding is saved.
+        The architecture; that of the base model unless a tied embedding is saved or adapted.
     """
-    names = (EMBEDDING_NAME, HEAD_NAME)
-    if architecture.tie_word_embeddings and any(
-        lora.saves(name.removesuffix(".weight")) for name in names
+    if architecture.tie_word_embeddings and (
+        table_shapes(lora) or any(map(lora.saves, TABLES.values()))
     ):
         return replace(architecture, tie_word_embeddings=False)
     return architecture
@@ -175,7 +211,8 @@ def check_adapter(
     """
     with _reader(folder) as file:
         expected = {tensor.name for tensor in adapter_tensors(lora, architecture)}
-        _check_names(folder, expected, file.names())
+        optional = {name for name in expected if name.endswith(BASE_LAYER)}
+        _check_names(folder, expected - (optional - file.names()), file.names())
     for _ in read_adapter(folder, lora, architecture, shapes):
         pass
 
@@ -209,13 +246,15 @@ def read_adapter(
         for path, tensors in by_path.items():
             values: np.ndarray | None = None
             for tensor in tensors:
+                if tensor.name.endswith(BASE_LAYER) and tensor.name not in file.names():
+                    continue
                 part = np.empty(shapes[path], np.bool_)[tensor.location()].shape
                 stored = file.read(tensor.name, part[::-1] if tensor.transposed else part)
                 if values is None:
                     values = np.zeros(shapes[path], stored.dtype)
                 values[tensor.location()] = stored.T if tensor.transposed else stored
-            assert values is not None
-            yield path, values
+            if values is not None:
+                yield path, values
 
 
 def export_adapter(
@@ -264,6 +303,26 @@ def export_adapter(
         copy_tokenizer_files(part, source, chat_template, template_options or {})
     n_bytes = sum(values.nbytes for values in tensors.values())
     return ExportReport(next(iter(tensors.values())).dtype.name, n_bytes, None)
+
+
+def _table_tensors(name: str) -> list[AdapterTensor]:
+    """Return the tensors of the adapter of ``embedding`` or ``output``.
+
+    PEFT saves the weight itself too, as the layer beneath the adapter.
+    """
+    module, path = f"{PREFIX}{TABLES[name]}", f"{name}_adapter"
+    base = AdapterTensor(f"{module}{BASE_LAYER}", (name,), None, None, transposed=False)
+    if name == "output":
+        return [
+            base,
+            AdapterTensor(f"{module}.lora_A.weight", (path, "b"), None, None, transposed=False),
+            AdapterTensor(f"{module}.lora_B.weight", (path, "a"), None, None, transposed=False),
+        ]
+    return [
+        base,
+        AdapterTensor(f"{module}.lora_embedding_A", (path, "a"), None, None, transposed=True),
+        AdapterTensor(f"{module}.lora_embedding_B", (path, "b"), None, None, transposed=True),
+    ]
 
 
 def _reader(folder: Path) -> SafetensorsReader:

@@ -44,8 +44,13 @@ def exported_tensors(
         for key in mapping.path[:-1]:
             leaf = getattr(leaf, key)
         if not (isinstance(leaf, Projection) and mapping.path[-1] == "kernel"):
-            values = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
-            return [values, round_tensor(name, values, dtype)]
+            values = before = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
+            if getattr(decoder, f"{mapping.path[0]}_adapter", None) is not None:
+                values = np.asarray(decoder.table(mapping.path[0]))
+            rounded = round_tensor(name, values, dtype)
+            if counter is not None and values is not before:
+                counter.add(before, values, rounded)
+            return [values, rounded]
         merged = np.asarray(merged_kernel(leaf, *index))
         rounded = round_tensor(name, merged, dtype)
         if counter is not None and leaf.adapter is not None:

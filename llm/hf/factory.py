@@ -21,7 +21,7 @@ from llm.config import LoraConfig, MeshConfig, ModelConfig
 from llm.data.model_folder import ADAPTER_CONFIG_NAME, resolve_model_folder
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.lora import add_product, apply_lora, lora_shapes, mark_saved
+from llm.models.lora import add_product, apply_lora, mark_saved, table_shapes
 from llm.parallel.mesh import Devices, make_devices, single_device
 from llm.precision import accumulation_dtype
 
@@ -30,6 +30,7 @@ from .adapters import (
     adapted_architecture,
     adapter_tensors,
     check_adapter,
+    projection_shapes,
     read_adapter,
     saved_mappings,
 )
@@ -236,7 +237,7 @@ def _read_adapter(model: ResolvedModel, devices: Devices) -> Iterator[tuple[tupl
     shapes = {path: leaf.shape for path, leaf in adapted.items()}
     for path, values in read_adapter(folder, lora, model.architecture, shapes):
         narrow = values.astype(adapted[path].dtype)
-        sharding = devices.sharding(() if model.is_merged and "adapter" in path else path)
+        sharding = devices.sharding(() if model.is_merged and _is_factor(path) else path)
         yield path, jax.make_array_from_callback(narrow.shape, sharding, narrow.__getitem__)
 
 
@@ -251,16 +252,26 @@ def _merge(
 ) -> dict[tuple, Array]:
     """Return the parameters that a merged adapter changes."""
     assert model.adapter is not None
-    merged = {path: stored[path] for path in stored if path[-2:-1] != ("adapter",)}
-    for name, layers in lora_shapes(model.adapter[1], model.architecture.num_hidden_layers).items():
+    merged = {path: stored[path] for path in stored if not _is_factor(path)}
+    for name, shape in table_shapes(model.adapter[1]).items():
+        table = merged.get((name,), parameters[(name,)])
+        a, b = (stored[(f"{name}_adapter", part)] for part in ("a", "b"))
+        scale = jnp.array(shape.scale, accumulation_dtype(table.dtype))
+        merged[(name,)] = add_product(table, a, b, scale).astype(table.dtype)
+    for name, layers in projection_shapes(model.adapter[1], model.architecture).items():
         path = ("layers", name, "kernel")
         kernel, scales = parameters[path], [0.0 if each is None else each.scale for each in layers]
         a, b = (stored[("layers", name, "adapter", part)] for part in ("a", "b"))
         merged_kernel = add_product(
             kernel, a, b, jnp.array(scales, accumulation_dtype(kernel.dtype))
         )
-        merged[path] = jax.device_put(merged_kernel.astype(kernel.dtype), kernel.sharding)
-    return merged
+        merged[path] = merged_kernel.astype(kernel.dtype)
+    return {path: jax.device_put(each, parameters[path].sharding) for path, each in merged.items()}
+
+
+def _is_factor(path: tuple) -> bool:
+    """Return whether a parameter is a factor of an adapter, and not a module that is saved."""
+    return len(path) > 1 and path[-2].endswith("adapter")
 
 
 def abstract_model(model: ResolvedModel) -> Decoder:

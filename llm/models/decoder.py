@@ -28,7 +28,7 @@ from rpo_theory.types import ArrayLike
 
 from .architecture import Architecture
 from .experts import RouterSums, response_counts, router_loss
-from .layers import LAYER_RESIDUALS, Layer, Norm
+from .layers import LAYER_RESIDUALS, Layer, Norm, TableAdapter, identity
 from .protocol import Head
 from .rope import RopeAngles, rope_angles, rope_rows
 
@@ -111,6 +111,8 @@ class Decoder(nnx.Module):
         self.embedding: nnx.Param[Array] = nnx.Param(embedding)
         self.layers: Layer = Layer(architecture, rngs=rngs, param_dtype=param_dtype)
         self.norm: Norm = Norm((architecture.hidden_size,), architecture, param_dtype)
+        self.embedding_adapter: TableAdapter | None = nnx.data(None)
+        self.output_adapter: TableAdapter | None = nnx.data(None)
         self.output: nnx.Param[Array] | None = nnx.data(None)
         if not architecture.tie_word_embeddings:
             self.output = nnx.Param(scale * jax.random.normal(rngs.params(), shape, param_dtype))
@@ -166,11 +168,25 @@ class Decoder(nnx.Module):
 
     def head(self) -> Head:
         """Return the output head: the output embedding and its soft cap."""
-        name, weight = "embedding", self.embedding
-        if self.output is not None:
-            name, weight = "output", self.output
+        name = "embedding" if self.output is None else "output"
         soft_cap = self.architecture.final_logit_softcapping
-        return Head(weight[...], soft_cap, self.sharding_plan.vocab_axes(name))
+        return Head(self.table(name), soft_cap, self.sharding_plan.vocab_axes(name))
+
+    def table(self, name: Literal["embedding", "output"]) -> Float[Array, "V D"]:
+        """Return the weight of the embedding or of the output head, with its adapter added.
+
+        Args:
+            name: which of the two; a tied model has an embedding only.
+
+        Returns:
+            The weight, or the device's shard of it; float32 at least if there is an adapter.
+        """
+        weight = (self.embedding if name == "embedding" else self.output)[...]
+        adapter = self.embedding_adapter if name == "embedding" else self.output_adapter
+        if adapter is None:
+            return weight
+        plan = self.sharding_plan
+        return adapter(weight, plan.tp_broadcast if plan.vocab_axes(name) else identity)
 
     def init_cache(self, n_rows: int, n_slots: int) -> Cache:
         """Allocate a cache for positions 0 to ``n_slots - 1``.
@@ -279,7 +295,7 @@ class Decoder(nnx.Module):
         return hidden, carry, jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)
 
     def _embed(self, tokens: Int[Array, "r T"]) -> Float[Array, "r T D"]:
-        x = self.sharding_plan.embed(self.embedding[...], tokens, self.dtype)
+        x = self.sharding_plan.embed(self.table("embedding"), tokens, self.dtype)
         if self.architecture.scaled_embeddings:
             x = x * jnp.asarray(self.architecture.hidden_size**0.5, self.dtype)
         multiplier = self.architecture.embedding_multiplier

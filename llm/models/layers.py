@@ -133,6 +133,48 @@ class Adapter(nnx.Module):
         return project(inner, self.b[...].astype(x.dtype)) * self.scale[...].astype(x.dtype)
 
 
+class TableAdapter(nnx.Module):
+    """Low-rank addition to an embedding or an output head: ``W + scale * A B``.
+
+    Args:
+        n_tokens: number of rows of ``W``.
+        width: number of columns of ``W``.
+        rank: number of columns of ``A``.
+        scale: factor of the product.
+        rngs: ``B`` is drawn from the stream ``params``; ``A`` starts at zero.
+        param_dtype: dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        n_tokens: int,
+        width: int,
+        rank: int,
+        *,
+        scale: float,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+    ) -> None:
+        """Draw the parameters."""
+        b = jax.random.normal(rngs.params(), (rank, width), param_dtype)
+        self.a: nnx.LoRAParam[Array] = nnx.LoRAParam(jnp.zeros((n_tokens, rank), param_dtype))
+        self.b: nnx.LoRAParam[Array] = nnx.LoRAParam(b * width**-0.5)
+        self.scale: AdapterScale = AdapterScale(jnp.asarray(scale, accumulation_dtype(param_dtype)))
+
+    def __call__(
+        self, table: Float[Array, "V D"], broadcast: Collective = identity
+    ) -> Float[Array, "V D"]:
+        """Return the table with the product added, in float32 at least.
+
+        Args:
+            table: the weight, or the device's shard of its rows.
+            broadcast: collective for the gradient of ``B``, which every device holds whole.
+        """
+        wide = accumulation_dtype(table.dtype)
+        a, b = self.a[...].astype(wide), broadcast(self.b[...]).astype(wide)
+        return table.astype(wide) + jnp.matmul(a, b, precision="highest") * self.scale[...]
+
+
 class Projection(nnx.Module):
     """Linear map ``x W + b``, with an optional low-rank adapter.
 

@@ -27,7 +27,10 @@ from llm.config.lora import ALL_LINEAR
 from llm.precision import accumulation_dtype
 
 from .decoder import Decoder
-from .layers import PROJECTIONS, Adapter, Projection
+from .layers import PROJECTIONS, Adapter, Projection, TableAdapter
+
+TABLES = {"embedding": "model.embed_tokens", "output": "lm_head"}
+"""Parameters whose rows are tokens, with the names of their modules in Hugging Face models."""
 
 
 class SavedParam(nnx.Param[Array]):
@@ -101,6 +104,10 @@ def apply_lora(decoder: Decoder, config: LoraConfig, *, rngs: nnx.Rngs) -> Decod
         is_used = np.arange(ranks.max()) < ranks[:, None]
         if not is_used.all():
             adapter.a[...] = jnp.where(is_used[:, None, :], adapter.a[...], 0)
+    for name, shape in table_shapes(config).items():
+        weight = getattr(decoder, name)[...]
+        options = {"scale": shape.scale, "rngs": rngs, "param_dtype": weight.dtype}
+        setattr(decoder, f"{name}_adapter", TableAdapter(*weight.shape, shape.rank, **options))
     decoder.lora = config
     return decoder
 
@@ -135,15 +142,34 @@ def lora_shapes(
     shapes = {name: [config.shape_of(each) for each in names] for name, names in modules.items()}
     shapes = {name: layers for name, layers in shapes.items() if any(layers)}
     every = [each for names in modules.values() for each in names]
-    unmatched = unmatched_targets(config, every)
-    if unmatched or not shapes:
+    unmatched = unmatched_targets(config, [*every, *TABLES.values()])
+    if unmatched or not (shapes or table_shapes(config)):
         got = unmatched[0] if unmatched else config.target_modules
         raise ValueError(
             f"`target_modules` must be {ALL_LINEAR}, a regular expression of whole names such as "
-            f"{every[0]}, or a list of {', '.join(modules)}, got {got!r}, which matches no "
-            "projection of this model"
+            f"{every[0]}, or a list of {', '.join(modules)}, embed_tokens and lm_head, got "
+            f"{got!r}, which matches no such module of this model"
         )
     return shapes
+
+
+def table_shapes(config: LoraConfig) -> dict[str, LoraShape]:
+    """Return rank and scale of the adapters of the embedding and of the output head.
+
+    Args:
+        config: ranks, scales and modules.
+
+    Returns:
+        Shapes under ``embedding`` and ``output``; ``all-linear`` selects neither, as in PEFT.
+
+    Examples:
+        >>> table_shapes(LoraConfig(r=2, target_modules=("lm_head",)))
+        {'output': LoraShape(rank=2, alpha=8.0, scale=4.0)}
+    """
+    if config.target_modules == ALL_LINEAR:
+        return {}
+    shapes = {name: config.shape_of(module) for name, module in TABLES.items()}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def unmatched_targets(config: LoraConfig, modules: Iterable[str]) -> list[str]:
@@ -201,6 +227,11 @@ def merge_lora(decoder: Decoder) -> Decoder:
         dtype = projection.kernel[...].dtype
         projection.kernel[...] = merged_kernel(projection).astype(dtype)
         projection.adapter = None
+    for name in TABLES:
+        if getattr(decoder, f"{name}_adapter") is not None:
+            weight = getattr(decoder, name)
+            weight[...] = decoder.table(name).astype(weight[...].dtype)
+            setattr(decoder, f"{name}_adapter", None)
     decoder.lora = None
     return decoder
 
@@ -212,9 +243,10 @@ def has_lora(decoder: Decoder) -> bool:
         decoder: a decoder.
 
     Returns:
-        True if any projection has an adapter.
+        True if any projection, the embedding or the output head has an adapter.
     """
-    return any(projection.adapter is not None for projection in _projections(decoder))
+    tables = [getattr(decoder, f"{name}_adapter") for name in TABLES]
+    return any(each is not None for each in [*(p.adapter for p in _projections(decoder)), *tables])
 
 
 def trainable_filter(decoder: Decoder) -> Any:

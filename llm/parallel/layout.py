@@ -49,6 +49,9 @@ COLUMN_PARALLEL = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj
 ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 """Projections whose inputs are split over ``tensor``."""
 
+VOCAB_SPLIT = (("embedding",), ("output",), ("embedding_adapter", "a"), ("output_adapter", "a"))
+"""Parameters whose rows are tokens of the vocabulary."""
+
 ParameterPath = tuple[str, ...]
 AxisSplit = tuple[Any, ...]
 """Mesh axis, or axes, that each axis of an array is split over; None for an axis that is whole."""
@@ -71,7 +74,7 @@ def partition_rule(path: ParameterPath, n_axes: int) -> AxisSplit:
         >>> partition_rule(("layers", "mlp_norm", "weight"), 2)
         (None, None)
     """
-    if path in (("embedding",), ("output",)):
+    if path in VOCAB_SPLIT:
         return (VOCAB_AXES, None)
     if path[1:2] in (("sinks",), ("q_proj_norm",), ("k_proj_norm",)):
         return (None, "tensor")

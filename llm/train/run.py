@@ -13,6 +13,7 @@ from flax import nnx
 from llm.config import TrainConfig
 from llm.hashing import weights_digest
 from llm.models.decoder import Decoder
+from llm.models.lora import has_dropout
 from llm.parallel.layout import SINGLE_DEVICE
 from rpo_io.digests import sha256_hex
 
@@ -69,7 +70,15 @@ class Run(Scorer):
             model: the model to train, whose ``sharding_plan`` is set here.
             reference_digest: digest of the parameters of the reference; None if the initial policy
                 is the reference.
+
+        Raises:
+            ValueError: if the output head has an adapter with dropout.
         """
+        if has_dropout(model) and model.output_adapter is not None:
+            raise ValueError(
+                "`lora_dropout` must be 0 to train an adapter of `lm_head`, got "
+                f"{model.lora.lora_dropout if model.lora else 0}: its input has no dropout here"
+            )
         super().__init__(config, data, model)
         self.optimizer, self.learning_rate = make_optimizer(config.optimizer, self.num_steps)
         self.state = self._initial_state(self._trainable)

@@ -53,9 +53,17 @@ CASES: dict[str, dict[str, Any]] = {
         "use_rslora": True,
     },
     "saved": {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"r": 2, "target_modules": ["q_proj", "embed_tokens"], "lora_dropout": 0.1},
+    "head": {"r": 3, "target_modules": ["embed_tokens", "lm_head"], "use_rslora": True},
     "saved norms": {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["norm", "v_proj"]},
 }
-TIED = {"embed": ["embed_tokens"], "head": ["lm_head"], "both": ["embed_tokens", "lm_head"]}
+TIED: dict[str, dict[str, Any]] = {
+    "embed": {"modules_to_save": ["embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "adapted embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "adapted head": {"target_modules": ["q_proj", "lm_head"]},
+}
 
 
 def tokens() -> np.ndarray:
@@ -147,7 +155,7 @@ def test_parity_logits_files_and_fields_both_ways(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", TIED)
 def test_parity_saved_embeddings_of_a_tied_model(name: str, tmp_path: Path) -> None:
     base = base_folder(tmp_path / "base", tie_word_embeddings=True)
-    options = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": TIED[name]}
+    options = {"r": 2, "target_modules": ["q_proj"]} | TIED[name]
     theirs = peft_model(base, options)
     theirs.save_pretrained(tmp_path / "theirs")
     config = ModelConfig(path=str(base), adapter=str(tmp_path / "theirs"))

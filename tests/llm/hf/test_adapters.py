@@ -386,6 +386,32 @@ def test_roundtrip_the_configuration_and_the_parameters_of_an_adapter(
     assert a[1].all()
 
 
+def test_roundtrip_adapters_of_embeddings_are_those_of_peft(folders: Path, tmp_path: Path) -> None:
+    """PEFT writes the weights beneath them too, and reads files without these."""
+    targets = ["embed_tokens", "lm_head"]
+    config = ModelConfig(path=str(folders / "base"), lora_r=2, lora_target_modules=targets)
+    decoder = build_model(resolve_model(config))
+    assert decoder.embedding_adapter is not None
+    factor = decoder.embedding_adapter.a
+    factor[...] = jnp.ones_like(factor[...])
+    export_adapter(decoder, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    prefix, tensors = "base_model.model.", load_file(path)
+    assert {name.removeprefix(prefix): each.shape for name, each in tensors.items()} == {
+        "lm_head.base_layer.weight": (11, 8),
+        "lm_head.lora_A.weight": (2, 8),
+        "lm_head.lora_B.weight": (11, 2),
+        "model.embed_tokens.base_layer.weight": (11, 8),
+        "model.embed_tokens.lora_embedding_A": (2, 11),
+        "model.embed_tokens.lora_embedding_B": (8, 2),
+    }
+    adapter = ModelConfig(path=str(folders / "base"), adapter=str(tmp_path / "adapter"))
+    for _ in range(2):
+        np.testing.assert_array_equal(hidden(build_model(resolve_model(adapter))), hidden(decoder))
+        kept = {name: each for name, each in tensors.items() if "base_layer" not in name}
+        save_file(kept, path)
+
+
 def test_property_tensor_names_follow_the_architecture() -> None:
     architecture = resolve_model(ModelConfig(architecture=SIZES)).architecture
     tensors = adapter_tensors(LoraConfig(r=2, target_modules=("q_proj",)), architecture)

@@ -24,6 +24,7 @@ from llm.models.lora import (
     merge_lora,
     merged_kernel,
     start_dropout,
+    table_shapes,
     trainable_filter,
 )
 from llm.parallel.layout import SINGLE_DEVICE
@@ -188,6 +189,29 @@ def test_gradient_of_a_layer_without_an_adapter_is_zero(decoder: Decoder) -> Non
         assert gradient.shape[1:] in ((8, 2), (2, 8))
         assert not gradient[0].any()
         assert np.abs(gradient[1]).max() > 0
+
+
+def test_closed_form_adapters_of_the_embedding_and_the_head(decoder: Decoder) -> None:
+    config = LoraConfig(r=2, lora_alpha=6.0, target_modules=("embed_tokens", "lm_head"))
+    before = np.asarray(decoder.embedding[...]), np.asarray(decoder.head().weight)
+    apply_lora(decoder, config, rngs=nnx.Rngs(1))
+    _randomize_adapters(decoder)
+    assert table_shapes(config) == dict.fromkeys(("embedding", "output"), (2, 6.0, 3.0))
+    assert table_shapes(LoraConfig()) == {}
+    expected = []
+    for weight, adapter in zip(
+        before, (decoder.embedding_adapter, decoder.output_adapter), strict=True
+    ):
+        assert adapter is not None
+        expected.append(weight + 3.0 * np.asarray(adapter.a[...]) @ np.asarray(adapter.b[...]))
+    np.testing.assert_allclose(decoder.table("embedding"), expected[0], rtol=0, atol=SAME_SUMS)
+    np.testing.assert_allclose(decoder.head().weight, expected[1], rtol=0, atol=SAME_SUMS)
+    hidden = read(decoder)
+    merge_lora(decoder)
+    assert not has_lora(decoder)
+    np.testing.assert_allclose(decoder.embedding[...], expected[0], rtol=0, atol=SAME_SUMS)
+    np.testing.assert_allclose(decoder.head().weight, expected[1], rtol=0, atol=SAME_SUMS)
+    np.testing.assert_allclose(read(decoder), hidden, rtol=0, atol=SAME_SUMS)
 
 
 def test_property_dropout_is_deterministic_unbiased_and_of_training_only() -> None:
