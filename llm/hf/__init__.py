@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .adapters import export_adapter, read_adapter
     from .config import from_hf_config, to_hf_config
     from .factory import ResolvedModel, abstract_model, build_model, resolve_model
+    from .families import Family, register_family
     from .io import export_model, load_model, read_architecture, read_parameters
     from .names import tensor_mappings
     from .safetensors import SafetensorsReader, write_safetensors
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "AdapterSettings": "adapter_config",
+    "Family": "families",
     "ResolvedModel": "factory",
     "SafetensorsReader": "safetensors",
     "TensorMapping": "tensor_mapping",
@@ -33,6 +35,7 @@ _EXPORTS = {
     "read_adapter_config": "adapter_config",
     "read_architecture": "io",
     "read_parameters": "io",
+    "register_family": "families",
     "resolve_model": "factory",
     "tensor_mappings": "names",
     "to_hf_config": "config",
@@ -42,6 +45,7 @@ _EXPORTS = {
 
 __all__ = [
     "AdapterSettings",
+    "Family",
     "ResolvedModel",
     "SafetensorsReader",
     "TensorMapping",
@@ -55,6 +59,7 @@ __all__ = [
     "read_adapter_config",
     "read_architecture",
     "read_parameters",
+    "register_family",
     "resolve_model",
     "tensor_mappings",
     "to_hf_config",

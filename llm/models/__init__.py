@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .architecture import Architecture, RopeScaling
+    from .architecture import Architecture
     from .custom_vjp import project, rms_norm
     from .decoder import Cache, Decoder
+    from .experts import Experts, Router, RouterSums, Routing, router_loss
     from .layers import PROJECTIONS, Adapter, Layer, Norm, Projection
     from .logprobs import response_log_probs, sequence_log_probs, token_log_probs
     from .lora import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .protocol import Head, LanguageModel
     from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
+    from .rope_scaling import RopeScaling
     from .token_statistics import (
         ResponseStatistics,
         response_statistics,
@@ -35,11 +37,15 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Architecture": "architecture",
-    "RopeScaling": "architecture",
     "project": "custom_vjp",
     "rms_norm": "custom_vjp",
     "Cache": "decoder",
     "Decoder": "decoder",
+    "Experts": "experts",
+    "Router": "experts",
+    "RouterSums": "experts",
+    "Routing": "experts",
+    "router_loss": "experts",
     "PROJECTIONS": "layers",
     "Adapter": "layers",
     "Layer": "layers",
@@ -63,6 +69,7 @@ _EXPORTS = {
     "apply_rope": "rope",
     "rope_angles": "rope",
     "rope_frequencies": "rope",
+    "RopeScaling": "rope_scaling",
     "ResponseStatistics": "token_statistics",
     "response_statistics": "token_statistics",
     "token_log_sum_squares": "token_statistics",
@@ -74,6 +81,7 @@ __all__ = [
     "Architecture",
     "Cache",
     "Decoder",
+    "Experts",
     "Head",
     "LanguageModel",
     "Layer",
@@ -82,6 +90,9 @@ __all__ = [
     "ResponseStatistics",
     "RopeAngles",
     "RopeScaling",
+    "Router",
+    "RouterSums",
+    "Routing",
     "SavedParam",
     "add_lora",
     "apply_lora",
@@ -97,6 +108,7 @@ __all__ = [
     "rms_norm",
     "rope_angles",
     "rope_frequencies",
+    "router_loss",
     "sequence_log_probs",
     "token_log_probs",
     "token_log_sum_squares",

@@ -55,6 +55,9 @@ from bandits.study import (
     plot_figure,
 )
 from llm.evaluation.judgments import read_judgments
+from llm.hf import Family, register_family
+from llm.models import RouterSums, router_loss
+from llm.parallel.layout import SINGLE_DEVICE
 from rpo import api
 from rpo.results import StudyKindEstimate
 
@@ -631,6 +634,13 @@ def model_of_a_folder(folder: Path, out: Path) -> jax.Array:
     batch = sampler.batch(0)
     differences = llm.response_log_probs(built, batch) - llm.response_log_probs(random, batch)
     return differences + float(batch.lengths.sum()) + sampler.steps_per_epoch
+
+
+def family_and_router(loads: jax.Array) -> float:
+    family: Family = Family(model_type="mine", class_name="MineForCausalLM", keys={"depth": 2})
+    print(register_family(family).keys["depth"])
+    sums = RouterSums(counts=loads, probabilities=loads, tokens=loads.sum())
+    return float(router_loss(sums, SINGLE_DEVICE))
 
 
 def policy_of_a_run(folder: Path) -> llm.Decoder:
