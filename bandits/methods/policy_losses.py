@@ -250,7 +250,7 @@ def _fit(
 
     def mean_loss(reward: Float[Array, "x a"], temperature: Float[Array, ""]) -> Float[Array, ""]:
         policy, reference = log_policy(problem, reward)
-        tables = PairTables(pairs(policy), pairs(reference), problem.beta, temperature)
+        tables = PairTables(pairs(policy), pairs(reference), jnp.asarray(problem.beta), temperature)
         return jnp.sum(jnp.where(share > 0, share * record.loss(tables, options), 0.0))
 
     def smoothed(point: Float[Array, " p"], temperature: Float[Array, ""]) -> Float[Array, ""]:

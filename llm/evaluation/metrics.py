@@ -171,7 +171,8 @@ def compute_metric_sums(
         )
     if reference is not None:
         reference = jax.lax.stop_gradient(jnp.asarray(reference).astype(policy.dtype))
-    inputs = pair_inputs(policy, reference, batch, log_sum_squares)
+    squares = None if log_sum_squares is None else jnp.asarray(log_sum_squares)
+    inputs = pair_inputs(policy, reference, batch, squares)
     sums = {
         "loss/sft": sft_sum(config, policy, batch),
         "logps/chosen": sum_over_pairs(policy[:, Role.CHOSEN], batch),
@@ -179,7 +180,7 @@ def compute_metric_sums(
     } | preference_sums(config, constants, inputs, batch)
     if reference is None:
         return sums
-    rewards = constants.beta * (policy - reference)
+    rewards = jnp.asarray(constants.beta * (policy - reference))
     return sums | _reward_sums(constants, inputs, rewards, batch)
 
 

@@ -2,8 +2,9 @@ r"""The losses of an objective, pair by pair, and the sum that each contributes 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import reduce
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -81,9 +82,9 @@ def pair_inputs(
     """
     inverse = 1.0 / jnp.maximum(jnp.asarray(batch.lengths), 1).astype(policy.dtype)
     reference = jnp.zeros_like(policy) if reference is None else reference
-    pairs = [_pair(values) for values in (policy, reference, inverse)]
     squares = None if log_sum_squares is None else _pair(log_sum_squares)
-    return PairInputs(*pairs, jnp.asarray(batch.present), squares)
+    present = jnp.asarray(batch.present)
+    return PairInputs(_pair(policy), _pair(reference), _pair(inverse), present, squares)
 
 
 def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Batch) -> WeightedSum:
@@ -120,7 +121,7 @@ def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Ba
                 where=present,
             )
         )
-    return WeightedSum(*map(sum, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+    return reduce(lambda one, other: jax.tree.map(jnp.add, one, other), parts)
 
 
 def baseline_values(values: Float[Array, "n k"], batch: Batch) -> Float[Array, " n"]:
@@ -208,7 +209,10 @@ def expected_loss(
         >>> expected_loss(config.terms[0], config.constants, inputs, batch).tolist()
         [1.0]
     """
-    function = partial(term.loss.function, beta=constants.beta, options=term.options)
+
+    def function(inputs: PairInputs) -> Array:
+        return term.loss.function(inputs, constants.beta, term.options)
+
     if batch.labels is None:
         return function(inputs)
     pairs = (inputs.policy, inputs.reference, inputs.weights, inputs.log_sum_squares)

@@ -163,8 +163,8 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
             )
         if all(flags) and (mapping.part is not None or mapping.experts):
             raise ValueError(
-                f"`modules_to_save` {list(lora.modules_to_save)} selects {mapping.name}, which PEFT "
-                "saves under another name: experts and fused projections cannot be saved"
+                f"`modules_to_save` {list(lora.modules_to_save)} selects {mapping.name}, which "
+                "PEFT saves under another name: experts and fused projections cannot be saved"
             )
         if all(flags):
             saved.append(mapping)

@@ -3,6 +3,7 @@ r"""Schedules of :math:`\beta` and :math:`\eta` as functions of the step, in the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -36,7 +37,7 @@ def make_constants_schedule(config: ObjectiveConfig, num_steps: int) -> Constant
         return None
     beta = make_schedule(config.beta, config.beta_schedule, num_steps)
     eta = make_schedule(config.eta, config.eta_schedule, num_steps)
-    return lambda step: ObjectiveConstants(beta(step), eta(step))
+    return lambda step: ObjectiveConstants(jnp.asarray(beta(step)), jnp.asarray(eta(step)))
 
 
 def make_schedule(start: float, config: ScheduleConfig, num_steps: int) -> optax.Schedule:
@@ -71,7 +72,7 @@ def make_schedule(start: float, config: ScheduleConfig, num_steps: int) -> optax
     end = start if config.end is None else config.end
     steps = config.share * num_steps
 
-    def value(step: Int[ArrayLike, ""] | int) -> Float[Array, ""]:
+    def value(step: Any) -> Float[Array, ""]:
         fraction = jnp.minimum(jnp.asarray(step, float) / steps, 1.0)
         match config.kind:
             case "linear":

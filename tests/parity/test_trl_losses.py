@@ -46,8 +46,11 @@ def random_tokens(seed: int = 0) -> Tokens:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, LONGEST, size=2 * N_PAIRS)
     mask = np.arange(LONGEST) < lengths[:, None]
-    draw = [np.where(mask, -rng.exponential(size=mask.shape), 0.0) for _ in range(3)]
-    return Tokens(*draw, mask)
+
+    def draw() -> np.ndarray:
+        return np.where(mask, -rng.exponential(size=mask.shape), 0.0)
+
+    return Tokens(draw(), draw(), draw(), mask)
 
 
 def pair(per_response: jax.Array | np.ndarray) -> PairLogProbs:
@@ -213,9 +216,7 @@ def test_parity_of_value_and_gradient_with_trls_dpo_trainer(name: str) -> None:
         np.testing.assert_allclose(slope, expected, atol=TOLERANCE * scale)
 
 
-def in_torch(
-    function: Callable[..., Any], *arrays: np.ndarray
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def in_torch(function: Callable[..., Any], *arrays: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return per-example values, and the gradients of their sum in the arrays."""
     inputs = [torch.tensor(array, requires_grad=True) for array in arrays]
     values = function(*inputs)
@@ -241,7 +242,7 @@ def random_pair(seed: int, scale: float = 10.0) -> PairLogProbs:
 
 
 def test_parity_of_cpo_simpo_and_slic_with_trls_cpo_trainer() -> None:
-    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.cpo import CPOTrainer  # pyright: ignore[reportMissingImports]
 
     policy = random_pair(0)
 
@@ -265,7 +266,7 @@ def test_parity_of_cpo_simpo_and_slic_with_trls_cpo_trainer() -> None:
 
 
 def test_parity_of_orpo_with_trls_orpo_trainer() -> None:
-    from trl.experimental.orpo import ORPOTrainer
+    from trl.experimental.orpo import ORPOTrainer  # pyright: ignore[reportMissingImports]
 
     policy = random_pair(1, scale=2.0)
     trainer = types.SimpleNamespace(beta=BETA, accelerator=accelerator())

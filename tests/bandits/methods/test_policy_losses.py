@@ -152,7 +152,7 @@ def test_property_a_ball_of_indicators_agrees_with_a_wide_box() -> None:
     policies = [
         METHODS["robust"](problem_of(WINS, REFERENCE), space).policy for space in (ball, box)
     ]
-    np.testing.assert_allclose(*policies, atol=1e-5)
+    np.testing.assert_allclose(policies[0], policies[1], atol=1e-5)
 
 
 def test_raises_for_classes_and_options_out_of_range() -> None:

@@ -129,7 +129,9 @@ def test_closed_form_a_token_is_served_by_its_experts_only() -> None:
     run = config()
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
     experts |= {"model_type": "mixtral"}
-    model = dataclasses.replace(run.model, architecture={**run.model.architecture, **experts})
+    model = dataclasses.replace(
+        run.model, architecture={**(run.model.architecture or {}), **experts}
+    )
     step = planned_step(dataclasses.replace(run, model=model, mesh=MeshConfig(expert=4)), 4)
     layers = 2 * (4 * 256 * 256 + 8 * 256 + 2 * 3 * 256 * 512) + (2 * 2 + 1) * 256
     assert step.flops(10, 0) == 60 * layers

@@ -345,7 +345,8 @@ def test_raises_a_run_goes_on_only_from_the_weights_that_it_began_with(
 def test_raises_for_adapters_and_references_that_do_not_fit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wider = Architecture(**SIZES | {"vocab_size": 300}, num_attention_heads=4)
+    sizes: dict[str, Any] = {**SIZES, "vocab_size": 300, "num_attention_heads": 4}
+    wider = Architecture(**sizes)
     export_model(Decoder(wider, rngs=nnx.Rngs(0)), folder / "larger")
     adapter = folder / "adapter"
     adapter.mkdir()
