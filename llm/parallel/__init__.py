@@ -14,13 +14,13 @@ if TYPE_CHECKING:
         ShardingPlan,
         has_partial_gradient,
         make_sharding_plan,
-        mesh_sizes,
         partition_rule,
     )
     from .mesh import (
         Devices,
         make_devices,
         make_mesh,
+        mesh_sizes,
         on_host,
         plan_model,
         put_on_mesh,
@@ -33,7 +33,7 @@ _EXPORTS = {
     "ShardingPlan": "layout",
     "has_partial_gradient": "layout",
     "make_sharding_plan": "layout",
-    "mesh_sizes": "layout",
+    "mesh_sizes": "mesh",
     "partition_rule": "layout",
     "Devices": "mesh",
     "make_devices": "mesh",

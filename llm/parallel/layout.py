@@ -356,41 +356,6 @@ def make_sharding_plan(
     return ShardingPlan(sizes["data"], sizes["fsdp"], tensor, tuple(splits), expert)
 
 
-def mesh_sizes(
-    *, data: int | None, fsdp: int | None, tensor: int, devices: int, expert: int = 1
-) -> dict[str, int]:
-    """Return the sizes of a mesh that uses all devices.
-
-    Args:
-        data: number of devices along ``data``; None for 1.
-        fsdp: number of devices along ``fsdp``; None for all devices that remain.
-        tensor: number of devices along ``tensor``.
-        devices: number of devices.
-        expert: number of devices along ``expert``.
-
-    Returns:
-        The size of each axis of :data:`MESH_AXES`.
-
-    Raises:
-        ValueError: if the product of the sizes is not the number of devices.
-
-    Examples:
-        >>> mesh_sizes(data=None, fsdp=None, tensor=2, devices=8)
-        {'data': 1, 'fsdp': 4, 'expert': 1, 'tensor': 2}
-    """
-    data = 1 if data is None else data
-    if fsdp is None:
-        fsdp = max(devices // (data * expert * tensor), 1)
-    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
-    if math.prod(sizes.values()) != devices:
-        shown = {name: size for name, size in sizes.items() if name != "expert" or size > 1}
-        product = " x ".join(f"{name} {size}" for name, size in shown.items())
-        raise ValueError(
-            f"`mesh` must use all {devices} devices, got {product} = {math.prod(sizes.values())}"
-        )
-    return sizes
-
-
 @jax.custom_vjp
 def _tp_broadcast(x: Array) -> Array:
     return x

@@ -8,6 +8,7 @@ every bit and the same time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,6 @@ from .layout import (
     SINGLE_DEVICE,
     ShardingPlan,
     make_sharding_plan,
-    mesh_sizes,
 )
 
 BATCH_SPEC = PartitionSpec(None, BATCH_AXES)
@@ -165,6 +165,41 @@ def make_devices(config: MeshConfig, model: Any) -> Devices:
     return Devices(make_mesh(sizes, jax.devices()), plan_model(sizes, model))
 
 
+def mesh_sizes(
+    *, data: int | None, fsdp: int | None, tensor: int, devices: int, expert: int = 1
+) -> dict[str, int]:
+    """Return the sizes of a mesh that uses all devices.
+
+    Args:
+        data: number of devices along ``data``; None for 1.
+        fsdp: number of devices along ``fsdp``; None for all devices that remain.
+        tensor: number of devices along ``tensor``.
+        devices: number of devices.
+        expert: number of devices along ``expert``.
+
+    Returns:
+        The size of each axis of :data:`MESH_AXES`.
+
+    Raises:
+        ValueError: if the product of the sizes is not the number of devices.
+
+    Examples:
+        >>> mesh_sizes(data=None, fsdp=None, tensor=2, devices=8)
+        {'data': 1, 'fsdp': 4, 'expert': 1, 'tensor': 2}
+    """
+    data = 1 if data is None else data
+    if fsdp is None:
+        fsdp = max(devices // (data * expert * tensor), 1)
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+    if math.prod(sizes.values()) != devices:
+        shown = {name: size for name, size in sizes.items() if name != "expert" or size > 1}
+        product = " x ".join(f"{name} {size}" for name, size in shown.items())
+        raise ValueError(
+            f"`mesh` must use all {devices} devices, got {product} = {math.prod(sizes.values())}"
+        )
+    return sizes
+
+
 def single_device() -> Devices:
     """Make the mesh of one device: JAX's default device in this process.
 
@@ -183,7 +218,7 @@ def plan_model(sizes: Mapping[str, int], model: Any) -> ShardingPlan:
     """Return the sharding plan of a model on a mesh.
 
     Args:
-        sizes: number of devices along each axis, see :func:`llm.parallel.layout.mesh_sizes`.
+        sizes: number of devices along each axis, see :func:`mesh_sizes`.
         model: a decoder, or one that exists as shapes only.
 
     Returns:
@@ -201,7 +236,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     """Arrange devices in a mesh; consecutive devices are neighbors along ``tensor``.
 
     Args:
-        sizes: number of devices along each axis, see :func:`llm.parallel.layout.mesh_sizes`.
+        sizes: number of devices along each axis, see :func:`mesh_sizes`.
         devices: the devices, in order.
 
     Returns:

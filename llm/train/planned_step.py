@@ -14,8 +14,8 @@ from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, abstract_model
 from llm.models.architecture import Architecture
 from llm.models.lora import trainable_filter
-from llm.parallel.layout import ShardingPlan, mesh_sizes
-from llm.parallel.mesh import plan_model
+from llm.parallel.layout import ShardingPlan
+from llm.parallel.mesh import mesh_sizes, plan_model
 from llm.types import Batch, Bounds, Completions, Rows
 
 from .optimizer import make_optimizer

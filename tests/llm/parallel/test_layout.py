@@ -19,7 +19,8 @@ from flax import nnx
 
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.parallel.layout import ShardingPlan, make_sharding_plan, mesh_sizes
+from llm.parallel.layout import ShardingPlan, make_sharding_plan
+from llm.parallel.mesh import mesh_sizes
 
 ROUNDING = 1e-12  # float64 sums in another order
 N_PAIRS = 16  # of the script
