@@ -262,13 +262,15 @@ def test_gradient_of_tp_broadcast_is_summed_and_that_of_tp_reduce_is_copied() ->
 def test_closed_form_gradients_are_summed_over_devices_with_the_same_shard_only() -> None:
     plan = dataclasses.replace(plan_on_four(), data=3)
     gradients = {
-        "embedding": RNG.normal(size=(3, 2, 8, 16)),
-        "norm": {"weight": RNG.normal(size=(3, 2, 16))},
+        "embedding": RNG.normal(size=(3, 2, 1, 8, 16)),
+        "norm": {"weight": RNG.normal(size=(3, 2, 1, 16))},
     }
-    on_all = jax.vmap(jax.vmap(plan.reduce_gradients, axis_name="fsdp"), axis_name="data")
+    on_all = plan.reduce_gradients
+    for axis in ("expert", "fsdp", "data"):
+        on_all = jax.vmap(on_all, axis_name=axis)
     reduced = jax.jit(on_all)(gradients)
     split = gradients["embedding"].sum(axis=0)
-    whole = gradients["norm"]["weight"].sum(axis=(0, 1))
+    whole = gradients["norm"]["weight"].sum(axis=(0, 1, 2))
     expected = {"embedding": split, "norm": {"weight": whole}}
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-13),
