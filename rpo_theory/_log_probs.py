@@ -41,7 +41,18 @@ def masked_pair(
 def log_ratios(
     policy: PairLogProbs, reference: PairLogProbs, where: Bool[ArrayLike, "*n"] | None
 ) -> PairLogProbs:
-    """Return the log-ratios of both responses to the reference, 0 for masked examples."""
+    """Return the log-ratios of both responses to the reference, 0 for masked examples.
+
+    Args:
+        policy: log-probabilities under the policy.
+        reference: log-probabilities under the reference.
+        where: mask of the examples to include; all if None.
+
+    Examples:
+        >>> pairs = [PairLogProbs(jnp.array([x, x]), jnp.zeros(2)) for x in (-1.0, -3.0)]
+        >>> log_ratios(*pairs, where=jnp.array([True, False])).chosen.tolist()
+        [2.0, 0.0]
+    """
     policy, reference = masked_pair(policy, where), masked_pair(reference, where)
     chosen = jnp.asarray(policy.chosen) - jnp.asarray(reference.chosen)
     return PairLogProbs(chosen, jnp.asarray(policy.rejected) - jnp.asarray(reference.rejected))

@@ -34,6 +34,14 @@ def fit_by_prompts(
 
     Returns:
         Policies, rewards, and gaps of the mean loss.
+
+    Examples:
+        >>> even, wins = np.full((1, 3, 2), 0.5), np.zeros((1, 3, 2, 2))
+        >>> problem = Problem(np.ones((1, 3)), even, even, wins, np.ones(1), np.ones(1))
+        >>> def uniform(problem, box):
+        ...     return problem.reference_policy, problem.reference_policy, box.maximum
+        >>> fit_by_prompts(uniform, problem, TabularBox(np.ones(1)))[0].shape
+        (1, 3, 2)
     """
     is_tabular = isinstance(reward_class, TabularBox)
     parts = split_prompts(problem, reward_class) if is_tabular else (problem, reward_class)

@@ -44,7 +44,11 @@ def zero_or_positive(name: str, value: float) -> None:
 
 
 def between(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a value outside of the half-open interval from ``low`` to ``high``."""
+    """Refuse a value outside of the half-open interval from ``low`` to ``high``.
+
+    Examples:
+        >>> between("objective.label_smoothing", 0.1, 0.0, 0.5)
+    """
     if not low <= value < high:
         raise ValueError(f"`{name}` must be in [{low:g}, {high:g}), got {value}")
 

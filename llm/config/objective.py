@@ -150,7 +150,12 @@ class ObjectiveConfig:
 
     @property
     def section_keys(self) -> frozenset[str]:
-        """Keys of this section that set options of a preference loss of the objective."""
+        """Keys of this section that set options of a preference loss of the objective.
+
+        Examples:
+            >>> sorted(ObjectiveConfig(method="ipo").section_keys)
+            ['tau']
+        """
         return frozenset(key for term in self.terms for key in term.loss.section_keys)
 
     @property
@@ -187,7 +192,12 @@ class ObjectiveConfig:
 
     @property
     def has_schedules(self) -> bool:
-        r"""Whether :math:`\beta` or :math:`\eta` changes during the run."""
+        r"""Whether :math:`\beta` or :math:`\eta` changes during the run.
+
+        Examples:
+            >>> ObjectiveConfig(eta_schedule=ScheduleConfig(kind="linear", end=0.0)).has_schedules
+            True
+        """
         return not self.beta_schedule.kind == self.eta_schedule.kind == "constant"
 
     @property
@@ -243,7 +253,12 @@ class ObjectiveConfig:
 
     @property
     def length_alpha(self) -> float | None:
-        r"""Weight :math:`\alpha` of the tokens of longer responses; None if all tokens count 1."""
+        r"""Weight :math:`\alpha` of the tokens of longer responses; None if all tokens count 1.
+
+        Examples:
+            >>> ObjectiveConfig(method="ld_dpo", options={"alpha": 0.5}).length_alpha
+            0.5
+        """
         alphas = [
             term.options.alpha for term in self.terms if term.loss.statistic == "shared_length"
         ]

@@ -58,7 +58,12 @@ class AdapterTensor(NamedTuple):
     transposed: bool
 
     def location(self) -> tuple[Any, ...]:
-        """Return the index of the tensor's values in the parameter of all layers."""
+        """Return the index of the tensor's values in the parameter of all layers.
+
+        Examples:
+            >>> AdapterTensor("k", ("layers", "q_proj", "adapter", "a"), 3, 8, True).location()
+            (3, slice(None, None, None), slice(None, 8, None))
+        """
         layer = () if self.layer is None else (self.layer,)
         if self.rank is None:
             return (*layer, ...)

@@ -247,6 +247,10 @@ class ShardingPlan:
         Returns:
             Arrays ``[pairs, ...]``, the same on every device. The transpose sums the gradients of
             all devices for a device's own pairs.
+
+        Examples:
+            >>> ShardingPlan().gather_pairs(jnp.zeros((2, 3, 5))).shape
+            (6, 5)
         """
 
         def gather(leaf: Array) -> Array:

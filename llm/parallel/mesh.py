@@ -84,7 +84,12 @@ class Devices:
         return self._shard_map(reduced, lambda trainable: PartitionSpec())
 
     def shard_index(self) -> Any:
-        """Return the index of the device's shard of a batch, inside a mapped function."""
+        """Return the index of the device's shard of a batch, inside a mapped function.
+
+        Examples:
+            >>> single_device().shard_index()
+            0
+        """
         if self.plan.batch_shards == 1:
             return 0
         return jax.lax.axis_index(BATCH_AXES)

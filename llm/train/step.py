@@ -149,8 +149,8 @@ def gradients(
                 start_dropout(model, key)
             sums, _, flags, router_loss = _measure(model, batch, config, constants)
             # The router's loss is that of each part, and is averaged over the parts.
-            share = loss_share(config, sums, divisors, constants) + router_loss / n_parts
-            return share, (sums, flags)
+            share = loss_share(config, sums, divisors, constants)
+            return share + (router_loss / n_parts).astype(share.dtype), (sums, flags)
 
         def part(batch: Batch, index: Array) -> tuple[tuple[Any, MetricSums], Array]:
             key = None if shard_key is None else jax.random.fold_in(shard_key, index)
@@ -186,8 +186,8 @@ def gradients(
             )
             # Every shard has the whole batch; the sums over shards must count it once.
             sums = jax.tree.map(lambda leaf: leaf / devices.plan.batch_shards, sums)
-            share = loss_share(config, sums, divisors, constants) + jnp.mean(router_losses)
-            return share, (sums, flags)
+            share = loss_share(config, sums, divisors, constants)
+            return share + jnp.mean(router_losses).astype(share.dtype), (sums, flags)
 
         gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable)
         return (_widen(gradient), sums), flags
