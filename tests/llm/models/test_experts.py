@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llm.models import layers
 from llm.models.architecture import Architecture
-from llm.models.decoder import Decoder
+from llm.models.decoder import Decoder, Remat
 from llm.models.experts import (
     Experts,
     Router,
@@ -144,6 +145,30 @@ def test_property_packing_and_shared_prompts_leave_the_loss_of_the_router() -> N
     at = np.array([index for row in rows for index in row])
     np.testing.assert_allclose(hidden[0, at], unpacked[filled], rtol=1e-11, atol=1e-11)
     assert decoder.read(packed)[1] is None
+
+
+def test_gradient_does_not_depend_on_what_is_recomputed_or_on_chunks_of_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "MLP_CHUNK", 2)
+    ones = np.ones((1, 6), int)
+    rows = Rows(np.arange(6)[None], np.arange(6)[None], ones, np.array([[0, 0, 1, 1, 2, 2]]))
+
+    def gradient(remat: Remat) -> Any:
+        a = Architecture(**SIZES, expert_bias=True)
+        options: dict[str, Any] = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        graphdef, state = nnx.split(Decoder(a, rngs=nnx.Rngs(0), remat=remat, **options))
+
+        def loss(state: nnx.State) -> jax.Array:
+            hidden, router = nnx.merge(graphdef, state).read(rows, with_router_loss=True)
+            assert router is not None
+            return jnp.sum(jnp.sin(hidden)) + router
+
+        return jax.jit(jax.value_and_grad(loss))(state)
+
+    whole, chunked = gradient("none"), gradient("full")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(chunked), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_closed_form_the_loss_of_the_router_is_weighted_if_the_model_asks_for_it() -> None:
