@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file
 
 from llm.config import ModelConfig
 from llm.hf.factory import resolve_model
+from llm.hf.families import FAMILIES
 from llm.hf.io import export_model, load_model, model_notes
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora
@@ -93,6 +96,30 @@ def test_parity_of_the_text_part_of_gemma_3_with_images(tmp_path: Path) -> None:
         expected, found = model.eval()(input_ids=tokens).logits, text(input_ids=tokens).logits
     assert float((expected - found).abs().max()) < LOGITS
     assert np.abs(_logits(decoder) - _hf_logits(text)).max() < LOGITS
+
+
+def test_parity_of_the_family_of_the_how_to_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    example = Path(__file__).parents[2] / "examples" / "seed_oss.py"
+    family = runpy.run_path(str(example))["FAMILY"]
+    monkeypatch.setitem(FAMILIES, "seed_oss", family)
+    config = transformers.SeedOssConfig(**SIZES, attention_out_bias=True, mlp_bias=True)
+    names = {field.name: field.default for field in dataclasses.fields(config)}
+    for key, default in family.keys.items():
+        assert names.get(key, default) == default or key == "rope_theta", key
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "bias" in key:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "hf")
+    decoder = load_model(tmp_path / "hf")
+    assert np.abs(_logits(decoder) - _hf_logits(model)).max() < LOGITS
+    export_model(decoder, tmp_path / "ours")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert np.abs(_hf_logits(exported) - _hf_logits(model)).max() < LOGITS
 
 
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
