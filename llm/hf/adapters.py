@@ -61,8 +61,8 @@ class AdapterTensor(NamedTuple):
         """Return the index of the tensor's values in the parameter of all layers.
 
         Examples:
-            >>> AdapterTensor("k", ("layers", "q_proj", "adapter", "a"), 3, 8, True).location()
-            (3, slice(None, None, None), slice(None, 8, None))
+            >>> AdapterTensor("name", ("layers", "q_proj", "adapter", "b"), 1, 4, True).location()
+            (1, slice(None, 4, None), slice(None, None, None))
         """
         layer = () if self.layer is None else (self.layer,)
         if self.rank is None:

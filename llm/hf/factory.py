@@ -164,7 +164,8 @@ def _with_adapters(model: ResolvedModel) -> ResolvedModel:
     try:
         lora = model.config.new_lora()
         if lora is not None:
-            adapter_tensors(lora, model.architecture)
+            projection_shapes(lora, model.architecture)
+            saved_mappings(lora, model.architecture)
     except ValueError as error:
         raise ValueError(f"`model.lora_*`: {error}") from error
     if model.adapter is not None:

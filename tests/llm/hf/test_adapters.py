@@ -22,6 +22,7 @@ from llm.hf.adapters import (
     adapter_tensors,
     check_adapter,
     export_adapter,
+    projection_shapes,
     read_adapter,
     saved_mappings,
 )
@@ -410,6 +411,26 @@ def test_roundtrip_adapters_of_embeddings_are_those_of_peft(folders: Path, tmp_p
         np.testing.assert_array_equal(hidden(build_model(resolve_model(adapter))), hidden(decoder))
         kept = {name: each for name, each in tensors.items() if "base_layer" not in name}
         save_file(kept, path)
+
+
+def test_raises_for_a_folder_of_projections_that_the_files_of_a_model_fuse(tmp_path: Path) -> None:
+    """Training with such adapters is possible; the whole model is exported."""
+    phi = {**SIZES, "model_type": "phi3"}
+    decoder = build_model(resolve_model(ModelConfig(architecture=phi, lora_r=2)))
+    with pytest.raises(ValueError, match=r"q_proj has no name in PEFT's files: .*qkv_proj\.weight"):
+        export_adapter(decoder, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="experts and fused projections cannot be saved"):
+        resolve_model(ModelConfig(architecture=phi, lora_r=2, lora_modules_to_save=["qkv_proj"]))
+    sizes: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    sizes["model_type"] = "mixtral"
+    with pytest.raises(ValueError, match="got 'up_proj', which matches no such module"):
+        resolve_model(
+            ModelConfig(architecture=SIZES | sizes, lora_r=2, lora_target_modules=["up_proj"])
+        )
+    model = resolve_model(ModelConfig(architecture=SIZES | sizes, lora_r=2))
+    assert list(projection_shapes(LoraConfig(), model.architecture)) == [
+        f"{name}_proj" for name in "qkvo"
+    ]
 
 
 def test_property_tensor_names_follow_the_architecture() -> None:

@@ -229,7 +229,7 @@ def test_property_dropout_is_deterministic_unbiased_and_of_training_only() -> No
     assert (np.asarray(adapter(x)) != masked).any()
 
 
-def test_property_every_layer_and_projection_has_a_mask_of_its_own(decoder: Decoder) -> None:
+def test_property_layers_and_projections_have_different_masks(decoder: Decoder) -> None:
     config = LoraConfig(r=2, lora_dropout=0.5)
     apply_lora(decoder, config, rngs=nnx.Rngs(1))
     _randomize_adapters(decoder)
