@@ -172,17 +172,17 @@ class Decoder(nnx.Module):
         soft_cap = self.architecture.final_logit_softcapping
         return Head(self.table(name), soft_cap, self.sharding_plan.vocab_axes(name))
 
-    def table(self, name: Literal["embedding", "output"]) -> Float[Array, "V D"]:
+    def table(self, name: str) -> Float[Array, "V D"]:
         """Return the weight of the embedding or of the output head, with its adapter added.
 
         Args:
-            name: which of the two; a tied model has an embedding only.
+            name: ``embedding`` or ``output``; a tied model has an embedding only.
 
         Returns:
             The weight, or the device's shard of it; float32 at least if there is an adapter.
         """
-        weight = (self.embedding if name == "embedding" else self.output)[...]
-        adapter = self.embedding_adapter if name == "embedding" else self.output_adapter
+        weight: Array = getattr(self, name)[...]
+        adapter: TableAdapter | None = getattr(self, f"{name}_adapter")
         if adapter is None:
             return weight
         plan = self.sharding_plan

@@ -106,8 +106,10 @@ def apply_lora(decoder: Decoder, config: LoraConfig, *, rngs: nnx.Rngs) -> Decod
             adapter.a[...] = jnp.where(is_used[:, None, :], adapter.a[...], 0)
     for name, shape in table_shapes(config).items():
         weight = getattr(decoder, name)[...]
-        options = {"scale": shape.scale, "rngs": rngs, "param_dtype": weight.dtype}
-        setattr(decoder, f"{name}_adapter", TableAdapter(*weight.shape, shape.rank, **options))
+        n_tokens, width = weight.shape
+        options: dict[str, Any] = {"rngs": rngs, "param_dtype": weight.dtype}
+        adapter = TableAdapter(n_tokens, width, shape.rank, scale=shape.scale, **options)
+        setattr(decoder, f"{name}_adapter", adapter)
     decoder.lora = config
     return decoder
 
