@@ -21,8 +21,8 @@ from jax.typing import DTypeLike
 from llm.config import LoraConfig, LoraShape
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.layers import PROJECTIONS
 from llm.models.lora import TABLES, lora_shapes, table_shapes
+from llm.models.projections import PROJECTIONS
 from llm.parallel.mesh import on_host
 from rpo_io.atomic import atomic_folder
 

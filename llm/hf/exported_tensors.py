@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from llm.models.decoder import Decoder
-from llm.models.layers import Projection
 from llm.models.lora import merged_kernel
+from llm.models.projections import Projection
 
 from .merging import BaseTensors, MergeCounter, round_tensor
 from .names import tensor_mappings

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping
 
 from llm.models.architecture import Architecture
-from llm.models.layers import PROJECTIONS
+from llm.models.projections import PROJECTIONS
 
 from .families import FAMILIES
 from .tensor_mapping import TensorMapping, TensorPart

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .custom_vjp import project, rms_norm
     from .decoder import Cache, Decoder
     from .experts import Experts, Router, RouterSums, Routing, router_loss
-    from .layers import PROJECTIONS, Adapter, Layer, Norm, Projection
+    from .layers import Layer, Norm
     from .logprobs import response_log_probs, sequence_log_probs, token_log_probs
     from .lora import (
         SavedParam,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         merged_kernel,
         trainable_filter,
     )
+    from .projections import PROJECTIONS, Adapter, Projection
     from .protocol import Head, LanguageModel
     from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
     from .rope_scaling import RopeScaling
@@ -46,11 +47,11 @@ _EXPORTS = {
     "RouterSums": "experts",
     "Routing": "experts",
     "router_loss": "experts",
-    "PROJECTIONS": "layers",
-    "Adapter": "layers",
+    "PROJECTIONS": "projections",
+    "Adapter": "projections",
     "Layer": "layers",
     "Norm": "layers",
-    "Projection": "layers",
+    "Projection": "projections",
     "response_log_probs": "logprobs",
     "sequence_log_probs": "logprobs",
     "token_log_probs": "logprobs",

@@ -28,7 +28,8 @@ from rpo_theory.types import ArrayLike
 
 from .architecture import Architecture
 from .experts import RouterSums, response_counts, router_loss
-from .layers import LAYER_RESIDUALS, Layer, Norm, TableAdapter, identity
+from .layers import LAYER_RESIDUALS, Layer, Norm
+from .projections import TableAdapter, identity
 from .protocol import Head
 from .rope import RopeAngles, rope_angles, rope_rows
 

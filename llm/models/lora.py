@@ -27,7 +27,7 @@ from llm.config.lora import ALL_LINEAR
 from llm.precision import accumulation_dtype
 
 from .decoder import Decoder
-from .layers import PROJECTIONS, Adapter, Projection, TableAdapter
+from .projections import PROJECTIONS, Adapter, Projection, TableAdapter
 
 TABLES = {"embedding": "model.embed_tokens", "output": "lm_head"}
 """Parameters whose rows are tokens, with the names of their modules in Hugging Face models."""

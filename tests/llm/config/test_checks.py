@@ -16,7 +16,7 @@ from llm.config.checks import (
     positive,
     zero_or_positive,
 )
-from llm.models.layers import PROJECTIONS
+from llm.models.projections import PROJECTIONS
 
 Color = Literal["red", "blue"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +14,6 @@ from flax import nnx
 from llm.config import LoraConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.layers import PROJECTIONS, Adapter, Projection
 from llm.models.lora import (
     SavedParam,
     add_lora,
@@ -27,6 +27,7 @@ from llm.models.lora import (
     table_shapes,
     trainable_filter,
 )
+from llm.models.projections import PROJECTIONS, Adapter, Projection
 from llm.parallel.layout import SINGLE_DEVICE
 from llm.types import Rows
 
@@ -254,6 +255,18 @@ def test_property_layers_and_projections_have_different_masks(decoder: Decoder) 
     assert np.abs(dropped(0) - dropped(1)).max() > 0.01
     assert np.abs(dropped(0) - plain).max() > 0.01
     start_dropout(object(), jax.random.key(0))  # a model without adapters stays as it is
+
+
+def test_property_layers_of_experts_have_adapters_of_the_attention_only() -> None:
+    experts = dataclasses.replace(SMALL, num_experts=4, num_experts_per_tok=2)
+    decoder = nnx.eval_shape(
+        lambda: apply_lora(
+            Decoder(experts, rngs=nnx.Rngs(0)), LoraConfig(lora_dropout=0.5), rngs=nnx.Rngs(1)
+        )
+    )
+    decoder.layers.start_dropout(jax.random.key(0), SINGLE_DEVICE)
+    paths = {path[1] for path, _ in nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam))}
+    assert paths == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def _randomize_adapters(decoder: Decoder) -> None:
