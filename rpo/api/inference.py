@@ -41,7 +41,7 @@ def score(
     """Compute the log-probabilities of the responses of preference data under a model.
 
     Args:
-        model: Hugging Face folder, or a name on the hub.
+        model: Hugging Face folder, folder of a PEFT adapter, or a name on the hub.
         data: file of preference rows, or a data set on the hub.
         out: file for the scores, one line of JSON per row; sums over tokens, in nats.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
@@ -192,7 +192,7 @@ def generate(
     Give either ``prompt``, or ``data`` with ``out``.
 
     Args:
-        model: Hugging Face folder, or a name on the hub.
+        model: Hugging Face folder, folder of a PEFT adapter, or a name on the hub.
         prompt: text of a user message.
         data: rows with a prompt, AlpacaEval's instructions, or MT-Bench's questions.
         out: file for the replies to ``data``, in the form that the benchmark's judge reads.

@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that choose a model and how it is run."""
     parser.add_argument(
-        "--model", required=True, metavar="DIR", help="Hugging Face folder, or a name on the hub"
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="Hugging Face folder, PEFT adapter, or a name on the hub",
     )
     parser.add_argument(
         "--tokenizer",
