@@ -128,7 +128,7 @@ def read_adapter_config(folder: Path) -> AdapterSettings:
     path = folder / ADAPTER_CONFIG_NAME
     try:
         for name, value in document.items():
-            _check_field(name, value, document)
+            _check_field(name, value)
         return AdapterSettings(_lora(document), _text(document.get("base_model_name_or_path")))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -160,11 +160,9 @@ def write_adapter_config(folder: Path, lora: LoraConfig, *, base: str | None) ->
     (folder / ADAPTER_CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
-def _check_field(name: str, value: Any, document: Mapping[str, Any]) -> None:
+def _check_field(name: str, value: Any) -> None:
     """Refuse a value that changes the outputs and is not computed."""
     if name in WITHOUT_EFFECT or name in TYPES:
-        return
-    if name == "ensure_weight_tying" and not document.get("modules_to_save"):
         return
     if name in ALLOWED:
         if not any(

@@ -155,11 +155,16 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
         The parameters with their tensors; none without ``modules_to_save``.
 
     Raises:
-        ValueError: if only some layers of a parameter are selected, or experts or fused
-            projections.
+        ValueError: if a name matches no module, or only some layers of a parameter, experts or
+            fused projections are selected.
     """
     n_layers, saved = architecture.num_hidden_layers, []
-    for mapping in tensor_mappings(architecture):
+    mappings = tensor_mappings(architecture)
+    modules = [name.rpartition(".")[0] for each in mappings for name in each.names(n_layers)]
+    for end in lora.modules_to_save:
+        if not any(replace(lora, modules_to_save=(end,)).saves(module) for module in modules):
+            raise ValueError(f"`modules_to_save` {end!r} matches no module of this model")
+    for mapping in mappings:
         flags = [lora.saves(name.rpartition(".")[0]) for name in mapping.names(n_layers)]
         if any(flags) and not all(flags):
             raise ValueError(

@@ -12,6 +12,7 @@ has zeros in both factors. Their gradients are 0, so that training keeps them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -152,7 +153,23 @@ def lora_shapes(
             f"{every[0]}, or a list of {', '.join(modules)}, embed_tokens and lm_head, got "
             f"{got!r}, which matches no such module of this model"
         )
+    _check_patterns(config, num_hidden_layers, every)
     return shapes
+
+
+def _check_patterns(config: LoraConfig, num_hidden_layers: int, modules: Sequence[str]) -> None:
+    """Refuse layers that the model does not have, and patterns that match no adapter."""
+    for index in config.layers_to_transform or ():
+        if index >= num_hidden_layers:
+            raise ValueError(
+                f"`layers_to_transform` must be less than {num_hidden_layers}, the number of "
+                f"layers, got {index}"
+            )
+    adapted = [each for each in (*modules, *TABLES.values()) if config.shape_of(each)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern, _ in getattr(config, name):
+            if not any(re.match(rf"(.*\.)?({pattern})$", module) for module in adapted):
+                raise ValueError(f"`{name}` {pattern!r} matches no module with an adapter")
 
 
 def table_shapes(config: LoraConfig) -> dict[str, LoraShape]:

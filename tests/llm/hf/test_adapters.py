@@ -201,7 +201,7 @@ def test_closed_form_scales_and_ranks_of_every_layer() -> None:
         target_modules=("q_proj", "up_proj"),
         layers_to_transform=(1,),
         rank_pattern=(("up_proj", 9),),
-        alpha_pattern=(("mlp.up_proj", 3.0), ("proj", 1.0)),
+        alpha_pattern=(("mlp.up_proj", 3.0), ("up_proj", 1.0)),
     )
     shapes = lora_shapes(lora, 2)
     assert {name: [shape and shape[:2] for shape in layers] for name, layers in shapes.items()} == {
@@ -295,6 +295,27 @@ def test_raises_for_a_damaged_adapter_with_file_and_tensor(
     damage(copy)
     with pytest.raises(ValueError, match=message):
         resolve_model(ModelConfig(path=str(folders / "base"), adapter=str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"lora_modules_to_save": ["embed_token"]},
+            "`modules_to_save` 'embed_token' matches no mod",
+        ),
+        (
+            {"lora_layers_to_transform": [0, 2]},
+            "`layers_to_transform` must be less than 2, .* got 2",
+        ),
+        ({"lora_rank_pattern": {"qproj": 2}}, "`rank_pattern` 'qproj' matches no module with an"),
+        ({"lora_alpha_pattern": {"x": 2.0}}, "`alpha_pattern` 'x' matches no module with an adapt"),
+        ({"lora_target_modules": ".*c_attn"}, "`target_modules` must be .* got '.*c_attn', which"),
+    ],
+)
+def test_raises_for_names_that_match_nothing(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^`model\.lora_\*`: {message}"):
+        resolve_model(ModelConfig(architecture=SIZES, lora_r=2, **fields))
 
 
 def test_raises_for_the_adapter_of_another_model(folders: Path, tmp_path: Path) -> None:
