@@ -145,7 +145,7 @@ def test_property_a_fit_without_a_policy_has_a_status_and_a_message(
     assert np.isnan(result.policy).all()
 
 
-def test_property_a_function_may_change_its_arguments_in_place() -> None:
+def test_property_a_function_may_change_its_arguments() -> None:
     before = np.array(DRAWS.problem.wins)
 
     def smoothed(wins: Any) -> Any:
@@ -271,7 +271,7 @@ def test_property_a_record_is_a_method() -> None:
         (lambda result: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_property_what_a_record_of_ones_own_returns_is_checked(change: Any, message: str) -> None:
+def test_property_what_a_record_of_a_user_returns_is_checked(change: Any, message: str) -> None:
     def changed(problem: Any, reward_class: Any, options: Any, context: Any) -> Any:
         return change(METHODS["dpo"].fit(problem, reward_class, options, context))
 

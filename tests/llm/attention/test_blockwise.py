@@ -97,8 +97,8 @@ def test_gradient_with_sinks_is_that_of_a_key_without_a_value() -> None:
     def dense(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
         k, v = (jnp.repeat(x, HEADS // GROUPS, axis=2) for x in (k, v))
         weights = jnp.where(seen, jnp.exp(0.3 * jnp.einsum("rthk,rshk->rhts", q, k)), 0)
-        total = weights.sum(axis=-1, keepdims=True) + jnp.exp(sinks)[:, None, None]
-        return jnp.einsum("rhts,rshk->rthk", weights / total, v)
+        denominator = weights.sum(axis=-1, keepdims=True) + jnp.exp(sinks)[:, None, None]
+        return jnp.einsum("rhts,rshk->rthk", weights / denominator, v)
 
     def blocks(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
         settings = AttentionSettings(None, 0.3)
