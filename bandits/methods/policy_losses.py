@@ -246,11 +246,11 @@ def _fit(
 ) -> tuple[Float[Array, "x a"], Float[Array, "x a"], Float[Array, ""]]:
     """Return policy, reward and gap of one problem."""
     share = win_shares(problem)
-    shape = share.shape[:2]
+    shape, beta = share.shape[:2], jnp.asarray(problem.beta)
 
     def mean_loss(reward: Float[Array, "x a"], temperature: Float[Array, ""]) -> Float[Array, ""]:
         policy, reference = log_policy(problem, reward)
-        tables = PairTables(pairs(policy), pairs(reference), jnp.asarray(problem.beta), temperature)
+        tables = PairTables(pairs(policy), pairs(reference), beta, temperature)
         return jnp.sum(jnp.where(share > 0, share * record.loss(tables, options), 0.0))
 
     def smoothed(point: Float[Array, " p"], temperature: Float[Array, ""]) -> Float[Array, ""]:

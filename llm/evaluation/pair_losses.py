@@ -2,8 +2,6 @@ r"""The losses of an objective, pair by pair, and the sum that each contributes 
 
 from __future__ import annotations
 
-from functools import reduce
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -82,9 +80,13 @@ def pair_inputs(
     """
     inverse = 1.0 / jnp.maximum(jnp.asarray(batch.lengths), 1).astype(policy.dtype)
     reference = jnp.zeros_like(policy) if reference is None else reference
-    squares = None if log_sum_squares is None else _pair(log_sum_squares)
-    present = jnp.asarray(batch.present)
-    return PairInputs(_pair(policy), _pair(reference), _pair(inverse), present, squares)
+    return PairInputs(
+        policy=_pair(policy),
+        reference=_pair(reference),
+        weights=_pair(inverse),
+        where=jnp.asarray(batch.present),
+        log_sum_squares=None if log_sum_squares is None else _pair(log_sum_squares),
+    )
 
 
 def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Batch) -> WeightedSum:
@@ -121,7 +123,7 @@ def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Ba
                 where=present,
             )
         )
-    return reduce(lambda one, other: jax.tree.map(jnp.add, one, other), parts)
+    return parts[0] if len(parts) == 1 else jax.tree.map(jnp.add, *parts)
 
 
 def baseline_values(values: Float[Array, "n k"], batch: Batch) -> Float[Array, " n"]:
@@ -209,17 +211,15 @@ def expected_loss(
         >>> expected_loss(config.terms[0], config.constants, inputs, batch).tolist()
         [1.0]
     """
-
-    def function(inputs: PairInputs) -> Array:
-        return term.loss.function(inputs, constants.beta, term.options)
-
+    function = term.loss.function
     if batch.labels is None:
-        return function(inputs)
+        return function(inputs, constants.beta, term.options)
     pairs = (inputs.policy, inputs.reference, inputs.weights, inputs.log_sum_squares)
 
     def loss(*pairs: PairLogProbs, where: Array) -> Array:
         policy, reference, weights, *squares = pairs
-        return function(PairInputs(policy, reference, weights, where, *squares))
+        exchanged = PairInputs(policy, reference, weights, where, *squares)
+        return function(exchanged, constants.beta, term.options)
 
     given = [pair for pair in pairs if pair is not None]
     labels = jnp.asarray(batch.labels).astype(inputs.policy.chosen.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from llm.config import ObjectiveConfig, ObjectiveConstants, ScheduleConfig
 from rpo_theory.types import ArrayLike
@@ -72,7 +72,7 @@ def make_schedule(start: float, config: ScheduleConfig, num_steps: int) -> optax
     end = start if config.end is None else config.end
     steps = config.share * num_steps
 
-    def value(step: Any) -> Float[Array, ""]:
+    def value(step: Any) -> Array:
         fraction = jnp.minimum(jnp.asarray(step, float) / steps, 1.0)
         match config.kind:
             case "linear":

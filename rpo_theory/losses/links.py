@@ -89,7 +89,7 @@ def chi_po(
     """
     chosen, rejected = map(jnp.asarray, log_ratios(policy, reference, where))
     bound = 2.0 * reward_max
-    ratio_gap = exp_difference(chosen, rejected)
+    ratio_gap = _exp_difference(chosen, rejected)
     difference = jnp.clip(beta * (ratio_gap + chosen - rejected), -bound, bound)
     return zero_unless(where, jax.nn.softplus(-difference))
 
@@ -149,9 +149,9 @@ def f_dpo(
     elif order == 0.0:
         difference = chosen - rejected
     elif divergence == "forward_kl":
-        difference = exp_difference(-rejected, -chosen)
+        difference = _exp_difference(-rejected, -chosen)
     else:
-        difference = exp_difference(order * chosen, order * rejected) / order
+        difference = _exp_difference(order * chosen, order * rejected) / order
     return zero_unless(where, jax.nn.softplus(-beta * difference))
 
 

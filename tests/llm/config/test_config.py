@@ -18,6 +18,7 @@ from llm.config import (
     TrainConfig,
     TrainerConfig,
 )
+from llm.config.checks import between
 
 NEEDED: dict[type, dict[str, Any]] = {
     ModelConfig: {"path": "somewhere"},
@@ -299,6 +300,13 @@ def test_property_every_number_of_every_section_is_checked() -> None:
         if set(str(field.type).split(" | ")) & {"int", "float"}
     }
     assert numbers == checked
+
+
+def test_raises_values_outside_of_a_half_open_interval() -> None:
+    between("share", 0.25, 0.0, 0.5)
+    for wrong in (-0.1, 0.5, math.nan):
+        with pytest.raises(ValueError, match=r"^`share` must be in \[0, 0\.5\), got"):
+            between("share", wrong, 0.0, 0.5)
 
 
 def test_property_no_section_can_be_changed_after_its_checks() -> None:
