@@ -98,7 +98,7 @@ def loss_share(
 
 def whole_batch_sums(
     config: ObjectiveConfig,
-    scored: Sequence[tuple[Batch, Float[np.ndarray, "parts shards n k"]]],
+    scored: Sequence[tuple[Batch, np.ndarray]],
     constants: ObjectiveConstants | None = None,
 ) -> MetricSums:
     """Compute the sums of pairs that were scored in several batches, as of one batch.
@@ -107,7 +107,8 @@ def whole_batch_sums(
 
     Args:
         config: the objective.
-        scored: batches ``[parts, shards, ...]`` with the log-probabilities of their responses.
+        scored: batches ``[parts, shards, ...]`` with the log-probabilities of their responses,
+            ``[parts, shards, n, k]``.
         constants: constants of the step; None for those of the configuration.
 
     Returns:
