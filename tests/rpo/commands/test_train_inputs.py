@@ -233,6 +233,31 @@ def test_raises_one_line_on_data_and_configurations_and_writes_nothing(
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--objective.method", "simpo", "--objective.options", "{gama: 1.0}"],
+            "`objective.options.gama`: loss 'simpo' has no option 'gama': did you mean 'gamma'?",
+        ),
+        (["--objective.method", "simp"], "`objective.method` must be one of 'sft', 'rpo', 'dpo'"),
+        (
+            ["--objective.preference", "[{loss: dpo}, {loss: hinge, tau: 1.0}]"],
+            "`objective.preference[1].tau`: loss 'hinge' has no option 'tau': it has no options",
+        ),
+        (
+            ["--objective.eta_schedule", "{kind: linear}"],
+            "`end` must be given for the kind 'linear'",
+        ),
+    ],
+)
+def test_raises_one_line_on_losses_and_options_that_do_not_exist(
+    argv: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(assert_refused(argv, message, capsys)) == 1
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize(("spoil", "argv", "message"), TENSORS)
 def test_raises_one_line_on_weights_and_leaves_no_folder(
     spoil: Callable[[Path], Any],
