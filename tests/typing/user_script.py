@@ -545,7 +545,9 @@ def train_config(data: Path, model: str | None) -> llm.TrainConfig:
             eval={"new": "new.jsonl"},
             max_length=128,
         ),
-        objective=llm.ObjectiveConfig(method="rpo", beta=0.1, eta=0.05),
+        objective=llm.ObjectiveConfig(
+            method="rpo", beta=0.1, eta=0.05, preference={"loss": "simpo", "gamma": 0.5}
+        ),
         optimizer=llm.OptimizerConfig(
             learning_rate=1e-5,
             lr_scheduler_type="linear",
