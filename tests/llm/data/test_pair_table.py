@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.data.labels import PairLabel
 from llm.data.pair_table import PairTable, as_pair_table
 from llm.data.preferences import PairTokens
 
@@ -37,6 +38,7 @@ pairs = st.builds(
     st.integers(0, 2**62),
     st.none() | st.lists(log_probs, min_size=2, max_size=3).map(tuple),
     st.none(),
+    st.builds(PairLabel, st.floats(0.0, 9.0), st.floats(0.0, 1.0)),
 ).flatmap(masks)
 
 
