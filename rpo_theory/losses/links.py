@@ -155,17 +155,8 @@ def f_dpo(
     return zero_unless(where, jax.nn.softplus(-beta * difference))
 
 
-def exp_difference(first: Float[Array, "*n"], second: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    r"""Return :math:`e^a - e^b`, cut off at the square root of the largest number.
-
-    Args:
-        first: the exponent :math:`a`.
-        second: the exponent :math:`b`.
-
-    Examples:
-        >>> float(exp_difference(jnp.log(jnp.array(3.0)), jnp.zeros(())).round(6))
-        2.0
-    """
+def _exp_difference(first: Float[Array, "*n"], second: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    r"""Return :math:`e^a - e^b`, cut off at the square root of the largest number."""
     # Factor out the larger exponential: the gradient keeps its sign where the value is cut off.
     larger = jax.lax.stop_gradient(jnp.maximum(first, second))
     ceiling = 0.5 * jnp.log(jnp.finfo(first.dtype).max)

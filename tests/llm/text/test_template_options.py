@@ -30,9 +30,10 @@ def load(
     """Return a function that loads the tokenizer of a folder as the commands do."""
     sizes = SimpleNamespace(vocab_size=1000, max_position_embeddings=64)
     decoder = SimpleNamespace(architecture=sizes)
-    monkeypatch.setattr("llm.hf.io.load_model", lambda *args, **options: decoder)
-    monkeypatch.setattr("llm.hf.io.model_notes", lambda folder: ())
     folder = write_folder(DATED)
+    resolved = SimpleNamespace(folder=folder, notes=())
+    monkeypatch.setattr("llm.hf.factory.resolve_model", lambda config: resolved)
+    monkeypatch.setattr("llm.hf.factory.build_model", lambda model: decoder)
     (folder / "config.json").write_text("{}")
 
     def load_folder(stored: Any = None, **options: Any) -> LoadedModel:

@@ -169,7 +169,7 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
         MODEL_TOKENIZER,
         "model: the tokenizer has 301 tokens, but the model",
     ),
-    (with_config(vocab_size=100), [], "bytes: the tokenizer has 261 tokens, but the model embeds"),
+    (with_config(vocab_size=100), [], "lm_head.weight must have shape [100, 8], got [261, 8]"),
     (with_config(max_position_embeddings=8), [], "`data.max_length` must be at most 8"),
     (with_config(model_type="gpt2"), [], "model/config.json: `model_type` must be one of"),
     (with_config(hidden_act="tanh"), [], "model/config.json: `hidden_act`"),
