@@ -237,9 +237,11 @@ def test_roundtrip_the_commands_of_the_slurm_scripts_leave_the_bytes_of_one_run(
 
 
 def test_closed_form_the_kubernetes_jobs_of_the_page_are_consistent() -> None:
-    blocks = re.findall(r'^```yaml title="(\w+\.yaml)"\n(.*?)^```$', PAGE.read_text(), re.S | re.M)
-    documents = {name: list(yaml.safe_load_all(text)) for name, text in blocks}
-    (shares,), (service, group) = documents["study_job.yaml"], documents["study_group.yaml"]
+    examples = PAGE.parents[2] / "examples"
+    (shares,), (service, group) = (
+        list(yaml.safe_load_all((examples / f"kubernetes_{name}.yaml").read_text()))
+        for name in ("shares", "group")
+    )
     for job in (shares, group):
         assert job["spec"]["completionMode"] == "Indexed"
         assert job["spec"]["completions"] == job["spec"]["parallelism"]
