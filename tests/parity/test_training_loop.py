@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import struct
 import time
 from pathlib import Path
@@ -68,7 +69,11 @@ def test_parity_every_rate_of_every_schedule(kind: Any, num_steps: int) -> None:
         if kind != "constant":
             assert warmup_steps(config, num_steps) == warmup
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
-        scheduler = transformers.get_scheduler(kind, optimizer, warmup, num_steps)
+        more = None
+        if kind == "warmup_stable_decay":
+            decay = math.ceil(num_steps * config.decay_ratio)
+            more = {"num_decay_steps": max(min(decay, num_steps - warmup), 1)}
+        scheduler = transformers.get_scheduler(kind, optimizer, warmup, num_steps, more)
         expected = []
         for _ in range(num_steps):
             expected.append(optimizer.param_groups[0]["lr"])
