@@ -14,7 +14,7 @@ from ..tensor_mapping import TensorMapping
 Fields = dict[str, Any]
 """Fields of an architecture, or keys of a ``config.json``, by name."""
 Refusals = Mapping[str, tuple[tuple[Any, ...], str]]
-"""By key the values that are accepted, and the reason why no other value is."""
+"""Accepted values of a key, and the reason why others are refused, by key."""
 
 
 def _no_fields(source: ConfigReader | Architecture) -> Fields:

@@ -134,7 +134,7 @@ def test_parity_every_method_minimizes_its_loss_in_a_box(name: str) -> None:
 
 
 def test_closed_form_robust_dpo_estimates_the_true_rate_from_flipped_labels() -> None:
-    """Of two responses, sigma(z) = (p - epsilon) / (1 - 2 epsilon) for the share p of wins."""
+    """The minimizer has sigma(z) = (p - epsilon) / (1 - 2 epsilon) for the share p of wins."""
     wins = np.array([[0.0, 13.0], [7.0, 0.0]])
     found = fit("robust", wins, np.array([0.3, 0.7]))
     share = (0.65 - FLIP) / (1 - 2 * FLIP)

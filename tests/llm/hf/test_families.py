@@ -127,7 +127,7 @@ FAMILY_KEYS: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "olmoe": (olmoe, olmoe.read, olmoe.write, {"num_experts": 9}),
     "gpt_oss": (gpt_oss, gpt_oss.read, gpt_oss.write, {"swiglu_limit": 3.0}),
 }
-"""By family its module, the functions of its own keys, and a value that is not the default."""
+"""Module of a family, its functions of own keys, and a value that is not the default."""
 
 
 @pytest.mark.parametrize("family", FAMILY_KEYS)

@@ -1,4 +1,4 @@
-"""For which preference losses RPO is a max-min problem: the duality gap of its own solution.
+"""Preference losses for which RPO is a max-min problem, by the duality gap of its solution.
 
 With any preference loss in the place of DPO, the loss of the policy of a reward is, but for a
 constant, ``F(r) = eta beta E_base[log pi_ref - log pi_r] + L(r)``, the largest value of
