@@ -20,6 +20,9 @@ class TrainerConfig:
         per_device_train_batch_size: pairs of a microbatch on each device; devices along
             ``mesh.tensor`` count as one.
         gradient_accumulation_steps: microbatches of a step.
+        global_batch_size: pairs of a step over all devices; None for the product of the two keys
+            above and the number of devices. With a number, ``gradient_accumulation_steps`` is
+            computed, and ``per_device_train_batch_size`` is the largest size of a microbatch.
         dataloader_drop_last: leave the last step of an epoch out if it has fewer pairs than the
             others. By default it is made, as in Transformers, and its pairs count more.
         eval_steps: number of steps between evaluations, which also follow the last step; 0 for no
@@ -28,7 +31,9 @@ class TrainerConfig:
         coverage_samples: number of held-out prompts that the policy answers at an evaluation, to
             measure how well the data cover its replies; 0 for none. Full fine-tuning keeps a copy
             of the initial parameters for it.
-        save_steps: number of steps between checkpoints; 0 saves only at the end.
+        save_steps: number of steps between checkpoints; 0 for none by number of steps.
+        save_minutes: minutes between checkpoints, besides those by number of steps, the last one
+            and that of a stop; 0 for none by time.
         save_total_limit: number of checkpoints to keep.
         metric_for_best_model: metric of an evaluation, such as ``eval_loss``. The checkpoint with
             its best value is kept beside the last ones; every better evaluation makes one. None
@@ -50,11 +55,13 @@ class TrainerConfig:
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
+    global_batch_size: int | None = None
     dataloader_drop_last: bool = False
     eval_steps: int = 0
     eval_on_start: bool = False
     coverage_samples: int = 0
     save_steps: int = 0
+    save_minutes: float = 15.0
     save_total_limit: int = 2
     metric_for_best_model: str | None = None
     greater_is_better: bool = False
@@ -79,6 +86,16 @@ class TrainerConfig:
         }
         for name, bound in least.items():
             at_least(f"trainer.{name}", getattr(self, name), bound)
+        if self.save_minutes != 0:
+            positive("trainer.save_minutes", self.save_minutes)
+        if self.global_batch_size is not None:
+            at_least("trainer.global_batch_size", self.global_batch_size, 1)
+            if self.gradient_accumulation_steps != 1:
+                raise ValueError(
+                    "`trainer.gradient_accumulation_steps` must not be given with "
+                    "`trainer.global_batch_size`, from which it is computed, got "
+                    f"{self.gradient_accumulation_steps}: remove one of them"
+                )
         if self.max_steps is not None:
             at_least("trainer.max_steps", self.max_steps, 1)
         positive("trainer.num_train_epochs", self.num_train_epochs)

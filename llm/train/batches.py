@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from llm.config import TrainConfig
 from llm.data.loader import BatchSampler
@@ -12,6 +13,53 @@ from .dataset import TrainingData
 LARGEST_SMALL_STEP = 1024
 """Number of pairs per step and shard that is accepted for any number of training pairs."""
 LARGEST_NUM_STEPS = 2**31 - 1
+
+
+def divide_step(config: TrainConfig, shards: int) -> TrainConfig:
+    """Divide the pairs of a step into microbatches, as few and as equal as possible.
+
+    Args:
+        config: configuration of a run.
+        shards: number of shards of a batch, which are on different devices.
+
+    Returns:
+        The configuration without ``trainer.global_batch_size``: the size and the number of the
+        microbatches have its place. A configuration without that key is returned as it is.
+
+    Raises:
+        ValueError: if the shards do not divide ``trainer.global_batch_size``.
+
+    Examples:
+        >>> from llm.config import DataConfig, ModelConfig, TrainerConfig
+        >>> trainer = TrainerConfig(global_batch_size=96, per_device_train_batch_size=10)
+        >>> data, model = DataConfig(train="rows.jsonl"), ModelConfig(path="model")
+        >>> config = TrainConfig(name="run", model=model, data=data, trainer=trainer)
+        >>> divided = divide_step(config, shards=4).trainer
+        >>> divided.per_device_train_batch_size, divided.gradient_accumulation_steps
+        (8, 3)
+    """
+    trainer = config.trainer
+    pairs, largest = trainer.global_batch_size, trainer.per_device_train_batch_size
+    if pairs is None:
+        return config
+    if pairs % shards:
+        below = pairs - pairs % shards
+        nearest = [str(each) for each in (below, below + shards) if each]
+        raise ValueError(
+            f"`trainer.global_batch_size` must be a multiple of {shards}, the number of devices "
+            f"along `mesh.data` and `mesh.fsdp`, got {pairs}: give {' or '.join(nearest)}"
+        )
+    of_shard = pairs // shards
+    parts = -(-of_shard // largest)
+    while of_shard % parts:
+        parts += 1
+    divided = replace(
+        trainer,
+        global_batch_size=None,
+        per_device_train_batch_size=of_shard // parts,
+        gradient_accumulation_steps=parts,
+    )
+    return replace(config, trainer=divided)
 
 
 def make_sampler(
@@ -32,7 +80,7 @@ def make_sampler(
         ValueError: if a step has many more pairs than there are, or no step has all its pairs and
             ``trainer.dataloader_drop_last`` asks for such steps.
     """
-    trainer = config.trainer
+    trainer = divide_step(config, shards).trainer
     size, parts = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
     per_step, pairs = size * parts * shards, len(data.train)
     if data.mixture:
@@ -45,6 +93,8 @@ def make_sampler(
         }
         # Name one key if it alone is the cause.
         names = [name for name, value in single.items() if value > limit] or list(single)
+        if config.trainer.global_batch_size is not None:
+            names, single = ["global_batch_size"], {"global_batch_size": per_step}
         got = single[names[0]] if len(names) == 1 else per_step
         shown = " x ".join(f"`trainer.{name}`" for name in names)
         shown += f" x {shards} shards of a batch" if len(names) > 1 < shards else ""

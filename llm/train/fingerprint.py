@@ -23,6 +23,7 @@ FORMAT = 2
 FREE_TRAINER_KEYS = (
     "logging_steps",
     "save_steps",
+    "save_minutes",
     "save_total_limit",
     "eval_steps",
     "eval_on_start",
@@ -34,6 +35,7 @@ FREE_TRAINER_KEYS = (
     "step0_tolerance",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "global_batch_size",
     "max_steps",
     "num_train_epochs",
 )
@@ -61,7 +63,8 @@ SOURCES = {
     "frozen_weights": "the frozen weights of `model.path`",
     "reference": "the weights of `model.reference`",
     "trainer.pairs_per_step": "the number of pairs of a step "
-    "(`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps` x devices)",
+    "(`trainer.global_batch_size`, or `trainer.per_device_train_batch_size` x "
+    "`trainer.gradient_accumulation_steps` x devices)",
 }
 """What a compared value that is no key stands for, for messages."""
 NAMED_KEYS = 6

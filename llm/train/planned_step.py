@@ -18,6 +18,7 @@ from llm.parallel.layout import ShardingPlan
 from llm.parallel.mesh import mesh_sizes, plan_model
 from llm.types import Batch, Bounds, Completions, Rows
 
+from .batches import divide_step
 from .optimizer import make_optimizer
 from .step import GraphDef, Parameters, TrainState, init_train_state
 
@@ -67,7 +68,6 @@ class PlannedStep:
                 f"`data.max_length` must be at most {positions}, the number of positions of the "
                 f"model, got {config.data.max_length}"
             )
-        self.config = config
         self.sizes = mesh_sizes(
             data=mesh.data,
             fsdp=mesh.fsdp,
@@ -79,6 +79,7 @@ class PlannedStep:
         self.architecture = decoder.architecture
         self.plan = plan_model(self.sizes, decoder)
         decoder.sharding_plan = self.plan
+        self.config = config = divide_step(config, self.plan.batch_shards)
         self.graphdef, self.trainable, self.frozen = nnx.split(
             decoder, trainable_filter(decoder), ...
         )

@@ -72,7 +72,8 @@ def estimate_run(config: TrainConfig, model: ResolvedModel, data: TrainingData) 
         ValueError: if the mesh does not divide the devices or the heads, or a step has many more
             pairs than there are.
     """
-    step, trainer = PlannedStep(config, model, jax.device_count()), config.trainer
+    step = PlannedStep(config, model, jax.device_count())
+    config, trainer = step.config, step.config.trainer
     shards = step.plan.batch_shards
     sampler = make_sampler(config, data, shards)
     steps = count_steps(config, sampler)

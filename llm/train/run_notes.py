@@ -164,8 +164,11 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
         yield "optimizer", key, f"has no effect: {optimizer.optim!r} has no such constant"
     if trainer.max_steps is not None:
         yield "trainer", "num_train_epochs", "has no effect: `trainer.max_steps` is given"
-    if not trainer.save_steps:
-        reason = "has no effect: `trainer.save_steps` is 0, so the last step alone is saved"
+    if not (trainer.save_steps or trainer.save_minutes):
+        reason = (
+            "has no effect: `trainer.save_steps` and `trainer.save_minutes` are 0, so the last "
+            "step alone is saved"
+        )
         yield "trainer", "save_total_limit", reason
     if trainer.metric_for_best_model is None:
         reason = "has no effect: `trainer.metric_for_best_model` is not given"

@@ -23,7 +23,7 @@ from llm.parallel.mesh import Devices, make_devices
 from llm.types import Batch
 
 from . import reference_cache
-from .batches import count_steps, make_sampler
+from .batches import count_steps, divide_step, make_sampler
 from .dataset import TrainingData
 from .reference_cache import Provenance
 from .step import EvaluationStep, GraphDef, Parameters, make_evaluation_step
@@ -33,7 +33,7 @@ class Scorer:
     """A model on the devices of a run, and the log-probabilities of the pairs that the run visits.
 
     Attributes:
-        config: configuration of the run.
+        config: configuration of the run, with the size and number of its microbatches.
         data: tokenized pairs.
         devices: mesh of devices with the sharding plan of the model.
         graphdef: structure of the model.
@@ -64,8 +64,9 @@ class Scorer:
             data: tokenized pairs.
             model: a model, whose ``sharding_plan`` is set here.
         """
-        self.config, self.data = config, data
         self.devices = make_devices(config.mesh, model)
+        config = divide_step(config, self.num_shards)
+        self.config, self.data = config, data
         model.sharding_plan = self.devices.plan
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
         self._trainable: Any = self.devices.put(trainable)

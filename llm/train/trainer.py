@@ -9,16 +9,12 @@ it is refused.
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from llm.config import ObjectiveConstants, TrainConfig
@@ -55,6 +51,7 @@ from .run_notes import describe_run
 from .sample_coverage import SampleCoverage
 from .schedules import describe_warmup
 from .step import all_finite
+from .stopping import SaveTimer, StopRequest
 from .tracking import CompositeTracker, Tracker
 
 Progress = Callable[[Iterator[int], int], Iterator[int]]
@@ -117,7 +114,7 @@ class Trainer:
         self.tracker = CompositeTracker([]) if tracker is None else tracker
         self.first_step = 0
         self._pending: dict[str, float] | None = None
-        self._stop = threading.Event()
+        self._stop = StopRequest()
         self._resume_notes: list[str] = []
         recorded = None
         with computing_in(config.model.dtype):
@@ -163,7 +160,7 @@ class Trainer:
     def request_stop(self) -> None:
         """Ask the run to stop after the current step, once its state is saved.
 
-        SIGTERM and SIGINT call this method while :meth:`train` runs in the main thread.
+        SIGTERM, SIGINT and SIGHUP do the same while :meth:`train` runs in the main thread.
         """
         self._stop.set()
 
@@ -190,7 +187,7 @@ class Trainer:
             for line in filter(None, (*self._resume_notes, *describe_run(run), last, warmup)):
                 _logger.info(line)
             # Further stop signals are ignored until the final checkpoint is complete.
-            with self._stop_on_signals(), self.checkpoints:
+            with self._stop.on_signals(), self.checkpoints:
                 if pending is not None:
                     self.tracker.log(self.first_step, pending)
                 starts = run.config.trainer.eval_on_start and self.first_step == 0
@@ -232,7 +229,7 @@ class Trainer:
                 prefix = f"eval_{name}_" if name else "eval_"
                 metrics |= {f"{prefix}{key}": value for key, value in measured.items()}
             if self.coverage is not None:
-                if self._is_stop_requested():
+                if self._stop.is_set():
                     return None
                 covered = self.coverage.measure(run.model()).metrics()
                 metrics |= {f"eval_{key}": value for key, value in covered.items()}
@@ -244,7 +241,7 @@ class Trainer:
         objective, constants = run.config.objective, self._constants()
         sums, scored = None, []
         for batch in run.batches_in_order(pairs):
-            if self._is_stop_requested():
+            if self._stop.is_set():
                 return None
             batch = self._with_reference(batch)
             more, log_probs = run.evaluation_step(
@@ -270,6 +267,7 @@ class Trainer:
         """Make one step after another; yield the number of updates made."""
         run, config = self.run, self.run.config.trainer
         displacement = DisplacementMonitor(run.config.objective.beta)
+        timer = SaveTimer(config.save_minutes)
         for step, batch in iterate_batches(run.sampler, self.first_step, run.num_steps):
             started = time.perf_counter()
             batch = self._with_reference(run.assign_to_shards(batch))
@@ -295,15 +293,16 @@ class Trainer:
             is_pending = measured is None
             score = self._best.update(done, measured or {})
             is_better = score is not None
-            stops = is_pending or (not is_last and self._is_stop_requested())
-            is_saved = is_last or stops or is_better
-            if is_saved or (config.save_steps and done % config.save_steps == 0):
+            stops = is_pending or (not is_last and self._stop.is_set())
+            is_step = bool(config.save_steps) and done % config.save_steps == 0
+            if timer.is_due() or is_last or stops or is_better or is_step:
                 if not bool(on_host(all_finite(run.state))):
                     rows = name_rows(batch, batch.present)
                     where = f"the updated parameters of the step on {rows}"
                     raise self._non_finite_error(done, where)
                 pending = logged if is_pending else None
                 self.checkpoints.save(done, run.state, self._loop_state(pending), score=score)
+                timer.restart()
             if stops:
                 raise InterruptedRunError(_stopped_after(done))
             yield done
@@ -339,31 +338,6 @@ class Trainer:
     def _non_finite_error(self, done: int, where: str) -> NonFiniteError:
         latest = self.checkpoints.describe_latest()
         return NonFiniteError(f"step {done}: not finite in {where}; {latest}")
-
-    def _is_stop_requested(self) -> bool:
-        """Return whether any process was asked to stop; all processes get the same answer."""
-        requested = self._stop.is_set()
-        if jax.process_count() == 1:
-            return requested
-        from jax.experimental import multihost_utils
-
-        return bool(np.any(multihost_utils.process_allgather(np.array(requested))))
-
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """Have SIGTERM and SIGINT request a stop, so that the step is finished and saved."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            kind: signal.signal(kind, lambda *_: self.request_stop())
-            for kind in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            yield
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
 
 
 def _chosen_log_ratio_quantiles(scored: Sequence[tuple[Batch, np.ndarray]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ from rpo.results import TrainResult
 from rpo.runtime.config_files import read_config, to_yaml
 from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.output import muted_messages
+from rpo.runtime.preemption import watched_preemption
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
@@ -201,7 +203,8 @@ def _train(
         if processes.is_first:
             # Write only after model and checkpoint are accepted: a refused run changes nothing.
             write_atomic(folder / "config.yaml", to_yaml(config))
-        trainer.train(progress)
+        with watched_preemption(trainer.request_stop, os.environ):
+            trainer.train(progress)
     return recorder.summary
 
 

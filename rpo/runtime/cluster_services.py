@@ -9,13 +9,15 @@ from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
+from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 SECONDS_TO_ANSWER = 5.0
 """Time in which a server must answer; it takes milliseconds."""
 ATTEMPTS = 2
 ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Folder in which a pod finds its namespace, its token and the certificate of the server."""
+METADATA_SERVER = "metadata.google.internal"
+_METADATA = ("Metadata-Flavor", "Google")
 _REMEDY = "give --num-processes, 1 to run alone"
 
 
@@ -32,10 +34,10 @@ def read_attribute(name: str, environment: Mapping[str, str]) -> str | None:
     Raises:
         ValueError: if the metadata server does not answer.
     """
-    host = environment.get("GCE_METADATA_IP", "metadata.google.internal")
+    host = environment.get("GCE_METADATA_IP", METADATA_SERVER)
     url = f"http://{host}/computeMetadata/v1/instance/attributes/{name}"
     try:
-        return _get(url, ("Metadata-Flavor", "Google"), None).decode()
+        return _get(url, _METADATA, None).decode()
     except HTTPError as error:
         if error.code == 404:
             return None
@@ -44,6 +46,24 @@ def read_attribute(name: str, environment: Mapping[str, str]) -> str | None:
         reason = error
     rule = "the metadata server of this TPU VM must answer"
     raise ValueError(f"Cloud TPU: {rule}, got {reason} from {host}: {_REMEDY}")
+
+
+def is_preempted(environment: Mapping[str, str]) -> bool:
+    """Return whether this virtual machine of Compute Engine is about to be preempted.
+
+    Args:
+        environment: variables of the process; ``GCE_METADATA_IP`` names another server.
+
+    Raises:
+        OSError: if the metadata server does not answer, or not with what is asked for.
+    """
+    host = environment.get("GCE_METADATA_IP", METADATA_SERVER)
+    url = f"http://{host}/computeMetadata/v1/instance/preempted"
+    try:
+        with _opener(None).open(_request(url, _METADATA), timeout=SECONDS_TO_ANSWER) as answer:
+            return answer.read().strip().upper() == b"TRUE"
+    except HTTPException as error:
+        raise OSError(str(error)) from error
 
 
 def read_job_size(job: str, environment: Mapping[str, str]) -> int:
@@ -81,9 +101,7 @@ def read_job_size(job: str, environment: Mapping[str, str]) -> int:
 @lru_cache(maxsize=8)
 def _get(url: str, header: tuple[str, str], certificate: Path | None) -> bytes:
     """Return what a server answers, without any proxy; the answer is kept."""
-    context = certificate and ssl.create_default_context(cafile=str(certificate))
-    opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
-    request = Request(url, headers=dict([header]))
+    opener, request = _opener(certificate), _request(url, header)
     for attempt in range(ATTEMPTS):
         try:
             with opener.open(request, timeout=SECONDS_TO_ANSWER) as answer:
@@ -95,3 +113,12 @@ def _get(url: str, header: tuple[str, str], certificate: Path | None) -> bytes:
             if attempt == ATTEMPTS - 1:
                 raise
     raise AssertionError
+
+
+def _opener(certificate: Path | None) -> OpenerDirector:
+    context = certificate and ssl.create_default_context(cafile=str(certificate))
+    return build_opener(ProxyHandler({}), HTTPSHandler(context=context))
+
+
+def _request(url: str, header: tuple[str, str]) -> Request:
+    return Request(url, headers=dict([header]))

@@ -159,8 +159,19 @@ def _is_tpu_vm(environment: Mapping[str, str]) -> bool:
     has_tpu = _FORCED_TPU in environment or (
         "TPU_SKIP_MDS_QUERY" not in environment and any(map(glob.glob, TPU_DEVICES))
     )
-    if not has_tpu:
-        return False
+    return has_tpu and is_compute_engine(environment)
+
+
+def is_compute_engine(environment: Mapping[str, str]) -> bool:
+    """Return whether this machine is one of Compute Engine, with variables and files alone.
+
+    Args:
+        environment: variables of the process.
+
+    Examples:
+        >>> is_compute_engine({"GCE_METADATA_IP": "169.254.169.254"})
+        True
+    """
     if "GCE_METADATA_IP" in environment:
         return True
     try:

@@ -47,6 +47,7 @@ COUNTS = [
     (TrainerConfig, "max_steps", 1),
     (TrainerConfig, "per_device_train_batch_size", 1),
     (TrainerConfig, "gradient_accumulation_steps", 1),
+    (TrainerConfig, "global_batch_size", 1),
     (TrainerConfig, "eval_steps", 0),
     (TrainerConfig, "coverage_samples", 0),
     (TrainerConfig, "save_steps", 0),
@@ -292,7 +293,7 @@ def test_property_every_number_of_every_section_is_checked() -> None:
         (OptimizerConfig, name) for name in [*SHARES, "weight_decay", "min_lr", "decay_ratio"]
     }
     checked |= {(ObjectiveConfig, name) for name in ["eta", "penalty", "label_smoothing"]}
-    checked |= {(ModelConfig, "lora_dropout")}
+    checked |= {(ModelConfig, "lora_dropout"), (TrainerConfig, "save_minutes")}
     numbers = {
         (kind, field.name)
         for kind in NEEDED
@@ -300,6 +301,12 @@ def test_property_every_number_of_every_section_is_checked() -> None:
         if set(str(field.type).split(" | ")) & {"int", "float"}
     }
     assert numbers == checked
+
+
+def test_raises_negative_minutes_between_checkpoints() -> None:
+    assert TrainerConfig(save_minutes=0.0).save_minutes == 0.0
+    for value in (-1.0, float("nan"), float("inf")):
+        assert "`trainer.save_minutes`" in refusal(TrainerConfig, save_minutes=value)
 
 
 def test_raises_values_outside_of_a_half_open_interval() -> None:

@@ -10,7 +10,7 @@ import pytest
 from llm.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
-from llm.train.batches import count_steps, describe_last_step, make_sampler
+from llm.train.batches import count_steps, describe_last_step, divide_step, make_sampler
 from llm.train.dataset import TrainingData
 
 
@@ -86,3 +86,38 @@ def test_closed_form_steps_of_epochs_are_rounded_up_and_max_steps_takes_preceden
         assert count_steps(run, make_sampler(run, data(9), 1)) == steps
     run = config(4, max_steps=2**31 - 1, num_train_epochs=5.0)
     assert count_steps(run, make_sampler(run, data(9), 1)) == 2**31 - 1
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+@pytest.mark.parametrize("largest", [1, 3, 4, 7, 64])
+def test_property_a_global_batch_has_its_pairs_in_the_fewest_equal_microbatches(
+    shards: int, largest: int
+) -> None:
+    for of_shard in (1, 6, 12, 13):
+        one = config(largest, global_batch_size=of_shard * shards)
+        divided = divide_step(one, shards)
+        trainer = divided.trainer
+        size, parts = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
+        assert size * parts * shards == of_shard * shards
+        assert size <= largest
+        fewest = min(
+            n for n in range(1, of_shard + 1) if of_shard % n == 0 and of_shard <= n * largest
+        )
+        assert parts == fewest
+        assert divide_step(divided, shards) == divided
+        assert make_sampler(one, data(60), shards).pairs_per_step == of_shard * shards
+
+
+def test_raises_a_global_batch_that_the_devices_do_not_divide_or_that_is_given_twice() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"`trainer.global_batch_size` must be a multiple of 8, .*"
+        r"got 100: give 96 or 104",
+    ):
+        divide_step(config(4, global_batch_size=100), 8)
+    with pytest.raises(ValueError, match="got 3: give 8"):
+        divide_step(config(4, global_batch_size=3), 8)
+    with pytest.raises(ValueError, match="must not be given with"):
+        config(4, 2, global_batch_size=100)
+    with pytest.raises(ValueError, match=r"global_batch_size` must be at most 1,024 for 9"):
+        make_sampler(config(4, global_batch_size=1025), data(9), 1)

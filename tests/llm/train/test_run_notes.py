@@ -80,7 +80,11 @@ UNUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         "trainer.num_train_epochs",
         {"trainer__max_steps": None},
     ),
-    ({"trainer__save_total_limit": 5}, "trainer.save_total_limit", {"trainer__save_steps": 2}),
+    (
+        {"trainer__save_total_limit": 5, "trainer__save_minutes": 0.0},
+        "trainer.save_total_limit",
+        {"trainer__save_steps": 2},
+    ),
     ({"trainer__eval_steps": 5}, "trainer.eval_steps", {"data__eval_rows": 2}),
     (
         {"trainer__coverage_samples": 5},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from llm.train.reference_check import check_given_reference
 from llm.train.run import Run
 from llm.train.run_notes import describe_run
 from llm.train.schedules import learning_rate_schedule
+from llm.train.stopping import SaveTimer
 from llm.train.tracking import JsonLinesTracker
 from llm.train.trainer import InterruptedRunError, Trainer
 
@@ -394,6 +396,19 @@ def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_resumes(
 
     with pytest.raises(InterruptedRunError, match="stopped after step 5: continue with --resume"):
         run(one, tmp_path / "cut", progress=asks)
+    again = run(one, tmp_path / "cut", resume=True)
+    assert digest_of(again) == digest_of(whole[0])
+
+
+def test_roundtrip_a_run_that_is_killed_continues_from_the_checkpoint_of_the_clock(
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = itertools.chain([False, False, True], itertools.repeat(False))
+    monkeypatch.setattr(SaveTimer, "is_due", lambda timer: next(answers))
+    one = config(folder, global_batch_size=4, gradient_accumulation_steps=1)
+    with pytest.raises(Killed):
+        run(one, tmp_path / "cut", progress=killed(5))
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["3"]
     again = run(one, tmp_path / "cut", resume=True)
     assert digest_of(again) == digest_of(whole[0])
 
