@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 
 from llm.parallel.vocab import VocabParallel
 from llm.precision import accumulation_dtype
-from llm.types import Batch, Completions, Rows
+from llm.types import Batch, Completions
 from rpo_theory.types import ArrayLike
 
 from .protocol import Head, LanguageModel
@@ -53,46 +53,6 @@ def response_log_probs(model: LanguageModel, batch: Batch) -> Float[Array, "n k"
         model.hidden_states(batch.rows), model.head(), batch.completions, n_pairs * n_roles
     )
     return log_probs.reshape(n_pairs, n_roles)
-
-
-def hidden_states_and_router_loss(
-    model: LanguageModel, rows: Rows
-) -> tuple[Float[Array, "r T D"], Float[Array, ""]]:
-    """Return the hidden states of rows, and the weighted loss of a model's router.
-
-    Args:
-        model: a model; a :class:`llm.models.decoder.Decoder` may have experts.
-        rows: packed rows of tokens.
-
-    Returns:
-        The hidden states after the final norm, and the device's share of the router's auxiliary
-        loss times ``router_aux_loss_coef``; 0 unless the model's ``output_router_logits`` is true.
-    """
-    architecture = getattr(model, "architecture", None)
-    if architecture is None or not (architecture.num_experts and architecture.output_router_logits):
-        return model.hidden_states(rows), jnp.zeros(())
-    decoder: Any = model
-    hidden, loss = decoder.read(rows, with_router_loss=True)
-    return hidden, architecture.router_aux_loss_coef * loss
-
-
-def response_log_probs_and_router_loss(
-    model: LanguageModel, batch: Batch
-) -> tuple[Float[Array, "n k"], Float[Array, ""]]:
-    """Return the log-probability of every response, and the weighted loss of a model's router.
-
-    Args:
-        model: a model.
-        batch: the pairs.
-
-    Returns:
-        The log-probabilities of :func:`response_log_probs`, and the loss of
-        :func:`hidden_states_and_router_loss`.
-    """
-    n_pairs, n_roles = batch.lengths.shape
-    hidden, loss = hidden_states_and_router_loss(model, batch.rows)
-    log_probs = sequence_log_probs(hidden, model.head(), batch.completions, n_pairs * n_roles)
-    return log_probs.reshape(n_pairs, n_roles), loss
 
 
 def sequence_log_probs(

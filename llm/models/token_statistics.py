@@ -18,16 +18,10 @@ from jaxtyping import Float, Int
 
 from llm.config import ObjectiveConfig
 from llm.parallel.vocab import VocabParallel
-from llm.types import Batch, Completions, Role
+from llm.types import Batch, Completions, Role, Rows
 from rpo_theory.losses import length_desensitized_weights
 
-from .logprobs import (
-    CHUNK_ENTRIES,
-    LANE,
-    hidden_states_and_router_loss,
-    response_log_probs_and_router_loss,
-    token_log_probs,
-)
+from .logprobs import CHUNK_ENTRIES, LANE, sequence_log_probs, token_log_probs
 from .protocol import Head, LanguageModel
 
 
@@ -38,12 +32,12 @@ class ResponseStatistics(NamedTuple):
         log_probs: log-probabilities, summed over tokens, nats.
         log_sum_squares: :math:`\sum_t\log\sum_v\pi(v|a_{<t})^2`, without a gradient; None if no
             loss takes it.
-        router_loss: see :func:`llm.models.logprobs.hidden_states_and_router_loss`.
+        router_loss: see :func:`hidden_states_and_router_loss`.
     """
 
     log_probs: Float[Array, "n k"]
     log_sum_squares: Float[Array, "n k"] | None
-    router_loss: Float[Array, ""]
+    router_loss: Float[Array, ""] | None
 
 
 def response_statistics(
@@ -60,12 +54,12 @@ def response_statistics(
         The sums, float32 at least. Under ``"ld_dpo"`` the log-probabilities are those of weighted
         tokens.
     """
-    if not config.statistics:
-        log_probs, router_loss = response_log_probs_and_router_loss(model, batch)
-        return ResponseStatistics(log_probs, None, router_loss)
-    head, completions = model.head(), batch.completions
+    head, completions, n_responses = model.head(), batch.completions, batch.lengths.size
     hidden, router_loss = hidden_states_and_router_loss(model, batch.rows)
-    features, counted = _features(hidden, completions, batch.lengths.size)
+    if not config.statistics:
+        log_probs = sequence_log_probs(hidden, head, completions, n_responses)
+        return ResponseStatistics(log_probs.reshape(batch.lengths.shape), None, router_loss)
+    features, counted = _features(hidden, completions, n_responses)
     log_probs = token_log_probs(features, head, completions.target)
     if config.length_alpha is not None:
         log_probs = log_probs * _length_weights(batch, config.length_alpha)
@@ -73,6 +67,27 @@ def response_statistics(
     if "sum_squares" in config.statistics:
         squares = _sum_by_response(token_log_sum_squares(features, head), batch, counted)
     return ResponseStatistics(_sum_by_response(log_probs, batch, counted), squares, router_loss)
+
+
+def hidden_states_and_router_loss(
+    model: LanguageModel, rows: Rows
+) -> tuple[Float[Array, "r T D"], Float[Array, ""] | None]:
+    """Return the hidden states of rows, and the auxiliary loss of a model's router.
+
+    Args:
+        model: a model; a :class:`llm.models.decoder.Decoder` may have experts.
+        rows: packed rows of tokens.
+
+    Returns:
+        The hidden states after the final norm, and the device's share of
+        :func:`llm.models.experts.router_loss`, without its weight in the objective; None for a
+        model without experts, or whose ``output_router_logits`` is false.
+    """
+    architecture = getattr(model, "architecture", None)
+    if architecture is None or not (architecture.num_experts and architecture.output_router_logits):
+        return model.hidden_states(rows), None
+    decoder: Any = model
+    return decoder.read(rows, with_router_loss=True)
 
 
 def token_log_sum_squares(features: Float[Array, "c D"], head: Head) -> Float[Array, " c"]:

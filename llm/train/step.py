@@ -25,6 +25,7 @@ from llm.models.token_statistics import ResponseStatistics, response_statistics
 from llm.parallel.mesh import Devices
 from llm.precision import accumulation_dtype
 from llm.types import Batch
+from rpo_theory.reductions import WeightedSum
 
 from .objective import flag_non_finite_pairs, loss_share, normalizers
 from .objective_schedule import ConstantsSchedule
@@ -32,6 +33,8 @@ from .stochastic_rounding import apply_optimizer
 
 DROPOUT_STREAM = 2**31 - 1
 """Number that separates the keys of dropout from those of stochastic rounding."""
+ROUTER_LOSS = "aux_loss"
+"""Metric of the router's auxiliary loss of a mixture of experts, named as in TRL."""
 GraphDef = nnx.GraphDef[Any]
 """Structure of a model, without its parameters."""
 Parameters = Any
@@ -147,10 +150,9 @@ def gradients(
             model = nnx.merge(graphdef, trainable, frozen)
             if key is not None:
                 start_dropout(model, key)
-            sums, _, flags, router_loss = _measure(model, batch, config, constants)
-            # The router's loss is that of each part, and is averaged over the parts.
+            sums, _, flags = _measure(model, batch, config, constants, devices)
             share = loss_share(config, sums, divisors, constants)
-            return share + (router_loss / n_parts).astype(share.dtype), (sums, flags)
+            return share + _router_share(model, sums, n_parts), (sums, flags)
 
         def part(batch: Batch, index: Array) -> tuple[tuple[Any, MetricSums], Array]:
             key = None if shard_key is None else jax.random.fold_in(shard_key, index)
@@ -186,8 +188,10 @@ def gradients(
             )
             # Every shard has the whole batch; the sums over shards must count it once.
             sums = jax.tree.map(lambda leaf: leaf / devices.plan.batch_shards, sums)
+            sums |= _router_sums(router_losses, devices)
             share = loss_share(config, sums, divisors, constants)
-            return share + jnp.mean(router_losses).astype(share.dtype), (sums, flags)
+            model = nnx.merge(graphdef, trainable, frozen)
+            return share + _router_share(model, sums, n_parts), (sums, flags)
 
         gradient, (sums, flags) = jax.grad(loss, has_aux=True)(trainable)
         return (_widen(gradient), sums), flags
@@ -293,7 +297,7 @@ def make_evaluation_step(
             model = nnx.merge(graphdef, trainable, frozen)
 
             def part(batch: Batch, _: Array) -> tuple[MetricSums, Array]:
-                sums, policy, _, _ = _measure(model, batch, config, constants)
+                sums, policy, _ = _measure(model, batch, config, constants, devices)
                 return sums, policy
 
             return _sum_over_parts(part, batches)
@@ -304,15 +308,34 @@ def make_evaluation_step(
 
 
 def _measure(
-    model: Any, batch: Batch, config: ObjectiveConfig, constants: ObjectiveConstants | None
-) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"], Float[Array, ""]]:
-    """Return sums of metrics, log-probabilities, flags of non-finite pairs, and a router's loss."""
+    model: Any,
+    batch: Batch,
+    config: ObjectiveConfig,
+    constants: ObjectiveConstants | None,
+    devices: Devices,
+) -> tuple[MetricSums, Float[Array, "n k"], Bool[Array, " n"]]:
+    """Return sums of metrics, log-probabilities, and flags of non-finite pairs."""
     policy, squares, router_loss = response_statistics(model, batch, config)
     sums = compute_metric_sums(
         config, policy, batch.reference, batch, constants=constants, log_sum_squares=squares
     )
     flags = flag_non_finite_pairs(policy, batch.reference, batch)
-    return sums, policy, flags, router_loss
+    return sums | _router_sums(router_loss, devices), policy, flags
+
+
+def _router_sums(losses: Float[Array, "*parts"] | None, devices: Devices) -> MetricSums:
+    """Return a device's share of the router's loss, whose mean is that over the parts."""
+    if losses is None:
+        return {}
+    weight = jnp.asarray(losses.size / devices.plan.batch_shards, losses.dtype)
+    return {ROUTER_LOSS: WeightedSum(jnp.sum(losses), weight)}
+
+
+def _router_share(model: Any, sums: MetricSums, n_parts: int) -> Array | float:
+    """Return what the router's loss adds to the share of the objective."""
+    if ROUTER_LOSS not in sums:
+        return 0.0
+    return model.architecture.router_aux_loss_coef * sums[ROUTER_LOSS].sum / n_parts
 
 
 def _widen(gradient: Parameters) -> Parameters:

@@ -256,7 +256,7 @@ class Trainer:
         if sums is None:
             return {}
         if objective.needs_global_batch:
-            sums = whole_batch_sums(objective, scored, constants)
+            sums |= whole_batch_sums(objective, scored, constants)
         means = finalize_metrics(objective, sums, constants)
         metrics = {name: float(on_host(value)) for name, value in means.items()}
         if self.cache is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llm.config import ObjectiveConfig
 from llm.models import layers
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, Remat
@@ -22,11 +23,8 @@ from llm.models.experts import (
     router_loss,
     router_sums,
 )
-from llm.models.logprobs import (
-    hidden_states_and_router_loss,
-    response_log_probs,
-    response_log_probs_and_router_loss,
-)
+from llm.models.logprobs import response_log_probs
+from llm.models.token_statistics import hidden_states_and_router_loss, response_statistics
 from llm.parallel.layout import SINGLE_DEVICE
 from llm.types import Batch, Completions, Rows
 
@@ -171,7 +169,7 @@ def test_gradient_does_not_depend_on_what_is_recomputed_or_on_chunks_of_tokens(
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_closed_form_the_loss_of_the_router_is_weighted_if_the_model_asks_for_it() -> None:
+def test_closed_form_the_loss_of_the_router_is_measured_if_the_model_asks_for_it() -> None:
     ones = np.ones((1, 4), int)
     rows = Rows(3 * ones, np.arange(4)[None], ones, np.array([[0, 0, 1, 2]]))
     scored = Completions(np.array([1]), np.array([3]), np.array([0]))
@@ -179,14 +177,13 @@ def test_closed_form_the_loss_of_the_router_is_weighted_if_the_model_asks_for_it
     for asked in (False, True):
         a = Architecture(**SIZES, router_aux_loss_coef=0.1, output_router_logits=asked)
         decoder = Decoder(a, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
-        expected = decoder.read(rows, with_router_loss=True)[1]
-        assert expected is not None
-        log_probs, loss = response_log_probs_and_router_loss(decoder, batch)
-        assert float(loss) == pytest.approx(0.1 * float(expected) if asked else 0.0, rel=ROUNDING)
-        np.testing.assert_allclose(log_probs, response_log_probs(decoder, batch), rtol=ROUNDING)
-        hidden, same = hidden_states_and_router_loss(decoder, rows)
-        assert float(same) == float(loss)
+        expected = decoder.read(rows, with_router_loss=True)[1] if asked else None
+        hidden, loss = hidden_states_and_router_loss(decoder, rows)
+        assert loss == expected
         np.testing.assert_array_equal(hidden, decoder.hidden_states(rows))
+        measured = response_statistics(decoder, batch, ObjectiveConfig())
+        assert measured.router_loss == expected
+        np.testing.assert_array_equal(measured.log_probs, response_log_probs(decoder, batch))
 
 
 def test_closed_form_the_loss_of_the_router_is_least_for_even_loads() -> None:
