@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ObjectiveConfig,
         OptimizerConfig,
         ParameterGroup,
+        SamplesConfig,
         TrainConfig,
         TrainerConfig,
     )
@@ -67,6 +68,7 @@ _EXPORTS = {
     "ObjectiveConfig": "config",
     "OptimizerConfig": "config",
     "ParameterGroup": "config",
+    "SamplesConfig": "config",
     "TrainerConfig": "config",
     "MeshConfig": "config",
     "LoraConfig": "config",
@@ -132,6 +134,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParameterGroup",
+    "SamplesConfig",
     "TrainerConfig",
     "MeshConfig",
     "LoraConfig",

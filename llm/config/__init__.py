@@ -8,6 +8,7 @@ from .objective import ObjectiveConfig, ObjectiveConstants, PreferenceTerm
 from .optimizer import OptimizerConfig, OptimizerName, ParameterGroup, SchedulerName
 from .preference_losses import PREFERENCE_LOSSES, PairInputs, PreferenceLoss
 from .run import TrainConfig
+from .samples import SamplesConfig
 from .schedule import ScheduleConfig, ScheduleKind
 from .trainer import TrackerName, TrainerConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "ParameterGroup",
     "PreferenceLoss",
     "PreferenceTerm",
+    "SamplesConfig",
     "ScheduleConfig",
     "ScheduleKind",
     "SchedulerName",

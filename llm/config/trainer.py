@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .checks import at_least, positive
+from .samples import SamplesConfig
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -31,6 +32,7 @@ class TrainerConfig:
         coverage_samples: number of held-out prompts that the policy answers at an evaluation, to
             measure how well the data cover its replies; 0 for none. Full fine-tuning keeps a copy
             of the initial parameters for it.
+        samples: replies of the policy at evaluations, see :class:`SamplesConfig`.
         save_steps: number of steps between checkpoints; 0 for none by number of steps.
         save_minutes: minutes between checkpoints, besides those by number of steps, the last one
             and that of a stop; 0 for none by time.
@@ -60,6 +62,7 @@ class TrainerConfig:
     eval_steps: int = 0
     eval_on_start: bool = False
     coverage_samples: int = 0
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     save_steps: int = 0
     save_minutes: float = 15.0
     save_total_limit: int = 2

@@ -63,6 +63,16 @@ class Message(NamedTuple):
         """
         return self.role == "tool" or '"tool_calls":' in self.extra
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message as a mapping, as a chat template reads it.
+
+        Examples:
+            >>> Message("tool", "4", '{"name":"add"}').to_dict()
+            {'role': 'tool', 'content': '4', 'name': 'add'}
+        """
+        extra = json.loads(self.extra) if self.extra else {}
+        return {"role": self.role, "content": self.content, **extra}
+
 
 Messages = tuple[Message, ...]
 """A conversation, or a part of one."""

@@ -187,17 +187,12 @@ def _row_record(
 ) -> dict[str, Any]:
     return {
         "row": number,
-        "prompt": [_message_record(message) for message in question.prompts[0]],
+        "prompt": [message.to_dict() for message in question.prompts[0]],
         "reply": replies[0].text,
         "finished": replies[0].finished,
         "tokens": replies[0].tokens,
         "generator": model,
     }
-
-
-def _message_record(message: Message) -> dict[str, Any]:
-    extra = json.loads(message.extra) if message.extra else {}
-    return {"role": message.role, "content": message.content, **extra}
 
 
 def _alpaca_eval_record(

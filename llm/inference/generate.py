@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from llm.data.preferences import Message
 from llm.models.decoder import Cache, Decoder
+from llm.parallel.mesh import on_host
 from llm.text.tokenizer import Tokenizer
 
 from .sampling import GenerationConfig, penalize_repetitions, sample_tokens
@@ -256,10 +257,10 @@ def generate_tokens(
             greedy=config.greedy,
             penalized=config.repetition_penalty != 1.0,
         )
-        for index, step in sorted(zip(indices, np.asarray(failed).tolist(), strict=False)):
+        for index, step in sorted(zip(indices, on_host(failed).tolist(), strict=False)):
             if step != NO_STEP:
                 raise NonFiniteLogitsError(index, step + 1, f"`prompts[{index}]`")
-        rows = zip(np.asarray(generated), np.asarray(finished), strict=True)
+        rows = zip(on_host(generated), on_host(finished), strict=True)
         for index, (row, ended) in zip(indices, rows, strict=False):
             results[index] = GeneratedTokens(tuple(row[row != NO_TOKEN].tolist()), bool(ended))
     return [results[index] for index in range(len(prompts))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,15 @@ BEST = "best"
 """Key in a checkpoint: step and value of the best evaluation so far; None if there is none."""
 
 
-def check_best_metric(run: Run, with_reference: Callable[[Batch], Batch]) -> None:
+def check_best_metric(
+    run: Run, with_reference: Callable[[Batch], Batch], more: Sequence[str] = ()
+) -> None:
     """Refuse a metric that the evaluations of a run will not have.
 
     Args:
         run: a run; ``trainer.metric_for_best_model`` names the metric.
         with_reference: adds reference log-probabilities to a batch.
+        more: metrics of a set of rows that are measured beside those of the pairs.
 
     Raises:
         ValueError: if there is no such metric, or there are no rows for evaluation.
@@ -36,7 +39,7 @@ def check_best_metric(run: Run, with_reference: Callable[[Batch], Batch]) -> Non
     if sets:
         batch = with_reference(next(iter(run.batches_in_order(next(iter(sets.values()))))))
         sums, _ = jax.eval_shape(run.evaluation_step, run.state.trainable, run.frozen, batch)
-        names = [prefix + name for prefix in prefixes for name in ("loss", *sums)]
+        names = [prefix + name for prefix in prefixes for name in ("loss", *sums, *more)]
     # Quantiles and coverage are measured beside the sums.
     is_measured = metric in names or any(
         metric.startswith(f"{prefix}theory/") for prefix in ("eval_", *prefixes)

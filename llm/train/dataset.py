@@ -29,6 +29,18 @@ from llm.text.tokenizer import (
 from rpo_io.digests import sha256_hex, sha256_of_file
 
 
+class SampledRows(NamedTuple):
+    """Rows for evaluation whose prompts the policy answers.
+
+    Attributes:
+        rows: the first rows of each set of :attr:`TrainingData.evaluation_sets`, by its name.
+        tokenizer: the tokenizer of the rows.
+    """
+
+    rows: dict[str, tuple[PreferenceRow, ...]]
+    tokenizer: Tokenizer
+
+
 class TrainingData(NamedTuple):
     """Tokenized pairs for training and evaluation.
 
@@ -46,6 +58,7 @@ class TrainingData(NamedTuple):
         mixture: parts of the sources in an epoch; empty for every pair once.
         set_sizes: number of pairs of each named set of ``evaluation``, in its order; None for one
             set without a name.
+        samples: rows whose prompts the policy answers at evaluations; None for none.
     """
 
     train: PairTable
@@ -57,6 +70,7 @@ class TrainingData(NamedTuple):
     notes: tuple[str, ...] = ()
     mixture: tuple[MixturePart, ...] = ()
     set_sizes: dict[str, int] | None = None
+    samples: SampledRows | None = None
 
     @property
     def evaluation_sets(self) -> dict[str, PairTable]:
@@ -96,12 +110,16 @@ class _Contents:
         return int(np.isin(np.asarray(self.prompts), np.asarray(other.prompts)).sum())
 
 
-def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData:
+def load_training_data(
+    config: DataConfig, model: ResolvedModel, *, n_samples: int = 0
+) -> TrainingData:
     """Read and tokenize the pairs that a configuration names.
 
     Args:
         config: the data and their tokenization.
         model: the resolved model; its tokenizer is used unless the data name another.
+        n_samples: number of rows of each evaluation set that are kept as ``samples``; skipped rows
+            are counted but not kept.
 
     Returns:
         The tokenized pairs.
@@ -134,15 +152,21 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
         if not read.pairs:
             raise ValueError(f"{source.shown}: no row is left to train on: {read.report}")
         tables.append(read)
-    evaluation = {"": [reader.tokens(reader.eval_contents.record(held_out))]}
+    unread: dict[str, list[Iterable[PreferenceRow]]] = {"": [held_out]}
     if eval_sources:
-        evaluation = {
-            name: [
-                reader.tokens(reader.eval_contents.record(reader.rows(source, "`data.eval`: ")))
-                for source in each
-            ]
+        unread = {
+            name: [reader.rows(source, "`data.eval`: ") for source in each]
             for name, each in eval_sources.items()
         }
+    evaluation, sampled = {}, {}
+    for name, each in unread.items():
+        first: list[PreferenceRow] = []
+        evaluation[name] = [
+            reader.tokens(_keep_first(reader.eval_contents.record(rows), first, n_samples))
+            for rows in each
+        ]
+        used = set(chain.from_iterable(part.pairs.rows.tolist() for part in evaluation[name]))
+        sampled[name] = tuple(row for row in first if row.row in used)
     mixture, part_notes = _mixture(config, sources, [len(each.pairs) for each in tables])
     sizes = {name: sum(len(part.pairs) for part in each) for name, each in evaluation.items()}
     in_training = reader.eval_contents.prompts_in(reader.contents)
@@ -178,6 +202,7 @@ def load_training_data(config: DataConfig, model: ResolvedModel) -> TrainingData
         notes=(*tokenizer.notes, *notes),
         mixture=mixture,
         set_sizes=None if "" in sizes else sizes,
+        samples=SampledRows(sampled, tokenizer) if n_samples else None,
     )
 
 
@@ -279,6 +304,16 @@ def _hold_out(
             yield held_out.popleft()
     if read <= count:
         raise ValueError(f"`data.eval_rows` must leave rows to train on, got {count} of {read}")
+
+
+def _keep_first(
+    rows: Iterable[PreferenceRow], kept: list[PreferenceRow], count: int
+) -> Iterator[PreferenceRow]:
+    """Yield rows, and append them to a list until it has a number of them."""
+    for row in rows:
+        if len(kept) < count:
+            kept.append(row)
+        yield row
 
 
 def _mixture(

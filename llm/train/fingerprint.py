@@ -31,6 +31,7 @@ FREE_TRAINER_KEYS = (
     "greater_is_better",
     "profile_steps",
     "coverage_samples",
+    "samples",
     "report_to",
     "step0_tolerance",
     "per_device_train_batch_size",

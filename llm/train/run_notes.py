@@ -180,6 +180,7 @@ def _without_effect(config: TrainConfig, has_evaluation: bool) -> Iterator[tuple
         yield "trainer", "eval_on_start", missing
     if not has_evaluation or not (trainer.eval_steps or trainer.eval_on_start):
         yield "trainer", "coverage_samples", missing if not has_evaluation else never
+        yield "trainer", "samples", missing if not has_evaluation else never
 
 
 def _unused_columns(config: TrainConfig, data: TrainingData) -> Iterator[str]:

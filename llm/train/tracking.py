@@ -50,7 +50,7 @@ class JsonLinesTracker:
         kept = [line for line in self._read() if line.get("step", 0) <= step and step > 0]
         write_atomic(self._path, "".join(map(_line, kept)).encode())
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append a line unless there are no metrics."""
         if metrics:
             self._append({"step": step, **metrics})

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,21 @@ import numpy as np
 
 from llm.config import ObjectiveConstants, TrainConfig
 from llm.data.loader import iterate_batches
-from llm.data.pair_table import PairTable
-from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
 from llm.hashing import parameters_sha256
 from llm.hf.factory import ResolvedModel, build_model
 from llm.parallel.mesh import on_host
 from llm.precision import computing_in
-from llm.types import Batch, Role
+from llm.types import Batch
 
 from . import reference_cache
 from .batches import describe_last_step
 from .best_checkpoint import BEST, BestEvaluation, check_best_metric
 from .checkpoint import Checkpoints
-from .dataset import TrainingData, shown_sources
+from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
+from .evaluation import measure_pairs
 from .first_step import FirstStep, check_first_loss, first_step_tolerance, measure_first_step
-from .objective import whole_batch_sums
+from .policy_samples import PolicySamples, RewardError, StopRequestedError
 from .profiling import FOLDER, StepProfiler
 from .reference_check import check_given_reference
 from .reference_model import resolve_reference, score_reference
@@ -76,6 +74,7 @@ class Trainer:
         tracker: receives the metrics.
         cache: log-probabilities of the reference; None if the objective needs none.
         coverage: measure of the policy's own replies; None if the configuration asks for none.
+        samples: replies of the policy; None if the configuration asks for none.
         first_step: number of updates made before :meth:`train` begins; positive on resume.
     """
 
@@ -84,6 +83,7 @@ class Trainer:
     tracker: Tracker
     cache: reference_cache.ReferenceCache | None
     coverage: SampleCoverage | None
+    samples: PolicySamples | None
     first_step: int
 
     def __init__(
@@ -142,7 +142,11 @@ class Trainer:
             else:
                 self.cache = scores.cache
             self.coverage = self.run.coverage()
-            check_best_metric(self.run, self._with_reference)
+            self.samples = None
+            if config.trainer.samples.prompts:
+                self.samples = PolicySamples(config, data, self.run.architecture, folder)
+            more = () if self.samples is None else self.samples.names
+            check_best_metric(self.run, self._with_reference, more)
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
                 self.first_step = record.step
@@ -177,11 +181,15 @@ class Trainer:
             ValueError: if the first loss is not that of a policy equal to its reference, or a
                 checkpoint cannot be written.
             NonFiniteError: if a loss, gradient, parameter or log-probability is not finite.
+            RewardError: if ``trainer.samples.reward`` fails; the state is saved.
             InterruptedRunError: if the run was asked to stop; its state is saved.
         """
         run, pending = self.run, self._pending
         with computing_in(run.config.model.dtype):
-            self.tracker.start(self.first_step if pending is None else self.first_step - 1)
+            kept = self.first_step if pending is None else self.first_step - 1
+            self.tracker.start(kept)
+            if self.samples is not None:
+                self.samples.start(kept)
             last = describe_last_step(run.sampler, run.num_steps)
             warmup = describe_warmup(run.config.optimizer, run.num_steps)
             for line in filter(None, (*self._resume_notes, *describe_run(run), last, warmup)):
@@ -222,8 +230,11 @@ class Trainer:
         """
         run, metrics = self.run, {}
         with computing_in(run.config.model.dtype):
+            constants = self._constants()
             for name, pairs in run.data.evaluation_sets.items():
-                measured = self._measure(pairs)
+                measured = measure_pairs(
+                    run, pairs, self._with_reference, constants, self._stop.is_set
+                )
                 if measured is None:
                     return None
                 prefix = f"eval_{name}_" if name else "eval_"
@@ -233,34 +244,11 @@ class Trainer:
                     return None
                 covered = self.coverage.measure(run.model()).metrics()
                 metrics |= {f"eval_{key}": value for key, value in covered.items()}
-        return metrics
-
-    def _measure(self, pairs: PairTable) -> dict[str, float] | None:
-        """Return the metrics of pairs under the current policy; None if the run was stopped."""
-        run = self.run
-        objective, constants = run.config.objective, self._constants()
-        sums, scored = None, []
-        for batch in run.batches_in_order(pairs):
-            if self._stop.is_set():
-                return None
-            batch = self._with_reference(batch)
-            more, log_probs = run.evaluation_step(
-                run.state.trainable, run.frozen, run.put_on_devices(batch), constants
-            )
-            sums = more if sums is None else add_metric_sums(sums, more)
-            present, log_probs = np.asarray(batch.present), on_host(log_probs)
-            flags = present & ~np.isfinite(log_probs).all(axis=-1)
-            if flags.any():
-                raise NonFiniteError(f"not finite in {_name_held_out(run, batch, flags)}")
-            scored.append((batch, log_probs))
-        if sums is None:
-            return {}
-        if objective.needs_global_batch:
-            sums |= whole_batch_sums(objective, scored, constants)
-        means = finalize_metrics(objective, sums, constants)
-        metrics = {name: float(on_host(value)) for name, value in means.items()}
-        if self.cache is not None:
-            metrics |= _chosen_log_ratio_quantiles(scored)
+            if self.samples is not None:
+                try:
+                    metrics |= self.samples.measure(run.model(), self._stop.is_set)
+                except StopRequestedError:
+                    return None
         return metrics
 
     def _steps(self) -> Iterator[int]:
@@ -289,7 +277,11 @@ class Trainer:
             if warning is not None:
                 _logger.warning("step %d: %s", done, warning)
             is_due = config.eval_steps and (done % config.eval_steps == 0 or is_last)
-            measured = self._evaluate_and_log(done) if is_due else {}
+            failure: RewardError | None = None
+            try:
+                measured = self._evaluate_and_log(done) if is_due else {}
+            except RewardError as error:  # once the function is mended, --resume repeats this
+                measured, failure = None, error
             is_pending = measured is None
             score = self._best.update(done, measured or {})
             is_better = score is not None
@@ -303,6 +295,8 @@ class Trainer:
                 pending = logged if is_pending else None
                 self.checkpoints.save(done, run.state, self._loop_state(pending), score=score)
                 timer.restart()
+            if failure is not None:
+                raise RewardError(f"{failure}; {_stopped_after(done)}")
             if stops:
                 raise InterruptedRunError(_stopped_after(done))
             yield done
@@ -333,28 +327,13 @@ class Trainer:
             raise NonFiniteError(f"step {done}: {error}; {latest}") from None
         if metrics is not None:
             self.tracker.log(done, metrics)
+            if self.samples is not None:
+                self.samples.write(done)
         return metrics
 
     def _non_finite_error(self, done: int, where: str) -> NonFiniteError:
         latest = self.checkpoints.describe_latest()
         return NonFiniteError(f"step {done}: not finite in {where}; {latest}")
-
-
-def _chosen_log_ratio_quantiles(scored: Sequence[tuple[Batch, np.ndarray]]) -> dict[str, float]:
-    policy, reference = (
-        np.concatenate([values[np.asarray(batch.present), Role.CHOSEN] for batch, values in pairs])
-        for pairs in (scored, [(batch, np.asarray(batch.reference)) for batch, _ in scored])
-    )
-    return log_ratio_quantiles(policy, reference)
-
-
-def _name_held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:
-    """Name rows by their numbers in their own file."""
-    data = run.config.data
-    if data.eval is None:
-        return f"{name_rows(batch, flags)} of {shown_sources(data.train_sources)}"
-    rows = name_rows(batch, flags, run.data.report["rows"])
-    return f"{rows} of {shown_sources(list(chain(*data.evaluation_sources.values())))}"
 
 
 def _progress_metrics(run: Run, batch: Batch, step: int, seconds: float) -> dict[str, float]:

@@ -16,6 +16,7 @@ from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.batches import make_sampler
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.fingerprint import configuration_of, name_changes
+from llm.train.policy_samples import check_samples, load_reward
 from llm.train.reference_model import resolve_reference
 from llm.train.run_notes import describe_inputs
 from llm.train.tracking import CompositeTracker, Tracker, make_tracker, read_log
@@ -49,9 +50,11 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
         ValueError: if the model or the data are unusable.
         OSError: if a file cannot be read.
     """
+    reward = load_reward(config)
     model = resolve_model(config.model)
     resolve_reference(config, model)  # refuses one that does not fit before the data are read
-    data = load_training_data(config.data, model)
+    data = load_training_data(config.data, model, n_samples=config.trainer.samples.prompts)
+    check_samples(config, data, model.architecture, reward)
     make_sampler(config, data, shards=1)  # refuses impossible sizes before anything is logged
     # The line on the size of the run has the numbers of pairs.
     counts = [
@@ -117,7 +120,9 @@ def run_training(
                     _refuse_lost_checkpoints(folder, config)
             summary = _train(config, model, data, folder, resume=resume, processes=processes)
             if processes.is_first:
-                _logger.info("written to %s: metrics.jsonl, checkpoints, config.yaml", folder)
+                samples = ", samples.jsonl" if config.trainer.samples.prompts else ""
+                names = f"metrics.jsonl{samples}, checkpoints, config.yaml"
+                _logger.info("written to %s: %s", folder, names)
     return TrainResult(folder, summary["step"], summary["parameters_sha256"])
 
 

@@ -553,7 +553,12 @@ def train_config(data: Path, model: str | None) -> llm.TrainConfig:
             lr_scheduler_type="linear",
             groups=[llm.ParameterGroup(parameters="embedding", lr_multiplier=0.5)],
         ),
-        trainer=llm.TrainerConfig(max_steps=10, report_to=["tensorboard"]),
+        trainer=llm.TrainerConfig(
+            max_steps=10,
+            eval_steps=5,
+            samples=llm.SamplesConfig(prompts=4, reward="my_rewards:reward"),
+            report_to=["tensorboard"],
+        ),
         mesh=llm.MeshConfig(fsdp=2),
     )
 
@@ -574,7 +579,8 @@ class PrintTracker:
 def train(config: llm.TrainConfig, folder: Path) -> str:
     with llm.computing_in(config.model.dtype):
         model = llm.resolve_model(config.model)
-        data: llm.TrainingData = llm.load_training_data(config.data, model)
+        n_samples = config.trainer.samples.prompts
+        data: llm.TrainingData = llm.load_training_data(config.data, model, n_samples=n_samples)
         tracker: llm.Tracker = PrintTracker()
         if config.trainer.report_to:
             tracker = llm.make_tracker(folder / "metrics.jsonl", config)

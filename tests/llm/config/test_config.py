@@ -15,6 +15,7 @@ from llm.config import (
     ObjectiveConfig,
     OptimizerConfig,
     ParameterGroup,
+    SamplesConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -26,6 +27,7 @@ NEEDED: dict[type, dict[str, Any]] = {
     ObjectiveConfig: {},
     OptimizerConfig: {},
     TrainerConfig: {},
+    SamplesConfig: {},
 }
 SECTIONS = {
     ModelConfig: "model",
@@ -33,6 +35,7 @@ SECTIONS = {
     ObjectiveConfig: "objective",
     OptimizerConfig: "optimizer",
     TrainerConfig: "trainer",
+    SamplesConfig: "trainer.samples",
 }
 LARGEST = 2**31 - 1  # seeds and counts are used as signed 32-bit numbers
 
@@ -55,6 +58,9 @@ COUNTS = [
     (TrainerConfig, "logging_steps", 1),
     (TrainerConfig, "profile_steps", 0),
     (TrainerConfig, "seed", 0),
+    (SamplesConfig, "prompts", 0),
+    (SamplesConfig, "max_new_tokens", 1),
+    (SamplesConfig, "top_k", 0),
 ]
 POSITIVE = [
     (ModelConfig, "lora_alpha"),
@@ -238,6 +244,16 @@ def test_raises_a_best_model_without_evaluations() -> None:
     assert message.startswith("`trainer.metric_for_best_model` needs evaluations")
 
 
+def test_raises_samples_that_cannot_be() -> None:
+    for fields, message in (
+        ({"temperature": -0.5}, "`trainer.samples.temperature` must be 0 or more and finite, got"),
+        ({"top_p": 0.0}, "`trainer.samples.top_p` must be above 0 and at most 1, got 0.0"),
+        ({"reward": "my_rewards.py"}, "`trainer.samples.reward` must be of the form module:name"),
+        ({"reward": "rewards:f"}, "`trainer.samples.reward` needs replies: set `trainer.samples.p"),
+    ):
+        assert refusal(SamplesConfig, **fields).startswith(message)
+
+
 def test_raises_two_sources_of_held_out_rows() -> None:
     expected = "`data.eval_rows` must be 0 if `data.eval` is given"
     assert refusal(DataConfig, eval="other.jsonl", eval_rows=1) == expected
@@ -294,6 +310,7 @@ def test_property_every_number_of_every_section_is_checked() -> None:
     }
     checked |= {(ObjectiveConfig, name) for name in ["eta", "penalty", "label_smoothing"]}
     checked |= {(ModelConfig, "lora_dropout"), (TrainerConfig, "save_minutes")}
+    checked |= {(SamplesConfig, name) for name in ["temperature", "top_p"]}
     numbers = {
         (kind, field.name)
         for kind in NEEDED
