@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpo.results import ExportResult, PlanResult, TrainEstimate, TrainResult
 from rpo.runtime.config_files import load_config, read_config
-from rpo.runtime.errors import check_whole_number, user_input
+from rpo.runtime.errors import UsageError, check_whole_number, user_input
 from rpo.runtime.export_sources import (
     describe_missing_run,
     describe_missing_step,
@@ -18,6 +18,7 @@ from rpo.runtime.export_sources import (
     find_export_template,
     find_export_tokenizer,
 )
+from rpo.runtime.hub_push import prepare_push, push_folder
 from rpo.runtime.loading import check_dtype
 from rpo.runtime.output import count_noun
 from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
@@ -151,6 +152,9 @@ def export(
     dtype: DtypeName | None = None,
     tokenizer: PathLike | None = None,
     adapter: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
 ) -> ExportResult:
     """Write the policy of a training run as a Hugging Face folder, or its adapter as PEFT's.
 
@@ -164,13 +168,20 @@ def export(
             default that of the run.
         adapter: write the LoRA adapter as a PEFT folder instead of the whole model, by default in
             the dtype of the parameters.
+        push_to_hub: repository of the Hugging Face hub, ``OWNER/NAME``, to which the folder is
+            uploaded in one commit. It is created before the export unless it exists, and keeps a
+            model card that this package did not write.
+        private: whether the repository must be private.
+        revision: branch of the repository, created if it is missing; ``main`` by default.
 
     Returns:
-        The folder, the step, the size of the tensors, and what merging adapters has lost.
+        The folder, the step, the size of the tensors, what merging adapters has lost, and the URL
+        of the commit.
 
     Raises:
         ValueError: if there is no such checkpoint, ``out`` is not empty, the tokenizer of the run
-            is not where it was, or a run without adapters shall write one.
+            is not where it was, a run without adapters shall write one, or the hub refuses the
+            name, the token or the upload.
         OSError: if a file cannot be read or written.
 
     Examples:
@@ -179,6 +190,9 @@ def export(
     """
     check_whole_number("step", step, 1)
     check_dtype(dtype)
+    if push_to_hub is None and (private or revision is not None):
+        name = "private" if private else "revision"
+        raise UsageError(f"argument --{name}: goes with --push-to-hub")
     run_folder, folder = Path(run), Path(out)
     with user_input():
         if not (run_folder / "config.yaml").is_file():
@@ -190,6 +204,7 @@ def export(
         from llm.precision import computing_in
         from llm.text.template_options import stored_template_options
         from llm.text.tokenizer import TokenizerOptions
+        from llm.train.model_card import exported_card, write_model_card
         from llm.train.policy import load_policy
 
         config = read_config(run_folder / "config.yaml", TrainConfig)
@@ -203,7 +218,11 @@ def export(
         if tokenizer_folder is not None:
             options = stored_template_options(TokenizerOptions.from_config(config.data))
         base_name = find_adapter_base(config, run_folder) if adapter else None
+        target = None
+        if push_to_hub is not None:  # what the hub refuses is known before the model is loaded
+            target = prepare_push(push_to_hub, private=private, revision=revision)
         policy = load_policy(run_folder, step, base_model=config.model.path, mesh=config.mesh)
+        base_folder = find_export_base(config)
         if adapter:
             report = export_adapter(
                 policy.decoder,
@@ -214,22 +233,26 @@ def export(
                 chat_template=template,
                 template_options=options,
             )
-            return ExportResult(folder, policy.step, *report)
-        base_folder = find_export_base(config)
-        chosen = dtype
-        if dtype is None and base_folder is not None:
-            chosen = stored_dtype(base_folder)
-        with computing_in(config.model.dtype):
-            report = export_model(
-                policy.decoder,
-                folder,
-                tokenizer_folder=tokenizer_folder,
-                chat_template=template,
-                template_options=options,
-                base_folder=base_folder,
-                dtype=chosen,
-            )
-    return ExportResult(folder, policy.step, *report)
+        else:
+            chosen = dtype
+            if dtype is None and base_folder is not None:
+                chosen = stored_dtype(base_folder)
+            with computing_in(config.model.dtype):
+                report = export_model(
+                    policy.decoder,
+                    folder,
+                    tokenizer_folder=tokenizer_folder,
+                    chat_template=template,
+                    template_options=options,
+                    base_folder=base_folder,
+                    dtype=chosen,
+                )
+        write_model_card(
+            folder,
+            exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder),
+        )
+        url = None if target is None else push_folder(folder, target, step=policy.step)
+    return ExportResult(folder, policy.step, *report, url=url)
 
 
 def _load_train_config(

@@ -12,6 +12,7 @@ EXAMPLES = (
     "rpo export out/run --out policy",
     "rpo export out/run --step 300 --dtype bfloat16 --out policy",
     "rpo export out/run --adapter --out adapter",
+    "rpo export out/run --out policy --push-to-hub ORG/NAME --private",
 )
 
 
@@ -46,10 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder or hub name whose tokenizer files are copied (default: that of the run)",
     )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="ORG/NAME",
+        help="repository of the Hugging Face hub to which the folder is uploaded; created first",
+    )
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="create the repository as private, and refuse a public one",
+    )
+    parser.add_argument(
+        "--revision",
+        metavar="BRANCH",
+        help="branch of the repository, created if it is missing (default: main)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export the policy and print where it is, its size, and what merging has lost."""
+    """Export the policy; print where it is, its size, and what merging has lost."""
     from rpo.api import export
     from rpo.runtime.output import print_result
 
@@ -60,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         tokenizer=args.tokenizer,
         adapter=args.adapter,
+        push_to_hub=args.push_to_hub,
+        private=args.private,
+        revision=args.revision,
     )
     what = "adapter" if args.adapter else "policy"
     about = f"({result.dtype}, {_size(result.n_bytes)})"
@@ -71,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
             "run changed are equal to the base model's again; the norm of the rounding error is "
             f"{lost.lost_norm:.1%} of the update's (`--dtype float32` keeps the whole update)\n"
         )
+    if result.url is not None:
+        text += f"uploaded to {result.url}\n"
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code
 

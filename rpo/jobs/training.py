@@ -16,6 +16,7 @@ from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.batches import make_sampler
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.fingerprint import configuration_of, name_changes
+from llm.train.model_card import configuration_digest, model_card, write_model_card
 from llm.train.policy_samples import check_samples, load_reward
 from llm.train.reference_model import resolve_reference
 from llm.train.run_notes import describe_inputs
@@ -121,7 +122,7 @@ def run_training(
             summary = _train(config, model, data, folder, resume=resume, processes=processes)
             if processes.is_first:
                 samples = ", samples.jsonl" if config.trainer.samples.prompts else ""
-                names = f"metrics.jsonl{samples}, checkpoints, config.yaml"
+                names = f"metrics.jsonl{samples}, checkpoints, config.yaml, README.md"
                 _logger.info("written to %s: %s", folder, names)
     return TrainResult(folder, summary["step"], summary["parameters_sha256"])
 
@@ -210,6 +211,17 @@ def _train(
             write_atomic(folder / "config.yaml", to_yaml(config))
         with watched_preemption(trainer.request_stop, os.environ):
             trainer.train(progress)
+        if processes.is_first:
+            card = model_card(
+                config,
+                trainer.checkpoints.find(),
+                read_log(folder / "metrics.jsonl"),
+                parameters=recorder.summary["parameters_sha256"],
+                configuration=configuration_digest(folder),
+                adapter=config.model.trains_adapter,
+                base_folder=model.folder,
+            )
+            write_model_card(folder, card)
     return recorder.summary
 
 

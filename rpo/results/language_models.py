@@ -284,6 +284,7 @@ class ExportResult(Result):
         dtype: name of the dtype of the tensors.
         n_bytes: size of all tensors together.
         rounding: what rounding has lost of the update; None if nothing was rounded or compared.
+        url: URL of the commit on the hub; None if nothing was uploaded.
     """
 
     folder: Path
@@ -291,9 +292,10 @@ class ExportResult(Result):
     dtype: str
     n_bytes: int
     rounding: RoundingReport | None = None
+    url: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values; ``rounding`` only if it was measured."""
+        """Return the fields as plain values; ``rounding`` and ``url`` only if there are any."""
         document = {
             "out": str(self.folder),
             "step": self.step,
@@ -306,4 +308,6 @@ class ExportResult(Result):
                 "unchanged_share": self.rounding.unchanged_share,
                 "lost_norm": self.rounding.lost_norm,
             }
+        if self.url is not None:
+            document["url"] = self.url
         return document
