@@ -1,6 +1,10 @@
 """A reward function of one's own: the nearer to 20 words, the better."""
 
+from collections.abc import Sequence
 
-def reward(prompt: list[dict[str, str]], reply: str) -> float:
-    """Return a number; the larger one wins. `prompt` is a list of messages."""
+from llm import Message
+
+
+def reward(prompt: Sequence[Message], reply: str) -> float:
+    """Return a number; the larger one wins. `prompt[-1].content` is the text of the question."""
     return -abs(len(reply.split()) - 20)
