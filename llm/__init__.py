@@ -5,7 +5,7 @@ A configuration names model, data and objective; :class:`Trainer` trains the pol
 
     config = llm.TrainConfig(name="tiny", model=..., data=...)
     model = llm.resolve_model(config.model)
-    data = llm.load_training_data(config.data, model)
+    data = llm.load_training_data(config.data, model, config.objective)
     llm.Trainer(config, model, data, folder).train()
 
 Names are imported on first use, so that ``import llm`` is cheap. The sub-packages export more.

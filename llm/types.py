@@ -117,6 +117,8 @@ class Batch(NamedTuple):
         weights: weight of each pair, at least 0; None for 1 each, shape ``[n]``.
         labels: probability that the chosen response is the better one; None for 1 each, shape
             ``[n]``.
+        desirable: whether the response of each unpaired row is desirable, shape ``[n]``. Its second
+            response is then one to another prompt. None for pairs.
     """
 
     rows: Rows
@@ -127,3 +129,4 @@ class Batch(NamedTuple):
     reference: Float[ArrayLike, "n k"] | None = None
     weights: Float[ArrayLike, " n"] | None = None
     labels: Float[ArrayLike, " n"] | None = None
+    desirable: Bool[ArrayLike, " n"] | None = None

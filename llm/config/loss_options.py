@@ -192,10 +192,11 @@ class KtoOptions(LossOptions):
     r"""Options of ``kto``.
 
     Attributes:
-        desirable_weight: :math:`\lambda_D`, weight of chosen responses.
-        undesirable_weight: :math:`\lambda_U`, weight of rejected responses.
-        reference_point: :math:`z`: ``"batch"`` for the mean log-ratio of all responses of the
-            global batch, at least 0, or ``"zero"``.
+        desirable_weight: :math:`\lambda_D`, weight of desirable or chosen responses.
+        undesirable_weight: :math:`\lambda_U`, weight of undesirable or rejected responses.
+        reference_point: :math:`z`: ``"batch"`` for a mean log-ratio of the global batch, at least
+            0: of the prompts with responses to other prompts if rows are unpaired, and of all
+            responses of pairs; or ``"zero"``.
 
     Raises:
         ValueError: if an option is out of range.

@@ -42,6 +42,8 @@ class PairInputs(NamedTuple):
         where: mask of the pairs that are present.
         log_sum_squares: :math:`\sum_t\log\sum_v\pi(v)^2` of the responses; None unless the loss
             has the token statistic ``"sum_squares"``.
+        desirable: whether the first response of each unpaired row is desirable; the second one
+            belongs to another prompt. None for pairs.
     """
 
     policy: PairLogProbs
@@ -49,6 +51,7 @@ class PairInputs(NamedTuple):
     weights: PairLogProbs
     where: Bool[Array, " n"]
     log_sum_squares: PairLogProbs | None = None
+    desirable: Bool[Array, " n"] | None = None
 
 
 Beta = Float[ArrayLike, ""] | float
@@ -199,31 +202,54 @@ def _ld_dpo(inputs: PairInputs, beta: Beta, options: options_of.LengthOptions) -
     return losses.dpo(inputs.policy, inputs.reference, beta=beta, where=inputs.where)
 
 
+def kto_reference_point(inputs: PairInputs) -> Float[Array, ""]:
+    r"""Estimate :math:`KL(\pi\|\pi_{ref})` for KTO by a mean log-ratio of the whole batch.
+
+    Args:
+        inputs: the whole batch. For unpaired rows the mean is over the responses to other prompts,
+            as in TRL; for pairs over all responses.
+
+    Returns:
+        Nats, at least 0, without a gradient.
+
+    References:
+        `ethayarajh:24`, sec. 4.1.
+
+    Examples:
+        >>> zeros, ones, one_row = jnp.zeros(1), jnp.ones(1), jnp.array([True])
+        >>> policy, reference = PairLogProbs(zeros, -ones), PairLogProbs(zeros, -3 * ones)
+        >>> inputs = PairInputs(policy, reference, policy, one_row)
+        >>> float(kto_reference_point(inputs))
+        1.0
+        >>> float(kto_reference_point(inputs._replace(desirable=one_row)))
+        2.0
+    """
+    roles = range(2) if inputs.desirable is None else (1,)
+    ratios = [jnp.where(inputs.where, inputs.policy[i] - inputs.reference[i], 0.0) for i in roles]
+    count = jnp.maximum(len(roles) * inputs.where.sum(), 1).astype(ratios[0].dtype)
+    return jax.lax.stop_gradient(jnp.maximum(jnp.stack(ratios).sum() / count, 0.0))
+
+
 def _kto(inputs: PairInputs, beta: Beta, options: options_of.KtoOptions) -> Array:
-    """Return the mean KTO loss of the two responses of every pair."""
-    where, roles = inputs.where, range(2)
-    ratios = [jnp.where(where, inputs.policy[i] - inputs.reference[i], 0.0) for i in roles]
-    point = jnp.zeros((), ratios[0].dtype)
-    if options.reference_point == "batch":
-        count = jnp.maximum(2 * where.sum(), 1).astype(point.dtype)
-        point = jax.lax.stop_gradient(jnp.maximum((ratios[0] + ratios[1]).sum() / count, 0.0))
-    weights = {
+    """Return the KTO loss of every unpaired row, or the mean of those of a pair's responses."""
+    where = inputs.where
+    labels = [jnp.full(where.shape, True), jnp.full(where.shape, False)]
+    if inputs.desirable is not None:
+        labels = [inputs.desirable]
+    is_zero = options.reference_point == "zero"
+    constants = {
+        "beta": beta,
+        "reference_point": 0.0 if is_zero else kto_reference_point(inputs),
         "desirable_weight": options.desirable_weight,
         "undesirable_weight": options.undesirable_weight,
     }
-    chosen, rejected = (
-        losses.kto(
-            inputs.policy[i],
-            inputs.reference[i],
-            jnp.full(where.shape, i == 0),
-            beta=beta,
-            reference_point=point,
-            where=where,
-            **weights,
+    by_response = [
+        losses.kto(policy, reference, desirable, where=where, **constants)
+        for policy, reference, desirable in zip(
+            inputs.policy, inputs.reference, labels, strict=False
         )
-        for i in roles
-    )
-    return 0.5 * (chosen + rejected)
+    ]
+    return jnp.stack(by_response).mean(axis=0)
 
 
 def _exo_at_reference(beta: float, options: options_of.ExoOptions) -> float:

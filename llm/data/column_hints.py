@@ -40,7 +40,13 @@ def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
     if {"completion", "label"} <= names.keys():
         return (
             f"{start}: the row is unpaired (`completion` and `label`), but a pair of responses to "
-            "one prompt is needed: join a good and a bad completion of each prompt"
+            "one prompt is needed: join a good and a bad completion of each prompt. Only "
+            "`objective.method: kto` trains on unpaired rows, if all rows are unpaired"
+        )
+    if "completion" in names and field == "chosen":
+        return (
+            f"{start}, and so is `label`, with which the row is unpaired: name the columns of a "
+            "pair, or the label with `data.columns: {label: COLUMN}`"
         )
     lists = [
         name

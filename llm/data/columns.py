@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .column_hints import IGNORE, REST, describe_missing, listed, normal_name, printable
@@ -21,6 +21,8 @@ FIELDS = (
     *LABEL_FIELDS,
 )
 """Names of the columns that a preference row can have."""
+UNPAIRED_FIELDS = ("prompt", "completion", "label", "weight", "system", "tools")
+"""Names of the columns that an unpaired row can have: one response, and whether it is desirable."""
 MESSAGE_PREFIX = "message."
 """Prefix in ``data.columns`` of the name of a field of a message."""
 
@@ -115,6 +117,10 @@ class RowRules:
             for a field of messages.
         raw_text: keep the spaces of texts, because no chat template is applied to them.
         passed_over: further columns that are passed over and listed, if ``columns`` names them not.
+        fields: names of the columns that the rows can have.
+
+    Attributes:
+        is_unpaired: whether the rows have one response each.
 
     Raises:
         ValueError: if a key is no field and its value is not ``ignore``, two fields name the same
@@ -127,12 +133,14 @@ class RowRules:
         *,
         raw_text: bool = False,
         passed_over: Iterable[str] = (),
+        fields: Sequence[str] = FIELDS,
     ) -> None:
         """Check the mapping of columns."""
         columns = columns or {}
         check_columns(columns)
         self.raw_text = raw_text
-        self._column_of = {field: columns.get(field, field) for field in FIELDS}
+        self.is_unpaired = "completion" in fields
+        self._column_of = {field: columns.get(field, field) for field in fields}
         ignored = {name for name, value in columns.items() if value == IGNORE}
         self._ignored = frozenset(ignored.union(passed_over) - set(self._column_of.values()))
         self._layouts: dict[tuple[str, ...], _Layout] = {}
@@ -300,7 +308,7 @@ class RowRules:
                 kept.append((read[name], name))
             elif name in self._ignored or REST in self._ignored:
                 passed_over.append(name)
-            elif name in FIELDS and self._column_of[name] in names:
+            elif name in self._column_of and self._column_of[name] in names:
                 raise ValueError(
                     f"{where}: column `{name}` is not read, because `data.columns` names "
                     f"`{printable(self._column_of[name])}` for it: rename or remove one of the two"
@@ -334,10 +342,11 @@ def check_columns(columns: Mapping[str, str]) -> None:
             if name in ("chosen", "rejected"):
                 raise ValueError(f"`data.columns.{name}` must be a column: it cannot be ignored")
             continue
-        if name not in FIELDS:
+        known = dict.fromkeys((*FIELDS, *UNPAIRED_FIELDS))
+        if name not in known:
             raise ValueError(
                 f"`data.columns.{printable(name)}` must be `{IGNORE}`, or its key one of "
-                f"{', '.join(FIELDS)}; got `{printable(column)}`"
+                f"{', '.join(known)}; got `{printable(column)}`"
             )
         if column in fields_of:
             raise ValueError(

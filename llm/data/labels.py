@@ -1,8 +1,9 @@
-"""Weights, soft labels and vote counts of preference rows.
+"""Weights, soft labels and vote counts of preference rows, and labels of unpaired rows.
 
 A row counts ``weight`` times. Its ``label`` is the probability that the chosen response is the
 better one. Instead of a label a row may have ``chosen_votes`` and ``rejected_votes``: it then
-counts once for every vote, and its label is the share of the votes for the chosen response.
+counts once for every vote, and its label is the share of the votes for the chosen response. The
+``label`` of an unpaired row says whether its response is desirable.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from .columns import LABEL_FIELDS
 
 _VOTES = LABEL_FIELDS[2:]
+_DESIRABLE = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 class PairLabel(NamedTuple):
@@ -67,6 +69,33 @@ def read_label(fields: Mapping[str, Any], where: str) -> PairLabel:
     if wins + losses == 0:
         raise ValueError(f"{where}: fields `{_VOTES[0]}` and `{_VOTES[1]}` must not both be 0")
     return PairLabel(weight * (wins + losses), wins / (wins + losses))
+
+
+def read_desirable(value: Any, column: str, where: str) -> bool:
+    """Read the label of an unpaired row.
+
+    Args:
+        value: true or false, 1 or 0, or one of these as a text in any case.
+        column: name of its column, for messages.
+        where: source of the row, for messages.
+
+    Returns:
+        Whether the response is desirable.
+
+    Raises:
+        ValueError: if it is anything else.
+
+    Examples:
+        >>> [read_desirable(value, "label", "rows.csv:1") for value in (1, "False")]
+        [True, False]
+    """
+    text = f"{value}".strip().lower()
+    if isinstance(value, bool | int | float | str) and text in _DESIRABLE:
+        return _DESIRABLE[text]
+    raise ValueError(
+        f"{where}: field `{column}` of an unpaired row must be true or false (or 1 or 0), got "
+        f"{reprlib.repr(value)}: say whether the completion is desirable"
+    )
 
 
 def _number(given: Mapping[str, Any], name: str, most: float, where: str) -> float:

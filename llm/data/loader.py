@@ -52,6 +52,8 @@ class BatchSampler:
         roles: number of responses per pair; None counts them in the data.
         drop_last: leave out the last step of an epoch if it has fewer pairs than the others.
         mixture: parts of the sources of the pairs in an epoch; empty for every pair once.
+        steps: indices of the pairs of each step, the same in every epoch, in an order that differs;
+            the last step stays the last one. None assigns the pairs to other steps in each epoch.
     """
 
     pairs: Sequence[PairTokens]
@@ -62,6 +64,7 @@ class BatchSampler:
     roles: int | None = None
     drop_last: bool = False
     mixture: Sequence[MixturePart] = ()
+    steps: Sequence[Int[np.ndarray, " _"]] | None = None
 
     @property
     def pairs_per_epoch(self) -> int:
@@ -201,6 +204,12 @@ class BatchSampler:
 
     def _assign_epoch(self, epoch: int) -> list[np.ndarray]:
         """Shuffle the pairs and assign them to the steps of an epoch, window by window."""
+        if self.steps is not None:
+            first, last = self.steps[:-1], self.steps[-1:]
+            if self.seed is not None:
+                order = np.random.default_rng([self.seed, epoch]).permutation(len(first))
+                first = [first[index] for index in order]
+            return [*first, *last]
         order = np.arange(len(self.pairs))
         if self.mixture:
             order = epoch_indices(self.mixture, self.seed or 0, epoch)

@@ -247,7 +247,9 @@ def pack(
     segments = n_pairs if layout == "shared" else 1
     packed = Rows(rows[0], rows[1], rows[2], rows[3], Bounds(roles, segments, shape.longest))
     batch = Batch(packed, Completions(*completions), lengths, row_ids >= 0, row_ids)
-    labels = as_pair_table(pairs).labels
+    labels, desirable = as_pair_table(pairs).labels, as_pair_table(pairs).desirable
+    if desirable is not None:
+        batch = batch._replace(desirable=np.pad(desirable, (0, n_pairs - len(pairs))))
     if labels is None:
         return batch
     padded = np.ones((n_pairs, 2))

@@ -36,6 +36,8 @@ class PairTable(Sequence[PairTokens]):
             unknown.
         labels: weight of each pair and probability that its chosen response is the better one,
             shape ``[n 2]``; None if all are 1.
+        desirable: whether the response of each unpaired row is desirable, shape ``[n]``; None for
+            pairs.
 
     Examples:
         >>> table = PairTable.from_pairs([PairTokens((1, 2), (3,), (4, 5), None, 7)])
@@ -54,6 +56,7 @@ class PairTable(Sequence[PairTokens]):
         reference: Float[np.ndarray, "n 3"],
         scored: Bool[np.ndarray, " tokens"] | None = None,
         labels: Float[np.ndarray, "n 2"] | None = None,
+        desirable: Bool[np.ndarray, " n"] | None = None,
     ) -> None:
         """Wrap arrays; see :meth:`from_pairs`.
 
@@ -65,6 +68,7 @@ class PairTable(Sequence[PairTokens]):
             reference: see the class.
             scored: whether each of ``tokens`` is scored; None if all tokens of responses are.
             labels: see the class.
+            desirable: see the class.
         """
         self._tokens: Int[np.ndarray, " tokens"] = tokens
         self._starts: Int[np.ndarray, " n"] = starts
@@ -73,6 +77,7 @@ class PairTable(Sequence[PairTokens]):
         self.reference: Float[np.ndarray, "n 3"] = reference
         self._scored: Bool[np.ndarray, " tokens"] | None = scored
         self.labels: Float[np.ndarray, "n 2"] | None = labels
+        self.desirable: Bool[np.ndarray, " n"] | None = desirable
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:
@@ -83,9 +88,12 @@ class PairTable(Sequence[PairTokens]):
 
         Returns:
             The table.
+
+        Raises:
+            ValueError: if some pairs are unpaired rows and others are not.
         """
         tokens, lengths, rows, reference = array("i"), array("i"), array("q"), array("d")
-        unscored, labels = array("q"), array("d")
+        unscored, labels, desirable = array("q"), array("d"), array("b")
         for pair in pairs:
             parts = (pair.prompt, pair.chosen, pair.rejected, pair.baseline or ())
             if pair.scored is not None:
@@ -95,10 +103,17 @@ class PairTable(Sequence[PairTokens]):
                 lengths.append(len(part))
             rows.append(pair.row)
             labels.extend(pair.label)
+            if pair.desirable is not None:
+                desirable.append(pair.desirable)
             known = pair.reference or ()
             reference.extend((*known, *[np.nan] * (len(Role) - len(known))))
         table = np.asarray(lengths).reshape(-1, _N_PARTS)
         sizes = table.sum(1, dtype=np.int64)
+        if len(desirable) not in (0, len(rows)):
+            raise ValueError(
+                f"`pairs` must be all paired or all unpaired, got {len(desirable)} unpaired rows "
+                f"among {len(rows)}"
+            )
         scored = None
         if unscored:
             scored = np.ones(len(tokens), bool)
@@ -111,6 +126,7 @@ class PairTable(Sequence[PairTokens]):
             np.asarray(reference).reshape(-1, len(Role)),
             scored,
             None if all(number == 1.0 for number in labels) else np.asarray(labels).reshape(-1, 2),
+            np.asarray(desirable).astype(bool) if desirable else None,
         )
 
     @classmethod
@@ -132,7 +148,7 @@ class PairTable(Sequence[PairTokens]):
             return tables[0]
         sizes = [len(table._tokens) for table in tables]
         offsets = np.cumsum([0, *sizes[:-1]])
-        scored = None
+        scored = labels = desirable = None
         if any(table._scored is not None for table in tables):
             scored = np.concatenate(
                 [
@@ -140,6 +156,16 @@ class PairTable(Sequence[PairTokens]):
                     for size, table in zip(sizes, tables, strict=True)
                 ]
             )
+        if any(table.labels is not None for table in tables):
+            labels = np.concatenate(
+                [
+                    np.ones((len(table), 2)) if table.labels is None else table.labels
+                    for table in tables
+                ]
+            )
+        marked = [table.desirable for table in tables if table.desirable is not None]
+        if marked:
+            desirable = np.concatenate(marked)
         return cls(
             np.concatenate([table._tokens for table in tables]),
             np.concatenate(
@@ -149,6 +175,8 @@ class PairTable(Sequence[PairTokens]):
             np.concatenate([table.rows for table in tables]),
             np.concatenate([table.reference for table in tables]),
             scored,
+            labels,
+            desirable,
         )
 
     @cached_property
@@ -161,8 +189,7 @@ class PairTable(Sequence[PairTokens]):
         scored = self._scored
         flags = np.ones(len(tokens), bool) if scored is None else scored[: len(tokens)]
         arrays = [self.lengths.astype(np.int64), self.rows, tokens, np.packbits(flags)]
-        if self.labels is not None:
-            arrays.append(self.labels)
+        arrays += [array for array in (self.labels, self.desirable) if array is not None]
         return sha256_of_chunks(np.ascontiguousarray(array).tobytes() for array in arrays)
 
     @cached_property
@@ -200,6 +227,7 @@ class PairTable(Sequence[PairTokens]):
             self.rows[index].item(),
             self.reference[index],
             PairLabel() if self.labels is None else PairLabel(*self.labels[index].tolist()),
+            None if self.desirable is None else self.desirable[index].item(),
         )
 
     def __iter__(self) -> Iterator[PairTokens]:
@@ -223,6 +251,7 @@ class PairTable(Sequence[PairTokens]):
             self.reference[indices],
             self._scored,
             None if self.labels is None else self.labels[indices],
+            None if self.desirable is None else self.desirable[indices],
         )
 
     def _pair(
@@ -232,6 +261,7 @@ class PairTable(Sequence[PairTokens]):
         row: int,
         reference: Float[np.ndarray, " 3"],
         label: PairLabel,
+        desirable: bool | None,
     ) -> PairTokens:
         parts, scored = [], []
         for length in lengths:
@@ -245,7 +275,7 @@ class PairTable(Sequence[PairTokens]):
         known = tuple(reference[~np.isnan(reference)].tolist())
         masks = tuple(scored[1:]) if any(scored) else None
         parts = prompt, chosen, rejected, baseline or None
-        return PairTokens(*parts, row, known or None, masks, label)
+        return PairTokens(*parts, row, known or None, masks, label, desirable)
 
 
 def _unscored(

@@ -1,5 +1,7 @@
 """Preference rows: a prompt, the chosen and the rejected response, and optional columns.
 
+An unpaired row has one response, ``completion``, and a ``label``: whether it is desirable.
+
 Prompts and responses are strings or lists of messages. If a row has only the two conversations,
 its prompt is the list of *messages* that they have in common, never of common tokens. Every error
 names the file, the line and the field.
@@ -12,16 +14,18 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
-from .columns import REFERENCE_FIELDS, FieldError, RowRules
+from .columns import REFERENCE_FIELDS, UNPAIRED_FIELDS, FieldError, RowRules
 from .conversation import Conversation, common_prefix
 from .files import Row
 from .labels import PairLabel, read_label
 from .messages import CHAT_ROLES, Message, Messages, parse_conversation, parse_tools
+from .preference_records import PairTokens, PreferenceRow, RowError, ScoredTokens
 from .rows import read_rows
 from .sources import Source, shown_source
 from .transcripts import as_transcript, is_transcript, parse_transcript
+from .unpaired import check_unpaired, is_unpaired, make_unpaired_row
 
 __all__ = [
     "CHAT_ROLES",
@@ -55,79 +59,6 @@ _FOLLOWERS = {
 """Roles that may follow a message, by its role."""
 
 
-class PreferenceRow(NamedTuple):
-    """A row of preference data.
-
-    Attributes:
-        prompt: messages before the response.
-        chosen: the preferred response: one message of the assistant, or several turns that begin
-            and end with one; only messages of the assistant are scored.
-        rejected: the other response, under the same rule.
-        baseline: a response of the baseline policy; None if it is the chosen response.
-        row: index of the row in its file, from 0.
-        where: source of the row, ``file:line``, for error messages.
-        reference: log-probabilities of the responses under the reference policy, nats, in the
-            order chosen, rejected, baseline; None if the row has none.
-        tools: tools that the assistant may call, for the chat template: a canonical JSON list;
-            empty if the row has none.
-        label: weight of the row and probability that the chosen response is the better one.
-    """
-
-    prompt: Messages
-    chosen: Messages
-    rejected: Messages
-    baseline: Messages | None
-    row: int
-    where: str
-    reference: tuple[float, ...] | None = None
-    tools: str = ""
-    label: PairLabel = PairLabel()
-
-
-ScoredTokens = tuple[bool, ...]
-"""Whether each token of a response is scored: True for tokens of the assistant."""
-
-
-class PairTokens(NamedTuple):
-    """A tokenized preference row.
-
-    Attributes:
-        prompt: tokens of the prompt with the generation prompt; at least one.
-        chosen: tokens of the chosen response; at least one. The end token is included unless the
-            response was truncated.
-        rejected: tokens of the rejected response, under the same rules.
-        baseline: tokens of the baseline response; None if it is the chosen response.
-        row: index of the data row.
-        reference: reference log-probabilities of the responses, nats; None if the row has none.
-        scored: scored tokens of chosen, rejected and baseline response. An entry is None if all
-            tokens of that response are scored; None for three such entries.
-        label: weight of the row and probability that the chosen response is the better one.
-    """
-
-    prompt: tuple[int, ...]
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
-    baseline: tuple[int, ...] | None
-    row: int
-    reference: tuple[float, ...] | None = None
-    scored: tuple[ScoredTokens | None, ScoredTokens | None, ScoredTokens | None] | None = None
-    label: PairLabel = PairLabel()
-
-
-class RowError(ValueError):
-    """An error in one data row.
-
-    Args:
-        reason: short name of the kind of error, by which skipped rows are counted.
-        message: full message with file, line and field.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        """Store the reason."""
-        super().__init__(message)
-        self.reason = reason
-
-
 def read_preferences(
     source: Source,
     *,
@@ -157,6 +88,7 @@ def stream_preferences(
     columns: Mapping[str, str] | None = None,
     raw_text: bool = False,
     notes: list[str] | None = None,
+    unpaired: bool = False,
 ) -> Iterator[PreferenceRow]:
     """Read preference rows one at a time from files or a hub data set.
 
@@ -167,6 +99,9 @@ def stream_preferences(
     listed once; other columns with content are refused. Responses may repeat the messages of the
     prompt.
 
+    If the first row has ``completion`` and ``label`` and no pair, all rows must be such unpaired
+    rows, with ``prompt`` and optionally ``weight``, ``system`` and ``tools``.
+
     Args:
         source: see :func:`llm.data.rows.read_rows`.
         check_content: apply :func:`check_row`. If False, :func:`llm.text.tokenize.tokenize_rows`
@@ -176,6 +111,7 @@ def stream_preferences(
         raw_text: keep the spaces at the start of responses, for models without a chat template.
         notes: a list to which one sentence is added, after the last row, for everything that was
             passed over or changed; None logs the sentences.
+        unpaired: read unpaired rows too; they are refused otherwise.
 
     Yields:
         The rows, at least one.
@@ -185,6 +121,8 @@ def stream_preferences(
     """
     rules, number = RowRules(columns, raw_text=raw_text), -1
     for number, fields in enumerate(read_rows(source)):
+        if number == 0 and unpaired and is_unpaired(fields.fields, columns or {}):
+            rules = RowRules(columns, raw_text=raw_text, fields=UNPAIRED_FIELDS)
         row = parse_with_rules(fields, number, rules)
         if check_content:
             check_row(row)
@@ -237,8 +175,10 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
     where, name = row.where, ""
     try:
         fields, repeats, lost = rules.select(row.fields, where)
+        if rules.is_unpaired:
+            check_unpaired(row, rules)
         responses = {}
-        for name in RESPONSES:
+        for name in ("completion",) if rules.is_unpaired else RESPONSES:
             value = fields.get(name)
             if value is not None:
                 responses[name] = parse_conversation(value, rules, role="assistant")
@@ -257,7 +197,7 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
         elif given is not None:
             if is_transcript(given) and not rules.raw_text and not transcripts:
                 rules.find(_ONE_MESSAGE, where)
-        elif isinstance(fields["chosen"], str) or isinstance(fields["rejected"], str):
+        elif rules.is_unpaired or any(isinstance(fields[each], str) for each in RESPONSES[:2]):
             raise ValueError(f"{where}: {rules.describe_missing(name, row.fields)}")
         else:
             prompt = common_prefix(responses["chosen"], responses["rejected"])
@@ -276,6 +216,8 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
         raise ValueError(f"{where}: field `{name}{error.path}` {error.rule}") from error
     except RecursionError as error:
         raise ValueError(f"{where}: the row is nested too deeply") from error
+    if rules.is_unpaired:
+        return make_unpaired_row(conversation, fields, number, tools, rules)
     chosen, rejected = responses["chosen"], responses["rejected"]
     baseline = responses.get("baseline")
     reference = _reference(fields, where, with_baseline=baseline is not None)
@@ -295,7 +237,7 @@ def check_row(row: PreferenceRow) -> None:
         RowError: if a text is empty, the responses are identical, or the roles of the messages are
             out of order.
     """
-    if row.chosen == row.rejected:
+    if row.chosen == row.rejected and row.desirable is None:
         raise RowError(
             "identical responses", f"{row.where}: fields `chosen` and `rejected` are identical"
         )
@@ -311,10 +253,8 @@ def check_row(row: PreferenceRow) -> None:
             f"{row.where}: field `prompt`: roles must alternate from user to user, after at most "
             f"one system message, got {_roles(row.prompt)}",
         )
-    _check_response(row.where, "chosen", row.chosen)
-    _check_response(row.where, "rejected", row.rejected)
-    if row.baseline is not None:
-        _check_response(row.where, "baseline", row.baseline)
+    for name, response in row.responses.items():
+        _check_response(row.where, name, response)
 
 
 def _check_response(where: str, name: str, response: Messages) -> None:

@@ -19,9 +19,10 @@ from jax import Array
 from jaxtyping import Float
 
 from llm.config import ObjectiveConfig, ObjectiveConstants, PairInputs
+from llm.config.preference_losses import kto_reference_point
 from llm.inference.score import PairScore
 from llm.types import Batch, Role
-from rpo_theory.reductions import WeightedSum
+from rpo_theory.reductions import WeightedSum, reduce_mean
 from rpo_theory.types import ArrayLike
 
 from .pair_losses import (
@@ -137,7 +138,7 @@ def compute_metric_sums(
         policy: log-probabilities of the responses, summed over tokens, nats.
         reference: the same under the reference model; None leaves out the metrics that need it,
             which objectives without a reference allow.
-        batch: the pairs; only ``present``, ``weights``, ``labels`` and ``lengths`` are used.
+        batch: the pairs; rows of tokens and ``reference`` are not used.
         constants: constants of the step; None for those of the configuration.
         log_sum_squares: token statistic of the responses, for losses that take it.
 
@@ -145,7 +146,8 @@ def compute_metric_sums(
         Sums under ``loss/NAME`` for every preference loss, ``loss/sft``, ``rewards/chosen``,
         ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``,
         ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs add neither values nor
-        gradients.
+        gradients. Of unpaired rows the desirable ones are ``chosen`` and the others ``rejected``,
+        and ``kl`` is the reference point.
 
     Raises:
         ValueError: if the method needs a reference and ``reference`` is None, or a loss of the
@@ -173,6 +175,9 @@ def compute_metric_sums(
         reference = jax.lax.stop_gradient(jnp.asarray(reference).astype(policy.dtype))
     squares = None if log_sum_squares is None else jnp.asarray(log_sum_squares)
     inputs = pair_inputs(policy, reference, batch, squares)
+    if batch.desirable is not None:
+        losses_only = preference_sums(config, constants, inputs, batch)
+        return losses_only | _unpaired_sums(config, constants, inputs, policy, batch)
     sums = {
         "loss/sft": sft_sum(config, policy, batch),
         "logps/chosen": sum_over_pairs(policy[:, Role.CHOSEN], batch),
@@ -216,6 +221,8 @@ def finalize_metrics(
         ['loss', 'loss/sft']
     """
     means = {name: weighted_sum.mean() for name, weighted_sum in sums.items()}
+    if "rewards/chosen" in means and "rewards/margins" not in means:  # of unpaired rows
+        means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     weight = config.sft_weight_at(config.constants if constants is None else constants)
     loss = weight * means["loss/sft"] if config.trains_sft else 0.0
     for term in config.terms:
@@ -269,6 +276,27 @@ def _reward_sums(
         "theory/adversarial_value": dpo - constants.eta * baseline_values(rewards, batch),
     }
     return {name: sum_over_pairs(values, batch) for name, values in per_pair.items()}
+
+
+def _unpaired_sums(
+    config: ObjectiveConfig,
+    constants: ObjectiveConstants,
+    inputs: PairInputs,
+    policy: Float[Array, "n k"],
+    batch: Batch,
+) -> MetricSums:
+    """Return the sums of the metrics of unpaired rows, under TRL's names."""
+    dtype, present = policy.dtype, jnp.asarray(batch.present)
+    desirable = jnp.asarray(batch.desirable)
+    log_probs = inputs.policy.chosen
+    rewards = jnp.asarray(constants.beta * (log_probs - inputs.reference.chosen))
+    point = jnp.full(present.shape, kto_reference_point(inputs))
+    sums = {"loss/sft": sft_sum(config, policy, batch), "kl": sum_over_pairs(point, batch)}
+    for name, values in (("logps", log_probs), ("rewards", rewards)):
+        values = jnp.where(present, values, 0.0)
+        for side, kept in (("chosen", desirable), ("rejected", ~desirable)):
+            sums[f"{name}/{side}"] = reduce_mean(values, (present & kept).astype(dtype))
+    return sums
 
 
 _DPO = ObjectiveConfig(method="dpo").terms[0]

@@ -27,14 +27,15 @@ def preference_sums(
         config: the objective.
         constants: constants of the step.
         inputs: log-probabilities of the pairs, see :func:`pair_inputs`.
-        batch: the pairs; only ``present``, ``weights`` and ``labels`` are used.
+        batch: the pairs; only ``present``, ``weights``, ``labels`` and ``desirable`` are used.
 
     Returns:
         One sum for each loss, under the name of its metric. A pair with a soft label has the
         expected loss.
 
     Raises:
-        ValueError: if a loss of the whole batch meets weights or soft labels.
+        ValueError: if a loss of the whole batch meets weights or soft labels, or another method
+            than ``"kto"`` meets unpaired rows.
 
     Examples:
         >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
@@ -48,6 +49,10 @@ def preference_sums(
         raise ValueError(
             f"the rows must have neither weights nor labels for {', '.join(whole)}, which is a "
             "loss of the whole batch: leave the columns out"
+        )
+    if batch.desirable is not None and config.method != "kto":
+        raise ValueError(
+            f"`objective.method` must be 'kto' for unpaired rows, got {config.method!r}"
         )
     return {
         term.metric: sum_over_pairs(expected_loss(term, constants, inputs, batch), batch)
@@ -66,7 +71,7 @@ def pair_inputs(
     Args:
         policy: log-probabilities of the responses, nats.
         reference: the same under the reference; None for zeros.
-        batch: the pairs; only ``present`` and ``lengths`` are used.
+        batch: the pairs; only ``present``, ``lengths`` and ``desirable`` are used.
         log_sum_squares: token statistic of the responses, see
             :class:`llm.config.preference_losses.PairInputs`.
 
@@ -86,6 +91,7 @@ def pair_inputs(
         weights=_pair(inverse),
         where=jnp.asarray(batch.present),
         log_sum_squares=None if log_sum_squares is None else _pair(log_sum_squares),
+        desirable=None if batch.desirable is None else jnp.asarray(batch.desirable),
     )
 
 
@@ -93,7 +99,8 @@ def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Ba
     r"""Reduce the SFT losses of the baseline responses as the objective asks for.
 
     Without baseline responses, those of a pair with the soft label :math:`p` are the chosen
-    response with probability :math:`p` and the rejected one otherwise.
+    response with probability :math:`p` and the rejected one otherwise. Of unpaired rows they are
+    the desirable responses.
 
     Args:
         config: the objective; ``sft_reduction`` selects the reduction.
@@ -218,7 +225,7 @@ def expected_loss(
 
     def loss(*pairs: PairLogProbs, where: Array) -> Array:
         policy, reference, weights, *squares = pairs
-        exchanged = PairInputs(policy, reference, weights, where, *squares)
+        exchanged = PairInputs(policy, reference, weights, where, squares[0] if squares else None)
         return function(exchanged, constants.beta, term.options)
 
     given = [pair for pair in pairs if pair is not None]
@@ -234,6 +241,8 @@ def _baseline_shares(batch: Batch, dtype: DTypeLike) -> list[tuple[int, Float[Ar
     """Return the roles that the baseline response has, with their probabilities; None for 1."""
     if batch.lengths.shape[-1] > Role.BASELINE:
         return [(Role.BASELINE, None)]
+    if batch.desirable is not None:
+        return [(Role.CHOSEN, jnp.asarray(batch.desirable).astype(dtype))]
     if batch.labels is None:
         return [(Role.CHOSEN, None)]
     label = jnp.where(jnp.asarray(batch.present), jnp.asarray(batch.labels).astype(dtype), 1.0)

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 from llm.data.pair_table import PairTable
 from llm.data.preferences import (
-    Messages,
     PairTokens,
     PreferenceRow,
     RowError,
@@ -121,8 +120,9 @@ def tokenize_rows(
                 report[f"rows_skipped: {error.reason}"] += 1
                 continue
             report["prompts_cut"] += pair.prompt != full.prompt
+            stop = 4 if row.desirable is None else 2  # an unpaired row has one response
             report["responses_cut"] += sum(
-                short != long for short, long in zip(pair[1:4], full[1:4], strict=True)
+                short != long for short, long in zip(pair[1:stop], full[1:stop], strict=True)
             )
             yield pair
 
@@ -140,10 +140,7 @@ def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
     name = "prompt"
     try:
         prompt = tokenizer.encode_prompt(row.prompt, tools=row.tools)
-        for name in NAMES:
-            messages: Messages | None = getattr(row, name)
-            if messages is None:
-                continue
+        for name, messages in row.responses.items():
             tokens = tokenizer.encode_response(row.prompt, messages, tools=row.tools)
             if not tokens.ids or tokens.ids[0] in tokenizer.end_ids:
                 raise RowError("empty text", "it has no tokens besides its end token")
@@ -161,6 +158,8 @@ def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
     if not shared:
         raise RowError("no prompt", f"{row.where}: field `prompt` has no tokens")
     opening = _common_opening(list(responses.values()))
+    if row.desirable is not None:
+        responses = dict.fromkeys(NAMES[:2], responses["completion"])
     first = next(iter(responses.values()))
     ids = {name: tuple(tokens.ids[opening:]) for name, tokens in responses.items()}
     scored = tuple(_scored(responses.get(name), opening) for name in NAMES)
@@ -173,6 +172,7 @@ def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
         row.reference,
         scored if any(mask is not None for mask in scored) else None,  # pyright: ignore[reportArgumentType]
         row.label,
+        row.desirable,
     )
 
 
@@ -276,7 +276,7 @@ def _truncate_responses(pair: PairTokens, limit: int, where: str) -> PairTokens:
         baseline=None if pair.baseline is None else pair.baseline[:limit],
         scored=scored,  # pyright: ignore[reportArgumentType]  # of three masks
     )
-    if truncated.chosen == truncated.rejected:
+    if truncated.chosen == truncated.rejected and pair.desirable is None:
         raise RowError(
             "identical responses",
             f"{where}: fields `chosen` and `rejected` have identical tokens, or identical first "

@@ -157,7 +157,7 @@ def describe_last_step(sampler: BatchSampler, num_steps: int) -> str | None:
     if sampler.drop_last:
         return (
             f"`trainer.dataloader_drop_last`: {left} of {pairs:,} pairs are left out of every "
-            "epoch, others in each"
+            f"epoch, {'others' if sampler.steps is None else 'the same'} in each"
         )
     if num_steps <= steps or not steps:
         return None

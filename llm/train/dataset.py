@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm.config import DataConfig, DataSource
+from llm.config import DataConfig, DataSource, ObjectiveConfig
 from llm.data.mixtures import MixturePart, mix_by_count, mix_by_weight
 from llm.data.model_folder import resolve_tokenizer_folder
 from llm.data.pair_table import PairTable
@@ -27,6 +27,8 @@ from llm.text.tokenizer import (
     load_tokenizer,
 )
 from rpo_io.digests import sha256_hex, sha256_of_file
+
+from .row_kinds import RowKinds
 
 
 class SampledRows(NamedTuple):
@@ -96,7 +98,14 @@ class _Contents:
             # A prompt with other spaces is the same question.
             texts = [(each.role, " ".join(each.content.split()), each.extra) for each in row.prompt]
             self.prompts.append(hash((*texts, row.tools)))
-            contents = (row.prompt, row.tools, row.chosen, row.rejected, row.baseline)
+            contents = (
+                row.prompt,
+                row.tools,
+                row.chosen,
+                row.rejected,
+                row.baseline,
+                row.desirable,
+            )
             self.rows.append(hash(contents))
             yield row
 
@@ -111,13 +120,18 @@ class _Contents:
 
 
 def load_training_data(
-    config: DataConfig, model: ResolvedModel, *, n_samples: int = 0
+    config: DataConfig,
+    model: ResolvedModel,
+    objective: ObjectiveConfig | None = None,
+    *,
+    n_samples: int = 0,
 ) -> TrainingData:
     """Read and tokenize the pairs that a configuration names.
 
     Args:
         config: the data and their tokenization.
         model: the resolved model; its tokenizer is used unless the data name another.
+        objective: objective that is trained on the rows; None for the default one.
         n_samples: number of rows of each evaluation set that are kept as ``samples``; skipped rows
             are counted but not kept.
 
@@ -125,9 +139,9 @@ def load_training_data(
         The tokenized pairs.
 
     Raises:
-        ValueError: if a row is invalid (the message names file, line and field), a source has no
-            row that is left, or the model has fewer tokens than the tokenizer or fewer positions
-            than ``data.max_length``.
+        ValueError: if a row is invalid (the message names file, line and field) or of a kind that
+            the objective does not train on, a source has no row that is left, or the model has
+            fewer tokens than the tokenizer or fewer positions than ``data.max_length``.
         OSError: if a file cannot be read.
     """
     sources = [_open(source, config) for source in config.train_sources]
@@ -141,7 +155,8 @@ def load_training_data(
     ]
     check_once(train_files)
     check_distinct(train_files, eval_files)
-    reader = _Reader(config, _tokenizer(config, model), model.architecture.vocab_size)
+    rules = RowKinds(ObjectiveConfig() if objective is None else objective)
+    reader = _Reader(config, _tokenizer(config, model), model.architecture.vocab_size, rules)
     held_out: deque[PreferenceRow] = deque()
     tables = []
     for source in sources:
@@ -167,8 +182,15 @@ def load_training_data(
         ]
         used = set(chain.from_iterable(part.pairs.rows.tolist() for part in evaluation[name]))
         sampled[name] = tuple(row for row in first if row.row in used)
-    mixture, part_notes = _mixture(config, sources, [len(each.pairs) for each in tables])
     sizes = {name: sum(len(part.pairs) for part in each) for name, each in evaluation.items()}
+    mixture, part_notes = _mixture(config, sources, [len(each.pairs) for each in tables])
+    if mixture and rules.is_unpaired:
+        raise ValueError(
+            "`data.train` must have neither `weight` nor `rows` for unpaired rows, whose steps are "
+            "the same in every epoch: name the files only"
+        )
+    if rules.is_unpaired and 1 in sizes.values():
+        raise ValueError("a set of unpaired rows for evaluation must have two rows or more, got 1")
     in_training = reader.eval_contents.prompts_in(reader.contents)
     report = {
         **_sum_reports(tables),
@@ -255,8 +277,11 @@ def _open(source: DataSource, config: DataConfig) -> _OpenSource:
 class _Reader:
     """Reads and tokenizes sources one after another; rows are numbered over all of them."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer, vocab_size: int, kinds: RowKinds
+    ) -> None:
         self.config, self.tokenizer, self.vocab_size = config, tokenizer, vocab_size
+        self.kinds = kinds
         self.contents, self.eval_contents = _Contents(), _Contents()
         self.notes: list[str] = []
         self.n_rows = 0
@@ -271,9 +296,11 @@ class _Reader:
             columns=source.columns,
             raw_text=self.config.format == "text",
             notes=notes,
+            unpaired=True,
         )
         first = self.n_rows
         for row in rows:
+            self.kinds.check(row)
             self.n_rows += 1
             yield row._replace(row=first + row.row)
         self.notes += [f"{prefix}{note}" for note in notes if f"{prefix}{note}" not in self.notes]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
 
 from llm.config import ObjectiveConstants
 from llm.data.pair_table import PairTable
-from llm.evaluation.metrics import add_metric_sums, finalize_metrics, log_ratio_quantiles
+from llm.evaluation.metrics import add_metric_sums, finalize_metrics
 from llm.parallel.mesh import on_host
-from llm.types import Batch, Role
+from llm.types import Batch
 
 from .dataset import shown_sources
 from .diagnostics import NonFiniteError, name_rows
-from .objective import whole_batch_sums
+from .objective import chosen_log_ratio_quantiles, whole_batch_sums
 from .run import Run
 
 
@@ -66,16 +66,8 @@ def measure_pairs(
     means = finalize_metrics(objective, sums, constants)
     metrics = {name: float(on_host(value)) for name, value in means.items()}
     if objective.needs_reference:
-        metrics |= _chosen_log_ratio_quantiles(scored)
+        metrics |= chosen_log_ratio_quantiles(scored)
     return metrics
-
-
-def _chosen_log_ratio_quantiles(scored: Sequence[tuple[Batch, np.ndarray]]) -> dict[str, float]:
-    policy, reference = (
-        np.concatenate([values[np.asarray(batch.present), Role.CHOSEN] for batch, values in pairs])
-        for pairs in (scored, [(batch, np.asarray(batch.reference)) for batch, _ in scored])
-    )
-    return log_ratio_quantiles(policy, reference)
 
 
 def _name_held_out(run: Run, batch: Batch, flags: np.ndarray) -> str:

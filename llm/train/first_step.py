@@ -56,8 +56,10 @@ def measure_first_step(run: Run, batch: Batch) -> FirstStep:
     objective = run.config.objective
     has_other = run.reference_digest is not None
     has_dropout = run.has_dropout
-    by_rows = has_other and "sum_squares" not in objective.statistics
-    depends_on_data = has_other or objective.preference_at_reference is None
+    # The shares of desirable and undesirable rows have their own weights.
+    is_given = has_other or batch.desirable is not None
+    by_rows = is_given and "sum_squares" not in objective.statistics
+    depends_on_data = is_given or objective.preference_at_reference is None
     measured = None
     if has_dropout or (depends_on_data and not by_rows):
         measured = _forward(run, batch)

@@ -18,10 +18,10 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from llm.config import ObjectiveConfig, ObjectiveConstants
-from llm.evaluation.metrics import MetricSums, compute_metric_sums
+from llm.evaluation.metrics import MetricSums, compute_metric_sums, log_ratio_quantiles
 from llm.evaluation.pair_losses import present_pair_weights, sft_sum
 from llm.precision import accumulation_dtype
-from llm.types import Batch
+from llm.types import Batch, Role
 from rpo_theory.reductions import WeightedSum, reduce_mean
 from rpo_theory.types import ArrayLike
 
@@ -123,6 +123,36 @@ def whole_batch_sums(
     batch = jax.tree.map(lambda *leaves: flat(leaves), *batches)
     policy = flat([log_probs for _, log_probs in scored])
     return compute_metric_sums(config, policy, batch.reference, batch, constants=constants)
+
+
+def chosen_log_ratio_quantiles(
+    scored: Sequence[tuple[Batch, Float[np.ndarray, "*n k"]]],
+) -> dict[str, float]:
+    """Compute quantiles of the log-ratios of chosen responses, or of desirable ones.
+
+    Args:
+        scored: batches with their reference, and the log-probabilities of their responses.
+
+    Returns:
+        Those of :func:`llm.evaluation.metrics.log_ratio_quantiles`; empty if there is no such
+        response.
+
+    Examples:
+        >>> one, given = np.array([True]), np.array([[-2.0, -9.0]])
+        >>> batch = Batch(None, None, np.ones((1, 2), int), one, np.array([0]), given)
+        >>> scored = [(batch, np.array([[-1.0, -9.0]]))]
+        >>> chosen_log_ratio_quantiles(scored)["theory/log_ratio_median"]
+        1.0
+    """
+    policies, references = [], []
+    for batch, log_probs in scored:
+        kept = np.asarray(batch.present)
+        if batch.desirable is not None:
+            kept = kept & np.asarray(batch.desirable)
+        policies.append(log_probs[kept, Role.CHOSEN])
+        references.append(np.asarray(batch.reference)[kept, Role.CHOSEN])
+    policy, reference = np.concatenate(policies), np.concatenate(references)
+    return log_ratio_quantiles(policy, reference) if policy.size else {}
 
 
 def flag_non_finite_pairs(

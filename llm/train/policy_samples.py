@@ -88,14 +88,19 @@ def check_samples(
         reward: function of :func:`load_reward`; None for no reward.
 
     Raises:
-        ValueError: if a set has no rows left, a prompt leaves no room for a reply, or the reward
-            is no finite number.
+        ValueError: if a set has no rows left, the rows are unpaired, a prompt leaves no room for
+            a reply, or the reward is no finite number.
 
     Examples:
         >>> check_samples(config, data, model.architecture, reward)  # doctest: +SKIP
     """
     if not config.trainer.samples.prompts:
         return
+    if data.train.desirable is not None:
+        raise ValueError(
+            f"`{KEY}.prompts` must be 0 with unpaired rows, which have no chosen response that a "
+            f"reply could be compared with, got {config.trainer.samples.prompts}"
+        )
     rows = _sampled(data).rows
     longest = max(len(pair.prompt) for each in _pairs(data, rows).values() for pair in each)
     room = architecture.max_position_embeddings - longest

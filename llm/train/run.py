@@ -141,13 +141,15 @@ class Run(Scorer):
             The measure; None if ``trainer.coverage_samples`` is 0 or there are no held-out pairs.
 
         Raises:
-            ValueError: if there are several processes.
+            ValueError: if there are several processes, or the rows are unpaired.
         """
         trainer, held_out = self.config.trainer, self.data.evaluation
         if not trainer.coverage_samples or not held_out:
             return None
         if jax.process_count() > 1:
             raise ValueError("`trainer.coverage_samples` must be 0 with several processes")
+        if held_out.desirable is not None:
+            raise ValueError("`trainer.coverage_samples` must be 0 with unpaired rows")
         # Training reuses the buffers of the initial parameters.
         initial = jax.tree.map(jnp.copy, self.state.trainable)
         return SampleCoverage(

@@ -71,9 +71,10 @@ def describe_run(run: Run) -> list[str]:
         eta=objective.eta, beta=objective.beta, mean_tokens=mean, reduction=objective.sft_reduction
     )
     trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
-    pairs = f"{_count(len(run.data.train), 'pair')}, {len(run.data.evaluation):,} held out"
+    noun = "pair" if run.data.train.desirable is None else "unpaired row"
+    pairs = f"{_count(len(run.data.train), noun)}, {len(run.data.evaluation):,} held out"
     per_step = run.sampler.pairs_per_step
-    steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, 'pair')}"
+    steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, noun)}"
     lines = [f"{pairs}; {steps}; {trained:,} trained parameters"]
     plain_dpo = [(term.loss.name, term.weight) for term in objective.terms] == [("dpo", 1.0)]
     if objective.method == "rpo" and plain_dpo and not objective.has_schedules:
@@ -228,7 +229,8 @@ def _cut(config: DataConfig, report: Mapping[str, int], pairs: Any, prefix: str)
     """Yield a sentence for each large share of rows that are skipped or cut."""
     held_out = " for evaluation" if prefix else ""
     rows = report.get(f"{prefix}rows", 0)
-    responses = int(np.count_nonzero(pairs.lengths[:, 1:])) if len(pairs) else 0
+    of_responses = slice(1, None) if pairs.desirable is None else slice(1, 2)
+    responses = int(np.count_nonzero(pairs.lengths[:, of_responses])) if len(pairs) else 0
     remedy = f"`data.max_length` {config.max_length}: raise it"
     prompt = remedy
     if config.max_prompt_length is not None:

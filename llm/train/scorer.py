@@ -25,6 +25,7 @@ from llm.types import Batch
 from . import reference_cache
 from .batches import count_steps, divide_step, make_sampler
 from .dataset import TrainingData
+from .mismatched import mismatch_steps
 from .reference_cache import Provenance
 from .step import EvaluationStep, GraphDef, Parameters, make_evaluation_step
 
@@ -34,7 +35,7 @@ class Scorer:
 
     Attributes:
         config: configuration of the run, with the size and number of its microbatches.
-        data: tokenized pairs.
+        data: tokenized pairs; unpaired rows have a second response.
         devices: mesh of devices with the sharding plan of the model.
         graphdef: structure of the model.
         frozen: parameters that are not trained.
@@ -63,17 +64,23 @@ class Scorer:
             config: configuration of the run.
             data: tokenized pairs.
             model: a model, whose ``sharding_plan`` is set here.
+
+        Raises:
+            ValueError: if a step has a single unpaired row.
         """
         self.devices = make_devices(config.mesh, model)
         config = divide_step(config, self.num_shards)
-        self.config, self.data = config, data
+        self.config = config
         model.sharding_plan = self.devices.plan
         graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
         self._trainable: Any = self.devices.put(trainable)
         self.graphdef, self.frozen = graphdef, self.devices.put(frozen)
         self.architecture, self.lora = model.architecture, model.lora
         roles = max(count_roles(data.train), count_roles(data.evaluation))
-        self.sampler = make_sampler(config, data, self.num_shards, roles=roles)
+        sampler = make_sampler(config, data, self.num_shards, roles=roles)
+        if data.train.desirable is not None:
+            data, sampler = mismatch_steps(data, sampler, max_length=config.data.max_length)
+        self.data, self.sampler = data, sampler
         self.num_steps = count_steps(config, self.sampler)
         self.evaluation_step = make_evaluation_step(
             graphdef, config.objective, devices=self.devices

@@ -54,7 +54,8 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
     reward = load_reward(config)
     model = resolve_model(config.model)
     resolve_reference(config, model)  # refuses one that does not fit before the data are read
-    data = load_training_data(config.data, model, n_samples=config.trainer.samples.prompts)
+    samples = config.trainer.samples.prompts
+    data = load_training_data(config.data, model, config.objective, n_samples=samples)
     check_samples(config, data, model.architecture, reward)
     make_sampler(config, data, shards=1)  # refuses impossible sizes before anything is logged
     # The line on the size of the run has the numbers of pairs.

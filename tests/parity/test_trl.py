@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from llm.config import ObjectiveConfig
+from llm.data.mismatched import with_mismatched_responses
 from llm.data.packing import pack, required_shape
+from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
 from llm.hf.io import load_model
 from llm.models.logprobs import response_log_probs
 from llm.models.lora import trainable_filter
 from llm.parallel.mesh import single_device
+from llm.precision import computing_in
 from llm.train.step import gradients
 from llm.types import Batch
 
@@ -41,6 +45,8 @@ pytestmark = [
 NATS, RELATIVE = 1e-3, 1e-5  # both sides sum in float32, in different orders
 BETA, SFT_WEIGHT = 0.3, 0.7
 VOCABULARY, N_PAIRS, REAL_LENGTH = 61, 5, 256
+DOUBLE: dict[str, Any] = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+KTO_LENGTH = 20  # cuts some responses after another prompt
 LLAMA = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -200,6 +206,93 @@ def test_parity_of_a_random_model_with_another_reference(method: str, tmp_path: 
     expected = trl_result(folder, reference, pairs, tmp_path / "out", **options)
     assert np.ptp(expected["policy"] - expected["reference"]) > 1.0
     assert_same(our_result(folder, reference, pairs, config), expected)
+
+
+def trl_kto_trainer(
+    folder: Path, reference: Path, rows: list[PairTokens], out: Path, **options: Any
+) -> Any:
+    """Make TRL's KTO trainer for one batch of tokenized rows, in float64."""
+
+    class Rows(trl.KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
+            return dataset
+
+    names = ("prompt_ids", "completion_ids")
+    data = [dict(zip(names, map(list, row[:2]), strict=True)) for row in rows]
+    for row, other, tokens in zip(data, [data[-1], *data[:-1]], rows, strict=True):
+        row |= {"KL_completion_ids": other["completion_ids"], "label": tokens.desirable}
+    config = trl.KTOConfig(
+        output_dir=str(out),
+        beta=BETA,
+        max_length=KTO_LENGTH,
+        per_device_train_batch_size=len(rows),
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        **options,
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_dummy_tokenizer(), pad_token="0", eos_token="2", bos_token="1"
+    )
+    models = [
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+        for path in (folder, reference)
+    ]
+    for model in models:
+        model.get_input_embeddings().padding_idx = None
+    return Rows(
+        *models,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(data),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["clamped", "positive"])
+def test_parity_of_kto_on_unpaired_rows_with_its_mismatched_pairs(
+    swap: bool, tmp_path: Path
+) -> None:
+    """One of the two orders of the models has a reference point above 0, the other is clamped."""
+    folder, reference = (random_model(tmp_path / str(seed), seed) for seed in range(2))
+    if swap:
+        folder, reference = reference, folder
+    labels = (True, False, False, True, True)
+    rows = [
+        pair._replace(chosen=pair.chosen[: KTO_LENGTH - len(pair.prompt)], desirable=label)
+        for pair, label in zip(random_pairs(), labels, strict=True)
+    ]
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
+    trainer = trl_kto_trainer(folder, reference, rows, tmp_path / "out", **weights)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    kl = trainer._metrics["train"]["kl"][0]
+
+    groups = [np.arange(len(rows))]
+    table = with_mismatched_responses(PairTable.from_pairs(rows), groups, max_length=KTO_LENGTH)
+    config = ObjectiveConfig(method="kto", beta=BETA, options=weights)
+    with computing_in("float64"):
+        models = [load_model(path, **DOUBLE) for path in (folder, reference)]
+        ours = packed(list(table))
+        ours = ours._replace(reference=nnx.jit(response_log_probs)(models[1], ours))
+        graphdef, trainable, frozen = nnx.split(models[0], trainable_filter(models[0]), ...)
+        batches = jax.tree.map(lambda leaf: leaf[None, None], ours)
+        devices = single_device()
+        step = jax.jit(lambda t, f, b: gradients(graphdef, t, f, b, config, devices=devices))
+        gradient, result = step(trainable, frozen, batches)
+        tree = nnx.merge(graphdef, gradient, frozen)
+        norm = float(result.metrics["grad_norm"])
+        embedding = np.asarray(tree.embedding[...])
+    assert (kl > 0) != (float(result.metrics["kl"]) == 0)
+    assert float(result.metrics["kl"]) == pytest.approx(kl, abs=1e-6)
+    assert float(result.metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    grads = [each.grad for each in trainer.model.parameters() if each.grad is not None]
+    theirs = sum(float(each.double().square().sum()) for each in grads) ** 0.5
+    assert norm == pytest.approx(theirs, rel=1e-6)
+    given = trainer.model.get_input_embeddings().weight.grad.numpy()
+    np.testing.assert_allclose(embedding, given, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dpo", "rpo"])

@@ -39,6 +39,7 @@ pairs = st.builds(
     st.none() | st.lists(log_probs, min_size=2, max_size=3).map(tuple),
     st.none(),
     st.builds(PairLabel, st.floats(0.0, 9.0), st.floats(0.0, 1.0)),
+    st.none(),
 ).flatmap(masks)
 
 
@@ -62,6 +63,23 @@ def test_roundtrip_a_table_returns_the_pairs_it_was_made_of(
     assert table[a:b].scored_lengths.tolist() == counts[a:b]
     assert as_pair_table(table) is table
     assert list(as_pair_table(rows)) == rows
+
+
+def test_roundtrip_unpaired_rows_and_labels_survive_tables_and_their_concatenation() -> None:
+    label = PairLabel(2.0, 0.5)
+    pair = PairTokens((1,), (2,), (3,), None, 0, label=label)
+    plain = pair._replace(label=PairLabel(), row=1)
+    tables = [PairTable.from_pairs([each]) for each in (plain, pair, plain)]
+    assert list(PairTable.concatenate(tables)) == [plain, pair, plain]
+    rows = [pair._replace(desirable=value, row=row) for row, value in enumerate((True, False))]
+    tables = [PairTable.from_pairs([row]) for row in rows]
+    table = PairTable.concatenate(tables)
+    assert list(table) == rows
+    assert list(table.select(np.array([1]))) == rows[1:]
+    others = [row._replace(desirable=True) for row in rows]
+    assert table.digest not in {PairTable.from_pairs(each).digest for each in (others, [pair] * 2)}
+    with pytest.raises(ValueError, match=r"got 1 unpaired rows among 2$"):
+        PairTable.from_pairs([pair, rows[0]])
 
 
 def test_closed_form_indices_and_masks_select_pairs_in_order() -> None:

@@ -161,11 +161,15 @@ def on_mesh(
 def objectives_on_mesh() -> dict[str, dict[str, float]]:
     """Compare objectives that need more of a batch than sums over pairs."""
     pairs, differences = make_pairs(), {}
-    for method in ("aot", "wpo", "ld_dpo"):
+    unpaired = [pair._replace(desirable=pair.row % 3 == 0) for pair in pairs]
+    for name, method, rows in (
+        *((method, method, pairs) for method in ("aot", "wpo", "ld_dpo")),
+        ("kto on unpaired rows", "kto", unpaired),
+    ):
         model, objective = make_model("plain"), ObjectiveConfig(method=method, beta=0.3)
-        expected, expected_result = on_one(model, pairs, objective)
-        gradient, result = on_mesh(model, pairs, MESHES["all"], objective)
-        differences[method] = {
+        expected, expected_result = on_one(model, rows, objective)
+        gradient, result = on_mesh(model, rows, MESHES["all"], objective)
+        differences[name] = {
             "gradient": difference(expected, gradient),
             "metrics": difference(expected_result.metrics, result.metrics),
         }

@@ -82,6 +82,18 @@ def without(name: str) -> dict[str, str]:
     return {key: value for key, value in GOOD.items() if key != name}
 
 
+def all_rows(*rows: Any) -> Callable[[Path], None]:
+    """Return a function that writes each row four times."""
+
+    def write(folder: Path) -> None:
+        text = "".join((json.dumps(row) + "\n") * 4 for row in rows)
+        (folder / "rows.jsonl").write_text(text)
+
+    return write
+
+
+UNPAIRED = {"prompt": "q", "completion": "yes", "label": True}
+KTO = ["--objective.method", "kto"]
 ROWS: list[tuple[Any, str]] = [
     *((without(name), f"rows.jsonl:3: field `{name}` is missing") for name in GOOD),
     ({**GOOD, "chosen": 3}, "rows.jsonl:3: field `chosen` must be a string or a list of messages"),
@@ -158,6 +170,22 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
     (lambda folder: (folder / "rows.jsonl").write_text(""), [], "rows.jsonl has no rows"),
     (lambda folder: (folder / "rows.jsonl").unlink(), [], "rows.jsonl does not exist"),
     (truncated, ["--data.train", "rows.jsonl.gz"], "the gzip file is broken"),
+    (all_rows(UNPAIRED), [], "rows.jsonl:1: the row is unpaired (`completion` and `label`), which"),
+    (third_row(UNPAIRED), KTO, "rows.jsonl:3: field `chosen` is missing: the row is unpaired"),
+    (all_rows(UNPAIRED, GOOD), KTO, "rows.jsonl:5: field `chosen` must not be given: the rows"),
+    (all_rows({**UNPAIRED, "label": 0.5}), KTO, "rows.jsonl:1: field `label` of an unpaired row"),
+    (all_rows(UNPAIRED), [*KTO, "--data.eval_rows", "1"], "for evaluation must have two rows"),
+    (
+        all_rows(UNPAIRED),
+        [*KTO, "--data.train", "[{path: rows.jsonl, rows: 3}]"],
+        "`data.train` must have neither `weight` nor `rows` for unpaired rows",
+    ),
+    (third_row({**GOOD, "weight": 2}), KTO, "rows.jsonl:3: the row must have no weight, soft"),
+    (
+        third_row({**GOOD, "label": 0.5}),
+        ["--objective.method", "aot"],
+        "rows.jsonl:3: the row must have no weight, soft label or votes for 'aot', which is a loss",
+    ),
     (lambda folder: None, MODEL_TOKENIZER, "model/tokenizer.json is missing"),
     (
         with_tokenizer(None),
@@ -255,6 +283,15 @@ def test_raises_one_line_on_losses_and_options_that_do_not_exist(
     argv: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(assert_refused(argv, message, capsys)) == 1
+    assert not (folder / "out").exists()
+
+
+def test_raises_one_line_on_a_step_of_one_unpaired_row(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    all_rows(UNPAIRED)(folder)
+    argv = [*KTO, "--trainer.per_device_train_batch_size", "3"]
+    assert_refused(argv, "must have two rows or more, got 4 rows in steps of 3", capsys)
     assert not (folder / "out").exists()
 
 
