@@ -387,5 +387,7 @@ def find_preference_loss(name: Any, key: str, *, besides: tuple[str, ...] = ()) 
     names = [*besides, *PREFERENCE_LOSSES]
     near = difflib.get_close_matches(str(name).lower(), names, 1)
     hint = f": did you mean {near[0]!r}?" if near else ""
+    if name == "plackett_luce":
+        hint = ", a loss of rankings, but rows have pairs: write the pairs of a ranking as rows"
     shown = ", ".join(map(repr, names))
     raise ValueError(f"`{key}` must be one of {shown}, got {name!r}{hint}")

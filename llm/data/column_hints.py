@@ -55,8 +55,10 @@ def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
     ]
     if lists:
         return (
-            f"{start}: `{lists[0]}` is a list of responses: write one row with `chosen` and "
-            "`rejected` for each pair of them that is to be compared"
+            f"{start}: `{lists[0]}` is a list of {len(fields[names.get(lists[0], lists[0])])} "
+            "responses, but a row has a pair: write a row with `chosen` and `rejected` for each "
+            "pair of them that is to be compared, with a `weight` if a ranking is to count once; "
+            "or, under `objective.method: kto`, a row with `completion` and `label` for each"
         )
     if field == "prompt" and "\n\nHuman:" in f"{fields.get('chosen')}":
         return (

@@ -269,6 +269,7 @@ def test_raises_one_line_on_data_and_configurations_and_writes_nothing(
             "`objective.options.gama`: loss 'simpo' has no option 'gama': did you mean 'gamma'?",
         ),
         (["--objective.method", "simp"], "`objective.method` must be one of 'sft', 'rpo', 'dpo'"),
+        (["--objective.method", "plackett_luce"], "a loss of rankings, but rows have pairs: write"),
         (
             ["--objective.preference", "[{loss: dpo}, {loss: hinge, tau: 1.0}]"],
             "`objective.preference[1].tau`: loss 'hinge' has no option 'tau': it has no options",
