@@ -140,7 +140,10 @@ def test_raises_for_content_that_would_be_lost_with_its_column() -> None:
 def test_raises_for_other_kinds_of_rows_with_what_to_write() -> None:
     for row, message in (
         ({"prompt": "a", "completion": "b", "label": True}, "the row is unpaired"),
-        ({"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}, "is a list of 2 responses, but"),
+        (
+            {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]},
+            "is a list of 2 responses, but",
+        ),
         ({"instruction": "a", "completions": [{"response": "b"}]}, "is a list of 1 responses"),
         (
             {"question": "a", "preferred": "b", "other": "c"},

@@ -117,8 +117,9 @@ def make_model(name: str) -> Decoder:
 
 
 def with_reference(batch: Batch) -> Batch:
-    """Set constant reference log-probabilities."""
-    return batch._replace(reference=np.full(batch.lengths.shape, -7.0))
+    """Set constant reference log-probabilities; KTO's reference point is above 0."""
+    constant = -7.0 if batch.desirable is None else -20.0
+    return batch._replace(reference=np.full(batch.lengths.shape, constant))
 
 
 def on_one(
