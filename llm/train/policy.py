@@ -92,7 +92,7 @@ def load_policy(
             raise ValueError(
                 f"{config.path or run_folder}: not the base weights that the run was trained with"
             )
-        _, state = checkpoints.restore(_template(model, trainable, mesh), record.step)
+        _, state = checkpoints.restore(_template(model, trainable, mesh, record), record.step)
         model = nnx.merge(graphdef, state.trainable, frozen)
         model.sharding_plan = SINGLE_DEVICE
     return Policy(model, record.step, config)
@@ -150,9 +150,13 @@ def _with_base_weights(model: ResolvedModel) -> ResolvedModel:
     return replace(model, folder=folder)
 
 
-def _template(model: Decoder, trainable: Any, mesh: MeshConfig | None) -> TrainState:
+def _template(
+    model: Decoder, trainable: Any, mesh: MeshConfig | None, record: CheckpointRecord
+) -> TrainState:
     """Return the shapes, dtypes and shardings of the state of a run."""
-    optimizer, _ = make_optimizer(OptimizerConfig(), 1)
+    fields = record.fingerprint["configuration"]["optimizer"]
+    # Parameter groups have no state.
+    optimizer, _ = make_optimizer(OptimizerConfig(**fields | {"groups": []}), 1)
     state = jax.eval_shape(lambda leaves: init_train_state(leaves, optimizer), trainable)
     shardings = make_devices(mesh or MeshConfig(), model).shardings(state)
     return jax.tree.map(
