@@ -49,6 +49,11 @@ class ModelConfig:
         reference: model that is the reference of the objective: a model folder, a name on the
             hub, a PEFT adapter, or a training run or one of its checkpoints. None for the initial
             policy.
+        reference_refresh_steps: number of steps after which the reference moves to the current
+            policy, again and again (TR-DPO); None for a reference that does not move. Its weights
+            are in memory during training.
+        reference_decay: share in [0, 1) of the old reference that stays when it moves; 0 replaces
+            it, 0.99 every step is an exponential average of the policies.
         lora_r: rank of new LoRA adapters; 0 for none.
         lora_alpha: adapters are scaled by ``lora_alpha / lora_r``.
         lora_target_modules: names of the projections with an adapter, such as
@@ -76,6 +81,8 @@ class ModelConfig:
     adapter: str | None = None
     merge_adapter: bool = False
     reference: str | None = None
+    reference_refresh_steps: int | None = None
+    reference_decay: float = 0.0
     lora_r: int = 0
     lora_alpha: float = 16.0
     lora_target_modules: list[str] | str | None = None
@@ -105,6 +112,7 @@ class ModelConfig:
                 f"{' and '.join(TABLE_MODULES)}, such as [q_proj, v_proj], or a regular expression "
                 f"of whole names, got {targets!r}"
             )
+        self._check_reference()
         self._check_adapter()
         self.new_lora()
 
@@ -117,6 +125,25 @@ class ModelConfig:
             True
         """
         return self.lora_r > 0 or (self.adapter is not None and not self.merge_adapter)
+
+    def _check_reference(self) -> None:
+        """Check the keys of a reference that moves."""
+        if self.reference_refresh_steps is not None:
+            at_least("model.reference_refresh_steps", self.reference_refresh_steps, 1)
+        if not 0 <= self.reference_decay < 1:
+            raise ValueError(
+                f"`model.reference_decay` must be in [0, 1), got {self.reference_decay}"
+            )
+        if self.reference_decay and self.reference_refresh_steps is None:
+            raise ValueError(
+                f"`model.reference_decay` {self.reference_decay} needs "
+                "`model.reference_refresh_steps`: 1 for an average over all steps"
+            )
+        if self.reference_decay and self.reference is not None:
+            raise ValueError(
+                "`model.reference_decay` must be 0 with `model.reference`, got "
+                f"{self.reference_decay}: an average begins with the initial policy"
+            )
 
     def _check_adapter(self) -> None:
         """Check the keys that describe an adapter of a folder, against those of new adapters."""

@@ -26,8 +26,8 @@ class TrainConfig:
         mesh: the device mesh.
 
     Raises:
-        ValueError: if the name cannot be the name of a folder, or ``optimizer.bf16_rounding``
-            refuses the dtype of the parameters.
+        ValueError: if the name cannot be the name of a folder, ``optimizer.bf16_rounding`` refuses
+            the dtype of the parameters, or the objective has no reference that could move.
     """
 
     name: str
@@ -49,4 +49,10 @@ class TrainConfig:
                 "`model.param_dtype` must not be bfloat16 if `optimizer.bf16_rounding` is "
                 "'refuse': rounding to nearest loses small updates: set `model.param_dtype` to "
                 "float32, or `optimizer.bf16_rounding` to stochastic"
+            )
+        interval = self.model.reference_refresh_steps
+        if interval is not None and not self.objective.needs_reference:
+            raise ValueError(
+                f"`model.reference_refresh_steps` must be left out, got {interval}: method "
+                f"{self.objective.method!r} trains without a reference"
             )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .logprobs import response_log_probs, sequence_log_probs, token_log_probs
     from .lora import (
         SavedParam,
+        adapted_paths,
         add_lora,
         apply_lora,
         has_lora,
@@ -56,6 +57,7 @@ _EXPORTS = {
     "sequence_log_probs": "logprobs",
     "token_log_probs": "logprobs",
     "SavedParam": "lora",
+    "adapted_paths": "lora",
     "add_lora": "lora",
     "apply_lora": "lora",
     "has_lora": "lora",
@@ -95,6 +97,7 @@ __all__ = [
     "RouterSums",
     "Routing",
     "SavedParam",
+    "adapted_paths",
     "add_lora",
     "apply_lora",
     "apply_rope",

@@ -255,6 +255,26 @@ def merge_lora(decoder: Decoder) -> Decoder:
     return decoder
 
 
+def adapted_paths(decoder: Decoder) -> list[tuple[str, ...]]:
+    """Return the paths of the weights that have an adapter.
+
+    Args:
+        decoder: a decoder.
+
+    Returns:
+        Paths such as ``("layers", "q_proj", "kernel")`` and ``("embedding",)``.
+    """
+    projections = {name: getattr(decoder.layers, name) for name in PROJECTIONS}
+    return [
+        *(
+            ("layers", name, "kernel")
+            for name, each in projections.items()
+            if each and each.adapter
+        ),
+        *((name,) for name in TABLES if getattr(decoder, f"{name}_adapter") is not None),
+    ]
+
+
 def has_lora(decoder: Decoder) -> bool:
     """Return whether a decoder has adapters.
 

@@ -64,6 +64,7 @@ class MemoryPlan:
         limit_bytes_per_device: memory of a device that programs can use.
         parameter_bytes_per_device: memory of the parameters.
         optimizer_bytes_per_device: memory of the moments of the optimizer.
+        reference_bytes_per_device: memory of a reference that moves; 0 for one that does not.
         activation_bytes_per_device: the rest of the peak: activations, gradients and buffers of
             collectives; None if the peak is None.
         collective_bytes_per_device: size of the results of all collectives of a step; None for an
@@ -82,6 +83,7 @@ class MemoryPlan:
     limit_bytes_per_device: int
     parameter_bytes_per_device: int
     optimizer_bytes_per_device: int
+    reference_bytes_per_device: int
     activation_bytes_per_device: int | None
     collective_bytes_per_device: int | None
     flops_per_step: int
@@ -237,7 +239,8 @@ def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
 def _plan(
     numbers: dict[str, Any], *, peak: int | None, fits: bool, collective: int | None, compiled: bool
 ) -> MemoryPlan:
-    held = numbers["parameter_bytes_per_device"] + numbers["optimizer_bytes_per_device"]
+    kept = ("parameter", "optimizer", "reference")
+    held = sum(numbers[f"{name}_bytes_per_device"] for name in kept)
     return MemoryPlan(
         **numbers,
         fits=fits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from llm.parallel.mesh import mesh_sizes, plan_model
 from llm.types import Batch, Bounds, Completions, Rows
 
 from .batches import divide_step
+from .moving_reference import policy_as_reference
 from .optimizer import make_optimizer
 from .step import GraphDef, Parameters, TrainState, init_train_state
 
@@ -87,6 +89,11 @@ class PlannedStep:
         self.state = jax.eval_shape(
             lambda trainable: init_train_state(trainable, self.optimizer), self.trainable
         )
+        if config.model.reference_refresh_steps is not None:
+            decay = config.model.reference_decay
+            convert = partial(policy_as_reference, self.graphdef, decay=decay)
+            reference = jax.eval_shape(convert, self.trainable, self.frozen)
+            self.state = self.state._replace(reference=reference)
         self.pairs = config.trainer.per_device_train_batch_size
 
     @property
@@ -167,6 +174,7 @@ class PlannedStep:
             "pairs_per_device": self.pairs,
             "parameter_bytes_per_device": self.bytes_of(parameters),
             "optimizer_bytes_per_device": self.bytes_of(self.state.optimizer_state),
+            "reference_bytes_per_device": self.bytes_of(self.state.reference),
             "flops_per_step": pairs * self.flops(self.row_tokens, self.completions),
             "tokens_per_step": pairs * self.row_tokens,
         }
@@ -181,8 +189,9 @@ def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int
         completions: number of completion tokens among them.
 
     Returns:
-        Bytes of parameters, moments, gradients, saved activations and the logits of one chunk;
-        with bfloat16 parameters also of the random bits that round the largest one.
+        Bytes of parameters, moments, gradients, a reference that moves, saved activations and the
+        logits of one chunk; with bfloat16 parameters also of the random bits that round the largest
+        one.
     """
     a, model = step.architecture, step.config.model
     width = jnp.dtype(model.dtype).itemsize
@@ -203,7 +212,10 @@ def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int
     )
     logits = 3 * 4 * min(2**26, completions * a.vocab_size)
     gradients = step.bytes_of(step.trainable) * 4 // jnp.dtype(model.param_dtype).itemsize
-    held = sum(map(step.bytes_of, (step.trainable, step.frozen, step.state.optimizer_state)))
+    state = step.state
+    held = sum(
+        map(step.bytes_of, (step.trainable, step.frozen, state.optimizer_state, state.reference))
+    )
     rounding = 0
     if model.param_dtype == "bfloat16":
         # The update of a parameter in float32, and as many random bits.

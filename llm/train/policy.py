@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from llm.parallel.mesh import make_devices
 from llm.precision import computing_in
 
 from .checkpoint import CheckpointRecord, Checkpoints
+from .moving_reference import policy_as_reference
 from .optimizer import make_optimizer
 from .step import TrainState, init_train_state
 
@@ -158,6 +160,11 @@ def _template(
     # Parameter groups have no state.
     optimizer, _ = make_optimizer(OptimizerConfig(**fields | {"groups": []}), 1)
     state = jax.eval_shape(lambda leaves: init_train_state(leaves, optimizer), trainable)
+    config = record.fingerprint["configuration"]["model"]
+    if config.get("reference_refresh_steps") is not None:
+        graphdef, trainable, frozen = nnx.split(model, trainable_filter(model), ...)
+        convert = partial(policy_as_reference, graphdef, decay=config["reference_decay"])
+        state = state._replace(reference=jax.eval_shape(convert, trainable, frozen))
     shardings = make_devices(mesh or MeshConfig(), model).shardings(state)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

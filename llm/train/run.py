@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rpo_io.digests import sha256_hex
 
 from .dataset import TrainingData
 from .fingerprint import Fingerprint, make_fingerprint
+from .moving_reference import average_reference, policy_as_reference
 from .objective_schedule import ConstantsSchedule, make_constants_schedule
 from .optimizer import make_optimizer
 from .reference_cache import ReferenceCache
@@ -99,11 +102,33 @@ class Run(Scorer):
         )
 
     def _initial_state(self, trainable: Any) -> TrainState:
-        def create(trainable: Any) -> TrainState:
-            return init_train_state(trainable, self.optimizer)
+        model = self.config.model
 
-        shardings = self.devices.shardings(jax.eval_shape(create, trainable))
-        return jax.jit(create, out_shardings=shardings)(trainable)
+        def create(trainable: Any, frozen: Any) -> TrainState:
+            state, decay = init_train_state(trainable, self.optimizer), model.reference_decay
+            if model.reference_refresh_steps is None:
+                return state
+            reference = policy_as_reference(self.graphdef, trainable, frozen, decay=decay)
+            return state._replace(reference=reference)
+
+        shardings = self.devices.shardings(jax.eval_shape(create, trainable, self.frozen))
+        return jax.jit(create, out_shardings=shardings)(trainable, self.frozen)
+
+    def refresh_reference(self) -> None:
+        """Move a reference that follows the policy to it, or a part of the way."""
+        reference = self._refresh(self.state.reference, self.state.trainable, self.frozen)
+        self.state = self.state._replace(reference=reference)
+
+    @cached_property
+    def _refresh(self) -> Callable[..., Any]:
+        decay = self.config.model.reference_decay
+
+        def refresh(reference: Any, trainable: Any, frozen: Any) -> Any:
+            policy = policy_as_reference(self.graphdef, trainable, frozen, decay=decay)
+            return average_reference(reference, policy, decay)
+
+        shardings = self.devices.shardings(self.state.reference)
+        return jax.jit(refresh, donate_argnums=0, out_shardings=shardings)
 
     def parameters(self) -> Parameters:
         """Return the current values of the trained parameters."""

@@ -57,13 +57,13 @@ def describe_inputs(config: TrainConfig, data: TrainingData) -> list[str]:
 
 
 def describe_run(run: Run) -> list[str]:
-    """Describe a run in one or two lines: its data, its length, its objective.
+    """Describe a run in one to three lines: its data, its length, its reference, its objective.
 
     Args:
         run: a run that has not started.
 
     Returns:
-        Lines for the log. For DPO plus SFT the second gives the SFT weight and TRL's equivalent.
+        Lines for the log. For DPO plus SFT the last gives the SFT weight and TRL's equivalent.
     """
     objective = run.config.objective
     mean = float(np.mean(run.data.train.scored_lengths[:, Role.CHOSEN]))
@@ -76,6 +76,15 @@ def describe_run(run: Run) -> list[str]:
     per_step = run.sampler.pairs_per_step
     steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, noun)}"
     lines = [f"{pairs}; {steps}; {trained:,} trained parameters"]
+    model = run.config.model
+    if model.reference_refresh_steps is not None:
+        interval = _count(model.reference_refresh_steps, "step")
+        move = (
+            f"moves to {model.reference_decay:g} reference + {1 - model.reference_decay:g} policy"
+        )
+        if not model.reference_decay:
+            move = "becomes the policy"
+        lines.append(f"the reference {move} after every {interval}")
     plain_dpo = [(term.loss.name, term.weight) for term in objective.terms] == [("dpo", 1.0)]
     if objective.method == "rpo" and plain_dpo and not objective.has_schedules:
         loss = RpoLoss(objective.beta, objective.eta, objective.sft_reduction)

@@ -124,8 +124,21 @@ class Scorer:
         Returns:
             Token sums in nats, ``[parts, shards, n, k]``.
         """
+        return self.log_probs_under(self.parameters(), self.frozen, batch)
+
+    def log_probs_under(self, trainable: Parameters, frozen: Parameters, batch: Batch) -> Array:
+        """Compute the log-probabilities of the responses of a batch under other parameters.
+
+        Args:
+            trainable: parameters in the place of the trained ones.
+            frozen: parameters in the place of the others.
+            batch: a batch, ``[parts, shards, ...]``.
+
+        Returns:
+            Token sums in nats, ``[parts, shards, n, k]``.
+        """
         blank = batch._replace(reference=np.zeros(batch.lengths.shape, np.float32))
-        return self.evaluation_step(self.parameters(), self.frozen, self.put_on_devices(blank))[1]
+        return self.evaluation_step(trainable, frozen, self.put_on_devices(blank))[1]
 
     def visited_pairs(self) -> PairTable:
         """Return the pairs that the steps and the evaluation use, each once."""

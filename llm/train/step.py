@@ -48,11 +48,14 @@ class TrainState(NamedTuple):
         step: updates made so far.
         trainable: parameters that are trained.
         optimizer_state: state of the optax transformation.
+        reference: weights of a reference that follows the policy; a step leaves them as they are.
+            None for a fixed reference.
     """
 
     step: Int[Array, ""]
     trainable: Parameters
     optimizer_state: optax.OptState
+    reference: Parameters | None = None
 
 
 class StepResult(NamedTuple):
@@ -262,7 +265,7 @@ def make_train_step(
                 "objective/eta": jnp.asarray(constants.eta),
             }
         result = result._replace(metrics=result.metrics | metrics)
-        state = TrainState(state.step + 1, trainable, optimizer_state)
+        state = TrainState(state.step + 1, trainable, optimizer_state, state.reference)
         return jax.lax.with_sharding_constraint(state, devices.shardings(state)), result
 
     return jax.jit(step, donate_argnums=0)

@@ -32,6 +32,7 @@ from .dataset import TrainingData
 from .diagnostics import DisplacementMonitor, NonFiniteError, locate_non_finite, name_rows
 from .evaluation import measure_pairs
 from .first_step import FirstStep, check_first_loss, first_step_tolerance, measure_first_step
+from .moving_reference import ReferenceLogProbs
 from .policy_samples import PolicySamples, RewardError, StopRequestedError
 from .profiling import FOLDER, StepProfiler
 from .reference_check import check_given_reference
@@ -72,7 +73,7 @@ class Trainer:
         run: model, optimizer, sampler and compiled steps.
         checkpoints: checkpoints in the folder of the run.
         tracker: receives the metrics.
-        cache: log-probabilities of the reference; None if the objective needs none.
+        cache: log-probabilities of the first reference; None if the objective needs none.
         coverage: measure of the policy's own replies; None if the configuration asks for none.
         samples: replies of the policy; None if the configuration asks for none.
         first_step: number of updates made before :meth:`train` begins; positive on resume.
@@ -136,20 +137,21 @@ class Trainer:
             if resume:  # refuses a wrong checkpoint before the reference runs
                 found = self.checkpoints.find()
                 check_steps(config.trainer, found.step, self.run.num_steps)
+                self.first_step = found.step
             if scores is None:
                 self.cache = self.run.reference(cache_file)
                 check_given_reference(self.run, tolerance=tolerance)
             else:
                 self.cache = scores.cache
+            self._reference = ReferenceLogProbs(self.run, self.cache, self.first_step)
             self.coverage = self.run.coverage()
             self.samples = None
             if config.trainer.samples.prompts:
                 self.samples = PolicySamples(config, data, self.run.architecture, folder)
             more = () if self.samples is None else self.samples.names
-            check_best_metric(self.run, self._with_reference, more)
+            check_best_metric(self.run, self._reference.attach, more)
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
-                self.first_step = record.step
                 self._pending = record.data[PENDING_EVALUATION]
                 recorded = record.data.get(BEST)
                 steps, dropout = self.run.num_steps, self.run.has_dropout
@@ -233,7 +235,7 @@ class Trainer:
             constants = self._constants()
             for name, pairs in run.data.evaluation_sets.items():
                 measured = measure_pairs(
-                    run, pairs, self._with_reference, constants, self._stop.is_set
+                    run, pairs, self._reference.attach, constants, self._stop.is_set
                 )
                 if measured is None:
                     return None
@@ -258,7 +260,8 @@ class Trainer:
         timer = SaveTimer(config.save_minutes)
         for step, batch in iterate_batches(run.sampler, self.first_step, run.num_steps):
             started = time.perf_counter()
-            batch = self._with_reference(run.assign_to_shards(batch))
+            self._reference.before_step(step)
+            batch = self._reference.attach(run.assign_to_shards(batch))
             self._profiler.before(step)
             first = measure_first_step(run, batch) if step == 0 else FirstStep(None, None)
             run.state, result = run.train_step(run.state, run.frozen, run.put_on_devices(batch))
@@ -314,9 +317,6 @@ class Trainer:
             EXECUTION: self._execution,
             BEST: self._best.record(),
         }
-
-    def _with_reference(self, batch: Batch) -> Batch:
-        return batch if self.cache is None else reference_cache.attach_reference(batch, self.cache)
 
     def _evaluate_and_log(self, done: int) -> dict[str, float] | None:
         """Return None if the evaluation was interrupted: it may take longer than a stop may."""

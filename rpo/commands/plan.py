@@ -64,12 +64,14 @@ def _table(plan: MemoryPlan) -> str:
     if peak is not None:
         room = limit - peak
         verdict += f", {shown(abs(room))} {'left' if room >= 0 else 'too much'}"
+    reference = plan.reference_bytes_per_device
     rows = [
         ("devices", f"{plan.topology}, {count_noun(plan.devices, 'device')} ({method})"),
         ("pairs per device", f"{plan.pairs_per_device:,}"),
         ("peak memory per device", f"{shown(peak)} of {shown(limit)}"),
         ("  parameters", shown(plan.parameter_bytes_per_device)),
         ("  optimizer", shown(plan.optimizer_bytes_per_device)),
+        *([("  reference", shown(reference))] if reference else []),
         ("  activations and gradients", shown(plan.activation_bytes_per_device)),
         ("communication per device", shown(plan.collective_bytes_per_device)),
         ("FLOPs per step", f"{plan.flops_per_step:.3g}"),

@@ -135,6 +135,11 @@ class PlanResult(Result):
         parts = {
             "parameters": plan.parameter_bytes_per_device,
             "optimizer": plan.optimizer_bytes_per_device,
+            **(
+                {"reference": plan.reference_bytes_per_device}
+                if plan.reference_bytes_per_device
+                else {}
+            ),
             "activations\nand gradients": plan.activation_bytes_per_device or 0,
         }
         ax.bar(list(parts), [size / GIB for size in parts.values()], color=PALETTE["blue"])

@@ -116,6 +116,18 @@ def test_property_eight_devices_train_as_one_does(folder: Path, out: str, mesh: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("decay", ["0.0", "0.6"])
+def test_property_a_moving_reference_is_the_same_on_eight_devices(folder: Path, decay: str) -> None:
+    """Sharded adapters are merged into sharded weights for the average."""
+    moving = ["--model.reference_refresh_steps", "2", "--model.reference_decay", decay]
+    if decay != "0.0":
+        moving += ["--model.lora_r", "2", "--model.lora_target_modules", "[q_proj, embed_tokens]"]
+    finish(train(folder, f"one{decay}", *ONE, *moving))
+    finish(train(folder, f"mixed{decay}", *MIXED, *moving, devices=8))
+    assert_same_run(folder, f"mixed{decay}", one=f"one{decay}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", ["adafactor", "lion", "muon"])
 def test_property_every_optimizer_trains_alike_on_eight_devices_and_after_a_stop(
     folder: Path, optim: str

@@ -43,6 +43,7 @@ LARGEST = 2**31 - 1  # seeds and counts are used as signed 32-bit numbers
 COUNTS = [
     (ModelConfig, "seed", 0),
     (ModelConfig, "lora_r", 0),
+    (ModelConfig, "reference_refresh_steps", 1),
     (DataConfig, "eval_rows", 0),
     (DataConfig, "max_length", 2),
     (DataConfig, "max_prompt_length", 1),
@@ -309,7 +310,8 @@ def test_property_every_number_of_every_section_is_checked() -> None:
         (OptimizerConfig, name) for name in [*SHARES, "weight_decay", "min_lr", "decay_ratio"]
     }
     checked |= {(ObjectiveConfig, name) for name in ["eta", "penalty", "label_smoothing"]}
-    checked |= {(ModelConfig, "lora_dropout"), (TrainerConfig, "save_minutes")}
+    checked |= {(ModelConfig, name) for name in ["lora_dropout", "reference_decay"]}
+    checked |= {(TrainerConfig, "save_minutes")}
     checked |= {(SamplesConfig, name) for name in ["temperature", "top_p"]}
     numbers = {
         (kind, field.name)

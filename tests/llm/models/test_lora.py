@@ -16,6 +16,7 @@ from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import (
     SavedParam,
+    adapted_paths,
     add_lora,
     apply_lora,
     has_dropout,
@@ -208,8 +209,10 @@ def test_closed_form_adapters_of_the_embedding_and_the_head(decoder: Decoder) ->
     np.testing.assert_allclose(decoder.table("embedding"), expected[0], rtol=0, atol=SAME_SUMS)
     np.testing.assert_allclose(decoder.head().weight, expected[1], rtol=0, atol=SAME_SUMS)
     hidden = read(decoder)
+    assert adapted_paths(decoder) == [("embedding",), ("output",)]
     merge_lora(decoder)
     assert not has_lora(decoder)
+    assert adapted_paths(decoder) == []
     np.testing.assert_allclose(decoder.embedding[...], expected[0], rtol=0, atol=SAME_SUMS)
     np.testing.assert_allclose(decoder.head().weight, expected[1], rtol=0, atol=SAME_SUMS)
     np.testing.assert_allclose(read(decoder), hidden, rtol=0, atol=SAME_SUMS)
