@@ -27,7 +27,7 @@ from llm.parallel.mesh import on_host
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 
-from .reference_cache import ReferenceCache, attach_reference
+from . import reference_cache
 from .step import GraphDef, Parameters
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ class ReferenceLogProbs:
 
     has_moved: bool
 
-    def __init__(self, run: Run, cache: ReferenceCache | None, first_step: int) -> None:
+    def __init__(
+        self, run: Run, cache: reference_cache.ReferenceCache | None, first_step: int
+    ) -> None:
         """Begin at a step.
 
         Args:
@@ -145,7 +147,7 @@ class ReferenceLogProbs:
         if self._cache is None:
             return batch
         if not self.has_moved:
-            return attach_reference(batch, self._cache)
+            return reference_cache.attach_reference(batch, self._cache)
         weights: Any = self._run.state.reference
         frozen = nnx.merge_state(self._run.frozen, weights.merged)
         values = on_host(self._run.log_probs_under(weights.trainable, frozen, batch))
