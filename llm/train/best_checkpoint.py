@@ -65,13 +65,38 @@ class BestEvaluation:
 
         Args:
             config: configuration with the metric and its direction.
-            recorded: :meth:`record` of the checkpoint; None for a new run.
+            recorded: :meth:`record` of the checkpoint; None for a new run, or before the first
+                evaluation.
+
+        Raises:
+            ValueError: if the recorded evaluation is the best by another metric or direction.
         """
         self._metric = config.metric_for_best_model
         self._sign = 1.0 if config.greater_is_better else -1.0
         self.step, self.value = None, math.nan
-        if recorded is not None and recorded.get("metric") == self._metric:
+        self._greater = config.greater_is_better
+        if recorded is not None:
+            self._check(recorded)
             self.step, self.value = recorded["step"], recorded["value"]
+
+    def _check(self, recorded: Mapping[str, Any]) -> None:
+        """Refuse another metric or direction: the kept checkpoint is the best by the first one."""
+        kept = {
+            "metric_for_best_model": recorded["metric"],
+            "greater_is_better": recorded.get("greater_is_better", self._greater),
+        }
+        now = {"metric_for_best_model": self._metric, "greater_is_better": self._greater}
+        changed = [
+            f"`trainer.{name}` was {kept[name]!r} and is {value!r}"
+            for name, value in now.items()
+            if kept[name] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)}, but the checkpoint of step {recorded['step']} is kept as "
+                "the best by the first: continue with the config.yaml of the run, or choose "
+                "another --out"
+            )
 
     def update(self, step: int, metrics: Mapping[str, float]) -> float | None:
         """Compare an evaluation with the best one so far.
@@ -104,4 +129,9 @@ class BestEvaluation:
         """Return the evaluation as plain values; None if there was none."""
         if self.step is None:
             return None
-        return {"metric": self._metric, "step": self.step, "value": self.value}
+        return {
+            "metric": self._metric,
+            "greater_is_better": self._greater,
+            "step": self.step,
+            "value": self.value,
+        }

@@ -137,7 +137,8 @@ class Trainer:
             if resume:  # refuses a wrong checkpoint before the reference runs
                 found = self.checkpoints.find()
                 check_steps(config.trainer, found.step, self.run.num_steps)
-                self.first_step = found.step
+                self.first_step, recorded = found.step, found.data.get(BEST)
+            self._best = BestEvaluation(config.trainer, recorded)
             if scores is None:
                 self.cache = self.run.reference(cache_file)
                 check_given_reference(self.run, tolerance=tolerance)
@@ -153,12 +154,10 @@ class Trainer:
             if resume:
                 record, self.run.state = self.checkpoints.restore(self.run.state)
                 self._pending = record.data[PENDING_EVALUATION]
-                recorded = record.data.get(BEST)
                 steps, dropout = self.run.num_steps, self.run.has_dropout
                 self._resume_notes = describe_resume(
                     record.step, steps, record.data, self._execution, dropout=dropout
                 )
-        self._best = BestEvaluation(config.trainer, recorded)
         self._profiler = StepProfiler(
             folder / FOLDER, self.first_step, config.trainer.profile_steps
         )

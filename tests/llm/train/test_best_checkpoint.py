@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,29 @@ def test_roundtrip_a_resumed_run_knows_the_best_evaluation() -> None:
     after = BestEvaluation(config(), recorded)
     assert after.update(6, {"eval_loss": 0.6}) is None
     assert (after.step, after.value) == (4, 0.5)
-    other = TrainerConfig(metric_for_best_model="eval_new_loss", eval_steps=1)
-    assert BestEvaluation(other, recorded).step is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"greater_is_better": True}, "`trainer.greater_is_better` was False and is True, but the"),
+        (
+            {"metric_for_best_model": "eval_new_loss"},
+            "`trainer.metric_for_best_model` was 'eval_loss' and is 'eval_new_loss', but the check",
+        ),
+        ({"metric_for_best_model": None}, "was 'eval_loss' and is None, but the checkpoint of st"),
+    ],
+)
+def test_raises_for_another_metric_or_direction_than_that_of_the_kept_checkpoint(
+    changed: dict[str, Any], message: str
+) -> None:
+    before = BestEvaluation(config())
+    unchanged: dict[str, Any] = {"metric_for_best_model": "eval_loss", "eval_steps": 1}
+    other = TrainerConfig(**unchanged | changed)
+    assert BestEvaluation(other, before.record()).step is None  # nothing is kept yet
+    before.update(4, {"eval_loss": 0.5})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BestEvaluation(other, json.loads(json.dumps(before.record())))
 
 
 def test_property_nothing_is_compared_without_a_metric_or_an_evaluation() -> None:
