@@ -16,6 +16,8 @@ from .checks import at_least, positive
 ALL_LINEAR = "all-linear"
 """Name of all projections in ``target_modules``, as in PEFT."""
 LARGEST_RANK = 2**16
+TEXT_PREFIX = "model."
+"""Beginning of the names of the modules of a text model."""
 ValueT = TypeVar("ValueT", int, float)
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 
@@ -53,6 +55,9 @@ class LoraConfig:
         alpha_pattern: the same for :math:`\alpha`.
         modules_to_save: ends of the names of modules whose weights are trained and saved whole,
             such as ``embed_tokens``.
+        module_prefix: beginning of the names of modules in the class of the model, which takes the
+            place of ``model.``; the text model of a multi-modal model has
+            ``model.language_model.``.
 
     Raises:
         ValueError: if a value is out of range.
@@ -76,6 +81,7 @@ class LoraConfig:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     modules_to_save: tuple[str, ...] = ()
+    module_prefix: str = TEXT_PREFIX
 
     def __post_init__(self) -> None:
         """Check the ranges and compile the patterns."""
@@ -112,11 +118,25 @@ class LoraConfig:
         for pattern in self.layers_pattern:
             _check_pattern("layers_pattern", pattern)
 
+    def module_name(self, module: str) -> str:
+        """Return the name of a module in the class of the model.
+
+        Args:
+            module: its name in a text model.
+
+        Examples:
+            >>> LoraConfig(module_prefix="model.language_model.").module_name("model.norm")
+            'model.language_model.norm'
+        """
+        if not module.startswith(TEXT_PREFIX):
+            return module
+        return self.module_prefix + module.removeprefix(TEXT_PREFIX)
+
     def shape_of(self, module: str) -> LoraShape | None:
         """Return rank and scale of the adapter of a linear module.
 
         Args:
-            module: name of the module in a Hugging Face model, such as
+            module: name of the module in a text model of Hugging Face, such as
                 ``model.layers.0.self_attn.q_proj``.
 
         Returns:
@@ -124,6 +144,7 @@ class LoraConfig:
         """
         if self.saves(module) or not self.targets(module):
             return None
+        module = self.module_name(module)
         rank = _of_pattern(self.rank_pattern, module, self.r)
         alpha = _of_pattern(self.alpha_pattern, module, self.lora_alpha)
         return LoraShape(rank, alpha, alpha / (math.sqrt(rank) if self.use_rslora else rank))
@@ -138,7 +159,7 @@ class LoraConfig:
             >>> LoraConfig(target_modules=("q_proj",)).targets("model.layers.0.mlp.up_proj")
             False
         """
-        names = self.target_modules
+        names, module = self.target_modules, self.module_name(module)
         if isinstance(names, str):
             return names == ALL_LINEAR or re.fullmatch(names, module) is not None
         if module in names:
@@ -161,7 +182,7 @@ class LoraConfig:
             >>> LoraConfig(modules_to_save=("mlp",)).saves("model.layers.0.mlp.up_proj")
             True
         """
-        parts = module.split(".")
+        parts = self.module_name(module).split(".")
         parents = (".".join(parts[: n + 1]) for n in range(len(parts)))
         return any(name.endswith(end) for name in parents for end in self.modules_to_save)
 

@@ -7,12 +7,13 @@ this package does not compute is refused by its name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.config import LINEAR, LoraConfig
-from llm.config.lora import ALL_LINEAR
+from llm.config.lora import ALL_LINEAR, TEXT_PREFIX
 from llm.data.model_folder import ADAPTER_CONFIG_NAME, read_json_object
 from rpo_io.config_types import convert
 
@@ -148,7 +149,7 @@ def write_adapter_config(folder: Path, lora: LoraConfig, *, base: str | None) ->
         "lora_alpha": _whole(lora.lora_alpha),
         "lora_dropout": lora.lora_dropout,
         "use_rslora": lora.use_rslora,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "target_modules": _written_targets(lora, targets),
         "layers_to_transform": _list_or_none(lora.layers_to_transform),
         "layers_pattern": _list_or_none(lora.layers_pattern),
         "rank_pattern": dict(lora.rank_pattern),
@@ -158,6 +159,17 @@ def write_adapter_config(folder: Path, lora: LoraConfig, *, base: str | None) ->
     }
     text = json.dumps(written, indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def _written_targets(lora: LoraConfig, targets: tuple[str, ...] | str) -> list[str] | str:
+    """Return ``target_modules``; in a multi-modal model a pattern that leaves the images out."""
+    if isinstance(targets, str):
+        return targets
+    if lora.module_prefix == TEXT_PREFIX or lora.layers_to_transform:
+        return sorted(targets)
+    text, ends = re.escape(lora.module_prefix), "|".join(map(re.escape, sorted(targets)))
+    head = "|lm_head" if "lm_head" in targets else ""
+    return rf"{text}(.*\.)?({ends}){head}"
 
 
 def _check_field(name: str, value: Any) -> None:

@@ -29,12 +29,15 @@ from rpo_io.atomic import atomic_folder
 from .adapter_config import write_adapter_config
 from .io import copy_tokenizer_files
 from .merging import ExportReport, round_tensor
-from .names import TensorMapping, tensor_mappings
+from .multimodal import MULTIMODAL_PREFIXES
+from .names import TensorMapping, folder_mappings, tensor_mappings
 from .safetensors import SafetensorsReader, write_safetensors_file
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Prefix of the names of all tensors: the modules of PEFT around the model."""
+JOINED_EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+"""Tensor of all experts in the classes of ``transformers``, whose names PEFT has."""
 BASE_LAYER = ".base_layer.weight"
 """End of the name of an embedding's weight, which PEFT saves beside its adapter."""
 ParameterPath = tuple[str, ...]
@@ -106,14 +109,14 @@ def adapter_tensors(lora: LoraConfig, architecture: Architecture) -> list[Adapte
                 )
             for part, letter in (("a", "A"), ("b", "B")):
                 path = ("layers", name, "adapter", part)
-                key = f"{PREFIX}{module}.lora_{letter}.weight"
+                key = f"{PREFIX}{lora.module_name(module)}.lora_{letter}.weight"
                 tensors.append(AdapterTensor(key, path, layer, shape.rank, transposed=True))
     for name in table_shapes(lora):
-        tensors += _table_tensors(name)
+        tensors += _table_tensors(name, lora.module_name(TABLES[name]))
     for mapping in saved_mappings(lora, architecture):
         for layer, name in enumerate(mapping.names(n_layers)):
             index = layer if mapping.stacked else None
-            key, transposed = PREFIX + name, mapping.transposed
+            key, transposed = PREFIX + lora.module_name(name), mapping.transposed
             tensors.append(AdapterTensor(key, mapping.path, index, None, transposed))
     return sorted(tensors)
 
@@ -159,7 +162,7 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
             fused projections are selected.
     """
     n_layers, saved = architecture.num_hidden_layers, []
-    mappings = tensor_mappings(architecture)
+    mappings = folder_mappings(architecture, [JOINED_EXPERTS])
     modules = [name.rpartition(".")[0] for each in mappings for name in each.names(n_layers)]
     for end in lora.modules_to_save:
         if not any(replace(lora, modules_to_save=(end,)).saves(module) for module in modules):
@@ -171,10 +174,10 @@ def saved_mappings(lora: LoraConfig, architecture: Architecture) -> list[TensorM
                 "`modules_to_save` must select a module in all layers or in none, got "
                 f"{list(lora.modules_to_save)}, which select {mapping.name} in some"
             )
-        if all(flags) and (mapping.part is not None or mapping.experts):
+        if all(flags) and (mapping.part is not None or "experts" in mapping.path):
             raise ValueError(
-                f"`modules_to_save` {list(lora.modules_to_save)} selects {mapping.name}, which "
-                "PEFT saves under another name: experts and fused projections cannot be saved"
+                f"`modules_to_save` {list(lora.modules_to_save)} selects {mapping.name}: experts "
+                "and fused projections cannot be saved with an adapter"
             )
         if all(flags):
             saved.append(mapping)
@@ -199,6 +202,31 @@ def adapted_architecture(lora: LoraConfig, architecture: Architecture) -> Archit
     ):
         return replace(architecture, tie_word_embeddings=False)
     return architecture
+
+
+def with_stored_prefix(folder: Path, lora: LoraConfig) -> LoraConfig:
+    """Return adapters with the beginning that the names of modules have in a folder.
+
+    Args:
+        folder: folder of the adapter.
+        lora: its configuration.
+
+    Returns:
+        The adapters; those of a multi-modal model have the names of its text model.
+
+    Raises:
+        ValueError: if the file of the tensors is missing or damaged.
+
+    Examples:
+        >>> with_stored_prefix(Path("adapter"), LoraConfig()).module_prefix  # doctest: +SKIP
+        'model.'
+    """
+    with _reader(folder) as file:
+        names = file.names()
+    for prefix in MULTIMODAL_PREFIXES:
+        if any(name.startswith(PREFIX + prefix) for name in names):
+            return replace(lora, module_prefix=prefix)
+    return lora
 
 
 def check_adapter(
@@ -315,12 +343,12 @@ def export_adapter(
     return ExportReport(next(iter(tensors.values())).dtype.name, n_bytes, None)
 
 
-def _table_tensors(name: str) -> list[AdapterTensor]:
+def _table_tensors(name: str, module: str) -> list[AdapterTensor]:
     """Return the tensors of the adapter of ``embedding`` or ``output``.
 
     PEFT saves the weight itself too, as the layer beneath the adapter.
     """
-    module, path = f"{PREFIX}{TABLES[name]}", f"{name}_adapter"
+    module, path = f"{PREFIX}{module}", f"{name}_adapter"
     base = AdapterTensor(f"{module}{BASE_LAYER}", (name,), None, None, transposed=False)
     if name == "output":
         return [

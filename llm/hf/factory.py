@@ -33,10 +33,12 @@ from .adapters import (
     projection_shapes,
     read_adapter,
     saved_mappings,
+    with_stored_prefix,
 )
 from .architecture_mapping import architecture_from_mapping
 from .config import to_hf_config
 from .io import model_notes, read_architecture, read_parameters
+from .multimodal import module_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     if config.adapter is not None:
         adapter_folder = resolve_model_folder(config.adapter)
         settings = read_adapter_config(adapter_folder)
-        adapter = adapter_folder, settings.lora
+        adapter = adapter_folder, with_stored_prefix(adapter_folder, settings.lora)
         notes = _describe_base(config, adapter_folder, settings.base)
         config = replace(config, path=base_path(config))
     if config.path is not None:
@@ -164,6 +166,7 @@ def _with_adapters(model: ResolvedModel) -> ResolvedModel:
     try:
         lora = model.config.new_lora()
         if lora is not None:
+            lora = replace(lora, module_prefix=module_prefix(model.folder))
             projection_shapes(lora, model.architecture)
             saved_mappings(lora, model.architecture)
     except ValueError as error:

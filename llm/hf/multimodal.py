@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm.config.lora import TEXT_PREFIX
 from llm.data.model_folder import CONFIG_NAME, model_file, read_json_object
 from llm.models.architecture import Architecture
 
@@ -24,6 +25,8 @@ from .safetensors import SafetensorsReader
 
 IMAGE_PARTS = ("vision_tower.", "vision_model.", "multi_modal_projector.")
 """Modules of the images, in the names of their tensors."""
+MULTIMODAL_PREFIXES = ("model.language_model.", "language_model.model.")
+"""Beginnings of the names of the text model's modules in a multi-modal model, now and before."""
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -113,6 +116,24 @@ def multimodal_base(
     with SafetensorsReader(folder) as files:
         images = tuple(sorted(filter(is_image_tensor, files.names())))
         yield MultimodalBase(folder, config, files, images)
+
+
+def module_prefix(folder: Path | None) -> str:
+    """Return the beginning of the names of the text model's modules in the class of a model.
+
+    Args:
+        folder: folder of the model; None for a text model without a folder.
+
+    Returns:
+        ``model.``, or ``model.language_model.`` for a multi-modal model.
+
+    Examples:
+        >>> module_prefix(None)
+        'model.'
+    """
+    if folder is None or read_json_object(folder, CONFIG_NAME).get("model_type") not in COMPOSITES:
+        return TEXT_PREFIX
+    return MULTIMODAL_PREFIXES[0]
 
 
 def is_image_tensor(name: str) -> bool:

@@ -166,6 +166,7 @@ def _check_patterns(config: LoraConfig, num_hidden_layers: int, modules: Sequenc
                 f"layers, got {index}"
             )
     adapted = [each for each in (*modules, *TABLES.values()) if config.shape_of(each)]
+    adapted = [config.module_name(each) for each in adapted]
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern, _ in getattr(config, name):
             if not any(re.match(rf"(.*\.)?({pattern})$", module) for module in adapted):
@@ -207,7 +208,7 @@ def unmatched_targets(config: LoraConfig, modules: Iterable[str]) -> list[str]:
     """
     if isinstance(config.target_modules, str):
         return []
-    ends = list(modules)
+    ends = [config.module_name(each) for each in modules]
     return [
         name
         for name in config.target_modules

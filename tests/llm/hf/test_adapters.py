@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,14 @@ from llm.hf.adapters import (
     projection_shapes,
     read_adapter,
     saved_mappings,
+    with_stored_prefix,
 )
 from llm.hf.factory import build_model, resolve_model
 from llm.hf.io import export_model
 from llm.hf.safetensors import SafetensorsReader
+from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.models.lora import SavedParam, lora_shapes, trainable_filter
+from llm.models.lora import SavedParam, apply_lora, lora_shapes, trainable_filter
 from llm.types import Rows
 
 SIZES: dict[str, Any] = {
@@ -458,3 +461,37 @@ def test_property_tensor_names_follow_the_architecture() -> None:
     architecture = resolve_model(ModelConfig(architecture=SIZES)).architecture
     tensors = adapter_tensors(LoraConfig(r=2, target_modules=("q_proj",)), architecture)
     assert [tensor.name for tensor in tensors] == [name for name in NAMES if "q_proj" in name]
+
+
+def test_roundtrip_adapters_of_a_multimodal_model_have_the_names_of_its_text_model(
+    tmp_path: Path,
+) -> None:
+    prefix, targets = "model.language_model.", ("v_proj", "lm_head")
+    config = ModelConfig(architecture=SIZES)
+    decoder = build_model(resolve_model(config))
+    apply_lora(decoder, LoraConfig(target_modules=targets, module_prefix=prefix), rngs=nnx.Rngs(0))
+    export_adapter(decoder, tmp_path / "adapter", base="base")
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    module = f"base_model.model.{prefix}layers.1.self_attn.v_proj"
+    assert {f"{module}.lora_A.weight", "base_model.model.lm_head.lora_A.weight"} <= set(names)
+    pattern = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    modules = [f"{prefix}layers.0.self_attn.v_proj", "lm_head", "model.vision_tower.v_proj"]
+    found = [re.fullmatch(pattern["target_modules"], each) is not None for each in modules]
+    assert found == [True, True, False]
+    again = ModelConfig(architecture=SIZES, adapter=str(tmp_path / "adapter"))
+    read = build_model(resolve_model(again))
+    assert read.lora is not None
+    assert read.lora.module_prefix == prefix
+    assert with_stored_prefix(tmp_path / "adapter", LoraConfig()).module_prefix == prefix
+    for ours, stored in zip(*map(jax.tree.leaves, map(nnx.state, (decoder, read))), strict=True):
+        np.testing.assert_array_equal(stored, ours)
+
+
+def test_closed_form_a_saved_router_has_the_name_of_the_class_of_the_model() -> None:
+    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    mixtral = Architecture(**SIZES, **experts, model_type="mixtral")
+    (router,) = saved_mappings(LoraConfig(modules_to_save=("gate",)), mixtral)
+    assert router.name == "model.layers.{layer}.mlp.gate.weight"
+    for name in ("experts", "mlp"):
+        with pytest.raises(ValueError, match="experts and fused projections cannot be saved"):
+            saved_mappings(LoraConfig(modules_to_save=(name,)), mixtral)
