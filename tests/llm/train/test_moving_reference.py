@@ -39,7 +39,7 @@ from llm.train.moving_reference import (
 from llm.train.policy import load_policy
 from llm.train.tracking import make_tracker
 from llm.train.trainer import Trainer
-from llm.types import Rows
+from llm.types import Batch, Rows
 
 SIZES: dict[str, Any] = {
     "vocab_size": 261,
@@ -53,6 +53,7 @@ BETA, ETA, RATE, BETAS = 0.5, 0.2, 0.01, (0.9, 0.99)
 DOUBLE: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
 EXACT = 1e-8
 LENGTH = 24
+NOTHING: Any = None
 STEPS = 5
 
 
@@ -214,6 +215,8 @@ def test_closed_form_the_reference_moves_before_the_step_after_every_interval() 
     run: Any = SimpleNamespace(config=SimpleNamespace(model=model))
     for first in range(8):  # a run that is resumed at this step
         reference = ReferenceLogProbs(run, None, first)
+        batch = Batch(*[NOTHING] * 2, np.ones((1, 2), int), np.ones(1, bool), np.zeros(1, int))
+        assert reference.attach(batch) is batch  # without a reference
         assert reference.has_moved is (first > 3)
         moves.clear()
         for step in range(first, 8):
@@ -351,3 +354,21 @@ def test_raises_for_a_resumed_run_whose_reference_moves_otherwise(tmp_path: Path
     config = replace(config, model=replace(config.model, reference_refresh_steps=3))
     with pytest.raises(ValueError, match=r"`model\.reference_refresh_steps` was 2 and is 3"):
         trainer_of(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_property_a_refreshed_reference_has_the_log_probabilities_of_the_policy(
+    tmp_path: Path,
+) -> None:
+    config = config_of(tmp_path, steps=1, reference_refresh_steps=1, lora_r=2)
+    run = trainer_of(config, tmp_path / "run").train()
+    with computing_in("float64"):
+        batch = next(run.batches_in_order(run.data.train))
+        weights: Any = run.state.reference
+        before = np.asarray(run.log_probs_under(weights.trainable, run.frozen, batch))
+        policy = np.asarray(run.log_probs(batch))
+        run.refresh_reference()
+        weights = run.state.reference
+        after = np.asarray(run.log_probs_under(weights.trainable, run.frozen, batch))
+    np.testing.assert_array_equal(after, policy)
+    assert np.abs(before - policy).max() > 1e-3
