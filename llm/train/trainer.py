@@ -133,7 +133,7 @@ class Trainer:
                 fingerprint=self.run.fingerprint(),
             )
             resume = resume and self.checkpoints.latest() is not None
-            self._execution = execution_of(config, dict(self.run.devices.mesh.shape))
+            self._execution = execution_of(self.run.config, dict(self.run.devices.mesh.shape))
             if resume:  # refuses a wrong checkpoint before the reference runs
                 found = self.checkpoints.find()
                 check_steps(config.trainer, found.step, self.run.num_steps)
