@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from .checks import at_least, path_or_architecture, positive
+from .checks import at_least, one_of, path_or_architecture, positive
 from .lora import ALL_LINEAR, LARGEST_RANK, LoraConfig
 
 DtypeName = Literal["float32", "bfloat16", "float64"]
+QuantizationName = Literal["int8", "nf4"]
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections that can have an adapter."""
 TABLE_MODULES = ("embed_tokens", "lm_head")
@@ -39,6 +40,12 @@ class ModelConfig:
         dtype: dtype of activations. With ``float32``, matrix products are full float32 products on
             every device.
         param_dtype: dtype of the parameters.
+        base_dtype: dtype of the weights that are frozen while adapters are trained, such as
+            ``bfloat16``; None for ``param_dtype``.
+        quantization: how the projections of the layers are kept while adapters are trained (QLoRA):
+            ``int8`` or ``nf4``, in blocks of 64 inputs with one scale. Embeddings, output head,
+            norms, biases, routers and modules of ``lora_modules_to_save`` are not quantized. None
+            keeps all weights in ``base_dtype``.
         remat: what the backward pass recomputes of each layer (rematerialization): ``none``
             recomputes only norms and activations, ``dots`` also all but matmul outputs, ``full``
             everything from the input of the layer.
@@ -77,6 +84,8 @@ class ModelConfig:
     seed: int = 0
     dtype: DtypeName = "float32"
     param_dtype: DtypeName = "float32"
+    base_dtype: DtypeName | None = None
+    quantization: QuantizationName | None = None
     remat: Literal["none", "dots", "full"] = "none"
     adapter: str | None = None
     merge_adapter: bool = False
@@ -114,6 +123,7 @@ class ModelConfig:
             )
         self._check_reference()
         self._check_adapter()
+        self._check_base()
         self.new_lora()
 
     @property
@@ -159,6 +169,20 @@ class ModelConfig:
                 raise ValueError(
                     f"`model.{name}` must not be given with `model.adapter`, whose "
                     "adapter_config.json decides it, unless `model.merge_adapter` is true"
+                )
+
+    def _check_base(self) -> None:
+        """Check how frozen weights are kept; without adapters no weight is frozen."""
+        if self.base_dtype is not None:
+            one_of("model.base_dtype", self.base_dtype, DtypeName)
+        if self.quantization is not None:
+            one_of("model.quantization", self.quantization, QuantizationName)
+        for name in ("base_dtype", "quantization"):
+            if getattr(self, name) is not None and not self.trains_adapter:
+                raise ValueError(
+                    f"`model.{name}` is for weights that are frozen while adapters are trained, "
+                    f"got {getattr(self, name)} without adapters: set `model.lora_r`, or leave it "
+                    "out"
                 )
 
     def new_lora(self) -> LoraConfig | None:

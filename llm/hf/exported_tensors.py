@@ -11,6 +11,7 @@ from flax import nnx
 from llm.models.decoder import Decoder
 from llm.models.lora import merged_kernel
 from llm.models.projections import Projection
+from llm.models.quantization import QuantizedKernel, QuantizedParam, kernel_shape
 
 from .merging import BaseTensors, MergeCounter, round_tensor
 from .names import tensor_mappings
@@ -18,7 +19,11 @@ from .tensor_mapping import TensorMapping
 
 
 def exported_tensors(
-    decoder: Decoder, dtype: np.dtype, counter: MergeCounter | None, base: BaseTensors | None
+    decoder: Decoder,
+    dtype: np.dtype,
+    counter: MergeCounter | None,
+    base: BaseTensors | None,
+    unquantized: BaseTensors | None = None,
 ) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
     """Return the sizes of all tensors of an export, and a function that returns a tensor by name.
 
@@ -27,6 +32,8 @@ def exported_tensors(
         dtype: dtype of the tensors.
         counter: counts what rounding changes; None for no counts.
         base: tensors before training; None if they are not counted.
+        unquantized: tensors of the base model, to which the adapters of quantized projections are
+            added; None adds them to the quantized weights.
 
     Returns:
         The sizes in bytes, by name in the order of names, and the function.
@@ -38,23 +45,36 @@ def exported_tensors(
         for index, name in zip(indices, mapping.names(n_layers), strict=True):
             sources.setdefault(name, []).append((mapping, index))
 
+    def read_base(name: str, mapping: TensorMapping, parameter: Any) -> np.ndarray | None:
+        """Return the weights of the base model that a quantized matrix was made from."""
+        if unquantized is None or not isinstance(parameter, QuantizedKernel):
+            return None
+        shape = parameter.shape[len(mapping.stack_shape(n_layers)) :]
+        shape, slices = mapping.tensor_slices(shape, tuple(map(slice, shape)))
+        tensor = unquantized(name, shape)
+        return None if tensor is None else mapping.swap(tensor[slices])
+
     def read_part(name: str, mapping: TensorMapping, index: tuple[int, ...]) -> list[np.ndarray]:
         """Return the values of a parameter, exact and rounded."""
         leaf: Any = decoder
         for key in mapping.path[:-1]:
             leaf = getattr(leaf, key)
+        kernel = read_base(name, mapping, getattr(leaf, mapping.path[-1]))
         if not (isinstance(leaf, Projection) and mapping.path[-1] == "kernel"):
             values = before = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
+            if kernel is not None:  # experts, which have no adapter
+                values = before = kernel
             if getattr(decoder, f"{mapping.path[0]}_adapter", None) is not None:
                 values = np.asarray(decoder.table(mapping.path[0]))
             rounded = round_tensor(name, values, dtype)
             if counter is not None and values is not before:
                 counter.add(before, values, rounded)
             return [values, rounded]
-        merged = np.asarray(merged_kernel(leaf, *index))
+        merged = np.asarray(merged_kernel(leaf, *index, kernel=kernel))
         rounded = round_tensor(name, merged, dtype)
         if counter is not None and leaf.adapter is not None:
-            counter.add(np.asarray(leaf.kernel[index]), merged, rounded)
+            before = leaf.kernel[index] if kernel is None else kernel
+            counter.add(np.asarray(before), merged, rounded)
         return [merged, rounded]
 
     def read(name: str) -> np.ndarray:
@@ -73,6 +93,9 @@ def exported_tensors(
         return rounded
 
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    for path, leaf in nnx.to_flat_state(nnx.state(decoder, QuantizedParam)):
+        if path[-1] == "codes":
+            shapes[path[:-1]] = kernel_shape(leaf.get_value())
 
     def n_values(mapping: TensorMapping) -> int:
         return int(np.prod(shapes[mapping.path][len(mapping.stack_shape(n_layers)) :]))

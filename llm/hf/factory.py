@@ -20,6 +20,7 @@ from jax.sharding import Sharding
 from llm.config import LoraConfig, MeshConfig, ModelConfig
 from llm.data.model_folder import ADAPTER_CONFIG_NAME, resolve_model_folder
 from llm.models.architecture import Architecture
+from llm.models.base_weights import compress_base_weights
 from llm.models.decoder import Decoder
 from llm.models.lora import add_product, apply_lora, mark_saved, table_shapes
 from llm.parallel.mesh import Devices, make_devices, single_device
@@ -212,6 +213,11 @@ def build_model(
     decoder = abstract_model(model)
     decoder.max_length = max_length
     devices = single_device() if mesh is None else make_devices(mesh, decoder)
+    if model.is_merged and model.config != _uncompressed(model).config:
+        # The adapter is added to the weights as they are stored, and the sums are compressed.
+        merged = build_model(_uncompressed(model), mesh, max_length=max_length)
+        graphdef, state = nnx.split(_compress(merged, model.config))
+        return nnx.merge(graphdef, devices.put(state))
     graphdef, abstract = nnx.split(decoder)
     leaves = dict(nnx.to_flat_state(abstract))
     shardings = {path: devices.sharding(path) for path in leaves}
@@ -220,7 +226,8 @@ def build_model(
         base = read_architecture(model.folder)
         parameters |= read_parameters(model.folder, base, leaves, shardings)
         if base.tie_word_embeddings and ("output",) in leaves:
-            parameters[("output",)] = jnp.copy(parameters[("embedding",)])
+            dtype = leaves[("output",)].dtype
+            parameters[("output",)] = jnp.array(parameters[("embedding",)], dtype, copy=True)
     stored = dict(_read_adapter(model, devices))
     if not model.is_merged:
         parameters |= stored
@@ -238,7 +245,7 @@ def _read_adapter(model: ResolvedModel, devices: Devices) -> Iterator[tuple[tupl
         return
     folder, lora = model.adapter
     adapted = dict(nnx.to_flat_state(nnx.state(abstract_model(replace(model, lora=lora)))))
-    shapes = {path: leaf.shape for path, leaf in adapted.items()}
+    shapes = _shapes(replace(model, lora=lora))
     for path, values in read_adapter(folder, lora, model.architecture, shapes):
         narrow = values.astype(adapted[path].dtype)
         sharding = devices.sharding(() if model.is_merged and _is_factor(path) else path)
@@ -246,9 +253,20 @@ def _read_adapter(model: ResolvedModel, devices: Devices) -> Iterator[tuple[tupl
 
 
 def _shapes(model: ResolvedModel) -> dict[tuple, tuple[int, ...]]:
-    """Return the shapes of all parameters by path."""
-    leaves = nnx.to_flat_state(nnx.state(abstract_model(model)))
+    """Return the shapes of all parameters by path, before quantization."""
+    leaves = nnx.to_flat_state(nnx.state(abstract_model(_uncompressed(model))))
     return {path: leaf.shape for path, leaf in leaves}
+
+
+def _uncompressed(model: ResolvedModel) -> ResolvedModel:
+    """Return the model whose frozen weights have the dtype of the parameters."""
+    return replace(model, config=replace(model.config, base_dtype=None, quantization=None))
+
+
+def _compress(decoder: Decoder, config: ModelConfig) -> Decoder:
+    """Convert the frozen weights of a decoder with adapters, in place."""
+    dtype = None if config.base_dtype is None else jnp.dtype(config.base_dtype)
+    return compress_base_weights(decoder, dtype=dtype, quantization=config.quantization)
 
 
 def _merge(
@@ -320,4 +338,5 @@ def _initialize(model: ResolvedModel) -> Decoder:
         apply_lora(decoder, model.lora, rngs=nnx.Rngs(config.seed + 1))
         saved = saved_mappings(model.lora, model.architecture)
         mark_saved(decoder, [mapping.path for mapping in saved])
+        _compress(decoder, config)
     return decoder

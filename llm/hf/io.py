@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from llm.data.model_folder import (
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder, Remat
 from llm.models.lora import has_lora
+from llm.models.quantization import QuantizedParam
 from llm.parallel.mesh import single_device
 from rpo_io.atomic import atomic_folder
 
@@ -40,6 +40,7 @@ from .folder_kinds import check_model_folder
 from .merging import ExportReport, MergeCounter, base_tensors
 from .multimodal import is_image_tensor, multimodal_base
 from .names import EMBEDDING_NAME, HEAD_NAME, folder_mappings, stored_names
+from .parameter_shards import shard_readers
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
 from .tensor_mapping import TensorMapping
 
@@ -118,17 +119,15 @@ def read_parameters(
     """
     with SafetensorsReader(folder) as files:
         stored, _ = _stored_tensors(folder, files, architecture)
-        # Largest first: a parameter is in memory twice while its layers are stacked.
         mappings = folder_mappings(architecture, files.names())
-        for mapping in sorted(mappings, key=lambda each: -np.prod(shapes[each.path].shape)):
-            leaf = shapes[mapping.path]
-            read: Any = partial(
-                _read_shard, files, mapping, stored, leaf.shape, np.dtype(leaf.dtype)
+        readers = shard_readers(files, mappings, stored, shapes)
+        # Largest first: a parameter is in memory twice while its layers are stacked.
+        for path in sorted(readers, key=lambda path: -np.prod(shapes[path].shape)):
+            parameter = jax.make_array_from_callback(
+                shapes[path].shape, shardings[path], readers[path]
             )
-            sharding = shardings[mapping.path]
-            parameter = jax.make_array_from_callback(leaf.shape, sharding, read)
             # Waiting for the copy frees the host's values before the next ones are read.
-            yield mapping.path, jax.block_until_ready(parameter)
+            yield path, jax.block_until_ready(parameter)
 
 
 def export_model(
@@ -151,9 +150,10 @@ def export_model(
         chat_template: Jinja source code to write in place of the tokenizer's; None for none.
         template_options: options of the tokenizer with which the model was trained, for
             :func:`llm.text.template_options.read_template_options`; None and no options for none.
-        base_folder: folder of the weights before training, to count what rounding puts back, and
-            to write the images of a multi-modal model back; None counts only adapters, and writes
-            the text model.
+        base_folder: folder of the weights before training, to count what rounding puts back, to
+            add the adapters of quantized projections to the weights before quantization, and to
+            write the images of a multi-modal model back; None counts only adapters, adds them to
+            the quantized weights, and writes the text model.
         dtype: dtype of the tensors; None for that of the parameters.
         max_file_bytes: largest size of the tensors in one file.
 
@@ -174,9 +174,12 @@ def export_model(
     is_narrower = tensor_dtype.itemsize < decoder.embedding[...].dtype.itemsize
     compared = Path(base_folder) if base_folder is not None and is_narrower else None
     adapted = has_lora(decoder)
+    is_quantized = bool(jax.tree.leaves(nnx.state(decoder, QuantizedParam)))
+    unquantized = Path(base_folder) if base_folder is not None and is_quantized else None
     with (
         atomic_folder(folder) as part,
         base_tensors(None if adapted else compared) as base,
+        base_tensors(unquantized) as base_weights,
         multimodal_base(None if base_folder is None else Path(base_folder), a) as multimodal,
     ):
         if multimodal is not None:
@@ -184,7 +187,7 @@ def export_model(
             multimodal.copy_files(part)
         (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         counter = MergeCounter() if adapted or base is not None else None
-        sizes, read = exported_tensors(decoder, tensor_dtype, counter, base)
+        sizes, read = exported_tensors(decoder, tensor_dtype, counter, base, base_weights)
         if multimodal is not None:
             sizes, read = multimodal.with_images(sizes, read)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
@@ -347,33 +350,6 @@ def _check_tied(
             f"{files.file(head)}: tensor {head} differs from {embedding}, but the "
             "configuration has `tie_word_embeddings` true: set it to false"
         )
-
-
-def _read_shard(
-    files: SafetensorsReader,
-    mapping: TensorMapping,
-    stored: Mapping[str, str],
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    shard: tuple[slice, ...],
-) -> np.ndarray:
-    """Read one shard of a parameter of the given full shape, from slices of its tensors."""
-    n_layers = shape[0] if mapping.stacked else 1
-    n_axes = len(mapping.stack_shape(n_layers))
-    within, tensor_shape = shard[n_axes:], shape[n_axes:]
-    tensor_slices = mapping.tensor_slices(tensor_shape, within)
-    all_names = np.array(mapping.names(n_layers)).reshape(shape[:n_axes])
-    names = np.asarray(all_names[shard[:n_axes]])
-    sizes = [len(range(*part.indices(n))) for part, n in zip(within, tensor_shape, strict=True)]
-    stack = np.empty((*names.shape, *sizes), dtype)
-    for index in np.ndindex(names.shape):
-        name = stored[str(names[index])]
-        tensor = files.read(name, *tensor_slices)
-        with np.errstate(over="ignore"):  # an overflow is reported below, with the tensor's name
-            stack[index] = mapping.swap(tensor)
-        if not np.isfinite(stack[index]).all():
-            raise ValueError(f"{files.file(name)}: tensor {name} is too large for {dtype.name}")
-    return stack
 
 
 def stored_dtype(folder: Path) -> str | None:

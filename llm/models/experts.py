@@ -28,6 +28,7 @@ from llm.types import Branch, Rows
 
 from .activations import activate, clamped_swiglu
 from .architecture import Architecture
+from .quantization import QuantizedKernel
 
 
 class RouterSums(NamedTuple):
@@ -113,7 +114,7 @@ class ExpertProjection(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         kernel = jax.random.normal(rngs.params(), shape, param_dtype) * shape[2] ** -0.5
-        self.kernel: nnx.Param[Array] = nnx.Param(kernel)
+        self.kernel: nnx.Param[Array] | QuantizedKernel = nnx.Param(kernel)
         zeros = nnx.Param(jnp.zeros((*shape[:2], shape[3]), param_dtype)) if bias else None
         self.bias: nnx.Param[Array] | None = nnx.data(zeros)
 

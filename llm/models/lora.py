@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
 from llm.config import LoraConfig, LoraShape
@@ -244,9 +244,10 @@ def merge_lora(decoder: Decoder) -> Decoder:
         The same decoder.
     """
     for projection in _projections(decoder):
-        dtype = projection.kernel[...].dtype
-        projection.kernel[...] = merged_kernel(projection).astype(dtype)
-        projection.adapter = None
+        if projection.adapter is not None:
+            dtype = projection.kernel[...].dtype
+            projection.kernel = nnx.Param(merged_kernel(projection).astype(dtype))
+            projection.adapter = None
     for name in TABLES:
         if getattr(decoder, f"{name}_adapter") is not None:
             weight = getattr(decoder, name)
@@ -325,7 +326,12 @@ def start_dropout(model: Any, key: PRNGKeyArray) -> None:
         model.dropout_key = key
 
 
-def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Array, "... I O"]:
+def merged_kernel(
+    projection: Projection,
+    layer: int | None = None,
+    *,
+    kernel: Float[ArrayLike, "... I O"] | None = None,
+) -> Float[Array, "... I O"]:
     """Return the weight of a projection, with the product of its adapter added.
 
     Product and sum are computed in float32 at least, on every device, so that a caller rounds once.
@@ -333,13 +339,16 @@ def merged_kernel(projection: Projection, layer: int | None = None) -> Float[Arr
     Args:
         projection: the projection of all layers.
         layer: index of a layer, which needs memory for that layer only; None for all layers.
+        kernel: the weight without the product, such as that of a quantized projection before it
+            was quantized; None for that of the projection.
 
     Returns:
         The weight, in float32 or float64 if there is an adapter and otherwise in the dtype of the
         parameters; with a leading axis of layers for None.
     """
     index = ... if layer is None else layer
-    kernel, adapter = projection.kernel[index], projection.adapter
+    adapter = projection.adapter
+    kernel = jnp.asarray(projection.kernel[index] if kernel is None else kernel)
     if adapter is None:
         return kernel
     return add_product(kernel, adapter.a[index], adapter.b[index], adapter.scale[index])

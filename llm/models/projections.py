@@ -17,6 +17,7 @@ from jaxtyping import Float
 from llm.precision import accumulation_dtype
 
 from .custom_vjp import project
+from .quantization import QuantizedKernel
 
 PROJECTIONS = {
     "q_proj": "self_attn.q_proj",
@@ -166,7 +167,7 @@ class Projection(nnx.Module):
     ) -> None:
         """Draw the parameters."""
         kernel = jax.random.normal(rngs.params(), (*stack, n_in, n_out), param_dtype)
-        self.kernel: nnx.Param[Array] = nnx.Param(kernel * n_in**-0.5)
+        self.kernel: nnx.Param[Array] | QuantizedKernel = nnx.Param(kernel * n_in**-0.5)
         zeros = nnx.Param(jnp.zeros((*stack, n_out), param_dtype)) if bias else None
         self.bias: nnx.Param[Array] | None = nnx.data(zeros)
         self.adapter: Adapter | None = nnx.data(None)

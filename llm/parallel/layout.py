@@ -76,6 +76,8 @@ def partition_rule(path: ParameterPath, n_axes: int) -> AxisSplit:
     """
     if path in VOCAB_SPLIT:
         return (VOCAB_AXES, None)
+    if path[-2:-1] == ("kernel",):  # codes and scales have the axes of the quantized kernel
+        return partition_rule(path[:-1], n_axes)
     if path[1:2] in (("sinks",), ("q_proj_norm",), ("k_proj_norm",)):
         return (None, "tensor")
     if path[1:2] == ("experts",):
@@ -203,9 +205,9 @@ class ShardingPlan:
             if "fsdp" in split:
                 # Without the barrier XLA converts the shards of all layers at once and keeps them.
                 leaf = jax.lax.optimization_barrier(leaf)
-                return jax.lax.all_gather(
-                    leaf.astype(dtype), "fsdp", axis=split.index("fsdp"), tiled=True
-                )
+                is_quantized = path[-2:-1] == ("kernel",)
+                leaf = leaf if is_quantized else leaf.astype(dtype)
+                return jax.lax.all_gather(leaf, "fsdp", axis=split.index("fsdp"), tiled=True)
             return self.tp_broadcast(leaf) if has_partial_gradient(path) else leaf
 
         return jax.tree_util.tree_map_with_path(gather, layer)

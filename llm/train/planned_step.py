@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, abstract_model
 from llm.models.architecture import Architecture
 from llm.models.lora import trainable_filter
+from llm.models.quantization import QuantizedParam, kernel_shape
 from llm.parallel.layout import ShardingPlan
 from llm.parallel.mesh import mesh_sizes, plan_model
 from llm.types import Batch, Bounds, Completions, Rows
@@ -153,7 +155,7 @@ class PlannedStep:
             completions: number of completion tokens; each costs 6 per parameter of the head.
         """
         head = self.architecture.vocab_size * self.architecture.hidden_size
-        count = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.frozen)))
+        count = count_parameters((self.trainable, self.frozen))
         layers = count - head * (1 if self.architecture.tie_word_embeddings else 2)
         layers -= self._idle_expert_parameters()
         return 6 * (tokens * layers + completions * head)
@@ -178,6 +180,29 @@ class PlannedStep:
             "flops_per_step": pairs * self.flops(self.row_tokens, self.completions),
             "tokens_per_step": pairs * self.row_tokens,
         }
+
+
+def count_parameters(state: Any) -> int:
+    """Return the number of parameters of a model; a quantized one counts as the matrix it is.
+
+    Args:
+        state: an ``nnx.State``, or several of them.
+
+    Returns:
+        The number of parameters, those of adapters included.
+
+    Examples:
+        >>> count_parameters(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+        9
+    """
+    count = 0
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    for leaf in jax.tree.leaves(state, is_leaf=is_variable):
+        if not isinstance(leaf, QuantizedParam):
+            count += leaf.size
+        elif jnp.issubdtype(leaf.dtype, jnp.integer):
+            count += math.prod(kernel_shape(leaf.get_value()))
+    return count
 
 
 def estimate_peak_bytes(step: PlannedStep, tokens: int, completions: int) -> int:

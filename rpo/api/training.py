@@ -234,6 +234,8 @@ def export(
                 template_options=options,
             )
         else:
+            # The tensors of the folder are not those that were quantized if an adapter was merged.
+            is_merged_base = config.model.merge_adapter and config.model.quantization is not None
             chosen = dtype
             if dtype is None and base_folder is not None:
                 chosen = stored_dtype(base_folder)
@@ -244,7 +246,7 @@ def export(
                     tokenizer_folder=tokenizer_folder,
                     chat_template=template,
                     template_options=options,
-                    base_folder=base_folder,
+                    base_folder=None if is_merged_base else base_folder,
                     dtype=chosen,
                 )
         write_model_card(

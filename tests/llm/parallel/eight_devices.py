@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,8 +28,10 @@ from llm.hf import factory
 from llm.hf.io import export_model
 from llm.hf.safetensors import SafetensorsReader
 from llm.models.architecture import Architecture
+from llm.models.base_weights import compress_base_weights
 from llm.models.decoder import Decoder
 from llm.models.lora import add_lora, trainable_filter
+from llm.models.quantization import QuantizedParam
 from llm.parallel.layout import SINGLE_DEVICE
 from llm.parallel.mesh import (
     Devices,
@@ -53,6 +56,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True, "qk_norm": True},
     "untied": {"qkv_bias": True, "o_proj_bias": True, "final_logit_softcapping": 3.0},
     "adapters": {},
+    "nf4 base with adapters": {"intermediate_size": 128, "head_dim": 32},
+    "int8 base with adapters": {
+        "intermediate_size": 128,
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "plain": {},
     "indivisible vocabulary": {"vocab_size": 33},
     "olmo and granite": {
@@ -106,11 +116,13 @@ def make_model(name: str) -> Decoder:
         **{**sizes, "num_attention_heads": 4, "num_key_value_heads": 2, **MODELS[name]}
     )
     model = Decoder(architecture, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
-    if name == "adapters":
+    if "adapters" in name:
         add_lora(model, rank=4, alpha=8.0, target_modules="all-linear", rngs=nnx.Rngs(1))
         adapters = nnx.state(model, nnx.LoRAParam)
         # B is 0 at the start, and would hide A.
         nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1, adapters))
+        kind: Any = name.split()[0]
+        compress_base_weights(model, quantization=kind if "base" in name else None)
     if model.layers.sinks is not None:
         model.layers.sinks[...] = model.layers.sinks[...] + 0.2
     return model
@@ -206,12 +218,20 @@ def load_on_mesh() -> dict[str, Any]:
         whole: Any = nnx.state(factory.build_model(resolved))
         at_once, sizes[:] = max(sizes), []
         split: Any = nnx.state(factory.build_model(resolved, MeshConfig(**MESHES["all"])))
+        read_at_once = max(sizes) / at_once
+        quantized = replace(resolved, config=replace(config, quantization="nf4"))
+        codes = [
+            nnx.state(factory.build_model(quantized, mesh), QuantizedParam)
+            for mesh in (None, MeshConfig(fsdp=8))  # whose shards begin within blocks
+        ]
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), whole, split)
+    same_codes = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *codes)
     kernel = split["layers"]["up_proj"]["kernel"].get_value()
     return {
         "same": all(jax.tree.leaves(same)),
+        "same_codes": all(jax.tree.leaves(same_codes)),
         "share": kernel.addressable_shards[0].data.size / kernel.size,
-        "read_at_once": max(sizes) / at_once,
+        "read_at_once": read_at_once,
     }
 
 

@@ -66,6 +66,7 @@ def on_eight_devices(*arguments: str) -> list[dict[str, Any]]:
         pytest.param(["adapters", "tied", "indivisible vocabulary"], marks=pytest.mark.slow),
         pytest.param(["olmo and granite", "phi and smollm"], marks=pytest.mark.slow),
         pytest.param(["experts", "experts with biases"], marks=pytest.mark.slow),
+        pytest.param(["nf4 base with adapters", "int8 base with adapters"], marks=pytest.mark.slow),
     ],
 )
 def test_gradient_on_eight_devices_equals_that_on_one_device(models: list[str]) -> None:
@@ -95,6 +96,7 @@ def test_property_a_model_is_read_onto_a_mesh_shard_by_shard_with_the_same_value
 ) -> None:
     loaded = arrays["loaded"]
     assert loaded["same"]
+    assert loaded["same_codes"]  # of a quantized model
     assert loaded["share"] == 1 / 4  # split over fsdp and tensor, replicated along data
     assert loaded["read_at_once"] <= 1 / 4
 

@@ -108,6 +108,34 @@ def test_roundtrip_adapters_come_with_the_base_weights_of_the_run(
         load_policy(tmp_path, base_model=str(changed))
 
 
+def test_roundtrip_adapters_of_a_quantized_base_are_merged_into_the_weights_before_quantization(
+    base: Path, tmp_path: Path
+) -> None:
+    trainer = trained(tmp_path, path=str(base), lora_r=2, quantization="nf4", base_dtype="bfloat16")
+    stored = jax.tree.leaves(trainer.run.state.trainable)
+    assert len(stored) == 2 * 7  # the checkpoint has the adapters only
+    policy = load_policy(tmp_path, mesh=MeshConfig())
+    for loaded, expected in zip(leaves(policy.decoder), leaves(trainer.run.model()), strict=True):
+        np.testing.assert_array_equal(loaded, expected, strict=True)
+    with computing_in("float32"):
+        before = build_model(resolve_model(ModelConfig(path=str(base))))
+        for name, folder in (("merged", str(base)), ("quantized", None)):
+            export_model(policy.decoder, tmp_path / name, base_folder=folder, dtype="float32")
+        merged, quantized = (
+            build_model(resolve_model(ModelConfig(path=str(tmp_path / name))))
+            for name in ("merged", "quantized")
+        )
+    projection, kernel = policy.decoder.layers.q_proj, before.layers.q_proj.kernel[...]
+    adapter = projection.adapter
+    assert adapter is not None
+    update = adapter.scale[...] * (adapter.a[...] @ adapter.b[...])
+    found = merged.layers.q_proj.kernel[...]
+    np.testing.assert_allclose(found, kernel + update, rtol=0, atol=1e-6)
+    found = quantized.layers.q_proj.kernel[...]
+    np.testing.assert_allclose(found, projection.kernel[...] + update, rtol=0, atol=1e-6)
+    assert np.abs(kernel - projection.kernel[...]).max() > 1e-3
+
+
 def test_raises_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the run has saved no checkpoint"):
         load_policy(tmp_path)
