@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         average_reference,
         policy_as_reference,
     )
+    from .memory_plan import MemoryPlan, largest_fitting_plan, make_plan
     from .objective import (
         Normalizers,
         flag_non_finite_pairs,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         make_evaluation_step,
         make_train_step,
     )
+    from .topology import Topology, known_topologies, parse_topology
     from .tracking import (
         CompositeTracker,
         JsonLinesTracker,
@@ -117,6 +119,7 @@ _EXPORTS = {
     "SampleCoverage": "sample_coverage",
     "Scorer": "scorer",
     "StepResult": "step",
+    "Topology": "topology",
     "TensorBoardTracker": "tracking",
     "Tracker": "tracking",
     "TrackioTracker": "run_services",
@@ -142,7 +145,7 @@ _EXPORTS = {
     "from_trainer_options": "trainer_conventions",
     "gradients": "step",
     "init_train_state": "step",
-    "known_topologies": "memory_plan",
+    "known_topologies": "topology",
     "largest_fitting_plan": "memory_plan",
     "learning_rate_schedule": "schedules",
     "linear_coverage": "diagnostics",
@@ -161,6 +164,7 @@ _EXPORTS = {
     "measure_first_step": "first_step",
     "merge_caches": "reference_cache",
     "normalizers": "objective",
+    "parse_topology": "topology",
     "per_layer": "optimizer",
     "policy_as_reference": "moving_reference",
     "resolve_reference": "reference_model",
@@ -201,6 +205,7 @@ __all__ = [
     "Scorer",
     "StepResult",
     "TensorBoardTracker",
+    "Topology",
     "Tracker",
     "TrackioTracker",
     "TrainState",
@@ -244,6 +249,7 @@ __all__ = [
     "measure_first_step",
     "merge_caches",
     "normalizers",
+    "parse_topology",
     "per_layer",
     "policy_as_reference",
     "resolve_reference",

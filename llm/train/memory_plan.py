@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,15 +25,13 @@ from llm.precision import computing_in
 
 from .planned_step import PlannedStep, estimate_peak_bytes
 from .step import make_train_step
+from .topology import Topology, parse_topology
 
 GIB = 2**30
-TPU_MEMORY = {"v4": 31.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
-"""GiB of a TPU chip that programs can use, by the count of the compiler."""
-GPU_MEMORY = {"a100-40": 39.4, "a100": 79.2, "h100": 79.1, "h200": 139.8, "l40s": 44.4}
-"""GiB of a GPU that programs can use."""
 HOPELESS = 16
 """Estimated peak, in units of the limit, from which on a step is not compiled."""
-TOPOLOGY = re.compile(r"(?P<kind>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)")
+LENGTH_UNIT = 128
+"""Smallest difference of lengths that :func:`largest_fitting_plan` tells apart."""
 COLLECTIVE = re.compile(
     r"= (?P<shapes>\(?[a-z0-9]+\[.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all)"
     r"(?:-start)?\("
@@ -56,10 +54,16 @@ class MemoryPlan:
     """Memory and work of a training step on each device of a slice.
 
     Attributes:
-        topology: name of the slice, such as ``v5e:4x4``.
-        devices: number of chips or GPUs.
+        topology: name of a slice, such as ``v5e:4x4``.
+        accelerator_type: Google Cloud's name of the slice, such as ``v5litepod-16``; None if it has
+            none.
+        slices: number of slices.
+        hosts: number of hosts of all slices.
+        devices: number of chips or GPUs of all slices.
         fits: whether the peak is within the limit.
         pairs_per_device: pairs of a microbatch on each device.
+        pairs_per_step: pairs of a step over all devices and microbatches.
+        max_length: tokens of the longest prompt and response.
         peak_bytes_per_device: peak memory; None if the compiler ran out of memory and gave none.
         limit_bytes_per_device: memory of a device that programs can use.
         parameter_bytes_per_device: memory of the parameters.
@@ -76,9 +80,14 @@ class MemoryPlan:
     """
 
     topology: str
+    accelerator_type: str | None
+    slices: int
+    hosts: int
     devices: int
     fits: bool
     pairs_per_device: int
+    pairs_per_step: int
+    max_length: int
     peak_bytes_per_device: int | None
     limit_bytes_per_device: int
     parameter_bytes_per_device: int
@@ -91,34 +100,23 @@ class MemoryPlan:
     compiled: bool
 
 
-def known_topologies() -> str:
-    """Describe the slices that :func:`make_plan` knows, for messages.
-
-    Returns:
-        A pattern for each kind of TPU and GPU.
-
-    Examples:
-        >>> known_topologies().split("; ")
-        ['v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB', 'a100-40:N, a100:N, h100:N, h200:N, l40s:N']
-    """
-    tpus = ", ".join(f"{kind}:AxB" + ("xC" if kind in ("v4", "v5p") else "") for kind in TPU_MEMORY)
-    return f"{tpus}; " + ", ".join(f"{kind}:N" for kind in GPU_MEMORY)
-
-
-def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
-    """Compute the memory that the training step of a run needs on a slice.
+def make_plan(config: TrainConfig, topology: str, *, slices: int = 1) -> MemoryPlan:
+    """Compute the memory that the training step of a run needs on one or more slices.
 
     Rows are taken to be as long as ``max_length`` and ``max_prompt_length`` allow.
 
     Args:
         config: configuration of the run.
-        topology: name of the slice, such as ``v5e:4x4`` or ``h100:8``.
+        topology: name of a slice, such as ``v5e:4x4``, ``v5litepod-16`` or ``h100:8``.
+        slices: number of slices. The axis ``mesh.data`` goes across them, and is their number if
+            the configuration does not set it.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: if the slice is unknown, or the mesh does not divide its devices or the heads.
+        ValueError: if the slice is unknown, or the mesh does not divide its devices or the heads,
+            or ``mesh.data`` is no multiple of the number of slices.
 
     Examples:
         >>> from llm.config import DataConfig, ModelConfig, TrainConfig
@@ -129,56 +127,83 @@ def make_plan(config: TrainConfig, topology: str) -> MemoryPlan:
         >>> plan.fits, plan.devices, plan.compiled
         (True, 8, False)
     """
-    return _resolved_plan(config, resolve_model(config.model), topology)
+    parsed = parse_topology(topology, slices)
+    return _resolved_plan(config, resolve_model(config.model), parsed)
 
 
-def _resolved_plan(config: TrainConfig, model: ResolvedModel, topology: str) -> MemoryPlan:
-    match = TOPOLOGY.fullmatch(topology)
-    if not match or match["kind"] not in TPU_MEMORY | GPU_MEMORY:
-        raise ValueError(f"argument --topology: must be one of {known_topologies()}")
-    kind, count = match["kind"], int(np.prod([int(size) for size in match["shape"].split("x")]))
-    limit = int(GIB * (TPU_MEMORY | GPU_MEMORY)[kind])
+def _resolved_plan(config: TrainConfig, model: ResolvedModel, topology: Topology) -> MemoryPlan:
+    config = _across_slices(config, topology.slices)
     with computing_in(config.model.dtype):
-        step = PlannedStep(config, model, count)
-        estimated = _estimated(step, topology, limit)
+        step = PlannedStep(config, model, topology.devices)
+        estimated = _estimated(step, topology)
         peak = estimated.peak_bytes_per_device
         # The compiler takes minutes, or overflows, for shapes that are far too large.
-        is_hopeless = peak is not None and peak > HOPELESS * limit
-        if kind in TPU_MEMORY and importlib.util.find_spec("libtpu") and not is_hopeless:
-            return _compiled(step, topology, limit)
+        is_hopeless = peak is not None and peak > HOPELESS * topology.limit_bytes
+        if topology.is_tpu and importlib.util.find_spec("libtpu") and not is_hopeless:
+            return _compiled(step, topology)
         return estimated
 
 
+def _across_slices(config: TrainConfig, slices: int) -> TrainConfig:
+    """Return the configuration whose axis ``mesh.data`` goes across the slices."""
+    data = config.mesh.data
+    if data is None and slices > 1:
+        return replace(config, mesh=replace(config.mesh, data=slices))
+    if data is not None and data % slices:
+        raise ValueError(
+            f"`mesh.data` must be a multiple of the {slices} slices, which only the data axis "
+            f"crosses, got {data}"
+        )
+    return config
+
+
 def largest_fitting_plan(
-    config: TrainConfig, topology: str, *, most: int = 64
+    config: TrainConfig,
+    topology: str,
+    *,
+    slices: int = 1,
+    quantity: Literal["pairs", "max_length"] = "pairs",
+    most: int | None = None,
 ) -> MemoryPlan | None:
-    """Find the largest number of pairs per device that fits.
+    """Find the largest number of pairs per device, or the largest length, that fits.
 
     Args:
-        config: configuration of the run; its own number of pairs is ignored.
-        topology: name of the slice.
-        most: largest number of pairs per device to try.
+        config: configuration of the run; its own value of the quantity is ignored.
+        topology: see :func:`make_plan`.
+        slices: see :func:`make_plan`.
+        quantity: ``pairs`` for ``trainer.per_device_train_batch_size``, or ``max_length`` for
+            ``data.max_length``, whose largest value is found to within a sixteenth.
+        most: largest value to try; None for 64 pairs, or for the number of positions of the model.
 
     Returns:
-        The plan with that number; None if not even one pair fits.
+        The plan with that value; None if not even the smallest fits: one pair, or 128 tokens.
     """
-    model = resolve_model(config.model)
+    model, parsed = resolve_model(config.model), parse_topology(topology, slices)
 
-    def plan_of(pairs: int) -> MemoryPlan:
-        trainer = replace(config.trainer, per_device_train_batch_size=pairs)
-        return _resolved_plan(replace(config, trainer=trainer), model, topology)
+    def plan_of(value: int) -> MemoryPlan:
+        if quantity == "pairs":
+            trainer = replace(config.trainer, per_device_train_batch_size=value)
+            return _resolved_plan(replace(config, trainer=trainer), model, parsed)
+        data = replace(config.data, max_length=value)
+        return _resolved_plan(replace(config, data=data), model, parsed)
 
+    positions = model.architecture.max_position_embeddings
+    least = 1
+    if quantity == "max_length":
+        least = LENGTH_UNIT + (config.data.max_prompt_length or 0)
+    high = most or (64 if quantity == "pairs" else positions)
     # A plan that does not fit takes seconds, one that fits minutes: halve first, then bisect.
-    best, high = None, most
-    while high >= 1:
+    best, limit = None, high
+    while high >= least:
         best = plan_of(high)
         if best.fits:
             break
         high //= 2
     if best is None or not best.fits:
         return None
-    low, high = best.pairs_per_device, min(2 * best.pairs_per_device, most)
-    while high - low > 1:
+    low, high = high, min(2 * high, limit)
+    unit = 1 if quantity == "pairs" else max(LENGTH_UNIT, low // 16)
+    while high - low > unit:
         middle = (low + high) // 2
         plan = plan_of(middle)
         low, high = (middle, high) if plan.fits else (low, middle)
@@ -186,16 +211,19 @@ def largest_fitting_plan(
     return best
 
 
-def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
+def _compiled(step: PlannedStep, topology: Topology) -> MemoryPlan:
     from jax.experimental import topologies
 
     for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
     try:
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        several = {} if topology.slices == 1 else {"num_slices": topology.slices}
+        slice_ = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **several
+        )
     except Exception as error:  # libtpu raises errors of several types
         raise ValueError(
-            f"argument --topology: the TPU compiler rejects {topology}: {_first_line(error)}"
+            f"argument --topology: the TPU compiler rejects {topology.name}: {_first_line(error)}"
         ) from error
     devices = Devices(make_mesh(step.sizes, slice_.devices), step.plan)
 
@@ -206,7 +234,7 @@ def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
     batch = jax.tree.map(lambda leaf: _with_sharding(leaf, sharding), step.batch())
     run = make_train_step(step.graphdef, step.config.objective, step.optimizer, devices=devices)
     lowered = run.lower(on_mesh(step.state), on_mesh(step.frozen), batch)
-    numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
+    numbers = step.numbers() | _described(topology)
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -221,19 +249,33 @@ def _compiled(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
         moved = sum(_collectives(program.as_text() or "", step.architecture.num_hidden_layers))
     except jax.errors.JaxRuntimeError:  # the compiler cannot print some programs
         moved = None
-    return _plan(numbers, peak=peak, fits=peak <= limit, collective=moved, compiled=True)
+    return _plan(
+        numbers, peak=peak, fits=peak <= topology.limit_bytes, collective=moved, compiled=True
+    )
 
 
 def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _estimated(step: PlannedStep, topology: str, limit: int) -> MemoryPlan:
-    numbers = step.numbers() | {"topology": topology, "limit_bytes_per_device": limit}
+def _estimated(step: PlannedStep, topology: Topology) -> MemoryPlan:
+    numbers = step.numbers() | _described(topology)
     tokens, completions = step.row_tokens * step.pairs, step.completions * step.pairs
     batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.batch()))
     peak = estimate_peak_bytes(step, tokens, completions) + batch // step.plan.batch_shards
-    return _plan(numbers, peak=peak, fits=peak <= limit, collective=None, compiled=False)
+    fits = peak <= topology.limit_bytes
+    return _plan(numbers, peak=peak, fits=fits, collective=None, compiled=False)
+
+
+def _described(topology: Topology) -> dict[str, Any]:
+    """Return the fields of a plan that describe the devices."""
+    return {
+        "topology": topology.name,
+        "accelerator_type": topology.accelerator_type,
+        "slices": topology.slices,
+        "hosts": topology.hosts,
+        "limit_bytes_per_device": topology.limit_bytes,
+    }
 
 
 def _plan(

@@ -174,6 +174,8 @@ class PlannedStep:
         return {
             "devices": self.n_devices,
             "pairs_per_device": self.pairs,
+            "pairs_per_step": pairs,
+            "max_length": self.config.data.max_length,
             "parameter_bytes_per_device": self.bytes_of(parameters),
             "optimizer_bytes_per_device": self.bytes_of(self.state.optimizer_state),
             "reference_bytes_per_device": self.bytes_of(self.state.reference),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rpo.results import ExportResult, PlanResult, TrainEstimate, TrainResult
 from rpo.runtime.config_files import load_config, read_config
@@ -112,22 +112,26 @@ def plan(
     topology: str,
     overrides: Mapping[str, Any] | None = None,
     *,
-    largest: bool = False,
+    slices: int = 1,
+    largest: Literal["pairs", "max_length"] | bool = False,
 ) -> PlanResult:
-    """Compile the training step for a TPU slice, without a TPU, and read its memory.
+    """Compile the training step for TPU slices, without a TPU, and read its memory.
 
     Args:
         config: YAML file or configuration.
-        topology: the slice, such as ``"v5e:4x4"``, or GPUs, such as ``"h100:8"``.
+        topology: a slice, such as ``"v5e:4x4"`` or ``"v5litepod-16"``, or GPUs, such as
+            ``"h100:8"``.
         overrides: new values by dotted key of the configuration.
-        largest: search for the largest number of pairs per device that fits, from 64 down.
+        slices: number of slices; the mesh axis ``data`` goes across them.
+        largest: search for the largest number of ``pairs`` per device that fits, from 64 down, or
+            for the largest ``max_length``; True for the pairs.
 
     Returns:
         The plan. A step that does not fit raises nothing: see ``plan.fits``.
 
     Raises:
-        ValueError: if the configuration is invalid, the topology is unknown, or not even one pair
-            per device fits when the largest number is searched for.
+        ValueError: if the configuration is invalid, the topology is unknown, or not even the
+            smallest value fits when the largest one is searched for.
         OSError: if a file cannot be read.
 
     Examples:
@@ -138,9 +142,13 @@ def plan(
         from llm.train.memory_plan import largest_fitting_plan, make_plan
 
         resolved = _load_train_config(config, overrides)
-        found = (largest_fitting_plan if largest else make_plan)(resolved, topology)
+        if not largest:
+            return PlanResult(make_plan(resolved, topology, slices=slices))
+        quantity = "max_length" if largest == "max_length" else "pairs"
+        found = largest_fitting_plan(resolved, topology, slices=slices, quantity=quantity)
         if found is None:
-            raise ValueError(f"{topology}: not even one pair per device fits")
+            smallest = "one pair per device" if quantity == "pairs" else "the shortest length"
+            raise ValueError(f"{topology}: not even {smallest} fits")
     return PlanResult(found)
 
 

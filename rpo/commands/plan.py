@@ -1,20 +1,28 @@
-"""Compile the training step for a TPU slice, without a TPU, and report whether it fits."""
+"""Compile the training step for TPU slices, without a TPU, and report whether it fits."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rpo.runtime.errors import whole_number
+
 if TYPE_CHECKING:
+    from llm.config import TrainConfig
     from llm.train.memory_plan import MemoryPlan
 
 TAKES_OVERRIDES = True
 
 EXAMPLES = (
     "rpo plan configs/rpo_smollm2_hh.yaml --model.path FOLDER --topology v5e:2x2",
+    "rpo plan run.yaml --topology v5litepod-16 --slices 2 --largest max_length",
     "rpo plan run.yaml --topology h100:8 --largest",
 )
+KEYS = {"pairs": "trainer.per_device_train_batch_size", "max_length": "data.max_length"}
+"""Keys of the quantities that ``--largest`` searches for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,14 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology",
         required=True,
-        metavar="KIND:SHAPE",
-        help="the devices, such as v5e:4x4, v5p:4x4x4, v6e:2x4 (TPUs, compiled) or h100:8 (GPUs, "
-        "estimated)",
+        metavar="NAME",
+        help="the devices, such as v5e:4x4, v5p:4x4x4, v5litepod-16, v6e-8, v5p-128 (TPUs, "
+        "compiled) or h100:8 (GPUs, estimated)",
+    )
+    parser.add_argument(
+        "--slices",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="number of slices; the mesh axis data goes across them (default: 1)",
     )
     parser.add_argument(
         "--largest",
-        action="store_true",
-        help="search for the largest number of pairs per device that fits, up to 64",
+        nargs="?",
+        const="pairs",
+        choices=list(KEYS),
+        help="search for the largest number of pairs per device that fits, up to 64 (the default), "
+        "or for the largest max_length, to within a sixteenth",
     )
 
 
@@ -45,9 +63,40 @@ def run(args: argparse.Namespace) -> int:
         from llm.config import TrainConfig
 
         config = read_config(args.config, TrainConfig, args.overrides)
-    result = plan(config, args.topology, largest=args.largest)
-    print_result(result.to_dict(), _table(result.plan), as_json=args.json)
+    largest = args.largest or False
+    result = plan(config, args.topology, slices=args.slices, largest=largest)
+    command = _train_command(args.config, config, args.overrides, result.plan, args.largest)
+    text = _table(result.plan) + f"{'command on every host':<31}{command}\n"
+    print_result(result.to_dict() | {"command": command}, text, as_json=args.json)
     return result.exit_code
+
+
+def _train_command(
+    path: Path,
+    config: TrainConfig,
+    overrides: Sequence[str],
+    plan: MemoryPlan,
+    largest: str | None,
+) -> str:
+    """Return the command that trains as planned; it is the same on every host."""
+    words = ["rpo", "train", str(path), *overrides]
+    if largest is not None:
+        value = plan.max_length if largest == "max_length" else plan.pairs_per_device
+        words = [*_without_override(words, f"--{KEYS[largest]}"), f"--{KEYS[largest]}", str(value)]
+    if plan.slices > 1 and config.mesh.data is None:
+        words += ["--mesh.data", str(plan.slices)]
+    if plan.hosts > 1 and config.name:
+        words += ["--out", f"gs://BUCKET/{config.name}"]
+    return shlex.join(words)
+
+
+def _without_override(words: Sequence[str], option: str) -> list[str]:
+    """Return the words of a command without one override, ``--KEY VALUE`` or ``--KEY=VALUE``."""
+    kept: list[str] = []
+    for previous, word in zip(["", *words], words, strict=False):
+        if option not in (previous, word, word.partition("=")[0]):
+            kept.append(word)
+    return kept
 
 
 def _table(plan: MemoryPlan) -> str:
@@ -56,6 +105,9 @@ def _table(plan: MemoryPlan) -> str:
     def shown(size: int | None) -> str:
         return "unknown" if size is None else format_bytes(size)
 
+    name = plan.topology if plan.slices == 1 else f"{plan.slices} x {plan.topology}"
+    if plan.accelerator_type is not None:
+        name += f" ({plan.accelerator_type})"
     method = "compiled" if plan.compiled else "estimated, not compiled"
     peak, limit = plan.peak_bytes_per_device, plan.limit_bytes_per_device
     verdict = (
@@ -66,8 +118,11 @@ def _table(plan: MemoryPlan) -> str:
         verdict += f", {shown(abs(room))} {'left' if room >= 0 else 'too much'}"
     reference = plan.reference_bytes_per_device
     rows = [
-        ("devices", f"{plan.topology}, {count_noun(plan.devices, 'device')} ({method})"),
+        ("devices", f"{name}, {count_noun(plan.devices, 'device')} ({method})"),
+        ("hosts", f"{plan.hosts:,}"),
         ("pairs per device", f"{plan.pairs_per_device:,}"),
+        ("pairs per step", f"{plan.pairs_per_step:,}"),
+        ("max_length", f"{plan.max_length:,}"),
         ("peak memory per device", f"{shown(peak)} of {shown(limit)}"),
         ("  parameters", shown(plan.parameter_bytes_per_device)),
         ("  optimizer", shown(plan.optimizer_bytes_per_device)),
@@ -77,4 +132,4 @@ def _table(plan: MemoryPlan) -> str:
         ("FLOPs per step", f"{plan.flops_per_step:.3g}"),
         ("tokens per step", f"{plan.tokens_per_step:,}"),
     ]
-    return f"{plan.topology}: {verdict}\n" + "".join(f"{name:<31}{value}\n" for name, value in rows)
+    return f"{name}: {verdict}\n" + "".join(f"{label:<31}{value}\n" for label, value in rows)

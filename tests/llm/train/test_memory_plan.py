@@ -13,8 +13,9 @@ import pytest
 
 from llm.config import DataConfig, MeshConfig, ModelConfig, TrainConfig, TrainerConfig
 from llm.hf.factory import resolve_model
-from llm.train.memory_plan import GIB, GPU_MEMORY, largest_fitting_plan, make_plan
-from llm.train.planned_step import PlannedStep, estimate_peak_bytes
+from llm.train.memory_plan import GIB, largest_fitting_plan, make_plan
+from llm.train.planned_step import PlannedStep, count_parameters, estimate_peak_bytes
+from llm.train.topology import GPU_MEMORY
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
@@ -72,6 +73,39 @@ def test_closed_form_the_search_ends_when_one_more_pair_does_not_fit() -> None:
     more = config(best.pairs_per_device + 1, path=str(SHAPES / "llama_3_8b"), architecture=None)
     assert best.pairs_per_device == 64 or not make_plan(more, "a100-40:8").fits
     assert largest_fitting_plan(large, "l40s:1") is None
+
+
+def test_closed_form_the_search_over_lengths_ends_within_a_sixteenth() -> None:
+    large = config(path=str(SHAPES / "llama_3_8b"), architecture=None, lora_r=4)
+    best = largest_fitting_plan(large, "l40s:2", quantity="max_length")
+    assert best is not None
+    assert best.fits
+    assert (best.pairs_per_device, best.hosts, best.accelerator_type) == (2, 1, None)
+    assert best.max_length % 128 == 0
+    longer = dataclasses.replace(large.data, max_length=best.max_length * 17 // 16)
+    assert not make_plan(dataclasses.replace(large, data=longer), "l40s:2").fits
+
+
+def test_closed_form_the_data_axis_goes_across_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # estimates are enough
+    plan = make_plan(config(), "v6e-8", slices=2)
+    assert (plan.devices, plan.slices, plan.hosts, plan.pairs_per_step) == (16, 2, 2, 32)
+    one = make_plan(config(), "v6e-8")
+    assert plan.parameter_bytes_per_device == one.parameter_bytes_per_device
+    with pytest.raises(ValueError, match=r"`mesh\.data` must be a multiple of the 2 slices"):
+        make_plan(config(mesh=MeshConfig(data=1)), "v6e-8", slices=2)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8.5), ("nf4", 4.5)])
+def test_closed_form_a_quantized_base_counts_its_codes_and_scales(kind: str, bits: float) -> None:
+    adapted: dict[str, Any] = {"lora_r": 4, "base_dtype": "bfloat16"}
+    quantized = planned_step(config(quantization=kind, **adapted), 1)
+    dense = planned_step(config(**adapted), 1)
+    kernels = 2 * (4 * 256 * 256 + 3 * 256 * 512)
+    saved = dense.bytes_of(dense.frozen) - quantized.bytes_of(quantized.frozen)
+    assert saved == kernels * (16 - bits) / 8
+    assert count_parameters(quantized.frozen) == count_parameters(dense.frozen)
+    assert quantized.flops(10, 3) == dense.flops(10, 3)
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,20 @@ def test_raises_one_line_for_an_unknown_topology(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().err
     assert shown.startswith("rpo: error: argument --topology: must be one of v4")
     assert shown.count("\n") == 1
+
+
+def test_closed_form_the_command_trains_as_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["plan", CONFIG, *SHAPE, "--topology", "h200:16", "--data.max_length=4096", "--json"]
+    assert main([*argv, "--largest", "max_length"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["hosts"], plan["pairs_per_step"]) == (2, 16 * 4 * 32)
+    shape = " ".join(SHAPE)
+    assert plan["command"] == (
+        f"rpo train {CONFIG} {shape} --data.max_length {plan['max_length']} "
+        "--out gs://BUCKET/rpo_mistral_7b"
+    )
+    assert main([*argv[:-2], "--trainer.per_device_train_batch_size", "3", "--largest"]) == 0
+    shown = capsys.readouterr().out
+    (pairs,) = re.findall(r"pairs per device +(\d+)", shown)
+    assert shown.count("per_device_train_batch_size") == 1
+    assert f"--trainer.per_device_train_batch_size {pairs} --out" in shown
