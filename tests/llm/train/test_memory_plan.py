@@ -76,11 +76,11 @@ def test_closed_form_the_search_ends_when_one_more_pair_does_not_fit() -> None:
 
 
 def test_closed_form_the_search_over_lengths_ends_within_a_sixteenth() -> None:
-    large = config(path=str(SHAPES / "llama_3_8b"), architecture=None, lora_r=4)
+    large = config(8, path=str(SHAPES / "llama_3_8b"), architecture=None, lora_r=4)
     best = largest_fitting_plan(large, "l40s:2", quantity="max_length")
     assert best is not None
     assert best.fits
-    assert (best.pairs_per_device, best.hosts, best.accelerator_type) == (2, 1, None)
+    assert (best.pairs_per_device, best.hosts, best.accelerator_type) == (8, 1, None)
     assert best.max_length % 128 == 0
     longer = dataclasses.replace(large.data, max_length=best.max_length * 17 // 16)
     assert not make_plan(dataclasses.replace(large, data=longer), "l40s:2").fits
