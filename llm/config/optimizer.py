@@ -8,7 +8,7 @@ from typing import Literal
 
 from .checks import at_least, one_of, positive, zero_or_positive
 
-OptimizerName = Literal["adamw", "adafactor", "lion", "muon"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon"]
 SchedulerName = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
 ]
@@ -58,10 +58,11 @@ class OptimizerConfig:
     """The optimizer, gradient clipping and the learning rate schedule.
 
     Attributes:
-        optim: ``adamw``; ``adafactor``, whose moments take memory for rows and columns only;
-            ``lion``, which keeps one moment and takes learning rates 3 to 10 times smaller; or
-            ``muon``, which orthogonalizes the updates of the matrices of the layers and takes
-            AdamW for all other parameters. Muon's updates are scaled to the size of AdamW's.
+        optim: ``adamw``; ``adamw_8bit``, whose moments take 8 bits each; ``adafactor``, whose
+            moments take memory for rows and columns only; ``lion``, which keeps one moment and
+            takes learning rates 3 to 10 times smaller; or ``muon``, which orthogonalizes the
+            updates of the matrices of the layers and takes AdamW for all other parameters. Muon's
+            updates are scaled to the size of AdamW's.
         learning_rate: peak of the schedule.
         lr_scheduler_type: shape of the schedule, as in ``transformers.get_scheduler``. ``cosine``
             and ``linear`` fall to ``min_lr`` after the warm-up, ``constant_with_warmup`` stays at

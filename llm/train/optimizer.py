@@ -18,6 +18,7 @@ from optax import contrib
 
 from llm.config import OptimizerConfig, ParameterGroup
 
+from .adam_8bit import scale_by_adam_8bit
 from .fingerprint import parameter_path
 from .schedules import learning_rate_schedule
 
@@ -42,8 +43,8 @@ def make_optimizer(
         Its ``init`` raises a ``ValueError`` if a group has no parameter.
 
     References:
-        `loshchilov:19` for AdamW, `shazeer:18` for Adafactor, `chen:23` for Lion, `jordan:24` and
-        `liuj:25` for Muon and the scale of its updates.
+        `loshchilov:19` for AdamW, `dettmers:22` for moments in 8 bits, `shazeer:18` for Adafactor,
+        `chen:23` for Lion, `jordan:24` and `liuj:25` for Muon and the scale of its updates.
 
     Examples:
         >>> optimizer, schedule = make_optimizer(OptimizerConfig(warmup_ratio=0.0), 10)
@@ -51,9 +52,13 @@ def make_optimizer(
         5.0
     """
     schedule = learning_rate_schedule(config, num_steps)
-    optimizer = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}[
-        config.optim
-    ](config, schedule)
+    optimizer = {
+        "adamw": _adamw,
+        "adamw_8bit": _adamw_8bit,
+        "adafactor": _adafactor,
+        "lion": _lion,
+        "muon": _muon,
+    }[config.optim](config, schedule)
     parts = [clip_by_global_norm(config.max_grad_norm), optimizer]
     if config.groups:
         parts.append(scale_groups(config.groups))
@@ -68,6 +73,15 @@ def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
         mask=decay_mask,
+    )
+
+
+def _adamw_8bit(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    constants = {"b1": config.adam_beta1, "b2": config.adam_beta2, "eps": config.adam_epsilon}
+    return optax.chain(
+        scale_by_adam_8bit(**constants),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),
     )
 
 

@@ -220,6 +220,7 @@ def _is_set(config: TrainConfig, section: str, key: str) -> bool:
 
 _CONSTANTS_OF = {
     "adamw": {"adam_beta1", "adam_beta2", "adam_epsilon"},
+    "adamw_8bit": {"adam_beta1", "adam_beta2", "adam_epsilon"},
     "adafactor": set(),
     "lion": {"adam_beta1", "adam_beta2"},
     "muon": {"adam_beta1", "adam_beta2", "adam_epsilon", "muon_momentum"},

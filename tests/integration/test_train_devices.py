@@ -128,7 +128,7 @@ def test_property_a_moving_reference_is_the_same_on_eight_devices(folder: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optim", ["adafactor", "lion", "muon"])
+@pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "lion", "muon"])
 def test_property_every_optimizer_trains_alike_on_eight_devices_and_after_a_stop(
     folder: Path, optim: str
 ) -> None:

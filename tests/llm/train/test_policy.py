@@ -136,6 +136,15 @@ def test_roundtrip_adapters_of_a_quantized_base_are_merged_into_the_weights_befo
     assert np.abs(kernel - projection.kernel[...]).max() > 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "lion", "muon"])
+def test_roundtrip_the_policy_of_every_optimizer(optim: Any, tmp_path: Path) -> None:
+    trainer = trained(tmp_path, OptimizerConfig(optim=optim), architecture=SIZES)
+    policy = load_policy(tmp_path)
+    for loaded, expected in zip(leaves(policy.decoder), leaves(trainer.run.model()), strict=True):
+        np.testing.assert_array_equal(loaded, expected, strict=True)
+
+
 def test_raises_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the run has saved no checkpoint"):
         load_policy(tmp_path)
