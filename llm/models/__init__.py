@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .architecture import Architecture
+    from .base_weights import compress_base_weights
     from .custom_vjp import project, rms_norm
     from .decoder import Cache, Decoder
     from .experts import Experts, Router, RouterSums, Routing, router_loss
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from .projections import PROJECTIONS, Adapter, Projection
     from .protocol import Head, LanguageModel
+    from .quantization import QuantizedKernel, dequantize, quantize
     from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
     from .rope_scaling import RopeScaling
     from .token_statistics import (
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Architecture": "architecture",
+    "compress_base_weights": "base_weights",
     "project": "custom_vjp",
     "rms_norm": "custom_vjp",
     "Cache": "decoder",
@@ -68,6 +71,9 @@ _EXPORTS = {
     "trainable_filter": "lora",
     "Head": "protocol",
     "LanguageModel": "protocol",
+    "QuantizedKernel": "quantization",
+    "dequantize": "quantization",
+    "quantize": "quantization",
     "RopeAngles": "rope",
     "apply_rope": "rope",
     "rope_angles": "rope",
@@ -90,6 +96,7 @@ __all__ = [
     "Layer",
     "Norm",
     "Projection",
+    "QuantizedKernel",
     "ResponseStatistics",
     "RopeAngles",
     "RopeScaling",
@@ -101,12 +108,15 @@ __all__ = [
     "add_lora",
     "apply_lora",
     "apply_rope",
+    "compress_base_weights",
+    "dequantize",
     "has_lora",
     "lora_shapes",
     "mark_saved",
     "merge_lora",
     "merged_kernel",
     "project",
+    "quantize",
     "response_log_probs",
     "response_statistics",
     "rms_norm",

@@ -21,14 +21,13 @@ if TYPE_CHECKING:
         first_step_tolerance,
         measure_first_step,
     )
-    from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
+    from .memory_plan import MemoryPlan, largest_fitting_plan, make_plan
     from .moving_reference import (
         ReferenceLogProbs,
         ReferenceWeights,
         average_reference,
         policy_as_reference,
     )
-    from .memory_plan import MemoryPlan, largest_fitting_plan, make_plan
     from .objective import (
         Normalizers,
         flag_non_finite_pairs,
@@ -119,8 +118,8 @@ _EXPORTS = {
     "SampleCoverage": "sample_coverage",
     "Scorer": "scorer",
     "StepResult": "step",
-    "Topology": "topology",
     "TensorBoardTracker": "tracking",
+    "Topology": "topology",
     "Tracker": "tracking",
     "TrackioTracker": "run_services",
     "TrainState": "step",

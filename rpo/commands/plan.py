@@ -79,21 +79,21 @@ def _train_command(
     largest: str | None,
 ) -> str:
     """Return the command that trains as planned; it is the same on every host."""
-    words = ["rpo", "train", str(path), *overrides]
+    arguments = ["rpo", "train", str(path), *overrides]
     if largest is not None:
         value = plan.max_length if largest == "max_length" else plan.pairs_per_device
-        words = [*_without_override(words, f"--{KEYS[largest]}"), f"--{KEYS[largest]}", str(value)]
+        arguments = [*_without_override(arguments, f"--{KEYS[largest]}"), f"--{KEYS[largest]}", str(value)]
     if plan.slices > 1 and config.mesh.data is None:
-        words += ["--mesh.data", str(plan.slices)]
+        arguments += ["--mesh.data", str(plan.slices)]
     if plan.hosts > 1 and config.name:
-        words += ["--out", f"gs://BUCKET/{config.name}"]
-    return shlex.join(words)
+        arguments += ["--out", f"gs://BUCKET/{config.name}"]
+    return shlex.join(arguments)
 
 
-def _without_override(words: Sequence[str], option: str) -> list[str]:
-    """Return the words of a command without one override, ``--KEY VALUE`` or ``--KEY=VALUE``."""
+def _without_override(arguments: Sequence[str], option: str) -> list[str]:
+    """Return the arguments of a command without one override, ``--KEY VALUE`` or ``--KEY=VALUE``."""
     kept: list[str] = []
-    for previous, word in zip(["", *words], words, strict=False):
+    for previous, word in zip(["", *arguments], arguments, strict=False):
         if option not in (previous, word, word.partition("=")[0]):
             kept.append(word)
     return kept

@@ -176,8 +176,9 @@ def test_raises_numbers_that_float32_does_not_have(kind: type, name: str, wrong:
         (ObjectiveConfig, "method", "'sft', 'rpo', 'dpo'"),
         (ObjectiveConfig, "sft_reduction", "'sum'"),
         (OptimizerConfig, "lr_scheduler_type", "'cosine', 'linear', 'constant'"),
-        (OptimizerConfig, "optim", "'adamw', 'adafactor'"),
+        (OptimizerConfig, "optim", "'adamw', 'adamw_8bit'"),
         (OptimizerConfig, "bf16_rounding", "'stochastic', 'refuse'"),
+        (ModelConfig, "quantization", "'int8', 'nf4'"),
     ],
 )
 def test_raises_names_that_are_not_known_under_the_key_with_the_valid_ones(
@@ -223,6 +224,17 @@ def test_raises_bfloat16_parameters_if_the_rounding_is_refused() -> None:
 def test_raises_adapters_that_peft_would_not_have(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(path="a", lora_r=2, **fields)
+
+
+@pytest.mark.parametrize("fields", [{"quantization": "nf4"}, {"base_dtype": "bfloat16"}])
+def test_raises_fewer_bits_for_weights_that_are_trained(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"^`model.{name}` is for weights .* without adapters"):
+        ModelConfig(path="a", **fields)
+    with pytest.raises(ValueError, match="without adapters"):
+        ModelConfig(path="a", adapter="b", merge_adapter=True, **fields)
+    ModelConfig(path="a", lora_r=4, **fields)
+    ModelConfig(path="a", adapter="b", **fields)
 
 
 def test_raises_both_or_neither_of_path_and_architecture() -> None:

@@ -23,6 +23,7 @@ ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
         (["nf4"], 2.0**-8, 0.97),
         (["float32"], 1e-5, 0.999),
     ],
+    ids=["bfloat16", "nf4", "float32"],
 )
 def test_property_adapters_train_alike_on_every_mesh(
     arguments: list[str], rounding: float, agreement: float

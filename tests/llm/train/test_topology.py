@@ -44,6 +44,8 @@ def test_closed_form_slices_multiply_devices_and_hosts() -> None:
     assert (topology.devices, topology.hosts, topology.slices) == (48, 12, 3)
     gpus = parse_topology("h100:12")
     assert (gpus.devices, gpus.hosts, gpus.accelerator_type) == (12, 2, None)
+    assert (topology.is_tpu, gpus.is_tpu) == (True, False)
+    assert topology.limit_bytes == int(15.75 * 2**30)
     assert parse_topology("v5e:4x2").accelerator_type is None
 
 
