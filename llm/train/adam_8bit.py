@@ -158,7 +158,7 @@ def decode_moment(
     """Return the moments that codes and scales stand for.
 
     Args:
-        codes: codes of :func:`encode_first` or :func:`encode_second`, which their dtype tells apart.
+        codes: codes of :func:`encode_first` or :func:`encode_second`, told apart by their dtype.
         scale: scales of the rows.
 
     Examples:
