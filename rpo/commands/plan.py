@@ -82,7 +82,11 @@ def _train_command(
     arguments = ["rpo", "train", str(path), *overrides]
     if largest is not None:
         value = plan.max_length if largest == "max_length" else plan.pairs_per_device
-        arguments = [*_without_override(arguments, f"--{KEYS[largest]}"), f"--{KEYS[largest]}", str(value)]
+        arguments = [
+            *_without_override(arguments, f"--{KEYS[largest]}"),
+            f"--{KEYS[largest]}",
+            str(value),
+        ]
     if plan.slices > 1 and config.mesh.data is None:
         arguments += ["--mesh.data", str(plan.slices)]
     if plan.hosts > 1 and config.name:
@@ -91,7 +95,7 @@ def _train_command(
 
 
 def _without_override(arguments: Sequence[str], option: str) -> list[str]:
-    """Return the arguments of a command without one override, ``--KEY VALUE`` or ``--KEY=VALUE``."""
+    """Return a command's arguments without one override, ``--KEY VALUE`` or ``--KEY=VALUE``."""
     kept: list[str] = []
     for previous, word in zip(["", *arguments], arguments, strict=False):
         if option not in (previous, word, word.partition("=")[0]):
