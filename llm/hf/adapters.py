@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
@@ -24,7 +25,6 @@ from llm.models.decoder import Decoder
 from llm.models.lora import TABLES, lora_shapes, table_shapes
 from llm.models.projections import PROJECTIONS
 from llm.parallel.mesh import on_host
-from rpo_io.atomic import atomic_folder
 
 from .adapter_config import write_adapter_config
 from .io import copy_tokenizer_files
@@ -32,6 +32,7 @@ from .merging import ExportReport, round_tensor
 from .multimodal import MULTIMODAL_PREFIXES
 from .names import TensorMapping, folder_mappings, tensor_mappings
 from .safetensors import SafetensorsReader, write_safetensors_file
+from .shared_folder import shared_atomic_folder
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -334,11 +335,12 @@ def export_adapter(
         values = on_host(state[tensor.path].get_value()[tensor.location()])
         values = values.T if tensor.transposed else values
         tensors[tensor.name] = round_tensor(tensor.name, values, np.dtype(dtype or values.dtype))
-    with atomic_folder(folder) as part:
-        write_adapter_config(part, lora, base=base)
-        write_safetensors_file(part / ADAPTER_WEIGHTS_NAME, tensors)
-        source = None if tokenizer_folder is None else Path(tokenizer_folder)
-        copy_tokenizer_files(part, source, chat_template, template_options or {})
+    source = None if tokenizer_folder is None else Path(tokenizer_folder)
+    with shared_atomic_folder(folder) as part:
+        if jax.process_index() == 0:
+            write_adapter_config(part, lora, base=base)
+            write_safetensors_file(part / ADAPTER_WEIGHTS_NAME, tensors)
+            copy_tokenizer_files(part, source, chat_template, template_options or {})
     n_bytes = sum(values.nbytes for values in tensors.values())
     return ExportReport(next(iter(tensors.values())).dtype.name, n_bytes, None)
 

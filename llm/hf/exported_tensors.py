@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from llm.models.decoder import Decoder
-from llm.models.lora import merged_kernel
-from llm.models.projections import Projection
+from llm.models.lora import add_product
+from llm.models.projections import Adapter, Projection, TableAdapter
 from llm.models.quantization import QuantizedKernel, QuantizedParam, kernel_shape
+from llm.parallel.mesh import on_host
 
 from .merging import BaseTensors, MergeCounter, round_tensor
 from .names import tensor_mappings
@@ -28,7 +30,8 @@ def exported_tensors(
     """Return the sizes of all tensors of an export, and a function that returns a tensor by name.
 
     Args:
-        decoder: the model.
+        decoder: the model. If it is on several processes, all must read the same tensors, in the
+            same order.
         dtype: dtype of the tensors.
         counter: counts what rounding changes; None for no counts.
         base: tensors before training; None if they are not counted.
@@ -59,23 +62,19 @@ def exported_tensors(
         leaf: Any = decoder
         for key in mapping.path[:-1]:
             leaf = getattr(leaf, key)
-        kernel = read_base(name, mapping, getattr(leaf, mapping.path[-1]))
-        if not (isinstance(leaf, Projection) and mapping.path[-1] == "kernel"):
-            values = before = np.asarray(getattr(leaf, mapping.path[-1])[index or ...])
-            if kernel is not None:  # experts, which have no adapter
-                values = before = kernel
-            if getattr(decoder, f"{mapping.path[0]}_adapter", None) is not None:
-                values = np.asarray(decoder.table(mapping.path[0]))
-            rounded = round_tensor(name, values, dtype)
-            if counter is not None and values is not before:
-                counter.add(before, values, rounded)
-            return [values, rounded]
-        merged = np.asarray(merged_kernel(leaf, *index, kernel=kernel))
-        rounded = round_tensor(name, merged, dtype)
-        if counter is not None and leaf.adapter is not None:
-            before = leaf.kernel[index] if kernel is None else kernel
-            counter.add(np.asarray(before), merged, rounded)
-        return [merged, rounded]
+        parameter = getattr(leaf, mapping.path[-1])
+        values = read_base(name, mapping, parameter)
+        if values is None:
+            # A tensor is gathered on the host before it is merged, so that every mesh has its bits.
+            values = on_host(parameter[index or ...])
+        before, adapter = values, _adapter_of(decoder, leaf, mapping)
+        if adapter is not None:
+            parts = [on_host(each[index or ...]) for each in (adapter.a, adapter.b, adapter.scale)]
+            values = np.asarray(add_product(*map(jnp.asarray, (before, *parts))))
+        rounded = round_tensor(name, values, dtype)
+        if counter is not None and adapter is not None:
+            counter.add(before, values, rounded)
+        return [values, rounded]
 
     def read(name: str) -> np.ndarray:
         tensors: list[np.ndarray] = []
@@ -105,3 +104,12 @@ def exported_tensors(
         for name, parts in sorted(sources.items())
     }
     return sizes, read
+
+
+def _adapter_of(
+    decoder: Decoder, module: Any, mapping: TensorMapping
+) -> Adapter | TableAdapter | None:
+    """Return the adapter of a parameter; None if it has none."""
+    if isinstance(module, Projection):
+        return module.adapter if mapping.path[-1] == "kernel" else None
+    return getattr(decoder, f"{mapping.path[0]}_adapter", None)

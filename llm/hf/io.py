@@ -30,7 +30,6 @@ from llm.models.decoder import Decoder, Remat
 from llm.models.lora import has_lora
 from llm.models.quantization import QuantizedParam
 from llm.parallel.mesh import single_device
-from rpo_io.atomic import atomic_folder
 
 from .config import from_hf_config, to_hf_config
 from .config_notes import config_notes
@@ -42,6 +41,7 @@ from .multimodal import is_image_tensor, multimodal_base
 from .names import EMBEDDING_NAME, HEAD_NAME, folder_mappings, stored_names
 from .parameter_shards import shard_readers
 from .safetensors import FLOAT_DTYPES, SafetensorsReader, write_safetensors
+from .shared_folder import shared_atomic_folder
 from .tensor_mapping import TensorMapping
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -144,7 +144,8 @@ def export_model(
     """Write a model folder that ``transformers`` loads, with adapters merged into the weights.
 
     Args:
-        decoder: the model; it is not changed.
+        decoder: the model; it is not changed. If it is on several processes, all must call this
+            function, and each writes some of the files.
         folder: folder to write. It must not exist, or be empty; it appears when it is complete.
         tokenizer_folder: folder whose tokenizer and generation files are copied; None for none.
         chat_template: Jinja source code to write in place of the tokenizer's; None for none.
@@ -177,21 +178,23 @@ def export_model(
     is_quantized = bool(jax.tree.leaves(nnx.state(decoder, QuantizedParam)))
     unquantized = Path(base_folder) if base_folder is not None and is_quantized else None
     with (
-        atomic_folder(folder) as part,
+        shared_atomic_folder(folder) as part,
         base_tensors(None if adapted else compared) as base,
         base_tensors(unquantized) as base_weights,
         multimodal_base(None if base_folder is None else Path(base_folder), a) as multimodal,
     ):
         if multimodal is not None:
             config = multimodal.config_of(tensor_dtype.name)
-            multimodal.copy_files(part)
-        (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if jax.process_index() == 0:
+            if multimodal is not None:
+                multimodal.copy_files(part)
+            (part / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            copy_tokenizer_files(part, source, chat_template, template_options or {})
         counter = MergeCounter() if adapted or base is not None else None
         sizes, read = exported_tensors(decoder, tensor_dtype, counter, base, base_weights)
         if multimodal is not None:
             sizes, read = multimodal.with_images(sizes, read)
         write_safetensors(part, sizes, read, max_file_bytes=max_file_bytes)
-        copy_tokenizer_files(part, source, chat_template, template_options or {})
     rounding = None if counter is None else counter.report()
     return ExportReport(tensor_dtype.name, sum(sizes.values()), rounding)
 

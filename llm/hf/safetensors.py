@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -197,10 +198,13 @@ def write_safetensors(
 ) -> None:
     """Write tensors to one safetensors file, or to several with an index.
 
+    Of several processes, which must all call this function, each writes some of the files.
+
     Args:
-        folder: an existing folder.
+        folder: an existing folder that all processes see.
         sizes: size of every tensor in bytes, in the order in which they fill the files.
-        read: returns a tensor by name; the tensors of one file are in memory together.
+        read: returns a tensor by name, in all processes; the tensors of one file are in the memory
+            of the process that writes it.
         max_file_bytes: largest size of the tensors in one file; a larger tensor gets a file for
             itself.
     """
@@ -210,9 +214,16 @@ def write_safetensors(
         name = SAFE_WEIGHTS_NAME
         if len(groups) > 1:
             name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        write_safetensors_file(folder / name, {key: read(key) for key in group})
+        is_ours = (number - 1) % jax.process_count() == jax.process_index()
+        tensors: dict[str, np.ndarray] = {}
+        for key in group:
+            tensor = read(key)
+            if is_ours:
+                tensors[key] = tensor
+        if is_ours:
+            write_safetensors_file(folder / name, tensors)
         weight_map |= dict.fromkeys(group, name)
-    if len(groups) > 1:
+    if len(groups) > 1 and jax.process_index() == 0:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": dict(sorted(weight_map.items())),

@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Int
 
 from llm.data.preferences import Message
 from llm.models.decoder import Cache, Decoder
-from llm.parallel.mesh import on_host
+from llm.parallel.mesh import Devices, on_host, single_device
+from llm.parallel.vocab import VocabParallel
 from llm.text.tokenizer import Tokenizer
 
 from .sampling import GenerationConfig, penalize_repetitions, sample_tokens
@@ -118,6 +119,7 @@ def generate_replies(
     *,
     end_ids: Collection[int] = (),
     batch_size: int = 8,
+    devices: Devices | None = None,
     progress: Progress = lambda batches, n_batches: batches,
 ) -> list[list[Reply]]:
     """Generate the replies of conversations: the first reply of each, then the second, and so on.
@@ -129,7 +131,8 @@ def generate_replies(
             replies to the earlier ones.
         config: options of generation.
         end_ids: token ids that end a reply, besides those of the tokenizer.
-        batch_size: number of conversations that are decoded together.
+        batch_size: number of conversations that are decoded together, see :func:`generate_tokens`.
+        devices: mesh that the model is sharded over; None for JAX's default device.
         progress: function that yields the batches of a round of replies, see :data:`Progress`.
 
     Returns:
@@ -180,6 +183,7 @@ def generate_replies(
                 config,
                 end_ids=tokenizer.end_ids.union(end_ids),
                 batch_size=batch_size,
+                devices=devices,
                 progress=progress,
             )
         except NonFiniteLogitsError as error:
@@ -197,6 +201,7 @@ def generate_tokens(
     *,
     end_ids: Collection[int],
     batch_size: int = 8,
+    devices: Devices | None = None,
     progress: Progress = lambda batches, n_batches: batches,
 ) -> list[GeneratedTokens]:
     """Generate a continuation of every prompt.
@@ -206,7 +211,10 @@ def generate_tokens(
         prompts: token ids of each prompt, at least one.
         config: options of generation.
         end_ids: token ids that end a sequence.
-        batch_size: number of prompts that are decoded together; prompts are sorted by length.
+        batch_size: number of prompts that are decoded together, on all devices; prompts are sorted
+            by length. It is rounded up to a multiple of the devices that hold different prompts.
+        devices: mesh that the model is sharded over; None for JAX's default device. On several
+            processes all must call this function, with the same prompts.
         progress: function that yields the batches, see :data:`Progress`.
 
     Returns:
@@ -226,49 +234,55 @@ def generate_tokens(
         3
     """
     _check_prompts(prompts, decoder.architecture.vocab_size, batch_size)
-    batch_size = min(batch_size, len(prompts))
-    graphdef, state = nnx.split(decoder)
+    devices = single_device() if devices is None else devices
+    batch_size = devices.rows_of(min(batch_size, len(prompts)))
+    graphdef, state = devices.split_model(decoder)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     batches = [
         order[start : start + batch_size] for start in range(0, len(order), max(1, batch_size))
     ]
-    end_tokens = np.array(sorted(end_ids), dtype=np.int32)
+    numbers = _Numbers(
+        np.array(sorted(end_ids), dtype=np.int32),
+        np.uint32(config.seed % 2**32),
+        np.float32(config.temperature),
+        np.float32(config.top_p),
+        np.int32(config.top_k),
+        np.float32(config.min_p),
+        np.float32(config.repetition_penalty),
+    )
     results: dict[int, GeneratedTokens] = {}
     for indices in progress(batches, len(batches)):
         # The last batch is filled up with empty prompts, which are finished from the start.
         n_padding = batch_size - len(indices)
         tokens, lengths = _pad([prompts[index] for index in indices] + [()] * n_padding)
-        generated, finished, failed = _generate_batch(
-            graphdef,
-            state,
-            tokens,
-            lengths,
-            np.array(list(indices) + [0] * n_padding, dtype=np.uint32),
-            end_tokens,
-            np.uint32(config.seed % 2**32),
-            _SamplingNumbers(
-                np.float32(config.temperature),
-                np.float32(config.top_p),
-                np.int32(config.top_k),
-                np.float32(config.min_p),
-                np.float32(config.repetition_penalty),
+        prompt_indices = np.array(list(indices) + [0] * n_padding, dtype=np.uint32)
+        generated, finished, failed = map(
+            on_host,
+            _generate_batch(
+                graphdef,
+                state,
+                devices.put_shared(numbers),
+                devices.put_rows(_PromptRows(tokens, lengths, prompt_indices)),
+                devices=devices,
+                max_new_tokens=config.max_new_tokens,
+                greedy=config.greedy,
+                penalized=config.repetition_penalty != 1.0,
             ),
-            max_new_tokens=config.max_new_tokens,
-            greedy=config.greedy,
-            penalized=config.repetition_penalty != 1.0,
         )
-        for index, step in sorted(zip(indices, on_host(failed).tolist(), strict=False)):
+        for index, step in sorted(zip(indices, failed.tolist(), strict=False)):
             if step != NO_STEP:
                 raise NonFiniteLogitsError(index, step + 1, f"`prompts[{index}]`")
-        rows = zip(on_host(generated), on_host(finished), strict=True)
+        rows = zip(generated, finished, strict=True)
         for index, (row, ended) in zip(indices, rows, strict=False):
             results[index] = GeneratedTokens(tuple(row[row != NO_TOKEN].tolist()), bool(ended))
     return [results[index] for index in range(len(prompts))]
 
 
-class _SamplingNumbers(NamedTuple):
-    """Numbers of :class:`GenerationConfig` that need no other program."""
+class _Numbers(NamedTuple):
+    """End tokens, seed and numbers of :class:`GenerationConfig` that need no other program."""
 
+    end_tokens: Any
+    seed: Any
     temperature: Any
     top_p: Any
     top_k: Any
@@ -276,11 +290,21 @@ class _SamplingNumbers(NamedTuple):
     repetition_penalty: Any
 
 
+class _PromptRows(NamedTuple):
+    """Prompts of a batch: padded tokens, their true lengths, and the indices of the prompts."""
+
+    tokens: Any
+    lengths: Any
+    indices: Any
+
+
 class _LoopState(NamedTuple):
     """State of the decoding loop.
 
     Attributes:
         step: number of generated tokens.
+        n_running: number of rows of all devices that need a further token; the devices of a mesh
+            make the same number of steps, because each step has collectives.
         hidden: hidden state that predicts the next token.
         cache: keys and values of the earlier tokens.
         generated: the tokens, padded with ``NO_TOKEN``.
@@ -290,6 +314,7 @@ class _LoopState(NamedTuple):
     """
 
     step: Int[Array, ""]
+    n_running: Int[Array, ""]
     hidden: Float[Array, "r D"]
     cache: Cache
     generated: Int[Array, "r new"]
@@ -298,24 +323,43 @@ class _LoopState(NamedTuple):
     seen: Bool[Array, "r V"] | None
 
 
-@partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "greedy", "penalized"))
+@partial(jax.jit, static_argnames=("graphdef", "devices", "max_new_tokens", "greedy", "penalized"))
 def _generate_batch(
     graphdef: nnx.GraphDef,
     state: Any,
-    tokens: Int[Array, "r T"],
-    lengths: Int[Array, " r"],
-    prompt_indices: Array,
-    end_tokens: Int[Array, " e"],
-    seed: Array,
-    numbers: _SamplingNumbers,
+    numbers: _Numbers,
+    prompts: _PromptRows,
     *,
+    devices: Devices,
     max_new_tokens: int,
     greedy: bool,
     penalized: bool,
 ) -> tuple[Int[Array, "r new"], Bool[Array, " r"], Int[Array, " r"]]:
     """Return tokens, padded with ``NO_TOKEN``, which rows ended, and where logits failed."""
-    decoder = nnx.merge(graphdef, state)
-    head = decoder.head()
+    on_device = partial(
+        _generate_rows,
+        graphdef,
+        max_new_tokens=max_new_tokens,
+        greedy=greedy,
+        penalized=penalized,
+    )
+    return devices.map_rows(on_device)(state, numbers, prompts)
+
+
+def _generate_rows(
+    graphdef: nnx.GraphDef,
+    state: Any,
+    numbers: _Numbers,
+    prompts: _PromptRows,
+    *,
+    max_new_tokens: int,
+    greedy: bool,
+    penalized: bool,
+) -> tuple[Int[Array, "r new"], Bool[Array, " r"], Int[Array, " r"]]:
+    """Return the results of :func:`_generate_batch` for the rows of one device."""
+    decoder, (tokens, lengths, _) = nnx.merge(graphdef, state), prompts
+    head, plan = decoder.head(), decoder.sharding_plan
+    vocab = VocabParallel(head.vocab_axes)
     n_rows, width = tokens.shape
     columns = jnp.arange(width, dtype=jnp.int32)[None]
     positions = jnp.where(columns < lengths[:, None], columns, NO_TOKEN)
@@ -323,10 +367,10 @@ def _generate_batch(
     hidden, cache = decoder.decode(tokens, positions, cache)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), prompt_indices)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(numbers.seed), prompts.indices)
 
     def body(loop: _LoopState) -> _LoopState:
-        logits = head.logits(loop.hidden)
+        logits = vocab.gather_vocabulary(head.logits(vocab.all_gather_tokens(loop.hidden)))
         if loop.seen is not None:
             logits = penalize_repetitions(logits, loop.seen, numbers.repetition_penalty)
         is_usable = jnp.isfinite(logits).all(axis=-1)
@@ -335,19 +379,28 @@ def _generate_batch(
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
-            token = sample_tokens(logits, step_keys, *numbers[:4])
-        finished = loop.finished | jnp.isin(token, end_tokens) | (failed != NO_STEP)
+            filters = numbers.temperature, numbers.top_p, numbers.top_k, numbers.min_p
+            token = sample_tokens(logits, step_keys, *filters)
+        finished = loop.finished | jnp.isin(token, numbers.end_tokens) | (failed != NO_STEP)
         generated = loop.generated.at[:, loop.step].set(jnp.where(finished, NO_TOKEN, token))
         # A finished row is padding: its position is NO_TOKEN.
         positions = jnp.where(finished, NO_TOKEN, lengths + loop.step)[:, None]
         hidden, cache = decoder.decode(token[:, None], positions, loop.cache)
         seen = None if loop.seen is None else loop.seen.at[row, token].set(True)
-        return _LoopState(loop.step + 1, hidden[:, 0], cache, generated, finished, failed, seen)
+        return _LoopState(
+            step=loop.step + 1,
+            n_running=plan.batch_sum(jnp.sum(~finished)),
+            hidden=hidden[:, 0],
+            cache=cache,
+            generated=generated,
+            finished=finished,
+            failed=failed,
+            seen=seen,
+        )
 
     def is_running(loop: _LoopState) -> Array:
-        return (loop.step < max_new_tokens) & ~jnp.all(loop.finished)
+        return (loop.step < max_new_tokens) & (loop.n_running > 0)
 
-    generated = jnp.full((n_rows, max_new_tokens), NO_TOKEN, jnp.int32)
     row = jnp.arange(n_rows)
     seen = None
     if penalized:
@@ -355,8 +408,16 @@ def _generate_batch(
         # Padding is written past the last token, where ``mode="drop"`` discards it.
         prompt = jnp.where(positions >= 0, tokens, seen.shape[1])
         seen = seen.at[row[:, None], prompt].set(True, mode="drop")
-    failed = jnp.full(n_rows, NO_STEP, jnp.int32)
-    start = _LoopState(jnp.int32(0), hidden, cache, generated, lengths == 0, failed, seen)
+    start = _LoopState(
+        step=jnp.int32(0),
+        n_running=plan.batch_sum(jnp.sum(lengths > 0)),
+        hidden=hidden,
+        cache=cache,
+        generated=jnp.full((n_rows, max_new_tokens), NO_TOKEN, jnp.int32),
+        finished=lengths == 0,
+        failed=jnp.full(n_rows, NO_STEP, jnp.int32),
+        seen=seen,
+    )
     end = jax.lax.while_loop(is_running, body, start)
     return end.generated, end.finished, end.failed
 

@@ -16,6 +16,7 @@ from llm.data.packing import PackingMode
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
 from llm.models.logprobs import response_log_probs
+from llm.parallel.mesh import Devices, on_host, single_device
 from llm.types import Batch
 
 from .generate import Progress
@@ -45,6 +46,7 @@ def score_pairs(
     *,
     batch_size: int = 8,
     layout: PackingMode = "shared",
+    devices: Devices | None = None,
     progress: Progress = lambda batches, n_batches: batches,
 ) -> list[PairScore]:
     """Compute the log-probabilities of the chosen and the rejected response of every pair.
@@ -52,8 +54,11 @@ def score_pairs(
     Args:
         model: an :class:`llm.models.protocol.LanguageModel`.
         pairs: tokenized pairs of distinct data rows.
-        batch_size: number of pairs in a batch.
+        batch_size: number of pairs in a batch, on all devices together. It is rounded up to a
+            multiple of the devices that hold different pairs.
         layout: how pairs are packed into rows; it changes the speed, not the scores.
+        devices: mesh that the model is sharded over; None for JAX's default device. On several
+            processes all must call this function, with the same pairs.
         progress: function that yields the batches, see :data:`llm.inference.generate.Progress`.
 
     Returns:
@@ -73,14 +78,18 @@ def score_pairs(
         raise ValueError("`pairs` must have distinct rows, got two pairs of the same row")
     if not pairs:
         return []
-    graphdef, state = nnx.split(model)
+    devices = single_device() if devices is None else devices
+    graphdef, state = devices.split_model(model)
     without_baseline = PairTable.from_pairs(pair._replace(baseline=None) for pair in pairs)
-    sampler = BatchSampler(without_baseline, layout, min(batch_size, len(pairs)))
+    n_shards = devices.plan.batch_shards
+    per_device = devices.rows_of(min(batch_size, len(pairs))) // n_shards
+    sampler = BatchSampler(without_baseline, layout, per_device, n_shards)
     n_batches = sampler.steps_per_epoch
     scores: dict[int, PairScore] = {}
-    for _, microbatches in progress(iterate_batches(sampler, 0, n_batches), n_batches):
-        batch = jax.tree.map(lambda leaf: leaf[0], microbatches)
-        log_probs = np.asarray(_log_probs(graphdef, state, batch))
+    for _, shards in progress(iterate_batches(sampler, 0, n_batches), n_batches):
+        on_mesh = _log_probs(graphdef, state, devices.put_rows(shards), devices=devices)
+        log_probs = np.concatenate(on_host(on_mesh))
+        batch = jax.tree.map(lambda leaf: np.concatenate(leaf), _without_tokens(shards))
         present = np.flatnonzero(batch.present)
         damaged = [index for index in present if not np.isfinite(log_probs[index]).all()]
         if damaged:
@@ -96,6 +105,18 @@ def score_pairs(
     return [scores[pair.row] for pair in pairs]
 
 
-@partial(jax.jit, static_argnames=("graphdef",))
-def _log_probs(graphdef: nnx.GraphDef, state: Any, batch: Batch) -> Array:
-    return response_log_probs(nnx.merge(graphdef, state), batch)
+@partial(jax.jit, static_argnames=("graphdef", "devices"))
+def _log_probs(graphdef: nnx.GraphDef, state: Any, shards: Batch, *, devices: Devices) -> Array:
+    """Return the log-probabilities of the responses of a batch, ``[shards, n, k]``."""
+
+    def on_device(state: Any, shared: None, shards: Batch) -> Array:
+        del shared
+        batch = jax.tree.map(lambda leaf: leaf[0], shards)
+        return response_log_probs(nnx.merge(graphdef, state), batch)[None]
+
+    return devices.map_rows(on_device)(state, None, shards)
+
+
+def _without_tokens(shards: Batch) -> Batch:
+    nothing: Any = None
+    return shards._replace(rows=nothing, completions=nothing)

@@ -193,14 +193,15 @@ class Decoder(nnx.Module):
         """Allocate a cache for positions 0 to ``n_slots - 1``.
 
         Args:
-            n_rows: number of sequences that are decoded together.
+            n_rows: number of sequences that a device decodes together.
             n_slots: length of the longest sequence, prompt and reply.
 
         Returns:
-            An empty cache.
+            An empty cache; devices along ``tensor`` hold different heads.
         """
         a = self.architecture
-        shape = (a.num_hidden_layers, n_rows, n_slots, a.num_key_value_heads, a.head_dim)
+        n_heads = a.num_key_value_heads // self.sharding_plan.tensor
+        shape = (a.num_hidden_layers, n_rows, n_slots, n_heads, a.head_dim)
         return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def decode(

@@ -31,6 +31,8 @@ from .layout import (
 
 BATCH_SPEC = PartitionSpec(None, BATCH_AXES)
 """Sharding of a batch ``[parts, shards, ...]``: parts are accumulated, shards are on devices."""
+ROW_SPEC = PartitionSpec(BATCH_AXES)
+"""Sharding of rows ``[rows, ...]``: consecutive rows are on one device."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,58 @@ class Devices:
 
         return self._shard_map(reduced, lambda trainable: PartitionSpec())
 
+    def map_rows(self, on_device: Callable[..., Any]) -> Callable[..., Any]:
+        """Run a function of one device's rows on all devices.
+
+        Args:
+            on_device: ``(parameters, shared, rows) -> results`` for one device; ``shared`` is the
+                same on all devices, and the first axis of rows and results counts rows.
+
+        Returns:
+            A function of the same arguments and results for the rows of the whole mesh.
+        """
+
+        def run(parameters: Any, shared: Any, rows: Any) -> Any:
+            return jax.shard_map(
+                on_device,
+                mesh=self.mesh,
+                in_specs=(self.plan.partition_specs(parameters), PartitionSpec(), ROW_SPEC),
+                out_specs=ROW_SPEC,
+                check_vma=False,
+            )(parameters, shared, rows)
+
+        return run
+
+    def split_model(self, model: nnx.Module) -> tuple[nnx.GraphDef[Any], Any]:
+        """Split a model for functions that run on this mesh.
+
+        Args:
+            model: a model, which is not changed; its parameters may be on the mesh already.
+
+        Returns:
+            The structure of the model with the sharding plan of the mesh, and its parameters on the
+            mesh.
+        """
+        if not hasattr(model, "sharding_plan"):
+            graphdef, state = nnx.split(model)
+            return graphdef, self.put(state)
+        before = model.sharding_plan
+        model.sharding_plan = self.plan
+        try:
+            graphdef, state = nnx.split(model)
+        finally:
+            model.sharding_plan = before
+        return graphdef, self.put(state)
+
+    def rows_of(self, n_rows: int) -> int:
+        """Return a number of rows, rounded up to a multiple of the shards of a batch.
+
+        Examples:
+            >>> single_device().rows_of(5)
+            5
+        """
+        return self.plan.batch_shards * math.ceil(n_rows / self.plan.batch_shards)
+
     def shard_index(self) -> Any:
         """Return the index of the device's shard of a batch, inside a mapped function.
 
@@ -110,6 +164,14 @@ class Devices:
     def put_batches(self, batches: Any) -> Any:
         """Place the parts of a batch, ``[parts, shards, ...]``, on the mesh."""
         return put_on_mesh(batches, jax.tree.map(lambda _: BATCH_SPEC, batches), self.mesh)
+
+    def put_rows(self, rows: Any) -> Any:
+        """Place rows, ``[rows, ...]``, on the mesh."""
+        return put_on_mesh(rows, jax.tree.map(lambda _: ROW_SPEC, rows), self.mesh)
+
+    def put_shared(self, tree: Any) -> Any:
+        """Place arrays whole on every device of the mesh."""
+        return put_on_mesh(tree, jax.tree.map(lambda _: PartitionSpec(), tree), self.mesh)
 
     def assign(self, batches: Any) -> Any:
         """Assign the parts of a batch to shards.
@@ -273,6 +335,16 @@ def put_on_mesh(tree: Any, specs: Any, mesh: Mesh) -> Any:
         )
 
     return jax.tree.map(put, tree, specs)
+
+
+def is_first_process() -> bool:
+    """Return whether this is the process that writes the files of a group of processes.
+
+    Examples:
+        >>> is_first_process()
+        True
+    """
+    return jax.process_index() == 0
 
 
 def on_host(array: Any) -> np.ndarray:

@@ -42,6 +42,20 @@ class VocabParallel(NamedTuple):
 
         return jax.tree.map(take, chunk)
 
+    def gather_vocabulary(self, logits: Array) -> Array:
+        """Return the logits of the device's own tokens over the whole vocabulary.
+
+        Args:
+            logits: logits of the vocabulary shard, for the tokens of :meth:`all_gather_tokens`.
+
+        Returns:
+            The logits, the same on all devices along ``tensor``.
+        """
+        if not self.axes:
+            return logits
+        local = jax.lax.all_to_all(logits, "fsdp", split_axis=0, concat_axis=1, tiled=True)
+        return jax.lax.all_gather(local, "tensor", axis=1, tiled=True)
+
     def local_index(self, ids: Array, shard_size: int) -> tuple[Array, Array]:
         """Return the index of each token id in the device's vocabulary shard.
 

@@ -74,12 +74,7 @@ def load_policy(
         ValueError: if there is no such checkpoint, it is damaged, or the base weights are not those
             that the run was trained with.
     """
-    checkpoints = Checkpoints(run_folder / "checkpoints")
-    if checkpoints.latest() is None:
-        raise ValueError(f"{run_folder}: the run has saved no checkpoint")
-    if step is not None and not (checkpoints.folder / str(step)).is_dir():
-        raise ValueError(f"{checkpoints.folder}: no checkpoint of step {step} is kept")
-    record = checkpoints.find(step)
+    checkpoints, record = _find_checkpoint(run_folder, step)
     config = ModelConfig(**record.fingerprint["configuration"]["model"])
     if base_model is not None and config.architecture is None:
         config = replace(config, path=base_model)
@@ -98,6 +93,32 @@ def load_policy(
         model = nnx.merge(graphdef, state.trainable, frozen)
         model.sharding_plan = SINGLE_DEVICE
     return Policy(model, record.step, config)
+
+
+def resolve_policy(run_folder: Path, step: int | None = None) -> ResolvedModel:
+    """Resolve the policy of a training run by its checkpoint; no parameter is read.
+
+    Args:
+        run_folder: folder that ``rpo train`` wrote.
+        step: number of updates of the checkpoint; None for the last.
+
+    Returns:
+        The recorded configuration and architecture, without a folder.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or it is damaged.
+    """
+    _, record = _find_checkpoint(run_folder, step)
+    return recorded_model(ModelConfig(**record.fingerprint["configuration"]["model"]), record)
+
+
+def _find_checkpoint(run_folder: Path, step: int | None) -> tuple[Checkpoints, CheckpointRecord]:
+    checkpoints = Checkpoints(run_folder / "checkpoints")
+    if checkpoints.latest() is None:
+        raise ValueError(f"{run_folder}: the run has saved no checkpoint")
+    if step is not None and not (checkpoints.folder / str(step)).is_dir():
+        raise ValueError(f"{checkpoints.folder}: no checkpoint of step {step} is kept")
+    return checkpoints, checkpoints.find(step)
 
 
 def recorded_model(config: ModelConfig, record: CheckpointRecord) -> ResolvedModel:

@@ -16,7 +16,6 @@ from llm.config import TrainConfig
 from llm.hashing import weights_digest
 from llm.models.decoder import Decoder
 from llm.models.lora import has_dropout
-from llm.parallel.layout import SINGLE_DEVICE
 from rpo_io.digests import sha256_hex
 
 from .dataset import TrainingData
@@ -166,32 +165,25 @@ class Run(Scorer):
             The measure; None if ``trainer.coverage_samples`` is 0 or there are no held-out pairs.
 
         Raises:
-            ValueError: if there are several processes, or the rows are unpaired.
+            ValueError: if the rows are unpaired.
         """
         trainer, held_out = self.config.trainer, self.data.evaluation
         if not trainer.coverage_samples or not held_out:
             return None
-        if jax.process_count() > 1:
-            raise ValueError("`trainer.coverage_samples` must be 0 with several processes")
         if held_out.desirable is not None:
             raise ValueError("`trainer.coverage_samples` must be 0 with unpaired rows")
         # Training reuses the buffers of the initial parameters.
         initial = jax.tree.map(jnp.copy, self.state.trainable)
         return SampleCoverage(
-            self._merged(initial),
+            nnx.merge(self.graphdef, initial, self.frozen),
             self.data.train[:COVERAGE_PAIRS],
             held_out[: trainer.coverage_samples],
             end_ids=self.data.end_ids,
-            batch_size=trainer.per_device_train_batch_size,
+            batch_size=trainer.per_device_train_batch_size * self.num_shards,
             seed=trainer.seed,
+            devices=self.devices,
         )
 
     def model(self) -> Decoder:
-        """Return the model with its current parameters."""
-        return self._merged(self.state.trainable)
-
-    def _merged(self, trainable: Any) -> Decoder:
-        """Return a model for use outside ``shard_map``; the compiler inserts the collectives."""
-        model = nnx.merge(self.graphdef, trainable, self.frozen)
-        model.sharding_plan = SINGLE_DEVICE
-        return model
+        """Return the model with its current parameters, for functions on :attr:`devices`."""
+        return nnx.merge(self.graphdef, self.state.trainable, self.frozen)

@@ -23,6 +23,7 @@ from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.preferences import PairTokens
 from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.models.decoder import Decoder
+from llm.parallel.mesh import Devices, on_host, single_device
 from llm.precision import accumulation_dtype
 from llm.types import Batch
 
@@ -44,6 +45,7 @@ class SampleCoverage:
         end_ids: Collection[int],
         batch_size: int,
         seed: int,
+        devices: Devices | None = None,
     ) -> None:
         """Compute the features of the data.
 
@@ -55,6 +57,8 @@ class SampleCoverage:
             end_ids: token ids that end a reply.
             batch_size: number of pairs that are processed together.
             seed: seed of the projection, of the sampled replies and of the bootstrap.
+            devices: mesh that both models are sharded over; None for JAX's default device. On
+                several processes all must create and use the measure together.
 
         Raises:
             ValueError: if there are fewer than two prompts.
@@ -64,7 +68,8 @@ class SampleCoverage:
                 f"coverage needs at least 2 held-out prompts, got {len(prompts)}: raise "
                 "`trainer.coverage_samples`, or set it to 0"
             )
-        self._split = nnx.split(frozen)
+        self._devices = single_device() if devices is None else devices
+        self._split = self._devices.split_model(frozen)
         self._prompts, self._end_ids = prompts, end_ids
         self._batch_size, self._seed = batch_size, seed
         width = frozen.architecture.hidden_size
@@ -90,7 +95,12 @@ class SampleCoverage:
         """
         prompts = [pair.prompt for pair in self._prompts]
         replies = generate_tokens(
-            policy, prompts, self._decoding, end_ids=self._end_ids, batch_size=self._batch_size
+            policy,
+            prompts,
+            self._decoding,
+            end_ids=self._end_ids,
+            batch_size=self._batch_size,
+            devices=self._devices,
         )
         end = min(self._end_ids)
         answered = [
@@ -108,28 +118,38 @@ class SampleCoverage:
         numbered = [
             pair._replace(baseline=None, reference=None, row=row) for row, pair in enumerate(pairs)
         ]
-        sampler = BatchSampler(numbered, "shared", min(self._batch_size, len(pairs)))
+        devices, n_shards = self._devices, self._devices.plan.batch_shards
+        per_device = devices.rows_of(min(self._batch_size, len(pairs))) // n_shards
+        sampler = BatchSampler(numbered, "shared", per_device, n_shards)
         features = np.empty((len(pairs), 2, self._projection.shape[1]))
-        for _, parts in iterate_batches(sampler, 0, sampler.steps_per_epoch):
-            batch = jax.tree.map(lambda leaf: leaf[0], parts)
-            means = np.asarray(_mean_states(*self._split, batch), dtype=np.float64)
-            present = np.asarray(batch.present)
-            features[np.asarray(batch.row_ids)[present]] = means[present] @ self._projection
+        for _, shards in iterate_batches(sampler, 0, sampler.steps_per_epoch):
+            on_mesh = _mean_states(*self._split, devices.put_rows(shards), devices=devices)
+            means = on_host(on_mesh).astype(np.float64)
+            present = np.asarray(shards.present)
+            features[np.asarray(shards.row_ids)[present]] = means[present] @ self._projection
         return features[:, 0], features[:, 1]
 
 
-@partial(jax.jit, static_argnames=("graphdef",))
-def _mean_states(graphdef: nnx.GraphDef, state: Any, batch: Batch) -> Float[Array, "n k D"]:
+@partial(jax.jit, static_argnames=("graphdef", "devices"))
+def _mean_states(
+    graphdef: nnx.GraphDef, state: Any, shards: Batch, *, devices: Devices
+) -> Float[Array, "shards n k D"]:
     """Average, over each response, the hidden states from which its tokens are predicted."""
-    hidden = nnx.merge(graphdef, state).hidden_states(batch.rows)
-    n_pairs, n_roles = batch.lengths.shape
-    states = hidden.reshape(-1, hidden.shape[-1])[jnp.asarray(batch.completions.flat_index)]
-    # Padding has the number of responses as its response, which segment_sum drops.
-    response = jnp.asarray(batch.completions.response)
-    sums = jax.ops.segment_sum(
-        states.astype(accumulation_dtype(states.dtype)),
-        response,
-        num_segments=n_pairs * n_roles,
-    )
-    counts = jnp.maximum(jnp.asarray(batch.lengths), 1).reshape(-1, 1).astype(sums.dtype)
-    return (sums / counts).reshape(n_pairs, n_roles, -1)
+
+    def on_device(state: Any, shared: None, shards: Batch) -> Array:
+        del shared
+        batch = jax.tree.map(lambda leaf: leaf[0], shards)
+        hidden = nnx.merge(graphdef, state).hidden_states(batch.rows)
+        n_pairs, n_roles = batch.lengths.shape
+        states = hidden.reshape(-1, hidden.shape[-1])[jnp.asarray(batch.completions.flat_index)]
+        # Padding has the number of responses as its response, which segment_sum drops.
+        response = jnp.asarray(batch.completions.response)
+        sums = jax.ops.segment_sum(
+            states.astype(accumulation_dtype(states.dtype)),
+            response,
+            num_segments=n_pairs * n_roles,
+        )
+        counts = jnp.maximum(jnp.asarray(batch.lengths), 1).reshape(-1, 1).astype(sums.dtype)
+        return (sums / counts).reshape(1, n_pairs, n_roles, -1)
+
+    return devices.map_rows(on_device)(state, None, shards)

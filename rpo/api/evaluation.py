@@ -12,7 +12,7 @@ from rpo.runtime.errors import UsageError, check_number, check_whole_number, use
 from rpo.runtime.loading import LoadingOptions
 
 if TYPE_CHECKING:
-    from llm.config import DtypeName
+    from llm.config import DtypeName, MeshConfig
     from llm.evaluation.win_rates import RewardFunction
     from llm.text.tokenizer import DataFormat, SpecialTokens
 
@@ -49,15 +49,17 @@ def evaluate(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     dtype: DtypeName = "float32",
+    mesh: MeshConfig | None = None,
 ) -> Evaluation:
     """Measure a model against a reference: rewards and margins on data, and win rates.
 
     Give either ``data`` or ``judgments``.
 
     Args:
-        model: Hugging Face folder or name on the hub; with ``judgments``, its name there.
+        model: Hugging Face folder, folder of a PEFT adapter, a name on the hub, folder of a
+            training run, or one of its checkpoints; with ``judgments``, its name there.
         reference: the same of the model to compare with.
         data: file of preference rows, or a data set on the hub.
         judgments: AlpacaEval's annotations (.json) or MT-Bench's pair judgments (.jsonl).
@@ -92,8 +94,10 @@ def evaluate(
         min_p: sample from tokens at least this likely, relative to the most likely, in [0, 1].
         repetition_penalty: factor by which earlier tokens become less likely; 1 for none.
         seed: seed of the samples and of the bootstrapped intervals, at least 0.
-        batch_size: number of pairs or prompts that are computed together, at least 1.
+        batch_size: number of pairs or prompts that are computed together, on all devices; by
+            default 8 pairs and 32 prompts.
         dtype: dtype of the parameters and of the computation.
+        mesh: how models are sharded over all devices; by default as in training, by FSDP.
 
     Returns:
         The metrics, with counts of rows that were skipped or cut.
@@ -121,6 +125,7 @@ def evaluate(
         skip_bad_rows=skip_bad_rows,
         batch_size=batch_size,
         dtype=dtype,
+        mesh=mesh,
     )
     generation = {
         "max_new_tokens": max_new_tokens,
@@ -148,6 +153,7 @@ def evaluate(
     check_whole_number("prompts", prompts, 1)
     with user_input():
         from llm.config import ObjectiveConfig
+        from llm.parallel.mesh import is_first_process
         from rpo.jobs.evaluation import load_reward, measure_by_judgments, measure_on_data
         from rpo.runtime.generation import given_settings
         from rpo.runtime.loading import prepare_file
@@ -177,7 +183,7 @@ def evaluate(
                 n_prompts=prompts,
             )
         document = format_document(evaluation.to_dict())  # refuses numbers that are not finite
-        if out is not None:
+        if out is not None and is_first_process():
             write_atomic(Path(out), document.encode())
     return evaluation
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from rpo.results import GeneratedReplies, Reply, Scores
 from rpo.runtime.errors import UsageError, user_input
-from rpo.runtime.loading import LoadingOptions
+from rpo.runtime.loading import PAIRS, PROMPTS, LoadingOptions
 from rpo.runtime.progress import track_progress
 
 if TYPE_CHECKING:
-    from llm.config import DtypeName
+    from llm.config import DtypeName, MeshConfig
     from llm.text.tokenizer import DataFormat, SpecialTokens
 
 PathLike = str | os.PathLike[str]
@@ -35,13 +35,15 @@ def score(
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
     skip_bad_rows: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     dtype: DtypeName = "float32",
+    mesh: MeshConfig | None = None,
 ) -> Scores:
     """Compute the log-probabilities of the responses of preference data under a model.
 
     Args:
-        model: Hugging Face folder, folder of a PEFT adapter, or a name on the hub.
+        model: Hugging Face folder, folder of a PEFT adapter, a name on the hub, folder of a
+            training run, or one of its checkpoints.
         data: file of preference rows, or a data set on the hub.
         out: file for the scores, one line of JSON per row; sums over tokens, in nats.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
@@ -57,8 +59,9 @@ def score(
         max_length: limit of prompt and response together, in tokens, at least 2; by default 1024
             or the model's limit, whichever is smaller.
         skip_bad_rows: skip and count unusable rows instead of refusing them.
-        batch_size: number of pairs that are computed together, at least 1.
+        batch_size: number of pairs that are computed together, on all devices; 8 by default.
         dtype: dtype of the parameters and of the computation.
+        mesh: how the model is sharded over all devices; by default as in training, by FSDP.
 
     Returns:
         The scored rows, with counts of those that were skipped or cut.
@@ -82,6 +85,7 @@ def score(
         skip_bad_rows=skip_bad_rows,
         batch_size=batch_size,
         dtype=dtype,
+        mesh=mesh,
     )
     path = Path(out)
     with user_input():
@@ -95,6 +99,7 @@ def score(
         inputs = [os.fspath(model), os.fspath(data), *options.input_files()]
         prepare_file(path, inputs=inputs, is_earlier_result=_is_scores)
     from llm.inference.score import score_pairs
+    from llm.parallel.mesh import is_first_process
     from llm.precision import computing_in
     from rpo_io.atomic import write_atomic
 
@@ -104,13 +109,15 @@ def score(
         scores = score_pairs(
             loaded.decoder,
             tokenized.pairs,
-            batch_size=batch_size,
+            batch_size=batch_size or PAIRS,
+            devices=loaded.devices,
             progress=lambda batches, n: track_progress(batches, n, "batches scored"),
         )
         # Reported at the end, so that an error is one line.
         notes = log_report(tokenized.report, (*loaded.notes, *tokenized.notes))
         lines = (json.dumps(row._asdict(), allow_nan=False) + "\n" for row in scores)
-        write_atomic(path, "".join(lines).encode())
+        if is_first_process():
+            write_atomic(path, "".join(lines).encode())
     return Scores(path, len(scores), tokenized.report, notes)
 
 
@@ -132,8 +139,9 @@ def generate(
     min_p: float | None = ...,
     repetition_penalty: float | None = ...,
     seed: int = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
     dtype: DtypeName = ...,
+    mesh: MeshConfig | None = ...,
 ) -> Reply: ...
 
 
@@ -158,8 +166,9 @@ def generate(
     min_p: float | None = ...,
     repetition_penalty: float | None = ...,
     seed: int = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
     dtype: DtypeName = ...,
+    mesh: MeshConfig | None = ...,
 ) -> GeneratedReplies: ...
 
 
@@ -184,15 +193,17 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     dtype: DtypeName = "float32",
+    mesh: MeshConfig | None = None,
 ) -> Reply | GeneratedReplies:
     """Generate the reply to a prompt, or replies to a file of prompts.
 
     Give either ``prompt``, or ``data`` with ``out``.
 
     Args:
-        model: Hugging Face folder, folder of a PEFT adapter, or a name on the hub.
+        model: Hugging Face folder, folder of a PEFT adapter, a name on the hub, folder of a
+            training run, or one of its checkpoints.
         prompt: text of a user message.
         data: rows with a prompt, AlpacaEval's instructions, or MT-Bench's questions.
         out: file for the replies to ``data``, in the form that the benchmark's judge reads.
@@ -216,8 +227,9 @@ def generate(
         min_p: sample from tokens at least this likely, relative to the most likely, in [0, 1].
         repetition_penalty: factor by which earlier tokens become less likely; 1 for none.
         seed: seed of the samples, at least 0.
-        batch_size: number of prompts that are computed together, at least 1.
+        batch_size: number of prompts that are computed together, on all devices; 32 by default.
         dtype: dtype of the parameters and of the computation.
+        mesh: how the model is sharded over all devices; by default as in training, by FSDP.
 
     Returns:
         The reply to ``prompt``, or the file of the replies to ``data``, with the settings used.
@@ -248,12 +260,14 @@ def generate(
         columns=columns or {},
         batch_size=batch_size,
         dtype=dtype,
+        mesh=mesh,
     )
     path = None if out is None else Path(out)
     with user_input():
         from llm.data.preferences import Message
         from llm.evaluation.prompts import Question, format_answers, read_questions
         from llm.inference.generate import generate_replies
+        from llm.parallel.mesh import is_first_process
         from llm.precision import computing_in
         from rpo.runtime.generation import given_settings, model_settings
         from rpo.runtime.loading import (
@@ -297,14 +311,16 @@ def generate(
                 questions,
                 settings.config,
                 end_ids=settings.end_ids,
-                batch_size=batch_size,
+                batch_size=batch_size or PROMPTS,
+                devices=loaded.devices,
                 progress=lambda batches, n: track_progress(batches, n, "batches answered"),
             )
         distinct = log_report({}, (*loaded.notes, *settings.notes, *notes))
         if path is None:
             reply = replies[0][0]
             return Reply(**reply._asdict(), settings=settings.record(), notes=distinct)
-        write_atomic(path, format_answers(questions, replies, name or Path(model).name))
+        if is_first_process():
+            write_atomic(path, format_answers(questions, replies, name or Path(model).name))
     truncated = sum(not reply.finished for answers in replies for reply in answers)
     return GeneratedReplies(
         path, questions[0].kind, len(replies), truncated, settings.record(), distinct

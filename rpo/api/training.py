@@ -25,7 +25,7 @@ from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
 from rpo_io.outputs import prepare_new_folder
 
 if TYPE_CHECKING:
-    from llm.config import DtypeName, TrainConfig
+    from llm.config import DtypeName, MeshConfig, TrainConfig
 
 PathLike = str | os.PathLike[str]
 
@@ -163,6 +163,7 @@ def export(
     push_to_hub: str | None = None,
     private: bool = False,
     revision: str | None = None,
+    mesh: MeshConfig | None = None,
 ) -> ExportResult:
     """Write the policy of a training run as a Hugging Face folder, or its adapter as PEFT's.
 
@@ -181,6 +182,8 @@ def export(
             model card that this package did not write.
         private: whether the repository must be private.
         revision: branch of the repository, created if it is missing; ``main`` by default.
+        mesh: how the policy is sharded over all devices while it is read; FSDP by default. The
+            files do not depend on it.
 
     Returns:
         The folder, the step, the size of the tensors, what merging adapters has lost, and the URL
@@ -209,6 +212,7 @@ def export(
         from llm.config import TrainConfig
         from llm.hf.adapters import export_adapter
         from llm.hf.io import export_model, stored_dtype
+        from llm.parallel.mesh import is_first_process
         from llm.precision import computing_in
         from llm.text.template_options import stored_template_options
         from llm.text.tokenizer import TokenizerOptions
@@ -227,9 +231,11 @@ def export(
             options = stored_template_options(TokenizerOptions.from_config(config.data))
         base_name = find_adapter_base(config, run_folder) if adapter else None
         target = None
-        if push_to_hub is not None:  # what the hub refuses is known before the model is loaded
+        if (
+            push_to_hub is not None and is_first_process()
+        ):  # what the hub refuses is known before the model is loaded
             target = prepare_push(push_to_hub, private=private, revision=revision)
-        policy = load_policy(run_folder, step, base_model=config.model.path, mesh=config.mesh)
+        policy = load_policy(run_folder, step, base_model=config.model.path, mesh=mesh)
         base_folder = find_export_base(config)
         if adapter:
             report = export_adapter(
@@ -257,10 +263,11 @@ def export(
                     base_folder=None if is_merged_base else base_folder,
                     dtype=chosen,
                 )
-        write_model_card(
-            folder,
-            exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder),
-        )
+        if is_first_process():
+            write_model_card(
+                folder,
+                exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder),
+            )
         url = None if target is None else push_folder(folder, target, step=policy.step)
     return ExportResult(folder, policy.step, *report, url=url)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rpo.runtime.errors import whole_number
 from rpo.runtime.loading import DTYPES
+from rpo.runtime.meshes import add_mesh_arguments, mesh_option
 
 EXAMPLES = (
     "rpo export out/run --out policy",
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BRANCH",
         help="branch of the repository, created if it is missing (default: main)",
     )
+    add_mesh_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         push_to_hub=args.push_to_hub,
         private=args.private,
         revision=args.revision,
+        mesh=mesh_option(args),
     )
     what = "adapter" if args.adapter else "policy"
     about = f"({result.dtype}, {_size(result.n_bytes)})"

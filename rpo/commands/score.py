@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rpo.runtime.errors import whole_number
-from rpo.runtime.loading import DTYPES
+from rpo.runtime.loading import DTYPES, PAIRS, PROMPTS
+from rpo.runtime.meshes import add_mesh_arguments, mesh_option
 
 EXAMPLES = ("rpo score --model policy --data rows.jsonl --out scores.jsonl",)
 
@@ -31,7 +32,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR",
-        help="Hugging Face folder, PEFT adapter, or a name on the hub",
+        help="Hugging Face folder, PEFT adapter, name on the hub, folder of rpo train, or one of "
+        "its checkpoints",
     )
     parser.add_argument(
         "--tokenizer",
@@ -76,9 +78,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=whole_number(1),
-        default=8,
         metavar="N",
-        help="number of pairs or prompts that are processed together (default 8)",
+        help="number of pairs or prompts that are processed together, on all devices (default "
+        f"{PAIRS} pairs, {PROMPTS} prompts)",
     )
     parser.add_argument(
         "--dtype",
@@ -86,6 +88,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="dtype of the parameters and the computation (default float32)",
     )
+    add_mesh_arguments(parser)
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of :func:`add_model_arguments` by the arguments of ``rpo.api``."""
     names = ("model", "tokenizer", "chat_template", "chat_template_kwargs", "template_date")
     names += ("special_tokens", "data_format", "columns", "batch_size", "dtype")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | {"mesh": mesh_option(args)}
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:

@@ -29,8 +29,11 @@ from llm.precision import computing_in
 from rpo.results import Evaluation
 from rpo.runtime.generation import model_settings
 from rpo.runtime.loading import (
+    PAIRS,
+    PROMPTS,
     LoadedModel,
     LoadingOptions,
+    check_meshes,
     load_model_and_tokenizer,
     log_report,
     read_pairs,
@@ -69,7 +72,7 @@ def measure_on_data(
     ones, by the implicit rewards; a pair of equal rewards is a tie.
 
     Args:
-        model: Hugging Face folder or name on the hub of the policy.
+        model: the policy, as :func:`rpo.runtime.loading.load_model_and_tokenizer` takes it.
         reference: the same of the reference.
         data: file of preference rows, or a data set on the hub.
         objective: its beta and eta scale the metrics.
@@ -86,6 +89,7 @@ def measure_on_data(
         ValueError: if a model, the data or a reward is unusable.
     """
     with computing_in(options.dtype):
+        check_meshes((model, reference), options)
         runs = [
             _run_model(name, data, reward, options, generation, n_prompts)
             for name in (model, reference)
@@ -221,7 +225,8 @@ def _run_model(
         scores = score_pairs(
             model.decoder,
             tokenized.pairs,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or PAIRS,
+            devices=model.devices,
             progress=lambda batches, n: track_progress(batches, n, f"batches scored by {name}"),
         )
     except ValueError as error:
@@ -257,7 +262,8 @@ def _reward_replies(
             questions,
             settings.config,
             end_ids=settings.end_ids,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or PROMPTS,
+            devices=model.devices,
             progress=lambda batches, n: track_progress(batches, n, "batches answered"),
         )
     except ValueError as error:

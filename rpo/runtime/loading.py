@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rpo_io.outputs import prepare_file as prepare_file
 
 from .errors import UsageError, check_whole_number
+from .run_models import find_run_model
 
 if TYPE_CHECKING:
+    from llm.config import MeshConfig
     from llm.data.pair_table import PairTable
+    from llm.hf.factory import ResolvedModel
     from llm.models.decoder import Decoder
+    from llm.parallel.mesh import Devices
     from llm.text.tokenizer import Tokenizer, TokenizerOptions
 
 DEFAULT_MAX_LENGTH = 1024
 """Default limit of prompt and response together, in tokens."""
+PAIRS, PROMPTS = 8, 32
+"""Default numbers of pairs and of prompts that are computed together."""
 DTYPES = ("float32", "bfloat16", "float64")
 """Dtypes of parameters and computation."""
 _OPTIONS = {
@@ -44,7 +50,8 @@ class LoadingOptions:
     Attributes:
         tokenizer: folder, name on the hub or ``"bytes"``; None for that of the model.
         dtype: dtype of the parameters and of the computation.
-        batch_size: number of pairs or prompts that are computed together.
+        batch_size: number of pairs or prompts that are computed together, on all devices; None for
+            :data:`PAIRS` or :data:`PROMPTS`.
         chat_template: ``"chatml"`` or a template file; None for that of the tokenizer.
         chat_template_kwargs: variables of the chat template.
         template_date: date that the template reads as today; None for today.
@@ -55,6 +62,7 @@ class LoadingOptions:
         max_length: limit of prompt and response together, in tokens; None for 1024 or the model's
             limit, whichever is smaller.
         skip_bad_rows: skip and count unusable rows instead of refusing them.
+        mesh: how models are sharded over all devices; None for FSDP.
 
     Raises:
         UsageError: if a value is out of range.
@@ -62,7 +70,7 @@ class LoadingOptions:
 
     tokenizer: str | None = None
     dtype: str = "float32"
-    batch_size: int = 8
+    batch_size: int | None = None
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     template_date: str | None = None
@@ -71,6 +79,7 @@ class LoadingOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     skip_bad_rows: bool = False
+    mesh: MeshConfig | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers and the dtype; the rest is checked where it is used."""
@@ -120,6 +129,7 @@ class LoadedModel(NamedTuple):
         folder: local folder of the model, or of its adapter if that has a tokenizer.
         raw_text: whether texts are written without a template.
         notes: what the two folders hold that is not used, as sentences.
+        devices: mesh that the model is sharded over.
     """
 
     decoder: Decoder
@@ -127,6 +137,7 @@ class LoadedModel(NamedTuple):
     folder: Path
     raw_text: bool
     notes: tuple[str, ...]
+    devices: Devices
 
 
 class TokenizedData(NamedTuple):
@@ -157,27 +168,39 @@ def check_dtype(dtype: str | None) -> None:
         raise UsageError(f"`dtype` must be one of {names}, got {dtype!r}")
 
 
-def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel:
-    """Load a model and its tokenizer.
+def check_meshes(models: Iterable[str], options: LoadingOptions) -> None:
+    """Refuse a mesh that does not fit the devices or a model; no parameter is read.
 
     Args:
-        model: Hugging Face folder, name on the hub, or folder of a PEFT adapter.
-        options: the tokenizer, its template and the dtype.
-
-    Returns:
-        Model and tokenizer.
+        models: models, as :func:`load_model_and_tokenizer` takes them.
+        options: the mesh and the dtype.
 
     Raises:
-        ValueError: if one of them is missing or damaged, or the tokenizer writes tokens that the
-            model does not embed.
+        ValueError: if there is no such model, or the mesh does not fit.
     """
-    from llm.config import ModelConfig
-    from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
-    from llm.hf.factory import build_model, resolve_model
-    from llm.hf.folder_kinds import is_adapter_folder
-    from llm.text.template_options import read_template_options
-    from llm.text.tokenizer import check_vocab_size, load_tokenizer
+    from llm.hf.factory import abstract_model
+    from llm.parallel.mesh import make_devices
 
+    for model in models:
+        make_devices(_mesh(options), abstract_model(_resolve(model, options)[0]))
+
+
+def _mesh(options: LoadingOptions) -> MeshConfig:
+    from llm.config import MeshConfig
+
+    return MeshConfig() if options.mesh is None else options.mesh
+
+
+def _resolve(model: str, options: LoadingOptions) -> tuple[ResolvedModel, Path | None]:
+    """Return a resolved model, and the folder whose tokenizer it has by default."""
+    from llm.config import ModelConfig
+    from llm.data.model_folder import resolve_model_folder
+    from llm.hf.factory import resolve_model
+    from llm.hf.folder_kinds import is_adapter_folder
+
+    run = find_run_model(model)
+    if run is not None:
+        return run.resolve(options.dtype), None
     folder = resolve_model_folder(model)
     is_adapter = is_adapter_folder(folder)
     fields: dict[str, Any] = {"dtype": options.dtype, "param_dtype": options.dtype}
@@ -185,10 +208,44 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
     resolved = resolve_model(ModelConfig(**fields))
     if is_adapter and resolved.folder is not None and not (folder / "tokenizer.json").exists():
         folder = resolved.folder
-    notes = resolved.notes
+    return resolved, folder
+
+
+def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel:
+    """Load a model onto the mesh, each shard on the device that holds it, and its tokenizer.
+
+    Args:
+        model: Hugging Face folder, name on the hub, folder of a PEFT adapter, folder of a training
+            run, or one of its checkpoints.
+        options: the tokenizer, its template, the dtype and the mesh.
+
+    Returns:
+        Model and tokenizer.
+
+    Raises:
+        ValueError: if one of them is missing or damaged, the tokenizer writes tokens that the model
+            does not embed, or the mesh does not divide the devices or the heads.
+    """
+    from llm.data.model_folder import resolve_tokenizer_folder
+    from llm.hf.factory import abstract_model, build_model
+    from llm.parallel.mesh import make_devices
+    from llm.text.template_options import read_template_options
+    from llm.text.tokenizer import check_vocab_size, load_tokenizer
+
+    run = find_run_model(model)
+    resolved, folder = _resolve(model, options)
+    devices = make_devices(_mesh(options), abstract_model(resolved))
     other = options.tokenizer
-    tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
-    stored = {} if tokenizer_folder is None else read_template_options(tokenizer_folder)
+    if run is not None:
+        tokenizer_folder = run.tokenizer_folder(other)
+        folder = tokenizer_folder or run.run
+    else:
+        tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
+    assert folder is not None  # only a run has none
+    if run is not None and other is None:
+        stored = run.template_options()
+    else:
+        stored = {} if tokenizer_folder is None else read_template_options(tokenizer_folder)
     tokenizer_options = options.tokenizer_options(stored)
     try:
         with naming_options():
@@ -200,21 +257,26 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
             f"{error}: give the folder of the model's tokenizer with --tokenizer, or bytes if the "
             "model was trained on byte tokens"
         ) from error
-    decoder = build_model(resolved)
-    vocab_size = decoder.architecture.vocab_size
+    vocab_size = resolved.architecture.vocab_size
     check_vocab_size(tokenizer, vocab_size, other or model)
-    notes = [*(f"{model}: {note}" for note in notes), *tokenizer.notes]
+    if run is not None:
+        decoder = run.load(options.dtype, options.mesh)
+    else:
+        decoder = build_model(resolved, _mesh(options))
+    notes = [*(f"{model}: {note}" for note in resolved.notes), *tokenizer.notes]
     used = {name: getattr(tokenizer_options, name) for name in stored}
     used = {name: value for name, value in used.items() if value == stored[name]}
     if used:
         shown = ", ".join(f"`{name}` {value}" for name, value in used.items())
-        notes.append(f"{tokenizer_folder}: options of the training run are used: {shown}")
+        source = tokenizer_folder if run is None else run.run
+        notes.append(f"{source}: options of the training run are used: {shown}")
     if tokenizer.template_date is not None and tokenizer_options.template_date is None:
         notes.append(
             f"the chat template writes today's date, {tokenizer.template_date}: give it with "
             "--template-date to repeat these numbers on another day"
         )
-    return LoadedModel(decoder, tokenizer, folder, tokenizer_options.format == "text", tuple(notes))
+    is_raw = tokenizer_options.format == "text"
+    return LoadedModel(decoder, tokenizer, folder, is_raw, tuple(notes), devices)
 
 
 def read_pairs(data: str, model: LoadedModel, options: LoadingOptions) -> TokenizedData:
