@@ -13,6 +13,7 @@ import pytest
 
 FLOAT64, FLOAT32 = 1e-9, 1e-5  # relative differences of sums in another order
 EIGHT = {
+    "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
 }
