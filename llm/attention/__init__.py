@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .blockwise import attend_in_blocks
+    from .caches import Cache, HeadMajorCache, SlotMajorCache, allocate_cache
     from .cudnn import SequenceIndices, attend_by_sequence, sequence_indices
     from .dispatch import attend, attend_cached, visible
     from .logits import AttentionSettings, apply_soft_cap
     from .splash import attend_with_splash, supports_head_size
 
 _EXPORTS = {
+    "Cache": "caches",
+    "HeadMajorCache": "caches",
+    "SlotMajorCache": "caches",
+    "allocate_cache": "caches",
     "attend": "dispatch",
     "attend_cached": "dispatch",
     "visible": "dispatch",
@@ -31,7 +36,11 @@ _EXPORTS = {
 
 __all__ = [
     "AttentionSettings",
+    "Cache",
+    "HeadMajorCache",
     "SequenceIndices",
+    "SlotMajorCache",
+    "allocate_cache",
     "apply_soft_cap",
     "attend",
     "attend_by_sequence",

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax import Array
-from jaxtyping import Bool, Float, Int
 
 from llm.data.preferences import Message
-from llm.models.decoder import Cache, Decoder
-from llm.parallel.mesh import Devices, on_host, single_device
-from llm.parallel.vocab import VocabParallel
+from llm.models.decoder import Decoder
+from llm.parallel.mesh import Devices, single_device
 from llm.text.tokenizer import Tokenizer
 
-from .sampling import GenerationConfig, penalize_repetitions, sample_tokens
+from .decoding import (
+    NO_STEP,
+    NO_TOKEN,
+    BatchDecoder,
+    DecodingNumbers,
+    DecodingOptions,
+    PromptRows,
+)
+from .sampling import GenerationConfig, sample_tokens
 
 __all__ = [
     "Conversation",
@@ -43,12 +44,8 @@ __all__ = [
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """A function of the batches and their number that yields the batches, such as a progress bar."""
 
-PROMPT_MULTIPLE = 64
+PROMPT_MULTIPLE = 32
 """Prompts are padded to a multiple of this many tokens, so that few shapes are compiled."""
-NO_TOKEN = -1
-"""Marks padding, in positions and in generated tokens."""
-NO_STEP = -1
-"""Marks rows whose logits were finite at every step."""
 
 
 class NonFiniteLogitsError(ValueError):
@@ -236,12 +233,14 @@ def generate_tokens(
     _check_prompts(prompts, decoder.architecture.vocab_size, batch_size)
     devices = single_device() if devices is None else devices
     batch_size = devices.rows_of(min(batch_size, len(prompts)))
-    graphdef, state = devices.split_model(decoder)
+    if not prompts:
+        return []
+    penalized = config.repetition_penalty != 1.0
+    options = DecodingOptions(config.max_new_tokens, config.greedy, penalized)
+    batch_decoder = BatchDecoder(decoder, devices, options)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    batches = [
-        order[start : start + batch_size] for start in range(0, len(order), max(1, batch_size))
-    ]
-    numbers = _Numbers(
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    numbers = DecodingNumbers(
         np.array(sorted(end_ids), dtype=np.int32),
         np.uint32(config.seed % 2**32),
         np.float32(config.temperature),
@@ -256,170 +255,13 @@ def generate_tokens(
         n_padding = batch_size - len(indices)
         tokens, lengths = _pad([prompts[index] for index in indices] + [()] * n_padding)
         prompt_indices = np.array(list(indices) + [0] * n_padding, dtype=np.uint32)
-        generated, finished, failed = map(
-            on_host,
-            _generate_batch(
-                graphdef,
-                state,
-                devices.put_shared(numbers),
-                devices.put_rows(_PromptRows(tokens, lengths, prompt_indices)),
-                devices=devices,
-                max_new_tokens=config.max_new_tokens,
-                greedy=config.greedy,
-                penalized=config.repetition_penalty != 1.0,
-            ),
-        )
-        for index, step in sorted(zip(indices, failed.tolist(), strict=False)):
+        rows = batch_decoder.decode(numbers, PromptRows(tokens, lengths, prompt_indices))
+        for index, step in sorted(zip(indices, rows.failed.tolist(), strict=False)):
             if step != NO_STEP:
                 raise NonFiniteLogitsError(index, step + 1, f"`prompts[{index}]`")
-        rows = zip(generated, finished, strict=True)
-        for index, (row, ended) in zip(indices, rows, strict=False):
+        for index, row, ended in zip(indices, rows.tokens, rows.finished, strict=False):
             results[index] = GeneratedTokens(tuple(row[row != NO_TOKEN].tolist()), bool(ended))
     return [results[index] for index in range(len(prompts))]
-
-
-class _Numbers(NamedTuple):
-    """End tokens, seed and numbers of :class:`GenerationConfig` that need no other program."""
-
-    end_tokens: Any
-    seed: Any
-    temperature: Any
-    top_p: Any
-    top_k: Any
-    min_p: Any
-    repetition_penalty: Any
-
-
-class _PromptRows(NamedTuple):
-    """Prompts of a batch: padded tokens, their true lengths, and the indices of the prompts."""
-
-    tokens: Any
-    lengths: Any
-    indices: Any
-
-
-class _LoopState(NamedTuple):
-    """State of the decoding loop.
-
-    Attributes:
-        step: number of generated tokens.
-        n_running: number of rows of all devices that need a further token; the devices of a mesh
-            make the same number of steps, because each step has collectives.
-        hidden: hidden state that predicts the next token.
-        cache: keys and values of the earlier tokens.
-        generated: the tokens, padded with ``NO_TOKEN``.
-        finished: rows that need no further token.
-        failed: first step at which the logits of a row were not finite, or ``NO_STEP``.
-        seen: tokens of the prompt and of the reply; None if they are not penalized.
-    """
-
-    step: Int[Array, ""]
-    n_running: Int[Array, ""]
-    hidden: Float[Array, "r D"]
-    cache: Cache
-    generated: Int[Array, "r new"]
-    finished: Bool[Array, " r"]
-    failed: Int[Array, " r"]
-    seen: Bool[Array, "r V"] | None
-
-
-@partial(jax.jit, static_argnames=("graphdef", "devices", "max_new_tokens", "greedy", "penalized"))
-def _generate_batch(
-    graphdef: nnx.GraphDef,
-    state: Any,
-    numbers: _Numbers,
-    prompts: _PromptRows,
-    *,
-    devices: Devices,
-    max_new_tokens: int,
-    greedy: bool,
-    penalized: bool,
-) -> tuple[Int[Array, "r new"], Bool[Array, " r"], Int[Array, " r"]]:
-    """Return tokens, padded with ``NO_TOKEN``, which rows ended, and where logits failed."""
-    on_device = partial(
-        _generate_rows,
-        graphdef,
-        max_new_tokens=max_new_tokens,
-        greedy=greedy,
-        penalized=penalized,
-    )
-    return devices.map_rows(on_device)(state, numbers, prompts)
-
-
-def _generate_rows(
-    graphdef: nnx.GraphDef,
-    state: Any,
-    numbers: _Numbers,
-    prompts: _PromptRows,
-    *,
-    max_new_tokens: int,
-    greedy: bool,
-    penalized: bool,
-) -> tuple[Int[Array, "r new"], Bool[Array, " r"], Int[Array, " r"]]:
-    """Return the results of :func:`_generate_batch` for the rows of one device."""
-    decoder, (tokens, lengths, _) = nnx.merge(graphdef, state), prompts
-    head, plan = decoder.head(), decoder.sharding_plan
-    vocab = VocabParallel(head.vocab_axes)
-    n_rows, width = tokens.shape
-    columns = jnp.arange(width, dtype=jnp.int32)[None]
-    positions = jnp.where(columns < lengths[:, None], columns, NO_TOKEN)
-    cache = decoder.init_cache(n_rows, width + max_new_tokens)
-    hidden, cache = decoder.decode(tokens, positions, cache)
-    last = jnp.maximum(lengths - 1, 0)[:, None, None]
-    hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(numbers.seed), prompts.indices)
-
-    def body(loop: _LoopState) -> _LoopState:
-        logits = vocab.gather_vocabulary(head.logits(vocab.all_gather_tokens(loop.hidden)))
-        if loop.seen is not None:
-            logits = penalize_repetitions(logits, loop.seen, numbers.repetition_penalty)
-        is_usable = jnp.isfinite(logits).all(axis=-1)
-        failed = jnp.where(loop.finished | is_usable, loop.failed, loop.step)
-        if greedy:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
-            filters = numbers.temperature, numbers.top_p, numbers.top_k, numbers.min_p
-            token = sample_tokens(logits, step_keys, *filters)
-        finished = loop.finished | jnp.isin(token, numbers.end_tokens) | (failed != NO_STEP)
-        generated = loop.generated.at[:, loop.step].set(jnp.where(finished, NO_TOKEN, token))
-        # A finished row is padding: its position is NO_TOKEN.
-        positions = jnp.where(finished, NO_TOKEN, lengths + loop.step)[:, None]
-        hidden, cache = decoder.decode(token[:, None], positions, loop.cache)
-        seen = None if loop.seen is None else loop.seen.at[row, token].set(True)
-        return _LoopState(
-            step=loop.step + 1,
-            n_running=plan.batch_sum(jnp.sum(~finished)),
-            hidden=hidden[:, 0],
-            cache=cache,
-            generated=generated,
-            finished=finished,
-            failed=failed,
-            seen=seen,
-        )
-
-    def is_running(loop: _LoopState) -> Array:
-        return (loop.step < max_new_tokens) & (loop.n_running > 0)
-
-    row = jnp.arange(n_rows)
-    seen = None
-    if penalized:
-        seen = jnp.zeros((n_rows, decoder.architecture.vocab_size), bool)
-        # Padding is written past the last token, where ``mode="drop"`` discards it.
-        prompt = jnp.where(positions >= 0, tokens, seen.shape[1])
-        seen = seen.at[row[:, None], prompt].set(True, mode="drop")
-    start = _LoopState(
-        step=jnp.int32(0),
-        n_running=plan.batch_sum(jnp.sum(lengths > 0)),
-        hidden=hidden,
-        cache=cache,
-        generated=jnp.full((n_rows, max_new_tokens), NO_TOKEN, jnp.int32),
-        finished=lengths == 0,
-        failed=jnp.full(n_rows, NO_STEP, jnp.int32),
-        seen=seen,
-    )
-    end = jax.lax.while_loop(is_running, body, start)
-    return end.generated, end.finished, end.failed
 
 
 def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .architecture import Architecture
     from .base_weights import compress_base_weights
     from .custom_vjp import project, rms_norm
-    from .decoder import Cache, Decoder
+    from .decoder import Decoder
     from .experts import Experts, Router, RouterSums, Routing, router_loss
     from .layers import Layer, Norm
     from .logprobs import response_log_probs, sequence_log_probs, token_log_probs
@@ -39,6 +39,8 @@ _EXPORTS = {
     "Adapter": "projections",
     "Architecture": "architecture",
     "Cache": "decoder",
+    "project": "custom_vjp",
+    "rms_norm": "custom_vjp",
     "Decoder": "decoder",
     "Experts": "experts",
     "Head": "protocol",
@@ -84,7 +86,6 @@ __all__ = [
     "PROJECTIONS",
     "Adapter",
     "Architecture",
-    "Cache",
     "Decoder",
     "Experts",
     "Head",

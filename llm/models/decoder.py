@@ -8,7 +8,7 @@ that the scan runs over.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from llm.attention.blockwise import ATTENTION_RESIDUALS
-from llm.attention.dispatch import NO_WINDOW, attend, attend_cached
+from llm.attention.caches import Cache, allocate_cache
+from llm.attention.dispatch import NO_WINDOW, attend
 from llm.config import LoraConfig
 from llm.parallel.layout import SINGLE_DEVICE, ShardingPlan
 from llm.precision import accumulation_dtype
@@ -42,18 +43,6 @@ REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens read so far, in the slots of their positions.
-
-    Attributes:
-        keys: keys of all layers; slot ``s`` holds position ``s``.
-        values: values of all layers, in the same slots.
-    """
-
-    keys: Float[Array, "L r S G K"]
-    values: Float[Array, "L r S G K"]
 
 
 class Decoder(nnx.Module):
@@ -189,20 +178,27 @@ class Decoder(nnx.Module):
         plan = self.sharding_plan
         return adapter(weight, plan.tp_broadcast if plan.vocab_axes(name) else identity)
 
-    def init_cache(self, n_rows: int, n_slots: int) -> Cache:
+    def init_cache(self, n_rows: int, n_slots: int, *, platform: str | None = None) -> Cache:
         """Allocate a cache for positions 0 to ``n_slots - 1``.
 
         Args:
             n_rows: number of sequences that a device decodes together.
             n_slots: length of the longest sequence, prompt and reply.
+            platform: platform of the devices; None for that of JAX's default device.
 
         Returns:
             An empty cache; devices along ``tensor`` hold different heads.
         """
         a = self.architecture
-        n_heads = a.num_key_value_heads // self.sharding_plan.tensor
-        shape = (a.num_hidden_layers, n_rows, n_slots, n_heads, a.head_dim)
-        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        return allocate_cache(
+            a.num_hidden_layers,
+            n_rows,
+            n_slots,
+            a.num_key_value_heads // self.sharding_plan.tensor,
+            a.head_dim,
+            self.dtype,
+            platform=platform or jax.default_backend(),
+        )
 
     def decode(
         self, tokens: Int[ArrayLike, "r T"], positions: Int[ArrayLike, "r T"], cache: Cache
@@ -221,24 +217,16 @@ class Decoder(nnx.Module):
         """
         positions = jnp.asarray(positions)
         filled = positions >= 0
-        # Padding is written past the last slot, where ``mode="drop"`` discards it.
-        slots = jnp.where(filled, positions, cache.keys.shape[2])
-        row = jnp.arange(slots.shape[0])[:, None]
+        slots = jnp.where(filled, positions, cache.n_slots)  # that of padding is dropped
 
         def attention(
             queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
         ) -> tuple[Array, Cache]:
-            cache = Cache(
-                carry.keys.at[index, row, slots].set(keys, mode="drop"),
-                carry.values.at[index, row, slots].set(values, mode="drop"),
-            )
-            cached = (cache.keys[index], cache.values[index])
-            return attend_cached(queries, *cached, positions, **options), cache
+            cache = carry.write(index, slots, keys, values)
+            return cache.attend(index, queries, positions, **options), cache
 
         clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
-        hidden, cache, _ = self._apply_layers(
-            *clean, cache.keys.shape[2], attention, cache, "none", None
-        )
+        hidden, cache, _ = self._apply_layers(*clean, cache.n_slots, attention, cache, "none", None)
         return hidden, cache
 
     def _apply_layers(

@@ -5,7 +5,8 @@ The parameters of all layers are stacked, see :mod:`llm.models.layers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -185,5 +186,40 @@ class Projection(nnx.Module):
             The output, in the dtype of ``x``.
         """
         y = project(x, self.kernel[...].astype(x.dtype))
-        y = reduce(y if self.adapter is None else y + self.adapter(x))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return _add_terms(y, x, self.adapter, self.bias, reduce)
+
+
+class JointProjection(nnx.Module):
+    """Several projections of one input as one product, with kernels stored by output.
+
+    A CPU streams kernels ``[O I]`` times a few tokens faster than tokens times ``[I O]``: one token
+    of 16 sequences takes 0.83 times as long.
+
+    Args:
+        parts: the projections, with stacked layers; their kernels are copied.
+    """
+
+    def __init__(self, parts: Sequence[Projection]) -> None:
+        """Join the kernels along their outputs."""
+        kernels = [part.kernel[...].swapaxes(-1, -2) for part in parts]
+        self.kernel: nnx.Param[Array] = nnx.Param(jnp.concatenate(kernels, axis=-2))
+        self.ends: tuple[int, ...] = tuple(accumulate(kernel.shape[-2] for kernel in kernels))
+        self.adapters: Any = nnx.List([part.adapter for part in parts])
+        self.biases: Any = nnx.List([part.bias for part in parts])
+
+    def __call__(
+        self, x: Float[Array, "r T I"], reduce: Collective = identity
+    ) -> tuple[Float[Array, "r T O"], ...]:
+        """Return the output of each projection, in the dtype of ``x``."""
+        product = self.kernel[...].astype(x.dtype) @ x.reshape(-1, x.shape[-1]).T
+        outputs = [part.T.reshape(*x.shape[:2], -1) for part in jnp.split(product, self.ends[:-1])]
+        terms = zip(outputs, self.adapters, self.biases, strict=True)
+        return tuple(_add_terms(y, x, adapter, bias, reduce) for y, adapter, bias in terms)
+
+
+def _add_terms(
+    y: Array, x: Array, adapter: Adapter | None, bias: nnx.Param[Array] | None, reduce: Collective
+) -> Array:
+    """Add the adapter and the bias of a projection to its product."""
+    y = reduce(y if adapter is None else y + adapter(x))
+    return y if bias is None else y + bias[...].astype(x.dtype)

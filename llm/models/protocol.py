@@ -45,6 +45,21 @@ class Head(NamedTuple):
         )
         return apply_soft_cap(logits, self.soft_cap)
 
+    def logits_by_token(self, hidden: Float[Array, "s D"]) -> Float[Array, "s V"]:
+        """Return :meth:`logits`, as the product ``W h`` that a CPU computes faster for few tokens.
+
+        Args:
+            hidden: hidden states; the product is computed in their dtype.
+
+        Examples:
+            >>> Head(jnp.array([[1.0], [3.0]]), None).logits_by_token(jnp.array([[2.0]])).tolist()
+            [[2.0, 6.0]]
+        """
+        wide = accumulation_dtype(hidden.dtype)
+        weight = self.weight.astype(hidden.dtype)
+        logits = jnp.einsum("vd,sd->vs", weight, hidden, preferred_element_type=wide).T
+        return apply_soft_cap(logits, self.soft_cap)
+
 
 @runtime_checkable
 class LanguageModel(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -304,6 +305,7 @@ def generate(
             notes = [f"{os.fspath(data)}: {note}" for note in notes]
         loaded = load_model_and_tokenizer(os.fspath(model), options)
         settings = model_settings(loaded, options, given)
+        started = time.perf_counter()
         with naming_options():
             replies = generate_replies(
                 loaded.decoder,
@@ -315,15 +317,24 @@ def generate(
                 devices=loaded.devices,
                 progress=lambda batches, n: track_progress(batches, n, "batches answered"),
             )
+        seconds = time.perf_counter() - started
         distinct = log_report({}, (*loaded.notes, *settings.notes, *notes))
         if path is None:
             reply = replies[0][0]
             return Reply(**reply._asdict(), settings=settings.record(), notes=distinct)
         if is_first_process():
             write_atomic(path, format_answers(questions, replies, name or Path(model).name))
-    truncated = sum(not reply.finished for answers in replies for reply in answers)
+    given_replies = [reply for answers in replies for reply in answers]
+    n_tokens = sum(reply.tokens for reply in given_replies)
     return GeneratedReplies(
-        path, questions[0].kind, len(replies), truncated, settings.record(), distinct
+        path,
+        questions[0].kind,
+        len(replies),
+        sum(not reply.finished for reply in given_replies),
+        settings.record(),
+        distinct,
+        tokens=n_tokens,
+        tokens_per_second=round(n_tokens / seconds, 1),
     )
 
 

@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         limit = result.settings["max_new_tokens"]
         text = (
             f"written to {result.path}: {count(result.questions, 'answer')} as {result.format}, "
-            f"{result.truncated:,} truncated at {count(limit, 'token')}\n"
+            f"{result.truncated:,} truncated at {count(limit, 'token')}; "
+            f"{count(result.tokens, 'token')}, {result.tokens_per_second:,.1f} tokens per second\n"
         )
     print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -227,6 +227,8 @@ class GeneratedReplies(Result):
         truncated: number of replies that reached the length limit.
         settings: settings of generation, by the names of ``llm.GenerationConfig``.
         notes: what was passed over or has no effect, as sentences.
+        tokens: number of generated tokens, without end tokens.
+        tokens_per_second: tokens by the time of reading prompts and decoding, with compilation.
     """
 
     path: Path
@@ -235,10 +237,13 @@ class GeneratedReplies(Result):
     truncated: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tokens: int = 0
+    tokens_per_second: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file, the counts and the settings as plain values."""
-        counts = {"answers": self.questions, "cut": self.truncated}
+        counts: dict[str, Any] = {"answers": self.questions, "cut": self.truncated}
+        counts |= {"tokens": self.tokens, "tokens_per_second": self.tokens_per_second}
         noticed = {"settings": dict(self.settings), "notes": list(self.notes)}
         return {"out": str(self.path), **counts, **noticed}
 

@@ -13,7 +13,8 @@ from flax import nnx
 
 from llm.models import layers
 from llm.models.architecture import Architecture, RopeScaling
-from llm.models.decoder import Cache, Decoder, Remat
+from llm.attention.caches import Cache
+from llm.models.decoder import Decoder, Remat
 from llm.models.layers import MLP_CHUNK, apply_in_chunks
 from llm.models.protocol import LanguageModel
 from llm.models.rope import rope_frequencies
