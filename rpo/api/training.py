@@ -231,9 +231,8 @@ def export(
             options = stored_template_options(TokenizerOptions.from_config(config.data))
         base_name = find_adapter_base(config, run_folder) if adapter else None
         target = None
-        if (
-            push_to_hub is not None and is_first_process()
-        ):  # what the hub refuses is known before the model is loaded
+        # What the hub refuses is known before the model is loaded.
+        if push_to_hub is not None and is_first_process():
             target = prepare_push(push_to_hub, private=private, revision=revision)
         policy = load_policy(run_folder, step, base_model=config.model.path, mesh=mesh)
         base_folder = find_export_base(config)

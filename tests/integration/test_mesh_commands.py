@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mesh")
     rng = np.random.default_rng(0)
     with (folder / "rows.jsonl").open("w") as file:
-        for row in range(20):
+        for _ in range(20):
             texts = ["".join(rng.choice(list("abcde"), rng.integers(1, 7))) for _ in range(3)]
             names = ("prompt", "chosen", "rejected")
             file.write(json.dumps(dict(zip(names, texts, strict=True))) + "\n")
@@ -70,15 +70,15 @@ def commands(name: str) -> list[list[str]]:
     """Return command lines that write files whose names end with ``name``."""
     data, wide = ["--data", "rows.jsonl"], ["--dtype", "float64"]
     reward = ["--reward", "length.py:length", "--prompts", "4", "--max-new-tokens", "4"]
+    generate = ["generate", *data, "--max-new-tokens", "6", "--name", "tiny", *wide]
+    evaluate = ["evaluate", *data, "--reference", "run/checkpoints/1", *reward, *wide]
     score = ["score", *data, "--out"]
     return [
         [*score, f"wide-{name}.jsonl", "--model", "run", *wide],
         [*score, f"narrow-{name}.jsonl", "--model", "run/checkpoints/1"],
         [*score, f"lora-{name}.jsonl", "--model", "lora", *wide],
-        ["generate", *data, "--out", f"replies-{name}.jsonl", "--model", "run", *wide]
-        + ["--max-new-tokens", "6", "--name", "tiny"],
-        ["evaluate", *data, "--out", f"metrics-{name}.json", "--model", "run", *wide]
-        + ["--reference", "run/checkpoints/1", *reward],
+        [*generate, "--out", f"replies-{name}.jsonl", "--model", "run"],
+        [*evaluate, "--out", f"metrics-{name}.json", "--model", "run"],
         ["export", "run", "--out", f"policy-{name}"],
         ["export", "lora", "--out", f"merged-{name}"],
         ["export", "lora", "--adapter", "--out", f"adapter-{name}"],
@@ -145,6 +145,7 @@ def test_parity_commands_on_eight_devices_give_the_results_of_one(
     assert_same_results(folder, name)
 
 
+@pytest.mark.slow
 def test_raises_before_work_for_a_mesh_that_does_not_fit(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

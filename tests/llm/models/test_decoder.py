@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from llm.attention.caches import Cache
 from llm.models import layers
 from llm.models.architecture import Architecture, RopeScaling
-from llm.attention.caches import Cache
 from llm.models.decoder import Decoder, Remat
 from llm.models.layers import MLP_CHUNK, apply_in_chunks
 from llm.models.protocol import LanguageModel
