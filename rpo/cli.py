@@ -294,11 +294,17 @@ def run_command(argv: list[str]) -> int:
     from .runtime.progress import progress_bars
 
     # Devices must not start before processes are connected.
-    n_processes = getattr(args, "num_processes", 1)
+    n_processes = 1 if getattr(args, "distributed", "off") == "off" else args.num_processes
     is_single = n_processes == 1 or (n_processes is None and not may_be_launched(os.environ))
     prepare_jax(check_devices=is_single)
     with progress_bars(), silent_cache():
-        return module.run(args)
+        try:
+            return module.run(args)
+        except UsageError as error:
+            from .runtime.meeting import report_failure
+
+            report_failure(getattr(args, "group", None), str(error))
+            raise
 
 
 def _options_of(parser: Parser, name: str) -> dict[str, argparse.Action]:

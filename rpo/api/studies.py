@@ -12,7 +12,7 @@ from rpo.report.figure_files import DEFAULT_FORMAT, FigureFormat
 from rpo.results import StudyEstimate, StudyKindEstimate, StudyKindResult, StudyResult
 from rpo.runtime.config_files import load_config, read_kind
 from rpo.runtime.errors import UsageError, user_input
-from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
+from rpo.runtime.processes import ProcessGroup
 
 if TYPE_CHECKING:
     from bandits.minimax_regret.config import MinimaxRegretConfig
@@ -33,7 +33,7 @@ def study(
     quick: bool = False,
     out: PathLike | None = None,
     resume: bool = False,
-    processes: ProcessGroup = SINGLE_PROCESS,
+    processes: ProcessGroup | None = None,
     figures: FigureFormat = DEFAULT_FORMAT,
     table: bool = False,
     part: str | None = None,
@@ -50,7 +50,8 @@ def study(
         out: folder for records, figures and the resolved configuration; ``out/NAME`` by default.
         resume: continue the study in the folder, possibly for more seeds; start it if the folder
             has no results.
-        processes: the processes that share the work, one by default.
+        processes: the processes that share the work; by default those that JAX has connected, or
+            this one alone.
         figures: formats, width and style of the figures. With ``resume`` and a finished study,
             figures and table are written again and nothing is run.
         table: whether to write the mean gaps and the paired differences from the first method,
@@ -82,7 +83,7 @@ def study(
     folder = Path("out") / resolved.name if out is None else Path(out)
     if not isinstance(resolved, StudyConfig):
         with user_input():
-            if processes.num_processes > 1:
+            if processes is not None and processes.num_processes > 1:
                 raise ValueError(f"a study of the kind {resolved.kind} runs in one process")
             if part is not None or merge or scheduler is not None:
                 raise ValueError(f"a study of the kind {resolved.kind} has no parts to share")

@@ -21,7 +21,7 @@ from rpo.runtime.export_sources import (
 from rpo.runtime.hub_push import prepare_push, push_folder
 from rpo.runtime.loading import check_dtype
 from rpo.runtime.output import count_noun
-from rpo.runtime.processes import SINGLE_PROCESS, ProcessGroup
+from rpo.runtime.processes import ProcessGroup
 from rpo_io.outputs import prepare_new_folder
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def train(
     *,
     out: PathLike | None = None,
     resume: bool = False,
-    processes: ProcessGroup = SINGLE_PROCESS,
+    processes: ProcessGroup | None = None,
 ) -> TrainResult:
     """Train a transformer on preferences: SFT, RPO, DPO and others.
 
@@ -48,7 +48,8 @@ def train(
             default.
         resume: continue from the last checkpoint in the folder; a folder without one starts from
             the beginning.
-        processes: the processes that share the work, one by default.
+        processes: the processes that share the work; by default those that JAX has connected, or
+            this one alone.
 
     Returns:
         The finished run.

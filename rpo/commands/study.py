@@ -116,10 +116,10 @@ def run(args: argparse.Namespace) -> int:
         from rpo.jobs.study_parts import read_share
         from rpo.report.figure_files import parse_figure_format
 
-        config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
         # Jobs of an array need no other process, also where srun starts them.
         is_single = args.part or args.merge or args.scheduler or args.dry_run
-        group = processes.group_from(args, environment={} if is_single else os.environ)
+        args.group = processes.group_from(args, environment={} if is_single else os.environ)
+        config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
         figures = parse_figure_format(args.format, args.width, args.style)
         if args.part is not None:
             read_share(args.part)
@@ -134,14 +134,14 @@ def run(args: argparse.Namespace) -> int:
             quick=args.quick,
             out=args.out,
             resume=args.resume,
-            processes=group,
+            processes=args.group,
             part=args.part,
             merge=args.merge,
             figures=figures,
             table=args.table,
             scheduler=args.scheduler,
         )
-    if args.json and group.is_first:
+    if args.json and args.group.is_first:
         sys.stdout.write(json.dumps(result.to_dict()) + "\n")
     return result.exit_code
 

@@ -61,19 +61,19 @@ def run(args: argparse.Namespace) -> int:
     with user_input():
         from llm.config import TrainConfig
 
+        args.group = processes.group_from(args, environment={} if args.dry_run else os.environ)
         config = read_config(args.config, TrainConfig, args.overrides)
-        group = processes.group_from(args, environment={} if args.dry_run else os.environ)
     if args.dry_run:
         return _print_estimate(estimate_train(config))
     keep_compiled_programs()
     from llm.train.trainer import InterruptedRunError
 
     try:
-        result = train(config, out=args.out, resume=args.resume, processes=group)
+        result = train(config, out=args.out, resume=args.resume, processes=args.group)
     except InterruptedRunError as error:
         _logger.info("%s", error)
         return STOPPED
-    if args.json and group.is_first:
+    if args.json and args.group.is_first:
         sys.stdout.write(json.dumps(result.to_dict()) + "\n")
     return result.exit_code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bandits.study.config import StudyConfig, choose_kernel, resolved_config
@@ -20,6 +20,8 @@ from rpo.report.study_files import write_study_files
 from rpo.results import StudyResult
 from rpo.runtime.config_files import to_yaml
 from rpo.runtime.errors import user_input
+from rpo.runtime.facts import code_facts, configuration_facts
+from rpo.runtime.meeting import meet
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
@@ -38,7 +40,7 @@ def run_study(
     folder: Path,
     *,
     resume: bool,
-    processes: ProcessGroup,
+    processes: ProcessGroup | None,
     figures: FigureFormat,
     table: bool,
     fit_parts: FitParts = run_parts,
@@ -49,7 +51,8 @@ def run_study(
         study: the configuration.
         folder: output folder.
         resume: continue a study that was begun in the folder.
-        processes: the processes that share the work.
+        processes: the processes that share the work; None for those that JAX has connected, or
+            this one alone.
         figures: formats, width and style of the figures.
         table: whether to write a table of the mean gaps.
         fit_parts: fits the parts, by default in this process.
@@ -61,30 +64,22 @@ def run_study(
         UsageError: if the folder holds another study, or a method does not support an environment.
     """
     study = choose_kernel(study)
-    with user_input():
-        plan_parts(study)  # refuses a study that cannot be drawn, before anything is written
-        store = RecordStore(folder, resolved_config(study), inputs=input_digests(study))
-    with processes.connected(folder):
-        if not processes.is_first:
-            _run_share(study, store, processes, fit_parts)
+    with meet(processes, folder=folder) as meeting, ExitStack() as stack:
+        with user_input(), name_os_errors(folder):
+            store = meeting.agree(
+                lambda: _open_store(study, folder),
+                lambda _: _input_facts(study, resume=resume),
+            )
+            is_finished = meeting.decide(lambda: _take_folder(study, store, stack, resume=resume))
+            meeting.check_shared(folder)
+        meeting.connect()
+        if not is_finished:
+            meeting.run_in_all(lambda: _run_share(study, store, meeting.group, fit_parts))
+        if not meeting.is_first:
             return StudyResult(study.name, folder, files=(), bound_violations=())
-        with name_os_errors(folder), ExitStack() as stack:
-            with user_input():
-                taken = output_folder(folder, "study", is_earlier_run=_holds_study)
-                stack.enter_context(taken)
-                store.check(resume=resume)
-                earlier = store.earlier_seeds()
-                if earlier is not None:
-                    _LOGGER.info(
-                        "continuing from %s to %s seeds: only the new ones are run",
-                        f"{earlier:,}",
-                        f"{study.seeds:,}",
-                    )
-                    store.keep_as_block(study, earlier)
-            write_atomic(folder / "config.yaml", to_yaml(study))
-            if not store.is_finished():
-                _run_share(study, store, processes, fit_parts)
-                with user_input(), name_os_errors(folder):
+        with name_os_errors(folder):
+            if not is_finished:
+                with user_input():
                     blocks = find_blocks(folder, study.seeds)
                     if blocks:
                         store.merge_blocks(study, blocks)
@@ -98,6 +93,38 @@ def run_study(
             return replace(write_study_files(study, store, figures, table=table), notes=notes)
 
 
+def _open_store(study: StudyConfig, folder: Path) -> RecordStore:
+    plan_parts(study)  # refuses a study that cannot be drawn, before anything is written
+    return RecordStore(folder, resolved_config(study), inputs=input_digests(study))
+
+
+def _input_facts(study: StudyConfig, *, resume: bool) -> dict[str, str]:
+    """Return what must be the same in all processes before the first part."""
+    return {
+        **code_facts(),
+        **dict(configuration_facts(asdict(study))),
+        **input_digests(study),
+        "--resume": str(resume),
+    }
+
+
+def _take_folder(study: StudyConfig, store: RecordStore, stack: ExitStack, *, resume: bool) -> bool:
+    """Take the output folder until the stack is closed; return whether the study is finished."""
+    folder = store.folder
+    stack.enter_context(output_folder(folder, "study", is_earlier_run=_holds_study))
+    store.check(resume=resume)
+    earlier = store.earlier_seeds()
+    if earlier is not None:
+        _LOGGER.info(
+            "continuing from %s to %s seeds: only the new ones are run",
+            f"{earlier:,}",
+            f"{study.seeds:,}",
+        )
+        store.keep_as_block(study, earlier)
+    write_atomic(folder / "config.yaml", to_yaml(study))
+    return store.is_finished()
+
+
 def _holds_study(folder: Path) -> bool:
     """Return whether a folder without a mark holds a study of an earlier version."""
     paths = (folder / "records.parquet.sha256", *folder.glob("parts*/*.parquet.sha256"))
@@ -107,8 +134,7 @@ def _holds_study(folder: Path) -> bool:
 def _run_share(
     study: StudyConfig, store: RecordStore, processes: ProcessGroup, fit_parts: FitParts
 ) -> None:
-    """Run this process's share of the parts, and wait for the other processes."""
-    processes.wait_for_all("start of the study")
+    """Run this process's share of the parts."""
     # A method that does not support an environment refuses it only when it is fitted.
     with user_input(), name_os_errors(store.folder):
         blocks = find_blocks(store.folder, study.seeds)
@@ -118,4 +144,3 @@ def _run_share(
             done = fit_parts(part_study, part_store, share)
             for _ in track_progress(done, len(share), f"parts of {study.name}"):
                 pass
-    processes.wait_for_all("end of the study")

@@ -52,7 +52,7 @@ class Share(NamedTuple):
 
 
 def check_sharing(
-    *, part: str | None, merge: bool, scheduler: str | None, processes: ProcessGroup
+    *, part: str | None, merge: bool, scheduler: str | None, processes: ProcessGroup | None
 ) -> None:
     """Refuse two ways of sharing a study at once.
 
@@ -69,7 +69,7 @@ def check_sharing(
         "--part": part is not None,
         "--merge": merge,
         "--scheduler": scheduler is not None,
-        "--num-processes": processes.num_processes > 1,
+        "--num-processes": processes is not None and processes.num_processes > 1,
     }
     given = [name for name, is_given in options.items() if is_given]
     if len(given) > 1:

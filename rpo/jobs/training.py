@@ -15,7 +15,7 @@ from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.batches import make_sampler
 from llm.train.dataset import TrainingData, load_training_data
-from llm.train.fingerprint import configuration_of, name_changes
+from llm.train.fingerprint import SOURCES, configuration_of, name_changes
 from llm.train.model_card import configuration_digest, model_card, write_model_card
 from llm.train.policy_samples import check_samples, load_reward
 from llm.train.reference_model import resolve_reference
@@ -25,7 +25,8 @@ from llm.train.trainer import Trainer
 from rpo.results import TrainResult
 from rpo.runtime.config_files import read_config, to_yaml
 from rpo.runtime.errors import UsageError, user_input
-from rpo.runtime.output import muted_messages
+from rpo.runtime.facts import MISSING, code_facts, configuration_facts, file_facts
+from rpo.runtime.meeting import meet
 from rpo.runtime.preemption import watched_preemption
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
@@ -85,7 +86,7 @@ def describe_unread_date(config: TrainConfig, data: TrainingData) -> list[str]:
 
 
 def run_training(
-    config: TrainConfig, folder: Path, *, resume: bool, processes: ProcessGroup
+    config: TrainConfig, folder: Path, *, resume: bool, processes: ProcessGroup | None
 ) -> TrainResult:
     """Train a policy; write its metrics, checkpoints and configuration.
 
@@ -93,7 +94,8 @@ def run_training(
         config: configuration of the run.
         folder: output folder.
         resume: continue from the last checkpoint in the folder, if there is one.
-        processes: the processes that share the work.
+        processes: the processes that share the work; None for those that JAX has connected, or
+            this one alone.
 
     Returns:
         The finished run.
@@ -102,68 +104,71 @@ def run_training(
         UsageError: if the model, the data or the folder is unusable, or a number is not finite.
         InterruptedRunError: if the run was asked to stop; its state is saved.
     """
-    with muted_messages(not processes.is_first), ExitStack() as stack:
-        # One of several processes that ended before they are connected would keep the others.
-        is_single = processes.num_processes == 1
-        if is_single:
-            _take_folder(folder, stack, resume=resume)
+    with meet(processes, folder=folder) as meeting, ExitStack() as stack:
         with user_input():
-            dated = _with_template_date(config, folder, resume=resume)
-            model, data, notes = load_inputs(dated)
+            date = meeting.decide(lambda: _open_run(folder, config, stack, resume=resume))
+            data_config = dataclasses.replace(config.data, template_date=date)
+            dated = dataclasses.replace(config, data=data_config)
+            model, data, notes = meeting.agree(
+                lambda: load_inputs(dated),
+                lambda inputs: _input_facts(dated, folder, *inputs[:2], resume=resume),
+            )
             notes += describe_unread_date(config, data)
             config = config if data.template_date is None else dated
             for note in notes:
                 _logger.info("%s", note)
-        with processes.connected(folder):
-            if processes.is_first and not is_single:
-                _take_folder(folder, stack, resume=resume)
-            if processes.is_first and resume:
-                with user_input():
-                    _refuse_lost_checkpoints(folder, config)
-            summary = _train(config, model, data, folder, resume=resume, processes=processes)
-            if processes.is_first:
-                samples = ", samples.jsonl" if config.trainer.samples.prompts else ""
-                names = f"metrics.jsonl{samples}, checkpoints, config.yaml, README.md"
-                _logger.info("written to %s: %s", folder, names)
+            if resume:
+                meeting.decide(lambda: _refuse_lost_checkpoints(folder, config))
+            meeting.check_shared(folder)
+        meeting.connect()
+        summary = _train(config, model, data, folder, resume=resume, processes=meeting.group)
+        if meeting.is_first:
+            samples = ", samples.jsonl" if config.trainer.samples.prompts else ""
+            names = f"metrics.jsonl{samples}, checkpoints, config.yaml, README.md"
+            _logger.info("written to %s: %s", folder, names)
     return TrainResult(folder, summary["step"], summary["parameters_sha256"])
 
 
-def _take_folder(folder: Path, stack: ExitStack, *, resume: bool) -> None:
-    """Take the output folder until the stack is closed; refuse a run that is there already."""
-    with user_input():
-        stack.enter_context(output_folder(folder, "train", is_earlier_run=_holds_run))
-        check_writable(folder / "checkpoints")  # hours before the first of them is written
+def _open_run(folder: Path, config: TrainConfig, stack: ExitStack, *, resume: bool) -> str:
+    """Take the output folder until the stack is closed; return the date of chat templates.
+
+    Raises:
+        ValueError: if the folder is not one of this run.
+    """
+    stack.enter_context(output_folder(folder, "train", is_earlier_run=_holds_run))
+    check_writable(folder / "checkpoints")  # hours before the first of them is written
     if not resume:
         _refuse_existing_run(folder)
+    return _template_date(folder, config, resume=resume)
 
 
-def _with_template_date(config: TrainConfig, folder: Path, *, resume: bool) -> TrainConfig:
-    """Fix the date that chat templates read as today: that of the run to continue, or today."""
-    if config.data.template_date is not None:
-        return config
-    date, recorded = None, folder / "config.yaml"
-    if resume and recorded.is_file():
+def _template_date(folder: Path, config: TrainConfig, *, resume: bool) -> str:
+    """Return the date that chat templates read as today: that of the run to continue, or today."""
+    date, recorded = config.data.template_date, folder / "config.yaml"
+    if date is None and resume and recorded.is_file():
         date = read_config(recorded, TrainConfig).data.template_date
     # In universal time, so that hosts in different time zones agree.
-    date = date or datetime.datetime.now(datetime.UTC).date().isoformat()
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, template_date=date))
+    return date or datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _check_template_date(date: str | None, processes: ProcessGroup) -> None:
-    """Refuse processes that were started on two sides of midnight, and read different templates."""
-    if date is None or processes.num_processes == 1:
-        return
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    day = datetime.date.fromisoformat(date).toordinal()
-    days = np.unique(multihost_utils.process_allgather(np.array(day)))
-    if len(days) > 1:
-        dates = " and ".join(datetime.date.fromordinal(int(each)).isoformat() for each in days)
-        raise UsageError(
-            f"the processes read {dates} as today in the chat template: start them again, with "
-            f"--data.template_date {date}"
-        )
+def _input_facts(
+    config: TrainConfig, folder: Path, model: ResolvedModel, data: TrainingData, *, resume: bool
+) -> dict[str, str]:
+    """Return what must be the same in all processes before the first step."""
+    adapter = None if model.adapter is None else model.adapter[0]
+    sources = [model.folder, adapter, config.model.reference]
+    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    return {
+        **code_facts(),
+        **dict(configuration_facts(dataclasses.asdict(config))),
+        **file_facts(str(source) for source in sources if source is not None),
+        **{SOURCES.get(name, name): digest for name, digest in data.provenance.items()},
+        "the tokens of the training pairs": data.train.digest,
+        "the tokens of the evaluation pairs": data.evaluation.digest,
+        "--resume": str(resume),
+        "the last checkpoint": f"step {max(steps)}" if steps else MISSING,
+        **file_facts([str(folder / "reference.safetensors")]),
+    }
 
 
 class _SummaryTracker:

@@ -26,9 +26,15 @@ _SLURM = (
 )
 _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"
+_OPEN_MPI_5 = "PMIX_NAMESPACE"
+_OPEN_MPI_LOCAL = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _KUBERNETES = "KUBERNETES_SERVICE_HOST"
 _KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 _GKE_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXIES = ("no_grpc_proxy", "no_proxy")
+"""Variables that gRPC reads, which connects the processes of JAX; the first that is set counts."""
 _PORT = "JAX_COORDINATOR_PORT"
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 _FORCED_TPU = "JAX_FORCE_TPU_INIT"
@@ -45,15 +51,12 @@ class Launch(NamedTuple):
 
     Attributes:
         launcher: name of the launcher for messages.
-        detection: value of ``cluster_detection_method`` of ``jax.distributed.initialize``: "slurm"
-            and "ompi" give each task one GPU of its host, "deactivate" gives it all devices.
         num_processes: number of processes, at least 2.
         process_id: index of this process.
         coordinator_address: ``HOST:PORT`` of process 0; None if the launcher does not reveal it.
     """
 
     launcher: str
-    detection: str
     num_processes: int
     process_id: int
     coordinator_address: str | None
@@ -123,12 +126,18 @@ def _open_mpi(environment: Mapping[str, str]) -> Launch:
     uri = re.match(
         r"(\d+)\..*?;tcp(?:://([^,:]+)|6://\[([^,\]]+))", environment.get(_OPEN_MPI_4, "")
     )
-    if uri is None:
-        return Launch("Open MPI", "deactivate", size, rank, None)
-    host = uri[2] or f"[{uri[3]}]"
-    # The lower 12 bits of the number are those of the process, and zero.
-    address = f"{host}:{_job_port(environment, int(uri[1]) // 4096)}"
-    return Launch("Open MPI", "ompi", size, rank, address)
+    if uri is not None:
+        host = uri[2] or f"[{uri[3]}]"
+        # The lower 12 bits of the number are those of the process, and zero.
+        address = f"{host}:{_job_port(environment, int(uri[1]) // 4096)}"
+        return Launch("Open MPI", size, rank, address)
+    # Open MPI 5 names a job by host and process of mpirun: prterun-node7-4711@1.
+    job = re.fullmatch(r"prterun-(.+)-(\d+)@\d+", environment.get(_OPEN_MPI_5, ""))
+    if job is None:
+        return Launch("Open MPI", size, rank, None)
+    is_one_host = environment.get(_OPEN_MPI_LOCAL[1]) == str(size)
+    host = "127.0.0.1" if is_one_host else job[1]
+    return Launch("Open MPI", size, rank, f"{host}:{_job_port(environment, int(job[2]))}")
 
 
 def _slurm(environment: Mapping[str, str]) -> Launch | None:
@@ -140,7 +149,7 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
     if first is None or not job.isdigit():
         return None
     address = f"{first[1]}{first[2] or ''}:{_job_port(environment, int(job))}"
-    return Launch("Slurm", "slurm", int(tasks), int(task), address)
+    return Launch("Slurm", int(tasks), int(task), address)
 
 
 def _job_port(environment: Mapping[str, str], job: int) -> str:
@@ -217,7 +226,7 @@ def _tpu_slices(
             f"{len(hosts)} hosts: give --num-processes, 1 to run alone"
         )
     address = f"{first.split(':')[0]}:{environment.get(_PORT) or _TPU_PORT}"
-    return Launch(launcher, "deactivate", size, process_id, address)
+    return Launch(launcher, size, process_id, address)
 
 
 def _number(variables: Mapping[str, str], name: str, launcher: str, *, default: int | None) -> int:
@@ -234,7 +243,7 @@ def _number(variables: Mapping[str, str], name: str, launcher: str, *, default: 
 
 def _kubernetes(environment: Mapping[str, str], num_processes: int | None) -> Launch | None:
     index = environment.get(_KUBERNETES_INDEX, "")
-    if not is_in_pod(environment) or not index.isdigit():
+    if _KUBERNETES not in environment or not index.isdigit():
         return None
     # With a headless service, pod 3 of a job is train-3.SERVICE.NAMESPACE.svc.cluster.local.
     host, _, domain = socket.getfqdn().partition(".")
@@ -246,33 +255,84 @@ def _kubernetes(environment: Mapping[str, str], num_processes: int | None) -> La
         from .cluster_services import read_job_size  # it loads HTTP and TLS
 
         num_processes = read_job_size(job, environment)
-    return Launch("Kubernetes", "deactivate", num_processes, int(index), address)
+    return Launch("Kubernetes", num_processes, int(index), address)
 
 
-def is_in_pod(environment: Mapping[str, str]) -> bool:
-    """Return whether this process runs in a pod of Kubernetes.
-
-    Args:
-        environment: variables of the process.
-
-    Examples:
-        >>> is_in_pod({"KUBERNETES_SERVICE_HOST": "10.96.0.1"})
-        True
-    """
-    return _KUBERNETES in environment
-
-
-def proxy_hint(environment: Mapping[str, str]) -> str:
-    """Return a hint about a proxy, which can keep processes from meeting; empty without one.
+def local_device_ids(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+    """Return which GPUs of its host a task of Slurm or Open MPI uses: the one of its own number.
 
     Args:
         environment: variables of the process.
 
+    Returns:
+        The indices among the visible devices. None for all of them: of a task that shares its host
+        with no other, or to which the launcher shows only its own devices.
+
     Examples:
-        >>> proxy_hint({"http_proxy": "http://proxy:3128"})
-        ' (the variable http_proxy can keep them apart: add the host of process 0 to NO_PROXY)'
+        >>> step = {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
+        >>> local_device_ids(step), local_device_ids(step | {"CUDA_VISIBLE_DEVICES": "5"})
+        ((1,), None)
     """
-    names = sorted(name for name in environment if name.lower() in ("http_proxy", "https_proxy"))
-    if not names:
-        return ""
-    return f" (the variable {names[0]} can keep them apart: add the host of process 0 to NO_PROXY)"
+    rank, size = (environment.get(name, "") for name in _OPEN_MPI_LOCAL)
+    if not rank:
+        rank, size = environment.get("SLURM_LOCALID", ""), _tasks_of_node(environment)
+    if not rank.isdigit() or size == "1" or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    visible = next((environment[name] for name in _VISIBLE if name in environment), None)
+    if visible is not None and len(visible.split(",")) <= int(rank):
+        return None
+    return (int(rank),)
+
+
+def _tasks_of_node(environment: Mapping[str, str]) -> str:
+    """Return the number of tasks of a step of Slurm on this node; empty if it is not known."""
+    counts: list[str] = []  # from 4(x2),3
+    for count, times in re.findall(
+        r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    ):
+        counts += [count] * int(times or 1)
+    node = environment.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else ""
+
+
+def proxy_variable(environment: Mapping[str, str], host: str) -> str | None:
+    """Return the variable that sends JAX's connection to process 0 through a proxy.
+
+    Args:
+        environment: variables of the process.
+        host: host of process 0.
+
+    Returns:
+        Name of the variable; None if there is none, or the host is excepted.
+
+    Examples:
+        >>> proxy_variable({"http_proxy": "http://proxy:3128"}, "node7")
+        'http_proxy'
+        >>> proxy_variable({"http_proxy": "http://proxy:3128", "no_proxy": "node7"}, "node7")
+    """
+    excepted = _excepted_from_proxies(environment)
+    if any(each and host.endswith(each.lstrip("*.")) for each in excepted):
+        return None
+    return next((name for name in _PROXIES if environment.get(name)), None)
+
+
+def direct_connection(environment: Mapping[str, str], host: str) -> dict[str, str]:
+    """Return the variable that lets JAX connect to a host without a proxy, and nothing else.
+
+    Args:
+        environment: variables of the process.
+        host: host of process 0.
+
+    Returns:
+        The variable by its name, with what it held before.
+
+    Examples:
+        >>> direct_connection({"no_proxy": ".local"}, "node7")
+        {'no_grpc_proxy': '.local,node7'}
+    """
+    return {_NO_PROXIES[0]: ",".join([*_excepted_from_proxies(environment), host])}
+
+
+def _excepted_from_proxies(environment: Mapping[str, str]) -> list[str]:
+    text = next((environment[name] for name in _NO_PROXIES if environment.get(name)), "")
+    return [each.strip() for each in text.split(",") if each.strip()]
