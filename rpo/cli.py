@@ -28,11 +28,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .runtime.errors import UsageError, error_message
+from .runtime.errors import UsageError, error_message, user_input
 from .runtime.output import messages_to_stderr
 from .runtime.streams import open_standard_streams, output_error
 
@@ -51,6 +51,8 @@ COMMANDS = {
     "study": "run a simulation study of the methods on bandits and draw its figures",
 }
 RESUMABLE = ("train", "study")
+ALONE = ("dry_run", "part", "merge", "scheduler")
+"""Options with which a command needs no other process."""
 SHELLS = ("bash", "zsh", "tcsh")
 MAX_MESSAGE_CHARACTERS = 2000
 SECONDS_TO_EXIT = 5.0
@@ -293,18 +295,34 @@ def run_command(argv: list[str]) -> int:
     from .runtime.compilation import prepare_jax, silent_cache
     from .runtime.progress import progress_bars
 
+    # Estimates, and jobs of an array, need no other process, also where srun starts them.
+    is_alone = any(getattr(args, name, None) for name in ALONE)
+    environment = {} if is_alone else os.environ
+    has_group = getattr(args, "distributed", "off") == "auto"
+    n_processes = args.num_processes if has_group else 1
+    is_single = n_processes == 1 or (n_processes is None and not may_be_launched(environment))
     # Devices must not start before processes are connected.
-    n_processes = 1 if getattr(args, "distributed", "off") == "off" else args.num_processes
-    is_single = n_processes == 1 or (n_processes is None and not may_be_launched(os.environ))
     prepare_jax(check_devices=is_single)
     with progress_bars(), silent_cache():
-        try:
-            return module.run(args)
-        except UsageError as error:
+        return _run_in_group(module, args, environment)
+
+
+def _run_in_group(module: Any, args: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Run a command as a process of its group, whose others are informed of a mistake."""
+    if not hasattr(args, "distributed"):
+        return module.run(args)
+    from .runtime.processes import group_from
+
+    with user_input():
+        args.group = group_from(args, environment=environment)
+    try:
+        return module.run(args)
+    except UsageError as error:
+        if args.group.num_processes > 1:
             from .runtime.meeting import report_failure
 
-            report_failure(getattr(args, "group", None), str(error))
-            raise
+            report_failure(args.group, str(error))
+        raise
 
 
 def _options_of(parser: Parser, name: str) -> dict[str, argparse.Action]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rpo.results import Evaluation
 from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
 from rpo.runtime.loading import LoadingOptions
+from rpo.runtime.processes import ProcessGroup
+from rpo.runtime.shared_work import work_together
 
 if TYPE_CHECKING:
     from llm.config import DtypeName, MeshConfig
@@ -52,6 +54,7 @@ def evaluate(
     batch_size: int | None = None,
     dtype: DtypeName = "float32",
     mesh: MeshConfig | None = None,
+    processes: ProcessGroup | None = None,
 ) -> Evaluation:
     """Measure a model against a reference: rewards and margins on data, and win rates.
 
@@ -98,6 +101,8 @@ def evaluate(
             default 8 pairs and 32 prompts.
         dtype: dtype of the parameters and of the computation.
         mesh: how models are sharded over all devices; by default as in training, by FSDP.
+        processes: the processes that share the work; by default those that JAX has connected, or
+            this one alone.
 
     Returns:
         The metrics, with counts of rows that were skipped or cut.
@@ -160,13 +165,25 @@ def evaluate(
         from rpo_io.atomic import write_atomic
         from rpo_io.strict_json import format_document
 
-        if out is not None:
-            named = (model, reference, data, judgments, gamed)
-            inputs = [os.fspath(source) for source in named if source is not None]
-            if isinstance(reward, str):
-                inputs.append(reward.rpartition(":")[0])
-            inputs += options.input_files()
-            prepare_file(Path(out), inputs=inputs, is_earlier_result=_is_evaluation)
+        named = (model, reference, data, judgments, gamed)
+        inputs = [os.fspath(source) for source in named if source is not None]
+        if isinstance(reward, str):
+            inputs.append(reward.rpartition(":")[0])
+        inputs += options.input_files()
+        path = None if out is None else Path(out)
+
+        def check_out() -> None:
+            if path is not None:
+                prepare_file(path, inputs=inputs, is_earlier_result=_is_evaluation)
+
+    together = work_together(
+        processes,
+        options={**vars(options), **of_replies, "reward": str(reward), "beta": beta, "eta": eta},
+        inputs=inputs,
+        check_out=check_out,
+        out=None if path is None else path.parent,
+    )
+    with user_input(), together:
         models = os.fspath(model), os.fspath(reference)
         if judgments is not None:
             evaluation = measure_by_judgments(
@@ -183,8 +200,8 @@ def evaluate(
                 n_prompts=prompts,
             )
         document = format_document(evaluation.to_dict())  # refuses numbers that are not finite
-        if out is not None and is_first_process():
-            write_atomic(Path(out), document.encode())
+        if path is not None and is_first_process():
+            write_atomic(path, document.encode())
     return evaluation
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 from rpo.results import GeneratedReplies, Reply, Scores
 from rpo.runtime.errors import UsageError, user_input
 from rpo.runtime.loading import PAIRS, PROMPTS, LoadingOptions
+from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
+from rpo.runtime.shared_work import work_together
 
 if TYPE_CHECKING:
     from llm.config import DtypeName, MeshConfig
@@ -39,6 +41,7 @@ def score(
     batch_size: int | None = None,
     dtype: DtypeName = "float32",
     mesh: MeshConfig | None = None,
+    processes: ProcessGroup | None = None,
 ) -> Scores:
     """Compute the log-probabilities of the responses of preference data under a model.
 
@@ -63,6 +66,8 @@ def score(
         batch_size: number of pairs that are computed together, on all devices; 8 by default.
         dtype: dtype of the parameters and of the computation.
         mesh: how the model is sharded over all devices; by default as in training, by FSDP.
+        processes: the processes that share the work; by default those that JAX has connected, or
+            this one alone.
 
     Returns:
         The scored rows, with counts of those that were skipped or cut.
@@ -98,13 +103,19 @@ def score(
         )
 
         inputs = [os.fspath(model), os.fspath(data), *options.input_files()]
-        prepare_file(path, inputs=inputs, is_earlier_result=_is_scores)
     from llm.inference.score import score_pairs
     from llm.parallel.mesh import is_first_process
     from llm.precision import computing_in
     from rpo_io.atomic import write_atomic
 
-    with user_input(), computing_in(dtype):
+    together = work_together(
+        processes,
+        options=vars(options),
+        inputs=inputs,
+        check_out=lambda: prepare_file(path, inputs=inputs, is_earlier_result=_is_scores),
+        out=path.parent,
+    )
+    with user_input(), together, computing_in(dtype):
         loaded = load_model_and_tokenizer(os.fspath(model), options)
         tokenized = read_pairs(os.fspath(data), loaded, options)
         scores = score_pairs(
@@ -143,6 +154,7 @@ def generate(
     batch_size: int | None = ...,
     dtype: DtypeName = ...,
     mesh: MeshConfig | None = ...,
+    processes: ProcessGroup | None = ...,
 ) -> Reply: ...
 
 
@@ -170,6 +182,7 @@ def generate(
     batch_size: int | None = ...,
     dtype: DtypeName = ...,
     mesh: MeshConfig | None = ...,
+    processes: ProcessGroup | None = ...,
 ) -> GeneratedReplies: ...
 
 
@@ -197,6 +210,7 @@ def generate(
     batch_size: int | None = None,
     dtype: DtypeName = "float32",
     mesh: MeshConfig | None = None,
+    processes: ProcessGroup | None = None,
 ) -> Reply | GeneratedReplies:
     """Generate the reply to a prompt, or replies to a file of prompts.
 
@@ -231,6 +245,8 @@ def generate(
         batch_size: number of prompts that are computed together, on all devices; 32 by default.
         dtype: dtype of the parameters and of the computation.
         mesh: how the model is sharded over all devices; by default as in training, by FSDP.
+        processes: the processes that share the work; by default those that JAX has connected, or
+            this one alone.
 
     Returns:
         The reply to ``prompt``, or the file of the replies to ``data``, with the settings used.
@@ -288,13 +304,21 @@ def generate(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        if path is not None:
-            inputs = [os.fspath(model), os.fspath(data or ""), *options.input_files()]
-            model_name = name or Path(model).name
-            prepare_file(
-                path, inputs=inputs, is_earlier_result=partial(_is_replies, model=model_name)
-            )
-    with user_input(), computing_in(dtype):
+        inputs = [os.fspath(model), os.fspath(data or ""), *options.input_files()]
+        is_earlier = partial(_is_replies, model=name or Path(model).name)
+
+        def check_out() -> None:
+            if path is not None:
+                prepare_file(path, inputs=inputs, is_earlier_result=is_earlier)
+
+    together = work_together(
+        processes,
+        options={**vars(options), **given, "prompt": prompt, "name": name},
+        inputs=inputs,
+        check_out=check_out,
+        out=None if path is None else path.parent,
+    )
+    with user_input(), together, computing_in(dtype):
         notes: list[str] = []
         if data is None:
             message = Message("user", prompt or "")

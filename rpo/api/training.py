@@ -22,6 +22,7 @@ from rpo.runtime.hub_push import prepare_push, push_folder
 from rpo.runtime.loading import check_dtype
 from rpo.runtime.output import count_noun
 from rpo.runtime.processes import ProcessGroup
+from rpo.runtime.shared_work import work_together
 from rpo_io.outputs import prepare_new_folder
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def export(
     private: bool = False,
     revision: str | None = None,
     mesh: MeshConfig | None = None,
+    processes: ProcessGroup | None = None,
 ) -> ExportResult:
     """Write the policy of a training run as a Hugging Face folder, or its adapter as PEFT's.
 
@@ -185,6 +187,8 @@ def export(
         revision: branch of the repository, created if it is missing; ``main`` by default.
         mesh: how the policy is sharded over all devices while it is read; FSDP by default. The
             files do not depend on it.
+        processes: the processes that share the work; by default those that JAX has connected, or
+            this one alone.
 
     Returns:
         The folder, the step, the size of the tensors, what merging adapters has lost, and the URL
@@ -206,10 +210,15 @@ def export(
         name = "private" if private else "revision"
         raise UsageError(f"argument --{name}: goes with --push-to-hub")
     run_folder, folder = Path(run), Path(out)
-    with user_input():
-        if not (run_folder / "config.yaml").is_file():
-            raise ValueError(describe_missing_run(run_folder))
-        prepare_new_folder(folder)
+    given = None if tokenizer is None else os.fspath(tokenizer)
+    together = work_together(
+        processes,
+        options={"step": step, "dtype": dtype, "adapter": adapter, "mesh": mesh},
+        inputs=[str(run_folder), *([] if given is None else [given])],
+        check_out=lambda: _check_export(run_folder, folder),
+        out=folder.parent,
+    )
+    with user_input(), together:
         from llm.config import TrainConfig
         from llm.hf.adapters import export_adapter
         from llm.hf.io import export_model, stored_dtype
@@ -224,7 +233,6 @@ def export(
         checkpoints = run_folder / "checkpoints"
         if step is not None and checkpoints.is_dir() and not (checkpoints / str(step)).is_dir():
             raise ValueError(f"argument --step: {describe_missing_step(checkpoints, step)}")
-        given = None if tokenizer is None else os.fspath(tokenizer)
         tokenizer_folder = find_export_tokenizer(config, given)
         template = find_export_template(config, tokenizer_folder)
         options = None
@@ -270,6 +278,13 @@ def export(
             )
         url = None if target is None else push_folder(folder, target, step=policy.step)
     return ExportResult(folder, policy.step, *report, url=url)
+
+
+def _check_export(run_folder: Path, folder: Path) -> None:
+    """Refuse a folder that is no run, and a folder that cannot be written."""
+    if not (run_folder / "config.yaml").is_file():
+        raise ValueError(describe_missing_run(run_folder))
+    prepare_new_folder(folder)
 
 
 def _load_train_config(

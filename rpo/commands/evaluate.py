@@ -87,5 +87,6 @@ def run(args: argparse.Namespace) -> int:
     names += ("max_length", "skip_bad_rows")
     given: dict[str, Any] = {name: getattr(args, name) for name in names}
     result = evaluate(**given, **model_options(args), **generation_options(args))
-    sys.stdout.write(format_document(result.to_dict()))
+    if args.group.is_first:
+        sys.stdout.write(format_document(result.to_dict()))
     return result.exit_code

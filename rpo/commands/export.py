@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rpo.runtime import processes
 from rpo.runtime.errors import whole_number
 from rpo.runtime.loading import DTYPES
 from rpo.runtime.meshes import add_mesh_arguments, mesh_option
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="branch of the repository, created if it is missing (default: main)",
     )
     add_mesh_arguments(parser)
+    processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         private=args.private,
         revision=args.revision,
         mesh=mesh_option(args),
+        processes=args.group,
     )
     what = "adapter" if args.adapter else "policy"
     about = f"({result.dtype}, {_size(result.n_bytes)})"
@@ -95,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if result.url is not None:
         text += f"uploaded to {result.url}\n"
-    print_result(result.to_dict(), text, as_json=args.json)
+    if args.group.is_first:
+        print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code
 
 

@@ -109,5 +109,6 @@ def run(args: argparse.Namespace) -> int:
             f"{result.truncated:,} truncated at {count(limit, 'token')}; "
             f"{count(result.tokens, 'token')}, {result.tokens_per_second:,.1f} tokens per second\n"
         )
-    print_result(result.to_dict(), text, as_json=args.json)
+    if args.group.is_first:
+        print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rpo.runtime import processes
 from rpo.runtime.errors import whole_number
 from rpo.runtime.loading import DTYPES, PAIRS, PROMPTS
 from rpo.runtime.meshes import add_mesh_arguments, mesh_option
@@ -89,6 +90,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype of the parameters and the computation (default float32)",
     )
     add_mesh_arguments(parser)
+    processes.add_arguments(parser)
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -123,7 +125,8 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of :func:`add_model_arguments` by the arguments of ``rpo.api``."""
     names = ("model", "tokenizer", "chat_template", "chat_template_kwargs", "template_date")
     names += ("special_tokens", "data_format", "columns", "batch_size", "dtype")
-    return {name: getattr(args, name) for name in names} | {"mesh": mesh_option(args)}
+    given = {name: getattr(args, name) for name in names}
+    return {**given, "mesh": mesh_option(args), "processes": args.group}
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -162,5 +165,6 @@ def run(args: argparse.Namespace) -> int:
         **model_options(args),
     )
     text = f"written to {args.out}: {count(result.n_rows, 'row')}\n"
-    print_result(result.to_dict(), text, as_json=args.json)
+    if args.group.is_first:
+        print_result(result.to_dict(), text, as_json=args.json)
     return result.exit_code

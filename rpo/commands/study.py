@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -116,9 +115,6 @@ def run(args: argparse.Namespace) -> int:
         from rpo.jobs.study_parts import read_share
         from rpo.report.figure_files import parse_figure_format
 
-        # Jobs of an array need no other process, also where srun starts them.
-        is_single = args.part or args.merge or args.scheduler or args.dry_run
-        args.group = processes.group_from(args, environment={} if is_single else os.environ)
         config = read_config(args.config, config_class(read_kind(args.config)), args.overrides)
         figures = parse_figure_format(args.format, args.width, args.style)
         if args.part is not None:

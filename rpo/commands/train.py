@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     with user_input():
         from llm.config import TrainConfig
 
-        args.group = processes.group_from(args, environment={} if args.dry_run else os.environ)
         config = read_config(args.config, TrainConfig, args.overrides)
     if args.dry_run:
         return _print_estimate(estimate_train(config))

@@ -25,7 +25,7 @@ from llm.train.trainer import Trainer
 from rpo.results import TrainResult
 from rpo.runtime.config_files import read_config, to_yaml
 from rpo.runtime.errors import UsageError, user_input
-from rpo.runtime.facts import MISSING, code_facts, configuration_facts, file_facts
+from rpo.runtime.facts import MISSING, checkpoint_steps, code_facts, configuration_facts, file_facts
 from rpo.runtime.meeting import meet
 from rpo.runtime.preemption import watched_preemption
 from rpo.runtime.processes import ProcessGroup
@@ -157,7 +157,7 @@ def _input_facts(
     """Return what must be the same in all processes before the first step."""
     adapter = None if model.adapter is None else model.adapter[0]
     sources = [model.folder, adapter, config.model.reference]
-    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    steps = checkpoint_steps(folder)
     return {
         **code_facts(),
         **dict(configuration_facts(dataclasses.asdict(config))),
@@ -166,7 +166,7 @@ def _input_facts(
         "the tokens of the training pairs": data.train.digest,
         "the tokens of the evaluation pairs": data.evaluation.digest,
         "--resume": str(resume),
-        "the last checkpoint": f"step {max(steps)}" if steps else MISSING,
+        "the last checkpoint": f"step {steps[-1]}" if steps else MISSING,
         **file_facts([str(folder / "reference.safetensors")]),
     }
 

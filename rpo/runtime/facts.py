@@ -42,8 +42,8 @@ def describe_difference(
         One line that names processes and values; None if all are the same.
 
     Examples:
-        >>> describe_difference([{"`seed`": "0"}, {"`seed`": "1"}], "process {}".format)[:51]
-        'process 1 differs from process 0: `seed` is 1, not '
+        >>> describe_difference([{"`seed`": "0"}, {"`seed`": "1"}], "process {}".format)[:53]
+        'process 1 differs from process 0 in `seed` (1, not 0)'
     """
     expected: dict[str, str] = {}
     for key in dict.fromkeys(key for each in facts for key in each):
@@ -61,19 +61,17 @@ def describe_difference(
     others = [index for index in range(len(facts)) if index not in odd]
     rest = name(others[0]) if len(others) == 1 else "the other processes"
     lines = [
-        f"{name(index)} differs from {rest}: {_listed(phrases)}" for index, phrases in odd.items()
+        f"{name(index)} differs from {rest} in {_listed(phrases)}" for index, phrases in odd.items()
     ]
     return f"{_listed(lines, '; ')}: start all processes with the same command, files and versions"
 
 
 def _phrase(key: str, value: str, expected: str) -> str:
-    if value == MISSING:
-        return f"{key} is missing"
-    if expected == MISSING:
-        return f"{key} is there"
+    if MISSING in (value, expected):
+        return f"{key} ({'missing' if value == MISSING else 'not missing'})"
     if _DIGEST.fullmatch(value) or _DIGEST.fullmatch(expected):
-        return f"{key} has other contents"
-    return f"{key} is {value}, not {expected}"
+        return key
+    return f"{key} ({value}, not {expected})"
 
 
 def _listed(phrases: Sequence[str], separator: str = ", ") -> str:
@@ -145,8 +143,22 @@ def file_facts(names: Iterable[str]) -> dict[str, str]:
         paths = [Path(found) for found in sorted(glob(name, recursive=True))] or [Path(name)]
         files = [file for path in paths for file in _files_of(path)]
         lines = [f"{path.relative_to(root)} {_file_digest(path)}" for root, path in files]
+        lines += [f"checkpoint {step}" for path in paths for step in checkpoint_steps(path)]
         facts[name] = sha256_hex("\n".join(lines)) if lines else MISSING
     return facts
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Return the steps of the checkpoints in the folder of a training run.
+
+    Args:
+        run: the folder; None of its checkpoints is opened.
+
+    Examples:
+        >>> checkpoint_steps(Path("no_run"))
+        []
+    """
+    return sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit())
 
 
 def _files_of(path: Path) -> Iterator[tuple[Path, Path]]:

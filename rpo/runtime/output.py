@@ -64,6 +64,11 @@ def muted_messages(muted: bool) -> Iterator[None]:
         _is_muted.reset(token)
 
 
+def are_messages_muted() -> bool:
+    """Return whether log messages are left out of stderr, as in all processes but the first."""
+    return _is_muted.get()
+
+
 def escape_control_characters(text: str) -> str:
     r"""Return a text, such as a model's reply, in a form that no terminal acts on.
 

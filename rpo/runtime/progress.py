@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .output import escape_control_characters, format_duration
+from .output import are_messages_muted, escape_control_characters, format_duration
 
 T = TypeVar("T")
 SECONDS_BETWEEN_MESSAGES = 30.0
@@ -55,7 +55,8 @@ def track_progress(items: Iterable[T], n_items: int, description: str) -> Iterat
     """
     description = escape_control_characters(description)
     console = Console(stderr=True)
-    if not (_bars_are_shown.get() and console.is_terminal):
+    has_bar = _bars_are_shown.get() and not are_messages_muted()
+    if not (has_bar and console.is_terminal):
         yield from _with_messages(items, n_items, description)
         return
     # Without markup, brackets in the description are shown as they are.
