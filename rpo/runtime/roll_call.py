@@ -203,12 +203,19 @@ def _call(address: str, num_processes: int, host: str, clock: _Clock) -> RollCal
                     if refusal is not None:
                         with suppress(OSError):
                             peer.send(refused=refusal)
+                        peer.close()
                         raise UsageError(refusal)
                     present[report["process"]] = peer
                     hosts[report["process"]] = str(report.get("host"))
-        except UsageError as error:
-            tell(refused=str(error))
+        except BaseException as error:
+            if isinstance(error, UsageError):
+                tell(refused=str(error))
+            for peer in present.values():
+                peer.close()
             raise
+        finally:
+            for peer in strangers:
+                peer.close()
         names = [hosts[index] for index in range(num_processes)]
         tell(hosts=names)
     return RollCall(0, names, present)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,9 @@ def work_together(
     """
 
     def describe(_: object) -> dict[str, str]:
-        return code_facts() | dict(configuration_facts(options)) | file_facts(inputs)
+        # Some chat templates write it. In universal time, time zones agree.
+        today = {"today's date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+        return code_facts() | dict(configuration_facts(options)) | today | file_facts(inputs)
 
     with meet(processes) as meeting:
         meeting.agree(lambda: None, describe)

@@ -30,6 +30,7 @@ from rpo.cli import COMMANDS, Parser, declare, main
 from rpo.results import Answer, Claim, Evaluation, Reply, Scores, Verification
 from rpo.results.base import MAX_TABLE_ROWS
 from rpo.runtime.config_files import read_config
+from rpo.runtime.processes import OPTIONS
 
 VOTES = "context,winner,loser,count\nx,a,b,6\nx,b,a,2\nx,b,c,1\ny,<b>,a,3\n"
 STUDY = """
@@ -123,7 +124,7 @@ def test_property_every_command_is_a_function_with_explicit_arguments() -> None:
 
 
 def test_property_every_option_of_a_command_is_an_argument_of_its_function() -> None:
-    of_the_process = {"coordinator_address", "num_processes", "process_id"}
+    of_the_process = set(OPTIONS)
     for command in COMMANDS:
         parser = Parser(prog=command)
         declare(command, parser)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from rpo.runtime import processes, roll_call
+from rpo.runtime import roll_call
 from rpo.runtime.errors import UsageError
-from rpo.runtime.processes import ProcessGroup
-from rpo.runtime.roll_call import wait_for_processes
+from rpo.runtime.roll_call import RollCall, call_roll
 
 
 def free_port() -> int:
@@ -22,7 +21,6 @@ def free_port() -> int:
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(roll_call, "SECONDS_TO_MEET", 0.8)
     monkeypatch.setattr(roll_call, "SECONDS_BETWEEN_MESSAGES", 0.2)
     monkeypatch.setattr(roll_call, "_SECONDS_BETWEEN_TRIES", 0.02)
     return f"127.0.0.1:{free_port()}"
@@ -33,7 +31,7 @@ def outcomes(address: str, *reports: tuple[int, int]) -> list[str]:
 
     def outcome(report: tuple[int, int]) -> str:
         try:
-            wait_for_processes(address, *report)
+            call_roll(address, *report, seconds=0.8).close()
         except UsageError as error:
             return str(error)
         return ""
@@ -87,27 +85,67 @@ def test_limit_strangers_and_processes_that_ended_do_not_count(
     with ThreadPoolExecutor(2) as executor:
         first = executor.submit(outcomes, address, (3, 0))
         time.sleep(0.1)
-        for report in (b"GET / HTTP/1.1\r\n\r\n", b"", b"1 3\n"):
+        for report in (b"GET / HTTP/1.1\r\n\r\n", b"", b'{"process": 1, "of": 3}\n', b"[]\n"):
             with socket.create_connection((host, int(port))) as connection:
                 connection.sendall(report)
         time.sleep(0.1)
         third = executor.submit(outcomes, address, (3, 2))
         if comes_again:
-            wait_for_processes(address, 3, 1)
+            call_roll(address, 3, 1, seconds=0.8).close()
         for (message,) in (first.result(), third.result()):
             assert message == "" if comes_again else "s: process 1 of 3: start all" in message
 
 
-def test_raises_in_bounded_time_if_jax_does_not_connect(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def in_all(address: str, *works: Callable[[RollCall], object]) -> list[object]:
+    """Return the result, or the message of the error, of the work of each process."""
+
+    def run(index: int) -> object:
+        call = call_roll(address, len(works), index, seconds=5.0)
+        try:
+            return works[index](call)
+        except UsageError as error:
+            return str(error)
+        finally:
+            call.close()
+
+    with ThreadPoolExecutor(len(works)) as executor:
+        return list(executor.map(run, range(len(works))))
+
+
+def gather(text: str, seconds: float = 0.0) -> Callable[[RollCall], object]:
+    def work(call: RollCall) -> object:
+        time.sleep(seconds)
+        first = call.gather(text, waiting_for="to read")
+        return call.gather(",".join(first) + text, waiting_for="to read")
+
+    return work
+
+
+def test_closed_form_all_processes_get_the_texts_of_all(
+    address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(processes, "SECONDS_TO_CONNECT", 0.2)
-    monkeypatch.setattr(processes, "wait_for_processes", lambda *_: None)
-    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: time.sleep(9))
-    monkeypatch.setenv("http_proxy", "http://proxy:3128")
-    group = ProcessGroup(num_processes=2, process_id=1, coordinator_address="h:1")
-    with (
-        pytest.raises(UsageError, match=r"not connected the 2 processes .* \(the variable http_pr"),
-        group.connected(tmp_path),
-    ):
-        pass
+    long = "x" * 200_000
+    with caplog.at_level("INFO", logger="rpo"):
+        results = in_all(address, gather("a"), gather("b", 0.5), gather(long))
+    assert results == 3 * [[f"a,b,{long}{text}" for text in ("a", "b", long)]]
+    host = socket.gethostname()
+    assert f"waiting for process 1 ({host}) to read (0 s)" in caplog.messages
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_raises_the_error_of_one_process_in_all_others(address: str, failing: int) -> None:
+    works = [gather("a"), gather("b", 0.2), gather("c", 0.4)]
+    works[failing] = lambda call: call.fail("no such file")
+    results = in_all(address, *works)
+    assert results.pop(failing) is None
+    assert results == 2 * [f"process {failing} ({socket.gethostname()}): no such file"]
+
+
+@pytest.mark.parametrize("ending", [0, 1])
+def test_raises_if_a_process_has_ended(address: str, ending: int) -> None:
+    works = [gather("a"), gather("b"), gather("c")]
+    works[ending] = lambda call: None
+    results = in_all(address, *works)
+    assert results.pop(ending) is None
+    for message in results:
+        assert f"process {ending} ({socket.gethostname()}): it has ended" in str(message)
