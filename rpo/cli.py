@@ -51,7 +51,7 @@ COMMANDS = {
     "study": "run a simulation study of the methods on bandits and draw its figures",
 }
 RESUMABLE = ("train", "study")
-ALONE = ("dry_run", "part", "merge", "scheduler")
+WITHOUT_GROUP = ("dry_run", "part", "merge", "scheduler")
 """Options with which a command needs no other process."""
 SHELLS = ("bash", "zsh", "tcsh")
 MAX_MESSAGE_CHARACTERS = 2000
@@ -296,8 +296,8 @@ def run_command(argv: list[str]) -> int:
     from .runtime.progress import progress_bars
 
     # Estimates, and jobs of an array, need no other process, also where srun starts them.
-    is_alone = any(getattr(args, name, None) for name in ALONE)
-    environment = {} if is_alone else os.environ
+    needs_no_group = any(getattr(args, name, None) for name in WITHOUT_GROUP)
+    environment = {} if needs_no_group else os.environ
     has_group = getattr(args, "distributed", "off") == "auto"
     n_processes = args.num_processes if has_group else 1
     is_single = n_processes == 1 or (n_processes is None and not may_be_launched(environment))

@@ -347,6 +347,25 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def decide_on_first(value: bool) -> bool:
+    """Return what process 0 has found, such as whether a file is there, in all processes.
+
+    A network file system can show a new file to one host earlier than to another.
+
+    Args:
+        value: what this process has found.
+
+    Examples:
+        >>> decide_on_first(True)
+        True
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def on_host(array: Any) -> np.ndarray:
     """Copy an array to the host, including shards on the devices of other processes.
 

@@ -19,7 +19,7 @@ from llm.data.pair_table import PairTable
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
-from llm.parallel.mesh import Devices, make_devices
+from llm.parallel.mesh import Devices, decide_on_first, make_devices
 from llm.types import Batch
 
 from . import reference_cache
@@ -194,7 +194,8 @@ class Scorer:
         )
         pairs = self.visited_pairs()
         from_data = reference_cache.cache_from_rows(pairs, self.sampler.n_roles)
-        cache = reference_cache.load_cache(path, provenance) if path.exists() else None
+        is_cached = decide_on_first(path.exists())
+        cache = reference_cache.load_cache(path, provenance) if is_cached else None
         known = [part.row_ids for part in (from_data, cache) if part is not None]
         missing = pairs.select(~np.isin(pairs.rows, np.concatenate([[-1], *known])))
         if missing:

@@ -20,7 +20,7 @@ from llm.config import ObjectiveConstants, TrainConfig
 from llm.data.loader import iterate_batches
 from llm.hashing import parameters_sha256
 from llm.hf.factory import ResolvedModel, build_model
-from llm.parallel.mesh import on_host
+from llm.parallel.mesh import decide_on_first, on_host
 from llm.precision import computing_in
 from llm.types import Batch
 
@@ -132,7 +132,7 @@ class Trainer:
                 keep_best=config.trainer.metric_for_best_model is not None,
                 fingerprint=self.run.fingerprint(),
             )
-            resume = resume and self.checkpoints.latest() is not None
+            resume = decide_on_first(resume and self.checkpoints.latest() is not None)
             self._execution = execution_of(self.run.config, dict(self.run.devices.mesh.shape))
             if resume:  # refuses a wrong checkpoint before the reference runs
                 found = self.checkpoints.find()

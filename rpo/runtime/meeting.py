@@ -141,9 +141,9 @@ class Meeting:
         name = f"{TEMPORARY_PREFIX}{uuid4().hex}{TEMPORARY_SUFFIX}"
 
         def write() -> str:
-            place = next(path for path in (folder, *folder.parents) if path.exists())
-            (place / name).write_text(name, encoding="utf-8")
-            return str(place / name)
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            (existing / name).write_text(name, encoding="utf-8")
+            return str(existing / name)
 
         written = Path(self.decide(write))
         try:

@@ -160,18 +160,18 @@ def group_from(args: argparse.Namespace, *, environment: Mapping[str, str]) -> P
     launch = None
     if args.process_id is None:
         launch = detect_launch(environment, num_processes=args.num_processes)
-    own = {
+    settings: dict[str, Any] = {
         "local_device_ids": local_device_ids(environment),
         "initialization_timeout": args.initialization_timeout,
     }
     if launch is None:
         if (args.num_processes or 1) == 1 and args.coordinator_address is None:
-            own = {}
+            settings: dict[str, Any] = {}
         return ProcessGroup(
             coordinator_address=args.coordinator_address,
             num_processes=args.num_processes or 1,
             process_id=args.process_id or 0,
-            **own,
+            **settings,
         )
     address = args.coordinator_address or launch.coordinator_address
     if address is None:
@@ -183,5 +183,5 @@ def group_from(args: argparse.Namespace, *, environment: Mapping[str, str]) -> P
         coordinator_address=address,
         num_processes=launch.num_processes,
         process_id=launch.process_id,
-        **own,
+        **settings,
     )

@@ -235,11 +235,11 @@ def _report(
     address: str, num_processes: int, process_id: int, host: str, clock: _Clock
 ) -> RollCall:
     """Report to process 0, and wait until it has all reports."""
-    place = _split(address)
+    host_and_port = _split(address)
     unreachable = f"process 0 cannot be reached at {address}"
     while True:
         try:
-            peer = _Peer(socket.create_connection(place, timeout=clock.seconds_left(5.0)))
+            peer = _Peer(socket.create_connection(host_and_port, timeout=clock.seconds_left(5.0)))
         except OSError:
             clock.tick(unreachable)
             time.sleep(_SECONDS_BETWEEN_TRIES)

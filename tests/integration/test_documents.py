@@ -55,7 +55,7 @@ COMMANDS_NOT_RUN = {
     r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/train_a_model.md has a tiny model",
     r"rpo (score|generate|evaluate) --model policy .*": "real weights; the same page",
     r"rpo evaluate .*--judgments .*": "annotations of a benchmark; test_judgments has small ones",
-    r"rpo train .*--coordinator-address .*": "several hosts; test_train_devices starts processes",
+    r"rpo train .*--out gs_or_nfs_folder .*": "several hosts; test_cluster_commands has processes",
     r"rpo verify --instances 1000": "a minute; test_api checks two instances",
     r"rpo study configs/\w+\.yaml": "minutes; one of them runs below with --quick",
 }

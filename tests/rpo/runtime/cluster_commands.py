@@ -110,8 +110,8 @@ def run_job(
     more = [*variables, *[{}] * (len(folders) - len(variables))]
     with cluster(launcher, len(folders)) as environments:
         processes = [
-            start(arguments, folder, {**environment, **own})
-            for folder, environment, own in zip(folders, environments, more, strict=True)
+            start(arguments, folder, {**environment, **changes})
+            for folder, environment, changes in zip(folders, environments, more, strict=True)
         ]
         outputs = [process.communicate(timeout=300) for process in processes]
     codes = [process.returncode for process in processes]

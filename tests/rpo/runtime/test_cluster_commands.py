@@ -41,7 +41,7 @@ def commands(out: str) -> list[tuple[str, ...]]:
     ]
 
 
-def run_alone(folder: Path, *arguments: str) -> None:
+def run_one(folder: Path, *arguments: str) -> None:
     process = start(arguments, folder, DEVICES)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
@@ -52,13 +52,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the results of one process on four devices."""
     folder = tmp_path_factory.mktemp("cluster")
     write_inputs(folder)
-    run_alone(folder, "train", "tiny.yaml", "--out", "trained", "--trainer.max_steps", "2")
-    run_alone(folder, "export", "trained", "--out", "policy")
-    run_alone(folder, "train", "tiny.yaml", "--out", "first", "--trainer.max_steps", "1")
-    run_alone(folder, "export", "first", "--out", "base")
+    run_one(folder, "train", "tiny.yaml", "--out", "trained", "--trainer.max_steps", "2")
+    run_one(folder, "export", "trained", "--out", "policy")
+    run_one(folder, "train", "tiny.yaml", "--out", "first", "--trainer.max_steps", "1")
+    run_one(folder, "export", "first", "--out", "base")
     (folder / "alone").mkdir()
     for command in commands("alone"):
-        run_alone(folder, *command)
+        run_one(folder, *command)
     return folder
 
 
@@ -75,17 +75,17 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 def test_roundtrip_one_command_line_in_four_processes_gives_the_results_of_one(
     launcher: str, folder: Path
 ) -> None:
-    out, alone = folder / launcher, folder / "alone"
+    out, expected_folder = folder / launcher, folder / "alone"
     out.mkdir()
     more = ("--num-processes", "4") if launcher == "kubernetes" else ()
     for command in commands(launcher):
         for code, _, messages in run_job(launcher, [*command, *more], [folder] * 4):
             assert code == 0, messages
     # Sums over processes are taken in another order than those within one.
-    for expected, actual in zip(logged(alone), logged(out), strict=True):
+    for expected, actual in zip(logged(expected_folder), logged(out), strict=True):
         assert actual == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
     for name in ("scores.jsonl", "replies.jsonl", "metrics.json", "export/model.safetensors"):
-        assert (out / name).read_bytes() == (alone / name).read_bytes()
+        assert (out / name).read_bytes() == (expected_folder / name).read_bytes()
     assert load_file(out / "export" / "model.safetensors")
 
 

@@ -57,11 +57,11 @@ def test_limit_one_process_meets_nobody(tmp_path: Path) -> None:
     report_failure(SINGLE_PROCESS, "an error")
 
 
-def test_closed_form_process_0_decides_and_all_read_their_own() -> None:
+def test_closed_form_process_0_decides_and_every_process_reads() -> None:
     def work(meeting: Meeting) -> object:
         value = meeting.decide(lambda: {"date": "2024-07-26"})
-        own = meeting.agree(lambda: meeting.group.process_id, lambda _: {"seed": "0"})
-        return value["date"], own
+        value_here = meeting.agree(lambda: meeting.group.process_id, lambda _: {"seed": "0"})
+        return value["date"], value_here
 
     assert in_all(work, work, work) == [("2024-07-26", k) for k in range(3)]
 
@@ -84,8 +84,8 @@ def test_raises_the_error_of_one_process_in_all() -> None:
 
     for index in range(2):
         results = in_all(*[read(index)] * 2)
-        own, other = results[index], str(results[1 - index])
-        assert str(own).startswith("FileNotFoundError: [Errno 2] No such file")
+        failed, other = results[index], str(results[1 - index])
+        assert str(failed).startswith("FileNotFoundError: [Errno 2] No such file")
         assert other.startswith(f"UsageError: process {index} (")
         assert other.endswith("): rows.jsonl: No such file or directory")
     for message in in_all(*[lambda meeting: meeting.decide(fail)] * 2):
