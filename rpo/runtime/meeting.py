@@ -51,12 +51,22 @@ class Meeting:
 
     group: ProcessGroup
 
-    def __init__(self, group: ProcessGroup, roll_call: RollCall | None) -> None:
-        """Take over the connections of a roll call; None if JAX has connected the processes."""
+    def __init__(
+        self, group: ProcessGroup, roll_call: RollCall | None, folder: Path | None = None
+    ) -> None:
+        """Take over the connections of a roll call.
+
+        Args:
+            group: the processes.
+            roll_call: their connections; None if JAX has connected them, or for one process.
+            folder: output folder of a command that can be resumed; None for another command.
+        """
         self.group = group
+        self._folder, self._sign_off = folder, None
         self._roll_call = roll_call
         self._hosts = [socket.gethostname()] if roll_call is None else roll_call.hosts
         if group.is_connected and group.num_processes > 1:
+            self._sign_off = start_watcher(folder)
             self._hosts = _gather_with_jax(self._hosts[0])
 
     @property
@@ -136,7 +146,7 @@ class Meeting:
         Raises:
             UsageError: if a host does not see a file that process 0 writes there.
         """
-        if self.group.num_processes == 1:
+        if self.group.num_processes == 1 or "://" in str(folder):  # hosts share every bucket
             return
         name = f"{TEMPORARY_PREFIX}{uuid4().hex}{TEMPORARY_SUFFIX}"
 
@@ -171,6 +181,7 @@ class Meeting:
 
         self._roll_call.close()
         self._roll_call = None
+        self._sign_off = start_watcher(self._folder)
         group = self.group
         initialize = partial(
             jax.distributed.initialize,
@@ -192,10 +203,17 @@ class Meeting:
         # The CPU backend lets processes wait for one another in the first collective for 30 s only.
         _Call(partial(multihost_utils.sync_global_devices, "connected")).finish(None)
 
-    def close(self) -> None:
-        """Close the connections of the roll call."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the connections, and let the watcher know unless another process was lost.
+
+        Args:
+            error: error that ends the work; None if it is done.
+        """
         if self._roll_call is not None:
             self._roll_call.close()
+        # JAX raises a RuntimeError when another process is lost.
+        if self._sign_off is not None and not isinstance(error, RuntimeError):
+            self._sign_off()
 
     def _exchange(self, work: Callable[[], str], waiting_for: str) -> list[str]:
         """Return the texts that the work of all processes results in."""
@@ -256,20 +274,14 @@ def meet(processes: ProcessGroup | None, *, folder: Path | None = None) -> Itera
         yield Meeting(group, None)
         return
     _have_met.add(group)
-    sign_off = start_watcher(folder)
-    meeting = None
+    meeting = Meeting(group, None if group.is_connected else _call_roll(group), folder)
     try:
-        meeting = Meeting(group, None if group.is_connected else _call_roll(group))
         with muted_messages(not group.is_first):
             yield meeting
-    except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, RuntimeError):  # JAX raises these when another process is lost
-            sign_off()
+    except BaseException as error:
+        meeting.close(error)
         raise
-    finally:
-        if meeting is not None:
-            meeting.close()
-    sign_off()
+    meeting.close()
 
 
 def report_failure(processes: ProcessGroup | None, message: str) -> None:
