@@ -211,11 +211,19 @@ def export(
         raise UsageError(f"argument --{name}: goes with --push-to-hub")
     run_folder, folder = Path(run), Path(out)
     given = None if tokenizer is None else os.fspath(tokenizer)
+    targets = []  # of process 0 alone
+
+    def check_out() -> None:
+        _check_export(run_folder, folder)
+        # What the hub refuses is known before the model is loaded.
+        if push_to_hub is not None:
+            targets.append(prepare_push(push_to_hub, private=private, revision=revision))
+
     together = work_together(
         processes,
         options={"step": step, "dtype": dtype, "adapter": adapter, "mesh": mesh},
         inputs=[str(run_folder), *([] if given is None else [given])],
-        check_out=lambda: _check_export(run_folder, folder),
+        check_out=check_out,
         out=folder.parent,
     )
     with user_input(), together:
@@ -239,10 +247,6 @@ def export(
         if tokenizer_folder is not None:
             options = stored_template_options(TokenizerOptions.from_config(config.data))
         base_name = find_adapter_base(config, run_folder) if adapter else None
-        target = None
-        # What the hub refuses is known before the model is loaded.
-        if push_to_hub is not None and is_first_process():
-            target = prepare_push(push_to_hub, private=private, revision=revision)
         policy = load_policy(run_folder, step, base_model=config.model.path, mesh=mesh)
         base_folder = find_export_base(config)
         if adapter:
@@ -276,7 +280,7 @@ def export(
                 folder,
                 exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder),
             )
-        url = None if target is None else push_folder(folder, target, step=policy.step)
+        url = push_folder(folder, targets[0], step=policy.step) if targets else None
     return ExportResult(folder, policy.step, *report, url=url)
 
 
