@@ -18,7 +18,7 @@ from llm.models.quantization import block_size, kernel_shape, quantize
 from .safetensors import SafetensorsReader
 from .tensor_mapping import TensorMapping
 
-ShardReader = Callable[[tuple[slice, ...]], np.ndarray]
+ShardReader = Callable[[Any], np.ndarray]
 """Returns the shard of a parameter at some slices."""
 
 

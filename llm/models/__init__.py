@@ -39,8 +39,6 @@ _EXPORTS = {
     "Adapter": "projections",
     "Architecture": "architecture",
     "Cache": "decoder",
-    "project": "custom_vjp",
-    "rms_norm": "custom_vjp",
     "Decoder": "decoder",
     "Experts": "experts",
     "Head": "protocol",

@@ -107,7 +107,7 @@ class Devices:
 
         return run
 
-    def split_model(self, model: nnx.Module) -> tuple[nnx.GraphDef[Any], Any]:
+    def split_model(self, model: Any) -> tuple[nnx.GraphDef[Any], Any]:
         """Split a model for functions that run on this mesh.
 
         Args:

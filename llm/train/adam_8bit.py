@@ -30,14 +30,14 @@ class ScaleByAdam8bitState(NamedTuple):
     """State of :func:`scale_by_adam_8bit`.
 
     Attributes:
-        count: number of updates made.
+        n_updates: number of updates made.
         mu: first moments, as int8 codes.
         nu: second moments, as uint8 codes.
         mu_scale: largest absolute value of each row of the first moments.
         nu_scale: largest value of each row of the second moments.
     """
 
-    count: Array
+    n_updates: Array
     mu: optax.Updates
     nu: optax.Updates
     mu_scale: optax.Updates
@@ -84,9 +84,9 @@ def scale_by_adam_8bit(
         updates: optax.Updates, state: ScaleByAdam8bitState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByAdam8bitState]:
         del params
-        count = state.count + 1
-        steps = count.astype(jnp.float32)
-        step_key = jax.random.fold_in(jax.random.key(0), count)
+        n_updates = state.n_updates + 1
+        steps = n_updates.astype(jnp.float32)
+        step_key = jax.random.fold_in(jax.random.key(0), n_updates)
         gradients, structure = jax.tree.flatten(updates)
         old = (jax.tree.leaves(tree) for tree in state[1:])
         results = []
@@ -104,7 +104,7 @@ def scale_by_adam_8bit(
         scaled, *moments = (
             jax.tree.unflatten(structure, leaves) for leaves in zip(*results, strict=True)
         )
-        return scaled, ScaleByAdam8bitState(count, *moments)
+        return scaled, ScaleByAdam8bitState(n_updates, *moments)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
