@@ -166,6 +166,7 @@ def test_raises_if_a_host_differs_and_names_host_and_difference(
     else:
         for each in folders:
             (each / "run" / "checkpoints" / "2").mkdir(parents=True)
+            (each / "run" / ".rpo.json").write_text('{"written_by": "rpo train"}')
             (each / "run" / "reference.safetensors").write_bytes(b"cache")
         cache = third / "run" / "reference.safetensors"
         if change == "no cache":
