@@ -86,7 +86,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Train all runs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of the base model")
     parser.add_argument("--data", required=True, help="file of preference rows")
     parser.add_argument("--steps", type=int, default=50)

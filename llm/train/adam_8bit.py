@@ -30,14 +30,14 @@ class ScaleByAdam8bitState(NamedTuple):
     """State of :func:`scale_by_adam_8bit`.
 
     Attributes:
-        n_updates: number of updates made.
+        step: number of updates made.
         mu: first moments, as int8 codes.
         nu: second moments, as uint8 codes.
         mu_scale: largest absolute value of each row of the first moments.
         nu_scale: largest value of each row of the second moments.
     """
 
-    n_updates: Array
+    step: Array
     mu: optax.Updates
     nu: optax.Updates
     mu_scale: optax.Updates
@@ -84,9 +84,9 @@ def scale_by_adam_8bit(
         updates: optax.Updates, state: ScaleByAdam8bitState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByAdam8bitState]:
         del params
-        n_updates = state.n_updates + 1
-        steps = n_updates.astype(jnp.float32)
-        step_key = jax.random.fold_in(jax.random.key(0), n_updates)
+        step = state.step + 1
+        power = step.astype(jnp.float32)
+        step_key = jax.random.fold_in(jax.random.key(0), step)
         gradients, structure = jax.tree.flatten(updates)
         old = (jax.tree.leaves(tree) for tree in state[1:])
         results = []
@@ -97,14 +97,14 @@ def scale_by_adam_8bit(
             g = gradient.astype(jnp.float32)
             first = b1 * decode_moment(mu, mu_scale) + (1 - b1) * g
             second = b2 * decode_moment(nu, nu_scale) + (1 - b2) * jnp.square(g)
-            first_hat, second_hat = first / (1 - b1**steps), second / (1 - b2**steps)
+            first_hat, second_hat = first / (1 - b1**power), second / (1 - b2**power)
             scaled = (first_hat / (jnp.sqrt(second_hat) + eps)).astype(gradient.dtype)
             codes = encode_first(first, mu_key), encode_second(second, nu_key)
             results.append((scaled, codes[0][0], codes[1][0], codes[0][1], codes[1][1]))
         scaled, *moments = (
             jax.tree.unflatten(structure, leaves) for leaves in zip(*results, strict=True)
         )
-        return scaled, ScaleByAdam8bitState(n_updates, *moments)
+        return scaled, ScaleByAdam8bitState(step, *moments)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
@@ -158,8 +158,12 @@ def decode_moment(
     """Return the moments that codes and scales stand for.
 
     Args:
-        codes: codes of :func:`encode_first` or :func:`encode_second`, told apart by their dtype.
+        codes: codes of :func:`encode_first` if they are int8, of :func:`encode_second` if they are
+            uint8.
         scale: scales of the rows.
+
+    Returns:
+        The moments, in float32.
 
     Examples:
         >>> decode_moment(jnp.array([[127, -119, 0]], jnp.int8), jnp.array([4.0])).tolist()

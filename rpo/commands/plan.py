@@ -82,11 +82,8 @@ def _train_command(
     arguments = ["rpo", "train", str(path), *overrides]
     if largest is not None:
         value = plan.max_length if largest == "max_length" else plan.pairs_per_device
-        arguments = [
-            *_without_override(arguments, f"--{KEYS[largest]}"),
-            f"--{KEYS[largest]}",
-            str(value),
-        ]
+        option = f"--{KEYS[largest]}"
+        arguments = [*_without_override(arguments, option), option, str(value)]
     if plan.slices > 1 and config.mesh.data is None:
         arguments += ["--mesh.data", str(plan.slices)]
     if plan.hosts > 1 and config.name:
@@ -95,12 +92,13 @@ def _train_command(
 
 
 def _without_override(arguments: Sequence[str], option: str) -> list[str]:
-    """Return a command's arguments without one override, ``--KEY VALUE`` or ``--KEY=VALUE``."""
-    kept: list[str] = []
-    for previous, word in zip(["", *arguments], arguments, strict=False):
-        if option not in (previous, word, word.partition("=")[0]):
-            kept.append(word)
-    return kept
+    """Return the arguments of a command without ``--KEY VALUE`` or ``--KEY=VALUE``."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [
+        argument
+        for previous, argument in pairs
+        if option not in (previous, argument, argument.partition("=")[0])
+    ]
 
 
 def _table(plan: MemoryPlan) -> str:
@@ -120,7 +118,6 @@ def _table(plan: MemoryPlan) -> str:
     if peak is not None:
         room = limit - peak
         verdict += f", {shown(abs(room))} {'left' if room >= 0 else 'too much'}"
-    reference = plan.reference_bytes_per_device
     rows = [
         ("devices", f"{name}, {count_noun(plan.devices, 'device')} ({method})"),
         ("hosts", f"{plan.hosts:,}"),
@@ -130,7 +127,6 @@ def _table(plan: MemoryPlan) -> str:
         ("peak memory per device", f"{shown(peak)} of {shown(limit)}"),
         ("  parameters", shown(plan.parameter_bytes_per_device)),
         ("  optimizer", shown(plan.optimizer_bytes_per_device)),
-        *([("  reference", shown(reference))] if reference else []),
         ("  activations and gradients", shown(plan.activation_bytes_per_device)),
         ("communication per device", shown(plan.collective_bytes_per_device)),
         ("FLOPs per step", f"{plan.flops_per_step:.3g}"),
