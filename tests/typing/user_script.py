@@ -605,7 +605,7 @@ def with_count(items: Iterable[T], n_items: int) -> Iterator[T]:
 def cost(config: llm.TrainConfig) -> tuple[int, float, int]:
     model = llm.resolve_model(config.model)
     estimate = llm.estimate_run(config, model, llm.load_training_data(config.data, model))
-    plan = llm.make_plan(config, "v5e:4x4")
+    plan = llm.make_plan(config, "v5p-128", slices=2)
     return estimate.steps, estimate.seconds, plan.limit_bytes_per_device if plan.fits else 0
 
 
@@ -764,7 +764,7 @@ def commands_of_studies(path: Path) -> int:
 
 def commands_of_language_models(path: Path, config: llm.TrainConfig) -> dict[str, float]:
     estimate = api.estimate_train(config, {"objective.eta": 0.1})
-    planned = api.plan(path, "v5e:4x4", largest=True)
+    planned = api.plan(path, "v5litepod-16", slices=2, largest="max_length")
     print(estimate.peak_bytes_per_device, planned.plan.fits)
     run = api.train(config, out="out/run")
     print(run.metrics[-1]["loss"], run.parameters_sha256)
