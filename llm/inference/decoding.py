@@ -157,7 +157,7 @@ class BatchDecoder:
         """
         devices, options = self._devices, self._options
         if not self._in_buckets:
-            on_mesh = _decode_on_mesh(
+            on_mesh = decode_on_mesh(
                 self._graphdef,
                 self._state,
                 devices.put_shared(numbers),
@@ -199,7 +199,7 @@ def bucket_slots(n_slots: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("graphdef", "devices", "options"))
-def _decode_on_mesh(
+def decode_on_mesh(
     graphdef: nnx.GraphDef,
     state: Any,
     numbers: DecodingNumbers,
@@ -208,7 +208,19 @@ def _decode_on_mesh(
     devices: Devices,
     options: DecodingOptions,
 ) -> DecodedRows:
-    """Decode a batch in one program, in which each device has some of the rows."""
+    """Decode a batch in one program, in which each device has some of the rows.
+
+    Args:
+        graphdef: structure of the model with the sharding plan of the mesh.
+        state: its parameters, on the mesh.
+        numbers: numbers of the generation, on every device.
+        prompts: the prompts; consecutive ones are on one device.
+        devices: the mesh.
+        options: options of the generation.
+
+    Returns:
+        The rows.
+    """
     platform = devices.mesh.devices.flat[0].platform
 
     def on_device(state: Any, numbers: DecodingNumbers, prompts: PromptRows) -> DecodedRows:

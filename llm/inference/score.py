@@ -15,7 +15,6 @@ from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import PackingMode
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
-from llm.models.logprobs import response_log_probs
 from llm.parallel.mesh import Devices, on_host, single_device
 from llm.types import Batch
 
@@ -87,7 +86,7 @@ def score_pairs(
     n_batches = sampler.steps_per_epoch
     scores: dict[int, PairScore] = {}
     for _, shards in progress(iterate_batches(sampler, 0, n_batches), n_batches):
-        on_mesh = _log_probs(graphdef, state, devices.put_rows(shards), devices=devices)
+        on_mesh = log_probs_on_mesh(graphdef, state, devices.put_rows(shards), devices=devices)
         log_probs = np.concatenate(on_host(on_mesh))
         batch = jax.tree.map(lambda leaf: np.concatenate(leaf), _without_tokens(shards))
         present = np.flatnonzero(batch.present)
@@ -106,13 +105,25 @@ def score_pairs(
 
 
 @partial(jax.jit, static_argnames=("graphdef", "devices"))
-def _log_probs(graphdef: nnx.GraphDef, state: Any, shards: Batch, *, devices: Devices) -> Array:
-    """Return the log-probabilities of the responses of a batch, ``[shards, n, k]``."""
+def log_probs_on_mesh(
+    graphdef: nnx.GraphDef, state: Any, shards: Batch, *, devices: Devices
+) -> Array:
+    """Compute the log-probabilities of the responses of a batch on the devices of a mesh.
+
+    Args:
+        graphdef: structure of the model with the sharding plan of the mesh.
+        state: its parameters, on the mesh.
+        shards: pairs of each device, ``[shards, ...]``.
+        devices: the mesh.
+
+    Returns:
+        Log-probabilities in nats, ``[shards, n, k]``.
+    """
 
     def on_device(state: Any, shared: None, shards: Batch) -> Array:
         del shared
         batch = jax.tree.map(lambda leaf: leaf[0], shards)
-        return response_log_probs(nnx.merge(graphdef, state), batch)[None]
+        return responselog_probs_on_mesh(nnx.merge(graphdef, state), batch)[None]
 
     return devices.map_rows(on_device)(state, None, shards)
 

@@ -8,7 +8,6 @@ counted and activations estimated; :attr:`MemoryPlan.compiled` tells the two cas
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,8 +25,8 @@ from llm.precision import computing_in
 from .planned_step import PlannedStep, estimate_peak_bytes
 from .step import make_train_step
 from .topology import Topology, parse_topology
+from .tpu_compiler import compile_program, tpu_devices
 
-GIB = 2**30
 HOPELESS = 16
 """Estimated peak, in units of the limit, from which on a step is not compiled."""
 LENGTH_UNIT = 128
@@ -37,16 +36,6 @@ COLLECTIVE = re.compile(
     r"(?:-start)?\("
 )
 SHAPE = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]")
-
-
-NO_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
-"""Environment variables with which libtpu compiles without a TPU and a metadata server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,20 +201,7 @@ def largest_fitting_plan(
 
 
 def _compiled(step: PlannedStep, topology: Topology) -> MemoryPlan:
-    from jax.experimental import topologies
-
-    for name, value in NO_TPU.items():
-        os.environ.setdefault(name, value)
-    try:
-        several = {} if topology.slices == 1 else {"num_slices": topology.slices}
-        slice_ = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **several
-        )
-    except Exception as error:  # libtpu raises errors of several types
-        raise ValueError(
-            f"argument --topology: the TPU compiler rejects {topology.name}: {_first_line(error)}"
-        ) from error
-    devices = Devices(make_mesh(step.sizes, slice_.devices), step.plan)
+    devices = Devices(make_mesh(step.sizes, tpu_devices(topology)), step.plan)
 
     def on_mesh(tree: Any) -> Any:
         return jax.tree.map(_with_sharding, tree, devices.shardings(tree))
@@ -235,16 +211,10 @@ def _compiled(step: PlannedStep, topology: Topology) -> MemoryPlan:
     run = make_train_step(step.graphdef, step.config.objective, step.optimizer, devices=devices)
     lowered = run.lower(on_mesh(step.state), on_mesh(step.frozen), batch)
     numbers = step.numbers() | _described(topology)
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        used = re.search(r"Used ([\d.]+)G of", str(error))
-        peak = None if used is None else int(float(used[1]) * GIB)
+    program, peak = compile_program(lowered)
+    if program is None:
         return _plan(numbers, peak=peak, fits=False, collective=None, compiled=True)
-    memory: Any = program.memory_analysis()
-    peak = int(memory.peak_memory_in_bytes)
+    assert peak is not None
     try:
         moved = sum(_collectives(program.as_text() or "", step.architecture.num_hidden_layers))
     except jax.errors.JaxRuntimeError:  # the compiler cannot print some programs
@@ -305,7 +275,3 @@ def _collectives(program: str, num_hidden_layers: int) -> Iterator[int]:
         for _, bits, sizes in SHAPE.findall(match["shapes"]):
             count = int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
             yield count * int(bits) // 8 * (num_hidden_layers if in_loop else 1)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -17,7 +17,7 @@ from .evaluation import evaluate
 from .inference import generate, score
 from .studies import estimate_study, study
 from .theory import demo, solve, verify
-from .training import estimate_train, export, plan, train
+from .training import estimate_train, export, plan, plan_inference, train
 
 __all__ = [
     "FigureFormat",
@@ -29,6 +29,7 @@ __all__ = [
     "export",
     "generate",
     "plan",
+    "plan_inference",
     "score",
     "solve",
     "study",

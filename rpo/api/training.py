@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rpo.results import ExportResult, PlanResult, TrainEstimate, TrainResult
+from rpo.results import ExportResult, InferencePlanResult, PlanResult, TrainEstimate, TrainResult
 from rpo.runtime.config_files import load_config, read_config
 from rpo.runtime.errors import UsageError, check_whole_number, user_input
 from rpo.runtime.export_sources import (
@@ -152,6 +152,53 @@ def plan(
             smallest = "one pair per device" if quantity == "pairs" else "the shortest length"
             raise ValueError(f"{topology}: not even {smallest} fits")
     return PlanResult(found)
+
+
+def plan_inference(
+    config: PathLike | TrainConfig,
+    topology: str,
+    workload: Literal["score", "generate"],
+    overrides: Mapping[str, Any] | None = None,
+) -> InferencePlanResult:
+    """Compile scoring or generation for a TPU slice, without a TPU, and read its memory.
+
+    A batch has ``trainer.per_device_train_batch_size`` pairs or prompts on each device. Prompts
+    have ``data.max_prompt_length`` tokens, and half of ``data.max_length`` without it; responses
+    have the rest.
+
+    Args:
+        config: YAML file or configuration.
+        topology: the slice, such as ``"v5p:4x4x4"``.
+        workload: the scoring of pairs, or the generation of replies.
+        overrides: new values by dotted key of the configuration.
+
+    Returns:
+        The plan. A program that does not fit raises nothing: see ``plan.fits``.
+
+    Raises:
+        ValueError: if the configuration is invalid, or the topology is unknown.
+        OSError: if a file cannot be read.
+
+    Examples:
+        >>> api.plan_inference("run.yaml", "v5e:4x4", "score").plan.fits  # doctest: +SKIP
+        True
+    """
+    with user_input():
+        from llm.hf.factory import resolve_model
+        from llm.train.inference_plan import plan_inference as compile_plan
+
+        resolved = _load_train_config(config, overrides)
+        prompt = resolved.data.max_prompt_length or resolved.data.max_length // 2
+        found = compile_plan(
+            resolve_model(resolved.model),
+            resolved.mesh,
+            topology,
+            workload,
+            rows_per_device=resolved.trainer.per_device_train_batch_size,
+            prompt_tokens=prompt,
+            response_tokens=resolved.data.max_length - prompt,
+        )
+    return InferencePlanResult(found)
 
 
 def export(

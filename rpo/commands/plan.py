@@ -12,14 +12,17 @@ from rpo.runtime.errors import whole_number
 
 if TYPE_CHECKING:
     from llm.config import TrainConfig
+    from llm.train.inference_plan import InferencePlan
     from llm.train.memory_plan import MemoryPlan
 
 TAKES_OVERRIDES = True
+WORKLOADS = ("train", "score", "generate")
 
 EXAMPLES = (
     "rpo plan configs/rpo_smollm2_hh.yaml --model.path FOLDER --topology v5e:2x2",
     "rpo plan run.yaml --topology v5litepod-16 --slices 2 --largest max_length",
     "rpo plan run.yaml --topology h100:8 --largest",
+    "rpo plan run.yaml --topology v5p:4x4x4 --workload generate --mesh.tensor 8",
 )
 KEYS = {"pairs": "trainer.per_device_train_batch_size", "max_length": "data.max_length"}
 """Keys of the quantities that ``--largest`` searches for."""
@@ -50,19 +53,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="search for the largest number of pairs per device that fits, up to 64 (the default), "
         "or for the largest max_length, to within a sixteenth",
     )
+    parser.add_argument(
+        "--workload",
+        choices=WORKLOADS,
+        default="train",
+        help="what is compiled: the training step, or the scoring of a batch of pairs or the "
+        "generation of a batch of replies, with trainer.per_device_train_batch_size rows on each "
+        "device (default train)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan the step and print the plan; return 1 if it does not fit."""
-    from rpo.api import plan
+    from rpo.api import plan, plan_inference
     from rpo.runtime.config_files import read_config
-    from rpo.runtime.errors import user_input
+    from rpo.runtime.errors import UsageError, user_input
     from rpo.runtime.output import print_result
 
     with user_input():
         from llm.config import TrainConfig
 
         config = read_config(args.config, TrainConfig, args.overrides)
+    if args.workload != "train":
+        if args.largest or args.slices > 1:
+            name = "--largest" if args.largest else "--slices"
+            raise UsageError(f"argument {name}: goes with --workload train")
+        planned = plan_inference(config, args.topology, args.workload)
+        print_result(planned.to_dict(), _inference_table(planned.plan), as_json=args.json)
+        return planned.exit_code
     largest = args.largest or False
     result = plan(config, args.topology, slices=args.slices, largest=largest)
     command = _train_command(args.config, config, args.overrides, result.plan, args.largest)
@@ -118,6 +136,7 @@ def _table(plan: MemoryPlan) -> str:
     if peak is not None:
         room = limit - peak
         verdict += f", {shown(abs(room))} {'left' if room >= 0 else 'too much'}"
+    reference = plan.reference_bytes_per_device
     rows = [
         ("devices", f"{name}, {count_noun(plan.devices, 'device')} ({method})"),
         ("hosts", f"{plan.hosts:,}"),
@@ -127,9 +146,28 @@ def _table(plan: MemoryPlan) -> str:
         ("peak memory per device", f"{shown(peak)} of {shown(limit)}"),
         ("  parameters", shown(plan.parameter_bytes_per_device)),
         ("  optimizer", shown(plan.optimizer_bytes_per_device)),
+        *([("  reference", shown(reference))] if reference else []),
         ("  activations and gradients", shown(plan.activation_bytes_per_device)),
         ("communication per device", shown(plan.collective_bytes_per_device)),
         ("FLOPs per step", f"{plan.flops_per_step:.3g}"),
         ("tokens per step", f"{plan.tokens_per_step:,}"),
     ]
     return f"{name}: {verdict}\n" + "".join(f"{label:<31}{value}\n" for label, value in rows)
+
+
+def _inference_table(plan: InferencePlan) -> str:
+    from rpo.runtime.output import count_noun, format_bytes
+
+    peak, limit = plan.peak_bytes_per_device, format_bytes(plan.limit_bytes_per_device)
+    shown = "unknown" if peak is None else format_bytes(peak)
+    verdict = f"{'fits' if plan.fits else 'does not fit'}: {shown} of {limit} per device"
+    rows = [
+        ("devices", f"{plan.topology}, {count_noun(plan.devices, 'device')} (compiled)"),
+        (f"{'pairs' if plan.workload == 'score' else 'prompts'} per device", plan.rows_per_device),
+        ("tokens of the longest", f"{plan.tokens_per_row:,}"),
+        ("peak memory per device", f"{shown} of {limit}"),
+        ("  parameters", format_bytes(plan.parameter_bytes_per_device)),
+        ("  keys and values", format_bytes(plan.cache_bytes_per_device)),
+    ]
+    title = f"{plan.topology}: {plan.workload} {verdict}\n"
+    return title + "".join(f"{name:<31}{value}\n" for name, value in rows)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from llm.config import TrainConfig
     from llm.hf.merging import RoundingReport
+    from llm.train.inference_plan import InferencePlan
     from llm.train.memory_plan import MemoryPlan
 
 GIB = 2**30
@@ -108,6 +109,26 @@ class TrainEstimate(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""
         return asdict(self.config)
+
+
+@dataclass(frozen=True)
+class InferencePlanResult(Result):
+    """Result of ``plan_inference``.
+
+    Attributes:
+        plan: memory of a batch of scoring or generation, per device.
+    """
+
+    plan: InferencePlan
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command: 1 if the program does not fit."""
+        return 0 if self.plan.fits else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return asdict(self.plan)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from llm.hf.io import export_model, load_model
+from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.models.decoder import Decoder
 from llm.types import Rows
 
@@ -257,28 +256,10 @@ def _prompt(tokenizer, subject: str) -> list[int]:
 
 
 def _greedy(decoder: Decoder, prompts: list[list[int]], *, n_new: int) -> list[list[int]]:
-    """Decode padded prompts of different lengths greedily in one batch."""
-    width = max(map(len, prompts))
-    tokens = np.zeros((len(prompts), width), np.int32)
-    positions = np.full((len(prompts), width), -1, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-        positions[row, : len(prompt)] = np.arange(len(prompt))
-    lengths = jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)
-    head, cache = decoder.head(), decoder.init_cache(len(prompts), width + n_new)
-    hidden, cache = jax.jit(decoder.decode)(tokens, positions, cache)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-
-    def advance(carry, offset):
-        cache, token = carry
-        hidden, cache = decoder.decode(token[:, None], (lengths + offset)[:, None], cache)
-        following = jnp.argmax(hidden[:, 0] @ head.weight.T, axis=-1).astype(jnp.int32)
-        return (cache, following), token
-
-    first = jnp.argmax(last @ head.weight.T, axis=-1).astype(jnp.int32)
-    offsets = jnp.arange(n_new, dtype=jnp.int32)
-    _, replies = jax.jit(lambda carry: jax.lax.scan(advance, carry, offsets))((cache, first))
-    return np.asarray(replies).T.tolist()
+    """Decode prompts of different lengths greedily in one batch."""
+    config = GenerationConfig(max_new_tokens=n_new)
+    replies = generate_tokens(decoder, prompts, config, end_ids=(), batch_size=len(prompts))
+    return [list(reply.tokens) for reply in replies]
 
 
 def _tokens() -> np.ndarray:
