@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .decoding import BatchDecoder, DecodedRows, DecodingNumbers, DecodingOptions, PromptRows
     from .generate import (
         Conversation,
         GeneratedTokens,
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
         generate_replies,
         generate_tokens,
     )
-    from .sampling import GenerationConfig, sample_tokens
+    from .sampling import GenerationConfig, most_likely_tokens, sample_tokens
     from .score import PairScore, score_pairs
 
 _EXPORTS = {
+    "BatchDecoder": "decoding",
+    "DecodedRows": "decoding",
+    "DecodingNumbers": "decoding",
+    "DecodingOptions": "decoding",
+    "PromptRows": "decoding",
+    "most_likely_tokens": "sampling",
     "Conversation": "generate",
     "GeneratedTokens": "generate",
     "GenerationConfig": "sampling",
@@ -34,14 +41,20 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "BatchDecoder",
     "Conversation",
+    "DecodedRows",
+    "DecodingNumbers",
+    "DecodingOptions",
     "GeneratedTokens",
     "GenerationConfig",
     "PairScore",
     "Progress",
+    "PromptRows",
     "Reply",
     "generate_replies",
     "generate_tokens",
+    "most_likely_tokens",
     "sample_tokens",
     "score_pairs",
 ]

@@ -123,7 +123,7 @@ def log_probs_on_mesh(
     def on_device(state: Any, shared: None, shards: Batch) -> Array:
         del shared
         batch = jax.tree.map(lambda leaf: leaf[0], shards)
-        return responselog_probs_on_mesh(nnx.merge(graphdef, state), batch)[None]
+        return response_log_probs(nnx.merge(graphdef, state), batch)[None]
 
     return devices.map_rows(on_device)(state, None, shards)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from .mesh import (
         Devices,
+        is_first_process,
         make_devices,
         make_mesh,
         mesh_sizes,
@@ -36,6 +37,7 @@ _EXPORTS = {
     "mesh_sizes": "mesh",
     "partition_rule": "layout",
     "Devices": "mesh",
+    "is_first_process": "mesh",
     "make_devices": "mesh",
     "make_mesh": "mesh",
     "on_host": "mesh",
@@ -51,6 +53,7 @@ __all__ = [
     "ShardingPlan",
     "VocabParallel",
     "has_partial_gradient",
+    "is_first_process",
     "make_devices",
     "make_mesh",
     "make_sharding_plan",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         measure_first_step,
     )
     from .memory_plan import MemoryPlan, largest_fitting_plan, make_plan
+    from .inference_plan import InferencePlan, plan_inference
+    from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
     from .moving_reference import (
         ReferenceLogProbs,
         ReferenceWeights,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from .objective_schedule import ConstantsSchedule, make_constants_schedule, make_schedule
     from .optimizer import clip_by_global_norm, make_optimizer, per_layer, scale_groups
     from .planned_step import PlannedStep, estimate_peak_bytes
-    from .policy import Policy, load_policy
+    from .policy import Policy, load_policy, resolve_policy
     from .reference_cache import (
         Provenance,
         ReferenceCache,
@@ -90,6 +92,9 @@ if TYPE_CHECKING:
     )
 
 _EXPORTS = {
+    "InferencePlan": "inference_plan",
+    "plan_inference": "inference_plan",
+    "resolve_policy": "policy",
     "CONVENTIONS": "trainer_conventions",
     "CheckpointRecord": "checkpoint",
     "Checkpoints": "checkpoint",
@@ -183,6 +188,7 @@ __all__ = [
     "DisplacementMonitor",
     "Fingerprint",
     "FirstStep",
+    "InferencePlan",
     "InterruptedRunError",
     "JsonLinesTracker",
     "MemoryPlan",
@@ -250,7 +256,9 @@ __all__ = [
     "normalizers",
     "parse_topology",
     "per_layer",
+    "plan_inference",
     "policy_as_reference",
+    "resolve_policy",
     "resolve_reference",
     "save_cache",
     "scale_groups",

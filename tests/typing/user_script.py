@@ -764,6 +764,8 @@ def commands_of_studies(path: Path) -> int:
 
 def commands_of_language_models(path: Path, config: llm.TrainConfig) -> dict[str, float]:
     estimate = api.estimate_train(config, {"objective.eta": 0.1})
+    scoring = api.plan_inference(path, "v5e:4x4", "score")
+    print(scoring.plan.peak_bytes_per_device)
     planned = api.plan(path, "v5litepod-16", slices=2, largest="max_length")
     print(estimate.peak_bytes_per_device, planned.plan.fits)
     run = api.train(config, out="out/run")

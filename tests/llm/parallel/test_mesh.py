@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,8 +15,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llm.config import MeshConfig
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
-from llm.parallel.layout import SINGLE_DEVICE
-from llm.parallel.mesh import make_devices, on_host, plan_model, put_on_mesh, single_device
+from llm.parallel.layout import SINGLE_DEVICE, ShardingPlan
+from llm.parallel.mesh import (
+    ROW_SPEC,
+    is_first_process,
+    make_devices,
+    on_host,
+    plan_model,
+    put_on_mesh,
+    single_device,
+)
 
 
 def shapes() -> Decoder:
@@ -95,3 +104,29 @@ def test_roundtrip_put_on_mesh_shards_arrays_by_their_specs() -> None:
     assert placed["row"].sharding == NamedSharding(mesh, PartitionSpec("data"))
     np.testing.assert_array_equal(placed["row"], tree["row"])
     assert int(placed["scalar"]) == 2
+
+
+def test_roundtrip_rows_are_mapped_with_shared_numbers_and_parameters() -> None:
+    devices = single_device()
+
+    def on_device(parameters: Any, shared: jax.Array, rows: jax.Array) -> jax.Array:
+        return parameters["factor"] * rows + shared
+
+    rows = devices.put_rows(np.arange(6.0).reshape(3, 2))
+    shared = devices.put_shared(np.array(0.5))
+    mapped = devices.map_rows(on_device)({"factor": jnp.array(2.0)}, shared, rows)
+    np.testing.assert_array_equal(mapped, 2 * np.arange(6.0).reshape(3, 2) + 0.5)
+    assert mapped.sharding == NamedSharding(devices.mesh, ROW_SPEC)
+    eight = dataclasses.replace(devices, plan=ShardingPlan(data=2, fsdp=4, tensor=2))
+    assert [eight.rows_of(n) for n in (1, 8, 9)] == [8, 8, 16]
+
+
+def test_property_a_split_model_has_the_plan_of_the_mesh_and_is_not_changed() -> None:
+    model = nnx.Module()
+    model.sharding_plan = ShardingPlan(data=3)
+    model.weight = nnx.Param(jnp.arange(3.0))
+    devices = single_device()
+    graphdef, state = devices.split_model(model)
+    assert nnx.merge(graphdef, state).sharding_plan == SINGLE_DEVICE
+    assert model.sharding_plan == ShardingPlan(data=3)
+    assert is_first_process()

@@ -79,3 +79,12 @@ def test_limit_the_collectives_of_an_unsplit_vocabulary_are_identities(name: str
 def test_limit_every_id_of_an_unsplit_vocabulary_is_local() -> None:
     index, is_local = SINGLE.local_index(jnp.array([0, 7]), 8)
     assert (index.tolist(), is_local.tolist()) == ([0, 7], [True, True])
+
+
+def test_closed_form_gathered_logits_are_those_of_the_devices_own_tokens() -> None:
+    rows, entries = 2, 3
+    whole = RNG.normal(size=(FSDP, rows, TENSOR * FSDP * entries))
+    shards = whole.reshape(FSDP * rows, TENSOR, FSDP, entries).transpose(1, 2, 0, 3)
+    gathered = np.asarray(on_mesh(VOCAB.gather_vocabulary, shards))
+    np.testing.assert_array_equal(gathered, np.broadcast_to(whole, gathered.shape))
+    assert SINGLE.gather_vocabulary(jnp.ones(2)).tolist() == [1.0, 1.0]

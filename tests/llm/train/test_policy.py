@@ -29,7 +29,7 @@ from llm.models.architecture import Architecture, RopeScaling
 from llm.precision import computing_in
 from llm.train.checkpoint import CheckpointRecord
 from llm.train.dataset import load_training_data
-from llm.train.policy import load_policy, recorded_model
+from llm.train.policy import load_policy, recorded_model, resolve_policy
 from llm.train.trainer import Trainer
 
 SIZES = {
@@ -83,6 +83,8 @@ def test_roundtrip_the_policy_needs_neither_data_nor_base_weights(
     assert (policy.step, policy.config.path) == (2, str(copy))
     for loaded, expected in zip(leaves(policy.decoder), leaves(trainer.run.model()), strict=True):
         np.testing.assert_array_equal(loaded, expected, strict=True)
+    resolved = resolve_policy(tmp_path)
+    assert resolved.architecture == policy.decoder.architecture
     earlier = load_policy(tmp_path, 1)
     assert earlier.step == 1
     assert any(map(np.not_equal, leaves(earlier.decoder)[0].flat, leaves(policy.decoder)[0].flat))
