@@ -126,16 +126,25 @@ class _LoopState(NamedTuple):
 class BatchDecoder:
     """The programs that decode batches of prompts with one model on one mesh."""
 
-    def __init__(self, decoder: Decoder, devices: Devices, options: DecodingOptions) -> None:
+    def __init__(
+        self, decoder: Decoder, devices: Devices, options: DecodingOptions, *, longest: int
+    ) -> None:
         """Bring the model into the form in which it is read fastest.
 
         Args:
             decoder: the model.
             devices: mesh that it is sharded over.
             options: options of the generation.
+            longest: number of tokens of the longest prompt with its reply, of all batches.
         """
         self._devices, self._options = devices, options
         graphdef, state = devices.split_model(decoder)
+        scaling = decoder.architecture.rope_scaling
+        if decoder.max_length is None and scaling is not None and scaling.rope_type == "longrope":
+            # The factors must depend neither on the batch of a prompt nor on the buckets.
+            model = nnx.merge(graphdef, state)
+            model.max_length = longest
+            graphdef, state = nnx.split(model)
         platform = devices.mesh.devices.flat[0].platform
         self._in_buckets = platform == "cpu" and devices.mesh.size == 1
         if self._in_buckets:
@@ -171,7 +180,8 @@ class BatchDecoder:
         n_slots = min(bucket_slots(longest + 1), most)
         n_slots = max(n_slots, prompts.tokens.shape[1])
         arguments = self._graphdef, self._state, numbers, prompts
-        loop = _start_alone(*arguments, options=options, n_slots=n_slots)
+        n_packed = packed_size(prompts.lengths, prompts.tokens.shape)
+        loop = _start_alone(*arguments, options=options, n_slots=n_slots, n_packed=n_packed)
         while True:
             loop = _advance_alone(*arguments, loop, options=options)
             step = int(loop.step)
@@ -196,6 +206,26 @@ def bucket_slots(n_slots: int) -> int:
     """
     step = max(BUCKET, 2 ** math.ceil(math.log2(n_slots)) // 16)
     return step * math.ceil(n_slots / step)
+
+
+def packed_size(lengths: np.ndarray, shape: tuple[int, int]) -> int:
+    """Return the number of tokens into which the prompts of a batch are packed.
+
+    It is a multiple of an eighth of the padded batch, so that few sizes are compiled.
+
+    Args:
+        lengths: number of tokens of each prompt.
+        shape: number of rows and of tokens of the padded batch.
+
+    Returns:
+        The number, at least the sum of the lengths.
+
+    Examples:
+        >>> packed_size(np.array([3, 30]), (2, 32))
+        40
+    """
+    part = math.ceil(math.prod(shape) / 8)
+    return part * math.ceil(int(lengths.sum()) / part)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "devices", "options"))
@@ -233,7 +263,7 @@ def decode_on_mesh(
     return devices.map_rows(on_device)(state, numbers, prompts)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "options", "n_slots"))
+@partial(jax.jit, static_argnames=("graphdef", "options", "n_slots", "n_packed"))
 def _start_alone(
     graphdef: nnx.GraphDef,
     state: Any,
@@ -242,11 +272,13 @@ def _start_alone(
     *,
     options: DecodingOptions,
     n_slots: int,
+    n_packed: int,
 ) -> _LoopState:
-    """Read the prompts on one device."""
+    """Read the prompts on one device, packed into one row."""
     del numbers
     decoder = nnx.merge(graphdef, state)
-    return _start(decoder, prompts, decoder.init_cache(prompts.tokens.shape[0], n_slots), options)
+    cache = decoder.init_cache(prompts.tokens.shape[0], n_slots)
+    return _start(decoder, prompts, cache, options, n_packed=n_packed)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "options"), donate_argnames=("loop",))
@@ -269,15 +301,25 @@ def _grow(cache: Any, *, n_slots: int) -> Any:
 
 
 def _start(
-    decoder: Decoder, prompts: PromptRows, cache: Cache, options: DecodingOptions
+    decoder: Decoder,
+    prompts: PromptRows,
+    cache: Cache,
+    options: DecodingOptions,
+    *,
+    n_packed: int | None = None,
 ) -> _LoopState:
-    """Read the prompts, and return the state before the first token."""
+    """Read the prompts, padded or packed, and return the state before the first token."""
     tokens, lengths, _ = prompts
     n_rows, width = tokens.shape
     columns = jnp.arange(width, dtype=jnp.int32)[None]
     positions = jnp.where(columns < lengths[:, None], columns, NO_TOKEN)
-    hidden, cache = decoder.decode(tokens, positions, cache)
-    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    last = jnp.maximum(lengths - 1, 0)
+    if n_packed is None:
+        padded, cache = decoder.decode(tokens, positions, cache)
+        hidden = jnp.take_along_axis(padded, last[:, None, None], axis=1)[:, 0]
+    else:
+        packed, cache = decoder.decode_packed(tokens, lengths, cache, n_packed=n_packed)
+        hidden = packed[jnp.cumsum(lengths) - lengths + last]
     seen = None
     if options.penalized:
         seen = jnp.zeros((n_rows, decoder.architecture.vocab_size), bool)
@@ -287,7 +329,7 @@ def _start(
     return _LoopState(
         step=jnp.int32(0),
         n_running=decoder.sharding_plan.batch_sum(jnp.sum(lengths > 0)),
-        hidden=jnp.take_along_axis(hidden, last, axis=1)[:, 0],
+        hidden=hidden,
         cache=cache,
         result=DecodedRows(
             tokens=jnp.full((n_rows, options.max_new_tokens), NO_TOKEN, jnp.int32),

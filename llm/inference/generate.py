@@ -237,7 +237,8 @@ def generate_tokens(
         return []
     penalized = config.repetition_penalty != 1.0
     options = DecodingOptions(config.max_new_tokens, config.greedy, penalized)
-    batch_decoder = BatchDecoder(decoder, devices, options)
+    longest = max(map(len, prompts)) + config.max_new_tokens
+    batch_decoder = BatchDecoder(decoder, devices, options, longest=longest)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     numbers = DecodingNumbers(

@@ -15,6 +15,7 @@ from llm.data.loader import BatchSampler, iterate_batches
 from llm.data.packing import PackingMode
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens
+from llm.models.logprobs import response_log_probs
 from llm.parallel.mesh import Devices, on_host, single_device
 from llm.types import Batch
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from llm.attention.blockwise import ATTENTION_RESIDUALS
 from llm.attention.caches import Cache, allocate_cache
-from llm.attention.dispatch import NO_WINDOW, attend
+from llm.attention.dispatch import NO_WINDOW, attend, attend_cached
 from llm.config import LoraConfig
 from llm.parallel.layout import SINGLE_DEVICE, ShardingPlan
 from llm.precision import accumulation_dtype
@@ -228,6 +228,53 @@ class Decoder(nnx.Module):
         clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
         hidden, cache, _ = self._apply_layers(*clean, cache.n_slots, attention, cache, "none", None)
         return hidden, cache
+
+    def decode_packed(
+        self,
+        tokens: Int[ArrayLike, "r T"],
+        lengths: Int[ArrayLike, " r"],
+        cache: Cache,
+        *,
+        n_packed: int,
+    ) -> tuple[Float[Array, "n D"], Cache]:
+        """Read whole prompts into an empty cache, computing products for their tokens alone.
+
+        Args:
+            tokens: token ids, padded at the end.
+            lengths: number of tokens of each prompt.
+            cache: an empty cache.
+            n_packed: number of tokens that the prompts are packed into, at least the sum of the
+                lengths.
+
+        Returns:
+            Hidden states of the prompts one after another, and the cache with their tokens.
+        """
+        tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
+        n_rows, width = tokens.shape
+        ends = jnp.cumsum(lengths)
+        index = jnp.arange(n_packed, dtype=lengths.dtype)
+        row = jnp.minimum(jnp.searchsorted(ends, index, side="right"), n_rows - 1)
+        starts = ends - lengths
+        filled = index < ends[-1]
+        position = jnp.where(filled, index - starts[row], 0)
+        columns = jnp.arange(width, dtype=lengths.dtype)
+        places = jnp.minimum(starts[:, None] + columns, n_packed - 1)
+        positions = jnp.where(columns < lengths[:, None], columns, -1)
+        slots = jnp.where(positions >= 0, positions, cache.n_slots)  # that of padding is dropped
+
+        def attention(
+            queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
+        ) -> tuple[Array, Cache]:
+            queries, keys, values = (each[0][places] for each in (queries, keys, values))
+            cache = carry.write(index, slots, keys, values)
+            mixed = attend_cached(queries, keys, values, positions, **options)
+            return mixed[row, position][None], cache
+
+        packed = jnp.where(filled, tokens[row, position], 0)[None], position[None]
+        hidden, cache, _ = self._apply_layers(
+            *packed, cache.n_slots, attention, cache, "none", None
+        )
+        return hidden[0], cache
 
     def _apply_layers(
         self,

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
         first_step_tolerance,
         measure_first_step,
     )
-    from .memory_plan import MemoryPlan, largest_fitting_plan, make_plan
     from .inference_plan import InferencePlan, plan_inference
-    from .memory_plan import MemoryPlan, known_topologies, largest_fitting_plan, make_plan
+    from .memory_plan import MemoryPlan, largest_fitting_plan, make_plan
     from .moving_reference import (
         ReferenceLogProbs,
         ReferenceWeights,
@@ -92,9 +91,6 @@ if TYPE_CHECKING:
     )
 
 _EXPORTS = {
-    "InferencePlan": "inference_plan",
-    "plan_inference": "inference_plan",
-    "resolve_policy": "policy",
     "CONVENTIONS": "trainer_conventions",
     "CheckpointRecord": "checkpoint",
     "Checkpoints": "checkpoint",
@@ -103,6 +99,7 @@ _EXPORTS = {
     "DisplacementMonitor": "diagnostics",
     "Fingerprint": "fingerprint",
     "FirstStep": "first_step",
+    "InferencePlan": "inference_plan",
     "InterruptedRunError": "trainer",
     "JsonLinesTracker": "tracking",
     "MemoryPlan": "memory_plan",
@@ -170,7 +167,9 @@ _EXPORTS = {
     "normalizers": "objective",
     "parse_topology": "topology",
     "per_layer": "optimizer",
+    "plan_inference": "inference_plan",
     "policy_as_reference": "moving_reference",
+    "resolve_policy": "policy",
     "resolve_reference": "reference_model",
     "save_cache": "reference_cache",
     "scale_groups": "optimizer",
