@@ -62,20 +62,28 @@ def check_writable(folder: Path, *, names: Sequence[str] = ()) -> None:
 
 
 def refuse_unexpanded(path: Path) -> None:
-    """Refuse a path that a shell would have expanded: ``~``, ``$NAME`` or ``${NAME}``.
+    """Refuse a path that is none: with a scheme, or with ``~``, ``$NAME`` or ``${NAME}``.
 
     Args:
         path: the path of an output.
 
     Raises:
-        ValueError: if the path begins with ``~`` or names a variable; a path that exists under
-            exactly this name is accepted.
+        ValueError: if the path begins with a scheme such as ``gs:`` or with ``~``, or names a
+            variable; a path that exists under exactly this name is accepted.
 
     Examples:
         >>> refuse_unexpanded(Path("~/out"))
         Traceback (most recent call last):
         ValueError: argument --out: ~/out is not expanded: write the folder itself instead of ~
     """
+    # pathlib makes one slash of the two after a scheme.
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]+):/", str(path))
+    if scheme and not os.path.lexists(path):
+        shown = str(path).replace(":/", "://", 1)
+        raise ValueError(
+            f"argument --out: {shown} is not written by this command: name a local path without "
+            f"{scheme[1]}://"
+        )
     for part in path.parts:
         found = re.match(r"~[\w.-]*$", part) if part == path.parts[0] else None
         found = found or re.search(r"\$(\w+|\{\w+\})", part)

@@ -30,3 +30,13 @@ def test_raises_errors_of_the_system_with_the_name_of_the_folder(tmp_path: Path)
     with pytest.raises(FileNotFoundError) as kept, name_os_errors(tmp_path):
         (tmp_path / "absent").read_text()
     assert kept.value.filename == str(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3", "hf", "http"])
+def test_raises_for_a_location_that_would_become_a_local_folder(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"--out: {scheme}://bucket/run is not written by this"):
+        prepare_folder(Path(f"{scheme}://bucket/run"))
+    assert list(tmp_path.iterdir()) == []
