@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import pytest
@@ -16,6 +17,10 @@ from matplotlib.figure import Figure
 
 from rpo.cli import check_packages
 from rpo.runtime.compilation import READ_XLA_FLAGS
+from tests.fake_gcs import FakeGcs
+
+if TYPE_CHECKING:
+    from tests.fake_s3 import FakeS3
 
 check_packages()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -82,6 +87,35 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real preference data in ../shared/data, absent here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
+    """A fake Google Cloud Storage with an empty bucket ``bucket``; this process talks to it."""
+    server = FakeGcs()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[FakeS3]:
+    """One S3 server of moto for all tests, which takes a second to start."""
+    from tests.fake_s3 import FakeS3
+
+    server = FakeS3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: FakeS3, monkeypatch: pytest.MonkeyPatch) -> FakeS3:
+    """A fake S3 with an empty bucket ``bucket``; this process talks to it."""
+    s3_server.reset()
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture

@@ -729,6 +729,9 @@ def files(folder: Path, figure: Figure, values: Mapping[str, float]) -> tuple[st
         with rpo_io.atomic_folder(folder / "parts") as temporary:
             text = rpo_io.format_document(rpo_io.null_non_finite(values))
             (temporary / "summary.json").write_text(text, encoding="utf-8")
+    location: rpo_io.Location = rpo_io.parse_location("gs://bucket/runs") / "a"
+    rpo_io.check_readable(location.parent)
+    rpo_io.check_writable(location)
     release = rpo_io.release_version() + rpo_io.sha256_of_chunks([b"a", b"b"])
     return rpo_io.sha256_hex(release), rpo_io.sha256_of_file(folder / "figure.png")
 
