@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .hub import HubRepository, download_from_hub, list_hub_files
+from rpo_io.hub import HubRepository, download_from_hub, list_hub_files
+
 from .splits import (
     SPLITS,
     SUFFIXES,

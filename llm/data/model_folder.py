@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .hub import download_from_hub, missing_source, parse_hub_name
+from rpo_io.hub import download_from_hub, missing_source, parse_hub_name
+
 from .messages import JSON_WITH_NAN
 
 CONFIG_NAME = "config.json"

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .hub import missing_source, parse_hub_name
+from rpo_io.hub import missing_source, parse_hub_name
+
 from .hub_datasets import repository_files
 from .splits import (
     SUFFIXES,

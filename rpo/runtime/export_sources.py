@@ -100,8 +100,8 @@ def find_adapter_base(config: TrainConfig, folder: Path) -> str | None:
         >>> find_adapter_base(TrainConfig(name="a", model=model, data=data), Path("out/a"))
         'owner/name'
     """
-    from llm.data.hub import parse_hub_name
     from llm.hf.factory import base_path
+    from rpo_io.hub import parse_hub_name
 
     if not config.model.trains_adapter:
         raise ValueError(f"argument --adapter: {folder} trained all parameters: it has no adapter")

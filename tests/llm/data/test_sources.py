@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llm.data import hub_datasets, sources
-from llm.data.hub import HubRepository
 from llm.data.sources import check_distinct, source_files
+from rpo_io.hub import HubRepository
 
 LINE = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 

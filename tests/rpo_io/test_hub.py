@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from llm.data.hub import HubRepository, list_hub_files, missing_source, parse_hub_name
 from llm.data.model_folder import resolve_model_folder
+from rpo_io.hub import HubRepository, list_hub_files, missing_source, parse_hub_name
 
 
 def test_closed_form_hub_names_are_parsed() -> None:
