@@ -291,6 +291,8 @@ def run_command(argv: list[str]) -> int:
     if module is None:
         raise UsageError(f"a command must come first: {', '.join(COMMANDS)}; see rpo --help")
     args.overrides = overrides
+    from rpo_io.staging import staged_files
+
     from .runtime.clusters import may_be_launched
     from .runtime.compilation import prepare_jax, silent_cache
     from .runtime.progress import progress_bars
@@ -303,7 +305,7 @@ def run_command(argv: list[str]) -> int:
     is_single = n_processes == 1 or (n_processes is None and not may_be_launched(environment))
     # Devices must not start before processes are connected.
     prepare_jax(check_devices=is_single)
-    with progress_bars(), silent_cache():
+    with progress_bars(), silent_cache(), staged_files():
         return _run_in_group(module, args, environment)
 
 

@@ -202,6 +202,45 @@ def download_from_hub(
         )
 
 
+def download_hub_file(source: str) -> Path:
+    """Download one file of a repository into the cache of the hub.
+
+    Args:
+        source: ``hf://[datasets/]owner/name[@revision]/path/of/file``.
+
+    Returns:
+        The local file.
+
+    Raises:
+        ValueError: if the name has another form, or the file is not available.
+
+    Examples:
+        >>> download_hub_file("hf://owner/name/config.yaml").name  # doctest: +SKIP
+        'config.yaml'
+    """
+    kind: Kind = "dataset" if source.startswith(f"{SCHEME}datasets/") else "model"
+    name = source.removeprefix(SCHEME).removeprefix("datasets/").removeprefix("models/")
+    match = _NAME.fullmatch(name)
+    if match is None or not match["inner"]:
+        raise ValueError(f"{source}: must have the form hf://owner/name[@revision]/path/of/file")
+    repository = _repository(match)
+    folder = download_from_hub(repository, [glob_escaped(repository.inner)], kind=kind)
+    path = folder / repository.inner
+    if not path.is_file():
+        raise ValueError(f"{source} does not exist in its repository")
+    return path
+
+
+def glob_escaped(name: str) -> str:
+    """Return a pattern that matches a name literally.
+
+    Examples:
+        >>> glob_escaped("a[1].jsonl")
+        'a[[]1].jsonl'
+    """
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
 def _explicit(source: str, kind: Kind) -> HubRepository:
     name = source.removeprefix(SCHEME).strip("/")
     for prefix, expected in (("datasets/", "dataset"), ("models/", "model"), ("spaces/", "space")):

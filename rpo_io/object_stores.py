@@ -268,7 +268,11 @@ def _read_range(source: RemoteObject, start: int, stop: int) -> bytes:
     limits = f"bytes={start}-{stop - 1}"
     if location.scheme == "gs":
         url = store.url(location.path, generation=source.version)
-        content = _request_gcs(store, url, headers={"Range": limits})
+        try:
+            content = _request_gcs(store, url, headers={"Range": limits})
+        except FileNotFoundError as error:
+            # The generation is gone, be the object removed or replaced.
+            raise ValueError(describe_failure("changed", location, error)) from error
     else:
         content = _read_s3(store, location, Range=limits, IfMatch=source.version)
     if len(content) != stop - start:

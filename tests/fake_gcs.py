@@ -437,5 +437,10 @@ def _object_record(bucket: str, name: str, stored: StoredObject) -> dict[str, An
         "updated": stored.created,
         "etag": str(stored.generation),
     }
+    if not stored.is_composed:
+        return record | {"md5Hash": _md5(stored.content)}
     # Composed objects have no MD5 digest.
-    return record if stored.is_composed else record | {"md5Hash": _md5(stored.content)}
+    import google_crc32c
+
+    digest = google_crc32c.Checksum(stored.content).digest()
+    return record | {"crc32c": base64.b64encode(digest).decode()}

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from rpo_io.locations import has_scheme
+
 from .checks import at_least, positive
 
 
@@ -54,7 +56,7 @@ class DataSource:
         for name in ("subset", "revision", "split"):
             if getattr(self, name) is None:
                 continue
-            if not isinstance(self.path, str) or Path(self.path).exists():
+            if not isinstance(self.path, str) or _is_file(self.path):
                 raise ValueError(
                     f"`data.train.{name}` must be left out for files, got {getattr(self, name)!r} "
                     f"for {self.path}: only data sets on the hub have one"
@@ -194,6 +196,11 @@ class DataConfig:
         if isinstance(self.eval, dict):
             return {name: _as_sources(rows) for name, rows in self.eval.items()}
         return {"": _as_sources(self.eval)}
+
+
+def _is_file(path: str) -> bool:
+    """Return whether a source is a file or folder, here or in a bucket."""
+    return Path(path).exists() or (has_scheme(path) and not path.startswith("hf://"))
 
 
 def _as_sources(rows: Rows) -> list[DataSource]:

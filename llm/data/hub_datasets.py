@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rpo_io.hub import HubRepository, download_from_hub, list_hub_files
+from rpo_io.hub import HubRepository, download_from_hub, glob_escaped, list_hub_files
 
 from .splits import (
     SPLITS,
@@ -50,17 +50,13 @@ def repository_files(
             chosen = _by_card(configured, names, repository, split or "train", source)
         else:
             chosen = _by_path(names, repository, split or "train", source)
-    folder = download_from_hub(repository, [_escaped(name) for name in chosen], kind="dataset")
+    folder = download_from_hub(repository, [glob_escaped(name) for name in chosen], kind="dataset")
     return [(folder / name, f"{repository.name}/{name}") for name in chosen]
 
 
 def _is_data_path(name: str) -> bool:
     hidden = any(part.startswith((".", "_")) for part in name.split("/"))
     return not hidden and is_data_file(name.rpartition("/")[2])
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _by_path(names: list[str], repository: HubRepository, split: str, source: str) -> list[str]:

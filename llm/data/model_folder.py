@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rpo_io.hub import download_from_hub, missing_source, parse_hub_name
+from rpo_io.locations import parse_location
 
+from .bucket_sources import copy_model_folder
 from .messages import JSON_WITH_NAN
 
 CONFIG_NAME = "config.json"
@@ -44,10 +46,11 @@ MAX_JSON_BYTES = 16 * 2**20
 def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
     """Return the local folder of a model; a hub model is downloaded into the hub's cache.
 
-    Only configuration, tokenizer and safetensors files are downloaded.
+    Only configuration, tokenizer and safetensors files are downloaded. From a bucket, only
+    configuration and tokenizer are copied, and weights are read in place.
 
     Args:
-        source: a folder, or the name of a model on the Hugging Face hub as
+        source: a folder, also one in a bucket; or the name of a model on the Hugging Face hub as
             ``hf://owner/name[@revision]``, or ``owner/name`` if nothing local resembles it.
 
     Returns:
@@ -62,19 +65,22 @@ def resolve_model_folder(source: str | os.PathLike[str]) -> Path:
 
 def _resolve(source: str | os.PathLike[str], weights: tuple[str, ...], *, what: str) -> Path:
     """Return a local folder, or download configuration, tokenizer and the given weights."""
-    folder = Path(source)
+    location = parse_location(source)
+    patterns = [CONFIG_NAME, *TOKENIZER_FILES]
+    patterns.append(ADAPTER_CONFIG_NAME)  # to recognize an adapter
+    patterns += [TEMPLATE_OPTIONS_NAME, f"{MORE_TEMPLATES_NAME}/*.jinja"]
+    if location.is_bucket:
+        return copy_model_folder(location, patterns, what=what)
+    name = str(location)
+    folder = Path(name)
     if folder.is_dir():
         return folder
-    name = os.fspath(source)
     if folder.exists():
         raise ValueError(f"{name} must be a folder with {CONFIG_NAME}, got a file")
     repository = parse_hub_name(name)
     if repository is None:
         raise missing_source(name, what=what)
-    patterns = [*weights, CONFIG_NAME, *TOKENIZER_FILES]
-    patterns.append(ADAPTER_CONFIG_NAME)  # to recognize an adapter
-    patterns += [TEMPLATE_OPTIONS_NAME, f"{MORE_TEMPLATES_NAME}/*.jinja"]
-    return download_from_hub(repository, patterns)
+    return download_from_hub(repository, [*weights, *patterns])
 
 
 def resolve_tokenizer_folder(source: str) -> Path | None:

@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rpo_io.hub import missing_source, parse_hub_name
+from rpo_io.locations import Location, parse_location
+from rpo_io.staging import check_bucket, stage_objects
 
+from .bucket_sources import objects_at, objects_of_pattern
 from .hub_datasets import repository_files
-from .splits import (
-    SUFFIXES,
-    check_one_format,
-    is_data_file,
-    listed,
-    may_hold_rows,
-    split_of,
-)
+from .splits import is_data_file, listed, shards_of
 
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -130,9 +126,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _files_of(source: str) -> list[SourceFile]:
-    path = Path(source)
     if not source.strip() or "\0" in source:
         raise ValueError(f"a data file must have a name, got {source!r}")
+    location = parse_location(source)
+    if location.is_bucket:
+        return _files_of_bucket(location)
+    source = str(location)
+    path = Path(source)
     if path.is_file():
         return [SourceFile(path, source)]
     if path.is_dir():
@@ -140,11 +140,6 @@ def _files_of(source: str) -> list[SourceFile]:
     if path.exists():
         raise ValueError(
             f"{source} must be a regular file, because it is read twice: save it first"
-        )
-    if "://" in source and not source.startswith("hf://"):
-        scheme = source.split("://", 1)[0]
-        raise ValueError(
-            f"{source}: `{scheme}://` is not read: download the file, or name a hub data set"
         )
     if _PATTERN.search(source):
         return _files_of_pattern(source)
@@ -179,36 +174,31 @@ def _refuse_special(paths: Sequence[Path]) -> None:
 
 def _files_of_folder(folder: Path) -> list[SourceFile]:
     """Return the shards of a folder; refuse one that holds splits, subsets or two formats."""
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    hidden = [path for path in entries if path.name.startswith("_")]
-    other = [path.name for path in hidden if is_data_file(path.name)]
-    entries = [path for path in entries if path not in hidden]
-    _refuse_special(entries)
-    paths = [path for path in entries if path.is_file() and is_data_file(path.name)]
-    below = [path for path in entries if path.is_dir() and _holds_data(path)]
-    other += [path.name for path in entries if path.is_file() and may_hold_rows(path.name)]
-    if below:
-        raise ValueError(
-            f"{folder} has folders of rows ({listed(path.name for path in below)}): name one of "
-            f"them, or a pattern such as {folder}/*/*.parquet"
-        )
-    if other:
-        raise ValueError(
-            f"{folder} has files that are not read ({listed(other)}): remove them, or name the "
-            f"files with a pattern such as {folder}/*.jsonl"
-        )
-    if not paths:
-        raise ValueError(
-            f"{folder} has no file of rows, whose name ends with one of {', '.join(SUFFIXES)}"
-        )
-    splits = {split_of(path.name) or "" for path in paths} - {""}
-    if len(splits) > 1:
-        raise ValueError(
-            f"{folder} has files of several splits ({listed(sorted(splits))}): name the files of "
-            f"one split, for example {folder}/train*"
-        )
-    check_one_format([path.name for path in paths], str(folder))
-    return [SourceFile(path, str(path)) for path in paths]
+    entries = sorted(folder.iterdir())
+    _refuse_special([path for path in entries if not path.name.startswith((".", "_"))])
+    names = []
+    for entry in entries:
+        if entry.is_dir():
+            names += [f"{entry.name}/{name}" for _, _, found in os.walk(entry) for name in found]
+        else:
+            names.append(entry.name)
+    return [SourceFile(folder / name, str(folder / name)) for name in shards_of(names, str(folder))]
+
+
+def _files_of_bucket(location: Location) -> list[SourceFile]:
+    """Copy the files of a source in a bucket, which is a file, a folder or a pattern."""
+    check_bucket(location)
+    if _PATTERN.search(location.key):
+        found = objects_of_pattern(location)
+    else:
+        found = objects_at(location)
+        if [item.location for item in found] != [location]:
+            objects = {item.location.path.removeprefix(f"{location.path}/"): item for item in found}
+            if not objects:
+                raise missing_source(str(location), what="a file or folder of rows")
+            found = [objects[name] for name in shards_of(list(objects), str(location))]
+    paths = stage_objects(found, location)
+    return [SourceFile(path, str(item.location)) for path, item in zip(paths, found, strict=True)]
 
 
 def _holds_data(folder: Path) -> bool:

@@ -68,6 +68,59 @@ def check_one_format(names: Sequence[str], where: str) -> None:
         )
 
 
+def shards_of(names: Iterable[str], folder: str) -> list[str]:
+    """Return the shards of a folder; refuse one that holds splits, subsets or two formats.
+
+    Args:
+        names: paths of all files below the folder, relative to it.
+        folder: the folder, for messages.
+
+    Returns:
+        Names of files directly in the folder, sorted, at least one.
+
+    Raises:
+        ValueError: if the folder is ambiguous or has no file of rows.
+
+    Examples:
+        >>> shards_of(["b.jsonl", "a.jsonl", "README.md", ".cache/a.jsonl"], "shards")
+        ['a.jsonl', 'b.jsonl']
+    """
+    seen = sorted(name for name in names if not name.startswith("."))
+    hidden = [name for name in seen if name.startswith("_")]
+    inside = [name for name in seen if name not in hidden]
+    direct = [name for name in inside if "/" not in name]
+    shards = [name for name in direct if is_data_file(name)]
+    below = {
+        name.partition("/")[0]
+        for name in inside
+        if "/" in name and is_data_file(name.rpartition("/")[2])
+    }
+    if below:
+        raise ValueError(
+            f"{folder} has folders of rows ({listed(sorted(below))}): name one of them, or a "
+            f"pattern such as {folder}/*/*.parquet"
+        )
+    other = [name for name in hidden if "/" not in name and is_data_file(name)]
+    other += [name for name in direct if may_hold_rows(name)]
+    if other:
+        raise ValueError(
+            f"{folder} has files that are not read ({listed(other)}): remove them, or name the "
+            f"files with a pattern such as {folder}/*.jsonl"
+        )
+    if not shards:
+        raise ValueError(
+            f"{folder} has no file of rows, whose name ends with one of {', '.join(SUFFIXES)}"
+        )
+    splits = {split_of(name) or "" for name in shards} - {""}
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} has files of several splits ({listed(sorted(splits))}): name the files of "
+            f"one split, for example {folder}/train*"
+        )
+    check_one_format(shards, folder)
+    return shards
+
+
 def suffix_of(name: str) -> str:
     """Return the suffix of a file of rows in lower case.
 

@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llm.data.model_folder import model_file
+from rpo_io.staging import origin_of
 
+from .remote_tensors import RemoteTensors
 from .weight_files import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -268,7 +270,10 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _open(path: Path) -> Any:
+    origin = origin_of(path)
     try:
+        if origin is not None:
+            return RemoteTensors(origin)
         return safe_open(path, framework="np", backend="pread")
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm.data.model_folder import read_limited_text
+from rpo_io.staging import local_file
 
 from .chat_template import ChatTemplate
 from .tokenizer import TokenizerOptions
@@ -70,11 +71,8 @@ def open_templates(folder: Path, files: TokenizerFiles, options: TokenizerOption
         name, (source, notes) = "`chat_template` chatml", _chatml(folder, files)
         sources = {"default": source}
     else:
-        path = Path(options.chat_template)
-        name = f"`chat_template` {path}"
-        if not path.is_file():
-            raise ValueError(f"`chat_template` must be `chatml` or a template file, got {path}")
-        sources = {"default": read_limited_text(path, MAX_TEMPLATE_BYTES)}
+        name = f"`chat_template` {options.chat_template}"
+        sources = {"default": _read_template(options.chat_template)}
     date = options.template_date
     now = None if date is None else datetime.datetime.fromisoformat(date)
     templates = {"": ChatTemplate(sources["default"], name=name, now=now)}
@@ -105,9 +103,13 @@ def replaced_template(folder: Path, options: TokenizerOptions) -> str | None:
         return None
     if options.chat_template == "chatml":
         return _chatml(folder, read_tokenizer(folder))[0]
-    path = Path(options.chat_template)
+    return _read_template(options.chat_template)
+
+
+def _read_template(source: str) -> str:
+    path = local_file(source)
     if not path.is_file():
-        raise ValueError(f"`chat_template` must be `chatml` or a template file, got {path}")
+        raise ValueError(f"`chat_template` must be `chatml` or a template file, got {source}")
     return read_limited_text(path, MAX_TEMPLATE_BYTES)
 
 

@@ -161,15 +161,17 @@ def evaluate(
         from llm.parallel.mesh import is_first_process
         from rpo.jobs.evaluation import load_reward, measure_by_judgments, measure_on_data
         from rpo.runtime.generation import given_settings
-        from rpo.runtime.loading import prepare_file
+        from rpo.runtime.loading import check_sources, prepare_file
         from rpo_io.atomic import write_atomic
+        from rpo_io.staging import local_file
         from rpo_io.strict_json import format_document
 
         named = (model, reference, data, judgments, gamed)
         inputs = [os.fspath(source) for source in named if source is not None]
+        inputs += options.input_files()
+        check_sources(inputs)
         if isinstance(reward, str):
             inputs.append(reward.rpartition(":")[0])
-        inputs += options.input_files()
         path = None if out is None else Path(out)
 
         def check_out() -> None:
@@ -187,7 +189,7 @@ def evaluate(
         models = os.fspath(model), os.fspath(reference)
         if judgments is not None:
             evaluation = measure_by_judgments(
-                Path(judgments), *models, gamed=None if gamed is None else Path(gamed)
+                local_file(judgments), *models, gamed=None if gamed is None else local_file(gamed)
             )
         else:
             evaluation = measure_on_data(

@@ -96,6 +96,7 @@ def score(
     path = Path(out)
     with user_input():
         from rpo.runtime.loading import (
+            check_sources,
             load_model_and_tokenizer,
             log_report,
             prepare_file,
@@ -103,6 +104,7 @@ def score(
         )
 
         inputs = [os.fspath(model), os.fspath(data), *options.input_files()]
+        check_sources(inputs)
     from llm.inference.score import score_pairs
     from llm.parallel.mesh import is_first_process
     from llm.precision import computing_in
@@ -288,6 +290,7 @@ def generate(
         from llm.precision import computing_in
         from rpo.runtime.generation import given_settings, model_settings
         from rpo.runtime.loading import (
+            check_sources,
             load_model_and_tokenizer,
             log_report,
             naming_options,
@@ -304,7 +307,9 @@ def generate(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        inputs = [os.fspath(model), os.fspath(data or ""), *options.input_files()]
+        inputs = [os.fspath(model), *options.input_files()]
+        inputs += [] if data is None else [os.fspath(data)]
+        check_sources(inputs)
         is_earlier = partial(_is_replies, model=name or Path(model).name)
 
         def check_out() -> None:

@@ -164,7 +164,7 @@ def _load_study(
 
     with user_input():
         is_path = isinstance(config, str | os.PathLike)
-        cls = config_class(read_kind(Path(config))) if is_path else type(config)
+        cls = config_class(read_kind(config)) if is_path else type(config)
         study = load_config(config, cls, overrides)
         if not isinstance(study, StudyConfig):
             shorten, sizes = getattr(study, "quick_version", None), getattr(study, "quick", None)

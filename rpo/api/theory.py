@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rpo.results import Answer, Demonstration, Verification
 from rpo.runtime.errors import UsageError, check_number, check_whole_number, user_input
+from rpo_io.staging import local_file
 
 if TYPE_CHECKING:
     from rpo_theory.rewards import RewardClass
@@ -244,10 +245,11 @@ def solve(
             options["context_weights"] = context_weights
             options |= {"tie_model": tie_model, "tie_parameter": tie_parameter}
             given = {name: value for name, value in options.items() if value is not None}
-            task = task_from_votes(os.fspath(votes), **given)
+            task = task_from_votes(os.fspath(local_file(votes)), **given)
         else:
             source: Any = problem
-            path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+            is_file = isinstance(source, str | os.PathLike)
+            path = os.fspath(local_file(source)) if is_file else source
             task = task_from_problem(path, **options)
         if rigorous:
             check_provable(task)

@@ -36,13 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, required=False)
     parser.add_argument(
         "--judgments",
-        type=Path,
         metavar="FILE",
         help="AlpacaEval's annotations (.json) or MT-Bench's pair judgments (.jsonl)",
     )
     parser.add_argument(
         "--gamed",
-        type=Path,
         metavar="FILE.csv",
         help="AlpacaEval's df_gamed.csv, to compute the length-controlled win rate of --judgments "
         "as well",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.runtime.errors import whole_number
@@ -30,7 +29,7 @@ KEYS = {"pairs": "trainer.per_device_train_batch_size", "max_length": "data.max_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rpo plan``."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
     parser.add_argument(
         "--topology",
         required=True,
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train_command(
-    path: Path,
+    path: str,
     config: TrainConfig,
     overrides: Sequence[str],
     plan: MemoryPlan,

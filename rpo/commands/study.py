@@ -41,9 +41,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rpo study``."""
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG.yaml", help="configuration of the study"
-    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the study")
     parser.add_argument(
         "--quick", action="store_true", help="use the smaller sizes under the key quick"
     )

@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rpo train``."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
     parser.add_argument(
         "--out",
         type=Path,

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
 from rpo_io.folders import check_writable, name_os_errors
 from rpo_io.outputs import output_folder
+from rpo_io.staging import check_sources
 
 _ANOTHER_FOLDER = "continue with the config.yaml in it, or choose another --out"
 _logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
         ValueError: if the model or the data are unusable.
         OSError: if a file cannot be read.
     """
+    check_sources(_sources(config))
     reward = load_reward(config)
     model = resolve_model(config.model)
     resolve_reference(config, model)  # refuses one that does not fit before the data are read
@@ -67,6 +70,15 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
     ]
     notes = (*counts, *getattr(model, "notes", ()), *data.notes, *describe_inputs(config, data))
     return model, data, list(dict.fromkeys(notes))
+
+
+def _sources(config: TrainConfig) -> Iterator[str | None]:
+    """Yield all files, folders and names on the hub that a configuration names."""
+    yield from (config.model.path, config.model.adapter, config.model.reference)
+    yield config.data.tokenizer
+    yield None if config.data.chat_template == "chatml" else config.data.chat_template
+    for source in chain(config.data.train_sources, *config.data.evaluation_sources.values()):
+        yield from [source.path] if isinstance(source.path, str) else source.path
 
 
 def describe_unread_date(config: TrainConfig, data: TrainingData) -> list[str]:

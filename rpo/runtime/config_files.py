@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -26,6 +25,7 @@ from rpo_io.config_types import (
     to_plain,
     type_of_key,
 )
+from rpo_io.locations import parse_location
 from rpo_io.user_modules import add_module_folder
 
 from .yaml_files import format_yaml, parse_yaml, read_yaml
@@ -39,11 +39,13 @@ _KEYS_OF_COMMANDS = {
 """Keys that only the files of a command have."""
 
 
-def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) -> Config:
+def read_config(
+    path: str | os.PathLike[str], cls: type[Config], overrides: Sequence[str] = ()
+) -> Config:
     """Read a configuration file, apply the overrides of a command line, and validate the result.
 
     Args:
-        path: path of a YAML file.
+        path: path of a YAML file, also one in a bucket or on the hub.
         cls: a frozen dataclass; its fields may be dataclasses.
         overrides: words of the command line, ``--key.key value`` or ``--key.key=value``.
 
@@ -68,11 +70,11 @@ def read_config(path: Path, cls: type[Config], overrides: Sequence[str] = ()) ->
     return _build(values, cls, source=str(path))
 
 
-def read_kind(path: Path) -> Any:
+def read_kind(path: str | os.PathLike[str]) -> Any:
     """Return the key ``kind`` of a configuration file, which selects its dataclass.
 
     Args:
-        path: path of a YAML file.
+        path: path of a YAML file, also one in a bucket or on the hub.
 
     Returns:
         The value; None without the key.
@@ -109,8 +111,8 @@ def load_config(
             return source
         name, values = cls.__name__, dataclasses.asdict(cast("Any", source))
     else:
-        path = Path(cast("str", source))
-        name, values = str(path), _read_file(path, cls)
+        path = cast("str", source)
+        name, values = os.fspath(path), _read_file(path, cls)
     for key, value in (overrides or {}).items():
         try:
             _override(values, cls, key, _to_word(value))
@@ -131,10 +133,12 @@ def to_yaml(config: Any) -> bytes:
     return format_yaml(to_plain(config))
 
 
-def _read_file(path: Path, cls: type) -> dict[str, Any]:
+def _read_file(path: str | os.PathLike[str], cls: type) -> dict[str, Any]:
     """Read a mapping from a YAML file; refuse the file of another command."""
     values = read_yaml(path)
-    add_module_folder(path.parent)  # modules that the configuration names may lie beside it
+    location = parse_location(path)
+    if location.is_local:  # modules that the configuration names may lie beside it
+        add_module_folder(location.local.parent)
     for command, keys in _KEYS_OF_COMMANDS.items():
         foreign = [key for key in keys if key in values and key not in field_types(cls)]
         if foreign:

@@ -153,10 +153,13 @@ def error_message(error: Exception) -> str:
         >>> error_message(FileNotFoundError(2, "No such file or directory", "votes.csv"))
         'votes.csv: No such file or directory'
     """
+    # Not at the top: this module is imported for `rpo --help`.
+    from rpo_io.staging import shown_text
+
     if isinstance(error, OSError) and error.strerror:
         file = f"{error.filename}: " if error.filename is not None else ""
-        return file + error.strerror
-    return str(error)
+        return shown_text(file + error.strerror)
+    return shown_text(str(error))
 
 
 def _is_in_range(value: float, lower: float, *, inclusive: bool) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpo_io.outputs import prepare_file as prepare_file
+from rpo_io.staging import check_sources as check_sources
+from rpo_io.staging import shown_text
 
 from .errors import UsageError, check_whole_number
 from .run_models import find_run_model
@@ -375,7 +377,7 @@ def log_report(report: Mapping[str, int], notes: Iterable[str]) -> tuple[str, ..
     for name, count in report.items():
         if count and name != "rows":
             _logger.info("%s: %s", name, f"{count:,}")
-    distinct = tuple(dict.fromkeys(notes))
+    distinct = tuple(dict.fromkeys(map(shown_text, notes)))
     for note in distinct:
         _logger.info("%s", note)
     return distinct

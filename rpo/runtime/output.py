@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-LOGGERS = ("rpo", "bandits", "llm")
+LOGGERS = ("rpo", "rpo_io", "bandits", "llm")
 """Loggers of the packages, whose messages the commands show."""
 _is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -143,5 +143,9 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
+        # Not at the top: this module is imported for `rpo --help`.
+        from rpo_io.staging import shown_text
+
         if not _is_muted.get():
-            sys.stderr.write(escape_control_characters(self.format(record)) + "\n")
+            text = shown_text(self.format(record))
+            sys.stderr.write(escape_control_characters(text) + "\n")

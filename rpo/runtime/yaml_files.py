@@ -6,12 +6,14 @@ numbers. One rule is stricter: a number has no leading zeros, because YAML 1.1 r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import yaml
+
+from rpo_io.staging import local_file
 
 MAX_BYTES = 100_000
 """Largest configuration file; the parser reads about 50,000 bytes per second."""
@@ -82,11 +84,11 @@ for _name in ("binary", "timestamp", "omap", "pairs", "set"):
     _Loader.add_constructor(_TAG + _name, _Loader.construct_undefined)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a mapping from a YAML file.
 
     Args:
-        path: the file.
+        source: the file, also one in a bucket or on the hub.
 
     Returns:
         Plain values by key.
@@ -95,24 +97,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: if the file is too large, not UTF-8, not YAML or no mapping.
         OSError: if the file cannot be read.
     """
+    path, shown = local_file(source), os.fspath(source)
     if path.is_dir():
         inside = path / "config.yaml"
         hint = f": write {inside}" if inside.is_file() else ""
-        raise ValueError(f"{path}: is a folder, but must be a YAML file{hint}")
+        raise ValueError(f"{shown}: is a folder, but must be a YAML file{hint}")
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{path}: a configuration must have at most {MAX_BYTES:,} bytes")
+        raise ValueError(f"{shown}: a configuration must have at most {MAX_BYTES:,} bytes")
     try:
         values = parse_yaml(content.decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be text in UTF-8") from error
+        raise ValueError(f"{shown}: must be text in UTF-8") from error
     except ValueError as error:
-        raise ValueError(f"{path}:{error}") from error
+        raise ValueError(f"{shown}:{error}") from error
     if not isinstance(values, dict):
         kinds = {type(None): "an empty file", list: "a list"}
         got = kinds.get(type(values), f"only {str(values)[:50]!r}")
-        raise ValueError(f"{path}: must be a mapping of keys to values, got {got}")
+        raise ValueError(f"{shown}: must be a mapping of keys to values, got {got}")
     return values
 
 

@@ -75,7 +75,7 @@ def test_raises_for_names_without_files_and_special_files(tmp_path: Path) -> Non
     assert "rows.jsonl does; give a file or folder" in refusal(tmp_path / "row.jsonl")
     assert refusal(f"{tmp_path}/*.csv").endswith("*.csv matches no file")
     assert refusal([]) == "a list of data files must name at least one, got none"
-    assert "`gs://` is not read" in refusal("gs://bucket/rows.jsonl")
+    assert "the scheme must be one of gs://, s3://" in refusal("http://host/rows.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "must be a regular file" in refusal(tmp_path / "pipe.jsonl")
     assert "must have a name" in refusal(" ")
