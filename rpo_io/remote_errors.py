@@ -63,9 +63,23 @@ _LOG_IN = {
 _STORES = {"gs": "Google Cloud Storage", "s3": "the S3 endpoint", "hf": "the Hugging Face hub"}
 
 
+class StoreError(ValueError):
+    """A failure of an object store, as one line that names the location and says what to do.
+
+    Args:
+        message: the line.
+        failure: its kind.
+    """
+
+    def __init__(self, message: str, failure: Failure = "other") -> None:
+        """Keep the kind, by which callers can tell a missing object from a store that fails."""
+        super().__init__(message)
+        self.failure: Failure = failure
+
+
 @contextmanager
 def location_errors(location: Location) -> Iterator[None]:
-    """Turn the failures of a remote location in a block into a ``ValueError`` of one line.
+    """Turn the failures of a remote location in a block into a :class:`StoreError`.
 
     Errors of the project itself and errors of programming pass unchanged.
 
@@ -73,13 +87,13 @@ def location_errors(location: Location) -> Iterator[None]:
         location: the file or folder that the block reads or writes.
 
     Raises:
-        ValueError: if the block raises an error of the libraries of stores.
+        StoreError: if the block raises an error of the libraries of stores.
 
     Examples:
         >>> with location_errors(Location("gs", "bucket/a")):
         ...     raise FileNotFoundError("bucket/a")
         Traceback (most recent call last):
-        ValueError: gs://bucket/a does not exist
+        rpo_io.remote_errors.StoreError: gs://bucket/a does not exist
     """
     try:
         yield
@@ -87,7 +101,7 @@ def location_errors(location: Location) -> Iterator[None]:
         failure = failure_of(error)
         if failure is None:
             raise
-        raise ValueError(describe_failure(failure, location, error)) from error
+        raise store_error(failure, location, error) from error
 
 
 def failure_of(error: BaseException) -> Failure | None:
@@ -115,8 +129,8 @@ def failure_of(error: BaseException) -> Failure | None:
     return "other"
 
 
-def describe_failure(failure: Failure, location: Location, error: BaseException) -> str:
-    """Return the line for a failure.
+def store_error(failure: Failure, location: Location, error: BaseException) -> StoreError:
+    """Return the error for a failure, to be raised.
 
     Args:
         failure: its kind.
@@ -124,8 +138,16 @@ def describe_failure(failure: Failure, location: Location, error: BaseException)
         error: the error, from which the reason is taken.
 
     Returns:
-        The message, which names the location and says what to do.
+        An error whose message names the location and says what to do.
+
+    Examples:
+        >>> str(store_error("other", Location("gs", "bucket/a"), OSError("no such device")))
+        'gs://bucket/a cannot be used: no such device'
     """
+    return StoreError(_describe(failure, location, error), failure)
+
+
+def _describe(failure: Failure, location: Location, error: BaseException) -> str:
     log_in = _LOG_IN.get(location.scheme, "log in")
     store = _STORES.get(location.scheme, "the store")
     reason = _reason(error)

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +23,10 @@ from typing import BinaryIO
 
 from .hub import download_hub_file
 from .locations import Location, parse_location
-from .object_stores import RemoteObject, check_readable, read_range, stat_object
+from .object_stores import RemoteObject, check_readable, read_chunks, stat_object
 
 PREFIX = "rpo-staged-"
 """Beginning of the name of the temporary folder."""
-CHUNK_BYTES = 8 * 2**20
-"""Bytes of one request; this number times :data:`PARALLEL` is in memory."""
-PARALLEL = 8
-"""Number of requests at a time."""
 MIN_LOGGED_BYTES = 2**20
 """Smallest size of a single file that is logged, such as a configuration."""
 _LOCK_FILE = ".lock"
@@ -283,7 +278,7 @@ def _write_checked(source: RemoteObject, file: BinaryIO) -> bool:
         import google_crc32c  # gcsfs depends on it
 
         crc = google_crc32c.Checksum()
-    for content in read_chunks(source):
+    for content in read_chunks(source, 0, source.size):
         file.write(content)
         md5.update(content)
         if crc is not None:
@@ -291,24 +286,6 @@ def _write_checked(source: RemoteObject, file: BinaryIO) -> bool:
     if crc is not None:
         return crc.digest() == source.crc32c
     return source.md5 in (None, md5.digest())
-
-
-def read_chunks(source: RemoteObject) -> Iterator[bytes]:
-    """Yield the content of an object in order, with several requests at a time.
-
-    Args:
-        source: the object.
-
-    Yields:
-        At most :data:`CHUNK_BYTES` bytes.
-    """
-    step = CHUNK_BYTES
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        # Of a longer map, all chunks could be in memory together.
-        for first in range(0, source.size, PARALLEL * step):
-            starts = range(first, min(first + PARALLEL * step, source.size), step)
-            stops = (min(start + step, source.size) for start in starts)
-            yield from pool.map(lambda a, b: read_range(source, a, b), starts, stops)
 
 
 def format_size(n_bytes: int) -> str:
@@ -377,8 +354,8 @@ def _announce(
     if not sizes or needed < logged_bytes:
         return
     files = f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}"
-    in_place = sum(item.size for item in streamed)
-    rest = f"; {format_size(in_place)} are read in place, by range" if streamed else ""
+    n_streamed = sum(item.size for item in streamed)
+    rest = f"; {format_size(n_streamed)} are read in place, by range" if streamed else ""
     _logger.info(
         "%s: %s of %s copied to %s until the command ends%s",
         source,

@@ -13,6 +13,7 @@ from pathlib import Path
 from rpo_io.hub import missing_source
 from rpo_io.locations import Location
 from rpo_io.object_stores import RemoteObject, list_objects, stat_object
+from rpo_io.remote_errors import StoreError
 from rpo_io.staging import check_bucket, stage_folder
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -38,8 +39,8 @@ def objects_at(location: Location) -> list[RemoteObject]:
         return below
     try:
         return [stat_object(location)]
-    except ValueError as error:
-        if str(error) == f"{location} does not exist":
+    except StoreError as error:
+        if error.failure == "missing":
             return []
         raise
 

@@ -30,6 +30,7 @@ from llm.models.decoder import Decoder, Remat
 from llm.models.lora import has_lora
 from llm.models.quantization import QuantizedParam
 from llm.parallel.mesh import single_device
+from rpo_io.remote_errors import StoreError
 
 from .config import from_hf_config, to_hf_config
 from .config_notes import config_notes
@@ -372,5 +373,7 @@ def stored_dtype(folder: Path) -> str | None:
         with SafetensorsReader(folder) as files:
             name = stored_names(files.names(), [EMBEDDING_NAME])[EMBEDDING_NAME]
             return FLOAT_DTYPES[files.dtype(name)].name
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
         return None

@@ -16,11 +16,12 @@ from llm.config import ModelConfig, TrainConfig
 from llm.data.model_folder import resolve_model_folder
 from llm.hashing import weights_digest
 from llm.hf.factory import ResolvedModel, build_model, resolve_model
-from llm.hf.folder_kinds import is_adapter_folder, run_of
+from llm.hf.folder_kinds import RUN_CONFIG_NAME, is_adapter_folder, run_of
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.text.tokenizer_files import read_tokenizer
 from rpo_io.digests import sha256_hex
+from rpo_io.staging import origin_of
 
 from .checkpoint import CheckpointRecord, Checkpoints
 from .dataset import TrainingData
@@ -155,6 +156,10 @@ def _find(source: str, policy: ModelConfig, resolved: ResolvedModel) -> Resolved
     if found is None:
         return ResolvedReference(source, resolve_model(ModelConfig(path=source, **dtypes)))
     run, step = found
+    if origin_of(run / RUN_CONFIG_NAME) is not None:
+        raise ValueError(
+            "a training run in a bucket is not read: write its policy as a model with `rpo export`"
+        )
     checkpoints = Checkpoints(run / "checkpoints")
     if checkpoints.latest() is None:
         raise ValueError("the run has saved no checkpoint")

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rpo_io.remote_errors import StoreError
+
 if TYPE_CHECKING:
     from llm.config import TrainConfig
 
@@ -160,6 +162,9 @@ def find_export_base(config: TrainConfig) -> Path | None:
         folder = resolve_model_folder(source)
         if stored_dtype(folder) is not None:
             return folder
+    except StoreError as error:
+        if error.failure != "missing":
+            raise  # a store that fails for a while must not change the dtype
     except ValueError:
         pass
     _logger.info(
