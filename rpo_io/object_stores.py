@@ -1,7 +1,7 @@
 """Google Cloud Storage and S3 through fsspec: objects, ranges, listings and probes.
 
-Listings are never cached, since other processes write to the same folder. Every failure becomes a
-:class:`~rpo_io.remote_errors.StoreError` of one line, and failures that may end by themselves are retried.
+Listings are never cached, since other processes write to the same folder. A failure becomes a
+:class:`~rpo_io.remote_errors.StoreError` of one line; one that may end by itself is retried first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from .locations import Location
-from .remote_errors import TRANSIENT, failure_of, location_errors, store_error
+from .remote_errors import TRANSIENT, StoreError, failure_of, location_errors, store_error
 
 T = TypeVar("T")
 PROBE_SECONDS = 10.0
@@ -36,8 +36,7 @@ PROBE_NAME = ".rpo-probe-"
 """Beginning of the name of the object that is written, and removed, to try a folder."""
 GCS_ENDPOINT, S3_ENDPOINT = "STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL"
 """Environment variables that replace the address of a store."""
-_MODULES = {"gs": "gcsfs", "s3": "s3fs"}
-_EXTRAS = {"gs": "gcs", "s3": "s3"}
+_PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
 
 class RemoteObject(NamedTuple):
@@ -103,7 +102,7 @@ def read_range(source: RemoteObject, start: int, stop: int) -> bytes:
         stop: byte after the last one.
 
     Returns:
-        Exactly ``stop - start`` bytes.
+        The bytes.
 
     Raises:
         ValueError: if the object was changed or removed, or cannot be read.
@@ -211,6 +210,8 @@ def with_retries(action: Callable[[], T], location: Location, *, seconds: float 
     while True:
         try:
             return action()
+        except StoreError:
+            raise
         except Exception as error:
             failure = failure_of(error)
             if failure is None:
@@ -226,11 +227,10 @@ def _store(scheme: str, endpoint: str, pid: int) -> Any:
     del pid
     # gcsfs would first wait 60 seconds for a service of zonal buckets, at every call.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    package, extra = _PACKAGES[scheme]
     try:
-        # Slow imports of optional packages.
-        module = __import__(_MODULES[scheme])
+        module = __import__(package)  # a slow import of an optional package
     except ImportError as error:
-        extra = _EXTRAS[scheme]
         raise ValueError(
             f"{scheme}:// needs the extra `{extra}`: pip install 'rpo-theory[{extra}]'"
         ) from error

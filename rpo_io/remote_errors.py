@@ -97,6 +97,8 @@ def location_errors(location: Location) -> Iterator[None]:
     """
     try:
         yield
+    except StoreError:
+        raise
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
@@ -117,6 +119,8 @@ def failure_of(error: BaseException) -> Failure | None:
         >>> failure_of(ConnectionResetError()), failure_of(TypeError())
         ('unreachable', None)
     """
+    if isinstance(error, StoreError):
+        return error.failure
     chain = list(_causes(error))
     if not any(_is_of_store(link) for link in chain):
         return None

@@ -40,7 +40,7 @@ class _Staged:
     folder: Path
     lock: BinaryIO
     process: int
-    copies: dict[tuple[RemoteObject, ...], Path] = field(default_factory=dict)
+    copies: dict[tuple[tuple[Location, str], ...], Path] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
     origins: dict[Path, RemoteObject] = field(default_factory=dict)
     readable: set[Location] = field(default_factory=set)
@@ -149,14 +149,16 @@ def stage_objects(
     """
     with _mutex:
         staged = _open_staging()
-        missing = [item for item in dict.fromkeys(objects) if (item,) not in staged.copies]
+        # Only a lookup, not a listing, of S3 states a digest: location and version identify.
+        distinct = {_identities([item]): item for item in objects}
+        missing = [item for key, item in distinct.items() if key not in staged.copies]
         _announce(missing, source, staged, logged_bytes=logged_bytes)
         for item in missing:
             target = _new_folder(staged) / item.location.name
             copy_object(item, target)
             _record(staged, item, target)
-            staged.copies[(item,)] = target
-        return [staged.copies[(item,)] for item in objects]
+            staged.copies[_identities([item])] = target
+        return [staged.copies[_identities([item])] for item in objects]
 
 
 def stage_folder(
@@ -178,15 +180,15 @@ def stage_folder(
     """
     with _mutex:
         staged = _open_staging()
-        key = (*copied, *streamed)
+        key = _identities([*copied, *streamed])
         if key not in staged.copies:
             _announce(copied, folder, staged, streamed)
             local = _new_folder(staged) / folder.name
             staged.shown[str(local)] = str(folder)
-            for item in key:
+            for index, item in enumerate([*copied, *streamed]):
                 target = local / item.location.path.removeprefix(f"{folder.path}/")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if item in copied:
+                if index < len(copied):
                     copy_object(item, target)
                     staged.n_bytes += item.size
                 else:
@@ -324,6 +326,10 @@ def _remove_abandoned() -> None:
             with (folder / _LOCK_FILE).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _identities(objects: Iterable[RemoteObject]) -> tuple[tuple[Location, str], ...]:
+    return tuple((item.location, item.version) for item in objects)
 
 
 def _new_folder(staged: _Staged) -> Path:

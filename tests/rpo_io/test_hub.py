@@ -9,7 +9,9 @@ import pytest
 from huggingface_hub import constants
 
 from llm.data.model_folder import resolve_model_folder
+from rpo_io import hub
 from rpo_io.hub import HubRepository, list_hub_files, missing_source, parse_hub_name
+from rpo_io.staging import local_file
 
 
 def test_closed_form_hub_names_are_parsed() -> None:
@@ -82,3 +84,26 @@ def test_raises_in_one_line_without_retries_if_the_hub_is_out_of_reach(
         assert "\n" not in str(error.value)
     assert time.monotonic() - started < 5
     assert not caplog.records
+
+
+def test_closed_form_a_file_on_the_hub_is_downloaded_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[HubRepository, list[str], str]] = []
+
+    def download(repository: HubRepository, patterns: list[str], *, kind: str) -> Path:
+        asked.append((repository, patterns, kind))
+        return tmp_path
+
+    monkeypatch.setattr(hub, "download_from_hub", download)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a[1].yaml").write_text("name: a")
+    for prefix, kind in (("", "model"), ("datasets/", "dataset")):
+        path = local_file(f"hf://{prefix}owner/name@v1/runs/a[1].yaml")
+        assert path.read_text() == "name: a"
+        repository = HubRepository("owner/name", "v1", "runs/a[1].yaml")
+        assert asked[-1] == (repository, ["runs/a[[]1].yaml"], kind)
+    with pytest.raises(ValueError, match="must have the form hf://owner/name"):
+        local_file("hf://owner/name")
+    with pytest.raises(ValueError, match="does not exist in its repository"):
+        local_file("hf://owner/name/b.yaml")
