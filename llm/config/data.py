@@ -82,9 +82,10 @@ class DataConfig:
 
     Attributes:
         train: preference rows: a file (JSON lines, a JSON list, CSV, TSV, Parquet or Arrow), a
-            folder of such files, a pattern such as ``shards/*.parquet``, a data set on the hub as
-            ``owner/name[@revision][/subset][:split]``, or a list of these. An item of the list can
-            also be a mapping such as ``{path: rows.jsonl, weight: 0.3}``, see :class:`DataSource`.
+            folder of such files, a pattern such as ``shards/*.parquet``, each local or in a
+            bucket; a data set on the hub as ``owner/name[@revision][/subset][:split]``; or a list
+            of these. An item of the list can also be a mapping such as
+            ``{path: rows.jsonl, weight: 0.3}``, see :class:`DataSource`.
         eval: rows for evaluation, in the same forms; or a mapping of names to such rows, which are
             evaluated one after another, with the metrics ``eval_NAME_*``. None for no rows.
         eval_rows: number of rows at the end of ``train`` to hold out; 0 if ``eval`` is given, or

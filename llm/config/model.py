@@ -32,9 +32,9 @@ class ModelConfig:
     r"""The model to train, its dtypes, its adapters and its reference.
 
     Attributes:
-        path: local folder or name on the Hugging Face hub; None initializes ``architecture`` at
-            random, or takes the base model that ``adapter`` names, if that is a local folder. At
-            most one of ``path`` and ``architecture`` may be given.
+        path: folder, local or in a bucket, or name on the Hugging Face hub; None initializes
+            ``architecture`` at random, or takes the base model that ``adapter`` names, if that is
+            a local folder. At most one of ``path`` and ``architecture`` may be given.
         architecture: fields of :class:`llm.models.architecture.Architecture`.
         seed: seed of random parameters and of adapters.
         dtype: dtype of activations. With ``float32``, matrix products are full float32 products on

@@ -33,8 +33,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR",
+<<<<<<< HEAD
         help="Hugging Face folder, PEFT adapter, name on the hub, folder of rpo train, or one of "
         "its checkpoints",
+=======
+        help="Hugging Face folder or PEFT adapter, local or in a bucket, or a name on the hub",
+>>>>>>> 42d398d (docs: a page on buckets, and names of inputs in the references)
     )
     parser.add_argument(
         "--tokenizer",
@@ -136,7 +140,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         required=required,
         metavar="FILE",
         help="preference rows: JSON lines, a JSON list, CSV, Parquet or Arrow, a folder or pattern "
-        "of such files, or a data set on the hub",
+        "of such files, local or in a bucket, or a data set on the hub",
     )
     parser.add_argument(
         "--max-length",

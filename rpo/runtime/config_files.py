@@ -112,7 +112,7 @@ def load_config(
         name, values = cls.__name__, dataclasses.asdict(cast("Any", source))
     else:
         path = cast("str", source)
-        name, values = os.fspath(path), _read_file(path, cls)
+        name, values = str(path), _read_file(path, cls)
     for key, value in (overrides or {}).items():
         try:
             _override(values, cls, key, _to_word(value))
@@ -136,7 +136,7 @@ def to_yaml(config: Any) -> bytes:
 def _read_file(path: str | os.PathLike[str], cls: type) -> dict[str, Any]:
     """Read a mapping from a YAML file; refuse the file of another command."""
     values = read_yaml(path)
-    location = parse_location(path)
+    location = parse_location(str(path))
     if location.is_local:  # modules that the configuration names may lie beside it
         add_module_folder(location.local.parent)
     for command, keys in _KEYS_OF_COMMANDS.items():

@@ -97,7 +97,7 @@ def read_yaml(source: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if the file is too large, not UTF-8, not YAML or no mapping.
         OSError: if the file cannot be read.
     """
-    path, shown = local_file(source), os.fspath(source)
+    path, shown = local_file(str(source)), str(source)
     if path.is_dir():
         inside = path / "config.yaml"
         hint = f": write {inside}" if inside.is_file() else ""

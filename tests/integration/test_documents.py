@@ -170,7 +170,7 @@ def test_property_rpo_accepts_every_command_of_the_documents(document: str) -> N
         args, rest = parser.parse_known_args(arguments)
         config = getattr(args, "config", None)
         assert not rest or config is not None, (command, rest)
-        if config is not None and config.name not in PLACEHOLDERS:
+        if config is not None and Path(config).name not in PLACEHOLDERS:
             path = ROOT / config
             kind = config_class(read_kind(path)) if command == "study" else TrainConfig
             read_config(path, kind, rest)
