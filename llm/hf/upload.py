@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm.data.hub import TIMEOUT_SECONDS, parse_hub_name
+from rpo_io.hub import TIMEOUT_SECONDS, parse_hub_name
 
 
 class UploadTarget(NamedTuple):

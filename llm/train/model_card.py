@@ -14,12 +14,12 @@ from typing import Any
 from flax import nnx
 
 from llm.config import ObjectiveConfig, TrainConfig
-from llm.data.hub import parse_hub_name
 from llm.hashing import parameters_sha256
 from llm.hf.factory import base_path
 from llm.models.lora import trainable_filter
 from rpo_io.atomic import write_atomic
 from rpo_io.digests import sha256_of_file
+from rpo_io.hub import parse_hub_name
 from rpo_io.versions import DISTRIBUTION
 from rpo_theory import losses
 
