@@ -27,7 +27,7 @@ from tests.fake_gcs import FakeGcs, Fault
 from tests.fake_s3 import FakeS3
 
 CONTENT = bytes(range(256)) * 20
-FAULTS = [Fault("status", 500), Fault("status", 429), Fault("status", 503), Fault("truncated")]
+FAULTS = [Fault("status", 500), Fault("status", 429), Fault("truncated"), Fault("short")]
 
 
 @pytest.fixture(params=["gs", "s3"])
@@ -67,7 +67,7 @@ def test_closed_form_long_listings_come_in_pages(gcs: FakeGcs) -> None:
     assert [item.location.name for item in found] == [f"{index:04d}" for index in range(1003)]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=["500", "429", "503", "truncated"])
+@pytest.mark.parametrize("fault", FAULTS, ids=["500", "429", "truncated", "short"])
 def test_closed_form_failures_that_end_are_retried(store: Any, fault: Fault) -> None:
     scheme, server = store
     server.write("bucket/a.bin", CONTENT)
@@ -158,3 +158,10 @@ def test_raises_only_errors_of_stores_as_one_line() -> None:
     assert failure_of(ValueError("NOT_FOUND: a")) == "missing"
     assert str(store_error("other", location, OSError("a\nb"))).endswith("cannot be used: a b")
     assert with_retries(lambda: 3, location) == 3
+
+
+def test_raises_for_content_that_the_store_keeps_compressed(gcs: FakeGcs) -> None:
+    gcs.write("bucket/a.bin", CONTENT)
+    source = stat_object(Location("gs", "bucket/a.bin"))._replace(encoding="gzip")
+    with pytest.raises(ValueError, match=r"a\.bin is stored with Content-Encoding gzip, which is"):
+        read_range(source, 0, 10)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -79,13 +81,23 @@ Call = Callable[..., str]
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Call:
-    """Return a function that runs a command and returns its stderr."""
+def ended(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Return a function that runs a command and returns its exit code and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            code = main([str(argument) for argument in arguments])
+        return code, capfd.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def command(ended: Callable[..., tuple[int, str]]) -> Call:
+    """Return a function that runs a command, checks its exit code and returns its stderr."""
 
     def call(*arguments: str, code: int = 0) -> str:
-        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-            found = main([str(argument) for argument in arguments])
-        text = capfd.readouterr().err
+        found, text = ended(*arguments)
         assert found == code, text
         return text
 
@@ -180,3 +192,58 @@ def test_raises_in_one_line_when_the_store_goes_away_while_weights_are_read(
     text = command("score", "--model", "gs://bucket/model", *arguments, code=2)
     assert re.search(r"rpo: error: gs://bucket/model/\S+: Google Cloud Storage cannot be", text)
     assert not Path("s.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_property_a_hundred_failed_requests_change_no_number(
+    bucket: Any, inputs: Path, staged: Path, tmp_path: Path, command: Call
+) -> None:
+    root, server = bucket
+    (tmp_path / "run.yaml").write_text(RUN.format(root=f"{inputs}/"))
+    command("train", "run.yaml", "--out", "local")
+    draw, injected = random.Random(0), []
+    kinds = [
+        *(("status", status) for status in (429, 500, 503)),
+        *(("truncated", 0), ("short", 0), ("gone", 0), ("slow", 0.1)),
+    ]
+
+    def hook(*request: Any) -> Fault | None:
+        if draw.random() < 0.4:
+            injected.append(draw.choice(kinds))
+            return Fault(*injected[-1])
+        return None
+
+    server.faults = hook
+    for index in itertools.count():
+        command("train", f"{root}run.yaml", "--out", f"remote{index}")
+        assert digest_of(tmp_path / f"remote{index}") == digest_of(tmp_path / "local")
+        if len(injected) >= 100:
+            break
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_raises_in_one_line_wherever_the_store_goes_away(
+    bucket: Any, staged: Path, tmp_path: Path, ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, server = bucket
+    monkeypatch.setattr(object_stores, "RETRY_SECONDS", 0.5)
+    n_requests = 0
+
+    def hook(*request: Any) -> Fault | None:
+        nonlocal n_requests
+        n_requests += 1
+        return Fault("gone") if n_requests > limit else None
+
+    server.faults = hook
+    for limit in range(0, 200, 7):  # read by the hook
+        n_requests = 0
+        ends = main(["train", f"{root}run.yaml", "--out", f"run{limit}"])
+        if ends == 0:
+            break
+        assert ends == 2
+        assert not (tmp_path / f"run{limit}").exists()
+        assert list(staged.glob("rpo-staged-*")) == []
+    assert ends == 0
+    assert limit > 20
