@@ -45,6 +45,21 @@ def objects_at(location: Location) -> list[RemoteObject]:
         raise
 
 
+def objects_of(source: Location) -> list[RemoteObject]:
+    """Return the objects that a file, a folder or a pattern in a bucket stands for.
+
+    Args:
+        source: location whose key may have wildcards; ``**`` stands for any number of folders.
+
+    Returns:
+        The objects, sorted; an empty list if there are none.
+
+    Raises:
+        ValueError: if the bucket cannot be read.
+    """
+    return objects_of_pattern(source) if _WILDCARD.search(source.key) else objects_at(source)
+
+
 def objects_of_pattern(pattern: Location) -> list[RemoteObject]:
     """Return the objects that match a pattern such as ``gs://bucket/rows/*.jsonl``.
 
@@ -52,19 +67,16 @@ def objects_of_pattern(pattern: Location) -> list[RemoteObject]:
         pattern: location whose key has wildcards; ``**`` stands for any number of folders.
 
     Returns:
-        The objects, sorted, at least one.
+        The objects, sorted; an empty list if none matches.
 
     Raises:
-        ValueError: if no object matches, or the bucket cannot be read.
+        ValueError: if the bucket cannot be read.
     """
     root = pattern
     while _WILDCARD.search(root.key):
         root = root.parent
     parts = pattern.key.split("/")
-    found = [item for item in list_objects(root) if _matches(item.location.key.split("/"), parts)]
-    if not found:
-        raise ValueError(f"{pattern} matches no file")
-    return found
+    return [item for item in list_objects(root) if _matches(item.location.key.split("/"), parts)]
 
 
 def copy_model_folder(folder: Location, patterns: Sequence[str], *, what: str) -> Path:

@@ -17,7 +17,7 @@ from rpo_io.hub import missing_source, parse_hub_name
 from rpo_io.locations import Location, parse_location
 from rpo_io.staging import check_bucket, stage_objects
 
-from .bucket_sources import objects_at, objects_of_pattern
+from .bucket_sources import objects_of
 from .hub_datasets import repository_files
 from .splits import is_data_file, listed, shards_of
 
@@ -188,15 +188,15 @@ def _files_of_folder(folder: Path) -> list[SourceFile]:
 def _files_of_bucket(location: Location) -> list[SourceFile]:
     """Copy the files of a source in a bucket, which is a file, a folder or a pattern."""
     check_bucket(location)
+    found = objects_of(location)
     if _PATTERN.search(location.key):
-        found = objects_of_pattern(location)
-    else:
-        found = objects_at(location)
-        if [item.location for item in found] != [location]:
-            objects = {item.location.path.removeprefix(f"{location.path}/"): item for item in found}
-            if not objects:
-                raise missing_source(str(location), what="a file or folder of rows")
-            found = [objects[name] for name in shards_of(list(objects), str(location))]
+        if not found:
+            raise ValueError(f"{location} matches no file")
+    elif not found:
+        raise missing_source(str(location), what="a file or folder of rows")
+    elif found[0].location != location:
+        objects = {item.location.path.removeprefix(f"{location.path}/"): item for item in found}
+        found = [objects[name] for name in shards_of(objects, str(location))]
     paths = stage_objects(found, location)
     return [SourceFile(path, str(item.location)) for path, item in zip(paths, found, strict=True)]
 

@@ -46,13 +46,8 @@ def score(
     """Compute the log-probabilities of the responses of preference data under a model.
 
     Args:
-<<<<<<< HEAD
-        model: Hugging Face folder, folder of a PEFT adapter, a name on the hub, folder of a
-            training run, or one of its checkpoints.
-=======
-        model: Hugging Face folder or folder of a PEFT adapter, local or in a bucket, or a name on
-            the hub.
->>>>>>> 42d398d (docs: a page on buckets, and names of inputs in the references)
+        model: Hugging Face folder or folder of a PEFT adapter, local or in a bucket; a name on the
+            hub; folder of a training run, or one of its checkpoints.
         data: file of preference rows, or a data set on the hub.
         out: file for the scores, one line of JSON per row; sums over tokens, in nats.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
@@ -224,13 +219,8 @@ def generate(
     Give either ``prompt``, or ``data`` with ``out``.
 
     Args:
-<<<<<<< HEAD
-        model: Hugging Face folder, folder of a PEFT adapter, a name on the hub, folder of a
-            training run, or one of its checkpoints.
-=======
-        model: Hugging Face folder or folder of a PEFT adapter, local or in a bucket, or a name on
-            the hub.
->>>>>>> 42d398d (docs: a page on buckets, and names of inputs in the references)
+        model: Hugging Face folder or folder of a PEFT adapter, local or in a bucket; a name on the
+            hub; folder of a training run, or one of its checkpoints.
         prompt: text of a user message.
         data: rows with a prompt, AlpacaEval's instructions, or MT-Bench's questions.
         out: file for the replies to ``data``, in the form that the benchmark's judge reads.

@@ -33,12 +33,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR",
-<<<<<<< HEAD
-        help="Hugging Face folder, PEFT adapter, name on the hub, folder of rpo train, or one of "
-        "its checkpoints",
-=======
-        help="Hugging Face folder or PEFT adapter, local or in a bucket, or a name on the hub",
->>>>>>> 42d398d (docs: a page on buckets, and names of inputs in the references)
+        help="Hugging Face folder or PEFT adapter, local or in a bucket, name on the hub, folder "
+        "of rpo train, or one of its checkpoints",
     )
     parser.add_argument(
         "--tokenizer",

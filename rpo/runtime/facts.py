@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo_io.digests import sha256_hex, sha256_of_file
+from rpo_io.locations import parse_location
 from rpo_io.versions import DISTRIBUTION
 
 MISSING = "missing"
@@ -128,19 +129,27 @@ def file_facts(names: Iterable[str]) -> dict[str, str]:
     """Return digests of files and folders by their names; names of the hub stand for themselves.
 
     Args:
-        names: files, folders, patterns of files, or names on the hub.
+        names: files, folders, patterns of files, also in buckets, or names on the hub.
 
     Returns:
-        One digest for each name. Of a file of weights that is larger than 2 MiB, only size, start
-        and end count.
+        One digest for each name; in a bucket, of names and versions. Of a local file of weights
+        that is larger than 2 MiB, only size, start and end count.
 
     Examples:
         >>> file_facts(["org/model"])
         {'org/model': 'missing'}
     """
+    from llm.data.bucket_sources import objects_of
+
     facts = {}
     for name in dict.fromkeys(names):
-        paths = [Path(found) for found in sorted(glob(name, recursive=True))] or [Path(name)]
+        location = parse_location(name)
+        if location.is_bucket:
+            versions = [f"{item.location} {item.version}" for item in objects_of(location)]
+            facts[name] = sha256_hex("\n".join(versions)) if versions else MISSING
+            continue
+        pattern = str(location)
+        paths = [Path(found) for found in sorted(glob(pattern, recursive=True))] or [Path(pattern)]
         files = [file for path in paths for file in _files_of(path)]
         lines = [f"{path.relative_to(root)} {_file_digest(path)}" for root, path in files]
         lines += [f"checkpoint {step}" for path in paths for step in checkpoint_steps(path)]

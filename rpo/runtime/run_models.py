@@ -95,8 +95,12 @@ def find_run_model(model: str) -> RunModel | None:
     from llm.config import TrainConfig
     from llm.data.model_folder import CONFIG_NAME
     from llm.hf.folder_kinds import run_of
+    from rpo_io.locations import parse_location
 
-    folder = Path(model)
+    location = parse_location(model)
+    if not location.is_local:
+        return None
+    folder = location.local
     if (folder / CONFIG_NAME).exists():
         return None
     found = run_of(folder)
