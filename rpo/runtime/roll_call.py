@@ -28,6 +28,8 @@ SECONDS_BETWEEN_MESSAGES = 10
 MAX_MESSAGE_BYTES = 2**26
 _SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_TO_SEND = 20.0
+_SECONDS_OF_GRACE = 2.0
+"""Time by which process 0, which knows who is missing, gives up before the others."""
 _ENDED = "it has ended: see its own messages, and start all processes again"
 _LOGGER = logging.getLogger(__name__)
 
@@ -245,6 +247,7 @@ def _report(
             time.sleep(_SECONDS_BETWEEN_TRIES)
             continue
         text = unreachable
+        clock.grace = _SECONDS_OF_GRACE
         try:
             peer.send(process=process_id, of=num_processes, host=host)
             while True:
@@ -259,6 +262,7 @@ def _report(
                 else:
                     text = message.get("waiting", text)
         except (OSError, EOFError):
+            clock.grace = 0.0
             peer.close()
         except BaseException:
             peer.close()
@@ -325,6 +329,7 @@ class _Clock:
     def __init__(self, seconds: float | None) -> None:
         self.start: float = time.monotonic()
         self.limit: float | None = seconds
+        self.grace: float = 0.0
         self.n_messages: int = 0
 
     def seconds_left(self, most: float) -> float:
@@ -335,7 +340,7 @@ class _Clock:
     def tick(self, text: str, tell: Callable[[str], object] = lambda text: None) -> None:
         """Report who is missing once in a while; raise an error at the end of the time."""
         seconds = time.monotonic() - self.start
-        if self.limit is not None and seconds >= self.limit:
+        if self.limit is not None and seconds >= self.limit + self.grace:
             raise UsageError(
                 f"not all processes have connected after {self.limit:g} s: {text}: start all of "
                 "them within this time, or give more with --initialization-timeout, or "

@@ -202,8 +202,8 @@ def test_raises_if_a_host_lacks_a_file_or_does_not_see_the_folder(tmp_path: Path
     (folders[1] / "rows.jsonl").unlink()
     shared = ("--out", tmp_path / "out")
     first, second = refused(folders, "train", "tiny.yaml", *shared)
-    assert second == "rpo: error: rows.jsonl: No such file or directory"
-    assert f"process 1 ({socket.gethostname()}): rows.jsonl: No such file" in first
+    assert second.startswith("rpo: error: rows.jsonl does not exist")
+    assert f"process 1 ({socket.gethostname()}): rows.jsonl does not exist" in first
     (folders[1] / "tiny.yaml").unlink()
     first, second = refused(folders, "train", "tiny.yaml", *shared)
     assert second == "rpo: error: tiny.yaml: No such file or directory"
@@ -216,15 +216,17 @@ def test_limit_a_process_that_waits_reports_for_whom_and_ends_within_a_minute(
 ) -> None:
     write_inputs(tmp_path)
     arguments = ("train", "tiny.yaml", "--out", "run")
-    begin = time.monotonic()
     with cluster("slurm", 4) as environments:
         waiting = [start(arguments, tmp_path, environments[k]) for k in (0, 2)]
-        lines = [process.communicate(timeout=90)[1].splitlines() for process in waiting]
+        assert waiting[0].stderr is not None
+        first = waiting[0].stderr.readline()
+        begin = time.monotonic() - 10.0
+        lines = [process.communicate(timeout=90)[1].splitlines()[-1] for process in waiting]
     assert time.monotonic() - begin < 60.0
     assert [process.returncode for process in waiting] == [2, 2]
-    for each in lines:
-        assert each[0].startswith("waiting for 2 processes: 1, 3 of 4 (10 s)")
-        assert "not all processes have connected after 45 s: 2 processes: 1, 3 of 4" in each[-1]
+    assert "(10 s)" in first
+    for line in lines:
+        assert "not all processes have connected after 45 s: 2 processes: 1, 3 of 4" in line
 
 
 @pytest.mark.slow
@@ -236,12 +238,12 @@ def test_raises_an_interrupt_ends_the_wait_of_any_command(command: str, tmp_path
         arguments = ["score", "--model", "m", "--data", "rows.jsonl", "--out", "scores.jsonl"]
     with cluster("gke", 2) as environments:
         process = start(arguments, tmp_path, environments[1])
-        time.sleep(12.0)
-        assert process.poll() is None
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting for process 0")
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
-        process.communicate(timeout=10)
-    assert time.monotonic() - begin < 3.0
+        process.communicate(timeout=60)
+    assert time.monotonic() - begin < SECONDS
     assert process.returncode in (130, -signal.SIGINT)
 
 
