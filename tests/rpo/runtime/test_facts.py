@@ -82,8 +82,8 @@ def test_property_every_change_of_a_file_changes_its_facts(
     assert seen[0]["org/name"] == MISSING
     for path, content in (
         (model / "config.json", b"[]"),
-        (model / "model.safetensors", b"X123456789"),
         (model / "model.safetensors", b"012345678X"),
+        (model / "model.safetensors", b"X12345678X"),
         (model / "model.safetensors", b"012345678"),
         (model / "tokenizer.json", b"{}"),
         (rows, b"[]\n"),
