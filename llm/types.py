@@ -10,7 +10,8 @@ letter size
 ``r``  rows
 ``T``  tokens of a row
 ``c``  completion tokens of all responses
-``k``  responses of a pair: chosen, rejected and, if it is neither of them, the baseline
+``k``  responses of a pair: chosen, rejected and, if it is neither of them, the baseline;
+       or of a ranked row, from best to worst
 ``D``  hidden state
 ``V``  vocabulary
 ``H``  query heads; ``G`` key and value heads; ``K`` size of a head
@@ -32,7 +33,10 @@ from rpo_theory.types import ArrayLike
 
 
 class Role(enum.IntEnum):
-    """Role of a response in its pair; the value is its column in arrays of shape ``[n k]``."""
+    """Role of a response in its pair; the value is its column in arrays of shape ``[n k]``.
+
+    The best response of a ranked row has the column of the chosen one; the others follow in order.
+    """
 
     CHOSEN = 0
     REJECTED = 1
@@ -40,7 +44,10 @@ class Role(enum.IntEnum):
 
 
 class Branch(enum.IntEnum):
-    """Part of a pair that a token belongs to: the prompt, or the response with a role."""
+    """Part of a pair that a token belongs to: the prompt, or the response with a role.
+
+    A token of the response at rank ``i`` of a ranked row, counted from 0, has the number ``1 + i``.
+    """
 
     PROMPT = 0
     CHOSEN = 1 + Role.CHOSEN
@@ -54,7 +61,8 @@ class Bounds:
     """Static bounds on the contents of rows, known when a step is compiled.
 
     Attributes:
-        roles: largest number of responses of a pair: 2, or 3 with baseline responses.
+        roles: largest number of responses of a pair: 2, or 3 with baseline responses; or of a
+            ranked row.
         segments: largest number of segments of a row; None if unknown.
         longest: number of tokens of the longest prompt with a response; None if unknown.
     """
@@ -76,7 +84,7 @@ class Rows(NamedTuple):
             continue at the end of the prompt. Shape ``[r T]``.
         segments: index of the token's pair in its row, from 1; 0 for padding, shape ``[r T]``.
         branches: values of :class:`Branch`, shape ``[r T]``.
-        bounds: static bounds; attention to baseline responses is compiled only for three roles.
+        bounds: static bounds; attention is compiled for their number of responses.
     """
 
     tokens: Int[ArrayLike, "r T"]
@@ -93,8 +101,8 @@ class Completions(NamedTuple):
         flat_index: ``row * T + column`` of the preceding token, whose hidden state predicts this
             one; for the first token of a response, that of the last prompt token. Shape ``[c]``.
         target: id of the token, shape ``[c]``.
-        response: response that the token belongs to, ``pair * k + role`` with a :class:`Role`;
-            ``n * k`` for padding, shape ``[c]``.
+        response: response that the token belongs to, ``pair * k + role`` with a :class:`Role` or
+            a rank; ``n * k`` for padding, shape ``[c]``.
     """
 
     flat_index: Int[ArrayLike, " c"]
@@ -109,7 +117,7 @@ class Batch(NamedTuple):
         rows: tokens of prompts and responses.
         completions: the tokens of the responses in the rows.
         lengths: number of scored tokens of each response, including its end token; 0 for an absent
-            pair, shape ``[n k]``.
+            pair or response, shape ``[n k]``.
         present: False for a pair that only pads the batch, shape ``[n]``.
         row_ids: index of the data row of each pair; -1 if absent, shape ``[n]``.
         reference: reference log-probabilities of the responses in nats, shape ``[n k]``; None if
@@ -119,6 +127,8 @@ class Batch(NamedTuple):
             ``[n]``.
         desirable: whether the response of each unpaired row is desirable, shape ``[n]``. Its second
             response is then one to another prompt. None for pairs.
+        ranked: which responses each ranked row has, from best to worst, shape ``[n k]``. None for
+            pairs.
     """
 
     rows: Rows
@@ -130,3 +140,4 @@ class Batch(NamedTuple):
     weights: Float[ArrayLike, " n"] | None = None
     labels: Float[ArrayLike, " n"] | None = None
     desirable: Bool[ArrayLike, " n"] | None = None
+    ranked: Bool[ArrayLike, "n k"] | None = None

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Float, Int
 
-from llm.types import Branch, Role, Rows
+from llm.types import Branch, Rows
 
 from .blockwise import ATTENTION_RESIDUALS
 from .logits import AttentionSettings
@@ -78,26 +78,25 @@ def attend_with_splash(
     )
     attend = _kernel(n_heads, n_tokens + missing, settings.soft_cap, interpret=interpret)
 
-    def attend_branch(branch: Branch) -> Array:
+    def attend_branch(branch: int) -> Array:
         ids = _segments_of_branch(segments, branches, branch)
         return jnp.asarray(jax.vmap(attend)(*parts, kernel.SegmentIds(q=ids, kv=ids)))
 
-    def replace_branch(mixed: Array, branch: Branch) -> Array:
-        is_branch = (branches == int(branch))[:, None, :, None]
+    def replace_branch(mixed: Array, branch: int) -> Array:
+        is_branch = (branches == branch)[:, None, :, None]
         return jnp.where(is_branch, attend_branch(branch), mixed)
 
-    mixed = attend_branch(Branch.CHOSEN)
-    mixed = replace_branch(mixed, Branch.REJECTED)
-    if rows.bounds.roles == len(Role):
-        mixed = replace_branch(mixed, Branch.BASELINE)
+    mixed = attend_branch(int(Branch.CHOSEN))
+    for branch in range(int(Branch.REJECTED), 1 + rows.bounds.roles):
+        mixed = replace_branch(mixed, branch)
     return mixed.transpose(0, 2, 1, 3)[:, :n_tokens].astype(queries.dtype)
 
 
 def _segments_of_branch(
-    segments: Int[Array, "r N"], branches: Int[Array, "r N"], branch: Branch
+    segments: Int[Array, "r N"], branches: Int[Array, "r N"], branch: int
 ) -> Int[Array, "r N"]:
     """Return the pair's segment for prompts and one branch, and a unique one for other tokens."""
-    in_branch = (branches == int(Branch.PROMPT)) | (branches == int(branch))
+    in_branch = (branches == int(Branch.PROMPT)) | (branches == branch)
     unique = segments.shape[1] + 1 + jnp.arange(segments.shape[1], dtype=segments.dtype)
     return jnp.where(in_branch & (segments > 0), segments, unique)
 

@@ -2,11 +2,12 @@
 
 from .data import DataConfig, DataSource
 from .lora import LoraConfig, LoraShape
+from .loss_inputs import PairInputs, RankingInputs
 from .mesh import MeshConfig
 from .model import LINEAR, DtypeName, ModelConfig
 from .objective import ObjectiveConfig, ObjectiveConstants, PreferenceTerm
 from .optimizer import OptimizerConfig, OptimizerName, ParameterGroup, SchedulerName
-from .preference_losses import PREFERENCE_LOSSES, PairInputs, PreferenceLoss
+from .preference_losses import PREFERENCE_LOSSES, PreferenceLoss
 from .run import TrainConfig
 from .samples import SamplesConfig
 from .schedule import ScheduleConfig, ScheduleKind
@@ -30,6 +31,7 @@ __all__ = [
     "ParameterGroup",
     "PreferenceLoss",
     "PreferenceTerm",
+    "RankingInputs",
     "SamplesConfig",
     "ScheduleConfig",
     "ScheduleKind",

@@ -14,7 +14,7 @@ from rpo_theory.reductions import SftReduction
 from rpo_theory.types import ArrayLike
 
 from .checks import between, one_of, positive, zero_or_positive
-from .preference_losses import PreferenceLoss, TokenStatistic, find_preference_loss
+from .preference_losses import RANKING_LOSS, PreferenceLoss, TokenStatistic, find_preference_loss
 from .schedule import ScheduleConfig
 
 COMPOSED = ("sft", "rpo")
@@ -226,6 +226,16 @@ class ObjectiveConfig:
             [False, True]
         """
         return any(term.loss.scope == "batch" for term in self.terms)
+
+    @property
+    def trains_on_rankings(self) -> bool:
+        """Whether the objective is defined for ranked rows.
+
+        Examples:
+            >>> ObjectiveConfig(preference="plackett_luce").trains_on_rankings
+            True
+        """
+        return bool(self.terms) and all(term.loss.name == RANKING_LOSS for term in self.terms)
 
     @property
     def statistics(self) -> frozenset[TokenStatistic]:

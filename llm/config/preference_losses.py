@@ -16,14 +16,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from rpo_io.config_types import build
 from rpo_theory import losses
-from rpo_theory.losses import PairLogProbs
 from rpo_theory.types import ArrayLike
 
 from . import loss_options as options_of
+from .loss_inputs import PairInputs
 from .loss_options import LossOptions
 
 Scope = Literal["pair", "batch"]
@@ -31,28 +31,8 @@ Scope = Literal["pair", "batch"]
 TokenStatistic = Literal["sum_squares", "shared_length"]
 """What a loss takes from the tokens besides the sums of their log-probabilities."""
 
-
-class PairInputs(NamedTuple):
-    r"""What a preference loss is a function of.
-
-    Attributes:
-        policy: log-probabilities of the responses under the policy, nats.
-        reference: log-probabilities under the reference; zeros if the loss needs none.
-        weights: inverses of the numbers of scored tokens.
-        where: mask of the pairs that are present.
-        log_sum_squares: :math:`\sum_t\log\sum_v\pi(v)^2` of the responses; None unless the loss
-            has the token statistic ``"sum_squares"``.
-        desirable: whether the first response of each unpaired row is desirable; the second one
-            belongs to another prompt. None for pairs.
-    """
-
-    policy: PairLogProbs
-    reference: PairLogProbs
-    weights: PairLogProbs
-    where: Bool[Array, " n"]
-    log_sum_squares: PairLogProbs | None = None
-    desirable: Bool[Array, " n"] | None = None
-
+RANKING_LOSS = "plackett_luce"
+"""The loss of ranked rows, and the only one that trains on them."""
 
 Beta = Float[ArrayLike, ""] | float
 LossFunction = Callable[[PairInputs, Beta, Any], Array]
@@ -202,6 +182,16 @@ def _ld_dpo(inputs: PairInputs, beta: Beta, options: options_of.LengthOptions) -
     return losses.dpo(inputs.policy, inputs.reference, beta=beta, where=inputs.where)
 
 
+def _plackett_luce(inputs: PairInputs, beta: Beta, options: LossOptions) -> Array:
+    """Return the loss of every ranked row; a pair is a ranking of two responses."""
+    del options
+    if inputs.ranking is None:
+        pairs = (jnp.stack(pair, axis=-1) for pair in (inputs.policy, inputs.reference))
+        return losses.plackett_luce(*pairs, beta=beta, where=inputs.where[:, None].repeat(2, 1))
+    policy, reference, where = inputs.ranking
+    return losses.plackett_luce(policy, reference, beta=beta, where=where)
+
+
 def kto_reference_point(inputs: PairInputs) -> Float[Array, ""]:
     r"""Estimate :math:`KL(\pi\|\pi_{ref})` for KTO by a mean log-ratio of the whole batch.
 
@@ -217,7 +207,8 @@ def kto_reference_point(inputs: PairInputs) -> Float[Array, ""]:
 
     Examples:
         >>> zeros, ones, one_row = jnp.zeros(1), jnp.ones(1), jnp.array([True])
-        >>> policy, reference = PairLogProbs(zeros, -ones), PairLogProbs(zeros, -3 * ones)
+        >>> pair = losses.PairLogProbs
+        >>> policy, reference = pair(zeros, -ones), pair(zeros, -3 * ones)
         >>> inputs = PairInputs(policy, reference, policy, one_row)
         >>> float(kto_reference_point(inputs))
         1.0
@@ -333,6 +324,7 @@ RECORDS = (
         at_reference=None,
         statistic="sum_squares",
     ),
+    PreferenceLoss(RANKING_LOSS, _plackett_luce),
     PreferenceLoss("ld_dpo", _ld_dpo, options_of.LengthOptions, statistic="shared_length"),
     PreferenceLoss(
         "cpo", _of_policy(losses.cpo), options_of.CpoOptions, None, needs_reference=False
@@ -387,7 +379,5 @@ def find_preference_loss(name: Any, key: str, *, besides: tuple[str, ...] = ()) 
     names = [*besides, *PREFERENCE_LOSSES]
     near = difflib.get_close_matches(str(name).lower(), names, 1)
     hint = f": did you mean {near[0]!r}?" if near else ""
-    if name == "plackett_luce":
-        hint = ", a loss of rankings, but rows have pairs: write the pairs of a ranking as rows"
     shown = ", ".join(map(repr, names))
     raise ValueError(f"`{key}` must be one of {shown}, got {name!r}{hint}")

@@ -57,8 +57,9 @@ def describe_missing(field: str, fields: Mapping[str, Any]) -> str:
         return (
             f"{start}: `{lists[0]}` is a list of {len(fields[names.get(lists[0], lists[0])])} "
             "responses, but a row has a pair: write a row with `chosen` and `rejected` for each "
-            "pair of them that is to be compared, with a `weight` if a ranking is to count once; "
-            "or, under `objective.method: kto`, a row with `completion` and `label` for each"
+            "pair of them that is to be compared, with a `weight` if a ranking is to count once. "
+            "Only `objective.method: plackett_luce` trains on lists, if all rows have `responses`, "
+            "best first (another column: `data.columns: {responses: COLUMN}`)"
         )
     if field == "prompt" and "\n\nHuman:" in f"{fields.get('chosen')}":
         return (

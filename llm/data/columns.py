@@ -23,6 +23,8 @@ FIELDS = (
 """Names of the columns that a preference row can have."""
 UNPAIRED_FIELDS = ("prompt", "completion", "label", "weight", "system", "tools")
 """Names of the columns that an unpaired row can have: one response, and whether it is desirable."""
+RANKED_FIELDS = ("prompt", "responses", "scores", "ranks", "weight", "system", "tools")
+"""Names of the columns that a ranked row can have: responses, best first or with numbers."""
 MESSAGE_PREFIX = "message."
 """Prefix in ``data.columns`` of the name of a field of a message."""
 
@@ -121,6 +123,7 @@ class RowRules:
 
     Attributes:
         is_unpaired: whether the rows have one response each.
+        is_ranked: whether the rows have lists of responses.
 
     Raises:
         ValueError: if a key is no field and its value is not ``ignore``, two fields name the same
@@ -140,6 +143,7 @@ class RowRules:
         check_columns(columns)
         self.raw_text = raw_text
         self.is_unpaired = "completion" in fields
+        self.is_ranked = "responses" in fields
         self._column_of = {field: columns.get(field, field) for field in fields}
         ignored = {name for name, value in columns.items() if value == IGNORE}
         self._ignored = frozenset(ignored.union(passed_over) - set(self._column_of.values()))
@@ -342,7 +346,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
             if name in ("chosen", "rejected"):
                 raise ValueError(f"`data.columns.{name}` must be a column: it cannot be ignored")
             continue
-        known = dict.fromkeys((*FIELDS, *UNPAIRED_FIELDS))
+        known = dict.fromkeys((*FIELDS, *UNPAIRED_FIELDS, *RANKED_FIELDS))
         if name not in known:
             raise ValueError(
                 f"`data.columns.{printable(name)}` must be `{IGNORE}`, or its key one of "

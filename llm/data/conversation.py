@@ -174,7 +174,8 @@ class Conversation:
             if any(_repeats(content, starts) for content in firsts):
                 rules.find(_KEPT, self.where)
             return
-        is_pair = "chosen" in remainders and "rejected" in remainders
+        needed = [name for name in responses if name != "baseline"]
+        is_pair = len(needed) > 1 and all(name in remainders for name in needed)
         is_greeting = word_count(text) <= _GREETING_LENGTH and text[-1] not in "=:?>"
         if not is_pair or is_greeting or not all(map(str.strip, remainders.values())):
             rules.find(_KEPT, self.where)

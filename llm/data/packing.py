@@ -54,14 +54,18 @@ def count_roles(pairs: Sequence[PairTokens]) -> int:
         pairs: tokenized pairs.
 
     Returns:
-        3 if some pair has a baseline response besides the chosen one, otherwise 2.
+        3 if some pair has a baseline response besides the chosen one, otherwise 2; the largest
+        number of responses of ranked rows.
 
     Examples:
         >>> pair = PairTokens((1,), (2,), (3,), None, 0)
         >>> count_roles([pair]), count_roles([pair, pair._replace(baseline=(4,))])
         (2, 3)
     """
-    return 3 if as_pair_table(pairs).lengths[:, -1].any() else 2
+    table = as_pair_table(pairs)
+    if table.is_ranked:
+        return int(np.count_nonzero(table.lengths[:, 1:], axis=1).max(initial=2))
+    return 3 if table.has_baselines else 2
 
 
 def packed_token_counts(
@@ -85,7 +89,8 @@ def packed_token_counts(
         [7]
     """
     prompts, responses = _lengths(pairs, roles)
-    return (responses - 1).sum(1) + prompts * (roles if layout == "separate" else 1)
+    copies = np.count_nonzero(responses, axis=1) if layout == "separate" else 1
+    return np.maximum(responses - 1, 0).sum(1) + prompts * copies
 
 
 def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
@@ -97,12 +102,14 @@ def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
 
     Returns:
         The chosen and the rejected response; with three roles also the baseline response, which is
-        the chosen one if the pair has none.
+        the chosen one if the pair has none. The responses of a ranked row, from best to worst.
 
     Examples:
         >>> responses_by_role(PairTokens((1,), (2,), (3,), None, 0), 3)
         [(2,), (3,), (2,)]
     """
+    if pair.others is not None:
+        return list(pair.responses)
     responses = [pair.chosen, pair.rejected]
     if roles == len(Role):
         responses.append(pair.chosen if pair.baseline is None else pair.baseline)
@@ -111,6 +118,8 @@ def responses_by_role(pair: PairTokens, roles: int) -> list[tuple[int, ...]]:
 
 def _scored_by_role(pair: PairTokens, roles: int) -> list[ScoredTokens | None]:
     """Return which tokens of each response are scored; None for all of them."""
+    if pair.others is not None:
+        return list(pair.scored or [None] * len(pair.responses))
     chosen, rejected, baseline = pair.scored or (None, None, None)
     return [chosen, rejected, chosen if pair.baseline is None else baseline][:roles]
 
@@ -128,7 +137,8 @@ def required_shape(pairs: Sequence[PairTokens], *, layout: PackingMode, roles: i
     """
     prompts, responses = _lengths(pairs, roles)
     longest = int((prompts + responses.max(1)).max()) - 1
-    scored = _by_role(as_pair_table(pairs).scored_lengths, roles)
+    table = as_pair_table(pairs)
+    scored = _by_role(table.scored_lengths, roles, is_ranked=table.is_ranked)
     rows, tokens = len(pairs) * roles, longest
     if layout == "shared":
         rows, tokens = 1, int(packed_token_counts(pairs, layout=layout, roles=roles).sum())
@@ -139,12 +149,21 @@ def _lengths(
     pairs: Sequence[PairTokens], roles: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n roles"]]:
     """Return the lengths of the prompts, and of the responses by role."""
-    lengths = as_pair_table(pairs).lengths
-    return lengths[:, 0].astype(np.int64), _by_role(lengths[:, 1:], roles)
+    table = as_pair_table(pairs)
+    responses = _by_role(table.lengths[:, 1:], roles, is_ranked=table.is_ranked)
+    return table.lengths[:, 0].astype(np.int64), responses
 
 
-def _by_role(lengths: Int[np.ndarray, "n 3"], roles: int) -> Int[np.ndarray, "n roles"]:
-    """Return lengths of responses by role; a missing baseline response is the chosen one."""
+def _by_role(
+    lengths: Int[np.ndarray, "n k"], roles: int, *, is_ranked: bool
+) -> Int[np.ndarray, "n roles"]:
+    """Return lengths of responses by role; a missing baseline response is the chosen one.
+
+    A response that a ranked row lacks has the length 0.
+    """
+    if is_ranked:
+        lengths = lengths[:, :roles].astype(np.int64)
+        return np.pad(lengths, ((0, 0), (0, roles - lengths.shape[1])))
     chosen, rejected, baseline = lengths.astype(np.int64).T
     return np.stack([chosen, rejected, np.where(baseline, baseline, chosen)][:roles], axis=1)
 
@@ -191,7 +210,7 @@ def pack(
     Args:
         pairs: at most ``n_pairs`` tokenized pairs.
         layout: ``separate`` writes every prompt with one response into a row of its own;
-            ``shared`` writes prompt, chosen, rejected (and baseline) of all pairs into one row.
+            ``shared`` writes the prompt and the responses of all pairs into one row.
         roles: number of responses per pair, see :func:`count_roles`.
         n_pairs: number of pairs of the batch; missing pairs are marked absent.
         shape: a shape that holds them, see :func:`required_shape`.
@@ -229,8 +248,7 @@ def pack(
         column += len(piece.prompt)
         prompt_end = piece.row * shape.row_tokens + column - 1
         for role, (response, scored) in piece.responses.items():
-            branch = Branch(role + 1)
-            _write(rows, piece, column, response[:-1], branch, position=len(piece.prompt))
+            _write(rows, piece, column, response[:-1], 1 + role, position=len(piece.prompt))
             predecessors = piece.row * shape.row_tokens + column - 1 + np.arange(len(response))
             predecessors[0] = prompt_end
             kept = slice(None) if scored is None else np.flatnonzero(scored)
@@ -247,14 +265,18 @@ def pack(
     segments = n_pairs if layout == "shared" else 1
     packed = Rows(rows[0], rows[1], rows[2], rows[3], Bounds(roles, segments, shape.longest))
     batch = Batch(packed, Completions(*completions), lengths, row_ids >= 0, row_ids)
-    labels, desirable = as_pair_table(pairs).labels, as_pair_table(pairs).desirable
+    table = as_pair_table(pairs)
+    labels, desirable = table.labels, table.desirable
+    if table.is_ranked:
+        batch = batch._replace(ranked=lengths > 0)
     if desirable is not None:
         batch = batch._replace(desirable=np.pad(desirable, (0, n_pairs - len(pairs))))
     if labels is None:
         return batch
     padded = np.ones((n_pairs, 2))
     padded[: len(pairs)] = labels
-    return batch._replace(weights=padded[:, 0], labels=padded[:, 1])
+    soft = None if table.is_ranked else padded[:, 1]
+    return batch._replace(weights=padded[:, 0], labels=soft)
 
 
 class _Piece(NamedTuple):
@@ -287,7 +309,7 @@ def _write(
     piece: _Piece,
     column: int,
     tokens: tuple[int, ...],
-    branch: Branch,
+    branch: int,
     *,
     position: int,
 ) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import overload
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from llm.types import Role
 from rpo_io.digests import sha256_of_chunks
@@ -21,23 +21,23 @@ from rpo_io.digests import sha256_of_chunks
 from .labels import PairLabel
 from .preferences import PairTokens, ScoredTokens
 
-_N_PARTS = 1 + len(Role)
-"""Prompt, chosen, rejected and baseline response, stored one after another."""
-
 
 class PairTable(Sequence[PairTokens]):
     """An immutable sequence of tokenized pairs, stored as arrays.
 
     Attributes:
         lengths: number of tokens of prompt, chosen, rejected and baseline response, shape
-            ``[n 4]``; the last is 0 if a pair has no baseline response.
+            ``[n 4]``; the last is 0 if a pair has no baseline response. For ranked rows, number of
+            tokens of the prompt and of each response from best to worst, 0 for those that a row
+            lacks.
         rows: index of the data row of each pair, shape ``[n]``.
-        reference: reference log-probabilities of the responses, nats, shape ``[n 3]``; NaN if
-            unknown.
+        reference: reference log-probabilities of the responses, nats, one column fewer than
+            ``lengths``; NaN if unknown.
         labels: weight of each pair and probability that its chosen response is the better one,
             shape ``[n 2]``; None if all are 1.
         desirable: whether the response of each unpaired row is desirable, shape ``[n]``; None for
             pairs.
+        is_ranked: whether the rows are ranked.
 
     Examples:
         >>> table = PairTable.from_pairs([PairTokens((1, 2), (3,), (4, 5), None, 7)])
@@ -51,12 +51,13 @@ class PairTable(Sequence[PairTokens]):
         self,
         tokens: Int[np.ndarray, " tokens"],
         starts: Int[np.ndarray, " n"],
-        lengths: Int[np.ndarray, "n 4"],
+        lengths: Int[np.ndarray, "n parts"],
         rows: Int[np.ndarray, " n"],
-        reference: Float[np.ndarray, "n 3"],
+        reference: Float[np.ndarray, "n k"],
         scored: Bool[np.ndarray, " tokens"] | None = None,
         labels: Float[np.ndarray, "n 2"] | None = None,
         desirable: Bool[np.ndarray, " n"] | None = None,
+        is_ranked: bool = False,
     ) -> None:
         """Wrap arrays; see :meth:`from_pairs`.
 
@@ -69,15 +70,17 @@ class PairTable(Sequence[PairTokens]):
             scored: whether each of ``tokens`` is scored; None if all tokens of responses are.
             labels: see the class.
             desirable: see the class.
+            is_ranked: see the class.
         """
         self._tokens: Int[np.ndarray, " tokens"] = tokens
         self._starts: Int[np.ndarray, " n"] = starts
-        self.lengths: Int[np.ndarray, "n 4"] = lengths
+        self.lengths: Int[np.ndarray, "n parts"] = lengths
         self.rows: Int[np.ndarray, " n"] = rows
-        self.reference: Float[np.ndarray, "n 3"] = reference
+        self.reference: Float[np.ndarray, "n k"] = reference
         self._scored: Bool[np.ndarray, " tokens"] | None = scored
         self.labels: Float[np.ndarray, "n 2"] | None = labels
         self.desirable: Bool[np.ndarray, " n"] | None = desirable
+        self.is_ranked: bool = is_ranked
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[PairTokens]) -> PairTable:
@@ -90,12 +93,17 @@ class PairTable(Sequence[PairTokens]):
             The table.
 
         Raises:
-            ValueError: if some pairs are unpaired rows and others are not.
+            ValueError: if some pairs are unpaired or ranked rows and others are not.
         """
         tokens, lengths, rows, reference = array("i"), array("i"), array("q"), array("d")
         unscored, labels, desirable = array("q"), array("d"), array("b")
+        counts, n_ranked = array("i"), 0
         for pair in pairs:
-            parts = (pair.prompt, pair.chosen, pair.rejected, pair.baseline or ())
+            parts = (pair.prompt, *pair.responses)
+            if pair.others is None and pair.baseline is None:
+                parts += ((),)
+            n_ranked += pair.others is not None
+            counts.append(len(parts))
             if pair.scored is not None:
                 unscored.extend(_unscored(parts, pair.scored, len(tokens)))
             for part in parts:
@@ -106,14 +114,17 @@ class PairTable(Sequence[PairTokens]):
             if pair.desirable is not None:
                 desirable.append(pair.desirable)
             known = pair.reference or ()
-            reference.extend((*known, *[np.nan] * (len(Role) - len(known))))
-        table = np.asarray(lengths).reshape(-1, _N_PARTS)
+            reference.extend((*known, *[np.nan] * (len(parts) - 1 - len(known))))
+        for count, kind in ((len(desirable), "unpaired"), (n_ranked, "ranked")):
+            if count not in (0, len(rows)):
+                raise ValueError(
+                    f"`pairs` must be all paired or all {kind}, got {count} {kind} rows among "
+                    f"{len(rows)}"
+                )
+        n_parts = np.asarray(counts)
+        width = int(n_parts.max(initial=0 if len(n_parts) else 1 + len(Role)))
+        table = _as_rows(np.asarray(lengths), n_parts, width, 0.0)
         sizes = table.sum(1, dtype=np.int64)
-        if len(desirable) not in (0, len(rows)):
-            raise ValueError(
-                f"`pairs` must be all paired or all unpaired, got {len(desirable)} unpaired rows "
-                f"among {len(rows)}"
-            )
         scored = None
         if unscored:
             scored = np.ones(len(tokens), bool)
@@ -123,10 +134,11 @@ class PairTable(Sequence[PairTokens]):
             np.cumsum(sizes) - sizes,
             table,
             np.asarray(rows).view(np.int64),
-            np.asarray(reference).reshape(-1, len(Role)),
+            _as_rows(np.asarray(reference), n_parts - 1, width - 1, np.nan),
             scored,
             None if all(number == 1.0 for number in labels) else np.asarray(labels).reshape(-1, 2),
             np.asarray(desirable).astype(bool) if desirable else None,
+            n_ranked > 0,
         )
 
     @classmethod
@@ -139,13 +151,26 @@ class PairTable(Sequence[PairTokens]):
         Returns:
             A table of all pairs.
 
+        Raises:
+            ValueError: if some tables have ranked rows and others do not.
+
         Examples:
             >>> one = PairTable.from_pairs([PairTokens((1,), (2,), (3,), None, 0)])
             >>> len(PairTable.concatenate([one, one]))
             2
         """
+        tables = [table for table in tables if len(table)] or tables[:1]
         if len(tables) == 1:
             return tables[0]
+        ranked = {table.is_ranked for table in tables}
+        if len(ranked) > 1:
+            raise ValueError("`tables` must all have ranked rows, or none of them, got both")
+        width = max(table.lengths.shape[1] for table in tables)
+
+        def widen(values: np.ndarray, columns: int, absent: float) -> np.ndarray:
+            missing = columns - values.shape[1]
+            return np.pad(values, ((0, 0), (0, missing)), constant_values=absent)
+
         sizes = [len(table._tokens) for table in tables]
         offsets = np.cumsum([0, *sizes[:-1]])
         scored = labels = desirable = None
@@ -171,13 +196,25 @@ class PairTable(Sequence[PairTokens]):
             np.concatenate(
                 [table._starts + offset for table, offset in zip(tables, offsets, strict=True)]
             ),
-            np.concatenate([table.lengths for table in tables]),
+            np.concatenate([widen(table.lengths, width, 0.0) for table in tables]),
             np.concatenate([table.rows for table in tables]),
-            np.concatenate([table.reference for table in tables]),
+            np.concatenate([widen(table.reference, width - 1, np.nan) for table in tables]),
             scored,
             labels,
             desirable,
+            ranked.pop(),
         )
+
+    @property
+    def has_baselines(self) -> bool:
+        """Whether some pair has a baseline response.
+
+        Examples:
+            >>> pair = PairTokens((1,), (2,), (3,), (4,), 0)
+            >>> PairTable.from_pairs([pair]).has_baselines
+            True
+        """
+        return not self.is_ranked and bool(self.lengths[:, 1 + Role.BASELINE].any())
 
     @cached_property
     def digest(self) -> str:
@@ -193,8 +230,8 @@ class PairTable(Sequence[PairTokens]):
         return sha256_of_chunks(np.ascontiguousarray(array).tobytes() for array in arrays)
 
     @cached_property
-    def scored_lengths(self) -> Int[np.ndarray, "n 3"]:
-        """Number of scored tokens of chosen, rejected and baseline response.
+    def scored_lengths(self) -> Int[np.ndarray, "n k"]:
+        """Number of scored tokens of chosen, rejected and baseline response, or of a ranking.
 
         Examples:
             >>> scored = ((True, False, True), None, None)
@@ -252,6 +289,7 @@ class PairTable(Sequence[PairTokens]):
             self._scored,
             None if self.labels is None else self.labels[indices],
             None if self.desirable is None else self.desirable[indices],
+            self.is_ranked,
         )
 
     def _pair(
@@ -259,7 +297,7 @@ class PairTable(Sequence[PairTokens]):
         start: int,
         lengths: list[int],
         row: int,
-        reference: Float[np.ndarray, " 3"],
+        reference: Float[np.ndarray, " k"],
         label: PairLabel,
         desirable: bool | None,
     ) -> PairTokens:
@@ -271,11 +309,25 @@ class PairTable(Sequence[PairTokens]):
                 mask = self._scored[start:stop]
                 scored.append(None if mask.all() else tuple(mask.tolist()))
             start = stop
-        prompt, chosen, rejected, baseline = parts
+        prompt, chosen, rejected, *rest = parts
         known = tuple(reference[~np.isnan(reference)].tolist())
+        if self.is_ranked:
+            others, baseline = tuple(filter(None, rest)), None
+            scored = scored[: 3 + len(others)]
+        else:
+            others, baseline = None, rest[0] or None
         masks = tuple(scored[1:]) if any(scored) else None
-        parts = prompt, chosen, rejected, baseline or None
-        return PairTokens(*parts, row, known or None, masks, label, desirable)
+        parts = prompt, chosen, rejected, baseline
+        return PairTokens(*parts, row, known or None, masks, label, desirable, others)
+
+
+def _as_rows(
+    values: Shaped[np.ndarray, " values"], counts: Int[np.ndarray, " n"], width: int, absent: float
+) -> Shaped[np.ndarray, "n width"]:
+    """Arrange values in rows that have the given numbers of them, and ``absent`` after those."""
+    table = np.full((len(counts), width), absent, values.dtype)
+    table[np.arange(width) < counts[:, None]] = values
+    return table
 
 
 def _unscored(

@@ -26,6 +26,10 @@ class PreferenceRow(NamedTuple):
         label: weight of the row and probability that the chosen response is the better one.
         desirable: for an unpaired row, whether its one response is desirable; it is then both
             ``chosen`` and ``rejected``. None for a pair.
+        others: for a ranked row, the responses after the best one, ``chosen``, and the second one,
+            ``rejected``, from best to worst.
+        ranking: for a ranked row, the index of each response in the column ``responses``, from best
+            to worst. None for a pair.
     """
 
     prompt: Messages
@@ -38,6 +42,8 @@ class PreferenceRow(NamedTuple):
     tools: str = ""
     label: PairLabel = PairLabel()
     desirable: bool | None = None
+    others: tuple[Messages, ...] = ()
+    ranking: tuple[int, ...] | None = None
 
     @property
     def responses(self) -> dict[str, Messages]:
@@ -49,6 +55,9 @@ class PreferenceRow(NamedTuple):
         """
         if self.desirable is not None:
             return {"completion": self.chosen}
+        if self.ranking is not None:
+            names = [f"responses[{index}]" for index in self.ranking]
+            return dict(zip(names, (self.chosen, self.rejected, *self.others), strict=True))
         pair = {"chosen": self.chosen, "rejected": self.rejected}
         return pair if self.baseline is None else pair | {"baseline": self.baseline}
 
@@ -68,12 +77,15 @@ class PairTokens(NamedTuple):
         baseline: tokens of the baseline response; None if it is the chosen response.
         row: index of the data row.
         reference: reference log-probabilities of the responses, nats; None if the row has none.
-        scored: scored tokens of chosen, rejected and baseline response. An entry is None if all
-            tokens of that response are scored; None for three such entries.
+        scored: scored tokens of chosen, rejected and baseline response, or of each response of a
+            ranked row. An entry is None if all tokens of that response are scored; None if all
+            entries are.
         label: weight of the row and probability that the chosen response is the better one.
         desirable: for an unpaired row, whether its response, ``chosen``, is desirable;
             ``rejected`` is then a response to another prompt, or that of the row itself before
             :func:`llm.data.mismatched.with_mismatched_responses`. None for a pair.
+        others: for a ranked row, the responses after ``chosen`` and ``rejected``, from best to
+            worst. None for a pair.
     """
 
     prompt: tuple[int, ...]
@@ -82,9 +94,23 @@ class PairTokens(NamedTuple):
     baseline: tuple[int, ...] | None
     row: int
     reference: tuple[float, ...] | None = None
-    scored: tuple[ScoredTokens | None, ScoredTokens | None, ScoredTokens | None] | None = None
+    scored: tuple[ScoredTokens | None, ...] | None = None
     label: PairLabel = PairLabel()
     desirable: bool | None = None
+    others: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """The responses: chosen, rejected and, if there is one, baseline; or those of a ranking.
+
+        Examples:
+            >>> PairTokens((1,), (2,), (3,), None, 0, others=((4, 5),)).responses
+            ((2,), (3,), (4, 5))
+        """
+        pair = self.chosen, self.rejected
+        if self.others is not None:
+            return (*pair, *self.others)
+        return pair if self.baseline is None else (*pair, self.baseline)
 
 
 class RowError(ValueError):

@@ -1,6 +1,7 @@
 """Preference rows: a prompt, the chosen and the rejected response, and optional columns.
 
-An unpaired row has one response, ``completion``, and a ``label``: whether it is desirable.
+An unpaired row has one response, ``completion``, and a ``label``: whether it is desirable. A ranked
+row has a list of ``responses``.
 
 Prompts and responses are strings or lists of messages. If a row has only the two conversations,
 its prompt is the list of *messages* that they have in common, never of common tokens. Every error
@@ -14,14 +15,23 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
-from .columns import REFERENCE_FIELDS, UNPAIRED_FIELDS, FieldError, RowRules
+from .columns import (
+    FIELDS,
+    RANKED_FIELDS,
+    REFERENCE_FIELDS,
+    UNPAIRED_FIELDS,
+    FieldError,
+    RowRules,
+)
 from .conversation import Conversation, common_prefix
 from .files import Row
 from .labels import PairLabel, read_label
 from .messages import CHAT_ROLES, Message, Messages, parse_conversation, parse_tools
 from .preference_records import PairTokens, PreferenceRow, RowError, ScoredTokens
+from .ranked import check_ranked, is_ranked, make_ranked_row
 from .rows import read_rows
 from .sources import Source, shown_source
 from .transcripts import as_transcript, is_transcript, parse_transcript
@@ -88,7 +98,7 @@ def stream_preferences(
     columns: Mapping[str, str] | None = None,
     raw_text: bool = False,
     notes: list[str] | None = None,
-    unpaired: bool = False,
+    all_kinds: bool = False,
 ) -> Iterator[PreferenceRow]:
     """Read preference rows one at a time from files or a hub data set.
 
@@ -100,7 +110,9 @@ def stream_preferences(
     prompt.
 
     If the first row has ``completion`` and ``label`` and no pair, all rows must be such unpaired
-    rows, with ``prompt`` and optionally ``weight``, ``system`` and ``tools``.
+    rows, with ``prompt`` and optionally ``weight``, ``system`` and ``tools``. If it has a list of
+    ``responses`` and no pair, all rows must be such ranked rows, with ``prompt`` and optionally
+    ``scores`` or ``ranks``, and the same further columns.
 
     Args:
         source: see :func:`llm.data.rows.read_rows`.
@@ -111,7 +123,7 @@ def stream_preferences(
         raw_text: keep the spaces at the start of responses, for models without a chat template.
         notes: a list to which one sentence is added, after the last row, for everything that was
             passed over or changed; None logs the sentences.
-        unpaired: read unpaired rows too; they are refused otherwise.
+        all_kinds: read unpaired and ranked rows too; they are refused otherwise.
 
     Yields:
         The rows, at least one.
@@ -121,8 +133,9 @@ def stream_preferences(
     """
     rules, number = RowRules(columns, raw_text=raw_text), -1
     for number, fields in enumerate(read_rows(source)):
-        if number == 0 and unpaired and is_unpaired(fields.fields, columns or {}):
-            rules = RowRules(columns, raw_text=raw_text, fields=UNPAIRED_FIELDS)
+        if number == 0 and all_kinds:
+            names = _fields_of_first(fields.fields, columns or {})
+            rules = RowRules(columns, raw_text=raw_text, fields=names)
         row = parse_with_rules(fields, number, rules)
         if check_content:
             check_row(row)
@@ -177,9 +190,10 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
         fields, repeats, lost = rules.select(row.fields, where)
         if rules.is_unpaired:
             check_unpaired(row, rules)
-        responses = {}
-        for name in ("completion",) if rules.is_unpaired else RESPONSES:
-            value = fields.get(name)
+        if rules.is_ranked:
+            check_ranked(row, rules)
+        values, responses = _response_values(fields, rules), {}
+        for name, value in values.items():
             if value is not None:
                 responses[name] = parse_conversation(value, rules, role="assistant")
             elif name != "baseline":
@@ -188,11 +202,13 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
         given = fields.get(name)
         if given is not None:
             prompt = parse_conversation(given, rules, role="user")
-        transcripts = [each for each in responses if is_transcript(fields[each])]
-        if {"chosen", "rejected"} <= set(transcripts) and not (prompt and rules.raw_text):
+        transcripts = [each for each in responses if is_transcript(values[each])]
+        needed = [each for each in responses if each != "baseline"]
+        is_pair = not rules.is_unpaired and set(needed) <= set(transcripts)
+        if is_pair and not (prompt and rules.raw_text):
             rules.find(_TRANSCRIPTS, where)
-            responses |= {each: parse_transcript(fields[each]) for each in transcripts}
-            common = common_prefix(responses["chosen"], responses["rejected"])
+            responses |= {each: parse_transcript(values[each]) for each in transcripts}
+            common = common_prefix(responses[needed[0]], responses[needed[1]])
             prompt = as_transcript(prompt) if prompt else common
         elif given is not None:
             if is_transcript(given) and not rules.raw_text and not transcripts:
@@ -218,6 +234,8 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
         raise ValueError(f"{where}: the row is nested too deeply") from error
     if rules.is_unpaired:
         return make_unpaired_row(conversation, fields, number, tools, rules)
+    if rules.is_ranked:
+        return make_ranked_row(conversation, fields, number, tools, rules)
     chosen, rejected = responses["chosen"], responses["rejected"]
     baseline = responses.get("baseline")
     reference = _reference(fields, where, with_baseline=baseline is not None)
@@ -225,6 +243,21 @@ def parse_with_rules(row: Row, number: int, rules: RowRules) -> PreferenceRow:
     if label != PairLabel():
         rules.find(_LABELED, where)
     return PreferenceRow(prompt, chosen, rejected, baseline, number, where, reference, tools, label)
+
+
+def _fields_of_first(fields: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the fields that all rows have, by the columns of the first one."""
+    if is_unpaired(fields, columns):
+        return UNPAIRED_FIELDS
+    return RANKED_FIELDS if is_ranked(fields, columns) else FIELDS
+
+
+def _response_values(fields: Mapping[str, Any], rules: RowRules) -> dict[str, Any]:
+    """Return the values of the responses by their names in messages, None for an absent one."""
+    if rules.is_ranked:
+        return {f"responses[{index}]": each for index, each in enumerate(fields["responses"])}
+    names = ("completion",) if rules.is_unpaired else RESPONSES
+    return {name: fields.get(name) for name in names}
 
 
 def check_row(row: PreferenceRow) -> None:
@@ -237,10 +270,13 @@ def check_row(row: PreferenceRow) -> None:
         RowError: if a text is empty, the responses are identical, or the roles of the messages are
             out of order.
     """
-    if row.chosen == row.rejected and row.desirable is None:
-        raise RowError(
-            "identical responses", f"{row.where}: fields `chosen` and `rejected` are identical"
-        )
+    compared = {name: each for name, each in row.responses.items() if name != "baseline"}
+    for (first, one), (second, other) in combinations(compared.items(), 2):
+        if one == other:
+            raise RowError(
+                "identical responses",
+                f"{row.where}: fields `{first}` and `{second}` are identical",
+            )
     if not row.prompt:
         raise RowError(
             "no prompt",

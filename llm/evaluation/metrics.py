@@ -28,8 +28,10 @@ from rpo_theory.types import ArrayLike
 from .pair_losses import (
     baseline_values,
     expected_loss,
+    ordered_share,
     pair_inputs,
     preference_sums,
+    rejected_values,
     sft_sum,
     sum_over_pairs,
 )
@@ -147,7 +149,8 @@ def compute_metric_sums(
         ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``,
         ``logps/rejected`` and ``theory/adversarial_value``. Absent pairs add neither values nor
         gradients. Of unpaired rows the desirable ones are ``chosen`` and the others ``rejected``,
-        and ``kl`` is the reference point.
+        and ``kl`` is the reference point. Of ranked rows the best response is ``chosen``, and the
+        mean over the others ``rejected``; the accuracy of a row is the share of its pairs in order.
 
     Raises:
         ValueError: if the method needs a reference and ``reference`` is None, or a loss of the
@@ -181,7 +184,7 @@ def compute_metric_sums(
     sums = {
         "loss/sft": sft_sum(config, policy, batch),
         "logps/chosen": sum_over_pairs(policy[:, Role.CHOSEN], batch),
-        "logps/rejected": sum_over_pairs(policy[:, Role.REJECTED], batch),
+        "logps/rejected": sum_over_pairs(rejected_values(policy, batch), batch),
     } | preference_sums(config, constants, inputs, batch)
     if reference is None:
         return sums
@@ -264,16 +267,17 @@ def _reward_sums(
     batch: Batch,
 ) -> MetricSums:
     """Return the sums of the implicit rewards and of the adversarial value."""
-    chosen, rejected = rewards[:, Role.CHOSEN], rewards[:, Role.REJECTED]
-    # The DPO loss of a pair, in expectation over its label.
-    dpo = expected_loss(_DPO, constants, inputs, batch)
+    chosen, rejected = rewards[:, Role.CHOSEN], rejected_values(rewards, batch)
+    # The negative log-likelihood of a pair, in expectation over its label, or of a ranking.
+    likelihood = _DPO if batch.ranked is None else _PLACKETT_LUCE
+    nll = expected_loss(likelihood, constants, inputs, batch)
     per_pair = {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).astype(rewards.dtype),
+        "rewards/accuracies": ordered_share(rewards, batch),
         # F at the implicit reward, eq. 4.5: log Z cancels between its two terms.
-        "theory/adversarial_value": dpo - constants.eta * baseline_values(rewards, batch),
+        "theory/adversarial_value": nll - constants.eta * baseline_values(rewards, batch),
     }
     return {name: sum_over_pairs(values, batch) for name, values in per_pair.items()}
 
@@ -300,3 +304,4 @@ def _unpaired_sums(
 
 
 _DPO = ObjectiveConfig(method="dpo").terms[0]
+_PLACKETT_LUCE = ObjectiveConfig(method="plackett_luce").terms[0]

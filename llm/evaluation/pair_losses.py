@@ -8,7 +8,13 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from llm.config import ObjectiveConfig, ObjectiveConstants, PairInputs, PreferenceTerm
+from llm.config import (
+    ObjectiveConfig,
+    ObjectiveConstants,
+    PairInputs,
+    PreferenceTerm,
+    RankingInputs,
+)
 from llm.types import Batch, Role
 from rpo_theory import losses
 from rpo_theory.losses import PairLogProbs
@@ -27,15 +33,15 @@ def preference_sums(
         config: the objective.
         constants: constants of the step.
         inputs: log-probabilities of the pairs, see :func:`pair_inputs`.
-        batch: the pairs; only ``present``, ``weights``, ``labels`` and ``desirable`` are used.
+        batch: the pairs; rows of tokens, ``lengths`` and ``reference`` are not used.
 
     Returns:
         One sum for each loss, under the name of its metric. A pair with a soft label has the
         expected loss.
 
     Raises:
-        ValueError: if a loss of the whole batch meets weights or soft labels, or another method
-            than ``"kto"`` meets unpaired rows.
+        ValueError: if a loss of the whole batch meets weights or soft labels, another method than
+            ``"kto"`` meets unpaired rows, or another loss than ``"plackett_luce"`` ranked rows.
 
     Examples:
         >>> batch = Batch(None, None, np.ones((1, 2), int), np.array([True]), np.array([0]))
@@ -54,6 +60,10 @@ def preference_sums(
         raise ValueError(
             f"`objective.method` must be 'kto' for unpaired rows, got {config.method!r}"
         )
+    if batch.ranked is not None and not config.trains_on_rankings:
+        raise ValueError(
+            f"`objective.method` must be 'plackett_luce' for ranked rows, got {config.method!r}"
+        )
     return {
         term.metric: sum_over_pairs(expected_loss(term, constants, inputs, batch), batch)
         for term in config.terms
@@ -71,7 +81,7 @@ def pair_inputs(
     Args:
         policy: log-probabilities of the responses, nats.
         reference: the same under the reference; None for zeros.
-        batch: the pairs; only ``present``, ``lengths`` and ``desirable`` are used.
+        batch: the pairs; only ``present``, ``lengths``, ``desirable`` and ``ranked`` are used.
         log_sum_squares: token statistic of the responses, see
             :class:`llm.config.preference_losses.PairInputs`.
 
@@ -85,6 +95,9 @@ def pair_inputs(
     """
     inverse = 1.0 / jnp.maximum(jnp.asarray(batch.lengths), 1).astype(policy.dtype)
     reference = jnp.zeros_like(policy) if reference is None else reference
+    ranking = None
+    if batch.ranked is not None:
+        ranking = RankingInputs(policy, reference, jnp.asarray(batch.ranked))
     return PairInputs(
         policy=_pair(policy),
         reference=_pair(reference),
@@ -92,6 +105,7 @@ def pair_inputs(
         where=jnp.asarray(batch.present),
         log_sum_squares=None if log_sum_squares is None else _pair(log_sum_squares),
         desirable=None if batch.desirable is None else jnp.asarray(batch.desirable),
+        ranking=ranking,
     )
 
 
@@ -100,7 +114,7 @@ def sft_sum(config: ObjectiveConfig, policy: Float[ArrayLike, "*n k"], batch: Ba
 
     Without baseline responses, those of a pair with the soft label :math:`p` are the chosen
     response with probability :math:`p` and the rejected one otherwise. Of unpaired rows they are
-    the desirable responses.
+    the desirable responses, and of ranked rows the best ones.
 
     Args:
         config: the objective; ``sft_reduction`` selects the reduction.
@@ -141,7 +155,7 @@ def baseline_values(values: Float[Array, "n k"], batch: Batch) -> Float[Array, "
         batch: the pairs.
 
     Returns:
-        The values of the baseline responses, or of the chosen ones if the batch has none.
+        The values of the baseline responses, or of the chosen or best ones if the batch has none.
 
     Examples:
         >>> batch = Batch(None, None, np.ones((1, 3), int), np.array([True]), np.array([0]))
@@ -153,6 +167,57 @@ def baseline_values(values: Float[Array, "n k"], batch: Batch) -> Float[Array, "
         for role, share in _baseline_shares(batch, values.dtype)
     ]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def rejected_values(values: Float[Array, "n k"], batch: Batch) -> Float[Array, " n"]:
+    """Return a value of the rejected response of every pair, or its mean after the best response.
+
+    Args:
+        values: a value of every response.
+        batch: the pairs, or ranked rows.
+
+    Returns:
+        The values of the rejected responses; of ranked rows, the means over the other responses
+        than the best one.
+
+    Examples:
+        >>> ranked = np.array([[True, True, True, False]])
+        >>> present, rows = np.array([True]), np.array([0])
+        >>> batch = Batch(None, None, ranked.astype(int), present, rows, ranked=ranked)
+        >>> rejected_values(jnp.array([[9.0, 1.0, 2.0, 0.0]]), batch).tolist()
+        [1.5]
+    """
+    if batch.ranked is None:
+        return values[:, Role.REJECTED]
+    others = jnp.asarray(batch.ranked)[:, 1:]
+    count = jnp.maximum(others.sum(axis=1), 1).astype(values.dtype)
+    return jnp.where(others, values[:, 1:], 0.0).sum(axis=1) / count
+
+
+def ordered_share(values: Float[Array, "n k"], batch: Batch) -> Float[Array, " n"]:
+    """Return the share of the pairs of responses of each row whose better one has more.
+
+    Args:
+        values: a value of every response.
+        batch: the pairs, or ranked rows.
+
+    Returns:
+        Shares in [0, 1]; a tie is not in order.
+
+    Examples:
+        >>> ranked = np.ones((1, 3), bool)
+        >>> present, rows = np.array([True]), np.array([0])
+        >>> batch = Batch(None, None, ranked.astype(int), present, rows, ranked=ranked)
+        >>> round(float(ordered_share(jnp.array([[3.0, 1.0, 2.0]]), batch)[0]), 4)
+        0.6667
+    """
+    if batch.ranked is None:
+        return (values[:, Role.CHOSEN] > values[:, Role.REJECTED]).astype(values.dtype)
+    kept, rank = jnp.asarray(batch.ranked), jnp.arange(values.shape[1])
+    compared = (rank[:, None] < rank) & kept[:, :, None] & kept[:, None, :]
+    ordered = compared & (values[:, :, None] > values[:, None, :])
+    count = jnp.maximum(compared.sum(axis=(1, 2)), 1)
+    return (ordered.sum(axis=(1, 2)) / count).astype(values.dtype)
 
 
 def sum_over_pairs(values: Float[Array, " n"], batch: Batch) -> WeightedSum:
@@ -239,6 +304,8 @@ def _pair(values: Float[Array, "n k"]) -> PairLogProbs:
 
 def _baseline_shares(batch: Batch, dtype: DTypeLike) -> list[tuple[int, Float[Array, "*n"] | None]]:
     """Return the roles that the baseline response has, with their probabilities; None for 1."""
+    if batch.ranked is not None:
+        return [(Role.CHOSEN, None)]
     if batch.lengths.shape[-1] > Role.BASELINE:
         return [(Role.BASELINE, None)]
     if batch.desirable is not None:

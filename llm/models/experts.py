@@ -228,7 +228,7 @@ def response_counts(rows: Rows) -> Int[Array, "r T"]:
     segments, branches = jnp.asarray(rows.segments), jnp.asarray(rows.branches)
     n_rows, n_tokens = segments.shape
     row = jnp.arange(n_rows)[:, None]
-    present = jnp.zeros((n_rows, n_tokens + 1, len(Branch)), jnp.int32)
+    present = jnp.zeros((n_rows, n_tokens + 1, 1 + rows.bounds.roles), jnp.int32)
     present = present.at[row, segments, branches].set(1)
     responses = present[..., 1:].sum(axis=-1)[row, segments]
     counts = jnp.where(branches == int(Branch.PROMPT), jnp.maximum(responses, 1), 1)

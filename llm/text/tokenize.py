@@ -120,10 +120,9 @@ def tokenize_rows(
                 report[f"rows_skipped: {error.reason}"] += 1
                 continue
             report["prompts_cut"] += pair.prompt != full.prompt
-            stop = 4 if row.desirable is None else 2  # an unpaired row has one response
-            report["responses_cut"] += sum(
-                short != long for short, long in zip(pair[1:stop], full[1:stop], strict=True)
-            )
+            stop = None if row.desirable is None else 1  # an unpaired row has one response
+            before_and_after = zip(pair.responses[:stop], full.responses[:stop], strict=True)
+            report["responses_cut"] += sum(short != long for short, long in before_and_after)
             yield pair
 
     before = Counter(tokenizer.unwritten)
@@ -158,21 +157,23 @@ def _encode(row: PreferenceRow, tokenizer: Tokenizer) -> PairTokens:
     if not shared:
         raise RowError("no prompt", f"{row.where}: field `prompt` has no tokens")
     opening = _common_opening(list(responses.values()))
+    names = NAMES if row.ranking is None else tuple(responses)
     if row.desirable is not None:
         responses = dict.fromkeys(NAMES[:2], responses["completion"])
     first = next(iter(responses.values()))
     ids = {name: tuple(tokens.ids[opening:]) for name, tokens in responses.items()}
-    scored = tuple(_scored(responses.get(name), opening) for name in NAMES)
+    scored = tuple(_scored(responses.get(name), opening) for name in names)
     return PairTokens(
         shared + tuple(first.ids[:opening]),
-        ids["chosen"],
-        ids["rejected"],
+        ids[names[0]],
+        ids[names[1]],
         ids.get("baseline"),
         row.row,
         row.reference,
-        scored if any(mask is not None for mask in scored) else None,  # pyright: ignore[reportArgumentType]
+        scored if any(mask is not None for mask in scored) else None,
         row.label,
         row.desirable,
+        None if row.ranking is None else tuple(ids[name] for name in names[2:]),
     )
 
 
@@ -203,7 +204,7 @@ def _scored(tokens: ResponseTokens | None, opening: int) -> ScoredTokens | None:
 
 def _check_ids(pair: PairTokens, where: str, vocab_size: int | None) -> None:
     """Refuse tokens that the model does not embed."""
-    largest = max(map(max, filter(None, pair[:4])))
+    largest = max(map(max, (pair.prompt, *pair.responses)))
     if vocab_size is not None and largest >= vocab_size:
         raise RowError(
             "token beyond the embedding",
@@ -224,7 +225,7 @@ def _truncate(
 ) -> PairTokens:
     """Truncate a pair to ``max_length`` tokens, the prompt before the responses."""
     where, limit = row.where, max_prompt_length
-    longest = max(len(response) for response in full[1:4] if response is not None)
+    longest = max(map(len, full.responses))
     if limit is None:
         limit = max_length - min(longest, max_length // 2)
     fits = len(full.prompt) <= limit and len(full.prompt) + longest <= max_length
@@ -274,12 +275,15 @@ def _truncate_responses(pair: PairTokens, limit: int, where: str) -> PairTokens:
         chosen=pair.chosen[:limit],
         rejected=pair.rejected[:limit],
         baseline=None if pair.baseline is None else pair.baseline[:limit],
-        scored=scored,  # pyright: ignore[reportArgumentType]  # of three masks
+        others=None if pair.others is None else tuple(each[:limit] for each in pair.others),
+        scored=scored,
     )
-    if truncated.chosen == truncated.rejected and pair.desirable is None:
+    compared = truncated._replace(baseline=None).responses
+    if pair.desirable is None and len(set(compared)) < len(compared):
+        fields = "fields `chosen` and `rejected`" if pair.others is None else "two `responses`"
         raise RowError(
             "identical responses",
-            f"{where}: fields `chosen` and `rejected` have identical tokens, or identical first "
+            f"{where}: {fields} have identical tokens, or identical first "
             f"{limit} tokens, to which `max_length` truncates them",
         )
     return truncated

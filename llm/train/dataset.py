@@ -105,6 +105,7 @@ class _Contents:
                 row.rejected,
                 row.baseline,
                 row.desirable,
+                row.others,
             )
             self.rows.append(hash(contents))
             yield row
@@ -184,12 +185,12 @@ def load_training_data(
         sampled[name] = tuple(row for row in first if row.row in used)
     sizes = {name: sum(len(part.pairs) for part in each) for name, each in evaluation.items()}
     mixture, part_notes = _mixture(config, sources, [len(each.pairs) for each in tables])
-    if mixture and rules.is_unpaired:
+    if mixture and rules.kind == "unpaired":
         raise ValueError(
             "`data.train` must have neither `weight` nor `rows` for unpaired rows, whose steps are "
             "the same in every epoch: name the files only"
         )
-    if rules.is_unpaired and 1 in sizes.values():
+    if rules.kind == "unpaired" and 1 in sizes.values():
         raise ValueError("a set of unpaired rows for evaluation must have two rows or more, got 1")
     in_training = reader.eval_contents.prompts_in(reader.contents)
     report = {
@@ -296,7 +297,7 @@ class _Reader:
             columns=source.columns,
             raw_text=self.config.format == "text",
             notes=notes,
-            unpaired=True,
+            all_kinds=True,
         )
         first = self.n_rows
         for row in rows:

@@ -56,8 +56,9 @@ def measure_first_step(run: Run, batch: Batch) -> FirstStep:
     objective = run.config.objective
     has_other = run.reference_digest is not None
     has_dropout = run.has_dropout
-    # The shares of desirable and undesirable rows have their own weights.
-    is_given = has_other or batch.desirable is not None
+    # The shares of desirable and undesirable rows have their own weights; a ranking of K responses
+    # has the loss log K!.
+    is_given = has_other or batch.desirable is not None or batch.ranked is not None
     by_rows = is_given and "sum_squares" not in objective.statistics
     depends_on_data = is_given or objective.preference_at_reference is None
     measured = None

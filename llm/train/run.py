@@ -165,13 +165,14 @@ class Run(Scorer):
             The measure; None if ``trainer.coverage_samples`` is 0 or there are no held-out pairs.
 
         Raises:
-            ValueError: if the rows are unpaired.
+            ValueError: if the rows are no pairs.
         """
         trainer, held_out = self.config.trainer, self.data.evaluation
         if not trainer.coverage_samples or not held_out:
             return None
-        if held_out.desirable is not None:
-            raise ValueError("`trainer.coverage_samples` must be 0 with unpaired rows")
+        if held_out.desirable is not None or held_out.is_ranked:
+            kind = "ranked" if held_out.is_ranked else "unpaired"
+            raise ValueError(f"`trainer.coverage_samples` must be 0 with {kind} rows")
         # Training reuses the buffers of the initial parameters.
         initial = jax.tree.map(jnp.copy, self.state.trainable)
         return SampleCoverage(

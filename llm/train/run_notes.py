@@ -72,6 +72,8 @@ def describe_run(run: Run) -> list[str]:
     )
     trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.trainable))
     noun = "pair" if run.data.train.desirable is None else "unpaired row"
+    if run.data.train.is_ranked:
+        noun = "ranked row"
     pairs = f"{_count(len(run.data.train), noun)}, {len(run.data.evaluation):,} held out"
     per_step = run.sampler.pairs_per_step
     steps = f"{_count(run.num_steps, 'step')} of {_count(per_step, noun)}"
@@ -202,7 +204,7 @@ def _unused_columns(config: TrainConfig, data: TrainingData) -> Iterator[str]:
                 f"the reference log-probabilities of the {noun} have no effect: method {method!r} "
                 "has no reference"
             )
-        if not config.objective.trains_sft and pairs.lengths[:, -1].any():
+        if not config.objective.trains_sft and pairs.has_baselines:
             yield (
                 f"the baseline responses of the {noun} enter the metrics only: method {method!r} "
                 "trains without them"

@@ -11,15 +11,17 @@ from llm.attention.dispatch import visible
 from llm.attention.logits import AttentionSettings
 from llm.attention.splash import attend_with_splash, supports_head_size
 from llm.precision import computing_in
-from llm.types import Branch, Rows
+from llm.types import Bounds, Branch, Rows
 
 ROUNDING = 5e-6  # float32 sums in another order, relative to the largest entry
 HEADS, GROUPS, SIZE = 4, 2, 128
 
 
-def packed_rows(*, baseline: bool) -> Rows:
+def packed_rows(responses: int) -> Rows:
     """Return a row of two pairs and padding, whose length is no multiple of the kernel's blocks."""
-    lengths = [(40, 30, 25, 20), (25, 15, 20, 10)] if baseline else [(50, 40, 30), (20, 25, 15)]
+    lengths = [(50, 40, 30), (20, 25, 15)]
+    if responses == 4:  # of a ranking, after a ranking of three
+        lengths = [(30, 25, 20, 15), (25, 15, 20, 10, 12)]
     positions, segments, branches = np.zeros((3, 1, 200), np.int32)
     column = 0
     for number, parts in enumerate(lengths):
@@ -29,14 +31,15 @@ def packed_rows(*, baseline: bool) -> Rows:
             positions[0, span] = start + np.arange(length)
             segments[0, span], branches[0, span] = number + 1, branch
             column += length
-    return Rows(np.zeros_like(positions), positions, segments, branches)
+    bounds = Bounds(roles=responses)
+    return Rows(np.zeros_like(positions), positions, segments, branches, bounds)
 
 
-@pytest.mark.parametrize(("baseline", "soft_cap"), [(False, None), (True, 2.0)])
+@pytest.mark.parametrize(("responses", "soft_cap"), [(2, None), (4, 2.0)])
 def test_gradient_and_values_in_the_interpreter_equal_those_of_dense_attention(
-    *, baseline: bool, soft_cap: float | None
+    responses: int, soft_cap: float | None
 ) -> None:
-    rows = packed_rows(baseline=baseline)
+    rows = packed_rows(responses)
     settings = AttentionSettings(soft_cap, SIZE**-0.5)
     with computing_in("float32"), jax.numpy_dtype_promotion("standard"):
         keys = jax.random.split(jax.random.key(0), 4)

@@ -40,6 +40,7 @@ pairs = st.builds(
     st.none(),
     st.builds(PairLabel, st.floats(0.0, 9.0), st.floats(0.0, 1.0)),
     st.none(),
+    st.none(),
 ).flatmap(masks)
 
 

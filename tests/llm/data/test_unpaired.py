@@ -25,7 +25,7 @@ PAIR = {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"}
 
 def read(path: Path, rows: Sequence[Any], **options: Any) -> list[PreferenceRow]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return list(stream_preferences(path, unpaired=True, **options))
+    return list(stream_preferences(path, all_kinds=True, **options))
 
 
 def test_roundtrip_texts_messages_and_other_columns_give_the_same_rows(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_roundtrip_texts_messages_and_other_columns_give_the_same_rows(tmp_path:
     for other in (
         *read(tmp_path / "chat.jsonl", [messages]),
         *read(tmp_path / "named.jsonl", [named], columns=columns),
-        *stream_preferences(tmp_path / "rows.csv", unpaired=True),
+        *stream_preferences(tmp_path / "rows.csv", all_kinds=True),
     ):
         assert other._replace(where=row.where) == row
     tokens = tokenize_rows([row], ByteTokenizer(), max_length=16)

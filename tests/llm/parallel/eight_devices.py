@@ -175,9 +175,14 @@ def objectives_on_mesh() -> dict[str, dict[str, float]]:
     """Compare objectives that need more of a batch than sums over pairs."""
     pairs, differences = make_pairs(), {}
     unpaired = [pair._replace(desirable=pair.row % 3 == 0) for pair in pairs]
+    ranked = [
+        pair._replace(others=tuple(other.chosen for other in pairs[: pair.row % 4]))
+        for pair in pairs
+    ]
     for name, method, rows in (
         *((method, method, pairs) for method in ("aot", "wpo", "ld_dpo")),
         ("kto on unpaired rows", "kto", unpaired),
+        ("plackett_luce on ranked rows", "plackett_luce", ranked),
     ):
         model, objective = make_model("plain"), ObjectiveConfig(method=method, beta=0.3)
         expected, expected_result = on_one(model, rows, objective)

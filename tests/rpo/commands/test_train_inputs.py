@@ -94,6 +94,8 @@ def all_rows(*rows: Any) -> Callable[[Path], None]:
 
 UNPAIRED = {"prompt": "q", "completion": "yes", "label": True}
 KTO = ["--objective.method", "kto"]
+RANKED = {"prompt": "q", "responses": ["yes", "no", "maybe"]}
+RANKING = ["--objective.method", "plackett_luce"]
 ROWS: list[tuple[Any, str]] = [
     *((without(name), f"rows.jsonl:3: field `{name}` is missing") for name in GOOD),
     ({**GOOD, "chosen": 3}, "rows.jsonl:3: field `chosen` must be a string or a list of messages"),
@@ -179,6 +181,18 @@ FILES: list[tuple[Callable[[Path], Any], list[str], str]] = [
         all_rows(UNPAIRED),
         [*KTO, "--data.train", "[{path: rows.jsonl, rows: 3}]"],
         "`data.train` must have neither `weight` nor `rows` for unpaired rows",
+    ),
+    (
+        all_rows(RANKED),
+        [],
+        "rows.jsonl:1: the row is ranked (`responses`), which `objective.method`",
+    ),
+    (third_row(RANKED), RANKING, "rows.jsonl:3: field `chosen` is missing: `responses` is a list"),
+    (all_rows(RANKED, GOOD), RANKING, "rows.jsonl:5: field `chosen` must not be given: the rows"),
+    (
+        all_rows({**RANKED, "ranks": [1, 2, 2]}),
+        RANKING,
+        "rows.jsonl:1: field `ranks` must have different values, got 2 for `responses[1]`",
     ),
     (third_row({**GOOD, "weight": 2}), KTO, "rows.jsonl:3: the row must have no weight, soft"),
     (
@@ -269,7 +283,6 @@ def test_raises_one_line_on_data_and_configurations_and_writes_nothing(
             "`objective.options.gama`: loss 'simpo' has no option 'gama': did you mean 'gamma'?",
         ),
         (["--objective.method", "simp"], "`objective.method` must be one of 'sft', 'rpo', 'dpo'"),
-        (["--objective.method", "plackett_luce"], "a loss of rankings, but rows have pairs: write"),
         (
             ["--objective.preference", "[{loss: dpo}, {loss: hinge, tau: 1.0}]"],
             "`objective.preference[1].tau`: loss 'hinge' has no option 'tau': it has no options",
