@@ -99,7 +99,7 @@ def compare_loop(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, fl
 
     model = load_model(Path(args.model))
     times: list[tuple[float, int]] = []
-    advance = decoding._advance_alone
+    advance = decoding._advance_on_device
 
     def timed(*arguments: Any, **options: Any) -> Any:
         before = int(arguments[-1].step)
@@ -109,7 +109,7 @@ def compare_loop(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, fl
         times.append((time.perf_counter() - began, int(loop.step) - before))
         return loop
 
-    decoding._advance_alone = timed
+    decoding._advance_on_device = timed
     config = GenerationConfig(max_new_tokens=args.max_new_tokens)
     generate = partial(generate_tokens, model, ids, config, end_ids=(), batch_size=args.batch)
     kernels = [
@@ -120,19 +120,19 @@ def compare_loop(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, fl
     head = model.head().weight
 
     @partial(jax.jit, static_argnames="by_output")
-    def products(kernels: Any, head: Any, x: Any, n: Any, *, by_output: bool) -> Any:
-        def step(_: Any, total: Any) -> Any:
-            def layer(total: Any, layer: Any) -> Any:
+    def multiply_all(kernels: Any, head: Any, x: Any, n: Any, *, by_output: bool) -> Any:
+        def step(_: Any, summed: Any) -> Any:
+            def layer(summed: Any, layer: Any) -> Any:
                 for kernel in layer:
                     size = kernel.shape[1 if by_output else 0]
-                    part = jnp.resize(x + total, (size, args.batch))
+                    part = jnp.resize(x + summed, (size, args.batch))
                     y = kernel @ part if by_output else (part.T @ kernel).T
-                    total = total + y[0, 0] * 1e-9
-                return total, None
+                    summed = summed + y[0, 0] * 1e-9
+                return summed, None
 
-            total, _ = jax.lax.scan(layer, total, kernels)
-            part = jnp.resize(x + total, (head.shape[1], args.batch))
-            return total + (head @ part)[0, 0] * 1e-9
+            summed, _ = jax.lax.scan(layer, summed, kernels)
+            part = jnp.resize(x + summed, (head.shape[1], args.batch))
+            return summed + (head @ part)[0, 0] * 1e-9
 
         return jax.lax.fori_loop(0, n, step, jnp.zeros(()))
 
@@ -148,10 +148,12 @@ def compare_loop(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, fl
             ("products as stored", kernels, False),
         ):
             began = time.perf_counter()
-            jax.block_until_ready(products(parts, head, x, np.int32(steps), by_output=by_output))
+            jax.block_until_ready(
+                multiply_all(parts, head, x, np.int32(steps), by_output=by_output)
+            )
             if run:
                 measured[name].append((time.perf_counter() - began) / steps)
-    decoding._advance_alone = advance
+    decoding._advance_on_device = advance
     return {name: round(1e3 * statistics.median(values), 2) for name, values in measured.items()}
 
 

@@ -173,8 +173,8 @@ def _attend_one_token(
         sink = sinks.astype(wide).reshape(1, n_heads, -1, 1)
         largest = jnp.maximum(largest, sink)
     weights = jnp.exp(logits - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    denominator = jnp.sum(weights, axis=-1, keepdims=True)
     if sink is not None:
-        total = total + jnp.exp(sink - largest)
-    mixed = jnp.sum(weights[..., None] * values[:, :, None].astype(wide), axis=3) / total
+        denominator = denominator + jnp.exp(sink - largest)
+    mixed = jnp.sum(weights[..., None] * values[:, :, None].astype(wide), axis=3) / denominator
     return mixed.astype(queries.dtype).reshape(queries.shape)

@@ -181,9 +181,9 @@ class BatchDecoder:
         n_slots = max(n_slots, prompts.tokens.shape[1])
         arguments = self._graphdef, self._state, numbers, prompts
         n_packed = packed_size(prompts.lengths, prompts.tokens.shape)
-        loop = _start_alone(*arguments, options=options, n_slots=n_slots, n_packed=n_packed)
+        loop = _start_on_device(*arguments, options=options, n_slots=n_slots, n_packed=n_packed)
         while True:
-            loop = _advance_alone(*arguments, loop, options=options)
+            loop = _advance_on_device(*arguments, loop, options=options)
             step = int(loop.step)
             if step == options.max_new_tokens or int(loop.n_running) == 0:
                 return jax.tree.map(np.asarray, loop.result)
@@ -264,7 +264,7 @@ def decode_on_mesh(
 
 
 @partial(jax.jit, static_argnames=("graphdef", "options", "n_slots", "n_packed"))
-def _start_alone(
+def _start_on_device(
     graphdef: nnx.GraphDef,
     state: Any,
     numbers: DecodingNumbers,
@@ -282,7 +282,7 @@ def _start_alone(
 
 
 @partial(jax.jit, static_argnames=("graphdef", "options"), donate_argnames=("loop",))
-def _advance_alone(
+def _advance_on_device(
     graphdef: nnx.GraphDef,
     state: Any,
     numbers: DecodingNumbers,

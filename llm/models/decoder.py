@@ -258,14 +258,14 @@ class Decoder(nnx.Module):
         filled = index < ends[-1]
         position = jnp.where(filled, index - starts[row], 0)
         columns = jnp.arange(width, dtype=lengths.dtype)
-        places = jnp.minimum(starts[:, None] + columns, n_packed - 1)
+        gathered = jnp.minimum(starts[:, None] + columns, n_packed - 1)
         positions = jnp.where(columns < lengths[:, None], columns, -1)
         slots = jnp.where(positions >= 0, positions, cache.n_slots)  # that of padding is dropped
 
         def attention(
             queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
         ) -> tuple[Array, Cache]:
-            queries, keys, values = (each[0][places] for each in (queries, keys, values))
+            queries, keys, values = (each[0][gathered] for each in (queries, keys, values))
             cache = carry.write(index, slots, keys, values)
             mixed = attend_cached(queries, keys, values, positions, **options)
             return mixed[row, position][None], cache

@@ -81,7 +81,7 @@ def test_limit_every_id_of_an_unsplit_vocabulary_is_local() -> None:
     assert (index.tolist(), is_local.tolist()) == ([0, 7], [True, True])
 
 
-def test_closed_form_gathered_logits_are_those_of_the_devices_own_tokens() -> None:
+def test_closed_form_gathered_logits_are_those_of_the_tokens_of_each_device() -> None:
     rows, entries = 2, 3
     whole = RNG.normal(size=(FSDP, rows, TENSOR * FSDP * entries))
     shards = whole.reshape(FSDP * rows, TENSOR, FSDP, entries).transpose(1, 2, 0, 3)
