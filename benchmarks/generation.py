@@ -159,7 +159,7 @@ def compare_loop(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, fl
 
 def main() -> None:
     """Print the measurements as one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="speed of generation compared with transformers")
     parser.add_argument("--model", required=True, help="folder of a model with its tokenizer")
     parser.add_argument("--peer-python", help="Python with torch and transformers")
     parser.add_argument("--data", type=Path, default=DATA)

@@ -127,9 +127,8 @@ class HeadMajorCache(NamedTuple):
             return _attend_one_token(queries, keys, values, positions, **options)
         by_slot = queries, jnp.moveaxis(keys, -1, 1), values.swapaxes(1, 2)
         # XLA's CPU backend has no product of transposed bfloat16 arrays.
-        wide_queries, keys, values = (x.astype(accumulation_dtype(x.dtype)) for x in by_slot)
-        output = attend_cached(wide_queries, keys, values, positions, **options)
-        return output.astype(queries.dtype)
+        q, k, v = (x.astype(accumulation_dtype(x.dtype)) for x in by_slot)
+        return attend_cached(q, k, v, positions, **options).astype(queries.dtype)
 
     def grown(self, n_slots: int) -> HeadMajorCache:
         """Return the cache with room for more positions."""

@@ -117,15 +117,15 @@ class Devices:
             The structure of the model with the sharding plan of the mesh, and its parameters on the
             mesh.
         """
-        if not hasattr(model, "sharding_plan"):
-            graphdef, state = nnx.split(model)
+        planned: Any = model
+        if not hasattr(planned, "sharding_plan"):
+            graphdef, state = nnx.split(planned)
             return graphdef, self.put(state)
-        before = model.sharding_plan
-        model.sharding_plan = self.plan
+        before, planned.sharding_plan = planned.sharding_plan, self.plan
         try:
-            graphdef, state = nnx.split(model)
+            graphdef, state = nnx.split(planned)
         finally:
-            model.sharding_plan = before
+            planned.sharding_plan = before
         return graphdef, self.put(state)
 
     def rows_of(self, n_rows: int) -> int:

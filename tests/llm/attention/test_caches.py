@@ -48,7 +48,7 @@ def test_parity_cached_tokens_are_attended_as_slots_of_a_layer(
         queries, _, _ = draw(n_tokens)
         at = jnp.asarray(positions)
         mixed = cache.attend(1, queries, at, **options)
-        other = attend_cached(queries, *held, at, **options)
+        other = attend_cached(queries, held[0], held[1], at, **options)
         filled = np.asarray(positions) >= 0
         np.testing.assert_allclose(
             np.asarray(mixed)[filled], np.asarray(other)[filled], rtol=0, atol=ROUNDING

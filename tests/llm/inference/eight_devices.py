@@ -95,7 +95,8 @@ def compare(name: str, mesh: str, *, prompts: int) -> dict[str, Any]:
         )
         case[f"score {dtype.__name__}"] = float(np.abs(many / one - 1).max())
     model = make_model(name, jnp.float64)
-    for kind, options in (("greedy", {}), ("sampled", {"temperature": 1.2, "top_p": 0.9})):
+    kinds: dict[str, Any] = {"greedy": {}, "sampled": {"temperature": 1.2, "top_p": 0.9}}
+    for kind, options in kinds.items():
         config = GenerationConfig(max_new_tokens=8, **options)
         one, many = (
             generate_tokens(

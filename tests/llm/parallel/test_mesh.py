@@ -122,11 +122,12 @@ def test_roundtrip_rows_are_mapped_with_shared_numbers_and_parameters() -> None:
 
 
 def test_property_a_split_model_has_the_plan_of_the_mesh_and_is_not_changed() -> None:
-    model = nnx.Module()
+    model: Any = nnx.Module()
     model.sharding_plan = ShardingPlan(data=3)
     model.weight = nnx.Param(jnp.arange(3.0))
     devices = single_device()
     graphdef, state = devices.split_model(model)
-    assert nnx.merge(graphdef, state).sharding_plan == SINGLE_DEVICE
+    merged: Any = nnx.merge(graphdef, state)
+    assert merged.sharding_plan == SINGLE_DEVICE
     assert model.sharding_plan == ShardingPlan(data=3)
     assert is_first_process()
