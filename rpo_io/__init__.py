@@ -6,6 +6,7 @@ This package imports neither JAX nor any other package of the project.
 from __future__ import annotations
 
 from .atomic import atomic_file, atomic_folder, write_atomic
+from .bucket_paths import BucketPath, as_path
 from .digests import sha256_hex, sha256_of_chunks, sha256_of_file
 from .figures import PALETTE, pdf_bytes, png_bytes, svg_bytes
 from .folders import folder_lock, name_os_errors, prepare_folder
@@ -18,9 +19,11 @@ from .versions import release_version
 
 __all__ = [
     "PALETTE",
+    "BucketPath",
     "DocumentError",
     "Location",
     "Node",
+    "as_path",
     "atomic_file",
     "atomic_folder",
     "check_readable",

@@ -13,9 +13,12 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .bucket_paths import AnyPath, BucketPath
 
 TEMPORARY_PREFIX = ".rpo-"
 TEMPORARY_SUFFIX = ".part"
@@ -62,37 +65,49 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.close(lock)
 
 
-def write_atomic(path: Path, content: bytes, *, durable: bool = False) -> None:
+def write_atomic(path: AnyPath, content: bytes, *, durable: bool = False) -> None:
     """Write bytes to a file that is never visible half written.
 
     Args:
-        path: final path of the file; missing folders are created. An existing file is replaced; a
-            link, a folder, a pipe or a device is not.
+        path: final path of the file, local or in a bucket; missing folders are created. An
+            existing file is replaced; a link, a folder, a pipe or a device is not.
         content: the bytes.
         durable: flush the content to the disk before the file appears.
 
     Raises:
         OSError: if the file cannot be written.
+        ValueError: if the object in a bucket cannot be written.
     """
+    if isinstance(path, BucketPath):
+        path.write_bytes(content)
+        return
     with atomic_file(path, durable=durable) as part:
         part.write_bytes(content)
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: AnyPath, *, last: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder and rename it to ``folder`` when the block ends without an error.
+
+    A folder in a bucket cannot be renamed: its files are uploaded.
 
     Args:
         folder: final path; it must be missing, an empty folder, or a link to an empty folder.
             Missing parents are created.
+        last: names of files without which the folder is not read; in a bucket they appear last.
 
     Yields:
-        The temporary folder, beside ``folder``. The block writes into it. Permissions follow the
-        umask.
+        The temporary folder, beside ``folder``, or for a bucket in the system's folder for
+        temporary files. The block writes into it. Permissions follow the umask.
 
     Raises:
         OSError: if the folder cannot be written or renamed. The temporary folder is removed.
     """
+    if isinstance(folder, BucketPath):
+        with staging_folder(str(folder)) as part:
+            yield part
+            _upload_folder(part, folder, last)
+        return
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     part, lock = _claim(folder, _create_folder)
@@ -102,6 +117,53 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def staging_folder(name: str) -> Iterator[Path]:
+    """Yield an empty local folder for files on their way to a bucket, removed after the block.
+
+    It lies in the system's folder for temporary files, which ``TMPDIR`` chooses. What a killed
+    process left behind is removed by the next one that stages files for the same target.
+
+    Args:
+        name: URL of the target.
+
+    Yields:
+        The folder; two processes never get the same one.
+
+    Raises:
+        OSError: if the folder cannot be created.
+
+    Examples:
+        >>> with staging_folder("gs://bucket/policy") as folder:
+        ...     list(folder.iterdir())
+        []
+    """
+    # Only the digest of the last component is used.
+    target = Path(tempfile.gettempdir()) / name.replace("/", "\\")
+    part, lock = _claim(target, _create_folder)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def _upload_folder(part: Path, folder: BucketPath, last: Sequence[str]) -> None:
+    """Upload the files of a folder; if one fails, remove those that were uploaded."""
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    files.sort(key=lambda path: path.name in last)
+    uploaded: list[BucketPath] = []
+    try:
+        for file in files:
+            uploaded.append(folder / file.relative_to(part).as_posix())
+            uploaded[-1].upload(file)
+    except BaseException:
+        for path in reversed(uploaded):
+            with suppress(Exception):
+                path.unlink(missing_ok=True)
+        raise
 
 
 def refuse_special_file(path: Path) -> None:

@@ -11,27 +11,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .bucket_paths import AnyPath, BucketPath
+from .leases import hold_lease
+from .object_stores import check_writable as check_bucket_writable
+
 LOCK_FILE = ".lock"
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: AnyPath) -> None:
     """Create an output folder if it is missing, and check that it can be written to.
 
     Args:
-        folder: the folder; missing parents are created.
+        folder: the folder, local or in a bucket; missing parents are created.
 
     Raises:
         ValueError: if the path is not a folder, or cannot be written to.
     """
     refuse_unexpanded(folder)
     check_writable(folder)
+    if isinstance(folder, BucketPath):
+        return  # it exists as soon as it holds an object
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"argument --out: {folder}: {error.strerror}") from error
 
 
-def check_writable(folder: Path, *, names: Sequence[str] = ()) -> None:
+def check_writable(folder: AnyPath, *, names: Sequence[str] = ()) -> None:
     """Check that files can be created in a folder, without creating the folder.
 
     A temporary file is created and removed, because only the file system knows its own limits.
@@ -43,6 +49,9 @@ def check_writable(folder: Path, *, names: Sequence[str] = ()) -> None:
     Raises:
         ValueError: if the path is not a folder, or cannot be written to.
     """
+    if isinstance(folder, BucketPath):
+        check_bucket_writable(folder.location)
+        return
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise ValueError(f"argument --out: {existing} is not a folder")
@@ -61,7 +70,7 @@ def check_writable(folder: Path, *, names: Sequence[str] = ()) -> None:
             )
 
 
-def refuse_unexpanded(path: Path) -> None:
+def refuse_unexpanded(path: AnyPath) -> None:
     """Refuse a path that is none: with a scheme, or with ``~``, ``$NAME`` or ``${NAME}``.
 
     Args:
@@ -76,6 +85,8 @@ def refuse_unexpanded(path: Path) -> None:
         Traceback (most recent call last):
         ValueError: argument --out: ~/out is not expanded: write the folder itself instead of ~
     """
+    if isinstance(path, BucketPath):
+        return
     # pathlib makes one slash of the two after a scheme.
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]+):/", str(path))
     if scheme and not os.path.lexists(path):
@@ -95,7 +106,7 @@ def refuse_unexpanded(path: Path) -> None:
 
 
 @contextmanager
-def name_os_errors(folder: Path) -> Iterator[None]:
+def name_os_errors(folder: AnyPath) -> Iterator[None]:
     """Add the name of a folder to errors of the operating system that name no file.
 
     If a write to an open file fails, for example on a full disk, the error names no file.
@@ -121,11 +132,12 @@ def name_os_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: AnyPath) -> Iterator[None]:
     """Hold the lock of a folder for the duration of the block.
 
     The operating system releases the lock when the process ends, however it ends, so that a killed
-    process blocks nobody. The empty lock file stays in the folder.
+    process blocks nobody. The empty lock file stays in the folder. The lock of a folder in a
+    bucket is a lease, which a killed process on another machine holds for a minute.
 
     Args:
         folder: an existing folder that can be written to.
@@ -135,6 +147,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
         OSError: if the file system does not support locks, or the name of the lock is taken by a
             link, a pipe or a device.
     """
+    if isinstance(folder, BucketPath):
+        with hold_lease(folder.location):
+            yield
+        return
     path = folder / LOCK_FILE
     while True:
         with _open_lock(path) as lock:

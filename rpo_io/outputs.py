@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import is_temporary, special_kind, write_atomic
+from .bucket_paths import AnyPath, BucketPath, as_path
 from .folders import LOCK_FILE, check_writable, folder_lock, prepare_folder, refuse_unexpanded
+from .leases import LEASE_FILE
+from .object_stores import PROBE_NAME
 
 MARKER_FILE = ".rpo.json"
 """File in an output folder that says which command wrote it."""
-HARMLESS = (LOCK_FILE, MARKER_FILE, "lost+found", ".DS_Store")
+HARMLESS = (LOCK_FILE, LEASE_FILE, MARKER_FILE, "lost+found", ".DS_Store")
 """Names in a folder that counts as empty."""
 MAX_RECORD_BYTES = 2**20
 """Bytes of an existing file that are read to recognize it."""
@@ -30,7 +33,7 @@ MAX_NAMES = 3
 
 
 def prepare_file(
-    path: Path,
+    path: AnyPath,
     *,
     inputs: Iterable[str | os.PathLike[str]] = (),
     is_earlier_result: Callable[[Mapping[str, Any]], bool] = lambda record: False,
@@ -55,6 +58,14 @@ def prepare_file(
         >>> prepare_file(Path("scores.jsonl"), inputs=["rows.jsonl"])  # doctest: +SKIP
     """
     refuse_unexpanded(path)
+    if isinstance(path, BucketPath):
+        check_writable(path.parent)
+        _refuse_bucket_inputs(path, inputs)
+        if path.is_file():
+            _refuse_foreign_file(path, is_earlier_result)
+        elif path.is_dir():
+            raise ValueError(f"argument --out: {path} is a folder, but must be a file")
+        return
     with _named(path):
         kind = special_kind(path)
         _refuse_inputs(path, inputs)
@@ -70,12 +81,39 @@ def prepare_file(
         check_writable(path.parent, names=[path.name])
 
 
+def local_folder(out: str | os.PathLike[str] | BucketPath, command: str) -> Path:
+    """Return the output folder of a command that writes to local disks only.
+
+    Args:
+        out: the folder.
+        command: name of the command, such as ``"study"``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if it is in a bucket, or the scheme is unknown.
+
+    Examples:
+        >>> local_folder("gs://bucket/study", "study")
+        Traceback (most recent call last):
+        ValueError: argument --out: rpo study writes local folders only, got gs://bucket/study: ...
+    """
+    folder = as_path(out)
+    if isinstance(folder, BucketPath):
+        raise ValueError(
+            f"argument --out: rpo {command} writes local folders only, got {folder}: copy the "
+            "folder to the bucket afterwards"
+        )
+    return folder
+
+
 @contextmanager
 def output_folder(
-    folder: Path,
+    folder: AnyPath,
     kind: str,
     *,
-    is_earlier_run: Callable[[Path], bool] = lambda folder: False,
+    is_earlier_run: Callable[[Any], bool] = lambda folder: False,
     locked: bool = True,
 ) -> Iterator[None]:
     """Take an output folder for a run, and hold its lock for the duration of the block.
@@ -84,7 +122,7 @@ def output_folder(
     block raises an error before it has written anything, a folder that was new is removed.
 
     Args:
-        folder: the folder; missing parents are created.
+        folder: the folder, local or in a bucket; missing parents are created.
         kind: name of the command, such as ``"train"``.
         is_earlier_run: whether a folder without a mark holds a run of this command that an earlier
             version wrote.
@@ -94,7 +132,7 @@ def output_folder(
         ValueError: if the folder holds other files or a run of another command, cannot be written
             to, or is in use by another process.
     """
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    missing = _missing_folders(folder)
     prepare_folder(folder)
     try:
         is_marked = _is_marked(folder, kind)
@@ -116,11 +154,19 @@ def output_folder(
     except BaseException:
         with suppress(OSError):
             for path in missing:
-                path.rmdir()
+                if isinstance(path, Path):
+                    path.rmdir()
         raise
 
 
-def prepare_new_folder(folder: Path) -> None:
+def _missing_folders(folder: AnyPath) -> list[AnyPath]:
+    """Return the folder and its parents that do not exist yet, the innermost first."""
+    if isinstance(folder, BucketPath):
+        return [] if folder.is_dir() else [folder]
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def prepare_new_folder(folder: AnyPath) -> None:
     """Check that a folder can be written as a whole: it is missing or empty. Nothing is created.
 
     Args:
@@ -130,6 +176,14 @@ def prepare_new_folder(folder: Path) -> None:
         ValueError: if it holds anything, is not a folder, or cannot be written.
     """
     refuse_unexpanded(folder)
+    if isinstance(folder, BucketPath):
+        check_writable(folder)
+        if folder.exists():
+            raise ValueError(
+                f"argument --out: {folder} exists already and is not empty: choose another --out, "
+                "or remove the folder"
+            )
+        return
     with _named(folder):
         # A folder is renamed to its name, so that a link is followed first.
         real = Path(os.path.realpath(folder))
@@ -176,6 +230,20 @@ def _refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None
                     )
 
 
+def _refuse_bucket_inputs(path: BucketPath, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise an error if an object is an input, or lies in an input folder."""
+    for source in inputs:
+        name = os.fspath(source).rstrip("/")
+        if str(path) == name:
+            raise ValueError(
+                f"argument --out: {path} is an input, which is never replaced: choose another name"
+            )
+        if str(path).startswith(f"{name}/") and not path.is_file():
+            raise ValueError(
+                f"argument --out: {path} lies in the input folder {name}: choose another folder"
+            )
+
+
 def _expanded(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """Yield the inputs; a pattern such as ``shards/*.parquet`` is replaced by its files."""
     for name in inputs:
@@ -192,20 +260,24 @@ def _files_of(source: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in names)
 
 
-def _refuse_foreign_file(path: Path, is_earlier: Callable[[Mapping[str, Any]], bool]) -> None:
+def _refuse_foreign_file(path: AnyPath, is_earlier: Callable[[Mapping[str, Any]], bool]) -> None:
     """Raise an error if an existing file is neither empty nor an earlier result."""
-    if path.stat().st_size > 0:
+    if not _is_blank(path):
         record = _first_record(path)
         if record is None or not is_earlier(record):
             raise ValueError(
                 f"argument --out: {path} exists and is not an earlier result of this command: "
                 "move it away, or choose another name"
             )
-    if not os.access(path, os.W_OK):
+    if isinstance(path, Path) and not os.access(path, os.W_OK):
         raise ValueError(f"argument --out: {path} is write-protected")
 
 
-def _first_record(path: Path) -> Mapping[str, Any] | None:
+def _is_blank(path: AnyPath) -> bool:
+    return (path.size() if isinstance(path, BucketPath) else path.stat().st_size) == 0
+
+
+def _first_record(path: AnyPath) -> Mapping[str, Any] | None:
     """Return the first JSON object of a file: the whole, a line, or the first of a list."""
     with path.open("rb") as file:
         text = file.read(MAX_RECORD_BYTES).decode(errors="replace")
@@ -217,14 +289,16 @@ def _first_record(path: Path) -> Mapping[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _is_marked(folder: Path, kind: str) -> bool:
+def _is_marked(folder: AnyPath, kind: str) -> bool:
     """Return whether a command of this kind wrote the folder.
 
     Raises:
         ValueError: if another command wrote it and it holds anything.
     """
     marker = folder / MARKER_FILE
-    if special_kind(marker) is not None or not marker.exists():
+    if isinstance(marker, Path) and special_kind(marker) is not None:
+        return False
+    if not marker.exists():
         return False
     record = _first_record(marker)
     written_by = record.get("written_by") if record else None
@@ -238,7 +312,7 @@ def _is_marked(folder: Path, kind: str) -> bool:
     return False
 
 
-def _refuse_foreign_folder(folder: Path, kind: str, is_earlier: Callable[[Path], bool]) -> None:
+def _refuse_foreign_folder(folder: AnyPath, kind: str, is_earlier: Callable[[Any], bool]) -> None:
     """Raise an error if a folder without a mark is neither empty nor an earlier run."""
     foreign = _foreign_names(folder)
     if foreign and not is_earlier(folder):
@@ -249,17 +323,21 @@ def _refuse_foreign_folder(folder: Path, kind: str, is_earlier: Callable[[Path],
         )
 
 
-def _foreign_names(folder: Path) -> list[str]:
+def _foreign_names(folder: AnyPath) -> list[str]:
     names = (path.name for path in folder.iterdir())
-    return sorted(name for name in names if name not in HARMLESS and not is_temporary(name))
+    return sorted(
+        name
+        for name in names
+        if name not in HARMLESS and not is_temporary(name) and not name.startswith(PROBE_NAME)
+    )
 
 
-def _is_empty(folder: Path) -> bool:
+def _is_empty(folder: AnyPath) -> bool:
     return not _foreign_names(folder)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: AnyPath) -> Iterator[None]:
     """Turn an error of the operating system into one that names the argument."""
     try:
         yield

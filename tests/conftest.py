@@ -89,14 +89,21 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture
-def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
-    """A fake Google Cloud Storage with an empty bucket ``bucket``; this process talks to it."""
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[FakeGcs]:
+    """One fake Google Cloud Storage for all tests: etils keeps the first address of a process."""
     server = FakeGcs()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def gcs(gcs_server: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> FakeGcs:
+    """A fake Google Cloud Storage with an empty bucket ``bucket``; this process talks to it."""
+    gcs_server.reset()
+    for name, value in gcs_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return gcs_server
 
 
 @pytest.fixture(scope="session")

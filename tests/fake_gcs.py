@@ -125,6 +125,16 @@ class FakeGcs:
             self._server.server_close()
             self._server = None
 
+    def reset(self, buckets: Iterable[str] = ("bucket",)) -> None:
+        """Remove all objects and faults, create buckets, and listen."""
+        with self.lock:
+            self.buckets = {name: {} for name in buckets}
+            self.faults = None
+            self.requests.clear()
+            self.uploads.clear()
+        if self._server is None:
+            self.start()
+
     def stop_for(self, seconds: float) -> None:
         """Answer nothing for some seconds, without waiting for them to pass."""
         end = time.monotonic() + seconds
@@ -228,6 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
         if kind == "flipped" and content:
             content = bytes([content[0] ^ 1]) + content[1:]
+        if status in (204, 304):
+            content = b""  # the client takes a body for the next answer
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
             self.send_header(name, value)

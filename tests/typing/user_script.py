@@ -732,6 +732,9 @@ def files(folder: Path, figure: Figure, values: Mapping[str, float]) -> tuple[st
     location: rpo_io.Location = rpo_io.parse_location("gs://bucket/runs") / "a"
     rpo_io.check_readable(location.parent)
     rpo_io.check_writable(location)
+    path = rpo_io.as_path("gs://bucket/run")
+    assert isinstance(path, rpo_io.BucketPath)
+    path.write_bytes(path.read_bytes())
     release = rpo_io.release_version() + rpo_io.sha256_of_chunks([b"a", b"b"])
     return rpo_io.sha256_hex(release), rpo_io.sha256_of_file(folder / "figure.png")
 
