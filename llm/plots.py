@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from rpo_io.bucket_paths import AnyPath, as_path
 from rpo_io.figures import PALETTE, tidy_axes
+from rpo_io.line_logs import open_log
 from rpo_io.line_plots import NamedLine, draw_lines
 
 COLORS = tuple(PALETTE[name] for name in ("blue", "orange", "green", "gray"))
@@ -24,16 +26,19 @@ PANEL_TITLES = (
 )
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | AnyPath) -> list[dict[str, Any]]:
     """Read the metrics that a run logged.
 
     Args:
-        path: path of ``metrics.jsonl``.
+        path: path of ``metrics.jsonl``, local or in a bucket.
 
     Returns:
         One mapping per logged step; lines that report an event are left out.
     """
-    lines = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
+    source = as_path(path)
+    if isinstance(source, Path):
+        source.stat()  # a missing log is an error here
+    lines = map(json.loads, open_log(source).read())
     return [line for line in lines if "event" not in line]
 
 

@@ -20,11 +20,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from llm.config import LoraConfig, LoraShape
+from llm.data.model_folder import ADAPTER_CONFIG_NAME
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.lora import TABLES, lora_shapes, table_shapes
 from llm.models.projections import PROJECTIONS
 from llm.parallel.mesh import on_host
+from rpo_io.bucket_paths import AnyPath, as_path
 
 from .adapter_config import write_adapter_config
 from .io import copy_tokenizer_files
@@ -298,7 +300,7 @@ def read_adapter(
 
 def export_adapter(
     decoder: Decoder,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | AnyPath,
     *,
     base: str | None = None,
     dtype: DTypeLike | None = None,
@@ -324,7 +326,7 @@ def export_adapter(
         ValueError: if the decoder has no adapters, the folder is not empty, or a value is too
             large for ``dtype``.
     """
-    folder, lora = Path(folder), decoder.lora
+    folder, lora = as_path(folder), decoder.lora
     if lora is None:
         raise ValueError("the model has no adapters: write it whole, without `--adapter`")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -336,7 +338,7 @@ def export_adapter(
         values = values.T if tensor.transposed else values
         tensors[tensor.name] = round_tensor(tensor.name, values, np.dtype(dtype or values.dtype))
     source = None if tokenizer_folder is None else Path(tokenizer_folder)
-    with shared_atomic_folder(folder) as part:
+    with shared_atomic_folder(folder, last=(ADAPTER_CONFIG_NAME,)) as part:
         if jax.process_index() == 0:
             write_adapter_config(part, lora, base=base)
             write_safetensors_file(part / ADAPTER_WEIGHTS_NAME, tensors)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.model_folder import ADAPTER_CONFIG_NAME, CONFIG_NAME, read_json_object
+from rpo_io.bucket_paths import AnyPath
 
 RUN_CONFIG_NAME = "config.yaml"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -58,11 +59,11 @@ def is_adapter_folder(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).exists()
 
 
-def run_of(folder: Path) -> tuple[Path, int | None] | None:
+def run_of(folder: AnyPath) -> tuple[AnyPath, int | None] | None:
     """Return the training run that a folder is, or that its checkpoints belong to.
 
     Args:
-        folder: a run, its folder ``checkpoints``, or a checkpoint in it.
+        folder: a run, its folder ``checkpoints``, or a checkpoint in it, local or in a bucket.
 
     Returns:
         Folder of the run and step of the checkpoint, which is None for the last one; None if the
@@ -78,7 +79,7 @@ def run_of(folder: Path) -> tuple[Path, int | None] | None:
     return None
 
 
-def _runs_of(folder: Path) -> tuple[Path, ...]:
+def _runs_of(folder: AnyPath) -> tuple[AnyPath, ...]:
     """Return the run of a folder of checkpoints, or of one of them, by their names."""
     if folder.name == "checkpoints":
         return (folder.parent,)

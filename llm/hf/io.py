@@ -30,6 +30,7 @@ from llm.models.decoder import Decoder, Remat
 from llm.models.lora import has_lora
 from llm.models.quantization import QuantizedParam
 from llm.parallel.mesh import single_device
+from rpo_io.bucket_paths import AnyPath, as_path
 from rpo_io.remote_errors import StoreError
 
 from .config import from_hf_config, to_hf_config
@@ -133,7 +134,7 @@ def read_parameters(
 
 def export_model(
     decoder: Decoder,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | AnyPath,
     *,
     tokenizer_folder: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
@@ -147,7 +148,8 @@ def export_model(
     Args:
         decoder: the model; it is not changed. If it is on several processes, all must call this
             function, and each writes some of the files.
-        folder: folder to write. It must not exist, or be empty; it appears when it is complete.
+        folder: folder to write, local or in a bucket. It must not exist, or be empty; it appears
+            when it is complete, in a bucket with ``config.json`` last.
         tokenizer_folder: folder whose tokenizer and generation files are copied; None for none.
         chat_template: Jinja source code to write in place of the tokenizer's; None for none.
         template_options: options of the tokenizer with which the model was trained, for
@@ -166,7 +168,7 @@ def export_model(
         ValueError: if the folder is not empty, Hugging Face has no such architecture, or a value is
             too large for ``dtype``.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not an empty folder: choose another one")
     a = decoder.architecture
@@ -179,7 +181,7 @@ def export_model(
     is_quantized = bool(jax.tree.leaves(nnx.state(decoder, QuantizedParam)))
     unquantized = Path(base_folder) if base_folder is not None and is_quantized else None
     with (
-        shared_atomic_folder(folder) as part,
+        shared_atomic_folder(folder, last=(CONFIG_NAME,)) as part,
         base_tensors(None if adapted else compared) as base,
         base_tensors(unquantized) as base_weights,
         multimodal_base(None if base_folder is None else Path(base_folder), a) as multimodal,

@@ -1,9 +1,10 @@
 """Checkpoints of a run: complete or absent, checked on reading, restored bit by bit.
 
 Orbax writes a step under a temporary name while training continues, and renames it when it is
-complete. Leaves are stored by the path of their parameter, such as
-``trainable/layers/q_proj/kernel``. Beside the arrays lie the fingerprint of the run and a digest of
-the values, so that neither a damaged checkpoint nor one of another run is ever continued from.
+complete; in a bucket, an object that is written last says so. Leaves are stored by the path of
+their parameter, such as ``trainable/layers/q_proj/kernel``. Beside the arrays lie the fingerprint
+of the run and a digest of the values, so that neither a damaged checkpoint nor one of another run
+is ever continued from.
 """
 
 from __future__ import annotations
@@ -12,21 +13,40 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from llm.hashing import weights_digest
+from rpo_io.atomic import staging_folder
+from rpo_io.bucket_paths import AnyPath, BucketPath
 from rpo_io.digests import sha256_hex
+from rpo_io.leases import check_lease
 
+from .bucket_checkpoints import (
+    download_step,
+    list_afresh,
+    local_handlers,
+    remove_old_steps,
+    remove_unfinished_steps,
+    upload_step,
+    whole_steps,
+)
 from .fingerprint import Fingerprint, parameter_path
 
 StateT = TypeVar("StateT")
+SAVE_SECONDS = 600
+"""Time after which a save to a bucket is given up."""
 
 
 class CheckpointRecord(NamedTuple):
@@ -45,6 +65,21 @@ class CheckpointRecord(NamedTuple):
     data: dict[str, Any]
 
 
+def kept_steps(folder: AnyPath) -> list[int]:
+    """Return the steps of the complete checkpoints in a folder, in increasing order.
+
+    Args:
+        folder: ``checkpoints`` in the folder of a run; a missing one has none.
+
+    Examples:
+        >>> kept_steps(Path("no_such_run/checkpoints"))
+        []
+    """
+    if isinstance(folder, BucketPath):
+        return whole_steps(folder)
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
 class Checkpoints:
     """The checkpoints in a folder, to write and to read.
 
@@ -54,11 +89,11 @@ class Checkpoints:
         folder: absolute path of the folder.
     """
 
-    folder: Path
+    folder: AnyPath
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         keep: int | None = None,
         keep_best: bool = False,
@@ -67,39 +102,52 @@ class Checkpoints:
         """Open a folder, which is created by the first save.
 
         Args:
-            folder: ``checkpoints`` in the folder of the run.
+            folder: ``checkpoints`` in the folder of the run, local or in a bucket.
             keep: number of checkpoints to keep, the last ones; None for all.
             keep_best: keep also the one with the largest score.
             fingerprint: fingerprint of the run; needed to save. None reads checkpoints of any run.
         """
         # Orbax also raises what it logs as an error.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("fsspec").setLevel(logging.CRITICAL)  # whose errors Orbax handles
         self.folder, self._fingerprint = folder.absolute(), fingerprint
         # If a folder cannot be created in the background, Orbax's threads wait for it for minutes.
         in_order = ocp.AsyncOptions(create_directories_asynchronously=False)
+        self._bucket = folder if isinstance(folder, BucketPath) else None
+        self._is_staged = self._bucket is not None and self._bucket.location.scheme == "s3"
+        self._retention = {"keep": keep, "keep_best": keep_best}
         kept: dict[str, Any] = {"max_to_keep": keep}
-        if keep_best:
+        if self._bucket is not None:
+            list_afresh()
+            # tensorstore tries for hours to reach a server that is gone.
+            in_order.timeout_secs = SAVE_SECONDS
+            # Orbax would not remove the object first that says that a step is whole.
+            kept = {"best_fn": _score} if keep_best else {}
+        elif keep_best:
             policies = checkpoint_managers.preservation_policy
-
-            def score(metrics: Any) -> float:
-                return metrics["score"]
-
-            best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+            best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
             both = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
             kept = {
                 "preservation_policy": both,
-                "best_fn": score,
+                "best_fn": _score,
             }  # which writes scores
+        if self._is_staged:
+            kept["multiprocessing_options"] = ocp.options.MultiprocessingOptions(primary_host=None)
         self._options = ocp.CheckpointManagerOptions(
             **kept,
             enable_async_checkpointing=True,
             create=False,
             async_options=in_order,
-            cleanup_tmp_directories=fingerprint is not None,  # of a killed run, by the next one
+            # Of a killed run, by the next one.
+            cleanup_tmp_directories=fingerprint is not None and self._bucket is None,
         )
+        self._stage: Path | None = None
+        self._closing = ExitStack()
+        weakref.finalize(self, self._closing.close)
+        self._upload: Future[None] | None = None
         self._open: ocp.CheckpointManager | None = None
         self._unfinished = self.folder
-        self._hook, self._failed = sys.unraisablehook, False
+        self._hook, self._failed, self._has_saved = sys.unraisablehook, False, False
 
     def __enter__(self) -> Checkpoints:
         """Return itself."""
@@ -120,6 +168,8 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Return the step of the last complete checkpoint; None if there is none."""
         self.finish()
+        if self._bucket is not None:
+            return max(whole_steps(self._bucket), default=None)
         return self._manager().latest_step() if self.folder.is_dir() else None
 
     def describe_latest(self) -> str:
@@ -148,24 +198,52 @@ class Checkpoints:
             raise ValueError("`fingerprint` must be given to save a checkpoint")
         self.finish()
         # All processes open the folder together, before one could find what another one created.
-        if self._manager().latest_step() == step:
+        manager = self._manager()
+        if self.latest() == step:
             return
-        path, size = self.folder / str(step), sum(x.nbytes for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < size:
-            raise ValueError(
-                f"{path}: no space left for a checkpoint of {size:,} bytes, {free:,} are free"
-            )
+        path = self.folder / str(step)
+        self._check_space(path, state)
+        if self._bucket is not None:
+            check_lease(str(path))
         record = CheckpointRecord(step, self._fingerprint._asdict(), weights_digest(state), data)
         about = record._asdict() | {"seal": _seal(record)}
-        arrays = ocp.args.StandardSave(_nested(state))
+        save = ocp.args.PyTreeSave if self._is_staged else ocp.args.StandardSave
+        arrays = save(_nested(state))
         self._unfinished = path
         with self._writing():
-            self._manager().save(
+            manager.save(
                 step,
                 args=ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about)),
                 metrics=None if score is None else {"score": score},
             )
+        if self._is_staged:
+            self._upload = _in_thread(partial(self._upload_step, step))
+        self._has_saved = True
+
+    def _check_space(self, path: AnyPath, state: Any) -> None:
+        """Refuse to write a state to a local disk that is too full."""
+        local = self._stage if self._is_staged else self.folder
+        if not isinstance(local, Path):
+            return
+        shards = [x.addressable_shards for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        if self._is_staged:
+            size = sum(shard.data.nbytes for each in shards for shard in each)
+        free = shutil.disk_usage(local).free
+        if free < size:
+            raise ValueError(
+                f"{path}: no space left for a checkpoint of {size:,} bytes, {free:,} are free"
+                + (f" in {local}" if self._is_staged else "")
+            )
+
+    def _upload_step(self, step: int) -> None:
+        """Upload a step that Orbax writes to the local disk, and remove it there."""
+        assert self._bucket is not None
+        assert self._stage is not None
+        self._manager().wait_until_finished()
+        part = self._stage / str(step)
+        upload_step(part, self._bucket, step)
+        shutil.rmtree(part)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is complete.
@@ -173,9 +251,16 @@ class Checkpoints:
         Raises:
             ValueError: if it cannot be written.
         """
-        if self._open is not None:
-            with self._writing():
-                self._open.wait_until_finished()
+        if self._open is None:
+            return
+        with self._writing():
+            upload, self._upload = self._upload, None
+            if upload is not None:
+                upload.result()
+            self._open.wait_until_finished()
+            if self._has_saved and self._bucket is not None and jax.process_index() == 0:
+                remove_old_steps(self._bucket, **self._retention)
+            self._has_saved = False
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -238,8 +323,10 @@ class Checkpoints:
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
         try:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _nested(template))
-            restored = self._manager().restore(
-                record.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            manager = self._manager()
+            self._download(record.step)
+            restored = manager.restore(
+                record.step, args=ocp.args.Composite(state=self._restore_args(abstract))
             )["state"]
             state = jax.tree.unflatten(structure, [_leaf(restored, key) for key, _ in paths])
             matches = weights_digest(state) == record.digest
@@ -247,13 +334,28 @@ class Checkpoints:
             raise ValueError(f"{path}: {_damaged(record.step)}") from error
         if not matches:
             raise ValueError(f"{path}: {_damaged(record.step)}")
+        if self._stage is not None:
+            shutil.rmtree(self._stage / str(record.step))
         return record, state
 
-    def _record(self, step: int, path: Path) -> CheckpointRecord:
+    def _restore_args(self, abstract: Any) -> Any:
+        if not self._is_staged:
+            return ocp.args.StandardRestore(abstract)
+        placed = ocp.checkpoint_utils.construct_restore_args(abstract)
+        return ocp.args.PyTreeRestore(abstract, restore_args=placed)
+
+    def _download(self, step: int, *below: str) -> None:
+        """Download the files of a staged step whose names begin in one of these ways."""
+        if self._stage is not None and self._bucket is not None:
+            download_step(self._bucket, step, self._stage / str(step), below=below or ("",))
+
+    def _record(self, step: int, path: AnyPath) -> CheckpointRecord:
         try:
-            about = self._manager().restore(
-                step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-            )["about"]
+            manager = self._manager()
+            self._download(step, "about/", "_CHECKPOINT_METADATA")
+            about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
+                "about"
+            ]
             record = CheckpointRecord(*(about[name] for name in CheckpointRecord._fields))
             matches = record.step == step and _seal(record) == about["seal"]
         except Exception as error:  # Orbax and the JSON parser raise errors of many types
@@ -265,8 +367,36 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._open = ocp.CheckpointManager(self.folder, options=self._options)
+            root, handlers = epath.Path(str(self.folder)), None
+            is_owner = self._fingerprint is not None and jax.process_index() == 0
+            if self._bucket is not None and is_owner:
+                remove_unfinished_steps(self._bucket)
+            if self._is_staged:
+                self._stage = self._closing.enter_context(staging_folder(str(self.folder)))
+                root, handlers = epath.Path(self._stage), local_handlers()
+            self._open = ocp.CheckpointManager(
+                root, options=self._options, handler_registry=handlers
+            )
         return self._open
+
+
+def _score(metrics: Any) -> float:
+    return metrics["score"]
+
+
+def _in_thread(call: Callable[[], None]) -> Future[None]:
+    """Start a call in a thread of its own and return its future."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    # A daemon: a process that is to end does not wait for a server that is gone.
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _nested(state: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from llm.hashing import parameters_sha256
 from llm.hf.factory import base_path
 from llm.models.lora import trainable_filter
 from rpo_io.atomic import write_atomic
-from rpo_io.digests import sha256_of_file
+from rpo_io.bucket_paths import AnyPath
+from rpo_io.digests import sha256_hex
 from rpo_io.hub import parse_hub_name
 from rpo_io.versions import DISTRIBUTION
 from rpo_theory import losses
@@ -114,7 +115,7 @@ def model_card(
 
 def exported_card(
     config: TrainConfig,
-    run_folder: Path,
+    run_folder: AnyPath,
     policy: Policy,
     *,
     adapter: bool,
@@ -148,7 +149,7 @@ def exported_card(
     )
 
 
-def write_model_card(folder: Path, text: str) -> bool:
+def write_model_card(folder: AnyPath, text: str) -> bool:
     """Write a model card, unless the folder has one that this package did not write.
 
     Args:
@@ -163,7 +164,7 @@ def write_model_card(folder: Path, text: str) -> bool:
         True
     """
     path = folder / CARD_NAME
-    if path.exists() and not is_generated_card(path.read_text(encoding="utf-8", errors="replace")):
+    if path.exists() and not is_generated_card(path.read_bytes().decode(errors="replace")):
         _logger.warning("%s is kept: this package did not write it", path)
         return False
     write_atomic(path, text.encode())
@@ -183,7 +184,7 @@ def is_generated_card(text: str) -> bool:
     return MARK in text
 
 
-def configuration_digest(run_folder: Path) -> str:
+def configuration_digest(run_folder: AnyPath) -> str:
     """Return the digest of the configuration of a run.
 
     Args:
@@ -193,7 +194,7 @@ def configuration_digest(run_folder: Path) -> str:
         >>> len(configuration_digest(Path("out/run")))  # doctest: +SKIP
         64
     """
-    return sha256_of_file(run_folder / "config.yaml")
+    return sha256_hex((run_folder / "config.yaml").read_bytes())
 
 
 def objective_definition(objective: ObjectiveConfig) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +26,9 @@ from llm.models.lora import trainable_filter
 from llm.parallel.layout import SINGLE_DEVICE
 from llm.parallel.mesh import make_devices
 from llm.precision import computing_in
+from rpo_io.bucket_paths import AnyPath
 
-from .checkpoint import CheckpointRecord, Checkpoints
+from .checkpoint import CheckpointRecord, Checkpoints, kept_steps
 from .moving_reference import policy_as_reference
 from .optimizer import make_optimizer
 from .step import TrainState, init_train_state
@@ -49,7 +49,7 @@ class Policy(NamedTuple):
 
 
 def load_policy(
-    run_folder: Path,
+    run_folder: AnyPath,
     step: int | None = None,
     *,
     base_model: str | None = None,
@@ -61,7 +61,7 @@ def load_policy(
     that were not trained are in no checkpoint, so a run with LoRA needs the base weights too.
 
     Args:
-        run_folder: folder that ``rpo train`` wrote.
+        run_folder: folder that ``rpo train`` wrote, local or in a bucket.
         step: number of updates of the checkpoint; None for the last.
         base_model: folder or hub name of the base weights; None for the one that the run used.
             Only runs with LoRA read it.
@@ -95,7 +95,7 @@ def load_policy(
     return Policy(model, record.step, config)
 
 
-def resolve_policy(run_folder: Path, step: int | None = None) -> ResolvedModel:
+def resolve_policy(run_folder: AnyPath, step: int | None = None) -> ResolvedModel:
     """Resolve the policy of a training run by its checkpoint; no parameter is read.
 
     Args:
@@ -112,11 +112,11 @@ def resolve_policy(run_folder: Path, step: int | None = None) -> ResolvedModel:
     return recorded_model(ModelConfig(**record.fingerprint["configuration"]["model"]), record)
 
 
-def _find_checkpoint(run_folder: Path, step: int | None) -> tuple[Checkpoints, CheckpointRecord]:
+def _find_checkpoint(run_folder: AnyPath, step: int | None) -> tuple[Checkpoints, CheckpointRecord]:
     checkpoints = Checkpoints(run_folder / "checkpoints")
     if checkpoints.latest() is None:
         raise ValueError(f"{run_folder}: the run has saved no checkpoint")
-    if step is not None and not (checkpoints.folder / str(step)).is_dir():
+    if step is not None and step not in kept_steps(checkpoints.folder):
         raise ValueError(f"{checkpoints.folder}: no checkpoint of step {step} is kept")
     return checkpoints, checkpoints.find(step)
 

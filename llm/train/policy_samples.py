@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -21,6 +20,7 @@ from llm.evaluation.win_rates import compare_rewards, score_replies
 from llm.inference.generate import GeneratedTokens, GenerationConfig, generate_tokens
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
+from rpo_io.bucket_paths import AnyPath
 from rpo_io.user_modules import load_object, printing_to_stderr
 
 from .tracking import JsonLinesTracker
@@ -123,7 +123,7 @@ class PolicySamples:
     names: tuple[str, ...]
 
     def __init__(
-        self, config: TrainConfig, data: TrainingData, architecture: Architecture, folder: Path
+        self, config: TrainConfig, data: TrainingData, architecture: Architecture, folder: AnyPath
     ) -> None:
         """Load the reward and compute the rewards of the chosen responses.
 

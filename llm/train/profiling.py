@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
+
+from rpo_io.bucket_paths import AnyPath, BucketPath
 
 FOLDER = "profile"
 """Folder of the traces in the folder of a run."""
@@ -19,8 +19,17 @@ class StepProfiler:
         count: number of steps to trace; 0 for none.
     """
 
-    def __init__(self, folder: Path, first_step: int, count: int) -> None:
-        """Trace nothing yet."""
+    def __init__(self, folder: AnyPath, first_step: int, count: int) -> None:
+        """Trace nothing yet.
+
+        Raises:
+            ValueError: if steps are to be traced into a bucket.
+        """
+        if count and isinstance(folder, BucketPath):
+            raise ValueError(
+                "`trainer.profile_steps` must be 0 with an --out in a bucket, because JAX writes "
+                f"traces to local folders, got {count}"
+            )
         self._folder = folder
         self._first = first_step + 1  # the first step of a process compiles
         self._last = self._first + count - 1

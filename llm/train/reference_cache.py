@@ -11,7 +11,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from llm.hashing import weights_digest
 from llm.parallel.mesh import on_host
 from llm.types import Batch
 from rpo_io.atomic import write_atomic
+from rpo_io.bucket_paths import AnyPath
 from rpo_io.digests import sha256_hex
 from rpo_theory.types import ArrayLike
 
@@ -146,11 +146,12 @@ def merge_caches(*caches: ReferenceCache) -> ReferenceCache:
     return ReferenceCache(rows[order], values[order])
 
 
-def save_cache(path: Path, cache: ReferenceCache, provenance: Provenance) -> None:
+def save_cache(path: AnyPath, cache: ReferenceCache, provenance: Provenance) -> None:
     """Write a cache to a file that is complete or absent.
 
     Args:
-        path: file to write, ``.safetensors``; missing parent folders are created.
+        path: file to write, ``.safetensors``, local or in a bucket; missing parent folders are
+            created.
         cache: the log-probabilities.
         provenance: what they depend on.
     """
@@ -162,7 +163,7 @@ def save_cache(path: Path, cache: ReferenceCache, provenance: Provenance) -> Non
     write_atomic(path, to_bytes(cache._asdict(), metadata))
 
 
-def load_cache(path: Path, provenance: Provenance) -> ReferenceCache:
+def load_cache(path: AnyPath, provenance: Provenance) -> ReferenceCache:
     """Read a cache, and check that it is complete and not stale.
 
     Args:
@@ -176,13 +177,15 @@ def load_cache(path: Path, provenance: Provenance) -> ReferenceCache:
         ValueError: if the file is damaged or stale; the message names what has changed.
         FileNotFoundError: if there is no such file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
 
+    content = path.read_bytes()
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            text = metadata["provenance"]
-            cache = ReferenceCache(file.get_tensor("row_ids"), file.get_tensor("log_probs"))
+        tensors = from_bytes(content)
+        metadata = _metadata(content)
+        text = metadata["provenance"]
+        cache = ReferenceCache(tensors["row_ids"], tensors["log_probs"])
         if metadata["sha256"] != _seal(text, cache):
             raise ValueError("the digest differs")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -198,6 +201,12 @@ def load_cache(path: Path, provenance: Provenance) -> ReferenceCache:
         )
         raise ValueError(f"{path}: stale reference log-probabilities ({listed}): delete the file")
     return cache
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file: JSON after its length in eight bytes."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def _seal(provenance: str, cache: ReferenceCache) -> str:

@@ -20,6 +20,7 @@ from llm.hf.folder_kinds import RUN_CONFIG_NAME, is_adapter_folder, run_of
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.text.tokenizer_files import read_tokenizer
+from rpo_io.bucket_paths import AnyPath
 from rpo_io.digests import sha256_hex
 from rpo_io.staging import origin_of
 
@@ -103,7 +104,7 @@ def score_reference(
     reference: ResolvedReference,
     config: TrainConfig,
     data: TrainingData,
-    path: Path,
+    path: AnyPath,
     *,
     tolerance: float,
 ) -> ReferenceScores:
@@ -113,7 +114,7 @@ def score_reference(
         reference: the resolved reference.
         config: configuration of the run.
         data: tokenized pairs of the run.
-        path: file of the cache.
+        path: file of the cache, local or in a bucket.
         tolerance: largest relative error of log-probabilities that the data rows hold.
 
     Returns:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from llm.config import TrainConfig
 from llm.hashing import weights_digest
 from llm.models.decoder import Decoder
 from llm.models.lora import has_dropout
+from rpo_io.bucket_paths import AnyPath
 from rpo_io.digests import sha256_hex
 
 from .dataset import TrainingData
@@ -147,7 +147,7 @@ class Run(Scorer):
             reference=self.reference_digest,
         )
 
-    def reference(self, path: Path) -> ReferenceCache | None:
+    def reference(self, path: AnyPath) -> ReferenceCache | None:
         """Load or compute the log-probabilities of the initial policy, the default reference.
 
         Args:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.config import TrainConfig
 from rpo_io.atomic import write_atomic
+from rpo_io.bucket_paths import AnyPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ class WandbTracker(_Service):
 
     name = "Weights & Biases"
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: AnyPath, config: TrainConfig) -> None:
         """Find the package; the run is created or continued when the training starts."""
         self._wandb = import_package("wandb", "wandb")
         self._folder, self._config = folder, config
@@ -118,7 +118,7 @@ class MlflowTracker(_Service):
 
     name = "MLflow"
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: AnyPath, config: TrainConfig) -> None:
         """Find the package; the run is created or continued when the training starts."""
         self._mlflow = import_package("mlflow", "mlflow")
         self._file, self._config = folder / "mlflow_id", config
@@ -154,7 +154,7 @@ class TrackioTracker(_Service):
 
     name = "trackio"
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: AnyPath, config: TrainConfig) -> None:
         """Find the package; the run is created or continued when the training starts."""
         self._trackio = import_package("trackio", "trackio")
         self._file, self._config = folder / "trackio_id", config
@@ -199,7 +199,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _run_id(file: Path) -> str:
+def _run_id(file: AnyPath) -> str:
     """Return the id that a file holds; the file is made with a new one."""
     if not file.exists():
         write_atomic(file, secrets.token_hex(4).encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from llm.models.decoder import Decoder
 from llm.models.lora import trainable_filter
 from llm.parallel.mesh import Devices, decide_on_first, make_devices
 from llm.types import Batch
+from rpo_io.bucket_paths import AnyPath
 
 from . import reference_cache
 from .batches import count_steps, divide_step, make_sampler
@@ -163,7 +163,7 @@ class Scorer:
         for _, batch in iterate_batches(sampler, 0, sampler.steps_per_epoch):
             yield self.assign_to_shards(batch)
 
-    def reference_of(self, path: Path, weights: str) -> reference_cache.ReferenceCache | None:
+    def reference_of(self, path: AnyPath, weights: str) -> reference_cache.ReferenceCache | None:
         """Load or compute the log-probabilities of a reference, which is this model.
 
         Values that the data rows hold are taken; the others are computed once and cached.

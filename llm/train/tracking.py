@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llm.config import TrainConfig
-from rpo_io.atomic import write_atomic
+from rpo_io.bucket_paths import AnyPath, BucketPath
+from rpo_io.line_logs import open_log
 from rpo_io.strict_json import format_line, null_non_finite
 
 from .run_services import SERVICES, import_package
+
+LOCAL_TRACKERS = ("tensorboard", "wandb")
+"""Trackers that keep files in the folder of the run."""
 
 
 @runtime_checkable
@@ -39,41 +42,32 @@ class Tracker(Protocol):
 
 
 class JsonLinesTracker:
-    """A tracker that writes one JSON object per line to a file; lines are appended whole."""
+    """A tracker that writes one JSON object per line to a log; lines are appended whole."""
 
-    def __init__(self, path: Path) -> None:
-        """Write to a file, which is created or continued."""
-        self._path = path
+    def __init__(self, path: AnyPath) -> None:
+        """Write to a file, local or in a bucket, which is created or continued."""
+        self._log = open_log(path)
 
     def start(self, step: int) -> None:
         """Drop the lines of steps that will be repeated, and an incomplete last line."""
-        kept = [line for line in self._read() if line.get("step", 0) <= step and step > 0]
-        write_atomic(self._path, "".join(map(_line, kept)).encode())
+        rows = [row for row in _complete_rows(self._log.read()) if "event" not in row]
+        self._log.replace([_line(row) for row in rows if row.get("step", 0) <= step and step > 0])
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append a line unless there are no metrics."""
         if metrics:
-            self._append({"step": step, **metrics})
+            self._log.append(_line({"step": step, **metrics}))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Append the summary as the last line."""
-        self._append(dict(summary))
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _read(self) -> list[dict[str, Any]]:
-        return [row for row in read_log(self._path) if "event" not in row]
+        self._log.finish(_line(summary))
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: AnyPath) -> list[dict[str, Any]]:
     """Read the lines of a log of metrics, also one that a process died on while writing.
 
     Args:
-        path: path of ``metrics.jsonl``; a missing file has no lines.
+        path: path of ``metrics.jsonl``, local or in a bucket; a missing file has no lines.
 
     Returns:
         The complete lines, with that of a finished run.
@@ -82,10 +76,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         >>> read_log(Path("no_such_run/metrics.jsonl"))
         []
     """
-    if not path.exists():
-        return []
+    return _complete_rows(open_log(path).read())
+
+
+def _complete_rows(lines: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -146,28 +142,38 @@ class CompositeTracker:
             tracker.finish(summary)
 
 
-def make_tracker(path: Path, config: TrainConfig) -> Tracker:
+def make_tracker(path: AnyPath, config: TrainConfig) -> Tracker:
     """Create the trackers that a configuration asks for.
 
     Args:
-        path: file of the JSON lines; the events of TensorBoard go to a folder beside it.
+        path: file of the JSON lines, local or in a bucket; the events of TensorBoard go to a
+            folder beside it.
         config: configuration of the run; ``trainer.report_to`` names further trackers.
 
     Returns:
         One tracker that forwards to all of them.
 
     Raises:
-        ValueError: if the package of a tracker is not installed.
+        ValueError: if the package of a tracker is not installed, or it writes local files and
+            ``path`` is in a bucket.
     """
     trackers: list[Tracker] = [JsonLinesTracker(path)]
-    if "tensorboard" in config.trainer.report_to:
-        trackers.append(TensorBoardTracker(path.parent / "tensorboard", config))
+    folder = path.parent
+    if isinstance(folder, BucketPath):
+        local = [name for name in config.trainer.report_to if name in LOCAL_TRACKERS]
+        if local:
+            raise ValueError(
+                f"`trainer.report_to` must not have {local[0]!r} with an --out in a bucket: it "
+                "writes local files: leave it out, metrics.jsonl has all metrics"
+            )
+    elif "tensorboard" in config.trainer.report_to:
+        trackers.append(TensorBoardTracker(folder / "tensorboard", config))
     for name, service in SERVICES.items():
         if name in config.trainer.report_to:
-            trackers.append(service(path.parent, config))
+            trackers.append(service(folder, config))
     return CompositeTracker(trackers)
 
 
 def _line(row: Mapping[str, Any]) -> str:
     """Return a row as a line of strict JSON; numbers that are not finite become null."""
-    return format_line(null_non_finite(row)) + "\n"
+    return format_line(null_non_finite(row))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from llm.hf.factory import ResolvedModel, build_model
 from llm.parallel.mesh import decide_on_first, on_host
 from llm.precision import computing_in
 from llm.types import Batch
+from rpo_io.bucket_paths import AnyPath
 
 from . import reference_cache
 from .batches import describe_last_step
@@ -92,7 +92,7 @@ class Trainer:
         config: TrainConfig,
         model: ResolvedModel,
         data: TrainingData,
-        folder: Path,
+        folder: AnyPath,
         *,
         tracker: Tracker | None = None,
         resume: bool = False,
@@ -103,7 +103,8 @@ class Trainer:
             config: configuration of the run.
             model: ``config.model``, resolved by :func:`llm.hf.factory.resolve_model`.
             data: tokenized pairs, from :func:`llm.train.dataset.load_training_data`.
-            folder: folder for ``checkpoints`` and the cache of reference log-probabilities.
+            folder: folder for ``checkpoints`` and the cache of reference log-probabilities, local
+                or in a bucket.
             tracker: receives the metrics; None drops them.
             resume: continue from the last checkpoint; a run without one starts from the beginning.
 

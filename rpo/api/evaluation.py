@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpo.results import Evaluation
@@ -12,6 +11,7 @@ from rpo.runtime.errors import UsageError, check_number, check_whole_number, use
 from rpo.runtime.loading import LoadingOptions
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.shared_work import work_together
+from rpo_io.bucket_paths import AnyPath, as_path
 
 if TYPE_CHECKING:
     from llm.config import DtypeName, MeshConfig
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llm.text.tokenizer import DataFormat, SpecialTokens
 
 PathLike = str | os.PathLike[str]
+Output = str | os.PathLike[str] | AnyPath
 BETA, ETA, PROMPTS = 0.01, 0.005, 100
 """Defaults of ``evaluate``."""
 
@@ -34,7 +35,7 @@ def evaluate(
     eta: float = ETA,
     reward: str | RewardFunction | None = None,
     prompts: int = PROMPTS,
-    out: PathLike | None = None,
+    out: Output | None = None,
     tokenizer: PathLike | None = None,
     chat_template: PathLike | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -172,7 +173,7 @@ def evaluate(
         check_sources(inputs)
         if isinstance(reward, str):
             inputs.append(reward.rpartition(":")[0])
-        path = None if out is None else Path(out)
+        path = None if out is None else as_path(out)
 
         def check_out() -> None:
             if path is not None:

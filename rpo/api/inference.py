@@ -16,19 +16,21 @@ from rpo.runtime.loading import PAIRS, PROMPTS, LoadingOptions
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo.runtime.shared_work import work_together
+from rpo_io.bucket_paths import AnyPath, as_path
 
 if TYPE_CHECKING:
     from llm.config import DtypeName, MeshConfig
     from llm.text.tokenizer import DataFormat, SpecialTokens
 
 PathLike = str | os.PathLike[str]
+Output = str | os.PathLike[str] | AnyPath
 
 
 def score(
     *,
     model: PathLike,
     data: PathLike,
-    out: PathLike,
+    out: Output,
     tokenizer: PathLike | None = None,
     chat_template: PathLike | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -49,7 +51,8 @@ def score(
         model: Hugging Face folder or folder of a PEFT adapter, local or in a bucket; a name on the
             hub; folder of a training run, or one of its checkpoints.
         data: file of preference rows, or a data set on the hub.
-        out: file for the scores, one line of JSON per row; sums over tokens, in nats.
+        out: file for the scores, local or in a bucket, one line of JSON per row; sums over tokens,
+            in nats.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
         chat_template: ``"chatml"`` or a Jinja file; the template of the tokenizer by default.
         chat_template_kwargs: variables of the template, such as ``{"enable_thinking": False}``.
@@ -93,8 +96,8 @@ def score(
         dtype=dtype,
         mesh=mesh,
     )
-    path = Path(out)
     with user_input():
+        path = as_path(out)
         from rpo.runtime.loading import (
             check_sources,
             load_model_and_tokenizer,
@@ -165,7 +168,7 @@ def generate(
     *,
     model: PathLike,
     data: PathLike,
-    out: PathLike,
+    out: Output,
     name: str | None = ...,
     tokenizer: PathLike | None = ...,
     chat_template: PathLike | None = ...,
@@ -193,7 +196,7 @@ def generate(
     model: PathLike,
     prompt: str | None = None,
     data: PathLike | None = None,
-    out: PathLike | None = None,
+    out: Output | None = None,
     name: str | None = None,
     tokenizer: PathLike | None = None,
     chat_template: PathLike | None = None,
@@ -223,7 +226,8 @@ def generate(
             hub; folder of a training run, or one of its checkpoints.
         prompt: text of a user message.
         data: rows with a prompt, AlpacaEval's instructions, or MT-Bench's questions.
-        out: file for the replies to ``data``, in the form that the benchmark's judge reads.
+        out: file for the replies to ``data``, local or in a bucket, in the form that the
+            benchmark's judge reads.
         name: name of the model in ``out``; by default the last part of ``model``.
         tokenizer: folder or name on the hub, or ``"bytes"``; that of the model by default.
         chat_template: ``"chatml"`` or a Jinja file; the template of the tokenizer by default.
@@ -281,8 +285,8 @@ def generate(
         dtype=dtype,
         mesh=mesh,
     )
-    path = None if out is None else Path(out)
     with user_input():
+        path = None if out is None else as_path(out)
         from llm.data.preferences import Message
         from llm.evaluation.prompts import Question, format_answers, read_questions
         from llm.inference.generate import generate_replies

@@ -78,9 +78,11 @@ def study(
     from rpo.jobs.study_kinds import run_study_kind
     from rpo.jobs.study_merge import gather_shares
     from rpo.jobs.study_parts import check_sharing, run_share
+    from rpo_io.outputs import local_folder
 
     resolved = _load_study(config, overrides, quick=quick)
-    folder = Path("out") / resolved.name if out is None else Path(out)
+    with user_input():
+        folder = Path("out") / resolved.name if out is None else local_folder(out, "study")
     if not isinstance(resolved, StudyConfig):
         with user_input():
             if processes is not None and processes.num_processes > 1:

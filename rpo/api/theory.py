@@ -43,12 +43,12 @@ def demo(*, out: PathLike = "out/demo") -> Demonstration:
     from rpo.report.page import render_page
     from rpo.runtime.compilation import worker_environment
     from rpo_io.atomic import write_atomic
-    from rpo_io.outputs import output_folder
+    from rpo_io.outputs import local_folder, output_folder
     from rpo_io.strict_json import format_document
 
-    folder = Path(out)
     with ExitStack() as stack:
         with user_input():
+            folder = local_folder(out, "demo")
             stack.enter_context(
                 output_folder(folder, "demo", is_earlier_run=_holds_demo, locked=False)
             )
@@ -104,15 +104,15 @@ def verify(
     from rpo.solving.checked_classes import class_to_check
     from rpo_io.atomic import write_atomic
     from rpo_io.figures import png_bytes
-    from rpo_io.outputs import output_folder
+    from rpo_io.outputs import local_folder, output_folder
     from rpo_io.strict_json import format_document
 
     check_whole_number("instances", instances, 1)
     check_whole_number("seed", seed, 0)
     if rigorous:
         _check_ball_arithmetic()
-    folder = Path(out)
     with user_input():
+        folder = local_folder(out, "verify")
         user_class = class_to_check(reward_class, problem, rigorous=rigorous)
     from bandits.theorem_check.agreement import measure_agreement, measure_class
     from bandits.theorem_check.negative_controls import solve_negative_controls

@@ -23,19 +23,21 @@ from rpo.runtime.loading import check_dtype
 from rpo.runtime.output import count_noun
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.shared_work import work_together
+from rpo_io.bucket_paths import AnyPath, as_path
 from rpo_io.outputs import prepare_new_folder
 
 if TYPE_CHECKING:
     from llm.config import DtypeName, MeshConfig, TrainConfig
 
 PathLike = str | os.PathLike[str]
+Output = str | os.PathLike[str] | AnyPath
 
 
 def train(
     config: PathLike | TrainConfig,
     overrides: Mapping[str, Any] | None = None,
     *,
-    out: PathLike | None = None,
+    out: Output | None = None,
     resume: bool = False,
     processes: ProcessGroup | None = None,
 ) -> TrainResult:
@@ -45,8 +47,8 @@ def train(
         config: YAML file or configuration.
         overrides: new values by dotted key of the configuration, such as
             ``{"objective.eta": 0.1}``.
-        out: folder for metrics, checkpoints and the resolved configuration; ``out/NAME`` by
-            default.
+        out: folder for metrics, checkpoints and the resolved configuration, local or in a bucket;
+            ``out/NAME`` by default.
         resume: continue from the last checkpoint in the folder; a folder without one starts from
             the beginning.
         processes: the processes that share the work; by default those that JAX has connected, or
@@ -69,7 +71,8 @@ def train(
     resolved = _load_train_config(config, overrides)
     from rpo.jobs.training import run_training
 
-    folder = Path("out") / resolved.name if out is None else Path(out)
+    with user_input():
+        folder = Path("out") / resolved.name if out is None else as_path(out)
     return run_training(resolved, folder, resume=resume, processes=processes)
 
 
@@ -202,9 +205,9 @@ def plan_inference(
 
 
 def export(
-    run: PathLike,
+    run: Output,
     *,
-    out: PathLike,
+    out: Output,
     step: int | None = None,
     dtype: DtypeName | None = None,
     tokenizer: PathLike | None = None,
@@ -218,8 +221,8 @@ def export(
     """Write the policy of a training run as a Hugging Face folder, or its adapter as PEFT's.
 
     Args:
-        run: folder that :func:`train` wrote.
-        out: folder to write, new or empty.
+        run: folder that :func:`train` wrote, local or in a bucket.
+        out: folder to write, local or in a bucket, new or empty.
         step: training step of the checkpoint; the last one by default.
         dtype: dtype of the tensors; by default that of the base model's files, or of the
             parameters if the run began from random ones.
@@ -256,7 +259,13 @@ def export(
     if push_to_hub is None and (private or revision is not None):
         name = "private" if private else "revision"
         raise UsageError(f"argument --{name}: goes with --push-to-hub")
-    run_folder, folder = Path(run), Path(out)
+    with user_input():
+        run_folder, folder = as_path(run), as_path(out)
+        if push_to_hub is not None and not isinstance(folder, Path):
+            raise UsageError(
+                f"argument --push-to-hub: needs a local --out, got {folder}: export to a local "
+                "folder, and copy it to the bucket"
+            )
     given = None if tokenizer is None else os.fspath(tokenizer)
     targets = []  # of process 0 alone
 
@@ -281,13 +290,15 @@ def export(
         from llm.precision import computing_in
         from llm.text.template_options import stored_template_options
         from llm.text.tokenizer import TokenizerOptions
+        from llm.train.checkpoint import kept_steps
         from llm.train.model_card import exported_card, write_model_card
         from llm.train.policy import load_policy
 
-        config = read_config(run_folder / "config.yaml", TrainConfig)
+        config = read_config(str(run_folder / "config.yaml"), TrainConfig)
         checkpoints = run_folder / "checkpoints"
-        if step is not None and checkpoints.is_dir() and not (checkpoints / str(step)).is_dir():
-            raise ValueError(f"argument --step: {describe_missing_step(checkpoints, step)}")
+        kept = kept_steps(checkpoints)
+        if step is not None and kept and step not in kept:
+            raise ValueError(f"argument --step: {describe_missing_step(kept, step)}")
         tokenizer_folder = find_export_tokenizer(config, given)
         template = find_export_template(config, tokenizer_folder)
         options = None
@@ -327,11 +338,13 @@ def export(
                 folder,
                 exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder),
             )
-        url = push_folder(folder, targets[0], step=policy.step) if targets else None
+        url = None
+        if targets and isinstance(folder, Path):
+            url = push_folder(folder, targets[0], step=policy.step)
     return ExportResult(folder, policy.step, *report, url=url)
 
 
-def _check_export(run_folder: Path, folder: Path) -> None:
+def _check_export(run_folder: AnyPath, folder: AnyPath) -> None:
     """Refuse a folder that is no run, and a folder that cannot be written."""
     if not (run_folder / "config.yaml").is_file():
         raise ValueError(describe_missing_run(run_folder))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rpo.runtime.errors import any_path
+
 EXAMPLES = (
     "rpo demo",
     "rpo demo --out report --json > numbers.json",
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rpo demo``."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=any_path,
         default=Path("out/demo"),
         metavar="DIR",
         help="folder for report.html, summary.json and the figures (default out/demo)",

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from rpo.runtime.errors import number, whole_number
+from rpo.runtime.errors import any_path, number, whole_number
 
 from .generate import add_generation_arguments, generation_options
 from .score import add_data_arguments, add_model_arguments, model_options
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of prompts to answer for --reward, from the start of --data (default 100)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="also write the metrics to this file"
+        "--out", type=any_path, metavar="FILE.json", help="also write the metrics to this file"
     )
     add_generation_arguments(parser)
 

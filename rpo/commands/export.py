@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rpo.runtime import processes
-from rpo.runtime.errors import whole_number
+from rpo.runtime.errors import any_path, whole_number
 from rpo.runtime.loading import DTYPES
 from rpo.runtime.meshes import add_mesh_arguments, mesh_option
 
@@ -20,10 +19,10 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rpo export``."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that rpo train wrote")
+    parser.add_argument("run", type=any_path, metavar="RUN", help="folder that rpo train wrote")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=any_path,
         required=True,
         metavar="DIR",
         help="folder to write; must be new or empty",

@@ -6,10 +6,9 @@ Questions of AlpacaEval and MT-Bench are answered in the form that their judges 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from rpo.runtime.errors import number, whole_number
+from rpo.runtime.errors import any_path, number, whole_number
 
 from .score import add_model_arguments, count, model_options
 
@@ -30,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file of prompts: rows with a field prompt, AlpacaEval's instructions, or MT-Bench's "
         "questions",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="file for the replies to --data")
+    parser.add_argument(
+        "--out", type=any_path, metavar="FILE", help="file for the replies to --data"
+    )
     parser.add_argument(
         "--name", metavar="NAME", help="name of the model in --out (default: the folder's name)"
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rpo.runtime import processes
-from rpo.runtime.errors import whole_number
+from rpo.runtime.errors import any_path, whole_number
 from rpo.runtime.loading import DTYPES, PAIRS, PROMPTS
 from rpo.runtime.meshes import add_mesh_arguments, mesh_option
 
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, required=True)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=any_path,
         required=True,
         metavar="FILE.jsonl",
         help="file for the scores, one JSON object per row",

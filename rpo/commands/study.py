@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.runtime import processes
+from rpo.runtime.errors import any_path
 
 if TYPE_CHECKING:
     from rpo.results import StudyEstimate, StudyKindEstimate
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=any_path,
         metavar="DIR",
         help="folder for records, figures and the resolved configuration (default out/NAME)",
     )

@@ -6,11 +6,11 @@ import argparse
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.runtime import processes
 from rpo.runtime.compilation import keep_compiled_programs
+from rpo.runtime.errors import any_path
 
 if TYPE_CHECKING:
     from rpo.results import TrainEstimate
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=any_path,
         metavar="DIR",
         help="folder for metrics, checkpoints and the resolved configuration (default out/NAME)",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rpo.runtime.errors import whole_number
+from rpo.runtime.errors import any_path, whole_number
 
 EXAMPLES = (
     "rpo verify",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=any_path,
         default=Path("out/verify"),
         metavar="DIR",
         help="folder for verify.json and verify.png (default out/verify)",

@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from llm.config import TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
 from llm.train.batches import make_sampler
+from llm.train.checkpoint import kept_steps
 from llm.train.dataset import TrainingData, load_training_data
 from llm.train.fingerprint import SOURCES, configuration_of, name_changes
 from llm.train.model_card import configuration_digest, model_card, write_model_card
@@ -26,13 +26,15 @@ from llm.train.trainer import Trainer
 from rpo.results import TrainResult
 from rpo.runtime.config_files import read_config, to_yaml
 from rpo.runtime.errors import UsageError, user_input
-from rpo.runtime.facts import MISSING, checkpoint_steps, code_facts, configuration_facts, file_facts
+from rpo.runtime.facts import MISSING, code_facts, configuration_facts, file_facts
 from rpo.runtime.meeting import meet
 from rpo.runtime.preemption import watched_preemption
 from rpo.runtime.processes import ProcessGroup
 from rpo.runtime.progress import track_progress
 from rpo_io.atomic import write_atomic
+from rpo_io.bucket_paths import AnyPath, BucketPath
 from rpo_io.folders import check_writable, name_os_errors
+from rpo_io.line_logs import open_log
 from rpo_io.outputs import output_folder
 from rpo_io.staging import check_sources
 
@@ -98,13 +100,13 @@ def describe_unread_date(config: TrainConfig, data: TrainingData) -> list[str]:
 
 
 def run_training(
-    config: TrainConfig, folder: Path, *, resume: bool, processes: ProcessGroup | None
+    config: TrainConfig, folder: AnyPath, *, resume: bool, processes: ProcessGroup | None
 ) -> TrainResult:
     """Train a policy; write its metrics, checkpoints and configuration.
 
     Args:
         config: configuration of the run.
-        folder: output folder.
+        folder: output folder, local or in a bucket.
         resume: continue from the last checkpoint in the folder, if there is one.
         processes: the processes that share the work; None for those that JAX has connected, or
             this one alone.
@@ -141,35 +143,36 @@ def run_training(
     return TrainResult(folder, summary["step"], summary["parameters_sha256"])
 
 
-def _open_run(folder: Path, config: TrainConfig, stack: ExitStack, *, resume: bool) -> str:
+def _open_run(folder: AnyPath, config: TrainConfig, stack: ExitStack, *, resume: bool) -> str:
     """Take the output folder until the stack is closed; return the date of chat templates.
 
     Raises:
         ValueError: if the folder is not one of this run.
     """
     stack.enter_context(output_folder(folder, "train", is_earlier_run=_holds_run))
-    check_writable(folder / "checkpoints")  # hours before the first of them is written
+    if not isinstance(folder, BucketPath):
+        check_writable(folder / "checkpoints")  # hours before the first of them is written
     if not resume:
         _refuse_existing_run(folder)
     return _template_date(folder, config, resume=resume)
 
 
-def _template_date(folder: Path, config: TrainConfig, *, resume: bool) -> str:
+def _template_date(folder: AnyPath, config: TrainConfig, *, resume: bool) -> str:
     """Return the date that chat templates read as today: that of the run to continue, or today."""
     date, recorded = config.data.template_date, folder / "config.yaml"
     if date is None and resume and recorded.is_file():
-        date = read_config(recorded, TrainConfig).data.template_date
+        date = read_config(str(recorded), TrainConfig).data.template_date
     # In universal time, so that hosts in different time zones agree.
     return date or datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _input_facts(
-    config: TrainConfig, folder: Path, model: ResolvedModel, data: TrainingData, *, resume: bool
+    config: TrainConfig, folder: AnyPath, model: ResolvedModel, data: TrainingData, *, resume: bool
 ) -> dict[str, str]:
     """Return what must be the same in all processes before the first step."""
     adapter = None if model.adapter is None else model.adapter[0]
     sources = [model.folder, adapter, config.model.reference]
-    steps = checkpoint_steps(folder)
+    steps = kept_steps(folder / "checkpoints")
     return {
         **code_facts(),
         **dict(configuration_facts(dataclasses.asdict(config))),
@@ -204,7 +207,7 @@ def _train(
     config: TrainConfig,
     model: ResolvedModel,
     data: TrainingData,
-    folder: Path,
+    folder: AnyPath,
     *,
     resume: bool,
     processes: ProcessGroup,
@@ -243,7 +246,7 @@ def _train(
     return recorder.summary
 
 
-def _holds_run(folder: Path) -> bool:
+def _holds_run(folder: AnyPath) -> bool:
     """Return whether a folder without a mark holds a training run of an earlier version."""
     checkpoints = (folder / "checkpoints").glob("*/_CHECKPOINT_METADATA")
     return (folder / "metrics.jsonl").is_file() and any(
@@ -251,7 +254,7 @@ def _holds_run(folder: Path) -> bool:
     )
 
 
-def _refuse_lost_checkpoints(folder: Path, config: TrainConfig) -> None:
+def _refuse_lost_checkpoints(folder: AnyPath, config: TrainConfig) -> None:
     """Refuse to start a run over whose metrics are those of another or of a longer run.
 
     A run that was stopped before its first checkpoint starts over, and logs the same metrics again.
@@ -268,7 +271,7 @@ def _refuse_lost_checkpoints(folder: Path, config: TrainConfig) -> None:
             f"{folder}: metrics.jsonl is there, but neither checkpoints nor config.yaml: choose "
             "another --out"
         )
-    before = read_config(recorded, TrainConfig)
+    before = read_config(str(recorded), TrainConfig)
     last, save_steps = lines[-1].get("step", 0), before.trainer.save_steps
     # The save at a step waits for the one before.
     if "event" in lines[-1] or (save_steps and last > 2 * save_steps):
@@ -281,17 +284,16 @@ def _refuse_lost_checkpoints(folder: Path, config: TrainConfig) -> None:
         raise ValueError(f"{folder}: a run of another configuration ({changed}): {_ANOTHER_FOLDER}")
 
 
-def _has_metrics(folder: Path) -> bool:
+def _has_metrics(folder: AnyPath) -> bool:
     """Return whether there are metrics; a run that failed before its first step leaves none."""
-    metrics = folder / "metrics.jsonl"
-    return metrics.exists() and metrics.stat().st_size > 0
+    return bool(open_log(folder / "metrics.jsonl").read())
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+def _has_checkpoint(folder: AnyPath) -> bool:
+    return bool(kept_steps(folder / "checkpoints"))
 
 
-def _refuse_existing_run(folder: Path) -> None:
+def _refuse_existing_run(folder: AnyPath) -> None:
     if _has_metrics(folder) or _has_checkpoint(folder):
         raise UsageError(
             f"{folder}: a run is there already: continue with --resume, or choose another --out"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpo_io.bucket_paths import AnyPath, BucketPath
 from rpo_io.figures import PALETTE, axes_or_new
 
 from .base import Result, without_frame
@@ -34,7 +34,7 @@ class TrainResult(Result):
         parameters_sha256: SHA-256 digest of the final parameters, in hexadecimal.
     """
 
-    folder: Path
+    folder: AnyPath
     step: int
     parameters_sha256: str
 
@@ -181,7 +181,7 @@ class Scores(Result):
         notes: what was passed over or changed, as sentences.
     """
 
-    path: Path
+    path: AnyPath
     n_rows: int
     report: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -191,7 +191,8 @@ class Scores(Result):
         """One row per scored row of the data; ``to_pandas()`` makes a data frame of it."""
         from pyarrow import json as json_lines
 
-        return json_lines.read_json(self.path)
+        source = self.path.open() if isinstance(self.path, BucketPath) else self.path
+        return json_lines.read_json(source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the file, the number of rows and what was noticed as plain values."""
@@ -252,7 +253,7 @@ class GeneratedReplies(Result):
         tokens_per_second: tokens by the time of reading prompts and decoding, with compilation.
     """
 
-    path: Path
+    path: AnyPath
     format: str
     questions: int
     truncated: int
@@ -318,7 +319,7 @@ class ExportResult(Result):
         url: URL of the commit on the hub; None if nothing was uploaded.
     """
 
-    folder: Path
+    folder: AnyPath
     step: int
     dtype: str
     n_bytes: int

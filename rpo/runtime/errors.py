@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 
+from rpo_io.bucket_paths import AnyPath, as_path
+
 MAX_SHOWN = 80
 """Characters of a value that a message shows."""
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -85,6 +87,28 @@ def check_whole_number(name: str, value: int | None, lower: int) -> None:
     if value is not None and not (is_whole and lower <= value):
         rule = f"must be a whole number of at least {lower}"
         raise UsageError(f"`{name}` {rule}, got {_shown(value)}")
+
+
+def any_path(text: str) -> AnyPath:
+    """Convert the text of an option to a path, local or in a bucket.
+
+    Args:
+        text: a local path, ``file://``, ``gs://`` or ``s3://``.
+
+    Returns:
+        The path.
+
+    Raises:
+        argparse.ArgumentTypeError: if the scheme is unknown or read-only.
+
+    Examples:
+        >>> print(any_path("s3://bucket/run"))
+        s3://bucket/run
+    """
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def number(lower: float, *, inclusive: bool) -> Callable[[str], float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rpo_io.bucket_paths import AnyPath
 from rpo_io.remote_errors import StoreError
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-def describe_missing_run(folder: Path) -> str:
+def describe_missing_run(folder: AnyPath) -> str:
     """Return the error for a folder that is no run, with the run that it belongs to.
 
     Args:
@@ -35,17 +37,16 @@ def describe_missing_run(folder: Path) -> str:
     return message
 
 
-def describe_missing_step(checkpoints: Path, step: int) -> str:
+def describe_missing_step(kept: Sequence[int], step: int) -> str:
     """Return the error for a step whose checkpoint is not kept, with the steps that are.
 
     Args:
-        checkpoints: folder of the checkpoints of a run.
+        kept: steps of the checkpoints of the run.
         step: the step that was asked for.
 
     Returns:
         A message that names the kept steps.
     """
-    kept = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
     names = ", ".join(map(str, kept)) or "none"
     return f"no checkpoint of step {step} is kept; the kept steps are {names}"
 
@@ -83,7 +84,7 @@ def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None
         ) from error
 
 
-def find_adapter_base(config: TrainConfig, folder: Path) -> str | None:
+def find_adapter_base(config: TrainConfig, folder: AnyPath) -> str | None:
     """Return the name of the base model that an exported adapter names.
 
     Args:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from rpo_io.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
+from rpo_io.bucket_paths import AnyPath, BucketPath
 
 from .clusters import direct_connection, proxy_variable
 from .errors import UsageError, error_message
@@ -52,7 +53,7 @@ class Meeting:
     group: ProcessGroup
 
     def __init__(
-        self, group: ProcessGroup, roll_call: RollCall | None, folder: Path | None = None
+        self, group: ProcessGroup, roll_call: RollCall | None, folder: AnyPath | None = None
     ) -> None:
         """Take over the connections of a roll call.
 
@@ -137,7 +138,7 @@ class Meeting:
 
         self._exchange(run, "to do its share")
 
-    def check_shared(self, folder: Path) -> None:
+    def check_shared(self, folder: AnyPath) -> None:
         """Refuse a local folder in which not all hosts see what process 0 writes.
 
         Args:
@@ -146,8 +147,8 @@ class Meeting:
         Raises:
             UsageError: if a host does not see a file that process 0 writes there.
         """
-        if self.group.num_processes == 1 or "://" in str(folder):  # hosts share every bucket
-            return
+        if self.group.num_processes == 1 or isinstance(folder, BucketPath):
+            return  # hosts share every bucket
         name = f"{TEMPORARY_PREFIX}{uuid4().hex}{TEMPORARY_SUFFIX}"
 
         def write() -> str:
@@ -241,7 +242,7 @@ class Meeting:
 
 
 @contextmanager
-def meet(processes: ProcessGroup | None, *, folder: Path | None = None) -> Iterator[Meeting]:
+def meet(processes: ProcessGroup | None, *, folder: AnyPath | None = None) -> Iterator[Meeting]:
     """Bring the processes of a group together for a block of work.
 
     Messages of all processes but the first are muted in the block.

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rpo_io.bucket_paths import AnyPath, as_path
+
 from .config_files import read_config
 from .export_sources import describe_missing_step, find_export_tokenizer
 
@@ -24,7 +26,7 @@ class RunModel(NamedTuple):
         config: configuration of the run.
     """
 
-    run: Path
+    run: AnyPath
     step: int | None
     config: TrainConfig
 
@@ -95,19 +97,20 @@ def find_run_model(model: str) -> RunModel | None:
     from llm.config import TrainConfig
     from llm.data.model_folder import CONFIG_NAME
     from llm.hf.folder_kinds import run_of
+    from llm.train.checkpoint import kept_steps
     from rpo_io.locations import parse_location
 
     location = parse_location(model)
-    if not location.is_local:
+    if not (location.is_local or location.is_bucket):
         return None
-    folder = location.local
+    folder = as_path(model)
     if (folder / CONFIG_NAME).exists():
         return None
     found = run_of(folder)
     if found is None:
         return None
     run, step = found
-    checkpoints = run / "checkpoints"
-    if step is not None and not (checkpoints / str(step)).is_dir():
-        raise ValueError(f"{model}: {describe_missing_step(checkpoints, step)}")
-    return RunModel(run, step, read_config(run / "config.yaml", TrainConfig))
+    kept = kept_steps(run / "checkpoints")
+    if step is not None and step not in kept:
+        raise ValueError(f"{model}: {describe_missing_step(kept, step)}")
+    return RunModel(run, step, read_config(str(run / "config.yaml"), TrainConfig))

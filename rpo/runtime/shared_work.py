@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from rpo_io.bucket_paths import AnyPath
 
 from .facts import code_facts, configuration_facts, file_facts
 from .meeting import meet
@@ -20,7 +21,7 @@ def work_together(
     options: Mapping[str, Any],
     inputs: Iterable[str],
     check_out: Callable[[], object],
-    out: Path | None,
+    out: AnyPath | None,
 ) -> Iterator[None]:
     """Connect the processes of a group for a block that loads a model, and refuse other inputs.
 

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+
+from rpo_io.bucket_paths import AnyPath, BucketPath, as_path
 
 CLEAN_EXIT = b"done"
 """Bytes that a process sends to its watcher before it ends in good order."""
 
 
-def start_watcher(folder: Path | None) -> Callable[[], object]:
+def start_watcher(folder: AnyPath | None) -> Callable[[], object]:
     """Start the watcher of the present process.
 
     Args:
@@ -32,7 +33,7 @@ def start_watcher(folder: Path | None) -> Callable[[], object]:
     return partial(watcher.communicate, CLEAN_EXIT)
 
 
-def lost_process_message(folder: Path | None) -> str:
+def lost_process_message(folder: AnyPath | None) -> str:
     """Return the line that is printed when a process of a group was killed.
 
     Args:
@@ -42,12 +43,14 @@ def lost_process_message(folder: Path | None) -> str:
         One line that says from where the run can be resumed.
 
     Examples:
-        >>> lost_process_message(None)[-38:-1]
+        >>> lost_process_message(None)[-37:-1]
         'have ended, start all of them again'
     """
     remedy = "again"
     if folder is not None:
-        steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+        # Of a bucket that may be out of reach, nothing is asked here.
+        local = [] if isinstance(folder, BucketPath) else (folder / "checkpoints").glob("*")
+        steps = [int(path.name) for path in local if path.name.isdigit()]
         if steps:
             remedy += f" with --resume: they continue from the checkpoint of step {max(steps)}"
         else:
@@ -60,4 +63,4 @@ def lost_process_message(folder: Path | None) -> str:
 
 if __name__ == "__main__":
     if sys.stdin.buffer.read() != CLEAN_EXIT:
-        sys.stderr.write(lost_process_message(Path(sys.argv[1]) if sys.argv[1:] else None))
+        sys.stderr.write(lost_process_message(as_path(sys.argv[1]) if sys.argv[1:] else None))
