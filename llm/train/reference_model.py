@@ -7,7 +7,6 @@ placed on the devices, so that both models are never in memory together.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,13 +15,13 @@ from llm.config import ModelConfig, TrainConfig
 from llm.data.model_folder import resolve_model_folder
 from llm.hashing import weights_digest
 from llm.hf.factory import ResolvedModel, build_model, resolve_model
-from llm.hf.folder_kinds import RUN_CONFIG_NAME, is_adapter_folder, run_of
+from llm.hf.folder_kinds import is_adapter_folder, run_of
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.text.tokenizer_files import read_tokenizer
-from rpo_io.bucket_paths import AnyPath
+from rpo_io.bucket_paths import AnyPath, as_path
 from rpo_io.digests import sha256_hex
-from rpo_io.staging import origin_of
+from rpo_io.locations import parse_location
 
 from .checkpoint import CheckpointRecord, Checkpoints
 from .dataset import TrainingData
@@ -44,7 +43,7 @@ class ResolvedReference(NamedTuple):
 
     source: str
     model: ResolvedModel
-    run: Path | None = None
+    run: AnyPath | None = None
     record: CheckpointRecord | None = None
 
     @property
@@ -144,6 +143,7 @@ def score_reference(
 def _find(source: str, policy: ModelConfig, resolved: ResolvedModel) -> ResolvedReference:
     """Find the folder: a model, an adapter, a run or a checkpoint."""
     dtypes: dict[str, Any] = {"dtype": policy.dtype, "param_dtype": policy.param_dtype}
+    is_bucket = parse_location(source).is_bucket
     folder = resolve_model_folder(source)
     if is_adapter_folder(folder):
         try:
@@ -153,14 +153,11 @@ def _find(source: str, policy: ModelConfig, resolved: ResolvedModel) -> Resolved
                 raise
             model = resolve_model(ModelConfig(adapter=source, path=resolved.config.path, **dtypes))
         return ResolvedReference(source, model)
-    found = None if (folder / "config.json").exists() else run_of(folder)
+    is_model = (folder / "config.json").exists()
+    found = None if is_model else run_of(as_path(source) if is_bucket else folder)
     if found is None:
         return ResolvedReference(source, resolve_model(ModelConfig(path=source, **dtypes)))
     run, step = found
-    if origin_of(run / RUN_CONFIG_NAME) is not None:
-        raise ValueError(
-            "a training run in a bucket is not read: write its policy as a model with `rpo export`"
-        )
     checkpoints = Checkpoints(run / "checkpoints")
     if checkpoints.latest() is None:
         raise ValueError("the run has saved no checkpoint")

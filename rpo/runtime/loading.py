@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rpo_io.bucket_paths import AnyPath
 from rpo_io.outputs import prepare_file as prepare_file
 from rpo_io.staging import check_sources as check_sources
 from rpo_io.staging import shown_text
@@ -128,7 +129,8 @@ class LoadedModel(NamedTuple):
     Attributes:
         decoder: the model.
         tokenizer: its tokenizer.
-        folder: local folder of the model, or of its adapter if that has a tokenizer.
+        folder: local folder of the model, or of its adapter if that has a tokenizer; of a run, the
+            folder of its tokenizer, or that of the run.
         raw_text: whether texts are written without a template.
         notes: what the two folders hold that is not used, as sentences.
         devices: mesh that the model is sharded over.
@@ -136,7 +138,7 @@ class LoadedModel(NamedTuple):
 
     decoder: Decoder
     tokenizer: Tokenizer
-    folder: Path
+    folder: AnyPath
     raw_text: bool
     notes: tuple[str, ...]
     devices: Devices
