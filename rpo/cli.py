@@ -57,6 +57,8 @@ SHELLS = ("bash", "zsh", "tcsh")
 MAX_MESSAGE_CHARACTERS = 2000
 SECONDS_TO_EXIT = 5.0
 """Time after an error in which threads of libraries may end."""
+SECONDS_TO_JOIN = 10.0
+"""Longest time after an error that pools of threads may take to end."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,9 +182,9 @@ def _exit_soon(code: int) -> None:
     """End the process in a few seconds, whatever threads of libraries still wait for."""
 
     def end() -> None:
-        # The main thread counts as ended when the interpreter waits for the other threads.
-        while threading.main_thread().is_alive():
-            time.sleep(0.1)
+        # The main thread counts as ended when the interpreter waits for the other threads, but not
+        # while it waits for pools of threads, one of which may wait for a server that is gone.
+        threading.main_thread().join(SECONDS_TO_JOIN)
         time.sleep(SECONDS_TO_EXIT)
         os._exit(code)
 

@@ -32,6 +32,8 @@ RENEWAL_SECONDS = 10.0
 """Time between two renewals."""
 SAFE_SECONDS = 40.0
 """Age of the last renewal from which the owner renews its lease before it writes anything."""
+RELEASE_SECONDS = 5.0
+"""Longest time that a process that ends waits until its lease is removed."""
 POLL_SECONDS = 1.0
 """Time between two looks at the lease of a process that may have ended."""
 SETTLE_SECONDS = 0.5
@@ -89,9 +91,14 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """End the renewals and remove the lease."""
+        """End the renewals and remove the lease; if the store is gone, it expires."""
         self._ended.set()
-        with self._lock, suppress(Exception):  # a lease that is not removed expires
+        removal = threading.Thread(target=self._remove, daemon=True)
+        removal.start()
+        removal.join(RELEASE_SECONDS)
+
+    def _remove(self) -> None:
+        with self._lock, suppress(Exception):
             if self._version:
                 remove_version(self._object, self._version)
 

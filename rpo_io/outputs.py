@@ -21,6 +21,7 @@ from .bucket_paths import AnyPath, BucketPath, as_path
 from .folders import LOCK_FILE, check_writable, folder_lock, prepare_folder, refuse_unexpanded
 from .leases import LEASE_FILE
 from .object_stores import PROBE_NAME
+from .remote_errors import TRANSIENT, StoreError, failure_of
 
 MARKER_FILE = ".rpo.json"
 """File in an output folder that says which command wrote it."""
@@ -146,8 +147,9 @@ def output_folder(
                 write_atomic(folder / MARKER_FILE, marker.encode())
             try:
                 yield
-            except BaseException:
-                if missing and _is_empty(folder):
+            except BaseException as error:
+                is_gone = failure_of(error) in TRANSIENT
+                if missing and not is_gone and _is_left_empty(folder):
                     for name in (MARKER_FILE, LOCK_FILE):
                         (folder / name).unlink(missing_ok=True)
                 raise
@@ -330,6 +332,14 @@ def _foreign_names(folder: AnyPath) -> list[str]:
         for name in names
         if name not in HARMLESS and not is_temporary(name) and not name.startswith(PROBE_NAME)
     )
+
+
+def _is_left_empty(folder: AnyPath) -> bool:
+    """Return whether a folder is empty; not of a bucket that fails, whose error comes first."""
+    try:
+        return _is_empty(folder)
+    except StoreError:
+        return False
 
 
 def _is_empty(folder: AnyPath) -> bool:

@@ -8,8 +8,9 @@ S3: there, every process lets Orbax write its part of a step to a local folder, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ SCORE_FILE = "metrics/metrics"
 """Object of a step in which Orbax stores its score, if it has one."""
 BARRIER_SECONDS = 600
 """Longest time that the processes of a run wait for each other's uploads."""
+CHECK_SECONDS = 15.0
+"""Time between two looks at a bucket while a save to it goes on."""
 THREADS = 8
 """Number of files that a process uploads or downloads at a time."""
 PROCESS_FILE = "files-of-process-{}.json"
@@ -147,12 +150,12 @@ def upload_step(part: Path, folder: BucketPath, step: int) -> None:
         # A list raises the first error.
         list(pool.map(lambda name: (target / name).upload(part / name), files))
     process, n_processes = jax.process_index(), jax.process_count()
-    own = {name: _describe(part / name) for name in files}
+    written = {name: _describe(part / name) for name in files}
     if n_processes == 1:
-        _commit(target, [own])
+        _commit(target, [written])
         return
     listed = [target / PROCESS_FILE.format(k) for k in range(n_processes)]
-    listed[process].write_bytes(json.dumps(own).encode())
+    listed[process].write_bytes(json.dumps(written).encode())
     _wait_for_all(f"uploads of {target}")
     if process == 0:
         _commit(target, [json.loads(path.read_bytes()) for path in listed])
@@ -189,6 +192,51 @@ def download_step(
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(fetch, [name for name in listed if name.startswith(below)]))
+
+
+def start_in_thread(call: Callable[[], None]) -> Future[None]:
+    """Start a call in a thread that does not keep the process alive.
+
+    Args:
+        call: function without arguments.
+
+    Returns:
+        The future of the call.
+
+    Examples:
+        >>> start_in_thread(lambda: None).result()
+    """
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def wait_while_reachable(future: Future[None], folder: BucketPath) -> None:
+    """Wait for a save as long as its bucket can be reached.
+
+    tensorstore tries for many minutes to reach a server that is gone.
+
+    Args:
+        future: the save.
+        folder: ``checkpoints`` in the folder of the run.
+
+    Raises:
+        ValueError: if the bucket cannot be reached for half a minute, or the save fails.
+    """
+    while not future.done():
+        try:
+            future.result(CHECK_SECONDS)
+        except TimeoutError:
+            if not future.done():
+                whole_steps(folder)
+    future.result()
 
 
 def local_handlers() -> Any:

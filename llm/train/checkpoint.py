@@ -13,9 +13,8 @@ import json
 import logging
 import shutil
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,6 +31,7 @@ from rpo_io.atomic import staging_folder
 from rpo_io.bucket_paths import AnyPath, BucketPath
 from rpo_io.digests import sha256_hex
 from rpo_io.leases import check_lease
+from rpo_io.remote_errors import TRANSIENT, StoreError
 
 from .bucket_checkpoints import (
     download_step,
@@ -39,7 +39,9 @@ from .bucket_checkpoints import (
     local_handlers,
     remove_old_steps,
     remove_unfinished_steps,
+    start_in_thread,
     upload_step,
+    wait_while_reachable,
     whole_steps,
 )
 from .fingerprint import Fingerprint, parameter_path
@@ -144,19 +146,25 @@ class Checkpoints:
         self._stage: Path | None = None
         self._closing = ExitStack()
         weakref.finalize(self, self._closing.close)
-        self._upload: Future[None] | None = None
+        self._saving: Future[None] | None = None
         self._open: ocp.CheckpointManager | None = None
         self._unfinished = self.folder
-        self._hook, self._failed, self._has_saved = sys.unraisablehook, False, False
+        self._hook, self._failed = sys.unraisablehook, False
 
     def __enter__(self) -> Checkpoints:
         """Return itself."""
         self._hook, sys.unraisablehook = sys.unraisablehook, self._ignore_closed_loop
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Wait until the last checkpoint is complete."""
-        self.finish()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Wait until the last checkpoint is complete, unless its store cannot be reached."""
+        is_store_gone = isinstance(error, StoreError) and error.failure in TRANSIENT
+        try:
+            if not is_store_gone and not (self._bucket and self._failed):
+                self.finish()
+        finally:
+            if error is not None:
+                self._closing.close()  # the process ends, perhaps without its own cleanup
         if not self._failed:  # after a failure, threads complain until the process ends
             sys.unraisablehook = self._hook
 
@@ -216,9 +224,8 @@ class Checkpoints:
                 args=ocp.args.Composite(state=arrays, about=ocp.args.JsonSave(about)),
                 metrics=None if score is None else {"score": score},
             )
-        if self._is_staged:
-            self._upload = _in_thread(partial(self._upload_step, step))
-        self._has_saved = True
+        if self._bucket is not None:
+            self._saving = start_in_thread(partial(self._complete, step))
 
     def _check_space(self, path: AnyPath, state: Any) -> None:
         """Refuse to write a state to a local disk that is too full."""
@@ -236,14 +243,13 @@ class Checkpoints:
                 + (f" in {local}" if self._is_staged else "")
             )
 
-    def _upload_step(self, step: int) -> None:
-        """Upload a step that Orbax writes to the local disk, and remove it there."""
-        assert self._bucket is not None
-        assert self._stage is not None
+    def _complete(self, step: int) -> None:
+        """Wait for Orbax; upload a step that it wrote to the local disk, and remove it there."""
         self._manager().wait_until_finished()
-        part = self._stage / str(step)
-        upload_step(part, self._bucket, step)
-        shutil.rmtree(part)
+        if self._bucket is not None and self._stage is not None:
+            part = self._stage / str(step)
+            upload_step(part, self._bucket, step)
+            shutil.rmtree(part)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is complete.
@@ -254,13 +260,13 @@ class Checkpoints:
         if self._open is None:
             return
         with self._writing():
-            upload, self._upload = self._upload, None
-            if upload is not None:
-                upload.result()
-            self._open.wait_until_finished()
-            if self._has_saved and self._bucket is not None and jax.process_index() == 0:
-                remove_old_steps(self._bucket, **self._retention)
-            self._has_saved = False
+            if self._bucket is None:
+                self._open.wait_until_finished()
+            elif self._saving is not None:
+                saving, self._saving = self._saving, None
+                wait_while_reachable(saving, self._bucket)
+                if jax.process_index() == 0:
+                    remove_old_steps(self._bucket, **self._retention)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -269,6 +275,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise errors of many types
             self._failed = True
             reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = reason.partition(" [tensorstore_spec=")[0]
             raise ValueError(
                 f"{self._unfinished}: the checkpoint could not be written: {reason}"
             ) from error
@@ -382,21 +389,6 @@ class Checkpoints:
 
 def _score(metrics: Any) -> float:
     return metrics["score"]
-
-
-def _in_thread(call: Callable[[], None]) -> Future[None]:
-    """Start a call in a thread of its own and return its future."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    # A daemon: a process that is to end does not wait for a server that is gone.
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def _nested(state: Any) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
-from rpo_io.bucket_paths import AnyPath, as_path
+if TYPE_CHECKING:
+    from rpo_io.bucket_paths import AnyPath
 
 MAX_SHOWN = 80
 """Characters of a value that a message shows."""
@@ -105,6 +107,8 @@ def any_path(text: str) -> AnyPath:
         >>> print(any_path("s3://bucket/run"))
         s3://bucket/run
     """
+    from rpo_io.bucket_paths import as_path  # which imports NumPy; --help needs none
+
     try:
         return as_path(text)
     except ValueError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-from rpo_io.bucket_paths import AnyPath
+from typing import TYPE_CHECKING, Any
 
 from .facts import code_facts, configuration_facts, file_facts
 from .meeting import meet
 from .processes import ProcessGroup
+
+if TYPE_CHECKING:
+    from rpo_io.bucket_paths import AnyPath
 
 
 @contextmanager

@@ -11,8 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rpo_io.bucket_paths import AnyPath, BucketPath, as_path
+if TYPE_CHECKING:
+    from rpo_io.bucket_paths import AnyPath
 
 CLEAN_EXIT = b"done"
 """Bytes that a process sends to its watcher before it ends in good order."""
@@ -49,7 +52,7 @@ def lost_process_message(folder: AnyPath | None) -> str:
     remedy = "again"
     if folder is not None:
         # Of a bucket that may be out of reach, nothing is asked here.
-        local = [] if isinstance(folder, BucketPath) else (folder / "checkpoints").glob("*")
+        local = (folder / "checkpoints").glob("*") if isinstance(folder, Path) else ()
         steps = [int(path.name) for path in local if path.name.isdigit()]
         if steps:
             remedy += f" with --resume: they continue from the checkpoint of step {max(steps)}"
@@ -62,5 +65,7 @@ def lost_process_message(folder: AnyPath | None) -> str:
 
 
 if __name__ == "__main__":
+    from rpo_io.bucket_paths import as_path
+
     if sys.stdin.buffer.read() != CLEAN_EXIT:
         sys.stderr.write(lost_process_message(as_path(sys.argv[1]) if sys.argv[1:] else None))

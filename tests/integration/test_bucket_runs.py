@@ -6,8 +6,11 @@ import json
 import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,9 @@ def read_lines(text: str) -> list[dict[str, Any]]:
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rpo", *map(str, arguments)]
+    if (trace := options.pop("trace", None)) is not None:
+        calls = "trace=openat,creat,mkdir,mkdirat,rename,renameat,renameat2,symlink,symlinkat"
+        command = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", calls, "-o", str(trace), *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("environment", {})
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -165,3 +171,127 @@ def test_property_twenty_random_kills_lose_nothing(
     assert not [name for name in names if ".parts/" in name or name.endswith(".lease")]
     steps = {name.split("/")[2] for name in names if name.startswith("run/checkpoints/")}
     assert steps == {str(step) for step in bucket.whole_steps()} == {str(STEPS), str(STEPS - 3)}
+
+
+def test_property_a_killed_run_is_resumed_exported_and_scored_as_a_local_one(
+    bucket: Bucket, local: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    run, url = f"{bucket.scheme}://bucket/run", f"{bucket.scheme}://bucket"
+    victims: list[subprocess.Popen[str]] = []
+
+    def kill(count: int, method: str, name: str) -> Fault | None:
+        if "checkpoints/9/" in name and method != "GET" and bucket.count > 3:
+            victims[0].kill()
+        return None
+
+    bucket.arm(kill)
+    victims.append(start(*TRAIN, "--out", run))
+    _, err = victims[0].communicate(timeout=300)
+    bucket.disarm()
+    assert victims[0].returncode == -signal.SIGKILL, err
+    assert max(bucket.whole_steps()) == 6
+    done = rpo(*TRAIN, "--out", run, "--resume")
+    assert "resumed from step 6" in done.stderr
+    assert json.loads(done.stdout)["parameters_sha256"] == local[0]
+    data = ("--data", ROOT / "examples/preferences.jsonl", "--tokenizer", "bytes")
+    assert rpo("export", run, "--out", f"{url}/policy").returncode == 0
+    assert rpo("export", run, "--out", tmp_path / "policy").returncode == 0
+    for path in (tmp_path / "policy").iterdir():
+        assert bucket.server.read(f"bucket/policy/{path.name}") == path.read_bytes()
+    for out in (f"{url}/scores.jsonl", tmp_path / "scores.jsonl"):
+        done = rpo("score", "--model", tmp_path / "policy", *data, "--out", out)
+        assert done.returncode == 0, done.stderr
+    scores = bucket.server.read("bucket/scores.jsonl")
+    assert scores == (tmp_path / "scores.jsonl").read_bytes()
+
+
+def test_property_one_of_eight_runs_takes_a_folder(
+    bucket: Bucket, local: tuple[str, list[dict[str, Any]]]
+) -> None:
+    run = f"{bucket.scheme}://bucket/run"
+    processes = [start(*TRAIN, "--out", run) for _ in range(8)]
+    done = [process.communicate(timeout=500) for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes == [0, *[2] * 7], [err for _, err in done]
+    rules = r"another process uses this folder, process \d+ on|a run is there already"
+    for process, (out, err) in zip(processes, done, strict=True):
+        if process.returncode == 0:
+            assert json.loads(out)["parameters_sha256"] == local[0]
+        else:
+            assert re.search(rules, one_line(err))
+    assert bucket.metrics() == local[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_property_faults_are_retried_or_refused_and_never_change_a_byte(
+    bucket: Bucket, seed: int, local: tuple[str, list[dict[str, Any]]]
+) -> None:
+    draws, left = random.Random(seed), [35]
+    kinds = [("status", 500), ("status", 503), ("status", 429), ("gone", 0), ("slow", 0.5)]
+    kinds += [("truncated", 0)] + ([("lost", 0), ("short", 0)] if bucket.scheme == "gs" else [])
+
+    def fail(count: int, method: str, name: str) -> Fault | None:
+        if not left[0] or draws.random() > 0.08:
+            return None
+        left[0] -= 1
+        return Fault(*draws.choice(kinds))  # type: ignore[arg-type]
+
+    run = f"{bucket.scheme}://bucket/run"
+    bucket.arm(fail)
+    while (done := rpo(*TRAIN, "--out", run, "--resume")).returncode != 0:
+        one_line(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters_sha256"] == local[0]
+    assert bucket.metrics() == local[1]
+
+
+def test_extreme_a_store_that_stays_away_ends_the_run_in_one_line(
+    bucket: Bucket, local: tuple[str, list[dict[str, Any]]]
+) -> None:
+    bucket.arm(lambda count, method, name: Fault("gone") if count > 400 else None)
+    begun = time.monotonic()
+    done = rpo(*TRAIN, "--out", f"{bucket.scheme}://bucket/run")
+    assert done.returncode == 2
+    assert f"{bucket.scheme}://bucket" in one_line(done.stderr)
+    assert time.monotonic() - begun < 240
+    bucket.disarm()
+    done = rpo(*TRAIN, "--out", f"{bucket.scheme}://bucket/run", "--resume")
+    assert json.loads(done.stdout)["parameters_sha256"] == local[0]
+
+
+def created_paths(trace: Path) -> set[Path]:
+    """Return the files and folders that a traced process and its children have created."""
+    paths = set()
+    for line in trace.read_text(errors="replace").splitlines():
+        makes = "O_CREAT" in line or "mkdir" in line or "rename" in line
+        if makes and " = -1 " not in line and "unfinished" not in line:
+            paths |= {Path(name) for name in re.findall(r'"([^"]+)"', line)[-1:]}
+    return paths
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("fails", [False, True])
+def test_property_no_file_outside_the_named_places(
+    bucket: Bucket, fails: bool, tmp_path: Path
+) -> None:
+    """Named places: the folder for temporary files and the cache of compiled programs."""
+    work, staged, cache = tmp_path / "work", tmp_path / "tmp", tmp_path / "cache"
+    for folder in (work, staged, cache):
+        folder.mkdir()
+    environment = {"TMPDIR": str(staged), "HOME": str(work), "XDG_CACHE_HOME": str(cache)}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    if fails:
+        bucket.arm(lambda count, method, name: Fault("status", 403) if count > 200 else None)
+    run = f"{bucket.scheme}://bucket/run"
+    commands: list[list[Any]] = [[*TRAIN, "--out", run]]
+    if not fails:
+        commands.append(["export", run, "--out", f"{run}2"])
+    for command in commands:
+        trace = tmp_path / "trace"
+        done = rpo(*command, trace=trace, cwd=work, environment=environment)
+        assert done.returncode == (2 if fails else 0), done.stderr
+        paths = created_paths(trace)
+        assert any(cache in path.parents for path in paths), "nothing was traced"
+        allowed = (staged, cache, Path("/dev"), Path("/proc"))
+        assert [path for path in paths if not any(a in path.parents for a in allowed)] == []
+    assert list(work.iterdir()) == list(staged.iterdir()) == []

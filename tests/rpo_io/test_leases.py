@@ -39,7 +39,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(leases, name, seconds)
 
 
-def elsewhere(**changes: Any) -> bytes:
+def foreign_owner(**changes: Any) -> bytes:
     return json.dumps(owner_record() | {"host": "tpu-7", "machine": "another"} | changes).encode()
 
 
@@ -65,7 +65,7 @@ def test_property_one_of_eight_wins(folder: BucketPath) -> None:
 
 def test_property_an_owner_on_another_machine_is_watched(folder: BucketPath, fast: None) -> None:
     lease = folder / LEASE_FILE
-    lease.write_bytes(elsewhere())
+    lease.write_bytes(foreign_owner())
     begun = time.monotonic()
     with hold_lease(folder.location):  # it is not renewed
         assert time.monotonic() - begun >= 1.0
@@ -75,9 +75,9 @@ def test_property_an_owner_on_another_machine_is_watched(folder: BucketPath, fas
     def renew() -> None:
         count = 0
         while not ended.wait(0.15):
-            lease.write_bytes(elsewhere(renewals=(count := count + 1)))
+            lease.write_bytes(foreign_owner(renewals=(count := count + 1)))
 
-    lease.write_bytes(elsewhere())
+    lease.write_bytes(foreign_owner())
     thread = threading.Thread(target=renew)
     thread.start()
     try:
@@ -102,7 +102,7 @@ def test_property_a_killed_owner_on_this_machine_is_replaced_at_once(folder: Buc
 def test_raises_writes_of_a_process_whose_lease_was_taken(folder: BucketPath, fast: None) -> None:
     with hold_lease(folder.location):
         check_lease(str(folder / "metrics.jsonl"))
-        (folder / LEASE_FILE).write_bytes(elsewhere())
+        (folder / LEASE_FILE).write_bytes(foreign_owner())
         time.sleep(0.6)
         with pytest.raises(ValueError, match=r"has taken this folder over, process .* on tpu-7"):
             (folder / "metrics.jsonl").write_bytes(b"")
