@@ -75,7 +75,7 @@ class GenerationSettings(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_generation_settings(folder: Path) -> GenerationSettings:
+def read_generation_settings(folder: AnyPath) -> GenerationSettings:
     """Read the generation settings of a model folder.
 
     Args:

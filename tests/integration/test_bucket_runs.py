@@ -19,7 +19,7 @@ import pytest
 
 from tests.fake_gcs import Fault
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 COMMITS = {"gs": "commit_success.txt", "s3": "COMMIT"}
 STEPS = 24
