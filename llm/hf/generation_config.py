@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.data.model_folder import CONFIG_NAME, read_json_object
+from rpo_io.bucket_paths import AnyPath
 
 Number = int | float
 GENERATION_CONFIG_NAME = "generation_config.json"
