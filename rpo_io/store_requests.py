@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from .locations import Location
@@ -70,7 +71,7 @@ def _store(scheme: str, endpoint: str, pid: int) -> Any:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     package, extra = _PACKAGES[scheme]
     try:
-        module = __import__(package)  # a slow import of an optional package
+        module: Any = import_module(package)  # a slow import of an optional package
     except ImportError as error:
         raise ValueError(
             f"{scheme}:// needs the extra `{extra}`: pip install 'rpo-theory[{extra}]'"

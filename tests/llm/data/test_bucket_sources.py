@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from llm.data.bucket_sources import copy_model_folder, objects_at, objects_of_pattern
+from llm.data.bucket_sources import (
+    copy_model_folder,
+    objects_at,
+    objects_of,
+    objects_of_pattern,
+)
 from llm.data.model_folder import resolve_model_folder, resolve_tokenizer_folder
 from llm.data.rows import read_rows
 from llm.data.sources import source_files
@@ -62,6 +67,8 @@ def test_closed_form_files_folders_and_lists_in_buckets(root: Any) -> None:
     assert [file.shown for file in source_files(shown[::-1])] == shown[::-1]
     assert [row.where for row in read_rows(shown[0])] == [f"{shown[0]}:1"]
     assert objects_at(parse_location(f"{bucket}/none")) == []
+    assert objects_of(parse_location(f"{bucket}/*.csv")) == []
+    assert [str(each.location) for each in objects_of(parse_location(shown[0]))] == shown[:1]
     cases = {
         f"{bucket}/none.jsonl": "none.jsonl does not exist: give a file or folder of rows",
         f"{bucket}/*.csv": "matches no file",
