@@ -45,7 +45,8 @@ def test_roundtrip_strings_become_messages(tmp_path: Path) -> None:
     path = write_rows(tmp_path, GOOD, "", {**GOOD, "baseline": "Blue.", "models": ["a", "b"]})
     first, second = read_preferences(path)
     label = PairLabel()
-    assert first == ((USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None, "", label)
+    row = (USER,), (REPLY,), (OTHER,), None, 0, f"{path}:1", None, "", label
+    assert first == PreferenceRow(*row)
     # A blank line is not a row, but it counts as a line.
     assert (second.row, second.where) == (1, f"{path}:3")
     assert second.baseline == (Message("assistant", "Blue."),)
