@@ -251,8 +251,11 @@ def train(
 
 def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], rel: float = 1e-9) -> None:
     for one, other in zip(first, second, strict=True):
-        shared = {name for name in one.keys() & other.keys() if not name.startswith("perf/")}
-        shared -= {name for name in shared if isinstance(one[name], str)}  # of the last line
+        shared = {
+            name
+            for name in one.keys() & other.keys()
+            if isinstance(one[name], int | float) and not name.startswith("perf/")
+        }
         assert {"step"} < shared
         if one["step"] == 1:  # ties, up to rounding
             shared.discard("rewards/accuracies")
