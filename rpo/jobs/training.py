@@ -42,11 +42,15 @@ _ANOTHER_FOLDER = "continue with the config.yaml in it, or choose another --out"
 _logger = logging.getLogger(__name__)
 
 
-def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[str]]:
+def load_inputs(
+    config: TrainConfig, *, may_start_jax: bool = True
+) -> tuple[ResolvedModel, TrainingData, list[str]]:
     """Resolve the model and load the data of a run.
 
     Args:
         config: configuration of the run.
+        may_start_jax: also check a reference, whose checkpoint is read with JAX; the trainer checks
+            it again.
 
     Returns:
         Model, data, and sentences for the log: counts of rows that are not used as they are, what
@@ -59,7 +63,8 @@ def load_inputs(config: TrainConfig) -> tuple[ResolvedModel, TrainingData, list[
     check_sources(_sources(config))
     reward = load_reward(config)
     model = resolve_model(config.model)
-    resolve_reference(config, model)  # refuses one that does not fit before the data are read
+    if may_start_jax:
+        resolve_reference(config, model)  # refuses one that does not fit before the data are read
     samples = config.trainer.samples.prompts
     data = load_training_data(config.data, model, config.objective, n_samples=samples)
     check_samples(config, data, model.architecture, reward)
@@ -124,7 +129,7 @@ def run_training(
             data_config = dataclasses.replace(config.data, template_date=date)
             dated = dataclasses.replace(config, data=data_config)
             model, data, notes = meeting.agree(
-                lambda: load_inputs(dated),
+                lambda: load_inputs(dated, may_start_jax=meeting.may_start_jax),
                 lambda inputs: _input_facts(dated, folder, *inputs[:2], resume=resume),
             )
             notes += describe_unread_date(config, data)

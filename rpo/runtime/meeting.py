@@ -75,6 +75,11 @@ class Meeting:
         """Whether this is process 0, which owns the output folder and reports."""
         return self.group.is_first
 
+    @property
+    def may_start_jax(self) -> bool:
+        """Whether JAX may be used: in a group of one, or once it has connected the processes."""
+        return self._roll_call is None
+
     def name(self, process_id: int) -> str:
         """Return the name of a process for messages: its index and its host."""
         return f"process {process_id} ({self._hosts[process_id]})"
