@@ -237,10 +237,11 @@ def _train(
             write_atomic(folder / "config.yaml", to_yaml(config))
         with watched_preemption(trainer.request_stop, os.environ):
             trainer.train(progress)
+        record = trainer.checkpoints.find()  # in all processes, which Orbax lets wait here
         if processes.is_first:
             card = model_card(
                 config,
-                trainer.checkpoints.find(),
+                record,
                 read_log(folder / "metrics.jsonl"),
                 parameters=recorder.summary["parameters_sha256"],
                 configuration=configuration_digest(folder),
