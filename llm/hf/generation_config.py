@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.data.model_folder import CONFIG_NAME, read_json_object
-from rpo_io.bucket_paths import AnyPath
 
 Number = int | float
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -76,11 +75,11 @@ class GenerationSettings(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_generation_settings(folder: AnyPath) -> GenerationSettings:
+def read_generation_settings(folder: Path | None) -> GenerationSettings:
     """Read the generation settings of a model folder.
 
     Args:
-        folder: folder of the model; each of the two files may be missing.
+        folder: folder of the model; each of the two files may be missing. None for no folder.
 
     Returns:
         The settings.
@@ -88,6 +87,8 @@ def read_generation_settings(folder: AnyPath) -> GenerationSettings:
     Raises:
         ValueError: if a file is damaged or a value is invalid; the message names file and key.
     """
+    if folder is None:
+        return GenerationSettings(frozenset(), {}, ())
     documents = {
         name: read_json_object(folder, name)
         for name in (CONFIG_NAME, GENERATION_CONFIG_NAME)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rpo_io.bucket_paths import AnyPath
 from rpo_io.outputs import prepare_file as prepare_file
 from rpo_io.staging import check_sources as check_sources
 from rpo_io.staging import shown_text
@@ -130,7 +129,7 @@ class LoadedModel(NamedTuple):
         decoder: the model.
         tokenizer: its tokenizer.
         folder: local folder of the model, or of its adapter if that has a tokenizer; of a run, the
-            folder of its tokenizer, or that of the run.
+            folder of its tokenizer, or that of the run; None for a run in a bucket on bytes.
         raw_text: whether texts are written without a template.
         notes: what the two folders hold that is not used, as sentences.
         devices: mesh that the model is sharded over.
@@ -138,7 +137,7 @@ class LoadedModel(NamedTuple):
 
     decoder: Decoder
     tokenizer: Tokenizer
-    folder: AnyPath
+    folder: Path | None
     raw_text: bool
     notes: tuple[str, ...]
     devices: Devices
@@ -242,10 +241,9 @@ def load_model_and_tokenizer(model: str, options: LoadingOptions) -> LoadedModel
     other = options.tokenizer
     if run is not None:
         tokenizer_folder = run.tokenizer_folder(other)
-        folder = tokenizer_folder or run.run
+        folder = tokenizer_folder or (run.run if isinstance(run.run, Path) else None)
     else:
         tokenizer_folder = folder if other is None else resolve_tokenizer_folder(other)
-    assert folder is not None  # only a run has none
     if run is not None and other is None:
         stored = run.template_options()
     else:

@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from rpo_io.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
-from rpo_io.bucket_paths import AnyPath, BucketPath
 
 from .clusters import direct_connection, proxy_variable
 from .errors import UsageError, error_message
@@ -29,6 +28,9 @@ from .output import muted_messages
 from .processes import SINGLE_PROCESS, ProcessGroup, connected_group
 from .roll_call import RollCall, call_roll
 from .watcher import start_watcher
+
+if TYPE_CHECKING:
+    from rpo_io.bucket_paths import AnyPath
 
 SECONDS_TO_CONNECT = 30.0
 """Time in which JAX must have connected the processes, once all of them are there."""
@@ -152,7 +154,7 @@ class Meeting:
         Raises:
             UsageError: if a host does not see a file that process 0 writes there.
         """
-        if self.group.num_processes == 1 or isinstance(folder, BucketPath):
+        if self.group.num_processes == 1 or not isinstance(folder, Path):
             return  # hosts share every bucket
         name = f"{TEMPORARY_PREFIX}{uuid4().hex}{TEMPORARY_SUFFIX}"
 

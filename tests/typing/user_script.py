@@ -777,7 +777,7 @@ def commands_of_language_models(path: Path, config: llm.TrainConfig) -> dict[str
     run = api.train(config, out="out/run")
     print(run.metrics[-1]["loss"], run.parameters_sha256)
     exported = api.export(run.folder, out="policy", dtype="bfloat16")
-    scores = api.score(model=exported.folder, data="rows.jsonl", out="scores.jsonl")
+    scores = api.score(model=str(exported.folder), data="rows.jsonl", out="scores.jsonl")
     n_rows = int(scores.records.num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # untyped pyarrow
     assert n_rows == scores.n_rows
     reply = api.generate(model="policy", prompt="Why is the sky blue?", temperature=0.7)
