@@ -96,9 +96,8 @@ def local_folder(out: str | os.PathLike[str] | BucketPath, command: str) -> Path
         ValueError: if it is in a bucket, or the scheme is unknown.
 
     Examples:
-        >>> local_folder("gs://bucket/study", "study")
-        Traceback (most recent call last):
-        ValueError: argument --out: rpo study writes local folders only, got gs://bucket/study: ...
+        >>> local_folder("out/study", "study").name
+        'study'
     """
     folder = as_path(out)
     if isinstance(folder, BucketPath):

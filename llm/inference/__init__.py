@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .decoding import BatchDecoder, DecodedRows, DecodingNumbers, DecodingOptions, PromptRows
+    from .decoding import BatchDecoder
+    from .decoding_records import DecodedRows, DecodingNumbers, DecodingOptions, PromptRows
     from .generate import (
         Conversation,
         GeneratedTokens,
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "BatchDecoder": "decoding",
-    "DecodedRows": "decoding",
-    "DecodingNumbers": "decoding",
-    "DecodingOptions": "decoding",
-    "PromptRows": "decoding",
+    "DecodedRows": "decoding_records",
+    "DecodingNumbers": "decoding_records",
+    "DecodingOptions": "decoding_records",
+    "PromptRows": "decoding_records",
     "most_likely_tokens": "sampling",
     "Conversation": "generate",
     "GeneratedTokens": "generate",

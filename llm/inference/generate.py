@@ -19,14 +19,8 @@ from llm.models.decoder import Decoder
 from llm.parallel.mesh import Devices, single_device
 from llm.text.tokenizer import Tokenizer
 
-from .decoding import (
-    NO_STEP,
-    NO_TOKEN,
-    BatchDecoder,
-    DecodingNumbers,
-    DecodingOptions,
-    PromptRows,
-)
+from .decoding import BatchDecoder
+from .decoding_records import NO_STEP, NO_TOKEN, DecodingNumbers, DecodingOptions, PromptRows
 from .sampling import GenerationConfig, sample_tokens
 
 __all__ = [
@@ -141,6 +135,7 @@ def generate_replies(
             conversation's source.
 
     Examples:
+        >>> from flax import nnx
         >>> from llm.models.architecture import Architecture
         >>> from llm.text.tokenizer import ByteTokenizer
         >>> sizes = dict(vocab_size=261, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
@@ -223,6 +218,7 @@ def generate_tokens(
             and the token.
 
     Examples:
+        >>> from flax import nnx
         >>> from llm.models.architecture import Architecture
         >>> sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=1)
         >>> decoder = Decoder(Architecture(**sizes, num_attention_heads=2), rngs=nnx.Rngs(0))

@@ -166,7 +166,8 @@ def decode_moment(
         The moments, in float32.
 
     Examples:
-        >>> decode_moment(jnp.array([[127, -119, 0]], jnp.int8), jnp.array([4.0])).tolist()
+        >>> scale = jnp.array([4.0], jnp.float32)
+        >>> decode_moment(jnp.array([[127, -119, 0]], jnp.int8), scale).tolist()
         [[4.0, -2.0, 0.0]]
     """
     most = FIRST_LEVELS if codes.dtype == jnp.int8 else SECOND_LEVELS

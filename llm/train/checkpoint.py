@@ -44,7 +44,8 @@ from .bucket_checkpoints import (
     wait_while_reachable,
     whole_steps,
 )
-from .fingerprint import Fingerprint, parameter_path
+from .fingerprint import Fingerprint
+from .nested_state import leaf_at, nest_state
 
 StateT = TypeVar("StateT")
 SAVE_SECONDS = 600
@@ -216,7 +217,7 @@ class Checkpoints:
         record = CheckpointRecord(step, self._fingerprint._asdict(), weights_digest(state), data)
         about = record._asdict() | {"seal": _seal(record)}
         save = ocp.args.PyTreeSave if self._is_staged else ocp.args.StandardSave
-        arrays = save(_nested(state))
+        arrays = save(nest_state(state))
         self._unfinished = path
         with self._writing():
             manager.save(
@@ -329,13 +330,13 @@ class Checkpoints:
         path = self.folder / str(record.step)
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
         try:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _nested(template))
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, nest_state(template))
             manager = self._manager()
             self._download(record.step)
             restored = manager.restore(
                 record.step, args=ocp.args.Composite(state=self._restore_args(abstract))
             )["state"]
-            state = jax.tree.unflatten(structure, [_leaf(restored, key) for key, _ in paths])
+            state = jax.tree.unflatten(structure, [leaf_at(restored, key) for key, _ in paths])
             matches = weights_digest(state) == record.digest
         except Exception as error:  # Orbax and tensorstore raise errors of many types
             raise ValueError(f"{path}: {_damaged(record.step)}") from error
@@ -389,26 +390,6 @@ class Checkpoints:
 
 def _score(metrics: Any) -> float:
     return metrics["score"]
-
-
-def _nested(state: Any) -> dict[str, Any]:
-    """Return the leaves of a tree in nested dictionaries, by the path of each parameter."""
-    nested: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        *parents, name = parameter_path(path)
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-        level[name] = leaf if is_shape else jax.numpy.asarray(leaf)
-    return nested
-
-
-def _leaf(nested: dict[str, Any], path: tuple[Any, ...]) -> Any:
-    """Return one leaf of nested dictionaries."""
-    for name in parameter_path(path):
-        nested = nested[name]
-    return nested
 
 
 def _seal(record: CheckpointRecord) -> str:

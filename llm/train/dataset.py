@@ -6,7 +6,7 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from llm.data.mixtures import MixturePart, mix_by_count, mix_by_weight
 from llm.data.model_folder import resolve_tokenizer_folder
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PreferenceRow, stream_preferences
-from llm.data.rows import read_rows
 from llm.data.sources import SourceFile, check_distinct, check_once, shown_source, source_files
 from llm.hf.factory import ResolvedModel
 from llm.text.tokenize import TokenizedPairs, tokenize_rows
@@ -227,39 +226,6 @@ def load_training_data(
         set_sizes=None if "" in sizes else sizes,
         samples=SampledRows(sampled, tokenizer) if n_samples else None,
     )
-
-
-def row_location(config: DataConfig, row: int, *, n_train_rows: int) -> str:
-    """Return the file and line of a row by its index; the rows are read again up to it.
-
-    Args:
-        config: the data of the run.
-        row: index of the row, see :attr:`TrainingData.train`.
-        n_train_rows: number of rows of ``data.train``, ``TrainingData.report["rows"]``.
-
-    Returns:
-        ``file:line``, or the index of the row if the files have changed.
-    """
-    sources, index = config.train_sources, row
-    if config.eval is not None and row >= n_train_rows:
-        sources = list(chain(*config.evaluation_sources.values()))
-        index = row - n_train_rows
-    rows = chain.from_iterable(read_rows(source.name) for source in sources)
-    found = next(islice(rows, index, None), None)
-    return f"row {index} of {shown_sources(sources)}" if found is None else found.where
-
-
-def shown_sources(sources: Sequence[DataSource]) -> str:
-    """Return the names of sources for messages.
-
-    Args:
-        sources: the sources.
-
-    Examples:
-        >>> shown_sources([DataSource(path="a.jsonl"), DataSource(path=["b.jsonl", "c.jsonl"])])
-        'a.jsonl, b.jsonl, c.jsonl'
-    """
-    return ", ".join(shown_source(source.name) for source in sources)
 
 
 class _OpenSource(NamedTuple):

@@ -13,9 +13,9 @@ from llm.evaluation.metrics import add_metric_sums, finalize_metrics
 from llm.parallel.mesh import on_host
 from llm.types import Batch
 
-from .dataset import shown_sources
 from .diagnostics import NonFiniteError, name_rows
 from .objective import chosen_log_ratio_quantiles, whole_batch_sums
+from .row_locations import shown_sources
 from .run import Run
 
 

@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm.config import MeshConfig
 from llm.hf.factory import ResolvedModel, abstract_model
-from llm.inference.decoding import DecodingNumbers, DecodingOptions, PromptRows, decode_on_mesh
+from llm.inference.decoding import decode_on_mesh
+from llm.inference.decoding_records import DecodingNumbers, DecodingOptions, PromptRows
 from llm.inference.score import log_probs_on_mesh
 from llm.models.decoder import Decoder
 from llm.parallel.mesh import ROW_SPEC, Devices, make_mesh, mesh_sizes, plan_model

@@ -12,12 +12,12 @@ from jaxtyping import Int
 from llm.data.preferences import REFERENCE_FIELDS
 from llm.types import Role
 
-from .dataset import row_location
 from .reference_cache import (
     ReferenceCache,
     cache_from_rows,
     compute_reference,
 )
+from .row_locations import row_location
 from .scorer import Scorer
 
 SAMPLE_ROWS = 256

@@ -46,7 +46,7 @@ def lost_process_message(folder: AnyPath | None) -> str:
         One line that says from where the run can be resumed.
 
     Examples:
-        >>> lost_process_message(None)[-37:-1]
+        >>> lost_process_message(None)[-36:-1]
         'have ended, start all of them again'
     """
     remedy = "again"

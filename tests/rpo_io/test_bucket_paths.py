@@ -62,6 +62,7 @@ def test_roundtrip_objects_of_a_folder(store: Any, tmp_path: Path) -> None:
 
 def test_property_a_bucket_path_never_becomes_a_local_one() -> None:
     path: Any = as_path("gs://bucket/run")
+    assert path.absolute() is path
     for function in (os.fspath, Path, open):
         with pytest.raises(TypeError):
             function(path)

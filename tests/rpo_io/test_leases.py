@@ -14,6 +14,7 @@ from rpo_io import leases
 from rpo_io.bucket_paths import BucketPath, as_path
 from rpo_io.leases import (
     LEASE_FILE,
+    Lease,
     check_lease,
     describe_owner,
     hold_lease,
@@ -56,6 +57,11 @@ def test_property_one_of_eight_wins(folder: BucketPath) -> None:
             end.wait()
             return str(error)
 
+    lease = Lease(folder.location)
+    lease.acquire()
+    with pytest.raises(ValueError, match="another process uses this folder"):
+        Lease(folder.location).acquire()
+    lease.release()
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(race, range(8)))
     assert results.count("won") == 1

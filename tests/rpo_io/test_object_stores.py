@@ -17,11 +17,13 @@ from rpo_io.object_stores import (
     check_writable,
     list_objects,
     open_store,
+    read_chunks,
     read_range,
     stat_object,
     with_retries,
 )
 from rpo_io.remote_errors import failure_of, location_errors, store_error
+from rpo_io.store_requests import request_listing, request_object, request_range
 from tests.fake_gcs import FakeGcs, Fault
 from tests.fake_s3 import FakeS3
 
@@ -41,6 +43,18 @@ def first(n: int, fault: Fault) -> Callable[..., Fault | None]:
     return lambda *request: fault if next(numbers) < n else None
 
 
+def test_closed_form_single_requests_look_up_read_and_list(store: Any) -> None:
+    scheme, server = store
+    server.write("bucket/a/0.bin", CONTENT)
+    folder = parse_location(f"{scheme}://bucket/a")
+    assert folder.is_bucket
+    assert not parse_location("a/0.bin").is_bucket
+    found = request_object(folder / "0.bin")
+    assert found == stat_object(folder / "0.bin")
+    assert request_range(found, 10, 20) == CONTENT[10:20]
+    assert [item.location for item in request_listing(folder)] == [folder / "0.bin"]
+
+
 def test_closed_form_ranges_and_listings_are_those_of_the_objects(store: Any) -> None:
     scheme, server = store
     for index in range(3):
@@ -55,6 +69,7 @@ def test_closed_form_ranges_and_listings_are_those_of_the_objects(store: Any) ->
     assert read_range(source, 7, 7) == b""
     server.write("bucket/a/3.bin", b"")  # by another process: listings are not cached
     assert len(list_objects(parse_location(f"{scheme}://bucket/a"))) == 4
+    assert b"".join(read_chunks(source, 3, 4000)) == CONTENT[4:4001]
     with pytest.raises(ValueError, match="bytes 0 to 6000 are out of range"):
         read_range(source, 0, 6000)
 

@@ -21,6 +21,7 @@ from rpo_io import object_stores, staging
 from rpo_io.locations import Location, parse_location
 from rpo_io.object_stores import list_objects, stat_object
 from rpo_io.staging import (
+    check_bucket,
     check_sources,
     copy_object,
     local_file,
@@ -155,6 +156,9 @@ def test_raises_for_sources_with_unknown_schemes_and_missing_buckets(gcs: FakeGc
         check_sources(["gs://absent/a"])
     with pytest.raises(ValueError, match="the scheme must be one of"):
         check_sources(["ftp://host/a"])
+    check_bucket(parse_location("gs://bucket/a"))
+    with pytest.raises(ValueError, match="there is no such bucket"):
+        check_bucket(parse_location("gs://absent/a"))
 
 
 @pytest.mark.slow

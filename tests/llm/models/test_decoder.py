@@ -183,6 +183,19 @@ def test_parity_decoding_gives_the_hidden_states_of_whole_rows(family: str) -> N
             np.testing.assert_allclose(hidden[row, 0], whole[row, positions[row, 0]], **close)
 
 
+def test_parity_packed_prompts_have_the_hidden_states_and_the_cache_of_padded_ones() -> None:
+    decoder = make("gemma 2 and 3")
+    tokens, lengths = np.array([[5, 2, 7, 99], [3, 1, 99, 99], [8, 4, 6, 2]]), np.array([3, 2, 4])
+    positions = np.where(np.arange(4) < lengths[:, None], np.arange(4), -1)
+    padded, cache = decoder.decode(tokens, positions, decoder.init_cache(3, 8))
+    packed, filled = decoder.decode_packed(tokens, lengths, decoder.init_cache(3, 8), n_packed=12)
+    found = packed[: lengths.sum()]
+    np.testing.assert_allclose(found, padded[positions >= 0], rtol=ROUNDING, atol=ROUNDING)
+    following = np.array([[1], [2], [3]]), lengths[:, None]
+    before, after = (decoder.decode(*following, each)[0] for each in (cache, filled))
+    np.testing.assert_allclose(after, before, rtol=ROUNDING, atol=ROUNDING)
+
+
 def test_compiles_once_for_all_tokens_and_steps() -> None:
     decoder = make("mistral")
     n_traces = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from llm.train.bucket_checkpoints import (
     COMMIT_FILES,
     download_step,
+    local_handlers,
     remove_old_steps,
     remove_step,
     remove_unfinished_steps,
     upload_step,
+    wait_while_reachable,
     whole_steps,
 )
 from llm.train.checkpoint import Checkpoints, kept_steps
@@ -77,6 +81,21 @@ def test_roundtrip_last_and_best_steps_are_kept_bit_by_bit(store: Any, tmp_path:
     for step in (2, 5):
         assert_restores(store, step)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_property_a_save_is_waited_for_and_its_error_is_raised(store: Any) -> None:
+    done, failed = Future[None](), Future[None]()
+    done.set_result(None)
+    failed.set_exception(ValueError("no space"))
+    wait_while_reachable(done, at(store))
+    with pytest.raises(ValueError, match="no space"):
+        wait_while_reachable(failed, at(store))
+
+
+def test_property_a_part_of_a_step_has_handlers_for_arrays_and_records() -> None:
+    handlers = local_handlers()
+    assert handlers.has("state", ocp.args.PyTreeSave)
+    assert handlers.has("about", ocp.args.JsonRestore)
 
 
 def test_property_a_step_is_whole_only_with_its_mark(store: Any) -> None:

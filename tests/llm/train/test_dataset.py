@@ -12,7 +12,8 @@ import pytest
 
 from llm.config import DataConfig, DataSource, ModelConfig, ObjectiveConfig, TrainConfig
 from llm.hf.factory import ResolvedModel, resolve_model
-from llm.train.dataset import TrainingData, load_training_data, row_location
+from llm.train.dataset import TrainingData, load_training_data
+from llm.train.row_locations import row_location
 from llm.train.run_notes import describe_inputs
 
 TINY = {"vocab_size": 261, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
