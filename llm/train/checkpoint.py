@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -125,14 +126,16 @@ class Checkpoints:
             # tensorstore tries for hours to reach a server that is gone.
             in_order.timeout_secs = SAVE_SECONDS
             # Orbax would not remove the object first that says that a step is whole.
-            kept = {"best_fn": _score} if keep_best else {}
+            kept = {"best_fn": itemgetter("score")} if keep_best else {}
         elif keep_best:
             policies = checkpoint_managers.preservation_policy
-            best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+            best = policies.BestN(
+                get_metric_fn=itemgetter("score"), n=1, keep_checkpoints_without_metrics=False
+            )
             both = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
             kept = {
                 "preservation_policy": both,
-                "best_fn": _score,
+                "best_fn": itemgetter("score"),
             }  # which writes scores
         if self._is_staged:
             kept["multiprocessing_options"] = ocp.options.MultiprocessingOptions(primary_host=None)
@@ -386,10 +389,6 @@ class Checkpoints:
                 root, options=self._options, handler_registry=handlers
             )
         return self._open
-
-
-def _score(metrics: Any) -> float:
-    return metrics["score"]
 
 
 def _seal(record: CheckpointRecord) -> str:

@@ -333,11 +333,10 @@ def export(
                     base_folder=None if is_merged_base else base_folder,
                     dtype=chosen,
                 )
+        # All processes take part in reading the checkpoint and in the digest of the parameters.
+        card = exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder)
         if is_first_process():
-            write_model_card(
-                folder,
-                exported_card(config, run_folder, policy, adapter=adapter, base_folder=base_folder),
-            )
+            write_model_card(folder, card)
         url = None
         if targets and isinstance(folder, Path):
             url = push_folder(folder, targets[0], step=policy.step)
