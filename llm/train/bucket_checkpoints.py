@@ -157,8 +157,15 @@ def upload_step(part: Path, folder: BucketPath, step: int) -> None:
     listed = [target / PROCESS_FILE.format(k) for k in range(n_processes)]
     listed[process].write_bytes(json.dumps(written).encode())
     _wait_for_all(f"uploads of {target}")
+    parts = [json.loads(path.read_bytes()) for path in listed]
+    # Of a file that several processes write with different content, the first one's is listed.
+    for name in written:
+        owners = [k for k, each in enumerate(parts) if name in each]
+        if owners[0] == process and any(parts[k][name] != written[name] for k in owners):
+            (target / name).upload(part / name)
+    _wait_for_all(f"files of {target}")
     if process == 0:
-        _commit(target, [json.loads(path.read_bytes()) for path in listed])
+        _commit(target, parts)
     _wait_for_all(f"commit of {target}")
 
 

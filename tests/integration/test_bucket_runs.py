@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -295,3 +296,40 @@ def test_property_no_file_outside_the_named_places(
         allowed = (staged, cache, Path("/dev"), Path("/proc"))
         assert [path for path in paths if not any(a in path.parents for a in allowed)] == []
     assert list(work.iterdir()) == list(staged.iterdir()) == []
+
+
+def run_pair(tmp_path: Path, *arguments: str) -> None:
+    """Run a command in two processes of two devices each; both must succeed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    flags = "--xla_force_host_platform_device_count=2"
+    processes = []
+    for index in range(2):
+        temporary = tmp_path / f"host{index}"  # hosts share no disk
+        temporary.mkdir(exist_ok=True)
+        group = ["--coordinator-address", address, "--num-processes", "2"]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "rpo", *arguments, *group, "--process-id", str(index)],
+                env={**os.environ, "TMPDIR": str(temporary), "XLA_FLAGS": flags},
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        _, messages = process.communicate(timeout=300)
+        assert process.returncode == 0, messages
+
+
+def test_roundtrip_two_hosts_train_resume_and_export(bucket: Bucket, tmp_path: Path) -> None:
+    """Both write files of one checkpoint, some of them under the same name."""
+    out = f"{bucket.scheme}://bucket/run"
+    train = ["train", "configs/rpo_tiny.yaml", "--trainer.save_steps", "2", "--out", out]
+    run_pair(tmp_path, *train, "--trainer.max_steps", "4")
+    run_pair(tmp_path, *train, "--trainer.max_steps", "6", "--resume")
+    assert bucket.whole_steps() == [4, 6]
+    assert bucket.metrics()[-1]["step"] == 6
+    run_pair(tmp_path, "export", out, "--out", f"{bucket.scheme}://bucket/policy")
+    names = sorted(name for name in bucket.server.names() if name.startswith("policy/"))
+    assert names == ["policy/README.md", "policy/config.json", "policy/model.safetensors"]
