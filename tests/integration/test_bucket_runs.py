@@ -272,10 +272,10 @@ def created_paths(trace: Path) -> set[Path]:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("fails", [False, True])
-def test_property_no_file_outside_the_named_places(
+def test_property_no_file_outside_the_named_folders(
     bucket: Bucket, fails: bool, tmp_path: Path
 ) -> None:
-    """Named places: the folder for temporary files and the cache of compiled programs."""
+    """Named folders: the one for temporary files and the cache of compiled programs."""
     work, staged, cache = tmp_path / "work", tmp_path / "tmp", tmp_path / "cache"
     for folder in (work, staged, cache):
         folder.mkdir()

@@ -55,7 +55,8 @@ COMMANDS_NOT_RUN = {
     r"rpo (train|export) .*smollm2_hh.*": "real weights; howto/train_a_model.md has a tiny model",
     r"rpo (score|generate|evaluate) --model policy .*": "real weights; the same page",
     r"rpo evaluate .*--judgments .*": "annotations of a benchmark; test_judgments has small ones",
-    r"rpo train .*--out gs_or_nfs_folder .*": "several hosts; test_cluster_commands has processes",
+    r"rpo (plan|train) configs/rpo_mistral_7b.yaml .*(v5litepod-16|--resume|--workload .*)": "real "
+    "weights, or minutes; test_plan has small models",
     r"rpo verify --instances 1000": "a minute; test_api checks two instances",
     r"rpo study configs/\w+\.yaml": "minutes; one of them runs below with --quick",
 }
@@ -65,8 +66,7 @@ COMMANDS_OF_THE_REPOSITORY = {
     "rpo study configs/study_rate_in_n.yaml --seeds 500 --eta '[theorem, 0.01]' --dry-run": (),
     "rpo study configs/study_rate_in_n.yaml --quick": pytest.mark.slow,
     "rpo plan configs/rpo_mistral_7b.yaml --model.path configs/shapes/mistral_7b "
-    "--topology v5e:4x4 --trainer.per_device_train_batch_size 8 "
-    "--trainer.gradient_accumulation_steps 1": (),
+    "--topology v5e:4x4 --trainer.per_device_train_batch_size 8": (),
 }
 """Commands on files of the repository, and the mark of their test."""
 PYTHON_NOT_RUN = {
@@ -251,6 +251,7 @@ def test_property_the_blocks_of_a_document_run_in_their_order(
     names: dict = {}
     for kind, title, content in runnable(document):
         if title:
+            (tmp_path / title).parent.mkdir(exist_ok=True)
             (tmp_path / title).write_text(content, encoding="utf-8")
         elif kind == "python" and not is_not_run(document, content):
             with jax.enable_x64(True):

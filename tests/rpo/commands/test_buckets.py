@@ -159,9 +159,9 @@ def test_raises_in_one_line_before_any_work(
     assert text == f"rpo: error: {scheme}://bucket/run.yaml does not exist\n"
     text = command("train", "ftp://host/run.yaml", "--out", "run", code=2)
     assert "ftp://host/run.yaml: the scheme must be one of gs://" in text
-    server.write("bucket/run.yaml", b"name: a\nmodle: {}\n")
+    server.write("bucket/run.yaml", b"name: a\nmodelx: {}\n")
     text = command("train", f"{scheme}://bucket/run.yaml", "--out", "run", code=2)
-    assert text.startswith(f"rpo: error: {scheme}://bucket/run.yaml: unknown key `modle`")
+    assert text.startswith(f"rpo: error: {scheme}://bucket/run.yaml: unknown key `modelx`")
     server.write("bucket/rows.jsonl", b'{"prompt": "a"}\n')
     bad = f"{scheme}://bucket/rows.jsonl"
     text = command("score", "--model", model, "--data", bad, *out, code=2)
