@@ -10,12 +10,15 @@ from llm.train.stopping import STOP_SIGNALS, SaveTimer, StopRequest
 
 def test_property_every_signal_that_ends_a_process_requests_a_stop() -> None:
     for kind in STOP_SIGNALS:
-        before, request = signal.getsignal(kind), StopRequest()
-        with request.on_signals():
-            assert not request.is_set()
-            os.kill(os.getpid(), kind)
-            assert request.is_set()
-        assert signal.getsignal(kind) is before
+        inherited, request = signal.signal(kind, signal.SIG_DFL), StopRequest()
+        try:
+            with request.on_signals():
+                assert not request.is_set()
+                os.kill(os.getpid(), kind)
+                assert request.is_set()
+            assert signal.getsignal(kind) is signal.SIG_DFL
+        finally:
+            signal.signal(kind, inherited)
 
 
 def test_property_an_ignored_signal_stays_ignored() -> None:
