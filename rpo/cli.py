@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: arguments after the name of the program; None for those of the process, whose
-            standard streams are then replaced and which ends soon after an error.
+            standard streams are then replaced.
 
     Returns:
         The exit code.
@@ -145,6 +145,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = output_error()
     if failed is not None and code in (0, 1):
         code = _report(failed)
+    return code
+
+
+def run_program() -> int:
+    """Run the command of the process, which ends soon after an error.
+
+    Returns:
+        The exit code.
+
+    Examples:
+        >>> run_program()  # doctest: +SKIP
+        0
+    """
+    code = main()
     if code != 0:
         _exit_soon(code)
     return code

@@ -69,7 +69,7 @@ def test_golden_the_recipes_are_the_papers(run: str, beta: float, epochs: float)
     assert (config.objective.beta, config.objective.eta) == (beta, 0.005)
     assert config.objective.sft_reduction == "sum"
     assert (config.optimizer.learning_rate, config.optimizer.warmup_ratio) == (5e-7, 0.1)
-    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 128
+    assert (trainer.global_batch_size, trainer.per_device_train_batch_size) == (128, 4)
     assert (trainer.num_train_epochs, trainer.seed) == (epochs, 42)
     assert (data.max_length, data.max_prompt_length) == (1024, 512)
 
