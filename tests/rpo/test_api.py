@@ -136,7 +136,8 @@ def test_property_every_option_of_a_command_is_an_argument_of_its_function() -> 
             options.pop("workload")
         axes = [name for name in options if name.startswith("mesh")]
         if axes:  # four options, one argument
-            options["mesh"] = [options.pop(name) for name in axes][0]
+            options["mesh"] = options[axes[0]]
+            options = {name: action for name, action in options.items() if name not in axes}
         arguments = inspect.signature(getattr(api, command)).parameters
         extra = {"help", "json", "dry_run"} | (
             of_the_process if "processes" in arguments else set()
