@@ -152,7 +152,7 @@ from rpo import cli
 threading.Thread(target=time.sleep, args=(600,)).start()
 cli.SECONDS_TO_EXIT = 0.2
 sys.argv = ["rpo", "train"]
-sys.exit(cli.main())
+sys.exit(cli.run_program())
 """
 
 

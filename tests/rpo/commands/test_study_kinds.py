@@ -170,7 +170,10 @@ def test_closed_form_the_kind_selects_the_configuration(tmp_path: Path) -> None:
         (FILES["rounds"] + "seed: 3\n", (), "unknown key `seed`: did you mean `seeds`?"),
         (
             FILES["rounds"],
-            ("--num-processes", "2", "--process-id", "0", "--coordinator-address", "127.0.0.1:1"),
+            (
+                *("--num-processes", "2", "--process-id", "0", "--initialization-timeout", "1"),
+                *("--coordinator-address", "127.0.0.1:1"),
+            ),
             "a study of the kind rounds runs in one process",
         ),
     ],
