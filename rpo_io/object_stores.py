@@ -12,7 +12,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from .locations import Location
@@ -99,6 +98,9 @@ def read_chunks(source: RemoteObject, start: int, stop: int) -> Iterator[bytes]:
     Yields:
         At most :data:`CHUNK_BYTES` bytes.
     """
+    # The import is refused once the main thread has ended, as in a script that works in a thread.
+    from concurrent.futures import ThreadPoolExecutor
+
     window = PARALLEL_CHUNKS * CHUNK_BYTES
     with ThreadPoolExecutor(PARALLEL_CHUNKS) as pool:
         # Of a longer map, all chunks could be in memory together.
