@@ -20,7 +20,7 @@ def test_closed_form_json_has_the_fields_of_the_plan(capsys: pytest.CaptureFixtu
     plan = json.loads(capsys.readouterr().out)
     assert (plan["topology"], plan["devices"], plan["fits"]) == ("h200:8", 8, True)
     assert plan["compiled"] is False
-    assert plan["tokens_per_step"] == 8 * 4 * 32 * 1536
+    assert plan["tokens_per_step"] == 128 * 1536
 
 
 def test_property_a_step_that_does_not_fit_is_reported_with_exit_code_1(
@@ -46,6 +46,7 @@ def test_extreme_the_largest_counts_are_planned_without_an_array(
     key: str, fits: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["plan", CONFIG, *SHAPE, "--topology", "h200:8", f"--{key}", "2147483647"]
+    argv += ["--trainer.global_batch_size", "null"]
     assert main(argv) == (0 if fits else 1)
     shown = capsys.readouterr().out
     assert shown.startswith("h200:8: fits: " if fits else "h200:8: does not fit: ")
@@ -71,7 +72,7 @@ def test_closed_form_the_command_trains_as_planned(capsys: pytest.CaptureFixture
     argv = ["plan", CONFIG, *SHAPE, "--topology", "h200:16", "--data.max_length=4096", "--json"]
     assert main([*argv, "--largest", "max_length"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["hosts"], plan["pairs_per_step"]) == (2, 16 * 4 * 32)
+    assert (plan["hosts"], plan["pairs_per_step"]) == (2, 128)
     shape = " ".join(SHAPE)
     assert plan["command"] == (
         f"rpo train {CONFIG} {shape} --data.max_length {plan['max_length']} "
