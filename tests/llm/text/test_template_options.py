@@ -31,9 +31,11 @@ def load(
     sizes = SimpleNamespace(vocab_size=1000, max_position_embeddings=64)
     decoder = SimpleNamespace(architecture=sizes)
     folder = write_folder(DATED)
-    resolved = SimpleNamespace(folder=folder, notes=())
+    resolved = SimpleNamespace(folder=folder, notes=(), architecture=sizes)
     monkeypatch.setattr("llm.hf.factory.resolve_model", lambda config: resolved)
-    monkeypatch.setattr("llm.hf.factory.build_model", lambda model: decoder)
+    monkeypatch.setattr("llm.hf.factory.abstract_model", lambda model: decoder)
+    monkeypatch.setattr("llm.hf.factory.build_model", lambda model, mesh: decoder)
+    monkeypatch.setattr("llm.parallel.mesh.make_devices", lambda mesh, model: None)
     (folder / "config.json").write_text("{}")
 
     def load_folder(stored: Any = None, **options: Any) -> LoadedModel:
