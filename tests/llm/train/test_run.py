@@ -107,9 +107,8 @@ def test_property_a_fingerprint_depends_on_what_decides_the_result_and_nothing_e
         "another configuration (`trainer.seed` was 0 and is 3)": {"config": config(seed=3)},
         "another configuration (`optimizer.adam_beta1` was 0.9 and is 0.8)": {"config": adam},
         "another configuration (the number of pairs of a step (`trainer.global_batch_size`, or "
-        "`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps` x devices) was 4 and is 8)": {
-            "sampler": sampler
-        },
+        "`trainer.per_device_train_batch_size` x `trainer.gradient_accumulation_steps` x devices) "
+        "was 4 and is 8)": {"sampler": sampler},
         "other data (the rows of `data.train` or `data.eval` changed)": {
             "data": DATA._replace(provenance={"data": "d5"})
         },
