@@ -13,9 +13,10 @@ import pytest
 
 from llm.config import DataConfig, MeshConfig, ModelConfig, TrainConfig, TrainerConfig
 from llm.hf.factory import resolve_model
-from llm.train.memory_plan import GIB, largest_fitting_plan, make_plan
+from llm.train.memory_plan import largest_fitting_plan, make_plan
 from llm.train.planned_step import PlannedStep, count_parameters, estimate_peak_bytes
 from llm.train.topology import GPU_MEMORY
+from llm.train.tpu_compiler import GIB
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
