@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,66 +95,72 @@ def compare_loop(args: argparse.Namespace, ids: list[list[int]]) -> dict[str, fl
     import numpy as np
 
     from llm.hf.io import load_model
-    from llm.inference import decoding
+    from llm.inference import continuous
     from llm.inference.generate import GenerationConfig, generate_tokens
 
     model = load_model(Path(args.model))
     times: list[tuple[float, int]] = []
-    advance = decoding._advance_on_device
+    generate = continuous._generate
 
     def timed(*arguments: Any, **options: Any) -> Any:
-        before = int(arguments[-1].step)
-        jax.block_until_ready(arguments[-1])
+        before = np.asarray(jax.block_until_ready(arguments)[3].steps)
         began = time.perf_counter()
-        loop = jax.block_until_ready(advance(*arguments, **options))
-        times.append((time.perf_counter() - began, int(loop.step) - before))
-        return loop
+        state = jax.block_until_ready(generate(*arguments, **options))
+        times.append((time.perf_counter() - began, int(np.max(state.steps - before))))
+        return state
 
-    decoding._advance_on_device = timed
+    continuous._generate = timed
     config = GenerationConfig(max_new_tokens=args.max_new_tokens)
-    generate = partial(generate_tokens, model, ids, config, end_ids=(), batch_size=args.batch)
-    kernels = [
-        getattr(model.layers, name).kernel[...]
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    ]
-    stored = [jnp.swapaxes(kernel, 1, 2).copy() for kernel in kernels]
+    run_loop = partial(generate_tokens, model, ids, config, end_ids=(), batch_size=args.batch)
+    names = "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    stacked = [getattr(model.layers, name).kernel[...] for name in names]
+    layers = [[kernel[i].T.copy() for kernel in stacked] for i in range(len(stacked[0]))]
     head = model.head().weight
 
-    @partial(jax.jit, static_argnames="by_output")
-    def multiply_all(kernels: Any, head: Any, x: Any, n: Any, *, by_output: bool) -> Any:
+    def multiply(kernel: Any, x: Any, summed: Any, *, by_output: bool) -> Any:
+        size = kernel.shape[1 if by_output else 0]
+        part = jnp.resize(x + summed, (size, args.batch))
+        y = kernel @ part if by_output else (part.T @ kernel).T
+        return summed + y[0, 0] * 1e-9
+
+    @jax.jit
+    def multiply_separate(layers: Any, head: Any, x: Any, n: Any) -> Any:
         def step(_: Any, summed: Any) -> Any:
-            def layer(summed: Any, layer: Any) -> Any:
-                for kernel in layer:
-                    size = kernel.shape[1 if by_output else 0]
-                    part = jnp.resize(x + summed, (size, args.batch))
-                    y = kernel @ part if by_output else (part.T @ kernel).T
-                    summed = summed + y[0, 0] * 1e-9
+            for kernel in [*chain.from_iterable(layers), head]:
+                summed = multiply(kernel, x, summed, by_output=True)
+            return summed
+
+        return jax.lax.fori_loop(0, n, step, jnp.zeros(()))
+
+    @jax.jit
+    def multiply_stacked(stacked: Any, head: Any, x: Any, n: Any) -> Any:
+        def step(_: Any, summed: Any) -> Any:
+            def layer(summed: Any, kernels: Any) -> Any:
+                for kernel in kernels:
+                    summed = multiply(kernel, x, summed, by_output=False)
                 return summed, None
 
-            summed, _ = jax.lax.scan(layer, summed, kernels)
-            part = jnp.resize(x + summed, (head.shape[1], args.batch))
-            return summed + (head @ part)[0, 0] * 1e-9
+            summed, _ = jax.lax.scan(layer, summed, stacked)
+            return multiply(head, x, summed, by_output=True)
 
         return jax.lax.fori_loop(0, n, step, jnp.zeros(()))
 
     x = jnp.ones((model.architecture.hidden_size, args.batch))
-    steps, measured = 16, {"loop": [], "products": [], "products as stored": []}
+    steps, measured = 16, {"loop": [], "products": [], "products of stacked kernels": []}
     for run in range(args.runs + 1):
         times.clear()
-        generate()
+        run_loop()
         if run:  # the first one compiles
             measured["loop"].append(sum(t for t, _ in times) / sum(n for _, n in times))
-        for name, parts, by_output in (
-            ("products", stored, True),
-            ("products as stored", kernels, False),
+        for name, multiply_all, kernels in (
+            ("products", multiply_separate, layers),
+            ("products of stacked kernels", multiply_stacked, stacked),
         ):
             began = time.perf_counter()
-            jax.block_until_ready(
-                multiply_all(parts, head, x, np.int32(steps), by_output=by_output)
-            )
+            jax.block_until_ready(multiply_all(kernels, head, x, np.int32(steps)))
             if run:
                 measured[name].append((time.perf_counter() - began) / steps)
-    decoding._advance_on_device = advance
+    continuous._generate = generate
     return {name: round(1e3 * statistics.median(values), 2) for name, values in measured.items()}
 
 

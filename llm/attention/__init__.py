@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .blockwise import attend_in_blocks
-    from .caches import Cache, HeadMajorCache, SlotMajorCache, allocate_cache
+    from .caches import SlotMajorCache, allocate_cache
     from .cudnn import SequenceIndices, attend_by_sequence, sequence_indices
     from .dispatch import attend, attend_cached, visible
     from .logits import AttentionSettings, apply_soft_cap
+    from .pages import LayerPages, PagedCache, PageTable, allocate_pages, split_pages
     from .splash import attend_with_splash, supports_head_size
 
 _EXPORTS = {
-    "Cache": "caches",
-    "HeadMajorCache": "caches",
     "SlotMajorCache": "caches",
     "allocate_cache": "caches",
     "attend": "dispatch",
@@ -32,15 +31,22 @@ _EXPORTS = {
     "supports_head_size": "splash",
     "AttentionSettings": "logits",
     "apply_soft_cap": "logits",
+    "PagedCache": "pages",
+    "PageTable": "pages",
+    "LayerPages": "pages",
+    "allocate_pages": "pages",
+    "split_pages": "pages",
 }
 
 __all__ = [
     "AttentionSettings",
-    "Cache",
-    "HeadMajorCache",
+    "LayerPages",
+    "PageTable",
+    "PagedCache",
     "SequenceIndices",
     "SlotMajorCache",
     "allocate_cache",
+    "allocate_pages",
     "apply_soft_cap",
     "attend",
     "attend_by_sequence",
@@ -48,6 +54,7 @@ __all__ = [
     "attend_in_blocks",
     "attend_with_splash",
     "sequence_indices",
+    "split_pages",
     "supports_head_size",
     "visible",
 ]

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .decoding import BatchDecoder
+    from .continuous import ContinuousDecoder
     from .decoding_records import DecodedRows, DecodingNumbers, DecodingOptions, PromptRows
     from .generate import (
         Conversation,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .score import PairScore, score_pairs
 
 _EXPORTS = {
-    "BatchDecoder": "decoding",
+    "ContinuousDecoder": "continuous",
     "DecodedRows": "decoding_records",
     "DecodingNumbers": "decoding_records",
     "DecodingOptions": "decoding_records",
@@ -42,7 +42,7 @@ _EXPORTS = {
 }
 
 __all__ = [
-    "BatchDecoder",
+    "ContinuousDecoder",
     "Conversation",
     "DecodedRows",
     "DecodingNumbers",

@@ -1,31 +1,25 @@
-r"""Decoding of a batch: the prompts are read, then one token of every row after another.
+r"""Decoding of one token after another, and the program that decodes a batch on a mesh.
 
-Accelerators and meshes run one compiled program for the whole batch. A single CPU streams weights
-and cache from memory for every token, so there the projections of one input are joined
-(:class:`llm.models.projections.JointProjection`), and the cache grows in buckets of slots that are
-bounded by the longest row that is still running. The draw of a token depends on the seed, the index
-of its prompt and its place in the reply alone.
+Accelerators and meshes run one compiled program for a whole batch. A single CPU replaces the rows
+that have ended, see :mod:`llm.inference.continuous`. The draw of a token depends on the seed, the
+index of its prompt and its place in the reply alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
-from llm.attention.caches import Cache
 from llm.models.decoder import Decoder
-from llm.models.layers import join_projections
 from llm.models.protocol import Head
-from llm.parallel.mesh import Devices, on_host
+from llm.parallel.mesh import Devices
 from llm.parallel.vocab import VocabParallel
 
 from .decoding_records import (
@@ -38,134 +32,89 @@ from .decoding_records import (
 )
 from .sampling import most_likely_tokens, penalize_repetitions, sample_tokens
 
-BUCKET = 64
-"""Slots by which the cache of a CPU grows; each size is a program of its own."""
 
-
-class _LoopState(NamedTuple):
+class DecodingState(NamedTuple):
     """State of the decoding loop.
 
     Attributes:
-        step: number of generated tokens of the rows that are running.
         n_running: number of rows of all devices that need a further token; the devices of a mesh
             make the same number of steps, because each step has collectives.
-        hidden: hidden state that predicts the next token.
-        cache: keys and values of the earlier tokens.
+        lengths: number of tokens of the prompt of each row; 0 for a row without one.
+        indices: indices of the prompts among all prompts.
+        steps: number of tokens that were generated for each row, its end token included.
+        hidden: hidden state that predicts the next token of each row.
+        cache: keys and values of the earlier tokens, as the function that decodes has them.
         result: the tokens so far.
         seen: tokens of the prompt and of the reply; None if they are not penalized.
     """
 
-    step: Int[Array, ""]
     n_running: Int[Array, ""]
+    lengths: Int[Array, " r"]
+    indices: Int[Array, " r"]
+    steps: Int[Array, " r"]
     hidden: Float[Array, "r D"]
-    cache: Cache
+    cache: Any
     result: DecodedRows
     seen: Bool[Array, "r V"] | None
 
 
-class BatchDecoder:
-    """The programs that decode batches of prompts with one model on one mesh."""
-
-    def __init__(
-        self, decoder: Decoder, devices: Devices, options: DecodingOptions, *, longest: int
-    ) -> None:
-        """Bring the model into the form in which it is read fastest.
-
-        Args:
-            decoder: the model.
-            devices: mesh that it is sharded over.
-            options: options of the generation.
-            longest: number of tokens of the longest prompt with its reply, of all batches.
-        """
-        self._devices, self._options = devices, options
-        graphdef, state = devices.split_model(decoder)
-        scaling = decoder.architecture.rope_scaling
-        if decoder.max_length is None and scaling is not None and scaling.rope_type == "longrope":
-            # The factors must depend neither on the batch of a prompt nor on the buckets.
-            model = nnx.merge(graphdef, state)
-            model.max_length = longest
-            graphdef, state = nnx.split(model)
-        platform = devices.mesh.devices.flat[0].platform
-        self._in_buckets = platform == "cpu" and devices.mesh.size == 1
-        if self._in_buckets:
-            joined = nnx.merge(graphdef, state)
-            join_projections(joined.layers)
-            graphdef, state = nnx.split(joined)
-        self._graphdef, self._state = graphdef, state
-
-    def decode(self, numbers: DecodingNumbers, prompts: PromptRows) -> DecodedRows:
-        """Decode a batch.
-
-        Args:
-            numbers: numbers of the generation.
-            prompts: the prompts, in NumPy arrays; their number is a multiple of the shards of a
-                batch.
-
-        Returns:
-            The rows, in NumPy arrays.
-        """
-        devices, options = self._devices, self._options
-        if not self._in_buckets:
-            on_mesh = decode_on_mesh(
-                self._graphdef,
-                self._state,
-                devices.put_shared(numbers),
-                devices.put_rows(prompts),
-                devices=devices,
-                options=options,
-            )
-            return jax.tree.map(on_host, on_mesh)
-        longest = int(prompts.lengths.max())
-        most = max(prompts.tokens.shape[1], longest + options.max_new_tokens)
-        n_slots = min(bucket_slots(longest + 1), most)
-        n_slots = max(n_slots, prompts.tokens.shape[1])
-        arguments = self._graphdef, self._state, numbers, prompts
-        n_packed = packed_size(prompts.lengths, prompts.tokens.shape)
-        loop = _start_on_device(*arguments, options=options, n_slots=n_slots, n_packed=n_packed)
-        while True:
-            loop = _advance_on_device(*arguments, loop, options=options)
-            step = int(loop.step)
-            if step == options.max_new_tokens or int(loop.n_running) == 0:
-                return jax.tree.map(np.asarray, loop.result)
-            n_slots = min(bucket_slots(n_slots + 1), most)
-            loop = loop._replace(cache=_grow(loop.cache, n_slots=n_slots))
-
-
-def bucket_slots(n_slots: int) -> int:
-    """Round a number of slots up, to a multiple of a 16th of it and of :data:`BUCKET`.
+def empty_result(lengths: Int[Array, " r"], options: DecodingOptions) -> DecodedRows:
+    """Return the result of rows before their first token.
 
     Args:
-        n_slots: number of slots, at least 1.
+        lengths: number of tokens of each prompt; 0 for a row that is not used.
+        options: options of the generation.
 
     Returns:
-        The rounded number.
+        Rows without tokens.
 
     Examples:
-        >>> [bucket_slots(n) for n in (1, 65, 1000, 1025, 5000)]
-        [64, 128, 1024, 1152, 5120]
+        >>> options = DecodingOptions(3, greedy=True, penalized=False)
+        >>> empty_result(jnp.array([4, 0]), options).finished.tolist()
+        [False, True]
     """
-    step = max(BUCKET, 2 ** math.ceil(math.log2(n_slots)) // 16)
-    return step * math.ceil(n_slots / step)
+    return DecodedRows(
+        tokens=jnp.full((len(lengths), options.max_new_tokens), NO_TOKEN, jnp.int32),
+        finished=lengths == 0,
+        failed=jnp.full(len(lengths), NO_STEP, jnp.int32),
+    )
 
 
-def packed_size(lengths: np.ndarray, shape: tuple[int, int]) -> int:
-    """Return the number of tokens into which the prompts of a batch are packed.
-
-    It is a multiple of an eighth of the padded batch, so that few sizes are compiled.
+def is_running(state: DecodingState, options: DecodingOptions) -> Bool[Array, " r"]:
+    """Return which rows of a device need a further token.
 
     Args:
+        state: the rows.
+        options: options of the generation.
+
+    Returns:
+        False for a row that has ended, and for one without a prompt.
+    """
+    return ~state.result.finished & (state.steps < options.max_new_tokens)
+
+
+def tokens_seen(
+    tokens: Int[Array, "r T"], lengths: Int[Array, " r"], vocab_size: int
+) -> Bool[Array, "r V"]:
+    """Return which tokens occur in each prompt.
+
+    Args:
+        tokens: token ids, padded at the end.
         lengths: number of tokens of each prompt.
-        shape: number of rows and of tokens of the padded batch.
+        vocab_size: number of tokens of the vocabulary.
 
     Returns:
-        The number, at least the sum of the lengths.
+        Whether the prompt has the token.
 
     Examples:
-        >>> packed_size(np.array([3, 30]), (2, 32))
-        40
+        >>> tokens_seen(jnp.array([[3, 1, 0]]), jnp.array([2]), 4).tolist()
+        [[False, True, False, True]]
     """
-    part = math.ceil(math.prod(shape) / 8)
-    return part * math.ceil(int(lengths.sum()) / part)
+    # Padding is written past the last token, where ``mode="drop"`` discards it.
+    columns = jnp.arange(tokens.shape[1], dtype=lengths.dtype)
+    prompt = jnp.where(columns < lengths[:, None], tokens, vocab_size)
+    seen = jnp.zeros((tokens.shape[0], vocab_size), bool)
+    return seen.at[jnp.arange(tokens.shape[0])[:, None], prompt].set(True, mode="drop")
 
 
 @partial(jax.jit, static_argnames=("graphdef", "devices", "options"))
@@ -191,153 +140,93 @@ def decode_on_mesh(
     Returns:
         The rows.
     """
-    platform = devices.mesh.devices.flat[0].platform
 
     def on_device(state: Any, numbers: DecodingNumbers, prompts: PromptRows) -> DecodedRows:
         decoder = nnx.merge(graphdef, state)
-        n_slots = prompts.tokens.shape[1] + options.max_new_tokens
-        cache = decoder.init_cache(prompts.tokens.shape[0], n_slots, platform=platform)
-        loop = _start(decoder, prompts, cache, options)
-        return _advance(decoder, numbers, prompts, loop, options).result
+        start = _read_padded(decoder, prompts, options)
+        generate = partial(generate_token, decoder, decoder.decode, numbers, options)
+        return jax.lax.while_loop(lambda state: state.n_running > 0, generate, start).result
 
     return devices.map_rows(on_device)(state, numbers, prompts)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "options", "n_slots", "n_packed"))
-def _start_on_device(
-    graphdef: nnx.GraphDef,
-    state: Any,
-    numbers: DecodingNumbers,
-    prompts: PromptRows,
-    *,
-    options: DecodingOptions,
-    n_slots: int,
-    n_packed: int,
-) -> _LoopState:
-    """Read the prompts on one device, packed into one row."""
-    del numbers
-    decoder = nnx.merge(graphdef, state)
-    cache = decoder.init_cache(prompts.tokens.shape[0], n_slots)
-    return _start(decoder, prompts, cache, options, n_packed=n_packed)
-
-
-@partial(jax.jit, static_argnames=("graphdef", "options"), donate_argnames=("loop",))
-def _advance_on_device(
-    graphdef: nnx.GraphDef,
-    state: Any,
-    numbers: DecodingNumbers,
-    prompts: PromptRows,
-    loop: _LoopState,
-    *,
-    options: DecodingOptions,
-) -> _LoopState:
-    """Generate tokens on one device until all rows have ended or the cache is full."""
-    return _advance(nnx.merge(graphdef, state), numbers, prompts, loop, options)
-
-
-@partial(jax.jit, static_argnames=("n_slots",))
-def _grow(cache: Any, *, n_slots: int) -> Any:
-    return cache.grown(n_slots)
-
-
-def _start(
-    decoder: Decoder,
-    prompts: PromptRows,
-    cache: Cache,
-    options: DecodingOptions,
-    *,
-    n_packed: int | None = None,
-) -> _LoopState:
-    """Read the prompts, padded or packed, and return the state before the first token."""
-    tokens, lengths, _ = prompts
+def _read_padded(decoder: Decoder, prompts: PromptRows, options: DecodingOptions) -> DecodingState:
+    """Read padded prompts into an empty cache with room for their replies."""
+    tokens, lengths, indices = prompts
     n_rows, width = tokens.shape
     columns = jnp.arange(width, dtype=jnp.int32)[None]
     positions = jnp.where(columns < lengths[:, None], columns, NO_TOKEN)
-    last = jnp.maximum(lengths - 1, 0)
-    if n_packed is None:
-        padded, cache = decoder.decode(tokens, positions, cache)
-        hidden = jnp.take_along_axis(padded, last[:, None, None], axis=1)[:, 0]
-    else:
-        packed, cache = decoder.decode_packed(tokens, lengths, cache, n_packed=n_packed)
-        hidden = packed[jnp.cumsum(lengths) - lengths + last]
-    seen = None
-    if options.penalized:
-        seen = jnp.zeros((n_rows, decoder.architecture.vocab_size), bool)
-        # Padding is written past the last token, where ``mode="drop"`` discards it.
-        prompt = jnp.where(positions >= 0, tokens, seen.shape[1])
-        seen = seen.at[jnp.arange(n_rows)[:, None], prompt].set(True, mode="drop")
-    return _LoopState(
-        step=jnp.int32(0),
-        n_running=decoder.sharding_plan.batch_sum(jnp.sum(lengths > 0)),
-        hidden=hidden,
+    cache = decoder.init_cache(n_rows, width + options.max_new_tokens)
+    hidden, cache = decoder.decode(tokens, positions, cache)
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    vocab_size = decoder.architecture.vocab_size
+    return DecodingState(
+        n_running=decoder.sharding_plan.batch_sum(jnp.sum(lengths > 0, dtype=jnp.int32)),
+        lengths=lengths,
+        indices=indices,
+        steps=jnp.zeros_like(lengths),
+        hidden=jnp.take_along_axis(hidden, last, axis=1)[:, 0],
         cache=cache,
-        result=DecodedRows(
-            tokens=jnp.full((n_rows, options.max_new_tokens), NO_TOKEN, jnp.int32),
-            finished=lengths == 0,
-            failed=jnp.full(n_rows, NO_STEP, jnp.int32),
-        ),
-        seen=seen,
+        result=empty_result(lengths, options),
+        seen=tokens_seen(tokens, lengths, vocab_size) if options.penalized else None,
     )
 
 
-def _advance(
+def generate_token(
     decoder: Decoder,
+    decode: Callable[..., Any],
     numbers: DecodingNumbers,
-    prompts: PromptRows,
-    loop: _LoopState,
     options: DecodingOptions,
-) -> _LoopState:
-    """Generate tokens until all rows have ended, or the cache has no slot for the next token."""
-    lengths, plan = prompts.lengths, decoder.sharding_plan
-    next_logits = _logits_function(decoder.head())
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(numbers.seed), prompts.indices)
-    row = jnp.arange(lengths.shape[0])
+    state: DecodingState,
+) -> DecodingState:
+    """Generate the next token of every row that is running.
 
-    def body(loop: _LoopState) -> _LoopState:
-        before = loop.result
-        logits = next_logits(loop.hidden)
-        if loop.seen is not None:
-            logits = penalize_repetitions(logits, loop.seen, numbers.repetition_penalty)
-        is_usable = jnp.isfinite(logits).all(axis=-1)
-        failed = jnp.where(before.finished | is_usable, before.failed, loop.step)
-        token = _choose(logits, keys, loop.step, numbers, greedy=options.greedy)
-        finished = before.finished | jnp.isin(token, numbers.end_tokens) | (failed != NO_STEP)
-        tokens = before.tokens.at[:, loop.step].set(jnp.where(finished, NO_TOKEN, token))
-        # A finished row is padding: its position is NO_TOKEN.
-        positions = jnp.where(finished, NO_TOKEN, lengths + loop.step)[:, None]
-        hidden, cache = decoder.decode(token[:, None], positions, loop.cache)
-        return _LoopState(
-            step=loop.step + 1,
-            n_running=plan.batch_sum(jnp.sum(~finished)),
-            hidden=hidden[:, 0],
-            cache=cache,
-            result=DecodedRows(tokens, finished, failed),
-            seen=None if loop.seen is None else loop.seen.at[row, token].set(True),
-        )
+    Args:
+        decoder: the model.
+        decode: function of tokens, positions and the cache that returns hidden states and the
+            cache, such as :meth:`llm.models.decoder.Decoder.decode`.
+        numbers: numbers of the generation.
+        options: options of the generation.
+        state: the rows; a cache in pages must have enough free ones.
 
-    def is_running(loop: _LoopState) -> Array:
-        needed = jnp.max(jnp.where(loop.result.finished, 0, lengths + loop.step))
-        is_running = (loop.step < options.max_new_tokens) & (loop.n_running > 0)
-        # On a mesh the cache has room for all tokens, and devices must not stop one by one.
-        return is_running & (needed < loop.cache.n_slots) if plan.batch_shards == 1 else is_running
+    Returns:
+        The rows with their tokens.
+    """
+    before, running = state.result, is_running(state, options)
+    logits = _next_logits(decoder.head(), state.hidden)
+    if state.seen is not None:
+        logits = penalize_repetitions(logits, state.seen, numbers.repetition_penalty)
+    fails = running & ~jnp.isfinite(logits).all(axis=-1)
+    token = _choose(logits, state, numbers, greedy=options.greedy)
+    ends = running & (jnp.isin(token, numbers.end_tokens) | fails)
+    row = jnp.arange(len(token))
+    kept = jnp.where(running & ~ends, token, NO_TOKEN)
+    state = state._replace(
+        steps=state.steps + running.astype(state.steps.dtype),
+        result=DecodedRows(
+            tokens=before.tokens.at[row, state.steps].set(kept, mode="drop"),
+            finished=before.finished | ends,
+            failed=jnp.where(fails, state.steps, before.failed),
+        ),
+        seen=None if state.seen is None else state.seen.at[row, token].set(True),
+    )
+    running = is_running(state, options)
+    # A row that has ended is padding: its position is NO_TOKEN.
+    positions = jnp.where(running, state.lengths + state.steps - 1, NO_TOKEN)[:, None]
+    hidden, cache = decode(token[:, None], positions, state.cache)
+    n_running = decoder.sharding_plan.batch_sum(jnp.sum(running, dtype=jnp.int32))
+    return state._replace(n_running=n_running, hidden=hidden[:, 0], cache=cache)
 
-    return jax.lax.while_loop(is_running, body, loop)
 
-
-def _logits_function(head: Head) -> Callable[[Array], Float[Array, "r V"]]:
-    """Return the function of the hidden states of a device's rows that returns their logits."""
+def _next_logits(head: Head, hidden: Float[Array, "r D"]) -> Float[Array, "r V"]:
+    """Return the logits of a device's rows."""
     vocab = VocabParallel(head.vocab_axes)
-
-    def next_logits(hidden: Float[Array, "r D"]) -> Float[Array, "r V"]:
-        return vocab.gather_vocabulary(head.logits_by_token(vocab.all_gather_tokens(hidden)))
-
-    return next_logits
+    return vocab.gather_vocabulary(head.logits_by_token(vocab.all_gather_tokens(hidden)))
 
 
 def _choose(
     logits: Float[Array, "r V"],
-    keys: Key[Array, " r"],
-    step: Int[Array, ""],
+    state: DecodingState,
     numbers: DecodingNumbers,
     *,
     greedy: bool,
@@ -345,6 +234,8 @@ def _choose(
     """Return the next token of each row."""
     if greedy:
         return most_likely_tokens(logits)
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = fold_in(jax.random.key(numbers.seed), state.indices)
+    step_keys = jax.vmap(jax.random.fold_in)(keys, state.steps)
     filters = numbers.temperature, numbers.top_p, numbers.top_k, numbers.min_p
     return sample_tokens(logits, step_keys, *filters)

@@ -1,26 +1,38 @@
 r"""Generation: greedy decoding, or sampling by the options of :class:`GenerationConfig`.
 
-:func:`generate_tokens` decodes a batch of prompts of different lengths with a key-value cache, in
-one compiled loop that ends when every sequence has ended. :func:`generate_replies` runs whole
-conversations, reply by reply, through a tokenizer. A sample depends on the seed and on the index of
-its prompt, not on the batch that the prompt is in.
+:func:`generate_tokens` decodes prompts of different lengths with a cache of keys and values. One
+CPU gives the row of a reply that has ended to the next prompt; elsewhere one compiled loop ends
+when all replies of a batch have ended. :func:`generate_replies` runs whole conversations, reply by
+reply, through a tokenizer. A sample depends on the seed and on the index of its prompt, not on the
+prompts that are decoded with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
+from flax import nnx
 
+from llm.attention.pages import PAGE
 from llm.data.preferences import Message
 from llm.models.decoder import Decoder
-from llm.parallel.mesh import Devices, single_device
+from llm.parallel.mesh import Devices, on_host, single_device
 from llm.text.tokenizer import Tokenizer
 
-from .decoding import BatchDecoder
-from .decoding_records import NO_STEP, NO_TOKEN, DecodingNumbers, DecodingOptions, PromptRows
+from .continuous import ContinuousDecoder
+from .decoding import decode_on_mesh
+from .decoding_records import (
+    NO_STEP,
+    NO_TOKEN,
+    DecodedRows,
+    DecodingNumbers,
+    DecodingOptions,
+    PromptRows,
+)
 from .sampling import GenerationConfig, sample_tokens
 
 __all__ = [
@@ -37,9 +49,6 @@ __all__ = [
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """A function of the batches and their number that yields the batches, such as a progress bar."""
-
-PROMPT_MULTIPLE = 32
-"""Prompts are padded to a multiple of this many tokens, so that few shapes are compiled."""
 
 
 class NonFiniteLogitsError(ValueError):
@@ -233,8 +242,6 @@ def generate_tokens(
         return []
     penalized = config.repetition_penalty != 1.0
     options = DecodingOptions(config.max_new_tokens, config.greedy, penalized)
-    longest = max(map(len, prompts)) + config.max_new_tokens
-    batch_decoder = BatchDecoder(decoder, devices, options, longest=longest)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     numbers = DecodingNumbers(
@@ -247,28 +254,87 @@ def generate_tokens(
         np.float32(config.repetition_penalty),
     )
     results: dict[int, GeneratedTokens] = {}
-    for indices in progress(batches, len(batches)):
-        # The last batch is filled up with empty prompts, which are finished from the start.
-        n_padding = batch_size - len(indices)
-        tokens, lengths = _pad([prompts[index] for index in indices] + [()] * n_padding)
-        prompt_indices = np.array(list(indices) + [0] * n_padding, dtype=np.uint32)
-        rows = batch_decoder.decode(numbers, PromptRows(tokens, lengths, prompt_indices))
-        for index, step in sorted(zip(indices, rows.failed.tolist(), strict=False)):
-            if step != NO_STEP:
-                raise NonFiniteLogitsError(index, step + 1, f"`prompts[{index}]`")
-        for index, row, ended in zip(indices, rows.tokens, rows.finished, strict=False):
-            results[index] = GeneratedTokens(tuple(row[row != NO_TOKEN].tolist()), bool(ended))
+    for index, row in _decode(decoder, numbers, options, prompts, batches, devices, progress):
+        if row.failed != NO_STEP:
+            raise NonFiniteLogitsError(index, int(row.failed) + 1, f"`prompts[{index}]`")
+        tokens = row.tokens[row.tokens != NO_TOKEN].tolist()
+        results[index] = GeneratedTokens(tuple(tokens), bool(row.finished))
     return [results[index] for index in range(len(prompts))]
 
 
-def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad prompts at the end to one length; return the tokens and the true lengths."""
-    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
-    width = PROMPT_MULTIPLE * math.ceil(lengths.max() / PROMPT_MULTIPLE)
-    tokens = np.zeros((len(prompts), width), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
+def _decode(
+    decoder: Decoder,
+    numbers: DecodingNumbers,
+    options: DecodingOptions,
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    devices: Devices,
+    progress: Progress,
+) -> Iterator[tuple[int, DecodedRows]]:
+    """Yield the index of each prompt with its reply, in any order."""
+    n_rows = devices.rows_of(len(batches[0]))
+    n_slots = max(map(len, prompts)) + options.max_new_tokens
+    decoder = _with_max_length(decoder, n_slots)
+    if devices.mesh.size == 1 and devices.mesh.devices.flat[0].platform == "cpu":
+        rows = ContinuousDecoder(decoder, numbers, options, n_rows=n_rows, n_slots=n_slots)
+        for batch_index, indices in enumerate(progress(batches, len(batches))):
+            yield from rows.decode(_pad(prompts, indices, n_rows))
+            if batch_index == len(batches) - 1:  # before the progress is complete
+                yield from rows.finish()
+        return
+    graphdef, state = devices.split_model(decoder)
+    for indices in progress(batches, len(batches)):
+        # The last batch is filled up with empty prompts, which are finished from the start.
+        on_mesh = decode_on_mesh(
+            graphdef,
+            state,
+            devices.put_shared(numbers),
+            devices.put_rows(_pad(prompts, indices, n_rows)),
+            devices=devices,
+            options=options,
+        )
+        result = jax.tree.map(on_host, on_mesh)
+        for row, index in sorted(enumerate(indices), key=lambda pair: pair[1]):
+            yield index, jax.tree.map(lambda each, row=row: each[row], result)
+
+
+def _with_max_length(decoder: Decoder, n_slots: int) -> Decoder:
+    """Let the factors of ``longrope`` depend neither on the batch of a prompt nor on the cache."""
+    scaling = decoder.architecture.rope_scaling
+    if decoder.max_length is not None or scaling is None or scaling.rope_type != "longrope":
+        return decoder
+    copy: Decoder = nnx.merge(*nnx.split(decoder))
+    copy.max_length = n_slots
+    return copy
+
+
+def _pad(prompts: Sequence[Sequence[int]], indices: Sequence[int], n_rows: int) -> PromptRows:
+    """Pad some prompts at the end to one length, and their number to ``n_rows``."""
+    chosen = [prompts[index] for index in indices] + [()] * (n_rows - len(indices))
+    lengths = np.array([len(prompt) for prompt in chosen], dtype=np.int32)
+    width = round_width(int(lengths.max()))
+    tokens = np.zeros((n_rows, width), np.int32)
+    for row, prompt in zip(tokens, chosen, strict=True):
         row[: len(prompt)] = prompt
-    return tokens, lengths
+    padded = [*indices, *[0] * (n_rows - len(indices))]
+    return PromptRows(tokens, lengths, np.array(padded, dtype=np.uint32))
+
+
+def round_width(n_tokens: int) -> int:
+    """Round the tokens of the longest prompt up, to whole pages; each width is compiled.
+
+    Args:
+        n_tokens: number of tokens, at least 1.
+
+    Returns:
+        The rounded number, at most a quarter more beyond 128 tokens.
+
+    Examples:
+        >>> [round_width(n) for n in (1, 65, 129, 600)]
+        [32, 96, 160, 640]
+    """
+    step = max(PAGE, 2 ** math.ceil(math.log2(n_tokens)) // 8)
+    return step * math.ceil(n_tokens / step)
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, batch_size: int) -> None:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from .rope import RopeAngles, apply_rope, rope_angles, rope_frequencies
     from .rope_scaling import RopeScaling
     from .token_statistics import ResponseStatistics, response_statistics, token_log_sum_squares
+    from .unrolled import decode_with_pages, init_pages, read_prompts, unroll
 
 _EXPORTS = {
     "Adapter": "projections",
     "Architecture": "architecture",
-    "Cache": "decoder",
     "Decoder": "decoder",
     "Experts": "experts",
     "Head": "protocol",
@@ -60,14 +60,17 @@ _EXPORTS = {
     "apply_lora": "lora",
     "apply_rope": "rope",
     "compress_base_weights": "base_weights",
+    "decode_with_pages": "unrolled",
     "dequantize": "quantization",
     "has_lora": "lora",
+    "init_pages": "unrolled",
     "lora_shapes": "lora",
     "mark_saved": "lora",
     "merge_lora": "lora",
     "merged_kernel": "lora",
     "project": "custom_vjp",
     "quantize": "quantization",
+    "read_prompts": "unrolled",
     "response_log_probs": "logprobs",
     "response_statistics": "token_statistics",
     "rms_norm": "custom_vjp",
@@ -78,6 +81,7 @@ _EXPORTS = {
     "token_log_probs": "logprobs",
     "token_log_sum_squares": "token_statistics",
     "trainable_filter": "lora",
+    "unroll": "unrolled",
 }
 
 __all__ = [
@@ -104,14 +108,17 @@ __all__ = [
     "apply_lora",
     "apply_rope",
     "compress_base_weights",
+    "decode_with_pages",
     "dequantize",
     "has_lora",
+    "init_pages",
     "lora_shapes",
     "mark_saved",
     "merge_lora",
     "merged_kernel",
     "project",
     "quantize",
+    "read_prompts",
     "response_log_probs",
     "response_statistics",
     "rms_norm",
@@ -122,6 +129,7 @@ __all__ = [
     "token_log_probs",
     "token_log_sum_squares",
     "trainable_filter",
+    "unroll",
 ]
 
 

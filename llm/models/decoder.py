@@ -2,7 +2,8 @@
 
 The parameters of all layers are stacked along a leading axis, and ``lax.scan`` applies one layer
 after another, so that one layer is compiled for all. Local and global attention differ in numbers
-that the scan runs over.
+that the scan runs over. Only
+:func:`llm.models.unrolled.unroll` separates them, for one CPU.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from llm.attention.blockwise import ATTENTION_RESIDUALS
-from llm.attention.caches import Cache, allocate_cache
-from llm.attention.dispatch import NO_WINDOW, attend, attend_cached
+from llm.attention.caches import SlotMajorCache, allocate_cache
+from llm.attention.dispatch import NO_WINDOW, attend
 from llm.config import LoraConfig
 from llm.parallel.layout import SINGLE_DEVICE, ShardingPlan
 from llm.precision import accumulation_dtype
@@ -143,7 +144,7 @@ class Decoder(nnx.Module):
         rows = rows._replace(tokens=tokens, positions=positions)
 
         def attention(
-            queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
+            queries: Array, keys: Array, values: Array, *, index: Any, carry: Any, **options: Any
         ) -> tuple[Array, Any]:
             del index
             return attend(queries, keys, values, rows, **options), carry
@@ -151,7 +152,7 @@ class Decoder(nnx.Module):
         longest = jnp.max(positions) + 1
         wide = accumulation_dtype(self.dtype)
         counts = response_counts(rows).astype(wide) if with_router_loss else None
-        hidden, _, sums = self._apply_layers(
+        hidden, _, sums = self.apply_layers(
             tokens, positions, longest, attention, None, self.remat, counts
         )
         return hidden, None if sums is None else router_loss(sums, self.sharding_plan)
@@ -178,13 +179,12 @@ class Decoder(nnx.Module):
         plan = self.sharding_plan
         return adapter(weight, plan.tp_broadcast if plan.vocab_axes(name) else identity)
 
-    def init_cache(self, n_rows: int, n_slots: int, *, platform: str | None = None) -> Cache:
+    def init_cache(self, n_rows: int, n_slots: int) -> SlotMajorCache:
         """Allocate a cache for positions 0 to ``n_slots - 1``.
 
         Args:
             n_rows: number of sequences that a device decodes together.
             n_slots: length of the longest sequence, prompt and reply.
-            platform: platform of the devices; None for that of JAX's default device.
 
         Returns:
             An empty cache; devices along ``tensor`` hold different heads.
@@ -197,12 +197,14 @@ class Decoder(nnx.Module):
             a.num_key_value_heads // self.sharding_plan.tensor,
             a.head_dim,
             self.dtype,
-            platform=platform or jax.default_backend(),
         )
 
     def decode(
-        self, tokens: Int[ArrayLike, "r T"], positions: Int[ArrayLike, "r T"], cache: Cache
-    ) -> tuple[Float[Array, "r T D"], Cache]:
+        self,
+        tokens: Int[ArrayLike, "r T"],
+        positions: Int[ArrayLike, "r T"],
+        cache: SlotMajorCache,
+    ) -> tuple[Float[Array, "r T D"], SlotMajorCache]:
         """Read the next tokens of sequences: whole prompts, or one token of each.
 
         Args:
@@ -217,66 +219,19 @@ class Decoder(nnx.Module):
         """
         positions = jnp.asarray(positions)
         filled = positions >= 0
+        clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
         slots = jnp.where(filled, positions, cache.n_slots)  # that of padding is dropped
 
         def attention(
             queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
-        ) -> tuple[Array, Cache]:
+        ) -> tuple[Array, SlotMajorCache]:
             cache = carry.write(index, slots, keys, values)
             return cache.attend(index, queries, positions, **options), cache
 
-        clean = jnp.where(filled, tokens, 0), jnp.where(filled, positions, 0)
-        hidden, cache, _ = self._apply_layers(*clean, cache.n_slots, attention, cache, "none", None)
+        hidden, cache, _ = self.apply_layers(*clean, cache.n_slots, attention, cache, "none", None)
         return hidden, cache
 
-    def decode_packed(
-        self,
-        tokens: Int[ArrayLike, "r T"],
-        lengths: Int[ArrayLike, " r"],
-        cache: Cache,
-        *,
-        n_packed: int,
-    ) -> tuple[Float[Array, "n D"], Cache]:
-        """Read whole prompts into an empty cache, computing products for their tokens alone.
-
-        Args:
-            tokens: token ids, padded at the end.
-            lengths: number of tokens of each prompt.
-            cache: an empty cache.
-            n_packed: number of tokens that the prompts are packed into, at least the sum of the
-                lengths.
-
-        Returns:
-            Hidden states of the prompts one after another, and the cache with their tokens.
-        """
-        tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
-        n_rows, width = tokens.shape
-        ends = jnp.cumsum(lengths)
-        index = jnp.arange(n_packed, dtype=lengths.dtype)
-        row = jnp.minimum(jnp.searchsorted(ends, index, side="right"), n_rows - 1)
-        starts = ends - lengths
-        filled = index < ends[-1]
-        position = jnp.where(filled, index - starts[row], 0)
-        columns = jnp.arange(width, dtype=lengths.dtype)
-        gathered = jnp.minimum(starts[:, None] + columns, n_packed - 1)
-        positions = jnp.where(columns < lengths[:, None], columns, -1)
-        slots = jnp.where(positions >= 0, positions, cache.n_slots)  # that of padding is dropped
-
-        def attention(
-            queries: Array, keys: Array, values: Array, *, index: Array, carry: Any, **options: Any
-        ) -> tuple[Array, Cache]:
-            queries, keys, values = (each[0][gathered] for each in (queries, keys, values))
-            cache = carry.write(index, slots, keys, values)
-            mixed = attend_cached(queries, keys, values, positions, **options)
-            return mixed[row, position][None], cache
-
-        packed = jnp.where(filled, tokens[row, position], 0)[None], position[None]
-        hidden, cache, _ = self._apply_layers(
-            *packed, cache.n_slots, attention, cache, "none", None
-        )
-        return hidden[0], cache
-
-    def _apply_layers(
+    def apply_layers(
         self,
         tokens: Array,
         positions: Array,
@@ -286,15 +241,28 @@ class Decoder(nnx.Module):
         remat: Remat,
         token_counts: Array | None,
     ) -> tuple[Array, Any, RouterSums | None]:
-        """Embed tokens, apply all layers and the final norm; ``attention`` updates ``carry``."""
+        """Embed tokens, apply all layers and the final norm.
+
+        Args:
+            tokens: token ids.
+            positions: their positions.
+            longest: number of tokens of the longest sequence.
+            attention: ``attention(queries, keys, values, *, index, carry, **options)`` returns the
+                mixed values of a layer, and the next ``carry``.
+            carry: what the layers pass on; separate layers have one each, and no ``index``.
+            remat: see :class:`Decoder`; separate layers save everything.
+            token_counts: how often each token counts in the sums of the router; None for no sums.
+
+        Returns:
+            The hidden states, the last ``carry`` or that of each layer, and the sums.
+        """
         a, plan = self.architecture, self.sharding_plan
         wide = accumulation_dtype(self.dtype)
         angles = rope_angles(a, positions, wide, is_long=self._is_long(longest))
         query_scale = self._query_scale(positions)
-        graphdef, parameters = nnx.split(self.layers)
 
-        def body(state: tuple[Array, Any], xs: tuple[Any, ...]) -> tuple[Any, Any]:
-            (x, carry), (parameters, index, is_local, rope_row) = state, xs
+        def apply(layer: Layer, state: tuple[Array, Any], numbers: tuple[Any, ...]) -> Any:
+            (x, carry), (index, is_local, rope_row) = state, numbers
             options = {"soft_cap": a.attn_logit_softcapping, "scale": a.attention_scale}
             options["window"] = self._window(is_local)
 
@@ -306,7 +274,6 @@ class Decoder(nnx.Module):
                 more = options if sinks is None else {**options, "sinks": sinks}
                 return attention(queries, keys, values, index=index, carry=carry, **more)
 
-            layer = nnx.merge(graphdef, plan.fsdp_gather(parameters, self.dtype))
             if self.dropout_key is not None:
                 layer.start_dropout(jax.random.fold_in(self.dropout_key, index), plan)
             row = 0 if angles.cosine.shape[0] == 1 else rope_row
@@ -322,11 +289,33 @@ class Decoder(nnx.Module):
             )
             return (x, carry), sums
 
-        # The loop itself keeps XLA from merging the recomputation with the forward pass.
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        flags = jnp.array(a.local_layers or [False] * a.num_hidden_layers)
-        xs = (parameters, jnp.arange(a.num_hidden_layers), flags, jnp.asarray(rope_rows(a)))
-        (hidden, carry), sums = jax.lax.scan(body, (self._embed(tokens), carry), xs)
+        flags = a.local_layers or [False] * a.num_hidden_layers
+        if isinstance(self.layers, nnx.List):
+            graphdef, _ = nnx.split(self.layers[0])
+
+            @jax.jit  # traced once for all layers
+            def apply_alike(parameters: Any, x: Array, carry: Any, *numbers: Any) -> Any:
+                return apply(nnx.merge(graphdef, parameters), (x, carry), (None, *numbers))[0]
+
+            hidden, carries = self._embed(tokens), []
+            parts = [None] * len(flags) if carry is None else carry
+            of_layers = zip(self.layers, parts, flags, rope_rows(a), strict=True)
+            for layer, carry_of_layer, *numbers in of_layers:
+                hidden, new = apply_alike(nnx.state(layer), hidden, carry_of_layer, *numbers)
+                carries.append(new)
+            carry, sums = tuple(carries), None
+        else:
+            graphdef, parameters = nnx.split(self.layers)
+
+            def body(state: tuple[Array, Any], xs: tuple[Any, ...]) -> tuple[Any, Any]:
+                gathered = plan.fsdp_gather(xs[0], self.dtype)
+                return apply(nnx.merge(graphdef, gathered), state, xs[1:])
+
+            # The loop itself keeps XLA from merging the recomputation with the forward pass.
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+            xs = jnp.arange(a.num_hidden_layers), jnp.array(flags), jnp.asarray(rope_rows(a))
+            state = self._embed(tokens), carry
+            (hidden, carry), sums = jax.lax.scan(body, state, (parameters, *xs))
         hidden = self.norm(hidden)
         hidden = hidden if a.logits_scaling == 1.0 else hidden / a.logits_scaling
         return hidden, carry, jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)

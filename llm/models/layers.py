@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -242,19 +243,40 @@ JOINT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), 
 """Projections of one input, which a CPU applies as one product."""
 
 
-def join_projections(layers: Layer) -> None:
-    """Replace the projections of layers, in place, by products that a CPU reads fastest.
+def separate_layers(layers: Layer, n_layers: int) -> list[Layer]:
+    """Copy stacked layers one by one, with the products that a CPU reads fastest.
+
+    A loop over stacked layers copies the parameters and the cache of a layer before each step.
 
     Args:
-        layers: the layers; they compute the same as before.
+        layers: the stacked layers.
+        n_layers: their number.
+
+    Returns:
+        The layers, which compute the same.
     """
+    graphdef, stacked = nnx.split(layers)
+
+    def separate(stacked: Any, index: Array) -> Layer:
+        layer = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], stacked))
+        _join_projections(layer)
+        return layer
+
+    joined, _ = nnx.split(nnx.eval_shape(separate, stacked, 0))
+    parameters = jax.jit(lambda stacked, index: nnx.state(separate(stacked, index)))
+    indices = range(n_layers)
+    return [nnx.merge(joined, parameters(stacked, np.int32(i))) for i in indices]
+
+
+def _join_projections(layer: Layer) -> None:
+    """Replace the projections of a layer, in place, by those of :data:`JOINT`."""
     joint = {}
     for names in JOINT:
-        if getattr(layers, names[0]) is not None:  # a layer of experts has no MLP
-            joint[names[0]] = JointProjection([getattr(layers, name) for name in names])
+        if getattr(layer, names[0]) is not None:  # a layer of experts has no MLP
+            joint[names[0]] = JointProjection([getattr(layer, name) for name in names])
             for name in names:
-                setattr(layers, name, nnx.data(None))
-    layers.joint = nnx.Dict(joint)
+                setattr(layer, name, nnx.data(None))
+    layer.joint = nnx.Dict(joint)
 
 
 def apply_in_chunks(

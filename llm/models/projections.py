@@ -190,6 +190,33 @@ class Projection(nnx.Module):
         return _add_terms(y, x, self.adapter, self.bias, reduce)
 
 
+FEW_TOKENS = 64
+"""Most tokens of which a CPU computes products as ``W x``, and not as ``x W``."""
+
+
+def multiply_few(
+    kernel: Float[Array, "O I"], tokens: Float[Array, "n I"], **options: Any
+) -> Float[Array, "n O"]:
+    """Multiply a kernel by tokens, which may be few, as a CPU does it fastest.
+
+    Args:
+        kernel: the kernel, stored by output.
+        tokens: the tokens.
+        **options: passed to :func:`jax.numpy.matmul`.
+
+    Returns:
+        The products of each token.
+
+    Examples:
+        >>> multiply_few(jnp.array([[1.0], [3.0]]), jnp.array([[2.0]])).tolist()
+        [[2.0, 6.0]]
+    """
+    if len(tokens) > FEW_TOKENS:
+        return jnp.matmul(tokens, kernel.T, **options)
+    # XLA would simplify the two transpositions to the slower product.
+    return jax.lax.optimization_barrier(jnp.matmul(kernel, tokens.T, **options)).T
+
+
 class JointProjection(nnx.Module):
     """Several projections of one input as one product, with kernels stored by output.
 
@@ -212,8 +239,9 @@ class JointProjection(nnx.Module):
         self, x: Float[Array, "r T I"], reduce: Collective = identity
     ) -> tuple[Float[Array, "r T O"], ...]:
         """Return the output of each projection, in the dtype of ``x``."""
-        product = self.kernel[...].astype(x.dtype) @ x.reshape(-1, x.shape[-1]).T
-        outputs = [part.T.reshape(*x.shape[:2], -1) for part in jnp.split(product, self.ends[:-1])]
+        kernel, tokens = self.kernel[...].astype(x.dtype), x.reshape(-1, x.shape[-1])
+        parts = jnp.split(multiply_few(kernel, tokens), self.ends[:-1], axis=-1)
+        outputs = [part.reshape(*x.shape[:2], -1) for part in parts]
         terms = zip(outputs, self.adapters, self.biases, strict=True)
         return tuple(_add_terms(y, x, adapter, bias, reduce) for y, adapter, bias in terms)
 

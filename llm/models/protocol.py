@@ -12,6 +12,8 @@ from llm.attention.logits import apply_soft_cap
 from llm.precision import accumulation_dtype
 from llm.types import Rows
 
+from .projections import multiply_few
+
 
 class Head(NamedTuple):
     r"""Output head: logits are :math:`h W^\top`, or :math:`c\tanh(h W^\top/c)` with a soft cap.
@@ -57,7 +59,7 @@ class Head(NamedTuple):
         """
         wide = accumulation_dtype(hidden.dtype)
         weight = self.weight.astype(hidden.dtype)
-        logits = jnp.einsum("vd,sd->vs", weight, hidden, preferred_element_type=wide).T
+        logits = multiply_few(weight, hidden, preferred_element_type=wide)
         return apply_soft_cap(logits, self.soft_cap)
 
 

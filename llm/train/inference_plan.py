@@ -184,5 +184,5 @@ def _numbers(devices: Devices) -> DecodingNumbers:
 
 def _cache_bytes(decoder: Decoder, n_rows: int, n_slots: int) -> int:
     """Return the bytes of the cache of one device."""
-    cache = jax.eval_shape(lambda: decoder.init_cache(n_rows, n_slots, platform="tpu"))
+    cache = jax.eval_shape(lambda: decoder.init_cache(n_rows, n_slots))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))

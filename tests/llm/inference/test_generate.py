@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from llm.data.preferences import Message
-from llm.inference import decoding as module
+from llm.inference import continuous
 from llm.inference.generate import (
     GeneratedTokens,
     GenerationConfig,
@@ -181,7 +181,7 @@ def test_limit_no_prompts_generate_nothing(decoder: Decoder) -> None:
 
 def test_compiles_once_for_all_batches_seeds_and_temperatures(decoder: Decoder) -> None:
     options: dict[str, Any] = {"max_new_tokens": 6, "top_p": 0.5}
-    compiled: Any = module._advance_on_device
+    compiled: Any = continuous._generate
     size = None
     for seed, temperature in ((0, 0.5), (7, 1.5)):
         config = GenerationConfig(seed=seed, temperature=temperature, **options)

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llm.attention.caches import Cache
+from llm.attention.caches import SlotMajorCache
+from llm.attention.pages import PAGE
 from llm.models import layers
 from llm.models.architecture import Architecture, RopeScaling
 from llm.models.decoder import Decoder, Remat
 from llm.models.layers import MLP_CHUNK, apply_in_chunks
 from llm.models.protocol import LanguageModel
 from llm.models.rope import rope_frequencies
+from llm.models.unrolled import decode_with_pages, init_pages, read_prompts, unroll
 from llm.types import Rows
 
 ROUNDING = 1e-11  # relative to hidden states of order 1, float64
@@ -183,17 +185,41 @@ def test_parity_decoding_gives_the_hidden_states_of_whole_rows(family: str) -> N
             np.testing.assert_allclose(hidden[row, 0], whole[row, positions[row, 0]], **close)
 
 
-def test_parity_packed_prompts_have_the_hidden_states_and_the_cache_of_padded_ones() -> None:
-    decoder = make("gemma 2 and 3")
-    tokens, lengths = np.array([[5, 2, 7, 99], [3, 1, 99, 99], [8, 4, 6, 2]]), np.array([3, 2, 4])
-    positions = np.where(np.arange(4) < lengths[:, None], np.arange(4), -1)
-    padded, cache = decoder.decode(tokens, positions, decoder.init_cache(3, 8))
-    packed, filled = decoder.decode_packed(tokens, lengths, decoder.init_cache(3, 8), n_packed=12)
+@pytest.mark.parametrize(
+    "family", ["mistral", "gemma 2 and 3", "phi, smollm, ministral and gpt-oss"]
+)
+def test_parity_packed_prompts_and_pages_give_the_hidden_states_of_a_padded_batch(
+    family: str,
+) -> None:
+    decoder = make(family)
+    lengths = np.array([3, 2, 4], np.int32)
+    tokens = np.full((3, PAGE), 99)
+    tokens[:, :4] = [[5, 2, 7, 99], [3, 1, 99, 99], [8, 4, 6, 2]]
+    positions = np.where(np.arange(PAGE) < lengths[:, None], np.arange(PAGE), -1)
+    padded, cache = decoder.decode(tokens, positions, decoder.init_cache(3, PAGE + 1))
+    unrolled = unroll(decoder)
+    packed, prompts = read_prompts(unrolled, tokens, lengths, PAGE + 1, n_packed=12)
     found = packed[: lengths.sum()]
     np.testing.assert_allclose(found, padded[positions >= 0], rtol=ROUNDING, atol=ROUNDING)
+    pages = init_pages(unrolled, 3, PAGE + 1, 4)
+    for row in range(3):
+        pages = pages.admit(prompts, *map(jnp.int32, (row, row, lengths[row])))
     following = np.array([[1], [2], [3]]), lengths[:, None]
-    before, after = (decoder.decode(*following, each)[0] for each in (cache, filled))
+    before, _ = decoder.decode(*following, cache)
+    after, _ = decode_with_pages(unrolled, *following, pages)
     np.testing.assert_allclose(after, before, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_property_every_layer_passes_on_what_the_one_before_it_returned() -> None:
+    decoder = make("mistral")
+
+    def attention(queries: Any, keys: Any, values: Any, *, index: Any, carry: Any, **_: Any) -> Any:
+        return queries, 10 * carry + index
+
+    tokens = jnp.zeros((1, 2), int)
+    parts = attention, jnp.asarray(7), "none", None
+    _, carry, sums = decoder.apply_layers(tokens, tokens, 2, *parts)
+    assert (int(carry), sums) == (7012, None)
 
 
 def test_compiles_once_for_all_tokens_and_steps() -> None:
@@ -201,7 +227,7 @@ def test_compiles_once_for_all_tokens_and_steps() -> None:
     n_traces = 0
 
     @jax.jit
-    def decode(token: jax.Array, position: jax.Array, cache: Cache) -> Any:
+    def decode(token: jax.Array, position: jax.Array, cache: SlotMajorCache) -> Any:
         nonlocal n_traces
         n_traces += 1
         return decoder.decode(token, position, cache)
