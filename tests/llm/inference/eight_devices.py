@@ -21,7 +21,7 @@ from llm.config import MeshConfig, ModelConfig
 from llm.data.preferences import PairTokens
 from llm.hf.factory import build_model, resolve_model
 from llm.hf.io import export_model
-from llm.inference import decoding, score
+from llm.inference import generate, score
 from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.inference.score import score_pairs
 from llm.models.architecture import Architecture
@@ -148,7 +148,7 @@ def measure_memory() -> dict[str, int]:
     peaks["parameters"] = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     peaks["loaded"] = device_bytes(state)
     score.log_probs_on_mesh = spying(score.log_probs_on_mesh, "scored")
-    decoding.decode_on_mesh = spying(decoding.decode_on_mesh, "sampled")
+    generate.decode_on_mesh = spying(generate.decode_on_mesh, "sampled")
     score_pairs(model, make_pairs(16), devices=devices)
     config = GenerationConfig(max_new_tokens=8, temperature=1.0)
     generate_tokens(model, make_prompts(16), config, end_ids=[END], batch_size=16, devices=devices)
