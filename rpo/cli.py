@@ -24,17 +24,13 @@ import importlib.util
 import itertools
 import os
 import re
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .runtime.errors import UsageError, error_message, user_input
 from .runtime.output import messages_to_stderr
-from .runtime.streams import open_standard_streams, output_error
 
 DISTRIBUTION = "rpo-theory"
 PACKAGES = ("rpo_theory", "bandits", "llm", "rpo_io", "rpo")
@@ -50,15 +46,10 @@ COMMANDS = {
     "export": "write a trained policy as a Hugging Face folder",
     "study": "run a simulation study of the methods on bandits and draw its figures",
 }
-RESUMABLE = ("train", "study")
 WITHOUT_GROUP = ("dry_run", "part", "merge", "scheduler")
 """Options with which a command needs no other process."""
 SHELLS = ("bash", "zsh", "tcsh")
 MAX_MESSAGE_CHARACTERS = 2000
-SECONDS_TO_EXIT = 5.0
-"""Time after an error in which threads of libraries may end."""
-SECONDS_TO_JOIN = 10.0
-"""Longest time after an error that pools of threads may take to end."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,59 +116,37 @@ def check_packages() -> None:
             )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run a command and print its errors in one line.
 
     Args:
-        argv: arguments after the name of the program; None for those of the process, whose
-            standard streams are then replaced.
+        argv: arguments after the name of the program.
 
     Returns:
         The exit code.
     """
-    if argv is not None:
-        return _run(list(argv))
-    open_standard_streams()
-    arguments = sys.argv[1:]
-    if arguments[:1] and arguments[0] in RESUMABLE:
-        _use_default_interrupt()
-    code = _run(arguments)
-    failed = output_error()
-    if failed is not None and code in (0, 1):
-        code = _report(failed)
-    return code
-
-
-def run_program() -> int:
-    """Run the command of the process, which ends soon after an error.
-
-    Returns:
-        The exit code.
-
-    Examples:
-        >>> run_program()  # doctest: +SKIP
-        0
-    """
-    code = main()
-    if code != 0:
-        _exit_soon(code)
-    return code
-
-
-def _run(arguments: list[str]) -> int:
-    """Run a command; print an error in one line and return the exit code."""
     try:
         check_packages()
         with messages_to_stderr():
-            return run_command(arguments)
+            return run_command(list(argv))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return _report(error)
+        return report_error(error)
 
 
-def _report(error: Exception) -> int:
-    """Print an error in one line and return the exit code; raise an error that is a bug."""
+def report_error(error: Exception) -> int:
+    """Print an error in one line.
+
+    Args:
+        error: the error of a command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Exception: the error itself, if it is not one of the input but a bug.
+    """
     if isinstance(error, BrokenPipeError):
         return 141
     if isinstance(error, UsageError | OSError):
@@ -190,20 +159,6 @@ def _report(error: Exception) -> int:
             raise error
     sys.stderr.write(f"rpo: error: {_one_line(text)}\n")
     return 2
-
-
-def _exit_soon(code: int) -> None:
-    """End the process in a few seconds, whatever threads of libraries still wait for."""
-
-    def end() -> None:
-        # The main thread counts as ended when the interpreter waits for the other threads, but not
-        # while it waits for pools of threads, one of which may wait for a server that is gone.
-        threading.main_thread().join(SECONDS_TO_JOIN)
-        time.sleep(SECONDS_TO_EXIT)
-        os._exit(code)
-
-    sys.stderr.flush()
-    threading.Thread(target=end, daemon=True).start()
 
 
 def make_parser(commands: Iterable[str]) -> Parser:
@@ -408,12 +363,6 @@ def _version() -> str:
         return version(DISTRIBUTION)
     except PackageNotFoundError as error:
         raise UsageError(f"{DISTRIBUTION} is not installed: run pip install -e .") from error
-
-
-def _use_default_interrupt() -> None:
-    """Let SIGINT end the process; as an exception, callbacks of libraries can swallow it."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _one_line(text: str) -> str:

@@ -148,11 +148,11 @@ def test_property_every_encoding_of_the_terminal_can_be_written(encoding: str) -
 
 HANGS = """
 import sys, threading, time
-from rpo import cli
+from rpo import program
 threading.Thread(target=time.sleep, args=(600,)).start()
-cli.SECONDS_TO_EXIT = 0.2
+program.SECONDS_TO_EXIT = 0.2
 sys.argv = ["rpo", "train"]
-sys.exit(cli.run_program())
+sys.exit(program.run_program())
 """
 
 

@@ -48,7 +48,9 @@ def test_golden_the_wheel_is_named_rpo_theory_and_installs_the_command_rpo(
         return wheel.read(name).decode()
 
     assert "\nName: rpo-theory\n" in metadata("METADATA")
-    assert re.search(r"^rpo = rpo\.cli:run_program$", metadata("entry_points.txt"), re.MULTILINE)
+    assert re.search(
+        r"^rpo = rpo\.program:run_program$", metadata("entry_points.txt"), re.MULTILINE
+    )
     assert "Apache License" in metadata("licenses/LICENSE")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rpo import cli
+from rpo import cli, program
 from rpo.runtime.errors import number
 
 HELP_CPU_SECONDS = 0.5
@@ -195,10 +195,11 @@ def test_property_exit_code_is_that_of_the_command(monkeypatch: pytest.MonkeyPat
 def test_property_libraries_cannot_swallow_the_interrupt_of_a_resumable_command(
     command: str, handler: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(program, "_exit_soon", lambda code: None)
     monkeypatch.setattr(sys, "argv", ["rpo", command, "nothing.yaml"])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert cli.main() == 2
+        assert program.run_program() == 2
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
