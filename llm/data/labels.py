@@ -71,6 +71,26 @@ def read_label(fields: Mapping[str, Any], where: str) -> PairLabel:
     return PairLabel(weight * (wins + losses), wins / (wins + losses))
 
 
+def read_weight(fields: Mapping[str, Any], where: str) -> PairLabel:
+    """Read the weight of a row that is not a pair: a ``label`` or votes mean something else there.
+
+    Args:
+        fields: values by column.
+        where: source of the row, for messages.
+
+    Returns:
+        The weight, 1 if the row has none, with the label 1.
+
+    Raises:
+        ValueError: if the weight is out of range.
+
+    Examples:
+        >>> read_weight({"weight": 2, "label": 0}, "rows.jsonl:1")
+        PairLabel(weight=2.0, label=1.0)
+    """
+    return read_label({"weight": fields.get("weight")}, where)
+
+
 def read_desirable(value: Any, column: str, where: str) -> bool:
     """Read the label of an unpaired row.
 

@@ -12,10 +12,18 @@ from .column_hints import printable
 from .columns import RowRules
 from .conversation import Conversation
 from .files import Row
-from .labels import read_label
+from .labels import read_weight
 from .preference_records import PreferenceRow
+from .row_kind import RowKind
 
-_OTHER_KINDS = ("chosen", "rejected", "baseline", "completion")
+RANKED = RowKind(
+    name="ranked",
+    marks="`responses`",
+    fields="a `prompt` and `responses`",
+    required=("prompt", "responses"),
+    refused=("chosen", "rejected", "baseline", "completion"),
+    remedy="write a pair as a list of two responses, the chosen one first",
+)
 
 
 def is_ranked(fields: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
@@ -53,27 +61,15 @@ def check_ranked(row: Row, rules: RowRules) -> None:
         >>> rules = RowRules(fields=RANKED_FIELDS)
         >>> check_ranked(Row({"prompt": "a", "responses": ["b", "c"]}, "rows.jsonl:1"), rules)
     """
-    for name in _OTHER_KINDS:
-        if row.fields.get(name) is not None:
-            raise ValueError(
-                f"{row.where}: field `{name}` must not be given: the rows before this one are "
-                "ranked (`responses`), and all rows must be: write a pair as a list of two "
-                "responses, the chosen one first"
-            )
-    for name in ("prompt", "responses"):
-        column = printable(rules.column_of(name))
-        value = row.fields.get(rules.column_of(name))
-        if value is None:
-            raise ValueError(
-                f"{row.where}: field `{column}` is missing: every ranked row has a `prompt` and "
-                "`responses`"
-            )
-        if name == "responses" and not (isinstance(value, list) and len(value) >= 2):
-            got = f"{len(value)}" if isinstance(value, list) else reprlib.repr(value)
-            raise ValueError(
-                f"{row.where}: field `{column}` must be a list of two responses or more, got {got}"
-                ": leave the row out, or add a response"
-            )
+    RANKED.check(row, rules)
+    column = rules.column_of("responses")
+    value = row.fields[column]
+    if not (isinstance(value, list) and len(value) >= 2):
+        got = f"{len(value)}" if isinstance(value, list) else reprlib.repr(value)
+        raise ValueError(
+            f"{row.where}: field `{printable(column)}` must be a list of two responses or more, "
+            f"got {got}: leave the row out, or add a response"
+        )
 
 
 def make_ranked_row(
@@ -105,7 +101,7 @@ def make_ranked_row(
         number,
         where,
         tools=tools,
-        label=read_label({name: fields[name] for name in ("weight",) if name in fields}, where),
+        label=read_weight(fields, where),
         others=tuple(others),
         ranking=ranking,
     )

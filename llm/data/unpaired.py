@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .column_hints import printable
 from .columns import RowRules
 from .conversation import Conversation
 from .files import Row
-from .labels import read_desirable, read_label
+from .labels import read_desirable, read_weight
 from .preference_records import PreferenceRow
+from .row_kind import RowKind
+
+UNPAIRED = RowKind(
+    name="unpaired",
+    marks="`completion` and `label`",
+    fields="a `completion` and a `label`",
+    required=("completion", "label"),
+    refused=("chosen", "rejected", "baseline"),
+    remedy="write each response of a pair as a row",
+)
 
 
 def is_unpaired(fields: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
@@ -46,20 +55,7 @@ def check_unpaired(row: Row, rules: RowRules) -> None:
         >>> rules = RowRules(fields=UNPAIRED_FIELDS)
         >>> check_unpaired(Row({"prompt": "a", "completion": "b", "label": 1}, "r.jsonl:1"), rules)
     """
-    for name in ("chosen", "rejected", "baseline"):
-        if row.fields.get(name) is not None:
-            raise ValueError(
-                f"{row.where}: field `{name}` must not be given: the rows before this one are "
-                "unpaired (`completion` and `label`), and all rows must be: write each response "
-                "of a pair as a row"
-            )
-    for name in ("completion", "label"):
-        column = rules.column_of(name)
-        if row.fields.get(column) is None:
-            raise ValueError(
-                f"{row.where}: field `{printable(column)}` is missing: every unpaired row has a "
-                "`completion` and a `label`"
-            )
+    UNPAIRED.check(row, rules)
 
 
 def make_unpaired_row(
@@ -82,7 +78,6 @@ def make_unpaired_row(
     """
     where, response = conversation.where, conversation.responses["completion"]
     desirable = read_desirable(fields["label"], rules.column_of("label"), where)
-    label = read_label({name: fields[name] for name in ("weight",) if name in fields}, where)
     return PreferenceRow(
         conversation.prompt,
         response,
@@ -91,6 +86,6 @@ def make_unpaired_row(
         number,
         where,
         tools=tools,
-        label=label,
+        label=read_weight(fields, where),
         desirable=desirable,
     )

@@ -13,6 +13,7 @@ import pytest
 from llm.data.columns import RANKED_FIELDS, RowRules
 from llm.data.conversation import Conversation
 from llm.data.files import Row
+from llm.data.labels import PairLabel
 from llm.data.loader import BatchSampler
 from llm.data.messages import Message
 from llm.data.packing import count_roles, packed_token_counts, responses_by_role
@@ -74,8 +75,10 @@ def test_closed_form_a_row_is_ranked_by_its_columns_with_content() -> None:
     rules = RowRules(fields=RANKED_FIELDS)
     replies = {f"responses[{i}]": (Message("assistant", text),) for i, text in enumerate("ab")}
     conversation = Conversation((Message("user", "q"),), replies, "r.jsonl:1")
-    row = make_ranked_row(conversation, {"scores": [1, 2]}, 0, "", rules)
+    fields = {"scores": [1, 2], "weight": 3, "label": 0.5}  # a label is passed over
+    row = make_ranked_row(conversation, fields, 0, "", rules)
     assert (row.ranking, row.others, row.chosen[0].content) == ((1, 0), (), "b")
+    assert row.label == PairLabel(3.0, 1.0)
     check_ranked(Row(GOOD, "r.jsonl:1"), rules)
     assert rules.is_ranked
     assert not RowRules().is_ranked
