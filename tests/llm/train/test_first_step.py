@@ -74,8 +74,20 @@ def first_batch(config: TrainConfig, path: Path) -> tuple[Run, Any]:
     return run, batch if cache is None else attach_reference(batch, cache)
 
 
-@pytest.mark.parametrize("method", ["dpo", "simpo", "aot", "wpo"])
-@pytest.mark.parametrize("reference", [None, "other"])
+# Known without data; by rows; from all metrics; of the whole batch by rows; and the other pairs.
+@pytest.mark.parametrize(
+    ("reference", "method"),
+    [
+        (None, "dpo"),
+        ("other", "dpo"),
+        (None, "simpo"),
+        ("other", "aot"),
+        pytest.param(None, "aot", marks=pytest.mark.slow),
+        pytest.param("other", "simpo", marks=pytest.mark.slow),
+        pytest.param(None, "wpo", marks=pytest.mark.slow),
+        ("other", "wpo"),
+    ],
+)
 def test_property_the_first_loss_is_known_under_every_kind_of_objective(
     folder: Path, tmp_path: Path, method: str, reference: str | None
 ) -> None:
@@ -102,7 +114,14 @@ def test_property_a_run_with_dropout_is_measured_without_it(folder: Path, tmp_pa
     assert first.metrics["loss"] == pytest.approx(np.log(2.0), abs=1e-6)
 
 
-@pytest.mark.parametrize("metric", ["eval_loss", "eval_rewards/margins", "eval_theory/coverage"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "eval_loss",
+        pytest.param("eval_rewards/margins", marks=pytest.mark.slow),
+        "eval_theory/coverage",
+    ],
+)
 def test_property_metrics_of_evaluations_may_choose_the_best_checkpoint(
     folder: Path, tmp_path: Path, metric: str
 ) -> None:

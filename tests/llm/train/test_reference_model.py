@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,19 @@ def trainer_of(config: TrainConfig, out: Path, *, resume: bool = False) -> Train
 def trained(config: TrainConfig, out: Path, *, resume: bool = False) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
     trainer_of(config, out, resume=resume).train()
+    return lines_of(out)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run with another model as reference."""
+    out = tmp_path_factory.mktemp("whole")
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        trained(config_of(folder, folder / "other"), out)
+    return out
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -111,10 +125,10 @@ def exact_loss(start: Decoder, other: Decoder, config: TrainConfig) -> float:
 
 
 def test_closed_form_the_first_loss_is_that_of_both_models_row_by_row(
-    folder: Path, tmp_path: Path
+    folder: Path, whole: Path
 ) -> None:
     config = config_of(folder, folder / "other")
-    lines = trained(config, tmp_path / "run")
+    lines = lines_of(whole)
     with computing_in("float64"):
         start, other = (
             build_model(resolve_model(ModelConfig(path=str(folder / name), **DOUBLE)))
@@ -128,14 +142,13 @@ def test_closed_form_the_first_loss_is_that_of_both_models_row_by_row(
 
 
 def test_roundtrip_a_resumed_run_is_bit_equal_and_knows_its_reference(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, whole: Path
 ) -> None:
-    config = config_of(folder, folder / "other")
-    whole = trained(config, tmp_path / "run")
+    shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
     shutil.copytree(folder / "other", tmp_path / "moved")
     again = trained(config_of(folder, tmp_path / "moved"), tmp_path / "run", resume=True)
-    assert again[-1]["parameters_sha256"] == whole[-1]["parameters_sha256"]
+    assert again[-1]["parameters_sha256"] == lines_of(whole)[-1]["parameters_sha256"]
     (tmp_path / "run" / "reference.safetensors").unlink()
     message = r"another model \(the weights of `model.reference` changed\)"
     for other in (folder / "start", None):

@@ -107,10 +107,18 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """An uninterrupted run of ``config(folder)`` with a checkpoint every three steps."""
+    """An uninterrupted run with a checkpoint and an evaluation every three steps."""
     out = tmp_path_factory.mktemp("whole")
     # 14 pairs in steps of 4: an epoch ends within a step.
-    return run(config(folder, save_steps=3), out), out
+    return run(config(folder, save_steps=3, eval_steps=3), out), out
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """Return the lines without what differs between equal runs."""
+    return [
+        {name: value for name, value in row.items() if "per_second" not in name}
+        for row in lines(out)
+    ]
 
 
 class Killed(Exception):  # noqa: N818
@@ -131,18 +139,15 @@ def killed(after: int) -> Callable[..., Any]:
 
 
 def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
-    folder: Path, tmp_path: Path
+    whole: tuple[Run, Path],
 ) -> None:
-    one = config(folder, eval_steps=9)
-    run(one, tmp_path / "run")
-    first, *rest = lines(tmp_path / "run")
+    first, *rest = lines(whole[1])
     assert first["loss"] == pytest.approx(np.log(2) + 0.05 * first["loss/sft"], rel=1e-5)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
     steps = [row for row in rest if "loss" in row]
     assert [row["step"] for row in steps] == list(range(2, 10))
     assert steps[-1]["loss"] < first["loss"]
-    (evaluated,) = (row for row in rest if "eval_loss" in row)
-    assert evaluated["step"] == 9
+    assert [row["step"] for row in rest if "eval_loss" in row] == [3, 6, 9]
     last = rest[-1]
     assert last["event"] == "finished"
     assert len(last["parameters_sha256"]) == 64
@@ -161,18 +166,17 @@ def with_references(folder: Path, out: Path, values: dict[int, list[float]]) -> 
 
 
 def test_roundtrip_reference_log_probabilities_of_the_data_are_used(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path]
 ) -> None:
-    computed = run(config(folder), tmp_path / "computed")
-    cache = load_file(tmp_path / "computed" / "reference.safetensors")
+    cache = load_file(whole[1] / "reference.safetensors")
     values = dict(zip(cache["row_ids"].tolist(), cache["log_probs"].tolist(), strict=True))
     data = with_references(folder, tmp_path, values)
     given = run(dataclasses.replace(config(folder), data=data), tmp_path / "given")
-    assert digest_of(given) == digest_of(computed)
+    assert digest_of(given) == digest_of(whole[0])
     assert not (tmp_path / "given" / "reference.safetensors").exists()
     some = with_references(folder, tmp_path, {row: values[row] for row in range(5)})
     mixed = run(dataclasses.replace(config(folder), data=some), tmp_path / "mixed")
-    assert digest_of(mixed) == digest_of(computed)
+    assert digest_of(mixed) == digest_of(whole[0])
 
 
 def test_raises_for_given_references_that_are_off_in_one_row_or_on_both_sides(
@@ -219,7 +223,7 @@ def test_raises_a_reference_of_another_model_is_detected_at_the_first_step(
 def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
     folder: Path, tmp_path: Path, whole: tuple[Run, Path], killed_after: int
 ) -> None:
-    one = config(folder, save_steps=3)
+    one = config(folder, save_steps=3, eval_steps=3)
     with pytest.raises(Killed):
         run(one, tmp_path / "cut", progress=killed(killed_after))
     again = run(one, tmp_path / "cut", resume=True)
@@ -227,13 +231,6 @@ def test_roundtrip_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
     jax.tree.map(
         np.testing.assert_array_equal, again.state.optimizer_state, whole[0].state.optimizer_state
     )
-
-    def logged(out: Path) -> list[dict[str, Any]]:
-        return [
-            {name: value for name, value in row.items() if "per_second" not in name}
-            for row in lines(out)
-        ]
-
     assert logged(tmp_path / "cut") == logged(whole[1])
 
 
@@ -282,35 +279,31 @@ def test_property_a_run_is_resumed_for_more_steps_and_with_other_parts_which_is_
     )
     assert ", 4 held out; 11 steps of 4 pairs;" in sizes
     rows = lines(out)
-    assert [row["step"] for row in rows] == [*range(1, 12), 11]
+    assert [row["step"] for row in rows if "loss" in row] == [*range(1, 12)]
     rates = learning_rate_schedule(more.optimizer, 11)
-    logged = [row["learning_rate"] for row in rows[9:11]]
-    assert logged == [float(np.asarray(rates(step))) for step in (9, 10)]
+    later = [row["learning_rate"] for row in rows if row["step"] > 9 and "loss" in row]
+    assert later == [float(np.asarray(rates(step))) for step in (9, 10)]
     last_step = "the last step of an epoch has 2 pairs, the others have 4. Each of its pairs counts"
     assert f"{last_step} 2 times as much" in caplog.messages[-1]
 
 
-def test_closed_form_a_run_logs_its_size_and_the_equivalent_options_of_trl(
+def test_roundtrip_a_trainer_logs_its_size_and_evaluates_at_any_time(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    trainer = make_trainer(config(folder, max_steps=1, eval_steps=1), tmp_path / "run")
+    before = trainer.evaluate()
+    assert before is not None
+    assert before["eval_loss/dpo"] == pytest.approx(np.log(2), rel=1e-5)
     with caplog.at_level("INFO", logger="llm"):
-        run(config(folder, max_steps=1), tmp_path / "run")
+        caplog.clear()
+        trainer.train()
     first, second, third = caplog.messages
     assert first.startswith("14 pairs, 4 held out; 1 step of 4 pairs; ")
     assert first.endswith(" trained parameters")
     assert second.startswith("SFT weight eta*beta = 0.05 per chosen token. Equivalent TRL")
     assert third.startswith("no parameter will change: the only step has the learning rate 0")
-
-
-def test_roundtrip_a_trainer_evaluates_at_any_time(folder: Path, tmp_path: Path) -> None:
-    one = config(folder, max_steps=1, eval_steps=1)
-    trainer = make_trainer(one, tmp_path / "run")
-    before = trainer.evaluate()
-    assert before is not None
-    assert before["eval_loss/dpo"] == pytest.approx(np.log(2), rel=1e-5)
-    trainer.train()
-    logged = next(row for row in lines(tmp_path / "run") if "eval_loss" in row)
-    assert trainer.evaluate() == {name: value for name, value in logged.items() if name != "step"}
+    measured = next(row for row in lines(tmp_path / "run") if "eval_loss" in row)
+    assert trainer.evaluate() == {name: value for name, value in measured.items() if name != "step"}
     trainer.request_stop()
     assert trainer.evaluate() is None
 
@@ -325,24 +318,28 @@ def test_raises_a_non_finite_value_with_its_step_and_rows(folder: Path, tmp_path
     assert "event" not in lines(tmp_path / "run")[-1]
 
 
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [("held_out", "4, 8"), pytest.param("rows", "14, 15", marks=pytest.mark.slow)],
+)
 def test_raises_with_the_rows_if_only_the_evaluation_overflows(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, file: str, rows: str
 ) -> None:
     far = OptimizerConfig(learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0.0)
     one = dataclasses.replace(config(folder, max_steps=1, eval_steps=1), optimizer=far)
-    message = r"step 1: not finite in rows 14, 15 of \S+rows.jsonl; no checkpoint yet"
+    if file == "held_out":
+        # A copy of the training file would be refused; spaces make it another file.
+        spaced = (folder / "rows.jsonl").read_text().replace("{", "{ ")
+        (tmp_path / "held_out.jsonl").write_text(spaced)
+        data = dataclasses.replace(one.data, eval=str(tmp_path / "held_out.jsonl"), eval_rows=0)
+        one = dataclasses.replace(one, data=data)
+    message = rf"step 1: not finite in rows {rows} of \S+/{file}\.jsonl; no checkpoint yet"
     with pytest.raises(NonFiniteError, match=message):
         run(one, tmp_path / "run")
     assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
-    # A copy of the training file would be refused; spaces make it another file.
-    spaced = (folder / "rows.jsonl").read_text().replace("{", "{ ")
-    (folder / "held_out.jsonl").write_text(spaced)
-    separate = dataclasses.replace(one.data, eval=str(folder / "held_out.jsonl"), eval_rows=0)
-    with pytest.raises(NonFiniteError, match=r"not finite in rows 4, 8 of \S+held_out.jsonl;"):
-        run(dataclasses.replace(one, data=separate), tmp_path / "other")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_raises_rather_than_saving_parameters_that_the_update_made_infinite(
     folder: Path, tmp_path: Path, dtype: str
 ) -> None:
@@ -382,74 +379,72 @@ def test_extreme_eta_and_beta_train_with_finite_numbers(
     assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in logged)
 
 
-def test_roundtrip_a_run_that_is_asked_to_stop_saves_and_resumes(
-    folder: Path, tmp_path: Path, whole: tuple[Run, Path]
+def test_roundtrip_a_run_that_is_killed_twice_and_then_asked_to_stop_is_resumed_each_time(
+    folder: Path, tmp_path: Path, whole: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = config(folder)
+    out = tmp_path / "cut"
+    with pytest.raises(Killed):
+        run(one, out, progress=killed(3))
+    assert len(lines(out)) == 3
+    assert not list((out / "checkpoints").glob("[0-9]*"))
+
+    # From the beginning, because no checkpoint was due.
+    answers = itertools.chain([False, False, True], itertools.repeat(False))
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveTimer, "is_due", lambda timer: next(answers))
+        with pytest.raises(Killed):
+            run(one, out, resume=True, progress=killed(5))
+    assert len(lines(out)) == 5
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["3"]
 
     def asks(steps: Any, remaining: int) -> Any:
-        del remaining
+        assert remaining == 6  # from the checkpoint of the clock
         for number, step in enumerate(steps):
             yield step
             if number == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(InterruptedRunError, match="stopped after step 5: continue with --resume"):
-        run(one, tmp_path / "cut", progress=asks)
-    again = run(one, tmp_path / "cut", resume=True)
+    with pytest.raises(InterruptedRunError, match="stopped after step 8: continue with --resume"):
+        run(one, out, resume=True, progress=asks)
+    again = run(one, out, resume=True)
     assert digest_of(again) == digest_of(whole[0])
+    assert [row["step"] for row in lines(out)] == [*range(1, 10), 9]
 
 
-def test_roundtrip_a_run_that_is_killed_continues_from_the_checkpoint_of_the_clock(
-    folder: Path, tmp_path: Path, whole: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = itertools.chain([False, False, True], itertools.repeat(False))
-    monkeypatch.setattr(SaveTimer, "is_due", lambda timer: next(answers))
-    one = config(folder, global_batch_size=4, gradient_accumulation_steps=1)
-    with pytest.raises(Killed):
-        run(one, tmp_path / "cut", progress=killed(5))
-    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["3"]
-    again = run(one, tmp_path / "cut", resume=True)
-    assert digest_of(again) == digest_of(whole[0])
-
-
-def test_roundtrip_a_run_without_a_checkpoint_yet_is_resumed_from_the_beginning(
-    folder: Path, tmp_path: Path, whole: tuple[Run, Path]
-) -> None:
-    one = config(folder)
-    with pytest.raises(Killed):
-        run(one, tmp_path / "cut", progress=killed(3))
-    assert len(lines(tmp_path / "cut")) == 3
-    again = run(one, tmp_path / "cut", resume=True)
-    assert digest_of(again) == digest_of(whole[0])
-    assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(1, 10), 9]
-
-
+@pytest.mark.parametrize(
+    ("interruptions", "interval"), [(1, 1), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
 def test_roundtrip_an_interrupted_evaluation_is_repeated_on_resume(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    whole: tuple[Run, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    interruptions: int,
+    interval: int,
 ) -> None:
-    one = config(folder, eval_steps=3, logging_steps=3)
-    run(one, tmp_path / "whole")
+    one = config(folder, save_steps=3, eval_steps=3, logging_steps=interval)
+    uninterrupted = whole[1]
+    if interval > 1:
+        uninterrupted = tmp_path / "whole"
+        run(one, uninterrupted)
     evaluate = Trainer.evaluate
 
     def asked(trainer: Trainer) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(trainer)
 
-    for resume in (False, True):  # it is interrupted twice
+    for resume in (False, True)[:interruptions]:
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "evaluate", asked)
             with pytest.raises(InterruptedRunError, match="stopped after step 3"):
                 run(one, tmp_path / "cut", resume=resume)
-        assert [row["step"] for row in lines(tmp_path / "cut")] == [3]
+        assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(interval, 4, interval)]
     run(one, tmp_path / "cut", resume=True)
-    whole, again = (
-        [{k: v for k, v in row.items() if k != "perf/tokens_per_second"} for row in lines(out)]
-        for out in (tmp_path / "whole", tmp_path / "cut")
-    )
-    assert again == whole
+    assert logged(tmp_path / "cut") == logged(uninterrupted)
 
 
+@pytest.mark.slow  # test_equivalences.py compares the same gradients without a trainer
 def test_property_accumulation_does_not_change_the_first_gradient(
     folder: Path, tmp_path: Path
 ) -> None:
