@@ -74,6 +74,32 @@ def read_lines(path: Path) -> list[dict[str, float]]:
     return [numbers(json.loads(line)) for line in path.read_text().splitlines()]
 
 
+def without_ties(fields: dict[str, float]) -> dict[str, float]:
+    """Leave out an accuracy that counts the signs of rounding errors.
+
+    Until the first update, the policy is the reference: all margins are zero but for rounding.
+    """
+    ties = abs(fields.get("rewards/margins", 1.0)) < ROUNDING
+    return {
+        key: value for key, value in fields.items() if not (ties and key == "rewards/accuracies")
+    }
+
+
+def check_same_results(one: Path, out: Path) -> None:
+    """Check that several processes left the results of one; sums are taken in another order."""
+    for name in ("run/metrics.jsonl", "scores.jsonl"):
+        for expected, actual in zip(read_lines(one / name), read_lines(out / name), strict=True):
+            expected, actual = without_ties(expected), without_ties(actual)
+            assert actual == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
+    expected, actual = (
+        numbers(json.loads((each / "metrics.json").read_text())) for each in (one, out)
+    )
+    assert len(expected) > 10
+    assert actual == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
+    for name in ("replies.jsonl", "export/model.safetensors", "export/config.json"):
+        assert (out / name).read_bytes() == (one / name).read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_roundtrip_one_command_line_in_four_processes_gives_the_results_of_one(
@@ -85,17 +111,7 @@ def test_roundtrip_one_command_line_in_four_processes_gives_the_results_of_one(
     for command in commands(launcher):
         for code, _, messages in run_job(launcher, [*command, *more], [folder] * 4):
             assert code == 0, messages
-    # Sums over processes are taken in another order than those within one.
-    for name in ("run/metrics.jsonl", "scores.jsonl"):
-        for expected, actual in zip(read_lines(one / name), read_lines(out / name), strict=True):
-            assert actual == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
-    expected, actual = (
-        numbers(json.loads((each / "metrics.json").read_text())) for each in (one, out)
-    )
-    assert len(expected) > 10
-    assert actual == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
-    for name in ("replies.jsonl", "export/model.safetensors", "export/config.json"):
-        assert (out / name).read_bytes() == (one / name).read_bytes()
+    check_same_results(one, out)
 
 
 @pytest.mark.slow
