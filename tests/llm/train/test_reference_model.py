@@ -99,29 +99,36 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def log_prob(decoder: Decoder, prompt: list[int], response: list[int]) -> float:
-    """Return the log-probability of a response, from the logits of the whole sequence."""
-    ids = np.array([prompt + response])
-    columns = np.arange(ids.shape[1])[None]
-    rows = Rows(ids, columns, np.ones_like(ids), np.zeros_like(ids))
-    logits = np.asarray(decoder.head().logits(decoder.hidden_states(rows)[0])).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    start = len(prompt) - 1
-    return float(sum(logits[start + i, token] for i, token in enumerate(response)))
+def log_probs(decoder: Decoder, sequences: list[tuple[list[int], list[int]]]) -> np.ndarray:
+    """Return the log-probabilities of responses to prompts, from the logits of whole sequences."""
+    longest = max(len(prompt + response) for prompt, response in sequences)
+    # Tokens after a response do not change its logits.
+    ids = np.array([(p + r + longest * [0])[:longest] for p, r in sequences])
+    rows = Rows(ids, np.arange(longest) + 0 * ids, np.ones_like(ids), np.zeros_like(ids))
+    logits = jax.jit(lambda: jax.vmap(decoder.head().logits)(decoder.hidden_states(rows)))()
+    logits = np.asarray(logits).astype(np.float64)
+    logits -= logits.max(axis=2, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    return np.array(
+        [
+            sum(logits[row, len(prompt) - 1 + i, token] for i, token in enumerate(response))
+            for row, (prompt, response) in enumerate(sequences)
+        ]
+    )
 
 
 def exact_loss(start: Decoder, other: Decoder, config: TrainConfig) -> float:
     """Return the mean over rows of eq. 4.8, written out in NumPy."""
-    losses = []
-    for pair in load_training_data(config.data, resolve_model(config.model)).train:
-        policy, reference = (
-            [log_prob(each, list(pair.prompt), list(y)) for y in (pair.chosen, pair.rejected)]
-            for each in (start, other)
-        )
-        margin = (policy[0] - reference[0]) - (policy[1] - reference[1])
-        losses.append(np.log1p(np.exp(-BETA * margin)) - ETA * BETA * policy[0])
-    return float(np.mean(losses))
+    pairs = load_training_data(config.data, resolve_model(config.model)).train
+    chosen, rejected = (
+        [(list(pair.prompt), list(getattr(pair, name))) for pair in pairs]
+        for name in ("chosen", "rejected")
+    )
+    policy, reference = (
+        log_probs(each, chosen + rejected).reshape(2, -1) for each in (start, other)
+    )
+    margin = (policy[0] - reference[0]) - (policy[1] - reference[1])
+    return float(np.mean(np.log1p(np.exp(-BETA * margin)) - ETA * BETA * policy[0]))
 
 
 def test_closed_form_the_first_loss_is_that_of_both_models_row_by_row(
