@@ -2,7 +2,8 @@
 
 The clone has this environment's programs on PATH, an empty HOME and no network. All pages run in
 one clone, in order, as a reader would work through them. The README trains, exports and samples a
-model; the how-to pages that train further ones are slow tests.
+model, and one page runs a whole study; the how-to pages that train further models, or run the study
+again, are slow tests.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ PAGES = [
     "README.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/howto/*.md")),
 ]
-TRAINING = ("evaluate_a_model", "python", "resume", "train_a_model")
+TRAINING = (
+    *("evaluate_a_model", "publish_a_model", "publish_and_continue_adapters"),
+    *("python", "resume", "train_a_model"),
+)
 """Pages whose commands train models."""
+SAME_STUDY = ("figures_for_a_paper",)
+"""Pages whose commands run the study of another page."""
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.S | re.M)
 SHELL = ("console", "sh")
 CLUSTER = "cluster"
@@ -119,7 +125,9 @@ def solved() -> set[str]:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow if Path(page).stem in TRAINING else ())
+        pytest.param(
+            page, marks=pytest.mark.slow if Path(page).stem in (*TRAINING, *SAME_STUDY) else ()
+        )
         for page in PAGES
     ],
 )

@@ -107,9 +107,8 @@ def assert_same_run(folder: Path, out: str, *, one: str = "one") -> None:
             assert actual[name] == value, name
 
 
-@pytest.mark.parametrize(
-    ("out", "mesh"), [("eight", EIGHT), pytest.param("mixed", MIXED, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("out", "mesh"), [("eight", EIGHT), ("mixed", MIXED)])
 def test_property_eight_devices_train_as_one_does(folder: Path, out: str, mesh: list[str]) -> None:
     finish(train(folder, out, *mesh, devices=8))
     assert_same_run(folder, out)
@@ -161,6 +160,7 @@ def wait_for(path: Path, seconds: float = 120.0) -> None:
 
 
 def test_property_two_processes_of_four_devices_train_as_one_device_does(folder: Path) -> None:
+    """The mesh is that of eight devices of one process."""
     for process in two_processes(folder, "two"):
         finish(process)
     assert_same_run(folder, "two")
