@@ -444,31 +444,22 @@ def full(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [
-        (Path, "mkdir"),
-        (Path, "write_bytes"),
-        (rpo.jobs.training, "write_atomic"),
-        (os, "fsync"),
-        (ocp.CheckpointManager, "save"),
-    ],
-    ids=["folders", "reference", "configuration", "metrics", "checkpoint"],
-)
 def test_raises_one_line_on_a_full_disk_and_can_be_run_again(
-    owner: Any,
-    name: str,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, full)
-        assert_refused([], "No space left on device", capsys)
-    again = ["--resume"] if name in ("fsync", "save") else []
-    if again:  # there are metrics of a step
-        assert_refused([], "a run is there already: continue with --resume", capsys)
-    assert main(["train", "run.yaml", "--out", "out", *again]) == 0
+    faults: list[tuple[Any, str, list[str]]] = [  # in the order in which a run comes to them
+        (Path, "mkdir", []),
+        (Path, "write_bytes", []),  # the reference
+        (rpo.jobs.training, "write_atomic", []),  # the configuration
+        (os, "fsync", []),  # the metrics
+        (ocp.CheckpointManager, "save", ["--resume"]),  # there are metrics of a step
+    ]
+    for owner, name, again in faults:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            assert_refused(again, "No space left on device", capsys)
+    assert_refused([], "a run is there already: continue with --resume", capsys)
+    assert main(["train", "run.yaml", "--out", "out", "--resume"]) == 0
 
 
 def test_raises_one_line_on_a_disk_that_fills_up_and_goes_on_when_there_is_room(
