@@ -162,9 +162,9 @@ def evaluate(
         from llm.parallel.mesh import is_first_process
         from rpo.jobs.evaluation import load_reward, measure_by_judgments, measure_on_data
         from rpo.runtime.generation import given_settings
-        from rpo.runtime.loading import check_sources, prepare_file
         from rpo_io.atomic import write_atomic
-        from rpo_io.staging import local_file
+        from rpo_io.outputs import prepare_file
+        from rpo_io.staging import check_sources, local_file
         from rpo_io.strict_json import format_document
 
         named = (model, reference, data, judgments, gamed)

@@ -98,13 +98,9 @@ def score(
     )
     with user_input():
         path = as_path(out)
-        from rpo.runtime.loading import (
-            check_sources,
-            load_model_and_tokenizer,
-            log_report,
-            prepare_file,
-            read_pairs,
-        )
+        from rpo.runtime.loading import load_model_and_tokenizer, log_report, read_pairs
+        from rpo_io.outputs import prepare_file
+        from rpo_io.staging import check_sources
 
         inputs = [os.fspath(model), os.fspath(data), *options.input_files()]
         check_sources(inputs)
@@ -293,14 +289,10 @@ def generate(
         from llm.parallel.mesh import is_first_process
         from llm.precision import computing_in
         from rpo.runtime.generation import given_settings, model_settings
-        from rpo.runtime.loading import (
-            check_sources,
-            load_model_and_tokenizer,
-            log_report,
-            naming_options,
-            prepare_file,
-        )
+        from rpo.runtime.loading import load_model_and_tokenizer, log_report, naming_options
         from rpo_io.atomic import write_atomic
+        from rpo_io.outputs import prepare_file
+        from rpo_io.staging import check_sources
 
         given = given_settings(
             max_new_tokens=max_new_tokens,

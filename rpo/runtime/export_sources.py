@@ -52,7 +52,7 @@ def describe_missing_step(kept: Sequence[int], step: int) -> str:
 
 
 def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None:
-    """Return the folder whose tokenizer files an export copies.
+    """Return the folder of the tokenizer of a run.
 
     Args:
         config: configuration of the run.
@@ -60,7 +60,7 @@ def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None
             the tokenizer of the run.
 
     Returns:
-        The folder; None for none.
+        The folder; None if the run has no tokenizer files.
 
     Raises:
         ValueError: if the folder is not there; the message names the key of the run.
@@ -79,8 +79,8 @@ def find_export_tokenizer(config: TrainConfig, given: str | None) -> Path | None
         return resolve_tokenizer_folder(source or "bytes")
     except ValueError as error:
         raise ValueError(
-            f"`{key}` of the run, whose tokenizer files the export copies: {error}; or give the "
-            "folder of the tokenizer with --tokenizer"
+            f"`{key}` of the run, which names its tokenizer: {error}; or give the folder of the "
+            "tokenizer with --tokenizer"
         ) from error
 
 
@@ -123,7 +123,7 @@ def find_export_template(config: TrainConfig, folder: Path | None) -> str | None
 
     Args:
         config: configuration of the run.
-        folder: folder whose tokenizer files are copied; None for none.
+        folder: folder whose tokenizer files are copied; None if there are none.
 
     Returns:
         Jinja source code; None to keep the folder's own.

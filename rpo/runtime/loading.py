@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rpo_io.outputs import prepare_file as prepare_file
-from rpo_io.staging import check_sources as check_sources
 from rpo_io.staging import shown_text
 
 from .errors import UsageError, check_whole_number
@@ -58,8 +56,9 @@ class LoadingOptions:
         chat_template_kwargs: variables of the chat template.
         template_date: date that the template reads as today; None for today.
         special_tokens: ``"refuse"`` or ``"as_text"``, for control tokens in contents.
-        data_format: ``"chat"``, or ``"text"`` without a template. None of the last four takes the
-            value of the training run that exported the model, or else the first one.
+        data_format: ``"chat"``, or ``"text"`` without a template. For each of the last four
+            options, None stands for the value in the training run of the model, or else for the
+            first value that is named here.
         columns: name of the column for a field of a row, or ``"ignore"``.
         max_length: limit of prompt and response together, in tokens; None for 1024 or the model's
             limit, whichever is smaller.

@@ -85,7 +85,7 @@ def find_run_model(model: str) -> RunModel | None:
         model: a folder, or anything else that a command takes as a model.
 
     Returns:
-        The run; None if it is none.
+        The run; None if the folder is neither a run nor one of its checkpoints.
 
     Raises:
         ValueError: if the run has not kept the checkpoint, or its configuration is invalid.

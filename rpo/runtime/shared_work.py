@@ -40,7 +40,7 @@ def work_together(
     """
 
     def describe(_: object) -> dict[str, str]:
-        # Some chat templates write it. In universal time, time zones agree.
+        # Some chat templates write the date, which in UTC is the same in all time zones.
         today = {"today's date": datetime.datetime.now(datetime.UTC).date().isoformat()}
         return code_facts() | dict(configuration_facts(options)) | today | file_facts(inputs)
 

@@ -138,7 +138,7 @@ def test_raises_for_a_moved_tokenizer_and_takes_another_one(
     config.write_text(before.replace("tokenizer: bytes", "tokenizer: out/moved"))
     try:
         assert main(["export", "full", "--out", "moved"]) == 2
-        expected = "`data.tokenizer` of the run, whose tokenizer files the export copies: out/moved"
+        expected = "`data.tokenizer` of the run, which names its tokenizer: out/moved"
         assert expected in capsys.readouterr().err
         assert not (folder / "moved").exists()
         assert main(["export", "full", "--out", "moved", "--tokenizer", "bytes"]) == 0
