@@ -24,14 +24,8 @@ from llm.train.first_step import check_first_loss, measure_first_step
 from llm.train.reference_cache import attach_reference
 from llm.train.reference_model import resolve_reference, score_reference
 from llm.train.run import Run
+from tests.llm.train.tiny_runs import TINY
 
-SIZES = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 ROWS = [("a", "yes", "no"), ("bc", "sure thing", "oh"), ("d", "x", "why not"), ("e", "fg", "h")]
 
 
@@ -42,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS]
     (folder / "rows.jsonl").write_text("".join(lines))
     (folder / "held_out.jsonl").write_text(lines[0].replace("bc", "z").replace('"a"', '"y"'))
-    other = ModelConfig(architecture=SIZES, seed=5)
+    other = ModelConfig(architecture=TINY, seed=5)
     export_model(build_model(resolve_model(other)), folder / "other")
     return folder
 
@@ -51,7 +45,7 @@ def config_of(folder: Path, objective: ObjectiveConfig, **fields: Any) -> TrainC
     trainer = {"max_steps": 1, "per_device_train_batch_size": 4, "eval_steps": 1}
     return TrainConfig(
         name="tiny",
-        model=ModelConfig(architecture=SIZES, **fields.pop("model", {})),
+        model=ModelConfig(architecture=TINY, **fields.pop("model", {})),
         data=DataConfig(
             train=str(folder / "rows.jsonl"), eval=str(folder / "held_out.jsonl"), max_length=24
         ),

@@ -22,23 +22,14 @@ from llm.data.loader import BatchSampler
 from llm.data.pair_table import PairTable
 from llm.data.preferences import PairTokens, PreferenceRow
 from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
-from llm.hf.factory import resolve_model
 from llm.train.batches import describe_last_step
-from llm.train.dataset import TrainingData, load_training_data
+from llm.train.dataset import TrainingData
 from llm.train.mismatched import mismatch_steps
 from llm.train.objective import chosen_log_ratio_quantiles
 from llm.train.row_kinds import RowKinds
-from llm.train.tracking import JsonLinesTracker
-from llm.train.trainer import Trainer
 from llm.types import Batch
+from tests.llm.train.tiny_runs import TINY, train_to_end
 
-TINY = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 BETA = 0.4
 OPTIONS = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
 KTO = ObjectiveConfig(method="kto", beta=BETA, options=OPTIONS)
@@ -193,12 +184,7 @@ def train(folder: Path, **trainer: Any) -> list[dict[str, Any]]:
         optimizer=OptimizerConfig(learning_rate=3e-3, lr_scheduler_type="constant"),
         trainer=TrainerConfig(max_steps=8, eval_steps=4, **trainer),
     )
-    model = resolve_model(config.model)
-    data = load_training_data(config.data, model, config.objective)
-    tracker = JsonLinesTracker(folder / "metrics.jsonl")
-    run = Trainer(config, model, data, folder, tracker=tracker).train()
-    assert run.train_step._cache_size() == 1  # type: ignore[attr-defined]
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return train_to_end(config, folder)
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ from llm.hf.io import export_model
 from llm.models.decoder import Decoder
 from llm.models.projections import PROJECTIONS
 from llm.precision import computing_in
-from llm.train.dataset import load_training_data
 from llm.train.memory_plan import MemoryPlan, make_plan
 from llm.train.moving_reference import (
     ReferenceLogProbs,
@@ -37,17 +36,9 @@ from llm.train.moving_reference import (
     policy_as_reference,
 )
 from llm.train.policy import load_policy
-from llm.train.tracking import make_tracker
-from llm.train.trainer import Trainer
 from llm.types import Batch, Rows
+from tests.llm.train.tiny_runs import TINY, make_trainer, train_to_end
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 ROWS = [("a", "yes", "no"), ("bc", "sure thing", "oh"), ("d", "x", "why not"), ("e", "fg", "h")]
 BETA, ETA, RATE, BETAS = 0.5, 0.2, 0.01, (0.9, 0.99)
 DOUBLE: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
@@ -64,7 +55,7 @@ def config_of(folder: Path, *, steps: int = STEPS, **model: Any) -> TrainConfig:
     rows.write_text("".join(lines))
     return TrainConfig(
         name="tiny",
-        model=ModelConfig(**{"architecture": SIZES, "seed": 1} | DOUBLE | model),
+        model=ModelConfig(**{"architecture": TINY, "seed": 1} | DOUBLE | model),
         data=DataConfig(train=str(rows), tokenizer="bytes", max_length=LENGTH),
         objective=ObjectiveConfig(method="rpo", beta=BETA, eta=ETA),
         optimizer=OptimizerConfig(
@@ -77,19 +68,6 @@ def config_of(folder: Path, *, steps: int = STEPS, **model: Any) -> TrainConfig:
         ),
         trainer=TrainerConfig(max_steps=steps, save_steps=1, per_device_train_batch_size=2),
     )
-
-
-def trainer_of(config: TrainConfig, out: Path, *, resume: bool = False) -> Trainer:
-    out.mkdir(exist_ok=True)
-    resolved = resolve_model(config.model)
-    data = load_training_data(config.data, resolved)
-    tracker = make_tracker(out / "metrics.jsonl", config)
-    return Trainer(config, resolved, data, out, tracker=tracker, resume=resume)
-
-
-def trained(config: TrainConfig, out: Path, *, resume: bool = False) -> list[dict[str, Any]]:
-    trainer_of(config, out, resume=resume).train()
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def scores(decoder: Decoder, tokens: tuple[np.ndarray, np.ndarray]) -> jax.Array:
@@ -186,7 +164,7 @@ def test_closed_form_steps_across_refreshes_are_those_of_a_plain_loop(
     model: dict[str, Any], tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, steps=STEPS, **model)
-    trainer = trainer_of(config, tmp_path / "run")
+    trainer = make_trainer(config, tmp_path / "run")
     sampler, rows = trainer.run.sampler, trainer.run.data.train
     batches = [[rows[int(i)] for i in sampler.pair_indices(step)] for step in range(STEPS)]
     trainer.train()
@@ -231,9 +209,9 @@ def test_limit_a_reference_that_would_move_after_the_last_step_is_a_fixed_one(
     tmp_path: Path,
 ) -> None:
     config = with_evaluation(config_of(tmp_path, steps=2))
-    fixed = trained(config, tmp_path / "fixed")
+    fixed = train_to_end(config, tmp_path / "fixed")
     model = replace(config.model, reference_refresh_steps=2)
-    late = trained(replace(config, model=model), tmp_path / "late")
+    late = train_to_end(replace(config, model=model), tmp_path / "late")
     volatile = {"time", "perf/tokens_per_second"}
     for a, b in zip(fixed, late, strict=True):
         assert {k: v for k, v in a.items() if k not in volatile} == {
@@ -256,14 +234,14 @@ def test_roundtrip_a_resumed_run_with_a_moving_reference_is_bit_equal(
 ) -> None:
     config = with_evaluation(config_of(tmp_path, steps=STEPS, **model))
     config = replace(config, trainer=replace(config.trainer, save_total_limit=9))
-    whole = trained(config, tmp_path / "run")
+    whole = train_to_end(config, tmp_path / "run")
     assert load_policy(tmp_path / "run").step == STEPS
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"{STEPS}")
     for step in (2, 3):  # just before a refresh, and between two
         shutil.copytree(tmp_path / "run", tmp_path / f"{step}")
         for later in range(step + 1, STEPS):
             shutil.rmtree(tmp_path / f"{step}" / "checkpoints" / f"{later}")
-        again = trained(config, tmp_path / f"{step}", resume=True)
+        again = train_to_end(config, tmp_path / f"{step}", resume=True)
         assert digest_of(again) == digest_of(whole)
         assert again[-2]["eval_loss"] == whole[-2]["eval_loss"]
 
@@ -271,12 +249,12 @@ def test_roundtrip_a_resumed_run_with_a_moving_reference_is_bit_equal(
 @pytest.mark.slow
 def test_property_another_reference_is_kept_until_the_first_refresh(tmp_path: Path) -> None:
     with computing_in("float64"):
-        config = ModelConfig(architecture=SIZES, seed=2, **DOUBLE)
+        config = ModelConfig(architecture=TINY, seed=2, **DOUBLE)
         export_model(build_model(resolve_model(config)), tmp_path / "other")
     other = {"reference": str(tmp_path / "other")}
-    fixed = trained(config_of(tmp_path, steps=3, **other), tmp_path / "fixed")
+    fixed = train_to_end(config_of(tmp_path, steps=3, **other), tmp_path / "fixed")
     moving = config_of(tmp_path, steps=3, reference_refresh_steps=2, **other)
-    lines = trained(moving, tmp_path / "moving")
+    lines = train_to_end(moving, tmp_path / "moving")
     for step in range(2):
         assert lines[step]["loss"] == fixed[step]["loss"]
     assert abs(lines[2]["loss"] - fixed[2]["loss"]) > 1e-3
@@ -286,7 +264,7 @@ def test_property_another_reference_is_kept_until_the_first_refresh(tmp_path: Pa
 def test_closed_form_an_average_of_bfloat16_weights_is_in_float32() -> None:
     with computing_in("bfloat16"):
         half: dict[str, Any] = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
-        config = ModelConfig(architecture=SIZES, lora_r=2, **half)
+        config = ModelConfig(architecture=TINY, lora_r=2, **half)
         decoder = build_model(resolve_model(config))
         graph, trainable, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
         trainable = jax.tree.map(jnp.ones_like, trainable)
@@ -350,10 +328,10 @@ def test_raises_for_an_objective_without_a_reference() -> None:
 @pytest.mark.slow
 def test_raises_for_a_resumed_run_whose_reference_moves_otherwise(tmp_path: Path) -> None:
     config = config_of(tmp_path, steps=1, reference_refresh_steps=2)
-    trained(config, tmp_path / "run")
+    train_to_end(config, tmp_path / "run")
     config = replace(config, model=replace(config.model, reference_refresh_steps=3))
     with pytest.raises(ValueError, match=r"`model\.reference_refresh_steps` was 2 and is 3"):
-        trainer_of(config, tmp_path / "run", resume=True)
+        make_trainer(config, tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow
@@ -361,7 +339,7 @@ def test_property_a_refreshed_reference_has_the_log_probabilities_of_the_policy(
     tmp_path: Path,
 ) -> None:
     config = config_of(tmp_path, steps=1, reference_refresh_steps=1, lora_r=2)
-    run = trainer_of(config, tmp_path / "run").train()
+    run = make_trainer(config, tmp_path / "run").train()
     with computing_in("float64"):
         batch = next(run.batches_in_order(run.data.train))
         weights: Any = run.state.reference

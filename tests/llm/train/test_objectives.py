@@ -20,18 +20,8 @@ from llm.config import (
     TrainConfig,
     TrainerConfig,
 )
-from llm.hf.factory import resolve_model
-from llm.train.dataset import load_training_data
-from llm.train.tracking import JsonLinesTracker
-from llm.train.trainer import Trainer
+from tests.llm.train.tiny_runs import TINY, train_to_end
 
-TINY = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 FIRST_LOSS = 2e-5  # relative, float32
 OF_PAIRS = [
     {"loss": name, "weight": 0.5 + index}
@@ -60,8 +50,8 @@ def train(
     model: ModelConfig | None = None,
     steps: int = 4,
     **trainer: Any,
-) -> tuple[Trainer, list[dict[str, Any]]]:
-    """Train on the rows of a folder; return the trainer and its metrics by step."""
+) -> list[dict[str, Any]]:
+    """Train on the rows of a folder; return the metrics by step."""
     defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     config = TrainConfig(
         name="objective",
@@ -71,24 +61,14 @@ def train(
         optimizer=OptimizerConfig(learning_rate=1e-3 if model is None else 1e-5),
         trainer=TrainerConfig(max_steps=steps, **{**defaults, **trainer}),
     )
-    resolved = resolve_model(config.model)
-    data = load_training_data(config.data, resolved)
-    out = folder / "out"
-    out.mkdir(exist_ok=True)
-    tracker = JsonLinesTracker(out / "metrics.jsonl")
-    trainer_ = Trainer(config, resolved, data, out, tracker=tracker)
-    trainer_.train()
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return trainer_, [line for line in lines if "loss" in line or "eval_loss" in line]
+    lines = train_to_end(config, folder / "out")
+    return [line for line in lines if "loss" in line or "eval_loss" in line]
 
 
-def check_run(
-    objective: ObjectiveConfig, trainer: Trainer, lines: list[dict[str, Any]], steps: int
-) -> None:
+def check_run(objective: ObjectiveConfig, lines: list[dict[str, Any]], steps: int) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == steps
     assert np.isfinite(losses).all()
-    assert trainer.run.train_step._cache_size() == 1  # type: ignore[attr-defined]
     known, first = objective.preference_at_reference, lines[0]
     if known is not None:
         exact = known + objective.sft_weight * first["loss/sft"]
@@ -111,8 +91,8 @@ def test_compiles_once_a_weighted_sum_with_schedules_weights_and_soft_labels(
         beta_schedule=ScheduleConfig(kind="cosine", end=0.1),
         eta_schedule=ScheduleConfig(kind="stepwise", end=0.2, drops=2),
     )
-    trainer, lines = train(tmp_path, objective, eval_steps=4)
-    check_run(objective, trainer, lines, 4)
+    lines = train(tmp_path, objective, eval_steps=4)
+    check_run(objective, lines, 4)
     steps = [line for line in lines if "loss" in line]
     assert [line["objective/eta"] for line in steps] == pytest.approx([0.0, 0.0, 0.1, 0.1])
     beta = [0.1 + 0.2 * (1 + np.cos(np.pi * step / 4)) for step in range(4)]
@@ -132,8 +112,8 @@ def test_compiles_once_a_weighted_sum_with_schedules_weights_and_soft_labels(
 def test_compiles_once_every_objective_on_a_random_model(method: str, tmp_path: Path) -> None:
     write_rows(tmp_path)
     objective = ObjectiveConfig(method=method, beta=0.5, eta=0.1)
-    trainer, lines = train(tmp_path, objective, eval_steps=2)
-    check_run(objective, trainer, lines, 4)
+    lines = train(tmp_path, objective, eval_steps=2)
+    check_run(objective, lines, 4)
     assert np.isfinite(lines[-1]["eval_loss"])
 
 
@@ -147,5 +127,5 @@ def test_compiles_once_every_objective_on_real_weights(method: str, tmp_path: Pa
     objective = ObjectiveConfig(method=method, beta=0.1, eta=0.05)
     model = ModelConfig(path=str(folder), lora_r=4)
     sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
-    trainer, lines = train(tmp_path, objective, model=model, steps=20, **sizes)
-    check_run(objective, trainer, lines, 20)
+    lines = train(tmp_path, objective, model=model, steps=20, **sizes)
+    check_run(objective, lines, 20)

@@ -31,14 +31,7 @@ from llm.train.checkpoint import CheckpointRecord
 from llm.train.dataset import load_training_data
 from llm.train.policy import load_policy, recorded_model, resolve_policy
 from llm.train.trainer import Trainer
-
-SIZES = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
+from tests.llm.train.tiny_runs import TINY
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with base weights."""
     folder = tmp_path_factory.mktemp("base") / "model"
     with computing_in("float32"):
-        export_model(build_model(resolve_model(ModelConfig(architecture=SIZES, seed=3))), folder)
+        export_model(build_model(resolve_model(ModelConfig(architecture=TINY, seed=3))), folder)
     return folder
 
 
@@ -105,7 +98,7 @@ def test_roundtrip_adapters_come_with_the_base_weights_of_the_run(
     shutil.copytree(base, moved)
     assert load_policy(tmp_path, base_model=str(moved)).config.path == str(moved)
     with computing_in("float32"):
-        export_model(build_model(resolve_model(ModelConfig(architecture=SIZES, seed=4))), changed)
+        export_model(build_model(resolve_model(ModelConfig(architecture=TINY, seed=4))), changed)
     with pytest.raises(ValueError, match="changed: not the base weights that the run was trained"):
         load_policy(tmp_path, base_model=str(changed))
 
@@ -141,7 +134,7 @@ def test_roundtrip_adapters_of_a_quantized_base_are_merged_into_the_weights_befo
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "lion", "muon"])
 def test_roundtrip_the_policy_of_every_optimizer(optim: Any, tmp_path: Path) -> None:
-    trainer = trained(tmp_path, OptimizerConfig(optim=optim), architecture=SIZES)
+    trainer = trained(tmp_path, OptimizerConfig(optim=optim), architecture=TINY)
     policy = load_policy(tmp_path)
     for loaded, expected in zip(leaves(policy.decoder), leaves(trainer.run.model()), strict=True):
         np.testing.assert_array_equal(loaded, expected, strict=True)
@@ -155,8 +148,8 @@ def test_raises_without_a_checkpoint(tmp_path: Path) -> None:
 def test_roundtrip_the_architecture_that_a_checkpoint_records_is_that_of_the_model() -> None:
     scaling = RopeScaling(rope_type="linear", factor=2.0)
     local = {"local_layers": (True,), "sliding_window": 4}
-    architecture = Architecture(**SIZES, **local, rope_scaling=scaling)
+    architecture = Architecture(**TINY, **local, rope_scaling=scaling)
     fields = json.loads(json.dumps(asdict(architecture)))
     record = CheckpointRecord(1, {"model": {"architecture": fields}}, "", {})
-    resolved = recorded_model(ModelConfig(architecture=SIZES), record)
+    resolved = recorded_model(ModelConfig(architecture=TINY), record)
     assert resolved.architecture == architecture

@@ -31,17 +31,10 @@ from llm.inference.generate import GenerationConfig, generate_tokens
 from llm.text.tokenizer import ByteTokenizer
 from llm.train.dataset import load_training_data
 from llm.train.policy_samples import PolicySamples, RewardError, check_samples, load_reward
-from llm.train.tracking import JsonLinesTracker, read_log
-from llm.train.trainer import Trainer
+from llm.train.tracking import read_log
+from tests.llm.train.tiny_runs import TINY, make_trainer
 
-TINY = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
+ARCHITECTURE = {**TINY, "max_position_embeddings": 64}
 CALLS: list[tuple[Any, str]] = []
 SAMPLES = SamplesConfig(prompts=3, reward="rewards_of_test:length", max_new_tokens=4)
 
@@ -81,20 +74,12 @@ def config(folder: Path, *, samples: SamplesConfig = SAMPLES, **changed: Any) ->
     steps = {"max_steps": 4, "per_device_train_batch_size": 2, "eval_steps": 2, "save_steps": 2}
     return TrainConfig(
         name="tiny",
-        model=ModelConfig(architecture=TINY, **changed.pop("model", {})),
+        model=ModelConfig(architecture=ARCHITECTURE, **changed.pop("model", {})),
         data=DataConfig(train=str(folder / "train.jsonl"), max_length=16, **data),
         objective=ObjectiveConfig(beta=0.5, eta=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         trainer=TrainerConfig(samples=samples, **{**steps, **changed}),
     )
-
-
-def make_trainer(one: TrainConfig, out: Path, *, resume: bool = False) -> Trainer:
-    out.mkdir(exist_ok=True)
-    model = resolve_model(one.model)
-    data = load_training_data(one.data, model, n_samples=one.trainer.samples.prompts)
-    tracker = JsonLinesTracker(out / "metrics.jsonl")
-    return Trainer(one, model, data, out, resume=resume, tracker=tracker)
 
 
 def evaluations(out: Path) -> list[dict[str, Any]]:

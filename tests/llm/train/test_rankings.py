@@ -26,24 +26,14 @@ from llm.data.packing import PackingMode
 from llm.data.preferences import PairTokens, PreferenceRow
 from llm.evaluation.metrics import compute_metric_sums, finalize_metrics
 from llm.evaluation.pair_losses import ordered_share, rejected_values
-from llm.hf.factory import resolve_model
 from llm.models.architecture import Architecture
 from llm.models.decoder import Decoder
 from llm.models.experts import response_counts
 from llm.models.logprobs import response_log_probs
-from llm.train.dataset import load_training_data
 from llm.train.row_kinds import RowKinds
-from llm.train.tracking import JsonLinesTracker
-from llm.train.trainer import Trainer
 from llm.types import Batch, Bounds, Rows
+from tests.llm.train.tiny_runs import TINY, train_to_end
 
-TINY = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 BETA, ETA = 0.4, 0.3
 RANKING = ObjectiveConfig(method="plackett_luce", beta=BETA)
 RPO = ObjectiveConfig(preference="plackett_luce", beta=BETA, eta=ETA)
@@ -240,12 +230,7 @@ def train(
         optimizer=OptimizerConfig(learning_rate=3e-3, lr_scheduler_type="constant"),
         trainer=TrainerConfig(max_steps=steps, eval_steps=4, **trainer),
     )
-    model = resolve_model(config.model)
-    data = load_training_data(config.data, model, config.objective)
-    tracker = JsonLinesTracker(folder / "metrics.jsonl")
-    run = Trainer(config, model, data, folder, resume=resume, tracker=tracker).train()
-    assert run.train_step._cache_size() == 1  # type: ignore[attr-defined]
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return train_to_end(config, folder, resume=resume)
 
 
 def agree(first: list[dict[str, Any]], second: list[dict[str, Any]], rel: float = 1e-9) -> None:

@@ -30,17 +30,9 @@ from llm.precision import computing_in
 from llm.train.dataset import load_training_data
 from llm.train.policy import load_policy
 from llm.train.reference_model import resolve_reference
-from llm.train.tracking import make_tracker
-from llm.train.trainer import Trainer
 from llm.types import Rows
+from tests.llm.train.tiny_runs import TINY, make_trainer, read_lines, train_to_end
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 ROWS = [("a", "yes", "no"), ("bc", "sure thing", "oh"), ("d", "x", "why not"), ("e", "fg", "h")]
 BETA, ETA = 0.5, 0.2
 DOUBLE: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
@@ -53,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     with computing_in("float64"):
         for name, seed in (("start", 1), ("other", 2)):
-            config = ModelConfig(architecture=SIZES, seed=seed, **DOUBLE)
+            config = ModelConfig(architecture=TINY, seed=seed, **DOUBLE)
             export_model(build_model(resolve_model(config)), folder / name)
     names = ("prompt", "chosen", "rejected")
     lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS]
@@ -73,30 +65,13 @@ def config_of(folder: Path, reference: Path | str | None, **model: Any) -> Train
     )
 
 
-def trainer_of(config: TrainConfig, out: Path, *, resume: bool = False) -> Trainer:
-    resolved = resolve_model(config.model)
-    data = load_training_data(config.data, resolved)
-    tracker = make_tracker(out / "metrics.jsonl", config)
-    return Trainer(config, resolved, data, out, tracker=tracker, resume=resume)
-
-
-def trained(config: TrainConfig, out: Path, *, resume: bool = False) -> list[dict[str, Any]]:
-    out.mkdir(exist_ok=True)
-    trainer_of(config, out, resume=resume).train()
-    return lines_of(out)
-
-
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with another model as reference."""
     out = tmp_path_factory.mktemp("whole")
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        trained(config_of(folder, folder / "other"), out)
+        train_to_end(config_of(folder, folder / "other"), out)
     return out
-
-
-def lines_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def log_probs(decoder: Decoder, sequences: list[tuple[list[int], list[int]]]) -> np.ndarray:
@@ -135,7 +110,7 @@ def test_closed_form_the_first_loss_is_that_of_both_models_row_by_row(
     folder: Path, whole: Path
 ) -> None:
     config = config_of(folder, folder / "other")
-    lines = lines_of(whole)
+    lines = read_lines(whole)
     with computing_in("float64"):
         start, other = (
             build_model(resolve_model(ModelConfig(path=str(folder / name), **DOUBLE)))
@@ -154,13 +129,13 @@ def test_roundtrip_a_resumed_run_is_bit_equal_and_knows_its_reference(
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
     shutil.copytree(folder / "other", tmp_path / "moved")
-    again = trained(config_of(folder, tmp_path / "moved"), tmp_path / "run", resume=True)
-    assert again[-1]["parameters_sha256"] == lines_of(whole)[-1]["parameters_sha256"]
+    again = train_to_end(config_of(folder, tmp_path / "moved"), tmp_path / "run", resume=True)
+    assert again[-1]["parameters_sha256"] == read_lines(whole)[-1]["parameters_sha256"]
     (tmp_path / "run" / "reference.safetensors").unlink()
     message = r"another model \(the weights of `model.reference` changed\)"
     for other in (folder / "start", None):
         with pytest.raises(ValueError, match=message):
-            trainer_of(config_of(folder, other), tmp_path / "run", resume=True)
+            make_trainer(config_of(folder, other), tmp_path / "run", resume=True)
         (tmp_path / "run" / "reference.safetensors").unlink(missing_ok=True)
 
 
@@ -169,7 +144,7 @@ def test_parity_the_reference_may_be_a_folder_a_run_a_checkpoint_or_an_adapter(
     folder: Path, tmp_path: Path
 ) -> None:
     """All of them are the same policy."""
-    trained(config_of(folder, None, lora_r=2), tmp_path / "run")
+    train_to_end(config_of(folder, None, lora_r=2), tmp_path / "run")
     (tmp_path / "run" / "config.yaml").touch()  # as the command writes it
     with computing_in("float64"):
         decoder = load_policy(tmp_path / "run", 2).decoder
@@ -179,10 +154,10 @@ def test_parity_the_reference_may_be_a_folder_a_run_a_checkpoint_or_an_adapter(
     caches = []
     for source in ("policy", "run/checkpoints/2", "adapter", "unnamed"):
         out = tmp_path / f"out-{source.replace('/', '-')}"
-        trainer_of(config_of(folder, tmp_path / source), out)
+        make_trainer(config_of(folder, tmp_path / source), out)
         caches.append(load_file(out / "reference.safetensors")["log_probs"])
         np.testing.assert_allclose(caches[-1], caches[0], rtol=0, atol=EXACT)
-    last = trainer_of(config_of(folder, tmp_path / "run"), tmp_path / "last").cache
+    last = make_trainer(config_of(folder, tmp_path / "run"), tmp_path / "last").cache
     assert last is not None
     assert np.abs(last.log_probs - caches[0]).max() > 1e-6
 
@@ -208,7 +183,7 @@ def test_raises_for_a_reference_that_does_not_fit(folder: Path, tmp_path: Path) 
         ("short", {"max_position_embeddings": 8}),
     ):
         with computing_in("float32"):
-            model = resolve_model(ModelConfig(architecture=SIZES | sizes))
+            model = resolve_model(ModelConfig(architecture=TINY | sizes))
             export_model(build_model(model), tmp_path / name)
     assert "must have the vocabulary of the policy, 261 tokens, got 300" in refusal(
         tmp_path / "larger"
@@ -241,7 +216,7 @@ def test_raises_for_given_log_probabilities_of_another_model(folder: Path, tmp_p
     (tmp_path / "copy" / "rows.jsonl").write_text(4 * (json.dumps(row) + "\n"))
     config = config_of(tmp_path / "copy", folder / "other")
     with pytest.raises(ValueError, match=r"response under the reference .*other, -[\d.]+ nats"):
-        trainer_of(config, tmp_path / "run")
+        make_trainer(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("dropout", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
@@ -257,12 +232,12 @@ def test_property_an_adapter_may_start_with_its_base_as_reference(
         adapter.b[...] = jnp.ones_like(adapter.b[...])
         export_adapter(decoder, tmp_path / "adapter", base=str(folder / "start"))
     config = config_of(folder, folder / "start", path=None, adapter=str(tmp_path / "adapter"))
-    first = trained(config, tmp_path / "run")
+    first = train_to_end(config, tmp_path / "run")
     with computing_in("float64"):
         start = build_model(resolve_model(config.model))
         plain = build_model(resolve_model(ModelConfig(path=str(folder / "start"), **DOUBLE)))
         exact = exact_loss(start, plain, config)
     assert (abs(first[0]["loss"] - exact) < EXACT) is (dropout == 0)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
-    again = trained(config, tmp_path / "run", resume=True)
+    again = train_to_end(config, tmp_path / "run", resume=True)
     assert again[-1]["parameters_sha256"] == first[-1]["parameters_sha256"]

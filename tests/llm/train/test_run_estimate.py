@@ -15,14 +15,8 @@ from llm.train import run_estimate
 from llm.train.dataset import TrainingData
 from llm.train.planned_step import PlannedStep, estimate_peak_bytes
 from llm.train.run_estimate import RunEstimate, estimate_run
+from tests.llm.train.tiny_runs import TINY
 
-SIZES = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 RATE = 1e9
 
 
@@ -30,7 +24,7 @@ def config(**trainer: Any) -> TrainConfig:
     fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, **trainer}
     return TrainConfig(
         name="tiny",
-        model=ModelConfig(architecture=SIZES),
+        model=ModelConfig(architecture=TINY),
         data=DataConfig(train="rows.jsonl", max_length=16),
         trainer=TrainerConfig(**fields),
     )

@@ -26,9 +26,7 @@ from llm.config import (
     TrainerConfig,
 )
 from llm.hashing import parameters_sha256
-from llm.hf.factory import resolve_model
 from llm.train import reference_cache
-from llm.train.dataset import TrainingData, load_training_data
 from llm.train.diagnostics import NonFiniteError
 from llm.train.first_step import check_first_loss
 from llm.train.reference_check import check_given_reference
@@ -36,16 +34,9 @@ from llm.train.run import Run
 from llm.train.run_notes import describe_run
 from llm.train.schedules import learning_rate_schedule
 from llm.train.stopping import SaveTimer
-from llm.train.tracking import JsonLinesTracker
 from llm.train.trainer import InterruptedRunError, Trainer
+from tests.llm.train.tiny_runs import TINY, make_trainer, read_lines
 
-TINY = {
-    "vocab_size": 261,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 ROWS = 18
 
 
@@ -80,17 +71,6 @@ def config(folder: Path, **changed: Any) -> TrainConfig:
     )
 
 
-def make_trainer(
-    config: TrainConfig, out: Path, *, resume: bool = False, data: TrainingData | None = None
-) -> Trainer:
-    out.mkdir(exist_ok=True)
-    # The trainer sets its own precision; tests run in float64 and strict promotion around it.
-    model = resolve_model(config.model)
-    data = data or load_training_data(config.data, model)
-    tracker = JsonLinesTracker(out / "metrics.jsonl")
-    return Trainer(config, model, data, out, resume=resume, tracker=tracker)
-
-
 def run(
     config: TrainConfig,
     out: Path,
@@ -99,10 +79,6 @@ def run(
     progress: Callable[..., Any] = lambda steps, remaining: steps,
 ) -> Run:
     return make_trainer(config, out, resume=resume).train(progress)
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +93,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
     """Return the lines without what differs between equal runs."""
     return [
         {name: value for name, value in row.items() if "per_second" not in name}
-        for row in lines(out)
+        for row in read_lines(out)
     ]
 
 
@@ -141,7 +117,7 @@ def killed(after: int) -> Callable[..., Any]:
 def test_closed_form_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
     whole: tuple[Run, Path],
 ) -> None:
-    first, *rest = lines(whole[1])
+    first, *rest = read_lines(whole[1])
     assert first["loss"] == pytest.approx(np.log(2) + 0.05 * first["loss/sft"], rel=1e-5)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
     steps = [row for row in rest if "loss" in row]
@@ -278,7 +254,7 @@ def test_property_a_run_is_resumed_for_more_steps_and_with_other_parts_which_is_
         "`trainer.per_device_train_batch_size` 4 instead of 2: the remaining steps are the same up "
     )
     assert ", 4 held out; 11 steps of 4 pairs;" in sizes
-    rows = lines(out)
+    rows = read_lines(out)
     assert [row["step"] for row in rows if "loss" in row] == [*range(1, 12)]
     rates = learning_rate_schedule(more.optimizer, 11)
     later = [row["learning_rate"] for row in rows if row["step"] > 9 and "loss" in row]
@@ -302,7 +278,7 @@ def test_roundtrip_a_trainer_logs_its_size_and_evaluates_at_any_time(
     assert first.endswith(" trained parameters")
     assert second.startswith("SFT weight eta*beta = 0.05 per chosen token. Equivalent TRL")
     assert third.startswith("no parameter will change: the only step has the learning rate 0")
-    measured = next(row for row in lines(tmp_path / "run") if "eval_loss" in row)
+    measured = next(row for row in read_lines(tmp_path / "run") if "eval_loss" in row)
     assert trainer.evaluate() == {name: value for name, value in measured.items() if name != "step"}
     trainer.request_stop()
     assert trainer.evaluate() is None
@@ -315,7 +291,7 @@ def test_raises_a_non_finite_value_with_its_step_and_rows(folder: Path, tmp_path
     )
     with pytest.raises(NonFiniteError, match=r"step 2: not finite in rows [\d, ]+; the last good"):
         run(one, tmp_path / "run")
-    assert "event" not in lines(tmp_path / "run")[-1]
+    assert "event" not in read_lines(tmp_path / "run")[-1]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +312,7 @@ def test_raises_with_the_rows_if_only_the_evaluation_overflows(
     message = rf"step 1: not finite in rows {rows} of \S+/{file}\.jsonl; no checkpoint yet"
     with pytest.raises(NonFiniteError, match=message):
         run(one, tmp_path / "run")
-    assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
+    assert not any("eval_loss" in line for line in read_lines(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -374,7 +350,7 @@ def test_extreme_eta_and_beta_train_with_finite_numbers(
     )
     state = run(one, tmp_path / "run").state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    logged = [line for line in lines(tmp_path / "run") if "loss" in line]
+    logged = [line for line in read_lines(tmp_path / "run") if "loss" in line]
     assert len(logged) == 3
     assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in logged)
 
@@ -386,7 +362,7 @@ def test_roundtrip_a_run_that_is_killed_twice_and_then_asked_to_stop_is_resumed_
     out = tmp_path / "cut"
     with pytest.raises(Killed):
         run(one, out, progress=killed(3))
-    assert len(lines(out)) == 3
+    assert len(read_lines(out)) == 3
     assert not list((out / "checkpoints").glob("[0-9]*"))
 
     # From the beginning, because no checkpoint was due.
@@ -395,7 +371,7 @@ def test_roundtrip_a_run_that_is_killed_twice_and_then_asked_to_stop_is_resumed_
         patch.setattr(SaveTimer, "is_due", lambda timer: next(answers))
         with pytest.raises(Killed):
             run(one, out, resume=True, progress=killed(5))
-    assert len(lines(out)) == 5
+    assert len(read_lines(out)) == 5
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["3"]
 
     def asks(steps: Any, remaining: int) -> Any:
@@ -409,7 +385,7 @@ def test_roundtrip_a_run_that_is_killed_twice_and_then_asked_to_stop_is_resumed_
         run(one, out, resume=True, progress=asks)
     again = run(one, out, resume=True)
     assert digest_of(again) == digest_of(whole[0])
-    assert [row["step"] for row in lines(out)] == [*range(1, 10), 9]
+    assert [row["step"] for row in read_lines(out)] == [*range(1, 10), 9]
 
 
 @pytest.mark.parametrize(
@@ -439,7 +415,9 @@ def test_roundtrip_an_interrupted_evaluation_is_repeated_on_resume(
             patch.setattr(Trainer, "evaluate", asked)
             with pytest.raises(InterruptedRunError, match="stopped after step 3"):
                 run(one, tmp_path / "cut", resume=resume)
-        assert [row["step"] for row in lines(tmp_path / "cut")] == [*range(interval, 4, interval)]
+        assert [row["step"] for row in read_lines(tmp_path / "cut")] == [
+            *range(interval, 4, interval)
+        ]
     run(one, tmp_path / "cut", resume=True)
     assert logged(tmp_path / "cut") == logged(uninterrupted)
 
@@ -457,7 +435,7 @@ def test_property_accumulation_does_not_change_the_first_gradient(
         }
         model = {"architecture": TINY, "dtype": "float64", "param_dtype": "float64"}
         run(config(folder, model=model, **sizes), tmp_path / str(parts))
-        norms.append(lines(tmp_path / str(parts))[0]["grad_norm"])
+        norms.append(read_lines(tmp_path / str(parts))[0]["grad_norm"])
     np.testing.assert_allclose(norms, norms[0], rtol=1e-10)
 
 
@@ -469,7 +447,7 @@ def test_property_sft_and_adapters_lower_the_loss(folder: Path, tmp_path: Path) 
     )
     finished = run(one, tmp_path / "run")
     assert not (tmp_path / "run" / "reference.safetensors").exists()
-    losses = [row["loss"] for row in lines(tmp_path / "run") if "loss" in row]
+    losses = [row["loss"] for row in read_lines(tmp_path / "run") if "loss" in row]
     assert losses[-1] < losses[0]
     assert sum(leaf.size for leaf in jax.tree.leaves(finished.state.trainable)) < 2000
 
