@@ -13,7 +13,7 @@ from llm.config import ModelConfig
 from llm.hf.adapters import export_adapter
 from llm.hf.factory import build_model, resolve_model
 
-from .test_adapters import LOGITS, contents, difference, hf_logits, our_logits
+from .test_adapters import LOGITS, SIZES, contents, difference, hf_logits, our_logits, peft_model
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
@@ -27,19 +27,7 @@ pytestmark = [
         "error:Found missing adapter keys",
     ),
 ]
-TEXT = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-    "pad_token_id": 0,
-}
+TEXT = {**SIZES, "eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -108,22 +96,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def randomized(base: Path, options: dict[str, Any]) -> Any:
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return adapted
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_parity_adapters_of_a_family_both_ways(name: str, tmp_path: Path) -> None:
     family, options = CASES[name]
     base = BASES[family](tmp_path / "base")
-    theirs = randomized(base, options)
+    theirs = peft_model(base, options)
     theirs.save_pretrained(tmp_path / "theirs")
     expected = hf_logits(theirs)
     plain = hf_logits(transformers.AutoModelForCausalLM.from_pretrained(base))

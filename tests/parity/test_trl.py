@@ -46,6 +46,12 @@ NATS, RELATIVE = 1e-3, 1e-5  # both sides sum in float32, in different orders
 BETA, SFT_WEIGHT = 0.3, 0.7
 VOCABULARY, N_PAIRS, REAL_LENGTH = 61, 5, 256
 DOUBLE: dict[str, Any] = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+ON_CPU: dict[str, Any] = {
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+}
 KTO_LENGTH = 20  # cuts some responses after another prompt
 LLAMA = {
     "vocab_size": VOCABULARY,
@@ -88,11 +94,6 @@ def trl_trainer(
     folder: Path, reference: Path, pairs: list[PairTokens], out: Path, **options: Any
 ) -> Any:
     """Make TRL's trainer for tokenized rows."""
-
-    class Rows(trl.DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
-            return dataset
-
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = [dict(zip(names, map(list, pair[:3]), strict=True)) for pair in pairs]
     config = trl.DPOConfig(
@@ -100,18 +101,26 @@ def trl_trainer(
         beta=BETA,
         max_length=None,
         per_device_train_batch_size=len(pairs),
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        gradient_checkpointing=False,
+        **ON_CPU,
         **options,
     )
+    return trainer_on_rows(trl.DPOTrainer, config, rows, (folder, reference), torch.float32)
+
+
+def trainer_on_rows(
+    kind: Any, config: Any, rows: list[dict[str, Any]], folders: tuple[Path, Path], dtype: Any
+) -> Any:
+    """Make a trainer of TRL for tokenized rows, from the folders of policy and reference."""
+
+    class Rows(kind):
+        def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
+            return dataset
+
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=_dummy_tokenizer(), pad_token="0", eos_token="2", bos_token="1"
     )
     models = [
-        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        for path in (folder, reference)
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype) for folder in folders
     ]
     for model in models:
         model.get_input_embeddings().padding_idx = None
@@ -212,11 +221,6 @@ def trl_kto_trainer(
     folder: Path, reference: Path, rows: list[PairTokens], out: Path, **options: Any
 ) -> Any:
     """Make TRL's KTO trainer for one batch of tokenized rows, in float64."""
-
-    class Rows(trl.KTOTrainer):
-        def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
-            return dataset
-
     names = ("prompt_ids", "completion_ids")
     data = [dict(zip(names, map(list, row[:2]), strict=True)) for row in rows]
     for row, other, tokens in zip(data, [data[-1], *data[:-1]], rows, strict=True):
@@ -226,27 +230,10 @@ def trl_kto_trainer(
         beta=BETA,
         max_length=KTO_LENGTH,
         per_device_train_batch_size=len(rows),
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        gradient_checkpointing=False,
+        **ON_CPU,
         **options,
     )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=_dummy_tokenizer(), pad_token="0", eos_token="2", bos_token="1"
-    )
-    models = [
-        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
-        for path in (folder, reference)
-    ]
-    for model in models:
-        model.get_input_embeddings().padding_idx = None
-    return Rows(
-        *models,
-        args=config,
-        train_dataset=datasets.Dataset.from_list(data),
-        processing_class=tokenizer,
-    )
+    return trainer_on_rows(trl.KTOTrainer, config, data, (folder, reference), torch.float64)
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=["clamped", "positive"])
