@@ -253,6 +253,7 @@ def test_limit_a_process_that_waits_reports_for_whom_and_ends_within_a_minute(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("command", ["train", "score"])
 def test_raises_an_interrupt_ends_the_wait_of_any_command(command: str, tmp_path: Path) -> None:
     write_inputs(tmp_path)

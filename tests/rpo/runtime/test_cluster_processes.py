@@ -121,6 +121,7 @@ def test_roundtrip_one_command_line_for_two_tpu_vms_leaves_the_bytes_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_raises_an_interrupt_ends_the_wait_for_other_processes(tmp_path: Path, port: str) -> None:
     process = start(tmp_path, "out", **GKE, TPU_WORKER_ID="1", JAX_COORDINATOR_PORT=port)
     time.sleep(6.0)
