@@ -147,7 +147,8 @@ def output_folder(
             try:
                 yield
             except BaseException as error:
-                is_gone = failure_of(error) in TRANSIENT
+                # Cleaning up a bucket that is out of reach would only delay the message.
+                is_gone = isinstance(folder, BucketPath) and failure_of(error) in TRANSIENT
                 if missing and not is_gone and _is_left_empty(folder):
                     for name in (MARKER_FILE, LOCK_FILE):
                         (folder / name).unlink(missing_ok=True)

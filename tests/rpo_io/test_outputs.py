@@ -12,6 +12,7 @@ import pytest
 
 from rpo_io.folders import LOCK_FILE, check_writable, refuse_unexpanded
 from rpo_io.outputs import MARKER_FILE, output_folder, prepare_file, prepare_new_folder
+from rpo_io.remote_errors import StoreError
 
 ROW = '{"prompt": "q"}\n'
 ROOT = os.geteuid() == 0
@@ -185,18 +186,20 @@ def test_extreme_a_damaged_mark_is_no_mark(marker: str, folder: Path) -> None:
 
 
 def test_property_a_run_that_fails_before_it_writes_leaves_no_folder(folder: Path) -> None:
-    def begin(name: str, write: bool) -> None:
+    def begin(name: str, write: bool, error: Exception) -> None:
         with output_folder(Path(name), "train"):
             if write:
                 Path(name, "metrics.jsonl").touch()
-            raise RuntimeError
+            raise error
 
-    def fail(name: str, write: bool) -> None:
-        with pytest.raises(RuntimeError):
-            begin(name, write)
+    def fail(name: str, write: bool, error: Exception | None = None) -> None:
+        error = error or RuntimeError()
+        with pytest.raises(type(error)):
+            begin(name, write, error)
 
-    fail("new/deep", write=False)
-    assert not Path("new").exists()
+    for error in (RuntimeError(), ConnectionError(), StoreError("gs://a is gone", "unreachable")):
+        fail("new/deep", write=False, error=error)
+        assert not Path("new").exists()
     fail("new/deep", write=True)
     assert sorted(path.name for path in Path("new/deep").iterdir()) == [
         LOCK_FILE,

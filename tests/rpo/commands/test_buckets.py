@@ -239,10 +239,13 @@ def test_raises_in_one_line_wherever_the_store_goes_away(
     server.faults = hook
     for limit in range(0, 200, 7):  # read by the hook
         n_requests = 0
-        ends = main(["train", f"{root}run.yaml", "--out", f"run{limit}"])
+        ends, text = ended("train", f"{root}run.yaml", "--out", f"run{limit}")
         if ends == 0:
             break
         assert ends == 2
+        *before, error = text.splitlines()
+        assert error.startswith(f"rpo: error: {root.removesuffix('/work/')}")
+        assert not [line for line in before if "rpo: error" in line or "Traceback" in line]
         assert not (tmp_path / f"run{limit}").exists()
         assert list(staged.glob("rpo-staged-*")) == []
     assert ends == 0
