@@ -195,7 +195,8 @@ def _is_of_store(error: BaseException) -> bool:
 def _by_status(error: BaseException) -> Failure | None:
     """Return the kind by the status of the answer of a store, if the error carries one."""
     response: Any = getattr(error, "response", None)
-    codes = [getattr(error, "code", None), getattr(error, "status", None)]
+    # aiohttp warns whenever `code` is read of an error that has `status`.
+    codes = [getattr(error, "status" if hasattr(error, "status") else "code", None)]
     codes.append(getattr(response, "status_code", None))
     if isinstance(response, dict):  # botocore
         if response.get("Error", {}).get("Code") in ("InvalidAccessKeyId", "ExpiredToken"):

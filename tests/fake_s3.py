@@ -100,7 +100,7 @@ class FakeS3:
             body = b"<Error><Code>Injected</Code><Message>injected</Message></Error>"
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
             start_response(f"{int(value)} Injected", headers)
-            return [body]
+            return [] if method == "HEAD" else [body]
         if kind == "gone":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []

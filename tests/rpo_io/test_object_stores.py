@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from aiohttp import ClientResponseError
 
 from rpo_io import object_stores
 from rpo_io.locations import Location, parse_location
@@ -162,6 +163,8 @@ def test_raises_only_errors_of_stores_as_one_line() -> None:
     with pytest.raises(ValueError, match="bucket/a was changed by"), location_errors(location):
         raise ValueError("ABORTED: generation mismatch [tensorstore_spec='{}']")
     assert failure_of(ValueError("NOT_FOUND: a")) == "missing"
+    request: Any = None
+    assert failure_of(ClientResponseError(request, (), status=503)) == "busy"
     assert str(store_error("other", location, OSError("a\nb"))).endswith("cannot be used: a b")
     assert with_retries(lambda: 3, location) == 3
 
