@@ -229,7 +229,7 @@ def test_raises_in_one_line_wherever_the_store_goes_away(
 ) -> None:
     root, server = bucket
     monkeypatch.setattr(object_stores, "RETRY_SECONDS", 0.5)
-    n_requests = 0
+    n_requests = limit = ends = 0
 
     def hook(*request: Any) -> Fault | None:
         nonlocal n_requests
