@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 ROUNDING = 1e-9  # relative: float64 sums in another order, amplified by the division in Adam
 CONFIG = """
 name: tiny
@@ -61,7 +62,7 @@ def train(folder: Path, out: str, *arguments: str, devices: int = 1) -> subproce
     return subprocess.Popen(
         [sys.executable, "-m", "rpo", "train", "tiny.yaml", "--out", out, *arguments],
         cwd=folder,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -97,13 +98,15 @@ def finished(folder: Path, out: str) -> str:
     return json.loads(lines[-1])["parameters_sha256"]
 
 
-def assert_same_run(folder: Path, out: str, *, one: str = "one") -> None:
+def assert_same_run(
+    folder: Path, out: str, *, one: str = "one", rounding: float = ROUNDING
+) -> None:
     for expected, actual in zip(trained(folder, one), trained(folder, out), strict=True):
         largest = max(np.abs(expected).max(), 1e-9)
-        np.testing.assert_allclose(actual, expected, atol=ROUNDING * largest, rtol=0)
+        np.testing.assert_allclose(actual, expected, atol=rounding * largest, rtol=0)
     for expected, actual in zip(metrics(folder, one), metrics(folder, out), strict=True):
         for name in (name for name in expected if not name.startswith("perf/")):
-            value = pytest.approx(expected[name], rel=ROUNDING, abs=ROUNDING)
+            value = pytest.approx(expected[name], rel=rounding, abs=rounding)
             assert actual[name] == value, name
 
 
@@ -136,7 +139,9 @@ def test_property_every_optimizer_trains_alike_on_eight_devices_and_after_a_stop
     one, stopped = f"{optim}_one", f"{optim}_stopped"
     finish(train(folder, one, *ONE, *chosen))
     finish(train(folder, f"{optim}_eight", *MIXED, *chosen, devices=8))
-    assert_same_run(folder, f"{optim}_eight", one=one)
+    # The moments of 8 bits are computed in float32 and have scales of float32.
+    rounding = 1e-6 if optim == "adamw_8bit" else ROUNDING
+    assert_same_run(folder, f"{optim}_eight", one=one, rounding=rounding)
     finish(train(folder, stopped, *ONE, *chosen, "--trainer.max_steps", "3"))
     finish(train(folder, stopped, *ONE, *chosen, "--resume"))
     assert finished(folder, stopped) == finished(folder, one)
