@@ -127,12 +127,13 @@ class ContinuousDecoder:
         self._n_free = int(state.cache.table.n_free)
         result = jax.tree.map(np.asarray, state.result)
         ended = result.finished | (np.asarray(state.steps) == self._options.max_new_tokens)
-        rows = sorted(set(np.flatnonzero(ended).tolist()) - set(self._idle))
+        indices = np.asarray(state.indices).tolist()
+        rows = set(np.flatnonzero(ended).tolist()) - set(self._idle)
         if not rows:
             self._make_room(self._n_free + 1)
-        for row in rows:
+        for row in sorted(rows, key=indices.__getitem__):  # errors name the first prompt
             self._idle.append(row)
-            yield int(state.indices[row]), jax.tree.map(lambda each, row=row: each[row], result)
+            yield indices[row], jax.tree.map(lambda each, row=row: each[row], result)
 
     def _make_room(self, n_pages: int) -> None:
         """Let the cache grow until at least a number of pages is free."""
@@ -148,7 +149,7 @@ class ContinuousDecoder:
 
 
 def round_pages(n_pages: int) -> int:
-    """Round a number of pages up to a half of a power of two; each size is compiled.
+    """Round a number of pages up to a quarter of a power of two; each size is compiled.
 
     Args:
         n_pages: number of pages, at least 1.
@@ -158,9 +159,9 @@ def round_pages(n_pages: int) -> int:
 
     Examples:
         >>> [round_pages(n) for n in (1, 17, 33, 41)]
-        [8, 24, 48, 48]
+        [8, 20, 40, 48]
     """
-    step = max(8, 2 ** math.ceil(math.log2(n_pages))) // 4
+    step = max(8, 2 ** math.ceil(math.log2(n_pages))) // 8
     return max(8, step * math.ceil(n_pages / step))
 
 
