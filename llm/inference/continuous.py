@@ -149,7 +149,7 @@ class ContinuousDecoder:
 
 
 def round_pages(n_pages: int) -> int:
-    """Round a number of pages up to a quarter of a power of two; each size is compiled.
+    """Round a number of pages up to a half of a power of two; each size is compiled.
 
     Args:
         n_pages: number of pages, at least 1.
@@ -159,9 +159,9 @@ def round_pages(n_pages: int) -> int:
 
     Examples:
         >>> [round_pages(n) for n in (1, 17, 33, 41)]
-        [8, 20, 40, 48]
+        [8, 24, 48, 48]
     """
-    step = max(8, 2 ** math.ceil(math.log2(n_pages))) // 8
+    step = max(8, 2 ** math.ceil(math.log2(n_pages))) // 4
     return max(8, step * math.ceil(n_pages / step))
 
 
